@@ -1,0 +1,1 @@
+"""Card transactions: a data generator, an anomaly autoencoder and its training."""

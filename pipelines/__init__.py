@@ -1,0 +1,1 @@
+"""The pipelines: `python -m pipelines.batch_local --help`."""

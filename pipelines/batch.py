@@ -1,0 +1,173 @@
+"""Batch runs: options to a graph, the graph to a report, the report to the user."""
+
+from __future__ import annotations
+
+import sys
+import time
+import uuid
+from contextlib import nullcontext
+from typing import Any
+
+import apache_beam as beam
+import orjson
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from model_handlers.artifact import read_bytes
+from model_handlers.contract import Manifest
+from model_handlers.errors import InputError, OutputError
+from model_handlers.package import read_manifest
+from model_handlers.torch_model import TorchModelHandler
+from pipelines.beam_args import beam_options, runs_in_process
+from pipelines.graph import ScoreFiles
+from pipelines.options import (
+    FailureOptions,
+    ModelOptions,
+    Parsed,
+    RunOptions,
+    SinkOptions,
+    SourceOptions,
+    require,
+)
+from pipelines.progress import progress_line
+from pipelines.summary import summarise
+from transforms.commit_files import DEAD_LETTERS, SCORES, RunFolder, check_writable, discard
+from transforms.encode import OutputFields, check_fields, choose_fields
+from transforms.failures import Provenance, utc_now
+from transforms.file_ranges import FileFormat, format_of, match_files
+from transforms.read_files import Columns, ReadFiles, file_schema
+
+
+def run_local(parsed: Parsed) -> None:
+    """The flags of batch_local -> a finished run and its summary."""
+    source, sink = parsed.get(SourceOptions), parsed.get(SinkOptions)
+    model = parsed.get(ModelOptions)
+    require(
+        "batch_local",
+        input_files=source.input_files,
+        model=model.model,
+        output_files=sink.output_files,
+    )
+    options = beam_options(parsed.beam_args)
+    path = model.model or ""
+    manifest = read_manifest(
+        path, digest=model.model_digest, feature_columns=model.feature_columns
+    ).choose(model.score_output)
+    fields = choose_fields(manifest, model.output_fields)
+    handler = TorchModelHandler(
+        path,
+        manifest,
+        outputs=fields.needed,
+        device=model.device,
+        precision=model.precision,  # type: ignore[arg-type]
+        compile=model.compile,
+        batch_rows=model.batch_rows,
+    )
+    run(score_files("batch_local", parsed, handler, manifest, fields, options), options, parsed)
+
+
+def score_files(
+    name: str,
+    parsed: Parsed,
+    handler: Any,
+    manifest: Manifest,
+    fields: OutputFields,
+    options: PipelineOptions,
+) -> ScoreFiles:
+    """A pipeline's name, flags, handler and model -> its graph, the input looked at first.
+
+    Raises InputError, UsageError, OutputError: whatever would fail the run is told
+    before it starts.
+    """
+    source, sink = parsed.get(SourceOptions), parsed.get(SinkOptions)
+    started = utc_now()
+    run_id = parsed.get(RunOptions).run_id or started.strftime("%Y%m%dT%H%M%SZ")
+    columns = Columns(manifest, source.id_column, fields.source)
+    patterns, output = source.input_files or (), sink.output_files or ""
+    file_format = None if source.input_format == "auto" else source.input_format
+    check_input(patterns, file_format, columns, fields)  # type: ignore[arg-type]
+    token = uuid.uuid4().hex[:8]
+    scores = RunFolder(output, run_id, token)
+    dead_letters = RunFolder(parsed.get(FailureOptions).dead_letter_files or output, run_id, token)
+    check_writable(scores)
+    check_writable(dead_letters)
+    provenance = Provenance.of(manifest, run_id, name)
+    return ScoreFiles(
+        ReadFiles(
+            patterns,
+            columns,
+            provenance,
+            file_format,  # type: ignore[arg-type]
+            parsed.get(ModelOptions).batch_rows,
+        ),
+        handler,
+        manifest,
+        fields,
+        provenance,
+        scores,
+        dead_letters,
+        sink.output_format,  # type: ignore[arg-type]
+        _facts(provenance, patterns, scores, dead_letters) | {"started_at": started},
+        show_progress=sys.stderr.isatty() and runs_in_process(options),
+    )
+
+
+def _facts(
+    provenance: Provenance, patterns: tuple[str, ...], scores: RunFolder, dead_letters: RunFolder
+) -> dict[str, Any]:
+    """What a report says besides its counts."""
+    return {
+        "run_id": provenance.run_id,
+        "pipeline": provenance.pipeline,
+        "model": {
+            "name": provenance.model_name,
+            "version": provenance.model_version,
+            "digest": provenance.model_digest,
+        },
+        "input": list(patterns),
+        "output": scores.part(SCORES),
+        "dead_letter_output": dead_letters.part(DEAD_LETTERS),
+        "report": scores.report,
+    }
+
+
+def check_input(
+    patterns: tuple[str, ...],
+    file_format: FileFormat | None,
+    columns: Columns,
+    fields: OutputFields,
+) -> None:
+    """Input patterns -> nothing, or an error if they name no rows or lack columns.
+
+    Only the first file's columns are looked at; each worker looks at its own files.
+    """
+    files = match_files(patterns)
+    if not any(file.size_in_bytes for file in files):
+        raise InputError(f"the input is empty: {files[0].path} has 0 bytes")
+    for file in files:
+        format_of(file.path) if file_format is None else None
+    first = next(file.path for file in files if file.size_in_bytes)
+    schema = file_schema(first, file_format or format_of(first))
+    if schema is not None:
+        check_fields(fields, columns.manifest, schema.names)
+        columns.names(schema, first)
+
+
+def run(graph: ScoreFiles, options: PipelineOptions, parsed: Parsed) -> None:
+    """A graph -> run to its end, its report printed. What an aborted run staged is removed."""
+    begin = time.monotonic()
+    pipeline = beam.Pipeline(options=options)
+    pipeline | "ScoreFiles" >> graph
+    try:
+        with progress_line() if graph.show_progress else nullcontext():
+            pipeline.run().wait_until_finish()
+    except BaseException:
+        discard(graph.scores)
+        discard(graph.dead_letters)
+        raise
+    report = orjson.loads(read_bytes(graph.scores.report))
+    if report["run_id"] != graph.scores.run_id or not report["balanced"]:
+        raise OutputError(f"{graph.scores.report} is not this run's report")
+    if parsed.get(RunOptions).json_summary:
+        print(orjson.dumps(report).decode())
+    else:
+        print(summarise(report, time.monotonic() - begin))

@@ -1,0 +1,28 @@
+"""Score files with a model in the worker.
+
+python -m pipelines.batch_local --input_files rows.parquet --model package/ --output_files out/
+"""
+
+from __future__ import annotations
+
+import sys
+
+from pipelines.command import Command, main
+from pipelines.options import (
+    FailureOptions,
+    ModelOptions,
+    RunOptions,
+    SinkOptions,
+    SourceOptions,
+)
+
+COMMAND = Command(
+    name="batch_local",
+    about="Score files with a PyTorch model in the worker: every row scored or dead-lettered, "
+    "proven by a report.",
+    options=(SourceOptions, ModelOptions, SinkOptions, FailureOptions, RunOptions),
+    run="pipelines.batch:run_local",
+)
+
+if __name__ == "__main__":
+    sys.exit(main(COMMAND, sys.argv[1:]))

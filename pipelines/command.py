@@ -1,0 +1,97 @@
+"""From a command line to an exit code: what all pipelines do around their graph.
+
+Exit codes: 0 done, 1 the run failed, 2 the command line is wrong, 130 interrupted.
+An error is one line on standard error; `--debug` shows the traceback as well.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from model_handlers import errors
+from pipelines.options import Parsed, RunOptions, parse
+
+
+@dataclass(frozen=True)
+class Command:
+    """A pipeline's command.
+
+    run: `module:function`, called with Parsed; imported only when flags are read, so
+        that `--help` does not wait for torch and Beam.
+    """
+
+    name: str
+    about: str
+    options: tuple[type[Any], ...]
+    run: str
+
+
+def main(command: Command, argv: Sequence[str]) -> int:
+    """A command and its arguments -> the exit code."""
+    debug = "--debug" in argv
+    try:
+        parsed = parse(command.name, command.about, command.options, argv)
+        debug = parsed.get(RunOptions).debug
+        _set_logging(debug)
+        _run(command, parsed)
+    except KeyboardInterrupt:
+        print("\ninterrupted: nothing was written", file=sys.stderr)
+        return 130
+    except Exception as error:
+        # The one place where every error ends: told in a line, or raised for --debug.
+        if debug:
+            raise
+        known = explain(error)
+        print(f"error: {known}", file=sys.stderr)
+        return 2 if isinstance(known, errors.UsageError) else 1
+    return 0
+
+
+def _run(command: Command, parsed: Parsed) -> None:
+    module, _, function = command.run.partition(":")
+    getattr(importlib.import_module(module), function)(parsed)
+
+
+def _set_logging(debug: bool) -> None:
+    """Beam logs each error of a worker with its traceback; without --debug one line says it."""
+    logging.basicConfig(level=logging.INFO if debug else logging.WARNING)
+    if not debug:
+        logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+
+
+_NAMES = {
+    name: kind
+    for name, kind in vars(errors).items()
+    if isinstance(kind, type) and issubclass(kind, errors.MillraceError)
+}
+_RAISED = re.compile(
+    rf"^(?:[\w.]+\.)?({'|'.join(_NAMES)}): (.*?)(?: \[while running '.*)?$", re.MULTILINE
+)
+
+
+def explain(error: BaseException) -> errors.MillraceError:
+    """Any exception -> the error of ours that caused it, else one that tells it in a line.
+
+    A worker's exception reaches the runner as the text of its traceback, so ours are
+    looked for in the text as well.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, errors.MillraceError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    found = _RAISED.findall(str(error))
+    if found:
+        name, message = found[-1]
+        return _NAMES[name](message)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = lines[-1] if lines else ""
+    return errors.MillraceError(
+        f"unexpected {type(error).__name__}: {told}; run again with --debug for the traceback"
+    )

@@ -1,0 +1,41 @@
+"""The report of a run, for a person's eyes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import groupby
+from typing import Any
+
+
+def summarise(report: Mapping[str, Any], seconds: float) -> str:
+    """A run's report and how long it took -> some lines of text."""
+    model = report["model"]
+    rows_in, dead = report["rows_in"], report["rows_dead_lettered"]
+    share = f"{dead / rows_in:.2%} of the rows" if rows_in else ""
+    lines = [
+        ("run", f"{report['run_id']}  ({report['pipeline']})"),
+        ("model", f"{model['name']} {model['version']}  sha256 {model['digest']}"),
+        ("rows in", f"{rows_in:>12,}"),
+        ("scored", f"{report['rows_scored']:>12,}"),
+        ("dead letters", f"{dead:>12,}  {share if dead else ''}".rstrip()),
+        *(("", f"{rows:>12,}  {text}") for rows, text in _reasons(report["dead_letters"])),
+        ("balance", "rows in = scored + dead letters, and the files hold them all"),
+        ("time", f"{seconds:,.1f} s  {rows_in / seconds:,.0f} rows/s with start-up"),
+        ("output", str(report["output"])),
+        *([("dead letters", str(report["dead_letter_output"]))] if dead else []),
+        ("report", str(report["report"])),
+    ]
+    return "\n".join(f"{name:<13} {value}".rstrip() for name, value in lines)
+
+
+def _reasons(letters: list[dict[str, Any]]) -> list[tuple[int, str]]:
+    """Dead letters by kind -> (rows, reason with its worst columns), most rows first."""
+    by_reason = sorted(letters, key=lambda letter: (letter["stage"], letter["reason"]))
+    result = []
+    for (stage, reason), group in groupby(by_reason, key=lambda x: (x["stage"], x["reason"])):
+        kinds = sorted(group, key=lambda kind: -kind["rows"])
+        columns = [f"{kind['column']} {kind['rows']:,}" for kind in kinds if kind["column"]]
+        more = f", {len(columns) - 4} more" if len(columns) > 4 else ""
+        shown = f"  ({', '.join(columns[:4])}{more})" if columns else ""
+        result.append((sum(kind["rows"] for kind in kinds), f"{reason} at {stage}{shown}"))
+    return sorted(result, key=lambda item: -item[0])

@@ -1,0 +1,5 @@
+"""What a Dataflow worker installs; everything else about the project is in pyproject.toml."""
+
+from setuptools import setup
+
+setup(packages=["model_handlers", "pipelines", "transforms"])

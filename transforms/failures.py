@@ -1,0 +1,152 @@
+"""The failure record: one row that could not be scored, with why and what it was.
+
+One schema for every stage, every pipeline and every sink, so that dead letters can
+be counted, read and replayed wherever they came from.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import orjson
+import pyarrow as pa
+
+from model_handlers.contract import Manifest
+from transforms.record_batch import PAYLOAD, ROW_ID, SOURCE
+
+Stage = Literal["decode", "validate", "infer", "encode", "write"]
+
+FAILURE_SCHEMA = pa.schema(
+    [
+        ("failed_at", pa.timestamp("us", tz="UTC")),
+        ("run_id", pa.string()),
+        ("pipeline", pa.string()),
+        ("stage", pa.string()),
+        ("reason", pa.string()),
+        ("message", pa.string()),
+        ("row_id", pa.string()),
+        ("payload", pa.binary()),
+        ("attributes", pa.string()),
+        ("model_name", pa.string()),
+        ("model_version", pa.string()),
+        ("model_digest", pa.string()),
+        ("attempts", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Which run of which pipeline with which model: what every row that leaves carries."""
+
+    run_id: str
+    pipeline: str
+    model_name: str
+    model_version: str
+    model_digest: str
+
+    @classmethod
+    def of(cls, manifest: Manifest, run_id: str, pipeline: str) -> Provenance:
+        """A model's manifest, a run and a pipeline's name -> Provenance."""
+        return cls(run_id, pipeline, manifest.name, manifest.version, manifest.sha256)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why one row failed: a stable reason code, a message, the column if one is to blame."""
+
+    reason: str
+    message: str
+    column: str | None = None
+
+
+def failure_batch(
+    row_ids: Sequence[str | None],
+    payloads: Sequence[bytes],
+    faults: Sequence[Fault],
+    *,
+    stage: Stage,
+    provenance: Provenance,
+    failed_at: datetime.datetime,
+) -> pa.RecordBatch:
+    """Failed rows' ids, payloads and faults, aligned -> a batch of FAILURE_SCHEMA."""
+    rows = len(faults)
+    constant = {
+        "failed_at": failed_at,
+        "run_id": provenance.run_id,
+        "pipeline": provenance.pipeline,
+        "stage": stage,
+        "model_name": provenance.model_name,
+        "model_version": provenance.model_version,
+        "model_digest": provenance.model_digest,
+        "attempts": 1,
+    }
+    varying = {
+        "reason": [fault.reason for fault in faults],
+        "message": [fault.message for fault in faults],
+        "row_id": list(row_ids),
+        "payload": list(payloads),
+        "attributes": [_attributes(fault) for fault in faults],
+    }
+    arrays = [
+        pa.array(varying[f.name], f.type)
+        if f.name in varying
+        else pa.repeat(pa.scalar(constant[f.name], f.type), rows)
+        for f in FAILURE_SCHEMA
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=FAILURE_SCHEMA)
+
+
+def failed_rows(
+    rows: pa.RecordBatch,
+    faults: Sequence[Fault],
+    *,
+    stage: Stage,
+    provenance: Provenance,
+    failed_at: datetime.datetime,
+) -> pa.RecordBatch:
+    """A batch of rows that all failed, and their faults -> a batch of FAILURE_SCHEMA."""
+    return failure_batch(
+        rows.column(ROW_ID).to_pylist(),
+        payloads(rows),
+        faults,
+        stage=stage,
+        provenance=provenance,
+        failed_at=failed_at,
+    )
+
+
+def _attributes(fault: Fault) -> str:
+    return orjson.dumps({"column": fault.column} if fault.column else {}).decode()
+
+
+def payloads(rows: pa.RecordBatch) -> list[bytes]:
+    """A batch -> each row as it came: its message, or its source columns as JSON."""
+    if PAYLOAD in rows.schema.names:
+        return list(rows.column(PAYLOAD).to_pylist())
+    return [to_json(row) for row in rows.column(SOURCE).to_pylist()]
+
+
+def to_json(value: Any) -> bytes:
+    """A row -> JSON. NaN and the infinities become strings, bytes become base64."""
+    return orjson.dumps(_plain(value), default=str, option=orjson.OPT_NON_STR_KEYS)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else value
+
+
+def utc_now() -> datetime.datetime:
+    """The present moment, with its time zone."""
+    return datetime.datetime.now(datetime.UTC)

@@ -1,0 +1,138 @@
+"""Record batches to the bytes of a Parquet, CSV or JSON lines file."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+OutputFormat = Literal["parquet", "csv", "jsonl"]
+
+# A row group is the unit in which others read the file in parallel.
+ROW_GROUP_ROWS = 131_072
+
+
+class BatchWriter(Protocol):
+    """Writes record batches of one schema to an open file."""
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """One batch -> the file, or a buffer before it."""
+
+    def close(self) -> None:
+        """Whatever is buffered, and a footer if the format has one -> the file."""
+
+
+def open_writer(handle: Any, schema: pa.Schema, output_format: OutputFormat) -> BatchWriter:
+    """An open file, a schema and a format -> a writer. Raises pa.ArrowException.
+
+    CSV holds no lists of varying length; every other schema fits every format.
+    """
+    writers: dict[str, Callable[[Any, pa.Schema], BatchWriter]] = {
+        "parquet": ParquetBatchWriter,
+        "csv": CsvBatchWriter,
+        "jsonl": JsonLinesBatchWriter,
+    }
+    return writers[output_format](handle, schema)
+
+
+class ParquetBatchWriter:
+    """Record batches -> Parquet, gathered into row groups of a useful size."""
+
+    def __init__(self, handle: Any, schema: pa.Schema) -> None:
+        # Only the lineage columns repeat; a dictionary of scores costs time and saves nothing.
+        repeated = [f.name for f in schema if pa.types.is_dictionary(f.type)]
+        self._writer = pq.ParquetWriter(handle, schema, use_dictionary=repeated or False)
+        self._schema = schema
+        self._waiting: list[pa.RecordBatch] = []
+        self._rows = 0
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """One batch -> the current row group."""
+        self._waiting.append(batch)
+        self._rows += batch.num_rows
+        if self._rows >= ROW_GROUP_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            table = pa.Table.from_batches(self._waiting, self._schema)
+            self._writer.write_table(table, row_group_size=self._rows)
+            self._waiting, self._rows = [], 0
+
+    def close(self) -> None:
+        """The last row group and the footer -> the file."""
+        self._flush()
+        self._writer.close()
+
+
+class JsonLinesBatchWriter:
+    """Record batches -> one JSON object a line."""
+
+    def __init__(self, handle: Any, schema: pa.Schema) -> None:
+        self._handle = handle
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """One batch -> lines."""
+        self._handle.write(b"".join(to_json_line(row) for row in batch.to_pylist()))
+
+    def close(self) -> None:
+        """Nothing is buffered."""
+
+
+def to_json_line(row: dict[str, Any]) -> bytes:
+    """A row -> one line of JSON: times as ISO 8601, NaN as null.
+
+    Bytes become text; where they are no UTF-8, base64 under the name NAME_base64.
+    """
+    plain: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, bytes):
+            try:
+                plain[name] = value.decode()
+            except UnicodeDecodeError:
+                plain[f"{name}_base64"] = base64.b64encode(value).decode()
+        else:
+            plain[name] = value
+    return orjson.dumps(plain, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z, default=str)
+
+
+class CsvBatchWriter:
+    """Record batches -> CSV with a header; a list becomes one column an element."""
+
+    def __init__(self, handle: Any, schema: pa.Schema) -> None:
+        empty = pa.RecordBatch.from_pylist([], schema=schema)
+        self._writer = pa_csv.CSVWriter(handle, flatten(empty).schema)
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """One batch -> lines."""
+        self._writer.write_batch(flatten(batch))
+
+    def close(self) -> None:
+        """The last lines -> the file."""
+        self._writer.close()
+
+
+def flatten(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """A batch -> the same with `encoded_0`, `encoded_1`, ... for a list, text for a dictionary."""
+    columns: dict[str, pa.Array] = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        columns |= dict(_flat_columns(name, column))
+    return pa.record_batch(columns)
+
+
+def _flat_columns(name: str, column: pa.Array) -> Iterator[tuple[str, pa.Array]]:
+    if pa.types.is_dictionary(column.type):
+        yield name, column.dictionary_decode()
+    elif pa.types.is_fixed_size_list(column.type):
+        flat, width = column.flatten(), column.type.list_size
+        for i in range(width):
+            index = pa.array(np.arange(i, len(flat), width))
+            yield from _flat_columns(f"{name}_{i}", flat.take(index))
+    else:
+        yield name, column

@@ -1,0 +1,110 @@
+"""Predict: source batches in, predictions and failures out, whatever runs the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+from apache_beam.ml.inference.base import ModelHandler, RunInference
+
+from model_handlers.contract import Manifest
+from transforms.failures import Fault, Provenance, failed_rows, utc_now
+from transforms.record_batch import ERROR, OUTPUTS, struct_columns, typed
+from transforms.validate import ValidateFeatures
+
+
+class Predicted(NamedTuple):
+    """What Predict returns: batches with `outputs`, and failure records."""
+
+    good: beam.PCollection[pa.RecordBatch]
+    failures: beam.PCollection[pa.RecordBatch]
+
+
+def split(
+    batch: pa.RecordBatch, score_output: str | None = None
+) -> tuple[pa.RecordBatch, pa.RecordBatch, list[Fault]]:
+    """A handler's answer -> its good rows, its bad rows, and the bad rows' faults.
+
+    A row fails where the handler says so, or where its score is NaN or infinite.
+    """
+    error = batch.column(ERROR)
+    failed = np.asarray(error.is_valid())
+    reasons = error.filter(error.is_valid()).to_pylist() if failed.any() else []
+    faults = dict(zip(np.flatnonzero(failed).tolist(), reasons, strict=True))
+    by_row = {row: Fault(fault["reason"], fault["message"]) for row, fault in faults.items()}
+    if score_output is not None:
+        score = struct_columns(batch, OUTPUTS)[score_output]
+        finite = np.isfinite(np.asarray(score))
+        for row in np.flatnonzero(~finite & ~failed).tolist():
+            message = f"the model answered {score[row].as_py()} as {score_output}"
+            by_row[row] = Fault("not_finite_score", message, score_output)
+    if not by_row:
+        return batch, batch.slice(0, 0), []
+    bad = np.array(sorted(by_row))
+    good = np.delete(np.arange(batch.num_rows), bad)
+    return (
+        batch.take(pa.array(good)),
+        batch.take(pa.array(bad)),
+        [by_row[row] for row in bad.tolist()],
+    )
+
+
+class _SplitDoFn(beam.DoFn):
+    """A handler's answers -> good batches; failed rows go to the output `failures`."""
+
+    def __init__(self, score_output: str | None, provenance: Provenance) -> None:
+        self._score_output = score_output
+        self._provenance = provenance
+
+    def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch | beam.pvalue.TaggedOutput]:
+        good, bad, faults = split(batch, self._score_output)
+        if good.num_rows:
+            yield good
+        if faults:
+            failures = failed_rows(
+                bad, faults, stage="infer", provenance=self._provenance, failed_at=utc_now()
+            )
+            yield beam.pvalue.TaggedOutput("failures", failures)
+
+
+@dataclass
+class SplitFailures(beam.PTransform):
+    """A handler's answers -> batches with `outputs` alone, and failure records."""
+
+    score_output: str | None
+    provenance: Provenance
+
+    def expand(self, answers: beam.PCollection[pa.RecordBatch]) -> Predicted:
+        """Wires one DoFn with two outputs."""
+        split = answers | beam.ParDo(_SplitDoFn(self.score_output, self.provenance)).with_outputs(
+            "failures", main="good"
+        )
+        return Predicted(typed(split.good), typed(split.failures))
+
+
+@dataclass
+class Predict(beam.PTransform):
+    """Source batches -> batches with `outputs`, and failure records: every row in one of them.
+
+    handler: a ModelHandler over record batches that answers with as many rows as it
+        got, failed ones marked in `error`.
+    manifest: the model's contract; its score_output is the score that must be finite.
+    """
+
+    handler: ModelHandler[pa.RecordBatch, pa.RecordBatch, Any]
+    manifest: Manifest
+    provenance: Provenance
+
+    def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> Predicted:
+        """validate -> RunInference -> split."""
+        validated = batches | "Validate" >> ValidateFeatures(self.manifest, self.provenance)
+        answers = validated.good | "RunInference" >> RunInference(self.handler)
+        predicted = typed(answers) | "Split" >> SplitFailures(
+            self.manifest.score_output, self.provenance
+        )
+        failures = (validated.failures, predicted.failures) | "Failures" >> beam.Flatten()
+        return Predicted(predicted.good, failures)

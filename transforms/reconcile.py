@@ -1,0 +1,132 @@
+"""Reconciliation: rows counted as elements at each stage, and the report that must balance.
+
+Counts travel through the pipeline like the rows do. Beam's metrics count a repeated
+bundle twice; these do not.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import apache_beam as beam
+import orjson
+import pyarrow as pa
+
+from model_handlers.errors import BalanceError
+from transforms.commit_files import DEAD_LETTERS, SCORES, RunFolder, StagedFile, commit
+
+Count = tuple[tuple[str, ...], int]
+
+
+@dataclass
+class CountRows(beam.PTransform):
+    """Record batches -> one ((stage,), rows) a batch."""
+
+    stage: str
+
+    def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[Count]:
+        """One Map, which only reads the length."""
+        key = (self.stage,)
+        return batches | beam.Map(lambda batch: (key, batch.num_rows))
+
+
+@dataclass
+class CountFailures(beam.PTransform):
+    """Failure records -> ((`failed`, stage, reason, column), rows) for each kind in a batch."""
+
+    def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[Count]:
+        """One FlatMap."""
+        return batches | beam.FlatMap(count_failures)
+
+
+def count_failures(batch: pa.RecordBatch) -> Iterator[Count]:
+    """Failure records -> ((`failed`, stage, reason, column), rows) for each kind."""
+    kinds = zip(
+        batch.column("stage").to_pylist(),
+        batch.column("reason").to_pylist(),
+        (orjson.loads(text).get("column", "") for text in batch.column("attributes").to_pylist()),
+        strict=True,
+    )
+    for kind, rows in Counter(kinds).items():
+        yield ("failed", *kind), rows
+
+
+def build_report(
+    counts: Mapping[tuple[str, ...], int], staged: Sequence[StagedFile], facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Counts by stage, finished files and facts about the run -> the report.
+
+    Raises BalanceError unless rows read = scored + dead-lettered, and the files hold
+    exactly these rows.
+    """
+    read, scored = counts.get(("read",), 0), counts.get(("scored",), 0)
+    failed = {key[1:]: rows for key, rows in counts.items() if key[0] == "failed"}
+    dead = sum(failed.values())
+    # Rows that could not be decoded never became rows of a batch.
+    rows_in = read + sum(rows for kind, rows in failed.items() if kind[0] == "decode")
+    written = {
+        part: sum(file.rows for file in staged if file.part == part)
+        for part in (SCORES, DEAD_LETTERS)
+    }
+    balance = {
+        "rows_in": rows_in,
+        "rows_scored": scored,
+        "rows_dead_lettered": dead,
+        "rows_written": written[SCORES],
+        "dead_letters_written": written[DEAD_LETTERS],
+    }
+    if rows_in != scored + dead or written[SCORES] != scored or written[DEAD_LETTERS] != dead:
+        raise BalanceError(
+            "rows are missing or doubled, so nothing was written: expected rows in = scored + "
+            f"dead-lettered, and as many in the files; got {balance}. Please report this"
+        )
+    letters = [
+        {"stage": stage, "reason": reason, "column": column or None, "rows": rows}
+        for (stage, reason, column), rows in sorted(failed.items(), key=lambda kv: (-kv[1], kv[0]))
+    ]
+    return {**facts, "balanced": True, **balance, "dead_letters": letters}
+
+
+@dataclass
+class CommitRun(beam.PTransform):
+    """(counts, staged files) -> the report, once all is accounted for and in place.
+
+    facts: what else the report says. The rows of a run that does not balance stay
+    in the staging folder, and the pipeline fails.
+    """
+
+    scores: RunFolder
+    dead_letters: RunFolder
+    facts: Mapping[str, Any]
+
+    def _commit(
+        self, _: None, counts: Iterable[Count], staged: Iterable[StagedFile]
+    ) -> dict[str, Any]:
+        files = sorted(staged, key=lambda file: file.path)
+        report = build_report(dict(counts), files, self.facts)
+        text = orjson.dumps(report, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+        commit(self.scores, self.dead_letters, files, text)
+        return report
+
+    def expand(
+        self, collections: tuple[beam.PCollection[Count], beam.PCollection[StagedFile]]
+    ) -> beam.PCollection[dict[str, Any]]:
+        """Sum the counts, wait for all files, act once."""
+        counts, staged = collections
+        totals = counts | "SumCounts" >> beam.CombinePerKey(sum)
+        # A runner may repeat a step whose input it can make again in another way; behind
+        # a shuffle the names of the finished files are fixed.
+        fixed = staged | "FixStaged" >> beam.Reshuffle()
+        return (
+            counts.pipeline
+            | "Once" >> beam.Create([None])
+            | "Commit"
+            >> beam.Map(
+                self._commit,
+                counts=beam.pvalue.AsIter(totals),
+                staged=beam.pvalue.AsIter(fixed),
+            )
+        )

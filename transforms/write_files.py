@@ -1,0 +1,108 @@
+"""StageFiles: record batches to finished files in a staging folder, one or more a bundle.
+
+They become output only when the run is complete (transforms/commit_files.py). A
+bundle that a runner repeats leaves a stray staging file, never a stray row.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.transforms.window import GlobalWindows
+
+from model_handlers.errors import OutputError
+from transforms.commit_files import RunFolder, StagedFile, create_file, make_folder
+from transforms.file_writers import OutputFormat, open_writer
+
+FILE_BYTES = 512 << 20
+
+
+class _StageDoFn(beam.DoFn):
+    """Record batches -> the files that a bundle wrote into the staging folder."""
+
+    def __init__(self, folder: RunFolder, part: str, output_format: OutputFormat) -> None:
+        self._folder = folder
+        self._part = part
+        self._format: OutputFormat = output_format
+        self._handle: Any = None
+
+    def start_bundle(self) -> None:
+        self._handle = None
+
+    def process(self, batch: pa.RecordBatch) -> Iterator[StagedFile]:
+        if self._handle is None:
+            self._open(batch.schema)
+        self._write(batch if batch.schema.equals(self._schema) else conform(batch, self._schema))
+        if self._bytes >= FILE_BYTES:
+            yield self._close()
+
+    def finish_bundle(self) -> Iterator[Any]:
+        if self._handle is not None:
+            yield GlobalWindows.windowed_value_at_end_of_window(self._close())
+
+    def _open(self, schema: pa.Schema) -> None:
+        name = f"{self._folder.token}-{self._part}-{uuid.uuid4().hex}.{self._format}"
+        make_folder(self._folder.staging)
+        self._path = FileSystems.join(self._folder.staging, name)
+        self._handle = create_file(self._path)
+        self._schema, self._rows, self._bytes = schema, 0, 0
+        try:
+            self._writer = open_writer(self._handle, schema, self._format)
+        except pa.ArrowException as error:
+            raise OutputError(
+                f"these rows cannot be written as {self._format}: {error}; choose --output_format "
+                "parquet or jsonl"
+            ) from error
+
+    def _write(self, batch: pa.RecordBatch) -> None:
+        try:
+            self._writer.write(batch)
+        except OSError as error:
+            raise OutputError(f"{self._path} cannot be written: {error}") from error
+        self._rows += batch.num_rows
+        self._bytes += batch.nbytes
+
+    def _close(self) -> StagedFile:
+        try:
+            self._writer.close()
+            self._handle.close()
+        except OSError as error:
+            raise OutputError(f"{self._path} cannot be written: {error}") from error
+        self._handle = None
+        return StagedFile(self._part, self._path, self._rows)
+
+
+def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """A batch of almost a schema (int32 for int64, say) -> one of that schema.
+
+    Raises OutputError: input files may differ in the type of a column passed through.
+    """
+    try:
+        return batch.select(schema.names).cast(schema)
+    except (pa.ArrowException, KeyError) as error:
+        raise OutputError(
+            f"rows of two kinds in one output: first {schema.names}, then {batch.schema.names} "
+            f"({error}); make the input files agree in the columns of --output_fields"
+        ) from error
+
+
+@dataclass
+class StageFiles(beam.PTransform):
+    """Record batches -> StagedFile of each finished file.
+
+    part: `scores` or `dead_letters`, the subfolder they are for.
+    """
+
+    folder: RunFolder
+    part: str
+    output_format: OutputFormat
+
+    def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[StagedFile]:
+        """One DoFn that keeps a file open for the length of a bundle."""
+        return batches | beam.ParDo(_StageDoFn(self.folder, self.part, self.output_format))
