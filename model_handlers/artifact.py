@@ -14,17 +14,22 @@ import stat
 import zipfile
 from dataclasses import dataclass
 
-from apache_beam.io.filesystem import BeamIOError, CompressionTypes
+from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from model_handlers.contract import MANIFEST_NAME, Manifest
-from model_handlers.errors import DigestMismatch, ManifestError, ModelError, UnsafeModel
+from model_handlers.errors import (
+    DigestMismatch,
+    ManifestError,
+    ModelError,
+    UnsafeModel,
+    as_model_error,
+)
 
 MAR_MANIFEST = "MAR-INF/MANIFEST.json"
 MAX_ARCHIVE_BYTES = 32 << 30
 # A model's weights hardly compress; a bomb's zeros do, about 1,000 times.
 MAX_EXPANSION = 100
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,8 @@ def read_package(path: str, digest: str | None = None) -> ModelPackage:
         DigestMismatch: the bytes are not the promised ones.
         UnsafeModel: an archive with paths, links or sizes that no model needs.
     """
-    package = _read_mar(path) if path.endswith(".mar") else _read_folder_or_file(path)
+    with as_model_error(f"model {path} cannot be read"):
+        package = _read_mar(path) if path.endswith(".mar") else _read_folder_or_file(path)
     if package.manifest is not None:
         _check_digest(path, package, package.manifest.sha256, f"the manifest {MANIFEST_NAME}")
     if digest:
@@ -72,24 +78,12 @@ def _check_digest(path: str, package: ModelPackage, expected: str, source: str) 
 
 def read_bytes(path: str) -> bytes:
     """A path on any Beam filesystem -> the file's bytes. Raises ModelError."""
-    try:
+    with (
+        as_model_error(f"{path} cannot be read"),
         # AUTO would silently decompress a name that ends in .gz: a digest is over the file.
-        with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as handle:
-            return bytes(handle.read())
-    except (BeamIOError, OSError, ValueError) as error:
-        raise ModelError(f"model file {path} cannot be read: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def exists(path: str) -> bool:
-    """A path on any Beam filesystem -> whether a file lies there."""
-    try:
-        return bool(FileSystems.exists(path))
-    except (BeamIOError, OSError, ValueError):
-        return False
+        FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as handle,
+    ):
+        return bytes(handle.read())
 
 
 def _read_folder_or_file(path: str) -> ModelPackage:
@@ -97,11 +91,11 @@ def _read_folder_or_file(path: str) -> ModelPackage:
     manifest_path = FileSystems.join(path, MANIFEST_NAME)
     if path.endswith(MANIFEST_NAME):
         path, manifest_path = FileSystems.split(path)[0], path
-    if exists(manifest_path):
+    if FileSystems.exists(manifest_path):
         manifest = Manifest.from_json(read_bytes(manifest_path))
         data = read_bytes(FileSystems.join(path, manifest.file))
         return ModelPackage(manifest.file, data, manifest)
-    if not exists(path) or path.endswith("/"):
+    if not FileSystems.exists(path) or path.endswith("/"):
         raise ModelError(
             f"no model at {path}: expected a folder with {MANIFEST_NAME}, a .mar, or a model file "
             "(.pt2, .pt, .safetensors)"
@@ -119,7 +113,7 @@ def _read_file(path: str) -> ModelPackage:
         ) from error
     folder, name = FileSystems.split(path)
     beside = FileSystems.join(folder, MANIFEST_NAME) if folder else MANIFEST_NAME
-    if exists(beside):
+    if FileSystems.exists(beside):
         manifest = Manifest.from_json(read_bytes(beside))
         if manifest.file == name:
             return ModelPackage(name, data, manifest)
@@ -132,43 +126,44 @@ def _read_mar(path: str) -> ModelPackage:
     Nothing is extracted to disk. Raises UnsafeModel, ModelError.
     """
     data = read_bytes(path)
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            check_archive(archive, path)
-            names = set(archive.namelist())
-            file = _serialized_file(archive, names, path)
-            manifest = None
-            if MANIFEST_NAME in names:
-                manifest = Manifest.from_json(_member(archive, MANIFEST_NAME))
-                if manifest.file != file:
-                    raise ManifestError(
-                        f"{path}: {MANIFEST_NAME} describes {manifest.file!r}, but the archive "
-                        f"serves {file!r}"
-                    )
-            return ModelPackage(file, _member(archive, file), manifest)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError, RuntimeError) as error:
-        raise ModelError(
-            f"{path} is not a readable .mar (a zip archive): {_first_line(error)}; it may be "
-            "truncated: copy it again"
-        ) from error
+    with (
+        as_model_error(f"{path} is not a readable .mar (a zip archive), it may be truncated"),
+        zipfile.ZipFile(io.BytesIO(data)) as archive,
+    ):
+        check_names(archive, path)
+        check_size(archive, len(data), path)
+        file = _serialized_file(archive, path)
+        manifest = None
+        if MANIFEST_NAME in archive.namelist():
+            manifest = Manifest.from_json(_member(archive, MANIFEST_NAME))
+            if manifest.file != file:
+                raise ManifestError(
+                    f"{path}: {MANIFEST_NAME} describes {manifest.file!r}, but the archive "
+                    f"serves {file!r}"
+                )
+        return ModelPackage(file, _member(archive, file), manifest)
 
 
-def _serialized_file(archive: zipfile.ZipFile, names: set[str], path: str) -> str:
+def _serialized_file(archive: zipfile.ZipFile, path: str) -> str:
     """An open .mar -> the name of the model file that its MANIFEST.json serves."""
     try:
         file = json.loads(_member(archive, MAR_MANIFEST))["model"]["serializedFile"]
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
             f"{path}: expected {MAR_MANIFEST} with model.serializedFile, as torch-model-archiver "
-            "writes it"
+            "writes it; the archive may be truncated"
         ) from error
-    if file not in names:
+    if not isinstance(file, str) or file not in archive.namelist():
         raise ModelError(f"{path}: {MAR_MANIFEST} serves {file!r}, which the archive lacks")
-    return str(file)
+    return file
 
 
-def check_archive(archive: zipfile.ZipFile, path: str) -> None:
-    """An open zip -> nothing, or UnsafeModel: absolute or `..` paths, links, bombs, twins."""
+def check_names(archive: zipfile.ZipFile, path: str) -> None:
+    """An open zip -> nothing, or UnsafeModel: absolute or `..` paths, links, two of one name.
+
+    Other compressions than torch-model-archiver's are refused too: Python's readers of
+    these cannot be told how much to unpack.
+    """
     entries = archive.infolist()
     for entry in entries:
         parts = entry.filename.replace("\\", "/").split("/")
@@ -176,11 +171,16 @@ def check_archive(archive: zipfile.ZipFile, path: str) -> None:
             raise UnsafeModel(f"{path}: entry {entry.filename!r} points outside the archive")
         if stat.S_ISLNK(entry.external_attr >> 16):
             raise UnsafeModel(f"{path}: entry {entry.filename!r} is a link")
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise UnsafeModel(f"{path}: entry {entry.filename!r} is neither stored nor deflated")
     if len({entry.filename for entry in entries}) != len(entries):
         raise UnsafeModel(f"{path}: two entries share one name")
-    size = sum(entry.file_size for entry in entries)
-    packed = sum(entry.compress_size for entry in entries)
-    if size > MAX_ARCHIVE_BYTES or size > MAX_EXPANSION * max(packed, 1 << 10):
+
+
+def check_size(archive: zipfile.ZipFile, packed: int, path: str) -> None:
+    """An open zip of `packed` bytes -> nothing, or UnsafeModel: it expands beyond all measure."""
+    size = sum(entry.file_size for entry in archive.infolist())
+    if size > MAX_ARCHIVE_BYTES or size > MAX_EXPANSION * packed:
         raise UnsafeModel(
             f"{path}: {packed:,} bytes would expand to {size:,}; at most {MAX_EXPANSION} times "
             f"and {MAX_ARCHIVE_BYTES:,} bytes are accepted"
@@ -189,9 +189,5 @@ def check_archive(archive: zipfile.ZipFile, path: str) -> None:
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
     """An open, checked zip and an entry -> its bytes, never more than its header promises."""
-    size = archive.getinfo(name).file_size
     with archive.open(name) as handle:
-        chunks: list[bytes] = []
-        while sum(map(len, chunks)) <= size and (chunk := handle.read(_CHUNK)):
-            chunks.append(chunk)
-    return b"".join(chunks)
+        return handle.read(archive.getinfo(name).file_size + 1)

@@ -2,7 +2,7 @@
 
 The manifest is the contract between whoever trained the model and every worker
 that runs it: which columns make up which tensor, in which order, and what comes
-out. Nothing here reads a file or knows torch.
+out. Nothing here reads a file or knows torch. manifest_json.py parses the text.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, NoReturn
 
+import numpy as np
 import pyarrow as pa
 
 from model_handlers.errors import ManifestError, UsageError, nearest
 
 MANIFEST_NAME = "model.json"
 SCHEMA_VERSION = 1
+# Elements of a fixed size list in Arrow.
+MAX_WIDTH = 2**31 - 1
 
 DType = Literal["float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"]
 Format = Literal["torchscript", "pt2", "state_dict", "safetensors"]
@@ -37,7 +40,7 @@ class InputSpec:
     """One input tensor.
 
     columns: source columns in tensor order. One column per element of a row, or a
-        single list column that holds the whole row.
+        single list column that holds the whole row of several elements.
     shape: of one row, without the batch dimension; () is one number.
     impute: feature -> "mean": what to put for a missing, null or NaN value. A
         feature that is not named here has its faulty rows dead-lettered.
@@ -57,7 +60,7 @@ class InputSpec:
     @property
     def is_list_column(self) -> bool:
         """Whether one list column holds the whole row."""
-        return len(self.columns) == 1 and self.shape != ()
+        return len(self.columns) == 1 and self.width > 1
 
     @property
     def arrow_type(self) -> pa.DataType:
@@ -172,154 +175,96 @@ class Manifest:
     @classmethod
     def from_json(cls, text: str | bytes) -> Manifest:
         """The text of `model.json` -> Manifest. Raises ManifestError."""
-        try:
-            value = json.loads(text)
-        except ValueError as error:
-            raise ManifestError(f"{MANIFEST_NAME} is not JSON: {error}") from error
-        return _parse_manifest(value)
+        from model_handlers.manifest_json import parse_manifest
+
+        return parse_manifest(text)
+
+
+def refuse(where: str, expected: object, got: object, hint: str = "") -> NoReturn:
+    """A place in the manifest and what is wrong there -> ManifestError, in one line."""
+    shown = repr(got)
+    shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
+    message = f"{MANIFEST_NAME}: {where}: expected {expected}, got {shown}{hint}"
+    raise ManifestError(" ".join(message.split()))
 
 
 def _check(manifest: Manifest) -> None:
     """A manifest's parts must agree with each other. Raises ManifestError."""
     if manifest.schema_version != SCHEMA_VERSION:
-        _refuse("schema_version", SCHEMA_VERSION, manifest.schema_version)
+        refuse("schema_version", SCHEMA_VERSION, manifest.schema_version)
     if "/" in manifest.file or "\\" in manifest.file or manifest.file in ("", ".", ".."):
-        _refuse("file", "a file name beside the manifest, without a folder", manifest.file)
+        refuse("file", "a file name beside the manifest, without a folder", manifest.file)
     if len(manifest.sha256) != 64 or set(manifest.sha256) - set("0123456789abcdef"):
-        _refuse("sha256", "64 lower case hex digits", manifest.sha256)
-    if not manifest.inputs or not manifest.outputs:
-        raise ManifestError(f"{MANIFEST_NAME}: at least one input and one output are expected")
-    for kind, names in (
-        ("inputs", [spec.name for spec in manifest.inputs]),
-        ("outputs", [spec.name for spec in manifest.outputs]),
-    ):
-        if len(set(names)) != len(names):
-            _refuse(kind, "names that differ", names)
+        refuse("sha256", "64 lower case hex digits", manifest.sha256)
+    _check_tensors("inputs", manifest.inputs)
+    _check_tensors("outputs", manifest.outputs)
     for spec in manifest.inputs:
-        _check_input(spec, manifest.statistics)
-    known = {spec.name for spec in manifest.outputs}
-    chosen = (*manifest.output_fields, *filter(None, [manifest.score_output]))
-    for name in chosen:
-        if name not in known:
-            _refuse("score_output and output_fields", f"one of the outputs {sorted(known)}", name)
+        _check_columns(spec, manifest.statistics)
+    known = [spec.name for spec in manifest.outputs]
+    for where, names in (
+        ("score_output", filter(None, [manifest.score_output])),
+        ("output_fields", manifest.output_fields),
+    ):
+        for name in names:
+            if name not in known:
+                refuse(where, f"one of the outputs {', '.join(known)}", name, nearest(name, known))
+    if manifest.golden is not None:
+        _check_golden(manifest.golden, manifest)
 
 
-def _check_input(spec: InputSpec, statistics: Mapping[str, FeatureStatistics]) -> None:
+def _check_tensors(where: str, specs: tuple[InputSpec, ...] | tuple[OutputSpec, ...]) -> None:
+    """At least one tensor, names that differ, sizes that Arrow can hold. Raises ManifestError."""
+    names = [spec.name for spec in specs]
+    if not names or len(set(names)) != len(names):
+        refuse(where, "one or more, with names that differ", names)
+    for spec in specs:
+        if min(spec.shape, default=1) < 1 or math.prod(spec.shape) > MAX_WIDTH:
+            expected = f"positive sizes without the batch, of {MAX_WIDTH:,} elements at most"
+            refuse(f"{where}.{spec.name}.shape", expected, list(spec.shape))
+
+
+def _check_columns(spec: InputSpec, statistics: Mapping[str, FeatureStatistics]) -> None:
     """An input's columns and shape must agree. Raises ManifestError."""
     where = f"inputs.{spec.name}"
     if len(set(spec.columns)) != len(spec.columns) or not spec.columns:
-        _refuse(f"{where}.columns", "one or more columns, each once", list(spec.columns))
+        refuse(f"{where}.columns", "one or more columns, each once", list(spec.columns))
     if not spec.is_list_column and len(spec.columns) != spec.width:
-        _refuse(
-            f"{where}.columns",
-            f"{spec.width} columns, for shape {list(spec.shape)}",
-            len(spec.columns),
-        )
+        expected = f"{spec.width} columns, for shape {list(spec.shape)}"
+        refuse(f"{where}.columns", expected, len(spec.columns))
     for column, how in spec.impute.items():
         if column not in spec.columns or spec.is_list_column:
-            _refuse(f"{where}.impute", "columns of this input", column)
+            refuse(f"{where}.impute", "columns of this input", column)
         if how != "mean" or column not in statistics:
-            _refuse(f"{where}.impute.{column}", "'mean', with statistics for the column", how)
+            refuse(f"{where}.impute.{column}", "'mean', with statistics for the column", how)
 
 
-def _refuse(where: str, expected: object, got: object) -> None:
-    raise ManifestError(f"{MANIFEST_NAME}: {where}: expected {expected}, got {got!r}")
-
-
-def _parse_manifest(value: Any) -> Manifest:
-    """Decoded JSON -> Manifest. Raises ManifestError."""
-    known = _members(Manifest, value, "")
-    golden = known.get("golden")
-    statistics = _mapping(known.get("statistics", {}), "statistics")
-    return _build(
-        Manifest,
-        "",
-        known
-        | {
-            "inputs": tuple(_parse_tensor(InputSpec, v, "inputs") for v in _items(known, "inputs")),
-            "outputs": tuple(
-                _parse_tensor(OutputSpec, v, "outputs") for v in _items(known, "outputs")
-            ),
-            "output_fields": tuple(_names(known, "output_fields")),
-            "golden": None
-            if golden is None
-            else _build(GoldenRows, "golden", _members(GoldenRows, golden, "golden")),
-            "statistics": {
-                name: _build(FeatureStatistics, where, _members(FeatureStatistics, entry, where))
-                for name, entry in statistics.items()
-                for where in [f"statistics.{name}"]
-            },
-        },
-    )
-
-
-def _parse_tensor(kind: type[Any], value: Any, where: str) -> Any:
-    """One decoded entry of inputs or outputs -> its spec. Raises ManifestError."""
-    known = _members(kind, value, where)
-    where = f"{where}.{known.get('name')}"
-    dtype = known.get("dtype", "float32")
-    if dtype not in get_args(DType):
-        _refuse(f"{where}.dtype", f"one of {', '.join(get_args(DType))}", dtype)
-    shape = _items(known, "shape")
-    if not all(type(size) is int and size > 0 for size in shape):
-        _refuse(f"{where}.shape", "a list of positive integers without the batch", shape)
-    listed = {"shape": tuple(shape)}
-    if "columns" in known:
-        listed["columns"] = tuple(_names(known, "columns"))
-    return _build(kind, where, known | listed)
-
-
-def _items(known: Mapping[str, Any], key: str) -> list[Any]:
-    value = known.get(key, [])
-    if not isinstance(value, list):
-        _refuse(key, "a list", value)
-    return list(value)
-
-
-def _names(known: Mapping[str, Any], key: str) -> list[str]:
-    names = _items(known, key)
-    if not all(isinstance(name, str) for name in names):
-        _refuse(key, "a list of names", names)
-    return names
-
-
-def _mapping(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        _refuse(where or "the whole", "a JSON object", value)
-    return dict(value)
-
-
-def _members(kind: type[Any], value: Any, where: str) -> dict[str, Any]:
-    """A JSON object -> its members, each a field of `kind`. Raises ManifestError."""
-    members = _mapping(value, where)
-    known = [f.name for f in fields(kind)]
-    for name in members:
-        if name not in known:
-            raise ManifestError(
-                f"{MANIFEST_NAME}: {where or 'top level'}: unknown member {name!r}"
-                f"{nearest(name, known)}"
+def _check_golden(golden: GoldenRows, manifest: Manifest) -> None:
+    """Golden rows must have the manifest's tensors and shapes. Raises ManifestError."""
+    inputs = {spec.name for spec in manifest.inputs}
+    outputs = {spec.name for spec in manifest.outputs}
+    if set(golden.inputs) != inputs or not golden.outputs or set(golden.outputs) - outputs:
+        expected = "rows of every input and of one or more outputs"
+        refuse("golden", expected, [*golden.inputs, *golden.outputs])
+    if not (golden.rtol >= 0 and golden.atol >= 0):
+        refuse("golden", "rtol and atol from 0", [golden.rtol, golden.atol])
+    first = golden.inputs[manifest.inputs[0].name]
+    for spec in manifest.inputs:
+        shape = (spec.width,) if spec.shape else ()
+        where = f"golden.inputs.{spec.name}"
+        _check_rows(where, golden.inputs[spec.name], spec.dtype, (len(first), *shape))
+    for output in manifest.outputs:
+        if output.name in golden.outputs:
+            where = f"golden.outputs.{output.name}"
+            _check_rows(
+                where, golden.outputs[output.name], output.dtype, (len(first), *output.shape)
             )
-    return members
 
 
-_PLAIN: dict[str, type | tuple[type, ...]] = {
-    "str": str,
-    "int": int,
-    "float": (int, float),
-    "str | None": (str, type(None)),
-}
-
-
-def _build(kind: type[Any], where: str, members: Mapping[str, Any]) -> Any:
-    """A dataclass and its members -> an instance, plain types checked. Raises ManifestError."""
-    for f in fields(kind):
-        expected = _PLAIN.get(str(f.type))
-        if expected and f.name in members and not isinstance(members[f.name], expected):
-            _refuse(f"{where}.{f.name}".lstrip("."), f"a {f.type}", members[f.name])
-    if "format" in members and members["format"] not in get_args(Format):
-        _refuse("format", f"one of {', '.join(get_args(Format))}", members["format"])
+def _check_rows(where: str, rows: list[Any], dtype: str, shape: tuple[int, ...]) -> None:
     try:
-        return kind(**members)
-    except TypeError as error:
-        missing = str(error).split(":")[-1].strip()
-        raise ManifestError(f"{MANIFEST_NAME}: {where or 'top level'} lacks {missing}") from error
+        array = np.asarray(rows)
+        numbers = array.dtype.kind in "biuf" and np.asarray(rows, dtype) is not None
+    except (ValueError, TypeError, OverflowError):
+        numbers = False
+    if not numbers or array.shape != shape or shape[0] < 1:
+        refuse(where, f"one or more rows of {dtype}, {list(shape)} in all", rows)

@@ -19,7 +19,8 @@ ever turned into a dead letter: they are faults of the run, not of a row.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class MillraceError(Exception):
@@ -71,3 +72,26 @@ def nearest(name: str, known: Iterable[str]) -> str:
     lowered = {k.lower(): k for k in known}
     close = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.6)
     return f" (nearest: {', '.join(lowered[c] for c in close)})" if close else ""
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """An exception -> its message in one line, shortened; its class if it has none."""
+    # Torch may add the frames of its C++ stack.
+    text = " ".join(str(error).split("Exception raised from")[0].split())
+    text = text or type(error).__name__
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+@contextmanager
+def as_model_error(what: str) -> Iterator[None]:
+    """What cannot be done -> any foreign exception in the block raised as a ModelError of one line.
+
+    Filesystems, zip and torch's loaders answer damaged or foreign bytes with exceptions
+    of many kinds. MemoryError passes: it says nothing about the model.
+    """
+    try:
+        yield
+    except (MillraceError, MemoryError):
+        raise
+    except Exception as error:
+        raise ModelError(f"{what}: {one_line(error)}") from error

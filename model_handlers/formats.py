@@ -1,28 +1,35 @@
-"""Bytes of a model file -> a torch module, for each format, without unpickling objects.
+"""Bytes of a model file -> a torch module, for each format, without running code from them.
 
-The format is told from the bytes, not from the file's name. A full pickle is
-refused whatever it is called: unpickling runs code. `.pt2` archives may hold
-pickles inside; those are looked for first and refused too.
+The format is told from the bytes, not from the file's name. A full pickle is refused
+whatever it is called, since unpickling runs code; so is what export_archive.py finds.
 """
 
 from __future__ import annotations
 
 import importlib
 import io
-import json
+import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from model_handlers.artifact import check_size
 from model_handlers.contract import Manifest
-from model_handlers.errors import ManifestError, ModelError, UnsafeModel
+from model_handlers.errors import ManifestError, ModelError, UnsafeModel, as_model_error
+from model_handlers.export_archive import check_export
+from model_handlers.plain_pickle import PICKLE_ADVICE, load_plain
 
-_PICKLE_ADVICE = (
-    "unpickling it could run any code. Save the model with torch.export.save (.pt2), "
-    "torch.jit.save (.pt), or its state_dict with safetensors or torch.save"
-)
+_CPU = torch.device("cpu")
+_NAMES = {
+    "pt2": "pt2",
+    "torchscript": "torchscript",
+    "torch_save": "state_dict or a pickle of torch.save",
+    "safetensors": "safetensors",
+}
+# The operators' names, or escapes that could spell them in getattr(x, "...").
+_FILE_ACCESS = re.compile(rb"\b(?:save|from_file)\b|\\x|\\(?:0[4-7]|1)[0-7]")
 
 
 def sniff(data: bytes) -> str:
@@ -35,7 +42,7 @@ def sniff(data: bytes) -> str:
     if len(data) > 9 and data[8:9] == b"{" and int.from_bytes(data[:8], "little") < len(data):
         return "safetensors"
     if data[:1] == b"\x80":
-        raise UnsafeModel(f"the model file is a Python pickle: {_PICKLE_ADVICE}")
+        raise UnsafeModel(f"the model file is a Python pickle: {PICKLE_ADVICE}")
     raise ModelError(
         "the model file is none of torch.export (.pt2), TorchScript (.pt), safetensors or a "
         f"state dict; it starts with {data[:8]!r} and has {len(data):,} bytes"
@@ -43,13 +50,15 @@ def sniff(data: bytes) -> str:
 
 
 def _sniff_zip(data: bytes) -> str:
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            names = [name.split("/", 1)[-1] for name in archive.namelist()]
-    except zipfile.BadZipFile as error:
-        raise ModelError(
-            f"the model file is truncated or damaged ({error}); copy it again"
-        ) from error
+    with (
+        as_model_error("the model file is truncated or damaged, copy it again"),
+        zipfile.ZipFile(io.BytesIO(data)) as archive,
+    ):
+        check_size(archive, len(data), "the model file")
+        # Torch does not look at checksums, and some damage ends the process it is read in.
+        if damaged := archive.testzip():
+            raise ModelError(f"the model file is damaged (checksum of {damaged!r}); copy it again")
+        names = [name.split("/", 1)[-1] for name in archive.namelist()]
     if "archive_format" in names:
         return "pt2"
     if "constants.pkl" in names and any(name.startswith("code/") for name in names):
@@ -61,123 +70,79 @@ def _sniff_zip(data: bytes) -> str:
     )
 
 
-def load_module(data: bytes, manifest: Manifest) -> torch.nn.Module:
-    """Checked bytes and their manifest -> the module in eval mode, on the CPU.
+def load_module(data: bytes, manifest: Manifest, device: torch.device = _CPU) -> torch.nn.Module:
+    """Checked bytes and their manifest -> the module in eval mode, on the device.
 
     Raises:
-        UnsafeModel: the bytes hold a pickle of objects.
+        UnsafeModel: reading the bytes could run code that is in them.
         ModelError: the bytes are damaged or of another format than the manifest says.
     """
     found = sniff(data)
     wanted = "torch_save" if manifest.format == "state_dict" else manifest.format
     if found != wanted:
         raise ManifestError(
-            f"model.json says format {manifest.format!r}, but the file {manifest.file} is {found}"
+            f"model.json says format {manifest.format!r}, but the file {manifest.file} is "
+            f"{_NAMES[found]}"
         )
     loaders: dict[str, Callable[[], torch.nn.Module]] = {
         "torchscript": lambda: _load_torchscript(data),
-        "pt2": lambda: _load_pt2(data),
-        "torch_save": lambda: _with_weights(manifest, _load_state_dict(data)),
+        "pt2": lambda: _load_pt2(data, device),
+        "torch_save": lambda: _with_weights(manifest, load_plain(data)),
         "safetensors": lambda: _with_weights(manifest, _load_safetensors(data)),
     }
-    return loaders[found]()
+    with as_model_error(f"model {manifest.file} ({_NAMES[found]}) cannot be loaded"):
+        return loaders[found]().to(device)
 
 
 def _load_torchscript(data: bytes) -> torch.nn.Module:
-    """TorchScript bytes -> module. Its unpickler knows only tensors and plain containers."""
-    try:
-        return torch.jit.load(io.BytesIO(data), map_location="cpu").eval()
-    except (RuntimeError, ValueError) as error:
-        raise ModelError(f"TorchScript file cannot be loaded: {_cause(error)}") from error
+    """TorchScript bytes -> module. Its unpickler knows only tensors and script classes.
+
+    Its code runs in torch's own interpreter, partly while it is read (__setstate__), and
+    reaches files with two operators only, save and from_file.
+    """
+    reader = torch._C.PyTorchFileReader(io.BytesIO(data))
+    for name in reader.get_all_records():
+        # Torch finds records whatever their case.
+        if name.lower().endswith(".py") and (found := _FILE_ACCESS.search(reader.get_record(name))):
+            raise UnsafeModel(
+                f"the TorchScript file could write or map files ({found.group().decode()!r} in "
+                f"{name!r}): remove torch.save and torch.from_file from the model, also as names"
+            )
+    return torch.jit.load(io.BytesIO(data), map_location="cpu").eval()
 
 
-def _load_pt2(data: bytes) -> torch.nn.Module:
-    """torch.export bytes -> module. Raises UnsafeModel if anything in it is pickled.
+def _load_pt2(data: bytes, device: torch.device) -> torch.nn.Module:
+    """torch.export bytes -> module, tensors that its graph makes on the same device.
 
     load_pt2 is called rather than torch.export.load, which falls back to an older
     format that unpickles.
     """
+    from torch.export.passes import move_to_device_pass
     from torch.export.pt2_archive._package import load_pt2
 
-    try:
-        _refuse_pickles_in_pt2(data)
-        contents = load_pt2(io.BytesIO(data))
-        return contents.exported_programs["model"].module()  # type: ignore[no-any-return]
-    except (RuntimeError, ValueError, KeyError, AssertionError, AttributeError) as error:
-        raise ModelError(f"torch.export file cannot be loaded: {_cause(error)}") from error
-
-
-def _refuse_pickles_in_pt2(data: bytes) -> None:
-    """torch.export bytes -> nothing, or UnsafeModel.
-
-    Where torch.export's loader would unpickle: objects among the constants, tensors
-    marked use_pickle, the older single-file weights, and sample inputs that are not
-    plain tensors. Compiled libraries (AOTInductor) are native code. The archive is
-    read with the same reader as the loader's, so both see the same entries.
-    """
-    from torch.export.pt2_archive import constants as layout
-    from torch.export.pt2_archive._package import PT2ArchiveReader
-
-    with PT2ArchiveReader(io.BytesIO(data)) as archive:  # type: ignore[no-untyped-call]
-        for name in archive.get_file_names():
-            if name.startswith(layout.AOTINDUCTOR_DIR):
-                raise UnsafeModel(f"the .pt2 holds compiled code ({name}), which is not run")
-            if name.startswith((layout.WEIGHTS_DIR, layout.CONSTANTS_DIR)):
-                if name.endswith(".pt"):
-                    raise UnsafeModel(f"the .pt2 holds a pickle ({name}): {_PICKLE_ADVICE}")
-                if name.endswith(".json"):
-                    _refuse_pickled_entries(json.loads(archive.read_bytes(name)), name)
-            if name.startswith(layout.SAMPLE_INPUTS_DIR):
-                _load_state_dict(archive.read_bytes(name))
-
-
-def _refuse_pickled_entries(config: Mapping[str, Any], name: str) -> None:
-    from torch.export.pt2_archive import constants as layout
-
-    plain = (layout.WEIGHT_FILENAME_PREFIX, layout.TENSOR_CONSTANT_FILENAME_PREFIX)
-    for fqn, entry in config["config"].items():
-        if entry.get("use_pickle") or not entry["path_name"].startswith(plain):
-            raise UnsafeModel(
-                f"the .pt2 holds a pickled object ({fqn} in {name}): {_PICKLE_ADVICE}"
-            )
-
-
-def _load_state_dict(data: bytes) -> Any:
-    """torch.save bytes -> what they hold, tensors and plain containers only."""
-    import pickle
-
-    try:
-        return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
-    except pickle.UnpicklingError as error:
-        raise UnsafeModel(f"the model file is a full pickle: {_PICKLE_ADVICE}") from error
-    except (RuntimeError, ValueError, EOFError) as error:
-        raise ModelError(f"state dict cannot be loaded: {_cause(error)}") from error
+    check_export(data)
+    program = load_pt2(io.BytesIO(data)).exported_programs["model"]
+    if device.type != "cpu":
+        program = move_to_device_pass(program, device)
+    return program.module()
 
 
 def _load_safetensors(data: bytes) -> Any:
     """safetensors bytes -> state dict."""
     try:
-        from safetensors import SafetensorError
         from safetensors.torch import load
     except ImportError as error:
         raise ModelError(
             "the model is a safetensors file: install it with pip install 'millrace[safetensors]'"
         ) from error
-    try:
-        return load(data)
-    except SafetensorError as error:
-        raise ModelError(f"safetensors file cannot be loaded: {error}") from error
+    return load(data)
 
 
 def _with_weights(manifest: Manifest, weights: Any) -> torch.nn.Module:
     """A state dict and the manifest that names its class -> module in eval mode."""
     module = _architecture(manifest)
-    try:
+    with as_model_error(f"the weights do not fit {manifest.architecture}"):
         module.load_state_dict(weights)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise ModelError(
-            f"the weights do not fit {manifest.architecture}: {_cause(error)}"
-        ) from error
     return module.eval()
 
 
@@ -190,19 +155,9 @@ def _architecture(manifest: Manifest) -> torch.nn.Module:
             f"format {manifest.format!r} holds weights only: expected architecture "
             f"'module:Class' in model.json, got {manifest.architecture!r}"
         )
-    try:
+    with as_model_error(f"architecture {name} cannot be imported here"):
         kind = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise ManifestError(f"architecture {name} cannot be imported here: {error}") from error
     if not (isinstance(kind, type) and issubclass(kind, torch.nn.Module)):
         raise ManifestError(f"architecture {name} is not a torch.nn.Module class")
-    try:
+    with as_model_error(f"architecture {name} cannot be built with architecture_args"):
         return kind(**manifest.architecture_args)
-    except TypeError as error:
-        raise ManifestError(f"architecture {name} cannot be built: {error}") from error
-
-
-def _cause(error: Exception) -> str:
-    """An exception of torch's -> its first telling line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

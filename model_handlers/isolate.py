@@ -18,15 +18,17 @@ def isolate(
         until the guilty rows stand alone; these come with their exception. Any other
         exception passes through: a fault of the machine is not a fault of the data.
 
-    One guilty row among n costs about 2 log2(n) calls.
+    n rows, k of them guilty, cost at most 1 + 2 k ceil(log2(n)) calls, and never more
+    than 2 n - 1.
     """
     try:
         result: T | Exception = run(rows)
     except permanent as error:
-        if rows.stop - rows.start > 1:
-            middle = (rows.start + rows.stop) // 2
-            yield from isolate(run, slice(rows.start, middle), permanent)
-            yield from isolate(run, slice(middle, rows.stop), permanent)
-            return
-        result = error
-    yield rows, result
+        # The frames in its traceback would keep the batch in memory.
+        result = error.with_traceback(None)
+    if isinstance(result, permanent) and rows.stop - rows.start > 1:
+        middle = (rows.start + rows.stop) // 2
+        yield from isolate(run, slice(rows.start, middle), permanent)
+        yield from isolate(run, slice(middle, rows.stop), permanent)
+    else:
+        yield rows, result

@@ -1,37 +1,32 @@
-"""Make a model package: write the manifest for a model file, from the model itself.
+"""Make a model package: the manifest for a model file, golden rows and statistics from a sample.
 
-`python -m model_handlers.package model.pt --feature_columns Time,V1,Amount
---sample rows.parquet --output package/` makes a package of any model file.
+python -m model_handlers.package model.pt --feature_columns Time,V1,Amount \\
+    --sample rows.parquet --output package/
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 import numpy as np
-import torch
 
-from model_handlers.artifact import (
-    MAR_MANIFEST,
-    ModelPackage,
-    read_package,
+from model_handlers.contract import MANIFEST_NAME, FeatureStatistics, GoldenRows, Manifest
+from model_handlers.errors import (
+    ContractBroken,
+    InputError,
+    MillraceError,
+    OutputError,
+    UsageError,
+    nearest,
+    one_line,
 )
-from model_handlers.contract import (
-    MANIFEST_NAME,
-    FeatureStatistics,
-    GoldenRows,
-    InputSpec,
-    Manifest,
-    OutputSpec,
-)
-from model_handlers.errors import ContractBroken, UsageError
-from model_handlers.formats import load_module, sniff
-from model_handlers.torch_model import ROW_FAULTS, LoadedModel, describe
 
 GOLDEN_ROWS = 8
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -46,6 +41,9 @@ def read_manifest(
     manifest, the columns of its only input, in order.
     Raises ModelError, UsageError.
     """
+    from model_handlers.artifact import read_package
+    from model_handlers.infer import infer_manifest
+
     package = read_package(path, digest)
     if package.manifest is None:
         if not feature_columns:
@@ -60,65 +58,6 @@ def read_manifest(
             f"{','.join(package.manifest.features)}: leave the flag out"
         )
     return package.manifest
-
-
-def infer_manifest(
-    package: ModelPackage, feature_columns: Sequence[str], name: str | None = None
-) -> Manifest:
-    """A bare model file and its columns -> a manifest, from what the model answers to zeros.
-
-    One float32 input [rows, columns]; outputs are named by the model's dict, else
-    `output` or `output_0`, `output_1`, ... Raises ContractBroken if the answers do
-    not have one row per row.
-    """
-    found = sniff(package.data)
-    draft = Manifest(
-        name=name or Path(package.file).stem,
-        version="0",
-        format="state_dict" if found == "torch_save" else found,  # type: ignore[arg-type]
-        file=package.file,
-        sha256=package.sha256,
-        inputs=(InputSpec("features", tuple(feature_columns), shape=(len(feature_columns),)),),
-        outputs=(OutputSpec("output"),),
-    )
-    module = load_module(package.data, draft)
-    outputs = _probe(module, draft)
-    scalars = [spec.name for spec in outputs if spec.shape == ()]
-    return replace(draft, outputs=outputs, score_output=scalars[0] if len(scalars) == 1 else None)
-
-
-def _probe(module: torch.nn.Module, draft: Manifest) -> tuple[OutputSpec, ...]:
-    """A module of one input -> its outputs, told from 2 and 3 rows of zeros."""
-    shapes = []
-    for rows in (2, 3):
-        try:
-            with torch.inference_mode():
-                answer = module(torch.zeros(rows, *draft.inputs[0].shape))
-        except ROW_FAULTS as error:
-            raise ContractBroken(
-                f"model {draft.file} fails on {rows} rows of {draft.inputs[0].width} zeros: "
-                f"{describe(error)}; check --feature_columns"
-            ) from error
-        shapes.append({n: (t.dtype, tuple(t.shape)) for n, t in _tensors(answer).items()})
-    for name, (_, shape) in shapes[0].items():
-        if shape[:1] != (2,) or shapes[1][name][1] != (3, *shape[1:]):
-            raise ContractBroken(
-                f"model {draft.file}: output {name!r} has shape {list(shape)} for 2 rows and "
-                f"{list(shapes[1][name][1])} for 3: expected one row per row"
-            )
-    return tuple(
-        OutputSpec(name, str(dtype).removeprefix("torch."), shape[1:])  # type: ignore[arg-type]
-        for name, (dtype, shape) in shapes[0].items()
-    )
-
-
-def _tensors(answer: Any) -> dict[str, torch.Tensor]:
-    """What a module returned -> its tensors by name."""
-    if isinstance(answer, Mapping):
-        return dict(answer)
-    if isinstance(answer, (tuple, list)):
-        return {f"output_{i}": tensor for i, tensor in enumerate(answer)}
-    return {"output": answer}
 
 
 def describe_features(columns: Sequence[str], values: np.ndarray) -> dict[str, FeatureStatistics]:
@@ -139,12 +78,31 @@ def describe_features(columns: Sequence[str], values: np.ndarray) -> dict[str, F
 
 
 def with_golden_rows(data: bytes, manifest: Manifest, inputs: Mapping[str, np.ndarray]) -> Manifest:
-    """A model, its manifest and some inputs -> the manifest with these rows and their answers."""
-    model = LoadedModel(
-        load_module(data, manifest), manifest, manifest.outputs, torch.device("cpu"), 1 << 30
-    )
-    arrays = [inputs[spec.name] for spec in manifest.inputs]
-    answers = model.forward(arrays, slice(0, len(arrays[0])))
+    """A model, its manifest and some inputs -> the manifest with these rows and their answers.
+
+    Raises ContractBroken if the model fails on them, or answers NaN or an infinity.
+    """
+    import torch
+
+    from model_handlers.formats import load_module
+    from model_handlers.loaded_model import ROW_FAULTS, LoadedModel, describe
+
+    arrays = [np.asarray(inputs[spec.name], dtype=spec.dtype) for spec in manifest.inputs]
+    rows = len(arrays[0])
+    module = load_module(data, manifest)
+    model = LoadedModel(module, manifest, manifest.outputs, torch.device("cpu"), rows)
+    try:
+        answers = model.forward(arrays, slice(0, rows))
+    except ROW_FAULTS as error:
+        raise ContractBroken(
+            f"model {manifest.name} fails on the sample: {describe(error)}"
+        ) from error
+    for spec, answer in zip(manifest.outputs, answers, strict=True):
+        if not np.isfinite(answer).all():
+            raise ContractBroken(
+                f"model {manifest.name} answers NaN or an infinity as {spec.name} to the first "
+                f"{rows} sound rows: choose other golden rows"
+            )
     golden = GoldenRows(
         inputs={spec.name: a.tolist() for spec, a in zip(manifest.inputs, arrays, strict=True)},
         outputs={spec.name: a.tolist() for spec, a in zip(manifest.outputs, answers, strict=True)},
@@ -161,6 +119,8 @@ def write_package(folder: Path, data: bytes, manifest: Manifest) -> None:
 
 def write_mar(path: Path, data: bytes, manifest: Manifest, handler: str) -> None:
     """A model file's bytes, its manifest and a TorchServe handler's source -> a `.mar`."""
+    from model_handlers.artifact import MAR_MANIFEST
+
     listing = {
         "createdOn": "01/01/1980 00:00:00",
         "runtime": "python",
@@ -173,7 +133,7 @@ def write_mar(path: Path, data: bytes, manifest: Manifest, handler: str) -> None
         "archiverVersion": "0.12.0",
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(path, "w") as archive:
         for name, content in (
             (MAR_MANIFEST, json.dumps(listing, indent=2).encode()),
             ("handler.py", handler.encode()),
@@ -181,3 +141,92 @@ def write_mar(path: Path, data: bytes, manifest: Manifest, handler: str) -> None
             (manifest.file, data),
         ):
             archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content)
+
+
+def sound_rows(path: str, columns: Sequence[str]) -> np.ndarray:
+    """A Parquet file and its numeric columns -> [rows, columns], rows with a fault left out.
+
+    Raises InputError.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        names = pq.read_schema(path).names
+        for column in columns:
+            if column not in names:
+                raise InputError(f"sample {path} lacks column {column!r}{nearest(column, names)}")
+        table = pq.read_table(path, columns=list(columns))
+        values = np.stack([c.cast(pa.float64()).to_numpy() for c in table.itercolumns()], axis=1)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(
+            f"sample {path}: expected Parquet with numbers: {one_line(error)}"
+        ) from error
+    values = values[np.isfinite(values).all(axis=1)]
+    if not len(values):
+        raise InputError(f"sample {path} has not one row without null, NaN or infinity")
+    return values
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m model_handlers.package",
+        description="Make a model package: model.json beside the model file.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", help="model file: .pt2, TorchScript .pt, .safetensors, state dict")
+    parser.add_argument("--feature_columns", required=True, help="input columns in order: A,B,C")
+    parser.add_argument("--output", required=True, help="folder of the package")
+    parser.add_argument("--sample", help="Parquet file for golden rows and training statistics")
+    parser.add_argument("--name", help="the model's name; the file's by default")
+    parser.add_argument("--version", default="1")
+    parser.add_argument("--score_output", help="the output that is the score")
+    parser.add_argument(
+        "--architecture", help="module:Class that holds the weights of a state dict"
+    )
+    return parser
+
+
+def make_package(args: argparse.Namespace) -> Manifest:
+    """The command line's arguments -> the package they ask for, written; its manifest."""
+    from model_handlers.artifact import ModelPackage, read_bytes
+    from model_handlers.infer import infer_manifest
+
+    columns = tuple(args.feature_columns.split(","))
+    package = ModelPackage(Path(args.model).name, read_bytes(args.model), None)
+    manifest = infer_manifest(
+        package, columns, name=args.name, version=args.version, architecture=args.architecture
+    ).choose(args.score_output)
+    if args.sample:
+        values = sound_rows(args.sample, columns)
+        manifest = replace(manifest, statistics=describe_features(columns, values))
+        rows = {manifest.inputs[0].name: values[:GOLDEN_ROWS]}
+        manifest = with_golden_rows(package.data, manifest, rows)
+    try:
+        write_package(Path(args.output), package.data, manifest)
+    except OSError as error:
+        raise OutputError(f"package {args.output} cannot be written: {one_line(error)}") from error
+    return manifest
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line -> exit code: 0 done, 1 it cannot be packaged, 2 wrong arguments."""
+    try:
+        args = _parser().parse_args(argv)
+        manifest = make_package(args)
+    except MillraceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    outputs = ", ".join(spec.name for spec in manifest.outputs)
+    print(f"made {args.output}: {manifest.name} {manifest.version}, sha256 {manifest.sha256}")
+    print(f"outputs {outputs}; score {manifest.score_output or 'none: choose with --score_output'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

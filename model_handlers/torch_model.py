@@ -6,9 +6,7 @@ Record batches in, the same rows out with two columns more, `outputs` and `error
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -18,137 +16,28 @@ from apache_beam.metrics import Metrics
 from apache_beam.ml.inference.base import ModelHandler
 
 from model_handlers.artifact import read_package
-from model_handlers.contract import GoldenRows, Manifest, OutputSpec
-from model_handlers.errors import ContractBroken, DeviceError, UsageError
+from model_handlers.contract import Manifest, OutputSpec
+from model_handlers.errors import UsageError, as_model_error
 from model_handlers.formats import load_module
 from model_handlers.isolate import isolate
+from model_handlers.loaded_model import (
+    ROW_FAULTS,
+    LoadedModel,
+    check_device,
+    check_model,
+    describe,
+    resolve_device,
+)
+from model_handlers.prune import keep_outputs
 from transforms.record_batch import ERROR, ERROR_TYPE, INPUTS, OUTPUTS, struct_columns
 
 Precision = Literal["float32", "bf16", "fp16"]
 
-# Measured on 2 cores with the example's autoencoder: 1,024 to 16,384 rows are within a few
-# per cent of each other; above, the activations leave the cache.
-BATCH_ROWS = 8192
-
-# What a model may raise because of what is in a row. Not MemoryError, not an error
-# of the accelerator, and none of this project's own: these fail the bundle.
-ROW_FAULTS = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
+# Measured with the example on 2 cores: a forward pass costs about the same from 4,096 to
+# 32,768 rows, everything around it less the larger the batch. Beyond, memory grows for little.
+BATCH_ROWS = 32_768
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# Half precision keeps 8 (bf16) to 11 (fp16) bits: golden rows are compared to what that allows.
-_HALF_TOLERANCE = 5e-2
-
-
-def check_device(device: str) -> str:
-    """A device's name -> itself. Raises UsageError unless it is auto, cpu, cuda or cuda:N."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-        raise UsageError(f"device: expected auto, cpu, cuda or cuda:N, got {device!r}")
-    return device
-
-
-def resolve_device(device: str) -> torch.device:
-    """A checked name -> the device of this worker. Raises DeviceError if it has none such."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    resolved = torch.device(device)
-    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(
-            f"device {device}: this worker has {torch.cuda.device_count()} CUDA devices; use "
-            "--device auto or cpu, or workers with a GPU and its driver"
-        )
-    return resolved
-
-
-@dataclass(eq=False)
-class LoadedModel:
-    """A model on its device, with all that is needed to run it; one per process.
-
-    batch_rows: rows of one forward pass at most; halved when memory runs out.
-    """
-
-    module: Callable[..., Any]
-    manifest: Manifest
-    outputs: tuple[OutputSpec, ...]
-    device: torch.device
-    batch_rows: int
-    autocast: torch.dtype | None = None
-
-    def forward(self, inputs: Sequence[np.ndarray], rows: slice) -> list[np.ndarray]:
-        """Input arrays and a range of rows -> one array per output, in memory of the host.
-
-        Raises ContractBroken, DeviceError, and whatever the model raises.
-        """
-        try:
-            return self._forward([array[rows] for array in inputs], rows.stop - rows.start)
-        except RuntimeError as error:
-            if isinstance(error, torch.AcceleratorError):
-                raise DeviceError(f"the accelerator failed: {error}") from error
-            if not _out_of_memory(error) or rows.stop - rows.start == 1:
-                raise MemoryError(str(error)) if _out_of_memory(error) else error from None
-        # Out of the except block: its traceback would keep the tensors alive.
-        return self._halved(inputs, rows)
-
-    def _halved(self, inputs: Sequence[np.ndarray], rows: slice) -> list[np.ndarray]:
-        """The same rows in two passes, and no larger pass from now on."""
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        middle = (rows.start + rows.stop) // 2
-        self.batch_rows = min(self.batch_rows, middle - rows.start)
-        Metrics.counter("millrace", "out_of_memory_halvings").inc()
-        first = self.forward(inputs, slice(rows.start, middle))
-        second = self.forward(inputs, slice(middle, rows.stop))
-        return [np.concatenate(pair) for pair in zip(first, second, strict=True)]
-
-    def _forward(self, inputs: list[np.ndarray], rows: int) -> list[np.ndarray]:
-        with (
-            torch.inference_mode(),
-            torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None),
-        ):
-            # torch.tensor copies: a model that works in place must not write into Arrow's memory.
-            tensors = [
-                torch.tensor(array.reshape(rows, *spec.shape), device=self.device)
-                for array, spec in zip(inputs, self.manifest.inputs, strict=True)
-            ]
-            named = name_outputs(self.module(*tensors), self.manifest)
-            return [self._to_host(named, spec, rows) for spec in self.outputs]
-
-    def _to_host(self, named: Mapping[str, Any], spec: OutputSpec, rows: int) -> np.ndarray:
-        """The model's answer and an output -> its array, checked against the manifest."""
-        tensor = named.get(spec.name)
-        if not isinstance(tensor, torch.Tensor):
-            raise ContractBroken(
-                f"model {self.manifest.name}: expected an output tensor {spec.name!r}, "
-                f"got {sorted(named)}"
-            )
-        if self.autocast is not None and tensor.is_floating_point():
-            tensor = tensor.to(getattr(torch, spec.dtype))
-        expected = (rows, *spec.shape)
-        if tuple(tensor.shape) != expected or str(tensor.dtype) != f"torch.{spec.dtype}":
-            raise ContractBroken(
-                f"model {self.manifest.name}: output {spec.name!r} for {rows} rows: expected "
-                f"{spec.dtype} {list(expected)}, got "
-                f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-            )
-        return tensor.cpu().contiguous().numpy()
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch ran out of memory, on the GPU or (a plain RuntimeError) on the host."""
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
-
-
-def name_outputs(answer: Any, manifest: Manifest) -> Mapping[str, Any]:
-    """What a module returned -> output name -> tensor: a dict, a tuple in order, or one tensor."""
-    if isinstance(answer, Mapping):
-        return answer
-    values = list(answer) if isinstance(answer, (tuple, list)) else [answer]
-    names = [spec.name for spec in manifest.outputs]
-    if len(values) != len(names):
-        raise ContractBroken(
-            f"model {manifest.name}: expected {len(names)} outputs ({', '.join(names)}), "
-            f"got {len(values)}"
-        )
-    return dict(zip(names, values, strict=True))
 
 
 def predict_columns(
@@ -229,46 +118,6 @@ def _error_column(faults: Mapping[int, Exception], rows: int) -> pa.StructArray:
     return pa.array(values, ERROR_TYPE)
 
 
-def describe(error: Exception) -> str:
-    """What a model raised -> one line: the class and the last line of its message.
-
-    TorchScript puts its own traceback before the message of the raised exception.
-    """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    line = lines[-1] if lines else ""
-    name = type(error).__name__
-    return line if line.startswith(name) else f"{name}: {line}"
-
-
-def check_golden_rows(model: LoadedModel, golden: GoldenRows) -> None:
-    """A model and rows with known answers -> nothing, or ContractBroken at the first difference."""
-    arrays = [
-        np.asarray(golden.inputs[spec.name], dtype=spec.dtype) for spec in model.manifest.inputs
-    ]
-    rows = slice(0, len(arrays[0]))
-    try:
-        answers = model.forward(arrays, rows)
-    except ROW_FAULTS as error:
-        raise ContractBroken(
-            f"model {model.manifest.name} fails on its golden rows: {describe(error)}"
-        ) from error
-    slack = _HALF_TOLERANCE if model.autocast is not None else 0.0
-    for spec, answer in zip(model.outputs, answers, strict=True):
-        if spec.name not in golden.outputs:
-            continue
-        expected = np.asarray(golden.outputs[spec.name], dtype=spec.dtype).reshape(answer.shape)
-        close = np.isclose(
-            answer, expected, rtol=max(golden.rtol, slack), atol=max(golden.atol, slack)
-        )
-        if not close.all():
-            at = tuple(int(i) for i in np.argwhere(~close)[0])
-            raise ContractBroken(
-                f"model {model.manifest.name} {model.manifest.version}: golden row {at[0]}, output "
-                f"{spec.name}: expected {expected[at]}, got {answer[at]}: this is not the model "
-                "that was packaged, or it runs differently here; package it again where it is right"
-            )
-
-
 class TorchModelHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, LoadedModel]):  # type: ignore[misc]
     """Runs a PyTorch model over record batches, on the CPU or a CUDA device.
 
@@ -304,7 +153,7 @@ class TorchModelHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, LoadedModel
             raise UsageError("compile: a TorchScript model cannot be compiled; use a .pt2")
         self.model = model
         self.manifest = manifest
-        self.outputs = tuple(outputs or (spec.name for spec in manifest.outputs))
+        self.outputs = tuple(dict.fromkeys(outputs or [spec.name for spec in manifest.outputs]))
         self.device = check_device(device)
         self.precision = precision
         self.compile = compile
@@ -318,7 +167,10 @@ class TorchModelHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, LoadedModel
         package = read_package(self.model, self.manifest.sha256)
         torch.set_num_threads(self.threads)
         device = resolve_device(self.device)
-        module: Any = load_module(package.data, self.manifest).to(device)
+        # On its device first: freezing a script turns its weights into constants.
+        whole = load_module(package.data, self.manifest, device)
+        with as_model_error(f"model {self.manifest.name} has not the outputs of its manifest"):
+            module: Any = keep_outputs(whole, self.manifest, self.outputs)
         if self.compile:
             module = torch.compile(module, dynamic=True)
         model = LoadedModel(
@@ -329,8 +181,7 @@ class TorchModelHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, LoadedModel
             self.batch_rows,
             _AUTOCAST.get(self.precision),
         )
-        if self.manifest.golden is not None:
-            check_golden_rows(model, self.manifest.golden)
+        check_model(model)
         return model
 
     def run_inference(
@@ -340,6 +191,9 @@ class TorchModelHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, LoadedModel
         inference_args: dict[str, Any] | None = None,
     ) -> list[pa.RecordBatch]:
         """Record batches with `inputs` -> the same, in order, with `outputs` and `error`."""
+        if not batch:
+            # Beam gathers nothing before an element of more than batch_rows.
+            return []
         columns = [struct_columns(part, INPUTS) for part in batch]
         inputs = {
             spec.name: columns[0][spec.name]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 import uuid
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from typing import Any
 
 import apache_beam as beam
@@ -14,7 +16,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from model_handlers.artifact import read_bytes
 from model_handlers.contract import Manifest
-from model_handlers.errors import InputError, OutputError
+from model_handlers.errors import InputError
 from model_handlers.package import read_manifest
 from model_handlers.torch_model import TorchModelHandler
 from pipelines.beam_args import beam_options, runs_in_process
@@ -34,11 +36,12 @@ from transforms.commit_files import DEAD_LETTERS, SCORES, RunFolder, check_writa
 from transforms.encode import OutputFields, check_fields, choose_fields
 from transforms.failures import Provenance, utc_now
 from transforms.file_ranges import FileFormat, format_of, match_files
-from transforms.read_files import Columns, ReadFiles, file_schema
+from transforms.read_files import Columns, ReadFiles, file_schema, has_rows
 
 
 def run_local(parsed: Parsed) -> None:
     """The flags of batch_local -> a finished run and its summary."""
+    options = beam_options(parsed.beam_args)
     source, sink = parsed.get(SourceOptions), parsed.get(SinkOptions)
     model = parsed.get(ModelOptions)
     require(
@@ -47,7 +50,6 @@ def run_local(parsed: Parsed) -> None:
         model=model.model,
         output_files=sink.output_files,
     )
-    options = beam_options(parsed.beam_args)
     path = model.model or ""
     manifest = read_manifest(
         path, digest=model.model_digest, feature_columns=model.feature_columns
@@ -138,18 +140,17 @@ def check_input(
 ) -> None:
     """Input patterns -> nothing, or an error if they name no rows or lack columns.
 
-    Only the first file's columns are looked at; each worker looks at its own files.
+    Only the columns of the first file with rows are looked at; each worker looks at
+    those of its own files.
     """
-    files = match_files(patterns)
-    if not any(file.size_in_bytes for file in files):
-        raise InputError(f"the input is empty: {files[0].path} has 0 bytes")
-    for file in files:
-        format_of(file.path) if file_format is None else None
-    first = next(file.path for file in files if file.size_in_bytes)
-    schema = file_schema(first, file_format or format_of(first))
+    files = [(file.path, file_format or format_of(file.path)) for file in match_files(patterns)]
+    found = next((file for file in files if has_rows(*file)), None)
+    if found is None:
+        raise InputError(f"the input is empty: {files[0][0]} holds no rows, nor does any other")
+    schema = file_schema(*found)
     if schema is not None:
         check_fields(fields, columns.manifest, schema.names)
-        columns.names(schema, first)
+        columns.names(schema, found[0])
 
 
 def run(graph: ScoreFiles, options: PipelineOptions, parsed: Parsed) -> None:
@@ -158,16 +159,32 @@ def run(graph: ScoreFiles, options: PipelineOptions, parsed: Parsed) -> None:
     pipeline = beam.Pipeline(options=options)
     pipeline | "ScoreFiles" >> graph
     try:
-        with progress_line() if graph.show_progress else nullcontext():
+        with (
+            progress_line(sys.stderr) if graph.show_progress else nullcontext(),
+            nullcontext() if parsed.get(RunOptions).debug else quiet_workers(),
+        ):
             pipeline.run().wait_until_finish()
     except BaseException:
         discard(graph.scores)
         discard(graph.dead_letters)
         raise
     report = orjson.loads(read_bytes(graph.scores.report))
-    if report["run_id"] != graph.scores.run_id or not report["balanced"]:
-        raise OutputError(f"{graph.scores.report} is not this run's report")
     if parsed.get(RunOptions).json_summary:
         print(orjson.dumps(report).decode())
     else:
         print(summarise(report, time.monotonic() - begin))
+    if not report["rows_scored"]:
+        print("warning: not one row could be scored; look at the dead letters", file=sys.stderr)
+
+
+@contextmanager
+def quiet_workers() -> Iterator[None]:
+    """A run in this process -> what its workers print on standard error, told only if it ends well.
+
+    Beam prints the traceback of each failing bundle, several times; the error itself
+    is told once, at the end. Logging is not held back.
+    """
+    held = io.StringIO()
+    with redirect_stderr(held):
+        yield
+    sys.stderr.write(held.getvalue())

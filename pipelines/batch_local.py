@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from pipelines.command import Command, main
+from pipelines.command import Command, run_and_exit
 from pipelines.options import (
     FailureOptions,
     ModelOptions,
@@ -25,4 +25,4 @@ COMMAND = Command(
 )
 
 if __name__ == "__main__":
-    sys.exit(main(COMMAND, sys.argv[1:]))
+    run_and_exit(COMMAND, sys.argv[1:])

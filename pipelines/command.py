@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from model_handlers import errors
 from pipelines.options import Parsed, RunOptions, parse
@@ -53,6 +54,20 @@ def main(command: Command, argv: Sequence[str]) -> int:
     return 0
 
 
+def run_and_exit(command: Command, argv: Sequence[str]) -> NoReturn:
+    """A command and its arguments -> the end of the process, with the exit code.
+
+    After a failure Beam's worker threads may still run native code, which crashes
+    when the interpreter is taken down around it: the process ends at once instead.
+    """
+    code = main(command, argv)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code:
+        os._exit(code)
+    sys.exit(0)
+
+
 def _run(command: Command, parsed: Parsed) -> None:
     module, _, function = command.run.partition(":")
     getattr(importlib.import_module(module), function)(parsed)
@@ -63,6 +78,13 @@ def _set_logging(debug: bool) -> None:
     logging.basicConfig(level=logging.INFO if debug else logging.WARNING)
     if not debug:
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not: RunInference cannot measure a model's memory without SciPy, said once a worker."""
+    return not record.getMessage().startswith("Resource module is not available")
 
 
 _NAMES = {
@@ -70,9 +92,9 @@ _NAMES = {
     for name, kind in vars(errors).items()
     if isinstance(kind, type) and issubclass(kind, errors.MillraceError)
 }
-_RAISED = re.compile(
-    rf"^(?:[\w.]+\.)?({'|'.join(_NAMES)}): (.*?)(?: \[while running '.*)?$", re.MULTILINE
-)
+# Beam adds the step's name to whatever a worker raises.
+_WHERE = re.compile(r" \[while running '[^']*'\]")
+_RAISED = re.compile(rf"^(?:[\w.]+\.)?({'|'.join(_NAMES)}): (.*)$", re.MULTILINE)
 
 
 def explain(error: BaseException) -> errors.MillraceError:
@@ -84,13 +106,13 @@ def explain(error: BaseException) -> errors.MillraceError:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, errors.MillraceError):
-            return cause
+            return type(cause)(_WHERE.sub("", str(cause)))
         cause = cause.__cause__ or cause.__context__
     found = _RAISED.findall(str(error))
     if found:
         name, message = found[-1]
-        return _NAMES[name](message)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return _NAMES[name](_WHERE.sub("", message))
+    lines = [line.strip() for line in _WHERE.sub("", str(error)).splitlines() if line.strip()]
     told = lines[-1] if lines else ""
     return errors.MillraceError(
         f"unexpected {type(error).__name__}: {told}; run again with --debug for the traceback"

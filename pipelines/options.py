@@ -100,7 +100,7 @@ class ModelOptions:
     )
     batch_rows: int = flag(
         "rows of a record batch and of one forward pass at most",
-        8192,
+        32_768,
         label="Rows a batch",
         param_type="NUMBER",
         regex=r"[1-9]\d*",

@@ -7,7 +7,6 @@ added to the graph only for a terminal.
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -38,7 +37,7 @@ class ShowProgress(beam.PTransform):
 
 
 @contextmanager
-def progress_line(stream: TextIO = sys.stderr, every: float = 0.5) -> Iterator[None]:
+def progress_line(stream: TextIO, every: float = 0.5) -> Iterator[None]:
     """A terminal -> a line that is rewritten while the block runs, and removed after it."""
     global _rows
     _rows = 0

@@ -21,7 +21,7 @@ from typing import Any
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
-from model_handlers.errors import OutputError
+from model_handlers.errors import OutputError, UsageError, one_line
 
 SCORES = "scores"
 DEAD_LETTERS = "dead_letters"
@@ -43,6 +43,15 @@ class RunFolder:
     root: str
     run_id: str
     token: str
+
+    def __post_init__(self) -> None:
+        if not self.run_id or self.run_id[0] == "." or set(self.run_id) & set("/\\*?[]"):
+            raise UsageError(
+                f"run id {self.run_id!r}: expected a folder's name, not empty, without a dot at "
+                "its begin and without any of / \\ * ? [ ]"
+            )
+        if _is_remote(self.root) and set(self.root) & set("*?[]"):
+            raise UsageError(f"output folder {self.root!r}: expected one without * ? [ ]")
 
     def part(self, name: str) -> str:
         """A part's name -> its folder."""
@@ -67,19 +76,23 @@ def commit(
     Can be repeated after it stopped half-way: what is in place already stays.
     Raises OutputError.
     """
-    folders = {SCORES: scores, DEAD_LETTERS: dead_letters}
-    moves = dict(_moves(folders, staged))
+    moves = dict(_moves({SCORES: scores, DEAD_LETTERS: dead_letters}, staged))
+    kept = {os.path.basename(target) for target in moves.values()}
+    # Dead letters of an earlier attempt may lie beside its scores, whatever was asked for now.
+    parts = [scores.part(SCORES), scores.part(DEAD_LETTERS), dead_letters.part(DEAD_LETTERS)]
     try:
         _delete([scores.report])
-        for name, folder in folders.items():
-            _delete(path for path in _files_in(folder.part(name)) if path not in moves.values())
+        for part in parts:
+            _delete(path for path in _files_in(part) if os.path.basename(path) not in kept)
         for source, target in moves.items():
             _move(source, target)
-        make_folder(os.path.dirname(scores.report))
-        with create_file(scores.report) as handle:
+        make_folder(scores.staging)
+        unfinished = FileSystems.join(scores.staging, f"{scores.token}-report.json")
+        with create_file(unfinished) as handle:
             handle.write(report)
+        _move(unfinished, scores.report)
     except (BeamIOError, OSError) as error:
-        raise OutputError(f"the output cannot be put in place: {error}") from error
+        raise OutputError(f"the output cannot be put in place: {one_line(error)}") from error
     discard(scores)
     discard(dead_letters)
 
@@ -111,26 +124,41 @@ def discard(folder: RunFolder) -> None:
     """A run's folder -> no staging files of this run id, and no empty staging folder."""
     with contextlib.suppress(BeamIOError, OSError):
         _delete(_files_in(folder.staging))
-        if "://" not in folder.root:
-            for path in (folder.staging, os.path.dirname(folder.staging), folder.root):
-                os.rmdir(path)
+        if not _is_remote(folder.root):
+            os.rmdir(folder.staging)
+            os.rmdir(os.path.dirname(folder.staging))
 
 
+def _is_remote(path: str) -> bool:
+    return "://" in path
+
+
+# On the local filesystem not by Beam, which takes each path for a glob: in a folder
+# called `out*` it would delete the files of others.
 def _files_in(folder: str) -> list[str]:
-    found = FileSystems.match([FileSystems.join(folder, "*")])[0].metadata_list
-    return [file.path for file in found]
+    """A folder -> the files right in it; none if there is no such folder."""
+    if _is_remote(folder):
+        found = FileSystems.match([FileSystems.join(folder, "*")])[0].metadata_list
+        return [file.path for file in found]
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    paths = [os.path.join(folder, name) for name in names]
+    return [path for path in paths if not os.path.isdir(path)]
 
 
 def _delete(paths: Iterable[str]) -> None:
-    present = [path for path in paths if FileSystems.exists(path)]
-    if present:
-        FileSystems.delete(present)
+    for path in paths:
+        if not FileSystems.exists(path):
+            continue
+        if _is_remote(path):
+            FileSystems.delete([path])
+        else:
+            os.remove(path)
 
 
 def create_file(path: str) -> Any:
     """A path on any Beam filesystem -> a file open for writing. Raises OutputError."""
     try:
-        if "://" not in path:
+        if not _is_remote(path):
             return open(path, "wb")
         return FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED)
     except (BeamIOError, OSError) as error:
@@ -139,7 +167,7 @@ def create_file(path: str) -> Any:
 
 def make_folder(path: str) -> None:
     """A folder's path -> it exists, on filesystems that have folders. Raises OutputError."""
-    if "://" in path:
+    if _is_remote(path):
         return
     try:
         os.makedirs(path, exist_ok=True)

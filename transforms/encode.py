@@ -39,27 +39,36 @@ class OutputFields:
         return (*score, *self.outputs)
 
 
-def choose_fields(manifest: Manifest, names: Sequence[str] | None) -> OutputFields:
+def choose_fields(manifest: Manifest, names: Sequence[str] | None = None) -> OutputFields:
     """A manifest and the names a user chose, or None -> OutputFields.
 
     A name is a model output, or else a source column. Without names the manifest's
     own output_fields are taken, and all outputs if it has none. Raises UsageError
     for a name of our own columns.
     """
+    score = manifest.score_output
     every = tuple(spec.name for spec in manifest.outputs)
+    own = _OWN if score is not None else _OWN - {SCORE}
     if names is None:
-        default = manifest.output_fields or tuple(n for n in every if n != manifest.score_output)
-        return OutputFields(manifest.score_output, default)
+        chosen = manifest.output_fields or tuple(name for name in every if name != score)
+        chosen = tuple(name for name in chosen if not name == score == SCORE)
+        if taken := sorted(own.intersection(chosen)):
+            raise UsageError(
+                f"model {manifest.name} has outputs {', '.join(map(repr, taken))}, names that "
+                "output rows use otherwise: choose others with --output_fields"
+            )
+        return OutputFields(score, chosen)
     for name in names:
-        if name in _OWN:
+        if name in own:
             raise UsageError(
                 f"--output_fields: {name!r} is always written; leave it out (choose from the "
                 f"outputs {', '.join(every)} and the source's columns)"
             )
+    distinct = dict.fromkeys(names)
     return OutputFields(
-        manifest.score_output,
-        tuple(name for name in names if name in every),
-        tuple(name for name in names if name not in every),
+        score,
+        tuple(name for name in distinct if name in every),
+        tuple(name for name in distinct if name not in every),
     )
 
 

@@ -17,7 +17,7 @@ import orjson
 import pyarrow as pa
 
 from model_handlers.contract import Manifest
-from transforms.record_batch import PAYLOAD, ROW_ID, SOURCE
+from transforms.record_batch import PAYLOAD, ROW_ID, SOURCE, to_rows
 
 Stage = Literal["decode", "validate", "infer", "encode", "write"]
 
@@ -51,7 +51,9 @@ class Provenance:
     model_digest: str
 
     @classmethod
-    def of(cls, manifest: Manifest, run_id: str, pipeline: str) -> Provenance:
+    def of(
+        cls, manifest: Manifest, run_id: str = "unnamed", pipeline: str = "unnamed"
+    ) -> Provenance:
         """A model's manifest, a run and a pipeline's name -> Provenance."""
         return cls(run_id, pipeline, manifest.name, manifest.version, manifest.sha256)
 
@@ -129,17 +131,22 @@ def payloads(rows: pa.RecordBatch) -> list[bytes]:
     """A batch -> each row as it came: its message, or its source columns as JSON."""
     if PAYLOAD in rows.schema.names:
         return list(rows.column(PAYLOAD).to_pylist())
-    return [to_json(row) for row in rows.column(SOURCE).to_pylist()]
+    return [to_json(row[SOURCE]) for row in to_rows(rows.select([SOURCE]))]
 
 
 def to_json(value: Any) -> bytes:
-    """A row -> JSON. NaN and the infinities become strings, bytes become base64."""
+    """A row -> JSON. NaN and the infinities become strings, bytes become base64.
+
+    Raises TypeError or RecursionError for what JSON cannot hold, such as a list in itself.
+    """
     return orjson.dumps(_plain(value), default=str, option=orjson.OPT_NON_STR_KEYS)
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+        return str(value)
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadata
 from apache_beam.io.filesystems import FileSystems
 
-from model_handlers.errors import InputError, UsageError
+from model_handlers.errors import InputError, UsageError, one_line
+from transforms.text_lines import compression_of, without_compression
 
 FileFormat = Literal["parquet", "csv", "jsonl"]
 
@@ -24,7 +26,6 @@ _SUFFIXES: dict[str, FileFormat] = {
     ".ndjson": "jsonl",
     ".json": "jsonl",
 }
-_COMPRESSED = (".gz", ".bz2", ".zst", ".deflate")
 
 # Small enough to keep every core busy to the end, large enough that opening a file
 # (about a millisecond) is not felt.
@@ -51,8 +52,9 @@ class FileRange:
 def match_files(patterns: Sequence[str]) -> list[FileMetadata]:
     """Paths, globs or folders -> the files they name, by path, each once.
 
-    A folder means every file below it whose name starts with neither `_` nor `.`.
-    Raises InputError for a pattern that matches nothing.
+    A folder means every file below it. Names that start with `_` or `.` are left out,
+    unless a pattern asks for such names. Raises InputError for a pattern that matches
+    nothing.
     """
     found: dict[str, FileMetadata] = {}
     for pattern in patterns:
@@ -62,35 +64,43 @@ def match_files(patterns: Sequence[str]) -> list[FileMetadata]:
                 f"no input file matches {pattern!r}: check the path, and quote globs so that the "
                 "shell leaves them alone"
             )
-        found |= {file.path: file for file in files}
-    return [found[path] for path in sorted(found)]
+        for file in files:
+            # The same file under another spelling (./a, a) is the same file.
+            place = file.path if "://" in file.path else os.path.abspath(file.path)
+            found.setdefault(place, file)
+    return sorted(found.values(), key=lambda file: file.path)
 
 
 def _match(pattern: str) -> list[FileMetadata]:
     """One pattern -> its files; empty ones too, since an empty file is an error to be told."""
-    folder = pattern.rstrip("/")
+    if re.match(r"[^/]*[*?\[]", pattern):
+        # Beam finds nothing for a wildcard without a folder before it.
+        pattern = f"./{pattern}"
     try:
         if not pattern.endswith("/"):
             found = FileSystems.match([pattern])[0].metadata_list
-            files = [file for file in found if not os.path.isdir(file.path)]
+            # What a pattern says itself is wanted: the part before its first wildcard.
+            said = re.split(r"[*?\[]", pattern)[0].rpartition("/")[0]
+            asked = _is_hidden(pattern[len(said) :])
+            files = [f for f in found if asked or not _is_hidden(f.path[len(said) :])]
+            files = [f for f in files if not os.path.isdir(f.path)]
             if files:
                 return files
+        folder = pattern.rstrip("/")
         inside = FileSystems.match([FileSystems.join(folder, "**")])[0].metadata_list
     except (BeamIOError, ValueError) as error:
         raise InputError(f"input {pattern!r} cannot be listed: {error}") from error
-    return [file for file in inside if _is_data(file.path, folder)]
+    return [file for file in inside if not _is_hidden(file.path[len(folder) :])]
 
 
-def _is_data(path: str, folder: str) -> bool:
-    names = path[len(folder) :].strip("/").split("/")
-    return not any(name.startswith(("_", ".")) for name in names)
+def _is_hidden(path: str) -> bool:
+    """Whether a part of a path starts with `_` or `.`."""
+    return any(name.startswith(("_", ".")) for name in path.strip("/").split("/"))
 
 
 def format_of(path: str) -> FileFormat:
     """A path -> its format by suffix, behind a compression's. Raises UsageError."""
-    name = path.lower()
-    for compressed in _COMPRESSED:
-        name = name.removesuffix(compressed)
+    name = without_compression(path).lower()
     for suffix, found in _SUFFIXES.items():
         if name.endswith(suffix):
             return found
@@ -100,14 +110,6 @@ def format_of(path: str) -> FileFormat:
     )
 
 
-def open_file(path: str) -> Any:
-    """A path on any Beam filesystem -> an open file, decompressed by its suffix."""
-    try:
-        return FileSystems.open(path, compression_type=CompressionTypes.AUTO)
-    except (BeamIOError, OSError) as error:
-        raise InputError(f"input file {path} cannot be opened: {error}") from error
-
-
 def open_parquet(path: str) -> pq.ParquetFile:
     """A path -> an open Parquet file, its footer read. Raises InputError.
 
@@ -115,12 +117,13 @@ def open_parquet(path: str) -> pq.ParquetFile:
     """
     try:
         if "://" not in path:
-            return pq.ParquetFile(path)
+            # Buffering a row group ahead hides a network's latency; on a disk it only costs memory.
+            return pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True)
         handle = FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
-        return pq.ParquetFile(handle, pre_buffer=True)
+        return pq.ParquetFile(handle, pre_buffer=True, page_checksum_verification=True)
     except (pa.ArrowException, BeamIOError, OSError) as error:
         raise InputError(
-            f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}; it may be "
+            f"{path} is not a readable Parquet file: {one_line(error)}; it may be "
             "truncated, or of another format (--input_format)"
         ) from error
 
@@ -134,7 +137,7 @@ def split_file(file: FileMetadata, file_format: FileFormat | None) -> Iterator[F
     kind = file_format or format_of(file.path)
     if kind == "parquet":
         yield from _split_parquet(file.path)
-    elif file.path.lower().endswith(_COMPRESSED):
+    elif compression_of(file.path):
         yield FileRange(file.path, kind, 0, 1 << 62)
     else:
         for start in range(0, file.size_in_bytes, RANGE_BYTES):

@@ -6,11 +6,13 @@ import base64
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Protocol
 
-import numpy as np
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
+
+from transforms.record_batch import to_rows
 
 OutputFormat = Literal["parquet", "csv", "jsonl"]
 
@@ -31,7 +33,7 @@ class BatchWriter(Protocol):
 def open_writer(handle: Any, schema: pa.Schema, output_format: OutputFormat) -> BatchWriter:
     """An open file, a schema and a format -> a writer. Raises pa.ArrowException.
 
-    CSV holds no lists of varying length; every other schema fits every format.
+    CSV holds no bytes, objects or lists of varying length; the others hold all.
     """
     writers: dict[str, Callable[[Any, pa.Schema], BatchWriter]] = {
         "parquet": ParquetBatchWriter,
@@ -47,7 +49,9 @@ class ParquetBatchWriter:
     def __init__(self, handle: Any, schema: pa.Schema) -> None:
         # Only the lineage columns repeat; a dictionary of scores costs time and saves nothing.
         repeated = [f.name for f in schema if pa.types.is_dictionary(f.type)]
-        self._writer = pq.ParquetWriter(handle, schema, use_dictionary=repeated or False)
+        self._writer = pq.ParquetWriter(
+            handle, schema, use_dictionary=repeated or False, write_page_checksum=True
+        )
         self._schema = schema
         self._waiting: list[pa.RecordBatch] = []
         self._rows = 0
@@ -60,7 +64,7 @@ class ParquetBatchWriter:
             self._flush()
 
     def _flush(self) -> None:
-        if self._waiting:
+        if self._rows:
             table = pa.Table.from_batches(self._waiting, self._schema)
             self._writer.write_table(table, row_group_size=self._rows)
             self._waiting, self._rows = [], 0
@@ -79,14 +83,14 @@ class JsonLinesBatchWriter:
 
     def write(self, batch: pa.RecordBatch) -> None:
         """One batch -> lines."""
-        self._handle.write(b"".join(to_json_line(row) for row in batch.to_pylist()))
+        self._handle.write(b"".join(to_json_line(row) for row in to_rows(batch)))
 
     def close(self) -> None:
         """Nothing is buffered."""
 
 
 def to_json_line(row: dict[str, Any]) -> bytes:
-    """A row -> one line of JSON: times as ISO 8601, NaN as null.
+    """A row -> one line of JSON: times as ISO 8601, NaN and the infinities as null.
 
     Bytes become text; where they are no UTF-8, base64 under the name NAME_base64.
     """
@@ -106,8 +110,11 @@ class CsvBatchWriter:
     """Record batches -> CSV with a header; a list becomes one column an element."""
 
     def __init__(self, handle: Any, schema: pa.Schema) -> None:
-        empty = pa.RecordBatch.from_pylist([], schema=schema)
-        self._writer = pa_csv.CSVWriter(handle, flatten(empty).schema)
+        flat = flatten(pa.RecordBatch.from_pylist([], schema=schema)).schema
+        for field in flat:
+            if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type):
+                raise pa.ArrowInvalid(f"column {field.name!r} is {field.type}")
+        self._writer = pa_csv.CSVWriter(handle, flat)
 
     def write(self, batch: pa.RecordBatch) -> None:
         """One batch -> lines."""
@@ -130,9 +137,7 @@ def _flat_columns(name: str, column: pa.Array) -> Iterator[tuple[str, pa.Array]]
     if pa.types.is_dictionary(column.type):
         yield name, column.dictionary_decode()
     elif pa.types.is_fixed_size_list(column.type):
-        flat, width = column.flatten(), column.type.list_size
-        for i in range(width):
-            index = pa.array(np.arange(i, len(flat), width))
-            yield from _flat_columns(f"{name}_{i}", flat.take(index))
+        for i in range(column.type.list_size):
+            yield from _flat_columns(f"{name}_{i}", pc.list_element(column, i))
     else:
         yield name, column

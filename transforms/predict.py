@@ -93,18 +93,20 @@ class Predict(beam.PTransform):
     handler: a ModelHandler over record batches that answers with as many rows as it
         got, failed ones marked in `error`.
     manifest: the model's contract; its score_output is the score that must be finite.
+    provenance: what failure records say of the run; of the manifest alone by default.
     """
 
     handler: ModelHandler[pa.RecordBatch, pa.RecordBatch, Any]
     manifest: Manifest
-    provenance: Provenance
+    provenance: Provenance | None = None
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> Predicted:
         """validate -> RunInference -> split."""
-        validated = batches | "Validate" >> ValidateFeatures(self.manifest, self.provenance)
+        provenance = self.provenance or Provenance.of(self.manifest)
+        validated = batches | "Validate" >> ValidateFeatures(self.manifest, provenance)
         answers = validated.good | "RunInference" >> RunInference(self.handler)
         predicted = typed(answers) | "Split" >> SplitFailures(
-            self.manifest.score_output, self.provenance
+            self.manifest.score_output, provenance
         )
         failures = (validated.failures, predicted.failures) | "Failures" >> beam.Flatten()
         return Predicted(predicted.good, failures)

@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from codecs import BOM_UTF8
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
+from apache_beam.io.filesystem import FileMetadata
 
 from model_handlers.contract import Manifest
-from model_handlers.errors import InputError, nearest
-from transforms.decode import Decoded, RowFormat, decode_json
-from transforms.failures import Fault, Provenance, failure_batch, utc_now
+from model_handlers.errors import InputError, nearest, one_line
+from transforms.cells import is_number, is_text
+from transforms.csv_lines import read_header, read_lines
+from transforms.decode import Decoded, decode_json, emit
+from transforms.failures import Provenance
 from transforms.file_ranges import (
     FileFormat,
     FileRange,
     match_files,
-    open_file,
     open_parquet,
     split_file,
 )
-from transforms.record_batch import (
-    derived_ids,
-    rebatch,
-    source_batch,
-    typed,
-)
+from transforms.record_batch import derived_ids, rebatch, source_batch, typed
+from transforms.row_format import RowFormat
+from transforms.text_lines import line_blocks, open_text
 from transforms.validate import source_columns
-
-BLOCK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -45,14 +44,42 @@ class Columns:
 
     def names(self, available: pa.Schema, path: str) -> list[str]:
         """A file's columns -> those to read, in the file's order. Raises InputError."""
-        wanted = {c for group in source_columns(self.manifest, available).values() for c in group}
-        wanted |= {*self.keep, *filter(None, [self.id_column])}
-        for name in sorted(wanted - set(available.names)):
+        own = {*self.keep, *filter(None, [self.id_column])}
+        counts = Counter(available.names)
+        single = pa.schema([field for field in available if counts[field.name] == 1])
+        for name in sorted(own.union(self.manifest.features)):
+            if counts[name] > 1:
+                raise InputError(f"{path} has {counts[name]} columns {name!r}: expected one")
+        try:
+            wanted = own.union(*source_columns(self.manifest, single).values())
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        for name in sorted(wanted - set(single.names)):
             raise InputError(
-                f"{path} lacks column {name!r}{nearest(name, available.names)}; it has "
-                f"{', '.join(available.names[:40])}"
+                f"{path} lacks column {name!r}{nearest(name, single.names)}; it has "
+                f"{', '.join(single.names[:40])}"
             )
-        return [name for name in available.names if name in wanted]
+        if self.id_column is not None:
+            _check_id(path, single.field(self.id_column))
+        return [name for name in single.names if name in wanted]
+
+    def csv_types(self, names: Sequence[str]) -> dict[str, pa.DataType]:
+        """Names to read -> types to read them as: numbers, and text what is kept as it came."""
+        types = dict.fromkeys(names, pa.string())
+        for spec in self.manifest.inputs:
+            number = pa.float64() if spec.dtype.startswith("float") else pa.int64()
+            types |= {n: number for n in spec.columns if n in types}
+        return types | {n: pa.string() for n in (*self.keep, self.id_column) if n in types}
+
+
+def _check_id(path: str, column: pa.Field) -> None:
+    """Raises InputError for a type that has no text of its own, such as bytes or a list."""
+    kind = column.type
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (is_text(value) or is_number(value) or pa.types.is_temporal(value)):
+        raise InputError(
+            f"{path}: id column {column.name!r}: expected text, integers or times, got {kind}"
+        )
 
 
 def file_schema(path: str, file_format: FileFormat) -> pa.Schema | None:
@@ -61,8 +88,19 @@ def file_schema(path: str, file_format: FileFormat) -> pa.Schema | None:
         with open_parquet(path) as parquet:
             return parquet.schema_arrow
     if file_format == "csv":
-        return pa.schema([(name, pa.string()) for name in _csv_header(path)])
+        return pa.schema([(name, pa.string()) for name in read_header(path)])
     return None
+
+
+def has_rows(path: str, file_format: FileFormat) -> bool:
+    """A file -> whether it holds at least one row, told from its first bytes or its footer."""
+    if file_format == "parquet":
+        with open_parquet(path) as parquet:
+            return bool(parquet.metadata.num_rows)
+    with open_text(path) as handle:
+        if file_format == "csv":
+            handle.readline()
+        return any(line.strip() for line in iter(handle.readline, b""))
 
 
 def read_range(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[Decoded]:
@@ -95,141 +133,66 @@ def _read_parquet(part: FileRange, columns: Columns, batch_rows: int) -> Iterato
                 parquet.iter_batches(batch_rows, groups, columns=names, use_threads=False),
                 batch_rows,
             ):
-                yield _with_ids(batch, columns.id_column, prefix, part.first_row + rows)
+                positions = np.arange(batch.num_rows) + part.first_row + rows
+                yield _with_ids(batch, columns.id_column, prefix, positions)
                 rows += batch.num_rows
         except (pa.ArrowException, OSError) as error:
             raise InputError(
                 f"{part.path} is damaged in row groups {part.start} to {part.stop - 1}: "
-                f"{str(error).splitlines()[0]}"
+                f"{one_line(error)}"
             ) from error
     if rows != part.rows:
         raise InputError(f"{part.path}: its footer promises {part.rows} rows, it holds {rows}")
 
 
 def _with_ids(
-    batch: pa.RecordBatch, id_column: str | None, prefix: str, position: int
+    batch: pa.RecordBatch, id_column: str | None, prefix: str, positions: np.ndarray
 ) -> pa.RecordBatch:
-    """Columns as read, and the position of the first row -> a source batch.
+    """Columns as read, and each row's position in its file -> a source batch.
 
     A row whose id is null is still a row: it gets the derived one.
     """
     ids = None if id_column is None else batch.column(id_column).cast(pa.string())
     if ids is None or ids.null_count:
-        derived = derived_ids(prefix, position, batch.num_rows)
+        derived = derived_ids(prefix, positions)
         ids = derived if ids is None else pc.coalesce(ids, derived)
     return source_batch(ids, batch)
 
 
-def line_blocks(path: str, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
-    """A byte range of a text file -> (offset, whole lines) in blocks of some megabytes.
-
-    A line belongs to the range in which it begins, so ranges side by side give each
-    line once.
-    """
-    with open_file(path) as handle:
-        offset = start
-        if start > 0:
-            # The line that the byte before belongs to is the neighbour's.
-            handle.seek(start - 1)
-            offset = start - 1 + len(handle.readline())
-        while offset < stop:
-            block = handle.read(min(BLOCK_BYTES, stop - offset))
-            if not block:
-                return
-            if not block.endswith(b"\n"):
-                block += handle.readline()
-            yield offset, block
-            offset += len(block)
-
-
 def _read_jsonl(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[Decoded]:
-    row_format = RowFormat.of(columns.manifest, columns.id_column, columns.keep)
+    row_format = RowFormat(columns.manifest, columns.id_column, columns.keep)
     prefix = id_prefix(part.path)
-    for start_of_block, block in line_blocks(part.path, part.start, part.stop):
-        lines, positions, offset = [], [], start_of_block
-        for line in block.splitlines(keepends=True):
-            stripped = line.strip()
-            if stripped:
-                lines.append(stripped)
-                positions.append(f"{prefix}-{offset}")
-            offset += len(line)
-        for start in range(0, len(lines), batch_rows):
-            stop = start + batch_rows
-            yield decode_json(lines[start:stop], positions[start:stop], row_format)
-
-
-def _csv_header(path: str) -> list[str]:
-    """A CSV file -> the names in its first line. Raises InputError."""
-    with open_file(path) as handle:
-        line = handle.readline()
-    if not line.strip():
-        raise InputError(f"{path} is empty: expected a CSV file with a header line")
-    try:
-        return list(pa_csv.read_csv(pa.BufferReader(line)).column_names)
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{path}: its first line is not a CSV header: {error}") from error
+    for offset, block in line_blocks(part.path, part.start, part.stop):
+        lines, ids = [], []
+        start = offset
+        for line in block.split(b"\n"):
+            # Some editors on Windows mark the begin of a file as UTF-8.
+            text = line.removeprefix(BOM_UTF8).strip() if start == 0 else line.strip()
+            if text:
+                lines.append(text)
+                ids.append(f"{prefix}-{start}")
+            start += len(line) + 1
+        for i in range(0, len(lines), batch_rows):
+            yield decode_json(lines[i : i + batch_rows], ids[i : i + batch_rows], row_format)
 
 
 def _read_csv(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[Decoded]:
-    header = _csv_header(part.path)
+    header = read_header(part.path)
     names = columns.names(pa.schema([(name, pa.string()) for name in header]), part.path)
-    for offset, block in line_blocks(part.path, part.start, part.stop):
-        skip = 1 if offset == 0 else 0
-        table, faults, payloads = _parse_csv(block, header, names, columns, skip, part.path)
-        prefix = f"{id_prefix(part.path)}-{offset}"
-        position = 0
-        for batch in table.combine_chunks().to_batches(batch_rows):
-            yield Decoded(_with_ids(batch, columns.id_column, prefix, position), [], [], [])
-            position += batch.num_rows
-        failed_ids = [f"{prefix}-unreadable-{i}" for i in range(len(faults))]
-        yield Decoded(None, list(failed_ids), payloads, faults)
-
-
-def _parse_csv(
-    block: bytes,
-    header: Sequence[str],
-    names: Sequence[str],
-    columns: Columns,
-    skip: int,
-    path: str,
-) -> tuple[pa.Table, list[Fault], list[bytes]]:
-    """Whole lines of a CSV file -> the named columns; lines of another width apart.
-
-    Features are read as numbers; where one is text they are all read as text, which
-    validation then judges row by row.
-    """
-    faults: list[Fault] = []
-    payloads: list[bytes] = []
-
-    def reject(row: Any) -> str:
-        message = f"expected {row.expected_columns} columns, got {row.actual_columns}"
-        faults.append(Fault("wrong_width", message))
-        payloads.append((row.text or "").encode())
-        return "skip"
-
-    features = set(columns.manifest.features)
-    for number in (pa.float64(), pa.string()):
-        faults.clear()
-        payloads.clear()
-        try:
-            table = pa_csv.read_csv(
-                pa.BufferReader(block),
-                pa_csv.ReadOptions(column_names=list(header), skip_rows=skip, use_threads=False),
-                pa_csv.ParseOptions(invalid_row_handler=reject),
-                pa_csv.ConvertOptions(
-                    column_types={n: number if n in features else pa.string() for n in names},
-                    include_columns=list(names),
-                    strings_can_be_null=True,
-                ),
-            )
-        except pa.ArrowInvalid as error:
-            if number == pa.float64() and "CSV conversion error" in str(error):
-                continue
-            if "Empty CSV file" in str(error):
-                return pa.table({n: pa.array([], pa.string()) for n in names}), faults, payloads
-            raise InputError(f"{path} is not readable as CSV: {error}") from error
-        return table, faults, payloads
-    raise InputError(f"{path} is not readable as CSV, not even as text")
+    types, prefix = columns.csv_types(names), id_prefix(part.path)
+    for begin, block in line_blocks(part.path, part.start, part.stop):
+        head = block.find(b"\n") + 1 or len(block) if begin == 0 else 0
+        for rows in read_lines(block[head:], begin + head, header, types):
+            start = 0
+            for batch in rows.columns.combine_chunks().to_batches(batch_rows):
+                offsets = rows.offsets[start : start + batch.num_rows]
+                yield Decoded(_with_ids(batch, columns.id_column, prefix, offsets), [], [], [])
+                start += batch.num_rows
+            if rows.failed:
+                ids = [f"{prefix}-{offset}" for offset, _, _ in rows.failed]
+                yield Decoded(
+                    None, ids, [line for _, line, _ in rows.failed], [f for _, _, f in rows.failed]
+                )
 
 
 class Read(NamedTuple):
@@ -249,18 +212,7 @@ class _ReadRangeDoFn(beam.DoFn):
 
     def process(self, part: FileRange) -> Iterator[pa.RecordBatch | beam.pvalue.TaggedOutput]:
         for decoded in read_range(part, self._columns, self._batch_rows):
-            if decoded.batch is not None and decoded.batch.num_rows:
-                yield decoded.batch
-            if decoded.faults:
-                failures = failure_batch(
-                    decoded.failed_ids,
-                    decoded.failed_payloads,
-                    decoded.faults,
-                    stage="decode",
-                    provenance=self._provenance,
-                    failed_at=utc_now(),
-                )
-                yield beam.pvalue.TaggedOutput("failures", failures)
+            yield from emit(decoded, self._provenance)
 
 
 @dataclass
@@ -275,18 +227,22 @@ class ReadFiles(beam.PTransform):
     columns: Columns
     provenance: Provenance
     file_format: FileFormat | None = None
-    batch_rows: int = 8192
+    batch_rows: int = 32_768
 
-    def _split(self, patterns: Sequence[str]) -> Iterable[FileRange]:
-        for file in match_files(patterns):
-            yield from split_file(file, self.file_format)
+    def _split(self, file: FileMetadata) -> Iterator[FileRange]:
+        return split_file(file, self.file_format)
 
     def expand(self, pipeline: beam.Pipeline) -> Read:
-        """match -> split -> spread over workers -> read."""
-        ranges = pipeline | "Patterns" >> beam.Create([list(self.patterns)])
-        ranges |= "Split" >> beam.FlatMap(self._split)
-        spread = ranges | "Spread" >> beam.Reshuffle()
-        read = spread | "Read" >> beam.ParDo(
+        """match -> spread the files -> split -> spread the ranges -> read."""
+        patterns = pipeline | "Patterns" >> beam.Create([list(self.patterns)])
+        files = patterns | "Match" >> beam.FlatMap(match_files)
+        ranges = (
+            files
+            | "SpreadFiles" >> beam.Reshuffle()
+            | "Split" >> beam.FlatMap(self._split)
+            | "SpreadRanges" >> beam.Reshuffle()
+        )
+        read = ranges | "Read" >> beam.ParDo(
             _ReadRangeDoFn(self.columns, self.provenance, self.batch_rows)
         ).with_outputs("failures", main="good")
         return Read(typed(read.good), typed(read.failures))

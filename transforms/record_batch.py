@@ -17,6 +17,7 @@ costs nothing: a struct only refers to its children.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -48,10 +49,28 @@ def struct_columns(batch: pa.RecordBatch, name: str) -> dict[str, pa.Array]:
     return {f.name: column.field(i) for i, f in enumerate(column.type)}
 
 
-def derived_ids(prefix: str, start: int, rows: int) -> pa.Array:
-    """A prefix and a position -> `prefix-start`, `prefix-(start+1)`, ... as strings."""
-    numbers = pc.cast(pa.array(np.arange(start, start + rows)), pa.string())
-    return pc.binary_join_element_wise(prefix, numbers, "-")
+def to_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """A batch -> one dict a row. Times lose what is finer than a microsecond, as in Python."""
+    schema = pa.schema([f.with_type(_in_microseconds(f.type)) for f in batch.schema])
+    same = schema.equals(batch.schema)
+    return list((batch if same else batch.cast(schema, safe=False)).to_pylist())
+
+
+def _in_microseconds(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_struct(kind):
+        return pa.struct([f.with_type(_in_microseconds(f.type)) for f in kind])
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_in_microseconds(kind.value_type)))
+    if pa.types.is_timestamp(kind) and kind.unit == "ns":
+        return pa.timestamp("us", kind.tz)
+    if pa.types.is_duration(kind) and kind.unit == "ns":
+        return pa.duration("us")
+    return pa.time64("us") if kind == pa.time64("ns") else kind
+
+
+def derived_ids(prefix: str, positions: np.ndarray) -> pa.Array:
+    """A prefix and integers [rows] -> `prefix-position` of each, as strings."""
+    return pc.binary_join_element_wise(prefix, pc.cast(pa.array(positions), pa.string()), "-")
 
 
 def slices(rows: int, size: int) -> Iterator[slice]:
@@ -103,6 +122,10 @@ class RecordBatchCoder(coders.Coder):  # type: ignore[misc]
         """Bytes -> record batch; its buffers lie in `encoded`."""
         with pa.ipc.open_stream(encoded) as reader:
             return reader.read_next_batch()
+
+    def estimate_size(self, value: pa.RecordBatch) -> int:
+        """Record batch -> about its bytes. Runners sample sizes; encoding to know one is dear."""
+        return int(value.nbytes)
 
     def is_deterministic(self) -> bool:
         """Not promised: Arrow may lay out equal batches differently."""

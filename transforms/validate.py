@@ -7,7 +7,7 @@ there at all, or of a type that is never a number, is a fault of the source.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +18,17 @@ import pyarrow.compute as pc
 
 from model_handlers.contract import InputSpec, Manifest
 from model_handlers.errors import InputError, nearest
+from transforms.cells import (
+    INFINITE,
+    NAN,
+    NULL,
+    WRONG,
+    is_list,
+    is_number,
+    is_text,
+    limits,
+    read_cells,
+)
 from transforms.failures import Fault, Provenance, failed_rows, utc_now
 from transforms.record_batch import INPUTS, SOURCE, struct_columns, typed
 
@@ -38,11 +49,12 @@ def _columns_of(spec: InputSpec, manifest: Manifest, available: pa.Schema) -> tu
     missing = [column for column in spec.columns if column not in available.names]
     if not missing:
         for column in spec.columns:
-            _check_type(column, available.field(column).type, spec)
+            _check_type(column, available.field(column).type, spec, spec.is_list_column)
         return spec.columns
     vectors = [spec.name] + ([VECTOR_COLUMN] if len(manifest.inputs) == 1 else [])
     for name in vectors:
-        if name in available.names and _is_list(available.field(name).type):
+        if name in available.names and is_list(available.field(name).type):
+            _check_type(name, available.field(name).type, spec, True)
             return (name,)
     first = missing[0]
     more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -52,34 +64,17 @@ def _columns_of(spec: InputSpec, manifest: Manifest, available: pa.Schema) -> tu
     )
 
 
-def _check_type(column: str, kind: pa.DataType, spec: InputSpec) -> None:
-    if spec.is_list_column != _is_list(kind) or not (_is_list(kind) or _is_number(kind)):
-        expected = f"a list of {spec.width} numbers" if spec.is_list_column else "a number"
+def _check_type(column: str, kind: pa.DataType, spec: InputSpec, list_wanted: bool) -> None:
+    """Raises InputError for a type whose cells can never be what the input needs."""
+    value = kind.value_type if is_list(kind) or pa.types.is_dictionary(kind) else kind
+    # Numbers as text are common in single columns, not in lists.
+    fits = is_number(value) or (is_text(value) and not list_wanted)
+    if is_list(kind) != list_wanted or not fits:
+        expected = f"a list of {spec.width} numbers" if list_wanted else "a number"
         raise InputError(
             f"column {column!r}: expected {expected}, got {kind}: convert it in the source, or "
             "leave it out of the model's inputs"
         )
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    )
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_floating(kind)
-        or pa.types.is_integer(kind)
-        or pa.types.is_boolean(kind)
-        or pa.types.is_decimal(kind)
-        or pa.types.is_null(kind)
-        or _is_text(kind)
-    )
 
 
 class _Faults:
@@ -88,9 +83,10 @@ class _Faults:
     def __init__(self) -> None:
         self.by_row: dict[int, Fault] = {}
 
-    def add(self, mask: np.ndarray, reason: str, column: str, message: str) -> None:
-        for row in np.flatnonzero(mask).tolist():
-            self.by_row.setdefault(row, Fault(reason, f"column {column}: {message}", column))
+    def add(self, rows: Iterable[int], reason: str, column: str, message: str) -> None:
+        fault = Fault(reason, f"column {column}: {message}", column)
+        for row in rows:
+            self.by_row.setdefault(row, fault)
 
 
 def validate(
@@ -105,11 +101,8 @@ def validate(
     faults = _Faults()
     tensors = []
     for spec in manifest.inputs:
-        arrays = [columns[name] for name in names[spec.name]]
-        vector = spec.is_list_column or names[spec.name] != spec.columns
-        fill = [_imputed(spec, column, manifest) for column in spec.columns]
-        build = _from_list if vector else _from_columns
-        tensors.append(build(arrays, spec, fill, faults))
+        arrays = [_decoded(columns[name]) for name in names[spec.name]]
+        tensors.append(_tensor(arrays, spec, manifest, faults))
     if not faults.by_row:
         return batch.append_column(INPUTS, _struct(tensors, manifest)), batch.slice(0, 0), []
     bad = np.array(sorted(faults.by_row))
@@ -123,12 +116,12 @@ def validate(
     )
 
 
-def _imputed(spec: InputSpec, column: str, manifest: Manifest) -> float | None:
-    return manifest.statistics[column].mean if column in spec.impute else None
+def _decoded(array: pa.Array) -> pa.Array:
+    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
 
 
 def _struct(tensors: Sequence[np.ndarray], manifest: Manifest) -> pa.StructArray:
-    """Arrays [rows, width] or [rows] by input -> the column `inputs`, without a copy."""
+    """Arrays [rows, width] by input -> the column `inputs`, without a copy."""
     arrays = []
     for tensor, spec in zip(tensors, manifest.inputs, strict=True):
         flat = pa.array(tensor.reshape(-1))
@@ -136,139 +129,83 @@ def _struct(tensors: Sequence[np.ndarray], manifest: Manifest) -> pa.StructArray
     return pa.StructArray.from_arrays(arrays, names=[spec.name for spec in manifest.inputs])
 
 
-def _from_columns(
-    arrays: Sequence[pa.Array], spec: InputSpec, fill: Sequence[float | None], faults: _Faults
+def _tensor(
+    arrays: Sequence[pa.Array], spec: InputSpec, manifest: Manifest, faults: _Faults
 ) -> np.ndarray:
-    """One column an element -> [rows, width]; faults go to `faults`."""
-    matrix = np.empty((len(arrays[0]), len(arrays)), dtype=_working_dtype(spec, arrays))
-    # Beyond float32 a value becomes an infinity, which is then found as one.
-    with np.errstate(over="ignore"):
-        for i, array in enumerate(arrays):
-            if _is_text(array.type):
-                matrix[:, i], no_number = _parse_text(array)
-                message = f"expected a number, got text{_example(array, no_number)}"
-                faults.add(no_number, "wrong_type", spec.columns[i], message)
-            else:
-                matrix[:, i] = _numbers(array)
-    _check_values(matrix, spec, spec.columns, fill, faults, lambda i: _null_mask(arrays[i]))
-    return matrix.astype(spec.dtype, copy=False)
+    """The columns of an input -> [rows, width], imputed; rows with a fault go to `faults`."""
+    if is_list(arrays[0].type):
+        values, state = _from_list(arrays[0], spec, faults)
+    else:
+        values, state = _from_columns(arrays, spec)
+    if state.any():
+        _impute(values, state, spec, manifest)
+        _tell(state, arrays, spec, faults)
+    return values
 
 
-def _from_list(
-    arrays: Sequence[pa.Array], spec: InputSpec, fill: Sequence[float | None], faults: _Faults
-) -> np.ndarray:
-    """One list column -> [rows, width]; faults go to `faults`."""
-    (array,) = arrays
+def _from_columns(arrays: Sequence[pa.Array], spec: InputSpec) -> tuple[np.ndarray, np.ndarray]:
+    """One column an element -> values and states of cells, both [rows, width]."""
+    values = np.empty((len(arrays[0]), len(arrays)), dtype=spec.dtype)
+    state = np.zeros(values.shape, dtype=np.uint8)
+    for i, array in enumerate(arrays):
+        values[:, i], cells = read_cells(array, spec.dtype)
+        if cells is not None:
+            state[:, i] = cells
+    return values, state
+
+
+def _from_list(array: pa.Array, spec: InputSpec, faults: _Faults) -> tuple[np.ndarray, np.ndarray]:
+    """One list column -> values and states of cells; lists of another length go to `faults`."""
     lengths = np.asarray(pc.fill_null(pc.list_value_length(array), -1))
     fits = lengths == spec.width
+    faults.add(_where(lengths == -1), "null", spec.name, "expected a list, got null")
+    for length in np.unique(lengths[~fits & (lengths >= 0)]).tolist():
+        message = f"expected {spec.width} values, got {length}"
+        faults.add(_where(lengths == length), "wrong_width", spec.name, message)
+    values = np.zeros((len(array), spec.width), dtype=spec.dtype)
+    state = np.zeros(values.shape, dtype=np.uint8)
+    flat = (array if fits.all() else array.filter(pa.array(fits))).flatten()
+    numbers, cells = read_cells(flat, spec.dtype)
+    values[fits] = numbers.reshape(-1, spec.width)
+    if cells is not None:
+        state[fits] = cells.reshape(-1, spec.width)
+    return values, state
+
+
+def _impute(values: np.ndarray, state: np.ndarray, spec: InputSpec, manifest: Manifest) -> None:
+    """Nulls and NaNs of imputed columns become the training mean, rounded for integers."""
+    for i, column in enumerate(spec.columns):
+        if column in spec.impute:
+            mean = manifest.statistics[column].mean
+            lacking = (state[:, i] == NULL) | (state[:, i] == NAN)
+            values[lacking, i] = mean if values.dtype.kind == "f" else round(mean)
+            state[lacking, i] = 0
+
+
+def _tell(state: np.ndarray, arrays: Sequence[pa.Array], spec: InputSpec, faults: _Faults) -> None:
+    """States of cells, [rows, width] -> what is wrong, added to `faults` column by column."""
     names = spec.columns
     if len(names) != spec.width:
         names = tuple(f"{names[0]}[{i}]" for i in range(spec.width))
-    faults.add(lengths == -1, "null", spec.name, "expected a list, got null")
-    for length in np.unique(lengths[~fits & (lengths >= 0)]).tolist():
-        message = f"expected {spec.width} values, got {length}"
-        faults.add(lengths == length, "wrong_width", spec.name, message)
-    values = (array if fits.all() else array.filter(pa.array(fits))).flatten()
-    matrix = np.zeros((len(array), spec.width), dtype=_working_dtype(spec, [values]))
-    nulls = np.zeros(matrix.shape, dtype=bool)
-    with np.errstate(over="ignore"):
-        matrix[fits] = _numbers(values).reshape(-1, spec.width)
-    nulls[fits] = _null_mask(values).reshape(-1, spec.width)
-    _check_values(matrix, spec, names, [*fill, *[None] * spec.width], faults, lambda i: nulls[:, i])
-    return matrix.astype(spec.dtype, copy=False)
-
-
-def _working_dtype(spec: InputSpec, arrays: Sequence[pa.Array]) -> str:
-    """What values are gathered in: the tensor's dtype, or float64 where integers may lack."""
-    if spec.dtype.startswith("float"):
-        return spec.dtype
-    whole = all(pa.types.is_integer(a.type) and a.null_count == 0 for a in arrays)
-    return "int64" if whole else "float64"
-
-
-def _numbers(array: pa.Array) -> np.ndarray:
-    """A column of any numeric type -> its values, NaN for null."""
-    if pa.types.is_decimal(array.type) or pa.types.is_null(array.type):
-        array = array.cast(pa.float64())
-    elif pa.types.is_boolean(array.type):
-        array = array.cast(pa.uint8())
-    return array.to_numpy(zero_copy_only=False)
-
-
-def _null_mask(array: pa.Array) -> np.ndarray:
-    return array.is_null().to_numpy(zero_copy_only=False)
-
-
-def _parse_text(array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """A column of text -> its numbers (0 where there is none), and where it is no number.
-
-    An empty text is a null.
-    """
-    array = pc.utf8_trim_whitespace(array)
-    array = pc.if_else(pc.equal(array, ""), None, array)
-    try:
-        return _numbers(array.cast(pa.float64())), np.zeros(len(array), dtype=bool)
-    except pa.ArrowInvalid:
-        parsed = [_parse_number(text) for text in array.to_pylist()]
-    no_number = np.array([value is None for value in parsed])
-    return np.array([0.0 if value is None else value for value in parsed]), no_number
-
-
-def _parse_number(text: str | None) -> float | None:
-    """One text -> its number, NaN for null, None if it is no number."""
-    if text is None:
-        return float("nan")
-    try:
-        # float() takes 1_000 as well, which is no number in any data format.
-        return None if "_" in text else float(text)
-    except ValueError:
-        return None
-
-
-def _example(array: pa.Array, mask: np.ndarray) -> str:
-    """The first masked text, shortened, for a message; empty if none is masked."""
-    rows = np.flatnonzero(mask)
-    return f", for instance {array[int(rows[0])].as_py()[:40]!r}" if len(rows) else ""
-
-
-def _check_values(
-    matrix: np.ndarray,
-    spec: InputSpec,
-    names: Sequence[str],
-    fill: Sequence[float | None],
-    faults: _Faults,
-    null_mask: Callable[[int], np.ndarray],
-) -> None:
-    """[rows, width] as gathered -> imputed in place, what is wrong added to `faults`."""
-    if matrix.dtype.kind == "f":
-        for i, mean in enumerate(fill):
-            if mean is not None:
-                np.copyto(matrix[:, i], mean, where=np.isnan(matrix[:, i]))
-        finite = np.isfinite(matrix)
-        if not finite.all():
-            for i in np.flatnonzero(~finite.all(axis=0)).tolist():
-                nulls = null_mask(i)
-                faults.add(nulls & ~finite[:, i], "null", names[i], "null")
-                message = f"NaN or infinity, or beyond {spec.dtype}"
-                faults.add(~nulls & ~finite[:, i], "not_finite", names[i], message)
-            # What a cast of these would give is undefined; the rows are dropped anyway.
-            matrix[~finite] = 0
+    expected = "a number"
     if not spec.dtype.startswith("float"):
-        _check_integers(matrix, spec, names, faults)
+        low, high = limits(spec.dtype)
+        expected = f"{spec.dtype}, an integer from {low} to {high}"
+    for i in np.flatnonzero(state.any(axis=0)).tolist():
+        cells, name = state[:, i], names[i]
+        faults.add(_where(cells == NULL), "null", name, "null")
+        faults.add(_where(cells == NAN), "not_finite", name, "NaN")
+        infinite = f"infinite, or beyond {spec.dtype}"
+        faults.add(_where(cells == INFINITE), "not_finite", name, infinite)
+        for row in _where(cells == WRONG):
+            cell = arrays[0][row][i] if is_list(arrays[0].type) else arrays[i][row]
+            message = f"expected {expected}, got {str(cell.as_py())[:40]!r}"
+            faults.add([row], "wrong_type", name, message)
 
 
-def _check_integers(
-    matrix: np.ndarray, spec: InputSpec, names: Sequence[str], faults: _Faults
-) -> None:
-    """[rows, width] of numbers for an integer tensor -> what does not fit added to `faults`."""
-    low, high = (
-        (0, 1) if spec.dtype == "bool" else (np.iinfo(spec.dtype).min, np.iinfo(spec.dtype).max)
-    )
-    fits = (matrix >= low) & (matrix <= high) & (matrix == np.trunc(matrix))
-    for i in np.flatnonzero(~fits.all(axis=0)).tolist():
-        message = f"expected {spec.dtype}, an integer from {low} to {high}"
-        faults.add(~fits[:, i], "wrong_type", names[i], message)
-    matrix[~fits] = 0
+def _where(mask: np.ndarray) -> list[int]:
+    rows: list[int] = np.flatnonzero(mask).tolist()
+    return rows
 
 
 @beam.typehints.with_input_types(pa.RecordBatch)

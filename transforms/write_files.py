@@ -63,7 +63,7 @@ class _StageDoFn(beam.DoFn):
     def _write(self, batch: pa.RecordBatch) -> None:
         try:
             self._writer.write(batch)
-        except OSError as error:
+        except (OSError, pa.ArrowException) as error:
             raise OutputError(f"{self._path} cannot be written: {error}") from error
         self._rows += batch.num_rows
         self._bytes += batch.nbytes
@@ -72,7 +72,7 @@ class _StageDoFn(beam.DoFn):
         try:
             self._writer.close()
             self._handle.close()
-        except OSError as error:
+        except (OSError, pa.ArrowException) as error:
             raise OutputError(f"{self._path} cannot be written: {error}") from error
         self._handle = None
         return StagedFile(self._part, self._path, self._rows)

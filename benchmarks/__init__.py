@@ -1,0 +1,1 @@
+"""Benchmarks: programs that measure, their results committed beside them."""

@@ -1,0 +1,188 @@
+"""File to file: Millrace, stock Beam and a plain loop score the same Parquet files.
+
+python -m benchmarks.files --rows 1000000 10000000 --rounds 3
+
+Each contestant must first score a small file exactly as the eager model does; then they take
+turns, each run in a process of its own.
+"""
+
+import argparse
+import datetime
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.chart import draw
+from benchmarks.contestant import LATENT
+from benchmarks.gate import TOLERANCE, find_faults, read_scores, reference
+from benchmarks.machine import describe_machine, versions
+from benchmarks.measure import ENVIRONMENT, SAMPLE_SECONDS, ContestantError, Measured, measure
+from benchmarks.summary import summarise
+from examples.transactions.build import build
+from examples.transactions.data import write_parquet
+
+CONTESTANTS = ("millrace", "stock_beam", "plain_loop")
+STOCK = "stock_beam"
+SEED = 11
+GATE_ROWS = 20_000
+NOISE = 0.05
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A folder for data, model and outputs, and who takes part."""
+
+    folder: Path
+    contestants: tuple[str, ...]
+
+    def data(self, rows: int) -> Path:
+        """Row count -> a Parquet file of as many transactions, made if it is missing."""
+        path = self.folder / f"transactions-{rows}.parquet"
+        if not path.exists():
+            print(f"making {rows:,} transactions", flush=True)
+            unfinished = path.with_suffix(".unfinished")
+            write_parquet(unfinished, rows, seed=SEED)
+            unfinished.rename(path)
+        return path
+
+    def model(self) -> Path:
+        """-> the folder of the model package, made if it is missing."""
+        example = self.folder / "example"
+        package = example / "model"
+        if not (package / "model.json").exists():
+            print("training and packaging the model", flush=True)
+            build(example, rows=1_000, train_rows=100_000, seed=SEED)
+        return package
+
+    def output(self, name: str) -> Path:
+        """Contestant -> an empty place for what it writes."""
+        folder = self.folder / "out" / name
+        shutil.rmtree(folder, ignore_errors=True)
+        return folder
+
+    def run(self, name: str, rows: int) -> Measured:
+        """Contestant and row count -> one measured run.
+
+        Raises:
+            ContestantError: It failed, or wrote another number of rows.
+        """
+        command = [sys.executable, "-m", f"benchmarks.{name}"]
+        command += ["--input", str(self.data(rows)), "--output", str(self.output(name))]
+        measured = measure([*command, "--model", str(self.model())])
+        if measured.report.rows != rows:
+            raise ContestantError(f"{name} wrote {measured.report.rows} rows of {rows}")
+        return measured
+
+
+def gate(bench: Bench, rows: int) -> dict[str, list[str]]:
+    """Contestants -> the faults of each on a small file; no fault, no entry."""
+    expected = reference(bench.data(rows), bench.model() / "model.pt")
+    faults: dict[str, list[str]] = {}
+    for name in bench.contestants:
+        try:
+            bench.run(name, rows)
+            found = find_faults(read_scores(bench.folder / "out" / name), expected)
+        except (ContestantError, ValueError) as error:
+            found = [str(error)]
+        print(f"gate {name}: {'FAIL' if found else 'ok'}", flush=True)
+        if found:
+            faults[name] = found
+    return faults
+
+
+def compete(bench: Bench, rows: int, stock_rows: int, rounds: int) -> dict[str, Any]:
+    """Row count and number of rounds -> the summary; the contestants take turns in each round."""
+    measured: dict[str, list[Measured]] = {name: [] for name in bench.contestants}
+    for turn in range(rounds):
+        for name in bench.contestants:
+            own_rows = min(rows, stock_rows) if name == STOCK else rows
+            _warm(bench.data(own_rows))
+            run = bench.run(name, own_rows)
+            measured[name].append(run)
+            _tell(name, turn, run)
+    return {"rows": rows, **summarise(measured)}
+
+
+def _warm(path: Path) -> None:
+    """File -> read once, so that all contestants find it in the page cache."""
+    with path.open("rb") as file:
+        while file.read(1 << 24):
+            pass
+
+
+def _tell(name: str, turn: int, run: Measured) -> None:
+    """One run -> a line; a busy neighbour is told, for it spoils the figures."""
+    report = run.report
+    line = f"round {turn + 1} {name:>10}: {report.rows:>11,} rows in {report.run_seconds:8.2f} s"
+    line += f" {report.rows / report.run_seconds:>12,.0f} rows/s {run.peak_bytes / 1e6:6,.0f} MB"
+    if run.other_cpu_share > NOISE:
+        line += f"  (others used {run.other_cpu_share:.0%} of the machine)"
+    print(line, flush=True)
+
+
+def describe(args: argparse.Namespace, sizes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Settings and summaries -> the results as they are written."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "versions": versions(),
+        "machine": describe_machine(),
+        "rounds": args.rounds,
+        "latent": LATENT,
+        "environment": ENVIRONMENT,
+        "gate": {"rows": GATE_ROWS, "tolerance": TOLERANCE, "passed": True},
+        "method": {
+            "run_seconds": "first read to last write; for the two Beam programs from the "
+            "construction of the pipeline on, the loading of the model included",
+            "process_seconds": "the whole process, start-up and imports included",
+            "cpu_seconds": "user and system time of the process tree, start-up included",
+            "run_cpu_seconds_per_million_rows": "the same during run_seconds only",
+            "peak_mb": "resident memory of the process plus unshared memory of its "
+            f"descendants, sampled every {SAMPLE_SECONDS * 1000:.0f} ms, 10^6 bytes",
+            "ratios": "of the medians of rows_per_second",
+        },
+        "sizes": list(sizes),
+    }
+
+
+def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Command line -> settings."""
+    parser = argparse.ArgumentParser(description="Compare file-to-file scoring.")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--stock_rows", type=int, default=200_000, help="stock Beam scores at most as many rows"
+    )
+    parser.add_argument("--workdir", type=Path, default=Path("build/bench"))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=CONTESTANTS)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line -> files.json and files.png in the output folder; 1 if the gate fails."""
+    args = read_arguments(argv)
+    args.workdir.mkdir(parents=True, exist_ok=True)
+    bench = Bench(args.workdir, tuple(args.contestants))
+    faults = gate(bench, GATE_ROWS)
+    if faults:
+        for name, lines in faults.items():
+            print(f"FAIL {name}: {'; '.join(lines)}", file=sys.stderr)
+        return 1
+    sizes = [compete(bench, rows, args.stock_rows, args.rounds) for rows in args.rows]
+    results = describe(args, sizes)
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / "files.json").write_text(json.dumps(results, indent=1) + "\n")
+    draw(results, args.output / "files.png")
+    for size in sizes:
+        told = ", ".join(f"{pair} {ratio:.3g}x" for pair, ratio in size["ratios"].items())
+        print(f"{size['rows']:,} rows: {told or 'no ratios'}")
+    print(f"wrote {args.output / 'files.json'} and {args.output / 'files.png'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""Nothing -> what the results were measured with and on, without names or paths."""
+
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+
+PACKAGES = {"torch": "torch", "beam": "apache-beam", "pyarrow": "pyarrow", "numpy": "numpy"}
+
+
+def versions() -> dict[str, str]:
+    """-> the versions of Python and of the libraries that do the work."""
+    found = {name: metadata.version(package) for name, package in PACKAGES.items()}
+    return {"python": platform.python_version(), **found}
+
+
+def describe_machine() -> dict[str, str | int]:
+    """-> the processor's model, its cores and the memory in GB."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": psutil.cpu_count() or 0,
+        "memory_gb": round(psutil.virtual_memory().total / 1e9),
+        "system": platform.system(),
+    }
+
+
+def _cpu_model() -> str:
+    """-> the processor's model as Linux tells it, elsewhere its architecture."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()

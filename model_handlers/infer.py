@@ -1,0 +1,101 @@
+"""A bare model file -> its manifest, told from what the model answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import PurePosixPath
+from typing import Any, get_args
+
+import torch
+
+from model_handlers.artifact import ModelPackage
+from model_handlers.contract import DType, InputSpec, Manifest, OutputSpec
+from model_handlers.errors import ContractBroken
+from model_handlers.formats import load_module, sniff
+from model_handlers.loaded_model import ROW_FAULTS, describe
+
+
+def infer_manifest(
+    package: ModelPackage,
+    feature_columns: Sequence[str],
+    *,
+    name: str | None = None,
+    version: str = "0",
+    architecture: str | None = None,
+) -> Manifest:
+    """A bare model file and its columns -> a manifest, from what the model answers to zeros.
+
+    One float32 input [rows, columns]; outputs are named by the model's dict, else
+    `output` or `output_0`, `output_1`, ... architecture: `module:Class`, for weights.
+    Raises ContractBroken if the answers do not have one row per row.
+    """
+    found = sniff(package.data)
+    draft = Manifest(
+        name=name or PurePosixPath(package.file).stem,
+        version=version,
+        format="state_dict" if found == "torch_save" else found,  # type: ignore[arg-type]
+        file=package.file,
+        sha256=package.sha256,
+        inputs=(InputSpec("features", tuple(feature_columns), shape=(len(feature_columns),)),),
+        outputs=(OutputSpec("output"),),
+        architecture=architecture,
+    )
+    outputs = _probe(load_module(package.data, draft), draft)
+    scalars = [spec.name for spec in outputs if spec.shape == ()]
+    return replace(draft, outputs=outputs, score_output=scalars[0] if len(scalars) == 1 else None)
+
+
+def _probe(module: torch.nn.Module, draft: Manifest) -> tuple[OutputSpec, ...]:
+    """A module of one input -> its outputs, told from 2 and 3 rows of zeros."""
+    two, three = (_answer(module, draft, rows) for rows in (2, 3))
+    if list(two) != list(three):
+        raise ContractBroken(
+            f"model {draft.file}: expected the same outputs for any number of rows, got "
+            f"{list(two)} for 2 and {list(three)} for 3"
+        )
+    for name, tensor in two.items():
+        shape = list(tensor.shape)
+        if shape[:1] != [2] or list(three[name].shape) != [3, *shape[1:]]:
+            raise ContractBroken(
+                f"model {draft.file}: output {name!r} has shape {shape} for 2 rows and "
+                f"{list(three[name].shape)} for 3: expected one row per row"
+            )
+    return tuple(
+        OutputSpec(name, _dtype(draft, name, tensor), tuple(tensor.shape[1:]))
+        for name, tensor in two.items()
+    )
+
+
+def _answer(module: torch.nn.Module, draft: Manifest, rows: int) -> dict[str, torch.Tensor]:
+    """A module and a number of rows -> its tensors by name, for zeros."""
+    try:
+        with torch.inference_mode():
+            answer = module(torch.zeros(rows, *draft.inputs[0].shape))
+    except ROW_FAULTS as error:
+        raise ContractBroken(
+            f"model {draft.file} fails on {rows} rows of {draft.inputs[0].width} zeros: "
+            f"{describe(error)}; check --feature_columns"
+        ) from error
+    named: Mapping[Any, Any] = {"output": answer}
+    if isinstance(answer, Mapping):
+        named = answer
+    elif isinstance(answer, tuple | list):
+        named = {f"output_{i}": tensor for i, tensor in enumerate(answer)}
+    for name, tensor in named.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise ContractBroken(
+                f"model {draft.file}: expected a tensor, a tuple of tensors or a dict of named "
+                f"tensors, got {type(tensor).__name__} as output {name!r}"
+            )
+    return dict(named)
+
+
+def _dtype(draft: Manifest, name: str, tensor: torch.Tensor) -> DType:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in get_args(DType):
+        raise ContractBroken(
+            f"model {draft.file}: output {name!r} has dtype {dtype}, expected one of "
+            f"{', '.join(get_args(DType))}"
+        )
+    return dtype  # type: ignore[return-value]

@@ -1,0 +1,84 @@
+"""The text of `model.json` -> Manifest, every value checked against the dataclass' type.
+
+Whatever the text holds, what comes out is a Manifest that can be written again, or a
+ManifestError of one line with the place, what was expected and what came.
+"""
+
+from __future__ import annotations
+
+import json
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from model_handlers.contract import MANIFEST_NAME, Manifest, refuse
+from model_handlers.errors import ManifestError, nearest, one_line
+
+
+def parse_manifest(text: str | bytes) -> Manifest:
+    """The text of `model.json` -> Manifest. Raises ManifestError."""
+    try:
+        value = json.loads(text)
+        # NaN, infinity and half a surrogate pair can be read as JSON, but not written.
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(f"{MANIFEST_NAME} is not JSON: {one_line(error)}") from error
+    manifest: Manifest = _parse(Manifest, value, "")
+    return manifest
+
+
+def _parse(kind: Any, value: Any, where: str) -> Any:
+    """A type of the contract and decoded JSON -> a value of that type. Raises ManifestError."""
+    origin, args = get_origin(kind), get_args(kind)
+    if isinstance(kind, type) and is_dataclass(kind):
+        return _parse_object(kind, value, where)
+    if origin is types.UnionType:
+        return None if value is None else _parse(args[0], value, where)
+    if origin is Literal:
+        if value not in args:
+            refuse(where, f"one of {', '.join(args)}", value)
+        return value
+    if origin in (tuple, list):
+        return origin(_parse(args[0], v, f"{where}[{i}]") for i, v in _items(value, where))
+    if origin is Mapping:
+        members = _members(value, where)
+        return {name: _parse(args[1], v, f"{where}.{name}") for name, v in members.items()}
+    return value if kind is Any else _parse_plain(kind, value, where)
+
+
+def _parse_plain(kind: type, value: Any, where: str) -> Any:
+    """str, int or float and decoded JSON -> the value; a whole number is a float as well."""
+    if kind is float and type(value) is int and abs(value) < 2**1023:
+        return float(value)
+    if type(value) is not kind:
+        names = {str: "text", int: "an integer", float: "a finite number"}
+        refuse(where, names[kind], value)
+    return value
+
+
+def _items(value: Any, where: str) -> Any:
+    if not isinstance(value, list):
+        refuse(where, "a list", value)
+    return enumerate(value)
+
+
+def _members(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        refuse(where or "the whole", "a JSON object", value)
+    return dict(value)
+
+
+def _parse_object(kind: type[Any], value: Any, where: str) -> Any:
+    """A dataclass and a JSON object -> an instance. Raises ManifestError."""
+    members, hints = _members(value, where), get_type_hints(kind)
+    prefix = f"{where}." if where else ""
+    for name in members:
+        if name not in hints:
+            hint = f": unknown member {name!r}{nearest(name, hints)}"
+            refuse(where or "the whole", f"no members but {', '.join(hints)}", list(members), hint)
+    for f in fields(kind):
+        required = f.default is MISSING and f.default_factory is MISSING
+        if required and f.name not in members:
+            refuse(f"{prefix}{f.name}", "a value", None)
+    return kind(**{name: _parse(hints[name], v, f"{prefix}{name}") for name, v in members.items()})

@@ -1,0 +1,435 @@
+"""batch_local as a user runs it: real files, in-process Beam, the exit code and what is printed."""
+
+import hashlib
+import json
+import pickle
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from examples.transactions.data import FEATURES, generate
+from model_handlers.artifact import MAR_MANIFEST
+from pipelines.batch_local import COMMAND
+from pipelines.command import main
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+ROWS = 2_000  # of the fixture `example`
+
+
+@pytest.fixture
+def run(example: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+    """batch_local with flags -> (exit code, standard output, standard error)."""
+
+    def call(**flags: Any) -> tuple[int, str, str]:
+        values = {
+            "input_files": example / "transactions.parquet",
+            "model": example / "model",
+            "output_files": tmp_path / "out",
+            "run_id": "r",
+            "direct_num_workers": 1,
+        } | flags
+        argv = [t for n, v in values.items() if v is not None for t in (f"--{n}", str(v))]
+        code = main(COMMAND, argv)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def scores(folder: Path, run_id: str = "r") -> pa.Table:
+    return pq.read_table(folder / run_id / "scores")
+
+
+def dead_letters(folder: Path, run_id: str = "r") -> list[dict[str, Any]]:
+    files = sorted((folder / run_id / "dead_letters").glob("*.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def refused(result: tuple[int, str, str], code: int, *parts: str) -> None:
+    """An error is one line that names its cause, with the right exit code and no output."""
+    got, out, err = result
+    assert got == code, err
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("error: ")
+    assert "Traceback" not in err
+    assert "while running" not in err
+    for part in parts:
+        assert part in err
+
+
+def nothing_written(folder: Path) -> None:
+    assert not list(folder.rglob("*"))
+
+
+def test_every_row_is_scored_or_dead_lettered_once(run: Any, example: Path, tmp_path: Path) -> None:
+    code, out, err = run(id_column="transaction_id", direct_num_workers=2)
+    assert (code, err) == (0, "")
+    table, letters = scores(tmp_path / "out"), dead_letters(tmp_path / "out")
+    ids = table["row_id"].to_pylist() + [letter["row_id"] for letter in letters]
+    source = pq.read_table(example / "transactions.parquet")["transaction_id"].to_pylist()
+    assert sorted(ids) == sorted(source)
+    assert len(letters) == ROWS // 100
+    assert {letter["reason"] for letter in letters} == {"null", "not_finite"}
+    report = json.loads((tmp_path / "out/r/report.json").read_text())
+    assert report["balanced"]
+    assert report["rows_in"] == ROWS == report["rows_scored"] + report["rows_dead_lettered"]
+    assert report["rows_scored"] == table.num_rows
+    assert f"{ROWS:,}" in out
+
+
+def test_scores_are_the_models_and_say_where_they_come_from(
+    run: Any, example: Path, tmp_path: Path
+) -> None:
+    run(id_column="transaction_id", output_fields="encoded,normalized_MAE,Amount,Class")
+    table = scores(tmp_path / "out")
+    source = {
+        row["transaction_id"]: row
+        for row in pq.read_table(example / "transactions.parquet").to_pylist()
+    }
+    rows = np.array(
+        [[source[i][name] for name in FEATURES] for i in table["row_id"].to_pylist()], np.float32
+    )
+    with torch.inference_mode():
+        expected = torch.jit.load(example / "model" / "model.pt")(torch.from_numpy(rows))
+    np.testing.assert_allclose(table["score"], expected["denormalized_MAE"], rtol=1e-5)
+    np.testing.assert_allclose(table["normalized_MAE"], expected["normalized_MAE"], rtol=1e-5)
+    np.testing.assert_allclose(
+        np.stack(table["encoded"].to_numpy()), expected["encoded"], rtol=1e-4, atol=1e-6
+    )
+    assert table["Amount"].to_pylist() == [source[i]["Amount"] for i in table["row_id"].to_pylist()]
+    manifest = json.loads((example / "model/model.json").read_text())
+    for name, value in (
+        ("model_name", manifest["name"]),
+        ("model_version", manifest["version"]),
+        ("model_digest", manifest["sha256"]),
+        ("run_id", "r"),
+    ):
+        assert set(table[name].to_pylist()) == {value}
+    assert table["scored_at"].null_count == 0
+
+
+def test_the_three_packages_give_equal_scores(run: Any, example: Path, tmp_path: Path) -> None:
+    results = {}
+    for name in ("model", "model_pt2", "pytorch_autoencoder.mar"):
+        fields = "normalized_reconstruction,denormalized_MSLE,encoded"
+        code, _, err = run(
+            model=example / name, run_id=name, id_column="transaction_id", output_fields=fields
+        )
+        assert code == 0, err
+        results[name] = scores(tmp_path / "out", name).sort_by("row_id")
+    first = results["model"]
+    for other in results.values():
+        assert other["row_id"].equals(first["row_id"])
+        for column in ("score", "normalized_reconstruction", "denormalized_MSLE", "encoded"):
+            a, b = (np.stack(t[column].to_numpy()) for t in (first, other))
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_second_run_replaces_the_first_and_another_stands_beside_it(
+    run: Any, tmp_path: Path
+) -> None:
+    for run_id, fmt in (("r", "parquet"), ("r", "jsonl"), ("other", "parquet")):
+        assert run(run_id=run_id, output_format=fmt)[0] == 0
+    assert {f.suffix for f in (tmp_path / "out/r/scores").iterdir()} == {".jsonl"}
+    assert len(dead_letters(tmp_path / "out")) == ROWS // 100
+    assert scores(tmp_path / "out", "other").num_rows == ROWS - ROWS // 100
+    assert not (tmp_path / "out/.staging").exists()
+
+
+def test_json_summary_is_the_report(run: Any, tmp_path: Path) -> None:
+    _, out, _ = run(json_summary="true")
+    assert json.loads(out) == json.loads((tmp_path / "out/r/report.json").read_text())
+
+
+def test_dead_letters_can_have_a_folder_of_their_own(run: Any, tmp_path: Path) -> None:
+    run(dead_letter_files=tmp_path / "bad")
+    assert len(dead_letters(tmp_path / "bad")) == ROWS // 100
+    assert not (tmp_path / "out/r/dead_letters").exists()
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_text_files_give_the_same_scores_as_parquet(
+    run: Any, example: Path, tmp_path: Path, suffix: str
+) -> None:
+    table = pq.read_table(example / "transactions.parquet")
+    text = tmp_path / f"rows.{suffix}"
+    if suffix == "csv":
+        pa_csv.write_csv(table, text)
+    else:
+        lines = (json.dumps(row) for row in table.to_pylist())
+        # NaN and Infinity are no JSON: these lines become dead letters of decoding.
+        text.write_text("".join(f"{line}\n" for line in lines))
+    assert run(id_column="transaction_id", run_id="a")[0] == 0
+    assert run(id_column="transaction_id", run_id="b", input_files=text)[0] == 0
+    a, b = (scores(tmp_path / "out", r).sort_by("row_id") for r in "ab")
+    assert a["row_id"].equals(b["row_id"])
+    np.testing.assert_allclose(a["score"], b["score"], rtol=1e-6)
+    assert len(dead_letters(tmp_path / "out", "b")) == ROWS // 100
+
+
+@pytest.mark.parametrize("output_format", ["csv", "jsonl"])
+def test_output_formats_hold_the_same_rows(run: Any, tmp_path: Path, output_format: str) -> None:
+    run(run_id="p")
+    run(run_id="t", output_format=output_format)
+    (file,) = (tmp_path / "out/t/scores").iterdir()
+    if output_format == "csv":
+        other = pa_csv.read_csv(file)
+        assert "encoded_3" in other.column_names
+    else:
+        other = pa.Table.from_pylist([json.loads(x) for x in file.read_text().splitlines()])
+        assert len(other["encoded"][0]) == 4
+    table = scores(tmp_path / "out", "p").sort_by("row_id")
+    np.testing.assert_allclose(
+        other.sort_by("row_id")["score"].to_numpy(), table["score"].to_numpy(), rtol=1e-6
+    )
+
+
+def test_bad_rows_of_a_text_file_go_one_by_one_with_their_reasons(run: Any, tmp_path: Path) -> None:
+    good = dict.fromkeys(FEATURES, 0.5)
+    lines = [
+        json.dumps(good),
+        json.dumps({"features": [0.5] * 30}),
+        json.dumps(good | {"Amount": "twelve"}),
+        json.dumps({"features": [0.5] * 31}),
+        json.dumps({k: v for k, v in good.items() if k != "V3"}),
+        json.dumps(good | {"V7": None}),
+        "{not json",
+        json.dumps(good | {"V9": 1e300}),
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    code, out, _ = run(input_files=tmp_path / "rows.jsonl")
+    assert code == 0
+    letters = dead_letters(tmp_path / "out")
+    assert scores(tmp_path / "out").num_rows == 2
+    assert sorted((x["reason"], x["payload"]) for x in letters) == sorted(
+        zip(
+            ("wrong_type", "wrong_width", "missing_feature", "null", "invalid_json", "not_finite"),
+            lines[2:],
+            strict=True,
+        )
+    )
+    assert "column Amount" in next(x["message"] for x in letters if x["reason"] == "wrong_type")
+    assert "missing_feature at" in out
+
+
+class RefusesNegativeAmounts(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if bool((x[:, 29] < 0).any()):
+            raise ValueError("negative amount")
+        return x.sum(dim=1)
+
+
+class DropsTheLastRow(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.size(0) > 4:
+            return x.sum(dim=1)[:-1]
+        return x.sum(dim=1)
+
+
+def save_script(module: torch.nn.Module, path: Path) -> Path:
+    torch.jit.save(torch.jit.script(module), path)
+    return path
+
+
+def test_a_model_that_raises_on_rows_costs_exactly_these_rows(run: Any, tmp_path: Path) -> None:
+    (batch,) = generate(500, seed=1, batch_rows=500)
+    amounts = batch.column("Amount").to_numpy().copy()
+    negative = [3, 4, 77, 499]
+    amounts[negative] = -1
+    table = pa.table(batch).set_column(
+        batch.schema.get_field_index("Amount"), "Amount", pa.array(amounts)
+    )
+    pq.write_table(table, tmp_path / "rows.parquet")
+    code, out, err = run(
+        input_files=tmp_path / "rows.parquet",
+        model=save_script(RefusesNegativeAmounts(), tmp_path / "m.pt"),
+        feature_columns=",".join(FEATURES),
+        id_column="transaction_id",
+    )
+    assert code == 0, err
+    letters = dead_letters(tmp_path / "out")
+    ids = batch.column("transaction_id").to_pylist()
+    assert sorted(x["row_id"] for x in letters) == [ids[i] for i in negative]
+    assert {(x["stage"], x["reason"]) for x in letters} == {("infer", "model_error")}
+    assert all("negative amount" in x["message"] for x in letters)
+    assert scores(tmp_path / "out").num_rows == 496
+    assert "model_error at infer" in out
+
+
+def test_a_model_that_answers_fewer_rows_fails_the_run(run: Any, tmp_path: Path) -> None:
+    result = run(
+        model=save_script(DropsTheLastRow(), tmp_path / "m.pt"), feature_columns=",".join(FEATURES)
+    )
+    refused(result, 1, "output 'output'", "expected float32", "got float32")
+    nothing_written(tmp_path / "out")
+
+
+def test_missing_and_unknown_flags(run: Any, tmp_path: Path) -> None:
+    refused(run(model=None, input_files=None), 2, "--model", "--input_files", "python -m")
+    refused(run(input_file="x"), 2, "--input_file (nearest: --input_files")
+    refused(run(batch_rows=0), 2, "--batch_rows")
+    refused(run(score_output="normalised_MAE"), 2, "nearest: normalized_MAE")
+    refused(run(score_output="encoded"), 2, "encoded", "single number")
+    refused(run(output_fields="Amout"), 2, "nearest: Amount")
+    refused(run(output_fields="run_id"), 2, "always written")
+    nothing_written(tmp_path / "out")
+
+
+def test_input_that_cannot_be_read(run: Any, example: Path, tmp_path: Path) -> None:
+    refused(run(input_files=tmp_path / "none/*.parquet"), 1, "no input file matches")
+    empty = tmp_path / "empty.parquet"
+    empty.write_bytes(b"")
+    refused(run(input_files=empty), 1, "empty.parquet", "0 bytes")
+    header = tmp_path / "header.csv"
+    header.write_text(",".join(FEATURES) + "\n")
+    refused(run(input_files=header), 1, "empty")
+    cut = tmp_path / "cut.parquet"
+    cut.write_bytes((example / "transactions.parquet").read_bytes()[:-2000])
+    refused(run(input_files=cut), 1, "cut.parquet", "truncated")
+    table = pq.read_table(example / "transactions.parquet")
+    pq.write_table(table.rename_columns({"Amount": "Amout"}), tmp_path / "lacks.parquet")
+    refused(run(input_files=tmp_path / "lacks.parquet"), 1, "'Amount'", "nearest: Amout")
+    pq.write_table(
+        table.set_column(1, "Time", pa.array([None] * ROWS, pa.timestamp("us"))),
+        tmp_path / "typed.parquet",
+    )
+    refused(run(input_files=tmp_path / "typed.parquet"), 1, "'Time'", "timestamp")
+    refused(run(id_column="transactionid"), 1, "nearest: transaction_id")
+    refused(run(input_files=example / "model/model.pt"), 2, "--input_format")
+    nothing_written(tmp_path / "out")
+
+
+def test_a_damaged_page_is_an_error_not_a_score(run: Any, example: Path, tmp_path: Path) -> None:
+    table = pq.read_table(example / "transactions.parquet")
+    path = tmp_path / "rows.parquet"
+    pq.write_table(table, path, write_page_checksum=True, compression="none", use_dictionary=False)
+    column = pq.ParquetFile(path).metadata.row_group(0).column(5)
+    data = bytearray(path.read_bytes())
+    data[column.data_page_offset + 500] ^= 0xFF
+    path.write_bytes(data)
+    refused(run(input_files=path), 1, "rows.parquet", "damaged")
+    nothing_written(tmp_path / "out")
+
+
+def test_output_that_cannot_be_written(run: Any, tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    refused(run(output_files=blocked / "out"), 1, str(blocked), "choose another folder")
+    assert blocked.read_text() == "in the way"
+
+
+def copy_package(example: Path, target: Path, **changes: Any) -> Path:
+    target.mkdir()
+    manifest = json.loads((example / "model/model.json").read_text()) | changes
+    (target / "model.json").write_text(json.dumps(manifest))
+    (target / "model.pt").write_bytes((example / "model/model.pt").read_bytes())
+    return target
+
+
+def test_models_that_are_not_what_they_should_be(run: Any, example: Path, tmp_path: Path) -> None:
+    refused(run(model=tmp_path / "none"), 1, "no model at")
+    refused(run(model_digest="0" * 64), 1, "--model_digest", "0" * 64)
+    wrong = copy_package(example, tmp_path / "wrong", sha256="1" * 64)
+    refused(run(model=wrong), 1, "model.json", "1" * 64)
+    data = (example / "model/model.pt").read_bytes()[:-3000]
+    cut = copy_package(example, tmp_path / "cut", sha256=hashlib.sha256(data).hexdigest())
+    (cut / "model.pt").write_bytes(data)
+    refused(run(model=cut), 1, "truncated")
+    disagrees = copy_package(example, tmp_path / "disagrees", format="pt2")
+    refused(run(model=disagrees), 1, "'pt2'", "model.pt is")
+    golden = json.loads((example / "model/model.json").read_text())["golden"]
+    golden["outputs"]["denormalized_MAE"][2] += 1
+    drifted = copy_package(example, tmp_path / "drifted", golden=golden)
+    refused(run(model=drifted), 1, "golden row 2", "denormalized_MAE", "expected", "got")
+    unknown = copy_package(example, tmp_path / "unknown", score_outputs="x")
+    refused(run(model=unknown), 1, "unknown member 'score_outputs'", "nearest: score_output")
+    refused(run(model=example / "model/model.pt", feature_columns="A,B"), 2, "--feature_columns")
+    nothing_written(tmp_path / "out")
+
+
+class Payload:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.marker,))
+
+
+def test_a_pickle_posing_as_a_model_is_not_run(run: Any, tmp_path: Path) -> None:
+    marker = tmp_path / "executed"
+    raw = tmp_path / "raw.pt"
+    raw.write_bytes(pickle.dumps(Payload(marker)))
+    saved = tmp_path / "saved.pt"
+    torch.save(Payload(marker), saved)
+    for model in (raw, saved):
+        refused(run(model=model, feature_columns="A"), 1, "pickle", "torch.export")
+    assert not marker.exists()
+
+
+def write_mar(path: Path, entries: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    return path
+
+
+def test_hostile_archives_are_refused(run: Any, example: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(example / "pytorch_autoencoder.mar") as archive:
+        good = {name: archive.read(name) for name in archive.namelist()}
+    up = write_mar(tmp_path / "up.mar", good | {"../../evil.py": b""})
+    refused(run(model=up), 1, "'../../evil.py'", "outside")
+    bomb = write_mar(tmp_path / "bomb.mar", good | {"zeros": bytes(200 << 20)})
+    refused(run(model=bomb), 1, "expand")
+    link = tmp_path / "link.mar"
+    with zipfile.ZipFile(link, "w") as archive:
+        entry = zipfile.ZipInfo("model.pt")
+        entry.external_attr = 0o120777 << 16
+        archive.writestr(MAR_MANIFEST, good[MAR_MANIFEST])
+        archive.writestr(entry, "/etc/passwd")
+    refused(run(model=link), 1, "link")
+    cut = tmp_path / "cut.mar"
+    cut.write_bytes((example / "pytorch_autoencoder.mar").read_bytes()[:-100])
+    refused(run(model=cut), 1, "truncated")
+    nothing_written(tmp_path / "out")
+
+
+def test_an_unexpected_error_is_one_line_and_a_traceback_with_debug(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise LookupError("something nobody thought of")
+
+    monkeypatch.setattr("pipelines.batch.read_manifest", fail)
+    refused(run(), 1, "unexpected LookupError", "something nobody thought of", "--debug")
+    with pytest.raises(LookupError):
+        run(debug="true")
+
+
+def test_an_interrupt_ends_the_run_and_leaves_nothing(example: Path, tmp_path: Path) -> None:
+    table = pq.read_table(example / "transactions.parquet")
+    pq.write_table(pa.concat_tables([table] * 400), tmp_path / "many.parquet")
+    flags = ["--input_files", str(tmp_path / "many.parquet"), "--model", str(example / "model")]
+    flags += ["--output_files", str(tmp_path / "out"), "--run_id", "r", "--batch_rows", "16"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.batch_local", *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not list((tmp_path / "out").rglob("*.parquet")):
+        assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err.strip()) == (130, "", "interrupted: nothing was written")
+    nothing_written(tmp_path / "out")

@@ -1,0 +1,99 @@
+"""Around the graph: errors found in a runner's text, the summary, the progress line."""
+
+import io
+import time
+
+import pytest
+
+from model_handlers.errors import BalanceError, InputError, MillraceError, UsageError, nearest
+from pipelines.command import explain
+from pipelines.progress import progress_line
+from pipelines.summary import summarise
+
+TRACEBACK = """Traceback (most recent call last):
+  File "x.py", line 1, in process
+    raise ValueError("inner")
+ValueError: inner
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "y.py", line 2, in process
+model_handlers.errors.InputError: a.parquet lacks column 'V1' [while running 'Read-ptransform-12']
+"""
+
+
+def test_an_error_of_ours_is_found_in_a_runners_text() -> None:
+    found = explain(RuntimeError(TRACEBACK))
+    assert type(found) is InputError
+    assert str(found) == "a.parquet lacks column 'V1'"
+
+
+def test_an_error_of_ours_is_found_among_the_causes() -> None:
+    outer = RuntimeError("bundle failed")
+    outer.__cause__ = BalanceError("rows are missing")
+    assert str(explain(outer)) == "rows are missing"
+
+
+def test_any_other_error_is_told_in_one_line() -> None:
+    told = explain(KeyError("a\nb"))
+    assert type(told) is MillraceError
+    assert "\n" not in str(told)
+    assert "KeyError" in str(told)
+    assert "--debug" in str(told)
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "expected"),
+    [
+        ("Amout", ["Amount", "Time"], " (nearest: Amount)"),
+        ("amount", ["Amount"], " (nearest: Amount)"),
+        ("x", ["Amount"], ""),
+    ],
+)
+def test_nearest_names(name: str, known: list[str], expected: str) -> None:
+    assert nearest(name, known) == expected
+
+
+def test_usage_errors_are_errors_of_this_project() -> None:
+    assert issubclass(UsageError, MillraceError)
+
+
+def report() -> dict[str, object]:
+    return {
+        "run_id": "r1",
+        "pipeline": "batch_local",
+        "model": {"name": "m", "version": "2", "digest": "ab" * 32},
+        "rows_in": 1000,
+        "rows_scored": 990,
+        "rows_dead_lettered": 10,
+        "dead_letters": [
+            {"stage": "validate", "reason": "null", "column": f"V{i}", "rows": i}
+            for i in range(1, 5)
+        ],
+        "output": "out/r1/scores",
+        "dead_letter_output": "out/r1/dead_letters",
+        "report": "out/r1/report.json",
+    }
+
+
+def test_the_summary_says_what_happened() -> None:
+    text = summarise(report(), 2.0)
+    for part in ("1,000", "990", "1.00% of the rows", "500 rows/s", "ab" * 32, "out/r1/scores"):
+        assert part in text
+    assert "10  null at validate  (V4 4, V3 3, V2 2, V1 1)" in text
+
+
+def test_a_clean_run_mentions_no_dead_letter_folder() -> None:
+    clean = report() | {"rows_scored": 1000, "rows_dead_lettered": 0, "dead_letters": []}
+    assert "out/r1/dead_letters" not in summarise(clean, 1.0)
+
+
+def test_the_progress_line_is_removed_at_the_end() -> None:
+    stream = io.StringIO()
+    with progress_line(stream, every=0.001):
+        begin = time.monotonic()
+        while "rows/s" not in stream.getvalue() and time.monotonic() - begin < 10:
+            pass
+    assert "0 rows  0 rows/s" in stream.getvalue()
+    assert stream.getvalue().endswith("\r\x1b[K")

@@ -1,0 +1,224 @@
+"""CSV: a line is a row or a fault of its own, whatever stands beside it."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from model_handlers.errors import InputError
+from transforms.csv_lines import read_header, read_lines
+
+HEADER = ["name", "a", "b"]
+TYPES = {"name": pa.string(), "b": pa.float64()}
+
+FIELDS = st.one_of(
+    st.integers(-99, 99).map(str),
+    st.floats(allow_nan=False).map(str),
+    st.sampled_from(["", "NA", "null", "x y", " 5 ", "a,b", 'say "hi"', "é", '"', "1e5"]),
+)
+
+
+def write_line(fields: list[str]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(fields)
+    return text.getvalue().encode()
+
+
+GOOD = st.lists(FIELDS, min_size=3, max_size=3).map(write_line)
+ODD = st.one_of(
+    st.lists(FIELDS, max_size=5).map(write_line),
+    st.sampled_from(
+        [
+            b'x,"1,2',
+            b'5" pipe,1,2',
+            b'x"a,"1,2',
+            b'"x"y,1,2',
+            b'"',
+            b'""',
+            b"\xff,1,2",
+            b"x,\xff,2",
+            b"a\rb,1,2",
+            b"  ",
+            b"\xef\xbb\xbf1,2,3",
+            b"a,b\x00,3",
+            b",,",
+            b'x,1,"2"',
+            b'"a""b",1,2',
+        ]
+    ),
+    st.binary(max_size=8).map(lambda b: b.replace(b"\n", b"")),
+)
+LINES = st.lists(GOOD | ODD, max_size=8)
+
+
+def read_all(
+    lines: list[bytes], end: bytes = b"\n", last: bytes = b""
+) -> tuple[list[Any], list[Any]]:
+    """Lines -> (offset, values) of each row, and (offset, line, reason) of the others."""
+    block = end.join(lines) + last
+    rows, failed = [], []
+    for part in read_lines(block, 1000, HEADER, TYPES):
+        values = part.columns.to_pylist()
+        assert len(values) == len(part.offsets)
+        rows += list(zip(part.offsets.tolist(), map(as_text, values), strict=True))
+        failed += [(offset, line, fault.reason) for offset, line, fault in part.failed]
+    return rows, failed
+
+
+def as_text(row: dict[str, Any]) -> tuple[str | None, float | str | None]:
+    """A row, its number as a float if it is one: parts may hold it as text."""
+    try:
+        return row["name"], None if row["b"] in (None, "") else float(str(row["b"]).strip())
+    except ValueError:
+        return row["name"], row["b"]
+
+
+@given(LINES, st.sampled_from([b"\n", b"\r\n"]), st.booleans())
+@example([b'x"a,"1,2', b"y,1,2"], b"\n", True)
+@example([b"y,1,2", b'x"a,"1,2'], b"\n", False)
+@example([b'"long', b'name",1,2', b"z,1,2"], b"\n", True)
+@example([b'"a', b"x,1,2", b'b",1,2'], b"\n", True)
+def test_every_line_is_a_row_or_a_fault_of_its_own(
+    lines: list[bytes], end: bytes, ended: bool
+) -> None:
+    rows, failed = read_all(lines, end, end if ended else b"")
+    offsets, offset = [], 1000
+    for line in lines:
+        if line.rstrip(b"\r"):
+            offsets.append(offset)
+        offset += len(line) + len(end)
+    # Each line that is not blank is in one place, known by where it begins.
+    assert sorted([at for at, _ in rows] + [at for at, _, _ in failed]) == offsets
+    texts = dict(zip(offsets, (line for line in lines if line.rstrip(b"\r")), strict=True))
+    assert all(line == texts[at].rstrip(b"\r") for at, line, _ in failed)
+    assert {reason for _, _, reason in failed} <= {"wrong_width", "invalid_csv"}
+
+
+@given(LINES)
+def test_a_line_is_read_the_same_whatever_is_beside_it(lines: list[bytes]) -> None:
+    together_rows, together_failed = read_all(lines)
+    alone_rows, alone_failed = [], []
+    for line in lines:
+        rows, failed = read_all([line])
+        alone_rows += [values for _, values in rows]
+        alone_failed += [(text, reason) for _, text, reason in failed]
+    assert [values for _, values in sorted(together_rows, key=lambda r: r[0])] == alone_rows
+    assert [f[1:] for f in sorted(together_failed)] == alone_failed
+
+
+@given(st.lists(st.lists(FIELDS, min_size=3, max_size=3), max_size=8))
+def test_what_is_written_as_csv_is_read_back(table: list[list[str]]) -> None:
+    rows, failed = read_all([write_line(fields) for fields in table])
+    assert failed == []
+    written = [{"name": fields[0] or None, "b": fields[2]} for fields in table]
+    assert [values for _, values in rows] == [as_text(row) for row in written]
+
+
+def test_numbers_are_read_as_numbers_and_as_text_where_one_is_none() -> None:
+    (part,) = read_lines(b"x,1,2.5\ny,1,\n", 0, HEADER, TYPES)
+    assert part.columns.to_pydict() == {"name": ["x", "y"], "b": [2.5, None]}
+    (part,) = read_lines(b"NA,1,2.5\nnull,1,NA\n", 0, HEADER, TYPES)
+    assert part.columns.to_pydict() == {"name": ["NA", "null"], "b": ["2.5", "NA"]}
+    assert part.columns.column("b").type == pa.string()
+
+
+def test_whole_numbers_are_not_rounded() -> None:
+    types = {"b": pa.int64()}
+    (part,) = read_lines(b"x,1,9007199254740993\n", 0, HEADER, types)
+    assert part.columns.to_pydict() == {"b": [9007199254740993]}
+    (part,) = read_lines(b"x,1,9007199254740993\ny,1,0.5\n", 0, HEADER, types)
+    assert part.columns.to_pydict() == {"b": ["9007199254740993", "0.5"]}
+
+
+def test_an_empty_quoted_text_is_no_null() -> None:
+    (part,) = read_lines(b'"",1,2\n,1,2\n', 0, HEADER, TYPES)
+    assert part.columns.column("name").to_pylist() == ["", None]
+
+
+def test_faults_say_what_is_wrong() -> None:
+    block = b'ok,1,2\nx,1\nz,1,2,3\n"open,1,2\n\xff,1,2\nok,3,4\n'
+    parts = list(read_lines(block, 0, HEADER, TYPES))
+    failed = sorted((failed for part in parts for failed in part.failed), key=lambda f: f[0])
+    assert [(line, fault.reason) for _, line, fault in failed] == [
+        (b"x,1", "wrong_width"),
+        (b"z,1,2,3", "wrong_width"),
+        (b'"open,1,2', "invalid_csv"),
+        (b"\xff,1,2", "invalid_csv"),
+    ]
+    assert failed[0][2].message == "expected 3 columns, got 2"
+    assert "quote" in failed[2][2].message
+    assert failed[3][2].message == "expected UTF-8, got other bytes"
+    assert sum(part.columns.num_rows for part in parts) == 2
+
+
+@pytest.mark.parametrize("beside", [[], [b"y,1,2"]])
+def test_a_quote_that_stays_open_is_never_closed_by_the_end(beside: list[bytes]) -> None:
+    # Two quotes, but the second one begins a field that does not end.
+    rows, failed = read_all([*beside, b'x"y,1,"2'])
+    assert len(rows) == len(beside)
+    assert [(line, reason) for _, line, reason in failed] == [(b'x"y,1,"2', "invalid_csv")]
+
+
+def test_a_large_block_keeps_the_place_of_every_line() -> None:
+    lines = [b"x,1,%d" % i for i in range(200_000)]
+    broken = {5: b"x,1", 150_000: b'"x,1,2', 199_999: b"\xff,1,2"}
+    for i, line in broken.items():
+        lines[i] = line
+    rows, failed = read_all(lines)
+    starts = np.cumsum([1000] + [len(line) + 1 for line in lines])
+    assert sorted((at, line) for at, line, _ in failed) == [
+        (starts[i], line) for i, line in broken.items()
+    ]
+    assert [(at, int(values[1])) for at, values in rows] == [
+        (starts[i], i) for i in range(200_000) if i not in broken
+    ]
+
+
+def test_a_line_may_be_long() -> None:
+    rows, failed = read_all([b"x,1,2", b"y" * 3_000_000 + b",1,2", b"x,1"])
+    assert [len(values[0]) for _, values in rows] == [1, 3_000_000]
+    assert [reason for _, _, reason in failed] == ["wrong_width"]
+
+
+def test_blank_lines_are_no_rows() -> None:
+    assert list(read_lines(b"", 0, HEADER, TYPES)) == []
+    assert list(read_lines(b"\n\r\n\n", 0, HEADER, TYPES)) == []
+    rows, failed = read_all([b"", b"x,1,2", b"", b"", b"y,1", b""], b"\r\n")
+    assert [at for at, _ in rows] == [1002]
+    assert [at for at, _, _ in failed] == [1013]
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        (b"a,b\n1,2\n", ["a", "b"]),
+        (b"a,b", ["a", "b"]),
+        (b'\xef\xbb\xbf"a","b ""c"", d"\r\n1,2\r\n', ["a", 'b "c", d']),
+        (b"a\n", ["a"]),
+    ],
+)
+def test_the_header_is_read(tmp_path: Path, text: bytes, names: list[str]) -> None:
+    (tmp_path / "h.csv").write_bytes(text)
+    assert read_header(str(tmp_path / "h.csv")) == names
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"", "is empty"),
+        (b"\n1,2\n", "is empty"),
+        (b'"a\n', "not a CSV header"),
+        (b"\xff\n", "not a CSV header"),
+        (b"a,b\r1,2\r", "not a CSV header"),
+    ],
+)
+def test_what_is_no_header_is_an_error(tmp_path: Path, text: bytes, words: str) -> None:
+    (tmp_path / "h.csv").write_bytes(text)
+    with pytest.raises(InputError, match=words):
+        read_header(str(tmp_path / "h.csv"))

@@ -1,0 +1,152 @@
+"""Files found by patterns, and cut into ranges that cover each row once."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model_handlers.errors import InputError, UsageError
+from transforms import file_ranges
+from transforms.file_ranges import format_of, match_files, open_parquet, split_file
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in (
+        "in/b.parquet",
+        "in/a.csv",
+        "in/deep/er/c.jsonl",
+        "in/_SUCCESS",
+        "in/.hidden.csv",
+        "in/_temporary/d.csv",
+        "in/deep/.git/e.csv",
+        "other/a.csv",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("patterns", "found"),
+    [
+        (["in"], ["in/a.csv", "in/b.parquet", "in/deep/er/c.jsonl"]),
+        (["in/"], ["in/a.csv", "in/b.parquet", "in/deep/er/c.jsonl"]),
+        (["in/*"], ["in/a.csv", "in/b.parquet"]),
+        (["in/**"], ["in/a.csv", "in/b.parquet", "in/deep/er/c.jsonl"]),
+        (["in/*.csv"], ["in/a.csv"]),
+        (["in/?.parquet", "in/a.csv"], ["in/a.csv", "in/b.parquet"]),
+        (["in/a.csv", "in", "./in/a.csv"], ["in/a.csv", "in/b.parquet", "in/deep/er/c.jsonl"]),
+        (["in/.hidden.csv"], ["in/.hidden.csv"]),
+        (["in/_*"], ["in/_SUCCESS"]),
+        (["in/_temporary"], ["in/_temporary/d.csv"]),
+        (["in/_temp*/*.csv"], ["in/_temporary/d.csv"]),
+        (["*/*.csv"], ["./in/a.csv", "./other/a.csv"]),
+    ],
+)
+def test_patterns_name_files(tree: Path, patterns: list[str], found: list[str]) -> None:
+    assert [f.path for f in match_files(patterns)] == found
+
+
+@pytest.mark.parametrize("pattern", ["in/*.txt", "none", "none/", "none/*.csv", ""])
+def test_a_pattern_without_a_file_is_an_error(tree: Path, pattern: str) -> None:
+    (tree / "none").mkdir()
+    with pytest.raises(InputError, match="no input file matches"):
+        match_files([pattern, "in"])
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("a.parquet", "parquet"),
+        ("gs://b/A.PARQUET", "parquet"),
+        ("x.pq", "parquet"),
+        ("a.csv", "csv"),
+        ("a.csv.gz", "csv"),
+        ("a.json", "jsonl"),
+        ("a.ndjson.zst", "jsonl"),
+        ("a.b.JSONL.BZ2", "jsonl"),
+    ],
+)
+def test_the_format_is_told_by_the_name(path: str, kind: str) -> None:
+    assert format_of(path) == kind
+
+
+@pytest.mark.parametrize("path", ["a", "a.txt", "a.gz", "csv", "a.csv.zip", "parquet/part-0"])
+def test_a_name_that_tells_nothing_is_an_error(path: str) -> None:
+    with pytest.raises(UsageError, match="--input_format"):
+        format_of(path)
+
+
+@given(st.integers(0, 200), st.integers(1, 70))
+def test_text_is_cut_into_ranges_that_cover_it(
+    tmp_path_factory: pytest.TempPathFactory, size: int, range_bytes: int
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "cut.csv"
+    path.write_bytes(b"x" * size)
+    (file,) = match_files([str(path)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(file_ranges, "RANGE_BYTES", range_bytes)
+        ranges = list(split_file(file, None))
+    assert [i for r in ranges for i in range(r.start, r.stop)] == list(range(size))
+    assert {r.format for r in ranges} <= {"csv"}
+
+
+def test_compressed_text_is_one_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_ranges, "RANGE_BYTES", 3)
+    for name in ("a.csv.gz", "b.jsonl.ZST"):
+        (tmp_path / name).write_bytes(b"not looked at")
+    ranges = [list(split_file(file, None)) for file in match_files([str(tmp_path)])]
+    assert [(len(r), r[0].start, r[0].stop >= 1 << 60) for r in ranges] == [(1, 0, True)] * 2
+
+
+@given(st.lists(st.integers(0, 9), max_size=6), st.integers(1, 12))
+def test_parquet_is_cut_between_row_groups(
+    tmp_path_factory: pytest.TempPathFactory, groups: list[int], range_rows: int
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "groups.parquet"
+    with pq.ParquetWriter(path, pa.schema([("a", pa.int64())])) as writer:
+        for rows in groups:
+            writer.write_table(pa.table({"a": range(rows)}).cast(writer.schema))
+    (file,) = match_files([str(path)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(file_ranges, "RANGE_ROWS", range_rows)
+        ranges = list(split_file(file, None))
+    assert [i for r in ranges for i in range(r.start, r.stop)] == list(range(len(groups)))
+    first_rows = [r.first_row for r in ranges]
+    assert first_rows == [sum(groups[: r.start]) for r in ranges]
+    assert sum(r.rows for r in ranges) == sum(groups)
+    assert all(r.rows >= range_rows for r in ranges[:-1])
+
+
+def damage(path: Path, how: str) -> None:
+    data = path.read_bytes()
+    changed: dict[str, Any] = {
+        "cut": data[:-20],
+        "half": data[: len(data) // 2],
+        "empty": b"",
+        "text": b"a,b\n1,2\n",
+        "footer": data[:-60] + b"\xff" * 40 + data[-20:],
+    }
+    path.write_bytes(changed[how])
+
+
+@pytest.mark.parametrize("how", ["cut", "half", "empty", "text", "footer"])
+def test_what_is_no_parquet_file_is_an_error_of_one_line(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"a": range(100)}), path)
+    damage(path, how)
+    with pytest.raises(InputError, match=r"a\.parquet is not a readable Parquet file") as caught:
+        open_parquet(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_parquet_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"gone\.parquet"):
+        open_parquet(str(tmp_path / "gone.parquet"))

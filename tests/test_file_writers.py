@@ -1,0 +1,162 @@
+"""Output formats: what is written is read back by other readers."""
+
+import base64
+import datetime
+import io
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transforms import file_writers
+from transforms.file_writers import OutputFormat, flatten, open_writer, to_json_line
+
+NOW = datetime.datetime(2024, 5, 6, 7, 8, 9, 10, tzinfo=datetime.UTC)
+
+
+def rows_of(start: int, rows: int) -> pa.RecordBatch:
+    """Output rows as they leave a pipeline: id, score, a nested list, lineage."""
+    numbers = pa.array(np.arange(start, start + rows, dtype=np.float32) / 7)
+    flat = pa.array(np.arange(4 * start, 4 * (start + rows), dtype=np.float64))
+    inner = pa.FixedSizeListArray.from_arrays(flat, 2)
+    name = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int8)), ["tiny"])
+    return pa.record_batch(
+        {
+            "row_id": pa.array([f'r"{i}, x' for i in range(start, start + rows)], pa.string()),
+            "score": numbers,
+            "code": pa.FixedSizeListArray.from_arrays(inner, 2),
+            "model_name": name,
+            "scored_at": pa.repeat(pa.scalar(NOW, pa.timestamp("us", "UTC")), rows),
+        }
+    )
+
+
+def written(batches: list[pa.RecordBatch], output_format: OutputFormat) -> bytes:
+    handle = io.BytesIO()
+    writer = open_writer(handle, batches[0].schema, output_format)
+    for batch in batches:
+        writer.write(batch)
+    writer.close()
+    return handle.getvalue()
+
+
+def read_parquet(data: bytes) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(data)).to_pylist()
+    return rows
+
+
+def read_jsonl(data: bytes) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in data.decode().splitlines()]
+    for row in rows:
+        row["scored_at"] = datetime.datetime.fromisoformat(row["scored_at"])
+        row["score"] = float(np.float32(row["score"]))
+    return rows
+
+
+def read_csv(data: bytes) -> list[dict[str, Any]]:
+    types = {"score": pa.float32(), "scored_at": pa.timestamp("us", "UTC")}
+    options = pa_csv.ConvertOptions(column_types=types)
+    rows = pa_csv.read_csv(io.BytesIO(data), convert_options=options).to_pylist()
+    for row in rows:
+        row["code"] = [[row.pop(f"code_{i}_{j}") for j in range(2)] for i in range(2)]
+    return list(rows)
+
+
+@pytest.mark.parametrize(
+    ("output_format", "read"), [("parquet", read_parquet), ("jsonl", read_jsonl), ("csv", read_csv)]
+)
+def test_every_format_gives_back_what_was_written(
+    output_format: OutputFormat, read: Callable[[bytes], list[dict[str, Any]]]
+) -> None:
+    batches = [rows_of(0, 3), rows_of(3, 1), rows_of(4, 0), rows_of(4, 2)]
+    found = read(written(batches, output_format))
+    expected = [row for batch in batches for row in batch.to_pylist()]
+    assert [dict(sorted(row.items())) for row in found] == [
+        dict(sorted(row.items())) for row in expected
+    ]
+
+
+@pytest.mark.parametrize("output_format", ["parquet", "jsonl", "csv"])
+def test_a_file_without_rows_can_be_read(output_format: OutputFormat) -> None:
+    data = written([rows_of(0, 0)], output_format)
+    if output_format == "parquet":
+        assert pq.read_table(io.BytesIO(data)).num_rows == 0
+    else:
+        assert data.decode().splitlines()[1:] == []
+
+
+@given(st.lists(st.integers(0, 30), max_size=8), st.integers(1, 40))
+def test_row_groups_have_a_useful_size(sizes: list[int], group_rows: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(file_writers, "ROW_GROUP_ROWS", group_rows)
+        data = written([rows_of(0, size) for size in [0, *sizes]], "parquet")
+    metadata = pq.ParquetFile(io.BytesIO(data)).metadata
+    groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    assert sum(groups) == sum(sizes)
+    assert all(rows >= group_rows for rows in groups[:-1])
+    assert all(rows < group_rows + 30 for rows in groups)
+
+
+def test_pages_carry_checksums_and_constants_cost_almost_nothing() -> None:
+    data = written([rows_of(0, 5000)], "parquet")
+    file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
+    assert file.read().num_rows == 5000
+    columns = [file.metadata.row_group(0).column(i) for i in range(file.metadata.num_columns)]
+    sizes = {c.path_in_schema: c.total_compressed_size for c in columns}
+    assert sizes["model_name"] < 200
+
+
+def test_json_lines_hold_what_json_can() -> None:
+    row = {
+        "nan": math.nan,
+        "infinite": -math.inf,
+        "text": b'{"a":1}',
+        "bytes": b"\xff\x00",
+        "time": NOW,
+        "null": None,
+        "nested": {"list": [1, None]},
+    }
+    line = to_json_line(row)
+    assert line.endswith(b"}\n")
+    assert json.loads(line) == {
+        "nan": None,
+        "infinite": None,
+        "text": '{"a":1}',
+        "bytes_base64": base64.b64encode(b"\xff\x00").decode(),
+        "time": "2024-05-06T07:08:09.000010Z",
+        "null": None,
+        "nested": {"list": [1, None]},
+    }
+
+
+def test_json_lines_take_nanosecond_times() -> None:
+    batch = pa.record_batch({"t": pa.array([1_999], pa.timestamp("ns"))})
+    assert written([batch], "jsonl") == b'{"t":"1970-01-01T00:00:00.000001"}\n'
+
+
+def test_lists_become_columns_and_nulls_stay_where_they_are() -> None:
+    lists = pa.array([[1.0, 2.0], None, [3.0, None], [4.0, 5.0]], pa.list_(pa.float64(), 2))
+    flat = flatten(pa.record_batch({"v": lists}).slice(1))
+    assert flat.to_pydict() == {"v_0": [None, 3.0, 4.0], "v_1": [None, None, 5.0]}
+    assert written([pa.record_batch({"v": lists})], "csv") == b'"v_0","v_1"\n1,2\n,\n3,\n4,5\n'
+
+
+def test_csv_tells_null_from_an_empty_text() -> None:
+    batch = pa.record_batch({"t": pa.array(["", None, "a\nb"]), "n": pa.array([1, 2, 3])})
+    assert written([batch], "csv") == b'"t","n"\n"",1\n,2\n"a\nb",3\n'
+
+
+@pytest.mark.parametrize(
+    "column", [pa.array([[1]]), pa.array([{"u": 1}]), pa.array([b"\xff"]), pa.array([[b"x"]])]
+)
+def test_what_csv_cannot_hold_is_refused_before_the_first_row(column: pa.Array) -> None:
+    with pytest.raises(pa.ArrowException):
+        open_writer(io.BytesIO(), pa.schema([("c", column.type)]), "csv")

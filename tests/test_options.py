@@ -1,0 +1,127 @@
+"""Flags: parsing, errors, and what help needs."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+
+import pytest
+
+from model_handlers.errors import UsageError
+from model_handlers.torch_model import BATCH_ROWS
+from pipelines.batch_local import COMMAND
+from pipelines.beam_args import beam_options, runs_in_process
+from pipelines.options import (
+    ModelOptions,
+    Parsed,
+    RunOptions,
+    SinkOptions,
+    SourceOptions,
+    all_flags,
+    parse,
+    require,
+)
+
+
+def parsed(*argv: str) -> Parsed:
+    return parse(COMMAND.name, COMMAND.about, COMMAND.options, argv)
+
+
+def test_lists_are_split_at_commas_and_spaces() -> None:
+    source = parsed("--input_files", "a.parquet,b.parquet", "c.parquet").get(SourceOptions)
+    assert source.input_files == ("a.parquet", "b.parquet", "c.parquet")
+
+
+def test_defaults_hold_where_nothing_is_said() -> None:
+    model = parsed().get(ModelOptions)
+    assert (model.device, model.precision, model.batch_rows, model.model) == (
+        "auto",
+        "float32",
+        BATCH_ROWS,
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [((), True), (("true",), True), (("FALSE",), False)], ids=str
+)
+def test_switches_take_an_optional_truth_value(text: tuple[str, ...], value: bool) -> None:
+    assert parsed("--json_summary", *text).get(RunOptions).json_summary is value
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("--batch_rows", "0"),
+        ("--batch_rows", "many"),
+        ("--device", "gpu"),
+        ("--precision", "fp8"),
+        ("--model_digest", "12ab"),
+        ("--run_id", "../up"),
+        ("--run_id", "a/b"),
+        ("--input_files", ","),
+        ("--debug", "perhaps"),
+        ("--model",),
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_value_is_a_usage_error_that_names_the_flag(argv: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError, match=re.escape(argv[0])) as caught:
+        parsed(*argv)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_flags_are_left_for_beam_and_told_if_beam_does_not_know_them() -> None:
+    assert parsed("--runner", "FnApiRunner").beam_args == ["--runner", "FnApiRunner"]
+    with pytest.raises(UsageError, match=r"--input_file \(nearest: --input_files"):
+        beam_options(["--input_file", "x"])
+    with pytest.raises(UsageError, match="'stray'"):
+        beam_options(["stray"])
+
+
+def test_without_a_runner_the_pipeline_runs_in_this_process() -> None:
+    assert runs_in_process(beam_options([]))
+    assert not runs_in_process(beam_options(["--runner", "DataflowRunner"]))
+
+
+def test_all_missing_flags_are_told_at_once_with_the_command() -> None:
+    with pytest.raises(UsageError) as caught:
+        require("batch_local", input_files=None, model="m", output_files=None)
+    assert "missing --input_files, --output_files" in str(caught.value)
+    assert "python -m pipelines.batch_local --input_files" in str(caught.value)
+
+
+def test_no_flag_is_declared_twice_or_owned_by_beam() -> None:
+    from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
+
+    names = [f.name for kind in COMMAND.options for f in dataclasses.fields(kind)]
+    assert len(names) == len(set(names))
+    parser = _BeamArgumentParser(allow_abbrev=False)
+    for kind in PipelineOptions.__subclasses__():
+        kind._add_argparse_args(parser)
+    beams = {option for action in parser._actions for option in action.option_strings}
+    assert not all_flags() & beams
+
+
+def test_every_flag_carries_what_a_template_needs() -> None:
+    for kind in (ModelOptions, SourceOptions, SinkOptions, RunOptions):
+        for f in dataclasses.fields(kind):
+            assert f.metadata["label"]
+            assert f.metadata["help"]
+            if f.metadata["regex"] and f.default is not None:
+                assert re.fullmatch(f.metadata["regex"], str(f.default))
+
+
+def test_help_imports_neither_beam_nor_torch() -> None:
+    code = (
+        "import sys\n"
+        "from pipelines.batch_local import COMMAND\n"
+        "from pipelines.command import main\n"
+        "try:\n    main(COMMAND, ['--help'])\n"
+        "except SystemExit as stop:\n    assert stop.code == 0\n"
+        "heavy = {'torch', 'apache_beam', 'pyarrow'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--input_files" in done.stdout

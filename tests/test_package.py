@@ -1,0 +1,471 @@
+"""Packages: what is told from a bare model, and the command that writes model.json beside it."""
+
+import hashlib
+import io
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from torch import Tensor, nn
+
+from model_handlers.artifact import ModelPackage, read_package
+from model_handlers.contract import InputSpec, OutputSpec
+from model_handlers.errors import ContractBroken, ManifestError, ModelError, UsageError
+from model_handlers.infer import infer_manifest
+from model_handlers.package import (
+    describe_features,
+    main,
+    read_manifest,
+    with_golden_rows,
+    write_mar,
+    write_package,
+)
+from model_handlers.torch_model import TorchModelHandler
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+COLUMNS = ("Time", "V1", "Amount")
+
+
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        y = self.linear(x)
+        return {
+            "code": y,
+            "score": y.sum(1),
+            "flag": y[:, 0] > 0,
+            "cube": y.double().view(-1, 2, 1),
+        }
+
+
+class Pair(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.sum(1), x.long()
+
+
+class Single(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum(1)
+
+
+class Fixed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ones(2)
+
+
+class Total(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum()
+
+
+class Strange(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, int]:
+        return x, 5
+
+
+class Half(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum(1).to(torch.bfloat16)
+
+
+class ByNumber(nn.Module):
+    def forward(self, x: Tensor) -> dict[int, Tensor]:
+        return {1: x.sum(1)}
+
+
+class Shifting(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {f"rows_{x.shape[0]}": x.sum(1)}
+
+
+class Logarithm(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.log(x).sum(1)
+
+
+def script(module: nn.Module) -> bytes:
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.script(module.eval()), buffer)
+    return buffer.getvalue()
+
+
+def export(module: nn.Module, *, dynamic: bool = True) -> bytes:
+    buffer = io.BytesIO()
+    dims = ({0: torch.export.Dim("batch")},) if dynamic else None
+    program = torch.export.export(module.eval(), (torch.zeros(2, 3),), dynamic_shapes=dims)
+    torch.export.save(program, buffer)
+    return buffer.getvalue()
+
+
+def weights(module: nn.Module) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(module.state_dict(), buffer)
+    return buffer.getvalue()
+
+
+def bare(data: bytes) -> ModelPackage:
+    return ModelPackage("fraud.pt", data, None)
+
+
+def sample(path: Path, rows: int = 40) -> np.ndarray:
+    """Writes rows of COLUMNS, a few of them faulty, more columns around; returns the sound ones."""
+    values = np.random.default_rng(1).normal(size=(rows, 3)).astype(np.float32)
+    table = {name: pa.array(values[:, i]) for i, name in enumerate(COLUMNS)}
+    amounts = values[:, 2].tolist()
+    amounts[0], amounts[5], amounts[7] = None, float("nan"), float("inf")
+    table["Amount"] = pa.array(amounts, pa.float32())
+    pq.write_table(pa.table({"id": [f"t{i}" for i in range(rows)], **table}), path)
+    return np.delete(values, [0, 5, 7], axis=0)
+
+
+# From a bare model.
+
+
+@pytest.mark.parametrize("save", [script, export])
+def test_outputs_of_a_dict_are_told_by_name(save: Any) -> None:
+    data = save(Named())
+    manifest = infer_manifest(bare(data), COLUMNS)
+    assert manifest.outputs == (
+        OutputSpec("code", "float32", (2,)),
+        OutputSpec("score", "float32", ()),
+        OutputSpec("flag", "bool", ()),
+        OutputSpec("cube", "float64", (2, 1)),
+    )
+    assert manifest.inputs == (InputSpec("features", COLUMNS, "float32", (3,)),)
+    assert (manifest.name, manifest.version, manifest.file) == ("fraud", "0", "fraud.pt")
+    assert manifest.format == {script: "torchscript", export: "pt2"}[save]
+    assert manifest.sha256 == hashlib.sha256(data).hexdigest()
+    # Two outputs are single numbers, so neither is the score.
+    assert manifest.score_output is None
+
+
+@pytest.mark.parametrize("save", [script, export])
+@pytest.mark.parametrize(
+    ("module", "outputs"),
+    [
+        (Pair(), (OutputSpec("output_0"), OutputSpec("output_1", "int64", (3,)))),
+        (Single(), (OutputSpec("output"),)),
+    ],
+)
+def test_outputs_without_names_are_numbered(
+    save: Any, module: nn.Module, outputs: tuple[OutputSpec, ...]
+) -> None:
+    manifest = infer_manifest(bare(save(module)), COLUMNS, name="n", version="7")
+    assert manifest.outputs == outputs
+    assert manifest.score_output == outputs[0].name
+    assert (manifest.name, manifest.version) == ("n", "7")
+
+
+def test_a_model_of_one_column_takes_a_number_not_a_list() -> None:
+    spec = infer_manifest(bare(script(Single())), ["Amount"]).inputs[0]
+    assert not spec.is_list_column
+    assert spec.arrow_type == pa.list_(pa.float32(), 1)
+
+
+def test_weights_need_an_architecture() -> None:
+    data = weights(Named())
+    with pytest.raises(ManifestError, match="expected architecture 'module:Class'"):
+        infer_manifest(bare(data), COLUMNS)
+    manifest = infer_manifest(bare(data), COLUMNS, architecture=f"{__name__}:Named")
+    assert [spec.name for spec in manifest.outputs] == ["code", "score", "flag", "cube"]
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (Fixed(), r"output 'output' has shape \[2\] for 2 rows and \[2\] for 3: expected one row"),
+        (Total(), r"output 'output' has shape \[\] for 2 rows"),
+        (Strange(), "expected a tensor, a tuple of tensors or .*, got int as output 'output_1'"),
+        (ByNumber(), "expected a tensor, .*, got Tensor as output 1"),
+        (Half(), "output 'output' has dtype bfloat16, expected one of float32, "),
+        (Shifting(), r"same outputs for any number of rows, got \['rows_2'\] for 2 and"),
+    ],
+)
+def test_answers_that_are_not_one_row_per_row_are_refused(module: nn.Module, message: str) -> None:
+    with pytest.raises(ContractBroken, match=message):
+        infer_manifest(bare(script(module)), COLUMNS)
+
+
+@pytest.mark.parametrize("columns", [("a",), ("a", "b"), ("a", "b", "c", "d")])
+@pytest.mark.parametrize("save", [script, export])
+def test_another_number_of_columns_is_refused(save: Any, columns: tuple[str, ...]) -> None:
+    with pytest.raises(ContractBroken, match=r"fails on 2 rows of \d zeros: .*--feature_columns"):
+        infer_manifest(bare(save(Named())), columns)
+
+
+def test_a_model_for_one_batch_size_is_refused() -> None:
+    with pytest.raises(ContractBroken, match=r"fails on 3 rows of 3 zeros: .*size\(\)\[0\] == 2"):
+        infer_manifest(bare(export(Single(), dynamic=False)), COLUMNS)
+
+
+def test_columns_given_twice_are_refused() -> None:
+    with pytest.raises(ManifestError, match="expected one or more columns, each once"):
+        infer_manifest(bare(script(Single())), ("a", "a"))
+
+
+# Reading the manifest of a path.
+
+
+def test_the_manifest_of_a_bare_file_needs_columns(tmp_path: Path) -> None:
+    (tmp_path / "m.pt").write_bytes(script(Single()))
+    path = str(tmp_path / "m.pt")
+    with pytest.raises(UsageError, match=r"has no model.json: name its columns .*feature_columns"):
+        read_manifest(path)
+    manifest = read_manifest(path, feature_columns=COLUMNS)
+    assert manifest.features == COLUMNS
+    assert TorchModelHandler(path, manifest).load_model().manifest == manifest
+
+
+def test_the_manifest_of_a_package_is_its_own(tmp_path: Path) -> None:
+    data = script(Single())
+    manifest = infer_manifest(bare(data), COLUMNS)
+    write_package(tmp_path, data, manifest)
+    path = str(tmp_path)
+    assert read_manifest(path) == manifest
+    assert read_manifest(path, digest=manifest.sha256, feature_columns=COLUMNS) == manifest
+    with pytest.raises(UsageError, match=r"differs from model.json .*Time,V1,Amount: leave the"):
+        read_manifest(path, feature_columns=COLUMNS[::-1])
+    with pytest.raises(ModelError, match="--model_digest"):
+        read_manifest(path, digest="0" * 64)
+
+
+# Statistics and golden rows.
+
+
+@given(
+    arrays(
+        np.float32,
+        st.tuples(st.integers(1, 30), st.just(2)),
+        elements=st.floats(-1e6, 1e6, width=32),
+    )
+)
+def test_statistics_are_those_of_numpy(values: np.ndarray) -> None:
+    told = describe_features(["a", "b"], values)
+    assert list(told) == ["a", "b"]
+    for i, statistics in enumerate(told.values()):
+        column = values[:, i].astype(np.float64)
+        assert statistics.count == len(column)
+        assert [statistics.min, statistics.max] == [column.min(), column.max()]
+        assert statistics.mean == pytest.approx(np.mean(column))
+        assert statistics.std == pytest.approx(np.std(column))
+        for name, value in statistics.quantiles.items():
+            assert value == pytest.approx(np.quantile(column, float(name)))
+        assert statistics.min <= statistics.quantiles["0.5"] <= statistics.max
+
+
+def test_golden_rows_are_what_the_model_answers(tmp_path: Path) -> None:
+    module = Named()
+    data = script(module)
+    values = np.random.default_rng(3).normal(size=(5, 3))
+    manifest = infer_manifest(bare(data), COLUMNS)
+    golden = with_golden_rows(data, manifest, {"features": values}).golden
+    assert golden is not None
+    np.testing.assert_array_equal(golden.inputs["features"], values.astype(np.float32))
+    with torch.inference_mode():
+        expected = module(torch.tensor(values, dtype=torch.float32))
+    assert list(golden.outputs) == list(expected)
+    for name, tensor in expected.items():
+        np.testing.assert_allclose(golden.outputs[name], tensor.numpy(), rtol=1e-6)
+
+
+def test_golden_rows_come_back_from_json_and_pass_at_load(tmp_path: Path) -> None:
+    data = export(Named())
+    manifest = infer_manifest(bare(data), COLUMNS)
+    manifest = with_golden_rows(data, manifest, {"features": np.eye(3)})
+    write_package(tmp_path, data, manifest)
+    assert read_manifest(str(tmp_path)) == manifest
+    TorchModelHandler(str(tmp_path), manifest).load_model()
+
+
+def test_answers_that_json_cannot_hold_are_no_golden_rows() -> None:
+    data = script(Logarithm())
+    manifest = infer_manifest(bare(data), COLUMNS)
+    with pytest.raises(ContractBroken, match="answers NaN or an infinity as output to the first 2"):
+        with_golden_rows(data, manifest, {"features": -np.ones((2, 3))})
+
+
+# Archives for TorchServe.
+
+
+def test_a_mar_is_read_as_it_was_written_and_always_has_the_same_bytes(tmp_path: Path) -> None:
+    data = script(Single())
+    manifest = infer_manifest(bare(data), COLUMNS)
+    for name in ("a.mar", "folder/b.mar"):
+        write_mar(tmp_path / name, data, manifest, "print('served')\n")
+    package = read_package(str(tmp_path / "a.mar"), manifest.sha256)
+    assert package == ModelPackage("fraud.pt", data, manifest)
+    assert (tmp_path / "a.mar").read_bytes() == (tmp_path / "folder/b.mar").read_bytes()
+    with zipfile.ZipFile(tmp_path / "a.mar") as archive:
+        listing = json.loads(archive.read("MAR-INF/MANIFEST.json"))["model"]
+        assert listing["serializedFile"] == "fraud.pt"
+        assert archive.read(listing["handler"]) == b"print('served')\n"
+        assert archive.testzip() is None
+
+
+# The command line.
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "model_handlers.package", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_command_makes_a_package_that_runs(tmp_path: Path) -> None:
+    data = script(Named())
+    (tmp_path / "model.pt").write_bytes(data)
+    sound = sample(tmp_path / "rows.parquet")
+    done = run(
+        *(tmp_path / "model.pt", "--feature_columns", "Time,V1,Amount"),
+        *("--sample", tmp_path / "rows.parquet", "--output", tmp_path / "package"),
+        *("--name", "fraud", "--version", "2.0", "--score_output", "score"),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    manifest = read_manifest(str(tmp_path / "package"))
+    assert done.stdout.splitlines() == [
+        f"made {tmp_path}/package: fraud 2.0, sha256 {hashlib.sha256(data).hexdigest()}",
+        "outputs code, score, flag, cube; score score",
+    ]
+    assert (manifest.name, manifest.version, manifest.score_output) == ("fraud", "2.0", "score")
+    assert manifest.golden is not None
+    np.testing.assert_array_equal(manifest.golden.inputs["features"], sound[:8])
+    assert manifest.statistics == describe_features(COLUMNS, sound)
+    TorchModelHandler(str(tmp_path / "package"), manifest).load_model()
+
+
+def test_help_needs_neither_torch_nor_beam() -> None:
+    script = (
+        "import sys; from model_handlers.package import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit(bool({'torch', 'apache_beam'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0
+    for flag in ("--feature_columns", "--sample", "--output", "--name", "--version"):
+        assert flag in done.stdout
+
+
+def test_a_failing_command_says_so_in_a_line(tmp_path: Path) -> None:
+    done = run(tmp_path / "none.pt", "--feature_columns", "a", "--output", tmp_path / "out")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"error: {tmp_path}/none.pt cannot be read: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    (tmp_path / "model.pt").write_bytes(script(Named()))
+    return tmp_path / "model.pt"
+
+
+def test_without_a_sample_there_are_no_golden_rows(model: Path, tmp_path: Path) -> None:
+    arguments = [str(model), "--feature_columns", "Time,V1,Amount", "--output", str(tmp_path / "o")]
+    assert main(arguments) == 0
+    manifest = read_manifest(str(tmp_path / "o"))
+    assert (manifest.golden, manifest.statistics, manifest.score_output) == (None, {}, None)
+    assert (manifest.name, manifest.version, manifest.file) == ("model", "1", "model.pt")
+
+
+def test_a_package_is_made_anew_in_its_own_folder(model: Path, tmp_path: Path) -> None:
+    arguments = [str(model), "--feature_columns", "Time,V1,Amount", "--output", str(tmp_path)]
+    assert main(arguments) == 0
+    model.write_bytes(script(Single()))
+    assert main(arguments) == 0
+    assert [spec.name for spec in read_manifest(str(tmp_path)).outputs] == ["output"]
+
+
+def test_weights_are_packaged_with_their_class(tmp_path: Path) -> None:
+    (tmp_path / "weights.pt").write_bytes(weights(Named()))
+    arguments = [str(tmp_path / "weights.pt"), "--feature_columns", "Time,V1,Amount"]
+    arguments += ["--output", str(tmp_path / "o"), "--architecture", f"{__name__}:Named"]
+    assert main(arguments) == 0
+    manifest = read_manifest(str(tmp_path / "o"))
+    assert (manifest.format, manifest.architecture) == ("state_dict", f"{__name__}:Named")
+    TorchModelHandler(str(tmp_path / "o"), manifest).load_model()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--output", "{}/o"], 2, "the following arguments are required: --feature_columns"),
+        (["--feature_columns", "a", "--output", "{}/o", "--smaple", "x"], 2, "unrecognized argume"),
+        (["--feature_columns", "a,b", "--output", "{}/o"], 1, "fails on 2 rows of 2 zeros"),
+        (["--feature_columns", "a,a,b", "--output", "{}/o"], 1, "columns, each once"),
+        (
+            ["--feature_columns", "a,b,c", "--output", "{}/o", "--score_output", "scroe"],
+            2,
+            "no output 'scroe' (nearest: score",
+        ),
+        (
+            ["--feature_columns", "a,b,c", "--output", "{}/o", "--score_output", "code"],
+            2,
+            "'code' has shape [2] a row and cannot be the score",
+        ),
+        (
+            ["--feature_columns", "Time,V1,Amont", "--output", "{}/o", "--sample", "{}/s.parquet"],
+            1,
+            "lacks column 'Amont' (nearest: Amount)",
+        ),
+        (
+            ["--feature_columns", "Time,V1,id", "--output", "{}/o", "--sample", "{}/s.parquet"],
+            1,
+            "s.parquet: expected Parquet with numbers: Failed to parse string",
+        ),
+        (
+            ["--feature_columns", "a,b,c", "--output", "{}/o", "--sample", "{}/none.parquet"],
+            1,
+            "none.parquet: expected Parquet with numbers: ",
+        ),
+        (
+            ["--feature_columns", "a,b,c", "--output", "{}/o", "--sample", "{}/model.pt"],
+            1,
+            "model.pt: expected Parquet with numbers: ",
+        ),
+        (
+            ["--feature_columns=Time,V1,Amount", "--output", "{}/o", "--sample", "{}/nan.parquet"],
+            1,
+            "has not one row without null, NaN or infinity",
+        ),
+        (["--feature_columns", "a,b,c", "--output", "{}/model.pt/o"], 1, "cannot be written: "),
+    ],
+)
+def test_wrong_arguments_are_told_in_a_line(
+    model: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
+) -> None:
+    folder = model.parent
+    sample(folder / "s.parquet")
+    nothing = pa.table({name: pa.array([None, float("nan")], pa.float64()) for name in COLUMNS})
+    pq.write_table(nothing, folder / "nan.parquet")
+    assert main([str(model), *(text.format(folder) for text in arguments)]) == code
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("error: ")
+    assert message in told.err
+    assert len(told.err.splitlines()) == 1
+    assert not (folder / "o").exists()

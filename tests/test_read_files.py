@@ -1,0 +1,376 @@
+"""Reading files: every row once, with an id that depends on the file alone."""
+
+import gzip
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from apache_beam.testing.util import assert_that, equal_to
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model_handlers.contract import InputSpec
+from model_handlers.errors import InputError
+from transforms import file_ranges, text_lines
+from transforms.decode import Decoded
+from transforms.failures import Provenance
+from transforms.file_ranges import FileFormat, match_files, split_file
+from transforms.read_files import Columns, ReadFiles, file_schema, has_rows, id_prefix, read_range
+
+Make = Callable[..., Any]
+
+
+def read_file(
+    path: Path, columns: Columns, batch_rows: int = 8192, file_format: FileFormat | None = None
+) -> Iterator[Decoded]:
+    (file,) = match_files([str(path)])
+    for part in split_file(file, file_format):
+        yield from read_range(part, columns, batch_rows)
+
+
+def rows_of(parts: Iterator[Decoded]) -> tuple[dict[str, Any], dict[str, tuple[bytes, str]]]:
+    """Decoded parts -> source columns by id, and (payload, reason) by id of the others."""
+    rows: dict[str, Any] = {}
+    failed: dict[str, tuple[bytes, str]] = {}
+    for part in parts:
+        if part.batch is not None:
+            for row in part.batch.to_pylist():
+                assert row["row_id"] not in rows | failed
+                rows[row["row_id"]] = row["source"]
+        payloads = zip(part.failed_payloads, part.faults, strict=True)
+        for row_id, (payload, fault) in zip(part.failed_ids, payloads, strict=True):
+            assert row_id not in rows | failed
+            failed[row_id] = (payload, fault.reason)
+    return rows, failed
+
+
+def write(path: Path, lines: list[bytes], end: bytes = b"\n", ended: bool = True) -> Path:
+    path.write_bytes(end.join(lines) + (end if ended else b""))
+    return path
+
+
+NUMBER = st.integers(0, 99).map(lambda n: f"{n}")
+CSV_LINE = st.one_of(
+    st.tuples(NUMBER, NUMBER, NUMBER).map(lambda t: ",".join(t).encode()),
+    st.sampled_from([b"", b"1,2", b"1,2,3,4", b"x,2,3", b'"1","2","3"', b'1,"2,3', b"\xff,1,2"]),
+)
+JSON_LINE = st.one_of(
+    st.tuples(NUMBER, NUMBER, NUMBER).map(lambda t: f'{{"features":[{",".join(t)}]}}'.encode()),
+    st.sampled_from([b"", b"  ", b"{", b"[]", b'{"a":1}', b"\xff", b'{"a":1,\r"b":2,"c":3}']),
+)
+
+
+@settings(max_examples=60)
+@given(
+    st.sampled_from(["csv", "jsonl"]),
+    st.data(),
+    st.sampled_from([b"\n", b"\r\n"]),
+    st.booleans(),
+    st.lists(st.tuples(st.integers(1, 80), st.integers(1, 40), st.integers(1, 4)), max_size=4),
+)
+def test_ids_and_rows_of_text_are_the_same_wherever_it_is_cut(
+    make_manifest: Make,
+    tmp_path_factory: pytest.TempPathFactory,
+    suffix: str,
+    data: st.DataObject,
+    end: bytes,
+    ended: bool,
+    cuts: list[tuple[int, int, int]],
+) -> None:
+    lines = data.draw(st.lists(CSV_LINE if suffix == "csv" else JSON_LINE, max_size=8))
+    head = [b"a,b,c"] if suffix == "csv" else []
+    path = write(tmp_path_factory.getbasetemp() / f"cut.{suffix}", head + lines, end, ended)
+    columns = Columns(make_manifest())
+    whole = rows_of(read_file(path, columns))
+    full = [line for line in lines if (line if suffix == "csv" else line.strip())]
+    assert len(whole[0]) + len(whole[1]) == len(full)
+    # Ids are places in the file.
+    text = path.read_bytes()
+    for row_id, (payload, _) in whole[1].items():
+        prefix, offset = row_id.split("-")
+        assert prefix == id_prefix(str(path))
+        assert text[int(offset) :].lstrip().startswith(payload)
+    for range_bytes, block_bytes, batch_rows in cuts:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(file_ranges, "RANGE_BYTES", range_bytes)
+            patch.setattr(text_lines, "BLOCK_BYTES", block_bytes)
+            rows, failed = rows_of(read_file(path, columns, batch_rows))
+        assert failed == whole[1]
+        assert {i: as_numbers(row) for i, row in rows.items()} == {
+            i: as_numbers(row) for i, row in whole[0].items()
+        }
+
+
+def as_numbers(row: dict[str, Any]) -> dict[str, Any]:
+    """Of a CSV column, what lies beside a text is read as text too."""
+    return {name: str(value).removesuffix(".0") for name, value in row.items()}
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(st.integers(0, 9), max_size=5),
+    st.integers(1, 12),
+    st.integers(1, 10),
+    st.sampled_from([None, "id"]),
+)
+def test_parquet_rows_are_read_once_and_in_order(
+    make_manifest: Make,
+    tmp_path_factory: pytest.TempPathFactory,
+    groups: list[int],
+    range_rows: int,
+    batch_rows: int,
+    id_column: str | None,
+) -> None:
+    total = sum(groups)
+    ids = [f"t{i}" if i % 3 else None for i in range(total)]
+    table = pa.table(
+        {
+            "unread": pa.array(range(total), pa.int64()),
+            "c": pa.array(range(total), pa.float64()),
+            "id": pa.array(ids, pa.string()),
+            "b": pa.array(range(total), pa.float32()),
+            "a": pa.array(range(total), pa.int16()),
+        }
+    )
+    path = tmp_path_factory.getbasetemp() / "rows.parquet"
+    start = 0
+    with pq.ParquetWriter(path, table.schema) as writer:
+        for size in groups:
+            writer.write_table(table.slice(start, size))
+            start += size
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(file_ranges, "RANGE_ROWS", range_rows)
+        parts = list(read_file(path, Columns(make_manifest(), id_column), batch_rows))
+    batches = [part.batch for part in parts if part.batch is not None]
+    assert all(batch.num_rows <= batch_rows for batch in batches)
+    rows = [row for batch in batches for row in batch.to_pylist()]
+    expected = ["c", "b", "a"] if id_column is None else ["c", "id", "b", "a"]
+    assert all(list(row["source"]) == expected for row in rows)
+    assert [row["source"]["a"] for row in rows] == list(range(total))
+    prefix = id_prefix(str(path))
+    assert [row["row_id"] for row in rows] == [
+        own if id_column and own else f"{prefix}-{i}" for i, own in enumerate(ids)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        (pa.array([7, 0, None]), ["7", "0", "{}-2"]),
+        (pa.array(["a", "", None]).dictionary_encode(), ["a", "", "{}-2"]),
+        (pa.array(["a", "b", "c"], pa.large_string()), ["a", "b", "c"]),
+        (pa.array([1.5, 2.0, None]), ["1.5", "2", "{}-2"]),
+        (pa.array([0, 1, None], pa.date32()), ["1970-01-01", "1970-01-02", "{}-2"]),
+        (pa.nulls(3), ["{}-0", "{}-1", "{}-2"]),
+    ],
+    ids=lambda v: str(getattr(v, "type", "")),
+)
+def test_ids_of_any_type_become_text(
+    make_manifest: Make, tmp_path: Path, column: pa.Array, expected: list[str]
+) -> None:
+    path = tmp_path / "ids.parquet"
+    pq.write_table(pa.table({"a": [1] * 3, "b": [1] * 3, "c": [1] * 3, "k": column}), path)
+    rows, _ = rows_of(read_file(path, Columns(make_manifest(), "k")))
+    assert list(rows) == [text.format(id_prefix(str(path))) for text in expected]
+
+
+@pytest.mark.parametrize("column", [pa.array([b"\xff"]), pa.array([[1]]), pa.array([{"u": 1}])])
+def test_a_type_that_is_no_id_is_an_error(
+    make_manifest: Make, tmp_path: Path, column: pa.Array
+) -> None:
+    path = tmp_path / "ids.parquet"
+    pq.write_table(pa.table({"a": [1], "b": [1], "c": [1], "k": column}), path)
+    with pytest.raises(InputError, match="id column 'k': expected text"):
+        list(read_file(path, Columns(make_manifest(), "k")))
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+@pytest.mark.parametrize(
+    ("columns", "missing", "near"),
+    [({"id_column": "idd"}, "idd", "id"), ({"keep": ("citi",)}, "citi", "city"), ({}, "c", "cc")],
+)
+def test_a_missing_column_is_told_with_the_nearest(
+    make_manifest: Make,
+    tmp_path: Path,
+    suffix: str,
+    columns: dict[str, Any],
+    missing: str,
+    near: str,
+) -> None:
+    names = ["a", "b", "c" if columns else "cc", "id", "city"]
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "csv":
+        write(path, [",".join(names).encode(), b"1,1,1,1,1"])
+    else:
+        pq.write_table(pa.table({name: [1] for name in names}), path)
+    manifest = make_manifest(InputSpec("x", ("a", "b", "c"), shape=(3,)))
+    with pytest.raises(InputError, match=rf"{missing}'.*nearest: .*{near}") as caught:
+        list(read_file(path, Columns(manifest, **columns)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_a_column_that_is_there_twice_is_an_error(
+    make_manifest: Make, tmp_path: Path, suffix: str
+) -> None:
+    names = ["a", "b", "c", "b", "z", "z"]
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "csv":
+        write(path, [",".join(names).encode(), b"1,1,1,2,3,3"])
+    else:
+        pq.write_table(pa.Table.from_arrays([pa.array([1])] * 6, names=names), path)
+    with pytest.raises(InputError, match="has 2 columns 'b'"):
+        list(read_file(path, Columns(make_manifest())))
+    single = make_manifest(InputSpec("x", ("a", "c"), shape=(2,)))
+    rows, _ = rows_of(read_file(path, Columns(single)))
+    assert list(rows.values()) == [{"a": 1, "c": 1}]
+
+
+def test_columns_with_dots_in_their_names_are_read(make_manifest: Make, tmp_path: Path) -> None:
+    manifest = make_manifest(InputSpec("x", ("card.amount", "a b"), shape=(2,)))
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"card.amount": [1.5], "a b": [2.0], "card": [{"amount": 9}]}), path)
+    rows, _ = rows_of(read_file(path, Columns(manifest)))
+    assert [row["card.amount"] for row in rows.values()] == [1.5]
+
+
+def test_a_damaged_page_is_an_error_of_one_line(make_manifest: Make, tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    table = pa.table({name: [float(i) for i in range(5000)] for name in "abc"})
+    pq.write_table(table, path, use_dictionary=False)
+    data = bytearray(path.read_bytes())
+    data[1000:1400] = b"\xff" * 400
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"a\.parquet is damaged in row groups 0 to 0") as caught:
+        list(read_file(path, Columns(make_manifest())))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.csv", "a.jsonl", "a.csv.gz"])
+def test_files_without_rows_have_none(make_manifest: Make, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name == "a.parquet":
+        pq.write_table(pa.table({n: pa.array([], pa.float64()) for n in "abc"}), path)
+    elif name == "a.csv.gz":
+        path.write_bytes(gzip.compress(b"a,b,c"))
+    else:
+        path.write_bytes(b"a,b,c\r\n\n" if name == "a.csv" else b"\n \r\n")
+    assert rows_of(read_file(path, Columns(make_manifest()))) == ({}, {})
+    assert not has_rows(str(path), file_ranges.format_of(name))
+
+
+def test_bad_lines_of_a_csv_file_go_one_by_one(make_manifest: Make, tmp_path: Path) -> None:
+    lines = [
+        b"id,a,b,c,city",
+        b'r1,1,2,3,"Ulm, D"',
+        b"r2,1,2,3",
+        b'r3,1,2,3,"open',
+        b'end",1,2,3,x',
+        b"r4,x,2,3,NA",
+        b",4,,6,",
+    ]
+    path = write(tmp_path / "a.csv", lines, b"\r\n")
+    rows, failed = rows_of(read_file(path, Columns(make_manifest(), "id", ("city",))))
+    assert list(failed.values()) == [
+        (lines[2], "wrong_width"),
+        (lines[3], "invalid_csv"),
+        (lines[4], "invalid_csv"),
+    ]
+    assert {i: row["city"] for i, row in rows.items()} == {
+        "r1": "Ulm, D",
+        "r4": "NA",
+        f"{id_prefix(str(path))}-{path.read_bytes().index(b',4,,6,')}": None,
+    }
+    assert [str(row["a"]).removesuffix(".0") for row in rows.values()] == ["1", "x", "4"]
+
+
+def test_a_kept_feature_of_a_csv_file_has_one_type(make_manifest: Make, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", [b"a,b,c", b"1.50,2,3", b"x,2,3"])
+    for cut in (1, 1000):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(text_lines, "BLOCK_BYTES", cut)
+            parts = list(read_file(path, Columns(make_manifest(), None, ("a",))))
+        kinds = {p.batch.schema.field("source").type.field("a").type for p in parts if p.batch}
+        assert kinds == {pa.string()}
+
+
+def test_a_mark_of_utf8_at_the_begin_is_skipped(make_manifest: Make, tmp_path: Path) -> None:
+    mark = b"\xef\xbb\xbf"
+    jsonl = write(tmp_path / "a.jsonl", [mark + b'{"a":1,"b":1,"c":1}', mark + b"{}"])
+    rows, failed = rows_of(read_file(jsonl, Columns(make_manifest())))
+    assert (len(rows), [reason for _, reason in failed.values()]) == (1, ["invalid_json"])
+    table = write(tmp_path / "a.csv", [mark + b"a,b,c", b"1,1,1"])
+    rows, failed = rows_of(read_file(table, Columns(make_manifest())))
+    assert (list(rows.values()), failed) == ([{"a": 1, "b": 1, "c": 1}], {})
+
+
+def test_columns_of_a_file_are_told_before_it_is_read(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", [b"a,b"])
+    pq.write_table(pa.table({"a": [1.0]}), tmp_path / "a.parquet")
+    assert file_schema(str(tmp_path / "a.csv"), "csv") == pa.schema({"a": "string", "b": "string"})
+    assert file_schema(str(tmp_path / "a.parquet"), "parquet") == pa.schema({"a": pa.float64()})
+    assert file_schema("not looked at", "jsonl") is None
+
+
+def test_files_of_all_formats_are_read_in_one_pipeline(
+    make_manifest: Make, tmp_path: Path, provenance: Provenance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_ranges, "RANGE_BYTES", 64)
+    monkeypatch.setattr(file_ranges, "RANGE_ROWS", 4)
+    one = {"a": 1.0, "b": 2.0, "c": 3.0}
+    table = pa.Table.from_pylist([{"id": f"p{i}", **one} for i in range(20)])
+    pq.write_table(table, tmp_path / "x.parquet", row_group_size=3)
+    head = [b"id,c,b,a"]
+    write(tmp_path / "x.csv", head + [b"c%d,3,2,1" % i for i in range(20)] + [b"bad"])
+    lines = [json.dumps({"id": f"j{i}", "features": [1, 2, 3]}).encode() for i in range(20)]
+    write(tmp_path / "x.jsonl", [*lines, b'{"id":"worse"}'])
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        columns = Columns(make_manifest(), "id")
+        read = pipeline | ReadFiles([str(tmp_path)], columns, provenance, batch_rows=5)
+        ids = read.good | beam.FlatMap(lambda b: b.column("row_id").to_pylist())
+        sums = read.good | "Sums" >> beam.Map(
+            lambda b: {row["source"]["a"] - row["source"]["c"] for row in b.to_pylist()}
+        )
+        assert_that(ids, equal_to([f"{kind}{i}" for kind in "pcj" for i in range(20)]), "ids")
+        assert_that(sums, all_are({-2.0}), "sums")
+        failed = read.failures | "Failed" >> beam.FlatMap(
+            lambda b: [(r["stage"], r["reason"], r["payload"], r["run_id"]) for r in b.to_pylist()]
+        )
+        assert_that(
+            failed,
+            equal_to(
+                [
+                    ("decode", "wrong_width", b"bad", "run 1"),
+                    ("decode", "missing_feature", b'{"id":"worse"}', "run 1"),
+                ]
+            ),
+            "failed",
+        )
+
+
+def all_are(expected: Any) -> Callable[[list[Any]], None]:
+    def check(found: list[Any]) -> None:
+        assert found
+        assert all(value == expected for value in found)
+
+    return check
+
+
+def test_files_of_different_columns_are_told_apart(
+    make_manifest: Make, tmp_path: Path, provenance: Provenance
+) -> None:
+    pq.write_table(pa.table({"a": [1], "b": [1], "c": [1]}), tmp_path / "1.parquet")
+    pq.write_table(pa.table({"a": [1.5], "b": ["2"], "c": [True]}), tmp_path / "2.parquet")
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        read = pipeline | ReadFiles([str(tmp_path)], Columns(make_manifest()), provenance)
+        assert_that(read.good | beam.Map(lambda b: b.num_rows), equal_to([1, 1]))
+    pq.write_table(pa.table({"a": [1], "b": [1]}), tmp_path / "3.parquet")
+    pipeline = beam.Pipeline(runner="FnApiRunner")
+    pipeline | ReadFiles([str(tmp_path)], Columns(make_manifest()), provenance)
+    with pytest.raises(Exception, match=r"3\.parquet: .* needs column 'c'"):
+        pipeline.run()

@@ -1,0 +1,189 @@
+"""Reconciliation: a run balances, or it fails and says by how much."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+import pytest
+from apache_beam.testing.util import assert_that, equal_to
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model_handlers.errors import BalanceError
+from transforms.commit_files import DEAD_LETTERS, SCORES, RunFolder, StagedFile
+from transforms.failures import FAILURE_SCHEMA, Fault, Provenance, failure_batch, utc_now
+from transforms.reconcile import CommitRun, CountFailures, CountRows, build_report, count_failures
+
+Counts = dict[tuple[str, ...], int]
+
+KINDS = st.tuples(
+    st.just("failed"),
+    st.sampled_from(["decode", "validate", "infer"]),
+    st.sampled_from(["null", "wrong_type"]),
+    st.sampled_from(["", "a"]),
+)
+
+
+@st.composite
+def balanced(draw: st.DrawFn) -> tuple[Counts, list[StagedFile]]:
+    failed: Counts = draw(st.dictionaries(KINDS, st.integers(1, 9), max_size=4))
+    scored = draw(st.integers(0, 9))
+    read = scored + sum(rows for kind, rows in failed.items() if kind[1] != "decode")
+    counts: Counts = {("read",): read, ("scored",): scored, **failed}
+    rows = [(SCORES, scored), (DEAD_LETTERS, sum(failed.values()))]
+    files = []
+    for part, total in rows:
+        cut = draw(st.integers(0, total))
+        files += [StagedFile(part, f"{part}-{i}", n) for i, n in enumerate((cut, total - cut)) if n]
+    return {key: n for key, n in counts.items() if n}, files
+
+
+@given(balanced())
+def test_a_balanced_run_is_reported(run: tuple[Counts, list[StagedFile]]) -> None:
+    counts, files = run
+    report = build_report(counts, files, {"run_id": "r"})
+    assert report["run_id"] == "r"
+    assert report["balanced"]
+    assert report["rows_in"] == report["rows_scored"] + report["rows_dead_lettered"]
+    assert report["rows_written"] == report["rows_scored"] == counts.get(("scored",), 0)
+    assert report["dead_letters_written"] == report["rows_dead_lettered"]
+    letters = report["dead_letters"]
+    assert sum(kind["rows"] for kind in letters) == report["rows_dead_lettered"]
+    assert [kind["rows"] for kind in letters] == sorted((k["rows"] for k in letters), reverse=True)
+    json.dumps(report)
+
+
+@given(balanced(), st.data(), st.sampled_from([-1, 1, 7]))
+def test_any_single_count_that_differs_fails_the_run(
+    run: tuple[Counts, list[StagedFile]], data: st.DataObject, change: int
+) -> None:
+    counts, files = run
+    wrong = list(files)
+    keys = sorted({*counts, ("read",), ("scored",), ("failed", "decode", "null", "")})
+    which = data.draw(st.integers(0, len(keys) + len(files) - 1))
+    if which < len(keys):
+        counts = {**counts, keys[which]: counts.get(keys[which], 0) + change}
+    else:
+        file = files[which - len(keys)]
+        wrong[which - len(keys)] = StagedFile(file.part, file.path, file.rows + change)
+    with pytest.raises(BalanceError, match="rows are missing or doubled"):
+        build_report(counts, wrong, {})
+
+
+@given(balanced(), st.data())
+def test_a_file_that_is_lost_or_doubled_fails_the_run(
+    run: tuple[Counts, list[StagedFile]], data: st.DataObject
+) -> None:
+    counts, files = run
+    for i, file in enumerate(files):
+        with pytest.raises(BalanceError):
+            build_report(counts, files[:i] + files[i + 1 :], {})
+        with pytest.raises(BalanceError):
+            build_report(counts, [*files, file], {})
+
+
+def test_the_facts_do_not_hide_the_counts() -> None:
+    report = build_report({}, [], {"balanced": "?", "rows_in": "?", "model": "tiny"})
+    assert (report["balanced"], report["rows_in"], report["model"]) == (True, 0, "tiny")
+
+
+def failures(faults: list[Fault], provenance: Provenance) -> pa.RecordBatch:
+    return failure_batch(
+        [None] * len(faults),
+        [b""] * len(faults),
+        faults,
+        stage="validate",
+        provenance=provenance,
+        failed_at=utc_now(),
+    )
+
+
+@given(
+    faults=st.lists(
+        st.sampled_from(
+            [
+                Fault("null", "m", "a"),
+                Fault("null", "n", "b"),
+                Fault("null", "o"),
+                Fault("wrong_type", "p", "a"),
+            ]
+        )
+    )
+)
+def test_failures_are_counted_by_reason_and_column(
+    faults: list[Fault], provenance: Provenance
+) -> None:
+    batch = failures(faults, provenance)
+    assert batch.schema == FAILURE_SCHEMA
+    expected = Counter(("failed", "validate", f.reason, f.column or "") for f in faults)
+    assert dict(count_failures(batch)) == expected
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(str(tmp_path / "out"), "r", "t")
+
+
+def staged(folder: RunFolder, part: str, rows: int) -> StagedFile:
+    Path(folder.staging).mkdir(parents=True, exist_ok=True)
+    path = Path(folder.staging) / f"{part}.jsonl"
+    path.write_text("{}\n" * rows)
+    return StagedFile(part, str(path), rows)
+
+
+def commit_run(
+    pipeline: beam.Pipeline, folder: RunFolder, provenance: Provenance, rows: int, files: Any
+) -> beam.PCollection[dict[str, Any]]:
+    """Rows in batches of 2 and one failure -> counted as a pipeline does, and committed."""
+    batches = [pa.record_batch({"a": [1, 2]})] * (rows // 2)
+    good = pipeline | beam.Create(batches)
+    bad = pipeline | "Bad" >> beam.Create([failures([Fault("null", "m", "a")], provenance)])
+    one_more = pipeline | "One" >> beam.Create([pa.record_batch({"a": [3]})])
+    counts = (
+        good | CountRows("read"),
+        one_more | "OneMore" >> CountRows("read"),
+        good | "Scored" >> CountRows("scored"),
+        bad | CountFailures(),
+    ) | beam.Flatten()
+    staged = pipeline | "Staged" >> beam.Create(files)
+    return (counts, staged) | CommitRun(folder, folder, {"run_id": "r"})
+
+
+def test_a_run_that_balances_is_put_in_place(
+    folder: RunFolder, provenance: Provenance, tmp_path: Path
+) -> None:
+    files = [staged(folder, SCORES, 6), staged(folder, DEAD_LETTERS, 1)]
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        report = commit_run(pipeline, folder, provenance, 6, files)
+        kinds = report | beam.Map(lambda r: (r["rows_in"], r["rows_scored"], r["dead_letters"]))
+        letters = [{"stage": "validate", "reason": "null", "column": "a", "rows": 1}]
+        assert_that(kinds, equal_to([(7, 6, letters)]))
+    written = json.loads((tmp_path / "out/r/report.json").read_text())
+    assert written["rows_in"] == 7
+    assert sorted(p.parent.name for p in (tmp_path / "out/r").rglob("part-*")) == [
+        DEAD_LETTERS,
+        SCORES,
+    ]
+
+
+def test_a_run_that_does_not_balance_fails_and_writes_nothing(
+    folder: RunFolder, provenance: Provenance, tmp_path: Path
+) -> None:
+    files = [staged(folder, SCORES, 5), staged(folder, DEAD_LETTERS, 1)]
+    pipeline = beam.Pipeline(runner="FnApiRunner")
+    commit_run(pipeline, folder, provenance, 6, files)
+    with pytest.raises(BalanceError, match=r"'rows_scored': 6, .*'rows_written': 5"):
+        pipeline.run()
+    assert not (tmp_path / "out/r").exists()
+
+
+def test_a_run_without_rows_balances(folder: RunFolder) -> None:
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        nothing = pipeline | beam.Create([]).with_output_types(Any)
+        counts = nothing | CountRows("read")
+        staged = nothing | beam.Map(lambda x: x)
+        report = (counts, staged) | CommitRun(folder, folder, {})
+        assert_that(report | beam.Map(lambda r: r["rows_in"]), equal_to([0]))

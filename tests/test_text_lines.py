@@ -1,0 +1,94 @@
+"""Blocks of lines: ranges side by side give each line once, wherever the cuts are."""
+
+import bz2
+import gzip
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model_handlers.errors import InputError
+from transforms import text_lines
+from transforms.text_lines import compression_of, line_blocks, open_text, without_compression
+
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "zst": zstandard.compress,
+}
+
+
+@given(
+    st.lists(st.binary(max_size=9).map(lambda b: b.replace(b"\n", b"")), max_size=12),
+    st.booleans(),
+    st.lists(st.integers(1, 60), max_size=5),
+    st.integers(1, 20),
+)
+def test_ranges_side_by_side_give_each_line_once(
+    tmp_path_factory: pytest.TempPathFactory,
+    lines: list[bytes],
+    ends: bool,
+    cuts: list[int],
+    block_bytes: int,
+) -> None:
+    text = b"\n".join(lines) + (b"\n" if ends else b"")
+    path = tmp_path_factory.getbasetemp() / "lines.txt"
+    path.write_bytes(text)
+    bounds = [0, *sorted(cut for cut in set(cuts) if cut < len(text)), len(text)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_lines, "BLOCK_BYTES", block_bytes)
+        ranges = itertools.pairwise(bounds)
+        blocks = [block for start, stop in ranges for block in line_blocks(str(path), start, stop)]
+    assert b"".join(block for _, block in blocks) == text
+    for offset, block in blocks:
+        assert text[offset : offset + len(block)] == block
+        assert block.endswith(b"\n") or offset + len(block) == len(text)
+        assert offset == 0 or text[offset - 1 : offset] == b"\n"
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_compressed_text_is_read_to_its_end(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.csv.{suffix.upper()}"
+    path.write_bytes(COMPRESS[suffix](b"one\ntwo\n") + COMPRESS[suffix](b"three\n"))
+    with open_text(str(path)) as handle:
+        assert list(iter(handle.readline, b"")) == [b"one\n", b"two\n", b"three\n"]
+    assert (
+        b"".join(block for _, block in line_blocks(str(path), 0, 1 << 62)) == b"one\ntwo\nthree\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("suffix", "damage"),
+    # The frames that zstandard writes by default hold no checksum.
+    sorted({(s, d) for s in COMPRESS for d in ("cut", "changed", "plain")} - {("zst", "changed")}),
+)
+def test_a_compressed_file_that_is_damaged_is_an_error(
+    tmp_path: Path, suffix: str, damage: str
+) -> None:
+    text = b"".join(b"%d\n" % (i * i) for i in range(20_000))
+    whole = COMPRESS[suffix](text)
+    broken = {"cut": whole[:-9], "changed": whole[:200] + b"\0" * 99 + whole[299:], "plain": text}
+    path = tmp_path / f"a.jsonl.{suffix}"
+    path.write_bytes(broken[damage])
+    with pytest.raises(InputError, match=r"a\.jsonl\.\w+ cannot be read: .*is it complete"):
+        list(line_blocks(str(path), 0, 1 << 62))
+
+
+def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"gone\.csv cannot be read: .*No such file"):
+        list(line_blocks(str(tmp_path / "gone.csv"), 0, 10))
+
+
+def test_compression_is_told_by_the_name() -> None:
+    assert [compression_of(f"a{suffix}") for suffix in (".csv", ".csv.gz", ".GZ", ".zst")] == [
+        None,
+        "gzip",
+        "gzip",
+        "zstd",
+    ]
+    assert without_compression("gs://a/b.csv.BZ2") == "gs://a/b.csv"
+    assert without_compression("b.csv") == "b.csv"

@@ -1,0 +1,341 @@
+"""Validation: good rows and bad rows are the input's rows, judged as a row alone would be."""
+
+from collections.abc import Callable
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pytest
+from apache_beam.testing.util import assert_that, equal_to
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model_handlers.contract import FeatureStatistics, InputSpec, Manifest
+from model_handlers.errors import InputError
+from transforms.failures import Fault, Provenance
+from transforms.record_batch import INPUTS, concat_batches, source_batch, struct_columns
+from transforms.validate import ValidateFeatures, source_columns, validate
+
+Make = Callable[..., Any]
+
+# One cell in eight is drawn from anything, so that most tables have rows of both kinds.
+NUMBER = st.floats(-1e30, 1e30)
+ANY = st.one_of(st.none(), st.floats(width=64), st.sampled_from([1e300, -1e39]))
+CELL = st.integers(0, 7).flatmap(lambda n: NUMBER if n else ANY)
+TEXT_CELL = st.integers(0, 7).flatmap(
+    lambda n: NUMBER.map(str) if n else st.sampled_from([None, "", " ", "x", "1,5", "nan", "1e40"])
+)
+VECTOR = st.integers(0, 7).flatmap(
+    lambda n: st.lists(CELL, min_size=3, max_size=3) if n else st.none() | st.lists(ANY, max_size=5)
+)
+
+
+def inputs_of(batch: pa.RecordBatch) -> dict[str, list[Any]]:
+    return {name: column.to_pylist() for name, column in struct_columns(batch, INPUTS).items()}
+
+
+def judge_cell(value: Any) -> str | None:
+    """A cell for a float32 tensor -> the reason why it is none."""
+    if value is None or not str(value).strip():
+        return "null"
+    try:
+        number = float(value)
+    except ValueError:
+        return "wrong_type"
+    with np.errstate(over="ignore"):
+        return None if np.isfinite(np.float32(number)) else "not_finite"
+
+
+def judge_row(row: dict[str, Any]) -> tuple[str, str] | None:
+    """A row of the model below -> reason and column of its first fault, input by input."""
+    for column in ("a", "b"):
+        if reason := judge_cell(row[column]):
+            return reason, column
+    if row["v"] is None:
+        return "null", "v"
+    if len(row["v"]) != 3:
+        return "wrong_width", "v"
+    for i, item in enumerate(row["v"]):
+        if reason := judge_cell(item):
+            return reason, f"v[{i}]"
+    return None
+
+
+@pytest.fixture(scope="session")
+def two_inputs(make_manifest: Make) -> Manifest:
+    manifest: Manifest = make_manifest(
+        InputSpec("pair", ("a", "b"), shape=(2,)), InputSpec("v", ("v",), shape=(3,))
+    )
+    return manifest
+
+
+@given(
+    st.lists(st.fixed_dictionaries({"a": CELL, "b": TEXT_CELL, "v": VECTOR}), max_size=12),
+    st.integers(0, 3),
+    st.sampled_from([pa.list_(pa.float64()), pa.large_list(pa.float64())]),
+    st.booleans(),
+)
+def test_every_row_is_good_or_bad_as_a_plain_loop_says(
+    two_inputs: Manifest,
+    rows: list[dict[str, Any]],
+    start: int,
+    list_type: pa.DataType,
+    encoded: bool,
+) -> None:
+    text = pa.array([row["b"] for row in rows], pa.string())
+    columns = pa.record_batch(
+        {
+            "other": pa.array([[i] for i in range(len(rows))], pa.list_(pa.int64())),
+            "b": text.dictionary_encode() if encoded else text,
+            "v": pa.array([row["v"] for row in rows], list_type),
+            "a": pa.array([row["a"] for row in rows], pa.float64()),
+        }
+    )
+    ids = pa.array([str(i) for i in range(len(rows))], pa.string())
+    whole = source_batch(ids, columns)
+    before = whole.to_pylist()
+    batch, rows = whole.slice(start), rows[start:]
+    good, bad, faults = validate(batch, two_inputs)
+
+    verdicts = [judge_row(row) for row in rows]
+    all_ids = batch.column("row_id").to_pylist()
+    assert good.column("row_id").to_pylist() == [
+        i for i, verdict in zip(all_ids, verdicts, strict=True) if verdict is None
+    ]
+    assert bad.column("row_id").to_pylist() == [
+        i for i, verdict in zip(all_ids, verdicts, strict=True) if verdict is not None
+    ]
+    assert [(fault.reason, fault.column) for fault in faults] == [v for v in verdicts if v]
+    assert all(f"column {fault.column}: " in fault.message for fault in faults)
+
+    passed = [row for row, verdict in zip(rows, verdicts, strict=True) if verdict is None]
+    found = struct_columns(good, INPUTS)
+    assert found["pair"].type == two_inputs.inputs[0].arrow_type
+    pairs = np.array([[float(row["a"]), float(row["b"])] for row in passed], np.float64)
+    np.testing.assert_array_equal(
+        found["pair"].flatten().to_numpy().reshape(-1, 2), pairs.astype(np.float32).reshape(-1, 2)
+    )
+    lists = np.array([row["v"] for row in passed], np.float64).astype(np.float32)
+    np.testing.assert_array_equal(found["v"].flatten().to_numpy(), lists.reshape(-1))
+    assert good.select(["row_id", "source"]).equals(
+        concat_batches([batch.slice(i, 1) for i, v in enumerate(verdicts) if v is None])
+        if passed
+        else batch.slice(0, 0)
+    )
+    assert str(whole.to_pylist()) == str(before)
+
+
+@pytest.mark.parametrize("kind", [pa.float32(), pa.float64(), pa.list_(pa.float32(), 1)])
+def test_the_source_is_not_written_to(make_manifest: Make, kind: pa.DataType) -> None:
+    values = pa.array([1.0, np.nan, np.inf, 4.0, None], pa.float32())
+    is_list = pa.types.is_fixed_size_list(kind)
+    column = pa.FixedSizeListArray.from_arrays(values, 1) if is_list else values.cast(kind)
+    spec = InputSpec("x", ("a",), impute={"a": "mean"})
+    mean = FeatureStatistics(1, 9.0, 1.0, 1.0, 1.0)
+    manifest = make_manifest(
+        InputSpec("features", ("a",), shape=(1,)) if is_list else spec, statistics={"a": mean}
+    )
+    batch = source_batch(
+        pa.array(list("vwxyz")), pa.record_batch({"features" if is_list else "a": column})
+    )
+    copy = str(batch.to_pylist())
+    validate(batch, manifest)
+    assert str(batch.to_pylist()) == copy
+
+
+def test_one_list_may_hold_all_features(make_manifest: Make, make_source: Make) -> None:
+    vectors = [[1, 2, 3], [1, 2], None, [4, None, 6], [7, 8, 9]]
+    for name in ("features", "x"):
+        good, bad, faults = validate(make_source({name: vectors}), make_manifest())
+        assert inputs_of(good) == {"x": [[1.0, 2.0, 3.0], [7.0, 8.0, 9.0]]}
+        assert [(f.reason, f.column) for f in faults] == [
+            ("wrong_width", "x"),
+            ("null", "x"),
+            ("null", "b"),
+        ]
+        assert faults[0].message == "column x: expected 3 values, got 2"
+        assert bad.column("row_id").to_pylist() == ["r-1", "r-2", "r-3"]
+
+
+def test_named_columns_go_before_a_list_that_holds_all(
+    make_manifest: Make, make_source: Make
+) -> None:
+    source = make_source({"a": [1], "b": [2], "c": [3], "features": [[7, 8, 9]]})
+    assert inputs_of(validate(source, make_manifest())[0]) == {"x": [[1.0, 2.0, 3.0]]}
+
+
+@pytest.mark.parametrize(
+    "vectors",
+    [
+        pa.array([[1, 2, 3], None, [4, 5, 6]], pa.list_(pa.int32(), 3)),
+        pa.array([[0, 0, 0], [1, 2, 3], None, [4, 5, 6]], pa.list_(pa.int32(), 3)).slice(1),
+        pa.array([[1, 2, 3], None, [4, 5, 6]], pa.large_list(pa.uint8())),
+        pa.array([[1, 2, 3], None, [4, 5, 6]], pa.list_(pa.float16())),
+        pa.array([[9], [1, 2, 3], None, [4, 5, 6]]).slice(1),
+    ],
+    ids=lambda a: f"{a.type} at {a.offset}",
+)
+def test_lists_of_any_layout_are_read(make_manifest: Make, vectors: pa.Array) -> None:
+    source = source_batch(pa.array(["x", "y", "z"]), pa.record_batch({"features": vectors}))
+    good, _, faults = validate(source, make_manifest())
+    assert inputs_of(good) == {"x": [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]}
+    assert [fault.reason for fault in faults] == ["null"]
+
+
+def test_a_list_without_a_row_that_fits(make_manifest: Make, make_source: Make) -> None:
+    source = make_source({"features": pa.array([[], None, []])})
+    good, bad, faults = validate(source, make_manifest())
+    assert (good.num_rows, bad.num_rows) == (0, 3)
+    assert [fault.reason for fault in faults] == ["wrong_width", "null", "wrong_width"]
+    assert good.schema.field(INPUTS).type == pa.struct([("x", pa.list_(pa.float32(), 3))])
+
+
+def test_integer_tensors_take_integers_only(make_manifest: Make, make_source: Make) -> None:
+    manifest = make_manifest(
+        InputSpec("x", ("a", "b"), "int8", (2,)), InputSpec("t", ("c",), "bool")
+    )
+    source = make_source(
+        {
+            "a": [1, 127, 128, None, 5, 5, 5],
+            "b": [1.0, -128.0, 0.0, 0.0, 0.5, float("nan"), 1.0],
+            "c": [True, False, True, True, True, True, None],
+        }
+    )
+    good, _, faults = validate(source, manifest)
+    assert inputs_of(good) == {"x": [[1, 1], [127, -128]], "t": [True, False]}
+    assert good.column(INPUTS).type.field("t").type == pa.bool_()
+    assert [(f.reason, f.column) for f in faults] == [
+        ("wrong_type", "a"),
+        ("null", "a"),
+        ("wrong_type", "b"),
+        ("not_finite", "b"),
+        ("null", "c"),
+    ]
+    assert faults[0].message == "column a: expected int8, an integer from -128 to 127, got '128'"
+
+
+def test_a_list_for_an_integer_tensor(make_manifest: Make, make_source: Make) -> None:
+    manifest = make_manifest(InputSpec("x", ("ids",), "int64", (2,)))
+    source = make_source({"ids": [[2**53 + 1, 1], [1, None], [3, 4]]})
+    good, _, (fault,) = validate(source, manifest)
+    assert inputs_of(good) == {"x": [[2**53 + 1, 1], [3, 4]]}
+    assert (fault.reason, fault.column) == ("null", "ids[1]")
+
+
+@pytest.mark.parametrize(("dtype", "mean"), [("float32", 2.5), ("int64", 2)])
+def test_imputed_columns_take_the_training_mean_for_null_and_nan(
+    make_manifest: Make, make_source: Make, dtype: Any, mean: float
+) -> None:
+    statistics = {"a": FeatureStatistics(9, 2.4 if dtype == "int64" else 2.5, 1.0, 0.0, 5.0)}
+    manifest = make_manifest(
+        InputSpec("x", ("a", "b"), dtype, (2,), {"a": "mean"}), statistics=statistics
+    )
+    source = make_source({"a": ["1", "", "nan", "inf", "x", None], "b": [1, 2, 3, 4, 5, None]})
+    good, _, faults = validate(source, manifest)
+    assert inputs_of(good) == {"x": [[1, 1], [mean, 2], [mean, 3]]}
+    assert [(f.reason, f.column) for f in faults] == [
+        ("not_finite", "a"),
+        ("wrong_type", "a"),
+        ("null", "b"),
+    ]
+    assert faults[1].message.endswith("got 'x'")
+    vectors = make_source({"features": [[None, 7.0], [1.0, None]]})
+    good, _, (fault,) = validate(vectors, manifest)
+    assert inputs_of(good) == {"x": [[mean, 7]]}
+    assert (fault.reason, fault.column) == ("null", "b")
+
+
+def test_one_number_a_row_needs_no_list(make_manifest: Make, make_source: Make) -> None:
+    source = make_source({"a": [1.5, None], "b": [[1.0], [2.0]]})
+    manifest = make_manifest(InputSpec("s", ("a",)), InputSpec("l", ("a",), shape=(1,)))
+    good, _, (fault,) = validate(source, manifest)
+    assert inputs_of(good) == {"s": [1.5], "l": [[1.5]]}
+    assert fault.column == "a"
+
+
+def test_the_first_fault_of_a_row_is_told(make_manifest: Make, make_source: Make) -> None:
+    source = make_source({"a": [None], "b": ["x"], "c": [np.nan]})
+    assert validate(source, make_manifest())[2] == [Fault("null", "column a: null", "a")]
+
+
+def test_no_rows_are_no_fault(make_manifest: Make, make_source: Make) -> None:
+    source = make_source({"a": [1], "b": ["x"], "c": [None]}).slice(1)
+    good, bad, faults = validate(source, make_manifest())
+    assert (good.num_rows, bad.num_rows, faults) == (0, 0, [])
+    assert good.schema.names == ["row_id", "source", "inputs"]
+
+
+def test_a_missing_column_is_told_with_the_nearest_names(
+    make_manifest: Make, make_source: Make
+) -> None:
+    manifest = make_manifest(InputSpec("x", ("Amount", "Time"), shape=(2,)))
+    with pytest.raises(
+        InputError, match=r"'Amount', which .*nearest: Amout.*source has Amout, Time"
+    ):
+        validate(make_source({"Amout": [1], "Time": [1]}), manifest)
+    with pytest.raises(InputError, match="'Amount' and 1 more"):
+        validate(make_source({"id": [1]}), manifest)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([0], pa.timestamp("us")),
+        pa.array([0], pa.date32()),
+        pa.array([b"1"]),
+        pa.array([{"u": 1}]),
+        pa.array([[1.0]]),
+        pa.array([b"1"]).dictionary_encode(),
+    ],
+    ids=lambda a: str(a.type),
+)
+def test_a_type_that_is_never_a_number_is_an_error_of_the_source(
+    make_manifest: Make, column: pa.Array
+) -> None:
+    source = source_batch(pa.array(["x"]), pa.record_batch({"a": column, "b": [1], "c": [1]}))
+    with pytest.raises(InputError, match=r"column 'a': expected a number, got .*convert it"):
+        validate(source, make_manifest())
+
+
+@pytest.mark.parametrize("items", [["1"], [[1]], [{"u": 1}]], ids=["text", "lists", "objects"])
+def test_a_list_of_something_else_is_an_error_of_the_source(
+    make_manifest: Make, make_source: Make, items: list[Any]
+) -> None:
+    with pytest.raises(InputError, match="column 'features': expected a list of 3 numbers, got"):
+        validate(make_source({"features": [items]}), make_manifest())
+
+
+def test_the_columns_to_read_are_told_from_a_schema(make_manifest: Make) -> None:
+    floats = pa.schema([(name, pa.float64()) for name in "zcab"])
+    assert source_columns(make_manifest(), floats) == {"x": ("a", "b", "c")}
+    vector = pa.schema([("features", pa.list_(pa.float64()))])
+    assert source_columns(make_manifest(), vector) == {"x": ("features",)}
+
+
+def test_the_transform_parts_rows_and_counts_each_once(
+    make_manifest: Make, make_source: Make, provenance: Provenance
+) -> None:
+    batches = [
+        make_source({"a": [1, 2], "b": [1, None], "c": [1, 2]}),
+        make_source({"a": [None], "b": [1], "c": [1]}),
+        make_source({"a": [5], "b": [1], "c": [1]}),
+    ]
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        source = pipeline | beam.Create(batches)
+        validated = source | ValidateFeatures(make_manifest(), provenance)
+        good = validated.good | "Good" >> beam.Map(lambda b: b.column("row_id").to_pylist())
+        bad = validated.failures | "Bad" >> beam.FlatMap(
+            lambda b: [(r["stage"], r["reason"], r["row_id"], r["payload"]) for r in b.to_pylist()]
+        )
+        assert_that(good, equal_to([["r-0"], ["r-0"]]), "good")
+        assert_that(
+            bad,
+            equal_to(
+                [
+                    ("validate", "null", "r-1", b'{"a":2,"b":null,"c":2}'),
+                    ("validate", "null", "r-0", b'{"a":null,"b":1,"c":1}'),
+                ]
+            ),
+            "bad",
+        )

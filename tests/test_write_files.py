@@ -1,0 +1,149 @@
+"""Staging: a bundle's rows lie in finished files, and nothing else counts."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from apache_beam.testing.util import assert_that
+
+from model_handlers.errors import OutputError
+from transforms import write_files
+from transforms.commit_files import SCORES, RunFolder, StagedFile, check_writable
+from transforms.file_writers import OutputFormat
+from transforms.write_files import StageFiles, conform
+
+
+def batch_of(*values: Any, kind: pa.DataType | None = None) -> pa.RecordBatch:
+    return pa.record_batch({"a": pa.array(values, kind)})
+
+
+def stage(folder: RunFolder, batches: list[pa.RecordBatch], fmt: OutputFormat = "jsonl") -> None:
+    """One bundle of batches -> staged; the elements are checked against the files."""
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        rows = pipeline | beam.Create([None]) | beam.FlatMap(lambda _: batches)
+        staged = rows | StageFiles(folder, SCORES, fmt)
+        assert_that(staged, as_on_disk(folder))
+
+
+def as_on_disk(folder: RunFolder) -> Callable[[list[StagedFile]], None]:
+    def check(staged: list[StagedFile]) -> None:
+        assert sorted(file.path for file in staged) == sorted(map(str, files_of(folder)))
+        assert {file.part for file in staged} == {SCORES}
+        for file in staged:
+            assert file.rows == len(read(Path(file.path)))
+
+    return check
+
+
+def files_of(folder: RunFolder) -> list[Path]:
+    return sorted(Path(folder.staging).iterdir())
+
+
+def read(path: Path) -> list[Any]:
+    if path.suffix == ".parquet":
+        return list(pq.read_table(path)["a"].to_pylist())
+    return [json.loads(line)["a"] for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(str(tmp_path / "out"), "r", "token")
+
+
+def test_a_bundle_is_one_file_whatever_its_batches(folder: RunFolder) -> None:
+    stage(folder, [batch_of(1, 2), batch_of(), batch_of(3)], "parquet")
+    (file,) = files_of(folder)
+    assert read(file) == [1, 2, 3]
+    assert file.name.startswith("token-scores-")
+
+
+def test_a_large_bundle_is_cut_into_files(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write_files, "FILE_BYTES", 24)
+    stage(folder, [batch_of(1, 2), batch_of(3), batch_of(4, 5, 6), batch_of(7)])
+    assert sorted(map(read, files_of(folder))) == [[1, 2, 3], [4, 5, 6], [7]]
+
+
+def test_batches_that_differ_in_width_only_share_a_file(folder: RunFolder) -> None:
+    stage(folder, [batch_of(1.5), batch_of(2, kind=pa.int32())], "parquet")
+    (file,) = files_of(folder)
+    assert read(file) == [1.5, 2.0]
+
+
+def fails_with(folder: RunFolder, batches: list[pa.RecordBatch], fmt: OutputFormat) -> str:
+    pipeline = beam.Pipeline(runner="FnApiRunner")
+    rows = pipeline | beam.Create([None]) | beam.FlatMap(lambda _: batches)
+    rows | StageFiles(folder, SCORES, fmt)
+    with pytest.raises(OutputError) as caught:
+        pipeline.run()
+    return str(caught.value)
+
+
+def test_batches_of_two_kinds_are_an_error_that_says_so(folder: RunFolder) -> None:
+    message = fails_with(folder, [batch_of(1), batch_of("x")], "jsonl")
+    assert "rows of two kinds" in message
+    assert "--output_fields" in message
+
+
+def test_what_a_format_cannot_hold_is_an_error_that_says_so(folder: RunFolder) -> None:
+    message = fails_with(folder, [batch_of([1])], "csv")
+    assert "cannot be written as csv" in message
+    assert "parquet or jsonl" in message
+
+
+def test_conform_casts_or_refuses() -> None:
+    schema = pa.schema([("a", pa.int64())])
+    assert conform(batch_of(1, kind=pa.int8()), schema).schema == schema
+    assert conform(batch_of(2.0), schema).to_pydict() == {"a": [2]}
+    for wrong in (batch_of(1.5), batch_of("x"), pa.record_batch({"b": [1]})):
+        with pytest.raises(OutputError, match="rows of two kinds"):
+            conform(wrong, schema)
+
+
+class FailsOnce(beam.DoFn):
+    """Fails after the bundle's batches are with the writer, the first time."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def process(self, batch: pa.RecordBatch) -> Any:
+        yield batch
+        if not self.marker.exists():
+            self.marker.touch()
+            raise RuntimeError("the worker died")
+
+
+def test_a_bundle_that_failed_leaves_no_row(folder: RunFolder, tmp_path: Path) -> None:
+    pipeline = beam.Pipeline(runner="FnApiRunner")
+    rows = pipeline | beam.Create([batch_of(1, 2)]) | beam.ParDo(FailsOnce(tmp_path / "failed"))
+    rows | StageFiles(folder, SCORES, "jsonl")
+    with pytest.raises(Exception, match="the worker died"):
+        pipeline.run()
+    stray = files_of(folder)
+    assert len(stray) == 1
+    # A runner repeats the bundle: its file is another one, and the only one that is told of.
+    pipeline = beam.Pipeline(runner="FnApiRunner")
+    rows = pipeline | beam.Create([batch_of(1, 2)]) | beam.ParDo(FailsOnce(tmp_path / "failed"))
+    told = rows | StageFiles(folder, SCORES, "jsonl") | beam.Map(lambda file: file.path)
+    assert_that(told, lambda paths: _only_new(paths, stray))
+    pipeline.run()
+
+
+def _only_new(paths: list[str], stray: list[Path]) -> None:
+    assert len(paths) == 1
+    assert paths[0] not in map(str, stray)
+    assert read(Path(paths[0])) == [1, 2]
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_run(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError, match=r"file.*choose another folder"):
+        check_writable(RunFolder(str(tmp_path / "file" / "out"), "r", "t"))
+    check_writable(RunFolder(str(tmp_path / "new" / "out"), "r", "t"))
+    assert list((tmp_path / "new" / "out" / ".staging" / "r").iterdir()) == []

@@ -1,0 +1,150 @@
+"""Cells of an Arrow column: numbers of a tensor's dtype, or what is wrong with them.
+
+A whole column is judged at once. Numbers are exact or refused: an integer tensor takes
+no fraction, no value beyond its range and none that was rounded on the way.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+# What a cell is. An empty text is a null; WRONG is no number, or none of the tensor's.
+FINE, NULL, NAN, INFINITE, WRONG = range(5)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a type is text, which may hold numbers."""
+    return bool(
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a type is a list of any of Arrow's layouts that can be read here."""
+    return bool(
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
+
+
+def is_number(kind: pa.DataType) -> bool:
+    """Whether cells of a type, text aside, can be numbers; a column of nulls only can."""
+    return bool(
+        pa.types.is_floating(kind)
+        or pa.types.is_integer(kind)
+        or pa.types.is_boolean(kind)
+        or pa.types.is_decimal(kind)
+        or pa.types.is_null(kind)
+    )
+
+
+def limits(dtype: str) -> tuple[int, int]:
+    """An integer dtype or bool -> its lowest and its highest value."""
+    return (0, 1) if dtype == "bool" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+
+
+def read_cells(array: pa.Array, dtype: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """A column of numbers or text and a dtype -> values of it, and the state of each cell.
+
+    The state is None where all cells are FINE. Values of other cells mean nothing.
+    """
+    if is_text(array.type):
+        trimmed = pc.utf8_trim_whitespace(array.cast(pa.large_string()))
+        array = pc.if_else(pc.equal(trimmed, ""), None, trimmed)
+    if not dtype.startswith("float"):
+        return _read_integers(array, dtype)
+    return _read_text(array, dtype) if is_text(array.type) else _read_floats(array, dtype)
+
+
+def _read_floats(array: pa.Array, dtype: str) -> tuple[np.ndarray, np.ndarray | None]:
+    # Beyond the dtype's range a value becomes an infinity, and is found as one.
+    with np.errstate(over="ignore"):
+        values = _to_numpy(array).astype(dtype, copy=False)
+    finite = np.isfinite(values)
+    if finite.all():
+        return values, None
+    state = np.where(np.isnan(values), NAN, INFINITE).astype(np.uint8)
+    state[finite] = FINE
+    state[_null_mask(array)] = NULL
+    return values, state
+
+
+def _read_text(array: pa.Array, dtype: str) -> tuple[np.ndarray, np.ndarray | None]:
+    try:
+        return _read_floats(array.cast(pa.float64()), dtype)
+    except pa.ArrowInvalid:
+        numbers = [_parse_number(text) for text in array.to_pylist()]
+    values, state = _read_floats(pa.array(numbers, pa.float64()), dtype)
+    # Where the text is not null and its number is, it is none.
+    wrong = np.array([number is None for number in numbers]) & ~_null_mask(array)
+    state = np.zeros(len(array), np.uint8) if state is None else state
+    state[wrong] = WRONG
+    return values, state
+
+
+def _parse_number(text: str | None) -> float | None:
+    """One text -> its number; None for null and for what is no number."""
+    try:
+        # float() takes 1_000 as well, which is no number in any data format.
+        return None if text is None or "_" in text else float(text)
+    except ValueError:
+        return None
+
+
+def _read_integers(array: pa.Array, dtype: str) -> tuple[np.ndarray, np.ndarray | None]:
+    low, high = limits(dtype)
+    if is_text(array.type) or pa.types.is_decimal(array.type):
+        cells = [_exact_integer(cell, low, high) for cell in array.to_pylist()]
+        numbers = np.array([value for value, _ in cells], dtype=dtype)
+        state = np.array([found for _, found in cells], dtype=np.uint8)
+        return numbers, state if state.any() else None
+    if pa.types.is_integer(array.type):
+        # By way of NumPy a column with nulls would be rounded to float64.
+        numbers = array.fill_null(0).to_numpy()
+        fits = (numbers >= low) & (numbers <= high)
+        state = np.where(fits, FINE, WRONG).astype(np.uint8)
+    else:
+        numbers = _to_numpy(array).astype(np.float64, copy=False)
+        # As floats, 2**63 - 1 and 2**63 are one: the range is open at its upper end.
+        fits = (numbers >= low) & (numbers < float(high + 1)) & (numbers == np.trunc(numbers))
+        state = np.where(fits, FINE, WRONG).astype(np.uint8)
+        state[np.isinf(numbers)] = INFINITE
+        state[np.isnan(numbers)] = NAN
+    state[_null_mask(array)] = NULL
+    return np.where(state == FINE, numbers, 0).astype(dtype), state if state.any() else None
+
+
+def _exact_integer(cell: Any, low: int, high: int) -> tuple[int, int]:
+    """A text, a Decimal or None -> its integer and its state, never rounded."""
+    if cell is None:
+        return 0, NULL
+    if high == 1 and str(cell).lower() in ("true", "false"):
+        return int(str(cell).lower() == "true"), FINE
+    try:
+        number = Decimal(cell)
+    except InvalidOperation:
+        return 0, WRONG
+    if not number.is_finite():
+        return 0, NAN if number.is_nan() else INFINITE
+    # The range first: 1e999999 is a short text and a long integer.
+    fits = low <= number <= high and number == number.to_integral_value()
+    if not fits or "_" in str(cell):
+        return 0, WRONG
+    return int(number), FINE
+
+
+def _to_numpy(array: pa.Array) -> np.ndarray:
+    """A column of any numeric type -> its values, NaN for null."""
+    if pa.types.is_decimal(array.type) or pa.types.is_null(array.type):
+        array = array.cast(pa.float64())
+    elif pa.types.is_boolean(array.type):
+        array = array.cast(pa.uint8())
+    return array.to_numpy(zero_copy_only=False)
+
+
+def _null_mask(array: pa.Array) -> np.ndarray:
+    return array.is_null().to_numpy(zero_copy_only=False)
