@@ -37,8 +37,9 @@ format: $(STAMP)  ## format the code and mend what lint can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP)  ## compare with stock Beam and with a plain loop (some minutes)
+bench: $(STAMP)  ## compare with stock Beam and with a plain loop (about five minutes)
 	$(BIN)/python -m benchmarks.files
+	$(BIN)/python -m benchmarks.predict_cost
 
 dist: $(STAMP)  ## build the sdist and the wheel into dist/
 	$(BIN)/python -m build --no-isolation --outdir dist .

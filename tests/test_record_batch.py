@@ -3,12 +3,14 @@
 import datetime
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.util import assert_that, equal_to
 from hypothesis import given
 from hypothesis import strategies as st
@@ -128,6 +130,22 @@ def test_the_coder_is_the_one_that_a_shuffle_uses(
         assert_that(rows, equal_to([7, 1]))
     assert sorted(encoded)[0] == 1
     assert sorted(encoded)[-1] == 7
+
+
+def test_batches_pass_between_processes(tmp_path: Path) -> None:
+    options = PipelineOptions(direct_num_workers=2, direct_running_mode="multi_processing")
+    with beam.Pipeline(runner="FnApiRunner", options=options) as pipeline:
+        batches = (
+            pipeline
+            | beam.Create([3, 5])
+            | beam.Map(lambda n: pa.record_batch({"a": pa.array(range(n))}))
+        )
+        rows = typed(batches) | beam.Reshuffle() | "Read" >> beam.Map(lambda b: b.to_pydict())
+        rows | "Write" >> beam.Map(
+            lambda rows: (tmp_path / str(len(rows["a"]))).write_text(str(rows["a"]))
+        )
+    assert (tmp_path / "3").read_text() == "[0, 1, 2]"
+    assert (tmp_path / "5").read_text() == "[0, 1, 2, 3, 4]"
 
 
 @given(st.lists(st.integers(0, 12), max_size=8), st.integers(1, 9), st.integers(0, 7))

@@ -61,7 +61,7 @@ def read_lines(
 ) -> Iterator[CsvRows]:
     """Whole lines and where they begin -> their columns, in parts if some line is broken.
 
-    types: the columns to read. Where a number is none, its part is read as text.
+    types: the columns to read. A column with a number that is none stays text.
     """
     if not block.strip(b"\r\n"):
         return
@@ -115,7 +115,9 @@ class _Lines:
             broken |= np.bincount(quotes, minlength=len(starts)) % 2 == 1
         lengths = ends - starts - (data[ends - 1] == _NEWLINE)
         if b"\r" in block:
-            lengths -= (lengths > 0) & (data[starts + lengths - 1] == _RETURN)
+            # Twice: Windows programs often write CR CR LF.
+            for _ in range(2):
+                lengths -= (lengths > 0) & (data[starts + lengths - 1] == _RETURN)
             returns = np.flatnonzero(data == _RETURN)
             line = np.searchsorted(ends, returns, side="right")
             broken[line[returns < (starts + lengths)[line]]] = True
@@ -176,30 +178,38 @@ def _to_table(
     longest: int,
     reject: Any,
 ) -> pa.Table:
-    """Lines -> the columns of `types`, as text where they are not that. Raises _BrokenLine."""
+    """Lines -> the columns of `types`, as text where one is not that. Raises _BrokenLine."""
+    read = pa_csv.ReadOptions(
+        column_names=list(header),
+        use_threads=False,
+        # Arrow refuses a line that is longer than what it reads at once.
+        block_size=max(1 << 20, 2 * longest),
+    )
+    parse = pa_csv.ParseOptions(invalid_row_handler=reject)
     for wanted in (types, dict.fromkeys(types, pa.string())):
+        convert = pa_csv.ConvertOptions(
+            column_types=wanted,
+            include_columns=list(types),
+            # One rule for all: an empty field is null, NA is a text.
+            null_values=[""],
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+        )
         try:
-            return pa_csv.read_csv(
-                pa.BufferReader(text),
-                pa_csv.ReadOptions(
-                    column_names=list(header),
-                    use_threads=False,
-                    # Arrow refuses a line that is longer than what it reads at once.
-                    block_size=max(1 << 20, 2 * longest),
-                ),
-                pa_csv.ParseOptions(invalid_row_handler=reject),
-                pa_csv.ConvertOptions(
-                    column_types=wanted,
-                    include_columns=list(types),
-                    # One rule for all: an empty field is null, NA is a text.
-                    null_values=[""],
-                    strings_can_be_null=True,
-                    quoted_strings_can_be_null=False,
-                ),
-            )
+            table = pa_csv.read_csv(pa.BufferReader(text), read, parse, convert)
         except pa.ArrowInvalid:
             continue
+        columns = [_cast_if_all(table.column(name), kind) for name, kind in types.items()]
+        return pa.table(columns, names=list(types))
     raise _BrokenLine
+
+
+def _cast_if_all(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """A column of text or numbers -> one of a type if all of it is that, else itself."""
+    try:
+        return column.cast(kind)
+    except pa.ArrowInvalid:
+        return column
 
 
 def _failed(lines: _Lines, line: int, offset: int, fault: Fault) -> tuple[int, bytes, Fault]:

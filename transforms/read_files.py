@@ -106,8 +106,9 @@ def has_rows(path: str, file_format: FileFormat) -> bool:
 def read_range(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[Decoded]:
     """A range of a file -> its rows as source batches, with what could not be read.
 
-    Rows without an id column get one from the file's path and their position: the
-    same in every run. Raises InputError where the file as a whole is at fault.
+    Rows without an id of their own get one from the file's path and their place in it:
+    a Parquet row's number, the byte at which a line begins. It is the same in every
+    run, however the file is cut. Raises InputError where the file as a whole is at fault.
     """
     if part.format == "parquet":
         batches = _read_parquet(part, columns, batch_rows)

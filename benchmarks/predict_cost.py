@@ -1,0 +1,126 @@
+"""What Predict costs without its model: validation, RunInference, splitting, in a real pipeline.
+
+python -m benchmarks.predict_cost --output benchmarks/results
+
+The same batches go through a pipeline with Predict and through one without, in turn; the
+difference of the two is the cost. The model is TorchScript that returns one column.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import torch
+
+from benchmarks.machine import describe_machine, versions
+from benchmarks.summary import spread
+from examples.transactions.data import FEATURES
+from model_handlers.contract import InputSpec, Manifest, OutputSpec
+from model_handlers.package import write_package
+from model_handlers.torch_model import BATCH_ROWS, TorchModelHandler
+from transforms.predict import Predict
+from transforms.record_batch import derived_ids, source_batch, typed
+
+
+class _FirstColumn(torch.nn.Module):
+    """[B, 30] -> [B], as cheap as a model can be."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, 30] -> its first column."""
+        return x[:, 0]
+
+
+def cheap_model(folder: Path) -> Manifest:
+    """An empty folder -> a model package in it that computes nothing."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.save(torch.jit.script(_FirstColumn()), buffer)
+    manifest = Manifest(
+        name="first-column",
+        version="1",
+        format="torchscript",
+        file="model.pt",
+        sha256=hashlib.sha256(buffer.getvalue()).hexdigest(),
+        inputs=(InputSpec("x", FEATURES, shape=(len(FEATURES),)),),
+        outputs=(OutputSpec("first"),),
+        score_output="first",
+    )
+    write_package(folder, buffer.getvalue(), manifest)
+    return manifest
+
+
+def batches(start: int, count: int) -> Iterator[pa.RecordBatch]:
+    """A seed and a number -> that many source batches over the same random columns."""
+    values = np.random.default_rng(start).standard_normal((len(FEATURES), BATCH_ROWS), np.float32)
+    columns = pa.record_batch(dict(zip(FEATURES, values, strict=True)))
+    ids = derived_ids("r", np.arange(BATCH_ROWS))
+    for _ in range(count):
+        yield source_batch(ids, columns)
+
+
+def run(count: int, folder: Path, manifest: Manifest, predict: bool) -> float:
+    """A number of batches -> seconds that a pipeline takes for them, with Predict or without."""
+    options = beam.options.pipeline_options.PipelineOptions(["--direct_num_workers=1"])
+    begin = time.perf_counter()
+    with beam.Pipeline("FnApiRunner", options) as pipeline:
+        source = typed(pipeline | beam.Create([0]) | beam.FlatMap(batches, count))
+        if predict:
+            source = (source | Predict(TorchModelHandler(str(folder), manifest), manifest)).good
+        source | "Drop" >> beam.Map(lambda _: None)
+    return time.perf_counter() - begin
+
+
+def cost(rounds: int, count: int) -> dict[str, float]:
+    """Rounds and batches a round -> microseconds a row that Predict adds, start-up apart.
+
+    Each pipeline also runs with a tenth of the batches; what both lengths share is start-up.
+    """
+    found: list[float] = []
+    with tempfile.TemporaryDirectory() as name:
+        manifest = cheap_model(Path(name))
+        for _ in range(rounds):
+            seconds = {
+                (n, predict): run(n, Path(name), manifest, predict)
+                for n in (count, count // 10)
+                for predict in (True, False)
+            }
+            longer = seconds[count, True] - seconds[count // 10, True]
+            without = seconds[count, False] - seconds[count // 10, False]
+            found.append((longer - without) / ((count - count // 10) * BATCH_ROWS) * 1e6)
+    return spread(found)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line -> predict_cost.json."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batches", type=int, default=200)
+    args = parser.parse_args(argv)
+    figures = cost(args.rounds, args.batches)
+    result = {
+        "microseconds_per_row": figures,
+        "rows_per_round": args.batches * BATCH_ROWS,
+        "rounds": args.rounds,
+        "versions": versions(),
+        "machine": describe_machine(),
+    }
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / "predict_cost.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(f"Predict without its model: {figures['median']} us a row (limit 0.5)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""The benchmark of Predict measures Predict: every row passes, the model does next to nothing."""
+
+from pathlib import Path
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pytest
+from apache_beam.testing.util import assert_that, equal_to
+
+from benchmarks.predict_cost import batches, cheap_model
+from model_handlers.torch_model import BATCH_ROWS, TorchModelHandler
+from transforms.predict import Predict
+from transforms.record_batch import OUTPUTS, SOURCE, struct_columns, typed
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+def first_column_is_kept(batch: pa.RecordBatch) -> bool:
+    answer = struct_columns(batch, OUTPUTS)["first"]
+    return bool(np.array_equal(answer, struct_columns(batch, SOURCE)["Time"]))
+
+
+def test_all_rows_pass_and_the_answer_is_the_first_column(tmp_path: Path) -> None:
+    manifest = cheap_model(tmp_path)
+    with beam.Pipeline("FnApiRunner") as pipeline:
+        source = typed(pipeline | beam.Create([0]) | beam.FlatMap(batches, 3))
+        good, failures = source | Predict(TorchModelHandler(str(tmp_path), manifest), manifest)
+        rows = good | beam.Map(lambda batch: (batch.num_rows, first_column_is_kept(batch)))
+        assert_that(rows, equal_to([(BATCH_ROWS, True)] * 3))
+        assert_that(failures, equal_to([]), label="no failures")
