@@ -208,6 +208,8 @@ def _check(manifest: Manifest) -> None:
         for name in names:
             if name not in known:
                 refuse(where, f"one of the outputs {', '.join(known)}", name, nearest(name, known))
+    if manifest.score_output and manifest.output(manifest.score_output).shape != ():
+        refuse("score_output", "an output of one number a row", manifest.score_output)
     if manifest.golden is not None:
         _check_golden(manifest.golden, manifest)
 

@@ -13,7 +13,7 @@ from apache_beam.testing.util import assert_that
 
 from model_handlers.errors import OutputError
 from transforms import write_files
-from transforms.commit_files import SCORES, RunFolder, StagedFile, check_writable
+from transforms.commit_files import SCORES, RunFolder, StagedFile, check_writable, discard
 from transforms.file_writers import OutputFormat
 from transforms.write_files import StageFiles, conform
 
@@ -52,7 +52,9 @@ def read(path: Path) -> list[Any]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
-    return RunFolder(str(tmp_path / "out"), "r", "token")
+    made = RunFolder(str(tmp_path / "out"), "r", "token")
+    check_writable(made)
+    return made
 
 
 def test_a_bundle_is_one_file_whatever_its_batches(folder: RunFolder) -> None:
@@ -95,6 +97,13 @@ def test_what_a_format_cannot_hold_is_an_error_that_says_so(folder: RunFolder) -
     message = fails_with(folder, [batch_of([1])], "csv")
     assert "cannot be written as csv" in message
     assert "parquet or jsonl" in message
+
+
+def test_a_staging_folder_that_is_gone_is_not_made_again(folder: RunFolder) -> None:
+    # What is left of an aborted run must not write any more.
+    discard(folder)
+    assert "cannot be written" in fails_with(folder, [batch_of(1)], "jsonl")
+    assert not Path(folder.staging).exists()
 
 
 def test_conform_casts_or_refuses() -> None:

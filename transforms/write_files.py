@@ -17,7 +17,7 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.transforms.window import GlobalWindows
 
 from model_handlers.errors import OutputError
-from transforms.commit_files import RunFolder, StagedFile, create_file, make_folder
+from transforms.commit_files import RunFolder, StagedFile, create_file
 from transforms.file_writers import OutputFormat, open_writer
 
 FILE_BYTES = 512 << 20
@@ -48,7 +48,8 @@ class _StageDoFn(beam.DoFn):
 
     def _open(self, schema: pa.Schema) -> None:
         name = f"{self._folder.token}-{self._part}-{uuid.uuid4().hex}.{self._format}"
-        make_folder(self._folder.staging)
+        # The folder is there (check_writable). If it is gone the run was aborted, and a
+        # worker that has not noticed must not bring it back.
         self._path = FileSystems.join(self._folder.staging, name)
         self._handle = create_file(self._path)
         self._schema, self._rows, self._bytes = schema, 0, 0
