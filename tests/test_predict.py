@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from model_handlers.contract import InputSpec, Manifest, OutputSpec
 from model_handlers.torch_model import TorchModelHandler
 from transforms import file_ranges
-from transforms.commit_files import DEAD_LETTERS, SCORES, RunFolder
+from transforms.commit_files import DEAD_LETTERS, SCORES, RunFolder, check_writable
 from transforms.encode import EncodeRows, choose_fields
 from transforms.failures import FAILURE_SCHEMA, Fault, Provenance
 from transforms.predict import Predict, split
@@ -275,6 +275,7 @@ def score_files(
     """The files under folder/in -> scored into folder/out -> the report."""
     options = PipelineOptions(direct_num_workers=2, direct_running_mode="multi_threading")
     out = RunFolder(str(folder / "out"), "r", "t")
+    check_writable(out)
     with beam.Pipeline(runner="FnApiRunner", options=options) as pipeline:
         source = ReadFiles([str(folder / "in")], Columns(manifest, "id"), provenance, batch_rows=5)
         read = pipeline | source
