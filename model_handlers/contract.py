@@ -164,9 +164,15 @@ class Manifest:
         if self.output(name).shape != ():
             raise UsageError(
                 f"output {name!r} has shape {list(self.output(name).shape)} a row and cannot be "
-                "the score: choose one that gives a single number with --score_output"
+                f"the score, which is one number: {self._score_advice()}"
             )
         return replace(self, score_output=name)
+
+    def _score_advice(self) -> str:
+        scalars = [spec.name for spec in self.outputs if spec.shape == ()]
+        if scalars:
+            return f"--score_output takes {', '.join(scalars)}"
+        return "this model has no such output; let it return one, for instance one class's column"
 
     def to_json(self) -> str:
         """Manifest -> the text of `model.json`."""

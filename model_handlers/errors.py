@@ -10,6 +10,7 @@ MillraceError
     DeviceError        the accelerator is missing or failed
     InputError         a source is missing, unreadable or lacks columns
     OutputError        a destination cannot be written
+    TooManyDeadLetters more rows failed than the user allows
     BalanceError       rows in differ from rows scored plus rows dead-lettered
 
 Each message says what was expected, what came and what to do. None of these is
@@ -61,6 +62,10 @@ class InputError(MillraceError):
 
 class OutputError(MillraceError):
     """A destination cannot be written."""
+
+
+class TooManyDeadLetters(MillraceError):
+    """More rows failed than the user allows."""
 
 
 class BalanceError(MillraceError):

@@ -42,7 +42,8 @@ def infer_manifest(
         architecture=architecture,
     )
     outputs = _probe(load_module(package.data, draft), draft)
-    scalars = [spec.name for spec in outputs if spec.shape == ()]
+    # An integer is a class or a count more often than a score: that is for the user to say.
+    scalars = [s.name for s in outputs if s.shape == () and s.dtype.startswith("float")]
     return replace(draft, outputs=outputs, score_output=scalars[0] if len(scalars) == 1 else None)
 
 
@@ -75,7 +76,8 @@ def _answer(module: torch.nn.Module, draft: Manifest, rows: int) -> dict[str, to
     except ROW_FAULTS as error:
         raise ContractBroken(
             f"model {draft.file} fails on {rows} rows of {draft.inputs[0].width} zeros: "
-            f"{describe(error)}; check --feature_columns"
+            f"{describe(error)}; check --feature_columns, and that a .pt2 was exported with a "
+            "dynamic batch dimension"
         ) from error
     named: Mapping[Any, Any] = {"output": answer}
     if isinstance(answer, Mapping):

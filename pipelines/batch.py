@@ -6,7 +6,7 @@ import io
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from typing import Any
 
@@ -16,7 +16,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from model_handlers.artifact import read_bytes
 from model_handlers.contract import Manifest
-from model_handlers.errors import InputError
+from model_handlers.errors import InputError, TooManyDeadLetters, UsageError, nearest
 from model_handlers.package import read_manifest
 from model_handlers.torch_model import TorchModelHandler
 from pipelines.beam_args import beam_options, runs_in_process
@@ -108,13 +108,17 @@ def score_files(
         scores,
         dead_letters,
         sink.output_format,  # type: ignore[arg-type]
-        _facts(provenance, patterns, scores, dead_letters) | {"started_at": started},
+        _facts(provenance, fields.score, patterns, scores, dead_letters) | {"started_at": started},
         show_progress=sys.stderr.isatty() and runs_in_process(options),
     )
 
 
 def _facts(
-    provenance: Provenance, patterns: tuple[str, ...], scores: RunFolder, dead_letters: RunFolder
+    provenance: Provenance,
+    score_output: str | None,
+    patterns: tuple[str, ...],
+    scores: RunFolder,
+    dead_letters: RunFolder,
 ) -> dict[str, Any]:
     """What a report says besides its counts."""
     return {
@@ -125,6 +129,7 @@ def _facts(
             "version": provenance.model_version,
             "digest": provenance.model_digest,
         },
+        "score_output": score_output,
         "input": list(patterns),
         "output": scores.part(SCORES),
         "dead_letter_output": dead_letters.part(DEAD_LETTERS),
@@ -149,6 +154,12 @@ def check_input(
         raise InputError(f"the input is empty: {files[0][0]} holds no rows, nor does any other")
     schema = file_schema(*found)
     if schema is not None:
+        id_column = columns.id_column
+        if id_column is not None and id_column not in schema.names:
+            raise UsageError(
+                f"--id_column: {found[0]} lacks column {id_column!r}"
+                f"{nearest(id_column, schema.names)}; it has {', '.join(schema.names[:40])}"
+            )
         check_fields(fields, columns.manifest, schema.names)
         columns.names(schema, found[0])
 
@@ -173,8 +184,22 @@ def run(graph: ScoreFiles, options: PipelineOptions, parsed: Parsed) -> None:
         print(orjson.dumps(report).decode())
     else:
         print(summarise(report, time.monotonic() - begin))
-    if not report["rows_scored"]:
-        print("warning: not one row could be scored; look at the dead letters", file=sys.stderr)
+    check_dead_letters(report, parsed.get(FailureOptions).max_dead_letter_share)
+
+
+def check_dead_letters(report: Mapping[str, Any], limit: float) -> None:
+    """A finished run's report -> nothing, or TooManyDeadLetters. The output stays in place.
+
+    A run that scored nothing fails whatever the limit: its input is not the model's.
+    """
+    rows, dead = report["rows_in"], report["rows_dead_lettered"]
+    if dead and (dead == rows or dead > limit * rows):
+        kind = report["dead_letters"][0]
+        raise TooManyDeadLetters(
+            f"{dead:,} of {rows:,} rows are dead letters, mostly {kind['reason']} at "
+            f"{kind['stage']}; look at {report['dead_letter_output']}, mend the source, and run "
+            "again with the same --run_id"
+        )
 
 
 @contextmanager

@@ -161,6 +161,16 @@ class FailureOptions:
         metavar="FOLDER",
     )
 
+    max_dead_letter_share: float = flag(
+        "the run fails (exit code 1) if more than this share of the rows cannot be scored, from 0 "
+        "to 1; it always fails if none can",
+        1.0,
+        label="Largest share of dead letters",
+        param_type="NUMBER",
+        regex=r"0(\.\d+)?|1(\.0+)?",
+        metavar="SHARE",
+    )
+
 
 @dataclass(frozen=True)
 class RunOptions:

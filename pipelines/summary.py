@@ -15,13 +15,17 @@ def summarise(report: Mapping[str, Any], seconds: float) -> str:
     lines = [
         ("run", f"{report['run_id']}  ({report['pipeline']})"),
         ("model", f"{model['name']} {model['version']}  sha256 {model['digest']}"),
+        ("score", report["score_output"] or "none: --score_output chooses one"),
         ("rows in", f"{rows_in:>12,}"),
         ("scored", f"{report['rows_scored']:>12,}"),
         ("dead letters", f"{dead:>12,}  {share if dead else ''}".rstrip()),
         *(("", f"{rows:>12,}  {text}") for rows, text in _reasons(report["dead_letters"])),
         ("balance", "rows in = scored + dead letters, and the files hold them all"),
-        ("time", f"{seconds:,.1f} s  {rows_in / seconds:,.0f} rows/s with start-up"),
-        ("output", str(report["output"])),
+        (
+            "time",
+            f"{seconds:,.1f} s  {rows_in / seconds:,.0f} rows/s from the start of the pipeline",
+        ),
+        *([("output", str(report["output"]))] if report["rows_scored"] else []),
         *([("dead letters", str(report["dead_letter_output"]))] if dead else []),
         ("report", str(report["report"])),
     ]

@@ -223,6 +223,36 @@ def test_bad_rows_of_a_text_file_go_one_by_one_with_their_reasons(run: Any, tmp_
     assert "missing_feature at" in out
 
 
+def test_a_run_that_scores_nothing_fails_and_keeps_its_dead_letters(
+    run: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"Time": 1}\n{"Time": 2}\n')
+    code, out, err = run(input_files=tmp_path / "rows.jsonl")
+    assert (code, len(dead_letters(tmp_path / "out"))) == (1, 2)
+    assert "2 of 2 rows are dead letters, mostly missing_feature at decode" in err
+    assert "out/r/scores" not in out
+
+
+def test_the_share_of_dead_letters_can_be_limited(run: Any) -> None:
+    assert run(max_dead_letter_share=0.01)[0] == 0
+    code, _, err = run(max_dead_letter_share=0.009)
+    assert (code, "--run_id" in err) == (1, True)
+    refused(run(max_dead_letter_share=2), 2, "--max_dead_letter_share")
+
+
+def test_a_feature_of_a_csv_file_is_written_as_a_number_in_every_file(
+    run: Any, tmp_path: Path
+) -> None:
+    row = ",".join(["0.5"] * len(FEATURES))
+    for i, last in enumerate(("0.5", "no number")):
+        bad = ",".join(["0.5"] * (len(FEATURES) - 1) + [last])
+        (tmp_path / f"{i}.csv").write_text(f"{','.join(FEATURES)}\n{row}\n{bad}\n")
+    assert run(input_files=tmp_path / "*.csv", output_fields="Amount,Time")[0] == 0
+    table = scores(tmp_path / "out")
+    assert {str(table.schema.field(name).type) for name in ("Amount", "Time")} == {"double"}
+    assert table["Amount"].to_pylist() == [0.5] * 3
+
+
 class RefusesNegativeAmounts(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if bool((x[:, 29] < 0).any()):
@@ -280,7 +310,7 @@ def test_missing_and_unknown_flags(run: Any, tmp_path: Path) -> None:
     refused(run(input_file="x"), 2, "--input_file (nearest: --input_files")
     refused(run(batch_rows=0), 2, "--batch_rows")
     refused(run(score_output="normalised_MAE"), 2, "nearest: normalized_MAE")
-    refused(run(score_output="encoded"), 2, "encoded", "single number")
+    refused(run(score_output="encoded"), 2, "encoded", "--score_output takes")
     refused(run(output_fields="Amout"), 2, "nearest: Amount")
     refused(run(output_fields="run_id"), 2, "always written")
     nothing_written(tmp_path / "out")
@@ -305,7 +335,7 @@ def test_input_that_cannot_be_read(run: Any, example: Path, tmp_path: Path) -> N
         tmp_path / "typed.parquet",
     )
     refused(run(input_files=tmp_path / "typed.parquet"), 1, "'Time'", "timestamp")
-    refused(run(id_column="transactionid"), 1, "nearest: transaction_id")
+    refused(run(id_column="transactionid"), 2, "--id_column", "nearest: transaction_id")
     refused(run(input_files=example / "model/model.pt"), 2, "--input_format")
     nothing_written(tmp_path / "out")
 

@@ -5,7 +5,15 @@ import time
 
 import pytest
 
-from model_handlers.errors import BalanceError, InputError, MillraceError, UsageError, nearest
+from model_handlers.errors import (
+    BalanceError,
+    InputError,
+    MillraceError,
+    TooManyDeadLetters,
+    UsageError,
+    nearest,
+)
+from pipelines.batch import check_dead_letters
 from pipelines.command import explain
 from pipelines.progress import progress_line
 from pipelines.summary import summarise
@@ -64,6 +72,7 @@ def report() -> dict[str, object]:
         "run_id": "r1",
         "pipeline": "batch_local",
         "model": {"name": "m", "version": "2", "digest": "ab" * 32},
+        "score_output": "probability",
         "rows_in": 1000,
         "rows_scored": 990,
         "rows_dead_lettered": 10,
@@ -79,7 +88,15 @@ def report() -> dict[str, object]:
 
 def test_the_summary_says_what_happened() -> None:
     text = summarise(report(), 2.0)
-    for part in ("1,000", "990", "1.00% of the rows", "500 rows/s", "ab" * 32, "out/r1/scores"):
+    for part in (
+        "probability",
+        "1,000",
+        "990",
+        "1.00% of the rows",
+        "500 rows/s",
+        "ab" * 32,
+        "out/r1/scores",
+    ):
         assert part in text
     assert "10  null at validate  (V4 4, V3 3, V2 2, V1 1)" in text
 
@@ -87,6 +104,21 @@ def test_the_summary_says_what_happened() -> None:
 def test_a_clean_run_mentions_no_dead_letter_folder() -> None:
     clean = report() | {"rows_scored": 1000, "rows_dead_lettered": 0, "dead_letters": []}
     assert "out/r1/dead_letters" not in summarise(clean, 1.0)
+
+
+def test_a_run_without_a_score_says_how_to_choose_one() -> None:
+    assert "none: --score_output" in summarise(report() | {"score_output": None}, 1.0)
+
+
+@pytest.mark.parametrize(("dead", "limit"), [(10, 0.0), (10, 0.009), (1000, 1.0)])
+def test_more_dead_letters_than_allowed_fail_the_run(dead: int, limit: float) -> None:
+    with pytest.raises(TooManyDeadLetters, match=f"{dead:,} of 1,000 rows .* null at validate"):
+        check_dead_letters(report() | {"rows_dead_lettered": dead}, limit)
+
+
+@pytest.mark.parametrize(("dead", "limit"), [(0, 0.0), (10, 0.01), (10, 1.0), (999, 1.0)])
+def test_as_many_dead_letters_as_allowed_do_not(dead: int, limit: float) -> None:
+    check_dead_letters(report() | {"rows_dead_lettered": dead}, limit)
 
 
 def test_the_progress_line_is_removed_at_the_end() -> None:

@@ -153,8 +153,8 @@ def test_outputs_of_a_dict_are_told_by_name(save: Any) -> None:
     assert (manifest.name, manifest.version, manifest.file) == ("fraud", "0", "fraud.pt")
     assert manifest.format == {script: "torchscript", export: "pt2"}[save]
     assert manifest.sha256 == hashlib.sha256(data).hexdigest()
-    # Two outputs are single numbers, so neither is the score.
-    assert manifest.score_output is None
+    # Of the outputs that are one number a row only this one is no integer.
+    assert manifest.score_output == "score"
 
 
 @pytest.mark.parametrize("save", [script, export])
@@ -388,7 +388,7 @@ def test_without_a_sample_there_are_no_golden_rows(model: Path, tmp_path: Path) 
     arguments = [str(model), "--feature_columns", "Time,V1,Amount", "--output", str(tmp_path / "o")]
     assert main(arguments) == 0
     manifest = read_manifest(str(tmp_path / "o"))
-    assert (manifest.golden, manifest.statistics, manifest.score_output) == (None, {}, None)
+    assert (manifest.golden, manifest.statistics) == (None, {})
     assert (manifest.name, manifest.version, manifest.file) == ("model", "1", "model.pt")
 
 

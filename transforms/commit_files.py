@@ -179,6 +179,7 @@ def make_folder(path: str) -> None:
 
 def check_writable(folder: RunFolder) -> None:
     """A run's folder -> nothing, or OutputError if no file can be made in it."""
+    make_folder(folder.root)
     make_folder(folder.staging)
     probe = FileSystems.join(folder.staging, f"{folder.token}-probe")
     with create_file(probe) as handle:

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from model_handlers.contract import Manifest
 from model_handlers.errors import UsageError, nearest
+from transforms.cells import is_text
 from transforms.failures import Provenance, utc_now
 from transforms.record_batch import OUTPUTS, ROW_ID, SOURCE, struct_columns, typed
 
@@ -26,11 +28,14 @@ class OutputFields:
 
     score: the model output written as `score`, None for none.
     outputs: model outputs, source: source columns, each under its own name.
+    numbers: those of `source` that are features. Where the source has them as text
+        (some batches of a CSV file, say) they are written as numbers all the same.
     """
 
     score: str | None
     outputs: tuple[str, ...]
     source: tuple[str, ...] = ()
+    numbers: tuple[str, ...] = ()
 
     @property
     def needed(self) -> tuple[str, ...]:
@@ -69,6 +74,7 @@ def choose_fields(manifest: Manifest, names: Sequence[str] | None = None) -> Out
         score,
         tuple(name for name in distinct if name in every),
         tuple(name for name in distinct if name not in every),
+        tuple(n for n in distinct if n in manifest.features and n not in every),
     )
 
 
@@ -90,12 +96,16 @@ def encode(
     scored_at: datetime.datetime,
 ) -> pa.RecordBatch:
     """A batch with `outputs` -> output rows: row_id, score, fields, lineage columns."""
-    outputs, source = struct_columns(batch, OUTPUTS), struct_columns(batch, SOURCE)
+    outputs = struct_columns(batch, OUTPUTS)
+    source = {name: struct_columns(batch, SOURCE)[name] for name in fields.source}
+    for name in fields.numbers:
+        if is_text(source[name].type):
+            source[name] = pc.utf8_trim_whitespace(source[name]).cast(pa.float64())
     columns = {ROW_ID: batch.column(ROW_ID)}
     if fields.score is not None:
         columns[SCORE] = outputs[fields.score]
     columns |= {name: outputs[name] for name in fields.outputs}
-    columns |= {name: source[name] for name in fields.source}
+    columns |= source
     rows = batch.num_rows
     for name in LINEAGE[:-1]:
         columns[name] = _constant(getattr(provenance, name), rows)

@@ -106,7 +106,7 @@ def format_of(path: str) -> FileFormat:
             return found
     raise UsageError(
         f"cannot tell the format of {path} by its name ({', '.join(_SUFFIXES)}): say "
-        "--input_format parquet, csv or jsonl"
+        "--input_format parquet, csv or jsonl, or choose the files with a glob ('rows/*.csv')"
     )
 
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from model_handlers.errors import BalanceError
 from transforms.commit_files import DEAD_LETTERS, SCORES, RunFolder, StagedFile, commit
+from transforms.failures import utc_now
 
 Count = tuple[tuple[str, ...], int]
 
@@ -106,7 +107,7 @@ class CommitRun(beam.PTransform):
         self, _: None, counts: Iterable[Count], staged: Iterable[StagedFile]
     ) -> dict[str, Any]:
         files = sorted(staged, key=lambda file: file.path)
-        report = build_report(dict(counts), files, self.facts)
+        report = build_report(dict(counts), files, {**self.facts, "finished_at": utc_now()})
         text = orjson.dumps(report, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
         commit(self.scores, self.dead_letters, files, text)
         return report

@@ -97,6 +97,7 @@ def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 class StageFiles(beam.PTransform):
     """Record batches -> StagedFile of each finished file.
 
+    folder: made by check_writable before the run; it holds the staging folder.
     part: `scores` or `dead_letters`, the subfolder they are for.
     """
 
