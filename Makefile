@@ -15,8 +15,9 @@ help:  ## list the commands
 setup: $(STAMP)  ## make .venv with the pinned versions of everything
 
 $(STAMP): pyproject.toml constraints.txt setup.py
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@echo "making $(VENV): 1.9 GB, one or two minutes"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: $(STAMP)  ## score 200,000 example transactions and show what happened

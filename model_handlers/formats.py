@@ -153,7 +153,8 @@ def _architecture(manifest: Manifest) -> torch.nn.Module:
     if not module_name or not class_name:
         raise ManifestError(
             f"format {manifest.format!r} holds weights only: expected architecture "
-            f"'module:Class' in model.json, got {manifest.architecture!r}"
+            "'module:Class' in model.json (--architecture of python -m model_handlers.package), "
+            f"got {manifest.architecture!r}"
         )
     with as_model_error(f"architecture {name} cannot be imported here"):
         kind = getattr(importlib.import_module(module_name), class_name)

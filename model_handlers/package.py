@@ -151,6 +151,8 @@ def sound_rows(path: str, columns: Sequence[str]) -> np.ndarray:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if not Path(path).is_file():
+        raise InputError(f"sample {path} does not exist: expected a Parquet file")
     try:
         names = pq.read_schema(path).names
         for column in columns:

@@ -23,7 +23,8 @@ def load_plain(data: bytes, what: str = "the model file") -> Any:
         return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
         found = re.search(r"WeightsUnpickler error: (.*)", str(error))
-        reason = found.group(1) if found else one_line(error, 80)
+        # What follows advises to allow the class, which is the opposite of what is wanted.
+        reason = found.group(1).split(" was not")[0][:80] if found else one_line(error, 80)
         raise UnsafeModel(
             f"{what} is a pickle of more than tensors ({reason}): {PICKLE_ADVICE}"
         ) from error

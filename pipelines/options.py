@@ -282,7 +282,10 @@ def _checked(f: dataclasses.Field[Any], value: Any) -> Any:
         return parts
     regex = f.metadata["regex"]
     if regex and not re.fullmatch(regex, str(value)):
-        raise UsageError(f"--{f.name}: {value!r} does not match {regex} ({f.metadata['help']})")
+        raise UsageError(
+            f"--{f.name}: {str(value)!r} cannot be; expected {f.metadata['help']} (as the pattern "
+            f"{regex})"
+        )
     return value
 
 

@@ -664,7 +664,7 @@ def test_torchscript_may_use_words_like_those() -> None:
 @pytest.mark.parametrize(
     ("architecture", "message"),
     [
-        (None, "expected architecture 'module:Class' in model.json, got None"),
+        (None, r"expected architecture .module:Class. in model.json .*--architecture.*got None"),
         ("", "expected architecture 'module:Class'"),
         ("examples.transactions.model", "expected architecture 'module:Class'"),
         ("no_such_module:Model", "cannot be imported here: No module named 'no_such_module'"),

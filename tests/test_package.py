@@ -440,7 +440,7 @@ def test_weights_are_packaged_with_their_class(tmp_path: Path) -> None:
         (
             ["--feature_columns", "a,b,c", "--output", "{}/o", "--sample", "{}/none.parquet"],
             1,
-            "none.parquet: expected Parquet with numbers: ",
+            "none.parquet does not exist: expected a Parquet file",
         ),
         (
             ["--feature_columns", "a,b,c", "--output", "{}/o", "--sample", "{}/model.pt"],
