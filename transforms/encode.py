@@ -96,8 +96,8 @@ def encode(
     scored_at: datetime.datetime,
 ) -> pa.RecordBatch:
     """A batch with `outputs` -> output rows: row_id, score, fields, lineage columns."""
-    outputs = struct_columns(batch, OUTPUTS)
-    source = {name: struct_columns(batch, SOURCE)[name] for name in fields.source}
+    outputs, every = struct_columns(batch, OUTPUTS), struct_columns(batch, SOURCE)
+    source = {name: every[name] for name in fields.source}
     for name in fields.numbers:
         if is_text(source[name].type):
             source[name] = pc.utf8_trim_whitespace(source[name]).cast(pa.float64())
