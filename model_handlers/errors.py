@@ -10,6 +10,7 @@ MillraceError
     DeviceError        the accelerator is missing or failed
     InputError         a source is missing, unreadable or lacks columns
     OutputError        a destination cannot be written
+    CredentialsError   there are no Google Cloud credentials that can be used
     TooManyDeadLetters more rows failed than the user allows
     BalanceError       rows in differ from rows scored plus rows dead-lettered
 
@@ -62,6 +63,10 @@ class InputError(MillraceError):
 
 class OutputError(MillraceError):
     """A destination cannot be written."""
+
+
+class CredentialsError(MillraceError):
+    """There are no Google Cloud credentials that can be used."""
 
 
 class TooManyDeadLetters(MillraceError):

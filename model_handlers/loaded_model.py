@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,10 +113,9 @@ class LoadedModel:
         return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
     def _forward(self, inputs: list[np.ndarray], rows: int) -> list[np.ndarray]:
-        with (
-            torch.inference_mode(),
-            torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None),
-        ):
+        # Entered for nothing, autocast would cost as much as a small batch.
+        lower = torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext()
+        with torch.inference_mode(), lower:
             # torch.tensor copies: a model that works in place must not write into Arrow's memory.
             tensors = [
                 torch.tensor(array.reshape(rows, *spec.shape), device=self.device)

@@ -6,7 +6,7 @@ import io
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from typing import Any
 
@@ -14,13 +14,21 @@ import apache_beam as beam
 import orjson
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from cloud.clients import Cloud
 from model_handlers.artifact import read_bytes
 from model_handlers.contract import Manifest
-from model_handlers.errors import InputError, TooManyDeadLetters, UsageError, nearest
+from model_handlers.errors import TooManyDeadLetters, UsageError
 from model_handlers.package import read_manifest
 from model_handlers.torch_model import TorchModelHandler
 from pipelines.beam_args import beam_options, runs_in_process
-from pipelines.graph import ScoreFiles
+from pipelines.cloud_access import connect, make_cloud
+from pipelines.destinations import (
+    new_attempt,
+    open_destinations,
+    report_folder,
+    writes_bigquery,
+)
+from pipelines.graph import ScoreRows
 from pipelines.options import (
     FailureOptions,
     ModelOptions,
@@ -31,12 +39,11 @@ from pipelines.options import (
     require,
 )
 from pipelines.progress import progress_line
+from pipelines.sources import Source, open_bigquery, open_files, reads_bigquery
 from pipelines.summary import summarise
-from transforms.commit_files import DEAD_LETTERS, SCORES, RunFolder, check_writable, discard
-from transforms.encode import OutputFields, check_fields, choose_fields
+from transforms.commit_files import DEAD_LETTERS, SCORES, Destination, RunFolder, discard
+from transforms.encode import OutputFields, choose_fields, output_schema, reference_fields
 from transforms.failures import Provenance, utc_now
-from transforms.file_ranges import FileFormat, format_of, match_files
-from transforms.read_files import Columns, ReadFiles, file_schema, has_rows
 
 
 def run_local(parsed: Parsed) -> None:
@@ -46,17 +53,34 @@ def run_local(parsed: Parsed) -> None:
     model = parsed.get(ModelOptions)
     require(
         "batch_local",
-        input_files=source.input_files,
+        input_files=source.input_files or source.input_table or source.input_query,
         model=model.model,
-        output_files=sink.output_files,
+        output_files=sink.output_files or sink.output_table,
     )
-    path = model.model or ""
-    manifest = read_manifest(
-        path, digest=model.model_digest, feature_columns=model.feature_columns
+    endpoints = connect(parsed, options)
+    cloud = None
+    if reads_bigquery(parsed) or writes_bigquery(parsed):
+        cloud = make_cloud(parsed, options, endpoints)
+    manifest = read_model(parsed)
+    fields = fields_of(parsed, manifest)
+    handler = torch_handler(parsed, manifest, fields)
+    graph = score_rows("batch_local", parsed, handler, manifest, fields, options, cloud)
+    run(graph, options, parsed)
+
+
+def read_model(parsed: Parsed) -> Manifest:
+    """Flags -> the model's manifest, its score chosen. Raises ModelError."""
+    model = parsed.get(ModelOptions)
+    return read_manifest(
+        model.model or "", digest=model.model_digest, feature_columns=model.feature_columns
     ).choose(model.score_output)
-    fields = choose_fields(manifest, model.output_fields)
-    handler = TorchModelHandler(
-        path,
+
+
+def torch_handler(parsed: Parsed, manifest: Manifest, fields: OutputFields) -> TorchModelHandler:
+    """Flags, a manifest and what is written -> the handler of a model in the worker."""
+    model = parsed.get(ModelOptions)
+    return TorchModelHandler(
+        model.model or "",
         manifest,
         outputs=fields.needed,
         device=model.device,
@@ -64,51 +88,60 @@ def run_local(parsed: Parsed) -> None:
         compile=model.compile,
         batch_rows=model.batch_rows,
     )
-    run(score_files("batch_local", parsed, handler, manifest, fields, options), options, parsed)
 
 
-def score_files(
+def fields_of(parsed: Parsed, manifest: Manifest) -> OutputFields:
+    """Flags and a manifest -> what is written of each row. Raises UsageError."""
+    names = parsed.get(ModelOptions).output_fields
+    if parsed.get(SinkOptions).output_schema == "default":
+        return choose_fields(manifest, names)
+    if names is not None:
+        raise UsageError("--output_schema reference has fields of its own: drop --output_fields")
+    return reference_fields(manifest)
+
+
+def score_rows(
     name: str,
     parsed: Parsed,
     handler: Any,
     manifest: Manifest,
     fields: OutputFields,
     options: PipelineOptions,
-) -> ScoreFiles:
-    """A pipeline's name, flags, handler and model -> its graph, the input looked at first.
+    cloud: Cloud | None,
+    source_of: Callable[[Provenance], Source] | None = None,
+) -> ScoreRows:
+    """A pipeline's name, flags, handler and model -> its graph, source and sinks looked at first.
 
-    Raises InputError, UsageError, OutputError: whatever would fail the run is told
-    before it starts.
+    cloud: given where BigQuery is read or written. source_of: opens another source than
+    SourceOptions name. Raises InputError, UsageError, OutputError: whatever would fail
+    the run is told before it starts.
     """
-    source, sink = parsed.get(SourceOptions), parsed.get(SinkOptions)
     started = utc_now()
     run_id = parsed.get(RunOptions).run_id or started.strftime("%Y%m%dT%H%M%SZ")
-    columns = Columns(manifest, source.id_column, fields.source)
-    patterns, output = source.input_files or (), sink.output_files or ""
-    file_format = None if source.input_format == "auto" else source.input_format
-    check_input(patterns, file_format, columns, fields)  # type: ignore[arg-type]
-    token = uuid.uuid4().hex[:8]
-    scores = RunFolder(output, run_id, token)
-    dead_letters = RunFolder(parsed.get(FailureOptions).dead_letter_files or output, run_id, token)
-    check_writable(scores)
-    check_writable(dead_letters)
+    attempt = new_attempt(run_id, uuid.uuid4().hex[:8], options)
     provenance = Provenance.of(manifest, run_id, name)
-    return ScoreFiles(
-        ReadFiles(
-            patterns,
-            columns,
-            provenance,
-            file_format,  # type: ignore[arg-type]
-            parsed.get(ModelOptions).batch_rows,
-        ),
+    if source_of is not None:
+        source = source_of(provenance)
+    elif reads_bigquery(parsed) and cloud is not None:
+        source = open_bigquery(parsed, manifest, fields, cloud, attempt.temp)
+    else:
+        source = open_files(parsed, manifest, fields, provenance)
+    schema = output_schema(fields, manifest, provenance, source.schema)
+    table_cloud = cloud if writes_bigquery(parsed) else None
+    destinations = open_destinations(parsed, attempt, schema, fields.time_column, table_cloud)
+    for destination in destinations:
+        destination.prepare()
+    report = report_folder(destinations)
+    facts = _facts(provenance, fields.score, source, destinations, report)
+    return ScoreRows(
+        source.transform,
         handler,
         manifest,
         fields,
         provenance,
-        scores,
-        dead_letters,
-        sink.output_format,  # type: ignore[arg-type]
-        _facts(provenance, fields.score, patterns, scores, dead_letters) | {"started_at": started},
+        destinations,
+        report,
+        facts | {"started_at": started},
         show_progress=sys.stderr.isatty() and runs_in_process(options),
     )
 
@@ -116,9 +149,9 @@ def score_files(
 def _facts(
     provenance: Provenance,
     score_output: str | None,
-    patterns: tuple[str, ...],
-    scores: RunFolder,
-    dead_letters: RunFolder,
+    source: Source,
+    destinations: Sequence[Destination],
+    report: RunFolder,
 ) -> dict[str, Any]:
     """What a report says besides its counts."""
     return {
@@ -130,45 +163,18 @@ def _facts(
             "digest": provenance.model_digest,
         },
         "score_output": score_output,
-        "input": list(patterns),
-        "output": scores.part(SCORES),
-        "dead_letter_output": dead_letters.part(DEAD_LETTERS),
-        "report": scores.report,
+        "input": list(source.names),
+        "output": [d.place for d in destinations if d.part == SCORES],
+        "dead_letter_output": [d.place for d in destinations if d.part == DEAD_LETTERS],
+        "report": report.report,
     }
 
 
-def check_input(
-    patterns: tuple[str, ...],
-    file_format: FileFormat | None,
-    columns: Columns,
-    fields: OutputFields,
-) -> None:
-    """Input patterns -> nothing, or an error if they name no rows or lack columns.
-
-    Only the columns of the first file with rows are looked at; each worker looks at
-    those of its own files.
-    """
-    files = [(file.path, file_format or format_of(file.path)) for file in match_files(patterns)]
-    found = next((file for file in files if has_rows(*file)), None)
-    if found is None:
-        raise InputError(f"the input is empty: {files[0][0]} holds no rows, nor does any other")
-    schema = file_schema(*found)
-    if schema is not None:
-        id_column = columns.id_column
-        if id_column is not None and id_column not in schema.names:
-            raise UsageError(
-                f"--id_column: {found[0]} lacks column {id_column!r}"
-                f"{nearest(id_column, schema.names)}; it has {', '.join(schema.names[:40])}"
-            )
-        check_fields(fields, columns.manifest, schema.names)
-        columns.names(schema, found[0])
-
-
-def run(graph: ScoreFiles, options: PipelineOptions, parsed: Parsed) -> None:
+def run(graph: ScoreRows, options: PipelineOptions, parsed: Parsed) -> None:
     """A graph -> run to its end, its report printed. What an aborted run staged is removed."""
     begin = time.monotonic()
     pipeline = beam.Pipeline(options=options)
-    pipeline | "ScoreFiles" >> graph
+    pipeline | "ScoreRows" >> graph
     try:
         with (
             progress_line(sys.stderr) if graph.show_progress else nullcontext(),
@@ -176,10 +182,11 @@ def run(graph: ScoreFiles, options: PipelineOptions, parsed: Parsed) -> None:
         ):
             pipeline.run().wait_until_finish()
     except BaseException:
-        discard(graph.scores)
-        discard(graph.dead_letters)
+        for destination in graph.destinations:
+            destination.discard()
+        discard(graph.report_folder)
         raise
-    report = orjson.loads(read_bytes(graph.scores.report))
+    report = orjson.loads(read_bytes(graph.report_folder.report))
     if parsed.get(RunOptions).json_summary:
         print(orjson.dumps(report).decode())
     else:
@@ -194,11 +201,11 @@ def check_dead_letters(report: Mapping[str, Any], limit: float) -> None:
     """
     rows, dead = report["rows_in"], report["rows_dead_lettered"]
     if dead and (dead == rows or dead > limit * rows):
-        kind = report["dead_letters"][0]
+        kind, places = report["dead_letters"][0], " or ".join(report["dead_letter_output"])
         raise TooManyDeadLetters(
             f"{dead:,} of {rows:,} rows are dead letters, mostly {kind['reason']} at "
-            f"{kind['stage']}; look at {report['dead_letter_output']}, mend the source, and run "
-            "again with the same --run_id"
+            f"{kind['stage']}; look at {places}, mend the source, and run again "
+            "with the same --run_id"
         )
 
 

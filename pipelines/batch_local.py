@@ -1,6 +1,7 @@
-"""Score files with a model in the worker.
+"""Score files or tables with a model in the worker.
 
 python -m pipelines.batch_local --input_files rows.parquet --model package/ --output_files out/
+python -m pipelines.batch_local --input_table p.d.rows --model package/ --output_table p.d.scores
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import sys
 
 from pipelines.command import Command, run_and_exit
 from pipelines.options import (
+    CloudOptions,
     FailureOptions,
     ModelOptions,
     RunOptions,
@@ -18,9 +20,16 @@ from pipelines.options import (
 
 COMMAND = Command(
     name="batch_local",
-    about="Score files with a PyTorch model in the worker: every row scored or dead-lettered, "
-    "proven by a report.",
-    options=(SourceOptions, ModelOptions, SinkOptions, FailureOptions, RunOptions),
+    about="Score files or tables with a PyTorch model in the worker: every row scored or "
+    "dead-lettered, proven by a report.",
+    options=(
+        SourceOptions,
+        ModelOptions,
+        SinkOptions,
+        FailureOptions,
+        CloudOptions,
+        RunOptions,
+    ),
     run="pipelines.batch:run_local",
 )
 

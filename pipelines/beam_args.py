@@ -17,21 +17,27 @@ from model_handlers.errors import UsageError, nearest
 from pipelines.options import all_flags
 
 IN_PROCESS = "FnApiRunner"
+# The one of Beam's own runners that reads Pub/Sub.
+IN_PROCESS_STREAM = "apache_beam.runners.direct.direct_runner.BundleBasedDirectRunner"
 
 
-def beam_options(args: Sequence[str]) -> PipelineOptions:
+def beam_options(args: Sequence[str], *, streaming: bool = False) -> PipelineOptions:
     """Flags that are not ours -> Beam's options. Raises UsageError for one nobody knows.
 
     Beam itself drops a flag that it does not know. Without `--runner` the pipeline
-    runs in this process with one worker thread a core: DirectRunner would first try
-    to download another runner.
+    runs in this process, a batch one with one worker thread a core: DirectRunner would
+    first try to download another runner.
     """
     _refuse_unknown(args)
     options = PipelineOptions(list(args))
     standard, direct = options.view_as(StandardOptions), options.view_as(DirectOptions)
+    if streaming:
+        standard.streaming = True
+    if standard.runner in (None, "DirectRunner") and streaming:
+        standard.runner = IN_PROCESS_STREAM
     if standard.runner is None:
         standard.runner = IN_PROCESS
-    if runs_in_process(options) and not any("direct_" in arg for arg in args):
+    if runs_in_process(options) and not streaming and not any("direct_" in arg for arg in args):
         direct.direct_num_workers = os.cpu_count() or 1
         if direct.direct_num_workers > 1:
             direct.direct_running_mode = "multi_threading"
@@ -42,7 +48,8 @@ def beam_options(args: Sequence[str]) -> PipelineOptions:
 
 def runs_in_process(options: PipelineOptions) -> bool:
     """Whether the pipeline runs in this very process, or in children of it."""
-    return bool(options.view_as(StandardOptions).runner.rsplit(".")[-1] == IN_PROCESS)
+    runner = options.view_as(StandardOptions).runner
+    return runner.rsplit(".")[-1] == IN_PROCESS or runner == IN_PROCESS_STREAM
 
 
 def _refuse_unknown(args: Sequence[str]) -> None:

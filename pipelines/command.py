@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from model_handlers import errors
-from pipelines.options import Parsed, RunOptions, parse
+from pipelines.options import Parsed, parse
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def main(command: Command, argv: Sequence[str]) -> int:
     debug = "--debug" in argv
     try:
         parsed = parse(command.name, command.about, command.options, argv)
-        debug = parsed.get(RunOptions).debug
+        debug = any(getattr(group, "debug", False) for group in parsed.groups.values())
         _set_logging(debug)
         _run(command, parsed)
     except KeyboardInterrupt:
@@ -57,15 +57,14 @@ def main(command: Command, argv: Sequence[str]) -> int:
 def run_and_exit(command: Command, argv: Sequence[str]) -> NoReturn:
     """A command and its arguments -> the end of the process, with the exit code.
 
-    After a failure Beam's worker threads may still run native code, which crashes
-    when the interpreter is taken down around it: the process ends at once instead.
+    Beam's worker threads may still run: after a failure native code, which crashes when
+    the interpreter is taken down around it, and in a stream for ever. So the process
+    ends at once.
     """
     code = main(command, argv)
     sys.stdout.flush()
     sys.stderr.flush()
-    if code:
-        os._exit(code)
-    sys.exit(0)
+    os._exit(code)
 
 
 def _run(command: Command, parsed: Parsed) -> None:

@@ -2,53 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
 from apache_beam.ml.inference.base import ModelHandler
 
+from cloud.clients import Cloud
 from model_handlers.contract import Manifest
+from model_handlers.errors import OutputError
 from pipelines.progress import ShowProgress
-from transforms.commit_files import DEAD_LETTERS, SCORES, RunFolder
+from pipelines.stream_progress import MeasureLatency, count_dead_letters, count_received
+from transforms.append_rows import AppendToTable
+from transforms.bigquery_schema import TableName
+from transforms.commit_files import DEAD_LETTERS, SCORES, Destination, RunFolder
+from transforms.decode_messages import DecodeMessages, MessageFormat
 from transforms.encode import EncodeRows, OutputFields
-from transforms.failures import Provenance
-from transforms.file_writers import OutputFormat
+from transforms.failures import FAILURE_SCHEMA, Provenance
+from transforms.gather_messages import DropDuplicates, GatherMessages
 from transforms.predict import Predict
-from transforms.read_files import ReadFiles
+from transforms.publish import PublishBatches
 from transforms.reconcile import CommitRun, CountFailures, CountRows
 from transforms.write_files import StageFiles
+from transforms.write_windows import WriteWindows
 
 
 @dataclass
-class ScoreFiles(beam.PTransform):
-    """Nothing -> the report of a batch run from files to files."""
+class ScoreRows(beam.PTransform):
+    """Nothing -> the report of a batch run.
 
-    source: ReadFiles
+    source: a PTransform that returns transforms.read_files.Read. topics: of Pub/Sub, by
+    the part whose rows are published as well; at least once, and before the commit.
+    cloud: given where there are topics.
+    """
+
+    source: beam.PTransform
     handler: ModelHandler[pa.RecordBatch, pa.RecordBatch, Any]
     manifest: Manifest
     fields: OutputFields
     provenance: Provenance
-    scores: RunFolder
-    dead_letters: RunFolder
-    output_format: OutputFormat
+    destinations: Sequence[Destination]
+    report_folder: RunFolder
     facts: Mapping[str, Any]
     show_progress: bool = False
+    topics: Mapping[str, str] = field(default_factory=dict)
+    cloud: Cloud | None = None
 
     def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[dict[str, Any]]:
-        """source -> predict -> encode -> files, failures -> dead letters, all counted."""
-        read = pipeline | "ReadFiles" >> self.source
+        """source -> predict -> encode -> sinks, failures -> dead letter sinks, all counted."""
+        read = pipeline | "Read" >> self.source
         predicted = read.good | "Predict" >> Predict(self.handler, self.manifest, self.provenance)
         rows = predicted.good | "Encode" >> EncodeRows(self.fields, self.provenance)
         failures = (read.failures, predicted.failures) | "Failures" >> beam.Flatten()
 
-        row_files = rows | "StageRows" >> StageFiles(self.scores, SCORES, self.output_format)
-        failure_files = failures | "StageDeadLetters" >> StageFiles(
-            self.dead_letters, DEAD_LETTERS, "jsonl"
-        )
-        staged = (row_files, failure_files) | "Staged" >> beam.Flatten()
+        parts = {SCORES: rows, DEAD_LETTERS: failures}
+        staged = [
+            parts[destination.part] | f"Stage {destination.name}" >> StageFiles(destination)
+            for destination in self.destinations
+        ] | "Staged" >> beam.Flatten()
+        for part, topic in self.topics.items():
+            kind = "failures" if part == DEAD_LETTERS else "rows"
+            parts[part] | f"Publish {part}" >> PublishBatches(self.cloud, topic, kind)
 
         counts = (
             read.good | "CountRead" >> CountRows("read"),
@@ -57,4 +73,94 @@ class ScoreFiles(beam.PTransform):
         ) | "Counts" >> beam.Flatten()
         if self.show_progress:
             rows | "Progress" >> ShowProgress()
-        return (counts, staged) | "Commit" >> CommitRun(self.scores, self.dead_letters, self.facts)
+        commit = CommitRun(self.destinations, self.report_folder, self.facts)
+        return (counts, staged) | "Commit" >> commit
+
+
+@dataclass(frozen=True)
+class StreamSinks:
+    """Where a stream's rows, or its dead letters, go: any of these together.
+
+    folder: of the part, with a file for each span of `file_seconds`.
+    """
+
+    topic: str | None = None
+    table: TableName | None = None
+    folder: str | None = None
+    file_seconds: int = 300
+
+
+@dataclass
+class ScoreStream(beam.PTransform):
+    """Nothing -> an endless run: messages scored and written as they come.
+
+    source: a PTransform that gives what transforms.messages.parse takes. schema: of the
+    output rows. deduplicate_seconds, max_batch_wait_ms: None for neither.
+    """
+
+    source: beam.PTransform
+    message_format: MessageFormat
+    handler: ModelHandler[pa.RecordBatch, pa.RecordBatch, Any]
+    manifest: Manifest
+    fields: OutputFields
+    provenance: Provenance
+    schema: pa.Schema
+    cloud: Cloud
+    sinks: StreamSinks
+    failure_sinks: StreamSinks
+    deduplicate_seconds: int | None = None
+    max_batch_wait_ms: int | None = None
+    batch_rows: int = 4_096
+
+    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[pa.RecordBatch]:
+        """source -> decode -> predict -> encode -> sinks, failures -> dead letter sinks."""
+        messages = pipeline | "ReadMessages" >> self.source
+        if self.deduplicate_seconds is not None:
+            messages = messages | "DropDuplicates" >> DropDuplicates(self.deduplicate_seconds)
+        if self.max_batch_wait_ms is not None:
+            gather = GatherMessages(self.batch_rows, self.max_batch_wait_ms)
+            messages = messages | "Gather" >> gather
+        decode = DecodeMessages(self.message_format, self.provenance, self.batch_rows)
+        read = messages | "Decode" >> decode
+        predicted = read.good | "Predict" >> Predict(self.handler, self.manifest, self.provenance)
+        measured = predicted.good | "Latency" >> MeasureLatency()
+        rows = measured | "Encode" >> EncodeRows(self.fields, self.provenance)
+        failures = [read.failures, predicted.failures, *self._write(rows)]
+        letters = failures | "Failures" >> beam.Flatten()
+        self._write_failures(letters)
+        received = (read.good, read.failures) | "Received" >> beam.Flatten()
+        received | "CountReceived" >> beam.Map(count_received)
+        letters | "CountDeadLetters" >> beam.Map(count_dead_letters)
+        return rows
+
+    def _write(self, rows: beam.PCollection[pa.RecordBatch]) -> list[beam.PCollection]:
+        """Rows -> the sinks; what a table refuses comes back as failure records."""
+        to, refused = self.sinks, []
+        if to.topic is not None:
+            rows | "PublishRows" >> PublishBatches(self.cloud, to.topic)
+        if to.table is not None:
+            append = AppendToTable(self.cloud, to.table, self.schema, self.provenance)
+            refused.append((rows | "AppendRows" >> append).failures)
+        if to.folder is not None:
+            rows | "WriteRows" >> WriteWindows(to.folder, to.file_seconds, "parquet")
+        return refused
+
+    def _write_failures(self, letters: beam.PCollection[pa.RecordBatch]) -> None:
+        to = self.failure_sinks
+        if to.topic is not None:
+            publish = PublishBatches(self.cloud, to.topic, "failures")
+            letters | "PublishDeadLetters" >> publish
+        if to.table is not None:
+            append = AppendToTable(self.cloud, to.table, FAILURE_SCHEMA, self.provenance)
+            (letters | "AppendDeadLetters" >> append).failures | "Refused" >> beam.Map(refuse)
+        if to.folder is not None:
+            write = WriteWindows(to.folder, to.file_seconds, "jsonl")
+            letters | "WriteDeadLetters" >> write
+
+
+def refuse(failures: pa.RecordBatch) -> None:
+    """Dead letters that even their table refuses -> OutputError: they must not vanish."""
+    raise OutputError(
+        f"the dead letter table refuses {failures.num_rows} rows: "
+        f"{failures.column('message')[0].as_py()}"
+    )

@@ -47,6 +47,47 @@ def flag(
     return field(default=default, metadata=metadata)
 
 
+# Flags that batch runs and streams share.
+
+
+def _output_table() -> Any:
+    return flag(
+        "table of BigQuery for the results, made if it is not there: project.dataset.table",
+        label="Output table",
+        param_type="BIGQUERY_TABLE",
+        metavar="TABLE",
+    )
+
+
+def _output_schema() -> Any:
+    return flag(
+        "reference writes the rows of the reference pipeline: instance_id, anomaly_score, encoded, "
+        "timestamp",
+        "default",
+        label="Output schema",
+        param_type="ENUM",
+        choices=("default", "reference"),
+    )
+
+
+def _cluster_by() -> Any:
+    return flag(
+        "columns by which a new --output_table is clustered, four at most",
+        label="Cluster by",
+        metavar="A,B",
+    )
+
+
+def _dead_letter_table() -> Any:
+    return flag(
+        "table of BigQuery for dead letters, made if it is not there (default, where no files are "
+        "written: OUTPUT_TABLE_dead_letters)",
+        label="Dead letter table",
+        param_type="BIGQUERY_TABLE",
+        metavar="TABLE",
+    )
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """The model, and what of its answers is written."""
@@ -124,8 +165,38 @@ class SourceOptions:
         param_type="ENUM",
         choices=("auto", "parquet", "csv", "jsonl"),
     )
+    input_table: str | None = flag(
+        "table of BigQuery: project.dataset.table",
+        label="Input table",
+        param_type="BIGQUERY_TABLE",
+        metavar="TABLE",
+    )
+    input_query: str | None = flag(
+        "query in standard SQL whose result is read; @path takes it from a file",
+        label="Input query",
+        metavar="SQL",
+    )
+    row_restriction: str | None = flag(
+        "rows of --input_table that are read, as in a WHERE clause; only these leave BigQuery",
+        label="Row restriction",
+        metavar="SQL",
+    )
+    read_method: str = flag(
+        "direct reads by the Storage Read API; export by way of Parquet files in the temp location",
+        "direct",
+        label="Read method",
+        param_type="ENUM",
+        choices=("direct", "export"),
+    )
+    max_bytes_billed: int | None = flag(
+        "a query that would scan more bytes is refused",
+        label="Largest bytes billed",
+        param_type="NUMBER",
+        regex=r"[1-9]\d*",
+    )
     id_column: str | None = flag(
-        "column that identifies a row, kept as row_id (default: derived from file and position)",
+        "column that identifies a row, kept as row_id (default: derived, of files from the row's "
+        "place, of tables from its features)",
         label="Id column",
         metavar="NAME",
     )
@@ -148,6 +219,16 @@ class SinkOptions:
         param_type="ENUM",
         choices=("parquet", "csv", "jsonl"),
     )
+    output_table: str | None = _output_table()
+    output_schema: str = _output_schema()
+    write_disposition: str = flag(
+        "append to the rows of --output_table, truncate it first, or demand that it is empty",
+        "append",
+        label="Write disposition",
+        param_type="ENUM",
+        choices=("append", "truncate", "empty"),
+    )
+    cluster_by: tuple[str, ...] | None = _cluster_by()
 
 
 @dataclass(frozen=True)
@@ -160,7 +241,7 @@ class FailureOptions:
         param_type="GCS_WRITE_FOLDER",
         metavar="FOLDER",
     )
-
+    dead_letter_table: str | None = _dead_letter_table()
     max_dead_letter_share: float = flag(
         "the run fails (exit code 1) if more than this share of the rows cannot be scored, from 0 "
         "to 1; it always fails if none can",
@@ -169,6 +250,278 @@ class FailureOptions:
         param_type="NUMBER",
         regex=r"0(\.\d+)?|1(\.0+)?",
         metavar="SHARE",
+    )
+
+
+@dataclass(frozen=True)
+class StreamSourceOptions:
+    """Where the messages come from, and how they are read."""
+
+    input_subscription: str | None = flag(
+        "subscription of Pub/Sub: projects/PROJECT/subscriptions/NAME",
+        label="Input subscription",
+        param_type="PUBSUB_SUBSCRIPTION",
+        regex=r"projects/[^/]+/subscriptions/[^/]+",
+        metavar="SUBSCRIPTION",
+    )
+    input_topic: str | None = flag(
+        "topic of Pub/Sub, with --create_subscription: projects/PROJECT/topics/NAME",
+        label="Input topic",
+        param_type="PUBSUB_TOPIC",
+        regex=r"projects/[^/]+/topics/[^/]+",
+        metavar="TOPIC",
+    )
+    create_subscription: bool = flag(
+        "make a subscription of --input_topic for this run; one that runs in this process removes "
+        "it at its end",
+        False,
+        label="Create a subscription",
+        param_type="BOOLEAN",
+    )
+    allow_shared_subscription: bool = flag(
+        "read a subscription that another job's label says it reads: each gets a part of the "
+        "messages",
+        False,
+        label="Allow a shared subscription",
+        param_type="BOOLEAN",
+    )
+    message_format: str = flag(
+        "json: one row a message; avro: one record of --avro_schema; arrow: an IPC stream of rows",
+        "json",
+        label="Message format",
+        param_type="ENUM",
+        choices=("json", "avro", "arrow"),
+    )
+    avro_schema: str | None = flag(
+        "schema that Avro messages are written with: JSON, or @path of a file",
+        label="Avro schema",
+        metavar="JSON",
+    )
+    max_message_bytes: int = flag(
+        "a larger message, compressed or not, is a dead letter",
+        1 << 20,
+        label="Largest message",
+        param_type="NUMBER",
+        regex=r"[1-9]\d*",
+    )
+    id_column: str | None = flag(
+        "field that identifies a row, kept as row_id (default: the message id)",
+        label="Id field",
+        metavar="NAME",
+    )
+    deduplicate_seconds: int | None = flag(
+        "drop a message whose id came already within this time (default: none is dropped)",
+        label="Deduplicate seconds",
+        param_type="NUMBER",
+        regex=r"[1-9]\d*",
+    )
+    max_batch_wait_ms: int | None = flag(
+        "wait so long for messages of other bundles, for larger batches (default: no wait)",
+        label="Longest wait for a batch",
+        param_type="NUMBER",
+        regex=r"[1-9]\d*",
+    )
+    window_seconds: int | None = flag(
+        "write window_start and window_end of windows of this length; nothing waits for them",
+        label="Window seconds",
+        param_type="NUMBER",
+        regex=r"[1-9]\d*",
+    )
+
+
+@dataclass(frozen=True)
+class StreamSinkOptions:
+    """Where the scored rows go; any of these together."""
+
+    output_topic: str | None = flag(
+        "topic of Pub/Sub for the results, one message of JSON a row",
+        label="Output topic",
+        param_type="PUBSUB_TOPIC",
+        regex=r"projects/[^/]+/topics/[^/]+",
+        metavar="TOPIC",
+    )
+    output_table: str | None = _output_table()
+    output_files: str | None = flag(
+        "folder for Parquet files: FOLDER/scores/DAY/TIME-*.parquet",
+        label="Output folder",
+        param_type="GCS_WRITE_FOLDER",
+        metavar="FOLDER",
+    )
+    file_seconds: int = flag(
+        "span of time of one file of results or dead letters",
+        300,
+        label="File seconds",
+        param_type="NUMBER",
+        regex=r"[1-9]\d*",
+    )
+    output_schema: str = _output_schema()
+    cluster_by: tuple[str, ...] | None = _cluster_by()
+
+
+@dataclass(frozen=True)
+class StreamFailureOptions:
+    """Where the messages go that cannot be scored; at least one of these."""
+
+    dead_letter_topic: str | None = flag(
+        "topic of Pub/Sub for dead letters: the messages as they came, the reason in attributes",
+        label="Dead letter topic",
+        param_type="PUBSUB_TOPIC",
+        regex=r"projects/[^/]+/topics/[^/]+",
+        metavar="TOPIC",
+    )
+    dead_letter_table: str | None = _dead_letter_table()
+    dead_letter_files: str | None = flag(
+        "folder for dead letters: FOLDER/dead_letters/DAY/TIME-*.parquet",
+        label="Dead letter folder",
+        param_type="GCS_WRITE_FOLDER",
+        metavar="FOLDER",
+    )
+
+
+@dataclass(frozen=True)
+class StreamRunOptions:
+    """The run itself."""
+
+    run_id: str | None = flag(
+        "name of the run, written into every row (default: the time of the start)",
+        label="Run id",
+        regex=r"[A-Za-z0-9][A-Za-z0-9._+:=-]{0,127}",
+        metavar="NAME",
+    )
+    report_seconds: int = flag(
+        "a run in this process tells its rates and latencies so often",
+        10,
+        label="Report seconds",
+        param_type="NUMBER",
+        regex=r"[1-9]\d*",
+    )
+    stop_after_seconds: int | None = flag(
+        "a run in this process stops when so long no message came (default: it runs until Ctrl-C)",
+        label="Stop after seconds",
+        param_type="NUMBER",
+        regex=r"[1-9]\d*",
+    )
+    debug: bool = flag(
+        "show tracebacks and Beam's own log", False, label="Debug", param_type="BOOLEAN"
+    )
+
+
+@dataclass(frozen=True)
+class ReplayOptions:
+    """Which dead letters are scored once more, and how their messages are read."""
+
+    input_files: tuple[str, ...] | None = flag(
+        "paths, globs or folders of dead letters in JSON lines, as runs write them",
+        label="Dead letter files",
+        param_type="GCS_READ_FILE",
+        metavar="PATTERN",
+    )
+    input_table: str | None = flag(
+        "table of BigQuery with dead letters: project.dataset.table",
+        label="Dead letter table",
+        param_type="BIGQUERY_TABLE",
+        metavar="TABLE",
+    )
+    input_subscription: str | None = flag(
+        "subscription of a dead letter topic, read until it is empty: "
+        "projects/PROJECT/subscriptions/NAME",
+        label="Dead letter subscription",
+        param_type="PUBSUB_SUBSCRIPTION",
+        regex=r"projects/[^/]+/subscriptions/[^/]+",
+        metavar="SUBSCRIPTION",
+    )
+    max_messages: int = flag(
+        "messages of --input_subscription at most",
+        100_000,
+        label="Largest number of messages",
+        param_type="NUMBER",
+        regex=r"[1-9]\d*",
+    )
+    reason: tuple[str, ...] | None = flag(
+        "only dead letters of these reasons", label="Reasons", metavar="A,B"
+    )
+    stage: tuple[str, ...] | None = flag(
+        "only those of these stages: decode, validate, infer", label="Stages", metavar="A,B"
+    )
+    since: str | None = flag(
+        "only those of rows that failed at this time or later: 2026-11-20, 2026-11-20T12:00:00Z",
+        label="Since",
+        metavar="TIME",
+    )
+    pipeline: tuple[str, ...] | None = flag(
+        "only those of these pipelines, as stream_local", label="Pipelines", metavar="A,B"
+    )
+    replayed_run_id: tuple[str, ...] | None = flag(
+        "only those of these runs", label="Replayed runs", metavar="A,B"
+    )
+    message_format: str = flag(
+        "as it was given to the stream that wrote the dead letters",
+        "json",
+        label="Message format",
+        param_type="ENUM",
+        choices=("json", "avro", "arrow"),
+    )
+    avro_schema: str | None = flag(
+        "schema that Avro messages are written with: JSON, or @path of a file",
+        label="Avro schema",
+        metavar="JSON",
+    )
+    max_message_bytes: int = flag(
+        "a larger message of a stream, compressed or not, is a dead letter again",
+        1 << 20,
+        label="Largest message",
+        param_type="NUMBER",
+        regex=r"[1-9]\d*",
+    )
+    id_column: str | None = flag(
+        "field that identifies a row, kept as row_id (default: the id that the dead letter has)",
+        label="Id field",
+        metavar="NAME",
+    )
+    window_seconds: int | None = flag(
+        "write window_start and window_end of windows of this length, as the stream did",
+        label="Window seconds",
+        param_type="NUMBER",
+        regex=r"[1-9]\d*",
+    )
+    output_topic: str | None = flag(
+        "topic of Pub/Sub that gets the results as well, one message of JSON a row",
+        label="Output topic",
+        param_type="PUBSUB_TOPIC",
+        regex=r"projects/[^/]+/topics/[^/]+",
+        metavar="TOPIC",
+    )
+    dead_letter_topic: str | None = flag(
+        "topic of Pub/Sub that gets the dead letters as well",
+        label="Dead letter topic",
+        param_type="PUBSUB_TOPIC",
+        regex=r"projects/[^/]+/topics/[^/]+",
+        metavar="TOPIC",
+    )
+
+
+@dataclass(frozen=True)
+class CloudOptions:
+    """Google Cloud."""
+
+    billing_project: str | None = flag(
+        "project that pays for queries, jobs and reads (default: --project, or the credentials')",
+        label="Billing project",
+        metavar="PROJECT",
+    )
+    api_endpoints: tuple[str, ...] | None = flag(
+        "other addresses of bigquery, bigquerystorage, storage and pubsub: private endpoints, or "
+        "emulators (default: BIGQUERY_EMULATOR_HOST, BIGQUERY_STORAGE_EMULATOR_HOST, "
+        "STORAGE_EMULATOR_HOST, PUBSUB_EMULATOR_HOST)",
+        label="API endpoints",
+        metavar="SERVICE=ADDRESS",
+    )
+    retry_seconds: int = flag(
+        "how long errors of Google's services that pass by themselves are waited out",
+        120,
+        label="Retry seconds",
+        param_type="NUMBER",
+        regex=r"[1-9]\d*",
     )
 
 
@@ -301,5 +654,17 @@ def require(program: str, **flags: Any) -> None:
 
 def all_flags() -> set[str]:
     """Nothing -> every flag of every options class of this module."""
-    kinds = (ModelOptions, SourceOptions, SinkOptions, FailureOptions, RunOptions)
+    kinds = (
+        ModelOptions,
+        SourceOptions,
+        SinkOptions,
+        FailureOptions,
+        StreamSourceOptions,
+        StreamSinkOptions,
+        StreamFailureOptions,
+        StreamRunOptions,
+        ReplayOptions,
+        CloudOptions,
+        RunOptions,
+    )
     return {f"--{f.name}" for kind in kinds for f in dataclasses.fields(kind)}

@@ -20,13 +20,13 @@ def summarise(report: Mapping[str, Any], seconds: float) -> str:
         ("scored", f"{report['rows_scored']:>12,}"),
         ("dead letters", f"{dead:>12,}  {share if dead else ''}".rstrip()),
         *(("", f"{rows:>12,}  {text}") for rows, text in _reasons(report["dead_letters"])),
-        ("balance", "rows in = scored + dead letters, and the files hold them all"),
+        ("balance", "rows in = scored + dead letters, and the outputs hold them all"),
         (
             "time",
             f"{seconds:,.1f} s  {rows_in / seconds:,.0f} rows/s from the start of the pipeline",
         ),
-        *([("output", str(report["output"]))] if report["rows_scored"] else []),
-        *([("dead letters", str(report["dead_letter_output"]))] if dead else []),
+        *(("output", str(place)) for place in report["output"] if report["rows_scored"]),
+        *(("dead letters", str(place)) for place in report["dead_letter_output"] if dead),
         ("report", str(report["report"])),
     ]
     return "\n".join(f"{name:<13} {value}".rstrip() for name, value in lines)

@@ -1,6 +1,7 @@
 """Fixtures that several test modules share; each gives a function, so that nothing is imported."""
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import settings
 
+from examples.local_cloud import INSTALL_COMMAND, LocalCloud, is_installed, local_cloud
 from examples.transactions.build import build
 from model_handlers.contract import InputSpec, Manifest, OutputSpec
 from transforms.failures import Provenance
@@ -61,3 +63,42 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("example")
     build(folder, rows=2_000, train_rows=3_000, seed=7)
     return folder
+
+
+NO_EMULATORS = f"the emulators are not installed: {INSTALL_COMMAND}"
+
+
+@pytest.fixture(scope="session")
+def emulators(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCloud]:
+    """BigQuery and Cloud Storage of this machine, with an empty bucket `bucket`."""
+    if not is_installed():
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(NO_EMULATORS)
+    with local_cloud(tmp_path_factory.mktemp("emulators")) as servers:
+        servers.cloud.storage().create_bucket("bucket")
+        yield servers
+
+
+@pytest.fixture
+def dataset(emulators: LocalCloud, request: pytest.FixtureRequest) -> str:
+    """The name of a dataset of the test's own, with its project."""
+    name = f"{emulators.cloud.project}.d{abs(hash(request.node.nodeid)):x}"
+    emulators.cloud.bigquery().create_dataset(name)
+    return name
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests on the emulators run one after the other in one process, which starts them once."""
+    for item in items:
+        if "emulators" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("emulators"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = [
+        r for r in terminalreporter.stats.get("skipped", ()) if NO_EMULATORS in str(r.longrepr)
+    ]
+    if skipped:
+        terminalreporter.write_line(
+            f"{len(skipped)} tests were skipped, since {NO_EMULATORS}", yellow=True
+        )

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pickle
 import signal
 import subprocess
@@ -17,10 +18,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from cloud.endpoints import VARIABLES
 from examples.transactions.data import FEATURES, generate
 from model_handlers.artifact import MAR_MANIFEST
 from pipelines.batch_local import COMMAND
 from pipelines.command import main
+from transforms.encode import output_schema
+from transforms.file_writers import open_writer
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 ROWS = 2_000  # of the fixture `example`
@@ -85,6 +89,9 @@ def test_every_row_is_scored_or_dead_lettered_once(run: Any, example: Path, tmp_
     assert report["balanced"]
     assert report["rows_in"] == ROWS == report["rows_scored"] + report["rows_dead_lettered"]
     assert report["rows_scored"] == table.num_rows
+    assert report["rows_written"] == {"scores": table.num_rows, "dead_letters": len(letters)}
+    assert report["output"] == [str(tmp_path / "out/r/scores")]
+    assert report["dead_letter_output"] == [str(tmp_path / "out/r/dead_letters")]
     assert f"{ROWS:,}" in out
 
 
@@ -156,6 +163,8 @@ def test_dead_letters_can_have_a_folder_of_their_own(run: Any, tmp_path: Path) -
     run(dead_letter_files=tmp_path / "bad")
     assert len(dead_letters(tmp_path / "bad")) == ROWS // 100
     assert not (tmp_path / "out/r/dead_letters").exists()
+    report = json.loads((tmp_path / "out/r/report.json").read_text())
+    assert report["dead_letter_output"] == [str(tmp_path / "bad/r/dead_letters")]
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
@@ -253,6 +262,84 @@ def test_a_feature_of_a_csv_file_is_written_as_a_number_in_every_file(
     assert table["Amount"].to_pylist() == [0.5] * 3
 
 
+@pytest.mark.parametrize(
+    ("suffix", "layout"),
+    [("parquet", "default"), ("csv", "default"), ("jsonl", "default"), ("parquet", "reference")],
+)
+def test_rows_have_the_schema_that_was_told_before_the_run(
+    run: Any,
+    example: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    suffix: str,
+    layout: str,
+) -> None:
+    table = pq.read_table(example / "transactions.parquet").slice(0, 100)
+    rows = tmp_path / f"rows.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(table, rows)
+    elif suffix == "csv":
+        pa_csv.write_csv(table, rows)
+    else:
+        rows.write_text("".join(f"{json.dumps(row)}\n" for row in table.to_pylist()))
+    told, written = [], []
+
+    def tell(*args: Any) -> pa.Schema:
+        told.append(output_schema(*args))
+        return told[-1]
+
+    def write(handle: Any, schema: pa.Schema, kind: Any) -> Any:
+        written.append((kind, schema))
+        return open_writer(handle, schema, kind)
+
+    monkeypatch.setattr("pipelines.batch.output_schema", tell)
+    monkeypatch.setattr("transforms.write_files.open_writer", write)
+    fields = "encoded,normalized_reconstruction,Time,Amount,Class" if layout == "default" else None
+    assert run(input_files=rows, output_schema=layout, output_fields=fields)[0] == 0
+    (schema,) = [schema for kind, schema in written if kind == "parquet"]
+    assert schema.equals(told[0]), f"{schema}\n\n{told[0]}"
+
+
+def test_rows_of_the_reference_pipeline_are_written_with_the_sources_ids(
+    run: Any, example: Path, tmp_path: Path
+) -> None:
+    assert run(run_id="own", id_column="transaction_id", output_fields="encoded")[0] == 0
+    assert run(run_id="its", id_column="transaction_id", output_schema="reference")[0] == 0
+    own, its = scores(tmp_path / "out", "own"), scores(tmp_path / "out", "its")
+    assert its.schema.equals(
+        pa.schema(
+            [
+                ("instance_id", pa.string()),
+                ("anomaly_score", pa.float64()),
+                ("encoded", pa.list_(pa.float64())),
+                ("timestamp", pa.timestamp("us", tz="UTC")),
+            ]
+        )
+    )
+    own, its = own.sort_by("row_id"), its.sort_by("instance_id")
+    assert its["instance_id"].equals(own["row_id"])
+    assert its["anomaly_score"].equals(own["score"].cast(pa.float64()))
+    assert its["encoded"].to_pylist() == own["encoded"].to_pylist()
+    assert its["timestamp"].null_count == 0
+    assert len(dead_letters(tmp_path / "out", "its")) == ROWS // 100
+
+
+def test_ids_of_the_reference_are_the_same_in_every_run(run: Any, tmp_path: Path) -> None:
+    for run_id in ("a", "b"):
+        assert run(run_id=run_id, output_schema="reference")[0] == 0
+    first, second = (scores(tmp_path / "out", name)["instance_id"].to_pylist() for name in "ab")
+    assert len(set(first)) == len(first)
+    assert sorted(first) == sorted(second)
+
+
+def test_rows_of_the_reference_want_a_model_and_flags_that_fit(run: Any, tmp_path: Path) -> None:
+    refused(run(output_schema="reference", output_fields="encoded"), 2, "drop --output_fields")
+    bare = save_script(RefusesNegativeAmounts(), tmp_path / "m.pt")
+    result = run(output_schema="reference", model=bare, feature_columns=",".join(FEATURES))
+    refused(result, 2, "--output_schema reference", "'encoded'", "outputs output")
+    nothing_written(tmp_path / "out")
+
+
 class RefusesNegativeAmounts(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if bool((x[:, 29] < 0).any()):
@@ -314,6 +401,108 @@ def test_missing_and_unknown_flags(run: Any, tmp_path: Path) -> None:
     refused(run(output_fields="Amout"), 2, "nearest: Amount")
     refused(run(output_fields="run_id"), 2, "always written")
     nothing_written(tmp_path / "out")
+
+
+def test_flags_that_do_not_agree(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in VARIABLES.values():
+        monkeypatch.delenv(variable, raising=False)
+    # Nobody answers there: whatever is told is told before anyone is asked.
+    nowhere = {"api_endpoints": "bigquery=http://localhost:1"}
+    table = {"input_files": None, "input_table": "project.data.rows"}
+    query = {"input_files": None, "input_query": "SELECT 1"}
+    refused(run(input_table="d.t"), 2, "--input_files and --input_table: expected one source")
+    refused(run(**table, input_query="SELECT 1"), 2, "--input_table and --input_query: expected")
+    refused(run(row_restriction="a > 1"), 2, "--row_restriction is for --input_table")
+    refused(run(**query, row_restriction="a > 1"), 2, "--row_restriction is for --input_table")
+    refused(run(cluster_by="score"), 2, "--cluster_by", "--output_table")
+    refused(run(write_disposition="truncate"), 2, "--write_disposition", "--output_table")
+    refused(run(**query, **nowhere), 2, "--billing_project", "--project")
+    refused(run(**table, **nowhere, read_method="export"), 2, "--read_method", "--temp_location")
+    refused(run(output_table="project.data.scores", **nowhere), 2, "--temp_location gs://")
+    nowhere["billing_project"] = "project"
+    refused(run(dead_letter_table="data.bad", **nowhere), 2, "--temp_location gs://")
+    nothing_written(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("given", "near"),
+    [
+        ("bigqury=http://localhost:1", "nearest: bigquery"),
+        ("gcs=http://localhost:1", "one of bigquery, bigquerystorage, storage"),
+        ("bigquery", "expected SERVICE=ADDRESS"),
+        ("storage=", "expected SERVICE=ADDRESS"),
+    ],
+)
+def test_an_endpoint_of_a_service_nobody_knows_is_told(
+    run: Any, tmp_path: Path, given: str, near: str
+) -> None:
+    refused(run(api_endpoints=given), 2, "--api_endpoints", repr(given), near)
+    nothing_written(tmp_path / "out")
+
+
+@pytest.fixture
+def without_credentials(tmp_path: Path) -> dict[str, str]:
+    """The environment of a child that finds no credentials and no emulators."""
+    (tmp_path / "home").mkdir()
+    told = ("GOOGLE_", "CLOUDSDK_", *VARIABLES.values())
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(told)}
+    # A machine of Google's would lend its own account.
+    return {**kept, "HOME": str(tmp_path / "home"), "NO_GCE_CHECK": "true"}
+
+
+def test_a_bucket_without_credentials_is_told_whichever_flag_names_it(
+    example: Path, tmp_path: Path, without_credentials: dict[str, str]
+) -> None:
+    rows, query = str(example / "transactions.parquet"), {"input_files": None}
+    flags: list[dict[str, str | None]] = [
+        {"input_files": f"{rows},gs://bucket/rows.parquet"},
+        {"model": "gs://bucket/model"},
+        {"output_files": "gs://bucket/out"},
+        {"dead_letter_files": "gs://bucket/out"},
+        {"temp_location": "gs://bucket/tmp"},
+        {**query, "input_query": "@gs://bucket/query.sql", "billing_project": "project"},
+        {**query, "input_query": "SELECT 1", "billing_project": "project"},
+    ]
+    given = {"input_files": rows, "model": str(example / "model"), "output_files": str(tmp_path)}
+    calls = [
+        [text for name, value in (given | more).items() if value for text in (f"--{name}", value)]
+        for more in flags
+    ]
+    code = (
+        "import json, sys\n"
+        "from pipelines.batch_local import COMMAND\n"
+        "from pipelines.command import main\n"
+        "print([main(COMMAND, argv) for argv in json.load(sys.stdin)])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps(calls),
+        env=without_credentials,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == f"{[1] * len(calls)}\n", done.stderr
+    told = done.stderr.splitlines()
+    assert len(told) == len(calls)
+    for line in told:
+        assert "no usable Google Cloud credentials" in line
+        assert "gcloud auth application-default login" in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home"]
+
+
+def test_the_command_ends_with_one_line_where_there_are_no_credentials(
+    example: Path, without_credentials: dict[str, str]
+) -> None:
+    flags = ["--input_files", "gs://bucket/rows.parquet", "--model", str(example / "model")]
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.batch_local", *flags, "--output_files", "gs://bucket/o"],
+        env=without_credentials,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    refused((done.returncode, done.stdout, done.stderr), 1, "no usable Google Cloud credentials")
 
 
 def test_input_that_cannot_be_read(run: Any, example: Path, tmp_path: Path) -> None:

@@ -80,8 +80,8 @@ def report() -> dict[str, object]:
             {"stage": "validate", "reason": "null", "column": f"V{i}", "rows": i}
             for i in range(1, 5)
         ],
-        "output": "out/r1/scores",
-        "dead_letter_output": "out/r1/dead_letters",
+        "output": ["out/r1/scores", "p.d.scores"],
+        "dead_letter_output": ["out/r1/dead_letters", "p.d.letters"],
         "report": "out/r1/report.json",
     }
 
@@ -95,7 +95,10 @@ def test_the_summary_says_what_happened() -> None:
         "1.00% of the rows",
         "500 rows/s",
         "ab" * 32,
-        "out/r1/scores",
+        "output        out/r1/scores",
+        "output        p.d.scores",
+        "dead letters  out/r1/dead_letters",
+        "dead letters  p.d.letters",
     ):
         assert part in text
     assert "10  null at validate  (V4 4, V3 3, V2 2, V1 1)" in text
@@ -103,7 +106,9 @@ def test_the_summary_says_what_happened() -> None:
 
 def test_a_clean_run_mentions_no_dead_letter_folder() -> None:
     clean = report() | {"rows_scored": 1000, "rows_dead_lettered": 0, "dead_letters": []}
-    assert "out/r1/dead_letters" not in summarise(clean, 1.0)
+    text = summarise(clean, 1.0)
+    assert "out/r1/dead_letters" not in text
+    assert "p.d.letters" not in text
 
 
 def test_a_run_without_a_score_says_how_to_choose_one() -> None:
@@ -112,7 +117,8 @@ def test_a_run_without_a_score_says_how_to_choose_one() -> None:
 
 @pytest.mark.parametrize(("dead", "limit"), [(10, 0.0), (10, 0.009), (1000, 1.0)])
 def test_more_dead_letters_than_allowed_fail_the_run(dead: int, limit: float) -> None:
-    with pytest.raises(TooManyDeadLetters, match=f"{dead:,} of 1,000 rows .* null at validate"):
+    told = f"{dead:,} of 1,000 rows .* null at validate; look at out/r1/dead_letters or p.d.letters"
+    with pytest.raises(TooManyDeadLetters, match=told):
         check_dead_letters(report() | {"rows_dead_lettered": dead}, limit)
 
 

@@ -3,9 +3,11 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from apache_beam.io.filesystems import FileSystems
 
@@ -14,6 +16,8 @@ from transforms import commit_files
 from transforms.commit_files import (
     DEAD_LETTERS,
     SCORES,
+    Destination,
+    FolderDestination,
     RunFolder,
     StagedFile,
     check_writable,
@@ -30,28 +34,36 @@ def tree(folder: Path) -> Tree:
     return {path.relative_to(folder).as_posix(): path.read_text() for path in files}
 
 
-def stage(folder: RunFolder, part: str, names: str, suffix: str = "jsonl") -> list[StagedFile]:
-    """Names, one letter each -> staged files that hold their names."""
+def stage(folder: RunFolder, target: str, names: str, suffix: str = "jsonl") -> list[StagedFile]:
+    """A destination's name, and names of one letter each -> staged files that hold their names."""
     Path(folder.staging).mkdir(parents=True, exist_ok=True)
     files = []
     for name in names:
-        path = Path(folder.staging) / f"{folder.token}-{part}-{name}.{suffix}"
-        path.write_text(f"{folder.token} {part} {name}")
-        files.append(StagedFile(part, str(path), 1))
+        path = Path(folder.staging) / f"{folder.token}-{target}-{name}.{suffix}"
+        path.write_text(f"{folder.token} {target} {name}")
+        files.append(StagedFile(target, str(path), 1))
     return files
+
+
+def folders(scores: RunFolder, letters: RunFolder | None = None) -> list[Destination]:
+    """Where the scores go, and the dead letters if elsewhere -> both destinations."""
+    return [
+        FolderDestination(SCORES, scores, "parquet"),
+        FolderDestination(DEAD_LETTERS, letters or scores, "jsonl"),
+    ]
 
 
 def run(root: Path, token: str, scores: str, letters: str, suffix: str = "jsonl") -> RunFolder:
     folder = RunFolder(str(root), "r", token)
     files = stage(folder, SCORES, scores, suffix) + stage(folder, DEAD_LETTERS, letters)
-    commit(folder, folder, files, f"report {token}".encode())
+    commit(folders(folder), files, folder, f"report {token}".encode())
     return folder
 
 
 def test_files_are_numbered_in_the_order_of_their_names(tmp_path: Path) -> None:
     folder = RunFolder(str(tmp_path), "r", "t")
     files = stage(folder, SCORES, "cab", "parquet") + stage(folder, DEAD_LETTERS, "x")
-    commit(folder, folder, files, b"the report")
+    commit(folders(folder), files, folder, b"the report")
     assert tree(tmp_path) == {
         "r/scores/part-00000-of-00003-t.parquet": "t scores a",
         "r/scores/part-00001-of-00003-t.parquet": "t scores b",
@@ -89,7 +101,7 @@ def test_dead_letters_of_an_earlier_run_do_not_stay_beside_its_successor(tmp_pat
     scores = RunFolder(str(tmp_path / "out"), "r", "second")
     letters = RunFolder(str(tmp_path / "bad"), "r", "second")
     files = stage(scores, SCORES, "a") + stage(letters, DEAD_LETTERS, "x")
-    commit(scores, letters, files, b"report")
+    commit(folders(scores, letters), files, scores, b"report")
     assert sorted(tree(tmp_path)) == [
         "bad/r/dead_letters/part-00000-of-00001-second.jsonl",
         "out/r/report.json",
@@ -107,9 +119,9 @@ def test_a_folder_may_be_spelled_in_any_way(
     for token in ("first", "second"):
         folder = RunFolder(root, "r", token)
         check_writable(folder)
-        commit(folder, folder, stage(folder, SCORES, "ab"), b"report")
+        commit(folders(folder), stage(folder, SCORES, "ab"), folder, b"report")
         # A runner may repeat the last step.
-        commit(folder, folder, [StagedFile(SCORES, f.path, 1) for f in _staged(folder)], b"report")
+        commit(folders(folder), _staged(folder), folder, b"report")
     names = [path.rsplit("/", 1)[-1] for path in tree(tmp_path)]
     assert sorted(names) == [
         "part-00000-of-00002-second.jsonl",
@@ -171,7 +183,7 @@ def test_committing_can_be_repeated_after_stopping_anywhere(tmp_path: Path, when
         with pytest.MonkeyPatch.context() as patch:
             count = stopping(patch, at, when)
             with suppress(OutputError):
-                commit(folder, folder, files, b"report second")
+                commit(folders(folder), files, folder, b"report second")
         stopped = tree(root)
         scores = {p: t for p, t in stopped.items() if p.startswith("r/scores/")}
         new = {p: t for p, t in expected.items() if p.startswith("r/scores/")}
@@ -181,7 +193,7 @@ def test_committing_can_be_repeated_after_stopping_anywhere(tmp_path: Path, when
             assert scores == new
         elif "r/report.json" in stopped:
             assert scores == old
-        commit(folder, folder, files, b"report second")
+        commit(folders(folder), files, folder, b"report second")
         assert tree(root) == expected
         if count() < at:
             assert at > 15
@@ -201,12 +213,94 @@ def tree_of_first(root: Path) -> Tree:
     return {p: t for p, t in tree(root).items() if p.startswith("r/scores/")}
 
 
+@dataclass(frozen=True)
+class Second(FolderDestination):
+    """One more folder for the rows of a part."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.part}_again"
+
+
+def staged_for_two(root: Path, token: str, scores: str, letters: str) -> Callable[[], None]:
+    """Files staged for two folders of scores, one of dead letters -> what commits them."""
+    out, again = (RunFolder(str(root / name), "r", token) for name in ("out", "again"))
+    files = stage(out, SCORES, scores) + stage(out, DEAD_LETTERS, letters)
+    files += stage(again, f"{SCORES}_again", scores)
+    destinations = [*folders(out), Second(SCORES, again, "jsonl")]
+    return lambda: commit(destinations, files, out, f"report {token}".encode())
+
+
+def test_two_destinations_of_a_part_get_each_its_own_files(tmp_path: Path) -> None:
+    staged_for_two(tmp_path, "t", "ab", "x")()
+    assert tree(tmp_path) == {
+        "out/r/scores/part-00000-of-00002-t.jsonl": "t scores a",
+        "out/r/scores/part-00001-of-00002-t.jsonl": "t scores b",
+        "out/r/dead_letters/part-00000-of-00001-t.jsonl": "t dead_letters x",
+        "out/r/report.json": "report t",
+        "again/r/scores/part-00000-of-00002-t.jsonl": "t scores_again a",
+        "again/r/scores/part-00001-of-00002-t.jsonl": "t scores_again b",
+    }
+    assert not list(tmp_path.rglob(".staging"))
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_report_stands_for_every_destination_wherever_committing_stopped(
+    tmp_path: Path, when: str
+) -> None:
+    staged_for_two(tmp_path / "whole", "first", "pqr", "yz")()
+    staged_for_two(tmp_path / "whole", "second", "ab", "x")()
+    expected = tree(tmp_path / "whole")
+    letters = {path for path in expected if "dead_letters" in path}
+    for at in _numbers():
+        root = tmp_path / f"at{at}"
+        staged_for_two(root, "first", "pqr", "yz")()
+        commit_second = staged_for_two(root, "second", "ab", "x")
+        with pytest.MonkeyPatch.context() as patch:
+            count = stopping(patch, at, when)
+            with suppress(OutputError):
+                commit_second()
+        in_place = {p: t for p, t in tree(root).items() if ".staging" not in p}
+        if in_place.get("out/r/report.json") == "report second":
+            assert in_place == expected
+        # Whoever sees a score of the run finds all of its dead letters.
+        if any("-second." in path and "scores" in path for path in in_place):
+            assert letters <= in_place.keys()
+        for folder in ("out/r/scores/", "again/r/scores/", "out/r/dead_letters/"):
+            parts = [path for path in in_place if path.startswith(folder)]
+            assert len({path.rsplit("-", 1)[-1] for path in parts}) <= 1
+        commit_second()
+        assert tree(root) == expected
+        if count() < at:
+            assert at > 25
+            break
+
+
+def test_a_folder_takes_rows_as_they_are_and_says_where_they_go(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path / "out"), "r", "t")
+    destination = FolderDestination(DEAD_LETTERS, folder, "jsonl")
+    assert destination.name == DEAD_LETTERS
+    assert destination.place == f"{tmp_path}/out/r/dead_letters"
+    schema = pa.schema([pa.field("a", pa.list_(pa.int8()), metadata={"k": "v"})])
+    assert destination.file_schema(schema).equals(schema, check_metadata=True)
+
+
+def test_preparing_a_folder_leaves_no_file_and_discarding_it_nothing(tmp_path: Path) -> None:
+    destination = FolderDestination(SCORES, RunFolder(str(tmp_path / "out"), "r", "t"), "csv")
+    destination.prepare()
+    assert tree(tmp_path) == {}
+    assert Path(destination.folder.staging).is_dir()
+    stage(destination.folder, SCORES, "ab")
+    destination.discard()
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_a_staged_file_that_vanished_fails_the_run(tmp_path: Path) -> None:
     folder = RunFolder(str(tmp_path), "r", "t")
     files = stage(folder, SCORES, "ab")
     Path(files[1].path).unlink()
     with pytest.raises(OutputError, match=r"-b\.jsonl vanished .*run it again"):
-        commit(folder, folder, files, b"report")
+        commit(folders(folder), files, folder, b"report")
     assert not (tmp_path / "r/report.json").exists()
 
 
@@ -215,7 +309,7 @@ def test_what_is_in_the_way_is_told(tmp_path: Path) -> None:
     (tmp_path / "r" / "scores").write_text("a file")
     folder = RunFolder(str(tmp_path), "r", "t")
     with pytest.raises(OutputError, match="scores"):
-        commit(folder, folder, stage(folder, SCORES, "a"), b"report")
+        commit(folders(folder), stage(folder, SCORES, "a"), folder, b"report")
     assert tree(tmp_path)["r/scores"] == "a file"
 
 
@@ -260,5 +354,5 @@ def test_a_bucket_is_no_pattern() -> None:
 )
 def test_run_ids_of_other_systems_are_taken(tmp_path: Path, run_id: str) -> None:
     folder = RunFolder(str(tmp_path), run_id, "t")
-    commit(folder, folder, stage(folder, SCORES, "a"), b"report")
+    commit(folders(folder), stage(folder, SCORES, "a"), folder, b"report")
     assert (tmp_path / run_id / "report.json").exists()

@@ -1,18 +1,36 @@
 """Output rows: the fields that were chosen, and where they come from."""
 
 import datetime
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
 
-from model_handlers.contract import OutputSpec
+from model_handlers.contract import InputSpec, Manifest, OutputSpec
 from model_handlers.errors import UsageError
-from transforms.encode import EncodeRows, OutputFields, check_fields, choose_fields, encode
+from pipelines.sources import check_files
+from transforms.encode import (
+    EncodeRows,
+    OutputFields,
+    check_fields,
+    choose_fields,
+    encode,
+    output_schema,
+    reference_fields,
+)
 from transforms.failures import Provenance
+from transforms.file_ranges import match_files, split_file
+from transforms.read_files import Columns, read_range
+from transforms.validate import validate
+from transforms.write_files import conform
 
 Make = Callable[..., Any]
 NOW = datetime.datetime(2024, 1, 2, 3, 4, 5, 6, tzinfo=datetime.UTC)
@@ -115,3 +133,170 @@ def test_the_transform_encodes_each_batch(
         assert rows.element_type is pa.RecordBatch
         scores = rows | beam.Map(lambda b: tuple(b.column("score").to_pylist()))
         assert_that(scores, equal_to([(0.5, 1.5, 2.5), (2.5,)]))
+
+
+@pytest.fixture
+def latent(make_manifest: Make) -> Manifest:
+    """A model with what the reference's rows hold."""
+    outputs = (OutputSpec("total"), OutputSpec("encoded", shape=(2,)))
+    made: Manifest = make_manifest(outputs=outputs)
+    return made
+
+
+def test_rows_of_the_reference_hold_its_columns_with_the_sources_id(
+    predicted: pa.RecordBatch, latent: Manifest, provenance: Provenance
+) -> None:
+    fields = reference_fields(latent)
+    outputs = pa.StructArray.from_arrays(
+        [predicted.column("outputs").field(i) for i in range(2)], names=["total", "encoded"]
+    )
+    batch = predicted.drop_columns(["outputs"]).append_column("outputs", outputs)
+    rows = encode(batch.slice(1), fields, provenance, NOW)
+    assert rows.schema == pa.schema(
+        [
+            ("instance_id", pa.string()),
+            ("anomaly_score", pa.float64()),
+            ("encoded", pa.list_(pa.float64())),
+            ("timestamp", pa.timestamp("us", tz="UTC")),
+        ]
+    )
+    assert rows.to_pylist() == [
+        {"instance_id": "r-1", "anomaly_score": 1.5, "encoded": [3.0, 4.0], "timestamp": NOW},
+        {"instance_id": "r-2", "anomaly_score": 2.5, "encoded": [5.0, 6.0], "timestamp": NOW},
+    ]
+
+
+def test_a_handler_has_to_bring_what_the_rows_of_the_reference_hold(latent: Manifest) -> None:
+    fields = reference_fields(latent)
+    assert fields.needed == ("total", "encoded")
+    assert fields.time_column == "timestamp"
+    assert choose_fields(latent).time_column == "scored_at"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"outputs": (OutputSpec("total"), OutputSpec("encoded"))},
+        {"outputs": (OutputSpec("total"), OutputSpec("encoded", shape=(2, 2)))},
+        {"outputs": (OutputSpec("encoded", shape=(2,)),), "score_output": None},
+    ],
+    ids=["no encoded", "one number", "two dimensions", "no score"],
+)
+def test_a_model_without_what_the_reference_writes_is_told(
+    make_manifest: Make, fields: dict[str, Any]
+) -> None:
+    manifest = make_manifest(**fields)
+    with pytest.raises(UsageError, match="--output_schema reference: expected a score") as caught:
+        reference_fields(manifest)
+    assert manifest.outputs[-1].name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# Source columns of a table that are passed on, of every kind.
+PASSED = {
+    "count": pa.array([1, None, 3], pa.int64()),
+    "city": pa.array(["x", None, "z"]),
+    "kind": pa.array(["x", "x", None]).dictionary_encode(),
+    "price": pa.array([Decimal("1.5"), None, Decimal("2.25")], pa.decimal128(9, 2)),
+    "day": pa.array([0, None, 2], pa.date32()),
+    "at": pa.array([0, 1, None], pa.timestamp("us", "UTC")),
+    "blob": pa.array([b"\xff", None, b""]),
+    "tags": pa.array([["x"], None, []], pa.list_(pa.string())),
+    "place": pa.array([{"lat": 1.5, "names": ["y"]}, None, {"lat": None, "names": None}]),
+    "legs": pa.array([[{"km": 1}], None, []], pa.list_(pa.struct([("km", pa.int32())]))),
+}
+
+
+def encoded(
+    path: Path, manifest: Manifest, fields: OutputFields, provenance: Provenance
+) -> Iterator[pa.RecordBatch]:
+    """A file -> its sound rows as they are written, two a batch, the model's answers null."""
+    columns = Columns(manifest, None, fields.source)
+    answers = pa.struct([(spec.name, spec.arrow_type) for spec in manifest.outputs])
+    (file,) = match_files([str(path)])
+    for part in split_file(file, None):
+        for decoded in read_range(part, columns, 2):
+            good, _, _ = validate(decoded.batch, manifest)
+            batch = good.append_column("outputs", pa.nulls(good.num_rows, answers))
+            yield encode(batch, fields, provenance, NOW)
+
+
+def schema_told(
+    path: Path, manifest: Manifest, fields: OutputFields, provenance: Provenance
+) -> pa.Schema:
+    """A file -> the schema of its output rows, told before the run."""
+    source = check_files((str(path),), None, Columns(manifest, None, fields.source), fields)
+    return output_schema(fields, manifest, provenance, source)
+
+
+def write_rows(path: Path, columns: dict[str, pa.Array]) -> Path:
+    table = pa.table(columns)
+    if path.suffix == ".parquet":
+        pq.write_table(table, path)
+    elif path.suffix == ".csv":
+        pa_csv.write_csv(table, path)
+    else:
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in table.to_pylist()))
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
+@pytest.mark.parametrize("layout", ["default", "reference"])
+def test_the_schema_told_before_a_run_is_that_of_the_rows_it_writes(
+    latent: Manifest, provenance: Provenance, tmp_path: Path, suffix: str, layout: str
+) -> None:
+    features = {
+        "a": pa.array([1.5, 2.5, 3.5]),
+        "b": pa.array([1, 2, 3], pa.int16()),
+        # Numbers as text; in JSON a text is no number.
+        "c": pa.array([1, 2, 3]) if suffix == "jsonl" else pa.array([" 1", "2", "no number"]),
+    }
+    passed = PASSED if suffix == "parquet" else {name: PASSED[name] for name in ("city", "count")}
+    path = write_rows(tmp_path / f"rows.{suffix}", features | passed)
+    fields = choose_fields(latent, ["encoded", "a", "b", "c", *passed])
+    if layout == "reference":
+        fields = reference_fields(latent)
+    told = schema_told(path, latent, fields, provenance)
+    batches = list(encoded(path, latent, fields, provenance))
+    assert sum(batch.num_rows for batch in batches) == (3 if suffix == "jsonl" else 2)
+    for batch in batches:
+        assert batch.schema.equals(told), f"{batch.schema}\n\n{told}"
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_features_of_other_kinds_fit_the_schema_that_was_told(
+    make_manifest: Make, provenance: Provenance, tmp_path: Path, suffix: str
+) -> None:
+    manifest = make_manifest(
+        InputSpec("n", ("n",), "int64"), InputSpec("many", ("many",), "float32", (2,))
+    )
+    rows = {"n": pa.array([1, 2, 3]), "many": pa.array([[1.0, 2], [3, 4], [5, 6]])}
+    path = write_rows(tmp_path / f"rows.{suffix}", rows)
+    fields = choose_fields(manifest, ["n", "many"])
+    told = schema_told(path, manifest, fields, provenance)
+    for batch in encoded(path, manifest, fields, provenance):
+        # An integer of a text file may be told as a float, since another row may hold one.
+        assert conform(batch, told).to_pylist() == batch.to_pylist()
+
+
+def test_what_the_source_says_of_a_column_is_kept_in_the_schema(
+    make_manifest: Make, provenance: Provenance
+) -> None:
+    mark = {"ARROW:extension:name": "google:sqlType:json"}
+    inner = pa.field("inner", pa.string(), metadata=mark)
+    source = pa.schema(
+        [
+            pa.field("a", pa.string(), metadata=mark),
+            pa.field("doc", pa.string(), metadata=mark),
+            pa.field("docs", pa.list_(pa.field("item", pa.string(), metadata=mark))),
+            pa.field("place", pa.struct([inner])),
+            pa.field("unread", pa.int8()),
+        ]
+    )
+    manifest = make_manifest()
+    fields = choose_fields(manifest, ["doc", "docs", "place"])
+    told = output_schema(fields, manifest, provenance, source)
+    assert "unread" not in told.names
+    for name in ("doc", "docs", "place"):
+        assert told.field(name).equals(source.field(name), check_metadata=True)

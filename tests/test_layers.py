@@ -1,33 +1,45 @@
 """The direction of imports, as ARCHITECTURE.md states it."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("model_handlers", "transforms", "pipelines", "examples", "benchmarks", "tests")
+PACKAGES = ("cloud", "model_handlers", "transforms", "pipelines", "examples", "benchmarks", "tests")
 
 # What the modules of a package may import of the others.
 ALLOWED = {
-    "model_handlers": {"model_handlers"},
-    "transforms": {"transforms", "model_handlers"},
-    "pipelines": {"pipelines", "transforms", "model_handlers"},
-    "examples": {"examples", "pipelines", "transforms", "model_handlers"},
-    "benchmarks": {"benchmarks", "examples", "pipelines", "transforms", "model_handlers"},
+    "cloud": {"cloud"},
+    "model_handlers": {"model_handlers", "cloud"},
+    "transforms": {"transforms", "model_handlers", "cloud"},
+    "pipelines": {"pipelines", "transforms", "model_handlers", "cloud"},
+    "examples": {"examples", "pipelines", "transforms", "model_handlers", "cloud"},
+    "benchmarks": {"benchmarks", "examples", "pipelines", "transforms", "model_handlers", "cloud"},
 }
-# The element type lies below everything: handlers answer with record batches.
-BELOW_ALL = "transforms.record_batch"
+# What lies below everything: the element type, since handlers answer with record batches,
+# and the exception tree.
+BELOW = {
+    "cloud": ("model_handlers.errors.",),
+    "model_handlers": ("transforms.record_batch.",),
+}
 
 
 def imported(path: Path) -> set[str]:
+    """A module -> what it imports, by full name."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
+
+
+def heads(names: set[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
 
 
 def modules(package: str) -> list[Path]:
@@ -36,22 +48,60 @@ def modules(package: str) -> list[Path]:
 
 @pytest.mark.parametrize("package", ALLOWED)
 def test_imports_go_one_way(package: str) -> None:
+    assert modules(package)
     for path in modules(package):
         ours = {name for name in imported(path) if name.split(".")[0] in PACKAGES}
         wrong = {name for name in ours if name.split(".")[0] not in ALLOWED[package]}
-        wrong = {name for name in wrong if not name.startswith(BELOW_ALL)}
-        if package == "model_handlers":
-            wrong -= {"transforms"}
+        wrong = {name for name in wrong if not f"{name}.".startswith(BELOW.get(package, ()))}
         assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}"
 
 
+def test_every_package_has_its_place_in_the_order() -> None:
+    found = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert found | {"tests"} == set(PACKAGES) == {*ALLOWED, "tests"}
+
+
 def test_record_batch_imports_nothing_of_ours() -> None:
-    names = imported(ROOT / "transforms" / "record_batch.py")
-    assert not {name for name in names if name.split(".")[0] in PACKAGES}
+    assert not heads(imported(ROOT / "transforms" / "record_batch.py")).intersection(PACKAGES)
+
+
+def test_the_exception_tree_imports_nothing_of_ours() -> None:
+    assert not heads(imported(ROOT / "model_handlers" / "errors.py")).intersection(PACKAGES)
+
+
+def test_clients_of_google_are_built_without_beam() -> None:
+    for path in modules("cloud"):
+        assert not heads(imported(path)) & {"apache_beam", "torch"}, path.relative_to(ROOT)
+    # Nor does what they import load it.
+    code = (
+        "import sys\n"
+        f"import {', '.join(f'cloud.{path.stem}' for path in modules('cloud'))}\n"
+        "from cloud.clients import Cloud\n"
+        "from cloud.endpoints import Endpoints\n"
+        "cloud = Cloud('project', Endpoints(*['http://localhost:1'] * 3))\n"
+        "cloud.bigquery(), cloud.bigquery_read(), cloud.bigquery_write(), cloud.storage()\n"
+        "heavy = {'apache_beam', 'torch'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_clients_of_google_are_built_in_one_place() -> None:
+    for package in ("model_handlers", "transforms", "pipelines"):
+        for path in modules(package):
+            tree = ast.parse(path.read_text())
+            calls = {
+                ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)
+            }
+            built = {call for call in calls if call.rsplit(".", 1)[-1].endswith("Client")}
+            assert not built, f"{path.relative_to(ROOT)} builds {sorted(built)}"
 
 
 def test_flags_are_read_only_in_pipelines() -> None:
-    for package in ("model_handlers", "transforms"):
+    for package in ("cloud", "model_handlers", "transforms"):
         for path in modules(package):
             wrong = {name for name in imported(path) if "pipeline_options" in name}
             assert not wrong, f"{path.relative_to(ROOT)} reads pipeline options"
@@ -59,5 +109,5 @@ def test_flags_are_read_only_in_pipelines() -> None:
 
 def test_the_manifest_can_be_read_without_torch_or_beam() -> None:
     for name in ("contract", "errors"):
-        heads = {n.split(".")[0] for n in imported(ROOT / "model_handlers" / f"{name}.py")}
-        assert not heads & {"torch", "apache_beam"}
+        found = heads(imported(ROOT / "model_handlers" / f"{name}.py"))
+        assert not found & {"torch", "apache_beam"}

@@ -12,6 +12,7 @@ from model_handlers.torch_model import BATCH_ROWS
 from pipelines.batch_local import COMMAND
 from pipelines.beam_args import beam_options, runs_in_process
 from pipelines.options import (
+    CloudOptions,
     ModelOptions,
     Parsed,
     RunOptions,
@@ -30,6 +31,11 @@ def parsed(*argv: str) -> Parsed:
 def test_lists_are_split_at_commas_and_spaces() -> None:
     source = parsed("--input_files", "a.parquet,b.parquet", "c.parquet").get(SourceOptions)
     assert source.input_files == ("a.parquet", "b.parquet", "c.parquet")
+    given = parsed(
+        "--api_endpoints", "bigquery=http://h:1, storage=http://h:2", "--cluster_by", "a"
+    )
+    assert given.get(CloudOptions).api_endpoints == ("bigquery=http://h:1", "storage=http://h:2")
+    assert given.get(SinkOptions).cluster_by == ("a",)
 
 
 def test_defaults_hold_where_nothing_is_said() -> None:
@@ -62,6 +68,12 @@ def test_switches_take_an_optional_truth_value(text: tuple[str, ...], value: boo
         ("--input_files", ","),
         ("--debug", "perhaps"),
         ("--model",),
+        ("--read_method", "rest"),
+        ("--write_disposition", "replace"),
+        ("--output_schema", "mine"),
+        ("--max_bytes_billed", "-1"),
+        ("--retry_seconds", "0"),
+        ("--cluster_by", " , "),
     ],
     ids=" ".join,
 )
@@ -104,7 +116,7 @@ def test_no_flag_is_declared_twice_or_owned_by_beam() -> None:
 
 
 def test_every_flag_carries_what_a_template_needs() -> None:
-    for kind in (ModelOptions, SourceOptions, SinkOptions, RunOptions):
+    for kind in COMMAND.options:
         for f in dataclasses.fields(kind):
             assert f.metadata["label"]
             assert f.metadata["help"]
@@ -119,7 +131,8 @@ def test_help_imports_neither_beam_nor_torch() -> None:
         "from pipelines.command import main\n"
         "try:\n    main(COMMAND, ['--help'])\n"
         "except SystemExit as stop:\n    assert stop.code == 0\n"
-        "heavy = {'torch', 'apache_beam', 'pyarrow'} & set(sys.modules)\n"
+        "heavy = {'torch', 'apache_beam', 'pyarrow', 'numpy', 'google.auth', 'grpc', 'requests'}\n"
+        "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from model_handlers.contract import InputSpec, Manifest, OutputSpec
 from model_handlers.torch_model import TorchModelHandler
 from transforms import file_ranges
-from transforms.commit_files import DEAD_LETTERS, SCORES, RunFolder, check_writable
+from transforms.commit_files import DEAD_LETTERS, SCORES, FolderDestination, RunFolder
 from transforms.encode import EncodeRows, choose_fields
 from transforms.failures import FAILURE_SCHEMA, Fault, Provenance
 from transforms.predict import Predict, split
@@ -275,7 +275,12 @@ def score_files(
     """The files under folder/in -> scored into folder/out -> the report."""
     options = PipelineOptions(direct_num_workers=2, direct_running_mode="multi_threading")
     out = RunFolder(str(folder / "out"), "r", "t")
-    check_writable(out)
+    destinations = [
+        FolderDestination(SCORES, out, "parquet"),
+        FolderDestination(DEAD_LETTERS, out, "jsonl"),
+    ]
+    for destination in destinations:
+        destination.prepare()
     with beam.Pipeline(runner="FnApiRunner", options=options) as pipeline:
         source = ReadFiles([str(folder / "in")], Columns(manifest, "id"), provenance, batch_rows=5)
         read = pipeline | source
@@ -284,15 +289,15 @@ def score_files(
         rows = predicted.good | EncodeRows(choose_fields(manifest), provenance)
         failures = (read.failures, predicted.failures) | beam.Flatten()
         staged = (
-            rows | "StageRows" >> StageFiles(out, SCORES, "parquet"),
-            failures | "StageLetters" >> StageFiles(out, DEAD_LETTERS, "jsonl"),
+            rows | "StageRows" >> StageFiles(destinations[0]),
+            failures | "StageLetters" >> StageFiles(destinations[1]),
         ) | "Staged" >> beam.Flatten()
         counts = (
             read.good | CountRows("read"),
             rows | "Scored" >> CountRows("scored"),
             failures | CountFailures(),
         ) | "Counts" >> beam.Flatten()
-        (counts, staged) | CommitRun(out, out, {})
+        (counts, staged) | CommitRun(destinations, out, {})
     report: dict[str, Any] = json.loads((folder / "out/r/report.json").read_text())
     return report
 

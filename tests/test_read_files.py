@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -187,6 +188,29 @@ def test_a_type_that_is_no_id_is_an_error(
     pq.write_table(pa.table({"a": [1], "b": [1], "c": [1], "k": column}), path)
     with pytest.raises(InputError, match="id column 'k': expected text"):
         list(read_file(path, Columns(make_manifest(), "k")))
+
+
+def test_ids_by_content_depend_on_the_features_and_on_nothing_else(make_manifest: Make) -> None:
+    columns = Columns(make_manifest(), "id", ("city",), ids_by_content=True)
+    features = {"a": [1.5, 1.5, 2.0, None, 1.5], "b": [1, 1, 1, 1, 2], "c": ["x"] * 5}
+    rows = pa.record_batch({**features, "id": ["own", None, None, None, None], "city": [*"stuvw"]})
+    ids = columns.with_ids(rows, "here", np.arange(5)).column("row_id").to_pylist()
+    assert ids[0] == "own"
+    assert len(set(ids)) == 5
+    # Elsewhere, in another order of rows and columns, beside other texts.
+    moved = pa.record_batch({name: rows.column(name) for name in ("city", "c", "id", "b", "a")})
+    moved = moved.take(pa.array([3, 1, 4, 2])).set_column(0, "city", pa.array([*"zzzz"]))
+    again = columns.with_ids(moved, "there", np.arange(4) + 7)
+    assert again.column("row_id").to_pylist() == [ids[i] for i in (3, 1, 4, 2)]
+
+
+def test_ids_of_files_are_places_even_of_equal_rows(make_manifest: Make) -> None:
+    rows = pa.record_batch({"a": [1.0, 1.0], "b": [1.0, 1.0], "c": [1.0, 1.0]})
+    batch = Columns(make_manifest()).with_ids(rows, "p", np.array([3, 8]))
+    assert batch.column("row_id").to_pylist() == ["p-3", "p-8"]
+    by_content = Columns(make_manifest(), ids_by_content=True)
+    first, second = by_content.with_ids(rows, "p", np.array([3, 8])).column("row_id").to_pylist()
+    assert first == second
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])

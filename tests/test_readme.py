@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
+
 from pipelines.options import all_flags
 
 ROOT = Path(__file__).parent.parent
@@ -25,9 +27,13 @@ def test_the_pipeline_of_ones_own_scores_one_row_and_rejects_the_other(example: 
 
 
 def test_every_flag_named_exists() -> None:
-    others = {"--runner", "--help", "--sample", "--output"}
+    parser = _BeamArgumentParser(allow_abbrev=False)
+    for kind in PipelineOptions.__subclasses__():
+        kind._add_argparse_args(parser)
+    beams = {option for action in parser._actions for option in action.option_strings}
+    others = {"--help", "--sample", "--output"}
     named = set(re.findall(r"--[a-z][a-z_]+", README)) - others
-    assert named <= all_flags()
+    assert named <= all_flags() | beams
 
 
 def test_every_reason_named_is_given_somewhere_and_the_other_way_round() -> None:

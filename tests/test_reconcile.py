@@ -2,22 +2,53 @@
 
 import json
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
 from hypothesis import given
 from hypothesis import strategies as st
 
 from model_handlers.errors import BalanceError
-from transforms.commit_files import DEAD_LETTERS, SCORES, RunFolder, StagedFile
+from transforms.commit_files import (
+    DEAD_LETTERS,
+    SCORES,
+    Destination,
+    FolderDestination,
+    RunFolder,
+    StagedFile,
+)
 from transforms.failures import FAILURE_SCHEMA, Fault, Provenance, failure_batch, utc_now
 from transforms.reconcile import CommitRun, CountFailures, CountRows, build_report, count_failures
+from transforms.write_files import StageFiles
 
 Counts = dict[tuple[str, ...], int]
+Run = tuple[Counts, list[StagedFile], list[Destination]]
+
+
+@dataclass(frozen=True)
+class Second(FolderDestination):
+    """One more folder for the rows of a part."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.part}_again"
+
+
+def destinations_of(folder: RunFolder, second: RunFolder | None = None) -> list[Destination]:
+    """A folder, and one more for the same rows -> the destinations of a run."""
+    found: list[Destination] = []
+    for part in (SCORES, DEAD_LETTERS):
+        found.append(FolderDestination(part, folder, "jsonl"))
+        if second is not None:
+            found.append(Second(part, second, "parquet"))
+    return found
+
 
 KINDS = st.tuples(
     st.just("failed"),
@@ -28,28 +59,31 @@ KINDS = st.tuples(
 
 
 @st.composite
-def balanced(draw: st.DrawFn) -> tuple[Counts, list[StagedFile]]:
+def balanced(draw: st.DrawFn) -> Run:
     failed: Counts = draw(st.dictionaries(KINDS, st.integers(1, 9), max_size=4))
     scored = draw(st.integers(0, 9))
     read = scored + sum(rows for kind, rows in failed.items() if kind[1] != "decode")
     counts: Counts = {("read",): read, ("scored",): scored, **failed}
-    rows = [(SCORES, scored), (DEAD_LETTERS, sum(failed.values()))]
+    rows = {SCORES: scored, DEAD_LETTERS: sum(failed.values())}
+    folder = RunFolder("out", "r", "t")
+    destinations = destinations_of(folder, folder if draw(st.booleans()) else None)
     files = []
-    for part, total in rows:
+    for name, total in ((d.name, rows[d.part]) for d in destinations):
         cut = draw(st.integers(0, total))
-        files += [StagedFile(part, f"{part}-{i}", n) for i, n in enumerate((cut, total - cut)) if n]
-    return {key: n for key, n in counts.items() if n}, files
+        files += [StagedFile(name, f"{name}-{i}", n) for i, n in enumerate((cut, total - cut)) if n]
+    return {key: n for key, n in counts.items() if n}, files, destinations
 
 
 @given(balanced())
-def test_a_balanced_run_is_reported(run: tuple[Counts, list[StagedFile]]) -> None:
-    counts, files = run
-    report = build_report(counts, files, {"run_id": "r"})
+def test_a_balanced_run_is_reported(run: Run) -> None:
+    counts, files, destinations = run
+    report = build_report(counts, files, destinations, {"run_id": "r"})
     assert report["run_id"] == "r"
     assert report["balanced"]
     assert report["rows_in"] == report["rows_scored"] + report["rows_dead_lettered"]
-    assert report["rows_written"] == report["rows_scored"] == counts.get(("scored",), 0)
-    assert report["dead_letters_written"] == report["rows_dead_lettered"]
+    assert report["rows_scored"] == counts.get(("scored",), 0)
+    rows = {SCORES: report["rows_scored"], DEAD_LETTERS: report["rows_dead_lettered"]}
+    assert report["rows_written"] == {d.name: rows[d.part] for d in destinations}
     letters = report["dead_letters"]
     assert sum(kind["rows"] for kind in letters) == report["rows_dead_lettered"]
     assert [kind["rows"] for kind in letters] == sorted((k["rows"] for k in letters), reverse=True)
@@ -58,9 +92,9 @@ def test_a_balanced_run_is_reported(run: tuple[Counts, list[StagedFile]]) -> Non
 
 @given(balanced(), st.data(), st.sampled_from([-1, 1, 7]))
 def test_any_single_count_that_differs_fails_the_run(
-    run: tuple[Counts, list[StagedFile]], data: st.DataObject, change: int
+    run: Run, data: st.DataObject, change: int
 ) -> None:
-    counts, files = run
+    counts, files, destinations = run
     wrong = list(files)
     keys = sorted({*counts, ("read",), ("scored",), ("failed", "decode", "null", "")})
     which = data.draw(st.integers(0, len(keys) + len(files) - 1))
@@ -68,26 +102,28 @@ def test_any_single_count_that_differs_fails_the_run(
         counts = {**counts, keys[which]: counts.get(keys[which], 0) + change}
     else:
         file = files[which - len(keys)]
-        wrong[which - len(keys)] = StagedFile(file.part, file.path, file.rows + change)
+        wrong[which - len(keys)] = StagedFile(file.destination, file.path, file.rows + change)
     with pytest.raises(BalanceError, match="rows are missing or doubled"):
-        build_report(counts, wrong, {})
+        build_report(counts, wrong, destinations, {})
 
 
-@given(balanced(), st.data())
-def test_a_file_that_is_lost_or_doubled_fails_the_run(
-    run: tuple[Counts, list[StagedFile]], data: st.DataObject
-) -> None:
-    counts, files = run
+@given(balanced())
+def test_a_file_that_is_lost_doubled_or_gone_elsewhere_fails_the_run(run: Run) -> None:
+    counts, files, destinations = run
     for i, file in enumerate(files):
-        with pytest.raises(BalanceError):
-            build_report(counts, files[:i] + files[i + 1 :], {})
-        with pytest.raises(BalanceError):
-            build_report(counts, [*files, file], {})
+        others = files[:i] + files[i + 1 :]
+        elsewhere = [d.name for d in destinations if d.name != file.destination]
+        moved = [[*others, StagedFile(name, file.path, file.rows)] for name in elsewhere]
+        for wrong in (others, [*files, file], *moved):
+            with pytest.raises(BalanceError):
+                build_report(counts, wrong, destinations, {})
 
 
 def test_the_facts_do_not_hide_the_counts() -> None:
-    report = build_report({}, [], {"balanced": "?", "rows_in": "?", "model": "tiny"})
+    facts = {"balanced": "?", "rows_in": "?", "rows_written": "?", "model": "tiny"}
+    report = build_report({}, [], destinations_of(RunFolder("out", "r", "t")), facts)
     assert (report["balanced"], report["rows_in"], report["model"]) == (True, 0, "tiny")
+    assert report["rows_written"] == {SCORES: 0, DEAD_LETTERS: 0}
 
 
 def failures(faults: list[Fault], provenance: Provenance) -> pa.RecordBatch:
@@ -149,7 +185,7 @@ def commit_run(
         bad | CountFailures(),
     ) | beam.Flatten()
     staged = pipeline | "Staged" >> beam.Create(files)
-    return (counts, staged) | CommitRun(folder, folder, {"run_id": "r"})
+    return (counts, staged) | CommitRun(destinations_of(folder), folder, {"run_id": "r"})
 
 
 def test_a_run_that_balances_is_put_in_place(
@@ -175,7 +211,7 @@ def test_a_run_that_does_not_balance_fails_and_writes_nothing(
     files = [staged(folder, SCORES, 5), staged(folder, DEAD_LETTERS, 1)]
     pipeline = beam.Pipeline(runner="FnApiRunner")
     commit_run(pipeline, folder, provenance, 6, files)
-    with pytest.raises(BalanceError, match=r"'rows_scored': 6, .*'rows_written': 5"):
+    with pytest.raises(BalanceError, match=r"'rows_scored': 6, .*in the files {'scores': 5"):
         pipeline.run()
     assert not (tmp_path / "out/r").exists()
 
@@ -185,5 +221,37 @@ def test_a_run_without_rows_balances(folder: RunFolder) -> None:
         nothing = pipeline | beam.Create([]).with_output_types(Any)
         counts = nothing | CountRows("read")
         staged = nothing | beam.Map(lambda x: x)
-        report = (counts, staged) | CommitRun(folder, folder, {})
+        report = (counts, staged) | CommitRun(destinations_of(folder), folder, {})
         assert_that(report | beam.Map(lambda r: r["rows_in"]), equal_to([0]))
+
+
+def test_each_destination_of_a_part_gets_all_its_rows(
+    folder: RunFolder, provenance: Provenance, tmp_path: Path
+) -> None:
+    destinations = destinations_of(folder, RunFolder(str(tmp_path / "again"), "r", "t"))
+    for destination in destinations:
+        destination.prepare()
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        rows = pipeline | beam.Create([pa.record_batch({"a": [1, 2]}), pa.record_batch({"a": [3]})])
+        bad = pipeline | "Bad" >> beam.Create([failures([Fault("null", "m", "a")], provenance)])
+        parts = {SCORES: rows, DEAD_LETTERS: bad}
+        staged = [parts[d.part] | d.name >> StageFiles(d) for d in destinations] | beam.Flatten()
+        counts = (
+            (rows, bad) | "All" >> beam.Flatten() | CountRows("read"),
+            rows | "Scored" >> CountRows("scored"),
+            bad | CountFailures(),
+        ) | "Counts" >> beam.Flatten()
+        (counts, staged) | CommitRun(destinations, folder, {})
+    found = {
+        destination.name: sum(rows_in(path) for path in Path(destination.place).iterdir())
+        for destination in destinations
+    }
+    assert found == {"scores": 3, "scores_again": 3, "dead_letters": 1, "dead_letters_again": 1}
+    assert json.loads((tmp_path / "out/r/report.json").read_text())["rows_written"] == found
+    assert not (tmp_path / "again/r/report.json").exists()
+
+
+def rows_in(path: Path) -> int:
+    if path.suffix == ".parquet":
+        return int(pq.read_metadata(path).num_rows)
+    return len(path.read_text().splitlines())

@@ -9,11 +9,18 @@ import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from apache_beam.testing.util import assert_that
+from apache_beam.testing.util import assert_that, equal_to
 
 from model_handlers.errors import OutputError
 from transforms import write_files
-from transforms.commit_files import SCORES, RunFolder, StagedFile, check_writable, discard
+from transforms.commit_files import (
+    SCORES,
+    FolderDestination,
+    RunFolder,
+    StagedFile,
+    check_writable,
+    discard,
+)
 from transforms.file_writers import OutputFormat
 from transforms.write_files import StageFiles, conform
 
@@ -26,14 +33,14 @@ def stage(folder: RunFolder, batches: list[pa.RecordBatch], fmt: OutputFormat = 
     """One bundle of batches -> staged; the elements are checked against the files."""
     with beam.Pipeline(runner="FnApiRunner") as pipeline:
         rows = pipeline | beam.Create([None]) | beam.FlatMap(lambda _: batches)
-        staged = rows | StageFiles(folder, SCORES, fmt)
+        staged = rows | StageFiles(FolderDestination(SCORES, folder, fmt))
         assert_that(staged, as_on_disk(folder))
 
 
 def as_on_disk(folder: RunFolder) -> Callable[[list[StagedFile]], None]:
     def check(staged: list[StagedFile]) -> None:
         assert sorted(file.path for file in staged) == sorted(map(str, files_of(folder)))
-        assert {file.part for file in staged} == {SCORES}
+        assert {file.destination for file in staged} == {SCORES}
         for file in staged:
             assert file.rows == len(read(Path(file.path)))
 
@@ -81,7 +88,7 @@ def test_batches_that_differ_in_width_only_share_a_file(folder: RunFolder) -> No
 def fails_with(folder: RunFolder, batches: list[pa.RecordBatch], fmt: OutputFormat) -> str:
     pipeline = beam.Pipeline(runner="FnApiRunner")
     rows = pipeline | beam.Create([None]) | beam.FlatMap(lambda _: batches)
-    rows | StageFiles(folder, SCORES, fmt)
+    rows | StageFiles(FolderDestination(SCORES, folder, fmt))
     with pytest.raises(OutputError) as caught:
         pipeline.run()
     return str(caught.value)
@@ -115,6 +122,35 @@ def test_conform_casts_or_refuses() -> None:
             conform(wrong, schema)
 
 
+class Narrow(FolderDestination):
+    """Takes two columns, in an order and of types of its own."""
+
+    @property
+    def name(self) -> str:
+        return "narrow"
+
+    def file_schema(self, rows: pa.Schema) -> pa.Schema:
+        return pa.schema([("b", pa.string()), ("a", pa.float64())])
+
+
+def test_rows_are_staged_as_their_destination_wants_them(folder: RunFolder) -> None:
+    batches = [
+        pa.record_batch({"a": [1], "c": [0], "b": ["x"]}),
+        pa.record_batch({"a": [2.0], "c": [0], "b": pa.array(["y"]).dictionary_encode()}),
+    ]
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        rows = pipeline | beam.Create([None]) | beam.FlatMap(lambda _: batches)
+        wide = rows | "Wide" >> StageFiles(FolderDestination(SCORES, folder, "jsonl"))
+        narrow = rows | "Narrow" >> StageFiles(Narrow(SCORES, folder, "parquet"))
+        told = (wide, narrow) | beam.Flatten() | beam.Map(lambda f: (f.destination, f.rows))
+        assert_that(told, equal_to([("scores", 2), ("narrow", 2)]))
+    found = {path.name.split("-")[1]: path for path in files_of(folder)}
+    table = pq.read_table(found["narrow"])
+    assert table.schema.equals(pa.schema([("b", pa.string()), ("a", pa.float64())]))
+    assert table.to_pylist() == [{"b": "x", "a": 1.0}, {"b": "y", "a": 2.0}]
+    assert len(found["scores"].read_text().splitlines()) == 2
+
+
 class FailsOnce(beam.DoFn):
     """Fails after the bundle's batches are with the writer, the first time."""
 
@@ -131,7 +167,7 @@ class FailsOnce(beam.DoFn):
 def test_a_bundle_that_failed_leaves_no_row(folder: RunFolder, tmp_path: Path) -> None:
     pipeline = beam.Pipeline(runner="FnApiRunner")
     rows = pipeline | beam.Create([batch_of(1, 2)]) | beam.ParDo(FailsOnce(tmp_path / "failed"))
-    rows | StageFiles(folder, SCORES, "jsonl")
+    rows | StageFiles(FolderDestination(SCORES, folder, "jsonl"))
     with pytest.raises(Exception, match="the worker died"):
         pipeline.run()
     stray = files_of(folder)
@@ -139,7 +175,11 @@ def test_a_bundle_that_failed_leaves_no_row(folder: RunFolder, tmp_path: Path) -
     # A runner repeats the bundle: its file is another one, and the only one that is told of.
     pipeline = beam.Pipeline(runner="FnApiRunner")
     rows = pipeline | beam.Create([batch_of(1, 2)]) | beam.ParDo(FailsOnce(tmp_path / "failed"))
-    told = rows | StageFiles(folder, SCORES, "jsonl") | beam.Map(lambda file: file.path)
+    told = (
+        rows
+        | StageFiles(FolderDestination(SCORES, folder, "jsonl"))
+        | beam.Map(lambda file: file.path)
+    )
     assert_that(told, lambda paths: _only_new(paths, stray))
     pipeline.run()
 
@@ -150,9 +190,13 @@ def _only_new(paths: list[str], stray: list[Path]) -> None:
     assert read(Path(paths[0])) == [1, 2]
 
 
+def folder_destination(root: Path) -> FolderDestination:
+    return FolderDestination(SCORES, RunFolder(str(root), "r", "t"), "jsonl")
+
+
 def test_a_folder_that_cannot_be_written_is_told_before_the_run(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError, match=r"file.*choose another folder"):
-        check_writable(RunFolder(str(tmp_path / "file" / "out"), "r", "t"))
-    check_writable(RunFolder(str(tmp_path / "new" / "out"), "r", "t"))
+        folder_destination(tmp_path / "file" / "out").prepare()
+    folder_destination(tmp_path / "new" / "out").prepare()
     assert list((tmp_path / "new" / "out" / ".staging" / "r").iterdir()) == []

@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+import pyarrow as pa
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from model_handlers.errors import OutputError, UsageError, one_line
+from transforms.file_writers import OutputFormat
 
 SCORES = "scores"
 DEAD_LETTERS = "dead_letters"
@@ -29,9 +31,9 @@ DEAD_LETTERS = "dead_letters"
 
 @dataclass(frozen=True)
 class StagedFile:
-    """A finished file in a staging folder: for which part, and how many rows it holds."""
+    """A finished file in a staging folder: for which destination, and how many rows it holds."""
 
-    part: str
+    destination: str
     path: str
     rows: int
 
@@ -57,6 +59,10 @@ class RunFolder:
         """A part's name -> its folder."""
         return FileSystems.join(self.root, self.run_id, name)
 
+    def staged(self, name: str) -> str:
+        """A name -> the path of a staging file of this attempt."""
+        return FileSystems.join(self.staging, f"{self.token}-{name}")
+
     @property
     def staging(self) -> str:
         """The folder of all unfinished files of this run id."""
@@ -68,48 +74,127 @@ class RunFolder:
         return FileSystems.join(self.root, self.run_id, "report.json")
 
 
+class Destination(Protocol):
+    """A place for the rows of a part: a folder, or a table.
+
+    Rows are first staged as files in `folder`, by any number of workers; when all are
+    there one worker calls `commit`, which must bear repeating.
+    """
+
+    @property
+    def name(self) -> str:
+        """What tells it from the other destinations of the run."""
+
+    @property
+    def part(self) -> str:
+        """Which rows it gets: SCORES or DEAD_LETTERS."""
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where its staged files lie."""
+
+    @property
+    def output_format(self) -> OutputFormat:
+        """The format of its staged files."""
+
+    @property
+    def place(self) -> str:
+        """Where its rows are in the end, for the report."""
+
+    def file_schema(self, rows: pa.Schema) -> pa.Schema:
+        """The schema of rows -> that of the files they are staged in."""
+
+    def prepare(self) -> None:
+        """Before the run: whatever would fail its commit is told now."""
+
+    def commit(self, files: Sequence[StagedFile]) -> None:
+        """All of the attempt's files -> its rows in place, those of earlier attempts gone."""
+
+    def discard(self) -> None:
+        """Nothing unfinished of the run is left."""
+
+
+@dataclass(frozen=True)
+class FolderDestination:
+    """Files in a run's folder."""
+
+    part: str
+    folder: RunFolder
+    output_format: OutputFormat
+
+    @property
+    def name(self) -> str:
+        """The part's."""
+        return self.part
+
+    @property
+    def place(self) -> str:
+        """The part's folder."""
+        return self.folder.part(self.part)
+
+    def file_schema(self, rows: pa.Schema) -> pa.Schema:
+        """The rows' own."""
+        return rows
+
+    def prepare(self) -> None:
+        """Raises OutputError if no file can be made in the folder."""
+        check_writable(self.folder)
+
+    def commit(self, files: Sequence[StagedFile]) -> None:
+        """Moves the files into place. Raises OutputError.
+
+        What an earlier step of this attempt has put in place already stays.
+        """
+        with _told():
+            # Dead letters of an earlier attempt may lie beside its scores, whatever was
+            # asked for now.
+            for part in (SCORES, DEAD_LETTERS) if self.part == SCORES else (self.part,):
+                _delete(
+                    path
+                    for path in _files_in(self.folder.part(part))
+                    if f"-{self.folder.token}." not in os.path.basename(path)
+                )
+            for i, path in enumerate(sorted(file.path for file in files)):
+                suffix = path.rsplit(".", 1)[-1]
+                name = f"part-{i:05d}-of-{len(files):05d}-{self.folder.token}.{suffix}"
+                _move(path, FileSystems.join(self.place, name))
+
+    def discard(self) -> None:
+        """No staging files of this run id are left, and no empty staging folder."""
+        discard(self.folder)
+
+
 def commit(
-    scores: RunFolder, dead_letters: RunFolder, staged: Sequence[StagedFile], report: bytes
+    destinations: Sequence[Destination],
+    staged: Sequence[StagedFile],
+    report_folder: RunFolder,
+    report: bytes,
 ) -> None:
     """A run's finished files and its report -> in their places, earlier ones gone.
 
-    Can be repeated after it stopped half-way: what is in place already stays.
-    Raises OutputError.
+    Can be repeated after it stopped half-way. Dead letters come first: a run whose
+    scores are there has them all. Raises OutputError.
     """
-    moves = dict(_moves({SCORES: scores, DEAD_LETTERS: dead_letters}, staged))
-    kept = {os.path.basename(target) for target in moves.values()}
-    # Dead letters of an earlier attempt may lie beside its scores, whatever was asked for now.
-    parts = [scores.part(SCORES), scores.part(DEAD_LETTERS), dead_letters.part(DEAD_LETTERS)]
-    try:
-        _delete([scores.report])
-        for part in parts:
-            _delete(path for path in _files_in(part) if os.path.basename(path) not in kept)
-        for source, target in moves.items():
-            _move(source, target)
-        make_folder(scores.staging)
-        unfinished = FileSystems.join(scores.staging, f"{scores.token}-report.json")
-        with create_file(unfinished) as handle:
+    with _told():
+        _delete([report_folder.report])
+    for destination in sorted(destinations, key=lambda d: d.part == SCORES):
+        destination.commit([file for file in staged if file.destination == destination.name])
+    with _told():
+        make_folder(report_folder.staging)
+        with create_file(report_folder.staged("report.json")) as handle:
             handle.write(report)
-        _move(unfinished, scores.report)
+        _move(report_folder.staged("report.json"), report_folder.report)
+    for destination in destinations:
+        destination.discard()
+    discard(report_folder)
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
     except (BeamIOError, OSError) as error:
         raise OutputError(f"the output cannot be put in place: {one_line(error)}") from error
-    discard(scores)
-    discard(dead_letters)
-
-
-def _moves(
-    folders: Mapping[str, RunFolder], staged: Iterable[StagedFile]
-) -> Iterator[tuple[str, str]]:
-    """Staged files -> (from, to), numbered within their part in the order of their names."""
-    by_part: dict[str, list[str]] = {}
-    for file in staged:
-        by_part.setdefault(file.part, []).append(file.path)
-    for part, paths in by_part.items():
-        folder = folders[part]
-        for i, path in enumerate(sorted(paths)):
-            suffix = path.rsplit(".", 1)[-1]
-            name = f"part-{i:05d}-of-{len(paths):05d}-{folder.token}.{suffix}"
-            yield path, FileSystems.join(folder.part(part), name)
 
 
 def _move(source: str, target: str) -> None:
@@ -181,7 +266,7 @@ def check_writable(folder: RunFolder) -> None:
     """A run's folder -> nothing, or OutputError if no file can be made in it."""
     make_folder(folder.root)
     make_folder(folder.staging)
-    probe = FileSystems.join(folder.staging, f"{folder.token}-probe")
+    probe = folder.staged("probe")
     with create_file(probe) as handle:
         handle.write(b"")
     _delete([probe])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import apache_beam as beam
@@ -17,17 +17,22 @@ import pyarrow as pa
 
 from transforms.failures import Fault, Provenance, failure_batch, utc_now
 from transforms.record_batch import PAYLOAD, ROW_ID, SOURCE
-from transforms.row_format import RowFormat, build_columns, own_id, read_row
+from transforms.row_format import RowFormat, build_columns, own_id, read_plain, read_row
 
 
 @dataclass
 class Decoded:
-    """Rows that could be read, as a source batch, and the ones that could not."""
+    """Rows that could be read, as a source batch, and the ones that could not.
+
+    good, bad: their places among all rows, where the rows have an order.
+    """
 
     batch: pa.RecordBatch | None
     failed_ids: list[str]
     failed_payloads: list[bytes]
     faults: list[Fault]
+    good: list[int] = field(default_factory=list)
+    bad: list[int] = field(default_factory=list)
 
 
 def emit(
@@ -72,18 +77,34 @@ def content_id(message: bytes) -> str:
 
 
 def decode_rows(
-    rows: Sequence[Any], payloads: Sequence[bytes], ids: Sequence[str], row_format: RowFormat
+    rows: Sequence[Any],
+    payloads: Sequence[bytes],
+    ids: Sequence[str],
+    row_format: RowFormat,
+    *,
+    as_vector: bool = False,
 ) -> Decoded:
-    """Decoded JSON values (or a Fault each), their bytes and derived ids -> Decoded."""
-    read = [read_row(row, row_format) for row in rows]
+    """Decoded JSON values (or a Fault each), their bytes and derived ids -> Decoded.
+
+    as_vector: the features may come out as one list column, which is faster.
+    """
     if row_format.id_column is not None:
         own = [own_id(row, row_format.id_column) for row in rows]
         ids = [i if text is None else text for text, i in zip(own, ids, strict=True)]
-    good = [i for i, row in enumerate(read) if not isinstance(row, Fault)]
-    bad = [i for i, row in enumerate(read) if isinstance(row, Fault)]
+    readable = [i for i, row in enumerate(rows) if not isinstance(row, Fault)]
+    plain = read_plain([rows[i] for i in readable], row_format) if as_vector and readable else None
+    if plain is not None:
+        good, read, columns = readable, rows, plain
+    else:
+        read = [read_row(row, row_format) for row in rows]
+        good = [i for i, row in enumerate(read) if not isinstance(row, Fault)]
+        columns = {}
+        if good:
+            columns = build_columns([read[i] for i in good], [rows[i] for i in good], row_format)
+    kept = set(good)
+    bad = [i for i in range(len(rows)) if i not in kept]
     batch = None
     if good:
-        columns = build_columns([read[i] for i in good], [rows[i] for i in good], row_format)
         batch = pa.record_batch(
             {
                 ROW_ID: pa.array([ids[i] for i in good], pa.string()),
@@ -91,4 +112,11 @@ def decode_rows(
                 PAYLOAD: pa.array([payloads[i] for i in good], pa.binary()),
             }
         )
-    return Decoded(batch, [ids[i] for i in bad], [payloads[i] for i in bad], [read[i] for i in bad])
+    return Decoded(
+        batch,
+        [ids[i] for i in bad],
+        [payloads[i] for i in bad],
+        [read[i] for i in bad],
+        good,
+        bad,
+    )

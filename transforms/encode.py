@@ -1,10 +1,17 @@
-"""Predictions to output rows: id, score, chosen fields, and where they come from."""
+"""Predictions to output rows: id, score, chosen fields, and where they come from.
+
+Or, for tables that exist already, the rows of the reference pipeline: `instance_id,
+anomaly_score, encoded, timestamp`, where instance_id is the row's id. Rows of a stream
+carry what their message said of itself besides.
+"""
 
 from __future__ import annotations
 
 import datetime
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import apache_beam as beam
 import numpy as np
@@ -15,11 +22,33 @@ from model_handlers.contract import Manifest
 from model_handlers.errors import UsageError, nearest
 from transforms.cells import is_text
 from transforms.failures import Provenance, utc_now
-from transforms.record_batch import OUTPUTS, ROW_ID, SOURCE, struct_columns, typed
+from transforms.record_batch import (
+    MESSAGE,
+    MESSAGE_TYPE,
+    OUTPUTS,
+    ROW_ID,
+    SOURCE,
+    UTC_MICROSECONDS,
+    struct_columns,
+    typed,
+)
 
 LINEAGE = ("model_name", "model_version", "model_digest", "run_id", "scored_at")
 SCORE = "score"
 _OWN = {ROW_ID, SCORE, *LINEAGE}
+ENCODED = "encoded"
+
+# What senders of the reference's messages put beside the features, and its type.
+CARRIED = (
+    ("test_id", pa.string()),
+    ("message_id", pa.string()),
+    ("publish_time", pa.float64()),
+    ("sequence", pa.int64()),
+)
+WINDOW = ("window_start", "window_end")
+_OF_STREAMS = {"event_time", "received_at", *WINDOW, *(name for name, _ in CARRIED)}
+
+OutputLayout = Literal["default", "reference"]
 
 
 @dataclass(frozen=True)
@@ -30,12 +59,23 @@ class OutputFields:
     outputs: model outputs, source: source columns, each under its own name.
     numbers: those of `source` that are features. Where the source has them as text
         (some batches of a CSV file, say) they are written as numbers all the same.
+    layout: `reference` for the rows of the reference pipeline.
+    stream: whether rows come as messages. window_seconds: the length of the windows
+        that WINDOW names, None for none.
     """
 
     score: str | None
     outputs: tuple[str, ...]
     source: tuple[str, ...] = ()
     numbers: tuple[str, ...] = ()
+    layout: OutputLayout = "default"
+    stream: bool = False
+    window_seconds: int | None = None
+
+    @property
+    def time_column(self) -> str:
+        """The column that says when a row was scored."""
+        return "timestamp" if self.layout == "reference" else "scored_at"
 
     @property
     def needed(self) -> tuple[str, ...]:
@@ -44,7 +84,9 @@ class OutputFields:
         return (*score, *self.outputs)
 
 
-def choose_fields(manifest: Manifest, names: Sequence[str] | None = None) -> OutputFields:
+def choose_fields(
+    manifest: Manifest, names: Sequence[str] | None = None, *, stream: bool = False
+) -> OutputFields:
     """A manifest and the names a user chose, or None -> OutputFields.
 
     A name is a model output, or else a source column. Without names the manifest's
@@ -53,7 +95,7 @@ def choose_fields(manifest: Manifest, names: Sequence[str] | None = None) -> Out
     """
     score = manifest.score_output
     every = tuple(spec.name for spec in manifest.outputs)
-    own = _OWN if score is not None else _OWN - {SCORE}
+    own = (_OWN if score is not None else _OWN - {SCORE}) | (_OF_STREAMS if stream else set())
     if names is None:
         chosen = manifest.output_fields or tuple(name for name in every if name != score)
         chosen = tuple(name for name in chosen if not name == score == SCORE)
@@ -62,7 +104,7 @@ def choose_fields(manifest: Manifest, names: Sequence[str] | None = None) -> Out
                 f"model {manifest.name} has outputs {', '.join(map(repr, taken))}, names that "
                 "output rows use otherwise: choose others with --output_fields"
             )
-        return OutputFields(score, chosen)
+        return OutputFields(score, chosen, stream=stream)
     for name in names:
         if name in own:
             raise UsageError(
@@ -75,7 +117,20 @@ def choose_fields(manifest: Manifest, names: Sequence[str] | None = None) -> Out
         tuple(name for name in distinct if name in every),
         tuple(name for name in distinct if name not in every),
         tuple(n for n in distinct if n in manifest.features and n not in every),
+        stream=stream,
     )
+
+
+def reference_fields(manifest: Manifest) -> OutputFields:
+    """A manifest -> the fields of the reference's rows. Raises UsageError without such outputs."""
+    latent = [spec for spec in manifest.outputs if spec.name == ENCODED and len(spec.shape) == 1]
+    if manifest.score_output is None or not latent:
+        raise UsageError(
+            f"--output_schema reference: expected a score and an output {ENCODED!r} of one "
+            f"dimension; model {manifest.name} has the score {manifest.score_output} and the "
+            f"outputs {', '.join(spec.name for spec in manifest.outputs)}"
+        )
+    return OutputFields(manifest.score_output, (ENCODED,), layout="reference")
 
 
 def check_fields(fields: OutputFields, manifest: Manifest, available: Sequence[str]) -> None:
@@ -97,6 +152,25 @@ def encode(
 ) -> pa.RecordBatch:
     """A batch with `outputs` -> output rows: row_id, score, fields, lineage columns."""
     outputs, every = struct_columns(batch, OUTPUTS), struct_columns(batch, SOURCE)
+    rows = batch.num_rows
+    time = pa.repeat(pa.scalar(scored_at, UTC_MICROSECONDS), rows)
+    message = _message_columns(batch, every, fields) if fields.stream else {}
+    if fields.layout == "reference":
+        if message:
+            seconds = pa.repeat(pa.scalar(scored_at.timestamp()), rows)
+            message = {name: message[name] for name in WINDOW} | {
+                "pipeline_output_time": seconds,
+                **{name: message[name] for name, _ in CARRIED},
+            }
+        return pa.record_batch(
+            {
+                "instance_id": batch.column(ROW_ID),
+                "anomaly_score": outputs[fields.needed[0]].cast(pa.float64()),
+                ENCODED: outputs[ENCODED].cast(pa.list_(pa.float64())),
+                fields.time_column: time,
+                **message,
+            }
+        )
     source = {name: every[name] for name in fields.source}
     for name in fields.numbers:
         if is_text(source[name].type):
@@ -106,13 +180,75 @@ def encode(
         columns[SCORE] = outputs[fields.score]
     columns |= {name: outputs[name] for name in fields.outputs}
     columns |= source
-    rows = batch.num_rows
     for name in LINEAGE[:-1]:
         columns[name] = _constant(getattr(provenance, name), rows)
-    columns["scored_at"] = pa.repeat(pa.scalar(scored_at, pa.timestamp("us", tz="UTC")), rows)
-    return pa.record_batch(columns)
+    columns[fields.time_column] = time
+    if fields.window_seconds is None:
+        message = {name: column for name, column in message.items() if name not in WINDOW}
+    return pa.record_batch(columns | message)
 
 
+def _message_columns(
+    batch: pa.RecordBatch, source: dict[str, pa.Array], fields: OutputFields
+) -> dict[str, pa.Array]:
+    """A batch of messages' rows -> what these say of themselves, and their windows.
+
+    What a sender says goes before what Pub/Sub says.
+    """
+    message = struct_columns(batch, MESSAGE)
+    columns = {name: message[name] for name in ("event_time", "received_at")}
+    microseconds = message["event_time"].cast(pa.int64())
+    if fields.window_seconds is None:
+        columns |= dict.fromkeys(WINDOW, pa.nulls(batch.num_rows, UTC_MICROSECONDS))
+    else:
+        length = fields.window_seconds * 1_000_000
+        start = np.asarray(microseconds) // length * length
+        for name, edge in zip(WINDOW, (start, start + length), strict=True):
+            columns[name] = pa.array(edge, pa.int64()).cast(UTC_MICROSECONDS)
+    own = {
+        "message_id": message["message_id"],
+        "publish_time": pa.array(np.asarray(microseconds) / 1e6),
+    }
+    for name, kind in CARRIED:
+        given = source.get(name)
+        if given is None or given.null_count == len(given):
+            columns[name] = own.get(name, pa.nulls(batch.num_rows, kind))
+        else:
+            columns[name] = pc.coalesce(given, own[name]) if name in own else given
+    return columns
+
+
+def output_schema(
+    fields: OutputFields, manifest: Manifest, provenance: Provenance, source: pa.Schema | None
+) -> pa.Schema:
+    """What is written of which model, and the source's columns -> the schema of output rows.
+
+    source: None where each row names its own columns; what is passed on of these is
+    text, and features are numbers.
+    """
+    if source is None:
+        numbers = set(fields.numbers)
+        source = pa.schema(
+            [(n, pa.float64() if n in numbers else pa.string()) for n in fields.source]
+        )
+    passed = [source.field(name) for name in fields.source]
+    outputs = [(spec.name, spec.arrow_type) for spec in manifest.outputs]
+    columns = [(ROW_ID, pa.string()), (SOURCE, pa.struct(passed)), (OUTPUTS, pa.struct(outputs))]
+    empty = pa.schema([*columns, (MESSAGE, MESSAGE_TYPE)]).empty_table()
+    batch = pa.RecordBatch.from_arrays(
+        [column.combine_chunks() for column in empty.columns], schema=empty.schema
+    )
+    schema = encode(batch, fields, provenance, utc_now()).schema
+    for field in passed:
+        # What a column is to BigQuery beside its Arrow type is told by its metadata.
+        index = schema.get_field_index(field.name)
+        schema = schema.set(index, schema.field(index).with_metadata(field.metadata))
+        if pa.types.is_nested(field.type):
+            schema = schema.set(index, field)
+    return schema
+
+
+@functools.lru_cache(maxsize=1024)
 def _constant(value: str, rows: int) -> pa.DictionaryArray:
     """One text for all rows -> a dictionary column: one byte a row, and almost none in a file."""
     return pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, dtype=np.int8)), [value])

@@ -17,7 +17,7 @@ import orjson
 import pyarrow as pa
 
 from model_handlers.contract import Manifest
-from transforms.record_batch import PAYLOAD, ROW_ID, SOURCE, to_rows
+from transforms.record_batch import MESSAGE, PAYLOAD, ROW_ID, SOURCE, to_rows
 
 Stage = Literal["decode", "validate", "infer", "encode", "write"]
 
@@ -75,9 +75,21 @@ def failure_batch(
     stage: Stage,
     provenance: Provenance,
     failed_at: datetime.datetime,
+    messages: pa.StructArray | None = None,
 ) -> pa.RecordBatch:
-    """Failed rows' ids, payloads and faults, aligned -> a batch of FAILURE_SCHEMA."""
+    """Failed rows' ids, payloads and faults, aligned -> a batch of FAILURE_SCHEMA.
+
+    messages: the rows' column MESSAGE, where they came as messages.
+    """
     rows = len(faults)
+    told: list[dict[str, Any]] = [
+        {"column": fault.column} if fault.column else {} for fault in faults
+    ]
+    attempts = [1] * rows
+    if messages is not None:
+        described = describe_messages(messages)
+        told = [{**one, "message": other} for one, other in zip(told, described, strict=True)]
+        attempts = messages.field("attempts").to_pylist()
     constant = {
         "failed_at": failed_at,
         "run_id": provenance.run_id,
@@ -86,14 +98,14 @@ def failure_batch(
         "model_name": provenance.model_name,
         "model_version": provenance.model_version,
         "model_digest": provenance.model_digest,
-        "attempts": 1,
     }
     varying = {
         "reason": [fault.reason for fault in faults],
         "message": [fault.message for fault in faults],
         "row_id": list(row_ids),
         "payload": list(payloads),
-        "attributes": [_attributes(fault) for fault in faults],
+        "attributes": [orjson.dumps(one).decode() for one in told],
+        "attempts": attempts,
     }
     arrays = [
         pa.array(varying[f.name], f.type)
@@ -120,11 +132,21 @@ def failed_rows(
         stage=stage,
         provenance=provenance,
         failed_at=failed_at,
+        messages=rows.column(MESSAGE) if MESSAGE in rows.schema.names else None,
     )
 
 
-def _attributes(fault: Fault) -> str:
-    return orjson.dumps({"column": fault.column} if fault.column else {}).decode()
+def describe_messages(messages: pa.StructArray) -> list[dict[str, Any]]:
+    """The column MESSAGE -> what a failure record's attributes say of each message."""
+    described = []
+    for row in messages.to_pylist():
+        told = {"id": row["message_id"], "event_time": row["event_time"].isoformat()}
+        if row["ordering_key"]:
+            told["ordering_key"] = row["ordering_key"]
+        if row["attributes"]:
+            told["attributes"] = orjson.loads(row["attributes"])
+        described.append(told)
+    return described
 
 
 def payloads(rows: pa.RecordBatch) -> list[bytes]:

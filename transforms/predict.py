@@ -13,7 +13,7 @@ from apache_beam.ml.inference.base import ModelHandler, RunInference
 
 from model_handlers.contract import Manifest
 from transforms.failures import Fault, Provenance, failed_rows, utc_now
-from transforms.record_batch import ERROR, OUTPUTS, struct_columns, typed
+from transforms.record_batch import ERROR, OUTPUTS, typed
 from transforms.validate import ValidateFeatures
 
 
@@ -31,17 +31,19 @@ def split(
 
     A row fails where the handler says so, or where its score is NaN or infinite.
     """
-    error = batch.column(ERROR)
-    failed = np.asarray(error.is_valid())
-    reasons = error.filter(error.is_valid()).to_pylist() if failed.any() else []
-    faults = dict(zip(np.flatnonzero(failed).tolist(), reasons, strict=True))
-    by_row = {row: Fault(fault["reason"], fault["message"]) for row, fault in faults.items()}
+    error, by_row = batch.column(ERROR), {}
+    if error.null_count < len(error):
+        failed = np.flatnonzero(np.asarray(error.is_valid())).tolist()
+        for row, fault in zip(failed, error.drop_null().to_pylist(), strict=True):
+            by_row[row] = Fault(fault["reason"], fault["message"])
     if score_output is not None:
-        score = struct_columns(batch, OUTPUTS)[score_output]
+        outputs = batch.column(OUTPUTS)
+        score = outputs.field(outputs.type.get_field_index(score_output))
         finite = np.isfinite(np.asarray(score))
-        for row in np.flatnonzero(~finite & ~failed).tolist():
-            message = f"the model answered {score[row].as_py()} as {score_output}"
-            by_row[row] = Fault("not_finite_score", message, score_output)
+        if not finite.all():
+            for row in np.flatnonzero(~finite).tolist():
+                message = f"the model answered {score[row].as_py()} as {score_output}"
+                by_row.setdefault(row, Fault("not_finite_score", message, score_output))
     if not by_row:
         return batch, batch.slice(0, 0), []
     bad = np.array(sorted(by_row))

@@ -30,17 +30,23 @@ from transforms.file_ranges import (
 )
 from transforms.record_batch import derived_ids, rebatch, source_batch, typed
 from transforms.row_format import RowFormat
+from transforms.row_ids import content_ids
 from transforms.text_lines import line_blocks, open_text
 from transforms.validate import source_columns
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What is read of each row: the model's columns, the id's, and further ones."""
+    """What is read of each row: the model's columns, the id's, and further ones.
+
+    ids_by_content: a row without an id of its own gets one from its features' values,
+        for sources in which a row has no fixed place.
+    """
 
     manifest: Manifest
     id_column: str | None = None
     keep: tuple[str, ...] = ()
+    ids_by_content: bool = False
 
     def names(self, available: pa.Schema, path: str) -> list[str]:
         """A file's columns -> those to read, in the file's order. Raises InputError."""
@@ -70,6 +76,23 @@ class Columns:
             number = pa.float64() if spec.dtype.startswith("float") else pa.int64()
             types |= {n: number for n in spec.columns if n in types}
         return types | {n: pa.string() for n in (*self.keep, self.id_column) if n in types}
+
+    def with_ids(self, batch: pa.RecordBatch, prefix: str, positions: np.ndarray) -> pa.RecordBatch:
+        """Columns as read, and each row's position in its file -> a source batch.
+
+        A row whose id is null is still a row: it gets the derived one.
+        """
+        ids = None if self.id_column is None else batch.column(self.id_column).cast(pa.string())
+        if ids is None or ids.null_count:
+            derived = self._derived_ids(batch, prefix, positions)
+            ids = derived if ids is None else pc.coalesce(ids, derived)
+        return source_batch(ids, batch)
+
+    def _derived_ids(self, batch: pa.RecordBatch, prefix: str, positions: np.ndarray) -> pa.Array:
+        if not self.ids_by_content:
+            return derived_ids(prefix, positions)
+        names = source_columns(self.manifest, batch.schema).values()
+        return content_ids([batch.column(name) for columns in names for name in columns])
 
 
 def _check_id(path: str, column: pa.Field) -> None:
@@ -135,7 +158,7 @@ def _read_parquet(part: FileRange, columns: Columns, batch_rows: int) -> Iterato
                 batch_rows,
             ):
                 positions = np.arange(batch.num_rows) + part.first_row + rows
-                yield _with_ids(batch, columns.id_column, prefix, positions)
+                yield columns.with_ids(batch, prefix, positions)
                 rows += batch.num_rows
         except (pa.ArrowException, OSError) as error:
             raise InputError(
@@ -144,20 +167,6 @@ def _read_parquet(part: FileRange, columns: Columns, batch_rows: int) -> Iterato
             ) from error
     if rows != part.rows:
         raise InputError(f"{part.path}: its footer promises {part.rows} rows, it holds {rows}")
-
-
-def _with_ids(
-    batch: pa.RecordBatch, id_column: str | None, prefix: str, positions: np.ndarray
-) -> pa.RecordBatch:
-    """Columns as read, and each row's position in its file -> a source batch.
-
-    A row whose id is null is still a row: it gets the derived one.
-    """
-    ids = None if id_column is None else batch.column(id_column).cast(pa.string())
-    if ids is None or ids.null_count:
-        derived = derived_ids(prefix, positions)
-        ids = derived if ids is None else pc.coalesce(ids, derived)
-    return source_batch(ids, batch)
 
 
 def _read_jsonl(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[Decoded]:
@@ -187,7 +196,7 @@ def _read_csv(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[De
             start = 0
             for batch in rows.columns.combine_chunks().to_batches(batch_rows):
                 offsets = rows.offsets[start : start + batch.num_rows]
-                yield Decoded(_with_ids(batch, columns.id_column, prefix, offsets), [], [], [])
+                yield Decoded(columns.with_ids(batch, prefix, offsets), [], [], [])
                 start += batch.num_rows
             if rows.failed:
                 ids = [f"{prefix}-{offset}" for offset, _, _ in rows.failed]

@@ -16,7 +16,14 @@ import orjson
 import pyarrow as pa
 
 from model_handlers.errors import BalanceError
-from transforms.commit_files import DEAD_LETTERS, SCORES, RunFolder, StagedFile, commit
+from transforms.commit_files import (
+    DEAD_LETTERS,
+    SCORES,
+    Destination,
+    RunFolder,
+    StagedFile,
+    commit,
+)
 from transforms.failures import utc_now
 
 Count = tuple[tuple[str, ...], int]
@@ -56,60 +63,66 @@ def count_failures(batch: pa.RecordBatch) -> Iterator[Count]:
 
 
 def build_report(
-    counts: Mapping[tuple[str, ...], int], staged: Sequence[StagedFile], facts: Mapping[str, Any]
+    counts: Mapping[tuple[str, ...], int],
+    staged: Sequence[StagedFile],
+    destinations: Sequence[Destination],
+    facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Counts by stage, finished files and facts about the run -> the report.
+    """Counts by stage, finished files, where they go and facts about the run -> the report.
 
-    Raises BalanceError unless rows read = scored + dead-lettered, and the files hold
-    exactly these rows.
+    Raises BalanceError unless rows read = scored + dead-lettered, and the files of each
+    destination hold exactly these rows.
     """
     read, scored = counts.get(("read",), 0), counts.get(("scored",), 0)
     failed = {key[1:]: rows for key, rows in counts.items() if key[0] == "failed"}
     dead = sum(failed.values())
     # Rows that could not be decoded never became rows of a batch.
     rows_in = read + sum(rows for kind, rows in failed.items() if kind[0] == "decode")
+    expected = {SCORES: scored, DEAD_LETTERS: dead}
     written = {
-        part: sum(file.rows for file in staged if file.part == part)
-        for part in (SCORES, DEAD_LETTERS)
+        d.name: sum(file.rows for file in staged if file.destination == d.name)
+        for d in destinations
     }
-    balance = {
-        "rows_in": rows_in,
-        "rows_scored": scored,
-        "rows_dead_lettered": dead,
-        "rows_written": written[SCORES],
-        "dead_letters_written": written[DEAD_LETTERS],
-    }
-    if rows_in != scored + dead or written[SCORES] != scored or written[DEAD_LETTERS] != dead:
+    balance = {"rows_in": rows_in, "rows_scored": scored, "rows_dead_lettered": dead}
+    if rows_in != scored + dead or any(written[d.name] != expected[d.part] for d in destinations):
         raise BalanceError(
             "rows are missing or doubled, so nothing was written: expected rows in = scored + "
-            f"dead-lettered, and as many in the files; got {balance}. Please report this"
+            f"dead-lettered, and as many in the files; got {balance}, in the files {written}. "
+            "Please report this"
         )
     letters = [
         {"stage": stage, "reason": reason, "column": column or None, "rows": rows}
         for (stage, reason, column), rows in sorted(failed.items(), key=lambda kv: (-kv[1], kv[0]))
     ]
-    return {**facts, "balanced": True, **balance, "dead_letters": letters}
+    return {
+        **facts,
+        "balanced": True,
+        **balance,
+        "rows_written": written,
+        "dead_letters": letters,
+    }
 
 
 @dataclass
 class CommitRun(beam.PTransform):
     """(counts, staged files) -> the report, once all is accounted for and in place.
 
-    facts: what else the report says. The rows of a run that does not balance stay
-    in the staging folder, and the pipeline fails.
+    report_folder: where the report goes. facts: what else it says. The rows of a run
+    that does not balance stay in the staging folder, and the pipeline fails.
     """
 
-    scores: RunFolder
-    dead_letters: RunFolder
+    destinations: Sequence[Destination]
+    report_folder: RunFolder
     facts: Mapping[str, Any]
 
     def _commit(
         self, _: None, counts: Iterable[Count], staged: Iterable[StagedFile]
     ) -> dict[str, Any]:
         files = sorted(staged, key=lambda file: file.path)
-        report = build_report(dict(counts), files, {**self.facts, "finished_at": utc_now()})
+        facts = {**self.facts, "finished_at": utc_now()}
+        report = build_report(dict(counts), files, self.destinations, facts)
         text = orjson.dumps(report, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-        commit(self.scores, self.dead_letters, files, text)
+        commit(self.destinations, files, self.report_folder, text)
         return report
 
     def expand(

@@ -6,6 +6,7 @@ rows with these columns, added from left to right as it moves along:
     row_id   string     the source's id, or a deterministic one
     source   struct     the source's columns as they came
     payload  binary     the message as it came (only where the source has messages)
+    message  struct     its id, times and attributes (only of a stream)
     inputs   struct     one column per input tensor, validated
     outputs  struct     one column per output tensor
     error    struct     reason and message where the row failed, else null
@@ -28,10 +29,22 @@ from apache_beam import coders
 ROW_ID = "row_id"
 SOURCE = "source"
 PAYLOAD = "payload"
+MESSAGE = "message"
 INPUTS = "inputs"
 OUTPUTS = "outputs"
 ERROR = "error"
 
+UTC_MICROSECONDS = pa.timestamp("us", tz="UTC")
+MESSAGE_TYPE = pa.struct(
+    [
+        ("message_id", pa.string()),
+        ("event_time", UTC_MICROSECONDS),
+        ("received_at", UTC_MICROSECONDS),
+        ("ordering_key", pa.string()),
+        ("attributes", pa.string()),
+        ("attempts", pa.int64()),
+    ]
+)
 ERROR_TYPE = pa.struct([("reason", pa.string()), ("message", pa.string())])
 
 

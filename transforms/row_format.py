@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
 from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from model_handlers.contract import InputSpec, Manifest
 from transforms.failures import Fault, to_json
@@ -30,12 +32,14 @@ _PLAIN = {float, int}
 class RowFormat:
     """What is read from a JSON row.
 
-    id_column: the row's own id, None to derive one. keep: further columns, as text.
+    id_column: the row's own id, None to derive one. keep: further columns, as text;
+    typed: such columns with a type of their own, float64, int64 or string.
     """
 
     manifest: Manifest
     id_column: str | None = None
     keep: tuple[str, ...] = ()
+    typed: tuple[tuple[str, pa.DataType], ...] = ()
 
     @cached_property
     def features(self) -> dict[str, InputSpec]:
@@ -55,7 +59,52 @@ class RowFormat:
     @cached_property
     def texts(self) -> tuple[str, ...]:
         """Columns that are read as text: those to keep beside the features."""
-        return tuple(name for name in self.keep if name not in self.features)
+        typed = {name for name, _ in self.typed}
+        return tuple(n for n in self.keep if n not in self.features and n not in typed)
+
+    @cached_property
+    def numbers(self) -> tuple[tuple[str, pa.DataType], ...]:
+        """Those of `typed` that are numbers."""
+        return tuple((name, kind) for name, kind in self.typed if kind != pa.string())
+
+
+def read_plain(rows: Sequence[Any], row_format: RowFormat) -> dict[str, pa.Array] | None:
+    """Rows that all have their features, as plain numbers or nulls -> the source's columns.
+
+    None if any row is otherwise, or the model wants anything but floats of one input. All
+    features are one list column, VECTOR_COLUMN; those to keep are columns besides. Judges
+    all rows at once, in a fraction of the time that read_row takes for each.
+    """
+    spec = row_format.manifest.inputs[0]
+    names = tuple(row_format.features)
+    if not (row_format.vector and spec.shape and spec.dtype.startswith("float")):
+        return None
+    if spec.is_list_column:
+        return None
+    try:
+        values = list(chain.from_iterable(map(itemgetter(*names), rows)))
+    except (KeyError, TypeError):
+        try:
+            lists = [row[VECTOR_COLUMN] for row in rows]
+            values = list(chain.from_iterable(lists))
+            if set(map(type, lists)) != {list} or set(map(len, lists)) != {len(names)}:
+                return None
+        except (KeyError, TypeError):
+            return None
+    try:
+        # Strict: a text or a truth value is an error, and so is an integer that would be rounded.
+        cells = pa.array(values, pa.float64())
+        columns = {VECTOR_COLUMN: pa.FixedSizeListArray.from_arrays(cells, len(names))}
+        matrix = columns[VECTOR_COLUMN]
+        for name in row_format.keep:
+            if name in row_format.features:
+                columns[name] = pc.list_element(matrix, names.index(name))
+        kept = (*((name, pa.string()) for name in row_format.texts), *row_format.typed)
+        for name, kind in kept:
+            columns[name] = pa.array([row.get(name) for row in rows], kind)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        return None
+    return columns
 
 
 def read_row(row: Any, row_format: RowFormat) -> Any:
@@ -69,6 +118,10 @@ def read_row(row: Any, row_format: RowFormat) -> Any:
             _text(row.get(name))
         except (TypeError, RecursionError):
             return Fault("wrong_type", f"column {name}: nested too deeply for a text", name)
+    for name, kind in row_format.numbers:
+        value = row.get(name)
+        if value is not None and not _is_of(value, kind):
+            return Fault("wrong_type", f"column {name}: expected {kind}, got {value!r:.60}", name)
     features = row_format.features
     try:
         values = [row[name] for name in features]
@@ -147,7 +200,21 @@ def build_columns(
         columns[name] = build(column, spec)
     for name in row_format.texts:
         columns[name] = pa.array([_text(row.get(name)) for row in rows], pa.string())
+    for name, kind in row_format.typed:
+        values_of = [row.get(name) for row in rows]
+        if kind == pa.string():
+            values_of = [_text(value) for value in values_of]
+        elif kind == pa.float64():
+            values_of = [_as_float(value) for value in values_of]
+        columns[name] = pa.array(values_of, kind)
     return columns
+
+
+def _is_of(value: Any, kind: pa.DataType) -> bool:
+    """Whether a JSON value is a number of a type, float64 or int64."""
+    if kind == pa.int64():
+        return type(value) is int and -(1 << 63) <= value < 1 << 63
+    return type(value) is float or type(value) is int
 
 
 def own_id(row: Any, id_column: str) -> str | None:

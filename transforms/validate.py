@@ -46,14 +46,15 @@ def source_columns(manifest: Manifest, available: pa.Schema) -> dict[str, tuple[
 
 
 def _columns_of(spec: InputSpec, manifest: Manifest, available: pa.Schema) -> tuple[str, ...]:
-    missing = [column for column in spec.columns if column not in available.names]
+    known = set(available.names)
+    missing = [column for column in spec.columns if column not in known]
     if not missing:
         for column in spec.columns:
             _check_type(column, available.field(column).type, spec, spec.is_list_column)
         return spec.columns
     vectors = [spec.name] + ([VECTOR_COLUMN] if len(manifest.inputs) == 1 else [])
     for name in vectors:
-        if name in available.names and is_list(available.field(name).type):
+        if name in known and is_list(available.field(name).type):
             _check_type(name, available.field(name).type, spec, True)
             return (name,)
     first = missing[0]
@@ -156,6 +157,11 @@ def _from_columns(arrays: Sequence[pa.Array], spec: InputSpec) -> tuple[np.ndarr
 
 def _from_list(array: pa.Array, spec: InputSpec, faults: _Faults) -> tuple[np.ndarray, np.ndarray]:
     """One list column -> values and states of cells; lists of another length go to `faults`."""
+    if _is_matrix(array, spec):
+        numbers, cells = read_cells(array.flatten(), spec.dtype)
+        shape = (len(array), spec.width)
+        state = np.zeros(shape, np.uint8) if cells is None else cells.reshape(shape)
+        return numbers.reshape(shape), state
     lengths = np.asarray(pc.fill_null(pc.list_value_length(array), -1))
     fits = lengths == spec.width
     faults.add(_where(lengths == -1), "null", spec.name, "expected a list, got null")
@@ -170,6 +176,12 @@ def _from_list(array: pa.Array, spec: InputSpec, faults: _Faults) -> tuple[np.nd
     if cells is not None:
         state[fits] = cells.reshape(-1, spec.width)
     return values, state
+
+
+def _is_matrix(array: pa.Array, spec: InputSpec) -> bool:
+    """Whether a list column is the tensor as it is; one that is imputed is copied first."""
+    whole = pa.types.is_fixed_size_list(array.type) and not array.null_count and not spec.impute
+    return bool(whole and array.type.list_size == spec.width)
 
 
 def _impute(values: np.ndarray, state: np.ndarray, spec: InputSpec, manifest: Manifest) -> None:

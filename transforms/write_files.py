@@ -13,12 +13,11 @@ from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
-from apache_beam.io.filesystems import FileSystems
 from apache_beam.transforms.window import GlobalWindows
 
 from model_handlers.errors import OutputError
-from transforms.commit_files import RunFolder, StagedFile, create_file
-from transforms.file_writers import OutputFormat, open_writer
+from transforms.commit_files import Destination, StagedFile, create_file
+from transforms.file_writers import open_writer
 
 FILE_BYTES = 512 << 20
 
@@ -26,10 +25,8 @@ FILE_BYTES = 512 << 20
 class _StageDoFn(beam.DoFn):
     """Record batches -> the files that a bundle wrote into the staging folder."""
 
-    def __init__(self, folder: RunFolder, part: str, output_format: OutputFormat) -> None:
-        self._folder = folder
-        self._part = part
-        self._format: OutputFormat = output_format
+    def __init__(self, destination: Destination) -> None:
+        self._destination = destination
         self._handle: Any = None
 
     def start_bundle(self) -> None:
@@ -37,7 +34,7 @@ class _StageDoFn(beam.DoFn):
 
     def process(self, batch: pa.RecordBatch) -> Iterator[StagedFile]:
         if self._handle is None:
-            self._open(batch.schema)
+            self._open(self._destination.file_schema(batch.schema))
         self._write(batch if batch.schema.equals(self._schema) else conform(batch, self._schema))
         if self._bytes >= FILE_BYTES:
             yield self._close()
@@ -47,17 +44,18 @@ class _StageDoFn(beam.DoFn):
             yield GlobalWindows.windowed_value_at_end_of_window(self._close())
 
     def _open(self, schema: pa.Schema) -> None:
-        name = f"{self._folder.token}-{self._part}-{uuid.uuid4().hex}.{self._format}"
+        kind = self._destination.output_format
+        name = f"{self._destination.name}-{uuid.uuid4().hex}.{kind}"
         # The folder is there (check_writable). If it is gone the run was aborted, and a
         # worker that has not noticed must not bring it back.
-        self._path = FileSystems.join(self._folder.staging, name)
+        self._path = self._destination.folder.staged(name)
         self._handle = create_file(self._path)
         self._schema, self._rows, self._bytes = schema, 0, 0
         try:
-            self._writer = open_writer(self._handle, schema, self._format)
+            self._writer = open_writer(self._handle, schema, kind)
         except pa.ArrowException as error:
             raise OutputError(
-                f"these rows cannot be written as {self._format}: {error}; choose --output_format "
+                f"these rows cannot be written as {kind}: {error}; choose --output_format "
                 "parquet or jsonl"
             ) from error
 
@@ -76,7 +74,7 @@ class _StageDoFn(beam.DoFn):
         except (OSError, pa.ArrowException) as error:
             raise OutputError(f"{self._path} cannot be written: {error}") from error
         self._handle = None
-        return StagedFile(self._part, self._path, self._rows)
+        return StagedFile(self._destination.name, self._path, self._rows)
 
 
 def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
@@ -97,14 +95,11 @@ def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 class StageFiles(beam.PTransform):
     """Record batches -> StagedFile of each finished file.
 
-    folder: made by check_writable before the run; it holds the staging folder.
-    part: `scores` or `dead_letters`, the subfolder they are for.
+    destination: whose folder was prepared before the run.
     """
 
-    folder: RunFolder
-    part: str
-    output_format: OutputFormat
+    destination: Destination
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[StagedFile]:
         """One DoFn that keeps a file open for the length of a bundle."""
-        return batches | beam.ParDo(_StageDoFn(self.folder, self.part, self.output_format))
+        return batches | beam.ParDo(_StageDoFn(self.destination))

@@ -101,6 +101,13 @@ def build(folder: Path, *, rows: int, train_rows: int, seed: int) -> None:
     build_packages(model, training, folder)
 
 
+def ensure_example(folder: Path) -> None:
+    """A folder -> the example of the demos in it, made if it is not there."""
+    if not (folder / "model_pt2" / "model.json").exists():
+        print("making 200,000 transactions and training the autoencoder ...", flush=True)
+        build(folder, rows=200_000, train_rows=100_000, seed=7)
+
+
 def main(argv: list[str] | None = None) -> None:
     """The command line -> the example's folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from examples.transactions.build import build
+from examples.transactions.build import ensure_example
 
 RUN_ID = "demo"
 
@@ -88,9 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("build/demo"))
     parser.add_argument("--example", type=Path, default=Path("build/example"))
     args = parser.parse_args(argv)
-    if not (args.example / "model_pt2" / "model.json").exists():
-        print("making 200,000 transactions and training the autoencoder ...", flush=True)
-        build(args.example, rows=200_000, train_rows=100_000, seed=7)
+    ensure_example(args.example)
     arguments = command(args.example, args.output)
     print("$ " + shlex.join(["python", *arguments[1:]]) + "\n", flush=True)
     finished = subprocess.run(arguments, check=False)

@@ -1,0 +1,175 @@
+"""Responses of the Storage Read API: recorded once, replayed byte for byte to whoever reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from google.cloud import bigquery
+from google.cloud.bigquery_storage_v1 import types
+
+from cloud.clients import Cloud
+from transforms.bigquery_schema import TableName, table_fields
+
+_SESSION = "session"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A read session and, stream by stream, the responses as they came over the wire."""
+
+    session: bytes
+    streams: tuple[tuple[bytes, ...], ...]
+
+    @property
+    def rows(self) -> int:
+        """How many rows all responses hold."""
+        return sum(response.row_count for response in self._responses())
+
+    @property
+    def response_rows(self) -> int:
+        """The rows of the largest response."""
+        return max(response.row_count for response in self._responses())
+
+    @property
+    def size(self) -> int:
+        """The bytes of all responses."""
+        return sum(len(data) for stream in self.streams for data in stream)
+
+    def _responses(self) -> Iterator[types.ReadRowsResponse]:
+        return (types.ReadRowsResponse.deserialize(d) for stream in self.streams for d in stream)
+
+    def save(self, folder: Path) -> None:
+        """A folder that is not there -> a file a message in it."""
+        folder.mkdir(parents=True)
+        (folder / _SESSION).write_bytes(self.session)
+        for i, stream in enumerate(self.streams):
+            for j, data in enumerate(stream):
+                (folder / f"{i:04d}-{j:04d}").write_bytes(data)
+
+    @classmethod
+    def load(cls, folder: Path) -> Recording:
+        """The folder that `save` filled -> the recording."""
+        streams: dict[str, list[bytes]] = {}
+        for path in sorted(folder.glob("*-*")):
+            streams.setdefault(path.name.split("-")[0], []).append(path.read_bytes())
+        return cls((folder / _SESSION).read_bytes(), tuple(map(tuple, streams.values())))
+
+
+def record(
+    cloud: Cloud, table: TableName, columns: Sequence[str], data_format: types.DataFormat
+) -> Recording:
+    """A table and columns of it -> what its server answers to one who reads them."""
+    client = cloud.bigquery_read()
+    session = client.create_read_session(
+        parent=f"projects/{cloud.project}",
+        read_session=types.ReadSession(
+            table=table.path,
+            data_format=data_format,
+            read_options=types.ReadSession.TableReadOptions(selected_fields=list(columns)),
+        ),
+    )
+    streams = tuple(
+        tuple(map(types.ReadRowsResponse.serialize, client.read_rows(read_stream=stream.name)))
+        for stream in session.streams
+    )
+    return Recording(types.ReadSession.serialize(session), streams)
+
+
+def cut(recording: Recording, rows: int) -> Recording:
+    """A recording of Arrow -> the same rows as LZ4 responses of at most so many rows.
+
+    The emulator compresses nothing and answers 100,000 rows at once; the service does
+    what it is asked to and has at most 10 MB a response.
+    """
+    session = types.ReadSession.deserialize(recording.session)
+    schema = pa.ipc.read_schema(pa.py_buffer(session.arrow_schema.serialized_schema))
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+
+    def cut_one(data: bytes) -> Iterator[bytes]:
+        whole = types.ReadRowsResponse.deserialize(data)
+        body = pa.py_buffer(whole.arrow_record_batch.serialized_record_batch)
+        batch = pa.ipc.read_record_batch(body, schema)
+        for start in range(0, batch.num_rows, rows):
+            part = batch.slice(start, rows)
+            answer = types.ReadRowsResponse(
+                row_count=part.num_rows,
+                arrow_schema=session.arrow_schema,
+                arrow_record_batch=types.ArrowRecordBatch(
+                    serialized_record_batch=_serialized(part, options)
+                ),
+            )
+            yield types.ReadRowsResponse.serialize(answer)
+
+    streams = tuple(
+        tuple(part for data in stream for part in cut_one(data)) for stream in recording.streams
+    )
+    return Recording(recording.session, streams)
+
+
+def _serialized(batch: pa.RecordBatch, options: pa.ipc.IpcWriteOptions) -> bytes:
+    """A batch -> its IPC message alone, without the schema's before it."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema, options=options) as writer:
+        writer.write_batch(batch)
+    messages = pa.ipc.MessageReader.open_stream(sink.getvalue())
+    messages.read_next_message()
+    return bytes(messages.read_next_message().serialize())
+
+
+class ReplayingClient:
+    """In the place of BigQueryReadClient (the generated one): answers with a recording.
+
+    Each response is parsed anew from its bytes, as gRPC does. times: how often the
+    session names each of its streams.
+    """
+
+    def __init__(self, recording: Recording, times: int = 1) -> None:
+        self._session = types.ReadSession.deserialize(recording.session)
+        names = [stream.name for stream in self._session.streams]
+        self._answers = dict(zip(names, recording.streams, strict=True))
+        self._session.streams = [types.ReadStream(name=name) for name in names * times]
+
+    def create_read_session(self, **_: Any) -> types.ReadSession:
+        """Whatever is asked for -> the recorded session."""
+        return self._session
+
+    def read_rows(
+        self, *, read_stream: str, offset: int = 0, **_: Any
+    ) -> Iterator[types.ReadRowsResponse]:
+        """A stream's name -> its responses, from the first."""
+        if offset:
+            raise ValueError(f"a recording is read from its begin, not from row {offset}")
+        return map(types.ReadRowsResponse.deserialize, self._answers[read_stream])
+
+
+@dataclass(frozen=True)
+class ReplayingCloud(Cloud):
+    """A `Cloud` whose one table is a recording, kept in a folder so that it can be sent about."""
+
+    folder: str = ""
+    times: int = 1
+
+    def bigquery_read(self) -> Any:
+        """The replaying client."""
+        return ReplayingClient(Recording.load(Path(self.folder)), self.times)
+
+    def bigquery(self) -> Any:
+        """A client that knows the table's columns."""
+        return _TableClient(self.bigquery_read().create_read_session())
+
+
+class _TableClient:
+    """In the place of bigquery.Client, as far as a source looks at its table."""
+
+    def __init__(self, session: types.ReadSession) -> None:
+        schema = pa.ipc.read_schema(pa.py_buffer(session.arrow_schema.serialized_schema))
+        self._fields = table_fields(schema)
+
+    def get_table(self, name: str, **_: Any) -> bigquery.Table:
+        table = bigquery.Table(name, self._fields)
+        table._properties["type"] = "TABLE"
+        return table

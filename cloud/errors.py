@@ -1,0 +1,161 @@
+"""Errors of Google's clients, in one line that says what to do; and which are worth a retry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import google.auth.exceptions
+import requests.exceptions
+from google.api_core import exceptions
+from google.api_core.retry import Retry
+
+from model_handlers.errors import CredentialsError, MillraceError, one_line
+
+# Of one call or of one job: how long errors that pass by themselves are waited out.
+RETRY_SECONDS = 120.0
+
+# Source: BigQuery's and Cloud Storage's documentation of error codes. A rate passes; a quota
+# (quotaExceeded) of the day, or of a project, does not.
+_PASSING_REASONS = {
+    "rateLimitExceeded",
+    "userRateLimitExceeded",
+    "jobRateLimitExceeded",
+    "backendError",
+    "jobBackendError",
+    "internalError",
+    "jobInternalError",
+    "tableUnavailable",
+}
+# Said by what stands before a service, so that a reason beside it tells nothing.
+_GATEWAYS = (exceptions.BadGateway, exceptions.ServiceUnavailable, exceptions.GatewayTimeout)
+_PASSING = (
+    *_GATEWAYS,
+    ConnectionError,
+    requests.exceptions.ConnectionError,
+    requests.exceptions.Timeout,
+    requests.exceptions.ChunkedEncodingError,
+    google.auth.exceptions.TransportError,
+    exceptions.TooManyRequests,
+    exceptions.InternalServerError,
+    # What gRPC says of a connection that broke.
+    exceptions.Unknown,
+    exceptions.Aborted,
+)
+_FOREIGN = (
+    exceptions.GoogleAPIError,
+    google.auth.exceptions.GoogleAuthError,
+    requests.exceptions.RequestException,
+    ConnectionError,
+)
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether an error of a client, or of a job, may be gone at the next attempt."""
+    if isinstance(error, requests.exceptions.SSLError):
+        # A certificate stays as it is; a connection that was cut is told as an SSLError too.
+        return "EOF" in str(error)
+    reason = reason_of(error)
+    if reason and not isinstance(error, _GATEWAYS):
+        return reason in _PASSING_REASONS
+    return isinstance(error, _PASSING)
+
+
+def retry(seconds: float = RETRY_SECONDS, *also: type[Exception]) -> Retry:
+    """How long -> the retry of all calls to Google's services: backoff with jitter.
+
+    also: errors that pass in this one call.
+    """
+    return Retry(
+        lambda error: isinstance(error, also) or is_passing(error),
+        initial=0.5,
+        maximum=20.0,
+        multiplier=2.0,
+        timeout=seconds,
+    )
+
+
+def reason_of(error: BaseException) -> str:
+    """An error of a REST client -> its reason code, empty if it has none."""
+    details: Any = getattr(error, "errors", None) or []
+    first = details[0] if details else {}
+    return str(first.get("reason", "")) if isinstance(first, dict) else ""
+
+
+@contextmanager
+def told_as(kind: type[MillraceError], what: str) -> Iterator[None]:
+    """What cannot be done -> errors of Google's clients in the block raised as one of ours.
+
+    They become CredentialsError where credentials are at fault, else the given kind.
+    """
+    try:
+        yield
+    except _FOREIGN as error:
+        lacks = isinstance(_cause(error), google.auth.exceptions.GoogleAuthError)
+        told = CredentialsError if lacks and not is_passing(_cause(error)) else kind
+        raise told(f"{what}: {explain(error)}") from error
+
+
+def explain(error: BaseException) -> str:
+    """An error of a client -> its message and what to do, in one line."""
+    cause = _cause(error)
+    text, advice = _text(cause), _advice(cause)
+    if cause is not error:
+        text, advice = f"gave up after repeated attempts ({text})", advice or "run it again later"
+    return f"{text}; {advice}" if advice else text
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Of an error that was retried in vain the last one, else the error itself."""
+    return (error.cause or error) if isinstance(error, exceptions.RetryError) else error
+
+
+def _text(error: BaseException) -> str:
+    """An error -> its message without what only a program can read."""
+    if isinstance(error, google.auth.exceptions.GoogleAuthError):
+        if isinstance(error, google.auth.exceptions.TransportError):
+            return f"credentials could not be fetched: {one_line(error, 150)}"
+        return f"no usable Google Cloud credentials ({one_line(error, 150).split('. ')[0]})"
+    request = getattr(error, "request", None)
+    if isinstance(error, requests.exceptions.RequestException) and request is not None:
+        # The text is that of an object within an object; what happened is said at the bottom.
+        return f"{urlsplit(request.url).netloc} cannot be reached: {_bottom(error)}"
+    message = getattr(error, "message", None)
+    if not isinstance(message, str):
+        return one_line(error)
+    if message.startswith(("GET ", "POST ", "PUT ", "PATCH ", "DELETE ")):
+        # REST clients put the URL before the message, and the job behind it.
+        message = message.split(": ", 1)[-1]
+    # Of a job, its list of errors repeats the first.
+    message = message.split("\n\nLocation:")[0].split("; reason: ")[0]
+    return one_line(Exception(message or type(error).__name__))
+
+
+def _bottom(error: BaseException) -> str:
+    """An error of a connection -> what the system said."""
+    while (below := error.__cause__ or error.__context__) is not None:
+        error = below
+    return one_line(Exception(getattr(error, "strerror", None) or error), 150)
+
+
+def _advice(error: BaseException) -> str:
+    reason = reason_of(error)
+    if isinstance(error, google.auth.exceptions.TransportError):
+        return "check the network"
+    if isinstance(error, google.auth.exceptions.GoogleAuthError):
+        return "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS"
+    if isinstance(error, (requests.exceptions.RequestException, ConnectionError)):
+        return "check the network and --api_endpoints"
+    if reason == "quotaExceeded":
+        return "a quota of the project is used up: raise it in the console, or wait"
+    if is_passing(error):
+        return "this may pass: run it again later"
+    if isinstance(error, exceptions.Forbidden):
+        return "grant the account the role that is missing, or use another --billing_project"
+    if isinstance(error, exceptions.Unauthorized):
+        return "the credentials were refused: log in again"
+    if isinstance(error, exceptions.NotFound):
+        return "check the project, the dataset, the name and the location"
+    return ""

@@ -1,0 +1,167 @@
+"""Servers on this machine that stand in for Google Cloud, for tests, demos and benchmarks.
+
+`make emulators` installs them under .emulators: local-bigquery (REST, and gRPC of the
+Storage Read and Write APIs) and gcp-storage-emulator. Google's own emulator of Pub/Sub
+comes with the Google Cloud CLI and needs Java. They listen on free ports of the
+loopback and end with the block that started them.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cloud.clients import Cloud
+from cloud.endpoints import VARIABLES, Endpoints
+
+INSTALLED = Path(__file__).parent.parent / ".emulators"
+INSTALL_COMMAND = "make emulators"
+PUBSUB_COMMAND = "apt install google-cloud-cli-pubsub-emulator"
+PROJECT = "millrace-test"
+
+
+def is_installed() -> bool:
+    """Whether `make emulators` has been run."""
+    return (INSTALLED / ".installed").exists()
+
+
+@functools.cache
+def pubsub_jar() -> Path | None:
+    """Nothing -> the Pub/Sub emulator of the Google Cloud CLI, None if it is not there."""
+    if not (shutil.which("gcloud") and shutil.which("java")):
+        return None
+    command = ["gcloud", "info", "--format=value(installation.sdk_root)"]
+    root = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    found = Path(root).glob("platform/pubsub-emulator/lib/cloud-pubsub-emulator-*-all.jar")
+    return next(iter(sorted(found)), None)
+
+
+class Server:
+    """A server process on a port that stays the same when it is started again."""
+
+    def __init__(self, command: str, ready: str, log: Path, environment: Mapping[str, str]) -> None:
+        program, *rest = command.split()
+        installed = INSTALLED / "bin" / program
+        self._arguments = [str(installed) if installed.exists() else program, *rest]
+        self._ready, self._log = ready, log
+        self._environment = {**os.environ, **environment}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, seconds: float = 60.0) -> None:
+        """Starts the process and waits until it answers. Raises RuntimeError with its log."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._arguments, stdout=log, stderr=log, env=self._environment
+            )
+        deadline = time.monotonic() + seconds
+        while not _answers(self._ready):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise RuntimeError(
+                    f"{self._arguments[0]} did not start: {self._log.read_text()[-2000:]}"
+                )
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        """Ends the process as a crash would."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def stop(self) -> None:
+        """Ends the process."""
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+
+def _answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=5).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def free_port() -> int:
+    """Nothing -> a port of the loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class LocalCloud:
+    """The running servers and where they are."""
+
+    endpoints: Endpoints
+    bigquery: Server
+    storage: Server
+    pubsub: Server | None
+
+    @property
+    def cloud(self) -> Cloud:
+        """What the transforms take, with short waits."""
+        return Cloud(PROJECT, self.endpoints, retry_seconds=20.0)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables by which a process finds the servers."""
+        addresses = {v: getattr(self.endpoints, name) for name, v in VARIABLES.items()}
+        return {variable: address for variable, address in addresses.items() if address}
+
+    def environ(self) -> dict[str, str]:
+        """This process's environment with them, for a child."""
+        return {**os.environ, **self.environment}
+
+
+@contextmanager
+def local_cloud(folder: Path, *, with_pubsub: bool = False) -> Iterator[LocalCloud]:
+    """A folder for data and logs -> the servers, running until the block ends."""
+    rest, grpc, gcs, messages = free_port(), free_port(), free_port(), free_port()
+    endpoints = Endpoints(
+        f"http://127.0.0.1:{rest}",
+        f"127.0.0.1:{grpc}",
+        f"http://localhost:{gcs}",
+        f"localhost:{messages}" if with_pubsub else None,
+    )
+    pubsub = Server(
+        f"java -Xmx512m -jar {pubsub_jar()} --host=localhost --port={messages}",
+        f"http://localhost:{messages}/",
+        folder / "pubsub.log",
+        {},
+    )
+    storage = Server(
+        f"gcp-storage-emulator start --host localhost --port {gcs} --in-memory",
+        f"http://localhost:{gcs}/storage/v1/b",
+        folder / "storage.log",
+        {},
+    )
+    bigquery = Server(
+        f"local-bigquery serve --host 127.0.0.1 --port {rest} --grpc-port {grpc} "
+        f"--project {PROJECT} --data-dir {folder / 'bigquery'}",
+        f"http://127.0.0.1:{rest}/bigquery/v2/projects/{PROJECT}/datasets",
+        folder / "bigquery.log",
+        # DuckDB looks for its extensions under the home folder.
+        {"HOME": str(INSTALLED / "home"), "STORAGE_EMULATOR_HOST": f"http://localhost:{gcs}"},
+    )
+    with ExitStack() as started:
+        for server in (storage, bigquery, *([pubsub] if with_pubsub else [])):
+            server.start()
+            started.callback(server.stop)
+        yield LocalCloud(endpoints, bigquery, storage, pubsub if with_pubsub else None)

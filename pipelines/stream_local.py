@@ -1,0 +1,37 @@
+"""Score messages of a Pub/Sub subscription as they come, with a model in the worker.
+
+python -m pipelines.stream_local --input_subscription projects/P/subscriptions/S \
+    --model package/ --output_topic projects/P/topics/T --dead_letter_topic projects/P/topics/D
+"""
+
+from __future__ import annotations
+
+import sys
+
+from pipelines.command import Command, run_and_exit
+from pipelines.options import (
+    CloudOptions,
+    ModelOptions,
+    StreamFailureOptions,
+    StreamRunOptions,
+    StreamSinkOptions,
+    StreamSourceOptions,
+)
+
+COMMAND = Command(
+    name="stream_local",
+    about="Score messages as they come with a PyTorch model in the worker: every one of them is "
+    "scored or dead-lettered.",
+    options=(
+        StreamSourceOptions,
+        ModelOptions,
+        StreamSinkOptions,
+        StreamFailureOptions,
+        CloudOptions,
+        StreamRunOptions,
+    ),
+    run="pipelines.stream:run_local",
+)
+
+if __name__ == "__main__":
+    run_and_exit(COMMAND, sys.argv[1:])

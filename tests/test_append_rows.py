@@ -1,0 +1,857 @@
+"""The streaming sink: no row is lost or waited for without end, whatever the service does."""
+
+import datetime
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import grpc
+import orjson
+import pyarrow as pa
+import pytest
+from apache_beam.testing.util import assert_that, equal_to
+from apache_beam.transforms.window import FixedWindows, IntervalWindow, TimestampedValue
+from google.api_core import exceptions
+from google.cloud import bigquery
+from google.cloud.bigquery_storage_v1 import types
+from google.rpc import status_pb2
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloud.clients import Cloud
+from cloud.endpoints import Endpoints
+from examples.local_cloud import LocalCloud
+from model_handlers.contract import Manifest
+from model_handlers.errors import OutputError
+from transforms import append_rows
+from transforms.append_rows import (
+    REQUEST_BYTES,
+    WRITTEN,
+    AppendToTable,
+    DefaultStream,
+    append,
+    conform,
+    sized,
+)
+from transforms.bigquery_schema import JSON_METADATA, TableName, arrow_schema, table_fields
+from transforms.encode import choose_fields, encode
+from transforms.failures import Provenance
+from transforms.record_batch import OUTPUTS
+
+TABLE = TableName("some-project", "d", "t")
+ROOT = Path(__file__).parent.parent
+
+
+def ids(*values: str | None) -> pa.RecordBatch:
+    return pa.record_batch({"id": pa.array(values, pa.string())})
+
+
+# Which rows are written
+
+
+@given(data=st.data(), rows=st.integers(0, 20))
+def test_each_row_is_written_once_or_refused_however_many_of_the_bad_ones_are_told_at_a_time(
+    data: st.DataObject, rows: int
+) -> None:
+    bad = {f"r{i}" for i in data.draw(st.sets(st.integers(0, 19)))}
+    written: list[str] = []
+
+    def send(part: pa.RecordBatch) -> dict[int, str]:
+        names = part.column("id").to_pylist()
+        faults = [i for i, name in enumerate(names) if name in bad]
+        if not faults:
+            written.extend(names)
+            return {}
+        told = data.draw(st.lists(st.sampled_from(faults), min_size=1, unique=True))
+        return {i: f"bad {names[i]}" for i in told}
+
+    every = [f"r{i}" for i in range(rows)]
+    refused = append(ids(*every), send)
+    assert written == [name for name in every if name not in bad]
+    assert refused == {i: f"bad {name}" for i, name in enumerate(every) if name in bad}
+
+
+@pytest.mark.parametrize("index", [-1, 3, 1 << 40])
+def test_a_refusal_of_a_row_that_was_not_sent_is_an_error_and_no_loop(index: int) -> None:
+    answers = iter([{0: "bad", index: "who?"}])
+    with pytest.raises(OutputError, match=rf"row {index} of an append of 3 rows.*\(who\?\)"):
+        append(ids("a", "b", "c"), lambda _: next(answers))
+
+
+TEXTS = st.lists(st.none() | st.integers(0, 400).map(lambda n: "x" * n), max_size=40)
+
+
+def wide(texts: Sequence[str | None]) -> pa.RecordBatch:
+    """Texts -> columns of several layouts whose size goes with them."""
+    lists = [None if text is None else [len(text)] * (len(text) % 7) for text in texts]
+    return pa.record_batch(
+        {
+            "text": pa.array(texts, pa.string()),
+            "flag": pa.array([bool(text) for text in texts], pa.bool_()),
+            "list": pa.array(lists, pa.list_(pa.int64())),
+            "struct": pa.array([{"b": (text or "").encode()} for text in texts]).cast(
+                pa.struct([("b", pa.binary())])
+            ),
+        }
+    )
+
+
+@given(texts=TEXTS, skipped=st.integers(0, 9), limit=st.integers(1, 3000))
+def test_a_batch_is_cut_into_slices_within_the_limit_that_cover_it_in_order(
+    texts: list[str | None], skipped: int, limit: int
+) -> None:
+    rows = wide(texts).slice(skipped)
+    parts = list(sized(rows, limit))
+    assert [row for part in parts for row in part.to_pylist()] == rows.to_pylist()
+    assert all(part.num_rows == 1 or part.nbytes <= limit for part in parts)
+    assert all(part.num_rows for part in parts)
+
+
+def test_an_enormous_row_stands_alone_and_its_neighbours_stay_together() -> None:
+    parts = list(sized(ids("a", "b", "x" * 100_000, *"cdefgh"), 1000))
+    assert [part.num_rows for part in parts if part.nbytes > 1000] == [1]
+    assert len(parts) <= 6
+
+
+@given(texts=TEXTS, skipped=st.integers(0, 9), size=st.integers(1, 20))
+def test_the_bytes_of_a_slice_are_those_that_are_sent_and_not_those_around_it(
+    texts: list[str | None], skipped: int, size: int
+) -> None:
+    part = wide(texts).slice(skipped, size)
+    framing = pa.ipc.get_record_batch_size(part) - part.nbytes
+    # Each of the 12 buffers is described, and filled up to a multiple of 8 bytes.
+    assert 0 <= framing <= 1000
+
+
+def test_rows_take_the_form_that_the_api_has_for_them() -> None:
+    encoded = pa.FixedSizeListArray.from_arrays(pa.array([0.5, 1, 2, 3], pa.float32()), 2)
+    rows = pa.record_batch(
+        {
+            "unused": pa.array(["x", "y"]),
+            "encoded": encoded,
+            "list": pa.array([None, [1]], pa.large_list(pa.int32())),
+            "run_id": pa.array(["r", "r"]).dictionary_encode(),
+        }
+    )
+    schema = arrow_schema(table_fields(rows.select(["run_id", "encoded", "list"]).schema))
+    assert conform(rows, schema).schema == schema
+    assert conform(rows, schema).to_pylist() == [
+        # A null list is an empty one to BigQuery; the API refuses null.
+        {"run_id": "r", "encoded": [0.5, 1.0], "list": []},
+        {"run_id": "r", "encoded": [2.0, 3.0], "list": [1]},
+    ]
+
+
+# What the service does
+
+
+class Service:
+    """BigQuery's AppendRows, which does to each request what the next of `answers` says."""
+
+    def __init__(self, *answers: "Answer", then: "Answer | None" = None) -> None:
+        self._answers = iter(answers)
+        self._then = then or write
+        self.requests: list[list[str]] = []
+        self.sizes: list[int] = []
+        self.written: list[str] = []
+        self.connections: list[grpc.ServicerContext] = []
+        self.over = threading.Event()
+        method = grpc.stream_stream_rpc_method_handler(
+            self._append_rows, None, types.AppendRowsResponse.serialize
+        )
+        name = "google.cloud.bigquery.storage.v1.BigQueryWrite"
+        self._server = grpc.server(
+            ThreadPoolExecutor(64), options=[("grpc.max_receive_message_length", -1)]
+        )
+        self._server.add_generic_rpc_handlers(
+            [grpc.method_handlers_generic_handler(name, {"AppendRows": method})]
+        )
+        self.port = self._server.add_insecure_port("127.0.0.1:0")
+        self._server.start()
+
+    def cloud(self, retry_seconds: float = 60.0) -> Cloud:
+        """Where it is."""
+        return Cloud(
+            "some-project", Endpoints(bigquerystorage=f"127.0.0.1:{self.port}"), retry_seconds
+        )
+
+    def stream(self, retry_seconds: float = 60.0) -> DefaultStream:
+        """An unopened stream of rows with one column `id`."""
+        return DefaultStream(self.cloud(retry_seconds), TABLE, ids().schema)
+
+    def stop(self) -> None:
+        """The end of all connections."""
+        self.over.set()
+        self._server.stop(None)
+
+    def _append_rows(
+        self, requests: Iterator[bytes], context: grpc.ServicerContext
+    ) -> Iterator[types.AppendRowsResponse]:
+        self.connections.append(context)
+        schema = None
+        for raw in requests:
+            request = types.AppendRowsRequest.deserialize(raw)
+            if schema is None:
+                assert request.write_stream == f"{TABLE.path}/streams/_default"
+                told = request.arrow_rows.writer_schema.serialized_schema
+                schema = pa.ipc.read_schema(pa.py_buffer(told))
+            data = request.arrow_rows.rows.serialized_record_batch
+            rows = pa.ipc.read_record_batch(pa.py_buffer(data), schema).column(0).to_pylist()
+            self.requests.append(rows)
+            self.sizes.append(len(raw))
+            answer = next(self._answers, self._then)(self, rows, context)
+            if answer is None:
+                return
+            yield answer
+
+
+Answer = Callable[[Service, list[str], grpc.ServicerContext], types.AppendRowsResponse | None]
+
+
+def write(service: Service, rows: list[str], _: grpc.ServicerContext) -> types.AppendRowsResponse:
+    service.written.extend(rows)
+    return types.AppendRowsResponse(append_result={})
+
+
+def break_off(code: grpc.StatusCode, *, written: bool = False) -> Answer:
+    """The call ends with a status, after the rows were written or before."""
+
+    def answer(service: Service, rows: list[str], context: grpc.ServicerContext) -> None:
+        service.written.extend(rows if written else [])
+        context.abort(code, "told by the service")
+
+    return answer
+
+
+def say(code: grpc.StatusCode) -> Answer:
+    """The answer is an error; the call goes on."""
+    status = status_pb2.Status(code=code.value[0], message="told by the service")
+    return lambda *_: types.AppendRowsResponse(error=status)
+
+
+def refuse(*bad: str | None) -> Answer:
+    """Rows of these names are bad, the others are fine."""
+
+    def answer(
+        service: Service, rows: list[str], context: grpc.ServicerContext
+    ) -> types.AppendRowsResponse:
+        faults = [(i, row) for i, row in enumerate(rows) if row in bad]
+        if not faults:
+            return write(service, rows, context)
+        return types.AppendRowsResponse(
+            error=status_pb2.Status(code=3, message="rows are bad"),
+            row_errors=[types.RowError(index=i, message=f"bad {row}") for i, row in faults],
+        )
+
+    return answer
+
+
+def hang(service: Service, rows: list[str], context: grpc.ServicerContext) -> None:
+    service.over.wait()
+
+
+def leave(service: Service, rows: list[str], context: grpc.ServicerContext) -> None:
+    """The call ends well, without an answer."""
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Service]]:
+    services: list[Service] = []
+
+    def start(*answers: Answer, then: Answer | None = None) -> Service:
+        services.append(Service(*answers, then=then))
+        return services[-1]
+
+    yield start
+    for service in services:
+        service.stop()
+
+
+def eventually(is_so: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 30
+    while not is_so() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return is_so()
+
+
+Serve = Callable[..., Service]
+Code = grpc.StatusCode
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        break_off(Code.UNAVAILABLE),
+        break_off(Code.UNKNOWN),
+        break_off(Code.ABORTED),
+        break_off(Code.CANCELLED),
+        say(Code.RESOURCE_EXHAUSTED),
+        say(Code.INTERNAL),
+        say(Code.UNAVAILABLE),
+        leave,
+    ],
+)
+def test_a_fault_that_passes_is_met_by_sending_again_over_a_new_connection(
+    serve: Serve, fault: Answer
+) -> None:
+    service = serve(write, fault)
+    stream = service.stream()
+    assert stream.send(ids("a")) == stream.send(ids("b")) == stream.send(ids("c")) == {}
+    assert service.requests == [["a"], ["b"], ["b"], ["c"]]
+    assert service.written == ["a", "b", "c"]
+    assert len(service.connections) == 2
+    stream.close()
+
+
+def test_rows_whose_answer_was_lost_are_there_twice_rather_than_not_at_all(serve: Serve) -> None:
+    service = serve(break_off(Code.UNAVAILABLE, written=True))
+    stream = service.stream()
+    assert stream.send(ids("a", "b")) == {}
+    assert service.written == ["a", "b", "a", "b"]
+    stream.close()
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (say(Code.INVALID_ARGUMENT), exceptions.InvalidArgument),
+        (say(Code.PERMISSION_DENIED), exceptions.PermissionDenied),
+        (break_off(Code.INVALID_ARGUMENT), exceptions.InvalidArgument),
+        (break_off(Code.PERMISSION_DENIED), exceptions.PermissionDenied),
+        (break_off(Code.UNAUTHENTICATED), exceptions.Unauthenticated),
+        (break_off(Code.NOT_FOUND), exceptions.NotFound),
+        (break_off(Code.UNIMPLEMENTED), exceptions.MethodNotImplemented),
+    ],
+)
+def test_a_fault_that_stays_is_told_at_once_in_the_services_own_words(
+    serve: Serve, fault: Answer, kind: type[Exception]
+) -> None:
+    service = serve(fault)
+    stream = service.stream()
+    with pytest.raises(kind, match="told by the service"):
+        stream.send(ids("a"))
+    assert service.requests == [["a"]]
+    # The runner may try the bundle again.
+    assert stream.send(ids("a")) == {}
+    stream.close()
+
+
+class Clock:
+    """Time that passes only where somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.sleeps: list[float] = []
+
+    def monotonic(self) -> float:
+        return sum(self.sleeps)
+
+    def sleep(self, seconds: float) -> None:
+        self.sleeps.append(seconds)
+
+
+def test_pauses_grow_to_ten_seconds_until_the_time_for_retries_is_up(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(append_rows, "time", clock)
+    service = serve(then=break_off(Code.UNAVAILABLE))
+    stream = service.stream(retry_seconds=120.0)
+    with pytest.raises(exceptions.RetryError, match="told by the service"):
+        stream.send(ids("a"))
+    longest = [min(0.1 * 2**i, 10.0) for i in range(len(clock.sleeps))]
+    assert all(half / 2 <= pause <= half for pause, half in zip(clock.sleeps, longest, strict=True))
+    assert 110.0 <= sum(clock.sleeps) <= 120.0
+    assert len(service.requests) == len(clock.sleeps) + 1
+
+
+def test_a_connection_that_hangs_is_left_for_another_one(serve: Serve) -> None:
+    service = serve(hang)
+    stream = service.stream(retry_seconds=1.0)
+    assert stream.send(ids("a")) == {}
+    service.over.set()
+    assert stream.send(ids("b")) == {}
+    assert service.written == ["a", "b"]
+    assert len(service.connections) == 2
+    stream.close()
+
+
+def test_a_service_that_never_answers_is_given_up(serve: Serve) -> None:
+    service = serve(then=hang)
+    stream = service.stream(retry_seconds=0.4)
+    with pytest.raises(exceptions.RetryError, match="no answer within"):
+        stream.send(ids("a"))
+    # Closed is closed.
+    assert eventually(lambda: not any(c.is_active() for c in service.connections))
+
+
+def test_a_service_that_is_not_there_is_given_up(serve: Serve) -> None:
+    service = serve()
+    service.stop()
+    with pytest.raises(exceptions.RetryError, match="connect"):
+        service.stream(retry_seconds=0.4).send(ids("a"))
+
+
+def test_a_connection_that_the_service_closed_while_idle_is_made_again(serve: Serve) -> None:
+    service = serve()
+    stream = service.stream()
+    assert stream.send(ids("a")) == {}
+    service.connections[0].cancel()
+    assert stream.send(ids("b")) == {}
+    assert service.written == ["a", "b"]
+    stream.close()
+
+
+def test_refused_rows_are_told_by_index_and_cost_no_connection(serve: Serve) -> None:
+    service = serve(then=refuse("b", "d"))
+    stream = service.stream()
+    assert stream.send(ids(*"abcd")) == {1: "bad b", 3: "bad d"}
+    assert service.written == []
+    assert append(ids(*"abcd"), stream.send) == {1: "bad b", 3: "bad d"}
+    assert service.written == ["a", "c"]
+    assert len(service.connections) == 1
+    stream.close()
+
+
+def test_an_interrupted_send_does_not_leave_its_answer_to_the_next(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = serve(refuse("a"))
+    stream = service.stream()
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(append_rows, "next", interrupted, raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            stream.send(ids("a"))
+    assert stream.send(ids("b")) == {}
+    stream.close()
+
+
+def test_many_streams_at_once_share_one_client_and_get_their_own_answers(serve: Serve) -> None:
+    service = serve(then=refuse(*(f"bad{i}" for i in range(8))))
+
+    def run(i: int) -> list[dict[int, str]]:
+        stream = service.stream()
+        sent = [stream.send(ids(f"fine{i}.{k}")) for k in range(10)]
+        sent.append(stream.send(ids("x", f"bad{i}")))
+        stream.close()
+        return sent
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(run, range(8)))
+    assert answers == [[{}] * 10 + [{1: f"bad bad{i}"}] for i in range(8)]
+    assert sorted(service.written) == sorted(f"fine{i}.{k}" for i in range(8) for k in range(10))
+    assert service.cloud().bigquery_write() is service.cloud().bigquery_write()
+
+
+def test_closed_and_broken_streams_leave_no_thread_and_no_connection_behind(serve: Serve) -> None:
+    service = serve(then=refuse())
+    broken = serve(then=break_off(Code.PERMISSION_DENIED))
+
+    def once() -> None:
+        stream = service.stream(retry_seconds=3600.0)
+        stream.send(ids("a"))
+        stream.close()
+        stream.close()
+        with pytest.raises(exceptions.PermissionDenied):
+            broken.stream().send(ids("a"))
+
+    def clients() -> int:
+        # Those of the test's own server come and go.
+        return sum(not t.name.startswith("ThreadPool") for t in threading.enumerate())
+
+    once()
+    before = clients()
+    for _ in range(25):
+        once()
+    assert eventually(lambda: clients() <= before)
+    assert eventually(lambda: not any(c.is_active() for c in service.connections))
+
+
+def test_a_process_ends_whatever_state_its_connections_are_in(serve: Serve, tmp_path: Path) -> None:
+    program = """
+import sys, threading
+import pyarrow as pa
+from cloud.clients import Cloud
+from cloud.endpoints import Endpoints
+from transforms.append_rows import DefaultStream
+from transforms.bigquery_schema import TableName
+
+rows = pa.record_batch({"id": pa.array(["a"])})
+table = TableName("some-project", "d", "t")
+streams = [
+    DefaultStream(Cloud("p", Endpoints(bigquerystorage=address)), table, rows.schema)
+    for address in sys.argv[1:]
+]
+fine, broken, hanging = streams
+fine.send(rows)
+try:
+    broken.send(rows)
+except Exception as error:
+    print(type(error).__name__)
+threading.Thread(target=hanging.send, args=(rows,), daemon=True).start()
+sys.stdin.read()
+"""
+    fine, broken, hanging = serve(), serve(then=break_off(Code.NOT_FOUND)), serve(then=hang)
+    addresses = [f"127.0.0.1:{service.port}" for service in (fine, broken, hanging)]
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *addresses],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert eventually(lambda: len(hanging.requests) == 1)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert output == "NotFound\n"
+
+
+# The transform
+
+
+def run(
+    sink: AppendToTable, batches: Sequence[pa.RecordBatch], expected: int, check: Any = None
+) -> None:
+    """Batches, in one bundle -> appended; the rows counted, the failure records looked at."""
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        rows = pipeline | beam.Create([None]) | beam.FlatMap(lambda _: batches)
+        written, failures = rows | sink
+        total = written | beam.CombinePerKey(sum)
+        assert_that(total, equal_to([((WRITTEN,), expected)]), label="Written")
+        assert_that(failures, check or equal_to([]), label="Failures")
+
+
+def records(**expected: tuple[str, str]) -> Callable[[list[pa.RecordBatch]], None]:
+    """Row ids with reasons and messages' beginnings -> a check of failure records."""
+
+    def check(batches: list[pa.RecordBatch]) -> None:
+        rows = [row for batch in batches for row in batch.to_pylist()]
+        assert {row["stage"] for row in rows} == {"write"}
+        assert {row["run_id"] for row in rows} == {"run 1"}
+        assert sorted(row["row_id"] for row in rows) == sorted(expected)
+        for row in rows:
+            reason, message = expected[row["row_id"]]
+            assert row["reason"] == reason
+            assert row["message"].startswith(message), row["message"]
+            assert orjson.loads(row["payload"])["id"] == row["row_id"]
+
+    return check
+
+
+def test_small_batches_are_appended_together_and_large_ones_in_parts(
+    serve: Serve, provenance: Provenance
+) -> None:
+    service = serve()
+    sink = AppendToTable(service.cloud(), TABLE, ids().schema, provenance, batch_bytes=2000)
+    small = [ids(f"s{i}") for i in range(20)]
+    large = ids(*(f"{i:0100d}" for i in range(50)))
+    run(sink, [ids(), *small, large, ids("last")], 71)
+    assert [row for rows in service.requests for row in rows] == [
+        row for batch in [*small, large, ids("last")] for row in batch.column(0).to_pylist()
+    ]
+    assert service.requests[0][:20] == [f"s{i}" for i in range(20)]
+    assert 4 <= len(service.requests) <= 8
+    assert len(service.connections) == 1
+
+
+def test_rows_do_not_wait_for_the_end_of_a_long_bundle(
+    serve: Serve, provenance: Provenance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(append_rows, "BATCH_SECONDS", -1.0)
+    service = serve()
+    run(AppendToTable(service.cloud(), TABLE, ids().schema, provenance), [ids("a"), ids("b")], 2)
+    assert service.requests == [["a"], ["b"]]
+
+
+def test_a_refused_row_without_an_id_is_recorded_without_one(
+    serve: Serve, provenance: Provenance
+) -> None:
+    def check(batches: list[pa.RecordBatch]) -> None:
+        (row,) = batches[0].to_pylist()
+        assert (row["row_id"], row["payload"], row["message"]) == (None, b'{"id":null}', "bad None")
+
+    service = serve(then=refuse(None))
+    sink = AppendToTable(service.cloud(), TABLE, ids().schema, provenance)
+    run(sink, [ids("a", None)], 1, check)
+    assert service.written == ["a"]
+
+
+def test_a_row_that_no_append_can_hold_becomes_a_failure_record_and_one_that_fits_is_sent(
+    serve: Serve, provenance: Provenance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = serve()
+    small, fits, large = "x", "y" * 996, "z" * 997
+    rows = ids(small, fits, large)
+    # The offset of a text takes 4 bytes.
+    monkeypatch.setattr(append_rows, "REQUEST_BYTES", 1000)
+    sink = AppendToTable(service.cloud(), TABLE, ids().schema, provenance)
+    run(sink, [rows], 2, records(**{large: ("too_large", "1,001 bytes: ")}))
+    assert service.written == [small, fits]
+
+
+def test_the_largest_append_is_within_the_limit_of_the_api(serve: Serve) -> None:
+    service = serve()
+    stream = service.stream()
+    rows = ids("x" * (REQUEST_BYTES - 4))
+    assert rows.nbytes == REQUEST_BYTES
+    stream.send(rows)
+    # "The size of a single AppendRowsRequest must be less than 20 MB in size."
+    assert REQUEST_BYTES < service.sizes[0] < 20_000_000
+    stream.close()
+
+
+def test_values_that_a_column_of_the_table_cannot_hold_become_failure_records(
+    serve: Serve, provenance: Provenance
+) -> None:
+    service = serve()
+    rows = pa.record_batch(
+        {
+            "id": pa.array(["a", "b", "c", "d"]),
+            "n": pa.array([1, 1 << 63, 3, (1 << 64) - 1], pa.uint64()),
+        }
+    )
+    sink = AppendToTable(service.cloud(), TABLE, rows.schema, provenance)
+    told = "Integer value 9223372036854775808 not in range"
+    faults = {"b": ("refused", told), "d": ("refused", "Integer value 18446744073709551615")}
+    run(sink, [rows], 2, records(**faults))
+    assert service.written == ["a", "c"]
+
+
+def test_a_fault_of_the_service_fails_the_bundle_in_one_line(
+    serve: Serve, provenance: Provenance
+) -> None:
+    service = serve(then=break_off(Code.PERMISSION_DENIED))
+    sink = AppendToTable(service.cloud(), TABLE, ids().schema, provenance)
+    message = (
+        "table some-project.d.t cannot be written: told by the service; grant the account the "
+        "role that is missing"
+    )
+    with pytest.raises(OutputError, match=message):
+        run(sink, [ids("a")], 1)
+    assert eventually(lambda: not any(c.is_active() for c in service.connections))
+
+
+A, B, C = (IntervalWindow(start, start + 10) for start in (0, 10, 20))
+TIMED = {"a1": 1, "a2": 2, "b1": 15, "b2": 13, "a3": 4, "c1": 27, "c2": 28}
+
+
+def placed(
+    element: Any, window: Any = beam.DoFn.WindowParam, time: Any = beam.DoFn.TimestampParam
+) -> tuple[Any, ...]:
+    """A count or failure records, with window and time -> the rows, likewise."""
+    is_count = isinstance(element, tuple)
+    return window, int(time), element[1] if is_count else element.column("row_id").to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("batch_bytes", "counts"),
+    [
+        (5000, [(A, 4, 3), (B, 15, 1), (C, 28, 1)]),
+        (1, [(A, 1, 1), (A, 2, 1), (B, 15, 0), (B, 13, 1), (A, 4, 1), (C, 27, 1), (C, 28, 0)]),
+    ],
+    ids=["together", "one by one"],
+)
+def test_counts_and_failures_stay_in_the_windows_and_at_the_times_of_their_rows(
+    serve: Serve, provenance: Provenance, batch_bytes: int, counts: list[tuple[Any, ...]]
+) -> None:
+    service = serve(then=refuse("b1", "c2"))
+    sink = AppendToTable(service.cloud(), TABLE, ids().schema, provenance, batch_bytes)
+    timed = [TimestampedValue(ids(name), at) for name, at in TIMED.items()]
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        rows = pipeline | beam.Create([None]) | beam.FlatMap(lambda _: timed)
+        written, failures = rows | beam.WindowInto(FixedWindows(10)) | sink
+        assert_that(written | "W" >> beam.Map(placed), equal_to(counts), label="Written")
+        refused = [(B, 15, ["b1"]), (C, 28, ["c2"])]
+        assert_that(failures | "F" >> beam.Map(placed), equal_to(refused), label="Failures")
+    # All windows in one bundle.
+    assert len(service.connections) == 1
+
+
+# On the emulator
+
+
+def make_table(
+    servers: LocalCloud, dataset: str, fields: Sequence[bigquery.SchemaField]
+) -> TableName:
+    name = TableName.parse(f"{dataset}.t", "output_table")
+    servers.cloud.bigquery().create_table(bigquery.Table(str(name), schema=fields))
+    return name
+
+
+def rows_of(servers: LocalCloud, table: TableName) -> list[dict[str, Any]]:
+    return [dict(row.items()) for row in servers.cloud.bigquery().list_rows(str(table))]
+
+
+UTC = datetime.UTC
+TYPES = pa.schema(
+    [
+        ("id", pa.string()),
+        ("int64", pa.int64()),
+        ("float64", pa.float64()),
+        ("numeric", pa.decimal128(38, 9)),
+        ("bignumeric", pa.decimal256(76, 38)),
+        ("bool", pa.bool_()),
+        ("string", pa.string()),
+        ("bytes", pa.binary()),
+        ("date", pa.date32()),
+        ("datetime", pa.timestamp("us")),
+        ("timestamp", pa.timestamp("us", tz="UTC")),
+        ("time", pa.time64("us")),
+        pa.field("json", pa.string(), metadata=JSON_METADATA),
+        ("strings", pa.list_(pa.string())),
+        # The emulator reads BYTES within a STRUCT as their base64; the service does not.
+        ("struct", pa.struct([("a", pa.int64()), ("b", pa.list_(pa.float64()))])),
+        ("structs", pa.list_(pa.struct([("x", pa.date32()), ("y", pa.bool_())]))),
+    ]
+)
+# Not here, since the service has them and the emulator has not: NaN and the infinities (it turns
+# rows into JSON), and more than 18 digits of a BIGNUMERIC after the point.
+EXAMPLES: list[dict[str, Any]] = [
+    {
+        "id": "first",
+        "int64": -(1 << 63),
+        "float64": 1.7976931348623157e308,
+        "numeric": Decimal("99999999999999999999999999999.999999999"),
+        "bignumeric": Decimal("-12345678901234567890.012345678901234567"),
+        "bool": True,
+        "string": 'line\nbreak, "quotes", \U0001f40b \x00',
+        "bytes": bytes(range(256)),
+        "date": datetime.date(1, 1, 1),
+        "datetime": datetime.datetime(9999, 12, 31, 23, 59, 59, 999999),
+        "timestamp": datetime.datetime(1969, 12, 31, 23, 59, 59, 999999, UTC),
+        "time": datetime.time(23, 59, 59, 999999),
+        "json": '{"a":[1,null,{"b":"c"}]}',
+        "strings": ["", "b"],
+        "struct": {"a": 1, "b": [0.1, -0.2]},
+        "structs": [{"x": datetime.date(2024, 2, 29), "y": None}, {"x": None, "y": False}],
+    },
+    {
+        **dict.fromkeys(TYPES.names),
+        "id": "nothing",
+        "strings": [],
+        "structs": [],
+    },
+    {
+        **dict.fromkeys(TYPES.names),
+        "id": "small",
+        "int64": (1 << 63) - 1,
+        "float64": 5e-324,
+        "numeric": Decimal("-0.000000001"),
+        "bool": False,
+        "string": "",
+        "bytes": b"",
+        "timestamp": datetime.datetime(2024, 1, 1, tzinfo=UTC),
+        "strings": [],
+        "struct": {"a": None, "b": []},
+        "structs": [],
+    },
+]
+
+
+def test_values_of_every_type_arrive_unchanged(
+    emulators: LocalCloud, dataset: str, provenance: Provenance
+) -> None:
+    table = make_table(emulators, dataset, table_fields(TYPES))
+    rows = pa.RecordBatch.from_pylist(EXAMPLES, TYPES)
+    run(AppendToTable(emulators.cloud, table, TYPES, provenance), [rows], 3)
+    expected = [{**row, "json": row["json"] and orjson.loads(row["json"])} for row in EXAMPLES]
+    assert sorted(rows_of(emulators, table), key=lambda row: row["id"]) == expected
+
+
+def test_output_rows_of_a_pipeline_arrive_with_their_lineage(
+    emulators: LocalCloud,
+    dataset: str,
+    provenance: Provenance,
+    make_manifest: Callable[..., Manifest],
+    make_source: Callable[..., pa.RecordBatch],
+) -> None:
+    codes = pa.FixedSizeListArray.from_arrays(pa.array([0.1, 2, 3, 4], pa.float32()), 2)
+    outputs = pa.StructArray.from_arrays(
+        [pa.array([0.3, 7], pa.float32()), codes], ["total", "code"]
+    )
+    batch = make_source({"a": [1.0, 2.0]}).append_column(OUTPUTS, outputs)
+    now = datetime.datetime(2024, 5, 6, 7, 8, 9, 123456, UTC)
+    rows = encode(batch, choose_fields(make_manifest(), ["code", "a"]), provenance, now)
+    table = make_table(emulators, dataset, table_fields(rows.schema))
+    run(AppendToTable(emulators.cloud, table, rows.schema, provenance), [rows], 2)
+    assert sorted(rows_of(emulators, table), key=lambda row: row["row_id"]) == rows.to_pylist()
+
+
+def test_rows_that_the_table_refuses_become_failure_records_and_the_others_are_written(
+    emulators: LocalCloud, dataset: str, provenance: Provenance
+) -> None:
+    table = TableName.parse(f"{dataset}.t", "output_table")
+    # By REST the emulator makes a NUMERIC of any precision.
+    emulators.cloud.bigquery().query_and_wait(
+        f"CREATE TABLE `{table}` (id STRING, amount NUMERIC(5, 2), name STRING NOT NULL)"
+    )
+    schema = pa.schema(
+        [("id", pa.string()), ("amount", pa.decimal128(9, 2)), ("name", pa.string())]
+    )
+    amounts = {"a": "1.25", "b": "123456.00", "c": "-999.99", "d": None, "e": "7"}
+    names = {"a": "x", "b": "y", "c": "z", "d": None, "e": "w"}
+    rows = [
+        {"id": key, "amount": amount and Decimal(amount), "name": names[key]}
+        for key, amount in amounts.items()
+    ]
+    faults = {
+        "b": ("refused", "Cannot convert value to numeric (bad value): 123456"),
+        "d": ("refused", "Missing required field: name."),
+    }
+    sink = AppendToTable(emulators.cloud, table, schema, provenance)
+    run(sink, [pa.RecordBatch.from_pylist(rows, schema)], 3, records(**faults))
+    assert sorted(row["id"] for row in rows_of(emulators, table)) == ["a", "c", "e"]
+
+
+def test_a_table_that_is_not_there_is_told_in_one_line(
+    emulators: LocalCloud, dataset: str, provenance: Provenance
+) -> None:
+    table = TableName.parse(f"{dataset}.missing", "output_table")
+    sink = AppendToTable(emulators.cloud, table, ids().schema, provenance)
+    with pytest.raises(OutputError, match=r"missing cannot be written: .*check the project"):
+        run(sink, [ids("a")], 1)
+
+
+CRASHES: list[Callable[[], None]] = []
+
+
+def batches_with_a_crash(_: None) -> Iterator[pa.RecordBatch]:
+    for i in range(6):
+        if i == 3:
+            CRASHES.pop()()
+        yield ids(*(f"{i}.{k}" for k in range(100)))
+
+
+def test_no_row_is_missing_when_the_service_crashes_in_the_middle_and_comes_back(
+    emulators: LocalCloud, dataset: str, provenance: Provenance
+) -> None:
+    table = make_table(emulators, dataset, table_fields(ids().schema))
+    back = threading.Thread(target=emulators.bigquery.start)
+
+    def crash() -> None:
+        assert rows_of(emulators, table)
+        emulators.bigquery.kill()
+        back.start()
+
+    CRASHES[:] = [crash]
+    # Each batch is an append of its own.
+    sink = AppendToTable(emulators.cloud, table, ids().schema, provenance, batch_bytes=500)
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        rows = pipeline | beam.Create([None]) | beam.FlatMap(batches_with_a_crash)
+        written, _ = rows | sink
+        total = written | beam.CombinePerKey(sum)
+        assert_that(total, equal_to([((WRITTEN,), 600)]))
+    back.join()
+    # At least once: an append whose answer was lost is there twice.
+    expected = {f"{i}.{k}" for i in range(6) for k in range(100)}
+    assert {row["id"] for row in rows_of(emulators, table)} == expected

@@ -1,0 +1,403 @@
+"""Jobs that are not run twice, against a server whose jobs end as a test says, and the emulator."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from google.api_core import exceptions
+from google.cloud import bigquery
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import transforms.bigquery_jobs
+from cloud.clients import Cloud
+from cloud.endpoints import Endpoints
+from cloud.errors import retry
+from examples.local_cloud import LocalCloud
+from transforms.bigquery_jobs import ATTEMPTS, done_job, job_id, run_job
+
+PLACE = "europe-west1"
+BASE = job_id("copy", "a", "b")
+
+
+@dataclass
+class Plan:
+    """What becomes of a job: it is asked about so often until it ends, well or for a reason.
+
+    insert: how the request to start it ends: `fine`, `lost` (it starts, the answer is
+    lost), `taken` (another has started it just before).
+    """
+
+    polls: int = 0
+    reason: str | None = None
+    insert: str = "fine"
+
+
+@dataclass
+class Jobs:
+    """A server of jobs.insert and jobs.get."""
+
+    existing: dict[str, Plan] = field(default_factory=dict)
+    plans: list[Plan] = field(default_factory=list)
+    inserted: list[str] = field(default_factory=list)
+    # Requests that come to nothing first: of GETs after a Conflict, and of any to come.
+    unseen: int = 0
+    refused: list[tuple[int, str]] = field(default_factory=list)
+
+    @property
+    def running(self) -> int:
+        return sum(plan.polls > 0 for plan in self.existing.values())
+
+    def get(self, name: str, place: str | None) -> tuple[int, Any]:
+        if self.refused:
+            status, reason = self.refused.pop(0)
+            return failure(status, reason)
+        plan = self.existing.get(name)
+        # Outside the multi-regions a job is found only where it is.
+        if plan is None or place != PLACE:
+            return failure(404, "notFound")
+        if self.unseen and self.inserted:
+            self.unseen -= 1
+            return failure(404, "notFound")
+        found = job(name, plan)
+        plan.polls = max(plan.polls - 1, 0)
+        return 200, found
+
+    def insert(self, body: Any) -> tuple[int, Any] | None:
+        name = body["jobReference"]["jobId"]
+        assert body["jobReference"]["location"] == PLACE
+        if name in self.existing:
+            return failure(409, "duplicate")
+        assert not self.running, "a job is started while another runs"
+        plan = self.plans.pop(0)
+        self.existing[name] = plan
+        self.inserted.append(name)
+        if plan.insert == "lost":
+            return None
+        return failure(409, "duplicate") if plan.insert == "taken" else (200, job(name, plan))
+
+
+def failure(status: int, reason: str) -> tuple[int, Any]:
+    error = {"code": status, "message": "it is so", "errors": [{"reason": reason}]}
+    return status, {"error": error}
+
+
+def job(name: str, plan: Plan) -> dict[str, Any]:
+    """A plan -> the job as it is told."""
+    status: dict[str, Any] = {"state": "RUNNING" if plan.polls else "DONE"}
+    if not plan.polls and plan.reason:
+        told = {"reason": plan.reason, "message": "it failed"}
+        status |= {"errorResult": told, "errors": [told]}
+    table = {"projectId": "p", "datasetId": "d", "tableId": "t"}
+    return {
+        "jobReference": {"projectId": "p", "jobId": name, "location": PLACE},
+        "configuration": {"copy": {"sourceTables": [table], "destinationTable": table}},
+        "status": status,
+    }
+
+
+Serve = Callable[[Jobs], tuple[bigquery.Client, Cloud]]
+
+
+@pytest.fixture(scope="module")
+def serve() -> Iterator[Serve]:
+    """A function: Jobs to serve -> a client of them, and its Cloud."""
+    served: list[Jobs] = []
+    lock = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            url = urlsplit(self.path)
+            place = parse_qs(url.query).get("location", [None])[0]
+            with lock:
+                answer = served[-1].get(url.path.rsplit("/", 1)[-1], place)
+            self._answer(answer)
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with lock:
+                answer = served[-1].insert(body)
+            self._answer(answer)
+
+        def _answer(self, answer: tuple[int, Any] | None) -> None:
+            if answer is None:
+                self.close_connection = True
+                return
+            text = json.dumps(answer[1]).encode()
+            self.send_response(answer[0])
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=http.serve_forever, args=(0.01,))
+    thread.start()
+    cloud = Cloud("p", Endpoints(bigquery=f"127.0.0.1:{http.server_port}"), retry_seconds=20.0)
+    client = cloud.bigquery()
+
+    def start(jobs: Jobs) -> tuple[bigquery.Client, Cloud]:
+        served.append(jobs)
+        return client, cloud
+
+    yield start
+    http.shutdown()
+    thread.join()
+    http.server_close()
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that would have been slept."""
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    return slept
+
+
+def run(serve: Serve, jobs: Jobs) -> Any:
+    client, cloud = serve(jobs)
+
+    def begin(name: str) -> Any:
+        return client.copy_table(
+            "p.d.a", "p.d.b", job_id=name, location=PLACE, retry=retry(cloud.retry_seconds)
+        )
+
+    return run_job(client, BASE, PLACE, cloud, begin)
+
+
+def test_an_id_is_that_of_its_parts_and_can_be_one_of_bigquerys() -> None:
+    assert job_id("load", "a", "b") == job_id("load", "a", "b")
+    ids = {job_id("load", "a", "b"), job_id("load", "ab"), job_id("load", "b", "a")}
+    assert len(ids | {job_id("copy", "a", "b")}) == 4
+    # Letters, digits, _ and -, 1,024 at most, whatever the parts are.
+    assert job_id("query", "SELECT 'ü/*'\n" * 1_000).replace("-", "").isalnum()
+    assert len(job_id("query", "x" * 10_000)) < 100
+
+
+def test_a_job_is_started_and_waited_for(serve: Serve, waits: list[float]) -> None:
+    jobs = Jobs(plans=[Plan(polls=30)])
+    done = run(serve, jobs)
+    assert (done.job_id, done.state) == (f"{BASE}-0", "DONE")
+    assert jobs.inserted == [f"{BASE}-0"]
+    # Short jobs are not kept waiting, long ones are not asked about all the time.
+    assert waits[0] <= 0.1
+    assert waits == sorted(waits)
+    assert waits[-1] == 5.0
+
+
+@pytest.mark.parametrize("polls", [0, 3])
+def test_a_job_that_is_there_is_taken(serve: Serve, waits: list[float], polls: int) -> None:
+    jobs = Jobs(existing={f"{BASE}-0": Plan(polls)})
+    assert run(serve, jobs).job_id == f"{BASE}-0"
+    assert jobs.inserted == []
+    assert len(waits) == max(polls - 1, 0)
+
+
+def test_a_job_that_failed_before_is_followed_by_the_next_number(
+    serve: Serve, waits: list[float]
+) -> None:
+    jobs = Jobs(
+        existing={f"{BASE}-0": Plan(reason="invalid"), f"{BASE}-1": Plan(2, "backendError")},
+        plans=[Plan()],
+    )
+    assert run(serve, jobs).job_id == f"{BASE}-2"
+    assert jobs.inserted == [f"{BASE}-2"]
+
+
+@pytest.mark.parametrize("reason", ["backendError", "jobInternalError", "rateLimitExceeded"])
+def test_a_failure_that_may_pass_is_followed_by_another_attempt(
+    serve: Serve, waits: list[float], reason: str
+) -> None:
+    jobs = Jobs(plans=[Plan(reason=reason), Plan(reason=reason), Plan()])
+    assert run(serve, jobs).job_id == f"{BASE}-2"
+    assert waits == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    "reason", ["invalidQuery", "notFound", "quotaExceeded", "accessDenied", "timeout", "stopped"]
+)
+def test_a_failure_that_lasts_is_raised_after_one_job(
+    serve: Serve, waits: list[float], reason: str
+) -> None:
+    jobs = Jobs(plans=[Plan(reason=reason)])
+    with pytest.raises(exceptions.GoogleAPICallError, match="it failed"):
+        run(serve, jobs)
+    assert jobs.inserted == [f"{BASE}-0"]
+    assert waits == []
+
+
+def test_attempts_are_counted_and_the_last_failure_is_raised(
+    serve: Serve, waits: list[float]
+) -> None:
+    jobs = Jobs(plans=[Plan(reason="backendError") for _ in range(ATTEMPTS + 1)])
+    with pytest.raises(exceptions.InternalServerError, match="it failed"):
+        run(serve, jobs)
+    assert len(jobs.inserted) == ATTEMPTS
+    assert len(waits) == ATTEMPTS - 1
+
+
+@pytest.mark.parametrize("unseen", [0, 2])
+@pytest.mark.parametrize("insert", ["lost", "taken"])
+def test_a_job_that_was_started_unnoticed_is_taken(
+    serve: Serve, waits: list[float], insert: str, unseen: int
+) -> None:
+    # What was started is sometimes not seen at once.
+    jobs = Jobs(plans=[Plan(1, insert=insert)], unseen=unseen)
+    assert run(serve, jobs).job_id == f"{BASE}-0"
+    assert jobs.inserted == [f"{BASE}-0"]
+
+
+def test_workers_that_start_it_at_the_same_time_get_one_job(
+    serve: Serve, waits: list[float]
+) -> None:
+    jobs = Jobs(plans=[Plan(20, "backendError"), Plan(20)])
+    with ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(lambda _: run(serve, jobs), range(4)))
+    assert {job.job_id for job in done} == {f"{BASE}-1"}
+    assert jobs.inserted == [f"{BASE}-0", f"{BASE}-1"]
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_an_error_of_asking_about_a_job_starts_no_other(
+    serve: Serve, waits: list[float], ours: bool
+) -> None:
+    jobs = Jobs(plans=[Plan(9), Plan()])
+    if not ours:
+        jobs.existing[f"{BASE}-0"] = jobs.plans.pop(0)
+    client, _ = serve(jobs)
+    asked = client.get_job
+
+    def refuse(*args: Any, **rest: Any) -> Any:
+        if jobs.existing and jobs.existing[f"{BASE}-0"].polls == 5:
+            jobs.refused = [(403, "accessDenied")]
+        return asked(*args, **rest)
+
+    client.get_job = refuse
+    try:
+        with pytest.raises(exceptions.Forbidden):
+            run(serve, jobs)
+    finally:
+        del client.get_job
+    assert len(jobs.inserted) == ours
+    assert jobs.running == 1
+
+
+def test_errors_of_asking_that_pass_are_waited_out(serve: Serve, waits: list[float]) -> None:
+    jobs = Jobs(plans=[Plan(3)], refused=[(503, "backendError"), (403, "rateLimitExceeded")])
+    assert run(serve, jobs).state == "DONE"
+    assert len(jobs.inserted) == 1
+
+
+def test_a_job_that_never_ends_is_given_up(
+    serve: Serve, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transforms.bigquery_jobs, "_JOB_SECONDS", 0.05)
+    jobs = Jobs(plans=[Plan(10**9)])
+    with pytest.raises(exceptions.DeadlineExceeded, match=rf"{BASE}-0 is still RUNNING"):
+        run(serve, jobs)
+    assert len(jobs.inserted) == 1
+
+
+PLANS = st.builds(
+    Plan,
+    polls=st.integers(0, 2),
+    reason=st.sampled_from([None, "backendError", "invalidQuery", "jobInternalError"]),
+    insert=st.sampled_from(["fine", "lost", "taken"]),
+)
+
+
+@settings(
+    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
+@given(st.lists(PLANS, max_size=3), st.lists(PLANS, min_size=ATTEMPTS, max_size=ATTEMPTS))
+def test_whatever_becomes_of_jobs_one_succeeds_or_the_last_failure_is_raised(
+    serve: Serve, waits: list[float], before: list[Plan], plans: list[Plan]
+) -> None:
+    # That two jobs never run at once is seen to by the server.
+    names = [f"{BASE}-{i}" for i in range(20)]
+    good = [plan.reason is None for plan in before]
+    started = [plan.reason for plan in plans]
+    jobs = Jobs(existing=dict(zip(names, before, strict=False)), plans=plans)
+    try:
+        done = run(serve, jobs)
+    except exceptions.GoogleAPICallError:
+        assert not any(good)
+        last = len(jobs.inserted) - 1
+        assert None not in started[: last + 1]
+        assert "invalidQuery" not in started[:last]
+        assert last == ATTEMPTS - 1 or started[last] == "invalidQuery"
+    else:
+        assert done.state == "DONE"
+        assert done.error_result is None
+        place = good.index(True) if any(good) else len(before) + started.index(None)
+        assert done.job_id == names[place]
+        assert len(jobs.inserted) == max(place + 1 - len(before), 0)
+        # Whoever asks again gets the same one, and nothing is started.
+        client, cloud = serve(jobs)
+        found = done_job(client, BASE, PLACE, cloud)
+        assert found is not None
+        assert found.job_id == done.job_id
+        assert run(serve, jobs).job_id == done.job_id
+        assert len(jobs.inserted) == max(place + 1 - len(before), 0)
+
+
+def test_the_job_that_succeeded_is_found_and_waited_for(serve: Serve, waits: list[float]) -> None:
+    client, cloud = serve(Jobs())
+    assert done_job(client, BASE, PLACE, cloud) is None
+    serve(Jobs(existing={f"{BASE}-0": Plan(reason="invalid")}))
+    assert done_job(client, BASE, PLACE, cloud) is None
+    serve(Jobs(existing={f"{BASE}-0": Plan(reason="invalid"), f"{BASE}-1": Plan(4)}))
+    found = done_job(client, BASE, PLACE, cloud)
+    assert found is not None
+    assert (found.job_id, found.state) == (f"{BASE}-1", "DONE")
+
+
+def test_that_a_job_cannot_be_asked_about_does_not_mean_that_it_failed(serve: Serve) -> None:
+    # Its rows would be put in place twice.
+    client, cloud = serve(Jobs(existing={f"{BASE}-0": Plan()}, refused=[(403, "accessDenied")]))
+    with pytest.raises(exceptions.Forbidden):
+        done_job(client, BASE, PLACE, cloud)
+
+
+def test_a_query_of_the_emulator_is_run_once(emulators: LocalCloud, dataset: str) -> None:
+    cloud, client = emulators.cloud, emulators.cloud.bigquery()
+    client.query(f"CREATE TABLE `{dataset}.t` (n INT64)").result()
+    base = job_id("query", dataset)
+
+    def begin(name: str) -> Any:
+        return client.query(
+            f"INSERT INTO `{dataset}.t` VALUES (1)", job_id=name, location="US", job_retry=None
+        )
+
+    first, second = (run_job(client, base, "US", cloud, begin) for _ in range(2))
+    assert first.job_id == second.job_id == f"{base}-0"
+    assert client.get_table(f"{dataset}.t").num_rows == 1
+
+
+def test_a_query_of_the_emulator_that_fails_is_told_with_its_reason(
+    emulators: LocalCloud, dataset: str
+) -> None:
+    cloud, client = emulators.cloud, emulators.cloud.bigquery()
+    base = job_id("query", dataset)
+
+    def begin(name: str) -> Any:
+        return client.query("SELECT ERROR('oh')", job_id=name, location="US", job_retry=None)
+
+    for number in range(2):
+        with pytest.raises(exceptions.BadRequest, match="oh") as raised:
+            run_job(client, base, "US", cloud, begin)
+        assert raised.value.errors[0]["reason"] == "invalidQuery"
+        # The second call is a second attempt of somebody's, under the next number.
+        assert client.get_job(f"{base}-{number}").error_result is not None
+        with pytest.raises(exceptions.NotFound):
+            client.get_job(f"{base}-{number + 1}")

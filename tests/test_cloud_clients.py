@@ -1,0 +1,339 @@
+"""Clients on servers of this machine: where they call, and what they show of themselves."""
+
+import datetime
+import ipaddress
+import json
+import os
+import pickle
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from google.cloud.bigquery_storage_v1 import types
+
+from cloud.clients import Cloud, _default, credentials, default_project
+from cloud.endpoints import VARIABLES, Endpoints
+from model_handlers.errors import CredentialsError
+from pipelines.batch_local import COMMAND
+from pipelines.command import main
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+TABLE = {"projectId": "p", "datasetId": "d", "tableId": "t"}
+TOKEN = "a-token-of-the-test"
+KEY = rsa.generate_private_key(65537, 2048)
+KEY_PEM = KEY.private_bytes(
+    serialization.Encoding.PEM,
+    serialization.PrivateFormat.PKCS8,
+    serialization.NoEncryption(),
+)
+
+
+class Server:
+    """Answers every request with an empty table or bucket, or a token, and notes its headers."""
+
+    def __init__(self, certificate: Path | None = None) -> None:
+        self.headers: list[dict[str, str]] = []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                server.headers.append({k.lower(): v for k, v in self.headers.items()})
+                self._answer({"name": "b", "tableReference": TABLE})
+
+            def do_POST(self) -> None:
+                server.headers.append({k.lower(): v for k, v in self.headers.items()})
+                self._answer({"access_token": TOKEN, "token_type": "Bearer", "expires_in": 3600})
+
+            def _answer(self, body: Any) -> None:
+                text = json.dumps(body).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(text)))
+                self.end_headers()
+                self.wfile.write(text)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self._http.socket = context.wrap_socket(self._http.socket, server_side=True)
+        self.port = self._http.server_port
+        threading.Thread(target=self._http.serve_forever, args=(0.01,)).start()
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Server]]:
+    """A function that starts a Server; all are closed at the end."""
+    servers: list[Server] = []
+
+    def start(certificate: Path | None = None) -> Server:
+        servers.append(Server(certificate))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture
+def certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file with a key and a certificate of 127.0.0.1, which REST clients trust."""
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    host = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    made = (
+        x509.CertificateBuilder(name, name, KEY.public_key(), 1)
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(host, critical=False)
+        .sign(KEY, hashes.SHA256())
+    )
+    path = tmp_path / "certificate.pem"
+    path.write_bytes(KEY_PEM + made.public_bytes(serialization.Encoding.PEM))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
+    return path
+
+
+@pytest.fixture
+def tokens(
+    serve: Callable[..., Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Server]:
+    """Credentials of a service account in the environment -> the server that gives its tokens."""
+    server = serve()
+    account = {
+        "type": "service_account",
+        "project_id": "the-accounts-project",
+        "private_key_id": "1",
+        "private_key": KEY_PEM.decode(),
+        "client_email": "tester@example.com",
+        "token_uri": f"http://127.0.0.1:{server.port}/token",
+    }
+    path = tmp_path / "account.json"
+    path.write_text(json.dumps(account))
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(path))
+    monkeypatch.delenv("GOOGLE_CLOUD_PROJECT", raising=False)
+    _default.cache_clear()
+    yield server
+    _default.cache_clear()
+
+
+@pytest.fixture
+def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An environment without credentials, on a machine that is none of Google's."""
+    for name in ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_PROJECT", *VARIABLES.values()):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
+    # Refuses, where the real address would perhaps only be silent.
+    monkeypatch.setenv("GCE_METADATA_IP", "127.0.0.1:1")
+    _default.cache_clear()
+    yield
+    _default.cache_clear()
+
+
+CALLS = {
+    "bigquery": lambda cloud: cloud.bigquery().get_table("p.d.t"),
+    "storage": lambda cloud: cloud.storage().get_bucket("b"),
+}
+
+
+@pytest.mark.parametrize("service", CALLS)
+def test_credentials_are_sent_to_https(
+    service: str, serve: Callable[..., Server], certificate: Path, tokens: Server
+) -> None:
+    server = serve(certificate)
+    CALLS[service](Cloud("p", Endpoints(**{service: f"https://127.0.0.1:{server.port}"})))
+    assert [h["authorization"] for h in server.headers] == [f"Bearer {TOKEN}"]
+    assert len(tokens.headers) == 1
+
+
+@pytest.mark.parametrize("scheme", ["", "http://"])
+@pytest.mark.parametrize("service", CALLS)
+def test_credentials_are_never_sent_to_a_plain_address(
+    service: str, scheme: str, serve: Callable[..., Server], tokens: Server
+) -> None:
+    server = serve()
+    CALLS[service](Cloud("p", Endpoints(**{service: f"{scheme}127.0.0.1:{server.port}"})))
+    assert len(server.headers) == 1
+    assert "authorization" not in server.headers[0]
+    assert TOKEN not in str(server.headers)
+    assert tokens.headers == []
+
+
+@pytest.mark.parametrize("service", CALLS)
+def test_an_address_given_goes_before_the_variable_that_the_client_itself_reads(
+    service: str, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, other = serve(), serve()
+    monkeypatch.setenv(VARIABLES[service], f"http://127.0.0.1:{other.port}")
+    CALLS[service](Cloud("p", Endpoints(**{service: f"http://127.0.0.1:{given.port}"})))
+    assert (len(given.headers), len(other.headers)) == (1, 0)
+
+
+@pytest.mark.parametrize("service", CALLS)
+def test_a_cloud_without_endpoints_takes_those_of_the_variables(
+    service: str, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch, tokens: Server
+) -> None:
+    server = serve()
+    monkeypatch.setenv(VARIABLES[service], f"http://127.0.0.1:{server.port}")
+    CALLS[service](Cloud("p"))
+    assert len(server.headers) == 1
+    assert "authorization" not in server.headers[0]
+
+
+@pytest.fixture
+def grpc_calls() -> Iterator[tuple[int, list[dict[str, str]]]]:
+    """A server of the Storage Read API: its port, and the metadata of the calls it gets.
+
+    Its answer is larger than what gRPC takes by default.
+    """
+    calls: list[dict[str, str]] = []
+
+    def create(_: Any, context: grpc.ServicerContext) -> types.ReadSession:
+        calls.append({key: str(value) for key, value in context.invocation_metadata()})
+        schema = types.ArrowSchema(serialized_schema=bytes(5 << 20))
+        return types.ReadSession(arrow_schema=schema)
+
+    handler = grpc.unary_unary_rpc_method_handler(
+        create, types.CreateReadSessionRequest.deserialize, types.ReadSession.serialize
+    )
+    service = "google.cloud.bigquery.storage.v1.BigQueryRead"
+    unlimited = [("grpc.max_send_message_length", -1)]
+    server = grpc.server(ThreadPoolExecutor(2), options=unlimited)
+    server.add_generic_rpc_handlers(
+        [grpc.method_handlers_generic_handler(service, {"CreateReadSession": handler})]
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield port, calls
+    server.stop(None).wait()
+
+
+@pytest.mark.parametrize("scheme", ["", "http://"])
+def test_the_storage_apis_speak_plainly_without_credentials_and_take_large_answers(
+    scheme: str, grpc_calls: tuple[int, list[dict[str, str]]], tokens: Server
+) -> None:
+    port, calls = grpc_calls
+    cloud = Cloud("p", Endpoints(bigquerystorage=f"{scheme}127.0.0.1:{port}"))
+    session = cloud.bigquery_read().create_read_session(
+        parent="projects/p", read_session=types.ReadSession(), timeout=30.0
+    )
+    assert len(session.arrow_schema.serialized_schema) == 5 << 20
+    assert len(calls) == 1
+    assert "authorization" not in calls[0]
+    assert tokens.headers == []
+
+
+def test_a_process_opens_one_channel_an_address() -> None:
+    first, same, other = (
+        Cloud(project, Endpoints(bigquerystorage=f"127.0.0.1:{port}"))
+        for project, port in (("p", 1), ("q", 1), ("p", 2))
+    )
+    for kind in (Cloud.bigquery_read, Cloud.bigquery_write):
+        assert kind(first) is kind(same)
+        assert kind(first) is not kind(other)
+
+
+def test_a_cloud_travels_to_workers() -> None:
+    cloud = Cloud("p", Endpoints("localhost:1", "localhost:2", "https://x.example"), 7.0)
+    assert pickle.loads(pickle.dumps(cloud)) == cloud
+
+
+def test_the_project_is_the_credentials(tokens: Server) -> None:
+    assert default_project() == "the-accounts-project"
+    assert tokens.headers == []
+
+
+@pytest.mark.parametrize(
+    "use", [Cloud.bigquery, Cloud.bigquery_read, Cloud.bigquery_write, Cloud.storage]
+)
+def test_without_credentials_no_client_is_made(use: Callable[[Cloud], Any], nobody: None) -> None:
+    with pytest.raises(CredentialsError) as raised:
+        use(Cloud("p"))
+    assert str(raised.value) == (
+        "no usable Google Cloud credentials (Your default credentials were not found); run "
+        "`gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS"
+    )
+
+
+def test_a_credentials_file_that_is_none_is_told(
+    nobody: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "nothing.json"))
+    with pytest.raises(CredentialsError, match=r"nothing\.json was not found.*gcloud auth"):
+        credentials()
+
+
+def test_whether_the_machine_is_googles_is_asked_once(nobody: None) -> None:
+    listener = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    asked = []
+
+    def hang_up(request: Any, *_: Any) -> None:
+        asked.append(request)
+        request.close()
+
+    listener.process_request = hang_up  # type: ignore[method-assign, assignment]
+    thread = threading.Thread(target=listener.serve_forever, args=(0.01,))
+    thread.start()
+    program = "from cloud.clients import credentials; credentials()"
+    environment = os.environ | {"GCE_METADATA_IP": f"127.0.0.1:{listener.server_port}"}
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    listener.shutdown()
+    thread.join()
+    listener.server_close()
+    assert "CredentialsError: no usable Google Cloud credentials" in ended.stderr
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--input_table", "a-project.d.t", "--output_files", "{out}"],
+        ["--input_query", "SELECT 1", "--output_files", "{out}"],
+        ["--input_query", "SELECT 1", "--project", "a-project", "--output_files", "{out}"],
+        ["--input_query", "@gs://bucket/query.sql", "--output_files", "{out}"],
+        ["--input_files", "gs://bucket/rows.parquet", "--output_files", "{out}"],
+        ["--input_files", "{rows}", "--output_files", "gs://bucket/out"],
+        ["--input_files", "{rows}", "--output_table", "a-project.d.t"],
+        ["--input_files", "{rows}", "--output_files", "{out}", "--temp_location", "gs://bucket/t"],
+    ],
+    ids=lambda flags: " ".join(flags[:4]),
+)
+def test_a_run_that_lacks_credentials_ends_with_one_line(
+    flags: list[str],
+    nobody: None,
+    example: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    places = {"out": tmp_path / "out", "rows": example / "transactions.parquet"}
+    argv = [flag.format(**places) for flag in flags]
+    code = main(COMMAND, [*argv, "--model", str(example / "model")])
+    printed, told = capsys.readouterr()
+    assert (code, printed) == (1, "")
+    assert told.startswith("error: no usable Google Cloud credentials (")
+    assert told.count("\n") == 1
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,911 @@
+"""Tables and queries as source batches: real clients on the emulator and on a scripted server."""
+
+import datetime
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import apache_beam as beam
+import grpc
+import pyarrow as pa
+import pytest
+from apache_beam.internal.gcp import auth
+from apache_beam.testing.util import assert_that
+from google.api_core import exceptions
+from google.cloud.bigquery import SchemaField
+from google.cloud.bigquery_storage_v1 import types
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import transforms.read_bigquery
+from cloud.clients import Cloud
+from cloud.endpoints import Endpoints
+from examples.local_cloud import LocalCloud, free_port
+from model_handlers.contract import InputSpec, Manifest
+from model_handlers.errors import InputError, UsageError
+from transforms.bigquery_schema import TableName, arrow_schema, project_of
+from transforms.commit_files import RunFolder
+from transforms.read_bigquery import (
+    BigQuerySource,
+    ReadBigQuery,
+    ReadStream,
+    describe,
+    open_session,
+    read_stream,
+)
+from transforms.read_files import Columns
+from transforms.record_batch import concat_batches, to_rows
+from transforms.validate import validate
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+NOON = datetime.datetime(2024, 5, 6, 12, tzinfo=datetime.UTC)
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("my-project.dataset.table", ("my-project", "dataset", "table")),
+        ("my-project:dataset.table", ("my-project", "dataset", "table")),
+        ("`my-project.dataset.table`", ("my-project", "dataset", "table")),
+        ("`my-project`.`dataset`.`table`", ("my-project", "dataset", "table")),
+        ("example.com:my-project.d.t", ("example.com:my-project", "d", "t")),
+        ("example.com:my-project:d.t", ("example.com:my-project", "d", "t")),
+        ("dataset.table", ("payer-project", "dataset", "table")),
+        ("my-project.d.Table_1", ("my-project", "d", "Table_1")),
+        ("my-project.d.a table-with ü", ("my-project", "d", "a table-with ü")),
+    ],
+)
+def test_a_table_can_be_named_as_the_console_the_bq_tool_and_sql_name_it(
+    text: str, name: tuple[str, str, str]
+) -> None:
+    found = TableName.parse(text, "input_table", "payer-project")
+    assert (found.project, found.dataset, found.table) == name
+    assert project_of(text) == (None if name[0] == "payer-project" else name[0])
+    assert TableName.parse(str(found), "input_table") == found
+    assert found.path == "projects/{}/datasets/{}/tables/{}".format(*name)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "table",
+        "",
+        "my-project.d.t$20240101",
+        "my-project.d.events_*",
+        "my-project.d.t@-3600000",
+        "my-project.d.",
+        "my-project..t",
+        "my-project.d.t; DROP TABLE x",
+        "My-Project.d.t",
+        "my-project.region-us.INFORMATION_SCHEMA.TABLES",
+        "my-project/d/t",
+    ],
+)
+def test_what_is_no_tables_name_is_refused_with_what_to_do(text: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        TableName.parse(text, "input_table", "payer-project")
+    assert str(raised.value).startswith(f"--input_table: {text!r}: expected project.dataset.table")
+    assert "a partition or a wildcard table is read by --input_query" in str(raised.value)
+
+
+def test_a_name_without_a_project_needs_one() -> None:
+    with pytest.raises(UsageError, match=r"expected project\.dataset\.table"):
+        TableName.parse("dataset.table", "input_table", None)
+
+
+# A server of the Storage Read API
+
+
+def messages(table: pa.Table, rows: int, compression: str | None = "lz4") -> list[bytes]:
+    """A table -> its serialized schema, and its record batches of so many rows."""
+    sink = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
+        writer.write_table(table.combine_chunks(), max_chunksize=rows)
+    reader = pa.ipc.MessageReader.open_stream(sink.getvalue())
+    return [message.serialize().to_pybytes() for message in reader]
+
+
+@dataclass
+class Reads:
+    """The server: a table in streams, and what goes wrong.
+
+    sizes: rows of a response, taken in turn, so that a stream is cut in another way each
+    time. breaks: of each call in turn, after how many responses it ends, and with what.
+    """
+
+    table: pa.Table
+    streams: int = 1
+    sizes: Sequence[int] = (3,)
+    breaks: list[tuple[int, grpc.StatusCode | None]] = field(default_factory=list)
+    refusals: list[grpc.StatusCode] = field(default_factory=list)
+    sessions: list[types.CreateReadSessionRequest] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    hanging: threading.Event = field(default_factory=threading.Event)
+
+    def create(
+        self, request: types.CreateReadSessionRequest, context: grpc.ServicerContext
+    ) -> types.ReadSession:
+        self.sessions.append(request)
+        if self.refusals:
+            context.abort(self.refusals.pop(0), "it is so")
+        schema = types.ArrowSchema(serialized_schema=messages(self.table[:0], 1)[0])
+        streams = [types.ReadStream(name=f"s/{i}") for i in range(self.streams)]
+        return types.ReadSession(arrow_schema=schema, streams=streams)
+
+    def read(
+        self, request: types.ReadRowsRequest, context: grpc.ServicerContext
+    ) -> Iterator[types.ReadRowsResponse]:
+        self.offsets.append(request.offset)
+        number, rows = int(request.read_stream.rsplit("/", 1)[-1]), self.table.num_rows
+        start, stop = rows * number // self.streams, rows * (number + 1) // self.streams
+        left = self.table[start + request.offset : stop]
+        last, code = self.breaks.pop(0) if self.breaks else (1 << 30, None)
+        count = 0
+        while left.num_rows and count < last:
+            size = self.sizes[(len(self.offsets) + count) % len(self.sizes)]
+            part, left = left[:size], left[size:]
+            batch = types.ArrowRecordBatch(serialized_record_batch=messages(part, 1 << 20)[1])
+            yield types.ReadRowsResponse(row_count=part.num_rows, arrow_record_batch=batch)
+            # Says how far the stream is, without a row.
+            yield types.ReadRowsResponse(row_count=0)
+            count += 1
+        if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+            # Instead of an end: silence.
+            self.hanging.wait(30)
+        elif code is not None:
+            context.abort(code, "it is so")
+
+
+@contextmanager
+def serving(reads: Reads) -> Iterator[Cloud]:
+    """A server -> a Cloud whose Storage Read API it is."""
+    service = "google.cloud.bigquery.storage.v1.BigQueryRead"
+    handlers = {
+        "CreateReadSession": grpc.unary_unary_rpc_method_handler(
+            reads.create, types.CreateReadSessionRequest.deserialize, types.ReadSession.serialize
+        ),
+        "ReadRows": grpc.unary_stream_rpc_method_handler(
+            reads.read, types.ReadRowsRequest.deserialize, types.ReadRowsResponse.serialize
+        ),
+    }
+    server = grpc.server(ThreadPoolExecutor(4))
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, handlers)])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield Cloud("payer-project", Endpoints(bigquerystorage=f"127.0.0.1:{port}"), 20.0)
+    finally:
+        reads.hanging.set()
+        server.stop(None).wait()
+
+
+def numbered(rows: int) -> pa.Table:
+    return pa.table(
+        {"n": pa.array(range(rows), pa.int64()), "t": [f"text {i}" for i in range(rows)]}
+    )
+
+
+def read_all(reads: Reads, cloud: Cloud, retry_seconds: float = 20.0) -> pa.Table:
+    stream = ReadStream("s/0", messages(reads.table[:0], 1)[0])
+    batches = list(read_stream(stream, cloud.bigquery_read(), retry_seconds))
+    return pa.Table.from_batches(batches, reads.table.schema)
+
+
+PASSING = [
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+]
+
+
+@pytest.fixture
+def no_waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that would have been slept."""
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    return waits
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.integers(0, 40),
+    st.lists(st.integers(1, 7), min_size=1, max_size=4),
+    st.lists(st.tuples(st.integers(0, 6), st.sampled_from(PASSING)), max_size=8),
+)
+def test_a_stream_that_breaks_anywhere_any_number_of_times_gives_each_row_once_in_order(
+    no_waits: list[float],
+    rows: int,
+    sizes: list[int],
+    breaks: list[tuple[int, grpc.StatusCode | None]],
+) -> None:
+    reads = Reads(numbered(rows), sizes=sizes, breaks=list(breaks))
+    with serving(reads) as cloud:
+        assert read_all(reads, cloud).equals(reads.table)
+    assert reads.offsets == sorted(reads.offsets)
+    assert len(reads.offsets) <= len(breaks) + 1
+
+
+@pytest.mark.parametrize("responses", range(5))
+def test_a_stream_that_breaks_goes_on_at_its_offset(responses: int, no_waits: list[float]) -> None:
+    reads = Reads(numbered(12), breaks=[(responses, grpc.StatusCode.UNAVAILABLE)])
+    with serving(reads) as cloud:
+        assert read_all(reads, cloud).equals(reads.table)
+    assert reads.offsets == [0, 3 * responses]
+
+
+def test_waits_grow_while_no_row_comes_and_are_short_again_after_one(
+    no_waits: list[float],
+) -> None:
+    broken = grpc.StatusCode.UNAVAILABLE
+    reads = Reads(numbered(6), breaks=[*[(0, broken)] * 6, (1, broken)])
+    with serving(reads) as cloud:
+        assert read_all(reads, cloud).equals(reads.table)
+    for i, wait in enumerate(no_waits[:6]):
+        assert 0.05 * 2**i <= wait <= 0.1 * 2**i
+    assert no_waits[6] <= 0.1
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_a_stream_without_progress_is_given_up_after_the_time(first: int) -> None:
+    broken = grpc.StatusCode.UNAVAILABLE
+    reads = Reads(numbered(12), breaks=[(first, broken), *[(0, broken)] * 1_000])
+    with serving(reads) as cloud, pytest.raises(exceptions.ServiceUnavailable, match="it is so"):
+        read_all(reads, cloud, retry_seconds=0.3)
+    assert len(reads.offsets) > 2
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.UNAUTHENTICATED,
+    ],
+)
+def test_an_error_that_lasts_is_raised_once(code: grpc.StatusCode, no_waits: list[float]) -> None:
+    reads = Reads(numbered(12), breaks=[(1, code)])
+    with serving(reads) as cloud, pytest.raises(exceptions.GoogleAPICallError) as raised:
+        read_all(reads, cloud)
+    assert raised.value.grpc_status_code == code
+    assert reads.offsets == [0]
+    assert no_waits == []
+
+
+def test_a_stream_that_falls_silent_is_read_on_in_another_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transforms.read_bigquery, "READ_SECONDS", 0.3)
+    reads = Reads(numbered(12), breaks=[(2, grpc.StatusCode.DEADLINE_EXCEEDED)])
+    with serving(reads) as cloud:
+        assert read_all(reads, cloud).equals(reads.table)
+    assert reads.offsets == [0, 6]
+
+
+# Sources on the emulator
+
+
+@pytest.fixture
+def anonymous(emulators: LocalCloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beam's own access to the bucket: what pipelines/cloud_access.py does for a run."""
+    for variable, address in emulators.environment.items():
+        monkeypatch.setenv(variable, address)
+    monkeypatch.setattr(auth._Credentials, "_credentials_init", True)
+
+
+@pytest.fixture
+def sql(emulators: LocalCloud) -> Callable[[str], None]:
+    """A function that runs SQL on the emulator."""
+    client = emulators.cloud.bigquery()
+    return lambda text: client.query(text).result() and None
+
+
+@pytest.fixture
+def source(emulators: LocalCloud, dataset: str, sql: Callable[[str], None]) -> BigQuerySource:
+    """A table of 20 rows: a, b, c, features of the manifest, an id and a column of each kind."""
+    sql(
+        f"CREATE TABLE `{dataset}.t` AS SELECT CONCAT('id ', n) AS id, n AS a, n / 4 AS b, "
+        "CAST(n AS NUMERIC) AS c, 'more' AS extra FROM UNNEST(GENERATE_ARRAY(0, 19)) AS n"
+    )
+    return BigQuerySource(emulators.cloud, TableName.parse(f"{dataset}.t", "input_table"))
+
+
+def read(
+    source: BigQuerySource,
+    columns: Columns,
+    method: str = "direct",
+    folder: RunFolder | None = None,
+    **options: Any,
+) -> pa.Table:
+    """A source -> its rows, step by step as the transform does, without a runner."""
+    transform = ReadBigQuery(source, columns, method=method, folder=folder, **options)  # type: ignore[arg-type]
+    table = transform._to_table(source)
+    if method == "export":
+        batches = [b for r in transform._extract(table) for b in transform._read_range(r)]
+    else:
+        streams = open_session(table, transform.columns)
+        batches = [b for stream in streams for b in transform._read_stream(stream)]
+    assert all(0 < batch.num_rows <= transform.batch_rows for batch in batches)
+    return pa.Table.from_batches(batches) if batches else pa.table({"row_id": [], "source": []})
+
+
+def sorted_rows(table: pa.Table) -> list[dict[str, Any]]:
+    return sorted(table.to_pylist(), key=lambda row: str(row["row_id"]))
+
+
+@pytest.fixture
+def columns(make_manifest: Callable[..., Manifest]) -> Columns:
+    return Columns(make_manifest())
+
+
+def test_a_table_is_read_by_its_columns(source: BigQuerySource, columns: Columns) -> None:
+    found = read(source, replace(columns, id_column="id", keep=("extra",)), batch_rows=7)
+    assert found["row_id"].to_pylist() == [f"id {n}" for n in range(20)]
+    assert found["source"].to_pylist() == [
+        {"id": f"id {n}", "a": n, "b": n / 4, "c": Decimal(n), "extra": "more"} for n in range(20)
+    ]
+
+
+def test_only_what_is_needed_is_asked_for_and_the_job_project_pays(
+    source: BigQuerySource, columns: Columns
+) -> None:
+    reads = Reads(pa.table({"a": [1.0], "b": [1.0], "c": [1.0]}))
+    with serving(reads) as storage:
+        cloud = Cloud(
+            "payer-project",
+            replace(
+                source.cloud.endpoints, **{"bigquerystorage": storage.endpoints.bigquerystorage}
+            ),
+        )
+        asked = replace(source, cloud=cloud, row_restriction="a > 3", snapshot=NOON)
+        streams = open_session(asked, replace(columns, keep=("extra",)))
+    assert len(streams) == 1
+    request, session = reads.sessions[0], reads.sessions[0].read_session
+    assert request.parent == "projects/payer-project"
+    assert source.table is not None
+    assert session.table == source.table.path
+    assert source.table.project != "payer-project"
+    assert session.data_format == types.DataFormat.ARROW
+    assert list(session.read_options.selected_fields) == ["a", "b", "c", "extra"]
+    assert session.read_options.row_restriction == "a > 3"
+    lz4 = types.ArrowSerializationOptions.CompressionCodec.LZ4_FRAME
+    assert session.read_options.arrow_serialization_options.buffer_compression == lz4
+    assert session.table_modifiers.snapshot_time == NOON
+
+
+@pytest.mark.parametrize(
+    ("code", "parts"),
+    [
+        (grpc.StatusCode.PERMISSION_DENIED, ("it is so", "grant", "--read_method export")),
+        (grpc.StatusCode.INVALID_ARGUMENT, ("it is so",)),
+        (grpc.StatusCode.NOT_FOUND, ("it is so", "check the project")),
+    ],
+)
+def test_a_session_that_is_refused_is_told_once(
+    code: grpc.StatusCode, parts: tuple[str, ...], source: BigQuerySource, columns: Columns
+) -> None:
+    reads = Reads(numbered(0), refusals=[code] * 2)
+    with serving(reads) as storage:
+        endpoints = replace(
+            source.cloud.endpoints, bigquerystorage=storage.endpoints.bigquerystorage
+        )
+        with pytest.raises(InputError, match=f"^table {source.table} cannot be read: ") as raised:
+            open_session(replace(source, cloud=Cloud("p", endpoints)), columns)
+    assert len(reads.sessions) == 1
+    for part in parts:
+        assert part in str(raised.value)
+
+
+def test_a_session_is_asked_for_again_while_the_service_is_unavailable(
+    source: BigQuerySource, columns: Columns, no_waits: list[float]
+) -> None:
+    reads = Reads(numbered(0), streams=0, refusals=[grpc.StatusCode.UNAVAILABLE] * 3)
+    with serving(reads) as storage:
+        endpoints = replace(
+            source.cloud.endpoints, bigquerystorage=storage.endpoints.bigquerystorage
+        )
+        assert open_session(replace(source, cloud=Cloud("p", endpoints)), columns) == []
+    assert len(reads.sessions) == 4
+
+
+def test_building_a_pipeline_makes_no_call(columns: Columns) -> None:
+    nowhere = [f"127.0.0.1:{free_port()}" for _ in range(3)]
+    cloud = Cloud("p", Endpoints(*nowhere), retry_seconds=1.0)
+    source = BigQuerySource(cloud, TableName("a-project", "d", "t"))
+    folder = RunFolder("gs://bucket/tmp", "r", "token")
+    pipeline = beam.Pipeline("FnApiRunner")
+    for asked in (source, replace(source, table=None, query="SELECT 1")):
+        for method in ("direct", "export"):
+            label = f"{asked.label} {method}"
+            pipeline | label >> ReadBigQuery(asked, columns, method=method, folder=folder)  # type: ignore[arg-type]
+    assert pipeline.to_runner_api().components.transforms
+    # The test itself can see a call: the first one fails.
+    with pytest.raises(InputError, match="cannot be reached"):
+        describe(source)
+
+
+@pytest.mark.parametrize("method", ["direct", "export"])
+def test_in_a_pipeline_each_row_comes_once_and_none_as_a_failure(
+    method: str, source: BigQuerySource, columns: Columns, anonymous: None
+) -> None:
+    def is_whole(batches: list[pa.RecordBatch]) -> None:
+        rows = sorted(row["row_id"] for batch in batches for row in to_rows(batch))
+        assert rows == sorted(f"id {n}" for n in range(20))
+
+    def is_empty(batches: list[pa.RecordBatch]) -> None:
+        assert batches == []
+
+    folder = RunFolder("gs://bucket/tmp", "r", "token")
+    with beam.Pipeline("FnApiRunner") as pipeline:
+        found = pipeline | ReadBigQuery(
+            source,
+            replace(columns, id_column="id"),
+            batch_rows=6,
+            method=method,  # type: ignore[arg-type]
+            folder=folder,
+        )
+        assert_that(found.good, is_whole)
+        assert_that(found.failures, is_empty, label="failures")
+
+
+# Types
+
+SCALARS = {
+    "INT64": ("7", 7),
+    "FLOAT64": ("1.5", 1.5),
+    "NUMERIC": ("NUMERIC '1.25'", Decimal("1.25")),
+    "BIGNUMERIC": ("BIGNUMERIC '2.5'", Decimal("2.5")),
+    "BOOL": ("TRUE", True),
+    "STRING": ("'text'", "text"),
+    "BYTES": ("b'bytes'", b"bytes"),
+    "DATE": ("DATE '2024-05-06'", datetime.date(2024, 5, 6)),
+    "DATETIME": ("DATETIME '2024-05-06 12:00:00'", NOON.replace(tzinfo=None)),
+    "TIMESTAMP": ("TIMESTAMP '2024-05-06 12:00:00+00'", NOON),
+    "TIME": ("TIME '12:00:00.000001'", datetime.time(12, 0, 0, 1)),
+    "JSON": ("JSON '{\"a\": 1}'", '{"a":1}'),
+}
+
+
+@pytest.fixture
+def typed_table(emulators: LocalCloud, dataset: str, sql: Callable[[str], None]) -> BigQuerySource:
+    """A row with a column of every type, alone, repeated and in structs, and a row of nulls."""
+    declared = [f"{name.lower()}_ {name}" for name in SCALARS]
+    declared += [f"{name.lower()}_list ARRAY<{name}>" for name in SCALARS]
+    declared += ["s STRUCT<x INT64, y STRUCT<z STRING>>", "l ARRAY<STRUCT<x INT64, y BOOL>>"]
+    values = [value for value, _ in SCALARS.values()]
+    values += [f"[{value}, {value}]" for value, _ in SCALARS.values()]
+    values += ["STRUCT(1 AS x, STRUCT('z' AS z) AS y)", "[STRUCT(1 AS x, TRUE AS y)]"]
+    table = f"{dataset}.every_type"
+    sql(f"CREATE TABLE `{table}` (k INT64 NOT NULL, {', '.join(declared)})")
+    sql(f"INSERT INTO `{table}` VALUES (1, {', '.join(values)})")
+    sql(f"INSERT INTO `{table}` (k) VALUES (2)")
+    return BigQuerySource(emulators.cloud, TableName.parse(table, "input_table"))
+
+
+@pytest.fixture
+def one_feature(make_manifest: Callable[..., Manifest]) -> Manifest:
+    return make_manifest(InputSpec("x", ("k",), shape=(1,)))
+
+
+def test_the_schema_told_before_the_run_is_the_one_that_is_read(
+    typed_table: BigQuerySource, one_feature: Manifest
+) -> None:
+    told = describe(typed_table)
+    columns = Columns(one_feature, keep=tuple(told.names))
+    (stream,) = open_session(typed_table, columns)
+    came = pa.ipc.read_schema(pa.py_buffer(stream.schema))
+    assert came.names == told.names
+    # The emulator differs from the service in three types, and marks no column as JSON.
+    differs = {"bignumeric_", "bignumeric_list", "json_list"}
+    for name in told.names:
+        assert (told.field(name).type == came.field(name).type) == (name not in differs), name
+    assert told.field("bignumeric_").type == pa.decimal256(76, 38)
+    assert told.field("json_list").type == pa.list_(pa.string())
+    mark = {b"ARROW:extension:name": b"google:sqlType:json"}
+    assert told.field("json_").metadata == told.field("json_list").type.value_field.metadata == mark
+    assert not told.field("k").nullable
+
+
+@pytest.mark.parametrize("method", ["direct", "export"])
+def test_values_of_every_type_are_passed_on(
+    method: str, typed_table: BigQuerySource, one_feature: Manifest, anonymous: None
+) -> None:
+    columns = Columns(one_feature, id_column="k", keep=tuple(describe(typed_table).names))
+    folder = RunFolder("gs://bucket/tmp", "r", method)
+    full, empty = (row["source"] for row in sorted_rows(read(typed_table, columns, method, folder)))
+    for name, (_, value) in SCALARS.items():
+        # The emulator wraps the JSON of lists, and does not pack that of files.
+        if name != "JSON":
+            assert full[f"{name.lower()}_list"] == [value, value]
+            assert full[f"{name.lower()}_"] == value
+        assert empty[f"{name.lower()}_"] is None
+    assert json.loads(full["json_"]) == {"a": 1}
+    assert full["s"] == {"x": 1, "y": {"z": "z"}}
+    assert full["l"] == [{"x": 1, "y": True}]
+    assert empty["s"] is None
+
+
+@pytest.mark.parametrize("kind", ["NUMERIC", "BIGNUMERIC", "INT64", "FLOAT64", "STRING"])
+def test_numbers_of_every_type_are_features(
+    kind: str, dataset: str, sql: Callable[[str], None], source: BigQuerySource, columns: Columns
+) -> None:
+    sql(
+        f"CREATE OR REPLACE TABLE `{dataset}.t` AS SELECT CAST('3' AS {kind}) AS a, TRUE AS b, "
+        f"CAST(NULL AS {kind}) AS c UNION ALL SELECT CAST('-2' AS {kind}), FALSE, "
+        f"CAST('0' AS {kind})"
+    )
+    batch = concat_batches(read(source, columns).to_batches())
+    good, bad, faults = validate(batch, columns.manifest)
+    assert [row["inputs"]["x"] for row in to_rows(good)] == [[-2.0, 0.0, 0.0]]
+    assert bad.num_rows == 1
+    assert (faults[0].reason, faults[0].column) == ("null", "c")
+
+
+def test_a_repeated_column_is_the_whole_vector(
+    dataset: str, sql: Callable[[str], None], source: BigQuerySource, columns: Columns
+) -> None:
+    sql(
+        f"CREATE OR REPLACE TABLE `{dataset}.t` AS SELECT [1.0, 2.0, 3.0] AS features, 1 AS other "
+        "UNION ALL SELECT [4.0, 5.0], 2 UNION ALL SELECT NULL, 3"
+    )
+    found = read(source, columns)
+    assert set(found["source"].combine_chunks().type.names) == {"features"}
+    good, _, faults = validate(concat_batches(found.to_batches()), columns.manifest)
+    assert [row["inputs"]["x"] for row in to_rows(good)] == [[1.0, 2.0, 3.0]]
+    # BigQuery has no null lists: what was null is a list of nothing.
+    assert [fault.reason for fault in faults] == ["wrong_width", "wrong_width"]
+
+
+# Ids
+
+
+def test_rows_without_an_id_have_the_same_one_whatever_way_they_are_read(
+    source: BigQuerySource, columns: Columns, anonymous: None
+) -> None:
+    folder = RunFolder("gs://bucket/tmp", "r", "ids")
+    query = f"SELECT extra, c, b, a FROM `{source.table}` ORDER BY a DESC"
+    ways = [
+        read(source, columns),
+        read(source, columns, batch_rows=3),
+        read(source, columns, "export", folder),
+        read(replace(source, row_restriction="a >= 0"), columns, "export", folder),
+        read(replace(source, table=None, query=query), columns),
+    ]
+    ids = [{row["source"]["a"]: row["row_id"] for row in way.to_pylist()} for way in ways]
+    assert all(found == ids[0] for found in ids)
+    assert len(set(ids[0].values())) == 20
+
+
+def test_only_rows_whose_id_is_null_get_a_derived_one(
+    dataset: str, sql: Callable[[str], None], source: BigQuerySource, columns: Columns
+) -> None:
+    sql(f"UPDATE `{dataset}.t` SET id = NULL WHERE a < 2")
+    found = read(source, replace(columns, id_column="id"))
+    derived = {row["source"]["a"]: row["row_id"] for row in read(source, columns).to_pylist()}
+    for row in found.to_pylist():
+        number = row["source"]["a"]
+        assert row["row_id"] == (f"id {number}" if number >= 2 else derived[number])
+
+
+# Restrictions and exports
+
+
+@pytest.mark.parametrize("method", ["direct", "export"])
+@pytest.mark.parametrize(
+    ("restriction", "expected"),
+    [
+        (None, set(range(20))),
+        ("a > 16", {17, 18, 19}),
+        ("a = 1 OR a = 2", {1, 2}),
+        ("a > 100", set()),
+    ],
+)
+def test_a_restriction_leaves_rows_out_by_either_method(
+    method: str,
+    restriction: str | None,
+    expected: set[int],
+    source: BigQuerySource,
+    columns: Columns,
+    anonymous: None,
+) -> None:
+    folder = RunFolder("gs://bucket/tmp", "r", "restricted")
+    found = read(replace(source, row_restriction=restriction), columns, method, folder)
+    assert {row["a"] for row in found["source"].to_pylist()} == expected
+    assert found.num_rows == len(expected)
+
+
+def test_an_export_of_fewer_rows_brings_only_the_needed_columns(
+    source: BigQuerySource, columns: Columns, anonymous: None
+) -> None:
+    folder = RunFolder("gs://bucket/tmp", "r", "narrow")
+    transform = ReadBigQuery(
+        replace(source, row_restriction="a < 3"), columns, method="export", folder=folder
+    )
+    table = transform._to_table(transform.source)
+    assert table.table != source.table
+    assert table.row_restriction is None
+    assert describe(table).names == ["a", "b", "c"]
+
+
+def test_a_bundle_that_is_repeated_takes_the_jobs_of_the_first(
+    source: BigQuerySource, columns: Columns, sql: Callable[[str], None], anonymous: None
+) -> None:
+    folder = RunFolder("gs://bucket/tmp", "r", "repeated")
+    query = replace(source, table=None, query=f"SELECT * FROM `{source.table}`")
+    transform = ReadBigQuery(query, columns, method="export", folder=folder)
+    first = transform._to_table(query)
+    ranges = list(transform._extract(first))
+    sql(f"DELETE FROM `{source.table}` WHERE a < 10")
+    assert transform._to_table(query) == first
+    assert list(transform._extract(first)) == ranges
+    assert sum(r.rows for r in ranges) == 20
+
+
+def test_another_run_of_the_same_query_reads_what_is_there_then(
+    source: BigQuerySource, columns: Columns, sql: Callable[[str], None]
+) -> None:
+    def run() -> int:
+        query = BigQuerySource(source.cloud, query=f"SELECT * FROM `{source.table}`")
+        return int(read(query, columns).num_rows)
+
+    assert run() == 20
+    sql(f"DELETE FROM `{source.table}` WHERE a < 10")
+    assert run() == 10
+
+
+def test_an_empty_table_has_no_rows_by_either_method(
+    source: BigQuerySource, columns: Columns, sql: Callable[[str], None], anonymous: None
+) -> None:
+    sql(f"DELETE FROM `{source.table}` WHERE TRUE")
+    for method in ("direct", "export"):
+        folder = RunFolder("gs://bucket/tmp", "r", "none")
+        assert read(source, columns, method, folder).num_rows == 0
+
+
+# What is wrong is told before the run
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"table": TableName("millrace-test", "no_such", "t")}, ("no_such", "check the project")),
+        ({"table": TableName("no-such-project", "d", "t")}, ("no-such-project", "Not found")),
+        ({"row_restriction": "aa > 1"}, ("--row_restriction 'aa > 1'", "Unrecognized name: aa")),
+        ({"row_restriction": "a >"}, ("--row_restriction 'a >'", "Syntax error")),
+        ({"row_restriction": "a > 1 LIMIT 3"}, ("--row_restriction", "Syntax error")),
+        ({"table": None, "query": "SELEC 1"}, ("--input_query cannot be run", "Syntax error")),
+        ({"table": None, "query": "SELECT * FROM no_such.t"}, ("Not found", "no_such")),
+        ({"table": None, "query": "SELECT 1 AS a; SELECT 2 AS a"}, ("one SELECT", "SCRIPT")),
+        ({"table": None, "query": ""}, ("one SELECT", "no statement")),
+    ],
+    ids=str,
+)
+def test_a_source_that_cannot_be_read_is_told(
+    changes: dict[str, Any], parts: tuple[str, ...], source: BigQuerySource
+) -> None:
+    with pytest.raises(InputError) as raised:
+        describe(replace(source, **changes))
+    for part in parts:
+        assert part in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("statement", "kind"),
+    [
+        ("DELETE FROM `{t}` WHERE TRUE", "DELETE"),
+        ("UPDATE `{t}` SET a = 0 WHERE TRUE", "UPDATE"),
+        ("INSERT INTO `{t}` (a) VALUES (1)", "INSERT"),
+        ("CREATE OR REPLACE TABLE `{t}` AS SELECT 1 AS a, 1 AS b, 1 AS c", "CREATE_TABLE_AS"),
+        ("DROP TABLE `{t}`", "DROP_TABLE"),
+    ],
+)
+def test_a_statement_that_changes_a_table_is_refused_and_not_run(
+    statement: str, kind: str, source: BigQuerySource, columns: Columns
+) -> None:
+    # A dry run of these answers with the table's columns, as that of a SELECT does.
+    with pytest.raises(InputError, match=f"expected one SELECT, got {kind}"):
+        describe(replace(source, table=None, query=statement.format(t=source.table)))
+    assert read(source, columns).num_rows == 20
+
+
+def test_a_comment_at_the_end_of_a_restriction_is_one(
+    source: BigQuerySource, columns: Columns
+) -> None:
+    restricted = replace(source, row_restriction="a < 2 -- the first two")
+    assert describe(restricted) == describe(source)
+    assert read(restricted, columns).num_rows == 2
+
+
+def test_a_view_is_read_by_a_query_as_the_message_says(
+    source: BigQuerySource, columns: Columns, dataset: str, sql: Callable[[str], None]
+) -> None:
+    sql(f"CREATE VIEW `{dataset}.v` AS SELECT * FROM `{dataset}.t` WHERE a < 3")
+    view = replace(source, table=TableName.parse(f"{dataset}.v", "input_table"))
+    with pytest.raises(InputError) as raised:
+        describe(view)
+    advice = f'is a view, not a table: read it with --input_query "SELECT * FROM `{dataset}.v`"'
+    assert advice in str(raised.value)
+    query = str(raised.value).split('"')[1]
+    assert read(replace(source, table=None, query=query), columns).num_rows == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, r"needs column 'b' and 1 more, which the source lacks \(nearest: bb\)"),
+        ({"keep": ("exra",)}, r"lacks column 'exra' \(nearest: extra\)"),
+        ({"id_column": "raw"}, r"id column 'raw': expected text, integers or times, got binary"),
+    ],
+)
+def test_columns_that_are_not_there_are_told_with_the_nearest(
+    fields: dict[str, Any],
+    message: str,
+    source: BigQuerySource,
+    columns: Columns,
+    sql: Callable[[str], None],
+) -> None:
+    names = "1 AS a, 2 AS b, 3 AS c" if fields else "1 AS a, 2 AS bb"
+    sql(f"CREATE OR REPLACE TABLE `{source.table}` AS SELECT {names}, 'x' AS extra, b'x' AS raw")
+    with pytest.raises(InputError, match=message):
+        read(source, replace(columns, **fields))
+
+
+# Where the emulator says less than the service does
+
+
+@pytest.fixture
+def answering() -> Iterator[Callable[..., Cloud]]:
+    """A function: statuses and bodies -> a Cloud whose REST API gives these in turn."""
+    servers: list[HTTPServer] = []
+
+    def start(*answers: tuple[int, Any]) -> Cloud:
+        left = list(answers)
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                status, body = left.pop(0)
+                text = json.dumps(body).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(text)))
+                self.end_headers()
+                self.wfile.write(text)
+
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["Content-Length"]))
+                self.do_GET()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        servers.append(HTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever, args=(0.01,)).start()
+        return Cloud("p", Endpoints(bigquery=f"127.0.0.1:{servers[-1].server_port}"), 5.0)
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def dry_run(scanned: int, kind: str = "SELECT") -> tuple[int, Any]:
+    fields = [{"name": "a", "type": "INTEGER", "mode": "NULLABLE"}]
+    query = {
+        "statementType": kind,
+        "totalBytesProcessed": str(scanned),
+        "schema": {"fields": fields},
+    }
+    return 200, {
+        "jobReference": {"projectId": "p", "location": "europe-west1"},
+        "configuration": {"dryRun": True, "query": {"query": "SELECT 1"}},
+        "status": {"state": "DONE"},
+        "statistics": {"totalBytesProcessed": str(scanned), "query": query},
+    }
+
+
+@pytest.mark.parametrize(("limit", "refused"), [(999, True), (1_000, False), (None, False)])
+def test_a_query_that_would_scan_too_much_is_refused(
+    limit: int | None, refused: bool, answering: Callable[..., Cloud]
+) -> None:
+    # A dry run of the emulator scans 0 bytes.
+    source = BigQuerySource(answering(dry_run(1_000)), query="SELECT 1 AS a", max_bytes=limit)
+    if not refused:
+        assert describe(source) == pa.schema([("a", pa.int64())])
+        return
+    with pytest.raises(UsageError) as raised:
+        describe(source)
+    assert "would scan 1,000 bytes, more than --max_bytes_billed 999" in str(raised.value)
+
+
+def test_a_query_runs_where_its_dry_run_says_with_the_limit_of_bytes(
+    answering: Callable[..., Cloud], columns: Columns
+) -> None:
+    place = {"projectId": "p", "datasetId": "_anonymous", "tableId": "result"}
+    seen: list[Any] = []
+    _, dry = dry_run(5)
+    done = {
+        "jobReference": {"projectId": "p", "jobId": "j", "location": "europe-west1"},
+        "configuration": {"query": {"query": "SELECT 1", "destinationTable": place}},
+        "status": {"state": "DONE"},
+    }
+    missing = {"error": {"code": 404, "message": "no job", "errors": [{"reason": "notFound"}]}}
+    cloud = answering((200, dry), (404, missing), (200, done))
+    source = BigQuerySource(cloud, query="SELECT 1 AS a", max_bytes=77)
+    client = cloud.bigquery()
+    send = client._connection.api_request
+
+    def note(*args: Any, **request: Any) -> Any:
+        seen.append(request)
+        return send(*args, **request)
+
+    client._connection.api_request = note
+    transform = ReadBigQuery(source, columns)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Cloud, "bigquery", lambda _: client)
+        table = transform._to_table(source)
+    assert table.table == TableName("p", "_anonymous", "result")
+    assert table.label == "the result of --input_query"
+    _, asked, inserted = seen
+    assert asked["query_params"]["location"] == "europe-west1"
+    assert inserted["data"]["jobReference"]["location"] == "europe-west1"
+    assert inserted["data"]["configuration"]["query"]["maximumBytesBilled"] == "77"
+
+
+def test_a_table_can_be_read_by_who_may_not_run_queries(answering: Callable[..., Cloud]) -> None:
+    table = {
+        "tableReference": {"projectId": "p", "datasetId": "d", "tableId": "t"},
+        "type": "TABLE",
+        "schema": {"fields": [{"name": "a", "type": "INTEGER"}]},
+    }
+    denied = {"error": {"code": 403, "message": "no", "errors": [{"reason": "accessDenied"}]}}
+    source = BigQuerySource(
+        answering((200, table), (403, denied)),
+        TableName("a-project", "d", "t"),
+        row_restriction="a > 1",
+    )
+    assert describe(source).names == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("MATERIALIZED_VIEW", "a materialized view"),
+        ("EXTERNAL", "an external"),
+        ("TABLE", None),
+        ("SNAPSHOT", None),
+    ],
+)
+def test_what_the_read_api_cannot_read_is_told(
+    kind: str, told: str | None, answering: Callable[..., Cloud]
+) -> None:
+    table = {
+        "tableReference": {"projectId": "p", "datasetId": "d", "tableId": "t"},
+        "type": kind,
+        "schema": {"fields": [{"name": "a", "type": "INTEGER"}]},
+    }
+    source = BigQuerySource(answering((200, table)), TableName("a-project", "d", "t"))
+    if told is None:
+        assert describe(source).names == ["a"]
+        return
+    with pytest.raises(InputError, match=f"a-project.d.t is {told}.*--input_query"):
+        describe(source)
+
+
+def test_a_type_without_a_place_in_arrow_is_text_with_its_name() -> None:
+    schema = arrow_schema([SchemaField("g", "GEOGRAPHY"), SchemaField("i", "INTERVAL", "REPEATED")])
+    assert schema.types == [pa.string(), pa.list_(pa.string())]
+    assert schema.field("g").metadata == {b"ARROW:extension:name": b"google:sqlType:geography"}

@@ -1,0 +1,844 @@
+"""A table as a destination: looked at before the run, written once, all or nothing."""
+
+import itertools
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import requests
+from apache_beam.internal.gcp import auth
+from google.cloud import bigquery
+from google.cloud.bigquery import SchemaField
+
+from cloud.clients import Cloud
+from examples.local_cloud import LocalCloud
+from model_handlers.errors import BalanceError, OutputError
+from transforms import bigquery_jobs
+from transforms.bigquery_schema import JSON_METADATA, TableName
+from transforms.commit_files import DEAD_LETTERS, SCORES, RunFolder, StagedFile, create_file
+from transforms.commit_table import run_table
+from transforms.failures import FAILURE_SCHEMA, Fault, Provenance, failure_batch
+from transforms.file_writers import open_writer
+from transforms.write_bigquery import TableDestination, loads_from
+from transforms.write_files import conform
+
+NOON = datetime(2024, 5, 6, 12, tzinfo=UTC)
+TIME = pa.timestamp("us", tz="UTC")
+SCORED = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("score", pa.float32()),
+        ("encoded", pa.list_(pa.float32(), 2)),
+        ("run_id", pa.string()),
+        ("scored_at", TIME),
+    ]
+)
+# As the rows of the reference pipeline, no column tells the run.
+REFERENCE = pa.schema([("instance_id", pa.string()), ("anomaly_score", pa.float64()), ("at", TIME)])
+
+
+@pytest.fixture(autouse=True)
+def _anonymous(emulators: LocalCloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beam's own access to the bucket: what pipelines/cloud_access.py does for a run."""
+    for variable, address in emulators.environment.items():
+        monkeypatch.setenv(variable, address)
+    monkeypatch.setattr(auth._Credentials, "_credentials_init", True)
+
+
+@dataclass
+class Sink:
+    """A table of the test's dataset, and destinations for it."""
+
+    cloud: Cloud
+    table: TableName
+    schema: pa.Schema = SCORED
+    fields: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, run_id: str = "r", token: str = "a", **changes: Any) -> TableDestination:
+        values: dict[str, Any] = {
+            "part": SCORES,
+            "folder": RunFolder("gs://bucket/tmp", run_id, token),
+            "cloud": self.cloud,
+            "table": self.table,
+            "schema": self.schema,
+            "time_column": self.schema.names[-1],
+        }
+        return TableDestination(**values | self.fields | changes)
+
+    @property
+    def client(self) -> bigquery.Client:
+        return self.cloud.bigquery()
+
+    def create(self, *fields: SchemaField, **properties: Any) -> bigquery.Table:
+        table = bigquery.Table(str(self.table), schema=fields)
+        for name, value in properties.items():
+            setattr(table, name, value)
+        return self.client.create_table(table)
+
+    def get(self) -> bigquery.Table:
+        return self.client.get_table(str(self.table))
+
+    def query(self, sql: str) -> list[dict[str, Any]]:
+        """SQL, with T for the table -> the result."""
+        job = self.client.query(sql.replace(" T", f" `{self.table}`"))
+        return [dict(row) for row in job.result()]
+
+    def ids(self) -> list[str]:
+        """The ids of all rows, sorted."""
+        key = self.schema.names[0]
+        return [row["id"] for row in self.query(f"SELECT {key} AS id FROM T ORDER BY 1")]
+
+    def tables(self) -> set[str]:
+        """The tables of the dataset."""
+        found = self.client.list_tables(f"{self.table.project}.{self.table.dataset}")
+        return {table.table_id for table in found}
+
+
+@pytest.fixture
+def sink(emulators: LocalCloud, dataset: str) -> Sink:
+    # A server that is gone is not waited for long.
+    cloud = replace(emulators.cloud, retry_seconds=2.0)
+    return Sink(cloud, TableName.parse(f"{dataset}.t", "output_table"))
+
+
+def scored(destination: TableDestination, *ids: str, at: datetime = NOON) -> pa.RecordBatch:
+    """Ids -> rows of the destination's schema."""
+    values: dict[str, Any] = {
+        "row_id": ids,
+        "score": [0.1] * len(ids),
+        "encoded": [[1.5, -0.0]] * len(ids),
+        "run_id": [destination.folder.run_id] * len(ids),
+        "scored_at": [at] * len(ids),
+        "instance_id": ids,
+        "anomaly_score": [0.1] * len(ids),
+        "at": [at] * len(ids),
+    }
+    names = destination.schema.names
+    arrays = [pa.array(values[name], destination.schema.field(name).type) for name in names]
+    return pa.RecordBatch.from_arrays(arrays, schema=destination.schema)
+
+
+def stage(destination: TableDestination, *batches: pa.RecordBatch) -> list[StagedFile]:
+    """Batches -> a staged file of each."""
+    files = []
+    for i, batch in enumerate(batches):
+        schema = destination.file_schema(batch.schema)
+        path = destination.folder.staged(f"{destination.name}-{i}.parquet")
+        with create_file(path) as handle:
+            writer = open_writer(handle, schema, destination.output_format)
+            writer.write(conform(batch, schema))
+            writer.close()
+        files.append(StagedFile(destination.name, path, batch.num_rows))
+    return files
+
+
+def run(destination: TableDestination, *ids: str) -> TableDestination:
+    """Ids -> prepared, staged and committed."""
+    destination.prepare()
+    destination.commit(stage(destination, scored(destination, *ids)))
+    return destination
+
+
+def fails(action: Callable[[], Any], *parts: str, kind: type[Exception] = OutputError) -> None:
+    """The action fails with one line that holds the parts."""
+    with pytest.raises(kind) as caught:
+        action()
+    assert "\n" not in str(caught.value)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_a_new_table_has_the_rows_schema_partitions_by_day_and_clusters(sink: Sink) -> None:
+    sink("r", cluster_by=("row_id", "run_id")).prepare()
+    table = sink.get()
+    assert [(f.name, f.field_type, f.mode) for f in table.schema] == [
+        ("row_id", "STRING", "NULLABLE"),
+        ("score", "FLOAT", "NULLABLE"),
+        ("encoded", "FLOAT", "REPEATED"),
+        ("run_id", "STRING", "NULLABLE"),
+        ("scored_at", "TIMESTAMP", "NULLABLE"),
+    ]
+    assert (table.time_partitioning.type_, table.time_partitioning.field) == ("DAY", "scored_at")
+    assert table.clustering_fields == ["row_id", "run_id"]
+    assert table.expires is None
+
+
+def test_preparing_twice_changes_nothing(sink: Sink) -> None:
+    run(sink("r"), "a")
+    before = sink.get().to_api_repr()
+    sink("s", cluster_by=()).prepare()
+    assert sink.get().to_api_repr() == before
+
+
+def test_what_would_fail_the_commit_is_told_before_anything_is_made(
+    sink: Sink, emulators: LocalCloud
+) -> None:
+    nowhere = TableName(sink.table.project, "nowhere", "t")
+    fails(sink(table=nowhere).prepare, str(nowhere), "nowhere", "check")
+    gone = RunFolder("gs://no-such-bucket/tmp", "r", "a")
+    fails(sink(folder=gone).prepare, "--temp_location", "no bucket no-such-bucket")
+    bad = pa.schema([("a-b", pa.string())])
+    fails(sink(schema=bad, time_column=None).prepare, "'a-b'", "letters")
+    assert sink.tables() == set()
+
+
+def test_the_bucket_must_lie_where_the_dataset_loads_from(sink: Sink) -> None:
+    dataset = bigquery.Dataset(f"{sink.table.project}.{sink.table.dataset}_eu")
+    dataset.location = "EU"
+    sink.client.create_dataset(dataset)
+    # The emulator's buckets all say US, and its tables, once made, say so as well.
+    abroad = TableName(sink.table.project, dataset.dataset_id, "t")
+    fails(sink(table=abroad).prepare, "--temp_location is in US", str(abroad), "in EU")
+    assert list(sink.client.list_tables(dataset)) == []
+
+
+@pytest.mark.parametrize(
+    ("dataset", "bucket", "loads"),
+    [
+        ("US", "US", True),
+        ("US", "ASIA", True),
+        ("EU", "EU", True),
+        ("EU", "EUROPE-WEST1", True),
+        ("EU", "US", False),
+        ("EU", "US-EAST1", False),
+        ("us-central1", "US-CENTRAL1", True),
+        ("us-central1", "US", False),
+        ("us-central1", "US-EAST1", False),
+        ("europe-west1", "EU", False),
+        ("europe-west1", "EUROPE-WEST12", False),
+        ("asia-northeast1", "ASIA-NORTHEAST1", True),
+    ],
+)
+def test_locations_that_go_together(dataset: str, bucket: str, loads: bool) -> None:
+    assert loads_from(dataset, bucket) is loads
+
+
+def test_a_table_that_does_not_fit_is_told_in_one_line_with_all_that_differs(sink: Sink) -> None:
+    sink.create(
+        SchemaField("row_id", "INTEGER"),
+        SchemaField("Score", "FLOAT"),
+        SchemaField("encoder", "FLOAT", "REPEATED"),
+        SchemaField("run_id", "STRING", "REPEATED"),
+        SchemaField("scored_at", "TIMESTAMP"),
+        SchemaField("owner", "STRING", "REQUIRED"),
+    )
+    fails(
+        sink().prepare,
+        str(sink.table),
+        "column row_id INT64, expected STRING",
+        "lacks column encoded ARRAY<FLOAT64> (nearest: encoder)",
+        "column run_id ARRAY<STRING>, expected STRING",
+        "requires column owner",
+    )
+
+
+def test_a_view_is_no_destination(sink: Sink) -> None:
+    sink.query("CREATE VIEW T AS SELECT 'a' AS row_id")
+    fails(sink().prepare, "VIEW", "expected a table")
+
+
+def test_clustering_is_for_new_tables(sink: Sink) -> None:
+    sink(cluster_by=("row_id",)).prepare()
+    sink(cluster_by=("row_id",)).prepare()
+    fails(sink(cluster_by=("run_id",)).prepare, "by row_id, not by run_id", "--cluster_by")
+
+
+def test_rows_are_added_to_those_of_other_runs(sink: Sink) -> None:
+    run(sink("r", "a"), "1", "2")
+    run(sink("s", "b"), "1", "3")
+    assert Counter(sink.ids()) == Counter(["1", "2", "1", "3"])
+    (row,) = sink.query("SELECT * FROM T WHERE row_id = '2'")
+    assert row == {
+        "row_id": "2",
+        "score": pytest.approx(0.1, abs=1e-7),
+        "encoded": [1.5, -0.0],
+        "run_id": "r",
+        "scored_at": NOON,
+    }
+
+
+def test_truncating_leaves_only_the_runs_rows_and_the_tables_form(sink: Sink) -> None:
+    run(sink("r", "a", cluster_by=("row_id",)), "1", "2")
+    run(sink("s", "b", write_disposition="truncate"), "3")
+    assert sink.ids() == ["3"]
+    table = sink.get()
+    assert table.time_partitioning.field == "scored_at"
+    assert table.clustering_fields == ["row_id"]
+
+
+def test_a_run_without_rows_adds_none_and_truncates_all_the_same(sink: Sink) -> None:
+    run(sink("r", "a"), "1")
+    run(sink("s", "b"))
+    assert sink.ids() == ["1"]
+    run(sink("t", "c", write_disposition="truncate"))
+    assert sink.ids() == []
+
+
+def test_a_table_that_must_be_empty_is_refused_with_rows_of_others(sink: Sink) -> None:
+    run(sink("r", "a", write_disposition="empty"), "1")
+    run(sink("r", "b", write_disposition="empty"), "1", "2")
+    assert sink.ids() == ["1", "2"]
+    other = sink("s", "c", write_disposition="empty")
+    fails(other.prepare, "expected none", "--write_disposition empty", "append")
+
+
+def test_rows_that_came_since_the_beginning_are_found_at_the_end(sink: Sink) -> None:
+    late = sink("r", "a", write_disposition="empty")
+    late.prepare()
+    files = stage(late, scored(late, "1"))
+    run(sink("s", "b"), "2")
+    fails(lambda: late.commit(files), "holds 1 rows", "expected none")
+    assert sink.ids() == ["2"]
+
+
+def test_only_the_runs_own_rows_are_replaced(sink: Sink) -> None:
+    run(sink("r", "a"), "1", "2")
+    run(sink("s", "b"), "1")
+    run(sink("r", "c"), "2", "3")
+    found = sink.query("SELECT row_id, run_id FROM T")
+    assert Counter((row["row_id"], row["run_id"]) for row in found) == Counter(
+        [("2", "r"), ("3", "r"), ("1", "s")]
+    )
+
+
+# What a copy cannot do goes by an INSERT, first and when a run's rows are replaced.
+FORMS: dict[str, Sequence[SchemaField]] = {
+    "extra columns": (
+        SchemaField("note", "STRING"),
+        SchemaField("row_id", "STRING"),
+        SchemaField("score", "FLOAT"),
+        SchemaField("encoded", "FLOAT", "REPEATED"),
+        SchemaField("run_id", "STRING"),
+        SchemaField("scored_at", "TIMESTAMP"),
+    ),
+    "another order": (
+        SchemaField("scored_at", "TIMESTAMP"),
+        SchemaField("encoded", "FLOAT", "REPEATED"),
+        SchemaField("RUN_ID", "STRING"),
+        SchemaField("row_id", "STRING"),
+        SchemaField("Score", "FLOAT"),
+    ),
+    "required columns": (
+        SchemaField("row_id", "STRING", "REQUIRED"),
+        SchemaField("score", "FLOAT", "REQUIRED"),
+        SchemaField("encoded", "FLOAT", "REPEATED"),
+        SchemaField("run_id", "STRING"),
+        SchemaField("scored_at", "TIMESTAMP"),
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("disposition", ["append", "truncate"])
+def test_tables_of_another_form_keep_it_and_get_the_rows(
+    sink: Sink, form: str, disposition: str
+) -> None:
+    sink.create(*FORMS[form])
+    before = [(f.name, f.mode) for f in sink.get().schema]
+    for token, ids in (("a", "12"), ("b", "23")):
+        run(sink("r", token, write_disposition=disposition), *ids)
+    assert sink.ids() == ["2", "3"]
+    assert [(f.name, f.mode) for f in sink.get().schema] == before
+    (row,) = sink.query("SELECT * FROM T WHERE row_id = '3'")
+    found = {name.lower(): value for name, value in row.items()}
+    assert (found["run_id"], found["scored_at"], found["encoded"]) == ("r", NOON, [1.5, -0.0])
+    assert found.get("note") is None
+
+
+def test_a_table_without_partitions_is_copied_into(sink: Sink) -> None:
+    sink.create(*FORMS["another order"][::-1])
+    run(sink(), "1")
+    assert sink.ids() == ["1"]
+
+
+def json_field(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, metadata=JSON_METADATA)
+
+
+JSON_SCHEMA = pa.schema(
+    [
+        ("row_id", pa.string()),
+        json_field("plain", pa.string()),
+        pa.field("many", pa.list_(json_field("item", pa.string()))),
+        pa.field("nested", pa.struct([json_field("inner", pa.string()), ("n", pa.int64())])),
+        ("run_id", pa.string()),
+        ("scored_at", TIME),
+    ]
+)
+
+
+def json_rows(run_id: str) -> pa.RecordBatch:
+    texts = ['{"a": [1, null], "b": "\\u00e9"}', "null", None, "12345678901234567890123.5"]
+    return pa.RecordBatch.from_pylist(
+        [
+            {
+                "row_id": str(i),
+                "plain": text,
+                "many": ['{"i": 1}', '"x"', "[2]"][:i],
+                "nested": None if text is None else {"inner": text, "n": i},
+                "run_id": run_id,
+                "scored_at": NOON,
+            }
+            for i, text in enumerate(texts)
+        ],
+        schema=JSON_SCHEMA,
+    )
+
+
+def test_json_columns_are_json_again_wherever_they_are(sink: Sink) -> None:
+    sink.schema = JSON_SCHEMA
+    # A second attempt, so that the rows go both ways, alone and in a transaction.
+    for token in "ab":
+        destination = sink("r", token)
+        destination.prepare()
+        destination.commit(stage(destination, json_rows("r")))
+    kinds = [(f.name, f.field_type, f.mode) for f in sink.get().schema[1:4]]
+    assert kinds == [
+        ("plain", "JSON", "NULLABLE"),
+        ("many", "JSON", "REPEATED"),
+        ("nested", "RECORD", "NULLABLE"),
+    ]
+    rows = sink.query(
+        "SELECT plain IS NULL AS empty, JSON_TYPE(plain) AS kind, JSON_VALUE(plain, '$.b') AS b, "
+        "ARRAY_LENGTH(many) AS n, ARRAY(SELECT JSON_TYPE(e) FROM UNNEST(many) AS e "
+        "WITH OFFSET o ORDER BY o) AS kinds, nested IS NULL AS absent, "
+        "JSON_TYPE(nested.inner) AS inner_kind FROM T ORDER BY row_id"
+    )
+    assert [row["kind"] for row in rows] == ["object", "null", None, "number"]
+    assert [row["empty"] for row in rows] == [False, False, True, False]
+    assert rows[0]["b"] == "\u00e9"
+    assert [row["n"] for row in rows] == [0, 1, 2, 3]
+    assert rows[3]["kinds"] == ["object", "string", "array"]
+    assert [row["absent"] for row in rows] == [False, False, True, False]
+    assert [row["inner_kind"] for row in rows] == ["object", "null", None, "number"]
+
+
+def test_fields_of_structs_go_by_their_names_not_by_their_places(sink: Sink) -> None:
+    pair = pa.struct([("low", pa.int64()), ("high", pa.int64())])
+    sink.schema = pa.schema(
+        [("row_id", pa.string()), ("span", pair), ("spans", pa.list_(pair)), ("scored_at", TIME)]
+    )
+    turned = (SchemaField("high", "INTEGER"), SchemaField("low", "INTEGER"))
+    sink.create(
+        SchemaField("row_id", "STRING"),
+        SchemaField("span", "RECORD", fields=turned),
+        SchemaField("spans", "RECORD", "REPEATED", fields=turned),
+        SchemaField("scored_at", "TIMESTAMP"),
+    )
+    span = {"low": 1, "high": 2}
+    row = {
+        "row_id": "1",
+        "span": span,
+        "spans": [span, {"low": 3, "high": 4}],
+        "scored_at": NOON,
+    }
+    destination = sink()
+    destination.prepare()
+    destination.commit(stage(destination, pa.RecordBatch.from_pylist([row], schema=sink.schema)))
+    assert sink.query("SELECT * FROM T") == [row]
+
+
+def test_dead_letters_have_the_schema_of_every_sink(sink: Sink) -> None:
+    destination = sink(part=DEAD_LETTERS, schema=FAILURE_SCHEMA, time_column="failed_at")
+    letters = failure_batch(
+        ["1", None],
+        [b'{"a": NaN}', b"\xff\x00"],
+        [Fault("null", "a is null", "a"), Fault("invalid_json", "no JSON")],
+        stage="decode",
+        provenance=Provenance("r", "batch", "tiny", "3", "0" * 64),
+        failed_at=NOON,
+    )
+    destination.prepare()
+    destination.commit(stage(destination, letters))
+    assert [(f.name, f.field_type) for f in sink.get().schema] == [
+        ("failed_at", "TIMESTAMP"),
+        *((name, "STRING") for name in ("run_id", "pipeline", "stage", "reason", "message")),
+        ("row_id", "STRING"),
+        ("payload", "BYTES"),
+        ("attributes", "STRING"),
+        *((name, "STRING") for name in ("model_name", "model_version", "model_digest")),
+        ("attempts", "INTEGER"),
+    ]
+    assert sink.query("SELECT * FROM T ORDER BY row_id NULLS LAST") == letters.to_pylist()
+
+
+class Died(BaseException):
+    """The process is gone: nothing in it can catch this."""
+
+
+@contextmanager
+def watching(emulators: LocalCloud, seen: Callable[[str, str], None]) -> Iterator[None]:
+    """Each call of the block to BigQuery: `seen` gets its method and path before it is sent."""
+    send, address = requests.Session.request, f"{emulators.endpoints.bigquery}/bigquery/v2/"
+    thread = threading.get_ident()
+
+    def request(self: Any, method: str, url: str, *args: Any, **rest: Any) -> Any:
+        if url.startswith(address) and threading.get_ident() == thread:
+            seen(method, url.removeprefix(address))
+        return send(self, method, url, *args, **rest)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(requests.Session, "request", request)
+        yield
+
+
+def commit_until(
+    emulators: LocalCloud,
+    number: int,
+    destination: TableDestination,
+    files: list[StagedFile],
+    *,
+    of_all: bool = True,
+) -> bool:
+    """Commits, and dies before the call of that number; whether there was one.
+
+    of_all: else only calls that change something count: between two of them the process
+    may die wherever it likes, and leaves the same behind.
+    """
+    left = itertools.count(number, -1)
+
+    def seen(method: str, _: str) -> None:
+        if (of_all or method != "GET") and next(left) == 0:
+            raise Died
+
+    try:
+        with watching(emulators, seen):
+            destination.commit(files)
+    except Died:
+        return True
+    return False
+
+
+@dataclass
+class Case:
+    """What a commit meets: the table's form and the ids in it, and what is there afterwards."""
+
+    fields: dict[str, Any] = field(default_factory=dict)
+    form: Sequence[SchemaField] = ()
+    present: str = "9"
+    earlier: str = ""
+    after: str = "129"
+
+    @property
+    def before(self) -> str:
+        return "".join(sorted(self.present + self.earlier))
+
+
+TRUNCATE = {"write_disposition": "truncate"}
+CASES = {
+    "append": Case(),
+    "truncate": Case(TRUNCATE, after="12"),
+    "empty": Case({"write_disposition": "empty"}, present="", after="12"),
+    "no column of the run": Case({"schema": REFERENCE, "time_column": "at"}),
+    "in the place of an earlier attempt": Case(earlier="13"),
+    "by a query": Case(form=FORMS["required columns"]),
+    "truncate by a query": Case(TRUNCATE, FORMS["required columns"], after="12"),
+}
+
+
+def crash_and_repeat(
+    sink: Sink, emulators: LocalCloud, case: Case, number: int, again: str, *, of_all: bool
+) -> bool:
+    """One table, one death, one repetition; whether the commit came to the call at all."""
+    sink.table = sink.table.sibling(f"t{number}")
+    sink.schema = case.fields.get("schema", SCORED)
+    sink.fields = case.fields
+    if case.form:
+        sink.create(*case.form)
+    first = sink("r", "a")
+    first.prepare()
+    if case.present:
+        key, value = sink.schema.names[:2]
+        sink.query(f"INSERT INTO T ({key}, {value}) VALUES ('{case.present}', 0.5)")
+    if case.earlier:
+        run(sink("r", "e"), *case.earlier)
+    files = stage(first, scored(first, "1", "2"))
+    died = commit_until(emulators, number, first, files, of_all=of_all)
+    assert "".join(sink.ids()) in (case.before, case.after)
+    if again == "step":
+        first.commit(files)
+    else:
+        run(sink("r", "b"), "1", "2")
+    assert "".join(sink.ids()) == case.after
+    # The emulator gets slower with each table that it has.
+    for table in sink.tables():
+        sink.client.delete_table(f"{sink.table.project}.{sink.table.dataset}.{table}")
+    return died
+
+
+@pytest.mark.parametrize(
+    ("name", "again"),
+    [
+        *((name, "run") for name in CASES),
+        *((name, "step") for name in CASES if "query" not in name),
+    ],
+)
+def test_whatever_was_changed_when_a_process_dies_each_row_is_there_once_in_the_end(
+    sink: Sink, emulators: LocalCloud, name: str, again: str
+) -> None:
+    # The changes: a table of the attempt, its load job, the job that puts the rows in place.
+    died = [
+        crash_and_repeat(sink, emulators, CASES[name], number, again, of_all=False)
+        for number in (1, 2, 3)
+    ]
+    assert died == [True, True, False]
+
+
+def test_before_whichever_call_a_process_dies_each_row_is_there_once_in_the_end(
+    sink: Sink, emulators: LocalCloud
+) -> None:
+    numbers = itertools.count()
+    case = CASES["append"]
+    while crash_and_repeat(sink, emulators, case, next(numbers), "run", of_all=True):
+        pass
+    assert next(numbers) > 8
+
+
+def test_what_a_dead_attempt_leaves_goes_by_itself_or_when_it_is_discarded(
+    sink: Sink, emulators: LocalCloud
+) -> None:
+    destination = sink()
+    destination.prepare()
+    files = stage(destination, scored(destination, "1"))
+    assert commit_until(emulators, 2, destination, files, of_all=False)
+    (left,) = sink.tables() - {"t"}
+    expires = sink.client.get_table(f"{sink.table.sibling(left)}").expires
+    assert timedelta(hours=23) < expires - datetime.now(UTC) <= timedelta(hours=24)
+    # A wildcard over the destination's name does not find it.
+    assert not left.startswith("t")
+    destination.discard()
+    assert sink.tables() == {"t"}
+    (bucket,) = {path.split("/")[2] for path in (file.path for file in files)}
+    blobs = sink.cloud.storage().list_blobs(bucket, prefix="tmp/.staging/r/")
+    assert [blob.name for blob in blobs] == []
+
+
+def test_discarding_without_a_server_is_quiet(sink: Sink) -> None:
+    nowhere = replace(sink.cloud, endpoints=replace(sink.cloud.endpoints, bigquery="localhost:9"))
+    sink(cloud=nowhere).discard()
+
+
+def test_a_table_of_the_attempt_that_has_gone_is_filled_again(
+    sink: Sink, emulators: LocalCloud
+) -> None:
+    destination = sink()
+    destination.prepare()
+    files = stage(destination, scored(destination, "1"))
+    assert commit_until(emulators, 2, destination, files, of_all=False)
+    sink.client.delete_table(str(run_table(sink.table, destination.folder)))
+    destination.commit(files)
+    assert sink.ids() == ["1"]
+
+
+def at_change(emulators: LocalCloud, number: int, action: Callable[[], Any]) -> Any:
+    """Before the change of that number in the block, counted from 0, the action is done."""
+    changes = itertools.count()
+
+    def seen(method: str, _: str) -> None:
+        if method != "GET" and next(changes) == number:
+            action()
+
+    return watching(emulators, seen)
+
+
+# The changes: the attempt's table, its load job, the job that puts the rows in place.
+@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("name", ["append", "truncate", "no column of the run"])
+def test_of_two_attempts_side_by_side_one_has_its_rows_there(
+    sink: Sink, emulators: LocalCloud, name: str, number: int
+) -> None:
+    sink.schema, sink.fields = CASES[name].fields.get("schema", SCORED), CASES[name].fields
+    slow, fast = sink("r", "a"), sink("r", "b")
+    slow.prepare()
+    files = stage(slow, scored(slow, "1", "2"))
+
+    def overtake() -> None:
+        with ThreadPoolExecutor(1) as other:
+            other.submit(run, fast, "1", "2").result()
+
+    with at_change(emulators, number, overtake):
+        slow.commit(files)
+    assert sink.ids() == ["1", "2"]
+    fast.commit([])
+    slow.commit(files)
+    assert sink.ids() == ["1", "2"]
+
+
+def test_two_attempts_at_the_same_moment_leave_each_row_once(sink: Sink) -> None:
+    attempts = [sink("r", token) for token in "abc"]
+    attempts[0].prepare()
+    staged = [stage(attempt, scored(attempt, "1", "2")) for attempt in attempts]
+    start = threading.Barrier(len(attempts))
+
+    def commit(i: int) -> None:
+        start.wait()
+        # BigQuery ends a transaction whose rows another one changes: such an attempt fails.
+        with suppress(OutputError):
+            attempts[i].commit(staged[i])
+
+    with ThreadPoolExecutor(len(attempts)) as threads:
+        list(threads.map(commit, range(len(attempts))))
+    assert sink.ids() == ["1", "2"]
+    run(sink("r", "d"), "1", "2")
+    assert sink.ids() == ["1", "2"]
+
+
+def test_a_file_that_cannot_be_loaded_fails_the_run_and_changes_nothing(sink: Sink) -> None:
+    run(sink("s", "z"), "9")
+    destination = sink()
+    destination.prepare()
+    files = stage(destination, scored(destination, "1"), scored(destination, "2"))
+    blob = sink.cloud.storage().bucket("bucket").blob(files[1].path.removeprefix("gs://bucket/"))
+    blob.upload_from_string(b"no Parquet at all")
+    fails(lambda: destination.commit(files), str(sink.table), files[1].path)
+    assert sink.ids() == ["9"]
+    destination.discard()
+    assert run_table(sink.table, destination.folder).table not in sink.tables()
+
+
+def test_fewer_rows_loaded_than_staged_put_nothing_into_the_table(sink: Sink) -> None:
+    destination = sink()
+    destination.prepare()
+    (file,) = stage(destination, scored(destination, "1", "2"))
+    short = replace(file, rows=3)
+    fails(lambda: destination.commit([short]), "3 rows", "2 loaded", kind=BalanceError)
+    assert sink.ids() == []
+
+
+@contextmanager
+def failing_copy(reason: str) -> Iterator[list[str]]:
+    """The first copy job in the block fails for that reason; the ids of all of them."""
+    send, ids = requests.Session.request, []
+
+    def request(self: Any, method: str, url: str, *args: Any, **rest: Any) -> Any:
+        starts = method == "POST" and '"copy": {' in str(rest.get("data"))
+        if starts:
+            job = json.loads(rest["data"])
+            ids.append(job["jobReference"]["jobId"])
+            if len(ids) == 1:
+                # The emulator fails it, since there is no such table; the reason is then changed.
+                job["configuration"]["copy"]["sourceTables"][0]["tableId"] = "none"
+                rest["data"] = json.dumps(job)
+        response = send(self, method, url, *args, **rest)
+        if ids and (ids[0] in url or (starts and len(ids) == 1)):
+            response._content = response.content.replace(b'"notFound"', f'"{reason}"'.encode())
+        return response
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(requests.Session, "request", request)
+        patched.setattr(bigquery_jobs.time, "sleep", lambda _: None)
+        yield ids
+
+
+def test_a_copy_that_fails_for_a_while_is_done_again_under_the_next_number(
+    sink: Sink, emulators: LocalCloud
+) -> None:
+    with failing_copy("jobRateLimitExceeded") as ids:
+        run(sink("r", "a"), "1")
+    assert [name.rsplit("-", 1)[-1] for name in ids] == ["0", "1"]
+    assert sink.ids() == ["1"]
+    run(sink("r", "b"), "1", "2")
+    assert sink.ids() == ["1", "2"]
+
+
+def test_a_copy_that_fails_for_good_is_told_once_and_a_rerun_takes_the_next_number(
+    sink: Sink, emulators: LocalCloud
+) -> None:
+    with failing_copy("quotaExceeded") as ids:
+        fails(lambda: run(sink("r", "a"), "1"), str(sink.table), "quota")
+        assert len(ids) == 1
+        assert sink.ids() == []
+        run(sink("r", "b"), "1")
+    assert [name.rsplit("-", 1) for name in ids] == [[ids[0][:-2], "0"], [ids[0][:-2], "1"]]
+    assert sink.ids() == ["1"]
+
+
+def test_rows_that_cannot_take_the_place_of_earlier_ones_leave_them(sink: Sink) -> None:
+    sink.create(*FORMS["required columns"])
+    run(sink("r", "a"), "1")
+    second = sink("r", "b")
+    rows = scored(second, "2", "3")
+    rows = rows.set_column(1, "score", pa.nulls(2, pa.float32()))
+    fails(lambda: second.commit(stage(second, rows)), str(sink.table), "score")
+    assert sink.ids() == ["1"]
+
+
+def test_without_a_column_of_the_run_a_rerun_of_other_rows_is_refused(sink: Sink) -> None:
+    sink.schema = REFERENCE
+    run(sink("r", "a"), "1", "2")
+    fails(lambda: run(sink("r", "b"), "1", "2", "3"), "2 rows", "now it has 3", "--run_id")
+    assert sink.ids() == ["1", "2"]
+    run(sink("r", "c", write_disposition="truncate"), "1", "2", "3")
+    assert sink.ids() == ["1", "2", "3"]
+
+
+def test_without_a_column_of_the_run_rows_that_are_gone_are_put_there_again(sink: Sink) -> None:
+    sink.schema = REFERENCE
+    run(sink("r", "a"), "1", "2")
+    run(sink("s", "b", write_disposition="truncate"), "9")
+    run(sink("r", "c"), "1", "2")
+    assert sink.ids() == ["1", "2", "9"]
+    sink.client.delete_table(str(sink.table))
+    run(sink("r", "d"), "1", "2")
+    assert sink.ids() == ["1", "2"]
+
+
+def test_without_a_column_of_the_run_rows_that_are_gone_in_part_are_told(sink: Sink) -> None:
+    sink.schema = REFERENCE
+    run(sink("r", "a"), "1", "2")
+    sink.query("DELETE FROM T WHERE instance_id = '1'")
+    fails(lambda: run(sink("r", "b"), "1", "2"), "2 rows, of which 1", "--run_id", "truncate")
+    # Rows of another run with the same ids are none of this one's.
+    destination = sink("s", "c", write_disposition="truncate")
+    destination.prepare()
+    late = datetime.now(UTC) + timedelta(hours=1)
+    destination.commit(stage(destination, scored(destination, "1", "2", at=late)))
+    fails(lambda: run(sink("r", "d"), "1", "2"), "of which 0")
+    assert sink.ids() == ["1", "2"]
+
+
+def test_a_table_made_anew_gets_the_rows_again(sink: Sink) -> None:
+    run(sink("r", "a"), "1", "2")
+    sink.client.delete_table(str(sink.table))
+    run(sink("r", "b"), "1", "2")
+    assert sink.ids() == ["1", "2"]
+
+
+def test_a_table_made_anew_and_filled_by_others_is_not_empty(sink: Sink) -> None:
+    run(sink("r", "a", write_disposition="empty"), "1")
+    sink.client.delete_table(str(sink.table))
+    run(sink("s", "b"), "2")
+    fails(sink("r", "c", write_disposition="empty").prepare, "holds 1 rows", "expected none")
+
+
+def test_a_run_that_is_repeated_with_another_disposition_has_its_rows_once(sink: Sink) -> None:
+    for token, disposition in (("a", "truncate"), ("b", "append"), ("c", "empty")):
+        run(sink("r", token, write_disposition=disposition), "1", "2")
+        assert sink.ids() == ["1", "2"]
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_server_that_dies_while_rows_are_written_costs_a_rerun_and_no_row(
+    sink: Sink, emulators: LocalCloud, number: int
+) -> None:
+    run(sink("s", "z"), "9")
+    first = sink("r", "a")
+    first.prepare()
+    files = stage(first, scored(first, "1", "2"))
+    try:
+        with at_change(emulators, number, emulators.bigquery.kill):
+            fails(lambda: first.commit(files), str(sink.table), "gave up")
+        first.discard()
+    finally:
+        emulators.bigquery.start()
+    assert sink.ids() == ["9"]
+    run(sink("r", "b"), "1", "2")
+    assert sink.ids() == ["1", "2", "9"]

@@ -1,0 +1,51 @@
+"""Tables of BigQuery that are written: made if they are not there, looked at if they are."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+from google.api_core import exceptions
+from google.cloud import bigquery
+
+from cloud.clients import Cloud
+from cloud.errors import retry
+from model_handlers.errors import OutputError
+from transforms.bigquery_schema import TableName, drift, table_fields
+
+
+def find_table(client: bigquery.Client, table: TableName, cloud: Cloud) -> bigquery.Table | None:
+    """A table's name -> the table, None if it is not there."""
+    try:
+        return client.get_table(str(table), retry=retry(cloud.retry_seconds))
+    except exceptions.NotFound:
+        return None
+
+
+def create_table(
+    client: bigquery.Client,
+    table: TableName,
+    schema: pa.Schema,
+    time_column: str | None,
+    cluster_by: tuple[str, ...],
+    cloud: Cloud,
+) -> bigquery.Table:
+    """A name and the schema of rows -> the table, partitioned by the day of its time column."""
+    new = bigquery.Table(str(table), schema=table_fields(schema))
+    if time_column is not None:
+        new.time_partitioning = bigquery.TimePartitioning(field=time_column)
+    new.clustering_fields = list(cluster_by) or None
+    return client.create_table(new, exists_ok=True, retry=retry(cloud.retry_seconds))
+
+
+def check_table(table: bigquery.Table, schema: pa.Schema, cluster_by: tuple[str, ...]) -> None:
+    """A table as it is and the schema of rows -> nothing, or OutputError if they do not fit."""
+    name = f"{table.project}.{table.dataset_id}.{table.table_id}"
+    if table.table_type != "TABLE":
+        raise OutputError(f"{name} is a {table.table_type}: expected a table")
+    if difference := drift(name, table_fields(schema), table.schema):
+        raise OutputError(difference)
+    present = tuple(table.clustering_fields or ())
+    if cluster_by and present != cluster_by:
+        raise OutputError(
+            f"table {name} is clustered by {', '.join(present) or 'nothing'}, not by "
+            f"{', '.join(cluster_by)}: leave --cluster_by out, which is for new tables"
+        )

@@ -1,0 +1,338 @@
+"""DecodeMessages: messages to source batches inside a bundle, without a window and without a wait.
+
+A message is one row of JSON or Avro, or many rows of Arrow. What cannot be read becomes
+one failure record with the message's exact bytes. Reasons, beside those of
+transforms/row_format.py: `empty_message`, `too_large`, `invalid_gzip`, `invalid_json`,
+`duplicate_key`, `invalid_avro`, `invalid_arrow`, `wrong_schema`.
+
+A dead letter that is sent again says so in its attributes (transforms/messages.py): its
+row keeps its id, and one that had been decoded is read as its columns were.
+"""
+
+from __future__ import annotations
+
+import datetime
+import io
+import json
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import apache_beam as beam
+import fastavro
+import orjson
+import pyarrow as pa
+from apache_beam.transforms.window import GlobalWindows
+from apache_beam.utils.timestamp import Timestamp
+
+from model_handlers.errors import InputError, UsageError, one_line
+from transforms.column_json import column_values
+from transforms.decode import decode_rows
+from transforms.failures import Fault, Provenance, failure_batch, utc_now
+from transforms.messages import REPLAYED_ID, STAGE, Message, message_column, parse
+from transforms.read_files import Columns, Read
+from transforms.record_batch import MESSAGE, concat_batches, source_batch, typed
+from transforms.row_format import RowFormat
+
+MessageKind = Literal["json", "avro", "arrow"]
+
+ENCODING = "content-encoding"
+_KEY = re.compile(rb'"\s*:')
+
+
+@dataclass(frozen=True)
+class MessageFormat:
+    """How a message becomes rows.
+
+    avro_schema: JSON text of the schema the messages are written with. max_bytes: of a
+    message, compressed or not.
+    """
+
+    row_format: RowFormat
+    kind: MessageKind = "json"
+    avro_schema: str | None = None
+    max_bytes: int = 1 << 20
+
+    @cached_property
+    def parsed_avro(self) -> Any:
+        """The Avro schema, parsed. Raises UsageError."""
+        try:
+            return fastavro.parse_schema(json.loads(self.avro_schema or ""))
+        except (ValueError, fastavro.schema.SchemaParseException) as error:
+            raise UsageError(f"--avro_schema: no schema of Avro: {one_line(error)}") from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Parsed schemas need not travel to workers.
+        return {k: v for k, v in self.__dict__.items() if k != "parsed_avro"}
+
+
+def decode_messages(
+    messages: Sequence[Message],
+    message_format: MessageFormat,
+    provenance: Provenance,
+    received_at: datetime.datetime,
+) -> tuple[list[pa.RecordBatch], pa.RecordBatch | None]:
+    """Messages -> source batches with the column MESSAGE, in order, and failure records or None.
+
+    Every message is in exactly one of the two. Rows of Arrow messages are numbered:
+    their ids are message_id-0, message_id-1, ...
+    """
+    if message_format.kind != "arrow":
+        return _decode_rows(messages, message_format, provenance, received_at)
+    streams = [message for message in messages if not _is_row(message)]
+    batches, failures = _decode_arrow(streams, message_format, provenance, received_at)
+    if len(streams) < len(messages):
+        rows = [message for message in messages if _is_row(message)]
+        more, failed = _decode_rows(rows, message_format, provenance, received_at)
+        batches += more
+        both = [found for found in (failures, failed) if found is not None]
+        failures = concat_batches(both) if both else None
+    return batches, failures
+
+
+def _is_row(message: Message) -> bool:
+    """Whether a message is a single row of an Arrow message, sent again: those are JSON."""
+    return message.data[:1] == b"{" and REPLAYED_ID in message.attributes
+
+
+def _row_id(message: Message) -> str:
+    """A message -> its row's id: its own, unless it is a row that had one."""
+    attributes = message.attributes
+    return (attributes and attributes.get(REPLAYED_ID)) or message.message_id
+
+
+def _decode_rows(
+    messages: Sequence[Message],
+    message_format: MessageFormat,
+    provenance: Provenance,
+    received_at: datetime.datetime,
+) -> tuple[list[pa.RecordBatch], pa.RecordBatch | None]:
+    """Messages of one row each -> as decode_messages."""
+    manifest = message_format.row_format.manifest
+    read = _avro_reader(message_format) if message_format.kind == "avro" else _read_json
+    rows = []
+    for message in messages:
+        body = _body(message, message_format)
+        row = body if isinstance(body, Fault) else read(body)
+        # What got beyond decoding and is JSON was columns.
+        if message.attributes and message.attributes.get(STAGE, "decode") != "decode":
+            row = column_values(row, manifest)
+        rows.append(row)
+    payloads, ids = [m.data for m in messages], [_row_id(m) for m in messages]
+    decoded = decode_rows(rows, payloads, ids, message_format.row_format, as_vector=True)
+    batches = []
+    if decoded.batch is not None:
+        good = [messages[i] for i in decoded.good]
+        column = message_column(good, received_at)
+        batches.append(decoded.batch.append_column(MESSAGE, column))
+    bad = [messages[i] for i in decoded.bad]
+    failures = _failures(bad, decoded.failed_ids, decoded.faults, provenance, received_at)
+    return batches, failures
+
+
+def _failures(
+    messages: Sequence[Message],
+    ids: Sequence[str],
+    faults: Sequence[Fault],
+    provenance: Provenance,
+    received_at: datetime.datetime,
+) -> pa.RecordBatch | None:
+    if not messages:
+        return None
+    return failure_batch(
+        ids,
+        [message.data for message in messages],
+        faults,
+        stage="decode",
+        provenance=provenance,
+        failed_at=utc_now(),
+        messages=message_column(messages, received_at),
+    )
+
+
+def _body(message: Message, message_format: MessageFormat) -> bytes | Fault:
+    """A message -> its content, uncompressed, or the Fault that it has."""
+    data, limit = message.data, message_format.max_bytes
+    if not data:
+        return Fault("empty_message", "the message has no data")
+    if len(data) > limit:
+        return Fault("too_large", f"expected at most {limit:,} bytes, got {len(data):,}")
+    if message.attributes and message.attributes.get(ENCODING) == "gzip":
+        # The row of an Arrow message is sent again with the message's attributes.
+        is_plain = message_format.kind == "arrow" and _is_row(message)
+        return data if is_plain else _unzipped(data, limit)
+    return data
+
+
+def _unzipped(data: bytes, limit: int) -> bytes | Fault:
+    unzip = zlib.decompressobj(wbits=31)
+    try:
+        body = unzip.decompress(data, limit + 1)
+    except zlib.error as error:
+        return Fault("invalid_gzip", f"{ENCODING} is gzip, but the data is not: {error}")
+    if len(body) > limit:
+        return Fault("too_large", f"expected at most {limit:,} bytes uncompressed, got more")
+    if not unzip.eof or unzip.unused_data:
+        return Fault("invalid_gzip", "the gzip data is cut off, or something follows it")
+    return body
+
+
+def _read_json(body: bytes) -> Any:
+    """JSON -> its value, or the Fault that it has. A key that is there twice is a fault."""
+    try:
+        row = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        return Fault("invalid_json", f"not JSON: {error}")
+    # No more colons than keys: then no key is there twice. Else look closer.
+    if type(row) is dict and body.count(b":") != len(row) and len(_KEY.findall(body)) != len(row):
+        try:
+            json.loads(body, object_pairs_hook=_unique)
+        except _DuplicateKeyError as error:
+            return Fault("duplicate_key", f"key {error.args[0]!r:.60} is there twice")
+        except (ValueError, RecursionError) as error:
+            return Fault("invalid_json", f"not JSON: {one_line(error)}")
+    return row
+
+
+class _DuplicateKeyError(Exception):
+    """A key is twice in one object."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> None:
+    seen = set()
+    for key, _ in pairs:
+        if key in seen:
+            raise _DuplicateKeyError(key)
+        seen.add(key)
+
+
+def _avro_reader(message_format: MessageFormat) -> Any:
+    schema = message_format.parsed_avro
+
+    def read(body: bytes) -> Any:
+        stream = io.BytesIO(body)
+        try:
+            row = fastavro.schemaless_reader(stream, schema, None)
+        # fastavro answers bytes of another schema with exceptions of any kind.
+        except Exception as error:
+            return Fault("invalid_avro", f"not Avro of the given schema: {one_line(error)}")
+        if stream.tell() != len(body):
+            left = len(body) - stream.tell()
+            return Fault("invalid_avro", f"{left:,} bytes follow the record: another schema?")
+        return row
+
+    return read
+
+
+def _decode_arrow(
+    messages: Sequence[Message],
+    message_format: MessageFormat,
+    provenance: Provenance,
+    received_at: datetime.datetime,
+) -> tuple[list[pa.RecordBatch], pa.RecordBatch | None]:
+    columns = Columns(
+        message_format.row_format.manifest,
+        message_format.row_format.id_column,
+        message_format.row_format.keep,
+    )
+    batches, bad, faults = [], [], []
+    for message in messages:
+        body = _body(message, message_format)
+        read = body if isinstance(body, Fault) else _read_arrow(body, message, columns)
+        if isinstance(read, Fault):
+            bad.append(message)
+            faults.append(read)
+        else:
+            rows = read.num_rows
+            batches.append(
+                read.append_column(MESSAGE, message_column([message] * rows, received_at))
+            )
+    ids = [_row_id(message) for message in bad]
+    return batches, _failures(bad, ids, faults, provenance, received_at)
+
+
+def _read_arrow(body: bytes, message: Message, columns: Columns) -> pa.RecordBatch | Fault:
+    """An Arrow IPC stream -> its rows as one source batch, or the Fault that it has."""
+    try:
+        with pa.ipc.open_stream(body) as reader:
+            table = reader.read_all()
+        # A stranger's offsets may point anywhere.
+        table.validate(full=True)
+    except (pa.ArrowException, OSError) as error:
+        return Fault("invalid_arrow", f"not an Arrow IPC stream: {one_line(error)}")
+    try:
+        names = columns.names(table.schema, "the message")
+    except InputError as error:
+        return Fault("wrong_schema", one_line(error))
+    if not table.num_rows:
+        return Fault("empty_message", "the Arrow stream holds no rows")
+    chosen = table.select(names).combine_chunks()
+    batch = pa.RecordBatch.from_arrays([c.chunk(0) for c in chosen.columns], schema=chosen.schema)
+    ids = [f"{_row_id(message)}-{i}" for i in range(batch.num_rows)]
+    if columns.id_column is not None:
+        own = batch.column(columns.id_column).cast(pa.string()).to_pylist()
+        ids = [i if text is None else text for text, i in zip(own, ids, strict=True)]
+    return source_batch(pa.array(ids, pa.string()), batch)
+
+
+class _DecodeDoFn(beam.DoFn):
+    """Messages of a bundle, or lists of them -> source batches; the others to `failures`."""
+
+    def __init__(
+        self, message_format: MessageFormat, provenance: Provenance, batch_rows: int
+    ) -> None:
+        self._format, self._provenance, self._batch_rows = message_format, provenance, batch_rows
+
+    def start_bundle(self) -> None:
+        self._waiting: list[Message] = []
+        self._received = utc_now()
+
+    def process(self, element: Any) -> Iterator[Any]:
+        if not self._waiting:
+            self._received = utc_now()
+        if isinstance(element, list):
+            self._waiting += [parse(one) for one in element]
+        else:
+            self._waiting.append(parse(element))
+        if len(self._waiting) >= self._batch_rows:
+            yield from self._flush()
+
+    def finish_bundle(self) -> Iterator[Any]:
+        # The time of the bundle's rows as a whole: it is never behind the watermark.
+        now = Timestamp.now()
+        for value in self._flush():
+            if isinstance(value, beam.pvalue.TaggedOutput):
+                windowed = GlobalWindows.windowed_value(value.value, timestamp=now)
+                yield beam.pvalue.TaggedOutput(value.tag, windowed)
+            else:
+                yield GlobalWindows.windowed_value(value, timestamp=now)
+
+    def _flush(self) -> Iterator[Any]:
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        batches, failures = decode_messages(waiting, self._format, self._provenance, self._received)
+        yield from batches
+        if failures is not None:
+            yield beam.pvalue.TaggedOutput("failures", failures)
+
+
+@dataclass
+class DecodeMessages(beam.PTransform):
+    """Serialized PubsubMessages, or lists of them -> source batches and failure records.
+
+    batch_rows: of a batch; what a bundle has less is a batch of its own.
+    """
+
+    message_format: MessageFormat
+    provenance: Provenance
+    batch_rows: int = 4_096
+
+    def expand(self, messages: beam.PCollection[Any]) -> Read:
+        """One DoFn with two outputs."""
+        dofn = _DecodeDoFn(self.message_format, self.provenance, self.batch_rows)
+        decoded = messages | beam.ParDo(dofn).with_outputs("failures", main="good")
+        return Read(typed(decoded.good), typed(decoded.failures))

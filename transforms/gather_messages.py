@@ -1,0 +1,70 @@
+"""Across bundles: dropping messages that came before, and waiting for larger batches.
+
+Both keep state and so cost a shuffle; without them messages are scored in the bundle
+that brings them.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.transforms.deduplicate import DeduplicatePerKey
+from apache_beam.utils.timestamp import Duration
+
+from transforms.messages import parse, serialize
+
+# Messages of a shard wait together; as many shards are worked on at once.
+SHARDS = 16
+
+
+def as_bytes(element: Any) -> bytes:
+    """A message as a runner's source gives it -> serialized, for state and shuffles."""
+    return element if isinstance(element, bytes) else serialize(parse(element))
+
+
+@dataclass
+class DropDuplicates(beam.PTransform):
+    """Messages -> the same without those whose id came within `seconds` before.
+
+    Pub/Sub delivers a message again when it is not acknowledged in time.
+    """
+
+    seconds: int
+
+    def expand(self, messages: beam.PCollection[Any]) -> beam.PCollection[bytes]:
+        """by id -> Beam's deduplication -> without the key."""
+        return (
+            messages
+            | "Serialize" >> beam.Map(as_bytes).with_output_types(bytes)
+            | "ById"
+            >> beam.Map(lambda raw: (parse(raw).message_id, raw)).with_output_types(
+                tuple[str, bytes]
+            )
+            | "Deduplicate"
+            >> DeduplicatePerKey(processing_time_duration=Duration(seconds=self.seconds))
+            | "Messages" >> beam.Map(lambda pair: pair[1]).with_output_types(bytes)
+        )
+
+
+@dataclass
+class GatherMessages(beam.PTransform):
+    """Messages -> lists of `batch_rows`, or of those that came within `wait_ms`."""
+
+    batch_rows: int
+    wait_ms: int
+
+    def expand(self, messages: beam.PCollection[Any]) -> beam.PCollection[list[bytes]]:
+        """by shard -> Beam's GroupIntoBatches -> lists."""
+        return (
+            messages
+            | "Serialize" >> beam.Map(as_bytes).with_output_types(bytes)
+            | "Shard"
+            >> beam.Map(lambda raw: (random.randrange(SHARDS), raw)).with_output_types(
+                tuple[int, bytes]
+            )
+            | "Group" >> beam.GroupIntoBatches(self.batch_rows, self.wait_ms / 1000)
+            | "Lists" >> beam.Map(lambda pair: list(pair[1])).with_output_types(list[bytes])
+        )

@@ -1,0 +1,128 @@
+"""Lease: messages pulled from a subscription that stay ours until all is done with them.
+
+Pub/Sub gives a message to another reader when its deadline has passed; so deadlines
+are set anew, in a thread, until the messages are acknowledged or given back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from google.api_core import exceptions
+from google.pubsub_v1.types import PubsubMessage
+
+from cloud.clients import Cloud
+from cloud.errors import is_passing, retry, told_as
+from model_handlers.errors import InputError
+from transforms.messages import Message, parse
+
+# Of one request: ids of acknowledgement have some 200 bytes, a request 512 kB.
+REQUEST_MESSAGES = 1_000
+DEADLINE_SECONDS = 60
+RENEW_SECONDS = 20.0
+# A subscription that gave nothing for so long, so often, is empty: an answer without
+# messages alone does not say so.
+PATIENCE_SECONDS = 5.0
+EMPTY_ANSWERS = 2
+
+
+class Lease:
+    """The messages that were pulled, by their ids."""
+
+    def __init__(self, cloud: Cloud, subscription: str) -> None:
+        self._cloud, self._subscription = cloud, subscription
+        self._client: Any = cloud.subscriber()
+        self._held: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def pull(self, limit: int) -> Iterator[Message]:
+        """How many at most -> messages, each once, until there are no more. Raises InputError."""
+        empty = 0
+        while empty < EMPTY_ANSWERS and len(self._held) < limit:
+            received = self._pull(min(REQUEST_MESSAGES, limit - len(self._held)))
+            empty = 0 if received else empty + 1
+            with self._lock:
+                known = set(self._held)
+                # A message that came again has another id of acknowledgement.
+                self._held |= {m.message.message_id: m.ack_id for m in received}
+            self._set_deadline([m.ack_id for m in received], DEADLINE_SECONDS)
+            for one in received:
+                if one.message.message_id not in known:
+                    known.add(one.message.message_id)
+                    yield parse(PubsubMessage.serialize(one.message))
+
+    def _pull(self, count: int) -> list[Any]:
+        request = {"subscription": self._subscription, "max_messages": count}
+        again = retry(self._cloud.retry_seconds).with_predicate(
+            lambda error: is_passing(error) and not isinstance(error, exceptions.DeadlineExceeded)
+        )
+        with told_as(InputError, f"subscription {self._subscription} cannot be read"):
+            try:
+                answer = self._client.pull(request=request, retry=again, timeout=PATIENCE_SECONDS)
+            except exceptions.DeadlineExceeded:
+                return []
+        return list(answer.received_messages)
+
+    def acknowledge(self, message_ids: Iterable[str]) -> None:
+        """Ids of messages -> they are gone from the subscription. Raises InputError."""
+        with self._lock:
+            ack_ids = [self._held.pop(message_id) for message_id in message_ids]
+        with told_as(InputError, f"messages of {self._subscription} cannot be acknowledged"):
+            for part in _parts(ack_ids):
+                self._client.acknowledge(
+                    request={"subscription": self._subscription, "ack_ids": part},
+                    retry=retry(self._cloud.retry_seconds),
+                )
+
+    def renew(self) -> None:
+        """All that is held stays so for DEADLINE_SECONDS from now."""
+        with self._lock:
+            ack_ids = list(self._held.values())
+        self._set_deadline(ack_ids, DEADLINE_SECONDS)
+
+    def release(self) -> None:
+        """All that is held is given back: any reader may have it at once."""
+        with self._lock:
+            ack_ids = list(self._held.values())
+            self._held.clear()
+        self._set_deadline(ack_ids, 0)
+
+    def _set_deadline(self, ack_ids: Sequence[str], seconds: int) -> None:
+        """A deadline that cannot be set leaves the old one; the message may come again then."""
+        with contextlib.suppress(exceptions.GoogleAPIError):
+            for part in _parts(ack_ids):
+                self._client.modify_ack_deadline(
+                    request={
+                        "subscription": self._subscription,
+                        "ack_ids": part,
+                        "ack_deadline_seconds": seconds,
+                    },
+                    timeout=RENEW_SECONDS / 2,
+                )
+
+
+def _parts(ack_ids: Sequence[str]) -> Iterator[list[str]]:
+    for start in range(0, len(ack_ids), REQUEST_MESSAGES):
+        yield list(ack_ids[start : start + REQUEST_MESSAGES])
+
+
+@contextlib.contextmanager
+def leased(cloud: Cloud, subscription: str) -> Iterator[Lease]:
+    """A subscription -> a lease of its messages; what is held at the end is given back."""
+    lease, over = Lease(cloud, subscription), threading.Event()
+
+    def keep() -> None:
+        while not over.wait(RENEW_SECONDS):
+            lease.renew()
+
+    keeper = threading.Thread(target=keep, daemon=True)
+    keeper.start()
+    try:
+        yield lease
+    finally:
+        over.set()
+        keeper.join()
+        lease.release()
