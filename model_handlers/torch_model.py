@@ -159,6 +159,7 @@ class TorchModelHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, LoadedModel
         self.compile = compile
         self.batch_rows = batch_rows
         self.threads = threads
+        self._rows_inferred = Metrics.counter("millrace", "rows_inferred")
         for name in self.outputs:
             manifest.output(name)
 
@@ -203,7 +204,7 @@ class TorchModelHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, LoadedModel
         }
         rows = sum(part.num_rows for part in batch)
         outputs, error = predict_columns(model, inputs, rows)
-        Metrics.counter("millrace", "rows_inferred").inc(rows)
+        self._rows_inferred.inc(rows)
         results, start = [], 0
         for part in batch:
             answer = outputs.slice(start, part.num_rows)

@@ -10,6 +10,7 @@ from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
 
 from cloud.clients import Cloud
+from cloud.errors import told_as
 from model_handlers.contract import Manifest
 from model_handlers.errors import InputError, UsageError, nearest, one_line
 from pipelines.options import ModelOptions, Parsed, SourceOptions
@@ -20,6 +21,14 @@ from transforms.failures import Provenance, utc_now
 from transforms.file_ranges import FileFormat, format_of, match_files
 from transforms.read_bigquery import BigQuerySource, ReadBigQuery, describe
 from transforms.read_files import Columns, ReadFiles, file_schema, has_rows
+
+# Flags that mean nothing to other sources.
+_ONLY_FOR = {
+    "input_format": {"--input_files"},
+    "row_restriction": {"--input_table"},
+    "read_method": {"--input_query", "--input_table"},
+    "max_bytes_billed": {"--input_query"},
+}
 
 
 @dataclass(frozen=True)
@@ -45,8 +54,11 @@ def reads_bigquery(parsed: Parsed) -> bool:
     ]
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)}: expected one source")
-    if source.row_restriction is not None and source.input_table is None:
-        raise UsageError("--row_restriction is for --input_table; a query has a WHERE of its own")
+    for name, allowed in _ONLY_FOR.items():
+        if getattr(source, name) != getattr(SourceOptions(), name) and not set(given) & allowed:
+            raise UsageError(
+                f"--{name} is for {' and '.join(sorted(allowed))}, not for {' '.join(given)}"
+            )
     return source.input_files is None
 
 
@@ -136,9 +148,10 @@ def read_text(text: str, flag: str) -> str:
     """A flag's text, or @ and the path of a file that holds it -> the text. Raises UsageError."""
     if not text.startswith("@"):
         return text
+    what = f"--{flag}: {text[1:]} cannot be read"
     try:
-        with FileSystems.open(text[1:]) as handle:
+        with told_as(UsageError, what), FileSystems.open(text[1:]) as handle:
             # Some editors on Windows mark the begin of a file as UTF-8.
             return str(handle.read().decode("utf-8-sig"))
     except (BeamIOError, OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--{flag}: {text[1:]} cannot be read: {one_line(error)}") from error
+        raise UsageError(f"{what}: {one_line(error)}") from error

@@ -10,7 +10,14 @@ import pyarrow as pa
 import pytest
 from hypothesis import settings
 
-from examples.local_cloud import INSTALL_COMMAND, LocalCloud, is_installed, local_cloud
+from examples.local_cloud import (
+    INSTALL_COMMAND,
+    PUBSUB_COMMAND,
+    LocalCloud,
+    is_installed,
+    local_cloud,
+    pubsub_jar,
+)
 from examples.transactions.build import build
 from model_handlers.contract import InputSpec, Manifest, OutputSpec
 from transforms.failures import Provenance
@@ -78,6 +85,21 @@ def emulators(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCloud]:
         yield servers
 
 
+NO_PUBSUB = f"the emulator of Pub/Sub is not installed: {PUBSUB_COMMAND}"
+
+
+@pytest.fixture(scope="session")
+def stream_emulators(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCloud]:
+    """The same with Pub/Sub, and with an empty dataset `streams`."""
+    lacking = NO_EMULATORS if not is_installed() else NO_PUBSUB if pubsub_jar() is None else None
+    if lacking:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(lacking)
+    with local_cloud(tmp_path_factory.mktemp("stream_emulators"), with_pubsub=True) as servers:
+        servers.cloud.storage().create_bucket("bucket")
+        servers.cloud.bigquery().create_dataset(f"{servers.cloud.project}.streams")
+        yield servers
+
+
 @pytest.fixture
 def dataset(emulators: LocalCloud, request: pytest.FixtureRequest) -> str:
     """The name of a dataset of the test's own, with its project."""
@@ -90,15 +112,16 @@ def dataset(emulators: LocalCloud, request: pytest.FixtureRequest) -> str:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests on the emulators run one after the other in one process, which starts them once."""
     for item in items:
-        if "emulators" in getattr(item, "fixturenames", ()):
+        if {"emulators", "stream_emulators"}.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.xdist_group("emulators"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    skipped = [
-        r for r in terminalreporter.stats.get("skipped", ()) if NO_EMULATORS in str(r.longrepr)
-    ]
-    if skipped:
-        terminalreporter.write_line(
-            f"{len(skipped)} tests were skipped, since {NO_EMULATORS}", yellow=True
-        )
+    for lacking in (NO_EMULATORS, NO_PUBSUB):
+        skipped = [
+            r for r in terminalreporter.stats.get("skipped", ()) if lacking in str(r.longrepr)
+        ]
+        if skipped:
+            terminalreporter.write_line(
+                f"{len(skipped)} tests were skipped, since {lacking}", yellow=True
+            )

@@ -465,15 +465,16 @@ def test_closed_and_broken_streams_leave_no_thread_and_no_connection_behind(serv
         with pytest.raises(exceptions.PermissionDenied):
             broken.stream().send(ids("a"))
 
-    def clients() -> int:
-        # Those of the test's own server come and go.
-        return sum(not t.name.startswith("ThreadPool") for t in threading.enumerate())
+    def begun_since(before: set[threading.Thread]) -> list[threading.Thread]:
+        # The threads of the test's own servers stay.
+        now = set(threading.enumerate()) - before
+        return [thread for thread in now if not thread.name.startswith("ThreadPool")]
 
     once()
-    before = clients()
+    before = set(threading.enumerate())
     for _ in range(25):
         once()
-    assert eventually(lambda: clients() <= before)
+    assert eventually(lambda: not begun_since(before))
     assert eventually(lambda: not any(c.is_active() for c in service.connections))
 
 

@@ -1,5 +1,6 @@
 """The pure parts of the file benchmark: its gate, its statistics, its reading of reports."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from benchmarks.chart import draw
 from benchmarks.contestant import Report, Task, read_report
 from benchmarks.gate import Scores, find_faults, read_scores, reference
 from benchmarks.machine import describe_machine, versions
-from benchmarks.measure import Measured
+from benchmarks.measure import Measured, measure
 from benchmarks.millrace import command_line
 from benchmarks.plain_loop import run, to_matrix
 from benchmarks.summary import ratios, spread, summarise
@@ -214,6 +215,14 @@ def test_our_command_names_every_flag_once() -> None:
     names = flags[::2]
     assert all(name.startswith("--") for name in names)
     assert len(set(names)) == len(names)
+
+
+def test_our_contestant_tells_how_many_rows_it_wrote(example: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.parquet"
+    write_parquet(rows, 300, seed=4)
+    command = [sys.executable, "-m", "benchmarks.millrace", "--input", str(rows)]
+    command += ["--output", str(tmp_path / "out"), "--model", str(example / "model")]
+    assert measure(command).report.rows == 300
 
 
 def test_results_tell_versions_and_machine() -> None:

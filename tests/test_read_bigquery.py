@@ -692,7 +692,6 @@ def test_an_empty_table_has_no_rows_by_either_method(
         ({"table": None, "query": "SELECT 1 AS a; SELECT 2 AS a"}, ("one SELECT", "SCRIPT")),
         ({"table": None, "query": ""}, ("one SELECT", "no statement")),
     ],
-    ids=str,
 )
 def test_a_source_that_cannot_be_read_is_told(
     changes: dict[str, Any], parts: tuple[str, ...], source: BigQuerySource

@@ -21,7 +21,6 @@ from google.cloud.bigquery import SchemaField
 from cloud.clients import Cloud
 from examples.local_cloud import LocalCloud
 from model_handlers.errors import BalanceError, OutputError
-from transforms import bigquery_jobs
 from transforms.bigquery_schema import JSON_METADATA, TableName
 from transforms.commit_files import DEAD_LETTERS, SCORES, RunFolder, StagedFile, create_file
 from transforms.commit_table import run_table
@@ -734,7 +733,7 @@ def failing_copy(reason: str) -> Iterator[list[str]]:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(requests.Session, "request", request)
-        patched.setattr(bigquery_jobs.time, "sleep", lambda _: None)
+        patched.setattr("transforms.bigquery_jobs.time.sleep", lambda _: None)
         yield ids
 
 

@@ -12,7 +12,6 @@ row keeps its id, and one that had been decoded is read as its columns were.
 from __future__ import annotations
 
 import datetime
-import io
 import json
 import re
 import zlib
@@ -22,24 +21,27 @@ from functools import cached_property
 from typing import Any, Literal
 
 import apache_beam as beam
-import fastavro
+import numpy as np
 import orjson
 import pyarrow as pa
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.timestamp import Timestamp
 
-from model_handlers.errors import InputError, UsageError, one_line
+from transforms.arrow_messages import read_arrow
+from transforms.avro_messages import avro_reader, parse_schema
 from transforms.column_json import column_values
 from transforms.decode import decode_rows
 from transforms.failures import Fault, Provenance, failure_batch, utc_now
 from transforms.messages import REPLAYED_ID, STAGE, Message, message_column, parse
-from transforms.read_files import Columns, Read
-from transforms.record_batch import MESSAGE, concat_batches, source_batch, typed
+from transforms.read_files import Read
+from transforms.record_batch import MESSAGE, concat_batches, typed
 from transforms.row_format import RowFormat
 
 MessageKind = Literal["json", "avro", "arrow"]
 
 ENCODING = "content-encoding"
+# Of the messages of a batch; as Python values they take several times as much.
+BATCH_BYTES = 32 << 20
 _KEY = re.compile(rb'"\s*:')
 
 
@@ -59,10 +61,7 @@ class MessageFormat:
     @cached_property
     def parsed_avro(self) -> Any:
         """The Avro schema, parsed. Raises UsageError."""
-        try:
-            return fastavro.parse_schema(json.loads(self.avro_schema or ""))
-        except (ValueError, fastavro.schema.SchemaParseException) as error:
-            raise UsageError(f"--avro_schema: no schema of Avro: {one_line(error)}") from error
+        return parse_schema(self.avro_schema or "")
 
     def __getstate__(self) -> dict[str, Any]:
         # Parsed schemas need not travel to workers.
@@ -112,7 +111,7 @@ def _decode_rows(
 ) -> tuple[list[pa.RecordBatch], pa.RecordBatch | None]:
     """Messages of one row each -> as decode_messages."""
     manifest = message_format.row_format.manifest
-    read = _avro_reader(message_format) if message_format.kind == "avro" else _read_json
+    read = avro_reader(message_format.parsed_avro) if message_format.kind == "avro" else read_json
     rows = []
     for message in messages:
         body = _body(message, message_format)
@@ -156,15 +155,14 @@ def _failures(
 def _body(message: Message, message_format: MessageFormat) -> bytes | Fault:
     """A message -> its content, uncompressed, or the Fault that it has."""
     data, limit = message.data, message_format.max_bytes
-    if not data:
-        return Fault("empty_message", "the message has no data")
     if len(data) > limit:
         return Fault("too_large", f"expected at most {limit:,} bytes, got {len(data):,}")
-    if message.attributes and message.attributes.get(ENCODING) == "gzip":
+    body: bytes | Fault = data
+    if data and message.attributes and message.attributes.get(ENCODING) == "gzip":
         # The row of an Arrow message is sent again with the message's attributes.
         is_plain = message_format.kind == "arrow" and _is_row(message)
-        return data if is_plain else _unzipped(data, limit)
-    return data
+        body = data if is_plain else _unzipped(data, limit)
+    return body or Fault("empty_message", "the message has no data")
 
 
 def _unzipped(data: bytes, limit: int) -> bytes | Fault:
@@ -180,7 +178,7 @@ def _unzipped(data: bytes, limit: int) -> bytes | Fault:
     return body
 
 
-def _read_json(body: bytes) -> Any:
+def read_json(body: bytes) -> Any:
     """JSON -> its value, or the Fault that it has. A key that is there twice is a fault."""
     try:
         row = orjson.loads(body)
@@ -189,11 +187,12 @@ def _read_json(body: bytes) -> Any:
     # No more colons than keys: then no key is there twice. Else look closer.
     if type(row) is dict and body.count(b":") != len(row) and len(_KEY.findall(body)) != len(row):
         try:
-            json.loads(body, object_pairs_hook=_unique)
+            # Python refuses to read integers of many digits as such.
+            json.loads(body, object_pairs_hook=_unique, parse_int=float)
         except _DuplicateKeyError as error:
-            return Fault("duplicate_key", f"key {error.args[0]!r:.60} is there twice")
-        except (ValueError, RecursionError) as error:
-            return Fault("invalid_json", f"not JSON: {one_line(error)}")
+            return Fault("duplicate_key", f"key {error.args[0][:60]!r} is there twice")
+        except RecursionError:
+            return Fault("invalid_json", "nested too deeply")
     return row
 
 
@@ -209,73 +208,27 @@ def _unique(pairs: list[tuple[str, Any]]) -> None:
         seen.add(key)
 
 
-def _avro_reader(message_format: MessageFormat) -> Any:
-    schema = message_format.parsed_avro
-
-    def read(body: bytes) -> Any:
-        stream = io.BytesIO(body)
-        try:
-            row = fastavro.schemaless_reader(stream, schema, None)
-        # fastavro answers bytes of another schema with exceptions of any kind.
-        except Exception as error:
-            return Fault("invalid_avro", f"not Avro of the given schema: {one_line(error)}")
-        if stream.tell() != len(body):
-            left = len(body) - stream.tell()
-            return Fault("invalid_avro", f"{left:,} bytes follow the record: another schema?")
-        return row
-
-    return read
-
-
 def _decode_arrow(
     messages: Sequence[Message],
     message_format: MessageFormat,
     provenance: Provenance,
     received_at: datetime.datetime,
 ) -> tuple[list[pa.RecordBatch], pa.RecordBatch | None]:
-    columns = Columns(
-        message_format.row_format.manifest,
-        message_format.row_format.id_column,
-        message_format.row_format.keep,
-    )
     batches, bad, faults = [], [], []
     for message in messages:
         body = _body(message, message_format)
-        read = body if isinstance(body, Fault) else _read_arrow(body, message, columns)
-        if isinstance(read, Fault):
+        if not isinstance(body, Fault):
+            limit = message_format.max_bytes
+            body = read_arrow(body, _row_id(message), message_format.row_format, limit)
+        if isinstance(body, Fault):
             bad.append(message)
-            faults.append(read)
+            faults.append(body)
         else:
-            rows = read.num_rows
-            batches.append(
-                read.append_column(MESSAGE, message_column([message] * rows, received_at))
-            )
+            same = np.zeros(body.num_rows, np.int64)
+            column = message_column([message], received_at).take(pa.array(same))
+            batches.append(body.append_column(MESSAGE, column))
     ids = [_row_id(message) for message in bad]
     return batches, _failures(bad, ids, faults, provenance, received_at)
-
-
-def _read_arrow(body: bytes, message: Message, columns: Columns) -> pa.RecordBatch | Fault:
-    """An Arrow IPC stream -> its rows as one source batch, or the Fault that it has."""
-    try:
-        with pa.ipc.open_stream(body) as reader:
-            table = reader.read_all()
-        # A stranger's offsets may point anywhere.
-        table.validate(full=True)
-    except (pa.ArrowException, OSError) as error:
-        return Fault("invalid_arrow", f"not an Arrow IPC stream: {one_line(error)}")
-    try:
-        names = columns.names(table.schema, "the message")
-    except InputError as error:
-        return Fault("wrong_schema", one_line(error))
-    if not table.num_rows:
-        return Fault("empty_message", "the Arrow stream holds no rows")
-    chosen = table.select(names).combine_chunks()
-    batch = pa.RecordBatch.from_arrays([c.chunk(0) for c in chosen.columns], schema=chosen.schema)
-    ids = [f"{_row_id(message)}-{i}" for i in range(batch.num_rows)]
-    if columns.id_column is not None:
-        own = batch.column(columns.id_column).cast(pa.string()).to_pylist()
-        ids = [i if text is None else text for text, i in zip(own, ids, strict=True)]
-    return source_batch(pa.array(ids, pa.string()), batch)
 
 
 class _DecodeDoFn(beam.DoFn):
@@ -288,17 +241,16 @@ class _DecodeDoFn(beam.DoFn):
 
     def start_bundle(self) -> None:
         self._waiting: list[Message] = []
-        self._received = utc_now()
+        self._bytes = 0
 
     def process(self, element: Any) -> Iterator[Any]:
-        if not self._waiting:
-            self._received = utc_now()
-        if isinstance(element, list):
-            self._waiting += [parse(one) for one in element]
-        else:
-            self._waiting.append(parse(element))
-        if len(self._waiting) >= self._batch_rows:
-            yield from self._flush()
+        for one in element if isinstance(element, list) else (element,):
+            if not self._waiting:
+                self._received = utc_now()
+            self._waiting.append(parse(one))
+            self._bytes += len(self._waiting[-1].data)
+            if len(self._waiting) >= self._batch_rows or self._bytes >= BATCH_BYTES:
+                yield from self._flush()
 
     def finish_bundle(self) -> Iterator[Any]:
         # The time of the bundle's rows as a whole: it is never behind the watermark.
@@ -311,7 +263,7 @@ class _DecodeDoFn(beam.DoFn):
                 yield GlobalWindows.windowed_value(value, timestamp=now)
 
     def _flush(self) -> Iterator[Any]:
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting, self._bytes = self._waiting, [], 0
         if not waiting:
             return
         batches, failures = decode_messages(waiting, self._format, self._provenance, self._received)

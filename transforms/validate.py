@@ -91,14 +91,15 @@ class _Faults:
 
 
 def validate(
-    batch: pa.RecordBatch, manifest: Manifest
+    batch: pa.RecordBatch, manifest: Manifest, names: dict[str, tuple[str, ...]] | None = None
 ) -> tuple[pa.RecordBatch, pa.RecordBatch, list[Fault]]:
     """A source batch -> its good rows with `inputs`, its bad rows, and the bad rows' faults.
 
-    Rows keep their order. Raises InputError if a column is missing or can hold no number.
+    names: the batch's source_columns, where the caller has them already. Rows keep their
+    order. Raises InputError if a column is missing or can hold no number.
     """
     columns = struct_columns(batch, SOURCE)
-    names = source_columns(manifest, pa.schema([(n, c.type) for n, c in columns.items()]))
+    names = names or source_columns(manifest, pa.schema(list(batch.schema.field(SOURCE).type)))
     faults = _Faults()
     tensors = []
     for spec in manifest.inputs:
@@ -227,9 +228,15 @@ class _ValidateDoFn(beam.DoFn):
     def __init__(self, manifest: Manifest, provenance: Provenance) -> None:
         self._manifest = manifest
         self._provenance = provenance
+        self._kind: pa.DataType | None = None
+        self._names: dict[str, tuple[str, ...]] = {}
 
     def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch | beam.pvalue.TaggedOutput]:
-        good, bad, faults = validate(batch, self._manifest)
+        kind = batch.schema.field(SOURCE).type
+        # Looking the columns up takes longer than judging a small batch.
+        if kind != self._kind:
+            self._kind, self._names = kind, source_columns(self._manifest, pa.schema(list(kind)))
+        good, bad, faults = validate(batch, self._manifest, self._names)
         if good.num_rows:
             yield good
         if faults:
