@@ -10,7 +10,7 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 from cloud.clients import Cloud, credentials, default_project
 from cloud.endpoints import Endpoints, grpc_target, is_plain, rest_url
 from model_handlers.errors import UsageError
-from pipelines.options import CloudOptions, Parsed, SinkOptions, SourceOptions
+from pipelines.options import CloudOptions, FailureOptions, Parsed, SinkOptions, SourceOptions
 from transforms.bigquery_schema import project_of
 
 GCS = "gs://"
@@ -56,7 +56,11 @@ def make_cloud(parsed: Parsed, options: PipelineOptions, endpoints: Endpoints) -
     Raises UsageError where no project is named, CredentialsError.
     """
     cloud = parsed.get(CloudOptions)
-    tables = (parsed.get(SinkOptions).output_table, parsed.get(SourceOptions).input_table)
+    tables = (
+        parsed.get(SinkOptions).output_table,
+        parsed.get(FailureOptions).dead_letter_table,
+        parsed.get(SourceOptions).input_table,
+    )
     project = (
         cloud.billing_project
         or options.view_as(GoogleCloudOptions).project

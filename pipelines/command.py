@@ -77,6 +77,8 @@ def _set_logging(debug: bool) -> None:
     logging.basicConfig(level=logging.INFO if debug else logging.WARNING)
     if not debug:
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+        # It tells each question to Google's metadata server that nobody answered.
+        logging.getLogger("google.auth").setLevel(logging.ERROR)
         for handler in logging.getLogger().handlers:
             handler.addFilter(_is_news)
 

@@ -281,6 +281,12 @@ def eventually(is_so: Callable[[], bool]) -> bool:
     return is_so()
 
 
+def threads_since(before: set[threading.Thread]) -> list[threading.Thread]:
+    """Those of clients; the ones of the tests' own servers stay."""
+    now = set(threading.enumerate()) - before
+    return [thread for thread in now if not thread.name.startswith("ThreadPool")]
+
+
 Serve = Callable[..., Service]
 Code = grpc.StatusCode
 
@@ -465,20 +471,15 @@ def test_closed_and_broken_streams_leave_no_thread_and_no_connection_behind(serv
         with pytest.raises(exceptions.PermissionDenied):
             broken.stream().send(ids("a"))
 
-    def begun_since(before: set[threading.Thread]) -> list[threading.Thread]:
-        # The threads of the test's own servers stay.
-        now = set(threading.enumerate()) - before
-        return [thread for thread in now if not thread.name.startswith("ThreadPool")]
-
     once()
     before = set(threading.enumerate())
     for _ in range(25):
         once()
-    assert eventually(lambda: not begun_since(before))
+    assert eventually(lambda: not threads_since(before))
     assert eventually(lambda: not any(c.is_active() for c in service.connections))
 
 
-def test_a_process_ends_whatever_state_its_connections_are_in(serve: Serve, tmp_path: Path) -> None:
+def test_a_process_ends_whatever_state_its_connections_are_in(serve: Serve) -> None:
     program = """
 import sys, threading
 import pyarrow as pa
@@ -490,7 +491,7 @@ from transforms.bigquery_schema import TableName
 rows = pa.record_batch({"id": pa.array(["a"])})
 table = TableName("some-project", "d", "t")
 streams = [
-    DefaultStream(Cloud("p", Endpoints(bigquerystorage=address)), table, rows.schema)
+    DefaultStream(Cloud("p", Endpoints(bigquerystorage=address), 3600.0), table, rows.schema)
     for address in sys.argv[1:]
 ]
 fine, broken, hanging = streams
@@ -556,6 +557,7 @@ def test_small_batches_are_appended_together_and_large_ones_in_parts(
     sink = AppendToTable(service.cloud(), TABLE, ids().schema, provenance, batch_bytes=2000)
     small = [ids(f"s{i}") for i in range(20)]
     large = ids(*(f"{i:0100d}" for i in range(50)))
+    before = set(threading.enumerate())
     run(sink, [ids(), *small, large, ids("last")], 71)
     assert [row for rows in service.requests for row in rows] == [
         row for batch in [*small, large, ids("last")] for row in batch.column(0).to_pylist()
@@ -563,6 +565,7 @@ def test_small_batches_are_appended_together_and_large_ones_in_parts(
     assert service.requests[0][:20] == [f"s{i}" for i in range(20)]
     assert 4 <= len(service.requests) <= 8
     assert len(service.connections) == 1
+    assert eventually(lambda: not threads_since(before))
 
 
 def test_rows_do_not_wait_for_the_end_of_a_long_bundle(
@@ -592,11 +595,19 @@ def test_a_row_that_no_append_can_hold_becomes_a_failure_record_and_one_that_fit
 ) -> None:
     service = serve()
     small, fits, large = "x", "y" * 996, "z" * 997
-    rows = ids(small, fits, large)
     # The offset of a text takes 4 bytes.
     monkeypatch.setattr(append_rows, "REQUEST_BYTES", 1000)
+    monkeypatch.setattr(append_rows, "PAYLOAD_BYTES", 900)
+
+    def check(batches: list[pa.RecordBatch]) -> None:
+        (row,) = batches[0].to_pylist()
+        assert (row["row_id"], row["reason"]) == (large, "too_large")
+        assert row["message"].startswith("1,001 bytes: ")
+        # Whole, the record would be too large for a table of dead letters.
+        assert row["payload"] == b'{"id":"' + b"z" * 893
+
     sink = AppendToTable(service.cloud(), TABLE, ids().schema, provenance)
-    run(sink, [rows], 2, records(**{large: ("too_large", "1,001 bytes: ")}))
+    run(sink, [ids(small, fits, large)], 2, check)
     assert service.written == [small, fits]
 
 

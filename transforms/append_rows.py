@@ -40,6 +40,9 @@ BATCH_BYTES = 5 << 20
 BATCH_SECONDS = 1.0
 # The service takes less than 20 MB a request; the rest is for the schema and the framing.
 REQUEST_BYTES = 19_000_000
+# What a table or a topic of dead letters has room for. A row that is larger than that is cut,
+# or its failure record would be refused in its turn, again and again.
+PAYLOAD_BYTES = 9_000_000
 WRITTEN = "written"
 
 
@@ -108,7 +111,6 @@ class Connection:
     def ask(self, request: types.AppendRowsRequest, seconds: float) -> types.AppendRowsResponse:
         """A request -> its answer. After a GoogleAPICallError the connection is of no use."""
         watch = threading.Timer(seconds, self._give_up)
-        watch.daemon = True
         watch.start()
         self._requests.put(request)
         try:
@@ -271,7 +273,7 @@ class _AppendDoFn(beam.DoFn):
         ids = [row[self._schema.names[0]] for row in bad]
         failures = failure_batch(
             [None if row_id is None else str(row_id) for row_id in ids],
-            [to_json(row) for row in bad],
+            [to_json(row)[:PAYLOAD_BYTES] for row in bad],
             list(faults.values()),
             stage="write",
             provenance=self._provenance,

@@ -146,14 +146,7 @@ class FolderDestination:
         What an earlier step of this attempt has put in place already stays.
         """
         with _told():
-            # Dead letters of an earlier attempt may lie beside its scores, whatever was
-            # asked for now.
-            for part in (SCORES, DEAD_LETTERS) if self.part == SCORES else (self.part,):
-                _delete(
-                    path
-                    for path in _files_in(self.folder.part(part))
-                    if f"-{self.folder.token}." not in os.path.basename(path)
-                )
+            _delete_others(self.folder, self.part)
             for i, path in enumerate(sorted(file.path for file in files)):
                 suffix = path.rsplit(".", 1)[-1]
                 name = f"part-{i:05d}-of-{len(files):05d}-{self.folder.token}.{suffix}"
@@ -177,6 +170,9 @@ def commit(
     """
     with _told():
         _delete([report_folder.report])
+        # An earlier attempt may have written here what goes elsewhere now.
+        for part in (SCORES, DEAD_LETTERS):
+            _delete_others(report_folder, part)
     for destination in sorted(destinations, key=lambda d: d.part == SCORES):
         destination.commit([file for file in staged if file.destination == destination.name])
     with _told():
@@ -195,6 +191,15 @@ def _told() -> Iterator[None]:
         yield
     except (BeamIOError, OSError) as error:
         raise OutputError(f"the output cannot be put in place: {one_line(error)}") from error
+
+
+def _delete_others(folder: RunFolder, part: str) -> None:
+    """A run's folder and a part -> no files of other attempts in it."""
+    _delete(
+        path
+        for path in _files_in(folder.part(part))
+        if f"-{folder.token}." not in os.path.basename(path)
+    )
 
 
 def _move(source: str, target: str) -> None:

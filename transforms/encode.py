@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from model_handlers.contract import Manifest
 from model_handlers.errors import UsageError, nearest
-from transforms.cells import is_text
+from transforms.cells import FINE, is_text, read_cells
 from transforms.failures import Provenance, utc_now
 from transforms.record_batch import (
     MESSAGE,
@@ -174,7 +174,8 @@ def encode(
     source = {name: every[name] for name in fields.source}
     for name in fields.numbers:
         if is_text(source[name].type):
-            source[name] = pc.utf8_trim_whitespace(source[name]).cast(pa.float64())
+            values, state = read_cells(source[name], "float64")
+            source[name] = pa.array(values, mask=None if state is None else state != FINE)
     columns = {ROW_ID: batch.column(ROW_ID)}
     if fields.score is not None:
         columns[SCORE] = outputs[fields.score]
@@ -224,13 +225,10 @@ def output_schema(
     """What is written of which model, and the source's columns -> the schema of output rows.
 
     source: None where each row names its own columns; what is passed on of these is
-    text, and features are numbers.
+    text, and features are numbers or lists of them.
     """
     if source is None:
-        numbers = set(fields.numbers)
-        source = pa.schema(
-            [(n, pa.float64() if n in numbers else pa.string()) for n in fields.source]
-        )
+        source = pa.schema([(name, _read_type(name, manifest)) for name in fields.source])
     passed = [source.field(name) for name in fields.source]
     outputs = [(spec.name, spec.arrow_type) for spec in manifest.outputs]
     columns = [(ROW_ID, pa.string()), (SOURCE, pa.struct(passed)), (OUTPUTS, pa.struct(outputs))]
@@ -243,9 +241,16 @@ def output_schema(
         # What a column is to BigQuery beside its Arrow type is told by its metadata.
         index = schema.get_field_index(field.name)
         schema = schema.set(index, schema.field(index).with_metadata(field.metadata))
-        if pa.types.is_nested(field.type):
-            schema = schema.set(index, field)
     return schema
+
+
+def _read_type(name: str, manifest: Manifest) -> pa.DataType:
+    """A column of rows that name their own -> the type it is read as."""
+    for spec in manifest.inputs:
+        if name in spec.columns:
+            kind = pa.float64() if spec.dtype.startswith("float") else pa.int64()
+            return pa.list_(kind) if spec.is_list_column else kind
+    return pa.string()
 
 
 @functools.lru_cache(maxsize=1024)

@@ -10,6 +10,7 @@ import orjson
 import pyarrow as pa
 from google.pubsub_v1.types import PubsubMessage as _ProtoPlusMessage
 
+from transforms.decode import content_id
 from transforms.record_batch import MESSAGE_TYPE, UTC_MICROSECONDS
 
 # What a dead letter that is sent again says of itself: how often it was tried, the id of its
@@ -41,9 +42,9 @@ def parse(element: Any) -> Message:
         proto = _Proto.FromString(element)
         time = proto.publish_time
         microseconds = time.seconds * 1_000_000 + time.nanos // 1000
-        return Message(
-            proto.data, proto.attributes, proto.message_id, microseconds, proto.ordering_key
-        )
+        # A runner that keeps the ids for itself leaves the message as such to tell it by.
+        message_id = proto.message_id or content_id(element)
+        return Message(proto.data, proto.attributes, message_id, microseconds, proto.ordering_key)
     published = element.publish_time
     return Message(
         element.data or b"",

@@ -27,9 +27,9 @@ from transforms.validate import VECTOR_COLUMN
 
 _MISSING = object()
 _PLAIN = {float, int}
-_PLAIN_OR_NULL = {float, int, type(None)}
+_PLAIN_OR_NULL: set[type] = {float, int, type(None)}
 # What of a kept column Arrow takes just as the slower reading does.
-_PLAIN_OF = {
+_PLAIN_OF: dict[pa.DataType, set[type]] = {
     pa.string(): {str, type(None)},
     pa.float64(): _PLAIN_OR_NULL,
     pa.int64(): {int, type(None)},
@@ -105,7 +105,7 @@ def read_plain(rows: Sequence[Any], row_format: RowFormat) -> dict[str, pa.Array
         for name, kind in row_format.columns:
             kept = [row.get(name) for row in rows]
             # Arrow would take bytes for a text, a truth for a number, and half of 1.5.
-            if not _PLAIN_OF[kind].issuperset(map(type, kept)):
+            if not set(map(type, kept)) <= _PLAIN_OF[kind]:
                 return None
             columns[name] = pa.array(kept, kind)
     except (pa.ArrowException, ValueError, OverflowError):
@@ -131,7 +131,7 @@ def _plain_values(rows: Sequence[Any], names: Sequence[str]) -> list[Any] | None
         if set(map(type, lists)) != {list} or set(map(len, lists)) != {len(names)}:
             return None
         values = list(chain.from_iterable(lists))
-    return values if _PLAIN_OR_NULL.issuperset(map(type, values)) else None
+    return values if set(map(type, values)) <= _PLAIN_OR_NULL else None
 
 
 def read_row(row: Any, row_format: RowFormat) -> Any:

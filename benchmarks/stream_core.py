@@ -1,0 +1,238 @@
+"""What a message costs from its bytes to the JSON of its score, beside stock Beam.
+
+python -m benchmarks.stream_core --output benchmarks/results
+
+The same serialized PubsubMessages go through both on FnApiRunner, in batches of 1, 10,
+100 and 1,000 messages, as a streaming runner's bundles would bring them. Both run the
+model cut to the two outputs that are written. What a pipeline costs that only passes
+the messages on is measured beside them and taken off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import orjson
+import torch
+from apache_beam.io.gcp.pubsub import PubsubMessage
+from apache_beam.ml.inference.base import KeyedModelHandler, PredictionResult, RunInference
+from apache_beam.ml.inference.pytorch_inference import PytorchModelHandlerTensor
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from benchmarks.contestant import LATENT_OUTPUT, SCORE_OUTPUT
+from benchmarks.machine import describe_machine, versions
+from benchmarks.summary import spread
+from benchmarks.two_outputs import load_two_outputs
+from examples.transactions.build import build
+from examples.transactions.data import FEATURES, write_parquet
+from model_handlers.package import read_manifest
+from model_handlers.torch_model import TorchModelHandler
+from transforms.decode_messages import DecodeMessages, MessageFormat
+from transforms.encode import CARRIED, EncodeRows, choose_fields
+from transforms.failures import Provenance
+from transforms.messages import Message, serialize
+from transforms.predict import Predict
+from transforms.publish import row_messages
+from transforms.row_format import RowFormat
+
+SIZES = (1, 10, 100, 1_000)
+TOLERANCE = 1e-5
+OPTIONS = ("--direct_num_workers=1",)
+Step = Callable[[beam.PCollection], beam.PCollection]
+
+
+def make_messages(path: Path, count: int) -> list[bytes]:
+    """A Parquet file of transactions -> its first rows as serialized PubsubMessages."""
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(path, columns=list(FEATURES)).slice(0, count).to_pylist()
+    return [
+        serialize(Message(json.dumps(row).encode(), {}, str(i), 1_700_000_000_000_000, ""))
+        for i, row in enumerate(rows)
+    ]
+
+
+def ours(model: Path, size: int) -> Step:
+    """A model package and messages a batch -> messages to the JSON of their scores, our way."""
+    manifest = read_manifest(str(model)).choose(SCORE_OUTPUT)
+    fields = choose_fields(manifest, [LATENT_OUTPUT], stream=True)
+    provenance = Provenance.of(manifest, "bench", "bench")
+    handler = TorchModelHandler(str(model), manifest, outputs=fields.needed, batch_rows=size)
+    read = MessageFormat(RowFormat(manifest, None, (), CARRIED))
+
+    def step(messages: beam.PCollection) -> beam.PCollection:
+        decoded = messages | DecodeMessages(read, provenance, size)
+        predicted = decoded.good | Predict(handler, manifest, provenance)
+        rows = predicted.good | EncodeRows(fields, provenance)
+        return rows | "Json" >> beam.FlatMap(lambda batch: [m.data for m in row_messages(batch)])
+
+    return step
+
+
+def stock(script: Path, size: int) -> Step:
+    """A TorchScript file and messages a batch -> the same, as Beam's documentation has it."""
+    handler = PytorchModelHandlerTensor(
+        torch_script_model_path=str(script), min_batch_size=size, max_batch_size=size
+    )
+
+    def to_tensor(raw: bytes) -> tuple[str, torch.Tensor]:
+        message = PubsubMessage._from_proto_str(raw)
+        row = json.loads(message.data)
+        features = np.fromiter((row[name] for name in FEATURES), np.float32, len(FEATURES))
+        return message.message_id, torch.from_numpy(features)
+
+    def to_json(keyed: tuple[str, PredictionResult]) -> bytes:
+        row_id, result = keyed
+        row = {
+            "row_id": row_id,
+            "score": result.inference[SCORE_OUTPUT].item(),
+            LATENT_OUTPUT: result.inference[LATENT_OUTPUT].tolist(),
+        }
+        return json.dumps(row).encode()
+
+    def step(messages: beam.PCollection) -> beam.PCollection:
+        return (
+            messages
+            | "Tensor" >> beam.Map(to_tensor)
+            | RunInference(KeyedModelHandler(handler))
+            | "Json" >> beam.Map(to_json)
+        )
+
+    return step
+
+
+def passed_on(messages: beam.PCollection) -> beam.PCollection:
+    """Messages -> the same."""
+    return messages | "Pass" >> beam.Map(lambda raw: raw)
+
+
+def run(messages: Sequence[bytes], step: Step, keep: Path | None = None) -> float:
+    """Messages and what is done with them -> CPU seconds of the pipeline.
+
+    keep: a file to which the results are written, for the gate.
+    """
+    begin = time.process_time()
+    with beam.Pipeline("FnApiRunner", PipelineOptions(OPTIONS)) as pipeline:
+        source = pipeline | beam.Create(list(messages), reshuffle=False)
+        results = source | "Step" >> _Apply(step)
+        if keep is None:
+            results | "Drop" >> beam.Map(lambda _: None)
+        else:
+            results | beam.io.WriteToText(str(keep), shard_name_template="", coder=_Bytes())
+    return time.process_time() - begin
+
+
+class _Apply(beam.PTransform):
+    """A function of PCollections as a PTransform."""
+
+    def __init__(self, step: Step) -> None:
+        super().__init__()
+        self._step = step
+
+    def expand(self, messages: beam.PCollection) -> beam.PCollection:
+        """Whatever the function does."""
+        return self._step(messages)
+
+
+class _Bytes(beam.coders.BytesCoder):  # type: ignore[misc]
+    """Lines of bytes as they are."""
+
+
+def scores(path: Path) -> dict[str, float]:
+    """A file of results -> row id -> score."""
+    rows = [orjson.loads(line) for line in path.read_bytes().splitlines()]
+    return {row["row_id"]: row["score"] for row in rows}
+
+
+def gate(messages: Sequence[bytes], steps: Mapping[str, Step], folder: Path) -> None:
+    """Raises SystemExit unless both give the same scores for the same ids."""
+    found = {}
+    for name, step in steps.items():
+        run(messages, step, folder / name)
+        found[name] = scores(folder / name)
+    first, second = found.values()
+    if first.keys() != second.keys() or len(first) != len(messages):
+        raise SystemExit("gate: ids differ")
+    worst = max(abs(first[i] - second[i]) / max(1.0, abs(first[i])) for i in first)
+    if worst > TOLERANCE:
+        raise SystemExit(f"gate: scores differ by {worst}")
+
+
+def measure(
+    messages: Sequence[bytes], steps: Mapping[str, Step], rounds: int
+) -> dict[str, dict[str, float]]:
+    """Messages and contestants -> microseconds of CPU a message of each, start-up taken off.
+
+    Start-up is what a pipeline of a tenth of the messages costs beyond its share.
+    """
+    few = messages[: len(messages) // 10]
+    found: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            longer, shorter = run(messages, step), run(few, step)
+            found[name].append((longer - shorter) / (len(messages) - len(few)) * 1e6)
+    base = statistics.median(found["passed_on"])
+    return {
+        name: spread([value - base for value in values])
+        for name, values in found.items()
+        if name != "passed_on"
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line -> stream_core.json."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--messages", type=int, default=20_000)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    results: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        build(folder, rows=100, train_rows=5_000, seed=11)
+        write_parquet(folder / "rows.parquet", args.messages, seed=11, fault_share=0.0)
+        script = folder / "two.pt"
+        load_two_outputs(folder / "model" / "model.pt").save(str(script))
+        everything = make_messages(folder / "rows.parquet", args.messages)
+        for size in SIZES:
+            messages = everything[: args.messages if size > 1 else args.messages // 5]
+            steps = {"millrace": ours(folder / "model", size), "stock_beam": stock(script, size)}
+            if size == SIZES[-1]:
+                gate(everything[:2_000], steps, folder)
+            found = measure(messages, {**steps, "passed_on": passed_on}, args.rounds)
+            ratio = found["stock_beam"]["median"] / found["millrace"]["median"]
+            results.append({"messages_a_batch": size, **found, "ratio": round(ratio, 2)})
+            print(
+                f"{size:>5} a batch: {found['millrace']['median']:8.1f} us a message, stock Beam "
+                f"{found['stock_beam']['median']:8.1f}, {ratio:.1f} times",
+                flush=True,
+            )
+    args.output.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(
+        {
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "unit": "microseconds of CPU a message",
+            "rounds": args.rounds,
+            "messages": args.messages,
+            "sizes": results,
+            "versions": versions(),
+            "machine": describe_machine(),
+        },
+        indent=1,
+    )
+    (args.output / "stream_core.json").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Rows that were written as JSON of their columns are read as the columns were."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model_handlers.contract import FeatureStatistics, InputSpec, Manifest
+from transforms.column_json import column_values
+from transforms.decode import decode_rows
+from transforms.failures import payloads
+from transforms.record_batch import INPUTS, ROW_ID
+from transforms.row_format import RowFormat
+from transforms.validate import validate
+
+FLOATS = st.one_of(st.none(), st.floats(width=32), st.floats())
+TEXTS = st.one_of(
+    st.none(),
+    st.floats().map(repr),
+    st.integers(-(2**63), 2**63 - 1).map(str),
+    st.sampled_from(["", " ", "abc", " 1.5 ", "1_0", "NaN", "-inf", "Infinity", "1e999", "0x1"]),
+)
+COLUMNS = [
+    st.lists(FLOATS, min_size=5, max_size=5).map(lambda cells: pa.array(cells, pa.float64())),
+    st.lists(st.one_of(st.none(), st.integers(-(2**63), 2**63 - 1)), min_size=5, max_size=5).map(
+        lambda cells: pa.array(cells, pa.int64())
+    ),
+    st.lists(TEXTS, min_size=5, max_size=5).map(lambda cells: pa.array(cells, pa.string())),
+    st.lists(st.one_of(st.none(), st.booleans()), min_size=5, max_size=5).map(
+        lambda cells: pa.array(cells, pa.bool_())
+    ),
+    st.lists(st.one_of(st.none(), st.decimals(-9, 9, places=3)), min_size=5, max_size=5).map(
+        lambda cells: pa.array(cells, pa.decimal128(38, 9))
+    ),
+]
+
+Outcome = dict[str, tuple[float, ...] | str]
+
+
+def outcomes(batch: pa.RecordBatch, manifest: Manifest) -> Outcome:
+    """A source batch -> what becomes of each row: its inputs, or the reason that it has none."""
+    good, bad, faults = validate(batch, manifest)
+    values = [
+        cell if isinstance(cell, list) else [cell]
+        for cell in good.column(INPUTS).field(0).to_pylist()
+    ]
+    found: Outcome = dict(zip(good.column(ROW_ID).to_pylist(), map(tuple, values), strict=True))
+    reasons = [fault.reason for fault in faults]
+    return found | dict(zip(bad.column(ROW_ID).to_pylist(), reasons, strict=True))
+
+
+def replayed(batch: pa.RecordBatch, manifest: Manifest) -> Outcome:
+    """A source batch -> the same, by way of the rows' JSON."""
+    rows = [column_values(orjson.loads(line), manifest) for line in payloads(batch)]
+    ids = batch.column(ROW_ID).to_pylist()
+    decoded = decode_rows(rows, [b""] * len(rows), ids, RowFormat(manifest), as_vector=True)
+    found = {} if decoded.batch is None else outcomes(decoded.batch, manifest)
+    faults = [fault.reason for fault in decoded.faults]
+    return found | dict(zip(decoded.failed_ids, faults, strict=True))
+
+
+def agree(again: Outcome, found: Outcome) -> None:
+    assert again.keys() == found.keys()
+    for row_id, outcome in found.items():
+        if isinstance(outcome, tuple):
+            # Arrow makes 0.009000000000000001 of the decimal 0.009.
+            assert again[row_id] == pytest.approx(outcome, 1e-12, 0)
+        else:
+            # Of a row with several faults, a text that is no number is found first.
+            assert again[row_id] in (outcome, "wrong_type")
+
+
+def manifest_of(make: Callable[..., Manifest], dtype: str, impute: bool) -> Manifest:
+    names = ("a", "b", "c")
+    means = dict.fromkeys(names, "mean") if impute else {}
+    spec = InputSpec("x", names, dtype, (3,), means)  # type: ignore[arg-type]
+    statistics = dict.fromkeys(names, FeatureStatistics(9, 7.0, 1.0, 0.0, 9.0))
+    return make(spec, statistics=statistics if impute else {})
+
+
+@given(st.tuples(*[st.one_of(COLUMNS)] * 3), st.sampled_from(["float32", "float64"]), st.booleans())
+def test_columns_of_any_type_give_the_same_inputs_by_way_of_json(
+    make_manifest: Callable[..., Manifest],
+    make_source: Callable[..., pa.RecordBatch],
+    columns: tuple[pa.Array, ...],
+    dtype: str,
+    impute: bool,
+) -> None:
+    manifest = manifest_of(make_manifest, dtype, impute)
+    batch = make_source(dict(zip("abc", columns, strict=True)))
+    agree(replayed(batch, manifest), outcomes(batch, manifest))
+
+
+WHOLE = [
+    COLUMNS[1],
+    COLUMNS[3],
+    st.lists(
+        st.one_of(st.none(), st.integers(-(2**63), 2**63 - 1).map(str), st.just("abc")),
+        min_size=5,
+        max_size=5,
+    ).map(lambda cells: pa.array(cells, pa.string())),
+]
+
+
+@given(st.tuples(*[st.one_of(WHOLE)] * 3), st.sampled_from(["int64", "int8", "bool"]))
+def test_so_do_integers_of_columns_that_hold_no_other_numbers(
+    make_manifest: Callable[..., Manifest],
+    make_source: Callable[..., pa.RecordBatch],
+    columns: tuple[pa.Array, ...],
+    dtype: str,
+) -> None:
+    manifest = manifest_of(make_manifest, dtype, False)
+    batch = make_source(dict(zip("abc", columns, strict=True)))
+    agree(replayed(batch, manifest), outcomes(batch, manifest))
+
+
+@given(
+    st.lists(st.lists(FLOATS, min_size=3, max_size=3), min_size=1),
+    st.sampled_from(["x", "features"]),
+)
+def test_a_list_column_is_read_under_the_name_of_its_input_as_well(
+    make_manifest: Callable[..., Manifest],
+    make_source: Callable[..., pa.RecordBatch],
+    rows: list[list[Any]],
+    name: str,
+) -> None:
+    manifest = manifest_of(make_manifest, "float32", True)
+    batch = make_source({name: pa.array(rows, pa.list_(pa.float64()))})
+    assert replayed(batch, manifest) == outcomes(batch, manifest)
+
+
+@pytest.mark.parametrize("row", [None, 3, "text", [1.0], [[]]], ids=repr)
+def test_what_is_no_row_stays_what_it_is(make_manifest: Callable[..., Manifest], row: Any) -> None:
+    assert column_values(row, make_manifest()) is row
+
+
+def test_other_columns_are_left_alone(make_manifest: Callable[..., Manifest]) -> None:
+    row = {"a": "1", "b": "NaN", "c": True, "note": "1", "x": "y"}
+    read = column_values(row, make_manifest())
+    assert (read["a"], read["c"], read["note"], read["x"]) == (1, 1, "1", "y")
+    assert math.isnan(read["b"])
+    assert row["a"] == "1"

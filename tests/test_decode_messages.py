@@ -1,0 +1,853 @@
+"""Messages to rows: each of them ends in one place, whatever it holds."""
+
+import datetime
+import gzip
+import io
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from typing import Any
+
+import apache_beam as beam
+import fastavro
+import numpy as np
+import orjson
+import pyarrow as pa
+import pytest
+from apache_beam.testing.util import assert_that
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from model_handlers.contract import FeatureStatistics, InputSpec, Manifest
+from model_handlers.errors import UsageError
+from transforms import decode_messages as module
+from transforms.decode import decode_rows
+from transforms.decode_messages import DecodeMessages, MessageFormat, decode_messages
+from transforms.encode import CARRIED
+from transforms.failures import Provenance
+from transforms.messages import ATTEMPTS, REPLAYED_ID, Message, serialize
+from transforms.record_batch import to_rows
+from transforms.row_format import RowFormat, read_plain
+from transforms.validate import validate
+
+Make = Callable[..., Any]
+NOW = datetime.datetime(2026, 11, 20, 12, tzinfo=datetime.UTC)
+GOOD = b'{"a":1,"b":2.5,"c":-3}'
+MEAN = FeatureStatistics(1, 0.5, 1.0, 0.0, 1.0)
+
+
+def message(data: bytes, number: int = 0, **attributes: str) -> Message:
+    return Message(data, attributes, f"m{number}", 1_700_000_000_000_000 + number, "")
+
+
+def messages_of(bodies: Sequence[bytes]) -> list[Message]:
+    return [message(body, i) for i, body in enumerate(bodies)]
+
+
+def json_format(manifest: Manifest, **fields: Any) -> MessageFormat:
+    return MessageFormat(RowFormat(manifest, typed=CARRIED), **fields)
+
+
+def decode(
+    messages: Sequence[Message], message_format: MessageFormat, provenance: Provenance
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Messages -> good rows and failure records, as dicts."""
+    batches, failures = decode_messages(messages, message_format, provenance, NOW)
+    good = [row for batch in batches for row in to_rows(batch)]
+    return good, [] if failures is None else to_rows(failures)
+
+
+def values(row: dict[str, Any]) -> list[Any]:
+    """A good row -> its three features, by name or in one list."""
+    source = row["source"]
+    return source["features"] if "features" in source else [source[n] for n in ("a", "b", "c")]
+
+
+# What is read
+
+
+def test_both_forms_are_read_and_a_message_is_known_by_its_id(
+    make_manifest: Make, provenance: Provenance
+) -> None:
+    bodies = [b'{"c":3,"b":2.5,"a":1,"other":{}}', b'{"features":[4,5,6]}']
+    # Alone each is of the fast form; together they are not.
+    for part in ([0], [1], [0, 1]):
+        messages = [messages_of(bodies)[i] for i in part]
+        good, bad = decode(messages, json_format(make_manifest()), provenance)
+        assert [values(row) for row in good] == [
+            [[1.0, 2.5, 3.0], [4.0, 5.0, 6.0]][i] for i in part
+        ]
+        assert [row["row_id"] for row in good] == [f"m{i}" for i in part]
+        assert [row["payload"] for row in good] == [bodies[i] for i in part]
+        assert [row["message"]["message_id"] for row in good] == [f"m{i}" for i in part]
+        assert {row["message"]["received_at"] for row in good} == {NOW}
+        assert bad == []
+
+
+def test_the_id_of_a_field_goes_before_that_of_the_message(
+    make_manifest: Make, provenance: Provenance
+) -> None:
+    row_format = RowFormat(make_manifest(), "id")
+    bodies = [b'{"features":[1,2,3],"id":""}', b'{"features":[1,2,3]}', b'{"features":7,"id":"x"}']
+    good, bad = decode(messages_of(bodies), MessageFormat(row_format), provenance)
+    assert [row["row_id"] for row in good] == ["", "m1"]
+    assert [(row["row_id"], row["payload"]) for row in bad] == [("x", bodies[2])]
+
+
+def test_gzip_is_undone_where_the_attribute_says_so(
+    make_manifest: Make, provenance: Provenance
+) -> None:
+    zipped = gzip.compress(GOOD)
+    messages = [
+        message(zipped, 0, **{"content-encoding": "gzip"}),
+        message(GOOD, 1, **{"content-encoding": "identity"}),
+        message(zipped, 2),
+        message(GOOD, 3, **{"content-encoding": "gzip"}),
+        message(zipped[:-4], 4, **{"content-encoding": "gzip"}),
+        message(zipped + b"x", 5, **{"content-encoding": "gzip"}),
+        message(gzip.compress(b""), 6, **{"content-encoding": "gzip"}),
+        message(b"", 7, **{"content-encoding": "gzip"}),
+    ]
+    good, bad = decode(messages, json_format(make_manifest()), provenance)
+    assert [row["row_id"] for row in good] == ["m0", "m1"]
+    assert good[0]["payload"] == zipped
+    assert [(row["row_id"], row["reason"]) for row in bad] == [
+        ("m2", "invalid_json"),
+        ("m3", "invalid_gzip"),
+        ("m4", "invalid_gzip"),
+        ("m5", "invalid_gzip"),
+        ("m6", "empty_message"),
+        ("m7", "empty_message"),
+    ]
+    assert [row["payload"] for row in bad] == [m.data for m in messages[2:]]
+
+
+def test_sizes_are_bounded_before_and_after_unzipping(
+    make_manifest: Make, provenance: Provenance
+) -> None:
+    limit = 1000
+    fits = GOOD[:-1] + b" " * (limit - len(GOOD)) + b"}"
+    bomb = gzip.compress(b" " * 50_000_000)
+    messages = [
+        message(fits, 0),
+        message(fits + b" ", 1),
+        message(gzip.compress(fits), 2, **{"content-encoding": "gzip"}),
+        message(gzip.compress(fits + b" "), 3, **{"content-encoding": "gzip"}),
+        message(bomb, 4, **{"content-encoding": "gzip"}),
+        message(b"x" * 10_000_000, 5),
+    ]
+    read = json_format(make_manifest(), max_bytes=limit)
+    good, bad = decode(messages, read, provenance)
+    assert [row["row_id"] for row in good] == ["m0", "m2"]
+    assert [row["reason"] for row in bad] == ["too_large"] * 4
+    assert [row["payload"] for row in bad] == [messages[i].data for i in (1, 3, 4, 5)]
+    assert bad[0]["message"] == "expected at most 1,000 bytes, got 1,001"
+    # Fifty megabytes zipped are small enough to be unzipped, as far as they may be.
+    wide = json_format(make_manifest(), max_bytes=1 << 20)
+    _, (letter,) = decode([messages[4]], wide, provenance)
+    assert letter["message"] == "expected at most 1,048,576 bytes uncompressed, got more"
+
+
+# What is refused
+
+
+DEEP = b"[" * 900 + b"]" * 900
+BAD: list[tuple[bytes, str, str]] = [
+    (b"", "empty_message", "the message has no data"),
+    (b"\0", "invalid_json", "not JSON"),
+    (b"not json", "invalid_json", "not JSON: invalid literal"),
+    (b'{"a":1,"b":2,"c":NaN}', "invalid_json", "not JSON"),
+    (b'{"a":1,"b":2,"c":1e400}', "invalid_json", "number is infinity"),
+    (b'{"a":1,"b":2,"c":3', "invalid_json", "not JSON"),
+    (b'{"a":1,"b":2,"c":3}{}', "invalid_json", "unexpected content after document"),
+    (b'{"a":1,"b":2,"c":"\xff"}', "invalid_json", "UTF-8"),
+    (b"\xef\xbb\xbf" + GOOD, "invalid_json", "BOM"),
+    (b'{"a":1,"b":2,"c":"\\ud800"}', "invalid_json", "surrogate"),
+    (b"[" * 5000, "invalid_json", "depth limit exceeded"),
+    (b"[" * 1000 + b"]" * 1000, "not_an_object", "got list"),
+    (b"[1,2,3]", "not_an_object", "expected a JSON object, got list"),
+    (b'"text"', "not_an_object", "got str"),
+    (b"null", "not_an_object", "got NoneType"),
+    (b"{}", "missing_feature", "column a: missing"),
+    (b'{"a":1,"b":2}', "missing_feature", "column c: missing"),
+    (b'{"A":1,"b":2,"c":3}', "missing_feature", "column a: missing"),
+    (b'{"a":"1","b":2,"c":3}', "wrong_type", "column a: expected a number, got str '1'"),
+    (b'{"a":true,"b":2,"c":3}', "wrong_type", "column a: expected a number, got bool"),
+    (b'{"a":[1],"b":2,"c":3}', "wrong_type", "column a: expected a number, got list"),
+    (b'{"a":' + DEEP + b',"b":2,"c":3}', "wrong_type", "column a: expected a number, got list"),
+    (b'{"features":[1,2]}', "wrong_width", "column features: expected 3 values, got 2"),
+    (b'{"features":[1,2,"3"]}', "wrong_type", "column features[2]: expected a number"),
+    (b'{"features":"123"}', "wrong_type", "column features: expected a list, got str"),
+    (b'{"features":null}', "null", "column features: expected a list, got null"),
+    (b'{"a":1,"a":1,"b":2,"c":3}', "duplicate_key", "key 'a' is there twice"),
+    (b'{"a":1,"b":2,"c":3,"x":{"y":1,"y":2}}', "duplicate_key", "key 'y' is there twice"),
+    (b'{"a":1,"b":2,"c":3,"x":[{"\\u0079":1,"y":2}]}', "duplicate_key", "key 'y' is there twice"),
+    (b'{"a":1,"b":2,"c":3,"x":{"y":' + b"[" * 1020 + b"]" * 1020 + b"}}", "invalid_json", "deep"),
+    (b'{"a":1,"b":2,"c":3,"sequence":"7"}', "wrong_type", "sequence: expected int64, got str '7'"),
+    (b'{"a":1,"b":2,"c":3,"sequence":1.5}', "wrong_type", "sequence: expected int64, got float"),
+    (b'{"a":1,"b":2,"c":3,"sequence":true}', "wrong_type", "expected int64, got bool True"),
+    (b'{"a":1,"b":2,"c":3,"sequence":9223372036854775808}', "wrong_type", "expected int64"),
+    (b'{"a":1,"b":2,"c":3,"sequence":' + DEEP + b"}", "wrong_type", "expected int64, got list"),
+    (b'{"a":1,"b":2,"c":3,"publish_time":"now"}', "wrong_type", "expected double, got str 'now'"),
+    (b'{"a":1,"b":2,"c":3,"publish_time":false}', "wrong_type", "expected double, got bool"),
+    (b'{"a":1,"b":2,"c":3,"test_id":' + DEEP + b"}", "wrong_type", "nested too deeply"),
+    (b'{"a":1,"b":2,"c":3,"message_id":' + DEEP + b"}", "wrong_type", "nested too deeply"),
+]
+
+
+def test_each_bad_message_is_one_dead_letter_with_its_bytes_and_the_rest_is_read(
+    make_manifest: Make, provenance: Provenance
+) -> None:
+    messages = messages_of([body for bad, _, _ in BAD for body in (GOOD, bad)])
+    good, letters = decode(messages, json_format(make_manifest()), provenance)
+    assert [row["row_id"] for row in good] == [m.message_id for m in messages[::2]]
+    assert [values(row) for row in good] == [[1.0, 2.5, -3.0]] * len(BAD)
+    assert [row["row_id"] for row in letters] == [m.message_id for m in messages[1::2]]
+    for letter, (body, reason, words) in zip(letters, BAD, strict=True):
+        assert (letter["payload"], letter["reason"], letter["stage"]) == (body, reason, "decode")
+        assert words in letter["message"]
+        assert len(letter["message"]) < 500
+
+
+@pytest.mark.parametrize(("body", "reason", "words"), BAD, ids=range(len(BAD)))
+def test_a_bad_message_is_told_the_same_when_it_is_alone(
+    make_manifest: Make, provenance: Provenance, body: bytes, reason: str, words: str
+) -> None:
+    good, (letter,) = decode([message(body)], json_format(make_manifest()), provenance)
+    assert (good, letter["reason"], letter["payload"]) == ([], reason, body)
+    assert words in letter["message"]
+
+
+def test_a_dead_letter_says_what_the_message_said_of_itself(
+    make_manifest: Make, provenance: Provenance
+) -> None:
+    one = Message(b"{", {"k": "v", ATTEMPTS: "2"}, "m1", 1_700_000_000_000_001, "key")
+    _, (letter,) = decode([one], json_format(make_manifest()), provenance)
+    assert orjson.loads(letter["attributes"]) == {
+        "message": {
+            "id": "m1",
+            "event_time": "2023-11-14T22:13:20.000001+00:00",
+            "ordering_key": "key",
+            "attributes": {"k": "v", ATTEMPTS: "2"},
+        }
+    }
+    assert letter["attempts"] == 3
+    assert (letter["run_id"], letter["pipeline"]) == (provenance.run_id, provenance.pipeline)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"a":1,"b":2,"c":3,"x":"a:b"}',
+        b'{"a":1,"b":2,"c":3,"x":"\\":\\":"}',
+        b'{"a":1,"b":2,"c":3,"x":{"a":1,"b":{"a":1}}}',
+        b'{"a":1,"b":2,"c":3,"x":[{"y":1},{"y":1}]}',
+        b'{"a":1,"b":2,"c":3,"x":{"y":' + b"1" * 300 + b"}}",
+    ],
+)
+def test_keys_that_only_look_doubled_are_fine(
+    make_manifest: Make, provenance: Provenance, body: bytes
+) -> None:
+    good, bad = decode([message(body)], json_format(make_manifest()), provenance)
+    assert (len(good), bad) == (1, [])
+
+
+# The two ways of reading agree
+
+
+SCALAR = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.integers(-2, 2)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.sampled_from([0.0, -0.0, 1.0, 1.5, 2.0**63, 1e300, 2**53 + 1, 2**63, "", "1", "a"])
+    | st.text(max_size=3)
+)
+ANY = (
+    SCALAR | st.lists(SCALAR, max_size=4) | st.dictionaries(st.text(max_size=1), SCALAR, max_size=2)
+)
+NUMBER = st.integers(-5, 5) | st.floats(allow_nan=False, allow_infinity=False)
+CELL = NUMBER | st.none()
+BESIDE = {
+    "test_id": ANY,
+    "message_id": st.text(max_size=3) | ANY,
+    "publish_time": CELL | ANY,
+    "sequence": CELL | ANY,
+    "city": st.text(max_size=3) | ANY,
+    "id": ANY,
+}
+NAMED = st.fixed_dictionaries({"a": CELL, "b": CELL, "c": CELL}, optional=BESIDE)
+LISTED = st.fixed_dictionaries(
+    {"features": st.lists(CELL, min_size=3, max_size=3)}, optional=BESIDE | {"a": CELL}
+)
+MIXED = st.fixed_dictionaries(
+    {}, optional={"a": ANY, "b": ANY, "c": CELL, "features": ANY | st.lists(CELL, max_size=4)}
+)
+ROWS = st.one_of(
+    st.lists(NAMED, min_size=1, max_size=5),
+    st.lists(LISTED, min_size=1, max_size=5),
+    st.lists(NAMED | LISTED | MIXED | ANY, min_size=1, max_size=5),
+)
+
+
+@pytest.fixture(scope="session")
+def formats(make_manifest: Make) -> list[RowFormat]:
+    manifests = [
+        make_manifest(),
+        make_manifest(InputSpec("x", ("a", "b", "c"), "float64", (3,))),
+        make_manifest(
+            InputSpec("x", ("a", "b", "c"), shape=(3,), impute={"b": "mean"}),
+            statistics={"b": MEAN},
+        ),
+        make_manifest(InputSpec("x", ("a",), shape=(1,))),
+        make_manifest(InputSpec("x", ("a",))),
+        make_manifest(InputSpec("x", ("features",), shape=(1,))),
+        make_manifest(InputSpec("l", ("a",), shape=(3,))),
+        make_manifest(InputSpec("x", ("a", "b", "c"), "int64", (3,))),
+        make_manifest(InputSpec("x", ("a", "b"), shape=(2,)), InputSpec("y", ("c",))),
+    ]
+    return [
+        RowFormat(manifest, id_column, keep, CARRIED)
+        for manifest in manifests
+        for id_column, keep in ((None, ()), ("id", ("city", "b")), ("a", ("features",)))
+    ]
+
+
+def verdicts(rows: Sequence[Any], row_format: RowFormat, *, as_vector: bool) -> list[str]:
+    """Rows -> what became of each after validation: its values, or why it was refused."""
+    payloads = [b"%d" % i for i in range(len(rows))]
+    ids = [f"m{i}" for i in range(len(rows))]
+    decoded = decode_rows(rows, payloads, ids, row_format, as_vector=as_vector)
+    found = {
+        payload: str((row_id, fault))
+        for payload, row_id, fault in zip(
+            decoded.failed_payloads, decoded.failed_ids, decoded.faults, strict=True
+        )
+    }
+    if decoded.batch is not None:
+        beside = [name for name, _ in row_format.columns]
+        beside += [name for name in row_format.keep if name in row_format.features]
+        good, bad, faults = validate(decoded.batch, row_format.manifest)
+        for row in to_rows(good):
+            kept = {name: row["source"][name] for name in beside}
+            found[row["payload"]] = repr((row["row_id"], row["inputs"], sorted(kept.items())))
+        for row, fault in zip(to_rows(bad), faults, strict=True):
+            kept = {name: row["source"][name] for name in beside}
+            found[row["payload"]] = str((row["row_id"], fault.reason, sorted(kept.items())))
+        # Columns beside the features have one type, whatever is in them.
+        types = {f.name: f.type for f in decoded.batch.schema.field("source").type}
+        assert all(types[name] == kind for name, kind in row_format.columns)
+    assert len(found) == len(rows)
+    return [found[payload] for payload in payloads]
+
+
+@given(rows=ROWS, which=st.integers(0, 26))
+@example([{"a": 1, "b": 2, "c": True}], 0)
+@example([{"a": 1, "b": 2, "c": 3, "features": [7, 8, 9]}, {"features": [1, 2, 3]}], 0)
+@example([{"features": [1, 2, 3], "a": 7}], 0)
+@example([{"a": 1, "b": 2, "c": 3, "sequence": 1.5}], 0)
+@example([{"a": 1, "b": 2, "c": 3, "sequence": 1.0}], 0)
+@example([{"a": 1, "b": 2, "c": 3, "sequence": True}], 0)
+@example([{"a": 1, "b": 2, "c": 3, "publish_time": True}], 0)
+@example([{"a": 1, "b": 2, "c": 3}], 2)
+@example([{"a": [1.0]}], 9)
+@example([{"a": {}}], 9)
+@example([{"features": [1.0]}], 15)
+def test_rows_are_read_the_same_fast_and_slowly(
+    formats: list[RowFormat], rows: list[Any], which: int
+) -> None:
+    row_format = formats[which]
+    fast = verdicts(rows, row_format, as_vector=True)
+    assert fast == verdicts(rows, row_format, as_vector=False)
+    # And the same as alone.
+    assert fast == [
+        verdict.replace("'m0'", f"'m{i}'")
+        for i, row in enumerate(rows)
+        for verdict in verdicts([row], row_format, as_vector=True)
+    ]
+
+
+def test_plain_rows_do_take_the_fast_way(make_manifest: Make) -> None:
+    row_format = RowFormat(make_manifest(), "id", ("city", "b"), CARRIED)
+    named = {"a": 1, "b": None, "c": 2.5, "city": "x", "sequence": 0, "publish_time": 0, "id": 7}
+    for rows in ([named, named], [{"features": [1, 2.5, None]}]):
+        columns = read_plain(rows, row_format)
+        assert columns is not None
+        assert list(columns) == ["features", "b", "city", *(name for name, _ in CARRIED)]
+
+
+# Carried fields
+
+
+def test_zero_and_empty_values_are_carried_and_wrong_types_are_dead_letters(
+    make_manifest: Make, provenance: Provenance
+) -> None:
+    falsy = {"test_id": "", "message_id": "", "publish_time": 0, "sequence": 0}
+    rows: list[dict[str, Any]] = [
+        falsy,
+        {},
+        dict.fromkeys(falsy),
+        {"test_id": 7, "sequence": 2.0, "publish_time": 1.5, "message_id": False},
+        {"sequence": -(2**63)},
+    ]
+    bodies = [orjson.dumps({"features": [1, 2, 3], **row}) for row in rows]
+    good, bad = decode(messages_of(bodies), json_format(make_manifest()), provenance)
+    assert bad == []
+    carried = [{name: row["source"][name] for name, _ in CARRIED} for row in good]
+    nothing = dict.fromkeys(falsy)
+    assert carried == [
+        falsy,
+        nothing,
+        nothing,
+        {"test_id": "7", "message_id": "false", "publish_time": 1.5, "sequence": 2},
+        nothing | {"sequence": -(2**63)},
+    ]
+
+
+# Avro
+
+
+SCHEMA = {
+    "type": "record",
+    "name": "Row",
+    "namespace": "tests",
+    "fields": [
+        *({"name": n, "type": ["null", "double"]} for n in ("a", "b", "c")),
+        {"name": "city", "type": {"type": "enum", "name": "City", "symbols": ["Ulm", "Bonn"]}},
+        {"name": "sequence", "type": ["null", "long"], "default": None},
+        {"name": "raw", "type": "bytes"},
+        {"name": "at", "type": {"type": "long", "logicalType": "timestamp-micros"}},
+    ],
+}
+ROW = {"a": 1.0, "b": None, "c": -3.5, "city": "Ulm", "sequence": 0, "raw": b"\xff", "at": NOW}
+
+
+def avro(row: Any, schema: Any = SCHEMA) -> bytes:
+    out = io.BytesIO()
+    fastavro.schemaless_writer(out, fastavro.parse_schema(schema), row)
+    return out.getvalue()
+
+
+def avro_format(manifest: Manifest, schema: Any = SCHEMA) -> MessageFormat:
+    row_format = RowFormat(manifest, None, ("city", "raw", "at"), CARRIED)
+    return MessageFormat(row_format, "avro", json.dumps(schema))
+
+
+def test_avro_is_read_by_its_schema(make_manifest: Make, provenance: Provenance) -> None:
+    good, bad = decode([message(avro(ROW))], avro_format(make_manifest()), provenance)
+    assert bad == []
+    (row,) = good
+    assert values(row) == [1.0, None, -3.5]
+    assert {name: row["source"][name] for name in ("city", "sequence", "raw", "at")} == {
+        "city": "Ulm",
+        "sequence": 0,
+        "raw": "/w==",
+        "at": "2026-11-20 12:00:00+00:00",
+    }
+
+
+def test_avro_of_another_schema_is_a_dead_letter(
+    make_manifest: Make, provenance: Provenance
+) -> None:
+    row = avro(ROW)
+    bodies = [row[:-1], row + b"\0", b"\xff" * 40, b"", GOOD, row[:10], b"\x0c" + row[1:]]
+    good, bad = decode(messages_of([row, *bodies, row]), avro_format(make_manifest()), provenance)
+    assert [r["row_id"] for r in good] == ["m0", f"m{len(bodies) + 1}"]
+    assert [r["payload"] for r in bad] == bodies
+    reasons = [r["reason"] for r in bad]
+    assert reasons == ["invalid_avro"] * 3 + ["empty_message"] + ["invalid_avro"] * 3
+    assert bad[1]["message"] == "1 bytes follow the record: another schema?"
+
+
+def test_numbers_of_avro_are_told_as_those_of_json(
+    make_manifest: Make, provenance: Provenance
+) -> None:
+    schema = {
+        "type": "record",
+        "name": "Row",
+        "fields": [
+            {"name": "a", "type": ["boolean", "double"]},
+            {"name": "b", "type": {"type": "bytes", "logicalType": "decimal", "precision": 9}},
+            {"name": "c", "type": ["double", "string"]},
+        ],
+    }
+    rows = [
+        {"a": 1.0, "b": Decimal(7), "c": 1.0},
+        {"a": True, "b": Decimal(7), "c": 1.0},
+        {"a": 1.0, "b": Decimal(7), "c": "1"},
+        {"a": float("nan"), "b": Decimal(7), "c": 1.0},
+    ]
+    read = MessageFormat(RowFormat(make_manifest()), "avro", json.dumps(schema))
+    good, bad = decode(messages_of([avro(row, schema) for row in rows]), read, provenance)
+    assert [row["row_id"] for row in good] == ["m0", "m3"]
+    assert values(good[0]) == [1.0, 7.0, 1.0]
+    assert np.isnan(values(good[1])[0])
+    assert [row["message"] for row in bad] == [
+        "column a: expected a number, got bool",
+        "column c: expected a number, got str '1'",
+    ]
+
+
+RECURSIVE = {"type": "record", "name": "L", "fields": [{"name": "next", "type": ["null", "L"]}]}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "not a schema of Avro"),
+        ("{", "not a schema of Avro"),
+        ("5", "not a schema of Avro"),
+        ('{"type":"record","name":"r","fields":[{"name":"a","type":"nope"}]}', "nope"),
+        ('{"name":"x"}', "not a schema of Avro"),
+        ('"double"', "expected the schema of a record"),
+        ('["null","double"]', "expected the schema of a record"),
+        ('{"type":"array","items":"double"}', "expected the schema of a record"),
+        (json.dumps(RECURSIVE), "record L within itself"),
+        (
+            '{"type":"record","name":"r","fields":[{"name":"a","type":{"type":"map","values":'
+            '{"type":"record","name":"s","fields":[{"name":"b","type":["null","r"]}]}}}]}',
+            "record r within itself",
+        ),
+        (
+            '{"type":"record","name":"r","fields":[{"name":"n","type":"int"},'
+            '{"name":"a","type":{"type":"array","items":"null"}}]}',
+            "an array of null",
+        ),
+        (
+            '{"type":"record","name":"r","fields":[{"name":"e","type":{"type":"record","name":"e",'
+            '"fields":[{"name":"n","type":"null"}]}},'
+            '{"name":"a","type":{"type":"array","items":"e"}}]}',
+            "an array of null",
+        ),
+    ],
+)
+def test_schemas_that_cannot_be_read_safely_are_refused(
+    make_manifest: Make, text: str, words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        assert MessageFormat(RowFormat(make_manifest()), "avro", text).parsed_avro
+
+
+def test_a_record_may_be_named_twice(make_manifest: Make) -> None:
+    point = {"type": "record", "name": "P", "fields": [{"name": "x", "type": "double"}]}
+    fields = [{"name": "p", "type": point}, {"name": "q", "type": {"type": "array", "items": "P"}}]
+    schema = {"type": "record", "name": "R", "namespace": "n", "fields": fields}
+    assert avro_format(make_manifest(), schema).parsed_avro["name"] == "n.R"
+
+
+# Arrow
+
+
+def ipc(table: pa.Table | pa.RecordBatch, **options: Any) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
+        writer.write(table)
+    return sink.getvalue().to_pybytes()
+
+
+def arrow_format(manifest: Manifest, **fields: Any) -> MessageFormat:
+    max_bytes = fields.pop("max_bytes", 1 << 20)
+    return MessageFormat(RowFormat(manifest, typed=CARRIED, **fields), "arrow", None, max_bytes)
+
+
+ABC = pa.table({"a": [1.0, 2.0], "b": [3, None], "c": pa.array([5.0, 6.0], pa.float32())})
+
+
+def test_an_arrow_message_is_many_rows_numbered_in_order(
+    make_manifest: Make, provenance: Provenance
+) -> None:
+    one, two = message(ipc(ABC), 1, k="v"), message(ipc(ABC.slice(1)), 2)
+    good, bad = decode([one, two], arrow_format(make_manifest()), provenance)
+    assert bad == []
+    assert [row["row_id"] for row in good] == ["m1-0", "m1-1", "m2-0"]
+    assert [values(row) for row in good] == [[1.0, 3, 5.0], [2.0, None, 6.0], [2.0, None, 6.0]]
+    assert [row["message"]["message_id"] for row in good] == ["m1", "m1", "m2"]
+    assert good[1]["message"]["attributes"] == '{"k":"v"}'
+
+
+def test_columns_beside_the_features_are_those_of_json(
+    make_manifest: Make, provenance: Provenance
+) -> None:
+    table = ABC.append_column("id", pa.array(["x", None]))
+    tables = [
+        table,
+        table.append_column("city", pa.array([1, 2]))
+        .append_column("sequence", pa.array([0, 7], pa.int8()))
+        .append_column("test_id", pa.array(["", None]).dictionary_encode())
+        .append_column("publish_time", pa.array([0, 1])),
+        table.append_column("city", pa.array([{"x": [1]}, None])),
+    ]
+    tables[0] = tables[0].append_column("city", pa.array([None, "Ulm"]))
+    read = arrow_format(make_manifest(), id_column="id", keep=("city", "a"))
+    batches, failures = decode_messages(
+        messages_of([ipc(table) for table in tables]), read, provenance, NOW
+    )
+    assert failures is None
+    beside = {"city": pa.string(), "test_id": pa.string(), "sequence": pa.int64()}
+    for batch in batches:
+        types = {f.name: f.type for f in batch.schema.field("source").type}
+        assert all(types.get(name, kind) == kind for name, kind in beside.items())
+    rows = [row for batch in batches for row in to_rows(batch)]
+    assert [row["row_id"] for row in rows] == ["x", "m0-1", "x", "m1-1", "x", "m2-1"]
+    cities = [row["source"]["city"] for row in rows]
+    assert cities == [None, "Ulm", "1", "2", '{"x":[1]}', None]
+    carried = {"sequence": 0, "test_id": "", "publish_time": 0.0}
+    assert {name: rows[2]["source"][name] for name in carried} == carried
+
+
+def test_dictionaries_and_several_batches_in_a_message_are_read(
+    make_manifest: Make, provenance: Provenance
+) -> None:
+    sink = pa.BufferOutputStream()
+    city = pa.field("city", pa.dictionary(pa.int8(), pa.string()))
+    schema = pa.schema([*((name, pa.float64()) for name in "abc"), city])
+    with pa.ipc.new_stream(sink, schema) as writer:
+        for city in ("Ulm", "Bonn"):
+            cities = pa.array([city, city]).dictionary_encode().cast(schema.field("city").type)
+            writer.write(pa.record_batch([*[pa.array([1.0, 2.0])] * 3, cities], schema=schema))
+    read = arrow_format(make_manifest(), keep=("city",))
+    good, bad = decode([message(sink.getvalue().to_pybytes())], read, provenance)
+    assert bad == []
+    assert [row["row_id"] for row in good] == ["m0-0", "m0-1", "m0-2", "m0-3"]
+    assert [row["source"]["city"] for row in good] == ["Ulm", "Ulm", "Bonn", "Bonn"]
+
+
+def corrupted(body: bytes) -> bytes:
+    """A stream of texts -> the same with an offset that points outside."""
+    at = body.rindex(np.array([0, 3, 6], np.int32).tobytes())
+    return body[: at + 4] + b"\xff\xff\xff\x7f" + body[at + 8 :]
+
+
+TEXTS = ABC.append_column("city", pa.array(["abc", "def"]))
+BILLION = pa.RecordBatch.from_arrays([pa.nulls(1_000_000_000)] * 3, names=["a", "b", "c"])
+BAD_ARROW: list[tuple[bytes, str, str]] = [
+    (b"", "empty_message", "no data"),
+    (GOOD, "invalid_arrow", "not an Arrow IPC stream"),
+    (ipc(TEXTS)[:-30], "invalid_arrow", "not an Arrow IPC stream"),
+    (ipc(TEXTS)[:100], "invalid_arrow", "not an Arrow IPC stream"),
+    (b"\xff\xff\xff\xff" + b"\xff\xff\xff\x7f" + b"\0" * 100, "invalid_arrow", "not an Arrow"),
+    (b"ARROW1" + ipc(TEXTS), "invalid_arrow", "not an Arrow IPC stream"),
+    (corrupted(ipc(TEXTS)), "invalid_arrow", "not an Arrow IPC stream"),
+    (ipc(TEXTS.slice(0, 0)), "empty_message", "holds no rows"),
+    (ipc(BILLION), "too_large", "1,000,000,000 rows in"),
+    (ipc(TEXTS.drop_columns(["b"])), "wrong_schema", "needs column 'b'"),
+    (ipc(TEXTS.drop_columns(["city"])), "wrong_schema", "lacks column 'city'"),
+    (ipc(TEXTS.append_column("a", pa.array([1, 2]))), "wrong_schema", "2 columns 'a'"),
+    (ipc(TEXTS.set_column(0, "a", pa.array([b"x", b"y"]))), "wrong_schema", "expected a number"),
+    (ipc(TEXTS.append_column("sequence", pa.array([1.5, 2]))), "wrong_schema", "truncated"),
+    (ipc(TEXTS.append_column("sequence", pa.array(["x", "y"]))), "wrong_schema", "Failed to parse"),
+    (ipc(TEXTS.append_column("publish_time", pa.array([[1], [2]]))), "wrong_schema", "list"),
+]
+
+
+def test_hostile_arrow_is_one_dead_letter_a_message_and_the_rest_is_read(
+    make_manifest: Make, provenance: Provenance
+) -> None:
+    fine = ipc(TEXTS)
+    messages = messages_of([body for bad, _, _ in BAD_ARROW for body in (fine, bad)])
+    good, bad = decode(messages, arrow_format(make_manifest(), keep=("city",)), provenance)
+    numbers = range(0, len(messages), 2)
+    assert [row["row_id"] for row in good] == [f"m{i}-{row}" for i in numbers for row in (0, 1)]
+    for letter, (body, reason, words) in zip(bad, BAD_ARROW, strict=True):
+        assert (letter["payload"], letter["reason"]) == (body, reason), words
+        assert words in letter["message"]
+
+
+def test_compressed_arrow_may_not_be_larger_than_a_message(
+    make_manifest: Make, provenance: Provenance
+) -> None:
+    zeros = pa.table(dict.fromkeys("abc", np.zeros(100_000)))
+    body = ipc(zeros, compression="zstd")
+    assert len(body) < 1 << 12
+    read = arrow_format(make_manifest(), max_bytes=1 << 20)
+    _, (letter,) = decode([message(body)], read, provenance)
+    assert letter["reason"] == "too_large"
+    good, bad = decode([message(ipc(ABC, compression="lz4"))], read, provenance)
+    assert (len(good), bad) == (2, [])
+
+
+def test_a_row_of_an_arrow_message_that_is_sent_again_is_read_as_json(
+    make_manifest: Make, provenance: Provenance
+) -> None:
+    again = message(GOOD, 1, **{REPLAYED_ID: "m0-7", "content-encoding": "gzip"})
+    good, bad = decode([again, message(ipc(ABC), 2)], arrow_format(make_manifest()), provenance)
+    assert bad == []
+    assert sorted(row["row_id"] for row in good) == ["m0-7", "m2-0", "m2-1"]
+
+
+# Anything at all
+
+
+def mutated(rng: random.Random, body: bytes) -> bytes:
+    """A valid message -> the same with some of its bytes changed, cut, doubled or moved."""
+    at, until = sorted((rng.randrange(len(body) + 1), rng.randrange(len(body) + 1)))
+    match rng.randrange(6):
+        case 0:
+            return body[:at]
+        case 1:
+            return body[:at] + body[until:]
+        case 2:
+            return body[:at] + rng.choice(TOKENS) + body[at:]
+        case 3:
+            return body[:at] + rng.choice(TOKENS) + body[until:]
+        case 4:
+            return body[:until] + body[at:]
+        case _:
+            return body[:at] + rng.randbytes(rng.randrange(1, 4)) + body[at + 1 :]
+
+
+TOKENS = [
+    *(b"0", b"-", b"1e999", b"null", b"true", b"NaN", b'"', b'"a":', b'"features":', b",", b":"),
+    *(b"{", b"}", b"[", b"]", b"\\", b"\\u0000", b"\\ud800", b"\0", b"\xff", b"\xc3\xa9", b" "),
+    *(b"9" * 25, b"[" * 300, b'{"a":' * 300, b'"sequence":1.5,', b'"test_id":[],'),
+]
+SEEDS = [
+    b'{"a":1,"b":2.5,"c":-3}',
+    b'{"features":[1,2.5,-3e2],"test_id":"x","sequence":7}',
+    b'{"a":0.1,"b":null,"c":2,"city":"Z\xc3\xbcrich","x":{"y":[1,{"z":"\\u00e9"}]}}',
+    b'{"features":[0,0,0],"message_id":"","publish_time":1700000000.5,"id":12}',
+]
+
+
+def random_json(rng: random.Random, depth: int = 0) -> Any:
+    pick = rng.randrange(9 if depth < 3 else 6)
+    if pick < 6:
+        return rng.choice([None, True, rng.randrange(-9, 9), rng.random(), 10**30, "x" * pick])
+    if pick == 6:
+        return [random_json(rng, depth + 1) for _ in range(rng.randrange(4))]
+    names = rng.sample(["a", "b", "c", "features", "sequence", "test_id", "id", "city"], 4)
+    return {name: random_json(rng, depth + 1) for name in names[: rng.randrange(5)]}
+
+
+def any_message(rng: random.Random) -> bytes:
+    match rng.randrange(5):
+        case 0:
+            return rng.choice(SEEDS)
+        case 1 | 2:
+            return mutated(rng, rng.choice(SEEDS))
+        case 3:
+            return json.dumps(random_json(rng)).encode()
+        case _:
+            return rng.randbytes(rng.randrange(30))
+
+
+def balance(
+    messages: list[Message], message_format: MessageFormat, provenance: Provenance
+) -> Counter[str]:
+    """Messages -> reasons and how many of each, once it is shown that each is in one place."""
+    batches, failures = decode_messages(messages, message_format, provenance, NOW)
+    good = [i for batch in batches for i in batch.column("row_id").to_pylist()]
+    bad = [] if failures is None else failures.column("row_id").to_pylist()
+    payloads = [] if failures is None else failures.column("payload").to_pylist()
+    # In order on both sides, and each message on one of them.
+    places = {m.message_id: i for i, m in enumerate(messages)}
+    for ids in (good, bad):
+        assert [places[i] for i in ids] == sorted(places[i] for i in ids)
+    assert sorted(good + bad) == sorted(places)
+    assert payloads == [messages[places[i]].data for i in bad]
+    counts = Counter([] if failures is None else failures.column("reason").to_pylist())
+    kept = 0
+    for batch in batches:
+        fine, refused, faults = validate(batch, message_format.row_format.manifest)
+        assert fine.num_rows + refused.num_rows == batch.num_rows
+        kept += fine.num_rows
+        counts += Counter(f"later {fault.reason}" for fault in faults)
+    return counts + Counter(good=kept)
+
+
+def test_200_000_messages_of_any_kind_are_read_or_refused_and_none_is_lost(
+    make_manifest: Make, provenance: Provenance
+) -> None:
+    rng = random.Random(20_261_120)
+    read = MessageFormat(RowFormat(make_manifest(), None, ("city", "b"), CARRIED), max_bytes=4_000)
+    counts: Counter[str] = Counter()
+    while counts.total() < 200_000:
+        # Batches of one, and such that all are well, are among them.
+        bodies = [any_message(rng) for _ in range(rng.choice([1, 10, 500]))]
+        if rng.random() < 0.3:
+            bodies = [rng.choice(SEEDS[:2] + SEEDS[3:]) for _ in bodies]
+        counts += balance(messages_of(bodies), read, provenance)
+    assert counts.total() >= 200_000
+    reasons = {"invalid_json", "not_an_object", "missing_feature", "wrong_type", "wrong_width"}
+    reasons |= {"empty_message", "duplicate_key", "null", "later null", "good"}
+    assert {reason for reason in counts if counts[reason] > 50} >= reasons
+
+
+def test_mutated_avro_and_arrow_are_read_or_refused(
+    make_manifest: Make, provenance: Provenance
+) -> None:
+    rng = random.Random(7)
+    table = TEXTS.append_column("sequence", pa.array([1, None]))
+    seeds = {
+        "avro": [avro(ROW)],
+        "arrow": [ipc(table), ipc(table, compression="zstd"), ipc(table.slice(0, 1))],
+    }
+    formats = {
+        "avro": avro_format(make_manifest()),
+        "arrow": arrow_format(make_manifest(), keep=("city",)),
+    }
+    for kind, read in formats.items():
+        lost = 0
+        for _ in range(40):
+            bodies = [mutated(rng, rng.choice(seeds[kind])) for _ in range(100)]
+            messages = messages_of(bodies)
+            batches, failures = decode_messages(messages, read, provenance, NOW)
+            rows = [row["message_id"] for b in batches for row in b.column("message").to_pylist()]
+            bad = [] if failures is None else failures.column("row_id").to_pylist()
+            assert set(rows) | set(bad) == {m.message_id for m in messages}
+            assert not set(rows) & set(bad)
+            lost += len(bad)
+            for batch in batches:
+                validate(batch, read.row_format.manifest)
+        assert 0 < lost < 4000
+
+
+BODIES = st.binary(max_size=40) | (ANY | NAMED | MIXED).map(lambda row: json.dumps(row).encode())
+
+
+@given(st.lists(BODIES, max_size=6))
+def test_messages_of_any_shape_are_read_or_refused(
+    make_manifest: Make, provenance: Provenance, bodies: list[bytes]
+) -> None:
+    balance(messages_of(bodies), json_format(make_manifest()), provenance)
+
+
+# As a transform
+
+
+@pytest.mark.parametrize("as_list", [True, False])
+@pytest.mark.parametrize(("batch_rows", "batch_bytes"), [(4, 1 << 20), (100, 3 * len(GOOD))])
+def test_batches_of_a_bundle_are_bounded_by_rows_and_by_bytes_and_none_is_lost(
+    make_manifest: Make,
+    provenance: Provenance,
+    monkeypatch: pytest.MonkeyPatch,
+    as_list: bool,
+    batch_rows: int,
+    batch_bytes: int,
+) -> None:
+    monkeypatch.setattr(module, "BATCH_BYTES", batch_bytes)
+    bodies = [GOOD if i % 3 else b"{" for i in range(20)]
+    messages: list[Any] = [serialize(message) for message in messages_of(bodies)]
+    expected = {f"m{i}": body for i, body in enumerate(bodies)}
+
+    def check(kind: bytes) -> Callable[[list[pa.RecordBatch]], None]:
+        def batches(found: list[pa.RecordBatch]) -> None:
+            rows = [row for batch in found for row in to_rows(batch)]
+            wanted = {i: body for i, body in expected.items() if body == kind}
+            assert {row["row_id"]: row["payload"] for row in rows} == wanted
+            assert len(rows) == len(wanted)
+            assert max(batch.num_rows for batch in found) <= 4
+
+        return batches
+
+    with beam.Pipeline("FnApiRunner") as pipeline:
+        read = (
+            pipeline
+            | beam.Create([messages] if as_list else messages)
+            | DecodeMessages(json_format(make_manifest()), provenance, batch_rows)
+        )
+        assert_that(read.good, check(GOOD), label="good")
+        assert_that(read.failures, check(b"{"), label="failures")

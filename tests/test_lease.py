@@ -1,0 +1,231 @@
+"""A lease of messages, on the Pub/Sub emulator with real clients."""
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from google.api_core import exceptions
+
+from cloud.clients import Cloud
+from examples.local_cloud import PROJECT, LocalCloud
+from model_handlers.errors import InputError
+from transforms import lease as module
+from transforms.lease import Lease, leased
+
+
+@dataclass(frozen=True)
+class Mailbox:
+    """A topic and a subscription of it; messages that are not acknowledged come again in 10 s."""
+
+    cloud: Cloud
+    name: str
+
+    @property
+    def topic(self) -> str:
+        return f"projects/{PROJECT}/topics/{self.name}"
+
+    @property
+    def subscription(self) -> str:
+        return f"projects/{PROJECT}/subscriptions/{self.name}"
+
+    def create(self) -> "Mailbox":
+        self.cloud.publisher().create_topic(name=self.topic)
+        self.cloud.subscriber().create_subscription(
+            name=self.subscription, topic=self.topic, ack_deadline_seconds=10
+        )
+        return self
+
+    def publish(self, *bodies: bytes) -> None:
+        messages = [{"data": body} for body in bodies]
+        self.cloud.publisher().publish(topic=self.topic, messages=messages)
+
+    def read(self, seconds: float) -> list[bytes]:
+        """What another reader gets within some seconds, without keeping it."""
+        client: Any = self.cloud.subscriber()
+        request = {"subscription": self.subscription, "max_messages": 1000}
+        try:
+            found = client.pull(request=request, retry=None, timeout=seconds).received_messages
+        except exceptions.DeadlineExceeded:
+            return []
+        client.modify_ack_deadline(
+            subscription=self.subscription,
+            ack_ids=[one.ack_id for one in found],
+            ack_deadline_seconds=0,
+        )
+        return sorted(one.message.data for one in found)
+
+
+@pytest.fixture
+def mailbox(stream_emulators: LocalCloud, request: pytest.FixtureRequest) -> Mailbox:
+    return Mailbox(stream_emulators.cloud, request.node.name[:200]).create()
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(module, "EMPTY_ANSWERS", 1)
+
+
+def test_all_messages_are_pulled_once_and_given_back_at_the_end(mailbox: Mailbox) -> None:
+    bodies = [b"%04d" % i for i in range(1500)]
+    mailbox.publish(*bodies[:1000])
+    mailbox.publish(*bodies[1000:])
+    with leased(mailbox.cloud, mailbox.subscription) as lease:
+        pulled = [message.data for message in lease.pull(10_000)]
+        assert sorted(pulled) == bodies
+        assert mailbox.read(1.0) == []
+    with leased(mailbox.cloud, mailbox.subscription) as lease:
+        assert sorted(message.data for message in lease.pull(10_000)) == bodies
+
+
+def test_no_more_are_pulled_than_asked_for(mailbox: Mailbox) -> None:
+    mailbox.publish(*[b"%d" % i for i in range(5)])
+    with leased(mailbox.cloud, mailbox.subscription) as lease:
+        first = [message.data for message in lease.pull(3)]
+        assert len(first) == 3
+        assert len(mailbox.read(1.0)) == 2
+
+
+def test_what_is_acknowledged_is_gone_and_the_rest_is_not(mailbox: Mailbox) -> None:
+    mailbox.publish(b"gone", b"left")
+    with leased(mailbox.cloud, mailbox.subscription) as lease:
+        ids = {message.data: message.message_id for message in lease.pull(10)}
+        lease.acknowledge([ids[b"gone"]])
+    assert mailbox.read(2.0) == [b"left"]
+
+
+def test_an_error_gives_everything_back(mailbox: Mailbox) -> None:
+    mailbox.publish(b"one", b"two")
+    with pytest.raises(RuntimeError), leased(mailbox.cloud, mailbox.subscription) as lease:
+        assert len(list(lease.pull(10))) == 2
+        raise RuntimeError
+    assert mailbox.read(2.0) == [b"one", b"two"]
+
+
+def test_messages_stay_ours_beyond_their_deadline(
+    mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "DEADLINE_SECONDS", 2)
+    monkeypatch.setattr(module, "RENEW_SECONDS", 0.5)
+    mailbox.publish(b"one", b"two")
+    with leased(mailbox.cloud, mailbox.subscription) as lease:
+        assert len(list(lease.pull(10))) == 2
+        # Two deadlines long: another reader waits in vain.
+        assert mailbox.read(4.0) == []
+    assert mailbox.read(2.0) == [b"one", b"two"]
+
+
+def test_a_message_that_comes_again_is_acknowledged_under_its_last_id(
+    mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Lease, "_set_deadline", lambda *_: None)
+    client: Any = mailbox.cloud.subscriber()
+    mailbox.publish(b"one")
+    lease = Lease(mailbox.cloud, mailbox.subscription)
+    (first,) = lease.pull(10)
+    (ack_id,) = lease._held.values()
+    # As if the deadline had passed.
+    client.modify_ack_deadline(
+        subscription=mailbox.subscription, ack_ids=[ack_id], ack_deadline_seconds=0
+    )
+    assert list(lease.pull(10)) == []
+    assert list(lease._held) == [first.message_id]
+    assert list(lease._held.values()) != [ack_id]
+    lease.acknowledge([first.message_id])
+    assert mailbox.read(1.0) == []
+
+
+def test_a_missing_subscription_is_told(stream_emulators: LocalCloud) -> None:
+    name = f"projects/{PROJECT}/subscriptions/none"
+    with (
+        pytest.raises(InputError, match="subscriptions/none cannot be read"),
+        leased(stream_emulators.cloud, name) as lease,
+    ):
+        list(lease.pull(1))
+
+
+class Stub:
+    """A client that answers what it is told to, and counts."""
+
+    def __init__(self, answers: list[Any]) -> None:
+        self.answers = answers
+        self.calls: Counter[str] = Counter()
+        self.sizes: list[int] = []
+        self.renewed = threading.Event()
+
+    def pull(self, **_: Any) -> Any:
+        self.calls["pull"] += 1
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def modify_ack_deadline(self, request: dict[str, Any], **_: Any) -> None:
+        self.calls["modify"] += 1
+        self.sizes.append(len(request["ack_ids"]))
+        raise exceptions.ServiceUnavailable("not now")
+
+    def acknowledge(self, request: dict[str, Any], **_: Any) -> None:
+        self.sizes.append(len(request["ack_ids"]))
+
+
+@dataclass(frozen=True)
+class StubCloud:
+    client: Stub
+    retry_seconds: float = 1.0
+
+    def subscriber(self) -> Stub:
+        return self.client
+
+
+def answer(*ids: str) -> Any:
+    from google.pubsub_v1.types import PubsubMessage, PullResponse, ReceivedMessage
+
+    return PullResponse(
+        received_messages=[
+            ReceivedMessage(ack_id=f"ack-{i}", message=PubsubMessage(message_id=i)) for i in ids
+        ]
+    )
+
+
+@pytest.fixture
+def lease_of() -> Callable[..., tuple[Lease, Stub]]:
+    def make(*answers: Any) -> tuple[Lease, Stub]:
+        stub = Stub(list(answers))
+        return Lease(StubCloud(stub), "projects/p/subscriptions/s"), stub  # type: ignore[arg-type]
+
+    return make
+
+
+def test_one_answer_without_messages_does_not_make_a_subscription_empty(
+    lease_of: Callable[..., tuple[Lease, Stub]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "EMPTY_ANSWERS", 2)
+    late = exceptions.DeadlineExceeded("nothing came")
+    lease, stub = lease_of(answer("a"), answer(), answer("b"), late, answer())
+    assert [message.message_id for message in lease.pull(10)] == ["a", "b"]
+    assert stub.answers == []
+
+
+def test_deadlines_that_cannot_be_set_do_not_end_the_run(
+    lease_of: Callable[..., tuple[Lease, Stub]],
+) -> None:
+    lease, stub = lease_of(answer("a"), answer())
+    assert len(list(lease.pull(10))) == 1
+    lease.renew()
+    lease.release()
+    assert stub.calls["modify"] == 3
+
+
+def test_requests_are_of_a_size_that_the_service_takes(
+    lease_of: Callable[..., tuple[Lease, Stub]],
+) -> None:
+    ids = [f"m{i}" for i in range(2_500)]
+    lease, stub = lease_of(answer(*ids[:1_000]), answer(*ids[1_000:]), answer())
+    assert len(list(lease.pull(10_000))) == 2_500
+    stub.sizes.clear()
+    lease.acknowledge(ids)
+    assert stub.sizes == [1_000, 1_000, 500]

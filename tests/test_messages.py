@@ -1,0 +1,82 @@
+"""Messages come through as they were, whichever form a runner gives them in."""
+
+import datetime
+from collections.abc import Mapping
+
+import orjson
+import pytest
+from apache_beam.io.gcp.pubsub import PubsubMessage
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transforms.failures import describe_messages
+from transforms.messages import ATTEMPTS, Message, attempts_of, message_column, parse, serialize
+from transforms.record_batch import MESSAGE_TYPE
+
+# Of 1970 to 2100.
+TIMES = st.integers(0, 4_102_444_800_000_000)
+TEXT = st.text(max_size=20)
+MESSAGES = st.builds(
+    Message,
+    data=st.binary(max_size=50),
+    attributes=st.dictionaries(TEXT, TEXT, max_size=5),
+    message_id=st.text(min_size=1, max_size=20),
+    event_time=TIMES,
+    ordering_key=TEXT,
+)
+NOW = datetime.datetime(2026, 11, 20, 12, 0, 0, 123456, tzinfo=datetime.UTC)
+
+
+def plain(message: Message) -> Message:
+    return message._replace(attributes=dict(message.attributes))
+
+
+@given(MESSAGES)
+def test_a_message_comes_back_as_it_was_from_its_bytes(message: Message) -> None:
+    assert plain(parse(serialize(message))) == message
+
+
+@given(MESSAGES)
+def test_beams_object_says_the_same_as_the_bytes(message: Message) -> None:
+    assert plain(parse(PubsubMessage._from_proto_str(serialize(message)))) == message
+
+
+def test_messages_without_an_id_are_told_apart_by_what_they_hold() -> None:
+    one = serialize(Message(b"{}", {}, "", 1, ""))
+    other = serialize(Message(b"[]", {}, "", 1, ""))
+    assert parse(one).message_id == parse(one).message_id != parse(other).message_id != ""
+
+
+@pytest.mark.parametrize(
+    ("attributes", "attempts"),
+    [
+        ({}, 1),
+        ({ATTEMPTS: "1"}, 2),
+        ({ATTEMPTS: "41"}, 42),
+        ({ATTEMPTS: ""}, 1),
+        ({ATTEMPTS: "-3"}, 1),
+        ({ATTEMPTS: "1.5"}, 1),
+        ({ATTEMPTS: "often"}, 1),
+        ({ATTEMPTS: "9" * 1024}, 1),
+    ],
+)
+def test_a_message_that_was_tried_before_says_how_often(
+    attributes: Mapping[str, str], attempts: int
+) -> None:
+    assert attempts_of(Message(b"", attributes, "1", 0, "")) == attempts
+
+
+@given(st.lists(MESSAGES, max_size=5))
+def test_the_column_holds_what_messages_say_of_themselves(messages: list[Message]) -> None:
+    column = message_column(messages, NOW)
+    assert column.type == MESSAGE_TYPE
+    for row, message in zip(column.to_pylist(), messages, strict=True):
+        assert row["message_id"] == message.message_id
+        assert round(row["event_time"].timestamp() * 1e6) == message.event_time
+        assert row["received_at"] == NOW
+        assert (row["ordering_key"] or "") == message.ordering_key
+        assert orjson.loads(row["attributes"] or "{}") == message.attributes
+    for told, message in zip(describe_messages(column), messages, strict=True):
+        assert told["id"] == message.message_id
+        assert told.get("attributes", {}) == message.attributes
+        assert told.get("ordering_key", "") == message.ordering_key

@@ -1,0 +1,69 @@
+"""Messages of Arrow: an IPC stream of any number of rows each."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from model_handlers.errors import InputError, one_line
+from transforms.failures import Fault
+from transforms.read_files import Columns
+from transforms.record_batch import derived_ids, source_batch
+from transforms.row_format import RowFormat, to_text
+
+
+def read_arrow(
+    body: bytes, id_prefix: str, row_format: RowFormat, max_bytes: int
+) -> pa.RecordBatch | Fault:
+    """An Arrow IPC stream -> its rows as one source batch, or the Fault that it has.
+
+    Rows without an id of their own are numbered: their ids are id_prefix-0, ...
+    max_bytes: of the rows, whose buffers may be compressed.
+    """
+    try:
+        with pa.ipc.open_stream(body) as reader:
+            table = reader.read_all()
+        # A stranger's offsets may point anywhere.
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        return Fault("invalid_arrow", f"not an Arrow IPC stream: {one_line(error)}")
+    if not table.num_rows:
+        return Fault("empty_message", "the Arrow stream holds no rows")
+    # Nulls take no room: a few bytes may say that they are a billion rows of them.
+    if table.num_rows > len(body):
+        return Fault("too_large", f"{table.num_rows:,} rows in {len(body):,} bytes")
+    if table.nbytes > max_bytes:
+        return Fault("too_large", f"expected at most {max_bytes:,} bytes, got {table.nbytes:,}")
+    try:
+        return _source(table, id_prefix, row_format)
+    except (InputError, pa.ArrowException, ValueError, TypeError, RecursionError) as error:
+        return Fault("wrong_schema", one_line(error))
+
+
+def _source(table: pa.Table, id_prefix: str, row_format: RowFormat) -> pa.RecordBatch:
+    """Rows as they came -> a source batch, with the same types in every message."""
+    columns = Columns(row_format.manifest, row_format.id_column, row_format.keep)
+    names = columns.names(table.schema, "the message")
+    typed = dict(row_format.typed)
+    names += [name for name in typed if table.schema.names.count(name) == 1 and name not in names]
+    beside = dict(row_format.columns)
+    arrays = {}
+    for name in names:
+        array = table.column(name).combine_chunks()
+        arrays[name] = _of_type(array, beside[name]) if name in beside else array
+    ids = derived_ids(id_prefix, np.arange(table.num_rows))
+    if row_format.id_column is not None:
+        own = table.column(row_format.id_column).combine_chunks()
+        ids = pc.coalesce(own.cast(pa.string()), ids)
+    return source_batch(ids, pa.record_batch(arrays))
+
+
+def _of_type(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    """A column beside the features -> the same as text, or as the type it must have."""
+    try:
+        return column.cast(kind)
+    except pa.ArrowException:
+        if kind != pa.string():
+            raise
+    return pa.array([to_text(value) for value in column.to_pylist()], kind)
