@@ -124,7 +124,8 @@ class ScoreStream(beam.PTransform):
         read = messages | "Decode" >> decode
         predicted = read.good | "Predict" >> Predict(self.handler, self.manifest, self.provenance)
         measured = predicted.good | "Latency" >> MeasureLatency()
-        rows = measured | "Encode" >> EncodeRows(self.fields, self.provenance)
+        encode = EncodeRows(self.fields, self.provenance, self.schema)
+        rows = measured | "Encode" >> encode
         failures = [read.failures, predicted.failures, *self._write(rows)]
         letters = failures | "Failures" >> beam.Flatten()
         self._write_failures(letters)
@@ -134,10 +135,11 @@ class ScoreStream(beam.PTransform):
         return rows
 
     def _write(self, rows: beam.PCollection[pa.RecordBatch]) -> list[beam.PCollection]:
-        """Rows -> the sinks; what a table refuses comes back as failure records."""
+        """Rows -> the sinks; what one of them refuses comes back as failure records."""
         to, refused = self.sinks, []
         if to.topic is not None:
-            rows | "PublishRows" >> PublishBatches(self.cloud, to.topic)
+            publish = PublishBatches(self.cloud, to.topic, "rows", self.provenance)
+            refused.append((rows | "PublishRows" >> publish).failures)
         if to.table is not None:
             append = AppendToTable(self.cloud, to.table, self.schema, self.provenance)
             refused.append((rows | "AppendRows" >> append).failures)

@@ -24,12 +24,16 @@ from google.cloud.bigquery_storage_v1 import types
 
 from cloud.clients import Cloud, _default, credentials, default_project
 from cloud.endpoints import VARIABLES, Endpoints
-from model_handlers.errors import CredentialsError
+from model_handlers.errors import CredentialsError, UsageError
 from pipelines.batch_local import COMMAND
+from pipelines.beam_args import beam_options
+from pipelines.cloud_access import connect, make_cloud
 from pipelines.command import main
+from pipelines.options import parse
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 TABLE = {"projectId": "p", "datasetId": "d", "tableId": "t"}
+LOCAL = ["--api_endpoints", "bigquery=localhost:1"]
 TOKEN = "a-token-of-the-test"
 KEY = rsa.generate_private_key(65537, 2048)
 KEY_PEM = KEY.private_bytes(
@@ -262,6 +266,47 @@ def test_the_project_is_the_credentials(tokens: Server) -> None:
 
 
 @pytest.mark.parametrize(
+    ("flags", "project"),
+    [
+        (["--billing_project", "payer", "--project", "p", "--input_table", "tables.d.t"], "payer"),
+        (["--project", "owner", "--input_table", "tables-project.d.t"], "owner"),
+        (["--input_table", "tables-project.d.t"], "the-accounts-project"),
+        (
+            [*LOCAL, "--input_table", "the-tables.d.t"],
+            "the-tables",
+        ),
+        (
+            [*LOCAL, "--input_table", "a.com:the-tables.d.t"],
+            "a.com:the-tables",
+        ),
+        (
+            [*LOCAL, "--output_table", "the-output.d.t", "--input_table", "the-tables.d.t"],
+            "the-output",
+        ),
+    ],
+)
+def test_the_project_that_pays_is_the_one_said_then_the_credentials_then_the_tables(
+    flags: list[str], project: str, tokens: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in VARIABLES.values():
+        monkeypatch.delenv(variable, raising=False)
+    parsed = parse(COMMAND.name, COMMAND.about, COMMAND.options, [*flags, "--retry_seconds", "7"])
+    options = beam_options(parsed.beam_args)
+    found = make_cloud(parsed, options, connect(parsed, options))
+    assert (found.project, found.retry_seconds) == (project, 7.0)
+    assert tokens.headers == []
+
+
+@pytest.mark.parametrize("table", ["d.t", "nonsense", ""])
+def test_where_nobody_names_a_project_the_flag_is_named(table: str) -> None:
+    flags = [*LOCAL, "--input_table", table]
+    parsed = parse(COMMAND.name, COMMAND.about, COMMAND.options, flags)
+    options = beam_options(parsed.beam_args)
+    with pytest.raises(UsageError, match=r"which project pays.*--billing_project or --project"):
+        make_cloud(parsed, options, connect(parsed, options))
+
+
+@pytest.mark.parametrize(
     "use", [Cloud.bigquery, Cloud.bigquery_read, Cloud.bigquery_write, Cloud.storage]
 )
 def test_without_credentials_no_client_is_made(use: Callable[[Cloud], Any], nobody: None) -> None:
@@ -314,7 +359,14 @@ def test_whether_the_machine_is_googles_is_asked_once(nobody: None) -> None:
         ["--input_table", "a-project.d.t", "--output_files", "{out}"],
         ["--input_query", "SELECT 1", "--output_files", "{out}"],
         ["--input_query", "SELECT 1", "--project", "a-project", "--output_files", "{out}"],
-        ["--input_query", "@gs://bucket/query.sql", "--output_files", "{out}"],
+        [
+            "--input_query",
+            "@gs://bucket/q.sql",
+            "--project",
+            "a-project",
+            "--output_files",
+            "{out}",
+        ],
         ["--input_files", "gs://bucket/rows.parquet", "--output_files", "{out}"],
         ["--input_files", "{rows}", "--output_files", "gs://bucket/out"],
         ["--input_files", "{rows}", "--output_table", "a-project.d.t"],

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -19,7 +20,7 @@ from cloud.errors import explain, is_passing, retry, told_as
 from model_handlers.errors import CredentialsError, InputError
 
 TABLE = {"tableReference": {"projectId": "p", "datasetId": "d", "tableId": "t"}}
-# Instead of a status: the connection ends without an answer, or there is none for a second.
+# Instead of a status: the connection ends without an answer, or the answer comes too late.
 CUT, SILENT = 0, -1
 Answer = tuple[int, Any]
 
@@ -41,16 +42,18 @@ class Server:
                 status, body = server.answers[min(server.calls, len(server.answers) - 1)]
                 server.calls += 1
                 if status == SILENT:
-                    server.closing.wait(1)
-                if status in (CUT, SILENT):
+                    server.closing.wait(2)
+                    status = 200
+                if status == CUT:
                     self.close_connection = True
                     return
                 text = body if isinstance(body, bytes) else json.dumps(body).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text)
+                with suppress(ConnectionError):
+                    self.send_response(status)
+                    self.send_header("Content-Type", "application/json")
+                    self.send_header("Content-Length", str(len(text)))
+                    self.end_headers()
+                    self.wfile.write(text)
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -168,7 +171,8 @@ def test_a_server_that_never_answers_is_taken_for_dead(
 ) -> None:
     monkeypatch.setattr(cloud.clients, "REQUEST_SECONDS", 0.1)
     monkeypatch.setattr(time, "sleep", lambda _: None)
-    server.answers = [(SILENT, None), (200, TABLE)]
+    late = {"tableReference": TABLE["tableReference"] | {"tableId": "late"}}
+    server.answers = [(SILENT, late), (200, TABLE)]
     assert get_table(server).table_id == "t"
     assert server.calls == 2
 

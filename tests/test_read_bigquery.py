@@ -30,6 +30,7 @@ from cloud.endpoints import Endpoints
 from examples.local_cloud import LocalCloud, free_port
 from model_handlers.contract import InputSpec, Manifest
 from model_handlers.errors import InputError, UsageError
+from transforms.bigquery_jobs import job_id
 from transforms.bigquery_schema import TableName, arrow_schema, project_of
 from transforms.commit_files import RunFolder
 from transforms.read_bigquery import (
@@ -674,6 +675,9 @@ def test_an_empty_table_has_no_rows_by_either_method(
     for method in ("direct", "export"):
         folder = RunFolder("gs://bucket/tmp", "r", "none")
         assert read(source, columns, method, folder).num_rows == 0
+    # Nothing is exported: there may be no file then, where one is looked for.
+    with pytest.raises(exceptions.NotFound):
+        source.cloud.bigquery().get_job(job_id("extract", source.attempt, str(source.table)) + "-0")
 
 
 # What is wrong is told before the run
@@ -700,6 +704,15 @@ def test_a_source_that_cannot_be_read_is_told(
         describe(replace(source, **changes))
     for part in parts:
         assert part in str(raised.value)
+
+
+def test_what_only_running_a_query_shows_is_told_once(
+    source: BigQuerySource, columns: Columns
+) -> None:
+    failing = replace(source, table=None, query=f"SELECT *, ERROR('oh') AS x FROM `{source.table}`")
+    assert "x" in describe(failing).names
+    with pytest.raises(InputError, match=r"^the result of --input_query cannot be read: oh$"):
+        read(failing, columns)
 
 
 @pytest.mark.parametrize(

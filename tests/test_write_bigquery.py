@@ -273,6 +273,15 @@ def test_truncating_leaves_only_the_runs_rows_and_the_tables_form(sink: Sink) ->
     assert table.clustering_fields == ["row_id"]
 
 
+def test_a_step_that_is_repeated_when_all_is_tidied_up_finds_its_work_done(sink: Sink) -> None:
+    for token, ids in (("a", "12"), ("b", "23")):
+        destination = sink("r", token)
+        files = stage(run(destination, *ids), scored(destination, *ids))
+        destination.discard()
+        destination.commit(files)
+        assert sink.ids() == list(ids)
+
+
 def test_a_run_without_rows_adds_none_and_truncates_all_the_same(sink: Sink) -> None:
     run(sink("r", "a"), "1")
     run(sink("s", "b"))
@@ -295,6 +304,22 @@ def test_rows_that_came_since_the_beginning_are_found_at_the_end(sink: Sink) -> 
     files = stage(late, scored(late, "1"))
     run(sink("s", "b"), "2")
     fails(lambda: late.commit(files), "holds 1 rows", "expected none")
+    assert sink.ids() == ["2"]
+
+
+def test_rows_that_came_at_the_last_moment_are_not_joined(
+    sink: Sink, emulators: LocalCloud
+) -> None:
+    late = sink("r", "a", write_disposition="empty")
+    late.prepare()
+    files = stage(late, scored(late, "1"))
+
+    def overtake() -> None:
+        with ThreadPoolExecutor(1) as other:
+            other.submit(run, sink("s", "b"), "2").result()
+
+    with at_change(emulators, 2, overtake):
+        fails(lambda: late.commit(files), str(sink.table), "Already Exists")
     assert sink.ids() == ["2"]
 
 

@@ -212,7 +212,8 @@ def _message_columns(
     }
     for name, kind in CARRIED:
         given = source.get(name)
-        if given is None or given.null_count == len(given):
+        # A model's feature of that name is not what the sender says of the message.
+        if given is None or given.type != kind or given.null_count == len(given):
             columns[name] = own.get(name, pa.nulls(batch.num_rows, kind))
         else:
             columns[name] = pc.coalesce(given, own[name]) if name in own else given
@@ -261,13 +262,22 @@ def _constant(value: str, rows: int) -> pa.DictionaryArray:
 
 @dataclass
 class EncodeRows(beam.PTransform):
-    """Batches with `outputs` -> batches of output rows."""
+    """Batches with `outputs` -> batches of output rows.
+
+    schema: that all of them shall have, where the source may have a column as one type in
+        one batch and as another in the next.
+    """
 
     fields: OutputFields
     provenance: Provenance
+    schema: pa.Schema | None = None
 
     def _encode(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        return encode(batch, self.fields, self.provenance, utc_now())
+        rows = encode(batch, self.fields, self.provenance, utc_now())
+        if self.schema is None or rows.schema.equals(self.schema):
+            return rows
+        # Not safe: features were judged before, and an integer may become a float.
+        return rows.cast(self.schema, safe=False)
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[pa.RecordBatch]:
         """One Map."""

@@ -6,7 +6,6 @@ that brings them.
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +14,6 @@ from apache_beam.transforms.deduplicate import DeduplicatePerKey
 from apache_beam.utils.timestamp import Duration
 
 from transforms.messages import parse, serialize
-
-# Messages of a shard wait together; as many shards are worked on at once.
-SHARDS = 16
 
 
 def as_bytes(element: Any) -> bytes:
@@ -51,20 +47,20 @@ class DropDuplicates(beam.PTransform):
 
 @dataclass
 class GatherMessages(beam.PTransform):
-    """Messages -> lists of `batch_rows`, or of those that came within `wait_ms`."""
+    """Messages -> lists of `batch_rows`, or of those that came within `wait_ms`.
+
+    Messages of a worker's thread wait together, or as the runner shards them.
+    """
 
     batch_rows: int
     wait_ms: int
 
     def expand(self, messages: beam.PCollection[Any]) -> beam.PCollection[list[bytes]]:
-        """by shard -> Beam's GroupIntoBatches -> lists."""
+        """one key -> Beam's GroupIntoBatches, sharded -> lists."""
         return (
             messages
             | "Serialize" >> beam.Map(as_bytes).with_output_types(bytes)
-            | "Shard"
-            >> beam.Map(lambda raw: (random.randrange(SHARDS), raw)).with_output_types(
-                tuple[int, bytes]
-            )
-            | "Group" >> beam.GroupIntoBatches(self.batch_rows, self.wait_ms / 1000)
+            | "Key" >> beam.Map(lambda raw: (b"", raw)).with_output_types(tuple[bytes, bytes])
+            | "Group" >> beam.GroupIntoBatches.WithShardedKey(self.batch_rows, self.wait_ms / 1000)
             | "Lists" >> beam.Map(lambda pair: list(pair[1])).with_output_types(list[bytes])
         )

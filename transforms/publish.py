@@ -2,33 +2,41 @@
 
 A scored row is one JSON object; its attributes let a receiver drop what comes twice.
 A dead letter is the message as it came, byte for byte, with what went wrong in
-attributes that begin with `millrace_`; so it can be read again as it is.
+attributes that begin with `millrace_`; so it can be read again as it is. Where these
+would be more than a message may have, own attributes of the message make room.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import apache_beam as beam
-import numpy as np
 import orjson
 import pyarrow as pa
-import pyarrow.compute as pc
 from apache_beam.transforms.window import GlobalWindows
 
 from cloud.clients import Cloud
 from cloud.errors import retry, told_as
 from model_handlers.errors import OutputError
-from transforms.messages import ATTEMPTS
+from transforms.decode import content_id
+from transforms.failures import Fault, Provenance, failure_batch, utc_now
 from transforms.reconcile import Count
+from transforms.record_batch import typed
+from transforms.row_json import json_objects
 
-# Of one request to Pub/Sub, which takes 1,000 messages and 10 MB.
+# Of one request to Pub/Sub, which takes 1,000 messages and 10 MB. A larger message goes
+# alone, and needs some room for the topic's name and the framing.
 REQUEST_MESSAGES = 1_000
 REQUEST_BYTES = 8 << 20
-# Pub/Sub's limit for an attribute's value.
+MESSAGE_BYTES = 9_990_000
+# Pub/Sub's limits: of a message's attributes, and of the value of one.
+ATTRIBUTES = 100
 ATTRIBUTE_BYTES = 1024
+# Attributes that only Pub/Sub itself may set.
+RESERVED = "goog"
+OWN = "millrace_"
 PUBLISHED = "published"
 
 
@@ -40,109 +48,81 @@ class Outgoing(NamedTuple):
 
 
 def row_messages(rows: pa.RecordBatch) -> list[Outgoing]:
-    """Output rows -> one message each: JSON without nulls, attributes for deduplication.
+    """Output rows, whose first column is the id -> one message each, of JSON.
 
-    Times are ISO 8601 in UTC; NaN and the infinities are null; float32 is as short as it is.
+    Its attributes are the id and whatever is the same in the rows of a run.
     """
-    names, count = rows.schema.names, rows.num_rows
-    if not count:
+    if not rows.num_rows:
         return []
-    # A piece of JSON a cell, made by the column: several times as fast as by the row.
-    varying, constant = [], []
-    for name, column in zip(names, rows.columns, strict=True):
-        if column.null_count == count:
-            continue
-        if _is_constant(column):
-            constant += _members(name, json_cells(column.slice(0, 1)))
-        else:
-            varying.append(_members(name, json_cells(column)))
-    tail = b",".join(filter(None, constant))
     same = {
-        name: str(rows.column(name)[0].as_py())
+        name: _shortened(str(rows.column(name)[0].as_py()))
         for name in ("run_id", "model_name", "model_digest")
-        if name in names
+        if name in rows.schema.names
     }
+    ids = rows.column(0).to_pylist()
     return [
-        Outgoing(b"{%b}" % b",".join(filter(None, (*row, tail))), {"row_id": str(row_id), **same})
-        for row_id, row in zip(rows.column(0).to_pylist(), _rows(varying, count), strict=True)
+        Outgoing(data, {"row_id": id_attribute(row_id), **same})
+        for row_id, data in zip(ids, json_objects(rows), strict=True)
     ]
 
 
-def _rows(columns: list[list[bytes | None]], count: int) -> Iterator[tuple[bytes | None, ...]]:
-    return zip(*columns, strict=True) if columns else iter([()] * count)
-
-
-def _is_constant(column: pa.Array) -> bool:
-    """Whether all cells are surely the same: one word, or one moment."""
-    if column.null_count:
-        return False
-    if pa.types.is_dictionary(column.type):
-        return len(column.dictionary) == 1
-    if pa.types.is_timestamp(column.type):
-        low, high = pc.min_max(column).values()
-        return bool(low == high)
-    return False
-
-
-def _members(name: str, cells: list[bytes | None]) -> list[bytes | None]:
-    """A column's name and its cells as JSON -> `"name":cell`, None for null."""
-    key = orjson.dumps(name) + b":"
-    return [None if cell is None else key + cell for cell in cells]
-
-
-def json_cells(column: pa.Array) -> list[bytes | None]:
-    """A column -> each cell as JSON, None for null."""
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        words = json_cells(column.dictionary)
-        return [None if i is None else words[i] for i in column.indices.to_pylist()]
-    if column.null_count:
-        return [None if value is None else _json(value) for value in column.to_pylist()]
-    if pa.types.is_timestamp(kind):
-        suffix = b'Z"' if kind.tz else b'"'
-        texts = np.datetime_as_string(column.cast(pa.timestamp("us")).to_numpy(), unit="us")
-        return [b'"' + text + suffix for text in texts.astype("S").tolist()]
-    if pa.types.is_floating(kind) or pa.types.is_integer(kind):
-        return list(_json(column.to_numpy())[1:-1].split(b","))
-    if pa.types.is_fixed_size_list(kind) and _is_plain(kind.value_type):
-        values = np.asarray(column.flatten()).reshape(len(column), kind.list_size)
-        return [b"[%b]" % cell for cell in _json(values)[2:-2].split(b"],[")]
-    return [_json(value) for value in column.to_pylist()]
-
-
-def _is_plain(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
-
-
-def _json(value: Any) -> bytes:
-    return orjson.dumps(value, default=str, option=orjson.OPT_SERIALIZE_NUMPY)
+def id_attribute(row_id: Any) -> str:
+    """A row's id -> the same as an attribute: its hash where it is too long for one."""
+    text = str(row_id)
+    fits = len(text) <= ATTRIBUTE_BYTES // 4 or len(text.encode()) <= ATTRIBUTE_BYTES
+    return text if fits else content_id(text.encode())
 
 
 def failure_messages(failures: pa.RecordBatch) -> list[Outgoing]:
-    """Failure records -> the messages as they came, with what went wrong as attributes."""
-    messages = []
-    for record in failures.to_pylist():
-        told = orjson.loads(record["attributes"])
-        attributes = dict(told.get("message", {}).get("attributes", {}))
-        attributes[ATTEMPTS] = str(record["attempts"])
-        attributes["millrace_failed_at"] = record["failed_at"].isoformat()
-        for name in ("stage", "reason", "message", "row_id", "run_id", "pipeline", "model_digest"):
-            if record[name]:
-                attributes[f"millrace_{name}"] = _shortened(record[name])
-        messages.append(Outgoing(record["payload"], attributes))
-    return messages
+    """Failure records -> the messages as they came, with what went wrong as attributes.
+
+    Left out are attributes that nobody may set, those of an earlier failure, and of more
+    than there is room for the last by name: `millrace_attributes_dropped` says how many.
+    Of a payload that leaves no room for them the end: `millrace_payload_bytes` is its size.
+    """
+    return [_failure_message(record) for record in failures.to_pylist()]
+
+
+def _failure_message(record: Mapping[str, Any]) -> Outgoing:
+    own = {
+        f"{OWN}attempts": str(record["attempts"]),
+        f"{OWN}failed_at": record["failed_at"].isoformat(),
+    }
+    for name in ("stage", "reason", "message", "row_id", "run_id", "pipeline", "model_digest"):
+        if record[name]:
+            fit = id_attribute if name == "row_id" else _shortened
+            own[f"{OWN}{name}"] = fit(record[name])
+    told = orjson.loads(record["attributes"]).get("message", {}).get("attributes", {})
+    names = sorted(name for name in told if not name.startswith((RESERVED, OWN)))
+    if len(names) + len(own) > ATTRIBUTES:
+        kept = ATTRIBUTES - len(own) - 1
+        own[f"{OWN}attributes_dropped"] = str(len(names) - kept)
+        names = names[:kept]
+    message = Outgoing(record["payload"], {name: told[name] for name in names} | own)
+    if (excess := size_of(message) - MESSAGE_BYTES) > 0:
+        own = {f"{OWN}payload_bytes": str(len(message.data))}
+        # As many bytes more as that attribute itself may take.
+        return Outgoing(message.data[: -excess - 100], {**message.attributes, **own})
+    return message
 
 
 def _shortened(text: str) -> str:
     return text.encode()[:ATTRIBUTE_BYTES].decode(errors="ignore")
 
 
-def requests(messages: list[Outgoing]) -> Iterator[list[Outgoing]]:
+def size_of(message: Outgoing) -> int:
+    """A message -> about its bytes in a request, not fewer."""
+    texts = (*message.attributes, *message.attributes.values())
+    lengths = (len(text) if text.isascii() else len(text.encode()) for text in texts)
+    return len(message.data) + sum(lengths) + 8 * len(texts)
+
+
+def requests(messages: Iterable[Outgoing]) -> Iterator[list[Outgoing]]:
     """Messages -> lists of them that one request takes, in order."""
     waiting: list[Outgoing] = []
     size = 0
     for message in messages:
-        own = len(message.data) + sum(len(k) + len(v) + 8 for k, v in message.attributes.items())
+        own = size_of(message)
         if waiting and (len(waiting) == REQUEST_MESSAGES or size + own > REQUEST_BYTES):
             yield waiting
             waiting, size = [], 0
@@ -171,17 +151,49 @@ def publish(client: Any, topic: str, messages: list[Outgoing], retry_seconds: fl
 class _PublishDoFn(beam.DoFn):
     """Record batches -> ((`published`,), rows) once they are published, at a bundle's end."""
 
-    def __init__(self, cloud: Cloud, topic: str, kind: Literal["rows", "failures"]) -> None:
-        self._cloud, self._topic = cloud, topic
+    def __init__(
+        self,
+        cloud: Cloud,
+        topic: str,
+        kind: Literal["rows", "failures"],
+        provenance: Provenance | None,
+    ) -> None:
+        self._cloud, self._topic, self._provenance = cloud, topic, provenance
         self._encode = row_messages if kind == "rows" else failure_messages
 
     def start_bundle(self) -> None:
         self._waiting: list[Outgoing] = []
 
-    def process(self, batch: pa.RecordBatch) -> Iterator[Count]:
-        self._waiting += self._encode(batch)
+    def process(self, batch: pa.RecordBatch) -> Iterator[Any]:
+        messages = self._encode(batch)
+        # Only of rows this large the size has to be known.
+        if any(len(message.data) > MESSAGE_BYTES // 2 for message in messages):
+            sizes = [size_of(message) for message in messages]
+            large = [i for i, size in enumerate(sizes) if size > MESSAGE_BYTES]
+            if large:
+                yield self._refused(batch.column(0).take(large), [messages[i] for i in large])
+            messages = [m for m, size in zip(messages, sizes, strict=True) if size <= MESSAGE_BYTES]
+        self._waiting += messages
         if len(self._waiting) >= REQUEST_MESSAGES:
             yield self._flush()
+
+    def _refused(self, ids: pa.Array, messages: list[Outgoing]) -> beam.pvalue.TaggedOutput:
+        """Rows that are larger than a message may be -> failure records."""
+        told = f"{len(messages[0].data):,} bytes: a message of Pub/Sub takes 10 MB at most"
+        if self._provenance is None:
+            raise OutputError(
+                f"row {ids[0]} cannot be published to {self._topic}: {told}; choose fewer "
+                "--output_fields"
+            )
+        failures = failure_batch(
+            ids.to_pylist(),
+            [message.data for message in messages],
+            [Fault("too_large", told)] * len(messages),
+            stage="write",
+            provenance=self._provenance,
+            failed_at=utc_now(),
+        )
+        return beam.pvalue.TaggedOutput("failures", failures)
 
     def finish_bundle(self) -> Iterator[Any]:
         if self._waiting:
@@ -196,14 +208,28 @@ class _PublishDoFn(beam.DoFn):
         return (PUBLISHED,), len(waiting)
 
 
+class Published(NamedTuple):
+    """What PublishBatches returns: counts of messages, and failure records of rows too large."""
+
+    published: beam.PCollection[Count]
+    failures: beam.PCollection[pa.RecordBatch]
+
+
 @dataclass
 class PublishBatches(beam.PTransform):
-    """Batches of output rows, or failure records -> counts of messages published to a topic."""
+    """Batches of output rows, or failure records -> messages of a topic, counted.
+
+    provenance: what failure records say of rows that are too large for a message; without
+    it one such row is an OutputError.
+    """
 
     cloud: Cloud
     topic: str
     kind: Literal["rows", "failures"] = "rows"
+    provenance: Provenance | None = None
 
-    def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[Count]:
-        """One DoFn."""
-        return batches | beam.ParDo(_PublishDoFn(self.cloud, self.topic, self.kind))
+    def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> Published:
+        """One DoFn with two outputs."""
+        dofn = _PublishDoFn(self.cloud, self.topic, self.kind, self.provenance)
+        published = batches | beam.ParDo(dofn).with_outputs("failures", main=PUBLISHED)
+        return Published(published[PUBLISHED], typed(published.failures))

@@ -1,10 +1,10 @@
 """WriteWindows: an endless run's rows as files, one or more for each span of time.
 
-    FOLDER/scores/2026-11-20/12-34-00-060s-0-of-1-pane-0.parquet
+    FOLDER/scores/2026-11-20/12-34-00-060s-0-of-1-pane-0-3f0c2a71.parquet
 
 The span is that in which the rows were scored: no row is late for it, and so none is
 dropped. A file is named by what it holds, so that a repeated bundle writes it again
-in place of the first.
+in place of the first; and by the run, so that the next run of the same span does not.
 """
 
 from __future__ import annotations
@@ -14,57 +14,79 @@ import os
 import random
 import uuid
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
+from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.transforms.trigger import AccumulationMode, AfterCount, AfterWatermark
-from apache_beam.transforms.window import FixedWindows, TimestampedValue
+from apache_beam.transforms.window import FixedWindows, TimestampCombiner, TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
+from model_handlers.errors import OutputError, one_line
 from transforms.commit_files import create_file, make_folder
 from transforms.file_writers import OutputFormat, open_writer
-from transforms.write_files import conform
 
 
-def file_name(start: float, end: float, shard: int, shards: int, pane: int, suffix: str) -> str:
-    """A span in seconds since 1970, a shard and a pane -> the file's name below its part."""
+def check_folder(folder: str) -> None:
+    """A folder -> it is there and files can be made in it, or OutputError."""
+    make_folder(folder)
+    probe = FileSystems.join(folder, f".probe-{uuid.uuid4().hex}")
+    with _told(probe), create_file(probe) as handle:
+        handle.write(b"probe")
+    with _told(probe):
+        FileSystems.delete([probe])
+
+
+def file_name(
+    start: float, end: float, shard: int, shards: int, pane: int, run: str, suffix: str
+) -> str:
+    """A span in seconds since 1970, a shard, a pane and a run -> the file's name in its part."""
     moment = datetime.datetime.fromtimestamp(start, datetime.UTC)
     return (
         f"{moment:%Y-%m-%d}/{moment:%H-%M-%S}-{end - start:03.0f}s-{shard}-of-{shards}-"
-        f"pane-{pane}.{suffix}"
+        f"pane-{pane}-{run}.{suffix}"
     )
 
 
 def write_file(path: str, batches: Iterable[pa.RecordBatch], output_format: OutputFormat) -> int:
-    """Batches, at least one -> a whole file at a path, and its number of rows.
+    """Batches of one schema, at least one -> a whole file at a path, and its number of rows.
 
     Raises OutputError. Nobody sees a part of it: it is moved there when it is whole.
     """
     folder, name = os.path.split(path)
     make_folder(folder)
     unfinished = FileSystems.join(folder, f".{name}-{uuid.uuid4().hex}")
-    rows, schema, writer = 0, None, None
-    with create_file(unfinished) as handle:
-        for batch in batches:
-            if writer is None or schema is None:
-                schema = batch.schema
-                writer = open_writer(handle, schema, output_format)
-            writer.write(batch if batch.schema.equals(schema) else conform(batch, schema))
-            rows += batch.num_rows
-        if writer is not None:
+    rows = 0
+    with _told(path):
+        with create_file(unfinished) as handle:
+            first, *others = batches
+            writer = open_writer(handle, first.schema, output_format)
+            for batch in (first, *others):
+                writer.write(batch)
+                rows += batch.num_rows
             writer.close()
-    FileSystems.rename([unfinished], [path])
+        FileSystems.rename([unfinished], [path])
     return rows
+
+
+@contextmanager
+def _told(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, BeamIOError, pa.ArrowException) as error:
+        raise OutputError(f"{path} cannot be written: {one_line(error)}") from error
 
 
 class _WriteDoFn(beam.DoFn):
     """(shard, batches) of a window -> a file of them; gives its path and number of rows."""
 
-    def __init__(self, folder: str, shards: int, output_format: OutputFormat) -> None:
-        self._folder, self._shards, self._format = folder, shards, output_format
+    def __init__(self, folder: str, shards: int, run: str, output_format: OutputFormat) -> None:
+        self._folder, self._shards, self._run = folder, shards, run
+        self._format = output_format
 
     def process(
         self,
@@ -74,7 +96,7 @@ class _WriteDoFn(beam.DoFn):
     ) -> Iterator[tuple[str, int]]:
         shard, batches = element
         start, end = float(window.start), float(window.end)
-        name = file_name(start, end, shard, self._shards, pane.index, self._format)
+        name = file_name(start, end, shard, self._shards, pane.index, self._run, self._format)
         path = FileSystems.join(self._folder, name)
         yield path, write_file(path, batches, self._format)
 
@@ -83,20 +105,29 @@ class _WriteDoFn(beam.DoFn):
 class WriteWindows(beam.PTransform):
     """Record batches -> (path, rows) of the files written, at the end of each span.
 
-    folder: of the part. seconds: length of a span. shards: files a span at most.
+    folder: of the part. seconds: length of a span. shards: files a span at most. run: a
+    name that no other run of the pipeline has.
     """
 
     folder: str
     seconds: int
     output_format: OutputFormat
     shards: int = 1
+    run: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
 
     def expand(
         self, batches: beam.PCollection[pa.RecordBatch]
     ) -> beam.PCollection[tuple[str, int]]:
         """now as the event time -> fixed windows -> group by shard -> write."""
         shards = self.shards
-        late_as_well = AfterWatermark(late=AfterCount(1))
+        windows = beam.WindowInto(
+            FixedWindows(self.seconds),
+            trigger=AfterWatermark(late=AfterCount(1)),
+            accumulation_mode=AccumulationMode.DISCARDING,
+            # Until they are written, rows hold the watermark back (transforms/pull_messages.py).
+            timestamp_combiner=TimestampCombiner.OUTPUT_AT_EARLIEST,
+            allowed_lateness=86_400,
+        )
         return (
             batches
             | "Now" >> beam.Map(lambda batch: TimestampedValue(batch, Timestamp.now()))
@@ -104,13 +135,7 @@ class WriteWindows(beam.PTransform):
             >> beam.Map(lambda batch: (random.randrange(shards), batch)).with_output_types(
                 tuple[int, pa.RecordBatch]
             )
-            | "Window"
-            >> beam.WindowInto(
-                FixedWindows(self.seconds),
-                trigger=late_as_well,
-                accumulation_mode=AccumulationMode.DISCARDING,
-                allowed_lateness=86_400,
-            )
+            | "Window" >> windows
             | "Group" >> beam.GroupByKey()
-            | "Write" >> beam.ParDo(_WriteDoFn(self.folder, shards, self.output_format))
+            | "Write" >> beam.ParDo(_WriteDoFn(self.folder, shards, self.run, self.output_format))
         )

@@ -1,0 +1,399 @@
+"""Rows and dead letters as messages: whole, within Pub/Sub's limits, and none lost on the way."""
+
+import datetime
+import json
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any
+
+import apache_beam as beam
+import grpc
+import numpy as np
+import orjson
+import pyarrow as pa
+import pytest
+from apache_beam.testing.util import assert_that, equal_to
+from google.pubsub_v1.types import PublishRequest, PublishResponse
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from cloud.clients import Cloud
+from cloud.endpoints import Endpoints
+from examples.local_cloud import LocalCloud
+from transforms import publish
+from transforms.encode import OutputFields, encode
+from transforms.failures import Fault, Provenance, failure_batch
+from transforms.messages import Message, message_column
+from transforms.publish import (
+    ATTRIBUTE_BYTES,
+    ATTRIBUTES,
+    MESSAGE_BYTES,
+    PUBLISHED,
+    REQUEST_BYTES,
+    REQUEST_MESSAGES,
+    Outgoing,
+    PublishBatches,
+    failure_messages,
+    requests,
+    row_messages,
+    size_of,
+)
+from transforms.record_batch import OUTPUTS, to_rows
+
+Make = Callable[..., Any]
+NOW = datetime.datetime(2026, 11, 20, 12, tzinfo=datetime.UTC)
+TOPIC = "projects/some-project/topics/out"
+
+
+@pytest.fixture
+def rows(make_source: Make, provenance: Provenance) -> pa.RecordBatch:
+    source = make_source({"city": ["Ulm", None]})
+    outputs = pa.StructArray.from_arrays([pa.array([0.5, np.nan], pa.float32())], names=["total"])
+    batch = source.append_column(OUTPUTS, outputs)
+    return encode(batch, OutputFields("total", (), ("city",)), provenance, NOW)
+
+
+def test_a_row_is_an_object_with_its_id_and_run_as_attributes(rows: pa.RecordBatch) -> None:
+    one, two = row_messages(rows)
+    lineage = {
+        "model_name": "tiny",
+        "model_version": "3",
+        "model_digest": "0" * 64,
+        "run_id": "run 1",
+        "scored_at": "2026-11-20T12:00:00.000000Z",
+    }
+    assert json.loads(one.data) == {"row_id": "r-0", "score": 0.5, "city": "Ulm", **lineage}
+    assert json.loads(two.data) == {"row_id": "r-1", "score": None, **lineage}
+    assert one.attributes == {
+        "row_id": "r-0",
+        "run_id": "run 1",
+        "model_name": "tiny",
+        "model_digest": "0" * 64,
+    }
+    assert row_messages(rows.slice(0, 0)) == []
+
+
+@pytest.mark.parametrize("letter", ["a", "é", "😀"])
+def test_ids_too_long_for_an_attribute_are_still_told_apart(letter: str) -> None:
+    ids = [letter * 2000 + "1", letter * 2000 + "2", letter * 256]
+    messages = row_messages(pa.record_batch({"row_id": ids}))
+    assert [json.loads(m.data)["row_id"] for m in messages] == ids
+    told = [m.attributes["row_id"] for m in messages]
+    assert len(set(told)) == 3
+    assert told[2] == ids[2]
+    assert all(len(text.encode()) <= ATTRIBUTE_BYTES for text in told)
+
+
+# Dead letters
+
+
+def letter(
+    payload: bytes, attributes: Mapping[str, str], provenance: Provenance, **fault: str
+) -> pa.RecordBatch:
+    """A message that could not be scored -> its failure record."""
+    message = Message(payload, attributes, "m1", 1_700_000_000_000_000, "")
+    told = Fault(fault.get("reason", "invalid_json"), fault.get("message", "not JSON"))
+    return failure_batch(
+        [fault.get("row_id", "m1")],
+        [payload],
+        [told],
+        stage="decode",
+        provenance=provenance,
+        failed_at=NOW,
+        messages=message_column([message], NOW),
+    )
+
+
+def test_a_dead_letter_is_the_message_as_it_came_and_says_why(provenance: Provenance) -> None:
+    failures = letter(b"\xff\0", {"k": "v"}, provenance, message="not JSON: \n\u00e9")
+    assert failure_messages(failures) == [
+        Outgoing(
+            b"\xff\0",
+            {
+                "k": "v",
+                "millrace_attempts": "1",
+                "millrace_failed_at": "2026-11-20T12:00:00+00:00",
+                "millrace_stage": "decode",
+                "millrace_reason": "invalid_json",
+                "millrace_message": "not JSON: \n\u00e9",
+                "millrace_row_id": "m1",
+                "millrace_run_id": "run 1",
+                "millrace_pipeline": "a test",
+                "millrace_model_digest": "0" * 64,
+            },
+        )
+    ]
+
+
+KEYS = st.text(min_size=1, max_size=8) | st.sampled_from(["googclient_x", "millrace_reason", "k"])
+TEXT = st.text(max_size=400) | st.sampled_from(["", "é" * 512, "x" * 1024])
+
+
+@given(
+    payload=st.binary(max_size=30),
+    attributes=st.dictionaries(KEYS, TEXT.filter(lambda t: len(t.encode()) <= 1024), max_size=20),
+    filler=st.integers(0, 100),
+    row_id=st.text(min_size=1, max_size=10) | st.just("é" * 3000),
+    words=st.text(min_size=1) | st.just("é" * 3000),
+)
+@example(b"", {}, 100, "m1", "w")
+@example(b"", {}, 91, "m1", "w")
+@example(b"", {}, 92, "m1", "w")
+@example(b"x", {"millrace_attempts": "7", "millrace_attributes_dropped": "9"}, 0, "m1", "w")
+def test_bytes_and_attributes_of_a_dead_letter_stay_as_far_as_there_is_room(
+    provenance: Provenance,
+    payload: bytes,
+    attributes: dict[str, str],
+    filler: int,
+    row_id: str,
+    words: str,
+) -> None:
+    attributes |= {f"a{i}": "" for i in range(min(filler, 100 - len(attributes)))}
+    failures = letter(payload, attributes, provenance, row_id=row_id, message=words)
+    (message,) = failure_messages(failures)
+    assert message.data == payload
+    # Pub/Sub's own limits.
+    assert len(message.attributes) <= 100
+    assert all(len(text.encode()) <= 1024 for text in message.attributes.values())
+    assert all(0 < len(name.encode()) <= 256 for name in message.attributes)
+    assert not any(name.startswith("goog") for name in message.attributes)
+    own = {n: t for n, t in message.attributes.items() if n.startswith("millrace_")}
+    assert own["millrace_reason"] == "invalid_json"
+    assert words.startswith(own["millrace_message"])
+    assert int(own["millrace_attempts"]) == to_rows(failures)[0]["attempts"]
+    theirs = {n: t for n, t in attributes.items() if not n.startswith(("millrace_", "goog"))}
+    kept = {n: t for n, t in message.attributes.items() if not n.startswith("millrace_")}
+    assert kept.items() <= theirs.items()
+    dropped = int(own.get("millrace_attributes_dropped", 0))
+    assert len(theirs) - len(kept) == dropped
+    # None is dropped for nothing.
+    assert dropped == 0 or len(message.attributes) == ATTRIBUTES
+
+
+@pytest.mark.parametrize("size", [MESSAGE_BYTES, 9_900_000])
+def test_of_a_message_as_large_as_they_may_be_the_end_makes_room(
+    provenance: Provenance, size: int
+) -> None:
+    payload = b"x" * size
+    failures = letter(payload, {f"a{i}": "é" * 500 for i in range(50)}, provenance)
+    (message,) = failure_messages(failures)
+    assert size_of(message) <= MESSAGE_BYTES
+    fits = size == 9_900_000
+    assert (message.data == payload) == fits
+    assert message.attributes.get("millrace_payload_bytes") == (None if fits else str(size))
+    assert payload.startswith(message.data)
+    assert len(payload) - len(message.data) < 100_000
+
+
+# Requests
+
+
+SIZES = st.integers(0, 50) | st.sampled_from(
+    [REQUEST_BYTES // 3, REQUEST_BYTES, MESSAGE_BYTES - 99]
+)
+
+
+@given(sizes=st.lists(SIZES, max_size=8), many=st.integers(0, 3000))
+def test_requests_hold_all_messages_in_order_and_no_more_than_they_may(
+    sizes: list[int], many: int
+) -> None:
+    buffers = {size: b"x" * size for size in sizes}
+    messages = [Outgoing(buffers[size], {"n": str(i)}) for i, size in enumerate(sizes)]
+    messages += [Outgoing(b"", {"n": f"o{i}"}) for i in range(many)]
+    found = list(requests(messages))
+    assert [m for part in found for m in part] == messages
+    for part in found:
+        assert 0 < len(part) <= REQUEST_MESSAGES
+        assert len(part) == 1 or sum(map(size_of, part)) <= REQUEST_BYTES
+    # Two neighbours could not have gone together.
+    for one, two in pairwise(found):
+        joint = sum(map(size_of, one)) + size_of(two[0])
+        assert len(one) == REQUEST_MESSAGES or joint > REQUEST_BYTES
+
+
+@given(data=st.binary(), attributes=st.dictionaries(st.text(), st.text(), max_size=20))
+def test_a_message_is_no_larger_than_it_is_taken_for(
+    data: bytes, attributes: dict[str, str]
+) -> None:
+    request = PublishRequest(topic=TOPIC, messages=[{"data": data, "attributes": attributes}])
+    # Beside the topic's name and some bytes of framing.
+    room = 10_000_000 - MESSAGE_BYTES
+    assert PublishRequest.pb(request).ByteSize() <= size_of(Outgoing(data, attributes)) + room
+
+
+# On a server
+
+
+class Topics:
+    """Pub/Sub's Publish as far as it is needed: answers as it is told to, and keeps messages."""
+
+    def __init__(self) -> None:
+        self.requests: list[PublishRequest] = []
+        self.errors: list[tuple[grpc.StatusCode, str]] = []
+        self.always: tuple[grpc.StatusCode, str] | None = None
+        self.asked = 0
+
+    def publish(self, request: PublishRequest, context: grpc.ServicerContext) -> PublishResponse:
+        self.asked += 1
+        if error := self.always or (self.errors.pop(0) if self.errors else None):
+            context.abort(*error)
+        self.requests.append(request)
+        return PublishResponse(message_ids=[str(i) for i in range(len(request.messages))])
+
+
+@pytest.fixture
+def topics() -> Iterator[tuple[Topics, Cloud]]:
+    """A server of the service Publisher, and the Cloud to reach it."""
+    service = Topics()
+    handler = grpc.unary_unary_rpc_method_handler(
+        service.publish, PublishRequest.deserialize, PublishResponse.serialize
+    )
+    server = grpc.server(
+        ThreadPoolExecutor(2), options=[("grpc.max_receive_message_length", 10_000_000)]
+    )
+    server.add_generic_rpc_handlers(
+        [grpc.method_handlers_generic_handler("google.pubsub.v1.Publisher", {"Publish": handler})]
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield service, Cloud("some-project", Endpoints(pubsub=f"127.0.0.1:{port}"), 0.4)
+    server.stop(None).wait()
+
+
+def run(batches: list[pa.RecordBatch], sink: PublishBatches, counts: Any, large: Any) -> None:
+    with beam.Pipeline("FnApiRunner") as pipeline:
+        published = pipeline | beam.Create(batches) | sink
+        assert_that(published.published, counts, label="counts")
+        assert_that(published.failures, large, label="failures")
+
+
+def nothing(found: list[Any]) -> None:
+    assert found == []
+
+
+def adds_up_to(count: int) -> Callable[[list[Any]], None]:
+    def check(found: list[Any]) -> None:
+        assert {key for key, _ in found} <= {(PUBLISHED,)}
+        assert sum(rows for _, rows in found) == count
+
+    return check
+
+
+def test_rows_of_many_batches_go_in_full_requests(topics: tuple[Topics, Cloud]) -> None:
+    service, cloud = topics
+    batches = [pa.record_batch({"row_id": [f"{b}-{i}" for i in range(300)]}) for b in range(8)]
+    run(batches, PublishBatches(cloud, TOPIC), adds_up_to(2400), nothing)
+    ids = [m.attributes["row_id"] for request in service.requests for m in request.messages]
+    assert sorted(ids) == sorted(i for batch in batches for i in batch.column(0).to_pylist())
+    assert {request.topic for request in service.requests} == {TOPIC}
+    assert len(service.requests) <= 5
+
+
+def test_errors_that_pass_are_waited_out_and_no_message_is_lost(
+    topics: tuple[Topics, Cloud], provenance: Provenance
+) -> None:
+    service, cloud = topics
+    unavailable = (grpc.StatusCode.UNAVAILABLE, "try again")
+    service.errors = [unavailable, (grpc.StatusCode.ABORTED, "again"), unavailable]
+    patient = Cloud(cloud.project, cloud.endpoints, 20.0)
+    failures = letter(b"\xff", {"k": "v"}, provenance)
+    run(
+        [failures],
+        PublishBatches(patient, TOPIC, "failures"),
+        equal_to([((PUBLISHED,), 1)]),
+        nothing,
+    )
+    assert service.asked == 4
+    (request,) = service.requests
+    assert request.messages[0].data == b"\xff"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        ((grpc.StatusCode.NOT_FOUND, "Resource not found (resource=out)."), "check the project"),
+        ((grpc.StatusCode.PERMISSION_DENIED, "User not authorized."), "grant the account the role"),
+        ((grpc.StatusCode.UNAVAILABLE, "down"), "gave up after repeated attempts"),
+    ],
+)
+def test_a_topic_that_cannot_be_published_to_is_told_in_one_line(
+    topics: tuple[Topics, Cloud], error: tuple[grpc.StatusCode, str], words: str
+) -> None:
+    service, cloud = topics
+    service.always = error
+    rows = pa.record_batch({"row_id": ["x"]})
+    with pytest.raises(Exception, match=f"topic {TOPIC} cannot be published to: .*{words}") as told:
+        run([rows], PublishBatches(cloud, TOPIC), nothing, nothing)
+    assert "OutputError" in repr(told.value)
+    assert service.requests == []
+    if error[0] != grpc.StatusCode.UNAVAILABLE:
+        # Asked once for each attempt of the runner at the bundle.
+        assert service.asked == 1
+
+
+def test_a_row_too_large_for_a_message_is_a_dead_letter_and_the_others_are_published(
+    topics: tuple[Topics, Cloud], provenance: Provenance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, cloud = topics
+    monkeypatch.setattr(publish, "MESSAGE_BYTES", 10_000)
+    # Some characters take six bytes in JSON.
+    texts = ["a", "\0" * 2_000, "b", "x" * 9_000, None]
+    rows = pa.record_batch({"row_id": list("12345"), "text": texts})
+
+    def check(found: list[pa.RecordBatch]) -> None:
+        ((record,),) = [to_rows(batch) for batch in found]
+        assert (record["stage"], record["reason"], record["row_id"]) == ("write", "too_large", "2")
+        assert record["message"] == "12,024 bytes: a message of Pub/Sub takes 10 MB at most"
+        assert orjson.loads(record["payload"]) == {"row_id": "2", "text": texts[1]}
+
+    run([rows], PublishBatches(cloud, TOPIC, "rows", provenance), adds_up_to(4), check)
+    published = [m.attributes["row_id"] for request in service.requests for m in request.messages]
+    assert sorted(published) == list("1345")
+
+
+def test_where_no_dead_letter_can_be_made_a_row_too_large_is_an_error(
+    topics: tuple[Topics, Cloud], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, cloud = topics
+    monkeypatch.setattr(publish, "MESSAGE_BYTES", 10_000)
+    rows = pa.record_batch({"row_id": ["7"], "text": ["x" * 10_000]})
+    with pytest.raises(Exception, match=r"row 7 cannot be published to .*--output_fields"):
+        run([rows], PublishBatches(cloud, TOPIC), nothing, nothing)
+
+
+# On Google's emulator
+
+
+def test_what_is_published_is_what_a_subscriber_gets(
+    stream_emulators: LocalCloud, rows: pa.RecordBatch, provenance: Provenance
+) -> None:
+    # The emulator looks at neither the number nor the size of attributes, nor at reserved
+    # names; the service refuses a request with one such message.
+    cloud = stream_emulators.cloud
+    name = f"projects/{cloud.project}/topics/t{uuid.uuid4().hex}"
+    subscription = name.replace("topics", "subscriptions")
+    cloud.publisher().create_topic(name=name)
+    cloud.subscriber().create_subscription(name=subscription, topic=name)
+    large = b"\xff" * (MESSAGE_BYTES - 5000)
+    failures = letter(large, {"k": "v"}, provenance)
+    run([rows], PublishBatches(cloud, name), adds_up_to(2), nothing)
+    run([failures], PublishBatches(cloud, name, "failures"), adds_up_to(1), nothing)
+    wanted = [*row_messages(rows), *failure_messages(failures)]
+    got: list[Outgoing] = []
+    while len(got) < len(wanted):
+        pulled = cloud.subscriber().pull(subscription=subscription, max_messages=10)
+        got += [
+            Outgoing(m.message.data, dict(m.message.attributes)) for m in pulled.received_messages
+        ]
+    assert sorted(got, key=lambda m: m.data) == sorted(wanted, key=lambda m: m.data)
+
+
+def test_a_topic_that_is_not_there_is_an_error_on_the_emulator_as_well(
+    stream_emulators: LocalCloud, rows: pa.RecordBatch
+) -> None:
+    cloud = stream_emulators.cloud
+    missing = f"projects/{cloud.project}/topics/missing"
+    with pytest.raises(Exception, match="cannot be published to: Topic not found; check"):
+        run([rows], PublishBatches(cloud, missing), nothing, nothing)

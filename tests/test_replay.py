@@ -1,0 +1,755 @@
+"""replay as a user runs it: dead letters of batch runs and streams, on files and the emulators."""
+
+import dataclasses
+import datetime
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+import pytest
+from apache_beam.internal.gcp import auth
+from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
+from google.api_core import exceptions
+
+from cloud.clients import Cloud
+from examples.local_cloud import PROJECT, LocalCloud
+from examples.transactions.data import FEATURES
+from model_handlers.package import read_manifest
+from pipelines import batch_local, replay
+from pipelines.command import main
+from pipelines.options import all_flags
+from transforms import commit_files, lease
+from transforms.decode_messages import MessageFormat, decode_messages
+from transforms.failures import Provenance, failed_rows, utc_now
+from transforms.file_writers import JsonLinesBatchWriter
+from transforms.messages import Message
+from transforms.publish import PublishBatches
+from transforms.replay import LetterFiles
+from transforms.row_format import RowFormat
+from transforms.validate import validate
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+ROWS = 2_000  # of the fixture `example`
+PUBLISHED = datetime.datetime(2024, 5, 6, 12, 30, 1, tzinfo=datetime.UTC)
+Result = tuple[int, str, str]
+
+
+@pytest.fixture(scope="module")
+def cured(example: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example's package, mended: it takes the mean for nulls and NaN. Infinities stay wrong."""
+    package = tmp_path_factory.mktemp("cured") / "model"
+    shutil.copytree(example / "model", package)
+    manifest = json.loads((package / "model.json").read_text())
+    for spec in manifest["inputs"]:
+        spec["impute"] = dict.fromkeys(spec["columns"], "mean")
+    (package / "model.json").write_text(json.dumps(manifest))
+    return package
+
+
+@pytest.fixture
+def run(
+    example: Path, cured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Result]:
+    """A command's module and flags -> (exit code, standard output, standard error)."""
+
+    def call(command: Any, **flags: Any) -> Result:
+        own = {"model": cured} if command is replay else {"model": example / "model", "run_id": "r"}
+        values = {"output_files": tmp_path / "out", "direct_num_workers": 1, **own, **flags}
+        argv = [t for n, v in values.items() if v is not None for t in (f"--{n}", str(v))]
+        code = main(command.COMMAND, argv)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def refused(result: Result, code: int, *parts: str) -> None:
+    """An error is one line that names its cause, with the right exit code."""
+    got, out, err = result
+    assert got == code, err
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("error: ")
+    for wrong in ("Traceback", "while running"):
+        assert wrong not in err
+    for part in parts:
+        assert part in err
+
+
+def reports(folder: Path) -> dict[str, dict[str, Any]]:
+    """The reports below a folder, by run id; each balances."""
+    found = [json.loads(path.read_text()) for path in folder.rglob("report.json")]
+    for report in found:
+        assert report["balanced"]
+        assert report["rows_in"] == report["rows_scored"] + report["rows_dead_lettered"]
+    return {report["run_id"]: report for report in found}
+
+
+def replay_of(folder: Path) -> dict[str, Any]:
+    """A folder with one replay in it -> its report."""
+    (report,) = (r for r in reports(folder).values() if r["pipeline"].endswith("_replay"))
+    return report
+
+
+def scores(folder: Path, run_id: str) -> pa.Table:
+    table = pq.read_table(folder / run_id / "scores").sort_by("row_id")
+    ids = table["row_id"].to_pylist()
+    assert len(set(ids)) == len(ids)
+    return table
+
+
+def dead_letters(folder: Path) -> list[dict[str, Any]]:
+    """All letters in files below a folder."""
+    files = sorted(folder.rglob("*.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def ids_of(letters: list[dict[str, Any]]) -> list[str]:
+    return sorted(letter["row_id"] for letter in letters)
+
+
+@pytest.fixture
+def letters(run: Callable[..., Result], example: Path, tmp_path: Path) -> list[dict[str, Any]]:
+    """The dead letters of a run `r` of batch_local over the example, in tmp_path / out."""
+    source = example / "transactions.parquet"
+    code, _, err = run(
+        batch_local,
+        input_files=source,
+        id_column="transaction_id",
+        output_fields="encoded,Amount,Class",
+    )
+    assert (code, err) == (0, "")
+    found = dead_letters(tmp_path / "out/r")
+    assert len(found) == ROWS // 100
+    return found
+
+
+def infinite(letter: dict[str, Any]) -> bool:
+    """Whether the fault is one that the cure does not help."""
+    return "infinite" in letter["message"]
+
+
+def test_a_cured_row_is_scored_as_if_it_had_never_failed(
+    run: Callable[..., Result],
+    letters: list[dict[str, Any]],
+    example: Path,
+    cured: Path,
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "out"
+    fields = {"output_fields": "encoded,Amount,Class"}
+    code, text, err = run(replay, input_files=out / "r/dead_letters", **fields)
+    assert (code, err) == (0, "")
+    assert "batch_replay" in text
+    report = replay_of(out)
+    again = dead_letters(out / report["run_id"])
+    assert ids_of(again) == ids_of([x for x in letters if infinite(x)])
+    assert {(x["attempts"], x["pipeline"]) for x in again} == {(2, "batch_replay")}
+    assert {x["attempts"] for x in letters} == {1}
+    assert {x["row_id"]: x["payload"] for x in again}.items() <= {
+        x["row_id"]: x["payload"] for x in letters
+    }.items()
+    assert (report["rows_in"], report["rows_dead_lettered"]) == (len(letters), len(again))
+    replayed, first = scores(out, report["run_id"]), scores(out, "r")
+    # Each row is in one place.
+    every = [*replayed["row_id"].to_pylist(), *first["row_id"].to_pylist(), *ids_of(again)]
+    source = pq.read_table(example / "transactions.parquet")["transaction_id"].to_pylist()
+    assert sorted(every) == sorted(source)
+    # The same rows, scored from the file by the mended package.
+    run(
+        batch_local,
+        input_files=example / "transactions.parquet",
+        id_column="transaction_id",
+        model=cured,
+        run_id="cured",
+        **fields,
+    )
+    expected = scores(out, "cured")
+    expected = expected.filter(pa.compute.is_in(expected["row_id"], replayed["row_id"]))
+    for name in ("row_id", "model_digest"):
+        assert replayed[name].to_pylist() == expected[name].to_pylist()
+    for name in ("score", "encoded", "Amount"):
+        wanted = np.array(expected[name].to_pylist(), np.float64)
+        np.testing.assert_allclose(
+            np.array(replayed[name].to_pylist(), np.float64), wanted, rtol=1e-5, atol=1e-6
+        )
+    assert replayed.column_names == expected.column_names
+    # As of JSON lines, columns that are no features come as text.
+    assert replayed["Class"].to_pylist() == [str(x) for x in expected["Class"].to_pylist()]
+
+
+def test_the_same_replay_again_replaces_the_first(
+    run: Callable[..., Result], letters: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    # The folder of everything: of the replay's own letters none is taken.
+    seen = []
+    for _ in range(2):
+        assert run(replay, input_files=out)[0] == 0
+        report = replay_of(out)
+        seen.append((report["run_id"], report["rows_in"], scores(out, report["run_id"])["row_id"]))
+    assert seen[0] == seen[1]
+    assert seen[0][1] == len(letters)
+    assert set(reports(out)) == {"r", seen[0][0]}
+
+
+def test_another_replay_takes_the_last_letter_of_each_row(
+    run: Callable[..., Result], letters: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert run(replay, input_files=out, run_id="second")[0] == 0
+    assert run(replay, input_files=out, run_id="third")[0] == 0
+    # Letters of the second run lie there now as well; the rows are the same.
+    assert reports(out)["third"]["rows_in"] == len(letters)
+    tries = {x["row_id"]: x["attempts"] for x in dead_letters(out / "third")}
+    assert tries == {x["row_id"]: 3 for x in letters if infinite(x)}
+
+
+def test_filters_choose_what_is_replayed(
+    run: Callable[..., Result], letters: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    source = {"input_files": tmp_path / "out/r/dead_letters"}
+    nulls = [x for x in letters if x["reason"] == "null"]
+    assert 0 < len(nulls) < len(letters)
+    code, _, err = run(replay, **source, reason="null", stage="validate,infer", since="2024-05-06")
+    assert (code, err) == (0, "")
+    report = replay_of(tmp_path / "out")
+    assert report["rows_in"] == report["rows_scored"] == len(nulls)
+    assert scores(tmp_path / "out", report["run_id"])["row_id"].to_pylist() == ids_of(nulls)
+    assert report["input"][1:] == [
+        "--reason null",
+        "--stage infer,validate",
+        "--since 2024-05-06",
+    ]
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        {"reason": "invalid_json"},
+        {"stage": "decode,infer"},
+        {"since": "2999-01-01T00:00:00Z"},
+        {"pipeline": "stream_local"},
+        {"replayed_run_id": "q"},
+    ],
+    ids=lambda filters: next(iter(filters)),
+)
+def test_where_nothing_is_found_nothing_is_done(
+    run: Callable[..., Result],
+    letters: list[dict[str, Any]],
+    tmp_path: Path,
+    filters: dict[str, str],
+) -> None:
+    code, out, err = run(replay, input_files=tmp_path / "out", **filters)
+    assert (code, err) == (0, "")
+    ((name, value),) = filters.items()
+    assert out == f"no dead letters in {tmp_path / 'out'}, --{name} {value}: nothing to replay\n"
+    assert list(reports(tmp_path / "out")) == ["r"]
+    # A report that was asked for is not a line of text.
+    quiet = run(replay, input_files=tmp_path / "out", **filters, json_summary="true")
+    assert quiet == (0, "", out)
+
+
+def test_a_replay_without_a_cure_fails_and_keeps_the_letters(
+    run: Callable[..., Result], letters: list[dict[str, Any]], example: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "out/r/dead_letters"
+    code, out, err = run(replay, input_files=source, model=example / "model")
+    assert code == 1
+    assert "batch_replay" in out
+    refused((code, "", err), 1, f"{len(letters)} of {len(letters)} rows are dead letters")
+    again = dead_letters(tmp_path / "out" / replay_of(tmp_path / "out")["run_id"])
+    assert Counter((x["row_id"], x["reason"]) for x in again) == Counter(
+        (x["row_id"], x["reason"]) for x in letters
+    )
+    assert {x["attempts"] for x in again} == {2}
+
+
+def test_rows_of_csv_are_read_as_their_columns_were(
+    run: Callable[..., Result], example: Path, tmp_path: Path
+) -> None:
+    table = pq.read_table(example / "transactions.parquet").slice(0, 40).select(FEATURES)
+    texts = table.cast(pa.schema([(name, pa.string()) for name in FEATURES])).to_pylist()
+    # One text that is no number makes texts of the whole column.
+    for row, name, text in ((0, "V1", "abc"), (1, "V1", ""), (2, "V2", ""), (3, "V2", " inf ")):
+        texts[row][name] = text
+    pa_csv.write_csv(pa.Table.from_pylist(texts), tmp_path / "rows.csv")
+    assert run(batch_local, input_files=tmp_path / "rows.csv")[0] == 0
+    assert run(replay, input_files=tmp_path / "out/r")[0] == 0
+    report = replay_of(tmp_path / "out")
+    again = {x["row_id"]: x["reason"] for x in dead_letters(tmp_path / "out" / report["run_id"])}
+    cured = tmp_path / "cured"
+    run(
+        batch_local,
+        input_files=tmp_path / "rows.csv",
+        model=run.__closure__ and None or example / "model",
+        run_id="unused",
+        output_files=cured,
+    )
+    before = {x["row_id"]: x["reason"] for x in dead_letters(tmp_path / "out/r")}
+    assert sorted(again.values()) == ["not_finite", "wrong_type"]
+    assert again.items() <= before.items()
+    assert report["rows_scored"] == len(before) - 2 >= 2
+
+
+def test_equal_rows_of_equal_ids_are_all_replayed(
+    run: Callable[..., Result], example: Path, tmp_path: Path
+) -> None:
+    row = pq.read_table(example / "transactions.parquet").slice(0, 1).to_pylist()[0]
+    rows = [row | {"V1": None, "transaction_id": "same"}] * 3 + [row]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    flags = {"id_column": "transaction_id"}
+    assert run(batch_local, input_files=tmp_path / "rows.parquet", **flags)[0] == 0
+    assert run(replay, input_files=tmp_path / "out/r/dead_letters")[0] == 0
+    report = replay_of(tmp_path / "out")
+    found = pq.read_table(tmp_path / "out" / report["run_id"] / "scores")
+    assert found["row_id"].to_pylist() == ["same"] * 3
+
+
+def refusals(messages: list[Message], package: Path) -> pa.RecordBatch:
+    """Messages -> what a stream with the package writes of those that it cannot score."""
+    manifest = read_manifest(str(package))
+    provenance = Provenance.of(manifest, "live", "stream_local")
+    read = MessageFormat(RowFormat(manifest))
+    batches, failures = decode_messages(messages, read, provenance, utc_now())
+    found = [] if failures is None else [failures]
+    for rows in batches:
+        _, bad, faults = validate(rows, manifest)
+        if faults:
+            now = utc_now()
+            found.append(
+                failed_rows(bad, faults, stage="validate", provenance=provenance, failed_at=now)
+            )
+    return pa.concat_batches(found)
+
+
+def message(number: int, data: bytes) -> Message:
+    time = round(PUBLISHED.timestamp() * 1e6) + number
+    return Message(data, {"sender": "test"}, f"m-{number}", time, "")
+
+
+@pytest.fixture
+def faulty(example: Path) -> list[Message]:
+    """Six messages: four without a feature that the cure replaces, two that cannot be helped."""
+    rows = pq.read_table(example / "transactions.parquet").slice(0, 5).to_pylist()
+    good = [{name: float(i) for i, name in enumerate(FEATURES)} | {"sequence": n} for n in range(5)]
+    assert len(rows) == 5
+    bodies = [orjson.dumps(row | {"V1": None}) for row in good[:4]]
+    bodies += [b"\xff not JSON", orjson.dumps(good[4] | {"V2": "text"})]
+    return [message(i, body) for i, body in enumerate(bodies)]
+
+
+def write_letters(failures: pa.RecordBatch, folder: Path) -> Path:
+    """Failure records -> files as a stream writes them."""
+    path = folder / "dead_letters/2024-05-06/12-30-00-300s-0-of-1-pane-0.jsonl"
+    path.parent.mkdir(parents=True)
+    with path.open("wb") as file:
+        JsonLinesBatchWriter(file, failures.schema).write(failures)
+    return folder
+
+
+def test_messages_of_a_stream_are_written_as_the_stream_writes_them(
+    run: Callable[..., Result], faulty: list[Message], example: Path, tmp_path: Path
+) -> None:
+    # Streams write letters at least once.
+    twice = refusals(faulty + faulty[:2], example / "model")
+    source = write_letters(twice, tmp_path / "stream")
+    code, out, err = run(
+        replay, input_files=source, window_seconds=60, output_fields="normalized_MAE,Amount"
+    )
+    assert (code, err) == (0, "")
+    assert "stream_replay" in out
+    report = replay_of(tmp_path / "out")
+    assert (report["rows_in"], report["rows_scored"]) == (6, 4)
+    rows = scores(tmp_path / "out", report["run_id"]).to_pylist()
+    assert [row["row_id"] for row in rows] == ["m-0", "m-1", "m-2", "m-3"]
+    for n, row in enumerate(rows):
+        assert row["event_time"] == PUBLISHED + datetime.timedelta(microseconds=n)
+        assert row["window_start"] == PUBLISHED.replace(second=0)
+        assert (row["message_id"], row["sequence"], row["Amount"]) == (f"m-{n}", n, 29.0)
+    again = dead_letters(tmp_path / "out")
+    assert {x["row_id"]: x["reason"] for x in again} == {"m-4": "invalid_json", "m-5": "wrong_type"}
+    assert {x["attempts"] for x in again} == {2}
+    told = json.loads(again[0]["attributes"])["message"]
+    assert told["attributes"]["sender"] == "test"
+
+
+def test_letters_of_streams_and_of_batch_runs_are_not_replayed_together(
+    run: Callable[..., Result],
+    letters: list[dict[str, Any]],
+    faulty: list[Message],
+    example: Path,
+    tmp_path: Path,
+) -> None:
+    write_letters(refusals(faulty, example / "model"), tmp_path / "out/stream")
+    for pipeline, rows in (("batch_local", len(letters)), ("stream_local", len(faulty))):
+        result = run(replay, input_files=tmp_path / "out")
+        refused(result, 1, "dead letters of", "as well", "with --pipeline")
+        target = tmp_path / pipeline
+        assert (
+            run(replay, input_files=tmp_path / "out", pipeline=pipeline, output_files=target)[0]
+            == 0
+        )
+        assert replay_of(target)["rows_in"] == rows
+    assert list(reports(tmp_path / "out")) == ["r"]
+
+
+def test_wrong_flags_are_told_in_a_line(
+    run: Callable[..., Result], letters: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    source = {"input_files": tmp_path / "out/r"}
+    subscription = "projects/p/subscriptions/s"
+    refused(run(replay, model=None), 2, "--input_files, --model", "python -m pipelines.replay")
+    refused(run(replay, **source, output_files=None), 2, "missing --output_files")
+    refused(run(replay, **source, input_table="p.d.t"), 2, "expected one source")
+    refused(run(replay, **source, stage="validat"), 2, "--stage", "nearest: validate")
+    refused(run(replay, **source, stage="write"), 2, "--stage write", "cannot be scored again")
+    refused(run(replay, **source, since="yesterday"), 2, "--since", "2026-11-20T12:00:00Z")
+    refused(run(replay, **source, run_id="r"), 2, "--run_id r", "choose another")
+    refused(run(replay, **source, message_format="arrow"), 2, "--message_format", "of streams")
+    refused(run(replay, **source, window_seconds=60), 2, "--window_seconds", "of streams")
+    refused(run(replay, input_subscription="s"), 2, "--input_subscription")
+    refused(run(replay, **source, output_topic="t"), 2, "--output_topic")
+    refused(run(replay, **source, reasons="null"), 2, "--reasons (nearest: --reason")
+    refused(
+        run(replay, input_subscription=subscription, runner="DataflowRunner"),
+        2,
+        "--input_subscription is read by this process",
+        "--runner",
+    )
+    assert list(reports(tmp_path / "out")) == ["r"]
+
+
+def test_input_that_holds_no_dead_letters_is_told(
+    run: Callable[..., Result], letters: list[dict[str, Any]], example: Path, tmp_path: Path
+) -> None:
+    refused(run(replay, input_files=tmp_path / "none"), 1, "no input file matches")
+    refused(run(replay, input_files=example / "model"), 1, "ends in .jsonl")
+    refused(run(replay, input_files=tmp_path / "out/r/scores"), 1, "ends in .jsonl")
+    (tmp_path / "rows.jsonl").write_text('{"row_id":"t1","score":1.5}\n')
+    refused(
+        run(replay, input_files=tmp_path / "rows.jsonl"), 1, "rows.jsonl: expected dead letters"
+    )
+    (tmp_path / "cut.jsonl").write_bytes(
+        next((tmp_path / "out/r").rglob("*.jsonl")).read_bytes()[:-9]
+    )
+    refused(run(replay, input_files=tmp_path / "cut.jsonl"), 1, "cut.jsonl: expected dead letters")
+    assert list(reports(tmp_path / "out")) == ["r"]
+
+
+def test_of_a_folder_only_lines_of_dead_letters_are_read(
+    letters: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    files = LetterFiles((str(tmp_path / "out"),))
+    lines = [line for part in files.parts() for line in files.lines(part)]
+    assert ids_of([json.loads(line) for line in lines]) == ids_of(letters)
+
+
+def test_no_flag_is_declared_twice_or_owned_by_beam() -> None:
+    names = [f.name for kind in replay.COMMAND.options for f in dataclasses.fields(kind)]
+    assert len(names) == len(set(names))
+    assert {f"--{name}" for name in names} <= all_flags()
+    parser = _BeamArgumentParser(allow_abbrev=False)
+    for kind in PipelineOptions.__subclasses__():
+        kind._add_argparse_args(parser)
+    beams = {option for action in parser._actions for option in action.option_strings}
+    assert not {f"--{name}" for name in names} & beams
+
+
+# On the emulators.
+
+
+@pytest.fixture
+def servers(stream_emulators: LocalCloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalCloud]:
+    """The emulators, found by the environment; what a run tells Beam of them is taken back."""
+    for variable, address in stream_emulators.environment.items():
+        monkeypatch.setenv(variable, address)
+    monkeypatch.setattr(auth._Credentials, "_credentials_init", True)
+    monkeypatch.setattr(lease, "PATIENCE_SECONDS", 0.5)
+    yield stream_emulators
+
+
+def rows_of(servers: LocalCloud, sql: str) -> list[dict[str, Any]]:
+    return [dict(row) for row in servers.cloud.bigquery().query(sql).result()]
+
+
+@pytest.fixture
+def table(
+    servers: LocalCloud, run: Callable[..., Result], example: Path, request: pytest.FixtureRequest
+) -> dict[str, Any]:
+    """Flags that write into a table of scores, with 300 rows of the example in it, 3 dead."""
+    name = f"{PROJECT}.streams.{request.node.name[:60]}"
+    flags = {
+        "output_table": name,
+        "output_files": None,
+        "output_fields": "Amount,Class",
+        "temp_location": "gs://bucket/tmp",
+        "project": PROJECT,
+        "retry_seconds": 20,
+    }
+    rows = pq.read_table(example / "transactions.parquet").slice(0, 300)
+    pq.write_table(rows, example / "few.parquet")
+    code, _, err = run(
+        batch_local, input_files=example / "few.parquet", id_column="transaction_id", **flags
+    )
+    assert (code, err) == (0, "")
+    return flags
+
+
+def balance(servers: LocalCloud, table: str) -> Counter[tuple[str, str]]:
+    """(run, row) of all scores in a table, each counted."""
+    return Counter((r["run_id"], r["row_id"]) for r in rows_of(servers, f"SELECT * FROM `{table}`"))
+
+
+def test_from_a_table_into_the_same_tables_each_row_once(
+    servers: LocalCloud, run: Callable[..., Result], table: dict[str, Any]
+) -> None:
+    name = table["output_table"]
+    dead = rows_of(servers, f"SELECT * FROM `{name}_dead_letters`")
+    assert len(dead) == 3
+    for _ in range(2):
+        code, out, err = run(replay, input_table=f"{name}_dead_letters", **table)
+        assert (code, err) == (0, "")
+        assert "batch_replay" in out
+        rows = rows_of(servers, f"SELECT * FROM `{name}`")
+        letters = rows_of(servers, f"SELECT * FROM `{name}_dead_letters`")
+        # The second replay takes none of the first's letters, and replaces all that it wrote.
+        first = [row for row in letters if row["run_id"] == "r"]
+        again = [row for row in letters if row["run_id"] != "r"]
+        assert first == dead
+        assert ids_of(again) == ids_of([row for row in dead if infinite(row)])
+        assert {row["attempts"] for row in again} <= {2}
+        ids = [row["row_id"] for row in rows]
+        assert len(ids) == len(set(ids)) == 300 - len(again)
+        # A column of integers gets integers, though a letter's JSON does not say what they were.
+        assert {row["Class"] for row in rows} <= {0, 1}
+    assert {row["run_id"] for row in rows} == {"r", *{row["run_id"] for row in rows} - {"r"}}
+    assert len({row["run_id"] for row in rows}) == 2
+
+
+def test_after_a_crash_the_same_command_leaves_each_row_once(
+    servers: LocalCloud,
+    run: Callable[..., Result],
+    table: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name, move = table["output_table"], commit_files._move
+
+    def crash(source: str, target: str) -> None:
+        if target.endswith("report.json"):
+            raise OSError("the machine is gone")
+        move(source, target)
+
+    flags = {"input_table": f"{name}_dead_letters", "reason": "null,not_finite", **table}
+    with monkeypatch.context() as broken:
+        broken.setattr(commit_files, "_move", crash)
+        refused(run(replay, **flags), 1, "the machine is gone")
+    halfway = balance(servers, name)
+    assert len(halfway) > 300 - 3
+    assert run(replay, **flags)[0] == 0
+    assert balance(servers, name) == halfway
+    assert set(halfway.values()) == {1}
+
+
+def test_of_a_table_only_letters_since_a_time_are_read(
+    servers: LocalCloud, run: Callable[..., Result], table: dict[str, Any]
+) -> None:
+    source = f"{table['output_table']}_dead_letters"
+    (last,) = rows_of(servers, f"SELECT MAX(failed_at) AS t FROM `{source}`")
+    late = last["t"] + datetime.timedelta(microseconds=1)
+    code, out, err = run(replay, input_table=source, since=late.isoformat(), **table)
+    assert (code, err) == (0, "")
+    assert out.endswith("nothing to replay\n")
+    code, out, err = run(replay, input_table=source, since=last["t"].isoformat(), **table)
+    assert (code, err) == (0, "")
+    assert "batch_replay" in out
+
+
+def test_a_table_that_holds_no_dead_letters_is_told(
+    servers: LocalCloud, run: Callable[..., Result], table: dict[str, Any]
+) -> None:
+    refused(run(replay, input_table=table["output_table"], **table), 1, "lacks failed_at")
+    refused(run(replay, input_table=f"{PROJECT}.streams.none", **table), 1, "cannot be read")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mailbox:
+    """A topic and its subscription."""
+
+    cloud: Cloud
+    topic: str
+    subscription: str
+
+    def read(self) -> list[Any]:
+        """All messages; they stay there."""
+        client: Any = self.cloud.subscriber()
+        found: dict[str, Any] = {}
+        try:
+            while True:
+                request = {"subscription": self.subscription, "max_messages": 1000}
+                answer = client.pull(request=request, retry=None, timeout=1.0)
+                found |= {one.message.message_id: one for one in answer.received_messages}
+        except exceptions.DeadlineExceeded:
+            pass
+        if found:
+            client.modify_ack_deadline(
+                subscription=self.subscription,
+                ack_ids=[one.ack_id for one in found.values()],
+                ack_deadline_seconds=0,
+            )
+        return [one.message for one in found.values()]
+
+    def bodies(self) -> list[bytes]:
+        return sorted(message.data for message in self.read())
+
+
+@pytest.fixture
+def mailbox(servers: LocalCloud, request: pytest.FixtureRequest) -> Callable[[str], Mailbox]:
+    """A name -> a topic of the test's own, with a subscription."""
+
+    def make(name: str) -> Mailbox:
+        own = f"{request.node.name[:150]}-{name}"
+        topic = f"projects/{PROJECT}/topics/{own}"
+        subscription = f"projects/{PROJECT}/subscriptions/{own}"
+        servers.cloud.publisher().create_topic(name=topic)
+        servers.cloud.subscriber().create_subscription(
+            name=subscription, topic=topic, ack_deadline_seconds=10
+        )
+        return Mailbox(servers.cloud, topic, subscription)
+
+    return make
+
+
+@pytest.fixture
+def box(mailbox: Callable[[str], Mailbox], faulty: list[Message], example: Path) -> Mailbox:
+    """A dead letter topic with the letters of `faulty`, and a message that is none."""
+    made = mailbox("dead")
+    with beam.Pipeline("FnApiRunner") as pipeline:
+        letters = pipeline | beam.Create([refusals(faulty, example / "model")])
+        _ = letters | PublishBatches(made.cloud, made.topic, "failures")
+    made.cloud.publisher().publish(topic=made.topic, messages=[{"data": b"a stranger"}])
+    return made
+
+
+def test_from_a_subscription_what_is_replayed_is_gone_and_the_rest_stays(
+    run: Callable[..., Result],
+    box: Mailbox,
+    mailbox: Callable[[str], Mailbox],
+    faulty: list[Message],
+    example: Path,
+    tmp_path: Path,
+) -> None:
+    results, hopeless = mailbox("results"), mailbox("hopeless")
+    flags = {"input_subscription": box.subscription, "output_topic": results.topic}
+    flags["dead_letter_topic"] = hopeless.topic
+    code, out, err = run(replay, **flags, reason="null,wrong_type")
+    assert code == 0, err
+    assert "stream_replay" in out
+    assert err == f"2 messages stay in {box.subscription}: no dead letters, or left out\n"
+    first = replay_of(tmp_path / "out")
+    assert (first["rows_in"], first["rows_scored"]) == (5, 4)
+    rows = scores(tmp_path / "out", first["run_id"])
+    assert rows["row_id"].to_pylist() == ["m-0", "m-1", "m-2", "m-3"]
+    assert rows["sequence"].to_pylist() == [0, 1, 2, 3]
+    assert sorted(m.attributes["row_id"] for m in results.read()) == ["m-0", "m-1", "m-2", "m-3"]
+    (letter,) = hopeless.read()
+    assert letter.data == faulty[5].data
+    told = dict(letter.attributes)
+    assert (told["millrace_attempts"], told["millrace_row_id"]) == ("2", "m-5")
+    assert told["sender"] == "test"
+    assert box.bodies() == [b"a stranger", faulty[4].data]
+    # Again: of what was asked for, nothing is left.
+    code, out, err = run(replay, **flags, reason="null,wrong_type")
+    assert code == 0
+    assert out.endswith("nothing to replay\n")
+    assert list(reports(tmp_path / "out")) == [first["run_id"]]
+
+
+def test_a_subscriptions_letters_that_fail_again_stay_there(
+    run: Callable[..., Result], box: Mailbox, faulty: list[Message], tmp_path: Path
+) -> None:
+    code, out, err = run(replay, input_subscription=box.subscription, max_dead_letter_share=0.1)
+    assert code == 1
+    assert "stream_replay" in out
+    assert "2 of 6 rows are dead letters" in err
+    assert box.bodies() == sorted([b"a stranger", *(m.data for m in faulty)])
+    first = replay_of(tmp_path / "out")
+    # The next run finds the same letters, and replaces the first one's rows.
+    assert run(replay, input_subscription=box.subscription)[0] == 0
+    assert replay_of(tmp_path / "out")["run_id"] == first["run_id"]
+    assert box.bodies() == [b"a stranger"]
+
+
+def test_messages_are_acknowledged_after_the_report_and_a_crash_between_doubles_nothing(
+    run: Callable[..., Result],
+    box: Mailbox,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+
+    def crash(self: lease.Lease, message_ids: Any) -> None:
+        seen.append(replay_of(tmp_path / "out")["run_id"])
+        raise RuntimeError("the machine is gone")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(lease.Lease, "acknowledge", crash)
+        assert run(replay, input_subscription=box.subscription)[0] == 1
+    assert len(box.bodies()) == 7
+    assert run(replay, input_subscription=box.subscription)[0] == 0
+    report = replay_of(tmp_path / "out")
+    assert [report["run_id"]] == seen
+    assert scores(tmp_path / "out", report["run_id"]).num_rows == 4
+    assert box.bodies() == [b"a stranger"]
+
+
+def test_two_replays_of_one_subscription_do_not_replace_each_other(
+    run: Callable[..., Result], box: Mailbox, faulty: list[Message], example: Path, tmp_path: Path
+) -> None:
+    flags = {"input_subscription": box.subscription, "reason": "null"}
+    assert run(replay, **flags)[0] == 0
+    later = [message(9, faulty[0].data)]
+    with beam.Pipeline("FnApiRunner") as pipeline:
+        letters = pipeline | beam.Create([refusals(later, example / "model")])
+        _ = letters | PublishBatches(box.cloud, box.topic, "failures")
+    assert run(replay, **flags)[0] == 0
+    ids = [scores(tmp_path / "out", run_id)["row_id"] for run_id in reports(tmp_path / "out")]
+    assert sorted(i for some in ids for i in some.to_pylist()) == [
+        "m-0",
+        "m-1",
+        "m-2",
+        "m-3",
+        "m-9",
+    ]
+
+
+def test_max_messages_bounds_a_replay(
+    run: Callable[..., Result], box: Mailbox, tmp_path: Path
+) -> None:
+    # Seven there are, of which one is no letter.
+    assert run(replay, input_subscription=box.subscription, max_messages=3)[0] == 0
+    assert 2 <= replay_of(tmp_path / "out")["rows_in"] <= 3
+    assert len(box.bodies()) == 7 - replay_of(tmp_path / "out")["rows_in"]
+
+
+def test_subscriptions_and_topics_that_cannot_be_used_are_told(
+    run: Callable[..., Result], box: Mailbox, tmp_path: Path
+) -> None:
+    source = {"input_subscription": box.subscription}
+    none = f"projects/{PROJECT}/subscriptions/none"
+    refused(run(replay, input_subscription=none), 1, f"{none} cannot be read")
+    refused(run(replay, **source, output_topic=box.topic), 2, "--output_topic", "choose another")
+    code, out, err = run(replay, **source, output_topic=f"projects/{PROJECT}/topics/none")
+    assert (code, out) == (1, "")
+    assert "topics/none cannot be published to" in err.splitlines()[-1]
+    assert not list((tmp_path / "out").rglob("*"))
+    assert len(box.bodies()) == 7
