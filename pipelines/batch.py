@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from typing import Any
 
 import apache_beam as beam
@@ -44,6 +45,9 @@ from pipelines.summary import summarise
 from transforms.commit_files import DEAD_LETTERS, SCORES, Destination, RunFolder, discard
 from transforms.encode import OutputFields, choose_fields, output_schema, reference_fields
 from transforms.failures import Provenance, utc_now
+
+# Of glibc's malloc.h.
+M_ARENA_MAX = -8
 
 
 def run_local(parsed: Parsed) -> None:
@@ -173,6 +177,8 @@ def _facts(
 def run(graph: ScoreRows, options: PipelineOptions, parsed: Parsed) -> None:
     """A graph -> run to its end, its report printed. What an aborted run staged is removed."""
     begin = time.monotonic()
+    if runs_in_process(options):
+        share_memory()
     pipeline = beam.Pipeline(options=options)
     pipeline | "ScoreRows" >> graph
     try:
@@ -207,6 +213,16 @@ def check_dead_letters(report: Mapping[str, Any], limit: float) -> None:
             f"{kind['stage']}; look at {places}, mend the source, and run again "
             "with the same --run_id"
         )
+
+
+def share_memory() -> None:
+    """Lets the threads of this process take memory from two pools, where the C library is glibc.
+
+    It has eight a core by default, and each keeps what its threads have freed: hundreds of
+    megabytes in a run of large batches.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").mallopt(M_ARENA_MAX, 2)
 
 
 @contextmanager

@@ -56,14 +56,14 @@ def folders(scores: RunFolder, letters: RunFolder | None = None) -> list[Destina
 def run(root: Path, token: str, scores: str, letters: str, suffix: str = "jsonl") -> RunFolder:
     folder = RunFolder(str(root), "r", token)
     files = stage(folder, SCORES, scores, suffix) + stage(folder, DEAD_LETTERS, letters)
-    commit(folders(folder), files, folder, f"report {token}".encode())
+    commit(folders(folder), files, folder, f"report {token}".encode)
     return folder
 
 
 def test_files_are_numbered_in_the_order_of_their_names(tmp_path: Path) -> None:
     folder = RunFolder(str(tmp_path), "r", "t")
     files = stage(folder, SCORES, "cab", "parquet") + stage(folder, DEAD_LETTERS, "x")
-    commit(folders(folder), files, folder, b"the report")
+    commit(folders(folder), files, folder, lambda: b"the report")
     assert tree(tmp_path) == {
         "r/scores/part-00000-of-00003-t.parquet": "t scores a",
         "r/scores/part-00001-of-00003-t.parquet": "t scores b",
@@ -101,7 +101,7 @@ def test_dead_letters_of_an_earlier_run_do_not_stay_beside_its_successor(tmp_pat
     scores = RunFolder(str(tmp_path / "out"), "r", "second")
     letters = RunFolder(str(tmp_path / "bad"), "r", "second")
     files = stage(scores, SCORES, "a") + stage(letters, DEAD_LETTERS, "x")
-    commit(folders(scores, letters), files, scores, b"report")
+    commit(folders(scores, letters), files, scores, lambda: b"report")
     assert sorted(tree(tmp_path)) == [
         "bad/r/dead_letters/part-00000-of-00001-second.jsonl",
         "out/r/report.json",
@@ -119,9 +119,9 @@ def test_a_folder_may_be_spelled_in_any_way(
     for token in ("first", "second"):
         folder = RunFolder(root, "r", token)
         check_writable(folder)
-        commit(folders(folder), stage(folder, SCORES, "ab"), folder, b"report")
+        commit(folders(folder), stage(folder, SCORES, "ab"), folder, lambda: b"report")
         # A runner may repeat the last step.
-        commit(folders(folder), _staged(folder), folder, b"report")
+        commit(folders(folder), _staged(folder), folder, lambda: b"report")
     names = [path.rsplit("/", 1)[-1] for path in tree(tmp_path)]
     assert sorted(names) == [
         "part-00000-of-00002-second.jsonl",
@@ -183,7 +183,7 @@ def test_committing_can_be_repeated_after_stopping_anywhere(tmp_path: Path, when
         with pytest.MonkeyPatch.context() as patch:
             count = stopping(patch, at, when)
             with suppress(OutputError):
-                commit(folders(folder), files, folder, b"report second")
+                commit(folders(folder), files, folder, lambda: b"report second")
         stopped = tree(root)
         scores = {p: t for p, t in stopped.items() if p.startswith("r/scores/")}
         new = {p: t for p, t in expected.items() if p.startswith("r/scores/")}
@@ -193,7 +193,7 @@ def test_committing_can_be_repeated_after_stopping_anywhere(tmp_path: Path, when
             assert scores == new
         elif "r/report.json" in stopped:
             assert scores == old
-        commit(folders(folder), files, folder, b"report second")
+        commit(folders(folder), files, folder, lambda: b"report second")
         assert tree(root) == expected
         if count() < at:
             assert at > 15
@@ -228,7 +228,7 @@ def staged_for_two(root: Path, token: str, scores: str, letters: str) -> Callabl
     files = stage(out, SCORES, scores) + stage(out, DEAD_LETTERS, letters)
     files += stage(again, f"{SCORES}_again", scores)
     destinations = [*folders(out), Second(SCORES, again, "jsonl")]
-    return lambda: commit(destinations, files, out, f"report {token}".encode())
+    return lambda: commit(destinations, files, out, f"report {token}".encode)
 
 
 def test_two_destinations_of_a_part_get_each_its_own_files(tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ def test_a_staged_file_that_vanished_fails_the_run(tmp_path: Path) -> None:
     files = stage(folder, SCORES, "ab")
     Path(files[1].path).unlink()
     with pytest.raises(OutputError, match=r"-b\.jsonl vanished .*run it again"):
-        commit(folders(folder), files, folder, b"report")
+        commit(folders(folder), files, folder, lambda: b"report")
     assert not (tmp_path / "r/report.json").exists()
 
 
@@ -309,7 +309,7 @@ def test_what_is_in_the_way_is_told(tmp_path: Path) -> None:
     (tmp_path / "r" / "scores").write_text("a file")
     folder = RunFolder(str(tmp_path), "r", "t")
     with pytest.raises(OutputError, match="scores"):
-        commit(folders(folder), stage(folder, SCORES, "a"), folder, b"report")
+        commit(folders(folder), stage(folder, SCORES, "a"), folder, lambda: b"report")
     assert tree(tmp_path)["r/scores"] == "a file"
 
 
@@ -354,5 +354,5 @@ def test_a_bucket_is_no_pattern() -> None:
 )
 def test_run_ids_of_other_systems_are_taken(tmp_path: Path, run_id: str) -> None:
     folder = RunFolder(str(tmp_path), run_id, "t")
-    commit(folders(folder), stage(folder, SCORES, "a"), folder, b"report")
+    commit(folders(folder), stage(folder, SCORES, "a"), folder, lambda: b"report")
     assert (tmp_path / run_id / "report.json").exists()

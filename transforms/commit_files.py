@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -161,10 +161,11 @@ def commit(
     destinations: Sequence[Destination],
     staged: Sequence[StagedFile],
     report_folder: RunFolder,
-    report: bytes,
+    report: Callable[[], bytes],
 ) -> None:
     """A run's finished files and its report -> in their places, earlier ones gone.
 
+    report: asked for when all rows are in place.
     Can be repeated after it stopped half-way. Dead letters come first: a run whose
     scores are there has them all. Raises OutputError.
     """
@@ -178,7 +179,7 @@ def commit(
     with _told():
         make_folder(report_folder.staging)
         with create_file(report_folder.staged("report.json")) as handle:
-            handle.write(report)
+            handle.write(report())
         _move(report_folder.staged("report.json"), report_folder.report)
     for destination in destinations:
         destination.discard()

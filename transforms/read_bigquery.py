@@ -186,11 +186,15 @@ def read_stream(stream: ReadStream, client: Any, retry_seconds: float) -> Iterat
             for response in client.read_rows(
                 read_stream=stream.name, offset=offset, retry=None, timeout=READ_SECONDS
             ):
+                # The bare message: proto-plus would copy the rows twice, and hold the first
+                # copy while they are worked on.
+                bare = types.ReadRowsResponse.pb(response)
+                rows, body = bare.row_count, bare.arrow_record_batch.serialized_record_batch
+                del response, bare
                 # A response without rows only says how far the stream is.
-                if response.row_count:
-                    body = response.arrow_record_batch.serialized_record_batch
+                if rows:
                     yield pa.ipc.read_record_batch(pa.py_buffer(body), schema)
-                    offset += response.row_count
+                    offset += rows
                     delay, broken_at = 0.1, math.inf
             return
         except exceptions.GoogleAPICallError as error:

@@ -119,10 +119,13 @@ class CommitRun(beam.PTransform):
         self, _: None, counts: Iterable[Count], staged: Iterable[StagedFile]
     ) -> dict[str, Any]:
         files = sorted(staged, key=lambda file: file.path)
-        facts = {**self.facts, "finished_at": utc_now()}
-        report = build_report(dict(counts), files, self.destinations, facts)
-        text = orjson.dumps(report, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-        commit(self.destinations, files, self.report_folder, text)
+        report = build_report(dict(counts), files, self.destinations, self.facts)
+
+        def finished() -> bytes:
+            report["finished_at"] = utc_now()
+            return orjson.dumps(report, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+        commit(self.destinations, files, self.report_folder, finished)
         return report
 
     def expand(

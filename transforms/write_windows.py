@@ -26,6 +26,7 @@ from apache_beam.transforms.trigger import AccumulationMode, AfterCount, AfterWa
 from apache_beam.transforms.window import FixedWindows, TimestampCombiner, TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
+from cloud.errors import told_as
 from model_handlers.errors import OutputError, one_line
 from transforms.commit_files import create_file, make_folder
 from transforms.file_writers import OutputFormat, open_writer
@@ -60,25 +61,31 @@ def write_file(path: str, batches: Iterable[pa.RecordBatch], output_format: Outp
     folder, name = os.path.split(path)
     make_folder(folder)
     unfinished = FileSystems.join(folder, f".{name}-{uuid.uuid4().hex}")
-    rows = 0
+    rows, writer = 0, None
     with _told(path):
         with create_file(unfinished) as handle:
-            first, *others = batches
-            writer = open_writer(handle, first.schema, output_format)
-            for batch in (first, *others):
+            for batch in batches:
+                writer = writer or open_writer(handle, batch.schema, output_format)
                 writer.write(batch)
                 rows += batch.num_rows
-            writer.close()
+            if writer is not None:
+                writer.close()
         FileSystems.rename([unfinished], [path])
     return rows
 
 
 @contextmanager
 def _told(path: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, BeamIOError, pa.ArrowException) as error:
-        raise OutputError(f"{path} cannot be written: {one_line(error)}") from error
+    """A file's path -> what goes wrong with it in the block raised as an OutputError."""
+    with told_as(OutputError, f"{path} cannot be written"):
+        try:
+            yield
+        except (OSError, BeamIOError, pa.ArrowException) as error:
+            raise OutputError(f"{path} cannot be written: {one_line(error)}") from error
+
+
+def _now(batch: pa.RecordBatch) -> TimestampedValue:
+    return TimestampedValue(batch, Timestamp.now())
 
 
 class _WriteDoFn(beam.DoFn):
@@ -130,7 +137,7 @@ class WriteWindows(beam.PTransform):
         )
         return (
             batches
-            | "Now" >> beam.Map(lambda batch: TimestampedValue(batch, Timestamp.now()))
+            | "Now" >> beam.Map(_now).with_output_types(pa.RecordBatch)
             | "Shard"
             >> beam.Map(lambda batch: (random.randrange(shards), batch)).with_output_types(
                 tuple[int, pa.RecordBatch]
