@@ -45,6 +45,7 @@ from pipelines.summary import summarise
 from transforms.commit_files import DEAD_LETTERS, SCORES, Destination, RunFolder, discard
 from transforms.encode import OutputFields, choose_fields, output_schema, reference_fields
 from transforms.failures import Provenance, utc_now
+from transforms.read_bigquery import ReadBigQuery
 
 # Of glibc's malloc.h.
 M_ARENA_MAX = -8
@@ -192,6 +193,9 @@ def run(graph: ScoreRows, options: PipelineOptions, parsed: Parsed) -> None:
             destination.discard()
         discard(graph.report_folder)
         raise
+    finally:
+        if isinstance(graph.source, ReadBigQuery):
+            graph.source.discard()
     report = orjson.loads(read_bytes(graph.report_folder.report))
     if parsed.get(RunOptions).json_summary:
         print(orjson.dumps(report).decode())

@@ -636,15 +636,29 @@ def _checked(f: dataclasses.Field[Any], value: Any) -> Any:
     regex = f.metadata["regex"]
     if regex and not re.fullmatch(regex, str(value)):
         raise UsageError(
-            f"--{f.name}: {str(value)!r} cannot be; expected {f.metadata['help']} (as the pattern "
-            f"{regex})"
+            f"--{f.name}: {str(value)!r} is not of the pattern {regex}: {f.metadata['help']}"
         )
     return value
 
 
+# What does as well as a flag that require is asked for.
+_ALTERNATIVES = {
+    "input_files": ("input_table", "input_query"),
+    "output_files": ("output_table",),
+    "input_subscription": ("input_topic",),
+    "output_topic": ("output_table", "output_files"),
+    "dead_letter_topic": ("dead_letter_table", "dead_letter_files"),
+}
+
+
+def _with_alternatives(name: str) -> str:
+    others = [f"--{other}" for other in _ALTERNATIVES.get(name, ())]
+    return f"--{name} (or {', '.join(others)})" if others else f"--{name}"
+
+
 def require(program: str, **flags: Any) -> None:
     """Flags that a pipeline cannot do without -> nothing, or one UsageError with all missing."""
-    missing = [f"--{name}" for name, value in flags.items() if value is None]
+    missing = [_with_alternatives(name) for name, value in flags.items() if value is None]
     if missing:
         example = " ".join(f"--{name} {name.upper()}" for name in flags)
         raise UsageError(

@@ -20,7 +20,6 @@ from pipelines.command import main
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 ROWS = 2_000  # of the fixture `example`
-# Short: the emulator knows each dataset by its name alone.
 DATASET = f"{PROJECT}.from_bigquery"
 TABLE = f"{DATASET}.transactions"
 
@@ -174,19 +173,12 @@ def test_an_export_gives_the_rows_of_a_direct_read(
     assert report(tmp_path)["rows_in"] == rows
 
 
-CLEANED = pytest.mark.xfail(
-    strict=True, reason="pipelines/batch.py does not call ReadBigQuery.discard yet"
-)
-
-
-@CLEANED
 def test_an_export_leaves_nothing_behind(run: Callable[..., Result], emulators: LocalCloud) -> None:
     flags = {"read_method": "export", "temp_location": "gs://bucket/from"}
     assert run(input_table=TABLE, **flags)[0] == 0
     assert objects(emulators) == []
 
 
-@CLEANED
 def test_an_export_of_a_run_that_fails_leaves_nothing_behind(
     run: Callable[..., Result], emulators: LocalCloud, example: Path, tmp_path: Path
 ) -> None:

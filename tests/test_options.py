@@ -99,7 +99,8 @@ def test_without_a_runner_the_pipeline_runs_in_this_process() -> None:
 def test_all_missing_flags_are_told_at_once_with_the_command() -> None:
     with pytest.raises(UsageError) as caught:
         require("batch_local", input_files=None, model="m", output_files=None)
-    assert "missing --input_files, --output_files" in str(caught.value)
+    told = "missing --input_files (or --input_table, --input_query), --output_files (or --output_"
+    assert told in str(caught.value)
     assert "python -m pipelines.batch_local --input_files" in str(caught.value)
 
 

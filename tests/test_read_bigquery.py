@@ -671,7 +671,8 @@ def test_another_run_of_the_same_query_reads_what_is_there_then(
 def test_an_empty_table_has_no_rows_by_either_method(
     source: BigQuerySource, columns: Columns, sql: Callable[[str], None], anonymous: None
 ) -> None:
-    sql(f"DELETE FROM `{source.table}` WHERE TRUE")
+    # Not by DELETE, after which the emulator still counts the rows.
+    sql(f"CREATE OR REPLACE TABLE `{source.table}` AS SELECT 1 AS a, 2 AS b, 3 AS c LIMIT 0")
     for method in ("direct", "export"):
         folder = RunFolder("gs://bucket/tmp", "r", "none")
         assert read(source, columns, method, folder).num_rows == 0
@@ -890,6 +891,23 @@ def test_a_table_can_be_read_by_who_may_not_run_queries(answering: Callable[...,
         row_restriction="a > 1",
     )
     assert describe(source).names == ["a"]
+
+
+def test_rows_that_an_export_would_leave_out_are_told(
+    answering: Callable[..., Cloud], columns: Columns
+) -> None:
+    table = {
+        "tableReference": {"projectId": "p", "datasetId": "d", "tableId": "t"},
+        "type": "TABLE",
+        "numRows": "0",
+        "streamingBuffer": {"estimatedRows": "1234", "estimatedBytes": "9", "oldestEntryTime": "1"},
+    }
+    source = BigQuerySource(answering((200, table)), TableName("a-project", "d", "t"))
+    folder = RunFolder("gs://bucket/tmp", "r", "token")
+    transform = ReadBigQuery(source, columns, method="export", folder=folder)
+    match = r"1,234 rows in its streaming buffer.*--read_method direct"
+    with pytest.raises(InputError, match=match):
+        list(transform._extract(source))
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from google.cloud.bigquery import SchemaField
 from cloud.clients import Cloud
 from examples.local_cloud import LocalCloud
 from model_handlers.errors import BalanceError, OutputError
+from transforms import commit_table
 from transforms.bigquery_schema import JSON_METADATA, TableName
 from transforms.commit_files import DEAD_LETTERS, SCORES, RunFolder, StagedFile, create_file
 from transforms.commit_table import run_table
@@ -217,7 +218,8 @@ def test_the_bucket_must_lie_where_the_dataset_loads_from(sink: Sink) -> None:
     ],
 )
 def test_locations_that_go_together(dataset: str, bucket: str, loads: bool) -> None:
-    assert loads_from(dataset, bucket) is loads
+    assert loads_from(dataset, bucket, "region") is loads
+    assert loads_from(dataset, bucket, "dual-region")
 
 
 def test_a_table_that_does_not_fit_is_told_in_one_line_with_all_that_differs(sink: Sink) -> None:
@@ -282,6 +284,19 @@ def test_a_step_that_is_repeated_when_all_is_tidied_up_finds_its_work_done(sink:
         assert sink.ids() == list(ids)
 
 
+def test_more_files_than_a_load_job_takes_are_loaded_by_several(
+    sink: Sink, emulators: LocalCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commit_table, "FILES_A_LOAD", 2)
+    destination = sink()
+    destination.prepare()
+    files = stage(destination, *(scored(destination, *ids) for ids in ("1", "", "23", "4")))
+    # Dead between the two loads: the first is not done again.
+    assert commit_until(emulators, 2, destination, files, of_all=False)
+    destination.commit(files)
+    assert sink.ids() == ["1", "2", "3", "4"]
+
+
 def test_a_run_without_rows_adds_none_and_truncates_all_the_same(sink: Sink) -> None:
     run(sink("r", "a"), "1")
     run(sink("s", "b"))
@@ -323,14 +338,14 @@ def test_rows_that_came_at_the_last_moment_are_not_joined(
     assert sink.ids() == ["2"]
 
 
-def test_only_the_runs_own_rows_are_replaced(sink: Sink) -> None:
+def test_only_the_runs_own_rows_are_replaced_by_each_further_attempt(sink: Sink) -> None:
     run(sink("r", "a"), "1", "2")
     run(sink("s", "b"), "1")
-    run(sink("r", "c"), "2", "3")
-    found = sink.query("SELECT row_id, run_id FROM T")
-    assert Counter((row["row_id"], row["run_id"]) for row in found) == Counter(
-        [("2", "r"), ("3", "r"), ("1", "s")]
-    )
+    for token, ids in (("c", "23"), ("d", "34")):
+        run(sink("r", token), *ids)
+        found = sink.query("SELECT row_id, run_id FROM T")
+        expected = [("1", "s"), *((row_id, "r") for row_id in ids)]
+        assert Counter((row["row_id"], row["run_id"]) for row in found) == Counter(expected)
 
 
 # What a copy cannot do goes by an INSERT, first and when a run's rows are replaced.
@@ -446,6 +461,8 @@ def test_json_columns_are_json_again_wherever_they_are(sink: Sink) -> None:
 
 
 def test_fields_of_structs_go_by_their_names_not_by_their_places(sink: Sink) -> None:
+    # The emulator matches them by name whatever the query says; the service by place, so that
+    # in_form, tested in test_bigquery_schema.py, must put them in order.
     pair = pa.struct([("low", pa.int64()), ("high", pa.int64())])
     sink.schema = pa.schema(
         [("row_id", pa.string()), ("span", pair), ("spans", pa.list_(pair)), ("scored_at", TIME)]
@@ -866,3 +883,85 @@ def test_a_server_that_dies_while_rows_are_written_costs_a_rerun_and_no_row(
     assert sink.ids() == ["9"]
     run(sink("r", "b"), "1", "2")
     assert sink.ids() == ["1", "2", "9"]
+
+
+@contextmanager
+def answering(answer: Callable[[str, str, Callable[[], Any]], Any]) -> Iterator[None]:
+    """Each call of the block: its method, its URL and how it is sent -> the response."""
+    send = requests.Session.request
+
+    def request(self: Any, method: str, url: str, *args: Any, **rest: Any) -> Any:
+        return answer(method, url, lambda: send(self, method, url, *args, **rest))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(requests.Session, "request", request)
+        patched.setattr("google.api_core.retry.retry_unary.time.sleep", lambda _: None)
+        yield
+
+
+def response(status: int, reason: str, message: str) -> requests.Response:
+    """As Google's services answer what they refuse."""
+    made = requests.Response()
+    made.status_code = status
+    errors = [{"reason": reason, "message": message}]
+    made._content = json.dumps({"error": {"message": message, "errors": errors}}).encode()
+    made.headers["Content-Type"] = "application/json"
+    made.request = requests.Request("GET", "http://localhost").prepare()
+    return made
+
+
+@pytest.mark.parametrize("when", ["before it is sent", "when it is done"])
+def test_each_call_may_fail_once_in_passing(sink: Sink, emulators: LocalCloud, when: str) -> None:
+    run(sink("r", "z"), "9")
+    destination = sink("r", "a")
+    destination.prepare()
+    files = stage(destination, scored(destination, "1", "2"))
+    failed: list[str] = []
+
+    def answer(method: str, url: str, send: Callable[[], Any]) -> Any:
+        call = f"{method} {url}"
+        if call in failed:
+            return send()
+        failed.append(call)
+        if when == "before it is sent":
+            return response(503, "backendError", "try again")
+        send()
+        raise requests.exceptions.ConnectionError("the answer is lost")
+
+    with answering(answer):
+        destination.commit(files)
+    assert len(failed) > 5
+    assert sink.ids() == ["1", "2"]
+
+
+def test_what_may_not_be_done_is_told_with_what_would_help(sink: Sink) -> None:
+    def answer(method: str, url: str, send: Callable[[], Any]) -> Any:
+        if method == "POST" and url.split("?", maxsplit=1)[0].endswith("/tables"):
+            return response(403, "accessDenied", "Access Denied: bigquery.tables.create")
+        return send()
+
+    with answering(answer):
+        fails(sink().prepare, str(sink.table), "bigquery.tables.create", "grant the account")
+
+
+def test_who_may_not_look_at_the_bucket_may_write_all_the_same(sink: Sink) -> None:
+    def answer(method: str, url: str, send: Callable[[], Any]) -> Any:
+        if method == "GET" and url.split("?", maxsplit=1)[0].endswith("/storage/v1/b/bucket"):
+            return response(403, "forbidden", "no storage.buckets.get access")
+        return send()
+
+    # The files' own client looks at the bucket as well, but takes no for an answer.
+    destination = sink()
+    with answering(answer):
+        destination.prepare()
+    assert sink.tables() == {"t"}
+
+
+def test_zz_upload(sink: Sink) -> None:
+    def answer(method: str, url: str, send: Callable[[], Any]) -> Any:
+        if "/upload/" in url:
+            return response(403, "forbidden", "no storage.objects.create access")
+        return send()
+
+    with answering(answer):
+        sink().prepare()

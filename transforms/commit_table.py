@@ -86,7 +86,7 @@ class TableCommit:
         # Without this a list would become a record of a repeated record.
         config.parquet_options = bigquery.ParquetOptions()
         config.parquet_options.enable_list_inference = True
-        paths = sorted(file.path for file in files)
+        paths = sorted(file.path for file in files if file.rows)
         loaded = 0
         for uris in (paths[i : i + FILES_A_LOAD] for i in range(0, len(paths), FILES_A_LOAD)):
             # The time tells the table from one of the same name that has expired.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -23,10 +24,10 @@ from transforms.messages import Message, parse
 REQUEST_MESSAGES = 1_000
 DEADLINE_SECONDS = 60
 RENEW_SECONDS = 20.0
-# A subscription that gave nothing for so long, so often, is empty: an answer without
-# messages alone does not say so.
-PATIENCE_SECONDS = 5.0
-EMPTY_ANSWERS = 2
+# A subscription that gave nothing for so long is empty; an answer without messages does not
+# say so.
+PATIENCE_SECONDS = 10.0
+_PAUSE_SECONDS = 0.1
 
 
 class Lease:
@@ -40,10 +41,13 @@ class Lease:
 
     def pull(self, limit: int) -> Iterator[Message]:
         """How many at most -> messages, each once, until there are no more. Raises InputError."""
-        empty = 0
-        while empty < EMPTY_ANSWERS and len(self._held) < limit:
-            received = self._pull(min(REQUEST_MESSAGES, limit - len(self._held)))
-            empty = 0 if received else empty + 1
+        until = time.monotonic() + PATIENCE_SECONDS
+        while len(self._held) < limit and (left := until - time.monotonic()) > 0:
+            received = self._pull(min(REQUEST_MESSAGES, limit - len(self._held)), left)
+            if not received:
+                time.sleep(min(left, _PAUSE_SECONDS))
+                continue
+            until = time.monotonic() + PATIENCE_SECONDS
             with self._lock:
                 known = set(self._held)
                 # A message that came again has another id of acknowledgement.
@@ -54,14 +58,15 @@ class Lease:
                     known.add(one.message.message_id)
                     yield parse(PubsubMessage.serialize(one.message))
 
-    def _pull(self, count: int) -> list[Any]:
+    def _pull(self, count: int, seconds: float) -> list[Any]:
+        """How many messages at most, and how long to wait for one -> those that came."""
         request = {"subscription": self._subscription, "max_messages": count}
         again = retry(self._cloud.retry_seconds).with_predicate(
             lambda error: is_passing(error) and not isinstance(error, exceptions.DeadlineExceeded)
         )
         with told_as(InputError, f"subscription {self._subscription} cannot be read"):
             try:
-                answer = self._client.pull(request=request, retry=again, timeout=PATIENCE_SECONDS)
+                answer = self._client.pull(request=request, retry=again, timeout=seconds)
             except exceptions.DeadlineExceeded:
                 return []
         return list(answer.received_messages)

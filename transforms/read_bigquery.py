@@ -301,6 +301,13 @@ class ReadBigQuery(beam.PTransform):
         config = bigquery.ExtractJobConfig(destination_format="PARQUET", compression="SNAPPY")
         with told_as(InputError, f"{source.label} cannot be exported to {folder.staging}"):
             table = client.get_table(str(source.table), retry=retry(cloud.retry_seconds))
+            if table.streaming_buffer is not None:
+                # Source: BigQuery's documentation of streaming, "data availability".
+                raise InputError(
+                    f"{source.label} has about {table.streaming_buffer.estimated_rows or 0:,} rows "
+                    "in its streaming buffer, which an export leaves out: read it with "
+                    "--read_method direct, or wait until they are stored (up to 90 minutes)"
+                )
             if not table.num_rows:
                 return
             job = run_job(

@@ -160,18 +160,20 @@ class TableDestination:
                 raise OutputError(
                     f"--temp_location: there is no bucket {name}: make it, or name another"
                 ) from error
-        if bucket.location_type != "dual-region" and not loads_from(location, bucket.location):
+        if not loads_from(location, bucket.location, bucket.location_type):
             raise OutputError(
                 f"--temp_location is in {bucket.location}, table {self.table} in {location}: "
                 "load jobs need a bucket of the same location"
             )
 
 
-def loads_from(dataset: str, bucket: str) -> bool:
+def loads_from(dataset: str, bucket: str, bucket_type: str | None = None) -> bool:
     """Where a dataset and a bucket lie -> whether load jobs can go from one to the other.
 
+    bucket_type: a bucket of a dual-region does not say which two it is in, and may do.
     Source: BigQuery's documentation, "location considerations" of batch loading.
     """
     dataset, bucket = dataset.upper(), bucket.upper()
     inside = {"EU": "EUROPE-"}.get(dataset, f"{dataset}-")
-    return dataset in ("US", bucket) or bucket.startswith(inside)
+    same = dataset in ("US", bucket) or bucket.startswith(inside)
+    return same or bucket_type == "dual-region"

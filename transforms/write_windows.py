@@ -36,10 +36,18 @@ def check_folder(folder: str) -> None:
     """A folder -> it is there and files can be made in it, or OutputError."""
     make_folder(folder)
     probe = FileSystems.join(folder, f".probe-{uuid.uuid4().hex}")
-    with _told(probe), create_file(probe) as handle:
-        handle.write(b"probe")
-    with _told(probe):
+    try:
+        with create_file(probe) as handle:
+            handle.write(b"probe")
         FileSystems.delete([probe])
+    except OutputError:
+        raise
+    # Cloud Storage's client answers what cannot be with exceptions of many kinds.
+    except Exception as error:
+        raise OutputError(
+            f"folder {folder} cannot be written: {one_line(error)}; check its name and the "
+            "account's roles"
+        ) from error
 
 
 def file_name(
