@@ -122,8 +122,10 @@ def score_rows(
     the run is told before it starts.
     """
     started = utc_now()
-    run_id = parsed.get(RunOptions).run_id or started.strftime("%Y%m%dT%H%M%SZ")
-    attempt = new_attempt(run_id, uuid.uuid4().hex[:8], options)
+    token = uuid.uuid4().hex[:8]
+    # Of two runs that start in one second, neither may take the other for its first attempt.
+    run_id = parsed.get(RunOptions).run_id or f"{started:%Y%m%dT%H%M%SZ}-{token}"
+    attempt = new_attempt(run_id, token, options)
     provenance = Provenance.of(manifest, run_id, name)
     if source_of is not None:
         source = source_of(provenance)

@@ -37,7 +37,7 @@ from transforms.bigquery_schema import TableName, arrow_schema
 from transforms.bigquery_tables import find_table
 from transforms.commit_files import DEAD_LETTERS, SCORES
 from transforms.decode_messages import MessageFormat
-from transforms.encode import OutputFields
+from transforms.encode import OutputFields, output_schema
 from transforms.failures import Provenance
 from transforms.letters import BATCH_REPLAY, STREAM_REPLAY, Letter
 from transforms.replay import ReadLetters, find_letter
@@ -113,7 +113,7 @@ def _replay(
     else:
         name, fields = BATCH_REPLAY, fields_of(parsed, manifest)
         read = _row_format(parsed, manifest, fields)
-        schema = _passed_on(parsed, fields, cloud)
+        schema = _passed_on(parsed, manifest, fields, cloud)
 
     def source_of(provenance: Provenance) -> Source:
         rows = parsed.get(ModelOptions).batch_rows
@@ -149,7 +149,9 @@ def _row_format(parsed: Parsed, manifest: Manifest, fields: OutputFields) -> Mes
     return MessageFormat(row_format, max_bytes=sys.maxsize)
 
 
-def _passed_on(parsed: Parsed, fields: OutputFields, cloud: Cloud | None) -> pa.Schema | None:
+def _passed_on(
+    parsed: Parsed, manifest: Manifest, fields: OutputFields, cloud: Cloud | None
+) -> pa.Schema | None:
     """The types of source columns that are passed on to a table: its own, None without one.
 
     JSON does not say what they were.
@@ -160,10 +162,6 @@ def _passed_on(parsed: Parsed, fields: OutputFields, cloud: Cloud | None) -> pa.
     with told_as(OutputError, f"table {name} cannot be written"):
         parsed_name = TableName.parse(name, "output_table", cloud.project)
         table = find_table(cloud.bigquery(), parsed_name, cloud)
-    present = {} if table is None else {f.name: f for f in arrow_schema(table.schema)}
-    return pa.schema(
-        [
-            present.get(n) or pa.field(n, pa.float64() if n in fields.numbers else pa.string())
-            for n in fields.source
-        ]
-    )
+    present = arrow_schema(() if table is None else table.schema)
+    read = output_schema(fields, manifest, Provenance.of(manifest), None)
+    return pa.schema([(present if n in present.names else read).field(n) for n in fields.source])

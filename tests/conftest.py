@@ -101,19 +101,21 @@ def stream_emulators(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local
 
 
 @pytest.fixture
-def dataset(emulators: LocalCloud, request: pytest.FixtureRequest) -> str:
+def dataset(emulators: LocalCloud, request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of a dataset of the test's own, with its project."""
     name = f"{emulators.cloud.project}.d{abs(hash(request.node.nodeid)):x}"
     emulators.cloud.bigquery().create_dataset(name)
-    return name
+    yield name
+    # The emulator answers the slower the more tables it has.
+    emulators.cloud.bigquery().delete_dataset(name, delete_contents=True, not_found_ok=True)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on the emulators run one after the other in one process, which starts them once."""
+    """Tests of a file on the emulators run in one process; each process starts them once."""
     for item in items:
         if {"emulators", "stream_emulators"}.intersection(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.xdist_group("emulators"))
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

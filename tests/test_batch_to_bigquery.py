@@ -58,8 +58,11 @@ class Tables:
 
 
 @pytest.fixture
-def tables(emulators: LocalCloud, dataset: str) -> Tables:
-    return Tables(emulators.cloud.bigquery(), dataset)
+def tables(emulators: LocalCloud, dataset: str) -> Iterator[Tables]:
+    tables = Tables(emulators.cloud.bigquery(), dataset)
+    yield tables
+    # The emulator gets slower with each table that it has.
+    tables.client.delete_dataset(dataset, delete_contents=True, not_found_ok=True)
 
 
 @pytest.fixture
@@ -210,10 +213,6 @@ def test_the_reference_schema_has_the_sources_ids_and_a_rerun_adds_nothing(
     fewer = run(output_schema="reference", input_files=shortened(example, 1_000))
     refused(fewer, 1, tables / "scores", "1,980 rows", "now it has 990", "--run_id")
     assert tables.query(rows) == before
-    assert run(output_schema="reference", write_disposition="truncate")[0] == 0
-    assert [row["instance_id"] for row in tables.query(rows)] == [
-        row["instance_id"] for row in before
-    ]
     refused(run(output_schema="reference", output_fields="encoded"), 2, "drop --output_fields")
 
 
@@ -427,7 +426,6 @@ def listening(gate: Gate) -> Iterator[str]:
 # In the order of a run: which service is called how, and whether it gets the call.
 DEATHS: Sequence[tuple[str, Callable[[str, str, str], bool], bool]] = (
     ("storage", lambda method, path, body: "upload" in path and "PAR1" in body, False),
-    ("bigquery", lambda method, path, body: method == "POST" and '"load": {' in body, True),
     ("bigquery", lambda method, path, body: '"copy": {' in body and '"scores"' in body, True),
     ("bigquery", lambda method, path, body: "BEGIN TRANSACTION" in body, True),
 )

@@ -160,6 +160,8 @@ class RoundTrip:
         schema, batches = self._read(source, table)
         self._write(target, schema, batches)
         found_schema, found = self._read(target, table)
+        for name in (source, target):
+            self.emulators.cloud.bigquery().delete_table(str(name))
         assert found_schema.equals(schema, check_metadata=True)
         rows = [row for batch in found for row in batch.to_pylist()]
         return plain_rows(table), plain_rows(replace(table, rows=rows))

@@ -32,7 +32,7 @@ from transforms.letters import (
     to_message,
 )
 from transforms.messages import Message, attempts_of, message_column, parse, serialize
-from transforms.publish import failure_messages
+from transforms.publish import MESSAGE_BYTES, failure_messages
 from transforms.record_batch import INPUTS, MESSAGE, ROW_ID, struct_columns
 from transforms.row_format import RowFormat
 from transforms.validate import validate
@@ -160,6 +160,20 @@ def test_a_letter_of_a_batch_run_is_a_message_of_the_rows_own_id(payload: bytes)
 def test_a_message_that_is_no_dead_letter_is_told_from_one() -> None:
     other = Message(b"{}", {"millrace_stage": "decode", "run_id": "r"}, "m", MOMENT, "")
     assert from_message(other) is None
+
+
+def test_of_a_row_that_no_message_could_hold_nothing_is_made() -> None:
+    failures = failure_batch(
+        ["m"],
+        [b"x" * MESSAGE_BYTES],
+        [Fault("too_large", "no")],
+        stage="decode",
+        provenance=PROVENANCE,
+        failed_at=NOON,
+    )
+    (cut,) = published(failures)
+    assert len(cut.data) < MESSAGE_BYTES
+    assert from_message(cut) is None
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 from apache_beam.internal.gcp import auth
 from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
+from apache_beam.runners.portability.fn_api_runner import worker_handlers
+from apache_beam.runners.worker import data_plane
 from google.api_core import exceptions
 
 from cloud.clients import Cloud
@@ -342,11 +344,9 @@ def message(number: int, data: bytes) -> Message:
 
 
 @pytest.fixture
-def faulty(example: Path) -> list[Message]:
+def faulty() -> list[Message]:
     """Six messages: four without a feature that the cure replaces, two that cannot be helped."""
-    rows = pq.read_table(example / "transactions.parquet").slice(0, 5).to_pylist()
     good = [{name: float(i) for i, name in enumerate(FEATURES)} | {"sequence": n} for n in range(5)]
-    assert len(rows) == 5
     bodies = [orjson.dumps(row | {"V1": None}) for row in good[:4]]
     bodies += [b"\xff not JSON", orjson.dumps(good[4] | {"V2": "text"})]
     return [message(i, body) for i, body in enumerate(bodies)]
@@ -407,12 +407,35 @@ def test_letters_of_streams_and_of_batch_runs_are_not_replayed_together(
     assert list(reports(tmp_path / "out")) == ["r"]
 
 
+def test_with_several_workers_no_clock_sends_what_is_being_written(
+    run: Callable[..., Result],
+    letters: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker_handlers, "DATA_BUFFER_TIME_LIMIT_MS", 1_000)
+    intervals = []
+
+    class Clock(data_plane.PeriodicThread):  # type: ignore[misc]
+        def __init__(self, interval: float, *rest: Any) -> None:
+            super().__init__(interval, *rest)
+            intervals.append(interval)
+
+    monkeypatch.setattr(data_plane, "PeriodicThread", Clock)
+    flags = {"direct_num_workers": 2, "direct_running_mode": "multi_threading"}
+    assert run(replay, input_files=tmp_path / "out/r", **flags)[0] == 0
+    assert replay_of(tmp_path / "out")["rows_in"] == len(letters)
+    # Elements that are added while a clock's thread sends are lost.
+    assert intervals
+    assert min(intervals) > 86_400
+
+
 def test_wrong_flags_are_told_in_a_line(
     run: Callable[..., Result], letters: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     source = {"input_files": tmp_path / "out/r"}
     subscription = "projects/p/subscriptions/s"
-    refused(run(replay, model=None), 2, "--input_files, --model", "python -m pipelines.replay")
+    refused(run(replay, model=None), 2, "--input_files", "--model", "python -m pipelines.replay")
     refused(run(replay, **source, output_files=None), 2, "missing --output_files")
     refused(run(replay, **source, input_table="p.d.t"), 2, "expected one source")
     refused(run(replay, **source, stage="validat"), 2, "--stage", "nearest: validate")
@@ -488,7 +511,11 @@ def rows_of(servers: LocalCloud, sql: str) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def table(
-    servers: LocalCloud, run: Callable[..., Result], example: Path, request: pytest.FixtureRequest
+    servers: LocalCloud,
+    run: Callable[..., Result],
+    example: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> dict[str, Any]:
     """Flags that write into a table of scores, with 300 rows of the example in it, 3 dead."""
     name = f"{PROJECT}.streams.{request.node.name[:60]}"
@@ -501,9 +528,9 @@ def table(
         "retry_seconds": 20,
     }
     rows = pq.read_table(example / "transactions.parquet").slice(0, 300)
-    pq.write_table(rows, example / "few.parquet")
+    pq.write_table(rows, tmp_path / "few.parquet")
     code, _, err = run(
-        batch_local, input_files=example / "few.parquet", id_column="transaction_id", **flags
+        batch_local, input_files=tmp_path / "few.parquet", id_column="transaction_id", **flags
     )
     assert (code, err) == (0, "")
     return flags
@@ -579,10 +606,13 @@ def test_of_a_table_only_letters_since_a_time_are_read(
 
 
 def test_a_table_that_holds_no_dead_letters_is_told(
-    servers: LocalCloud, run: Callable[..., Result], table: dict[str, Any]
+    servers: LocalCloud, run: Callable[..., Result]
 ) -> None:
-    refused(run(replay, input_table=table["output_table"], **table), 1, "lacks failed_at")
-    refused(run(replay, input_table=f"{PROJECT}.streams.none", **table), 1, "cannot be read")
+    other = f"{PROJECT}.streams.of_another_kind"
+    servers.cloud.bigquery().query(f"CREATE TABLE `{other}` (row_id STRING, stage STRING)").result()
+    flags = {"project": PROJECT, "retry_seconds": 20}
+    refused(run(replay, input_table=other, **flags), 1, "no table of dead letters", "failed_at")
+    refused(run(replay, input_table=f"{PROJECT}.streams.none", **flags), 1, "cannot be read")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -733,6 +763,20 @@ def test_two_replays_of_one_subscription_do_not_replace_each_other(
         "m-3",
         "m-9",
     ]
+
+
+def test_letters_that_went_back_to_their_topic_count_on_and_double_nothing(
+    run: Callable[..., Result], box: Mailbox, example: Path, tmp_path: Path
+) -> None:
+    flags = {"input_subscription": box.subscription}
+    code, _, _ = run(replay, **flags, model=example / "model", dead_letter_topic=box.topic)
+    assert code == 1
+    assert len(box.bodies()) == 1 + 6 + 6
+    assert run(replay, **flags)[0] == 0
+    report = replay_of(tmp_path / "out")
+    assert (report["rows_in"], report["rows_scored"]) == (6, 4)
+    assert {letter["attempts"] for letter in dead_letters(tmp_path / "out")} == {3}
+    assert box.bodies() == [b"a stranger"]
 
 
 def test_max_messages_bounds_a_replay(

@@ -103,10 +103,13 @@ class Sink:
 
 
 @pytest.fixture
-def sink(emulators: LocalCloud, dataset: str) -> Sink:
+def sink(emulators: LocalCloud, dataset: str) -> Iterator[Sink]:
     # A server that is gone is not waited for long.
     cloud = replace(emulators.cloud, retry_seconds=2.0)
-    return Sink(cloud, TableName.parse(f"{dataset}.t", "output_table"))
+    sink = Sink(cloud, TableName.parse(f"{dataset}.t", "output_table"))
+    yield sink
+    # The emulator gets slower with each table that it has.
+    sink.client.delete_dataset(dataset, delete_contents=True, not_found_ok=True)
 
 
 def scored(destination: TableDestination, *ids: str, at: datetime = NOON) -> pa.RecordBatch:
@@ -573,15 +576,13 @@ class Case:
         return "".join(sorted(self.present + self.earlier))
 
 
-TRUNCATE = {"write_disposition": "truncate"}
 CASES = {
     "append": Case(),
-    "truncate": Case(TRUNCATE, after="12"),
+    "truncate": Case({"write_disposition": "truncate"}, after="12"),
     "empty": Case({"write_disposition": "empty"}, present="", after="12"),
     "no column of the run": Case({"schema": REFERENCE, "time_column": "at"}),
     "in the place of an earlier attempt": Case(earlier="13"),
     "by a query": Case(form=FORMS["required columns"]),
-    "truncate by a query": Case(TRUNCATE, FORMS["required columns"], after="12"),
 }
 
 
@@ -609,28 +610,20 @@ def crash_and_repeat(
     else:
         run(sink("r", "b"), "1", "2")
     assert "".join(sink.ids()) == case.after
-    # The emulator gets slower with each table that it has.
     for table in sink.tables():
-        sink.client.delete_table(f"{sink.table.project}.{sink.table.dataset}.{table}")
+        sink.client.delete_table(str(sink.table.sibling(table)))
     return died
 
 
-@pytest.mark.parametrize(
-    ("name", "again"),
-    [
-        *((name, "run") for name in CASES),
-        *((name, "step") for name in CASES if "query" not in name),
-    ],
-)
-def test_whatever_was_changed_when_a_process_dies_each_row_is_there_once_in_the_end(
+@pytest.mark.parametrize("again", ["run", "step"])
+@pytest.mark.parametrize("name", CASES)
+def test_before_and_after_the_change_that_counts_a_process_may_die(
     sink: Sink, emulators: LocalCloud, name: str, again: str
 ) -> None:
     # The changes: a table of the attempt, its load job, the job that puts the rows in place.
-    died = [
-        crash_and_repeat(sink, emulators, CASES[name], number, again, of_all=False)
-        for number in (1, 2, 3)
-    ]
-    assert died == [True, True, False]
+    for number, expected in ((2, True), (3, False)):
+        died = crash_and_repeat(sink, emulators, CASES[name], number, again, of_all=False)
+        assert died is expected
 
 
 def test_before_whichever_call_a_process_dies_each_row_is_there_once_in_the_end(
@@ -866,7 +859,7 @@ def test_a_run_that_is_repeated_with_another_disposition_has_its_rows_once(sink:
         assert sink.ids() == ["1", "2"]
 
 
-@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("number", [1, 2])
 def test_a_server_that_dies_while_rows_are_written_costs_a_rerun_and_no_row(
     sink: Sink, emulators: LocalCloud, number: int
 ) -> None:
@@ -934,14 +927,25 @@ def test_each_call_may_fail_once_in_passing(sink: Sink, emulators: LocalCloud, w
     assert sink.ids() == ["1", "2"]
 
 
-def test_what_may_not_be_done_is_told_with_what_would_help(sink: Sink) -> None:
+@pytest.mark.parametrize(
+    ("path", "permission", "part"),
+    [
+        ("/tables", "bigquery.tables.create", "t cannot be written"),
+        ("/jobs", "bigquery.jobs.create", "--billing_project"),
+        ("/upload/storage/v1/b/bucket/o", "storage.objects.create", "--temp_location: gs://bucket"),
+    ],
+)
+def test_what_may_not_be_done_is_told_with_what_would_help(
+    sink: Sink, path: str, permission: str, part: str
+) -> None:
     def answer(method: str, url: str, send: Callable[[], Any]) -> Any:
-        if method == "POST" and url.split("?", maxsplit=1)[0].endswith("/tables"):
-            return response(403, "accessDenied", "Access Denied: bigquery.tables.create")
+        if method == "POST" and url.split("?", maxsplit=1)[0].endswith(path):
+            return response(403, "accessDenied", f"Access Denied: {permission}")
         return send()
 
     with answering(answer):
-        fails(sink().prepare, str(sink.table), "bigquery.tables.create", "grant the account")
+        fails(sink().prepare, permission, part, "grant the account the role")
+    assert sink.tables() == set()
 
 
 def test_who_may_not_look_at_the_bucket_may_write_all_the_same(sink: Sink) -> None:
@@ -955,13 +959,3 @@ def test_who_may_not_look_at_the_bucket_may_write_all_the_same(sink: Sink) -> No
     with answering(answer):
         destination.prepare()
     assert sink.tables() == {"t"}
-
-
-def test_zz_upload(sink: Sink) -> None:
-    def answer(method: str, url: str, send: Callable[[], Any]) -> Any:
-        if "/upload/" in url:
-            return response(403, "forbidden", "no storage.objects.create access")
-        return send()
-
-    with answering(answer):
-        sink().prepare()

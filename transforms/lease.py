@@ -48,15 +48,15 @@ class Lease:
                 time.sleep(min(left, _PAUSE_SECONDS))
                 continue
             until = time.monotonic() + PATIENCE_SECONDS
+            new = []
             with self._lock:
-                known = set(self._held)
-                # A message that came again has another id of acknowledgement.
-                self._held |= {m.message.message_id: m.ack_id for m in received}
-            self._set_deadline([m.ack_id for m in received], DEADLINE_SECONDS)
-            for one in received:
-                if one.message.message_id not in known:
-                    known.add(one.message.message_id)
-                    yield parse(PubsubMessage.serialize(one.message))
+                for one in received:
+                    if one.message.message_id not in self._held:
+                        new.append(one.message)
+                    # A message that came again has another id of acknowledgement.
+                    self._held[one.message.message_id] = one.ack_id
+            self._set_deadline([one.ack_id for one in received], DEADLINE_SECONDS)
+            yield from (parse(PubsubMessage.serialize(message)) for message in new)
 
     def _pull(self, count: int, seconds: float) -> list[Any]:
         """How many messages at most, and how long to wait for one -> those that came."""

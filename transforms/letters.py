@@ -19,10 +19,9 @@ from model_handlers.errors import InputError, UsageError, one_line
 from transforms.decode import content_id
 from transforms.failures import FAILURE_SCHEMA
 from transforms.messages import ATTEMPTS, REPLAYED_ID, STAGE, Message, attempts_of
+from transforms.publish import OWN
 
 STREAM_REPLAY, BATCH_REPLAY = "stream_replay", "batch_replay"
-# Attributes of messages that are ours begin so.
-OWN = "millrace_"
 # What the append of a scored row refuses holds no features.
 UNREPLAYABLE = "write"
 
@@ -158,13 +157,16 @@ def to_message(letter: Letter) -> Message:
 
 
 def from_message(message: Message) -> dict[str, Any] | None:
-    """A message of a dead letter topic -> a record as of FAILURE_SCHEMA, None if it is none."""
+    """A message of a dead letter topic -> a record as of FAILURE_SCHEMA.
+
+    None if it is none, or holds the row no longer: a message has its limits.
+    """
     own = {
         name.removeprefix(OWN): text
         for name, text in message.attributes.items()
         if name.startswith(OWN)
     }
-    if not {"stage", "reason", "failed_at"} <= own.keys():
+    if not {"stage", "reason", "failed_at"} <= own.keys() or "payload_bytes" in own:
         return None
     others = {n: text for n, text in message.attributes.items() if not n.startswith(OWN)}
     told = {"message": {"attributes": others}} if others else {}

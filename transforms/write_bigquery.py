@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 from google.api_core import exceptions
 from google.cloud import bigquery
+from google.cloud.storage.exceptions import InvalidResponse
 
 from cloud.clients import Cloud
 from cloud.errors import retry, told_as
@@ -66,14 +67,16 @@ class TableDestination:
     def prepare(self) -> None:
         """Makes the table if it is not there. Raises OutputError for what would fail the commit:
 
-        no such dataset, no permission, columns that differ, rows where none may
-        be, a temp location that the dataset cannot load from. No table is made then.
+        no such dataset, no permission, columns that differ, rows where none may be, a temp
+        location that cannot be written or loaded from. No table is made then.
         """
         client = self.cloud.bigquery()
         with self._told():
             table = self._find(client)
-            self._check_bucket(table.location if table else self._dataset(client).location)
-            check_writable(self.folder)
+            location = table.location if table else self._dataset(client).location
+            self._check_bucket(location)
+            self._check_files()
+            self._check_jobs(client, location)
             self._check(self._step(client, table or self._create(client)))
 
     def commit(self, files: Sequence[StagedFile]) -> None:
@@ -147,8 +150,13 @@ class TableDestination:
                 "--write_disposition empty says; write to another table, or append"
             )
 
+    def _check_jobs(self, client: bigquery.Client, location: str) -> None:
+        """Who may write a table may not run jobs for all that: a dry run finds out, for free."""
+        dry = bigquery.QueryJobConfig(dry_run=True)
+        client.query("SELECT 1", dry, location=location, retry=self._retry, job_retry=None)
+
     def _check_bucket(self, location: str) -> None:
-        """A dataset's location -> nothing, or OutputError if it loads nothing from the bucket."""
+        """A dataset's location -> nothing, or OutputError if the bucket is none to load from."""
         name = self.folder.root.removeprefix("gs://").split("/")[0]
         with told_as(OutputError, f"--temp_location: bucket {name} cannot be used"):
             try:
@@ -165,6 +173,14 @@ class TableDestination:
                 f"--temp_location is in {bucket.location}, table {self.table} in {location}: "
                 "load jobs need a bucket of the same location"
             )
+
+    def _check_files(self) -> None:
+        """Nothing -> nothing, or OutputError if no file can be made in the bucket."""
+        with told_as(OutputError, f"--temp_location: {self.folder.root} cannot be written"):
+            try:
+                check_writable(self.folder)
+            except InvalidResponse as error:
+                raise exceptions.from_http_response(error.response) from error
 
 
 def loads_from(dataset: str, bucket: str, bucket_type: str | None = None) -> bool:
