@@ -66,8 +66,7 @@ def run(source: beam.PTransform, write: WriteWindows) -> None:
     def check(told: list[tuple[str, int]]) -> None:
         assert len({path for path, _ in told}) == len(told)
         for path, rows in told:
-            (ids,) = (rows_of(Path(path).parent)[Path(path).name],)
-            assert len(ids) == rows
+            assert len(rows_of(Path(path).parent)[Path(path).name]) == rows
 
     options = PipelineOptions(streaming=True)
     with beam.Pipeline("BundleBasedDirectRunner", options) as pipeline:
@@ -187,7 +186,7 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     check_folder(str(tmp_path / "new" / "scores"))
     assert list((tmp_path / "new" / "scores").iterdir()) == []
     (tmp_path / "day" / "a.parquet").mkdir(parents=True)
-    with pytest.raises(OutputError, match=r"day/a.parquet cannot be written: .*Is a directory"):
+    with pytest.raises(OutputError, match=r"day/a.parquet cannot be written: "):
         write_file(str(tmp_path / "day" / "a.parquet"), [batch("r0")], "parquet")
 
 
