@@ -1,28 +1,45 @@
-"""Streams: options to a graph, the graph to an endless run, its rates to the user."""
+"""Streams: options to a graph, the graph to an endless run.
+
+What a run in this process promises: a message is acknowledged when its row, or its dead
+letter, is in every sink (transforms/pull_messages.py). A run that is stopped, by Ctrl-C,
+by SIGTERM or by --stop_after_seconds, first ends what it has taken; one that fails or dies
+leaves the rest to the next reader. So nothing is lost, and after a failure some rows are
+written again, with the same row_id. What it cannot promise:
+
+- One thread does all steps, one after the other, for one bundle at a time, and makes every
+  step anew for each bundle: rates and latencies say nothing about Dataflow's.
+- A step that fails is repeated four times at once; then the run ends with its error. On
+  Dataflow it would be repeated for ever, while the others go on.
+- What waits is kept in memory: the rows of a span of --output_files, and with
+  --deduplicate_seconds all ids that ever came, which also slow every step down.
+- Ids are known since the start: what an earlier run had taken is no duplicate.
+- Messages with an ordering key are scored in order, but not held back for one another.
+"""
 
 from __future__ import annotations
 
-import os
+import functools
 import re
-import sys
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import apache_beam as beam
-import pyarrow as pa
-from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
-from apache_beam.runners.runner import PipelineState
+from apache_beam.options.pipeline_options import (
+    GoogleCloudOptions,
+    PipelineOptions,
+    StandardOptions,
+)
 
 from cloud.clients import Cloud
-from cloud.errors import retry, told_as
+from cloud.endpoints import is_plain
 from model_handlers.contract import Manifest
-from model_handlers.errors import OutputError, UsageError
+from model_handlers.errors import UsageError
 from model_handlers.package import read_manifest
 from model_handlers.torch_model import TorchModelHandler
-from pipelines.beam_args import beam_options, runs_in_process
+from pipelines.beam_args import IN_PROCESS_STREAM, beam_options, runs_in_process
 from pipelines.cloud_access import connect
-from pipelines.destinations import check_cluster_by
 from pipelines.graph import ScoreStream, StreamSinks
 from pipelines.options import (
     CloudOptions,
@@ -35,11 +52,10 @@ from pipelines.options import (
     require,
 )
 from pipelines.sources import read_text
-from pipelines.stream_progress import Tally, report_line, start_tally, summary
-from pipelines.subscription import claim, open_subscription, release, temporary
-from transforms.bigquery_schema import TableName
-from transforms.bigquery_tables import check_table, create_table, find_table
-from transforms.commit_files import DEAD_LETTERS, SCORES, make_folder
+from pipelines.stream_in_process import tell, watch
+from pipelines.stream_sinks import open_sinks, prepare_sinks
+from pipelines.subscription import READER, claim, open_subscription, released, temporary
+from transforms.avro_messages import field_names
 from transforms.decode_messages import MessageFormat
 from transforms.encode import (
     CARRIED,
@@ -48,12 +64,11 @@ from transforms.encode import (
     output_schema,
     reference_fields,
 )
-from transforms.failures import FAILURE_SCHEMA, Provenance, utc_now
+from transforms.failures import Provenance, utc_now
+from transforms.pull_messages import PullMessages, open_intake
 from transforms.read_pubsub import ReadMessages
 from transforms.row_format import RowFormat
-
-# How long the last rows may take to the sinks after the last message was decoded.
-SETTLE_SECONDS = 2.0
+from transforms.validate import VECTOR_COLUMN
 
 
 def run_local(parsed: Parsed) -> None:
@@ -69,7 +84,8 @@ def run_local(parsed: Parsed) -> None:
         output_topic=sink.output_topic or sink.output_table or sink.output_files,
         dead_letter_topic=failures.dead_letter_topic
         or failures.dead_letter_table
-        or failures.dead_letter_files,
+        or failures.dead_letter_files
+        or sink.output_table,
     )
     cloud = stream_cloud(parsed, options)
     path = model.model or ""
@@ -129,12 +145,12 @@ def message_format(parsed: Parsed, manifest: Manifest, fields: OutputFields) -> 
 
 
 def _check_avro(found: MessageFormat, manifest: Manifest) -> None:
-    names = {field["name"] for field in found.parsed_avro.get("fields", [])}
+    names = field_names(found.parsed_avro)
     missing = [name for name in manifest.features if name not in names]
-    if missing and "features" not in names:
+    if missing and VECTOR_COLUMN not in names:
         raise UsageError(
             f"--avro_schema lacks the feature {missing[0]!r} of model {manifest.name}, and has no "
-            "array 'features' either"
+            f"array {VECTOR_COLUMN!r} either"
         )
 
 
@@ -152,145 +168,89 @@ def run_stream(
     Raises InputError, OutputError, UsageError: whatever would fail the run is told
     before it starts.
     """
-    run_id = parsed.get(StreamRunOptions).run_id or utc_now().strftime("%Y%m%dT%H%M%SZ")
+    in_process, run = _runs_here(options), parsed.get(StreamRunOptions)
+    run_id = run.run_id or utc_now().strftime("%Y%m%dT%H%M%SZ")
     provenance = Provenance.of(manifest, run_id, name)
     schema = output_schema(fields, manifest, provenance, None)
-    sinks = _sinks(parsed, cloud)
-    failure_sinks = _failure_sinks(parsed, cloud)
-    topics = [topic for topic in (sinks.topic, failure_sinks.topic) if topic]
-    read = message_format(parsed, manifest, fields)
-    _prepare(parsed, sinks, failure_sinks, schema, fields, cloud)
-    source = parsed.get(StreamSourceOptions)
-    subscription, made = open_subscription(source, cloud, topics)
-    graph = ScoreStream(
-        ReadMessages(subscription),
-        read,
-        handler,
-        manifest,
-        fields,
-        provenance,
-        schema,
-        cloud,
-        sinks,
-        failure_sinks,
-        source.deduplicate_seconds,
-        source.max_batch_wait_ms,
-        min(parsed.get(ModelOptions).batch_rows, 4_096),
+    sinks = open_sinks(parsed, cloud)
+    score = _score(
+        parsed,
+        handler=handler,
+        manifest=manifest,
+        fields=fields,
+        provenance=provenance,
+        schema=schema,
+        cloud=cloud,
+        sinks=sinks[0],
+        failure_sinks=sinks[1],
     )
-    in_process = runs_in_process(options)
-    reader = re.sub(r"[^a-z0-9_-]", "_", f"{name}-{run_id}".lower())[:63]
-    with temporary(subscription, made and in_process, cloud):
-        claim(
-            subscription,
-            reader,
-            cloud,
-            lasting=not in_process,
-            shared=source.allow_shared_subscription,
-        )
-        pipeline = beam.Pipeline(options=options)
-        pipeline | "ScoreStream" >> graph
-        if not in_process:
-            pipeline.run()
-            return
-        try:
-            _watch(pipeline, subscription, reader, cloud, parsed.get(StreamRunOptions))
-        finally:
-            release(subscription, reader, cloud)
-
-
-def _sinks(parsed: Parsed, cloud: Cloud) -> StreamSinks:
-    flags = parsed.get(StreamSinkOptions)
-    table = flags.output_table
-    return StreamSinks(
-        flags.output_topic,
-        None if table is None else TableName.parse(table, "output_table", cloud.project),
-        None if flags.output_files is None else os.path.join(flags.output_files, SCORES),
-        flags.file_seconds,
-    )
-
-
-def _failure_sinks(parsed: Parsed, cloud: Cloud) -> StreamSinks:
-    flags = parsed.get(StreamFailureOptions)
-    table, files = flags.dead_letter_table, flags.dead_letter_files
-    return StreamSinks(
-        flags.dead_letter_topic,
-        None if table is None else TableName.parse(table, "dead_letter_table", cloud.project),
-        None if files is None else os.path.join(files, DEAD_LETTERS),
-        parsed.get(StreamSinkOptions).file_seconds,
-    )
-
-
-def _prepare(
-    parsed: Parsed,
-    sinks: StreamSinks,
-    failure_sinks: StreamSinks,
-    schema: pa.Schema,
-    fields: OutputFields,
-    cloud: Cloud,
-) -> None:
-    """Looks at every sink before the run. Raises OutputError, UsageError."""
     cluster_by = parsed.get(StreamSinkOptions).cluster_by or ()
-    check_cluster_by(cluster_by, schema)
-    for to, rows, time_column, clusters in (
-        (sinks, schema, fields.time_column, cluster_by),
-        (failure_sinks, FAILURE_SCHEMA, "failed_at", ()),
-    ):
-        if to.table is not None:
-            with told_as(OutputError, f"table {to.table} cannot be written"):
-                client = cloud.bigquery()
-                table = find_table(client, to.table, cloud) or create_table(
-                    client, to.table, rows, time_column, clusters, cloud
-                )
-            check_table(table, rows, clusters)
-        if to.topic is not None:
-            with told_as(OutputError, f"topic {to.topic} cannot be published to"):
-                cloud.publisher().get_topic(topic=to.topic, retry=retry(cloud.retry_seconds))
-        if to.folder is not None:
-            make_folder(to.folder)
-
-
-def _watch(
-    pipeline: beam.Pipeline,
-    subscription: str,
-    reader: str,
-    cloud: Cloud,
-    options: StreamRunOptions,
-) -> None:
-    """A pipeline in this process -> run until Ctrl-C, or until no message came for long enough.
-
-    Raises what the pipeline raised.
-    """
-    tally = start_tally()
-    result = pipeline.run()
-    begin = told = time.monotonic()
-    rows = 0
-    try:
-        while not PipelineState.is_terminal(result.state):
-            time.sleep(0.2)
-            now = time.monotonic()
-            if now - told >= options.report_seconds:
-                _tell(report_line(tally, tally.received - rows, now - told))
-                rows, told = tally.received, now
-                claim(subscription, reader, cloud, lasting=False, shared=True)
-            idle = now - max(tally.last_message, begin)
-            if options.stop_after_seconds is not None and idle > options.stop_after_seconds:
-                break
+    prepare_sinks(*sinks, schema, fields, cluster_by, cloud)
+    reader = re.sub(r"[^a-z0-9_-]", "_", f"{name}-{run_id}".lower())[:63]
+    pipeline = beam.Pipeline(options=options)
+    with _subscription(parsed, pipeline, reader, sinks, cloud) as (subscription, made):
+        if in_process:
+            hold = (score.keywords["max_batch_wait_ms"] or 0) / 1000
+            with open_intake(cloud, subscription, hold) as intake:
+                pipeline | "ScoreStream" >> score(source=PullMessages(intake))
+                watch(pipeline, intake, subscription, reader, cloud, run)
         else:
-            result.wait_until_finish()
-    except KeyboardInterrupt:
-        _tell("stopping: what was taken from the subscription is scored first")
-    _settle(tally)
-    seconds = time.monotonic() - begin
-    _tell(summary(tally, seconds))
+            pipeline | "ScoreStream" >> score(source=ReadMessages(subscription))
+            _tell_started(pipeline.run(), subscription, made)
 
 
-def _settle(tally: Tally, patience: float = 30.0) -> None:
-    """Waits until every row that was received is scored or dead-lettered, and a little more."""
-    deadline = time.monotonic() + patience
-    while tally.received != tally.scored + tally.dead_letters and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(SETTLE_SECONDS)
+def _score(parsed: Parsed, **fields: Any) -> functools.partial[ScoreStream]:
+    """Flags and the other fields of ScoreStream -> all but its source. Raises UsageError."""
+    source = parsed.get(StreamSourceOptions)
+    return functools.partial(
+        ScoreStream,
+        message_format=message_format(parsed, fields["manifest"], fields["fields"]),
+        deduplicate_seconds=source.deduplicate_seconds,
+        max_batch_wait_ms=source.max_batch_wait_ms,
+        batch_rows=min(parsed.get(ModelOptions).batch_rows, 4_096),
+        **fields,
+    )
 
 
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+@contextmanager
+def _subscription(
+    parsed: Parsed,
+    pipeline: beam.Pipeline,
+    reader: str,
+    sinks: tuple[StreamSinks, StreamSinks],
+    cloud: Cloud,
+) -> Iterator[tuple[str, bool]]:
+    """Flags -> the subscription, which its label says is read, and whether it was made for it.
+
+    One that was made for a run in this process is removed when the block ends.
+    """
+    source = parsed.get(StreamSourceOptions)
+    in_process = runs_in_process(pipeline.options)
+    topics = [to.topic for to in sinks if to.topic]
+    name, made = open_subscription(source, cloud, topics)
+    update = bool(pipeline.options.view_as(GoogleCloudOptions).update)
+    shared = source.allow_shared_subscription or update
+    with temporary(name, made and in_process, cloud):
+        labelled = claim(name, reader, cloud, lasting=not in_process, shared=shared)
+        if not (labelled or is_plain(cloud.endpoints.pubsub)):
+            tell(f"{name} cannot be labelled by this account: a second reader is not noticed")
+        with released(name, reader, cloud, always=in_process):
+            yield name, made
+
+
+def _runs_here(options: PipelineOptions) -> bool:
+    """Beam's options -> whether the stream runs in this process. Raises UsageError."""
+    runner = options.view_as(StandardOptions).runner
+    if runs_in_process(options) and runner != IN_PROCESS_STREAM:
+        raise UsageError(f"--runner {runner} reads no Pub/Sub: leave it out to run in this process")
+    return bool(runner == IN_PROCESS_STREAM)
+
+
+def _tell_started(result: Any, subscription: str, made: bool) -> None:
+    """A job that goes on after this process -> what its user has to know."""
+    job = getattr(result, "job_id", None)
+    if callable(job):
+        tell(f"started job {job()}")
+    tell(f"when it has ended, remove the label {READER} of {subscription}")
+    if made:
+        tell("or delete the subscription, which was made for it")

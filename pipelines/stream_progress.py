@@ -14,6 +14,7 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from apache_beam.metrics import Metrics
 
 from transforms.record_batch import MESSAGE, struct_columns
@@ -24,17 +25,21 @@ SAMPLED_ROWS = 100
 
 @dataclass
 class Tally:
-    """What has happened since the start. latencies: milliseconds since the last report."""
+    """What has happened since the start. latencies: milliseconds since the last report.
+
+    refused: rows that were scored, of which a sink made dead letters.
+    """
 
     received: int = 0
     scored: int = 0
     dead_letters: int = 0
+    refused: int = 0
     latencies: list[np.ndarray] = field(default_factory=list)
-    last_message: float = field(default_factory=time.monotonic)
 
 
 _lock = threading.Lock()
-_tally = Tally()
+# Only where somebody takes the latencies they are kept.
+_tally: Tally | None = None
 
 
 def start_tally() -> Tally:
@@ -47,14 +52,17 @@ def start_tally() -> Tally:
 def count_received(batch: pa.RecordBatch) -> None:
     """Rows that were decoded, or failed to be -> nothing; they are counted."""
     with _lock:
-        _tally.received += batch.num_rows
-        _tally.last_message = time.monotonic()
+        if _tally is not None:
+            _tally.received += batch.num_rows
 
 
 def count_dead_letters(failures: pa.RecordBatch) -> None:
     """Failure records -> nothing; they are counted."""
     with _lock:
-        _tally.dead_letters += failures.num_rows
+        if _tally is not None:
+            refused = pc.sum(pc.equal(failures.column("stage"), "write")).as_py() or 0
+            _tally.refused += refused
+            _tally.dead_letters += failures.num_rows - refused
 
 
 def take_latencies(tally: Tally) -> np.ndarray:
@@ -84,8 +92,9 @@ class _MeasureDoFn(beam.DoFn):
             for value in values[::step].astype(np.int64).tolist():
                 metric.update(value)
         with _lock:
-            _tally.scored += batch.num_rows
-            _tally.latencies.append(total)
+            if _tally is not None:
+                _tally.scored += batch.num_rows
+                _tally.latencies.append(total)
         yield batch
 
 
@@ -107,7 +116,7 @@ def report_line(tally: Tally, rows: int, seconds: float) -> str:
     latencies = take_latencies(tally)
     line = (
         f"{tally.received:>10,} received  {tally.scored:>10,} scored  "
-        f"{tally.dead_letters:>6,} dead letters  {rows / seconds:>8,.1f} rows/s"
+        f"{tally.dead_letters + tally.refused:>6,} dead letters  {rows / seconds:>8,.1f} rows/s"
     )
     if len(latencies):
         p50, p95, p99 = np.percentile(latencies, [50, 95, 99])
@@ -118,13 +127,16 @@ def report_line(tally: Tally, rows: int, seconds: float) -> str:
 def summary(tally: Tally, seconds: float) -> str:
     """A tally at the end of a run -> some lines of text, with the balance."""
     missing = tally.received - tally.scored - tally.dead_letters
-    balance = (
-        "rows received = scored + dead letters" if not missing else f"{missing:,} rows missing"
-    )
+    balance = "rows received = scored + dead letters"
+    if missing:
+        balance = f"{abs(missing):,} rows {'missing' if missing > 0 else 'too many'}"
     lines = [
         ("received", f"{tally.received:>12,}  in {seconds:,.0f} s"),
         ("scored", f"{tally.scored:>12,}"),
         ("dead letters", f"{tally.dead_letters:>12,}"),
-        ("balance", balance),
     ]
+    if tally.refused:
+        told = "scored, then refused by an output: dead letters as well"
+        lines.append(("refused", f"{tally.refused:>12,}  {told}"))
+    lines.append(("balance", balance))
     return "\n".join(f"{name:<13} {value}".rstrip() for name, value in lines)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from google.api_core import exceptions
 
 from cloud.clients import Cloud
 from cloud.errors import retry, told_as
-from model_handlers.errors import InputError, UsageError
+from model_handlers.errors import InputError, MillraceError, UsageError
 from pipelines.options import StreamSourceOptions
 
 READER = "millrace_reader"
 UNTIL = "millrace_reader_until"
+# What UNTIL says of a job that runs elsewhere; of a run in this process, a time.
+LASTING = "0"
 # How long a run in this process is believed to live after it last said so.
 LEASE_SECONDS = 120
 
@@ -37,8 +41,14 @@ def check_subscription(subscription: Any, output_topics: list[str]) -> None:
             "they are only waiting; remove it (gcloud pubsub subscriptions update NAME "
             "--clear-dead-letter-policy), dead letters are what --dead_letter_* is for"
         )
-    if subscription.push_config.push_endpoint:
-        raise UsageError(f"{name} pushes its messages: expected a subscription that is pulled")
+    for kind, target in (
+        ("pushes its messages", subscription.push_config.push_endpoint),
+        ("writes its messages to BigQuery", subscription.bigquery_config.table),
+        ("writes its messages to Cloud Storage", subscription.cloud_storage_config.bucket),
+        ("is detached from its topic", subscription.detached),
+    ):
+        if target:
+            raise UsageError(f"{name} {kind}: expected a subscription that is pulled")
     lifetime = subscription.expiration_policy.ttl.total_seconds()
     kept = subscription.message_retention_duration.total_seconds()
     if lifetime and lifetime < kept:
@@ -76,7 +86,11 @@ def open_subscription(
         raise UsageError(f"{options.input_topic} is input and output: choose another topic")
     project, topic = re.fullmatch(r"projects/(.+)/topics/(.+)", options.input_topic).groups()  # type: ignore[union-attr]
     name = f"projects/{project}/subscriptions/millrace-{topic[:200]}-{uuid.uuid4().hex[:8]}"
-    with told_as(InputError, f"a subscription of {options.input_topic} cannot be made"):
+    # The name is new: if it is there, an attempt before this one made it.
+    with (
+        told_as(InputError, f"a subscription of {options.input_topic} cannot be made"),
+        contextlib.suppress(exceptions.AlreadyExists),
+    ):
         cloud.subscriber().create_subscription(
             request={"name": name, "topic": options.input_topic, "ack_deadline_seconds": 60},
             retry=retry(cloud.retry_seconds),
@@ -88,47 +102,74 @@ def claim(name: str, reader: str, cloud: Cloud, *, lasting: bool, shared: bool) 
     """A subscription and who reads it -> whether its label now says so.
 
     lasting: the reader goes on after this process. shared: another reader is fine.
-    Raises UsageError where the label names another reader. A server without labels, as
-    the emulator, answers False.
+    Raises UsageError where the label names another reader, InputError. Where labels cannot
+    be set, by the emulator or by this account, the answer is False.
     """
-    client = cloud.subscriber()
-    found = client.get_subscription(subscription=name, retry=retry(cloud.retry_seconds))
-    other, until = found.labels.get(READER, ""), found.labels.get(UNTIL, "0")
-    alive = until == "0" or float(until) > time.time()
-    if other and other != reader and alive and not shared:
-        raise UsageError(
-            f"{name} is read by {other}, as its label {READER} says: two readers would each get a "
-            "part of the messages. Stop that job, or remove the label if it is gone, or say "
-            "--allow_shared_subscription"
+    with told_as(InputError, f"subscription {name} cannot be read"):
+        found = cloud.subscriber().get_subscription(
+            subscription=name, retry=retry(cloud.retry_seconds)
         )
-    labels = dict(found.labels)
-    labels[READER] = reader
-    labels[UNTIL] = "0" if lasting else str(int(time.time() + LEASE_SECONDS))
-    return _set_labels(client, name, labels, cloud)
+        other, left = found.labels.get(READER, ""), _lease_left(found.labels.get(UNTIL, ""))
+        if other and other != reader and left > 0 and not shared:
+            until = "" if math.isinf(left) else f" for {left:,.0f} s more"
+            raise UsageError(
+                f"{name} is read by {other}, as its label {READER} says{until}: two readers would "
+                "each get a part of the messages. Stop that job; if it is gone, remove the label "
+                f"(gcloud pubsub subscriptions update {name} --remove-labels={READER},{UNTIL}); or "
+                "say --allow_shared_subscription"
+            )
+        labels = dict(found.labels)
+        labels[READER] = reader
+        labels[UNTIL] = LASTING if lasting else str(int(time.time() + LEASE_SECONDS))
+        return _set_labels(name, labels, cloud)
+
+
+def _lease_left(until: str) -> float:
+    """A label's text -> the seconds for which its reader is believed to live."""
+    return int(until) - time.time() if until.isdecimal() and until != LASTING else math.inf
+
+
+def renew(name: str, reader: str, cloud: Cloud) -> None:
+    """A subscription that was claimed -> its label lasts; if not now, then at the next call."""
+    with contextlib.suppress(MillraceError):
+        claim(name, reader, replace(cloud, retry_seconds=1.0), lasting=False, shared=True)
 
 
 def release(name: str, reader: str, cloud: Cloud) -> None:
-    """A subscription and who read it -> without its label."""
-    client = cloud.subscriber()
-    with contextlib.suppress(exceptions.GoogleAPICallError):
-        labels = dict(client.get_subscription(subscription=name).labels)
+    """A subscription and who read it -> without its label, if it is still there."""
+    with contextlib.suppress(exceptions.GoogleAPIError):
+        patient = retry(min(cloud.retry_seconds, 10.0))
+        found = cloud.subscriber().get_subscription(subscription=name, retry=patient)
+        labels = dict(found.labels)
         if labels.pop(READER, None) == reader:
             labels.pop(UNTIL, None)
-            _set_labels(client, name, labels, cloud)
+            _set_labels(name, labels, cloud)
 
 
-def _set_labels(client: Any, name: str, labels: dict[str, str], cloud: Cloud) -> bool:
+def _set_labels(name: str, labels: dict[str, str], cloud: Cloud) -> bool:
     try:
-        client.update_subscription(
+        cloud.subscriber().update_subscription(
             request={
                 "subscription": {"name": name, "labels": labels},
                 "update_mask": {"paths": ["labels"]},
             },
             retry=retry(cloud.retry_seconds),
         )
-    except exceptions.InvalidArgument:
+    except (exceptions.InvalidArgument, exceptions.PermissionDenied):
         return False
     return True
+
+
+@contextlib.contextmanager
+def released(name: str, reader: str, cloud: Cloud, *, always: bool) -> Iterator[None]:
+    """A subscription that was claimed -> released when the block fails, or always at its end."""
+    try:
+        yield
+    except BaseException:
+        release(name, reader, cloud)
+        raise
+    if always:
+        release(name, reader, cloud)
 
 
 @contextlib.contextmanager
@@ -138,5 +179,7 @@ def temporary(name: str, made: bool, cloud: Cloud) -> Iterator[None]:
         yield
     finally:
         if made:
-            with contextlib.suppress(exceptions.GoogleAPICallError):
-                cloud.subscriber().delete_subscription(subscription=name)
+            with contextlib.suppress(exceptions.GoogleAPIError):
+                cloud.subscriber().delete_subscription(
+                    subscription=name, retry=retry(min(cloud.retry_seconds, 10.0))
+                )

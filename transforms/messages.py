@@ -34,10 +34,12 @@ class Message(NamedTuple):
 
 
 def parse(element: Any) -> Message:
-    """A serialized PubsubMessage, or Beam's object of that name -> a Message.
+    """A serialized PubsubMessage, Beam's object of that name, or a Message -> a Message.
 
-    Runners differ in what their source gives: Dataflow's the bytes, the local one the object.
+    Sources differ in what they give: Dataflow's the bytes, Beam's local one the object.
     """
+    if isinstance(element, Message):
+        return element
     if isinstance(element, bytes):
         proto = _Proto.FromString(element)
         time = proto.publish_time

@@ -14,16 +14,11 @@ class ReadMessages(ReadFromPubSub):  # type: ignore[misc]
 
     Beam's own transform turns each message into an object of proto-plus, which takes
     more time than all else that is done to it; this one leaves it serialized. Runners
-    know it by its base class. The event time is that of publishing, or the attribute
-    `timestamp_attribute`.
+    know it by its base class.
     """
 
-    def __init__(self, subscription: str, timestamp_attribute: str | None = None) -> None:
-        super().__init__(
-            subscription=subscription,
-            with_attributes=True,
-            timestamp_attribute=timestamp_attribute,
-        )
+    def __init__(self, subscription: str) -> None:
+        super().__init__(subscription=subscription, with_attributes=True)
 
     def expand(self, pbegin: Any) -> beam.PCollection[Any]:
         """The runner's own source."""

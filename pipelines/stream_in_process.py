@@ -1,0 +1,100 @@
+"""A stream that runs in this process: until Ctrl-C, or until no message came for long enough."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Any
+
+import apache_beam as beam
+
+from cloud.clients import Cloud
+from pipelines.options import StreamRunOptions
+from pipelines.stream_progress import Tally, report_line, start_tally, summary
+from pipelines.subscription import LEASE_SECONDS, renew
+from transforms.pull_messages import Intake
+
+_POLL_SECONDS = 0.1
+STOPPING = "stopping: what was taken is scored and written first (Ctrl-C again: at once)"
+
+
+def watch(
+    pipeline: beam.Pipeline,
+    intake: Intake,
+    subscription: str,
+    reader: str,
+    cloud: Cloud,
+    options: StreamRunOptions,
+) -> None:
+    """A pipeline that reads an Intake -> run; its rates and its balance on standard error.
+
+    Raises what the pipeline raised, KeyboardInterrupt where it was not let end.
+    """
+    tally, begin = start_tally(), time.monotonic()
+    with _terminated_as_interrupted():
+        # wait_until_finish alone tells that a step failed for good.
+        ended = ThreadPoolExecutor(1).submit(pipeline.run().wait_until_finish)
+        try:
+            try:
+                for _ in _every(LEASE_SECONDS / 4, _reported(ended, intake, tally, options)):
+                    renew(subscription, reader, cloud)
+            except KeyboardInterrupt:
+                tell(f"\n{STOPPING}")
+            intake.end()
+            _wait(ended)
+            intake.finish()
+        except BaseException:
+            tell(f"\n{intake.unfinished:,} messages are not acknowledged: they come again")
+            raise
+        tell(summary(tally, time.monotonic() - begin))
+
+
+def _reported(
+    ended: Future[Any], intake: Intake, tally: Tally, options: StreamRunOptions
+) -> Iterator[None]:
+    """A run -> nothing, again and again until it has ended or is to end; tells its rates."""
+    told, rows = time.monotonic(), 0
+    while not wait([ended], _POLL_SECONDS).done:
+        now = time.monotonic()
+        if now - told >= options.report_seconds:
+            tell(report_line(tally, tally.received - rows, now - told))
+            rows, told = tally.received, now
+        patience = options.stop_after_seconds
+        if patience is not None and intake.quiet_seconds > patience:
+            return
+        yield
+
+
+def _every(seconds: float, steps: Iterator[None]) -> Iterator[None]:
+    """Steps -> those of them that are so far apart."""
+    last = time.monotonic()
+    for _ in steps:
+        if time.monotonic() - last > seconds:
+            last = time.monotonic()
+            yield
+
+
+def _wait(ended: Future[Any]) -> None:
+    """Waits as Ctrl-C may interrupt it. Raises what the pipeline raised."""
+    while not wait([ended], _POLL_SECONDS).done:
+        pass
+    ended.result()
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Containers and service managers end a process by SIGTERM: as Ctrl-C."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def tell(line: str) -> None:
+    """A line -> standard error, at once."""
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,101 @@
+"""Across bundles no message is lost, and only what came before is dropped."""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.io.gcp.pubsub import PubsubMessage
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.testing.test_stream import TestStream as Script
+from apache_beam.testing.util import assert_that, equal_to
+
+from transforms.gather_messages import DropDuplicates, GatherMessages, as_bytes
+from transforms.messages import Message, parse, serialize
+
+# The clock of a script begins at zero, and timers are set by the machine's: so many seconds
+# of the script are before any timer, and as many more after all of them.
+BEFORE = int(time.time()) - 10_000
+AFTER = 1_000_000
+
+
+def raw(number: int, text: str = "{}") -> bytes:
+    return serialize(Message(text.encode(), {"n": str(number)}, f"m{number}", 1_000_000, ""))
+
+
+def run(source: Script, step: beam.PTransform, check: Callable[[list[Any]], None]) -> None:
+    """A script through a step, on the one runner of Beam's own that knows scripts."""
+    with beam.Pipeline("BundleBasedDirectRunner", PipelineOptions(streaming=True)) as pipeline:
+        assert_that(pipeline | source | step, check)
+
+
+def ids(messages: Iterable[Any]) -> list[str]:
+    return [parse(message).message_id for message in messages]
+
+
+def test_messages_are_serialized_once_whatever_form_they_come_in() -> None:
+    message = raw(1)
+    assert as_bytes(message) is message
+    assert as_bytes(PubsubMessage._from_proto_str(message)) == message
+
+
+def test_duplicates_are_dropped_until_their_time_is_over() -> None:
+    source = (
+        Script()
+        .add_elements([raw(1), raw(2), raw(1)])
+        .add_elements([raw(2), raw(3)])
+        .advance_processing_time(BEFORE)
+        .add_elements([raw(1, "other bytes")])
+        .advance_processing_time(AFTER)
+        .add_elements([raw(1, "again"), raw(4), raw(4)])
+        .advance_watermark_to_infinity()
+    )
+    wanted = [raw(1), raw(2), raw(3), raw(1, "again"), raw(4)]
+    run(source, DropDuplicates(60), equal_to(wanted))
+
+
+def test_messages_wait_for_those_of_other_bundles_and_none_is_lost() -> None:
+    source = Script()
+    for i in range(7):
+        source = source.add_elements([raw(i)])
+    source = source.advance_processing_time(BEFORE).add_elements([raw(7), raw(8)])
+    source = source.advance_processing_time(AFTER).add_elements([raw(9)])
+    source = source.advance_processing_time(AFTER)
+
+    def check(found: list[Any]) -> None:
+        assert sorted(i for part in found for i in ids(part)) == [f"m{i}" for i in range(10)]
+        assert all(type(part) is list for part in found)
+        # Full ones as soon as there are so many, what waited when its time was over, then the
+        # last one.
+        assert sorted(map(len, found)) == [1, 1, 4, 4]
+
+    run(source.advance_watermark_to_infinity(), GatherMessages(4, 50), check)
+
+
+def test_what_still_waits_at_the_end_comes_out() -> None:
+    with beam.Pipeline("FnApiRunner") as pipeline:
+        gathered = pipeline | beam.Create(list(map(raw, range(5)))) | GatherMessages(1_000, 10**7)
+
+        def check(parts: list[Any]) -> None:
+            assert sorted(i for part in parts for i in ids(part)) == [f"m{i}" for i in range(5)]
+
+        assert_that(gathered, check)
+
+
+@beam.ptransform_fn
+def dropped_and_gathered(messages: beam.PCollection[bytes]) -> beam.PCollection[list[bytes]]:
+    return messages | DropDuplicates(600) | GatherMessages(7, 100)
+
+
+def test_messages_of_many_bundles_that_are_dropped_and_gathered_are_each_there_once() -> None:
+    source = Script()
+    for start in range(0, 200, 20):
+        # Each comes twice, half a script later.
+        source = source.add_elements([raw(i % 100) for i in range(start, start + 20)])
+    source = source.advance_processing_time(BEFORE + AFTER).advance_watermark_to_infinity()
+
+    def check(found: list[Any]) -> None:
+        assert sorted(i for part in found for i in ids(part)) == sorted(f"m{i}" for i in range(100))
+        assert max(map(len, found)) == 7
+
+    run(source, dropped_and_gathered(), check)

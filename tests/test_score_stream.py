@@ -1,0 +1,251 @@
+"""The graph of a stream: messages in = rows + dead letters, and one bad message costs itself."""
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import pyarrow.parquet as pq
+import pytest
+import torch
+from apache_beam.io.gcp.pubsub import PubsubMessage
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.portability import common_urns
+from apache_beam.portability.api.org.apache.beam.model.pipeline.v1.beam_runner_api_pb2 import (
+    PubSubReadPayload,
+)
+from apache_beam.testing.test_stream import TestStream as Script
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cloud.clients import Cloud
+from cloud.endpoints import Endpoints
+from model_handlers.contract import Manifest
+from model_handlers.torch_model import TorchModelHandler
+from pipelines.graph import ScoreStream, StreamSinks
+from pipelines.stream_progress import start_tally, summary
+from transforms.bigquery_schema import TableName
+from transforms.decode_messages import MessageFormat
+from transforms.encode import CARRIED, OutputFields, choose_fields, output_schema
+from transforms.failures import Provenance
+from transforms.messages import Message, serialize
+from transforms.read_pubsub import ReadMessages
+from transforms.row_format import RowFormat
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+Make = Callable[..., Any]
+
+
+class Tiny(torch.nn.Module):
+    """Sum of a row and its first two values; fails on a = -7, answers NaN to b = -7."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if bool((x[:, 0] == -7).any()):
+            raise ValueError("seven is not wanted")
+        total = torch.where(x[:, 1] == -7, torch.full_like(x[:, 1], float("nan")), x.sum(dim=1))
+        return total, x[:, :2]
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory: pytest.TempPathFactory, make_manifest: Make) -> tuple[str, Manifest]:
+    """A model package of Tiny: its path and manifest."""
+    folder = tmp_path_factory.mktemp("tiny-stream")
+    torch.jit.script(Tiny()).save(str(folder / "model.pt"))
+    digest = hashlib.sha256((folder / "model.pt").read_bytes()).hexdigest()
+    manifest: Manifest = make_manifest(sha256=digest)
+    (folder / "model.json").write_text(manifest.to_json())
+    return str(folder), manifest
+
+
+class Scored:
+    """What a run wrote into a folder, and what its counters say."""
+
+    def __init__(self, folder: Path, summary: str) -> None:
+        tables = [pq.read_table(path) for path in (folder / "scores").glob("*/*.parquet")]
+        self.rows = [row for table in tables for row in table.to_pylist()]
+        lines = [p.read_text() for p in (folder / "dead_letters").glob("*/*.jsonl")]
+        self.letters = [json.loads(line) for text in lines for line in text.splitlines()]
+        self.summary = summary
+
+    @property
+    def ids(self) -> list[str]:
+        return sorted(record["row_id"] for record in (*self.rows, *self.letters))
+
+    @property
+    def reasons(self) -> Counter[tuple[str, str]]:
+        return Counter((letter["stage"], letter["reason"]) for letter in self.letters)
+
+
+Run = Callable[..., Scored]
+
+
+@pytest.fixture(scope="session")
+def run(
+    package: tuple[str, Manifest],
+    provenance: Provenance,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Run:
+    path, manifest = package
+
+    def score(
+        source: beam.PTransform,
+        runner: str = "FnApiRunner",
+        change: Callable[[OutputFields], OutputFields] = lambda fields: fields,
+        **given: Any,
+    ) -> Scored:
+        folder = tmp_path_factory.mktemp("run")
+        fields = change(choose_fields(manifest, given.pop("output_fields", None), stream=True))
+        read = MessageFormat(RowFormat(manifest, None, fields.source, CARRIED))
+        graph = ScoreStream(
+            source,
+            read,
+            TorchModelHandler(path, manifest, outputs=fields.needed),
+            manifest,
+            fields,
+            provenance,
+            output_schema(fields, manifest, provenance, None),
+            Cloud("some-project", Endpoints()),
+            StreamSinks(folder=str(folder / "scores"), file_seconds=3_600),
+            StreamSinks(folder=str(folder / "dead_letters"), file_seconds=3_600),
+            **given,
+        )
+        tally = start_tally()
+        streaming = runner != "FnApiRunner"
+        with beam.Pipeline(runner, PipelineOptions(streaming=streaming)) as pipeline:
+            pipeline | graph
+        return Scored(folder, summary(tally, 1.0))
+
+    return score
+
+
+def raw(number: int, body: Any) -> bytes:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return serialize(Message(data, {}, f"m{number}", 1_700_000_000_000_000 + number, ""))
+
+
+def create(bodies: Iterable[Any]) -> beam.PTransform:
+    return beam.Create([raw(i, body) for i, body in enumerate(bodies)])
+
+
+GOOD = {"a": 1.0, "b": 2.0, "c": 3.0}
+LOST = [
+    (b"not JSON", ("decode", "invalid_json")),
+    (b"", ("decode", "empty_message")),
+    ({"a": 1, "b": 2}, ("decode", "missing_feature")),
+    ({**GOOD, "c": None}, ("validate", "null")),
+    ({**GOOD, "c": 1e39}, ("validate", "not_finite")),
+    ({**GOOD, "a": -7}, ("infer", "model_error")),
+    ({**GOOD, "b": -7}, ("infer", "not_finite_score")),
+]
+
+
+def test_a_bad_message_of_any_kind_costs_itself_and_no_other(run: Run) -> None:
+    bodies = [body for lost, _ in LOST for body in (GOOD, lost, {"features": [1, 2, 3]})]
+    scored = run(create(bodies))
+    assert scored.ids == sorted(f"m{i}" for i in range(len(bodies)))
+    assert {row["row_id"] for row in scored.rows} == {f"m{i}" for i in range(21) if i % 3 != 1}
+    assert {row["score"] for row in scored.rows} == {6.0}
+    told = {letter["row_id"]: (letter["stage"], letter["reason"]) for letter in scored.letters}
+    assert told == {f"m{3 * i + 1}": reason for i, (_, reason) in enumerate(LOST)}
+    for letter in scored.letters:
+        body = bodies[int(letter["row_id"][1:])]
+        sent = body if isinstance(body, bytes) else json.dumps(body).encode()
+        assert letter["payload"].encode() == sent
+    assert "balance       rows received = scored + dead letters" in scored.summary
+
+
+VALUES = st.sampled_from([1.0, -7.0, 0.0, None, 1e39, "x", True])
+BODIES = st.one_of(
+    st.fixed_dictionaries({"a": VALUES, "b": VALUES, "c": VALUES}),
+    st.lists(VALUES, min_size=2, max_size=4).map(lambda values: {"features": values}),
+    st.binary(max_size=5),
+)
+
+
+@settings(max_examples=15)
+@given(bodies=st.lists(BODIES, max_size=12))
+def test_messages_are_rows_plus_dead_letters(run: Run, bodies: list[Any]) -> None:
+    scored = run(create(bodies))
+    assert scored.ids == sorted(f"m{i}" for i in range(len(bodies)))
+    assert all(math.isfinite(row["score"]) for row in scored.rows)
+    assert f"received      {len(bodies):>12}" in scored.summary
+    assert f"scored        {len(scored.rows):>12}" in scored.summary
+    assert f"dead letters  {len(scored.letters):>12}" in scored.summary
+    assert "balance       rows received = scored + dead letters" in scored.summary
+
+
+def test_one_bundle_after_the_other_is_scored_on_the_runner_of_streams(run: Run) -> None:
+    source = Script()
+    for start in range(0, 60, 20):
+        # Beam's own source of that runner gives objects instead of bytes.
+        messages = [raw(i, GOOD if i % 10 else b"{") for i in range(start, start + 20)]
+        source = source.add_elements(map(PubsubMessage._from_proto_str, messages))
+    scored = run(source.advance_watermark_to_infinity(), "BundleBasedDirectRunner")
+    assert scored.ids == sorted(f"m{i}" for i in range(60))
+    assert scored.reasons == {("decode", "invalid_json"): 6}
+
+
+def test_duplicates_are_dropped_and_messages_gathered_before_they_are_scored(run: Run) -> None:
+    bodies = [GOOD] * 30
+    twice = [raw(i, body) for i, body in enumerate(bodies)] * 2
+    scored = run(beam.Create(twice), deduplicate_seconds=600, max_batch_wait_ms=100)
+    assert scored.ids == sorted(f"m{i}" for i in range(30))
+
+
+def test_the_graph_can_be_sent_to_a_service(
+    package: tuple[str, Manifest], provenance: Provenance
+) -> None:
+    path, manifest = package
+    fields = choose_fields(manifest, stream=True)
+    table = TableName("some-project", "d", "t")
+    sinks = StreamSinks("projects/some-project/topics/out", table, "gs://bucket/out", 300)
+    pipeline = beam.Pipeline(options=PipelineOptions(streaming=True))
+    pipeline | ScoreStream(
+        ReadMessages("projects/some-project/subscriptions/in-sub"),
+        MessageFormat(RowFormat(manifest, None, (), CARRIED)),
+        TorchModelHandler(path, manifest, outputs=fields.needed),
+        manifest,
+        fields,
+        provenance,
+        output_schema(fields, manifest, provenance, None),
+        Cloud("some-project", Endpoints()),
+        sinks,
+        sinks,
+        deduplicate_seconds=60,
+        max_batch_wait_ms=100,
+    )
+    proto = pipeline.to_runner_api()
+    (read,) = [
+        step.spec
+        for step in proto.components.transforms.values()
+        if step.spec.urn == common_urns.composites.PUBSUB_READ.urn
+    ]
+    payload = PubSubReadPayload.FromString(read.payload)
+    # With attributes a service gives whole messages, ids and times included.
+    assert payload.subscription == "projects/some-project/subscriptions/in-sub"
+    assert payload.with_attributes
+    back = beam.Pipeline.from_runner_api(proto, "FnApiRunner", PipelineOptions())
+    assert back.to_runner_api().components.transforms.keys() == proto.components.transforms.keys()
+
+
+@pytest.mark.parametrize("seconds", [None, 60])
+def test_windows_are_written_where_they_are_wanted(run: Run, seconds: int | None) -> None:
+    bodies = [{**GOOD, "test_id": "", "sequence": 0, "city": "Ulm"}]
+    scored = run(
+        create(bodies),
+        change=lambda fields: replace(fields, window_seconds=seconds),
+        output_fields=("code", "city", "b"),
+    )
+    (row,) = scored.rows
+    assert (row["test_id"], row["sequence"], row["city"], row["b"]) == ("", 0, "Ulm", 2.0)
+    assert row["event_time"].timestamp() == 1_700_000_000
+    assert row["event_time"] <= row["received_at"] <= row["scored_at"]
+    window = {name: row[name].timestamp() for name in ("window_start", "window_end") if name in row}
+    start = 1_700_000_000 // 60 * 60
+    assert window == ({"window_start": start, "window_end": start + 60} if seconds else {})

@@ -1,0 +1,579 @@
+"""stream_local on the Pub/Sub emulator: published = scored + dead-lettered, however it ends."""
+
+import base64
+import io
+import json
+import math
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fastavro
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from google.api_core import exceptions
+
+from cloud.clients import Cloud
+from examples.local_cloud import LocalCloud
+from pipelines.command import main
+from pipelines.stream_in_process import STOPPING
+from pipelines.stream_local import COMMAND
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+ROOT = Path(__file__).parent.parent
+SCORE = "normalized_MAE"
+# Each one dead letter, with its reason.
+POISON = [
+    (b"not JSON", "invalid_json"),
+    (b"\xff\xfe\x00", "invalid_json"),
+    (b"[" * 5_000, "invalid_json"),
+    (b"[1,2,3]", "not_an_object"),
+    (b'{"Time":1,"V1":2}', "missing_feature"),
+    (b'{"Time":true}', "wrong_type"),
+    (b'{"features":[1,2]}', "wrong_width"),
+    (b'{"x":{"a":1,"a":2}}', "duplicate_key"),
+    (b"", "empty_message"),
+    (b"x" * 2_000_000, "too_large"),
+]
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 90.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+
+
+@dataclass
+class Mail:
+    """A topic with a subscription, and what was published: body by message id."""
+
+    cloud: Cloud
+    name: str
+    sent: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def topic(self) -> str:
+        return f"projects/{self.cloud.project}/topics/{self.name}"
+
+    @property
+    def subscription(self) -> str:
+        return f"projects/{self.cloud.project}/subscriptions/{self.name}"
+
+    def create(self) -> "Mail":
+        self.cloud.publisher().create_topic(name=self.topic)
+        self.cloud.subscriber().create_subscription(
+            name=self.subscription, topic=self.topic, ack_deadline_seconds=10
+        )
+        return self
+
+    def publish(self, bodies: Sequence[bytes], **attributes: str) -> None:
+        # A message without data must have an attribute.
+        attributes = attributes or {"from": "a test"}
+        for start in range(0, len(bodies), 100):
+            part = bodies[start : start + 100]
+            messages = [{"data": body, "attributes": attributes} for body in part]
+            answer = self.cloud.publisher().publish(topic=self.topic, messages=messages)
+            self.sent |= dict(zip(answer.message_ids, part, strict=True))
+
+    def read(self, count: int, seconds: float = 3.0) -> list[Any]:
+        """So many messages, or those that come until none came for some seconds; taken."""
+        found: list[Any] = []
+        client = self.cloud.subscriber()
+        while len(found) < count:
+            try:
+                pulled = client.pull(
+                    subscription=self.subscription, max_messages=1000, timeout=seconds, retry=None
+                ).received_messages
+            except exceptions.DeadlineExceeded:
+                break
+            if not pulled:
+                break
+            ids = [one.ack_id for one in pulled]
+            client.acknowledge(subscription=self.subscription, ack_ids=ids)
+            found += [one.message for one in pulled]
+        return found
+
+
+@dataclass
+class Stream:
+    """A stream's topics, tables and folder, and the example's rows to send."""
+
+    cloud: LocalCloud
+    example: Path
+    folder: Path
+    capsys: pytest.CaptureFixture[str]
+
+    def __post_init__(self) -> None:
+        self.id = uuid.uuid4().hex[:12]
+        self.input, self.output, self.letters = (
+            Mail(self.cloud.cloud, f"{kind}-{self.id}").create() for kind in ("in", "out", "dead")
+        )
+        self.table = f"{self.cloud.cloud.project}.streams.t{self.id}"
+        self.model = self.example / "model"
+        rows = pq.read_table(self.example / "transactions.parquet").to_pylist()
+        self.features = json.loads((self.model / "model.json").read_text())["inputs"][0]["columns"]
+        self.rows = [
+            {name: None if row[name] != row[name] else row[name] for name in self.features}
+            for row in rows
+        ]
+
+    def bodies(self, start: int, stop: int) -> list[bytes]:
+        """Rows of the example as JSON, by name and as lists in turn."""
+        return [
+            json.dumps({"features": list(row.values())} if i % 5 == 0 else row).encode()
+            for i, row in enumerate(self.rows[start:stop], start)
+        ]
+
+    def flags(self, **given: Any) -> list[str]:
+        values = {
+            "input_subscription": self.input.subscription,
+            "model": self.model,
+            "score_output": SCORE,
+            "dead_letter_topic": self.letters.topic,
+            "stop_after_seconds": 1,
+            "report_seconds": 1,
+            "retry_seconds": 20,
+        } | given
+        return [t for n, v in values.items() if v is not None for t in (f"--{n}", str(v))]
+
+    def run(self, **given: Any) -> tuple[int, str]:
+        """Flags -> the exit code of a run in this very process, and what it said."""
+        code = main(COMMAND, self.flags(**given))
+        captured = self.capsys.readouterr()
+        assert captured.out == ""
+        return code, captured.err
+
+    def query(self, table: str) -> list[dict[str, Any]]:
+        client = self.cloud.cloud.bigquery()
+        return [dict(row.items()) for row in client.query(f"SELECT * FROM `{table}`").result()]
+
+    def files(self) -> list[dict[str, Any]]:
+        """The rows of all files of scores."""
+        paths = (self.folder / "scores").glob("*/*.parquet")
+        return [row for path in paths for row in pq.read_table(path).to_pylist()]
+
+    def letter_files(self) -> list[dict[str, Any]]:
+        paths = (self.folder / "dead_letters").glob("*/*.jsonl")
+        return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+
+    def expected_scores(self) -> dict[str, float]:
+        """The messages that are good -> their scores, by torch alone."""
+        good: dict[str, list[float]] = {}
+        for message_id, body in self.input.sent.items():
+            try:
+                row = json.loads(body)
+                values = row.get("features") or [row[name] for name in self.features]
+                if len(values) == len(self.features) and not has_null(dict(enumerate(values))):
+                    good[message_id] = values
+            except (ValueError, KeyError, AttributeError, RecursionError):
+                continue
+        module = torch.jit.load(self.model / "model.pt")
+        with torch.inference_mode():
+            scores = module(torch.tensor(list(good.values()), dtype=torch.float32))[SCORE]
+        return dict(zip(good, scores.tolist(), strict=True))
+
+
+@pytest.fixture
+def stream(
+    stream_emulators: LocalCloud,
+    example: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Stream:
+    for name, value in stream_emulators.environment.items():
+        monkeypatch.setenv(name, value)
+    return Stream(stream_emulators, example, tmp_path / "out", capsys)
+
+
+def meanwhile(*steps: Callable[[], Any]) -> threading.Thread:
+    """Steps, done one after the other beside a run."""
+
+    def do() -> None:
+        for step in steps:
+            step()
+
+    thread = threading.Thread(target=do)
+    thread.start()
+    return thread
+
+
+def close(got: Mapping[str, float], wanted: Mapping[str, float]) -> None:
+    assert sorted(got) == sorted(wanted)
+    names = list(wanted)
+    np.testing.assert_allclose([got[n] for n in names], [wanted[n] for n in names], rtol=1e-4)
+
+
+def only(rows: Iterable[dict[str, Any]], key: str, value: str) -> dict[str, Any]:
+    """Rows -> a value by a key, of which none is there twice."""
+    pairs = [(row[key], row[value]) for row in rows]
+    assert len(dict(pairs)) == len(pairs)
+    return dict(pairs)
+
+
+# All of it
+
+
+def test_every_message_is_scored_or_a_dead_letter_in_every_sink(stream: Stream) -> None:
+    first, second = stream.bodies(0, 200), stream.bodies(200, 390)
+    carried = json.dumps(
+        {**stream.rows[0], "test_id": "", "sequence": 0, "publish_time": 0, "message_id": "mine"}
+    ).encode()
+    bad, reasons = [body for body, _ in POISON], dict(POISON)
+    # Poison before, between and after the good ones.
+    stream.input.publish([*bad[:3], *first, *bad[3:6]])
+    seen: list[Any] = []
+    sender = meanwhile(
+        lambda: seen.extend(stream.output.read(1, seconds=60)),
+        lambda: stream.input.publish([*second, carried, *bad[6:]]),
+    )
+    code, told = stream.run(
+        output_topic=stream.output.topic,
+        output_table=stream.table,
+        output_files=stream.folder,
+        dead_letter_table=f"{stream.table}_letters",
+        dead_letter_files=stream.folder,
+        file_seconds=2,
+        window_seconds=60,
+        output_fields="encoded,Amount",
+        run_id="r",
+        max_batch_wait_ms=20,
+        deduplicate_seconds=600,
+        stop_after_seconds=3,
+    )
+    sender.join()
+    assert code == 0, told
+    expected, published = stream.expected_scores(), stream.input.sent
+    count, dead = len(published), len(published) - len(expected)
+    assert (count, dead) == (391 + len(POISON), len(POISON) + sum(map(has_null, stream.rows[:390])))
+
+    messages = seen + stream.output.read(len(expected) - len(seen))
+    rows = [json.loads(message.data) for message in messages]
+    close(only(rows, "row_id", "score"), expected)
+    close(only(stream.query(stream.table), "row_id", "score"), expected)
+    close(only(stream.files(), "row_id", "score"), expected)
+    one = next(row for row in rows if published[row["row_id"]] == carried)
+    assert (one["test_id"], one["sequence"], one["publish_time"]) == ("", 0, 0.0)
+    assert (one["message_id"], one["run_id"]) == ("mine", "r")
+    assert one["window_start"] <= one["event_time"] < one["window_end"]
+    assert {dict(m.attributes)["row_id"] for m in messages} == set(expected)
+
+    payloads = {i: body for i, body in published.items() if i not in expected}
+    letters = stream.letters.read(dead)
+    told_of = {m.attributes["millrace_row_id"]: m for m in letters}
+    assert len(letters) == len(told_of) == dead
+    assert {i: m.data for i, m in told_of.items()} == payloads
+    for i, body in payloads.items():
+        # JSON has no word for infinity.
+        reason = reasons.get(body) or ("invalid_json" if b"Infinity" in body else "null")
+        assert told_of[i].attributes["millrace_reason"] == reason
+        assert told_of[i].attributes["from"] == "a test"
+    assert only(stream.query(f"{stream.table}_letters"), "row_id", "payload") == payloads
+    lines = only(map(decoded, stream.letter_files()), "row_id", "payload")
+    assert lines == payloads
+
+    assert f"received               {count}  in " in told
+    assert f"scored                 {len(expected)}\n" in told
+    assert "balance       rows received = scored + dead letters\n" in told
+    assert f"{count:>10,} received  {len(expected):>10,} scored" in told
+    assert stream.input.read(1) == []
+
+
+def has_null(row: Mapping[Any, Any]) -> bool:
+    return any(value is None or not math.isfinite(value) for value in row.values())
+
+
+def decoded(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of a file of dead letters -> its id and the bytes of the message."""
+    payload = line.get("payload")
+    found = base64.b64decode(line["payload_base64"]) if payload is None else payload.encode()
+    return {"row_id": line["row_id"], "payload": found}
+
+
+def test_a_subscription_of_its_own_is_made_and_removed_and_a_table_of_dead_letters_is_made(
+    stream: Stream,
+) -> None:
+    publisher = stream.cloud.cloud.publisher()
+
+    def subscriptions() -> list[str]:
+        return list(publisher.list_topic_subscriptions(topic=stream.input.topic))
+
+    sender = meanwhile(
+        lambda: wait_until(lambda: len(subscriptions()) == 2),
+        lambda: stream.input.publish([*stream.bodies(0, 20), b"not JSON"]),
+    )
+    code, told = stream.run(
+        input_subscription=None,
+        input_topic=stream.input.topic,
+        create_subscription=True,
+        output_table=stream.table,
+        dead_letter_topic=None,
+        stop_after_seconds=4,
+    )
+    sender.join()
+    assert code == 0, told
+    assert subscriptions() == [stream.input.subscription]
+    close(only(stream.query(stream.table), "row_id", "score"), stream.expected_scores())
+    (letter,) = stream.query(f"{stream.table}_dead_letters")
+    assert (letter["payload"], letter["reason"]) == (b"not JSON", "invalid_json")
+
+
+@pytest.mark.parametrize("kind", ["avro", "arrow"])
+def test_messages_of_other_formats_are_scored(stream: Stream, kind: str, tmp_path: Path) -> None:
+    rows = [row for row in stream.rows[:10] if not has_null(row)]
+    flags: dict[str, Any] = {}
+    if kind == "avro":
+        fields = [{"name": name, "type": "double"} for name in stream.features]
+        schema = {"type": "record", "name": "Row", "fields": fields}
+        (tmp_path / "row.avsc").write_text(json.dumps(schema))
+        flags["avro_schema"] = f"@{tmp_path / 'row.avsc'}"
+        bodies = []
+        for row in rows:
+            out = io.BytesIO()
+            fastavro.schemaless_writer(out, fastavro.parse_schema(schema), row)
+            bodies.append(out.getvalue())
+    else:
+        sink = pa.BufferOutputStream()
+        table = pa.Table.from_pylist(rows)
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write(table)
+        bodies = [sink.getvalue().to_pybytes()]
+    stream.input.publish([*bodies, b"neither of them"])
+    code, told = stream.run(message_format=kind, output_topic=stream.output.topic, **flags)
+    assert code == 0, told
+    module = torch.jit.load(stream.model / "model.pt")
+    with torch.inference_mode():
+        values = torch.tensor([list(row.values()) for row in rows], dtype=torch.float32)
+        wanted = module(values)[SCORE].tolist()
+    ids = list(stream.input.sent)
+    expected = ids[:-1] if kind == "avro" else [f"{ids[0]}-{i}" for i in range(len(rows))]
+    got = [json.loads(message.data) for message in stream.output.read(len(rows))]
+    close(only(got, "row_id", "score"), dict(zip(expected, wanted, strict=True)))
+    (letter,) = stream.letters.read(1)
+    assert letter.attributes["millrace_reason"] == f"invalid_{kind}"
+
+
+# How it ends
+
+
+def test_ctrl_c_ends_a_run_when_what_it_took_is_written_and_the_rest_is_left(
+    stream: Stream,
+) -> None:
+    stream.input.publish(stream.bodies(0, 100))
+    flags = stream.flags(
+        output_topic=stream.output.topic,
+        output_files=stream.folder,
+        file_seconds=3_600,
+        max_batch_wait_ms=200,
+        deduplicate_seconds=600,
+        stop_after_seconds=None,
+    )
+    command = [sys.executable, "-m", "pipelines.stream_local", *flags]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=stream.cloud.environ(), stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        # A report of rows that were scored: the run is in full swing.
+        for line in process.stderr:
+            if "latency ms" in line:
+                break
+        stream.input.publish(stream.bodies(100, 500))
+        process.send_signal(signal.SIGINT)
+        told = process.stderr.read()
+        assert process.wait(60) == 0, told
+    assert STOPPING in told
+    assert "balance       rows received = scored + dead letters\n" in told
+    written = only(stream.files(), "row_id", "score")
+    published = [m.attributes["row_id"] for m in stream.output.read(500)]
+    letters = [m.attributes["millrace_row_id"] for m in stream.letters.read(500, seconds=1.5)]
+    left = [message.message_id for message in stream.input.read(500, seconds=1.5)]
+    assert sorted(written) == sorted(published)
+    assert sorted([*published, *letters, *left]) == sorted(stream.input.sent)
+    assert len(published) >= 90
+
+
+def errors(told: str) -> list[str]:
+    return [line for line in told.splitlines() if line.startswith("error: ")]
+
+
+@pytest.mark.parametrize("kind", ["topic", "table"])
+def test_a_sink_that_is_gone_ends_the_run_with_an_error_and_the_next_run_finishes_its_work(
+    stream: Stream, kind: str
+) -> None:
+    cloud = stream.cloud.cloud
+    flags: dict[str, Any] = {f"output_{kind}": getattr(stream, kind, stream.output.topic)}
+    flags |= {"output_files": stream.folder, "file_seconds": 3_600}
+
+    def remove() -> None:
+        if kind == "topic":
+            cloud.publisher().delete_topic(topic=stream.output.topic)
+        else:
+            cloud.bigquery().delete_table(stream.table)
+
+    def arrived() -> bool:
+        if kind == "topic":
+            return bool(stream.output.read(1, seconds=60))
+        return len(stream.query(stream.table)) > 0
+
+    stream.input.publish(stream.bodies(0, 50))
+    remover = meanwhile(
+        lambda: wait_until(lambda: _quietly(arrived)),
+        remove,
+        lambda: stream.input.publish(stream.bodies(50, 100)),
+    )
+    code, told = stream.run(**flags, stop_after_seconds=60)
+    remover.join()
+    assert code == 1, told
+    place = stream.output.topic if kind == "topic" else stream.table
+    (error,) = errors(told)
+    assert error.startswith(
+        f"error: {kind} {place} cannot be written"
+        if kind == "table"
+        else f"error: {kind} {place} cannot be published to"
+    )
+    assert "ot found" in error
+    assert "; check the project" in error
+    # The rows that wait for the hour's file as well.
+    (count,) = re.findall(r"^(\d+) messages are not acknowledged: they come again", told, re.M)
+    assert 50 < int(count) <= 100
+    assert stream.files() == []
+    if kind == "topic":
+        cloud.publisher().create_topic(name=stream.output.topic)
+    code, told = stream.run(**flags, stop_after_seconds=2)
+    assert code == 0, told
+    close(only(stream.files(), "row_id", "score"), stream.expected_scores())
+    if kind == "table":
+        close(only(stream.query(stream.table), "row_id", "score"), stream.expected_scores())
+
+
+def _quietly(condition: Callable[[], bool]) -> bool:
+    """A condition -> whether it holds; it does not while what it asks for is not there."""
+    try:
+        return condition()
+    except exceptions.GoogleAPIError:
+        return False
+
+
+def test_a_table_whose_server_is_away_is_waited_for(stream: Stream) -> None:
+    server = stream.cloud.bigquery
+    stream.input.publish(stream.bodies(0, 30))
+
+    def crash() -> None:
+        wait_until(lambda: _quietly(lambda: len(stream.query(stream.table)) > 0))
+        server.kill()
+        try:
+            stream.input.publish([*stream.bodies(30, 60), b"not JSON"])
+            # It is asked for the rows by now, and does not answer.
+            assert stream.letters.read(1, seconds=60)
+        finally:
+            server.start()
+
+    killer = meanwhile(crash)
+    code, told = stream.run(output_table=stream.table, stop_after_seconds=3)
+    killer.join()
+    assert code == 0, told
+    rows = stream.query(stream.table)
+    # At least once: an append whose answer is lost is sent again.
+    close({row["row_id"]: row["score"] for row in rows}, stream.expected_scores())
+
+
+# What is told before it starts
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (
+            {"input_subscription": None, "model": None, "dead_letter_topic": None},
+            "missing --input_subscription (or --input_topic), --model, --output_topic (or ",
+        ),
+        ({}, "missing --output_topic (or --output_table, --output_files); type: python -m pipel"),
+        ({"output_topic": "out"}, "--output_topic: 'out' is not of the pattern projects/"),
+        ({"output_topic": "OUT", "runner": "FnApiRunner"}, "FnApiRunner reads no Pub/Sub: leave"),
+        ({"output_topic": "DEAD"}, "is --output_topic: expected another"),
+        (
+            {"output_table": "some-p.d.t", "dead_letter_table": "some-p.d.t"},
+            "--dead_letter_table some-p.d.t is --output_table: expected another",
+        ),
+        ({"output_topic": "OUT", "cluster_by": "row_id"}, "--cluster_by is for --output_table"),
+        ({"output_topic": "OUT", "message_format": "avro"}, "--avro_schema belongs to --message_"),
+        ({"output_topic": "OUT", "avro_schema": "{}"}, "--avro_schema belongs to --message_form"),
+        (
+            {"output_topic": "OUT", "message_format": "avro", "avro_schema": '"double"'},
+            "--avro_schema: expected the schema of a record",
+        ),
+        (
+            {
+                "output_topic": "OUT",
+                "message_format": "avro",
+                "avro_schema": '{"type":"record","name":"r","fields":[]}',
+            },
+            "--avro_schema lacks the feature 'Time' of model pytorch-autoencoder, and has no array",
+        ),
+        (
+            {"output_topic": "OUT", "output_schema": "reference", "output_fields": "encoded"},
+            "--output_schema reference has fields of its own: drop --output_fields",
+        ),
+        ({"output_topic": "OUT", "output_fields": "sequence"}, "'sequence' is always written"),
+        ({"output_topic": "OUT", "outputtopic": "x"}, "unknown flag --outputtopic (nearest: --o"),
+        ({"output_topic": "OUT", "input_topic": "IN"}, "expected one of --input_subscription and"),
+        (
+            {"output_topic": "OUT", "create_subscription": "true"},
+            "--create_subscription is for --i",
+        ),
+        ({"output_topic": "IN"}, "and an output: each result would be scored again, for ever"),
+    ],
+)
+def test_wrong_flags_are_told_in_a_line_and_nothing_is_read(
+    stream: Stream, flags: Mapping[str, Any], words: str
+) -> None:
+    names = {"IN": stream.input.topic, "OUT": stream.output.topic, "DEAD": stream.letters.topic}
+    stream.input.publish([b"{}"])
+    code, told = stream.run(**{name: names.get(value, value) for name, value in flags.items()})
+    assert (code, told.count("\n")) == (2, 1)
+    assert told.startswith("error: ")
+    assert words in told
+    assert len(stream.input.read(1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"output_topic": "MISSING"}, "cannot be published to: Topic not found; check the project"),
+        ({"dead_letter_topic": "MISSING"}, "cannot be published to: Topic not found; check the"),
+        ({"output_table": "some-p.missing.t"}, "table some-p.missing.t cannot be written: "),
+        ({"output_files": "FILE"}, "file/scores cannot be made: Not a directory; choose another"),
+        (
+            {"output_files": "gs://missing-bucket/x"},
+            "folder gs://missing-bucket/x/scores cannot be",
+        ),
+        ({"input_subscription": "MISSING"}, "cannot be read: Subscription does not exist"),
+        ({"model": "/nowhere"}, "/nowhere"),
+    ],
+)
+def test_what_is_missing_is_told_before_anything_is_read(
+    stream: Stream, flags: Mapping[str, Any], words: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    project = stream.cloud.cloud.project
+    kind = "subscriptions" if "input_subscription" in flags else "topics"
+    names = {"MISSING": f"projects/{project}/{kind}/missing", "FILE": tmp_path / "file"}
+    stream.input.publish([b"{}"])
+    given = {"output_topic": stream.output.topic} | dict(flags)
+    code, told = stream.run(**{name: names.get(value, value) for name, value in given.items()})
+    assert (code, told.count("\n")) == (1, 1)
+    assert words in told
+    assert len(stream.input.read(1)) == 1

@@ -1,0 +1,169 @@
+"""What a stream tells of itself: counts that add up, and nothing kept where nobody asks."""
+
+import datetime
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import wait
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from cloud.clients import Cloud
+from cloud.endpoints import Endpoints
+from pipelines import stream_in_process, stream_progress
+from pipelines.options import StreamRunOptions
+from pipelines.stream_in_process import STOPPING, watch
+from pipelines.stream_progress import (
+    Tally,
+    count_dead_letters,
+    count_received,
+    report_line,
+    start_tally,
+    summary,
+    take_latencies,
+)
+from transforms.failures import Fault, Provenance, failure_batch
+from transforms.messages import Message, message_column
+from transforms.record_batch import MESSAGE
+
+NOW = datetime.datetime(2026, 11, 20, 12, tzinfo=datetime.UTC)
+
+
+@pytest.fixture(autouse=True)
+def no_tally(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_progress, "_tally", None)
+
+
+def batch(rows: int, age_ms: float = 0.0) -> pa.RecordBatch:
+    """Rows of messages that were published so long ago."""
+    published = round((time.time() * 1e3 - age_ms) * 1e3)
+    messages = [Message(b"", {}, f"m{i}", published, "") for i in range(rows)]
+    return pa.record_batch({MESSAGE: message_column(messages, NOW)})
+
+
+def letters(provenance: Provenance, stage: Any, rows: int) -> pa.RecordBatch:
+    ids, faults = [f"m{i}" for i in range(rows)], [Fault("r", "m")] * rows
+    return failure_batch(
+        ids, [b""] * rows, faults, stage=stage, provenance=provenance, failed_at=NOW
+    )
+
+
+def measure(*batches: pa.RecordBatch) -> None:
+    dofn = stream_progress._MeasureDoFn()
+    for one in batches:
+        assert list(dofn.process(one)) == [one]
+
+
+def test_where_nobody_asks_nothing_is_kept(provenance: Provenance) -> None:
+    # As on the workers of a service, for as long as a job runs.
+    count_received(batch(3))
+    count_dead_letters(letters(provenance, "decode", 1))
+    measure(batch(3), batch(0))
+    assert stream_progress._tally is None
+
+
+def test_latencies_are_those_of_each_row_since_they_were_last_taken() -> None:
+    tally = start_tally()
+    measure(batch(300, 50.0), batch(1, 5_000.0))
+    found = take_latencies(tally)
+    assert (len(found), tally.scored) == (301, 301)
+    assert (found[:300] >= 50).all()
+    assert found[300] >= 5_000
+    assert len(take_latencies(tally)) == 0
+
+
+def test_the_balance_holds_where_an_output_refuses_rows(provenance: Provenance) -> None:
+    tally = start_tally()
+    count_received(batch(10))
+    measure(batch(8))
+    count_dead_letters(letters(provenance, "decode", 1))
+    count_dead_letters(letters(provenance, "infer", 1))
+    count_dead_letters(letters(provenance, "write", 2))
+    assert summary(tally, 12.0).splitlines() == [
+        "received                10  in 12 s",
+        "scored                   8",
+        "dead letters             2",
+        "refused                  2  scored, then refused by an output: dead letters as well",
+        "balance       rows received = scored + dead letters",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("scored", "words"), [(7, "1 rows missing"), (9, "1 rows too many"), (8, "rows received =")]
+)
+def test_rows_that_are_missing_are_told(scored: int, words: str) -> None:
+    told = summary(Tally(received=10, scored=scored, dead_letters=2), 1.0)
+    assert told.splitlines()[-1].startswith(f"balance       {words}")
+    assert "refused" not in told
+
+
+def test_a_line_tells_rate_and_latencies() -> None:
+    tally = Tally(1_234, 1_200, 30, 4, [np.arange(1_001.0)])
+    assert report_line(tally, 500, 10.0) == (
+        "     1,234 received       1,200 scored      34 dead letters      50.0 rows/s"
+        "  latency ms p50 500  p95 950  p99 990"
+    )
+    assert report_line(tally, 0, 10.0).endswith("     0.0 rows/s")
+
+
+# Ctrl-C
+
+
+class Endless:
+    """A pipeline, its result and its intake, which do not end."""
+
+    unfinished = 7
+    quiet_seconds = 0.0
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def run(self) -> "Endless":
+        return self
+
+    def wait_until_finish(self) -> None:
+        while "end" not in self.calls:
+            time.sleep(0.01)
+
+    def end(self) -> None:
+        self.calls.append("end")
+
+    def finish(self) -> None:
+        self.calls.append("finish")
+
+
+def interrupting(times: int, really: Callable[..., Any]) -> Callable[..., Any]:
+    """`wait` -> the same, but that Ctrl-C is pressed in the first calls."""
+    presses: Iterator[int] = iter(range(times))
+
+    def pressed(*args: Any) -> Any:
+        if next(presses, None) is not None:
+            raise KeyboardInterrupt
+        return really(*args)
+
+    return pressed
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_lets_the_run_end_and_a_second_one_does_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], times: int
+) -> None:
+    monkeypatch.setattr(stream_in_process, "wait", interrupting(times, wait))
+    endless = Endless()
+    cloud = Cloud("some-project", Endpoints(pubsub="127.0.0.1:1"))
+
+    def run() -> None:
+        watch(endless, endless, "s", "reader", cloud, StreamRunOptions())  # type: ignore[arg-type]
+
+    if times == 1:
+        run()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    told = capsys.readouterr().err
+    assert told.startswith(f"\n{STOPPING}\n")
+    assert ("7 messages are not acknowledged: they come again" in told) == (times == 2)
+    assert ("balance" in told) == (times == 1)
+    assert endless.calls == (["end", "finish"] if times == 1 else ["end"])

@@ -1,0 +1,365 @@
+"""Subscriptions that would lose messages are refused, and so is a second reader."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf import empty_pb2
+from google.pubsub_v1.types import (
+    DeleteSubscriptionRequest,
+    GetSubscriptionRequest,
+    Subscription,
+    UpdateSubscriptionRequest,
+)
+
+from cloud.clients import Cloud
+from cloud.endpoints import Endpoints
+from examples.local_cloud import LocalCloud
+from model_handlers.errors import InputError, UsageError
+from pipelines import subscription as module
+from pipelines.options import StreamSourceOptions
+from pipelines.subscription import (
+    LEASE_SECONDS,
+    READER,
+    UNTIL,
+    check_subscription,
+    claim,
+    open_subscription,
+    release,
+    released,
+    renew,
+    temporary,
+)
+
+NAME = "projects/some-project/subscriptions/in-sub"
+TOPIC = "projects/some-project/topics/in"
+
+
+class Subscriptions:
+    """Pub/Sub's service Subscriber as far as it is needed, with labels as the service has them.
+
+    Google's emulator refuses to change labels.
+    """
+
+    def __init__(self) -> None:
+        self.known: dict[str, Subscription] = {}
+        self.errors: dict[str, list[grpc.StatusCode]] = {}
+        self.asked: list[str] = []
+
+    def _enter(self, method: str, name: str, context: grpc.ServicerContext) -> None:
+        self.asked.append(method)
+        if waiting := self.errors.get(method):
+            context.abort(waiting.pop(0), "told so")
+        if method != "CreateSubscription" and name not in self.known:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"Resource not found (resource={name}).")
+
+    def GetSubscription(self, request: Any, context: Any) -> Subscription:  # noqa: N802
+        self._enter("GetSubscription", request.subscription, context)
+        return self.known[request.subscription]
+
+    def UpdateSubscription(self, request: Any, context: Any) -> Subscription:  # noqa: N802
+        self._enter("UpdateSubscription", request.subscription.name, context)
+        assert list(request.update_mask.paths) == ["labels"]
+        for text in (*request.subscription.labels, *request.subscription.labels.values()):
+            # Pub/Sub's own rule for labels.
+            assert len(text) <= 63
+            assert all(c.isdigit() or c.islower() or c in "_-" for c in text)
+        self.known[request.subscription.name].labels = dict(request.subscription.labels)
+        return self.known[request.subscription.name]
+
+    def CreateSubscription(self, request: Any, context: Any) -> Subscription:  # noqa: N802
+        if request.name in self.known:
+            context.abort(grpc.StatusCode.ALREADY_EXISTS, "it exists")
+        # A request may be carried out and its answer be lost.
+        self.known[request.name] = request
+        self._enter("CreateSubscription", request.name, context)
+        return self.known[request.name]
+
+    def DeleteSubscription(self, request: Any, context: Any) -> empty_pb2.Empty:  # noqa: N802
+        self._enter("DeleteSubscription", request.subscription, context)
+        del self.known[request.subscription]
+        return empty_pb2.Empty()
+
+    def labels(self) -> dict[str, str]:
+        return dict(self.known[NAME].labels)
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[Subscriptions, Cloud]]:
+    service = Subscriptions()
+    requests: dict[str, Any] = {
+        "GetSubscription": GetSubscriptionRequest,
+        "UpdateSubscription": UpdateSubscriptionRequest,
+        "CreateSubscription": Subscription,
+        "DeleteSubscription": DeleteSubscriptionRequest,
+    }
+    handlers = {
+        name: grpc.unary_unary_rpc_method_handler(
+            getattr(service, name),
+            kind.deserialize,
+            empty_pb2.Empty.SerializeToString
+            if name == "DeleteSubscription"
+            else Subscription.serialize,
+        )
+        for name, kind in requests.items()
+    }
+    grpc_server = grpc.server(ThreadPoolExecutor(2))
+    grpc_server.add_generic_rpc_handlers(
+        [grpc.method_handlers_generic_handler("google.pubsub.v1.Subscriber", handlers)]
+    )
+    port = grpc_server.add_insecure_port("127.0.0.1:0")
+    grpc_server.start()
+    service.known[NAME] = Subscription(name=NAME, topic=TOPIC, labels={"team": "fraud"})
+    yield service, Cloud("some-project", Endpoints(pubsub=f"127.0.0.1:{port}"), 5.0)
+    grpc_server.stop(None).wait()
+
+
+# What would lose messages
+
+
+def subscription(**fields: Any) -> Subscription:
+    """A subscription as it is by default: messages kept for 7 days, itself for 31 without use."""
+    kept, lasts = timedelta(days=7), {"ttl": timedelta(days=31)}
+    values = {"message_retention_duration": kept, "expiration_policy": lasts} | fields
+    return Subscription(name=NAME, topic=TOPIC, **values)
+
+
+def test_a_subscription_as_it_is_by_default_is_fine() -> None:
+    check_subscription(subscription(), ["projects/some-project/topics/out"])
+    check_subscription(subscription(expiration_policy={}), [])
+    check_subscription(subscription(expiration_policy={"ttl": timedelta(days=7)}), [])
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (
+            {"dead_letter_policy": {"dead_letter_topic": "projects/p/topics/d"}},
+            "has a dead letter policy: Pub/Sub would move messages to projects/p/topics/d .*"
+            "--clear-dead-letter-policy",
+        ),
+        (
+            {"expiration_policy": {"ttl": timedelta(days=1)}},
+            "expires after 24 hours without a reader, and its messages with it, which are kept "
+            "for 168: set --expiration-period=never",
+        ),
+        ({"push_config": {"push_endpoint": "https://x"}}, "pushes its messages: expected a subsc"),
+        ({"bigquery_config": {"table": "p.d.t"}}, "writes its messages to BigQuery: expected"),
+        ({"cloud_storage_config": {"bucket": "b"}}, "writes its messages to Cloud Storage: "),
+        ({"detached": True}, "is detached from its topic: expected"),
+    ],
+)
+def test_what_loses_messages_or_gives_none_is_refused(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=rf"^{NAME} {words}"):
+        check_subscription(subscription(**fields), [])
+
+
+def test_an_output_that_is_the_input_is_refused(server: tuple[Subscriptions, Cloud]) -> None:
+    _, cloud = server
+    options = StreamSourceOptions(input_subscription=NAME)
+    with pytest.raises(UsageError, match=f"{TOPIC} is the topic of {NAME} and an output: each"):
+        open_subscription(options, cloud, ["projects/some-project/topics/out", TOPIC])
+    options = StreamSourceOptions(input_topic=TOPIC, create_subscription=True)
+    with pytest.raises(UsageError, match=f"{TOPIC} is input and output: choose another topic"):
+        open_subscription(options, cloud, [TOPIC])
+
+
+# Which subscription
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (StreamSourceOptions(), "expected one of --input_subscription and --input_topic"),
+        (StreamSourceOptions(NAME, TOPIC), "expected one of --input_subscription and --input_to"),
+        (StreamSourceOptions(NAME, create_subscription=True), "--create_subscription is for --in"),
+        (StreamSourceOptions(input_topic=TOPIC), "--input_topic alone has no messages: say --cr"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(
+    server: tuple[Subscriptions, Cloud], options: StreamSourceOptions, words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        open_subscription(options, server[1], [])
+
+
+def test_a_subscription_that_is_there_is_taken_and_left_there(
+    server: tuple[Subscriptions, Cloud],
+) -> None:
+    service, cloud = server
+    name, made = open_subscription(StreamSourceOptions(NAME), cloud, [])
+    assert (name, made) == (NAME, False)
+    with temporary(name, made, cloud):
+        pass
+    assert NAME in service.known
+
+
+def test_one_that_is_missing_or_denied_is_told(server: tuple[Subscriptions, Cloud]) -> None:
+    service, cloud = server
+    missing = NAME + "-2"
+    with pytest.raises(InputError, match=f"subscription {missing} cannot be read: Resource not fo"):
+        open_subscription(StreamSourceOptions(missing), cloud, [])
+    service.errors["GetSubscription"] = [grpc.StatusCode.PERMISSION_DENIED]
+    with pytest.raises(InputError, match="cannot be read: told so; grant the account the role"):
+        open_subscription(StreamSourceOptions(NAME), cloud, [])
+
+
+def test_one_is_made_of_a_topic_and_removed_however_the_run_ends(
+    server: tuple[Subscriptions, Cloud],
+) -> None:
+    service, cloud = server
+    # The answer to the first attempt is lost.
+    service.errors["CreateSubscription"] = [grpc.StatusCode.UNAVAILABLE]
+    options = StreamSourceOptions(input_topic=TOPIC, create_subscription=True)
+    name, made = open_subscription(options, cloud, [])
+    assert made
+    assert name.startswith("projects/some-project/subscriptions/millrace-in-")
+    assert service.known[name].topic == TOPIC
+    assert open_subscription(options, cloud, [])[0] != name
+
+    def fail() -> None:
+        with temporary(name, made, cloud):
+            raise ValueError("the run failed")
+
+    service.errors["DeleteSubscription"] = [grpc.StatusCode.UNAVAILABLE]
+    with pytest.raises(ValueError, match="the run failed"):
+        fail()
+    assert name not in service.known
+    # Somebody else was faster.
+    with pytest.raises(ValueError, match="the run failed"):
+        fail()
+
+
+def test_on_the_emulator_one_is_made_and_removed(stream_emulators: LocalCloud) -> None:
+    cloud = stream_emulators.cloud
+    topic = f"projects/{cloud.project}/topics/made-of"
+    options = StreamSourceOptions(input_topic=topic, create_subscription=True)
+    with pytest.raises(InputError, match=f"a subscription of {topic} cannot be made: .*not exist"):
+        open_subscription(options, cloud, [])
+    cloud.publisher().create_topic(name=topic)
+    name, made = open_subscription(options, cloud, [])
+
+    def subscriptions() -> list[str]:
+        return list(cloud.publisher().list_topic_subscriptions(topic=topic))
+
+    with temporary(name, made, cloud):
+        assert subscriptions() == [name]
+        # The emulator cannot set labels; the service can.
+        assert not claim(name, "me", cloud, lasting=False, shared=False)
+    assert subscriptions() == []
+
+
+# One reader
+
+
+def test_a_second_reader_is_refused_while_the_first_lives(
+    server: tuple[Subscriptions, Cloud],
+) -> None:
+    service, cloud = server
+    assert claim(NAME, "one", cloud, lasting=False, shared=False)
+    assert service.labels().keys() == {"team", READER, UNTIL}
+    assert int(service.labels()[UNTIL]) == pytest.approx(time.time() + LEASE_SECONDS, abs=30)
+    told = (
+        f"{NAME} is read by one, as its label {READER} says for [0-9]+ s more: two readers .*"
+        f"--remove-labels={READER},{UNTIL}.*--allow_shared_subscription"
+    )
+    with pytest.raises(UsageError, match=told):
+        claim(NAME, "two", cloud, lasting=False, shared=False)
+    # The same reader, started again, may.
+    assert claim(NAME, "one", cloud, lasting=False, shared=False)
+    assert claim(NAME, "two", cloud, lasting=False, shared=True)
+    assert service.labels()[READER] == "two"
+
+
+def test_a_reader_that_did_not_say_so_again_is_taken_for_dead(
+    server: tuple[Subscriptions, Cloud], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, cloud = server
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "LEASE_SECONDS", -1)
+        claim(NAME, "one", cloud, lasting=False, shared=False)
+    assert claim(NAME, "two", cloud, lasting=False, shared=False)
+    renew(NAME, "two", cloud)
+    with pytest.raises(UsageError, match="is read by two"):
+        claim(NAME, "three", cloud, lasting=False, shared=False)
+    assert service.labels()["team"] == "fraud"
+
+
+def test_a_job_elsewhere_reads_until_its_label_is_removed(
+    server: tuple[Subscriptions, Cloud],
+) -> None:
+    service, cloud = server
+    claim(NAME, "job", cloud, lasting=True, shared=False)
+    assert service.labels()[UNTIL] == "0"
+    with pytest.raises(UsageError, match=f"is read by job, as its label {READER} says: two"):
+        claim(NAME, "two", cloud, lasting=False, shared=False)
+    service.known[NAME].labels = {READER: "someone"}
+    with pytest.raises(UsageError, match="is read by someone"):
+        claim(NAME, "two", cloud, lasting=False, shared=False)
+
+
+def test_who_lets_go_removes_its_own_label_alone(server: tuple[Subscriptions, Cloud]) -> None:
+    service, cloud = server
+    claim(NAME, "one", cloud, lasting=False, shared=False)
+    release(NAME, "two", cloud)
+    assert service.labels()[READER] == "one"
+    release(NAME, "one", cloud)
+    assert service.labels() == {"team": "fraud"}
+    release(NAME + "-gone", "one", cloud)
+
+
+@pytest.mark.parametrize(("always", "fails"), [(True, False), (True, True), (False, True)])
+def test_a_run_that_ends_here_or_does_not_start_elsewhere_lets_go(
+    server: tuple[Subscriptions, Cloud], always: bool, fails: bool
+) -> None:
+    service, cloud = server
+    claim(NAME, "one", cloud, lasting=not always, shared=False)
+
+    def run() -> None:
+        with released(NAME, "one", cloud, always=always):
+            if fails:
+                raise KeyboardInterrupt
+
+    if fails:
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    else:
+        run()
+    assert service.labels() == {"team": "fraud"}
+
+
+def test_a_job_that_started_elsewhere_keeps_its_label(server: tuple[Subscriptions, Cloud]) -> None:
+    service, cloud = server
+    claim(NAME, "one", cloud, lasting=True, shared=False)
+    with released(NAME, "one", cloud, always=False):
+        pass
+    assert service.labels()[READER] == "one"
+
+
+@pytest.mark.parametrize(
+    "code", [grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.INVALID_ARGUMENT]
+)
+def test_an_account_that_may_only_read_reads_without_a_label(
+    server: tuple[Subscriptions, Cloud], code: grpc.StatusCode
+) -> None:
+    service, cloud = server
+    service.errors["UpdateSubscription"] = [code]
+    assert not claim(NAME, "one", cloud, lasting=False, shared=False)
+    assert service.labels() == {"team": "fraud"}
+
+
+def test_a_label_that_cannot_be_renewed_now_stops_no_run(
+    server: tuple[Subscriptions, Cloud],
+) -> None:
+    service, cloud = server
+    for method in ("GetSubscription", "UpdateSubscription"):
+        service.errors = {method: [grpc.StatusCode.UNAVAILABLE] * 20}
+        renew(NAME, "one", cloud)
+    service.errors = {"GetSubscription": [grpc.StatusCode.PERMISSION_DENIED]}
+    renew(NAME, "one", cloud)
+    renew(NAME, "one", cloud)
+    assert service.labels()[READER] == "one"

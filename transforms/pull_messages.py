@@ -1,0 +1,211 @@
+"""PullMessages: a subscription as the source of a stream that runs in this process.
+
+For Beam's in-process runner of streams, whose own source acknowledges messages before
+anything is done with them, ends unseen when none comes for two minutes, and keeps
+timers waiting while it waits. Here a message is acknowledged when all that comes of
+it is done: once the watermark of every step is past the time at which the last of its
+steps had ended. A step that failed for good holds its watermark back, and so do rows
+that wait for their file. So a run that dies loses nothing: what is not acknowledged
+comes again, to whoever reads the subscription next.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.pvalue import PBegin, PCollection
+from apache_beam.runners.direct.executor import _ExecutorService
+from apache_beam.runners.direct.transform_evaluator import (
+    TransformEvaluatorRegistry,
+    _TransformEvaluator,
+)
+from apache_beam.runners.direct.util import TransformResult
+from apache_beam.transforms.window import GlobalWindows
+from apache_beam.utils.timestamp import MIN_TIMESTAMP, TIME_GRANULARITY, Timestamp
+
+from cloud.clients import Cloud
+from transforms.lease import Lease, leased
+from transforms.messages import Message
+
+# Of a bundle; as many again are pulled ahead.
+BUNDLE_MESSAGES = 1_000
+# How long the runner's one thread waits for a message before it looks after timers.
+POLL_SECONDS = 0.1
+
+
+@dataclass
+class _Taken:
+    """Messages that a bundle was made of, and when all that followed at once had been done.
+
+    done: none before `hold_seconds` more were over. Times are None until they are known.
+    """
+
+    ids: list[str]
+    settled: Timestamp | None = None
+    done: Timestamp | None = None
+
+
+class Intake:
+    """Messages between a subscription and a pipeline: pulled ahead, in work, acknowledged.
+
+    hold_seconds: how long the pipeline may keep messages back in state that holds no
+    watermark (transforms/gather_messages.py).
+    """
+
+    def __init__(self, lease: Lease, hold_seconds: float = 0.0) -> None:
+        self._lease, self._hold = lease, hold_seconds
+        self._ready: queue.Queue[Message] = queue.Queue(BUNDLE_MESSAGES)
+        self._in_work: deque[_Taken] = deque()
+        self._now = self._quiet = MIN_TIMESTAMP
+        self._over, self._closed = threading.Event(), threading.Event()
+        self._error: Exception | None = None
+
+    def pull(self) -> None:
+        """Nothing -> messages are pulled ahead until `end`."""
+        try:
+            while not self._over.is_set():
+                for message in self._lease.pull(1 << 40):
+                    self._put(message)
+                    if self._over.is_set():
+                        break
+        except Exception as error:
+            self._error = error
+        # A request may bring messages when nobody wants them any more.
+        self._closed.wait()
+        self._lease.release()
+
+    def _put(self, message: Message) -> None:
+        while not self._over.is_set():
+            try:
+                return self._ready.put(message, timeout=POLL_SECONDS)
+            except queue.Full:
+                continue
+
+    def take(self, passed: Timestamp) -> tuple[Timestamp, list[Message] | None]:
+        """How far every step is -> the time, and the messages of the next bundle, None at the end.
+
+        Asked for only when no step has anything to do. Raises what the subscription raised.
+        """
+        # A clock that is set back must not make old work look done.
+        self._now = now = max(self._now + TIME_GRANULARITY, Timestamp.now())
+        for taken in self._in_work:
+            if taken.settled is None:
+                taken.settled = now
+            elif taken.done is None and now - taken.settled > self._hold:
+                taken.done = now
+        self._acknowledge(passed)
+        if self._error is not None:
+            raise self._error
+        if self._over.is_set():
+            waiting = any(taken.done is None for taken in self._in_work)
+            return now, [] if waiting else None
+        messages = list(self._next())
+        if messages:
+            self._in_work.append(_Taken([message.message_id for message in messages]))
+        if messages or self._quiet == MIN_TIMESTAMP:
+            self._quiet = now
+        return now, messages
+
+    def _acknowledge(self, passed: Timestamp) -> None:
+        ids: list[str] = []
+        while self._in_work and (done := self._in_work[0].done) is not None and done <= passed:
+            ids += self._in_work.popleft().ids
+        if ids:
+            self._lease.acknowledge(ids)
+
+    def _next(self) -> Iterator[Message]:
+        try:
+            yield self._ready.get(timeout=POLL_SECONDS)
+            for _ in range(BUNDLE_MESSAGES - 1):
+                yield self._ready.get_nowait()
+        except queue.Empty:
+            return
+
+    @property
+    def quiet_seconds(self) -> float:
+        """How long no message came, as of when the pipeline last asked for one."""
+        return float(self._now - self._quiet)
+
+    @property
+    def unfinished(self) -> int:
+        """How many messages are in work, or wait for their file."""
+        return sum(len(taken.ids) for taken in list(self._in_work))
+
+    def end(self) -> None:
+        """Nothing -> no further message is given; the pipeline ends when the others are done."""
+        self._over.set()
+
+    def close(self) -> None:
+        """Nothing -> what is not acknowledged now is given back."""
+        self._over.set()
+        self._closed.set()
+
+    def finish(self) -> None:
+        """The pipeline ended well -> all that it got is acknowledged. Raises InputError."""
+        self._lease.acknowledge([i for taken in self._in_work for i in taken.ids])
+        self._in_work.clear()
+
+
+@contextmanager
+def open_intake(cloud: Cloud, subscription: str, hold_seconds: float = 0.0) -> Iterator[Intake]:
+    """A subscription -> an Intake; what is not acknowledged at the end is given back."""
+    with leased(cloud, subscription) as lease:
+        intake = Intake(lease, hold_seconds)
+        puller = threading.Thread(target=intake.pull, daemon=True)
+        puller.start()
+        try:
+            yield intake
+        finally:
+            intake.close()
+
+
+class PullMessages(beam.PTransform):
+    """An Intake -> its messages, as transforms.messages.parse takes them.
+
+    Only Beam's BundleBasedDirectRunner knows how to run it.
+    """
+
+    def __init__(self, intake: Intake) -> None:
+        super().__init__()
+        self.intake = intake
+
+    def expand(self, pbegin: PBegin) -> PCollection[Any]:
+        """The runner's own step."""
+        return PCollection(pbegin.pipeline, element_type=Any, is_bounded=False)
+
+    def get_windowing(self, inputs: Any) -> beam.Windowing:
+        """All in one window."""
+        return beam.Windowing(GlobalWindows())
+
+
+class _PullEvaluator(_TransformEvaluator):
+    """What the runner does for PullMessages: asks for messages when no step has work."""
+
+    def process_element(self, element: Any) -> None:
+        """What keeps the source alive is no message."""
+
+    def finish_bundle(self) -> TransformResult:
+        context, step = self._evaluation_context, self._applied_ptransform.transform
+        steps = context._watermark_manager._transform_to_watermarks.values()
+        now, messages = step.intake.take(min(watermarks.output_watermark for watermarks in steps))
+        if messages is None:
+            return TransformResult(self, [], [], None, None)
+        bundle = context.create_bundle(next(iter(self._outputs)))
+        for message in messages:
+            bundle.output(GlobalWindows.windowed_value(message, timestamp=now))
+        # A bundle that waits holds the watermark just before the time of what is in it.
+        again = context.create_bundle(PBegin(step.pipeline))
+        again.output(GlobalWindows.windowed_value(None, timestamp=now + TIME_GRANULARITY))
+        return TransformResult(self, [bundle] if messages else [], [again], None, None)
+
+
+TransformEvaluatorRegistry._test_evaluators_overrides[PullMessages] = _PullEvaluator
+# How long the runner's thread sleeps before it sees that the pipeline has ended.
+_ExecutorService._ExecutorServiceWorker.TIMEOUT = POLL_SECONDS
