@@ -221,6 +221,27 @@ def test_deadlines_that_cannot_be_set_do_not_end_the_run(
     assert stub.calls["modify"] == 3
 
 
+def test_what_cannot_be_acknowledged_stays_ours_and_what_was_given_back_does_not(
+    lease_of: Callable[..., tuple[Lease, Stub]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease, stub = lease_of(answer("a", "b"), answer())
+    assert len(list(lease.pull(10))) == 2
+
+    def denied(**_: Any) -> None:
+        raise exceptions.PermissionDenied("no")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stub, "acknowledge", denied)
+        with pytest.raises(InputError, match="cannot be acknowledged: no"):
+            lease.acknowledge(["a"])
+    assert sorted(lease._held) == ["a", "b"]
+    lease.acknowledge(["a"])
+    lease.release()
+    stub.sizes.clear()
+    lease.acknowledge(["b"])
+    assert stub.sizes == []
+
+
 def test_requests_are_of_a_size_that_the_service_takes(
     lease_of: Callable[..., tuple[Lease, Stub]],
 ) -> None:

@@ -43,6 +43,7 @@ class Leased:
         self.waiting = [Message(b"", {}, name, 0, "") for name in names]
         self.acknowledged: list[str] = []
         self.error: Exception | None = None
+        self.refusal: Exception | None = None
         self.released = False
 
     def pull(self, limit: int) -> Iterator[Message]:
@@ -53,6 +54,9 @@ class Leased:
         time.sleep(0.01)
 
     def acknowledge(self, ids: Iterable[str]) -> None:
+        if self.refusal is not None:
+            refusal, self.refusal = self.refusal, None
+            raise refusal
         self.acknowledged += ids
 
     def release(self) -> None:
@@ -122,6 +126,57 @@ def test_what_may_be_kept_back_in_state_is_not_done_before_that_time_is_over(
         assert lease.acknowledged == []
         intake.take(now)
         assert lease.acknowledged == ["a"]
+
+
+def test_a_timer_that_became_due_just_before_the_source_was_asked_is_waited_for(
+    clock: type[Clock],
+) -> None:
+    with intake_of("a", hold=5.0) as (intake, lease):
+        intake.take(MIN_TIMESTAMP)
+        clock.seconds = 1_001
+        intake.take(MIN_TIMESTAMP)
+        # Timers were last looked after at some time since 1,001.
+        clock.seconds = 1_007
+        now, _ = intake.take(MIN_TIMESTAMP)
+        intake.take(now)
+        assert lease.acknowledged == []
+        intake.take(intake._now)
+        assert lease.acknowledged == ["a"]
+
+
+def test_what_cannot_be_acknowledged_ends_the_run_and_is_not_taken_for_done(
+    clock: type[Clock],
+) -> None:
+    with intake_of("a") as (intake, lease):
+        lease.refusal = InputError("messages of s cannot be acknowledged: denied")
+        intake.take(MIN_TIMESTAMP)
+        for clock.seconds in (1_001, 1_002):
+            intake.take(MIN_TIMESTAMP)
+        # The runner asks four times.
+        for _ in range(4):
+            with pytest.raises(InputError, match="denied"):
+                intake.take(Timestamp(1_002))
+        assert (lease.acknowledged, intake.unfinished) == ([], 1)
+
+
+def test_messages_pulled_ahead_are_bounded_by_number_and_by_bytes(
+    clock: type[Clock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BUNDLE_MESSAGES", 4)
+    monkeypatch.setattr(module, "BUNDLE_BYTES", 100)
+    sizes = {"a": 60, "b": 60, "c": 1_000, "d": 1, "e": 1, "f": 1, "g": 1, "h": 1}
+    lease = Leased([])
+    lease.waiting = [Message(b"x" * n, {}, name, 0, "") for name, n in sizes.items()]
+    intake = Intake(lease)  # type: ignore[arg-type]
+    puller = threading.Thread(target=intake.pull, daemon=True)
+    puller.start()
+    bundles = []
+    while sum(map(len, bundles)) < len(sizes):
+        wait_until(lambda: not (intake._ahead._has_room() and lease.waiting))
+        bundles.append(ids(intake.take(MIN_TIMESTAMP)))
+    intake.close()
+    puller.join()
+    assert bundles == [["a", "b"], ["c"], ["d", "e", "f", "g"], ["h"]]
 
 
 def test_a_clock_that_is_set_back_does_not_make_work_look_done(clock: type[Clock]) -> None:

@@ -72,15 +72,22 @@ class Lease:
         return list(answer.received_messages)
 
     def acknowledge(self, message_ids: Iterable[str]) -> None:
-        """Ids of messages -> they are gone from the subscription. Raises InputError."""
+        """Ids of messages -> they are gone from the subscription. Raises InputError.
+
+        Those that were given back meanwhile are not: somebody else may have them.
+        """
         with self._lock:
-            ack_ids = [self._held.pop(message_id) for message_id in message_ids]
+            held = {i: self._held[i] for i in message_ids if i in self._held}
         with told_as(InputError, f"messages of {self._subscription} cannot be acknowledged"):
-            for part in _parts(ack_ids):
+            for part in _parts(list(held.values())):
                 self._client.acknowledge(
                     request={"subscription": self._subscription, "ack_ids": part},
                     retry=retry(self._cloud.retry_seconds),
                 )
+        # Not before: what could not be acknowledged is still ours, to keep or to give back.
+        with self._lock:
+            for message_id in held:
+                self._held.pop(message_id, None)
 
     def renew(self) -> None:
         """All that is held stays so for DEADLINE_SECONDS from now."""

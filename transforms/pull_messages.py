@@ -11,7 +11,6 @@ comes again, to whoever reads the subscription next.
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -34,8 +33,9 @@ from cloud.clients import Cloud
 from transforms.lease import Lease, leased
 from transforms.messages import Message
 
-# Of a bundle; as many again are pulled ahead.
+# Of a bundle, and pulled ahead for the next one; a single message may be larger.
 BUNDLE_MESSAGES = 1_000
+BUNDLE_BYTES = 32 << 20
 # How long the runner's one thread waits for a message before it looks after timers.
 POLL_SECONDS = 0.1
 
@@ -52,6 +52,36 @@ class _Taken:
     done: Timestamp | None = None
 
 
+class _Ahead:
+    """Messages that were pulled ahead, of one thread for another; together a bundle."""
+
+    def __init__(self) -> None:
+        self._messages: list[Message] = []
+        self._bytes = 0
+        self._changed = threading.Condition()
+
+    def put(self, message: Message) -> bool:
+        """A message -> whether there was room for it within POLL_SECONDS."""
+        with self._changed:
+            if not self._changed.wait_for(self._has_room, POLL_SECONDS):
+                return False
+            self._messages.append(message)
+            self._bytes += len(message.data)
+            self._changed.notify()
+            return True
+
+    def _has_room(self) -> bool:
+        return len(self._messages) < BUNDLE_MESSAGES and self._bytes < BUNDLE_BYTES
+
+    def take(self) -> list[Message]:
+        """Nothing -> all of them, at least one unless none came within POLL_SECONDS."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._messages, POLL_SECONDS)
+            messages, self._messages, self._bytes = self._messages, [], 0
+            self._changed.notify()
+            return messages
+
+
 class Intake:
     """Messages between a subscription and a pipeline: pulled ahead, in work, acknowledged.
 
@@ -61,7 +91,7 @@ class Intake:
 
     def __init__(self, lease: Lease, hold_seconds: float = 0.0) -> None:
         self._lease, self._hold = lease, hold_seconds
-        self._ready: queue.Queue[Message] = queue.Queue(BUNDLE_MESSAGES)
+        self._ahead = _Ahead()
         self._in_work: deque[_Taken] = deque()
         self._now = self._quiet = MIN_TIMESTAMP
         self._over, self._closed = threading.Event(), threading.Event()
@@ -72,7 +102,8 @@ class Intake:
         try:
             while not self._over.is_set():
                 for message in self._lease.pull(1 << 40):
-                    self._put(message)
+                    while not (self._over.is_set() or self._ahead.put(message)):
+                        pass
                     if self._over.is_set():
                         break
         except Exception as error:
@@ -81,32 +112,28 @@ class Intake:
         self._closed.wait()
         self._lease.release()
 
-    def _put(self, message: Message) -> None:
-        while not self._over.is_set():
-            try:
-                return self._ready.put(message, timeout=POLL_SECONDS)
-            except queue.Full:
-                continue
-
     def take(self, passed: Timestamp) -> tuple[Timestamp, list[Message] | None]:
         """How far every step is -> the time, and the messages of the next bundle, None at the end.
 
-        Asked for only when no step has anything to do. Raises what the subscription raised.
+        Asked for only when no step has anything to do, timers that were due included. Raises
+        what the subscription raised.
         """
+        if self._error is not None:
+            raise self._error
         # A clock that is set back must not make old work look done.
-        self._now = now = max(self._now + TIME_GRANULARITY, Timestamp.now())
+        before, now = self._now, max(self._now + TIME_GRANULARITY, Timestamp.now())
+        self._now = now
         for taken in self._in_work:
             if taken.settled is None:
                 taken.settled = now
-            elif taken.done is None and now - taken.settled > self._hold:
+            # A timer may have become due since it was looked after, but not since `before`.
+            elif taken.done is None and before - taken.settled >= self._hold:
                 taken.done = now
         self._acknowledge(passed)
-        if self._error is not None:
-            raise self._error
         if self._over.is_set():
             waiting = any(taken.done is None for taken in self._in_work)
             return now, [] if waiting else None
-        messages = list(self._next())
+        messages = self._ahead.take()
         if messages:
             self._in_work.append(_Taken([message.message_id for message in messages]))
         if messages or self._quiet == MIN_TIMESTAMP:
@@ -114,19 +141,21 @@ class Intake:
         return now, messages
 
     def _acknowledge(self, passed: Timestamp) -> None:
-        ids: list[str] = []
-        while self._in_work and (done := self._in_work[0].done) is not None and done <= passed:
-            ids += self._in_work.popleft().ids
-        if ids:
-            self._lease.acknowledge(ids)
-
-    def _next(self) -> Iterator[Message]:
-        try:
-            yield self._ready.get(timeout=POLL_SECONDS)
-            for _ in range(BUNDLE_MESSAGES - 1):
-                yield self._ready.get_nowait()
-        except queue.Empty:
+        """What is done is gone from the subscription, or the run ends: it would come for ever."""
+        done = []
+        for taken in self._in_work:
+            if taken.done is None or taken.done > passed:
+                break
+            done.append(taken)
+        if not done:
             return
+        try:
+            self._lease.acknowledge([i for taken in done for i in taken.ids])
+        except Exception as error:
+            self._error = error
+            raise
+        for _ in done:
+            self._in_work.popleft()
 
     @property
     def quiet_seconds(self) -> float:
