@@ -123,15 +123,18 @@ class Intake:
         # A clock that is set back must not make old work look done.
         before, now = self._now, max(self._now + TIME_GRANULARITY, Timestamp.now())
         self._now = now
-        for taken in self._in_work:
+        # Those that wait for their file alone may be very many, and are the oldest.
+        for taken in reversed(self._in_work):
+            if taken.done is not None:
+                break
             if taken.settled is None:
                 taken.settled = now
             # A timer may have become due since it was looked after, but not since `before`.
-            elif taken.done is None and before - taken.settled >= self._hold:
+            elif before - taken.settled >= self._hold:
                 taken.done = now
         self._acknowledge(passed)
         if self._over.is_set():
-            waiting = any(taken.done is None for taken in self._in_work)
+            waiting = self._in_work and self._in_work[-1].done is None
             return now, [] if waiting else None
         messages = self._ahead.take()
         if messages:
