@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("cloud", "model_handlers", "transforms", "pipelines", "examples", "benchmarks", "tests")
+PACKAGES = (
+    "cloud",
+    "model_handlers",
+    "transforms",
+    "pipelines",
+    "serving",
+    "examples",
+    "benchmarks",
+    "tests",
+)
 
 # What the modules of a package may import of the others.
 ALLOWED = {
@@ -16,8 +25,17 @@ ALLOWED = {
     "model_handlers": {"model_handlers", "cloud"},
     "transforms": {"transforms", "model_handlers", "cloud"},
     "pipelines": {"pipelines", "transforms", "model_handlers", "cloud"},
-    "examples": {"examples", "pipelines", "transforms", "model_handlers", "cloud"},
-    "benchmarks": {"benchmarks", "examples", "pipelines", "transforms", "model_handlers", "cloud"},
+    "serving": {"serving", "transforms", "model_handlers", "cloud"},
+    "examples": {"examples", "serving", "pipelines", "transforms", "model_handlers", "cloud"},
+    "benchmarks": {
+        "benchmarks",
+        "examples",
+        "serving",
+        "pipelines",
+        "transforms",
+        "model_handlers",
+        "cloud",
+    },
 }
 # What lies below everything: the element type, since handlers answer with record batches,
 # and the exception tree.

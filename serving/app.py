@@ -1,0 +1,293 @@
+"""The routes: predictions, health and metrics, with status codes that mean what they say.
+
+Starlette, on which FastAPI is built, is used directly: nothing here is declared for
+pydantic, and a request passes no layer that it does not need.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+import traceback
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from model_handlers.errors import MillraceError, UsageError, nearest, one_line
+from model_handlers.loaded_model import describe
+from serving.instances import BadInstances
+from serving.predictions import encode_predictions
+from serving.service import Service, State, arrays_of
+from transforms.failures import Fault
+
+logger = logging.getLogger("serving")
+
+# Of a request's bad rows these many are told one by one.
+TOLD_ROWS = 20
+# Google's names of status codes. Source: google.rpc.Code.
+_STATUS = {
+    400: "INVALID_ARGUMENT",
+    404: "NOT_FOUND",
+    405: "UNIMPLEMENTED",
+    413: "INVALID_ARGUMENT",
+    500: "INTERNAL",
+    503: "UNAVAILABLE",
+}
+
+
+@dataclass
+class Refused(Exception):
+    """A request that gets an error: its status, message, further members and headers."""
+
+    status: int
+    message: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def response(self) -> Response:
+        """The answer `{"error": {...}}`."""
+        error = {
+            "code": self.status,
+            "status": _STATUS.get(self.status, "UNKNOWN"),
+            "message": self.message,
+            **self.details,
+        }
+        return _json(orjson.dumps({"error": error}), self.status, self.headers)
+
+
+def _json(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(body, status, headers, media_type="application/json")
+
+
+def make_app(service: Service) -> Starlette:
+    """A service, not yet loaded -> its app, which loads it when it starts."""
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        # The health route answers meanwhile.
+        loading = asyncio.create_task(service.load())
+        yield
+        loading.cancel()
+        service.close()
+
+    predict, health = Predict(service), Health(service)
+    settings = service.settings
+    predict_routes = ["/predict", "/v1/{endpoint:path}:predict", "/v1/{endpoint:path}:rawPredict"]
+    health_routes = ["/health", "/ping", "/v1/endpoints/{endpoint}/deployedModels/{model}"]
+    return Starlette(
+        routes=[
+            *(
+                Route(path, predict, methods=["POST"])
+                for path in _paths(settings.predict_route, predict_routes)
+            ),
+            *(
+                Route(path, health, methods=["GET"])
+                for path in _paths(settings.health_route, health_routes)
+            ),
+            Route("/metrics", Exposition(service), methods=["GET"]),
+        ],
+        exception_handlers={HTTPException: _refuse_route},
+        lifespan=lifespan,
+    )
+
+
+def _paths(chosen: str | None, others: Sequence[str]) -> list[str]:
+    # A brace would be a parameter to Starlette.
+    return [chosen, *others] if chosen and "{" not in chosen else list(others)
+
+
+async def _refuse_route(request: Request, error: Exception) -> Response:
+    """No such path, or not with this method."""
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path[:200]}: {error.detail}"
+    return Refused(error.status_code, message, headers=error.headers or {}).response()
+
+
+@dataclass(frozen=True)
+class Health:
+    """GET -> 200 where predictions are answered, 503 before and after, 500 where they never are."""
+
+    service: Service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        service = self.service
+        status = {State.READY: 200, State.FAILED: 500}.get(service.state, 503)
+        told: dict[str, Any] = {"status": service.state.value}
+        if service.state is State.FAILED:
+            told["reason"] = service.reason
+        if service.state is State.READY:
+            manifest = service.manifest
+            told["model"] = {
+                "name": manifest.name,
+                "version": manifest.version,
+                "sha256": manifest.sha256,
+            }
+        await _json(orjson.dumps(told), status)(scope, receive, send)
+
+
+@dataclass(frozen=True)
+class Exposition:
+    """GET -> the metrics in Prometheus' text form."""
+
+    service: Service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        text = generate_latest(self.service.metrics.registry)
+        headers = {"Content-Type": CONTENT_TYPE_LATEST}
+        await Response(text, headers=headers)(scope, receive, send)
+
+
+@dataclass(frozen=True)
+class Predict:
+    """POST `{"instances": [...], "parameters": {...}}` -> `{"predictions": [...]}`."""
+
+    service: Service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        service, started = self.service, time.perf_counter()
+        service.in_flight += 1
+        try:
+            response = await self._respond(scope, receive)
+            # Counted before it is sent: whoever has the answer finds it in the metrics.
+            service.metrics.requests.labels(str(response.status_code)).inc()
+            service.metrics.seconds.observe(time.perf_counter() - started)
+            await response(scope, receive, send)
+        finally:
+            service.in_flight -= 1
+
+    async def _respond(self, scope: Scope, receive: Receive) -> Response:
+        try:
+            self._admit()
+            body = await _read_body(scope, receive, self.service.settings.max_request_bytes)
+            return _json(await self._answer(body))
+        except Refused as refused:
+            return refused.response()
+        except (MillraceError, MemoryError) as error:
+            logger.error("a pass failed: %s", one_line(error))
+            return Refused(500, f"the model cannot be run: {one_line(error)}").response()
+        except Exception as error:
+            # Without its message, which may hold values of a row.
+            where = "".join(traceback.format_tb(error.__traceback__))
+            logger.error("unexpected %s\n%s", type(error).__name__, where)
+            return Refused(500, f"unexpected {type(error).__name__}; see the log").response()
+
+    def _admit(self) -> None:
+        """Raises Refused where no further request can be taken now."""
+        service = self.service
+        if service.state is State.FAILED:
+            raise Refused(500, f"the model cannot be served: {service.reason}")
+        if service.state is not State.READY:
+            soon = {"Retry-After": "1"}
+            if service.state is State.DRAINING:
+                # Another connection may reach another server.
+                soon |= {"Connection": "close"}
+            raise Refused(503, f"this server is {service.state.value}", headers=soon)
+        if service.in_flight > service.settings.max_in_flight:
+            message = f"{service.settings.max_in_flight} requests are in flight: try again later"
+            raise Refused(503, message, headers={"Retry-After": "1"})
+
+    async def _answer(self, body: bytes) -> bytes:
+        """A request's body -> its answer's. Raises Refused."""
+        service = self.service
+        instances, outputs = parse_request(body)
+        try:
+            fields = service.choose(outputs)
+        except UsageError as error:
+            raise Refused(400, f"parameters.outputs: {error}") from error
+        batcher = service.batcher(fields)
+        if batcher is None:
+            raise Refused(400, "parameters.outputs: this server was started with --fixed_outputs")
+        if not instances:
+            return b'{"predictions":[]}'
+        try:
+            inputs = service.reader.read(instances)
+        except BadInstances as bad:
+            raise self._refuse_rows(bad.faults, len(instances)) from None
+        answer = await service.predict(batcher, inputs)
+        if answer.faults:
+            faults = {i: Fault("model_error", describe(e)) for i, e in answer.faults.items()}
+            raise self._refuse_rows(faults, len(instances))
+        service.metrics.rows.inc(len(instances))
+        return b'{"predictions":%b}' % encode_predictions(
+            [wanted.key for wanted in fields], arrays_of(batcher, answer, fields)
+        )
+
+    def _refuse_rows(self, faults: Mapping[int, Fault], rows: int) -> Refused:
+        """Bad rows by index -> the refusal of the whole request, which names them."""
+        for fault in faults.values():
+            self.service.metrics.bad_rows.labels(fault.reason).inc()
+        told = [
+            {"index": index, "reason": fault.reason, "message": fault.message}
+            for index, fault in list(faults.items())[:TOLD_ROWS]
+        ]
+        first = told[0]
+        message = f"{len(faults)} of {rows} instances cannot be predicted: instance "
+        message += f"{first['index']}: {first['message']}"
+        return Refused(400, message, {"bad_instances": len(faults), "instances": told})
+
+
+async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """A request -> its body. Raises Refused above the limit, before more than that is kept."""
+    too_large = Refused(413, f"the request has more than {limit:,} bytes: send fewer instances")
+    declared = next((v for k, v in scope["headers"] if k == b"content-length"), b"0")
+    if int(declared) > limit:
+        raise too_large
+    chunks, size, more = [], 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Refused(400, "the connection ended within the request")
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        if size > limit:
+            raise too_large
+        more = message.get("more_body", False)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def parse_request(body: bytes) -> tuple[list[Any], str | list[str] | None]:
+    """A request's body -> its instances, and `parameters.outputs` if given. Raises Refused."""
+    try:
+        request = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Refused(400, f"the body is not JSON: {error}{_nan_advice(body)}") from error
+    if not isinstance(request, dict) or not isinstance(request.get("instances"), list):
+        raise Refused(400, 'expected {"instances": [...]}, a list of rows')
+    parameters = request.get("parameters")
+    if parameters is None:
+        return request["instances"], None
+    if not isinstance(parameters, dict):
+        raise Refused(400, f"parameters: expected an object, got {type(parameters).__name__}")
+    for name in parameters:
+        if name != "outputs":
+            known = ["outputs"]
+            raise Refused(400, f"unknown parameter {name[:40]!r}{nearest(name, known)}: outputs")
+    outputs = parameters.get("outputs")
+    names = outputs if isinstance(outputs, list) else [outputs or "all"]
+    if not all(isinstance(name, str) for name in names):
+        raise Refused(400, "parameters.outputs: expected all, score, or a list of names")
+    return request["instances"], outputs
+
+
+def _nan_advice(body: bytes) -> str:
+    """A body that is no JSON -> what to do, where it would be with NaN and the infinities."""
+    try:
+        json.loads(body)
+    except (ValueError, RecursionError):
+        return ""
+    return "; NaN and the infinities are no numbers of JSON: leave such rows out"

@@ -1,0 +1,164 @@
+"""Requests that come together are run together.
+
+An idle model takes a request at once. While a pass runs, requests gather; the next pass
+takes them all, up to a limit. So nobody waits for company, and under load batches grow by
+themselves; a wait can be asked for where passes are dear.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import numpy as np
+
+from model_handlers.isolate import isolate
+from model_handlers.loaded_model import ROW_FAULTS, LoadedModel
+
+
+@dataclass
+class Answer:
+    """One array an output, [rows, ...], and the rows on which the model raised."""
+
+    arrays: list[np.ndarray]
+    faults: dict[int, Exception]
+
+    def part(self, rows: slice) -> Answer:
+        """A range of rows -> the answer for these alone."""
+        faults = {i - rows.start: e for i, e in self.faults.items() if rows.start <= i < rows.stop}
+        return Answer([array[rows] for array in self.arrays], faults)
+
+
+def run_model(model: LoadedModel, inputs: Sequence[np.ndarray], rows: int) -> Answer:
+    """A model and checked input arrays of one or more rows -> the Answer.
+
+    A fault of the machine is raised, as DeviceError, MemoryError or ContractBroken.
+    """
+    arrays: list[np.ndarray] = []
+    faults: dict[int, Exception] = {}
+    start = 0
+    while start < rows:
+        # Read anew each time: running out of memory lowers it.
+        window = slice(start, min(start + model.batch_rows, rows))
+        for part, result in isolate(lambda s: model.forward(inputs, s), window, ROW_FAULTS):
+            if isinstance(result, Exception):
+                faults[part.start] = result
+                continue
+            if part == slice(0, rows):
+                return Answer(result, {})
+            arrays = arrays or [np.zeros((rows, *a.shape[1:]), a.dtype) for a in result]
+            for whole, piece in zip(arrays, result, strict=True):
+                whole[part] = piece
+        start = window.stop
+    return Answer(arrays, faults)
+
+
+@dataclass(eq=False)
+class _Waiting:
+    inputs: list[np.ndarray]
+    rows: int
+    since: float
+    answer: asyncio.Future[Answer]
+
+
+class Batcher:
+    """Gathers requests of one model; all methods are called in the event loop.
+
+    executor: of one thread, in which the model runs. max_rows: of a pass; a larger request
+    runs alone, in several. max_wait: seconds that a request may wait for others after a pass,
+    never where the model was idle. observe: told requests, rows and seconds of each pass.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        executor: Executor,
+        *,
+        max_rows: int,
+        max_wait: float,
+        observe: Callable[[int, int, float], None],
+    ) -> None:
+        self._model = model
+        self._executor = executor
+        self._max_rows = max_rows
+        self._max_wait = max_wait
+        self._observe = observe
+        self._waiting: deque[_Waiting] = deque()
+        self._rows = 0
+        self._running = False
+        self._start: asyncio.Handle | None = None
+
+    @property
+    def model(self) -> LoadedModel:
+        """What runs."""
+        return self._model
+
+    @property
+    def waiting(self) -> int:
+        """Requests that no pass has taken yet."""
+        return len(self._waiting)
+
+    async def predict(self, inputs: list[np.ndarray]) -> Answer:
+        """A request's arrays, one or more rows -> its Answer. Raises what the machine raises."""
+        loop = asyncio.get_running_loop()
+        request = _Waiting(inputs, len(inputs[0]), time.monotonic(), loop.create_future())
+        self._waiting.append(request)
+        self._rows += request.rows
+        if not self._running and self._rows >= self._max_rows and self._start is not None:
+            self._start.cancel()
+            self._start = None
+        if not self._running and self._start is None:
+            # After what the loop has already read: that may be requests too.
+            self._start = loop.call_soon(self._begin)
+        return await request.answer
+
+    def _begin(self) -> None:
+        """Takes what waits, up to the limit, and runs it in the thread."""
+        self._start, self._running = None, True
+        batch = [self._waiting.popleft()]
+        rows = batch[0].rows
+        while self._waiting and rows + self._waiting[0].rows <= self._max_rows:
+            batch.append(self._waiting.popleft())
+            rows += batch[-1].rows
+        self._rows -= rows
+        loop = asyncio.get_running_loop()
+        done = loop.run_in_executor(self._executor, self._run, [r.inputs for r in batch], rows)
+        done.add_done_callback(lambda passed: self._end(batch, passed))
+
+    def _run(self, inputs: list[list[np.ndarray]], rows: int) -> tuple[Answer, float]:
+        started = time.perf_counter()
+        arrays = (
+            inputs[0] if len(inputs) == 1 else [*map(np.concatenate, zip(*inputs, strict=True))]
+        )
+        answer = run_model(self._model, arrays, rows)
+        return answer, time.perf_counter() - started
+
+    def _end(self, batch: list[_Waiting], passed: asyncio.Future[tuple[Answer, float]]) -> None:
+        """Hands the pass's answer out, and begins the next."""
+        self._running = False
+        if self._waiting:
+            self._begin_soon()
+        # A request that was given up is no longer waited for.
+        asked = [request for request in batch if not request.answer.done()]
+        if (error := passed.exception()) is not None:
+            for request in asked:
+                request.answer.set_exception(error)
+            return
+        answer, seconds = passed.result()
+        self._observe(len(batch), sum(request.rows for request in batch), seconds)
+        start = 0
+        for request in batch:
+            if not request.answer.done():
+                request.answer.set_result(answer.part(slice(start, start + request.rows)))
+            start += request.rows
+
+    def _begin_soon(self) -> None:
+        left = self._waiting[0].since + self._max_wait - time.monotonic()
+        if left > 0 and self._rows < self._max_rows:
+            self._start = asyncio.get_running_loop().call_later(left, self._begin)
+        else:
+            self._begin()

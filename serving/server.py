@@ -1,0 +1,86 @@
+"""The process: listens, drains on SIGTERM, ends."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+import time
+from types import FrameType
+
+import uvicorn
+
+from serving.app import make_app
+from serving.service import Service, State
+from serving.settings import Settings
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which goes on answering while requests in flight are finished.
+
+    Meanwhile health is 503 and new requests are refused, so that whoever balances load can
+    tell that this server ends from its being broken.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.service = Service(settings)
+        self._deadline: float | None = None
+        config = uvicorn.Config(
+            make_app(self.service),
+            host=settings.host,
+            port=settings.port,
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            # Above what load balancers keep theirs, so that they close first.
+            timeout_keep_alive=620,
+            # What is still in flight after the drain is cut off.
+            timeout_graceful_shutdown=1,
+            lifespan="on",
+        )
+        super().__init__(config)
+
+    @property
+    def url(self) -> str:
+        """Where it listens, once it is started."""
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listens; tells where."""
+        await super().startup(sockets)
+        if self.started:
+            logging.getLogger("serving").info("listening on %s", self.url)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal to end: the first drains, the second ends at once."""
+        self.should_exit = self._deadline is not None
+        self.drain()
+
+    def drain(self) -> None:
+        """No new requests from now on; ends when none is in flight."""
+        self.service.drain()
+        self._deadline = time.monotonic() + self.service.settings.drain_seconds
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: whether to end."""
+        if self._deadline is not None and (
+            not self.service.in_flight or time.monotonic() > self._deadline
+        ):
+            return True
+        return await super().on_tick(counter)
+
+
+def serve(settings: Settings) -> int:
+    """Settings -> the exit code, when the server has ended: 0, or 1 if it could not serve."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    # Else a thread that wants the interpreter waits 5 ms for one that computes.
+    sys.setswitchinterval(0.0005)
+    server = Server(settings)
+    try:
+        server.run()
+    except SystemExit:
+        # The port is taken, say; uvicorn has told it.
+        return 1
+    return 0 if server.started and server.service.state is not State.FAILED else 1

@@ -1,0 +1,158 @@
+"""The command line of a server, and the variables that Vertex AI sets in its container.
+
+Source: "Custom container requirements" of Vertex AI's documentation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import NoReturn
+
+from model_handlers.errors import UsageError
+
+# Vertex AI refuses requests above 1.5 MB before they reach a container.
+MAX_REQUEST_BYTES = 1_500_000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a server needs to know; the flags of the same names say what each is."""
+
+    model_path: str
+    model_digest: str | None = None
+    feature_columns: tuple[str, ...] | None = None
+    score_output: str | None = None
+    outputs: str = "score"
+    fixed_outputs: bool = False
+    device: str = "auto"
+    precision: str = "float32"
+    threads: int = 1
+    host: str = "127.0.0.1"
+    port: int = 8080
+    health_route: str | None = None
+    predict_route: str | None = None
+    max_request_bytes: int = MAX_REQUEST_BYTES
+    max_batch_rows: int = 4096
+    max_batch_wait_ms: float = 0.0
+    max_in_flight: int = 512
+    drain_seconds: float = 30.0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see --help")
+
+
+def _above_zero(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, got {text!r}")
+    return int(text)
+
+
+def _from_zero(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number from 0, got {text!r}")
+    return number
+
+
+def _route(text: str) -> str:
+    if not text.startswith("/"):
+        raise argparse.ArgumentTypeError(f"expected a path that starts with /, got {text!r}")
+    return text
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def make_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
+    """The environment, which has the defaults -> the parser of a server's flags."""
+    parser = _Parser(
+        prog="python -m serving",
+        description="Serve a model package over HTTP, as Vertex AI's containers do.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    model = parser.add_argument_group("model").add_argument
+    model(
+        "--model_path",
+        default=environment.get("AIP_STORAGE_URI") or None,
+        metavar="PATH",
+        help="model package: a folder with model.json or with one .mar, a .mar, or a model file; "
+        "gs:// as well (default: AIP_STORAGE_URI)",
+    )
+    model("--model_digest", metavar="SHA256", help="sha256 that the model file must have")
+    model(
+        "--feature_columns",
+        type=_names,
+        metavar="A,B,C",
+        help="for a model file without model.json: its input columns, in order",
+    )
+    model("--score_output", metavar="NAME", help="output that is the score (default: manifest's)")
+    model(
+        "--outputs",
+        default="score",
+        metavar="all|score|A,B",
+        help="fields of a prediction: all outputs; anomaly_score and the manifest's output fields; "
+        "or names (default: score). `parameters.outputs` of a request may choose others",
+    )
+    model(
+        "--fixed_outputs",
+        action="store_true",
+        help="requests may choose no others, which saves a second copy of the model",
+    )
+    model("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    model("--precision", default="float32", choices=("float32", "bf16", "fp16"))
+    model("--threads", type=_above_zero, default=1, help="threads of one operation (default: 1)")
+    add("--host", default="127.0.0.1", help="address to listen on; a container needs 0.0.0.0")
+    add(
+        "--port",
+        type=_port,
+        default=environment.get("AIP_HTTP_PORT") or "8080",
+        help="default: AIP_HTTP_PORT, else 8080; 0 takes a free one",
+    )
+    add("--health_route", type=_route, default=environment.get("AIP_HEALTH_ROUTE") or None)
+    add("--predict_route", type=_route, default=environment.get("AIP_PREDICT_ROUTE") or None)
+    add("--max_request_bytes", type=_above_zero, default=MAX_REQUEST_BYTES)
+    add("--max_batch_rows", type=_above_zero, default=4096, help="rows of one pass (default: 4096)")
+    add(
+        "--max_batch_wait_ms",
+        type=_from_zero,
+        default=0.0,
+        help="how long a request may wait for others after a pass; never where the model is idle "
+        "(default: 0)",
+    )
+    add(
+        "--max_in_flight",
+        type=_above_zero,
+        default=512,
+        help="requests beyond are answered 503 at once (default: 512)",
+    )
+    add(
+        "--drain_seconds",
+        type=_from_zero,
+        default=30.0,
+        help="how long requests in flight may take after SIGTERM (default: 30)",
+    )
+    return parser
+
+
+def parse(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> Settings:
+    """The command line, the environment -> Settings. Raises UsageError."""
+    args = make_parser(environment).parse_args(argv)
+    if args.model_path is None:
+        raise UsageError("--model_path is missing: expected the path of a model package")
+    return Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})

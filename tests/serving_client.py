@@ -1,0 +1,133 @@
+"""A server on a real socket, of this process or of its own, and a plain client for it."""
+
+import http.client
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serving.server import Server
+from serving.service import State
+from serving.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+SECONDS = 60
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Returns when the condition holds; fails after a minute."""
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> Any:
+        return self.json["error"]
+
+
+@dataclass
+class Client:
+    """Asks a server, each time on a connection of its own."""
+
+    address: str
+
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
+        connection = http.client.HTTPConnection(self.address, timeout=SECONDS)
+        try:
+            connection.request(method, path, body, headers)
+            response = connection.getresponse()
+            return Answer(response.status, dict(response.headers), response.read())
+        finally:
+            connection.close()
+
+    def get(self, path: str) -> Answer:
+        return self.ask("GET", path)
+
+    def predict(self, instances: Any, **parameters: Any) -> Answer:
+        request = {"instances": instances} | ({"parameters": parameters} if parameters else {})
+        return self.ask("POST", "/predict", json.dumps(request))
+
+    def metric(self, name: str) -> float:
+        """The value of one line of /metrics."""
+        lines = self.get("/metrics").body.decode().splitlines()
+        found = [line.rpartition(" ")[2] for line in lines if line.rpartition(" ")[0] == name]
+        return float(found[0]) if found else 0.0
+
+
+@dataclass
+class Running:
+    """A server and a client for it."""
+
+    server: Server
+    client: Client
+
+
+@contextmanager
+def running(model: Path, *, until_ready: bool = True, **settings: Any) -> Iterator[Running]:
+    """A package and settings -> a server of this process, listening until the block ends."""
+    server = Server(Settings(str(model), port=0, **settings))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        wait_until(lambda: server.started or not thread.is_alive())
+        if until_ready:
+            wait_until(lambda: server.service.state is not State.LOADING)
+            assert server.service.state is State.READY, server.service.reason
+        yield Running(server, Client(server.url.removeprefix("http://")))
+    finally:
+        server.should_exit = True
+        thread.join(SECONDS)
+        assert not thread.is_alive()
+
+
+@contextmanager
+def process(
+    *flags: str, environment: Mapping[str, str] | None = None
+) -> Iterator[tuple[subprocess.Popen[str], Client]]:
+    """Flags -> the running process, once it listens, and a client for it."""
+    running = subprocess.Popen(
+        [sys.executable, "-m", "serving", "run", "--port", "0", *flags],
+        cwd=ROOT,
+        env={**os.environ, **(environment or {})},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert running.stderr is not None
+    try:
+        lines = []
+        for line in running.stderr:
+            lines.append(line)
+            if found := re.search(r"listening on http://(\S+)", line):
+                yield running, Client(found[1])
+                break
+        else:
+            raise AssertionError("".join(lines))
+    finally:
+        running.kill()
+        running.wait()
+        running.stderr.close()
+
+
+def until_ready(client: Client) -> None:
+    wait_until(lambda: client.get("/health").status != 503)
+    assert client.get("/health").status == 200

@@ -1,0 +1,485 @@
+"""The served app on a real socket: predictions as the workers', errors with true codes."""
+
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+from serving_client import Client, Running, running, wait_until
+
+from examples.transactions.data import FEATURES
+from examples.transactions.model import OUTPUTS
+from model_handlers.contract import InputSpec, Manifest, OutputSpec
+from model_handlers.errors import DeviceError
+from model_handlers.loaded_model import LoadedModel
+from model_handlers.package import read_manifest, write_package
+from model_handlers.torch_model import TorchModelHandler
+from serving.service import State
+from transforms.record_batch import OUTPUTS as OUTPUTS_COLUMN
+from transforms.record_batch import to_rows
+from transforms.validate import validate
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def served(example: Path) -> Iterator[Running]:
+    with running(example / "model") as server:
+        yield server
+
+
+@pytest.fixture
+def client(served: Running) -> Client:
+    return served.client
+
+
+def rows(count: int, seed: int = 0) -> list[list[float]]:
+    values = np.random.default_rng(seed).normal(size=(count, 30)) * 2
+    values[:, 0] = np.arange(count) * 1000.0
+    return values.tolist()  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def worker_outputs(example: Path, make_source: Any) -> Any:
+    """Rows -> the outputs of TorchModelHandler, as a worker has them."""
+    manifest = read_manifest(str(example / "model"))
+    handler = TorchModelHandler(str(example / "model"), manifest)
+    model = handler.load_model()
+
+    def outputs(instances: list[list[float]]) -> list[dict[str, Any]]:
+        source = make_source(dict(zip(FEATURES, zip(*instances, strict=True), strict=True)))
+        good, _, _ = validate(source, manifest)
+        (answer,) = handler.run_inference([good], model)
+        return [row[OUTPUTS_COLUMN] for row in to_rows(answer)]
+
+    return outputs
+
+
+def assert_close(got: Any, expected: Any) -> None:
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=0)
+
+
+def assert_near(got: Any, expected: Any) -> None:
+    """Two predictions of one row, run beside different numbers of others."""
+    assert list(got) == list(expected)
+    for name in got:
+        np.testing.assert_allclose(got[name], expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_all_outputs_are_those_of_the_worker(client: Client, worker_outputs: Any) -> None:
+    instances = rows(57)
+    answer = client.predict(instances, outputs="all")
+    assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
+    expected = worker_outputs(instances)
+    predictions = answer.json["predictions"]
+    assert len(predictions) == len(expected)
+    for got, row in zip(predictions, expected, strict=True):
+        assert list(got) == [name for name, _ in OUTPUTS]
+        for name, _ in OUTPUTS:
+            assert_close(got[name], row[name])
+
+
+def test_by_default_a_prediction_is_that_of_the_references_container(
+    client: Client, worker_outputs: Any
+) -> None:
+    instances = rows(3)
+    predictions = client.predict(instances).json["predictions"]
+    for got, row in zip(predictions, worker_outputs(instances), strict=True):
+        assert list(got) == ["anomaly_score", "encoded"]
+        assert_close(got["anomaly_score"], row["denormalized_MAE"])
+        assert_close(got["encoded"], row["encoded"])
+
+
+def test_a_request_chooses_its_fields(client: Client) -> None:
+    wanted = ["normalized_MAE", "anomaly_score"]
+    (by_list,) = client.predict(rows(1), outputs=wanted).json["predictions"]
+    (by_text,) = client.predict(rows(1), outputs=",".join(wanted)).json["predictions"]
+    assert list(by_list) == wanted
+    assert by_list == by_text
+
+
+def test_lists_and_names_in_any_order_are_the_same_row(client: Client) -> None:
+    (row,) = rows(1)
+    named = dict(zip(FEATURES, row, strict=True))
+    backwards = dict(reversed(named.items()))
+    answer = client.predict([row, named, backwards, {"features": row}])
+    # In the last bit a pass may answer equal rows differently.
+    first, *others = answer.json["predictions"]
+    for other in [*others, *client.predict([named, backwards]).json["predictions"]]:
+        assert_near(other, first)
+
+
+def test_no_instances_are_no_predictions(client: Client) -> None:
+    assert client.predict([]).json == {"predictions": []}
+
+
+def without(name: str) -> dict[str, float]:
+    return {feature: 0.5 for feature in FEATURES if feature != name}
+
+
+def with_value(value: Any) -> list[Any]:
+    return [0.5, value, *[0.5] * 28]
+
+
+GOOD = [0.5] * 30
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason", "message"),
+    [
+        (GOOD[:29], "wrong_width", "expected 30 values, got 29"),
+        ([], "wrong_width", "expected 30 values, got 0"),
+        (with_value(None), "null", "column V1: null"),
+        (with_value("1.5"), "wrong_type", "column V1: expected a number, got str '1.5'"),
+        (with_value(True), "wrong_type", "column V1: expected a number, got bool"),
+        (with_value([1.0]), "wrong_type", "column V1: expected a number, got list"),
+        (with_value(1e39), "not_finite", "column V1: infinite, or beyond float32"),
+        (with_value(10**60), "not_finite", "column V1: infinite, or beyond float32"),
+        (without("V3"), "missing_feature", "column V3: missing"),
+        (without("V3") | {"v3": 1.0}, "unknown_feature", "unknown feature 'v3' (nearest: V3"),
+        (without("") | {"Class": 0}, "unknown_feature", "unknown feature 'Class'"),
+        (without("") | {"Amount": None}, "null", "column Amount: null"),
+        (3, "not_an_object", "expected a JSON object, got int"),
+        ("text", "not_an_object", "expected a JSON object, got str"),
+        (None, "not_an_object", "expected a JSON object, got NoneType"),
+        ({}, "missing_feature", "column Time: missing"),
+        ({"features": GOOD[:3]}, "wrong_width", "column features: expected 30 values, got 3"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_bad_row_is_refused_with_its_index_and_reason(
+    client: Client, bad: Any, reason: str, message: str
+) -> None:
+    answer = client.predict([GOOD, bad, GOOD])
+    assert (answer.status, answer.error["status"]) == (400, "INVALID_ARGUMENT")
+    (told,) = answer.error["instances"]
+    assert (told["index"], told["reason"]) == (1, reason)
+    assert told["message"].startswith(message)
+    assert answer.error["bad_instances"] == 1
+    assert "1 of 3 instances cannot be predicted: instance 1:" in answer.error["message"]
+
+
+def test_all_bad_rows_are_counted_and_the_first_twenty_told(client: Client) -> None:
+    error = client.predict([GOOD, *[with_value(None)] * 30, *[GOOD[:3]] * 2]).error
+    assert error["bad_instances"] == 32
+    assert [told["index"] for told in error["instances"]] == list(range(1, 21))
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "the body is not JSON"),
+        (b'{"instances": [[1', "the body is not JSON"),
+        (b'{"instances": [[NaN]]}', "NaN and the infinities are no numbers of JSON"),
+        (b"\xff\xfe", "the body is not JSON"),
+        (b"[" * 5000, "the body is not JSON"),
+        (b"[[1, 2]]", 'expected {"instances": [...]}'),
+        (b'{"instances": {}}', 'expected {"instances": [...]}'),
+        (b'{"rows": []}', 'expected {"instances": [...]}'),
+        (b'{"instances": [], "parameters": 3}', "parameters: expected an object, got int"),
+        (b'{"instances": [], "parameters": {"output": "all"}}', "(nearest: outputs)"),
+        (b'{"instances": [], "parameters": {"outputs": 3}}', "all, score, or a list of names"),
+        (b'{"instances": [], "parameters": {"outputs": [null]}}', "or a list of names"),
+        (b'{"instances": [], "parameters": {"outputs": []}}', "names of outputs, got none"),
+        (b'{"instances": [], "parameters": {"outputs": "encodd"}}', "(nearest: encoded"),
+    ],
+    ids=str,
+)
+def test_a_body_that_is_no_request_is_refused(client: Client, body: bytes, message: str) -> None:
+    answer = client.ask("POST", "/predict", body)
+    assert answer.status == answer.error["code"] == 400
+    assert message in answer.error["message"]
+
+
+def test_a_request_above_the_limit_is_refused_whether_its_length_is_told_or_not(
+    example: Path,
+) -> None:
+    with running(example / "model", max_request_bytes=20_000) as server:
+        client = server.client
+        small, large = (json.dumps({"instances": rows(n)}).encode() for n in (10, 100))
+        assert client.ask("POST", "/predict", small).status == 200
+        answer = client.ask("POST", "/predict", large)
+        assert (answer.status, answer.error["code"]) == (413, 413)
+        assert "20,000 bytes" in answer.error["message"]
+        # An iterable is sent in chunks, without a length.
+        assert client.ask("POST", "/predict", iter([small[:99], small[99:]])).status == 200
+        pieces = iter([large[i : i + 1000] for i in range(0, len(large), 1000)])
+        assert client.ask("POST", "/predict", pieces).status == 413
+        assert client.metric('millrace_requests_total{status="413"}') == 2
+
+
+def test_wrong_paths_and_methods_have_their_codes(client: Client) -> None:
+    missing = client.get("/predictions")
+    assert (missing.status, missing.error["status"]) == (404, "NOT_FOUND")
+    wrong = client.get("/predict")
+    assert (wrong.status, wrong.headers["allow"]) == (405, "POST")
+    assert wrong.error["message"] == "GET /predict: Method Not Allowed"
+    assert client.ask("POST", "/health", b"{}").status == 405
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/predict",
+        "/v1/endpoints/12/deployedModels/34:predict",
+        "/v1/projects/p/locations/us-central1/endpoints/12:predict",
+        "/v1/projects/p/locations/us-central1/endpoints/12:rawPredict",
+    ],
+)
+def test_the_routes_of_vertex_predict(client: Client, path: str) -> None:
+    answer = client.ask("POST", path, json.dumps({"instances": [GOOD]}))
+    assert len(answer.json["predictions"]) == 1
+
+
+@pytest.mark.parametrize("path", ["/health", "/ping", "/v1/endpoints/12/deployedModels/34"])
+def test_health_tells_the_model(client: Client, example: Path, path: str) -> None:
+    answer = client.get(path)
+    manifest = read_manifest(str(example / "model"))
+    assert answer.status == 200
+    assert answer.json == {
+        "status": "ready",
+        "model": {
+            "name": "pytorch-autoencoder",
+            "version": "1.0.0",
+            "sha256": manifest.sha256,
+        },
+    }
+
+
+def test_a_package_that_cannot_be_used_is_told_by_the_health_route(
+    example: Path, tmp_path: Path
+) -> None:
+    manifest = read_manifest(str(example / "model"))
+    write_package(tmp_path / "model", b"other bytes", manifest)
+    with running(tmp_path / "model", until_ready=False) as server:
+        wait_until(lambda: server.client.get("/health").status != 503)
+        health = server.client.get("/health")
+        assert (health.status, health.json["status"]) == (500, "failed")
+        assert "promises sha256" in health.json["reason"]
+        answer = server.client.predict([GOOD])
+        assert (answer.status, answer.error["code"]) == (500, 500)
+
+
+class Gate:
+    """Holds the model's passes until it is opened."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sizes: list[int] = []
+        self.open = threading.Event()
+        forward = LoadedModel.forward
+
+        def wait(model: LoadedModel, inputs: Any, window: slice) -> Any:
+            self.sizes.append(window.stop - window.start)
+            assert self.open.wait(60)
+            return forward(model, inputs, window)
+
+        monkeypatch.setattr(LoadedModel, "forward", wait)
+
+
+def test_loading_is_told_and_predictions_are_refused_meanwhile(
+    example: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    with running(example / "model", until_ready=False) as server:
+        wait_until(lambda: bool(gate.sizes))
+        health = server.client.get("/health")
+        assert (health.status, health.json) == (503, {"status": "loading"})
+        answer = server.client.predict([GOOD])
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        gate.open.set()
+        wait_until(lambda: server.client.get("/health").status == 200)
+        assert server.client.predict([GOOD]).status == 200
+
+
+def test_requests_that_come_during_a_pass_share_the_next(
+    served: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, gate = served.client, Gate(monkeypatch)
+    alone = {}
+    with ThreadPoolExecutor(6) as pool:
+        first = pool.submit(client.predict, rows(2, seed=9))
+        # Not the model is awaited but the request for it: idle, it takes a lone one at once.
+        wait_until(lambda: gate.sizes == [2])
+        later = [pool.submit(client.predict, rows(n, seed=n)) for n in (1, 3, 5)]
+        wait_until(lambda: client.metric("millrace_waiting") == 3)
+        gate.open.set()
+        together = {n: done.result().json for n, done in zip((1, 3, 5), later, strict=True)}
+        assert first.result().status == 200
+    assert gate.sizes == [2, 9]
+    for n, answer in together.items():
+        alone[n] = client.predict(rows(n, seed=n)).json
+        for got, expected in zip(answer["predictions"], alone[n]["predictions"], strict=True):
+            assert_near(got, expected)
+
+
+def test_more_requests_than_may_be_in_flight_are_refused_at_once(
+    example: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(example / "model", max_in_flight=2) as server, ThreadPoolExecutor(2) as pool:
+        gate = Gate(monkeypatch)
+        held = [pool.submit(server.client.predict, [GOOD]) for _ in range(2)]
+        wait_until(lambda: server.server.service.in_flight == 2)
+        refused = server.client.predict([GOOD])
+        assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+        gate.open.set()
+        assert [done.result().status for done in held] == [200, 200]
+
+
+def test_a_drained_server_refuses_finishes_and_ends(
+    example: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(example / "model") as server, ThreadPoolExecutor(1) as pool:
+        gate = Gate(monkeypatch)
+        held = pool.submit(server.client.predict, [GOOD])
+        wait_until(lambda: bool(gate.sizes))
+        server.server.drain()
+        assert server.client.get("/health").json == {"status": "draining"}
+        refused = server.client.predict([GOOD])
+        assert (refused.status, refused.headers["connection"]) == (503, "close")
+        gate.open.set()
+        assert held.result().status == 200
+
+
+def test_a_device_that_failed_makes_the_server_unhealthy(
+    example: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise DeviceError("the accelerator failed: CUDA error")
+
+    with running(example / "model") as server:
+        monkeypatch.setattr(LoadedModel, "forward", broken)
+        answer = server.client.predict([GOOD])
+        assert (answer.status, answer.error["status"]) == (500, "INTERNAL")
+        assert server.client.get("/health").json["reason"].startswith("the accelerator failed")
+        assert server.server.service.state is State.FAILED
+
+
+def test_an_unexpected_error_is_500_and_its_text_stays_out_of_answer_and_log(
+    served: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(instances: Any) -> Any:
+        raise KeyError(str(instances[0][0]))
+
+    monkeypatch.setattr(served.server.service.reader, "read", broken)
+    answer = served.client.predict([[12345.678]])
+    assert (answer.status, answer.error["code"]) == (500, 500)
+    assert "KeyError" in answer.error["message"]
+    assert "unexpected KeyError" in caplog.text
+    assert "12345" not in answer.error["message"] + caplog.text
+
+
+def test_metrics_count_requests_rows_and_passes(example: Path) -> None:
+    with running(example / "model") as server:
+        client = server.client
+        for n in (1, 4):
+            assert client.predict(rows(n)).status == 200
+        assert client.predict([GOOD, GOOD[:2]]).status == 400
+        assert client.metric('millrace_requests_total{status="200"}') == 2
+        assert client.metric('millrace_requests_total{status="400"}') == 1
+        assert client.metric("millrace_rows_total") == 5
+        assert client.metric('millrace_bad_rows_total{reason="wrong_width"}') == 1
+        assert client.metric("millrace_request_seconds_count") == 3
+        assert client.metric("millrace_pass_rows_sum") == 5
+        assert client.metric("millrace_pass_rows_count") == 2
+        wait_until(lambda: client.metric("millrace_in_flight") == 0)
+
+
+def test_fixed_outputs_are_not_chosen_by_requests(example: Path) -> None:
+    with running(example / "model", fixed_outputs=True, outputs="encoded") as server:
+        assert list(server.client.predict([GOOD]).json["predictions"][0]) == ["encoded"]
+        refused = server.client.predict([GOOD], outputs="all")
+        assert (refused.status, "--fixed_outputs" in refused.error["message"]) == (400, True)
+
+
+def test_the_score_and_the_routes_can_be_chosen_at_the_start(example: Path) -> None:
+    with running(
+        example / "model_pt2",
+        score_output="normalized_MAE",
+        predict_route="/score",
+        health_route="/alive",
+    ) as server:
+        answer = server.client.ask("POST", "/score", json.dumps({"instances": [GOOD]}))
+        (got,) = answer.json["predictions"]
+        (same,) = server.client.predict([GOOD], outputs=["normalized_MAE"]).json["predictions"]
+        assert got["anomaly_score"] == same["normalized_MAE"]
+        assert server.client.get("/alive").status == 200
+
+
+def test_one_connection_carries_any_number_of_requests(served: Running) -> None:
+    with requests.Session() as session:
+        url = f"{served.server.url}/predict"
+        for n in (1, 2, 3):
+            answer = session.post(url, json={"instances": rows(n)}, timeout=60)
+            assert len(answer.json()["predictions"]) == n
+        assert session.post(url, data=b"no", timeout=60).status_code == 400
+        assert session.post(url, json={"instances": rows(1)}, timeout=60).status_code == 200
+
+
+@pytest.fixture(scope="module")
+def fragile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package whose model raises on rows with a 13, and takes a named and an imputed input."""
+    import hashlib
+    import io
+
+    import torch
+
+    class Fragile(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            if bool((x == 13).any()):
+                raise ValueError("13 is no number for me")
+            return {"total": x.sum(1), "ratio": x[:, 0] / x[:, 1]}
+
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.script(Fragile()), buffer)
+    data = buffer.getvalue()
+    manifest = Manifest(
+        name="fragile",
+        version="1",
+        format="torchscript",
+        file="model.pt",
+        sha256=hashlib.sha256(data).hexdigest(),
+        inputs=(InputSpec("x", ("a", "b"), shape=(2,)),),
+        outputs=(OutputSpec("total"), OutputSpec("ratio")),
+        score_output="total",
+    )
+    folder = tmp_path_factory.mktemp("fragile")
+    write_package(folder, data, manifest)
+    return folder
+
+
+def test_a_row_that_the_model_cannot_bear_is_refused_alone(
+    fragile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(fragile) as server, ThreadPoolExecutor(3) as pool:
+        client, gate = server.client, Gate(monkeypatch)
+        first = pool.submit(client.predict, [[1, 1]])
+        wait_until(lambda: bool(gate.sizes))
+        good = pool.submit(client.predict, [[2, 3], [4, 5]])
+        bad = pool.submit(client.predict, [[6, 7], [13, 0], [8, 9]])
+        wait_until(lambda: client.metric("millrace_waiting") == 2)
+        gate.open.set()
+        assert first.result().status == 200
+        assert [row["anomaly_score"] for row in good.result().json["predictions"]] == [5, 9]
+        refused = bad.result()
+        assert refused.status == 400
+        (told,) = refused.error["instances"]
+        assert (told["index"], told["reason"]) == (1, "model_error")
+        assert "13 is no number for me" in told["message"]
+
+
+def test_an_answer_that_is_no_number_is_null(fragile: Path) -> None:
+    with running(fragile, outputs="all") as server:
+        predictions = server.client.predict([[0, 0], [1, 0], [1, 2]]).json["predictions"]
+        assert [row["ratio"] for row in predictions] == [None, None, 0.5]
+
+
+def test_a_request_larger_than_a_pass_is_answered_in_several(fragile: Path) -> None:
+    with running(fragile, max_batch_rows=8) as server:
+        predictions = server.client.predict([[n, 1] for n in range(20, 45)]).json["predictions"]
+        assert [row["anomaly_score"] for row in predictions] == list(range(21, 46))
+        assert server.client.metric("millrace_pass_rows_sum") == 25

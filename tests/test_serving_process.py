@@ -1,0 +1,119 @@
+"""The command: its flags, its exit codes, a process that ends as it is told to."""
+
+import http.client
+import json
+import re
+import signal
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from serving_client import Client, process, until_ready, wait_until
+
+from model_handlers.errors import UsageError
+from serving.__main__ import main
+from serving.settings import MAX_REQUEST_BYTES, Settings, parse
+
+ROW = [0.1] * 30
+
+
+def test_vertex_sets_the_defaults_and_flags_win() -> None:
+    variables = {
+        "AIP_STORAGE_URI": "gs://bucket/model",
+        "AIP_HTTP_PORT": "9000",
+        "AIP_HEALTH_ROUTE": "/alive",
+        "AIP_PREDICT_ROUTE": "/score",
+    }
+    settings = parse([], variables)
+    assert settings == Settings(
+        "gs://bucket/model", port=9000, health_route="/alive", predict_route="/score"
+    )
+    assert parse(["--model_path", "here", "--port", "1"], variables).port == 1
+    assert parse(["--model_path", "here"], {}) == Settings("here")
+    assert parse(["--model_path", "here"], {}).max_request_bytes == MAX_REQUEST_BYTES == 1_500_000
+
+
+@pytest.mark.parametrize(
+    ("argv", "environment", "message"),
+    [
+        ([], {}, "--model_path is missing"),
+        (["--model_path", "m", "--port", "x"], {}, "from 0 to 65535, got 'x'"),
+        (["--model_path", "m"], {"AIP_HTTP_PORT": "70000"}, "from 0 to 65535, got '70000'"),
+        (["--model_path", "m"], {"AIP_HEALTH_ROUTE": "health"}, "starts with /, got 'health'"),
+        (["--model_path", "m", "--max_batch_rows", "0"], {}, "whole number from 1, got '0'"),
+        (["--model_path", "m", "--max_batch_wait_ms", "-1"], {}, "a number from 0, got '-1'"),
+        (["--model_path", "m", "--precision", "int4"], {}, "invalid choice: 'int4'"),
+        (["--model_path", "m", "--prot", "1"], {}, "unrecognized arguments: --prot"),
+    ],
+)
+def test_wrong_flags_are_told_in_one_line(
+    argv: list[str], environment: Mapping[str, str], message: str
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        parse(argv, environment)
+
+
+def test_an_unknown_command_is_told_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runn", "--port", "1"]) == 2
+    assert capsys.readouterr().err.startswith("error: unknown command 'runn' (nearest: run)")
+
+
+def half_a_request(client: Client) -> tuple[socket.socket, bytes]:
+    """A client -> a connection on which half of a request was sent, and the other half."""
+    body = json.dumps({"instances": [ROW]}).encode()
+    host, _, port = client.address.partition(":")
+    connection = socket.create_connection((host, int(port)), timeout=60)
+    head = f"POST /predict HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n\r\n"
+    connection.sendall(head.encode() + body[:20])
+    return connection, body[20:]
+
+
+def test_sigterm_lets_a_request_in_flight_finish_and_refuses_others(example: Path) -> None:
+    with process("--model_path", str(example / "model")) as (running, client):
+        until_ready(client)
+        connection, rest = half_a_request(client)
+        wait_until(lambda: client.metric("millrace_in_flight") == 1)
+        running.send_signal(signal.SIGTERM)
+        wait_until(lambda: client.get("/health").status == 503)
+        assert client.get("/health").json == {"status": "draining"}
+        assert client.predict([ROW]).status == 503
+        connection.sendall(rest)
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        assert response.status == 200
+        assert len(json.loads(response.read())["predictions"]) == 1
+        assert running.wait(60) == 0
+        connection.close()
+
+
+def test_a_request_that_never_ends_holds_the_process_no_longer_than_the_drain(
+    example: Path,
+) -> None:
+    flags = ["--model_path", str(example / "model"), "--drain_seconds", "0.2"]
+    with process(*flags) as (running, client):
+        until_ready(client)
+        connection, _ = half_a_request(client)
+        wait_until(lambda: client.metric("millrace_in_flight") == 1)
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(60) == 0
+        connection.close()
+
+
+def test_a_model_that_cannot_be_loaded_is_told_until_the_process_is_ended(tmp_path: Path) -> None:
+    with process("--model_path", str(tmp_path)) as (running, client):
+        wait_until(lambda: client.get("/health").status == 500)
+        assert "a folder needs model.json" in client.get("/health").json["reason"]
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(60) == 1
+
+
+def test_a_port_that_is_taken_ends_the_process(
+    example: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert main(["--model_path", str(example / "model"), "--port", port]) == 1
+    assert "address already in use" in caplog.text
