@@ -10,8 +10,9 @@ DEMO := build/demo
 PYTHON313 ?= $(firstword $(wildcard $(shell pyenv root 2>/dev/null)/versions/3.13*/bin/python3.13) python3.13)
 EMULATORS := .emulators
 EXTENSIONS := $(EMULATORS)/home/.duckdb/extensions/v1.5.5/linux_amd64
+TORCHSERVE := .torchserve
 
-.PHONY: help setup emulators demo demo-bigquery demo-stream test check format example bench bench-bigquery dist clean all
+.PHONY: help setup emulators demo demo-bigquery demo-stream serve torchserve test check format example bench bench-bigquery bench-serving dist clean all
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -47,6 +48,23 @@ demo-stream: $(STAMP) $(EMULATORS)/.installed  ## score a stream of the local Pu
 example: $(STAMP)  ## make the example's data and model packages under build/example
 	@$(BIN)/python -m examples.transactions.build --output $(EXAMPLE)
 
+serve: $(STAMP)  ## serve the example's model on http://127.0.0.1:8080
+	@test -e $(EXAMPLE)/model/model.json || $(BIN)/python -m examples.transactions.build --output $(EXAMPLE)
+	@$(BIN)/python -m serving --model_path $(EXAMPLE)/model
+
+torchserve: $(TORCHSERVE)/.installed  ## serve the example's .mar with TorchServe on port 8085 (needs Java)
+	@test -e $(EXAMPLE)/model/model.json || $(BIN)/python -m examples.transactions.build --output $(EXAMPLE)
+	@$(BIN)/python -m examples.transactions.torchserve --mar $(EXAMPLE)/pytorch_autoencoder.mar
+
+# Torch and the rest are borrowed from .venv.
+$(TORCHSERVE)/.installed: torchserve.txt $(STAMP)
+	@echo "making $(TORCHSERVE): 40 MB, a few seconds"
+	@$(BIN)/python -m venv --without-pip $(TORCHSERVE)
+	@$(BIN)/python -m pip --python $(TORCHSERVE) install --quiet --disable-pip-version-check --no-deps -r torchserve.txt
+	@$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > borrowed.pth.tmp
+	@mv borrowed.pth.tmp $$($(TORCHSERVE)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/borrowed.pth
+	@touch $@
+
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest -n auto --dist loadgroup
 
@@ -67,6 +85,9 @@ bench-bigquery: $(STAMP) $(EMULATORS)/.installed  ## BigQuery in and out, beside
 	$(BIN)/python -m benchmarks.bigquery_read
 	$(BIN)/python -m benchmarks.bigquery_write
 	$(BIN)/python -m benchmarks.bigquery_table
+
+bench-serving: $(STAMP)  ## the server beside a plain FastAPI app, and TorchServe where it is installed
+	$(BIN)/python -m benchmarks.serving
 
 dist: $(STAMP)  ## build the sdist and the wheel into dist/
 	$(BIN)/python -m build --no-isolation --outdir dist .

@@ -1,0 +1,63 @@
+"""The packed .mar in real TorchServe, over a socket: the reference's pre-built container."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+from serving_client import running
+
+from examples.transactions.data import FEATURES
+from examples.transactions.model import OUTPUTS
+from examples.transactions.torchserve import (
+    CONFIG,
+    INSTALL_COMMAND,
+    is_installed,
+    torchserve,
+)
+
+ROWS = np.random.default_rng(5).normal(size=(20, 30)).tolist()
+
+
+def test_it_listens_on_this_machine_alone_and_has_no_management() -> None:
+    lines = [line for line in CONFIG.read_text().splitlines() if not line.startswith("#")]
+    config = dict(line.split("=", 1) for line in lines)
+    assert config["inference_address"].startswith("http://127.0.0.1:")
+    assert config["management_address"].startswith("unix:")
+    assert config["metrics_address"].startswith("unix:")
+    assert {v for k, v in config.items() if k.startswith("grpc")} == {"127.0.0.1"}
+    assert config["enable_model_api"] == "false"
+
+
+@pytest.fixture(scope="module")
+def url(example: Path) -> Iterator[str]:
+    if not is_installed():
+        # Not part of the emulators: asked for by its variable alone.
+        wanted = os.environ.get("TORCHSERVE") == "true"
+        (pytest.fail if wanted else pytest.skip)(f"TorchServe is not there: {INSTALL_COMMAND}")
+    with torchserve(example / "pytorch_autoencoder.mar") as found:
+        yield found
+
+
+def test_it_answers_as_our_own_server_does(url: str, example: Path) -> None:
+    named = [dict(zip(FEATURES, row, strict=True)) for row in ROWS]
+    with running(example / "model", outputs="all") as server:
+        for instances in (ROWS, named, ROWS[:1]):
+            theirs = requests.post(url, json={"instances": instances}, timeout=60)
+            ours = server.client.predict(instances).json["predictions"]
+            assert theirs.status_code == 200
+            predictions = theirs.json()["predictions"]
+            assert len(predictions) == len(ours) == len(instances)
+            for their, our in zip(predictions, ours, strict=True):
+                assert list(their) == list(our) == [name for name, _ in OUTPUTS]
+                for name in our:
+                    np.testing.assert_allclose(our[name], their[name], rtol=1e-5, atol=1e-5)
+
+
+def test_a_bad_row_fails_the_request(url: str) -> None:
+    # TorchServe has one status for whatever a handler raises, and no reason.
+    answer = requests.post(url, json={"instances": [ROWS[0][:3]]}, timeout=60)
+    assert answer.status_code == 503
+    assert answer.json()["message"] == "Prediction failed"
