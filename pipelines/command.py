@@ -41,8 +41,8 @@ def main(command: Command, argv: Sequence[str]) -> int:
         debug = any(getattr(group, "debug", False) for group in parsed.groups.values())
         _set_logging(debug)
         _run(command, parsed)
-    except KeyboardInterrupt:
-        print("\ninterrupted: nothing was written", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"\ninterrupted: {str(interrupt) or 'nothing was written'}", file=sys.stderr)
         return 130
     except Exception as error:
         # The one place where every error ends: told in a line, or raised for --debug.

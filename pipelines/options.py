@@ -641,9 +641,10 @@ def _checked(f: dataclasses.Field[Any], value: Any) -> Any:
     return value
 
 
-# What does as well as a flag that require is asked for.
+# What does as well as a flag that require is asked for, of all pipelines or of one.
 _ALTERNATIVES = {
     "input_files": ("input_table", "input_query"),
+    "replay input_files": ("input_table", "input_subscription"),
     "output_files": ("output_table",),
     "input_subscription": ("input_topic",),
     "output_topic": ("output_table", "output_files"),
@@ -651,14 +652,15 @@ _ALTERNATIVES = {
 }
 
 
-def _with_alternatives(name: str) -> str:
-    others = [f"--{other}" for other in _ALTERNATIVES.get(name, ())]
+def _with_alternatives(program: str, name: str) -> str:
+    found = _ALTERNATIVES.get(f"{program} {name}") or _ALTERNATIVES.get(name, ())
+    others = [f"--{other}" for other in found]
     return f"--{name} (or {', '.join(others)})" if others else f"--{name}"
 
 
 def require(program: str, **flags: Any) -> None:
     """Flags that a pipeline cannot do without -> nothing, or one UsageError with all missing."""
-    missing = [_with_alternatives(name) for name, value in flags.items() if value is None]
+    missing = [_with_alternatives(program, name) for name, value in flags.items() if value is None]
     if missing:
         example = " ".join(f"--{name} {name.upper()}" for name in flags)
         raise UsageError(

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import functools
 import re
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -52,7 +53,7 @@ from pipelines.options import (
     require,
 )
 from pipelines.sources import read_text
-from pipelines.stream_in_process import tell, watch
+from pipelines.stream_in_process import KeptModelHandler, Reading, tell, watch
 from pipelines.stream_sinks import open_sinks, prepare_sinks
 from pipelines.subscription import READER, claim, open_subscription, released, temporary
 from transforms.avro_messages import field_names
@@ -93,7 +94,8 @@ def run_local(parsed: Parsed) -> None:
         path, digest=model.model_digest, feature_columns=model.feature_columns
     ).choose(model.score_output)
     fields = stream_fields(parsed, manifest)
-    handler = TorchModelHandler(
+    kind = KeptModelHandler if runs_in_process(options) else TorchModelHandler
+    handler = kind(
         path,
         manifest,
         outputs=fields.needed,
@@ -169,7 +171,7 @@ def run_stream(
     before it starts.
     """
     in_process, run = _runs_here(options), parsed.get(StreamRunOptions)
-    run_id = run.run_id or utc_now().strftime("%Y%m%dT%H%M%SZ")
+    run_id = run.run_id or f"{utc_now():%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
     provenance = Provenance.of(manifest, run_id, name)
     schema = output_schema(fields, manifest, provenance, None)
     sinks = open_sinks(parsed, cloud)
@@ -193,7 +195,7 @@ def run_stream(
             hold = (score.keywords["max_batch_wait_ms"] or 0) / 1000
             with open_intake(cloud, subscription, hold) as intake:
                 pipeline | "ScoreStream" >> score(source=PullMessages(intake))
-                watch(pipeline, intake, subscription, reader, cloud, run)
+                watch(pipeline, intake, Reading(subscription, reader, made, cloud), run)
         else:
             pipeline | "ScoreStream" >> score(source=ReadMessages(subscription))
             _tell_started(pipeline.run(), subscription, made)

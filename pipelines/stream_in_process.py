@@ -8,11 +8,14 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import apache_beam as beam
 
 from cloud.clients import Cloud
+from model_handlers.loaded_model import LoadedModel
+from model_handlers.torch_model import TorchModelHandler
 from pipelines.options import StreamRunOptions
 from pipelines.stream_progress import Tally, report_line, start_tally, summary
 from pipelines.subscription import LEASE_SECONDS, renew
@@ -22,13 +25,38 @@ _POLL_SECONDS = 0.1
 STOPPING = "stopping: what was taken is scored and written first (Ctrl-C again: at once)"
 
 
+# Models of this process. Beam keeps the last object alive that it shares, and with each bundle
+# shares two: without another reference it would load the model anew for every bundle.
+_loaded: list[Any] = []
+
+
+class KeptModelHandler(TorchModelHandler):
+    """A TorchModelHandler whose model stays loaded for the life of the process."""
+
+    def load_model(self) -> LoadedModel:
+        """The model, which Beam finds again."""
+        model = super().load_model()
+        _loaded.append(model)
+        return model
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A subscription and who reads it. made: it was made for this run, and goes with it."""
+
+    subscription: str
+    reader: str
+    made: bool
+    cloud: Cloud
+
+    def left(self, count: int) -> str:
+        """How many messages are not acknowledged -> what becomes of them."""
+        fate = "they are gone with the run's own subscription" if self.made else "they come again"
+        return f"{count:,} messages are not acknowledged: {fate}"
+
+
 def watch(
-    pipeline: beam.Pipeline,
-    intake: Intake,
-    subscription: str,
-    reader: str,
-    cloud: Cloud,
-    options: StreamRunOptions,
+    pipeline: beam.Pipeline, intake: Intake, reading: Reading, options: StreamRunOptions
 ) -> None:
     """A pipeline that reads an Intake -> run; its rates and its balance on standard error.
 
@@ -41,14 +69,17 @@ def watch(
         try:
             try:
                 for _ in _every(LEASE_SECONDS / 4, _reported(ended, intake, tally, options)):
-                    renew(subscription, reader, cloud)
+                    renew(reading.subscription, reading.reader, reading.cloud)
             except KeyboardInterrupt:
                 tell(f"\n{STOPPING}")
             intake.end()
             _wait(ended)
             intake.finish()
-        except BaseException:
-            tell(f"\n{intake.unfinished:,} messages are not acknowledged: they come again")
+        except KeyboardInterrupt as interrupt:
+            raise KeyboardInterrupt(reading.left(intake.unfinished)) from interrupt
+        except Exception:
+            if intake.unfinished:
+                tell(reading.left(intake.unfinished))
             raise
         tell(summary(tally, time.monotonic() - begin))
 

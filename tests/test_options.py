@@ -102,6 +102,9 @@ def test_all_missing_flags_are_told_at_once_with_the_command() -> None:
     told = "missing --input_files (or --input_table, --input_query), --output_files (or --output_"
     assert told in str(caught.value)
     assert "python -m pipelines.batch_local --input_files" in str(caught.value)
+    with pytest.raises(UsageError) as caught:
+        require("replay", input_files=None)
+    assert "missing --input_files (or --input_table, --input_subscription);" in str(caught.value)
 
 
 def test_no_flag_is_declared_twice_or_owned_by_beam() -> None:

@@ -224,6 +224,17 @@ def test_what_the_subscription_raised_is_raised_each_time(clock: type[Clock]) ->
                 intake.take(MIN_TIMESTAMP)
 
 
+def test_a_pipeline_gets_its_messages_from_the_intake_itself_and_not_from_a_copy() -> None:
+    # That of a real subscription cannot be pickled, which hides it.
+    with intake_of("a", "b") as (intake, lease):
+        pipeline = beam.Pipeline("BundleBasedDirectRunner", PipelineOptions(streaming=True))
+        pipeline | PullMessages(intake) | beam.Map(lambda _: None)
+        result = pipeline.run()
+        wait_until(lambda: sorted(lease.acknowledged) == ["a", "b"])
+        intake.end()
+        assert result.wait_until_finish() == "DONE"
+
+
 # In pipelines, on the emulator
 
 SEEN: list[str] = []

@@ -27,7 +27,9 @@ from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from model_handlers.contract import Manifest
 from model_handlers.torch_model import TorchModelHandler
+from pipelines import stream_in_process
 from pipelines.graph import ScoreStream, StreamSinks
+from pipelines.stream_in_process import KeptModelHandler
 from pipelines.stream_progress import start_tally, summary
 from transforms.bigquery_schema import TableName
 from transforms.decode_messages import MessageFormat
@@ -97,6 +99,7 @@ def run(
         source: beam.PTransform,
         runner: str = "FnApiRunner",
         change: Callable[[OutputFields], OutputFields] = lambda fields: fields,
+        kind: type[TorchModelHandler] = TorchModelHandler,
         **given: Any,
     ) -> Scored:
         folder = tmp_path_factory.mktemp("run")
@@ -105,7 +108,7 @@ def run(
         graph = ScoreStream(
             source,
             read,
-            TorchModelHandler(path, manifest, outputs=fields.needed),
+            kind(path, manifest, outputs=fields.needed),
             manifest,
             fields,
             provenance,
@@ -189,6 +192,16 @@ def test_one_bundle_after_the_other_is_scored_on_the_runner_of_streams(run: Run)
     scored = run(source.advance_watermark_to_infinity(), "BundleBasedDirectRunner")
     assert scored.ids == sorted(f"m{i}" for i in range(60))
     assert scored.reasons == {("decode", "invalid_json"): 6}
+
+
+def test_the_model_of_a_run_in_this_process_is_loaded_once_for_all_bundles(run: Run) -> None:
+    source = Script()
+    for i in range(4):
+        source = source.add_elements([raw(i, GOOD)])
+    source, before = source.advance_watermark_to_infinity(), len(stream_in_process._loaded)
+    scored = run(source, "BundleBasedDirectRunner", kind=KeptModelHandler)
+    assert scored.ids == [f"m{i}" for i in range(4)]
+    assert len(stream_in_process._loaded) == before + 1
 
 
 def test_duplicates_are_dropped_and_messages_gathered_before_they_are_scored(run: Run) -> None:

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import apache_beam as beam
 from apache_beam.pvalue import PBegin, PCollection
@@ -96,6 +96,10 @@ class Intake:
         self._now = self._quiet = MIN_TIMESTAMP
         self._over, self._closed = threading.Event(), threading.Event()
         self._error: Exception | None = None
+
+    def __reduce__(self) -> NoReturn:
+        # Beam runs a copy of what can be pickled, and no message would come to it.
+        raise TypeError("an Intake stays in its process")
 
     def pull(self) -> None:
         """Nothing -> messages are pulled ahead until `end`."""
