@@ -12,7 +12,7 @@ EMULATORS := .emulators
 EXTENSIONS := $(EMULATORS)/home/.duckdb/extensions/v1.5.5/linux_amd64
 TORCHSERVE := .torchserve
 
-.PHONY: help setup emulators demo demo-bigquery demo-stream serve torchserve test check format example bench bench-bigquery bench-serving dist clean all
+.PHONY: help setup emulators demo demo-bigquery demo-stream serve torchserve test check format example bench bench-bigquery bench-stream bench-serving dist clean all
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -88,6 +88,11 @@ bench-bigquery: $(STAMP) $(EMULATORS)/.installed  ## BigQuery in and out, beside
 
 bench-serving: $(STAMP)  ## the server beside a plain FastAPI app, and TorchServe where it is installed
 	$(BIN)/python -m benchmarks.serving
+
+bench-stream: $(STAMP) $(EMULATORS)/.installed  ## streams, beside stock Beam and the reference (under fifteen minutes)
+	$(BIN)/python -m benchmarks.stream_core
+	$(BIN)/python -m benchmarks.stream_latency
+	$(BIN)/python -m benchmarks.stream_memory
 
 dist: $(STAMP)  ## build the sdist and the wheel into dist/
 	$(BIN)/python -m build --no-isolation --outdir dist .

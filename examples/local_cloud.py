@@ -131,8 +131,13 @@ class LocalCloud:
 
 
 @contextmanager
-def local_cloud(folder: Path, *, with_pubsub: bool = False) -> Iterator[LocalCloud]:
-    """A folder for data and logs -> the servers, running until the block ends."""
+def local_cloud(
+    folder: Path, *, with_pubsub: bool = False, pubsub_memory: str = "512m"
+) -> Iterator[LocalCloud]:
+    """A folder for data and logs -> the servers, running until the block ends.
+
+    pubsub_memory: as Java has it. The emulator keeps messages that were acknowledged.
+    """
     rest, grpc, gcs, messages = free_port(), free_port(), free_port(), free_port()
     endpoints = Endpoints(
         f"http://127.0.0.1:{rest}",
@@ -141,7 +146,7 @@ def local_cloud(folder: Path, *, with_pubsub: bool = False) -> Iterator[LocalClo
         f"localhost:{messages}" if with_pubsub else None,
     )
     pubsub = Server(
-        f"java -Xmx512m -jar {pubsub_jar()} --host=localhost --port={messages}",
+        f"java -Xmx{pubsub_memory} -jar {pubsub_jar()} --host=localhost --port={messages}",
         f"http://localhost:{messages}/",
         folder / "pubsub.log",
         {},

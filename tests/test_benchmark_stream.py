@@ -1,0 +1,53 @@
+"""What the benchmarks of streams work out of what they saw."""
+
+import numpy as np
+import pytest
+
+from benchmarks.stream_latency import beside, figures, schedule
+from benchmarks.stream_memory import SETTLING, growth
+from benchmarks.stream_run import Arrivals, numbered
+
+
+def test_when_messages_are_sent_is_fixed_beforehand_and_of_the_rate() -> None:
+    times = schedule(50, 60, seed=1)
+    assert times.tolist() == schedule(50, 60, seed=1).tolist()
+    assert times.tolist() != schedule(50, 60, seed=2).tolist()
+    assert (np.diff(times) > 0).all()
+    assert 0 < times[0] < times[-1] < 60
+    # Of a Poisson process: mean and standard deviation of the gaps are the same.
+    assert len(times) == pytest.approx(3_000, rel=0.1)
+    assert np.diff(times).std() == pytest.approx(1 / 50, rel=0.1)
+
+
+def test_latency_is_from_the_time_intended_and_what_is_lost_or_doubled_is_told() -> None:
+    due = np.array([10.0, 11.0, 12.0, 13.0])
+    sent = due + 0.25
+    arrivals = Arrivals(np.array([1, 0, 1, 3]), np.array([11.5, 11.75, 14.0, 13.5]))
+    found = figures(due, sent, arrivals)
+    assert (found["sent"], found["lost"], found["doubled"]) == (4, 1, 1)
+    assert found["latency_ms"] == pytest.approx(
+        {"mean": 916.7, "p50": 500, "p95": 1_625, "p99": 1_725, "max": 1_750}
+    )
+    assert found["sent_late_ms"]["max"] == 250
+    assert found["kept_up"] == pytest.approx(2 / 3, abs=0.05)
+
+
+def test_only_recorded_figures_are_put_beside_ours() -> None:
+    assert list(beside(10)) == ["10"]
+    assert list(beside(50)) == ["40", "60"]
+    assert beside(200) == {}
+
+
+def test_growth_is_that_of_the_memory_once_it_has_settled() -> None:
+    steep = [(n, n / 100) for n in range(0, SETTLING, 1_000)]
+    flat = [(n, 300 + n / 50_000) for n in range(SETTLING, 10 * SETTLING, 1_000)]
+    assert growth([*steep, *flat]) == pytest.approx(2.0)
+
+
+def test_messages_are_numbered_and_bodies_taken_in_turn() -> None:
+    messages = numbered([b'{"a":1', b'{"a":2'], [-1, 0, 1])
+    assert [m["data"] for m in messages] == [
+        b'{"a":2,"sequence":-1}',
+        b'{"a":1,"sequence":0}',
+        b'{"a":2,"sequence":1}',
+    ]
