@@ -8,6 +8,7 @@ from pathlib import Path
 from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
 
 from pipelines.options import all_flags
+from serving.settings import make_parser
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -31,7 +32,8 @@ def test_every_flag_named_exists() -> None:
     for kind in PipelineOptions.__subclasses__():
         kind._add_argparse_args(parser)
     beams = {option for action in parser._actions for option in action.option_strings}
-    others = {"--help", "--sample", "--output"}
+    beams |= set(make_parser({})._option_string_actions)
+    others = {"--sample", "--output"}
     named = set(re.findall(r"--[a-z][a-z_]+", README)) - others
     assert named <= all_flags() | beams
 

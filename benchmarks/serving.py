@@ -1,0 +1,186 @@
+"""Servers of one model, side by side: Millrace's, a minimal FastAPI app, TorchServe.
+
+python -m benchmarks.serving --rows 1 10 50 100 --rounds 3
+
+Each must first predict as the model itself does. Then they take turns under the same load, one
+at a time, the others idle. TorchServe takes part where `make torchserve` has installed it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.machine import describe_machine, versions
+from benchmarks.measure import ENVIRONMENT
+from examples.local_cloud import Server, free_port
+from examples.transactions.build import build
+from examples.transactions.torchserve import is_installed, torchserve
+
+SEED = 11
+GATE_ROWS = 200
+TOLERANCE = 1e-5
+SCORES = ("anomaly_score", "denormalized_MAE")
+
+
+def example(folder: Path) -> Path:
+    """A folder -> the example in it, made if it is missing."""
+    if not (folder / "model_pt2" / "model.json").exists():
+        build(folder, rows=1_000, train_rows=20_000, seed=SEED)
+    return folder
+
+
+@contextmanager
+def server(command: str, health: str, folder: Path) -> Iterator[None]:
+    """A Python program of this project -> its server, until the block ends."""
+    log = Path(tempfile.mkstemp(dir=folder, suffix=".log")[1])
+    running = Server(f"{sys.executable} -m {command}", health, log, ENVIRONMENT)
+    running.start()
+    try:
+        yield
+    finally:
+        running.stop()
+
+
+@contextmanager
+def contestants(model: Path, folder: Path) -> Iterator[dict[str, str]]:
+    """The example -> the URL of each server, all running until the block ends."""
+    with ExitStack() as started:
+        urls = {}
+        for name, command in (
+            ("millrace_2", f"serving --model_path {model}/model --outputs score"),
+            ("millrace_13", f"serving --model_path {model}/model --outputs all"),
+            ("fastapi_2", f"benchmarks.minimal_fastapi --model_file {model}/model/model.pt"),
+        ):
+            address = f"http://127.0.0.1:{(port := free_port())}"
+            started.enter_context(server(f"{command} --port {port}", f"{address}/health", folder))
+            urls[name] = f"{address}/predict"
+        if is_installed():
+            # As many workers as it takes by itself.
+            serve = torchserve(model / "pytorch_autoencoder.mar", workers=os.cpu_count() or 1)
+            urls["torchserve_13"] = started.enter_context(serve)
+        yield urls
+
+
+def body_of(rows: int) -> bytes:
+    """A number of rows -> the body of a request with as many."""
+    values = np.random.default_rng(SEED).normal(size=(rows, 30)).round(6)
+    return json.dumps({"instances": values.tolist()}).encode()
+
+
+def find_fault(url: str, model: Path) -> str:
+    """A server and the model -> what differs, empty if nothing does."""
+    body = body_of(GATE_ROWS)
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=120) as response:
+        predictions = json.load(response)["predictions"]
+    with torch.inference_mode():
+        rows = torch.tensor(json.loads(body)["instances"])
+        expected = torch.jit.load(model / "model" / "model.pt")(rows)
+    if len(predictions) != GATE_ROWS:
+        return f"{len(predictions)} predictions for {GATE_ROWS} rows"
+    (score,) = {*SCORES} & {*predictions[0]}
+    for name, output in ((score, "denormalized_MAE"), ("encoded", "encoded")):
+        got = np.array([row[name] for row in predictions])
+        if not np.allclose(got, expected[output], rtol=TOLERANCE, atol=TOLERANCE):
+            return f"{name} differs from the model's by {abs(got - expected[output].numpy()).max()}"
+    return ""
+
+
+def load(url: str, body: Path, seconds: float, connections: int) -> dict[str, Any]:
+    """A server and a body -> what the load generator saw, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.http_load", url, "--body", str(body)]
+    command += ["--seconds", str(seconds), "--connections", str(connections)]
+    limit = seconds + 60
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=limit)
+    result: dict[str, Any] = json.loads(done.stdout)
+    if set(result["statuses"]) != {"200"}:
+        raise RuntimeError(f"{url} answered {result['statuses']}")
+    return result
+
+
+def compete(
+    urls: Mapping[str, str], rows: int, args: argparse.Namespace, folder: Path
+) -> dict[str, Any]:
+    """Servers, rows a request -> medians of interleaved rounds, and every round."""
+    body = folder / f"body-{rows}.json"
+    body.write_bytes(body_of(rows))
+    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in urls}
+    for _ in range(args.rounds):
+        for name, url in urls.items():
+            rounds[name].append(load(url, body, args.seconds, args.connections))
+    result: dict[str, Any] = {"rows_per_request": rows}
+    for name, seen in rounds.items():
+        median = {
+            key: statistics.median(r[key] for r in seen)
+            for key in ("requests_per_second", "p50_ms", "p99_ms")
+        }
+        result[name] = {"rows_per_second": median["requests_per_second"] * rows, **median}
+        result[name]["rounds"] = seen
+        told = result[name]
+        print(
+            f"{rows:4} rows a request {name:>14}: {told['rows_per_second']:>10,.0f} rows/s "
+            f"p50 {told['p50_ms']:7.2f} ms  p99 {told['p99_ms']:7.2f} ms",
+            flush=True,
+        )
+    return result
+
+
+def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Command line -> settings."""
+    parser = argparse.ArgumentParser(description="Compare servers of one model.")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 10, 50, 100])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--connections", type=int, default=8)
+    parser.add_argument("--workdir", type=Path, default=Path("build/bench/serving"))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line -> serving.json in the output folder; 1 if a server predicts wrongly."""
+    args = read_arguments(argv)
+    args.workdir.mkdir(parents=True, exist_ok=True)
+    model = example(args.workdir / "example")
+    with contestants(model, args.workdir) as urls:
+        faults = {name: fault for name, url in urls.items() if (fault := find_fault(url, model))}
+        for name, fault in faults.items():
+            print(f"FAIL {name}: {fault}", file=sys.stderr)
+        if faults:
+            return 1
+        sizes = [compete(urls, rows, args, args.workdir) for rows in args.rows]
+    results = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "versions": versions(),
+        "machine": describe_machine(),
+        "rounds": args.rounds,
+        "seconds": args.seconds,
+        "connections": args.connections,
+        "gate": {"rows": GATE_ROWS, "tolerance": TOLERANCE, "passed": True},
+        "method": "closed loop on keep-alive connections from a process on the same machine, "
+        "after 1 s of warming; medians of interleaved rounds. _2 and _13: outputs answered",
+        "sizes": sizes,
+    }
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / "serving.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(f"wrote {args.output / 'serving.json'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

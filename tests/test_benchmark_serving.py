@@ -1,0 +1,57 @@
+"""The benchmark of servers finds a wrong one, and its load is what a server sees."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+from faulty_endpoint import SERVER_ERROR, TOO_FEW, faulty_endpoint, in_turn
+from serving_client import Running, running
+
+from benchmarks.http_load import run
+from benchmarks.minimal_fastapi import make_app
+from benchmarks.serving import GATE_ROWS, body_of, find_fault
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def served(example: Path) -> Iterator[Running]:
+    with running(example / "model") as server:
+        yield server
+
+
+def test_our_server_passes_the_gate_and_a_wrong_one_does_not(
+    served: Running, example: Path
+) -> None:
+    assert find_fault(f"{served.server.url}/predict", example) == ""
+    right = served.client.predict(json.loads(body_of(GATE_ROWS))["instances"]).json["predictions"]
+    wrong = [row | {"anomaly_score": row["anomaly_score"] * 1.001} for row in right]
+    with faulty_endpoint(lambda _: right) as endpoint:
+        assert find_fault(endpoint.predict_url, example) == ""
+    with faulty_endpoint(lambda _: wrong, in_turn(TOO_FEW)) as endpoint:
+        assert find_fault(endpoint.predict_url, example) == "199 predictions for 200 rows"
+        assert find_fault(endpoint.predict_url, example).startswith("anomaly_score differs")
+
+
+def test_the_minimal_app_predicts_as_our_server(served: Running, example: Path) -> None:
+    body = body_of(3)
+    client = TestClient(make_app(str(example / "model" / "model.pt")))
+    theirs = client.post("/predict", content=body).json()["predictions"]
+    ours = served.client.ask("POST", "/predict", body).json["predictions"]
+    for their, our in zip(theirs, ours, strict=True):
+        assert our["anomaly_score"] == pytest.approx(their["anomaly_score"], rel=1e-6)
+        assert our["encoded"] == pytest.approx(their["encoded"], rel=1e-5, abs=1e-6)
+
+
+def test_the_load_counts_what_the_server_answered() -> None:
+    with faulty_endpoint(lambda rows: rows, in_turn(None, SERVER_ERROR)) as endpoint:
+        load = asyncio.run(run(endpoint.predict_url, body_of(2), 2, 0.2, 0.0))
+        answered = endpoint.statuses
+        # What is answered after the end is not counted.
+        assert 0 < load.statuses["200"] <= answered[200] <= load.statuses["200"] + 2
+        assert load.statuses["500"] == answered[500] == 1
+        assert len(load.latencies) == load.statuses.total()
+        assert endpoint.connections == 2

@@ -1,0 +1,35 @@
+"""The container's build has what the wheel needs, and runs what the README says."""
+
+import ast
+import json
+import re
+from pathlib import Path
+
+from serving.settings import parse
+
+ROOT = Path(__file__).parent.parent
+DOCKERFILE = (ROOT / "serving" / "Dockerfile").read_text()
+
+
+def test_every_package_is_copied_and_let_through() -> None:
+    (call,) = (
+        n for n in ast.walk(ast.parse((ROOT / "setup.py").read_text())) if isinstance(n, ast.Call)
+    )
+    packages = set(ast.literal_eval(call.keywords[0].value))
+    copied = re.findall(r"^COPY (\w+)/ \1/$", DOCKERFILE, re.MULTILINE)
+    assert set(copied) == packages
+    files = re.findall(r"^COPY ([\w. ]+) (?:\./|/tmp/)$", DOCKERFILE, re.MULTILINE)
+    ignore = (ROOT / "serving" / "Dockerfile.dockerignore").read_text().split()
+    assert {line[1:] for line in ignore if line.startswith("!")} == packages.union(
+        *(line.split() for line in files)
+    )
+    assert all((ROOT / name).exists() for line in files for name in line.split())
+
+
+def test_the_entrypoint_is_the_server_for_everybody_and_never_root() -> None:
+    (entry,) = re.findall(r"^ENTRYPOINT (.*)$", DOCKERFILE, re.MULTILINE)
+    command = json.loads(entry)
+    assert command[:3] == ["python", "-m", "serving"]
+    settings = parse(command[3:], {"AIP_STORAGE_URI": "gs://bucket/model"})
+    assert (settings.host, settings.port) == ("0.0.0.0", 8080)
+    assert re.search(r"^USER 1000$", DOCKERFILE, re.MULTILINE)
