@@ -2,13 +2,14 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fastapi.testclient import TestClient
+import uvicorn
 from faulty_endpoint import SERVER_ERROR, TOO_FEW, faulty_endpoint, in_turn
-from serving_client import Running, running
+from serving_client import Client, Running, running, wait_until
 
 from benchmarks.http_load import run
 from benchmarks.minimal_fastapi import make_app
@@ -38,8 +39,17 @@ def test_our_server_passes_the_gate_and_a_wrong_one_does_not(
 
 def test_the_minimal_app_predicts_as_our_server(served: Running, example: Path) -> None:
     body = body_of(3)
-    client = TestClient(make_app(str(example / "model" / "model.pt")))
-    theirs = client.post("/predict", content=body).json()["predictions"]
+    app = make_app(str(example / "model" / "model.pt"))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        wait_until(lambda: server.started)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        theirs = Client(f"127.0.0.1:{port}").ask("POST", "/predict", body).json["predictions"]
+    finally:
+        server.should_exit = True
+        thread.join()
     ours = served.client.ask("POST", "/predict", body).json["predictions"]
     for their, our in zip(theirs, ours, strict=True):
         assert our["anomaly_score"] == pytest.approx(their["anomaly_score"], rel=1e-6)
