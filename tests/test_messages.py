@@ -8,6 +8,7 @@ import pytest
 from apache_beam.io.gcp.pubsub import PubsubMessage
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from transforms.failures import describe_messages
 from transforms.messages import ATTEMPTS, Message, attempts_of, message_column, parse, serialize
@@ -28,7 +29,7 @@ NOW = datetime.datetime(2026, 11, 20, 12, 0, 0, 123456, tzinfo=datetime.UTC)
 
 
 def plain(message: Message) -> Message:
-    return message._replace(attributes=dict(message.attributes))
+    return structs.replace(message, attributes=dict(message.attributes))
 
 
 @given(MESSAGES)

@@ -7,7 +7,7 @@ the others. A row without its id is still a row: it gets the derived one.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,6 +76,20 @@ def content_id(message: bytes) -> str:
     return hashlib.blake2b(message, digest_size=16).hexdigest()
 
 
+def source_rows(
+    ids: Sequence[str], columns: Mapping[str, pa.Array], payloads: Sequence[bytes]
+) -> pa.RecordBatch:
+    """Ids, a source's columns and the payloads of rows -> their source batch."""
+    return pa.RecordBatch.from_arrays(
+        [
+            pa.array(ids, pa.string()),
+            pa.StructArray.from_arrays(list(columns.values()), names=list(columns)),
+            pa.array(payloads, pa.binary()),
+        ],
+        names=[ROW_ID, SOURCE, PAYLOAD],
+    )
+
+
 def decode_rows(
     rows: Sequence[Any],
     payloads: Sequence[bytes],
@@ -91,27 +105,20 @@ def decode_rows(
     if row_format.id_column is not None:
         own = [own_id(row, row_format.id_column) for row in rows]
         ids = [i if text is None else text for text, i in zip(own, ids, strict=True)]
-    readable = [i for i, row in enumerate(rows) if not isinstance(row, Fault)]
-    plain = read_plain([rows[i] for i in readable], row_format) if as_vector and readable else None
+    plain = read_plain(rows, row_format) if as_vector and rows else None
     if plain is not None:
-        good, read, columns = readable, rows, plain
-    else:
-        read = [read_row(row, row_format) for row in rows]
-        good = [i for i, row in enumerate(read) if not isinstance(row, Fault)]
-        columns = {}
-        if good:
-            columns = build_columns([read[i] for i in good], [rows[i] for i in good], row_format)
-    kept = set(good)
-    bad = [i for i in range(len(rows)) if i not in kept]
+        batch = source_rows(ids, plain, payloads)
+        return Decoded(batch, [], [], [], list(range(len(rows))), [])
+    read = [read_row(row, row_format) for row in rows]
+    good = [i for i, row in enumerate(read) if not isinstance(row, Fault)]
+    bad = [i for i, row in enumerate(read) if isinstance(row, Fault)]
     batch = None
     if good:
-        batch = pa.record_batch(
-            {
-                ROW_ID: pa.array([ids[i] for i in good], pa.string()),
-                SOURCE: pa.StructArray.from_arrays(list(columns.values()), names=list(columns)),
-                PAYLOAD: pa.array([payloads[i] for i in good], pa.binary()),
-            }
-        )
+        kept = [rows[i] for i in good]
+        # What is wrong with other rows makes these no slower to read.
+        plain = read_plain(kept, row_format) if as_vector else None
+        columns = plain or build_columns([read[i] for i in good], kept, row_format)
+        batch = source_rows([ids[i] for i in good], columns, [payloads[i] for i in good])
     return Decoded(
         batch,
         [ids[i] for i in bad],

@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import apache_beam as beam
 import numpy as np
@@ -30,9 +30,10 @@ from apache_beam.utils.timestamp import Timestamp
 from transforms.arrow_messages import read_arrow
 from transforms.avro_messages import avro_reader, parse_schema
 from transforms.column_json import column_values
-from transforms.decode import decode_rows
+from transforms.decode import decode_rows, source_rows
 from transforms.failures import Fault, Provenance, failure_batch, utc_now
 from transforms.messages import REPLAYED_ID, STAGE, Message, message_column, parse
+from transforms.named_rows import NamedRows, count_colons
 from transforms.read_files import Read
 from transforms.record_batch import MESSAGE, concat_batches, typed
 from transforms.row_format import RowFormat
@@ -42,6 +43,8 @@ MessageKind = Literal["json", "avro", "arrow"]
 ENCODING = "content-encoding"
 # Of the messages of a batch; as Python values they take several times as much.
 BATCH_BYTES = 32 << 20
+# Attributes that say how a message is to be read.
+_TELLING = {ENCODING, REPLAYED_ID, STAGE}
 _KEY = re.compile(rb'"\s*:')
 
 
@@ -63,9 +66,15 @@ class MessageFormat:
         """The Avro schema, parsed. Raises UsageError."""
         return parse_schema(self.avro_schema or "")
 
+    @cached_property
+    def named_rows(self) -> NamedRows:
+        """What reads rows that name every feature."""
+        return NamedRows(self.row_format)
+
     def __getstate__(self) -> dict[str, Any]:
-        # Parsed schemas need not travel to workers.
-        return {k: v for k, v in self.__dict__.items() if k != "parsed_avro"}
+        # What is made of the fields need not travel to workers.
+        made = ("parsed_avro", "named_rows")
+        return {k: v for k, v in self.__dict__.items() if k not in made}
 
 
 def decode_messages(
@@ -79,6 +88,8 @@ def decode_messages(
     Every message is in exactly one of the two. Rows of Arrow messages are numbered:
     their ids are message_id-0, message_id-1, ...
     """
+    if not messages:
+        return [], None
     if message_format.kind != "arrow":
         return _decode_rows(messages, message_format, provenance, received_at)
     streams = [message for message in messages if not _is_row(message)]
@@ -103,6 +114,25 @@ def _row_id(message: Message) -> str:
     return (attributes and attributes.get(REPLAYED_ID)) or message.message_id
 
 
+def _decode_named(
+    messages: Sequence[Message], message_format: MessageFormat, received_at: datetime.datetime
+) -> pa.RecordBatch | None:
+    """Messages of named features and nothing unknown -> a source batch; None if any is another."""
+    payloads = [message.data for message in messages]
+    sizes = [len(payload) for payload in payloads]
+    if (
+        message_format.kind == "avro"
+        or not 0 < min(sizes) <= max(sizes) <= message_format.max_bytes
+        or any(m.attributes and not _TELLING.isdisjoint(m.attributes) for m in messages)
+    ):
+        return None
+    columns = message_format.named_rows.read(payloads)
+    if columns is None:
+        return None
+    batch = source_rows([message.message_id for message in messages], columns, payloads)
+    return batch.append_column(MESSAGE, message_column(messages, received_at))
+
+
 def _decode_rows(
     messages: Sequence[Message],
     message_format: MessageFormat,
@@ -110,21 +140,24 @@ def _decode_rows(
     received_at: datetime.datetime,
 ) -> tuple[list[pa.RecordBatch], pa.RecordBatch | None]:
     """Messages of one row each -> as decode_messages."""
-    manifest = message_format.row_format.manifest
-    read = avro_reader(message_format.parsed_avro) if message_format.kind == "avro" else read_json
-    rows = []
-    for message in messages:
-        body = _body(message, message_format)
-        row = body if isinstance(body, Fault) else read(body)
+    batch = _decode_named(messages, message_format, received_at)
+    if batch is not None:
+        return [batch], None
+    bodies = [_body(message, message_format) for message in messages]
+    if message_format.kind == "avro":
+        read = avro_reader(message_format.parsed_avro)
+        rows = [body if isinstance(body, Fault) else read(body) for body in bodies]
+    else:
+        rows = read_json_rows(bodies)
+    for i, message in enumerate(messages):
         # What got beyond decoding and is JSON was columns.
         if message.attributes and message.attributes.get(STAGE, "decode") != "decode":
-            row = column_values(row, manifest)
-        rows.append(row)
+            rows[i] = column_values(rows[i], message_format.row_format.manifest)
     payloads, ids = [m.data for m in messages], [_row_id(m) for m in messages]
     decoded = decode_rows(rows, payloads, ids, message_format.row_format, as_vector=True)
     batches = []
     if decoded.batch is not None:
-        good = [messages[i] for i in decoded.good]
+        good = [messages[i] for i in decoded.good] if decoded.bad else messages
         column = message_column(good, received_at)
         batches.append(decoded.batch.append_column(MESSAGE, column))
     bad = [messages[i] for i in decoded.bad]
@@ -178,17 +211,37 @@ def _unzipped(data: bytes, limit: int) -> bytes | Fault:
     return body
 
 
+def read_json_rows(bodies: Sequence[bytes | Fault]) -> list[Any]:
+    """JSON texts, or Faults -> the value of each, or the Fault that it has.
+
+    A key that is there twice is a fault.
+    """
+    texts = cast(Sequence[bytes], bodies)
+    try:
+        rows = [orjson.loads(text) for text in texts]
+    except orjson.JSONDecodeError:
+        # Of a Fault too.
+        return [body if isinstance(body, Fault) else read_json(body) for body in bodies]
+    # No more colons than keys: then no key is there twice. Else look closer.
+    if {*map(type, rows)} == {dict} and count_colons(texts) == sum(map(len, rows)):
+        return rows
+    return [_unique(row, body) for row, body in zip(rows, texts, strict=True)]
+
+
 def read_json(body: bytes) -> Any:
     """JSON -> its value, or the Fault that it has. A key that is there twice is a fault."""
     try:
-        row = orjson.loads(body)
+        return _unique(orjson.loads(body), body)
     except orjson.JSONDecodeError as error:
         return Fault("invalid_json", f"not JSON: {error}")
-    # No more colons than keys: then no key is there twice. Else look closer.
+
+
+def _unique(row: Any, body: bytes) -> Any:
+    """A value and its JSON -> the same, or its Fault."""
     if type(row) is dict and body.count(b":") != len(row) and len(_KEY.findall(body)) != len(row):
         try:
             # Python refuses to read integers of many digits as such.
-            json.loads(body, object_pairs_hook=_unique, parse_int=float)
+            json.loads(body, object_pairs_hook=_check_keys, parse_int=float)
         except _DuplicateKeyError as error:
             return Fault("duplicate_key", f"key {error.args[0][:60]!r} is there twice")
         except RecursionError:
@@ -200,7 +253,7 @@ class _DuplicateKeyError(Exception):
     """A key is twice in one object."""
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> None:
+def _check_keys(pairs: list[tuple[str, Any]]) -> None:
     seen = set()
     for key, _ in pairs:
         if key in seen:

@@ -29,7 +29,6 @@ from transforms.record_batch import (
     ROW_ID,
     SOURCE,
     UTC_MICROSECONDS,
-    struct_columns,
     typed,
 )
 
@@ -151,10 +150,10 @@ def encode(
     scored_at: datetime.datetime,
 ) -> pa.RecordBatch:
     """A batch with `outputs` -> output rows: row_id, score, fields, lineage columns."""
-    outputs, every = struct_columns(batch, OUTPUTS), struct_columns(batch, SOURCE)
+    outputs, every = batch.column(OUTPUTS), batch.column(SOURCE)
     rows = batch.num_rows
     time = pa.repeat(pa.scalar(scored_at, UTC_MICROSECONDS), rows)
-    message = _message_columns(batch, every, fields) if fields.stream else {}
+    message = _message_columns(batch.column(MESSAGE), every, fields) if fields.stream else {}
     if fields.layout == "reference":
         if message:
             seconds = pa.repeat(pa.scalar(scored_at.timestamp()), rows)
@@ -165,21 +164,21 @@ def encode(
         return pa.record_batch(
             {
                 "instance_id": batch.column(ROW_ID),
-                "anomaly_score": outputs[fields.needed[0]].cast(pa.float64()),
-                ENCODED: outputs[ENCODED].cast(pa.list_(pa.float64())),
+                "anomaly_score": outputs.field(fields.needed[0]).cast(pa.float64()),
+                ENCODED: outputs.field(ENCODED).cast(pa.list_(pa.float64())),
                 fields.time_column: time,
                 **message,
             }
         )
-    source = {name: every[name] for name in fields.source}
+    source = {name: every.field(name) for name in fields.source}
     for name in fields.numbers:
         if is_text(source[name].type):
             values, state = read_cells(source[name], "float64")
             source[name] = pa.array(values, mask=None if state is None else state != FINE)
     columns = {ROW_ID: batch.column(ROW_ID)}
     if fields.score is not None:
-        columns[SCORE] = outputs[fields.score]
-    columns |= {name: outputs[name] for name in fields.outputs}
+        columns[SCORE] = outputs.field(fields.score)
+    columns |= {name: outputs.field(name) for name in fields.outputs}
     columns |= source
     for name in LINEAGE[:-1]:
         columns[name] = _constant(getattr(provenance, name), rows)
@@ -190,31 +189,31 @@ def encode(
 
 
 def _message_columns(
-    batch: pa.RecordBatch, source: dict[str, pa.Array], fields: OutputFields
+    message: pa.StructArray, source: pa.StructArray, fields: OutputFields
 ) -> dict[str, pa.Array]:
-    """A batch of messages' rows -> what these say of themselves, and their windows.
+    """The columns MESSAGE and SOURCE -> what messages say of themselves, and their windows.
 
     What a sender says goes before what Pub/Sub says.
     """
-    message = struct_columns(batch, MESSAGE)
-    columns = {name: message[name] for name in ("event_time", "received_at")}
-    microseconds = message["event_time"].cast(pa.int64())
+    columns = {name: message.field(name) for name in ("event_time", "received_at")}
+    microseconds = columns["event_time"].view(pa.int64()).to_numpy()
     if fields.window_seconds is None:
-        columns |= dict.fromkeys(WINDOW, pa.nulls(batch.num_rows, UTC_MICROSECONDS))
+        columns |= dict.fromkeys(WINDOW, pa.nulls(len(message), UTC_MICROSECONDS))
     else:
         length = fields.window_seconds * 1_000_000
-        start = np.asarray(microseconds) // length * length
+        start = microseconds // length * length
         for name, edge in zip(WINDOW, (start, start + length), strict=True):
-            columns[name] = pa.array(edge, pa.int64()).cast(UTC_MICROSECONDS)
+            columns[name] = pa.array(edge).view(UTC_MICROSECONDS)
     own = {
-        "message_id": message["message_id"],
-        "publish_time": pa.array(np.asarray(microseconds) / 1e6),
+        "message_id": message.field("message_id"),
+        "publish_time": pa.array(microseconds / 1e6),
     }
     for name, kind in CARRIED:
-        given = source.get(name)
+        index = source.type.get_field_index(name)
+        given = source.field(index) if index >= 0 else None
         # A model's feature of that name is not what the sender says of the message.
         if given is None or given.type != kind or given.null_count == len(given):
-            columns[name] = own.get(name, pa.nulls(batch.num_rows, kind))
+            columns[name] = own[name] if name in own else pa.nulls(len(message), kind)
         else:
             columns[name] = pc.coalesce(given, own[name]) if name in own else given
     return columns

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import orjson
 import pyarrow as pa
-import pyarrow.compute as pc
+
+from transforms.record_batch import UTC_MICROSECONDS
 
 
 def json_objects(rows: pa.RecordBatch) -> list[bytes]:
@@ -20,39 +22,48 @@ def json_objects(rows: pa.RecordBatch) -> list[bytes]:
     count = rows.num_rows
     if not count:
         return []
-    # A piece of JSON a cell.
-    varying, constant = [], []
+    # What varies between the rows goes into the places that a pattern has for it.
+    pattern, varying, constant = [], [], []
     for name, column in zip(rows.schema.names, rows.columns, strict=True):
-        if column.null_count == count:
+        nulls = column.null_count
+        if nulls == count:
             continue
-        if _is_constant(column):
-            constant += _members(name, json_cells(column.slice(0, 1)))
-        else:
-            varying.append(_members(name, json_cells(column)))
-    tail = b",".join(filter(None, constant))
-    return [b"{%b}" % b",".join(filter(None, (*row, tail))) for row in _rows(varying, count)]
+        key = _key(name)
+        if not nulls and (same := _constant_cell(column)) is not None:
+            constant.append(_escaped(key + same))
+            continue
+        cells = json_cells(column)
+        if nulls:
+            cells = [b"" if cell is None else key + cell for cell in cells]
+        pattern.append(b"%b" if nulls else _escaped(key) + b"%b")
+        varying.append(cells)
+    whole = b"{%b}" % b"".join(pattern + constant)
+    objects = (
+        [whole % row for row in zip(*varying, strict=True)] if varying else [whole % ()] * count
+    )
+    return [one.replace(b"{,", b"{", 1) for one in objects]
 
 
-def _rows(columns: list[list[bytes | None]], count: int) -> Iterator[tuple[bytes | None, ...]]:
-    return zip(*columns, strict=True) if columns else iter([()] * count)
+@functools.lru_cache(maxsize=1024)
+def _key(name: str) -> bytes:
+    return b",%b:" % orjson.dumps(name)
 
 
-def _is_constant(column: pa.Array) -> bool:
-    """Whether all cells are surely the same: one word, or one moment."""
-    if column.null_count:
-        return False
+def _escaped(text: bytes) -> bytes:
+    """A text -> the pattern that gives it."""
+    return text.replace(b"%", b"%%")
+
+
+def _constant_cell(column: pa.Array) -> bytes | None:
+    """A column without nulls -> what all cells surely are, one word or one moment, or None."""
     if pa.types.is_dictionary(column.type):
-        return len(column.dictionary) == 1
-    if pa.types.is_timestamp(column.type):
-        low, high = pc.min_max(column).values()
-        return bool(low == high)
-    return False
-
-
-def _members(name: str, cells: list[bytes | None]) -> list[bytes | None]:
-    """A column's name and its cells as JSON -> `"name":cell`, None for null."""
-    key = orjson.dumps(name) + b":"
-    return [None if cell is None else key + cell for cell in cells]
+        words = column.dictionary
+        return _json(words[0].as_py()) if len(words) == 1 else None
+    if column.type == UTC_MICROSECONDS:
+        moments = column.view(pa.int64()).to_numpy().view("M8[us]")
+        if len(moments) == 1 or (moments == moments[0]).all():
+            return b'"%bZ"' % str(moments[0]).encode()
+    return None
 
 
 def json_cells(column: pa.Array) -> list[bytes | None]:
@@ -67,8 +78,10 @@ def json_cells(column: pa.Array) -> list[bytes | None]:
         return _with_nulls(_moments, column)
     if _is_plain(kind):
         return _with_nulls(_numbers, column)
-    if not column.null_count and (shape := _shape(column)) is not None:
-        return _lists(column, shape)
+    if pa.types.is_fixed_size_list(kind) and not column.null_count:
+        cells = _lists(column)
+        if cells is not None:
+            return cells
     return [None if value is None else _json(value) for value in column.to_pylist()]
 
 
@@ -83,7 +96,9 @@ def _with_nulls(cells: Callable[[pa.Array], list[Any]], column: pa.Array) -> lis
 
 def _moments(column: pa.Array) -> list[bytes]:
     suffix = b'Z"' if column.type.tz else b'"'
-    microseconds = column.cast(pa.timestamp("us"), safe=False).to_numpy()
+    if column.type.unit != "us":
+        column = column.cast(pa.timestamp("us"), safe=False)
+    microseconds = column.view(pa.int64()).to_numpy().view("M8[us]")
     texts = np.datetime_as_string(microseconds, unit="us")
     return [b'"' + text + suffix for text in texts.astype("S").tolist()]
 
@@ -92,23 +107,18 @@ def _numbers(column: pa.Array) -> list[bytes]:
     return _json(column.to_numpy())[1:-1].split(b",")
 
 
-def _shape(column: pa.Array) -> tuple[int, ...] | None:
-    """A column -> the shape of a cell, if it is a list of that many plain numbers in any row."""
-    shape: tuple[int, ...] = ()
+def _lists(column: pa.Array) -> list[bytes | None] | None:
+    """A column of as many plain numbers in any row -> its cells; None for another."""
+    shape = [len(column)]
     while pa.types.is_fixed_size_list(column.type):
-        shape += (column.type.list_size,)
+        shape.append(column.type.list_size)
         column = column.flatten()
         if column.null_count:
             return None
-    return shape if shape and 0 not in shape and _is_plain(column.type) else None
-
-
-def _lists(column: pa.Array, shape: tuple[int, ...]) -> list[bytes | None]:
-    flat = column
-    for _ in shape:
-        flat = flat.flatten()
-    values = flat.to_numpy().reshape(len(column), *shape)
-    if len(shape) > 1:
+    if 0 in shape or not _is_plain(column.type):
+        return None
+    values = column.to_numpy().reshape(shape)
+    if len(shape) > 2:
         return [_json(value) for value in values]
     return [b"[%b]" % cell for cell in _json(values)[2:-2].split(b"],[")]
 
