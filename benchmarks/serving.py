@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -57,8 +56,8 @@ def server(command: str, health: str, folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def contestants(model: Path, folder: Path) -> Iterator[dict[str, str]]:
-    """The example -> the URL of each server, all running until the block ends."""
+def contestants(model: Path, folder: Path, workers: int) -> Iterator[dict[str, str]]:
+    """The example, TorchServe's workers -> the URL of each server, all running until the block ends."""
     with ExitStack() as started:
         urls = {}
         for name, command in (
@@ -70,9 +69,9 @@ def contestants(model: Path, folder: Path) -> Iterator[dict[str, str]]:
             started.enter_context(server(f"{command} --port {port}", f"{address}/health", folder))
             urls[name] = f"{address}/predict"
         if is_installed():
-            # As many workers as it takes by itself.
-            serve = torchserve(model / "pytorch_autoencoder.mar", workers=os.cpu_count() or 1)
-            urls["torchserve_13"] = started.enter_context(serve)
+            urls["torchserve_13"] = started.enter_context(
+                torchserve(model / "pytorch_autoencoder.mar", workers=workers)
+            )
         yield urls
 
 
@@ -147,6 +146,8 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--connections", type=int, default=8)
+    # On two cores one worker answers more than two, which the frontend and the load share them with.
+    parser.add_argument("--torchserve_workers", type=int, default=1)
     parser.add_argument("--workdir", type=Path, default=Path("build/bench/serving"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     return parser.parse_args(argv)
@@ -157,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = read_arguments(argv)
     args.workdir.mkdir(parents=True, exist_ok=True)
     model = example(args.workdir / "example")
-    with contestants(model, args.workdir) as urls:
+    with contestants(model, args.workdir, args.torchserve_workers) as urls:
         faults = {name: fault for name, url in urls.items() if (fault := find_fault(url, model))}
         for name, fault in faults.items():
             print(f"FAIL {name}: {fault}", file=sys.stderr)
@@ -171,6 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "rounds": args.rounds,
         "seconds": args.seconds,
         "connections": args.connections,
+        "torchserve_workers": args.torchserve_workers,
         "gate": {"rows": GATE_ROWS, "tolerance": TOLERANCE, "passed": True},
         "method": "closed loop on keep-alive connections from a process on the same machine, "
         "after 1 s of warming; medians of interleaved rounds. _2 and _13: outputs answered",

@@ -59,7 +59,12 @@ def torchserve(mar: Path, port: int = 0, workers: int = 1) -> Iterator[str]:
             f"-s {folder}/store -m {mar.name} -ncs",
             f"{address}/ping",
             folder / "torchserve.log",
-            {"LOG_LOCATION": f"{folder}/logs", "METRICS_LOCATION": f"{folder}/logs"},
+            {
+                "LOG_LOCATION": f"{folder}/logs",
+                "METRICS_LOCATION": f"{folder}/logs",
+                # Workers whose threads spin take the cores from each other.
+                "OMP_NUM_THREADS": "1",
+            },
         )
         server.start()
         try:
