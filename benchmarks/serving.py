@@ -57,7 +57,7 @@ def server(command: str, health: str, folder: Path) -> Iterator[None]:
 
 @contextmanager
 def contestants(model: Path, folder: Path, workers: int) -> Iterator[dict[str, str]]:
-    """The example, TorchServe's workers -> the URL of each server, all running until the block ends."""
+    """The example, TorchServe's workers -> the URL of each server, until the block ends."""
     with ExitStack() as started:
         urls = {}
         for name, command in (
@@ -146,7 +146,7 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--connections", type=int, default=8)
-    # On two cores one worker answers more than two, which the frontend and the load share them with.
+    # On two cores one worker answered more than two: the frontend and the load need cores too.
     parser.add_argument("--torchserve_workers", type=int, default=1)
     parser.add_argument("--workdir", type=Path, default=Path("build/bench/serving"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
