@@ -6,14 +6,16 @@ by SIGTERM or by --stop_after_seconds, first ends what it has taken; one that fa
 leaves the rest to the next reader. So nothing is lost, and after a failure some rows are
 written again, with the same row_id. What it cannot promise:
 
-- One thread does all steps, one after the other, for one bundle at a time, and makes every
-  step anew for each bundle: rates and latencies say nothing about Dataflow's.
+- One thread does all steps, one after the other, for one bundle at a time, and sets every
+  step up anew for each bundle: rates and latencies say nothing about Dataflow's.
 - A step that fails is repeated four times at once; then the run ends with its error. On
   Dataflow it would be repeated for ever, while the others go on.
 - What waits is kept in memory: the rows of a span of --output_files, and with
   --deduplicate_seconds all ids that ever came, which also slow every step down.
 - Ids are known since the start: what an earlier run had taken is no duplicate.
 - Messages with an ordering key are scored in order, but not held back for one another.
+- A subscription that was made for the run (--create_subscription) goes with it, and with it
+  what a run that failed had not acknowledged.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from apache_beam.pvalue import PBegin, PCollection
 from apache_beam.runners.direct.executor import _ExecutorService
 from apache_beam.runners.direct.transform_evaluator import (
     TransformEvaluatorRegistry,
+    _ParDoEvaluator,
     _TransformEvaluator,
 )
 from apache_beam.runners.direct.util import TransformResult
@@ -242,6 +243,18 @@ class _PullEvaluator(_TransformEvaluator):
         return TransformResult(self, [bundle] if messages else [], [again], None, None)
 
 
-TransformEvaluatorRegistry._test_evaluators_overrides[PullMessages] = _PullEvaluator
+class _StepEvaluator(_ParDoEvaluator):
+    """What the runner does for a ParDo, without pickling it for each bundle: half of the time
+    that a bundle of one message takes. It is set up and torn down with each as before.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args, perform_dofn_pickle_test=False)
+
+
+TransformEvaluatorRegistry._test_evaluators_overrides |= {
+    PullMessages: _PullEvaluator,
+    beam.ParDo: _StepEvaluator,
+}
 # How long the runner's thread sleeps before it sees that the pipeline has ended.
 _ExecutorService._ExecutorServiceWorker.TIMEOUT = POLL_SECONDS
