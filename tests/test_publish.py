@@ -122,6 +122,8 @@ def test_a_dead_letter_is_the_message_as_it_came_and_says_why(provenance: Proven
                 "millrace_run_id": "run 1",
                 "millrace_pipeline": "a test",
                 "millrace_model_digest": "0" * 64,
+                "millrace_message_id": "m1",
+                "millrace_event_time": "2023-11-14T22:13:20+00:00",
             },
         )
     ]

@@ -19,7 +19,7 @@ from model_handlers.errors import InputError, UsageError, one_line
 from transforms.decode import content_id
 from transforms.failures import FAILURE_SCHEMA
 from transforms.messages import ATTEMPTS, REPLAYED_ID, STAGE, Message, attempts_of
-from transforms.publish import OWN
+from transforms.publish import OWN, TOLD
 
 STREAM_REPLAY, BATCH_REPLAY = "stream_replay", "batch_replay"
 # What the append of a scored row refuses holds no features.
@@ -73,7 +73,7 @@ def read_letter(line: bytes, place: str) -> Letter:
             record["reason"],
             record["row_id"] or "",
             payload,
-            orjson.loads(record["attributes"] or "{}"),
+            _told(record["attributes"]),
             record["attempts"] or 1,
         )
     except (ValueError, TypeError, KeyError, AttributeError, binascii.Error) as error:
@@ -82,6 +82,14 @@ def read_letter(line: bytes, place: str) -> Letter:
             f"payload; got {line[:60].decode(errors='replace')!r} ({one_line(error, 60)}); name "
             "the folder dead_letters of a run"
         ) from error
+
+
+def _told(attributes: str | None) -> dict[str, Any]:
+    """A letter's attributes -> as values. Raises ValueError where they tell no time."""
+    told: dict[str, Any] = orjson.loads(attributes or "{}")
+    if "event_time" in told.get("message", {}):
+        moment(told["message"]["event_time"])
+    return told
 
 
 @dataclass(frozen=True)
@@ -161,18 +169,16 @@ def from_message(message: Message) -> dict[str, Any] | None:
 
     None if it is none, or holds the row no longer: a message has its limits.
     """
-    own = {
-        name.removeprefix(OWN): text
-        for name, text in message.attributes.items()
-        if name.startswith(OWN)
-    }
-    if not {"stage", "reason", "failed_at"} <= own.keys() or "payload_bytes" in own:
+    own = {n: text for n, text in message.attributes.items() if n.startswith(OWN)}
+    fields = {name.removeprefix(OWN): text for name, text in own.items() if name not in TOLD}
+    if not {"stage", "reason", "failed_at"} <= fields.keys() or "payload_bytes" in fields:
         return None
-    others = {n: text for n, text in message.attributes.items() if not n.startswith(OWN)}
-    told = {"message": {"attributes": others}} if others else {}
-    record = dict.fromkeys(FAILURE_SCHEMA.names) | own
+    told: dict[str, Any] = {key: own[name] for name, key in TOLD.items() if name in own}
+    if others := {n: text for n, text in message.attributes.items() if n not in own}:
+        told["attributes"] = others
+    record = dict.fromkeys(FAILURE_SCHEMA.names) | fields
     return record | {
         "payload": message.data,
-        "attributes": orjson.dumps(told).decode(),
+        "attributes": orjson.dumps({"message": told} if told else {}).decode(),
         "attempts": attempts_of(message) - 1,
     }

@@ -37,6 +37,12 @@ ATTRIBUTE_BYTES = 1024
 # Attributes that only Pub/Sub itself may set.
 RESERVED = "goog"
 OWN = "millrace_"
+# What a dead letter says of the message that it was, as transforms/failures.py names it.
+TOLD = {
+    f"{OWN}message_id": "id",
+    f"{OWN}event_time": "event_time",
+    f"{OWN}ordering_key": "ordering_key",
+}
 PUBLISHED = "published"
 
 
@@ -92,18 +98,22 @@ def _failure_message(record: Mapping[str, Any]) -> Outgoing:
         if record[name]:
             fit = id_attribute if name == "row_id" else _shortened
             own[f"{OWN}{name}"] = fit(record[name])
-    told = orjson.loads(record["attributes"]).get("message", {}).get("attributes", {})
+    message = orjson.loads(record["attributes"]).get("message", {})
+    for name, key in TOLD.items():
+        if message.get(key):
+            own[name] = _shortened(message[key])
+    told = message.get("attributes", {})
     names = sorted(name for name in told if not name.startswith((RESERVED, OWN)))
     if len(names) + len(own) > ATTRIBUTES:
         kept = ATTRIBUTES - len(own) - 1
         own[f"{OWN}attributes_dropped"] = str(len(names) - kept)
         names = names[:kept]
-    message = Outgoing(record["payload"], {name: told[name] for name in names} | own)
-    if (excess := size_of(message) - MESSAGE_BYTES) > 0:
-        own = {f"{OWN}payload_bytes": str(len(message.data))}
+    letter = Outgoing(record["payload"], {name: told[name] for name in names} | own)
+    if (excess := size_of(letter) - MESSAGE_BYTES) > 0:
+        own = {f"{OWN}payload_bytes": str(len(letter.data))}
         # As many bytes more as that attribute itself may take.
-        return Outgoing(message.data[: -excess - 100], {**message.attributes, **own})
-    return message
+        return Outgoing(letter.data[: -excess - 100], {**letter.attributes, **own})
+    return letter
 
 
 def _shortened(text: str) -> str:
