@@ -7,6 +7,7 @@ out. Nothing here reads a file or knows torch. manifest_json.py parses the text.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ DType = Literal["float32", "float64", "float16", "int64", "int32", "int16", "int
 Format = Literal["torchscript", "pt2", "state_dict", "safetensors"]
 
 
+@functools.cache
 def arrow_type(dtype: str, shape: tuple[int, ...]) -> pa.DataType:
     """Element dtype and shape of one row -> Arrow type; each dimension is a fixed size list."""
     result = pa.bool_() if dtype == "bool" else pa.type_for_alias(dtype)

@@ -29,7 +29,7 @@ from model_handlers.loaded_model import (
     resolve_device,
 )
 from model_handlers.prune import keep_outputs
-from transforms.record_batch import ERROR, ERROR_TYPE, INPUTS, OUTPUTS, struct_columns
+from transforms.record_batch import ERROR, ERROR_TYPE, INPUTS, OUTPUTS, flat_values
 
 Precision = Literal["float32", "bf16", "fp16"]
 
@@ -67,11 +67,8 @@ def predict_columns(
 def _to_numpy(column: pa.Array) -> np.ndarray:
     """An input column -> its values, [rows * width] as [rows, width], without a copy."""
     if pa.types.is_fixed_size_list(column.type):
-        return (
-            column.flatten()
-            .to_numpy(zero_copy_only=False)
-            .reshape(len(column), column.type.list_size)
-        )
+        flat = flat_values(column).to_numpy(zero_copy_only=False)
+        return flat.reshape(len(column), column.type.list_size)
     return column.to_numpy(zero_copy_only=False)
 
 
@@ -195,11 +192,11 @@ class TorchModelHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, LoadedModel
         if not batch:
             # Beam gathers nothing before an element of more than batch_rows.
             return []
-        columns = [struct_columns(part, INPUTS) for part in batch]
+        columns = [part.column(INPUTS) for part in batch]
         inputs = {
-            spec.name: columns[0][spec.name]
+            spec.name: columns[0].field(spec.name)
             if len(columns) == 1
-            else pa.concat_arrays([c[spec.name] for c in columns])
+            else pa.concat_arrays([column.field(spec.name) for column in columns])
             for spec in self.manifest.inputs
         }
         rows = sum(part.num_rows for part in batch)

@@ -65,7 +65,8 @@ def _read_floats(array: pa.Array, dtype: str) -> tuple[np.ndarray, np.ndarray | 
     with np.errstate(over="ignore"):
         values = _to_numpy(array).astype(dtype, copy=False)
     finite = np.isfinite(values)
-    if finite.all():
+    # Counting takes a small array a fraction of the time of all().
+    if np.count_nonzero(finite) == finite.size:
         return values, None
     state = np.where(np.isnan(values), NAN, INFINITE).astype(np.uint8)
     state[finite] = FINE

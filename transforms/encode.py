@@ -185,7 +185,8 @@ def encode(
     columns[fields.time_column] = time
     if fields.window_seconds is None:
         message = {name: column for name, column in message.items() if name not in WINDOW}
-    return pa.record_batch(columns | message)
+    columns |= message
+    return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
 
 
 def _message_columns(

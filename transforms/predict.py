@@ -38,9 +38,9 @@ def split(
             by_row[row] = Fault(fault["reason"], fault["message"])
     if score_output is not None:
         outputs = batch.column(OUTPUTS)
-        score = outputs.field(outputs.type.get_field_index(score_output))
-        finite = np.isfinite(np.asarray(score))
-        if not finite.all():
+        score = outputs.field(score_output)
+        finite = np.isfinite(score.to_numpy(zero_copy_only=False))
+        if np.count_nonzero(finite) < len(finite):
             for row in np.flatnonzero(~finite).tolist():
                 message = f"the model answered {score[row].as_py()} as {score_output}"
                 by_row.setdefault(row, Fault("not_finite_score", message, score_output))

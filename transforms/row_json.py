@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from transforms.record_batch import UTC_MICROSECONDS
+from transforms.record_batch import UTC_MICROSECONDS, flat_values
 
 
 def json_objects(rows: pa.RecordBatch) -> list[bytes]:
@@ -112,7 +112,7 @@ def _lists(column: pa.Array) -> list[bytes | None] | None:
     shape = [len(column)]
     while pa.types.is_fixed_size_list(column.type):
         shape.append(column.type.list_size)
-        column = column.flatten()
+        column = flat_values(column)
         if column.null_count:
             return None
     if 0 in shape or not _is_plain(column.type):

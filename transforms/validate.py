@@ -30,7 +30,7 @@ from transforms.cells import (
     read_cells,
 )
 from transforms.failures import Fault, Provenance, failed_rows, utc_now
-from transforms.record_batch import INPUTS, SOURCE, struct_columns, typed
+from transforms.record_batch import INPUTS, SOURCE, flat_values, typed
 
 VECTOR_COLUMN = "features"
 
@@ -98,12 +98,12 @@ def validate(
     names: the batch's source_columns, where the caller has them already. Rows keep their
     order. Raises InputError if a column is missing or can hold no number.
     """
-    columns = struct_columns(batch, SOURCE)
-    names = names or source_columns(manifest, pa.schema(list(batch.schema.field(SOURCE).type)))
+    source = batch.column(SOURCE)
+    names = names or source_columns(manifest, pa.schema(list(source.type)))
     faults = _Faults()
     tensors = []
     for spec in manifest.inputs:
-        arrays = [_decoded(columns[name]) for name in names[spec.name]]
+        arrays = [_decoded(source.field(name)) for name in names[spec.name]]
         tensors.append(_tensor(arrays, spec, manifest, faults))
     if not faults.by_row:
         return batch.append_column(INPUTS, _struct(tensors, manifest)), batch.slice(0, 0), []
@@ -135,11 +135,12 @@ def _tensor(
     arrays: Sequence[pa.Array], spec: InputSpec, manifest: Manifest, faults: _Faults
 ) -> np.ndarray:
     """The columns of an input -> [rows, width], imputed; rows with a fault go to `faults`."""
+    state: np.ndarray | None
     if is_list(arrays[0].type):
         values, state = _from_list(arrays[0], spec, faults)
     else:
         values, state = _from_columns(arrays, spec)
-    if state.any():
+    if state is not None and state.any():
         _impute(values, state, spec, manifest)
         _tell(state, arrays, spec, faults)
     return values
@@ -156,13 +157,17 @@ def _from_columns(arrays: Sequence[pa.Array], spec: InputSpec) -> tuple[np.ndarr
     return values, state
 
 
-def _from_list(array: pa.Array, spec: InputSpec, faults: _Faults) -> tuple[np.ndarray, np.ndarray]:
-    """One list column -> values and states of cells; lists of another length go to `faults`."""
+def _from_list(
+    array: pa.Array, spec: InputSpec, faults: _Faults
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """One list column -> values and states of cells, None where all are fine.
+
+    Lists of another length go to `faults`.
+    """
     if _is_matrix(array, spec):
-        numbers, cells = read_cells(array.flatten(), spec.dtype)
+        numbers, cells = read_cells(flat_values(array), spec.dtype)
         shape = (len(array), spec.width)
-        state = np.zeros(shape, np.uint8) if cells is None else cells.reshape(shape)
-        return numbers.reshape(shape), state
+        return numbers.reshape(shape), None if cells is None else cells.reshape(shape)
     lengths = np.asarray(pc.fill_null(pc.list_value_length(array), -1))
     fits = lengths == spec.width
     faults.add(_where(lengths == -1), "null", spec.name, "expected a list, got null")
