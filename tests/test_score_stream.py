@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -20,6 +21,7 @@ from apache_beam.portability.api.org.apache.beam.model.pipeline.v1.beam_runner_a
     PubSubReadPayload,
 )
 from apache_beam.testing.test_stream import TestStream as Script
+from apache_beam.transforms.window import TimestampedValue
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -209,6 +211,37 @@ def test_duplicates_are_dropped_and_messages_gathered_before_they_are_scored(run
     twice = [raw(i, body) for i, body in enumerate(bodies)] * 2
     scored = run(beam.Create(twice), deduplicate_seconds=600, max_batch_wait_ms=100)
     assert scored.ids == sorted(f"m{i}" for i in range(30))
+
+
+def test_what_waits_or_comes_twice_in_a_stream_is_scored_once(run: Run) -> None:
+    messages = [raw(i, GOOD if i % 10 else b"{") for i in range(40)]
+    # The clock of a script begins at zero, timers are set by the machine's.
+    source = (
+        Script()
+        .add_elements(messages[:25])
+        .advance_processing_time(int(time.time()) + 5)
+        .add_elements(messages[15:])
+        .advance_processing_time(5)
+        .add_elements(messages[:5])
+        .advance_watermark_to_infinity()
+    )
+    given = {"deduplicate_seconds": 100_000, "max_batch_wait_ms": 100}
+    scored = run(source, "BundleBasedDirectRunner", **given)
+    assert scored.ids == sorted(f"m{i}" for i in range(40))
+    assert scored.reasons == {("decode", "invalid_json"): 4}
+    assert "balance       rows received = scored + dead letters" in scored.summary
+
+
+def test_messages_far_behind_the_watermark_are_scored_as_all_others(run: Run) -> None:
+    source = (
+        Script()
+        .add_elements([raw(0, GOOD)])
+        .advance_watermark_to(int(time.time()))
+        .add_elements([TimestampedValue(raw(1, GOOD), 5), TimestampedValue(raw(2, b"{"), 5)])
+        .advance_watermark_to_infinity()
+    )
+    scored = run(source, "BundleBasedDirectRunner")
+    assert scored.ids == ["m0", "m1", "m2"]
 
 
 def test_the_graph_can_be_sent_to_a_service(
