@@ -7,7 +7,6 @@ pydantic, and a request passes no layer that it does not need.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 import traceback
@@ -25,7 +24,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from model_handlers.errors import MillraceError, UsageError, nearest, one_line
+from model_handlers.errors import MillraceError, UsageError, one_line
 from model_handlers.loaded_model import describe
 from serving.instances import BadInstances
 from serving.predictions import encode_predictions
@@ -275,19 +274,16 @@ def parse_request(body: bytes) -> tuple[list[Any], str | list[str] | None]:
         raise Refused(400, f"parameters: expected an object, got {type(parameters).__name__}")
     for name in parameters:
         if name != "outputs":
-            known = ["outputs"]
-            raise Refused(400, f"unknown parameter {name[:40]!r}{nearest(name, known)}: outputs")
+            raise Refused(400, f"unknown parameter {name[:40]!r}: there is only outputs")
     outputs = parameters.get("outputs")
-    names = outputs if isinstance(outputs, list) else [outputs or "all"]
-    if not all(isinstance(name, str) for name in names):
+    names = outputs if isinstance(outputs, list) else [outputs]
+    if outputs is not None and not all(isinstance(name, str) for name in names):
         raise Refused(400, "parameters.outputs: expected all, score, or a list of names")
     return request["instances"], outputs
 
 
 def _nan_advice(body: bytes) -> str:
-    """A body that is no JSON -> what to do, where it would be with NaN and the infinities."""
-    try:
-        json.loads(body)
-    except (ValueError, RecursionError):
-        return ""
-    return "; NaN and the infinities are no numbers of JSON: leave such rows out"
+    """A body that is no JSON -> what to do, where it may be so for the sake of a number."""
+    if b"NaN" in body or b"Infinity" in body:
+        return "; NaN and the infinities are no numbers of JSON: leave such rows out"
+    return ""
