@@ -103,8 +103,7 @@ def make_app(service: Service) -> Starlette:
 
 
 def _paths(chosen: str | None, others: Sequence[str]) -> list[str]:
-    # A brace would be a parameter to Starlette.
-    return [chosen, *others] if chosen and "{" not in chosen else list(others)
+    return [chosen, *others] if chosen else list(others)
 
 
 async def _refuse_route(request: Request, error: Exception) -> Response:

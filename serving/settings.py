@@ -69,8 +69,11 @@ def _from_zero(text: str) -> float:
 
 
 def _route(text: str) -> str:
-    if not text.startswith("/"):
-        raise argparse.ArgumentTypeError(f"expected a path that starts with /, got {text!r}")
+    # A brace would be a parameter to Starlette.
+    if not text.startswith("/") or {*"{}"} & {*text}:
+        raise argparse.ArgumentTypeError(
+            f"expected a path that starts with / and has no braces, got {text!r}"
+        )
     return text
 
 

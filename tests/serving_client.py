@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -80,6 +81,7 @@ class Running:
 
     server: Server
     client: Client
+    thread: threading.Thread
 
 
 @contextmanager
@@ -93,11 +95,21 @@ def running(model: Path, *, until_ready: bool = True, **settings: Any) -> Iterat
         if until_ready:
             wait_until(lambda: server.service.state is not State.LOADING)
             assert server.service.state is State.READY, server.service.reason
-        yield Running(server, Client(server.url.removeprefix("http://")))
+        yield Running(server, Client(server.url.removeprefix("http://")), thread)
     finally:
         server.should_exit = True
         thread.join(SECONDS)
         assert not thread.is_alive()
+
+
+def half_a_request(client: Client, instances: Any) -> tuple[socket.socket, bytes]:
+    """A client and rows -> a connection on which half of a request was sent, and the other half."""
+    body = json.dumps({"instances": instances}).encode()
+    host, _, port = client.address.partition(":")
+    connection = socket.create_connection((host, int(port)), timeout=SECONDS)
+    head = f"POST /predict HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n\r\n"
+    connection.sendall(head.encode() + body[:20])
+    return connection, body[20:]
 
 
 @contextmanager

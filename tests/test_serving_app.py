@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
-from serving_client import Client, Running, running, wait_until
+from serving_client import Client, Running, half_a_request, running, wait_until
 
 from examples.transactions.data import FEATURES
 from examples.transactions.model import OUTPUTS
@@ -344,6 +344,18 @@ def test_a_drained_server_refuses_finishes_and_ends(
         assert (refused.status, refused.headers["connection"]) == (503, "close")
         gate.open.set()
         assert held.result().status == 200
+
+
+def test_a_request_that_never_ends_holds_the_server_no_longer_than_the_drain(
+    example: Path,
+) -> None:
+    with running(example / "model", drain_seconds=0.1) as server:
+        connection, _ = half_a_request(server.client, [GOOD])
+        wait_until(lambda: server.server.service.in_flight == 1)
+        server.server.drain()
+        server.thread.join(60)
+        assert not server.thread.is_alive()
+        connection.close()
 
 
 def test_a_device_that_failed_makes_the_server_unhealthy(

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from serving_client import Client, process, until_ready, wait_until
+from serving_client import half_a_request, process, until_ready, wait_until
 
 from model_handlers.errors import UsageError
 from serving.__main__ import main
@@ -40,7 +40,8 @@ def test_vertex_sets_the_defaults_and_flags_win() -> None:
         ([], {}, "--model_path is missing"),
         (["--model_path", "m", "--port", "x"], {}, "from 0 to 65535, got 'x'"),
         (["--model_path", "m"], {"AIP_HTTP_PORT": "70000"}, "from 0 to 65535, got '70000'"),
-        (["--model_path", "m"], {"AIP_HEALTH_ROUTE": "health"}, "starts with /, got 'health'"),
+        (["--model_path", "m"], {"AIP_HEALTH_ROUTE": "health"}, "starts with / and has no braces"),
+        (["--model_path", "m", "--predict_route", "/{x}"], {}, "no braces, got '/{x}'"),
         (["--model_path", "m", "--max_batch_rows", "0"], {}, "whole number from 1, got '0'"),
         (["--model_path", "m", "--max_batch_wait_ms", "-1"], {}, "a number from 0, got '-1'"),
         (["--model_path", "m", "--precision", "int4"], {}, "invalid choice: 'int4'"),
@@ -59,20 +60,10 @@ def test_an_unknown_command_is_told_with_the_nearest(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err.startswith("error: unknown command 'runn' (nearest: run)")
 
 
-def half_a_request(client: Client) -> tuple[socket.socket, bytes]:
-    """A client -> a connection on which half of a request was sent, and the other half."""
-    body = json.dumps({"instances": [ROW]}).encode()
-    host, _, port = client.address.partition(":")
-    connection = socket.create_connection((host, int(port)), timeout=60)
-    head = f"POST /predict HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n\r\n"
-    connection.sendall(head.encode() + body[:20])
-    return connection, body[20:]
-
-
 def test_sigterm_lets_a_request_in_flight_finish_and_refuses_others(example: Path) -> None:
     with process("--model_path", str(example / "model")) as (running, client):
         until_ready(client)
-        connection, rest = half_a_request(client)
+        connection, rest = half_a_request(client, [ROW])
         wait_until(lambda: client.metric("millrace_in_flight") == 1)
         running.send_signal(signal.SIGTERM)
         wait_until(lambda: client.get("/health").status == 503)
@@ -83,19 +74,6 @@ def test_sigterm_lets_a_request_in_flight_finish_and_refuses_others(example: Pat
         response.begin()
         assert response.status == 200
         assert len(json.loads(response.read())["predictions"]) == 1
-        assert running.wait(60) == 0
-        connection.close()
-
-
-def test_a_request_that_never_ends_holds_the_process_no_longer_than_the_drain(
-    example: Path,
-) -> None:
-    flags = ["--model_path", str(example / "model"), "--drain_seconds", "0.2"]
-    with process(*flags) as (running, client):
-        until_ready(client)
-        connection, _ = half_a_request(client)
-        wait_until(lambda: client.metric("millrace_in_flight") == 1)
-        running.send_signal(signal.SIGTERM)
         assert running.wait(60) == 0
         connection.close()
 
