@@ -12,7 +12,7 @@ EMULATORS := .emulators
 EXTENSIONS := $(EMULATORS)/home/.duckdb/extensions/v1.5.5/linux_amd64
 TORCHSERVE := .torchserve
 
-.PHONY: help setup emulators demo demo-bigquery demo-stream serve torchserve test check format example bench bench-bigquery bench-stream bench-serving dist clean all
+.PHONY: help setup emulators demo demo-bigquery demo-stream serve torchserve test check format example bench bench-bigquery bench-stream bench-serving fuzz dist clean all
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -93,6 +93,9 @@ bench-stream: $(STAMP) $(EMULATORS)/.installed  ## streams, beside stock Beam an
 	$(BIN)/python -m benchmarks.stream_core
 	$(BIN)/python -m benchmarks.stream_latency
 	$(BIN)/python -m benchmarks.stream_memory
+
+fuzz: $(STAMP)  ## 300,000 messages of every bad kind through a stream: none lost (two minutes)
+	$(BIN)/python -m benchmarks.stream_fuzz
 
 dist: $(STAMP)  ## build the sdist and the wheel into dist/
 	$(BIN)/python -m build --no-isolation --outdir dist .

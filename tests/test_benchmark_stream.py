@@ -1,11 +1,17 @@
 """What the benchmarks of streams work out of what they saw."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
+from benchmarks import stream_fuzz
+from benchmarks.stream_fuzz import KINDS, decode_all
 from benchmarks.stream_latency import beside, figures, schedule
 from benchmarks.stream_memory import SETTLING, growth
 from benchmarks.stream_run import Arrivals, numbered
+from model_handlers.package import read_manifest
 
 
 def test_when_messages_are_sent_is_fixed_beforehand_and_of_the_rate() -> None:
@@ -51,3 +57,23 @@ def test_messages_are_numbered_and_bodies_taken_in_turn() -> None:
         b'{"a":1,"sequence":0}',
         b'{"a":2,"sequence":1}',
     ]
+
+
+def test_fuzzed_messages_of_every_kind_balance(example: Path) -> None:
+    found = decode_all(read_manifest(str(example / "model")), 1_500, seed=3)
+    assert sum(found["kinds"].values()) == sum(found["outcomes"].values()) == 1_500
+    assert found["kinds"].keys() >= KINDS.keys()
+    assert found["outcomes"]["good"] > 100
+
+
+def test_a_fuzzed_message_that_is_lost_is_told(
+    example: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = stream_fuzz.decode_messages
+
+    def forgetful(messages: Any, *rest: Any) -> Any:
+        return whole(messages[1:], *rest)
+
+    monkeypatch.setattr(stream_fuzz, "decode_messages", forgetful)
+    with pytest.raises(SystemExit, match=r"seed 3, messages from 0 on: .*are not those of the mes"):
+        decode_all(read_manifest(str(example / "model")), 100, seed=3)

@@ -1,0 +1,247 @@
+"""Messages of every bad kind through a stream's decoding, and some of them through its whole graph.
+
+python -m benchmarks.stream_fuzz
+
+Each message must be scored or be one dead letter with its exact bytes; nothing may raise. The
+first that is not is told, with the seed that made it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import io
+import json
+import random
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import fastavro
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.files import Bench
+from benchmarks.row_costs import write_results
+from cloud.clients import Cloud
+from cloud.endpoints import Endpoints
+from examples.transactions.data import FEATURES
+from model_handlers.contract import Manifest
+from model_handlers.package import read_manifest
+from model_handlers.torch_model import TorchModelHandler
+from pipelines.graph import ScoreStream, StreamSinks
+from transforms.decode_messages import ENCODING, MessageFormat, MessageKind, decode_messages
+from transforms.encode import CARRIED, choose_fields, output_schema
+from transforms.failures import Provenance, utc_now
+from transforms.messages import Message, serialize
+from transforms.row_format import RowFormat
+from transforms.validate import validate
+
+SEED = 20_261_121
+# Of a batch, as bundles of a stream bring them.
+SIZES = (1, 7, 100, 500)
+ROW = dict.fromkeys(FEATURES, 0.5)
+AVRO = {
+    "type": "record",
+    "name": "Row",
+    "fields": [{"name": name, "type": "double"} for name in FEATURES],
+}
+NESTED = b'{"x":' * 5_000
+TOKENS = [b"null", b"NaN", b"1e999", b'"', b"{", b"]", b",", b"\xff", b"\\ud800", b"\0", b"9" * 40]
+VALUES: list[Any] = [None, "x", "", True, [], {}, [1.0], 10**40, 1e39, -0.0, "1.5", "NaN", 1 << 63]
+METHOD = {
+    "messages": "made by a seed; kinds: what was done to a good one, outcomes: what became of it",
+    "balance": "ids of rows and of dead letters together are those of the messages, each once, and "
+    "each dead letter has its message's bytes",
+}
+
+
+def named(rng: random.Random, **changes: Any) -> bytes:
+    """A good row with some values changed -> JSON by name."""
+    return json.dumps(ROW | {rng.choice(FEATURES): rng.random()} | changes).encode()
+
+
+def mutated(rng: random.Random, body: bytes) -> bytes:
+    """A message -> the same cut, doubled, or with other bytes in it."""
+    at, until = sorted(rng.randrange(len(body) + 1) for _ in range(2))
+    between = rng.choice([b"", rng.choice(TOKENS), rng.randbytes(3), body[at:until] * 2])
+    return body[:at] + between + body[rng.choice([at, until]) :]
+
+
+KINDS: dict[str, Callable[[random.Random], bytes]] = {
+    "good": named,
+    "good list": lambda rng: json.dumps({"features": [rng.random()] * len(FEATURES)}).encode(),
+    "unknown field": lambda rng: named(rng, extra=rng.choice(VALUES)),
+    "carried field": lambda rng: named(rng, sequence=rng.choice(VALUES), test_id=""),
+    "missing feature": lambda rng: json.dumps(
+        {n: v for n, v in ROW.items() if n != rng.choice(FEATURES)}
+    ).encode(),
+    "wrong value": lambda rng: named(rng, **{rng.choice(FEATURES): rng.choice(VALUES)}),
+    "NaN": lambda rng: named(rng, **{rng.choice(FEATURES): float(rng.choice(["nan", "inf"]))}),
+    "other shape": lambda rng: json.dumps(rng.choice([1, "x", None, [], [1], {}, True])).encode(),
+    "wrong width": lambda rng: json.dumps({"features": [0.5] * rng.randrange(60)}).encode(),
+    "mixed list": lambda rng: json.dumps(
+        {"features": rng.choices([0.5, *VALUES], k=len(FEATURES))}
+    ).encode(),
+    "duplicate key": lambda rng: named(rng)[:-1] + b',"V1":1}',
+    "deep": lambda rng: rng.choice([NESTED, b"[" * 5_000, named(rng)[:-1] + b',"y":' + NESTED]),
+    "not UTF-8": lambda rng: named(rng, extra="x").replace(b'"x"', b'"\xff\xfe"'),
+    "empty": lambda rng: b"",
+    "random bytes": lambda rng: rng.randbytes(rng.randrange(200)),
+    "mutated": lambda rng: mutated(rng, named(rng)),
+    "large": lambda rng: b'{"extra":"' + b"x" * rng.randrange(1 << 20, 3 << 20) + b'"}',
+}
+# One of so many is of 10 MB.
+HUGE = 20_000
+
+
+def avro(rng: random.Random) -> bytes:
+    """A good row in Avro."""
+    out = io.BytesIO()
+    fastavro.schemaless_writer(out, AVRO, ROW | {rng.choice(FEATURES): rng.random()})
+    return out.getvalue()
+
+
+def arrow(rng: random.Random) -> bytes:
+    """A good row as an Arrow stream."""
+    sink = pa.BufferOutputStream()
+    table = pa.table({name: [rng.random()] for name in FEATURES})
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def any_message(rng: random.Random, kind: MessageKind, number: int) -> tuple[str, Message]:
+    """A seeded source of chance -> what was done, and the message."""
+    attributes: dict[str, str] = {}
+    if kind == "json":
+        name = rng.choice(list(KINDS))
+        body = KINDS[name](rng) if number % HUGE else b"x" * (10 << 20)
+    else:
+        body = avro(rng) if kind == "avro" else arrow(rng)
+        name = rng.choice([f"good {kind}", f"mutated {kind}", "random bytes", "empty"])
+        if name.startswith("mutated"):
+            body = mutated(rng, body)
+        elif not name.startswith("good"):
+            body = KINDS[name](rng)
+    if rng.random() < 0.1:
+        attributes[ENCODING] = "gzip"
+        zipped = gzip.compress(body, 1, mtime=0)
+        damage = rng.choice(["", " cut", " mutated", " not at all"])
+        body = {
+            "": zipped,
+            " cut": zipped[: rng.randrange(len(zipped))],
+            " mutated": mutated(rng, zipped),
+            " not at all": body,
+        }[damage]
+        name = f"gzip{damage}"
+    # Pub/Sub takes no message without data and attributes, but a source may give one.
+    return name, Message(body, attributes, f"m{number}", 1_700_000_000_000_000, "")
+
+
+def formats(manifest: Manifest) -> dict[MessageKind, MessageFormat]:
+    """A model -> how the messages of each kind are read."""
+    row_format = RowFormat(manifest, None, (), CARRIED)
+    return {
+        "json": MessageFormat(row_format),
+        "avro": MessageFormat(row_format, "avro", json.dumps(AVRO)),
+        "arrow": MessageFormat(row_format, "arrow"),
+    }
+
+
+def outcomes(messages: Sequence[Message], read: MessageFormat, own: Provenance) -> Counter[str]:
+    """Messages -> what became of them. Raises AssertionError unless each is in one place."""
+    batches, failures = decode_messages(messages, read, own, utc_now())
+    manifest = read.row_format.manifest
+    found: Counter[str] = Counter()
+    rows = []
+    for batch in batches:
+        good, bad, faults = validate(batch, manifest)
+        assert good.num_rows + bad.num_rows == batch.num_rows, "a row is lost in validation"
+        found += Counter(good=good.num_rows) + Counter(fault.reason for fault in faults)
+        rows += [row["message_id"] for row in batch.column("message").to_pylist()]
+    letters = [] if failures is None else failures.to_pylist()
+    sent = {message.message_id: message.data for message in messages}
+    # A stream of Arrow may have become one of no rows, or of several.
+    kept = set(rows) if read.kind == "arrow" else rows
+    ids = [*kept, *(letter["row_id"] for letter in letters)]
+    assert sorted(ids) == sorted(sent), "ids of rows and dead letters are not those of the messages"
+    assert all(sent[letter["row_id"]] == letter["payload"] for letter in letters), "other bytes"
+    return found + Counter(letter["reason"] for letter in letters)
+
+
+def decode_all(manifest: Manifest, count: int, seed: int) -> dict[str, Any]:
+    """A model and how many messages -> what they were and what became of them."""
+    rng, own = random.Random(seed), Provenance.of(manifest, "fuzz", "fuzz")
+    made: Counter[str] = Counter()
+    found: Counter[str] = Counter()
+    reading = formats(manifest)
+    while (start := made.total()) < count:
+        kind = rng.choices(list(reading), [8, 1, 1])[0]
+        size = min(rng.choice(SIZES), count - start)
+        pairs = [any_message(rng, kind, start + i) for i in range(size)]
+        made.update(name for name, _ in pairs)
+        try:
+            found += outcomes([message for _, message in pairs], reading[kind], own)
+        except Exception as error:
+            raise SystemExit(f"seed {seed}, messages from {start:,} on: {error!r}") from error
+    return {"messages": made.total(), "kinds": dict(made), "outcomes": dict(found)}
+
+
+def score_all(model: Path, manifest: Manifest, count: int, seed: int) -> dict[str, Any]:
+    """A model and how many messages -> the balance of the whole graph on FnApiRunner."""
+    rng, own = random.Random(seed), Provenance.of(manifest, "fuzz", "fuzz")
+    messages = [any_message(rng, "json", i)[1] for i in range(1, count + 1)]
+    fields = choose_fields(manifest, stream=True)
+    with tempfile.TemporaryDirectory() as folder:
+        graph = ScoreStream(
+            beam.Create([serialize(message) for message in messages], reshuffle=False),
+            formats(manifest)["json"],
+            TorchModelHandler(str(model), manifest, outputs=fields.needed),
+            manifest,
+            fields,
+            own,
+            output_schema(fields, manifest, own, None),
+            Cloud("no-project", Endpoints()),
+            StreamSinks(folder=f"{folder}/scores", file_seconds=3_600),
+            StreamSinks(folder=f"{folder}/letters", file_seconds=3_600),
+        )
+        with beam.Pipeline("FnApiRunner") as pipeline:
+            pipeline | graph
+        scored = [i for p in Path(folder).glob("scores/*/*") for i in _ids(p)]
+        lines = [x for p in Path(folder).glob("letters/*/*") for x in p.read_text().splitlines()]
+    letters = [json.loads(line)["row_id"] for line in lines]
+    if sorted(scored + letters) != sorted(message.message_id for message in messages):
+        raise SystemExit(f"seed {seed}: {count} messages, {len(scored)} rows, {len(letters)} dead")
+    return {"messages": count, "scored": len(scored), "dead_letters": len(letters)}
+
+
+def _ids(path: Path) -> list[str]:
+    return pq.read_table(path, columns=["row_id"])["row_id"].to_pylist()  # type: ignore[no-any-return]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line -> stream_fuzz.json; an error at the first message that is lost."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--workdir", type=Path, default=Path("build/bench"))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--messages", type=int, default=300_000)
+    parser.add_argument("--graph_messages", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=SEED)
+    args = parser.parse_args(argv)
+    args.workdir.mkdir(parents=True, exist_ok=True)
+    model = Bench(args.workdir, ()).model()
+    manifest = read_manifest(str(model)).choose("normalized_MAE")
+    decoded = decode_all(manifest, args.messages, args.seed)
+    print(f"{decoded['messages']:,} messages decoded, none lost: {decoded['outcomes']}", flush=True)
+    graph = score_all(model, manifest, args.graph_messages, args.seed)
+    print(f"{graph['messages']:,} of them through the graph: {graph}")
+    results = {"seed": args.seed, "decoded": decoded, "graph": graph}
+    write_results(args.output / "stream_fuzz.json", {"method": METHOD}, results, 1)
+
+
+if __name__ == "__main__":
+    main()
