@@ -240,7 +240,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     graph = score_all(model, manifest, args.graph_messages, args.seed)
     print(f"{graph['messages']:,} of them through the graph: {graph}")
     results = {"seed": args.seed, "decoded": decoded, "graph": graph}
-    write_results(args.output / "stream_fuzz.json", {"method": METHOD}, results, 1)
+    write_results(
+        args.output / "stream_fuzz.json", {"method": METHOD, "environment": {}}, results, 1
+    )
 
 
 if __name__ == "__main__":

@@ -177,7 +177,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         records.append({**record, "reference_ms": beside(rate)})
     found = targets(records)
     results = {"rates": records, "targets": found}
-    write_results(args.output / "stream_latency.json", {"method": METHOD}, results, 1)
+    write_results(
+        args.output / "stream_latency.json", {"method": METHOD, "environment": {}}, results, 1
+    )
     print(f"targets {found}")
 
 

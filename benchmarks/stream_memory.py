@@ -116,7 +116,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     target = {"at_most": MB_PER_100_000, "measured": found["growth_mb_per_100_000"]}
     results = {**found, "targets": {"growth_mb_per_100_000": target}}
-    write_results(args.output / "stream_memory.json", {"method": METHOD}, results, 1)
+    write_results(
+        args.output / "stream_memory.json", {"method": METHOD, "environment": {}}, results, 1
+    )
 
 
 if __name__ == "__main__":
