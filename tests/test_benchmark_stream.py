@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import stream_fuzz
 from benchmarks.stream_fuzz import KINDS, decode_all
 from benchmarks.stream_latency import beside, figures, schedule
 from benchmarks.stream_memory import SETTLING, growth
 from benchmarks.stream_run import Arrivals, numbered
 from model_handlers.package import read_manifest
+from transforms.decode_messages import decode_messages
 
 
 def test_when_messages_are_sent_is_fixed_beforehand_and_of_the_rate() -> None:
@@ -69,11 +69,9 @@ def test_fuzzed_messages_of_every_kind_balance(example: Path) -> None:
 def test_a_fuzzed_message_that_is_lost_is_told(
     example: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = stream_fuzz.decode_messages
-
     def forgetful(messages: Any, *rest: Any) -> Any:
-        return whole(messages[1:], *rest)
+        return decode_messages(messages[1:], *rest)
 
-    monkeypatch.setattr(stream_fuzz, "decode_messages", forgetful)
+    monkeypatch.setattr("benchmarks.stream_fuzz.decode_messages", forgetful)
     with pytest.raises(SystemExit, match=r"seed 3, messages from 0 on: .*are not those of the mes"):
         decode_all(read_manifest(str(example / "model")), 100, seed=3)
