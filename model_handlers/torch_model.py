@@ -1,8 +1,4 @@
-"""TorchModelHandler: RunInference over Arrow record batches, model in the worker.
-
-Record batches in, the same rows out with two columns more, `outputs` and `error`
-(see transforms/record_batch.py). Row count in = row count out, always.
-"""
+"""TorchModelHandler: RunInference over Arrow record batches, model in the worker."""
 
 from __future__ import annotations
 
@@ -12,10 +8,9 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import torch
-from apache_beam.metrics import Metrics
-from apache_beam.ml.inference.base import ModelHandler
 
 from model_handlers.artifact import read_package
+from model_handlers.batch_handler import BatchHandler, error_column
 from model_handlers.contract import Manifest, OutputSpec
 from model_handlers.errors import UsageError, as_model_error
 from model_handlers.formats import load_module
@@ -29,7 +24,6 @@ from model_handlers.loaded_model import (
     resolve_device,
 )
 from model_handlers.prune import keep_outputs
-from transforms.record_batch import ERROR, ERROR_TYPE, INPUTS, OUTPUTS, flat_values
 
 Precision = Literal["float32", "bf16", "fp16"]
 
@@ -41,14 +35,13 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def predict_columns(
-    model: LoadedModel, inputs: Mapping[str, pa.Array], rows: int
+    model: LoadedModel, arrays: Sequence[np.ndarray], rows: int
 ) -> tuple[pa.StructArray, pa.StructArray]:
-    """A model and validated input columns -> the columns `outputs` and `error`, row by row.
+    """A model and its validated inputs -> the columns `outputs` and `error`, row by row.
 
-    inputs: as `InputSpec.arrow_type`, without nulls. Where a row has an error, its
-    outputs are null.
+    arrays: one an input, [rows, width] or [rows]. Where a row has an error, its outputs
+    are null.
     """
-    arrays = [_to_numpy(inputs[spec.name]) for spec in model.manifest.inputs]
     parts: list[tuple[slice, list[np.ndarray]]] = []
     faults: dict[int, Exception] = {}
     start = 0
@@ -61,15 +54,8 @@ def predict_columns(
             else:
                 parts.append((part, result))
         start = window.stop
-    return _outputs_column(model.outputs, parts, faults, rows), _error_column(faults, rows)
-
-
-def _to_numpy(column: pa.Array) -> np.ndarray:
-    """An input column -> its values, [rows * width] as [rows, width], without a copy."""
-    if pa.types.is_fixed_size_list(column.type):
-        flat = flat_values(column).to_numpy(zero_copy_only=False)
-        return flat.reshape(len(column), column.type.list_size)
-    return column.to_numpy(zero_copy_only=False)
+    told = {row: ("model_error", describe(error)) for row, error in faults.items()}
+    return _outputs_column(model.outputs, parts, faults, rows), error_column(told, rows)
 
 
 def _outputs_column(
@@ -106,16 +92,7 @@ def to_arrow(values: np.ndarray, spec: OutputSpec) -> pa.Array:
     return column
 
 
-def _error_column(faults: Mapping[int, Exception], rows: int) -> pa.StructArray:
-    if not faults:
-        return pa.nulls(rows, ERROR_TYPE)
-    values: list[dict[str, str] | None] = [None] * rows
-    for row, error in faults.items():
-        values[row] = {"reason": "model_error", "message": describe(error)}
-    return pa.array(values, ERROR_TYPE)
-
-
-class TorchModelHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, LoadedModel]):  # type: ignore[misc]
+class TorchModelHandler(BatchHandler[LoadedModel]):
     """Runs a PyTorch model over record batches, on the CPU or a CUDA device.
 
     model: path of the model package, on any Beam filesystem; read on the worker.
@@ -139,9 +116,7 @@ class TorchModelHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, LoadedModel
         batch_rows: int = BATCH_ROWS,
         threads: int = 1,
     ) -> None:
-        super().__init__(
-            min_batch_size=batch_rows, max_batch_size=batch_rows, element_size_fn=_row_count
-        )
+        super().__init__(manifest, outputs, batch_rows)
         if batch_rows < 1 or threads < 1:
             raise UsageError(f"batch_rows and threads start at 1, got {batch_rows} and {threads}")
         if precision != "float32" and precision not in _AUTOCAST:
@@ -149,16 +124,11 @@ class TorchModelHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, LoadedModel
         if compile and manifest.format == "torchscript":
             raise UsageError("compile: a TorchScript model cannot be compiled; use a .pt2")
         self.model = model
-        self.manifest = manifest
-        self.outputs = tuple(dict.fromkeys(outputs or [spec.name for spec in manifest.outputs]))
         self.device = check_device(device)
         self.precision = precision
         self.compile = compile
         self.batch_rows = batch_rows
         self.threads = threads
-        self._rows_inferred = Metrics.counter("millrace", "rows_inferred")
-        for name in self.outputs:
-            manifest.output(name)
 
     def load_model(self) -> LoadedModel:
         """The package's bytes, checked -> the model, checked against its golden rows."""
@@ -182,42 +152,8 @@ class TorchModelHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, LoadedModel
         check_model(model)
         return model
 
-    def run_inference(
-        self,
-        batch: Sequence[pa.RecordBatch],
-        model: LoadedModel,
-        inference_args: dict[str, Any] | None = None,
-    ) -> list[pa.RecordBatch]:
-        """Record batches with `inputs` -> the same, in order, with `outputs` and `error`."""
-        if not batch:
-            # Beam gathers nothing before an element of more than batch_rows.
-            return []
-        columns = [part.column(INPUTS) for part in batch]
-        inputs = {
-            spec.name: columns[0].field(spec.name)
-            if len(columns) == 1
-            else pa.concat_arrays([column.field(spec.name) for column in columns])
-            for spec in self.manifest.inputs
-        }
-        rows = sum(part.num_rows for part in batch)
-        outputs, error = predict_columns(model, inputs, rows)
-        self._rows_inferred.inc(rows)
-        results, start = [], 0
-        for part in batch:
-            answer = outputs.slice(start, part.num_rows)
-            failed = error.slice(start, part.num_rows)
-            results.append(part.append_column(OUTPUTS, answer).append_column(ERROR, failed))
-            start += part.num_rows
-        return results
-
-    def get_num_bytes(self, batch: Sequence[pa.RecordBatch]) -> int:
-        """Record batches -> bytes of their input tensors, from their sizes alone."""
-        return sum(part.column(INPUTS).nbytes for part in batch)
-
-    def get_metrics_namespace(self) -> str:
-        """The namespace of all counters of this project."""
-        return "millrace"
-
-
-def _row_count(batch: pa.RecordBatch) -> int:
-    return int(batch.num_rows)
+    def predict(
+        self, model: LoadedModel, arrays: Sequence[np.ndarray], rows: int
+    ) -> tuple[pa.StructArray, pa.StructArray]:
+        """A loaded model and its validated inputs -> the columns `outputs` and `error`."""
+        return predict_columns(model, arrays, rows)

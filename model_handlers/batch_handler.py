@@ -1,0 +1,106 @@
+"""RunInference over Arrow record batches, whatever answers: a model here, or an endpoint.
+
+Record batches in, the same rows out with two columns more, `outputs` and `error`
+(see transforms/record_batch.py). Row count in = row count out, always.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from apache_beam.metrics import Metrics
+from apache_beam.ml.inference.base import ModelHandler
+
+from model_handlers.contract import Manifest
+from transforms.record_batch import ERROR, ERROR_TYPE, INPUTS, OUTPUTS, flat_values
+
+NAMESPACE = "millrace"
+M = TypeVar("M")
+
+
+class BatchHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, M], Generic[M]):  # type: ignore[misc]
+    """What the handlers of record batches share. batch_rows: that Beam gathers, at most."""
+
+    def __init__(self, manifest: Manifest, outputs: Sequence[str] | None, batch_rows: int) -> None:
+        super().__init__(
+            min_batch_size=batch_rows, max_batch_size=batch_rows, element_size_fn=_row_count
+        )
+        self.manifest = manifest
+        self.outputs = tuple(dict.fromkeys(outputs or [spec.name for spec in manifest.outputs]))
+        for name in self.outputs:
+            manifest.output(name)
+        self._rows_inferred = Metrics.counter(NAMESPACE, "rows_inferred")
+
+    @abstractmethod
+    def predict(
+        self, model: M, arrays: Sequence[np.ndarray], rows: int
+    ) -> tuple[pa.StructArray, pa.StructArray]:
+        """What load_model gave, and an array an input -> the columns `outputs` and `error`.
+
+        arrays: [rows, width], or [rows] of an input of single numbers. Where a row has an
+        error, its outputs are null.
+        """
+
+    def run_inference(
+        self,
+        batch: Sequence[pa.RecordBatch],
+        model: M,
+        inference_args: dict[str, Any] | None = None,
+    ) -> list[pa.RecordBatch]:
+        """Record batches with `inputs` -> the same, in order, with `outputs` and `error`."""
+        if not batch:
+            # Beam gathers nothing before an element of more than batch_rows.
+            return []
+        columns = [part.column(INPUTS) for part in batch]
+        arrays = [
+            _to_numpy(
+                columns[0].field(spec.name)
+                if len(columns) == 1
+                else pa.concat_arrays([column.field(spec.name) for column in columns])
+            )
+            for spec in self.manifest.inputs
+        ]
+        rows = sum(part.num_rows for part in batch)
+        outputs, error = self.predict(model, arrays, rows)
+        self._rows_inferred.inc(rows)
+        results, start = [], 0
+        for part in batch:
+            answer = outputs.slice(start, part.num_rows)
+            failed = error.slice(start, part.num_rows)
+            results.append(part.append_column(OUTPUTS, answer).append_column(ERROR, failed))
+            start += part.num_rows
+        return results
+
+    def get_num_bytes(self, batch: Sequence[pa.RecordBatch]) -> int:
+        """Record batches -> bytes of their input tensors, from their sizes alone."""
+        return sum(part.column(INPUTS).nbytes for part in batch)
+
+    def get_metrics_namespace(self) -> str:
+        """The namespace of all counters of this project."""
+        return NAMESPACE
+
+
+def error_column(faults: Mapping[int, tuple[str, str]], rows: int) -> pa.StructArray:
+    """Failed rows, their reason and message, and how many rows there are -> the column `error`."""
+    if not faults:
+        return pa.nulls(rows, ERROR_TYPE)
+    values: list[dict[str, str] | None] = [None] * rows
+    for row, (reason, message) in faults.items():
+        values[row] = {"reason": reason, "message": message}
+    return pa.array(values, ERROR_TYPE)
+
+
+def _to_numpy(column: pa.Array) -> np.ndarray:
+    """An input column -> its values, [rows * width] as [rows, width], without a copy."""
+    if pa.types.is_fixed_size_list(column.type):
+        flat = flat_values(column).to_numpy(zero_copy_only=False)
+        return flat.reshape(len(column), column.type.list_size)
+    return column.to_numpy(zero_copy_only=False)
+
+
+def _row_count(batch: pa.RecordBatch) -> int:
+    return int(batch.num_rows)
