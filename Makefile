@@ -94,7 +94,7 @@ bench-stream: $(STAMP) $(EMULATORS)/.installed  ## streams, beside stock Beam an
 	$(BIN)/python -m benchmarks.stream_latency
 	$(BIN)/python -m benchmarks.stream_memory
 
-fuzz: $(STAMP)  ## 300,000 messages of every bad kind through a stream: none lost (two minutes)
+fuzz: $(STAMP)  ## 300,000 messages of every bad kind through a stream: none lost (five minutes, 6 GB)
 	$(BIN)/python -m benchmarks.stream_fuzz
 
 dist: $(STAMP)  ## build the sdist and the wheel into dist/
