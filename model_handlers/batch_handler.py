@@ -15,7 +15,7 @@ import pyarrow as pa
 from apache_beam.metrics import Metrics
 from apache_beam.ml.inference.base import ModelHandler
 
-from model_handlers.contract import Manifest
+from model_handlers.contract import Manifest, OutputSpec
 from transforms.record_batch import ERROR, ERROR_TYPE, INPUTS, OUTPUTS, flat_values
 
 NAMESPACE = "millrace"
@@ -82,6 +82,40 @@ class BatchHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, M], Generic[M]):
     def get_metrics_namespace(self) -> str:
         """The namespace of all counters of this project."""
         return NAMESPACE
+
+
+def outputs_column(
+    specs: Sequence[OutputSpec],
+    parts: Sequence[tuple[slice, list[np.ndarray]]],
+    failed: Sequence[int],
+    rows: int,
+) -> pa.StructArray:
+    """Arrays of all rows but the failed ones, in parts -> the column `outputs`."""
+    mask = None
+    if failed:
+        mask = np.zeros(rows, dtype=bool)
+        mask[list(failed)] = True
+    columns = []
+    for i, spec in enumerate(specs):
+        if len(parts) == 1 and not failed:
+            whole = parts[0][1][i]
+        else:
+            whole = np.zeros((rows, *spec.shape), dtype=spec.dtype)
+            for part, arrays in parts:
+                whole[part] = arrays[i]
+        columns.append(_to_arrow(whole, spec))
+    fields = [pa.field(spec.name, spec.arrow_type) for spec in specs]
+    return pa.StructArray.from_arrays(
+        columns, fields=fields, mask=None if mask is None else pa.array(mask)
+    )
+
+
+def _to_arrow(values: np.ndarray, spec: OutputSpec) -> pa.Array:
+    """An output's array [rows, *shape] -> its Arrow column, without a copy where Arrow allows."""
+    column = pa.array(values.reshape(-1))
+    for size in reversed(spec.shape):
+        column = pa.FixedSizeListArray.from_arrays(column, size)
+    return column
 
 
 def error_column(faults: Mapping[int, tuple[str, str]], rows: int) -> pa.StructArray:

@@ -10,6 +10,7 @@ MillraceError
     DeviceError        the accelerator is missing or failed
     InputError         a source is missing, unreadable or lacks columns
     OutputError        a destination cannot be written
+    EndpointError      a prediction endpoint is missing, refuses us or stays down
     CredentialsError   there are no Google Cloud credentials that can be used
     TooManyDeadLetters more rows failed than the user allows
     BalanceError       rows in differ from rows scored plus rows dead-lettered
@@ -63,6 +64,10 @@ class InputError(MillraceError):
 
 class OutputError(MillraceError):
     """A destination cannot be written."""
+
+
+class EndpointError(MillraceError):
+    """A prediction endpoint is missing, refuses us or stays down."""
 
 
 class CredentialsError(MillraceError):

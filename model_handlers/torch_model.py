@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -10,8 +10,8 @@ import pyarrow as pa
 import torch
 
 from model_handlers.artifact import read_package
-from model_handlers.batch_handler import BatchHandler, error_column
-from model_handlers.contract import Manifest, OutputSpec
+from model_handlers.batch_handler import BatchHandler, error_column, outputs_column
+from model_handlers.contract import Manifest
 from model_handlers.errors import UsageError, as_model_error
 from model_handlers.formats import load_module
 from model_handlers.isolate import isolate
@@ -55,41 +55,7 @@ def predict_columns(
                 parts.append((part, result))
         start = window.stop
     told = {row: ("model_error", describe(error)) for row, error in faults.items()}
-    return _outputs_column(model.outputs, parts, faults, rows), error_column(told, rows)
-
-
-def _outputs_column(
-    specs: Sequence[OutputSpec],
-    parts: Sequence[tuple[slice, list[np.ndarray]]],
-    faults: Mapping[int, Exception],
-    rows: int,
-) -> pa.StructArray:
-    mask = _mask(faults, rows) if faults else None
-    columns = []
-    for i, spec in enumerate(specs):
-        if len(parts) == 1 and not faults:
-            whole = parts[0][1][i]
-        else:
-            whole = np.zeros((rows, *spec.shape), dtype=spec.dtype)
-            for part, arrays in parts:
-                whole[part] = arrays[i]
-        columns.append(to_arrow(whole, spec))
-    fields = [pa.field(spec.name, spec.arrow_type) for spec in specs]
-    return pa.StructArray.from_arrays(columns, fields=fields, mask=mask)
-
-
-def _mask(faults: Iterable[int], rows: int) -> pa.Array:
-    mask = np.zeros(rows, dtype=bool)
-    mask[list(faults)] = True
-    return pa.array(mask)
-
-
-def to_arrow(values: np.ndarray, spec: OutputSpec) -> pa.Array:
-    """An output's array [rows, *shape] -> its Arrow column, without a copy where Arrow allows."""
-    column = pa.array(values.reshape(-1))
-    for size in reversed(spec.shape):
-        column = pa.FixedSizeListArray.from_arrays(column, size)
-    return column
+    return outputs_column(model.outputs, parts, list(faults), rows), error_column(told, rows)
 
 
 class TorchModelHandler(BatchHandler[LoadedModel]):

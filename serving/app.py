@@ -26,8 +26,8 @@ from starlette.types import Receive, Scope, Send
 
 from model_handlers.errors import MillraceError, UsageError, one_line
 from model_handlers.loaded_model import describe
+from model_handlers.numpy_json import dump_objects
 from serving.instances import BadInstances
-from serving.predictions import encode_predictions
 from serving.service import Service, State, arrays_of
 from transforms.failures import Fault
 
@@ -221,7 +221,7 @@ class Predict:
             faults = {i: Fault("model_error", describe(e)) for i, e in answer.faults.items()}
             raise self._refuse_rows(faults, len(instances))
         service.metrics.rows.inc(len(instances))
-        return b'{"predictions":%b}' % encode_predictions(
+        return b'{"predictions":%b}' % dump_objects(
             [wanted.key for wanted in fields], arrays_of(batcher, answer, fields)
         )
 

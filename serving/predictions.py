@@ -1,15 +1,9 @@
-"""The model's arrays to the predictions of an answer, by the column.
-
-Each column becomes JSON at once and is cut into cells, which costs a fraction of a dict a row.
-"""
+"""Which of the model's outputs a prediction shows, and under which keys."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
-import orjson
 
 from model_handlers.contract import Manifest
 from model_handlers.errors import UsageError
@@ -53,28 +47,3 @@ def choose_fields(manifest: Manifest, choice: str | Sequence[str]) -> tuple[Fiel
     if not fields:
         raise UsageError(f"outputs: expected {ALL}, {SCORE} or names of outputs, got none")
     return tuple(fields)
-
-
-def encode_predictions(keys: Sequence[str], arrays: Sequence[np.ndarray]) -> bytes:
-    """A key and an array [rows, ...] each -> the JSON text of a list, one object a row.
-
-    Numbers are as short as their dtype allows; NaN and the infinities are null.
-    """
-    if not len(arrays[0]):
-        return b"[]"
-    members = []
-    for key, array in zip(keys, arrays, strict=True):
-        depth = array.ndim - 1
-        name = orjson.dumps(key).replace(b"%", b"%%")
-        members.append(b"%b:%b%%b%b" % (name, b"[" * depth, b"]" * depth))
-    row = b"{%b}" % b",".join(members)
-    columns = zip(*map(_cells, arrays), strict=True)
-    return b"[%b]" % b",".join([row % cells for cells in columns])
-
-
-def _cells(array: np.ndarray) -> list[bytes]:
-    """An array [rows, ...] -> the JSON text of each row, without its outer brackets."""
-    text = orjson.dumps(np.ascontiguousarray(array), option=orjson.OPT_SERIALIZE_NUMPY)
-    depth = array.ndim
-    between = b"]" * (depth - 1) + b"," + b"[" * (depth - 1)
-    return text[depth:-depth].split(between)

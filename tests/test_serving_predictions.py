@@ -12,7 +12,8 @@ from hypothesis.extra import numpy as arrays_of
 
 from model_handlers.contract import Manifest, OutputSpec
 from model_handlers.errors import UsageError
-from serving.predictions import Field, choose_fields, encode_predictions
+from model_handlers.numpy_json import dump_objects
+from serving.predictions import Field, choose_fields
 
 Make = Callable[..., Manifest]
 
@@ -28,7 +29,7 @@ def test_what_is_encoded_is_what_is_decoded(
         dtype = data.draw(st.sampled_from(["f4", "f8", "i8", "i4", "u1", "?"]))
         finite = {"allow_nan": False, "allow_infinity": False} if dtype[0] == "f" else {}
         arrays.append(data.draw(arrays_of.arrays(dtype, shape, elements=finite)))
-    decoded = json.loads(encode_predictions(keys, arrays))
+    decoded = json.loads(dump_objects(keys, arrays))
     assert len(decoded) == rows
     for i, row in enumerate(decoded):
         assert list(row) == keys
@@ -39,8 +40,8 @@ def test_what_is_encoded_is_what_is_decoded(
 def test_numbers_are_as_short_as_their_dtype() -> None:
     floats = np.array([[0.1, 1e-20], [np.nan, np.inf]], np.float32)
     columns = np.asfortranarray(floats)
-    assert encode_predictions(["a"], [floats]) == b'[{"a":[0.1,1e-20]},{"a":[null,null]}]'
-    assert encode_predictions(["a"], [columns]) == encode_predictions(["a"], [floats])
+    assert dump_objects(["a"], [floats]) == b'[{"a":[0.1,1e-20]},{"a":[null,null]}]'
+    assert dump_objects(["a"], [columns]) == dump_objects(["a"], [floats])
 
 
 def test_fields_are_chosen_by_word_or_by_name(make_manifest: Make) -> None:

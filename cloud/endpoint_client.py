@@ -1,0 +1,344 @@
+"""A client of prediction endpoints over HTTP: many requests in flight from one thread.
+
+One a process. What passes by itself is asked again, with backoff, a budget and fewer
+requests in flight; what cannot pass fails at once and says what to do; what may be the
+rows' fault is told as Refused, and the caller finds the rows (model_handlers/vertex_endpoint.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+import orjson
+
+from cloud.pacing import AdaptiveLimit, RetryBudget, backoff, parse_retry_after
+from model_handlers.errors import CredentialsError, EndpointError, one_line
+
+T = TypeVar("T")
+
+# After so many failures of one request its rows are suspected; of a single row after more, so
+# that an endpoint that fails one time in five wrongs not one row in a million.
+SUSPECT_MANY, SUSPECT_ONE = 4, 10
+
+_OVERLOADED = {408, 425, 429, 503, 504}
+_REFUSING = {400, 413, 422}
+_ADVICE = {
+    401: "the credentials were refused: log in again, or give the worker's service account",
+    403: "grant the account the role roles/aiplatform.user (permission aiplatform.endpoints."
+    "predict) in the endpoint's project",
+    404: "check --endpoint, --endpoint_project and --endpoint_location, and that a model is "
+    "deployed there",
+}
+
+
+class Refused(Exception):
+    """A request that may be refused because of its rows. status: 0 where the answer is unusable."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class BadAnswer(Exception):
+    """An answer that is none: raised by those who read it."""
+
+
+class _Passing(Exception):
+    """What may be gone when it is asked again. said: by the server, in an answer of its own."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        said: bool = False,
+        overloaded: bool = False,
+        retry_after: float = 0.0,
+    ) -> None:
+        super().__init__(message)
+        self.said, self.overloaded, self.retry_after = said, overloaded, retry_after
+
+
+@dataclass
+class Stats:
+    """What a client did since it was last asked: counts, and seconds of each request.
+
+    answers: by class, `2xx`, or what came instead: `timeout`, `connection`, `bad_answer`.
+    throttled: whole seconds in which requests waited because the server had pushed back.
+    """
+
+    requests: int = 0
+    retries: int = 0
+    bytes_sent: int = 0
+    throttled: int = 0
+    most_in_flight: int = 0
+    answers: Counter[str] = field(default_factory=Counter)
+    seconds: list[float] = field(default_factory=list)
+
+
+class EndpointClient:
+    """Requests to one URL. Closed with the process.
+
+    url: of predictions. name: of the endpoint, for messages. credentials: Google's, None
+    to send none. concurrency: requests in flight at most. timeout_seconds: of a request.
+    retry_seconds: how long what passes is waited out.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        credentials: Any = None,
+        *,
+        concurrency: int = 8,
+        timeout_seconds: float = 60.0,
+        retry_seconds: float = 120.0,
+    ) -> None:
+        self.url, self.name, self._credentials = url, name, credentials
+        self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
+        self._retry_seconds = retry_seconds
+        self._limit, self._budget = AdaptiveLimit(concurrency), RetryBudget()
+        self._stats, self._lock = Stats(), threading.Lock()
+        # How many requests are held back, since when, and for how long it was so before.
+        self._throttled, self._throttled_since, self._throttled_seconds = 0, 0.0, 0.0
+        self._sessions: list[aiohttp.ClientSession] = []
+        self._refreshing = asyncio.Lock()
+        self.last_answered = float("-inf")
+        parts = urlsplit(url)
+        bypassed = proxy_bypass(parts.hostname or "")
+        self._proxy = None if bypassed else getproxies().get(parts.scheme)
+        self._loop = asyncio.new_event_loop()
+        self._end = weakref.finalize(self, _close, self._loop, self._sessions)
+        threading.Thread(target=self._loop.run_forever, name="endpoint", daemon=True).start()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """A coroutine of this client's -> what it returns. From any thread but its own."""
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def take_stats(self) -> Stats:
+        """Nothing -> what was done since the last time."""
+        with self._lock:
+            taken, self._stats = self._stats, Stats()
+            self._note_throttled()
+            taken.throttled = int(self._throttled_seconds)
+            self._throttled_seconds -= taken.throttled
+        return taken
+
+    def close(self) -> None:
+        """Nothing -> no connection stays open. It is done when the client goes, or the process."""
+        self._end()
+
+    async def post(
+        self, body: bytes, read: Callable[[bytes], T], *, patience: float = SUSPECT_MANY
+    ) -> T:
+        """A request's body and what reads its answer -> what that returns.
+
+        read: raises BadAnswer for what is no answer. patience: how often an answer may be a
+        failure before it is Refused. Raises Refused, EndpointError, CredentialsError.
+        """
+        begin, failures, renewed = time.monotonic(), 0, False
+        for attempt in range(1 << 30):
+            with self._throttling(self._limit.is_lowered):
+                await self._limit.acquire()
+            began = time.monotonic()
+            try:
+                result = read(await self._ask(body, began))
+            except BadAnswer as error:
+                self._count("bad_answer")
+                trouble = _Passing(str(error), said=True)
+            except _Passing as error:
+                trouble = error
+            except _Unauthorized as error:
+                if renewed or self._credentials is None:
+                    raise EndpointError(f"endpoint {self.name}: {error}") from None
+                # A token may have been withdrawn before its time.
+                renewed, self._credentials.token = True, None
+                continue
+            else:
+                self._limit.answered()
+                self._budget.answered()
+                self.last_answered = time.monotonic()
+                return result
+            finally:
+                self._limit.release()
+            failures += trouble.said
+            if failures >= patience:
+                raise Refused(0, str(trouble))
+            now = time.monotonic()
+            if trouble.overloaded:
+                self._limit.pushed_back(began, now)
+            wait = backoff(attempt, trouble.retry_after) + self._budget.spend(now)
+            if now + wait - begin > self._retry_seconds:
+                raise EndpointError(
+                    f"endpoint {self.name} failed for {now - begin:.0f} s, {attempt + 1} times, "
+                    f"at last with: {trouble}; no row was given up: look at the endpoint, and run "
+                    "again"
+                )
+            with self._lock:
+                self._stats.retries += 1
+            with self._throttling(trouble.overloaded):
+                await asyncio.sleep(wait)
+        raise AssertionError
+
+    async def _ask(self, body: bytes, began: float) -> bytes:
+        """One request -> the body of its answer. Raises _Passing, Refused, EndpointError."""
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        if self._credentials is not None:
+            if not self._credentials.valid:
+                await self._refresh()
+            self._credentials.apply(headers)
+        if not self._sessions:
+            connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300)
+            self._sessions.append(aiohttp.ClientSession(connector=connector, timeout=self._timeout))
+        with self._lock:
+            self._stats.requests += 1
+            self._stats.bytes_sent += len(body)
+            self._stats.most_in_flight = max(self._stats.most_in_flight, self._limit.in_flight)
+        try:
+            async with self._sessions[0].post(
+                self.url, data=body, headers=headers, proxy=self._proxy, allow_redirects=False
+            ) as response:
+                answer = await response.read()
+        except TimeoutError:
+            self._count("timeout")
+            told = f"no answer within {self._timeout.total:g} s (--endpoint_timeout_seconds)"
+            raise _Passing(told, overloaded=True) from None
+        except aiohttp.ClientSSLError as error:
+            raise EndpointError(f"endpoint {self.name}: {one_line(error, 150)}") from None
+        except (aiohttp.ClientError, OSError) as error:
+            self._count("connection")
+            raise _Passing(_connection_text(error, self.url)) from None
+        self._count(f"{response.status // 100}xx", time.monotonic() - began)
+        if response.status == 200:
+            return answer
+        self._raise_for(response, answer)
+        raise AssertionError
+
+    def _raise_for(self, response: aiohttp.ClientResponse, answer: bytes) -> None:
+        status = response.status
+        told = f"{status} {phrase(status)}: {error_text(answer)}".removesuffix(": ")
+        if status == 401:
+            raise _Unauthorized(f"{told}; {_ADVICE[401]}")
+        if status in _OVERLOADED or (status >= 500 and status not in (501, 505)):
+            raise _Passing(
+                told,
+                # Whoever is asked too often has not looked at the rows.
+                said=status >= 500,
+                overloaded=status in _OVERLOADED,
+                retry_after=parse_retry_after(response.headers.get("Retry-After")),
+            )
+        if status in _REFUSING and "FAILED_PRECONDITION" not in told:
+            raise Refused(status, told)
+        advice = _ADVICE.get(status, "check that it is the URL of an endpoint for predictions")
+        raise EndpointError(f"endpoint {self.name}: {told}; {advice}")
+
+    def _count(self, kind: str, seconds: float | None = None) -> None:
+        with self._lock:
+            self._stats.answers[kind] += 1
+            if seconds is not None:
+                self._stats.seconds.append(seconds)
+
+    async def _refresh(self) -> None:
+        """Nothing -> a token for the next hour. Raises CredentialsError."""
+        from google.auth.exceptions import GoogleAuthError, TransportError
+        from google.auth.transport.requests import Request
+
+        before = self._credentials.token
+        async with self._refreshing:
+            if self._credentials.token != before and self._credentials.valid:
+                return
+            try:
+                await self._loop.run_in_executor(None, self._credentials.refresh, Request())
+            except TransportError as error:
+                raise _Passing(f"no token could be fetched: {one_line(error, 150)}") from None
+            except GoogleAuthError as error:
+                raise CredentialsError(
+                    f"no token for endpoint {self.name}: {one_line(error, 150)}; log in again"
+                ) from None
+
+    @contextmanager
+    def _throttling(self, is_throttled: bool) -> Iterator[None]:
+        """Time in the block counts as throttled, once for all requests that wait meanwhile."""
+        if not is_throttled:
+            yield
+            return
+        with self._lock:
+            self._note_throttled()
+            self._throttled += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._note_throttled()
+                self._throttled -= 1
+
+    def _note_throttled(self) -> None:
+        now = time.monotonic()
+        if self._throttled:
+            self._throttled_seconds += now - self._throttled_since
+        self._throttled_since = now
+
+
+def _close(loop: asyncio.AbstractEventLoop, sessions: list[aiohttp.ClientSession]) -> None:
+    """Ends a client's connections and its thread."""
+
+    async def end() -> None:
+        for session in sessions:
+            await session.close()
+
+    asyncio.run_coroutine_threadsafe(end(), loop).result(timeout=10)
+    loop.call_soon_threadsafe(loop.stop)
+
+
+class _Unauthorized(Exception):
+    """The token was refused."""
+
+
+def phrase(status: int) -> str:
+    """A status -> its name in HTTP, empty for one that has none."""
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return ""
+
+
+def error_text(answer: bytes) -> str:
+    """The body of an answer that is an error -> what it says, in one line."""
+    try:
+        error = orjson.loads(answer)
+    except orjson.JSONDecodeError:
+        text = answer[:500].decode(errors="replace").strip()
+        return "a page of HTML" if text[:1] == "<" else one_line(Exception(text), 200)
+    if isinstance(error, dict):
+        error = error.get("error", error.get("message", error.get("detail", error)))
+    if isinstance(error, dict) and isinstance(error.get("message"), str):
+        status = error.get("status")
+        precondition = "FAILED_PRECONDITION: " if status == "FAILED_PRECONDITION" else ""
+        error = precondition + error["message"]
+    text = error if isinstance(error, str) else orjson.dumps(error).decode()
+    return one_line(Exception(text), 200)
+
+
+def _connection_text(error: Exception, url: str) -> str:
+    host = urlsplit(url).netloc
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return f"{host} cannot be found (DNS)"
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return f"{host} broke off in the middle of its answer"
+    return f"{host}: {one_line(Exception(getattr(error, 'strerror', None) or error), 150)}"

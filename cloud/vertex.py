@@ -1,0 +1,171 @@
+"""Which URL predictions of a Vertex AI endpoint are asked from."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from cloud.clients import credentials
+from cloud.endpoint_client import EndpointClient, error_text, phrase
+from cloud.endpoints import rest_url
+from model_handlers.errors import CredentialsError, EndpointError, UsageError, nearest, one_line
+
+_NAME = re.compile(r"projects/(?P<project>[^/]+)/locations/(?P<location>[^/]+)/endpoints/[^/]+")
+# Tokens are sent to nobody else.
+_GOOGLE = (".googleapis.com", ".vertexai.goog")
+_LOOKUP_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class EndpointAddress:
+    """What a user says of an endpoint; travels to workers, which find it.
+
+    endpoint: a full name, an id or a display name. url: of the server, in place of
+    Google's: an endpoint's private address, or any compatible server. service: address of
+    the Vertex AI API, Google's own by default.
+    """
+
+    endpoint: str | None = None
+    url: str | None = None
+    project: str | None = None
+    location: str | None = None
+    service: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.endpoint is None and self.url is None:
+            raise UsageError("expected --endpoint, --endpoint_url, or both")
+        if self.url is not None and urlsplit(self.url).scheme not in ("http", "https"):
+            raise UsageError(f"--endpoint_url {self.url}: expected http://... or https://...")
+        if self.endpoint is not None and "/" in self.endpoint and self._full is None:
+            raise UsageError(
+                f"--endpoint {self.endpoint}: expected projects/PROJECT/locations/LOCATION/"
+                "endpoints/ID, an id or a display name"
+            )
+        if self.url is None and self._full is None and not (self.project and self.location):
+            raise UsageError(
+                f"--endpoint {self.endpoint} is an id or a display name: give --endpoint_project "
+                "and --endpoint_location too, or the full name"
+            )
+
+    @property
+    def _full(self) -> str | None:
+        """The endpoint's full name, where it needs no search."""
+        endpoint = self.endpoint or ""
+        if _NAME.fullmatch(endpoint):
+            return endpoint
+        if endpoint.isdecimal() and self.project and self.location:
+            return f"projects/{self.project}/locations/{self.location}/endpoints/{endpoint}"
+        return None
+
+    @property
+    def told(self) -> str:
+        """What it is called in messages."""
+        return self.endpoint or self.url or ""
+
+    def connect(self, **limits: Any) -> EndpointClient:
+        """Nothing -> a client of it, its URL looked up first where that takes a question.
+
+        limits: of EndpointClient. Raises EndpointError, CredentialsError.
+        """
+        url = self._url_given() or self._look_up()
+        return EndpointClient(url, self.told, token_for(url), **limits)
+
+    def _url_given(self) -> str | None:
+        if self.url is None:
+            return None
+        if re.search(r":(rawP|p)redict$|/predict$|/predictions/[^/]+$", urlsplit(self.url).path):
+            return self.url
+        base = self.url.rstrip("/")
+        return f"{base}/v1/{self._full}:predict" if self._full else f"{base}/predict"
+
+    def _look_up(self) -> str:
+        """The endpoint as Vertex AI describes it -> the URL of its predictions."""
+        location = self.location
+        if self._full is not None and (found := _NAME.fullmatch(self._full)):
+            location = found["location"]
+        service = rest_url(self.service or f"{location}-aiplatform.googleapis.com")
+        resource = self._resource(service)
+        name = resource["name"]
+        deployed = resource.get("deployedModels") or []
+        if not deployed:
+            raise EndpointError(f"endpoint {self.told}: no model is deployed there; deploy one")
+        private: dict[str, Any] = next(
+            (d["privateEndpoints"] for d in deployed if "privateEndpoints" in d), {}
+        )
+        if "predictHttpUri" in private:
+            return str(private["predictHttpUri"])
+        if resource.get("privateServiceConnectConfig", {}).get("enablePrivateServiceConnect"):
+            raise EndpointError(
+                f"endpoint {self.told} is reached through Private Service Connect only: give its "
+                "address in your network as --endpoint_url"
+            )
+        if resource.get("dedicatedEndpointEnabled"):
+            return f"https://{resource['dedicatedEndpointDns']}/v1/{name}:predict"
+        return f"{service}/v1/{name}:predict"
+
+    def _resource(self, service: str) -> dict[str, Any]:
+        if self._full is not None:
+            return _get(f"{service}/v1/{self._full}", self.told)
+        parent = f"{service}/v1/projects/{self.project}/locations/{self.location}/endpoints"
+        filtered = quote(f'display_name="{self.endpoint}"')
+        found = _get(f"{parent}?filter={filtered}", self.told).get("endpoints", [])
+        # Names are not unique, and a server may know no filters.
+        same = [one for one in found if one.get("displayName") == self.endpoint]
+        if len(same) == 1:
+            return dict(same[0])
+        if same:
+            names = ", ".join(str(one["name"]) for one in same)
+            raise EndpointError(
+                f"endpoint {self.endpoint}: {len(same)} endpoints have that display name ({names}):"
+                " give the full name of one"
+            )
+        every = [
+            str(one.get("displayName")) for one in _get(parent, self.told).get("endpoints", [])
+        ]
+        raise EndpointError(
+            f"endpoint {self.endpoint}: project {self.project} has none of that display name in "
+            f"{self.location}{nearest(self.endpoint or '', every)}; check it and the location"
+        )
+
+
+def token_for(url: str) -> Any:
+    """A URL -> the credentials for it: Google's where it is Google's, None elsewhere.
+
+    Raises CredentialsError.
+    """
+    parts = urlsplit(url)
+    is_googles = parts.scheme == "https" and f".{parts.hostname}".endswith(_GOOGLE)
+    return credentials() if is_googles else None
+
+
+def _get(url: str, told: str) -> dict[str, Any]:
+    """A URL of the Vertex AI API -> the resource there. Raises EndpointError, CredentialsError."""
+    import requests
+    from google.auth.exceptions import GoogleAuthError
+    from google.auth.transport.requests import AuthorizedSession
+
+    plain = urlsplit(url).scheme == "http"
+    session = requests.Session() if plain else AuthorizedSession(credentials())
+    try:
+        with session:
+            response = session.get(url, timeout=_LOOKUP_SECONDS)
+    except GoogleAuthError as error:
+        raise CredentialsError(f"endpoint {told}: {one_line(error, 150)}") from error
+    except requests.RequestException as error:
+        raise EndpointError(
+            f"endpoint {told}: {urlsplit(url).netloc} cannot be reached: {one_line(error, 150)}"
+        ) from error
+    if response.status_code != 200:
+        told_by = error_text(response.content)
+        status = response.status_code
+        raise EndpointError(
+            f"endpoint {told}: {status} {phrase(status)}: {told_by}; check the name, the project "
+            "and the location, and that the account has the role roles/aiplatform.user"
+        )
+    try:
+        found = response.json()
+    except requests.JSONDecodeError as error:
+        raise EndpointError(f"endpoint {told}: {url} answers no JSON") from error
+    return dict(found)
