@@ -17,7 +17,9 @@ from cloud.errors import RETRY_SECONDS, explain
 from model_handlers.errors import CredentialsError
 
 if TYPE_CHECKING:
+    from google.api_core.operations_v1 import AbstractOperationsClient
     from google.cloud import bigquery, storage
+    from google.cloud.aiplatform_v1 import EndpointServiceClient, ModelServiceClient
     from google.cloud.bigquery_storage_v1.services.big_query_read import BigQueryReadClient
     from google.cloud.bigquery_storage_v1.services.big_query_write import BigQueryWriteClient
     from google.pubsub_v1.services.publisher import PublisherClient
@@ -80,6 +82,36 @@ class Cloud:
             credentials=credentials(address),
             client_options={"api_endpoint": rest_url(address)} if address else None,
         )
+
+    def vertex(self, region: str) -> Vertex:
+        """The clients of Vertex AI in a region, over REST. Raises CredentialsError."""
+        from google.api_core.operations_v1 import AbstractOperationsClient, OperationsRestTransport
+        from google.cloud.aiplatform_v1 import EndpointServiceClient, ModelServiceClient
+
+        address = self.endpoints.aiplatform
+        found = credentials(address)
+        url = rest_url(address or f"{region}-aiplatform.googleapis.com")
+        options: dict[str, Any] = {
+            "credentials": found,
+            "transport": "rest",
+            "client_options": {"api_endpoint": url},
+        }
+        # The clients' own would ask under /ui, which the API's documents do not have.
+        operations = OperationsRestTransport(host=url, credentials=found)
+        return Vertex(
+            ModelServiceClient(**options),
+            EndpointServiceClient(**options),
+            AbstractOperationsClient(transport=operations),
+        )
+
+
+@dataclass(frozen=True)
+class Vertex:
+    """The clients of Vertex AI: models, endpoints, and the operations that these start."""
+
+    models: ModelServiceClient
+    endpoints: EndpointServiceClient
+    operations: AbstractOperationsClient
 
 
 def credentials(address: str | None = None) -> Any:

@@ -29,7 +29,7 @@ from pipelines.batch_local import COMMAND
 from pipelines.beam_args import beam_options
 from pipelines.cloud_access import connect, make_cloud
 from pipelines.command import main
-from pipelines.options import parse
+from pipelines.flags import parse
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 TABLE = {"projectId": "p", "datasetId": "d", "tableId": "t"}
@@ -155,6 +155,9 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 CALLS = {
     "bigquery": lambda cloud: cloud.bigquery().get_table("p.d.t"),
     "storage": lambda cloud: cloud.storage().get_bucket("b"),
+    "aiplatform": lambda cloud: cloud.vertex("r").endpoints.get_endpoint(
+        name="projects/p/locations/r/endpoints/e"
+    ),
 }
 
 

@@ -1,0 +1,256 @@
+"""Google's discovery documents: which requests a service knows, and what is wrong with one."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+from model_handlers.errors import nearest
+
+Schema = Mapping[str, Any]
+
+# Google's servers know it of every method; the documents do not tell.
+_ALT = "$alt"
+_NUMBER = re.compile(r"-?\d+")
+_FORMATS = {
+    "google-datetime": re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)"),
+    "google-duration": re.compile(r"-?\d+(\.\d+)?s"),
+    "google-fieldmask": re.compile(r"[\w.,*-]+"),
+    "byte": re.compile(r"[\w+/-]*={0,2}"),
+    "int64": _NUMBER,
+    "uint64": _NUMBER,
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method of a service: its id, HTTP verb, path, parameters and messages."""
+
+    id: str
+    http: str
+    path: str
+    flat_path: str
+    parameters: Mapping[str, Schema]
+    request: Schema | None
+    response: Schema | None
+
+    def matches(self, segments: Sequence[str]) -> bool:
+        """Whether a path, cut at its slashes, is of this method."""
+        own = self.flat_path.split("/")
+        return len(own) == len(segments) and all(map(_fits, own, segments))
+
+    def path_values(self, path: str) -> dict[str, str]:
+        """A path that matches -> its parameters by name."""
+        found = re.fullmatch(
+            re.sub(
+                r"\\\{(\\\+)?(\w+)\\\}",
+                lambda part: f"(?P<{part[2]}>{'.+' if part[1] else '[^/]+'})",
+                re.escape(self.path),
+            ),
+            path,
+        )
+        return found.groupdict() if found else {}
+
+
+def _fits(own: str, given: str) -> bool:
+    """A segment of a template such as `{jobsId}:cancel`, one of a path -> whether they agree."""
+    if not own.startswith("{"):
+        return own == given
+    _, _, verb = own.partition(":")
+    value, _, given_verb = given.partition(":")
+    return bool(value) and verb == given_verb
+
+
+@dataclass
+class Document:
+    """A discovery document. enums: of the client, whose numbers its requests may use."""
+
+    schemas: Mapping[str, Schema]
+    parameters: Mapping[str, Schema]
+    methods: Sequence[Method]
+    enums: Sequence[type[IntEnum]] = field(default=())
+
+    def find(self, http: str, path: str) -> Method | None:
+        """An HTTP verb and a path without its first slash -> the method, if there is one."""
+        segments = path.split("/")
+        return next((m for m in self.methods if m.http == http and m.matches(segments)), None)
+
+    def check_query(self, method: Method, query: Mapping[str, str]) -> list[str]:
+        """A method and a request's query -> what is wrong with it."""
+        own = {n: p for n, p in method.parameters.items() if p["location"] == "query"}
+        known = {**self.parameters, **own}
+        check = _Check(self, asks=False)
+        for name, text in query.items():
+            if name == _ALT:
+                if text != "json;enum-encoding=int":
+                    check.fail(name, f"unknown value {text!r}")
+            elif name not in known:
+                check.fail(name, f"unknown query parameter{nearest(name, known)}")
+            else:
+                check.value(known[name], _parsed(text, known[name]), name)
+        for name, parameter in own.items():
+            if parameter.get("required") and name not in query:
+                check.fail(name, "a required query parameter is missing")
+        return check.faults
+
+    def check_path(self, method: Method, values: Mapping[str, str]) -> list[str]:
+        """A method and its path's values -> what is wrong with them."""
+        return [
+            f"{name}: {values.get(name)!r} does not match {parameter['pattern']}"
+            for name, parameter in method.parameters.items()
+            if parameter["location"] == "path"
+            and "pattern" in parameter
+            and not re.search(parameter["pattern"], values.get(name, ""))
+        ]
+
+    def read_body(self, method: Method, body: Any, *, partial: bool) -> tuple[Any, list[str]]:
+        """A request's body -> itself with enums by name, without what only Google sets; faults.
+
+        partial: of an update, whose required fields may be missing.
+        """
+        if method.request is None:
+            return None, ["this method takes no body"] if body else []
+        check = _Check(self, asks=not partial)
+        return check.value(method.request, {} if body is None else body, ""), check.faults
+
+    def check_answer(self, method: Method, answer: Any) -> list[str]:
+        """A method and an answer to it -> what is wrong with it."""
+        check = _Check(self, asks=False, answer=True)
+        check.value(method.response or {}, answer, "")
+        return check.faults
+
+
+@dataclass
+class _Check:
+    """One walk through a JSON value beside its schema; `faults` is what was found wrong."""
+
+    document: Document
+    asks: bool
+    answer: bool = False
+    faults: list[str] = field(default_factory=list)
+
+    def fail(self, where: str, what: str) -> None:
+        self.faults.append(f"{where}: {what}" if where else what)
+
+    def value(self, schema: Schema, value: Any, where: str) -> Any:
+        """A value and its schema -> the value as it is kept."""
+        if "$ref" in schema:
+            schema = self.document.schemas[schema["$ref"]]
+        kind = schema.get("type", "any")
+        if kind == "any":
+            return value
+        if "enum" in schema:
+            return self._enum(schema["enum"], value, where)
+        if not _KINDS[kind](value) and not _written(schema, value):
+            got = type(value).__name__
+            self.fail(where, f"expected {schema.get('format', kind)}, got {got} {value!r:.60}")
+            return value
+        if kind == "object":
+            return self._object(schema, value, where)
+        if kind == "array":
+            items = enumerate(value)
+            return [self.value(schema["items"], item, f"{where}[{i}]") for i, item in items]
+        pattern = _FORMATS.get(schema.get("format", ""))
+        if kind == "string" and pattern and not pattern.fullmatch(str(value)):
+            self.fail(where, f"expected {schema['format']}, got {value!r:.60}")
+        return value
+
+    def _object(self, schema: Schema, value: Mapping[str, Any], where: str) -> dict[str, Any]:
+        known, extra = schema.get("properties", {}), schema.get("additionalProperties")
+        kept = {}
+        for name, item in value.items():
+            at = f"{where}.{name}" if where else name
+            if name in known:
+                if self.answer or not known[name].get("readOnly"):
+                    kept[name] = self.value(known[name], item, at)
+            elif extra is not None:
+                kept[name] = self.value(extra, item, at)
+            else:
+                self.fail(at, f"unknown field{nearest(name, known)}")
+        for name, part in known.items():
+            needed = part.get("description", "").startswith("Required.")
+            if self.asks and needed and value.get(name) in (None, "", {}, []):
+                self.fail(f"{where}.{name}" if where else name, "a required field is missing")
+        return kept
+
+    def _enum(self, names: Sequence[str], value: Any, where: str) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool):
+            # Clients that ask for numbers send numbers too.
+            for known in self.document.enums:
+                members = {member.value: member.name for member in known}
+                if value in members and set(names) <= set(members.values()):
+                    value = members[value]
+        if value not in names:
+            self.fail(where, f"unknown value {value!r}{nearest(str(value), names)}")
+        return value
+
+
+_KINDS: Mapping[str, Callable[[Any], bool]] = {
+    "string": lambda value: isinstance(value, str),
+    "boolean": lambda value: isinstance(value, bool),
+    "integer": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "number": lambda value: isinstance(value, (int, float)) and not isinstance(value, bool),
+    "object": lambda value: isinstance(value, dict),
+    "array": lambda value: isinstance(value, list),
+}
+
+
+def _written(schema: Schema, value: Any) -> bool:
+    """Whether a value is of the schema's type, in JSON's other way to write it.
+
+    64 bits are strings by the book, and numbers are taken too.
+    """
+    return schema.get("format") in ("int64", "uint64") and _KINDS["integer"](value)
+
+
+def _parsed(text: str, schema: Schema) -> Any:
+    """A query parameter's text -> the JSON value that it stands for."""
+    if schema.get("repeated"):
+        return text
+    if schema.get("type") in ("integer", "number", "boolean"):
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+    return text
+
+
+def load_document(name: str, enums: Sequence[type[IntEnum]] = ()) -> Document:
+    """A document's name, as in `aiplatform.v1` -> the Document. Raises ModuleNotFoundError."""
+    schemas, parameters, methods = _read(name)
+    return Document(schemas, parameters, methods, enums)
+
+
+@functools.cache
+def _read(name: str) -> tuple[Mapping[str, Schema], Mapping[str, Schema], list[Method]]:
+    found = importlib.util.find_spec("googleapiclient")
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError("google-api-python-client, which has Google's documents")
+    folder = Path(found.origin).parent / "discovery_cache" / "documents"
+    document = json.loads((folder / f"{name}.json").read_bytes())
+    methods = [
+        Method(
+            found["id"],
+            found["httpMethod"],
+            found["path"],
+            found.get("flatPath", found["path"]),
+            found.get("parameters", {}),
+            found.get("request"),
+            found.get("response"),
+        )
+        for found in _methods(document)
+    ]
+    return document["schemas"], document["parameters"], methods
+
+
+def _methods(resource: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    yield from resource.get("methods", {}).values()
+    for below in resource.get("resources", {}).values():
+        yield from _methods(below)

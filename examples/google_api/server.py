@@ -1,0 +1,400 @@
+"""The server: requests to the handlers of services, with state, operations and faults."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import IntEnum
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, ClassVar
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from examples.google_api.discovery import Document, Method, load_document
+
+# Google's names of status codes. Source: google.rpc.Code.
+_STATUS = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    409: "ALREADY_EXISTS",
+    429: "RESOURCE_EXHAUSTED",
+    500: "INTERNAL",
+    501: "UNIMPLEMENTED",
+    503: "UNAVAILABLE",
+}
+# google.rpc.Code's numbers, which operations that failed have.
+_CODES = {400: 3, 403: 7, 404: 5, 409: 6, 429: 8, 500: 13, 503: 14}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request that the documents know: its number from 0, method id, values and body."""
+
+    number: int
+    method: str
+    values: Mapping[str, str]
+    body: Any
+
+    @property
+    def name(self) -> str:
+        """The resource in the path: `name`, `parent` or what else the method calls it."""
+        return next(iter(self.values.values()), "")
+
+
+@dataclass
+class Refusal(Exception):
+    """An answer that is an error, as Google words it. status: of HTTP. kind: of google.rpc."""
+
+    status: int
+    message: str
+    kind: str = ""
+    details: Sequence[Mapping[str, Any]] = ()
+
+    def answer(self) -> dict[str, Any]:
+        """The body."""
+        error = {
+            "code": self.status,
+            "message": self.message,
+            "status": self.kind or _STATUS.get(self.status, "UNKNOWN"),
+            **({"details": list(self.details)} if self.details else {}),
+        }
+        return {"error": error}
+
+
+@dataclass(frozen=True)
+class Later:
+    """A call that is taken, and whose operation ends with the error."""
+
+    refusal: Refusal
+
+
+@dataclass(frozen=True)
+class HangUp:
+    """The connection ends without an answer. done: after the call was carried out."""
+
+    done: bool = False
+
+
+Fault = Refusal | Later | HangUp | None
+Faults = Callable[[Call], Fault]
+
+
+def permission_denied(permission: str, resource: str) -> Refusal:
+    """A permission and a resource -> how Google says that it is missing."""
+    return Refusal(
+        403,
+        f"Permission '{permission}' denied on resource '{resource}' (or it may not exist).",
+        details=[_info("IAM_PERMISSION_DENIED", permission=permission)],
+    )
+
+
+def api_disabled(service: str, project: str) -> Refusal:
+    """A service's host and a project -> how Google says that it was not enabled."""
+    return Refusal(
+        403,
+        f"{service} has not been used in project {project} before or it is disabled. Enable it by "
+        f"visiting https://console.developers.google.com/apis/api/{service}/overview?project="
+        f"{project} then retry.",
+        details=[_info("SERVICE_DISABLED", service=service, consumer=f"projects/{project}")],
+    )
+
+
+def quota_exceeded(quota: str) -> Refusal:
+    """A quota's name -> how Google says that it is used up."""
+    return Refusal(429, f"The following quota metrics exceed quota limits: {quota}")
+
+
+def throttled() -> Refusal:
+    """Too many requests at once."""
+    return Refusal(429, "Quota exceeded for requests per minute.")
+
+
+def _info(reason: str, **metadata: str) -> dict[str, Any]:
+    return {
+        "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+        "reason": reason,
+        "domain": "googleapis.com",
+        "metadata": metadata,
+    }
+
+
+class Store:
+    """Resources by full name, in the order in which they were made."""
+
+    def __init__(self) -> None:
+        self._resources: dict[str, dict[str, Any]] = {}
+
+    def get(self, name: str) -> dict[str, Any]:
+        """A name -> the resource itself. Raises Refusal 404."""
+        if name not in self._resources:
+            raise Refusal(404, f"The resource {name} is not found.")
+        return self._resources[name]
+
+    def create(self, name: str, resource: dict[str, Any]) -> dict[str, Any]:
+        """A name and a resource -> the resource, kept. Raises Refusal 409."""
+        if name in self._resources:
+            raise Refusal(409, f"The resource {name} already exists.")
+        self._resources[name] = resource
+        return resource
+
+    def delete(self, name: str) -> None:
+        """A name -> nothing is there any more. Raises Refusal 404."""
+        self.get(name)
+        del self._resources[name]
+
+    def under(self, prefix: str) -> list[dict[str, Any]]:
+        """A collection's name -> its resources, those below them left out."""
+        prefix = f"{prefix}/"
+        return [
+            resource
+            for name, resource in self._resources.items()
+            if name.startswith(prefix) and "/" not in name[len(prefix) :]
+        ]
+
+
+_CONDITION = re.compile(r'\s*([\w.-]+)\s*(=|:)\s*("[^"]*"|[\w.*-]+)\s*')
+
+
+def listed(
+    call: Call, key: str, resources: Sequence[Mapping[str, Any]], page_size: int = 100
+) -> dict[str, Any]:
+    """A list call and resources -> the page asked for: pageSize, pageToken and filter obeyed.
+
+    Filters are conditions `field="text"` or `labels.key:*` joined by AND.
+    """
+    found = [r for r in resources if _passes(call.values.get("filter", ""), r)]
+    start = int(call.values.get("pageToken") or 0)
+    stop = start + min(int(call.values.get("pageSize") or 0) or page_size, page_size)
+    more = {"nextPageToken": str(stop)} if stop < len(found) else {}
+    return {key: found[start:stop], **more} if found[start:stop] else {}
+
+
+def _passes(text: str, resource: Mapping[str, Any]) -> bool:
+    for condition in text.split(" AND ") if text else []:
+        parts = _CONDITION.fullmatch(condition)
+        if parts is None:
+            raise Refusal(400, f"Invalid list filter: {text}")
+        value: Any = resource
+        for name in parts[1].split("."):
+            camel = re.sub(r"_(\w)", lambda m: m[1].upper(), name)
+            value = value.get(name, value.get(camel)) if isinstance(value, Mapping) else None
+        wanted = parts[3].strip('"')
+        if value is None or (wanted != "*" and str(value) != wanted):
+            return False
+    return True
+
+
+def patched(resource: dict[str, Any], body: Mapping[str, Any], mask: str) -> None:
+    """A resource, a body and an update mask -> the resource changed in these fields alone."""
+    for path in mask.split(",") if mask else list(body):
+        camel = re.sub(r"_(\w)", lambda m: m[1].upper(), path)
+        if camel in body:
+            resource[camel] = body[camel]
+        else:
+            resource.pop(camel, None)
+
+
+@dataclass
+class Operation:
+    """One that goes on: polls left, what ends it, and how it ended."""
+
+    left: int
+    finish: Callable[[], dict[str, Any]]
+    ended: dict[str, Any] | None = None
+
+
+class Service:
+    """A service: its document and, for each method that is used, a function of the Call.
+
+    `aiplatform.projects.locations.models.listVersions` is `models_list_versions`. What a
+    function returns is answered; a Refusal that it raises too.
+    """
+
+    document: ClassVar[str]
+    # Of the client library, where it sends enums as numbers.
+    enums: ClassVar[Sequence[type[IntEnum]]] = ()
+
+    def __init__(self, *, polls: int = 1) -> None:
+        self.polls = polls
+        self.store = Store()
+        self.later: Refusal | None = None
+        self._operations: dict[str, Operation] = {}
+        self._numbers = itertools.count(1)
+        # Each moment is another, so that what is newer can be told.
+        self._clock = datetime.now(UTC)
+
+    def values(self, values: dict[str, str]) -> dict[str, str]:
+        """A request's path and query -> the same as the handlers want them."""
+        return values
+
+    def now(self) -> str:
+        """The time, as in Google's JSON; later than any told before."""
+        self._clock += timedelta(milliseconds=1)
+        return self._clock.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+    def number(self) -> int:
+        """A number that was not given before."""
+        return next(self._numbers)
+
+    def start(self, parent: str, finish: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """A resource, and what is done at the end -> the operation, which ends after some polls."""
+        name = f"{parent}/operations/{self.number()}" if parent else f"operations/{self.number()}"
+        refusal = self.later
+
+        def fail() -> dict[str, Any]:
+            raise refusal or AssertionError
+
+        self._operations[name] = Operation(self.polls, fail if refusal else finish)
+        return self._told(name)
+
+    def poll(self, name: str) -> dict[str, Any]:
+        """An operation's name -> the operation, one poll older."""
+        if name not in self._operations:
+            raise Refusal(404, f"The operation {name} is not found.")
+        self._operations[name].left -= 1
+        return self._told(name)
+
+    def _told(self, name: str) -> dict[str, Any]:
+        operation = self._operations[name]
+        if operation.left > 0:
+            return {"name": name, "done": False}
+        if operation.ended is None:
+            try:
+                operation.ended = {"response": operation.finish()}
+            except Refusal as refusal:
+                code = _CODES.get(refusal.status, 2)
+                operation.ended = {"error": {"code": code, "message": refusal.message}}
+        return {"name": name, "done": True, **operation.ended}
+
+
+def _handler_name(method: str) -> str:
+    """A method's id -> the function's name: its last two parts."""
+    parts = [re.sub(r"([A-Z])", r"_\1", part).lower() for part in method.split(".")[-2:]]
+    return "_".join(parts)
+
+
+@dataclass
+class GoogleApi:
+    """A running server: its address, what was called, and what was refused as unknown."""
+
+    services: Sequence[Service]
+    faults: Faults = lambda _: None
+    url: str = ""
+    calls: list[Call] = field(default_factory=list)
+    rejected: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._documents = [load_document(s.document, s.enums) for s in self.services]
+        # One request at a time: state needs no locks of its own.
+        self._lock = threading.Lock()
+
+    def methods(self) -> list[str]:
+        """The last two parts of each called method's id, in order."""
+        return [".".join(call.method.split(".")[-2:]) for call in self.calls]
+
+    def answer(self, http: str, target: str, body: bytes) -> tuple[int, Any] | None:
+        """A request -> status and body of the answer; None where the connection is to end."""
+        with self._lock:
+            try:
+                return self._answer(http, target, body)
+            except Refusal as refusal:
+                return refusal.status, refusal.answer()
+
+    def _answer(self, http: str, target: str, body: bytes) -> tuple[int, Any] | None:
+        parts = urlsplit(target)
+        path, query = unquote(parts.path).lstrip("/"), dict(parse_qsl(parts.query))
+        service, document, method = self._find(http, path)
+        given = method.path_values(path)
+        faults = document.check_path(method, given) + document.check_query(method, query)
+        try:
+            content = json.loads(body) if body else None
+        except ValueError as error:
+            raise self._reject(f"{method.id}: the body is no JSON: {error}") from error
+        read, wrong = document.read_body(method, content, partial=http in ("PATCH", "PUT"))
+        if faults or wrong:
+            raise self._reject(f"{method.id}: {'; '.join(faults + wrong)}")
+        call = Call(len(self.calls), method.id, service.values(given | query), read)
+        self.calls.append(call)
+        fault = self.faults(call)
+        if isinstance(fault, Refusal):
+            raise fault
+        if isinstance(fault, HangUp) and not fault.done:
+            return None
+        service.later = fault.refusal if isinstance(fault, Later) else None
+        answer = getattr(service, _handler_name(method.id))(call)
+        if lies := document.check_answer(method, answer):
+            raise self._reject(f"the answer to {method.id}: {'; '.join(lies)}", 500)
+        return None if isinstance(fault, HangUp) else (200, answer)
+
+    def _find(self, http: str, path: str) -> tuple[Service, Document, Method]:
+        """A verb and a path -> who answers. Raises Refusal."""
+        known = None
+        for service, document in zip(self.services, self._documents, strict=True):
+            method = document.find(http, path)
+            if method is not None:
+                known = method
+                if hasattr(service, _handler_name(method.id)):
+                    return service, document, method
+        if known is None:
+            raise self._reject(f"{http} /{path} is in none of the documents")
+        raise self._reject(f"{known.id} is not served here: write its handler", 501)
+
+    def _reject(self, reason: str, status: int = 400) -> Refusal:
+        self.rejected.append(reason)
+        return Refusal(status, reason)
+
+
+def _handler(google: GoogleApi) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def _serve(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            answer = google.answer(self.command, self.path, body)
+            if answer is None:
+                self.close_connection = True
+                return
+            status, content = answer
+            text = json.dumps(content).encode()
+            self.send_response(status, HTTPStatus(status).phrase)
+            self.send_header("Content-Type", "application/json; charset=UTF-8")
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _serve  # noqa: N815
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    return Handler
+
+
+@contextmanager
+def google_api(*services: Service, faults: Faults = lambda _: None) -> Iterator[GoogleApi]:
+    """Services -> the server, listening until the block ends.
+
+    Raises AssertionError at the end if a request was not what the documents say.
+    """
+    google = GoogleApi(services, faults)
+    http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(google))
+    http.daemon_threads = True
+    google.url = f"http://127.0.0.1:{http.server_port}"
+    thread = threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        yield google
+    finally:
+        http.shutdown()
+        thread.join()
+        http.server_close()
+    if google.rejected:
+        raise AssertionError("; ".join(google.rejected))

@@ -1,0 +1,200 @@
+"""Vertex AI: models with versions, and endpoints that models are deployed to."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar
+
+from google.cloud.aiplatform_v1.types import AcceleratorType
+
+from examples.google_api.server import Call, Refusal, Service, listed, patched
+
+_TYPE = "type.googleapis.com/google.cloud.aiplatform.v1."
+PROJECT_NUMBER = "123456789012"
+
+
+class VertexAI(Service):
+    """The registry of models and the endpoints. As Google's, it answers with project numbers."""
+
+    document = "aiplatform.v1"
+    enums: ClassVar = (AcceleratorType,)
+
+    def values(self, values: dict[str, str]) -> dict[str, str]:
+        """Names with the project's number, whichever was given."""
+        return {key: _numbered(value) for key, value in values.items()}
+
+    # Models
+
+    def models_upload(self, call: Call) -> dict[str, Any]:
+        """A new model, or a new version of one."""
+        body, model = call.body, call.body["model"]
+        if body.get("parentModel"):
+            name = _numbered(body["parentModel"])
+            self.store.get(name)
+        else:
+            name = f"{call.name}/models/{body.get('modelId') or self.number()}"
+            if self.store.under(f"{name}/versions"):
+                raise Refusal(409, f"Model {name} already exists.")
+
+        def finish() -> dict[str, Any]:
+            number = str(len(self.store.under(f"{name}/versions")) + 1)
+            now = self.now()
+            version = {
+                **model,
+                "name": name,
+                "versionId": number,
+                "versionAliases": ["default"] if number == "1" else [],
+                "createTime": now,
+                "versionCreateTime": now,
+            }
+            if number == "1":
+                self.store.create(name, version)
+            self.store.create(f"{name}/versions/{number}", version)
+            uploaded = {"model": name, "modelVersionId": number}
+            return {"@type": f"{_TYPE}UploadModelResponse", **uploaded}
+
+        return self.start(name, finish)
+
+    def models_get(self, call: Call) -> dict[str, Any]:
+        """A model, by default its default version."""
+        return self._model(call.name)
+
+    def models_list(self, call: Call) -> dict[str, Any]:
+        """The default version of each."""
+        return listed(call, "models", self.store.under(f"{call.values['parent']}/models"))
+
+    def models_list_versions(self, call: Call) -> dict[str, Any]:
+        """All versions of one."""
+        name = call.values["name"]
+        self.store.get(name)
+        return listed(call, "models", self.store.under(f"{name}/versions"))
+
+    def _model(self, name: str) -> dict[str, Any]:
+        base, _, version = name.partition("@")
+        found = self.store.get(base)
+        if version in ("", "default"):
+            return found
+        return self.store.get(f"{base}/versions/{version}")
+
+    # Endpoints
+
+    def endpoints_create(self, call: Call) -> dict[str, Any]:
+        """A new endpoint."""
+        parent = call.values["parent"]
+        name = f"{parent}/endpoints/{call.values.get('endpointId') or self.number()}"
+        if any(found["name"] == name for found in self.store.under(f"{parent}/endpoints")):
+            raise Refusal(409, f"Endpoint {name} already exists.")
+
+        def finish() -> dict[str, Any]:
+            endpoint = self._changed({**call.body, "name": name, "createTime": self.now()})
+            if endpoint.get("dedicatedEndpointEnabled"):
+                _, number, _, region, _, ident = name.split("/")
+                host = f"{ident}.{region}-{number}.prediction.vertexai.goog"
+                endpoint["dedicatedEndpointDns"] = host
+            self.store.create(name, endpoint)
+            return {"@type": f"{_TYPE}Endpoint", **endpoint}
+
+        return self.start(name, finish)
+
+    def endpoints_get(self, call: Call) -> dict[str, Any]:
+        """One."""
+        return self.store.get(call.name)
+
+    def endpoints_list(self, call: Call) -> dict[str, Any]:
+        """All of a region."""
+        return listed(call, "endpoints", self.store.under(f"{call.values['parent']}/endpoints"))
+
+    def endpoints_patch(self, call: Call) -> dict[str, Any]:
+        """Fields named in the mask."""
+        endpoint = self.store.get(call.values["name"])
+        if call.body.get("etag") not in (None, endpoint["etag"]):
+            raise Refusal(409, f"Etag of {call.name} is not the current one.", "ABORTED")
+        if "trafficSplit" in call.body:
+            _check_split(call.body["trafficSplit"], _ids(endpoint))
+        patched(endpoint, call.body, call.values.get("updateMask", ""))
+        return self._changed(endpoint)
+
+    def endpoints_delete(self, call: Call) -> dict[str, Any]:
+        """Of one without models."""
+        if _ids(self.store.get(call.name)):
+            message = f"Endpoint {call.name} has deployed or being-deployed DeployedModel(s)."
+            raise Refusal(400, message, "FAILED_PRECONDITION")
+
+        def finish() -> dict[str, Any]:
+            self.store.delete(call.name)
+            return {"@type": "type.googleapis.com/google.protobuf.Empty"}
+
+        return self.start(call.name, finish)
+
+    def endpoints_deploy_model(self, call: Call) -> dict[str, Any]:
+        """A model on an endpoint, with its share of the traffic."""
+        endpoint = self.store.get(call.name)
+        asked = call.body["deployedModel"]
+        model = self._model(_numbered(asked["model"]))
+        ident = asked.get("id") or str(10**15 + self.number())
+        split = call.body.get("trafficSplit", {})
+        _check_split(split, [*_ids(endpoint), "0"])
+
+        def finish() -> dict[str, Any]:
+            wanted = asked.get("dedicatedResources", {}).get("minReplicaCount", 1)
+            deployed = {
+                "displayName": model["displayName"],
+                **asked,
+                "id": ident,
+                "model": model["name"],
+                "modelVersionId": model["versionId"],
+                "createTime": self.now(),
+                "status": {"availableReplicaCount": wanted},
+            }
+            endpoint.setdefault("deployedModels", []).append(deployed)
+            if split:
+                shares = {ident if key == "0" else key: share for key, share in split.items()}
+                endpoint["trafficSplit"] = shares
+            self._changed(endpoint)
+            return {"@type": f"{_TYPE}DeployModelResponse", "deployedModel": deployed}
+
+        return self.start(call.name, finish)
+
+    def endpoints_undeploy_model(self, call: Call) -> dict[str, Any]:
+        """A deployed model that gets no traffic, or none with the split that is given."""
+        endpoint = self.store.get(call.name)
+        gone, ids = call.body["deployedModelId"], _ids(endpoint)
+        if gone not in ids:
+            raise Refusal(404, f"DeployedModel {gone} is not found in {call.name}.")
+        split = call.body.get("trafficSplit") or endpoint.get("trafficSplit", {})
+        if split.get(gone) and ids != [gone]:
+            message = f"DeployedModel {gone} still has traffic."
+            raise Refusal(400, message, "FAILED_PRECONDITION")
+        if ids != [gone]:
+            _check_split(split, ids)
+
+        def finish() -> dict[str, Any]:
+            kept = [d for d in endpoint["deployedModels"] if d["id"] != gone]
+            shares = {key: share for key, share in split.items() if key != gone and kept}
+            self._changed(endpoint).update(deployedModels=kept, trafficSplit=shares)
+            return {"@type": f"{_TYPE}UndeployModelResponse"}
+
+        return self.start(call.name, finish)
+
+    def _changed(self, endpoint: dict[str, Any]) -> dict[str, Any]:
+        endpoint["etag"] = f"etag-{self.number()}"
+        return endpoint
+
+    def operations_get(self, call: Call) -> dict[str, Any]:
+        """An operation, one poll older."""
+        return self.poll(call.name)
+
+
+def _numbered(name: str) -> str:
+    return re.sub(r"^projects/[^/]+/", f"projects/{PROJECT_NUMBER}/", name)
+
+
+def _ids(endpoint: dict[str, Any]) -> list[str]:
+    return [deployed["id"] for deployed in endpoint.get("deployedModels", [])]
+
+
+def _check_split(split: dict[str, int], ids: list[str]) -> None:
+    if unknown := set(split) - set(ids):
+        raise Refusal(400, f"traffic_split has unknown DeployedModel ids {sorted(unknown)}.")
+    if split and sum(split.values()) != 100:
+        raise Refusal(400, f"traffic_split adds up to {sum(split.values())}, not to 100.")
