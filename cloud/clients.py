@@ -89,20 +89,17 @@ class Cloud:
         from google.cloud.aiplatform_v1 import EndpointServiceClient, ModelServiceClient
 
         address = self.endpoints.aiplatform
-        found = credentials(address)
-        url = rest_url(address or f"{region}-aiplatform.googleapis.com")
-        options: dict[str, Any] = {
-            "credentials": found,
-            "transport": "rest",
-            "client_options": {"api_endpoint": url},
+        place: dict[str, Any] = {
+            "host": rest_url(address or f"{region}-aiplatform.googleapis.com"),
+            "credentials": credentials(address),
         }
-        # The clients' own would ask under /ui, which the API's documents do not have.
-        operations = OperationsRestTransport(host=url, credentials=found)
-        return Vertex(
-            ModelServiceClient(**options),
-            EndpointServiceClient(**options),
-            AbstractOperationsClient(transport=operations),
+        models, endpoints = (
+            client(transport=client.get_transport_class("rest")(**place))
+            for client in (ModelServiceClient, EndpointServiceClient)
         )
+        # The clients' own would ask under /ui, which the API's documents do not have.
+        operations = OperationsRestTransport(**place)
+        return Vertex(models, endpoints, AbstractOperationsClient(transport=operations))
 
 
 @dataclass(frozen=True)
