@@ -22,12 +22,15 @@ class CpuClock(beam.DoFn):
         self._at_end = at_end
 
     def start_bundle(self) -> None:
+        """Notes the beginning."""
         if not self._at_end:
             CPU_SECONDS.append(time.process_time())
 
     def process(self, element: Any) -> Iterator[Any]:
+        """An element -> the same."""
         yield element
 
     def finish_bundle(self) -> None:
+        """Notes the end."""
         if self._at_end:
             CPU_SECONDS.append(time.process_time())

@@ -29,7 +29,7 @@ class BatchHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, M], Generic[M]):
         super().__init__(
             min_batch_size=batch_rows, max_batch_size=batch_rows, element_size_fn=_row_count
         )
-        self.manifest = manifest
+        self.manifest, self.batch_rows = manifest, batch_rows
         self.outputs = tuple(dict.fromkeys(outputs or [spec.name for spec in manifest.outputs]))
         for name in self.outputs:
             manifest.output(name)

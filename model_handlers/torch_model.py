@@ -93,7 +93,6 @@ class TorchModelHandler(BatchHandler[LoadedModel]):
         self.device = check_device(device)
         self.precision = precision
         self.compile = compile
-        self.batch_rows = batch_rows
         self.threads = threads
 
     def load_model(self) -> LoadedModel:

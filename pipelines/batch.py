@@ -19,8 +19,6 @@ from cloud.clients import Cloud
 from model_handlers.artifact import read_bytes
 from model_handlers.contract import Manifest
 from model_handlers.errors import TooManyDeadLetters, UsageError
-from model_handlers.package import read_manifest
-from model_handlers.torch_model import TorchModelHandler
 from pipelines.beam_args import beam_options, runs_in_process
 from pipelines.cloud_access import connect, make_cloud
 from pipelines.destinations import (
@@ -29,15 +27,16 @@ from pipelines.destinations import (
     report_folder,
     writes_bigquery,
 )
+from pipelines.flags import Parsed, require
 from pipelines.graph import ScoreRows
+from pipelines.handlers import make_handler, read_model
 from pipelines.options import (
+    EndpointOptions,
     FailureOptions,
     ModelOptions,
-    Parsed,
     RunOptions,
     SinkOptions,
     SourceOptions,
-    require,
 )
 from pipelines.progress import progress_line
 from pipelines.sources import Source, open_bigquery, open_files, reads_bigquery
@@ -53,13 +52,24 @@ M_ARENA_MAX = -8
 
 def run_local(parsed: Parsed) -> None:
     """The flags of batch_local -> a finished run and its summary."""
+    run_batch("batch_local", parsed)
+
+
+def run_vertex(parsed: Parsed) -> None:
+    """The flags of batch_vertex -> a finished run and its summary."""
+    endpoint = parsed.get(EndpointOptions)
+    run_batch("batch_vertex", parsed, endpoint=endpoint.endpoint or endpoint.endpoint_url)
+
+
+def run_batch(name: str, parsed: Parsed, **needed: Any) -> None:
+    """A pipeline's name, its flags, and those that it needs besides -> a finished run."""
     options = beam_options(parsed.beam_args)
     source, sink = parsed.get(SourceOptions), parsed.get(SinkOptions)
-    model = parsed.get(ModelOptions)
     require(
-        "batch_local",
+        name,
         input_files=source.input_files or source.input_table or source.input_query,
-        model=model.model,
+        model=parsed.get(ModelOptions).model,
+        **needed,
         output_files=sink.output_files or sink.output_table,
     )
     endpoints = connect(parsed, options)
@@ -68,31 +78,9 @@ def run_local(parsed: Parsed) -> None:
         cloud = make_cloud(parsed, options, endpoints)
     manifest = read_model(parsed)
     fields = fields_of(parsed, manifest)
-    handler = torch_handler(parsed, manifest, fields)
-    graph = score_rows("batch_local", parsed, handler, manifest, fields, options, cloud)
+    handler = make_handler(parsed, manifest, fields, options, endpoints)
+    graph = score_rows(name, parsed, handler, manifest, fields, options, cloud)
     run(graph, options, parsed)
-
-
-def read_model(parsed: Parsed) -> Manifest:
-    """Flags -> the model's manifest, its score chosen. Raises ModelError."""
-    model = parsed.get(ModelOptions)
-    return read_manifest(
-        model.model or "", digest=model.model_digest, feature_columns=model.feature_columns
-    ).choose(model.score_output)
-
-
-def torch_handler(parsed: Parsed, manifest: Manifest, fields: OutputFields) -> TorchModelHandler:
-    """Flags, a manifest and what is written -> the handler of a model in the worker."""
-    model = parsed.get(ModelOptions)
-    return TorchModelHandler(
-        model.model or "",
-        manifest,
-        outputs=fields.needed,
-        device=model.device,
-        precision=model.precision,  # type: ignore[arg-type]
-        compile=model.compile,
-        batch_rows=model.batch_rows,
-    )
 
 
 def fields_of(parsed: Parsed, manifest: Manifest) -> OutputFields:

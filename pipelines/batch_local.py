@@ -11,6 +11,7 @@ import sys
 from pipelines.command import Command, run_and_exit
 from pipelines.options import (
     CloudOptions,
+    DeviceOptions,
     FailureOptions,
     ModelOptions,
     RunOptions,
@@ -25,6 +26,7 @@ COMMAND = Command(
     options=(
         SourceOptions,
         ModelOptions,
+        DeviceOptions,
         SinkOptions,
         FailureOptions,
         CloudOptions,

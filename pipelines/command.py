@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from model_handlers import errors
-from pipelines.options import Parsed, parse
+from pipelines.flags import Parsed, parse
 
 
 @dataclass(frozen=True)

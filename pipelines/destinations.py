@@ -10,7 +10,8 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 from cloud.clients import Cloud
 from model_handlers.errors import UsageError, nearest
 from pipelines.cloud_access import GCS
-from pipelines.options import FailureOptions, Parsed, SinkOptions
+from pipelines.flags import Parsed
+from pipelines.options import FailureOptions, SinkOptions
 from transforms.bigquery_schema import TableName
 from transforms.commit_files import (
     DEAD_LETTERS,

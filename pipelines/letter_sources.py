@@ -19,7 +19,8 @@ from cloud.clients import Cloud
 from cloud.errors import retry, told_as
 from model_handlers.errors import InputError, UsageError, nearest
 from pipelines.beam_args import runs_in_process
-from pipelines.options import Parsed, ReplayOptions, RunOptions
+from pipelines.flags import Parsed
+from pipelines.options import ReplayOptions, RunOptions
 from transforms.bigquery_schema import TableName
 from transforms.decode import content_id
 from transforms.failures import utc_now

@@ -13,6 +13,8 @@ import sys
 from pipelines.command import Command, run_and_exit
 from pipelines.options import (
     CloudOptions,
+    DeviceOptions,
+    EndpointOptions,
     FailureOptions,
     ModelOptions,
     ReplayOptions,
@@ -27,6 +29,8 @@ COMMAND = Command(
     options=(
         ReplayOptions,
         ModelOptions,
+        DeviceOptions,
+        EndpointOptions,
         SinkOptions,
         FailureOptions,
         CloudOptions,

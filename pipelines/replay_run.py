@@ -14,22 +14,22 @@ from cloud.endpoints import Endpoints
 from cloud.errors import retry, told_as
 from model_handlers.contract import Manifest
 from model_handlers.errors import OutputError, UsageError
-from pipelines.batch import fields_of, read_model, run, score_rows, torch_handler
+from pipelines.batch import fields_of, run, score_rows
 from pipelines.beam_args import beam_options
 from pipelines.cloud_access import connect, make_cloud
 from pipelines.destinations import writes_bigquery
+from pipelines.flags import Parsed, require
+from pipelines.handlers import make_handler, read_model
 from pipelines.letter_sources import Replay, check_source, open_letters, select
 from pipelines.options import (
     CloudOptions,
     ModelOptions,
-    Parsed,
     ReplayOptions,
     RunOptions,
     SinkOptions,
     SourceOptions,
     StreamSinkOptions,
     StreamSourceOptions,
-    require,
 )
 from pipelines.sources import Source
 from pipelines.stream import message_format, stream_fields
@@ -57,7 +57,8 @@ def run_local(parsed: Parsed) -> None:
     selection = select(flags)
     check_source(flags, options)
     parsed = as_batch_run(parsed)
-    cloud = _make_cloud(parsed, options, connect(parsed, options))
+    endpoints = connect(parsed, options)
+    cloud = _make_cloud(parsed, options, endpoints)
     with open_letters(parsed, selection, cloud) as found:
         first = find_letter(found.letters, found.selection)
         if first is None:
@@ -65,7 +66,7 @@ def run_local(parsed: Parsed) -> None:
             out = sys.stderr if parsed.get(RunOptions).json_summary else sys.stdout
             print(f"no dead letters in {', '.join(found.names)}: nothing to replay", file=out)
             return
-        _replay(parsed, found, first, options, cloud)
+        _replay(parsed, found, first, options, endpoints, cloud)
 
 
 def as_batch_run(parsed: Parsed) -> Parsed:
@@ -100,7 +101,12 @@ def _make_cloud(parsed: Parsed, options: PipelineOptions, endpoints: Endpoints) 
 
 
 def _replay(
-    parsed: Parsed, found: Replay, first: Letter, options: PipelineOptions, cloud: Cloud | None
+    parsed: Parsed,
+    found: Replay,
+    first: Letter,
+    options: PipelineOptions,
+    endpoints: Endpoints,
+    cloud: Cloud | None,
 ) -> None:
     """What is replayed, and its first letter -> a finished run. Raises TooManyDeadLetters."""
     own = replace(parsed.get(RunOptions), run_id=found.run_id)
@@ -120,7 +126,7 @@ def _replay(
         selected = (found.letters, found.selection, first.of_stream)
         return Source(ReadLetters(*selected, read, provenance, rows), schema, found.names)
 
-    handler = torch_handler(parsed, manifest, fields)
+    handler = make_handler(parsed, manifest, fields, options, endpoints)
     graph = score_rows(name, parsed, handler, manifest, fields, options, cloud, source_of)
     run(replace(graph, topics=topics, cloud=cloud), options, parsed)
 

@@ -13,7 +13,8 @@ from cloud.clients import Cloud
 from cloud.errors import told_as
 from model_handlers.contract import Manifest
 from model_handlers.errors import InputError, UsageError, nearest, one_line
-from pipelines.options import ModelOptions, Parsed, SourceOptions
+from pipelines.flags import Parsed
+from pipelines.options import ModelOptions, SourceOptions
 from transforms.bigquery_schema import TableName
 from transforms.commit_files import RunFolder
 from transforms.encode import OutputFields, check_fields

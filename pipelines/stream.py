@@ -37,22 +37,22 @@ from apache_beam.options.pipeline_options import (
 
 from cloud.clients import Cloud
 from cloud.endpoints import is_plain
+from model_handlers.batch_handler import BatchHandler
 from model_handlers.contract import Manifest
 from model_handlers.errors import UsageError
-from model_handlers.package import read_manifest
-from model_handlers.torch_model import TorchModelHandler
 from pipelines.beam_args import IN_PROCESS_STREAM, beam_options, runs_in_process
 from pipelines.cloud_access import connect
+from pipelines.flags import Parsed, require
 from pipelines.graph import ScoreStream, StreamSinks
+from pipelines.handlers import make_handler, read_model
 from pipelines.options import (
     CloudOptions,
+    EndpointOptions,
     ModelOptions,
-    Parsed,
     StreamFailureOptions,
     StreamRunOptions,
     StreamSinkOptions,
     StreamSourceOptions,
-    require,
 )
 from pipelines.sources import read_text
 from pipelines.stream_in_process import KeptModelHandler, Reading, tell, watch
@@ -76,14 +76,25 @@ from transforms.validate import VECTOR_COLUMN
 
 def run_local(parsed: Parsed) -> None:
     """The flags of stream_local -> an endless run."""
+    run_stream("stream_local", parsed)
+
+
+def run_vertex(parsed: Parsed) -> None:
+    """The flags of stream_vertex -> an endless run."""
+    endpoint = parsed.get(EndpointOptions)
+    run_stream("stream_vertex", parsed, endpoint=endpoint.endpoint or endpoint.endpoint_url)
+
+
+def run_stream(name: str, parsed: Parsed, **needed: Any) -> None:
+    """A pipeline's name, its flags, and those that it needs besides -> an endless run."""
     options = beam_options(parsed.beam_args, streaming=True)
-    model = parsed.get(ModelOptions)
     sink, failures = parsed.get(StreamSinkOptions), parsed.get(StreamFailureOptions)
     source = parsed.get(StreamSourceOptions)
     require(
-        "stream_local",
+        name,
         input_subscription=source.input_subscription or source.input_topic,
-        model=model.model,
+        model=parsed.get(ModelOptions).model,
+        **needed,
         output_topic=sink.output_topic or sink.output_table or sink.output_files,
         dead_letter_topic=failures.dead_letter_topic
         or failures.dead_letter_table
@@ -91,22 +102,12 @@ def run_local(parsed: Parsed) -> None:
         or sink.output_table,
     )
     cloud = stream_cloud(parsed, options)
-    path = model.model or ""
-    manifest = read_manifest(
-        path, digest=model.model_digest, feature_columns=model.feature_columns
-    ).choose(model.score_output)
+    manifest = read_model(parsed)
     fields = stream_fields(parsed, manifest)
-    kind = KeptModelHandler if runs_in_process(options) else TorchModelHandler
-    handler = kind(
-        path,
-        manifest,
-        outputs=fields.needed,
-        device=model.device,
-        precision=model.precision,  # type: ignore[arg-type]
-        compile=model.compile,
-        batch_rows=model.batch_rows,
-    )
-    run_stream("stream_local", parsed, handler, manifest, fields, options, cloud)
+    handler: BatchHandler[Any] = make_handler(parsed, manifest, fields, options, cloud.endpoints)
+    if runs_in_process(options):
+        handler = KeptModelHandler(handler)
+    score_stream(name, parsed, handler, manifest, fields, options, cloud)
 
 
 def stream_cloud(parsed: Parsed, options: PipelineOptions) -> Cloud:
@@ -158,7 +159,7 @@ def _check_avro(found: MessageFormat, manifest: Manifest) -> None:
         )
 
 
-def run_stream(
+def score_stream(
     name: str,
     parsed: Parsed,
     handler: Any,

@@ -5,17 +5,18 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
+import pyarrow as pa
 
 from cloud.clients import Cloud
-from model_handlers.loaded_model import LoadedModel
-from model_handlers.torch_model import TorchModelHandler
+from model_handlers.batch_handler import BatchHandler
 from pipelines.options import StreamRunOptions
 from pipelines.stream_progress import Tally, report_line, start_tally, summary
 from pipelines.subscription import LEASE_SECONDS, renew
@@ -30,14 +31,24 @@ STOPPING = "stopping: what was taken is scored and written first (Ctrl-C again: 
 _loaded: list[Any] = []
 
 
-class KeptModelHandler(TorchModelHandler):
-    """A TorchModelHandler whose model stays loaded for the life of the process."""
+class KeptModelHandler(BatchHandler[Any]):
+    """Another handler, whose model stays loaded for the life of the process."""
 
-    def load_model(self) -> LoadedModel:
+    def __init__(self, handler: BatchHandler[Any]) -> None:
+        super().__init__(handler.manifest, handler.outputs, handler.batch_rows)
+        self._handler = handler
+
+    def load_model(self) -> Any:
         """The model, which Beam finds again."""
-        model = super().load_model()
+        model = self._handler.load_model()
         _loaded.append(model)
         return model
+
+    def predict(
+        self, model: Any, arrays: Sequence[np.ndarray], rows: int
+    ) -> tuple[pa.StructArray, pa.StructArray]:
+        """As the other handler."""
+        return self._handler.predict(model, arrays, rows)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import sys
 from pipelines.command import Command, run_and_exit
 from pipelines.options import (
     CloudOptions,
+    DeviceOptions,
     ModelOptions,
     StreamFailureOptions,
     StreamRunOptions,
@@ -25,6 +26,7 @@ COMMAND = Command(
     options=(
         StreamSourceOptions,
         ModelOptions,
+        DeviceOptions,
         StreamSinkOptions,
         StreamFailureOptions,
         CloudOptions,

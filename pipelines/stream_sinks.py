@@ -11,8 +11,9 @@ from cloud.clients import Cloud
 from cloud.errors import retry, told_as
 from model_handlers.errors import OutputError, UsageError
 from pipelines.destinations import check_cluster_by
+from pipelines.flags import Parsed
 from pipelines.graph import StreamSinks
-from pipelines.options import Parsed, StreamFailureOptions, StreamSinkOptions
+from pipelines.options import StreamFailureOptions, StreamSinkOptions
 from transforms.bigquery_schema import TableName
 from transforms.bigquery_tables import check_table, create_table, find_table
 from transforms.commit_files import DEAD_LETTERS, SCORES

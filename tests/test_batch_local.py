@@ -629,7 +629,7 @@ def test_an_unexpected_error_is_one_line_and_a_traceback_with_debug(
     def fail(*_: Any, **__: Any) -> None:
         raise LookupError("something nobody thought of")
 
-    monkeypatch.setattr("pipelines.batch.read_manifest", fail)
+    monkeypatch.setattr("pipelines.handlers.read_manifest", fail)
     refused(run(), 1, "unexpected LookupError", "something nobody thought of", "--debug")
     with pytest.raises(LookupError):
         run(debug="true")

@@ -11,16 +11,15 @@ from model_handlers.errors import UsageError
 from model_handlers.torch_model import BATCH_ROWS
 from pipelines.batch_local import COMMAND
 from pipelines.beam_args import beam_options, runs_in_process
+from pipelines.flags import Parsed, parse, require
 from pipelines.options import (
     CloudOptions,
+    DeviceOptions,
     ModelOptions,
-    Parsed,
     RunOptions,
     SinkOptions,
     SourceOptions,
     all_flags,
-    parse,
-    require,
 )
 
 
@@ -39,8 +38,8 @@ def test_lists_are_split_at_commas_and_spaces() -> None:
 
 
 def test_defaults_hold_where_nothing_is_said() -> None:
-    model = parsed().get(ModelOptions)
-    assert (model.device, model.precision, model.batch_rows, model.model) == (
+    model, device = parsed().get(ModelOptions), parsed().get(DeviceOptions)
+    assert (device.device, device.precision, model.batch_rows, model.model) == (
         "auto",
         "float32",
         BATCH_ROWS,

@@ -42,10 +42,11 @@ def test_every_reason_named_is_given_somewhere_and_the_other_way_round() -> None
     table = README.split("| stage | reason |")[1].split("\n\n")[0]
     named = set(re.findall(r"`([a-z_]+)`", table))
     source = "".join(path.read_text() for path in (ROOT / "transforms").glob("*.py"))
-    source += (ROOT / "model_handlers" / "torch_model.py").read_text()
+    handlers = (ROOT / "model_handlers").glob("*.py")
+    source += "".join(path.read_text() for path in handlers)
     given = set(re.findall(r'Fault\(\s*"([a-z_]+)"', source))
     given |= set(re.findall(r'faults\.add\([^"]*"([a-z_]+)"', source))
-    given |= set(re.findall(r'"reason": "([a-z_]+)"', source))
+    given |= set(re.findall(r'"((?:model|endpoint)_(?:error|refused|failed))"', source))
     assert given == named
 
 

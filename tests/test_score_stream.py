@@ -101,16 +101,17 @@ def run(
         source: beam.PTransform,
         runner: str = "FnApiRunner",
         change: Callable[[OutputFields], OutputFields] = lambda fields: fields,
-        kind: type[TorchModelHandler] = TorchModelHandler,
+        keep_model: bool = False,
         **given: Any,
     ) -> Scored:
         folder = tmp_path_factory.mktemp("run")
         fields = change(choose_fields(manifest, given.pop("output_fields", None), stream=True))
         read = MessageFormat(RowFormat(manifest, None, fields.source, CARRIED))
+        handler = TorchModelHandler(path, manifest, outputs=fields.needed)
         graph = ScoreStream(
             source,
             read,
-            kind(path, manifest, outputs=fields.needed),
+            KeptModelHandler(handler) if keep_model else handler,
             manifest,
             fields,
             provenance,
@@ -201,7 +202,7 @@ def test_the_model_of_a_run_in_this_process_is_loaded_once_for_all_bundles(run: 
     for i in range(4):
         source = source.add_elements([raw(i, GOOD)])
     source, before = source.advance_watermark_to_infinity(), len(stream_in_process._loaded)
-    scored = run(source, "BundleBasedDirectRunner", kind=KeptModelHandler)
+    scored = run(source, "BundleBasedDirectRunner", keep_model=True)
     assert scored.ids == [f"m{i}" for i in range(4)]
     assert len(stream_in_process._loaded) == before + 1
 

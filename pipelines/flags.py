@@ -1,0 +1,171 @@
+"""Flags as fields of dataclasses: declared once, read from a command line, told in its help.
+
+Nothing of Beam is imported, so that `--help` answers at once; flags that are not
+declared are Beam's and are passed on to it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, TypeVar
+
+from model_handlers.errors import UsageError
+
+T = TypeVar("T")
+
+
+def flag(
+    text: str,
+    default: Any = None,
+    *,
+    label: str,
+    param_type: str = "TEXT",
+    choices: Sequence[str] = (),
+    regex: str | None = None,
+    metavar: str | None = None,
+) -> Any:
+    """Help text, default and template metadata -> a dataclass field that is a flag.
+
+    A default of None means: not given. param_type, regex, label: of the Flex Template
+    parameter; the regex is checked on the command line as well.
+    """
+    metadata = {
+        "help": text,
+        "label": label,
+        "param_type": param_type,
+        "choices": tuple(choices),
+        "regex": regex,
+        "metavar": metavar,
+    }
+    return field(default=default, metadata=metadata)
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are UsageErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A command line, read: an instance of each options class, and Beam's own flags."""
+
+    groups: dict[type[Any], Any]
+    beam_args: list[str]
+
+    def get(self, kind: type[T]) -> T:
+        """An options class -> its instance."""
+        return typing.cast(T, self.groups[kind])
+
+    def find(self, kind: type[T]) -> T | None:
+        """An options class -> its instance, None where the pipeline has no such flags."""
+        return typing.cast(T | None, self.groups.get(kind))
+
+
+def build_parser(program: str, about: str, kinds: Sequence[type[Any]]) -> argparse.ArgumentParser:
+    """A pipeline's name, its description and its options classes -> the parser."""
+    parser = _Parser(
+        prog=f"python -m pipelines.{program}",
+        description=about,
+        allow_abbrev=False,
+        epilog="All flags of Apache Beam and its runners are accepted as well, for instance "
+        "--runner DataflowRunner --project P --region R --temp_location gs://B/tmp.",
+    )
+    for kind in kinds:
+        group = parser.add_argument_group((kind.__doc__ or "").strip().splitlines()[0].rstrip("."))
+        for f in dataclasses.fields(kind):
+            _add_flag(group, f, typing.get_type_hints(kind)[f.name])
+    return parser
+
+
+def _add_flag(group: Any, f: dataclasses.Field[Any], hint: Any) -> None:
+    meta = f.metadata
+    shown = "" if f.default in (None, False) else f" (default: {f.default})"
+    common = {"default": None, "help": meta["help"].replace("%", "%%") + shown, "dest": f.name}
+    plain = _plain_type(hint)
+    if plain is bool:
+        group.add_argument(
+            f"--{f.name}", nargs="?", const=True, type=_parse_bool, metavar="true|false", **common
+        )
+    elif plain is tuple:
+        group.add_argument(f"--{f.name}", nargs="+", metavar=meta["metavar"], **common)
+    else:
+        choices = meta["choices"] or None
+        metavar = None if choices else meta["metavar"] or ("N" if plain is int else "VALUE")
+        group.add_argument(f"--{f.name}", type=plain, choices=choices, metavar=metavar, **common)
+
+
+def _plain_type(hint: Any) -> Any:
+    """`int | None`, `tuple[str, ...]` -> int, tuple."""
+    if isinstance(hint, types.UnionType):
+        hint = next(part for part in typing.get_args(hint) if part is not type(None))
+    return typing.get_origin(hint) or hint
+
+
+def _parse_bool(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
+    return text.lower() == "true"
+
+
+def parse(program: str, about: str, kinds: Sequence[type[Any]], argv: Sequence[str]) -> Parsed:
+    """A command line -> Parsed. Raises UsageError; `--help` prints and exits."""
+    known, beam_args = build_parser(program, about, kinds).parse_known_args(list(argv))
+    groups: dict[type[Any], Any] = {}
+    for kind in kinds:
+        values = {}
+        for f in dataclasses.fields(kind):
+            value = getattr(known, f.name)
+            if value is not None:
+                values[f.name] = _checked(f, value)
+        groups[kind] = kind(**values)
+    return Parsed(groups, beam_args)
+
+
+def _checked(f: dataclasses.Field[Any], value: Any) -> Any:
+    """A flag and its value -> the value, lists split at commas. Raises UsageError."""
+    if isinstance(value, list):
+        parts = tuple(part.strip() for item in value for part in item.split(",") if part.strip())
+        if not parts:
+            raise UsageError(f"--{f.name}: expected at least one value, got {' '.join(value)!r}")
+        return parts
+    regex = f.metadata["regex"]
+    if regex and not re.fullmatch(regex, str(value)):
+        raise UsageError(
+            f"--{f.name}: {str(value)!r} is not of the pattern {regex}: {f.metadata['help']}"
+        )
+    return value
+
+
+# What does as well as a flag that require is asked for, of all pipelines or of one.
+_ALTERNATIVES = {
+    "input_files": ("input_table", "input_query"),
+    "replay input_files": ("input_table", "input_subscription"),
+    "output_files": ("output_table",),
+    "input_subscription": ("input_topic",),
+    "output_topic": ("output_table", "output_files"),
+    "dead_letter_topic": ("dead_letter_table", "dead_letter_files"),
+}
+
+
+def _with_alternatives(program: str, name: str) -> str:
+    found = _ALTERNATIVES.get(f"{program} {name}") or _ALTERNATIVES.get(name, ())
+    others = [f"--{other}" for other in found]
+    return f"--{name} (or {', '.join(others)})" if others else f"--{name}"
+
+
+def require(program: str, **flags: Any) -> None:
+    """Flags that a pipeline cannot do without -> nothing, or one UsageError with all missing."""
+    missing = [_with_alternatives(program, name) for name, value in flags.items() if value is None]
+    if missing:
+        example = " ".join(f"--{name} {name.upper()}" for name in flags)
+        raise UsageError(
+            f"missing {', '.join(missing)}; type: python -m pipelines.{program} {example}"
+        )

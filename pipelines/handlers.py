@@ -1,0 +1,97 @@
+"""From flags to what predicts: the model in the worker, or the endpoint that has it."""
+
+from __future__ import annotations
+
+from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
+
+from cloud.endpoints import Endpoints
+from cloud.vertex import EndpointAddress
+from model_handlers.contract import Manifest
+from model_handlers.package import read_manifest
+from model_handlers.torch_model import TorchModelHandler
+from model_handlers.vertex_endpoint import RequestLimits, VertexEndpointHandler
+from pipelines.flags import Parsed
+from pipelines.options import CloudOptions, DeviceOptions, EndpointOptions, ModelOptions
+from transforms.encode import OutputFields
+
+Handler = TorchModelHandler | VertexEndpointHandler
+
+
+def read_model(parsed: Parsed) -> Manifest:
+    """Flags -> the model's manifest, its score chosen. Raises ModelError."""
+    model = parsed.get(ModelOptions)
+    return read_manifest(
+        model.model or "", digest=model.model_digest, feature_columns=model.feature_columns
+    ).choose(model.score_output)
+
+
+def make_handler(
+    parsed: Parsed,
+    manifest: Manifest,
+    fields: OutputFields,
+    options: PipelineOptions,
+    endpoints: Endpoints,
+) -> Handler:
+    """Flags, a manifest and what is written -> the handler that they ask for.
+
+    An endpoint is asked for a row that it has to know first, unless a flag says otherwise.
+    Raises UsageError, EndpointError, CredentialsError.
+    """
+    endpoint = parsed.find(EndpointOptions)
+    if endpoint is None or (endpoint.endpoint or endpoint.endpoint_url) is None:
+        return _torch_handler(parsed, manifest, fields)
+    handler = _endpoint_handler(parsed, endpoint, manifest, fields, options, endpoints)
+    if not endpoint.skip_endpoint_check:
+        connected = handler.load_model()
+        try:
+            connected.check()
+        finally:
+            connected.client.close()
+    return handler
+
+
+def _torch_handler(parsed: Parsed, manifest: Manifest, fields: OutputFields) -> TorchModelHandler:
+    model, device = parsed.get(ModelOptions), parsed.get(DeviceOptions)
+    return TorchModelHandler(
+        model.model or "",
+        manifest,
+        outputs=fields.needed,
+        device=device.device,
+        precision=device.precision,  # type: ignore[arg-type]
+        compile=device.compile,
+        batch_rows=model.batch_rows,
+    )
+
+
+def _endpoint_handler(
+    parsed: Parsed,
+    endpoint: EndpointOptions,
+    manifest: Manifest,
+    fields: OutputFields,
+    options: PipelineOptions,
+    endpoints: Endpoints,
+) -> VertexEndpointHandler:
+    google = options.view_as(GoogleCloudOptions)
+    address = EndpointAddress(
+        endpoint.endpoint,
+        endpoint.endpoint_url,
+        endpoint.endpoint_project or google.project,
+        # Beam's own default of the region is a question to gcloud.
+        endpoint.endpoint_location or google.get_all_options(drop_default=True).get("region"),
+        endpoints.aiplatform,
+    )
+    limits = RequestLimits(
+        rows=endpoint.endpoint_request_rows,
+        concurrency=endpoint.endpoint_concurrency,
+        timeout_seconds=endpoint.endpoint_timeout_seconds,
+        retry_seconds=parsed.get(CloudOptions).retry_seconds,
+    )
+    return VertexEndpointHandler(
+        address,
+        manifest,
+        outputs=fields.needed,
+        instance_format=endpoint.instance_format,  # type: ignore[arg-type]
+        parameters=endpoint.endpoint_parameters,
+        limits=limits,
+        batch_rows=parsed.get(ModelOptions).batch_rows,
+    )
