@@ -15,9 +15,10 @@ import datetime
 import json
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any, Literal, cast
 
 import apache_beam as beam
@@ -293,22 +294,27 @@ class _DecodeDoFn(beam.DoFn):
         self._format, self._provenance, self._batch_rows = message_format, provenance, batch_rows
 
     def start_bundle(self) -> None:
-        self._waiting: list[Message] = []
+        self._waiting: list[Any] = []
         self._bytes = 0
 
-    def process(self, element: Any) -> Iterator[Any]:
-        for one in element if isinstance(element, list) else (element,):
-            if not self._waiting:
-                self._received = utc_now()
-            self._waiting.append(parse(one))
-            self._bytes += len(self._waiting[-1].data)
-            if len(self._waiting) >= self._batch_rows or self._bytes >= BATCH_BYTES:
-                yield from self._flush()
+    def process(self, element: Any) -> Iterable[Any]:
+        # No generator: of most messages nothing comes at once.
+        if isinstance(element, list):
+            return chain.from_iterable(map(self._add, element))
+        return self._add(element)
+
+    def _add(self, message: Any) -> Iterable[Any]:
+        if not self._waiting:
+            self._received = utc_now()
+        self._waiting.append(message)
+        self._bytes += len(message if isinstance(message, bytes) else message.data or b"")
+        full = len(self._waiting) >= self._batch_rows or self._bytes >= BATCH_BYTES
+        return self._flush() if full else ()
 
     def finish_bundle(self) -> Iterator[Any]:
         # The time of the bundle's rows as a whole: it is never behind the watermark.
         now = Timestamp.now()
-        for value in self._flush():
+        for value in self._flush() if self._waiting else ():
             if isinstance(value, beam.pvalue.TaggedOutput):
                 windowed = GlobalWindows.windowed_value(value.value, timestamp=now)
                 yield beam.pvalue.TaggedOutput(value.tag, windowed)
@@ -316,10 +322,11 @@ class _DecodeDoFn(beam.DoFn):
                 yield GlobalWindows.windowed_value(value, timestamp=now)
 
     def _flush(self) -> Iterator[Any]:
-        waiting, self._waiting, self._bytes = self._waiting, [], 0
-        if not waiting:
-            return
-        batches, failures = decode_messages(waiting, self._format, self._provenance, self._received)
+        messages = [parse(message) for message in self._waiting]
+        self._waiting, self._bytes = [], 0
+        batches, failures = decode_messages(
+            messages, self._format, self._provenance, self._received
+        )
         yield from batches
         if failures is not None:
             yield beam.pvalue.TaggedOutput("failures", failures)
