@@ -34,10 +34,11 @@ from model_handlers.package import read_manifest
 from model_handlers.torch_model import TorchModelHandler
 from pipelines.graph import ScoreStream, StreamSinks
 from transforms.decode_messages import ENCODING, MessageFormat, MessageKind, decode_messages
-from transforms.encode import CARRIED, choose_fields, output_schema
+from transforms.encode import choose_fields, output_schema
 from transforms.failures import Provenance, utc_now
 from transforms.messages import Message, serialize
 from transforms.row_format import RowFormat
+from transforms.row_schemas import CARRIED
 from transforms.validate import validate
 
 SEED = 20_261_121

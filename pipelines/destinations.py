@@ -20,7 +20,7 @@ from transforms.commit_files import (
     FolderDestination,
     RunFolder,
 )
-from transforms.failures import FAILURE_SCHEMA
+from transforms.row_schemas import FAILURE_SCHEMA
 from transforms.write_bigquery import TableDestination
 
 

@@ -20,11 +20,12 @@ from transforms.bigquery_schema import TableName
 from transforms.commit_files import DEAD_LETTERS, SCORES, Destination, RunFolder
 from transforms.decode_messages import DecodeMessages, MessageFormat
 from transforms.encode import EncodeRows, OutputFields
-from transforms.failures import FAILURE_SCHEMA, Provenance
+from transforms.failures import Provenance
 from transforms.gather_messages import DropDuplicates, GatherMessages
 from transforms.predict import Predict
 from transforms.publish import PublishBatches
 from transforms.reconcile import CommitRun, CountFailures, CountRows
+from transforms.row_schemas import FAILURE_SCHEMA
 from transforms.write_files import StageFiles
 from transforms.write_windows import WriteWindows
 

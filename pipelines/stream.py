@@ -60,17 +60,12 @@ from pipelines.stream_sinks import open_sinks, prepare_sinks
 from pipelines.subscription import READER, claim, open_subscription, released, temporary
 from transforms.avro_messages import field_names
 from transforms.decode_messages import MessageFormat
-from transforms.encode import (
-    CARRIED,
-    OutputFields,
-    choose_fields,
-    output_schema,
-    reference_fields,
-)
+from transforms.encode import OutputFields, choose_fields, output_schema, reference_fields
 from transforms.failures import Provenance, utc_now
 from transforms.pull_messages import PullMessages, open_intake
 from transforms.read_pubsub import ReadMessages
 from transforms.row_format import RowFormat
+from transforms.row_schemas import CARRIED
 from transforms.validate import VECTOR_COLUMN
 
 

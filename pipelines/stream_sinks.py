@@ -18,7 +18,7 @@ from transforms.bigquery_schema import TableName
 from transforms.bigquery_tables import check_table, create_table, find_table
 from transforms.commit_files import DEAD_LETTERS, SCORES
 from transforms.encode import OutputFields
-from transforms.failures import FAILURE_SCHEMA
+from transforms.row_schemas import FAILURE_SCHEMA
 from transforms.write_windows import check_folder
 
 

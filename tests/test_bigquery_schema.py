@@ -21,7 +21,7 @@ from transforms.bigquery_schema import (
     table_fields,
     without_json,
 )
-from transforms.failures import FAILURE_SCHEMA
+from transforms.row_schemas import FAILURE_SCHEMA
 
 JSON = pa.field("j", pa.string(), metadata=JSON_METADATA)
 

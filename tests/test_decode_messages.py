@@ -25,11 +25,11 @@ from model_handlers.errors import UsageError
 from transforms import decode_messages as module
 from transforms.decode import decode_rows
 from transforms.decode_messages import DecodeMessages, MessageFormat, decode_messages
-from transforms.encode import CARRIED
 from transforms.failures import Provenance
 from transforms.messages import ATTEMPTS, REPLAYED_ID, Message, serialize
 from transforms.record_batch import to_rows
 from transforms.row_format import RowFormat, read_plain
+from transforms.row_schemas import CARRIED
 from transforms.validate import validate
 
 Make = Callable[..., Any]

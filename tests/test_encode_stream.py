@@ -19,7 +19,6 @@ from model_handlers.contract import InputSpec, Manifest, OutputSpec
 from model_handlers.errors import UsageError
 from transforms.decode_messages import MessageFormat, decode_messages
 from transforms.encode import (
-    CARRIED,
     EncodeRows,
     OutputFields,
     choose_fields,
@@ -31,6 +30,7 @@ from transforms.failures import Provenance
 from transforms.messages import Message
 from transforms.record_batch import OUTPUTS, to_rows
 from transforms.row_format import RowFormat
+from transforms.row_schemas import CARRIED
 
 Make = Callable[..., Any]
 RECEIVED = datetime.datetime(2026, 11, 20, 12, 0, 1, tzinfo=datetime.UTC)

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from model_handlers.contract import Manifest
 from transforms.failures import (
-    FAILURE_SCHEMA,
     Fault,
     Provenance,
     failed_rows,
@@ -25,6 +24,7 @@ from transforms.failures import (
     utc_now,
 )
 from transforms.record_batch import source_batch
+from transforms.row_schemas import FAILURE_SCHEMA
 
 NOW = datetime.datetime(2024, 1, 2, 3, 4, 5, 6, tzinfo=datetime.UTC)
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from model_handlers.contract import InputSpec, Manifest
 from transforms.decode_messages import read_json
-from transforms.encode import CARRIED
 from transforms.failures import Fault
 from transforms.named_rows import NamedRows
 from transforms.row_format import RowFormat, build_columns, read_row
+from transforms.row_schemas import CARRIED
 
 NAMES = ("a", "odd name é", "class")
 NUMBERS = (

@@ -25,11 +25,12 @@ from model_handlers.torch_model import TorchModelHandler
 from transforms import file_ranges
 from transforms.commit_files import DEAD_LETTERS, SCORES, FolderDestination, RunFolder
 from transforms.encode import EncodeRows, choose_fields
-from transforms.failures import FAILURE_SCHEMA, Fault, Provenance
+from transforms.failures import Fault, Provenance
 from transforms.predict import Predict, split
 from transforms.read_files import Columns, ReadFiles
 from transforms.reconcile import CommitRun, CountFailures, CountRows
 from transforms.record_batch import ERROR, ERROR_TYPE, OUTPUTS
+from transforms.row_schemas import FAILURE_SCHEMA
 from transforms.write_files import StageFiles
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

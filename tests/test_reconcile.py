@@ -23,8 +23,9 @@ from transforms.commit_files import (
     RunFolder,
     StagedFile,
 )
-from transforms.failures import FAILURE_SCHEMA, Fault, Provenance, failure_batch, utc_now
+from transforms.failures import Fault, Provenance, failure_batch, utc_now
 from transforms.reconcile import CommitRun, CountFailures, CountRows, build_report, count_failures
+from transforms.row_schemas import FAILURE_SCHEMA
 from transforms.write_files import StageFiles
 
 Counts = dict[tuple[str, ...], int]

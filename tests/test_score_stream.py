@@ -35,11 +35,12 @@ from pipelines.stream_in_process import KeptModelHandler
 from pipelines.stream_progress import start_tally, summary
 from transforms.bigquery_schema import TableName
 from transforms.decode_messages import MessageFormat
-from transforms.encode import CARRIED, OutputFields, choose_fields, output_schema
+from transforms.encode import OutputFields, choose_fields, output_schema
 from transforms.failures import Provenance
 from transforms.messages import Message, serialize
 from transforms.read_pubsub import ReadMessages
 from transforms.row_format import RowFormat
+from transforms.row_schemas import CARRIED
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

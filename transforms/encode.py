@@ -31,20 +31,13 @@ from transforms.record_batch import (
     UTC_MICROSECONDS,
     typed,
 )
+from transforms.row_schemas import CARRIED, REFERENCE_SCHEMA, REFERENCE_STREAM_SCHEMA, WINDOW
 
 LINEAGE = ("model_name", "model_version", "model_digest", "run_id", "scored_at")
 SCORE = "score"
 _OWN = {ROW_ID, SCORE, *LINEAGE}
 ENCODED = "encoded"
 
-# What senders of the reference's messages put beside the features, and its type.
-CARRIED = (
-    ("test_id", pa.string()),
-    ("message_id", pa.string()),
-    ("publish_time", pa.float64()),
-    ("sequence", pa.int64()),
-)
-WINDOW = ("window_start", "window_end")
 _OF_STREAMS = {"event_time", "received_at", *WINDOW, *(name for name, _ in CARRIED)}
 
 OutputLayout = Literal["default", "reference"]
@@ -168,7 +161,8 @@ def encode(
                 ENCODED: outputs.field(ENCODED).cast(pa.list_(pa.float64())),
                 fields.time_column: time,
                 **message,
-            }
+            },
+            schema=REFERENCE_STREAM_SCHEMA if message else REFERENCE_SCHEMA,
         )
     source = {name: every.field(name) for name in fields.source}
     for name in fields.numbers:

@@ -18,26 +18,9 @@ import pyarrow as pa
 
 from model_handlers.contract import Manifest
 from transforms.record_batch import MESSAGE, PAYLOAD, ROW_ID, SOURCE, to_rows
+from transforms.row_schemas import FAILURE_SCHEMA
 
 Stage = Literal["decode", "validate", "infer", "encode", "write"]
-
-FAILURE_SCHEMA = pa.schema(
-    [
-        ("failed_at", pa.timestamp("us", tz="UTC")),
-        ("run_id", pa.string()),
-        ("pipeline", pa.string()),
-        ("stage", pa.string()),
-        ("reason", pa.string()),
-        ("message", pa.string()),
-        ("row_id", pa.string()),
-        ("payload", pa.binary()),
-        ("attributes", pa.string()),
-        ("model_name", pa.string()),
-        ("model_version", pa.string()),
-        ("model_digest", pa.string()),
-        ("attempts", pa.int64()),
-    ]
-)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from cloud.errors import retry, told_as
 from model_handlers.errors import InputError
 from transforms.bigquery_schema import TableName
 from transforms.decode_messages import DecodeMessages, MessageFormat
-from transforms.failures import FAILURE_SCHEMA, Provenance
+from transforms.failures import Provenance
 from transforms.file_ranges import FileRange, match_files, split_file
 from transforms.file_writers import to_json_line
 from transforms.letters import Letter, Selection, last_letters, read_letter, to_message
@@ -26,6 +26,7 @@ from transforms.messages import serialize
 from transforms.read_bigquery import BigQuerySource, ReadStream, describe, read_stream
 from transforms.read_files import Read
 from transforms.record_batch import to_rows
+from transforms.row_schemas import FAILURE_SCHEMA
 from transforms.text_lines import line_blocks, without_compression
 
 
