@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +30,19 @@ _PASSING_REASONS = {
     "jobInternalError",
     "tableUnavailable",
 }
+# Of Vertex AI, which says it with the status of a rate.
+_QUOTA = re.compile(r"quota metrics exceed|quotas? (is|are) exceeded", re.IGNORECASE)
+_PERMISSION = re.compile(r"\b(?P<service>[a-z]+)\.[a-zA-Z]+\.[a-zA-Z]+\b")
+# The least of Google's roles that has what this project needs of a service.
+_ROLES = {
+    "aiplatform": "roles/aiplatform.user",
+    "artifactregistry": "roles/artifactregistry.reader",
+    "bigquery": "roles/bigquery.user",
+    "iam": "roles/iam.serviceAccountUser",
+    "pubsub": "roles/pubsub.editor",
+    "storage": "roles/storage.objectUser",
+}
+_IMAGE = re.compile(r"\bimage\b.*(not found|does not exist|pull|access)", re.IGNORECASE)
 # Said by what stands before a service, so that a reason beside it tells nothing.
 _GATEWAYS = (exceptions.BadGateway, exceptions.ServiceUnavailable, exceptions.GatewayTimeout)
 _PASSING = (
@@ -60,7 +74,7 @@ def is_passing(error: BaseException) -> bool:
     reason = reason_of(error)
     if reason and not isinstance(error, _GATEWAYS):
         return reason in _PASSING_REASONS
-    return isinstance(error, _PASSING)
+    return isinstance(error, _PASSING) and not _QUOTA.search(str(error))
 
 
 def retry(seconds: float = RETRY_SECONDS, *also: type[Exception]) -> Retry:
@@ -148,14 +162,31 @@ def _advice(error: BaseException) -> str:
         return "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS"
     if isinstance(error, (requests.exceptions.RequestException, ConnectionError)):
         return "check the network and --api_endpoints"
-    if reason == "quotaExceeded":
+    if reason == "quotaExceeded" or _QUOTA.search(str(error)):
         return "a quota of the project is used up: raise it in the console, or wait"
     if is_passing(error):
         return "this may pass: run it again later"
+    if _IMAGE.search(str(error)):
+        return (
+            "check the image's name, and that the service agents of Vertex AI may read it "
+            "(roles/artifactregistry.reader)"
+        )
     if isinstance(error, exceptions.Forbidden):
-        return "grant the account the role that is missing, or use another --billing_project"
+        return _forbidden(error)
     if isinstance(error, exceptions.Unauthorized):
         return "the credentials were refused: log in again"
     if isinstance(error, exceptions.NotFound):
         return "check the project, the dataset, the name and the location"
     return ""
+
+
+def _forbidden(error: exceptions.Forbidden) -> str:
+    """What to do where Google says no."""
+    service = (error.metadata or {}).get("service") if error.reason == "SERVICE_DISABLED" else None
+    if service:
+        return f"run `gcloud services enable {service}` for the project, and wait a minute"
+    named = _PERMISSION.search(_text(error))
+    role = _ROLES.get(named["service"]) if named else None
+    if role:
+        return f"grant the account the role {role}"
+    return "grant the account the role that is missing, or use another --billing_project"

@@ -1,7 +1,8 @@
 """Serve a model package: python -m serving --model_path build/example/model
 
-`python -m serving run` is the same. Exit codes: 0 ended as it was told to, 1 it could not
-serve, 2 wrong flags.
+`python -m serving run` is the same. `deploy`, `undeploy` and `status` put packages behind
+endpoints of Vertex AI. Exit codes: 0 ended as it was told to, 1 it could not be done,
+2 wrong flags, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -23,7 +24,33 @@ def run(argv: Sequence[str]) -> int:
     return serve(settings)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"run": run}
+def deploy(argv: Sequence[str]) -> int:
+    """Deploy's flags -> the exit code."""
+    from serving.deploy import deploy
+
+    return deploy(argv)
+
+
+def undeploy(argv: Sequence[str]) -> int:
+    """Undeploy's flags -> the exit code."""
+    from serving.undeploy import undeploy
+
+    return undeploy(argv)
+
+
+def status(argv: Sequence[str]) -> int:
+    """Status' flags -> the exit code."""
+    from serving.status import status
+
+    return status(argv)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "run": run,
+    "deploy": deploy,
+    "undeploy": undeploy,
+    "status": status,
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -40,6 +67,10 @@ def main(argv: Sequence[str]) -> int:
     except MillraceError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt as interrupt:
+        told = str(interrupt) or "what is done is found again when the command is repeated"
+        print(f"stopped: {told}", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from typing import NoReturn
 
 from model_handlers.errors import UsageError
 
+# What `python -m serving deploy` tells the container; one that is not ours ignores it.
+DIGEST_VARIABLE = "MILLRACE_MODEL_DIGEST"
 # Vertex AI refuses requests above 1.5 MB before they reach a container.
 MAX_REQUEST_BYTES = 1_500_000
 
@@ -41,12 +43,16 @@ class Settings:
     drain_seconds: float = 30.0
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """One that raises UsageError where argparse would end the process."""
+
     def error(self, message: str) -> NoReturn:
+        """What argparse finds wrong -> UsageError."""
         raise UsageError(f"{message}; see --help")
 
 
-def _above_zero(text: str) -> int:
+def above_zero(text: str) -> int:
+    """A flag's text -> a whole number from 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
     return int(text)
@@ -83,7 +89,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 def make_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     """The environment, which has the defaults -> the parser of a server's flags."""
-    parser = _Parser(
+    parser = Parser(
         prog="python -m serving",
         description="Serve a model package over HTTP, as Vertex AI's containers do.",
         allow_abbrev=False,
@@ -97,7 +103,12 @@ def make_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
         help="model package: a folder with model.json or with one .mar, a .mar, or a model file; "
         "gs:// as well (default: AIP_STORAGE_URI)",
     )
-    model("--model_digest", metavar="SHA256", help="sha256 that the model file must have")
+    model(
+        "--model_digest",
+        default=environment.get(DIGEST_VARIABLE) or None,
+        metavar="SHA256",
+        help=f"sha256 that the model file must have (default: {DIGEST_VARIABLE})",
+    )
     model(
         "--feature_columns",
         type=_names,
@@ -119,7 +130,7 @@ def make_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     )
     model("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     model("--precision", default="float32", choices=("float32", "bf16", "fp16"))
-    model("--threads", type=_above_zero, default=1, help="threads of one operation (default: 1)")
+    model("--threads", type=above_zero, default=1, help="threads of one operation (default: 1)")
     add("--host", default="127.0.0.1", help="address to listen on; a container needs 0.0.0.0")
     add(
         "--port",
@@ -129,8 +140,8 @@ def make_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     )
     add("--health_route", type=_route, default=environment.get("AIP_HEALTH_ROUTE") or None)
     add("--predict_route", type=_route, default=environment.get("AIP_PREDICT_ROUTE") or None)
-    add("--max_request_bytes", type=_above_zero, default=MAX_REQUEST_BYTES)
-    add("--max_batch_rows", type=_above_zero, default=4096, help="rows of one pass (default: 4096)")
+    add("--max_request_bytes", type=above_zero, default=MAX_REQUEST_BYTES)
+    add("--max_batch_rows", type=above_zero, default=4096, help="rows of one pass (default: 4096)")
     add(
         "--max_batch_wait_ms",
         type=_from_zero,
@@ -140,7 +151,7 @@ def make_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     )
     add(
         "--max_in_flight",
-        type=_above_zero,
+        type=above_zero,
         default=512,
         help="requests beyond are answered 503 at once (default: 512)",
     )

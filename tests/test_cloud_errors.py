@@ -235,8 +235,20 @@ def test_an_error_is_explained_in_a_line_without_the_url(
         (exceptions.Aborted("try again"), True, ("try again",)),
         (exceptions.DeadlineExceeded("too slow"), True, ("too slow",)),
         (exceptions.ResourceExhausted("rows a second"), True, ("rows a second",)),
+        # Vertex AI says both with one status: what a minute has, and what a project may have.
+        (exceptions.TooManyRequests("Quota exceeded for requests per minute"), True, ("again",)),
+        (
+            exceptions.TooManyRequests("The following quota metrics exceed quota limits: CPUs"),
+            False,
+            ("CPUs", "a quota of the project is used up"),
+        ),
         (exceptions.InternalServerError("RST_STREAM"), True, ("RST_STREAM",)),
         (exceptions.PermissionDenied("no getData"), False, ("no getData", "grant", "role")),
+        (
+            exceptions.Forbidden("Permission 'storage.objects.create' denied"),
+            False,
+            ("grant the account the role roles/storage.objectUser",),
+        ),
         (exceptions.Unauthenticated("expired"), False, ("expired", "log in again")),
         (exceptions.FailedPrecondition("session expired"), False, ("session expired",)),
         (exceptions.InvalidArgument("row_restriction"), False, ("row_restriction",)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -378,6 +379,15 @@ def _handler(google: GoogleApi) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        # A client may end at any time, and tests end some.
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 @contextmanager
 def google_api(*services: Service, faults: Faults = lambda _: None) -> Iterator[GoogleApi]:
     """Services -> the server, listening until the block ends.
@@ -385,8 +395,7 @@ def google_api(*services: Service, faults: Faults = lambda _: None) -> Iterator[
     Raises AssertionError at the end if a request was not what the documents say.
     """
     google = GoogleApi(services, faults)
-    http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(google))
-    http.daemon_threads = True
+    http = _Server(("127.0.0.1", 0), _handler(google))
     google.url = f"http://127.0.0.1:{http.server_port}"
     thread = threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True)
     thread.start()
