@@ -8,6 +8,8 @@ rows' fault is told as Refused, and the caller finds the rows (model_handlers/ve
 from __future__ import annotations
 
 import asyncio
+import io
+import itertools
 import threading
 import time
 import weakref
@@ -16,7 +18,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -28,9 +30,12 @@ from model_handlers.errors import CredentialsError, EndpointError, one_line
 
 T = TypeVar("T")
 
-# After so many failures of one request its rows are suspected; of a single row after more, so
-# that an endpoint that fails one time in five wrongs not one row in a million.
-SUSPECT_MANY, SUSPECT_ONE = 4, 10
+# How a server may say which model has answered: the file's sha256.
+DIGEST_HEADER = "X-Model-Digest"
+# After so many failures of one request its rows are suspected.
+SUSPECT = 4
+# aiohttp copies a body that is larger than this piece by piece, if it is asked to.
+_LARGE_BODY = 1 << 20
 
 _OVERLOADED = {408, 425, 429, 503, 504}
 _REFUSING = {400, 413, 422}
@@ -41,6 +46,9 @@ _ADVICE = {
     404: "check --endpoint, --endpoint_project and --endpoint_location, and that a model is "
     "deployed there",
 }
+_NO_TOKEN = "no token was sent, since the address is none of Google's over https"
+_PRECONDITION = "FAILED_PRECONDITION"
+_CLOSE_SECONDS = 10.0
 
 
 class Refused(Exception):
@@ -56,18 +64,23 @@ class BadAnswer(Exception):
 
 
 class _Passing(Exception):
-    """What may be gone when it is asked again. said: by the server, in an answer of its own."""
+    """What may be gone when it is asked again.
+
+    suspicious: the rows may be why. unusable: there was an answer, of another form.
+    """
 
     def __init__(
         self,
         message: str,
         *,
-        said: bool = False,
+        suspicious: bool = False,
+        unusable: bool = False,
         overloaded: bool = False,
         retry_after: float = 0.0,
     ) -> None:
         super().__init__(message)
-        self.said, self.overloaded, self.retry_after = said, overloaded, retry_after
+        self.suspicious, self.unusable = suspicious, unusable
+        self.overloaded, self.retry_after = overloaded, retry_after
 
 
 @dataclass
@@ -92,7 +105,8 @@ class EndpointClient:
 
     url: of predictions. name: of the endpoint, for messages. credentials: Google's, None
     to send none. concurrency: requests in flight at most. timeout_seconds: of a request.
-    retry_seconds: how long what passes is waited out.
+    retry_seconds: how long what passes is waited out. digest: of the model; a server that
+    says another is refused.
     """
 
     def __init__(
@@ -104,8 +118,10 @@ class EndpointClient:
         concurrency: int = 8,
         timeout_seconds: float = 60.0,
         retry_seconds: float = 120.0,
+        digest: str | None = None,
     ) -> None:
-        self.url, self.name, self._credentials = url, name, credentials
+        self.url, self.name, self._digest = url, name, digest
+        self._credentials = credentials
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
         self._retry_seconds = retry_seconds
         self._limit, self._budget = AdaptiveLimit(concurrency), RetryBudget()
@@ -119,11 +135,15 @@ class EndpointClient:
         bypassed = proxy_bypass(parts.hostname or "")
         self._proxy = None if bypassed else getproxies().get(parts.scheme)
         self._loop = asyncio.new_event_loop()
-        self._end = weakref.finalize(self, _close, self._loop, self._sessions)
-        threading.Thread(target=self._loop.run_forever, name="endpoint", daemon=True).start()
+        thread = threading.Thread(target=_serve, args=(self._loop,), name="endpoint", daemon=True)
+        self._end = weakref.finalize(self, _close, self._loop, self._sessions, thread)
+        thread.start()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """A coroutine of this client's -> what it returns. From any thread but its own."""
+        if self._loop.is_closed():
+            coroutine.close()
+            raise RuntimeError(f"the client of endpoint {self.name} was closed")
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result()
@@ -145,50 +165,36 @@ class EndpointClient:
         self._end()
 
     async def post(
-        self, body: bytes, read: Callable[[bytes], T], *, patience: float = SUSPECT_MANY
+        self,
+        body: bytes,
+        read: Callable[[bytes], T],
+        *,
+        patience: int = SUSPECT,
+        innocent: bool = False,
     ) -> T:
         """A request's body and what reads its answer -> what that returns.
 
-        read: raises BadAnswer for what is no answer. patience: how often an answer may be a
-        failure before it is Refused. Raises Refused, EndpointError, CredentialsError.
+        read: raises BadAnswer for what is no answer. patience: how many failures there may
+        be before the rows are suspected. innocent: the rows are known to be good, so only
+        answers that are none count. Raises Refused, EndpointError, CredentialsError.
         """
-        begin, failures, renewed = time.monotonic(), 0, False
-        for attempt in range(1 << 30):
-            with self._throttling(self._limit.is_lowered):
-                await self._limit.acquire()
-            began = time.monotonic()
+        begin, failures = time.monotonic(), 0
+        for attempt in itertools.count():
             try:
-                result = read(await self._ask(body, began))
-            except BadAnswer as error:
-                self._count("bad_answer")
-                trouble = _Passing(str(error), said=True)
+                return await self._try(body, read)
             except _Passing as error:
                 trouble = error
-            except _Unauthorized as error:
-                if renewed or self._credentials is None:
-                    raise EndpointError(f"endpoint {self.name}: {error}") from None
-                # A token may have been withdrawn before its time.
-                renewed, self._credentials.token = True, None
-                continue
-            else:
-                self._limit.answered()
-                self._budget.answered()
-                self.last_answered = time.monotonic()
-                return result
-            finally:
-                self._limit.release()
-            failures += trouble.said
+            failures += trouble.unusable or (trouble.suspicious and not innocent)
             if failures >= patience:
                 raise Refused(0, str(trouble))
             now = time.monotonic()
-            if trouble.overloaded:
-                self._limit.pushed_back(began, now)
             wait = backoff(attempt, trouble.retry_after) + self._budget.spend(now)
             if now + wait - begin > self._retry_seconds:
+                asks = f" (Retry-After: {trouble.retry_after:.0f} s)" * (trouble.retry_after > 0)
                 raise EndpointError(
-                    f"endpoint {self.name} failed for {now - begin:.0f} s, {attempt + 1} times, "
-                    f"at last with: {trouble}; no row was given up: look at the endpoint, and run "
-                    "again"
+                    f"endpoint {self.name} failed {attempt + 1} times in {now - begin:.0f} s, at "
+                    f"last with: {trouble}{asks}; no row was given up: look at the endpoint, and "
+                    "run again"
                 )
             with self._lock:
                 self._stats.retries += 1
@@ -196,56 +202,117 @@ class EndpointClient:
                 await asyncio.sleep(wait)
         raise AssertionError
 
-    async def _ask(self, body: bytes, began: float) -> bytes:
-        """One request -> the body of its answer. Raises _Passing, Refused, EndpointError."""
+    async def _try(self, body: bytes, read: Callable[[bytes], T]) -> T:
+        """One request, when it is its turn -> what is read of its answer.
+
+        Raises _Passing, Refused, EndpointError, CredentialsError.
+        """
+        with self._throttling(self._limit.is_lowered):
+            await self._limit.acquire()
+        began = time.monotonic()
+        try:
+            result = read(await self._ask(body))
+        except BadAnswer as error:
+            self._count("bad_answer")
+            raise _Passing(str(error), suspicious=True, unusable=True) from None
+        except _Passing as trouble:
+            if trouble.overloaded:
+                self._limit.pushed_back(began, time.monotonic())
+            raise
+        finally:
+            self._limit.release()
+        self._limit.answered()
+        self._budget.answered()
+        self.last_answered = time.monotonic()
+        return result
+
+    async def _ask(self, body: bytes) -> bytes:
+        """One request -> the body of its answer. Raises as _try does."""
+        headers = await self._headers()
+        token = self._credentials and self._credentials.token
+        response, answer = await self._send(body, headers)
+        if response.status == 401 and token:
+            # Withdrawn before its time; others in flight may have seen it before.
+            if self._credentials.token == token:
+                self._credentials.token = None
+            response, answer = await self._send(body, await self._headers())
+        if response.status != 200:
+            self._raise_for(response, answer)
+        served = response.headers.get(DIGEST_HEADER)
+        if served is not None and self._digest is not None and served != self._digest:
+            raise EndpointError(
+                f"endpoint {self.name} serves another model: expected the one with digest "
+                f"{self._digest[:12]}, got {served[:12]}; deploy that one, or give the package of "
+                "the one that is"
+            )
+        return answer
+
+    async def _headers(self) -> dict[str, str]:
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if self._credentials is not None:
             if not self._credentials.valid:
                 await self._refresh()
             self._credentials.apply(headers)
+        return headers
+
+    async def _send(
+        self, body: bytes, headers: dict[str, str]
+    ) -> tuple[aiohttp.ClientResponse, bytes]:
+        """One request -> its answer, whatever the status. Raises _Passing, EndpointError."""
         if not self._sessions:
-            connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300)
-            self._sessions.append(aiohttp.ClientSession(connector=connector, timeout=self._timeout))
+            self._sessions.append(
+                aiohttp.ClientSession(
+                    connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300),
+                    timeout=self._timeout,
+                    # Kept by none, and looked through for each request.
+                    cookie_jar=aiohttp.DummyCookieJar(),
+                )
+            )
         with self._lock:
             self._stats.requests += 1
             self._stats.bytes_sent += len(body)
             self._stats.most_in_flight = max(self._stats.most_in_flight, self._limit.in_flight)
+        began = time.monotonic()
         try:
             async with self._sessions[0].post(
-                self.url, data=body, headers=headers, proxy=self._proxy, allow_redirects=False
+                self.url,
+                data=body if len(body) <= _LARGE_BODY else io.BytesIO(body),
+                headers=headers,
+                proxy=self._proxy,
+                allow_redirects=False,
             ) as response:
                 answer = await response.read()
         except TimeoutError:
             self._count("timeout")
             told = f"no answer within {self._timeout.total:g} s (--endpoint_timeout_seconds)"
-            raise _Passing(told, overloaded=True) from None
-        except aiohttp.ClientSSLError as error:
+            raise _Passing(told, suspicious=True, overloaded=True) from None
+        except (aiohttp.ClientSSLError, aiohttp.InvalidURL) as error:
             raise EndpointError(f"endpoint {self.name}: {one_line(error, 150)}") from None
         except (aiohttp.ClientError, OSError) as error:
             self._count("connection")
-            raise _Passing(_connection_text(error, self.url)) from None
+            # A row may be too much for the server's process.
+            raise _Passing(_connection_text(error, self.url), suspicious=True) from None
         self._count(f"{response.status // 100}xx", time.monotonic() - began)
-        if response.status == 200:
-            return answer
-        self._raise_for(response, answer)
-        raise AssertionError
+        return response, answer
 
-    def _raise_for(self, response: aiohttp.ClientResponse, answer: bytes) -> None:
+    def _raise_for(self, response: aiohttp.ClientResponse, answer: bytes) -> NoReturn:
         status = response.status
         told = f"{status} {phrase(status)}: {error_text(answer)}".removesuffix(": ")
-        if status == 401:
-            raise _Unauthorized(f"{told}; {_ADVICE[401]}")
         if status in _OVERLOADED or (status >= 500 and status not in (501, 505)):
             raise _Passing(
                 told,
                 # Whoever is asked too often has not looked at the rows.
-                said=status >= 500,
+                suspicious=status >= 500,
                 overloaded=status in _OVERLOADED,
                 retry_after=parse_retry_after(response.headers.get("Retry-After")),
             )
-        if status in _REFUSING and "FAILED_PRECONDITION" not in told:
-            raise Refused(status, told)
         advice = _ADVICE.get(status, "check that it is the URL of an endpoint for predictions")
+        if status == 401 and self._credentials is None:
+            advice = _NO_TOKEN
+        if status in _REFUSING:
+            if _PRECONDITION not in told:
+                raise Refused(status, told)
+            advice = "see whether a model is deployed there and ready"
         raise EndpointError(f"endpoint {self.name}: {told}; {advice}")
 
     def _count(self, kind: str, seconds: float | None = None) -> None:
@@ -265,11 +332,12 @@ class EndpointClient:
                 return
             try:
                 await self._loop.run_in_executor(None, self._credentials.refresh, Request())
-            except TransportError as error:
-                raise _Passing(f"no token could be fetched: {one_line(error, 150)}") from None
             except GoogleAuthError as error:
+                told = one_line(error, 150)
+                if error.retryable or isinstance(error, TransportError):
+                    raise _Passing(f"no token could be fetched: {told}") from None
                 raise CredentialsError(
-                    f"no token for endpoint {self.name}: {one_line(error, 150)}; log in again"
+                    f"no token for endpoint {self.name}: {told}; log in again"
                 ) from None
 
     @contextmanager
@@ -295,19 +363,38 @@ class EndpointClient:
         self._throttled_since = now
 
 
-def _close(loop: asyncio.AbstractEventLoop, sessions: list[aiohttp.ClientSession]) -> None:
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    """Runs a client's loop until it is stopped; whoever still waits then is told so."""
+    try:
+        loop.run_forever()
+    finally:
+        loop.run_until_complete(_cancel_tasks())
+        loop.close()
+
+
+async def _cancel_tasks() -> None:
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+
+
+def _close(
+    loop: asyncio.AbstractEventLoop,
+    sessions: list[aiohttp.ClientSession],
+    thread: threading.Thread,
+) -> None:
     """Ends a client's connections and its thread."""
 
     async def end() -> None:
         for session in sessions:
             await session.close()
+        loop.stop()
 
-    asyncio.run_coroutine_threadsafe(end(), loop).result(timeout=10)
-    loop.call_soon_threadsafe(loop.stop)
-
-
-class _Unauthorized(Exception):
-    """The token was refused."""
+    asyncio.run_coroutine_threadsafe(end(), loop)
+    # A client may be dropped by the last of its own tasks.
+    if threading.current_thread() is not thread:
+        thread.join(_CLOSE_SECONDS)
 
 
 def phrase(status: int) -> str:
@@ -329,7 +416,7 @@ def error_text(answer: bytes) -> str:
         error = error.get("error", error.get("message", error.get("detail", error)))
     if isinstance(error, dict) and isinstance(error.get("message"), str):
         status = error.get("status")
-        precondition = "FAILED_PRECONDITION: " if status == "FAILED_PRECONDITION" else ""
+        precondition = f"{_PRECONDITION}: " if status == _PRECONDITION else ""
         error = precondition + error["message"]
     text = error if isinstance(error, str) else orjson.dumps(error).decode()
     return one_line(Exception(text), 200)

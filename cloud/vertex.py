@@ -16,6 +16,13 @@ _NAME = re.compile(r"projects/(?P<project>[^/]+)/locations/(?P<location>[^/]+)/e
 # Tokens are sent to nobody else.
 _GOOGLE = (".googleapis.com", ".vertexai.goog")
 _LOOKUP_SECONDS = 30.0
+# Many workers ask at once when a job starts.
+_LOOKUP_RETRIES, _LOOKUP_BACKOFF, _RETRIED = 4, 0.5, (429, 500, 502, 503, 504)
+_LOOKUP_ADVICE = {
+    401: "log in again, or give the worker's service account",
+    403: "grant the account the role roles/aiplatform.user in the endpoint's project",
+    404: "check the name, --endpoint_project and --endpoint_location",
+}
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,8 @@ class EndpointAddress:
         if re.search(r":(rawP|p)redict$|/predict$|/predictions/[^/]+$", urlsplit(self.url).path):
             return self.url
         base = self.url.rstrip("/")
+        if _NAME.search(base) and not self._full:
+            return f"{base}:predict"
         return f"{base}/v1/{self._full}:predict" if self._full else f"{base}/predict"
 
     def _look_up(self) -> str:
@@ -87,7 +96,7 @@ class EndpointAddress:
             location = found["location"]
         service = rest_url(self.service or f"{location}-aiplatform.googleapis.com")
         resource = self._resource(service)
-        name = resource["name"]
+        name = resource.get("name") or self._full
         deployed = resource.get("deployedModels") or []
         if not deployed:
             raise EndpointError(f"endpoint {self.told}: no model is deployed there; deploy one")
@@ -145,9 +154,23 @@ def _get(url: str, told: str) -> dict[str, Any]:
     import requests
     from google.auth.exceptions import GoogleAuthError
     from google.auth.transport.requests import AuthorizedSession
+    from requests.adapters import HTTPAdapter
+    from urllib3.util import Retry
 
-    plain = urlsplit(url).scheme == "http"
-    session = requests.Session() if plain else AuthorizedSession(credentials())
+    found = token_for(url)
+    session = requests.Session() if found is None else AuthorizedSession(found)
+    retries = Retry(
+        _LOOKUP_RETRIES,
+        backoff_factor=_LOOKUP_BACKOFF,
+        backoff_jitter=_LOOKUP_BACKOFF,
+        status_forcelist=_RETRIED,
+        raise_on_status=False,
+        # It may ask for any time.
+        respect_retry_after_header=False,
+    )
+    adapter = HTTPAdapter(max_retries=retries)
+    session.mount("https://", adapter)
+    session.mount("http://", adapter)
     try:
         with session:
             response = session.get(url, timeout=_LOOKUP_SECONDS)
@@ -155,17 +178,30 @@ def _get(url: str, told: str) -> dict[str, Any]:
         raise CredentialsError(f"endpoint {told}: {one_line(error, 150)}") from error
     except requests.RequestException as error:
         raise EndpointError(
-            f"endpoint {told}: {urlsplit(url).netloc} cannot be reached: {one_line(error, 150)}"
+            f"endpoint {told}: {urlsplit(url).netloc} {_connection_text(error)}"
         ) from error
-    if response.status_code != 200:
-        told_by = error_text(response.content)
-        status = response.status_code
+    status = response.status_code
+    if status != 200:
+        advice = _LOOKUP_ADVICE.get(status, "look at the service, and run again")
         raise EndpointError(
-            f"endpoint {told}: {status} {phrase(status)}: {told_by}; check the name, the project "
-            "and the location, and that the account has the role roles/aiplatform.user"
+            f"endpoint {told}: {status} {phrase(status)}: {error_text(response.content)}; {advice}"
         )
     try:
-        found = response.json()
-    except requests.JSONDecodeError as error:
-        raise EndpointError(f"endpoint {told}: {url} answers no JSON") from error
-    return dict(found)
+        answer = response.json()
+    except requests.JSONDecodeError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise EndpointError(
+            f"endpoint {told}: {url} answers no object of JSON: is it the Vertex AI API?"
+        )
+    return answer
+
+
+def _connection_text(error: Exception) -> str:
+    """An error of requests -> what it is, without the layers that passed it on."""
+    from urllib3.exceptions import NameResolutionError
+
+    reason = getattr(error.args[0] if error.args else error, "reason", error)
+    if isinstance(reason, NameResolutionError):
+        return "cannot be found (DNS)"
+    return f"cannot be reached: {one_line(reason, 150)}"

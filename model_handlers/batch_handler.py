@@ -86,7 +86,7 @@ class BatchHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, M], Generic[M]):
 
 def outputs_column(
     specs: Sequence[OutputSpec],
-    parts: Sequence[tuple[slice, list[np.ndarray]]],
+    parts: Sequence[tuple[slice | np.ndarray, list[np.ndarray]]],
     failed: Sequence[int],
     rows: int,
 ) -> pa.StructArray:

@@ -50,7 +50,7 @@ class EndpointCodec:
             if not is_object:
                 raise UsageError("--endpoint_parameters: expected an object of JSON")
 
-    def encode(self, arrays: Sequence[np.ndarray], rows: slice) -> bytes:
+    def encode(self, arrays: Sequence[np.ndarray], rows: slice | np.ndarray) -> bytes:
         """An array an input, [rows, width] or [rows], and which rows -> the request's body."""
         parts = [array[rows] for array in arrays]
         if self.instance_format == "list":
@@ -84,11 +84,7 @@ class EndpointCodec:
             wrong = next(
                 value for value in values if read_array([value], spec.dtype, spec.shape) is None
             )
-            told = orjson.dumps(wrong).decode()
-            raise BadAnswer(
-                f"output {spec.name!r}: expected {expected}, got {told[:60]}: is it the "
-                f"endpoint of model {self.manifest.name}?"
-            )
+            raise BadAnswer(f"output {spec.name!r}: expected {expected}, got {_shown(wrong)}")
         return array
 
     def _values(self, spec: OutputSpec, predictions: Sequence[Any]) -> Sequence[Any]:
@@ -98,7 +94,7 @@ class EndpointCodec:
                 return predictions
             raise BadAnswer(
                 f"expected predictions that are objects with {self._wanted()}, got "
-                f"{orjson.dumps(predictions[0]).decode()[:60]}"
+                f"{_shown(next(one for one in predictions if not isinstance(one, dict)))}"
             )
         keys = [spec.name]
         if spec.name == self.manifest.score_output:
@@ -111,11 +107,16 @@ class EndpointCodec:
         odd = next(one for one in predictions if not any(key in one for key in keys))
         raise BadAnswer(
             f"expected predictions with {self._wanted()}, got one with "
-            f"{', '.join(map(repr, odd)) or 'nothing'}"
+            f"{', '.join(map(repr, odd))[:100] or 'nothing'}"
         )
 
     def _wanted(self) -> str:
         return ", ".join(repr(spec.name) for spec in self.outputs)
+
+
+def _shown(value: Any) -> str:
+    """What came in place of a prediction -> its beginning."""
+    return json.dumps(value)[:60]
 
 
 def _columns(array: np.ndarray, spec: InputSpec) -> Sequence[tuple[str, np.ndarray]]:

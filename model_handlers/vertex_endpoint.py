@@ -1,8 +1,8 @@
 """VertexEndpointHandler: RunInference over record batches, the model behind an endpoint.
 
 The same contract as TorchModelHandler's: every row comes back, failed ones carry an
-error. A row is at fault only when the endpoint has answered others; an endpoint that is
-dead, or serves another model, fails the bundle, which Beam tries again.
+error. A row is at fault only where the endpoint answers others meanwhile; an endpoint that
+is dead, or serves another model, fails the bundle, which Beam tries again.
 """
 
 from __future__ import annotations
@@ -11,19 +11,21 @@ import asyncio
 import functools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from apache_beam.metrics import Metrics
 
-from cloud.endpoint_client import SUSPECT_MANY, SUSPECT_ONE, EndpointClient, Refused, Stats
+from cloud.endpoint_client import EndpointClient, Refused, Stats
 from cloud.vertex import EndpointAddress
 from model_handlers.batch_handler import NAMESPACE, BatchHandler, error_column, outputs_column
 from model_handlers.contract import InputSpec, Manifest
 from model_handlers.endpoint_codec import EndpointCodec, InstanceFormat
 from model_handlers.errors import EndpointError, UsageError
+from model_handlers.prediction_cache import PredictionCache, row_keys, rows_with_gaps
 from transforms.record_batch import slices
 
 # Source: Vertex AI's quotas, 1.5 MB a request of a public endpoint.
@@ -32,6 +34,12 @@ REQUEST_ROWS = 100
 BATCH_ROWS = 4_096
 # What a feature is where the model has no golden rows; the reference asks for its health so.
 _SOME_VALUE = 0.1
+# A row that failed is asked for so often again, each time after one that the endpoint knew:
+# one that fails one time in five, whatever it is asked, wrongs not one row in a million.
+CONFIRMATIONS = 6
+# And so often those where a number was missing.
+GAP_ANSWERS = 4
+_CHECK = "check that this model is deployed there, and --instance_format"
 
 
 @dataclass(frozen=True)
@@ -51,10 +59,24 @@ class RequestLimits:
     def __post_init__(self) -> None:
         if self.rows < 1 or self.bytes < 1 or self.concurrency < 1:
             raise UsageError("rows, bytes and concurrency of requests start at 1")
+        if not (self.timeout_seconds > 0 and self.retry_seconds >= 0):
+            raise UsageError("a request's timeout is above 0 s, and retry_seconds not below")
 
 
 # Rows, and the outputs of all of them, or the reason and the message of the one that failed.
 _Part = tuple[slice, list[np.ndarray] | tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What is known of some rows: outputs by rows, and reason and message by row at fault.
+
+    hits: how many rows were not asked for, since they had been before.
+    """
+
+    outputs: Sequence[tuple[slice | np.ndarray, list[np.ndarray]]]
+    faults: Mapping[int, tuple[str, str]]
+    hits: int = 0
 
 
 @dataclass
@@ -64,14 +86,44 @@ class Endpoint:
     client: EndpointClient
     codec: EndpointCodec
     limits: RequestLimits
+    cache: PredictionCache | None = None
 
-    def predict(self, arrays: Sequence[np.ndarray], rows: int) -> list[_Part]:
-        """An array an input -> the answers, in order. Raises EndpointError, CredentialsError."""
-        return self.client.run(self._predict(arrays, rows))
+    def predict(self, arrays: Sequence[np.ndarray], rows: int) -> Answers:
+        """An array an input -> the answers. Raises EndpointError, CredentialsError."""
+        if self.cache is None:
+            parts = self.client.run(self._predict(arrays, rows))
+            answered = [(some, part) for some, part in parts if isinstance(part, list)]
+            faults = {some.start: part for some, part in parts if isinstance(part, tuple)}
+            return Answers(answered, faults)
+        keys = row_keys(arrays)
+        known, outputs = self.cache.find(keys)
+        unknown = np.delete(np.arange(rows), known)
+        parts = self.client.run(self._predict([array[unknown] for array in arrays], len(unknown)))
+        found: list[tuple[slice | np.ndarray, list[np.ndarray]]] = []
+        if len(known):
+            found.append((known, outputs))
+        for some, part in parts:
+            if isinstance(part, list):
+                found.append((unknown[some], part))
+                self.cache.keep([keys[row] for row in unknown[some]], part)
+        faults = {int(unknown[s.start]): part for s, part in parts if isinstance(part, tuple)}
+        return Answers(found, faults, len(known))
 
     def check(self) -> None:
         """Nothing -> it answers one row as the model does. Raises EndpointError."""
-        self.client.run(self._ask_for_known())
+        outputs = self.client.run(self._ask_for_known())
+        golden = self.codec.manifest.golden
+        if golden is None:
+            return
+        for spec, got in zip(self.codec.outputs, outputs, strict=True):
+            if spec.name not in golden.outputs:
+                continue
+            expected = np.asarray(golden.outputs[spec.name][:1], np.float64)
+            if not np.allclose(got, expected, golden.rtol, golden.atol, equal_nan=True):
+                raise EndpointError(
+                    f"{self._as_another()}: output {spec.name!r} of a golden row: expected "
+                    f"{expected[0].tolist()}, got {got[0].tolist()}; {_CHECK}"
+                )
 
     async def _predict(self, arrays: Sequence[np.ndarray], rows: int) -> list[_Part]:
         parts: list[_Part] = []
@@ -89,57 +141,92 @@ class Endpoint:
         except ExceptionGroup as errors:
             # Of one outage each request tells.
             raise errors.exceptions[0] from None
-        return sorted(parts, key=lambda part: part[0].start)
+        return parts
 
     async def _answer(self, arrays: Sequence[np.ndarray], rows: slice) -> list[_Part]:
         """Rows -> their answers, of one request if all goes well."""
         count, begin = rows.stop - rows.start, time.monotonic()
         body = self.codec.encode(arrays, rows)
-        read = functools.partial(self.codec.decode, rows=count)
         if len(body) > self.limits.bytes:
             if count > 1:
                 return await self._halves(arrays, rows)
             told = f"{len(body):,} bytes: a request takes {self.limits.bytes:,} at most"
             return [(rows, ("too_large", told))]
         try:
-            patience = SUSPECT_MANY if count > 1 else SUSPECT_ONE
-            outputs = await self.client.post(body, read, patience=patience)
-            if _has_gaps(outputs):
-                # What was lost on the way comes the second time; what the model says stays.
-                outputs = await self.client.post(body, read, patience=patience)
+            outputs = await self._post(body, count)
         except Refused as refusal:
+            # What is not the rows' fault is waited out here, by one row instead of many.
+            if self.client.last_answered < begin:
+                await self._ask_for_known()
             if count > 1:
                 return await self._halves(arrays, rows)
-            await self._vouch(refusal, begin)
-            reason = "endpoint_refused" if refusal.status else "endpoint_failed"
-            return [(rows, (reason, str(refusal)))]
-        return [(rows, outputs)]
+            if refusal.status:
+                return [(rows, ("endpoint_refused", str(refusal)))]
+            answer = await self._confirm(body, refusal)
+            if isinstance(answer, Refused):
+                return [(rows, ("endpoint_failed", str(answer)))]
+            outputs = answer
+        return [(rows, await self._fill_gaps(arrays, rows, outputs))]
 
     async def _halves(self, arrays: Sequence[np.ndarray], rows: slice) -> list[_Part]:
         middle = (rows.start + rows.stop) // 2
         first = await self._answer(arrays, slice(rows.start, middle))
         return first + await self._answer(arrays, slice(middle, rows.stop))
 
-    async def _vouch(self, refusal: Refused, since: float) -> None:
-        """A row refused -> the endpoint works otherwise, so the row is at fault.
+    async def _post(self, body: bytes, rows: int, **patience: Any) -> list[np.ndarray]:
+        read = functools.partial(self.codec.decode, rows=rows)
+        return await self.client.post(body, read, **patience)
 
-        Raises EndpointError where it does not even answer what it has to know.
+    async def _confirm(self, body: bytes, refusal: Refused) -> list[np.ndarray] | Refused:
+        """A row that failed again and again -> that it still does while others do not.
+
+        Otherwise its outputs. Raises EndpointError where the others fail as well.
         """
-        if self.client.last_answered < since:
-            await self._ask_for_known(refusal)
+        for _ in range(CONFIRMATIONS):
+            await self._ask_for_known()
+            try:
+                return await self._post(body, 1, patience=1)
+            except Refused as again:
+                refusal = again
+        return refusal
 
-    async def _ask_for_known(self, refusal: Refused | None = None) -> None:
+    async def _fill_gaps(
+        self, arrays: Sequence[np.ndarray], rows: slice, outputs: list[np.ndarray]
+    ) -> list[np.ndarray]:
+        """Rows and their outputs -> the same with the numbers that got lost on the way.
+
+        What the model itself says stays: it says so again.
+        """
+        for _ in range(GAP_ANSWERS):
+            gaps = rows_with_gaps(outputs)
+            if not len(gaps):
+                break
+            try:
+                again = await self._post(self.codec.encode(arrays, rows.start + gaps), len(gaps))
+            except Refused:
+                continue
+            for array, values in zip(outputs, again, strict=True):
+                array[gaps] = values
+        return outputs
+
+    async def _ask_for_known(self) -> list[np.ndarray]:
+        """Nothing -> the outputs of a row that the endpoint has to know, perhaps after a while.
+
+        Raises EndpointError where it does not answer, or in the form of another model.
+        """
         manifest = self.codec.manifest
         arrays = [_known_row(manifest, spec) for spec in manifest.inputs]
-        body = self.codec.encode(arrays, slice(0, 1))
         try:
-            await self.client.post(body, functools.partial(self.codec.decode, rows=1))
+            return await self._post(self.codec.encode(arrays, slice(0, 1)), 1, innocent=True)
         except Refused as error:
-            raise EndpointError(
-                f"endpoint {self.client.name} does not answer as model {manifest.name} "
-                f"{manifest.version} does: {error}; check that this model is deployed there, and "
-                "--instance_format"
-            ) from None
+            raise EndpointError(f"{self._as_another()}: {error}; {_CHECK}") from None
+
+    def _as_another(self) -> str:
+        manifest = self.codec.manifest
+        return (
+            f"endpoint {self.client.name} does not answer as model {manifest.name} "
+            f"{manifest.version} does"
+        )
 
 
 def _known_row(manifest: Manifest, spec: InputSpec) -> np.ndarray:
@@ -150,11 +237,6 @@ def _known_row(manifest: Manifest, spec: InputSpec) -> np.ndarray:
     return np.full(shape, _SOME_VALUE).astype(spec.dtype)
 
 
-def _has_gaps(outputs: Sequence[np.ndarray]) -> bool:
-    """Whether any number is missing."""
-    return any(array.dtype.kind == "f" and bool(np.isnan(array).any()) for array in outputs)
-
-
 class VertexEndpointHandler(BatchHandler[Endpoint]):
     """Asks an endpoint for the predictions of record batches.
 
@@ -162,6 +244,8 @@ class VertexEndpointHandler(BatchHandler[Endpoint]):
         pipeline is built.
     manifest: the model's contract; its bytes are not read.
     outputs: names of the outputs to bring back, all by default.
+    cache_rows: how many rows' predictions a process keeps, for rows that come again; for an
+        endpoint whose model stays the same while the pipeline runs.
     """
 
     def __init__(
@@ -174,9 +258,13 @@ class VertexEndpointHandler(BatchHandler[Endpoint]):
         parameters: str | None = None,
         limits: RequestLimits | None = None,
         batch_rows: int = BATCH_ROWS,
+        cache_rows: int = 0,
     ) -> None:
         super().__init__(manifest, outputs, batch_rows)
+        if cache_rows < 0:
+            raise UsageError(f"cache_rows starts at 0, got {cache_rows}")
         self.address, self.limits = address, limits or RequestLimits()
+        self.cache_rows = cache_rows
         specs = tuple(manifest.output(name) for name in self.outputs)
         self.codec = EndpointCodec(manifest, specs, instance_format, parameters)
 
@@ -186,28 +274,31 @@ class VertexEndpointHandler(BatchHandler[Endpoint]):
             concurrency=self.limits.concurrency,
             timeout_seconds=self.limits.timeout_seconds,
             retry_seconds=self.limits.retry_seconds,
+            digest=self.manifest.sha256,
         )
-        return Endpoint(client, self.codec, self.limits)
+        cache = PredictionCache(self.codec.outputs, self.cache_rows) if self.cache_rows else None
+        return Endpoint(client, self.codec, self.limits, cache)
 
     def predict(
         self, model: Endpoint, arrays: Sequence[np.ndarray], rows: int
     ) -> tuple[pa.StructArray, pa.StructArray]:
         """A connected endpoint and the inputs -> the columns `outputs` and `error`."""
+        hits = 0
         try:
-            parts = model.predict(arrays, rows)
+            answers = model.predict(arrays, rows)
+            hits = answers.hits
         finally:
-            self._count(model.client.take_stats())
-        answers = [(rows, part) for rows, part in parts if isinstance(part, list)]
-        faults = {rows.start: part for rows, part in parts if isinstance(part, tuple)}
-        columns = outputs_column(self.codec.outputs, answers, list(faults), rows)
-        return columns, error_column(faults, rows)
+            self._count(model.client.take_stats(), hits)
+        columns = outputs_column(self.codec.outputs, answers.outputs, list(answers.faults), rows)
+        return columns, error_column(answers.faults, rows)
 
-    def _count(self, stats: Stats) -> None:
+    def _count(self, stats: Stats, hits: int) -> None:
         """What the client did -> Beam's counters, which only a bundle's own thread can write."""
         counts = {
             "endpoint_requests": stats.requests,
             "endpoint_retries": stats.retries,
             "endpoint_bytes_sent": stats.bytes_sent,
+            "endpoint_cache_hits": hits,
             # Under this name Dataflow's autoscaler takes note, and does not add workers.
             "cumulativeThrottlingSeconds": stats.throttled,
             **{f"endpoint_answers_{kind}": count for kind, count in stats.answers.items()},

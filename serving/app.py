@@ -24,6 +24,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from cloud.endpoint_client import DIGEST_HEADER
 from model_handlers.errors import MillraceError, UsageError, one_line
 from model_handlers.loaded_model import describe
 from model_handlers.numpy_json import dump_objects
@@ -172,7 +173,8 @@ class Predict:
         try:
             self._admit()
             body = await _read_body(scope, receive, self.service.settings.max_request_bytes)
-            return _json(await self._answer(body))
+            digest = {DIGEST_HEADER: self.service.manifest.sha256}
+            return _json(await self._answer(body), headers=digest)
         except Refused as refused:
             return refused.response()
         except (MillraceError, MemoryError) as error:
