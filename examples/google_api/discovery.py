@@ -82,11 +82,14 @@ class Document:
         segments = path.split("/")
         return next((m for m in self.methods if m.http == http and m.matches(segments)), None)
 
-    def check_query(self, method: Method, query: Mapping[str, str]) -> list[str]:
-        """A method and a request's query -> what is wrong with it."""
+    def read_query(
+        self, method: Method, query: Mapping[str, str]
+    ) -> tuple[dict[str, str], list[str]]:
+        """A method and a request's query -> itself with enums by name; faults."""
         own = {n: p for n, p in method.parameters.items() if p["location"] == "query"}
         known = {**self.parameters, **own}
         check = _Check(self, asks=False)
+        read = dict(query)
         for name, text in query.items():
             if name == _ALT:
                 if text != "json;enum-encoding=int":
@@ -94,11 +97,12 @@ class Document:
             elif name not in known:
                 check.fail(name, f"unknown query parameter{nearest(name, known)}")
             else:
-                check.value(known[name], _parsed(text, known[name]), name)
+                value = check.value(known[name], _parsed(text, known[name]), name)
+                read[name] = value if isinstance(value, str) else text
         for name, parameter in own.items():
             if parameter.get("required") and name not in query:
                 check.fail(name, "a required query parameter is missing")
-        return check.faults
+        return read, check.faults
 
     def check_path(self, method: Method, values: Mapping[str, str]) -> list[str]:
         """A method and its path's values -> what is wrong with them."""
@@ -182,11 +186,15 @@ class _Check:
 
     def _enum(self, names: Sequence[str], value: Any, where: str) -> Any:
         if isinstance(value, int) and not isinstance(value, bool):
-            # Clients that ask for numbers send numbers too.
-            for known in self.document.enums:
-                members = {member.value: member.name for member in known}
-                if value in members and set(names) <= set(members.values()):
-                    value = members[value]
+            # Clients that ask for numbers send numbers too. The documents have none, so that the
+            # client's enum that is most like theirs has to tell.
+            alike = max(
+                self.document.enums,
+                key=lambda known: len(set(names) & set(known.__members__)),
+                default=None,
+            )
+            if alike and value in list(alike):
+                value = alike(value).name
         if value not in names:
             self.fail(where, f"unknown value {value!r}{nearest(str(value), names)}")
         return value
@@ -214,12 +222,25 @@ def _parsed(text: str, schema: Schema) -> Any:
     """A query parameter's text -> the JSON value that it stands for."""
     if schema.get("repeated"):
         return text
+    if "enum" in schema and _NUMBER.fullmatch(text):
+        return int(text)
     if schema.get("type") in ("integer", "number", "boolean"):
         try:
             return json.loads(text)
         except ValueError:
             return text
     return text
+
+
+def enums_of(holder: Any) -> list[type[IntEnum]]:
+    """A module of messages of a client, or a message -> the enums in it."""
+    found: list[type[IntEnum]] = []
+    for value in vars(holder).values():
+        if isinstance(value, type) and issubclass(value, IntEnum):
+            found.append(value)
+        elif isinstance(value, type) and hasattr(value, "pb"):
+            found += enums_of(value)
+    return found
 
 
 def load_document(name: str, enums: Sequence[type[IntEnum]] = ()) -> Document:

@@ -151,6 +151,10 @@ class Store:
         self.get(name)
         del self._resources[name]
 
+    def all(self) -> list[dict[str, Any]]:
+        """Nothing -> all resources."""
+        return list(self._resources.values())
+
     def under(self, prefix: str) -> list[dict[str, Any]]:
         """A collection's name -> its resources, those below them left out."""
         prefix = f"{prefix}/"
@@ -256,6 +260,10 @@ class Service:
         self._operations[name] = Operation(self.polls, fail if refusal else finish)
         return self._told(name)
 
+    def started(self, name: str) -> bool:
+        """Whether an operation of that name is of this service."""
+        return name in self._operations
+
     def poll(self, name: str) -> dict[str, Any]:
         """An operation's name -> the operation, one poll older."""
         if name not in self._operations:
@@ -311,10 +319,11 @@ class GoogleApi:
 
     def _answer(self, http: str, target: str, body: bytes) -> tuple[int, Any] | None:
         parts = urlsplit(target)
-        path, query = unquote(parts.path).lstrip("/"), dict(parse_qsl(parts.query))
+        path = unquote(parts.path).lstrip("/")
         service, document, method = self._find(http, path)
         given = method.path_values(path)
-        faults = document.check_path(method, given) + document.check_query(method, query)
+        query, unknown = document.read_query(method, dict(parse_qsl(parts.query)))
+        faults = document.check_path(method, given) + unknown
         try:
             content = json.loads(body) if body else None
         except ValueError as error:
@@ -337,13 +346,16 @@ class GoogleApi:
 
     def _find(self, http: str, path: str) -> tuple[Service, Document, Method]:
         """A verb and a path -> who answers. Raises Refusal."""
-        known = None
+        known, found = None, []
         for service, document in zip(self.services, self._documents, strict=True):
             method = document.find(http, path)
             if method is not None:
                 known = method
                 if hasattr(service, _handler_name(method.id)):
-                    return service, document, method
+                    found.append((service, document, method))
+        if found:
+            # Operations of two services may have the same path.
+            return next((f for f in found if f[0].started(path.partition("/")[2])), found[0])
         if known is None:
             raise self._reject(f"{http} /{path} is in none of the documents")
         raise self._reject(f"{known.id} is not served here: write its handler", 501)

@@ -1,0 +1,200 @@
+"""Dataflow: jobs whose states go on with each look, and templates that start some."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import google.cloud.dataflow_v1beta3.types as messages
+
+from examples.google_api.discovery import enums_of
+from examples.google_api.server import Call, Refusal, Service, listed
+
+Job = dict[str, Any]
+
+_ACTIVE = ("PENDING", "QUEUED", "RUNNING", "DRAINING", "CANCELLING")
+# What comes after some looks, and what was asked for becomes at once.
+_NEXT = {"PENDING": "RUNNING", "DRAINING": "DRAINED", "CANCELLING": "CANCELLED"}
+_ASKED = {"DRAINED": "DRAINING", "CANCELLED": "CANCELLING"}
+_IMPORTANCE = ("UNKNOWN", "DEBUG", "DETAILED", "BASIC", "WARNING", "ERROR")
+
+
+class Dataflow(Service):
+    """Jobs by id. polls: looks after which a job goes on from a state.
+
+    is_streaming: told a template's launch parameters. last: the state in which batch jobs end.
+    Tests add jobs with `add`, and fill `messages` and `metrics`.
+    """
+
+    document = "dataflow.v1b3"
+    enums: ClassVar = enums_of(messages)
+
+    def __init__(
+        self,
+        *,
+        polls: int = 1,
+        is_streaming: Callable[[Mapping[str, Any]], bool] = lambda p: "stream" in p["jobName"],
+        last: str = "DONE",
+    ) -> None:
+        super().__init__(polls=polls)
+        self._is_streaming, self._last = is_streaming, last
+        self.jobs: dict[str, Job] = {}
+        self.messages: dict[str, list[dict[str, Any]]] = {}
+        self.metrics: dict[str, list[dict[str, Any]]] = {}
+        self._looks: dict[str, int] = {}
+
+    def add(self, name: str, project: str, location: str, **fields: Any) -> Job:
+        """A name and fields of a job -> the job, pending and of batch unless they say else."""
+        job = {
+            "id": f"2026-01-01_00_00_00-{self.number()}",
+            "name": name,
+            "projectId": project,
+            "location": location,
+            "type": "JOB_TYPE_BATCH",
+            "currentState": "JOB_STATE_PENDING",
+            "createTime": self.now(),
+            **fields,
+        }
+        self.jobs[job["id"]] = job
+        self._enter(job, job["currentState"].removeprefix("JOB_STATE_"))
+        return job
+
+    # Jobs
+
+    def jobs_create(self, call: Call) -> Job:
+        """A job as a runner submits it."""
+        return self._launch(call, call.body["name"], call.body, bool(call.body.get("replaceJobId")))
+
+    def jobs_get(self, call: Call) -> Job:
+        """One, a look older."""
+        return self._look(self._job(call))
+
+    def jobs_list(self, call: Call) -> dict[str, Any]:
+        """Those of a region, each a look older."""
+        return self._listed(call, lambda job: job["location"] == call.values["location"])
+
+    def jobs_aggregated(self, call: Call) -> dict[str, Any]:
+        """Those of all regions."""
+        return self._listed(call, lambda _: True)
+
+    def jobs_update(self, call: Call) -> Job:
+        """Drain or cancel."""
+        job = self._job(call)
+        wanted = call.body.get("requestedState", "").removeprefix("JOB_STATE_")
+        state = _state(job)
+        if wanted not in _ASKED:
+            raise Refusal(400, f"Requested state {wanted or 'none'} is not supported.")
+        if state not in _ACTIVE:
+            message = f"Job {job['id']} is in terminal state {state} and cannot be changed."
+            raise Refusal(400, message, "FAILED_PRECONDITION")
+        if wanted == "DRAINED" and job["type"] != "JOB_TYPE_STREAMING":
+            raise Refusal(400, "Batch jobs cannot be drained.")
+        job["requestedState"] = f"JOB_STATE_{wanted}"
+        self._enter(job, _ASKED[wanted])
+        return job
+
+    def jobs_get_metrics(self, call: Call) -> dict[str, Any]:
+        """Counters and times."""
+        job = self._job(call)
+        return {"metricTime": self.now(), "metrics": self.metrics.get(job["id"], [])}
+
+    def messages_list(self, call: Call) -> dict[str, Any]:
+        """What happened, from an importance on."""
+        least = call.values.get("minimumImportance", "JOB_MESSAGE_UNKNOWN")
+        found = [
+            message
+            for message in self.messages.get(self._job(call)["id"], [])
+            if _rank(message["messageImportance"]) >= _rank(least)
+        ]
+        return listed(call, "jobMessages", found)
+
+    def flex_templates_launch(self, call: Call) -> dict[str, Any]:
+        """A job of a template, or only a check of its parameters."""
+        asked = call.body["launchParameter"]
+        if not asked.get("containerSpecGcsPath", "").startswith("gs://"):
+            raise Refusal(400, "containerSpecGcsPath is no path of Cloud Storage.")
+        if call.body.get("validateOnly"):
+            return {}
+        kind = "STREAMING" if self._is_streaming(asked) else "BATCH"
+        labels = asked.get("environment", {}).get("additionalUserLabels", {})
+        fields = {"type": f"JOB_TYPE_{kind}", "labels": labels}
+        return {"job": self._launch(call, asked["jobName"], fields, asked.get("update", False))}
+
+    def tell(self, job: Job, importance: str, text: str) -> None:
+        """A message of a job, as `messages_list` answers it."""
+        told = self.messages.setdefault(job["id"], [])
+        told.append(
+            {
+                "id": f"msg{len(told)}",
+                "time": self.now(),
+                "messageText": text,
+                "messageImportance": f"JOB_MESSAGE_{importance}",
+            }
+        )
+
+    def _launch(self, call: Call, name: str, fields: Job, update: bool) -> Job:
+        running = [j for j in self.jobs.values() if j["name"] == name and _state(j) in _ACTIVE]
+        if running and not update:
+            message = f"There is already an active job named {name}."
+            raise Refusal(409, message)
+        if update and not running:
+            raise Refusal(400, f"There is no active job named {name} to update.")
+        taken = {k: v for k, v in fields.items() if k not in ("id", "currentState", "name")}
+        place = (call.values["projectId"], call.values["location"])
+        job = self.add(name, *place, **taken)
+        for old in running:
+            old["replacedByJobId"], job["replaceJobId"] = job["id"], old["id"]
+            self._enter(old, "UPDATED")
+        return job
+
+    def _job(self, call: Call) -> Job:
+        job = self.jobs.get(call.values["jobId"])
+        place = {key: call.values[key] for key in ("projectId", "location") if key in call.values}
+        if job is None or not place.items() <= job.items():
+            raise Refusal(
+                404, f"({call.values['jobId']}): Information about job could not be found."
+            )
+        return job
+
+    def _listed(self, call: Call, wanted: Callable[[Job], bool]) -> dict[str, Any]:
+        kind = call.values.get("filter", "ALL")
+        jobs = [
+            self._look(job)
+            for job in self.jobs.values()
+            if job["projectId"] == call.values["projectId"] and wanted(job)
+        ]
+        kept = [
+            j
+            for j in jobs
+            if kind in ("ALL", "UNKNOWN") or (_state(j) in _ACTIVE) == (kind == "ACTIVE")
+        ]
+        if name := call.values.get("name"):
+            kept = [job for job in kept if job["name"] == name]
+        # `filter` is an enum here, no condition.
+        values = {k: v for k, v in call.values.items() if k != "filter"}
+        return listed(Call(call.number, call.method, values, None), "jobs", kept)
+
+    def _look(self, job: Job) -> Job:
+        """A job -> itself, one look older."""
+        state = _state(job)
+        follows = _NEXT.get(state)
+        if state == "RUNNING" and job["type"] == "JOB_TYPE_BATCH":
+            follows = self._last
+        self._looks[job["id"]] += 1
+        if follows and self._looks[job["id"]] > self.polls:
+            self._enter(job, follows)
+        return job
+
+    def _enter(self, job: Job, state: str) -> None:
+        job["currentState"] = f"JOB_STATE_{state}"
+        job["currentStateTime"] = self.now()
+        self._looks[job["id"]] = 0
+        self.tell(job, "ERROR" if state == "FAILED" else "BASIC", f"The job is {state.lower()}.")
+
+
+def _state(job: Job) -> str:
+    return str(job["currentState"]).removeprefix("JOB_STATE_")
+
+
+def _rank(importance: str) -> int:
+    return _IMPORTANCE.index(importance.removeprefix("JOB_MESSAGE_"))

@@ -1,0 +1,64 @@
+"""Service Usage: which APIs of a project are enabled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from examples.google_api.server import Call, Refusal, Service, listed, permission_denied
+
+_TYPE = "type.googleapis.com/google.api.serviceusage.v1."
+# There are more; what this project needs is among them.
+KNOWN = tuple(
+    f"{name}.googleapis.com"
+    for name in (
+        *("aiplatform", "artifactregistry", "bigquery", "bigquerystorage", "cloudbuild"),
+        *("cloudresourcemanager", "compute", "dataflow", "iam", "logging", "monitoring"),
+        *("pubsub", "serviceusage", "storage"),
+    )
+)
+
+
+class ServiceUsage(Service):
+    """enabled: by project; a service that is in no list is not enabled."""
+
+    document = "serviceusage.v1"
+
+    def __init__(self, *enabled: str, polls: int = 1) -> None:
+        super().__init__(polls=polls)
+        self.enabled = set(enabled)
+
+    def services_list(self, call: Call) -> dict[str, Any]:
+        """All that are known, or those of a state."""
+        parent = call.values["parent"]
+        return listed(call, "services", [self._service(f"{parent}/services/{n}") for n in KNOWN])
+
+    def services_get(self, call: Call) -> dict[str, Any]:
+        """One."""
+        return self._service(call.name)
+
+    def services_batch_enable(self, call: Call) -> dict[str, Any]:
+        """At most 20 at once, all of which are known."""
+        names = call.body.get("serviceIds", [])
+        if not 0 < len(names) <= 20:
+            raise Refusal(400, f"A batch has 1 to 20 services, not {len(names)}.")
+        if unknown := sorted(set(names) - set(KNOWN)):
+            message = f"Not found or permission denied for service(s): {', '.join(unknown)}."
+            raise Refusal(403, message)
+
+        def finish() -> dict[str, Any]:
+            self.enabled.update(names)
+            services = [self._service(f"{call.values['parent']}/services/{n}") for n in names]
+            return {"@type": f"{_TYPE}BatchEnableServicesResponse", "services": services}
+
+        return self.start("", finish)
+
+    def operations_get(self, call: Call) -> dict[str, Any]:
+        """An operation, one poll older."""
+        return self.poll(call.name)
+
+    def _service(self, name: str) -> dict[str, Any]:
+        parent, _, service = name.partition("/services/")
+        if service not in KNOWN:
+            raise permission_denied("serviceusage.services.get", name)
+        state = "ENABLED" if service in self.enabled else "DISABLED"
+        return {"name": name, "parent": parent, "config": {"name": service}, "state": state}
