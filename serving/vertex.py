@@ -42,8 +42,9 @@ class VertexRegion:
         self.project, self.region = cloud.project, region
         self.parent = f"projects/{cloud.project}/locations/{region}"
         self.clients = cloud.vertex(region)
+        self._seconds = cloud.retry_seconds
         self._once: dict[str, Any] = {"timeout": REQUEST_SECONDS, "retry": None}
-        self._call = self._once | {"retry": retry(cloud.retry_seconds)}
+        self._call = self._once | {"retry": retry(self._seconds)}
 
     # What is there
 
@@ -135,6 +136,7 @@ class VertexRegion:
 
     def create(self, display_name: str, labels: Mapping[str, str], *, dedicated: bool) -> Endpoint:
         """A display name -> a new endpoint, whose id is the name where it can be one."""
+        from google.api_core.exceptions import Conflict, NotFound
         from google.cloud.aiplatform_v1 import types
 
         endpoint = types.Endpoint(
@@ -145,7 +147,16 @@ class VertexRegion:
             parent=self.parent, endpoint=endpoint, endpoint_id=display_name if is_id else ""
         )
         with self._told(f"endpoint {display_name} cannot be created"):
-            started = self.clients.endpoints.create_endpoint(request=request, **self._once)
+            try:
+                started = self.clients.endpoints.create_endpoint(request=request, **self._once)
+            except Conflict:
+                # Another run makes it, or one that was broken off did.
+                name = f"{self.parent}/endpoints/{display_name}"
+                patient = self._once | {"retry": retry(self._seconds, NotFound)}
+                made = self.clients.endpoints.get_endpoint(name=name, **patient)
+                if made.display_name != display_name:
+                    raise
+                return made
             what = f"creating endpoint {display_name}"
             return self._wait(started.operation, what, types.Endpoint)
 

@@ -390,6 +390,23 @@ def test_ctrl_c_says_what_goes_on_and_how_to_look(
     assert "`python -m serving status --project a-project --region us-central1`" in said
 
 
+@pytest.mark.parametrize("name", ["pytorch-autoencoder-custom-endpoint", "another"])
+def test_an_endpoint_that_another_makes_meanwhile_is_used_if_it_is_that_one(
+    name: str, google: GoogleApi, run: Run, package: Callable[..., Path], staging: str
+) -> None:
+    endpoint = {"name": ENDPOINT, "displayName": name, "etag": "e"}
+
+    def meanwhile(call: Call) -> Fault:
+        if call.method.endswith("endpoints.create"):
+            google.services[0].store.create(ENDPOINT, endpoint)
+        return None
+
+    google.faults = meanwhile
+    code, _, said = run("deploy", *custom(package(), staging))
+    assert (code, "already exists" in said) == ((0, False) if name in ENDPOINT else (1, True))
+    assert len(endpoint.get("deployedModels", [])) == (name in ENDPOINT)
+
+
 @pytest.mark.parametrize(
     ("method", "fault", "parts"),
     [
