@@ -72,6 +72,8 @@ def _refuse_unknown(args: Sequence[str]) -> None:
         kind._add_argparse_args(parser)
     _, unknown = parser.parse_known_args(list(args))
     flags = [arg.split("=")[0] for arg in unknown if arg.startswith("-")]
+    if flags and flags[0] in all_flags():
+        raise UsageError(f"{flags[0]} is a flag of other pipelines, not of this one: see --help")
     if flags:
         known = {option for action in parser._actions for option in action.option_strings}
         raise UsageError(

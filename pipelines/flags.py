@@ -151,6 +151,7 @@ _ALTERNATIVES = {
     "output_files": ("output_table",),
     "input_subscription": ("input_topic",),
     "output_topic": ("output_table", "output_files"),
+    "endpoint": ("endpoint_url",),
     "dead_letter_topic": ("dead_letter_table", "dead_letter_files"),
 }
 

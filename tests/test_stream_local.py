@@ -23,12 +23,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from google.api_core import exceptions
+from serving_client import running
 
 from cloud.clients import Cloud
 from examples.local_cloud import LocalCloud
-from pipelines.command import main
+from pipelines.command import Command, main
 from pipelines.stream_in_process import STOPPING
 from pipelines.stream_local import COMMAND
+from pipelines.stream_vertex import COMMAND as STREAM_VERTEX
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -149,9 +151,9 @@ class Stream:
         } | given
         return [t for n, v in values.items() if v is not None for t in (f"--{n}", str(v))]
 
-    def run(self, **given: Any) -> tuple[int, str]:
+    def run(self, command: Command = COMMAND, **given: Any) -> tuple[int, str]:
         """Flags -> the exit code of a run in this very process, and what it said."""
-        code = main(COMMAND, self.flags(**given))
+        code = main(command, self.flags(**given))
         captured = self.capsys.readouterr()
         assert captured.out == ""
         return code, captured.err
@@ -290,6 +292,25 @@ def test_every_message_is_scored_or_a_dead_letter_in_every_sink(stream: Stream) 
     assert "balance       rows received = scored + dead letters\n" in told
     assert f"{count:>10,} received  {len(expected):>10,} scored" in told
     assert stream.input.read(1) == []
+
+
+def test_the_model_may_be_behind_an_endpoint(stream: Stream) -> None:
+    bad = [body for body, _ in POISON[:4]]
+    stream.input.publish([*stream.bodies(0, 300), *bad])
+    with running(stream.model, outputs="all") as server:
+        code, told = stream.run(
+            STREAM_VERTEX,
+            output_topic=stream.output.topic,
+            endpoint_url=f"http://{server.client.address}",
+        )
+        asked = server.client.metric('millrace_requests_total{status="200"}')
+    assert code == 0, told
+    expected = stream.expected_scores()
+    rows = [json.loads(m.data) for m in stream.output.read(len(expected))]
+    close(only(rows, "row_id", "score"), expected)
+    assert len(stream.letters.read(len(bad))) >= len(bad)
+    # Bundles of many rows, and the row that it has to know.
+    assert 1 < asked < len(expected)
 
 
 def has_null(row: Mapping[Any, Any]) -> bool:

@@ -1,0 +1,199 @@
+"""batch_vertex: the rows, scores and dead letters of batch_local, whatever the endpoint does."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from faulty_endpoint import (
+    HTML,
+    NAME,
+    QUICK_FAULTS,
+    Fault,
+    FaultyEndpoint,
+    Request,
+    at_rate,
+    faulty_endpoint,
+    refusal,
+)
+from serving_client import Running, running
+
+from pipelines.batch_local import COMMAND as LOCAL
+from pipelines.batch_vertex import COMMAND
+from pipelines.command import main
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def served(example: Path) -> Iterator[Running]:
+    with running(example / "model") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def local(example: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of batch_local."""
+    folder = tmp_path_factory.mktemp("local")
+    assert main(LOCAL, flags(example, folder)) == 0
+    return folder / "r"
+
+
+def flags(example: Path, out: Path, **given: Any) -> list[str]:
+    values = {
+        "input_files": example / "transactions.parquet",
+        "id_column": "transaction_id",
+        "model": example / "model",
+        "output_files": out,
+        "run_id": "r",
+    } | given
+    return [text for name, value in values.items() for text in (f"--{name}", str(value))]
+
+
+def scores(folder: Path) -> dict[str, tuple[float, list[float]]]:
+    rows = pq.read_table(folder / "scores").to_pylist()
+    found = {row["row_id"]: (row["score"], row["encoded"]) for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+def letters(folder: Path) -> dict[str, tuple[str, str, str]]:
+    paths = (folder / "dead_letters").glob("*")
+    records = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    return {r["row_id"]: (r["stage"], r["reason"], r["message"]) for r in records}
+
+
+def assert_same(got: Path, wanted: Path, rtol: float = 1e-6) -> None:
+    """Scores agree; latent values near zero to a millionth."""
+    mine, theirs = scores(got), scores(wanted)
+    assert mine.keys() == theirs.keys()
+    for part, atol in ((0, 0.0), (1, 1e-6)):
+        a = np.array([mine[i][part] for i in mine])
+        b = np.array([theirs[i][part] for i in mine])
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
+    assert letters(got) == letters(wanted)
+
+
+@pytest.mark.parametrize("given", [{}, {"instance_format": "named"}, {"endpoint_request_rows": 1}])
+def test_an_endpoint_gives_what_the_worker_gives(
+    example: Path, served: Running, local: Path, tmp_path: Path, given: dict[str, Any]
+) -> None:
+    url = f"http://{served.client.address}"
+    assert main(COMMAND, flags(example, tmp_path, endpoint_url=url, **given)) == 0
+    # Of other numbers of rows torch takes sums in another order.
+    assert_same(tmp_path / "r", local, rtol=1e-5 if "endpoint_request_rows" in given else 1e-6)
+    report = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert report["pipeline"] == "batch_vertex"
+
+
+@pytest.fixture(scope="module")
+def predict(example: Path) -> Callable[[list[Any]], list[Any]]:
+    """Instances -> predictions as the reference's container gives them, by torch alone."""
+    manifest = json.loads((example / "model" / "model.json").read_text())
+    module, score = torch.jit.load(example / "model" / "model.pt"), manifest["score_output"]
+
+    def predict(instances: list[Any]) -> list[Any]:
+        with torch.inference_mode():
+            answer = module(torch.tensor(instances, dtype=torch.float32))
+        pairs = zip(answer[score].tolist(), answer["encoded"].tolist(), strict=True)
+        return [{"anomaly_score": one, "encoded": code} for one, code in pairs]
+
+    return predict
+
+
+def test_nothing_is_lost_or_wrong_while_one_request_in_five_fails(
+    example: Path, local: Path, tmp_path: Path, predict: Any
+) -> None:
+    with faulty_endpoint(predict, at_rate(0.2, seed=5, kinds=QUICK_FAULTS)) as endpoint:
+        given = {"endpoint": NAME, "endpoint_url": endpoint.url, "endpoint_request_rows": 10}
+        assert main(COMMAND, flags(example, tmp_path, skip_endpoint_check="true", **given)) == 0
+    assert sum(endpoint.faults.values()) > 20
+    assert_same(tmp_path / "r", local, rtol=1e-5)
+
+
+def test_a_row_that_the_endpoint_refuses_costs_itself(
+    example: Path, local: Path, tmp_path: Path, predict: Any
+) -> None:
+    good = scores(local).keys()
+    rows = pq.read_table(example / "transactions.parquet").to_pylist()
+    rows = [row for row in rows if str(row["transaction_id"]) in good]
+    worst = sorted(rows, key=lambda row: row["V1"])[-15:]
+
+    def refuse_worst(request: Request) -> Fault | None:
+        one_is = any(row[1] > worst[0]["V1"] - 1e-5 for row in request.instances)
+        return refusal(400) if one_is else None
+
+    with faulty_endpoint(predict, refuse_worst) as endpoint:
+        assert main(COMMAND, flags(example, tmp_path, endpoint_url=endpoint.predict_url)) == 0
+    refused = {i for i, letter in letters(tmp_path / "r").items() if letter[0] == "infer"}
+    assert refused == {str(row["transaction_id"]) for row in worst}
+    assert {letters(tmp_path / "r")[i][1] for i in refused} == {"endpoint_refused"}
+    assert scores(tmp_path / "r").keys() == good - refused
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (refusal(400, "wrong number of features"), "does not answer as model pytorch-autoencoder"),
+        (refusal(401), "no token was sent"),
+        (refusal(403), "roles/aiplatform.user"),
+        (refusal(404), "check --endpoint"),
+        (HTML, "expected JSON, got a page of HTML"),
+        (refusal(503), "at last with: 503 Service Unavailable"),
+    ],
+    ids=lambda value: value.name if isinstance(value, Fault) else "",
+)
+@pytest.mark.parametrize("skip", ["true", "false"])
+def test_an_endpoint_that_cannot_be_used_costs_no_row_and_is_told_in_one_line(
+    example: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    predict: Any,
+    fault: Fault,
+    told: str,
+    skip: str,
+) -> None:
+    def always(_: Request) -> Fault:
+        return fault
+
+    def run(endpoint: FaultyEndpoint) -> int:
+        given = {"endpoint_url": endpoint.predict_url, "skip_endpoint_check": skip}
+        return main(COMMAND, flags(example, tmp_path, retry_seconds=1, **given))
+
+    with faulty_endpoint(predict, always) as endpoint:
+        assert run(endpoint) == 1
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 1
+    assert errors[0].startswith("error: endpoint ")
+    assert told in errors[0]
+    assert not list(tmp_path.glob("r/*"))
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({}, "missing --endpoint (or --endpoint_url)"),
+        ({"endpoint": "fraud"}, "give --endpoint_project and --endpoint_location"),
+        ({"endpoint": "a/b"}, "expected projects/PROJECT/"),
+        ({"endpoint_url": "localhost:80"}, "is not of the pattern https?://"),
+        ({"endpoint_url": "http://h", "endpoint_parameters": "[]"}, "expected an object of JSON"),
+        ({"endpoint_url": "http://h", "device": "cpu"}, "--device is a flag of other pipelines"),
+        ({"endpoint_url": "http://h", "endpoint_concurrency": "0"}, "--endpoint_concurrency: '0'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_a_wrong_flag_is_told_before_anything_is_asked(
+    example: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    given: dict[str, Any],
+    told: str,
+) -> None:
+    assert main(COMMAND, flags(example, tmp_path, **given)) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert told in error
