@@ -12,7 +12,7 @@ EMULATORS := .emulators
 EXTENSIONS := $(EMULATORS)/home/.duckdb/extensions/v1.5.5/linux_amd64
 TORCHSERVE := .torchserve
 
-.PHONY: help setup emulators demo demo-bigquery demo-stream serve torchserve test check format example bench bench-bigquery bench-stream bench-serving fuzz dist clean all
+.PHONY: help templates setup emulators demo demo-bigquery demo-stream serve torchserve test check format example bench bench-bigquery bench-stream bench-serving fuzz dist clean all
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -68,10 +68,14 @@ $(TORCHSERVE)/.installed: torchserve.txt $(STAMP)
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest -n auto --dist loadgroup
 
-check: $(STAMP)  ## formatting, lint and types
+templates: $(STAMP)  ## write templates/*.json and docs/flags.md from the flags
+	$(BIN)/python -m pipelines.metadata
+
+check: $(STAMP)  ## formatting, lint, types, and what is made of the flags
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python -m pipelines.metadata --check
 
 format: $(STAMP)  ## format the code and mend what lint can mend
 	$(BIN)/ruff format .

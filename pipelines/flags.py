@@ -29,11 +29,13 @@ def flag(
     choices: Sequence[str] = (),
     regex: str | None = None,
     metavar: str | None = None,
+    in_template: bool = True,
 ) -> Any:
     """Help text, default and template metadata -> a dataclass field that is a flag.
 
     A default of None means: not given. param_type, regex, label: of the Flex Template
-    parameter; the regex is checked on the command line as well.
+    parameter; the regex is checked on the command line as well. in_template: False where
+    a flag means something on a terminal alone.
     """
     metadata = {
         "help": text,
@@ -42,6 +44,7 @@ def flag(
         "choices": tuple(choices),
         "regex": regex,
         "metavar": metavar,
+        "in_template": in_template,
     }
     return field(default=default, metadata=metadata)
 
@@ -89,7 +92,7 @@ def _add_flag(group: Any, f: dataclasses.Field[Any], hint: Any) -> None:
     meta = f.metadata
     shown = "" if f.default in (None, False) else f" (default: {f.default})"
     common = {"default": None, "help": meta["help"].replace("%", "%%") + shown, "dest": f.name}
-    plain = _plain_type(hint)
+    plain = plain_type(hint)
     if plain is bool:
         group.add_argument(
             f"--{f.name}", nargs="?", const=True, type=_parse_bool, metavar="true|false", **common
@@ -102,7 +105,7 @@ def _add_flag(group: Any, f: dataclasses.Field[Any], hint: Any) -> None:
         group.add_argument(f"--{f.name}", type=plain, choices=choices, metavar=metavar, **common)
 
 
-def _plain_type(hint: Any) -> Any:
+def plain_type(hint: Any) -> Any:
     """`int | None`, `tuple[str, ...]` -> int, tuple."""
     if isinstance(hint, types.UnionType):
         hint = next(part for part in typing.get_args(hint) if part is not type(None))

@@ -440,15 +440,21 @@ class StreamRunOptions:
         label="Report seconds",
         param_type="NUMBER",
         regex=r"[1-9]\d*",
+        in_template=False,
     )
     stop_after_seconds: int | None = flag(
         "a run in this process stops when so long no message came (default: it runs until Ctrl-C)",
         label="Stop after seconds",
         param_type="NUMBER",
         regex=r"[1-9]\d*",
+        in_template=False,
     )
     debug: bool = flag(
-        "show tracebacks and Beam's own log", False, label="Debug", param_type="BOOLEAN"
+        "show tracebacks and Beam's own log",
+        False,
+        label="Debug",
+        param_type="BOOLEAN",
+        in_template=False,
     )
 
 
@@ -587,9 +593,14 @@ class RunOptions:
         False,
         label="JSON summary",
         param_type="BOOLEAN",
+        in_template=False,
     )
     debug: bool = flag(
-        "show tracebacks and Beam's own log", False, label="Debug", param_type="BOOLEAN"
+        "show tracebacks and Beam's own log",
+        False,
+        label="Debug",
+        param_type="BOOLEAN",
+        in_template=False,
     )
 
 

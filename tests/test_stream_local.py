@@ -593,7 +593,7 @@ def test_what_is_missing_is_told_before_anything_is_read(
     kind = "subscriptions" if "input_subscription" in flags else "topics"
     names = {"MISSING": f"projects/{project}/{kind}/missing", "FILE": tmp_path / "file"}
     stream.input.publish([b"{}"])
-    given = {"output_topic": stream.output.topic} | dict(flags)
+    given: Any = {"output_topic": stream.output.topic} | dict(flags)
     code, told = stream.run(**{name: names.get(value, value) for name, value in given.items()})
     assert (code, told.count("\n")) == (1, 1)
     assert words in told

@@ -1,0 +1,162 @@
+"""What the flags say in other places: the metadata of Flex Templates, and tables of the docs.
+
+python -m pipelines.metadata            # writes templates/*.json and docs/flags.md
+python -m pipelines.metadata --check    # fails where these are not what the flags say
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from pipelines import batch_local, batch_vertex, replay, stream_local, stream_vertex
+from pipelines.command import Command
+from pipelines.flags import plain_type
+
+TEMPLATES = {
+    "Millrace: batch, model in the worker": batch_local.COMMAND,
+    "Millrace: batch, model behind a Vertex AI endpoint": batch_vertex.COMMAND,
+    "Millrace: stream, model in the worker": stream_local.COMMAND,
+    "Millrace: stream, model behind a Vertex AI endpoint": stream_vertex.COMMAND,
+}
+# Whatever else is missing has an alternative, which the pipeline names.
+_REQUIRED = {"model"}
+FOLDER = Path(__file__).parent.parent
+
+
+def template(title: str, command: Command) -> dict[str, Any]:
+    """A pipeline's command -> the metadata of its Flex Template, as the console reads it.
+
+    Source of the fields: Dataflow's TemplateMetadata and ParameterMetadata.
+    """
+    metadata: dict[str, Any] = {
+        "name": title,
+        "description": command.about,
+        "parameters": [_parameter(kind, f) for kind, f in _fields(command, in_template=True)],
+    }
+    if command.name.startswith("stream"):
+        # The sinks write at least once in either mode; this one costs less.
+        metadata |= {
+            "streaming": True,
+            "supportsAtLeastOnce": True,
+            "supportsExactlyOnce": True,
+            "defaultStreamingMode": "AT_LEAST_ONCE",
+        }
+    return metadata
+
+
+def _fields(
+    command: Command, *, in_template: bool
+) -> Iterator[tuple[type[Any], dataclasses.Field[Any]]]:
+    for kind in command.options:
+        for f in dataclasses.fields(kind):
+            if f.metadata["in_template"] or not in_template:
+                yield kind, f
+
+
+def _group(kind: type[Any]) -> str:
+    return (kind.__doc__ or "").strip().splitlines()[0].rstrip(".")
+
+
+def _parameter(kind: type[Any], f: dataclasses.Field[Any]) -> dict[str, Any]:
+    meta = f.metadata
+    found: dict[str, Any] = {
+        "name": f.name,
+        "label": meta["label"],
+        "helpText": _sentence(meta["help"]),
+        "isOptional": f.name not in _REQUIRED,
+        "paramType": meta["param_type"],
+        "groupName": _group(kind),
+    }
+    if meta["regex"]:
+        found["regexes"] = [f"^(?:{meta['regex']})$"]
+    if meta["choices"]:
+        found["enumOptions"] = [{"value": choice, "label": choice} for choice in meta["choices"]]
+    if f.default is not None:
+        found["defaultValue"] = _text(f.default)
+    return found
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def flag_tables(commands: Sequence[Command]) -> str:
+    """Commands -> a page of Markdown with a table of the flags of each."""
+    lines = [
+        "# Flags",
+        "",
+        "Made from `pipelines/options.py` by `make templates`. Flags of Apache Beam and its",
+        "runners are accepted as well. Lists are separated by commas or spaces.",
+    ]
+    for command in commands:
+        lines += ["", f"## python -m pipelines.{command.name}", "", command.about]
+        group = ""
+        for kind, f in _fields(command, in_template=False):
+            if _group(kind) != group:
+                group = _group(kind)
+                lines += [
+                    "",
+                    f"**{group}**",
+                    "",
+                    "| flag | value | default | |",
+                    "|---|---|---|---|",
+                ]
+            default = "" if f.default in (None, False) else f"`{_text(f.default)}`"
+            text = f.metadata["help"].replace("|", "\\|")
+            lines.append(f"| `--{f.name}` | {_value(kind, f)} | {default} | {text} |")
+    return "\n".join(lines) + "\n"
+
+
+def _value(kind: type[Any], f: dataclasses.Field[Any]) -> str:
+    if f.metadata["choices"]:
+        return ", ".join(f"`{choice}`" for choice in f.metadata["choices"])
+    plain = plain_type(typing.get_type_hints(kind)[f.name])
+    names = {bool: "true or false", int: "N", float: "number"}
+    return f"{f.metadata['metavar'] or names.get(plain, 'text')}".replace("|", "\\|")
+
+
+def pages() -> dict[Path, bytes]:
+    """Nothing -> each file that is made of the flags, and its content."""
+    options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
+    found = {
+        FOLDER / "templates" / f"{command.name}.json": orjson.dumps(
+            template(title, command), option=options
+        )
+        for title, command in TEMPLATES.items()
+    }
+    commands = [*TEMPLATES.values(), replay.COMMAND]
+    return found | {FOLDER / "docs" / "flags.md": flag_tables(commands).encode()}
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line -> the exit code: 1 where `--check` found something to write."""
+    stale = [
+        path
+        for path, content in pages().items()
+        if not path.exists() or path.read_bytes() != content
+    ]
+    for path in stale:
+        print(f"{path.relative_to(FOLDER)} is not what the flags say", file=sys.stderr)
+        if "--check" not in argv:
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(pages()[path])
+            print(f"{path.relative_to(FOLDER)} is written", file=sys.stderr)
+    if stale and "--check" in argv:
+        print("type: make templates", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
