@@ -591,7 +591,10 @@ def test_what_is_missing_is_told_before_anything_is_read(
     (tmp_path / "file").write_text("")
     project = stream.cloud.cloud.project
     kind = "subscriptions" if "input_subscription" in flags else "topics"
-    names = {"MISSING": f"projects/{project}/{kind}/missing", "FILE": tmp_path / "file"}
+    names: dict[str, Any] = {
+        "MISSING": f"projects/{project}/{kind}/missing",
+        "FILE": tmp_path / "file",
+    }
     stream.input.publish([b"{}"])
     given: Any = {"output_topic": stream.output.topic} | dict(flags)
     code, told = stream.run(**{name: names.get(value, value) for name, value in given.items()})
