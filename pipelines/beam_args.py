@@ -33,6 +33,7 @@ def beam_options(args: Sequence[str], *, streaming: bool = False) -> PipelineOpt
     standard, direct = options.view_as(StandardOptions), options.view_as(DirectOptions)
     if streaming:
         standard.streaming = True
+    _check_runner(standard.runner)
     if standard.runner in (None, "DirectRunner") and streaming:
         standard.runner = IN_PROCESS_STREAM
     if standard.runner is None:
@@ -64,6 +65,19 @@ def runs_in_process(options: PipelineOptions) -> bool:
     """Whether the pipeline runs in this very process, or in children of it."""
     runner = options.view_as(StandardOptions).runner
     return runner.rsplit(".")[-1] == IN_PROCESS or runner == IN_PROCESS_STREAM
+
+
+def _check_runner(name: str | None) -> None:
+    """A runner's name -> Beam has it, or it is the path of a class. Raises UsageError."""
+    known = StandardOptions.KNOWN_RUNNER_NAMES
+    # As Beam takes them: in any case, and without their last word.
+    short = {
+        text for runner in known for text in (runner.lower(), runner.lower()[: -len("runner")])
+    }
+    if name is not None and "." not in name and name.lower() not in short:
+        raise UsageError(
+            f"--runner {name}: expected one of {', '.join(known)}{nearest(name, known)}"
+        )
 
 
 def _refuse_unknown(args: Sequence[str]) -> None:

@@ -139,6 +139,8 @@ def _checked(f: dataclasses.Field[Any], value: Any) -> Any:
         if not parts:
             raise UsageError(f"--{f.name}: expected at least one value, got {' '.join(value)!r}")
         return parts
+    if value == "":
+        raise UsageError(f"--{f.name}: expected a value, got none: leave the flag out instead")
     regex = f.metadata["regex"]
     if regex and not re.fullmatch(regex, str(value)):
         raise UsageError(

@@ -90,6 +90,22 @@ def test_unknown_flags_are_left_for_beam_and_told_if_beam_does_not_know_them() -
         beam_options(["stray"])
 
 
+@pytest.mark.parametrize("name", ["FooRunner", "Dataflo", "Runner"])
+def test_a_runner_that_beam_does_not_have_is_told(name: str) -> None:
+    with pytest.raises(UsageError, match=f"--runner {name}: expected one of DataflowRunner, "):
+        beam_options(["--runner", name])
+
+
+@pytest.mark.parametrize("name", ["dataflow", "DataflowRunner", "PRISMRUNNER"])
+def test_runners_are_named_as_beam_takes_them(name: str) -> None:
+    assert not runs_in_process(beam_options(["--runner", name]))
+
+
+def test_an_empty_value_is_no_value() -> None:
+    with pytest.raises(UsageError, match="--id_column: expected a value, got none"):
+        parsed("--id_column", "")
+
+
 def test_without_a_runner_the_pipeline_runs_in_this_process() -> None:
     assert runs_in_process(beam_options([]))
     assert not runs_in_process(beam_options(["--runner", "DataflowRunner"]))
