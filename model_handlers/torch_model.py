@@ -14,9 +14,7 @@ from model_handlers.batch_handler import BatchHandler, error_column, outputs_col
 from model_handlers.contract import Manifest
 from model_handlers.errors import UsageError, as_model_error
 from model_handlers.formats import load_module
-from model_handlers.isolate import isolate
 from model_handlers.loaded_model import (
-    ROW_FAULTS,
     LoadedModel,
     check_device,
     check_model,
@@ -24,6 +22,7 @@ from model_handlers.loaded_model import (
     resolve_device,
 )
 from model_handlers.prune import keep_outputs
+from model_handlers.run_model import run_model
 
 Precision = Literal["float32", "bf16", "fp16"]
 
@@ -42,20 +41,10 @@ def predict_columns(
     arrays: one an input, [rows, width] or [rows]. Where a row has an error, its outputs
     are null.
     """
-    parts: list[tuple[slice, list[np.ndarray]]] = []
-    faults: dict[int, Exception] = {}
-    start = 0
-    while start < rows:
-        # Read anew each time: running out of memory lowers it.
-        window = slice(start, min(start + model.batch_rows, rows))
-        for part, result in isolate(lambda s: model.forward(arrays, s), window, ROW_FAULTS):
-            if isinstance(result, Exception):
-                faults[part.start] = result
-            else:
-                parts.append((part, result))
-        start = window.stop
-    told = {row: ("model_error", describe(error)) for row, error in faults.items()}
-    return outputs_column(model.outputs, parts, list(faults), rows), error_column(told, rows)
+    answer = run_model(model, arrays, rows)
+    parts = [(slice(0, rows), answer.arrays)] if answer.arrays else []
+    told = {row: ("model_error", describe(error)) for row, error in answer.faults.items()}
+    return outputs_column(model.outputs, parts, list(told), rows), error_column(told, rows)
 
 
 class TorchModelHandler(BatchHandler[LoadedModel]):

@@ -10,51 +10,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import numpy as np
 
-from model_handlers.isolate import isolate
-from model_handlers.loaded_model import ROW_FAULTS, LoadedModel
-
-
-@dataclass
-class Answer:
-    """One array an output, [rows, ...], and the rows on which the model raised."""
-
-    arrays: list[np.ndarray]
-    faults: dict[int, Exception]
-
-    def part(self, rows: slice) -> Answer:
-        """A range of rows -> the answer for these alone."""
-        faults = {i - rows.start: e for i, e in self.faults.items() if rows.start <= i < rows.stop}
-        return Answer([array[rows] for array in self.arrays], faults)
-
-
-def run_model(model: LoadedModel, inputs: Sequence[np.ndarray], rows: int) -> Answer:
-    """A model and checked input arrays of one or more rows -> the Answer.
-
-    A fault of the machine is raised, as DeviceError, MemoryError or ContractBroken.
-    """
-    arrays: list[np.ndarray] = []
-    faults: dict[int, Exception] = {}
-    start = 0
-    while start < rows:
-        # Read anew each time: running out of memory lowers it.
-        window = slice(start, min(start + model.batch_rows, rows))
-        for part, result in isolate(lambda s: model.forward(inputs, s), window, ROW_FAULTS):
-            if isinstance(result, Exception):
-                faults[part.start] = result
-                continue
-            if part == slice(0, rows):
-                return Answer(result, {})
-            arrays = arrays or [np.zeros((rows, *a.shape[1:]), a.dtype) for a in result]
-            for whole, piece in zip(arrays, result, strict=True):
-                whole[part] = piece
-        start = window.stop
-    return Answer(arrays, faults)
+from model_handlers.loaded_model import LoadedModel
+from model_handlers.run_model import Answer, run_model
 
 
 @dataclass(eq=False)

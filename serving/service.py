@@ -19,8 +19,9 @@ from model_handlers.contract import Manifest
 from model_handlers.errors import DeviceError, MillraceError, one_line
 from model_handlers.loaded_model import LoadedModel
 from model_handlers.package import read_manifest
+from model_handlers.run_model import Answer
 from model_handlers.torch_model import TorchModelHandler
-from serving.batcher import Answer, Batcher
+from serving.batcher import Batcher
 from serving.fetch import fetch_package
 from serving.instances import InstanceReader
 from serving.metrics import Metrics

@@ -148,7 +148,7 @@ def test_a_bare_file_is_held_to_the_digest_asked_for(tmp_path: Path) -> None:
         ("nowhere/", "no model at .*nowhere/"),
         ("nowhere.pt", "no model at .*nowhere.pt"),
         ("nowhere.mar", "nowhere.mar cannot be read"),
-        ("empty", "a folder needs model.json to be a model package"),
+        ("empty", "no model at .*empty: expected a folder with model.json"),
         ("empty/", "no model at .*empty/"),
         ("empty/model.json", "model.json"),
         ("a\0b", "cannot be read|no model at"),

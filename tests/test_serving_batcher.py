@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from model_handlers.contract import InputSpec, Manifest, OutputSpec
 from model_handlers.errors import DeviceError
 from model_handlers.loaded_model import LoadedModel
-from serving.batcher import Answer, Batcher, run_model
+from model_handlers.run_model import Answer, run_model
+from serving.batcher import Batcher
 
 Make = Callable[..., Manifest]
 

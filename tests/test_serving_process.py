@@ -81,7 +81,7 @@ def test_sigterm_lets_a_request_in_flight_finish_and_refuses_others(example: Pat
 def test_a_model_that_cannot_be_loaded_is_told_until_the_process_is_ended(tmp_path: Path) -> None:
     with process("--model_path", str(tmp_path)) as (running, client):
         wait_until(lambda: client.get("/health").status == 500)
-        assert "a folder needs model.json" in client.get("/health").json["reason"]
+        assert "expected a folder with model.json" in client.get("/health").json["reason"]
         running.send_signal(signal.SIGTERM)
         assert running.wait(60) == 1
 
