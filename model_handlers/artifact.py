@@ -1,8 +1,9 @@
 """A model package as bytes: read once, checked, and only then handed to a loader.
 
 `read_package` takes a folder with `model.json`, a `.mar`, or a bare model file, on
-any filesystem Beam knows. The digest is computed over the very bytes that are
-returned, so nothing can change between the check and the load.
+any filesystem Beam knows, which is loaded only for paths of other machines. The digest is
+computed over the very bytes that are returned, so nothing can change between the check and
+the load.
 """
 
 from __future__ import annotations
@@ -10,13 +11,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
+import posixpath
 import stat
 import zipfile
 from dataclasses import dataclass
-
-from apache_beam.io.filesystem import CompressionTypes
-from apache_beam.io.filesystems import FileSystems
+from pathlib import Path
 
 from model_handlers.contract import MANIFEST_NAME, Manifest
 from model_handlers.errors import (
@@ -79,25 +78,41 @@ def _check_digest(path: str, package: ModelPackage, expected: str, source: str) 
 
 def read_bytes(path: str) -> bytes:
     """A path on any Beam filesystem -> the file's bytes. Raises ModelError."""
-    with (
-        as_model_error(f"{path} cannot be read"),
+    with as_model_error(f"{path} cannot be read"):
+        if _is_local(path):
+            return Path(path).read_bytes()
+        from apache_beam.io.filesystem import CompressionTypes
+        from apache_beam.io.filesystems import FileSystems
+
         # AUTO would silently decompress a name that ends in .gz: a digest is over the file.
-        FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as handle,
-    ):
-        return bytes(handle.read())
+        kind = CompressionTypes.UNCOMPRESSED
+        with FileSystems.open(path, compression_type=kind) as handle:
+            return bytes(handle.read())
+
+
+def _is_local(path: str) -> bool:
+    return "://" not in path
+
+
+def _exists(path: str) -> bool:
+    if _is_local(path):
+        return Path(path).exists()
+    from apache_beam.io.filesystems import FileSystems
+
+    return bool(FileSystems.exists(path))
 
 
 def _read_folder_or_file(path: str) -> ModelPackage:
     """A folder with a manifest, or one model file beside or without a manifest -> package."""
-    manifest_path = FileSystems.join(path, MANIFEST_NAME)
+    manifest_path = posixpath.join(path, MANIFEST_NAME)
     if path.endswith(MANIFEST_NAME):
-        path, manifest_path = FileSystems.split(path)[0], path
-    if FileSystems.exists(manifest_path):
+        path, manifest_path = posixpath.split(path)[0], path
+    if _exists(manifest_path):
         manifest = Manifest.from_json(read_bytes(manifest_path))
-        data = read_bytes(FileSystems.join(path, manifest.file))
+        data = read_bytes(posixpath.join(path, manifest.file))
         return ModelPackage(manifest.file, data, manifest)
     # A folder of this machine exists without a slash as well.
-    if not FileSystems.exists(path) or path.endswith("/") or os.path.isdir(path):
+    if not _exists(path) or path.endswith("/") or Path(path).is_dir():
         raise ModelError(
             f"no model at {path}: expected a folder with {MANIFEST_NAME}, a .mar, or a model file "
             "(.pt2, .pt, .safetensors)"
@@ -108,9 +123,9 @@ def _read_folder_or_file(path: str) -> ModelPackage:
 def _read_file(path: str) -> ModelPackage:
     """One model file -> package, with the manifest of its folder if that one names it."""
     data = read_bytes(path)
-    folder, name = FileSystems.split(path)
-    beside = FileSystems.join(folder, MANIFEST_NAME) if folder else MANIFEST_NAME
-    if FileSystems.exists(beside):
+    folder, name = posixpath.split(path)
+    beside = posixpath.join(folder, MANIFEST_NAME) if folder else MANIFEST_NAME
+    if _exists(beside):
         manifest = Manifest.from_json(read_bytes(beside))
         if manifest.file == name:
             return ModelPackage(name, data, manifest)

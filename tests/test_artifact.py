@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from apache_beam.io.filesystems import FileSystems
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -93,13 +92,13 @@ def test_a_name_that_says_compressed_is_read_as_it_is(tmp_path: Path) -> None:
 
 def test_each_file_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
-    open_file = FileSystems.open
+    read = Path.read_bytes
 
-    def counted(path: str, **how: Any) -> Any:
-        opened.append(Path(path).name)
-        return open_file(path, **how)
+    def counted(path: Path) -> bytes:
+        opened.append(path.name)
+        return read(path)
 
-    monkeypatch.setattr(FileSystems, "open", counted)
+    monkeypatch.setattr(Path, "read_bytes", counted)
     write_mar(folder / "m.mar", DATA, manifest(), "")
     for path, files in (
         (folder, ["model.json", "model.pt"]),
@@ -339,10 +338,10 @@ def test_what_is_no_zip_is_refused(tmp_path: Path) -> None:
 def test_running_out_of_memory_is_no_fault_of_the_model(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def exhausted(path: str, **how: Any) -> Any:
+    def exhausted(path: Path) -> bytes:
         raise MemoryError
 
-    monkeypatch.setattr(FileSystems, "open", exhausted)
+    monkeypatch.setattr(Path, "read_bytes", exhausted)
     with pytest.raises(MemoryError):
         read_package(str(folder))
     assert not issubclass(MemoryError, MillraceError)
