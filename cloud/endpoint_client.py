@@ -297,7 +297,7 @@ class EndpointClient:
 
     def _raise_for(self, response: aiohttp.ClientResponse, answer: bytes) -> NoReturn:
         status = response.status
-        told = f"{status} {phrase(status)}: {error_text(answer)}".removesuffix(": ")
+        told = status_text(status, answer)
         if status in _OVERLOADED or (status >= 500 and status not in (501, 505)):
             raise _Passing(
                 told,
@@ -397,29 +397,34 @@ def _close(
         thread.join(_CLOSE_SECONDS)
 
 
-def phrase(status: int) -> str:
-    """A status -> its name in HTTP, empty for one that has none."""
+def status_text(status: int, answer: bytes) -> str:
+    """A status and its body -> both in one line, as far as they say anything."""
     try:
-        return HTTPStatus(status).phrase
+        status_line = f"{status} {HTTPStatus(status).phrase}"
     except ValueError:
-        return ""
+        status_line = str(status)
+    text = error_text(answer)
+    return f"{status_line}: {text}" if text else status_line
 
 
 def error_text(answer: bytes) -> str:
-    """The body of an answer that is an error -> what it says, in one line."""
+    """The body of an answer that is an error -> what it says, in one line; empty if nothing."""
     try:
         error = orjson.loads(answer)
     except orjson.JSONDecodeError:
         text = answer[:500].decode(errors="replace").strip()
-        return "a page of HTML" if text[:1] == "<" else one_line(Exception(text), 200)
+        return "a page of HTML" if text[:1] == "<" else _cut(text)
     if isinstance(error, dict):
         error = error.get("error", error.get("message", error.get("detail", error)))
     if isinstance(error, dict) and isinstance(error.get("message"), str):
         status = error.get("status")
         precondition = f"{_PRECONDITION}: " if status == _PRECONDITION else ""
         error = precondition + error["message"]
-    text = error if isinstance(error, str) else orjson.dumps(error).decode()
-    return one_line(Exception(text), 200)
+    return _cut(error if isinstance(error, str) else orjson.dumps(error).decode())
+
+
+def _cut(text: str) -> str:
+    return one_line(Exception(text), 200) if text.strip() else ""
 
 
 def _connection_text(error: Exception, url: str) -> str:
@@ -428,4 +433,6 @@ def _connection_text(error: Exception, url: str) -> str:
         return f"{host} cannot be found (DNS)"
     if isinstance(error, aiohttp.ClientPayloadError):
         return f"{host} broke off in the middle of its answer"
+    if isinstance(error, aiohttp.ClientConnectorError) and not error.strerror:
+        return f"{host} cannot be reached"
     return f"{host}: {one_line(Exception(getattr(error, 'strerror', None) or error), 150)}"

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from cloud.clients import credentials
-from cloud.endpoint_client import EndpointClient, error_text, phrase
+from cloud.endpoint_client import EndpointClient, status_text
 from cloud.endpoints import rest_url
 from model_handlers.errors import CredentialsError, EndpointError, UsageError, nearest, one_line
 
@@ -85,7 +85,7 @@ class EndpointAddress:
         if re.search(r":(rawP|p)redict$|/predict$|/predictions/[^/]+$", urlsplit(self.url).path):
             return self.url
         base = self.url.rstrip("/")
-        if _NAME.search(base) and not self._full:
+        if re.search(f"{_NAME.pattern}$", base):
             return f"{base}:predict"
         return f"{base}/v1/{self._full}:predict" if self._full else f"{base}/predict"
 
@@ -183,9 +183,7 @@ def _get(url: str, told: str) -> dict[str, Any]:
     status = response.status_code
     if status != 200:
         advice = _LOOKUP_ADVICE.get(status, "look at the service, and run again")
-        raise EndpointError(
-            f"endpoint {told}: {status} {phrase(status)}: {error_text(response.content)}; {advice}"
-        )
+        raise EndpointError(f"endpoint {told}: {status_text(status, response.content)}; {advice}")
     try:
         answer = response.json()
     except requests.JSONDecodeError:

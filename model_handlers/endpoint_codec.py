@@ -135,8 +135,8 @@ def _predictions(body: bytes) -> list[Any]:
             # Python's servers write NaN, which is no JSON.
             answer = json.loads(body)
         except (ValueError, RecursionError):
-            raise BadAnswer(f"expected JSON, got {error_text(body)}") from None
+            raise BadAnswer(f"expected JSON, got {error_text(body) or 'nothing'}") from None
     found = answer.get("predictions") if isinstance(answer, Mapping) else None
     if not isinstance(found, list):
-        raise BadAnswer(f"expected predictions, got {error_text(body)}")
+        raise BadAnswer(f"expected predictions, got {error_text(body) or 'nothing'}")
     return found

@@ -1,0 +1,273 @@
+"""Requests and answers of an endpoint: arrays to JSON, and whatever comes to arrays or one line."""
+
+import json
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, get_args
+
+import numpy as np
+import orjson
+import pytest
+from faulty_endpoint import HTML_PAGE
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloud.endpoint_client import BadAnswer
+from model_handlers.contract import DType, InputSpec, Manifest, OutputSpec
+from model_handlers.endpoint_codec import EndpointCodec
+from model_handlers.errors import UsageError
+
+MakeManifest = Callable[..., Manifest]
+ROWS = np.array([[1.5, 2.0, 0.1], [4.0, 5.0, -6.25]], np.float32)
+ALL = slice(0, 2)
+
+
+def codec_of(manifest: Manifest, *names: str, **fields: Any) -> EndpointCodec:
+    chosen = names or [spec.name for spec in manifest.outputs]
+    return EndpointCodec(manifest, tuple(manifest.output(name) for name in chosen), **fields)
+
+
+@pytest.fixture
+def codec(make_manifest: MakeManifest) -> EndpointCodec:
+    return codec_of(make_manifest())
+
+
+def answer(*predictions: Any, **members: Any) -> bytes:
+    return json.dumps({"predictions": predictions, **members}).encode()
+
+
+def refusal(codec: EndpointCodec, body: bytes, rows: int) -> str:
+    with pytest.raises(BadAnswer) as raised:
+        codec.decode(body, rows)
+    message = str(raised.value)
+    assert len(message) < 300
+    assert "\n" not in message
+    return message
+
+
+def test_instances_are_the_features_in_order_and_as_short_as_their_dtype(
+    codec: EndpointCodec,
+) -> None:
+    assert codec.encode([ROWS], ALL) == b'{"instances":[[1.5,2.0,0.1],[4.0,5.0,-6.25]]}'
+    assert codec.encode([ROWS], slice(1, 2)) == b'{"instances":[[4.0,5.0,-6.25]]}'
+    assert codec.encode([ROWS], np.array([1])) == codec.encode([ROWS], slice(1, 2))
+
+
+def test_instances_may_be_objects_by_column(make_manifest: MakeManifest) -> None:
+    manifest = make_manifest(
+        InputSpec("x", ("a", 'b"%d'), shape=(2,)),
+        InputSpec("day", ("day",), dtype="int64"),
+        InputSpec("word", ("vector",), shape=(3,)),
+    )
+    codec = codec_of(manifest, instance_format="named")
+    arrays = [ROWS[:, :2], np.array([7, 2**60]), ROWS]
+    assert json.loads(codec.encode(arrays, ALL))["instances"] == [
+        {"a": 1.5, 'b"%d': 2.0, "day": 7, "vector": [1.5, 2.0, 0.1]},
+        {"a": 4.0, 'b"%d': 5.0, "day": 2**60, "vector": [4.0, 5.0, -6.25]},
+    ]
+
+
+def test_a_list_has_the_shape_of_the_tensor(make_manifest: MakeManifest) -> None:
+    matrix = make_manifest(InputSpec("x", tuple("abcdef"), shape=(2, 3)))
+    body = codec_of(matrix).encode([np.arange(6.0).reshape(1, 6)], slice(0, 1))
+    assert json.loads(body)["instances"] == [[[0, 1, 2], [3, 4, 5]]]
+    number = make_manifest(InputSpec("x", ("a",)))
+    assert codec_of(number).encode([ROWS[:, 0]], ALL) == b'{"instances":[1.5,4.0]}'
+
+
+@pytest.mark.parametrize("dtype", get_args(DType))
+def test_inputs_and_outputs_of_every_dtype_go_and_come(
+    make_manifest: MakeManifest, dtype: DType
+) -> None:
+    outputs = (OutputSpec("y", dtype, (2,)), OutputSpec("z", dtype))
+    manifest = make_manifest(
+        InputSpec("x", ("a", "b"), dtype, (2,)), outputs=outputs, score_output="z"
+    )
+    array = np.array([[0, 1], [1, 0]]).astype(dtype)
+    codec = codec_of(manifest)
+    instances = json.loads(codec.encode([array], ALL))["instances"]
+    body = answer(*({"y": row, "z": row[0]} for row in instances))
+    for got, expected in zip(codec.decode(body, 2), (array, array[:, 0]), strict=True):
+        assert got.dtype == dtype
+        np.testing.assert_array_equal(got, expected)
+
+
+@given(rows=st.lists(st.lists(st.floats(width=32, allow_infinity=False), min_size=3, max_size=3)))
+def test_float32_numbers_survive_the_way_there_and_back(
+    make_manifest: MakeManifest, rows: list[list[float]]
+) -> None:
+    manifest = make_manifest(outputs=(OutputSpec("x", shape=(3,)),), score_output=None)
+    codec = codec_of(manifest)
+    array = np.array(rows, np.float32).reshape(-1, 3)
+    body = codec.encode([array], slice(0, len(rows)))
+    (again,) = codec.decode(body.replace(b"instances", b"predictions"), len(rows))
+    np.testing.assert_array_equal(again, array)
+
+
+def test_parameters_go_with_every_request(make_manifest: MakeManifest) -> None:
+    codec = codec_of(make_manifest(), parameters='{"outputs": "all"}')
+    assert json.loads(codec.encode([ROWS], ALL))["parameters"] == {"outputs": "all"}
+
+
+@pytest.mark.parametrize("parameters", ["", "{", "[1]", '"all"', "NaN"])
+def test_parameters_that_are_no_object_are_refused(
+    make_manifest: MakeManifest, parameters: str
+) -> None:
+    with pytest.raises(UsageError, match="--endpoint_parameters: expected an object of JSON"):
+        codec_of(make_manifest(), parameters=parameters)
+
+
+def test_several_inputs_cannot_be_one_list(make_manifest: MakeManifest) -> None:
+    manifest = make_manifest(InputSpec("x", ("a",)), InputSpec("y", ("b",)))
+    with pytest.raises(UsageError, match="tiny has 2 inputs: choose --instance_format named"):
+        codec_of(manifest)
+    with pytest.raises(UsageError, match="expected list or named, got pairs"):
+        codec_of(manifest, instance_format="pairs")
+
+
+def test_all_outputs_come_by_their_names_and_what_else_comes_is_left(codec: EndpointCodec) -> None:
+    body = answer(
+        {"total": 1.5, "code": [1, 2], "more": "?"},
+        {"code": [3.5, 4], "total": 2},
+        deployedModelId="17",
+        model="projects/p/locations/l/models/3",
+    )
+    total, code = codec.decode(body, 2)
+    assert {total.dtype, code.dtype} == {np.dtype("float32")}
+    assert total.tolist() == [1.5, 2]
+    assert code.tolist() == [[1, 2], [3.5, 4]]
+
+
+def test_the_score_may_be_called_anomaly_score(make_manifest: MakeManifest) -> None:
+    codec = codec_of(make_manifest())
+    total, _ = codec.decode(answer({"anomaly_score": 3.5, "code": [1, 2]}), 1)
+    assert total.tolist() == [3.5]
+    other = codec_of(make_manifest(score_output=None), "total")
+    told = refusal(other, answer({"anomaly_score": 3.5, "code": [1, 2]}), 1)
+    assert told == "expected predictions with 'total', got one with 'anomaly_score', 'code'"
+
+
+def test_the_name_goes_before_anomaly_score(make_manifest: MakeManifest) -> None:
+    codec = codec_of(make_manifest(), "total")
+    (total,) = codec.decode(answer({"anomaly_score": 1.0, "total": 2.0}), 1)
+    assert total.tolist() == [2.0]
+
+
+def test_only_the_outputs_that_are_wanted_are_looked_at(make_manifest: MakeManifest) -> None:
+    codec = codec_of(make_manifest(), "code")
+    (code,) = codec.decode(answer({"total": "what", "code": [1, 2]}), 1)
+    assert code.tolist() == [[1, 2]]
+
+
+def test_a_model_of_one_output_may_answer_without_its_name(make_manifest: MakeManifest) -> None:
+    codec = codec_of(make_manifest(outputs=(OutputSpec("total"),)))
+    (total,) = codec.decode(answer(1.5, 2), 2)
+    assert total.tolist() == [1.5, 2]
+    (total,) = codec.decode(answer({"total": 3}), 1)
+    assert total.tolist() == [3]
+
+
+def test_null_and_nan_are_nan(codec: EndpointCodec) -> None:
+    for body in (
+        b'{"predictions": [{"total": null, "code": [1, null]}]}',
+        b'{"predictions": [{"total": NaN, "code": [1, NaN]}]}',
+    ):
+        total, code = codec.decode(body, 1)
+        np.testing.assert_array_equal(total, [math.nan])
+        np.testing.assert_array_equal(code, [[1, math.nan]])
+
+
+GOOD = {"total": 1.0, "code": [1.0, 2.0]}
+
+
+@pytest.mark.parametrize(
+    ("predictions", "told"),
+    [
+        ([], "expected 2 predictions, got 0"),
+        ([GOOD], "expected 2 predictions, got 1"),
+        ([GOOD] * 3, "expected 2 predictions, got 3"),
+        ([GOOD, GOOD | {"total": "1.5"}], "output 'total': expected float32, got \"1.5\""),
+        ([GOOD, GOOD | {"total": [1.5]}], "output 'total': expected float32, got [1.5]"),
+        ([GOOD | {"code": [1]}, GOOD], "output 'code': expected float32 [2], got [1]"),
+        ([GOOD | {"code": [[1, 2]]}, GOOD], "output 'code': expected float32 [2], got [[1, 2]]"),
+        ([GOOD | {"code": None}, GOOD], "output 'code': expected float32 [2], got null"),
+        ([GOOD | {"code": True}, GOOD], "output 'code': expected float32 [2], got true"),
+        ([{"code": [1, 2]}] * 2, "expected predictions with 'total', 'code', got one with 'code'"),
+        ([GOOD, {}], "expected predictions with 'total', 'code', got one with nothing"),
+        ([GOOD, 7], "expected predictions that are objects with 'total', 'code', got 7"),
+        ([1, 2], "expected predictions that are objects with 'total', 'code', got 1"),
+        ([None, None], "expected predictions that are objects with 'total', 'code', got null"),
+    ],
+)
+def test_whatever_is_not_one_prediction_a_row_is_told_in_a_line(
+    codec: EndpointCodec, predictions: list[Any], told: str
+) -> None:
+    assert refusal(codec, answer(*predictions), 2) == told
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b"", "expected JSON, got nothing"),
+        (HTML_PAGE, "expected JSON, got a page of HTML"),
+        (b"upstream\nfailed", "expected JSON, got upstream failed"),
+        (b'{"predictions": [', 'expected JSON, got {"predictions": ['),
+        (b"\xff\xfe", "expected JSON, got "),
+        (b'{"error": ""}', "expected predictions, got nothing"),
+        (b"[1, 2]", "expected predictions, got [1,2]"),
+        (b'{"error": "Prediction failed"}', "expected predictions, got Prediction failed"),
+        (
+            b'{"error": {"code": 429, "message": "Quota\\nexceeded"}}',
+            "expected predictions, got Quota exceeded",
+        ),
+        (b'{"predictions": {"total": 1}}', "expected predictions, got "),
+        (b'{"predictions": null}', "expected predictions, got "),
+        (b'{"total": NaN}', 'expected predictions, got {"total": NaN}'),
+        (b"[" * 100_000, "expected JSON, got [[["),
+    ],
+)
+def test_what_is_no_answer_is_told_in_a_line(codec: EndpointCodec, body: bytes, told: str) -> None:
+    assert refusal(codec, body, 1).startswith(told)
+
+
+def test_values_are_told_by_their_beginning_alone(codec: EndpointCodec) -> None:
+    many = {"total": 1.0, "code": [0.123456] * 10_000}
+    told = refusal(codec, answer(many), 1)
+    assert told.count("0.123456") < 10
+    odd = {f"key {i}": 1 for i in range(1_000)}
+    assert len(refusal(codec, answer(odd), 1)) < 300
+    # What json reads and orjson does not write.
+    assert "99999" in refusal(codec, b'{"predictions": [{"total": [%s, NaN]}]}' % (b"9" * 40), 1)
+    refusal(codec, b'{"predictions": [{"total": "\\ud800"}]}', 1)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.sampled_from(["predictions", "total", "code", "x"]), inner)
+        ),
+        max_leaves=10,
+    )
+)
+def test_any_json_is_an_answer_or_a_bad_one(make_manifest: MakeManifest, value: Any) -> None:
+    codec = codec_of(make_manifest())
+    body = json.dumps({"predictions": value}).encode()
+    with suppress(BadAnswer):
+        assert [array.shape for array in codec.decode(body, 1)] == [(1,), (1, 2)]
+
+
+@given(st.binary(max_size=50))
+def test_any_bytes_are_an_answer_or_a_bad_one(make_manifest: MakeManifest, body: bytes) -> None:
+    with pytest.raises(BadAnswer):
+        codec_of(make_manifest()).decode(body, 1)
+
+
+def test_ten_thousand_rows_keep_their_order(codec: EndpointCodec) -> None:
+    rows = np.arange(10_000)
+    predictions = [{"total": i, "code": [i, -i]} for i in rows.tolist()]
+    total, code = codec.decode(orjson.dumps({"predictions": predictions}), len(rows))
+    np.testing.assert_array_equal(total, rows)
+    np.testing.assert_array_equal(code, np.stack([rows, -rows], axis=1))
