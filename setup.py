@@ -2,4 +2,4 @@
 
 from setuptools import setup
 
-setup(packages=["cloud", "model_handlers", "pipelines", "serving", "transforms"])
+setup(packages=["cloud", "model_handlers", "pipelines", "resources", "serving", "transforms"])

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from google.cloud.aiplatform_v1 import EndpointServiceClient, ModelServiceClient
     from google.cloud.bigquery_storage_v1.services.big_query_read import BigQueryReadClient
     from google.cloud.bigquery_storage_v1.services.big_query_write import BigQueryWriteClient
+    from google.cloud.dataflow_v1beta3 import JobsV1Beta3Client, MetricsV1Beta3Client
     from google.pubsub_v1.services.publisher import PublisherClient
     from google.pubsub_v1.services.subscriber import SubscriberClient
 
@@ -100,6 +101,47 @@ class Cloud:
         # The clients' own would ask under /ui, which the API's documents do not have.
         operations = OperationsRestTransport(**place)
         return Vertex(models, endpoints, AbstractOperationsClient(transport=operations))
+
+    def dataflow(self) -> Dataflow:
+        """The clients of Dataflow, over REST. Raises CredentialsError."""
+        from google.cloud.dataflow_v1beta3 import JobsV1Beta3Client, MetricsV1Beta3Client
+
+        address = self.endpoints.dataflow
+        host = rest_url(address or "dataflow.googleapis.com")
+        jobs, metrics = (
+            client(
+                transport=client.get_transport_class("rest")(
+                    host=host, credentials=credentials(address)
+                )
+            )
+            for client in (JobsV1Beta3Client, MetricsV1Beta3Client)
+        )
+        return Dataflow(jobs, metrics)
+
+    def discovered(self, service: str, version: str) -> Any:
+        """A service, as `Endpoints` names it -> its client as Google's document describes it.
+
+        For services that are asked a few times a run. cloud.discovered.execute runs its
+        requests. Raises CredentialsError.
+        """
+        from googleapiclient.discovery import build
+
+        address = getattr(self.endpoints, service)
+        return build(
+            service,
+            version,
+            credentials=credentials(address),
+            client_options={"api_endpoint": rest_url(address)} if address else None,
+            static_discovery=True,
+        )
+
+
+@dataclass(frozen=True)
+class Dataflow:
+    """The clients of Dataflow: jobs, and what they used."""
+
+    jobs: JobsV1Beta3Client
+    metrics: MetricsV1Beta3Client
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,18 @@ from dataclasses import dataclass, fields
 from model_handlers.errors import UsageError, nearest
 
 # The variables that Google's own tools and clients read; Google has none for the Storage APIs
-# of BigQuery and for Vertex AI, so these names follow the others.
+# of BigQuery and for those from Vertex AI on, so these names follow the others.
 VARIABLES = {
     "bigquery": "BIGQUERY_EMULATOR_HOST",
     "bigquerystorage": "BIGQUERY_STORAGE_EMULATOR_HOST",
     "storage": "STORAGE_EMULATOR_HOST",
     "pubsub": "PUBSUB_EMULATOR_HOST",
     "aiplatform": "AIPLATFORM_EMULATOR_HOST",
+    "dataflow": "DATAFLOW_EMULATOR_HOST",
+    "serviceusage": "SERVICEUSAGE_EMULATOR_HOST",
+    "iam": "IAM_EMULATOR_HOST",
+    "cloudresourcemanager": "CLOUDRESOURCEMANAGER_EMULATOR_HOST",
+    "monitoring": "MONITORING_EMULATOR_HOST",
 }
 _ADDRESS = re.compile(
     r"(?:(?P<scheme>https?)://)?(?P<host>[\w.-]+|\[[0-9a-f:.]+\])(?::(?P<port>\d{1,5}))?/?",
@@ -29,8 +34,8 @@ class Endpoints:
     """One address a service, None for Google's own host.
 
     bigquery: REST; bigquerystorage: gRPC of the Storage Read and Write APIs;
-    storage: REST of Cloud Storage; pubsub: gRPC; aiplatform: REST of Vertex AI. Fields are
-    named as Google's hosts are.
+    storage: REST of Cloud Storage; pubsub: gRPC; aiplatform: REST of Vertex AI; so are all
+    others. Fields are named as Google's hosts are.
     """
 
     bigquery: str | None = None
@@ -38,6 +43,11 @@ class Endpoints:
     storage: str | None = None
     pubsub: str | None = None
     aiplatform: str | None = None
+    dataflow: str | None = None
+    serviceusage: str | None = None
+    iam: str | None = None
+    cloudresourcemanager: str | None = None
+    monitoring: str | None = None
 
     @classmethod
     def resolve(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = {"cloud", "model_handlers", "pipelines", "serving", "transforms"}
+PACKAGES = {"cloud", "model_handlers", "pipelines", "resources", "serving", "transforms"}
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ PACKAGES = (
     "model_handlers",
     "transforms",
     "pipelines",
+    "resources",
     "serving",
     "examples",
     "benchmarks",
@@ -25,6 +26,7 @@ ALLOWED = {
     "model_handlers": {"model_handlers", "cloud"},
     "transforms": {"transforms", "model_handlers", "cloud"},
     "pipelines": {"pipelines", "transforms", "model_handlers", "cloud"},
+    "resources": {"resources", "transforms", "model_handlers", "cloud"},
     "serving": {"serving", "transforms", "model_handlers", "cloud"},
     "examples": {"examples", "serving", "pipelines", "transforms", "model_handlers", "cloud"},
     "benchmarks": {
@@ -38,9 +40,10 @@ ALLOWED = {
     },
 }
 # What lies below everything: the element type, since handlers answer with record batches,
-# and the exception tree.
+# and the exception tree; and the example's rows, which are made of nothing of ours.
 BELOW = {
     "cloud": ("model_handlers.errors.",),
+    "resources": ("examples.transactions.data.",),
     "model_handlers": ("transforms.record_batch.",),
 }
 
@@ -107,8 +110,23 @@ def test_clients_of_google_are_built_without_beam() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_resources_are_set_up_without_beam_or_torch() -> None:
+    names = [f"resources.{path.stem}" for path in modules("resources")]
+    code = (
+        "import sys\n"
+        f"import {', '.join(sorted({*names} - {'resources.__init__', 'resources.__main__'}))}\n"
+        "from examples.transactions.data import write_parquet\n"
+        "heavy = {'apache_beam', 'torch'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_clients_of_google_are_built_in_one_place() -> None:
-    for package in ("model_handlers", "transforms", "pipelines"):
+    for package in ("model_handlers", "transforms", "pipelines", "resources"):
         for path in modules(package):
             tree = ast.parse(path.read_text())
             calls = {

@@ -1,0 +1,42 @@
+"""python -m resources plan | setup | status | cleanup
+
+Exit codes: 0 done (of plan: nothing is to do), 1 something went wrong, 2 the command line or
+the config is wrong, 3 of plan: something is to do, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from model_handlers.errors import MillraceError, UsageError, one_line
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line -> the exit code."""
+    from resources.flags import parse
+
+    args: argparse.Namespace | None = None
+    # It tells each question to Google's metadata server that nobody answered.
+    logging.getLogger("google.auth").setLevel(logging.ERROR)
+    try:
+        args = parse(argv)
+        from resources.commands import COMMANDS
+
+        return COMMANDS[args.command](args)
+    except KeyboardInterrupt:
+        print("\ninterrupted: run it again to go on", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if args is not None and args.debug:
+            raise
+        known = isinstance(error, MillraceError)
+        told = str(error) if known else f"unexpected {type(error).__name__}: {one_line(error)}"
+        print(f"error: {told}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

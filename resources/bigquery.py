@@ -1,0 +1,158 @@
+"""Datasets and tables."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from google.api_core import exceptions
+
+from model_handlers.errors import UsageError
+from resources.declaration import Resource, shown
+from resources.kind import Found, Kept, Kind, is_ours
+from transforms.bigquery_schema import type_name
+
+if TYPE_CHECKING:
+    from google.cloud import bigquery
+
+EXAMPLE_ROWS = "example rows"
+_EXAMPLE_SEED = 7
+_COLUMN = "column "
+
+
+class _Kind(Kind):
+    role: ClassVar = "roles/bigquery.dataOwner"
+
+    @functools.cached_property
+    def client(self) -> bigquery.Client:
+        """One for all resources of the kind."""
+        return self.cloud.bigquery()
+
+
+class Datasets(_Kind):
+    """Datasets, which are removed only when nothing is in them."""
+
+    removes_unlabelled: ClassVar = False
+
+    def look(self, resource: Resource) -> Found | None:
+        """Its location."""
+        try:
+            dataset = self.client.get_dataset(resource.name, retry=self._retry)
+        except exceptions.NotFound:
+            return None
+        return Found({"location": dataset.location.lower()}, is_ours(dataset.labels))
+
+    def create(self, resource: Resource) -> None:
+        """Empty, in its location."""
+        from google.cloud import bigquery
+
+        dataset = bigquery.Dataset(resource.name)
+        dataset.location = resource.properties["location"]
+        dataset.labels = dict(self.labels)
+        self.client.create_dataset(dataset, retry=self._retry)
+
+    def delete(self, resource: Resource) -> None:
+        """The dataset, unless something is in it."""
+        for table in self.client.list_tables(resource.name, max_results=1, retry=self._retry):
+            raise Kept(f"table {table.table_id} is in it")
+        self.client.delete_dataset(resource.name, retry=self._retry)
+
+
+class Tables(_Kind):
+    """Tables with the columns that the pipelines write."""
+
+    def look(self, resource: Resource) -> Found | None:
+        """Its columns, partitioning and rows, those in the streaming buffer too."""
+        try:
+            table = self.client.get_table(resource.name, retry=self._retry)
+        except exceptions.NotFound:
+            return None
+        buffer = table.streaming_buffer
+        rows = (table.num_rows or 0) + ((buffer.estimated_rows or 0) if buffer else 0)
+        size = (table.num_bytes or 0) + ((buffer.estimated_bytes or 0) if buffer else 0)
+        partitioning = table.time_partitioning
+        properties = {
+            "type": table.table_type,
+            "partitioned by": partitioning.field if partitioning else "nothing",
+            EXAMPLE_ROWS: str(rows),
+            **{f"{_COLUMN}{f.name}": shown(type_name(f), f.mode) for f in table.schema},
+        }
+        wanted = {name.lower() for name in resource.properties}
+        for f in table.schema:
+            if f.mode == "REQUIRED" and f"{_COLUMN}{f.name}".lower() not in wanted:
+                # Of the source table nothing is written, so its columns are its own affair.
+                properties["type"] += f" that requires {f.name}"
+        return Found(properties, is_ours(table.labels), rows, size)
+
+    def create(self, resource: Resource) -> None:
+        """Empty, partitioned; or with example rows."""
+        from google.cloud import bigquery
+
+        if EXAMPLE_ROWS in resource.properties:
+            return self._load(resource)
+        table = bigquery.Table(resource.name, schema=_fields(resource))
+        table.time_partitioning = bigquery.TimePartitioning(
+            field=resource.properties["partitioned by"]
+        )
+        table.labels = dict(self.labels)
+        self.client.create_table(table, retry=self._retry)
+
+    def mends(self, name: str, found: str | None) -> bool:
+        """Columns can be added, example rows be loaded anew."""
+        return (name.startswith(_COLUMN) and found is None) or name == EXAMPLE_ROWS
+
+    def mend(self, resource: Resource, names: list[str]) -> None:
+        """Columns that are missing are added at the end."""
+        if EXAMPLE_ROWS in names:
+            return self._load(resource)
+        table = self.client.get_table(resource.name, retry=self._retry)
+        wanted = {f"{_COLUMN}{f.name}": f for f in _fields(resource)}
+        table.schema = [*table.schema, *(wanted[name] for name in names)]
+        self.client.update_table(table, ["schema"], retry=self._retry)
+
+    def delete(self, resource: Resource) -> None:
+        """The table with its rows."""
+        self.client.delete_table(resource.name, retry=self._retry)
+
+    def truncate(self, resource: Resource) -> None:
+        """Its rows. Not DELETE, which refuses rows that are in the streaming buffer."""
+        job = self.client.query(f"TRUNCATE TABLE `{resource.name}`", retry=self._retry)
+        job.result(retry=self._retry)
+
+    def _load(self, resource: Resource) -> None:
+        """The source table -> holding the example's transactions, and nothing else."""
+        from google.cloud import bigquery
+
+        try:
+            from examples.transactions.data import SCHEMA, write_parquet
+        except ModuleNotFoundError as error:
+            raise UsageError(
+                "--load_example: the examples are in the project's repository, not in the "
+                "installed package: run it there"
+            ) from error
+        from transforms.bigquery_schema import table_fields
+
+        fields = table_fields(SCHEMA)
+        table = bigquery.Table(resource.name, schema=fields)
+        table.labels = dict(self.labels)
+        self.client.create_table(table, exists_ok=True, retry=self._retry)
+        config: Any = bigquery.LoadJobConfig(
+            source_format="PARQUET", write_disposition="WRITE_TRUNCATE", schema=fields
+        )
+        with tempfile.NamedTemporaryFile(suffix=".parquet") as file:
+            write_parquet(file.name, int(resource.properties[EXAMPLE_ROWS]), seed=_EXAMPLE_SEED)
+            job = self.client.load_table_from_file(file, resource.name, job_config=config)
+            job.result(retry=self._retry)
+
+
+def _fields(resource: Resource) -> list[bigquery.SchemaField]:
+    """A table -> the columns that its properties say."""
+    from google.cloud.bigquery import SchemaField
+
+    found = []
+    for name, kind in resource.properties.items():
+        if name.startswith(_COLUMN):
+            mode, _, plain = kind.rpartition(" ")
+            found.append(SchemaField(name.removeprefix(_COLUMN), plain, mode or "NULLABLE"))
+    return found

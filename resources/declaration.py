@@ -1,0 +1,193 @@
+"""Every resource that the pipelines need, from one small config: the only list there is.
+
+`plan`, `setup`, `status` and `cleanup` all read it, so that none forgets what another made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from resources.config import PIPELINES, Config
+from transforms.bigquery_schema import table_fields, type_name
+from transforms.row_schemas import FAILURE_SCHEMA, REFERENCE_SCHEMA, REFERENCE_STREAM_SCHEMA
+
+# The label of everything that is made here, and by `python -m serving deploy`.
+OWNER = {"created_by": "millrace"}
+ACKNOWLEDGE_SECONDS = 60
+
+BATCH, STREAM = ("batch_local", "batch_vertex"), ("stream_local", "stream_vertex")
+VERTEX = ("batch_vertex", "stream_vertex")
+
+# What each API is needed for is told in the README.
+SERVICES = {
+    "bigquery.googleapis.com": PIPELINES,
+    "bigquerystorage.googleapis.com": PIPELINES,
+    "cloudresourcemanager.googleapis.com": PIPELINES,
+    "compute.googleapis.com": PIPELINES,
+    "dataflow.googleapis.com": PIPELINES,
+    "iam.googleapis.com": PIPELINES,
+    "logging.googleapis.com": PIPELINES,
+    "monitoring.googleapis.com": PIPELINES,
+    "storage.googleapis.com": PIPELINES,
+    "aiplatform.googleapis.com": VERTEX,
+    "pubsub.googleapis.com": STREAM,
+}
+# The least of Google's roles that have what a worker does.
+ROLES = {
+    "roles/dataflow.worker": PIPELINES,
+    "roles/storage.objectUser": PIPELINES,
+    "roles/bigquery.dataEditor": PIPELINES,
+    "roles/bigquery.jobUser": PIPELINES,
+    "roles/bigquery.readSessionUser": BATCH,
+    "roles/pubsub.subscriber": STREAM,
+    "roles/pubsub.viewer": STREAM,
+    "roles/pubsub.publisher": STREAM,
+    "roles/aiplatform.user": VERTEX,
+}
+
+
+@dataclass(frozen=True)
+class Resource:
+    """One thing that shall be there.
+
+    name: as Google has it, unique within the kind. properties: what it shall have. needs:
+    what must be there before it. pipelines: that need it. on_demand: made only if asked
+    for, and removed only if it carries our label.
+    """
+
+    kind: str
+    name: str
+    properties: Mapping[str, str] = field(default_factory=dict)
+    needs: tuple[tuple[str, str], ...] = ()
+    pipelines: tuple[str, ...] = PIPELINES
+    on_demand: bool = False
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Kind and name."""
+        return self.kind, self.name
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}"
+
+
+def declare(
+    config: Config, *, example_rows: int | None = None, model_digest: str | None = None
+) -> list[Resource]:
+    """A config -> its resources, each after what it needs.
+
+    example_rows: that the source table shall hold; model_digest: of the package that shall be
+    the current one; None where nobody asked.
+    """
+    chosen = set(config.pipelines)
+    return [
+        resource
+        for resource in _all(config, example_rows, model_digest)
+        if chosen.intersection(resource.pipelines)
+    ]
+
+
+def _all(config: Config, example_rows: int | None, model_digest: str | None) -> Iterator[Resource]:
+    for service, pipelines in SERVICES.items():
+        yield Resource("service", service, pipelines=pipelines)
+    email = f"{config.service_account}@{_account_domain(config.project)}"
+    account = Resource("account", email, needs=(("service", "iam.googleapis.com"),))
+    yield account
+    policies = ("service", "cloudresourcemanager.googleapis.com")
+    for role, pipelines in ROLES.items():
+        yield Resource("role", role, {"member": email}, (account.key, policies), pipelines)
+    place = {"location": config.location.lower()}
+    yield Resource("bucket", config.bucket, place, (("service", "storage.googleapis.com"),))
+    yield from _files(config, model_digest)
+    name = f"{config.project}.{config.dataset}"
+    dataset = Resource("dataset", name, place, (("service", "bigquery.googleapis.com"),))
+    yield dataset
+    yield from _tables(config, dataset, example_rows)
+    yield from _messages(config)
+    model = f"projects/{config.project}/locations/{config.region}/models/{config.prefix}"
+    vertex = (("service", "aiplatform.googleapis.com"),)
+    yield Resource("registry_model", model, {}, vertex, VERTEX, on_demand=True)
+
+
+def _account_domain(project: str) -> str:
+    """A project -> what follows the @ in its service accounts: the parts turned round."""
+    domain, _, name = project.rpartition(":")
+    return ".".join(filter(None, (name, domain, "iam.gserviceaccount.com")))
+
+
+def _files(config: Config, model_digest: str | None) -> Iterator[Resource]:
+    bucket = (("bucket", config.bucket),)
+    folder = f"gs://{config.bucket}/{config.folder}/"
+    if model_digest is not None:
+        yield Resource("model", f"{folder}current.json", {"digest": model_digest}, bucket)
+    yield Resource("files", folder, {}, bucket, on_demand=True)
+
+
+def _tables(config: Config, dataset: Resource, example_rows: int | None) -> Iterator[Resource]:
+    def table(name: str, schema: pa.Schema, day: str, pipelines: tuple[str, ...]) -> Resource:
+        properties = {"type": "TABLE", "partitioned by": day, **columns(schema)}
+        return Resource("table", f"{dataset.name}.{name}", properties, (dataset.key,), pipelines)
+
+    stem = config.prefix.replace("-", "_")
+    keyed = REFERENCE_STREAM_SCHEMA.append(pa.field("model_id", pa.string()))
+    for name, schema, pipeline in (
+        ("batch_results", REFERENCE_SCHEMA, "batch_local"),
+        ("batch_results_vertex", REFERENCE_SCHEMA, "batch_vertex"),
+        ("streaming_results", REFERENCE_STREAM_SCHEMA, "stream_local"),
+        ("streaming_results_vertex", REFERENCE_STREAM_SCHEMA, "stream_vertex"),
+        ("streaming_results_keyed", keyed, "stream_local"),
+    ):
+        yield table(f"{stem}_{name}", schema, "timestamp", (pipeline,))
+        if schema is not keyed:
+            # Its name is the pipelines' default.
+            letters = f"{stem}_{name}_dead_letters"
+            yield table(letters, FAILURE_SCHEMA, "failed_at", (pipeline,))
+    rows = {} if example_rows is None else {"example rows": str(example_rows)}
+    yield Resource(
+        "table",
+        f"{dataset.name}.{config.source_table}",
+        rows,
+        (dataset.key,),
+        on_demand=example_rows is None,
+    )
+
+
+def columns(schema: pa.Schema) -> dict[str, str]:
+    """The schema of rows -> a property for each column of their table."""
+    return {f"column {f.name}": shown(type_name(f), f.mode) for f in table_fields(schema)}
+
+
+def shown(name: str, mode: str | None) -> str:
+    """A column's type and mode -> one text."""
+    return name if mode in ("NULLABLE", "", None) else f"{mode} {name}"
+
+
+def _messages(config: Config) -> Iterator[Resource]:
+    for where in ("local", "vertex"):
+        for what in ("input", "output", "dead-letters"):
+            yield from _channel(config, f"{what}-{where}", f"{what}-sub-{where}", f"stream_{where}")
+    yield from _channel(config, "model-update", "model-update-sub", "stream_local")
+
+
+def _channel(config: Config, topic: str, subscription: str, pipeline: str) -> Iterator[Resource]:
+    """A topic and its subscription."""
+    service = (("service", "pubsub.googleapis.com"),)
+    name = f"projects/{config.project}/topics/{config.prefix}-{topic}"
+    yield Resource("topic", name, {}, service, (pipeline,))
+    # Pipelines read no subscription that may expire, or that moves messages away by itself.
+    properties = {
+        "topic": name,
+        "acknowledge deadline": f"{ACKNOWLEDGE_SECONDS} s",
+        "expires": "never",
+        "dead letter policy": "none",
+    }
+    yield Resource(
+        "subscription",
+        f"projects/{config.project}/subscriptions/{config.prefix}-{subscription}",
+        properties,
+        (("topic", name),),
+        (pipeline,),
+    )

@@ -1,0 +1,168 @@
+"""Dataflow jobs of the pipelines: found by the names that the declaration gives them."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from cloud.clients import Cloud
+from cloud.errors import retry
+from resources.config import Config
+
+if TYPE_CHECKING:
+    from cloud.clients import Dataflow
+
+ROLE = "roles/dataflow.developer"
+_POLL_SECONDS = 5.0
+# By pipeline: the reference's names. The longest that fits tells, since the first is the
+# beginning of the second.
+_STEMS = {
+    "batch_local": "batch-",
+    "batch_vertex": "batch-vertex-",
+    "stream_local": "streaming-",
+    "stream_vertex": "streaming-vertex-",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job that has not ended. subscriptions: that it reads, as Dataflow tells them."""
+
+    ident: str
+    name: str
+    pipeline: str
+    state: str
+    streaming: bool
+    created: datetime
+    subscriptions: tuple[str, ...] = ()
+
+    def age(self, now: datetime) -> timedelta:
+        """The present -> how long it has been there."""
+        return now - self.created
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a job used so far. vcpu, memory and disk: seconds of one, of a GB, of a GB."""
+
+    vcpu: float = 0.0
+    memory: float = 0.0
+    disk: float = 0.0
+
+    def dollars(self, *, streaming: bool) -> float:
+        """An estimate, by the list prices of us-central1 for workers, shuffle left out.
+
+        Source: "Dataflow pricing", prices an hour.
+        """
+        hourly = self.vcpu * (0.069 if streaming else 0.056) + self.memory * 0.003557
+        return (hourly + self.disk * 0.000054) / 3600
+
+
+def pipeline_of(name: str, prefix: str) -> str | None:
+    """A job's name, the prefix of ours -> the pipeline that it runs, None for a foreign one."""
+    fitting = [
+        (len(stem), pipeline)
+        for pipeline, stem in _STEMS.items()
+        if name.startswith(f"{prefix}-{stem}")
+    ]
+    return max(fitting)[1] if fitting else None
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """Dataflow, as far as it is ours. Methods raise errors of Google's clients."""
+
+    cloud: Cloud
+    config: Config
+
+    def running(self) -> list[Job]:
+        """Nothing -> the jobs of all pipelines that have not ended."""
+        from google.cloud.dataflow_v1beta3 import JobState, JobView, ListJobsRequest
+
+        request = ListJobsRequest(
+            project_id=self.cloud.project,
+            location=self.config.region,
+            filter=ListJobsRequest.Filter.ACTIVE,
+            view=JobView.JOB_VIEW_SUMMARY,
+        )
+        found = []
+        for job in self._clients.jobs.list_jobs(request=request, retry=self._retry):
+            pipeline = pipeline_of(job.name, self.config.job_prefix)
+            if pipeline is not None:
+                found.append(self._job(job, pipeline, JobState(job.current_state).name))
+        return found
+
+    def usage(self, job: Job) -> Usage:
+        """A job -> what it used, zeros where Dataflow does not tell yet."""
+        answer = self._clients.metrics.get_job_metrics(
+            request={**self._place, "job_id": job.ident}, retry=self._retry
+        )
+        totals = {
+            metric.name.name: float(metric.scalar.number_value)
+            for metric in answer.metrics
+            if metric.scalar is not None and metric.scalar.HasField("number_value")
+        }
+        memory = totals.get("TotalMemoryUsage", 0.0) / 1024
+        return Usage(totals.get("TotalVcpuTime", 0.0), memory, totals.get("TotalPdUsage", 0.0))
+
+    def stop(self, job: Job, *, cancel: bool) -> str:
+        """A job -> what it was told: to drain, or to cancel, which batch jobs always are."""
+        from google.cloud.dataflow_v1beta3 import Job as Asked
+        from google.cloud.dataflow_v1beta3 import JobState
+
+        drain = job.streaming and not cancel
+        wanted = JobState.JOB_STATE_DRAINED if drain else JobState.JOB_STATE_CANCELLED
+        self._clients.jobs.update_job(
+            request={
+                **self._place,
+                "job_id": job.ident,
+                "job": Asked(requested_state=wanted),
+            },
+            retry=self._retry,
+        )
+        return "draining" if drain else "cancelling"
+
+    def wait(
+        self, jobs: Sequence[Job], seconds: float, tell: Callable[[Mapping[str, str]], None]
+    ) -> list[Job]:
+        """Jobs that were told to stop, how long to wait -> those that have not ended by then."""
+        idents, end = {job.ident for job in jobs}, time.monotonic() + seconds
+        while True:
+            left = [job for job in self.running() if job.ident in idents]
+            if not left or time.monotonic() >= end:
+                return left
+            tell({job.name: job.state for job in left})
+            time.sleep(min(_POLL_SECONDS, max(0.0, end - time.monotonic())))
+
+    def _job(self, job: Any, pipeline: str, state: str) -> Job:
+        from google.cloud.dataflow_v1beta3 import JobType
+
+        return Job(
+            job.id,
+            job.name,
+            pipeline,
+            state.removeprefix("JOB_STATE_").lower(),
+            job.type_ == JobType.JOB_TYPE_STREAMING,
+            datetime.fromtimestamp(job.create_time.timestamp(), UTC),
+            tuple(
+                details.subscription
+                for details in job.job_metadata.pubsub_details
+                if details.subscription
+            ),
+        )
+
+    @property
+    def _place(self) -> dict[str, str]:
+        return {"project_id": self.cloud.project, "location": self.config.region}
+
+    @functools.cached_property
+    def _clients(self) -> Dataflow:
+        return self.cloud.dataflow()
+
+    @property
+    def _retry(self) -> Any:
+        return retry(self.cloud.retry_seconds)

@@ -1,0 +1,107 @@
+"""What can be done with a resource of any kind, and how errors of doing it are told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from google.api_core import exceptions
+
+from cloud.clients import Cloud
+from cloud.errors import explain, is_passing, retry, told_as
+from model_handlers.errors import MillraceError, OutputError
+from resources.declaration import OWNER, Resource
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is there: its properties, whether it carries our label, what would be lost with it."""
+
+    properties: Mapping[str, str] = field(default_factory=dict)
+    ours: bool = True
+    rows: int = 0
+    size: int = 0
+    # Beside rows and bytes, for people.
+    told: str = ""
+
+
+class Kept(MillraceError):
+    """It is not removed, since others use it; nothing went wrong."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Resources of one kind. labels: of whatever is made.
+
+    look, create, mend and delete raise errors of Google's clients; `told` turns them into ours.
+    """
+
+    cloud: Cloud
+    labels: Mapping[str, str] = field(default_factory=lambda: OWNER)
+    # Google's role that has what they take.
+    role: ClassVar[str] = ""
+    # Whether it is removed even where it does not carry our label.
+    removes_unlabelled: ClassVar[bool] = True
+
+    def look(self, resource: Resource) -> Found | None:
+        """A resource -> what is there of it, None if it is not there."""
+        raise NotImplementedError
+
+    def create(self, resource: Resource) -> None:
+        """A resource that is not there -> made. Raises exceptions.Conflict if it is there."""
+        raise NotImplementedError
+
+    def mends(self, name: str, found: str | None) -> bool:
+        """A property's name, its value as it is -> whether `mend` can set it."""
+        return False
+
+    def mend(self, resource: Resource, names: list[str]) -> None:
+        """A resource of ours, names of properties -> with these as they shall be."""
+        raise NotImplementedError
+
+    def delete(self, resource: Resource) -> None:
+        """A resource -> gone. Raises exceptions.NotFound, or Kept where others use it."""
+        raise NotImplementedError
+
+    @property
+    def _retry(self) -> Any:
+        return retry(self.cloud.retry_seconds)
+
+
+def is_ours(labels: Mapping[str, str] | None) -> bool:
+    """Labels -> whether what carries them was made by us."""
+    return OWNER.items() <= dict(labels or {}).items()
+
+
+@contextmanager
+def told(what: str, role: str) -> Iterator[None]:
+    """What cannot be done, the role that it takes -> errors of the block raised as OutputError."""
+    try:
+        with told_as(OutputError, what):
+            yield
+    except OutputError as error:
+        cause = error.__cause__
+        if isinstance(cause, exceptions.Forbidden) and _lacks_role(cause):
+            raise OutputError(
+                f"{what}: {_said(cause)}; grant the account the role {role}"
+            ) from cause
+        raise
+
+
+def _lacks_role(error: exceptions.Forbidden) -> bool:
+    """Whether it is neither a quota nor an API that was not enabled."""
+    return not is_passing(error) and not is_disabled(error) and "quota" not in str(error).lower()
+
+
+def is_disabled(error: BaseException) -> bool:
+    """Whether an error says that an API is not enabled."""
+    reason = getattr(error, "reason", None)
+    text = str(error)
+    return reason == "SERVICE_DISABLED" or "it is disabled" in text or "accessNotConf" in text
+
+
+def _said(error: exceptions.Forbidden) -> str:
+    """An error -> Google's words without the advice on it."""
+    return explain(error).partition("; ")[0]

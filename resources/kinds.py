@@ -1,0 +1,57 @@
+"""Which class knows which kind of resource."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from cloud.clients import Cloud
+from resources.bigquery import Datasets, Tables
+from resources.config import Config
+from resources.declaration import OWNER, Resource
+from resources.kind import Found, Kind, told
+from resources.package import Package
+from resources.plan import is_absent
+from resources.progress import Progress
+from resources.project import Accounts, Roles, Services
+from resources.pubsub import Subscriptions, Topics
+from resources.registry import RegistryModels
+from resources.storage import Buckets, Files, Models
+
+KINDS: Mapping[str, type[Kind]] = {
+    "service": Services,
+    "account": Accounts,
+    "role": Roles,
+    "bucket": Buckets,
+    "model": Models,
+    "files": Files,
+    "dataset": Datasets,
+    "table": Tables,
+    "topic": Topics,
+    "subscription": Subscriptions,
+    "registry_model": RegistryModels,
+}
+
+Kinds = Mapping[str, Kind]
+Looked = dict[tuple[str, str], Found | None]
+
+
+def open_kinds(cloud: Cloud, config: Config, package: Package | None = None) -> Kinds:
+    """What is needed to reach resources -> one value a kind. package: for the model."""
+    labels = {**config.labels, **OWNER}
+    kinds = {name: kind(cloud, labels) for name, kind in KINDS.items()}
+    return {**kinds, "model": Models(cloud, labels, package)}
+
+
+def look_at(resources: Sequence[Resource], kinds: Kinds, progress: Progress) -> Looked:
+    """Resources -> what is there of each. Raises OutputError, CredentialsError."""
+    looked: Looked = {}
+    for number, resource in enumerate(resources):
+        progress.now(f"looking at {number + 1} of {len(resources)}: {resource}")
+        kind = kinds[resource.kind]
+        if is_absent(resource, looked):
+            looked[resource.key] = None
+            continue
+        with told(f"{resource} cannot be looked at", kind.role):
+            looked[resource.key] = kind.look(resource)
+    progress.clear()
+    return looked

@@ -1,0 +1,62 @@
+"""A model package of this machine as the files that are uploaded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model_handlers.artifact import read_package
+from model_handlers.contract import MANIFEST_NAME
+
+
+@dataclass(frozen=True)
+class Package:
+    """A checked package. sha256: of the model file, version: empty where there is no manifest."""
+
+    name: str
+    version: str
+    sha256: str
+    files: Mapping[str, bytes]
+
+    @property
+    def digest(self) -> str:
+        """Hex sha256 over all files and their names: a change of the manifest is a change too."""
+        digest = hashlib.sha256()
+        for name, data in sorted(self.files.items()):
+            digest.update(hashlib.sha256(name.encode()).digest() + hashlib.sha256(data).digest())
+        return digest.hexdigest()
+
+    def pointer(self, folder: str) -> dict[str, Any]:
+        """The folder that has the files -> what current.json says."""
+        return {
+            "model": folder,
+            "name": self.name,
+            "version": self.version,
+            "sha256": self.sha256,
+            "digest": self.digest,
+            "files": {name: len(data) for name, data in self.files.items()},
+        }
+
+
+def open_package(path: str) -> Package:
+    """A folder with model.json, a .mar or a model file -> Package. Raises ModelError.
+
+    Of a .mar the model file is taken out, and uploaded beside it.
+    """
+    package = read_package(path)
+    files = {package.file: package.data}
+    if path.endswith(".mar"):
+        files[Path(path).name] = Path(path).read_bytes()
+    if package.manifest is None:
+        return Package(Path(package.file).stem, "", package.sha256, files)
+    manifest = package.manifest
+    # As it was read, except of a .mar.
+    beside = Path(path) / MANIFEST_NAME if Path(path).is_dir() else Path(path)
+    if beside.name != MANIFEST_NAME:
+        beside = beside.with_name(MANIFEST_NAME)
+    is_archive = path.endswith(".mar")
+    files[MANIFEST_NAME] = manifest.to_json().encode() if is_archive else beside.read_bytes()
+    return Package(manifest.name, manifest.version, package.sha256, files)

@@ -1,0 +1,61 @@
+"""The model in Vertex AI's registry, which `python -m serving deploy` makes."""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import TYPE_CHECKING, ClassVar
+
+from google.api_core import exceptions
+
+from model_handlers.errors import OutputError
+from resources.declaration import Resource
+from resources.kind import Found, Kept, Kind, is_ours
+
+if TYPE_CHECKING:
+    from cloud.clients import Vertex
+
+_POLL_SECONDS = 1.0
+
+
+class RegistryModels(Kind):
+    """Registered models with all their versions. None is made here."""
+
+    role: ClassVar = "roles/aiplatform.user"
+    removes_unlabelled: ClassVar = False
+
+    @functools.cached_property
+    def clients(self) -> dict[str, Vertex]:
+        """By region."""
+        return {}
+
+    def look(self, resource: Resource) -> Found | None:
+        """Its versions."""
+        try:
+            model = self._clients(resource).models.get_model(name=resource.name, retry=self._retry)
+        except exceptions.NotFound:
+            return None
+        deployed = [d.endpoint.rpartition("/")[2] for d in model.deployed_models]
+        told = f"deployed on endpoint {', '.join(deployed)}" if deployed else "not deployed"
+        return Found(ours=is_ours(model.labels), told=told)
+
+    def delete(self, resource: Resource) -> None:
+        """The model, unless an endpoint serves it."""
+        clients = self._clients(resource)
+        model = clients.models.get_model(name=resource.name, retry=self._retry)
+        for deployed in model.deployed_models:
+            raise Kept(
+                f"endpoint {deployed.endpoint} serves it: run `python -m serving undeploy` first"
+            )
+        operation = clients.models.delete_model(name=model.name, retry=self._retry).operation
+        while not operation.done:
+            time.sleep(_POLL_SECONDS)
+            operation = clients.operations.get_operation(operation.name, retry=self._retry)
+        if operation.HasField("error"):
+            raise OutputError(f"{resource} cannot be removed: {operation.error.message}")
+
+    def _clients(self, resource: Resource) -> Vertex:
+        region = resource.name.split("/")[3]
+        if region not in self.clients:
+            self.clients[region] = self.cloud.vertex(region)
+        return self.clients[region]

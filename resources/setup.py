@@ -1,0 +1,91 @@
+"""Makes what is missing, one resource after the other; run again it goes on where it ended."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from google.api_core import exceptions
+from google.api_core.retry import Retry
+
+from model_handlers.errors import MillraceError, OutputError
+from resources.declaration import Resource
+from resources.kind import is_disabled, told
+from resources.kinds import Kinds, look_at
+from resources.plan import Step, make_step, wanted
+from resources.progress import Progress
+
+Patient = Callable[[Callable[[], Any]], Any]
+
+# An API that was just enabled is refused for a while.
+_ENABLED_SECONDS = 180.0
+
+
+def plan(resources: Sequence[Resource], kinds: Kinds, progress: Progress) -> list[Step]:
+    """A declaration -> a step for each resource. Raises OutputError, CredentialsError."""
+    chosen = wanted(resources)
+    looked = look_at(chosen, kinds, progress)
+    return [make_step(r, looked[r.key], kinds[r.kind].mends) for r in chosen]
+
+
+def set_up(resources: Sequence[Resource], kinds: Kinds, progress: Progress) -> list[Step]:
+    """A declaration -> all of it is there; the steps that were taken. Raises OutputError.
+
+    APIs come first, since nothing can be looked at before. Where anything is there already
+    and differs in what cannot be set, nothing is made.
+    """
+    done: list[Step] = []
+    for part in _parts(resources):
+        patient = _until_enabled if done else _at_once
+        steps = patient(functools.partial(plan, part, kinds, progress))
+        if wrong := [step for step in steps if step.action == "conflict"]:
+            lines = "; ".join(f"{step.resource}: {step.told}" for step in wrong)
+            raise OutputError(f"nothing was made, since {lines}")
+        for number, step in enumerate(steps):
+            if step.action != "keep":
+                progress.now(f"{number + 1} of {len(steps)}: {step.resource}")
+                _take(step, kinds, patient, done)
+                progress.say(f"{step.action}d  {step.resource}  {step.told}".rstrip())
+                done.append(step)
+    return done
+
+
+def _parts(resources: Sequence[Resource]) -> tuple[list[Resource], list[Resource]]:
+    """A declaration -> APIs, and all else."""
+    apis = [resource for resource in resources if resource.kind == "service"]
+    return apis, [resource for resource in resources if resource.kind != "service"]
+
+
+def _take(step: Step, kinds: Kinds, patient: Patient, done: list[Step]) -> None:
+    """A step -> taken. Raises OutputError that says how far it went."""
+    resource, kind = step.resource, kinds[step.resource.kind]
+    names = [difference.name for difference in step.differences]
+    try:
+        with told(f"{resource} cannot be made", kind.role):
+            if step.action == "change":
+                kind.mend(resource, names)
+                return
+            try:
+                patient(functools.partial(kind.create, resource))
+            except exceptions.Conflict:
+                # Somebody else made it a moment ago; of the same form, or not.
+                found = kind.look(resource)
+                if found is None or make_step(resource, found, kind.mends).action != "keep":
+                    raise
+    except MillraceError as error:
+        far = f"{len(done)} steps are done" if done else "nothing was done before"
+        raise type(error)(f"{error}; {far}: run it again to go on") from error
+
+
+def _at_once(call: Callable[[], Any]) -> Any:
+    return call()
+
+
+def _until_enabled(call: Callable[[], Any]) -> Any:
+    """A call -> its answer, when the API is known to be enabled everywhere."""
+
+    def is_early(error: Exception) -> bool:
+        return is_disabled(error) or is_disabled(error.__cause__ or error)
+
+    return Retry(is_early, initial=1.0, maximum=10.0, timeout=_ENABLED_SECONDS)(call)()

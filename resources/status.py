@@ -1,0 +1,224 @@
+"""What there is, what waits, what runs, and what somebody should look at."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from cloud.clients import Cloud
+from cloud.discovered import execute
+from model_handlers.errors import CredentialsError, MillraceError
+from resources.declaration import Resource
+from resources.jobs import ROLE as JOBS_ROLE
+from resources.jobs import Job, Jobs, Usage
+from resources.kind import Found, told
+from resources.kinds import Kinds, look_at
+from resources.progress import Progress, aligned, in_bytes
+from resources.pubsub import Topics
+
+_METRIC = "pubsub.googleapis.com/subscription/"
+# Metrics of Pub/Sub come up to some minutes late.
+_BACK = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """Of a subscription: messages that were not acknowledged, and the age of the oldest."""
+
+    messages: int | None = None
+    oldest_seconds: int | None = None
+
+
+@dataclass
+class Status:
+    """All of it. missing: what was asked for and could not be looked at, with the reason."""
+
+    found: dict[Resource, Found | None]
+    backlogs: dict[str, Backlog] = field(default_factory=dict)
+    jobs: dict[Job, Usage] = field(default_factory=dict)
+    lonely: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+    def warnings(self, now: datetime, max_age: timedelta) -> list[str]:
+        """The present, how old a job may be -> what somebody should look at. Pure."""
+        return [
+            *(
+                f"job {job.name} has been there for {days(job.age(now))}, more than "
+                f"{days(max_age)}: stop it with `python -m resources cleanup --kinds job` if "
+                "nobody needs it"
+                for job in self.jobs
+                if job.age(now) > max_age
+            ),
+            *shared(list(self.jobs)),
+            *(f"topic {name} has no subscription: its messages are lost" for name in self.lonely),
+        ]
+
+
+def shared(jobs: Sequence[Job]) -> Iterator[str]:
+    """Jobs -> a warning for each subscription that several read."""
+    readers: dict[str, list[str]] = defaultdict(list)
+    for job in jobs:
+        for subscription in set(job.subscriptions):
+            readers[subscription].append(job.name)
+    for subscription, names in readers.items():
+        if len(names) > 1:
+            yield (
+                f"jobs {' and '.join(sorted(names))} read {subscription}: each gets a part of "
+                "the messages"
+            )
+
+
+def look(
+    resources: Sequence[Resource], kinds: Kinds, jobs: Jobs | None, progress: Progress
+) -> Status:
+    """A declaration, the jobs if they are to be looked at -> Status.
+
+    What cannot be looked at is told in `missing`. Raises CredentialsError.
+    """
+    status = Status({})
+    for resource in resources:
+        try:
+            status.found[resource] = look_at([resource], kinds, progress)[resource.key]
+        except CredentialsError:
+            raise
+        except MillraceError as error:
+            status.missing.append(str(error))
+    _look_at_messages(status, kinds, progress)
+    if jobs is not None:
+        progress.now("looking at jobs")
+        try:
+            with told("jobs cannot be looked at", JOBS_ROLE):
+                for job in jobs.running():
+                    status.jobs[job] = jobs.usage(job)
+        except CredentialsError:
+            raise
+        except MillraceError as error:
+            status.missing.append(str(error))
+    progress.clear()
+    return status
+
+
+def _look_at_messages(status: Status, kinds: Kinds, progress: Progress) -> None:
+    """Fills in what subscriptions hold, and which topics have none."""
+    there = {r.name: r.kind for r, found in status.found.items() if found is not None}
+    subscriptions = [name for name, kind in there.items() if kind == "subscription"]
+    topics = [r for r in status.found if r.kind == "topic" and r.name in there]
+    try:
+        for topic in topics:
+            kind = kinds["topic"]
+            with told(f"{topic} cannot be looked at", kind.role):
+                if isinstance(kind, Topics) and not kind.subscriptions(topic):
+                    status.lonely.append(topic.name)
+        if subscriptions:
+            progress.now("looking at messages")
+            with told("the backlog of subscriptions cannot be read", "roles/monitoring.viewer"):
+                status.backlogs = backlogs(kinds["subscription"].cloud, subscriptions)
+    except MillraceError as error:
+        # Whoever has no right to see metrics may see all the rest.
+        status.missing.append(str(error))
+
+
+def backlogs(cloud: Cloud, subscriptions: Sequence[str]) -> dict[str, Backlog]:
+    """Full names -> the backlog of each, by Cloud Monitoring. Raises GoogleAPIError."""
+    messages = _latest(cloud, "num_undelivered_messages")
+    oldest = _latest(cloud, "oldest_unacked_message_age")
+    return {
+        name: Backlog(messages.get(ident), oldest.get(ident))
+        for name in subscriptions
+        if (ident := name.rpartition("/")[2])
+    }
+
+
+def _latest(cloud: Cloud, metric: str) -> dict[str, int]:
+    """A metric of Pub/Sub -> its last value by the subscription's id."""
+    now = datetime.now(UTC)
+    series = cloud.discovered("monitoring", "v3").projects().timeSeries()
+    request: Any = series.list(
+        name=f"projects/{cloud.project}",
+        filter=f'metric.type = "{_METRIC}{metric}"',
+        interval_startTime=(now - _BACK).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        interval_endTime=now.isoformat(timespec="seconds").replace("+00:00", "Z"),
+        view="FULL",
+    )
+    found: dict[str, int] = {}
+    while request is not None:
+        answer = execute(request, cloud.retry_seconds)
+        for one in answer.get("timeSeries", []):
+            # The newest point is the first.
+            value = one["points"][0]["value"]["int64Value"]
+            found[one["resource"]["labels"]["subscription_id"]] = int(value)
+        request = series.list_next(request, answer)
+    return found
+
+
+def as_text(status: Status, now: datetime, max_age: timedelta) -> str:
+    """A status -> the page that people read."""
+    parts = [aligned([_row(resource, found, status) for resource, found in status.found.items()])]
+    if status.jobs:
+        rows = [("job", "state", "age", "cost so far, estimated")]
+        for job, usage in status.jobs.items():
+            cost = usage.dollars(streaming=job.streaming)
+            rows.append((job.name, job.state, days(job.age(now)), f"{cost:,.2f} USD"))
+        parts.append(aligned(rows))
+    parts += [f"warning: {warning}" for warning in status.warnings(now, max_age)]
+    return "\n\n".join(parts)
+
+
+def _row(resource: Resource, found: Found | None, status: Status) -> tuple[str, ...]:
+    if found is None:
+        return ("missing" if not resource.on_demand else "none", resource.kind, resource.name, "")
+    told = [found.told]
+    if resource.kind == "table":
+        told.append(f"{found.rows:,} rows, {in_bytes(found.size)}")
+    elif found.size:
+        told.append(in_bytes(found.size))
+    backlog = status.backlogs.get(resource.name)
+    if backlog is not None and backlog.messages is not None:
+        age = days(timedelta(seconds=backlog.oldest_seconds or 0))
+        oldest = f", the oldest {age} old" if backlog.messages else ""
+        told.append(f"{backlog.messages:,} messages wait{oldest}")
+    return ("there", resource.kind, resource.name, ", ".join(filter(None, told)))
+
+
+def as_json(status: Status, now: datetime, max_age: timedelta) -> dict[str, Any]:
+    """A status -> the same for programs."""
+
+    def described(resource: Resource, found: Found | None) -> Mapping[str, Any]:
+        backlog = status.backlogs.get(resource.name)
+        return {
+            "kind": resource.kind,
+            "name": resource.name,
+            "there": found is not None,
+            **({"rows": found.rows, "bytes": found.size} if found else {}),
+            **(vars(backlog) if backlog else {}),
+        }
+
+    return {
+        "resources": [described(resource, found) for resource, found in status.found.items()],
+        "jobs": [
+            {
+                "id": job.ident,
+                "name": job.name,
+                "pipeline": job.pipeline,
+                "state": job.state,
+                "age_seconds": int(job.age(now).total_seconds()),
+                "estimated_usd": round(usage.dollars(streaming=job.streaming), 2),
+                "subscriptions": list(job.subscriptions),
+            }
+            for job, usage in status.jobs.items()
+        ],
+        "warnings": status.warnings(now, max_age),
+        "errors": status.missing,
+    }
+
+
+def days(age: timedelta) -> str:
+    """An age -> a text in the unit that fits."""
+    seconds = age.total_seconds()
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.0f} {unit}"
+    return f"{seconds:,.0f} seconds"

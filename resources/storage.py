@@ -1,0 +1,199 @@
+"""The bucket, the model package in it, and all files of ours."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from google.api_core import exceptions
+
+from model_handlers.errors import MillraceError, OutputError
+from resources.declaration import Resource
+from resources.kind import Found, Kept, Kind, is_ours
+from resources.package import Package
+
+if TYPE_CHECKING:
+    from google.cloud import storage
+
+SCHEME = "gs://"
+# What we and the pipelines put into the folder: all else in it is not ours.
+OURS = ("current.json", "models/", "tmp/", "staging/", "reports/")
+
+
+class Buckets(Kind):
+    """Buckets, which are removed only when they are empty."""
+
+    role: ClassVar = "roles/storage.admin"
+
+    @functools.cached_property
+    def client(self) -> storage.Client:
+        """One for all resources of the kind."""
+        return self.cloud.storage()
+
+    def look(self, resource: Resource) -> Found | None:
+        """Its location."""
+        try:
+            bucket = self.client.get_bucket(resource.name, retry=self._retry)
+        except exceptions.NotFound:
+            return None
+        except exceptions.Forbidden as error:
+            raise self._foreign(resource) from error
+        return Found({"location": bucket.location.lower()}, is_ours(bucket.labels))
+
+    def create(self, resource: Resource) -> None:
+        """With access by roles alone, and none for the public."""
+        bucket = self.client.bucket(resource.name)
+        bucket.labels = dict(self.labels)
+        bucket.iam_configuration.uniform_bucket_level_access_enabled = True
+        bucket.iam_configuration.public_access_prevention = "enforced"
+        try:
+            self.client.create_bucket(
+                bucket, location=resource.properties["location"], retry=self._retry
+            )
+        except exceptions.Conflict as error:
+            # Ours by now if somebody ran the same at the same time.
+            if self.look(resource) is None:
+                raise self._foreign(resource) from error
+            raise
+
+    def delete(self, resource: Resource) -> None:
+        """The bucket, unless something is in it."""
+        for blob in self.client.list_blobs(resource.name, max_results=1, retry=self._retry):
+            raise Kept(f"{blob.name} is in it")
+        self.client.bucket(resource.name).delete(retry=self._retry)
+
+    def _foreign(self, resource: Resource) -> MillraceError:
+        return OutputError(
+            f"bucket {resource.name} is there and may not be seen: if it is somebody else's "
+            f"(names are one for all of Google) choose another `bucket` in the config, if it is "
+            f"yours grant the account the role {self.role}"
+        )
+
+
+@dataclass(frozen=True)
+class Models(Kind):
+    """The pointer to the current model package. package: the one that it shall point to."""
+
+    package: Package | None = None
+    role: ClassVar = "roles/storage.objectUser"
+
+    @functools.cached_property
+    def client(self) -> storage.Client:
+        """One for all resources of the kind."""
+        return self.cloud.storage()
+
+    def look(self, resource: Resource) -> Found | None:
+        """The digest that the pointer names, where the files that it names are there."""
+        pointer = read_pointer(self.client, resource.name, self._retry)
+        if pointer is None:
+            return None
+        digest = str(pointer.get("digest", "unknown"))
+        for name, size in pointer.get("files", {}).items():
+            blob = blob_at(self.client, f"{pointer['model']}{name}")
+            if not blob.exists(retry=self._retry):
+                return Found({"digest": f"{digest}, of which {name} is gone"})
+            if _reloaded(blob, self._retry).size != size:
+                return Found({"digest": f"{digest}, of which {name} was changed"})
+        return Found({"digest": digest}, told=str(pointer["model"]))
+
+    def create(self, resource: Resource) -> None:
+        """The package in the folder of its digest, read back; then the pointer."""
+        package = self.package
+        assert package is not None
+        folder = f"{_folder(resource)}models/{package.name}/{package.digest[:16]}/"
+        for name, data in package.files.items():
+            blob = blob_at(self.client, folder + name)
+            blob.upload_from_string(data, "application/octet-stream", retry=self._retry)
+            if blob.download_as_bytes(retry=self._retry) != data:
+                raise OutputError(
+                    f"{folder}{name} is not what was uploaded: the current model stays as it was; "
+                    "run it again"
+                )
+        text = json.dumps(package.pointer(folder), indent=1) + "\n"
+        blob_at(self.client, resource.name).upload_from_string(
+            text, "application/json", retry=self._retry
+        )
+
+    def mends(self, name: str, found: str | None) -> bool:
+        """The pointer moves when the new package is there."""
+        return True
+
+    def mend(self, resource: Resource, names: list[str]) -> None:
+        """The same as when there is none: packages of other digests are left alone."""
+        self.create(resource)
+
+    def delete(self, resource: Resource) -> None:
+        """The pointer; the packages go with the files."""
+        blob_at(self.client, resource.name).delete(retry=self._retry)
+
+
+class Files(Kind):
+    """All objects in the folder that we or the pipelines put there."""
+
+    role: ClassVar = "roles/storage.objectUser"
+
+    @functools.cached_property
+    def client(self) -> storage.Client:
+        """One for all resources of the kind."""
+        return self.cloud.storage()
+
+    def look(self, resource: Resource) -> Found | None:
+        """How many, and their bytes."""
+        sizes = [blob.size or 0 for blob in self._blobs(resource)]
+        if not sizes:
+            return None
+        return Found(size=sum(sizes), told=f"{len(sizes):,} files")
+
+    def delete(self, resource: Resource) -> None:
+        """All of them."""
+        for blob in self._blobs(resource):
+            try:
+                blob.delete(retry=self._retry)
+            except exceptions.NotFound:
+                continue
+
+    def _blobs(self, resource: Resource) -> Iterator[Any]:
+        bucket, folder = split(resource.name)
+        try:
+            for part in OURS:
+                for blob in self.client.list_blobs(bucket, prefix=folder + part, retry=self._retry):
+                    # A prefix that is a file's name begins other names too.
+                    if part.endswith("/") or blob.name == folder + part:
+                        yield blob
+        except exceptions.NotFound:
+            return
+
+
+def read_pointer(client: storage.Client, name: str, retry: Any) -> dict[str, Any] | None:
+    """The pointer's address -> what it says, None if there is none."""
+    try:
+        return dict(json.loads(blob_at(client, name).download_as_bytes(retry=retry)))
+    except exceptions.NotFound:
+        return None
+    except (ValueError, TypeError):
+        # Not ours, or cut off: it is written anew.
+        return {}
+
+
+def blob_at(client: storage.Client, name: str) -> storage.Blob:
+    """gs://BUCKET/NAME -> the object."""
+    bucket, path = split(name)
+    return client.bucket(bucket).blob(path)
+
+
+def split(name: str) -> tuple[str, str]:
+    """gs://BUCKET/NAME -> bucket and name."""
+    bucket, _, path = name.removeprefix(SCHEME).partition("/")
+    return bucket, path
+
+
+def _folder(resource: Resource) -> str:
+    return resource.name.rpartition("/")[0] + "/"
+
+
+def _reloaded(blob: storage.Blob, retry: Any) -> storage.Blob:
+    blob.reload(retry=retry)
+    return blob
