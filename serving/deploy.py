@@ -1,7 +1,7 @@
 """python -m serving deploy: a model package behind an endpoint of Vertex AI.
 
-What is there already is found and not made twice: the content in Cloud Storage by its
-digest, the model's version by a label, the endpoint by its name, the deployed model by its
+What is there already is found and not made twice: the content in Cloud Storage by its digest,
+the model's version by its description, the endpoint by its name, the deployed model by its
 version. So a run that was broken off can be run again.
 """
 
@@ -34,9 +34,10 @@ if TYPE_CHECKING:
         ModelContainerSpec,
     )
 
-# The label that all have, and those by which a version is known again.
+# Labels, by which things are found, but no version is known again: Google merges those of a model
+# with those of its versions.
 OWNER = {"created_by": "millrace"}
-DIGEST_LABEL, BUILD_LABEL = "model_digest", "millrace_build"
+DIGEST_LABEL = "model_digest"
 
 
 def say(line: str) -> None:
@@ -123,15 +124,16 @@ def _ensure_version(
     build = hashlib.sha256("\n".join(content).encode()).hexdigest()[:32]
     model_id = args.model_id or artifact.id
     versions = region.versions(model_id)
-    for found in (v for v in versions if v.labels.get(BUILD_LABEL) == build):
+    description = f"{artifact.name} {artifact.version}, build {build}"
+    for found in (v for v in versions if v.version_description == description):
         region.say(f"model {model_id} has this content as version {found.version_id}")
         return found
     # A label has 63 characters; a digest one more.
-    labels = args.labels | OWNER | {DIGEST_LABEL: artifact.sha256[:63].lower(), BUILD_LABEL: build}
+    labels = args.labels | OWNER | {DIGEST_LABEL: artifact.sha256[:63].lower()}
     made = region.upload(
         model_id,
         is_new=not versions,
-        description=f"{artifact.name} {artifact.version}",
+        description=description,
         folder=folder,
         container=container,
         labels=labels,

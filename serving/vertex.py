@@ -126,7 +126,7 @@ class VertexRegion:
             else {"parent_model": f"{self.parent}/models/{model_id}"}
         )
         request = types.UploadModelRequest(parent=self.parent, model=model, **named)
-        what = f"uploading model {model_id} ({description})"
+        what = f"uploading model {model_id} from {folder}"
         with self._told(f"model {model_id} cannot be uploaded"):
             started = self.clients.models.upload_model(request=request, **self._once)
             answer = self._wait(started.operation, what, types.UploadModelResponse)
@@ -187,7 +187,7 @@ class VertexRegion:
         """An endpoint, a model on it, the shares of those that stay -> it is gone."""
         from google.cloud.aiplatform_v1 import types
 
-        what = f"undeploying {deployed.display_name} from {endpoint.display_name}"
+        what = f"undeploying {deployed.id} ({deployed.display_name}) from {endpoint.display_name}"
         with self._told(f"{deployed.display_name} cannot be undeployed"):
             started = self.clients.endpoints.undeploy_model(
                 endpoint=endpoint.name,

@@ -39,8 +39,11 @@ class VertexAI(Service):
         def finish() -> dict[str, Any]:
             number = str(len(self.store.under(f"{name}/versions")) + 1)
             now = self.now()
+            # Labels of the model and of the version are merged; the documents do not say who wins.
+            first = self.store.get(f"{name}/versions/1") if number != "1" else {}
             version = {
                 **model,
+                "labels": model.get("labels", {}) | first.get("labels", {}),
                 "name": name,
                 "versionId": number,
                 "versionAliases": ["default"] if number == "1" else [],
