@@ -119,7 +119,7 @@ def test_connections_are_used_again(connect: Connect) -> None:
         assert endpoint.connections == 1
 
 
-@pytest.mark.parametrize("fault", (*QUICK_FAULTS[1:9], ERROR_WITH_200, HTML), ids=lambda f: f.name)
+@pytest.mark.parametrize("fault", [*QUICK_FAULTS[1:9], ERROR_WITH_200, HTML], ids=lambda f: f.name)
 def test_what_passes_is_asked_again(connect: Connect, fault: Fault) -> None:
     with faulty_endpoint(double, in_turn(fault, fault)) as endpoint:
         client = connect(endpoint)

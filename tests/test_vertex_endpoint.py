@@ -1,0 +1,518 @@
+"""VertexEndpointHandler: every row once, none wrong, none blamed for the endpoint's faults."""
+
+import gc
+import pickle
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pytest
+from apache_beam.testing.util import assert_that, equal_to
+from faulty_endpoint import (
+    ERROR_WITH_200,
+    HANG,
+    HTML,
+    NOT_A_NUMBER,
+    NULL,
+    QUICK_FAULTS,
+    RESET,
+    SERVER_ERROR,
+    THROTTLED,
+    TOO_FEW,
+    UNAVAILABLE,
+    Fault,
+    Faults,
+    FaultyEndpoint,
+    Request,
+    at_rate,
+    faulty_endpoint,
+    in_turn,
+    latency,
+    no_faults,
+    refusal,
+    retry_after,
+)
+from serving_client import running
+
+from cloud import pacing
+from cloud.endpoint_client import DIGEST_HEADER
+from cloud.vertex import EndpointAddress
+from examples.transactions.data import FEATURES
+from model_handlers.contract import GoldenRows, InputSpec, Manifest, OutputSpec
+from model_handlers.errors import EndpointError, UsageError
+from model_handlers.package import read_manifest
+from model_handlers.torch_model import TorchModelHandler
+from model_handlers.vertex_endpoint import (
+    CONFIRMATIONS,
+    Endpoint,
+    RequestLimits,
+    VertexEndpointHandler,
+)
+from transforms.predict import Predict
+from transforms.record_batch import to_rows, typed
+from transforms.validate import validate
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+Make = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pacing, "FIRST_BACKOFF", 0.001)
+
+
+def score(instances: list[Any]) -> list[Any]:
+    return [{"total": 2 * a, "code": [b, c]} for a, b, c in instances]
+
+
+def some_rows(count: int) -> np.ndarray:
+    numbers = np.arange(count, dtype=np.float32)
+    return np.stack([numbers, numbers + 0.5, -numbers], axis=1)
+
+
+Connected = tuple[VertexEndpointHandler, Endpoint]
+
+
+@contextmanager
+def connected(url: str, manifest: Manifest, **settings: Any) -> Iterator[Connected]:
+    """A server and settings -> a handler and what it loads, closed after the block."""
+    names = RequestLimits.__dataclass_fields__
+    limits = {"retry_seconds": 2.0} | {n: settings.pop(n) for n in names if n in settings}
+    address = EndpointAddress(url=url)
+    handler = VertexEndpointHandler(address, manifest, limits=RequestLimits(**limits), **settings)
+    model = handler.load_model()
+    try:
+        yield handler, model
+    finally:
+        model.client.close()
+
+
+@pytest.fixture
+def serve(make_manifest: Make) -> Make:
+    """Faults and settings -> a running endpoint, a handler for it and what it has loaded."""
+
+    @contextmanager
+    def start(
+        faults: Faults = no_faults, predict: Any = score, **settings: Any
+    ) -> Iterator[tuple[FaultyEndpoint, VertexEndpointHandler, Endpoint]]:
+        manifest = settings.pop("manifest", None) or make_manifest()
+        with (
+            faulty_endpoint(predict, faults) as endpoint,
+            connected(endpoint.predict_url, manifest, **settings) as (handler, model),
+        ):
+            yield endpoint, handler, model
+
+    return start
+
+
+def check_rows(got: tuple[pa.StructArray, pa.StructArray], rows: np.ndarray, *bad: int) -> None:
+    """What predict returned is right in each row, and in the bad ones an error."""
+    outputs, error = got
+    assert len(outputs) == len(error) == len(rows)
+    assert np.flatnonzero(np.asarray(error.is_valid())).tolist() == list(bad)
+    assert np.flatnonzero(np.asarray(outputs.is_null())).tolist() == list(bad)
+    good = np.delete(np.arange(len(rows)), bad)
+    kept, expected = outputs.take(pa.array(good)), rows[good]
+    np.testing.assert_array_equal(np.array(kept.field("total")), expected[:, 0] * 2)
+    codes = np.array(kept.field("code").flatten()).reshape(-1, 2)
+    np.testing.assert_array_equal(codes, expected[:, 1:])
+
+
+def reasons(got: tuple[pa.StructArray, pa.StructArray]) -> list[str]:
+    return [fault["reason"] for fault in got[1].drop_null().to_pylist()]
+
+
+def failure(handler: VertexEndpointHandler, model: Endpoint, rows: np.ndarray) -> str:
+    with pytest.raises(EndpointError) as raised:
+        handler.predict(model, [rows], len(rows))
+    message = str(raised.value)
+    assert "\n" not in message
+    assert len(message) < 500
+    return message
+
+
+def test_rows_are_answered_in_order_in_requests_of_the_size_asked_for(serve: Make) -> None:
+    rows = some_rows(1_050)
+    with serve(rows=100) as (endpoint, handler, model):
+        check_rows(handler.predict(model, [rows], len(rows)), rows)
+        assert sorted(len(r.instances) for r in endpoint.requests) == [50] + [100] * 10
+
+
+@pytest.mark.parametrize("count", [0, 1, 99, 100, 101])
+def test_any_number_of_rows_comes_back(serve: Make, count: int) -> None:
+    rows = some_rows(count)
+    with serve(rows=100) as (_, handler, model):
+        check_rows(handler.predict(model, [rows], count), rows)
+
+
+@pytest.mark.parametrize("fault", QUICK_FAULTS, ids=lambda fault: fault.name)
+def test_each_fault_alone_costs_no_row(serve: Make, fault: Fault) -> None:
+    rows = some_rows(500)
+    faults = at_rate(0.3, seed=3, kinds=[fault])
+    with serve(faults, rows=20) as (endpoint, handler, model):
+        check_rows(handler.predict(model, [rows], len(rows)), rows)
+        assert endpoint.faults[fault.name] > 3
+
+
+def test_a_request_that_hangs_costs_no_row(serve: Make) -> None:
+    rows = some_rows(100)
+    with serve(in_turn(None, HANG, HANG), rows=20, timeout_seconds=0.1) as (_, handler, model):
+        check_rows(handler.predict(model, [rows], len(rows)), rows)
+
+
+def test_with_a_fifth_of_all_requests_failing_each_row_comes_once_and_right(serve: Make) -> None:
+    rows = some_rows(100_000)
+    settings: dict[str, Any] = {"rows": 100, "concurrency": 16, "retry_seconds": 60}
+    with serve(at_rate(0.2, seed=5), **settings) as (endpoint, handler, model):
+        check_rows(handler.predict(model, [rows], len(rows)), rows)
+        assert endpoint.faults.total() > 200
+        assert {*endpoint.faults} >= {fault.name for fault in QUICK_FAULTS}
+
+
+def test_single_rows_are_not_wronged_by_faults_either(serve: Make) -> None:
+    rows = some_rows(300)
+    settings: dict[str, Any] = {"rows": 1, "concurrency": 16, "retry_seconds": 60}
+    with serve(at_rate(0.2, seed=6), **settings) as (_, handler, model):
+        check_rows(handler.predict(model, [rows], len(rows)), rows)
+
+
+def refuse_rows(fault: Fault, *bad: int) -> Faults:
+    """Requests with any of these rows fail."""
+
+    def choose(request: Request) -> Fault | None:
+        return fault if {a for a, *_ in request.instances} & {*bad} else None
+
+    return choose
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_refused_request_is_halved_until_the_guilty_rows_stand_alone(
+    serve: Make, status: int
+) -> None:
+    rows, bad = some_rows(400), (7, 8, 199, 399)
+    faults = refuse_rows(refusal(status, "no such Amount"), *bad)
+    with serve(faults, rows=100) as (endpoint, handler, model):
+        got = handler.predict(model, [rows], len(rows))
+        check_rows(got, rows, *bad)
+        assert reasons(got) == ["endpoint_refused"] * 4
+        (message,) = {fault["message"] for fault in got[1].drop_null().to_pylist()}
+        assert message.startswith(f"{status} ")
+        assert message.endswith(": no such Amount")
+        assert len(endpoint.requests) < 4 * 2 * 8 + 8
+
+
+@pytest.mark.parametrize(
+    "fault", [SERVER_ERROR, UNAVAILABLE, RESET, TOO_FEW, ERROR_WITH_200], ids=lambda f: f.name
+)
+def test_a_row_that_the_endpoint_always_fails_on_costs_itself_alone(
+    serve: Make, fault: Fault
+) -> None:
+    rows = some_rows(200)
+    with serve(refuse_rows(fault, 42), rows=50, retry_seconds=60) as (endpoint, handler, model):
+        got = handler.predict(model, [rows], len(rows))
+        check_rows(got, rows, 42)
+        assert reasons(got) == ["endpoint_failed"]
+        alone = [r for r in endpoint.requests if len(r.instances) == 1 and r.instances[0][0] == 42]
+        assert len(alone) >= CONFIRMATIONS
+
+
+def test_a_row_that_hangs_the_endpoint_costs_itself_alone(serve: Make) -> None:
+    rows = some_rows(4)
+    settings: dict[str, Any] = {"rows": 4, "timeout_seconds": 0.02, "retry_seconds": 60}
+    with serve(refuse_rows(HANG, 2), **settings) as (_, handler, model):
+        got = handler.predict(model, [rows], len(rows))
+        check_rows(got, rows, 2)
+        assert reasons(got) == ["endpoint_failed"]
+
+
+def test_what_the_model_itself_leaves_out_stays_out(serve: Make) -> None:
+    def predict(instances: list[Any]) -> list[Any]:
+        return [row | ({"total": None} if row["total"] == 6 else {}) for row in score(instances)]
+
+    rows = some_rows(50)
+    with serve(predict=predict) as (endpoint, handler, model):
+        outputs, error = handler.predict(model, [rows], len(rows))
+        assert error.null_count == 50
+        total = np.array(outputs.field("total"))
+        assert np.flatnonzero(np.isnan(total)).tolist() == [3]
+        # Only the row itself is asked for again.
+        assert {len(request.instances) for request in endpoint.requests[1:]} == {1}
+
+
+@pytest.mark.parametrize("fault", [NOT_A_NUMBER, NULL], ids=lambda fault: fault.name)
+def test_a_number_that_got_lost_comes_the_next_time(serve: Make, fault: Fault) -> None:
+    rows = some_rows(50)
+    with serve(in_turn(fault, fault, None)) as (endpoint, handler, model):
+        check_rows(handler.predict(model, [rows], len(rows)), rows)
+        assert len(endpoint.requests) == 3
+
+
+def test_an_outage_of_a_while_costs_no_row_and_no_bundle(serve: Make) -> None:
+    rows, outage = some_rows(300), [UNAVAILABLE, RESET, SERVER_ERROR] * 10
+    settings: dict[str, Any] = {"rows": 50, "concurrency": 2, "retry_seconds": 60}
+    with serve(in_turn(None, *outage), **settings) as (_, handler, model):
+        check_rows(handler.predict(model, [rows], len(rows)), rows)
+
+
+@pytest.mark.parametrize(
+    "fault", [SERVER_ERROR, UNAVAILABLE, RESET, THROTTLED, retry_after("0")], ids=lambda f: f.name
+)
+@pytest.mark.parametrize("count", [1, 300])
+def test_a_dead_endpoint_fails_the_bundle_and_blames_no_row(
+    serve: Make, fault: Fault, count: int
+) -> None:
+    rows = some_rows(count)
+    with serve(lambda _: fault, retry_seconds=0.3) as (endpoint, handler, model):
+        told = failure(handler, model, rows)
+        assert told.startswith(f"endpoint {endpoint.predict_url} failed ")
+        assert "no row was given up" in told
+        # And is used again when it lives again.
+        endpoint.choose_fault = no_faults
+        check_rows(handler.predict(model, [rows], len(rows)), rows)
+
+
+def test_an_endpoint_that_dies_meanwhile_blames_no_row(serve: Make) -> None:
+    def dies(request: Request) -> Fault | None:
+        return SERVER_ERROR if request.number > 3 else None
+
+    rows = some_rows(100)
+    with serve(dies, rows=1, concurrency=1, retry_seconds=0.3) as (_, handler, model):
+        assert "no row was given up" in failure(handler, model, rows)
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (refusal(400, "expected 7 features"), "400 Bad Request: expected 7 features"),
+        (HTML, "expected JSON, got a page of HTML"),
+        (ERROR_WITH_200, "expected predictions, got Prediction failed"),
+        (
+            Fault("other", change=lambda rows: [{"label": "cat"}] * len(rows)),
+            "expected predictions with 'total', 'code', got one with 'label'",
+        ),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+@pytest.mark.parametrize("count", [1, 300])
+def test_an_endpoint_of_another_model_fails_the_bundle_in_one_line(
+    serve: Make, fault: Fault, told: str, count: int
+) -> None:
+    with serve(lambda _: fault) as (endpoint, handler, model):
+        message = failure(handler, model, some_rows(count))
+        assert f"does not answer as model tiny 3 does: {told}" in message
+        assert "check that this model is deployed there" in message
+        # It is found out before requests are halved.
+        assert len(endpoint.requests) < 60
+
+
+def test_a_row_larger_than_a_request_may_be_costs_itself_alone(make_manifest: Make) -> None:
+    manifest = make_manifest(
+        InputSpec("x", ("vector",), shape=(5,)), outputs=(OutputSpec("total"),)
+    )
+    rows = np.ones((40, 5))
+    rows[17] = 1.2345678901234567
+    with (
+        faulty_endpoint(lambda instances: [sum(row) for row in instances]) as endpoint,
+        connected(endpoint.predict_url, manifest, bytes=110) as (handler, model),
+    ):
+        outputs, error = handler.predict(model, [rows], len(rows))
+        assert np.flatnonzero(np.asarray(error.is_valid())).tolist() == [17]
+        assert error[17].as_py() == {
+            "reason": "too_large",
+            "message": "112 bytes: a request takes 110 at most",
+        }
+        assert outputs.field("total")[16].as_py() == 5
+        assert {len(r.instances) for r in endpoint.requests} <= {1, 2, 3, 4, 5}
+
+
+def test_no_more_are_in_flight_than_allowed_however_many_threads_ask(serve: Make) -> None:
+    rows = some_rows(400)
+    faults = at_rate(1.0, seed=1, kinds=[latency(0.002)])
+    with serve(faults, rows=20, concurrency=3) as (endpoint, handler, model):
+        with ThreadPoolExecutor(5) as pool:
+            answers = list(pool.map(lambda _: handler.predict(model, [rows], 400), range(5)))
+        for got in answers:
+            check_rows(got, rows)
+        assert endpoint.most_in_flight == endpoint.connections == 3
+
+
+def test_a_handler_travels_and_connects_where_it_arrives(make_manifest: Make) -> None:
+    handler = VertexEndpointHandler(EndpointAddress(url="http://nowhere.invalid"), make_manifest())
+    again = pickle.loads(pickle.dumps(handler))
+    assert (again.address, again.codec, again.limits) == (
+        handler.address,
+        handler.codec,
+        handler.limits,
+    )
+    before = threading.active_count()
+    model = again.load_model()
+    assert threading.active_count() == before + 1
+    del model
+    gc.collect()
+    assert threading.active_count() == before
+
+
+def test_settings_that_cannot_be_are_refused(make_manifest: Make) -> None:
+    for wrong in ({"rows": 0}, {"bytes": 0}, {"concurrency": 0}, {"timeout_seconds": 0}):
+        with pytest.raises(UsageError):
+            RequestLimits(**wrong)  # type: ignore[arg-type]
+    address = EndpointAddress(url="http://nowhere.invalid")
+    with pytest.raises(UsageError, match="cache_rows starts at 0"):
+        VertexEndpointHandler(address, make_manifest(), cache_rows=-1)
+    with pytest.raises(UsageError, match="has no output 'totl'"):
+        VertexEndpointHandler(address, make_manifest(), outputs=["totl"])
+
+
+GOLDEN = GoldenRows({"x": [[1.0, 2.0, 3.0]]}, {"total": [2.0], "code": [[2.0, 3.0]]})
+
+
+def test_a_check_asks_for_a_golden_row(serve: Make, make_manifest: Make) -> None:
+    with serve(manifest=make_manifest(golden=GOLDEN)) as (endpoint, _, model):
+        model.check()
+        assert [request.instances for request in endpoint.requests] == [[[1, 2, 3]]]
+    wrong = GoldenRows(GOLDEN.inputs, {"total": [2.5]})
+    with (
+        serve(manifest=make_manifest(golden=wrong)) as (_, _, model),
+        pytest.raises(
+            EndpointError, match=r"'total' of a golden row: expected 2\.5, got 2\.0; check"
+        ),
+    ):
+        model.check()
+
+
+def test_rows_that_come_again_are_not_asked_for(serve: Make) -> None:
+    rows = some_rows(60)
+    faults = refuse_rows(refusal(400), 5)
+    with serve(faults, rows=10, cache_rows=1_000) as (endpoint, handler, model):
+        for count in (40, 60, 60, 60):
+            check_rows(handler.predict(model, [rows[:count]], count), rows[:count], 5)
+        asked = [a for r in endpoint.requests for a, *_ in r.instances if len(r.instances) == 1]
+        # The row at fault is not kept, nor anything about it.
+        assert asked.count(5) == 4
+        shuffled = rows[::-1][:30].copy()
+        before = len(endpoint.requests)
+        check_rows(handler.predict(model, [shuffled], 30), shuffled)
+        assert len(endpoint.requests) == before
+        assert model.predict([shuffled], 30).hits == 30
+
+
+def test_an_answer_that_names_another_model_fails_the_bundle(
+    serve: Make, make_manifest: Make
+) -> None:
+    said = Fault("digest", headers=((DIGEST_HEADER, "b" * 64),))
+    with serve(lambda _: said, manifest=make_manifest(sha256="a" * 64)) as (_, handler, model):
+        assert "serves another model" in failure(handler, model, some_rows(3))
+    with serve(lambda _: said, manifest=make_manifest(sha256="b" * 64)) as (_, handler, model):
+        check_rows(handler.predict(model, [some_rows(3)], 3), some_rows(3))
+
+
+def counters(result: Any) -> dict[str, int]:
+    found = result.metrics().query()
+    values = {c.key.metric.name: c.result for c in found["counters"]}
+    return values | {d.key.metric.name: d.result.count for d in found["distributions"]}
+
+
+def test_through_beam_each_row_is_scored_or_dead_lettered_and_counted(
+    make_manifest: Make, make_source: Make
+) -> None:
+    count, manifest = 600, make_manifest()
+    columns = dict(zip("abc", some_rows(count).T.tolist(), strict=True))
+    columns["b"][3] = None
+    bad = refuse_rows(refusal(400, "not this one"), 77)
+    throttled_once = in_turn(None, retry_after("1"))
+
+    def faults(request: Request) -> Fault | None:
+        return throttled_once(request) or bad(request)
+
+    with faulty_endpoint(score, faults) as endpoint:
+        handler = VertexEndpointHandler(EndpointAddress(url=endpoint.predict_url), manifest)
+        pipeline = beam.Pipeline("FnApiRunner")
+        source = typed(pipeline | beam.Create([make_source(columns)]))
+        predicted = source | Predict(handler, manifest)
+        scored = predicted.good | beam.FlatMap(
+            lambda batch: [(r["row_id"], r["outputs"]["total"]) for r in to_rows(batch)]
+        )
+        failed = predicted.failures | beam.FlatMap(
+            lambda batch: [(r["row_id"], r["reason"]) for r in to_rows(batch)]
+        )
+        good = [i for i in range(count) if i not in (3, 77)]
+        assert_that(scored, equal_to([(f"r-{i}", 2.0 * i) for i in good]), label="scored")
+        letters = [("r-3", "null"), ("r-77", "endpoint_refused")]
+        assert_that(failed, equal_to(letters), label="failed")
+        counted = counters(pipeline.run())
+    sent = len(endpoint.requests)
+    assert counted["rows_inferred"] == count - 1
+    assert counted["endpoint_requests"] == counted["endpoint_request_ms"] == sent
+    assert counted["endpoint_retries"] == 1
+    assert counted["endpoint_answers_2xx"] == endpoint.statuses[200]
+    assert counted["endpoint_answers_4xx"] == endpoint.statuses[400] + endpoint.statuses[429]
+    assert counted["endpoint_bytes_sent"] > count * 10
+    assert counted["cumulativeThrottlingSeconds"] == 1
+    assert counted["endpoint_in_flight"] == 1
+    assert "endpoint_cache_hits" not in counted
+
+
+def test_through_beam_the_cache_is_counted(make_manifest: Make, make_source: Make) -> None:
+    manifest = make_manifest()
+    columns = dict(zip("abc", some_rows(20).T.tolist(), strict=True))
+    with faulty_endpoint(score) as endpoint:
+        handler = VertexEndpointHandler(
+            EndpointAddress(url=endpoint.predict_url), manifest, batch_rows=20, cache_rows=50
+        )
+        pipeline = beam.Pipeline("FnApiRunner")
+        typed(pipeline | beam.Create([make_source(columns)] * 3)) | Predict(handler, manifest)
+        assert counters(pipeline.run())["endpoint_cache_hits"] == 40
+
+
+@pytest.fixture(scope="module")
+def inputs(example: Path, make_source: Make) -> tuple[Manifest, pa.RecordBatch]:
+    """The example's manifest, and validated rows of its form."""
+    manifest = read_manifest(str(example / "model"))
+    values = np.random.default_rng(4).normal(size=(30, 500)) * 2
+    values[0] = np.arange(500) * 300.0
+    good, _, _ = validate(make_source(dict(zip(FEATURES, values, strict=True))), manifest)
+    return manifest, good
+
+
+@pytest.mark.parametrize("instance_format", ["list", "named"])
+def test_the_served_model_and_the_one_in_the_worker_agree(
+    example: Path, inputs: tuple[Manifest, pa.RecordBatch], instance_format: Any
+) -> None:
+    manifest, batch = inputs
+    local = TorchModelHandler(str(example / "model"), manifest, batch_rows=100)
+    (expected,) = local.run_inference([batch], local.load_model())
+    with (
+        running(example / "model", outputs="all") as server,
+        connected(
+            f"{server.server.url}/predict", manifest, rows=100, instance_format=instance_format
+        ) as (handler, model),
+    ):
+        model.check()
+        (got,) = handler.run_inference([batch], model)
+    assert got.schema == expected.schema
+    assert got.column("error").null_count == got.num_rows
+    for field in expected.column("outputs").type:
+        ours, theirs = (
+            np.array(pa.chunked_array([b.column("outputs").field(field.name)]).to_pylist())
+            for b in (got, expected)
+        )
+        # What is next to nothing after ReLU and differences has no digits to agree in.
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=2e-6, err_msg=field.name)
+
+
+def test_a_server_of_another_package_is_refused(
+    example: Path, inputs: tuple[Manifest, pa.RecordBatch]
+) -> None:
+    manifest, _ = inputs
+    with (
+        running(example / "model_pt2") as server,
+        connected(f"{server.server.url}/predict", manifest) as (_, model),
+        pytest.raises(EndpointError, match="serves another model: expected the one with digest"),
+    ):
+        model.check()
