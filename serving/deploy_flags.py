@@ -62,8 +62,8 @@ def _parser(command: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def parse_deploy(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line of deploy -> its flags. Raises UsageError."""
+def deploy_parser() -> argparse.ArgumentParser:
+    """Nothing -> the parser of deploy's flags."""
     parser = _parser("deploy", "Serve a model package with an endpoint of Vertex AI.")
     add = parser.add_argument
     add("--model", required=True, metavar="PATH", help="model package; gs:// as well")
@@ -74,13 +74,14 @@ def parse_deploy(argv: Sequence[str]) -> argparse.Namespace:
         metavar="gs://BUCKET/FOLDER",
         help="where a package is uploaded to that is no folder of Cloud Storage",
     )
-    add("--image", help="container image, as of serving/Dockerfile (default: Google's TorchServe)")
-    add("--container_args", default="", help="flags of your own image, as in '--outputs all'")
-    add("--machine_type", default="n1-standard-4", help="default: n1-standard-4")
-    add("--min_replicas", type=above_zero, default=1, help="default: 1")
-    add("--max_replicas", type=above_zero, help="default: as many as --min_replicas")
-    add("--accelerator", metavar="TYPE[:N]", help="as NVIDIA_L4 or NVIDIA_TESLA_T4:2")
     add("--service_account", metavar="EMAIL", help="that the container runs as")
+    add("--labels", type=_labels, default={}, metavar="KEY=VALUE,...")
+    add("--dedicated", action="store_true", help="a new endpoint gets an address of its own")
+    add(
+        "--dry_run",
+        action="store_true",
+        help="print the requests for a project that is empty yet; send nothing",
+    )
     add(
         "--traffic_percent",
         type=_percent,
@@ -88,14 +89,28 @@ def parse_deploy(argv: Sequence[str]) -> argparse.Namespace:
         metavar="N",
         help="share of the new model; the others keep the rest in their proportions (default: 100)",
     )
-    add("--dedicated", action="store_true", help="a new endpoint gets an address of its own")
-    add("--labels", type=_labels, default={}, metavar="KEY=VALUE,...")
+    _add_machines(parser)
+    return parser
+
+
+def _add_machines(parser: argparse.ArgumentParser) -> None:
+    """Which container runs, on what."""
+    add = parser.add_argument_group("container").add_argument
+    add("--image", help="container image, as of serving/Dockerfile (default: Google's TorchServe)")
     add(
-        "--dry_run",
-        action="store_true",
-        help="print the requests for a project that is empty yet; send nothing",
+        "--container_args",
+        default="",
+        help="flags of your own image: --container_args='--outputs all'",
     )
-    args = parser.parse_args(argv)
+    add("--machine_type", default="n1-standard-4", help="default: n1-standard-4")
+    add("--min_replicas", type=above_zero, default=1, help="default: 1")
+    add("--max_replicas", type=above_zero, help="default: as many as --min_replicas")
+    add("--accelerator", metavar="TYPE[:N]", help="as NVIDIA_L4 or NVIDIA_TESLA_T4:2")
+
+
+def parse_deploy(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line of deploy -> its flags. Raises UsageError."""
+    args = deploy_parser().parse_args(argv)
     args.max_replicas = args.max_replicas or args.min_replicas
     if args.max_replicas < args.min_replicas:
         raise UsageError(
@@ -112,8 +127,8 @@ def parse_deploy(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def parse_undeploy(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line of undeploy -> its flags. Raises UsageError."""
+def undeploy_parser() -> argparse.ArgumentParser:
+    """Nothing -> the parser of undeploy's flags."""
     parser = _parser("undeploy", "Take a model, or all of them, from an endpoint of Vertex AI.")
     add = parser.add_argument
     add("--deployed_model", metavar="ID", help="which one, as `status` lists them")
@@ -124,7 +139,12 @@ def parse_undeploy(argv: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="read what is there and print the requests that would change it; change nothing",
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+def parse_undeploy(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line of undeploy -> its flags. Raises UsageError."""
+    args = undeploy_parser().parse_args(argv)
     if args.endpoint is None:
         raise UsageError("--endpoint is missing: expected its display name, id or full name")
     if args.all and args.deployed_model:
@@ -132,11 +152,11 @@ def parse_undeploy(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def parse_status(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line of status -> its flags. Raises UsageError."""
+def status_parser() -> argparse.ArgumentParser:
+    """Nothing -> the parser of status' flags."""
     parser = _parser("status", "Endpoints of Vertex AI with their models (default: all).")
     parser.add_argument("--json", action="store_true", help="for programs")
-    return parser.parse_args(argv)
+    return parser
 
 
 def make_cloud(args: argparse.Namespace) -> Cloud:

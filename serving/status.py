@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from serving.deploy import say
-from serving.deploy_flags import make_cloud, parse_status
+from serving.deploy_flags import make_cloud, status_parser
 from serving.vertex import VertexRegion
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _COLUMNS = (
 
 def status(argv: Sequence[str]) -> int:
     """The command line -> the exit code. Raises MillraceError."""
-    args = parse_status(argv)
+    args = status_parser().parse_args(argv)
     region = VertexRegion(make_cloud(args), args.region, say)
     endpoints = [region.get(args.endpoint)] if args.endpoint else region.endpoints()
     found = [describe(endpoint) for endpoint in endpoints]

@@ -8,6 +8,7 @@ from pathlib import Path
 from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
 
 from pipelines.options import all_flags
+from serving.deploy_flags import deploy_parser, status_parser, undeploy_parser
 from serving.settings import make_parser
 
 ROOT = Path(__file__).parent.parent
@@ -32,7 +33,8 @@ def test_every_flag_named_exists() -> None:
     for kind in PipelineOptions.__subclasses__():
         kind._add_argparse_args(parser)
     beams = {option for action in parser._actions for option in action.option_strings}
-    beams |= set(make_parser({})._option_string_actions)
+    for parser in (make_parser({}), deploy_parser(), undeploy_parser(), status_parser()):
+        beams |= set(parser._option_string_actions)
     others = {"--sample", "--output"}
     named = set(re.findall(r"--[a-z][a-z_]+", README)) - others
     assert named <= all_flags() | beams
