@@ -300,7 +300,7 @@ def test_the_project_that_pays_is_the_one_said_then_the_credentials_then_the_tab
     assert tokens.headers == []
 
 
-@pytest.mark.parametrize("table", ["d.t", "nonsense", ""])
+@pytest.mark.parametrize("table", ["d.t", "nonsense"])
 def test_where_nobody_names_a_project_the_flag_is_named(table: str) -> None:
     flags = [*LOCAL, "--input_table", table]
     parsed = parse(COMMAND.name, COMMAND.about, COMMAND.options, flags)
