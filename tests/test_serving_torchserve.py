@@ -3,12 +3,14 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import requests
 from serving_client import running
 
+from cloud.vertex import EndpointAddress
 from examples.transactions.data import FEATURES
 from examples.transactions.model import OUTPUTS
 from examples.transactions.torchserve import (
@@ -17,6 +19,11 @@ from examples.transactions.torchserve import (
     is_installed,
     torchserve,
 )
+from model_handlers.endpoint_codec import InstanceFormat
+from model_handlers.package import read_manifest
+from model_handlers.torch_model import TorchModelHandler
+from model_handlers.vertex_endpoint import VertexEndpointHandler
+from transforms.validate import validate
 
 ROWS = np.random.default_rng(5).normal(size=(20, 30)).tolist()
 
@@ -61,3 +68,28 @@ def test_a_bad_row_fails_the_request(url: str) -> None:
     answer = requests.post(url, json={"instances": [ROWS[0][:3]]}, timeout=60)
     assert answer.status_code == 503
     assert answer.json()["message"] == "Prediction failed"
+
+
+def test_the_endpoint_handler_gets_from_it_what_a_worker_answers(
+    url: str, example: Path, make_source: Any
+) -> None:
+    manifest = read_manifest(str(example / "model"))
+    source = make_source(dict(zip(FEATURES, zip(*ROWS, strict=True), strict=True)))
+    batch, _, _ = validate(source, manifest)
+    local = TorchModelHandler(str(example / "model"), manifest)
+    (wanted,) = local.run_inference([batch], local.load_model())
+    formats: tuple[InstanceFormat, ...] = ("list", "named")
+    for instance_format in formats:
+        handler = VertexEndpointHandler(
+            EndpointAddress(url=url), manifest, instance_format=instance_format
+        )
+        endpoint = handler.load_model()
+        endpoint.check()
+        (got,) = handler.run_inference([batch], endpoint)
+        endpoint.client.close()
+        assert got.column("error").null_count == len(ROWS)
+        for name, _ in OUTPUTS:
+            theirs, ours = (
+                np.array(one.column("outputs").field(name).to_pylist()) for one in (got, wanted)
+            )
+            np.testing.assert_allclose(theirs, ours, rtol=1e-5, atol=1e-5)
