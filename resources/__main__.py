@@ -19,8 +19,9 @@ def main(argv: Sequence[str]) -> int:
     from resources.flags import parse
 
     args: argparse.Namespace | None = None
-    # It tells each question to Google's metadata server that nobody answered.
-    logging.getLogger("google.auth").setLevel(logging.ERROR)
+    # They tell each question to Google's metadata server that nobody answered, and each refusal.
+    for name in ("google.auth", "googleapiclient"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         args = parse(argv)
         from resources.commands import COMMANDS

@@ -8,7 +8,7 @@ from typing import Literal
 
 from google.api_core import exceptions
 
-from model_handlers.errors import MillraceError
+from model_handlers.errors import MillraceError, OutputError
 from resources.bigquery import Tables
 from resources.declaration import Resource
 from resources.jobs import ROLE as JOBS_ROLE
@@ -148,30 +148,40 @@ def remove(
 
     Goes on after an error.
     """
-    outcome = Outcome()
+    outcome, still_there = Outcome(), list[Resource]()
     for number, removal in enumerate(removals):
         resource = removal.resource
         progress.now(f"{number + 1} of {len(removals)}: {resource}")
-        users = [busy[pipeline] for pipeline in resource.pipelines if pipeline in busy]
         try:
-            if removal.action == "keep":
-                raise Kept(removal.reason)
-            if users:
-                outcome.errors.append(f"{resource} was not touched: {users[0]}")
-                continue
+            _check(removal, busy, still_there)
             with told(f"{resource} cannot be removed", kinds[resource.kind].role):
                 _remove(removal, kinds)
-        except Kept as kept:
-            outcome.kept.append(f"{resource}")
-            progress.say(f"kept  {resource}  {kept}")
         except MillraceError as error:
-            outcome.errors.append(str(error))
+            still_there.append(resource)
+            if isinstance(error, Kept):
+                outcome.kept.append(str(resource))
+                progress.say(f"kept  {resource}  {error}")
+            else:
+                outcome.errors.append(str(error))
         else:
             outcome.done.append(str(resource))
             past = "truncated" if removal.action == "truncate" else "removed"
             progress.say(f"{past}  {resource}  {removal.told}".rstrip())
     progress.clear()
     return outcome
+
+
+def _check(removal: Removal, busy: Mapping[str, str], still_there: Sequence[Resource]) -> None:
+    """Raises Kept, or OutputError where a job that runs stands against it."""
+    resource = removal.resource
+    if removal.action == "keep":
+        raise Kept(removal.reason)
+    for pipeline in resource.pipelines:
+        if pipeline in busy:
+            raise OutputError(f"{resource} was not touched: {busy[pipeline]}")
+    for other in still_there:
+        if resource.key in other.needs:
+            raise Kept(f"{other} needs it, and is still there")
 
 
 def _remove(removal: Removal, kinds: Kinds) -> None:

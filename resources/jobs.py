@@ -102,9 +102,9 @@ class Jobs:
             request={**self._place, "job_id": job.ident}, retry=self._retry
         )
         totals = {
-            metric.name.name: float(metric.scalar.number_value)
+            metric.name.name: float(metric.scalar)
             for metric in answer.metrics
-            if metric.scalar is not None and metric.scalar.HasField("number_value")
+            if isinstance(metric.scalar, (int, float))
         }
         memory = totals.get("TotalMemoryUsage", 0.0) / 1024
         return Usage(totals.get("TotalVcpuTime", 0.0), memory, totals.get("TotalPdUsage", 0.0))

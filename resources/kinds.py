@@ -47,11 +47,15 @@ def look_at(resources: Sequence[Resource], kinds: Kinds, progress: Progress) -> 
     looked: Looked = {}
     for number, resource in enumerate(resources):
         progress.now(f"looking at {number + 1} of {len(resources)}: {resource}")
-        kind = kinds[resource.kind]
-        if is_absent(resource, looked):
-            looked[resource.key] = None
-            continue
-        with told(f"{resource} cannot be looked at", kind.role):
-            looked[resource.key] = kind.look(resource)
+        look_at_one(resource, kinds, looked)
     progress.clear()
     return looked
+
+
+def look_at_one(resource: Resource, kinds: Kinds, looked: Looked) -> None:
+    """A resource, what was seen before -> it is in `looked` too."""
+    kind, found = kinds[resource.kind], None
+    if not is_absent(resource, looked):
+        with told(f"{resource} cannot be looked at", kind.role):
+            found = kind.look(resource)
+    looked[resource.key] = found

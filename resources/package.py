@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,8 +38,15 @@ class Package:
             "version": self.version,
             "sha256": self.sha256,
             "digest": self.digest,
-            "files": {name: len(data) for name, data in self.files.items()},
+            "files": {name: checksum_of(data) for name, data in self.files.items()},
         }
+
+
+def checksum_of(data: bytes) -> str:
+    """Bytes -> their CRC32C as Cloud Storage tells it of an object."""
+    import google_crc32c
+
+    return base64.b64encode(google_crc32c.Checksum(data).digest()).decode()
 
 
 def open_package(path: str) -> Package:

@@ -15,7 +15,7 @@ from resources.declaration import Resource
 from resources.jobs import ROLE as JOBS_ROLE
 from resources.jobs import Job, Jobs, Usage
 from resources.kind import Found, told
-from resources.kinds import Kinds, look_at
+from resources.kinds import Kinds, Looked, look_at_one
 from resources.progress import Progress, aligned, in_bytes
 from resources.pubsub import Topics
 
@@ -36,7 +36,7 @@ class Backlog:
 class Status:
     """All of it. missing: what was asked for and could not be looked at, with the reason."""
 
-    found: dict[Resource, Found | None]
+    found: list[tuple[Resource, Found | None]] = field(default_factory=list)
     backlogs: dict[str, Backlog] = field(default_factory=dict)
     jobs: dict[Job, Usage] = field(default_factory=dict)
     lonely: list[str] = field(default_factory=list)
@@ -78,10 +78,12 @@ def look(
 
     What cannot be looked at is told in `missing`. Raises CredentialsError.
     """
-    status = Status({})
-    for resource in resources:
+    status, looked = Status(), Looked()
+    for number, resource in enumerate(resources):
+        progress.now(f"looking at {number + 1} of {len(resources)}: {resource}")
         try:
-            status.found[resource] = look_at([resource], kinds, progress)[resource.key]
+            look_at_one(resource, kinds, looked)
+            status.found.append((resource, looked[resource.key]))
         except CredentialsError:
             raise
         except MillraceError as error:
@@ -103,9 +105,9 @@ def look(
 
 def _look_at_messages(status: Status, kinds: Kinds, progress: Progress) -> None:
     """Fills in what subscriptions hold, and which topics have none."""
-    there = {r.name: r.kind for r, found in status.found.items() if found is not None}
+    there = {r.name: r.kind for r, found in status.found if found is not None}
     subscriptions = [name for name, kind in there.items() if kind == "subscription"]
-    topics = [r for r in status.found if r.kind == "topic" and r.name in there]
+    topics = [r for r, found in status.found if r.kind == "topic" and found is not None]
     try:
         for topic in topics:
             kind = kinds["topic"]
@@ -156,7 +158,7 @@ def _latest(cloud: Cloud, metric: str) -> dict[str, int]:
 
 def as_text(status: Status, now: datetime, max_age: timedelta) -> str:
     """A status -> the page that people read."""
-    parts = [aligned([_row(resource, found, status) for resource, found in status.found.items()])]
+    parts = [aligned([_row(resource, found, status) for resource, found in status.found])]
     if status.jobs:
         rows = [("job", "state", "age", "cost so far, estimated")]
         for job, usage in status.jobs.items():
@@ -197,7 +199,7 @@ def as_json(status: Status, now: datetime, max_age: timedelta) -> dict[str, Any]
         }
 
     return {
-        "resources": [described(resource, found) for resource, found in status.found.items()],
+        "resources": [described(resource, found) for resource, found in status.found],
         "jobs": [
             {
                 "id": job.ident,

@@ -13,7 +13,7 @@ from google.api_core import exceptions
 from model_handlers.errors import MillraceError, OutputError
 from resources.declaration import Resource
 from resources.kind import Found, Kept, Kind, is_ours
-from resources.package import Package
+from resources.package import Package, checksum_of
 
 if TYPE_CHECKING:
     from google.cloud import storage
@@ -91,31 +91,41 @@ class Models(Kind):
         if pointer is None:
             return None
         digest = str(pointer.get("digest", "unknown"))
-        for name, size in pointer.get("files", {}).items():
+        for name, checksum in pointer.get("files", {}).items():
             blob = blob_at(self.client, f"{pointer['model']}{name}")
-            if not blob.exists(retry=self._retry):
-                return Found({"digest": f"{digest}, of which {name} is gone"})
-            if _reloaded(blob, self._retry).size != size:
-                return Found({"digest": f"{digest}, of which {name} was changed"})
+            if self._checksum(blob) != checksum:
+                return Found({"digest": f"{digest}, of which {name} is gone or was changed"})
         return Found({"digest": digest}, told=str(pointer["model"]))
 
     def create(self, resource: Resource) -> None:
-        """The package in the folder of its digest, read back; then the pointer."""
+        """The package in the folder of its digest, compared by checksum; then the pointer."""
         package = self.package
         assert package is not None
         folder = f"{_folder(resource)}models/{package.name}/{package.digest[:16]}/"
         for name, data in package.files.items():
             blob = blob_at(self.client, folder + name)
-            blob.upload_from_string(data, "application/octet-stream", retry=self._retry)
-            if blob.download_as_bytes(retry=self._retry) != data:
-                raise OutputError(
-                    f"{folder}{name} is not what was uploaded: the current model stays as it was; "
-                    "run it again"
-                )
+            if not self._holds(blob, data):
+                blob.upload_from_string(data, "application/octet-stream", retry=self._retry)
+                if not self._holds(blob, data):
+                    raise OutputError(
+                        f"{folder}{name} is not what was uploaded: the current model stays as it "
+                        "was; run it again"
+                    )
         text = json.dumps(package.pointer(folder), indent=1) + "\n"
         blob_at(self.client, resource.name).upload_from_string(
             text, "application/json", retry=self._retry
         )
+
+    def _holds(self, blob: storage.Blob, data: bytes) -> bool:
+        return self._checksum(blob) == checksum_of(data)
+
+    def _checksum(self, blob: storage.Blob) -> str | None:
+        """An object -> the checksum that Cloud Storage has of it, None if it is not there."""
+        try:
+            blob.reload(retry=self._retry)
+        except exceptions.NotFound:
+            return None
+        return str(blob.crc32c)
 
     def mends(self, name: str, found: str | None) -> bool:
         """The pointer moves when the new package is there."""
@@ -192,8 +202,3 @@ def split(name: str) -> tuple[str, str]:
 
 def _folder(resource: Resource) -> str:
     return resource.name.rpartition("/")[0] + "/"
-
-
-def _reloaded(blob: storage.Blob, retry: Any) -> storage.Blob:
-    blob.reload(retry=retry)
-    return blob

@@ -1,26 +1,54 @@
 """Setup, status and cleanup on the emulators and the stand-in: nothing to nothing, in any order."""
 
+import io
+import itertools
 import json
+import re
+import shutil
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httplib2
 import pytest
+import requests
+from google.cloud import aiplatform_v1
+from google.cloud.bigquery import Table
+from grpc._channel import _UnaryUnaryMultiCallable
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from examples.google_api.access import IAM, ResourceManager
 from examples.google_api.dataflow import Dataflow
 from examples.google_api.monitoring import Monitoring
-from examples.google_api.server import GoogleApi, google_api
+from examples.google_api.server import (
+    Call,
+    GoogleApi,
+    Refusal,
+    api_disabled,
+    google_api,
+    permission_denied,
+)
 from examples.google_api.service_usage import ServiceUsage
 from examples.google_api.vertex import VertexAI
 from examples.local_cloud import PROJECT, LocalCloud
+from model_handlers.errors import OutputError
 from resources.__main__ import main
-from resources.config import PIPELINES
+from resources.config import PIPELINES, Config
+from resources.declaration import declare
+from resources.kinds import open_kinds
+from resources.package import open_package
+from resources.progress import Progress
+from resources.setup import set_up
 
-SMALL = ("stream_local",)
+SMALL, VERTEX = ("stream_local",), ("stream_vertex",)
+NUMBERS = itertools.count()
 
 
 @dataclass
@@ -34,6 +62,8 @@ class World:
     dataflow: Dataflow
     monitoring: Monitoring
     usage: ServiceUsage
+    iam: IAM
+    vertex: VertexAI
     capsys: pytest.CaptureFixture[str]
     pipelines: tuple[str, ...] = PIPELINES
     extra: dict[str, Any] = field(default_factory=dict)
@@ -92,9 +122,9 @@ def make_world(
 ) -> Iterator[Callable[..., World]]:
     """The name of a world, its pipelines -> the world."""
     iam, usage, dataflow = IAM(), ServiceUsage(polls=0), Dataflow(polls=0)
-    monitoring = Monitoring()
+    monitoring, vertex = Monitoring(), VertexAI(polls=0)
     manager = ResourceManager(PROJECT, accounts=iam)
-    with google_api(VertexAI(polls=0), usage, iam, manager, dataflow, monitoring) as google:
+    with google_api(vertex, usage, iam, manager, dataflow, monitoring) as google:
         beside = {
             f.name: google.url
             for f in fields(Endpoints)
@@ -111,6 +141,8 @@ def make_world(
                 dataflow,
                 monitoring,
                 usage,
+                iam,
+                vertex,
                 capsys,
                 pipelines,
                 extra,
@@ -133,3 +165,488 @@ def test_from_nothing_to_nothing_twice(make_world: Callable[..., World], example
         assert "nothing is there" in world.fine("cleanup")
         # APIs stay enabled.
         world.usage.enabled.clear()
+
+
+class Killed(BaseException):
+    """The end of the process, as far as a test can have it."""
+
+
+class Calls:
+    """Every request to any server; kills after so many of those that change something."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.left: int | None = None
+        self.changes: list[str] = []
+        for holder, name, told in (
+            (requests.Session, "send", lambda _, request, **__: (request.method, request.url)),
+            (httplib2.Http, "request", lambda _, uri, method="GET", **__: (method, uri)),
+            (_UnaryUnaryMultiCallable, "with_call", _grpc_call),
+            (_UnaryUnaryMultiCallable, "__call__", _grpc_call),
+        ):
+            monkeypatch.setattr(holder, name, self._counted(getattr(holder, name), told))
+
+    def _counted(self, carry_out: Any, told: Any) -> Any:
+        def counted(*args: Any, **rest: Any) -> Any:
+            answer = carry_out(*args, **rest)
+            method, name = told(*args, **rest)
+            if method not in ("GET", "HEAD") and not name.endswith(":getIamPolicy?alt=json"):
+                self.changes.append(f"{method} {name}")
+                if self.left is not None:
+                    self.left -= 1
+                    if self.left < 0:
+                        raise Killed
+            return answer
+
+        return counted
+
+
+def _grpc_call(callable_: Any, *_: Any, **__: Any) -> tuple[str, str]:
+    name = callable_._method if isinstance(callable_._method, str) else callable_._method.decode()
+    verb = name.rpartition("/")[2]
+    return ("GET" if verb.startswith(("Get", "List")) else "POST", name)
+
+
+def test_killed_after_any_call_setup_and_cleanup_go_on_where_they_ended(
+    make_world: Callable[..., World], example: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world("killed", SMALL, model=str(example / "pytorch_autoencoder.mar"))
+    calls = Calls(monkeypatch)
+    for command, action in ((("setup",), "keep"), (("cleanup", "--yes"), "create")):
+        kills = 0
+        while True:
+            # Each run is killed after it has carried out one call that changes something.
+            calls.left = 0
+            try:
+                code, _, err = world.run(*command)
+            except Killed:
+                kills += 1
+                continue
+            assert (code, err) == (0, "")
+            break
+        calls.left = None
+        # Of a call whose answer was lost nothing is made, or removed, a second time.
+        assert kills == len(calls.changes)
+        calls.changes.clear()
+        assert kills > 20
+        left = world.plan()
+        assert set(left.values()) <= {action}
+        # APIs stay enabled.
+        assert not any(name.startswith("service") for name in left)
+
+
+def test_two_setups_at_once_end_in_one_state(
+    make_world: Callable[..., World], example: Path
+) -> None:
+    world = make_world("both", SMALL, model=str(example / "model"))
+    config = Config(**{**world.config, "pipelines": SMALL})
+    package = open_package(str(example / "model"))
+    resources = declare(config, model_digest=package.digest)
+    barrier = threading.Barrier(2)
+
+    def run(_: int) -> None:
+        kinds = open_kinds(world.cloud, config, package)
+        barrier.wait()
+        while True:
+            try:
+                set_up(resources, kinds, Progress(io.StringIO(), io.StringIO()))
+            except OutputError as error:
+                # The emulator's way to serialise what it does; BigQuery itself has none of it.
+                if "DuckLake" not in str(error):
+                    raise
+            else:
+                return
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(run, range(2)))
+    assert world.plan() == {}
+    world.fine("cleanup", "--yes")
+    assert "nothing is there" in world.fine("cleanup")
+
+
+def everything(world: World) -> dict[str, Any]:
+    """A world -> all that the servers hold, whoever made it."""
+    bigquery, storage = world.cloud.bigquery(), world.cloud.storage()
+    place = f"projects/{PROJECT}"
+    tables = [t for d in bigquery.list_datasets() for t in bigquery.list_tables(d.reference)]
+    policy = world.cloud.discovered("cloudresourcemanager", "v3").projects()
+    return {
+        "tables": {str(t.reference): bigquery.get_table(t).num_rows for t in tables},
+        "datasets": sorted(d.dataset_id for d in bigquery.list_datasets()),
+        "objects": sorted(
+            f"{b.name}/{o.name}" for b in storage.list_buckets() for o in b.list_blobs()
+        ),
+        "topics": sorted(t.name for t in world.cloud.publisher().list_topics(project=place)),
+        "subscriptions": sorted(
+            s.name for s in world.cloud.subscriber().list_subscriptions(project=place)
+        ),
+        "jobs": {j["name"]: j["currentState"] for j in world.dataflow.jobs.values()},
+        "accounts": world.iam.emails(),
+        "policy": policy.getIamPolicy(resource=place, body={}).execute().get("bindings", []),
+        "models": sorted(m["displayName"] for m in world.vertex.store.all()),
+    }
+
+
+# Names like ours, and such as nobody would think of.
+NAMES = st.lists(
+    st.sampled_from(["", "x", "-input-vertex-2", "-output-sub-vertexx", "_batch_results_2", "-9"])
+    | st.text("abcxyz019-_", min_size=1, max_size=9),
+    min_size=1,
+    max_size=4,
+    unique=True,
+)
+
+
+@settings(
+    max_examples=3,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(names=NAMES)
+def test_what_is_not_declared_is_never_touched(
+    make_world: Callable[..., World], names: list[str]
+) -> None:
+    world = make_world(f"among{next(NUMBERS)}", VERTEX)
+    world.fine("setup")
+    stem = world.name
+    bigquery, storage = world.cloud.bigquery(), world.cloud.storage()
+    publisher, subscriber = world.cloud.publisher(), world.cloud.subscriber()
+    vertex = world.cloud.vertex("us-central1")
+    bucket = storage.bucket(f"{stem}-bucket")
+    parent = f"projects/{PROJECT}/locations/us-central1"
+    # Of the name that the source table and the registered model would have.
+    bigquery.query_and_wait(f"CREATE TABLE `{PROJECT}.{stem}.frameworks` AS SELECT 1 AS a")
+    for name in names:
+        table = re.sub(r"\W", "_", f"{stem}_other{name}")
+        bigquery.query_and_wait(f"CREATE TABLE `{PROJECT}.{stem}.{table}` AS SELECT 1 AS a")
+        topic = f"projects/{PROJECT}/topics/{stem}-other{name}"
+        publisher.create_topic(name=topic)
+        subscription = f"projects/{PROJECT}/subscriptions/{stem}-other{name}"
+        subscriber.create_subscription(name=subscription, topic=topic)
+        for path in (
+            f"other{name}/models/m",
+            f"frameworks/pytorch-autoencoder/dataflow/current.json{name}.bak",
+            f"frameworks/pytorch-autoencoder/dataflow/models-other{name}/m",
+            f"frameworks/pytorch-autoencoder/dataflow/other{name}",
+        ):
+            bucket.blob(path).upload_from_string(b"mine")
+        for job in (f"other{name}-streaming-1", f"{stem}x-streaming{name}-1", f"{stem}-{name}"):
+            world.dataflow.add(
+                job, PROJECT, "us-central1", type="JOB_TYPE_STREAMING",
+                currentState="JOB_STATE_RUNNING",
+            )  # fmt: skip
+    # Of our topic, a subscription that somebody else made.
+    ours = f"projects/{PROJECT}/topics/{stem}-output-vertex"
+    subscriber.create_subscription(
+        name=f"projects/{PROJECT}/subscriptions/{stem}-somebodys", topic=ours
+    )
+    vertex.models.upload_model(
+        aiplatform_v1.UploadModelRequest(
+            parent=parent,
+            model=aiplatform_v1.Model(
+                display_name=stem, container_spec={"image_uri": "some/image"}
+            ),
+            model_id=stem,
+        )
+    )
+    account = f"{stem}-worker@{PROJECT}.iam.gserviceaccount.com"
+    policy = world.cloud.discovered("cloudresourcemanager", "v3").projects()
+    project = f"projects/{PROJECT}"
+    now = policy.getIamPolicy(resource=project, body={}).execute()
+    for binding in now["bindings"]:
+        binding["members"].append("user:somebody@example.com")
+    conditional = {"title": "t", "expression": "true"}
+    member, else_ = f"serviceAccount:{account}", "user:else@example.com"
+    now["bindings"].append(
+        {"role": "roles/dataflow.worker", "members": [else_], "condition": conditional}
+    )
+    policy.setIamPolicy(resource=project, body={"policy": now}).execute()
+
+    before = everything(world)
+    code, out, err = world.run("cleanup", "--yes")
+    assert (code, err) == (0, ""), err
+    after = everything(world)
+
+    gone = {kind: [n for n in before[kind] if n not in after[kind]] for kind in before}
+    declared = {r.name for r in declare(Config(**{**world.config, "pipelines": VERTEX}))}
+    for kind in ("tables", "topics", "subscriptions"):
+        assert gone[kind]
+        assert {*gone[kind]} <= declared
+    assert gone["accounts"] == [account]
+    for kind in ("datasets", "objects", "jobs", "models"):
+        assert before[kind] == after[kind], kind
+    for binding in after["policy"]:
+        assert member not in binding["members"]
+        assert "condition" in binding or "user:somebody@example.com" in binding["members"]
+    assert len(after["policy"]) == len(before["policy"])
+    assert ours in after["topics"]
+    for kept in ("bucket", "dataset", "topic", "table", "registry_model"):
+        assert f"kept  {kept} " in out
+
+
+def test_a_dry_run_touches_nothing_and_tells_what_would_be_lost(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world("dry", SMALL)
+    world.fine("setup", "--load_example", "30")
+    calls = Calls(monkeypatch)
+    told = world.fine("cleanup")
+    assert "30 rows of tables would be lost" in told
+    assert re.search(r"remove +table +millrace-test\.dry\.frameworks +30 rows, [\d.]+ k?B", told)
+    assert calls.changes == []
+    for wrong in ((), ("--project_confirm", "other")):
+        code, _, err = world.run("cleanup", "--yes", *wrong)
+        assert (code, "expected --project_confirm millrace-test" in err) == (2, True)
+        assert calls.changes == []
+    # What only the streams need can go without a word, since no row is in it.
+    world.fine("cleanup", "--yes", "--kinds", "topic,subscription,role")
+
+
+def test_tables_are_truncated_and_stay(make_world: Callable[..., World]) -> None:
+    world = make_world("cut", SMALL)
+    world.fine("setup", "--load_example", "30")
+    told = world.fine("cleanup", "--truncate", "--yes", "--project_confirm", PROJECT)
+    assert "truncated  table millrace-test.cut.frameworks" in told
+    # The emulator's num_rows goes on counting rows that are gone.
+    count = f"SELECT COUNT(*) FROM `{PROJECT}.cut.frameworks`"
+    assert [tuple(row) for row in world.cloud.bigquery().query_and_wait(count)] == [(0,)]
+    assert world.plan() == {}
+    world.fine("cleanup", "--yes", "--project_confirm", PROJECT)
+
+
+def test_jobs_are_drained_before_what_they_use_is_touched(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resources.jobs._POLL_SECONDS", 0.0)
+    world = make_world("drain", ("batch_local", "stream_local"))
+    world.dataflow.polls = 2
+    world.fine("setup")
+    for kind, name in (("STREAMING", "streaming-1"), ("BATCH", "batch-1"), ("BATCH", "batch-x-2")):
+        world.dataflow.add(
+            f"drain-{name}", PROJECT, "us-central1", type=f"JOB_TYPE_{kind}",
+            currentState="JOB_STATE_RUNNING",
+        )  # fmt: skip
+    # Whoever leaves the jobs alone cannot have what they use.
+    code, _, err = world.run("cleanup", "--yes", "--kinds", "topic,subscription")
+    assert (code, "was not touched: job drain-streaming-1 still runs" in err) == (1, True)
+    # Nor whoever means another job.
+    code, out, err = world.run("cleanup", "--yes", "--pipelines", "stream", "--jobs", "*-9")
+    assert (code, "still runs" in err, "removed" in out.replace("0 removed", "")) == (
+        1,
+        True,
+        False,
+    )
+    calls = Calls(monkeypatch)
+    out = world.fine("cleanup", "--yes", "--pipelines", "stream", "--jobs", "*-1")
+    assert "draining  job drain-streaming-1" in out
+    states = {j["name"]: j["currentState"][10:] for j in world.dataflow.jobs.values()}
+    assert states["drain-streaming-1"] == "DRAINED"
+    assert calls.changes[0].startswith("PUT")
+    # What batch needs too is still there.
+    left = world.plan()
+    assert left
+    assert all("input" in n or "output" in n or "roles/pubsub" in n or "stream" in n or
+               "dead-letters" in n or "model-update" in n for n in left)  # fmt: skip
+    out = world.fine("cleanup", "--yes")
+    states = {j["name"]: j["currentState"][10:] for j in world.dataflow.jobs.values()}
+    assert {states["drain-batch-1"], states["drain-batch-x-2"]} <= {"CANCELLED", "DONE"}
+    assert "nothing is there" in world.fine("cleanup")
+
+
+def test_a_job_that_does_not_end_in_time_keeps_what_it_uses(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resources.jobs._POLL_SECONDS", 0.0)
+    world = make_world("slow", SMALL)
+    world.dataflow.polls = 10**6
+    world.fine("setup")
+    job = world.dataflow.add(
+        "slow-streaming-1", PROJECT, "us-central1", type="JOB_TYPE_STREAMING",
+        currentState="JOB_STATE_RUNNING",
+    )  # fmt: skip
+    code, out, err = world.run("cleanup", "--yes", "--wait", "0m")
+    assert (code, "slow-streaming-1 has not ended in 0 minutes" in err) == (1, True)
+    assert "removed  " not in out
+    assert world.plan() == {}
+    world.dataflow.polls = 0
+    out = world.fine("cleanup", "--yes", "--cancel")
+    assert job["currentState"] in ("JOB_STATE_CANCELLED", "JOB_STATE_DRAINED")
+
+
+def test_cleanup_goes_on_after_an_error_and_tells_it_at_the_end(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world("goes-on", SMALL, dataset="goes_on")
+    world.fine("setup")
+
+    def refuse(call: Call) -> Refusal | None:
+        if call.method.endswith("setIamPolicy"):
+            return permission_denied("resourcemanager.projects.setIamPolicy", PROJECT)
+        return None
+
+    world.google.faults = refuse
+    code, out, err = world.run("cleanup", "--yes")
+    assert code == 1
+    assert err.count("grant the account the role roles/resourcemanager.projectIamAdmin") == 7
+    assert "removed  bucket goes-on-bucket" in out
+    assert "kept  account goes-on-worker@" in out
+    world.google.faults = lambda _: None
+    world.fine("cleanup", "--yes")
+    assert "nothing is there" in world.fine("cleanup")
+
+
+def test_status_shows_what_runs_what_waits_and_what_somebody_should_look_at(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world("seen", SMALL)
+    world.fine("setup", "--load_example", "20")
+    subscription = f"projects/{PROJECT}/subscriptions/seen-input-sub-local"
+    now = datetime.now(UTC)
+    for days, name in ((91, "forgotten"), (1, "new")):
+        job = world.dataflow.add(
+            f"seen-streaming-{name}",
+            PROJECT,
+            "us-central1",
+            type="JOB_TYPE_STREAMING",
+            currentState="JOB_STATE_RUNNING",
+            createTime=(now - timedelta(days=days)).isoformat().replace("+00:00", "Z"),
+            jobMetadata={"pubsubDetails": [{"subscription": subscription}]},
+        )
+        world.dataflow.metrics[job["id"]] = [
+            {"name": {"origin": "dataflow/v1b3", "name": metric}, "scalar": value}
+            for metric, value in (
+                ("TotalVcpuTime", days * 4 * 86400),
+                ("TotalMemoryUsage", days * 15 * 1024 * 86400),
+                ("TotalPdUsage", days * 30 * 86400),
+            )
+        ]
+    world.dataflow.add("other-streaming-1", PROJECT, "us-central1")
+    world.monitoring.values_by_metric = {
+        "num_undelivered_messages": {"seen-input-sub-local": 1234, "another": 7},
+        "oldest_unacked_message_age": {"seen-input-sub-local": 7200},
+    }
+    lonely = f"projects/{PROJECT}/topics/seen-output-local"
+    world.cloud.subscriber().delete_subscription(
+        subscription=f"projects/{PROJECT}/subscriptions/seen-output-sub-local"
+    )
+
+    text = world.fine("status")
+    # 91 days of 4 processors, 15 GB of memory and 30 GB of disk, by the hour.
+    cost = 91 * 24 * (4 * 0.069 + 15 * 0.003557 + 30 * 0.000054)
+    assert re.search(rf"seen-streaming-forgotten +running +91 days +{cost:.2f} USD", text)
+    assert "warning: job seen-streaming-forgotten has been there for 91 days" in text
+    assert "other-streaming" not in text
+    jobs = "seen-streaming-forgotten and seen-streaming-new"
+    assert f"warning: jobs {jobs} read {subscription}" in text
+    assert f"warning: topic {lonely} has no subscription" in text
+    assert re.search(rf"{subscription} +1,234 messages wait, the oldest 2 hours old", text)
+    assert re.search(r"there +table +millrace-test\.seen\.frameworks +20 rows, ", text)
+    assert re.search(r"missing +subscription .*seen-output-sub-local", text)
+
+    found = json.loads(world.fine("status", "--json", "--max_age", "100d"))
+    by_name = {r["name"]: r for r in found["resources"]}
+    assert by_name[f"{PROJECT}.seen.frameworks"]["rows"] == 20
+    assert by_name[subscription]["messages"] == 1234
+    assert [job["age_seconds"] // 86400 for job in found["jobs"]] == [91, 1]
+    assert found["jobs"][0]["estimated_usd"] == round(cost, 2)
+    assert len(found["warnings"]) == 2
+    for job in world.dataflow.jobs.values():
+        job["currentState"] = "JOB_STATE_DRAINED"
+    world.fine("cleanup", "--yes", "--project_confirm", PROJECT)
+
+
+def test_status_tells_what_it_can_and_what_it_may_not_see(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world("partly", SMALL)
+    world.fine("setup")
+
+    def refuse(call: Call) -> Refusal | None:
+        if call.method.startswith("monitoring"):
+            return permission_denied("monitoring.timeSeries.list", PROJECT)
+        return api_disabled("dataflow.googleapis.com", PROJECT) if "jobs" in call.method else None
+
+    world.google.faults = refuse
+    code, out, err = world.run("status")
+    assert code == 1
+    assert "there  table " in out
+    assert "grant the account the role roles/monitoring.viewer" in err
+    assert "gcloud services enable dataflow.googleapis.com" in err
+    world.google.faults = lambda _: None
+    world.fine("cleanup", "--yes")
+
+
+def test_a_changed_model_is_never_skipped(make_world: Callable[..., World], example: Path) -> None:
+    world = make_world("models", SMALL)
+    kinds = ("--kinds", "bucket,model")
+    storage = world.cloud.storage()
+
+    def current() -> dict[str, Any]:
+        folder = storage.bucket("models-bucket").blob(
+            "frameworks/pytorch-autoencoder/dataflow/current.json"
+        )
+        return dict(json.loads(folder.download_as_bytes()))
+
+    world.fine("setup", *kinds, "--model", str(example / "pytorch_autoencoder.mar"))
+    first = current()
+    # The model file was taken out of the archive, and makes a package by itself.
+    assert set(first["files"]) == {"model.pt", "model.json", "pytorch_autoencoder.mar"}
+    package = example.parent / "changed"
+    shutil.copytree(example / "model", package)
+    manifest = json.loads((package / "model.json").read_text())
+    (package / "model.json").write_text(json.dumps({**manifest, "version": "2.0.0"}))
+    code, out, _ = world.run("plan", *kinds, "--model", str(package))
+    assert (code, "change" in out, f"digest is {first['digest']}" in out) == (3, True, True)
+    world.fine("setup", *kinds, "--model", str(package))
+    second = current()
+    assert second["model"] != first["model"]
+    assert (second["version"], second["sha256"]) == ("2.0.0", first["sha256"])
+    # The first is still there for jobs that use it.
+    for pointer in (first, second):
+        bucket, _, folder = pointer["model"].removeprefix("gs://").partition("/")
+        for name in pointer["files"]:
+            assert storage.bucket(bucket).blob(folder + name).exists()
+    assert "0 steps" in world.fine("setup", *kinds, "--model", str(package))
+    # What was damaged since is put in place again.
+    blob = storage.bucket(bucket).blob(f"{folder}model.pt")
+    blob.upload_from_string(b"something else")
+    assert "changed  model" in world.fine("setup", *kinds, "--model", str(package))
+    assert blob.download_as_bytes() == (package / "model.pt").read_bytes()
+    world.fine("cleanup", "--yes", "--kinds", "files,bucket")
+
+
+def test_setup_adds_columns_and_mends_what_it_made_and_nothing_else(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world("mended", SMALL)
+    kinds = ("--kinds", "dataset,table,topic,subscription")
+    world.fine("setup", *kinds)
+    bigquery, subscriber = world.cloud.bigquery(), world.cloud.subscriber()
+    results = f"{PROJECT}.mended.mended_streaming_results"
+    wanted = bigquery.get_table(results)
+    bigquery.delete_table(results)
+    fewer = Table(results, schema=[f for f in wanted.schema if f.name != "sequence"])
+    fewer.labels, fewer.time_partitioning = wanted.labels, wanted.time_partitioning
+    bigquery.create_table(fewer)
+    subscription = f"projects/{PROJECT}/subscriptions/mended-output-sub-local"
+    subscriber.update_subscription(
+        request={
+            "subscription": {"name": subscription, "ack_deadline_seconds": 30},
+            "update_mask": {"paths": ["ack_deadline_seconds"]},
+        }
+    )
+    _, out, _ = world.run("plan", *kinds)
+    assert "lacks column sequence (INTEGER)" in out
+    assert "acknowledge deadline is 30 s, expected 60 s" in out
+    told = world.fine("setup", *kinds)
+    assert told.count("changed  ") == 2
+    assert world.run("plan", *kinds)[0] == 0
+    # The same where it was somebody else who made it.
+    bigquery.delete_table(results)
+    fewer.labels = {}
+    bigquery.create_table(fewer)
+    code, _, err = world.run("setup", *kinds)
+    assert (code, "nothing was made, since table millrace-test.mended.mended_st" in err) == (
+        1,
+        True,
+    )
+    world.fine("cleanup", "--yes", *kinds)
