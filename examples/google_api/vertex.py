@@ -72,6 +72,22 @@ class VertexAI(Service):
         self.store.get(name)
         return listed(call, "models", self.store.under(f"{name}/versions"))
 
+    def models_delete(self, call: Call) -> dict[str, Any]:
+        """Of one that no endpoint serves, with its versions."""
+        self.store.get(call.name)
+        for found in self.store.all():
+            if any(d["model"] == call.name for d in found.get("deployedModels", [])):
+                message = f"Model {call.name} is deployed on {found['name']}."
+                raise Refusal(400, message, "FAILED_PRECONDITION")
+
+        def finish() -> dict[str, Any]:
+            for version in self.store.under(f"{call.name}/versions"):
+                self.store.delete(f"{call.name}/versions/{version['versionId']}")
+            self.store.delete(call.name)
+            return {"@type": "type.googleapis.com/google.protobuf.Empty"}
+
+        return self.start(call.name, finish)
+
     def _model(self, name: str) -> dict[str, Any]:
         base, _, version = name.partition("@")
         found = self.store.get(base)
