@@ -211,16 +211,20 @@ class EndpointClient:
             await self._limit.acquire()
         began = time.monotonic()
         try:
-            result = read(await self._ask(body))
-        except BadAnswer as error:
-            self._count("bad_answer")
-            raise _Passing(str(error), suspicious=True, unusable=True) from None
+            answer = await self._ask(body)
         except _Passing as trouble:
             if trouble.overloaded:
                 self._limit.pushed_back(began, time.monotonic())
             raise
         finally:
             self._limit.release()
+        # Whoever waited sends its request, and the server works while this one is read.
+        await asyncio.sleep(0)
+        try:
+            result = read(answer)
+        except BadAnswer as error:
+            self._count("bad_answer")
+            raise _Passing(str(error), suspicious=True, unusable=True) from None
         self._limit.answered()
         self._budget.answered()
         self.last_answered = time.monotonic()

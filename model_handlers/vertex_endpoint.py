@@ -133,7 +133,8 @@ class Endpoint:
             for some in waiting:
                 parts.extend(await self._answer(arrays, some))
 
-        workers = min(self.limits.concurrency, math.ceil(rows / self.limits.rows))
+        # Two more, so that a request is ready when another one ends.
+        workers = min(self.limits.concurrency + 2, math.ceil(rows / self.limits.rows))
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(workers):
