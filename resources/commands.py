@@ -40,17 +40,11 @@ DONE, FAILED, TO_DO = 0, 1, 3
 
 
 def _configure(args: argparse.Namespace) -> tuple[Config, Cloud]:
-    given = {"project": args.project, "model": getattr(args, "model", None)}
-    try:
-        config = read_config(args.config, given)
-    except UsageError:
-        # Whoever has not said a project means that of the credentials, if they name one.
-        endpoints = Endpoints.resolve(args.api_endpoints)
-        project = None if any(vars(endpoints).values()) else default_project()
-        if args.project is not None or project is None:
-            raise
-        config = read_config(args.config, {**given, "project": project})
     endpoints = Endpoints.resolve(args.api_endpoints)
+    given = {"project": args.project, "model": getattr(args, "model", None)}
+    # Whoever speaks to emulators has no credentials that could name one.
+    is_googles = not any(vars(endpoints).values())
+    config = read_config(args.config, given, default_project if is_googles else lambda: None)
     return config, Cloud(config.project, endpoints, args.retry_seconds)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -85,10 +85,13 @@ def check_pipelines(names: tuple[str, ...], place: str) -> None:
             )
 
 
-def read_config(path: Path, given: Mapping[str, Any]) -> Config:
+def read_config(
+    path: Path, given: Mapping[str, Any], find_project: Callable[[], str | None] = lambda: None
+) -> Config:
     """The config file, and what the command line says besides -> Config.
 
-    A file of the default name may be missing. Raises UsageError.
+    A file of the default name may be missing. find_project: asked where neither names a
+    project. Raises UsageError.
     """
     values = _read(path)
     known = {f.name: str(f.type) for f in fields(Config)}
@@ -101,6 +104,8 @@ def read_config(path: Path, given: Mapping[str, Any]) -> Config:
         _check_type(path, name, value, known[name])
     values |= {name: value for name, value in given.items() if value is not None}
     if "project" not in values:
+        values["project"] = find_project()
+    if values["project"] is None:
         raise UsageError(f'which project? say project = "..." in {path}, or --project')
     values["pipelines"] = tuple(values.get("pipelines", PIPELINES))
     return Config(**values)

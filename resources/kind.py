@@ -78,16 +78,15 @@ def is_ours(labels: Mapping[str, str] | None) -> bool:
 @contextmanager
 def told(what: str, role: str) -> Iterator[None]:
     """What cannot be done, the role that it takes -> errors of the block raised as OutputError."""
-    try:
-        with told_as(OutputError, what):
+    with told_as(OutputError, what):
+        try:
             yield
-    except OutputError as error:
-        cause = error.__cause__
-        if isinstance(cause, exceptions.Forbidden) and _lacks_role(cause):
+        except exceptions.Forbidden as error:
+            if not _lacks_role(error):
+                raise
             raise OutputError(
-                f"{what}: {_said(cause)}; grant the account the role {role}"
-            ) from cause
-        raise
+                f"{what}: {_said(error)}; grant the account the role {role}"
+            ) from error
 
 
 def _lacks_role(error: exceptions.Forbidden) -> bool:

@@ -256,12 +256,14 @@ def _read(name: str) -> tuple[Mapping[str, Schema], Mapping[str, Schema], list[M
         raise ModuleNotFoundError("google-api-python-client, which has Google's documents")
     folder = Path(found.origin).parent / "discovery_cache" / "documents"
     document = json.loads((folder / f"{name}.json").read_bytes())
+    # Older services have what all their paths begin with apart.
+    base = document["servicePath"]
     methods = [
         Method(
             found["id"],
             found["httpMethod"],
-            found["path"],
-            found.get("flatPath", found["path"]),
+            base + found["path"],
+            base + found.get("flatPath", found["path"]),
             found.get("parameters", {}),
             found.get("request"),
             found.get("response"),

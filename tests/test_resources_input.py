@@ -1,0 +1,385 @@
+"""What bad input gets: one line that says what to do. And the parts that need no server."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloud.clients import _default
+from cloud.endpoints import VARIABLES, Endpoints
+from examples.google_api.access import IAM, ResourceManager
+from examples.google_api.dataflow import Dataflow
+from examples.google_api.server import (
+    Call,
+    GoogleApi,
+    Refusal,
+    Service,
+    api_disabled,
+    google_api,
+    permission_denied,
+    quota_exceeded,
+)
+from examples.google_api.service_usage import ServiceUsage
+from model_handlers.errors import UsageError
+from resources.__main__ import main
+from resources.cleanup import REMOVABLE, Choice, choose, lost_rows
+from resources.config import PIPELINES, Config, read_config
+from resources.declaration import OWNER, ROLES, Resource, declare
+from resources.jobs import Job, pipeline_of
+from resources.kind import Found
+from resources.kinds import KINDS
+from resources.plan import make_step
+from resources.status import Status, shared
+from transforms.row_schemas import REFERENCE_SCHEMA, REFERENCE_STREAM_SCHEMA
+
+ROOT = Path(__file__).parent.parent
+CONFIG = Config("some-project")
+
+
+def test_names_are_those_of_the_reference() -> None:
+    names = {r.name.rpartition("/")[2].rpartition(".")[2] for r in declare(CONFIG)}
+    streaming = ("streaming_results", "streaming_results_vertex", "streaming_results_keyed")
+    tables = ("batch_results", "batch_results_vertex", *streaming)
+    assert {f"pytorch_autoencoder_{name}" for name in tables} <= names
+    topics = ("input-local", "output-local", "input-vertex", "output-vertex", "model-update")
+    subscriptions = ("input-sub-local", "output-sub-local", "input-sub-vertex", "output-sub-vertex")
+    channels = (*topics, *subscriptions, "model-update-sub")
+    assert {f"pytorch-autoencoder-{name}" for name in channels} <= names
+
+
+def test_columns_are_those_of_the_pipelines_rows() -> None:
+    by_name = {r.name: r for r in declare(CONFIG)}
+    for name, schema in (
+        ("batch_results", REFERENCE_SCHEMA),
+        ("streaming_results_vertex", REFERENCE_STREAM_SCHEMA),
+    ):
+        table = by_name[f"some-project.frameworks.pytorch_autoencoder_{name}"]
+        columns = [p.removeprefix("column ") for p in table.properties if p.startswith("column ")]
+        assert columns == schema.names
+    assert table.properties["column encoded"] == "REPEATED FLOAT"
+    assert table.properties["column sequence"] == "INTEGER"
+
+
+@pytest.mark.parametrize("pipelines", [PIPELINES, *((name,) for name in PIPELINES)])
+def test_each_resource_comes_after_what_it_needs_and_serves_a_chosen_pipeline(
+    pipelines: tuple[str, ...],
+) -> None:
+    seen: set[tuple[str, str]] = set()
+    for resource in declare(Config("some-project", pipelines=pipelines), model_digest="d"):
+        assert set(resource.needs) <= seen
+        assert resource.key not in seen
+        assert set(resource.pipelines) & set(pipelines)
+        assert resource.kind in KINDS
+        seen.add(resource.key)
+
+
+def test_a_batch_worker_may_not_touch_topics_and_a_local_one_no_endpoint() -> None:
+    def roles(pipeline: str) -> set[str]:
+        config = Config("some-project", pipelines=(pipeline,))
+        return {r.name for r in declare(config) if r.kind == "role"}
+
+    assert not any("pubsub" in role for role in roles("batch_local"))
+    assert "roles/aiplatform.user" not in roles("stream_local")
+    assert roles("batch_local") | roles("stream_vertex") == {*ROLES}
+    assert not any(role.endswith((".admin", "/owner", "/editor")) for role in ROLES)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('buket = "b"', "unknown key 'buket' (nearest: bucket)"),
+        ("project = 3", "project = 3: expected a text"),
+        ('pipelines = "batch_local"', "expected a list of texts"),
+        ('pipelines = ["batch_locl"]', "'batch_locl' is none (nearest: batch_local"),
+        ("pipelines = []", "expected some of batch_local"),
+        ('bucket = "Bucket"', "bucket = 'Bucket': expected 3 to 63 of a-z"),
+        ('prefix = "google-topics"', "not goog..."),
+        ('folder = "/models/"', "without a / at its ends"),
+        ('region = "us"', "expected a region as us-central1"),
+        ('labels = {Team = "x"}', "label Team = 'x': expected small letters"),
+        ("project = ", "cannot be read: Invalid value"),
+        ('project = "p"', "project = 'p': expected 6 to 30"),
+    ],
+)
+def test_a_mistake_in_the_config_is_told_in_one_line(
+    text: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "millrace.toml"
+    path.write_text(text if "project" in text else f'project = "some-project"\n{text}')
+    assert main(["plan", "--config", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["plam"], "invalid choice: 'plam'"),
+        ([], "the following arguments are required: COMMAND"),
+        (["plan", "--kinds", "tabel"], "'tabel' is none (nearest: table"),
+        (["cleanup", "--kinds", "service"], "'service' is none"),
+        (["cleanup", "--pipelines", "streams"], "'streams' is none (nearest: stream"),
+        (["status", "--max_age", "week"], "expected a time as 30m, 12h or 7d, got 'week'"),
+        (["setup", "--load_example", "0"], "expected a number of rows from 1, got '0'"),
+        (["plan", "--config", "none.toml"], "none.toml: there is no such file"),
+        (
+            ["plan", "--project", "some-project", "--api_endpoints", "bigqery=x"],
+            "nearest: bigquery",
+        ),
+        (["cleanup", "--project", "some-project", "--truncate", "--kinds", "topic"], "--truncate"),
+        (["plan", "--project", "some-project", "--model", "no/model"], "no model at no/model"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_told_in_one_line(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) in (1, 2)
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+
+
+def test_without_credentials_nothing_is_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_PROJECT", *VARIABLES.values()):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
+    monkeypatch.setenv("GCE_METADATA_IP", "127.0.0.1:1")
+    _default.cache_clear()
+    for command in ("plan", "setup", "status", "cleanup"):
+        assert main([command, "--project", "some-project"]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: no usable Google Cloud credentials")
+        assert error.count("\n") == 1
+    _default.cache_clear()
+
+
+class Storage(Service):
+    """A bucket that somebody else has."""
+
+    document: ClassVar[str] = "storage.v1"
+
+    def buckets_get(self, call: Call) -> dict[str, Any]:
+        raise permission_denied("storage.buckets.get", call.name)
+
+
+@pytest.fixture
+def google() -> Iterator[GoogleApi]:
+    iam = IAM()
+    services = (ServiceUsage(polls=0), iam, ResourceManager("some-project", accounts=iam))
+    with google_api(*services, Dataflow(), Storage()) as google:
+        yield google
+
+
+@pytest.fixture
+def run(google: GoogleApi, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Arguments -> the exit code and what was told, errors last."""
+
+    def run(*argv: str, project: str = "some-project") -> tuple[int, str]:
+        places = ",".join(f"{f.name}={google.url}" for f in fields(Endpoints))
+        common = ("--project", project, "--api_endpoints", places, "--retry_seconds", "1")
+        code = main([*argv, *common])
+        told = capsys.readouterr()
+        assert told.err.count("\n") <= 1
+        return code, told.out + told.err
+
+    return run
+
+
+FAULTS = [
+    (
+        permission_denied("serviceusage.services.enable", "projects/some-project"),
+        ["batchEnable"],
+        "grant the account the role roles/serviceusage.serviceUsageAdmin",
+    ),
+    (
+        permission_denied("iam.serviceAccounts.create", "projects/some-project"),
+        ["serviceAccounts.create"],
+        "grant the account the role roles/iam.serviceAccountAdmin; 11 steps are done: run it again",
+    ),
+    (
+        permission_denied("resourcemanager.projects.setIamPolicy", "projects/some-project"),
+        ["setIamPolicy"],
+        "grant the account the role roles/resourcemanager.projectIamAdmin; 12 steps are done",
+    ),
+    (
+        api_disabled("iam.googleapis.com", "some-project"),
+        ["serviceAccounts.get"],
+        "iam.googleapis.com",
+    ),
+    (
+        quota_exceeded("ServiceAccounts per project"),
+        ["serviceAccounts.create"],
+        "a quota of the project is used up",
+    ),
+]
+
+
+@pytest.mark.parametrize(("refusal", "methods", "told"), FAULTS)
+def test_what_google_refuses_is_told_in_one_line_with_what_was_done(
+    refusal: Refusal,
+    methods: list[str],
+    told: str,
+    google: GoogleApi,
+    run: Callable[..., tuple[int, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("resources.setup._ENABLED_SECONDS", 0.0)
+    google.faults = lambda call: refusal if call.method.endswith(tuple(methods)) else None
+    code, text = run("setup", "--kinds", "service,account,role")
+    assert (code, told in text) == (1, True), text
+    # Each step that was taken has its line; whoever mends the cause goes on there.
+    google.faults = lambda _: None
+    assert run("setup", "--kinds", "service,account,role")[0] == 0
+    assert run("plan", "--kinds", "service,account,role")[0] == 0
+
+
+def test_a_bucket_of_somebody_else_is_told(run: Callable[..., tuple[int, str]]) -> None:
+    code, text = run("plan", "--kinds", "bucket")
+    assert (code, "choose another `bucket` in the config" in text) == (1, True), text
+
+
+def test_a_project_that_is_not_there_is_told(run: Callable[..., tuple[int, str]]) -> None:
+    code, text = run("plan", "--kinds", "role", project="other-project")
+    assert (code, "projects/other-project" in text, "grant the account" in text) == (1, True, True)
+
+
+def test_a_service_account_that_somebody_else_made_is_left_alone_with_its_roles(
+    google: GoogleApi, run: Callable[..., tuple[int, str]]
+) -> None:
+    assert run("setup", "--kinds", "account,role")[0] == 0
+    iam = next(service for service in google.services if isinstance(service, IAM))
+    for account in iam.store.all():
+        account["description"] = "for something else"
+    _, text = run("cleanup", "--kinds", "role,account", "--yes")
+    assert "0 removed or ended, 10 kept, 0 failed" in text
+    assert run("plan", "--kinds", "account,role")[0] == 0
+
+
+@given(
+    st.sampled_from(["", "x", "pytorch", "pytorch-x"]),
+    st.sampled_from(["batch-", "batch-vertex-", "streaming-", "streaming-vertex-", "stream-", ""]),
+    st.text("abc019-", max_size=8),
+)
+def test_a_job_is_ours_by_its_whole_prefix_and_of_the_longest_stem(
+    prefix: str, stem: str, rest: str
+) -> None:
+    found = pipeline_of(f"{prefix}-{stem}{rest}", "pytorch")
+    ours = {"batch-": "batch_local", "batch-vertex-": "batch_vertex"}
+    ours |= {"streaming-": "stream_local", "streaming-vertex-": "stream_vertex"}
+    assert found == (ours.get(stem) if prefix == "pytorch" else None)
+
+
+FOUND = st.none() | st.builds(
+    Found,
+    properties=st.sampled_from([{"type": "TABLE"}, {"type": "VIEW"}, {"type": "TABLE that x"}]),
+    ours=st.booleans(),
+    rows=st.integers(0, 9),
+)
+
+
+@given(st.data())
+def test_cleanup_chooses_only_what_is_declared_there_and_not_needed_by_others(
+    data: st.DataObject,
+) -> None:
+    resources = declare(CONFIG)
+    looked = {r.key: data.draw(FOUND) for r in resources}
+    some = st.lists(st.sampled_from(PIPELINES), min_size=1, unique=True)
+    choice = Choice(
+        data.draw(st.lists(st.sampled_from(REMOVABLE), unique=True)),
+        data.draw(some),
+        PIPELINES,
+        data.draw(st.booleans()),
+    )
+    removals = choose(resources, looked, choice)
+    for removal in removals:
+        resource = removal.resource
+        assert resource in resources
+        assert looked[resource.key] is not None
+        assert resource.kind in choice.kinds
+        assert set(resource.pipelines) <= set(choice.pipelines)
+        assert resource.kind != "service"
+        if resource.on_demand and not removal.found.ours:
+            assert removal.action == "keep"
+        if resource.kind == "table" and removal.found.properties["type"] == "VIEW":
+            assert removal.action == "keep"
+    order = [removal.resource.key for removal in removals]
+    for removal in removals:
+        for needed in removal.resource.needs:
+            assert needed not in order or order.index(needed) > order.index(removal.resource.key)
+    rows = [r for r in removals if r.resource.kind == "table" and r.action != "keep"]
+    assert lost_rows(removals) == sum(removal.found.rows for removal in rows)
+
+
+@given(st.booleans(), st.none() | st.dictionaries(st.sampled_from("abc"), st.sampled_from("xy")))
+def test_a_step_never_changes_what_was_not_made_here(
+    ours: bool, present: dict[str, str] | None
+) -> None:
+    resource = Resource("table", "t", {"a": "x", "b": "x"})
+    found = None if present is None else Found(present, ours)
+    step = make_step(resource, found, lambda name, value: value is None)
+    if present is None:
+        assert step.action == "create"
+    elif all(present.get(name) == "x" for name in "ab"):
+        assert step.action == "keep"
+    elif ours and all(present.get(name, "x") == "x" for name in "ab"):
+        assert step.action == "change"
+    else:
+        assert step.action == "conflict"
+        assert "change or remove it" in step.told
+
+
+def test_jobs_are_warned_of_by_age_and_by_what_they_read() -> None:
+    now = datetime(2026, 11, 21, tzinfo=UTC)
+    jobs = [
+        Job(str(days), f"j{days}", "stream_local", "running", True, now - timedelta(days), reads)
+        for days, reads in ((91, ("s", "t")), (2, ("s",)), (1, ("u",)))
+    ]
+    assert [line.split(":")[0] for line in shared(jobs)] == ["jobs j2 and j91 read s"]
+    assert list(shared(jobs[1:])) == []
+    status = Status(jobs=dict.fromkeys(jobs))  # type: ignore[arg-type]
+    old = [line for line in status.warnings(now, timedelta(days=2)) if "has been there" in line]
+    assert len(old) == 1
+    assert "j91 has been there for 91 days" in old[0]
+
+
+def test_the_default_config_may_be_missing_and_flags_go_before_it(tmp_path: Path) -> None:
+    path = tmp_path / "millrace.toml"
+    path.write_text('project = "some-project"\nlocation = "EU"\npipelines = ["batch_local"]')
+    config = read_config(path, {"project": "other-project", "model": None})
+    assert (config.project, config.location, config.bucket) == (
+        "other-project",
+        "EU",
+        "other-project",
+    )
+    with pytest.raises(UsageError, match="which project"):
+        read_config(Path("millrace.toml"), {})
+
+
+def test_the_label_is_that_of_deployments() -> None:
+    from serving.deploy import OWNER as DEPLOYED
+
+    assert OWNER == DEPLOYED
+
+
+def test_help_is_told_without_a_client_library() -> None:
+    code = (
+        "import sys; from resources.__main__ import main\n"
+        "try: main(['cleanup', '--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'google.cloud.storage', 'apache_beam', 'torch'} & set(sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--project_confirm" in done.stdout
