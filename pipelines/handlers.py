@@ -93,5 +93,6 @@ def _endpoint_handler(
         instance_format=endpoint.instance_format,  # type: ignore[arg-type]
         parameters=endpoint.endpoint_parameters,
         limits=limits,
+        cache_rows=endpoint.endpoint_cache_rows,
         batch_rows=parsed.get(ModelOptions).batch_rows,
     )

@@ -135,6 +135,24 @@ def test_a_row_that_the_endpoint_refuses_costs_itself(
     assert scores(tmp_path / "r").keys() == good - refused
 
 
+def test_rows_that_come_again_are_asked_for_once(
+    example: Path, local: Path, tmp_path: Path, predict: Any
+) -> None:
+    source = example / "transactions.parquet"
+    again = pq.read_table(source)
+    names = [f"again-{i}" for i in range(again.num_rows)]
+    column = again.schema.get_field_index("transaction_id")
+    pq.write_table(again.set_column(column, "transaction_id", [names]), tmp_path / "2.parquet")
+    with faulty_endpoint(predict) as endpoint:
+        given = {"endpoint_url": endpoint.predict_url, "endpoint_cache_rows": 100_000}
+        command = flags(example, tmp_path, direct_num_workers=1, batch_rows=500, **given)
+        command[1:2] = [str(source), str(tmp_path / "2.parquet")]
+        assert main(COMMAND, command) == 0
+    assert len(scores(tmp_path / "r")) == 2 * len(scores(local))
+    # Of the second file nothing, but what was in flight when it came.
+    assert endpoint.rows[200] < 1.5 * len(scores(local))
+
+
 @pytest.mark.parametrize(
     ("fault", "told"),
     [
