@@ -12,7 +12,7 @@ EMULATORS := .emulators
 EXTENSIONS := $(EMULATORS)/home/.duckdb/extensions/v1.5.5/linux_amd64
 TORCHSERVE := .torchserve
 
-.PHONY: help templates setup emulators demo demo-bigquery demo-stream serve torchserve test check format example bench bench-bigquery bench-stream bench-serving fuzz dist clean all
+.PHONY: help templates setup emulators demo demo-bigquery demo-stream serve torchserve test check format example bench bench-bigquery bench-stream bench-serving bench-endpoint fuzz dist clean all
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -92,6 +92,9 @@ bench-bigquery: $(STAMP) $(EMULATORS)/.installed  ## BigQuery in and out, beside
 
 bench-serving: $(STAMP)  ## the server beside a plain FastAPI app, and TorchServe where it is installed
 	$(BIN)/python -m benchmarks.serving
+
+bench-endpoint: $(STAMP)  ## asking an endpoint, beside Beam's handler and a plain load generator
+	$(BIN)/python -m benchmarks.endpoint
 
 bench-stream: $(STAMP) $(EMULATORS)/.installed  ## streams, beside stock Beam and the reference (under fifteen minutes)
 	$(BIN)/python -m benchmarks.stream_core

@@ -1,0 +1,122 @@
+"""Predictions of an endpoint: VertexEndpointHandler, Beam's own handler, a plain load generator.
+
+python -m benchmarks.endpoint --rounds 3
+
+The same server, rows a request and requests in flight for all; each handler must first predict
+as the model does. They take turns, the server in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.endpoint_client import CONTESTANTS, GATE_ROWS, TOLERANCE
+from benchmarks.machine import describe_machine, versions
+from benchmarks.measure import ENVIRONMENT
+from benchmarks.serving import body_of, example, load, server
+from benchmarks.summary import spread
+from examples.local_cloud import free_port
+
+LOAD = "plain_load"
+
+
+def ask(contestant: str, url: str, model: Path, args: argparse.Namespace) -> dict[str, float]:
+    """A handler and a server -> its figures, from a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.endpoint_client", contestant, url]
+    command += ["--model", str(model), "--seconds", str(args.seconds)]
+    command += ["--rows", str(args.rows), "--concurrency", str(args.concurrency)]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=args.seconds + 120,
+        env=os.environ | ENVIRONMENT,
+    )
+    lines = done.stdout.splitlines()
+    told: dict[str, Any] = json.loads(lines[-1]) if lines else {"fault": done.stderr[-500:]}
+    if "fault" in told:
+        raise RuntimeError(f"{contestant}: {told['fault']}")
+    return {
+        "rows_per_second": told["rows"] / told["wall_seconds"],
+        "cpu_microseconds_per_row": told["cpu_seconds"] / told["rows"] * 1e6,
+    }
+
+
+def compete(url: str, model: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """A server and its model -> each contestant's figures over interleaved rounds."""
+    body = args.workdir / "body.json"
+    body.write_bytes(body_of(args.rows))
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in (LOAD, *CONTESTANTS)}
+    for _ in range(args.rounds):
+        seen = load(url, body, args.seconds, args.concurrency)
+        rounds[LOAD].append({"rows_per_second": seen["requests_per_second"] * args.rows})
+        for name in CONTESTANTS:
+            rounds[name].append(ask(name, url, model, args))
+    figures = {
+        name: {key: spread([one[key] for one in seen]) for key in seen[0]}
+        for name, seen in rounds.items()
+    }
+    for name, told in figures.items():
+        print(f"{name:>10}: {json.dumps(told)}", flush=True)
+    return figures
+
+
+def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Command line -> settings."""
+    parser = argparse.ArgumentParser(description="Compare clients of one endpoint.")
+    parser.add_argument("--rows", type=int, default=100, help="rows a request")
+    parser.add_argument("--concurrency", type=int, default=8, help="requests in flight")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--workdir", type=Path, default=Path("build/bench/endpoint"))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line -> endpoint.json in the output folder."""
+    args = read_arguments(argv)
+    args.workdir.mkdir(parents=True, exist_ok=True)
+    before = os.getloadavg()[0]
+    model = example(args.workdir / "example") / "model"
+    port = free_port()
+    command = f"serving run --model_path {model} --outputs score --port {port}"
+    with server(command, f"http://127.0.0.1:{port}/health", args.workdir):
+        figures = compete(f"http://127.0.0.1:{port}/predict", model, args)
+    ours, beam, plain = (figures[name] for name in ("millrace", "stock_beam", LOAD))
+    rate, cpu = "rows_per_second", "cpu_microseconds_per_row"
+    results = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "versions": versions(),
+        "machine": describe_machine(),
+        "load_average_before": round(before, 2),
+        "rows_per_request": args.rows,
+        "concurrency": args.concurrency,
+        "rounds": args.rounds,
+        "seconds": args.seconds,
+        "gate": {"rows": GATE_ROWS, "tolerance": TOLERANCE, "passed": True},
+        "method": "record batches to record batches, lists to dicts for Beam's handler in as many "
+        "threads as requests in flight; without a pipeline around either. The server and each "
+        "client in processes of their own on one machine; spread over interleaved rounds",
+        "figures": figures,
+        "rows_per_second_of_the_plain_load": round(ours[rate]["median"] / plain[rate]["median"], 3),
+        "times_the_rows_per_second_of_beam": round(ours[rate]["median"] / beam[rate]["median"], 1),
+        "times_less_cpu_than_beam": round(beam[cpu]["median"] / ours[cpu]["median"], 1),
+    }
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / "endpoint.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(f"wrote {args.output / 'endpoint.json'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
