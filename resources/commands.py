@@ -35,6 +35,7 @@ from resources.package import open_package
 from resources.plan import Step
 from resources.progress import Progress, aligned
 from resources.setup import plan, set_up
+from resources.storage import Models
 
 DONE, FAILED, TO_DO = 0, 1, 3
 
@@ -92,6 +93,10 @@ def run_setup(args: argparse.Namespace) -> int:
     resources, kinds = _wanted(args)
     done = set_up(resources, kinds, _progress())
     print(f"all is there: {len(done)} steps were taken")
+    models = kinds["model"]
+    if isinstance(models, Models) and models.package is not None:
+        for resource in (r for r in resources if r.kind == "model"):
+            print(f"the model is --model {models.folder(resource)}")
     return DONE
 
 
@@ -148,7 +153,7 @@ def _choice(args: argparse.Namespace, config: Config) -> Choice:
 def _preview(removals: Sequence[Removal], stopping: Sequence[Job], *, cancel: bool) -> str:
     rows = []
     for job in stopping:
-        how = "drain" if job.streaming and not cancel else "cancel"
+        how = "drain" if job.drains and not cancel else "cancel"
         rows.append((how, JOB, job.name, job.state))
     rows += [(r.action, r.resource.kind, r.resource.name, r.told) for r in removals]
     if not rows:

@@ -188,6 +188,6 @@ def _channel(config: Config, topic: str, subscription: str, pipeline: str) -> It
         "subscription",
         f"projects/{config.project}/subscriptions/{config.prefix}-{subscription}",
         properties,
-        (("topic", name),),
+        (*service, ("topic", name)),
         (pipeline,),
     )

@@ -34,11 +34,17 @@ class Job:
 
     ident: str
     name: str
+    region: str
     pipeline: str
     state: str
     streaming: bool
     created: datetime
     subscriptions: tuple[str, ...] = ()
+
+    @property
+    def drains(self) -> bool:
+        """Whether it can end by what it has taken in; one that has not begun cannot."""
+        return self.streaming and self.state in ("running", "draining")
 
     def age(self, now: datetime) -> timedelta:
         """The present -> how long it has been there."""
@@ -80,17 +86,16 @@ class Jobs:
     config: Config
 
     def running(self) -> list[Job]:
-        """Nothing -> the jobs of all pipelines that have not ended."""
+        """Nothing -> the jobs of all pipelines that have not ended, in whatever region."""
         from google.cloud.dataflow_v1beta3 import JobState, JobView, ListJobsRequest
 
         request = ListJobsRequest(
             project_id=self.cloud.project,
-            location=self.config.region,
             filter=ListJobsRequest.Filter.ACTIVE,
             view=JobView.JOB_VIEW_SUMMARY,
         )
         found = []
-        for job in self._clients.jobs.list_jobs(request=request, retry=self._retry):
+        for job in self._clients.jobs.aggregated_list_jobs(request=request, retry=self._retry):
             pipeline = pipeline_of(job.name, self.config.job_prefix)
             if pipeline is not None:
                 found.append(self._job(job, pipeline, JobState(job.current_state).name))
@@ -98,9 +103,7 @@ class Jobs:
 
     def usage(self, job: Job) -> Usage:
         """A job -> what it used, zeros where Dataflow does not tell yet."""
-        answer = self._clients.metrics.get_job_metrics(
-            request={**self._place, "job_id": job.ident}, retry=self._retry
-        )
+        answer = self._clients.metrics.get_job_metrics(request=self._named(job), retry=self._retry)
         totals = {
             metric.name.name: float(metric.scalar)
             for metric in answer.metrics
@@ -110,16 +113,20 @@ class Jobs:
         return Usage(totals.get("TotalVcpuTime", 0.0), memory, totals.get("TotalPdUsage", 0.0))
 
     def stop(self, job: Job, *, cancel: bool) -> str:
-        """A job -> what it was told: to drain, or to cancel, which batch jobs always are."""
+        """A job -> what it does: it drains, or is cancelled where it cannot drain or shall not.
+
+        One that does so already is left alone.
+        """
         from google.cloud.dataflow_v1beta3 import Job as Asked
         from google.cloud.dataflow_v1beta3 import JobState
 
-        drain = job.streaming and not cancel
+        if job.state == "cancelling" or (job.state == "draining" and not cancel):
+            return job.state
+        drain = job.drains and not cancel
         wanted = JobState.JOB_STATE_DRAINED if drain else JobState.JOB_STATE_CANCELLED
         self._clients.jobs.update_job(
             request={
-                **self._place,
-                "job_id": job.ident,
+                **self._named(job),
                 "job": Asked(requested_state=wanted),
             },
             retry=self._retry,
@@ -144,6 +151,7 @@ class Jobs:
         return Job(
             job.id,
             job.name,
+            job.location,
             pipeline,
             state.removeprefix("JOB_STATE_").lower(),
             job.type_ == JobType.JOB_TYPE_STREAMING,
@@ -155,9 +163,8 @@ class Jobs:
             ),
         )
 
-    @property
-    def _place(self) -> dict[str, str]:
-        return {"project_id": self.cloud.project, "location": self.config.region}
+    def _named(self, job: Job) -> dict[str, str]:
+        return {"project_id": self.cloud.project, "location": job.region, "job_id": job.ident}
 
     @functools.cached_property
     def _clients(self) -> Dataflow:

@@ -50,6 +50,7 @@ class Step:
         }
 
 
+_HOLDERS = ("service", "bucket", "dataset")
 _ADVICE = "change or remove it, or choose another name in the config"
 
 
@@ -88,10 +89,9 @@ def wanted(resources: Sequence[Resource]) -> list[Resource]:
 def is_absent(resource: Resource, looked: Mapping[tuple[str, str], Found | None]) -> bool:
     """A resource, what was seen so far -> whether it cannot be there for lack of what it needs.
 
-    A disabled API answers nothing about its resources, and a dataset that is not there has
-    no tables.
+    A disabled API answers nothing about its resources, and what is not there holds none.
     """
     return any(
-        kind in ("service", "dataset") and (kind, name) in looked and looked[kind, name] is None
+        kind in _HOLDERS and (kind, name) in looked and looked[kind, name] is None
         for kind, name in resource.needs
     )

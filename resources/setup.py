@@ -19,7 +19,7 @@ from resources.progress import Progress
 Patient = Callable[[Callable[[], Any]], Any]
 
 # An API that was just enabled is refused for a while.
-_ENABLED_SECONDS = 180.0
+_ENABLED_SECONDS, _PAUSE_SECONDS = 180.0, 1.0
 
 
 def plan(resources: Sequence[Resource], kinds: Kinds, progress: Progress) -> list[Step]:
@@ -88,4 +88,4 @@ def _until_enabled(call: Callable[[], Any]) -> Any:
     def is_early(error: Exception) -> bool:
         return is_disabled(error) or is_disabled(error.__cause__ or error)
 
-    return Retry(is_early, initial=1.0, maximum=10.0, timeout=_ENABLED_SECONDS)(call)()
+    return Retry(is_early, initial=_PAUSE_SECONDS, maximum=10.0, timeout=_ENABLED_SECONDS)(call)()

@@ -99,9 +99,7 @@ class Models(Kind):
 
     def create(self, resource: Resource) -> None:
         """The package in the folder of its digest, compared by checksum; then the pointer."""
-        package = self.package
-        assert package is not None
-        folder = f"{_folder(resource)}models/{package.name}/{package.digest[:16]}/"
+        package, folder = self._given(), self.folder(resource)
         for name, data in package.files.items():
             blob = blob_at(self.client, folder + name)
             if not self._holds(blob, data):
@@ -115,6 +113,16 @@ class Models(Kind):
         blob_at(self.client, resource.name).upload_from_string(
             text, "application/json", retry=self._retry
         )
+
+    def folder(self, resource: Resource) -> str:
+        """The pointer -> the folder of the package that it shall point to."""
+        package = self._given()
+        beside = resource.name.rpartition("/")[0]
+        return f"{beside}/models/{package.name}/{package.digest[:16]}/"
+
+    def _given(self) -> Package:
+        assert self.package is not None, "a model is declared only where one is given"
+        return self.package
 
     def _holds(self, blob: storage.Blob, data: bytes) -> bool:
         return self._checksum(blob) == checksum_of(data)
@@ -198,7 +206,3 @@ def split(name: str) -> tuple[str, str]:
     """gs://BUCKET/NAME -> bucket and name."""
     bucket, _, path = name.removeprefix(SCHEME).partition("/")
     return bucket, path
-
-
-def _folder(resource: Resource) -> str:
-    return resource.name.rpartition("/")[0] + "/"

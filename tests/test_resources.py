@@ -5,6 +5,8 @@ import itertools
 import json
 import re
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +41,8 @@ from examples.google_api.service_usage import ServiceUsage
 from examples.google_api.vertex import VertexAI
 from examples.local_cloud import PROJECT, LocalCloud
 from model_handlers.errors import OutputError
+from pipelines.options import StreamSourceOptions
+from pipelines.subscription import open_subscription
 from resources.__main__ import main
 from resources.config import PIPELINES, Config
 from resources.declaration import declare
@@ -519,7 +523,10 @@ def test_status_shows_what_runs_what_waits_and_what_somebody_should_look_at(
                 ("TotalPdUsage", days * 30 * 86400),
             )
         ]
+    world.dataflow.polls = 100
+    # Nobody else's, and of ours those in any region.
     world.dataflow.add("other-streaming-1", PROJECT, "us-central1")
+    world.dataflow.add("seen-batch-vertex-1", PROJECT, "europe-west4")
     world.monitoring.values_by_metric = {
         "num_undelivered_messages": {"seen-input-sub-local": 1234, "another": 7},
         "oldest_unacked_message_age": {"seen-input-sub-local": 7200},
@@ -546,7 +553,8 @@ def test_status_shows_what_runs_what_waits_and_what_somebody_should_look_at(
     by_name = {r["name"]: r for r in found["resources"]}
     assert by_name[f"{PROJECT}.seen.frameworks"]["rows"] == 20
     assert by_name[subscription]["messages"] == 1234
-    assert [job["age_seconds"] // 86400 for job in found["jobs"]] == [91, 1]
+    assert [job["age_seconds"] // 86400 for job in found["jobs"]] == [91, 1, 0]
+    assert found["jobs"][2]["pipeline"] == "batch_vertex"
     assert found["jobs"][0]["estimated_usd"] == round(cost, 2)
     assert len(found["warnings"]) == 2
     for job in world.dataflow.jobs.values():
@@ -650,3 +658,40 @@ def test_setup_adds_columns_and_mends_what_it_made_and_nothing_else(
         True,
     )
     world.fine("cleanup", "--yes", *kinds)
+
+
+def test_a_pipeline_runs_on_what_was_set_up(
+    make_world: Callable[..., World], example: Path, stream_emulators: LocalCloud
+) -> None:
+    world = make_world("used", ("batch_local", "stream_local"), model=str(example / "model"))
+    told = world.fine("setup", "--load_example", "300")
+    model = told.split("the model is --model ")[1].strip()
+    results = f"{PROJECT}.used.used_batch_results"
+    flags = {
+        "input_table": f"{PROJECT}.used.frameworks",
+        "model": model,
+        "id_column": "transaction_id",
+        "output_table": results,
+        "output_schema": "reference",
+        "temp_location": "gs://used-bucket/frameworks/pytorch-autoencoder/dataflow/tmp",
+        "project": PROJECT,
+        "run_id": "first",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.batch_local", *(f"--{k}={v}" for k, v in flags.items())],
+        env=stream_emulators.environ(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    count = f"SELECT COUNT(DISTINCT instance_id) FROM `{results}`"
+    assert [tuple(row) for row in world.cloud.bigquery().query_and_wait(count)] == [(300,)]
+    # A stream would not refuse the subscription that it reads.
+    name = f"projects/{PROJECT}/subscriptions/used-input-sub-local"
+    options = StreamSourceOptions(input_subscription=name)
+    output = f"projects/{PROJECT}/topics/used-output-local"
+    assert open_subscription(options, world.cloud, [output]) == (name, False)
+    # Nothing of what the run left stands in the way.
+    out = world.fine("cleanup", "--yes", "--project_confirm", PROJECT)
+    assert "0 kept, 0 failed" in out

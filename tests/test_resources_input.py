@@ -1,5 +1,6 @@
 """What bad input gets: one line that says what to do. And the parts that need no server."""
 
+import io
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ from resources.jobs import Job, pipeline_of
 from resources.kind import Found
 from resources.kinds import KINDS
 from resources.plan import make_step
+from resources.progress import Progress
 from resources.status import Status, shared
 from transforms.row_schemas import REFERENCE_SCHEMA, REFERENCE_STREAM_SCHEMA
 
@@ -341,7 +343,16 @@ def test_a_step_never_changes_what_was_not_made_here(
 def test_jobs_are_warned_of_by_age_and_by_what_they_read() -> None:
     now = datetime(2026, 11, 21, tzinfo=UTC)
     jobs = [
-        Job(str(days), f"j{days}", "stream_local", "running", True, now - timedelta(days), reads)
+        Job(
+            str(days),
+            f"j{days}",
+            "r",
+            "stream_local",
+            "running",
+            True,
+            now - timedelta(days),
+            reads,
+        )
         for days, reads in ((91, ("s", "t")), (2, ("s",)), (1, ("u",)))
     ]
     assert [line.split(":")[0] for line in shared(jobs)] == ["jobs j2 and j91 read s"]
@@ -383,3 +394,36 @@ def test_help_is_told_without_a_client_library() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "--project_confirm" in done.stdout
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_rewritten_on_a_terminal_and_plain_elsewhere() -> None:
+    for line, shown in ((Terminal(), "\r\x1b[Klooking ...\r\x1b[K"), (io.StringIO(), "")):
+        out = io.StringIO()
+        progress = Progress(out, line)
+        progress.now("looking")
+        progress.say("made")
+        assert (out.getvalue(), line.getvalue()) == ("made\n", shown)
+
+
+def test_an_api_that_was_just_enabled_is_waited_for(
+    google: GoogleApi, run: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resources.setup._PAUSE_SECONDS", 0.01)
+    early = {"serviceAccounts.get": 2, "serviceAccounts.create": 2}
+
+    def refuse(call: Call) -> Refusal | None:
+        method = ".".join(call.method.split(".")[-2:])
+        if early.get(method, 0):
+            early[method] -= 1
+            return api_disabled("iam.googleapis.com", "some-project")
+        return None
+
+    google.faults = refuse
+    code, text = run("setup", "--kinds", "service,account")
+    assert (code, "created  account millrace-worker" in text) == (0, True), text
+    assert set(early.values()) == {0}
