@@ -63,7 +63,7 @@ class Tables(_Kind):
     """Tables with the columns that the pipelines write."""
 
     def look(self, resource: Resource) -> Found | None:
-        """Its columns, partitioning and rows, those in the streaming buffer too."""
+        """Its columns and rows, those in the streaming buffer too."""
         try:
             table = self.client.get_table(resource.name, retry=self._retry)
         except exceptions.NotFound:
@@ -71,10 +71,8 @@ class Tables(_Kind):
         buffer = table.streaming_buffer
         rows = (table.num_rows or 0) + ((buffer.estimated_rows or 0) if buffer else 0)
         size = (table.num_bytes or 0) + ((buffer.estimated_bytes or 0) if buffer else 0)
-        partitioning = table.time_partitioning
         properties = {
             "type": table.table_type,
-            "partitioned by": partitioning.field if partitioning else "nothing",
             EXAMPLE_ROWS: str(rows),
             **{f"{_COLUMN}{f.name}": shown(type_name(f), f.mode) for f in table.schema},
         }
@@ -86,15 +84,15 @@ class Tables(_Kind):
         return Found(properties, is_ours(table.labels), rows, size)
 
     def create(self, resource: Resource) -> None:
-        """Empty, partitioned; or with example rows."""
+        """Empty, partitioned by the day of its first time; or with example rows."""
         from google.cloud import bigquery
 
         if EXAMPLE_ROWS in resource.properties:
             return self._load(resource)
-        table = bigquery.Table(resource.name, schema=_fields(resource))
-        table.time_partitioning = bigquery.TimePartitioning(
-            field=resource.properties["partitioned by"]
-        )
+        fields = _fields(resource)
+        table = bigquery.Table(resource.name, schema=fields)
+        day = next(field.name for field in fields if field.field_type == "TIMESTAMP")
+        table.time_partitioning = bigquery.TimePartitioning(field=day)
         table.labels = dict(self.labels)
         self.client.create_table(table, retry=self._retry)
 

@@ -6,8 +6,11 @@ import argparse
 import fnmatch
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
+
+from google.api_core import exceptions
 
 from cloud.clients import Cloud, default_project
 from cloud.endpoints import Endpoints
@@ -29,7 +32,7 @@ from resources.config import Config, read_config
 from resources.declaration import Resource, declare
 from resources.jobs import ROLE as JOBS_ROLE
 from resources.jobs import Job, Jobs
-from resources.kind import told
+from resources.kind import is_disabled, told
 from resources.kinds import Kinds, look_at, open_kinds
 from resources.package import open_package
 from resources.plan import Step
@@ -49,8 +52,13 @@ def _configure(args: argparse.Namespace) -> tuple[Config, Cloud]:
     return config, Cloud(config.project, endpoints, args.retry_seconds)
 
 
-def _progress() -> Progress:
-    return Progress(sys.stdout, sys.stderr)
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    progress = Progress(sys.stdout, sys.stderr)
+    try:
+        yield progress
+    finally:
+        progress.clear()
 
 
 def _of_kinds(resources: Sequence[Resource], kinds: Sequence[str] | None) -> list[Resource]:
@@ -73,7 +81,8 @@ def _wanted(args: argparse.Namespace) -> tuple[list[Resource], Kinds]:
 def run_plan(args: argparse.Namespace) -> int:
     """Looks, and tells what setup would do."""
     resources, kinds = _wanted(args)
-    steps = plan(resources, kinds, _progress())
+    with _progress() as progress:
+        steps = plan(resources, kinds, progress)
     if args.json:
         print(json.dumps([step.as_json() for step in steps], indent=1))
     else:
@@ -91,12 +100,13 @@ def _as_table(steps: Sequence[Step]) -> str:
 def run_setup(args: argparse.Namespace) -> int:
     """Makes what is missing."""
     resources, kinds = _wanted(args)
-    done = set_up(resources, kinds, _progress())
+    with _progress() as progress:
+        done = set_up(resources, kinds, progress)
     print(f"all is there: {len(done)} steps were taken")
     models = kinds["model"]
     if isinstance(models, Models) and models.package is not None:
         for resource in (r for r in resources if r.kind == "model"):
-            print(f"the model is --model {models.folder(resource)}")
+            print(f"the model is --model {models.package.address(models.folder(resource))}")
     return DONE
 
 
@@ -105,7 +115,9 @@ def run_status(args: argparse.Namespace) -> int:
     config, cloud = _configure(args)
     jobs = Jobs(cloud, config) if args.kinds is None or JOB in args.kinds else None
     kinds = open_kinds(cloud, config)
-    found = statuses.look(_of_kinds(declare(config), args.kinds), kinds, jobs, _progress())
+    resources = _of_kinds(declare(config), args.kinds)
+    with _progress() as progress:
+        found = statuses.look(resources, kinds, jobs, progress)
     now = datetime.now(UTC)
     if args.json:
         print(json.dumps(statuses.as_json(found, now, args.max_age), indent=1))
@@ -119,27 +131,41 @@ def run_status(args: argparse.Namespace) -> int:
 def run_cleanup(args: argparse.Namespace) -> int:
     """Tells what would be removed; with --yes removes it."""
     config, cloud = _configure(args)
-    kinds, jobs, progress = open_kinds(cloud, config), Jobs(cloud, config), _progress()
-    choice = _choice(args, config)
-    resources = declare(config)
+    kinds, jobs, choice = open_kinds(cloud, config), Jobs(cloud, config), _choice(args, config)
+    with _progress() as progress:
+        removals = _removals(declare(config), kinds, choice, progress)
+        running = _running(jobs)
+        stopping = chosen_jobs(running, choice, lambda name: fnmatch.fnmatchcase(name, args.jobs))
+        if not args.yes:
+            progress.say(_preview(removals, stopping, cancel=args.cancel))
+            return DONE
+        _confirm(args, config, removals)
+        ended = stop_jobs(stopping, jobs, args.wait.total_seconds(), args.cancel, progress)
+        running = _running(jobs) if removals else []
+        busy = {job.pipeline: f"job {job.name} still runs" for job in running}
+        gone = remove(removals, busy, kinds, progress)
+    return _report(ended, gone)
+
+
+def _removals(
+    resources: Sequence[Resource], kinds: Kinds, choice: Choice, progress: Progress
+) -> list[Removal]:
     # Whether an account was made here tells about its roles too.
     looking = {*choice.kinds, *(("account",) if "role" in choice.kinds else ())}
     looked = look_at([r for r in resources if r.kind in looking], kinds, progress)
-    removals = choose(resources, looked, choice)
+    return choose(resources, looked, choice)
+
+
+def _running(jobs: Jobs) -> list[Job]:
+    """Raises OutputError where jobs cannot be seen, and so nothing can be removed safely."""
     with told("jobs cannot be looked at", JOBS_ROLE):
-        running = jobs.running()
-    stopping = chosen_jobs(running, choice, lambda name: fnmatch.fnmatchcase(name, args.jobs))
-    if not args.yes:
-        print(_preview(removals, stopping, cancel=args.cancel))
-        return DONE
-    _confirm(args, config, removals)
-    ended = stop_jobs(stopping, jobs, args.wait.total_seconds(), args.cancel, progress)
-    busy: Mapping[str, str] = {}
-    if removals:
-        with told("jobs cannot be looked at", JOBS_ROLE):
-            busy = {job.pipeline: f"job {job.name} still runs" for job in jobs.running()}
-    gone = remove(removals, busy, kinds, progress)
-    return _report(ended, gone)
+        try:
+            return jobs.running()
+        except exceptions.Forbidden as error:
+            if is_disabled(error):
+                # Where there is no Dataflow no job runs.
+                return []
+            raise
 
 
 def _choice(args: argparse.Namespace, config: Config) -> Choice:

@@ -127,8 +127,8 @@ def _files(config: Config, model_digest: str | None) -> Iterator[Resource]:
 
 
 def _tables(config: Config, dataset: Resource, example_rows: int | None) -> Iterator[Resource]:
-    def table(name: str, schema: pa.Schema, day: str, pipelines: tuple[str, ...]) -> Resource:
-        properties = {"type": "TABLE", "partitioned by": day, **columns(schema)}
+    def table(name: str, schema: pa.Schema, pipelines: tuple[str, ...]) -> Resource:
+        properties = {"type": "TABLE", **columns(schema)}
         return Resource("table", f"{dataset.name}.{name}", properties, (dataset.key,), pipelines)
 
     stem = config.prefix.replace("-", "_")
@@ -140,11 +140,11 @@ def _tables(config: Config, dataset: Resource, example_rows: int | None) -> Iter
         ("streaming_results_vertex", REFERENCE_STREAM_SCHEMA, "stream_vertex"),
         ("streaming_results_keyed", keyed, "stream_local"),
     ):
-        yield table(f"{stem}_{name}", schema, "timestamp", (pipeline,))
+        yield table(f"{stem}_{name}", schema, (pipeline,))
         if schema is not keyed:
             # Its name is the pipelines' default.
             letters = f"{stem}_{name}_dead_letters"
-            yield table(letters, FAILURE_SCHEMA, "failed_at", (pipeline,))
+            yield table(letters, FAILURE_SCHEMA, (pipeline,))
     rows = {} if example_rows is None else {"example rows": str(example_rows)}
     yield Resource(
         "table",
@@ -181,7 +181,7 @@ def _channel(config: Config, topic: str, subscription: str, pipeline: str) -> It
     properties = {
         "topic": name,
         "acknowledge deadline": f"{ACKNOWLEDGE_SECONDS} s",
-        "expires": "never",
+        "expires": "not before its messages",
         "dead letter policy": "none",
     }
     yield Resource(

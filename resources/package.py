@@ -11,14 +11,19 @@ from typing import Any
 
 from model_handlers.artifact import read_package
 from model_handlers.contract import MANIFEST_NAME
+from model_handlers.errors import UsageError
 
 
 @dataclass(frozen=True)
 class Package:
-    """A checked package. sha256: of the model file, version: empty where there is no manifest."""
+    """A checked package. file: the model's, sha256: its digest.
+
+    version: empty where there is no manifest.
+    """
 
     name: str
     version: str
+    file: str
     sha256: str
     files: Mapping[str, bytes]
 
@@ -30,10 +35,15 @@ class Package:
             digest.update(hashlib.sha256(name.encode()).digest() + hashlib.sha256(data).digest())
         return digest.hexdigest()
 
+    def address(self, folder: str) -> str:
+        """The folder that has the files -> what pipelines take as --model."""
+        return folder if MANIFEST_NAME in self.files else folder + self.file
+
     def pointer(self, folder: str) -> dict[str, Any]:
         """The folder that has the files -> what current.json says."""
         return {
-            "model": folder,
+            "model": self.address(folder),
+            "folder": folder,
             "name": self.name,
             "version": self.version,
             "sha256": self.sha256,
@@ -50,16 +60,18 @@ def checksum_of(data: bytes) -> str:
 
 
 def open_package(path: str) -> Package:
-    """A folder with model.json, a .mar or a model file -> Package. Raises ModelError.
+    """A folder with model.json, a .mar or a model file -> Package. Raises ModelError, UsageError.
 
     Of a .mar the model file is taken out, and uploaded beside it.
     """
+    if "://" in path:
+        raise UsageError(f"model {path}: expected a package of this machine, which is uploaded")
     package = read_package(path)
     files = {package.file: package.data}
     if path.endswith(".mar"):
         files[Path(path).name] = Path(path).read_bytes()
     if package.manifest is None:
-        return Package(Path(package.file).stem, "", package.sha256, files)
+        return Package(Path(package.file).stem, "", package.file, package.sha256, files)
     manifest = package.manifest
     # As it was read, except of a .mar.
     beside = Path(path) / MANIFEST_NAME if Path(path).is_dir() else Path(path)
@@ -67,4 +79,4 @@ def open_package(path: str) -> Package:
         beside = beside.with_name(MANIFEST_NAME)
     is_archive = path.endswith(".mar")
     files[MANIFEST_NAME] = manifest.to_json().encode() if is_archive else beside.read_bytes()
-    return Package(manifest.name, manifest.version, package.sha256, files)
+    return Package(manifest.name, manifest.version, package.file, package.sha256, files)

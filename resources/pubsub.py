@@ -112,4 +112,7 @@ class Subscriptions(Kind):
 
 def _expiry(subscription: Subscription) -> str:
     lifetime = subscription.expiration_policy.ttl.total_seconds()
-    return f"after {lifetime / 86400:,.0f} days" if lifetime else "never"
+    kept = subscription.message_retention_duration.total_seconds()
+    if lifetime and lifetime < kept:
+        return f"after {lifetime / 3600:,.0f} hours without a reader"
+    return "not before its messages"

@@ -92,7 +92,7 @@ class Models(Kind):
             return None
         digest = str(pointer.get("digest", "unknown"))
         for name, checksum in pointer.get("files", {}).items():
-            blob = blob_at(self.client, f"{pointer['model']}{name}")
+            blob = blob_at(self.client, f"{pointer['folder']}{name}")
             if self._checksum(blob) != checksum:
                 return Found({"digest": f"{digest}, of which {name} is gone or was changed"})
         return Found({"digest": digest}, told=str(pointer["model"]))

@@ -579,7 +579,8 @@ def test_status_tells_what_it_can_and_what_it_may_not_see(
     assert "there  table " in out
     assert "grant the account the role roles/monitoring.viewer" in err
     assert "gcloud services enable dataflow.googleapis.com" in err
-    world.google.faults = lambda _: None
+    # Without the API no job can run.
+    world.google.faults = lambda call: refuse(call) if "jobs" in call.method else None
     world.fine("cleanup", "--yes")
 
 
@@ -610,7 +611,7 @@ def test_a_changed_model_is_never_skipped(make_world: Callable[..., World], exam
     assert (second["version"], second["sha256"]) == ("2.0.0", first["sha256"])
     # The first is still there for jobs that use it.
     for pointer in (first, second):
-        bucket, _, folder = pointer["model"].removeprefix("gs://").partition("/")
+        bucket, _, folder = pointer["folder"].removeprefix("gs://").partition("/")
         for name in pointer["files"]:
             assert storage.bucket(bucket).blob(folder + name).exists()
     assert "0 steps" in world.fine("setup", *kinds, "--model", str(package))

@@ -138,6 +138,7 @@ def test_a_mistake_in_the_config_is_told_in_one_line(
         ),
         (["cleanup", "--project", "some-project", "--truncate", "--kinds", "topic"], "--truncate"),
         (["plan", "--project", "some-project", "--model", "no/model"], "no model at no/model"),
+        (["plan", "--project", "some-project", "--model", "gs://b/m"], "of this machine"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_told_in_one_line(
