@@ -19,7 +19,7 @@ import httplib2
 import pytest
 import requests
 from google.cloud import aiplatform_v1
-from google.cloud.bigquery import Table
+from google.cloud.bigquery import Dataset, SchemaField, Table
 from grpc._channel import _UnaryUnaryMultiCallable
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -50,6 +50,8 @@ from resources.kinds import open_kinds
 from resources.package import open_package
 from resources.progress import Progress
 from resources.setup import set_up
+from transforms.bigquery_schema import table_fields
+from transforms.row_schemas import REFERENCE_STREAM_SCHEMA
 
 SMALL, VERTEX = ("stream_local",), ("stream_vertex",)
 NUMBERS = itertools.count()
@@ -696,3 +698,67 @@ def test_a_pipeline_runs_on_what_was_set_up(
     # Nothing of what the run left stands in the way.
     out = world.fine("cleanup", "--yes", "--project_confirm", PROJECT)
     assert "0 kept, 0 failed" in out
+
+
+def test_what_is_there_already_is_taken_as_it_is_or_refused_before_anything_is_made(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world("there", SMALL)
+    kinds = ("--kinds", "bucket,dataset,table,topic,subscription")
+    bigquery = world.cloud.bigquery()
+    bigquery.create_dataset(Dataset(f"{PROJECT}.there"))
+    # As the reference's notebook makes them: no label, no partitions, an expiry of 31 days.
+    results = f"{PROJECT}.there.there_streaming_results"
+    fields = table_fields(REFERENCE_STREAM_SCHEMA)
+    bigquery.create_table(Table(results, schema=fields))
+    topic = f"projects/{PROJECT}/topics/there-input-local"
+    subscription = f"projects/{PROJECT}/subscriptions/there-input-sub-local"
+    world.cloud.publisher().create_topic(name=topic)
+    month = {"ttl": timedelta(days=31)}
+    request = {"name": subscription, "topic": topic, "ack_deadline_seconds": 60}
+    world.cloud.subscriber().create_subscription(request={**request, "expiration_policy": month})
+    _, out, _ = world.run("plan", *kinds)
+    assert results not in out.replace(f"{results}_", "")
+    assert subscription not in out
+    # A view in a table's place, another type of column, another place, another topic.
+    letters = f"{results}_dead_letters"
+    bigquery.query_and_wait(f"CREATE VIEW `{letters}` AS SELECT 1 AS a")
+    keyed = [*fields[:-1], SchemaField("sequence", "STRING"), SchemaField("model_id", "STRING")]
+    bigquery.create_table(Table(f"{PROJECT}.there.there_streaming_results_keyed", schema=keyed))
+    world.cloud.subscriber().create_subscription(
+        name=f"projects/{PROJECT}/subscriptions/there-output-sub-local", topic=topic
+    )
+    world.extra["location"] = "europe-west4"
+    calls = Calls(monkeypatch)
+    code, out, err = world.run("setup", *kinds)
+    assert (code, out, calls.changes) == (1, "", [])
+    for told in (
+        f"dataset {PROJECT}.there: location is us, expected europe-west4",
+        f"table {letters}: type is VIEW, expected TABLE",
+        "column sequence is STRING, expected INTEGER",
+        f"there-output-sub-local: topic is {topic}, expected",
+        "change or remove it, or choose another name in the config",
+    ):
+        assert told in err
+    # What is no table and what is of another topic stays; so does the dataset, made by others.
+    out = world.fine("cleanup", "--yes", *kinds)
+    for kept in (
+        f"table {letters}  it is a VIEW",
+        "subscription of",
+        "dataset millrace-test.there",
+    ):
+        assert kept in out
+    bigquery.delete_dataset(f"{PROJECT}.there", delete_contents=True)
+
+
+def test_a_person_types_the_projects_name(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world("typed", ("batch_local",))
+    kinds = ("--kinds", "dataset,table")
+    world.fine("setup", "--load_example", "10", *kinds)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    for answer, code in (("yes", 2), (PROJECT, 0)):
+        monkeypatch.setattr("builtins.input", lambda _, answer=answer: answer)
+        assert world.run("cleanup", "--yes", *kinds)[0] == code
+    assert "nothing is there" in world.fine("cleanup", *kinds)

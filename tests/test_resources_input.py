@@ -1,6 +1,7 @@
 """What bad input gets: one line that says what to do. And the parts that need no server."""
 
 import io
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -33,9 +34,11 @@ from resources.__main__ import main
 from resources.cleanup import REMOVABLE, Choice, choose, lost_rows
 from resources.config import PIPELINES, Config, read_config
 from resources.declaration import OWNER, ROLES, Resource, declare
+from resources.flags import parse
 from resources.jobs import Job, pipeline_of
 from resources.kind import Found
 from resources.kinds import KINDS
+from resources.package import open_package
 from resources.plan import make_step
 from resources.progress import Progress
 from resources.status import Status, shared
@@ -428,3 +431,34 @@ def test_an_api_that_was_just_enabled_is_waited_for(
     code, text = run("setup", "--kinds", "service,account")
     assert (code, "created  account millrace-worker" in text) == (0, True), text
     assert set(early.values()) == {0}
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("stream", ("stream_local", "stream_vertex")),
+        ("vertex", ("batch_vertex", "stream_vertex")),
+        ("batch_local,stream", ("batch_local", "stream_local", "stream_vertex")),
+    ],
+)
+def test_pipelines_are_named_by_themselves_or_by_what_they_share(
+    text: str, names: tuple[str, ...]
+) -> None:
+    assert parse(["cleanup", "--pipelines", text]).pipelines == names
+
+
+def test_a_package_is_what_pipelines_take_and_its_digest_that_of_all_files(example: Path) -> None:
+    folder = open_package(str(example / "model"))
+    archive = open_package(str(example / "pytorch_autoencoder.mar"))
+    assert folder.address("gs://b/d/") == archive.address("gs://b/d/") == "gs://b/d/"
+    assert folder.sha256 == archive.sha256
+    assert folder.digest != archive.digest
+    beside = open_package(str(example / "model" / "model.pt"))
+    assert beside == folder
+
+
+def test_a_bare_model_file_is_its_own_address(example: Path, tmp_path: Path) -> None:
+    shutil.copy(example / "model" / "model.pt", tmp_path / "bare.pt")
+    bare = open_package(str(tmp_path / "bare.pt"))
+    assert (bare.name, set(bare.files)) == ("bare", {"bare.pt"})
+    assert bare.address("gs://b/d/") == "gs://b/d/bare.pt"
