@@ -96,7 +96,7 @@ class World:
     def run(self, *argv: str) -> tuple[int, str, str]:
         """Arguments -> exit code, output, errors."""
         path = self.folder / "millrace.toml"
-        lines = [f"{key} = {json.dumps(value)}" for key, value in self.config.items()]
+        lines = [f"{key} = {_toml(value)}" for key, value in self.config.items()]
         path.write_text("\n".join(lines))
         places = ",".join(f"{f.name}={getattr(self.endpoints, f.name)}" for f in fields(Endpoints))
         self.capsys.readouterr()
@@ -120,6 +120,12 @@ class World:
         found = {name: action for name, action in steps.items() if action != "keep"}
         assert code == (3 if found else 0)
         return found
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {json.dumps(v)}" for key, v in value.items()) + "}"
+    return json.dumps(value)
 
 
 @pytest.fixture
@@ -762,3 +768,48 @@ def test_a_person_types_the_projects_name(
         monkeypatch.setattr("builtins.input", lambda _, answer=answer: answer)
         assert world.run("cleanup", "--yes", *kinds)[0] == code
     assert "nothing is there" in world.fine("cleanup", *kinds)
+
+
+def test_a_registered_model_goes_when_it_is_ours_and_no_endpoint_serves_it(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world("known", VERTEX)
+    world.fine("setup", "--kinds", "service")
+    vertex, parent = world.cloud.vertex("us-central1"), f"projects/{PROJECT}/locations/us-central1"
+    spec = aiplatform_v1.ModelContainerSpec(image_uri="some/image")
+    labels = {"created_by": "millrace"}
+    model = aiplatform_v1.Model(display_name="known", container_spec=spec, labels=labels)
+    request = aiplatform_v1.UploadModelRequest(parent=parent, model=model, model_id="known")
+    vertex.models.upload_model(request)
+    endpoint = aiplatform_v1.Endpoint(display_name="e")
+    vertex.endpoints.create_endpoint(parent=parent, endpoint=endpoint, endpoint_id="e")
+    deployed = aiplatform_v1.DeployedModel(model=f"{parent}/models/known")
+    vertex.endpoints.deploy_model(
+        endpoint=f"{parent}/endpoints/e", deployed_model=deployed, traffic_split={"0": 100}
+    )
+    kinds = ("--kinds", "registry_model")
+    assert "deployed on endpoint e" in world.fine("status", *kinds)
+    out = world.fine("cleanup", "--yes", *kinds)
+    assert "endpoints/e serves it: run `python -m serving undeploy` first" in out
+    (found,) = vertex.endpoints.get_endpoint(name=f"{parent}/endpoints/e").deployed_models
+    vertex.endpoints.undeploy_model(endpoint=f"{parent}/endpoints/e", deployed_model_id=found.id)
+    assert "removed  registry_model" in world.fine("cleanup", "--yes", *kinds)
+    assert "nothing is there" in world.fine("cleanup", *kinds)
+
+
+def test_all_that_is_made_carries_our_label_and_those_of_the_config(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world("labels", SMALL, labels={"team": "fraud"})
+    kinds = ("--kinds", "dataset,table,topic,subscription")
+    world.fine("setup", "--load_example", "10", *kinds)
+    bigquery, place = world.cloud.bigquery(), f"projects/{PROJECT}"
+    tables = [bigquery.get_table(t) for t in bigquery.list_tables(f"{PROJECT}.labels")]
+    dataset = bigquery.get_dataset(f"{PROJECT}.labels")
+    topics = world.cloud.publisher().list_topics(project=place)
+    subscriptions = world.cloud.subscriber().list_subscriptions(project=place)
+    ours = [r for r in (*topics, *subscriptions) if "/labels-" in r.name]
+    assert len(ours) == 8
+    for made in (dataset, *tables, *ours):
+        assert dict(made.labels) == {"team": "fraud", "created_by": "millrace"}
+    world.fine("cleanup", "--yes", "--project_confirm", PROJECT, *kinds)

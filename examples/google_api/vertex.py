@@ -59,8 +59,10 @@ class VertexAI(Service):
         return self.start(name, finish)
 
     def models_get(self, call: Call) -> dict[str, Any]:
-        """A model, by default its default version."""
-        return self._model(call.name)
+        """A model, by default its default version, with where it is deployed."""
+        model = self._model(call.name)
+        deployed = self._deployed(model["name"])
+        return {**model, "deployedModels": deployed} if deployed else model
 
     def models_list(self, call: Call) -> dict[str, Any]:
         """The default version of each."""
@@ -75,10 +77,9 @@ class VertexAI(Service):
     def models_delete(self, call: Call) -> dict[str, Any]:
         """Of one that no endpoint serves, with its versions."""
         self.store.get(call.name)
-        for found in self.store.all():
-            if any(d["model"] == call.name for d in found.get("deployedModels", [])):
-                message = f"Model {call.name} is deployed on {found['name']}."
-                raise Refusal(400, message, "FAILED_PRECONDITION")
+        for deployed in self._deployed(call.name):
+            message = f"Model {call.name} is deployed on {deployed['endpoint']}."
+            raise Refusal(400, message, "FAILED_PRECONDITION")
 
         def finish() -> dict[str, Any]:
             for version in self.store.under(f"{call.name}/versions"):
@@ -87,6 +88,14 @@ class VertexAI(Service):
             return {"@type": "type.googleapis.com/google.protobuf.Empty"}
 
         return self.start(call.name, finish)
+
+    def _deployed(self, model: str) -> list[dict[str, str]]:
+        return [
+            {"endpoint": found["name"], "deployedModelId": deployed["id"]}
+            for found in self.store.all()
+            for deployed in found.get("deployedModels", [])
+            if deployed["model"] == model
+        ]
 
     def _model(self, name: str) -> dict[str, Any]:
         base, _, version = name.partition("@")
