@@ -76,9 +76,10 @@ def run_batch(name: str, parsed: Parsed, **needed: Any) -> None:
     cloud = None
     if reads_bigquery(parsed) or writes_bigquery(parsed):
         cloud = make_cloud(parsed, options, endpoints)
-    manifest = read_model(parsed)
+    model = read_model(parsed)
+    manifest = model.choose(parsed.get(ModelOptions).score_output)
     fields = fields_of(parsed, manifest)
-    handler = make_handler(parsed, manifest, fields, options, endpoints)
+    handler = make_handler(parsed, model, fields, options, endpoints)
     graph = score_rows(name, parsed, handler, manifest, fields, options, cloud)
     run(graph, options, parsed)
 

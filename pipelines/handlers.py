@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
 from cloud.endpoints import Endpoints
@@ -14,15 +17,16 @@ from pipelines.flags import Parsed
 from pipelines.options import CloudOptions, DeviceOptions, EndpointOptions, ModelOptions
 from transforms.encode import OutputFields
 
+CHECK_SECONDS = 15.0
 Handler = TorchModelHandler | VertexEndpointHandler
 
 
 def read_model(parsed: Parsed) -> Manifest:
-    """Flags -> the model's manifest, its score chosen. Raises ModelError."""
+    """Flags -> the model's manifest, as it is. Raises ModelError."""
     model = parsed.get(ModelOptions)
     return read_manifest(
         model.model or "", digest=model.model_digest, feature_columns=model.feature_columns
-    ).choose(model.score_output)
+    )
 
 
 def make_handler(
@@ -32,7 +36,7 @@ def make_handler(
     options: PipelineOptions,
     endpoints: Endpoints,
 ) -> Handler:
-    """Flags, a manifest and what is written -> the handler that they ask for.
+    """Flags, a model's own manifest and what is written -> the handler that they ask for.
 
     An endpoint is asked for a row that it has to know first, unless a flag says otherwise.
     Raises UsageError, EndpointError, CredentialsError.
@@ -42,7 +46,11 @@ def make_handler(
         return _torch_handler(parsed, manifest, fields)
     handler = _endpoint_handler(parsed, endpoint, manifest, fields, options, endpoints)
     if not endpoint.skip_endpoint_check:
-        connected = handler.load_model()
+        checker = copy.copy(handler)
+        # What does not answer at the start is told soon.
+        seconds = min(CHECK_SECONDS, handler.limits.retry_seconds)
+        checker.limits = dataclasses.replace(handler.limits, retry_seconds=seconds)
+        connected = checker.load_model()
         try:
             connected.check()
         finally:
@@ -72,6 +80,10 @@ def _endpoint_handler(
     endpoints: Endpoints,
 ) -> VertexEndpointHandler:
     google = options.view_as(GoogleCloudOptions)
+    # Endpoints of the reference's form call the model's own score `anomaly_score`, whichever
+    # output is chosen here.
+    if manifest.score_output is None:
+        manifest = manifest.choose(parsed.get(ModelOptions).score_output)
     address = EndpointAddress(
         endpoint.endpoint,
         endpoint.endpoint_url,

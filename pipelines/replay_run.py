@@ -112,7 +112,8 @@ def _replay(
     own = replace(parsed.get(RunOptions), run_id=found.run_id)
     parsed = replace(parsed, groups=parsed.groups | {RunOptions: own})
     topics = _topics(parsed.get(ReplayOptions), cloud)
-    manifest = read_model(parsed)
+    model = read_model(parsed)
+    manifest = model.choose(parsed.get(ModelOptions).score_output)
     if first.of_stream:
         name, fields = STREAM_REPLAY, stream_fields(parsed, manifest)
         read, schema = message_format(parsed, manifest, fields), None
@@ -126,7 +127,7 @@ def _replay(
         selected = (found.letters, found.selection, first.of_stream)
         return Source(ReadLetters(*selected, read, provenance, rows), schema, found.names)
 
-    handler = make_handler(parsed, manifest, fields, options, endpoints)
+    handler = make_handler(parsed, model, fields, options, endpoints)
     graph = score_rows(name, parsed, handler, manifest, fields, options, cloud, source_of)
     run(replace(graph, topics=topics, cloud=cloud), options, parsed)
 

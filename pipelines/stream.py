@@ -97,9 +97,10 @@ def run_stream(name: str, parsed: Parsed, **needed: Any) -> None:
         or sink.output_table,
     )
     cloud = stream_cloud(parsed, options)
-    manifest = read_model(parsed)
+    model = read_model(parsed)
+    manifest = model.choose(parsed.get(ModelOptions).score_output)
     fields = stream_fields(parsed, manifest)
-    handler: BatchHandler[Any] = make_handler(parsed, manifest, fields, options, cloud.endpoints)
+    handler: BatchHandler[Any] = make_handler(parsed, model, fields, options, cloud.endpoints)
     if runs_in_process(options):
         handler = KeptModelHandler(handler)
     score_stream(name, parsed, handler, manifest, fields, options, cloud)

@@ -135,6 +135,25 @@ def test_a_row_that_the_endpoint_refuses_costs_itself(
     assert scores(tmp_path / "r").keys() == good - refused
 
 
+def test_another_score_is_never_taken_from_what_the_endpoint_calls_its_score(
+    example: Path,
+    served: Running,
+    tmp_path: Path,
+    predict: Any,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = {"score_output": "normalized_MAE", "output_fields": "encoded"}
+    with faulty_endpoint(predict) as endpoint:
+        given = {"endpoint_url": endpoint.predict_url, **other}
+        assert main(COMMAND, flags(example, tmp_path / "two", **given)) == 1
+    assert "expected predictions with 'normalized_MAE'" in capsys.readouterr().err
+    url = f"http://{served.client.address}"
+    whole = {"endpoint_url": url, "endpoint_parameters": '{"outputs":"all"}', **other}
+    assert main(COMMAND, flags(example, tmp_path / "all", **whole)) == 0
+    assert main(LOCAL, flags(example, tmp_path / "local", **other)) == 0
+    assert_same(tmp_path / "all" / "r", tmp_path / "local" / "r")
+
+
 def test_rows_that_come_again_are_asked_for_once(
     example: Path, local: Path, tmp_path: Path, predict: Any
 ) -> None:
