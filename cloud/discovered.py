@@ -11,10 +11,11 @@ from cloud.errors import retry
 
 def execute(request: Any, seconds: float) -> dict[str, Any]:
     """A request, how long what passes is waited out -> the answer. Raises GoogleAPIError."""
-    return retry(seconds)(_once)(request)  # type: ignore[no-any-return]
+    return retry(seconds)(execute_once)(request)  # type: ignore[no-any-return]
 
 
-def _once(request: Any) -> dict[str, Any]:
+def execute_once(request: Any) -> dict[str, Any]:
+    """A request -> the answer, for callers who try again themselves. Raises GoogleAPIError."""
     from googleapiclient.errors import HttpError
     from httplib2 import HttpLib2Error
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from google.api_core import exceptions
 
-from cloud.discovered import execute
+from cloud.discovered import execute, execute_once
 from cloud.errors import retry
 from model_handlers.errors import OutputError
 from resources.declaration import Resource
@@ -153,7 +153,7 @@ class Roles(Kind):
             policy["version"] = _POLICY_VERSION
             request = self.client.setIamPolicy(resource=self._project, body={"policy": policy})
             try:
-                execute(request, 0.0)
+                execute_once(request)
             except exceptions.BadRequest as error:
                 # An account is known to the policy some seconds after it was made.
                 if "does not exist" in str(error):

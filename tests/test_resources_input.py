@@ -27,6 +27,7 @@ from examples.google_api.server import (
     google_api,
     permission_denied,
     quota_exceeded,
+    throttled,
 )
 from examples.google_api.service_usage import ServiceUsage
 from model_handlers.errors import UsageError
@@ -193,7 +194,7 @@ def run(google: GoogleApi, capsys: pytest.CaptureFixture[str]) -> Callable[..., 
     def run(*argv: str, project: str = "some-project") -> tuple[int, str]:
         places = ",".join(f"{f.name}={google.url}" for f in fields(Endpoints))
         common = ("--project", project, "--api_endpoints", places, "--retry_seconds", "1")
-        code = main([*argv, *common])
+        code = main([argv[0], *common, *argv[1:]])
         told = capsys.readouterr()
         assert told.err.count("\n") <= 1
         return code, told.out + told.err
@@ -462,3 +463,17 @@ def test_a_bare_model_file_is_its_own_address(example: Path, tmp_path: Path) -> 
     bare = open_package(str(tmp_path / "bare.pt"))
     assert (bare.name, set(bare.files)) == ("bare", {"bare.pt"})
     assert bare.address("gs://b/d/") == "gs://b/d/bare.pt"
+
+
+def test_a_policy_that_somebody_writes_meanwhile_and_a_rate_are_waited_out(
+    google: GoogleApi, run: Callable[..., tuple[int, str]]
+) -> None:
+    faults = [throttled(), Refusal(409, "There were concurrent policy changes.", "ABORTED")]
+
+    def next_fault(call: Call) -> Refusal | None:
+        return faults.pop() if faults and call.method.endswith("setIamPolicy") else None
+
+    google.faults = next_fault
+    code, text = run("setup", "--kinds", "account,role", "--retry_seconds", "20")
+    assert (code, faults) == (0, []), text
+    assert run("plan", "--kinds", "account,role")[0] == 0
