@@ -100,6 +100,16 @@ def chosen_jobs(jobs: Sequence[Job], choice: Choice, fits: Callable[[str], bool]
     return [job for job in jobs if job.pipeline in choice.pipelines and fits(job.name)]
 
 
+def used_by(running: Sequence[Job]) -> dict[str, str]:
+    """Jobs that run -> why what they use stays, by pipeline and by name of a subscription."""
+    return {
+        used: f"job {job.name} still runs"
+        for job in running
+        for used in (job.pipeline, *job.subscriptions)
+        if used is not None
+    }
+
+
 def lost_rows(removals: Sequence[Removal]) -> int:
     """Removals -> rows of tables that go."""
     return sum(r.found.rows for r in removals if r.action != "keep" and r.resource.kind == "table")
@@ -144,9 +154,9 @@ def stop_jobs(
 def remove(
     removals: Sequence[Removal], busy: Mapping[str, str], kinds: Kinds, progress: Progress
 ) -> Outcome:
-    """Removals, the jobs that run by pipeline -> done, as far as nothing stands against it.
+    """Removals, what jobs still use -> done, as far as nothing stands against it.
 
-    Goes on after an error.
+    busy: who uses it, by pipeline and by name of a subscription. Goes on after an error.
     """
     outcome, still_there = Outcome(), list[Resource]()
     for number, removal in enumerate(removals):
@@ -176,9 +186,9 @@ def _check(removal: Removal, busy: Mapping[str, str], still_there: Sequence[Reso
     resource = removal.resource
     if removal.action == "keep":
         raise Kept(removal.reason)
-    for pipeline in resource.pipelines:
-        if pipeline in busy:
-            raise OutputError(f"{resource} was not touched: {busy[pipeline]}")
+    for used in (*resource.pipelines, resource.name):
+        if used in busy:
+            raise OutputError(f"{resource} was not touched: {busy[used]}")
     for other in still_there:
         if resource.key in other.needs:
             raise Kept(f"{other} needs it, and is still there")

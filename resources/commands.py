@@ -27,6 +27,7 @@ from resources.cleanup import (
     lost_rows,
     remove,
     stop_jobs,
+    used_by,
 )
 from resources.config import Config, read_config
 from resources.declaration import Resource, declare
@@ -141,8 +142,7 @@ def run_cleanup(args: argparse.Namespace) -> int:
             return DONE
         _confirm(args, config, removals)
         ended = stop_jobs(stopping, jobs, args.wait.total_seconds(), args.cancel, progress)
-        running = _running(jobs) if removals else []
-        busy = {job.pipeline: f"job {job.name} still runs" for job in running}
+        busy = used_by(_running(jobs)) if removals else {}
         gone = remove(removals, busy, kinds, progress)
     return _report(ended, gone)
 

@@ -1,4 +1,4 @@
-"""Dataflow jobs of the pipelines: found by the names that the declaration gives them."""
+"""Dataflow jobs of the pipelines, found by their names, and others that read our messages."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cloud.clients import Cloud
 from cloud.errors import retry
 from resources.config import Config
+from resources.declaration import declare
 
 if TYPE_CHECKING:
     from cloud.clients import Dataflow
@@ -30,12 +31,16 @@ _STEMS = {
 
 @dataclass(frozen=True)
 class Job:
-    """A job that has not ended. subscriptions: that it reads, as Dataflow tells them."""
+    """A job that has not ended.
+
+    pipeline: None where the name is not one of ours. subscriptions: that it reads, as Dataflow
+    tells them.
+    """
 
     ident: str
     name: str
     region: str
-    pipeline: str
+    pipeline: str | None
     state: str
     streaming: bool
     created: datetime
@@ -86,7 +91,7 @@ class Jobs:
     config: Config
 
     def running(self) -> list[Job]:
-        """Nothing -> the jobs of all pipelines that have not ended, in whatever region."""
+        """Nothing -> our jobs that have not ended, of all regions, and who reads beside them."""
         from google.cloud.dataflow_v1beta3 import JobState, JobView, ListJobsRequest
 
         request = ListJobsRequest(
@@ -94,12 +99,10 @@ class Jobs:
             filter=ListJobsRequest.Filter.ACTIVE,
             view=JobView.JOB_VIEW_SUMMARY,
         )
-        found = []
-        for job in self._clients.jobs.aggregated_list_jobs(request=request, retry=self._retry):
-            pipeline = pipeline_of(job.name, self.config.job_prefix)
-            if pipeline is not None:
-                found.append(self._job(job, pipeline, JobState(job.current_state).name))
-        return found
+        ours = {r.name for r in declare(self.config) if r.kind == "subscription"}
+        listed = self._clients.jobs.aggregated_list_jobs(request=request, retry=self._retry)
+        every = [self._job(job, JobState(job.current_state).name) for job in listed]
+        return [job for job in every if job.pipeline or ours.intersection(job.subscriptions)]
 
     def usage(self, job: Job) -> Usage:
         """A job -> what it used, zeros where Dataflow does not tell yet."""
@@ -145,14 +148,14 @@ class Jobs:
             tell({job.name: job.state for job in left})
             time.sleep(min(_POLL_SECONDS, max(0.0, end - time.monotonic())))
 
-    def _job(self, job: Any, pipeline: str, state: str) -> Job:
+    def _job(self, job: Any, state: str) -> Job:
         from google.cloud.dataflow_v1beta3 import JobType
 
         return Job(
             job.id,
             job.name,
             job.location,
-            pipeline,
+            pipeline_of(job.name, self.config.job_prefix),
             state.removeprefix("JOB_STATE_").lower(),
             job.type_ == JobType.JOB_TYPE_STREAMING,
             datetime.fromtimestamp(job.create_time.timestamp(), UTC),

@@ -532,6 +532,13 @@ def test_status_shows_what_runs_what_waits_and_what_somebody_should_look_at(
             )
         ]
     world.dataflow.polls = 100
+    # Of any name, if it reads our messages.
+    world.dataflow.add(
+        "third",
+        PROJECT,
+        "us-central1",
+        jobMetadata={"pubsubDetails": [{"subscription": subscription}]},
+    )
     # Nobody else's, and of ours those in any region.
     world.dataflow.add("other-streaming-1", PROJECT, "us-central1")
     world.dataflow.add("seen-batch-vertex-1", PROJECT, "europe-west4")
@@ -550,7 +557,7 @@ def test_status_shows_what_runs_what_waits_and_what_somebody_should_look_at(
     assert re.search(rf"seen-streaming-forgotten +running +91 days +{cost:.2f} USD", text)
     assert "warning: job seen-streaming-forgotten has been there for 91 days" in text
     assert "other-streaming" not in text
-    jobs = "seen-streaming-forgotten and seen-streaming-new"
+    jobs = "seen-streaming-forgotten and seen-streaming-new and third"
     assert f"warning: jobs {jobs} read {subscription}" in text
     assert f"warning: topic {lonely} has no subscription" in text
     assert re.search(rf"{subscription} +1,234 messages wait, the oldest 2 hours old", text)
@@ -561,12 +568,19 @@ def test_status_shows_what_runs_what_waits_and_what_somebody_should_look_at(
     by_name = {r["name"]: r for r in found["resources"]}
     assert by_name[f"{PROJECT}.seen.frameworks"]["rows"] == 20
     assert by_name[subscription]["messages"] == 1234
-    assert [job["age_seconds"] // 86400 for job in found["jobs"]] == [91, 1, 0]
-    assert found["jobs"][2]["pipeline"] == "batch_vertex"
+    assert [job["age_seconds"] // 86400 for job in found["jobs"]] == [91, 1, 0, 0]
+    assert [job["pipeline"] for job in found["jobs"][2:]] == [None, "batch_vertex"]
     assert found["jobs"][0]["estimated_usd"] == round(cost, 2)
     assert len(found["warnings"]) == 2
-    for job in world.dataflow.jobs.values():
+    *others, third = sorted(world.dataflow.jobs.values(), key=lambda job: job["name"] == "third")
+    for job in others:
         job["currentState"] = "JOB_STATE_DRAINED"
+    only = ("--kinds", "job,subscription")
+    code, out, err = world.run("cleanup", "--yes", *only)
+    assert code == 1
+    assert f"subscription {subscription} was not touched: job third still runs" in err
+    assert (out.count("removed  "), third["currentState"]) == (2, "JOB_STATE_PENDING")
+    third["currentState"] = "JOB_STATE_CANCELLED"
     world.fine("cleanup", "--yes", "--project_confirm", PROJECT)
 
 
