@@ -63,7 +63,7 @@ def run_vertex(parsed: Parsed) -> None:
 
 def run_batch(name: str, parsed: Parsed, **needed: Any) -> None:
     """A pipeline's name, its flags, and those that it needs besides -> a finished run."""
-    options = beam_options(parsed.beam_args)
+    options = beam_options(parsed.beam_args, name=name)
     source, sink = parsed.get(SourceOptions), parsed.get(SinkOptions)
     require(
         name,

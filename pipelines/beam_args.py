@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from apache_beam.options.pipeline_options import (
     DirectOptions,
+    GoogleCloudOptions,
     PipelineOptions,
     SetupOptions,
     StandardOptions,
@@ -15,18 +16,32 @@ from apache_beam.options.pipeline_options import (
 
 from model_handlers.errors import UsageError, nearest
 from pipelines.options import all_flags
+from transforms.failures import utc_now
 
 IN_PROCESS = "FnApiRunner"
 # The one of Beam's own runners that reads Pub/Sub.
 IN_PROCESS_STREAM = "apache_beam.runners.direct.direct_runner.BundleBasedDirectRunner"
 
 
-def beam_options(args: Sequence[str], *, streaming: bool = False) -> PipelineOptions:
+# As the reference names them; `python -m resources` finds jobs by these names.
+JOB_NAMES = {
+    "batch_local": "pytorch-batch",
+    "batch_vertex": "pytorch-batch-vertex",
+    "stream_local": "pytorch-streaming",
+    "stream_vertex": "pytorch-streaming-vertex",
+    "replay": "pytorch-batch-replay",
+}
+
+
+def beam_options(
+    args: Sequence[str], *, streaming: bool = False, name: str | None = None
+) -> PipelineOptions:
     """Flags that are not ours -> Beam's options. Raises UsageError for one nobody knows.
 
-    Beam itself drops a flag that it does not know. Without `--runner` the pipeline
-    runs in this process, a batch one with one worker thread a core: DirectRunner would
-    first try to download another runner.
+    name: of the pipeline, by which its job is named where no flag does. Beam itself drops
+    a flag that it does not know. Without `--runner` the pipeline runs in this process, a
+    batch one with one worker thread a core: DirectRunner would first try to download
+    another runner.
     """
     _refuse_unknown(args)
     options = PipelineOptions(list(args))
@@ -44,6 +59,9 @@ def beam_options(args: Sequence[str], *, streaming: bool = False) -> PipelineOpt
             direct.direct_running_mode = "multi_threading"
     if runs_in_process(options):
         keep_buffers_whole()
+    google = options.view_as(GoogleCloudOptions)
+    if name is not None and google.job_name is None:
+        google.job_name = f"{JOB_NAMES[name]}-{utc_now():%Y%m%d-%H%M%S}"
     # The code is a package on the workers; what __main__ holds is nobody's concern.
     options.view_as(SetupOptions).save_main_session = False
     return options

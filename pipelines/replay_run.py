@@ -46,7 +46,7 @@ from transforms.row_format import RowFormat
 
 def run_local(parsed: Parsed) -> None:
     """The flags of replay -> a finished run and its summary, or a line that there is none."""
-    options = beam_options(parsed.beam_args)
+    options = beam_options(parsed.beam_args, name="replay")
     flags, sink = parsed.get(ReplayOptions), parsed.get(SinkOptions)
     require(
         "replay",

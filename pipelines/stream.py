@@ -82,7 +82,7 @@ def run_vertex(parsed: Parsed) -> None:
 
 def run_stream(name: str, parsed: Parsed, **needed: Any) -> None:
     """A pipeline's name, its flags, and those that it needs besides -> an endless run."""
-    options = beam_options(parsed.beam_args, streaming=True)
+    options = beam_options(parsed.beam_args, streaming=True, name=name)
     sink, failures = parsed.get(StreamSinkOptions), parsed.get(StreamFailureOptions)
     source = parsed.get(StreamSourceOptions)
     require(

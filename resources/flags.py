@@ -76,10 +76,11 @@ def _seconds(text: str) -> float:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line -> its arguments, with `command`. Raises UsageError."""
-    return _parser().parse_args(argv)
+    return make_parser().parse_args(argv)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Nothing -> the parser of the four commands."""
     parser = _Parser(
         prog="python -m resources",
         description="Set up, look at and remove what the pipelines need of Google Cloud.",

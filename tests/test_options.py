@@ -6,12 +6,14 @@ import subprocess
 import sys
 
 import pytest
+from apache_beam.options.pipeline_options import GoogleCloudOptions
 
 from model_handlers.errors import UsageError
 from model_handlers.torch_model import BATCH_ROWS
 from pipelines.batch_local import COMMAND
-from pipelines.beam_args import beam_options, runs_in_process
+from pipelines.beam_args import JOB_NAMES, beam_options, runs_in_process
 from pipelines.flags import Parsed, parse, require
+from pipelines.metadata import TEMPLATES
 from pipelines.options import (
     CloudOptions,
     DeviceOptions,
@@ -21,6 +23,7 @@ from pipelines.options import (
     SourceOptions,
     all_flags,
 )
+from pipelines.replay import COMMAND as REPLAY
 
 
 def parsed(*argv: str) -> Parsed:
@@ -88,6 +91,14 @@ def test_unknown_flags_are_left_for_beam_and_told_if_beam_does_not_know_them() -
         beam_options(["--input_file", "x"])
     with pytest.raises(UsageError, match="'stray'"):
         beam_options(["stray"])
+
+
+def test_a_job_has_a_name_by_which_it_is_found() -> None:
+    google = beam_options([], name="stream_vertex").view_as(GoogleCloudOptions)
+    assert re.fullmatch(r"pytorch-streaming-vertex-\d{8}-\d{6}", google.job_name)
+    given = beam_options(["--job_name", "mine"], name="batch_local")
+    assert given.view_as(GoogleCloudOptions).job_name == "mine"
+    assert JOB_NAMES.keys() == {command.name for command in [*TEMPLATES.values(), REPLAY]}
 
 
 @pytest.mark.parametrize("name", ["FooRunner", "Dataflo", "Runner"])

@@ -8,6 +8,7 @@ from pathlib import Path
 from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
 
 from pipelines.options import all_flags
+from resources.flags import make_parser as resources_parser
 from serving.deploy_flags import deploy_parser, status_parser, undeploy_parser
 from serving.settings import make_parser
 
@@ -34,6 +35,9 @@ def test_every_flag_named_exists() -> None:
         kind._add_argparse_args(parser)
     beams = {option for action in parser._actions for option in action.option_strings}
     for parser in (make_parser({}), deploy_parser(), undeploy_parser(), status_parser()):
+        beams |= set(parser._option_string_actions)
+    (commands,) = resources_parser()._subparsers._group_actions  # type: ignore[union-attr]
+    for parser in commands.choices.values():  # type: ignore[union-attr, attr-defined]
         beams |= set(parser._option_string_actions)
     others = {"--sample", "--output"}
     named = set(re.findall(r"--[a-z][a-z_]+", README)) - others
