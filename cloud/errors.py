@@ -188,5 +188,6 @@ def _forbidden(error: exceptions.Forbidden) -> str:
     named = _PERMISSION.search(_text(error))
     role = _ROLES.get(named["service"]) if named else None
     if role:
-        return f"grant the account the role {role}"
+        other = ", or use another --billing_project" if named["service"] == "bigquery" else ""
+        return f"grant the account the role {role}{other}"
     return "grant the account the role that is missing, or use another --billing_project"

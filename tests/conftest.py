@@ -1,6 +1,7 @@
 """Fixtures that several test modules share; each gives a function, so that nothing is imported."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from transforms.failures import Provenance
 from transforms.record_batch import derived_ids, source_batch
 
 # No test depends on how fast the machine is.
+# Whoever starts the tests in the background of a shell has them ignore it, and what they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
