@@ -186,8 +186,7 @@ def _forbidden(error: exceptions.Forbidden) -> str:
     if service:
         return f"run `gcloud services enable {service}` for the project, and wait a minute"
     named = _PERMISSION.search(_text(error))
-    role = _ROLES.get(named["service"]) if named else None
-    if role:
+    if named and (role := _ROLES.get(named["service"])):
         other = ", or use another --billing_project" if named["service"] == "bigquery" else ""
         return f"grant the account the role {role}{other}"
     return "grant the account the role that is missing, or use another --billing_project"
