@@ -186,8 +186,27 @@ def measure(
     return {name: spread([value - base for value in values]) for name, values in found.items()}
 
 
+def compare(folder: Path, everything: Sequence[bytes], size: int, rounds: int) -> dict[str, Any]:
+    """The example's folder, messages, and how many of them a batch has -> what each costs."""
+    # What the first batches cost besides must not count in what a message does.
+    messages = (list(everything) * 5)[: len(everything) * min(size, 25) // 5]
+    steps = {
+        "millrace": ours(folder / "model", size),
+        "stock_beam": stock(folder / "model" / "model.pt", size),
+        "stock_beam_cut_model": stock(folder / "two.pt", size),
+    }
+    gate(everything[:2_000], steps, folder)
+    found = measure(messages, {**steps, "passed_on": passed_on}, rounds)
+    own = found["millrace"]["median"]
+    others = {name: costs["median"] for name, costs in found.items() if name != "millrace"}
+    ratios = {name: round(cost / own, 2) for name, cost in others.items()}
+    told = "; ".join(f"{name} {cost:.1f}, {ratios[name]} times" for name, cost in others.items())
+    print(f"{size:>5} a batch: {own:8.1f} us a message; {told}", flush=True)
+    return {"messages_a_batch": size, **found, "ratios": ratios}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line -> stream_core.json."""
+    """The command line -> stream_core.json, written after each size."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--rounds", type=int, default=3)
@@ -196,53 +215,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     logging.getLogger().setLevel(logging.ERROR)
-    results: list[dict[str, Any]] = []
+    args.output.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "unit": "microseconds of CPU a message",
+        "rounds": args.rounds,
+        "versions": versions(),
+        "machine": describe_machine(),
+        "sizes": [],
+    }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         build(folder, rows=100, train_rows=5_000, seed=11)
         write_parquet(folder / "rows.parquet", args.messages, seed=11, fault_share=0.0)
-        script = folder / "two.pt"
-        load_two_outputs(folder / "model" / "model.pt").save(str(script))
+        load_two_outputs(folder / "model" / "model.pt").save(str(folder / "two.pt"))
         everything = make_messages(folder / "rows.parquet", args.messages)
         for size in args.sizes:
-            # What the first batches cost besides must not count in what a message does.
-            messages = (everything * 5)[: args.messages * min(size, 25) // 5]
-            steps = {
-                "millrace": ours(folder / "model", size),
-                "stock_beam": stock(folder / "model" / "model.pt", size),
-                "stock_beam_cut_model": stock(script, size),
-            }
-            if size == args.sizes[-1]:
-                gate(everything[:2_000], steps, folder)
-            found = measure(messages, {**steps, "passed_on": passed_on}, args.rounds)
-            own = found["millrace"]["median"]
-            ratios = {
-                name: round(costs["median"] / own, 2)
-                for name, costs in found.items()
-                if name != "millrace"
-            }
-            results.append({"messages_a_batch": size, **found, "ratios": ratios})
-            print(
-                f"{size:>5} a batch: {own:8.1f} us a message; stock Beam "
-                f"{found['stock_beam']['median']:8.1f}, {ratios['stock_beam']:.1f} times; with the "
-                f"cut model {found['stock_beam_cut_model']['median']:8.1f}, "
-                f"{ratios['stock_beam_cut_model']:.1f} times",
-                flush=True,
-            )
-    args.output.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(
-        {
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "unit": "microseconds of CPU a message",
-            "rounds": args.rounds,
-            "messages": args.messages,
-            "sizes": results,
-            "versions": versions(),
-            "machine": describe_machine(),
-        },
-        indent=1,
-    )
-    (args.output / "stream_core.json").write_text(text + "\n")
+            results["sizes"].append(compare(folder, everything, size, args.rounds))
+            text = json.dumps(results, indent=1)
+            (args.output / "stream_core.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":

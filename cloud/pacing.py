@@ -76,7 +76,9 @@ class RetryBudget:
     most: how many may be saved, and are there at the start. Without any, one a second goes.
     """
 
-    def __init__(self, most: float = 50.0, per_answer: float = 0.5, per_second: float = 1.0):
+    def __init__(
+        self, most: float = 50.0, per_answer: float = 0.5, per_second: float = 1.0
+    ) -> None:
         self._most, self._per_answer, self._per_second = most, per_answer, per_second
         self._saved, self._at = most, float("-inf")
 

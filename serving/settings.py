@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from model_handlers.errors import UsageError
 
@@ -94,8 +94,12 @@ def make_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
         description="Serve a model package over HTTP, as Vertex AI's containers do.",
         allow_abbrev=False,
     )
-    add = parser.add_argument
-    model = parser.add_argument_group("model").add_argument
+    _add_model_flags(parser.add_argument_group("model").add_argument, environment)
+    _add_server_flags(parser.add_argument, environment)
+    return parser
+
+
+def _add_model_flags(model: Callable[..., Any], environment: Mapping[str, str]) -> None:
     model(
         "--model_path",
         default=environment.get("AIP_STORAGE_URI") or None,
@@ -131,6 +135,9 @@ def make_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     model("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     model("--precision", default="float32", choices=("float32", "bf16", "fp16"))
     model("--threads", type=above_zero, default=1, help="threads of one operation (default: 1)")
+
+
+def _add_server_flags(add: Callable[..., Any], environment: Mapping[str, str]) -> None:
     add("--host", default="127.0.0.1", help="address to listen on; a container needs 0.0.0.0")
     add(
         "--port",
@@ -161,7 +168,6 @@ def make_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
         default=30.0,
         help="how long requests in flight may take after SIGTERM (default: 30)",
     )
-    return parser
 
 
 def parse(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> Settings:
