@@ -210,14 +210,16 @@ class FaultyEndpoint:
 class Connection(asyncio.Protocol):
     """One HTTP/1.1 connection; requests are answered one after the other."""
 
-    def __init__(self, endpoint: FaultyEndpoint) -> None:
+    def __init__(self, endpoint: FaultyEndpoint, connections: list["Connection"]) -> None:
         self.endpoint = endpoint
+        self.connections = connections
         self.buffer = b""
         self.busy = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
+        self.connections.append(self)
         self.endpoint.connections += 1
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -300,22 +302,20 @@ def faulty_endpoint(predict: Predict, faults: Faults = no_faults) -> Iterator[Fa
     endpoint = FaultyEndpoint(predict, faults)
     loop = asyncio.new_event_loop()
     connections: list[Connection] = []
-
-    def connect() -> Connection:
-        connections.append(Connection(endpoint))
-        return connections[-1]
-
-    server = loop.run_until_complete(loop.create_server(connect, "127.0.0.1", 0))
+    server = loop.run_until_complete(
+        loop.create_server(lambda: Connection(endpoint, connections), "127.0.0.1", 0)
+    )
     endpoint.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     thread = threading.Thread(target=loop.run_forever, name="faulty-endpoint", daemon=True)
     thread.start()
     try:
         yield endpoint
     finally:
-        loop.call_soon_threadsafe(server.close)
-        for connection in connections:
-            loop.call_soon_threadsafe(connection.transport.abort)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
+        server.close()
+        loop.run_until_complete(asyncio.sleep(0))  # connection_made of those just accepted
+        for connection in connections:
+            connection.transport.abort()
         loop.run_until_complete(asyncio.sleep(0))  # connection_lost of those just closed
         loop.close()
