@@ -12,6 +12,7 @@ MillraceError
     OutputError        a destination cannot be written
     EndpointError      a prediction endpoint is missing, refuses us or stays down
     CredentialsError   there are no Google Cloud credentials that can be used
+    JobError           a job elsewhere cannot be started, or has failed
     TooManyDeadLetters more rows failed than the user allows
     BalanceError       rows in differ from rows scored plus rows dead-lettered
 
@@ -72,6 +73,10 @@ class EndpointError(MillraceError):
 
 class CredentialsError(MillraceError):
     """There are no Google Cloud credentials that can be used."""
+
+
+class JobError(MillraceError):
+    """A job elsewhere cannot be started, or has failed."""
 
 
 class TooManyDeadLetters(MillraceError):

@@ -19,8 +19,9 @@ from cloud.clients import Cloud
 from model_handlers.artifact import read_bytes
 from model_handlers.contract import Manifest
 from model_handlers.errors import TooManyDeadLetters, UsageError
-from pipelines.beam_args import beam_options, runs_in_process
-from pipelines.cloud_access import connect, make_cloud
+from pipelines.beam_args import beam_options, is_dry_run, runs_in_process, runs_on_dataflow
+from pipelines.cloud_access import make_cloud
+from pipelines.dataflow_job import ask_for_accelerator, carry, describe, reach, start
 from pipelines.destinations import (
     new_attempt,
     open_destinations,
@@ -30,6 +31,7 @@ from pipelines.destinations import (
 from pipelines.flags import Parsed, require
 from pipelines.graph import ScoreRows
 from pipelines.handlers import make_handler, read_model
+from pipelines.job_facts import JobFacts
 from pipelines.options import (
     EndpointOptions,
     FailureOptions,
@@ -39,12 +41,11 @@ from pipelines.options import (
     SourceOptions,
 )
 from pipelines.progress import progress_line
-from pipelines.sources import Source, open_bigquery, open_files, reads_bigquery
+from pipelines.sources import Source, exports, open_bigquery, open_files, reads_bigquery
 from pipelines.summary import summarise
 from transforms.commit_files import DEAD_LETTERS, SCORES, Destination, RunFolder, discard
 from transforms.encode import OutputFields, choose_fields, output_schema, reference_fields
 from transforms.failures import Provenance, utc_now
-from transforms.read_bigquery import ReadBigQuery
 
 # Of glibc's malloc.h.
 M_ARENA_MAX = -8
@@ -72,7 +73,7 @@ def run_batch(name: str, parsed: Parsed, **needed: Any) -> None:
         **needed,
         output_files=sink.output_files or sink.output_table,
     )
-    endpoints = connect(parsed, options)
+    endpoints = reach(parsed, options)
     cloud = None
     if reads_bigquery(parsed) or writes_bigquery(parsed):
         cloud = make_cloud(parsed, options, endpoints)
@@ -125,7 +126,7 @@ def score_rows(
     schema = output_schema(fields, manifest, provenance, source.schema)
     table_cloud = cloud if writes_bigquery(parsed) else None
     destinations = open_destinations(parsed, attempt, schema, fields.time_column, table_cloud)
-    for destination in destinations:
+    for destination in () if is_dry_run(options) else destinations:
         destination.prepare()
     report = report_folder(destinations)
     facts = _facts(provenance, fields.score, source, destinations, report)
@@ -139,6 +140,7 @@ def score_rows(
         report,
         facts | {"started_at": started},
         show_progress=sys.stderr.isatty() and runs_in_process(options),
+        temporary=(attempt.temp,) if attempt.temp and exports(parsed) else (),
     )
 
 
@@ -167,32 +169,63 @@ def _facts(
 
 
 def run(graph: ScoreRows, options: PipelineOptions, parsed: Parsed) -> None:
-    """A graph -> run to its end, its report printed. What an aborted run staged is removed."""
-    begin = time.monotonic()
-    if runs_in_process(options):
-        share_memory()
+    """A graph -> run to its end, its report printed; or a job of Dataflow, started and left.
+
+    What an aborted run staged is removed; for a job, whoever follows it does that.
+    """
+    facts = _job_facts(graph, parsed)
+    if runs_on_dataflow(options):
+        carry(options, facts)
+        ask_for_accelerator(parsed, options)
     pipeline = beam.Pipeline(options=options)
     pipeline | "ScoreRows" >> graph
+    if is_dry_run(options):
+        print(describe(pipeline, facts))
+        return
+    as_json = parsed.get(RunOptions).json_summary
+    begin = time.monotonic()
     try:
-        with (
-            progress_line(sys.stderr) if graph.show_progress else nullcontext(),
-            nullcontext() if parsed.get(RunOptions).debug else quiet_workers(),
-        ):
-            pipeline.run().wait_until_finish()
+        if runs_on_dataflow(options):
+            start(pipeline, facts, as_json=as_json)
+            return
+        _run_to_end(pipeline, graph, options, debug=parsed.get(RunOptions).debug)
     except BaseException:
         for destination in graph.destinations:
             destination.discard()
-        discard(graph.report_folder)
+        for folder in (graph.report_folder, *graph.temporary):
+            discard(folder)
         raise
-    finally:
-        if isinstance(graph.source, ReadBigQuery):
-            graph.source.discard()
     report = orjson.loads(read_bytes(graph.report_folder.report))
-    if parsed.get(RunOptions).json_summary:
+    if as_json:
         print(orjson.dumps(report).decode())
     else:
         print(summarise(report, time.monotonic() - begin))
     check_dead_letters(report, parsed.get(FailureOptions).max_dead_letter_share)
+
+
+def _run_to_end(
+    pipeline: beam.Pipeline, graph: ScoreRows, options: PipelineOptions, *, debug: bool
+) -> None:
+    """A pipeline that runs in this process, or that this process waits for -> its end."""
+    if runs_in_process(options):
+        share_memory()
+    with (
+        progress_line(sys.stderr) if graph.show_progress else nullcontext(),
+        nullcontext() if debug else quiet_workers(),
+    ):
+        pipeline.run().wait_until_finish()
+
+
+def _job_facts(graph: ScoreRows, parsed: Parsed) -> JobFacts:
+    """A graph and flags -> what its job says of itself."""
+    report = graph.report_folder
+    folders = (report, *graph.temporary, *(d.folder for d in graph.destinations))
+    return JobFacts.of(
+        graph.provenance,
+        report=report.report,
+        staging=tuple(sorted({folder.staging for folder in folders})),
+        max_dead_letter_share=parsed.get(FailureOptions).max_dead_letter_share,
+    )
 
 
 def check_dead_letters(report: Mapping[str, Any], limit: float) -> None:

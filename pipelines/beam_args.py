@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from apache_beam.options.pipeline_options import (
     DirectOptions,
@@ -11,10 +12,12 @@ from apache_beam.options.pipeline_options import (
     PipelineOptions,
     SetupOptions,
     StandardOptions,
+    TestOptions,
     _BeamArgumentParser,
 )
 
 from model_handlers.errors import UsageError, nearest
+from pipelines.job_facts import option_names
 from pipelines.options import all_flags
 from transforms.failures import utc_now
 
@@ -33,6 +36,15 @@ JOB_NAMES = {
 }
 
 
+class JobFactOptions(PipelineOptions):
+    """The facts of pipelines/job_facts.py, which travel with a job. Nobody types them."""
+
+    @classmethod
+    def _add_argparse_args(cls, parser: Any) -> None:
+        for name in option_names():
+            parser.add_argument(f"--{name}")
+
+
 def beam_options(
     args: Sequence[str], *, streaming: bool = False, name: str | None = None
 ) -> PipelineOptions:
@@ -43,8 +55,10 @@ def beam_options(
     batch one with one worker thread a core: DirectRunner would first try to download
     another runner.
     """
+    args = _with_value(args)
     _refuse_unknown(args)
     options = PipelineOptions(list(args))
+    _read_dry_run(options)
     standard, direct = options.view_as(StandardOptions), options.view_as(DirectOptions)
     if streaming:
         standard.streaming = True
@@ -67,6 +81,29 @@ def beam_options(
     return options
 
 
+def is_dry_run(options: PipelineOptions) -> bool:
+    """Whether the run is to be told, and not started."""
+    return bool(options.view_as(TestOptions).dry_run)
+
+
+def _with_value(args: Sequence[str]) -> list[str]:
+    """Flags -> the same, a `--dry_run` alone as `--dry_run=true`: Beam wants a value."""
+    following = [*args[1:], "--"]
+    return [
+        "--dry_run=true" if arg == "--dry_run" and after.startswith("--") else arg
+        for arg, after in zip(args, following, strict=False)
+    ]
+
+
+def _read_dry_run(options: PipelineOptions) -> None:
+    """Beam takes any text for true. Raises UsageError."""
+    test = options.view_as(TestOptions)
+    text = str(test.dry_run).lower()
+    if text not in ("true", "false"):
+        raise UsageError(f"--dry_run: expected true or false, got {test.dry_run!r}")
+    test.dry_run = text == "true"
+
+
 def keep_buffers_whole() -> None:
     """Nothing -> Beam's runner in this process sends what workers put out when it is complete.
 
@@ -85,6 +122,12 @@ def runs_in_process(options: PipelineOptions) -> bool:
     return runner.rsplit(".")[-1] == IN_PROCESS or runner == IN_PROCESS_STREAM
 
 
+def runs_on_dataflow(options: PipelineOptions) -> bool:
+    """Whether the pipeline becomes a job of Dataflow, which goes on after this process."""
+    runner = str(options.view_as(StandardOptions).runner).rsplit(".")[-1].lower()
+    return runner in ("dataflow", "dataflowrunner")
+
+
 def _check_runner(name: str | None) -> None:
     """A runner's name -> Beam has it, or it is the path of a class. Raises UsageError."""
     known = StandardOptions.KNOWN_RUNNER_NAMES
@@ -101,7 +144,8 @@ def _check_runner(name: str | None) -> None:
 def _refuse_unknown(args: Sequence[str]) -> None:
     parser = _BeamArgumentParser(allow_abbrev=False)
     for kind in PipelineOptions.__subclasses__():
-        kind._add_argparse_args(parser)
+        if kind is not JobFactOptions:
+            kind._add_argparse_args(parser)
     _, unknown = parser.parse_known_args(list(args))
     flags = [arg.split("=")[0] for arg in unknown if arg.startswith("-")]
     if flags and flags[0] in all_flags():

@@ -36,7 +36,8 @@ class ScoreRows(beam.PTransform):
 
     source: a PTransform that returns transforms.read_files.Read. topics: of Pub/Sub, by
     the part whose rows are published as well; at least once, and before the commit.
-    cloud: given where there are topics.
+    cloud: given where there are topics. temporary: folders whose staged files nobody needs
+    after the commit.
     """
 
     source: beam.PTransform
@@ -50,6 +51,7 @@ class ScoreRows(beam.PTransform):
     show_progress: bool = False
     topics: Mapping[str, str] = field(default_factory=dict)
     cloud: Cloud | None = None
+    temporary: Sequence[RunFolder] = ()
 
     def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[dict[str, Any]]:
         """source -> predict -> encode -> sinks, failures -> dead letter sinks, all counted."""
@@ -74,7 +76,7 @@ class ScoreRows(beam.PTransform):
         ) | "Counts" >> beam.Flatten()
         if self.show_progress:
             rows | "Progress" >> ShowProgress()
-        commit = CommitRun(self.destinations, self.report_folder, self.facts)
+        commit = CommitRun(self.destinations, self.report_folder, self.facts, self.temporary)
         return (counts, staged) | "Commit" >> commit
 
 

@@ -16,7 +16,8 @@ from model_handlers.contract import Manifest
 from model_handlers.errors import OutputError, UsageError
 from pipelines.batch import fields_of, run, score_rows
 from pipelines.beam_args import beam_options
-from pipelines.cloud_access import connect, make_cloud
+from pipelines.cloud_access import make_cloud
+from pipelines.dataflow_job import reach
 from pipelines.destinations import writes_bigquery
 from pipelines.flags import Parsed, require
 from pipelines.handlers import make_handler, read_model
@@ -57,7 +58,7 @@ def run_local(parsed: Parsed) -> None:
     selection = select(flags)
     check_source(flags, options)
     parsed = as_batch_run(parsed)
-    endpoints = connect(parsed, options)
+    endpoints = reach(parsed, options)
     cloud = _make_cloud(parsed, options, endpoints)
     with open_letters(parsed, selection, cloud) as found:
         first = find_letter(found.letters, found.selection)

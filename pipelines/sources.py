@@ -63,6 +63,11 @@ def reads_bigquery(parsed: Parsed) -> bool:
     return source.input_files is None
 
 
+def exports(parsed: Parsed) -> bool:
+    """Whether the source writes files of its own in the temp location."""
+    return parsed.get(SourceOptions).read_method == "export"
+
+
 def open_files(
     parsed: Parsed, manifest: Manifest, fields: OutputFields, provenance: Provenance
 ) -> Source:

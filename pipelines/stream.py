@@ -21,7 +21,6 @@ written again, with the same row_id. What it cannot promise:
 from __future__ import annotations
 
 import functools
-import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,11 +39,18 @@ from cloud.endpoints import is_plain
 from model_handlers.batch_handler import BatchHandler
 from model_handlers.contract import Manifest
 from model_handlers.errors import UsageError
-from pipelines.beam_args import IN_PROCESS_STREAM, beam_options, runs_in_process
-from pipelines.cloud_access import connect
+from pipelines.beam_args import (
+    IN_PROCESS_STREAM,
+    beam_options,
+    is_dry_run,
+    runs_in_process,
+    runs_on_dataflow,
+)
+from pipelines.dataflow_job import ask_for_accelerator, carry, describe, reach, start
 from pipelines.flags import Parsed, require
 from pipelines.graph import ScoreStream, StreamSinks
 from pipelines.handlers import make_handler, read_model
+from pipelines.job_facts import JobFacts, label_value
 from pipelines.options import (
     CloudOptions,
     EndpointOptions,
@@ -108,7 +114,7 @@ def run_stream(name: str, parsed: Parsed, **needed: Any) -> None:
 
 def stream_cloud(parsed: Parsed, options: PipelineOptions) -> Cloud:
     """Flags -> the Cloud; who pays, if no flag says so, is the project of the subscription."""
-    endpoints = connect(parsed, options)
+    endpoints = reach(parsed, options)
     flags, source = parsed.get(CloudOptions), parsed.get(StreamSourceOptions)
     own = (source.input_subscription or source.input_topic or "projects/unnamed/").split("/")[1]
     project = flags.billing_project or options.view_as(GoogleCloudOptions).project or own
@@ -185,19 +191,33 @@ def score_stream(
         sinks=sinks[0],
         failure_sinks=sinks[1],
     )
+    if is_dry_run(options):
+        _tell_only(score, options, JobFacts.of(provenance), parsed)
+        return
     cluster_by = parsed.get(StreamSinkOptions).cluster_by or ()
     prepare_sinks(*sinks, schema, fields, cluster_by, cloud)
-    reader = re.sub(r"[^a-z0-9_-]", "_", f"{name}-{run_id}".lower())[:63]
-    pipeline = beam.Pipeline(options=options)
-    with _subscription(parsed, pipeline, reader, sinks, cloud) as (subscription, made):
+    reader = label_value(f"{name}-{run_id}")
+    with _subscription(parsed, options, reader, sinks, cloud) as (subscription, made):
         if in_process:
+            pipeline = beam.Pipeline(options=options)
             hold = (score.keywords["max_batch_wait_ms"] or 0) / 1000
             with open_intake(cloud, subscription, hold) as intake:
                 pipeline | "ScoreStream" >> score(source=PullMessages(intake))
                 watch(pipeline, intake, Reading(subscription, reader, made, cloud), run)
+            return
+        facts = JobFacts.of(provenance, subscription=subscription)
+        if runs_on_dataflow(options):
+            carry(options, facts)
+            ask_for_accelerator(parsed, options)
+        pipeline = beam.Pipeline(options=options)
+        pipeline | "ScoreStream" >> score(source=ReadMessages(subscription))
+        if runs_on_dataflow(options):
+            start(pipeline, facts)
         else:
-            pipeline | "ScoreStream" >> score(source=ReadMessages(subscription))
-            _tell_started(pipeline.run(), subscription, made)
+            pipeline.run()
+        tell(f"when it has ended, remove the label {READER} of {subscription}")
+        if made:
+            tell("or delete the subscription, which was made for it")
 
 
 def _score(parsed: Parsed, **fields: Any) -> functools.partial[ScoreStream]:
@@ -213,10 +233,23 @@ def _score(parsed: Parsed, **fields: Any) -> functools.partial[ScoreStream]:
     )
 
 
+def _tell_only(
+    score: functools.partial[ScoreStream], options: PipelineOptions, facts: JobFacts, parsed: Parsed
+) -> None:
+    """What would run -> it is printed, on a subscription that need not be there."""
+    source = parsed.get(StreamSourceOptions)
+    pipeline = beam.Pipeline(options=options)
+    name = source.input_subscription or f"{source.input_topic}".replace(
+        "/topics/", "/subscriptions/"
+    )
+    pipeline | "ScoreStream" >> score(source=ReadMessages(name))
+    print(describe(pipeline, facts))
+
+
 @contextmanager
 def _subscription(
     parsed: Parsed,
-    pipeline: beam.Pipeline,
+    options: PipelineOptions,
     reader: str,
     sinks: tuple[StreamSinks, StreamSinks],
     cloud: Cloud,
@@ -226,10 +259,10 @@ def _subscription(
     One that was made for a run in this process is removed when the block ends.
     """
     source = parsed.get(StreamSourceOptions)
-    in_process = runs_in_process(pipeline.options)
+    in_process = runs_in_process(options)
     topics = [to.topic for to in sinks if to.topic]
     name, made = open_subscription(source, cloud, topics)
-    update = bool(pipeline.options.view_as(GoogleCloudOptions).update)
+    update = bool(options.view_as(GoogleCloudOptions).update)
     shared = source.allow_shared_subscription or update
     with temporary(name, made and in_process, cloud):
         labelled = claim(name, reader, cloud, lasting=not in_process, shared=shared)
@@ -245,13 +278,3 @@ def _runs_here(options: PipelineOptions) -> bool:
     if runs_in_process(options) and runner != IN_PROCESS_STREAM:
         raise UsageError(f"--runner {runner} reads no Pub/Sub: leave it out to run in this process")
     return bool(runner == IN_PROCESS_STREAM)
-
-
-def _tell_started(result: Any, subscription: str, made: bool) -> None:
-    """A job that goes on after this process -> what its user has to know."""
-    job = getattr(result, "job_id", None)
-    if callable(job):
-        tell(f"started job {job()}")
-    tell(f"when it has ended, remove the label {READER} of {subscription}")
-    if made:
-        tell("or delete the subscription, which was made for it")

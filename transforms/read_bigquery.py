@@ -28,7 +28,7 @@ from cloud.errors import explain, is_passing, retry, told_as
 from model_handlers.errors import InputError, UsageError
 from transforms.bigquery_jobs import job_id, run_job
 from transforms.bigquery_schema import TableName, arrow_schema
-from transforms.commit_files import RunFolder, discard
+from transforms.commit_files import RunFolder
 from transforms.file_ranges import FileRange, match_files, split_file
 from transforms.read_files import Columns, Read, read_range
 from transforms.record_batch import rebatch, typed
@@ -210,7 +210,7 @@ class ReadBigQuery(beam.PTransform):
     """Nothing -> source batches of a table's or a query's rows.
 
     columns: what is read of each row. folder: the run's staging folder, for an export;
-    whoever runs the pipeline calls `discard` afterwards.
+    whoever runs the pipeline has it discarded afterwards.
     """
 
     source: BigQuerySource
@@ -221,11 +221,6 @@ class ReadBigQuery(beam.PTransform):
 
     def __post_init__(self) -> None:
         self.columns = replace(self.columns, ids_by_content=True)
-
-    def discard(self) -> None:
-        """After the run, however it ended: no file of an export is left."""
-        if self.method == "export" and self.folder is not None:
-            discard(self.folder)
 
     def expand(self, pipeline: beam.Pipeline) -> Read:
         """run the query -> open a session -> spread the streams -> read. Nothing fails by row."""

@@ -23,6 +23,7 @@ from transforms.commit_files import (
     RunFolder,
     StagedFile,
     commit,
+    discard,
 )
 from transforms.failures import utc_now
 
@@ -107,13 +108,15 @@ def build_report(
 class CommitRun(beam.PTransform):
     """(counts, staged files) -> the report, once all is accounted for and in place.
 
-    report_folder: where the report goes. facts: what else it says. The rows of a run
-    that does not balance stay in the staging folder, and the pipeline fails.
+    report_folder: where the report goes. facts: what else it says. temporary: folders of
+    which nothing staged is needed any more. The rows of a run that does not balance stay in
+    the staging folder, and the pipeline fails.
     """
 
     destinations: Sequence[Destination]
     report_folder: RunFolder
     facts: Mapping[str, Any]
+    temporary: Sequence[RunFolder] = ()
 
     def _commit(
         self, _: None, counts: Iterable[Count], staged: Iterable[StagedFile]
@@ -126,6 +129,8 @@ class CommitRun(beam.PTransform):
             return orjson.dumps(report, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
         commit(self.destinations, files, self.report_folder, finished)
+        for folder in self.temporary:
+            discard(folder)
         return report
 
     def expand(

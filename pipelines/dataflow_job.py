@@ -1,0 +1,269 @@
+"""A run that goes on at Dataflow: looked at before, started, told, and left alone.
+
+The process that starts a job ends at once. Who follows it, from whichever machine, reads the
+facts that it carries (pipelines/job_facts.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+from collections.abc import Iterator
+from dataclasses import fields
+
+import apache_beam as beam
+import orjson
+from apache_beam.options.pipeline_options import (
+    GoogleCloudOptions,
+    PipelineOptions,
+    SetupOptions,
+    StandardOptions,
+    WorkerOptions,
+)
+from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
+from apache_beam.utils.retry import PermanentException
+from google.api_core import exceptions
+from google.cloud.storage.exceptions import InvalidResponse
+
+from cloud.clients import credentials
+from cloud.endpoints import Endpoints, is_plain, rest_url
+from cloud.errors import told_as
+from model_handlers.errors import JobError, OutputError, UsageError, one_line
+from pipelines.beam_args import JobFactOptions, is_dry_run, runs_on_dataflow
+from pipelines.cloud_access import connect
+from pipelines.flags import Parsed
+from pipelines.job_facts import JobFacts, attach_command, console_link
+from pipelines.options import DeviceOptions
+from transforms.commit_files import RunFolder, check_writable, discard
+
+# What a job with `--device cuda` gets where no flag says otherwise: it fits the default machines.
+ACCELERATOR = "accelerator=type:nvidia-tesla-t4;count:1;install-nvidia-driver"
+_REGION = re.compile(r"[a-z]+-[a-z]+\d+")
+# Source: Dataflow's documentation of labels.
+_LABEL = re.compile(r"[a-z][a-z0-9_-]{0,62}=[a-z0-9_-]{0,63}")
+_NAME = re.compile(PipelineOptionsValidator.JOB_PATTERN)
+_PROJECT = re.compile(PipelineOptionsValidator.PROJECT_ID_PATTERN)
+
+
+def reach(parsed: Parsed, options: PipelineOptions) -> Endpoints:
+    """Flags -> the endpoints; where the run is a job of Dataflow, what would fail it is told.
+
+    Raises UsageError, CredentialsError, OutputError: before anything is read or made.
+    """
+    if not runs_on_dataflow(options):
+        return connect(parsed, options)
+    google = options.view_as(GoogleCloudOptions)
+    _check_present(options)
+    _check_names(google)
+    if not _on_this_machine(google):
+        _check_image(options)
+        _check_paths(parsed, google)
+    endpoints = connect(parsed, options)
+    _aim(google, endpoints)
+    if not google.no_auth:
+        credentials(None)
+    if not is_dry_run(options):
+        for flag in ("staging_location", "temp_location"):
+            _check_folder(flag, getattr(google, flag) or google.temp_location)
+    return endpoints
+
+
+def _region(google: GoogleCloudOptions) -> str | None:
+    """The flag's value: Beam's own default is a question to gcloud."""
+    return google.get_all_options(drop_default=True).get("region")  # type: ignore[no-any-return]
+
+
+def _check_present(options: PipelineOptions) -> None:
+    google = options.view_as(GoogleCloudOptions)
+    given = {
+        "--project P": google.project,
+        "--region us-central1": _region(google),
+        "--temp_location gs://BUCKET/tmp": google.temp_location,
+    }
+    missing = [flag for flag, value in given.items() if not value]
+    if missing:
+        raise UsageError(f"--runner DataflowRunner needs more: add {' '.join(missing)}")
+
+
+def _check_names(google: GoogleCloudOptions) -> None:
+    """What Beam or Dataflow would refuse later, in other words."""
+    region = _region(google) or ""
+    if not _REGION.fullmatch(region):
+        raise UsageError(f"--region {region}: expected a region such as us-central1")
+    if not _PROJECT.fullmatch(google.project):
+        raise UsageError(f"--project {google.project}: expected a project's id, not its number")
+    if not _NAME.fullmatch(google.job_name):
+        raise UsageError(
+            f"--job_name {google.job_name}: expected small letters, digits and -, a letter first"
+        )
+    for label in google.labels or ():
+        if not (label.startswith("{") or _LABEL.fullmatch(label)):
+            raise UsageError(
+                f"--labels {label}: expected KEY=VALUE of small letters, digits, _ and -"
+            )
+    if google.template_location and google.update:
+        raise UsageError("--update replaces a job that runs; a template cannot know which")
+
+
+def _on_this_machine(google: GoogleCloudOptions) -> bool:
+    """Whether the service has its workers here, as a stand-in for it has: Beam's own rule."""
+    return "localhost" in google.dataflow_endpoint
+
+
+def _check_image(options: PipelineOptions) -> None:
+    """Workers have Beam, and nothing of ours, unless a flag brings it."""
+    setup = options.view_as(SetupOptions)
+    brings = (
+        options.view_as(WorkerOptions).sdk_container_image,
+        setup.setup_file,
+        setup.extra_packages,
+        setup.requirements_file,
+        setup.prebuild_sdk_container_engine,
+    )
+    if not any(brings):
+        raise UsageError(
+            "workers of Dataflow lack this package and torch: add --sdk_container_image IMAGE "
+            "(`make image` makes one), or --setup_file ./setup.py, which each installs at its start"
+        )
+
+
+def _check_paths(parsed: Parsed, google: GoogleCloudOptions) -> None:
+    """Flags whose values are files -> nothing, or UsageError for one of this machine."""
+    for flag, path in _paths(parsed):
+        if "://" not in path:
+            raise UsageError(
+                f"--{flag} {path}: workers of Dataflow cannot reach this machine's files: copy it "
+                f"to a bucket, and say --{flag} gs://BUCKET/..."
+            )
+    for flag in ("temp_location", "staging_location"):
+        path = getattr(google, flag)
+        if path is not None and not re.fullmatch(r"gs://[a-z0-9][\w.-]+/.+", path):
+            raise UsageError(f"--{flag} {path}: expected gs://BUCKET/FOLDER")
+
+
+def _paths(parsed: Parsed) -> Iterator[tuple[str, str]]:
+    """Flags -> each that names files, and one of its values."""
+    for group in parsed.groups.values():
+        for field in fields(group):
+            if field.metadata["param_type"].startswith("GCS_"):
+                value = getattr(group, field.name)
+                values = value if isinstance(value, tuple) else (value,)
+                yield from ((field.name, path) for path in values if path is not None)
+
+
+def _aim(google: GoogleCloudOptions, endpoints: Endpoints) -> None:
+    """Beam is told the address of Dataflow; a plain one gets no credentials."""
+    if endpoints.dataflow is not None:
+        google.dataflow_endpoint = rest_url(endpoints.dataflow)
+    if is_plain(google.dataflow_endpoint):
+        # The one name by which Beam knows a server that speaks REST.
+        google.dataflow_endpoint = google.dataflow_endpoint.replace("127.0.0.1", "localhost")
+        google.no_auth = True
+
+
+def _check_folder(flag: str, path: str) -> None:
+    """A folder -> files can be made in it, or OutputError: Beam would try for eight minutes."""
+    folder = RunFolder(path.rstrip("/"), f"start-{uuid.uuid4().hex}", "of")
+    with told_as(OutputError, f"--{flag}: {path} cannot be written"):
+        try:
+            check_writable(folder)
+        except InvalidResponse as error:
+            raise exceptions.from_http_response(error.response) from error
+        finally:
+            discard(folder)
+
+
+def carry(options: PipelineOptions, facts: JobFacts) -> None:
+    """Beam's options -> with the facts and labels of a run. The user's own labels go before."""
+    carried = options.view_as(JobFactOptions)
+    for name, value in facts.options().items():
+        setattr(carried, name, value)
+    google = options.view_as(GoogleCloudOptions)
+    own = [f"{name}={value}" for name, value in facts.labels().items()]
+    # Beam lets the last of two with one key win.
+    google.labels = own + list(google.labels or ())
+
+
+def ask_for_accelerator(parsed: Parsed, options: PipelineOptions) -> None:
+    """`--device cuda` -> workers that have one, unless flags of Beam or Dataflow say which.
+
+    A hint for the whole pipeline, not for the step that predicts: Dataflow would give that
+    step workers of its own, and send every row to them and back.
+    """
+    device = parsed.find(DeviceOptions)
+    standard = options.view_as(StandardOptions)
+    given = [
+        *(standard.resource_hints or ()),
+        *(options.view_as(GoogleCloudOptions).dataflow_service_options or ()),
+    ]
+    if (
+        device is not None
+        and device.device.startswith("cuda")
+        and not any("accelerator" in text for text in given)
+    ):
+        standard.resource_hints = [*(standard.resource_hints or ()), ACCELERATOR]
+
+
+def start(pipeline: beam.Pipeline, facts: JobFacts, *, as_json: bool = False) -> None:
+    """A pipeline with its facts -> a job, told on standard output. Nothing waits for it.
+
+    With --template_location the job is written there, and nothing is started. Raises JobError.
+    """
+    google = pipeline.options.view_as(GoogleCloudOptions)
+    log = logging.getLogger("apache_beam")
+    if log.level == logging.CRITICAL:
+        # Beam logs what Dataflow answers before it raises it.
+        log.setLevel(logging.CRITICAL + 1)
+    what = f"job {google.job_name} cannot be started"
+    with told_as(JobError, what):
+        try:
+            result = pipeline.run()
+        except (OSError, PermanentException) as error:
+            raise JobError(f"{what}: {one_line(error)}") from error
+    job = result.job_id() if result.has_job else None
+    told = _told(job, google, facts)
+    if as_json:
+        print(orjson.dumps(told).decode())
+    else:
+        print("\n".join(f"{name:<13} {value}" for name, value in told.items()))
+
+
+def _told(job: str | None, google: GoogleCloudOptions, facts: JobFacts) -> dict[str, str]:
+    """A started job, or none where it was written -> what its user has to know."""
+    place = (google.project, _region(google) or "", job or "")
+    told = {"template": google.template_location} if job is None else {"job": job}
+    told |= {"name": google.job_name, "run": f"{facts.run_id}"}
+    if facts.report is not None:
+        told["report"] = facts.report
+    if facts.subscription is not None:
+        told["subscription"] = facts.subscription
+    if job is not None:
+        told |= {"console": console_link(*place), "follow": attach_command(*place)}
+    return told
+
+
+def remove_staged(facts: JobFacts) -> None:
+    """The facts of a batch run that did not end well -> nothing unfinished of it is left."""
+    for path in facts.staging:
+        discard(RunFolder(path.removesuffix(f"/.staging/{facts.run_id}"), facts.run_id, ""))
+
+
+def describe(pipeline: beam.Pipeline, facts: JobFacts) -> str:
+    """A pipeline that is not started -> what it would be, in some lines. Secrets are left out."""
+    options = pipeline.options
+    given = options.get_all_options(drop_default=True, retain_unknown_options=True)
+    proto = pipeline.to_runner_api()
+    steps = [t.unique_name for t in proto.components.transforms.values()]
+    lines = [
+        ("dry run", "nothing was made or started; sinks were not looked at"),
+        ("runner", str(given.pop("runner", "FnApiRunner"))),
+        *((name, str(value)) for name, value in facts.options().items()),
+        *(("label", f"{name}={value}") for name, value in facts.labels().items()),
+        *(("option", f"{n}={v}") for n, v in sorted(given.items()) if not _SECRET.search(n)),
+        *(("step", name) for name in steps if name.count("/") == 1),
+    ]
+    return "\n".join(f"{name:<13} {value}" for name, value in lines)
+
+
+_SECRET = re.compile(r"secret|password|token|connection_string|access_key|gbek")

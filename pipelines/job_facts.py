@@ -1,0 +1,97 @@
+"""What a job says of itself, for whoever attaches to it later, from any machine.
+
+The facts are pipeline options of the job, which Dataflow keeps and the console shows: in the
+answer of `jobs.get` with JOB_VIEW_ALL they are `environment.sdkPipelineOptions.options`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transforms.failures import Provenance
+
+PREFIX = "millrace_"
+
+
+@dataclass(frozen=True)
+class JobFacts:
+    """The facts of a run that goes on elsewhere.
+
+    model: its name and version. report: where a batch run writes its report at its end.
+    staging: folders that hold nothing but what a batch run that did not end well left.
+    max_dead_letter_share: above which the run counts as failed. subscription: that a stream
+    reads; the label that says so is to be removed when it has ended.
+    """
+
+    pipeline: str
+    run_id: str
+    model: str
+    model_digest: str
+    report: str | None = None
+    staging: tuple[str, ...] = ()
+    max_dead_letter_share: float = 1.0
+    subscription: str | None = None
+
+    @classmethod
+    def of(cls, provenance: Provenance, **others: Any) -> JobFacts:
+        """What every row carries, and the other facts -> the facts."""
+        return cls(
+            provenance.pipeline,
+            provenance.run_id,
+            f"{provenance.model_name} {provenance.model_version}",
+            provenance.model_digest,
+            **others,
+        )
+
+    def options(self) -> dict[str, Any]:
+        """The facts by the names of pipeline options; what is None is left out."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values["staging"] = list(self.staging)
+        return {PREFIX + name: value for name, value in values.items() if value is not None}
+
+    def labels(self) -> dict[str, str]:
+        """The labels of the job, in Dataflow's characters."""
+        values = {
+            "pipeline": self.pipeline,
+            "run": self.run_id,
+            "model": self.model,
+            "digest": self.model_digest[:16],
+        }
+        return {PREFIX + name: label_value(value) for name, value in values.items()}
+
+
+def option_names() -> list[str]:
+    """The names of the pipeline options that carry the facts."""
+    return [PREFIX + f.name for f in dataclasses.fields(JobFacts)]
+
+
+def read_facts(options: Mapping[str, Any]) -> JobFacts | None:
+    """`options` of a job's environment -> its facts, None where the job is none of ours."""
+    given = {
+        f.name: options[PREFIX + f.name]
+        for f in dataclasses.fields(JobFacts)
+        if options.get(PREFIX + f.name) is not None
+    }
+    if not {"pipeline", "run_id", "model", "model_digest"} <= given.keys():
+        return None
+    return JobFacts(**given | {"staging": tuple(given.get("staging", ()))})
+
+
+def label_value(text: str) -> str:
+    """Any text -> the nearest that a label of Google Cloud may hold."""
+    return re.sub(r"[^a-z0-9_-]", "_", text.lower())[:63]
+
+
+def console_link(project: str, region: str, job_id: str) -> str:
+    """A job -> its page in the console."""
+    return f"https://console.cloud.google.com/dataflow/jobs/{region}/{job_id}?project={project}"
+
+
+def attach_command(project: str, region: str, job_id: str) -> str:
+    """A job -> the command that follows it."""
+    return f"python -m pipelines.launch --attach {job_id} --project {project} --region {region}"
