@@ -22,7 +22,12 @@ if TYPE_CHECKING:
     from google.cloud.aiplatform_v1 import EndpointServiceClient, ModelServiceClient
     from google.cloud.bigquery_storage_v1.services.big_query_read import BigQueryReadClient
     from google.cloud.bigquery_storage_v1.services.big_query_write import BigQueryWriteClient
-    from google.cloud.dataflow_v1beta3 import JobsV1Beta3Client, MetricsV1Beta3Client
+    from google.cloud.dataflow_v1beta3 import (
+        FlexTemplatesServiceClient,
+        JobsV1Beta3Client,
+        MessagesV1Beta3Client,
+        MetricsV1Beta3Client,
+    )
     from google.pubsub_v1.services.publisher import PublisherClient
     from google.pubsub_v1.services.subscriber import SubscriberClient
 
@@ -104,19 +109,29 @@ class Cloud:
 
     def dataflow(self) -> Dataflow:
         """The clients of Dataflow, over REST. Raises CredentialsError."""
-        from google.cloud.dataflow_v1beta3 import JobsV1Beta3Client, MetricsV1Beta3Client
+        from google.cloud.dataflow_v1beta3 import (
+            FlexTemplatesServiceClient,
+            JobsV1Beta3Client,
+            MessagesV1Beta3Client,
+            MetricsV1Beta3Client,
+        )
 
         address = self.endpoints.dataflow
-        host = rest_url(address or "dataflow.googleapis.com")
-        jobs, metrics = (
-            client(
-                transport=client.get_transport_class("rest")(
-                    host=host, credentials=credentials(address)
+        place: dict[str, Any] = {
+            "host": rest_url(address or "dataflow.googleapis.com"),
+            "credentials": credentials(address),
+        }
+        return Dataflow(
+            *(
+                client(transport=client.get_transport_class("rest")(**place))
+                for client in (
+                    JobsV1Beta3Client,
+                    MetricsV1Beta3Client,
+                    MessagesV1Beta3Client,
+                    FlexTemplatesServiceClient,
                 )
             )
-            for client in (JobsV1Beta3Client, MetricsV1Beta3Client)
         )
-        return Dataflow(jobs, metrics)
 
     def discovered(self, service: str, version: str) -> Any:
         """A service, as `Endpoints` names it -> its client as Google's document describes it.
@@ -138,10 +153,12 @@ class Cloud:
 
 @dataclass(frozen=True)
 class Dataflow:
-    """The clients of Dataflow: jobs, and what they used."""
+    """The clients of Dataflow: jobs, what they used, what happened to them, and templates."""
 
     jobs: JobsV1Beta3Client
     metrics: MetricsV1Beta3Client
+    messages: MessagesV1Beta3Client
+    templates: FlexTemplatesServiceClient
 
 
 @dataclass(frozen=True)

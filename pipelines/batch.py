@@ -28,19 +28,18 @@ from pipelines.destinations import (
     report_folder,
     writes_bigquery,
 )
-from pipelines.flags import Parsed, require
+from pipelines.flags import Parsed
 from pipelines.graph import ScoreRows
 from pipelines.handlers import make_handler, read_model
 from pipelines.job_facts import JobFacts
 from pipelines.options import (
-    EndpointOptions,
     FailureOptions,
     ModelOptions,
     RunOptions,
     SinkOptions,
-    SourceOptions,
 )
 from pipelines.progress import progress_line
+from pipelines.required import require_flags
 from pipelines.sources import Source, exports, open_bigquery, open_files, reads_bigquery
 from pipelines.summary import summarise
 from transforms.commit_files import DEAD_LETTERS, SCORES, Destination, RunFolder, discard
@@ -58,21 +57,13 @@ def run_local(parsed: Parsed) -> None:
 
 def run_vertex(parsed: Parsed) -> None:
     """The flags of batch_vertex -> a finished run and its summary."""
-    endpoint = parsed.get(EndpointOptions)
-    run_batch("batch_vertex", parsed, endpoint=endpoint.endpoint or endpoint.endpoint_url)
+    run_batch("batch_vertex", parsed)
 
 
-def run_batch(name: str, parsed: Parsed, **needed: Any) -> None:
-    """A pipeline's name, its flags, and those that it needs besides -> a finished run."""
+def run_batch(name: str, parsed: Parsed) -> None:
+    """A pipeline's name and its flags -> a finished run, or a job that is started."""
     options = beam_options(parsed.beam_args, name=name)
-    source, sink = parsed.get(SourceOptions), parsed.get(SinkOptions)
-    require(
-        name,
-        input_files=source.input_files or source.input_table or source.input_query,
-        model=parsed.get(ModelOptions).model,
-        **needed,
-        output_files=sink.output_files or sink.output_table,
-    )
+    require_flags(name, parsed)
     endpoints = reach(parsed, options)
     cloud = None
     if reads_bigquery(parsed) or writes_bigquery(parsed):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from apache_beam.options.pipeline_options import (
     DirectOptions,
@@ -81,6 +81,14 @@ def beam_options(
     return options
 
 
+def given_flags(args: Sequence[str]) -> dict[str, Any]:
+    """Flags that are not ours -> those that say something, by Beam's names. Raises UsageError."""
+    args = _with_value(args)
+    _refuse_unknown(args)
+    found: dict[str, Any] = PipelineOptions(list(args)).get_all_options(drop_default=True)
+    return found
+
+
 def is_dry_run(options: PipelineOptions) -> bool:
     """Whether the run is to be told, and not started."""
     return bool(options.view_as(TestOptions).dry_run)
@@ -141,8 +149,15 @@ def _check_runner(name: str | None) -> None:
         )
 
 
+class _Parser(_BeamArgumentParser):  # type: ignore[misc]
+    """Beam's, which itself prints all flags and exits where a value is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message.removeprefix("argument "))
+
+
 def _refuse_unknown(args: Sequence[str]) -> None:
-    parser = _BeamArgumentParser(allow_abbrev=False)
+    parser = _Parser(allow_abbrev=False)
     for kind in PipelineOptions.__subclasses__():
         if kind is not JobFactOptions:
             kind._add_argparse_args(parser)

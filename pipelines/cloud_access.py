@@ -24,20 +24,25 @@ def connect(parsed: Parsed, options: PipelineOptions) -> Endpoints:
     Beam would try for half a minute, then go on without.
     """
     endpoints = Endpoints.resolve(parsed.get(CloudOptions).api_endpoints or ())
-    if endpoints.storage is not None:
-        os.environ["STORAGE_EMULATOR_HOST"] = rest_url(endpoints.storage)
     if is_plain(endpoints.pubsub):
         # The local runner's own clients read nothing else.
         os.environ["PUBSUB_EMULATOR_HOST"] = grpc_target(endpoints.pubsub or "")
-    if any(text.removeprefix("@").startswith(GCS) for text in _texts(parsed, options)):
-        if is_plain(endpoints.storage):
-            from apache_beam.internal.gcp import auth
-
-            # As if Beam had looked for credentials, and found none: it speaks anonymously.
-            auth._Credentials._credentials_init = True
-        else:
-            credentials(endpoints.storage)
+    texts = _texts(parsed, options)
+    open_storage(endpoints, needed=any(text.removeprefix("@").startswith(GCS) for text in texts))
     return endpoints
+
+
+def open_storage(endpoints: Endpoints, *, needed: bool) -> None:
+    """Endpoints -> Beam's file access to Cloud Storage is ready. Raises CredentialsError."""
+    if endpoints.storage is not None:
+        os.environ["STORAGE_EMULATOR_HOST"] = rest_url(endpoints.storage)
+    if needed and is_plain(endpoints.storage):
+        from apache_beam.internal.gcp import auth
+
+        # As if Beam had looked for credentials, and found none: it speaks anonymously.
+        auth._Credentials._credentials_init = True
+    elif needed:
+        credentials(endpoints.storage)
 
 
 def _texts(parsed: Parsed, options: PipelineOptions) -> list[str]:

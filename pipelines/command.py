@@ -24,7 +24,8 @@ class Command:
     """A pipeline's command.
 
     run: `module:function`, called with Parsed; imported only when flags are read, so
-        that `--help` does not wait for torch and Beam.
+        that `--help` does not wait for torch and Beam. What it returns is the exit code, None
+        for 0.
     """
 
     name: str
@@ -40,7 +41,7 @@ def main(command: Command, argv: Sequence[str]) -> int:
         parsed = parse(command.name, command.about, command.options, argv)
         debug = any(getattr(group, "debug", False) for group in parsed.groups.values())
         _set_logging(debug)
-        _run(command, parsed)
+        return _run(command, parsed) or 0
     except KeyboardInterrupt as interrupt:
         print(f"\ninterrupted: {str(interrupt) or 'nothing was written'}", file=sys.stderr)
         return 130
@@ -51,7 +52,6 @@ def main(command: Command, argv: Sequence[str]) -> int:
         known = explain(error)
         print(f"error: {known}", file=sys.stderr)
         return 2 if isinstance(known, errors.UsageError) else 1
-    return 0
 
 
 def run_and_exit(command: Command, argv: Sequence[str]) -> NoReturn:
@@ -67,9 +67,9 @@ def run_and_exit(command: Command, argv: Sequence[str]) -> NoReturn:
     os._exit(code)
 
 
-def _run(command: Command, parsed: Parsed) -> None:
+def _run(command: Command, parsed: Parsed) -> int | None:
     module, _, function = command.run.partition(":")
-    getattr(importlib.import_module(module), function)(parsed)
+    return getattr(importlib.import_module(module), function)(parsed)  # type: ignore[no-any-return]
 
 
 def _set_logging(debug: bool) -> None:
@@ -109,12 +109,22 @@ def explain(error: BaseException) -> errors.MillraceError:
         if isinstance(cause, errors.MillraceError):
             return type(cause)(_WHERE.sub("", str(cause)))
         cause = cause.__cause__ or cause.__context__
-    found = _RAISED.findall(str(error))
-    if found:
-        name, message = found[-1]
-        return _NAMES[name](_WHERE.sub("", message))
-    lines = [line.strip() for line in _WHERE.sub("", str(error)).splitlines() if line.strip()]
-    told = lines[-1] if lines else ""
+    found = find_raised(str(error))
+    if found is not None:
+        return found
     return errors.MillraceError(
-        f"unexpected {type(error).__name__}: {told}; run again with --debug for the traceback"
+        f"unexpected {type(error).__name__}: {last_line(str(error))}; run again with --debug for "
+        "the traceback"
     )
+
+
+def find_raised(text: str) -> errors.MillraceError | None:
+    """A traceback, or several -> the last error of ours in it, None if there is none."""
+    found = _RAISED.findall(text)
+    return _NAMES[found[-1][0]](_WHERE.sub("", found[-1][1])) if found else None
+
+
+def last_line(text: str) -> str:
+    """A text -> its last line, without the step in which it was said; empty if there is none."""
+    lines = [line.strip() for line in _WHERE.sub("", text).splitlines() if line.strip()]
+    return lines[-1] if lines else ""

@@ -47,23 +47,23 @@ from pipelines.beam_args import (
     runs_on_dataflow,
 )
 from pipelines.dataflow_job import ask_for_accelerator, carry, describe, reach, start
-from pipelines.flags import Parsed, require
+from pipelines.flags import Parsed
 from pipelines.graph import ScoreStream, StreamSinks
 from pipelines.handlers import make_handler, read_model
 from pipelines.job_facts import JobFacts, label_value
 from pipelines.options import (
     CloudOptions,
-    EndpointOptions,
     ModelOptions,
-    StreamFailureOptions,
     StreamRunOptions,
     StreamSinkOptions,
     StreamSourceOptions,
 )
+from pipelines.required import require_flags
 from pipelines.sources import read_text
 from pipelines.stream_in_process import KeptModelHandler, Reading, tell, watch
 from pipelines.stream_sinks import open_sinks, prepare_sinks
 from pipelines.subscription import READER, claim, open_subscription, released, temporary
+from pipelines.update_check import check_update
 from transforms.avro_messages import field_names
 from transforms.decode_messages import MessageFormat
 from transforms.encode import OutputFields, choose_fields, output_schema, reference_fields
@@ -82,26 +82,13 @@ def run_local(parsed: Parsed) -> None:
 
 def run_vertex(parsed: Parsed) -> None:
     """The flags of stream_vertex -> an endless run."""
-    endpoint = parsed.get(EndpointOptions)
-    run_stream("stream_vertex", parsed, endpoint=endpoint.endpoint or endpoint.endpoint_url)
+    run_stream("stream_vertex", parsed)
 
 
-def run_stream(name: str, parsed: Parsed, **needed: Any) -> None:
-    """A pipeline's name, its flags, and those that it needs besides -> an endless run."""
+def run_stream(name: str, parsed: Parsed) -> None:
+    """A pipeline's name and its flags -> an endless run, or a job that is started."""
     options = beam_options(parsed.beam_args, streaming=True, name=name)
-    sink, failures = parsed.get(StreamSinkOptions), parsed.get(StreamFailureOptions)
-    source = parsed.get(StreamSourceOptions)
-    require(
-        name,
-        input_subscription=source.input_subscription or source.input_topic,
-        model=parsed.get(ModelOptions).model,
-        **needed,
-        output_topic=sink.output_topic or sink.output_table or sink.output_files,
-        dead_letter_topic=failures.dead_letter_topic
-        or failures.dead_letter_table
-        or failures.dead_letter_files
-        or sink.output_table,
-    )
+    require_flags(name, parsed)
     cloud = stream_cloud(parsed, options)
     model = read_model(parsed)
     manifest = model.choose(parsed.get(ModelOptions).score_output)
@@ -191,9 +178,19 @@ def score_stream(
         sinks=sinks[0],
         failure_sinks=sinks[1],
     )
-    if is_dry_run(options):
-        _tell_only(score, options, JobFacts.of(provenance), parsed)
-        return
+    if is_dry_run(options) or options.view_as(GoogleCloudOptions).update:
+        source = parsed.get(StreamSourceOptions)
+        facts = JobFacts.of(provenance, subscription=source.input_subscription)
+        # That of a topic is made when the stream is started.
+        place = source.input_subscription or f"{source.input_topic}".replace(
+            "/topic", "/subscription"
+        )
+        planned = _pipeline(parsed, options, facts, score(source=ReadMessages(place)))
+        if options.view_as(GoogleCloudOptions).update:
+            check_update(planned, cloud)
+        if is_dry_run(options):
+            print(describe(planned, facts))
+            return
     cluster_by = parsed.get(StreamSinkOptions).cluster_by or ()
     prepare_sinks(*sinks, schema, fields, cluster_by, cloud)
     reader = label_value(f"{name}-{run_id}")
@@ -206,11 +203,7 @@ def score_stream(
                 watch(pipeline, intake, Reading(subscription, reader, made, cloud), run)
             return
         facts = JobFacts.of(provenance, subscription=subscription)
-        if runs_on_dataflow(options):
-            carry(options, facts)
-            ask_for_accelerator(parsed, options)
-        pipeline = beam.Pipeline(options=options)
-        pipeline | "ScoreStream" >> score(source=ReadMessages(subscription))
+        pipeline = _pipeline(parsed, options, facts, score(source=ReadMessages(subscription)))
         if runs_on_dataflow(options):
             start(pipeline, facts)
         else:
@@ -233,17 +226,16 @@ def _score(parsed: Parsed, **fields: Any) -> functools.partial[ScoreStream]:
     )
 
 
-def _tell_only(
-    score: functools.partial[ScoreStream], options: PipelineOptions, facts: JobFacts, parsed: Parsed
-) -> None:
-    """What would run -> it is printed, on a subscription that need not be there."""
-    source = parsed.get(StreamSourceOptions)
+def _pipeline(
+    parsed: Parsed, options: PipelineOptions, facts: JobFacts, graph: ScoreStream
+) -> beam.Pipeline:
+    """A graph that runs elsewhere, and the facts about it -> its pipeline."""
+    if runs_on_dataflow(options):
+        carry(options, facts)
+        ask_for_accelerator(parsed, options)
     pipeline = beam.Pipeline(options=options)
-    name = source.input_subscription or f"{source.input_topic}".replace(
-        "/topics/", "/subscriptions/"
-    )
-    pipeline | "ScoreStream" >> score(source=ReadMessages(name))
-    print(describe(pipeline, facts))
+    pipeline | "ScoreStream" >> graph
+    return pipeline
 
 
 @contextmanager

@@ -51,6 +51,7 @@ def start_tally() -> Tally:
 
 def count_received(batch: pa.RecordBatch) -> None:
     """Rows that were decoded, or failed to be -> nothing; they are counted."""
+    Metrics.counter("millrace", "rows_received").inc(batch.num_rows)
     with _lock:
         if _tally is not None:
             _tally.received += batch.num_rows
@@ -58,6 +59,7 @@ def count_received(batch: pa.RecordBatch) -> None:
 
 def count_dead_letters(failures: pa.RecordBatch) -> None:
     """Failure records -> nothing; they are counted."""
+    Metrics.counter("millrace", "rows_dead_lettered").inc(failures.num_rows)
     with _lock:
         if _tally is not None:
             refused = pc.sum(pc.equal(failures.column("stage"), "write")).as_py() or 0

@@ -1,0 +1,95 @@
+"""Why a job failed: its messages as a few lines that say what to do. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from pipelines.command import find_raised, last_line
+
+# Dataflow puts an id before some of its messages.
+_ID = re.compile(r"^\([0-9a-f]{8,}\): ")
+_TRACEBACK = "Traceback (most recent call last)"
+# What a service says beside the reason, or of something else that failed before.
+_EMPTY = re.compile(
+    r"a work item (has failed|was attempted)|^Workflow failed\.?$|^S\d+:.*failed\.?$"
+    r"|^The job is \w+\.$|Workers? .* (shut|stopp)|Step setup_resource",
+    re.IGNORECASE,
+)
+_ADVICE = (
+    (
+        r"quota|QUOTA_EXCEEDED",
+        "raise the quota in the console, or ask for less: --max_num_workers, --machine_type, "
+        "another --region",
+    ),
+    (
+        r"ZONE_RESOURCE_POOL_EXHAUSTED|does not have enough resources|stockout",
+        "the zone has no such machines now: another --machine_type, --worker_zone or --region",
+    ),
+    (
+        r"(image|container).*(not found|pull|does not exist|denied|unauthori)|ImagePull",
+        "check --sdk_container_image, and that the workers' account may read it "
+        "(roles/artifactregistry.reader)",
+    ),
+    (
+        r"launcher",
+        "the launcher's log has the whole story",
+    ),
+    (
+        r"subnetwork|network .*not|private google access",
+        "check --subnetwork: it must be of the job's region, and with --no_use_public_ips have "
+        "Private Google Access",
+    ),
+    (
+        r"KMS|cryptoKey",
+        "the service agents of Dataflow and Compute Engine need "
+        "roles/cloudkms.cryptoKeyEncrypterDecrypter on --dataflow_kms_key",
+    ),
+    (
+        r"service account|actAs",
+        "check --service_account_email: it needs roles/dataflow.worker, and you "
+        "roles/iam.serviceAccountUser on it",
+    ),
+    (
+        r"compatib|update",
+        "give renamed steps with --transform_name_mapping, or drain the old job and start anew",
+    ),
+)
+_CONSOLE_LOG = re.compile(r"gs://\S+/console_logs")
+
+
+def reasons(texts: Sequence[str], news: Sequence[str] = (), most: int = 3) -> list[str]:
+    """Error messages of a job, oldest first, and all its others -> why it failed, `most` lines.
+
+    Tracebacks become their last line; what only says that something failed is left out unless
+    there is nothing else.
+    """
+    told: dict[str, None] = {}
+    empty: dict[str, None] = {}
+    for text in texts:
+        for cause in re.split(r",? Causes?: |, (?=S\d+:)", _last_line(text)):
+            line = _ID.sub("", cause.strip())
+            if line:
+                (empty if _EMPTY.search(line) else told)[line] = None
+    lines = list(told or empty)[-most:]
+    log = next((found[0] for text in news if (found := _CONSOLE_LOG.search(text))), None)
+    advice = next((a for pattern, a in _ADVICE if _mentions(pattern, lines)), "")
+    if log and _mentions("launcher", lines):
+        advice = f"read the launcher's log: gcloud storage cat {log.rstrip('.')}"
+    return [*(_short(line) for line in lines), *([advice] if advice else [])]
+
+
+def _mentions(pattern: str, lines: Sequence[str]) -> bool:
+    return any(re.search(pattern, line, re.IGNORECASE) for line in lines)
+
+
+def _last_line(text: str) -> str:
+    """A message -> in one line; of a traceback what our error says, or its last line."""
+    ours = find_raised(text)
+    if ours is not None:
+        return str(ours)
+    return last_line(text) if _TRACEBACK in text else " ".join(text.split())
+
+
+def _short(line: str, limit: int = 400) -> str:
+    return line if len(line) <= limit else f"{line[:limit]}..."

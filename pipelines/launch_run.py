@@ -1,0 +1,198 @@
+"""What `python -m pipelines.launch` does: all is checked, then one job is started or followed."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import orjson
+
+from cloud.clients import Cloud, default_project
+from cloud.endpoints import Endpoints
+from model_handlers.errors import InputError, UsageError
+from pipelines.flags import Parsed, require
+from pipelines.job_facts import attach_command, console_link
+from pipelines.jobs import Jobs
+from pipelines.launch import PIPELINES
+from pipelines.launch_options import AttachOptions, LaunchOptions
+from pipelines.launch_request import check_parameters, launch_request, parameters_of
+from pipelines.monitor import Monitor
+from pipelines.options import CloudOptions
+from pipelines.presets import complete
+from pipelines.required import require_flags
+
+# A poll that hangs is given up for the next one.
+_POLL_RETRY_SECONDS = 20.0
+
+
+def launch(name: str, parsed: Parsed) -> int:
+    """A pipeline's name and all flags -> the exit code.
+
+    Raises UsageError and whatever the pipeline's own command raises, before anything starts.
+    """
+    from pipelines.beam_args import JOB_NAMES, given_flags
+    from transforms.failures import utc_now
+
+    flags = parsed.get(LaunchOptions)
+    given = given_flags(parsed.beam_args)
+    if given.get("runner", "DataflowRunner") != "DataflowRunner":
+        raise UsageError(f"--runner {given['runner']}: a launch is on Dataflow: leave it out")
+    if given.get("update") and not name.startswith("stream"):
+        raise UsageError(f"--update replaces a stream, {name} is none: leave it out")
+    if given.get("transform_name_mapping") and not given.get("update"):
+        raise UsageError("--transform_name_mapping belongs to --update")
+    job = complete(given, flags, name) | {"runner": "DataflowRunner"}
+    job.setdefault("job_name", f"{JOB_NAMES[name]}-{utc_now():%Y%m%d-%H%M%S}")
+    needed = {flag: job.get(flag) for flag in ("project", "region", "temp_location")}
+    require_flags(name, parsed, f"launch {name}", **needed)
+    own = Parsed(
+        {kind: parsed.groups[kind] for kind in PIPELINES[name].options},
+        [*parsed.beam_args, *added_args(given, job)],
+    )
+    start = _from_source if flags.template is None else _from_template
+    return start(name, flags, own, job)
+
+
+def added_args(given: Mapping[str, Any], job: Mapping[str, Any]) -> list[str]:
+    """Flags as given, all flags of the job -> what the latter have more, as arguments. Pure."""
+    added = []
+    for name, value in job.items():
+        if isinstance(value, list):
+            added += [f"--{name}={one}" for one in value if one not in given.get(name, ())]
+        elif name not in given:
+            added.append(f"--{name}={value}")
+    return added
+
+
+def _run(name: str, parsed: Parsed) -> None:
+    """A pipeline's own command, in this process."""
+    module, _, function = PIPELINES[name].run.partition(":")
+    getattr(importlib.import_module(module), function)(parsed)
+
+
+def _from_source(name: str, flags: LaunchOptions, own: Parsed, job: Mapping[str, Any]) -> int:
+    if flags.dry_run:
+        _run(name, replace(own, beam_args=[*own.beam_args, "--dry_run=true"]))
+        return 0
+    _run(name, own)
+    if not flags.wait or job.get("template_location"):
+        return 0
+    jobs = _jobs(own, job)
+    return _monitor(jobs, flags.poll_seconds, own).follow(jobs.find(job["job_name"], job["region"]))
+
+
+def _from_template(name: str, flags: LaunchOptions, own: Parsed, job: Mapping[str, Any]) -> int:
+    streaming = name.startswith("stream")
+    template = str(flags.template)
+    parameters = parameters_of(own.groups)
+    request = launch_request(template, job, parameters, streaming=streaming)
+    check_parameters(template, _read_spec(template, own), parameters, streaming=streaming)
+    if job.get("update"):
+        _check_update(name, own, job)
+    if flags.dry_run:
+        print(orjson.dumps(request, option=orjson.OPT_INDENT_2).decode())
+        return 0
+    jobs = _jobs(own, job)
+    ident = jobs.launch(request)
+    place = (job["project"], job["region"], ident)
+    told = {
+        "job": ident,
+        "name": job["job_name"],
+        "console": console_link(*place),
+        "follow": attach_command(*place),
+    }
+    if _as_json(own):
+        print(orjson.dumps(told).decode())
+    else:
+        print("\n".join(f"{key:<13} {value}" for key, value in told.items()), flush=True)
+    if not flags.wait:
+        return 0
+    return _monitor(jobs, flags.poll_seconds, own).follow(jobs.find(ident, job["region"]))
+
+
+def _read_spec(template: str, own: Parsed) -> dict[str, Any]:
+    """A template's path -> its spec file. Raises InputError, CredentialsError."""
+    from model_handlers.artifact import read_bytes
+    from model_handlers.errors import ModelError
+    from pipelines.cloud_access import open_storage
+
+    open_storage(_endpoints(own), needed=True)
+    try:
+        spec = orjson.loads(read_bytes(template))
+    except (ModelError, ValueError) as error:
+        raise InputError(
+            f"--template {template} cannot be read: {error}; `make template` writes it"
+        ) from error
+    if not isinstance(spec, dict) or "image" not in spec:
+        raise InputError(
+            f"--template {template} is no spec file of a Flex Template: it has no image"
+        )
+    return spec
+
+
+def _check_update(name: str, own: Parsed, job: Mapping[str, Any]) -> None:
+    """The pipeline as this source makes it is compared with the job that runs: a dry run does it.
+
+    The template's image is taken to be of the same version.
+    """
+    args = [*own.beam_args, "--dry_run=true"]
+    if not job.get("sdk_container_image"):
+        args.append("--sdk_container_image=of-the-template")
+    with contextlib.redirect_stdout(io.StringIO()):
+        _run(name, replace(own, beam_args=args))
+
+
+def _endpoints(own: Parsed) -> Endpoints:
+    return Endpoints.resolve(own.get(CloudOptions).api_endpoints or ())
+
+
+def _jobs(own: Parsed, job: Mapping[str, Any]) -> Jobs:
+    endpoints = _endpoints(own)
+    if endpoints.dataflow is None and job.get("dataflow_endpoint"):
+        endpoints = replace(endpoints, dataflow=job["dataflow_endpoint"])
+    return Jobs(Cloud(job["project"], endpoints, float(own.get(CloudOptions).retry_seconds)))
+
+
+def _as_json(own: Parsed) -> bool:
+    return any(getattr(group, "json_summary", False) for group in own.groups.values())
+
+
+def _monitor(jobs: Jobs, poll_seconds: int, own: Parsed) -> Monitor:
+    seconds = min(jobs.cloud.retry_seconds, _POLL_RETRY_SECONDS)
+    jobs = Jobs(replace(jobs.cloud, retry_seconds=seconds))
+    return Monitor(jobs, poll_seconds=float(poll_seconds), json_summary=_as_json(own))
+
+
+def attach(parsed: Parsed) -> int:
+    """The flags of `--attach` -> the exit code, when the job has ended. Raises UsageError."""
+    flags = parsed.get(AttachOptions)
+    _refuse_others(parsed.beam_args)
+    require("launch", attach=flags.attach)
+    endpoints = _endpoints(parsed)
+    is_googles = not any(vars(endpoints).values())
+    project = flags.project or (default_project() if is_googles else None)
+    require("launch", attach=flags.attach, project=project)
+    jobs = Jobs(Cloud(str(project), endpoints, float(parsed.get(CloudOptions).retry_seconds)))
+    job = jobs.find(str(flags.attach), flags.region)
+    monitor = _monitor(jobs, flags.poll_seconds, parsed)
+    monitor.screen.say(f"{'job':<13} {job.name}  {job.ident}")
+    monitor.screen.say(f"{'console':<13} {console_link(job.project, job.region, job.ident)}")
+    return monitor.follow(job)
+
+
+def _refuse_others(args: Sequence[str]) -> None:
+    if args:
+        raise UsageError(
+            f"unknown flag {args[0]}: expected a pipeline's name first ({', '.join(PIPELINES)}), "
+            "or --attach JOB --project P --region R"
+        )
+
+
+batch_local, batch_vertex, stream_local, stream_vertex = (
+    functools.partial(launch, name) for name in PIPELINES
+)
