@@ -12,7 +12,7 @@ EMULATORS := .emulators
 EXTENSIONS := $(EMULATORS)/home/.duckdb/extensions/v1.5.5/linux_amd64
 TORCHSERVE := .torchserve
 
-.PHONY: help templates setup emulators demo demo-bigquery demo-stream serve torchserve test check format example bench bench-bigquery bench-stream bench-serving bench-endpoint fuzz dist clean all
+.PHONY: help templates setup emulators demo demo-bigquery demo-stream serve torchserve test check format example image template image-check lock bench bench-bigquery bench-stream bench-serving bench-endpoint fuzz dist clean all
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -68,6 +68,47 @@ $(TORCHSERVE)/.installed: torchserve.txt $(STAMP)
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest -n auto --dist loadgroup
 
+# Of what is in constraints.txt, the same for CPU and GPU but for torch. Where torch's index cannot be
+# reached: TORCH_CPU='--find-links FOLDER', which has its wheel.
+TORCH_CPU ?= --torch-backend cpu
+LOCK := uv pip compile --quiet --upgrade --generate-hashes --no-annotate --custom-compile-command 'make lock' \
+	--python-version 3.11 --python-platform x86_64-manylinux_2_28 -c constraints.txt --extra safetensors pyproject.toml
+
+lock: $(STAMP)  ## write templates/requirements-*.txt, what the images install, with hashes
+	$(BIN)/$(LOCK) $(TORCH_CPU) --output-file templates/requirements-cpu.txt
+	$(BIN)/$(LOCK) --output-file templates/requirements-cuda.txt
+
+# The tag says how images differ. BUILDER=cloud is Cloud Build, for who has no docker.
+IMAGE ?= millrace
+TORCH ?= cpu
+BUILDER ?= docker
+PIPELINES := batch_local batch_vertex stream_local stream_vertex
+TAG = $(IMAGE):$(or $(PIPELINE),batch_local)-$(TORCH)
+TORCH_INDEX_cpu := https://download.pytorch.org/whl/cpu
+BUILD_docker = docker build -f templates/Dockerfile -t $(TAG) --build-arg TORCH=$(TORCH) \
+	--build-arg TORCH_INDEX=$(TORCH_INDEX_$(TORCH)) --build-arg PIPELINE=$(or $(PIPELINE),batch_local) .
+BUILD_cloud = gcloud builds submit --config templates/cloudbuild.yaml --substitutions \
+	_TAG=$(TAG),_TORCH=$(TORCH),_TORCH_INDEX=$(TORCH_INDEX_$(TORCH)),_PIPELINE=$(or $(PIPELINE),batch_local) .
+PUSH_docker = docker push $(TAG)
+PUSH_cloud = @:
+DIGEST_docker = docker inspect --format '{{join .RepoDigests "\n"}}' $(TAG) | grep '^$(IMAGE)@'
+DIGEST_cloud = gcloud artifacts docker images describe $(TAG) --format 'value(image_summary.fully_qualified_digest)'
+one_of = $(if $(filter $(2),$($(1))),,$(error $(1)='$($(1))': expected one of $(2)))
+
+image:  ## build the image of launcher and workers: IMAGE=..., TORCH=cuda, BUILDER=cloud
+	$(call one_of,TORCH,cpu cuda)$(call one_of,BUILDER,docker cloud)$(if $(PIPELINE),$(call one_of,PIPELINE,$(PIPELINES)))
+	$(BUILD_$(BUILDER))
+
+template: $(STAMP)  ## make a Flex Template: PIPELINE=batch_local BUCKET=... IMAGE=REGION-docker.pkg.dev/...
+	$(call one_of,PIPELINE,$(PIPELINES))$(if $(BUCKET),,$(error BUCKET is missing: the template is written to gs://BUCKET/templates/))
+	$(if $(findstring /,$(IMAGE)),,$(error IMAGE='$(IMAGE)': expected a repository, REGION-docker.pkg.dev/PROJECT/REPOSITORY/millrace))
+	$(MAKE) --no-print-directory image
+	$(PUSH_$(BUILDER))
+	$(BIN)/python -m pipelines.template_spec $(PIPELINE) --bucket $(BUCKET) --image "$$($(DIGEST_$(BUILDER)))"
+
+image-check: $(STAMP)  ## build the image on a stand-in base without an engine, and run it (Debian, root)
+	templates/check_image
+
 templates: $(STAMP)  ## write templates/*.json and docs/flags.md from the flags
 	$(BIN)/python -m pipelines.metadata
 
@@ -75,6 +116,7 @@ check: $(STAMP)  ## formatting, lint, types, and what is made of the flags
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/hadolint templates/Dockerfile serving/Dockerfile
 	$(BIN)/python -m pipelines.metadata --check
 
 format: $(STAMP)  ## format the code and mend what lint can mend

@@ -1,0 +1,211 @@
+"""The image of templates and workers, and the file that makes a Flex Template of it."""
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from google.cloud.dataflow_v1beta3.types import ContainerSpec, SDKInfo
+
+from examples.local_cloud import LocalCloud
+from model_handlers.errors import OutputError, UsageError
+from pipelines.metadata import TEMPLATES, template
+from pipelines.template_spec import container_spec, main, write_spec
+
+ROOT = Path(__file__).parent.parent
+DOCKERFILE = (ROOT / "templates" / "Dockerfile").read_text()
+LOCKS = {name: ROOT / "templates" / f"requirements-{name}.txt" for name in ("cpu", "cuda")}
+IMAGE = f"us-docker.pkg.dev/p/r/millrace@sha256:{'0a' * 32}"
+
+
+def pins(path: Path) -> dict[str, str]:
+    found = re.findall(r"^([\w.-]+)==([^\s;]+)", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[-_.]+", "-", name.lower()): version for name, version in found}
+
+
+@pytest.mark.parametrize("path", ["templates/Dockerfile", "serving/Dockerfile"])
+def test_hadolint_finds_nothing(path: str) -> None:
+    hadolint = Path(sys.executable).parent / "hadolint"
+    done = subprocess.run([hadolint, ROOT / path], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_every_package_is_copied_and_let_through() -> None:
+    (call,) = (
+        n for n in ast.walk(ast.parse((ROOT / "setup.py").read_text())) if isinstance(n, ast.Call)
+    )
+    packages = set(ast.literal_eval(call.keywords[0].value))
+    assert set(re.findall(r"^COPY (\w+)/ \1/$", DOCKERFILE, re.MULTILINE)) == packages
+    files = re.findall(r"^COPY ([\w. /${}-]+) (?:\./|/t\S+)$", DOCKERFILE, re.MULTILINE)
+    wanted = {name.replace("${TORCH}", "*") for line in files for name in line.split()}
+    allowed = {
+        line[1:]
+        for line in (ROOT / ".dockerignore").read_text().split()
+        if line.startswith("!") and line != "!constraints.txt"
+    }
+    assert allowed == packages | wanted
+    assert all(any(ROOT.glob(name)) for name in wanted)
+
+
+def test_beam_in_the_image_is_the_version_whose_boot_is_copied() -> None:
+    (version,) = re.findall(r"^ARG BEAM_IMAGE=apache/beam_python3.11_sdk:(.*)$", DOCKERFILE, re.M)
+    assert {pins(path)["apache-beam"] for path in LOCKS.values()} == {version}
+
+
+def test_nobody_is_root_and_nothing_is_left_to_install() -> None:
+    assert re.findall(r"^USER (.*)$", DOCKERFILE, re.MULTILINE) == ["1000"]
+    assert "RUN_PYTHON_SDK_IN_DEFAULT_ENVIRONMENT=1" in DOCKERFILE
+    assert not re.search(r"FLEX_TEMPLATE_PYTHON_(REQUIREMENTS|SETUP)_FILE=", DOCKERFILE)
+
+
+def test_a_change_of_code_comes_after_the_dependencies() -> None:
+    first, *later = re.split(r"^FROM dependencies", DOCKERFILE, flags=re.MULTILINE)
+    assert "--require-hashes" in first
+    assert re.findall(r"^COPY (\S+) ", first, re.MULTILINE) == [
+        "templates/requirements-${TORCH}.txt"
+    ]
+    assert all("--require-hashes" not in stage for stage in later)
+
+
+def test_the_locks_pin_what_is_tested_with_hashes() -> None:
+    tested = pins(ROOT / "constraints.txt")
+    for name, path in LOCKS.items():
+        text, found = path.read_text(), pins(path)
+        assert len(re.findall(r"==\S+ \\\n    --hash=sha256:[0-9a-f]{64}", text)) == len(found)
+        assert "--find-links" not in text
+        torch = found.pop("torch")
+        assert torch.partition("+")[0] == tested["torch"]
+        assert (torch.partition("+")[2] == "cpu") == (name == "cpu")
+        # Of torch alone, for a GPU.
+        others = {n for n in found if n not in tested}
+        assert all(re.match(r"nvidia-|cuda-|triton", n) for n in others)
+        assert bool(others) == (name == "cuda")
+        assert {n: v for n, v in found.items() if n in tested} == {
+            n: v for n, v in tested.items() if n in found
+        }
+
+
+def test_the_locks_hold_all_that_the_package_needs() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = {
+        re.split(r"[<>=\[]", requirement)[0].lower()
+        for requirement in (
+            *project["dependencies"],
+            *project["optional-dependencies"]["safetensors"],
+        )
+    }
+    assert all(wanted <= set(pins(path)) for path in LOCKS.values())
+
+
+@pytest.mark.parametrize(("title", "command"), list(TEMPLATES.items()))
+def test_the_spec_is_dataflows_container_spec(title: str, command: object) -> None:
+    metadata = template(title, command)  # type: ignore[arg-type]
+    spec = ContainerSpec.from_json(json.dumps(container_spec(metadata, IMAGE)))
+    assert spec.image == IMAGE
+    assert spec.default_environment.sdk_container_image == IMAGE
+    assert spec.sdk_info.language == SDKInfo.Language.PYTHON
+    assert spec.metadata.name == title
+    assert [p.name for p in spec.metadata.parameters] == [p["name"] for p in metadata["parameters"]]
+    assert spec.metadata.streaming == title.startswith("Millrace: stream")
+
+
+@pytest.mark.parametrize("image", ["", "millrace", "r/millrace:1", "r/millrace@sha256:12", "a b/c"])
+def test_an_image_without_its_digest_is_refused(image: str) -> None:
+    with pytest.raises(UsageError, match="expected REPOSITORY@sha256:DIGEST"):
+        container_spec({}, image)
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["batch_locl", "--bucket", "bucket", "--image", IMAGE], "nearest: batch_local"),
+        (["batch_local", "--bucket", "gs://b/c", "--image", IMAGE], "expected a bucket's name"),
+        (["batch_local", "--bucket", "bucket", "--image", "a:1"], "expected REPOSITORY@sha256"),
+        (["batch_local", "--image", IMAGE], "required: --bucket"),
+        (["batch_local", "--bucket", "bucket", "--imag", IMAGE], "required: --image"),
+    ],
+)
+def test_wrong_flags_are_told_in_one_line(
+    args: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(args) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert told in line
+
+
+def test_the_spec_is_written_to_the_bucket(emulators: LocalCloud) -> None:
+    spec = container_spec({"name": "one"}, IMAGE)
+    assert write_spec(emulators.cloud, "bucket", "one", spec) == "gs://bucket/templates/one.json"
+    assert write_spec(emulators.cloud, "bucket", "one", spec | {"image": "other"})
+    blob = emulators.cloud.storage().bucket("bucket").blob("templates/one.json")
+    assert json.loads(blob.download_as_bytes()) == spec | {"image": "other"}
+
+
+def test_a_bucket_that_is_not_there_is_told(emulators: LocalCloud) -> None:
+    with pytest.raises(OutputError, match=r"gs://no-such/templates/one\.json cannot be written"):
+        write_spec(emulators.cloud, "no-such", "one", {})
+
+
+MAKE = pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+
+
+@MAKE
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ("template", "PIPELINE='': expected one of batch_local"),
+        ("template PIPELINE=batch BUCKET=b IMAGE=r/i", "PIPELINE='batch': expected one of"),
+        ("template PIPELINE=batch_local IMAGE=r/i", "BUCKET is missing"),
+        ("template PIPELINE=batch_local BUCKET=b", "IMAGE='millrace': expected a repository"),
+        ("image TORCH=gpu", "TORCH='gpu': expected one of cpu cuda"),
+        ("image BUILDER=podman", "BUILDER='podman': expected one of docker cloud"),
+    ],
+)
+def test_make_refuses_wrong_values_before_it_builds(args: str, told: str) -> None:
+    command = ["make", "-C", str(ROOT), "--no-print-directory", "STAMP=", *args.split()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert done.stdout == ""
+
+
+@MAKE
+def test_make_template_builds_pushes_and_writes_the_spec_of_what_was_pushed(
+    emulators: LocalCloud, tmp_path: Path
+) -> None:
+    docker = tmp_path / "docker"
+    docker.write_text(
+        f'#!/bin/sh\nprintf "%s\\n" "$*" >> {tmp_path}/calls\n'
+        f'[ "$1" = inspect ] && printf "elsewhere/i@sha256:%064d\\n{IMAGE}\\n"\nexit 0\n'
+    )
+    docker.chmod(0o755)
+    command = "make template STAMP= PIPELINE=stream_local BUCKET=bucket TORCH=cuda"
+    done = subprocess.run(
+        [
+            *command.split(),
+            f"IMAGE={IMAGE.partition('@')[0]}",
+            f"BIN={Path(sys.executable).parent}",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env={
+            "PATH": f"{tmp_path}:/usr/bin:/bin",
+            "STORAGE_EMULATOR_HOST": str(emulators.cloud.endpoints.storage),
+        },
+    )
+    assert done.returncode == 0, done.stderr
+    build, push, _ = (tmp_path / "calls").read_text().splitlines()
+    tag = "us-docker.pkg.dev/p/r/millrace:stream_local-cuda"
+    assert f"-t {tag} --build-arg TORCH=cuda --build-arg TORCH_INDEX= " in build
+    assert push == f"push {tag}"
+    blob = emulators.cloud.storage().bucket("bucket").blob("templates/stream_local.json")
+    assert json.loads(blob.download_as_bytes())["image"] == IMAGE

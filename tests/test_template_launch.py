@@ -1,0 +1,153 @@
+"""templates/launch.py as the launcher of a Flex Template runs it: by path, from elsewhere."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from examples.local_cloud import LocalCloud
+from pipelines.metadata import TEMPLATES
+
+PATH = Path(__file__).parent.parent / "templates" / "launch.py"
+
+
+@pytest.fixture(scope="module")
+def launch() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("launch", PATH)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_template_has_its_pipeline(launch: ModuleType) -> None:
+    assert {command.name: command for command in TEMPLATES.values()} == launch.COMMANDS
+    for name, command in launch.COMMANDS.items():
+        assert launch.chosen({"MILLRACE_PIPELINE": name}) is command
+
+
+def test_empty_fields_of_the_console_count_as_not_given(launch: ModuleType) -> None:
+    args = ["--input_table=", "--model=m", "--input_query", "", "--json=", "--labels=a=", "--debug"]
+    assert launch.given(args) == ["--model=m", "--labels=a=", "--debug"]
+
+
+def test_beams_switches_may_have_a_value(launch: ModuleType) -> None:
+    args = ["--enable_streaming_engine=true", "--no_use_public_ips=false", "--compile=true"]
+    assert launch.as_switches(args) == ["--enable_streaming_engine", "--compile=true"]
+    # What is no truth value is Beam's to refuse.
+    assert launch.as_switches(["--streaming=perhaps"]) == ["--streaming=perhaps"]
+
+
+# As the launcher and the environment of a Flex Template give them.
+SERVICE = [
+    "--runner=DataflowRunner",
+    "--project=p-123456",
+    "--region=us-central1",
+    "--job_name=a-job",
+    "--service_account_email=worker@p-123456.iam.gserviceaccount.com",
+    '--labels={"goog-dataflow-provided-template-name": "x"}',
+    "--sdk_container_image=us-docker.pkg.dev/p/r/millrace@sha256:00",
+    "--num_workers=2",
+    "--max_num_workers=10",
+    "--machine_type=n1-standard-4",
+    "--subnetwork=regions/us-central1/subnetworks/s",
+    "--experiments=use_runner_v2",
+    "--enable_streaming_engine=false",
+]
+
+
+@pytest.mark.parametrize("flag", SERVICE)
+def test_what_beam_knows_goes_through(launch: ModuleType, flag: str) -> None:
+    assert launch.without_the_services([flag]) == ([flag], [])
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["max_workers", "launcher_machine_type", "streamingMode", "additional_user_labels", "foo"],
+)
+def test_what_only_the_service_knows_is_dropped(launch: ModuleType, flag: str) -> None:
+    args = ["--model=m", f"--{flag}=1", f"--{flag}", "2", "--run_id=r"]
+    assert launch.without_the_services(args) == (["--model=m", "--run_id=r"], [f"--{flag}"] * 2)
+
+
+@pytest.mark.parametrize("flag", ["input_file", "inputFiles", "modle", "outptu_table", "batch_row"])
+def test_what_is_misspelt_stays_for_the_pipeline_to_refuse(launch: ModuleType, flag: str) -> None:
+    assert launch.without_the_services([f"--{flag}=1"]) == ([f"--{flag}=1"], [])
+
+
+@pytest.mark.parametrize(
+    ("environ", "told"),
+    [
+        ({}, "MILLRACE_PIPELINE='': expected one of batch_local, batch_vertex, stream_local"),
+        ({"MILLRACE_PIPELINE": "stream_locl"}, "nearest: stream_local"),
+    ],
+)
+def test_an_image_without_a_pipeline_says_so(
+    launch: ModuleType,
+    environ: dict[str, str],
+    told: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert launch.main([], environ) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert told in line
+
+
+def run(folder: Path, pipeline: str, *args: str, **environ: str) -> Any:
+    return subprocess.run(
+        [sys.executable, PATH, *args],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        env={"PYTHONPATH": str(PATH.parent.parent), "MILLRACE_PIPELINE": pipeline, **environ},
+    )
+
+
+def test_a_misspelt_parameter_is_refused_by_name_in_one_line(tmp_path: Path) -> None:
+    done = run(tmp_path, "stream_vertex", *SERVICE, "--input_subscripton=s", "--model=m")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: unknown flag --input_subscripton (nearest: --input_subscription")
+
+
+def test_a_launch_writes_the_job_and_ends(
+    emulators: LocalCloud, example: Path, tmp_path: Path
+) -> None:
+    bucket = emulators.cloud.storage().bucket("bucket")
+    for path in (example / "transactions.parquet", *(example / "model").iterdir()):
+        bucket.blob(f"launch/{path.relative_to(example)}").upload_from_filename(path)
+    job = tmp_path / "job_object"
+    done = run(
+        tmp_path,
+        "batch_local",
+        *SERVICE,
+        f"--template_location={job}",
+        "--staging_location=gs://bucket/launch/staging",
+        "--temp_location=gs://bucket/launch/temp",
+        "--launcher_machine_type=e2-standard-2",
+        "--no_auth=true",
+        "--input_files=gs://bucket/launch/transactions.parquet",
+        "--model=gs://bucket/launch/model",
+        "--output_files=gs://bucket/launch/out",
+        "--input_table=",
+        "--max_dead_letter_share=",
+        "--run_id=launched",
+        STORAGE_EMULATOR_HOST=str(emulators.cloud.endpoints.storage),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "warning: --launcher_machine_type: neither the pipeline nor Beam" in done.stderr
+    assert "Traceback" not in done.stderr
+    written = json.loads(job.read_text())
+    (pool,) = written["environment"]["workerPools"][:1]
+    assert written["name"] == "a-job"
+    assert written["labels"]["goog-dataflow-provided-template-name"] == "x"
+    assert pool["sdkHarnessContainerImages"][0]["containerImage"].endswith("millrace@sha256:00")
+    assert not any("requirements" in package["name"] for package in pool.get("packages", ()))
