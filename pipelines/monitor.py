@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, TextIO
@@ -90,7 +91,9 @@ class Monitor:
             return LOST
         self.screen.clear()
         if saw_it_end and job.state not in ("done", "updated"):
-            self._clean_up(job)
+            # Whoever may not do that learns all the same how the job ended.
+            with suppress(MillraceError):
+                self._clean_up(job)
         return self._end_stream(job) if job.streaming else self._end_batch(job)
 
     def _to_end(self, job: Job) -> Job:

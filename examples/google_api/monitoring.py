@@ -1,4 +1,4 @@
-"""Cloud Monitoring: the last values of metrics, of subscriptions for one."""
+"""Cloud Monitoring: the last values of metrics of subscriptions and of Dataflow's jobs."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 
 from examples.google_api.server import Call, Refusal, Service, listed
 
-_FILTER = re.compile(r'metric\.type = "([\w./]+)"')
+_FILTER = re.compile(r'metric\.type = "([\w./]+)"(?: AND ([\w.]+) = "([^"]+)")?')
+_SUBSCRIPTION, _JOB = "resource.labels.subscription_id", "metric.labels.job_id"
 
 
 class Monitoring(Service):
-    """values: by metric and the id of a subscription; set by tests."""
+    """values_by_metric: by metric and the id of a subscription, or of a job; set by tests."""
 
     document = "monitoring.v3"
 
@@ -20,21 +21,30 @@ class Monitoring(Service):
         self.values_by_metric: dict[str, dict[str, int]] = {}
 
     def time_series_list(self, call: Call) -> dict[str, Any]:
-        """One series a subscription, of one point."""
+        """One series a subscription or job, of one point; all, or that of a label's value."""
         found = _FILTER.fullmatch(call.values["filter"])
         if found is None:
             raise Refusal(400, f"Invalid filter: {call.values['filter']}")
-        metric = found[1]
+        metric, label, wanted = found.groups()
+        if label not in (None, _JOB if metric.startswith("dataflow.") else _SUBSCRIPTION):
+            raise Refusal(400, f"The metric {metric} has no label {label}.")
+        known = self.values_by_metric.get(metric.rpartition("/")[2], {})
         series = [
-            {
-                "metric": {"type": metric},
-                "resource": {
-                    "type": "pubsub_subscription",
-                    "labels": {"subscription_id": ident},
-                },
-                "points": [{"value": {"int64Value": str(value)}}],
-            }
-            for ident, value in self.values_by_metric.get(metric.rpartition("/")[2], {}).items()
+            _series(metric, ident, value)
+            for ident, value in known.items()
+            if wanted in (None, ident)
         ]
         values = {name: value for name, value in call.values.items() if name != "filter"}
         return listed(Call(call.number, call.method, values, None), "timeSeries", series)
+
+
+def _series(metric: str, ident: str, value: int) -> dict[str, Any]:
+    """A metric, the id of what has it and its value -> a series of one point."""
+    if metric.startswith("dataflow."):
+        labels = {"metric": {"type": metric, "labels": {"job_id": ident}}}
+        resource: dict[str, Any] = {"type": "dataflow_job"}
+    else:
+        labels = {"metric": {"type": metric}}
+        resource = {"type": "pubsub_subscription", "labels": {"subscription_id": ident}}
+    points = [{"value": {"int64Value": str(value)}}]
+    return {**labels, "resource": resource, "points": points}

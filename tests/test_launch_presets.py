@@ -1,0 +1,162 @@
+"""Presets, and what cannot be together: pure."""
+
+from typing import Any
+
+import pytest
+
+from model_handlers.errors import UsageError
+from pipelines.launch_options import LaunchOptions
+from pipelines.launch_run import added_args
+from pipelines.presets import complete
+
+PIPELINES = ("batch_local", "batch_vertex", "stream_local", "stream_vertex")
+
+
+def flags(pipeline: str, launch: LaunchOptions | None = None, **given: Any) -> dict[str, Any]:
+    return complete(given, launch or LaunchOptions(), pipeline)
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_a_pipeline_gets_the_workers_of_its_kind_with_a_real_minimum(pipeline: str) -> None:
+    found = flags(pipeline)
+    most = 20 if pipeline.startswith("stream") else 10
+    assert (found["num_workers"], found["max_num_workers"]) == (2, most)
+    assert "min_num_workers=2" in found["dataflow_service_options"]
+    assert found["experiments"] == ["use_runner_v2"]
+    assert found["machine_type"] == "n1-standard-4"
+
+
+def test_flags_of_dataflow_win_over_a_preset() -> None:
+    found = flags(
+        "batch_local",
+        machine_type="e2-standard-8",
+        num_workers=5,
+        dataflow_service_options=["min_num_workers=4", "enable_prime"],
+        experiments=["shuffle_mode=appliance"],
+    )
+    assert found["machine_type"] == "e2-standard-8"
+    assert found["num_workers"] == 5
+    assert found["dataflow_service_options"] == ["min_num_workers=4", "enable_prime"]
+    assert found["experiments"] == ["shuffle_mode=appliance", "use_runner_v2"]
+    assert flags("batch_local", max_num_workers=1)["num_workers"] == 1
+
+
+def test_only_what_was_not_given_is_added_to_the_arguments() -> None:
+    given: dict[str, Any] = {"machine_type": "e2-standard-8", "experiments": ["a"]}
+    added = added_args(given, flags("batch_local", **given))
+    assert "--experiments=use_runner_v2" in added
+    assert "--experiments=a" not in added
+    assert not any("machine_type" in arg for arg in added)
+    assert "--dataflow_service_options=min_num_workers=2" in added
+
+
+def test_streams_run_at_least_once_unless_exactly_once_is_wanted() -> None:
+    mode = "streaming_mode_at_least_once"
+    assert mode in flags("stream_local")["dataflow_service_options"]
+    exactly = LaunchOptions(streaming_mode="exactly_once")
+    assert mode not in flags("stream_local", exactly)["dataflow_service_options"]
+
+
+def test_a_gpu_comes_with_its_driver_and_one_process_or_mps() -> None:
+    gpu = flags("stream_local", LaunchOptions(preset="gpu"))
+    assert (
+        "worker_accelerator=type:nvidia-l4;count:1;install-nvidia-driver"
+        in (gpu["dataflow_service_options"])
+    )
+    assert "no_use_multiple_sdk_containers" in gpu["experiments"]
+    assert gpu["machine_type"] == "g2-standard-4"
+    assert gpu["disk_size_gb"] == 50
+    mps = flags("batch_local", LaunchOptions(accelerator="nvidia-tesla-t4:2", gpu_sharing="mps"))
+    assert (
+        "worker_accelerator=type:nvidia-tesla-t4;count:2;install-nvidia-driver;use_nvidia_mps"
+        in mps["dataflow_service_options"]
+    )
+    assert "no_use_multiple_sdk_containers" not in mps["experiments"]
+
+
+def test_cheap_is_flexrs_for_batch_and_small_workers_for_streams() -> None:
+    batch = flags("batch_vertex", LaunchOptions(preset="cheap"))
+    assert batch["flexrs_goal"] == "COST_OPTIMIZED"
+    assert "num_workers" not in batch
+    stream = flags("stream_vertex", LaunchOptions(preset="cheap"))
+    assert "flexrs_goal" not in stream
+    assert stream["num_workers"] == 1
+
+
+GOOD: dict[str, Any] = {
+    "project": "a-project",
+    "region": "us-central1",
+    "temp_location": "gs://b/tmp",
+    "subnetwork": "regions/us-central1/subnetworks/a",
+    "dataflow_kms_key": "projects/p/locations/us-central1/keyRings/r/cryptoKeys/k",
+    "service_account_email": "a@p.iam.gserviceaccount.com",
+    "labels": ["team=fraud", "empty="],
+    "use_public_ips": False,
+}
+
+
+def test_what_is_right_is_not_refused() -> None:
+    shared = "https://www.googleapis.com/compute/v1/projects/h/regions/us-central1/subnetworks/a"
+    assert flags("batch_local", **GOOD | {"subnetwork": shared})["use_public_ips"] is False
+
+
+@pytest.mark.parametrize(
+    ("launch", "given", "told"),
+    [
+        ({}, {"region": "us"}, "--region: 'us': expected a region as us-central1"),
+        ({}, {"project": "12345"}, "--project: '12345': expected 6 to 30"),
+        ({}, {"temp_location": "b/tmp"}, "--temp_location: 'b/tmp': expected a path gs://"),
+        ({}, {"job_name": "My_Job"}, "--job_name: 'My_Job': expected 1 to 63"),
+        ({}, {"service_account_email": "me"}, "--service_account_email: 'me': expected an acc"),
+        ({}, {"subnetwork": "default"}, "--subnetwork: 'default': expected regions/REGION/"),
+        ({}, {"dataflow_kms_key": "key"}, "--dataflow_kms_key: 'key': expected projects/P/"),
+        ({}, {"labels": ["Team=A"]}, "--labels: 'Team=A': expected key=value"),
+        (
+            {},
+            {"subnetwork": "regions/europe-west1/subnetworks/a"},
+            "--subnetwork is of europe-west1, the job of --region us-central1",
+        ),
+        (
+            {},
+            {"dataflow_kms_key": "projects/p/locations/asia1/keyRings/r/cryptoKeys/k"},
+            "--dataflow_kms_key is of asia1",
+        ),
+        ({"min_num_workers": 11}, {}, "--min_num_workers 11 is more than --max_num_workers 10"),
+        ({}, {"num_workers": 30}, "--num_workers 30 is more than --max_num_workers 10"),
+        ({"preset": "stream"}, {}, "--preset stream: batch_local takes batch, gpu or cheap"),
+        ({"streaming_mode": "exactly_once"}, {}, "--streaming_mode is for streams"),
+        ({"gpu_sharing": "mps"}, {}, "--gpu_sharing needs a GPU"),
+        (
+            {"accelerator": "nvidia-l4"},
+            {},
+            "--machine_type n1-standard-4 cannot have nvidia-l4: expected g2-...",
+        ),
+        (
+            {"preset": "gpu", "gpu_sharing": "mps"},
+            {"experiments": ["no_use_multiple_sdk_containers"]},
+            "is the opposite of use_nvidia_mps",
+        ),
+        ({"preset": "gpu"}, {"flexrs_goal": "COST_OPTIMIZED"}, "FlexRS has no GPUs"),
+        ({"preset": "cheap"}, {"worker_zone": "us-central1-a"}, "FlexRS chooses the zone itself"),
+    ],
+)
+def test_each_wrong_parameter_is_named(
+    launch: dict[str, Any], given: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(UsageError) as error:
+        flags("batch_local", LaunchOptions(**launch), **GOOD | given)
+    assert told in str(error.value)
+
+
+def test_all_wrong_parameters_are_named_at_once() -> None:
+    wrong: dict[str, Any] = {"region": "us", "labels": ["A"], "num_workers": 99}
+    with pytest.raises(UsageError) as error:
+        flags("batch_local", **GOOD | wrong)
+    assert all(text in str(error.value) for text in ("--region", "--labels", "--num_workers 99"))
+
+
+def test_a_model_behind_an_endpoint_needs_no_gpu() -> None:
+    with pytest.raises(UsageError, match="behind an endpoint, its workers need no GPU"):
+        flags("batch_vertex", LaunchOptions(preset="gpu"))
+    with pytest.raises(UsageError, match="--flexrs_goal is for batch"):
+        flags("stream_local", flexrs_goal="COST_OPTIMIZED")

@@ -1,0 +1,151 @@
+"""The request that starts a template: made of flags, taken by Google's client and documents."""
+
+from typing import Any
+
+import pytest
+from google.cloud.dataflow_v1beta3 import LaunchFlexTemplateRequest
+from google.protobuf.json_format import MessageToDict, ParseDict
+
+from examples.google_api.discovery import load_document
+from model_handlers.errors import UsageError
+from pipelines import batch_local, stream_local
+from pipelines.command import Command
+from pipelines.flags import parse
+from pipelines.launch_options import LaunchOptions
+from pipelines.launch_request import check_parameters, launch_request, parameters_of
+from pipelines.metadata import TEMPLATES, template
+from pipelines.presets import complete
+
+PATH = "gs://b/templates/x.json"
+GIVEN = {"project": "a-project", "region": "us-central1", "job_name": "a-job"}
+EVERYTHING = GIVEN | {
+    "temp_location": "gs://b/tmp",
+    "staging_location": "gs://b/staging",
+    "service_account_email": "a@p.iam.gserviceaccount.com",
+    "subnetwork": "regions/us-central1/subnetworks/a",
+    "network": "n",
+    "dataflow_kms_key": "projects/p/locations/us-central1/keyRings/r/cryptoKeys/k",
+    "worker_zone": "us-central1-a",
+    "sdk_container_image": "r/i",
+    "labels": ["team=fraud", '{"cost": "a"}'],
+    "use_public_ips": False,
+    "autoscaling_algorithm": "THROUGHPUT_BASED",
+    "number_of_worker_harness_threads": 4,
+    "sdk_harness_log_level_overrides": {"a": "DEBUG"},
+    "enable_hot_key_logging": True,
+    "update": True,
+    "transform_name_mapping": {"old": "new"},
+}
+
+
+def request(name: str, **fields: Any) -> dict[str, Any]:
+    launch = LaunchOptions(preset="gpu")
+    flags = complete(fields, launch, name)
+    return launch_request(PATH, flags, {"model": "gs://b/m"}, streaming=name.startswith("stream"))
+
+
+@pytest.mark.parametrize("name", ["batch_local", "stream_local"])
+@pytest.mark.parametrize("given", [GIVEN, EVERYTHING])
+def test_google_takes_the_request_and_loses_nothing(name: str, given: dict[str, Any]) -> None:
+    made = request(name, **given)
+    message = LaunchFlexTemplateRequest()
+    ParseDict(made, type(message).pb(message))
+    assert MessageToDict(type(message).pb(message)) == made
+    document = load_document("dataflow.v1b3")
+    (method,) = (m for m in document.methods if m.id.endswith("flexTemplates.launch"))
+    body = {"launchParameter": made["launchParameter"]}
+    assert document.read_body(method, body, partial=False)[1] == []
+
+
+def test_every_flag_has_its_place() -> None:
+    launched = request("stream_local", **EVERYTHING)["launchParameter"]
+    assert launched["update"]
+    assert launched["transformNameMappings"] == {"old": "new"}
+    environment = launched["environment"]
+    assert environment["ipConfiguration"] == "WORKER_IP_PRIVATE"
+    assert environment["streamingMode"] == "STREAMING_MODE_AT_LEAST_ONCE"
+    assert environment["enableStreamingEngine"] is True
+    assert environment["additionalUserLabels"] == {"team": "fraud", "cost": "a"}
+    assert environment["autoscalingAlgorithm"] == "AUTOSCALING_ALGORITHM_BASIC"
+    assert set(environment["additionalExperiments"]) == {
+        "use_runner_v2",
+        "no_use_multiple_sdk_containers",
+        "min_num_workers=1",
+        "worker_accelerator=type:nvidia-l4;count:1;install-nvidia-driver",
+    }
+    assert set(environment["additionalPipelineOptions"]) == {
+        "number_of_worker_harness_threads=4",
+        'sdk_harness_log_level_overrides={"a": "DEBUG"}',
+        "enable_hot_key_logging=true",
+    }
+
+
+def environment_of(flags: dict[str, Any], *, streaming: bool) -> Any:
+    return launch_request(PATH, flags, {}, streaming=streaming)["launchParameter"]["environment"]
+
+
+def test_flexrs_and_exactly_once_have_their_fields() -> None:
+    cheap = complete(GIVEN, LaunchOptions(preset="cheap"), "batch_local")
+    environment = environment_of(cheap, streaming=False)
+    assert environment["flexrsGoal"] == "FLEXRS_COST_OPTIMIZED"
+    assert "enableStreamingEngine" not in environment
+    exactly = complete(GIVEN, LaunchOptions(streaming_mode="exactly_once"), "stream_local")
+    environment = launch_request(PATH, exactly, {}, streaming=True)["launchParameter"][
+        "environment"
+    ]
+    assert environment["streamingMode"] == "STREAMING_MODE_EXACTLY_ONCE"
+
+
+def test_what_only_source_can_have_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"--setup_file: the template's image has it all"):
+        request("batch_local", **GIVEN, setup_file="./setup.py")
+
+
+def parameters(command: Command, *argv: str) -> dict[str, str]:
+    return parameters_of(parse(command.name, "", command.options, argv).groups)
+
+
+def test_parameters_are_the_flags_that_differ_from_their_defaults() -> None:
+    argv = ["--input_files", "a", "b,c", "--model", "m", "--compile", "--batch_rows", "5"]
+    argv += ["--debug", "--json_summary"]
+    assert parameters(batch_local.COMMAND, *argv) == {
+        "input_files": "a,b,c",
+        "model": "m",
+        "compile": "true",
+        "batch_rows": "5",
+    }
+
+
+def spec(name: str) -> dict[str, Any]:
+    (found,) = (template(t, c) for t, c in TEMPLATES.items() if c.name == name)
+    return {"image": "r/i", "metadata": found}
+
+
+def check(name: str, given: dict[str, str], pipeline: str = "batch_local") -> str:
+    try:
+        check_parameters(PATH, spec(name), given, streaming=pipeline.startswith("stream"))
+    except UsageError as error:
+        return str(error)
+    return ""
+
+
+def test_parameters_are_held_against_those_of_the_template() -> None:
+    assert check("batch_local", {"model": "m", "precision": "bf16", "batch_rows": "5"}) == ""
+    told = check("batch_local", {"mode": "m", "precision": "int8", "batch_rows": "0"})
+    assert "--mode: the template has no such parameter (nearest: model" in told
+    assert "--model is missing: Model package" in told
+    assert "--precision: 'int8': expected one of float32, bf16, fp16" in told
+    assert "--batch_rows: '0' is not of the pattern ^(?:[1-9]\\d*)$" in told
+
+
+def test_a_template_of_another_kind_is_refused() -> None:
+    assert "is for streams: Millrace: stream" in check("stream_local", {"model": "m"})
+    assert "is for batch" in check("batch_local", {"model": "m"}, "stream_local")
+    with pytest.raises(UsageError, match="has no parameters in its metadata"):
+        check_parameters(PATH, {"image": "r/i"}, {}, streaming=False)
+
+
+def test_a_stream_has_its_parameters_too() -> None:
+    argv = ["--input_subscription", "projects/p/subscriptions/s", "--model", "m"]
+    argv += ["--output_files", "o"]
+    assert check("stream_local", parameters(stream_local.COMMAND, *argv), "stream_local") == ""

@@ -1,0 +1,343 @@
+"""Jobs on the stand-in followed to every end that they can have."""
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloud.clients import Cloud
+from cloud.endpoints import Endpoints
+from examples.google_api.dataflow import Dataflow
+from examples.google_api.monitoring import Monitoring
+from examples.google_api.server import (
+    Call,
+    Fault,
+    GoogleApi,
+    HangUp,
+    Refusal,
+    google_api,
+    permission_denied,
+)
+from model_handlers.errors import JobError, TooManyDeadLetters, UsageError
+from pipelines.job_facts import JobFacts
+from pipelines.job_progress import Distribution, Look, Metrics, batch_line, rate, read_metrics
+from pipelines.jobs import Jobs
+from pipelines.monitor import CANCELLED, DONE, LOST, Monitor, Screen
+
+PROJECT, REGION = "a-project", "us-central1"
+SUBSCRIPTION = f"projects/{PROJECT}/subscriptions/input"
+
+
+class _WithWorkers(Dataflow):
+    """Its jobs tell how many workers they have."""
+
+    workers = 0
+
+    def messages_list(self, call: Call) -> dict[str, Any]:
+        events = [{"currentNumWorkers": str(self.workers)}] if self.workers else []
+        return super().messages_list(call) | {"autoscalingEvents": events}
+
+
+@dataclass
+class World:
+    """A server, and a monitor whose sleep does what comes next in `script`."""
+
+    google: GoogleApi
+    dataflow: _WithWorkers
+    monitoring: Monitoring
+    out: io.StringIO = field(default_factory=io.StringIO)
+    line: io.StringIO = field(default_factory=io.StringIO)
+    slept: list[float] = field(default_factory=list)
+    script: list[Callable[[], None]] = field(default_factory=list)
+
+    @property
+    def jobs(self) -> Jobs:
+        # Nobody answers for Pub/Sub: a label that cannot be removed changes nothing.
+        endpoints = Endpoints(
+            dataflow=self.google.url, monitoring=self.google.url, pubsub="http://localhost:1"
+        )
+        return Jobs(Cloud(PROJECT, endpoints, retry_seconds=0.0))
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        if self.script:
+            self.script.pop(0)()
+
+    def add(self, facts: JobFacts | None = None, kind: str = "BATCH", **fields: Any) -> Any:
+        options = {} if facts is None else facts.options()
+        return self.dataflow.add(
+            "a-job",
+            PROJECT,
+            REGION,
+            type=f"JOB_TYPE_{kind}",
+            environment={"sdkPipelineOptions": {"options": options}},
+            **fields,
+        )
+
+    def follow(self, job: Any, **fields: Any) -> int:
+        screen = Screen(self.out, self.line)
+        monitor = Monitor(self.jobs, screen, poll_seconds=30.0, sleep=self.sleep, **fields)
+        return monitor.follow(self.jobs.find(job["id"], REGION))
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    dataflow, monitoring = _WithWorkers(), Monitoring()
+    with google_api(dataflow, monitoring) as google:
+        yield World(google, dataflow, monitoring)
+
+
+def enter(world: World, job: Any, state: str, **fields: Any) -> Callable[[], None]:
+    def then() -> None:
+        job.update(fields, currentState=f"JOB_STATE_{state}")
+
+    return then
+
+
+def counter(name: str, value: float, **context: str) -> dict[str, Any]:
+    return {"name": {"origin": "user", "name": name, "context": context}, "scalar": value}
+
+
+def distribution(name: str, **value: float) -> dict[str, Any]:
+    return {"name": {"origin": "user", "name": name}, "distribution": value}
+
+
+def make_facts(folder: Path, **fields: Any) -> JobFacts:
+    report = str(folder / "run-1" / "report.json")
+    return JobFacts("batch_local", "run-1", "m 1", "0" * 64, report, **fields)
+
+
+def write_report(facts: JobFacts, scored: int, dead: int) -> dict[str, Any]:
+    report = {
+        "run_id": facts.run_id,
+        "pipeline": facts.pipeline,
+        "model": {"name": "m", "version": "1", "digest": facts.model_digest},
+        "score_output": "total",
+        "rows_in": scored + dead,
+        "rows_scored": scored,
+        "rows_dead_lettered": dead,
+        "dead_letters": [{"stage": "validate", "reason": "null", "column": "a", "rows": dead}],
+        "output": ["gs://b/scores"],
+        "dead_letter_output": ["gs://b/dead_letters"],
+        "report": facts.report,
+    }
+    path = Path(str(facts.report))
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(report))
+    return report
+
+
+def test_a_batch_job_is_shown_and_ends_with_its_report(world: World, tmp_path: Path) -> None:
+    facts = make_facts(tmp_path)
+    job = world.add(facts)
+    world.dataflow.workers = 3
+    world.dataflow.metrics[job["id"]] = [counter("rows_inferred", 1_000)]
+
+    def more() -> None:
+        world.dataflow.metrics[job["id"]] = [counter("rows_inferred", 90_000)]
+
+    world.script = [more]
+    world.dataflow.polls = 2
+    write_report(facts, 99, 1)
+    assert world.follow(job) == DONE
+    lines = world.line.getvalue().splitlines()
+    assert lines[0].startswith("pending")
+    assert "3 workers  1,000 rows" in lines[0]
+    assert any("90,000 rows" in line and "rows/s" in line for line in lines)
+    assert "rows in                100\nscored                  99\n" in world.out.getvalue()
+    assert set(world.slept) == {30.0}
+
+
+def test_the_report_is_printed_as_json_on_demand(world: World, tmp_path: Path) -> None:
+    facts = make_facts(tmp_path)
+    report = write_report(facts, 100, 0)
+    assert world.follow(world.add(facts), json_summary=True) == DONE
+    assert json.loads(world.out.getvalue()) == report
+
+
+def test_more_dead_letters_than_the_job_was_started_with_fail_it(
+    world: World, tmp_path: Path
+) -> None:
+    facts = make_facts(tmp_path, max_dead_letter_share=0.05)
+    write_report(facts, 90, 10)
+    with pytest.raises(TooManyDeadLetters, match="10 of 100 rows are dead letters, mostly null"):
+        world.follow(world.add(facts))
+
+
+def test_a_done_job_without_its_report_is_an_error(world: World, tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="is done, but its report is not there"):
+        world.follow(world.add(make_facts(tmp_path)))
+
+
+def test_a_foreign_job_is_followed_as_well(world: World) -> None:
+    assert world.follow(world.add()) == DONE
+    assert "no run of ours" in world.out.getvalue()
+
+
+def test_a_failed_job_tells_why_and_leaves_nothing_staged(world: World, tmp_path: Path) -> None:
+    staging = tmp_path / ".staging" / "run-1"
+    staging.mkdir(parents=True)
+    (staging / "part.parquet").write_text("x")
+    job = world.add(make_facts(tmp_path, staging=(str(staging),)))
+    world.dataflow._last = "FAILED"
+    world.dataflow.tell(
+        job,
+        "ERROR",
+        "Traceback (most recent call last):\n  File 'x.py', line 1\n"
+        "model_handlers.errors.InputError: rows.parquet is gone [while running 'Read']\n",
+    )
+    with pytest.raises(JobError, match=r"job a-job failed after .*:\n  rows\.parquet is gone$"):
+        world.follow(job)
+    assert not staging.exists()
+
+
+def test_what_a_job_that_had_ended_before_left_stays(world: World, tmp_path: Path) -> None:
+    staging = tmp_path / ".staging" / "run-1"
+    staging.mkdir(parents=True)
+    (staging / "of-a-run-of-the-same-name").write_text("x")
+    facts = make_facts(tmp_path, staging=(str(staging),))
+    job = world.add(facts, currentState="JOB_STATE_FAILED")
+    with pytest.raises(JobError):
+        world.follow(job)
+    assert len(list(staging.iterdir())) == 1
+
+
+def test_a_cancelled_job_has_an_exit_code_of_its_own(world: World) -> None:
+    job = world.add()
+    world.script = [enter(world, job, "CANCELLED")]
+    world.dataflow.polls = 10
+    assert world.follow(job) == CANCELLED
+    assert "cancelled after" in world.out.getvalue()
+
+
+def test_ctrl_c_leaves_the_job_alone_and_says_how_to_follow_it_again(world: World) -> None:
+    job = world.add()
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    world.script = [interrupt]
+    command = f"python -m pipelines.launch --attach {job['id']} --project {PROJECT}"
+    with pytest.raises(KeyboardInterrupt, match=f"goes on; follow it again: {command}"):
+        world.follow(job)
+    assert "jobs.update" not in world.google.methods()
+
+
+def test_lost_permission_keeps_the_job_and_names_the_role(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = world.add(currentState="JOB_STATE_RUNNING")
+    world.dataflow.polls = 10
+
+    def take_away() -> None:
+        world.google.faults = lambda _: permission_denied("dataflow.jobs.get", "a-project")
+
+    world.script = [take_away]
+    assert world.follow(job) == LOST
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "Permission 'dataflow.jobs.get' denied" in line
+    assert "grant the account the role roles/dataflow.viewer; the job goes on" in line
+    assert f"--attach {job['id']} --project {PROJECT} --region {REGION}" in line
+
+
+def test_faults_of_the_network_are_waited_out_longer_and_longer(world: World) -> None:
+    job = world.add()
+    found = world.jobs.find(job["id"], REGION)
+    ends: list[Fault] = [HangUp(), Refusal(503, "Try later."), HangUp(), Refusal(500, "Oops.")]
+    world.google.faults = lambda _: ends.pop(0) if ends else None
+    screen = Screen(world.out, world.line)
+    assert Monitor(world.jobs, screen, poll_seconds=30.0, sleep=world.sleep).follow(found) == DONE
+    assert world.slept[:4] == [60.0, 120.0, 240.0, 300.0]
+    assert "Dataflow does not answer (Try later.); tried again in 120 s" in world.out.getvalue()
+
+
+def test_a_stream_shows_latency_backlog_and_dead_letters_until_it_drains(world: World) -> None:
+    facts = JobFacts("stream_local", "run-1", "m 1", "0" * 64, subscription=SUBSCRIPTION)
+    job = world.add(facts, "STREAMING", currentState="JOB_STATE_RUNNING")
+    world.dataflow.polls = 10
+    world.monitoring.values_by_metric = {
+        "system_lag": {job["id"]: 7, "another": 99},
+        "backlog_bytes": {job["id"]: 2_500_000},
+        "estimated_backlog_processing_time": {job["id"]: 12},
+        "num_undelivered_messages": {"input": 345, "other": 9},
+    }
+    metrics = world.dataflow.metrics
+    first = [counter("rows_received", 100), distribution("total_ms", count=10, sum=1_000, max=300)]
+    metrics[job["id"]] = first
+
+    def more() -> None:
+        metrics[job["id"]] = [
+            counter("rows_received", 300),
+            counter("rows_dead_lettered", 4),
+            distribution("total_ms", count=20, sum=5_000, max=900),
+        ]
+
+    world.script = [more, enter(world, job, "DRAINING"), enter(world, job, "DRAINED")]
+    assert world.follow(job) == DONE
+    lines = world.line.getvalue().splitlines()
+    assert "100 messages  latency 100 ms on average  lag 7 s" in lines[0]
+    assert lines[0].endswith("backlog 345 messages, 2.5 MB, 12 s")
+    assert "300 messages" in lines[1]
+    assert "messages/s" in lines[1]
+    # Of what came since the last look alone.
+    assert "4 dead letters  latency 400 ms on average" in lines[1]
+    assert lines[2].startswith("draining")
+    assert lines[3].startswith("drained")
+    assert "all that it had taken in is written" in world.out.getvalue()
+
+
+def test_without_the_right_to_see_metrics_the_backlog_alone_is_missing(world: World) -> None:
+    job = world.add(None, "STREAMING", currentState="JOB_STATE_RUNNING")
+    denied = permission_denied("monitoring.timeSeries.list", PROJECT)
+    world.google.faults = lambda call: denied if "timeSeries" in call.method else None
+    world.script = [lambda: None, enter(world, job, "CANCELLED")]
+    assert world.follow(job) == CANCELLED
+    assert world.out.getvalue().count("the backlog is not shown: Permission") == 1
+    assert "grant the account the role roles/monitoring.viewer" in world.out.getvalue()
+    assert world.google.methods().count("timeSeries.list") == 1
+
+
+def test_an_updated_stream_names_the_job_that_replaces_it(world: World) -> None:
+    job = world.add(None, "STREAMING", currentState="JOB_STATE_RUNNING")
+    world.script = [enter(world, job, "UPDATED", replacedByJobId="2026-11-21_00_00_00-7")]
+    assert world.follow(job) == DONE
+    assert "replaced by 2026-11-21_00_00_00-7; follow it: python -m" in world.out.getvalue()
+
+
+def test_a_job_is_found_by_id_or_name_and_its_region_is_told(world: World) -> None:
+    job = world.add()
+    assert world.jobs.find("a-job", None).ident == job["id"]
+    assert world.jobs.find(job["id"], None).region == REGION
+    with pytest.raises(UsageError, match=f"is not in europe-west1: say --region {REGION}"):
+        world.jobs.find(job["id"], "europe-west1")
+    with pytest.raises(UsageError, match="project a-project has no job nobody: check the id"):
+        world.jobs.find("nobody", REGION)
+
+
+def test_certain_values_win_over_tentative_ones_and_steps_are_summed() -> None:
+    updates = [
+        counter("rows_inferred", 5, step="s1"),
+        counter("rows_inferred", 9, step="s1", tentative="true"),
+        counter("rows_inferred", 2, step="s2", tentative="true"),
+        distribution("total_ms", count=2, sum=30, min=10, max=20),
+        # Dataflow tells each distribution so as well.
+        counter("total_ms_COUNT", 2),
+        {"name": {"origin": "dataflow/v1b3", "name": "CurrentVcpuCount"}, "scalar": 8.0},
+    ]
+    for order in (updates, updates[::-1]):
+        found = read_metrics(order)
+        assert found.counters == {"rows_inferred": 7}
+        assert found.distributions == {"total_ms": Distribution(2, 30, 20)}
+        assert found.service == {"CurrentVcpuCount": 8}
+
+
+def test_a_rate_is_of_two_looks_at_different_times() -> None:
+    looks = [Look("running", s, Metrics({"rows_inferred": n})) for s, n in ((10, 0), (30, 5_000))]
+    assert rate(looks[1], looks[0]) == 250
+    assert rate(looks[0], None) is None
+    assert rate(looks[1], looks[1]) is None
+    assert batch_line(looks[1], looks[0]) == "running    0:00:30  5,000 rows  250 rows/s"
