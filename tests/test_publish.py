@@ -62,7 +62,7 @@ def test_a_row_is_an_object_with_its_id_and_run_as_attributes(rows: pa.RecordBat
         "model_version": "3",
         "model_digest": "0" * 64,
         "run_id": "run 1",
-        "scored_at": "2026-11-20T12:00:00.000000Z",
+        "scored_at": "2026-11-20T12:00:00Z",
     }
     assert json.loads(one.data) == {"row_id": "r-0", "score": 0.5, "city": "Ulm", **lineage}
     assert json.loads(two.data) == {"row_id": "r-1", "score": None, **lineage}

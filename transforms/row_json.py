@@ -60,9 +60,9 @@ def _constant_cell(column: pa.Array) -> bytes | None:
         words = column.dictionary
         return _json(words[0].as_py()) if len(words) == 1 else None
     if column.type == UTC_MICROSECONDS:
-        moments = column.view(pa.int64()).to_numpy().view("M8[us]")
+        moments = column.view(pa.int64()).to_numpy()
         if len(moments) == 1 or (moments == moments[0]).all():
-            return b'"%bZ"' % str(moments[0]).encode()
+            return _moments(column[:1])[0]
     return None
 
 
@@ -78,6 +78,8 @@ def json_cells(column: pa.Array) -> list[bytes | None]:
         return _with_nulls(_moments, column)
     if _is_plain(kind):
         return _with_nulls(_numbers, column)
+    if pa.types.is_string(kind):
+        return _with_nulls(_texts, column)
     if pa.types.is_fixed_size_list(kind) and not column.null_count:
         cells = _lists(column)
         if cells is not None:
@@ -95,16 +97,25 @@ def _with_nulls(cells: Callable[[pa.Array], list[Any]], column: pa.Array) -> lis
 
 
 def _moments(column: pa.Array) -> list[bytes]:
-    suffix = b'Z"' if column.type.tz else b'"'
+    in_utc = column.type.tz is not None
     if column.type.unit != "us":
         column = column.cast(pa.timestamp("us"), safe=False)
-    microseconds = column.view(pa.int64()).to_numpy().view("M8[us]")
-    texts = np.datetime_as_string(microseconds, unit="us")
-    return [b'"' + text + suffix for text in texts.astype("S").tolist()]
+    moments = column.view(pa.int64()).to_numpy().view("M8[us]")
+    try:
+        return _json(moments, orjson.OPT_NAIVE_UTC if in_utc else 0)[1:-1].split(b",")
+    except orjson.JSONEncodeError:
+        # Of years that Python has not.
+        texts = np.datetime_as_string(moments, unit="us").astype("S")
+        return [b'"%bZ"' % text if in_utc else b'"%b"' % text for text in texts.tolist()]
 
 
 def _numbers(column: pa.Array) -> list[bytes]:
     return _json(column.to_numpy())[1:-1].split(b",")
+
+
+def _texts(column: pa.Array) -> list[bytes]:
+    # Within a text a quote comes after a backslash, and no line ends.
+    return _json(column.to_pylist())[1:-1].replace(b'","', b'"\n"').split(b"\n")
 
 
 def _lists(column: pa.Array) -> list[bytes | None] | None:
@@ -120,15 +131,15 @@ def _lists(column: pa.Array) -> list[bytes | None] | None:
     values = column.to_numpy().reshape(shape)
     if len(shape) > 2:
         return [_json(value) for value in values]
-    return [b"[%b]" % cell for cell in _json(values)[2:-2].split(b"],[")]
+    return _json(values)[1:-1].replace(b"],[", b"]\n[").split(b"\n")
 
 
 def _is_plain(kind: pa.DataType) -> bool:
     return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
 
 
-def _json(value: Any) -> bytes:
-    return orjson.dumps(value, default=_other, option=_JSON_OPTIONS)
+def _json(value: Any, option: int = 0) -> bytes:
+    return orjson.dumps(value, default=_other, option=_JSON_OPTIONS | option)
 
 
 _JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_UTC_Z
