@@ -11,6 +11,7 @@ import re
 import uuid
 from collections.abc import Iterator
 from dataclasses import fields
+from typing import Any
 
 import apache_beam as beam
 import orjson
@@ -33,13 +34,14 @@ from model_handlers.errors import JobError, OutputError, UsageError, one_line
 from pipelines.beam_args import JobFactOptions, is_dry_run, runs_on_dataflow
 from pipelines.cloud_access import connect
 from pipelines.flags import Parsed
-from pipelines.job_facts import JobFacts, attach_command, console_link
+from pipelines.job_facts import PREFIX, JobFacts, attach_command, console_link
 from pipelines.options import DeviceOptions
 from transforms.commit_files import RunFolder, check_writable, discard
 
 # What a job with `--device cuda` gets where no flag says otherwise: it fits the default machines.
 ACCELERATOR = "accelerator=type:nvidia-tesla-t4;count:1;install-nvidia-driver"
 _REGION = re.compile(r"[a-z]+-[a-z]+\d+")
+_SECRET = re.compile(r"secret|password|token|connection_string|access_key|gbek")
 # Source: Dataflow's documentation of labels.
 _LABEL = re.compile(r"[a-z][a-z0-9_-]{0,62}=[a-z0-9_-]{0,63}")
 _NAME = re.compile(PipelineOptionsValidator.JOB_PATTERN)
@@ -102,8 +104,6 @@ def _check_names(google: GoogleCloudOptions) -> None:
             raise UsageError(
                 f"--labels {label}: expected KEY=VALUE of small letters, digits, _ and -"
             )
-    if google.template_location and google.update:
-        raise UsageError("--update replaces a job that runs; a template cannot know which")
 
 
 def _on_this_machine(google: GoogleCloudOptions) -> bool:
@@ -221,8 +221,7 @@ def start(pipeline: beam.Pipeline, facts: JobFacts, *, as_json: bool = False) ->
             result = pipeline.run()
         except (OSError, PermanentException) as error:
             raise JobError(f"{what}: {one_line(error)}") from error
-    job = result.job_id() if result.has_job else None
-    told = _told(job, google, facts)
+    told = _told(result.job_id() if result.has_job else None, google, facts)
     if as_json:
         print(orjson.dumps(told).decode())
     else:
@@ -252,18 +251,30 @@ def remove_staged(facts: JobFacts) -> None:
 def describe(pipeline: beam.Pipeline, facts: JobFacts) -> str:
     """A pipeline that is not started -> what it would be, in some lines. Secrets are left out."""
     options = pipeline.options
+    carried, own = facts.options(), {"dry_run", "labels", *facts.options()}
     given = options.get_all_options(drop_default=True, retain_unknown_options=True)
-    proto = pipeline.to_runner_api()
-    steps = [t.unique_name for t in proto.components.transforms.values()]
+    labels = options.view_as(GoogleCloudOptions).labels or ()
+    shown = {n: v for n, v in sorted(given.items()) if n not in own and not _SECRET.search(n)}
     lines = [
         ("dry run", "nothing was made or started; sinks were not looked at"),
-        ("runner", str(given.pop("runner", "FnApiRunner"))),
-        *((name, str(value)) for name, value in facts.options().items()),
-        *(("label", f"{name}={value}") for name, value in facts.labels().items()),
-        *(("option", f"{n}={v}") for n, v in sorted(given.items()) if not _SECRET.search(n)),
-        *(("step", name) for name in steps if name.count("/") == 1),
+        *((name.removeprefix(PREFIX), _text(value)) for name, value in carried.items()),
+        *(("label", label) for label in labels),
+        *(("option", f"--{name} {_text(value)}") for name, value in shown.items()),
+        *(("step", name) for name in _steps(pipeline)),
     ]
-    return "\n".join(f"{name:<13} {value}" for name, value in lines)
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
 
 
-_SECRET = re.compile(r"secret|password|token|connection_string|access_key|gbek")
+def _text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _steps(pipeline: beam.Pipeline) -> list[str]:
+    """A pipeline -> the steps of its graph, in their order."""
+    proto = pipeline.to_runner_api()
+    transforms = proto.components.transforms
+    graphs = transforms[proto.root_transform_ids[0]].subtransforms
+    return [
+        transforms[part].unique_name for graph in graphs for part in transforms[graph].subtransforms
+    ]

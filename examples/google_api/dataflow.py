@@ -16,6 +16,8 @@ _ACTIVE = ("PENDING", "QUEUED", "RUNNING", "DRAINING", "CANCELLING")
 # What comes after some looks, and what was asked for becomes at once.
 _NEXT = {"PENDING": "RUNNING", "DRAINING": "DRAINED", "CANCELLING": "CANCELLED"}
 _ASKED = {"DRAINED": "DRAINING", "CANCELLED": "CANCELLING"}
+# What only JOB_VIEW_ALL shows.
+_WHOLE = ("environment", "pipelineDescription")
 _IMPORTANCE = ("UNKNOWN", "DEBUG", "DETAILED", "BASIC", "WARNING", "ERROR")
 
 
@@ -67,7 +69,7 @@ class Dataflow(Service):
 
     def jobs_get(self, call: Call) -> Job:
         """One, a look older."""
-        return self._look(self._job(call))
+        return self._seen(call, self._look(self._job(call)))
 
     def jobs_list(self, call: Call) -> dict[str, Any]:
         """Those of a region, each a look older."""
@@ -131,6 +133,13 @@ class Dataflow(Service):
                 "messageImportance": f"JOB_MESSAGE_{importance}",
             }
         )
+
+    @staticmethod
+    def _seen(call: Call, job: Job) -> Job:
+        """A job -> as much of it as the view shows that was asked for."""
+        if call.values.get("view") == "JOB_VIEW_ALL":
+            return job
+        return {name: value for name, value in job.items() if name not in _WHOLE}
 
     def _launch(self, call: Call, name: str, fields: Job, update: bool) -> Job:
         running = [j for j in self.jobs.values() if j["name"] == name and _state(j) in _ACTIVE]
