@@ -41,7 +41,7 @@ def test_where_nothing_else_is_said_that_is_told() -> None:
     [
         (
             "Startup of the worker pool in zone us-central1-f failed to bring up any of "
-            "the desired 2 workers. QUOTA_EXCEEDED: Instance 'a' creation failed: Quota 'CPUS' exceeded.",
+            "the desired 2 workers. QUOTA_EXCEEDED: Instance failed: Quota 'CPUS' exceeded.",
             "Quota 'CPUS' exceeded",
             "raise the quota in the console",
         ),
