@@ -103,7 +103,7 @@ def run_setup(args: argparse.Namespace) -> int:
     resources, kinds = _wanted(args)
     with _progress() as progress:
         done = set_up(resources, kinds, progress)
-    print(f"all is there: {len(done)} steps were taken")
+    print(f"all is there: {len(done)} {'step was' if len(done) == 1 else 'steps were'} taken")
     models = kinds["model"]
     if isinstance(models, Models) and models.package is not None:
         for resource in (r for r in resources if r.kind == "model"):

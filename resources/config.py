@@ -63,14 +63,14 @@ class Config:
         for name, (pattern, told) in _PATTERNS.items():
             value = getattr(self, name)
             if not re.fullmatch(pattern, value, re.ASCII):
-                raise UsageError(f"{CONFIG_NAME}: {name} = {value!r}: expected {told}")
+                raise UsageError(f"{name} = {value!r}: expected {told}")
         for key, value in self.labels.items():
             if not (_LABEL_KEY.fullmatch(key) and _LABEL_VALUE.fullmatch(value)):
                 raise UsageError(
-                    f"{CONFIG_NAME}: label {key} = {value!r}: expected small letters, digits, _ "
+                    f"label {key} = {value!r}: expected small letters, digits, _ "
                     "and -, 63 at most"
                 )
-        check_pipelines(self.pipelines, f"{CONFIG_NAME}: pipelines")
+        check_pipelines(self.pipelines, "pipelines")
 
 
 def check_pipelines(names: tuple[str, ...], place: str) -> None:
