@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, Literal, get_args
 
+import msgspec
 import numpy as np
 import orjson
 
 from cloud.endpoint_client import BadAnswer, error_text
 from model_handlers.contract import InputSpec, Manifest, OutputSpec
 from model_handlers.errors import UsageError
-from model_handlers.numpy_json import dump_objects, dump_rows, read_array
+from model_handlers.numpy_json import dump_objects, dump_rows, member_reader, read_array
 
 InstanceFormat = Literal["list", "named"]
 # What the reference's container calls the score.
@@ -71,10 +72,39 @@ class EndpointCodec:
 
         Null and NaN are NaN. Raises BadAnswer for whatever is not one prediction a row.
         """
+        arrays = self._decode_objects(body, rows)
+        if arrays is not None:
+            return arrays
         predictions = _predictions(body)
         if len(predictions) != rows:
             raise BadAnswer(f"expected {rows} predictions, got {len(predictions)}")
         return [self._read(spec, predictions) for spec in self.outputs]
+
+    def _decode_objects(self, body: bytes, rows: int) -> list[np.ndarray] | None:
+        """As decode, for objects of all outputs; None for any other answer.
+
+        Of 13 outputs two take a third of the time of reading all.
+        """
+        score = self.manifest.score_output
+        for key in dict.fromkeys((score, SCORE_KEY)):
+            members = [
+                (key if spec.name == score else spec.name, spec.dtype, len(spec.shape))
+                for spec in self.outputs
+            ]
+            read = member_reader("predictions", tuple(members))
+            try:
+                columns = read(body) if read is not None else []
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                continue
+            arrays = [
+                array
+                for values, spec in zip(columns, self.outputs, strict=False)
+                if len(values) == rows
+                and (array := read_array(values, spec.dtype, spec.shape)) is not None
+            ]
+            if len(arrays) == len(members):
+                return arrays
+        return None
 
     def _read(self, spec: OutputSpec, predictions: Sequence[Any]) -> np.ndarray:
         values = self._values(spec, predictions)
@@ -104,7 +134,7 @@ class EndpointCodec:
                 return list(map(itemgetter(key), predictions))
             except KeyError:
                 continue
-        odd = next(one for one in predictions if not any(key in one for key in keys))
+        odd = next(one for one in predictions if spec.name not in one)
         raise BadAnswer(
             f"expected predictions with {self._wanted()}, got one with "
             f"{', '.join(map(repr, odd))[:100] or 'nothing'}"

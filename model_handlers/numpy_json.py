@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from itertools import chain
+from operator import attrgetter
 from typing import Any
 
+import msgspec
 import numpy as np
 import orjson
 
@@ -39,6 +42,44 @@ def row_texts(array: np.ndarray) -> list[bytes]:
     text, depth = dump_rows(array), array.ndim
     between = b"]" * (depth - 1) + b"," + b"[" * (depth - 1)
     return text[depth:-depth].split(between)
+
+
+def is_bare(name: str) -> bool:
+    """Whether JSON takes a name as it is, without escaping; msgspec knows no other."""
+    return orjson.dumps(name) == b'"%b"' % name.encode()
+
+
+@functools.lru_cache(maxsize=64)
+def member_reader(
+    key: str, members: tuple[tuple[str, str, int], ...]
+) -> Callable[[bytes], list[list[Any]]] | None:
+    """A key, and name, dtype and depth of members -> a reader of {key: [{name: value, ...}, ...]}.
+
+    It gives the values of each member, and raises MsgspecError or UnicodeDecodeError for
+    anything else: a member that is missing, or a value of another type or depth. What else an
+    object has is passed over, in a fraction of the time of making it. None for names that
+    have to be escaped.
+    """
+    if not all(is_bare(name) for name in (key, *(name for name, _, _ in members))):
+        return None
+    fields: list[Any] = []
+    for i, (_, dtype, depth) in enumerate(members):
+        is_float = dtype.startswith("float")
+        kind: Any = float | None if is_float else bool if dtype == "bool" else int
+        for _ in range(depth):
+            kind = list[kind]
+        fields.append((f"_{i}", kind))
+    renamed = {f"_{i}": name for i, (name, _, _) in enumerate(members)}
+    row = msgspec.defstruct("Row", fields, rename=renamed, gc=False)
+    whole = msgspec.defstruct("Whole", [("rows", list[row])], rename={"rows": key}, gc=False)  # type: ignore[valid-type]
+    decode = msgspec.json.Decoder(whole).decode
+    getters = [attrgetter(name) for name in renamed]
+
+    def read(body: bytes) -> list[list[Any]]:
+        rows = decode(body).rows  # type: ignore[attr-defined]
+        return [list(map(getter, rows)) for getter in getters]
+
+    return read
 
 
 def read_array(values: Sequence[Any], dtype: str, shape: Sequence[int]) -> np.ndarray | None:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, get_args
+from unittest.mock import patch
 
 import numpy as np
 import orjson
@@ -263,6 +264,45 @@ def test_any_json_is_an_answer_or_a_bad_one(make_manifest: MakeManifest, value: 
 def test_any_bytes_are_an_answer_or_a_bad_one(make_manifest: MakeManifest, body: bytes) -> None:
     with pytest.raises(BadAnswer):
         codec_of(make_manifest()).decode(body, 1)
+
+
+NUMBERS = st.none() | st.integers(-(2**70), 2**70) | st.floats() | st.booleans() | st.text()
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "score": NUMBERS,
+                "anomaly_score": NUMBERS,
+                "code": st.lists(NUMBERS, min_size=1, max_size=3),
+                "other": NUMBERS,
+            },
+        )
+        | st.fixed_dictionaries(
+            {"score": st.floats(width=32), "code": st.lists(st.floats(), min_size=2, max_size=2)}
+        ),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_objects_are_read_as_any_other_answer_is(
+    make_manifest: MakeManifest, predictions: list[Any]
+) -> None:
+    def decoded(codec: EndpointCodec) -> str:
+        try:
+            arrays = codec.decode(answer(*predictions), len(predictions))
+        except BadAnswer as error:
+            return str(error)
+        return repr([array.tolist() for array in arrays])
+
+    for code in (OutputSpec("code", "int64", (2,)), OutputSpec("code", shape=(2,))):
+        outputs = (OutputSpec("score"), code)
+        codec = codec_of(make_manifest(outputs=outputs, score_output="score"))
+        found = decoded(codec)
+        with patch("model_handlers.endpoint_codec.member_reader", lambda *_: None):
+            assert found == decoded(codec)
 
 
 def test_ten_thousand_rows_keep_their_order(codec: EndpointCodec) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import orjson
 import pyarrow as pa
 
+from model_handlers.numpy_json import is_bare
 from transforms.row_format import RowFormat, plain_columns
 
 _PYTHON_TYPES: dict[pa.DataType, Any] = {pa.string(): str, pa.float64(): float, pa.int64(): int}
@@ -28,7 +28,7 @@ class NamedRows:
         self._format = row_format
         names = (*row_format.names, *dict(row_format.columns))
         # msgspec takes no names that JSON has to escape.
-        self._able = row_format.plain and all(_is_bare(name) for name in names)
+        self._able = row_format.plain and all(is_bare(name) for name in names)
 
     @cached_property
     def _decode(self) -> Callable[[bytes], msgspec.Struct]:
@@ -62,10 +62,6 @@ class NamedRows:
             return None
         values = list(chain.from_iterable(map(itemgetter(slice(width)), rows)))
         return plain_columns(values, kept, self._format)
-
-
-def _is_bare(name: str) -> bool:
-    return orjson.dumps(name) == b'"%b"' % name.encode()
 
 
 def count_colons(bodies: Sequence[bytes]) -> int:

@@ -131,7 +131,7 @@ def _lists(column: pa.Array) -> list[bytes | None] | None:
     values = column.to_numpy().reshape(shape)
     if len(shape) > 2:
         return [_json(value) for value in values]
-    return _json(values)[1:-1].replace(b"],[", b"]\n[").split(b"\n")
+    return [*_json(values)[1:-1].replace(b"],[", b"]\n[").split(b"\n")]
 
 
 def _is_plain(kind: pa.DataType) -> bool:
