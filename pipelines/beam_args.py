@@ -153,7 +153,8 @@ class _Parser(_BeamArgumentParser):  # type: ignore[misc]
     """Beam's, which itself prints all flags and exits where a value is wrong."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message.removeprefix("argument "))
+        message = message.removeprefix("argument ")
+        raise UsageError(message.replace("invalid loads value", "invalid JSON"))
 
 
 def _refuse_unknown(args: Sequence[str]) -> None:

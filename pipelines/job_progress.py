@@ -119,7 +119,7 @@ def _line(now: Look, before: Look | None, unit: str, more: Iterable[str]) -> str
         parts.append(f"{rows:,} {unit}")
         speed = rate(now, before)
         if speed is not None:
-            parts.append(f"{speed:,.0f} {unit}/s" if speed >= 10 else f"{speed:,.1f} {unit}/s")
+            parts.append(f"{speed:,.{0 if speed >= 10 or not speed else 1}f} {unit}/s")
     if dead := now.metrics.dead_letters():
         parts.append(f"{dead:,} dead letters")
     return "  ".join([*parts, *more])

@@ -37,7 +37,8 @@ def command(name: str) -> Command:
     pipeline = PIPELINES[name]
     return Command(
         name=f"launch {name}",
-        about=f"Starts on Dataflow: {pipeline.about}",
+        about=f"{pipeline.about} Started on Dataflow, from this source or a template; --dry_run "
+        "checks everything, prints the whole request and starts nothing.",
         options=(LaunchOptions, *pipeline.options),
         run=f"pipelines.launch_run:{name}",
     )
@@ -55,8 +56,8 @@ def choose(argv: Sequence[str]) -> tuple[Command | None, Sequence[str]]:
 if __name__ == "__main__":
     chosen, rest = choose(sys.argv[1:])
     if chosen is None:
-        name = sys.argv[1]
+        near = nearest(sys.argv[1], PIPELINES)
         known = ", ".join(PIPELINES)
-        print(f"error: {name!r} is no pipeline{nearest(name, PIPELINES)}: expected one of {known}")
+        sys.stderr.write(f"error: {sys.argv[1]!r} is no pipeline{near}: expected one of {known}\n")
         sys.exit(2)
     run_and_exit(chosen, rest)

@@ -67,12 +67,6 @@ class LaunchOptions:
         choices=("one_process", "mps"),
         in_template=False,
     )
-    dry_run: bool = flag(
-        "check everything, print the whole request, start nothing",
-        False,
-        label="Dry run",
-        in_template=False,
-    )
     wait: bool = flag(
         "follow the job to its end; Ctrl-C leaves it running",
         False,

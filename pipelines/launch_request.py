@@ -56,9 +56,18 @@ def launch_request(
 
     Raises UsageError for flags that a template cannot have.
     """
-    wrong = [f"--{name}" for name in _OF_SOURCE if flags.get(name)]
+    wrong = [
+        f"--{name}: the template's image has it all: leave it out"
+        for name in _OF_SOURCE
+        if flags.get(name)
+    ]
+    wrong += [
+        f"--{name}: {flags[name]!r}: expected a path gs://BUCKET/..."
+        for name in ("temp_location", "staging_location")
+        if not str(flags.get(name) or "gs://").startswith("gs://")
+    ]
     if wrong:
-        raise UsageError(f"{', '.join(wrong)}: the template's image has it all: leave it out")
+        raise UsageError("; ".join(wrong))
     launched: dict[str, Any] = {
         "jobName": flags["job_name"],
         "containerSpecGcsPath": template,

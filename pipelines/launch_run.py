@@ -11,9 +11,11 @@ from dataclasses import replace
 from typing import Any
 
 import orjson
+from google.api_core import exceptions
 
 from cloud.clients import Cloud, default_project
 from cloud.endpoints import Endpoints
+from cloud.errors import retry, told_as
 from model_handlers.errors import InputError, UsageError
 from pipelines.flags import Parsed, require
 from pipelines.job_facts import attach_command, console_link
@@ -46,10 +48,10 @@ def launch(name: str, parsed: Parsed) -> int:
         raise UsageError(f"--update replaces a stream, {name} is none: leave it out")
     if given.get("transform_name_mapping") and not given.get("update"):
         raise UsageError("--transform_name_mapping belongs to --update")
+    needed = {flag: given.get(flag) for flag in ("project", "region", "temp_location")}
+    require_flags(name, parsed, f"launch {name}", **needed)
     job = complete(given, flags, name) | {"runner": "DataflowRunner"}
     job.setdefault("job_name", f"{JOB_NAMES[name]}-{utc_now():%Y%m%d-%H%M%S}")
-    needed = {flag: job.get(flag) for flag in ("project", "region", "temp_location")}
-    require_flags(name, parsed, f"launch {name}", **needed)
     own = Parsed(
         {kind: parsed.groups[kind] for kind in PIPELINES[name].options},
         [*parsed.beam_args, *added_args(given, job)],
@@ -76,13 +78,10 @@ def _run(name: str, parsed: Parsed) -> None:
 
 
 def _from_source(name: str, flags: LaunchOptions, own: Parsed, job: Mapping[str, Any]) -> int:
-    if flags.dry_run:
-        _run(name, replace(own, beam_args=[*own.beam_args, "--dry_run=true"]))
-        return 0
     _run(name, own)
-    if not flags.wait or job.get("template_location"):
+    if not flags.wait or job.get("dry_run") or job.get("template_location"):
         return 0
-    jobs = _jobs(own, job)
+    jobs = Jobs(_cloud(own, job))
     return _monitor(jobs, flags.poll_seconds, own).follow(jobs.find(job["job_name"], job["region"]))
 
 
@@ -91,13 +90,13 @@ def _from_template(name: str, flags: LaunchOptions, own: Parsed, job: Mapping[st
     template = str(flags.template)
     parameters = parameters_of(own.groups)
     request = launch_request(template, job, parameters, streaming=streaming)
-    check_parameters(template, _read_spec(template, own), parameters, streaming=streaming)
+    check_parameters(template, _read_spec(template, own, job), parameters, streaming=streaming)
     if job.get("update"):
         _check_update(name, own, job)
-    if flags.dry_run:
+    if job.get("dry_run"):
         print(orjson.dumps(request, option=orjson.OPT_INDENT_2).decode())
         return 0
-    jobs = _jobs(own, job)
+    jobs = Jobs(_cloud(own, job))
     ident = jobs.launch(request)
     place = (job["project"], job["region"], ident)
     told = {
@@ -115,22 +114,25 @@ def _from_template(name: str, flags: LaunchOptions, own: Parsed, job: Mapping[st
     return _monitor(jobs, flags.poll_seconds, own).follow(jobs.find(ident, job["region"]))
 
 
-def _read_spec(template: str, own: Parsed) -> dict[str, Any]:
+def _read_spec(template: str, own: Parsed, job: Mapping[str, Any]) -> dict[str, Any]:
     """A template's path -> its spec file. Raises InputError, CredentialsError."""
-    from model_handlers.artifact import read_bytes
-    from model_handlers.errors import ModelError
-    from pipelines.cloud_access import open_storage
-
-    open_storage(_endpoints(own), needed=True)
+    cloud = _cloud(own, job)
+    bucket, _, path = template.removeprefix("gs://").partition("/")
+    with told_as(InputError, f"--template {template} cannot be read"):
+        blob = cloud.storage().bucket(bucket).blob(path)
+        try:
+            content = blob.download_as_bytes(retry=retry(cloud.retry_seconds))
+        except exceptions.NotFound as error:
+            raise InputError(
+                f"--template {template}: there is no such file: `make template` writes it"
+            ) from error
     try:
-        spec = orjson.loads(read_bytes(template))
-    except (ModelError, ValueError) as error:
-        raise InputError(
-            f"--template {template} cannot be read: {error}; `make template` writes it"
-        ) from error
+        spec = orjson.loads(content)
+    except ValueError:
+        spec = None
     if not isinstance(spec, dict) or "image" not in spec:
         raise InputError(
-            f"--template {template} is no spec file of a Flex Template: it has no image"
+            f"--template {template} is no spec file of a Flex Template: `make template` writes one"
         )
     return spec
 
@@ -151,11 +153,11 @@ def _endpoints(own: Parsed) -> Endpoints:
     return Endpoints.resolve(own.get(CloudOptions).api_endpoints or ())
 
 
-def _jobs(own: Parsed, job: Mapping[str, Any]) -> Jobs:
+def _cloud(own: Parsed, job: Mapping[str, Any]) -> Cloud:
     endpoints = _endpoints(own)
     if endpoints.dataflow is None and job.get("dataflow_endpoint"):
         endpoints = replace(endpoints, dataflow=job["dataflow_endpoint"])
-    return Jobs(Cloud(job["project"], endpoints, float(own.get(CloudOptions).retry_seconds)))
+    return Cloud(job["project"], endpoints, float(own.get(CloudOptions).retry_seconds))
 
 
 def _as_json(own: Parsed) -> bool:

@@ -169,7 +169,8 @@ class Monitor:
     def _end_batch(self, job: Job) -> int:
         took = job.seconds(self.now())
         if job.state == "done":
-            return self._report(job, took)
+            # A job that was never seen to run has no rate.
+            return self._report(job, max(took, 1.0))
         if job.state == "failed":
             raise JobError(self._failure(job))
         self.screen.say(f"{job.state} after {elapsed(took)}: nothing was written")

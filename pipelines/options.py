@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.flags import flag
+from pipelines.launch_options import LaunchOptions
 
 # Flags that batch runs and streams share.
 
@@ -605,7 +606,7 @@ class RunOptions:
 
 
 def all_flags() -> set[str]:
-    """Nothing -> every flag of every options class of this module."""
+    """Nothing -> every flag of every options class, those of a launch too."""
     kinds = (
         ModelOptions,
         DeviceOptions,
@@ -620,5 +621,6 @@ def all_flags() -> set[str]:
         ReplayOptions,
         CloudOptions,
         RunOptions,
+        LaunchOptions,
     )
     return {f"--{f.name}" for kind in kinds for f in dataclasses.fields(kind)}

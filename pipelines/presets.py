@@ -138,8 +138,6 @@ _PATTERNS = {
     "project": (_PROJECT, "6 to 30 of a-z, 0-9 and -"),
     "region": (r"[a-z]+(-[a-z]+)+\d+", "a region as us-central1"),
     "job_name": (r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", "1 to 63 of a-z, 0-9 and -, a letter first"),
-    "temp_location": (r"gs://[^/]+(/.*)?", "a path gs://BUCKET/..."),
-    "staging_location": (r"gs://[^/]+(/.*)?", "a path gs://BUCKET/..."),
     "service_account_email": (r"[^@\s]+@[^@\s]+\.[^@\s]+", "an account's email"),
     "subnetwork": (
         r"(https://www\.googleapis\.com/compute/v1/projects/[^/]+/)?"

@@ -51,12 +51,13 @@ def compare(
         other = new.get(found, "")
         if target and kind in _KINDS.values() and other in _KINDS.values() and kind != other:
             faults.append(f"step {name} was a {kind} and is a {other}")
-    for name in gone:
-        faults.append(f"step {name} is gone")
     if gone:
+        faults.append(
+            f"{'these steps are' if len(gone) > 1 else 'a step is'} gone: {', '.join(gone)}"
+        )
         meant = {name: _likeliest(name, old, new) for name in gone}
         faults.append(
-            "if it was renamed or may go, say so: "
+            "what was renamed, or may go, is told by "
             f"--transform_name_mapping '{json.dumps(meant)}' (\"\" drops what a step holds)"
         )
     return faults

@@ -105,7 +105,6 @@ def test_what_is_right_is_not_refused() -> None:
     [
         ({}, {"region": "us"}, "--region: 'us': expected a region as us-central1"),
         ({}, {"project": "12345"}, "--project: '12345': expected 6 to 30"),
-        ({}, {"temp_location": "b/tmp"}, "--temp_location: 'b/tmp': expected a path gs://"),
         ({}, {"job_name": "My_Job"}, "--job_name: 'My_Job': expected 1 to 63"),
         ({}, {"service_account_email": "me"}, "--service_account_email: 'me': expected an acc"),
         ({}, {"subnetwork": "default"}, "--subnetwork: 'default': expected regions/REGION/"),

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
 
+from pipelines.flags import build_parser
+from pipelines.launch import ATTACH
 from pipelines.options import all_flags
 from resources.flags import make_parser as resources_parser
 from serving.deploy_flags import deploy_parser, status_parser, undeploy_parser
@@ -36,6 +38,7 @@ def test_every_flag_named_exists() -> None:
     beams = {option for action in parser._actions for option in action.option_strings}
     for parser in (make_parser({}), deploy_parser(), undeploy_parser(), status_parser()):
         beams |= set(parser._option_string_actions)
+    beams |= set(build_parser("launch", "", ATTACH.options)._option_string_actions)
     (commands,) = resources_parser()._subparsers._group_actions  # type: ignore[union-attr]
     for parser in commands.choices.values():  # type: ignore[union-attr, attr-defined]
         beams |= set(parser._option_string_actions)

@@ -1,0 +1,373 @@
+"""`python -m pipelines.launch` on the stand-in: from source, from templates, replaced, followed."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from cloud.clients import Cloud
+from cloud.endpoints import Endpoints
+from examples.google_api.dataflow import Dataflow
+from examples.google_api.server import GoogleApi, HangUp, google_api, permission_denied
+from examples.google_api.staged_pipeline import ExecutingDataflow, steps
+from examples.local_cloud import LocalCloud
+from model_handlers.errors import JobError, UsageError
+from pipelines.command import main
+from pipelines.jobs import Jobs
+from pipelines.launch import PIPELINES, choose
+from pipelines.metadata import TEMPLATES, template
+from pipelines.update_check import check_update, compare
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+PROJECT, REGION = "a-project", "us-central1"
+PLACE = ("--project", PROJECT, "--region", REGION)
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass
+class World:
+    """A server for Dataflow, and the command line of whoever uses it."""
+
+    google: GoogleApi
+    dataflow: ExecutingDataflow
+    capsys: pytest.CaptureFixture[str]
+    more: str = ""
+
+    def launch(self, *argv: str) -> tuple[int, str, str]:
+        address = self.google.url.replace("127.0.0.1", "localhost")
+        endpoints = f"dataflow={address},monitoring={address}{self.more}"
+        command, rest = choose([*argv, "--api_endpoints", endpoints, "--retry_seconds", "2"])
+        assert command is not None
+        code = main(command, rest)
+        out, err = self.capsys.readouterr()
+        return code, out, err
+
+
+@pytest.fixture
+def world(capsys: pytest.CaptureFixture[str]) -> Iterator[World]:
+    dataflow = ExecutingDataflow()
+    with google_api(dataflow) as google:
+        yield World(google, dataflow, capsys)
+
+
+@pytest.fixture
+def batch(world: World, example: Path, tmp_path: Path) -> list[str]:
+    """The flags of a batch run whose files are on this machine, as the stand-in's workers are."""
+    flags = {
+        "input_files": example / "transactions.parquet",
+        "model": example / "model",
+        "output_files": tmp_path / "out",
+        "temp_location": tmp_path / "tmp",
+        "staging_location": tmp_path / "tmp",
+        "dataflow_endpoint": world.google.url.replace("127.0.0.1", "localhost"),
+    }
+    (tmp_path / "tmp").mkdir()
+    return [*PLACE, *(text for name, path in flags.items() for text in (f"--{name}", str(path)))]
+
+
+def test_a_run_from_source_is_followed_to_its_report(world: World, batch: list[str]) -> None:
+    argv = ("--labels", "team=fraud", "--run_id", "r1", "--wait", "--poll_seconds", "0")
+    code, out, err = world.launch("batch_local", *batch, *argv)
+    assert code == 0, err
+    (job,) = world.dataflow.jobs.values()
+    assert f"job           {job['id']}" in out
+    assert f"--attach {job['id']} --project {PROJECT} --region {REGION}" in out
+    assert re.search(r"rows in +2,000\nscored +1,980\ndead letters +20 ", out)
+    assert re.search(r"done +0:00:00  1,980 rows  20 dead letters", err)
+    pool = job["environment"]["workerPools"][0]
+    assert (pool["numWorkers"], pool["machineType"]) == (2, "n1-standard-4")
+    assert pool["autoscalingSettings"]["maxNumWorkers"] == 10
+    assert "min_num_workers=2" in job["environment"]["serviceOptions"]
+    assert job["labels"]["team"] == "fraud"
+
+
+def test_a_start_does_not_wait_and_the_job_can_be_followed_later(
+    world: World, batch: list[str]
+) -> None:
+    code, out, _ = world.launch("batch_local", *batch, "--json_summary")
+    assert code == 0
+    ident = json.loads(out)["job"]
+    world.dataflow.wait(ident)
+    argv = ("--attach", ident, "--project", PROJECT, "--poll_seconds", "0", "--json_summary")
+    code, out, err = world.launch(*argv)
+    assert code == 0, err
+    assert json.loads(out.splitlines()[-1])["rows_scored"] == 1_980
+
+
+def test_too_many_dead_letters_fail_the_launch_that_waits(world: World, batch: list[str]) -> None:
+    argv = ("--max_dead_letter_share", "0.001", "--wait", "--poll_seconds", "0")
+    code, _, err = world.launch("batch_local", *batch, *argv)
+    assert code == 1
+    assert "error: 20 of 2,000 rows are dead letters" in err
+
+
+def test_a_dry_run_starts_nothing(world: World, batch: list[str]) -> None:
+    code, out, err = world.launch("batch_local", *batch, "--dry_run", "--wait")
+    assert code == 0, err
+    assert "min_num_workers=2" in out
+    assert "ScoreRows/Predict" in out
+    assert world.google.calls == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (("--preset", "cheep"), "invalid choice: 'cheep' (choose from"),
+        (("--mim_num_workers", "3"), "unknown flag --mim_num_workers (nearest: --min_num_workers"),
+        (("--num_workers", "x"), "--num_workers: invalid int value: 'x'"),
+        (("--runner", "DirectRunner"), "--runner DirectRunner: a launch is on Dataflow"),
+        (("--update",), "--update replaces a stream, batch_local is none"),
+        (("--transform_name_mapping", "{a"), "--transform_name_mapping: invalid JSON"),
+        (("--transform_name_mapping", "{}"), ""),
+        (("--batch_rows", "0"), "--batch_rows: '0' is not of the pattern"),
+        (("--region", "us"), "--region: 'us': expected a region"),
+    ],
+)
+def test_a_wrong_flag_is_one_line_and_nothing_is_started(
+    world: World, batch: list[str], argv: tuple[str, ...], told: str
+) -> None:
+    code, _, err = world.launch("batch_local", *batch, *argv, "--dry_run")
+    assert told in err
+    assert code == (2 if told else 0)
+    assert err.count("\n") == (1 if told else 0)
+    assert world.google.calls == []
+
+
+def test_all_that_is_missing_is_told_at_once(world: World) -> None:
+    code, _, err = world.launch("stream_vertex", "--project", PROJECT)
+    assert code == 2
+    for flag in ("input_subscription", "model", "endpoint", "output_topic", "region", "temp_loc"):
+        assert f"--{flag}" in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (("--attach", "nobody"), f"project {PROJECT} has no job nobody"),
+        (("--attach", "a-job", "--region", "europe-west1"), "say --region us-central1"),
+        (("--atach", "a-job"), "unknown flag --atach: expected a pipeline's name first"),
+        ((), "missing --attach; type: python -m pipelines.launch --attach"),
+    ],
+)
+def test_a_job_that_cannot_be_found_is_one_line(
+    world: World, argv: tuple[str, ...], told: str
+) -> None:
+    world.dataflow.add("a-job", PROJECT, REGION)
+    code, _, err = world.launch("--project", PROJECT, *argv)
+    assert code == 2
+    assert told in err
+    assert err.count("\n") == 1
+
+
+# Templates
+
+
+@pytest.fixture
+def templated(emulators: LocalCloud, world: World) -> World:
+    """Templates of the four pipelines in the emulator's bucket."""
+    bucket = emulators.cloud.storage().bucket("bucket")
+    for title, command in TEMPLATES.items():
+        spec = {"image": "r/i", "metadata": template(title, command)}
+        blob = bucket.blob(f"launch/{command.name}.json")
+        blob.upload_from_string(json.dumps(spec))
+    bucket.blob("launch/none.json").upload_from_string("[]")
+    world.more = f",storage={emulators.cloud.endpoints.storage}"
+    return world
+
+
+FLAGS = ("--input_files", "gs://b/rows/", "--model", "gs://b/m", "--output_files", "gs://b/o")
+CLOUD = (*PLACE, "--temp_location", "gs://b/tmp")
+BATCH = ("batch_local", *FLAGS, *CLOUD)
+FROM = ("--template", "gs://bucket/launch/batch_local.json")
+
+
+def test_a_template_is_started_with_what_a_dry_run_shows(templated: World) -> None:
+    argv = (*BATCH, *FROM, "--job_name", "a-job", "--subnetwork", f"regions/{REGION}/subnetworks/s")
+    code, out, err = templated.launch(*argv, "--dry_run")
+    assert code == 0, err
+    shown = json.loads(out)
+    assert templated.google.calls == []
+    code, out, err = templated.launch(*argv, "--wait", "--poll_seconds", "0")
+    assert code == 0, err
+    (call,) = (c for c in templated.google.calls if c.method.endswith("flexTemplates.launch"))
+    assert call.body["launchParameter"] == shown["launchParameter"]
+    assert shown["launchParameter"]["parameters"]["input_files"] == "gs://b/rows/"
+    assert (shown["projectId"], shown["location"]) == (PROJECT, REGION)
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (("--template", "gs://bucket/launch/nothing.json"), "there is no such file: `make templ"),
+        (("--template", "gs://bucket/launch/none.json"), "is no spec file of a Flex Template"),
+        (("--template", "bucket/x.json"), "--template: 'bucket/x.json' is not of the pattern"),
+        (("--template", "gs://bucket/launch/stream_local.json"), "is for streams"),
+        (("--template", "gs://bucket/launch/batch_vertex.json", "--precision", "bf16"), "--precis"),
+        ((*FROM, "--setup_file", "./setup.py"), "--setup_file: the template's image has it all"),
+    ],
+)
+def test_a_template_that_does_not_fit_is_told_before_anything_is_started(
+    templated: World, argv: tuple[str, ...], told: str
+) -> None:
+    code, _, err = templated.launch(*BATCH, *argv)
+    assert code in (1, 2)
+    assert told in err
+    assert err.count("\n") == 1
+    assert templated.google.calls == []
+
+
+def test_a_name_that_is_taken_is_refused(templated: World) -> None:
+    templated.dataflow.add("a-job", PROJECT, REGION)
+    templated.dataflow.polls = 10
+    code, _, err = templated.launch(*BATCH, *FROM, "--job_name", "a-job")
+    assert code == 2
+    assert "--job_name a-job: such a job runs already" in err
+
+
+def test_a_launch_without_permission_names_the_role(templated: World) -> None:
+    templated.google.faults = lambda _: permission_denied("dataflow.jobs.create", PROJECT)
+    code, _, err = templated.launch(*BATCH, *FROM)
+    assert code == 1
+    assert "grant the account the role roles/dataflow.developer" in err
+
+
+def request_for(name: str) -> dict[str, Any]:
+    parameter = {"jobName": name, "containerSpecGcsPath": "gs://b/t.json"}
+    return {"projectId": PROJECT, "location": REGION, "launchParameter": parameter}
+
+
+def test_a_launch_whose_answer_got_lost_is_not_repeated() -> None:
+    dataflow, lost = Dataflow(polls=10), [True]
+    with google_api(dataflow) as google:
+        google.faults = lambda call: (
+            HangUp(done=True) if call.method.endswith("launch") and lost and lost.pop() else None
+        )
+        jobs = Jobs(Cloud(PROJECT, Endpoints(dataflow=google.url), retry_seconds=5.0))
+        ident = jobs.launch(request_for("a-job"))
+        assert [job["id"] for job in dataflow.jobs.values()] == [ident]
+        assert google.methods().count("flexTemplates.launch") == 1
+
+
+def test_a_launch_that_never_arrived_is_repeated() -> None:
+    dataflow, lost = Dataflow(polls=10), [True]
+    with google_api(dataflow) as google:
+        google.faults = lambda call: (
+            HangUp() if call.method.endswith("launch") and lost and lost.pop() else None
+        )
+        jobs = Jobs(Cloud(PROJECT, Endpoints(dataflow=google.url), retry_seconds=5.0))
+        assert jobs.launch(request_for("a-job")) in dataflow.jobs
+        assert google.methods().count("flexTemplates.launch") == 2
+
+
+def test_a_refused_template_is_a_job_error() -> None:
+    with google_api(Dataflow()) as google:
+        jobs = Jobs(Cloud(PROJECT, Endpoints(dataflow=google.url), retry_seconds=0.0))
+        request = request_for("a-job")
+        request["launchParameter"]["containerSpecGcsPath"] = "no-path"
+        with pytest.raises(JobError, match="job a-job cannot be started: containerSpecGcsPath is"):
+            jobs.launch(request)
+
+
+# Updates
+
+
+OLD = {"Read": "read", "Score/Predict": "par_do", "Score/Group": "group_by_key", "Write": "par_do"}
+
+
+def test_the_same_steps_and_more_can_replace_a_job() -> None:
+    assert compare(OLD, OLD | {"Count": "par_do"}, {}) == []
+    # Dataflow may tell the parts of a step, or the whole.
+    assert compare({"Read/Split": "par_do", "Write": "par_do"}, OLD, {}) == []
+
+
+def test_a_step_that_is_gone_is_named_with_what_it_may_have_become() -> None:
+    new = {name.replace("Predict", "Predicted"): kind for name, kind in OLD.items()}
+    gone, advice = compare(OLD, new, {})
+    assert gone == "a step is gone: Score/Predict"
+    assert '--transform_name_mapping \'{"Score/Predict": "Score/Predicted"}\'' in advice
+    assert compare(OLD, new, {"Score/Predict": "Score/Predicted"}) == []
+    assert compare(OLD, new, {"Score/Predict": ""}) == []
+
+
+def test_a_step_of_another_kind_and_a_mapping_of_nothing_are_named() -> None:
+    assert compare(OLD, OLD | {"Score/Group": "par_do"}, {}) == [
+        "step Score/Group was a group_by_key and is a par_do"
+    ]
+    assert "the running job has no step Nothing" in compare(OLD, OLD, {"Nothing": ""})[0]
+
+
+def stream(url: str, label: str, name: str = "a-stream", **mapping: str) -> beam.Pipeline:
+    """A tiny pipeline with a step of that label, to replace the job of that name."""
+    argv = [*PLACE, "--job_name", name, "--update", "--dataflow_endpoint", url]
+    argv += ["--transform_name_mapping", json.dumps(mapping)] if mapping else []
+    pipeline = beam.Pipeline(options=PipelineOptions(argv))
+    pipeline | "Make" >> beam.Create([1]) | label >> beam.Map(str)
+    return pipeline
+
+
+def test_a_running_job_is_compared_step_by_step_before_it_is_replaced() -> None:
+    dataflow = Dataflow(polls=10)
+    with google_api(dataflow) as google:
+        told = steps(stream(google.url, "Score").to_runner_api())
+        dataflow.add(
+            "a-stream",
+            PROJECT,
+            REGION,
+            type="JOB_TYPE_STREAMING",
+            currentState="JOB_STATE_RUNNING",
+            pipelineDescription={"originalPipelineTransform": told},
+        )
+        dataflow.add("a-batch", PROJECT, REGION)
+        cloud = Cloud("billed", Endpoints())
+        check_update(stream(google.url, "Score"), cloud)
+        check_update(stream(google.url, "Rescore", **{"Score": "Rescore"}), cloud)
+        with pytest.raises(UsageError, match="cannot become this pipeline: a step is gone: Score"):
+            check_update(stream(google.url, "Rescore"), cloud)
+        with pytest.raises(UsageError, match="no job another runs in us-central1: say --job_name"):
+            check_update(stream(google.url, "Score", "another"), cloud)
+        with pytest.raises(UsageError, match="job a-batch is batch, only a stream can be"):
+            check_update(stream(google.url, "Score", "a-batch"), cloud)
+
+
+# The program
+
+
+def program(*argv: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipelines.launch", *argv]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def test_the_program_names_its_pipelines_and_corrects_a_name() -> None:
+    done = program()
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in PIPELINES)
+    done = program("batch_loacl")
+    assert done.returncode == 2
+    assert "'batch_loacl' is no pipeline (nearest: batch_local" in done.stderr
+
+
+def test_help_loads_neither_beam_nor_torch() -> None:
+    code = (
+        "import sys\n"
+        "from pipelines.launch import PIPELINES, choose\n"
+        "from pipelines.flags import build_parser\n"
+        "for name in PIPELINES:\n"
+        "    command, _ = choose([name])\n"
+        "    build_parser(command.name, command.about, command.options).format_help()\n"
+        "heavy = {'apache_beam', 'torch', 'google.auth', 'pyarrow'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
