@@ -107,7 +107,7 @@ template: $(STAMP)  ## make a Flex Template: PIPELINE=batch_local BUCKET=... IMA
 	$(BIN)/python -m pipelines.template_spec $(PIPELINE) --bucket $(BUCKET) --image "$$($(DIGEST_$(BUILDER)))"
 
 image-check: $(STAMP)  ## build the image on a stand-in base without an engine, and run it (Debian, root)
-	templates/check_image
+	BIN=$(BIN) templates/check_image
 
 templates: $(STAMP)  ## write templates/*.json and docs/flags.md from the flags
 	$(BIN)/python -m pipelines.metadata
