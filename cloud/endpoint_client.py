@@ -17,15 +17,14 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http import HTTPStatus
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
-import orjson
 
-from cloud.pacing import AdaptiveLimit, RetryBudget, backoff, parse_retry_after
+from cloud.endpoint_answers import BadAnswer, Passing, Refused, connection_text, raise_for
+from cloud.pacing import AdaptiveLimit, RetryBudget, backoff
 from model_handlers.errors import CredentialsError, EndpointError, one_line
 
 T = TypeVar("T")
@@ -37,50 +36,7 @@ SUSPECT = 4
 # aiohttp copies a body that is larger than this piece by piece, if it is asked to.
 _LARGE_BODY = 1 << 20
 
-_OVERLOADED = {408, 425, 429, 503, 504}
-_REFUSING = {400, 413, 422}
-_ADVICE = {
-    401: "the credentials were refused: log in again, or give the worker's service account",
-    403: "grant the account the role roles/aiplatform.user (permission aiplatform.endpoints."
-    "predict) in the endpoint's project",
-    404: "check --endpoint, --endpoint_project and --endpoint_location, and that a model is "
-    "deployed there",
-}
-_NO_TOKEN = "no token was sent, since the address is none of Google's over https"
-_PRECONDITION = "FAILED_PRECONDITION"
 _CLOSE_SECONDS = 10.0
-
-
-class Refused(Exception):
-    """A request that may be refused because of its rows. status: 0 where the answer is unusable."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-class BadAnswer(Exception):
-    """An answer that is none: raised by those who read it."""
-
-
-class _Passing(Exception):
-    """What may be gone when it is asked again.
-
-    suspicious: the rows may be why. unusable: there was an answer, of another form.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        suspicious: bool = False,
-        unusable: bool = False,
-        overloaded: bool = False,
-        retry_after: float = 0.0,
-    ) -> None:
-        super().__init__(message)
-        self.suspicious, self.unusable = suspicious, unusable
-        self.overloaded, self.retry_after = overloaded, retry_after
 
 
 @dataclass
@@ -182,7 +138,7 @@ class EndpointClient:
         for attempt in itertools.count():
             try:
                 return await self._try(body, read)
-            except _Passing as error:
+            except Passing as error:
                 trouble = error
             failures += trouble.unusable or (trouble.suspicious and not innocent)
             if failures >= patience:
@@ -205,14 +161,14 @@ class EndpointClient:
     async def _try(self, body: bytes, read: Callable[[bytes], T]) -> T:
         """One request, when it is its turn -> what is read of its answer.
 
-        Raises _Passing, Refused, EndpointError, CredentialsError.
+        Raises Passing, Refused, EndpointError, CredentialsError.
         """
         with self._throttling(self._limit.is_lowered):
             await self._limit.acquire()
         began = time.monotonic()
         try:
             answer = await self._ask(body)
-        except _Passing as trouble:
+        except Passing as trouble:
             if trouble.overloaded:
                 self._limit.pushed_back(began, time.monotonic())
             raise
@@ -224,7 +180,7 @@ class EndpointClient:
             result = read(answer)
         except BadAnswer as error:
             self._count("bad_answer")
-            raise _Passing(str(error), suspicious=True, unusable=True) from None
+            raise Passing(str(error), suspicious=True, unusable=True) from None
         self._limit.answered()
         self._budget.answered()
         self.last_answered = time.monotonic()
@@ -241,7 +197,13 @@ class EndpointClient:
                 self._credentials.token = None
             response, answer = await self._send(body, await self._headers())
         if response.status != 200:
-            self._raise_for(response, answer)
+            raise_for(
+                self.name,
+                response.status,
+                response.headers,
+                answer,
+                has_token=self._credentials is not None,
+            )
         served = response.headers.get(DIGEST_HEADER)
         if served is not None and self._digest is not None and served != self._digest:
             raise EndpointError(
@@ -262,7 +224,7 @@ class EndpointClient:
     async def _send(
         self, body: bytes, headers: dict[str, str]
     ) -> tuple[aiohttp.ClientResponse, bytes]:
-        """One request -> its answer, whatever the status. Raises _Passing, EndpointError."""
+        """One request -> its answer, whatever the status. Raises Passing, EndpointError."""
         if not self._sessions:
             self._sessions.append(
                 aiohttp.ClientSession(
@@ -289,35 +251,15 @@ class EndpointClient:
         except TimeoutError:
             self._count("timeout")
             told = f"no answer within {self._timeout.total:g} s (--endpoint_timeout_seconds)"
-            raise _Passing(told, suspicious=True, overloaded=True) from None
+            raise Passing(told, suspicious=True, overloaded=True) from None
         except (aiohttp.ClientSSLError, aiohttp.InvalidURL) as error:
             raise EndpointError(f"endpoint {self.name}: {one_line(error, 150)}") from None
         except (aiohttp.ClientError, OSError) as error:
             self._count("connection")
             # A row may be too much for the server's process.
-            raise _Passing(_connection_text(error, self.url), suspicious=True) from None
+            raise Passing(connection_text(error, self.url), suspicious=True) from None
         self._count(f"{response.status // 100}xx", time.monotonic() - began)
         return response, answer
-
-    def _raise_for(self, response: aiohttp.ClientResponse, answer: bytes) -> NoReturn:
-        status = response.status
-        told = status_text(status, answer)
-        if status in _OVERLOADED or (status >= 500 and status not in (501, 505)):
-            raise _Passing(
-                told,
-                # Whoever is asked too often has not looked at the rows.
-                suspicious=status >= 500,
-                overloaded=status in _OVERLOADED,
-                retry_after=parse_retry_after(response.headers.get("Retry-After")),
-            )
-        advice = _ADVICE.get(status, "check that it is the URL of an endpoint for predictions")
-        if status == 401 and self._credentials is None:
-            advice = _NO_TOKEN
-        if status in _REFUSING:
-            if _PRECONDITION not in told:
-                raise Refused(status, told)
-            advice = "see whether a model is deployed there and ready"
-        raise EndpointError(f"endpoint {self.name}: {told}; {advice}")
 
     def _count(self, kind: str, seconds: float | None = None) -> None:
         with self._lock:
@@ -339,7 +281,7 @@ class EndpointClient:
             except GoogleAuthError as error:
                 told = one_line(error, 150)
                 if error.retryable or isinstance(error, TransportError):
-                    raise _Passing(f"no token could be fetched: {told}") from None
+                    raise Passing(f"no token could be fetched: {told}") from None
                 raise CredentialsError(
                     f"no token for endpoint {self.name}: {told}; log in again"
                 ) from None
@@ -399,44 +341,3 @@ def _close(
     # A client may be dropped by the last of its own tasks.
     if threading.current_thread() is not thread:
         thread.join(_CLOSE_SECONDS)
-
-
-def status_text(status: int, answer: bytes) -> str:
-    """A status and its body -> both in one line, as far as they say anything."""
-    try:
-        status_line = f"{status} {HTTPStatus(status).phrase}"
-    except ValueError:
-        status_line = str(status)
-    text = error_text(answer)
-    return f"{status_line}: {text}" if text else status_line
-
-
-def error_text(answer: bytes) -> str:
-    """The body of an answer that is an error -> what it says, in one line; empty if nothing."""
-    try:
-        error = orjson.loads(answer)
-    except orjson.JSONDecodeError:
-        text = answer[:500].decode(errors="replace").strip()
-        return "a page of HTML" if text[:1] == "<" else _cut(text)
-    if isinstance(error, dict):
-        error = error.get("error", error.get("message", error.get("detail", error)))
-    if isinstance(error, dict) and isinstance(error.get("message"), str):
-        status = error.get("status")
-        precondition = f"{_PRECONDITION}: " if status == _PRECONDITION else ""
-        error = precondition + error["message"]
-    return _cut(error if isinstance(error, str) else orjson.dumps(error).decode())
-
-
-def _cut(text: str) -> str:
-    return one_line(Exception(text), 200) if text.strip() else ""
-
-
-def _connection_text(error: Exception, url: str) -> str:
-    host = urlsplit(url).netloc
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return f"{host} cannot be found (DNS)"
-    if isinstance(error, aiohttp.ClientPayloadError):
-        return f"{host} broke off in the middle of its answer"
-    if isinstance(error, aiohttp.ClientConnectorError) and not error.strerror:
-        return f"{host} cannot be reached"
-    return f"{host}: {one_line(Exception(getattr(error, 'strerror', None) or error), 150)}"

@@ -8,7 +8,8 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from cloud.clients import credentials
-from cloud.endpoint_client import EndpointClient, status_text
+from cloud.endpoint_answers import status_text
+from cloud.endpoint_client import EndpointClient
 from cloud.endpoints import rest_url
 from model_handlers.errors import CredentialsError, EndpointError, UsageError, nearest, one_line
 

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import orjson
 
-from cloud.endpoint_client import BadAnswer, error_text
+from cloud.endpoint_answers import BadAnswer, error_text
 from model_handlers.contract import InputSpec, Manifest, OutputSpec
 from model_handlers.errors import UsageError
 from model_handlers.numpy_json import dump_objects, dump_rows, member_reader, read_array

@@ -19,7 +19,8 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.metrics import Metrics
 
-from cloud.endpoint_client import EndpointClient, Refused, Stats
+from cloud.endpoint_answers import Refused
+from cloud.endpoint_client import EndpointClient, Stats
 from cloud.vertex import EndpointAddress
 from model_handlers.batch_handler import NAMESPACE, BatchHandler, error_column, outputs_column
 from model_handlers.contract import InputSpec, Manifest

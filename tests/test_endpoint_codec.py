@@ -14,7 +14,7 @@ from faulty_endpoint import HTML_PAGE
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud.endpoint_client import BadAnswer
+from cloud.endpoint_answers import BadAnswer
 from model_handlers.contract import DType, InputSpec, Manifest, OutputSpec
 from model_handlers.endpoint_codec import EndpointCodec
 from model_handlers.errors import UsageError
