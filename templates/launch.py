@@ -64,10 +64,13 @@ def as_switches(args: Iterable[str]) -> list[str]:
     kept = []
     for arg in args:
         flag, _, value = arg.partition("=")
+        opposite = f"--no_{flag.removeprefix('--')}"
         if beam_flags().get(flag, True) or value.lower() not in ("true", "false"):
             kept.append(arg)
         elif value.lower() == "true":
             kept.append(flag)
+        elif opposite in beam_flags():
+            kept.append(opposite)
     return kept
 
 

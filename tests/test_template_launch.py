@@ -41,6 +41,7 @@ def test_empty_fields_of_the_console_count_as_not_given(launch: ModuleType) -> N
 def test_beams_switches_may_have_a_value(launch: ModuleType) -> None:
     args = ["--enable_streaming_engine=true", "--no_use_public_ips=false", "--compile=true"]
     assert launch.as_switches(args) == ["--enable_streaming_engine", "--compile=true"]
+    assert launch.as_switches(["--use_public_ips=False"]) == ["--no_use_public_ips"]
     # What is no truth value is Beam's to refuse.
     assert launch.as_switches(["--streaming=perhaps"]) == ["--streaming=perhaps"]
 
