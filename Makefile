@@ -11,8 +11,11 @@ PYTHON313 ?= $(firstword $(wildcard $(shell pyenv root 2>/dev/null)/versions/3.1
 EMULATORS := .emulators
 EXTENSIONS := $(EMULATORS)/home/.duckdb/extensions/v1.5.5/linux_amd64
 TORCHSERVE := .torchserve
+# 2 is the oldest that the DAGs are for.
+AIRFLOW ?= 3
+AIRFLOW_ENV := .airflow/$(AIRFLOW)
 
-.PHONY: help templates setup emulators demo demo-bigquery demo-stream serve torchserve test check format example image template image-check lock bench bench-bigquery bench-stream bench-serving bench-endpoint fuzz dist clean all
+.PHONY: help templates setup emulators demo demo-bigquery demo-stream serve torchserve test test-dags check format example image template image-check lock bench bench-bigquery bench-stream bench-serving bench-endpoint fuzz dist clean all
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -67,6 +70,15 @@ $(TORCHSERVE)/.installed: torchserve.txt $(STAMP)
 
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest -n auto --dist loadgroup
+
+test-dags: $(STAMP) $(EMULATORS)/.installed $(AIRFLOW_ENV)/.installed  ## the DAGs in a real Airflow 3, or AIRFLOW=2 (three minutes)
+	PYTHONPATH=. $(AIRFLOW_ENV)/bin/python -m pytest tests_dags
+
+$(AIRFLOW_ENV)/.installed: airflow-$(AIRFLOW).txt
+	@echo "making $(AIRFLOW_ENV): 2 GB, three minutes"
+	@$(PYTHON) -m venv $(AIRFLOW_ENV)
+	@$(AIRFLOW_ENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r airflow-$(AIRFLOW).txt
+	@touch $@
 
 # Of what is in constraints.txt, the same for CPU and GPU but for torch. Where torch's index cannot be
 # reached: TORCH_CPU='--find-links FOLDER', which has its wheel.

@@ -1,0 +1,1 @@
+"""What the DAGs are made of. Nothing of this project has to be installed beside them."""

@@ -1,0 +1,114 @@
+"""The gate: is the result of a run fit to be used? Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+def figures_of(report: Mapping[str, Any], scores: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A run's report and its scores as they stand in the table -> what later runs compare with.
+
+    scores: `rows`, `mean`, `std`; None where no table was written.
+    """
+    rows, dead = report["rows_in"], report["rows_dead_lettered"]
+    return {
+        "run_id": report["run_id"],
+        "rows": rows,
+        "dead_letter_share": dead / rows if rows else 0.0,
+        "score_mean": scores["mean"] if scores else None,
+        "score_std": scores["std"] if scores else None,
+    }
+
+
+def judge_run(
+    run_id: str,
+    report: Mapping[str, Any],
+    scores: Mapping[str, Any] | None,
+    previous: Mapping[str, Any] | None,
+    limits: Mapping[str, Any],
+) -> list[str]:
+    """A run id, its report, its scores, figures of the last good run, limits -> what is wrong.
+
+    Each finding says what was expected, what came and what to do; none means that the gate is
+    open. limits: `max_dead_letter_share` from 0 to 1, `min_rows`, `score_mean` as (least, most)
+    or None, `max_score_shift` in standard deviations of the last good run's scores or None.
+    """
+    if report.get("run_id") != run_id:
+        return [
+            f"expected the report of run {run_id}, found one of run {report.get('run_id')}: two "
+            "pipelines write to one folder, give each its own"
+        ]
+    found = [*_balance(report), *_size(report, limits), *_letters(report, limits)]
+    if scores is not None:
+        found += [*_table(report, scores), *_drift(scores, previous, limits)]
+    return found
+
+
+def _balance(report: Mapping[str, Any]) -> Iterator[str]:
+    rows, scored, dead = (
+        report["rows_in"],
+        report["rows_scored"],
+        report["rows_dead_lettered"],
+    )
+    if rows != scored + dead or report.get("balanced") is not True:
+        yield (
+            f"expected rows in = scored + dead letters, got {rows:,} and {scored:,} + {dead:,}: "
+            "rows are lost or doubled; use nothing of this run and report it"
+        )
+
+
+def _size(report: Mapping[str, Any], limits: Mapping[str, Any]) -> Iterator[str]:
+    if report["rows_in"] < limits["min_rows"]:
+        yield (
+            f"expected at least {limits['min_rows']:,} rows, got {report['rows_in']:,}: look "
+            f"whether the source was complete ({', '.join(report['input'])}), then clear `score`"
+        )
+
+
+def _letters(report: Mapping[str, Any], limits: Mapping[str, Any]) -> Iterator[str]:
+    rows, dead = report["rows_in"], report["rows_dead_lettered"]
+    limit = limits["max_dead_letter_share"]
+    if dead and (dead == rows or dead > limit * rows):
+        worst = ", ".join(
+            f"{kind['reason']} at {kind['stage']}"
+            f"{' in ' + kind['column'] if kind['column'] else ''} {kind['rows']:,}"
+            for kind in report["dead_letters"][:3]
+        )
+        yield (
+            f"expected at most {limit:.2%} dead letters, got {dead / rows:.2%} ({dead:,} of "
+            f"{rows:,}; {worst}): look at {' or '.join(report['dead_letter_output'])}, mend the "
+            "source and clear `score`, or replay them"
+        )
+
+
+def _table(report: Mapping[str, Any], scores: Mapping[str, Any]) -> Iterator[str]:
+    if scores["rows"] != report["rows_scored"]:
+        yield (
+            f"expected {report['rows_scored']:,} rows of the run in the table, as the report says, "
+            f"found {scores['rows']:,}: somebody else writes this run id or removes rows; "
+            "clear `score` to write the run again"
+        )
+
+
+def _drift(
+    scores: Mapping[str, Any],
+    previous: Mapping[str, Any] | None,
+    limits: Mapping[str, Any],
+) -> Iterator[str]:
+    mean, todo = scores["mean"], "look at the source and at the model before the scores are used"
+    if mean is None:
+        return
+    if limits["score_mean"] is not None:
+        least, most = limits["score_mean"]
+        if not least <= mean <= most:
+            yield f"expected a mean score from {least:g} to {most:g}, got {mean:g}: {todo}"
+    allowed, spread = limits["max_score_shift"], (previous or {}).get("score_std")
+    if allowed is not None and previous is not None and spread:
+        shift = abs(mean - previous["score_mean"]) / spread
+        if shift > allowed:
+            yield (
+                f"expected a mean score within {allowed:g} standard deviations of run "
+                f"{previous['run_id']} ({previous['score_mean']:g}, {spread:g}), got {mean:g}, "
+                f"{shift:.2f} away: {todo}"
+            )

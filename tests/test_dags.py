@@ -1,0 +1,215 @@
+"""What the DAGs decide, without Airflow; `make test-dags` runs them in it."""
+
+import ast
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dags.millrace_dags.health import LIMITS as STREAM_LIMITS
+from dags.millrace_dags.health import counters, judge_stream, read_settings
+from dags.millrace_dags.quality import figures_of, judge_run
+from dags.millrace_dags.runs import LIMITS, SettingsError, plan_run
+
+ROOT = Path(__file__).parent.parent
+MOMENT = datetime(2026, 11, 20, 5, tzinfo=UTC)
+SETTINGS: dict[str, Any] = {
+    "project": "p",
+    "region": "us-central1",
+    "template": "gs://b/templates/batch_local.json",
+    "parameters": {"input_table": "p.d.rows", "model": "gs://b/m/", "output_table": "p.d.scores"},
+    "environment": {"tempLocation": "gs://b/tmp"},
+}
+
+
+def plan(overrides: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
+    return plan_run({**SETTINGS, **settings}, overrides or {}, MOMENT, MOMENT)
+
+
+def parameters(**changes: Any) -> dict[str, Any]:
+    return {"parameters": SETTINGS["parameters"] | changes}
+
+
+def report(rows: int = 1_000, dead: int = 0, **changes: Any) -> dict[str, Any]:
+    return {
+        "run_id": "r",
+        "balanced": True,
+        "rows_in": rows,
+        "rows_scored": rows - dead,
+        "rows_dead_lettered": dead,
+        "dead_letters": [{"stage": "validate", "reason": "null", "column": "V1", "rows": dead}],
+        "dead_letter_output": ["p.d.letters"],
+        "input": ["p.d.rows"],
+        **changes,
+    }
+
+
+def judged(
+    told: dict[str, Any],
+    scores: dict[str, Any] | None = None,
+    previous: dict[str, Any] | None = None,
+    **limits: Any,
+) -> list[str]:
+    return judge_run("r", told, scores, previous, LIMITS | limits)
+
+
+def test_the_folder_of_dags_imports_airflow_googles_client_and_itself_alone() -> None:
+    allowed = {"airflow", "googleapiclient", "millrace_dags", *sys.stdlib_module_names}
+    paths = list((ROOT / "dags").rglob("*.py"))
+    assert paths
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module or ""]
+            assert {name.split(".")[0] for name in names} <= allowed, path.name
+
+
+def test_the_run_id_follows_from_the_logical_date_alone() -> None:
+    first, again = plan(), plan({"parameters": {"batch_rows": 10}})
+    assert first["run_id"] == again["run_id"] == "scheduled-20261120T050000Z"
+    assert first["request"]["launchParameter"]["parameters"]["run_id"] == first["run_id"]
+
+
+def test_parameters_are_texts_with_the_date_filled_in() -> None:
+    told = plan(
+        **parameters(
+            row_restriction="day = '{date}'", batch_rows=10, compile=True, output_fields=["a", "b"]
+        )
+    )["request"]["launchParameter"]["parameters"]
+    assert told["row_restriction"] == "day = '2026-11-20'"
+    assert (told["batch_rows"], told["compile"], told["output_fields"]) == ("10", "true", "a,b")
+
+
+@pytest.mark.parametrize(
+    ("changes", "path"),
+    [
+        ({}, "gs://b/tmp/millrace/RUN/report.json"),
+        ({"output_files": "gs://b/out/"}, "gs://b/out/RUN/report.json"),
+        ({"dead_letter_files": "gs://b/dead"}, "gs://b/dead/RUN/report.json"),
+    ],
+)
+def test_the_report_is_looked_for_where_the_pipeline_writes_it(
+    changes: dict[str, str], path: str
+) -> None:
+    found = plan(**parameters(**changes))
+    assert found["report"] == path.replace("RUN", found["run_id"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"project": "", "template": None}, "project, template missing"),
+        ({"limit": {}}, "unknown key 'limit' (did you mean limits?)"),
+        ({"limits": {"min_row": 1}}, "did you mean min_rows?"),
+        ({"pipeline": "stream_local"}, "streams are not scheduled"),
+        ({"name": "Daily"}, "expected small letters"),
+        ({"template": "templates/x.json"}, "expected gs://BUCKET/FILE"),
+        ({"environment": {}}, "tempLocation is missing"),
+        (parameters(run_id="x"), "parameters.run_id is the DAG's to choose"),
+        (parameters(output_table=None), "output_table or output_files is missing"),
+    ],
+)
+def test_wrong_settings_say_what_is_wrong(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        plan(**changes)
+    assert told in str(caught.value)
+
+
+def test_the_gate_is_open_for_a_good_run() -> None:
+    assert judged(report(dead=10), {"rows": 990, "mean": 1.0, "std": 0.5}) == []
+
+
+@given(rows=st.integers(1, 10**9), share=st.floats(0, 1))
+def test_the_gate_holds_the_limit_of_dead_letters_exactly(rows: int, share: float) -> None:
+    dead = int(rows * share)
+    found = judged(report(rows, dead), max_dead_letter_share=0.25)
+    assert bool(found) == (dead > 0.25 * rows)
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        (report(run_id="other"), "expected the report of run r, found one of run other"),
+        (report(rows_scored=999), "expected rows in = scored + dead letters, got 1,000 and 999"),
+        (report(balanced=None), "expected rows in = scored + dead letters"),
+        (report(0), "expected at least 1 rows, got 0"),
+        (report(dead=11), "expected at most 1.00% dead letters, got 1.10% (11 of 1,000; null at"),
+    ],
+)
+def test_the_gate_says_what_it_expected(told: dict[str, Any], expected: str) -> None:
+    (found,) = judged(told)
+    assert found.startswith(expected)
+
+
+def test_rows_that_the_table_does_not_hold_close_the_gate() -> None:
+    (found,) = judged(report(), {"rows": 2_000, "mean": 1.0, "std": 0.5})
+    assert "expected 1,000 rows of the run in the table" in found
+
+
+def test_scores_may_move_by_the_spread_of_the_last_good_run() -> None:
+    previous = figures_of(report(run_id="q"), {"rows": 1_000, "mean": 1.0, "std": 2.0})
+    now = {"rows": 1_000, "std": 9.0}
+    assert judged(report(), now | {"mean": 1.9}, previous) == []
+    (found,) = judged(report(), now | {"mean": -0.2}, previous)
+    assert "run q (1, 2), got -0.2, 0.60 away" in found
+    assert judged(report(), now | {"mean": -0.2}, previous, max_score_shift=None) == []
+    (found,) = judged(report(), now | {"mean": 5.0}, score_mean=[0, 4])
+    assert found.startswith("expected a mean score from 0 to 4, got 5")
+
+
+def seen(**changes: Any) -> dict[str, Any]:
+    well = {"id": "j", "state": "JOB_STATE_RUNNING", "lag": 1, "waiting": 1, "oldest": 1}
+    return well | {"received": 1_000, "dead": 0} | changes
+
+
+JOB = {"name": "s", "subscription": "in", "limits": STREAM_LIMITS}
+
+
+@pytest.mark.parametrize(
+    ("now", "told"),
+    [
+        (None, "s: expected a running job, found none"),
+        (seen(state="JOB_STATE_DRAINING"), "s: expected JOB_STATE_RUNNING, got JOB_STATE_DRAINING"),
+        (seen(lag=121), "s: expected a system lag in seconds of at most 120, got 121"),
+        (seen(waiting=100_001), "s: expected a number of waiting messages of at most 100,000"),
+        (seen(oldest=601), "s: expected an age of the oldest message in seconds of at most 600"),
+        (seen(dead=11), "s: expected at most 1.00% dead letters since the last look, got 1.10%"),
+    ],
+)
+def test_a_stream_that_is_not_well_is_told(now: dict[str, Any] | None, told: str) -> None:
+    (found,) = judge_stream(JOB, now, None, "--project p --region r")
+    assert found.startswith(told)
+
+
+def test_dead_letters_of_before_the_last_look_are_not_told_again() -> None:
+    place, before = "--project p --region r", seen(dead=500)
+    assert judge_stream(JOB, seen(received=2_000, dead=500), before, place) == []
+    assert judge_stream(JOB, seen(lag=None, waiting=None, oldest=None), None, place) == []
+    # Another job counts from 0.
+    (found,) = judge_stream(JOB, seen(id="k", received=100, dead=50), before, place)
+    assert "50.00% (50 of 100)" in found
+
+
+def test_counters_that_are_only_tried_are_left_out() -> None:
+    def update(step: str, value: int, **context: str) -> dict[str, Any]:
+        name = {"origin": "user", "name": "rows_received", "context": {"step": step, **context}}
+        return {"name": name, "scalar": value}
+
+    updates = [update("a", 5), update("b", 2), update("a", 9, tentative="true")]
+    assert counters(updates) == {"rows_received": 7}
+
+
+def test_settings_of_streams_are_completed_and_checked() -> None:
+    job = {"name": "s", "subscription": "projects/p/subscriptions/in", "limits": {}}
+    given = {"project": "p", "region": "r", "jobs": [job]}
+    (found,) = read_settings(given)["jobs"]
+    assert found == JOB
+    with pytest.raises(SettingsError, match="unknown key 'job'"):
+        read_settings({"project": "p", "region": "r", "job": []})
+    with pytest.raises(SettingsError, match="name missing"):
+        read_settings(given | {"jobs": [{"subscription": "in"}]})

@@ -1,0 +1,293 @@
+"""The DAGs in a real Airflow: parsed alone, and run against servers of this machine."""
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from local_google import PIPELINE_PYTHON, PROJECT, REGION, ROOT, World
+
+Run = Callable[..., dict[str, str]]
+
+
+@pytest.fixture(scope="session")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("example")
+    command = [PIPELINE_PYTHON, "-m", "examples.transactions.build", "--output", str(folder)]
+    subprocess.run(
+        [*command, "--rows", "2000", "--train_rows", "3000"], check=True, cwd=ROOT, env=os.environ
+    )
+    return folder
+
+
+@pytest.fixture
+def settings(
+    example: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    """The Variable; tests that change it write it again."""
+    name = request.node.name.replace("_", "-")[:30].rstrip("-")
+    found = {
+        "project": PROJECT,
+        "region": REGION,
+        "template": "gs://bucket/templates/batch_local.json",
+        "name": name,
+        "parameters": {
+            "input_files": str(example / "transactions.parquet"),
+            "model": str(example / "model"),
+            "id_column": "transaction_id",
+            "score_output": "normalized_MAE",
+            "output_table": f"{PROJECT}.dags.{name.replace('-', '_')}",
+        },
+        "environment": {"tempLocation": "gs://bucket/tmp"},
+        "limits": {"max_dead_letter_share": 0.02},
+        "alert_topic": f"projects/{PROJECT}/topics/alerts",
+    }
+    monkeypatch.setenv("AIRFLOW_VAR_MILLRACE_SCORING", json.dumps(found))
+    return found
+
+
+@pytest.fixture
+def day(request: pytest.FixtureRequest) -> datetime:
+    """A logical date of the test's own, later than those before: Airflow keeps their runs."""
+    return datetime(2026, 3, 1, 5, tzinfo=UTC) + timedelta(
+        days=2 * request.session.items.index(request.node)
+    )
+
+
+def rows(world: World, settings: dict[str, Any]) -> int:
+    table = settings["parameters"]["output_table"]
+    answer = world.emulators.cloud.bigquery().query_and_wait(f"SELECT COUNT(*) FROM `{table}`")
+    return int(next(iter(answer))[0])
+
+
+def alerts(world: World) -> list[str]:
+    return [base64.b64decode(m["data"]).decode() for m in world.alerts.published]
+
+
+def test_the_folder_alone_is_enough(tmp_path: Path) -> None:
+    # As Composer has it: the dags folder, and nothing of this project installed.
+    shutil.copytree(ROOT / "dags", tmp_path / "dags")
+    code = (
+        "import sys; sys.path.insert(0, 'dags')\n"
+        "try:\n"
+        "    from airflow.dag_processing.dagbag import DagBag\n"
+        "except ImportError:\n"
+        "    from airflow.models import DagBag\n"
+        "bag = DagBag('dags')\n"
+        "assert not bag.import_errors, bag.import_errors\n"
+        "assert not {'torch', 'pipelines', 'resources'} & set(sys.modules)\n"
+        "print(sorted(bag.dags))\n"
+    )
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "['millrace_scoring', 'millrace_streams']"
+
+
+def test_tasks_follow_each_other_as_documented(dag_bag: Any) -> None:
+    assert dag_bag.import_errors == {}
+    scoring, streams = dag_bag.dags["millrace_scoring"], dag_bag.dags["millrace_streams"]
+    assert {task.task_id: task.downstream_task_ids for task in scoring.tasks} == {
+        "plan": {"score", "gate", "is_followed", "alert"},
+        "score": {"gate", "alert"},
+        "gate": {"is_followed", "alert"},
+        "is_followed": {"follow"},
+        "follow": set(),
+        "alert": set(),
+    }
+    assert {task.task_id: task.downstream_task_ids for task in streams.tasks} == {
+        "check": {"alert"},
+        "alert": set(),
+    }
+    for dag in (scoring, streams):
+        assert (dag.catchup, dag.max_active_runs) == (False, 1)
+    score = scoring.get_task("score")
+    assert (score.deferrable, score.retries) == (True, 2)
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_days_rows_are_scored_once_however_often_the_day_is_run(
+    world: World, settings: dict[str, Any], run_dag: Run, day: datetime
+) -> None:
+    expected = {
+        "plan": "success",
+        "score": "success",
+        "gate": "success",
+        "is_followed": "success",
+        "follow": "skipped",
+        "alert": "skipped",
+        "run": "success",
+    }
+    assert run_dag("millrace_scoring", day) == expected
+    assert run_dag("millrace_scoring", day) == expected
+    first, second = world.launched()
+    assert first["parameters"]["run_id"] == f"{settings['name']}-{day:%Y%m%dT%H%M%SZ}"
+    assert first["parameters"] == second["parameters"]
+    # Of 2,000 rows of the example 20 are faulty.
+    assert rows(world, settings) == 1_980
+    assert alerts(world) == []
+
+
+def test_the_gate_stops_a_run_with_too_many_dead_letters(
+    world: World, settings: dict[str, Any], run_dag: Run, day: datetime
+) -> None:
+    states = run_dag("millrace_scoring", day, limits={"max_dead_letter_share": 0.001})
+    assert states == {
+        "plan": "success",
+        "score": "success",
+        "gate": "failed",
+        "is_followed": "upstream_failed",
+        "follow": "upstream_failed",
+        "alert": "success",
+        "run": "failed",
+    }
+    (told,) = alerts(world)
+    assert told.startswith("expected at most 0.10% dead letters, got 1.00% (20 of 2,000;")
+    # The scores are there; nobody was told to use them.
+    assert rows(world, settings) == 1_980
+
+
+def test_the_gate_stops_scores_that_moved_from_the_last_good_run(
+    world: World, settings: dict[str, Any], run_dag: Run, day: datetime
+) -> None:
+    assert run_dag("millrace_scoring", day)["run"] == "success"
+    states = run_dag(
+        "millrace_scoring",
+        day + timedelta(days=1),
+        parameters={"score_output": "denormalized_MAE"},
+    )
+    assert (states["score"], states["gate"]) == ("success", "failed")
+    (told,) = alerts(world)
+    name = f"{settings['name']}-{day:%Y%m%dT%H%M%SZ}"
+    assert told.startswith(f"expected a mean score within 0.5 standard deviations of run {name}")
+
+
+def test_a_job_that_fails_is_tried_again_and_told_in_dataflows_words(
+    world: World, settings: dict[str, Any], run_dag: Run, day: datetime
+) -> None:
+    states = run_dag("millrace_scoring", day, parameters={"model": "gs://bucket/nowhere/"})
+    assert (states["score"], states["gate"], states["alert"], states["run"]) == (
+        "failed",
+        "upstream_failed",
+        "success",
+        "failed",
+    )
+    names = [launch["jobName"] for launch in world.launched()]
+    stem = f"pytorch-batch-{settings['name']}-{day:%Y%m%dt%H%M%S}"
+    assert names == [f"{stem}-1", f"{stem}-2", f"{stem}-3"]
+    (told,) = alerts(world)
+    assert "expected JOB_STATE_DONE, got JOB_STATE_FAILED: " in told
+    assert "gs://bucket/nowhere/" in told
+
+
+def test_a_job_of_an_earlier_try_is_found_again(
+    world: World, settings: dict[str, Any], run_dag: Run, day: datetime
+) -> None:
+    # Written by a job whose task lost its machine right after the launch.
+    assert run_dag("millrace_scoring", day)["run"] == "success"
+    world.templates._last = "DONE"
+    stem = f"pytorch-batch-{settings['name']}-{day:%Y%m%dt%H%M%S}"
+    world.templates.add(f"{stem}-7", PROJECT, REGION)
+    assert run_dag("millrace_scoring", day)["run"] == "success"
+    assert len(world.launched()) == 1
+
+
+def test_who_cancels_a_job_gets_no_other(
+    world: World, settings: dict[str, Any], run_dag: Run, day: datetime
+) -> None:
+    world.templates.runs = False
+    world.templates._last = "CANCELLED"
+    assert run_dag("millrace_scoring", day)["score"] == "failed"
+    assert len(world.launched()) == 1
+    assert "got JOB_STATE_CANCELLED" in alerts(world)[0]
+
+
+def test_wrong_settings_are_told_before_anything_is_launched(
+    world: World,
+    settings: dict[str, Any],
+    run_dag: Run,
+    day: datetime,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AIRFLOW_VAR_MILLRACE_SCORING", json.dumps({**settings, "limit": {}}))
+    assert run_dag("millrace_scoring", day)["plan"] == "failed"
+    assert world.launched() == []
+
+
+STREAM = "pytorch-streaming-fraud"
+
+
+@pytest.fixture
+def stream(world: World, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A streaming job that is well, and the Variable that names it."""
+    variable = {
+        "project": PROJECT,
+        "region": REGION,
+        "jobs": [{"name": STREAM, "subscription": f"projects/{PROJECT}/subscriptions/in"}],
+        "alert_topic": f"projects/{PROJECT}/topics/alerts",
+    }
+    monkeypatch.setenv("AIRFLOW_VAR_MILLRACE_STREAMS", json.dumps(variable))
+    job = world.templates.add(
+        STREAM, PROJECT, REGION, type="JOB_TYPE_STREAMING", currentState="JOB_STATE_RUNNING"
+    )
+    count(world, job, received=1_000, dead=1)
+    world.metrics.values_by_metric = {
+        "dataflow.googleapis.com/job/system_lag": {STREAM: 3},
+        "pubsub.googleapis.com/subscription/num_undelivered_messages": {"in": 10},
+        "pubsub.googleapis.com/subscription/oldest_unacked_message_age": {"in": 2},
+    }
+    return job
+
+
+def count(world: World, job: dict[str, Any], received: int, dead: int) -> None:
+    world.templates.metrics[job["id"]] = [
+        {"name": {"origin": "user", "name": name, "context": {"step": "s"}}, "scalar": value}
+        for name, value in (("rows_received", received), ("rows_dead_lettered", dead))
+    ]
+
+
+def test_a_stream_that_is_well_raises_no_alarm(
+    world: World, stream: dict[str, Any], run_dag: Run, day: datetime
+) -> None:
+    assert run_dag("millrace_streams", day)["run"] == "success"
+    assert alerts(world) == []
+
+
+def test_a_stream_that_lags_is_told(
+    world: World, stream: dict[str, Any], run_dag: Run, day: datetime
+) -> None:
+    world.metrics.values_by_metric["dataflow.googleapis.com/job/system_lag"][STREAM] = 500
+    assert run_dag("millrace_streams", day)["run"] == "failed"
+    (told,) = alerts(world)
+    assert told.startswith(f"{STREAM}: expected a system lag in seconds of at most 120, got 500:")
+
+
+def test_a_stream_that_ended_is_told(
+    world: World, stream: dict[str, Any], run_dag: Run, day: datetime
+) -> None:
+    stream["currentState"] = "JOB_STATE_FAILED"
+    assert run_dag("millrace_streams", day)["run"] == "failed"
+    assert alerts(world)[0].startswith(f"{STREAM}: expected a running job, found none")
+
+
+def test_dead_letters_are_judged_since_the_last_look(
+    world: World, stream: dict[str, Any], run_dag: Run, day: datetime
+) -> None:
+    assert run_dag("millrace_streams", day)["run"] == "success"
+    count(world, stream, received=1_100, dead=51)
+    assert run_dag("millrace_streams", day + timedelta(hours=1))["run"] == "failed"
+    assert "got 50.00% (50 of 100)" in alerts(world)[0]
