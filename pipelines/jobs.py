@@ -136,12 +136,12 @@ class Jobs:
         answer = self._clients.metrics.get_job_metrics(request=_named(job), **self._patience)
         return read_metrics(MetricUpdate.to_dict(update) for update in answer.metrics)
 
-    def messages(self, job: Job) -> Messages:
-        """A job -> what happened to it."""
+    def messages(self, job: Job, since: datetime | None = None) -> Messages:
+        """A job -> what happened to it, from a moment on."""
         from google.cloud.dataflow_v1beta3 import JobMessageImportance, ListJobMessagesRequest
 
         basic = JobMessageImportance.JOB_MESSAGE_BASIC
-        request = ListJobMessagesRequest(**_named(job), minimum_importance=basic)
+        request = ListJobMessagesRequest(**_named(job), minimum_importance=basic, start_time=since)
         pages = self._clients.messages.list_job_messages(request=request, **self._patience).pages
         errors: list[str] = []
         news: list[str] = []

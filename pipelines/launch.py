@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from model_handlers.errors import nearest
 from pipelines import batch_local, batch_vertex, stream_local, stream_vertex
@@ -29,6 +30,13 @@ ATTACH = Command(
     "which leaves it running.",
     options=(AttachOptions, CloudOptions),
     run="pipelines.launch_run:attach",
+)
+# For the docs.
+FLAGS = replace(
+    ATTACH,
+    about="`python -m pipelines.launch NAME` starts a pipeline on Dataflow. It takes all flags of "
+    "the pipeline and of Dataflow as well.",
+    options=(LaunchOptions,),
 )
 
 

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib
 import io
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,14 +17,14 @@ from google.api_core import exceptions
 from cloud.clients import Cloud, default_project
 from cloud.endpoints import Endpoints
 from cloud.errors import retry, told_as
-from model_handlers.errors import InputError, UsageError
+from model_handlers.errors import InputError, MillraceError, UsageError
 from pipelines.flags import Parsed, require
 from pipelines.job_facts import attach_command, console_link
 from pipelines.jobs import Jobs
 from pipelines.launch import PIPELINES
 from pipelines.launch_options import AttachOptions, LaunchOptions
 from pipelines.launch_request import check_parameters, launch_request, parameters_of
-from pipelines.monitor import Monitor
+from pipelines.monitor import LOST, Monitor
 from pipelines.options import CloudOptions
 from pipelines.presets import complete
 from pipelines.required import require_flags
@@ -111,7 +112,17 @@ def _from_template(name: str, flags: LaunchOptions, own: Parsed, job: Mapping[st
         print("\n".join(f"{key:<13} {value}" for key, value in told.items()), flush=True)
     if not flags.wait:
         return 0
-    return _monitor(jobs, flags.poll_seconds, own).follow(jobs.find(ident, job["region"]))
+    return _follow(jobs, ident, job["region"], flags, own)
+
+
+def _follow(jobs: Jobs, ident: str, region: str, flags: LaunchOptions, own: Parsed) -> int:
+    """A job that was started, by id or name -> the exit code, when it has ended."""
+    try:
+        job = jobs.find(ident, region)
+    except MillraceError as error:
+        print(f"error: {error}; the job goes on", file=sys.stderr)
+        return LOST
+    return _monitor(jobs, flags.poll_seconds, own).follow(job)
 
 
 def _read_spec(template: str, own: Parsed, job: Mapping[str, Any]) -> dict[str, Any]:

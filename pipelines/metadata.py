@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from pipelines import batch_local, batch_vertex, replay, stream_local, stream_vertex
+from pipelines import batch_local, batch_vertex, launch, replay, stream_local, stream_vertex
 from pipelines.command import Command
 from pipelines.flags import plain_type
 
@@ -135,7 +135,7 @@ def pages() -> dict[Path, bytes]:
         )
         for title, command in TEMPLATES.items()
     }
-    commands = [*TEMPLATES.values(), replay.COMMAND]
+    commands = [*TEMPLATES.values(), replay.COMMAND, launch.FLAGS]
     return found | {FOLDER / "docs" / "flags.md": flag_tables(commands).encode()}
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, TextIO
 
 import orjson
@@ -28,6 +28,8 @@ from pipelines.jobs import VIEWER, Job, Jobs, told
 DONE, FAILED, CANCELLED, LOST = 0, 1, 3, 4
 # After faults of the network it is looked at less and less often.
 _LONGEST_WAIT = 300.0
+# So much later than it happened a message may be told.
+_LATE = timedelta(minutes=5)
 _CLEAR = "\r\x1b[K"
 
 
@@ -70,6 +72,9 @@ class Monitor:
     json_summary: bool = False
     sleep: Callable[[float], None] = time.sleep
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    _sees_backlog: bool = field(default=True, init=False)
+    _workers: int | None = field(default=None, init=False)
+    _told_until: datetime | None = field(default=None, init=False)
 
     def follow(self, job: Job) -> int:
         """A job -> the exit code, when it has ended or cannot be followed any more.
@@ -101,19 +106,16 @@ class Monitor:
         before: Look | None = None
         faults = 0
         while True:
-            try:
-                with told(f"job {job.name} cannot be looked at any more", VIEWER):
-                    try:
-                        job = self._refreshed(job)
-                        look = self._look(job)
-                    except Exception as error:
-                        if not is_passing(_cause(error)):
-                            raise
-                        faults += 1
-                        self._wait_out(error, faults)
-                        continue
-            except CredentialsError as error:
-                raise JobError(f"job {job.name} cannot be looked at any more: {error}") from error
+            with told(f"job {job.name} cannot be looked at any more", VIEWER):
+                try:
+                    job = self._refreshed(job)
+                    look = self._look(job)
+                except Exception as error:
+                    if not is_passing(_cause(error)):
+                        raise
+                    faults += 1
+                    self._wait_out(error, faults)
+                    continue
             faults = 0
             self._show(job, look, before)
             before = look
@@ -128,8 +130,12 @@ class Monitor:
 
     def _look(self, job: Job) -> Look:
         metrics = self.jobs.metrics(job)
-        workers = None if job.has_ended else self.jobs.messages(job).workers
+        if not job.has_ended:
+            now = self.now()
+            self._workers = self.jobs.messages(job, self._told_until).workers or self._workers
+            self._told_until = now - _LATE
         backlog = self._backlog(job) if job.streaming and not job.has_ended else {}
+        workers = None if job.has_ended else self._workers
         return Look(job.state, job.seconds(self.now()), metrics, workers, backlog)
 
     def _backlog(self, job: Job) -> dict[str, float]:
@@ -143,17 +149,17 @@ class Monitor:
         except exceptions.Forbidden as error:
             advice = "grant the account the role roles/monitoring.viewer"
             self._without_backlog(f"{explain(error).partition('; ')[0]}; {advice}")
-        except exceptions.GoogleAPIError as error:
-            if is_passing(_cause(error)):
-                return {}
-            self._without_backlog(explain(error))
+        except CredentialsError as error:
+            self._without_backlog(str(error))
+        except (exceptions.GoogleAPIError, OSError) as error:
+            # What cannot be reached now may be next time; the job matters more.
+            if not (isinstance(error, OSError) or is_passing(_cause(error))):
+                self._without_backlog(explain(error))
         return {}
 
     def _without_backlog(self, reason: str) -> None:
         self.screen.say(f"the backlog is not shown: {reason}")
         self._sees_backlog = False
-
-    _sees_backlog: bool = True
 
     def _wait_out(self, error: Exception, faults: int) -> None:
         seconds = min(max(self.poll_seconds, 1.0) * 2 ** min(faults, 10), _LONGEST_WAIT)

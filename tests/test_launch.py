@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -354,6 +355,23 @@ def test_the_program_names_its_pipelines_and_corrects_a_name() -> None:
     done = program("batch_loacl")
     assert done.returncode == 2
     assert "'batch_loacl' is no pipeline (nearest: batch_local" in done.stderr
+
+
+def test_ctrl_c_ends_the_program_and_not_the_job() -> None:
+    dataflow = Dataflow(polls=10**6)
+    with google_api(dataflow) as google:
+        job = dataflow.add("a-job", PROJECT, REGION, currentState="JOB_STATE_RUNNING")
+        command = [sys.executable, "-m", "pipelines.launch", "--attach", "a-job", *PLACE]
+        command += ["--poll_seconds", "60", "--api_endpoints", f"dataflow={google.url}"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+            assert process.stderr is not None
+            assert process.stderr.readline().startswith("running")
+            process.send_signal(signal.SIGINT)
+            assert process.wait() == 130
+            told = process.stderr.read()
+    assert "interrupted: job a-job goes on; follow it again: python -m pipelines.launch" in told
+    assert job["currentState"] == "JOB_STATE_RUNNING"
+    assert "jobs.update" not in google.methods()
 
 
 def test_help_loads_neither_beam_nor_torch() -> None:
