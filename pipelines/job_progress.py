@@ -107,7 +107,7 @@ def batch_line(now: Look, before: Look | None) -> str:
 
 
 def stream_line(now: Look, before: Look | None) -> str:
-    """A look at a stream and the one before -> a line, with latency and backlog."""
+    """A look at a stream and the one before -> a line, with mean latency, lag and backlog."""
     return _line(now, before, "messages", (*_latency(now, before), *_backlog(now.backlog)))
 
 
@@ -119,7 +119,7 @@ def _line(now: Look, before: Look | None, unit: str, more: Iterable[str]) -> str
         parts.append(f"{rows:,} {unit}")
         speed = rate(now, before)
         if speed is not None:
-            parts.append(f"{speed:,.{0 if speed >= 10 or not speed else 1}f} {unit}/s")
+            parts[-1] += f", {speed:,.{0 if speed >= 10 or not speed else 1}f}/s"
     if dead := now.metrics.dead_letters():
         parts.append(f"{dead:,} dead letters")
     return "  ".join([*parts, *more])
@@ -131,7 +131,7 @@ def _latency(now: Look, before: Look | None) -> Iterable[str]:
         earlier = before.metrics.distributions.get("total_ms") if before else None
         mean = found.since(earlier or Distribution())
         if mean is not None:
-            yield f"latency {mean:,.0f} ms on average"
+            yield f"latency {mean:,.0f} ms"
 
 
 def _backlog(backlog: Mapping[str, float]) -> Iterable[str]:

@@ -6,6 +6,7 @@ cancelled; 4 it goes on, and can be followed no more. Ctrl-C leaves it running (
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -49,7 +50,9 @@ class Screen:
     def now(self, text: str, key: str) -> None:
         """The present. key: what must have changed for a line of its own off a terminal."""
         if self.line.isatty():
-            self.line.write(f"{_CLEAR}{text}")
+            # A line that wraps cannot be rewritten.
+            width = shutil.get_terminal_size().columns - 1
+            self.line.write(f"{_CLEAR}{text[:width]}")
             self.line.flush()
         elif key != self._last:
             print(text, file=self.line, flush=True)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,7 +148,7 @@ def test_a_batch_job_is_shown_and_ends_with_its_report(world: World, tmp_path: P
     lines = world.line.getvalue().splitlines()
     assert lines[0].startswith("pending")
     assert "3 workers  1,000 rows" in lines[0]
-    assert any("90,000 rows" in line and "rows/s" in line for line in lines)
+    assert any(re.search(r"90,000 rows, \S+/s", line) for line in lines)
     assert "rows in                100\nscored                  99\n" in world.out.getvalue()
     assert set(world.slept) == {30.0}
 
@@ -279,12 +280,11 @@ def test_a_stream_shows_latency_backlog_and_dead_letters_until_it_drains(world: 
     world.script = [more, enter(world, job, "DRAINING"), enter(world, job, "DRAINED")]
     assert world.follow(job) == DONE
     lines = world.line.getvalue().splitlines()
-    assert "100 messages  latency 100 ms on average  lag 7 s" in lines[0]
+    assert "100 messages  latency 100 ms  lag 7 s" in lines[0]
     assert lines[0].endswith("backlog 345 messages, 2.5 MB, 12 s")
-    assert "300 messages" in lines[1]
-    assert "messages/s" in lines[1]
+    assert re.search(r"300 messages, \S+/s", lines[1])
     # Of what came since the last look alone.
-    assert "4 dead letters  latency 400 ms on average" in lines[1]
+    assert "4 dead letters  latency 400 ms" in lines[1]
     assert lines[2].startswith("draining")
     assert lines[3].startswith("drained")
     assert "all that it had taken in is written" in world.out.getvalue()
@@ -340,4 +340,4 @@ def test_a_rate_is_of_two_looks_at_different_times() -> None:
     assert rate(looks[1], looks[0]) == 250
     assert rate(looks[0], None) is None
     assert rate(looks[1], looks[1]) is None
-    assert batch_line(looks[1], looks[0]) == "running    0:00:30  5,000 rows  250 rows/s"
+    assert batch_line(looks[1], looks[0]) == "running    0:00:30  5,000 rows, 250/s"
