@@ -35,6 +35,7 @@ from pipelines.beam_args import JobFactOptions, is_dry_run, runs_on_dataflow
 from pipelines.cloud_access import connect
 from pipelines.flags import Parsed
 from pipelines.job_facts import PREFIX, JobFacts, attach_command, console_link
+from pipelines.jobs import DEVELOPER, told
 from pipelines.options import DeviceOptions
 from transforms.commit_files import RunFolder, check_writable, discard
 
@@ -66,8 +67,9 @@ def reach(parsed: Parsed, options: PipelineOptions) -> Endpoints:
     if not google.no_auth:
         credentials(None)
     if not is_dry_run(options):
-        for flag in ("staging_location", "temp_location"):
-            _check_folder(flag, getattr(google, flag) or google.temp_location)
+        for flag in ("temp_location", "staging_location"):
+            if getattr(google, flag) is not None:
+                _check_folder(flag, getattr(google, flag))
     return endpoints
 
 
@@ -168,10 +170,19 @@ def _check_folder(flag: str, path: str) -> None:
     with told_as(OutputError, f"--{flag}: {path} cannot be written"):
         try:
             check_writable(folder)
+        except exceptions.NotFound as error:
+            raise _no_bucket(flag, path) from error
         except InvalidResponse as error:
-            raise exceptions.from_http_response(error.response) from error
+            found = exceptions.from_http_response(error.response)
+            missing = isinstance(found, exceptions.NotFound)
+            raise (_no_bucket(flag, path) if missing else found) from error
         finally:
             discard(folder)
+
+
+def _no_bucket(flag: str, path: str) -> OutputError:
+    name = path.removeprefix("gs://").split("/")[0]
+    return OutputError(f"--{flag} {path}: there is no bucket {name}: make it, or name another")
 
 
 def carry(options: PipelineOptions, facts: JobFacts) -> None:
@@ -216,30 +227,29 @@ def start(pipeline: beam.Pipeline, facts: JobFacts, *, as_json: bool = False) ->
         # Beam logs what Dataflow answers before it raises it.
         log.setLevel(logging.CRITICAL + 1)
     what = f"job {google.job_name} cannot be started"
-    with told_as(JobError, what):
+    with told(what, DEVELOPER):
         try:
             result = pipeline.run()
         except (OSError, PermanentException) as error:
             raise JobError(f"{what}: {one_line(error)}") from error
-    told = _told(result.job_id() if result.has_job else None, google, facts)
+    lines = _lines(result.job_id() if result.has_job else None, google, facts)
     if as_json:
-        print(orjson.dumps(told).decode())
+        print(orjson.dumps(lines).decode())
     else:
-        print("\n".join(f"{name:<13} {value}" for name, value in told.items()))
+        print("\n".join(f"{name:<13} {value}" for name, value in lines.items()))
 
 
-def _told(job: str | None, google: GoogleCloudOptions, facts: JobFacts) -> dict[str, str]:
+def _lines(job: str | None, google: GoogleCloudOptions, facts: JobFacts) -> dict[str, str]:
     """A started job, or none where it was written -> what its user has to know."""
     place = (google.project, _region(google) or "", job or "")
-    told = {"template": google.template_location} if job is None else {"job": job}
-    told |= {"name": google.job_name, "run": f"{facts.run_id}"}
-    if facts.report is not None:
-        told["report"] = facts.report
-    if facts.subscription is not None:
-        told["subscription"] = facts.subscription
+    found = {"template": google.template_location} if job is None else {"job": job}
+    found |= {"name": google.job_name, "run": facts.run_id}
+    for name in ("report", "subscription"):
+        if (value := getattr(facts, name)) is not None:
+            found[name] = value
     if job is not None:
-        told |= {"console": console_link(*place), "follow": attach_command(*place)}
-    return told
+        found |= {"console": console_link(*place), "follow": attach_command(*place)}
+    return found
 
 
 def remove_staged(facts: JobFacts) -> None:

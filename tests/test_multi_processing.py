@@ -1,0 +1,62 @@
+"""The SDK harness in a process of its own, as on Dataflow: all that a step needs reaches it."""
+
+import json
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pyarrow.parquet as pq
+import pytest
+from serving_client import running
+
+from model_handlers.torch_model import TorchModelHandler
+from model_handlers.vertex_endpoint import VertexEndpointHandler
+from pipelines import batch_local, batch_vertex
+from pipelines.command import Command, main
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+def score(command: Command, example: Path, out: Path, **given: Any) -> None:
+    flags = {
+        "input_files": example / "transactions.parquet",
+        "model": example / "model",
+        "output_files": out,
+        "run_id": "r",
+        "direct_num_workers": 1,
+    } | given
+    assert main(command, [t for n, v in flags.items() for t in (f"--{n}", str(v))]) == 0
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    found = pq.read_table(out / "r/scores").drop_columns(["scored_at"]).to_pylist()
+    return sorted(found, key=lambda row: row["row_id"])
+
+
+def letters(out: Path) -> list[dict[str, Any]]:
+    lines = [t for p in (out / "r/dead_letters").iterdir() for t in p.read_text().splitlines()]
+    found = [json.loads(line) | {"failed_at": None} for line in lines]
+    return sorted(found, key=lambda letter: letter["row_id"])
+
+
+def not_here(_: Any) -> NoReturn:
+    raise AssertionError("the model was loaded in the process that started the run")
+
+
+@pytest.mark.parametrize(
+    "command", [batch_local.COMMAND, batch_vertex.COMMAND], ids=lambda c: c.name
+)
+def test_workers_in_processes_of_their_own_give_what_this_process_gives(
+    command: Command, example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(example / "model") as served:
+        url = f"http://{served.client.address}"
+        vertex = {"endpoint_url": url, "skip_endpoint_check": "true"}
+        given = vertex if command is batch_vertex.COMMAND else {}
+        score(command, example, tmp_path / "here", **given)
+        for handler in (TorchModelHandler, VertexEndpointHandler):
+            monkeypatch.setattr(handler, "load_model", not_here)
+        processes = {"direct_running_mode": "multi_processing"}
+        score(command, example, tmp_path / "there", **given, **processes)
+    assert len(rows(tmp_path / "there")) == 1_980
+    assert rows(tmp_path / "there") == rows(tmp_path / "here")
+    assert letters(tmp_path / "there") == letters(tmp_path / "here")
