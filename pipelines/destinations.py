@@ -63,13 +63,13 @@ def open_destinations(
     cloud: given where a table is written. Raises UsageError.
     """
     sink, failures = parsed.get(SinkOptions), parsed.get(FailureOptions)
+    letters = failures.dead_letter_files
+    if letters is None and failures.dead_letter_table is None:
+        letters = sink.output_files
     found: list[Destination] = []
     if sink.output_files is not None:
         folder = attempt.folder(sink.output_files)
         found.append(FolderDestination(SCORES, folder, sink.output_format))  # type: ignore[arg-type]
-    letters = failures.dead_letter_files
-    if letters is None and failures.dead_letter_table is None:
-        letters = sink.output_files
     if letters is not None:
         found.append(FolderDestination(DEAD_LETTERS, attempt.folder(letters), "jsonl"))
     if cloud is None:
@@ -80,22 +80,10 @@ def open_destinations(
         )
     letter_table = failures.dead_letter_table
     if sink.output_table is not None:
-        table = TableName.parse(sink.output_table, "output_table", cloud.project)
+        scores = _open_table(sink, schema, time_column, cloud, attempt.temp)
+        found.append(scores)
         if letters is None and letter_table is None:
-            letter_table = f"{table}_dead_letters"
-        check_cluster_by(sink.cluster_by or (), schema)
-        found.append(
-            TableDestination(
-                SCORES,
-                attempt.temp,
-                cloud,
-                table,
-                schema,
-                sink.write_disposition,  # type: ignore[arg-type]
-                time_column,
-                sink.cluster_by or (),
-            )
-        )
+            letter_table = f"{scores.place}_dead_letters"
     if letter_table is not None:
         table = TableName.parse(letter_table, "dead_letter_table", cloud.project)
         if any(destination.place == str(table) for destination in found):
@@ -106,6 +94,24 @@ def open_destinations(
             )
         )
     return found
+
+
+def _open_table(
+    sink: SinkOptions, schema: pa.Schema, time_column: str, cloud: Cloud, temp: RunFolder
+) -> TableDestination:
+    """Flags that name a table, and the schema of the scored rows -> their destination."""
+    table = TableName.parse(sink.output_table or "", "output_table", cloud.project)
+    check_cluster_by(sink.cluster_by or (), schema)
+    return TableDestination(
+        SCORES,
+        temp,
+        cloud,
+        table,
+        schema,
+        sink.write_disposition,  # type: ignore[arg-type]
+        time_column,
+        sink.cluster_by or (),
+    )
 
 
 def check_cluster_by(names: tuple[str, ...], schema: pa.Schema) -> None:
