@@ -72,9 +72,9 @@ def _find(name: str, steps: Mapping[str, str]) -> str | None:
 
 
 def _likeliest(name: str, old: Mapping[str, str], new: Mapping[str, str]) -> str:
-    """A step that is gone -> the new one that it may have become, or an empty name."""
-    fresh = [step for step in new if _find(step, old) is None]
-    return next(iter(difflib.get_close_matches(name, fresh, n=1, cutoff=0.5)), "")
+    """A step that is gone -> the new one of its kind that it may have become, or an empty name."""
+    fresh = [s for s, kind in new.items() if kind == old[name] and _find(s, old) is None]
+    return next(iter(difflib.get_close_matches(name, fresh, n=1, cutoff=0.8)), "")
 
 
 def steps_of(pipeline: beam.Pipeline) -> dict[str, str]:
