@@ -1,0 +1,174 @@
+"""What a million rows cost on Dataflow, from measured CPU seconds and list prices.
+
+python -m benchmarks.cost     # the tables of docs/cost.md
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PRICES_AS_OF = "2026-09-08"
+
+
+@dataclass(frozen=True)
+class Prices:
+    """USD an hour of one vCPU, of a GB of memory, of a GB of disk, and USD a GB of data."""
+
+    vcpu: float
+    memory: float
+    disk: float
+    data: float
+
+
+# us-central1. Source: "Dataflow pricing", https://cloud.google.com/dataflow/pricing. data is what
+# Dataflow Shuffle or Streaming Engine processes.
+BATCH = Prices(vcpu=0.056, memory=0.003557, disk=0.000054, data=0.011)
+FLEXRS = Prices(vcpu=0.0336, memory=0.0021342, disk=0.000054, data=0.011)
+STREAMING = Prices(vcpu=0.069, memory=0.003557, disk=0.000054, data=0.018)
+# A GB that the Storage Read API sends. Source: "BigQuery pricing", 1.10 USD a TiB.
+READ_GB = 1.10 / 1024
+
+
+@dataclass(frozen=True)
+class Workers:
+    """A job's workers, by default the presets' of `pipelines.launch`."""
+
+    count: int = 2
+    vcpu: int = 4
+    memory_gb: float = 15.0
+    disk_gb: float = 30.0
+
+    def dollars(self, prices: Prices, seconds: float) -> float:
+        """Prices and seconds -> USD for all of them."""
+        hourly = (
+            self.vcpu * prices.vcpu + self.memory_gb * prices.memory + self.disk_gb * prices.disk
+        )
+        return self.count * hourly * seconds / 3600
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a row takes: CPU microseconds from table to table, bytes that BigQuery sends."""
+
+    cpu_us: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What cannot be measured here.
+
+    start_seconds: that a worker is paid for before its first and after its last row: the
+    machine starts, pulls the image, loads the model, stops. slower: how much longer a vCPU of
+    n1, half a core, takes than a core of the benchmarks' machine. engine_bytes: of a message,
+    that pass through Streaming Engine.
+    """
+
+    start_seconds: float = 180.0
+    slower: float = 2.0
+    engine_bytes: float = 1_000.0
+
+
+def batch_dollars(
+    rows: float,
+    measured: Measured,
+    prices: Prices = BATCH,
+    workers: Workers | None = None,
+    assumed: Assumptions | None = None,
+) -> dict[str, float]:
+    """Rows of one job and what a row takes -> USD: `start`, `rows`, `read`.
+
+    Work is shared evenly and cannot be had for less than the workers that do it; what goes
+    through Dataflow Shuffle are counts and names of files, too little to count.
+    """
+    workers, assumed = workers or Workers(), assumed or Assumptions()
+    seconds = rows * measured.cpu_us * 1e-6 * assumed.slower / workers.vcpu / workers.count
+    return {
+        "start": workers.dollars(prices, assumed.start_seconds),
+        "rows": workers.dollars(prices, seconds),
+        "read": rows * measured.bytes / 2**30 * READ_GB,
+    }
+
+
+def stream_dollars(
+    messages_per_second: float,
+    workers: Workers | None = None,
+    assumed: Assumptions | None = None,
+) -> dict[str, float]:
+    """A steady rate -> USD a million messages: `workers`, `engine`."""
+    workers, assumed = workers or Workers(), assumed or Assumptions()
+    seconds = 1e6 / messages_per_second
+    return {
+        "workers": workers.dollars(STREAMING, seconds),
+        "engine": 1e6 * assumed.engine_bytes / 2**30 * STREAMING.data,
+    }
+
+
+def read_measured() -> Measured:
+    """Nothing -> the results of the benchmarks: from table to table, start-up left out."""
+
+    def read(name: str) -> Any:
+        return json.loads((RESULTS / f"{name}.json").read_text())
+
+    recording = read("bigquery_read")["recordings"]["arrow"]
+    return Measured(
+        cpu_us=read("bigquery_table")["runs"][0]["run_cpu_seconds_per_million_rows"],
+        bytes=recording["bytes"] / recording["rows"],
+    )
+
+
+def batch_table(measured: Measured) -> list[str]:
+    """What a row takes -> a table of Markdown."""
+    lines = ["| rows of a job | start | rows | read | together | a million rows |"]
+    lines.append("|--:|--:|--:|--:|--:|--:|")
+    for rows in (1e5, 1e6, 1e7, 1e8, 1e9):
+        parts = batch_dollars(rows, measured)
+        total = sum(parts.values())
+        lines.append(
+            _line([f"{rows:,.0f}", *map(usd, parts.values()), usd(total), usd(total / rows * 1e6)])
+        )
+    return lines
+
+
+def stream_table() -> list[str]:
+    """Nothing -> a table of Markdown."""
+    lines = ["| messages a second | workers | engine | a million messages |", "|--:|--:|--:|--:|"]
+    for rate in (10, 100, 1_000, 5_000):
+        parts = stream_dollars(rate)
+        lines.append(_line([f"{rate:,}", *map(usd, parts.values()), usd(sum(parts.values()))]))
+    return lines
+
+
+def usd(amount: float) -> str:
+    """USD -> two significant digits."""
+    digits = 2
+    while digits < 6 and amount < 10 ** (1 - digits):
+        digits += 1
+    return f"{amount:,.{digits}f}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def tables() -> Mapping[str, str]:
+    """Nothing -> the tables of docs/cost.md by name."""
+    return {
+        "batch": "\n".join(batch_table(read_measured())),
+        "stream": "\n".join(stream_table()),
+    }
+
+
+def main() -> None:
+    """Prints the tables."""
+    for name, table in tables().items():
+        print(f"{name}, USD, prices of us-central1 as of {PRICES_AS_OF}\n\n{table}\n")
+
+
+if __name__ == "__main__":
+    main()
