@@ -7,6 +7,7 @@ facts that it carries (pipelines/job_facts.py).
 from __future__ import annotations
 
 import logging
+import os
 import re
 import uuid
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import Any
 
 import apache_beam as beam
 import orjson
+import requests
 from apache_beam.options.pipeline_options import (
     GoogleCloudOptions,
     PipelineOptions,
@@ -70,6 +72,8 @@ def reach(parsed: Parsed, options: PipelineOptions) -> Endpoints:
         for flag in ("temp_location", "staging_location"):
             if getattr(google, flag) is not None:
                 _check_folder(flag, getattr(google, flag))
+        if google.template_location is not None:
+            _check_folder("template_location", os.path.dirname(google.template_location))
     return endpoints
 
 
@@ -230,7 +234,9 @@ def start(pipeline: beam.Pipeline, facts: JobFacts, *, as_json: bool = False) ->
     with told(what, DEVELOPER):
         try:
             result = pipeline.run()
-        except (OSError, PermanentException) as error:
+        except requests.exceptions.RequestException:
+            raise
+        except (OSError, ValueError, PermanentException) as error:
             raise JobError(f"{what}: {one_line(error)}") from error
     lines = _lines(result.job_id() if result.has_job else None, google, facts)
     if as_json:

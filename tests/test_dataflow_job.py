@@ -357,6 +357,24 @@ def test_a_wrong_flag_is_told_in_one_line_before_anything_is_read(
     assert captured.out == ""
 
 
+def test_a_job_can_be_written_without_asking_anybody(
+    example: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = GOOD | {
+        "temp_location": tmp_path / "tmp",
+        "dataflow_endpoint": "http://localhost:1",
+        "template_location": tmp_path / "new/job.json",
+        "input_files": example / "transactions.parquet",
+        "model": example / "model",
+        "output_files": tmp_path / "out",
+    }
+    assert main(batch_local.COMMAND, argv(**flags)) == 0
+    assert json.loads((tmp_path / "new/job.json").read_text())["type"] == "JOB_TYPE_BATCH"
+    told = capsys.readouterr().out
+    assert str(tmp_path / "new/job.json") in told
+    assert "--attach" not in told
+
+
 @pytest.mark.parametrize("runner", [None, "DataflowRunner"])
 def test_a_dry_run_tells_the_job_and_makes_nothing(
     runner: str | None, example: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
