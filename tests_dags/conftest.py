@@ -46,6 +46,9 @@ def _database() -> None:
         import airflow.providers.fab.auth_manager.models  # noqa: F401
     command = [sys.executable, "-m", "airflow", "db", "migrate"]
     subprocess.run(command, check=True, capture_output=True, cwd=HOME.name)
+    if IS_AIRFLOW_2:
+        # Airflow 3 does so itself before it runs a DAG.
+        parse().sync_to_db()
 
 
 @pytest.fixture(scope="session")

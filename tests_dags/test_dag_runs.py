@@ -121,14 +121,20 @@ def test_tasks_follow_each_other_as_documented(dag_bag: Any) -> None:
 
 @pytest.mark.usefixtures("settings")
 def test_a_days_rows_are_scored_once_however_often_the_day_is_run(
-    world: World, settings: dict[str, Any], run_dag: Run, day: datetime
+    world: World,
+    settings: dict[str, Any],
+    run_dag: Run,
+    day: datetime,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    follower = {**settings, "downstream_dag": "millrace_streams"}
+    monkeypatch.setenv("AIRFLOW_VAR_MILLRACE_SCORING", json.dumps(follower))
     expected = {
         "plan": "success",
         "score": "success",
         "gate": "success",
         "is_followed": "success",
-        "follow": "skipped",
+        "follow": "success",
         "alert": "skipped",
         "run": "success",
     }
