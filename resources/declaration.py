@@ -23,6 +23,7 @@ VERTEX = ("batch_vertex", "stream_vertex")
 
 # What each API is needed for is told in the README.
 SERVICES = {
+    "artifactregistry.googleapis.com": PIPELINES,
     "bigquery.googleapis.com": PIPELINES,
     "bigquerystorage.googleapis.com": PIPELINES,
     "cloudresourcemanager.googleapis.com": PIPELINES,
@@ -38,6 +39,7 @@ SERVICES = {
 # The least of Google's roles that have what a worker does.
 ROLES = {
     "roles/dataflow.worker": PIPELINES,
+    "roles/artifactregistry.reader": PIPELINES,
     "roles/storage.objectUser": PIPELINES,
     "roles/bigquery.dataEditor": PIPELINES,
     "roles/bigquery.jobUser": PIPELINES,

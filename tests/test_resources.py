@@ -498,7 +498,7 @@ def test_cleanup_goes_on_after_an_error_and_tells_it_at_the_end(
     world.google.faults = refuse
     code, out, err = world.run("cleanup", "--yes")
     assert code == 1
-    assert err.count("grant the account the role roles/resourcemanager.projectIamAdmin") == 7
+    assert err.count("grant the account the role roles/resourcemanager.projectIamAdmin") == 8
     assert "removed  bucket goes-on-bucket" in out
     assert "kept  account goes-on-worker@" in out
     world.google.faults = lambda _: None

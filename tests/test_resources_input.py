@@ -211,12 +211,12 @@ FAULTS = [
     (
         permission_denied("iam.serviceAccounts.create", "projects/some-project"),
         ["serviceAccounts.create"],
-        "grant the account the role roles/iam.serviceAccountAdmin; 11 steps are done: run it again",
+        "grant the account the role roles/iam.serviceAccountAdmin; 12 steps are done: run it again",
     ),
     (
         permission_denied("resourcemanager.projects.setIamPolicy", "projects/some-project"),
         ["setIamPolicy"],
-        "grant the account the role roles/resourcemanager.projectIamAdmin; 12 steps are done",
+        "grant the account the role roles/resourcemanager.projectIamAdmin; 13 steps are done",
     ),
     (
         api_disabled("iam.googleapis.com", "some-project"),
@@ -268,7 +268,7 @@ def test_a_service_account_that_somebody_else_made_is_left_alone_with_its_roles(
     for account in iam.store.all():
         account["description"] = "for something else"
     _, text = run("cleanup", "--kinds", "role,account", "--yes")
-    assert "0 removed or ended, 10 kept, 0 failed" in text
+    assert "0 removed or ended, 11 kept, 0 failed" in text
     assert run("plan", "--kinds", "account,role")[0] == 0
 
 
