@@ -155,6 +155,17 @@ class Manifest:
             f"its outputs are {', '.join(names)}"
         )
 
+    def without_rows(self) -> Manifest:
+        """This manifest without what some row held: golden rows, extremes and quantiles.
+
+        A job carries it where others may read it.
+        """
+        means = {
+            column: replace(found, min=found.mean, max=found.mean, quantiles={})
+            for column, found in self.statistics.items()
+        }
+        return replace(self, golden=None, statistics=means)
+
     def choose(self, score_output: str | None) -> Manifest:
         """This manifest with another output as the score. Raises UsageError.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -87,6 +88,9 @@ class TorchModelHandler(BatchHandler[LoadedModel]):
     def load_model(self) -> LoadedModel:
         """The package's bytes, checked -> the model, checked against its golden rows."""
         package = read_package(self.model, self.manifest.sha256)
+        manifest = self.manifest
+        if package.manifest is not None:
+            manifest = replace(manifest, golden=package.manifest.golden)
         torch.set_num_threads(self.threads)
         device = resolve_device(self.device)
         # On its device first: freezing a script turns its weights into constants.
@@ -97,7 +101,7 @@ class TorchModelHandler(BatchHandler[LoadedModel]):
             module = torch.compile(module, dynamic=True)
         model = LoadedModel(
             module,
-            self.manifest,
+            manifest,
             tuple(self.manifest.output(name) for name in self.outputs),
             device,
             self.batch_rows,

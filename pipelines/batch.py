@@ -69,7 +69,7 @@ def run_batch(name: str, parsed: Parsed) -> None:
     if reads_bigquery(parsed) or writes_bigquery(parsed):
         cloud = make_cloud(parsed, options, endpoints)
     model = read_model(parsed)
-    manifest = model.choose(parsed.get(ModelOptions).score_output)
+    manifest = model.choose(parsed.get(ModelOptions).score_output).without_rows()
     fields = fields_of(parsed, manifest)
     handler = make_handler(parsed, model, fields, options, endpoints)
     graph = score_rows(name, parsed, handler, manifest, fields, options, cloud)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
@@ -44,25 +43,26 @@ def make_handler(
     endpoint = parsed.find(EndpointOptions)
     if endpoint is None or (endpoint.endpoint or endpoint.endpoint_url) is None:
         return _torch_handler(parsed, manifest, fields)
-    handler = _endpoint_handler(parsed, endpoint, manifest, fields, options, endpoints)
     if not endpoint.skip_endpoint_check:
-        checker = copy.copy(handler)
+        checker = _endpoint_handler(parsed, endpoint, manifest, fields, options, endpoints)
         # What does not answer at the start is told soon.
-        seconds = min(CHECK_SECONDS, handler.limits.retry_seconds)
-        checker.limits = dataclasses.replace(handler.limits, retry_seconds=seconds)
+        seconds = min(CHECK_SECONDS, checker.limits.retry_seconds)
+        checker.limits = dataclasses.replace(checker.limits, retry_seconds=seconds)
         connected = checker.load_model()
         try:
             connected.check()
         finally:
             connected.client.close()
-    return handler
+    lean = manifest.without_rows()
+    return _endpoint_handler(parsed, endpoint, lean, fields, options, endpoints)
 
 
 def _torch_handler(parsed: Parsed, manifest: Manifest, fields: OutputFields) -> TorchModelHandler:
     model, device = parsed.get(ModelOptions), parsed.get(DeviceOptions)
     return TorchModelHandler(
         model.model or "",
-        manifest,
+        # Its golden rows come with its bytes.
+        manifest.without_rows(),
         outputs=fields.needed,
         device=device.device,
         precision=device.precision,  # type: ignore[arg-type]

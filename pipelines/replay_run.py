@@ -114,7 +114,7 @@ def _replay(
     parsed = replace(parsed, groups=parsed.groups | {RunOptions: own})
     topics = _topics(parsed.get(ReplayOptions), cloud)
     model = read_model(parsed)
-    manifest = model.choose(parsed.get(ModelOptions).score_output)
+    manifest = model.choose(parsed.get(ModelOptions).score_output).without_rows()
     if first.of_stream:
         name, fields = STREAM_REPLAY, stream_fields(parsed, manifest)
         read, schema = message_format(parsed, manifest, fields), None

@@ -91,7 +91,7 @@ def run_stream(name: str, parsed: Parsed) -> None:
     require_flags(name, parsed)
     cloud = stream_cloud(parsed, options)
     model = read_model(parsed)
-    manifest = model.choose(parsed.get(ModelOptions).score_output)
+    manifest = model.choose(parsed.get(ModelOptions).score_output).without_rows()
     fields = stream_fields(parsed, manifest)
     handler: BatchHandler[Any] = make_handler(parsed, model, fields, options, cloud.endpoints)
     if runs_in_process(options):

@@ -602,6 +602,9 @@ def test_golden_rows_that_differ_name_row_output_and_numbers(package: Package) -
     told = re.escape(f"golden row 3, output code: expected {np.float32(expected[3][1])}, got ")
     with pytest.raises(ContractBroken, match=rf"m 1: {told}.*: this is"):
         TorchModelHandler(path, manifest).load_model()
+    # They are on the worker, with the model's bytes, where the job does not carry them.
+    with pytest.raises(ContractBroken, match=told):
+        TorchModelHandler(path, manifest.without_rows()).load_model()
     # What is not asked for is not computed, hence not compared.
     TorchModelHandler(path, manifest, outputs=["score"]).load_model()
 
