@@ -67,8 +67,7 @@ class Config:
         for key, value in self.labels.items():
             if not (_LABEL_KEY.fullmatch(key) and _LABEL_VALUE.fullmatch(value)):
                 raise UsageError(
-                    f"label {key} = {value!r}: expected small letters, digits, _ "
-                    "and -, 63 at most"
+                    f"label {key} = {value!r}: expected small letters, digits, _ and -, 63 at most"
                 )
         check_pipelines(self.pipelines, "pipelines")
 
