@@ -86,25 +86,24 @@ class EndpointCodec:
         Of 13 outputs two take a third of the time of reading all.
         """
         score = self.manifest.score_output
-        for key in dict.fromkeys((score, SCORE_KEY)):
-            members = [
-                (key if spec.name == score else spec.name, spec.dtype, len(spec.shape))
-                for spec in self.outputs
-            ]
-            read = member_reader("predictions", tuple(members))
-            try:
-                columns = read(body) if read is not None else []
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-                continue
-            arrays = [
-                array
-                for values, spec in zip(columns, self.outputs, strict=False)
-                if len(values) == rows
-                and (array := read_array(values, spec.dtype, spec.shape)) is not None
-            ]
-            if len(arrays) == len(members):
-                return arrays
-        return None
+        # The name goes before, whatever it names.
+        key = score if score is None or f'"{score}"'.encode() in body else SCORE_KEY
+        members = [
+            (key if spec.name == score else spec.name, spec.dtype, len(spec.shape))
+            for spec in self.outputs
+        ]
+        read = member_reader("predictions", tuple(members))
+        try:
+            columns = read(body) if read is not None else []
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return None
+        arrays = [
+            array
+            for values, spec in zip(columns, self.outputs, strict=False)
+            if len(values) == rows
+            and (array := read_array(values, spec.dtype, spec.shape)) is not None
+        ]
+        return arrays if len(arrays) == len(members) else None
 
     def _read(self, spec: OutputSpec, predictions: Sequence[Any]) -> np.ndarray:
         values = self._values(spec, predictions)

@@ -374,11 +374,17 @@ def test_a_client_goes_on_after_one_who_asked_was_stopped(connect: Connect) -> N
         assert at_once(client, 4) == [[2, 4, 6]] * 4
 
 
+def threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "endpoint"}
+
+
 def test_a_client_that_is_dropped_ends_its_thread_and_its_connections() -> None:
     with faulty_endpoint(double) as endpoint:
+        # Other tests' clients may still be there.
+        before = threads()
         client = EndpointClient(endpoint.predict_url, "e")
         post(client)
-        (thread,) = [t for t in threading.enumerate() if t.name == "endpoint"]
+        (thread,) = threads() - before
         gone = weakref.ref(client)
         del client
         gc.collect()
@@ -389,8 +395,10 @@ def test_a_client_that_is_dropped_ends_its_thread_and_its_connections() -> None:
 
 def test_a_client_may_be_dropped_by_its_own_thread() -> None:
     with faulty_endpoint(double) as endpoint:
+        # Other tests' clients may still be there.
+        before = threads()
         client = EndpointClient(endpoint.predict_url, "e")
-        (thread,) = [t for t in threading.enumerate() if t.name == "endpoint"]
+        (thread,) = threads() - before
 
         async def hold(held: list[EndpointClient]) -> None:
             await held[0].post(BODY, read)
