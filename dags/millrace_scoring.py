@@ -57,15 +57,12 @@ def check_quality(plan: dict[str, Any], ti: Any = None) -> dict[str, Any]:
             f"expected the report of run {plan['run_id']} at {plan['report']}, found none: look "
             "whether the template is of this version, and at the job's log"
         )
-    scores = None
-    if plan["output_table"] and report["score_output"]:
-        scores = google.read_scores(plan["project"], plan["output_table"], report)
     previous = pull_last(ti, "gate")
-    found = judge_run(plan["run_id"], report, scores, previous, plan["limits"])
+    found = judge_run(plan["run_id"], report, previous, plan["limits"])
     if found:
         ti.xcom_push(key="failure", value="\n".join(found))
         raise AirflowFailException("\n".join(found))
-    return figures_of(report, scores)
+    return figures_of(report)
 
 
 @task.short_circuit(task_id="is_followed")

@@ -26,6 +26,7 @@ from transforms.predict import Predict
 from transforms.publish import PublishBatches
 from transforms.reconcile import CommitRun, CountFailures, CountRows
 from transforms.row_schemas import FAILURE_SCHEMA
+from transforms.score_figures import DescribeScores
 from transforms.write_files import StageFiles
 from transforms.write_windows import WriteWindows
 
@@ -74,10 +75,12 @@ class ScoreRows(beam.PTransform):
             rows | "CountScored" >> CountRows("scored"),
             failures | "CountFailed" >> CountFailures(),
         ) | "Counts" >> beam.Flatten()
+        score = self.fields.score_column
+        scores = () if score is None else (rows | "Scores" >> DescribeScores(score),)
         if self.show_progress:
             rows | "Progress" >> ShowProgress()
         commit = CommitRun(self.destinations, self.report_folder, self.facts, self.temporary)
-        return (counts, staged) | "Commit" >> commit
+        return (counts, staged, *scores) | "Commit" >> commit
 
 
 @dataclass(frozen=True)

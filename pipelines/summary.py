@@ -15,7 +15,7 @@ def summarise(report: Mapping[str, Any], seconds: float) -> str:
     lines = [
         ("run", f"{report['run_id']}  ({report['pipeline']})"),
         ("model", f"{model['name']} {model['version']}  sha256 {model['digest']}"),
-        ("score", report["score_output"] or "none: --score_output chooses one"),
+        ("score", _score(report)),
         ("rows in", f"{rows_in:>12,}"),
         ("scored", f"{report['rows_scored']:>12,}"),
         ("dead letters", f"{dead:>12,}  {share if dead else ''}".rstrip()),
@@ -30,6 +30,17 @@ def summarise(report: Mapping[str, Any], seconds: float) -> str:
         ("report", str(report["report"])),
     ]
     return "\n".join(f"{name:<13} {value}".rstrip() for name, value in lines)
+
+
+def _score(report: Mapping[str, Any]) -> str:
+    """A report -> the score's name and what its values are."""
+    name, scores = report["score_output"], report.get("scores")
+    if name is None:
+        return "none: --score_output chooses one"
+    if scores is None:
+        return str(name)
+    mean, std, least, most = (f"{scores[key]:.4g}" for key in ("mean", "std", "min", "max"))
+    return f"{name}  mean {mean}, std {std}, from {least} to {most}"
 
 
 def _reasons(letters: list[dict[str, Any]]) -> list[tuple[int, str]]:

@@ -159,6 +159,15 @@ def test_json_summary_is_the_report(run: Any, tmp_path: Path) -> None:
     assert json.loads(out) == json.loads((tmp_path / "out/r/report.json").read_text())
 
 
+def test_the_report_says_what_the_scores_are(run: Any, tmp_path: Path) -> None:
+    out = run(run_id="a")[1]
+    found = json.loads((tmp_path / "out/a/report.json").read_text())["scores"]
+    values = scores(tmp_path / "out", "a")["score"].to_numpy().astype(np.float64)
+    exact = {"mean": values.mean(), "std": values.std(ddof=1)}
+    assert found == pytest.approx(exact | {"min": values.min(), "max": values.max()}, rel=1e-12)
+    assert f"mean {found['mean']:.4g}, std {found['std']:.4g}, from {found['min']:.4g} to" in out
+
+
 def test_dead_letters_can_have_a_folder_of_their_own(run: Any, tmp_path: Path) -> None:
     run(dead_letter_files=tmp_path / "bad")
     assert len(dead_letters(tmp_path / "bad")) == ROWS // 100

@@ -70,6 +70,13 @@ class OutputFields:
         return "timestamp" if self.layout == "reference" else "scored_at"
 
     @property
+    def score_column(self) -> str | None:
+        """The column of the score, None for none."""
+        if self.layout == "reference":
+            return "anomaly_score"
+        return None if self.score is None else SCORE
+
+    @property
     def needed(self) -> tuple[str, ...]:
         """The outputs a handler has to bring back."""
         score = () if self.score is None or self.score in self.outputs else (self.score,)

@@ -27,6 +27,7 @@ from transforms.commit_files import (
     discard,
 )
 from transforms.failures import utc_now
+from transforms.score_figures import Figures, as_report, merge
 
 Count = tuple[tuple[str, ...], int]
 
@@ -111,6 +112,7 @@ def build_report(
 class CommitRun(beam.PTransform):
     """(counts, staged files) -> the report, once all is accounted for and in place.
 
+    A third collection, of transforms.score_figures.Figures, tells the report of the scores.
     report_folder: where the report goes. facts: what else it says. temporary: folders of
     which nothing staged is needed any more. The rows of a run that does not balance stay in
     the staging folder, and the pipeline fails.
@@ -122,10 +124,15 @@ class CommitRun(beam.PTransform):
     temporary: Sequence[RunFolder] = ()
 
     def _commit(
-        self, _: None, counts: Iterable[Count], staged: Iterable[StagedFile]
+        self,
+        _: None,
+        counts: Iterable[Count],
+        staged: Iterable[StagedFile],
+        scores: Iterable[Figures] = (),
     ) -> dict[str, Any]:
         files = sorted(staged, key=lambda file: file.path)
-        report = build_report(dict(counts), files, self.destinations, self.facts)
+        facts = {**self.facts, "scores": as_report(merge(scores))}
+        report = build_report(dict(counts), files, self.destinations, facts)
 
         def finished() -> bytes:
             report["finished_at"] = utc_now()
@@ -137,10 +144,10 @@ class CommitRun(beam.PTransform):
         return report
 
     def expand(
-        self, collections: tuple[beam.PCollection[Count], beam.PCollection[StagedFile]]
+        self, collections: tuple[beam.PCollection[Any], ...]
     ) -> beam.PCollection[dict[str, Any]]:
         """Sum the counts, wait for all files, act once."""
-        counts, staged = collections
+        counts, staged, *scores = collections
         totals = counts | "SumCounts" >> beam.CombinePerKey(sum)
         # A runner may repeat a step whose input it can make again in another way; behind
         # a shuffle the names of the finished files are fixed.
@@ -153,5 +160,6 @@ class CommitRun(beam.PTransform):
                 self._commit,
                 counts=beam.pvalue.AsIter(totals),
                 staged=beam.pvalue.AsIter(fixed),
+                **({"scores": beam.pvalue.AsIter(scores[0])} if scores else {}),
             )
         )

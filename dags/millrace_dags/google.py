@@ -17,10 +17,6 @@ CONNECTION = "google_cloud_default"
 _RETRIES = 5
 # Metrics come up to some minutes late.
 _BACK = timedelta(minutes=10)
-_SCORES = """
-SELECT COUNT(*), AVG(score), STDDEV(score) FROM `{table}`
-WHERE run_id = @run_id AND scored_at >= TIMESTAMP_SUB(@started_at, INTERVAL 1 HOUR)
-"""
 
 
 def connect(service: str, version: str) -> Any:
@@ -44,37 +40,6 @@ def read_json(path: str) -> Any | None:
         if error.resp.status == 404:
             return None
         raise
-
-
-def read_scores(project: str, table: str, report: Mapping[str, Any]) -> dict[str, Any]:
-    """A table and the report of a run that wrote to it -> rows of the run, mean and std of scores.
-
-    The bound on `scored_at` lets BigQuery leave out the partitions of other days.
-    """
-    body = {
-        "query": _SCORES.format(table=table),
-        "useLegacySql": False,
-        "parameterMode": "NAMED",
-        "queryParameters": [
-            _parameter("run_id", "STRING", report["run_id"]),
-            _parameter("started_at", "TIMESTAMP", report["started_at"]),
-        ],
-    }
-    jobs = connect("bigquery", "v2").jobs()
-    answer = execute(jobs.query(projectId=project, body=body))
-    while not answer["jobComplete"]:
-        reference = answer["jobReference"]
-        place = {key: reference[key] for key in ("projectId", "jobId", "location")}
-        answer = execute(jobs.getQueryResults(**place))
-    rows, mean, std = (cell["v"] for cell in answer["rows"][0]["f"])
-    as_number = {"mean": mean, "std": std}
-    return {"rows": int(rows)} | {
-        key: None if value is None else float(value) for key, value in as_number.items()
-    }
-
-
-def _parameter(name: str, kind: str, value: str) -> dict[str, Any]:
-    return {"name": name, "parameterType": {"type": kind}, "parameterValue": {"value": value}}
 
 
 def active_jobs(project: str, region: str) -> list[dict[str, Any]]:

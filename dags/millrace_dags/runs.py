@@ -90,7 +90,6 @@ def plan_run(
         **{name: chosen[name] for name in taken},
         "run_id": run_id,
         "report": report_path(parameters, chosen["environment"].get("tempLocation"), run_id),
-        "output_table": _scored_table(parameters),
         "limits": known(f"{PLACE}: limits", limits, LIMITS),
         "request": {"launchParameter": launch},
     }
@@ -147,10 +146,3 @@ def report_path(parameters: Mapping[str, str], temp: str | None, run_id: str) ->
         )
     folder = parameters.get("output_files") or parameters.get("dead_letter_files")
     return f"{(folder or f'{temp}'.rstrip('/') + '/millrace').rstrip('/')}/{run_id}/report.json"
-
-
-def _scored_table(parameters: Mapping[str, str]) -> str | None:
-    """The table whose rows say which run they are of, if one is written."""
-    if parameters.get("output_schema") == "reference":
-        return None
-    return parameters.get("output_table")

@@ -1,0 +1,52 @@
+"""The scores of a run in a few numbers: however it is cut, they are those of all its rows."""
+
+import math
+from random import Random
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+from apache_beam.testing.util import assert_that, equal_to
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transforms.score_figures import DescribeScores, as_report, describe, merge
+
+VALUES = st.lists(st.floats(-1e6, 1e6), max_size=40)
+
+
+@given(st.lists(VALUES, max_size=6), st.randoms())
+def test_parts_merged_in_any_order_are_as_the_whole(
+    parts: list[list[float]], any_order: Random
+) -> None:
+    whole = as_report(describe(np.array([v for part in parts for v in part])))
+    figures = [describe(np.array(part)) for part in parts]
+    any_order.shuffle(figures)
+    at = any_order.randint(0, len(figures))
+    # In two steps, as a runner combines.
+    found = as_report(merge([merge(figures[:at]), merge(figures[at:])]))
+    assert (found is None) == (whole is None) == (not any(parts))
+    if found is not None and whole is not None:
+        for name, value in whole.items():
+            assert math.isclose(found[name], value, rel_tol=1e-9, abs_tol=1e-5), name
+
+
+def test_they_are_what_anybody_would_compute() -> None:
+    values = np.random.default_rng(1).normal(3, 2, 1_000).astype(np.float32)
+    exact = values.astype(np.float64)
+    found = as_report(describe(values))
+    assert found == {
+        "mean": exact.mean(),
+        "std": exact.std(ddof=1),
+        "min": exact.min(),
+        "max": exact.max(),
+    }
+    assert as_report(describe(np.array([7]))) == {"mean": 7, "std": 0, "min": 7, "max": 7}
+
+
+def test_a_pipeline_gives_an_element_a_batch() -> None:
+    batches = [pa.record_batch({"score": [1.0, 2.0]}), pa.record_batch({"score": [6.0]})]
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        figures = pipeline | beam.Create(batches) | DescribeScores("score")
+        assert_that(figures, equal_to([(2, 1.5, 0.5, 1.0, 2.0), (1, 6.0, 0.0, 6.0, 6.0)]))
+    assert as_report(merge([])) is None

@@ -1,0 +1,65 @@
+"""The scores of a run in a few numbers, merged as batches are scored."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+
+# Rows, mean, sum of squared deviations from it, least, most.
+Figures = tuple[int, float, float, float, float]
+_NONE: Figures = (0, 0.0, 0.0, math.inf, -math.inf)
+
+
+def describe(values: np.ndarray) -> Figures:
+    """Finite numbers [rows] -> their Figures."""
+    if not len(values):
+        return _NONE
+    values = values.astype(np.float64)
+    mean = float(values.mean())
+    squares = float(np.square(values - mean).sum())
+    return len(values), mean, squares, float(values.min()), float(values.max())
+
+
+def merge(parts: Iterable[Figures]) -> Figures:
+    """Figures of some rows each -> those of all of them.
+
+    Source: Chan, Golub, LeVeque, Algorithms for Computing the Sample Variance (1983).
+    """
+    parts = [part for part in parts if part[0]]
+    if not parts:
+        return _NONE
+    rows = sum(part[0] for part in parts)
+    mean = math.fsum(n * own for n, own, *_ in parts) / rows
+    squares = math.fsum(own + n * (middle - mean) ** 2 for n, middle, own, *_ in parts)
+    return rows, mean, squares, min(part[3] for part in parts), max(part[4] for part in parts)
+
+
+def as_report(figures: Figures) -> dict[str, float] | None:
+    """Figures -> mean, std (of a sample; 0 of one row), min and max; None where nothing is."""
+    rows, mean, squares, least, most = figures
+    if not rows:
+        return None
+    std = math.sqrt(squares / (rows - 1)) if rows > 1 else 0.0
+    return {"mean": mean, "std": std, "min": least, "max": most}
+
+
+@dataclass
+class DescribeScores(beam.PTransform):
+    """Batches of output rows -> the Figures of each batch's scores.
+
+    column: the score's, finite numbers.
+    """
+
+    column: str
+
+    def _describe(self, rows: pa.RecordBatch) -> Figures:
+        return describe(rows.column(self.column).to_numpy())
+
+    def expand(self, rows: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[Figures]:
+        """One Map."""
+        return rows | "Describe" >> beam.Map(self._describe).with_output_types(Figures)
