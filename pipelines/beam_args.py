@@ -157,19 +157,27 @@ class _Parser(_BeamArgumentParser):  # type: ignore[misc]
         raise UsageError(message.replace("invalid loads value", "invalid JSON"))
 
 
-def _refuse_unknown(args: Sequence[str]) -> None:
+def _parser() -> _Parser:
+    """Nothing -> the parser of all flags of Beam and its runners."""
     parser = _Parser(allow_abbrev=False)
     for kind in PipelineOptions.__subclasses__():
         if kind is not JobFactOptions:
             kind._add_argparse_args(parser)
-    _, unknown = parser.parse_known_args(list(args))
+    return parser
+
+
+def beam_flags() -> dict[str, bool]:
+    """Nothing -> every flag of Beam and its runners, and whether it takes a value."""
+    return {flag: action.nargs != 0 for flag, action in _parser()._option_string_actions.items()}
+
+
+def _refuse_unknown(args: Sequence[str]) -> None:
+    _, unknown = _parser().parse_known_args(list(args))
     flags = [arg.split("=")[0] for arg in unknown if arg.startswith("-")]
     if flags and flags[0] in all_flags():
         raise UsageError(f"{flags[0]} is a flag of other pipelines, not of this one: see --help")
     if flags:
-        known = {option for action in parser._actions for option in action.option_strings}
-        raise UsageError(
-            f"unknown flag {flags[0]}{nearest(flags[0], known | all_flags())}: see --help"
-        )
+        known = all_flags().union(beam_flags())
+        raise UsageError(f"unknown flag {flags[0]}{nearest(flags[0], known)}: see --help")
     if unknown:
         raise UsageError(f"unexpected argument {unknown[0]!r}: every value belongs to a --flag")

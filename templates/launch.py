@@ -8,16 +8,15 @@ dropped with a warning. All others are the pipeline's: it refuses what it does n
 from __future__ import annotations
 
 import difflib
-import functools
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 
-from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
 from google.cloud.dataflow_v1beta3.types import FlexTemplateRuntimeEnvironment
 
 from model_handlers.errors import UsageError, nearest
 from pipelines import batch_local, batch_vertex, stream_local, stream_vertex
+from pipelines.beam_args import beam_flags
 from pipelines.command import Command, run_and_exit
 from pipelines.options import all_flags
 
@@ -50,26 +49,17 @@ def given(args: Iterable[str]) -> list[str]:
     return kept
 
 
-@functools.cache
-def beam_flags() -> dict[str, bool]:
-    """Nothing -> every flag of Beam and its runners, and whether it takes a value."""
-    parser = _BeamArgumentParser(allow_abbrev=False)
-    for kind in PipelineOptions.__subclasses__():
-        kind._add_argparse_args(parser)
-    return {flag: action.nargs != 0 for flag, action in parser._option_string_actions.items()}
-
-
 def as_switches(args: Iterable[str]) -> list[str]:
     """Arguments -> the same, with Beam's switches as it wants them: there, or not there."""
-    kept = []
+    kept, known = [], beam_flags()
     for arg in args:
         flag, _, value = arg.partition("=")
         opposite = f"--no_{flag.removeprefix('--')}"
-        if beam_flags().get(flag, True) or value.lower() not in ("true", "false"):
+        if known.get(flag, True) or value.lower() not in ("true", "false"):
             kept.append(arg)
         elif value.lower() == "true":
             kept.append(flag)
-        elif opposite in beam_flags():
+        elif opposite in known:
             kept.append(opposite)
     return kept
 

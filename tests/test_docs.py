@@ -5,18 +5,17 @@ import re
 import shlex
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
 
 from benchmarks import cost
 from dags.millrace_dags.health import read_settings
 from dags.millrace_dags.runs import plan_run
 from model_handlers import package
 from pipelines import batch_local, launch, replay
+from pipelines.beam_args import beam_flags
 from pipelines.flags import parse
 from resources import flags as resources
 from resources.config import PIPELINES
@@ -54,14 +53,6 @@ def our_commands() -> list[list[str]]:
     return [args for args in commands("python") if args[0] == "-m"]
 
 
-@cache
-def beam_flags() -> set[str]:
-    parser = _BeamArgumentParser(allow_abbrev=False)
-    for kind in PipelineOptions.__subclasses__():
-        kind._add_argparse_args(parser)
-    return set(parser._option_string_actions)
-
-
 def test_there_are_commands_to_check() -> None:
     assert len(our_commands()) > 10
 
@@ -81,7 +72,7 @@ def test_commands_of_the_docs_have_the_flags_that_they_name(args: list[str]) -> 
             command, given = COMMANDS[name.removeprefix("pipelines.")], rest
         parsed = parse(command.name, command.about, command.options, given)
         passed_on = {arg for arg in parsed.beam_args if arg.startswith("--")}
-        assert passed_on <= beam_flags()
+        assert passed_on <= beam_flags().keys()
 
 
 def test_make_is_asked_for_what_it_has() -> None:

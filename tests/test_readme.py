@@ -5,8 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
-
+from pipelines.beam_args import beam_flags
 from pipelines.flags import build_parser
 from pipelines.launch import ATTACH
 from pipelines.options import all_flags
@@ -32,10 +31,7 @@ def test_the_pipeline_of_ones_own_scores_one_row_and_rejects_the_other(example: 
 
 
 def test_every_flag_named_exists() -> None:
-    parser = _BeamArgumentParser(allow_abbrev=False)
-    for kind in PipelineOptions.__subclasses__():
-        kind._add_argparse_args(parser)
-    beams = {option for action in parser._actions for option in action.option_strings}
+    beams = set(beam_flags())
     for parser in (make_parser({}), deploy_parser(), undeploy_parser(), status_parser()):
         beams |= set(parser._option_string_actions)
     beams |= set(build_parser("launch", "", ATTACH.options)._option_string_actions)
