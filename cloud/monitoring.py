@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,14 +14,24 @@ from cloud.discovered import execute
 _BACK = timedelta(minutes=10)
 
 
-def latest(cloud: Cloud, project: str, metric: str, labels: Mapping[str, str]) -> list[float]:
+@dataclass(frozen=True)
+class Value:
+    """The last value of one series. resource: the labels of what was measured."""
+
+    number: float
+    resource: Mapping[str, str]
+
+
+def latest(
+    cloud: Cloud, project: str, metric: str, labels: Mapping[str, str] | None = None
+) -> list[Value]:
     """A project, a metric's type, labels such as `metric.labels.job_id` -> its last values.
 
     One a series, as of each stage of a job. Raises GoogleAPIError; ModuleNotFoundError without
     google-api-python-client.
     """
     now = datetime.now(UTC)
-    conditions = [f'metric.type = "{metric}"', *(f'{k} = "{v}"' for k, v in labels.items())]
+    conditions = [f'metric.type = "{metric}"', *(f'{k} = "{v}"' for k, v in (labels or {}).items())]
     series = cloud.discovered("monitoring", "v3").projects().timeSeries()
     request: Any = series.list(
         name=f"projects/{project}",
@@ -29,14 +40,18 @@ def latest(cloud: Cloud, project: str, metric: str, labels: Mapping[str, str]) -
         interval_endTime=_text(now),
         view="FULL",
     )
-    found: list[float] = []
+    found: list[Value] = []
     while request is not None:
         answer = execute(request, cloud.retry_seconds)
-        # The newest point is the first.
-        values = (one["points"][0]["value"] for one in answer.get("timeSeries", []))
-        found += [float(next(iter(value.values()))) for value in values]
+        found += map(_newest, answer.get("timeSeries", []))
         request = series.list_next(request, answer)
     return found
+
+
+def _newest(series: Mapping[str, Any]) -> Value:
+    """A series -> its first point, which is the newest."""
+    (number,) = series["points"][0]["value"].values()
+    return Value(float(number), series["resource"].get("labels", {}))
 
 
 def _text(moment: datetime) -> str:

@@ -18,6 +18,7 @@ import apache_beam as beam
 import orjson
 import requests
 from apache_beam.options.pipeline_options import (
+    DebugOptions,
     GoogleCloudOptions,
     PipelineOptions,
     SetupOptions,
@@ -36,7 +37,7 @@ from model_handlers.errors import JobError, OutputError, UsageError, one_line
 from pipelines.beam_args import JobFactOptions, is_dry_run, runs_on_dataflow
 from pipelines.cloud_access import connect
 from pipelines.flags import Parsed
-from pipelines.job_facts import PREFIX, JobFacts, attach_command, console_link
+from pipelines.job_facts import PREFIX, JobFacts, attach_command, console_link, labels_of
 from pipelines.jobs import DEVELOPER, told
 from pipelines.options import DeviceOptions
 from transforms.commit_files import RunFolder, check_writable, discard
@@ -45,8 +46,6 @@ from transforms.commit_files import RunFolder, check_writable, discard
 ACCELERATOR = "accelerator=type:nvidia-tesla-t4;count:1;install-nvidia-driver"
 _REGION = re.compile(r"[a-z]+-[a-z]+\d+")
 _SECRET = re.compile(r"secret|password|token|connection_string|access_key|gbek")
-# Source: Dataflow's documentation of labels.
-_LABEL = re.compile(r"[a-z][a-z0-9_-]{0,62}=[a-z0-9_-]{0,63}")
 _NAME = re.compile(PipelineOptionsValidator.JOB_PATTERN)
 _PROJECT = re.compile(PipelineOptionsValidator.PROJECT_ID_PATTERN)
 
@@ -105,11 +104,7 @@ def _check_names(google: GoogleCloudOptions) -> None:
         raise UsageError(
             f"--job_name {google.job_name}: expected small letters, digits and -, a letter first"
         )
-    for label in google.labels or ():
-        if not (label.startswith("{") or _LABEL.fullmatch(label)):
-            raise UsageError(
-                f"--labels {label}: expected KEY=VALUE of small letters, digits, _ and -"
-            )
+    labels_of(google.labels or ())
 
 
 def _on_this_machine(google: GoogleCloudOptions) -> bool:
@@ -211,6 +206,8 @@ def ask_for_accelerator(parsed: Parsed, options: PipelineOptions) -> None:
     given = [
         *(standard.resource_hints or ()),
         *(options.view_as(GoogleCloudOptions).dataflow_service_options or ()),
+        # As the launcher of Flex Templates gives options of the service.
+        *(options.view_as(DebugOptions).experiments or ()),
     ]
     if (
         device is not None

@@ -13,6 +13,7 @@ import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, NoReturn, TypeVar
 
 from model_handlers.errors import UsageError
@@ -132,6 +133,16 @@ def parse(program: str, about: str, kinds: Sequence[type[Any]], argv: Sequence[s
     return Parsed(groups, beam_args)
 
 
+def as_text(value: Any) -> str:
+    """A flag's value -> the text that, typed, is that value."""
+    if isinstance(value, tuple):
+        return ",".join(value)
+    if isinstance(value, float):
+        # Patterns know no exponents.
+        return f"{Decimal(repr(value)):f}"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _checked(f: dataclasses.Field[Any], value: Any) -> Any:
     """A flag and its value -> the value, lists split at commas. Raises UsageError."""
     if isinstance(value, list):
@@ -142,9 +153,9 @@ def _checked(f: dataclasses.Field[Any], value: Any) -> Any:
     if value == "":
         raise UsageError(f"--{f.name}: expected a value, got none: leave the flag out instead")
     regex = f.metadata["regex"]
-    if regex and not re.fullmatch(regex, str(value)):
+    if regex and not re.fullmatch(regex, as_text(value)):
         raise UsageError(
-            f"--{f.name}: {str(value)!r} is not of the pattern {regex}: {f.metadata['help']}"
+            f"--{f.name}: {as_text(value)!r} is not of the pattern {regex}: {f.metadata['help']}"
         )
     return value
 

@@ -6,16 +6,21 @@ answer of `jobs.get` with JOB_VIEW_ALL they are `environment.sdkPipelineOptions.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from model_handlers.errors import UsageError
 
 if TYPE_CHECKING:
     from transforms.failures import Provenance
 
 PREFIX = "millrace_"
+# Source: Dataflow's documentation of labels.
+_LABEL = re.compile(r"[a-z][a-z0-9_-]{0,62}=[a-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,34 @@ def read_facts(options: Mapping[str, Any]) -> JobFacts | None:
 def label_value(text: str) -> str:
     """Any text -> the nearest that a label of Google Cloud may hold."""
     return re.sub(r"[^a-z0-9_-]", "_", text.lower())[:63]
+
+
+def labels_of(texts: Sequence[str]) -> dict[str, str]:
+    """--labels, each KEY=VALUE or, as the service itself gives them, a dict -> the labels.
+
+    Raises UsageError.
+    """
+    labels: dict[str, str] = {}
+    for text in texts:
+        if _LABEL.fullmatch(text):
+            key, _, value = text.partition("=")
+            labels[key] = value
+        else:
+            labels |= _labels_of_dict(text)
+    return labels
+
+
+def _labels_of_dict(text: str) -> dict[str, str]:
+    """A dict as Beam reads it -> itself. Raises UsageError."""
+    try:
+        found = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        found = None
+    if isinstance(found, dict) and all(isinstance(v, str) for kv in found.items() for v in kv):
+        return found
+    raise UsageError(
+        f"--labels {text}: expected KEY=VALUE of small letters, digits, _ and -, a letter first"
+    )
 
 
 def console_link(project: str, region: str, job_id: str) -> str:

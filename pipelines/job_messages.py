@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from shlex import quote
 
 from pipelines.command import find_raised, last_line
 
@@ -13,12 +14,12 @@ _TRACEBACK = "Traceback (most recent call last)"
 # What a service says beside the reason, or of something else that failed before.
 _EMPTY = re.compile(
     r"a work item (has failed|was attempted)|^Workflow failed\.?$|^S\d+:.*failed\.?$"
-    r"|^The job is \w+\.$|Workers? .* (shut|stopp)|Step setup_resource",
+    r"|Workers? .* (shut|stopp)|Step setup_resource",
     re.IGNORECASE,
 )
 _ADVICE = (
     (
-        r"quota|QUOTA_EXCEEDED",
+        r"quota",
         "raise the quota in the console, or ask for less: --max_num_workers, --machine_type, "
         "another --region",
     ),
@@ -51,7 +52,7 @@ _ADVICE = (
         "roles/iam.serviceAccountUser on it",
     ),
     (
-        r"compatib|update",
+        r"compatib|transform_name_mapping|transformNameMapping",
         "give renamed steps with --transform_name_mapping, or drain the old job and start anew",
     ),
 )
@@ -75,7 +76,7 @@ def reasons(texts: Sequence[str], news: Sequence[str] = (), most: int = 3) -> li
     log = next((found[0] for text in news if (found := _CONSOLE_LOG.search(text))), None)
     advice = next((a for pattern, a in _ADVICE if _mentions(pattern, lines)), "")
     if log and _mentions("launcher", lines):
-        advice = f"read the launcher's log: gcloud storage cat {log.rstrip('.')}"
+        advice = f"read the launcher's log: gcloud storage cat {quote(log)}"
     return [*(_short(line) for line in lines), *([advice] if advice else [])]
 
 

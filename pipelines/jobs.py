@@ -54,8 +54,12 @@ class Job:
         return self.state in _ENDED
 
     def seconds(self, now: datetime) -> float:
-        """The present -> how long it has been there, to its end where it has ended."""
-        return ((self.changed if self.has_ended else now) - self.created).total_seconds()
+        """The present -> how long it has been there, to its end where it has ended.
+
+        This machine's clock may be behind Dataflow's.
+        """
+        end = self.changed if self.has_ended else now
+        return max(0.0, (end - self.created).total_seconds())
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,8 @@ class Jobs:
                     return self.get(ident, region, whole=True)
                 except (exceptions.NotFound, exceptions.BadRequest):
                     pass
-            found = [job for job in self.listed() if ident in (job.ident, job.name)]
+            name = None if _ID.fullmatch(ident) else ident
+            found = [job for job in self.listed(name) if ident in (job.ident, job.name)]
             here = [job for job in found if region in (None, job.region)]
             if here:
                 newest = max(here, key=lambda job: job.created)
@@ -106,18 +111,21 @@ class Jobs:
             f"gcloud dataflow jobs list --project {self.cloud.project} lists them"
         )
 
-    def listed(self) -> list[Job]:
-        """Nothing -> jobs of all regions, without facts and steps."""
+    def listed(self, name: str | None = None) -> list[Job]:
+        """A name, or none for all -> jobs of all regions, without facts and steps."""
         from google.cloud.dataflow_v1beta3 import JobView, ListJobsRequest
 
         request = ListJobsRequest(
-            project_id=self.cloud.project, view=JobView.JOB_VIEW_SUMMARY, page_size=_MOST_LISTED
+            project_id=self.cloud.project,
+            view=JobView.JOB_VIEW_SUMMARY,
+            page_size=_MOST_LISTED,
+            name=name,
         )
         pages = self._clients.jobs.aggregated_list_jobs(request=request, **self._patience)
         return [_job(job) for job, _ in zip(pages, range(_MOST_LISTED), strict=False)]
 
-    def active(self, name: str, region: str) -> Job | None:
-        """A job's name and region -> the one that has not ended, if there is one."""
+    def active(self, name: str, region: str) -> list[Job]:
+        """A job's name and region -> those that have not ended: while one is replaced, two."""
         from google.cloud.dataflow_v1beta3 import JobView, ListJobsRequest
 
         request = ListJobsRequest(
@@ -127,7 +135,7 @@ class Jobs:
             view=JobView.JOB_VIEW_SUMMARY,
         )
         listed = self._clients.jobs.list_jobs(request=request, **self._patience)
-        return next((_job(job) for job in listed if job.name == name), None)
+        return [_job(job) for job in listed if job.name == name]
 
     def metrics(self, job: Job) -> Metrics:
         """A job -> its metrics."""
@@ -163,7 +171,8 @@ class Jobs:
         ours = {"metric.labels.job_id": job.ident}
 
         def of_job(metric: str) -> list[float]:
-            return latest(self.cloud, job.project, f"dataflow.googleapis.com/job/{metric}", ours)
+            metric = f"dataflow.googleapis.com/job/{metric}"
+            return [value.number for value in latest(self.cloud, job.project, metric, ours)]
 
         found = {
             "lag": of_job("system_lag"),
@@ -174,7 +183,7 @@ class Jobs:
             _, project, _, name = job.facts.subscription.split("/")
             metric = "pubsub.googleapis.com/subscription/num_undelivered_messages"
             label = {"resource.labels.subscription_id": name}
-            found["messages"] = latest(self.cloud, project, metric, label)
+            found["messages"] = [v.number for v in latest(self.cloud, project, metric, label)]
         # Of stages that work at once the slowest counts, but what waits waits in all.
         return {
             kind: sum(values) if kind == "bytes" else max(values)
@@ -195,33 +204,37 @@ class Jobs:
         ParseDict(request, type(asked).pb(asked))
         name, region = asked.launch_parameter.job_name, asked.location
         before = self._active_before(name, region, update=asked.launch_parameter.update)
+        lost = False
 
         def started() -> str:
+            nonlocal lost
             try:
                 answer = self._clients.templates.launch_flex_template(
                     request=asked, timeout=REQUEST_SECONDS
                 )
             except Exception as error:
-                if not is_passing(error):
+                lost = lost or is_passing(error)
+                # One that was not to be seen yet makes the next attempt a conflict.
+                if not (is_passing(error) or (lost and isinstance(error, exceptions.Conflict))):
                     raise
-                found = self.active(name, region)
-                if found is None or found.ident == before:
+                new = [job for job in self.active(name, region) if job.ident not in before]
+                if not new:
                     raise
-                return found.ident
+                return new[0].ident
             return str(answer.job.id)
 
         with told(f"job {name} cannot be started", DEVELOPER):
             return str(retry(self.cloud.retry_seconds)(started)())
 
-    def _active_before(self, name: str, region: str, *, update: bool) -> str | None:
+    def _active_before(self, name: str, region: str, *, update: bool) -> set[str]:
         with told(f"job {name} cannot be looked for", DEVELOPER):
             found = self.active(name, region)
-        if found is not None and not update:
+        if found and not update:
             raise UsageError(
-                f"--job_name {name}: such a job runs already ({found.ident}): choose another name, "
-                "or say --update to replace a stream"
+                f"--job_name {name}: such a job runs already ({found[0].ident}): choose another "
+                "name, or say --update to replace a stream"
             )
-        return found.ident if found else None
+        return {job.ident for job in found}
 
     @functools.cached_property
     def _clients(self) -> Dataflow:

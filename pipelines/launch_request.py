@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from model_handlers.errors import UsageError, nearest
+from pipelines.flags import as_text
+from pipelines.job_facts import labels_of
 
 # Beam's names of options -> those of the template's environment, where the value stays.
 _ENVIRONMENT = {
@@ -108,45 +109,29 @@ def _environment(flags: Mapping[str, Any], streaming: bool) -> dict[str, Any]:
         algorithm = _AUTOSCALING[flags["autoscaling_algorithm"]]
         found["autoscalingAlgorithm"] = f"AUTOSCALING_ALGORITHM_{algorithm}"
     rest = [
-        f"{name}={_option(value)}"
+        f"{name}={text}"
         for name, value in flags.items()
         if name not in _ENVIRONMENT and name not in _ELSEWHERE and name not in _OF_SOURCE
+        for text in _options(value)
     ]
     return found | ({"additionalPipelineOptions": rest} if rest else {})
 
 
-def _option(value: Any) -> str:
-    if isinstance(value, (dict, list)):
-        return json.dumps(value)
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def labels_of(texts: Sequence[str]) -> dict[str, str]:
-    """--labels, `key=value` or a dict as JSON -> the labels."""
-    labels: dict[str, str] = {}
-    for text in texts:
-        if "{" in text:
-            labels |= ast.literal_eval(text)
-        else:
-            key, _, value = text.partition("=")
-            labels[key] = value
-    return labels
+def _options(value: Any) -> list[str]:
+    """A value of Beam's -> the texts by which a flag says it: Beam takes a list one by one."""
+    if isinstance(value, list):
+        return [as_text(one) for one in value]
+    return [json.dumps(value) if isinstance(value, dict) else as_text(value)]
 
 
 def parameters_of(groups: Mapping[type[Any], Any]) -> dict[str, str]:
     """A pipeline's flags -> the template's parameters: those that are not their default."""
     return {
-        f.name: _parameter(getattr(group, f.name))
+        f.name: as_text(getattr(group, f.name))
         for kind, group in groups.items()
         for f in dataclasses.fields(kind)
         if f.metadata["in_template"] and getattr(group, f.name) != f.default
     }
-
-
-def _parameter(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ",".join(value)
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def check_parameters(

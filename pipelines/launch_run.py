@@ -7,7 +7,7 @@ import functools
 import importlib
 import io
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from pipelines.jobs import Jobs
 from pipelines.launch import PIPELINES
 from pipelines.launch_options import AttachOptions, LaunchOptions
 from pipelines.launch_request import check_parameters, launch_request, parameters_of
-from pipelines.monitor import LOST, Monitor
+from pipelines.monitor import LOST, Monitor, Screen
 from pipelines.options import CloudOptions
 from pipelines.presets import complete
 from pipelines.required import require_flags
@@ -82,8 +82,7 @@ def _from_source(name: str, flags: LaunchOptions, own: Parsed, job: Mapping[str,
     _run(name, own)
     if not flags.wait or job.get("dry_run") or job.get("template_location"):
         return 0
-    jobs = Jobs(_cloud(own, job))
-    return _monitor(jobs, flags.poll_seconds, own).follow(jobs.find(job["job_name"], job["region"]))
+    return _follow(Jobs(_cloud(own, job)), job["job_name"], job["region"], flags, own)
 
 
 def _from_template(name: str, flags: LaunchOptions, own: Parsed, job: Mapping[str, Any]) -> int:
@@ -98,7 +97,9 @@ def _from_template(name: str, flags: LaunchOptions, own: Parsed, job: Mapping[st
         print(orjson.dumps(request, option=orjson.OPT_INDENT_2).decode())
         return 0
     jobs = Jobs(_cloud(own, job))
-    ident = jobs.launch(request)
+    by_name = attach_command(job["project"], job["region"], job["job_name"])
+    with _interrupted(f"the job may have been started; follow it: {by_name}"):
+        ident = jobs.launch(request)
     place = (job["project"], job["region"], ident)
     told = {
         "job": ident,
@@ -117,12 +118,23 @@ def _from_template(name: str, flags: LaunchOptions, own: Parsed, job: Mapping[st
 
 def _follow(jobs: Jobs, ident: str, region: str, flags: LaunchOptions, own: Parsed) -> int:
     """A job that was started, by id or name -> the exit code, when it has ended."""
+    again = f"the job goes on; follow it: {attach_command(jobs.cloud.project, region, ident)}"
     try:
-        job = jobs.find(ident, region)
+        with _interrupted(again):
+            job = jobs.find(ident, region)
     except MillraceError as error:
-        print(f"error: {error}; the job goes on", file=sys.stderr)
+        print(f"error: {error}; {again}", file=sys.stderr)
         return LOST
     return _monitor(jobs, flags.poll_seconds, own).follow(job)
+
+
+@contextlib.contextmanager
+def _interrupted(told: str) -> Iterator[None]:
+    """What Ctrl-C in the block leaves behind -> told where it comes."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(told) from None
 
 
 def _read_spec(template: str, own: Parsed, job: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,7 +190,10 @@ def _as_json(own: Parsed) -> bool:
 def _monitor(jobs: Jobs, poll_seconds: int, own: Parsed) -> Monitor:
     seconds = min(jobs.cloud.retry_seconds, _POLL_RETRY_SECONDS)
     jobs = Jobs(replace(jobs.cloud, retry_seconds=seconds))
-    return Monitor(jobs, poll_seconds=float(poll_seconds), json_summary=_as_json(own))
+    as_json = _as_json(own)
+    # Standard output is for the report then.
+    screen = Screen(out=sys.stderr) if as_json else Screen()
+    return Monitor(jobs, screen, poll_seconds=float(poll_seconds), json_summary=as_json)
 
 
 def attach(parsed: Parsed) -> int:

@@ -17,7 +17,7 @@ import orjson
 
 from pipelines import batch_local, batch_vertex, launch, replay, stream_local, stream_vertex
 from pipelines.command import Command
-from pipelines.flags import plain_type
+from pipelines.flags import as_text, plain_type
 
 TEMPLATES = {
     "Millrace: batch, model in the worker": batch_local.COMMAND,
@@ -79,16 +79,12 @@ def _parameter(kind: type[Any], f: dataclasses.Field[Any]) -> dict[str, Any]:
     if meta["choices"]:
         found["enumOptions"] = [{"value": choice, "label": choice} for choice in meta["choices"]]
     if f.default is not None:
-        found["defaultValue"] = _text(f.default)
+        found["defaultValue"] = as_text(f.default)
     return found
 
 
 def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
-
-
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def flag_tables(commands: Sequence[Command]) -> str:
@@ -112,7 +108,7 @@ def flag_tables(commands: Sequence[Command]) -> str:
                     "| flag | value | default | |",
                     "|---|---|---|---|",
                 ]
-            default = "" if f.default in (None, False) else f"`{_text(f.default)}`"
+            default = "" if f.default in (None, False) else f"`{as_text(f.default)}`"
             text = f.metadata["help"].replace("|", "\\|")
             lines.append(f"| `--{f.name}` | {_value(kind, f)} | {default} | {text} |")
     return "\n".join(lines) + "\n"

@@ -188,11 +188,10 @@ class Monitor:
     def _end_stream(self, job: Job) -> int:
         took = elapsed(job.seconds(self.now()))
         if job.state == "updated":
-            place = (job.project, job.region, job.replaced_by)
-            self.screen.say(
-                f"updated after {took}: replaced by {job.replaced_by}; "
-                f"follow it: {attach_command(*place)}"
-            )
+            # Who replaces it has its name, and may not be told at once.
+            follow = attach_command(job.project, job.region, job.replaced_by or job.name)
+            by = f": replaced by {job.replaced_by}" if job.replaced_by else ""
+            self.screen.say(f"updated after {took}{by}; follow the new job: {follow}")
             return DONE
         if job.state == "failed":
             raise JobError(self._failure(job))
@@ -230,8 +229,10 @@ class Monitor:
             raise JobError(
                 f"job {job.name} is done, but its report is not there: {error}"
             ) from error
-        text = orjson.dumps(report).decode() if self.json_summary else summarise(report, took)
-        self.screen.say(text)
+        if self.json_summary:
+            print(orjson.dumps(report).decode(), flush=True)
+        else:
+            self.screen.say(summarise(report, took))
         check_dead_letters(report, job.facts.max_dead_letter_share)
         return DONE
 

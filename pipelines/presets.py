@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from model_handlers.errors import UsageError
+from pipelines.job_facts import labels_of
 from pipelines.launch_options import LaunchOptions
 
 _DRIVER = "install-nvidia-driver"
@@ -90,18 +91,21 @@ def complete(given: Mapping[str, Any], launch: LaunchOptions, pipeline: str) -> 
         **given,
     }
     fewest = launch.min_num_workers or _fewest(preset, flags)
-    if fewest is not None and "num_workers" not in given:
-        flags["num_workers"] = fewest
     services = [f"min_num_workers={fewest}"] if fewest is not None else []
     experiments = ["use_runner_v2"]
-    if streaming and (launch.streaming_mode or "at_least_once") == "at_least_once":
+    own = given.get("dataflow_service_options", ())
+    has_mode = any(option.startswith("streaming_mode_") for option in own)
+    if streaming and not has_mode and launch.streaming_mode != "exactly_once":
         services.append("streaming_mode_at_least_once")
     if accelerator:
         service, experiment = _gpu(accelerator, launch.gpu_sharing or "one_process")
         services.append(service)
         experiments += experiment
-    flags["dataflow_service_options"] = merged(given.get("dataflow_service_options", ()), services)
+    flags["dataflow_service_options"] = merged(own, services)
     flags["experiments"] = merged(given.get("experiments", ()), experiments)
+    least = value_of(flags["dataflow_service_options"], "min_num_workers")
+    if least and least.isdecimal():
+        flags.setdefault("num_workers", int(least))
     check(flags, streaming)
     return flags
 
@@ -149,7 +153,6 @@ _PATTERNS = {
         "projects/P/locations/L/keyRings/R/cryptoKeys/K",
     ),
 }
-_LABEL = re.compile(r"[a-z][a-z0-9_-]{0,62}=[a-z0-9_-]{0,63}")
 
 
 def check(flags: Mapping[str, Any], streaming: bool) -> None:
@@ -159,11 +162,11 @@ def check(flags: Mapping[str, Any], streaming: bool) -> None:
         for name, (pattern, told) in _PATTERNS.items()
         if flags.get(name) is not None and not re.fullmatch(pattern, str(flags[name]))
     ]
-    wrong += [
-        f"--labels: {label!r}: expected key=value, of small letters, digits, _ and -"
-        for label in flags.get("labels", ())
-        if "{" not in label and not _LABEL.fullmatch(label)
-    ]
+    for label in flags.get("labels", ()):
+        try:
+            labels_of([label])
+        except UsageError as error:
+            wrong.append(str(error))
     wrong += [*_check_workers(flags), *_check_places(flags), *_check_scheduling(flags, streaming)]
     if wrong:
         raise UsageError("; ".join(wrong))

@@ -10,6 +10,7 @@ import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from shlex import quote
 from typing import Any
 
 import apache_beam as beam
@@ -58,7 +59,7 @@ def compare(
         meant = {name: _likeliest(name, old, new) for name in gone}
         faults.append(
             "what was renamed, or may go, is told by "
-            f"--transform_name_mapping '{json.dumps(meant)}' (\"\" drops what a step holds)"
+            f'--transform_name_mapping {quote(json.dumps(meant))} ("" drops what a step holds)'
         )
     return faults
 
@@ -92,15 +93,15 @@ def check_update(pipeline: beam.Pipeline, cloud: Cloud) -> None:
     google = pipeline.options.view_as(GoogleCloudOptions)
     jobs = Jobs(replace(cloud, project=google.project, endpoints=_endpoints(cloud, google)))
     with told(f"job {google.job_name} cannot be looked at", VIEWER):
-        running = jobs.active(google.job_name, google.region)
-        if running is None:
+        active = jobs.active(google.job_name, google.region)
+        if not active:
             streams = [job.name for job in jobs.listed() if job.streaming and not job.has_ended]
             known = f"; these run: {', '.join(sorted(streams))}" if streams else ""
             raise UsageError(
                 f"--update: no job {google.job_name} runs in {google.region}: say --job_name of "
                 f"the stream to replace{known}"
             )
-        running = jobs.get(running.ident, running.region, whole=True)
+        running = jobs.get(active[0].ident, active[0].region, whole=True)
     if not running.streaming:
         raise UsageError(f"--update: job {running.name} is batch, only a stream can be replaced")
     faults = compare(running.steps, steps_of(pipeline), google.transform_name_mapping or {})

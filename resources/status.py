@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from cloud.clients import Cloud
-from cloud.discovered import execute
+from cloud.monitoring import latest
 from model_handlers.errors import CredentialsError, MillraceError
 from resources.declaration import Resource
 from resources.jobs import ROLE as JOBS_ROLE
@@ -20,8 +20,6 @@ from resources.progress import Progress, aligned, in_bytes
 from resources.pubsub import Topics
 
 _METRIC = "pubsub.googleapis.com/subscription/"
-# Metrics of Pub/Sub come up to some minutes late.
-_BACK = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
@@ -136,24 +134,8 @@ def backlogs(cloud: Cloud, subscriptions: Sequence[str]) -> dict[str, Backlog]:
 
 def _latest(cloud: Cloud, metric: str) -> dict[str, int]:
     """A metric of Pub/Sub -> its last value by the subscription's id."""
-    now = datetime.now(UTC)
-    series = cloud.discovered("monitoring", "v3").projects().timeSeries()
-    request: Any = series.list(
-        name=f"projects/{cloud.project}",
-        filter=f'metric.type = "{_METRIC}{metric}"',
-        interval_startTime=(now - _BACK).isoformat(timespec="seconds").replace("+00:00", "Z"),
-        interval_endTime=now.isoformat(timespec="seconds").replace("+00:00", "Z"),
-        view="FULL",
-    )
-    found: dict[str, int] = {}
-    while request is not None:
-        answer = execute(request, cloud.retry_seconds)
-        for one in answer.get("timeSeries", []):
-            # The newest point is the first.
-            value = one["points"][0]["value"]["int64Value"]
-            found[one["resource"]["labels"]["subscription_id"]] = int(value)
-        request = series.list_next(request, answer)
-    return found
+    found = latest(cloud, cloud.project, f"{_METRIC}{metric}")
+    return {value.resource["subscription_id"]: int(value.number) for value in found}
 
 
 def as_text(status: Status, now: datetime, max_age: timedelta) -> str:

@@ -294,6 +294,8 @@ def test_workers_are_asked_for_an_accelerator_where_the_model_runs_on_one(
     ("flag", "hints"),
     [
         ("--dataflow_service_options=worker_accelerator=type:nvidia-l4;count:1", []),
+        # So the launcher of Flex Templates gives them.
+        ("--experiments=worker_accelerator=type:nvidia-l4;count:1", []),
         (
             "--resource_hints=accelerator=type:nvidia-l4;count:1",
             ["accelerator=type:nvidia-l4;count:1"],

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,11 +19,12 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from examples.google_api.dataflow import Dataflow
-from examples.google_api.server import GoogleApi, HangUp, google_api, permission_denied
+from examples.google_api.server import Call, GoogleApi, HangUp, google_api, permission_denied
 from examples.google_api.staged_pipeline import ExecutingDataflow, steps
 from examples.local_cloud import LocalCloud
 from model_handlers.errors import JobError, UsageError
 from pipelines.command import main
+from pipelines.job_facts import attach_command
 from pipelines.jobs import Jobs
 from pipelines.launch import PIPELINES, choose
 from pipelines.metadata import TEMPLATES, template
@@ -101,7 +103,18 @@ def test_a_start_does_not_wait_and_the_job_can_be_followed_later(
     argv = ("--attach", ident, "--project", PROJECT, "--poll_seconds", "0", "--json_summary")
     code, out, err = world.launch(*argv)
     assert code == 0, err
-    assert json.loads(out.splitlines()[-1])["rows_scored"] == 1_980
+    # Nothing else is on standard output.
+    assert json.loads(out)["rows_scored"] == 1_980
+
+
+def test_a_job_that_cannot_be_looked_at_after_its_start_goes_on(
+    world: World, batch: list[str]
+) -> None:
+    denied = permission_denied("dataflow.jobs.list", PROJECT)
+    world.google.faults = lambda call: denied if call.method.endswith("aggregated") else None
+    code, _, err = world.launch("batch_local", *batch, "--job_name", "a-job", "--wait")
+    assert code == 4
+    assert f"the job goes on; follow it: {attach_command(PROJECT, REGION, 'a-job')}" in err
 
 
 def test_too_many_dead_letters_fail_the_launch_that_waits(world: World, batch: list[str]) -> None:
@@ -241,6 +254,19 @@ def test_a_launch_without_permission_names_the_role(templated: World) -> None:
     assert "grant the account the role roles/dataflow.developer" in err
 
 
+def test_ctrl_c_while_a_template_is_started_does_not_say_that_nothing_was(
+    templated: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Jobs, "launch", interrupt)
+    code, _, err = templated.launch(*BATCH, *FROM, "--job_name", "a-job")
+    assert code == 130
+    assert "interrupted: the job may have been started; follow it: python -m" in err
+    assert attach_command(PROJECT, REGION, "a-job") in err
+
+
 def request_for(name: str) -> dict[str, Any]:
     parameter = {"jobName": name, "containerSpecGcsPath": "gs://b/t.json"}
     return {"projectId": PROJECT, "location": REGION, "launchParameter": parameter}
@@ -256,6 +282,54 @@ def test_a_launch_whose_answer_got_lost_is_not_repeated() -> None:
         ident = jobs.launch(request_for("a-job"))
         assert [job["id"] for job in dataflow.jobs.values()] == [ident]
         assert google.methods().count("flexTemplates.launch") == 1
+
+
+class _Slow(Dataflow):
+    """Jobs that are replaced run on, and new ones are seen late, as Dataflow has it."""
+
+    unseen = 0
+
+    def flex_templates_launch(self, call: Call) -> dict[str, Any]:
+        running = [job for job in self.jobs.values() if job["currentState"] == "JOB_STATE_RUNNING"]
+        try:
+            return super().flex_templates_launch(call)
+        finally:
+            for job in running:
+                job["currentState"] = "JOB_STATE_RUNNING"
+
+    def jobs_list(self, call: Call) -> dict[str, Any]:
+        if self.jobs and self.unseen:
+            self.unseen -= 1
+            return {}
+        return super().jobs_list(call)
+
+
+def test_a_replacement_whose_answer_got_lost_is_not_repeated() -> None:
+    dataflow, lost = _Slow(polls=10), [True]
+    old = dataflow.add(
+        "a-stream", PROJECT, REGION, type="JOB_TYPE_STREAMING", currentState="JOB_STATE_RUNNING"
+    )
+    with google_api(dataflow) as google:
+        google.faults = lambda call: (
+            HangUp(done=True) if call.method.endswith("launch") and lost and lost.pop() else None
+        )
+        jobs = Jobs(Cloud(PROJECT, Endpoints(dataflow=google.url), retry_seconds=5.0))
+        request = request_for("a-stream")
+        request["launchParameter"]["update"] = True
+        ident = jobs.launch(request)
+        assert list(dataflow.jobs) == [old["id"], ident]
+
+
+def test_a_lost_launch_that_is_seen_late_is_found_at_the_next_attempt() -> None:
+    dataflow, lost = _Slow(polls=10), [True]
+    dataflow.unseen = 1
+    with google_api(dataflow) as google:
+        google.faults = lambda call: (
+            HangUp(done=True) if call.method.endswith("launch") and lost and lost.pop() else None
+        )
+        jobs = Jobs(Cloud(PROJECT, Endpoints(dataflow=google.url), retry_seconds=5.0))
+        assert [jobs.launch(request_for("a-job"))] == list(dataflow.jobs)
+        assert dataflow.unseen == 0
 
 
 def test_a_launch_that_never_arrived_is_repeated() -> None:
@@ -297,6 +371,13 @@ def test_a_step_that_is_gone_is_named_with_what_it_may_have_become() -> None:
     assert '--transform_name_mapping \'{"Score/Predict": "Score/Predicted"}\'' in advice
     assert compare(OLD, new, {"Score/Predict": "Score/Predicted"}) == []
     assert compare(OLD, new, {"Score/Predict": ""}) == []
+
+
+def test_the_mapping_that_may_be_meant_can_be_typed_as_it_is_told() -> None:
+    name = "Map(<lambda 'x' at \"y\">)"
+    _, advice = compare({name: "par_do"}, {}, {})
+    words = shlex.split(advice)
+    assert json.loads(words[words.index("--transform_name_mapping") + 1]) == {name: ""}
 
 
 def test_a_step_of_another_kind_and_a_mapping_of_nothing_are_named() -> None:

@@ -76,6 +76,12 @@ def test_known_reasons_say_what_to_do(text: str, kept: str, advice: str) -> None
     assert advice in last
 
 
+def test_a_reason_that_only_sounds_like_another_gets_no_advice() -> None:
+    assert reasons(["cannot update table p.d.t: it is gone"]) == [
+        "cannot update table p.d.t: it is gone"
+    ]
+
+
 def test_a_launcher_that_fails_names_its_log() -> None:
     log = "gs://b/staging/template_launches/2026-11-21_00_00_00-1/console_logs"
     told = reasons(

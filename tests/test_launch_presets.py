@@ -41,6 +41,17 @@ def test_flags_of_dataflow_win_over_a_preset() -> None:
     assert flags("batch_local", max_num_workers=1)["num_workers"] == 1
 
 
+def test_a_minimum_given_to_dataflow_is_what_the_job_starts_with() -> None:
+    found = flags("batch_local", dataflow_service_options=["min_num_workers=6"])
+    assert found["num_workers"] == 6
+
+
+def test_a_mode_given_to_dataflow_is_the_mode() -> None:
+    mode = "streaming_mode_exactly_once"
+    found = flags("stream_local", dataflow_service_options=[mode])
+    assert found["dataflow_service_options"] == [mode, "min_num_workers=2"]
+
+
 def test_only_what_was_not_given_is_added_to_the_arguments() -> None:
     given: dict[str, Any] = {"machine_type": "e2-standard-8", "experiments": ["a"]}
     added = added_args(given, flags("batch_local", **given))
@@ -109,7 +120,9 @@ def test_what_is_right_is_not_refused() -> None:
         ({}, {"service_account_email": "me"}, "--service_account_email: 'me': expected an acc"),
         ({}, {"subnetwork": "default"}, "--subnetwork: 'default': expected regions/REGION/"),
         ({}, {"dataflow_kms_key": "key"}, "--dataflow_kms_key: 'key': expected projects/P/"),
-        ({}, {"labels": ["Team=A"]}, "--labels: 'Team=A': expected key=value"),
+        ({}, {"labels": ["Team=A"]}, "--labels Team=A: expected KEY=VALUE"),
+        ({}, {"labels": ["{team"]}, "--labels {team: expected KEY=VALUE"),
+        ({}, {"labels": ["{'team': 1}"]}, "--labels {'team': 1}: expected KEY=VALUE"),
         (
             {},
             {"subnetwork": "regions/europe-west1/subnetworks/a"},

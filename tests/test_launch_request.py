@@ -33,6 +33,7 @@ EVERYTHING = GIVEN | {
     "number_of_worker_harness_threads": 4,
     "sdk_harness_log_level_overrides": {"a": "DEBUG"},
     "enable_hot_key_logging": True,
+    "resource_hints": ["min_ram=4GB", "accelerator=type:a;count:1"],
     "update": True,
     "transform_name_mapping": {"old": "new"},
 }
@@ -77,6 +78,8 @@ def test_every_flag_has_its_place() -> None:
         "number_of_worker_harness_threads=4",
         'sdk_harness_log_level_overrides={"a": "DEBUG"}',
         "enable_hot_key_logging=true",
+        "resource_hints=min_ram=4GB",
+        "resource_hints=accelerator=type:a;count:1",
     }
 
 
@@ -116,6 +119,19 @@ def test_parameters_are_the_flags_that_differ_from_their_defaults() -> None:
         "compile": "true",
         "batch_rows": "5",
     }
+
+
+@pytest.mark.parametrize("text", ["0.00001", "0.5", "1.0"])
+def test_a_small_share_is_a_number_without_an_exponent(text: str) -> None:
+    given = parameters(batch_local.COMMAND, "--model", "m", "--max_dead_letter_share", text)
+    assert given.get("max_dead_letter_share", "1.0") == text
+    assert check("batch_local", given) == ""
+
+
+def test_values_travel_as_they_are() -> None:
+    query = "SELECT `a`, 'b=\"c\"'\nFROM t WHERE n = 'Zoë, 1'"
+    argv = ["--input_query", query, "--model", "gs://b/a b=c"]
+    assert parameters(batch_local.COMMAND, *argv) == {"input_query": query, "model": argv[3]}
 
 
 def spec(name: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -153,11 +154,13 @@ def test_a_batch_job_is_shown_and_ends_with_its_report(world: World, tmp_path: P
     assert set(world.slept) == {30.0}
 
 
-def test_the_report_is_printed_as_json_on_demand(world: World, tmp_path: Path) -> None:
+def test_the_report_is_printed_as_json_on_demand(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     facts = make_facts(tmp_path)
     report = write_report(facts, 100, 0)
     assert world.follow(world.add(facts), json_summary=True) == DONE
-    assert json.loads(world.out.getvalue()) == report
+    assert json.loads(capsys.readouterr().out) == report
 
 
 def test_more_dead_letters_than_the_job_was_started_with_fail_it(
@@ -305,7 +308,15 @@ def test_an_updated_stream_names_the_job_that_replaces_it(world: World) -> None:
     job = world.add(None, "STREAMING", currentState="JOB_STATE_RUNNING")
     world.script = [enter(world, job, "UPDATED", replacedByJobId="2026-11-21_00_00_00-7")]
     assert world.follow(job) == DONE
-    assert "replaced by 2026-11-21_00_00_00-7; follow it: python -m" in world.out.getvalue()
+    told = "replaced by 2026-11-21_00_00_00-7; follow the new job: python -m pipelines.launch "
+    assert f"{told}--attach 2026-11-21_00_00_00-7 --project" in world.out.getvalue()
+
+
+def test_who_replaces_a_stream_is_found_by_name_where_dataflow_does_not_tell(world: World) -> None:
+    job = world.add(None, "STREAMING", currentState="JOB_STATE_RUNNING")
+    world.script = [enter(world, job, "UPDATED")]
+    assert world.follow(job) == DONE
+    assert "follow the new job: python -m pipelines.launch --attach a-job" in world.out.getvalue()
 
 
 def test_a_job_is_found_by_id_or_name_and_its_region_is_told(world: World) -> None:
@@ -316,6 +327,22 @@ def test_a_job_is_found_by_id_or_name_and_its_region_is_told(world: World) -> No
         world.jobs.find(job["id"], "europe-west1")
     with pytest.raises(UsageError, match="project a-project has no job nobody: check the id"):
         world.jobs.find("nobody", REGION)
+
+
+def test_a_job_is_found_by_name_among_any_number_of_others(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.jobs._MOST_LISTED", 2)
+    for _ in range(5):
+        world.dataflow.add("another", PROJECT, REGION)
+    job = world.add()
+    assert world.jobs.find("a-job", None).ident == job["id"]
+
+
+def test_a_clock_that_is_behind_dataflows_shows_no_negative_time(world: World) -> None:
+    job = world.jobs.find(world.add(createTime="2026-11-21T10:00:00Z")["id"], REGION)
+    assert job.seconds(datetime(2026, 11, 21, 9, 59, 58, tzinfo=UTC)) == 0
+    assert job.seconds(datetime(2026, 11, 21, 10, 1, tzinfo=UTC)) == 60
 
 
 def test_certain_values_win_over_tentative_ones_and_steps_are_summed() -> None:

@@ -198,7 +198,10 @@ class Dataflow(Service):
         job["currentState"] = f"JOB_STATE_{state}"
         job["currentStateTime"] = self.now()
         self._looks[job["id"]] = 0
-        self.tell(job, "ERROR" if state == "FAILED" else "BASIC", f"The job is {state.lower()}.")
+        if state == "FAILED":
+            self.tell(job, "ERROR", "Workflow failed.")
+        else:
+            self.tell(job, "BASIC", f"The job is {state.lower()}.")
 
 
 def _state(job: Job) -> str:
