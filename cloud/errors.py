@@ -148,10 +148,15 @@ def _text(error: BaseException) -> str:
 
 
 def _bottom(error: BaseException) -> str:
-    """An error of a connection -> what the system said."""
-    while (below := error.__cause__ or error.__context__) is not None:
-        error = below
-    return one_line(Exception(getattr(error, "strerror", None) or error), 150)
+    """An error of a connection -> what the system said, else the innermost that says anything."""
+    texts = [type(error).__name__]
+    below: BaseException | None = error
+    while below is not None:
+        texts.append(str(getattr(below, "strerror", None) or below))
+        # requests puts urllib3's error into its own; the context may be a retry that is at its end.
+        reason = getattr(below.args[0], "reason", None) if below.args else None
+        below = reason if isinstance(reason, Exception) else below.__cause__ or below.__context__
+    return one_line(Exception([text for text in texts if text][-1]), 150)
 
 
 def _advice(error: BaseException) -> str:

@@ -17,6 +17,7 @@ import cloud.clients
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from cloud.errors import explain, is_passing, retry, told_as
+from examples.local_cloud import free_port
 from model_handlers.errors import CredentialsError, InputError
 
 TABLE = {"tableReference": {"projectId": "p", "datasetId": "d", "tableId": "t"}}
@@ -185,6 +186,27 @@ def test_a_port_where_nobody_listens_is_told_with_its_address(server: Server) ->
         f"gave up after repeated attempts ({server.address} cannot be reached: Connection "
         "refused); check the network and --api_endpoints"
     )
+
+
+@pytest.mark.parametrize("kind", [StopIteration, TimeoutError])
+def test_what_the_system_said_is_told_when_a_retry_was_at_its_end(kind: type[Exception]) -> None:
+    url = f"http://127.0.0.1:{free_port()}/x"
+    # As Beam's client of Dataflow raises it: the context is the end of its waits.
+    try:
+        requests.get(url, timeout=5.0)
+    except requests.exceptions.ConnectionError as error:
+        error.__context__ = kind()
+        text = explain(error)
+    assert text.endswith(
+        "cannot be reached: Connection refused; check the network and --api_endpoints"
+    )
+
+
+def test_a_connection_that_says_nothing_is_told_by_its_class() -> None:
+    error = requests.exceptions.ConnectionError(request=requests.Request("GET", "http://h:1/x"))
+    assert explain(error).startswith("h:1 cannot be reached: ConnectionError; ")
+    error.__context__ = StopIteration()
+    assert explain(error).startswith("h:1 cannot be reached: ConnectionError; ")
 
 
 def test_https_where_plain_http_is_spoken_is_told_at_once(server: Server) -> None:
