@@ -113,6 +113,7 @@ image:  ## build the image of launcher and workers: IMAGE=..., TORCH=cuda, BUILD
 
 template: $(STAMP)  ## make a Flex Template: PIPELINE=batch_local BUCKET=... IMAGE=REGION-docker.pkg.dev/...
 	$(call one_of,PIPELINE,$(PIPELINES))$(if $(BUCKET),,$(error BUCKET is missing: the template is written to gs://BUCKET/templates/))
+	$(if $(findstring /,$(patsubst %/,%,$(BUCKET:gs://%=%))),$(error BUCKET='$(BUCKET)': expected a bucket's name alone))
 	$(if $(findstring /,$(IMAGE)),,$(error IMAGE='$(IMAGE)': expected a repository, REGION-docker.pkg.dev/PROJECT/REPOSITORY/millrace))
 	$(MAKE) --no-print-directory image
 	$(PUSH_$(BUILDER))

@@ -26,19 +26,21 @@ class Command:
     run: `module:function`, called with Parsed; imported only when flags are read, so
         that `--help` does not wait for torch and Beam. What it returns is the exit code, None
         for 0.
+    beam: it takes Beam's flags as well.
     """
 
     name: str
     about: str
     options: tuple[type[Any], ...]
     run: str
+    beam: bool = True
 
 
 def main(command: Command, argv: Sequence[str]) -> int:
     """A command and its arguments -> the exit code."""
     debug = "--debug" in argv
     try:
-        parsed = parse(command.name, command.about, command.options, argv)
+        parsed = parse(command.name, command.about, command.options, argv, beam=command.beam)
         debug = any(getattr(group, "debug", False) for group in parsed.groups.values())
         _set_logging(debug)
         return _run(command, parsed) or 0

@@ -73,14 +73,21 @@ class Parsed:
         return typing.cast(T | None, self.groups.get(kind))
 
 
-def build_parser(program: str, about: str, kinds: Sequence[type[Any]]) -> argparse.ArgumentParser:
-    """A pipeline's name, its description and its options classes -> the parser."""
+def build_parser(
+    program: str, about: str, kinds: Sequence[type[Any]], *, beam: bool = True
+) -> argparse.ArgumentParser:
+    """A pipeline's name, its description and its options classes -> the parser.
+
+    beam: it takes Beam's flags as well.
+    """
     parser = _Parser(
         prog=f"python -m pipelines.{program}",
         description=about,
         allow_abbrev=False,
         epilog="All flags of Apache Beam and its runners are accepted as well, for instance "
-        "--runner DataflowRunner --project P --region R --temp_location gs://B/tmp.",
+        "--runner DataflowRunner --project P --region R --temp_location gs://B/tmp."
+        if beam
+        else None,
     )
     for kind in kinds:
         group = parser.add_argument_group((kind.__doc__ or "").strip().splitlines()[0].rstrip("."))
@@ -119,9 +126,12 @@ def _parse_bool(text: str) -> bool:
     return text.lower() == "true"
 
 
-def parse(program: str, about: str, kinds: Sequence[type[Any]], argv: Sequence[str]) -> Parsed:
+def parse(
+    program: str, about: str, kinds: Sequence[type[Any]], argv: Sequence[str], *, beam: bool = True
+) -> Parsed:
     """A command line -> Parsed. Raises UsageError; `--help` prints and exits."""
-    known, beam_args = build_parser(program, about, kinds).parse_known_args(list(argv))
+    parser = build_parser(program, about, kinds, beam=beam)
+    known, beam_args = parser.parse_known_args(list(argv))
     groups: dict[type[Any], Any] = {}
     for kind in kinds:
         values = {}

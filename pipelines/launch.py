@@ -30,6 +30,7 @@ ATTACH = Command(
     "which leaves it running.",
     options=(AttachOptions, CloudOptions),
     run="pipelines.launch_run:attach",
+    beam=False,
 )
 # For the docs.
 FLAGS = replace(

@@ -14,7 +14,8 @@ from model_handlers.errors import (
     nearest,
 )
 from pipelines.batch import check_dead_letters
-from pipelines.command import explain
+from pipelines.command import explain, main
+from pipelines.launch import choose
 from pipelines.progress import progress_line
 from pipelines.summary import summarise
 
@@ -49,6 +50,17 @@ def test_any_other_error_is_told_in_one_line() -> None:
     assert "\n" not in str(told)
     assert "KeyError" in str(told)
     assert "--debug" in str(told)
+
+
+@pytest.mark.parametrize(("argv", "takes"), [(["batch_local", "--help"], True), ([], False)])
+def test_the_help_names_beams_flags_where_they_are_taken(
+    argv: list[str], takes: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, rest = choose(argv)
+    assert command is not None
+    with pytest.raises(SystemExit):
+        main(command, rest)
+    assert ("All flags of Apache Beam" in capsys.readouterr().out) == takes
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,7 @@ MAKE = pytest.mark.skipif(shutil.which("make") is None, reason="no make")
         ("template PIPELINE=batch BUCKET=b IMAGE=r/i", "PIPELINE='batch': expected one of"),
         ("template PIPELINE=batch_local IMAGE=r/i", "BUCKET is missing"),
         ("template PIPELINE=batch_local BUCKET=b", "IMAGE='millrace': expected a repository"),
+        ("template PIPELINE=batch_local BUCKET=gs://b/c IMAGE=r/i", "BUCKET='gs://b/c': expected"),
         ("image TORCH=gpu", "TORCH='gpu': expected one of cpu cuda"),
         ("image BUILDER=podman", "BUILDER='podman': expected one of docker cloud"),
     ],
