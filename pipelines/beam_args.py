@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -34,6 +35,9 @@ JOB_NAMES = {
     "stream_vertex": "pytorch-streaming-vertex",
     "replay": "pytorch-batch-replay",
 }
+
+
+_SECRET = re.compile(r"secret|password|token|connection_string|access_key|gbek")
 
 
 class JobFactOptions(PipelineOptions):
@@ -87,6 +91,11 @@ def given_flags(args: Sequence[str]) -> dict[str, Any]:
     _refuse_unknown(args)
     found: dict[str, Any] = PipelineOptions(list(args)).get_all_options(drop_default=True)
     return found
+
+
+def is_secret(option: str) -> bool:
+    """The name of an option of Beam's -> whether its value is not to be shown."""
+    return _SECRET.search(option) is not None
 
 
 def is_dry_run(options: PipelineOptions) -> bool:

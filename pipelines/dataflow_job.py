@@ -27,14 +27,13 @@ from apache_beam.options.pipeline_options import (
 )
 from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
 from apache_beam.utils.retry import PermanentException
-from google.api_core import exceptions
-from google.cloud.storage.exceptions import InvalidResponse
-
 from cloud.clients import credentials
 from cloud.endpoints import Endpoints, is_plain, rest_url
 from cloud.errors import told_as
+from google.api_core import exceptions
+from google.cloud.storage.exceptions import InvalidResponse
 from model_handlers.errors import JobError, OutputError, UsageError, one_line
-from pipelines.beam_args import JobFactOptions, is_dry_run, runs_on_dataflow
+from pipelines.beam_args import JobFactOptions, is_dry_run, is_secret, runs_on_dataflow
 from pipelines.cloud_access import connect
 from pipelines.flags import Parsed
 from pipelines.job_facts import PREFIX, JobFacts, attach_command, console_link, labels_of
@@ -45,7 +44,6 @@ from transforms.commit_files import RunFolder, check_writable, discard
 # What a job with `--device cuda` gets where no flag says otherwise: it fits the default machines.
 ACCELERATOR = "accelerator=type:nvidia-tesla-t4;count:1;install-nvidia-driver"
 _REGION = re.compile(r"[a-z]+-[a-z]+\d+")
-_SECRET = re.compile(r"secret|password|token|connection_string|access_key|gbek")
 _NAME = re.compile(PipelineOptionsValidator.JOB_PATTERN)
 _PROJECT = re.compile(PipelineOptionsValidator.PROJECT_ID_PATTERN)
 
@@ -267,7 +265,7 @@ def describe(pipeline: beam.Pipeline, facts: JobFacts) -> str:
     carried, own = facts.options(), {"dry_run", "labels", *facts.options()}
     given = options.get_all_options(drop_default=True, retain_unknown_options=True)
     labels = options.view_as(GoogleCloudOptions).labels or ()
-    shown = {n: v for n, v in sorted(given.items()) if n not in own and not _SECRET.search(n)}
+    shown = {n: v for n, v in sorted(given.items()) if n not in own and not is_secret(n)}
     lines = [
         ("dry run", "nothing was made or started; sinks were not looked at"),
         *((name.removeprefix(PREFIX), _text(value)) for name, value in carried.items()),

@@ -265,14 +265,18 @@ def _named(job: Job) -> dict[str, str]:
     return {"project_id": job.project, "location": job.region, "job_id": job.ident}
 
 
+def _moment(given: datetime | None, otherwise: datetime) -> datetime:
+    """A time of Google's client, which knows nanoseconds, or None -> a time."""
+    return datetime.fromtimestamp(given.timestamp(), UTC) if given else otherwise
+
+
 def _job(answer: Any) -> Job:
     """A Job of Google's client -> a Job."""
     from google.cloud.dataflow_v1beta3 import JobState, JobType, KindType
     from google.protobuf.json_format import MessageToDict
 
     raw = MessageToDict(type(answer).pb(answer).environment.sdk_pipeline_options)
-    created = datetime.fromtimestamp(answer.create_time.timestamp(), UTC)
-    changed = answer.current_state_time
+    created = _moment(answer.create_time, datetime.fromtimestamp(0, UTC))
     return Job(
         ident=answer.id,
         name=answer.name,
@@ -281,7 +285,7 @@ def _job(answer: Any) -> Job:
         state=JobState(answer.current_state).name.removeprefix("JOB_STATE_").lower(),
         streaming=answer.type_ == JobType.JOB_TYPE_STREAMING,
         created=created,
-        changed=datetime.fromtimestamp(changed.timestamp(), UTC) if changed else created,
+        changed=_moment(answer.current_state_time, created),
         replaced_by=answer.replaced_by_job_id,
         facts=read_facts(raw.get("options", {})),
         steps={

@@ -94,7 +94,7 @@ def _from_template(name: str, flags: LaunchOptions, own: Parsed, job: Mapping[st
     if job.get("update"):
         _check_update(name, own, job)
     if job.get("dry_run"):
-        print(orjson.dumps(request, option=orjson.OPT_INDENT_2).decode())
+        print(orjson.dumps(_shown(request), option=orjson.OPT_INDENT_2).decode())
         return 0
     jobs = Jobs(_cloud(own, job))
     by_name = attach_command(job["project"], job["region"], job["job_name"])
@@ -126,6 +126,21 @@ def _follow(jobs: Jobs, ident: str, region: str, flags: LaunchOptions, own: Pars
         print(f"error: {error}; {again}", file=sys.stderr)
         return LOST
     return _monitor(jobs, flags.poll_seconds, own).follow(job)
+
+
+def _shown(request: Mapping[str, Any]) -> dict[str, Any]:
+    """A request -> the same, without the values of secrets."""
+    from pipelines.beam_args import is_secret
+
+    launched = request["launchParameter"]
+    environment = dict(launched["environment"])
+    if options := environment.get("additionalPipelineOptions"):
+        names = [option.partition("=")[0] for option in options]
+        environment["additionalPipelineOptions"] = [
+            f"{name}=..." if is_secret(name) else option
+            for name, option in zip(names, options, strict=True)
+        ]
+    return {**request, "launchParameter": {**launched, "environment": environment}}
 
 
 @contextlib.contextmanager

@@ -33,7 +33,6 @@ from apache_beam.options.pipeline_options import (
     PipelineOptions,
     StandardOptions,
 )
-
 from cloud.clients import Cloud
 from cloud.endpoints import is_plain
 from model_handlers.batch_handler import BatchHandler
@@ -46,7 +45,6 @@ from pipelines.beam_args import (
     runs_in_process,
     runs_on_dataflow,
 )
-from pipelines.dataflow_job import ask_for_accelerator, carry, describe, reach, start
 from pipelines.flags import Parsed
 from pipelines.graph import ScoreStream, StreamSinks
 from pipelines.handlers import make_handler, read_model
@@ -62,7 +60,6 @@ from pipelines.required import require_flags
 from pipelines.sources import read_text
 from pipelines.stream_in_process import KeptModelHandler, Reading, tell, watch
 from pipelines.stream_sinks import open_sinks, prepare_sinks
-from pipelines.subscription import READER, claim, open_subscription, released, temporary
 from pipelines.update_check import check_update
 from transforms.avro_messages import field_names
 from transforms.decode_messages import MessageFormat
@@ -73,6 +70,16 @@ from transforms.read_pubsub import ReadMessages
 from transforms.row_format import RowFormat
 from transforms.row_schemas import CARRIED
 from transforms.validate import VECTOR_COLUMN
+
+from pipelines.dataflow_job import ask_for_accelerator, carry, describe, reach, start
+from pipelines.subscription import (
+    READER,
+    claim,
+    open_subscription,
+    reader_labels,
+    released,
+    temporary,
+)
 
 
 def run_local(parsed: Parsed) -> None:
@@ -257,10 +264,12 @@ def _subscription(
     update = bool(options.view_as(GoogleCloudOptions).update)
     shared = source.allow_shared_subscription or update
     with temporary(name, made and in_process, cloud):
+        # A job that is to be replaced, and is not, goes on.
+        before = reader_labels(name, cloud) if update else {}
         labelled = claim(name, reader, cloud, lasting=not in_process, shared=shared)
         if not (labelled or is_plain(cloud.endpoints.pubsub)):
             tell(f"{name} cannot be labelled by this account: a second reader is not noticed")
-        with released(name, reader, cloud, always=in_process):
+        with released(name, reader, cloud, always=in_process, before=before):
             yield name, made
 
 

@@ -7,14 +7,14 @@ import math
 import re
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
-
-from google.api_core import exceptions
 
 from cloud.clients import Cloud
 from cloud.errors import retry, told_as
+from google.api_core import exceptions
 from model_handlers.errors import InputError, MillraceError, UsageError
 from pipelines.options import StreamSourceOptions
 
@@ -106,10 +106,8 @@ def claim(name: str, reader: str, cloud: Cloud, *, lasting: bool, shared: bool) 
     be set, by the emulator or by this account, the answer is False.
     """
     with told_as(InputError, f"subscription {name} cannot be read"):
-        found = cloud.subscriber().get_subscription(
-            subscription=name, retry=retry(cloud.retry_seconds)
-        )
-        other, left = found.labels.get(READER, ""), _lease_left(found.labels.get(UNTIL, ""))
+        labels = _labels(name, cloud)
+        other, left = labels.get(READER, ""), _lease_left(labels.get(UNTIL, ""))
         if other and other != reader and left > 0 and not shared:
             until = "" if math.isinf(left) else f" for {left:,.0f} s more"
             raise UsageError(
@@ -118,10 +116,21 @@ def claim(name: str, reader: str, cloud: Cloud, *, lasting: bool, shared: bool) 
                 f"(gcloud pubsub subscriptions update {name} --remove-labels={READER},{UNTIL}); or "
                 "say --allow_shared_subscription"
             )
-        labels = dict(found.labels)
         labels[READER] = reader
         labels[UNTIL] = LASTING if lasting else str(int(time.time() + LEASE_SECONDS))
         return _set_labels(name, labels, cloud)
+
+
+def reader_labels(name: str, cloud: Cloud) -> dict[str, str]:
+    """A subscription -> its labels that say who reads it. Raises InputError."""
+    with told_as(InputError, f"subscription {name} cannot be read"):
+        labels = _labels(name, cloud)
+    return {key: labels[key] for key in (READER, UNTIL) if key in labels}
+
+
+def _labels(name: str, cloud: Cloud) -> dict[str, str]:
+    patient = retry(cloud.retry_seconds)
+    return dict(cloud.subscriber().get_subscription(subscription=name, retry=patient).labels)
 
 
 def _lease_left(until: str) -> float:
@@ -135,15 +144,18 @@ def renew(name: str, reader: str, cloud: Cloud) -> None:
         claim(name, reader, replace(cloud, retry_seconds=1.0), lasting=False, shared=True)
 
 
-def release(name: str, reader: str, cloud: Cloud) -> None:
-    """A subscription and who read it -> without its label, if it is still there."""
+def release(
+    name: str, reader: str, cloud: Cloud, before: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """A subscription and who read it -> without its label, if it is still there.
+
+    before: labels of who read it before, and goes on.
+    """
     with contextlib.suppress(exceptions.GoogleAPIError):
-        patient = retry(min(cloud.retry_seconds, 10.0))
-        found = cloud.subscriber().get_subscription(subscription=name, retry=patient)
-        labels = dict(found.labels)
+        labels = _labels(name, replace(cloud, retry_seconds=min(cloud.retry_seconds, 10.0)))
         if labels.pop(READER, None) == reader:
             labels.pop(UNTIL, None)
-            _set_labels(name, labels, cloud)
+            _set_labels(name, {**labels, **before}, cloud)
 
 
 def _set_labels(name: str, labels: dict[str, str], cloud: Cloud) -> bool:
@@ -161,15 +173,22 @@ def _set_labels(name: str, labels: dict[str, str], cloud: Cloud) -> bool:
 
 
 @contextlib.contextmanager
-def released(name: str, reader: str, cloud: Cloud, *, always: bool) -> Iterator[None]:
+def released(
+    name: str,
+    reader: str,
+    cloud: Cloud,
+    *,
+    always: bool,
+    before: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[None]:
     """A subscription that was claimed -> released when the block fails, or always at its end."""
     try:
         yield
     except BaseException:
-        release(name, reader, cloud)
+        release(name, reader, cloud, before)
         raise
     if always:
-        release(name, reader, cloud)
+        release(name, reader, cloud, before)
 
 
 @contextlib.contextmanager

@@ -85,7 +85,7 @@ def test_a_run_from_source_is_followed_to_its_report(world: World, batch: list[s
     assert f"job           {job['id']}" in out
     assert f"--attach {job['id']} --project {PROJECT} --region {REGION}" in out
     assert re.search(r"rows in +2,000\nscored +1,980\ndead letters +20 ", out)
-    assert re.search(r"done +0:00:00  1,980 rows  20 dead letters", err)
+    assert re.search(r"done +\d:\d\d:\d\d  1,980 rows  20 dead letters", err)
     pool = job["environment"]["workerPools"][0]
     assert (pool["numWorkers"], pool["machineType"]) == (2, "n1-standard-4")
     assert pool["autoscalingSettings"]["maxNumWorkers"] == 10
@@ -216,6 +216,14 @@ def test_a_template_is_started_with_what_a_dry_run_shows(templated: World) -> No
     assert call.body["launchParameter"] == shown["launchParameter"]
     assert shown["launchParameter"]["parameters"]["input_files"] == "gs://b/rows/"
     assert (shown["projectId"], shown["location"]) == (PROJECT, REGION)
+
+
+def test_a_dry_run_of_a_template_shows_no_secret(templated: World) -> None:
+    argv = ("--s3_secret_access_key", "hush", "--enable_hot_key_logging", "--dry_run")
+    code, out, err = templated.launch(*BATCH, *FROM, *argv)
+    assert code == 0, err
+    options = json.loads(out)["launchParameter"]["environment"]["additionalPipelineOptions"]
+    assert set(options) == {"enable_hot_key_logging=true", "s3_secret_access_key=..."}
 
 
 @pytest.mark.parametrize(

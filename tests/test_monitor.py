@@ -339,6 +339,26 @@ def test_a_job_is_found_by_name_among_any_number_of_others(
     assert world.jobs.find("a-job", None).ident == job["id"]
 
 
+def test_a_job_that_tells_hardly_anything_does_not_hide_the_others(world: World) -> None:
+    bare = world.dataflow.add("bare", PROJECT, REGION)
+    del bare["createTime"], bare["currentStateTime"]
+    bare["currentState"] = "JOB_STATE_UNKNOWN"
+    job = world.add()
+    assert world.jobs.find(job["id"], None).ident == job["id"]
+    assert world.jobs.find("bare", REGION).state == "unknown"
+
+
+@pytest.mark.parametrize(
+    "state", ["QUEUED", "RESOURCE_CLEANING_UP", "PAUSED", "PAUSING", "STOPPED", "CANCELLING"]
+)
+def test_a_job_is_followed_through_states_that_are_no_end(world: World, state: str) -> None:
+    job = world.add(currentState="JOB_STATE_RUNNING")
+    world.dataflow.polls = 10
+    world.script = [enter(world, job, state), enter(world, job, "DONE")]
+    assert world.follow(job) == DONE
+    assert f"{state.lower():<10} " in world.line.getvalue()
+
+
 def test_a_clock_that_is_behind_dataflows_shows_no_negative_time(world: World) -> None:
     job = world.jobs.find(world.add(createTime="2026-11-21T10:00:00Z")["id"], REGION)
     assert job.seconds(datetime(2026, 11, 21, 9, 59, 58, tzinfo=UTC)) == 0

@@ -29,6 +29,7 @@ from pipelines.subscription import (
     check_subscription,
     claim,
     open_subscription,
+    reader_labels,
     release,
     released,
     renew,
@@ -330,6 +331,21 @@ def test_a_run_that_ends_here_or_does_not_start_elsewhere_lets_go(
     else:
         run()
     assert service.labels() == {"team": "fraud"}
+
+
+def test_a_job_that_is_not_replaced_has_its_label_again(
+    server: tuple[Subscriptions, Cloud],
+) -> None:
+    service, cloud = server
+    claim(NAME, "old", cloud, lasting=True, shared=False)
+    before, labels = reader_labels(NAME, cloud), service.labels()
+    claim(NAME, "new", cloud, lasting=True, shared=True)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        released(NAME, "new", cloud, always=False, before=before),
+    ):
+        raise KeyboardInterrupt
+    assert service.labels() == labels
 
 
 def test_a_job_that_started_elsewhere_keeps_its_label(server: tuple[Subscriptions, Cloud]) -> None:
