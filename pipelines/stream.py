@@ -33,6 +33,7 @@ from apache_beam.options.pipeline_options import (
     PipelineOptions,
     StandardOptions,
 )
+
 from cloud.clients import Cloud
 from cloud.endpoints import is_plain
 from model_handlers.batch_handler import BatchHandler
@@ -45,6 +46,7 @@ from pipelines.beam_args import (
     runs_in_process,
     runs_on_dataflow,
 )
+from pipelines.dataflow_job import ask_for_accelerator, carry, describe, reach, start
 from pipelines.flags import Parsed
 from pipelines.graph import ScoreStream, StreamSinks
 from pipelines.handlers import make_handler, read_model
@@ -60,6 +62,14 @@ from pipelines.required import require_flags
 from pipelines.sources import read_text
 from pipelines.stream_in_process import KeptModelHandler, Reading, tell, watch
 from pipelines.stream_sinks import open_sinks, prepare_sinks
+from pipelines.subscription import (
+    claim,
+    left_behind,
+    open_subscription,
+    reader_labels,
+    released,
+    temporary,
+)
 from pipelines.update_check import check_update
 from transforms.avro_messages import field_names
 from transforms.decode_messages import MessageFormat
@@ -70,16 +80,6 @@ from transforms.read_pubsub import ReadMessages
 from transforms.row_format import RowFormat
 from transforms.row_schemas import CARRIED
 from transforms.validate import VECTOR_COLUMN
-
-from pipelines.dataflow_job import ask_for_accelerator, carry, describe, reach, start
-from pipelines.subscription import (
-    READER,
-    claim,
-    open_subscription,
-    reader_labels,
-    released,
-    temporary,
-)
 
 
 def run_local(parsed: Parsed) -> None:
@@ -201,7 +201,7 @@ def score_stream(
     cluster_by = parsed.get(StreamSinkOptions).cluster_by or ()
     prepare_sinks(*sinks, schema, fields, cluster_by, cloud)
     reader = label_value(f"{name}-{run_id}")
-    with _subscription(parsed, options, reader, sinks, cloud) as (subscription, made):
+    with _subscription(parsed, options, reader, sinks, cloud) as (subscription, made, labelled):
         if in_process:
             pipeline = beam.Pipeline(options=options)
             hold = (score.keywords["max_batch_wait_ms"] or 0) / 1000
@@ -215,9 +215,11 @@ def score_stream(
             start(pipeline, facts)
         else:
             pipeline.run()
-        tell(f"when it has ended, remove the label {READER} of {subscription}")
-        if made:
-            tell("or delete the subscription, which was made for it")
+        after = left_behind(
+            subscription, made=made, labelled=labelled, followed=runs_on_dataflow(options)
+        )
+        if after:
+            tell(after)
 
 
 def _score(parsed: Parsed, **fields: Any) -> functools.partial[ScoreStream]:
@@ -252,8 +254,8 @@ def _subscription(
     reader: str,
     sinks: tuple[StreamSinks, StreamSinks],
     cloud: Cloud,
-) -> Iterator[tuple[str, bool]]:
-    """Flags -> the subscription, which its label says is read, and whether it was made for it.
+) -> Iterator[tuple[str, bool, bool]]:
+    """Flags -> the subscription, and whether it was made for it and its label says it is read.
 
     One that was made for a run in this process is removed when the block ends.
     """
@@ -270,7 +272,7 @@ def _subscription(
         if not (labelled or is_plain(cloud.endpoints.pubsub)):
             tell(f"{name} cannot be labelled by this account: a second reader is not noticed")
         with released(name, reader, cloud, always=in_process, before=before):
-            yield name, made
+            yield name, made, labelled
 
 
 def _runs_here(options: PipelineOptions) -> bool:

@@ -12,9 +12,10 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+from google.api_core import exceptions
+
 from cloud.clients import Cloud
 from cloud.errors import retry, told_as
-from google.api_core import exceptions
 from model_handlers.errors import InputError, MillraceError, UsageError
 from pipelines.options import StreamSourceOptions
 
@@ -113,8 +114,7 @@ def claim(name: str, reader: str, cloud: Cloud, *, lasting: bool, shared: bool) 
             raise UsageError(
                 f"{name} is read by {other}, as its label {READER} says{until}: two readers would "
                 "each get a part of the messages. Stop that job; if it is gone, remove the label "
-                f"(gcloud pubsub subscriptions update {name} --remove-labels={READER},{UNTIL}); or "
-                "say --allow_shared_subscription"
+                f"({unlabel_command(name)}); or say --allow_shared_subscription"
             )
         labels[READER] = reader
         labels[UNTIL] = LASTING if lasting else str(int(time.time() + LEASE_SECONDS))
@@ -131,6 +131,27 @@ def reader_labels(name: str, cloud: Cloud) -> dict[str, str]:
 def _labels(name: str, cloud: Cloud) -> dict[str, str]:
     patient = retry(cloud.retry_seconds)
     return dict(cloud.subscriber().get_subscription(subscription=name, retry=patient).labels)
+
+
+def unlabel_command(name: str) -> str:
+    """A subscription -> the command that removes the label of its reader."""
+    return f"gcloud pubsub subscriptions update {name} --remove-labels={READER},{UNTIL}"
+
+
+def left_behind(name: str, *, made: bool, labelled: bool, followed: bool) -> str:
+    """A subscription that a job elsewhere reads -> what is to be done at its end, or nothing.
+
+    made: for the job. followed: `launch --attach` looks after the label.
+    """
+    if made:
+        return f"when the job has ended, delete {name}, which was made for it"
+    if not labelled:
+        return ""
+    if followed:
+        end = "launch --attach removes it when it sees the job's end, else remove it then"
+    else:
+        end = "when the job has ended, remove it"
+    return f"the label {READER} keeps other readers from {name}: {end}: {unlabel_command(name)}"
 
 
 def _lease_left(until: str) -> float:

@@ -28,6 +28,7 @@ from pipelines.subscription import (
     UNTIL,
     check_subscription,
     claim,
+    left_behind,
     open_subscription,
     reader_labels,
     release,
@@ -301,6 +302,18 @@ def test_a_job_elsewhere_reads_until_its_label_is_removed(
     service.known[NAME].labels = {READER: "someone"}
     with pytest.raises(UsageError, match="is read by someone"):
         claim(NAME, "two", cloud, lasting=False, shared=False)
+
+
+def test_what_a_job_leaves_behind_is_told_with_the_command() -> None:
+    command = f"gcloud pubsub subscriptions update {NAME} --remove-labels={READER},{UNTIL}"
+    followed = left_behind(NAME, made=False, labelled=True, followed=True)
+    assert "launch --attach removes it" in followed
+    assert followed.endswith(command)
+    alone = left_behind(NAME, made=False, labelled=True, followed=False)
+    assert "--attach" not in alone
+    assert alone.endswith(command)
+    assert left_behind(NAME, made=False, labelled=False, followed=True) == ""
+    assert f"delete {NAME}" in left_behind(NAME, made=True, labelled=True, followed=True)
 
 
 def test_who_lets_go_removes_its_own_label_alone(server: tuple[Subscriptions, Cloud]) -> None:

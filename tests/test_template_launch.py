@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from examples.local_cloud import LocalCloud
+from examples.local_cloud import PROJECT, LocalCloud
 from pipelines.metadata import TEMPLATES
 
 PATH = Path(__file__).parent.parent / "templates" / "launch.py"
@@ -132,12 +132,50 @@ def test_a_launch_finds_the_package_as_it_is_built_and_installed(tmp_path: Path)
     assert line.startswith("error: unknown flag --modle (nearest: --model")
 
 
-def test_a_launch_writes_the_job_and_ends(
-    emulators: LocalCloud, example: Path, tmp_path: Path
-) -> None:
-    bucket = emulators.cloud.storage().bucket("bucket")
+@pytest.fixture(scope="module")
+def bucket(stream_emulators: LocalCloud, example: Path) -> LocalCloud:
+    """The example in the emulator's bucket, a subscription and topics."""
+    cloud = stream_emulators.cloud
+    folder = cloud.storage().bucket("bucket")
     for path in (example / "transactions.parquet", *(example / "model").iterdir()):
-        bucket.blob(f"launch/{path.relative_to(example)}").upload_from_filename(path)
+        folder.blob(f"launch/{path.relative_to(example)}").upload_from_filename(path)
+    place = f"projects/{cloud.project}"
+    for topic in ("launch-in", "launch-out", "launch-bad"):
+        cloud.publisher().create_topic(name=f"{place}/topics/{topic}")
+    cloud.subscriber().create_subscription(
+        name=f"{place}/subscriptions/launch", topic=f"{place}/topics/launch-in"
+    )
+    return stream_emulators
+
+
+FILES = (
+    "--input_files=gs://bucket/launch/transactions.parquet",
+    "--output_files=gs://bucket/launch/out",
+    "--input_table=",
+    "--max_dead_letter_share=",
+)
+MESSAGES = (
+    f"--input_subscription=projects/{PROJECT}/subscriptions/launch",
+    f"--output_topic=projects/{PROJECT}/topics/launch-out",
+    f"--dead_letter_topic=projects/{PROJECT}/topics/launch-bad",
+    "--input_topic=",
+    "--file_seconds=",
+)
+ENDPOINT = ("--endpoint_url=http://endpoint.test", "--skip_endpoint_check=true")
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "flags"),
+    [
+        ("batch_local", FILES),
+        ("batch_vertex", (*FILES, *ENDPOINT)),
+        ("stream_local", MESSAGES),
+        ("stream_vertex", (*MESSAGES, *ENDPOINT)),
+    ],
+)
+def test_a_launch_writes_the_job_and_ends(
+    bucket: LocalCloud, tmp_path: Path, pipeline: str, flags: tuple[str, ...]
+) -> None:
     job = tmp_path / "job_object"
     args = (
         *SERVICE,
@@ -146,12 +184,9 @@ def test_a_launch_writes_the_job_and_ends(
         "--temp_location=gs://bucket/launch/temp",
         "--launcher_machine_type=e2-standard-2",
         "--no_auth=true",
-        "--input_files=gs://bucket/launch/transactions.parquet",
         "--model=gs://bucket/launch/model",
-        "--output_files=gs://bucket/launch/out",
-        "--input_table=",
-        "--max_dead_letter_share=",
         "--run_id=launched",
+        *flags,
     )
     done = subprocess.run(
         [sys.executable, PATH, *args],
@@ -161,16 +196,20 @@ def test_a_launch_writes_the_job_and_ends(
         cwd=tmp_path,
         env={
             "PYTHONPATH": str(PATH.parent.parent),
-            "MILLRACE_PIPELINE": "batch_local",
-            **emulators.environment,
+            "MILLRACE_PIPELINE": pipeline,
+            **bucket.environment,
         },
     )
     assert done.returncode == 0, done.stderr
-    assert "warning: --launcher_machine_type: neither the pipeline nor Beam" in done.stderr
-    assert "Traceback" not in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("warning: --launcher_machine_type: neither the pipeline nor Beam")
     written = json.loads(job.read_text())
     (pool,) = written["environment"]["workerPools"][:1]
     assert written["name"] == "a-job"
+    kind = "STREAMING" if pipeline.startswith("stream") else "BATCH"
+    assert written["type"] == f"JOB_TYPE_{kind}"
+    assert written["labels"]["millrace_pipeline"] == pipeline
     assert written["labels"]["goog-dataflow-provided-template-name"] == "x"
+    assert (pool["numWorkers"], pool["machineType"]) == (2, "n1-standard-4")
     assert pool["sdkHarnessContainerImages"][0]["containerImage"].endswith("millrace@sha256:00")
     assert not any("requirements" in package["name"] for package in pool.get("packages", ()))
