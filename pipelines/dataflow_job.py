@@ -27,12 +27,10 @@ from apache_beam.options.pipeline_options import (
 )
 from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
 from apache_beam.utils.retry import PermanentException
+
 from cloud.clients import credentials
 from cloud.endpoints import Endpoints, is_plain, rest_url
-from cloud.errors import told_as
-from google.api_core import exceptions
-from google.cloud.storage.exceptions import InvalidResponse
-from model_handlers.errors import JobError, OutputError, UsageError, one_line
+from model_handlers.errors import JobError, UsageError, one_line
 from pipelines.beam_args import JobFactOptions, is_dry_run, is_secret, runs_on_dataflow
 from pipelines.cloud_access import connect
 from pipelines.flags import Parsed
@@ -164,22 +162,10 @@ def _aim(google: GoogleCloudOptions, endpoints: Endpoints) -> None:
 def _check_folder(flag: str, path: str) -> None:
     """A folder -> files can be made in it, or OutputError: Beam would try for eight minutes."""
     folder = RunFolder(path.rstrip("/"), f"start-{uuid.uuid4().hex}", "of")
-    with told_as(OutputError, f"--{flag}: {path} cannot be written"):
-        try:
-            check_writable(folder)
-        except exceptions.NotFound as error:
-            raise _no_bucket(flag, path) from error
-        except InvalidResponse as error:
-            found = exceptions.from_http_response(error.response)
-            missing = isinstance(found, exceptions.NotFound)
-            raise (_no_bucket(flag, path) if missing else found) from error
-        finally:
-            discard(folder)
-
-
-def _no_bucket(flag: str, path: str) -> OutputError:
-    name = path.removeprefix("gs://").split("/")[0]
-    return OutputError(f"--{flag} {path}: there is no bucket {name}: make it, or name another")
+    try:
+        check_writable(folder, f"--{flag} {path}")
+    finally:
+        discard(folder)
 
 
 def carry(options: PipelineOptions, facts: JobFacts) -> None:

@@ -244,6 +244,10 @@ def test_places_that_cannot_be_written_are_told_before_the_first_row(
 ) -> None:
     refused(run(output_table=f"{PROJECT}.nowhere.t"), 1, f"{PROJECT}.nowhere.t", "Not found")
     refused(run(temp_location="gs://no-such-bucket/tmp"), 1, "no bucket no-such-bucket")
+    files = {"output_table": None, "temp_location": None}
+    for folder in ("gs://no-such-bucket/out", "gs://no-such-bucket"):
+        refused(run(**files, output_files=folder), 1, f"{folder}: there is no bucket no-such-bu")
+    refused(run(**files, output_files="gs:///out"), 2, "gs:///out: expected gs://BUCKET/FOLDER")
     abroad = bigquery.Dataset(f"{tables.name}_eu")
     abroad.location = "EU"
     emulators.cloud.bigquery().create_dataset(abroad)

@@ -933,7 +933,7 @@ def test_each_call_may_fail_once_in_passing(sink: Sink, emulators: LocalCloud, w
     [
         ("/tables", "bigquery.tables.create", "t cannot be written"),
         ("/jobs", "bigquery.jobs.create", "--billing_project"),
-        ("/upload/storage/v1/b/bucket/o", "storage.objects.create", "--temp_location: gs://bucket"),
+        ("/upload/storage/v1/b/bucket/o", "storage.objects.create", "--temp_location gs://bucket"),
     ],
 )
 def test_what_may_not_be_done_is_told_with_what_would_help(

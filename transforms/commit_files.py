@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -22,9 +23,11 @@ import pyarrow as pa
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
+from cloud.errors import told_as
 from model_handlers.errors import OutputError, UsageError, one_line
 from transforms.file_writers import OutputFormat
 
+_BUCKET = re.compile(r"gs://[a-z0-9][a-z0-9_.-]+(/|$)")
 SCORES = "scores"
 DEAD_LETTERS = "dead_letters"
 
@@ -268,8 +271,33 @@ def make_folder(path: str) -> None:
         ) from error
 
 
-def check_writable(folder: RunFolder) -> None:
-    """A run's folder -> nothing, or OutputError if no file can be made in it."""
+def check_writable(folder: RunFolder, what: str | None = None) -> None:
+    """A run's folder -> nothing, or OutputError if no file can be made in it.
+
+    what: the folder as its user named it.
+    """
+    if not folder.root.startswith("gs://"):
+        return _probe(folder)
+    from google.api_core import exceptions
+    from google.cloud.storage.exceptions import InvalidResponse
+
+    what = what or folder.root
+    if not _BUCKET.match(folder.root):
+        raise UsageError(f"{what}: expected gs://BUCKET/FOLDER")
+    with told_as(OutputError, f"{what} cannot be written"):
+        try:
+            try:
+                _probe(folder)
+            except InvalidResponse as error:
+                raise exceptions.from_http_response(error.response) from error
+        except exceptions.NotFound as error:
+            name = folder.root.removeprefix("gs://").split("/")[0]
+            raise OutputError(
+                f"{what}: there is no bucket {name}: make it, or name another"
+            ) from error
+
+
+def _probe(folder: RunFolder) -> None:
     make_folder(folder.root)
     make_folder(folder.staging)
     probe = folder.staged("probe")

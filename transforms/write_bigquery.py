@@ -15,7 +15,6 @@ from typing import Any
 import pyarrow as pa
 from google.api_core import exceptions
 from google.cloud import bigquery
-from google.cloud.storage.exceptions import InvalidResponse
 
 from cloud.clients import Cloud
 from cloud.errors import retry, told_as
@@ -75,7 +74,7 @@ class TableDestination:
             table = self._find(client)
             location = table.location if table else self._dataset(client).location
             self._check_bucket(location)
-            self._check_files()
+            check_writable(self.folder, f"--temp_location {self.folder.root}")
             self._check_jobs(client, location)
             self._check(self._step(client, table or self._create(client)))
 
@@ -173,14 +172,6 @@ class TableDestination:
                 f"--temp_location is in {bucket.location}, table {self.table} in {location}: "
                 "load jobs need a bucket of the same location"
             )
-
-    def _check_files(self) -> None:
-        """Nothing -> nothing, or OutputError if no file can be made in the bucket."""
-        with told_as(OutputError, f"--temp_location: {self.folder.root} cannot be written"):
-            try:
-                check_writable(self.folder)
-            except InvalidResponse as error:
-                raise exceptions.from_http_response(error.response) from error
 
 
 def loads_from(dataset: str, bucket: str, bucket_type: str | None = None) -> bool:
