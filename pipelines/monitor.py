@@ -19,7 +19,7 @@ import orjson
 from google.api_core import exceptions
 
 from cloud.endpoints import Endpoints
-from cloud.errors import explain, is_passing
+from cloud.errors import explain, is_passing, told_as
 from model_handlers.errors import CredentialsError, JobError, MillraceError
 from pipelines.job_facts import attach_command, console_link, label_value
 from pipelines.job_messages import reasons
@@ -100,7 +100,7 @@ class Monitor:
         self.screen.clear()
         if saw_it_end and job.state not in ("done", "updated"):
             # Whoever may not do that learns all the same how the job ended.
-            with suppress(MillraceError):
+            with suppress(MillraceError, OSError), told_as(JobError, "what it left stays"):
                 self._clean_up(job)
         return self._end_stream(job) if job.streaming else self._end_batch(job)
 

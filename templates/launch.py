@@ -15,16 +15,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from google.cloud.dataflow_v1beta3.types import FlexTemplateRuntimeEnvironment
 
 from model_handlers.errors import UsageError, nearest
-from pipelines import batch_local, batch_vertex, stream_local, stream_vertex
 from pipelines.beam_args import beam_flags
 from pipelines.command import Command, run_and_exit
+from pipelines.launch import PIPELINES as COMMANDS
 from pipelines.options import all_flags
 
 VARIABLE = "MILLRACE_PIPELINE"
-COMMANDS = {
-    module.COMMAND.name: module.COMMAND
-    for module in (batch_local, batch_vertex, stream_local, stream_vertex)
-}
 
 
 def chosen(environ: Mapping[str, str]) -> Command:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.api_core import exceptions
 
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
@@ -197,6 +198,21 @@ def test_a_failed_job_tells_why_and_leaves_nothing_staged(world: World, tmp_path
     with pytest.raises(JobError, match=r"job a-job failed after .*:\n  rows\.parquet is gone$"):
         world.follow(job)
     assert not staging.exists()
+
+
+def test_who_may_not_remove_what_a_job_left_learns_why_it_failed(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: JobFacts) -> None:
+        # As Beam's file access raises it where files may be listed and not be read.
+        raise exceptions.Forbidden("storage.objects.get denied")
+
+    monkeypatch.setattr("pipelines.dataflow_job.remove_staged", refuse)
+    job = world.add(make_facts(tmp_path, staging=(str(tmp_path),)))
+    world.script = [enter(world, job, "FAILED")]
+    world.dataflow.tell(job, "ERROR", "The model is gone.")
+    with pytest.raises(JobError, match="The model is gone"):
+        world.follow(job)
 
 
 def test_what_a_job_that_had_ended_before_left_stays(world: World, tmp_path: Path) -> None:
