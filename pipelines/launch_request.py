@@ -38,7 +38,10 @@ _ELSEWHERE = {
     *("dataflow_endpoint", "no_auth"),
 }
 # What only a launch from source can do: a template's image has it all.
-_OF_SOURCE = ("setup_file", "requirements_file", "extra_packages", "template_location")
+_OF_SOURCE = (
+    *("setup_file", "requirements_file", "extra_packages", "template_location"),
+    "prebuild_sdk_container_engine",
+)
 _MODES = {
     True: "STREAMING_MODE_AT_LEAST_ONCE",
     False: "STREAMING_MODE_EXACTLY_ONCE",
@@ -109,19 +112,23 @@ def _environment(flags: Mapping[str, Any], streaming: bool) -> dict[str, Any]:
         algorithm = _AUTOSCALING[flags["autoscaling_algorithm"]]
         found["autoscalingAlgorithm"] = f"AUTOSCALING_ALGORITHM_{algorithm}"
     rest = [
-        f"{name}={text}"
+        option
         for name, value in flags.items()
         if name not in _ENVIRONMENT and name not in _ELSEWHERE and name not in _OF_SOURCE
-        for text in _options(value)
+        for option in _options(name, value)
     ]
     return found | ({"additionalPipelineOptions": rest} if rest else {})
 
 
-def _options(value: Any) -> list[str]:
-    """A value of Beam's -> the texts by which a flag says it: Beam takes a list one by one."""
-    if isinstance(value, list):
-        return [as_text(one) for one in value]
-    return [json.dumps(value) if isinstance(value, dict) else as_text(value)]
+def _options(name: str, value: Any) -> list[str]:
+    """One of Beam's options -> the flags that say it.
+
+    Beam takes a list one by one, and has a flag of its own for what is switched off.
+    """
+    if value is False:
+        return [f"no_{name}=true"]
+    values = value if isinstance(value, list) else [value]
+    return [f"{name}={json.dumps(v) if isinstance(v, dict) else as_text(v)}" for v in values]
 
 
 def parameters_of(groups: Mapping[type[Any], Any]) -> dict[str, str]:

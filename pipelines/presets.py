@@ -114,7 +114,7 @@ def _fewest(preset: Preset, flags: Mapping[str, Any]) -> int | None:
     """A preset's smallest number of workers, never more than what was given as the largest."""
     if preset.fewest is None or flags.get("autoscaling_algorithm") == "NONE":
         return None
-    return min(preset.fewest, int(flags["max_num_workers"]))
+    return min(preset.fewest, int(flags["max_num_workers"])) or None
 
 
 def _gpu(accelerator: str, sharing: str) -> tuple[str, list[str]]:
@@ -176,7 +176,11 @@ def _check_workers(flags: Mapping[str, Any]) -> list[str]:
     options = flags["dataflow_service_options"]
     fewest = value_of(options, "min_num_workers")
     first, most = flags.get("num_workers"), flags["max_num_workers"]
-    wrong = []
+    wrong = [
+        f"--{name} {flags[name]}: expected at least 1"
+        for name in ("num_workers", "max_num_workers", "disk_size_gb")
+        if flags.get(name) is not None and flags[name] < 1
+    ]
     if fewest is not None and not fewest.isdecimal():
         wrong.append(f"min_num_workers={fewest}: expected a number")
     elif fewest is not None and int(fewest) > most:

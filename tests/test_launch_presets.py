@@ -134,6 +134,8 @@ def test_what_is_right_is_not_refused() -> None:
             "--dataflow_kms_key is of asia1",
         ),
         ({"min_num_workers": 11}, {}, "--min_num_workers 11 is more than --max_num_workers 10"),
+        ({}, {"max_num_workers": 0}, "--max_num_workers 0: expected at least 1"),
+        ({}, {"disk_size_gb": -1}, "--disk_size_gb -1: expected at least 1"),
         ({}, {"num_workers": 30}, "--num_workers 30 is more than --max_num_workers 10"),
         ({"preset": "stream"}, {}, "--preset stream: batch_local takes batch, gpu or cheap"),
         ({"streaming_mode": "exactly_once"}, {}, "--streaming_mode is for streams"),

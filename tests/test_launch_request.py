@@ -9,6 +9,7 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 from examples.google_api.discovery import load_document
 from model_handlers.errors import UsageError
 from pipelines import batch_local, stream_local
+from pipelines.beam_args import given_flags
 from pipelines.command import Command
 from pipelines.flags import parse
 from pipelines.launch_options import LaunchOptions
@@ -33,6 +34,7 @@ EVERYTHING = GIVEN | {
     "number_of_worker_harness_threads": 4,
     "sdk_harness_log_level_overrides": {"a": "DEBUG"},
     "enable_hot_key_logging": True,
+    "pipeline_type_check": False,
     "resource_hints": ["min_ram=4GB", "accelerator=type:a;count:1"],
     "update": True,
     "transform_name_mapping": {"old": "new"},
@@ -78,9 +80,23 @@ def test_every_flag_has_its_place() -> None:
         "number_of_worker_harness_threads=4",
         'sdk_harness_log_level_overrides={"a": "DEBUG"}',
         "enable_hot_key_logging=true",
+        "no_pipeline_type_check=true",
         "resource_hints=min_ram=4GB",
         "resource_hints=accelerator=type:a;count:1",
     }
+
+
+def test_beam_reads_its_options_as_they_were_given() -> None:
+    argv = ["--no_pipeline_type_check", "--worker_disk_type", "a/b", "--profile_cpu"]
+    argv += ["--resource_hints", "min_ram=4GB", "--resource_hints", "accelerator=type:a;count:1"]
+    argv += ["--sdk_harness_log_level_overrides", '{"a.b": "DEBUG"}', "--profile_sample_rate", "1"]
+    argv += ["--gcs_custom_audit_entry", "a=b c,d"]
+    given = given_flags(argv)
+    environment = launch_request(PATH, GIVEN | given, {}, streaming=False)["launchParameter"][
+        "environment"
+    ]
+    options = [f"--{option}" for option in environment["additionalPipelineOptions"]]
+    assert given_flags([option.removesuffix("=true") for option in options]) == given
 
 
 def environment_of(flags: dict[str, Any], *, streaming: bool) -> Any:
