@@ -1,9 +1,10 @@
-"""What each pipeline cannot do without, told of all that is missing at once."""
+"""What each pipeline cannot do without, and which of its flags do not go together."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from pipelines.destinations import writes_bigquery
 from pipelines.flags import Parsed, require
 from pipelines.options import (
     EndpointOptions,
@@ -14,15 +15,27 @@ from pipelines.options import (
     StreamSinkOptions,
     StreamSourceOptions,
 )
+from pipelines.sources import reads_bigquery
+from pipelines.subscription import check_source
 
 
 def require_flags(name: str, parsed: Parsed, program: str | None = None, **also: Any) -> None:
     """A pipeline's name and flags -> nothing, or one UsageError with all that are missing.
 
+    Then the others are looked at: a template is not launched with what the launcher would refuse.
+
     program: what is to be typed, if not the pipeline's own command. also: what it needs besides.
     """
-    flags = _of_stream(parsed) if name.startswith("stream") else _of_batch(parsed)
+    streams = name.startswith("stream")
+    flags = _of_stream(parsed) if streams else _of_batch(parsed)
     require(program or name, **flags, **also)
+    if streams:
+        topics = [parsed.get(StreamSinkOptions).output_topic]
+        topics += [parsed.get(StreamFailureOptions).dead_letter_topic]
+        check_source(parsed.get(StreamSourceOptions), topics)
+    else:
+        reads_bigquery(parsed)
+        writes_bigquery(parsed)
 
 
 def _of_batch(parsed: Parsed) -> dict[str, Any]:

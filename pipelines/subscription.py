@@ -7,7 +7,7 @@ import math
 import re
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -59,6 +59,23 @@ def check_subscription(subscription: Any, output_topics: list[str]) -> None:
         )
 
 
+def check_source(options: StreamSourceOptions, output_topics: Sequence[str | None]) -> None:
+    """Flags and the topics written -> nothing, or UsageError where they do not go together."""
+    topic = options.input_topic
+    if (options.input_subscription is None) == (topic is None):
+        raise UsageError("expected one of --input_subscription and --input_topic")
+    if topic is None:
+        if options.create_subscription:
+            raise UsageError("--create_subscription is for --input_topic")
+    elif not options.create_subscription:
+        raise UsageError(
+            "--input_topic alone has no messages: say --create_subscription to make a subscription "
+            "of its own, or --input_subscription"
+        )
+    elif topic in output_topics:
+        raise UsageError(f"{topic} is input and output: choose another topic")
+
+
 def open_subscription(
     options: StreamSourceOptions, cloud: Cloud, output_topics: list[str]
 ) -> tuple[str, bool]:
@@ -66,11 +83,8 @@ def open_subscription(
 
     Raises UsageError, InputError.
     """
-    if (options.input_subscription is None) == (options.input_topic is None):
-        raise UsageError("expected one of --input_subscription and --input_topic")
+    check_source(options, output_topics)
     if options.input_topic is None:
-        if options.create_subscription:
-            raise UsageError("--create_subscription is for --input_topic")
         name = options.input_subscription or ""
         with told_as(InputError, f"subscription {name} cannot be read"):
             found = cloud.subscriber().get_subscription(
@@ -78,13 +92,6 @@ def open_subscription(
             )
         check_subscription(found, output_topics)
         return name, False
-    if not options.create_subscription:
-        raise UsageError(
-            "--input_topic alone has no messages: say --create_subscription to make a subscription "
-            "of its own, or --input_subscription"
-        )
-    if options.input_topic in output_topics:
-        raise UsageError(f"{options.input_topic} is input and output: choose another topic")
     project, topic = re.fullmatch(r"projects/(.+)/topics/(.+)", options.input_topic).groups()  # type: ignore[union-attr]
     name = f"projects/{project}/subscriptions/millrace-{topic[:200]}-{uuid.uuid4().hex[:8]}"
     # The name is new: if it is there, an attempt before this one made it.

@@ -202,6 +202,7 @@ FLAGS = ("--input_files", "gs://b/rows/", "--model", "gs://b/m", "--output_files
 CLOUD = (*PLACE, "--temp_location", "gs://b/tmp")
 BATCH = ("batch_local", *FLAGS, *CLOUD)
 FROM = ("--template", "gs://bucket/launch/batch_local.json")
+STREAM_FROM = ("--template", "gs://bucket/launch/stream_local.json")
 
 
 def test_a_template_is_started_with_what_a_dry_run_shows(templated: World) -> None:
@@ -235,6 +236,8 @@ def test_a_dry_run_of_a_template_shows_no_secret(templated: World) -> None:
         (("--template", "gs://bucket/launch/stream_local.json"), "is for streams"),
         (("--template", "gs://bucket/launch/batch_vertex.json", "--precision", "bf16"), "--precis"),
         ((*FROM, "--setup_file", "./setup.py"), "--setup_file: the template's image has it all"),
+        ((*FROM, "--input_table", "a.b.c"), "--input_files and --input_table: expected one source"),
+        ((*FROM, "--cluster_by", "score"), "--cluster_by and --write_disposition are for --output"),
     ],
 )
 def test_a_template_that_does_not_fit_is_told_before_anything_is_started(
@@ -242,6 +245,29 @@ def test_a_template_that_does_not_fit_is_told_before_anything_is_started(
 ) -> None:
     code, _, err = templated.launch(*BATCH, *argv)
     assert code in (1, 2)
+    assert told in err
+    assert err.count("\n") == 1
+    assert templated.google.calls == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        ((), "--input_topic alone has no messages: say --create_subscription"),
+        (("--input_subscription", "projects/a-project/subscriptions/s"), "expected one of --input"),
+        (
+            ("--create_subscription", "--output_topic", "projects/a-project/topics/t"),
+            "is input and",
+        ),
+    ],
+)
+def test_flags_of_a_stream_that_do_not_go_together_are_told_before_it_is_launched(
+    templated: World, argv: tuple[str, ...], told: str
+) -> None:
+    flags = ("--input_topic", "projects/a-project/topics/t", "--model", "gs://b/m", *CLOUD)
+    sinks = ("--output_files", "gs://b/o", "--dead_letter_files", "gs://b/bad")
+    code, _, err = templated.launch("stream_local", *flags, *sinks, *STREAM_FROM, *argv)
+    assert code == 2
     assert told in err
     assert err.count("\n") == 1
     assert templated.google.calls == []
