@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import orjson
+from google.api_core import exceptions
 
 from cloud.clients import Cloud
 from cloud.errors import retry, told_as
@@ -45,11 +46,14 @@ def write_spec(cloud: Cloud, bucket: str, name: str, spec: dict[str, Any]) -> st
     """A spec -> its address in Cloud Storage. Raises OutputError, CredentialsError."""
     path = f"templates/{name}.json"
     with told_as(OutputError, f"gs://{bucket}/{path} cannot be written"):
-        cloud.storage().bucket(bucket).blob(path).upload_from_string(
-            orjson.dumps(spec, option=orjson.OPT_INDENT_2),
-            "application/json",
-            retry=retry(cloud.retry_seconds),
-        )
+        try:
+            cloud.storage().bucket(bucket).blob(path).upload_from_string(
+                orjson.dumps(spec, option=orjson.OPT_INDENT_2),
+                "application/json",
+                retry=retry(cloud.retry_seconds),
+            )
+        except exceptions.NotFound as error:
+            raise OutputError(f"there is no bucket {bucket}: make it, or name another") from error
     return f"gs://{bucket}/{path}"
 
 

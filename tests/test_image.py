@@ -149,7 +149,9 @@ def test_the_spec_is_written_to_the_bucket(emulators: LocalCloud) -> None:
 
 
 def test_a_bucket_that_is_not_there_is_told(emulators: LocalCloud) -> None:
-    with pytest.raises(OutputError, match=r"gs://no-such/templates/one\.json cannot be written"):
+    with pytest.raises(
+        OutputError, match=r"^there is no bucket no-such: make it, or name another$"
+    ):
         write_spec(emulators.cloud, "no-such", "one", {})
 
 
