@@ -118,7 +118,9 @@ def explain(error: BaseException) -> str:
     text, advice = _text(cause), _advice(cause)
     if cause is not error:
         text, advice = f"gave up after repeated attempts ({text})", advice or "run it again later"
-    return f"{text}; {advice}" if advice else text
+    if not advice:
+        return text
+    return f"{text if text.endswith('...') else text.removesuffix('.')}; {advice}"
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -226,7 +226,7 @@ def test_https_where_plain_http_is_spoken_is_told_at_once(server: Server) -> Non
             "Not found: Table p:d.t; check the project, the dataset, the name and the location",
         ),
         (
-            failure(403, "accessDenied", "Access Denied: Table p:d.t"),
+            failure(403, "accessDenied", "Access Denied: Table p:d.t."),
             "Access Denied: Table p:d.t; grant the account the role that is missing, or use "
             "another --billing_project",
         ),
@@ -235,9 +235,13 @@ def test_https_where_plain_http_is_spoken_is_told_at_once(server: Server) -> Non
             "Quota exceeded: bytes a day; a quota of the project is used up: raise it in the "
             "console, or wait",
         ),
-        (failure(400, "invalid", "Bad:\n int64\tout of range"), "Bad: int64 out of range"),
+        (
+            failure(404, "notFound", "x" * 301),
+            f"{'x' * 300}...; check the project, the dataset, the name and the location",
+        ),
+        (failure(400, "invalid", "Bad:\n int64\tout of range."), "Bad: int64 out of range."),
     ],
-    ids=["missing", "denied", "quota", "lines"],
+    ids=["missing", "denied", "quota", "long", "lines"],
 )
 def test_an_error_is_explained_in_a_line_without_the_url(
     server: Server, answer: Answer, said: str

@@ -272,7 +272,7 @@ def test_faults_of_the_network_are_waited_out_longer_and_longer(world: World) ->
     screen = Screen(world.out, world.line)
     assert Monitor(world.jobs, screen, poll_seconds=30.0, sleep=world.sleep).follow(found) == DONE
     assert world.slept[:4] == [60.0, 120.0, 240.0, 300.0]
-    assert "Dataflow does not answer (Try later.); tried again in 120 s" in world.out.getvalue()
+    assert "Dataflow does not answer (Try later); tried again in 120 s" in world.out.getvalue()
 
 
 def test_a_stream_shows_latency_backlog_and_dead_letters_until_it_drains(world: World) -> None:
