@@ -169,7 +169,7 @@ def score_stream(
     Raises InputError, OutputError, UsageError: whatever would fail the run is told
     before it starts.
     """
-    in_process, run = _runs_here(options), parsed.get(StreamRunOptions)
+    run = parsed.get(StreamRunOptions)
     run_id = run.run_id or f"{utc_now():%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
     provenance = Provenance.of(manifest, run_id, name)
     schema = output_schema(fields, manifest, provenance, None)
@@ -186,40 +186,60 @@ def score_stream(
         failure_sinks=sinks[1],
     )
     if is_dry_run(options) or options.view_as(GoogleCloudOptions).update:
-        source = parsed.get(StreamSourceOptions)
-        facts = JobFacts.of(provenance, subscription=source.input_subscription)
-        # That of a topic is made when the stream is started.
-        place = source.input_subscription or f"{source.input_topic}".replace(
-            "/topic", "/subscription"
-        )
-        planned = _pipeline(parsed, options, facts, score(source=ReadMessages(place)))
-        if options.view_as(GoogleCloudOptions).update:
-            check_update(planned, cloud)
+        _look_at(parsed, options, provenance, score, cloud)
         if is_dry_run(options):
-            print(describe(planned, facts))
             return
     cluster_by = parsed.get(StreamSinkOptions).cluster_by or ()
     prepare_sinks(*sinks, schema, fields, cluster_by, cloud)
     reader = label_value(f"{name}-{run_id}")
     with _subscription(parsed, options, reader, sinks, cloud) as (subscription, made, labelled):
-        if in_process:
-            pipeline = beam.Pipeline(options=options)
-            hold = (score.keywords["max_batch_wait_ms"] or 0) / 1000
-            with open_intake(cloud, subscription, hold) as intake:
-                pipeline | "ScoreStream" >> score(source=PullMessages(intake))
-                watch(pipeline, intake, Reading(subscription, reader, made, cloud), run)
+        if _runs_here(options):
+            reading = Reading(subscription, reader, made, cloud)
+            _run_here(options, score, reading, run)
             return
         facts = JobFacts.of(provenance, subscription=subscription)
         pipeline = _pipeline(parsed, options, facts, score(source=ReadMessages(subscription)))
-        if runs_on_dataflow(options):
+        followed = runs_on_dataflow(options)
+        if followed:
             start(pipeline, facts)
         else:
             pipeline.run()
-        after = left_behind(
-            subscription, made=made, labelled=labelled, followed=runs_on_dataflow(options)
-        )
+        after = left_behind(subscription, made=made, labelled=labelled, followed=followed)
         if after:
             tell(after)
+
+
+def _look_at(
+    parsed: Parsed,
+    options: PipelineOptions,
+    provenance: Provenance,
+    score: functools.partial[ScoreStream],
+    cloud: Cloud,
+) -> None:
+    """A run that is not started yet -> told, or compared with the job that it would replace."""
+    source = parsed.get(StreamSourceOptions)
+    # That of a topic is made when the stream is started.
+    place = source.input_subscription or f"{source.input_topic}".replace("/topic", "/subscription")
+    facts = JobFacts.of(provenance, subscription=source.input_subscription)
+    planned = _pipeline(parsed, options, facts, score(source=ReadMessages(place)))
+    if options.view_as(GoogleCloudOptions).update:
+        check_update(planned, cloud)
+    if is_dry_run(options):
+        print(describe(planned, facts))
+
+
+def _run_here(
+    options: PipelineOptions,
+    score: functools.partial[ScoreStream],
+    reading: Reading,
+    run: StreamRunOptions,
+) -> None:
+    """A stream in this process -> run to its end."""
+    pipeline = beam.Pipeline(options=options)
+    hold = (score.keywords["max_batch_wait_ms"] or 0) / 1000
+    with open_intake(reading.cloud, reading.subscription, hold) as intake:
+        pipeline | "ScoreStream" >> score(source=PullMessages(intake))
+        watch(pipeline, intake, reading, run)
 
 
 def _score(parsed: Parsed, **fields: Any) -> functools.partial[ScoreStream]:
