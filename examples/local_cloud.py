@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -17,7 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,11 +99,26 @@ def _answers(url: str) -> bool:
     return True
 
 
+def free_ports(count: int) -> list[int]:
+    """How many -> ports of the loopback that nobody has, no two the same.
+
+    They are none of those that the system itself gives to connections meanwhile.
+    """
+    found: list[int] = []
+    # Not the generator that tests seed: others look for ports at the same time.
+    chance = random.SystemRandom()
+    with ExitStack() as held:
+        while len(found) < count:
+            probe, port = held.enter_context(socket.socket()), chance.randrange(15_000, 32_000)
+            with suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                found.append(port)
+    return found
+
+
 def free_port() -> int:
-    """Nothing -> a port of the loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Nothing -> a port of the loopback that nobody has."""
+    return free_ports(1)[0]
 
 
 @dataclass(frozen=True)
@@ -138,7 +154,7 @@ def local_cloud(
 
     pubsub_memory: as Java has it. The emulator keeps messages that were acknowledged.
     """
-    rest, grpc, gcs, messages = free_port(), free_port(), free_port(), free_port()
+    rest, grpc, gcs, messages = free_ports(4)
     endpoints = Endpoints(
         f"http://127.0.0.1:{rest}",
         f"127.0.0.1:{grpc}",

@@ -27,9 +27,11 @@ from apache_beam.options.pipeline_options import (
 )
 from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
 from apache_beam.utils.retry import PermanentException
+from google.api_core import exceptions
 
 from cloud.clients import credentials
 from cloud.endpoints import Endpoints, is_plain, rest_url
+from cloud.errors import explain
 from model_handlers.errors import JobError, UsageError, one_line
 from pipelines.beam_args import JobFactOptions, is_dry_run, is_secret, runs_on_dataflow
 from pipelines.cloud_access import connect
@@ -56,6 +58,7 @@ def reach(parsed: Parsed, options: PipelineOptions) -> Endpoints:
     google = options.view_as(GoogleCloudOptions)
     _check_present(options)
     _check_names(google)
+    _check_workers(options.view_as(WorkerOptions))
     if not _on_this_machine(google):
         _check_image(options)
         _check_paths(parsed, google)
@@ -101,6 +104,12 @@ def _check_names(google: GoogleCloudOptions) -> None:
             f"--job_name {google.job_name}: expected small letters, digits and -, a letter first"
         )
     labels_of(google.labels or ())
+
+
+def _check_workers(workers: WorkerOptions) -> None:
+    first, most = workers.num_workers, workers.max_num_workers
+    if first and most and first > most:
+        raise UsageError(f"--num_workers {first} is more than --max_num_workers {most}")
 
 
 def _on_this_machine(google: GoogleCloudOptions) -> bool:
@@ -217,6 +226,10 @@ def start(pipeline: beam.Pipeline, facts: JobFacts, *, as_json: bool = False) ->
             result = pipeline.run()
         except requests.exceptions.RequestException:
             raise
+        except exceptions.Conflict as error:
+            raise JobError(
+                f"{what}: {explain(error)}; choose another --job_name, or --update that job"
+            ) from error
         except (OSError, ValueError, PermanentException) as error:
             raise JobError(f"{what}: {one_line(error)}") from error
     lines = _lines(result.job_id() if result.has_job else None, google, facts)

@@ -11,6 +11,7 @@ from typing import Any
 from model_handlers.errors import UsageError, nearest
 from pipelines.flags import as_text
 from pipelines.job_facts import labels_of
+from pipelines.metadata import TEMPLATES
 
 # Beam's names of options -> those of the template's environment, where the value stays.
 _ENVIRONMENT = {
@@ -142,9 +143,9 @@ def parameters_of(groups: Mapping[type[Any], Any]) -> dict[str, str]:
 
 
 def check_parameters(
-    template: str, spec: Mapping[str, Any], parameters: Mapping[str, str], *, streaming: bool
+    name: str, template: str, spec: Mapping[str, Any], parameters: Mapping[str, str]
 ) -> None:
-    """A template's path and spec file, parameters -> nothing, or one UsageError with all faults.
+    """A pipeline, a template's path and spec file, parameters -> nothing, or one UsageError.
 
     A template may be older or newer than this source, or that of another pipeline.
     """
@@ -154,25 +155,32 @@ def check_parameters(
         raise UsageError(
             f"--template {template} has no parameters in its metadata: make it with `make template`"
         )
-    if bool(metadata.get("streaming")) != streaming:
+    title = str(metadata.get("name", ""))
+    if title in TEMPLATES and TEMPLATES[title].name != name:
+        other = TEMPLATES[title].name
+        raise UsageError(
+            f"--template {template} is that of {other}: expected one of {name}, or "
+            f"python -m pipelines.launch {other}"
+        )
+    if bool(metadata.get("streaming")) != name.startswith("stream"):
         kind = "streams" if metadata.get("streaming") else "batch"
-        raise UsageError(f"--template {template} is for {kind}: {metadata.get('name', '')}")
+        raise UsageError(f"--template {template} is for {kind}: {title}")
     wrong = [
-        f"--{name}: the template has no such parameter{nearest(name, known)}"
-        for name in parameters
-        if name not in known
+        f"--{given}: the template has no such parameter{nearest(given, known)}"
+        for given in parameters
+        if given not in known
     ]
-    for name, parameter in known.items():
-        value = parameters.get(name)
+    for flag, parameter in known.items():
+        value = parameters.get(flag)
         if value is None:
             if not parameter.get("isOptional"):
-                wrong.append(f"--{name} is missing: {parameter.get('helpText', '')}".rstrip(": "))
+                wrong.append(f"--{flag} is missing: {parameter.get('helpText', '')}".rstrip(": "))
             continue
         patterns = parameter.get("regexes", [])
         if not all(re.search(pattern, value) for pattern in patterns):
-            wrong.append(f"--{name}: {value!r} is not of the pattern {' and '.join(patterns)}")
+            wrong.append(f"--{flag}: {value!r} is not of the pattern {' and '.join(patterns)}")
         choices = [option["value"] for option in parameter.get("enumOptions", [])]
         if choices and value not in choices:
-            wrong.append(f"--{name}: {value!r}: expected one of {', '.join(choices)}")
+            wrong.append(f"--{flag}: {value!r}: expected one of {', '.join(choices)}")
     if wrong:
         raise UsageError(f"{template}: {'; '.join(wrong)}")

@@ -90,7 +90,7 @@ def _from_template(name: str, flags: LaunchOptions, own: Parsed, job: Mapping[st
     template = str(flags.template)
     parameters = parameters_of(own.groups)
     request = launch_request(template, job, parameters, streaming=streaming)
-    check_parameters(template, _read_spec(template, own, job), parameters, streaming=streaming)
+    check_parameters(name, template, _read_spec(template, own, job), parameters)
     if job.get("update"):
         _check_update(name, own, job)
     if job.get("dry_run"):

@@ -86,8 +86,8 @@ class Monitor:
         follow it again.
         """
         again = f"follow it again: {attach_command(job.project, job.region, job.ident)}"
-        # What an old job left may be what a run of the same id stages now.
-        saw_it_end = not job.has_ended
+        # What an old batch job left may be what a run of the same id stages now.
+        may_clean_up = job.streaming or not job.has_ended
         try:
             job = self._to_end(job)
         except KeyboardInterrupt:
@@ -98,7 +98,7 @@ class Monitor:
             print(f"error: {error}; the job goes on; {again}", file=sys.stderr)
             return LOST
         self.screen.clear()
-        if saw_it_end and job.state not in ("done", "updated"):
+        if may_clean_up and job.state not in ("done", "updated"):
             # Whoever may not do that learns all the same how the job ended.
             with suppress(MillraceError, OSError), told_as(JobError, "what it left stays"):
                 self._clean_up(job)

@@ -334,6 +334,7 @@ GOOD = {
         ({"region": "us-central1-a"}, 2, "--region us-central1-a: expected a region such as"),
         ({"project": "123456"}, 2, "--project 123456: expected a project's id"),
         ({"job_name": "Fraud_1"}, 2, "--job_name Fraud_1: expected small letters"),
+        ({"num_workers": 9, "max_num_workers": 2}, 2, "--num_workers 9 is more than --max_num_w"),
         ({"labels": "Team=x"}, 2, "--labels Team=x: expected KEY=VALUE"),
         ({"sdk_container_image": None}, 2, "add --sdk_container_image IMAGE"),
         ({"input_files": "/data/rows.parquet"}, 2, "--input_files /data/rows.parquet: workers of"),

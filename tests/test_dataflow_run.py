@@ -298,6 +298,7 @@ def test_a_second_job_of_one_name_is_refused_and_the_first_can_be_cancelled(
     code, _, err = session.submit(stream_local.COMMAND, **flags, allow_shared_subscription=True)
     assert code == 1
     assert "already an active job named the-one" in err
+    assert "choose another --job_name, or --update that job" in err
     assert err.count("\n") == 1
     ask(session, told(out)["job"], JobState.JOB_STATE_CANCELLED)
 

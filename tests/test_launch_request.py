@@ -157,7 +157,7 @@ def spec(name: str) -> dict[str, Any]:
 
 def check(name: str, given: dict[str, str], pipeline: str = "batch_local") -> str:
     try:
-        check_parameters(PATH, spec(name), given, streaming=pipeline.startswith("stream"))
+        check_parameters(pipeline, PATH, spec(name), given)
     except UsageError as error:
         return str(error)
     return ""
@@ -173,10 +173,14 @@ def test_parameters_are_held_against_those_of_the_template() -> None:
 
 
 def test_a_template_of_another_kind_is_refused() -> None:
-    assert "is for streams: Millrace: stream" in check("stream_local", {"model": "m"})
-    assert "is for batch" in check("batch_local", {"model": "m"}, "stream_local")
+    for other in ("batch_vertex", "stream_local"):
+        told = check(other, {"model": "m"})
+        assert f"is that of {other}: expected one of batch_local, or" in told
+    own = {"name": "Mine", "streaming": True, "parameters": [{"name": "model"}]}
+    with pytest.raises(UsageError, match="is for streams: Mine"):
+        check_parameters("batch_local", PATH, {"metadata": own}, {})
     with pytest.raises(UsageError, match="has no parameters in its metadata"):
-        check_parameters(PATH, {"image": "r/i"}, {}, streaming=False)
+        check_parameters("batch_local", PATH, {"image": "r/i"}, {})
 
 
 def test_a_stream_has_its_parameters_too() -> None:
