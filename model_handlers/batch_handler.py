@@ -104,9 +104,9 @@ def outputs_column(
             for part, arrays in parts:
                 whole[part] = arrays[i]
         columns.append(_to_arrow(whole, spec))
-    fields = [pa.field(spec.name, spec.arrow_type) for spec in specs]
+    names = [spec.name for spec in specs]
     return pa.StructArray.from_arrays(
-        columns, fields=fields, mask=None if mask is None else pa.array(mask)
+        columns, names=names, mask=None if mask is None else pa.array(mask)
     )
 
 

@@ -5,6 +5,7 @@ What a row may hold is known, so msgspec reads it without a dict and judges type
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import chain
@@ -29,6 +30,7 @@ class NamedRows:
         names = (*row_format.names, *dict(row_format.columns))
         # msgspec takes no names that JSON has to escape.
         self._able = row_format.plain and all(is_bare(name) for name in names)
+        self._pack = struct.Struct(f"={len(row_format.names)}d").pack
 
     @cached_property
     def _decode(self) -> Callable[[bytes], msgspec.Struct]:
@@ -60,7 +62,17 @@ class NamedRows:
         # No more colons than keys: then none is there twice, and none as null.
         if count_colons(bodies) != keys:
             return None
-        values = list(chain.from_iterable(map(itemgetter(slice(width)), rows)))
+        try:
+            # To be taken by Arrow as they are: in half the time that a list of floats takes.
+            packed = b"".join([self._pack(*row[:width]) for row in rows])
+        except struct.error:
+            # Some are null.
+            cells = list(chain.from_iterable(map(itemgetter(slice(width)), rows)))
+            values = pa.array(cells, pa.float64())
+        else:
+            values = pa.Array.from_buffers(
+                pa.float64(), len(rows) * width, [None, pa.py_buffer(packed)]
+            )
         return plain_columns(values, kept, self._format)
 
 

@@ -28,6 +28,8 @@ from transforms.validate import VECTOR_COLUMN
 _MISSING = object()
 _PLAIN = {float, int}
 _PLAIN_OR_NULL: set[type] = {float, int, type(None)}
+# What Arrow raises of values that do not fit a type.
+_REFUSED = (pa.ArrowException, ValueError, OverflowError)
 # What of a kept column Arrow takes just as the slower reading does.
 _PLAIN_OF: dict[pa.DataType, set[type]] = {
     pa.string(): {str, type(None)},
@@ -113,21 +115,23 @@ def read_plain(rows: Sequence[Any], row_format: RowFormat) -> dict[str, pa.Array
         # Arrow would take bytes for a text, a truth for a number, and half of 1.5.
         if not {*map(type, cells)} <= _PLAIN_OF[kind]:
             return None
-    return plain_columns(values, kept, row_format)
+    try:
+        # An integer that would be rounded is an error.
+        return plain_columns(pa.array(values, pa.float64()), kept, row_format)
+    except _REFUSED:
+        return None
 
 
 def plain_columns(
-    values: Sequence[Any], kept: Sequence[Sequence[Any]], row_format: RowFormat
+    values: pa.DoubleArray, kept: Sequence[Sequence[Any]], row_format: RowFormat
 ) -> dict[str, pa.Array] | None:
     """Features, of one row after the other, and cells of each further column -> the columns.
 
-    None if a value does not fit its type.
+    None if a cell does not fit its type.
     """
     rows = len(values) // len(row_format.names)
     try:
-        # An integer that would be rounded is an error.
-        cells = pa.array(values, pa.float64())
-        matrix = pa.FixedSizeListArray.from_arrays(cells, len(row_format.names))
+        matrix = pa.FixedSizeListArray.from_arrays(values, len(row_format.names))
         columns = {VECTOR_COLUMN: matrix}
         for name in row_format.keep:
             if name in row_format.features:
@@ -135,7 +139,7 @@ def plain_columns(
         for (name, kind), column in zip(row_format.columns, kept, strict=True):
             absent = column.count(None) == rows
             columns[name] = pa.nulls(rows, kind) if absent else pa.array(column, kind)
-    except (pa.ArrowException, ValueError, OverflowError):
+    except _REFUSED:
         return None
     return columns
 

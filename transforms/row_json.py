@@ -62,7 +62,7 @@ def _constant_cell(column: pa.Array) -> bytes | None:
     if column.type == UTC_MICROSECONDS:
         moments = column.view(pa.int64()).to_numpy()
         if len(moments) == 1 or (moments == moments[0]).all():
-            return _moments(column[:1])[0]
+            return _times(moments[:1], in_utc=True)[0]
     return None
 
 
@@ -100,7 +100,11 @@ def _moments(column: pa.Array) -> list[bytes]:
     in_utc = column.type.tz is not None
     if column.type.unit != "us":
         column = column.cast(pa.timestamp("us"), safe=False)
-    moments = column.view(pa.int64()).to_numpy().view("M8[us]")
+    return _times(column.view(pa.int64()).to_numpy(), in_utc)
+
+
+def _times(microseconds: np.ndarray, in_utc: bool) -> list[bytes]:
+    moments = microseconds.view("M8[us]")
     try:
         return _json(moments, orjson.OPT_NAIVE_UTC if in_utc else 0)[1:-1].split(b",")
     except orjson.JSONEncodeError:
