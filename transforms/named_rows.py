@@ -8,8 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from itertools import chain
-from operator import itemgetter
+from math import nan
 from typing import Any
 
 import msgspec
@@ -30,6 +29,7 @@ class NamedRows:
         names = (*row_format.names, *dict(row_format.columns))
         # msgspec takes no names that JSON has to escape.
         self._able = row_format.plain and all(is_bare(name) for name in names)
+        # As Arrow has them, in half the time that it takes for a list of floats.
         self._pack = struct.Struct(f"={len(row_format.names)}d").pack
 
     @cached_property
@@ -52,27 +52,29 @@ class NamedRows:
         """
         if not self._able:
             return None
+        width, rows, nulls = len(self._format.names), len(bodies), False
+        packed, rest = [], []
         try:
-            rows = [msgspec.structs.astuple(self._decode(body)) for body in bodies]
+            # Row by row: values that live on until all are read no longer fit into the caches.
+            for body in bodies:
+                row = msgspec.structs.astuple(self._decode(body))
+                try:
+                    packed.append(self._pack(*row[:width]))
+                except struct.error:
+                    packed.append(
+                        self._pack(*(nan if cell is None else cell for cell in row[:width]))
+                    )
+                    nulls = True
+                rest.append(row[width:])
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
-        width = len(self._format.names)
-        kept = [list(map(itemgetter(i), rows)) for i in range(width, len(rows[0]))]
-        keys = len(rows) * width + sum(len(cells) - cells.count(None) for cells in kept)
+        kept = list(zip(*rest, strict=True))
+        keys = rows * width + sum(rows - cells.count(None) for cells in kept)
         # No more colons than keys: then none is there twice, and none as null.
         if count_colons(bodies) != keys:
             return None
-        try:
-            # To be taken by Arrow as they are: in half the time that a list of floats takes.
-            packed = b"".join([self._pack(*row[:width]) for row in rows])
-        except struct.error:
-            # Some are null.
-            cells = list(chain.from_iterable(map(itemgetter(slice(width)), rows)))
-            values = pa.array(cells, pa.float64())
-        else:
-            values = pa.Array.from_buffers(
-                pa.float64(), len(rows) * width, [None, pa.py_buffer(packed)]
-            )
+        # JSON has no NaN: what is one was null.
+        values = pa.array(np.frombuffer(b"".join(packed)), from_pandas=nulls)
         return plain_columns(values, kept, self._format)
 
 
