@@ -116,7 +116,9 @@ def score_rows(
         source = open_files(parsed, manifest, fields, provenance)
     schema = output_schema(fields, manifest, provenance, source.schema)
     table_cloud = cloud if writes_bigquery(parsed) else None
-    destinations = open_destinations(parsed, attempt, schema, fields.time_column, table_cloud)
+    destinations = open_destinations(
+        parsed, attempt, schema, provenance, fields.time_column, table_cloud
+    )
     for destination in () if is_dry_run(options) else destinations:
         destination.prepare()
     report = report_folder(destinations)
@@ -177,7 +179,7 @@ def run(graph: ScoreRows, options: PipelineOptions, parsed: Parsed) -> None:
     begin = time.monotonic()
     try:
         if runs_on_dataflow(options):
-            start(pipeline, facts, as_json=as_json)
+            start(pipeline, facts, parsed, as_json=as_json)
             return
         _run_to_end(pipeline, graph, options, debug=parsed.get(RunOptions).debug)
     except BaseException:

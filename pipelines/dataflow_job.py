@@ -11,7 +11,8 @@ import os
 import re
 import uuid
 from collections.abc import Iterator
-from dataclasses import fields
+from contextlib import nullcontext
+from dataclasses import fields, replace
 from typing import Any
 
 import apache_beam as beam
@@ -36,9 +37,10 @@ from model_handlers.errors import JobError, UsageError, one_line
 from pipelines.beam_args import JobFactOptions, is_dry_run, is_secret, runs_on_dataflow
 from pipelines.cloud_access import connect
 from pipelines.flags import Parsed
-from pipelines.job_facts import PREFIX, JobFacts, attach_command, console_link, labels_of
+from pipelines.job_facts import PREFIX, JobFacts, labels_of
+from pipelines.job_links import links, starting
 from pipelines.jobs import DEVELOPER, told
-from pipelines.options import DeviceOptions
+from pipelines.options import CloudOptions, DeviceOptions
 from transforms.commit_files import RunFolder, check_writable, discard
 
 # What a job with `--device cuda` gets where no flag says otherwise: it fits the default machines.
@@ -210,18 +212,24 @@ def ask_for_accelerator(parsed: Parsed, options: PipelineOptions) -> None:
         standard.resource_hints = [*(standard.resource_hints or ()), ACCELERATOR]
 
 
-def start(pipeline: beam.Pipeline, facts: JobFacts, *, as_json: bool = False) -> None:
-    """A pipeline with its facts -> a job, told on standard output. Nothing waits for it.
+def start(
+    pipeline: beam.Pipeline, facts: JobFacts, parsed: Parsed, *, as_json: bool = False
+) -> None:
+    """A pipeline with its facts and flags -> a job, told on standard output. Nothing waits for it.
 
-    With --template_location the job is written there, and nothing is started. Raises JobError.
+    With --template_location the job is written there, and nothing is started. Raises JobError,
+    KeyboardInterrupt with how to look for the job.
     """
     google = pipeline.options.view_as(GoogleCloudOptions)
+    place, endpoints = (google.project, _region(google) or ""), _endpoints(parsed, google)
+    is_made = google.template_location is None
     log = logging.getLogger("apache_beam")
     if log.level == logging.CRITICAL:
         # Beam logs what Dataflow answers before it raises it.
         log.setLevel(logging.CRITICAL + 1)
     what = f"job {google.job_name} cannot be started"
-    with told(what, DEVELOPER):
+    may_be_there = starting(*place, google.job_name, endpoints) if is_made else nullcontext()
+    with told(what, DEVELOPER), may_be_there:
         try:
             result = pipeline.run()
         except requests.exceptions.RequestException:
@@ -232,23 +240,30 @@ def start(pipeline: beam.Pipeline, facts: JobFacts, *, as_json: bool = False) ->
             ) from error
         except (OSError, ValueError, PermanentException) as error:
             raise JobError(f"{what}: {one_line(error)}") from error
-    lines = _lines(result.job_id() if result.has_job else None, google, facts)
+    job = result.job_id() if result.has_job else None
+    lines = _lines(job, google, facts)
+    if job is not None:
+        lines |= links(*place, job, endpoints)
     if as_json:
         print(orjson.dumps(lines).decode())
     else:
         print("\n".join(f"{name:<13} {value}" for name, value in lines.items()))
 
 
+def _endpoints(parsed: Parsed, google: GoogleCloudOptions) -> Endpoints:
+    """Flags -> where the services are. Of Dataflow's address Beam has a flag of its own."""
+    endpoints = Endpoints.resolve(parsed.get(CloudOptions).api_endpoints or ())
+    aimed = google.get_all_options(drop_default=True).get("dataflow_endpoint")
+    return replace(endpoints, dataflow=aimed) if aimed else endpoints
+
+
 def _lines(job: str | None, google: GoogleCloudOptions, facts: JobFacts) -> dict[str, str]:
     """A started job, or none where it was written -> what its user has to know."""
-    place = (google.project, _region(google) or "", job or "")
     found = {"template": google.template_location} if job is None else {"job": job}
     found |= {"name": google.job_name, "run": facts.run_id}
     for name in ("report", "subscription"):
         if (value := getattr(facts, name)) is not None:
             found[name] = value
-    if job is not None:
-        found |= {"console": console_link(*place), "follow": attach_command(*place)}
     return found
 
 

@@ -118,13 +118,3 @@ def _labels_of_dict(text: str) -> dict[str, str]:
     raise UsageError(
         f"--labels {text}: expected KEY=VALUE of small letters, digits, _ and -, a letter first"
     )
-
-
-def console_link(project: str, region: str, job_id: str) -> str:
-    """A job -> its page in the console."""
-    return f"https://console.cloud.google.com/dataflow/jobs/{region}/{job_id}?project={project}"
-
-
-def attach_command(project: str, region: str, job_id: str) -> str:
-    """A job -> the command that follows it."""
-    return f"python -m pipelines.launch --attach {job_id} --project {project} --region {region}"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from google.api_core import exceptions
 
 from cloud.clients import REQUEST_SECONDS, Cloud
+from cloud.dataflow_lists import not_listed, read_jobs
 from cloud.errors import explain, is_passing, retry, told_as
 from cloud.monitoring import latest
 from model_handlers.errors import JobError, UsageError
@@ -90,7 +91,8 @@ class Jobs:
     def find(self, ident: str, region: str | None) -> Job:
         """A job's id or name, its region if it is known -> the job, whole.
 
-        By name the newest. Raises UsageError where there is none, JobError, CredentialsError.
+        By name the newest. Raises UsageError where there is none, CredentialsError, and JobError
+        where it may be in a region that could not be listed.
         """
         with told(f"job {ident} cannot be looked at", VIEWER):
             if region is not None and _ID.fullmatch(ident):
@@ -99,8 +101,13 @@ class Jobs:
                 except (exceptions.NotFound, exceptions.BadRequest):
                     pass
             name = None if _ID.fullmatch(ident) else ident
-            found = [job for job in self.listed(name) if ident in (job.ident, job.name)]
+            listed, unseen = self.listed(name)
+            found = [job for job in listed if ident in (job.ident, job.name)]
             here = [job for job in found if region in (None, job.region)]
+            # An id is that of one job, but of a name the newest may not be listed.
+            may_lack = bool(unseen) and region in (None, *unseen)
+            if may_lack and (name is not None or not here):
+                raise exceptions.ServiceUnavailable(not_listed(unseen))
             if here:
                 newest = max(here, key=lambda job: job.created)
                 return self.get(newest.ident, newest.region, whole=True)
@@ -111,8 +118,8 @@ class Jobs:
             f"gcloud dataflow jobs list --project {self.cloud.project} lists them"
         )
 
-    def listed(self, name: str | None = None) -> list[Job]:
-        """A name, or none for all -> jobs of all regions, without facts and steps."""
+    def listed(self, name: str | None = None) -> tuple[list[Job], list[str]]:
+        """A name, or none for all -> jobs, without facts and steps; regions without an answer."""
         from google.cloud.dataflow_v1beta3 import JobView, ListJobsRequest
 
         request = ListJobsRequest(
@@ -121,8 +128,9 @@ class Jobs:
             page_size=_MOST_LISTED,
             name=name,
         )
-        pages = self._clients.jobs.aggregated_list_jobs(request=request, **self._patience)
-        return [_job(job) for job, _ in zip(pages, range(_MOST_LISTED), strict=False)]
+        answer = self._clients.jobs.aggregated_list_jobs(request=request, **self._patience)
+        jobs, unseen = read_jobs(answer.pages, most=_MOST_LISTED)
+        return list(map(_job, jobs)), unseen
 
     def active(self, name: str, region: str) -> list[Job]:
         """A job's name and region -> those that have not ended: while one is replaced, two."""
@@ -134,8 +142,11 @@ class Jobs:
             filter=ListJobsRequest.Filter.ACTIVE,
             view=JobView.JOB_VIEW_SUMMARY,
         )
-        listed = self._clients.jobs.list_jobs(request=request, **self._patience)
-        return [_job(job) for job in listed if job.name == name]
+        answer = self._clients.jobs.list_jobs(request=request, **self._patience)
+        jobs, unseen = read_jobs(answer.pages)
+        if unseen:
+            raise exceptions.ServiceUnavailable(not_listed(unseen))
+        return [_job(job) for job in jobs if job.name == name]
 
     def metrics(self, job: Job) -> Metrics:
         """A job -> its metrics."""

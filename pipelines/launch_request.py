@@ -43,6 +43,13 @@ _OF_SOURCE = (
     *("setup_file", "requirements_file", "extra_packages", "template_location"),
     "prebuild_sdk_container_engine",
 )
+# Beam's flag is for who submits the job. Of a template that is the launcher, in the service; the
+# launch, and all that is looked at before and after it, is asked for by this machine.
+_IMPERSONATE = (
+    "--impersonate_service_account: a template is launched with the credentials of this machine: "
+    "leave it out, and say `gcloud auth application-default login --impersonate-service-account "
+    "ACCOUNT` before; the job runs as --service_account_email"
+)
 _MODES = {
     True: "STREAMING_MODE_AT_LEAST_ONCE",
     False: "STREAMING_MODE_EXACTLY_ONCE",
@@ -66,6 +73,8 @@ def launch_request(
         for name in _OF_SOURCE
         if flags.get(name)
     ]
+    if flags.get("impersonate_service_account"):
+        wrong.append(_IMPERSONATE)
     wrong += [
         f"--{name}: {flags[name]!r}: expected a path gs://BUCKET/..."
         for name in ("temp_location", "staging_location")

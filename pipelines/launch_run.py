@@ -7,9 +7,9 @@ import functools
 import importlib
 import io
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TextIO
 
 import orjson
 from google.api_core import exceptions
@@ -19,7 +19,7 @@ from cloud.endpoints import Endpoints
 from cloud.errors import retry, told_as
 from model_handlers.errors import InputError, MillraceError, UsageError
 from pipelines.flags import Parsed, require
-from pipelines.job_facts import attach_command, console_link
+from pipelines.job_links import attach_command, console_link, interrupted, links, starting
 from pipelines.jobs import Jobs
 from pipelines.launch import PIPELINES
 from pipelines.launch_options import AttachOptions, LaunchOptions
@@ -79,9 +79,11 @@ def _run(name: str, parsed: Parsed) -> None:
 
 
 def _from_source(name: str, flags: LaunchOptions, own: Parsed, job: Mapping[str, Any]) -> int:
-    _run(name, own)
     if not flags.wait or job.get("dry_run") or job.get("template_location"):
+        _run(name, own)
         return 0
+    with contextlib.redirect_stdout(_for_people(own)):
+        _run(name, _without_json(own))
     return _follow(Jobs(_cloud(own, job)), job["job_name"], job["region"], flags, own)
 
 
@@ -97,30 +99,26 @@ def _from_template(name: str, flags: LaunchOptions, own: Parsed, job: Mapping[st
         print(orjson.dumps(_shown(request), option=orjson.OPT_INDENT_2).decode())
         return 0
     jobs = Jobs(_cloud(own, job))
-    by_name = attach_command(job["project"], job["region"], job["job_name"])
-    with _interrupted(f"the job may have been started; follow it: {by_name}"):
+    endpoints = jobs.cloud.endpoints
+    place = (job["project"], job["region"])
+    with starting(*place, job["job_name"], endpoints):
         ident = jobs.launch(request)
-    place = (job["project"], job["region"], ident)
-    told = {
-        "job": ident,
-        "name": job["job_name"],
-        "console": console_link(*place),
-        "follow": attach_command(*place),
-    }
-    if _as_json(own):
-        print(orjson.dumps(told).decode())
-    else:
-        print("\n".join(f"{key:<13} {value}" for key, value in told.items()), flush=True)
+    told = {"job": ident, "name": job["job_name"], **links(*place, ident, endpoints)}
+    lines = "\n".join(f"{key:<13} {value}" for key, value in told.items())
     if not flags.wait:
+        print(orjson.dumps(told).decode() if _as_json(own) else lines)
         return 0
+    print(lines, file=_for_people(own), flush=True)
     return _follow(jobs, ident, job["region"], flags, own)
 
 
 def _follow(jobs: Jobs, ident: str, region: str, flags: LaunchOptions, own: Parsed) -> int:
     """A job that was started, by id or name -> the exit code, when it has ended."""
-    again = f"the job goes on; follow it: {attach_command(jobs.cloud.project, region, ident)}"
+    cloud = jobs.cloud
+    command = attach_command(cloud.project, region, ident, cloud.endpoints)
+    again = f"the job goes on; follow it: {command}"
     try:
-        with _interrupted(again):
+        with interrupted(again):
             job = jobs.find(ident, region)
     except MillraceError as error:
         print(f"error: {error}; {again}", file=sys.stderr)
@@ -141,15 +139,6 @@ def _shown(request: Mapping[str, Any]) -> dict[str, Any]:
             for name, option in zip(names, options, strict=True)
         ]
     return {**request, "launchParameter": {**launched, "environment": environment}}
-
-
-@contextlib.contextmanager
-def _interrupted(told: str) -> Iterator[None]:
-    """What Ctrl-C in the block leaves behind -> told where it comes."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(told) from None
 
 
 def _read_spec(template: str, own: Parsed, job: Mapping[str, Any]) -> dict[str, Any]:
@@ -202,13 +191,25 @@ def _as_json(own: Parsed) -> bool:
     return any(getattr(group, "json_summary", False) for group in own.groups.values())
 
 
+def _without_json(own: Parsed) -> Parsed:
+    """Flags -> the same, with lines for people."""
+    groups = {
+        kind: replace(group, json_summary=False) if hasattr(group, "json_summary") else group
+        for kind, group in own.groups.items()
+    }
+    return replace(own, groups=groups)
+
+
+def _for_people(own: Parsed) -> TextIO:
+    """Flags -> where lines are told that are not the report, which standard output may be for."""
+    return sys.stderr if _as_json(own) else sys.stdout
+
+
 def _monitor(jobs: Jobs, poll_seconds: int, own: Parsed) -> Monitor:
     seconds = min(jobs.cloud.retry_seconds, _POLL_RETRY_SECONDS)
     jobs = Jobs(replace(jobs.cloud, retry_seconds=seconds))
-    as_json = _as_json(own)
-    # Standard output is for the report then.
-    screen = Screen(out=sys.stderr) if as_json else Screen()
-    return Monitor(jobs, screen, poll_seconds=float(poll_seconds), json_summary=as_json)
+    screen = Screen(out=_for_people(own))
+    return Monitor(jobs, screen, poll_seconds=float(poll_seconds), json_summary=_as_json(own))
 
 
 def attach(parsed: Parsed) -> int:

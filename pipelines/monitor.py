@@ -21,7 +21,8 @@ from google.api_core import exceptions
 from cloud.endpoints import Endpoints
 from cloud.errors import explain, is_passing, told_as
 from model_handlers.errors import CredentialsError, JobError, MillraceError
-from pipelines.job_facts import attach_command, console_link, label_value
+from pipelines.job_facts import label_value
+from pipelines.job_links import attach_command, console_link
 from pipelines.job_messages import reasons
 from pipelines.job_progress import Look, batch_line, elapsed, stream_line
 from pipelines.jobs import VIEWER, Job, Jobs, told
@@ -85,7 +86,7 @@ class Monitor:
         Raises JobError where it failed, TooManyDeadLetters, KeyboardInterrupt with how to
         follow it again.
         """
-        again = f"follow it again: {attach_command(job.project, job.region, job.ident)}"
+        again = f"follow it again: {self._attach(job, job.ident)}"
         # What an old batch job left may be what a run of the same id stages now.
         may_clean_up = job.streaming or not job.has_ended
         try:
@@ -189,7 +190,7 @@ class Monitor:
         took = elapsed(job.seconds(self.now()))
         if job.state == "updated":
             # Who replaces it has its name, and may not be told at once.
-            follow = attach_command(job.project, job.region, job.replaced_by or job.name)
+            follow = self._attach(job, job.replaced_by or job.name)
             by = f": replaced by {job.replaced_by}" if job.replaced_by else ""
             self.screen.say(f"updated after {took}{by}; follow the new job: {follow}")
             return DONE
@@ -250,6 +251,9 @@ class Monitor:
 
             reader = label_value(f"{facts.pipeline}-{facts.run_id}")
             release(facts.subscription, reader, self.jobs.cloud)
+
+    def _attach(self, job: Job, ident: str) -> str:
+        return attach_command(job.project, job.region, ident, self._endpoints)
 
     @property
     def _endpoints(self) -> Endpoints:

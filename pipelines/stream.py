@@ -201,7 +201,7 @@ def score_stream(
         pipeline = _pipeline(parsed, options, facts, score(source=ReadMessages(subscription)))
         followed = runs_on_dataflow(options)
         if followed:
-            start(pipeline, facts)
+            start(pipeline, facts, parsed)
         else:
             pipeline.run()
         after = left_behind(subscription, made=made, labelled=labelled, followed=followed)

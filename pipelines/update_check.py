@@ -95,7 +95,7 @@ def check_update(pipeline: beam.Pipeline, cloud: Cloud) -> None:
     with told(f"job {google.job_name} cannot be looked at", VIEWER):
         active = jobs.active(google.job_name, google.region)
         if not active:
-            streams = [job.name for job in jobs.listed() if job.streaming and not job.has_ended]
+            streams = [job.name for job in jobs.listed()[0] if job.streaming and not job.has_ended]
             known = f"; these run: {', '.join(sorted(streams))}" if streams else ""
             raise UsageError(
                 f"--update: no job {google.job_name} runs in {google.region}: say --job_name of "

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from google.api_core import exceptions
+
 from cloud.clients import Cloud
+from cloud.dataflow_lists import not_listed, read_jobs
 from cloud.errors import retry
 from resources.config import Config
 from resources.declaration import declare
@@ -91,7 +94,21 @@ class Jobs:
     config: Config
 
     def running(self) -> list[Job]:
-        """Nothing -> our jobs that have not ended, of all regions, and who reads beside them."""
+        """Nothing -> our jobs that have not ended, of all regions, and who reads beside them.
+
+        Raises ServiceUnavailable where a region goes on not to be listed: jobs may run there.
+        """
+
+        def listed() -> list[Job]:
+            jobs, unseen = self.seen()
+            if unseen:
+                raise exceptions.ServiceUnavailable(not_listed(unseen))
+            return jobs
+
+        return self._retry(listed)()  # type: ignore[no-any-return]
+
+    def seen(self) -> tuple[list[Job], list[str]]:
+        """Nothing -> jobs as `running` tells them, and regions that could not be listed."""
         from google.cloud.dataflow_v1beta3 import JobState, JobView, ListJobsRequest
 
         request = ListJobsRequest(
@@ -100,9 +117,11 @@ class Jobs:
             view=JobView.JOB_VIEW_SUMMARY,
         )
         ours = {r.name for r in declare(self.config) if r.kind == "subscription"}
-        listed = self._clients.jobs.aggregated_list_jobs(request=request, retry=self._retry)
-        every = [self._job(job, JobState(job.current_state).name) for job in listed]
-        return [job for job in every if job.pipeline or ours.intersection(job.subscriptions)]
+        answer = self._clients.jobs.aggregated_list_jobs(request=request, retry=self._retry)
+        jobs, unseen = read_jobs(answer.pages)
+        every = [self._job(job, JobState(job.current_state).name) for job in jobs]
+        kept = [job for job in every if job.pipeline or ours.intersection(job.subscriptions)]
+        return kept, unseen
 
     def usage(self, job: Job) -> Usage:
         """A job -> what it used, zeros where Dataflow does not tell yet."""

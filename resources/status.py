@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from cloud.clients import Cloud
+from cloud.dataflow_lists import not_listed
 from cloud.monitoring import latest
 from model_handlers.errors import CredentialsError, MillraceError
 from resources.declaration import Resource
@@ -32,12 +33,16 @@ class Backlog:
 
 @dataclass
 class Status:
-    """All of it. missing: what was asked for and could not be looked at, with the reason."""
+    """All of it. missing: what was asked for and could not be looked at, with the reason.
+
+    unseen: regions whose jobs could not be listed.
+    """
 
     found: list[tuple[Resource, Found | None]] = field(default_factory=list)
     backlogs: dict[str, Backlog] = field(default_factory=dict)
     jobs: dict[Job, Usage] = field(default_factory=dict)
     lonely: list[str] = field(default_factory=list)
+    unseen: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
     def warnings(self, now: datetime, max_age: timedelta) -> list[str]:
@@ -51,6 +56,7 @@ class Status:
                 if job.age(now) > max_age
             ),
             *shared(list(self.jobs)),
+            *((f"{not_listed(self.unseen)}: there may be more",) if self.unseen else ()),
             *(f"topic {name} has no subscription: its messages are lost" for name in self.lonely),
         ]
 
@@ -91,7 +97,8 @@ def look(
         progress.now("looking at jobs")
         try:
             with told("jobs cannot be looked at", JOBS_ROLE):
-                for job in jobs.running():
+                running, status.unseen = jobs.seen()
+                for job in running:
                     status.jobs[job] = jobs.usage(job)
         except CredentialsError:
             raise

@@ -5,6 +5,7 @@ import bz2
 import contextlib
 import json
 import re
+import shlex
 import struct
 import zlib
 from collections.abc import Iterator
@@ -20,14 +21,15 @@ from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.runners.pipeline_context import PipelineContext
 
 from cloud.clients import Cloud
-from cloud.endpoints import VARIABLES
+from cloud.endpoints import VARIABLES, Endpoints
 from examples.local_cloud import LocalCloud
 from pipelines import batch_local, batch_vertex, stream_local, stream_vertex
 from pipelines.beam_args import beam_options
 from pipelines.command import main
 from pipelines.dataflow_job import ACCELERATOR, ask_for_accelerator
 from pipelines.flags import Parsed
-from pipelines.job_facts import JobFacts, attach_command, console_link, label_value, read_facts
+from pipelines.job_facts import JobFacts, label_value, read_facts
+from pipelines.job_links import attach_command, console_link
 from pipelines.options import DeviceOptions
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -80,7 +82,12 @@ def test_labels_hold_what_google_allows() -> None:
 
 def test_a_job_is_found_again_by_link_and_by_command() -> None:
     assert console_link("p", "r", "j").endswith("/dataflow/jobs/r/j?project=p")
-    assert attach_command("p", "r", "j").endswith("launch --attach j --project p --region r")
+    command = attach_command("p", "r", "j", Endpoints())
+    assert command == "python -m pipelines.launch --attach j --project p --region r"
+    places = Endpoints(dataflow="http://[::1]:1", storage="localhost:2", bigquery="localhost:3")
+    words = shlex.split(attach_command("p", "r", "a job", places))
+    assert words[3:5] == ["--attach", "a job"]
+    assert words[-2:] == ["--api_endpoints", "dataflow=http://[::1]:1,storage=localhost:2"]
 
 
 class Jobs:

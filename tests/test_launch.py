@@ -24,7 +24,7 @@ from examples.google_api.staged_pipeline import ExecutingDataflow, steps
 from examples.local_cloud import LocalCloud
 from model_handlers.errors import JobError, UsageError
 from pipelines.command import main
-from pipelines.job_facts import attach_command
+from pipelines.job_facts import JobFacts
 from pipelines.jobs import Jobs
 from pipelines.launch import PIPELINES, choose
 from pipelines.metadata import TEMPLATES, template
@@ -48,11 +48,20 @@ class World:
     def launch(self, *argv: str) -> tuple[int, str, str]:
         address = self.google.url.replace("127.0.0.1", "localhost")
         endpoints = f"dataflow={address},monitoring={address}{self.more}"
-        command, rest = choose([*argv, "--api_endpoints", endpoints, "--retry_seconds", "2"])
+        return self.run(*argv, "--api_endpoints", endpoints, "--retry_seconds", "2")
+
+    def run(self, *argv: str) -> tuple[int, str, str]:
+        command, rest = choose(argv)
         assert command is not None
         code = main(command, rest)
         out, err = self.capsys.readouterr()
         return code, out, err
+
+    def paste(self, told: str) -> tuple[int, str, str]:
+        """A text that ends with the command that follows a job -> what that command does."""
+        _, _, command = told.rpartition("python -m pipelines.launch ")
+        assert command, told
+        return self.run(*shlex.split(command), "--poll_seconds", "0")
 
 
 @pytest.fixture
@@ -98,13 +107,26 @@ def test_a_start_does_not_wait_and_the_job_can_be_followed_later(
 ) -> None:
     code, out, _ = world.launch("batch_local", *batch, "--json_summary")
     assert code == 0
-    ident = json.loads(out)["job"]
-    world.dataflow.wait(ident)
-    argv = ("--attach", ident, "--project", PROJECT, "--poll_seconds", "0", "--json_summary")
+    told = json.loads(out)
+    world.dataflow.wait(told["job"])
+    argv = ("--attach", told["job"], "--project", PROJECT, "--poll_seconds", "0", "--json_summary")
     code, out, err = world.launch(*argv)
     assert code == 0, err
     # Nothing else is on standard output.
     assert json.loads(out)["rows_scored"] == 1_980
+    code, out, err = world.paste(told["follow"])
+    assert code == 0, err
+    assert re.search(r"\nscored +1,980\n", out)
+
+
+def test_a_launch_that_waits_prints_the_report_and_nothing_else(
+    world: World, batch: list[str]
+) -> None:
+    argv = ("--wait", "--poll_seconds", "0", "--json_summary")
+    code, out, err = world.launch("batch_local", *batch, *argv)
+    assert code == 0, err
+    assert json.loads(out)["rows_scored"] == 1_980
+    assert "\nfollow        python -m pipelines.launch --attach " in err
 
 
 def test_a_job_that_cannot_be_looked_at_after_its_start_goes_on(
@@ -114,7 +136,9 @@ def test_a_job_that_cannot_be_looked_at_after_its_start_goes_on(
     world.google.faults = lambda call: denied if call.method.endswith("aggregated") else None
     code, _, err = world.launch("batch_local", *batch, "--job_name", "a-job", "--wait")
     assert code == 4
-    assert f"the job goes on; follow it: {attach_command(PROJECT, REGION, 'a-job')}" in err
+    assert "the job goes on; follow it: python -m pipelines.launch --attach a-job " in err
+    world.google.faults = lambda _: None
+    assert world.paste(err)[0] == 0
 
 
 def test_too_many_dead_letters_fail_the_launch_that_waits(world: World, batch: list[str]) -> None:
@@ -219,6 +243,37 @@ def test_a_template_is_started_with_what_a_dry_run_shows(templated: World) -> No
     assert (shown["projectId"], shown["location"]) == (PROJECT, REGION)
 
 
+class _Templated(ExecutingDataflow):
+    """What its templates start are runs of ours that have ended. report: where theirs is."""
+
+    report = ""
+
+    def flex_templates_launch(self, call: Call) -> dict[str, Any]:
+        answer = super().flex_templates_launch(call)
+        facts = JobFacts("batch_local", "r1", "fraud 2.0", "ab" * 32, report=self.report)
+        answer["job"]["environment"] = {"sdkPipelineOptions": {"options": facts.options()}}
+        return answer
+
+
+def test_a_template_that_is_waited_for_leaves_the_report_alone_on_standard_output(
+    templated: World, tmp_path: Path
+) -> None:
+    report = {"rows_in": 10, "rows_scored": 10, "rows_dead_lettered": 0}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    with google_api(dataflow := _Templated()) as templated.google:
+        dataflow.report = str(tmp_path / "report.json")
+        argv = ("--wait", "--poll_seconds", "0", "--json_summary")
+        code, out, err = templated.launch(*BATCH, *FROM, *argv)
+        assert code == 0, err
+        assert json.loads(out) == report
+        (ident,) = dataflow.jobs
+        assert f"job           {ident}\n" in err
+        code, out, err = templated.launch(*BATCH, *FROM, "--json_summary")
+        assert code == 0, err
+        code, out, err = templated.paste(f"{json.loads(out)['follow']} --json_summary")
+        assert (code, json.loads(out)) == (0, report), err
+
+
 def test_a_dry_run_of_a_template_shows_no_secret(templated: World) -> None:
     argv = ("--s3_secret_access_key", "hush", "--enable_hot_key_logging", "--dry_run")
     code, out, err = templated.launch(*BATCH, *FROM, *argv)
@@ -236,6 +291,7 @@ def test_a_dry_run_of_a_template_shows_no_secret(templated: World) -> None:
         (("--template", "gs://bucket/launch/stream_local.json"), "is that of stream_local"),
         (("--template", "gs://bucket/launch/batch_vertex.json"), "is that of batch_vertex"),
         ((*FROM, "--setup_file", "./setup.py"), "--setup_file: the template's image has it all"),
+        ((*FROM, "--impersonate_service_account", "a@p"), "gcloud auth application-default login"),
         ((*FROM, "--input_table", "a.b.c"), "--input_files and --input_table: expected one source"),
         ((*FROM, "--cluster_by", "score"), "--cluster_by and --write_disposition are for --output"),
     ],
@@ -298,7 +354,8 @@ def test_ctrl_c_while_a_template_is_started_does_not_say_that_nothing_was(
     code, _, err = templated.launch(*BATCH, *FROM, "--job_name", "a-job")
     assert code == 130
     assert "interrupted: the job may have been started; follow it: python -m" in err
-    assert attach_command(PROJECT, REGION, "a-job") in err
+    templated.dataflow.add("a-job", PROJECT, REGION)
+    assert templated.paste(err)[0] == 0
 
 
 def request_for(name: str) -> dict[str, Any]:
@@ -485,6 +542,7 @@ def test_ctrl_c_ends_the_program_and_not_the_job() -> None:
             assert process.wait() == 130
             told = process.stderr.read()
     assert "interrupted: job a-job goes on; follow it again: python -m pipelines.launch" in told
+    assert f" --api_endpoints dataflow={google.url}" in told
     assert job["currentState"] == "JOB_STATE_RUNNING"
     assert "jobs.update" not in google.methods()
 

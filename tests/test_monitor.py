@@ -36,9 +36,22 @@ SUBSCRIPTION = f"projects/{PROJECT}/subscriptions/input"
 
 
 class _WithWorkers(Dataflow):
-    """Its jobs tell how many workers they have."""
+    """Its jobs tell how many workers they have. silent: a region that does not answer."""
 
     workers = 0
+    silent = ""
+
+    def jobs_aggregated(self, call: Call) -> dict[str, Any]:
+        return self._silenced(super().jobs_aggregated(call))
+
+    def jobs_list(self, call: Call) -> dict[str, Any]:
+        return self._silenced(super().jobs_list(call))
+
+    def _silenced(self, answer: dict[str, Any]) -> dict[str, Any]:
+        if not self.silent:
+            return answer
+        jobs = [job for job in answer.get("jobs", ()) if job["location"] != self.silent]
+        return {**answer, "jobs": jobs, "failedLocation": [{"name": self.silent}]}
 
     def messages_list(self, call: Call) -> dict[str, Any]:
         events = [{"currentNumWorkers": str(self.workers)}] if self.workers else []
@@ -343,6 +356,31 @@ def test_a_job_is_found_by_id_or_name_and_its_region_is_told(world: World) -> No
         world.jobs.find(job["id"], "europe-west1")
     with pytest.raises(UsageError, match="project a-project has no job nobody: check the id"):
         world.jobs.find("nobody", REGION)
+
+
+def test_a_job_of_a_region_that_does_not_answer_is_not_said_to_be_none(world: World) -> None:
+    here, silent = world.add(), world.dataflow.add("a-job", PROJECT, "europe-west1")
+    world.dataflow.silent = "europe-west1"
+    lacks = "jobs of europe-west1 could not be listed; this may pass: run it again later"
+    for ident in ("nobody", silent["id"], "a-job"):
+        with pytest.raises(JobError, match=f"job {ident} cannot be looked at: {lacks}"):
+            world.jobs.find(ident, None)
+    # What is known does not hang on it.
+    assert world.jobs.find("a-job", REGION).ident == here["id"]
+    assert world.jobs.find(here["id"], None).region == REGION
+    assert world.jobs.find(silent["id"], "europe-west1").ident == silent["id"]
+    with pytest.raises(UsageError, match="has no job nobody"):
+        world.jobs.find("nobody", REGION)
+
+
+def test_a_name_is_not_taken_for_free_where_jobs_cannot_be_listed(world: World) -> None:
+    world.add()
+    world.dataflow.silent = REGION
+    parameter = {"jobName": "a-job", "containerSpecGcsPath": "gs://b/t.json"}
+    request = {"projectId": PROJECT, "location": REGION, "launchParameter": parameter}
+    with pytest.raises(JobError, match="cannot be looked for: jobs of us-central1 could not be li"):
+        world.jobs.launch(request)
+    assert "flexTemplates.launch" not in world.google.methods()
 
 
 def test_a_job_is_found_by_name_among_any_number_of_others(

@@ -57,6 +57,20 @@ SMALL, VERTEX = ("stream_local",), ("stream_vertex",)
 NUMBERS = itertools.count()
 
 
+class _Silenced(Dataflow):
+    """silent: a region that does not answer to so many lists of jobs."""
+
+    silent, times = "", 0
+
+    def jobs_aggregated(self, call: Call) -> dict[str, Any]:
+        answer = super().jobs_aggregated(call)
+        if not self.times:
+            return answer
+        self.times -= 1
+        jobs = [job for job in answer.get("jobs", ()) if job["location"] != self.silent]
+        return {**answer, "jobs": jobs, "failedLocation": [{"name": self.silent}]}
+
+
 @dataclass
 class World:
     """A project of its own names on servers that tests share."""
@@ -65,7 +79,7 @@ class World:
     folder: Path
     endpoints: Endpoints
     google: GoogleApi
-    dataflow: Dataflow
+    dataflow: _Silenced
     monitoring: Monitoring
     usage: ServiceUsage
     iam: IAM
@@ -100,9 +114,9 @@ class World:
         path.write_text("\n".join(lines))
         places = ",".join(f"{f.name}={getattr(self.endpoints, f.name)}" for f in fields(Endpoints))
         self.capsys.readouterr()
-        code = main(
-            [*argv, "--config", str(path), "--api_endpoints", places, "--retry_seconds", "5"]
-        )
+        command, *rest = argv
+        common = ("--config", str(path), "--api_endpoints", places, "--retry_seconds", "5")
+        code = main([command, *common, *rest])
         told = self.capsys.readouterr()
         return code, told.out, told.err
 
@@ -133,7 +147,7 @@ def make_world(
     stream_emulators: LocalCloud, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Callable[..., World]]:
     """The name of a world, its pipelines -> the world."""
-    iam, usage, dataflow = IAM(), ServiceUsage(polls=0), Dataflow(polls=0)
+    iam, usage, dataflow = IAM(), ServiceUsage(polls=0), _Silenced(polls=0)
     monitoring, vertex = Monitoring(), VertexAI(polls=0)
     manager = ResourceManager(PROJECT, accounts=iam)
     with google_api(vertex, usage, iam, manager, dataflow, monitoring) as google:
@@ -462,6 +476,32 @@ def test_jobs_are_drained_before_what_they_use_is_touched(
     states = {j["name"]: j["currentState"][10:] for j in world.dataflow.jobs.values()}
     assert {states["drain-batch-1"], states["drain-batch-x-2"]} <= {"CANCELLED", "DONE"}
     assert "nothing is there" in world.fine("cleanup")
+
+
+def test_jobs_of_a_region_that_does_not_answer_are_not_taken_for_none(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resources.jobs._POLL_SECONDS", 0.0)
+    world = make_world("silent", SMALL)
+    world.fine("setup")
+    job = world.dataflow.add(
+        "silent-streaming-1", PROJECT, "us-east1", type="JOB_TYPE_STREAMING",
+        currentState="JOB_STATE_RUNNING",
+    )  # fmt: skip
+    world.dataflow.polls, world.dataflow.silent = 10**6, "us-east1"
+    world.dataflow.times = 10**6
+    out = world.fine("status")
+    assert "warning: jobs of us-east1 could not be listed: there may be more" in out
+    code, out, err = world.run("cleanup", "--yes", "--retry_seconds", "0")
+    assert (code, "removed  " not in out) == (1, True)
+    assert "jobs cannot be looked at: " in err
+    assert "jobs of us-east1 could not be listed" in err
+    # What passes by itself is waited out, also while a job ends.
+    world.dataflow.polls = 0
+    world.dataflow.times = 1
+    out = world.fine("cleanup", "--yes", "--cancel")
+    assert job["currentState"] == "JOB_STATE_CANCELLED"
+    assert out.index("ended  job silent-streaming-1") < out.index("removed  subscription")
 
 
 def test_a_job_that_does_not_end_in_time_keeps_what_it_uses(
