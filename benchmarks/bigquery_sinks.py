@@ -125,7 +125,7 @@ def millrace_parquet(task: Writing) -> Contest:
     """Ours in a batch run: staged as Parquet for a load job."""
     schema, path = task.batches[0].schema, task.folder / "staged.parquet"
     folder = RunFolder(str(task.folder), "bench", "bench")
-    destination = TableDestination(SCORES, folder, Cloud(TABLE.project), TABLE, schema)
+    destination = TableDestination(SCORES, folder, Cloud(TABLE.project), TABLE, schema, PROVENANCE)
 
     def run() -> None:
         file_schema = destination.file_schema(schema)

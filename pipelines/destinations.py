@@ -20,6 +20,7 @@ from transforms.commit_files import (
     FolderDestination,
     RunFolder,
 )
+from transforms.failures import Provenance
 from transforms.row_schemas import FAILURE_SCHEMA
 from transforms.write_bigquery import TableDestination
 
@@ -56,7 +57,12 @@ def writes_bigquery(parsed: Parsed) -> bool:
 
 
 def open_destinations(
-    parsed: Parsed, attempt: Attempt, schema: pa.Schema, time_column: str, cloud: Cloud | None
+    parsed: Parsed,
+    attempt: Attempt,
+    schema: pa.Schema,
+    provenance: Provenance,
+    time_column: str,
+    cloud: Cloud | None,
 ) -> list[Destination]:
     """Flags, and the schema of the scored rows -> their destinations and the dead letters'.
 
@@ -80,7 +86,7 @@ def open_destinations(
         )
     letter_table = failures.dead_letter_table
     if sink.output_table is not None:
-        scores = _open_table(sink, schema, time_column, cloud, attempt.temp)
+        scores = _open_table(sink, schema, provenance, time_column, cloud, attempt.temp)
         found.append(scores)
         if letters is None and letter_table is None:
             letter_table = f"{scores.place}_dead_letters"
@@ -90,14 +96,25 @@ def open_destinations(
             raise UsageError(f"--dead_letter_table {table} is --output_table: expected another")
         found.append(
             TableDestination(
-                DEAD_LETTERS, attempt.temp, cloud, table, FAILURE_SCHEMA, "append", "failed_at"
+                DEAD_LETTERS,
+                attempt.temp,
+                cloud,
+                table,
+                FAILURE_SCHEMA,
+                provenance,
+                time_column="failed_at",
             )
         )
     return found
 
 
 def _open_table(
-    sink: SinkOptions, schema: pa.Schema, time_column: str, cloud: Cloud, temp: RunFolder
+    sink: SinkOptions,
+    schema: pa.Schema,
+    provenance: Provenance,
+    time_column: str,
+    cloud: Cloud,
+    temp: RunFolder,
 ) -> TableDestination:
     """Flags that name a table, and the schema of the scored rows -> their destination."""
     table = TableName.parse(sink.output_table or "", "output_table", cloud.project)
@@ -108,6 +125,7 @@ def _open_table(
         cloud,
         table,
         schema,
+        provenance,
         sink.write_disposition,  # type: ignore[arg-type]
         time_column,
         sink.cluster_by or (),

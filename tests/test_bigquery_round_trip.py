@@ -25,6 +25,7 @@ from examples.local_cloud import LocalCloud
 from model_handlers.contract import InputSpec, Manifest, OutputSpec
 from transforms.bigquery_schema import TableName, arrow_schema, without_json
 from transforms.commit_files import SCORES, RunFolder, StagedFile, create_file
+from transforms.failures import Provenance
 from transforms.file_writers import open_writer
 from transforms.read_bigquery import BigQuerySource, describe, open_session, read_stream
 from transforms.read_files import Columns
@@ -198,7 +199,8 @@ class RoundTrip:
     def _write(self, name: TableName, schema: pa.Schema, batches: list[pa.RecordBatch]) -> None:
         """Batches -> a new table of that name, staged as by StageFiles."""
         folder = RunFolder("gs://bucket/round_trip", "r", name.table)
-        destination = TableDestination(SCORES, folder, self.emulators.cloud, name, schema)
+        own = Provenance("r", "batch", "tiny", "1", "0" * 64)
+        destination = TableDestination(SCORES, folder, self.emulators.cloud, name, schema, own)
         destination.prepare()
         files = []
         for i, batch in enumerate(batches):

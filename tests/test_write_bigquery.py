@@ -38,6 +38,7 @@ SCORED = pa.schema(
         ("row_id", pa.string()),
         ("score", pa.float32()),
         ("encoded", pa.list_(pa.float32(), 2)),
+        ("model_name", pa.string()),
         ("run_id", pa.string()),
         ("scored_at", TIME),
     ]
@@ -63,8 +64,17 @@ class Sink:
     schema: pa.Schema = SCORED
     fields: dict[str, Any] = field(default_factory=dict)
 
-    def __call__(self, run_id: str = "r", token: str = "a", **changes: Any) -> TableDestination:
+    def __call__(
+        self,
+        run_id: str = "r",
+        token: str = "a",
+        pipeline: str = "batch_local",
+        model: str = "tiny",
+        digest: str = "0" * 64,
+        **changes: Any,
+    ) -> TableDestination:
         values: dict[str, Any] = {
+            "provenance": Provenance(run_id, pipeline, model, "1", digest),
             "part": SCORES,
             "folder": RunFolder("gs://bucket/tmp", run_id, token),
             "cloud": self.cloud,
@@ -119,6 +129,7 @@ def scored(destination: TableDestination, *ids: str, at: datetime = NOON) -> pa.
         "row_id": ids,
         "score": [0.1] * len(ids),
         "encoded": [[1.5, -0.0]] * len(ids),
+        "model_name": [destination.provenance.model_name] * len(ids),
         "run_id": [destination.folder.run_id] * len(ids),
         "scored_at": [at] * len(ids),
         "instance_id": ids,
@@ -167,6 +178,7 @@ def test_a_new_table_has_the_rows_schema_partitions_by_day_and_clusters(sink: Si
         ("row_id", "STRING", "NULLABLE"),
         ("score", "FLOAT", "NULLABLE"),
         ("encoded", "FLOAT", "REPEATED"),
+        ("model_name", "STRING", "NULLABLE"),
         ("run_id", "STRING", "NULLABLE"),
         ("scored_at", "TIMESTAMP", "NULLABLE"),
     ]
@@ -231,6 +243,7 @@ def test_a_table_that_does_not_fit_is_told_in_one_line_with_all_that_differs(sin
         SchemaField("row_id", "INTEGER"),
         SchemaField("Score", "FLOAT"),
         SchemaField("encoder", "FLOAT", "REPEATED"),
+        SchemaField("model_name", "STRING"),
         SchemaField("run_id", "STRING", "REPEATED"),
         SchemaField("scored_at", "TIMESTAMP"),
         SchemaField("owner", "STRING", "REQUIRED"),
@@ -265,6 +278,7 @@ def test_rows_are_added_to_those_of_other_runs(sink: Sink) -> None:
         "row_id": "2",
         "score": pytest.approx(0.1, abs=1e-7),
         "encoded": [1.5, -0.0],
+        "model_name": "tiny",
         "run_id": "r",
         "scored_at": NOON,
     }
@@ -352,10 +366,63 @@ def test_only_the_runs_own_rows_are_replaced_by_each_further_attempt(sink: Sink)
         assert Counter((row["row_id"], row["run_id"]) for row in found) == Counter(expected)
 
 
+def test_a_mended_model_takes_the_place_of_the_broken_one_and_other_models_rows_stay(
+    sink: Sink,
+) -> None:
+    run(sink("r", "a", digest="broken"), "1", "2")
+    run(sink("r", "b", model="other"), "1")
+    run(sink("r", "c", digest="mended"), "2", "3")
+    found = sink.query("SELECT row_id, model_name FROM T")
+    expected = [("1", "other"), ("2", "tiny"), ("3", "tiny")]
+    assert Counter((row["row_id"], row["model_name"]) for row in found) == Counter(expected)
+
+
+def test_of_two_pipelines_with_one_run_id_the_second_is_refused_before_anything_is_changed(
+    sink: Sink,
+) -> None:
+    run(sink("r", "a"), "1")
+    second = sink("r", "b", pipeline="batch_vertex")
+    fails(second.prepare, str(sink.table), "run r", "tiny", "batch_local", "--run_id")
+    run(sink("r", "c", pipeline="batch_vertex", model="other"), "2")
+    run(sink("r", "d"), "3")
+    assert sink.ids() == ["2", "3"]
+    sink.client.delete_table(str(sink.table))
+    run(second, "1")
+    run(sink("r", "e", write_disposition="truncate"), "4")
+    assert sink.ids() == ["4"]
+
+
+def test_a_pipeline_that_is_overtaken_by_another_of_its_run_id_leaves_its_rows(
+    sink: Sink, emulators: LocalCloud
+) -> None:
+    slow, fast = sink("r", "a"), sink("r", "b", pipeline="batch_vertex")
+    slow.prepare()
+    files = stage(slow, scored(slow, "1"))
+
+    def overtake() -> None:
+        with ThreadPoolExecutor(1) as other:
+            other.submit(run, fast, "2").result()
+
+    with at_change(emulators, 2, overtake):
+        fails(lambda: slow.commit(files), "batch_vertex wrote", "--run_id")
+    assert sink.ids() == ["2"]
+
+
+@pytest.mark.parametrize("other", [{"pipeline": "batch_vertex"}, {"model": "other"}])
+def test_without_a_column_of_the_run_another_pipeline_or_model_adds_its_rows(
+    sink: Sink, other: dict[str, str]
+) -> None:
+    sink.schema = REFERENCE
+    run(sink("r", "a"), "1", "2")
+    run(sink("r", "b", **other), "1", "3")
+    assert sink.ids() == ["1", "1", "2", "3"]
+
+
 # What a copy cannot do goes by an INSERT, first and when a run's rows are replaced.
 FORMS: dict[str, Sequence[SchemaField]] = {
     "extra columns": (
         SchemaField("note", "STRING"),
+        SchemaField("model_name", "STRING"),
         SchemaField("row_id", "STRING"),
         SchemaField("score", "FLOAT"),
         SchemaField("encoded", "FLOAT", "REPEATED"),
@@ -366,6 +433,7 @@ FORMS: dict[str, Sequence[SchemaField]] = {
         SchemaField("scored_at", "TIMESTAMP"),
         SchemaField("encoded", "FLOAT", "REPEATED"),
         SchemaField("RUN_ID", "STRING"),
+        SchemaField("model_name", "STRING"),
         SchemaField("row_id", "STRING"),
         SchemaField("Score", "FLOAT"),
     ),
@@ -373,6 +441,7 @@ FORMS: dict[str, Sequence[SchemaField]] = {
         SchemaField("row_id", "STRING", "REQUIRED"),
         SchemaField("score", "FLOAT", "REQUIRED"),
         SchemaField("encoded", "FLOAT", "REPEATED"),
+        SchemaField("model_name", "STRING"),
         SchemaField("run_id", "STRING"),
         SchemaField("scored_at", "TIMESTAMP"),
     ),
@@ -513,6 +582,30 @@ def test_dead_letters_have_the_schema_of_every_sink(sink: Sink) -> None:
         ("attempts", "INTEGER"),
     ]
     assert sink.query("SELECT * FROM T ORDER BY row_id NULLS LAST") == letters.to_pylist()
+
+
+def test_dead_letters_of_pipelines_and_models_with_one_run_id_stay_apart(sink: Sink) -> None:
+    sink.fields = {"part": DEAD_LETTERS, "schema": FAILURE_SCHEMA, "time_column": "failed_at"}
+    for token, pipeline, model, ids in (
+        ("a", "batch_local", "tiny", "12"),
+        ("b", "batch_vertex", "tiny", "1"),
+        ("c", "batch_local", "other", "1"),
+        ("d", "batch_local", "tiny", "3"),
+    ):
+        destination = sink("r", token, pipeline=pipeline, model=model)
+        faults, payloads = [Fault("null", "null")] * len(ids), [b"{}"] * len(ids)
+        own = destination.provenance
+        letters = failure_batch(
+            list(ids), payloads, faults, stage="decode", provenance=own, failed_at=NOON
+        )
+        destination.prepare()
+        destination.commit(stage(destination, letters))
+    found = sink.query("SELECT pipeline, model_name, row_id FROM T ORDER BY 1, 2")
+    assert [tuple(row.values()) for row in found] == [
+        ("batch_local", "other", "1"),
+        ("batch_local", "tiny", "3"),
+        ("batch_vertex", "tiny", "1"),
+    ]
 
 
 class Died(BaseException):

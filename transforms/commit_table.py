@@ -2,10 +2,10 @@
 
 Load jobs put the files into a table of the attempt, and one job puts that table's rows
 into the destination: a copy, or a query where a copy cannot do it. Job ids are derived
-from the run id, so that whatever is repeated finds what was done already:
+from what makes a run the same again, so that whatever is repeated finds what was done:
 
     crash before that one job     the table of the attempt expires; a rerun starts over
-    crash after it                a rerun finds it and replaces the rows of its run id
+    crash after it                a rerun finds it and replaces the rows of its run
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from transforms.bigquery_schema import (
     without_json,
 )
 from transforms.commit_files import RunFolder, StagedFile
-from transforms.failures import utc_now
+from transforms.failures import Provenance, utc_now
 
 WriteDisposition = Literal["append", "truncate", "empty"]
 
@@ -39,11 +39,19 @@ WriteDisposition = Literal["append", "truncate", "empty"]
 FILES_A_LOAD = 10_000
 RUN_TABLE_LIFETIME = datetime.timedelta(days=1)
 RUN_ID = "run_id"
+PIPELINE = "pipeline"
+# Of a run's provenance, what makes it the same run again. Neither the model's version nor its
+# digest: the rows of a mended model take the place of the broken one's.
+IDENTITY = (RUN_ID, PIPELINE, "model_name")
+_OF_ATTEMPT, _OF_PIPELINE = "millrace_attempt", "millrace_pipeline"
 
 
 @dataclass(frozen=True)
 class TableCommit:
-    """What an attempt at a run does to a table, as it found it."""
+    """What an attempt at a run does to a table, as it found it.
+
+    keys: those of IDENTITY that the rows have as columns, none where nothing tells runs apart.
+    """
 
     client: bigquery.Client
     cloud: Cloud
@@ -51,6 +59,8 @@ class TableCommit:
     table: bigquery.Table
     schema: pa.Schema
     folder: RunFolder
+    provenance: Provenance
+    keys: tuple[str, ...]
     write_disposition: WriteDisposition
     time_column: str | None
 
@@ -67,8 +77,26 @@ class TableCommit:
 
     def filled_it(self) -> bool:
         """Whether an earlier attempt at this run put its rows into this very table."""
-        earlier = self.earlier()
+        return self._is_in_table(self.earlier())
+
+    def _is_in_table(self, earlier: Any) -> bool:
         return earlier is not None and bool(earlier.ended >= self.table.created)
+
+    def check_pipeline(self) -> None:
+        """Raises OutputError where rows of another pipeline would be taken for this run's.
+
+        Scores have no column that tells a pipeline.
+        """
+        if PIPELINE in self._keys_of_job or self.write_disposition == "truncate":
+            return
+        earlier = self.earlier()
+        other = earlier and earlier.labels.get(_OF_PIPELINE)
+        if self._is_in_table(earlier) and other != self.provenance.pipeline:
+            raise OutputError(
+                f"table {self.name} has rows of run {self.folder.run_id} with model "
+                f"{self.provenance.model_name} that {other} wrote, which could not be told from "
+                "those of this run: choose another --run_id"
+            )
 
     def load(self, files: Sequence[StagedFile]) -> None:
         """Staged files -> the attempt's table, of the destination's form if it can be copied.
@@ -112,24 +140,35 @@ class TableCommit:
         # Another attempt's rows are there: a crashed one's, or one's that runs beside this.
         if self.write_disposition == "truncate":
             self._replace_all(self._attempt_job)
-        elif RUN_ID in self.schema.names:
-            self._insert(self._attempt_job, f"WHERE {RUN_ID} = @run_id")
+        elif self.keys:
+            self.check_pipeline()
+            own = " AND ".join(f"{name} = @{name}" for name in self.keys)
+            self._insert(self._attempt_job, own)
         elif not self._holds(earlier, rows):
             self._append(self._attempt_job)
 
     @property
     def _run_job(self) -> str:
         """The job that puts a run's rows into the table, whichever attempt starts it."""
-        return job_id("commit", str(self.name), self.folder.run_id)
+        return job_id("commit", str(self.name), *self._identity)
 
     @property
     def _attempt_job(self) -> str:
         """The job by which this attempt puts its rows in the place of an earlier one's."""
-        return job_id("replace", str(self.name), self.folder.run_id, self.folder.token)
+        return job_id("replace", str(self.name), *self._identity, self.folder.token)
+
+    @property
+    def _keys_of_job(self) -> tuple[str, ...]:
+        """What tells this run's job from others: what its rows tell, or all where they do not."""
+        return self.keys or IDENTITY
+
+    @property
+    def _identity(self) -> list[str]:
+        return [getattr(self.provenance, name) for name in self._keys_of_job]
 
     @property
     def _labels(self) -> dict[str, str]:
-        return {"millrace_attempt": self.folder.token}
+        return {_OF_ATTEMPT: self.folder.token, _OF_PIPELINE: self.provenance.pipeline}
 
     def _is_ours(self, job: Any) -> bool:
         return bool(job.labels == self._labels)
@@ -168,7 +207,7 @@ class TableCommit:
     def _replace_all(self, name: str) -> Any:
         """A job's id -> the job, done, which left none but the attempt's rows."""
         if not self._copies:
-            return self._insert(name, "WHERE TRUE")
+            return self._insert(name, "TRUE")
         return self._copy(name, "WRITE_TRUNCATE")
 
     def _copy(self, name: str, disposition: str) -> Any:
@@ -195,10 +234,13 @@ class TableCommit:
         sql = f"INSERT INTO `{self.name}` ({columns}) SELECT {values} FROM `{source}`"
         config = bigquery.QueryJobConfig(labels=self._labels)
         if replacing is not None:
-            delete = f"DELETE FROM `{self.name}` {replacing}"
+            delete = f"DELETE FROM `{self.name}` WHERE {replacing}"
             sql = f"BEGIN TRANSACTION; {delete}; {sql}; COMMIT TRANSACTION;"
-            run_id = bigquery.ScalarQueryParameter("run_id", "STRING", self.folder.run_id)
-            config.query_parameters = [run_id] if "@run_id" in replacing else []
+            config.query_parameters = [
+                bigquery.ScalarQueryParameter(key, "STRING", getattr(self.provenance, key))
+                for key in self.keys
+                if f"@{key}" in replacing
+            ]
         return self._run(name, self.client.query, sql, config, job_retry=None)
 
     def _holds(self, earlier: Any, rows: int) -> bool:

@@ -20,8 +20,9 @@ from cloud.clients import Cloud
 from cloud.errors import retry, told_as
 from model_handlers.errors import MillraceError, OutputError
 from transforms.bigquery_schema import TableName, arrow_schema, drift, file_type, table_fields
-from transforms.commit_files import RunFolder, StagedFile, check_writable, discard
-from transforms.commit_table import TableCommit, WriteDisposition, run_table
+from transforms.commit_files import DEAD_LETTERS, RunFolder, StagedFile, check_writable, discard
+from transforms.commit_table import IDENTITY, PIPELINE, TableCommit, WriteDisposition, run_table
+from transforms.failures import Provenance
 from transforms.file_writers import OutputFormat
 
 
@@ -30,8 +31,8 @@ class TableDestination:
     """A table for the rows of a part.
 
     schema: of the rows, with the marks of transforms/bigquery_schema.py; the first column
-    is the rows' id. folder: in the temp location. time_column: new tables are partitioned
-    by its day. cluster_by: of new tables.
+    is the rows' id. folder: in the temp location. provenance: of the run, by which its rows
+    are known. time_column: new tables are partitioned by its day. cluster_by: of new tables.
     """
 
     part: str
@@ -39,6 +40,7 @@ class TableDestination:
     cloud: Cloud
     table: TableName
     schema: pa.Schema
+    provenance: Provenance
     write_disposition: WriteDisposition = "append"
     time_column: str | None = None
     cluster_by: tuple[str, ...] = ()
@@ -103,9 +105,18 @@ class TableDestination:
             table,
             self.schema,
             self.folder,
+            self.provenance,
+            self._keys,
             self.write_disposition,
             self.time_column,
         )
+
+    @property
+    def _keys(self) -> tuple[str, ...]:
+        """Columns of the rows that tell this run's from those of others."""
+        # Of scores, a column of that name is the source's own.
+        own = IDENTITY if self.part == DEAD_LETTERS else [k for k in IDENTITY if k != PIPELINE]
+        return tuple(name for name in own if name in self.schema.names)
 
     def _told(self) -> AbstractContextManager[None]:
         return told_as(OutputError, f"table {self.table} cannot be written")
@@ -143,6 +154,7 @@ class TableDestination:
                 f"table {self.table} is clustered by {', '.join(present) or 'nothing'}, not by "
                 f"{', '.join(self.cluster_by)}: leave --cluster_by out, which is for new tables"
             )
+        step.check_pipeline()
         if self.write_disposition == "empty" and table.num_rows and not step.filled_it():
             raise OutputError(
                 f"table {self.table} holds {table.num_rows:,} rows: expected none, as "
