@@ -38,6 +38,7 @@ class Plan:
     polls: int = 0
     reason: str | None = None
     insert: str = "fine"
+    message: str = "it failed"
 
 
 @dataclass
@@ -93,7 +94,7 @@ def job(name: str, plan: Plan) -> dict[str, Any]:
     """A plan -> the job as it is told."""
     status: dict[str, Any] = {"state": "RUNNING" if plan.polls else "DONE"}
     if not plan.polls and plan.reason:
-        told = {"reason": plan.reason, "message": "it failed"}
+        told = {"reason": plan.reason, "message": plan.message}
         status |= {"errorResult": told, "errors": [told]}
     table = {"projectId": "p", "datasetId": "d", "tableId": "t"}
     return {
@@ -221,6 +222,26 @@ def test_a_failure_that_may_pass_is_followed_by_another_attempt(
     jobs = Jobs(plans=[Plan(reason=reason), Plan(reason=reason), Plan()])
     assert run(serve, jobs).job_id == f"{BASE}-2"
     assert waits == [1.0, 2.0]
+
+
+ABORTED = (
+    "Query error: Transaction is aborted due to concurrent update against table p:d.t. at [1:19]",
+    "Could not serialize access to table p:d.t due to concurrent update",
+)
+
+
+@pytest.mark.parametrize("message", ABORTED)
+@pytest.mark.parametrize("reason", ["invalidQuery", "transactionAborted"])
+def test_a_transaction_that_another_one_ended_is_run_again_a_few_times(
+    serve: Serve, waits: list[float], reason: str, message: str
+) -> None:
+    aborted = [Plan(reason=reason, message=message) for _ in range(ATTEMPTS)]
+    jobs = Jobs(plans=[*aborted[:2], Plan()])
+    assert run(serve, jobs).job_id == f"{BASE}-2"
+    assert waits == [1.0, 2.0]
+    with pytest.raises(exceptions.GoogleAPICallError, match="concurrent update"):
+        run(serve, endless := Jobs(plans=[*aborted, Plan()]))
+    assert len(endless.inserted) == ATTEMPTS
 
 
 @pytest.mark.parametrize(

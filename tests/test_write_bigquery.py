@@ -808,7 +808,7 @@ def test_two_attempts_at_the_same_moment_leave_each_row_once(sink: Sink) -> None
 
     def commit(i: int) -> None:
         start.wait()
-        # BigQuery ends a transaction whose rows another one changes: such an attempt fails.
+        # BigQuery ends a transaction whose rows another one changes: in the end one may fail.
         with suppress(OutputError):
             attempts[i].commit(staged[i])
 

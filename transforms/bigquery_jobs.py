@@ -21,6 +21,9 @@ from cloud.errors import is_passing, retry
 Job = Any
 # A job that fails for a reason that passes is run again until it was started this often.
 ATTEMPTS = 5
+# BigQuery ends a transaction, or a statement, whose rows another one changes, and calls that an
+# invalid query: only the message tells. Source: its documentation of transactions, "concurrency".
+_ABORTED = "due to concurrent update"
 # Numbers that are looked through: far more than attempts can have used up.
 _NUMBERS = 1_000
 # BigQuery ends a job after six hours of waiting and six of running.
@@ -61,10 +64,14 @@ def run_job(
         if failure is None:
             return job
         if not found:
-            if started == ATTEMPTS or not is_passing(failure):
+            if started == ATTEMPTS or not _may_pass(failure):
                 raise failure
             time.sleep(min(2.0 ** (started - 1), 20.0))
     raise exceptions.Conflict(f"{_NUMBERS:,} jobs {base}-... have failed")
+
+
+def _may_pass(failure: exceptions.GoogleAPICallError) -> bool:
+    return is_passing(failure) or _ABORTED in str(failure)
 
 
 def done_job(client: bigquery.Client, base: str, location: str | None, cloud: Cloud) -> Job | None:
