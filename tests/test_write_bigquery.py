@@ -471,6 +471,76 @@ def test_a_table_without_partitions_is_copied_into(sink: Sink) -> None:
     assert sink.ids() == ["1"]
 
 
+@contextmanager
+def statements() -> Iterator[list[str]]:
+    """The statements of SQL that the block sends."""
+    send, seen = requests.Session.request, []
+
+    def request(self: Any, method: str, url: str, *args: Any, **rest: Any) -> Any:
+        if method == "POST" and '"query": {' in str(rest.get("data")):
+            job = json.loads(rest["data"])["configuration"]
+            seen.extend(job["query"]["query"].split(";"))
+        return send(self, method, url, *args, **rest)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(requests.Session, "request", request)
+        yield seen
+
+
+@pytest.mark.parametrize("schema", [SCORED, REFERENCE])
+@pytest.mark.parametrize("disposition", ["append", "truncate"])
+def test_a_table_that_wants_its_partitions_filtered_is_written_and_stays_so(
+    sink: Sink, schema: pa.Schema, disposition: str
+) -> None:
+    sink.schema = schema
+    sink().prepare()
+    table, (key, *_, column) = sink.get(), schema.names
+    table.require_partition_filter = True
+    sink.client.update_table(table, ["require_partition_filter"])
+    with statements() as sent:
+        for token in "ab":
+            run(sink("r", token, write_disposition=disposition), "1", "2")
+    # The emulator asks for a filter where rows are read, the service where they are deleted too.
+    for sql in sent:
+        assert sql.count("FROM `") == sql.count(f"OR `{column}` IS NOT NULL"), sql
+    assert sink.get().require_partition_filter
+    rows = sink.query(f"SELECT {key} AS id FROM T WHERE `{column}` IS NOT NULL ORDER BY 1")
+    assert [row["id"] for row in rows] == ["1", "2"]
+
+
+def test_rows_of_a_table_whose_partitions_are_those_of_a_number_are_replaced(sink: Sink) -> None:
+    numbers = bigquery.PartitionRange(start=0, end=10, interval=1)
+    sink.create(
+        *FORMS["extra columns"],
+        SchemaField("number", "INTEGER"),
+        require_partition_filter=True,
+        range_partitioning=bigquery.RangePartitioning(numbers, "number"),
+    )
+    with statements() as sent:
+        for token, ids in (("a", "12"), ("b", "23")):
+            run(sink("r", token), *ids)
+    (delete,) = [sql for sql in sent if "DELETE" in sql]
+    assert delete.endswith("AND (`number` IS NULL OR `number` IS NOT NULL)")
+    sink.client.query(f"ALTER TABLE `{sink.table}` SET OPTIONS (require_partition_filter=FALSE)")
+    assert sink.ids() == ["2", "3"]
+
+
+def test_rows_of_a_table_partitioned_by_the_time_they_came_are_deleted_by_that_time(
+    sink: Sink,
+) -> None:
+    sink.create(
+        *FORMS["required columns"],
+        require_partition_filter=True,
+        time_partitioning=bigquery.TimePartitioning(),
+    )
+    run(sink("r", "a"), "1")
+    with statements() as sent:
+        # The emulator knows no such column.
+        fails(lambda: run(sink("r", "b"), "2"), "_PARTITIONTIME")
+    (delete,) = [sql for sql in sent if "DELETE" in sql]
+    assert delete.endswith("AND (`_PARTITIONTIME` IS NULL OR `_PARTITIONTIME` IS NOT NULL)")
+
+
 def json_field(name: str, kind: pa.DataType) -> pa.Field:
     return pa.field(name, kind, metadata=JSON_METADATA)
 

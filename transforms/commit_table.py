@@ -186,14 +186,27 @@ class TableCommit:
             and (partitioned is None or partitioned.field is not None)
         )
 
+    @property
+    def _every_row(self) -> str:
+        """SQL that every row of the table fulfils, by its partitions where it wants them filtered.
+
+        Source: dbt's BigQuery adapter, predicate_for_avoid_require_partition_filter.
+        """
+        if not self.table.require_partition_filter:
+            return "TRUE"
+        time, integers = self.table.time_partitioning, self.table.range_partitioning
+        column = integers.field if integers else (time and time.field) or "_PARTITIONTIME"
+        return f"(`{column}` IS NULL OR `{column}` IS NOT NULL)"
+
     def _make_run_table(self) -> bigquery.Table:
         name, fields = run_table(self.name, self.folder), table_fields(self.schema)
         made = bigquery.Table(str(name), schema=list(map(without_json, fields)))
         if self._copies:
-            # A copy that truncates brings its own descriptions and partitioning along.
+            # A copy that truncates brings its own descriptions, partitioning and filter along.
             made.schema = self.table.schema
             made.time_partitioning = self.table.time_partitioning
             made.clustering_fields = self.table.clustering_fields
+            made.require_partition_filter = self.table.require_partition_filter
         made.expires = utc_now() + RUN_TABLE_LIFETIME
         return self.client.create_table(made, exists_ok=True, retry=self._retry)
 
@@ -232,9 +245,11 @@ class TableCommit:
         values = ", ".join(in_form(field, f"`{field.name}`") for field in fields)
         source = run_table(self.name, self.folder)
         sql = f"INSERT INTO `{self.name}` ({columns}) SELECT {values} FROM `{source}`"
+        if self._copies:
+            sql += f" WHERE {self._every_row}"
         config = bigquery.QueryJobConfig(labels=self._labels)
         if replacing is not None:
-            delete = f"DELETE FROM `{self.name}` WHERE {replacing}"
+            delete = f"DELETE FROM `{self.name}` WHERE {replacing} AND {self._every_row}"
             sql = f"BEGIN TRANSACTION; {delete}; {sql}; COMMIT TRANSACTION;"
             config.query_parameters = [
                 bigquery.ScalarQueryParameter(key, "STRING", getattr(self.provenance, key))
@@ -250,9 +265,11 @@ class TableCommit:
         """
         key = self.schema.names[0]
         in_time = f"`{self.time_column}` <= @ended" if self.time_column else "TRUE"
+        source = self._every_row if self._copies else "TRUE"
         sql = (
             f"SELECT COUNT(*) AS known, COUNTIF({in_time}) AS own FROM `{self.name}` "
-            f"WHERE `{key}` IN (SELECT `{key}` FROM `{run_table(self.name, self.folder)}`)"
+            f"WHERE {self._every_row} AND `{key}` IN (SELECT `{key}` FROM "
+            f"`{run_table(self.name, self.folder)}` WHERE {source})"
         )
         ended = bigquery.ScalarQueryParameter("ended", "TIMESTAMP", earlier.ended)
         config = bigquery.QueryJobConfig(query_parameters=[ended] if self.time_column else [])
