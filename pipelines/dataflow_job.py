@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import fields, replace
 from typing import Any
@@ -45,6 +45,7 @@ from transforms.commit_files import RunFolder, check_writable, discard
 
 # What a job with `--device cuda` gets where no flag says otherwise: it fits the default machines.
 ACCELERATOR = "accelerator=type:nvidia-tesla-t4;count:1;install-nvidia-driver"
+FOLDERS = ("temp_location", "staging_location")
 _REGION = re.compile(r"[a-z]+-[a-z]+\d+")
 _NAME = re.compile(PipelineOptionsValidator.JOB_PATTERN)
 _PROJECT = re.compile(PipelineOptionsValidator.PROJECT_ID_PATTERN)
@@ -63,13 +64,13 @@ def reach(parsed: Parsed, options: PipelineOptions) -> Endpoints:
     _check_workers(options.view_as(WorkerOptions))
     if not _on_this_machine(google):
         _check_image(options)
-        _check_paths(parsed, google)
+        check_paths(parsed, {name: getattr(google, name) for name in FOLDERS})
     endpoints = connect(parsed, options)
     _aim(google, endpoints)
     if not google.no_auth:
         credentials(None)
     if not is_dry_run(options):
-        for flag in ("temp_location", "staging_location"):
+        for flag in FOLDERS:
             if getattr(google, flag) is not None:
                 _check_folder(flag, getattr(google, flag))
         if google.template_location is not None:
@@ -136,18 +137,20 @@ def _check_image(options: PipelineOptions) -> None:
         )
 
 
-def _check_paths(parsed: Parsed, google: GoogleCloudOptions) -> None:
-    """Flags whose values are files -> nothing, or UsageError for one of this machine."""
+def check_paths(parsed: Parsed, folders: Mapping[str, str | None]) -> None:
+    """Flags whose values are files, Beam's folders -> nothing, or UsageError.
+
+    Raises it for a path of this machine, or a bucket alone.
+    """
     for flag, path in _paths(parsed):
         if "://" not in path:
             raise UsageError(
                 f"--{flag} {path}: workers of Dataflow cannot reach this machine's files: copy it "
                 f"to a bucket, and say --{flag} gs://BUCKET/..."
             )
-    for flag in ("temp_location", "staging_location"):
-        path = getattr(google, flag)
-        if path is not None and not re.fullmatch(r"gs://[a-z0-9][\w.-]+/.+", path):
-            raise UsageError(f"--{flag} {path}: expected gs://BUCKET/FOLDER")
+    for flag, folder in folders.items():
+        if folder is not None and not re.fullmatch(r"gs://[a-z0-9][\w.-]+/.+", folder):
+            raise UsageError(f"--{flag} {folder}: expected gs://BUCKET/FOLDER")
 
 
 def _paths(parsed: Parsed) -> Iterator[tuple[str, str]]:

@@ -75,11 +75,6 @@ def launch_request(
     ]
     if flags.get("impersonate_service_account"):
         wrong.append(_IMPERSONATE)
-    wrong += [
-        f"--{name}: {flags[name]!r}: expected a path gs://BUCKET/..."
-        for name in ("temp_location", "staging_location")
-        if not str(flags.get(name) or "gs://").startswith("gs://")
-    ]
     if wrong:
         raise UsageError("; ".join(wrong))
     launched: dict[str, Any] = {

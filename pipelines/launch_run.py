@@ -88,9 +88,12 @@ def _from_source(name: str, flags: LaunchOptions, own: Parsed, job: Mapping[str,
 
 
 def _from_template(name: str, flags: LaunchOptions, own: Parsed, job: Mapping[str, Any]) -> int:
+    from pipelines.dataflow_job import FOLDERS, check_paths
+
     streaming = name.startswith("stream")
     template = str(flags.template)
     parameters = parameters_of(own.groups)
+    check_paths(own, {folder: job.get(folder) for folder in FOLDERS})
     request = launch_request(template, job, parameters, streaming=streaming)
     check_parameters(name, template, _read_spec(template, own, job), parameters)
     if job.get("update"):

@@ -292,6 +292,12 @@ def test_a_dry_run_of_a_template_shows_no_secret(templated: World) -> None:
         (("--template", "gs://bucket/launch/batch_vertex.json"), "is that of batch_vertex"),
         ((*FROM, "--setup_file", "./setup.py"), "--setup_file: the template's image has it all"),
         ((*FROM, "--impersonate_service_account", "a@p"), "gcloud auth application-default login"),
+        (
+            (*FROM, "--temp_location", "gs://b"),
+            "--temp_location gs://b: expected gs://BUCKET/FOLDER",
+        ),
+        ((*FROM, "--staging_location", "/tmp"), "--staging_location /tmp: expected gs://BUCKET"),
+        ((*FROM, "--model", "m.pt"), "--model m.pt: workers of Dataflow cannot reach this machine"),
         ((*FROM, "--input_table", "a.b.c"), "--input_files and --input_table: expected one source"),
         ((*FROM, "--cluster_by", "score"), "--cluster_by and --write_disposition are for --output"),
     ],

@@ -118,8 +118,6 @@ def test_flexrs_and_exactly_once_have_their_fields() -> None:
 def test_what_only_source_can_have_is_refused() -> None:
     with pytest.raises(UsageError, match=r"--setup_file: the template's image has it all"):
         request("batch_local", **GIVEN, setup_file="./setup.py")
-    with pytest.raises(UsageError, match="--temp_location: 'tmp': expected a path gs://BUCKET"):
-        request("batch_local", **GIVEN, temp_location="tmp")
 
 
 def parameters(command: Command, *argv: str) -> dict[str, str]:
