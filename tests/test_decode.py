@@ -274,12 +274,13 @@ def test_integers_of_integer_tensors_are_not_rounded(make_manifest: Make) -> Non
             [orjson.dumps(row), b'{"features":[2.0,3]}', b'{"features":[1.5,3]}'], manifest
         )
         alone = read([orjson.dumps(row)], manifest)
-        assert decoded.batch is not None
-        assert alone.batch is not None
-        good, _, _ = validate(alone.batch, manifest)
-        assert good.to_pylist()[0]["inputs"] == {"x": [big, 1]}
-        _, _, faults = validate(decoded.batch, manifest)
-        assert [f.reason for f in faults] == ["wrong_type"]
+        for read_rows, expected in ((decoded, [[big, 1], [2, 3]]), (alone, [[big, 1]])):
+            assert read_rows.batch is not None
+            good, _, faults = validate(read_rows.batch, manifest)
+            assert [row["inputs"]["x"] for row in good.to_pylist()] == expected
+            assert faults == []
+        assert [f.reason for f in decoded.faults] == ["wrong_type"]
+        assert "expected int64, an integer from -92" in decoded.faults[0].message
 
 
 def test_truth_values_are_read_for_a_bool_tensor_only(make_manifest: Make) -> None:
@@ -356,13 +357,29 @@ def test_decimals_of_a_database_are_numbers(make_manifest: Make) -> None:
         {"a": Decimal("NaN"), "b": Decimal("-Infinity")},
     ]
     decoded = decode_rows(rows, [b""] * 3, list("xyz"), RowFormat(manifest))
-    assert decoded.batch is not None
-    values = [[row["a"], row["b"]] for row in source_of(decoded)]
+    assert source_of(decoded) == [{"a": 2**53 + 1, "b": 1}]
+    assert faults_of(decoded) == [("wrong_type", "a"), ("not_finite", "a")]
+    floats = RowFormat(make_manifest(InputSpec("x", ("a", "b"), "float64", (2,))))
+    values = [
+        [row["a"], row["b"]] for row in source_of(decode_rows(rows, [b""] * 3, list("xyz"), floats))
+    ]
     np.testing.assert_array_equal(
         np.array(values), np.array([[float(2**53 + 1), 1], [0.5, 1e30], [math.nan, -math.inf]])
     )
-    alone = decode_rows(rows[:1], [b""], ["x"], RowFormat(manifest))
-    assert source_of(alone) == [{"a": 2**53 + 1, "b": 1}]
+
+
+def test_a_nan_of_an_integer_tensor_is_imputed_or_a_fault_and_rounds_no_other_row(
+    make_manifest: Make,
+) -> None:
+    rows = [{"a": math.nan, "b": 1}, {"a": 2**53 + 1, "b": 1}]
+    statistics = {"a": FeatureStatistics(2, 6.0, 1.0, 5.0, 7.0)}
+    plain = InputSpec("x", ("a", "b"), "int64", (2,))
+    imputed = InputSpec("x", ("a", "b"), "int64", (2,), impute={"a": "mean"})
+    for spec, expected in ((plain, [2**53 + 1]), (imputed, [None, 2**53 + 1])):
+        manifest = make_manifest(spec, statistics=statistics)
+        decoded = decode_rows(rows, [b""] * 2, ["x", "y"], RowFormat(manifest))
+        assert [row["a"] for row in source_of(decoded)] == expected
+        assert faults_of(decoded) == [("not_finite", "a")] * (2 - len(expected))
 
 
 def test_no_messages_are_no_batch(make_manifest: Make) -> None:

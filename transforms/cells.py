@@ -6,6 +6,7 @@ no fraction, no value beyond its range and none that was rounded on the way.
 
 from __future__ import annotations
 
+import functools
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -42,6 +43,7 @@ def is_number(kind: pa.DataType) -> bool:
     )
 
 
+@functools.cache
 def limits(dtype: str) -> tuple[int, int]:
     """An integer dtype or bool -> its lowest and its highest value."""
     return (0, 1) if dtype == "bool" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
@@ -99,7 +101,7 @@ def _parse_number(text: str | None) -> float | None:
 def _read_integers(array: pa.Array, dtype: str) -> tuple[np.ndarray, np.ndarray | None]:
     low, high = limits(dtype)
     if is_text(array.type) or pa.types.is_decimal(array.type):
-        cells = [_exact_integer(cell, low, high) for cell in array.to_pylist()]
+        cells = [exact_integer(cell, low, high) for cell in array.to_pylist()]
         numbers = np.array([value for value, _ in cells], dtype=dtype)
         state = np.array([found for _, found in cells], dtype=np.uint8)
         return numbers, state if state.any() else None
@@ -119,8 +121,8 @@ def _read_integers(array: pa.Array, dtype: str) -> tuple[np.ndarray, np.ndarray 
     return np.where(state == FINE, numbers, 0).astype(dtype), state if state.any() else None
 
 
-def _exact_integer(cell: Any, low: int, high: int) -> tuple[int, int]:
-    """A text, a Decimal or None -> its integer and its state, never rounded."""
+def exact_integer(cell: Any, low: int, high: int) -> tuple[int, int]:
+    """A text, a number or None -> its integer and its state, never rounded."""
     if cell is None:
         return 0, NULL
     if high == 1 and str(cell).lower() in ("true", "false"):

@@ -3,14 +3,16 @@
 Both message forms are read: named features (`{"Time": 0.0, "V1": ..}`) and, for a
 model of one input, a list (`{"features": [..]}`); a row that names every feature is
 read by name. Columns come out by name either way. Reasons: `not_an_object`,
-`missing_feature`, `wrong_type`, `wrong_width`; null features are left to validation.
+`missing_feature`, `wrong_type`, `wrong_width`, `not_finite`; null features are left to
+validation. What an integer tensor cannot take is told here: beside a fraction in its
+column the integers of other rows would be rounded.
 """
 
 from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property, partial
@@ -22,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from model_handlers.contract import InputSpec, Manifest
+from transforms.cells import FINE, INFINITE, NAN, exact_integer, limits
 from transforms.failures import Fault, to_json
 from transforms.validate import VECTOR_COLUMN
 
@@ -74,8 +77,9 @@ class RowFormat:
 
     @cached_property
     def scalars(self) -> bool:
-        """Whether each feature is one number."""
-        return not any(spec.is_list_column for spec in self.manifest.inputs)
+        """Whether each feature is one number, of a float tensor."""
+        inputs = self.manifest.inputs
+        return all(s.dtype.startswith("float") and not s.is_list_column for s in inputs)
 
     @cached_property
     def plain(self) -> bool:
@@ -211,10 +215,13 @@ def _read_vector(value: Any, spec: InputSpec) -> Any:
 
 def _read_number(value: Any, name: str, spec: InputSpec) -> Any:
     """A JSON value -> a number or null, or the Fault that it has."""
-    if value is None or type(value) is float or type(value) is int:
-        return value
     if isinstance(value, bool) and spec.dtype == "bool":
         return int(value)
+    number = type(value) is float or type(value) is int or isinstance(value, Decimal)
+    if number and not spec.dtype.startswith("float"):
+        return _read_integer(value, name, spec)
+    if value is None or type(value) is float or type(value) is int:
+        return value
     if isinstance(value, Decimal):
         if value.is_nan():
             return math.nan
@@ -225,6 +232,24 @@ def _read_number(value: Any, name: str, spec: InputSpec) -> Any:
     return Fault("wrong_type", message, name)
 
 
+def _read_integer(value: float | Decimal, name: str, spec: InputSpec) -> int | Fault | None:
+    """A number for an integer tensor -> it, exact, or the Fault that it has; NaN may be null."""
+    low, high = limits(spec.dtype)
+    if type(value) is int and low <= value <= high:
+        return value
+    whole, state = exact_integer(value, low, high)
+    if state == FINE:
+        return whole
+    if state == NAN:
+        # Where nulls are imputed, NaNs are.
+        return None if spec.impute else Fault("not_finite", f"column {name}: NaN", name)
+    if state == INFINITE:
+        message = f"column {name}: infinite, or beyond {spec.dtype}"
+        return Fault("not_finite", message, name)
+    expected = f"expected {spec.dtype}, an integer from {low} to {high}"
+    return Fault("wrong_type", f"column {name}: {expected}, got {str(value)[:40]!r}", name)
+
+
 def _read_list(value: Any, name: str, spec: InputSpec) -> Any:
     """A JSON value -> a list of numbers and nulls, or null, or the Fault that it has."""
     if value is None:
@@ -232,10 +257,16 @@ def _read_list(value: Any, name: str, spec: InputSpec) -> Any:
     if not isinstance(value, list):
         message = f"column {name}: expected a list, got {type(value).__name__}"
         return Fault("wrong_type", message, name)
-    if _PLAIN.issuperset(map(type, value)):
+    kinds, floats = set(map(type, value)), spec.dtype.startswith("float")
+    if kinds <= _PLAIN and (floats or (kinds == {int} and _all_fit(value, spec))):
         return value
     values = [_read_number(item, f"{name}[{i}]", spec) for i, item in enumerate(value)]
     return next((item for item in values if isinstance(item, Fault)), values)
+
+
+def _all_fit(values: Sequence[int], spec: InputSpec) -> bool:
+    low, high = limits(spec.dtype)
+    return low <= min(values) and max(values) <= high
 
 
 def build_columns(
@@ -288,9 +319,8 @@ def own_id(row: Any, id_column: str) -> str | None:
 
 def _list_column(values: Sequence[Sequence[Any] | None], spec: InputSpec) -> pa.Array:
     """Numbers and nulls of each row, or null -> a list column."""
-    kind = _number_type(chain.from_iterable(filter(None, values)), spec)
     try:
-        return pa.array(values, pa.list_(kind))
+        return pa.array(values, pa.list_(_number_type(spec)))
     except (pa.ArrowInvalid, OverflowError):
         floats = [None if value is None else [_as_float(x) for x in value] for value in values]
         return pa.array(floats, pa.list_(pa.float64()))
@@ -299,17 +329,15 @@ def _list_column(values: Sequence[Sequence[Any] | None], spec: InputSpec) -> pa.
 def _number_column(values: Sequence[Any], spec: InputSpec) -> pa.Array:
     """Numbers and nulls -> a column."""
     try:
-        return pa.array(values, _number_type(values, spec))
+        return pa.array(values, _number_type(spec))
     except (pa.ArrowInvalid, OverflowError):
-        # Integers beyond 2**53, which Arrow does not round by itself.
+        # Of a float tensor: integers beyond 2**53, which Arrow does not round by itself.
         return pa.array([_as_float(value) for value in values], pa.float64())
 
 
-def _number_type(values: Iterable[Any], spec: InputSpec) -> pa.DataType:
-    """float64; int64 where an integer tensor gets integers, so that none is rounded."""
-    if spec.dtype.startswith("float") or float in set(map(type, values)):
-        return pa.float64()
-    return pa.int64()
+def _number_type(spec: InputSpec) -> pa.DataType:
+    """float64; int64 for an integer tensor, so that nothing is rounded."""
+    return pa.float64() if spec.dtype.startswith("float") else pa.int64()
 
 
 def _as_float(value: Any) -> float | None:
