@@ -142,9 +142,8 @@ def test_a_job_is_started_and_left_and_scores_as_a_run_in_this_process(session: 
     assert said["run"] == "r"
     assert said["report"] == f"{session.home}/out/r/report.json"
     assert said["console"].endswith(f"us-central1/{said['job']}?project={PROJECT}")
-    assert said["follow"].endswith(
-        f"--attach {said['job']} --project {PROJECT} --region us-central1"
-    )
+    place = f"--attach {said['job']} --project {PROJECT} --region us-central1"
+    assert f"{place} --api_endpoints dataflow=http://localhost:" in said["follow"]
 
     assert session.service.wait(said["job"])["currentState"] == "JOB_STATE_DONE"
     code, out, _ = attach(session, said["job"])

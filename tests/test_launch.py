@@ -141,6 +141,20 @@ def test_a_job_that_cannot_be_looked_at_after_its_start_goes_on(
     assert world.paste(err)[0] == 0
 
 
+def test_ctrl_c_while_a_job_is_started_from_source_does_not_say_that_nothing_was(
+    world: World, batch: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(beam.Pipeline, "run", interrupt)
+    code, out, err = world.launch("batch_local", *batch, "--job_name", "a-job")
+    assert (code, out) == (130, "")
+    assert "interrupted: the job may have been started; follow it: python -m" in err
+    world.dataflow.add("a-job", PROJECT, REGION)
+    assert world.paste(err)[0] == 0
+
+
 def test_too_many_dead_letters_fail_the_launch_that_waits(world: World, batch: list[str]) -> None:
     argv = ("--max_dead_letter_share", "0.001", "--wait", "--poll_seconds", "0")
     code, _, err = world.launch("batch_local", *batch, *argv)
@@ -223,7 +237,7 @@ def templated(emulators: LocalCloud, world: World) -> World:
 
 
 FLAGS = ("--input_files", "gs://b/rows/", "--model", "gs://b/m", "--output_files", "gs://b/o")
-CLOUD = (*PLACE, "--temp_location", "gs://b/tmp")
+CLOUD = (*PLACE, "--temp_location", "gs://bucket/tmp")
 BATCH = ("batch_local", *FLAGS, *CLOUD)
 FROM = ("--template", "gs://bucket/launch/batch_local.json")
 STREAM_FROM = ("--template", "gs://bucket/launch/stream_local.json")
