@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from google.cloud.bigquery import SchemaField
@@ -19,6 +20,7 @@ from transforms.bigquery_schema import (
     in_form,
     same_form,
     table_fields,
+    unfit_times,
     without_json,
 )
 from transforms.row_schemas import FAILURE_SCHEMA
@@ -285,3 +287,55 @@ def test_plain_columns_are_taken_as_they_are() -> None:
     for field in table_fields(FAILURE_SCHEMA):
         assert in_form(field, f"`{field.name}`") == f"`{field.name}`"
         assert same_form(field, without_json(field))
+
+
+# The last moment before the year 1, the first of it, the last of 9999, the first after it.
+EDGES = np.array(
+    ["0000-12-31T23:59:59", "0001-01-01", "9999-12-31T23:59:59", "10000-01-01"], "M8[s]"
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "unit"),
+    [
+        (pa.date32(), "D"),
+        (pa.date64(), "ms"),
+        (pa.timestamp("s"), "s"),
+        (pa.timestamp("ms", tz="UTC"), "ms"),
+        (pa.timestamp("us", tz="Europe/Zurich"), "us"),
+    ],
+)
+def test_times_outside_of_the_years_1_to_9999_are_found_wherever_they_are(
+    kind: pa.DataType, unit: str
+) -> None:
+    numbers = EDGES.astype(f"M8[{unit}]").astype("i8")
+    times = pa.array(numbers).cast(f"int{kind.bit_width}").view(kind)
+    far = [True, False, False, True]
+    flat = pa.concat_arrays([times, pa.nulls(1, kind)])
+    assert list(found(flat)) == [*far, False]
+    assert list(found(flat.slice(1))) == [*far[1:], False]
+    assert list(found(flat.dictionary_encode())) == [*far, False]
+    lists = pa.ListArray.from_arrays(pa.array([0, 0, 2, 3, 4, 4]), times)
+    assert list(found(lists)) == [False, True, False, True, False]
+    assert list(found(lists.slice(2))) == [False, True, False]
+    pairs = pa.FixedSizeListArray.from_arrays(times[1:3], 2)
+    assert list(found(pairs)) == [False]
+    within = pa.StructArray.from_arrays([pa.array(range(5)), lists], names=["n", "l"])
+    assert list(found(within)) == [False, True, False, True, False]
+
+
+@pytest.mark.parametrize("kind", [pa.timestamp("ns"), pa.timestamp("ns", "UTC"), pa.time64("ns")])
+def test_times_finer_than_a_microsecond_are_found(kind: pa.DataType) -> None:
+    column = pa.array([1_000, None, 1_001, 0], pa.int64()).cast(kind)
+    assert list(found(column)) == [False, False, True, False]
+
+
+def test_columns_without_times_are_not_looked_at() -> None:
+    for column_ in ([1], ["a"], [[1.5]], [{"a": 1}], [None]):
+        assert unfit_times(pa.array(column_)) is None
+
+
+def found(column: pa.Array) -> np.ndarray:
+    unfit = unfit_times(column)
+    assert unfit is not None
+    return unfit

@@ -11,8 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
 
+from cloud.clients import Cloud
 from model_handlers.errors import OutputError
 from transforms import write_files
+from transforms.bigquery_schema import TableName
 from transforms.commit_files import (
     SCORES,
     FolderDestination,
@@ -21,7 +23,9 @@ from transforms.commit_files import (
     check_writable,
     discard,
 )
+from transforms.failures import Provenance
 from transforms.file_writers import OutputFormat
+from transforms.write_bigquery import TableDestination
 from transforms.write_files import StageFiles, conform
 
 
@@ -104,6 +108,21 @@ def test_what_a_format_cannot_hold_is_an_error_that_says_so(folder: RunFolder) -
     message = fails_with(folder, [batch_of([1])], "csv")
     assert "cannot be written as csv" in message
     assert "parquet or jsonl" in message
+
+
+@pytest.mark.parametrize(
+    "far", [pa.array([0, 3_000_000], pa.date32()), pa.array([0, 1_001], pa.timestamp("ns"))]
+)
+def test_a_value_that_no_table_can_hold_is_told_with_its_row_before_anything_is_loaded(
+    folder: RunFolder, far: pa.Array
+) -> None:
+    rows = pa.record_batch({"row_id": ["first", "second"], "paid": far})
+    own = Provenance("r", "batch_local", "tiny", "1", "0" * 64)
+    table = TableDestination(SCORES, folder, Cloud("p"), TableName("p", "d", "t"), rows.schema, own)
+    with pytest.raises(Exception, match=r"'paid' of row second .*p\.d\.t.* in the source"):  # noqa: SIM117
+        with beam.Pipeline(runner="FnApiRunner") as pipeline:
+            pipeline | beam.Create([None]) | beam.Map(lambda _: rows) | StageFiles(table)
+    assert files_of(folder) == []
 
 
 def test_a_staging_folder_that_is_gone_is_not_made_again(folder: RunFolder) -> None:

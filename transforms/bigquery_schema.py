@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from google.cloud.bigquery import SchemaField
 
 from model_handlers.errors import OutputError, UsageError, nearest
@@ -38,6 +40,9 @@ _TYPES = {
     "TIME": pa.time64("us"),
     "JSON": pa.string(),
 }
+# BigQuery's dates and times are of the years 1 to 9999: days since 1970, the end not among them.
+_FIRST_DAY, _END_DAY = -719_162, 2_932_897
+_A_DAY = {"D": 1, "s": 86_400, "ms": 86_400_000, "us": 86_400_000_000}
 _STANDARD_NAMES = {
     "INT64": "INTEGER",
     "FLOAT64": "FLOAT",
@@ -295,6 +300,36 @@ def in_form(field: SchemaField, path: str, depth: int = 0) -> str:
         )
         return f"IF({path} IS NULL, NULL, STRUCT({children}))"
     return f"PARSE_JSON({path}, wide_number_mode => 'round')"
+
+
+def unfit_times(column: pa.Array) -> np.ndarray | None:
+    """A column -> which rows hold a time that BigQuery cannot, [rows]; None if it has no times.
+
+    Such a time is finer than a microsecond, or not of the years 1 to 9999.
+    """
+    kind = column.type
+    if pa.types.is_dictionary(kind) and pa.types.is_temporal(kind.value_type):
+        return unfit_times(column.dictionary_decode())
+    if is_list(kind):
+        if (inner := unfit_times(column.flatten())) is None:
+            return None
+        found = np.zeros(len(column), bool)
+        found[np.asarray(pc.list_parent_indices(column))[inner]] = True
+        return found
+    if pa.types.is_struct(kind):
+        children = [c for c in map(unfit_times, column.flatten()) if c is not None]
+        return np.logical_or.reduce(children) if children else None
+    return _unfit(column) if pa.types.is_temporal(kind) else None
+
+
+def _unfit(column: pa.Array) -> np.ndarray:
+    kind = column.type
+    numbers = np.asarray(column.view(f"int{kind.bit_width}").fill_null(0))
+    unit = "D" if pa.types.is_date32(kind) else getattr(kind, "unit", "ms")
+    if unit == "ns":
+        return numbers % 1_000 != 0
+    day = _A_DAY[unit]
+    return (numbers < _FIRST_DAY * day) | (numbers >= _END_DAY * day)
 
 
 def file_type(actual: pa.DataType, target: pa.DataType) -> pa.DataType:

@@ -107,6 +107,9 @@ class Destination(Protocol):
     def file_schema(self, rows: pa.Schema) -> pa.Schema:
         """The schema of rows -> that of the files they are staged in."""
 
+    def check(self, rows: pa.RecordBatch) -> None:
+        """While rows are staged: a value that would fail the commit is told now."""
+
     def prepare(self) -> None:
         """Before the run: whatever would fail its commit is told now."""
 
@@ -138,6 +141,9 @@ class FolderDestination:
     def file_schema(self, rows: pa.Schema) -> pa.Schema:
         """The rows' own."""
         return rows
+
+    def check(self, rows: pa.RecordBatch) -> None:
+        """Files hold whatever rows do."""
 
     def prepare(self) -> None:
         """Raises OutputError if no file can be made in the folder."""

@@ -19,7 +19,14 @@ from google.cloud import bigquery
 from cloud.clients import Cloud
 from cloud.errors import retry, told_as
 from model_handlers.errors import MillraceError, OutputError
-from transforms.bigquery_schema import TableName, arrow_schema, drift, file_type, table_fields
+from transforms.bigquery_schema import (
+    TableName,
+    arrow_schema,
+    drift,
+    file_type,
+    table_fields,
+    unfit_times,
+)
 from transforms.commit_files import DEAD_LETTERS, RunFolder, StagedFile, check_writable, discard
 from transforms.commit_table import IDENTITY, PIPELINE, TableCommit, WriteDisposition, run_table
 from transforms.failures import Provenance
@@ -64,6 +71,18 @@ class TableDestination:
         """The rows' schema -> one that loads into the table."""
         targets = arrow_schema(table_fields(self.schema))
         return pa.schema([(f.name, file_type(rows.field(f.name).type, f.type)) for f in targets])
+
+    def check(self, rows: pa.RecordBatch) -> None:
+        """Raises OutputError for a value that would fail the load of all rows."""
+        for field, column in zip(rows.schema, rows.columns, strict=True):
+            unfit = unfit_times(column)
+            if unfit is not None and unfit.any():
+                raise OutputError(
+                    f"column {field.name!r} of row {rows.column(0)[int(unfit.argmax())]} cannot be "
+                    f"in table {self.table}: a {field.type} finer than a microsecond, or not of "
+                    "the years 1 to 9999; mend it in the source, or choose --output_fields "
+                    "without it"
+                )
 
     def prepare(self) -> None:
         """Makes the table if it is not there. Raises OutputError for what would fail the commit:
