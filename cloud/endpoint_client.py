@@ -144,8 +144,8 @@ class EndpointClient:
             if failures >= patience:
                 raise Refused(0, str(trouble))
             now = time.monotonic()
-            wait = backoff(attempt, trouble.retry_after) + self._budget.spend(now)
-            if now + wait - begin > self._retry_seconds:
+            left = begin + self._retry_seconds - now
+            if left <= 0 or trouble.retry_after > left:
                 asks = f" (Retry-After: {trouble.retry_after:.0f} s)" * (trouble.retry_after > 0)
                 raise EndpointError(
                     f"endpoint {self.name} failed {attempt + 1} times in {now - begin:.0f} s, at "
@@ -154,6 +154,9 @@ class EndpointClient:
                 )
             with self._lock:
                 self._stats.retries += 1
+            # The last one goes when the time is up, whoever else waits: it may be over by then.
+            wait = min(backoff(attempt, trouble.retry_after), left)
+            wait += self._budget.spend(now, left - wait)
             with self._throttling(trouble.overloaded):
                 await asyncio.sleep(wait)
         raise AssertionError

@@ -86,14 +86,17 @@ class RetryBudget:
         """A good answer came."""
         self._saved = min(self._saved + self._per_answer, self._most)
 
-    def spend(self, now: float) -> float:
-        """A retry is wanted -> the seconds that it has to wait."""
+    def spend(self, now: float, most: float = float("inf")) -> float:
+        """A retry is wanted -> the seconds that it has to wait, at most as many as it can."""
         if self._at > float("-inf"):
             earned = (now - self._at) * self._per_second
             self._saved = min(self._saved + earned, self._most)
         self._at = now
-        self._saved -= 1
-        return max(0.0, -self._saved / self._per_second)
+        wait = max(0.0, (1 - self._saved) / self._per_second)
+        # One that waits as long as it can is the last of its request: others do not pay for it.
+        if wait <= most:
+            self._saved -= 1
+        return min(wait, most)
 
 
 def backoff(attempt: int, retry_after: float = 0.0) -> float:

@@ -225,6 +225,39 @@ def test_what_the_server_asks_for_is_waited_if_there_is_time(connect: Connect) -
         failure(connect(endpoint), EndpointError)
 
 
+Impatient = Callable[[FaultyEndpoint, float], EndpointClient]
+
+
+@pytest.fixture(params=["jitter", "debt"])
+def impatient(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Impatient:
+    """A server, seconds to wait -> a client whose next retry would go long after these."""
+
+    def open_client(endpoint: FaultyEndpoint, retry_seconds: float) -> EndpointClient:
+        client = connect(endpoint, retry_seconds=retry_seconds)
+        if request.param == "jitter":
+            monkeypatch.setattr(pacing, "FIRST_BACKOFF", 1e9)
+            monkeypatch.setattr(pacing, "LONGEST_BACKOFF", 1e9)
+        else:
+            client._budget = pacing.RetryBudget(most=-1_000)
+        return client
+
+    return open_client
+
+
+def test_an_outage_shorter_than_the_time_to_wait_fails_nothing(impatient: Impatient) -> None:
+    with faulty_endpoint(double, in_turn(UNAVAILABLE)) as endpoint:
+        assert post(impatient(endpoint, 0.1)) == [2, 4, 6]
+
+
+def test_nothing_is_given_up_before_its_time_is_over(impatient: Impatient) -> None:
+    with faulty_endpoint(double, lambda _: UNAVAILABLE) as endpoint:
+        client, began = impatient(endpoint, 0.2), time.monotonic()
+        assert "e failed 2 times in" in failure(client, EndpointError, innocent=True)
+        assert time.monotonic() - began >= 0.2
+
+
 def at_once(client: EndpointClient, number: int) -> list[list[int]]:
     async def ask() -> list[list[int]]:
         return await asyncio.gather(*(client.post(BODY, read) for _ in range(number)))
@@ -264,8 +297,8 @@ def test_an_outage_is_not_amplified(connect: Connect) -> None:
 
         errors = client.run(ask())
         assert {type(error) for error in errors} == {EndpointError}
-        # Each once, what was saved, and one a second.
-        assert len(endpoint.requests) <= 100 + 50 + 2
+        # Each once and at its end, what was saved, and one a second.
+        assert len(endpoint.requests) <= 2 * 100 + 50 + 2
 
 
 class Credentials:

@@ -171,6 +171,11 @@ def test_retries_are_free_until_the_savings_are_spent_and_then_go_at_one_a_secon
     assert budget.spend(13.0) == 1
 
 
+def test_a_retry_that_can_wait_no_longer_goes_and_leaves_the_others_no_debt() -> None:
+    budget = RetryBudget(most=1)
+    assert [budget.spend(10.0, most) for most in (5, 5, 0.5, 0.0, 5)] == [0, 1, 0.5, 0, 2]
+
+
 def test_two_good_answers_pay_a_retry_and_savings_have_a_limit() -> None:
     budget = RetryBudget(most=2, per_answer=0.5)
     for _ in range(100):
