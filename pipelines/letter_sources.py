@@ -23,7 +23,7 @@ from pipelines.flags import Parsed
 from pipelines.options import ReplayOptions, RunOptions
 from transforms.bigquery_schema import TableName
 from transforms.decode import content_id
-from transforms.failures import utc_now
+from transforms.failures import REASONS, utc_now
 from transforms.file_writers import to_json_line
 from transforms.lease import leased
 from transforms.letters import (
@@ -67,6 +67,12 @@ def select(flags: ReplayOptions) -> Selection:
             raise UsageError(
                 f"--stage: {stage!r} is none{nearest(stage, STAGES)}; expected {', '.join(STAGES)}"
             )
+    for reason in flags.reason or ():
+        if reason not in REASONS:
+            raise UsageError(
+                f"--reason: {reason!r} is none{nearest(reason, REASONS)}; expected "
+                f"{', '.join(REASONS)}"
+            )
     try:
         since = None if flags.since is None else moment(flags.since)
     except ValueError as error:
@@ -109,9 +115,9 @@ def open_letters(parsed: Parsed, selection: Selection, cloud: Cloud | None) -> I
     yield Replay(letters, replace(selection, run_id=own), names)
 
 
-def derived_run_id(parts: tuple[str, ...]) -> str:
+def derived_run_id(parts: tuple[str, ...], name: str = "replay") -> str:
     """What is replayed -> a run id: the same replay, run twice, replaces its first rows."""
-    return f"replay-{content_id(chr(0).join(parts).encode())[:12]}"
+    return f"{name}-{content_id(chr(0).join(parts).encode())[:12]}"
 
 
 def _at_rest(
@@ -131,8 +137,9 @@ def _pull(
 ) -> Iterator[tuple[Letters, Selection]]:
     """Flags of a subscription -> its letters, in a file; those taken are acknowledged at the end.
 
-    The run id is derived from them: a subscription never holds the same ones again, and
-    rows of an earlier replay must not be replaced by those of another.
+    The run id is derived from them, a given one followed by what is derived: a subscription
+    never holds the same ones again, and rows of an earlier replay must not be replaced by
+    those of another.
     """
     name = flags.input_subscription or ""
     _check_subscription(name, flags, cloud)
@@ -154,7 +161,7 @@ def _pull(
             print(
                 f"{left:,} messages stay in {name}: no dead letters, or left out", file=sys.stderr
             )
-        own = run_id or derived_run_id(tuple(sorted(keys)))
+        own = derived_run_id(tuple(sorted(keys)), run_id or "replay")
         yield LetterFiles((path,)), replace(selection, run_id=own, own=True)
         lease.acknowledge(taken)
 

@@ -418,7 +418,7 @@ class StreamFailureOptions:
     )
     dead_letter_table: str | None = _dead_letter_table()
     dead_letter_files: str | None = flag(
-        "folder for dead letters: FOLDER/dead_letters/DAY/TIME-*.parquet",
+        "folder for dead letters: FOLDER/dead_letters/DAY/TIME-*.jsonl",
         label="Dead letter folder",
         param_type="GCS_WRITE_FOLDER",
         metavar="FOLDER",
@@ -494,7 +494,7 @@ class ReplayOptions:
         "only dead letters of these reasons", label="Reasons", metavar="A,B"
     )
     stage: tuple[str, ...] | None = flag(
-        "only those of these stages: decode, validate, infer", label="Stages", metavar="A,B"
+        "only those of these stages: decode, validate, infer, encode", label="Stages", metavar="A,B"
     )
     since: str | None = flag(
         "only those of rows that failed at this time or later: 2026-11-20, 2026-11-20T12:00:00Z",

@@ -12,6 +12,7 @@ from pipelines.options import all_flags
 from resources.flags import make_parser as resources_parser
 from serving.deploy_flags import deploy_parser, status_parser, undeploy_parser
 from serving.settings import make_parser
+from transforms.failures import REASONS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -52,7 +53,7 @@ def test_every_reason_named_is_given_somewhere_and_the_other_way_round() -> None
     given = set(re.findall(r'Fault\(\s*"([a-z_]+)"', source))
     given |= set(re.findall(r'faults\.add\([^"]*"([a-z_]+)"', source))
     given |= set(re.findall(r'"((?:model|endpoint)_(?:error|refused|failed))"', source))
-    assert given == named
+    assert given == named == set(REASONS)
 
 
 def test_every_make_target_named_exists() -> None:

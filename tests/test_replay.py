@@ -439,6 +439,7 @@ def test_wrong_flags_are_told_in_a_line(
     refused(run(replay, **source, output_files=None), 2, "missing --output_files")
     refused(run(replay, **source, input_table="p.d.t"), 2, "expected one source")
     refused(run(replay, **source, stage="validat"), 2, "--stage", "nearest: validate")
+    refused(run(replay, **source, reason="null,wrong_typ"), 2, "--reason", "nearest: wrong_type")
     refused(run(replay, **source, stage="write"), 2, "--stage write", "cannot be scored again")
     refused(run(replay, **source, since="yesterday"), 2, "--since", "2026-11-20T12:00:00Z")
     refused(run(replay, **source, run_id="r"), 2, "--run_id r", "choose another")
@@ -744,7 +745,7 @@ def test_messages_are_acknowledged_after_the_report_and_a_crash_between_doubles_
 def test_two_replays_of_one_subscription_do_not_replace_each_other(
     run: Callable[..., Result], box: Mailbox, faulty: list[Message], example: Path, tmp_path: Path
 ) -> None:
-    flags = {"input_subscription": box.subscription, "reason": "null"}
+    flags = {"input_subscription": box.subscription, "reason": "null", "run_id": "daily"}
     assert run(replay, **flags)[0] == 0
     later = [message(9, faulty[0].data)]
     with beam.Pipeline("FnApiRunner") as pipeline:

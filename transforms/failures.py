@@ -21,6 +21,29 @@ from transforms.record_batch import MESSAGE, PAYLOAD, ROW_ID, SOURCE, to_rows
 from transforms.row_schemas import FAILURE_SCHEMA
 
 Stage = Literal["decode", "validate", "infer", "encode", "write"]
+# Of rows of any stage; README.md says what each means.
+REASONS = (
+    "duplicate_key",
+    "empty_message",
+    "endpoint_failed",
+    "endpoint_refused",
+    "invalid_arrow",
+    "invalid_avro",
+    "invalid_csv",
+    "invalid_gzip",
+    "invalid_json",
+    "missing_feature",
+    "model_error",
+    "not_an_object",
+    "not_finite",
+    "not_finite_score",
+    "null",
+    "refused",
+    "too_large",
+    "wrong_schema",
+    "wrong_type",
+    "wrong_width",
+)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import os
 import random
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,14 +71,20 @@ def write_file(path: str, batches: Iterable[pa.RecordBatch], output_format: Outp
     unfinished = FileSystems.join(folder, f".{name}-{uuid.uuid4().hex}")
     rows, writer = 0, None
     with _told(path):
-        with create_file(unfinished) as handle:
-            for batch in batches:
-                writer = writer or open_writer(handle, batch.schema, output_format)
-                writer.write(batch)
-                rows += batch.num_rows
-            if writer is not None:
-                writer.close()
-        FileSystems.rename([unfinished], [path])
+        try:
+            with create_file(unfinished) as handle:
+                for batch in batches:
+                    writer = writer or open_writer(handle, batch.schema, output_format)
+                    writer.write(batch)
+                    rows += batch.num_rows
+                if writer is not None:
+                    writer.close()
+            FileSystems.rename([unfinished], [path])
+        except BaseException:
+            # On a full disk it would stand in the way of the next attempt.
+            with suppress(OSError, BeamIOError):
+                FileSystems.delete([unfinished])
+            raise
     return rows
 
 
