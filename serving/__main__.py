@@ -15,13 +15,15 @@ from model_handlers.errors import MillraceError, UsageError, nearest
 
 def run(argv: Sequence[str]) -> int:
     """A server's flags -> the exit code, when it has ended."""
+    from serving.listening import listen
     from serving.settings import parse
 
     settings = parse(argv)
-    # After the flags: torch and Beam take seconds.
+    listener = listen(settings.host, settings.port)
+    # After the flags and the port: torch and Beam take seconds.
     from serving.server import serve
 
-    return serve(settings)
+    return serve(settings, listener)
 
 
 def deploy(argv: Sequence[str]) -> int:

@@ -68,19 +68,17 @@ class Server(uvicorn.Server):
             not self.service.in_flight or time.monotonic() > self._deadline
         ):
             return True
+        if self.service.state is State.FAILED and self.service.settings.ends_when_failed:
+            return True
         return await super().on_tick(counter)
 
 
-def serve(settings: Settings) -> int:
-    """Settings -> the exit code, when the server has ended: 0, or 1 if it could not serve."""
+def serve(settings: Settings, listener: socket.socket) -> int:
+    """Settings, a socket -> the exit code, when the server has ended: 1 if it could not serve."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     # Else a thread that wants the interpreter waits 5 ms for one that computes.
     sys.setswitchinterval(0.0005)
     server = Server(settings)
-    try:
-        server.run()
-    except SystemExit:
-        # The port is taken, say; uvicorn has told it.
-        return 1
+    server.run(sockets=[listener])
     return 0 if server.started and server.service.state is not State.FAILED else 1

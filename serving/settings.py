@@ -21,7 +21,11 @@ MAX_REQUEST_BYTES = 1_500_000
 
 @dataclass(frozen=True)
 class Settings:
-    """What a server needs to know; the flags of the same names say what each is."""
+    """What a server needs to know; the flags of the same names say what each is.
+
+    ends_when_failed: no balancer asks for its health, which would tell; somebody has started it
+    and waits.
+    """
 
     model_path: str
     model_digest: str | None = None
@@ -41,6 +45,7 @@ class Settings:
     max_batch_wait_ms: float = 0.0
     max_in_flight: int = 512
     drain_seconds: float = 30.0
+    ends_when_failed: bool = False
 
 
 class Parser(argparse.ArgumentParser):
@@ -96,6 +101,8 @@ def make_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     )
     _add_model_flags(parser.add_argument_group("model").add_argument, environment)
     _add_server_flags(parser.add_argument, environment)
+    by_hand = not any(name.startswith("AIP_") for name in environment)
+    parser.set_defaults(ends_when_failed=by_hand)
     return parser
 
 

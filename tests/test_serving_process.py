@@ -30,7 +30,8 @@ def test_vertex_sets_the_defaults_and_flags_win() -> None:
         "gs://bucket/model", port=9000, health_route="/alive", predict_route="/score"
     )
     assert parse(["--model_path", "here", "--port", "1"], variables).port == 1
-    assert parse(["--model_path", "here"], {}) == Settings("here")
+    by_hand = Settings("here", ends_when_failed=True)
+    assert parse(["--model_path", "here"], {}) == by_hand
     assert parse(["--model_path", "here"], {}).max_request_bytes == MAX_REQUEST_BYTES == 1_500_000
 
 
@@ -78,20 +79,51 @@ def test_sigterm_lets_a_request_in_flight_finish_and_refuses_others(example: Pat
         connection.close()
 
 
-def test_a_model_that_cannot_be_loaded_is_told_until_the_process_is_ended(tmp_path: Path) -> None:
-    with process("--model_path", str(tmp_path)) as (running, client):
+def test_in_a_container_a_model_that_cannot_be_loaded_is_told_until_it_is_ended(
+    tmp_path: Path,
+) -> None:
+    container = {"AIP_STORAGE_URI": str(tmp_path)}
+    with process(environment=container) as (running, client):
         wait_until(lambda: client.get("/health").status == 500)
         assert "expected a folder with model.json" in client.get("/health").json["reason"]
         running.send_signal(signal.SIGTERM)
         assert running.wait(60) == 1
 
 
-def test_a_port_that_is_taken_ends_the_process(
-    example: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--model_path", "build/nope"], "build/nope"),
+        (["--outputs", "nope"], "nope"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_by_hand_a_server_that_cannot_serve_ends_and_says_why_in_one_line(
+    example: Path, caplog: pytest.LogCaptureFixture, flags: list[str], told: str
+) -> None:
+    model = ["--model_path", str(example / "model")]
+    assert main(["run", "--port", "0", *model, *flags]) == 1
+    (error,) = (record for record in caplog.records if record.levelname == "ERROR")
+    assert told in error.getMessage()
+    assert "\n" not in error.getMessage()
+
+
+def test_a_port_that_is_taken_is_told_with_what_to_do_before_anything_is_loaded(
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        assert main(["--model_path", str(example / "model"), "--port", port]) == 1
-    assert "address already in use" in caplog.text
+        assert main(["--model_path", "nowhere", "--port", port]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: port {port} of 127.0.0.1 is in use: end what listens there, or")
+    assert said.count("\n") == 1
+
+
+def test_an_address_that_is_not_this_machines_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    for host in ("192.0.2.1", "nowhere.invalid", "2001:db8::1"):
+        assert main(["--model_path", "nowhere", "--port", "0", "--host", host]) == 1
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: cannot listen on port 0 of {host}: ")
+        assert said.endswith("; check --host and --port\n")
