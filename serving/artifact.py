@@ -12,7 +12,7 @@ from pathlib import Path
 from cloud.clients import Cloud
 from cloud.errors import retry, told_as
 from model_handlers.contract import MANIFEST_NAME
-from model_handlers.errors import ModelError, OutputError, UsageError
+from model_handlers.errors import ModelError, OutputError
 from serving.fetch import SCHEME, fetch_package
 
 # The pre-built containers look for no other name.
@@ -42,6 +42,11 @@ class Artifact:
         for name, data in sorted(self.files.items()):
             digest.update(hashlib.sha256(name.encode()).digest() + hashlib.sha256(data).digest())
         return digest.hexdigest()
+
+
+def is_in_place(path: str) -> bool:
+    """A package's path -> whether a container can read it there: a folder of Cloud Storage."""
+    return path.startswith(SCHEME) and not path.endswith((".mar", MANIFEST_NAME))
 
 
 def read_artifact(path: str, cloud: Cloud, *, prebuilt: bool, digest: str | None) -> Artifact:
@@ -75,7 +80,7 @@ def _read(local: Path, path: str, *, prebuilt: bool, digest: str | None) -> Arti
     else:
         manifest = local if local.name == MANIFEST_NAME else local / MANIFEST_NAME
         files = {MANIFEST_NAME: manifest.read_bytes(), package.file: package.data}
-    in_place = path.startswith(SCHEME) and not path.endswith((".mar", MANIFEST_NAME))
+    in_place = is_in_place(path)
     if in_place and prebuilt and local.name != ARCHIVE_NAME:
         raise ModelError(
             f"model {path}: the pre-built container wants the archive to be called "
@@ -85,19 +90,14 @@ def _read(local: Path, path: str, *, prebuilt: bool, digest: str | None) -> Arti
     return Artifact(package.manifest.name, package.manifest.version, package.sha256, files, folder)
 
 
-def stage(artifact: Artifact, staging: str | None, put: Callable[[str, str, bytes], None]) -> str:
+def stage(artifact: Artifact, staging: str, put: Callable[[str, str, bytes], None]) -> str:
     """An artifact, a folder gs://BUCKET/PREFIX -> the folder of Cloud Storage that has it.
 
     put: called with bucket, name and bytes. Each content has a folder of its own, so nothing
-    that is served ever changes. Raises UsageError.
+    that is served ever changes.
     """
     if artifact.folder is not None:
         return artifact.folder
-    if staging is None or not staging.startswith(SCHEME):
-        raise UsageError(
-            "--staging is missing: expected gs://BUCKET/FOLDER, where the model is uploaded to "
-            "for the container to read it"
-        )
     folder = f"{staging.rstrip('/')}/{artifact.id}/{artifact.digest[:16]}"
     bucket, _, prefix = folder.removeprefix(SCHEME).partition("/")
     for name, data in artifact.files.items():

@@ -52,7 +52,7 @@ def _nothing(_: str) -> None:
 def deploy(argv: Sequence[str]) -> int:
     """The command line -> the exit code. Raises MillraceError."""
     args = parse_deploy(argv)
-    cloud, resources = make_cloud(args), _resources(args)
+    cloud, resources = make_cloud(args, sends_nothing=args.dry_run), _resources(args)
     if args.dry_run:
         # A plain address, to which no credentials go.
         cloud = replace(cloud, endpoints=Endpoints(aiplatform="http://dry-run"))

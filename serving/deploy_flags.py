@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from cloud.clients import Cloud, default_project
 from cloud.endpoints import Endpoints, is_plain
-from model_handlers.errors import UsageError
+from model_handlers.errors import CredentialsError, UsageError
+from serving.artifact import is_in_place
 from serving.settings import Parser, above_zero
 
 # Of the system whose names are kept: served by Google's container, or by one of one's own.
@@ -31,6 +32,12 @@ def _percent(text: str) -> int:
     if not text.isdecimal() or int(text) > 100:
         raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 100, got {text!r}")
     return int(text)
+
+
+def _folder(text: str) -> str:
+    if not re.fullmatch(r"gs://[^/]+(/.*)?", text):
+        raise argparse.ArgumentTypeError(f"expected gs://BUCKET/FOLDER, got {text!r}")
+    return text
 
 
 def _labels(text: str) -> dict[str, str]:
@@ -71,6 +78,7 @@ def deploy_parser() -> argparse.ArgumentParser:
     add("--model_id", help="id in the registry (default: the package's name)")
     add(
         "--staging",
+        type=_folder,
         metavar="gs://BUCKET/FOLDER",
         help="where a package is uploaded to that is no folder of Cloud Storage",
     )
@@ -111,6 +119,11 @@ def _add_machines(parser: argparse.ArgumentParser) -> None:
 def parse_deploy(argv: Sequence[str]) -> argparse.Namespace:
     """The command line of deploy -> its flags. Raises UsageError."""
     args = deploy_parser().parse_args(argv)
+    if args.staging is None and not is_in_place(args.model):
+        raise UsageError(
+            "--staging is missing: expected gs://BUCKET/FOLDER, where the model is uploaded to "
+            "for the container to read it"
+        )
     args.max_replicas = args.max_replicas or args.min_replicas
     if args.max_replicas < args.min_replicas:
         raise UsageError(
@@ -159,11 +172,19 @@ def status_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def make_cloud(args: argparse.Namespace) -> Cloud:
-    """The flags of a command -> where it goes. Raises UsageError, CredentialsError."""
+def make_cloud(args: argparse.Namespace, *, sends_nothing: bool = False) -> Cloud:
+    """The flags of a command -> where it goes. Raises UsageError, CredentialsError.
+
+    sends_nothing: no credentials are needed, though they may name the project.
+    """
     endpoints = Endpoints.resolve(args.api_endpoints.split(",") if args.api_endpoints else ())
     local = is_plain(endpoints.aiplatform)
-    project = args.project or (None if local else default_project())
+    try:
+        project = args.project or (None if local else default_project())
+    except CredentialsError:
+        if not sends_nothing:
+            raise
+        project = None
     if project is None:
         raise UsageError("--project is missing: expected the id of the project")
     return Cloud(project, endpoints, _RETRY_SECONDS)

@@ -31,6 +31,7 @@ from examples.google_api.server import (
 from examples.google_api.vertex import VertexAI
 from examples.local_cloud import LocalCloud
 from model_handlers.contract import Manifest
+from model_handlers.errors import CredentialsError
 from model_handlers.package import write_mar, write_package
 from serving.__main__ import main
 from serving.settings import parse
@@ -273,6 +274,30 @@ def test_a_dry_run_needs_no_credentials_and_reads_nothing_of_cloud_storage(
     assert deployed[2]["trafficSplit"] == {"OTHER_MODEL_ID": 80, "0": 20}
 
 
+@pytest.mark.parametrize("model", ["here/model.mar", "gs://bucket/model.mar", "gs://b/model.json"])
+def test_a_package_that_no_container_can_read_where_it_is_needs_a_staging_folder(
+    capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    assert main(["deploy", "--model", model, "--project", "p", "--dry_run"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("error: --staging is missing: expected gs://BUCKET/FOLDER")
+
+
+def test_a_dry_run_without_credentials_asks_for_the_project_and_not_for_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse() -> None:
+        raise CredentialsError("no credentials: log in")
+
+    monkeypatch.setattr(cloud.clients, "_default", refuse)
+    flags = ["deploy", "--model", "gs://nowhere/model"]
+    assert main([*flags, "--dry_run"]) == 2
+    assert capsys.readouterr().err.startswith("error: --project is missing: expected the id")
+    assert main(flags) == 1
+    assert capsys.readouterr().err == "error: no credentials: log in\n"
+
+
 def test_status_shows_models_versions_traffic_and_replicas(
     google: GoogleApi, run: Run, package: Callable[..., Path], staging: str
 ) -> None:
@@ -470,7 +495,7 @@ def test_what_google_refuses_is_told_in_one_line(
     ("flags", "said"),
     [
         (["--traffic_percent", "30"], "no other model of the endpoint takes the other 70 %"),
-        (["--staging", ""], "--staging is missing: expected gs://BUCKET/FOLDER"),
+        (["--staging", "/tmp/x"], "--staging: expected gs://BUCKET/FOLDER, got '/tmp/x'"),
         (["--accelerator", "NVIDIA_TESLA_T5"], "(nearest: NVIDIA_TESLA_T4"),
         (["--min_replicas", "3", "--max_replicas", "2"], "--max_replicas 2 is below"),
         (["--region", "us-central"], "expected a region as us-central1"),
