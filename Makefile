@@ -15,7 +15,7 @@ TORCHSERVE := .torchserve
 AIRFLOW ?= 3
 AIRFLOW_ENV := .airflow/$(AIRFLOW)
 
-.PHONY: help templates setup emulators demo demo-bigquery demo-stream serve torchserve test test-dags check format example image template image-check lock bench bench-bigquery bench-stream bench-serving bench-endpoint fuzz dist clean all
+.PHONY: help templates setup emulators demo demo-bigquery demo-stream local-cloud serve torchserve test test-dags check format example image template image-check lock bench bench-bigquery bench-stream bench-serving bench-endpoint fuzz dist clean all
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -47,6 +47,9 @@ demo-bigquery: $(STAMP) $(EMULATORS)/.installed  ## score a table of the local B
 
 demo-stream: $(STAMP) $(EMULATORS)/.installed  ## score a stream of the local Pub/Sub (needs gcloud's emulator)
 	@$(BIN)/python -m examples.transactions.demo_stream
+
+local-cloud: $(STAMP) $(EMULATORS)/.installed  ## stand-ins for Google Cloud until Ctrl-C; prints how they are found
+	@$(BIN)/python -m examples.local_cloud
 
 example: $(STAMP)  ## make the example's data and model packages under build/example
 	@$(BIN)/python -m examples.transactions.build --output $(EXAMPLE)

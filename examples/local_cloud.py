@@ -3,7 +3,9 @@
 `make emulators` installs them under .emulators: local-bigquery (REST, and gRPC of the
 Storage Read and Write APIs) and gcp-storage-emulator. Google's own emulator of Pub/Sub
 comes with the Google Cloud CLI and needs Java. They listen on free ports of the
-loopback and end with the block that started them.
+loopback and end with the block that started them. By hand:
+
+python -m examples.local_cloud
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import random
 import shutil
 import socket
 import subprocess
+import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -186,3 +190,25 @@ def local_cloud(
             server.start()
             started.callback(server.stop)
         yield LocalCloud(endpoints, bigquery, storage, pubsub if with_pubsub else None)
+
+
+def main() -> None:
+    """Starts all that are there, prints by which variables they are found, runs until Ctrl-C."""
+    if not is_installed():
+        raise SystemExit(f"error: the emulators are missing; run: {INSTALL_COMMAND}")
+    with_pubsub = pubsub_jar() is not None
+    if not with_pubsub:
+        print(f"# without Pub/Sub, whose emulator is missing: {PUBSUB_COMMAND}")
+    with (
+        suppress(KeyboardInterrupt),
+        tempfile.TemporaryDirectory() as folder,
+        local_cloud(Path(folder), with_pubsub=with_pubsub) as servers,
+    ):
+        for variable, address in servers.environment.items():
+            print(f"export {variable}={address}")
+        print(f"# project {PROJECT}; they run until Ctrl-C, and then all is gone", flush=True)
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

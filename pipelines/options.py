@@ -357,7 +357,8 @@ class StreamSourceOptions:
         metavar="NAME",
     )
     deduplicate_seconds: int | None = flag(
-        "drop a message whose id came already within this time (default: none is dropped)",
+        "drop a message whose message id, Pub/Sub's own, came already within this time (default: "
+        "none is dropped)",
         label="Deduplicate seconds",
         param_type="NUMBER",
         regex=r"[1-9]\d*",

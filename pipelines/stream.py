@@ -133,7 +133,11 @@ def message_format(parsed: Parsed, manifest: Manifest, fields: OutputFields) -> 
     row_format = RowFormat(manifest, source.id_column, fields.source, carried)
     schema = None if source.avro_schema is None else read_text(source.avro_schema, "avro_schema")
     if (source.message_format == "avro") != (schema is not None):
-        raise UsageError("--avro_schema belongs to --message_format avro, and the other way round")
+        raise UsageError(
+            "--message_format avro: --avro_schema is missing"
+            if schema is None
+            else f"--avro_schema: expected --message_format avro, got {source.message_format}"
+        )
     found = MessageFormat(
         row_format,
         source.message_format,  # type: ignore[arg-type]

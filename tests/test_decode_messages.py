@@ -462,6 +462,14 @@ def test_avro_of_another_schema_is_a_dead_letter(
     assert bad[1]["message"] == "1 bytes follow the record: another schema?"
 
 
+def test_a_file_of_avro_is_told_as_one(make_manifest: Make, provenance: Provenance) -> None:
+    file = io.BytesIO()
+    schema = {"type": "record", "name": "r", "fields": [{"name": "a", "type": "double"}]}
+    fastavro.writer(file, schema, [{"a": 1.0}])
+    _, (bad,) = decode([message(file.getvalue())], avro_format(make_manifest()), provenance)
+    assert (bad["reason"], bad["message"][:12]) == ("invalid_avro", "an Avro file")
+
+
 def test_numbers_of_avro_are_told_as_those_of_json(
     make_manifest: Make, provenance: Provenance
 ) -> None:
@@ -629,7 +637,7 @@ BAD_ARROW: list[tuple[bytes, str, str]] = [
     (ipc(TEXTS)[:-30], "invalid_arrow", "not an Arrow IPC stream"),
     (ipc(TEXTS)[:100], "invalid_arrow", "not an Arrow IPC stream"),
     (b"\xff\xff\xff\xff" + b"\xff\xff\xff\x7f" + b"\0" * 100, "invalid_arrow", "not an Arrow"),
-    (b"ARROW1" + ipc(TEXTS), "invalid_arrow", "not an Arrow IPC stream"),
+    (b"ARROW1" + ipc(TEXTS), "invalid_arrow", "not an Arrow IPC stream but an Arrow file"),
     (corrupted(ipc(TEXTS)), "invalid_arrow", "not an Arrow IPC stream"),
     (ipc(TEXTS.slice(0, 0)), "empty_message", "holds no rows"),
     (ipc(BILLION), "too_large", "1,000,000,000 rows in"),

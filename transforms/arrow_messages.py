@@ -12,6 +12,8 @@ from transforms.read_files import Columns
 from transforms.record_batch import derived_ids, source_batch
 from transforms.row_format import RowFormat, to_text
 
+_FILE = b"ARROW1"
+
 
 def read_arrow(
     body: bytes, id_prefix: str, row_format: RowFormat, max_bytes: int
@@ -21,6 +23,8 @@ def read_arrow(
     Rows without an id of their own are numbered: their ids are id_prefix-0, ...
     max_bytes: of the rows, whose buffers may be compressed.
     """
+    if body.startswith(_FILE):
+        return Fault("invalid_arrow", "not an Arrow IPC stream but an Arrow file")
     try:
         with pa.ipc.open_stream(body) as reader:
             table = reader.read_all()

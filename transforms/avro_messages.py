@@ -12,6 +12,8 @@ import fastavro
 from model_handlers.errors import UsageError, one_line
 from transforms.failures import Fault
 
+_FILE = b"Obj\x01"
+
 
 def parse_schema(text: str) -> Any:
     """JSON text -> a record's schema, parsed. Raises UsageError.
@@ -74,6 +76,8 @@ def avro_reader(schema: Any) -> Callable[[bytes], Any]:
             row = fastavro.schemaless_reader(stream, schema, None)
         # fastavro answers bytes of another schema with exceptions of any kind.
         except Exception as error:
+            if body.startswith(_FILE):
+                return Fault("invalid_avro", "an Avro file, expected one record without a schema")
             return Fault("invalid_avro", f"not Avro of the given schema: {one_line(error)}")
         if left := len(body) - stream.tell():
             return Fault("invalid_avro", f"{left:,} bytes follow the record: another schema?")

@@ -1,0 +1,38 @@
+"""The stand-ins for Google Cloud, started by hand."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+
+from examples.local_cloud import PROJECT, is_installed
+from tests.conftest import NO_EMULATORS
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_they_run_until_ctrl_c_and_say_how_they_are_found() -> None:
+    if not is_installed():
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(NO_EMULATORS)
+    command = [sys.executable, "-m", "examples.local_cloud"]
+    found: dict[str, str] = {}
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        for line in running.stdout:
+            if line.startswith("export "):
+                variable, _, address = line.removeprefix("export ").strip().partition("=")
+                found[variable] = address
+            elif PROJECT in line:
+                break
+        url = f"{found['BIGQUERY_EMULATOR_HOST']}/bigquery/v2/projects/{PROJECT}/datasets"
+        assert urlopen(url).status == 200
+        running.send_signal(signal.SIGINT)
+        assert running.wait() == 0
+    assert {"BIGQUERY_STORAGE_EMULATOR_HOST", "STORAGE_EMULATOR_HOST"} <= found.keys()
+    with pytest.raises(URLError):
+        urlopen(url)
