@@ -9,9 +9,9 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
+from conftest import NO_EMULATORS
 
 from examples.local_cloud import PROJECT, is_installed
-from tests.conftest import NO_EMULATORS
 
 ROOT = Path(__file__).parent.parent
 
