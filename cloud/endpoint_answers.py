@@ -19,8 +19,7 @@ _ADVICE = {
     401: "the credentials were refused: log in again, or give the worker's service account",
     403: "grant the account the role roles/aiplatform.user (permission aiplatform.endpoints."
     "predict) in the endpoint's project",
-    404: "check --endpoint, --endpoint_project and --endpoint_location, and that a model is "
-    "deployed there",
+    404: "check {flags}, and that a model is deployed there",
 }
 _NO_TOKEN = "no token was sent, since the address is none of Google's over https"
 _PRECONDITION = "FAILED_PRECONDITION"
@@ -59,11 +58,18 @@ class Passing(Exception):
 
 
 def raise_for(
-    name: str, status: int, headers: Mapping[str, str], answer: bytes, *, has_token: bool
+    name: str,
+    status: int,
+    headers: Mapping[str, str],
+    answer: bytes,
+    *,
+    has_token: bool,
+    flags: str,
 ) -> NoReturn:
     """An endpoint's name and an answer whose status is not 200 -> what it means, raised.
 
-    has_token: whether the request had one. Raises Passing, Refused, EndpointError.
+    has_token: whether the request had one. flags: that led to the endpoint.
+    Raises Passing, Refused, EndpointError.
     """
     told = status_text(status, answer)
     if status in _OVERLOADED or (status >= 500 and status not in (501, 505)):
@@ -81,7 +87,7 @@ def raise_for(
         if _PRECONDITION not in told:
             raise Refused(status, told)
         advice = "see whether a model is deployed there and ready"
-    raise EndpointError(f"endpoint {name}: {told}; {advice}")
+    raise EndpointError(f"endpoint {name}: {told}; {advice.format(flags=flags)}")
 
 
 def status_text(status: int, answer: bytes) -> str:

@@ -36,6 +36,8 @@ SUSPECT = 4
 # aiohttp copies a body that is larger than this piece by piece, if it is asked to.
 _LARGE_BODY = 1 << 20
 
+FLAGS = "--endpoint, --endpoint_project and --endpoint_location"
+
 _CLOSE_SECONDS = 10.0
 
 
@@ -62,7 +64,7 @@ class EndpointClient:
     url: of predictions. name: of the endpoint, for messages. credentials: Google's, None
     to send none. concurrency: requests in flight at most. timeout_seconds: of a request.
     retry_seconds: how long what passes is waited out. digest: of the model; a server that
-    says another is refused.
+    says another is refused. flags: that led to the URL, for messages.
     """
 
     def __init__(
@@ -75,8 +77,9 @@ class EndpointClient:
         timeout_seconds: float = 60.0,
         retry_seconds: float = 120.0,
         digest: str | None = None,
+        flags: str = FLAGS,
     ) -> None:
-        self.url, self.name, self._digest = url, name, digest
+        self.url, self.name, self._digest, self._flags = url, name, digest, flags
         self._credentials = credentials
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
         self._retry_seconds = retry_seconds
@@ -206,6 +209,7 @@ class EndpointClient:
                 response.headers,
                 answer,
                 has_token=self._credentials is not None,
+                flags=self._flags,
             )
         served = response.headers.get(DIGEST_HEADER)
         if served is not None and self._digest is not None and served != self._digest:

@@ -77,7 +77,10 @@ class EndpointAddress:
 
         limits: of EndpointClient. Raises EndpointError, CredentialsError.
         """
-        url = self._url_given() or self._look_up()
+        if (url := self._url_given()) is not None:
+            limits["flags"] = f"--endpoint_url ({url} was asked)"
+        else:
+            url = self._look_up()
         return EndpointClient(url, self.told, token_for(url), **limits)
 
     def _url_given(self) -> str | None:

@@ -134,9 +134,14 @@ class EndpointCodec:
             except KeyError:
                 continue
         odd = next(one for one in predictions if spec.name not in one)
+        # As our own server answers, and others of its kind, unless they are asked for more.
+        advice = (
+            "; python -m serving answers all outputs with --outputs all, or to "
+            """--endpoint_parameters '{"outputs":"all"}'"""
+        ) * (SCORE_KEY in odd)
         raise BadAnswer(
             f"expected predictions with {self._wanted()}, got one with "
-            f"{', '.join(map(repr, odd))[:100] or 'nothing'}"
+            f"{', '.join(map(repr, odd))[:100] or 'nothing'}{advice}"
         )
 
     def _wanted(self) -> str:

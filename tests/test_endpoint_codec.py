@@ -146,7 +146,11 @@ def test_the_score_may_be_called_anomaly_score(make_manifest: MakeManifest) -> N
     assert total.tolist() == [3.5]
     other = codec_of(make_manifest(score_output=None), "total")
     told = refusal(other, answer({"anomaly_score": 3.5, "code": [1, 2]}), 1)
-    assert told == "expected predictions with 'total', got one with 'anomaly_score', 'code'"
+    assert told == (
+        "expected predictions with 'total', got one with 'anomaly_score', 'code'; "
+        "python -m serving answers all outputs with --outputs all, or to "
+        """--endpoint_parameters '{"outputs":"all"}'"""
+    )
 
 
 def test_the_name_goes_before_anomaly_score(make_manifest: MakeManifest) -> None:

@@ -136,6 +136,18 @@ def test_behind_private_service_connect_the_address_has_to_be_given() -> None:
     assert url == f"http://10.1.2.3/v1/{NAME}:predict"
 
 
+def test_an_address_where_nothing_is_found_is_told_with_the_flag_that_gave_it() -> None:
+    with faulty_endpoint(lambda rows: rows, lambda _: refusal(404)) as server:
+        for endpoint in (None, NAME):
+            address = EndpointAddress(endpoint, f"{server.url}/folder")
+            client = address.connect()
+            with pytest.raises(EndpointError) as raised:
+                client.run(client.post(b'{"instances":[1]}', len))
+            asked = f"; check --endpoint_url ({client.url} was asked), and that a model is deployed"
+            assert asked in str(raised.value)
+            client.close()
+
+
 @pytest.mark.parametrize(
     ("answer", "told"),
     [
