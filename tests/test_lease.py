@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -140,6 +141,20 @@ def test_a_message_that_comes_again_is_acknowledged_under_its_last_id(
     assert mailbox.read(1.0) == []
 
 
+def test_a_pull_that_waits_is_answered_when_it_is_stopped_and_no_other_begins(
+    mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PATIENCE_SECONDS", 3_600.0)
+    lease = Lease(mailbox.cloud, mailbox.subscription)
+    with ThreadPoolExecutor(1) as executor:
+        pulled = executor.submit(lambda: list(lease.pull(10)))
+        lease.stop()
+        assert pulled.result(30) == []
+    mailbox.publish(b"one")
+    assert list(lease.pull(10)) == []
+    assert mailbox.read(5.0) == [b"one"]
+
+
 def test_a_missing_subscription_is_told(stream_emulators: LocalCloud) -> None:
     name = f"projects/{PROJECT}/subscriptions/none"
     with (
@@ -156,8 +171,11 @@ class Stub:
         self.answers = answers
         self.calls: Counter[str] = Counter()
         self.sizes: list[int] = []
+        self.timeouts: list[float] = []
+        self.deadlines: list[tuple[int, int]] = []
 
-    def pull(self, **_: Any) -> Any:
+    def pull(self, timeout: float, **_: Any) -> Any:
+        self.timeouts.append(timeout)
         self.calls["pull"] += 1
         # The last one again and again.
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
@@ -167,6 +185,7 @@ class Stub:
 
     def modify_ack_deadline(self, request: dict[str, Any], **_: Any) -> None:
         self.calls["modify"] += 1
+        self.deadlines.append((len(request["ack_ids"]), request["ack_deadline_seconds"]))
         self.sizes.append(len(request["ack_ids"]))
         raise exceptions.ServiceUnavailable("not now")
 
@@ -209,6 +228,34 @@ def test_one_answer_without_messages_does_not_make_a_subscription_empty(
     lease, stub = lease_of(answer("a"), answer(), late, answer("b"), answer())
     assert [message.message_id for message in lease.pull(10)] == ["a", "b"]
     assert stub.calls["pull"] >= 5
+
+
+def test_what_comes_after_the_stop_is_given_back_and_what_came_before_is_kept(
+    lease_of: Callable[..., tuple[Lease, Stub]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease, stub = lease_of(answer("a"), answer("b", "c"))
+    pulled = lease.pull(10)
+    assert next(pulled).message_id == "a"
+    pull = stub.pull
+
+    def stopped(**request: Any) -> Any:
+        lease.stop()
+        return pull(**request)
+
+    monkeypatch.setattr(stub, "pull", stopped)
+    assert list(pulled) == []
+    assert stub.deadlines == [(1, module.DEADLINE_SECONDS), (2, 0)]
+    assert list(lease._held) == ["a"]
+
+
+def test_a_request_that_is_not_answered_in_time_is_given_more_until_one_is(
+    lease_of: Callable[..., tuple[Lease, Stub]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PATIENCE_SECONDS", 30.0)
+    late = exceptions.DeadlineExceeded("nothing came")
+    lease, stub = lease_of(late, late, late, answer("a"), answer(), answer("b"))
+    assert [message.message_id for message in lease.pull(2)] == ["a", "b"]
+    assert stub.timeouts == [1, 2, 4, 8, 8, 1]
 
 
 def test_deadlines_that_cannot_be_set_do_not_end_the_run(

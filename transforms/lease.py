@@ -28,6 +28,9 @@ RENEW_SECONDS = 20.0
 # say so.
 PATIENCE_SECONDS = 10.0
 _PAUSE_SECONDS = 0.1
+# Of one request. A request that is cancelled may still be given messages, which nobody has then:
+# so one is let end, and who stops waits for it.
+_WAIT_SECONDS = 1.0
 
 
 class Lease:
@@ -38,12 +41,23 @@ class Lease:
         self._client: Any = cloud.subscriber()
         self._held: dict[str, str] = {}
         self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._wait = _WAIT_SECONDS
 
     def pull(self, limit: int) -> Iterator[Message]:
-        """How many at most -> messages, each once, until there are no more. Raises InputError."""
+        """How many at most -> messages, each once, until there are no more. Raises InputError.
+
+        After `stop` no request begins, and what the last one brings is given back.
+        """
         until = time.monotonic() + PATIENCE_SECONDS
         while len(self._held) < limit and (left := until - time.monotonic()) > 0:
-            received = self._pull(min(REQUEST_MESSAGES, limit - len(self._held)), left)
+            if self._over.is_set():
+                return
+            count = min(REQUEST_MESSAGES, limit - len(self._held))
+            received = self._pull(count, min(left, self._wait))
+            if self._over.is_set():
+                self._set_deadline([one.ack_id for one in received], 0)
+                return
             if not received:
                 time.sleep(min(left, _PAUSE_SECONDS))
                 continue
@@ -68,8 +82,16 @@ class Lease:
             try:
                 answer = self._client.pull(request=request, retry=again, timeout=seconds)
             except exceptions.DeadlineExceeded:
+                # An answer may be large and the line slow: in time it must come through.
+                self._wait = min(2 * self._wait, PATIENCE_SECONDS)
                 return []
+        if not answer.received_messages:
+            self._wait = _WAIT_SECONDS
         return list(answer.received_messages)
+
+    def stop(self) -> None:
+        """Nothing -> a `pull` in another thread ends with its request, mostly within a second."""
+        self._over.set()
 
     def acknowledge(self, message_ids: Iterable[str]) -> None:
         """Ids of messages -> they are gone from the subscription. Raises InputError.

@@ -39,6 +39,8 @@ BUNDLE_MESSAGES = 1_000
 BUNDLE_BYTES = 32 << 20
 # How long the runner's one thread waits for a message before it looks after timers.
 POLL_SECONDS = 0.1
+# How long the end waits for the last request: a little longer than that mostly takes.
+_END_SECONDS = 1.5
 
 
 @dataclass
@@ -95,7 +97,7 @@ class Intake:
         self._ahead = _Ahead()
         self._in_work: deque[_Taken] = deque()
         self._now = self._quiet = MIN_TIMESTAMP
-        self._over, self._closed = threading.Event(), threading.Event()
+        self._over = threading.Event()
         self._error: Exception | None = None
 
     def __reduce__(self) -> NoReturn:
@@ -113,9 +115,6 @@ class Intake:
                         break
         except Exception as error:
             self._error = error
-        # A request may bring messages when nobody wants them any more.
-        self._closed.wait()
-        self._lease.release()
 
     def take(self, passed: Timestamp) -> tuple[Timestamp, list[Message] | None]:
         """How far every step is -> the time, and the messages of the next bundle, None at the end.
@@ -178,11 +177,7 @@ class Intake:
     def end(self) -> None:
         """Nothing -> no further message is given; the pipeline ends when the others are done."""
         self._over.set()
-
-    def close(self) -> None:
-        """Nothing -> what is not acknowledged now is given back."""
-        self._over.set()
-        self._closed.set()
+        self._lease.stop()
 
     def finish(self) -> None:
         """The pipeline ended well -> all that it got is acknowledged. Raises InputError."""
@@ -200,7 +195,9 @@ def open_intake(cloud: Cloud, subscription: str, hold_seconds: float = 0.0) -> I
         try:
             yield intake
         finally:
-            intake.close()
+            intake.end()
+            # Its last request would take what is given back now.
+            puller.join(_END_SECONDS)
 
 
 class PullMessages(beam.PTransform):
