@@ -14,6 +14,7 @@ import functools
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -199,6 +200,8 @@ def main() -> None:
     with_pubsub = pubsub_jar() is not None
     if not with_pubsub:
         print(f"# without Pub/Sub, whose emulator is missing: {PUBSUB_COMMAND}")
+    # Else they would go on without it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with (
         suppress(KeyboardInterrupt),
         tempfile.TemporaryDirectory() as folder,

@@ -16,7 +16,8 @@ from examples.local_cloud import PROJECT, is_installed
 ROOT = Path(__file__).parent.parent
 
 
-def test_they_run_until_ctrl_c_and_say_how_they_are_found() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_they_run_until_they_are_ended_and_say_how_they_are_found(number: signal.Signals) -> None:
     if not is_installed():
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(NO_EMULATORS)
     command = [sys.executable, "-m", "examples.local_cloud"]
@@ -31,7 +32,7 @@ def test_they_run_until_ctrl_c_and_say_how_they_are_found() -> None:
                 break
         url = f"{found['BIGQUERY_EMULATOR_HOST']}/bigquery/v2/projects/{PROJECT}/datasets"
         assert urlopen(url).status == 200
-        running.send_signal(signal.SIGINT)
+        running.send_signal(number)
         assert running.wait() == 0
     assert {"BIGQUERY_STORAGE_EMULATOR_HOST", "STORAGE_EMULATOR_HOST"} <= found.keys()
     with pytest.raises(URLError):
