@@ -530,8 +530,11 @@ def test_a_table_whose_server_is_away_is_waited_for(stream: Stream) -> None:
             "--dead_letter_table some-p.d.t is --output_table: expected another",
         ),
         ({"output_topic": "OUT", "cluster_by": "row_id"}, "--cluster_by is for --output_table"),
-        ({"output_topic": "OUT", "message_format": "avro"}, "--avro_schema belongs to --message_"),
-        ({"output_topic": "OUT", "avro_schema": "{}"}, "--avro_schema belongs to --message_form"),
+        ({"output_topic": "OUT", "message_format": "avro"}, "--avro_schema is missing"),
+        (
+            {"output_topic": "OUT", "avro_schema": "{}"},
+            "--avro_schema: expected --message_format avro",
+        ),
         (
             {"output_topic": "OUT", "message_format": "avro", "avro_schema": '"double"'},
             "--avro_schema: expected the schema of a record",
