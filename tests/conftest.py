@@ -1,7 +1,10 @@
 """Fixtures that several test modules share; each gives a function, so that nothing is imported."""
 
 import os
+import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -73,6 +76,29 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("example")
     build(folder, rows=2_000, train_rows=3_000, seed=7)
     return folder
+
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def distribution(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel and the sdist.
+
+    They are built from a copy: setuptools writes into the folder that it builds, where
+    another process may be doing the same.
+    """
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copy(path, source)
+        elif (path / "__init__.py").exists() or path.name == "tests":
+            leave = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(path, source / path.name, ignore=leave)
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
 
 
 NO_EMULATORS = f"the emulators are not installed: {INSTALL_COMMAND}"

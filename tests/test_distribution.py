@@ -1,25 +1,12 @@
 """What is built and installed: the packages, their files, and nothing else."""
 
 import re
-import subprocess
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parent.parent
 PACKAGES = {"cloud", "model_handlers", "pipelines", "resources", "serving", "transforms"}
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return out
 
 
 def modules() -> set[str]:
@@ -30,14 +17,14 @@ def modules() -> set[str]:
     }
 
 
-def test_the_wheel_holds_every_module_and_no_test(built: Path) -> None:
-    (wheel,) = built.glob("*.whl")
+def test_the_wheel_holds_every_module_and_no_test(distribution: Path) -> None:
+    (wheel,) = distribution.glob("*.whl")
     names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
     assert names == modules()
 
 
-def test_the_sdist_can_be_built_from_again(built: Path) -> None:
-    (sdist,) = built.glob("*.tar.gz")
+def test_the_sdist_can_be_built_from_again(distribution: Path) -> None:
+    (sdist,) = distribution.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[-1] for name in archive.getnames()}
     assert {"setup.py", "pyproject.toml", "LICENSE", "README.md"} | modules() <= names

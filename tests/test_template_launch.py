@@ -102,12 +102,13 @@ def test_an_image_without_a_pipeline_says_so(
     assert told in line
 
 
-def test_a_launch_finds_the_package_as_it_is_built_and_installed(tmp_path: Path) -> None:
+def test_a_launch_finds_the_package_as_it_is_built_and_installed(
+    distribution: Path, tmp_path: Path
+) -> None:
     steps = (
-        f"{sys.executable} -m build --no-isolation --outdir {tmp_path} {PATH.parent.parent}",
         f"{sys.executable} -m venv --without-pip {tmp_path}/env",
         f"{sys.executable} -m pip --python {tmp_path}/env install --quiet --no-index --no-deps "
-        f"--find-links {tmp_path} millrace",
+        f"--find-links {distribution} millrace",
     )
     for step in steps:
         # Elsewhere, since pip takes a checkout that it stands in for the installed package.
