@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from model_handlers.errors import ManifestError, UsageError, nearest
+from model_handlers.tolerance import ATOL, RTOL, TOLERANCE, Tolerance
 
 MANIFEST_NAME = "model.json"
 SCHEMA_VERSION = 1
@@ -89,13 +90,13 @@ class GoldenRows:
     """Rows with known answers, run each time the model is loaded.
 
     inputs: tensor name -> rows, flat. outputs: output name -> rows.
-    A value passes when abs(got - expected) <= atol + rtol * abs(expected).
+    rtol, atol: how far an answer may lie from the expected one, see Tolerance.
     """
 
     inputs: Mapping[str, list[Any]]
     outputs: Mapping[str, list[Any]]
-    rtol: float = 1e-4
-    atol: float = 1e-5
+    rtol: float = RTOL
+    atol: float = ATOL
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,11 @@ class Manifest:
     def features(self) -> tuple[str, ...]:
         """Every source column the model needs, in order."""
         return tuple(column for spec in self.inputs for column in spec.columns)
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """How far two answers to one row may lie apart, wherever and beside whichever rows."""
+        return Tolerance(self.golden.rtol, self.golden.atol) if self.golden else TOLERANCE
 
     def output(self, name: str) -> OutputSpec:
         """An output's name -> its spec. Raises UsageError with the nearest names."""

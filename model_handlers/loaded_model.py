@@ -17,6 +17,7 @@ from apache_beam.metrics import Metrics
 
 from model_handlers.contract import GoldenRows, Manifest, OutputSpec
 from model_handlers.errors import ContractBroken, DeviceError, UsageError, one_line
+from model_handlers.tolerance import Tolerance
 
 # What a model may raise because of what is in a row. Not MemoryError, not an error
 # of the accelerator, and none of this project's own: these fail the bundle.
@@ -70,6 +71,12 @@ class LoadedModel:
     device: torch.device
     batch_rows: int
     autocast: torch.dtype | None = None
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """How far its answers may lie from those of the model that was packaged."""
+        slack = _HALF_TOLERANCE if self.autocast is not None else 0.0
+        return self.manifest.tolerance.at_least(slack)
 
     def forward(self, inputs: Sequence[np.ndarray], rows: slice) -> list[np.ndarray]:
         """Input arrays and a range of rows -> one array per output, in memory of the host.
@@ -219,14 +226,11 @@ def _check_golden_rows(model: LoadedModel, golden: GoldenRows) -> None:
         raise ContractBroken(
             f"model {model.manifest.name} fails on its golden rows: {describe(error)}"
         ) from error
-    slack = _HALF_TOLERANCE if model.autocast is not None else 0.0
     for spec, answer in zip(model.outputs, answers, strict=True):
         if spec.name not in golden.outputs:
             continue
         expected = np.asarray(golden.outputs[spec.name], dtype=spec.dtype)
-        close = np.isclose(
-            answer, expected, rtol=max(golden.rtol, slack), atol=max(golden.atol, slack)
-        )
+        close = model.tolerance.agree(answer, expected)
         if not close.all():
             at = tuple(int(i) for i in np.argwhere(~close)[0])
             raise ContractBroken(

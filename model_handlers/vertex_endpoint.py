@@ -121,7 +121,7 @@ class Endpoint:
             if spec.name not in golden.outputs:
                 continue
             expected = np.asarray(golden.outputs[spec.name][:1], np.float64)
-            if not np.allclose(got, expected, golden.rtol, golden.atol, equal_nan=True):
+            if not self.codec.manifest.tolerance.agree(got, expected).all():
                 raise EndpointError(
                     f"{self._as_another()}: output {spec.name!r} of a golden row: expected "
                     f"{expected[0].tolist()}, got {got[0].tolist()}; {_CHECK}"

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -20,6 +19,7 @@ from faulty_endpoint import (
     faulty_endpoint,
     refusal,
 )
+from same_scores import assert_scores
 from serving_client import Running, running
 
 from pipelines.batch_local import COMMAND as LOCAL
@@ -67,14 +67,12 @@ def letters(folder: Path) -> dict[str, tuple[str, str, str]]:
     return {r["row_id"]: (r["stage"], r["reason"], r["message"]) for r in records}
 
 
-def assert_same(got: Path, wanted: Path, rtol: float = 1e-6) -> None:
-    """Scores agree; latent values near zero to a millionth."""
+def assert_same(got: Path, wanted: Path) -> None:
+    """Scores and latent values agree, dead letters are equal."""
     mine, theirs = scores(got), scores(wanted)
     assert mine.keys() == theirs.keys()
-    for part, atol in ((0, 0.0), (1, 1e-6)):
-        a = np.array([mine[i][part] for i in mine])
-        b = np.array([theirs[i][part] for i in mine])
-        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
+    for part in (0, 1):
+        assert_scores([mine[i][part] for i in mine], [theirs[i][part] for i in mine])
     assert letters(got) == letters(wanted)
 
 
@@ -84,8 +82,7 @@ def test_an_endpoint_gives_what_the_worker_gives(
 ) -> None:
     url = f"http://{served.client.address}"
     assert main(COMMAND, flags(example, tmp_path, endpoint_url=url, **given)) == 0
-    # Of other numbers of rows torch takes sums in another order.
-    assert_same(tmp_path / "r", local, rtol=1e-5 if "endpoint_request_rows" in given else 1e-6)
+    assert_same(tmp_path / "r", local)
     report = json.loads((tmp_path / "r" / "report.json").read_text())
     assert report["pipeline"] == "batch_vertex"
 
@@ -112,7 +109,7 @@ def test_nothing_is_lost_or_wrong_while_one_request_in_five_fails(
         given = {"endpoint": NAME, "endpoint_url": endpoint.url, "endpoint_request_rows": 10}
         assert main(COMMAND, flags(example, tmp_path, skip_endpoint_check="true", **given)) == 0
     assert sum(endpoint.faults.values()) > 20
-    assert_same(tmp_path / "r", local, rtol=1e-5)
+    assert_same(tmp_path / "r", local)
 
 
 def test_a_row_that_the_endpoint_refuses_costs_itself(

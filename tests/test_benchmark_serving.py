@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import uvicorn
 from faulty_endpoint import SERVER_ERROR, TOO_FEW, faulty_endpoint, in_turn
+from same_scores import assert_predictions
 from serving_client import Client, Running, running, wait_until
 
 from benchmarks.http_load import run
@@ -52,8 +53,7 @@ def test_the_minimal_app_predicts_as_our_server(served: Running, example: Path) 
         thread.join()
     ours = served.client.ask("POST", "/predict", body).json["predictions"]
     for their, our in zip(theirs, ours, strict=True):
-        assert our["anomaly_score"] == pytest.approx(their["anomaly_score"], rel=1e-6)
-        assert our["encoded"] == pytest.approx(their["encoded"], rel=1e-5, abs=1e-6)
+        assert_predictions(our, their)
 
 
 def test_the_load_counts_what_the_server_answered() -> None:

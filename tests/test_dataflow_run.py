@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from google.cloud import bigquery
 from google.cloud.dataflow_v1beta3 import GetJobRequest, Job, JobState, UpdateJobRequest
 from google.protobuf.json_format import MessageToDict
+from same_scores import assert_scores
 from serving_client import running
 
 from cloud.clients import Cloud
@@ -190,7 +190,7 @@ def test_a_job_with_an_endpoint_scores_as_a_run_in_this_process(
     job, local = (session.rows(f"{session.home}/{part}/v") for part in ("out", "here"))
     assert [row["row_id"] for row in job] == [row["row_id"] for row in local]
     assert len(job) == 1_980
-    np.testing.assert_allclose([r["score"] for r in job], [r["score"] for r in local], rtol=1e-6)
+    assert_scores([r["score"] for r in job], [r["score"] for r in local])
 
 
 def test_a_table_that_was_exported_leaves_no_file_in_the_temp_location(session: Session) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
+from same_scores import assert_predictions, assert_scores
 from serving_client import Client, Running, half_a_request, running, wait_until
 
 from examples.transactions.data import FEATURES
@@ -60,17 +61,6 @@ def worker_outputs(example: Path, make_source: Any) -> Any:
     return outputs
 
 
-def assert_close(got: Any, expected: Any) -> None:
-    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=0)
-
-
-def assert_near(got: Any, expected: Any) -> None:
-    """Two predictions of one row, run beside different numbers of others."""
-    assert list(got) == list(expected)
-    for name in got:
-        np.testing.assert_allclose(got[name], expected[name], rtol=1e-5, atol=1e-6)
-
-
 def test_all_outputs_are_those_of_the_worker(client: Client, worker_outputs: Any) -> None:
     instances = rows(57)
     answer = client.predict(instances, outputs="all")
@@ -81,7 +71,7 @@ def test_all_outputs_are_those_of_the_worker(client: Client, worker_outputs: Any
     for got, row in zip(predictions, expected, strict=True):
         assert list(got) == [name for name, _ in OUTPUTS]
         for name, _ in OUTPUTS:
-            assert_close(got[name], row[name])
+            assert_scores(got[name], row[name], name)
 
 
 def test_by_default_a_prediction_is_that_of_the_references_container(
@@ -91,8 +81,8 @@ def test_by_default_a_prediction_is_that_of_the_references_container(
     predictions = client.predict(instances).json["predictions"]
     for got, row in zip(predictions, worker_outputs(instances), strict=True):
         assert list(got) == ["anomaly_score", "encoded"]
-        assert_close(got["anomaly_score"], row["denormalized_MAE"])
-        assert_close(got["encoded"], row["encoded"])
+        assert_scores(got["anomaly_score"], row["denormalized_MAE"])
+        assert_scores(got["encoded"], row["encoded"])
 
 
 def test_a_request_chooses_its_fields(client: Client) -> None:
@@ -100,7 +90,7 @@ def test_a_request_chooses_its_fields(client: Client) -> None:
     (by_list,) = client.predict(rows(1), outputs=wanted).json["predictions"]
     (by_text,) = client.predict(rows(1), outputs=",".join(wanted)).json["predictions"]
     assert list(by_list) == wanted
-    assert by_list == by_text
+    assert_predictions(by_list, by_text)
 
 
 def test_lists_and_names_in_any_order_are_the_same_row(client: Client) -> None:
@@ -108,10 +98,9 @@ def test_lists_and_names_in_any_order_are_the_same_row(client: Client) -> None:
     named = dict(zip(FEATURES, row, strict=True))
     backwards = dict(reversed(named.items()))
     answer = client.predict([row, named, backwards, {"features": row}])
-    # In the last bit a pass may answer equal rows differently.
     first, *others = answer.json["predictions"]
     for other in [*others, *client.predict([named, backwards]).json["predictions"]]:
-        assert_near(other, first)
+        assert_predictions(other, first)
 
 
 def test_no_instances_are_no_predictions(client: Client) -> None:
@@ -315,7 +304,7 @@ def test_requests_that_come_during_a_pass_share_the_next(
     for n, answer in together.items():
         alone[n] = client.predict(rows(n, seed=n)).json
         for got, expected in zip(answer["predictions"], alone[n]["predictions"], strict=True):
-            assert_near(got, expected)
+            assert_predictions(got, expected)
 
 
 def test_more_requests_than_may_be_in_flight_are_refused_at_once(
@@ -419,7 +408,7 @@ def test_the_score_and_the_routes_can_be_chosen_at_the_start(example: Path) -> N
         answer = server.client.ask("POST", "/score", json.dumps({"instances": [GOOD]}))
         (got,) = answer.json["predictions"]
         (same,) = server.client.predict([GOOD], outputs=["normalized_MAE"]).json["predictions"]
-        assert got["anomaly_score"] == same["normalized_MAE"]
+        assert_scores(got["anomaly_score"], same["normalized_MAE"])
         assert server.client.get("/alive").status == 200
 
 

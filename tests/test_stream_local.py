@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import fastavro
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from google.api_core import exceptions
+from same_scores import assert_predictions
 from serving_client import running
 
 from cloud.clients import Cloud
@@ -214,9 +214,7 @@ def meanwhile(*steps: Callable[[], Any]) -> threading.Thread:
 
 
 def close(got: Mapping[str, float], wanted: Mapping[str, float]) -> None:
-    assert sorted(got) == sorted(wanted)
-    names = list(wanted)
-    np.testing.assert_allclose([got[n] for n in names], [wanted[n] for n in names], rtol=1e-4)
+    assert_predictions(dict(sorted(got.items())), dict(sorted(wanted.items())))
 
 
 def only(rows: Iterable[dict[str, Any]], key: str, value: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from apache_beam.testing.test_pipeline import TestPipeline as LocalPipeline
 from apache_beam.testing.util import assert_that
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from same_scores import assert_predictions, assert_scores
 from torch import Tensor, nn
 
 from model_handlers.contract import GoldenRows, InputSpec, Manifest, OutputSpec
@@ -249,7 +250,7 @@ def test_answers_are_those_of_the_module(package: Package, kind: str) -> None:
         assert answer.column(OUTPUTS).null_count == 0
         assert answer.column(ERROR).null_count == count
         for name in ("score", "code"):
-            np.testing.assert_allclose(numbers(answer, name), expected[name].numpy(), rtol=1e-5)
+            assert_scores(numbers(answer, name), expected[name], name)
 
 
 @st.composite
@@ -275,9 +276,7 @@ def test_answers_do_not_depend_on_batches(package: Package, kind: str) -> None:
         assert answer.column("row_id").equals(expected.column("row_id"))
         assert answer.column(ERROR).null_count == sum(sizes)
         for name in ("score", "code"):
-            np.testing.assert_allclose(
-                numbers(answer, name), numbers(expected, name), rtol=1e-6, atol=1e-6
-            )
+            assert_scores(numbers(answer, name), numbers(expected, name), name)
 
     check()
 
@@ -317,7 +316,7 @@ def test_inputs_and_outputs_of_every_kind(package: Package) -> None:
     batch = batch_of(features=values, merchant=merchant, amount=amount, history=history)
     answer = infer(handler, handler.load_model(), batch.slice(0, 3), batch.slice(3))
     expected = values.sum(1) + merchant * 2 + amount + history[:, 2:].sum(1)
-    np.testing.assert_allclose(numbers(answer, "score"), expected, rtol=1e-5)
+    assert_scores(numbers(answer, "score"), expected)
     assert numbers(answer, "next").tolist() == list(range(1, 11))
     assert numbers(answer, "positive").tolist() == (amount > 0).tolist()
 
@@ -363,7 +362,7 @@ def test_beam_runs_it(package: Package) -> None:
         by_id = {row["row_id"]: row[OUTPUTS] for row in rows}
         assert len(by_id) == len(rows) == 100
         for row in expected.to_pylist():
-            assert by_id[row["row_id"]]["score"] == pytest.approx(row[OUTPUTS]["score"], rel=1e-5)
+            assert_predictions(by_id[row["row_id"]], row[OUTPUTS])
 
     with LocalPipeline(runner="FnApiRunner") as pipeline:
         batches = pipeline | beam.Create([*map(whole.slice, starts, sizes)], reshuffle=False)
@@ -393,9 +392,7 @@ def test_a_model_that_raises_on_rows_costs_exactly_these(
     ]
     others = np.delete(np.arange(60), guilty)
     for name in ("score", "code"):
-        np.testing.assert_allclose(
-            numbers(answer, name)[others], numbers(sound, name)[others], rtol=1e-6
-        )
+        assert_scores(numbers(answer, name)[others], numbers(sound, name)[others], name)
 
 
 def test_a_batch_of_guilty_rows_has_no_outputs(package: Package) -> None:
@@ -432,7 +429,7 @@ def test_a_model_that_works_in_place_harms_nobody(package: Package, kind: str) -
     assert list(messages(answer)) == [4, 20]
     others = np.delete(np.arange(30), [4, 20])
     expected = (values[others] - 999).sum(1)
-    np.testing.assert_allclose(numbers(answer, "score")[others], expected, rtol=1e-6)
+    assert_scores(numbers(answer, "score")[others], expected)
 
 
 class Raises(nn.Module):
@@ -659,7 +656,7 @@ def test_running_out_of_memory_halves_the_batch_and_goes_on(package: Package) ->
     values = rows_of(150)
     Greedy.seen.clear()
     answer = infer(handler, model, features(values))
-    np.testing.assert_allclose(numbers(answer, "score"), values.sum(1), rtol=1e-5, atol=1e-6)
+    assert_scores(numbers(answer, "score"), values.sum(1))
     assert messages(answer) == {}
     assert model.batch_rows == 8
     assert [n for n in Greedy.seen if n > 10] == [64, 32, 16]
@@ -674,7 +671,7 @@ def test_so_does_running_out_of_memory_of_the_host_in_a_script(package: Package)
     model = handler.load_model()
     values = rows_of(50)
     answer = infer(handler, model, features(values))
-    np.testing.assert_allclose(numbers(answer, "score"), values.sum(1), rtol=1e-5, atol=1e-6)
+    assert_scores(numbers(answer, "score"), values.sum(1))
     assert messages(answer) == {}
     assert model.batch_rows == 6
 
@@ -711,9 +708,7 @@ def test_guilty_rows_are_found_where_memory_is_short_too(package: Package) -> No
     answer = infer(handler, handler.load_model(), features(values))
     assert list(messages(answer)) == [7, 32]
     others = np.delete(np.arange(33), [7, 32])
-    np.testing.assert_allclose(
-        numbers(answer, "score")[others], values[others].sum(1), rtol=1e-5, atol=1e-6
-    )
+    assert_scores(numbers(answer, "score")[others], values[others].sum(1))
 
 
 # Options, and what Beam asks of a handler.
@@ -841,6 +836,4 @@ def test_a_compiled_model_answers_the_same(package: Package) -> None:
     for count in (2, 5, 40):
         batch = features(rows_of(count))
         answer, expected = infer(handler, model, batch), infer(handler, plain, batch)
-        np.testing.assert_allclose(
-            numbers(answer, "score"), numbers(expected, "score"), rtol=1e-5, atol=1e-6
-        )
+        assert_scores(numbers(answer, "score"), numbers(expected, "score"))

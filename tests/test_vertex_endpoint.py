@@ -38,6 +38,7 @@ from faulty_endpoint import (
     refusal,
     retry_after,
 )
+from same_scores import assert_scores
 from serving_client import running
 
 from cloud import pacing
@@ -503,8 +504,7 @@ def test_the_served_model_and_the_one_in_the_worker_agree(
             np.array(pa.chunked_array([b.column("outputs").field(field.name)]).to_pylist())
             for b in (got, expected)
         )
-        # What is next to nothing after ReLU and differences has no digits to agree in.
-        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=2e-6, err_msg=field.name)
+        assert_scores(ours, theirs, field.name)
 
 
 def test_a_server_of_another_package_is_refused(

@@ -1,0 +1,44 @@
+"""Predictions compared as the product does: within its tolerance, whatever the batches were."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from model_handlers.tolerance import TOLERANCE, Tolerance
+
+
+def assert_scores(
+    got: npt.ArrayLike, expected: npt.ArrayLike, name: str = "", tolerance: Tolerance = TOLERANCE
+) -> None:
+    """Two arrays of predictions must have one shape, and agree."""
+    mine, theirs = np.asarray(got), np.asarray(expected)
+    assert mine.shape == theirs.shape, name
+    bad = np.argwhere(~tolerance.agree(mine, theirs))
+    shown = [(tuple(at), mine[tuple(at)], theirs[tuple(at)]) for at in bad[:5]]
+    assert not shown, f"{name}: {len(bad)} of {mine.size} differ beyond {tolerance}: {shown}"
+
+
+def assert_predictions(got: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """The predictions of one row, or of several, by name: the same names, and they agree."""
+    assert list(got) == list(expected)
+    for name, values in expected.items():
+        assert_scores(got[name], values, name)
+
+
+def assert_same_rows(
+    got: Sequence[Mapping[str, Any]],
+    expected: Sequence[Mapping[str, Any]],
+    predicted: Collection[str] = ("score", "encoded"),
+) -> None:
+    """Rows must be equal, but for their predictions, which must agree."""
+
+    def others(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        return [{k: v for k, v in row.items() if k not in predicted} for row in rows]
+
+    assert [list(row) for row in got] == [list(row) for row in expected]
+    assert others(got) == others(expected)
+    for name in predicted:
+        mine, theirs = ([row[name] for row in rows if name in row] for rows in (got, expected))
+        assert_scores(mine, theirs, name)
