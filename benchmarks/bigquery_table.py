@@ -16,7 +16,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -25,12 +25,13 @@ import numpy as np
 
 from benchmarks.contestant import ID_COLUMN, LATENT, LATENT_OUTPUT, SCORE_OUTPUT
 from benchmarks.files import GATE_ROWS, Bench
-from benchmarks.gate import TOLERANCE, Scores, find_faults, reference
+from benchmarks.gate import Scores, find_faults, reference
 from benchmarks.measure import ContestantError, Measured, measure
 from benchmarks.row_costs import PEAK_MEMORY, write_results
 from benchmarks.summary import as_record, spread
 from examples.local_cloud import INSTALL_COMMAND, LocalCloud, is_installed, local_cloud
 from examples.transactions.demo_bigquery import BUCKET, SCORES, SOURCE, fill
+from model_handlers.tolerance import TOLERANCE
 from transforms.failures import utc_now
 
 PEAK_MB = 1_000
@@ -181,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     results = run(bench, args.rows, args.rounds)
     settings = {
-        "gate": {"rows": GATE_ROWS, "tolerance": TOLERANCE, "passed": True},
+        "gate": {"rows": GATE_ROWS, "tolerance": asdict(TOLERANCE), "passed": True},
         "method": METHOD,
     }
     write_results(args.output / "bigquery_table.json", settings, results, args.rounds)

@@ -20,10 +20,10 @@ import pyarrow as pa
 import torch
 
 from model_handlers.package import read_manifest
+from model_handlers.tolerance import TOLERANCE
 from transforms.record_batch import INPUTS, OUTPUTS
 
 SCORE, CODE = "denormalized_MAE", "encoded"
-TOLERANCE = 1e-5
 GATE_ROWS = 200
 NAME = "projects/p-12345/locations/us-central1/endpoints/1"
 RESOURCE = {"name": NAME, "deployedModels": [{"id": "1"}]}
@@ -125,7 +125,7 @@ def find_fault(ask: Ask, model: Path) -> str:
     for got, name in zip(ask(values), (SCORE, CODE), strict=True):
         if got.shape != tuple(expected[name].shape):
             return f"{name}: {got.shape} for {GATE_ROWS} rows"
-        if not np.allclose(got, expected[name], rtol=TOLERANCE, atol=TOLERANCE):
+        if not TOLERANCE.agree(got, expected[name]).all():
             return f"{name} differs by {abs(got - expected[name].numpy()).max()}"
     return ""
 

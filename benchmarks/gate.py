@@ -20,8 +20,7 @@ from benchmarks.contestant import (
 )
 from examples.transactions.data import FEATURES
 from examples.transactions.model import TransactionAutoencoder
-
-TOLERANCE = 1e-5
+from model_handlers.tolerance import TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,7 @@ class Scores:
 def find_faults(found: Scores, expected: Scores) -> list[str]:
     """Scores and the reference's -> a line for each kind of fault.
 
-    Values match within `TOLERANCE` of the expected value plus `TOLERANCE`; the ids must be those
-    of the reference, each once.
+    Values match within the product's tolerance; the ids must be those of the reference, each once.
     """
     ids, counts = np.unique(found.ids, return_counts=True)
     faults = [
@@ -50,20 +48,13 @@ def find_faults(found: Scores, expected: Scores) -> list[str]:
     place = np.searchsorted(sorted_ids, found.ids).clip(max=sorted_ids.size - 1)
     known = sorted_ids[place] == found.ids
     row = order[place[known]]
-    score_ok = _matches(found.score[known], expected.score[row])
-    encoded_ok = _matches(found.encoded[known], expected.encoded[row]).all(axis=1)
+    score_ok = TOLERANCE.agree(found.score[known], expected.score[row])
+    encoded_ok = TOLERANCE.agree(found.encoded[known], expected.encoded[row]).all(axis=1)
     faults += [
         _fault("score differs", found.ids[known][~score_ok]),
         _fault("encoded differs", found.ids[known][~encoded_ok]),
     ]
     return [fault for fault in faults if fault]
-
-
-def _matches(
-    found: npt.NDArray[np.floating[Any]], expected: npt.NDArray[np.floating[Any]]
-) -> npt.NDArray[np.bool_]:
-    same: npt.NDArray[np.bool_] = np.isclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE)
-    return same
 
 
 def _fault(kind: str, ids: npt.NDArray[np.str_]) -> str:

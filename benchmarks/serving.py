@@ -18,6 +18,7 @@ import tempfile
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,10 @@ from benchmarks.measure import ENVIRONMENT
 from examples.local_cloud import Server, free_port
 from examples.transactions.build import build
 from examples.transactions.torchserve import is_installed, torchserve
+from model_handlers.tolerance import TOLERANCE
 
 SEED = 11
 GATE_ROWS = 200
-TOLERANCE = 1e-5
 SCORES = ("anomaly_score", "denormalized_MAE")
 
 
@@ -95,7 +96,7 @@ def find_fault(url: str, model: Path) -> str:
     (score,) = {*SCORES} & {*predictions[0]}
     for name, output in ((score, "denormalized_MAE"), ("encoded", "encoded")):
         got = np.array([row[name] for row in predictions])
-        if not np.allclose(got, expected[output], rtol=TOLERANCE, atol=TOLERANCE):
+        if not TOLERANCE.agree(got, expected[output]).all():
             return f"{name} differs from the model's by {abs(got - expected[output].numpy()).max()}"
     return ""
 
@@ -173,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "seconds": args.seconds,
         "connections": args.connections,
         "torchserve_workers": args.torchserve_workers,
-        "gate": {"rows": GATE_ROWS, "tolerance": TOLERANCE, "passed": True},
+        "gate": {"rows": GATE_ROWS, "tolerance": asdict(TOLERANCE), "passed": True},
         "method": "closed loop on keep-alive connections from a process on the same machine, "
         "after 1 s of warming; medians of interleaved rounds. _2 and _13: outputs answered",
         "sizes": sizes,

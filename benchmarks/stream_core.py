@@ -38,6 +38,7 @@ from benchmarks.two_outputs import load_two_outputs
 from examples.transactions.build import build
 from examples.transactions.data import FEATURES, write_parquet
 from model_handlers.package import read_manifest
+from model_handlers.tolerance import TOLERANCE
 from model_handlers.torch_model import TorchModelHandler
 from transforms.decode_messages import DecodeMessages, MessageFormat
 from transforms.encode import EncodeRows, choose_fields
@@ -49,7 +50,6 @@ from transforms.row_json import json_objects
 from transforms.row_schemas import CARRIED
 
 SIZES = (1, 10, 100, 1_000)
-TOLERANCE = 1e-5
 OPTIONS = ("--direct_num_workers=1",)
 Step = Callable[[beam.PCollection], beam.PCollection]
 
@@ -169,9 +169,8 @@ def gate(messages: Sequence[bytes], steps: Mapping[str, Step], folder: Path) -> 
     for other in others:
         if first.keys() != other.keys() or len(first) != len(messages):
             raise SystemExit("gate: ids differ")
-        worst = max(abs(first[i] - other[i]) / max(1.0, abs(first[i])) for i in first)
-        if worst > TOLERANCE:
-            raise SystemExit(f"gate: scores differ by {worst}")
+        if not TOLERANCE.agree([other[i] for i in first], list(first.values())).all():
+            raise SystemExit(f"gate: scores differ beyond {TOLERANCE}")
 
 
 def measure(
