@@ -6,7 +6,6 @@ whatever it is called, since unpickling runs code; so is what export_archive.py 
 
 from __future__ import annotations
 
-import importlib
 import io
 import re
 import zipfile
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from model_handlers.architecture import TrustedCode, build_architecture
 from model_handlers.artifact import check_size
 from model_handlers.contract import Manifest
 from model_handlers.errors import ManifestError, ModelError, UnsafeModel, as_model_error
@@ -22,6 +22,7 @@ from model_handlers.export_archive import check_export
 from model_handlers.plain_pickle import PICKLE_ADVICE, load_plain
 
 _CPU = torch.device("cpu")
+_NO_CODE = TrustedCode()
 _NAMES = {
     "pt2": "pt2",
     "torchscript": "torchscript",
@@ -70,11 +71,19 @@ def _sniff_zip(data: bytes) -> str:
     )
 
 
-def load_module(data: bytes, manifest: Manifest, device: torch.device = _CPU) -> torch.nn.Module:
+def load_module(
+    data: bytes,
+    manifest: Manifest,
+    device: torch.device = _CPU,
+    code: TrustedCode = _NO_CODE,
+) -> torch.nn.Module:
     """Checked bytes and their manifest -> the module in eval mode, on the device.
 
+    code: what the manifest's architecture may import.
+
     Raises:
-        UnsafeModel: reading the bytes could run code that is in them.
+        UnsafeModel: reading the bytes could run code that is in them, or that the manifest
+            names and nobody trusts.
         ModelError: the bytes are damaged or of another format than the manifest says.
     """
     found = sniff(data)
@@ -87,8 +96,8 @@ def load_module(data: bytes, manifest: Manifest, device: torch.device = _CPU) ->
     loaders: dict[str, Callable[[], torch.nn.Module]] = {
         "torchscript": lambda: _load_torchscript(data),
         "pt2": lambda: _load_pt2(data, device),
-        "torch_save": lambda: _with_weights(manifest, load_plain(data)),
-        "safetensors": lambda: _with_weights(manifest, _load_safetensors(data)),
+        "torch_save": lambda: _with_weights(manifest, load_plain(data), code),
+        "safetensors": lambda: _with_weights(manifest, _load_safetensors(data), code),
     }
     with as_model_error(f"model {manifest.file} ({_NAMES[found]}) cannot be loaded"):
         return loaders[found]().to(device)
@@ -138,27 +147,9 @@ def _load_safetensors(data: bytes) -> Any:
     return load(data)
 
 
-def _with_weights(manifest: Manifest, weights: Any) -> torch.nn.Module:
+def _with_weights(manifest: Manifest, weights: Any, code: TrustedCode) -> torch.nn.Module:
     """A state dict and the manifest that names its class -> module in eval mode."""
-    module = _architecture(manifest)
+    module = build_architecture(manifest, code)
     with as_model_error(f"the weights do not fit {manifest.architecture}"):
         module.load_state_dict(weights)
     return module.eval()
-
-
-def _architecture(manifest: Manifest) -> torch.nn.Module:
-    """The manifest's `module:Class` -> an instance. Raises ManifestError."""
-    name = manifest.architecture or ""
-    module_name, _, class_name = name.partition(":")
-    if not module_name or not class_name:
-        raise ManifestError(
-            f"format {manifest.format!r} holds weights only: expected architecture "
-            "'module:Class' in model.json (--architecture of python -m model_handlers.package), "
-            f"got {manifest.architecture!r}"
-        )
-    with as_model_error(f"architecture {name} cannot be imported here"):
-        kind = getattr(importlib.import_module(module_name), class_name)
-    if not (isinstance(kind, type) and issubclass(kind, torch.nn.Module)):
-        raise ManifestError(f"architecture {name} is not a torch.nn.Module class")
-    with as_model_error(f"architecture {name} cannot be built with architecture_args"):
-        return kind(**manifest.architecture_args)

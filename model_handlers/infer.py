@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import torch
 
+from model_handlers.architecture import TrustedCode
 from model_handlers.artifact import ModelPackage
 from model_handlers.contract import DType, InputSpec, Manifest, OutputSpec
 from model_handlers.errors import ContractBroken
@@ -23,11 +24,13 @@ def infer_manifest(
     name: str | None = None,
     version: str = "0",
     architecture: str | None = None,
+    trusted_modules: Sequence[str] = (),
 ) -> Manifest:
     """A bare model file and its columns -> a manifest, from what the model answers to zeros.
 
     One float32 input [rows, columns]; outputs are named by the model's dict, else
-    `output` or `output_0`, `output_1`, ... architecture: `module:Class`, for weights.
+    `output` or `output_0`, `output_1`, ... architecture: `module:Class`, for weights, whose
+    top-level module has to be one of trusted_modules.
     Raises ContractBroken if the answers do not have one row per row.
     """
     found = sniff(package.data)
@@ -41,7 +44,8 @@ def infer_manifest(
         outputs=(OutputSpec("output"),),
         architecture=architecture,
     )
-    outputs = _probe(load_module(package.data, draft), draft)
+    code = TrustedCode(tuple(trusted_modules))
+    outputs = _probe(load_module(package.data, draft, code=code), draft)
     # An integer is a class or a count more often than a score: that is for the user to say.
     scalars = [s.name for s in outputs if s.shape == () and s.dtype.startswith("float")]
     return replace(draft, outputs=outputs, score_output=scalars[0] if len(scalars) == 1 else None)

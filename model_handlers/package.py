@@ -77,19 +77,26 @@ def describe_features(columns: Sequence[str], values: np.ndarray) -> dict[str, F
     }
 
 
-def with_golden_rows(data: bytes, manifest: Manifest, inputs: Mapping[str, np.ndarray]) -> Manifest:
+def with_golden_rows(
+    data: bytes,
+    manifest: Manifest,
+    inputs: Mapping[str, np.ndarray],
+    trusted_modules: Sequence[str] = (),
+) -> Manifest:
     """A model, its manifest and some inputs -> the manifest with these rows and their answers.
 
+    trusted_modules: top-level names of what the manifest's architecture may import.
     Raises ContractBroken if the model fails on them, or answers NaN or an infinity.
     """
     import torch
 
+    from model_handlers.architecture import TrustedCode
     from model_handlers.formats import load_module
     from model_handlers.loaded_model import ROW_FAULTS, LoadedModel, describe
 
     arrays = [np.asarray(inputs[spec.name], dtype=spec.dtype) for spec in manifest.inputs]
     rows = len(arrays[0])
-    module = load_module(data, manifest)
+    module = load_module(data, manifest, code=TrustedCode(tuple(trusted_modules)))
     model = LoadedModel(module, manifest, manifest.outputs, torch.device("cpu"), rows)
     try:
         answers = model.forward(arrays, slice(0, rows))
@@ -191,6 +198,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--architecture", help="module:Class that holds the weights of a state dict"
     )
+    parser.add_argument(
+        "--trusted_modules",
+        metavar="A,B",
+        help="top-level modules that may be imported for --architecture (default: none)",
+    )
     return parser
 
 
@@ -200,15 +212,21 @@ def make_package(args: argparse.Namespace) -> Manifest:
     from model_handlers.infer import infer_manifest
 
     columns = tuple(args.feature_columns.split(","))
+    trusted = tuple(args.trusted_modules.split(",")) if args.trusted_modules else ()
     package = ModelPackage(Path(args.model).name, read_bytes(args.model), None)
     manifest = infer_manifest(
-        package, columns, name=args.name, version=args.version, architecture=args.architecture
+        package,
+        columns,
+        name=args.name,
+        version=args.version,
+        architecture=args.architecture,
+        trusted_modules=trusted,
     ).choose(args.score_output)
     if args.sample:
         values = sound_rows(args.sample, columns)
         manifest = replace(manifest, statistics=describe_features(columns, values))
         rows = {manifest.inputs[0].name: values[:GOLDEN_ROWS]}
-        manifest = with_golden_rows(package.data, manifest, rows)
+        manifest = with_golden_rows(package.data, manifest, rows, trusted)
     try:
         write_package(Path(args.output), package.data, manifest)
     except OSError as error:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from model_handlers.architecture import TrustedCode, check_trusted
 from model_handlers.artifact import read_package
 from model_handlers.batch_handler import BatchHandler, error_column, outputs_column
 from model_handlers.contract import Manifest
@@ -58,6 +59,8 @@ class TorchModelHandler(BatchHandler[LoadedModel]):
     device: auto, cpu, cuda or cuda:N. precision: float32, bf16 or fp16 (autocast).
     compile: torch.compile, for models that are not TorchScript.
     batch_rows: rows of one forward pass. threads: torch's intra-op threads a process.
+    trusted_modules: top-level names of the modules that the manifest's architecture may
+        import; by default none.
     """
 
     def __init__(
@@ -71,8 +74,10 @@ class TorchModelHandler(BatchHandler[LoadedModel]):
         compile: bool = False,
         batch_rows: int = BATCH_ROWS,
         threads: int = 1,
+        trusted_modules: Sequence[str] = (),
     ) -> None:
         super().__init__(manifest, outputs, batch_rows)
+        check_trusted(manifest, trusted_modules)
         if batch_rows < 1 or threads < 1:
             raise UsageError(f"batch_rows and threads start at 1, got {batch_rows} and {threads}")
         if precision != "float32" and precision not in _AUTOCAST:
@@ -84,6 +89,7 @@ class TorchModelHandler(BatchHandler[LoadedModel]):
         self.precision = precision
         self.compile = compile
         self.threads = threads
+        self.code = TrustedCode.of_package(trusted_modules, model)
 
     def load_model(self) -> LoadedModel:
         """The package's bytes, checked -> the model, checked against its golden rows."""
@@ -94,7 +100,7 @@ class TorchModelHandler(BatchHandler[LoadedModel]):
         torch.set_num_threads(self.threads)
         device = resolve_device(self.device)
         # On its device first: freezing a script turns its weights into constants.
-        whole = load_module(package.data, self.manifest, device)
+        whole = load_module(package.data, self.manifest, device, self.code)
         with as_model_error(f"model {self.manifest.name} has not the outputs of its manifest"):
             module: Any = keep_outputs(whole, self.manifest, self.outputs)
         if self.compile:

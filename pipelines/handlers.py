@@ -8,6 +8,7 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 
 from cloud.endpoints import Endpoints
 from cloud.vertex import EndpointAddress
+from model_handlers.architecture import check_trusted
 from model_handlers.contract import Manifest
 from model_handlers.package import read_manifest
 from model_handlers.torch_model import TorchModelHandler
@@ -21,11 +22,16 @@ Handler = TorchModelHandler | VertexEndpointHandler
 
 
 def read_model(parsed: Parsed) -> Manifest:
-    """Flags -> the model's manifest, as it is. Raises ModelError."""
+    """Flags -> the model's manifest, as it is.
+
+    Raises ModelError; UnsafeModel if it names code that the flags do not trust.
+    """
     model = parsed.get(ModelOptions)
-    return read_manifest(
+    manifest = read_manifest(
         model.model or "", digest=model.model_digest, feature_columns=model.feature_columns
     )
+    check_trusted(manifest, model.trusted_modules or ())
+    return manifest
 
 
 def make_handler(
@@ -68,6 +74,7 @@ def _torch_handler(parsed: Parsed, manifest: Manifest, fields: OutputFields) -> 
         precision=device.precision,  # type: ignore[arg-type]
         compile=device.compile,
         batch_rows=model.batch_rows,
+        trusted_modules=model.trusted_modules or (),
     )
 
 

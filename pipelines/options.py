@@ -70,6 +70,12 @@ class ModelOptions:
         regex=r"(sha256:)?[0-9a-fA-F]{64}",
         metavar="SHA256",
     )
+    trusted_modules: tuple[str, ...] | None = flag(
+        "top-level Python modules that the model package's `architecture` may import; workers "
+        "need them installed (default: none)",
+        label="Trusted modules",
+        metavar="A,B",
+    )
     feature_columns: tuple[str, ...] | None = flag(
         "for a model file without model.json: its input columns, in order",
         label="Feature columns",

@@ -46,7 +46,8 @@ DONE, FAILED, TO_DO = 0, 1, 3
 
 def _configure(args: argparse.Namespace) -> tuple[Config, Cloud]:
     endpoints = Endpoints.resolve(args.api_endpoints)
-    given = {"project": args.project, "model": getattr(args, "model", None)}
+    names = ("project", "model", "trusted_modules")
+    given = {name: getattr(args, name, None) for name in names}
     # Whoever speaks to emulators has no credentials that could name one.
     is_googles = not any(vars(endpoints).values())
     config = read_config(args.config, given, default_project if is_googles else lambda: None)
@@ -70,7 +71,7 @@ def _wanted(args: argparse.Namespace) -> tuple[list[Resource], Kinds]:
     """Arguments of plan and setup -> what is declared, and how it is reached."""
     config, cloud = _configure(args)
     with_model = config.model is not None and (args.kinds is None or "model" in args.kinds)
-    package = open_package(str(config.model)) if with_model else None
+    package = open_package(str(config.model), config.trusted_modules) if with_model else None
     resources = declare(
         config,
         example_rows=args.load_example,

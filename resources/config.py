@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from model_handlers.architecture import check_names
 from model_handlers.errors import UsageError, nearest
 
 CONFIG_NAME = "millrace.toml"
@@ -38,7 +39,8 @@ class Config:
 
     location: of bucket and dataset, by default the region. bucket: by default named as the
     project. folder: of the bucket, that all files are in. prefix: of topics, subscriptions
-    and, with _ for -, tables. model: the package to upload, None for none.
+    and, with _ for -, tables. model: the package to upload, None for none. trusted_modules:
+    top-level names of those that its architecture may import.
     """
 
     project: str
@@ -52,6 +54,7 @@ class Config:
     source_table: str = "frameworks"
     service_account: str = "millrace-worker"
     model: str | None = None
+    trusted_modules: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     pipelines: tuple[str, ...] = PIPELINES
 
@@ -69,6 +72,7 @@ class Config:
                 raise UsageError(
                     f"label {key} = {value!r}: expected small letters, digits, _ and -, 63 at most"
                 )
+        check_names(self.trusted_modules)
         check_pipelines(self.pipelines, "pipelines")
 
 
@@ -106,7 +110,8 @@ def read_config(
         values["project"] = find_project()
     if values["project"] is None:
         raise UsageError(f'which project? say project = "..." in {path}, or --project')
-    values["pipelines"] = tuple(values.get("pipelines", PIPELINES))
+    for name, default in (("pipelines", PIPELINES), ("trusted_modules", ())):
+        values[name] = tuple(values.get(name, default))
     return Config(**values)
 
 

@@ -135,6 +135,13 @@ def _add_making(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--model", metavar="PATH", help="model package to upload (default: the config's)")
     add(
+        "--trusted_modules",
+        type=_names,
+        metavar="A,B",
+        help="top-level Python modules that the package's architecture may import (default: the "
+        "config's, else none)",
+    )
+    add(
         "--load_example",
         type=_rows,
         metavar="N",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from model_handlers.architecture import check_trusted
 from model_handlers.artifact import read_package
 from model_handlers.contract import MANIFEST_NAME
 from model_handlers.errors import UsageError
@@ -59,10 +60,11 @@ def checksum_of(data: bytes) -> str:
     return base64.b64encode(google_crc32c.Checksum(data).digest()).decode()
 
 
-def open_package(path: str) -> Package:
+def open_package(path: str, trusted_modules: Sequence[str] = ()) -> Package:
     """A folder with model.json, a .mar or a model file -> Package. Raises ModelError, UsageError.
 
-    Of a .mar the model file is taken out, and uploaded beside it.
+    trusted_modules: top-level names of those that its architecture may import. Of a .mar
+    the model file is taken out, and uploaded beside it.
     """
     if "://" in path:
         raise UsageError(f"model {path}: expected a package of this machine, which is uploaded")
@@ -73,6 +75,7 @@ def open_package(path: str) -> Package:
     if package.manifest is None:
         return Package(Path(package.file).stem, "", package.file, package.sha256, files)
     manifest = package.manifest
+    check_trusted(manifest, trusted_modules)
     # As it was read, except of a .mar.
     beside = Path(path) / MANIFEST_NAME if Path(path).is_dir() else Path(path)
     if beside.name != MANIFEST_NAME:

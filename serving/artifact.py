@@ -5,15 +5,20 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cloud.clients import Cloud
 from cloud.errors import retry, told_as
+from model_handlers.architecture import check_trusted
 from model_handlers.contract import MANIFEST_NAME
 from model_handlers.errors import ModelError, OutputError
 from serving.fetch import SCHEME, fetch_package
+
+if TYPE_CHECKING:
+    from model_handlers.artifact import ModelPackage
 
 # The pre-built containers look for no other name.
 ARCHIVE_NAME = "model.mar"
@@ -49,20 +54,30 @@ def is_in_place(path: str) -> bool:
     return path.startswith(SCHEME) and not path.endswith((".mar", MANIFEST_NAME))
 
 
-def read_artifact(path: str, cloud: Cloud, *, prebuilt: bool, digest: str | None) -> Artifact:
+def read_artifact(
+    path: str,
+    cloud: Cloud,
+    *,
+    prebuilt: bool,
+    digest: str | None,
+    trusted_modules: Sequence[str] = (),
+) -> Artifact:
     """A package's path, here or in Cloud Storage -> the Artifact.
 
-    prebuilt: for a container of Google's, which takes a .mar alone. Raises ModelError.
+    prebuilt: for a container of Google's, which takes a .mar alone. Raises ModelError;
+    UnsafeModel if the package names code of another module than the trusted ones.
     """
-    with tempfile.TemporaryDirectory(prefix="millrace-model-") as folder:
-        local = Path(fetch_package(path, Path(folder), cloud))
-        return _read(local, path, prebuilt=prebuilt, digest=digest)
-
-
-def _read(local: Path, path: str, *, prebuilt: bool, digest: str | None) -> Artifact:
     from model_handlers.artifact import read_package
 
-    package = read_package(str(local), digest)
+    with tempfile.TemporaryDirectory(prefix="millrace-model-") as folder:
+        local = Path(fetch_package(path, Path(folder), cloud))
+        package = read_package(str(local), digest)
+        if package.manifest is not None:
+            check_trusted(package.manifest, trusted_modules)
+        return _artifact(package, local, path, prebuilt=prebuilt)
+
+
+def _artifact(package: ModelPackage, local: Path, path: str, *, prebuilt: bool) -> Artifact:
     if package.manifest is None:
         raise ModelError(
             f"model {path} has no {MANIFEST_NAME}: make a package with "

@@ -20,7 +20,7 @@ from model_handlers.errors import UsageError, nearest
 from serving.artifact import Artifact, read_artifact, stage, uploader
 from serving.deploy_flags import make_cloud, parse_deploy
 from serving.fetch import SCHEME
-from serving.settings import DIGEST_VARIABLE
+from serving.settings import DIGEST_VARIABLE, TRUSTED_VARIABLE
 from serving.traffic import give
 from serving.unsent import send_nothing
 from serving.vertex import VertexRegion, deployed_on, shares_of
@@ -63,7 +63,11 @@ def deploy(argv: Sequence[str]) -> int:
         artifact = _unread(args)
     else:
         artifact = read_artifact(
-            args.model, cloud, prebuilt=args.prebuilt, digest=args.model_digest
+            args.model,
+            cloud,
+            prebuilt=args.prebuilt,
+            digest=args.model_digest,
+            trusted_modules=args.trusted_modules,
         )
     # What the flags cannot have is told before anything is made.
     endpoint = region.find(args.endpoint)
@@ -105,10 +109,13 @@ def container_spec(args: argparse.Namespace, artifact: Artifact) -> ModelContain
 
     if args.prebuilt:
         return types.ModelContainerSpec(image_uri=args.image)
+    variables = {DIGEST_VARIABLE: artifact.sha256}
+    if args.trusted_modules:
+        variables[TRUSTED_VARIABLE] = ",".join(args.trusted_modules)
     return types.ModelContainerSpec(
         image_uri=args.image,
         args=shlex.split(args.container_args),
-        env=[types.EnvVar(name=DIGEST_VARIABLE, value=artifact.sha256)],
+        env=[types.EnvVar(name=name, value=value) for name, value in variables.items()],
         ports=[types.Port(container_port=8080)],
         predict_route="/predict",
         health_route="/health",

@@ -10,7 +10,7 @@ from cloud.clients import Cloud, default_project
 from cloud.endpoints import Endpoints, is_plain
 from model_handlers.errors import CredentialsError, UsageError
 from serving.artifact import is_in_place
-from serving.settings import Parser, above_zero
+from serving.settings import Parser, above_zero, names
 
 # Of the system whose names are kept: served by Google's container, or by one of one's own.
 PREBUILT_ENDPOINT = "pytorch-autoencoder-endpoint"
@@ -75,6 +75,14 @@ def deploy_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model", required=True, metavar="PATH", help="model package; gs:// as well")
     add("--model_digest", metavar="SHA256", help="sha256 that the model file must have")
+    add(
+        "--trusted_modules",
+        type=names,
+        default=(),
+        metavar="A,B",
+        help="top-level Python modules that the package's architecture may import; the --image "
+        "needs them installed (default: none)",
+    )
     add("--model_id", help="id in the registry (default: the package's name)")
     add(
         "--staging",

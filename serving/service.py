@@ -80,6 +80,7 @@ def _load_model(
         precision=settings.precision,  # type: ignore[arg-type]
         batch_rows=settings.max_batch_rows,
         threads=settings.threads,
+        trusted_modules=settings.trusted_modules,
     )
     model = handler.load_model()
     if manifest.golden is not None:

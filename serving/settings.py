@@ -15,6 +15,7 @@ from model_handlers.errors import UsageError
 
 # What `python -m serving deploy` tells the container; one that is not ours ignores it.
 DIGEST_VARIABLE = "MILLRACE_MODEL_DIGEST"
+TRUSTED_VARIABLE = "MILLRACE_TRUSTED_MODULES"
 # Vertex AI refuses requests above 1.5 MB before they reach a container.
 MAX_REQUEST_BYTES = 1_500_000
 
@@ -29,6 +30,7 @@ class Settings:
 
     model_path: str
     model_digest: str | None = None
+    trusted_modules: tuple[str, ...] = ()
     feature_columns: tuple[str, ...] | None = None
     score_output: str | None = None
     outputs: str = "score"
@@ -88,7 +90,8 @@ def _route(text: str) -> str:
     return text
 
 
-def _names(text: str) -> tuple[str, ...]:
+def names(text: str) -> tuple[str, ...]:
+    """A flag's text, `A,B` -> the names."""
     return tuple(text.split(","))
 
 
@@ -121,8 +124,16 @@ def _add_model_flags(model: Callable[..., Any], environment: Mapping[str, str]) 
         help=f"sha256 that the model file must have (default: {DIGEST_VARIABLE})",
     )
     model(
+        "--trusted_modules",
+        type=names,
+        default=environment.get(TRUSTED_VARIABLE) or (),
+        metavar="A,B",
+        help="top-level Python modules that the package's architecture may import (default: "
+        f"{TRUSTED_VARIABLE}, else none)",
+    )
+    model(
         "--feature_columns",
-        type=_names,
+        type=names,
         metavar="A,B,C",
         help="for a model file without model.json: its input columns, in order",
     )

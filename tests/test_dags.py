@@ -78,11 +78,16 @@ def test_the_run_id_follows_from_the_logical_date_alone() -> None:
 def test_parameters_are_texts_with_the_date_filled_in() -> None:
     told = plan(
         **parameters(
-            row_restriction="day = '{date}'", batch_rows=10, compile=True, output_fields=["a", "b"]
+            row_restriction="day = '{date}'",
+            batch_rows=10,
+            compile=True,
+            output_fields=["a", "b"],
+            trusted_modules=["nets", "layers"],
         )
     )["request"]["launchParameter"]["parameters"]
     assert told["row_restriction"] == "day = '2026-11-20'"
     assert (told["batch_rows"], told["compile"], told["output_fields"]) == ("10", "true", "a,b")
+    assert told["trusted_modules"] == "nets,layers"
 
 
 @pytest.mark.parametrize(

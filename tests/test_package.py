@@ -185,7 +185,9 @@ def test_weights_need_an_architecture() -> None:
     data = weights(Named())
     with pytest.raises(ManifestError, match="expected architecture 'module:Class'"):
         infer_manifest(bare(data), COLUMNS)
-    manifest = infer_manifest(bare(data), COLUMNS, architecture=f"{__name__}:Named")
+    manifest = infer_manifest(
+        bare(data), COLUMNS, architecture=f"{__name__}:Named", trusted_modules=[__name__]
+    )
     assert [spec.name for spec in manifest.outputs] == ["code", "score", "flag", "cube"]
 
 
@@ -401,14 +403,19 @@ def test_a_package_is_made_anew_in_its_own_folder(model: Path, tmp_path: Path) -
     assert [spec.name for spec in read_manifest(str(tmp_path)).outputs] == ["output"]
 
 
-def test_weights_are_packaged_with_their_class(tmp_path: Path) -> None:
+def test_weights_are_packaged_with_their_class(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "weights.pt").write_bytes(weights(Named()))
     arguments = [str(tmp_path / "weights.pt"), "--feature_columns", "Time,V1,Amount"]
     arguments += ["--output", str(tmp_path / "o"), "--architecture", f"{__name__}:Named"]
-    assert main(arguments) == 0
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert f"add --trusted_modules {__name__}" in error
+    assert main([*arguments, "--trusted_modules", __name__]) == 0
     manifest = read_manifest(str(tmp_path / "o"))
     assert (manifest.format, manifest.architecture) == ("state_dict", f"{__name__}:Named")
-    TorchModelHandler(str(tmp_path / "o"), manifest).load_model()
+    TorchModelHandler(str(tmp_path / "o"), manifest, trusted_modules=[__name__]).load_model()
 
 
 @pytest.mark.parametrize(

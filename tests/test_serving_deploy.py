@@ -116,6 +116,24 @@ def changes(google: GoogleApi) -> list[str]:
     return [method for method in google.methods() if method not in reads]
 
 
+def test_the_container_trusts_the_modules_that_deploy_was_given(
+    google: GoogleApi, run: Run, package: Callable[..., Path], staging: str
+) -> None:
+    folder = package()
+    manifest = json.loads((folder / "model.json").read_text())
+    weights = manifest | {"format": "state_dict", "architecture": "nets:Net"}
+    (folder / "model.json").write_text(json.dumps(weights))
+    code, _, said = run("deploy", *custom(folder, staging))
+    assert code == 1
+    assert "add --trusted_modules nets" in said
+    assert not changes(google)
+    assert run("deploy", *custom(folder, staging, "--trusted_modules", "nets,layers"))[0] == 0
+    spec = body_of(google, "upload")["model"]["containerSpec"]
+    variables = {pair["name"]: pair["value"] for pair in spec["env"]}
+    settings = parse([], variables | {"AIP_STORAGE_URI": staging})
+    assert settings.trusted_modules == ("nets", "layers")
+
+
 def test_a_package_is_staged_uploaded_and_deployed_with_what_the_flags_say(
     google: GoogleApi,
     run: Run,
