@@ -1,5 +1,6 @@
 """TorchModelHandler: every row gets its answer or its error, whatever the batches are."""
 
+import functools
 import hashlib
 import io
 import re
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 from same_scores import assert_predictions, assert_scores
 from torch import Tensor, nn
 
+from model_handlers import torch_model
 from model_handlers.contract import GoldenRows, InputSpec, Manifest, OutputSpec
 from model_handlers.errors import (
     ContractBroken,
@@ -32,7 +34,6 @@ from model_handlers.errors import (
 )
 from model_handlers.loaded_model import LoadedModel, check_device, describe, resolve_device
 from model_handlers.package import write_package
-from model_handlers.torch_model import TorchModelHandler
 from transforms.record_batch import ERROR, INPUTS, OUTPUTS, concat_batches, struct_columns
 
 pytestmark = [
@@ -40,6 +41,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
 
+# Packages of weights name classes of this module.
+TorchModelHandler = functools.partial(torch_model.TorchModelHandler, trusted_modules=(__name__,))
 FEATURES = InputSpec("features", ("Time", "V1", "Amount"), shape=(3,))
 
 
@@ -205,7 +208,7 @@ def features(values: np.ndarray) -> pa.RecordBatch:
 
 
 def infer(
-    handler: TorchModelHandler, model: LoadedModel, *batches: pa.RecordBatch
+    handler: torch_model.TorchModelHandler, model: LoadedModel, *batches: pa.RecordBatch
 ) -> pa.RecordBatch:
     """A handler's answers to batches, one after another, as one batch."""
     answers = handler.run_inference(batches, model)
@@ -378,7 +381,7 @@ def test_a_model_that_raises_on_rows_costs_exactly_these(
     package: Package, kind: str, batch_rows: int
 ) -> None:
     path, manifest = package(RaisesOnNegative(), SCORES, kind)
-    handler = TorchModelHandler(path, manifest, batch_rows=batch_rows, trusted_modules=[__name__])
+    handler = TorchModelHandler(path, manifest, batch_rows=batch_rows)
     model = handler.load_model()
     values = rows_of(60)
     sound = infer(handler, model, features(values))
@@ -420,7 +423,7 @@ def test_guilty_rows_are_found_within_beam(package: Package) -> None:
 @pytest.mark.parametrize("kind", ["torchscript", "state_dict"])
 def test_a_model_that_works_in_place_harms_nobody(package: Package, kind: str) -> None:
     path, manifest = package(WorksInPlace(), SCORES, kind)
-    handler = TorchModelHandler(path, manifest, trusted_modules=[__name__])
+    handler = TorchModelHandler(path, manifest)
     values = rows_of(30)
     values[[4, 20], 2] = -5
     batch = features(values.copy())
@@ -459,7 +462,7 @@ def test_faults_of_the_machine_are_not_blamed_on_rows(
     package: Package, error: Exception, expected: type[Exception]
 ) -> None:
     path, manifest = package(Raises(), SUM, "state_dict")
-    handler = TorchModelHandler(path, manifest, trusted_modules=[__name__])
+    handler = TorchModelHandler(path, manifest)
     model = handler.load_model()
     Raises.error = error
     with pytest.raises(expected):
@@ -480,7 +483,7 @@ def test_faults_of_rows_are_told_in_a_line(
     package: Package, error: Exception, message: str
 ) -> None:
     path, manifest = package(Raises(), SUM, "state_dict")
-    handler = TorchModelHandler(path, manifest, trusted_modules=[__name__])
+    handler = TorchModelHandler(path, manifest)
     model = handler.load_model()
     Raises.error = error
     answer = infer(handler, model, features(rows_of(2)))
@@ -651,7 +654,7 @@ def test_half_precision_passes_its_golden_rows_and_answers_in_float32(
 
 def test_running_out_of_memory_halves_the_batch_and_goes_on(package: Package) -> None:
     path, manifest = package(Greedy(), SUM, "state_dict")
-    handler = TorchModelHandler(path, manifest, batch_rows=64, trusted_modules=[__name__])
+    handler = TorchModelHandler(path, manifest, batch_rows=64)
     model = handler.load_model()
     values = rows_of(150)
     Greedy.seen.clear()
@@ -702,7 +705,7 @@ class RaisesAndIsGreedy(nn.Module):
 
 def test_guilty_rows_are_found_where_memory_is_short_too(package: Package) -> None:
     path, manifest = package(RaisesAndIsGreedy(), SUM, "state_dict")
-    handler = TorchModelHandler(path, manifest, trusted_modules=[__name__])
+    handler = TorchModelHandler(path, manifest)
     values = rows_of(33)
     values[[7, 32], 2] = -1
     answer = infer(handler, handler.load_model(), features(values))
