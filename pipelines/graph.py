@@ -74,6 +74,7 @@ class ScoreRows(beam.PTransform):
             read.good | "CountRead" >> CountRows("read"),
             rows | "CountScored" >> CountRows("scored"),
             failures | "CountFailed" >> CountFailures(),
+            read.counts,
         ) | "Counts" >> beam.Flatten()
         score = self.fields.score_column
         scores = () if score is None else (rows | "Scores" >> DescribeScores(score),)

@@ -27,7 +27,7 @@ from transforms.encode import (
     reference_fields,
 )
 from transforms.failures import Provenance
-from transforms.file_ranges import match_files, split_file
+from transforms.file_ranges import match_files, plan_file, split_file
 from transforms.read_files import Columns, read_range
 from transforms.validate import validate
 from transforms.write_files import conform
@@ -215,8 +215,10 @@ def encoded(
     columns = Columns(manifest, None, fields.source)
     answers = pa.struct([(spec.name, spec.arrow_type) for spec in manifest.outputs])
     (file,) = match_files([str(path)])
-    for part in split_file(file, None):
+    for part in split_file(plan_file(file, None)):
         for decoded in read_range(part, columns, 2):
+            if decoded.batch is None:
+                continue
             good, _, _ = validate(decoded.batch, manifest)
             batch = good.append_column("outputs", pa.nulls(good.num_rows, answers))
             yield encode(batch, fields, provenance, NOW)

@@ -18,6 +18,7 @@ import grpc
 import pyarrow as pa
 import pytest
 from apache_beam.internal.gcp import auth
+from apache_beam.io.filesystem import FileMetadata
 from apache_beam.testing.util import assert_that
 from google.api_core import exceptions
 from google.cloud.bigquery import SchemaField
@@ -34,6 +35,7 @@ from model_handlers.errors import InputError, UsageError
 from transforms.bigquery_jobs import job_id
 from transforms.bigquery_schema import TableName, arrow_schema, project_of
 from transforms.commit_files import RunFolder
+from transforms.file_ranges import plan_file, split_file
 from transforms.read_bigquery import (
     BigQuerySource,
     ReadBigQuery,
@@ -42,7 +44,7 @@ from transforms.read_bigquery import (
     open_session,
     read_stream,
 )
-from transforms.read_files import Columns
+from transforms.read_files import Columns, read_range
 from transforms.record_batch import concat_batches, to_rows
 from transforms.validate import validate
 
@@ -342,10 +344,14 @@ def read(
     transform = ReadBigQuery(source, columns, method=method, folder=folder, **options)  # type: ignore[arg-type]
     table = transform._to_table(source)
     if method == "export":
-        batches = [b for r in transform._extract(table) for b in transform._read_range(r)]
+        files = [f for f in transform._extract(table) if isinstance(f, FileMetadata)]
+        ranges = [r for f in files for r in split_file(plan_file(f, "parquet"))]
+        decoded = [d for r in ranges for d in read_range(r, transform.columns, 32_768)]
+        batches = [d.batch for d in decoded if d.batch is not None]
     else:
         streams = open_session(table, transform.columns)
-        batches = [b for stream in streams for b in transform._read_stream(stream)]
+        read = [b for stream in streams for b in transform._read_stream(stream)]
+        batches = [b for b in read if isinstance(b, pa.RecordBatch)]
     assert all(0 < batch.num_rows <= transform.batch_rows for batch in batches)
     return pa.Table.from_batches(batches) if batches else pa.table({"row_id": [], "source": []})
 

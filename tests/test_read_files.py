@@ -20,8 +20,15 @@ from model_handlers.errors import InputError
 from transforms import file_ranges, text_lines
 from transforms.decode import Decoded
 from transforms.failures import Provenance
-from transforms.file_ranges import FileFormat, match_files, split_file
-from transforms.read_files import Columns, ReadFiles, file_schema, has_rows, id_prefix, read_range
+from transforms.file_ranges import (
+    FileFormat,
+    file_schema,
+    has_rows,
+    match_files,
+    plan_file,
+    split_file,
+)
+from transforms.read_files import Columns, ReadFiles, id_prefix, read_range
 
 Make = Callable[..., Any]
 
@@ -30,7 +37,7 @@ def read_file(
     path: Path, columns: Columns, batch_rows: int = 8192, file_format: FileFormat | None = None
 ) -> Iterator[Decoded]:
     (file,) = match_files([str(path)])
-    for part in split_file(file, file_format):
+    for part in split_file(plan_file(file, file_format)):
         yield from read_range(part, columns, batch_rows)
 
 

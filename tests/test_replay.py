@@ -477,7 +477,8 @@ def test_of_a_folder_only_lines_of_dead_letters_are_read(
     letters: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     files = LetterFiles((str(tmp_path / "out"),))
-    lines = [line for part in files.parts() for line in files.lines(part)]
+    parts, _ = files.parts()
+    lines = [line for part in parts for chunk in files.chunks(part) for line in chunk.lines]
     assert ids_of([json.loads(line) for line in lines]) == ids_of(letters)
 
 

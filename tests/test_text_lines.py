@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from model_handlers.errors import InputError
 from transforms import text_lines
+from transforms.accounts import joined
 from transforms.text_lines import compression_of, line_blocks, open_text, without_compression
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
@@ -43,8 +44,10 @@ def test_ranges_side_by_side_give_each_line_once(
         patch.setattr(text_lines, "BLOCK_BYTES", block_bytes)
         ranges = itertools.pairwise(bounds)
         blocks = [block for start, stop in ranges for block in line_blocks(str(path), start, stop)]
-    assert b"".join(block for _, block in blocks) == text
-    for offset, block in blocks:
+    assert b"".join(block.lines for block in blocks) == text
+    # Of an empty file there is nothing to cover.
+    assert joined(block.span for block in blocks) == ([(0, len(text))] if text else [])
+    for offset, block, _ in blocks:
         assert text[offset : offset + len(block)] == block
         assert block.endswith(b"\n") or offset + len(block) == len(text)
         assert offset == 0 or text[offset - 1 : offset] == b"\n"
@@ -56,9 +59,9 @@ def test_compressed_text_is_read_to_its_end(tmp_path: Path, suffix: str) -> None
     path.write_bytes(COMPRESS[suffix](b"one\ntwo\n") + COMPRESS[suffix](b"three\n"))
     with open_text(str(path)) as handle:
         assert list(iter(handle.readline, b"")) == [b"one\n", b"two\n", b"three\n"]
-    assert (
-        b"".join(block for _, block in line_blocks(str(path), 0, 1 << 62)) == b"one\ntwo\nthree\n"
-    )
+    blocks = list(line_blocks(str(path), 0, 1))
+    assert b"".join(block.lines for block in blocks) == b"one\ntwo\nthree\n"
+    assert joined(block.span for block in blocks) == [(0, path.stat().st_size)]
 
 
 @pytest.mark.parametrize(

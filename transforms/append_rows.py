@@ -31,9 +31,9 @@ from cloud.clients import Cloud
 from cloud.errors import is_passing, told_as
 from model_handlers.errors import OutputError, one_line
 from model_handlers.isolate import isolate
+from transforms.accounts import Count
 from transforms.bigquery_schema import TableName, arrow_schema, table_fields
 from transforms.failures import Fault, Provenance, failure_batch, to_json, utc_now
-from transforms.reconcile import Count
 from transforms.record_batch import concat_batches, to_rows, typed
 
 BATCH_BYTES = 5 << 20

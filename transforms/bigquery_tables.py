@@ -1,6 +1,8 @@
-"""Tables of BigQuery that are written: made if they are not there, looked at if they are."""
+"""Tables of BigQuery: their rows counted, made if they are not there, looked at if they are."""
 
 from __future__ import annotations
+
+import datetime
 
 import pyarrow as pa
 from google.api_core import exceptions
@@ -18,6 +20,18 @@ def find_table(client: bigquery.Client, table: TableName, cloud: Cloud) -> bigqu
         return client.get_table(str(table), retry=retry(cloud.retry_seconds))
     except exceptions.NotFound:
         return None
+
+
+def count_rows(table: bigquery.Table, snapshot: datetime.datetime | None) -> int | str:
+    """A table and the moment at which it is read -> its rows then, or why they are not known.
+
+    None: it is read as it is.
+    """
+    if table.streaming_buffer is not None:
+        return "the table has rows in its streaming buffer, which its row count leaves out"
+    if snapshot is not None and (table.modified is None or table.modified >= snapshot):
+        return "the table was written after the run had begun"
+    return "the table has no row count" if table.num_rows is None else int(table.num_rows)
 
 
 def create_table(

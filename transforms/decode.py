@@ -24,7 +24,8 @@ from transforms.row_format import RowFormat, build_columns, own_id, read_plain, 
 class Decoded:
     """Rows that could be read, as a source batch, and the ones that could not.
 
-    good, bad: their places among all rows, where the rows have an order.
+    good, bad: their places among all rows, where the rows have an order. span: the part of
+    a file that has been read with them.
     """
 
     batch: pa.RecordBatch | None
@@ -33,6 +34,12 @@ class Decoded:
     faults: list[Fault]
     good: list[int] = field(default_factory=list)
     bad: list[int] = field(default_factory=list)
+    span: tuple[int, int] | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many rows these are, good and bad together."""
+        return len(self.faults) + (0 if self.batch is None else self.batch.num_rows)
 
 
 def emit(

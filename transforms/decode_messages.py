@@ -28,6 +28,7 @@ import pyarrow as pa
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.timestamp import Timestamp
 
+from transforms.accounts import found
 from transforms.arrow_messages import read_arrow
 from transforms.avro_messages import avro_reader, parse_schema
 from transforms.column_json import column_values
@@ -286,7 +287,10 @@ def _decode_arrow(
 
 
 class _DecodeDoFn(beam.DoFn):
-    """Messages of a bundle, or lists of them -> source batches; the others to `failures`."""
+    """Messages of a bundle, or lists of them -> source batches; the others to `failures`.
+
+    How many messages were decoded goes to `counts`.
+    """
 
     def __init__(
         self, message_format: MessageFormat, provenance: Provenance, batch_rows: int
@@ -330,6 +334,11 @@ class _DecodeDoFn(beam.DoFn):
         yield from batches
         if failures is not None:
             yield beam.pvalue.TaggedOutput("failures", failures)
+        decoded = len(messages)
+        if self._format.kind != "arrow":
+            # What came out of them: each is a row, good or bad.
+            decoded = sum(map(len, batches)) + (0 if failures is None else len(failures))
+        yield beam.pvalue.TaggedOutput("counts", found("messages", decoded))
 
 
 @dataclass
@@ -344,7 +353,7 @@ class DecodeMessages(beam.PTransform):
     batch_rows: int = 4_096
 
     def expand(self, messages: beam.PCollection[Any]) -> Read:
-        """One DoFn with two outputs."""
+        """One DoFn with three outputs."""
         dofn = _DecodeDoFn(self.message_format, self.provenance, self.batch_rows)
-        decoded = messages | beam.ParDo(dofn).with_outputs("failures", main="good")
-        return Read(typed(decoded.good), typed(decoded.failures))
+        decoded = messages | beam.ParDo(dofn).with_outputs("failures", "counts", main="good")
+        return Read(typed(decoded.good), typed(decoded.failures), decoded.counts)

@@ -14,7 +14,9 @@ from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadat
 from apache_beam.io.filesystems import FileSystems
 
 from model_handlers.errors import InputError, UsageError, one_line
-from transforms.text_lines import compression_of, without_compression
+from transforms.csv_lines import read_header
+from transforms.pins import Pin, pin
+from transforms.text_lines import compression_of, open_text, without_compression
 
 FileFormat = Literal["parquet", "csv", "jsonl"]
 
@@ -38,7 +40,8 @@ class FileRange:
     """A part of a file.
 
     start, stop: row groups of a Parquet file, bytes of a text file; a line belongs to
-        the range in which it begins. first_row, rows: of a Parquet range.
+        the range in which it begins. first_row, rows: of a Parquet range. pin: the file as
+        it was found, None where it may change.
     """
 
     path: str
@@ -47,6 +50,36 @@ class FileRange:
     stop: int
     first_row: int = 0
     rows: int = 0
+    pin: Pin | None = None
+
+    @property
+    def unit(self) -> str:
+        """In what the reading of the file is measured."""
+        return unit_of(self.format)
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """A file as it was found, to be read just so.
+
+    row_groups: the rows of each, of a Parquet file. size: of the whole, in units of `unit`:
+    bytes as they lie there, or the rows of Parquet's footer.
+    """
+
+    pin: Pin
+    format: FileFormat
+    size: int
+    row_groups: tuple[int, ...] = ()
+
+    @property
+    def unit(self) -> str:
+        """In what the reading of the file is measured."""
+        return unit_of(self.format)
+
+
+def unit_of(file_format: FileFormat) -> str:
+    """A format -> in what the reading of its files is measured."""
+    return "rows" if file_format == "parquet" else "bytes"
 
 
 def match_files(patterns: Sequence[str]) -> list[FileMetadata]:
@@ -128,31 +161,68 @@ def open_parquet(path: str) -> pq.ParquetFile:
         ) from error
 
 
-def split_file(file: FileMetadata, file_format: FileFormat | None) -> Iterator[FileRange]:
+def file_schema(path: str, file_format: FileFormat) -> pa.Schema | None:
+    """A file -> its columns and types; None where each row names its own (JSON lines)."""
+    if file_format == "parquet":
+        with open_parquet(path) as parquet:
+            return parquet.schema_arrow
+    if file_format == "csv":
+        return pa.schema([(name, pa.string()) for name in read_header(path)])
+    return None
+
+
+def has_rows(path: str, file_format: FileFormat) -> bool:
+    """A file -> whether it holds at least one row, told from its first bytes or its footer."""
+    if file_format == "parquet":
+        with open_parquet(path) as parquet:
+            return bool(parquet.metadata.num_rows)
+    with open_text(path) as handle:
+        if file_format == "csv":
+            handle.readline()
+        return any(line.strip() for line in iter(handle.readline, b""))
+
+
+def plan_file(file: FileMetadata, file_format: FileFormat | None) -> PlannedFile:
+    """A file that was matched -> the file as it is, pinned. Raises InputError, UsageError.
+
+    file_format: None tells it by the name.
+    """
+    kind = file_format or format_of(file.path)
+    pinned = pin(file.path)
+    if pinned.size != file.size_in_bytes:
+        raise InputError(
+            f"input file {file.path} changed during the run: expected {file.size_in_bytes:,} "
+            f"bytes, got {pinned.size:,}; run again when nothing writes to the input any more"
+        )
+    if kind != "parquet":
+        return PlannedFile(pinned, kind, pinned.size)
+    with open_parquet(file.path) as parquet:
+        footer = parquet.metadata
+        groups = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
+        return PlannedFile(pinned, kind, footer.num_rows, groups)
+
+
+def split_file(file: PlannedFile) -> Iterator[FileRange]:
     """A file -> ranges that cover it. The cut depends on the file alone, never on the run.
 
     Parquet is cut between row groups, text at RANGE_BYTES; compressed text is one range.
-    Raises InputError, UsageError.
     """
-    kind = file_format or format_of(file.path)
-    if kind == "parquet":
-        yield from _split_parquet(file.path)
-    elif compression_of(file.path):
-        yield FileRange(file.path, kind, 0, 1 << 62)
+    path, size = file.pin.path, file.size
+    if file.format == "parquet":
+        yield from _split_parquet(file)
+    elif compression_of(path):
+        yield FileRange(path, file.format, 0, size, pin=file.pin)
     else:
-        for start in range(0, file.size_in_bytes, RANGE_BYTES):
-            stop = min(start + RANGE_BYTES, file.size_in_bytes)
-            yield FileRange(file.path, kind, start, stop)
+        for start in range(0, size, RANGE_BYTES):
+            stop = min(start + RANGE_BYTES, size)
+            yield FileRange(path, file.format, start, stop, pin=file.pin)
 
 
-def _split_parquet(path: str) -> Iterator[FileRange]:
-    with open_parquet(path) as parquet:
-        sizes = [
-            parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups)
-        ]
+def _split_parquet(file: PlannedFile) -> Iterator[FileRange]:
+    sizes = file.row_groups
     start, first_row, rows = 0, 0, 0
     for i, size in enumerate(sizes):
         rows += size
         if rows >= RANGE_ROWS or i == len(sizes) - 1:
-            yield FileRange(path, "parquet", start, i + 1, first_row, rows)
+            yield FileRange(file.pin.path, file.format, start, i + 1, first_row, rows, file.pin)
             start, first_row, rows = i + 1, first_row + rows, 0

@@ -20,9 +20,9 @@ from apache_beam.transforms.window import GlobalWindows
 from cloud.clients import Cloud
 from cloud.errors import retry, told_as
 from model_handlers.errors import OutputError
+from transforms.accounts import Count
 from transforms.decode import content_id
 from transforms.failures import Fault, Provenance, failure_batch, utc_now
-from transforms.reconcile import Count
 from transforms.record_batch import typed
 from transforms.row_json import json_objects
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+from apache_beam.io.filesystem import FileMetadata
 from google.api_core import exceptions
 from google.cloud import bigquery
 from google.cloud.bigquery_storage_v1 import types
@@ -26,11 +27,24 @@ from google.cloud.bigquery_storage_v1 import types
 from cloud.clients import Cloud
 from cloud.errors import explain, is_passing, retry, told_as
 from model_handlers.errors import InputError, UsageError
+from transforms.accounts import (
+    QUERY_ROWS,
+    TABLE_ROWS,
+    Entry,
+    Settle,
+    expect_rows,
+    promise,
+    rows_read,
+    taken,
+    unknown_rows,
+)
 from transforms.bigquery_jobs import job_id, run_job
 from transforms.bigquery_schema import TableName, arrow_schema
+from transforms.bigquery_tables import count_rows
 from transforms.commit_files import RunFolder
-from transforms.file_ranges import FileRange, match_files, split_file
-from transforms.read_files import Columns, Read, read_range
+from transforms.failures import Provenance
+from transforms.file_ranges import match_files
+from transforms.read_files import Columns, Read, read_matched
 from transforms.record_batch import rebatch, typed
 
 ReadMethod = Literal["direct", "export"]
@@ -63,6 +77,11 @@ class BigQuerySource:
         """The source's name in messages."""
         return "the result of --input_query" if self.query else f"table {self.table}"
 
+    @property
+    def counted_by(self) -> str:
+        """Who counts its rows, for the report."""
+        return QUERY_ROWS if self.query else TABLE_ROWS
+
 
 def describe(source: BigQuerySource) -> pa.Schema:
     """A source -> its columns, nothing read and nothing billed.
@@ -74,7 +93,7 @@ def describe(source: BigQuerySource) -> pa.Schema:
     if source.table is None:
         return _describe_query(client, source)
     with told_as(InputError, f"{source.label} cannot be read"):
-        table = client.get_table(str(source.table), retry=retry(source.cloud.retry_seconds))
+        table = get_table(source)
     if table.table_type not in _READABLE:
         kind = str(table.table_type).lower().replace("_", " ")
         article = "an" if kind[0] in "aeiou" else "a"
@@ -85,6 +104,12 @@ def describe(source: BigQuerySource) -> pa.Schema:
     if source.row_restriction is not None:
         _check_restriction(client, source)
     return arrow_schema(table.schema)
+
+
+def get_table(source: BigQuerySource) -> bigquery.Table:
+    """A source that is a table -> the table as it is now. Raises GoogleAPICallError."""
+    client, again = source.cloud.bigquery(), retry(source.cloud.retry_seconds)
+    return client.get_table(str(source.table), retry=again)
 
 
 def _describe_query(client: bigquery.Client, source: BigQuerySource) -> pa.Schema:
@@ -129,10 +154,21 @@ def _dry_run(client: bigquery.Client, cloud: Cloud, sql: str) -> bigquery.QueryJ
 
 @dataclass(frozen=True)
 class ReadStream:
-    """One stream of a read session, and the Arrow schema of its batches, serialized."""
+    """One stream of a read session, and the Arrow schema of its batches, serialized.
+
+    number, of: which one it is of how many.
+    """
 
     name: str
     schema: bytes
+    number: int = 0
+    of: int = 1
+
+    @classmethod
+    def all_of(cls, session: types.ReadSession) -> list[ReadStream]:
+        """A session that was opened -> its streams."""
+        schema, count = bytes(session.arrow_schema.serialized_schema), len(session.streams)
+        return [cls(one.name, schema, i, count) for i, one in enumerate(session.streams)]
 
 
 def open_session(source: BigQuerySource, columns: Columns) -> list[ReadStream]:
@@ -169,8 +205,12 @@ def open_session(source: BigQuerySource, columns: Columns) -> list[ReadStream]:
                 f"{source.label} cannot be read: {explain(error)}, or read it with --read_method "
                 "export, which does without the Storage Read API"
             ) from error
-    schema = bytes(opened.arrow_schema.serialized_schema)
-    return [ReadStream(stream.name, schema) for stream in opened.streams]
+    return ReadStream.all_of(opened)
+
+
+def promise_streams(place: str, streams: Sequence[ReadStream]) -> Entry:
+    """A place and the streams of its session -> the promise of them all."""
+    return promise(place, "streams", streams[0].of if streams else 0)
 
 
 def read_stream(stream: ReadStream, client: Any, retry_seconds: float) -> Iterator[pa.RecordBatch]:
@@ -227,25 +267,30 @@ class ReadBigQuery(beam.PTransform):
         tables = (
             pipeline | "Source" >> beam.Create([self.source]) | "Query" >> beam.Map(self._to_table)
         )
-        good = self._export(tables) if self.method == "export" else self._direct(tables)
-        failures = pipeline | "NoFailures" >> beam.Create([], reshuffle=False)
-        return Read(typed(good), typed(failures))
+        return self._export(tables) if self.method == "export" else self._direct(tables)
 
-    def _direct(self, tables: beam.PCollection[BigQuerySource]) -> beam.PCollection[pa.RecordBatch]:
-        return (
-            tables
-            | "OpenSession" >> beam.FlatMap(open_session, self.columns)
+    def _direct(self, tables: beam.PCollection[BigQuerySource]) -> Read:
+        opened = tables | "OpenSession" >> beam.ParDo(self._open).with_outputs(
+            "entries", main="streams"
+        )
+        read = (
+            opened.streams
             | "SpreadStreams" >> beam.Reshuffle()
-            | "ReadStreams" >> beam.ParDo(self._read_stream)
+            | "ReadStreams" >> beam.ParDo(self._read_stream).with_outputs("entries", main="good")
         )
+        failures = tables.pipeline | "NoFailures" >> beam.Create([], reshuffle=False)
+        entries = (opened.entries, read.entries) | "Entries" >> beam.Flatten()
+        return Read(typed(read.good), typed(failures), entries | "Settle" >> Settle())
 
-    def _export(self, tables: beam.PCollection[BigQuerySource]) -> beam.PCollection[pa.RecordBatch]:
-        return (
-            tables
-            | "Extract" >> beam.FlatMap(self._extract)
-            | "SpreadFiles" >> beam.Reshuffle()
-            | "ReadFiles" >> beam.ParDo(self._read_range)
+    def _export(self, tables: beam.PCollection[BigQuerySource]) -> Read:
+        extracted = tables | "Extract" >> beam.ParDo(self._extract).with_outputs(
+            "counts", main="files"
         )
+        # No row of Parquet fails to be read, so no failure record says whose it is.
+        nobody = Provenance.of(self.columns.manifest)
+        read = read_matched(extracted.files, self.columns, nobody, "parquet", self.batch_rows)
+        counts = (read.counts, extracted.counts) | "AllCounts" >> beam.Flatten()
+        return read._replace(counts=counts)
 
     def _to_table(self, source: BigQuerySource) -> BigQuerySource:
         """A source -> the same as a table: a query is run into a table that lasts a day."""
@@ -281,21 +326,44 @@ class ReadBigQuery(beam.PTransform):
         table = TableName(made.project, made.dataset_id, made.table_id)
         return replace(source, table=table, row_restriction=None, snapshot=None)
 
-    def _read_stream(self, stream: ReadStream) -> Iterator[pa.RecordBatch]:
-        cloud = self.source.cloud
+    def _open(self, source: BigQuerySource) -> Iterator[ReadStream | beam.pvalue.TaggedOutput]:
+        """A table -> the streams of a session, and what they hold to the output `entries`."""
+        place = self.source.label
+        streams = open_session(source, self.columns)
+        yield from streams
+        rows: int | str = "only reading counts the rows of --row_restriction: streams are compared"
+        if source.row_restriction is None:
+            with told_as(InputError, f"{place} cannot be read"):
+                rows = count_rows(get_table(source), source.snapshot)
+        if isinstance(rows, int):
+            said = expect_rows(place, rows, source.counted_by)
+        else:
+            said = unknown_rows(place, rows)
+        for entry in (promise_streams(place, streams), said):
+            yield beam.pvalue.TaggedOutput("entries", entry)
+
+    def _read_stream(
+        self, stream: ReadStream
+    ) -> Iterator[pa.RecordBatch | beam.pvalue.TaggedOutput]:
+        """A stream -> its source batches, and that it has ended to the output `entries`."""
+        cloud, place, rows = self.source.cloud, self.source.label, 0
         with told_as(InputError, f"{self.source.label} cannot be read further"):
             batches = read_stream(stream, cloud.bigquery_read(), cloud.retry_seconds)
             for batch in rebatch(batches, self.batch_rows):
                 yield self.columns.with_ids(batch, "", _NO_POSITIONS)
+                rows += batch.num_rows
+        ended = taken(place, "streams", stream.number, stream.number + 1)
+        for entry in (ended, rows_read(place, rows)):
+            yield beam.pvalue.TaggedOutput("entries", entry)
 
-    def _extract(self, source: BigQuerySource) -> Iterator[FileRange]:
-        """A table -> the ranges of the Parquet files that an extract job made of it."""
+    def _extract(self, source: BigQuerySource) -> Iterator[FileMetadata | beam.pvalue.TaggedOutput]:
+        """A table -> the Parquet files that an extract job made of it, and its rows to `counts`."""
         folder, cloud, client = self.folder, source.cloud, source.cloud.bigquery()
         if folder is None:
             raise ValueError("method 'export' needs a folder")
         config = bigquery.ExtractJobConfig(destination_format="PARQUET", compression="SNAPPY")
         with told_as(InputError, f"{source.label} cannot be exported to {folder.staging}"):
-            table = client.get_table(str(source.table), retry=retry(cloud.retry_seconds))
+            table = get_table(source)
             if table.streaming_buffer is not None:
                 # Source: BigQuery's documentation of streaming, "data availability".
                 raise InputError(
@@ -304,6 +372,7 @@ class ReadBigQuery(beam.PTransform):
                     "--read_method direct, or wait until they are stored (up to 90 minutes)"
                 )
             if not table.num_rows:
+                yield beam.pvalue.TaggedOutput("counts", (("rows_expected", source.counted_by), 0))
                 return
             job = run_job(
                 client,
@@ -320,10 +389,9 @@ class ReadBigQuery(beam.PTransform):
                     retry=retry(cloud.retry_seconds),
                 ),
             )
-        for file in match_files(job.destination_uris):
-            yield from split_file(file, "parquet")
-
-    def _read_range(self, part: FileRange) -> Iterator[pa.RecordBatch]:
-        for decoded in read_range(part, self.columns, self.batch_rows):
-            if decoded.batch is not None:
-                yield decoded.batch
+            # Of a table that was written meanwhile nobody knows how many rows the job saw.
+            same = get_table(source).modified == table.modified
+        yield from match_files(job.destination_uris)
+        if same:
+            counted = ("rows_expected", source.counted_by), table.num_rows
+            yield beam.pvalue.TaggedOutput("counts", counted)

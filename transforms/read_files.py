@@ -17,6 +17,17 @@ from apache_beam.io.filesystem import FileMetadata
 
 from model_handlers.contract import Manifest
 from model_handlers.errors import InputError, nearest, one_line
+from transforms.accounts import (
+    Count,
+    Entry,
+    Settle,
+    expect_rows,
+    joined,
+    promise,
+    rows_read,
+    taken,
+    unknown_rows,
+)
 from transforms.cells import is_number, is_text
 from transforms.csv_lines import read_header, read_lines
 from transforms.decode import Decoded, decode_json, emit
@@ -24,14 +35,17 @@ from transforms.failures import Provenance
 from transforms.file_ranges import (
     FileFormat,
     FileRange,
+    PlannedFile,
     match_files,
     open_parquet,
+    plan_file,
     split_file,
 )
+from transforms.pins import unchanged
 from transforms.record_batch import derived_ids, rebatch, source_batch, typed
 from transforms.row_format import RowFormat
 from transforms.row_ids import content_ids
-from transforms.text_lines import line_blocks, open_text
+from transforms.text_lines import line_blocks
 from transforms.validate import source_columns
 
 
@@ -105,40 +119,18 @@ def _check_id(path: str, column: pa.Field) -> None:
         )
 
 
-def file_schema(path: str, file_format: FileFormat) -> pa.Schema | None:
-    """A file -> its columns and types; None where each row names its own (JSON lines)."""
-    if file_format == "parquet":
-        with open_parquet(path) as parquet:
-            return parquet.schema_arrow
-    if file_format == "csv":
-        return pa.schema([(name, pa.string()) for name in read_header(path)])
-    return None
-
-
-def has_rows(path: str, file_format: FileFormat) -> bool:
-    """A file -> whether it holds at least one row, told from its first bytes or its footer."""
-    if file_format == "parquet":
-        with open_parquet(path) as parquet:
-            return bool(parquet.metadata.num_rows)
-    with open_text(path) as handle:
-        if file_format == "csv":
-            handle.readline()
-        return any(line.strip() for line in iter(handle.readline, b""))
-
-
 def read_range(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[Decoded]:
     """A range of a file -> its rows as source batches, with what could not be read.
 
     Rows without an id of their own get one from the file's path and their place in it:
     a Parquet row's number, the byte at which a line begins. It is the same in every
-    run, however the file is cut. Raises InputError where the file as a whole is at fault.
+    run, however the file is cut. The spans of what is yielded cover the range: a Parquet
+    file's rows, the bytes of others. Raises InputError where the file as a whole is at
+    fault, or has changed since it was pinned.
     """
-    if part.format == "parquet":
-        batches = _read_parquet(part, columns, batch_rows)
-        return (Decoded(batch, [], [], []) for batch in batches)
-    if part.format == "csv":
-        return _read_csv(part, columns, batch_rows)
-    return _read_jsonl(part, columns, batch_rows)
+    readers = {"parquet": _read_parquet, "csv": _read_csv, "jsonl": _read_jsonl}
+    with unchanged(part.pin):
+        yield from readers[part.format](part, columns, batch_rows)
 
 
 def id_prefix(path: str) -> str:
@@ -146,7 +138,7 @@ def id_prefix(path: str) -> str:
     return hashlib.blake2b(path.encode(), digest_size=6).hexdigest()
 
 
-def _read_parquet(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[pa.RecordBatch]:
+def _read_parquet(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[Decoded]:
     rows, prefix = 0, id_prefix(part.path)
     with open_parquet(part.path) as parquet:
         names = columns.names(parquet.schema_arrow, part.path)
@@ -157,8 +149,10 @@ def _read_parquet(part: FileRange, columns: Columns, batch_rows: int) -> Iterato
                 parquet.iter_batches(batch_rows, groups, columns=names, use_threads=False),
                 batch_rows,
             ):
-                positions = np.arange(batch.num_rows) + part.first_row + rows
-                yield columns.with_ids(batch, prefix, positions)
+                first = part.first_row + rows
+                positions = np.arange(batch.num_rows) + first
+                source = columns.with_ids(batch, prefix, positions)
+                yield Decoded(source, [], [], [], span=(first, first + batch.num_rows))
                 rows += batch.num_rows
         except (pa.ArrowException, OSError) as error:
             raise InputError(
@@ -172,7 +166,7 @@ def _read_parquet(part: FileRange, columns: Columns, batch_rows: int) -> Iterato
 def _read_jsonl(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[Decoded]:
     row_format = RowFormat(columns.manifest, columns.id_column, columns.keep)
     prefix = id_prefix(part.path)
-    for offset, block in line_blocks(part.path, part.start, part.stop):
+    for offset, block, span in line_blocks(part.path, part.start, part.stop):
         lines, ids = [], []
         start = offset
         for line in block.split(b"\n"):
@@ -184,13 +178,14 @@ def _read_jsonl(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[
             start += len(line) + 1
         for i in range(0, len(lines), batch_rows):
             yield decode_json(lines[i : i + batch_rows], ids[i : i + batch_rows], row_format)
+        yield Decoded(None, [], [], [], span=span)
 
 
 def _read_csv(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[Decoded]:
     header = read_header(part.path)
     names = columns.names(pa.schema([(name, pa.string()) for name in header]), part.path)
     types, prefix = columns.csv_types(names), id_prefix(part.path)
-    for begin, block in line_blocks(part.path, part.start, part.stop):
+    for begin, block, span in line_blocks(part.path, part.start, part.stop):
         head = block.find(b"\n") + 1 or len(block) if begin == 0 else 0
         for rows in read_lines(block[head:], begin + head, header, types):
             start = 0
@@ -203,17 +198,25 @@ def _read_csv(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[De
                 yield Decoded(
                     None, ids, [line for _, line, _ in rows.failed], [f for _, _, f in rows.failed]
                 )
+        yield Decoded(None, [], [], [], span=span)
 
 
 class Read(NamedTuple):
-    """What ReadFiles returns: source batches, and failure records of unreadable rows."""
+    """What a source returns: source batches, and failure records of unreadable rows.
+
+    counts: of what was expected and what was read (transforms/accounts.py).
+    """
 
     good: beam.PCollection[pa.RecordBatch]
     failures: beam.PCollection[pa.RecordBatch]
+    counts: beam.PCollection[Count]
 
 
 class _ReadRangeDoFn(beam.DoFn):
-    """File ranges -> source batches; unreadable rows go to the output `failures`."""
+    """File ranges -> source batches; unreadable rows go to the output `failures`.
+
+    What was read of which file goes to the output `entries`.
+    """
 
     def __init__(self, columns: Columns, provenance: Provenance, batch_rows: int) -> None:
         self._columns = columns
@@ -221,8 +224,52 @@ class _ReadRangeDoFn(beam.DoFn):
         self._batch_rows = batch_rows
 
     def process(self, part: FileRange) -> Iterator[pa.RecordBatch | beam.pvalue.TaggedOutput]:
+        spans, rows = [], 0
         for decoded in read_range(part, self._columns, self._batch_rows):
             yield from emit(decoded, self._provenance)
+            spans += [] if decoded.span is None else [decoded.span]
+            rows += decoded.rows
+        for start, stop in joined(spans):
+            yield beam.pvalue.TaggedOutput("entries", taken(part.path, part.unit, start, stop))
+        yield beam.pvalue.TaggedOutput("entries", rows_read(part.path, rows))
+
+
+def promise_file(file: PlannedFile) -> Iterator[Entry]:
+    """A file -> what it holds, and that it was looked at."""
+    yield taken(file.pin.path, "files", 0, 1)
+    yield promise(file.pin.path, file.unit, file.size)
+    if file.format == "parquet":
+        yield expect_rows(file.pin.path, file.size, "Parquet footers")
+    else:
+        yield unknown_rows(file.pin.path, "only reading counts rows of text: bytes are compared")
+
+
+def read_matched(
+    files: beam.PCollection[FileMetadata],
+    columns: Columns,
+    provenance: Provenance,
+    file_format: FileFormat | None,
+    batch_rows: int,
+) -> Read:
+    """Files that were matched -> their rows: look at each, split it, spread the ranges, read.
+
+    What is expected is said where the files are matched and looked at, what was read where
+    it is read.
+    """
+    matched = files | "Matched" >> beam.Map(lambda file: promise(file.path, "files", 1))
+    planned = files | "SpreadFiles" >> beam.Reshuffle() | "Plan" >> beam.Map(plan_file, file_format)
+    read = (
+        planned
+        | "Split" >> beam.FlatMap(split_file)
+        | "SpreadRanges" >> beam.Reshuffle()
+        | "Read"
+        >> beam.ParDo(_ReadRangeDoFn(columns, provenance, batch_rows)).with_outputs(
+            "failures", "entries", main="good"
+        )
+    )
+    promised = planned | "Promise" >> beam.FlatMap(promise_file)
+    entries = (matched, promised, read.entries) | "Entries" >> beam.Flatten()
+    return Read(typed(read.good), typed(read.failures), entries | "Settle" >> Settle())
 
 
 @dataclass
@@ -239,20 +286,8 @@ class ReadFiles(beam.PTransform):
     file_format: FileFormat | None = None
     batch_rows: int = 32_768
 
-    def _split(self, file: FileMetadata) -> Iterator[FileRange]:
-        return split_file(file, self.file_format)
-
     def expand(self, pipeline: beam.Pipeline) -> Read:
-        """match -> spread the files -> split -> spread the ranges -> read."""
+        """match -> read what was matched."""
         patterns = pipeline | "Patterns" >> beam.Create([list(self.patterns)])
         files = patterns | "Match" >> beam.FlatMap(match_files)
-        ranges = (
-            files
-            | "SpreadFiles" >> beam.Reshuffle()
-            | "Split" >> beam.FlatMap(self._split)
-            | "SpreadRanges" >> beam.Reshuffle()
-        )
-        read = ranges | "Read" >> beam.ParDo(
-            _ReadRangeDoFn(self.columns, self.provenance, self.batch_rows)
-        ).with_outputs("failures", main="good")
-        return Read(typed(read.good), typed(read.failures))
+        return read_matched(files, self.columns, self.provenance, self.file_format, self.batch_rows)

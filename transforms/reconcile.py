@@ -17,6 +17,7 @@ import pyarrow as pa
 from apache_beam.metrics import Metrics
 
 from model_handlers.errors import BalanceError
+from transforms.accounts import Count, check_source
 from transforms.commit_files import (
     DEAD_LETTERS,
     SCORES,
@@ -28,8 +29,6 @@ from transforms.commit_files import (
 )
 from transforms.failures import utc_now
 from transforms.score_figures import Figures, as_report, merge
-
-Count = tuple[tuple[str, ...], int]
 
 
 @dataclass
@@ -75,8 +74,8 @@ def build_report(
 ) -> dict[str, Any]:
     """Counts by stage, finished files, where they go and facts about the run -> the report.
 
-    Raises BalanceError unless rows read = scored + dead-lettered, and the files of each
-    destination hold exactly these rows.
+    Raises BalanceError unless the source was read as it was found, rows read = scored +
+    dead-lettered, and the files of each destination hold exactly these rows.
     """
     read, scored = counts.get(("read",), 0), counts.get(("scored",), 0)
     failed = {key[1:]: rows for key, rows in counts.items() if key[0] == "failed"}
@@ -95,6 +94,7 @@ def build_report(
             f"dead-lettered, and as many in the files; got {balance}, in the files {written}. "
             "Please report this"
         )
+    source = check_source(counts, rows_in)
     letters = [
         {"stage": stage, "reason": reason, "column": column or None, "rows": rows}
         for (stage, reason, column), rows in sorted(failed.items(), key=lambda kv: (-kv[1], kv[0]))
@@ -103,6 +103,7 @@ def build_report(
         **facts,
         "balanced": True,
         **balance,
+        **source,
         "rows_written": written,
         "dead_letters": letters,
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import apache_beam as beam
 from google.cloud.bigquery_storage_v1 import types
@@ -16,18 +16,35 @@ from google.cloud.bigquery_storage_v1 import types
 from cloud.clients import Cloud
 from cloud.errors import retry, told_as
 from model_handlers.errors import InputError
+from transforms.accounts import Entry, Settle, counted, expect, found, promise, taken
 from transforms.bigquery_schema import TableName
+from transforms.bigquery_tables import count_rows
 from transforms.decode_messages import DecodeMessages, MessageFormat
 from transforms.failures import Provenance
-from transforms.file_ranges import FileRange, match_files, split_file
+from transforms.file_ranges import FileRange, match_files, plan_file, split_file
 from transforms.file_writers import to_json_line
 from transforms.letters import Letter, Selection, last_letters, read_letter, to_message
 from transforms.messages import serialize
-from transforms.read_bigquery import BigQuerySource, ReadStream, describe, read_stream
+from transforms.pins import unchanged
+from transforms.read_bigquery import (
+    BigQuerySource,
+    ReadStream,
+    describe,
+    get_table,
+    promise_streams,
+    read_stream,
+)
 from transforms.read_files import Read
 from transforms.record_batch import to_rows
 from transforms.row_schemas import FAILURE_SCHEMA
 from transforms.text_lines import line_blocks, without_compression
+
+
+class Chunk(NamedTuple):
+    """Some letters of a part as lines, and what has been read of the place with them."""
+
+    lines: list[bytes]
+    read: Entry
 
 
 class Letters(Protocol):
@@ -37,11 +54,11 @@ class Letters(Protocol):
     def place(self) -> str:
         """Its name."""
 
-    def parts(self) -> Iterator[Any]:
-        """Nothing -> parts that can be read by themselves. Raises InputError."""
+    def parts(self) -> tuple[list[Any], list[Entry]]:
+        """Nothing -> parts that can be read by themselves, what they hold. Raises InputError."""
 
-    def lines(self, part: Any) -> Iterator[bytes]:
-        """A part -> its letters as lines. Raises InputError."""
+    def chunks(self, part: Any) -> Iterator[Chunk]:
+        """A part -> its letters. Raises InputError."""
 
 
 @dataclass(frozen=True)
@@ -55,18 +72,21 @@ class LetterFiles:
         """The patterns."""
         return ", ".join(self.patterns)
 
-    def parts(self) -> Iterator[FileRange]:
-        """Ranges of all files."""
+    def parts(self) -> tuple[list[FileRange], list[Entry]]:
+        """Ranges of all files, which are pinned."""
         files = [f for f in match_files(self.patterns) if _is_lines(f.path)]
         if not files:
             raise InputError(f"no file of {self.place} ends in .jsonl: expected dead letters")
-        for file in files:
-            yield from split_file(file, "jsonl")
+        planned = [plan_file(file, "jsonl") for file in files]
+        ranges = [part for file in planned for part in split_file(file)]
+        return ranges, [promise(file.pin.path, file.unit, file.size) for file in planned]
 
-    def lines(self, part: FileRange) -> Iterator[bytes]:
+    def chunks(self, part: FileRange) -> Iterator[Chunk]:
         """The lines that begin in a range."""
-        for _, block in line_blocks(part.path, part.start, part.stop):
-            yield from (line for line in block.split(b"\n") if line.strip())
+        with unchanged(part.pin):
+            for _, block, span in line_blocks(part.path, part.start, part.stop):
+                lines = [line for line in block.split(b"\n") if line.strip()]
+                yield Chunk(lines, taken(part.path, part.unit, *span))
 
 
 def _is_lines(path: str) -> bool:
@@ -87,9 +107,10 @@ class LetterTable:
         """The table's name."""
         return f"table {self.table}"
 
-    def parts(self) -> Iterator[ReadStream]:
+    def parts(self) -> tuple[list[ReadStream], list[Entry]]:
         """The streams of a read session; none where there is no letter."""
-        present = describe(BigQuerySource(self.cloud, self.table)).names
+        source = BigQuerySource(self.cloud, self.table)
+        present, rows = describe(source).names, count_rows(get_table(source), self.moment)
         missing = [name for name in FAILURE_SCHEMA.names if name not in present]
         if missing:
             raise InputError(
@@ -111,21 +132,26 @@ class LetterTable:
                 read_session=session,
                 retry=retry(self.cloud.retry_seconds),
             )
-        schema = bytes(opened.arrow_schema.serialized_schema)
-        yield from (ReadStream(stream.name, schema) for stream in opened.streams)
+        streams = ReadStream.all_of(opened)
+        promises = [promise_streams(self.place, streams)]
+        if isinstance(rows, int) and self.since is None:
+            promises.append(promise(self.place, "table_rows", rows))
+        return streams, promises
 
-    def lines(self, part: ReadStream) -> Iterator[bytes]:
+    def chunks(self, part: ReadStream) -> Iterator[Chunk]:
         """The rows of a stream."""
         with told_as(InputError, f"{self.place} cannot be read further"):
             client = self.cloud.bigquery_read()
             for batch in read_stream(part, client, self.cloud.retry_seconds):
-                yield from map(to_json_line, to_rows(batch))
+                lines = list(map(to_json_line, to_rows(batch)))
+                yield Chunk(lines, counted(self.place, "table_rows", len(lines)))
+        yield Chunk([], taken(self.place, "streams", part.number, part.number + 1))
 
 
 def find_letter(letters: Letters, selection: Selection) -> Letter | None:
     """Letters and which of them are replayed -> the first of these, None if there is none."""
-    for part in letters.parts():
-        for line in letters.lines(part):
+    for part in letters.parts()[0]:
+        for line in (line for chunk in letters.chunks(part) for line in chunk.lines):
             letter = read_letter(line, letters.place)
             if selection.takes(letter):
                 return letter
@@ -147,14 +173,22 @@ class ReadLetters(beam.PTransform):
     batch_rows: int = 32_768
 
     def _parts(self, _: None) -> Iterator[Any]:
-        return self.letters.parts()
+        parts, promises = self.letters.parts()
+        yield from parts
+        for entry in promises:
+            yield beam.pvalue.TaggedOutput("entries", entry)
 
-    def _select(self, part: Any) -> Iterator[tuple[str, bytes]]:
-        for line in self.letters.lines(part):
-            letter = read_letter(line, self.letters.place)
-            if self.selection.takes(letter):
-                self._check(letter)
-                yield letter.key, line
+    def _select(self, part: Any) -> Iterator[tuple[str, bytes] | beam.pvalue.TaggedOutput]:
+        chosen = 0
+        for lines, read in self.letters.chunks(part):
+            for line in lines:
+                letter = read_letter(line, self.letters.place)
+                if self.selection.takes(letter):
+                    self._check(letter)
+                    yield letter.key, line
+                    chosen += 1
+            yield beam.pvalue.TaggedOutput("entries", read)
+        yield beam.pvalue.TaggedOutput("counts", expect("letters", chosen))
 
     def _check(self, letter: Letter) -> None:
         if letter.of_stream != self.of_stream:
@@ -164,19 +198,38 @@ class ReadLetters(beam.PTransform):
                 f"other, with --pipeline {letter.pipeline}"
             )
 
-    def _messages(self, row: tuple[str, Iterable[bytes]]) -> list[bytes]:
+    def _messages(
+        self, row: tuple[str, Iterable[bytes]]
+    ) -> Iterator[bytes | beam.pvalue.TaggedOutput]:
         letters = [read_letter(line, self.letters.place) for line in row[1]]
-        return [serialize(to_message(letter)) for letter in last_letters(letters)]
+        last = last_letters(letters)
+        yield from (serialize(to_message(letter)) for letter in last)
+        for count in (found("letters", len(letters)), expect("messages", len(last))):
+            yield beam.pvalue.TaggedOutput("counts", count)
 
     def expand(self, pipeline: beam.Pipeline) -> Read:
         """parts -> letters -> those of a row together -> messages -> decode."""
-        messages = (
+        parts = (
             pipeline
             | "Letters" >> beam.Create([None])
-            | "Parts" >> beam.FlatMap(self._parts)
-            | "SpreadParts" >> beam.Reshuffle()
-            | "Select" >> beam.FlatMap(self._select).with_output_types(tuple[str, bytes])
-            | "OfARow" >> beam.GroupByKey()
-            | "Messages" >> beam.FlatMap(self._messages).with_output_types(bytes)
+            | "Parts" >> beam.ParDo(self._parts).with_outputs("entries", main="parts")
         )
-        return messages | DecodeMessages(self.message_format, self.provenance, self.batch_rows)
+        chosen = (
+            parts.parts
+            | "SpreadParts" >> beam.Reshuffle()
+            | "Select" >> beam.ParDo(self._select).with_outputs("entries", "counts", main="chosen")
+        )
+        # Outputs of several have no type of their own, and would be pickled between workers.
+        chosen.chosen.element_type = beam.typehints.Tuple[str, bytes]
+        made = (
+            chosen.chosen
+            | "OfARow" >> beam.GroupByKey()
+            | "Messages" >> beam.ParDo(self._messages).with_outputs("counts", main="messages")
+        )
+        decode = DecodeMessages(self.message_format, self.provenance, self.batch_rows)
+        made.messages.element_type = bytes
+        read = made.messages | decode
+        entries = (parts.entries, chosen.entries) | "Entries" >> beam.Flatten()
+        settled = entries | "Settle" >> Settle()
+        counts = (settled, chosen.counts, made.counts, read.counts)
+        return read._replace(counts=counts | "AllCounts" >> beam.Flatten())
