@@ -1,0 +1,242 @@
+"""Accounts: whatever is lost or doubled between a source and its readers fails the run."""
+
+import gzip
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model_handlers.errors import BalanceError
+from pipelines.batch_local import COMMAND
+from pipelines.command import main
+from transforms import file_ranges, read_files
+from transforms.accounts import (
+    TABLE_ROWS,
+    Entry,
+    Span,
+    check_source,
+    difference,
+    expect_rows,
+    joined,
+    promise,
+    rows_read,
+    settle,
+    taken,
+    unknown_rows,
+)
+from transforms.file_ranges import FileRange, PlannedFile
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+ROWS = 2_000  # of the fixture `example`
+
+
+def counts_of(*entries: Entry) -> dict[tuple[str, ...], int]:
+    """Entries -> the sums of the counts that they give, as the pipeline makes them."""
+    sums: Counter[tuple[str, ...]] = Counter()
+    places = sorted({place for place, _ in entries})
+    for place in places:
+        for key, count in settle(place, [part for other, part in entries if other == place]):
+            sums[key] += count
+    return dict(sums)
+
+
+@st.composite
+def tiles(draw: st.DrawFn) -> list[Span]:
+    """Spans side by side from 0 on, some of them empty."""
+    bounds = [0, *itertools.accumulate(draw(st.lists(st.integers(0, 9), max_size=8)))]
+    return list(itertools.pairwise(bounds))
+
+
+@given(tiles(), st.randoms())
+def test_spans_that_cover_everything_once_differ_in_nothing(spans: list[Span], random: Any) -> None:
+    size = spans[-1][1] if spans else 0
+    assert joined(spans) == ([(0, size)] if spans else [])
+    random.shuffle(spans)
+    assert difference(size, spans) is None
+
+
+@given(tiles(), st.data())
+def test_a_span_that_is_lost_doubled_or_moved_differs(
+    spans: list[Span], data: st.DataObject
+) -> None:
+    size = spans[-1][1] if spans else 0
+    full = [span for span in spans if span[0] < span[1]]
+    for lost in full:
+        others = [span for span in spans if span != lost]
+        doubled = data.draw(st.sampled_from(full))
+        moved = (lost[0] + 1, lost[1] + 1)
+        for wrong in (others, [*spans, lost], [*others, moved], [*spans, (size, size + 1)]):
+            assert difference(size, wrong)
+        # As many bytes as there are, and not the right ones.
+        if doubled != lost:
+            assert difference(size, [*others, doubled])
+
+
+def test_the_report_says_what_was_expected_by_whom() -> None:
+    parquet = [promise("a", "files", 1), taken("a", "files", 0, 1), promise("a", "rows", 5)]
+    parquet += [taken("a", "rows", 0, 5), rows_read("a", 5), expect_rows("a", 5, "Parquet footers")]
+    assert check_source(counts_of(*parquet), 5) == {
+        "rows_expected": 5,
+        "rows_expected_from": "Parquet footers",
+        "files_expected": 1,
+        "files_read": 1,
+    }
+    text = [promise("b", "bytes", 9), taken("b", "bytes", 0, 9), rows_read("b", 2)]
+    both = check_source(counts_of(*parquet, *text, unknown_rows("b", "text")), 7)
+    assert (both["rows_expected"], both["rows_expected_from"]) == (None, "text")
+    assert (both["bytes_expected"], both["bytes_read"]) == (9, 9)
+
+
+@pytest.mark.parametrize(
+    ("entries", "rows_in", "words"),
+    [
+        ([promise("a", "files", 1)], 0, "files 0 to 1 were not read of a"),
+        ([taken("a", "bytes", 0, 9)], 0, "bytes 0 to 9 were read and not expected of a"),
+        ([expect_rows("t", 9, TABLE_ROWS)], 8, "9 rows were expected by the row count of the ta"),
+        ([expect_rows("t", 9, TABLE_ROWS)], 8, "row-level access policies"),
+        ([rows_read("a", 9)], 8, "9 rows were read and 8 came"),
+    ],
+)
+def test_what_differs_is_told_in_one_line(entries: list[Entry], rows_in: int, words: str) -> None:
+    with pytest.raises(BalanceError) as caught:
+        check_source(counts_of(*entries), rows_in)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# In a run
+
+
+@pytest.fixture
+def source(example: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """A format -> a file of the example's rows, of several ranges where it can have them."""
+    table = pq.read_table(example / "transactions.parquet")
+
+    def write(kind: str) -> Path:
+        path = tmp_path / f"rows.{kind}"
+        if kind == "parquet":
+            pq.write_table(table, path, row_group_size=500)
+            return path
+        rows = table.to_pylist()
+        lines = [json.dumps(row, default=str) for row in rows]
+        if kind == "csv":
+            cells = [["" if v is None else str(v) for v in row.values()] for row in rows]
+            lines = [",".join(line) for line in [table.column_names, *cells]]
+        text = "".join(f"{line}\n" for line in lines).encode()
+        path.write_bytes(gzip.compress(text) if kind.endswith("gz") else text)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def run(
+    example: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[Path], tuple[int, str]]:
+    """batch_local of a file -> (exit code, standard error)."""
+    monkeypatch.setattr(file_ranges, "RANGE_ROWS", 500)
+    monkeypatch.setattr(file_ranges, "RANGE_BYTES", 100_000)
+
+    def call(path: Path) -> tuple[int, str]:
+        flags = {
+            "input_files": path,
+            "model": example / "model",
+            "output_files": tmp_path / "out",
+            "run_id": "r",
+            "direct_num_workers": 1,
+        }
+        code = main(COMMAND, [t for n, v in flags.items() for t in (f"--{n}", str(v))])
+        return code, capsys.readouterr().err
+
+    return call
+
+
+KINDS = pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl", "jsonl.gz"])
+
+
+@KINDS
+def test_a_run_reports_what_it_had_to_read(
+    kind: str, source: Any, run: Callable[[Path], tuple[int, str]], tmp_path: Path
+) -> None:
+    path = source(kind)
+    assert run(path) == (0, "")
+    report = json.loads((tmp_path / "out/r/report.json").read_text())
+    assert report["rows_in"] == ROWS
+    assert (report["files_expected"], report["files_read"]) == (1, 1)
+    if kind == "parquet":
+        assert (report["rows_expected"], report["rows_expected_from"]) == (ROWS, "Parquet footers")
+    else:
+        assert report["rows_expected"] is None
+        assert "bytes are compared" in report["rows_expected_from"]
+        assert report["bytes_expected"] == report["bytes_read"] == path.stat().st_size
+
+
+def without_one(file: PlannedFile) -> Iterator[FileRange]:
+    """As split_file, but that one range gets lost."""
+    ranges = list(file_ranges.split_file(file))
+    del ranges[len(ranges) // 2]
+    yield from ranges
+
+
+def one_for_another(file: PlannedFile) -> Iterator[FileRange]:
+    """As split_file, but that one range comes twice, and another of its size gets lost."""
+    ranges = list(file_ranges.split_file(file))
+    yield from [*ranges[:1], *ranges[:1], *ranges[2:]]
+
+
+@KINDS
+@pytest.mark.parametrize("split", [without_one, one_for_another])
+def test_a_range_that_gets_lost_fails_the_run_and_nothing_is_written(
+    kind: str,
+    split: Any,
+    source: Any,
+    run: Callable[[Path], tuple[int, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(read_files, "split_file", split)
+    path = source(kind)
+    code, err = run(path)
+    assert code == 1
+    assert err.count("\n") == 1
+    assert "rows of the source are missing or doubled, so nothing was written" in err
+    assert str(path) in err
+    assert not (tmp_path / "out/r").exists()
+
+
+@KINDS
+def test_a_reader_that_stops_early_fails_the_run(
+    kind: str,
+    source: Any,
+    run: Callable[[Path], tuple[int, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = read_files.read_range
+    monkeypatch.setattr(read_files, "read_range", lambda *given: itertools.islice(whole(*given), 0))
+    code, err = run(source(kind))
+    assert (code, "were not read of" in err) == (1, True)
+    assert not (tmp_path / "out/r").exists()
+
+
+def test_a_file_that_gets_lost_fails_the_run(
+    source: Any,
+    run: Callable[[Path], tuple[int, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(read_files, "promise_file", lambda _: [])
+    monkeypatch.setattr(read_files, "split_file", lambda _: [])
+    path = source("csv")
+    code, err = run(path)
+    assert (code, f"files 0 to 1 were not read of {path}" in err) == (1, True)
