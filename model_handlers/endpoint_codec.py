@@ -16,6 +16,7 @@ from cloud.endpoint_answers import BadAnswer, error_text
 from model_handlers.contract import InputSpec, Manifest, OutputSpec
 from model_handlers.errors import UsageError
 from model_handlers.numpy_json import dump_objects, dump_rows, member_reader, read_array
+from model_handlers.unique_keys import doubled_key, doubled_text, load_marked
 
 InstanceFormat = Literal["list", "named"]
 # What the reference's container calls the score.
@@ -50,6 +51,8 @@ class EndpointCodec:
                 is_object = False
             if not is_object:
                 raise UsageError("--endpoint_parameters: expected an object of JSON")
+            if (key := doubled_key(load_marked(self.parameters))) is not None:
+                raise UsageError(f"--endpoint_parameters: {doubled_text(key)}")
 
     def encode(self, arrays: Sequence[np.ndarray], rows: slice | np.ndarray) -> bytes:
         """An array an input, [rows, width] or [rows], and which rows -> the request's body."""

@@ -14,14 +14,17 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from model_handlers.contract import MANIFEST_NAME, Manifest, refuse
 from model_handlers.errors import ManifestError, nearest, one_line
+from model_handlers.unique_keys import DoubledKeyError, load_unique
 
 
 def parse_manifest(text: str | bytes) -> Manifest:
     """The text of `model.json` -> Manifest. Raises ManifestError."""
     try:
-        value = json.loads(text)
+        value = load_unique(text)
         # NaN, infinity and half a surrogate pair can be read as JSON, but not written.
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except DoubledKeyError as error:
+        raise ManifestError(f"{MANIFEST_NAME}: {error}") from error
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"{MANIFEST_NAME} is not JSON: {one_line(error)}") from error
     manifest: Manifest = _parse(Manifest, value, "")

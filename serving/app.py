@@ -28,7 +28,7 @@ from cloud.endpoint_client import DIGEST_HEADER
 from model_handlers.errors import MillraceError, UsageError, one_line
 from model_handlers.loaded_model import describe
 from model_handlers.numpy_json import dump_objects
-from serving.instances import BadInstances
+from serving.instances import BadInstances, unique_instances
 from serving.service import Service, State, arrays_of
 from transforms.failures import Fault
 
@@ -268,9 +268,13 @@ def parse_request(body: bytes) -> tuple[list[Any], str | list[str] | None]:
         raise Refused(400, f"the body is not JSON: {error}{_nan_advice(body)}") from error
     if not isinstance(request, dict) or not isinstance(request.get("instances"), list):
         raise Refused(400, 'expected {"instances": [...]}, a list of rows')
+    try:
+        instances = unique_instances(request, body)
+    except ValueError as error:
+        raise Refused(400, str(error)) from error
     parameters = request.get("parameters")
     if parameters is None:
-        return request["instances"], None
+        return instances, None
     if not isinstance(parameters, dict):
         raise Refused(400, f"parameters: expected an object, got {type(parameters).__name__}")
     for name in parameters:
@@ -280,7 +284,7 @@ def parse_request(body: bytes) -> tuple[list[Any], str | list[str] | None]:
     names = outputs if isinstance(outputs, list) else [outputs]
     if outputs is not None and not all(isinstance(name, str) for name in names):
         raise Refused(400, "parameters.outputs: expected all, score, or a list of names")
-    return request["instances"], outputs
+    return instances, outputs
 
 
 def _nan_advice(body: bytes) -> str:

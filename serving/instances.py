@@ -18,12 +18,37 @@ import pyarrow as pa
 
 from model_handlers.contract import InputSpec, Manifest
 from model_handlers.errors import nearest
+from model_handlers.unique_keys import Doubled, doubled_key, doubled_text, load_marked
 from transforms.failures import Fault
+from transforms.json_values import count_key_ends
 from transforms.record_batch import INPUTS, ROW_ID, source_batch, struct_columns
 from transforms.row_format import RowFormat, build_columns, read_row
 from transforms.validate import VECTOR_COLUMN, validate
 
 _NUMBERS = {float, int}
+
+
+def unique_instances(request: dict[str, Any], body: bytes) -> list[Any]:
+    """A request and its JSON -> its instances, with a Fault for each that has a key twice.
+
+    Raises ValueError for a key twice outside the instances.
+    """
+    instances: list[Any] = request["instances"]
+    objects = [one for one in (request, request.get("parameters"), *instances) if type(one) is dict]
+    if count_key_ends([body]) <= sum(map(len, objects)):
+        return instances
+    try:
+        marked = load_marked(body)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    twins = [] if isinstance(marked, Doubled) else marked.pop("instances")
+    if (key := doubled_key(marked)) is not None:
+        raise ValueError(doubled_text(key))
+    keys = map(doubled_key, twins)
+    return [
+        one if key is None else Fault("duplicate_key", doubled_text(key))
+        for one, key in zip(instances, keys, strict=True)
+    ]
 
 
 @dataclass

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from model_handlers.contract import FeatureStatistics, InputSpec, Manifest
 from transforms.decode import Decoded, content_id, decode_json, decode_rows
+from transforms.failures import Fault
 from transforms.row_format import RowFormat
 from transforms.validate import validate
 
@@ -343,10 +344,12 @@ def test_derived_ids_are_those_of_the_content(make_manifest: Make) -> None:
     assert len(ids[0]) == 32
 
 
-def test_the_last_of_doubled_keys_counts(make_manifest: Make) -> None:
+def test_a_row_with_a_doubled_key_is_a_failure(make_manifest: Make) -> None:
+    good = b'{"a":1,"b":1,"c":1}'
     for beside in ([], [b"{"]):
-        decoded = read([b'{"a":1,"a":2,"b":1,"c":1}', *beside], make_manifest())
-        assert source_of(decoded) == [{"a": 2.0, "b": 1.0, "c": 1.0}]
+        decoded = read([good, b'{"a":1,"a":2,"b":1,"c":1}', *beside], make_manifest())
+        assert source_of(decoded) == [{"a": 1.0, "b": 1.0, "c": 1.0}]
+        assert decoded.faults[0] == Fault("duplicate_key", "key 'a' is there twice")
 
 
 def test_decimals_of_a_database_are_numbers(make_manifest: Make) -> None:

@@ -154,6 +154,7 @@ def test_sizes_are_bounded_before_and_after_unzipping(
 
 
 DEEP = b"[" * 900 + b"]" * 900
+DEEPER = b"[" * 1020 + b"]" * 1020
 BAD: list[tuple[bytes, str, str]] = [
     (b"", "empty_message", "the message has no data"),
     (b"\0", "invalid_json", "not JSON"),
@@ -184,7 +185,7 @@ BAD: list[tuple[bytes, str, str]] = [
     (b'{"a":1,"a":1,"b":2,"c":3}', "duplicate_key", "key 'a' is there twice"),
     (b'{"a":1,"b":2,"c":3,"x":{"y":1,"y":2}}', "duplicate_key", "key 'y' is there twice"),
     (b'{"a":1,"b":2,"c":3,"x":[{"\\u0079":1,"y":2}]}', "duplicate_key", "key 'y' is there twice"),
-    (b'{"a":1,"b":2,"c":3,"x":{"y":' + b"[" * 1020 + b"]" * 1020 + b"}}", "invalid_json", "deep"),
+    (b'{"a":1,"b":2,"c":3,"x":{"y":' + DEEPER + b',"z":"\\":"}}', "invalid_json", "deep"),
     (b'{"a":1,"b":2,"c":3,"sequence":"7"}', "wrong_type", "sequence: expected int64, got str '7'"),
     (b'{"a":1,"b":2,"c":3,"sequence":1.5}', "wrong_type", "sequence: expected int64, got float"),
     (b'{"a":1,"b":2,"c":3,"sequence":true}', "wrong_type", "expected int64, got bool True"),
@@ -244,6 +245,7 @@ def test_a_dead_letter_says_what_the_message_said_of_itself(
         b'{"a":1,"b":2,"c":3,"x":"\\":\\":"}',
         b'{"a":1,"b":2,"c":3,"x":{"a":1,"b":{"a":1}}}',
         b'{"a":1,"b":2,"c":3,"x":[{"y":1},{"y":1}]}',
+        b'{"a":1,"b":2,"c":3,"x":{"y":' + DEEPER + b"}}",
         b'{"a":1,"b":2,"c":3,"x":{"y":' + b"1" * 300 + b"}}",
     ],
 )
@@ -630,6 +632,8 @@ def corrupted(body: bytes) -> bytes:
 
 
 TEXTS = ABC.append_column("city", pa.array(["abc", "def"]))
+ONES = pa.array([1, 1])
+TWO_SEQUENCES = TEXTS.append_column("sequence", ONES).append_column("sequence", ONES)
 BILLION = pa.RecordBatch.from_arrays([pa.nulls(1_000_000_000)] * 3, names=["a", "b", "c"])
 BAD_ARROW: list[tuple[bytes, str, str]] = [
     (b"", "empty_message", "no data"),
@@ -644,6 +648,7 @@ BAD_ARROW: list[tuple[bytes, str, str]] = [
     (ipc(TEXTS.drop_columns(["b"])), "wrong_schema", "needs column 'b'"),
     (ipc(TEXTS.drop_columns(["city"])), "wrong_schema", "lacks column 'city'"),
     (ipc(TEXTS.append_column("a", pa.array([1, 2]))), "wrong_schema", "2 columns 'a'"),
+    (ipc(TWO_SEQUENCES), "wrong_schema", "the message has 2 columns 'sequence'"),
     (ipc(TEXTS.set_column(0, "a", pa.array([b"x", b"y"]))), "wrong_schema", "expected a number"),
     (ipc(TEXTS.append_column("sequence", pa.array([1.5, 2]))), "wrong_schema", "truncated"),
     (ipc(TEXTS.append_column("sequence", pa.array(["x", "y"]))), "wrong_schema", "Failed to parse"),

@@ -11,8 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from model_handlers.contract import InputSpec, Manifest
-from transforms.decode_messages import read_json
 from transforms.failures import Fault
+from transforms.json_values import read_json_values
 from transforms.named_rows import NamedRows
 from transforms.row_format import RowFormat, build_columns, read_row
 from transforms.row_schemas import CARRIED
@@ -73,10 +73,12 @@ def bodies(draw: st.DrawFn) -> bytes:
 def test_what_is_read_is_what_the_slower_way_reads(
     row_format: RowFormat, bodies: list[bytes]
 ) -> None:
-    columns = NamedRows(row_format).read(bodies)
-    if columns is None:
+    found = NamedRows(row_format).read(bodies)
+    if found is None:
         return
-    rows = [read_json(body) for body in bodies]
+    columns, ids = found
+    assert ids is None
+    rows = read_json_values(bodies)
     values = [read_row(row, row_format) for row in rows]
     assert not [value for value in values if isinstance(value, Fault)]
     wanted = build_columns(values, rows, row_format)
@@ -99,10 +101,27 @@ def test_plain_rows_are_read(row_format: RowFormat) -> None:
     features: dict[str, Any] = {"class": 2, "a": None, NAMES[1]: -2.5e3}
     bare = json.dumps(features).encode()
     full = json.dumps({**features, "city": "Zürich", "sequence": 0, "test_id": ""}).encode()
-    columns = NamedRows(row_format).read([bare, full])
-    assert columns is not None
+    found = NamedRows(row_format).read([bare, full])
+    assert found is not None
+    columns = found.columns
     assert columns["features"].to_pylist() == [[None, -2500.0, 2.0]] * 2
     assert columns["city"].to_pylist() == [None, "Zürich"]
     assert columns["test_id"].to_pylist() == [None, ""]
     assert columns["sequence"].to_pylist() == [None, 0]
     assert columns["publish_time"].type == pa.float64()
+
+
+def test_the_id_is_read_beside_the_columns_or_is_one_of_them(
+    make_manifest: Callable[..., Manifest],
+) -> None:
+    manifest = make_manifest(InputSpec("x", ("a",), shape=(1,)))
+    for id_column in ("id", "city", "test_id"):
+        reader = NamedRows(RowFormat(manifest, id_column, ("city",), CARRIED))
+        bodies = [b'{"a":1,"%b":"x:y"}' % id_column.encode(), b'{"a":1}', b'{"a":1,"city":""}']
+        found = reader.read(bodies)
+        assert found is not None
+        assert found.ids == ["x:y", None, "" if id_column == "city" else None]
+        assert list(found.columns) == ["features", "city", *dict(CARRIED)]
+    for id_column in ("a", "sequence"):
+        # Whether 1 or 1.0 came is known to the slower way alone.
+        assert NamedRows(RowFormat(manifest, id_column, (), CARRIED)).read([b'{"a":1}']) is None

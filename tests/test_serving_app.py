@@ -153,6 +153,15 @@ def test_a_bad_row_is_refused_with_its_index_and_reason(
     assert "1 of 3 instances cannot be predicted: instance 1:" in answer.error["message"]
 
 
+def test_a_row_with_a_key_twice_is_refused(client: Client) -> None:
+    good = json.dumps(without(""))
+    body = f'{{"instances": [{good}, {good[:-1]}, "V1": 0}}, {good}]}}'.encode()
+    answer = client.ask("POST", "/predict", body)
+    (told,) = answer.error["instances"]
+    assert (answer.status, told["index"], told["reason"]) == (400, 1, "duplicate_key")
+    assert told["message"] == "key 'V1' is there twice"
+
+
 def test_all_bad_rows_are_counted_and_the_first_twenty_told(client: Client) -> None:
     error = client.predict([GOOD, *[with_value(None)] * 30, *[GOOD[:3]] * 2]).error
     assert error["bad_instances"] == 32
@@ -169,6 +178,7 @@ def test_all_bad_rows_are_counted_and_the_first_twenty_told(client: Client) -> N
         (b"[" * 5000, "the body is not JSON"),
         (b"[[1, 2]]", 'expected {"instances": [...]}'),
         (b'{"instances": {}}', 'expected {"instances": [...]}'),
+        (b'{"instances": [], "instances": []}', "key 'instances' is there twice"),
         (b'{"rows": []}', 'expected {"instances": [...]}'),
         (b'{"instances": [], "parameters": 3}', "parameters: expected an object, got int"),
         (b'{"instances": [], "parameters": {"output": "all"}}', "there is only outputs"),

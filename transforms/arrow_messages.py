@@ -49,8 +49,11 @@ def _source(table: pa.Table, id_prefix: str, row_format: RowFormat) -> pa.Record
     """Rows as they came -> a source batch, with the same types in every message."""
     columns = Columns(row_format.manifest, row_format.id_column, row_format.keep)
     names = columns.names(table.schema, "the message")
-    typed = dict(row_format.typed)
-    names += [name for name in typed if table.schema.names.count(name) == 1 and name not in names]
+    for name in dict(row_format.typed):
+        found = table.schema.names.count(name)
+        if found > 1:
+            raise InputError(f"the message has {found} columns {name!r}: expected one")
+        names += [name] if found and name not in names else []
     beside = dict(row_format.columns)
     arrays = {}
     for name in names:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import fastavro
 
 from model_handlers.errors import UsageError, one_line
+from model_handlers.unique_keys import load_unique
 from transforms.failures import Fault
 
 _FILE = b"Obj\x01"
@@ -22,7 +22,7 @@ def parse_schema(text: str) -> Any:
     themselves, which fastavro reads on the C stack, and arrays of what takes no byte.
     """
     try:
-        schema = fastavro.parse_schema(json.loads(text))
+        schema = fastavro.parse_schema(load_unique(text))
     # fastavro answers what is no schema with exceptions of many kinds.
     except (ValueError, TypeError, KeyError, fastavro.schema.SchemaParseException) as error:
         raise UsageError(f"--avro_schema: not a schema of Avro: {one_line(error)}") from error
@@ -49,6 +49,9 @@ def _is_empty(schema: Any, named: dict[str, bool | None]) -> bool:
     kind = schema["type"]
     if kind == "record":
         named[schema["name"]] = None
+        names = field_names(schema)
+        if double := next((name for name in names if names.count(name) > 1), None):
+            raise UsageError(f"--avro_schema: record {schema['name']} has field {double!r} twice")
         fields = [_is_empty(field["type"], named) for field in schema["fields"]]
         named[schema["name"]] = all(fields)
         return all(fields)

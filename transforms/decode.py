@@ -1,7 +1,7 @@
 """JSON rows to columns: messages, lines of a file, or dicts of a user's own pipeline.
 
-A message that is not JSON has the reason `invalid_json`; transforms/row_format.py has
-the others. A row without its id is still a row: it gets the derived one.
+Reasons are those of transforms/json_values.py and transforms/row_format.py. A row without
+its id is still a row: it gets the derived one.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import apache_beam as beam
-import orjson
 import pyarrow as pa
 
 from transforms.failures import Fault, Provenance, failure_batch, utc_now
+from transforms.json_values import read_json_values
 from transforms.record_batch import PAYLOAD, ROW_ID, SOURCE
 from transforms.row_format import RowFormat, build_columns, own_id, read_plain, read_row
 
@@ -69,13 +69,7 @@ def decode_json(
         from the messages' bytes.
     """
     derived = ids if ids is not None else [content_id(message) for message in messages]
-    rows: list[Any] = []
-    for message in messages:
-        try:
-            rows.append(orjson.loads(message))
-        except orjson.JSONDecodeError as error:
-            rows.append(Fault("invalid_json", f"not JSON: {error}"))
-    return decode_rows(rows, messages, derived, row_format)
+    return decode_rows(read_json_values(messages), messages, derived, row_format)
 
 
 def content_id(message: bytes) -> str:

@@ -2,8 +2,8 @@
 
 A message is one row of JSON or Avro, or many rows of Arrow. What cannot be read becomes
 one failure record with the message's exact bytes. Reasons, beside those of
-transforms/row_format.py: `empty_message`, `too_large`, `invalid_gzip`, `invalid_json`,
-`duplicate_key`, `invalid_avro`, `invalid_arrow`, `wrong_schema`.
+transforms/json_values.py and transforms/row_format.py: `empty_message`, `too_large`,
+`invalid_gzip`, `invalid_avro`, `invalid_arrow`, `wrong_schema`.
 
 A dead letter that is sent again says so in its attributes (transforms/messages.py): its
 row keeps its id, and one that had been decoded is read as its columns were.
@@ -12,18 +12,15 @@ row keeps its id, and one that had been decoded is read as its columns were.
 from __future__ import annotations
 
 import datetime
-import json
-import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import apache_beam as beam
 import numpy as np
-import orjson
 import pyarrow as pa
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.timestamp import Timestamp
@@ -34,8 +31,9 @@ from transforms.avro_messages import avro_reader, parse_schema
 from transforms.column_json import column_values
 from transforms.decode import decode_rows, source_rows
 from transforms.failures import Fault, Provenance, failure_batch, utc_now
+from transforms.json_values import read_json_values
 from transforms.messages import REPLAYED_ID, STAGE, Message, message_column, parse
-from transforms.named_rows import NamedRows, count_colons
+from transforms.named_rows import NamedRows
 from transforms.read_files import Read
 from transforms.record_batch import MESSAGE, concat_batches, typed
 from transforms.row_format import RowFormat
@@ -47,7 +45,6 @@ ENCODING = "content-encoding"
 BATCH_BYTES = 32 << 20
 # Attributes that say how a message is to be read.
 _TELLING = {ENCODING, REPLAYED_ID, STAGE}
-_KEY = re.compile(rb'"\s*:')
 
 
 @dataclass(frozen=True)
@@ -119,7 +116,7 @@ def _row_id(message: Message) -> str:
 def _decode_named(
     messages: Sequence[Message], message_format: MessageFormat, received_at: datetime.datetime
 ) -> pa.RecordBatch | None:
-    """Messages of named features and nothing unknown -> a source batch; None if any is another."""
+    """Messages of named features and nothing unknown -> a source batch; None if any differs."""
     payloads = [message.data for message in messages]
     sizes = [len(payload) for payload in payloads]
     if (
@@ -128,10 +125,13 @@ def _decode_named(
         or any(m.attributes and not _TELLING.isdisjoint(m.attributes) for m in messages)
     ):
         return None
-    columns = message_format.named_rows.read(payloads)
-    if columns is None:
+    read = message_format.named_rows.read(payloads)
+    if read is None:
         return None
-    batch = source_rows([message.message_id for message in messages], columns, payloads)
+    ids = [message.message_id for message in messages]
+    if read.ids is not None:
+        ids = [derived if own is None else own for own, derived in zip(read.ids, ids, strict=True)]
+    batch = source_rows(ids, read.columns, payloads)
     return batch.append_column(MESSAGE, message_column(messages, received_at))
 
 
@@ -150,7 +150,7 @@ def _decode_rows(
         read = avro_reader(message_format.parsed_avro)
         rows = [body if isinstance(body, Fault) else read(body) for body in bodies]
     else:
-        rows = read_json_rows(bodies)
+        rows = read_json_values(bodies)
     for i, message in enumerate(messages):
         # What got beyond decoding and is JSON was columns.
         if message.attributes and message.attributes.get(STAGE, "decode") != "decode":
@@ -211,56 +211,6 @@ def _unzipped(data: bytes, limit: int) -> bytes | Fault:
     if not unzip.eof or unzip.unused_data:
         return Fault("invalid_gzip", "the gzip data is cut off, or something follows it")
     return body
-
-
-def read_json_rows(bodies: Sequence[bytes | Fault]) -> list[Any]:
-    """JSON texts, or Faults -> the value of each, or the Fault that it has.
-
-    A key that is there twice is a fault.
-    """
-    texts = cast(Sequence[bytes], bodies)
-    try:
-        rows = [orjson.loads(text) for text in texts]
-    except orjson.JSONDecodeError:
-        # Of a Fault too.
-        return [body if isinstance(body, Fault) else read_json(body) for body in bodies]
-    # No more colons than keys: then no key is there twice. Else look closer.
-    if {*map(type, rows)} == {dict} and count_colons(texts) == sum(map(len, rows)):
-        return rows
-    return [_unique(row, body) for row, body in zip(rows, texts, strict=True)]
-
-
-def read_json(body: bytes) -> Any:
-    """JSON -> its value, or the Fault that it has. A key that is there twice is a fault."""
-    try:
-        return _unique(orjson.loads(body), body)
-    except orjson.JSONDecodeError as error:
-        return Fault("invalid_json", f"not JSON: {error}")
-
-
-def _unique(row: Any, body: bytes) -> Any:
-    """A value and its JSON -> the same, or its Fault."""
-    if type(row) is dict and body.count(b":") != len(row) and len(_KEY.findall(body)) != len(row):
-        try:
-            # Python refuses to read integers of many digits as such.
-            json.loads(body, object_pairs_hook=_check_keys, parse_int=float)
-        except _DuplicateKeyError as error:
-            return Fault("duplicate_key", f"key {error.args[0][:60]!r} is there twice")
-        except RecursionError:
-            return Fault("invalid_json", "nested too deeply")
-    return row
-
-
-class _DuplicateKeyError(Exception):
-    """A key is twice in one object."""
-
-
-def _check_keys(pairs: list[tuple[str, Any]]) -> None:
-    seen = set()
-    for key, _ in pairs:
-        if key in seen:
-            raise _DuplicateKeyError(key)
-        seen.add(key)
 
 
 def _decode_arrow(

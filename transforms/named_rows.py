@@ -9,16 +9,29 @@ import struct
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from math import nan
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 
 from model_handlers.numpy_json import is_bare
-from transforms.row_format import RowFormat, plain_columns
+from transforms.json_values import count_key_ends
+from transforms.row_format import RowFormat, plain_columns, to_text
 
+# Integers beyond 64 bits are not read alike by all readers of JSON.
+_ID = str | Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | float | None
 _PYTHON_TYPES: dict[pa.DataType, Any] = {pa.string(): str, pa.float64(): float, pa.int64(): int}
+
+
+class NamedColumns(NamedTuple):
+    """What is read of rows: the source's columns, and own ids, None where a row has none.
+
+    ids: None without an id column.
+    """
+
+    columns: dict[str, pa.Array]
+    ids: Sequence[str | None] | None
 
 
 class NamedRows:
@@ -26,29 +39,36 @@ class NamedRows:
 
     def __init__(self, row_format: RowFormat) -> None:
         self._format = row_format
-        names = (*row_format.names, *dict(row_format.columns))
+        self._beside = {name: _PYTHON_TYPES[kind] | None for name, kind in row_format.columns}
+        own = row_format.id_column
+        # Of a column of numbers, the id is the number as it came.
+        has_id_apart = own is None or self._beside.get(own, str | None) == str | None
+        if own is not None:
+            self._beside.setdefault(own, _ID)
         # msgspec takes no names that JSON has to escape.
-        self._able = row_format.plain and all(is_bare(name) for name in names)
+        are_bare = all(is_bare(name) for name in (*row_format.names, *self._beside))
+        are_apart = self._beside.keys().isdisjoint(row_format.names)
+        self._able = row_format.plain and has_id_apart and are_bare and are_apart
         # As Arrow has them, in half the time that it takes for a list of floats.
         self._pack = struct.Struct(f"={len(row_format.names)}d").pack
 
     @cached_property
     def _decode(self) -> Callable[[bytes], msgspec.Struct]:
-        """JSON -> the features in order, then the columns. Raises MsgspecError."""
+        """JSON -> the features in order, then what is beside them. Raises MsgspecError."""
         # Columns need not be identifiers.
         names = {f"_{i}": name for i, name in enumerate(self._format.names)}
         fields: list[Any] = [(name, float | None) for name in names]
-        for i, (name, kind) in enumerate(self._format.columns, len(names)):
+        for i, (name, kind) in enumerate(self._beside.items(), len(names)):
             names[f"_{i}"] = name
-            fields.append((f"_{i}", _PYTHON_TYPES[kind] | None, None))
+            fields.append((f"_{i}", kind, None))
         row = msgspec.defstruct("Row", fields, rename=names, forbid_unknown_fields=True, gc=False)
         return msgspec.json.Decoder(row).decode
 
-    def read(self, bodies: Sequence[bytes]) -> dict[str, pa.Array] | None:
-        """JSON texts, at least one -> the source's columns as plain_columns makes them.
+    def read(self, bodies: Sequence[bytes]) -> NamedColumns | None:
+        """JSON texts, at least one -> what plain_columns makes of them, and their ids.
 
-        None if any text is anything but an object of all features, as numbers or nulls, and
-        of the columns to keep, each once.
+        None if any text is anything but an object of all features, as numbers or nulls, of
+        the columns to keep and of the id, each once.
         """
         if not self._able:
             return None
@@ -70,14 +90,12 @@ class NamedRows:
             return None
         kept = list(zip(*rest, strict=True))
         keys = rows * width + sum(rows - cells.count(None) for cells in kept)
-        # No more colons than keys: then none is there twice, and none as null.
-        if count_colons(bodies) != keys:
+        # No more ends of keys than values: then no key is there twice, and none as null.
+        if count_key_ends(bodies) > keys:
             return None
+        own = self._format.id_column
+        ids = None if own is None else list(map(to_text, kept[list(self._beside).index(own)]))
         # JSON has no NaN: what is one was null.
         values = pa.array(np.frombuffer(b"".join(packed)), from_pandas=nulls)
-        return plain_columns(values, kept, self._format)
-
-
-def count_colons(bodies: Sequence[bytes]) -> int:
-    """Texts -> how many colons are in them."""
-    return int(np.count_nonzero(np.frombuffer(b"".join(bodies), np.uint8) == ord(":")))
+        columns = plain_columns(values, kept[: len(self._format.columns)], self._format)
+        return None if columns is None else NamedColumns(columns, ids)

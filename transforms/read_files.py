@@ -48,6 +48,9 @@ from transforms.row_ids import content_ids
 from transforms.text_lines import line_blocks
 from transforms.validate import source_columns
 
+# What JSON allows around a value; Python would strip more.
+_JSON_SPACE = b" \t\r\n"
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -171,7 +174,7 @@ def _read_jsonl(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[
         start = offset
         for line in block.split(b"\n"):
             # Some editors on Windows mark the begin of a file as UTF-8.
-            text = line.removeprefix(BOM_UTF8).strip() if start == 0 else line.strip()
+            text = (line.removeprefix(BOM_UTF8) if start == 0 else line).strip(_JSON_SPACE)
             if text:
                 lines.append(text)
                 ids.append(f"{prefix}-{start}")

@@ -97,8 +97,8 @@ class RowFormat:
     def columns(self) -> tuple[tuple[str, pa.DataType], ...]:
         """Columns beside the features, and their types: those to keep as text, and `typed`."""
         typed = dict(self.typed)
-        kept = [name for name in self.keep if name not in self.features and name not in typed]
-        return (*((name, pa.string()) for name in kept), *self.typed)
+        kept = dict.fromkeys(self.keep, pa.string()).items()
+        return (*(own for own in kept if own[0] not in {**self.features, **typed}), *self.typed)
 
 
 def _one(name: str, row: Any) -> tuple[Any, ...]:

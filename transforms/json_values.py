@@ -1,0 +1,97 @@
+"""JSON texts to values: lines of files, messages and requests are read by the same rules.
+
+orjson takes the last of two equal keys silently. Where no more colons may end a key than keys
+were read, no key is there twice; other texts are read again by Python's own reader, which shows
+every key.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
+import numpy as np
+import orjson
+
+from model_handlers.unique_keys import doubled_key, doubled_text, load_marked
+from transforms.failures import Fault
+
+# Of the bytes up to a quote, JSON allows no others before a colon than quotes and spaces.
+_COLON, _QUOTE = b':"'
+_KEY_END = re.compile(rb'"\s*:')
+_NESTED = {dict, list}
+
+
+def read_json_values(texts: Sequence[bytes | Fault]) -> list[Any]:
+    """JSON texts, or Faults -> the value of each, or the Fault that it has.
+
+    Reasons: `invalid_json`, and `duplicate_key` for an object with a key that is twice in it,
+    or in an object within.
+    """
+    try:
+        # A Fault is no JSON either.
+        values = [orjson.loads(cast(bytes, text)) for text in texts]
+    except orjson.JSONDecodeError:
+        values = [text if isinstance(text, Fault) else _value(text) for text in texts]
+    objects = [value for value in values if type(value) is dict]
+    if len(objects) == len(values):
+        of_objects = cast(Sequence[bytes], texts)
+    else:
+        pairs = zip(texts, values, strict=True)
+        of_objects = [cast(bytes, text) for text, value in pairs if type(value) is dict]
+    keys, ends = sum(map(len, objects)), count_key_ends(of_objects)
+    if ends > keys and ends > keys + _inner_keys(objects):
+        checked = map(_checked, objects, of_objects)
+        values = [next(checked) if type(value) is dict else value for value in values]
+    return values
+
+
+def _value(text: bytes) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        return Fault("invalid_json", f"not JSON: {error}")
+
+
+def _checked(value: dict[str, Any], text: bytes) -> Any:
+    """An object and its JSON -> the same, or its Fault."""
+    if len(_KEY_END.findall(text)) == _count_keys(value):
+        return value
+    try:
+        key = doubled_key(load_marked(text))
+    except RecursionError:
+        return Fault("invalid_json", "nested too deeply")
+    return value if key is None else Fault("duplicate_key", doubled_text(key))
+
+
+def _inner_keys(objects: Sequence[dict[str, Any]]) -> int:
+    """Objects of JSON -> the keys of objects in them, as far as the first has such members."""
+    names = [name for name, member in objects[0].items() if type(member) is dict]
+    members = (one.get(name) for name in names for one in objects)
+    return sum(len(member) for member in members if type(member) is dict)
+
+
+def _count_keys(value: Any) -> int:
+    """A value of JSON -> the keys of all objects in it."""
+    keys, waiting = 0, [value]
+    while waiting:
+        value = waiting.pop()
+        items: Iterable[Any] = value
+        if type(value) is dict:
+            keys += len(value)
+            items = value.values()
+        waiting += [item for item in items if type(item) in _NESTED]
+    return keys
+
+
+def count_key_ends(texts: Sequence[bytes]) -> int:
+    """Texts of JSON -> how many keys they have at most: colons after a quote or a space."""
+    found = 0
+    # As many at once as fit into the caches.
+    for i in range(0, len(texts), 256):
+        whole = np.frombuffer(b"".join(texts[i : i + 256]), np.uint8)
+        ends = whole[1:] == _COLON
+        ends &= whole[:-1] <= _QUOTE
+        found += int(np.count_nonzero(ends))
+    return found
