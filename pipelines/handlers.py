@@ -14,7 +14,13 @@ from model_handlers.package import read_manifest
 from model_handlers.torch_model import TorchModelHandler
 from model_handlers.vertex_endpoint import RequestLimits, VertexEndpointHandler
 from pipelines.flags import Parsed
-from pipelines.options import CloudOptions, DeviceOptions, EndpointOptions, ModelOptions
+from pipelines.options import (
+    CloudOptions,
+    DeviceOptions,
+    EndpointOptions,
+    ModelOptions,
+    StreamRunOptions,
+)
 from transforms.encode import OutputFields
 
 CHECK_SECONDS = 15.0
@@ -63,6 +69,11 @@ def make_handler(
     return _endpoint_handler(parsed, endpoint, lean, fields, options, endpoints)
 
 
+def _rows(parsed: Parsed) -> int:
+    """Flags -> rows of one forward pass; of streams, those of a batch of theirs."""
+    return parsed.get(ModelOptions).rows(of_stream=parsed.find(StreamRunOptions) is not None)
+
+
 def _torch_handler(parsed: Parsed, manifest: Manifest, fields: OutputFields) -> TorchModelHandler:
     model, device = parsed.get(ModelOptions), parsed.get(DeviceOptions)
     return TorchModelHandler(
@@ -73,7 +84,7 @@ def _torch_handler(parsed: Parsed, manifest: Manifest, fields: OutputFields) -> 
         device=device.device,
         precision=device.precision,  # type: ignore[arg-type]
         compile=device.compile,
-        batch_rows=model.batch_rows,
+        batch_rows=_rows(parsed),
         trusted_modules=model.trusted_modules or (),
     )
 
@@ -113,5 +124,5 @@ def _endpoint_handler(
         parameters=endpoint.endpoint_parameters,
         limits=limits,
         cache_rows=endpoint.endpoint_cache_rows,
-        batch_rows=parsed.get(ModelOptions).batch_rows,
+        batch_rows=_rows(parsed),
     )

@@ -13,6 +13,9 @@ from typing import Any
 from pipelines.flags import flag
 from pipelines.launch_options import LaunchOptions
 
+# Rows of a record batch. Rows of a stream wait for the rest of theirs.
+BATCH_ROWS, STREAM_BATCH_ROWS = 32_768, 4_096
+
 # Flags that batch runs and streams share.
 
 
@@ -92,13 +95,17 @@ class ModelOptions:
         label="Output fields",
         metavar="A,B",
     )
-    batch_rows: int = flag(
-        "rows of a record batch at most, and with the model in the worker of one forward pass",
-        32_768,
+    batch_rows: int | None = flag(
+        "rows of a record batch at most, and with the model in the worker of one forward pass "
+        "(default: 32768, of streams 4096)",
         label="Rows a batch",
         param_type="NUMBER",
         regex=r"[1-9]\d*",
     )
+
+    def rows(self, *, of_stream: bool = False) -> int:
+        """Rows of a record batch at most: those that are asked for, or the default."""
+        return self.batch_rows or (STREAM_BATCH_ROWS if of_stream else BATCH_ROWS)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from pipelines.dataflow_job import reach
 from pipelines.destinations import writes_bigquery
 from pipelines.flags import Parsed, require
 from pipelines.handlers import make_handler, read_model
+from pipelines.idle_flags import check_idle_flags
 from pipelines.letter_sources import Replay, check_source, open_letters, select
 from pipelines.options import (
     CloudOptions,
@@ -44,6 +45,9 @@ from transforms.letters import BATCH_REPLAY, STREAM_REPLAY, Letter
 from transforms.replay import ReadLetters, find_letter
 from transforms.row_format import RowFormat
 
+# Flags of messages, which dead letters of batch runs are not.
+_OF_MESSAGES = ("message_format", "avro_schema", "max_message_bytes", "window_seconds")
+
 
 def run_local(parsed: Parsed) -> None:
     """The flags of replay -> a finished run and its summary, or a line that there is none."""
@@ -55,6 +59,7 @@ def run_local(parsed: Parsed) -> None:
         model=parsed.get(ModelOptions).model,
         output_files=sink.output_files or sink.output_table,
     )
+    check_idle_flags(parsed)
     selection = select(flags)
     check_source(flags, options)
     parsed = as_batch_run(parsed)
@@ -124,7 +129,7 @@ def _replay(
         schema = _passed_on(parsed, manifest, fields, cloud)
 
     def source_of(provenance: Provenance) -> Source:
-        rows = parsed.get(ModelOptions).batch_rows
+        rows = parsed.get(ModelOptions).rows()
         selected = (found.letters, found.selection, first.of_stream)
         return Source(ReadLetters(*selected, read, provenance, rows), schema, found.names)
 
@@ -148,8 +153,7 @@ def _row_format(parsed: Parsed, manifest: Manifest, fields: OutputFields) -> Mes
     """Flags, of letters of batch runs -> how their rows are read. Raises UsageError."""
     flags = parsed.get(ReplayOptions)
     for field in dataclasses.fields(flags):
-        of_messages = field.name in ("message_format", "avro_schema", "window_seconds")
-        if of_messages and getattr(flags, field.name) != field.default:
+        if field.name in _OF_MESSAGES and getattr(flags, field.name) != field.default:
             raise UsageError(
                 f"--{field.name} is for dead letters of streams; these are of batch runs"
             )

@@ -6,6 +6,7 @@ from typing import Any
 
 from pipelines.destinations import writes_bigquery
 from pipelines.flags import Parsed, require
+from pipelines.idle_flags import check_idle_flags
 from pipelines.options import (
     EndpointOptions,
     ModelOptions,
@@ -29,6 +30,7 @@ def require_flags(name: str, parsed: Parsed, program: str | None = None, **also:
     streams = name.startswith("stream")
     flags = _of_stream(parsed) if streams else _of_batch(parsed)
     require(program or name, **flags, **also)
+    check_idle_flags(parsed)
     if streams:
         topics = [parsed.get(StreamSinkOptions).output_topic]
         topics += [parsed.get(StreamFailureOptions).dead_letter_topic]

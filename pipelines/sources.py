@@ -79,7 +79,7 @@ def open_files(
         None if source.input_format == "auto" else source.input_format  # type: ignore[assignment]
     )
     schema = check_files(patterns, file_format, columns, fields)
-    batch_rows = parsed.get(ModelOptions).batch_rows
+    batch_rows = parsed.get(ModelOptions).rows()
     transform = ReadFiles(patterns, columns, provenance, file_format, batch_rows)
     return Source(transform, schema, patterns)
 
@@ -144,7 +144,7 @@ def open_bigquery(
     columns = Columns(manifest, options.id_column, fields.source)
     schema = describe(source)
     check_columns(schema, source.label, columns, fields)
-    batch_rows = parsed.get(ModelOptions).batch_rows
+    batch_rows = parsed.get(ModelOptions).rows()
     method = options.read_method
     transform = ReadBigQuery(source, columns, batch_rows, method, folder)  # type: ignore[arg-type]
     return Source(transform, schema, (str(table or source.query),))

@@ -174,6 +174,10 @@ def score_stream(
     before it starts.
     """
     run = parsed.get(StreamRunOptions)
+    if run.stop_after_seconds is not None and not runs_in_process(options):
+        raise UsageError(
+            "--stop_after_seconds is for a run in this process: drop it; a job is drained"
+        )
     run_id = run.run_id or f"{utc_now():%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
     provenance = Provenance.of(manifest, run_id, name)
     schema = output_schema(fields, manifest, provenance, None)
@@ -254,7 +258,7 @@ def _score(parsed: Parsed, **fields: Any) -> functools.partial[ScoreStream]:
         message_format=message_format(parsed, fields["manifest"], fields["fields"]),
         deduplicate_seconds=source.deduplicate_seconds,
         max_batch_wait_ms=source.max_batch_wait_ms,
-        batch_rows=min(parsed.get(ModelOptions).batch_rows, 4_096),
+        batch_rows=parsed.get(ModelOptions).rows(of_stream=True),
         **fields,
     )
 

@@ -4,15 +4,21 @@ import dataclasses
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
-from apache_beam.options.pipeline_options import GoogleCloudOptions
+from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
+from cloud.endpoints import Endpoints
 from model_handlers.errors import UsageError
 from model_handlers.torch_model import BATCH_ROWS
 from pipelines.batch_local import COMMAND
+from pipelines.batch_vertex import COMMAND as VERTEX
 from pipelines.beam_args import JOB_NAMES, beam_flags, beam_options, runs_in_process
+from pipelines.command import Command
 from pipelines.flags import Parsed, parse, require
+from pipelines.handlers import make_handler
+from pipelines.idle_flags import check_idle_flags
 from pipelines.metadata import TEMPLATES
 from pipelines.options import (
     CloudOptions,
@@ -24,6 +30,8 @@ from pipelines.options import (
     all_flags,
 )
 from pipelines.replay import COMMAND as REPLAY
+from pipelines.stream import _score, stream_fields
+from pipelines.stream_local import COMMAND as STREAM
 
 
 def parsed(*argv: str) -> Parsed:
@@ -42,12 +50,59 @@ def test_lists_are_split_at_commas_and_spaces() -> None:
 
 def test_defaults_hold_where_nothing_is_said() -> None:
     model, device = parsed().get(ModelOptions), parsed().get(DeviceOptions)
-    assert (device.device, device.precision, model.batch_rows, model.model) == (
+    assert (device.device, device.precision, model.rows(), model.model) == (
         "auto",
         "float32",
         BATCH_ROWS,
         None,
     )
+
+
+def test_rows_of_a_batch_are_those_asked_for_and_else_the_documented_default() -> None:
+    default, given = parsed().get(ModelOptions), parsed("--batch_rows", "9000").get(ModelOptions)
+    assert (default.rows(), default.rows(of_stream=True)) == (32_768, 4_096)
+    assert (given.rows(), given.rows(of_stream=True)) == (9_000, 9_000)
+    (told,) = [f.metadata["help"] for f in dataclasses.fields(default) if f.name == "batch_rows"]
+    assert told.endswith("(default: 32768, of streams 4096)")
+
+
+def flags_of(command: Command, *argv: str) -> Parsed:
+    return parse(command.name, command.about, command.options, argv)
+
+
+@pytest.mark.parametrize("rows", [None, "9000"])
+def test_a_stream_uses_the_rows_of_a_batch_as_they_are_given(
+    make_manifest: Any, monkeypatch: pytest.MonkeyPatch, rows: str | None
+) -> None:
+    argv = [] if rows is None else ["--batch_rows", rows]
+    flags = flags_of(STREAM, "--model", "m", *argv)
+    manifest = make_manifest()
+    fields = stream_fields(flags, manifest)
+    wanted = int(rows or 4_096)
+    assert _score(flags, manifest=manifest, fields=fields).keywords["batch_rows"] == wanted
+    handler = make_handler(flags, manifest, fields, PipelineOptions([]), Endpoints())
+    assert handler.batch_rows == wanted
+
+
+@pytest.mark.parametrize(
+    ("command", "argv", "told"),
+    [
+        (
+            REPLAY,
+            ["--device", "cpu", "--endpoint_url", "http://h"],
+            "--device has no effect beside",
+        ),
+        (REPLAY, ["--endpoint_cache_rows", "5"], "--endpoint_cache_rows has no effect without"),
+        (REPLAY, ["--max_messages", "5", "--input_files", "f"], "without --input_subscription"),
+        (VERTEX, ["--endpoint_project", "p", "--endpoint_url", "http://h"], "without --endpoint:"),
+        (COMMAND, ["--output_format", "csv", "--output_table", "a.b.c"], "without --output_files"),
+        (STREAM, ["--file_seconds", "5"], "without --output_files or --dead_letter_files"),
+    ],
+    ids=str,
+)
+def test_a_flag_without_an_effect_is_refused(command: Command, argv: list[str], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        check_idle_flags(flags_of(command, *argv))
 
 
 @pytest.mark.parametrize(

@@ -444,6 +444,7 @@ def test_wrong_flags_are_told_in_a_line(
     refused(run(replay, **source, run_id="r"), 2, "--run_id r", "choose another")
     refused(run(replay, **source, message_format="arrow"), 2, "--message_format", "of streams")
     refused(run(replay, **source, window_seconds=60), 2, "--window_seconds", "of streams")
+    refused(run(replay, **source, max_message_bytes=9), 2, "--max_message_bytes", "of streams")
     refused(run(replay, input_subscription="s"), 2, "--input_subscription")
     refused(run(replay, **source, output_topic="t"), 2, "--output_topic")
     refused(run(replay, **source, reasons="null"), 2, "--reasons (nearest: --reason")
