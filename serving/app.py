@@ -10,9 +10,9 @@ import asyncio
 import logging
 import time
 import traceback
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -29,6 +29,7 @@ from model_handlers.errors import MillraceError, UsageError, one_line
 from model_handlers.loaded_model import describe
 from model_handlers.numpy_json import dump_objects
 from serving.instances import BadInstances, unique_instances
+from serving.refusals import Disconnected, Refused, json_response
 from serving.service import Service, State, arrays_of
 from transforms.failures import Fault
 
@@ -36,39 +37,6 @@ logger = logging.getLogger("serving")
 
 # Of a request's bad rows these many are told one by one.
 TOLD_ROWS = 20
-# Google's names of status codes. Source: google.rpc.Code.
-_STATUS = {
-    400: "INVALID_ARGUMENT",
-    404: "NOT_FOUND",
-    405: "UNIMPLEMENTED",
-    413: "INVALID_ARGUMENT",
-    500: "INTERNAL",
-    503: "UNAVAILABLE",
-}
-
-
-@dataclass
-class Refused(Exception):
-    """A request that gets an error: its status, message, further members and headers."""
-
-    status: int
-    message: str
-    details: Mapping[str, Any] = field(default_factory=dict)
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-    def response(self) -> Response:
-        """The answer `{"error": {...}}`."""
-        error = {
-            "code": self.status,
-            "status": _STATUS.get(self.status, "UNKNOWN"),
-            "message": self.message,
-            **self.details,
-        }
-        return _json(orjson.dumps({"error": error}), self.status, self.headers)
-
-
-def _json(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(body, status, headers, media_type="application/json")
 
 
 def make_app(service: Service) -> Starlette:
@@ -134,7 +102,7 @@ class Health:
                 "version": manifest.version,
                 "sha256": manifest.sha256,
             }
-        await _json(orjson.dumps(told), status)(scope, receive, send)
+        await json_response(orjson.dumps(told), status)(scope, receive, send)
 
 
 @dataclass(frozen=True)
@@ -159,24 +127,26 @@ class Predict:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         service, started = self.service, time.perf_counter()
-        service.in_flight += 1
         try:
             response = await self._respond(scope, receive)
-            # Counted before it is sent: whoever has the answer finds it in the metrics.
-            service.metrics.requests.labels(str(response.status_code)).inc()
-            service.metrics.seconds.observe(time.perf_counter() - started)
-            await response(scope, receive, send)
-        finally:
-            service.in_flight -= 1
+        except Disconnected:
+            return
+        # Counted before it is sent: whoever has the answer finds it in the metrics.
+        service.metrics.requests.labels(str(response.status_code)).inc()
+        service.metrics.seconds.observe(time.perf_counter() - started)
+        await response(scope, receive, send)
 
     async def _respond(self, scope: Scope, receive: Receive) -> Response:
         try:
             self._admit()
             body = await _read_body(scope, receive, self.service.settings.max_request_bytes)
             digest = {DIGEST_HEADER: self.service.manifest.sha256}
-            return _json(await self._answer(body), headers=digest)
+            with self._in_flight():
+                return json_response(await self._answer(body), headers=digest)
         except Refused as refused:
             return refused.response()
+        except Disconnected:
+            raise
         except (MillraceError, MemoryError) as error:
             logger.error("a pass failed: %s", one_line(error))
             return Refused(500, f"the model cannot be run: {one_line(error)}").response()
@@ -187,19 +157,26 @@ class Predict:
             return Refused(500, f"unexpected {type(error).__name__}; see the log").response()
 
     def _admit(self) -> None:
-        """Raises Refused where no further request can be taken now."""
+        """Raises Refused where no request can be taken now."""
         service = self.service
         if service.state is State.FAILED:
             raise Refused(500, f"the model cannot be served: {service.reason}")
         if service.state is not State.READY:
-            soon = {"Retry-After": "1"}
-            if service.state is State.DRAINING:
-                # Another connection may reach another server.
-                soon |= {"Connection": "close"}
-            raise Refused(503, f"this server is {service.state.value}", headers=soon)
-        if service.in_flight > service.settings.max_in_flight:
+            message = f"this server is {service.state.value}"
+            raise Refused(503, message, headers={"Retry-After": "1"})
+
+    @contextmanager
+    def _in_flight(self) -> Iterator[None]:
+        """A request that has arrived whole counts until its answer is made. Raises Refused."""
+        service = self.service
+        if service.in_flight >= service.settings.max_in_flight:
             message = f"{service.settings.max_in_flight} requests are in flight: try again later"
             raise Refused(503, message, headers={"Retry-After": "1"})
+        service.in_flight += 1
+        try:
+            yield
+        finally:
+            service.in_flight -= 1
 
     async def _answer(self, body: bytes) -> bytes:
         """A request's body -> its answer's. Raises Refused."""
@@ -242,22 +219,26 @@ class Predict:
 
 
 async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """A request -> its body. Raises Refused above the limit, before more than that is kept."""
-    too_large = Refused(413, f"the request has more than {limit:,} bytes: send fewer instances")
+    """A request -> its body. Raises Refused above the limit, before more is kept; Disconnected."""
+    too_large = Refused(
+        413,
+        f"the request has more than {limit:,} bytes: send fewer instances",
+        headers={"Connection": "close"},
+    )
     declared = next((v for k, v in scope["headers"] if k == b"content-length"), b"0")
     if int(declared) > limit:
         raise too_large
-    chunks, size, more = [], 0, True
-    while more:
+    body = bytearray()
+    while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise Refused(400, "the connection ended within the request")
-        chunks.append(message.get("body", b""))
-        size += len(chunks[-1])
-        if size > limit:
+            raise Disconnected
+        chunk = message.get("body", b"")
+        if len(body) + len(chunk) > limit:
             raise too_large
-        more = message.get("more_body", False)
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        if not message.get("more_body", False):
+            return bytes(body + chunk) if body else chunk
+        body += chunk
 
 
 def parse_request(body: bytes) -> tuple[list[Any], str | list[str] | None]:

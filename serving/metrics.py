@@ -22,7 +22,10 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         self.requests = Counter(
-            "millrace_requests", "Prediction requests by status", ["status"], registry=registry
+            "millrace_requests",
+            "Prediction requests, and requests refused while they were read, by status",
+            ["status"],
+            registry=registry,
         )
         self.rows = Counter("millrace_rows", "Rows predicted", registry=registry)
         self.bad_rows = Counter(

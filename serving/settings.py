@@ -45,6 +45,8 @@ class Settings:
     max_request_bytes: int = MAX_REQUEST_BYTES
     max_batch_rows: int = 4096
     max_batch_wait_ms: float = 0.0
+    read_timeout_seconds: float = 30.0
+    max_connections: int = 1024
     max_in_flight: int = 512
     drain_seconds: float = 30.0
     ends_when_failed: bool = False
@@ -78,6 +80,13 @@ def _from_zero(text: str) -> float:
         number = -1.0
     if not 0 <= number < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a number from 0, got {text!r}")
+    return number
+
+
+def _seconds(text: str) -> float:
+    number = _from_zero(text)
+    if number == 0:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
     return number
 
 
@@ -175,10 +184,26 @@ def _add_server_flags(add: Callable[..., Any], environment: Mapping[str, str]) -
         "(default: 0)",
     )
     add(
+        "--read_timeout_seconds",
+        type=_seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help="how long a client may take to send a whole request, and as long again to take its "
+        "answer; 408 after that (default: 30)",
+    )
+    add(
+        "--max_connections",
+        type=above_zero,
+        default=1024,
+        metavar="N",
+        help="above it, a new connection ends the one that has waited longest without a whole "
+        "request (default: 1024)",
+    )
+    add(
         "--max_in_flight",
         type=above_zero,
         default=512,
-        help="requests beyond are answered 503 at once (default: 512)",
+        help="whole requests beyond are answered 503 at once (default: 512)",
     )
     add(
         "--drain_seconds",

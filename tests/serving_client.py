@@ -102,14 +102,32 @@ def running(model: Path, *, until_ready: bool = True, **settings: Any) -> Iterat
         assert not thread.is_alive()
 
 
-def half_a_request(client: Client, instances: Any) -> tuple[socket.socket, bytes]:
-    """A client and rows -> a connection on which half of a request was sent, and the other half."""
-    body = json.dumps({"instances": instances}).encode()
+def connect(client: Client) -> socket.socket:
+    """A client -> a connection to its server, on which nothing was sent yet."""
     host, _, port = client.address.partition(":")
-    connection = socket.create_connection((host, int(port)), timeout=SECONDS)
-    head = f"POST /predict HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n\r\n"
-    connection.sendall(head.encode() + body[:20])
+    return socket.create_connection((host, int(port)), timeout=SECONDS)
+
+
+def half_a_request(client: Client, instances: Any) -> tuple[socket.socket, bytes]:
+    """A client and rows -> a connection on which half of a request was sent, and the other half.
+
+    The server has asked for the body by then.
+    """
+    body = json.dumps({"instances": instances}).encode()
+    connection = connect(client)
+    head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    connection.sendall(f"{head}Expect: 100-continue\r\n\r\n".encode())
+    asked = b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert connection.recv(len(asked), socket.MSG_WAITALL) == asked
+    connection.sendall(body[:20])
     return connection, body[20:]
+
+
+def read_answer(connection: socket.socket) -> Answer:
+    """A connection on which a request was sent -> its answer."""
+    response = http.client.HTTPResponse(connection)
+    response.begin()
+    return Answer(response.status, dict(response.headers), response.read())
 
 
 @contextmanager

@@ -1,7 +1,5 @@
 """The command: its flags, its exit codes, a process that ends as it is told to."""
 
-import http.client
-import json
 import re
 import signal
 import socket
@@ -9,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from serving_client import half_a_request, process, until_ready, wait_until
+from serving_client import half_a_request, process, read_answer, until_ready, wait_until
 
 from model_handlers.errors import UsageError
 from serving.__main__ import main
@@ -65,16 +63,14 @@ def test_sigterm_lets_a_request_in_flight_finish_and_refuses_others(example: Pat
     with process("--model_path", str(example / "model")) as (running, client):
         until_ready(client)
         connection, rest = half_a_request(client, [ROW])
-        wait_until(lambda: client.metric("millrace_in_flight") == 1)
         running.send_signal(signal.SIGTERM)
         wait_until(lambda: client.get("/health").status == 503)
         assert client.get("/health").json == {"status": "draining"}
         assert client.predict([ROW]).status == 503
         connection.sendall(rest)
-        response = http.client.HTTPResponse(connection)
-        response.begin()
-        assert response.status == 200
-        assert len(json.loads(response.read())["predictions"]) == 1
+        answer = read_answer(connection)
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
+        assert len(answer.json["predictions"]) == 1
         assert running.wait(60) == 0
         connection.close()
 
