@@ -119,7 +119,8 @@ class Manifest:
     file. score_output: the output that is the score, None if there is none.
     output_fields: outputs written when the user names none; empty means all.
     architecture: `module:Class` of the torch.nn.Module a state dict belongs to, and
-    architecture_args the keyword arguments it is built with.
+    architecture_args the keyword arguments it is built with. batch_dependence: how far the
+    answer to a row may differ with the rows beside it, where somebody accepted that it does.
     """
 
     name: str
@@ -135,6 +136,7 @@ class Manifest:
     statistics: Mapping[str, FeatureStatistics] = field(default_factory=dict)
     architecture: str | None = None
     architecture_args: Mapping[str, Any] = field(default_factory=dict)
+    batch_dependence: float | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -148,7 +150,8 @@ class Manifest:
     @property
     def tolerance(self) -> Tolerance:
         """How far two answers to one row may lie apart, wherever and beside whichever rows."""
-        return Tolerance(self.golden.rtol, self.golden.atol) if self.golden else TOLERANCE
+        own = Tolerance(self.golden.rtol, self.golden.atol) if self.golden else TOLERANCE
+        return own.at_least(self.batch_dependence or 0.0)
 
     def output(self, name: str) -> OutputSpec:
         """An output's name -> its spec. Raises UsageError with the nearest names."""
@@ -235,6 +238,8 @@ def _check(manifest: Manifest) -> None:
                 refuse(where, f"one of the outputs {', '.join(known)}", name, nearest(name, known))
     if manifest.score_output and manifest.output(manifest.score_output).shape != ():
         refuse("score_output", "an output of one number a row", manifest.score_output)
+    if manifest.batch_dependence is not None and not manifest.batch_dependence > 0:
+        refuse("batch_dependence", "a number above 0, or null", manifest.batch_dependence)
     if manifest.golden is not None:
         _check_golden(manifest.golden, manifest)
 

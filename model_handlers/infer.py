@@ -14,7 +14,8 @@ from model_handlers.artifact import ModelPackage
 from model_handlers.contract import DType, InputSpec, Manifest, OutputSpec
 from model_handlers.errors import ContractBroken
 from model_handlers.formats import load_module, sniff
-from model_handlers.loaded_model import ROW_FAULTS, describe
+from model_handlers.loaded_model import ROW_FAULTS, LoadedModel, describe
+from model_handlers.try_rows import MADE_UP_ROWS, check_made_up_rows
 
 
 def infer_manifest(
@@ -25,13 +26,17 @@ def infer_manifest(
     version: str = "0",
     architecture: str | None = None,
     trusted_modules: Sequence[str] = (),
+    batch_dependence: float | None = None,
+    sampled: bool = False,
 ) -> Manifest:
     """A bare model file and its columns -> a manifest, from what the model answers to zeros.
 
     One float32 input [rows, columns]; outputs are named by the model's dict, else
     `output` or `output_0`, `output_1`, ... architecture: `module:Class`, for weights, whose
-    top-level module has to be one of trusted_modules.
-    Raises ContractBroken if the answers do not have one row per row.
+    top-level module has to be one of trusted_modules. batch_dependence: how far answers to a
+    row may differ between batches. sampled: rows of a sample will be tried, so none are made
+    up here.
+    Raises ContractBroken if the answers do not have one row per row, or depend on the batch.
     """
     found = sniff(package.data)
     draft = Manifest(
@@ -43,12 +48,19 @@ def infer_manifest(
         inputs=(InputSpec("features", tuple(feature_columns), shape=(len(feature_columns),)),),
         outputs=(OutputSpec("output"),),
         architecture=architecture,
+        batch_dependence=batch_dependence,
     )
     code = TrustedCode(tuple(trusted_modules))
-    outputs = _probe(load_module(package.data, draft, code=code), draft)
+    module = load_module(package.data, draft, code=code)
+    outputs = _probe(module, draft)
     # An integer is a class or a count more often than a score: that is for the user to say.
     scalars = [s.name for s in outputs if s.shape == () and s.dtype.startswith("float")]
-    return replace(draft, outputs=outputs, score_output=scalars[0] if len(scalars) == 1 else None)
+    score = scalars[0] if len(scalars) == 1 else None
+    manifest = replace(draft, outputs=outputs, score_output=score)
+    if not sampled:
+        cpu = torch.device("cpu")
+        check_made_up_rows(LoadedModel(module, manifest, outputs, cpu, MADE_UP_ROWS))
+    return manifest
 
 
 def _probe(module: torch.nn.Module, draft: Manifest) -> tuple[OutputSpec, ...]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -29,6 +31,8 @@ from model_handlers.errors import (
 )
 
 GOLDEN_ROWS = 8
+# Rows of the sample that stand beside the golden ones when the model is tried.
+OTHER_ROWS = 56
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
@@ -81,18 +85,22 @@ def with_golden_rows(
     data: bytes,
     manifest: Manifest,
     inputs: Mapping[str, np.ndarray],
+    others: Mapping[str, np.ndarray] | None = None,
     trusted_modules: Sequence[str] = (),
 ) -> Manifest:
     """A model, its manifest and some inputs -> the manifest with these rows and their answers.
 
-    trusted_modules: top-level names of what the manifest's architecture may import.
-    Raises ContractBroken if the model fails on them, or answers NaN or an infinity.
+    others: further rows, to stand beside them when the model is tried. trusted_modules:
+    top-level names of what the manifest's architecture may import. Raises ContractBroken
+    if the model fails on the rows, answers NaN or an infinity, or answers a row differently
+    in another batch.
     """
     import torch
 
     from model_handlers.architecture import TrustedCode
     from model_handlers.formats import load_module
     from model_handlers.loaded_model import ROW_FAULTS, LoadedModel, describe
+    from model_handlers.try_rows import check_independence
 
     arrays = [np.asarray(inputs[spec.name], dtype=spec.dtype) for spec in manifest.inputs]
     rows = len(arrays[0])
@@ -114,7 +122,12 @@ def with_golden_rows(
         inputs={spec.name: a.tolist() for spec, a in zip(manifest.inputs, arrays, strict=True)},
         outputs={spec.name: a.tolist() for spec, a in zip(manifest.outputs, answers, strict=True)},
     )
-    return replace(manifest, golden=golden)
+    manifest = replace(manifest, golden=golden)
+    beside = None
+    if others is not None:
+        beside = [np.asarray(others[spec.name], dtype=spec.dtype) for spec in manifest.inputs]
+    check_independence(replace(model, manifest=manifest), arrays, answers, beside)
+    return manifest
 
 
 def write_package(folder: Path, data: bytes, manifest: Manifest) -> None:
@@ -182,6 +195,14 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see --help")
 
 
+def _above_zero(text: str) -> float:
+    """A flag's text -> a number above 0."""
+    with suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m model_handlers.package",
@@ -203,6 +224,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="A,B",
         help="top-level modules that may be imported for --architecture (default: none)",
     )
+    parser.add_argument(
+        "--allow_batch_dependence",
+        metavar="TOLERANCE",
+        type=_above_zero,
+        help="accept a model whose answer to a row depends on the rows beside it, up to this "
+        "difference, absolute and relative; the manifest and each report record it",
+    )
     return parser
 
 
@@ -221,12 +249,16 @@ def make_package(args: argparse.Namespace) -> Manifest:
         version=args.version,
         architecture=args.architecture,
         trusted_modules=trusted,
+        batch_dependence=args.allow_batch_dependence,
+        sampled=args.sample is not None,
     ).choose(args.score_output)
     if args.sample:
         values = sound_rows(args.sample, columns)
         manifest = replace(manifest, statistics=describe_features(columns, values))
-        rows = {manifest.inputs[0].name: values[:GOLDEN_ROWS]}
-        manifest = with_golden_rows(package.data, manifest, rows, trusted)
+        name = manifest.inputs[0].name
+        others = {name: values[GOLDEN_ROWS:][:OTHER_ROWS]}
+        rows = {name: values[:GOLDEN_ROWS]}
+        manifest = with_golden_rows(package.data, manifest, rows, others, trusted)
     try:
         write_package(Path(args.output), package.data, manifest)
     except OSError as error:

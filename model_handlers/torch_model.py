@@ -19,12 +19,12 @@ from model_handlers.formats import load_module
 from model_handlers.loaded_model import (
     LoadedModel,
     check_device,
-    check_model,
     describe,
     resolve_device,
 )
 from model_handlers.prune import keep_outputs
 from model_handlers.run_model import run_model
+from model_handlers.try_rows import check_golden_rows, check_model
 
 Precision = Literal["float32", "bf16", "fp16"]
 
@@ -103,8 +103,6 @@ class TorchModelHandler(BatchHandler[LoadedModel]):
         whole = load_module(package.data, self.manifest, device, self.code)
         with as_model_error(f"model {self.manifest.name} has not the outputs of its manifest"):
             module: Any = keep_outputs(whole, self.manifest, self.outputs)
-        if self.compile:
-            module = torch.compile(module, dynamic=True)
         model = LoadedModel(
             module,
             manifest,
@@ -114,6 +112,10 @@ class TorchModelHandler(BatchHandler[LoadedModel]):
             _AUTOCAST.get(self.precision),
         )
         check_model(model)
+        if self.compile:
+            model.module = torch.compile(module, dynamic=True)
+            if manifest.golden is not None:
+                check_golden_rows(model, manifest.golden)
         return model
 
     def predict(

@@ -122,7 +122,7 @@ def score_rows(
     for destination in () if is_dry_run(options) else destinations:
         destination.prepare()
     report = report_folder(destinations)
-    facts = _facts(provenance, fields.score, source, destinations, report)
+    facts = _facts(provenance, manifest, fields.score, source, destinations, report)
     return ScoreRows(
         source.transform,
         handler,
@@ -139,6 +139,7 @@ def score_rows(
 
 def _facts(
     provenance: Provenance,
+    manifest: Manifest,
     score_output: str | None,
     source: Source,
     destinations: Sequence[Destination],
@@ -152,6 +153,7 @@ def _facts(
             "name": provenance.model_name,
             "version": provenance.model_version,
             "digest": provenance.model_digest,
+            "batch_dependence": manifest.batch_dependence,
         },
         "score_output": score_output,
         "input": list(source.names),

@@ -27,9 +27,14 @@ from examples.transactions.data import FEATURES, write_parquet
 from examples.transactions.model import OUTPUTS, TransactionAutoencoder
 from examples.transactions.train import detection_report, read_table, sound_rows, train
 from model_handlers.contract import InputSpec, Manifest, OutputSpec
-from model_handlers.package import describe_features, with_golden_rows, write_mar, write_package
-
-GOLDEN_ROWS = 8
+from model_handlers.package import (
+    GOLDEN_ROWS,
+    OTHER_ROWS,
+    describe_features,
+    with_golden_rows,
+    write_mar,
+    write_package,
+)
 
 
 def to_torchscript(model: torch.nn.Module) -> bytes:
@@ -60,7 +65,10 @@ def build_packages(model: TransactionAutoencoder, table_path: Path, folder: Path
     ):
         data, manifest = make_manifest(model, file, save)
         manifest = replace(manifest, statistics=describe_features(FEATURES, features))
-        manifest = with_golden_rows(data, manifest, {"transaction": features[:GOLDEN_ROWS]})
+        golden, others = features[:GOLDEN_ROWS], features[GOLDEN_ROWS:][:OTHER_ROWS]
+        manifest = with_golden_rows(
+            data, manifest, {"transaction": golden}, {"transaction": others}
+        )
         write_package(folder / name, data, manifest)
         if file == "model.pt":
             handler = Path(torchserve_handler.__file__).read_text()
