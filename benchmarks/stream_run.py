@@ -67,7 +67,9 @@ def local_servers() -> Iterator[LocalCloud]:
             raise SystemExit(f"error: an emulator is not there: {how}")
     with (
         tempfile.TemporaryDirectory() as folder,
-        local_cloud(Path(folder), with_pubsub=True, pubsub_memory=PUBSUB_MEMORY) as on,
+        local_cloud(
+            Path(folder), with_pubsub=True, pubsub_memory=PUBSUB_MEMORY, with_labels=False
+        ) as on,
     ):
         for kind in KINDS:
             on.cloud.publisher().create_topic(name=topic(kind))

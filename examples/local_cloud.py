@@ -2,7 +2,8 @@
 
 `make emulators` installs them under .emulators: local-bigquery (REST, and gRPC of the
 Storage Read and Write APIs) and gcp-storage-emulator. Google's own emulator of Pub/Sub
-comes with the Google Cloud CLI and needs Java. They listen on free ports of the
+comes with the Google Cloud CLI and needs Java. What they drop of labels is kept by
+`pubsub_labels.py` and `storage_emulator.py`. They listen on free ports of the
 loopback and end with the block that started them. By hand:
 
 python -m examples.local_cloud
@@ -29,6 +30,7 @@ from pathlib import Path
 
 from cloud.clients import Cloud
 from cloud.endpoints import VARIABLES, Endpoints
+from examples.pubsub_labels import keeping_labels
 
 INSTALLED = Path(__file__).parent.parent / ".emulators"
 INSTALL_COMMAND = "make emulators"
@@ -153,18 +155,24 @@ class LocalCloud:
 
 @contextmanager
 def local_cloud(
-    folder: Path, *, with_pubsub: bool = False, pubsub_memory: str = "512m"
+    folder: Path,
+    *,
+    with_pubsub: bool = False,
+    pubsub_memory: str = "512m",
+    with_labels: bool = True,
 ) -> Iterator[LocalCloud]:
     """A folder for data and logs -> the servers, running until the block ends.
 
     pubsub_memory: as Java has it. The emulator keeps messages that were acknowledged.
+    with_labels: topics and subscriptions keep their labels, by a front that each call goes through.
     """
-    rest, grpc, gcs, messages = free_ports(4)
+    rest, grpc, gcs, messages, front = free_ports(5)
+    kept = front if with_labels else messages
     endpoints = Endpoints(
         f"http://127.0.0.1:{rest}",
         f"127.0.0.1:{grpc}",
         f"http://localhost:{gcs}",
-        f"localhost:{messages}" if with_pubsub else None,
+        f"localhost:{kept}" if with_pubsub else None,
     )
     pubsub = Server(
         f"java -Xmx{pubsub_memory} -jar {pubsub_jar()} --host=localhost --port={messages}",
@@ -173,7 +181,8 @@ def local_cloud(
         {},
     )
     storage = Server(
-        f"gcp-storage-emulator start --host localhost --port {gcs} --in-memory",
+        f"python {Path(__file__).with_name('storage_emulator.py')} start --host localhost "
+        f"--port {gcs} --in-memory",
         f"http://localhost:{gcs}/storage/v1/b",
         folder / "storage.log",
         {},
@@ -190,6 +199,8 @@ def local_cloud(
         for server in (storage, bigquery, *([pubsub] if with_pubsub else [])):
             server.start()
             started.callback(server.stop)
+        if with_pubsub and with_labels:
+            started.enter_context(keeping_labels(f"localhost:{messages}", front))
         yield LocalCloud(endpoints, bigquery, storage, pubsub if with_pubsub else None)
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from examples.local_cloud import (
     INSTALL_COMMAND,
     PUBSUB_COMMAND,
     LocalCloud,
+    free_port,
     is_installed,
     local_cloud,
     pubsub_jar,
 )
+from examples.pubsub_labels import keeping_labels
 from examples.transactions.build import build
 from model_handlers.contract import InputSpec, Manifest, OutputSpec
 from transforms.failures import Provenance
@@ -123,10 +126,19 @@ def stream_emulators(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local
     lacking = NO_EMULATORS if not is_installed() else NO_PUBSUB if pubsub_jar() is None else None
     if lacking:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(lacking)
-    with local_cloud(tmp_path_factory.mktemp("stream_emulators"), with_pubsub=True) as servers:
+    folder = tmp_path_factory.mktemp("stream_emulators")
+    with local_cloud(folder, with_pubsub=True, with_labels=False) as servers:
         servers.cloud.storage().create_bucket("bucket")
         servers.cloud.bigquery().create_dataset(f"{servers.cloud.project}.streams")
         yield servers
+
+
+@pytest.fixture(scope="session")
+def labelled_emulators(stream_emulators: LocalCloud) -> Iterator[LocalCloud]:
+    """The same, where topics and subscriptions keep their labels."""
+    port, endpoints = free_port(), stream_emulators.endpoints
+    with keeping_labels(str(endpoints.pubsub), port):
+        yield replace(stream_emulators, endpoints=replace(endpoints, pubsub=f"localhost:{port}"))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from examples.google_api.server import Call, Refusal, Service, listed, permission_denied
+from examples.google_api.server import Call, Refusal, Service, listed, patched, permission_denied
 
 _ACCOUNT_ID = re.compile(r"[a-z][a-z0-9-]{4,28}[a-z0-9]")
 
@@ -60,6 +60,12 @@ class IAM(_Policies):
     def service_accounts_list(self, call: Call) -> dict[str, Any]:
         """Those of a project."""
         return listed(call, "accounts", self.store.under(f"{call.values['name']}/serviceAccounts"))
+
+    def service_accounts_patch(self, call: Call) -> dict[str, Any]:
+        """Fields named in the mask."""
+        account = self.store.get(_full(call.name))
+        patched(account, call.body["serviceAccount"], call.body["updateMask"])
+        return account
 
     def service_accounts_delete(self, call: Call) -> dict[str, Any]:
         """Away with one."""

@@ -140,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
     features = read_manifest(str(args.example / "model")).features
     with (
         tempfile.TemporaryDirectory() as folder,
-        local_cloud(Path(folder), with_pubsub=True) as servers,
+        local_cloud(Path(folder), with_pubsub=True, with_labels=False) as servers,
     ):
         servers.cloud.bigquery().create_dataset(TABLE.rsplit(".", 1)[0])
         for kind, topic in TOPICS.items():
