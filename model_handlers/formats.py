@@ -7,19 +7,18 @@ whatever it is called, since unpickling runs code; so is what export_archive.py 
 from __future__ import annotations
 
 import io
-import re
-import zipfile
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from model_handlers.architecture import TrustedCode, build_architecture
-from model_handlers.artifact import check_size
 from model_handlers.contract import Manifest
 from model_handlers.errors import ManifestError, ModelError, UnsafeModel, as_model_error
 from model_handlers.export_archive import check_export
+from model_handlers.model_archive import ModelArchive
 from model_handlers.plain_pickle import PICKLE_ADVICE, load_plain
+from model_handlers.torchscript import check_torchscript
 
 _CPU = torch.device("cpu")
 _NO_CODE = TrustedCode()
@@ -29,8 +28,6 @@ _NAMES = {
     "torch_save": "state_dict or a pickle of torch.save",
     "safetensors": "safetensors",
 }
-# The operators' names, or escapes that could spell them in getattr(x, "...").
-_FILE_ACCESS = re.compile(rb"\b(?:save|from_file)\b|\\x|\\(?:0[4-7]|1)[0-7]")
 
 
 def sniff(data: bytes) -> str:
@@ -51,15 +48,7 @@ def sniff(data: bytes) -> str:
 
 
 def _sniff_zip(data: bytes) -> str:
-    with (
-        as_model_error("the model file is truncated or damaged, copy it again"),
-        zipfile.ZipFile(io.BytesIO(data)) as archive,
-    ):
-        check_size(archive, len(data), "the model file")
-        # Torch does not look at checksums, and some damage ends the process it is read in.
-        if damaged := archive.testzip():
-            raise ModelError(f"the model file is damaged (checksum of {damaged!r}); copy it again")
-        names = [name.split("/", 1)[-1] for name in archive.namelist()]
+    names = ModelArchive(data).names
     if "archive_format" in names:
         return "pt2"
     if "constants.pkl" in names and any(name.startswith("code/") for name in names):
@@ -104,19 +93,8 @@ def load_module(
 
 
 def _load_torchscript(data: bytes) -> torch.nn.Module:
-    """TorchScript bytes -> module. Its unpickler knows only tensors and script classes.
-
-    Its code runs in torch's own interpreter, partly while it is read (__setstate__), and
-    reaches files with two operators only, save and from_file.
-    """
-    reader = torch._C.PyTorchFileReader(io.BytesIO(data))
-    for name in reader.get_all_records():
-        # Torch finds records whatever their case.
-        if name.lower().endswith(".py") and (found := _FILE_ACCESS.search(reader.get_record(name))):
-            raise UnsafeModel(
-                f"the TorchScript file could write or map files ({found.group().decode()!r} in "
-                f"{name!r}): remove torch.save and torch.from_file from the model, also as names"
-            )
+    """TorchScript bytes -> module, once their code and sizes have been looked at."""
+    check_torchscript(ModelArchive(data))
     return torch.jit.load(io.BytesIO(data), map_location="cpu").eval()
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import pickle
-import re
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
-from model_handlers.errors import UnsafeModel, one_line
+from model_handlers.errors import UnsafeModel, as_model_error, one_line
+from model_handlers.inert_pickle import read_inert
+from model_handlers.model_archive import ModelArchive
 
 PICKLE_ADVICE = (
     "unpickling it could run any code. Save the model with torch.export.save (.pt2), "
@@ -17,14 +18,40 @@ PICKLE_ADVICE = (
 )
 
 
+def _rebuild_from_type(build: Any, _: Any, args: Any, *state: Any) -> Any:
+    """A tensor with attributes, which torch.export marks sizes with."""
+    return build(*args)
+
+
+# Of Python's tensors, beside what TorchScript has.
+_KNOWN = {
+    ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_from_type,
+    ("torch", "Tensor"): "Tensor",
+    ("torch.nn.parameter", "Parameter"): "Parameter",
+    ("builtins", "set"): set,
+}
+_DTYPES = frozenset(name for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype))
+
+
 def load_plain(data: bytes, what: str = "the model file") -> Any:
     """torch.save bytes -> what they hold. Raises UnsafeModel if that is more than tensors."""
+
+    def refuse(reason: str) -> NoReturn:
+        raise UnsafeModel(f"{what} is a pickle of more than tensors ({reason}): {PICKLE_ADVICE}")
+
+    def find(module: str, name: str) -> Any:
+        if module == "torch" and name in _DTYPES:
+            return name
+        if (module, name) in _KNOWN:
+            return _KNOWN[module, name]
+        refuse(f"it names {module}.{name}"[:80])
+
+    if not data.startswith(b"PK"):
+        refuse("it is no zip archive")
+    archive = ModelArchive(data)
+    with as_model_error(f"{what} is damaged, copy it again"):
+        read_inert(archive.read("data.pkl"), lambda key: archive.size(f"data/{key}"), find)
     try:
         return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
-        found = re.search(r"WeightsUnpickler error: (.*)", str(error))
-        # What follows advises to allow the class, which is the opposite of what is wanted.
-        reason = found.group(1).split(" was not")[0][:80] if found else one_line(error, 80)
-        raise UnsafeModel(
-            f"{what} is a pickle of more than tensors ({reason}): {PICKLE_ADVICE}"
-        ) from error
+        refuse(one_line(error, 80))

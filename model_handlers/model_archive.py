@@ -1,0 +1,97 @@
+"""A model file that is a zip archive, opened so that everyone sees the same records in it.
+
+Python's reader and torch's find the records each in its own way: torch's whatever their case,
+Python's behind bytes that it skips. What is checked must be what is loaded, so an archive that the
+two could read differently is refused.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+from typing import Any
+
+import torch
+
+from model_handlers.artifact import check_names, check_size
+from model_handlers.errors import ModelError, UnsafeModel, as_model_error
+
+_END = struct.Struct("<4s4H2LH")
+_END64 = struct.Struct("<4sQ2H2L4Q")
+_LOCATOR = struct.Struct("<4sLQL")
+
+
+class ModelArchive:
+    """An archive's bytes -> its records, by their names without the archive's folder.
+
+    Raises UnsafeModel, ModelError.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        with (
+            as_model_error("the model file is truncated or damaged, copy it again"),
+            zipfile.ZipFile(io.BytesIO(data)) as archive,
+        ):
+            _check_end(data)
+            check_names(archive, "the model file")
+            check_size(archive, len(data), "the model file")
+            # Torch does not look at checksums, and some damage ends the process it is read in.
+            if damaged := archive.testzip():
+                raise ModelError(
+                    f"the model file is damaged (checksum of {damaged!r}); copy it again"
+                )
+            entries = {entry.filename.split("/", 1)[-1]: entry for entry in archive.infolist()}
+        self.names = list(entries)
+        self._data = data
+        self._entries = entries
+        self._reader: Any = None
+
+    def read(self, name: str) -> bytes:
+        """A record's name -> its bytes as torch reads them."""
+        return bytes(self._open().get_record(name))
+
+    def size(self, name: str) -> int:
+        """A record's name -> its bytes, counted; 0 if the archive lacks it."""
+        self._open()
+        entry = self._entries.get(name)
+        return entry.file_size if entry else 0
+
+    def _open(self) -> Any:
+        """torch's reader, once it has found the same records at the same places."""
+        if self._reader is None:
+            reader: Any = torch._C.PyTorchFileReader(io.BytesIO(self._data))
+            lowered = {name.lower() for name in self.names}
+            same = sorted(reader.get_all_records()) == sorted(self.names)
+            if not same or len(lowered) != len(self.names):
+                raise UnsafeModel(
+                    "the model file holds records that torch finds under another name than zip: "
+                    "save the model again"
+                )
+            for name, entry in self._entries.items():
+                place = reader.get_record_header_offset(name), reader.get_record_size(name)
+                if place != (entry.header_offset, entry.file_size):
+                    raise UnsafeModel(
+                        f"the model file holds {name!r} twice, at {place[0]:,} and at "
+                        f"{entry.header_offset:,}: save the model again"
+                    )
+            self._reader = reader
+        return self._reader
+
+
+def _check_end(data: bytes) -> None:
+    """The bytes of a zip -> nothing, or UnsafeModel: its directory must be the last thing in it."""
+    at = len(data) - _END.size
+    signature, _, _, _, _, size, offset, _ = _END.unpack_from(data, max(at, 0))
+    locator = at - _LOCATOR.size
+    if locator >= _END64.size and data.startswith(b"PK\x06\x07", locator):
+        at = locator - _END64.size
+        place = _LOCATOR.unpack_from(data, locator)[2]
+        signature64, *_, size, offset = _END64.unpack_from(data, at)
+        if (signature64, place) != (b"PK\x06\x06", at):
+            offset = -1
+    if signature != b"PK\x05\x06" or offset + size != at:
+        raise UnsafeModel(
+            "the model file is a zip archive with a comment, or with bytes before, behind or "
+            "between its records' directory: save the model again"
+        )
