@@ -22,8 +22,10 @@ from model_handlers.tolerance import ATOL, RTOL, TOLERANCE, Tolerance
 
 MANIFEST_NAME = "model.json"
 SCHEMA_VERSION = 1
-# Elements of a fixed size list in Arrow.
-MAX_WIDTH = 2**31 - 1
+# Elements of a row; an image of 4,000 x 5,000 pixels has 60 million. Two rows are tried at once.
+MAX_WIDTH = 1 << 26
+# NumPy and Arrow take this many at least; every one is a list within a list.
+MAX_DIMENSIONS = 30
 
 DType = Literal["float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"]
 Format = Literal["torchscript", "pt2", "state_dict", "safetensors"]
@@ -245,11 +247,13 @@ def _check(manifest: Manifest) -> None:
 
 
 def _check_tensors(where: str, specs: tuple[InputSpec, ...] | tuple[OutputSpec, ...]) -> None:
-    """At least one tensor, names that differ, sizes that Arrow can hold. Raises ManifestError."""
+    """At least one tensor, names that differ, sizes that fit a machine. Raises ManifestError."""
     names = [spec.name for spec in specs]
     if not names or len(set(names)) != len(names):
         refuse(where, "one or more, with names that differ", names)
     for spec in specs:
+        if len(spec.shape) > MAX_DIMENSIONS:
+            refuse(f"{where}.{spec.name}.shape", f"{MAX_DIMENSIONS} sizes at most", len(spec.shape))
         if min(spec.shape, default=1) < 1 or math.prod(spec.shape) > MAX_WIDTH:
             expected = f"positive sizes without the batch, of {MAX_WIDTH:,} elements at most"
             refuse(f"{where}.{spec.name}.shape", expected, list(spec.shape))

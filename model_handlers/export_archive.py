@@ -16,6 +16,9 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from model_handlers.errors import UnsafeModel
+from model_handlers.expression_size import TooLarge, check_nodes, measure
+from model_handlers.inert_pickle import check_view
+from model_handlers.operators import OPERATORS
 from model_handlers.plain_pickle import load_plain
 
 _RECORDS = re.compile(
@@ -36,13 +39,18 @@ _LABELS |= {"range_constraints", "treespec_namedtuple_fields"}
 _METADATA = {"stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "custom", "from_node"}
 
 _OPERATORS = re.compile(
-    r"torch\.ops\.(aten|prims|quantized_decomposed)\.(?!(save|from_file)\b)\w+\.\w+"
+    r"torch\.ops\.(prims|quantized_decomposed)\.\w+\.\w+"
     r"|torch\.ops\.higher_order\.(cond|while_loop|scan|associative_scan|map_impl"
     r"|wrap_with_set_grad_enabled|wrap_with_autocast)"
     r"|_operator\.(eq|ne|le|ge|lt|gt|neg|pos|add|sub|mul|truediv|floordiv|mod|pow|and_|or_"
     r"|lshift|rshift|getitem)"
-    r"|math\.[a-z0-9]+|torch\._?sym_[a-z0-9]+"
+    r"|torch\._?sym_[a-z0-9]+"
 )
+# Not those that make large numbers of small ones, as factorial and comb.
+_MATH = re.compile(
+    r"math\.(a?(sin|cos|tan)h?|atan2|ceil|exp|fabs|floor|fmod|log(2|10|1p)?|pow|sqrt|trunc)"
+)
+_ATEN = re.compile(r"torch\.ops\.aten\.(\w+)\.\w+")
 _FUNCTIONS = re.compile(
     r"Symbol|Integer|Float|Rational|Add|Mul|Pow|Mod|Max|Min|Abs|floor|ceiling|sqrt|Eq|Ne|Gt|Ge|Lt|Le"
     r"|Equality|Unequality|GreaterThan|LessThan|StrictGreaterThan|StrictLessThan|And|Or|Not"
@@ -52,6 +60,7 @@ _FUNCTIONS = re.compile(
 )
 _SYMBOL = re.compile(r"[A-Za-z0-9_.+-]*")
 _MAX_EXPRESSION = 4000
+_MAX_PROGRAM_BYTES = 512 << 20
 _TREES = {"builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"}
 
 
@@ -70,9 +79,21 @@ def check_export(data: bytes) -> None:
             for entry in json.loads(archive.read_string(name))["config"].values():
                 if entry.get("use_pickle") or not payload.fullmatch(entry["path_name"]):
                     _refuse(f"in {name} an object that would be unpickled", entry["path_name"])
+                record = f"{name.rpartition('/')[0]}/{entry['path_name']}"
+                _check_tensor(entry["tensor_meta"], archive.archive_file.get_record_size(record))
         # torch's loader first does the same, then tries again with objects.
         load_plain(archive.read_bytes("data/sample_inputs/model.pt"), "the .pt2's sample inputs")
-        check_program(json.loads(archive.read_string("models/model.json")))
+        text = archive.read_string("models/model.json")
+        if len(text) > _MAX_PROGRAM_BYTES:
+            _refuse("a graph of characters in the number of", f"{len(text):,}")
+        check_program(json.loads(text))
+
+
+def _check_tensor(meta: Mapping[str, Any], found: int) -> None:
+    """A tensor's description and the bytes of its record -> nothing, or UnsafeModel."""
+    sizes, strides = ([n["as_int"] for n in meta[key]] for key in ("sizes", "strides"))
+    # Bytes are at least as many as elements; torch compares these, but not where there are none.
+    check_view(found, meta["storage_offset"]["as_int"], sizes, strides)
 
 
 def check_program(value: Any, key: str = "", in_argument: bool = False) -> None:
@@ -84,12 +105,23 @@ def check_program(value: Any, key: str = "", in_argument: bool = False) -> None:
         for item in value:
             check_program(item, key, in_argument)
     elif isinstance(value, dict):
+        if "nodes" in value and key in ("graph", "as_graph"):
+            _check_growth(value["nodes"])
         for name, item in value.items():
             _check_name(name, _LABEL if key in _LABELS else _NAME, "the name")
             if name != "metadata" or not _is_metadata(item):
                 check_program(item, name, in_argument or (key, name) == ("inputs", "arg"))
     elif isinstance(value, str):
         _check_text(value, key, in_argument)
+    elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        _refuse(f"as {key} a number of more than 64 bits,", hex(value))
+
+
+def _check_growth(nodes: Any) -> None:
+    try:
+        check_nodes(nodes)
+    except TooLarge:
+        _refuse("sizes that grow beyond", "64 bits")
 
 
 def _is_metadata(value: Any) -> bool:
@@ -106,7 +138,9 @@ def _check_text(text: str, key: str, in_argument: bool) -> None:
     elif key in ("in_spec", "out_spec"):
         _check_tree(json.loads(text)[1], _NAME if key == "in_spec" else _LABEL)
     elif key in ("target", "as_operator"):
-        _check_name(text, _OPERATORS, "the operator")
+        found = _ATEN.fullmatch(text)
+        if not (found and found[1] in OPERATORS["aten"]) and not _MATH.fullmatch(text):
+            _check_name(text, _OPERATORS, "the operator")
     elif key not in ("as_string", "as_strings") or not in_argument:
         _check_name(text, _LABEL if key in _LABELS else _NAME, f"the {key}")
 
@@ -131,10 +165,13 @@ def check_expression(text: str) -> None:
         _refuse("the expression", text)
     try:
         tree = ast.parse(text, mode="eval")
-    except (SyntaxError, ValueError):
+        if not _is_arithmetic(tree.body):
+            _refuse("the expression", text)
+        measure(tree.body)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         _refuse("the expression", text)
-    if not _is_arithmetic(tree.body):
-        _refuse("the expression", text)
+    except TooLarge:
+        _refuse("an expression of too large a value, the expression", text)
 
 
 def _is_arithmetic(node: ast.AST) -> bool:
@@ -154,8 +191,10 @@ def _is_arithmetic(node: ast.AST) -> bool:
         ):
             values = [keyword.value for keyword in node.keywords]
             return _SYMBOL.fullmatch(name) is not None and all(map(_is_arithmetic, values))
-        case ast.Call(func=ast.Attribute(value=ast.Name(id="math")), args=args, keywords=[]):
-            return all(map(_is_arithmetic, args))
+        case ast.Call(
+            func=ast.Attribute(value=ast.Name(id="math"), attr=name), args=args, keywords=[]
+        ):
+            return _MATH.fullmatch(f"math.{name}") is not None and all(map(_is_arithmetic, args))
         case ast.Call(func=ast.Name(id=name), args=args, keywords=[]):
             return _FUNCTIONS.fullmatch(name) is not None and all(map(_is_arithmetic, args))
     return False
@@ -168,7 +207,7 @@ def _check_name(text: Any, allowed: re.Pattern[str], what: str) -> None:
 
 def _refuse(what: str, text: Any) -> NoReturn:
     raise UnsafeModel(
-        f"the .pt2 holds {what} {str(text)[:120]!r}, which could run code when it is read; make "
-        "the file with this version's torch.export.save, from a model of PyTorch's own operators "
-        "that returns tensors in plain dicts, lists or tuples"
+        f"the .pt2 holds {what} {str(text)[:120]!r}, which could run code when it is read, or "
+        "exhaust the machine; make the file with this version's torch.export.save, from a model of "
+        "PyTorch's own operators that returns tensors in plain dicts, lists or tuples"
     )

@@ -1,8 +1,8 @@
 """The pickles in a model file, read without making what they name: only their form is looked at.
 
-torch's own readers believe the sizes in a pickle: a tensor may claim more elements than its
-bytes hold, and then reads and writes the memory behind them. Here every storage is held against
-its record, every tensor against its storage, and every name against a short list.
+Earlier versions of torch believe the sizes in a pickle: a tensor may claim more elements than
+its bytes hold, and then reads and writes the memory behind them. Here every storage is held
+against its record, every tensor against its storage, and every name against a short list.
 """
 
 from __future__ import annotations

@@ -128,7 +128,8 @@ _ATEN = """
     replication_pad1d replication_pad2d replication_pad3d requires_grad_ reshape reshape_as
     resolve_conj resolve_neg result_type reverse rfind rindex rjust rms_norm rnn_relu
     rnn_relu_cell rnn_tanh rnn_tanh_cell roll rot90 round round_ row_stack rpartition rrelu
-    rrelu_ rsplit rsqrt rsqrt_ rstrip rsub scalar_tensor scaled_dot_product_attention scatter
+    rrelu_ rrelu_with_noise_functional
+    rsplit rsqrt rsqrt_ rstrip rsub scalar_tensor scaled_dot_product_attention scatter
     scatter_ scatter_add scatter_add_ scatter_reduce scatter_reduce_ searchsorted select
     select_copy select_scatter selu selu_ set_grad_enabled setdefault sgn sgn_ shape sigmoid
     sigmoid_ sign sign_ signbit silu silu_ sin sin_ sinc sinc_ sinh sinh_ size slice slice_copy
