@@ -33,7 +33,8 @@ from google.api_core import exceptions
 from cloud.clients import credentials
 from cloud.endpoints import Endpoints, is_plain, rest_url
 from cloud.errors import explain
-from model_handlers.errors import JobError, UsageError, one_line
+from cloud.regions import REGIONS
+from model_handlers.errors import JobError, UsageError, nearest, one_line
 from pipelines.beam_args import JobFactOptions, is_dry_run, is_secret, runs_on_dataflow
 from pipelines.cloud_access import connect
 from pipelines.flags import Parsed
@@ -46,7 +47,6 @@ from transforms.commit_files import RunFolder, check_writable, discard
 # What a job with `--device cuda` gets where no flag says otherwise: it fits the default machines.
 ACCELERATOR = "accelerator=type:nvidia-tesla-t4;count:1;install-nvidia-driver"
 FOLDERS = ("temp_location", "staging_location")
-_REGION = re.compile(r"[a-z]+-[a-z]+\d+")
 _NAME = re.compile(PipelineOptionsValidator.JOB_PATTERN)
 _PROJECT = re.compile(PipelineOptionsValidator.PROJECT_ID_PATTERN)
 
@@ -98,8 +98,9 @@ def _check_present(options: PipelineOptions) -> None:
 def _check_names(google: GoogleCloudOptions) -> None:
     """What Beam or Dataflow would refuse later, in other words."""
     region = _region(google) or ""
-    if not _REGION.fullmatch(region):
-        raise UsageError(f"--region {region}: expected a region such as us-central1")
+    if region not in REGIONS:
+        near = nearest(region, REGIONS)
+        raise UsageError(f"--region {region}: expected a region such as us-central1{near}")
     if not _PROJECT.fullmatch(google.project):
         raise UsageError(f"--project {google.project}: expected a project's id, not its number")
     if not _NAME.fullmatch(google.job_name):

@@ -17,6 +17,7 @@ from google.api_core import exceptions
 from cloud.clients import Cloud, default_project
 from cloud.endpoints import Endpoints
 from cloud.errors import retry, told_as
+from cloud.regions import region_fault
 from model_handlers.errors import InputError, MillraceError, UsageError
 from pipelines.flags import Parsed, require
 from pipelines.job_links import attach_command, console_link, interrupted, links, starting
@@ -220,6 +221,8 @@ def attach(parsed: Parsed) -> int:
     flags = parsed.get(AttachOptions)
     _refuse_others(parsed.beam_args)
     require("launch", attach=flags.attach)
+    if flags.region is not None and (fault := region_fault(flags.region)):
+        raise UsageError(f"--region: {fault}")
     endpoints = _endpoints(parsed)
     is_googles = not any(vars(endpoints).values())
     project = flags.project or (default_project() if is_googles else None)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cloud.regions import region_fault
 from model_handlers.errors import UsageError
 from pipelines.job_facts import labels_of
 from pipelines.launch_options import LaunchOptions
@@ -140,7 +141,6 @@ def value_of(options: Sequence[str], name: str) -> str | None:
 _PROJECT = r"([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]"
 _PATTERNS = {
     "project": (_PROJECT, "6 to 30 of a-z, 0-9 and -"),
-    "region": (r"[a-z]+(-[a-z]+)+\d+", "a region as us-central1"),
     "job_name": (r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", "1 to 63 of a-z, 0-9 and -, a letter first"),
     "service_account_email": (r"[^@\s]+@[^@\s]+\.[^@\s]+", "an account's email"),
     "subnetwork": (
@@ -161,6 +161,11 @@ def check(flags: Mapping[str, Any], streaming: bool) -> None:
         f"--{name}: {flags[name]!r}: expected {told}"
         for name, (pattern, told) in _PATTERNS.items()
         if flags.get(name) is not None and not re.fullmatch(pattern, str(flags[name]))
+    ]
+    wrong += [
+        f"--{name}: {fault}"
+        for name in ("region", "worker_region")
+        if flags.get(name) is not None and (fault := region_fault(flags[name]))
     ]
     for label in flags.get("labels", ()):
         try:

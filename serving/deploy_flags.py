@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from cloud.clients import Cloud, default_project
 from cloud.endpoints import Endpoints, is_plain
+from cloud.regions import region_fault
 from model_handlers.errors import CredentialsError, UsageError
 from serving.artifact import is_in_place
 from serving.settings import Parser, above_zero, names
@@ -23,8 +24,8 @@ _RETRY_SECONDS = 20.0
 
 
 def _region(text: str) -> str:
-    if not re.fullmatch(r"[a-z]+(-[a-z]+)+\d+", text):
-        raise argparse.ArgumentTypeError(f"expected a region as us-central1, got {text!r}")
+    if fault := region_fault(text):
+        raise argparse.ArgumentTypeError(fault)
     return text
 
 

@@ -1,0 +1,68 @@
+"""The regions of Google Cloud in which jobs run and endpoints are."""
+
+from __future__ import annotations
+
+from model_handlers.errors import nearest
+
+# Source: the locations in the discovery documents of Dataflow and Vertex AI, which
+# google-api-python-client ships. A list in the source, since a wrong region is to be noticed
+# before any API is enabled, and most services answer of a region that does not exist as of one
+# that holds nothing.
+REGIONS = (
+    "africa-south1",
+    "asia-east1",
+    "asia-east2",
+    "asia-northeast1",
+    "asia-northeast2",
+    "asia-northeast3",
+    "asia-south1",
+    "asia-south2",
+    "asia-southeast1",
+    "asia-southeast2",
+    "asia-southeast3",
+    "australia-southeast1",
+    "australia-southeast2",
+    "europe-central2",
+    "europe-north1",
+    "europe-north2",
+    "europe-southwest1",
+    "europe-west1",
+    "europe-west10",
+    "europe-west12",
+    "europe-west15",
+    "europe-west2",
+    "europe-west3",
+    "europe-west4",
+    "europe-west6",
+    "europe-west8",
+    "europe-west9",
+    "me-central1",
+    "me-central2",
+    "me-west1",
+    "northamerica-northeast1",
+    "northamerica-northeast2",
+    "northamerica-south1",
+    "southamerica-east1",
+    "southamerica-west1",
+    "us-central1",
+    "us-central2",
+    "us-central6",
+    "us-east1",
+    "us-east4",
+    "us-east5",
+    "us-east7",
+    "us-south1",
+    "us-west1",
+    "us-west2",
+    "us-west3",
+    "us-west4",
+    "us-west8",
+)
+
+
+def region_fault(region: str) -> str:
+    """A region -> what is wrong with it, empty where it exists."""
+    if region in REGIONS:
+        return ""
+    near = nearest(region, REGIONS)
+    return f"{region!r}: expected a region as us-central1; Google Cloud has no such region{near}"
