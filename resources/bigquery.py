@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import tempfile
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from google.api_core import exceptions
 
 from model_handlers.errors import UsageError
 from resources.declaration import Resource, shown
-from resources.kind import Found, Kept, Kind, is_ours
+from resources.kind import Found, Kept, Kind
 from transforms.bigquery_schema import type_name
 
 if TYPE_CHECKING:
@@ -33,15 +34,13 @@ class _Kind(Kind):
 class Datasets(_Kind):
     """Datasets, which are removed only when nothing is in them."""
 
-    removes_unlabelled: ClassVar = False
-
     def look(self, resource: Resource) -> Found | None:
         """Its location."""
         try:
             dataset = self.client.get_dataset(resource.name, retry=self._retry)
         except exceptions.NotFound:
             return None
-        return Found({"location": dataset.location.lower()}, is_ours(dataset.labels))
+        return Found.labelled(dataset.labels, {"location": dataset.location.lower()})
 
     def create(self, resource: Resource) -> None:
         """Empty, in its location."""
@@ -52,10 +51,22 @@ class Datasets(_Kind):
         dataset.labels = dict(self.labels)
         self.client.create_dataset(dataset, retry=self._retry)
 
+    def relabel(self, resource: Resource, labels: Mapping[str, str | None]) -> None:
+        """In one change."""
+        dataset = self.client.get_dataset(resource.name, retry=self._retry)
+        # What is None goes.
+        dataset.labels = {**dataset.labels, **labels}
+        self.client.update_dataset(dataset, ["labels"], retry=self._retry)
+
+    def holds(self, resource: Resource) -> tuple[str, ...]:
+        """Its tables and views."""
+        tables = self.client.list_tables(resource.name, retry=self._retry)
+        return tuple(f"{t.project}.{t.dataset_id}.{t.table_id}" for t in tables)
+
     def delete(self, resource: Resource) -> None:
         """The dataset, unless something is in it."""
-        for table in self.client.list_tables(resource.name, max_results=1, retry=self._retry):
-            raise Kept(f"table {table.table_id} is in it")
+        for name in self.holds(resource):
+            raise Kept(self.held.format(name))
         self.client.delete_dataset(resource.name, retry=self._retry)
 
 
@@ -81,7 +92,7 @@ class Tables(_Kind):
             if f.mode == "REQUIRED" and f"{_COLUMN}{f.name}".lower() not in wanted:
                 # Of the source table nothing is written, so its columns are its own affair.
                 properties["type"] += f" that requires {f.name}"
-        return Found(properties, is_ours(table.labels), rows, size)
+        return Found.labelled(table.labels, properties, rows=rows, size=size)
 
     def create(self, resource: Resource) -> None:
         """Empty, partitioned by the day of its first time; or with example rows."""
@@ -108,6 +119,12 @@ class Tables(_Kind):
         wanted = {f"{_COLUMN}{f.name}": f for f in _fields(resource)}
         table.schema = [*table.schema, *(wanted[name] for name in names)]
         self.client.update_table(table, ["schema"], retry=self._retry)
+
+    def relabel(self, resource: Resource, labels: Mapping[str, str | None]) -> None:
+        """In one change."""
+        table = self.client.get_table(resource.name, retry=self._retry)
+        table.labels = {**table.labels, **labels}
+        self.client.update_table(table, ["labels"], retry=self._retry)
 
     def delete(self, resource: Resource) -> None:
         """The table with its rows."""

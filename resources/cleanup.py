@@ -1,53 +1,70 @@
-"""Removes what setup made: jobs first, and nothing that a job still uses."""
+"""Removes what setup made for this configuration, and nothing that others or a job use."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from google.api_core import exceptions
 
-from model_handlers.errors import MillraceError, OutputError
+from model_handlers.errors import MillraceError
 from resources.bigquery import Tables
-from resources.declaration import Resource
-from resources.jobs import ROLE as JOBS_ROLE
-from resources.jobs import Job, Jobs
+from resources.declaration import LABELLED, Resource, config_label
+from resources.jobs import Job
 from resources.kind import Found, Kept, told
 from resources.kinds import KINDS, Kinds, Looked
+from resources.outcome import Outcome
 from resources.progress import Progress, in_bytes
 
 JOB = "job"
 # What a user may choose: all but APIs, which others may use, and the model, which is a file.
 REMOVABLE = (JOB, *(kind for kind in KINDS if kind not in ("service", "model")))
+# What carries no label belongs to whom the thing belongs that it is in, or of.
+_OWNERS = {"role": "account", "files": "bucket"}
+_DELETED_TOPIC = "_deleted-topic_"
+
+Busy = Mapping[str, tuple[Job, bool]]
 
 
 @dataclass(frozen=True)
 class Choice:
     """What is to be removed. pipelines: whose resources; declared: those that there are.
 
-    truncate: tables are emptied and stay, with what they are in.
+    truncate: tables are emptied and stay, with what they are in. config: the name of the
+    configuration whose label it must carry, None for any.
     """
 
     kinds: Collection[str]
     pipelines: Collection[str]
     declared: Collection[str]
     truncate: bool = False
+    config: str | None = None
 
     def has(self, resource: Resource) -> bool:
         """Whether a resource is chosen: no pipeline that is not chosen needs it."""
         users = set(resource.pipelines) & set(self.declared)
         return resource.kind in self.kinds and users <= set(self.pipelines)
 
+    @property
+    def looking(self) -> set[str]:
+        """Kinds that are looked at: whose a role is tells its account."""
+        return {*self.kinds, *(_OWNERS[kind] for kind in self.kinds if kind in _OWNERS)}
+
 
 @dataclass(frozen=True)
 class Removal:
-    """One resource that is there, and what becomes of it. reason: why it is kept."""
+    """One resource that is there, and what becomes of it.
+
+    reason: why it is kept; of a release, who uses it too. job: that stands against it, and is
+    ours, so that it can be stopped.
+    """
 
     resource: Resource
     found: Found
-    action: Literal["remove", "truncate", "keep"]
+    action: Literal["remove", "truncate", "release", "keep"]
     reason: str = ""
+    job: str | None = None
 
     @property
     def told(self) -> str:
@@ -56,151 +73,227 @@ class Removal:
             return self.reason
         rows = f"{self.found.rows:,} rows" if self.resource.kind == "table" else ""
         size = in_bytes(self.found.size) if self.found.size else ""
-        return ", ".join(filter(None, (rows, size, self.found.told)))
+        lost = (_counted(count, what) for what, count in self.found.losses.items())
+        return ", ".join(filter(None, (rows, size, self.found.told, *lost)))
 
 
 @dataclass
-class Outcome:
-    """How a cleanup ended: what was done, what was kept and why, what went wrong."""
+class _Choosing:
+    """What was decided of the resources before: names of those that go, those that stay."""
 
-    done: list[str] = field(default_factory=list)
-    kept: list[str] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
+    gone: set[str] = field(default_factory=set)
+    staying: list[Resource] = field(default_factory=list)
 
 
-def choose(resources: Sequence[Resource], looked: Looked, choice: Choice) -> list[Removal]:
+def choose(
+    resources: Sequence[Resource],
+    looked: Looked,
+    choice: Choice,
+    busy: Busy | None = None,
+) -> list[Removal]:
     """A declaration, what is there of it, what a user chose -> removals, users before what is used.
 
-    Pure.
+    busy: which job uses it, by pipeline and by name of a subscription or account. Pure: the
+    preview, and what is done, are this list.
     """
-    return [
-        _removal(resource, found, looked, choice)
-        for resource in reversed(resources)
-        if choice.has(resource) and (found := looked.get(resource.key)) is not None
-    ]
+    removals, so_far = list[Removal](), _Choosing()
+    for resource in reversed(resources):
+        found = looked.get(resource.key)
+        if not choice.has(resource) or found is None:
+            continue
+        removal = _removal(resource, found, looked, choice, so_far, busy or {})
+        if removal.action == "remove":
+            so_far.gone.add(resource.name)
+        else:
+            so_far.staying.append(resource)
+        removals.append(removal)
+    return removals
 
 
-def _removal(resource: Resource, found: Found, looked: Looked, choice: Choice) -> Removal:
+def _removal(
+    resource: Resource,
+    found: Found,
+    looked: Looked,
+    choice: Choice,
+    so_far: _Choosing,
+    busy: Busy,
+) -> Removal:
+    """A resource and what is known -> what becomes of it."""
+    if reason := _foreign(resource, looked, choice) or _other_form(resource, found):
+        return Removal(resource, found, "keep", reason)
+    for used in (*resource.pipelines, resource.name, resource.properties.get("member", "")):
+        if used in busy:
+            job, is_others = busy[used]
+            reason = f"job {job.name} still runs"
+            return Removal(resource, found, "keep", reason, None if is_others else job.name)
+    if others := _others(resource, looked, choice):
+        reason = f"configuration {', '.join(others)} uses it too"
+        can_release = resource.kind in LABELLED and not choice.truncate
+        return Removal(resource, found, "release" if can_release else "keep", reason)
+    if choice.truncate:
+        return Removal(resource, found, "truncate")
+    for other in so_far.staying:
+        if resource.key in other.needs:
+            return Removal(resource, found, "keep", f"{other} needs it, and stays")
+    for held in found.holds:
+        if held not in so_far.gone:
+            return Removal(resource, found, "keep", KINDS[resource.kind].held.format(held))
+    return Removal(resource, found, "remove")
+
+
+def _owner(resource: Resource, looked: Looked) -> tuple[Found | None, str]:
+    """A resource -> what carries the label that counts for it, and how that is called."""
+    kind = _OWNERS.get(resource.kind)
+    if kind is None:
+        return looked.get(resource.key), "it"
+    return next((looked.get(key) for key in resource.needs if key[0] == kind), None), f"the {kind}"
+
+
+def _foreign(resource: Resource, looked: Looked, choice: Choice) -> str:
+    """A resource -> why it is not this configuration's to remove, empty where it is."""
+    owner, it = _owner(resource, looked)
+    if owner is None or not owner.ours:
+        lacks = ": it lacks our label" if it == "it" else ""
+        return f"{it} was not made here{lacks}"
+    if choice.config is None or resource.kind not in (*LABELLED, *_OWNERS):
+        return ""
+    if not owner.configs:
+        return (
+            f"{it} carries no configuration's label, since an earlier version made it: run setup, "
+            "which adds the label, then cleanup again"
+        )
+    if choice.config not in owner.configs:
+        return f"{it} belongs to configuration {', '.join(sorted(owner.configs))}"
+    return ""
+
+
+def _others(resource: Resource, looked: Looked, choice: Choice) -> list[str]:
+    """A resource of ours -> the other configurations that use it."""
+    owner, _ = _owner(resource, looked)
+    if choice.config is None or owner is None:
+        return []
+    return sorted(owner.configs - {choice.config})
+
+
+def _other_form(resource: Resource, found: Found) -> str:
+    """What has our label and is something else by now -> what it is."""
     kind = found.properties.get("type", "").partition(" ")[0]
     if resource.kind == "table" and kind != "TABLE":
-        return Removal(resource, found, "keep", f"it is a {kind}, not a table")
-    must_be_ours = resource.on_demand or not KINDS[resource.kind].removes_unlabelled
-    if must_be_ours and not found.ours:
-        return Removal(resource, found, "keep", "it was not made here: it lacks our label")
-    account = next((looked.get(key) for key in resource.needs if key[0] == "account"), None)
-    if account is not None and not account.ours:
-        return Removal(resource, found, "keep", "the account was not made here")
-    return Removal(resource, found, "truncate" if choice.truncate else "remove")
-
-
-def chosen_jobs(jobs: Sequence[Job], choice: Choice, fits: Callable[[str], bool]) -> list[Job]:
-    """Jobs that run, what a user chose, whether a name is meant -> those to stop."""
-    if JOB not in choice.kinds:
-        return []
-    return [job for job in jobs if job.pipeline in choice.pipelines and fits(job.name)]
-
-
-def used_by(running: Sequence[Job]) -> dict[str, str]:
-    """Jobs that run -> why what they use stays, by pipeline and by name of a subscription."""
-    return {
-        used: f"job {job.name} still runs"
-        for job in running
-        for used in (job.pipeline, *job.subscriptions)
-        if used is not None
-    }
+        return f"it is a {kind}, not a table"
+    wanted = resource.properties.get("topic")
+    topic = found.properties.get("topic", wanted)
+    if topic not in (wanted, _DELETED_TOPIC):
+        return f"it is a subscription of {topic}, not of ours"
+    return ""
 
 
 def lost_rows(removals: Sequence[Removal]) -> int:
     """Removals -> rows of tables that go."""
-    return sum(r.found.rows for r in removals if r.action != "keep" and r.resource.kind == "table")
+    return sum(r.found.rows for r in _going(removals) if r.resource.kind == "table")
 
 
-def stop_jobs(
-    stopping: Sequence[Job], jobs: Jobs, seconds: float, cancel: bool, progress: Progress
-) -> Outcome:
-    """Jobs -> they have ended, as far as they did in time."""
-    outcome, asked = Outcome(), []
-    for job in stopping:
-        try:
-            with told(f"job {job.name} cannot be stopped", JOBS_ROLE):
-                how = jobs.stop(job, cancel=cancel)
-        except MillraceError as error:
-            outcome.errors.append(str(error))
-            continue
-        asked.append(job)
-        progress.say(f"{how}  job {job.name}")
+def losses(removals: Sequence[Removal]) -> dict[str, int | None]:
+    """Removals -> what would be lost, how much of each; None where nobody knows how much."""
+    lost: dict[str, int | None] = {}
+    unknown = set[str]()
+    for removal in _going(removals):
+        for what, count in removal.found.losses.items():
+            if count is None:
+                unknown.add(what)
+            else:
+                lost[what] = (lost.get(what) or 0) + count
+    lost |= {f"more {what}" if what in lost else what: None for what in sorted(unknown)}
+    if rows := lost_rows(removals):
+        lost["rows of tables"] = rows
+    return lost
 
-    def tell(states: Mapping[str, str]) -> None:
-        progress.now("waiting for " + ", ".join(f"{name} ({s})" for name, s in states.items()))
 
-    try:
-        with told("jobs cannot be looked at", JOBS_ROLE):
-            left = jobs.wait(asked, seconds, tell) if asked else []
-    except MillraceError as error:
-        outcome.errors.append(str(error))
-        return outcome
-    for job in asked:
-        if job in left or any(other.ident == job.ident for other in left):
-            outcome.errors.append(
-                f"job {job.name} has not ended in {seconds / 60:,.0f} minutes: run it again, or "
-                "say --cancel"
-            )
-        else:
-            outcome.done.append(f"job {job.name}")
-            progress.say(f"ended  job {job.name}")
-    return outcome
+def lost_text(lost: Mapping[str, int | None]) -> str:
+    """Losses -> a text of them."""
+    return " and ".join(_counted(count, what) for what, count in lost.items())
+
+
+def _going(removals: Sequence[Removal]) -> list[Removal]:
+    return [r for r in removals if r.action in ("remove", "truncate")]
+
+
+def _counted(count: int | None, what: str) -> str:
+    return f"an unknown number of {what}" if count is None else f"{count:,} {what}"
 
 
 def remove(
-    removals: Sequence[Removal], busy: Mapping[str, str], kinds: Kinds, progress: Progress
+    removals: Sequence[Removal], choice: Choice, kinds: Kinds, progress: Progress
 ) -> Outcome:
-    """Removals, what jobs still use -> done, as far as nothing stands against it.
+    """Removals as they were chosen -> done, as far as nothing has changed since.
 
-    busy: who uses it, by pipeline and by name of a subscription. Goes on after an error.
+    Goes on after an error.
     """
-    outcome, still_there = Outcome(), list[Resource]()
+    outcome, still_there, blocked = Outcome(), list[Resource](), dict[str, list[Resource]]()
     for number, removal in enumerate(removals):
         resource = removal.resource
         progress.now(f"{number + 1} of {len(removals)}: {resource}")
         try:
-            _check(removal, busy, still_there)
+            _check(removal, still_there)
             with told(f"{resource} cannot be removed", kinds[resource.kind].role):
-                _remove(removal, kinds)
+                _carry_out(removal, choice, kinds)
         except MillraceError as error:
             still_there.append(resource)
-            if isinstance(error, Kept):
-                outcome.kept.append(str(resource))
+            if not isinstance(error, Kept):
+                outcome.errors.append(str(error))
+            elif removal.job is not None:
+                blocked.setdefault(removal.job, []).append(resource)
                 progress.say(f"kept  {resource}  {error}")
             else:
-                outcome.errors.append(str(error))
+                outcome.kept.append(f"{resource}: {error}")
+                progress.say(f"kept  {resource}  {error}")
         else:
-            outcome.done.append(str(resource))
-            past = "truncated" if removal.action == "truncate" else "removed"
+            emptied = removal.action == "truncate"
+            (outcome.emptied if emptied else outcome.done).append(str(resource))
+            past = "truncated" if emptied else "removed"
             progress.say(f"{past}  {resource}  {removal.told}".rstrip())
+    outcome.blocked += [_still_runs(job, kept) for job, kept in blocked.items()]
     progress.clear()
     return outcome
 
 
-def _check(removal: Removal, busy: Mapping[str, str], still_there: Sequence[Resource]) -> None:
-    """Raises Kept, or OutputError where a job that runs stands against it."""
-    resource = removal.resource
+def _still_runs(job: str, kept: Sequence[Resource]) -> str:
+    what = str(kept[0]) if len(kept) == 1 else f"what it may use ({len(kept)} resources)"
+    return (
+        f"{what} was not touched: job {job} still runs: stop it first, with "
+        f"`python -m resources cleanup --kinds job --jobs {job} --yes` if it is yours"
+    )
+
+
+def _check(removal: Removal, still_there: Sequence[Resource]) -> None:
+    """Raises Kept where it is kept, or needed by what could not be removed."""
     if removal.action == "keep":
         raise Kept(removal.reason)
-    for used in (*resource.pipelines, resource.name):
-        if used in busy:
-            raise OutputError(f"{resource} was not touched: {busy[used]}")
     for other in still_there:
-        if resource.key in other.needs:
+        if removal.action == "remove" and removal.resource.key in other.needs:
             raise Kept(f"{other} needs it, and is still there")
 
 
-def _remove(removal: Removal, kinds: Kinds) -> None:
-    kind = kinds[removal.resource.kind]
+def _carry_out(removal: Removal, choice: Choice, kinds: Kinds) -> None:
+    """A removal -> done; raises Kept where it is not ours any more, or only lost our label."""
+    resource, kind = removal.resource, kinds[removal.resource.kind]
     try:
+        if resource.kind not in _OWNERS:
+            again = kind.look(resource)
+            if again is None:
+                return
+            looked: Looked = {resource.key: again}
+            reason = _foreign(resource, looked, choice)
+            if not reason and removal.action != "release" and _others(resource, looked, choice):
+                reason = "another configuration uses it by now"
+            if reason:
+                raise Kept(reason)
+        if removal.action == "release" and choice.config is not None:
+            kind.relabel(resource, {config_label(choice.config): None})
+            raise Kept(f"{removal.reason}; it has lost the label of this one")
         if removal.action == "truncate" and isinstance(kind, Tables):
-            kind.truncate(removal.resource)
+            kind.truncate(resource)
         else:
-            kind.delete(removal.resource)
+            kind.delete(resource)
     except exceptions.NotFound:
         # Somebody else was quicker, or an attempt before this one.
         return

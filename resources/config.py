@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from cloud.regions import region_fault
 from model_handlers.architecture import check_names
 from model_handlers.errors import UsageError, nearest
 
@@ -18,9 +20,10 @@ PIPELINES = ("batch_local", "batch_vertex", "stream_local", "stream_vertex")
 _LABEL_KEY = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _LABEL_VALUE = re.compile(r"[a-z0-9_-]{0,63}")
 _PATTERNS = {
+    # Of 63 characters of a label's key, less those of CONFIG_LABEL.
+    "name": (r"[a-z0-9][a-z0-9_-]{0,46}", "1 to 47 of a-z, 0-9, _ and -"),
     # A domain-scoped project has its domain before it.
     "project": (r"([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]", "6 to 30 of a-z, 0-9 and -"),
-    "region": (r"[a-z]+(-[a-z]+)+\d+", "a region as us-central1"),
     "location": (r"[A-Za-z]+[A-Za-z0-9-]*", "a region or a multi-region as US"),
     "bucket": (r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]", "3 to 63 of a-z, 0-9, ., _ and -"),
     "dataset": (r"\w{1,1024}", "letters, digits and _"),
@@ -33,10 +36,19 @@ _PATTERNS = {
 }
 
 
+# What a configuration's default name is made of: whatever names or places a resource or a job. The
+# rest (pipelines, labels, model) may change, and it is the same configuration.
+_NAMING = (
+    *("region", "bucket", "dataset", "prefix", "folder", "job_prefix", "source_table"),
+    "service_account",
+)
+
+
 @dataclass(frozen=True)
 class Config:
     """What millrace.toml says; the defaults are the reference's names.
 
+    name: tells configurations of a project apart: what setup makes carries it as a label.
     location: of bucket and dataset, by default the region. bucket: by default named as the
     project. folder: of the bucket, that all files are in. prefix: of topics, subscriptions
     and, with _ for -, tables. model: the package to upload, None for none. trusted_modules:
@@ -57,12 +69,18 @@ class Config:
     trusted_modules: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     pipelines: tuple[str, ...] = PIPELINES
+    name: str = ""
 
     def __post_init__(self) -> None:
         """Fills what follows from other fields. Raises UsageError."""
         object.__setattr__(self, "location", self.location or self.region)
         # A domain-scoped project's name cannot be a bucket's.
         object.__setattr__(self, "bucket", self.bucket or self.project.rpartition(":")[2])
+        object.__setattr__(self, "name", self.name or self._default_name())
+        if fault := region_fault(self.region):
+            raise UsageError(f"region = {fault}")
+        if "-" in self.location and (fault := region_fault(self.location.lower())):
+            raise UsageError(f"location = {fault}")
         for name, (pattern, told) in _PATTERNS.items():
             value = getattr(self, name)
             if not re.fullmatch(pattern, value, re.ASCII):
@@ -74,6 +92,11 @@ class Config:
                 )
         check_names(self.trusted_modules)
         check_pipelines(self.pipelines, "pipelines")
+
+    def _default_name(self) -> str:
+        """The beginning of the prefix, for people, and a digest of all that names or places."""
+        named = "\n".join(getattr(self, field) for field in _NAMING)
+        return f"{self.prefix[:38]}-{hashlib.sha256(named.encode()).hexdigest()[:8]}"
 
 
 def check_pipelines(names: tuple[str, ...], place: str) -> None:
@@ -105,14 +128,21 @@ def read_config(
                 f"{', '.join(known)}"
             )
         _check_type(path, name, value, known[name])
-    values |= {name: value for name, value in given.items() if value is not None}
+    flags = {name: value for name, value in given.items() if value is not None}
+    written = {*values} - {*flags}
+    values |= flags
     if "project" not in values:
         values["project"] = find_project()
     if values["project"] is None:
         raise UsageError(f'which project? say project = "..." in {path}, or --project')
     for name, default in (("pipelines", PIPELINES), ("trusted_modules", ())):
         values[name] = tuple(values.get(name, default))
-    return Config(**values)
+    try:
+        return Config(**values)
+    except UsageError as error:
+        # Of a flag, or of a default that follows from one, the file says nothing.
+        key = "labels" if str(error).startswith("label ") else re.split(r"\W", str(error))[0]
+        raise UsageError(f"{path}: {error}" if key in written else str(error)) from error
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
@@ -16,6 +16,11 @@ from transforms.row_schemas import FAILURE_SCHEMA, REFERENCE_SCHEMA, REFERENCE_S
 
 # The label of everything that is made here, and by `python -m serving deploy`.
 OWNER = {"created_by": "millrace"}
+# Of a configuration, with its name behind it: a resource that several use carries one of each.
+CONFIG_LABEL, IN_USE = "millrace_config_", "used"
+LABEL = "label "
+# Kinds that setup labels; of an account the description says it.
+LABELLED = ("account", "bucket", "dataset", "table", "topic", "subscription")
 ACKNOWLEDGE_SECONDS = 60
 
 BATCH, STREAM = ("batch_local", "batch_vertex"), ("stream_local", "stream_vertex")
@@ -57,7 +62,7 @@ class Resource:
 
     name: as Google has it, unique within the kind. properties: what it shall have. needs:
     what must be there before it. pipelines: that need it. on_demand: made only if asked
-    for, and removed only if it carries our label.
+    for.
     """
 
     kind: str
@@ -85,11 +90,19 @@ def declare(
     the current one; None where nobody asked.
     """
     chosen = set(config.pipelines)
+    label = {f"{LABEL}{config_label(config.name)}": IN_USE}
     return [
-        resource
+        replace(resource, properties={**resource.properties, **label})
+        if resource.kind in LABELLED
+        else resource
         for resource in _all(config, example_rows, model_digest)
         if chosen.intersection(resource.pipelines)
     ]
+
+
+def config_label(name: str) -> str:
+    """A configuration's name -> the key of the label of what it uses."""
+    return f"{CONFIG_LABEL}{name}"
 
 
 def _all(config: Config, example_rows: int | None, model_digest: str | None) -> Iterator[Resource]:

@@ -14,7 +14,7 @@ from resources.cleanup import REMOVABLE
 from resources.config import CONFIG_NAME, PIPELINES
 from resources.kinds import KINDS
 
-_UNITS = {"m": 60, "h": 3600, "d": 86400}
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 # Names for several pipelines, beside their own.
 _GROUPS = {
     part: tuple(name for name in PIPELINES if part in name.split("_"))
@@ -27,8 +27,15 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see --help")
 
 
-def _names(text: str) -> tuple[str, ...]:
+def _list(text: str) -> tuple[str, ...]:
     return tuple(part for part in text.split(",") if part)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    # An empty one, as of a variable that is not set, would otherwise choose everything.
+    if not all(text.split(",")):
+        raise argparse.ArgumentTypeError(f"expected names with a comma between them, got {text!r}")
+    return tuple(text.split(","))
 
 
 def _pipelines(text: str) -> tuple[str, ...]:
@@ -62,7 +69,7 @@ def _rows(text: str) -> int:
 
 
 def _age(text: str) -> timedelta:
-    found = re.fullmatch(r"(\d{1,6})([mhd])", text)
+    found = re.fullmatch(r"(\d{1,6})([smhd])", text)
     if found is None:
         raise argparse.ArgumentTypeError(f"expected a time as 30m, 12h or 7d, got {text!r}")
     return timedelta(seconds=int(found[1]) * _UNITS[found[2]])
@@ -117,7 +124,7 @@ def _add_common(command: argparse.ArgumentParser, known: Sequence[str]) -> None:
     )
     add(
         "--api_endpoints",
-        type=_names,
+        type=_list,
         default=(),
         metavar="SERVICE=ADDRESS,...",
         help="private endpoints or emulators, as in bigquery=http://localhost:9050",
@@ -136,7 +143,7 @@ def _add_making(command: argparse.ArgumentParser) -> None:
     add("--model", metavar="PATH", help="model package to upload (default: the config's)")
     add(
         "--trusted_modules",
-        type=_names,
+        type=_list,
         metavar="A,B",
         help="top-level Python modules that the package's architecture may import (default: the "
         "config's, else none)",
@@ -171,7 +178,7 @@ def _add_cleanup(command: argparse.ArgumentParser) -> None:
     add(
         "--project_confirm",
         metavar="NAME",
-        help="the project's name, asked for where rows of tables would be lost",
+        help="the project's name, asked for where rows, files or waiting messages would be lost",
     )
     add(
         "--pipelines",
@@ -179,7 +186,13 @@ def _add_cleanup(command: argparse.ArgumentParser) -> None:
         metavar="A,B",
         help="only what these alone need: names, or batch, stream, local, vertex",
     )
-    add("--jobs", default="*", metavar="PATTERN", help="only jobs of such names, as in '*-test-*'")
+    add(
+        "--jobs",
+        type=_names,
+        default=(),
+        metavar="A,B",
+        help="only jobs of these names, or of a pattern as '*-test-*'; nothing else but them",
+    )
     add(
         "--truncate",
         action="store_true",

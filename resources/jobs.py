@@ -5,23 +5,27 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from google.api_core import exceptions
+from google.protobuf.json_format import MessageToDict
 
 from cloud.clients import Cloud
 from cloud.dataflow_lists import not_listed, read_jobs
 from cloud.errors import retry
 from resources.config import Config
 from resources.declaration import declare
+from resources.kind import configs_of
+from resources.storage import SCHEME, split
 
 if TYPE_CHECKING:
     from cloud.clients import Dataflow
 
 ROLE = "roles/dataflow.developer"
 _POLL_SECONDS = 5.0
+_ENDED = ("DONE", "FAILED", "CANCELLED", "UPDATED", "DRAINED")
 # By pipeline: the reference's names. The longest that fits tells, since the first is the
 # beginning of the second.
 _STEMS = {
@@ -37,7 +41,8 @@ class Job:
     """A job that has not ended.
 
     pipeline: None where the name is not one of ours. subscriptions: that it reads, as Dataflow
-    tells them.
+    tells them. Only `Jobs.whole` tells configs, those of its labels; buckets, that it stages in;
+    account, that its workers run as.
     """
 
     ident: str
@@ -48,6 +53,9 @@ class Job:
     streaming: bool
     created: datetime
     subscriptions: tuple[str, ...] = ()
+    configs: frozenset[str] = frozenset()
+    buckets: tuple[str, ...] = ()
+    account: str = ""
 
     @property
     def drains(self) -> bool:
@@ -123,6 +131,28 @@ class Jobs:
         kept = [job for job in every if job.pipeline or ours.intersection(job.subscriptions)]
         return kept, unseen
 
+    def whole(self, job: Job) -> Job | None:
+        """A job -> itself with what a list does not tell; None if it has ended meanwhile."""
+        from google.cloud.dataflow_v1beta3 import GetJobRequest, JobState, JobView
+
+        request = GetJobRequest(**self._named(job), view=JobView.JOB_VIEW_ALL)
+        try:
+            answer = self._clients.jobs.get_job(request=request, retry=self._retry)
+        except exceptions.NotFound:
+            return None
+        if JobState(answer.current_state).name.removeprefix("JOB_STATE_") in _ENDED:
+            return None
+        environment = answer.environment
+        found = MessageToDict(type(answer).pb(answer).environment.sdk_pipeline_options)
+        options = found.get("options", {})
+        places = (str(options.get(name) or "") for name in ("temp_location", "staging_location"))
+        return replace(
+            job,
+            configs=configs_of(answer.labels),
+            buckets=tuple({split(place)[0] for place in places if place.startswith(SCHEME)}),
+            account=environment.service_account_email or options.get("service_account_email") or "",
+        )
+
     def usage(self, job: Job) -> Usage:
         """A job -> what it used, zeros where Dataflow does not tell yet."""
         answer = self._clients.metrics.get_job_metrics(request=self._named(job), retry=self._retry)
@@ -146,13 +176,13 @@ class Jobs:
             return job.state
         drain = job.drains and not cancel
         wanted = JobState.JOB_STATE_DRAINED if drain else JobState.JOB_STATE_CANCELLED
-        self._clients.jobs.update_job(
-            request={
-                **self._named(job),
-                "job": Asked(requested_state=wanted),
-            },
-            retry=self._retry,
-        )
+        request = {**self._named(job), "job": Asked(requested_state=wanted)}
+        try:
+            self._clients.jobs.update_job(request=request, retry=self._retry)
+        except exceptions.BadRequest:
+            if self.whole(job) is not None:
+                raise
+            # It ended by itself in between.
         return "draining" if drain else "cancelling"
 
     def wait(

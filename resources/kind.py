@@ -12,19 +12,34 @@ from google.api_core import exceptions
 from cloud.clients import Cloud
 from cloud.errors import explain, is_passing, retry, told_as
 from model_handlers.errors import MillraceError, OutputError
-from resources.declaration import OWNER, Resource
+from resources.declaration import CONFIG_LABEL, LABEL, OWNER, Resource
 
 
 @dataclass(frozen=True)
 class Found:
-    """What is there: its properties, whether it carries our label, what would be lost with it."""
+    """What is there: its properties, whether it carries our label, what would be lost with it.
+
+    configs: names of the configurations whose labels it carries. losses: what would be lost
+    besides rows, by its name; None where nobody knows how much. holds: names of what is in it or
+    uses it, and so keeps it. told: beside rows and bytes, for people.
+    """
 
     properties: Mapping[str, str] = field(default_factory=dict)
     ours: bool = True
     rows: int = 0
     size: int = 0
-    # Beside rows and bytes, for people.
     told: str = ""
+    configs: frozenset[str] = frozenset()
+    losses: Mapping[str, int | None] = field(default_factory=dict)
+    holds: tuple[str, ...] = ()
+
+    @classmethod
+    def labelled(
+        cls, labels: Mapping[str, str] | None, properties: Mapping[str, str], **rest: Any
+    ) -> Found:
+        """Labels and properties -> Found, with the labels among its properties."""
+        shown = {f"{LABEL}{key}": value for key, value in dict(labels or {}).items()}
+        return cls({**properties, **shown}, is_ours(labels), configs=configs_of(labels), **rest)
 
 
 class Kept(MillraceError):
@@ -42,8 +57,8 @@ class Kind:
     labels: Mapping[str, str] = field(default_factory=lambda: OWNER)
     # Google's role that has what they take.
     role: ClassVar[str] = ""
-    # Whether it is removed even where it does not carry our label.
-    removes_unlabelled: ClassVar[bool] = True
+    # How it is told that something keeps it.
+    held: ClassVar[str] = "{} is in it"
 
     def look(self, resource: Resource) -> Found | None:
         """A resource -> what is there of it, None if it is not there."""
@@ -61,6 +76,17 @@ class Kind:
         """A resource of ours, names of properties -> with these as they shall be."""
         raise NotImplementedError
 
+    def relabel(self, resource: Resource, labels: Mapping[str, str | None]) -> None:
+        """A resource of ours, labels -> with these besides its own; without those that are None."""
+        raise NotImplementedError
+
+    def holds(self, resource: Resource) -> tuple[str, ...]:
+        """A resource that is there -> names of what is in it or uses it, and so keeps it.
+
+        As many as are needed to tell whether it can go.
+        """
+        return ()
+
     def delete(self, resource: Resource) -> None:
         """A resource -> gone. Raises exceptions.NotFound, or Kept where others use it."""
         raise NotImplementedError
@@ -75,6 +101,19 @@ def is_ours(labels: Mapping[str, str] | None) -> bool:
     return OWNER.items() <= dict(labels or {}).items()
 
 
+def configs_of(labels: Mapping[str, str] | None) -> frozenset[str]:
+    """Labels -> the names of the configurations that use what carries them."""
+    return frozenset(
+        key.removeprefix(CONFIG_LABEL) for key in dict(labels or {}) if key.startswith(CONFIG_LABEL)
+    )
+
+
+def changed(labels: Mapping[str, str], changes: Mapping[str, str | None]) -> dict[str, str]:
+    """Labels as they are, changes as `relabel` takes them -> labels as they shall be."""
+    merged = {**labels, **changes}
+    return {key: value for key, value in merged.items() if value is not None}
+
+
 @contextmanager
 def told(what: str, role: str) -> Iterator[None]:
     """What cannot be done, the role that it takes -> errors of the block raised as OutputError."""
@@ -82,14 +121,14 @@ def told(what: str, role: str) -> Iterator[None]:
         try:
             yield
         except exceptions.Forbidden as error:
-            if not _lacks_role(error):
+            if not lacks_role(error):
                 raise
             raise OutputError(
                 f"{what}: {_said(error)}; grant the account the role {role}"
             ) from error
 
 
-def _lacks_role(error: exceptions.Forbidden) -> bool:
+def lacks_role(error: exceptions.Forbidden) -> bool:
     """Whether it is neither a quota nor an API that was not enabled."""
     return not is_passing(error) and not is_disabled(error) and "quota" not in str(error).lower()
 

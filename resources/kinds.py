@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from cloud.clients import Cloud
 from resources.bigquery import Datasets, Tables
 from resources.config import Config
-from resources.declaration import OWNER, Resource
+from resources.declaration import IN_USE, OWNER, Resource, config_label
 from resources.kind import Found, Kind, told
 from resources.package import Package
 from resources.plan import is_absent
@@ -37,9 +37,14 @@ Looked = dict[tuple[str, str], Found | None]
 
 def open_kinds(cloud: Cloud, config: Config, package: Package | None = None) -> Kinds:
     """What is needed to reach resources -> one value a kind. package: for the model."""
-    labels = {**config.labels, **OWNER}
+    labels = {**config.labels, **OWNER, config_label(config.name): IN_USE}
     kinds = {name: kind(cloud, labels) for name, kind in KINDS.items()}
-    return {**kinds, "model": Models(cloud, labels, package)}
+    return {
+        **kinds,
+        "bucket": Buckets(cloud, labels, f"{config.folder}/"),
+        "model": Models(cloud, labels, package),
+        "registry_model": RegistryModels(cloud, labels, config.bucket),
+    }
 
 
 def look_at(resources: Sequence[Resource], kinds: Kinds, progress: Progress) -> Looked:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from resources.declaration import Resource
+from resources.declaration import LABEL, Resource
 from resources.kind import Found
 
 Action = Literal["keep", "create", "change", "conflict"]
@@ -75,9 +75,14 @@ def make_step(
     if found is None:
         return Step(resource, "create")
     differing = differences(resource, found)
+    if not found.ours:
+        # It is taken as it is, and does not become ours by being used.
+        differing = tuple(d for d in differing if not d.name.startswith(LABEL))
     if not differing:
         return Step(resource, "keep")
-    mendable = found.ours and all(mends(d.name, d.found) for d in differing)
+    mendable = found.ours and all(
+        d.name.startswith(LABEL) or mends(d.name, d.found) for d in differing
+    )
     return Step(resource, "change" if mendable else "conflict", differing)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TextIO
 
@@ -35,6 +37,16 @@ class Progress:
             self.line.write(_CLEAR)
             self.line.flush()
             self._shown = False
+
+
+@contextmanager
+def progressing() -> Iterator[Progress]:
+    """Nothing -> progress of a command on its terminal, cleared at the end."""
+    progress = Progress(sys.stdout, sys.stderr)
+    try:
+        yield progress
+    finally:
+        progress.clear()
 
 
 def aligned(rows: Sequence[tuple[str, ...]], indent: str = "") -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from google.api_core import exceptions
@@ -12,11 +12,11 @@ from google.api_core import exceptions
 from cloud.discovered import execute, execute_once
 from cloud.errors import retry
 from model_handlers.errors import OutputError
-from resources.declaration import Resource
-from resources.kind import Found, Kind
+from resources.declaration import IN_USE, OWNER, Resource, config_label
+from resources.kind import Found, Kind, changed, configs_of
 
 # Accounts have no labels.
-_MARK = "created by millrace"
+_MARK, _FOR = "created by millrace", " for "
 _POLL_SECONDS = 1.0
 # The version of policies that have conditions, which would be lost by asking for less.
 _POLICY_VERSION = 3
@@ -62,7 +62,6 @@ class Accounts(Kind):
     """The service account that workers run as."""
 
     role: ClassVar = "roles/iam.serviceAccountAdmin"
-    removes_unlabelled: ClassVar = False
 
     @functools.cached_property
     def client(self) -> Any:
@@ -72,17 +71,32 @@ class Accounts(Kind):
     def look(self, resource: Resource) -> Found | None:
         """Whose it is."""
         try:
-            found = execute(self.client.get(name=self._name(resource)), self.cloud.retry_seconds)
+            return Found.labelled(self._labels(resource), {})
         except exceptions.NotFound:
             return None
-        return Found(ours=_MARK in found.get("description", ""))
 
     def create(self, resource: Resource) -> None:
         """With a description that says who made it."""
-        account = {"displayName": "Millrace's workers", "description": _MARK}
+        account = {"displayName": "Millrace's workers", "description": _described(self.labels)}
         body = {"accountId": resource.name.partition("@")[0], "serviceAccount": account}
         request = self.client.create(name=f"projects/{self.cloud.project}", body=body)
         execute(request, self.cloud.retry_seconds)
+
+    def relabel(self, resource: Resource, labels: Mapping[str, str | None]) -> None:
+        """Its description names the configurations."""
+        text = _described(changed(self._labels(resource), labels))
+        body = {"serviceAccount": {"description": text}, "updateMask": "description"}
+        request = self.client.patch(name=self._name(resource), body=body)
+        execute(request, self.cloud.retry_seconds)
+
+    def _labels(self, resource: Resource) -> dict[str, str]:
+        """The account -> what labels would say. Accounts have none, but a description."""
+        request = self.client.get(name=self._name(resource))
+        text = execute(request, self.cloud.retry_seconds).get("description", "")
+        if not text.startswith(_MARK):
+            return {}
+        names = text.removeprefix(_MARK).removeprefix(_FOR).split(", ")
+        return {**OWNER, **{config_label(name): IN_USE for name in names if name}}
 
     def delete(self, resource: Resource) -> None:
         """The account."""
@@ -161,6 +175,12 @@ class Roles(Kind):
                 raise
 
         retry(self.cloud.retry_seconds, exceptions.Conflict)(once)()
+
+
+def _described(labels: Mapping[str, str]) -> str:
+    """Labels -> the description that says the same."""
+    names = ", ".join(sorted(configs_of(labels)))
+    return f"{_MARK}{_FOR}{names}" if names else _MARK
 
 
 def _member(resource: Resource) -> str:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from google.api_core import exceptions
 
 from resources.declaration import Resource
-from resources.kind import Found, Kept, Kind, is_ours
+from resources.kind import Found, Kept, Kind, changed
 
 if TYPE_CHECKING:
     from google.pubsub_v1.types import Subscription
 
+# Within which a subscription hands over what it has.
+_PEEK_SECONDS = 2.0
 _MASKS = {
     "acknowledge deadline": "ack_deadline_seconds",
     "expires": "expiration_policy",
@@ -23,6 +27,7 @@ class Topics(Kind):
     """Topics, which are removed only when no subscription but ours is left."""
 
     role: ClassVar = "roles/pubsub.editor"
+    held: ClassVar = "{} still subscribes to it"
 
     def look(self, resource: Resource) -> Found | None:
         """That it is there."""
@@ -30,17 +35,28 @@ class Topics(Kind):
             topic = self.cloud.publisher().get_topic(topic=resource.name, retry=self._retry)
         except exceptions.NotFound:
             return None
-        return Found(ours=is_ours(topic.labels))
+        return Found.labelled(topic.labels, {})
 
     def create(self, resource: Resource) -> None:
         """With the labels."""
         request = {"name": resource.name, "labels": dict(self.labels)}
         self.cloud.publisher().create_topic(request=request, retry=self._retry)
 
+    def relabel(self, resource: Resource, labels: Mapping[str, str | None]) -> None:
+        """Reads and writes them."""
+        topic = self.cloud.publisher().get_topic(topic=resource.name, retry=self._retry)
+        new = {"name": resource.name, "labels": changed(topic.labels, labels)}
+        request = {"topic": new, "update_mask": {"paths": ["labels"]}}
+        self.cloud.publisher().update_topic(request=request, retry=self._retry)
+
+    def holds(self, resource: Resource) -> tuple[str, ...]:
+        """Its subscriptions."""
+        return tuple(self.subscriptions(resource))
+
     def delete(self, resource: Resource) -> None:
         """The topic, unless a subscription would be left without one."""
-        if left := self.subscriptions(resource):
-            raise Kept(f"{left[0]} still subscribes to it")
+        for name in self.holds(resource):
+            raise Kept(self.held.format(name))
         self.cloud.publisher().delete_topic(topic=resource.name, retry=self._retry)
 
     def subscriptions(self, resource: Resource) -> list[str]:
@@ -68,7 +84,7 @@ class Subscriptions(Kind):
             "expires": _expiry(found),
             "dead letter policy": found.dead_letter_policy.dead_letter_topic or "none",
         }
-        return Found(properties, is_ours(found.labels))
+        return Found.labelled(found.labels, properties)
 
     def create(self, resource: Resource) -> None:
         """With its topic, which must be there."""
@@ -88,14 +104,53 @@ class Subscriptions(Kind):
         }
         self.cloud.subscriber().update_subscription(request=request, retry=self._retry)
 
+    def relabel(self, resource: Resource, labels: Mapping[str, str | None]) -> None:
+        """Reads and writes them."""
+        subscriber = self.cloud.subscriber()
+        found = subscriber.get_subscription(subscription=resource.name, retry=self._retry)
+        new = {"name": resource.name, "labels": changed(found.labels, labels)}
+        request = {"subscription": new, "update_mask": {"paths": ["labels"]}}
+        subscriber.update_subscription(request=request, retry=self._retry)
+
+    def peek(self, resource: Resource) -> int | None:
+        """A subscription -> how many messages it hands over at once; it gets them back.
+
+        None where it does not let itself be read.
+        """
+        subscriber, ended = self.cloud.subscriber(), threading.Event()
+
+        def requests() -> Iterator[dict[str, Any]]:
+            yield {"subscription": resource.name, "stream_ack_deadline_seconds": 10}
+            # A stream whose requests have ended is closed by the server.
+            ended.wait(2 * _PEEK_SECONDS)
+
+        try:
+            tickets = self._first(
+                subscriber.streaming_pull(requests=requests(), timeout=_PEEK_SECONDS, retry=None)
+            )
+            if tickets:
+                subscriber.modify_ack_deadline(
+                    subscription=resource.name, ack_ids=tickets, ack_deadline_seconds=0
+                )
+        except (exceptions.NotFound, exceptions.DeadlineExceeded):
+            return 0
+        except exceptions.GoogleAPICallError:
+            return None
+        finally:
+            ended.set()
+        return len(tickets)
+
+    @staticmethod
+    def _first(stream: Any) -> list[str]:
+        """A stream of answers -> the tickets of the first that has messages."""
+        for answer in stream:
+            if answer.received_messages:
+                stream.cancel()
+                return [message.ack_id for message in answer.received_messages]
+        return []
+
     def delete(self, resource: Resource) -> None:
-        """The subscription with its messages, unless it is another topic's."""
-        found = self.look(resource)
-        if found and found.properties["topic"] not in (
-            resource.properties["topic"],
-            "_deleted-topic_",
-        ):
-            raise Kept(f"it is a subscription of {found.properties['topic']}, not of ours")
+        """The subscription with its messages."""
         self.cloud.subscriber().delete_subscription(subscription=resource.name, retry=self._retry)
 
     def _wanted(self, resource: Resource) -> dict[str, Any]:

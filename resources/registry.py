@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from google.api_core import exceptions
@@ -11,6 +12,7 @@ from google.api_core import exceptions
 from model_handlers.errors import OutputError
 from resources.declaration import Resource
 from resources.kind import Found, Kept, Kind, is_ours
+from resources.storage import split
 
 if TYPE_CHECKING:
     from cloud.clients import Vertex
@@ -18,11 +20,17 @@ if TYPE_CHECKING:
 _POLL_SECONDS = 1.0
 
 
+@dataclass(frozen=True)
 class RegistryModels(Kind):
-    """Registered models with all their versions. None is made here."""
+    """Registered models with all their versions. None is made here.
 
+    bucket: of the configuration. Whoever deploys knows no configuration, so a model is told to be
+    another's by the bucket that its files are in.
+    """
+
+    bucket: str = ""
     role: ClassVar = "roles/aiplatform.user"
-    removes_unlabelled: ClassVar = False
+    held: ClassVar = "{} serves it: run `python -m serving undeploy` first"
 
     @functools.cached_property
     def clients(self) -> dict[str, Vertex]:
@@ -37,17 +45,22 @@ class RegistryModels(Kind):
             return None
         deployed = [d.endpoint.rpartition("/")[2] for d in model.deployed_models]
         told = f"deployed on endpoint {', '.join(deployed)}" if deployed else "not deployed"
-        return Found(ours=is_ours(model.labels), told=told)
+        elsewhere = bool(model.artifact_uri) and split(model.artifact_uri)[0] != self.bucket
+        if elsewhere:
+            told += f", its files are in {model.artifact_uri}"
+        return Found(ours=is_ours(model.labels) and not elsewhere, told=told)
+
+    def holds(self, resource: Resource) -> tuple[str, ...]:
+        """The endpoints that serve it."""
+        model = self._clients(resource).models.get_model(name=resource.name, retry=self._retry)
+        return tuple(f"endpoint {deployed.endpoint}" for deployed in model.deployed_models)
 
     def delete(self, resource: Resource) -> None:
         """The model, unless an endpoint serves it."""
         clients = self._clients(resource)
-        model = clients.models.get_model(name=resource.name, retry=self._retry)
-        for deployed in model.deployed_models:
-            raise Kept(
-                f"endpoint {deployed.endpoint} serves it: run `python -m serving undeploy` first"
-            )
-        operation = clients.models.delete_model(name=model.name, retry=self._retry).operation
+        for endpoint in self.holds(resource):
+            raise Kept(self.held.format(endpoint))
+        operation = clients.models.delete_model(name=resource.name, retry=self._retry).operation
         while not operation.done:
             time.sleep(_POLL_SECONDS)
             operation = clients.operations.get_operation(operation.name, retry=self._retry)

@@ -10,8 +10,8 @@ from google.api_core import exceptions
 from google.api_core.retry import Retry
 
 from model_handlers.errors import MillraceError, OutputError
-from resources.declaration import Resource
-from resources.kind import is_disabled, told
+from resources.declaration import LABEL, LABELLED, Resource
+from resources.kind import Kind, is_disabled, told
 from resources.kinds import Kinds, look_at
 from resources.plan import Step, make_step, wanted
 from resources.progress import Progress
@@ -23,10 +23,16 @@ _ENABLED_SECONDS, _PAUSE_SECONDS = 180.0, 1.0
 
 
 def plan(resources: Sequence[Resource], kinds: Kinds, progress: Progress) -> list[Step]:
-    """A declaration -> a step for each resource. Raises OutputError, CredentialsError."""
+    """A declaration -> a step for each resource. Raises OutputError, CredentialsError.
+
+    What is made on demand is only labelled, where an earlier version made it.
+    """
     chosen = wanted(resources)
-    looked = look_at(chosen, kinds, progress)
-    return [make_step(r, looked[r.key], kinds[r.kind].mends) for r in chosen]
+    others = [r for r in resources if r.on_demand and r.kind in LABELLED]
+    looked = look_at([r for r in resources if r in chosen or r in others], kinds, progress)
+    steps = [make_step(r, looked[r.key], kinds[r.kind].mends) for r in chosen]
+    more = [make_step(r, looked[r.key], kinds[r.kind].mends) for r in others]
+    return steps + [step for step in more if step.action == "change"]
 
 
 def set_up(resources: Sequence[Resource], kinds: Kinds, progress: Progress) -> list[Step]:
@@ -64,7 +70,7 @@ def _take(step: Step, kinds: Kinds, patient: Patient, done: list[Step]) -> None:
     try:
         with told(f"{resource} cannot be made", kind.role):
             if step.action == "change":
-                kind.mend(resource, names)
+                _change(resource, names, kind)
                 return
             try:
                 patient(functools.partial(kind.create, resource))
@@ -76,6 +82,20 @@ def _take(step: Step, kinds: Kinds, patient: Patient, done: list[Step]) -> None:
     except MillraceError as error:
         far = f"{len(done)} steps are done" if done else "nothing was done before"
         raise type(error)(f"{error}; {far}: run it again to go on") from error
+
+
+def _change(resource: Resource, names: Sequence[str], kind: Kind) -> None:
+    """A resource, properties that differ -> they are as they shall be."""
+    labels = {
+        name.removeprefix(LABEL): resource.properties[name]
+        for name in names
+        if name.startswith(LABEL)
+    }
+    others = [name for name in names if not name.startswith(LABEL)]
+    if labels:
+        kind.relabel(resource, labels)
+    if others:
+        kind.mend(resource, others)
 
 
 def _at_once(call: Callable[[], Any]) -> Any:

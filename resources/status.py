@@ -12,7 +12,7 @@ from cloud.clients import Cloud
 from cloud.dataflow_lists import not_listed
 from cloud.monitoring import latest
 from model_handlers.errors import CredentialsError, MillraceError
-from resources.declaration import Resource
+from resources.declaration import LABEL, LABELLED, Resource, config_label
 from resources.jobs import ROLE as JOBS_ROLE
 from resources.jobs import Job, Jobs, Usage
 from resources.kind import Found, told
@@ -171,7 +171,21 @@ def _row(resource: Resource, found: Found | None, status: Status) -> tuple[str, 
         age = days(timedelta(seconds=backlog.oldest_seconds or 0))
         oldest = f", the oldest {age} old" if backlog.messages else ""
         told.append(f"{backlog.messages:,} messages wait{oldest}")
+    told.append(_whose(resource, found))
     return ("there", resource.kind, resource.name, ", ".join(filter(None, told)))
+
+
+def _whose(resource: Resource, found: Found) -> str:
+    """A resource that is there -> whose it is, where it is not this configuration's alone."""
+    if resource.kind not in LABELLED:
+        return ""
+    if not found.ours:
+        return "lacks our label"
+    if not found.configs:
+        return "made by an earlier version: setup labels it"
+    own = {key for key in resource.properties if key.startswith(LABEL)}
+    others = sorted(n for n in found.configs if f"{LABEL}{config_label(n)}" not in own)
+    return f"used by configuration {', '.join(others)}" if others else ""
 
 
 def as_json(status: Status, now: datetime, max_age: timedelta) -> dict[str, Any]:

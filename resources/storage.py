@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,7 +12,7 @@ from google.api_core import exceptions
 
 from model_handlers.errors import MillraceError, OutputError
 from resources.declaration import Resource
-from resources.kind import Found, Kept, Kind, is_ours
+from resources.kind import Found, Kept, Kind, changed
 from resources.package import Package, checksum_of
 
 if TYPE_CHECKING:
@@ -23,9 +23,11 @@ SCHEME = "gs://"
 OURS = ("current.json", "models/", "tmp/", "staging/", "reports/")
 
 
+@dataclass(frozen=True)
 class Buckets(Kind):
-    """Buckets, which are removed only when they are empty."""
+    """Buckets, which are removed only when they are empty. folder: in them, of our files."""
 
+    folder: str = ""
     role: ClassVar = "roles/storage.admin"
 
     @functools.cached_property
@@ -41,7 +43,7 @@ class Buckets(Kind):
             return None
         except exceptions.Forbidden as error:
             raise self._foreign(resource) from error
-        return Found({"location": bucket.location.lower()}, is_ours(bucket.labels))
+        return Found.labelled(bucket.labels, {"location": bucket.location.lower()})
 
     def create(self, resource: Resource) -> None:
         """With access by roles alone, and none for the public."""
@@ -59,10 +61,28 @@ class Buckets(Kind):
                 raise self._foreign(resource) from error
             raise
 
+    def relabel(self, resource: Resource, labels: Mapping[str, str | None]) -> None:
+        """Read and written, unless somebody changes the bucket at the same time."""
+        bucket = self.client.get_bucket(resource.name, retry=self._retry)
+        bucket.labels = changed(bucket.labels, labels)
+        bucket.patch(if_metageneration_match=bucket.metageneration, retry=self._retry)
+
+    def holds(self, resource: Resource) -> tuple[str, ...]:
+        """The folder of our files if one is in it, and the first object that is not ours."""
+        files = f"{SCHEME}{resource.name}/{self.folder}"
+        found: list[str] = []
+        for blob in self.client.list_blobs(
+            resource.name, fields="items(name),nextPageToken", retry=self._retry
+        ):
+            if not is_of_ours(blob.name, self.folder):
+                return (*found, blob.name)
+            found = [files]
+        return tuple(found)
+
     def delete(self, resource: Resource) -> None:
         """The bucket, unless something is in it."""
         for blob in self.client.list_blobs(resource.name, max_results=1, retry=self._retry):
-            raise Kept(f"{blob.name} is in it")
+            raise Kept(self.held.format(blob.name))
         self.client.bucket(resource.name).delete(retry=self._retry)
 
     def _foreign(self, resource: Resource) -> MillraceError:
@@ -160,10 +180,16 @@ class Files(Kind):
 
     def look(self, resource: Resource) -> Found | None:
         """How many, and their bytes."""
-        sizes = [blob.size or 0 for blob in self._blobs(resource)]
-        if not sizes:
+        blobs = list(self._blobs(resource))
+        if not blobs:
             return None
-        return Found(size=sum(sizes), told=f"{len(sizes):,} files")
+        _, folder = split(resource.name)
+        # Packages were copied there by setup.
+        lost = sum(not blob.name.startswith(_copies(folder)) for blob in blobs)
+        size = sum(blob.size or 0 for blob in blobs)
+        return Found(
+            size=size, told=f"{len(blobs):,} files", losses={"files": lost} if lost else {}
+        )
 
     def delete(self, resource: Resource) -> None:
         """All of them."""
@@ -178,11 +204,24 @@ class Files(Kind):
         try:
             for part in OURS:
                 for blob in self.client.list_blobs(bucket, prefix=folder + part, retry=self._retry):
-                    # A prefix that is a file's name begins other names too.
-                    if part.endswith("/") or blob.name == folder + part:
+                    if is_of_ours(blob.name, folder):
                         yield blob
         except exceptions.NotFound:
             return
+
+
+def is_of_ours(name: str, folder: str) -> bool:
+    """An object's name, our folder in the bucket -> whether we or the pipelines put it there."""
+    # A prefix that is a file's name begins other names too.
+    return any(
+        name.startswith(folder + part) if part.endswith("/") else name == folder + part
+        for part in OURS
+    )
+
+
+def _copies(folder: str) -> tuple[str, ...]:
+    """Our folder -> what the names of files begin with that setup copied from this machine."""
+    return f"{folder}current.json", f"{folder}models/"
 
 
 def read_pointer(client: storage.Client, name: str, retry: Any) -> dict[str, Any] | None:

@@ -142,6 +142,18 @@ def labelled_emulators(stream_emulators: LocalCloud) -> Iterator[LocalCloud]:
 
 
 @pytest.fixture
+def make_world(
+    labelled_emulators: LocalCloud, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Any]]:
+    """The name of a project of its own, its pipelines -> the World of tests/resources_world.py."""
+    # Not before a test wants it: clients of Google take seconds.
+    from resources_world import worlds
+
+    with worlds(labelled_emulators, tmp_path, capsys) as make:
+        yield make
+
+
+@pytest.fixture
 def dataset(emulators: LocalCloud, request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of a dataset of the test's own, with its project."""
     name = f"{emulators.cloud.project}.d{abs(hash(request.node.nodeid)):x}"

@@ -20,6 +20,7 @@ from pipelines.flags import parse
 from resources import flags as resources
 from resources.config import PIPELINES
 from resources.declaration import ROLES
+from serving import deploy_flags
 
 ROOT = Path(__file__).parent.parent
 PAGES = {path.name: path.read_text() for path in (ROOT / "docs").glob("*.md")}
@@ -33,6 +34,11 @@ VALUES = {
 }
 TEMPLATE = json.loads((ROOT / "templates/batch_local.json").read_text())
 PARAMETERS = {parameter["name"] for parameter in TEMPLATE["parameters"]}
+SERVING = {
+    "deploy": deploy_flags.deploy_parser,
+    "undeploy": deploy_flags.undeploy_parser,
+    "status": deploy_flags.status_parser,
+}
 COMMANDS = {module.COMMAND.name: module.COMMAND for module in (batch_local, replay)}
 
 
@@ -43,7 +49,7 @@ def filled(text: str) -> str:
 def commands(program: str) -> Iterator[list[str]]:
     """A program -> the arguments of each of its commands in blocks of the docs."""
     for text in PAGES.values():
-        for block in re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        for block in re.findall(r"^```(?:ba)?sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
             for line in filled(block.replace("\\\n", " ")).splitlines():
                 if line.startswith(f"{program} "):
                     yield shlex.split(line.removeprefix(program), comments=True)
@@ -62,6 +68,8 @@ def test_commands_of_the_docs_have_the_flags_that_they_name(args: list[str]) -> 
     name, rest = args[1], args[2:]
     if name == "resources":
         resources.parse(rest)
+    elif name == "serving":
+        SERVING[rest[0]]().parse_args(rest[1:])
     elif name == "model_handlers.package":
         package._parser().parse_args(rest)
     else:

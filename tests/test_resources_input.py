@@ -108,7 +108,10 @@ def test_a_batch_worker_may_not_touch_topics_and_a_local_one_no_endpoint() -> No
         ('bucket = "Bucket"', "bucket = 'Bucket': expected 3 to 63 of a-z"),
         ('prefix = "google-topics"', "not goog..."),
         ('folder = "/models/"', "without a / at its ends"),
-        ('region = "us"', "expected a region as us-central1"),
+        ('region = "us"', "region = 'us': expected a region as us-central1"),
+        ('region = "us-centrall1"', "no such region (nearest: us-central1"),
+        ('location = "europe-west44"', "location = 'europe-west44': expected a region"),
+        ('name = "Fraud"', "name = 'Fraud': expected 1 to 47 of a-z"),
         ('labels = {Team = "x"}', "label Team = 'x': expected small letters"),
         ("project = ", "cannot be read: Invalid value"),
         ('project = "p"', "project = 'p': expected 6 to 30"),
@@ -132,6 +135,10 @@ def test_a_mistake_in_the_config_is_told_in_one_line(
         ([], "the following arguments are required: COMMAND"),
         (["plan", "--kinds", "tabel"], "'tabel' is none (nearest: table"),
         (["cleanup", "--kinds", "service"], "'service' is none"),
+        # As of a variable that is not set: they narrow nothing, and must not choose everything.
+        (["cleanup", "--yes", "--kinds", ""], "expected names with a comma between them, got ''"),
+        (["cleanup", "--yes", "--pipelines", ""], "expected names with a comma between them"),
+        (["cleanup", "--yes", "--jobs", ","], "expected names with a comma between them"),
         (["cleanup", "--pipelines", "streams"], "'streams' is none (nearest: stream"),
         (["status", "--max_age", "week"], "expected a time as 30m, 12h or 7d, got 'week'"),
         (["setup", "--load_example", "0"], "expected a number of rows from 1, got '0'"),
@@ -315,7 +322,7 @@ def test_cleanup_chooses_only_what_is_declared_there_and_not_needed_by_others(
         assert resource.kind in choice.kinds
         assert set(resource.pipelines) <= set(choice.pipelines)
         assert resource.kind != "service"
-        if resource.on_demand and not removal.found.ours:
+        if resource.kind not in ("role", "files") and not removal.found.ours:
             assert removal.action == "keep"
         if resource.kind == "table" and removal.found.properties["type"] == "VIEW":
             assert removal.action == "keep"
@@ -446,6 +453,21 @@ def test_pipelines_are_named_by_themselves_or_by_what_they_share(
     text: str, names: tuple[str, ...]
 ) -> None:
     assert parse(["cleanup", "--pipelines", text]).pipelines == names
+
+
+def test_a_mistake_of_a_flag_is_not_said_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "millrace.toml"
+    path.write_text('project = "some-project"\nregion = "us-east1"')
+    with pytest.raises(UsageError, match=r"^project = 'p': expected"):
+        read_config(path, {"project": "p"})
+    path.write_text('project = "some-project"\nbucket = "Upper"')
+    with pytest.raises(UsageError, match=rf"^{path}: bucket = 'Upper': expected"):
+        read_config(path, {"project": "other-project"})
+
+
+def test_times_are_told_in_any_unit() -> None:
+    for text, seconds in (("30s", 30), ("2m", 120), ("1h", 3600), ("7d", 7 * 86400)):
+        assert parse(["cleanup", "--wait", text]).wait == timedelta(seconds=seconds)
 
 
 def test_a_package_is_what_pipelines_take_and_its_digest_that_of_all_files(example: Path) -> None:
