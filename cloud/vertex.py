@@ -11,6 +11,7 @@ from cloud.clients import credentials
 from cloud.endpoint_answers import status_text
 from cloud.endpoint_client import EndpointClient
 from cloud.endpoints import rest_url
+from cloud.regions import region_fault
 from model_handlers.errors import CredentialsError, EndpointError, UsageError, nearest, one_line
 
 _NAME = re.compile(r"projects/(?P<project>[^/]+)/locations/(?P<location>[^/]+)/endpoints/[^/]+")
@@ -51,6 +52,8 @@ class EndpointAddress:
                 f"--endpoint {self.endpoint}: expected projects/PROJECT/locations/LOCATION/"
                 "endpoints/ID, an id or a display name"
             )
+        if self.location and "-" in self.location and (fault := region_fault(self.location)):
+            raise UsageError(f"--endpoint_location: {fault}")
         if self.url is None and self._full is None and not (self.project and self.location):
             raise UsageError(
                 f"--endpoint {self.endpoint} is an id or a display name: give --endpoint_project "

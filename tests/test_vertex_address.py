@@ -209,6 +209,10 @@ def test_a_url_is_taken_as_it_is_meant(endpoint: str | None, url: str, expected:
         ({"endpoint": "projects/p/endpoints/1"}, "expected projects/PROJECT/locations/LOCATION/"),
         ({"endpoint": "1"}, "give --endpoint_project and --endpoint_location too"),
         ({"endpoint": "fraud", "project": "p"}, "--endpoint fraud is an id or a display name"),
+        (
+            {"endpoint": "fraud", "project": "p", "location": "us-centrall1"},
+            "--endpoint_location: 'us-centrall1': expected a region .*nearest: us-central1",
+        ),
     ],
 )
 def test_an_address_that_says_too_little_is_refused(fields: Any, told: str) -> None:
