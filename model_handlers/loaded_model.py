@@ -18,6 +18,7 @@ from apache_beam.metrics import Metrics
 
 from model_handlers.contract import Manifest, OutputSpec
 from model_handlers.errors import ContractBroken, DeviceError, UsageError, one_line
+from model_handlers.isolate import NotTried
 from model_handlers.tolerance import Tolerance
 
 # What a model may raise because of what is in a row. Not MemoryError, not an error
@@ -196,6 +197,11 @@ def describe(error: BaseException) -> str:
 
     TorchScript puts its own traceback before the message of the raised exception.
     """
+    if isinstance(error, NotTried):
+        return (
+            f"not tried alone, since most rows of its batch fail: {error.failed} of {error.tried} "
+            f"that were, taken at random, one with {describe(error.example)}"
+        )[:300]
     text = str(error).strip()
     if "TorchScript interpreter" in text:
         text = text.splitlines()[-1].strip().removeprefix("builtins.")

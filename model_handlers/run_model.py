@@ -15,7 +15,8 @@ from model_handlers.loaded_model import ROW_FAULTS, LoadedModel
 class Answer:
     """One array an output, [rows, ...], and the rows on which the model raised.
 
-    There are no arrays where it raised on every row; else a failed row is zero in each.
+    There are no arrays where it raised on every row; else a failed row is zero in each. A fault
+    is NotTried where most rows of a batch failed, and this one was not tried alone.
     """
 
     arrays: list[np.ndarray]
@@ -27,9 +28,12 @@ class Answer:
         return Answer([array[rows] for array in self.arrays], faults)
 
 
-def run_model(model: LoadedModel, inputs: Sequence[np.ndarray], rows: int) -> Answer:
+def run_model(
+    model: LoadedModel, inputs: Sequence[np.ndarray], rows: int, *, to_the_end: bool = False
+) -> Answer:
     """A model and checked input arrays of one or more rows -> the Answer.
 
+    to_the_end: every row that fails is found alone, however many there are.
     A fault of the machine is raised, as DeviceError, MemoryError or ContractBroken.
     """
     arrays: list[np.ndarray] = []
@@ -38,9 +42,11 @@ def run_model(model: LoadedModel, inputs: Sequence[np.ndarray], rows: int) -> An
     while start < rows:
         # Read anew each time: running out of memory lowers it.
         window = slice(start, min(start + model.batch_rows, rows))
-        for part, result in isolate(lambda s: model.forward(inputs, s), window, ROW_FAULTS):
+        for part, result in isolate(
+            lambda s: model.forward(inputs, s), window, ROW_FAULTS, to_the_end=to_the_end
+        ):
             if isinstance(result, Exception):
-                faults[part.start] = result
+                faults |= dict.fromkeys(range(part.start, part.stop), result)
                 continue
             if part == slice(0, rows):
                 return Answer(result, {})

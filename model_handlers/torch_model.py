@@ -45,7 +45,10 @@ def predict_columns(
     """
     answer = run_model(model, arrays, rows)
     parts = [(slice(0, rows), answer.arrays)] if answer.arrays else []
-    told = {row: ("model_error", describe(error)) for row, error in answer.faults.items()}
+    # Thousands of rows may share one error.
+    errors = {id(error): error for error in answer.faults.values()}
+    texts = {ident: ("model_error", describe(error)) for ident, error in errors.items()}
+    told = {row: texts[id(error)] for row, error in answer.faults.items()}
     return outputs_column(model.outputs, parts, list(told), rows), error_column(told, rows)
 
 

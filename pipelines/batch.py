@@ -45,6 +45,7 @@ from pipelines.summary import summarise
 from transforms.commit_files import DEAD_LETTERS, SCORES, Destination, RunFolder, discard
 from transforms.encode import OutputFields, choose_fields, output_schema, reference_fields
 from transforms.failures import Provenance, utc_now
+from transforms.reconcile import too_many
 
 # Of glibc's malloc.h.
 M_ARENA_MAX = -8
@@ -123,6 +124,7 @@ def score_rows(
         destination.prepare()
     report = report_folder(destinations)
     facts = _facts(provenance, manifest, fields.score, source, destinations, report)
+    facts["max_dead_letter_share"] = parsed.get(FailureOptions).max_dead_letter_share
     return ScoreRows(
         source.transform,
         handler,
@@ -226,16 +228,26 @@ def _job_facts(graph: ScoreRows, parsed: Parsed) -> JobFacts:
 def check_dead_letters(report: Mapping[str, Any], limit: float) -> None:
     """A finished run's report -> nothing, or TooManyDeadLetters. The output stays in place.
 
-    A run that scored nothing fails whatever the limit: its input is not the model's.
+    limit: the largest share of the rows. A run that scored nothing fails whatever the limit:
+    its input is not the model's.
     """
     rows, dead = report["rows_in"], report["rows_dead_lettered"]
-    if dead and (dead == rows or dead > limit * rows):
-        kind, places = report["dead_letters"][0], " or ".join(report["dead_letter_output"])
-        raise TooManyDeadLetters(
-            f"{dead:,} of {rows:,} rows are dead letters, mostly {kind['reason']} at "
-            f"{kind['stage']}; look at {places}, mend the source, and run again "
-            "with the same --run_id"
+    if not too_many(dead, rows, limit):
+        return
+    kind, places = report["dead_letters"][0], " or ".join(report["dead_letter_output"])
+    why = f"more than --max_dead_letter_share {limit * 100:g} %"
+    if dead <= limit * rows:
+        why = "and a run that scores no row fails"
+    todo = f"fix the source or the model, and run again with --run_id {report['run_id']}"
+    if report["pipeline"].endswith("_replay"):
+        todo = (
+            "fix the model or the sender, and type the same command again: the letters that were "
+            "replayed are still there"
         )
+    raise TooManyDeadLetters(
+        f"{dead:,} of {rows:,} rows, {dead / rows * 100:.2f} % are dead letters, {why}; mostly "
+        f"{kind['reason']} at {kind['stage']}: they are in {places}, with the reasons; {todo}"
+    )
 
 
 def share_memory() -> None:

@@ -303,9 +303,10 @@ class FailureOptions:
     )
     dead_letter_table: str | None = _dead_letter_table()
     max_dead_letter_share: float = flag(
-        "the run fails (exit code 1) if more than this share of the rows cannot be scored, from 0 "
-        "to 1; it always fails if none can",
-        1.0,
+        "the run fails (exit code 1) if more than this share of the rows are dead letters, from 0 "
+        "to 1; it always fails if no row is scored. What it wrote stays in place, and its report "
+        "says so",
+        0.5,
         label="Largest share of dead letters",
         param_type="NUMBER",
         regex=r"0(\.\d+)?|1(\.0+)?",

@@ -97,7 +97,8 @@ class Batcher:
         arrays = (
             inputs[0] if len(inputs) == 1 else [*map(np.concatenate, zip(*inputs, strict=True))]
         )
-        answer = run_model(self._model, arrays, rows)
+        # The rows of a request must not suffer from those of another, whatever these cost.
+        answer = run_model(self._model, arrays, rows, to_the_end=True)
         return answer, time.perf_counter() - started
 
     def _end(self, batch: list[_Waiting], passed: asyncio.Future[tuple[Answer, float]]) -> None:

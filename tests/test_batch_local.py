@@ -223,7 +223,7 @@ def test_bad_rows_of_a_text_file_go_one_by_one_with_their_reasons(run: Any, tmp_
         json.dumps(good | {"V9": 1e300}),
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
-    code, out, _ = run(input_files=tmp_path / "rows.jsonl")
+    code, out, _ = run(input_files=tmp_path / "rows.jsonl", max_dead_letter_share=1)
     assert code == 0
     letters = dead_letters(tmp_path / "out")
     assert scores(tmp_path / "out").num_rows == 2
@@ -244,14 +244,16 @@ def test_a_run_that_scores_nothing_fails_and_keeps_its_dead_letters(
     (tmp_path / "rows.jsonl").write_text('{"Time": 1}\n{"Time": 2}\n')
     code, out, err = run(input_files=tmp_path / "rows.jsonl")
     assert (code, len(dead_letters(tmp_path / "out"))) == (1, 2)
-    assert "2 of 2 rows are dead letters, mostly missing_feature at decode" in err
+    assert "2 of 2 rows, 100.00 % are dead letters, more than --max_dead_letter_share 50 %" in err
+    assert f"mostly missing_feature at decode: they are in {tmp_path}/out/r/dead_letters" in err
     assert "out/r/scores" not in out
 
 
 def test_the_share_of_dead_letters_can_be_limited(run: Any) -> None:
     assert run(max_dead_letter_share=0.01)[0] == 0
     code, _, err = run(max_dead_letter_share=0.009)
-    assert (code, "--run_id" in err) == (1, True)
+    assert (code, "run again with --run_id r" in err) == (1, True)
+    assert "1.00 % are dead letters, more than --max_dead_letter_share 0.9 %" in err
     refused(run(max_dead_letter_share=2), 2, "--max_dead_letter_share")
 
 
@@ -388,6 +390,43 @@ def test_a_model_that_raises_on_rows_costs_exactly_these_rows(run: Any, tmp_path
     assert all("negative amount" in x["message"] for x in letters)
     assert scores(tmp_path / "out").num_rows == 496
     assert "model_error at infer" in out
+
+
+def test_a_model_that_raises_on_most_rows_fails_the_run_and_tells_of_each_row(
+    run: Any, tmp_path: Path
+) -> None:
+    (batch,) = generate(3_000, seed=1, batch_rows=3_000)
+    amounts = -1 - batch.column("Amount").to_numpy()
+    amounts[::5] = 1
+    table = pa.table(batch).set_column(
+        batch.schema.get_field_index("Amount"), "Amount", pa.array(amounts)
+    )
+    pq.write_table(table, tmp_path / "rows.parquet")
+    code, _, err = run(
+        input_files=tmp_path / "rows.parquet",
+        model=save_script(RefusesNegativeAmounts(), tmp_path / "m.pt"),
+        feature_columns=",".join(FEATURES),
+        id_column="transaction_id",
+        direct_num_workers=1,
+    )
+    letters = dead_letters(tmp_path / "out")
+    share = f"{len(letters) / 30:.2f} % are dead letters, more than --max_dead_letter_share 50 %"
+    assert (code, share in err) == (1, True)
+    assert f"{tmp_path}/out/r/dead_letters" in err
+    report = json.loads((tmp_path / "out/r/report.json").read_text())
+    assert report["too_many_dead_letters"]
+    assert report["max_dead_letter_share"] == 0.5
+    assert report["balanced"]
+    assert scores(tmp_path / "out").num_rows + len(letters) == 3_000
+    assert {letter["reason"] for letter in letters} == {"model_error"}
+    by_id = {letter["row_id"]: letter for letter in letters}
+    assert by_id.keys() >= set(
+        batch.column("transaction_id").filter(pa.array(amounts < 0)).to_pylist()
+    )
+    left = [x for x in letters if x["message"].startswith("not tried alone, since most rows of")]
+    assert len(left) > 2_000
+    # Each can be replayed: it holds its whole row.
+    assert all(json.loads(letter["payload"]).keys() >= set(FEATURES) for letter in left)
 
 
 def test_a_model_that_answers_fewer_rows_fails_the_run(run: Any, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from model_handlers.isolate import isolate
+from model_handlers.isolate import MOSTLY, SMALL_BATCH, SUSPECTS, NotTried, isolate
 
 Run = Callable[[slice], list[int]]
 
@@ -82,3 +82,85 @@ def test_an_error_holds_nothing_of_the_batch() -> None:
     assert isinstance(error, ValueError)
     assert error.__traceback__ is None
     assert error.__context__ is None
+
+
+# Where most rows fail.
+
+
+@st.composite
+def large_cases(draw: st.DrawFn) -> tuple[int, int, set[int]]:
+    """Up to a quarter of a large range, in runs, at a stride, or anywhere."""
+    start, rows = draw(st.integers(0, 1_000)), draw(st.integers(SMALL_BATCH + 1, 6_000))
+    count = draw(st.integers(0, rows // 4))
+    first = draw(st.integers(0, rows - 1))
+    stride = draw(st.sampled_from([1, 2, 3, 4]))
+    kind = draw(st.sampled_from(["run", "stride", "anywhere"]))
+    if kind == "anywhere":
+        random = draw(st.randoms(use_true_random=False))
+        return start, rows, {start + row for row in random.sample(range(rows), count)}
+    step = 1 if kind == "run" else stride
+    return start, rows, {start + (first + i * step) % rows for i in range(count)}
+
+
+@given(large_cases())
+def test_up_to_a_quarter_of_a_large_range_costs_exactly_these_rows(
+    case: tuple[int, int, set[int]],
+) -> None:
+    start, rows, guilty = case
+    calls: list[slice] = []
+    parts = list(isolate(raising_on(guilty, calls), slice(start, start + rows), (ValueError,)))
+    errors = [part for part, result in parts if isinstance(result, Exception)]
+    assert errors == [slice(row, row + 1) for row in sorted(guilty)]
+    depth = math.ceil(math.log2(rows))
+    assert len(calls) <= min(1 + 2 * len(guilty) * depth, 2 * rows - 1) + SUSPECTS
+
+
+@given(st.integers(0, 50), st.integers(SMALL_BATCH + 1, 4_000), st.floats(0.8, 1.0))
+@example(0, 32_768, 1.0)
+def test_where_most_rows_fail_few_are_tried_and_none_is_lost(
+    start: int, rows: int, share: float
+) -> None:
+    guilty = {start + row for row in range(rows) if (row * 7919) % rows < share * rows}
+    calls: list[slice] = []
+    whole = slice(start, start + rows)
+    parts = list(isolate(raising_on(guilty, calls), whole, (ValueError,)))
+    covered = [row for part, _ in parts for row in range(part.start, part.stop)]
+    assert covered == list(range(start, start + rows))
+    left = [(part, result) for part, result in parts if isinstance(result, NotTried)]
+    assert left
+    for part, result in parts:
+        row = part.start
+        if isinstance(result, ValueError):
+            assert (part, result.args) == (slice(row, row + 1), (row,))
+        elif not isinstance(result, Exception):
+            assert result == list(range(part.start, part.stop))
+            assert not guilty.intersection(result)
+    ((_, reason), *_) = left
+    assert reason.tried == SUSPECTS
+    assert reason.failed > MOSTLY * SUSPECTS
+    assert isinstance(reason.example, ValueError)
+    assert len(calls) <= SUSPECTS * (2 + math.ceil(math.log2(rows))) + SUSPECTS
+    # To the end, each is found.
+    every = list(isolate(raising_on(guilty, []), whole, (ValueError,), to_the_end=True))
+    bad = [part.start for part, result in every if isinstance(result, Exception)]
+    assert bad == sorted(guilty)
+
+
+def test_a_run_of_bad_rows_does_not_condemn_the_others() -> None:
+    guilty = set(range(4_000))
+    parts = list(isolate(raising_on(guilty, []), slice(0, 20_000), (ValueError,)))
+    assert [part.start for part, result in parts if isinstance(result, Exception)] == list(
+        range(4_000)
+    )
+
+
+def test_a_fault_of_the_machine_while_the_sample_is_tried_passes() -> None:
+    calls = 0
+
+    def run(rows: slice) -> int:
+        nonlocal calls
+        calls += 1
+        raise OSError("gone") if calls > 2 * SUSPECTS + 20 else ValueError
+
+    with pytest.raises(OSError, match="gone"):
+        list(isolate(run, slice(0, 10_000), (ValueError,)))

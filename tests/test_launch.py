@@ -159,7 +159,7 @@ def test_too_many_dead_letters_fail_the_launch_that_waits(world: World, batch: l
     argv = ("--max_dead_letter_share", "0.001", "--wait", "--poll_seconds", "0")
     code, _, err = world.launch("batch_local", *batch, *argv)
     assert code == 1
-    assert "error: 20 of 2,000 rows are dead letters" in err
+    assert "1.00 % are dead letters, more than --max_dead_letter_share 0.1 %" in err
 
 
 def test_a_dry_run_starts_nothing(world: World, batch: list[str]) -> None:

@@ -138,7 +138,7 @@ def test_parameters_are_the_flags_that_differ_from_their_defaults() -> None:
 @pytest.mark.parametrize("text", ["0.00001", "0.5", "1.0"])
 def test_a_small_share_is_a_number_without_an_exponent(text: str) -> None:
     given = parameters(batch_local.COMMAND, "--model", "m", "--max_dead_letter_share", text)
-    assert given.get("max_dead_letter_share", "1.0") == text
+    assert given.get("max_dead_letter_share", "0.5") == text
     assert check("batch_local", given) == ""
 
 

@@ -182,7 +182,10 @@ def test_more_dead_letters_than_the_job_was_started_with_fail_it(
 ) -> None:
     facts = make_facts(tmp_path, max_dead_letter_share=0.05)
     write_report(facts, 90, 10)
-    with pytest.raises(TooManyDeadLetters, match="10 of 100 rows are dead letters, mostly null"):
+    with pytest.raises(
+        TooManyDeadLetters,
+        match=r"10.00 % are dead letters, more than --max_dead_letter_share 5 %; mostly null",
+    ):
         world.follow(world.add(facts))
 
 

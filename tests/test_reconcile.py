@@ -75,6 +75,14 @@ def balanced(draw: st.DrawFn) -> Run:
     return {key: n for key, n in counts.items() if n}, files, destinations
 
 
+@given(balanced(), st.sampled_from([0.0, 0.3, 0.5, 1.0]))
+def test_the_report_says_whether_too_many_rows_failed(run: Run, limit: float) -> None:
+    report = build_report(*run, {"max_dead_letter_share": limit})
+    rows, dead = report["rows_in"], report["rows_dead_lettered"]
+    none_scored = dead > 0 and report["rows_scored"] == 0
+    assert report["too_many_dead_letters"] == (dead > limit * rows or none_scored)
+
+
 @given(balanced())
 def test_a_balanced_run_is_reported(run: Run) -> None:
     counts, files, destinations = run

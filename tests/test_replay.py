@@ -711,7 +711,8 @@ def test_a_subscriptions_letters_that_fail_again_stay_there(
     code, out, err = run(replay, input_subscription=box.subscription, max_dead_letter_share=0.1)
     assert code == 1
     assert "stream_replay" in out
-    assert "2 of 6 rows are dead letters" in err
+    assert "2 of 6 rows, 33.33 % are dead letters, more than --max_dead_letter_share 10 %" in err
+    assert "type the same command again" in err
     assert box.bodies() == sorted([b"a stranger", *(m.data for m in faulty)])
     first = replay_of(tmp_path / "out")
     # The next run finds the same letters, and replaces the first one's rows.

@@ -406,6 +406,27 @@ def test_a_batch_of_guilty_rows_has_no_outputs(package: Package) -> None:
     assert answer.column(OUTPUTS).null_count == 9
 
 
+def test_where_most_rows_are_guilty_few_are_tried_alone(package: Package) -> None:
+    path, manifest = package(RaisesOnNegative(), SCORES)
+    handler = TorchModelHandler(path, manifest)
+    values = rows_of(5_000)
+    values[:4_500, 2] *= -1
+    answer = infer(handler, handler.load_model(), features(values))
+    told = messages(answer)
+    assert set(told) >= set(range(4_500))
+    texts = {text for _, text in told.values()}
+    (left,) = texts - {"ValueError: negative Amount"}
+    assert re.fullmatch(
+        r"not tried alone, since most rows of its batch fail: \d+ of 128 that were, taken at "
+        "random, one with ValueError: negative Amount",
+        left,
+    )
+    assert {reason for reason, _ in told.values()} == {"model_error"}
+    alone = [row for row, (_, text) in told.items() if text != left]
+    assert len(alone) < 300
+    assert set(alone) <= set(range(4_500))
+
+
 def test_guilty_rows_are_found_within_beam(package: Package) -> None:
     path, manifest = package(RaisesOnNegative(), SCORES)
     values = rows_of(50)

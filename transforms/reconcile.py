@@ -106,7 +106,16 @@ def build_report(
         **source,
         "rows_written": written,
         "dead_letters": letters,
+        "too_many_dead_letters": too_many(dead, rows_in, facts.get("max_dead_letter_share", 1.0)),
     }
+
+
+def too_many(dead: int, rows: int, limit: float) -> bool:
+    """Dead letters, rows in and the largest share of these -> whether the run fails.
+
+    One of which no row was scored always does, unless it had none.
+    """
+    return dead > 0 and (dead == rows or dead > limit * rows)
 
 
 @dataclass
