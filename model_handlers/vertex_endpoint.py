@@ -12,7 +12,7 @@ import functools
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from model_handlers.batch_handler import NAMESPACE, BatchHandler, error_column, 
 from model_handlers.contract import InputSpec, Manifest
 from model_handlers.endpoint_codec import EndpointCodec, InstanceFormat
 from model_handlers.errors import EndpointError, UsageError
+from model_handlers.isolate import MOSTLY, SMALL_BATCH, SUSPECTS, random_rows
 from model_handlers.prediction_cache import PredictionCache, row_keys, rows_with_gaps
 from transforms.record_batch import slices
 
@@ -63,6 +64,22 @@ class RequestLimits:
             raise UsageError("rows, bytes and concurrency of requests start at 1")
         if not (self.timeout_seconds > 0 and self.retry_seconds >= 0):
             raise UsageError("a request's timeout is above 0 s, and retry_seconds not below")
+
+
+@dataclass
+class _Batch:
+    """Arrays of some rows, and what is known of how many of them fail.
+
+    alone: rows that failed alone. reason: why the others that fail are not asked for alone;
+    judged: whether most rows fail was found out.
+    """
+
+    arrays: Sequence[np.ndarray]
+    rows: int
+    alone: int = 0
+    judged: bool = False
+    reason: tuple[str, str] | None = None
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 # Rows, and the outputs of all of them, or the reason and the message of the one that failed.
@@ -130,10 +147,11 @@ class Endpoint:
     async def _predict(self, arrays: Sequence[np.ndarray], rows: int) -> list[_Part]:
         parts: list[_Part] = []
         waiting = slices(rows, self.limits.rows)
+        batch = _Batch(arrays, rows)
 
         async def answer_some() -> None:
             for some in waiting:
-                parts.extend(await self._answer(arrays, some))
+                parts.extend(await self._answer(batch, some))
 
         # Two more, so that a request is ready when another one ends.
         workers = min(self.limits.concurrency + 2, math.ceil(rows / self.limits.rows))
@@ -146,13 +164,13 @@ class Endpoint:
             raise errors.exceptions[0] from None
         return parts
 
-    async def _answer(self, arrays: Sequence[np.ndarray], rows: slice) -> list[_Part]:
+    async def _answer(self, batch: _Batch, rows: slice) -> list[_Part]:
         """Rows -> their answers, of one request if all goes well."""
         count, begin = rows.stop - rows.start, time.monotonic()
-        body = self.codec.encode(arrays, rows)
+        body = self.codec.encode(batch.arrays, rows)
         if len(body) > self.limits.bytes:
             if count > 1:
-                return await self._halves(arrays, rows)
+                return await self._halves(batch, rows)
             told = f"{len(body):,} bytes: a request takes {self.limits.bytes:,} at most"
             return [(rows, ("too_large", told))]
         try:
@@ -162,19 +180,46 @@ class Endpoint:
             if self.client.last_answered < begin:
                 await self._ask_for_known()
             if count > 1:
-                return await self._halves(arrays, rows)
+                reason = await self._why_not_alone(batch)
+                if reason is None:
+                    return await self._halves(batch, rows)
+                return [(slice(i, i + 1), reason) for i in range(rows.start, rows.stop)]
             if refusal.status:
+                batch.alone += 1
                 return [(rows, ("endpoint_refused", str(refusal)))]
             answer = await self._confirm(body, refusal)
             if isinstance(answer, Refused):
+                batch.alone += 1
                 return [(rows, ("endpoint_failed", str(answer)))]
             outputs = answer
-        return [(rows, await self._fill_gaps(arrays, rows, outputs))]
+        return [(rows, await self._fill_gaps(batch.arrays, rows, outputs))]
 
-    async def _halves(self, arrays: Sequence[np.ndarray], rows: slice) -> list[_Part]:
+    async def _halves(self, batch: _Batch, rows: slice) -> list[_Part]:
         middle = (rows.start + rows.stop) // 2
-        first = await self._answer(arrays, slice(rows.start, middle))
-        return first + await self._answer(arrays, slice(middle, rows.stop))
+        first = await self._answer(batch, slice(rows.start, middle))
+        return first + await self._answer(batch, slice(middle, rows.stop))
+
+    async def _why_not_alone(self, batch: _Batch) -> tuple[str, str] | None:
+        """A batch -> reason and message of its rows that fail together, None to halve them.
+
+        Once many rows have failed alone, a few at random tell whether most do, as in isolate.
+        """
+        if batch.rows <= SMALL_BATCH or batch.alone < SUSPECTS:
+            return None
+        async with batch.lock:
+            if not batch.judged:
+                sample = random_rows(slice(0, batch.rows))
+                asked = [await self._answer(batch, slice(row, row + 1)) for row in sample]
+                failed = [part for ((_, part),) in asked if isinstance(part, tuple)]
+                batch.judged = True
+                if len(failed) > MOSTLY * len(sample):
+                    kind, message = failed[0]
+                    told = (
+                        f"not asked for alone, since most rows of its batch fail: {len(failed)} "
+                        f"of {len(sample)} that were, taken at random, one with: {message}"
+                    )
+                    batch.reason = kind, told[:300]
+            return batch.reason
 
     async def _post(self, body: bytes, rows: int, **patience: Any) -> list[np.ndarray]:
         read = functools.partial(self.codec.decode, rows=rows)

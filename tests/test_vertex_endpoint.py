@@ -507,6 +507,32 @@ def test_the_served_model_and_the_one_in_the_worker_agree(
         assert_scores(ours, theirs, field.name)
 
 
+def test_where_most_rows_are_refused_few_are_asked_for_alone(serve: Make) -> None:
+    rows = some_rows(3_000)
+    bad = {row for row in range(3_000) if row % 10}
+    faults = refuse_rows(refusal(400, "no such row"), *bad)
+    with serve(faults, rows=100) as (_, handler, model):
+        _, error = handler.predict(model, [rows], len(rows))
+    told = {row: fault for row, fault in enumerate(error.to_pylist()) if fault is not None}
+    assert told.keys() >= bad
+    assert {fault["reason"] for fault in told.values()} == {"endpoint_refused"}
+    texts = [fault["message"] for fault in told.values()]
+    left = [text for text in texts if text.startswith("not asked for alone, since most rows of")]
+    assert len(left) > 2_000
+    assert "no such row" in left[0]
+    # Ten workers may each have been at a request of 100 rows when it was found out.
+    assert len(texts) - len(left) < 1_200
+
+
+def test_many_refused_rows_side_by_side_cost_only_themselves(serve: Make) -> None:
+    rows = some_rows(3_000)
+    bad = set(range(450, 810))
+    for concurrency in (1, 8):
+        faults = refuse_rows(refusal(400), *bad)
+        with serve(faults, rows=100, concurrency=concurrency) as (_, handler, model):
+            check_rows(handler.predict(model, [rows], len(rows)), rows, *sorted(bad))
+
+
 def test_a_server_of_another_package_is_refused(
     example: Path, inputs: tuple[Manifest, pa.RecordBatch]
 ) -> None:
