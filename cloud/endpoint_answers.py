@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import NoReturn
-from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
 
 from cloud.pacing import parse_retry_after
+from model_handlers.addresses import host_of
 from model_handlers.errors import EndpointError, one_line
 
 _OVERLOADED = {408, 425, 429, 503, 504}
@@ -122,7 +122,7 @@ def _cut(text: str) -> str:
 
 def connection_text(error: Exception, url: str) -> str:
     """What went wrong with a connection, and to which URL -> one line."""
-    host = urlsplit(url).netloc
+    host = host_of(url)
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return f"{host} cannot be found (DNS)"
     if isinstance(error, aiohttp.ClientPayloadError):

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
+from model_handlers.addresses import NO_USER, shown
 from model_handlers.errors import UsageError, nearest
 
 # The variables that Google's own tools and clients read; Google has none for the Storage APIs
@@ -58,6 +59,9 @@ class Endpoints:
         found = {name: environment.get(variable) or None for name, variable in VARIABLES.items()}
         places = dict(VARIABLES)
         known = [field.name for field in fields(cls)]
+        # A comma in a password makes two pairs of it, so none of them is shown.
+        if any("@" in pair for pair in pairs):
+            raise UsageError(f"--api_endpoints: {NO_USER}")
         for pair in pairs:
             name, _, address = pair.partition("=")
             if name not in known or not address:
@@ -98,9 +102,11 @@ def grpc_target(address: str) -> str:
 def _parts(address: str, place: str = "address") -> tuple[str, str, str]:
     """An address -> scheme, host and port, empty where it has none. Raises UsageError."""
     found = _ADDRESS.fullmatch(address)
+    if "@" in address:
+        raise UsageError(f"{place}: {NO_USER}")
     if found is None:
         raise UsageError(
-            f"{place}: {address!r}: expected HOST, HOST:PORT or a URL of these, as in "
+            f"{place}: {shown(address)!r}: expected HOST, HOST:PORT or a URL of these, as in "
             "http://localhost:9050"
         )
     return (found["scheme"] or "").lower(), found["host"].lower(), found["port"] or ""

@@ -6,13 +6,13 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
 import google.auth.exceptions
 import requests.exceptions
 from google.api_core import exceptions
 from google.api_core.retry import Retry
 
+from model_handlers.addresses import host_of
 from model_handlers.errors import CredentialsError, MillraceError, one_line
 
 # Of one call or of one job: how long errors that pass by themselves are waited out.
@@ -42,6 +42,17 @@ _ROLES = {
     "pubsub": "roles/pubsub.editor",
     "storage": "roles/storage.objectUser",
 }
+# How BigQuery says that a value of a row is none of a type; then it quotes the value.
+_CONVERSION = (
+    r"(?P<what>\b(?:bad \w+ value|invalid (?:\w+ (?:value|string|literal)|date|time|datetime|"
+    r"timestamp|numeric|bignumeric|interval|number)|failed to parse(?: input)?(?: string)?|"
+    r"(?:could not|cannot|unable to) (?:parse|cast|convert)(?: literal| value| string)?|overflow|"
+    r"division by zero|[,;:.] value)"
+)
+_QUOTED_VALUE = re.compile(
+    _CONVERSION + r":?\s*)(?P<quote>['\"])(?:(?!(?P=quote)).)*(?P=quote)", re.IGNORECASE | re.DOTALL
+)
+_BARE_VALUE = re.compile(_CONVERSION + r":\s*+)(?!['\".])[^;]+?(?=;|\. |$)", re.IGNORECASE)
 _IMAGE = re.compile(r"\bimage\b.*(not found|does not exist|pull|access)", re.IGNORECASE)
 # Said by what stands before a service, so that a reason beside it tells nothing.
 _GATEWAYS = (exceptions.BadGateway, exceptions.ServiceUnavailable, exceptions.GatewayTimeout)
@@ -137,7 +148,7 @@ def _text(error: BaseException) -> str:
     request = getattr(error, "request", None)
     if isinstance(error, requests.exceptions.RequestException) and request is not None:
         # The text is that of an object within an object; what happened is said at the bottom.
-        return f"{urlsplit(request.url).netloc} cannot be reached: {_bottom(error)}"
+        return f"{host_of(request.url)} cannot be reached: {_bottom(error)}"
     message = getattr(error, "message", None)
     if not isinstance(message, str):
         return one_line(error)
@@ -146,7 +157,13 @@ def _text(error: BaseException) -> str:
         message = message.split(": ", 1)[-1]
     # Of a job, its list of errors repeats the first.
     message = message.split("\n\nLocation:")[0].split("; reason: ")[0]
-    return one_line(Exception(message or type(error).__name__))
+    return one_line(Exception(without_quotes(message) or type(error).__name__))
+
+
+def without_quotes(text: str) -> str:
+    """A message of BigQuery -> it without the value of a row that could not be converted."""
+    text = _QUOTED_VALUE.sub(r"\g<what>\g<quote>...\g<quote>", text)
+    return _BARE_VALUE.sub(r"\g<what>...", text)
 
 
 def _bottom(error: BaseException) -> str:

@@ -12,6 +12,7 @@ from cloud.endpoint_answers import status_text
 from cloud.endpoint_client import EndpointClient
 from cloud.endpoints import rest_url
 from cloud.regions import region_fault
+from model_handlers.addresses import address_fault, host_of, shown
 from model_handlers.errors import CredentialsError, EndpointError, UsageError, nearest, one_line
 
 _NAME = re.compile(r"projects/(?P<project>[^/]+)/locations/(?P<location>[^/]+)/endpoints/[^/]+")
@@ -45,8 +46,12 @@ class EndpointAddress:
     def __post_init__(self) -> None:
         if self.endpoint is None and self.url is None:
             raise UsageError("expected --endpoint, --endpoint_url, or both")
+        if self.url is not None and (fault := address_fault(self.url)):
+            raise UsageError(f"--endpoint_url: {fault}")
         if self.url is not None and urlsplit(self.url).scheme not in ("http", "https"):
-            raise UsageError(f"--endpoint_url {self.url}: expected http://... or https://...")
+            raise UsageError(
+                f"--endpoint_url {shown(self.url)}: expected http://... or https://..."
+            )
         if self.endpoint is not None and "/" in self.endpoint and self._full is None:
             raise UsageError(
                 f"--endpoint {self.endpoint}: expected projects/PROJECT/locations/LOCATION/"
@@ -73,7 +78,7 @@ class EndpointAddress:
     @property
     def told(self) -> str:
         """What it is called in messages."""
-        return self.endpoint or self.url or ""
+        return self.endpoint or shown(self.url or "")
 
     def connect(self, **limits: Any) -> EndpointClient:
         """Nothing -> a client of it, its URL looked up first where that takes a question.
@@ -81,7 +86,7 @@ class EndpointAddress:
         limits: of EndpointClient. Raises EndpointError, CredentialsError.
         """
         if (url := self._url_given()) is not None:
-            limits["flags"] = f"--endpoint_url ({url} was asked)"
+            limits["flags"] = f"--endpoint_url ({shown(url)} was asked)"
         else:
             url = self._look_up()
         return EndpointClient(url, self.told, token_for(url), **limits)
@@ -184,9 +189,7 @@ def _get(url: str, told: str) -> dict[str, Any]:
     except GoogleAuthError as error:
         raise CredentialsError(f"endpoint {told}: {one_line(error, 150)}") from error
     except requests.RequestException as error:
-        raise EndpointError(
-            f"endpoint {told}: {urlsplit(url).netloc} {_connection_text(error)}"
-        ) from error
+        raise EndpointError(f"endpoint {told}: {host_of(url)} {_connection_text(error)}") from error
     status = response.status_code
     if status != 200:
         advice = _LOOKUP_ADVICE.get(status, "look at the service, and run again")
@@ -197,7 +200,7 @@ def _get(url: str, told: str) -> dict[str, Any]:
         answer = None
     if not isinstance(answer, dict):
         raise EndpointError(
-            f"endpoint {told}: {url} answers no object of JSON: is it the Vertex AI API?"
+            f"endpoint {told}: {shown(url)} answers no object of JSON: is it the Vertex AI API?"
         )
     return answer
 

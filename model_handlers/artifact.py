@@ -17,12 +17,14 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from model_handlers.addresses import path_fault
 from model_handlers.contract import MANIFEST_NAME, Manifest
 from model_handlers.errors import (
     DigestMismatch,
     ManifestError,
     ModelError,
     UnsafeModel,
+    UsageError,
     as_model_error,
 )
 
@@ -57,7 +59,10 @@ def read_package(path: str, digest: str | None = None) -> ModelPackage:
         ManifestError: `model.json` is not valid.
         DigestMismatch: the bytes are not the promised ones.
         UnsafeModel: an archive with paths, links or sizes that no model needs.
+        UsageError: the path is a web address, or holds credentials.
     """
+    if fault := path_fault(path):
+        raise UsageError(f"model: {fault}")
     with as_model_error(f"model {path} cannot be read"):
         package = _read_mar(path) if path.endswith(".mar") else _read_folder_or_file(path)
     if package.manifest is not None:

@@ -6,6 +6,7 @@ Record batches in, the same rows out with two columns more, `outputs` and `error
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
@@ -16,6 +17,7 @@ from apache_beam.metrics import Metrics
 from apache_beam.ml.inference.base import ModelHandler
 
 from model_handlers.contract import Manifest, OutputSpec
+from model_handlers.without_values import without_numbers
 from transforms.record_batch import ERROR, ERROR_TYPE, INPUTS, OUTPUTS, flat_values
 
 NAMESPACE = "millrace"
@@ -118,13 +120,21 @@ def _to_arrow(values: np.ndarray, spec: OutputSpec) -> pa.Array:
     return column
 
 
-def error_column(faults: Mapping[int, tuple[str, str]], rows: int) -> pa.StructArray:
-    """Failed rows, their reason and message, and how many rows there are -> the column `error`."""
+def error_column(
+    faults: Mapping[int, tuple[str, str]], arrays: Sequence[np.ndarray], rows: int
+) -> pa.StructArray:
+    """Failed rows, their reason and message, the inputs of all rows -> the column `error`.
+
+    A message that a model or an endpoint wrote may quote its row: the row's values are left out.
+    """
     if not faults:
         return pa.nulls(rows, ERROR_TYPE)
     values: list[dict[str, str] | None] = [None] * rows
     for row, (reason, message) in faults.items():
-        values[row] = {"reason": reason, "message": message}
+        # The status of an answer is not a value, whatever the row holds.
+        start = 3 if re.match(r"\d{3} [A-Z]", message) else 0
+        told = without_numbers(message[start:], [array[row] for array in arrays])
+        values[row] = {"reason": reason, "message": message[:start] + told}
     return pa.array(values, ERROR_TYPE)
 
 

@@ -26,9 +26,17 @@ import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from model_handlers.addresses import without_secrets
+
 
 class MillraceError(Exception):
-    """A run cannot start or go on; the message is written for the user."""
+    """A run cannot start or go on; the message is written for the user.
+
+    Addresses in it are shown without user information and query.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(without_secrets(message))
 
 
 class UsageError(MillraceError):
@@ -95,10 +103,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
-    """An exception -> its message in one line, shortened; its class if it has none."""
+    """An exception -> its message in one line, shortened; its class if it has none.
+
+    Addresses are shown without user information and query.
+    """
     # Torch may add the frames of its C++ stack.
     text = " ".join(str(error).split("Exception raised from")[0].split())
-    text = text or type(error).__name__
+    text = without_secrets(text) or type(error).__name__
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 

@@ -181,8 +181,10 @@ def sound_rows(path: str, columns: Sequence[str]) -> np.ndarray:
         table = pq.read_table(path, columns=list(columns))
         values = np.stack([c.cast(pa.float64()).to_numpy() for c in table.itercolumns()], axis=1)
     except (OSError, pa.ArrowException) as error:
+        # Its message may quote a value.
         raise InputError(
-            f"sample {path}: expected Parquet with numbers: {one_line(error)}"
+            f"sample {path}: expected Parquet with numbers in {', '.join(columns[:40])} "
+            f"({type(error).__name__})"
         ) from error
     values = values[np.isfinite(values).all(axis=1)]
     if not len(values):

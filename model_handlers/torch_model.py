@@ -49,7 +49,7 @@ def predict_columns(
     errors = {id(error): error for error in answer.faults.values()}
     texts = {ident: ("model_error", describe(error)) for ident, error in errors.items()}
     told = {row: texts[id(error)] for row, error in answer.faults.items()}
-    return outputs_column(model.outputs, parts, list(told), rows), error_column(told, rows)
+    return outputs_column(model.outputs, parts, list(told), rows), error_column(told, arrays, rows)
 
 
 class TorchModelHandler(BatchHandler[LoadedModel]):

@@ -342,7 +342,7 @@ class VertexEndpointHandler(BatchHandler[Endpoint]):
         finally:
             self._count(model.client.take_stats(), hits)
         columns = outputs_column(self.codec.outputs, answers.outputs, list(answers.faults), rows)
-        return columns, error_column(answers.faults, rows)
+        return columns, error_column(answers.faults, arrays, rows)
 
     def _count(self, stats: Stats, hits: int) -> None:
         """What the client did -> Beam's counters, which only a bundle's own thread can write."""

@@ -16,6 +16,7 @@ import orjson
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from cloud.clients import Cloud
+from model_handlers.addresses import without_secrets
 from model_handlers.artifact import read_bytes
 from model_handlers.contract import Manifest
 from model_handlers.errors import TooManyDeadLetters, UsageError
@@ -158,7 +159,7 @@ def _facts(
             "batch_dependence": manifest.batch_dependence,
         },
         "score_output": score_output,
-        "input": list(source.names),
+        "input": [without_secrets(name) for name in source.names],
         "output": [d.place for d in destinations if d.part == SCORES],
         "dead_letter_output": [d.place for d in destinations if d.part == DEAD_LETTERS],
         "report": report.report,

@@ -17,6 +17,7 @@ from apache_beam.options.pipeline_options import (
     _BeamArgumentParser,
 )
 
+from model_handlers.addresses import address_fault, path_fault
 from model_handlers.errors import UsageError, nearest
 from pipelines.job_facts import option_names
 from pipelines.options import all_flags
@@ -37,6 +38,7 @@ JOB_NAMES = {
 }
 
 
+_FOLDERS = ("--temp_location", "--staging_location", "--template_location")
 _SECRET = re.compile(r"secret|password|token|connection_string|access_key|gbek")
 
 
@@ -180,7 +182,20 @@ def beam_flags() -> dict[str, bool]:
     return {flag: action.nargs != 0 for flag, action in _parser()._option_string_actions.items()}
 
 
+def _check_addresses(args: Sequence[str]) -> None:
+    """Flags -> nothing. Raises UsageError for an address that holds credentials."""
+    flag = ""
+    for arg in args:
+        value = arg
+        if arg.startswith("--"):
+            flag, _, value = arg.partition("=")
+        fault_of = path_fault if flag in _FOLDERS else address_fault
+        if fault := fault_of(value):
+            raise UsageError(f"{flag}: {fault}".removeprefix(": "))
+
+
 def _refuse_unknown(args: Sequence[str]) -> None:
+    _check_addresses(args)
     _, unknown = _parser().parse_known_args(list(args))
     flags = [arg.split("=")[0] for arg in unknown if arg.startswith("-")]
     if flags and flags[0] in all_flags():

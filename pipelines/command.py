@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from model_handlers import errors
+from model_handlers.addresses import guard_output
 from pipelines.flags import Parsed, parse
 
 
@@ -77,6 +78,7 @@ def _run(command: Command, parsed: Parsed) -> int | None:
 def _set_logging(debug: bool) -> None:
     """Beam logs each error of a worker with its traceback; without --debug one line says it."""
     logging.basicConfig(level=logging.INFO if debug else logging.WARNING)
+    guard_output()
     if not debug:
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
         # It tells each question to Google's metadata server that nobody answered.

@@ -34,6 +34,7 @@ from cloud.clients import credentials
 from cloud.endpoints import Endpoints, is_plain, rest_url
 from cloud.errors import explain
 from cloud.regions import REGIONS
+from model_handlers.addresses import without_secrets
 from model_handlers.errors import JobError, UsageError, nearest, one_line
 from pipelines.beam_args import JobFactOptions, is_dry_run, is_secret, runs_on_dataflow
 from pipelines.cloud_access import connect
@@ -296,7 +297,7 @@ def describe(pipeline: beam.Pipeline, facts: JobFacts) -> str:
 
 
 def _text(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return without_secrets(" ".join(map(str, value)) if isinstance(value, list) else str(value))
 
 
 def _steps(pipeline: beam.Pipeline) -> list[str]:

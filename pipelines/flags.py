@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, NoReturn, TypeVar
 
+from model_handlers.addresses import NO_USER, address_fault, path_fault
 from model_handlers.errors import UsageError
 
 T = TypeVar("T")
@@ -155,6 +156,7 @@ def as_text(value: Any) -> str:
 
 def _checked(f: dataclasses.Field[Any], value: Any) -> Any:
     """A flag and its value -> the value, lists split at commas. Raises UsageError."""
+    _check_addresses(f, value if isinstance(value, list) else [value])
     if isinstance(value, list):
         parts = tuple(part.strip() for item in value for part in item.split(",") if part.strip())
         if not parts:
@@ -168,6 +170,17 @@ def _checked(f: dataclasses.Field[Any], value: Any) -> Any:
             f"--{f.name}: {as_text(value)!r} is not of the pattern {regex}: {f.metadata['help']}"
         )
     return value
+
+
+def _check_addresses(f: dataclasses.Field[Any], values: Sequence[Any]) -> None:
+    """A flag and its values -> nothing. Raises UsageError for what must not be in an address."""
+    fault_of = path_fault if f.metadata["param_type"].startswith("GCS_") else address_fault
+    for value in values:
+        # @PATH stands for what is in the file.
+        if isinstance(value, str) and (fault := fault_of(value.strip().removeprefix("@"))):
+            raise UsageError(f"--{f.name}: {fault}")
+        if f.metadata["metavar"] == "URL" and "@" in value.partition("://")[0]:
+            raise UsageError(f"--{f.name}: {NO_USER}")
 
 
 # What does as well as a flag that require is asked for, of all pipelines or of one.

@@ -18,6 +18,7 @@ from cloud.clients import Cloud, default_project
 from cloud.endpoints import Endpoints
 from cloud.errors import retry, told_as
 from cloud.regions import region_fault
+from model_handlers.addresses import without_secrets
 from model_handlers.errors import InputError, MillraceError, UsageError
 from pipelines.flags import Parsed, require
 from pipelines.job_links import attach_command, console_link, interrupted, links, starting
@@ -100,7 +101,8 @@ def _from_template(name: str, flags: LaunchOptions, own: Parsed, job: Mapping[st
     if job.get("update"):
         _check_update(name, own, job)
     if job.get("dry_run"):
-        print(orjson.dumps(_shown(request), option=orjson.OPT_INDENT_2).decode())
+        text = orjson.dumps(_shown(request), option=orjson.OPT_INDENT_2).decode()
+        print(without_secrets(text))
         return 0
     jobs = Jobs(_cloud(own, job))
     endpoints = jobs.cloud.endpoints

@@ -11,6 +11,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from model_handlers.addresses import guard_output
 from model_handlers.errors import MillraceError, UsageError, one_line
 
 
@@ -24,6 +25,7 @@ def main(argv: Sequence[str]) -> int:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         args = parse(argv)
+        guard_output()
         from resources.commands import COMMANDS
 
         return COMMANDS[args.command](args)

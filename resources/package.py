@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from model_handlers.addresses import path_fault
 from model_handlers.architecture import check_trusted
 from model_handlers.artifact import read_package
 from model_handlers.contract import MANIFEST_NAME
@@ -66,6 +67,8 @@ def open_package(path: str, trusted_modules: Sequence[str] = ()) -> Package:
     trusted_modules: top-level names of those that its architecture may import. Of a .mar
     the model file is taken out, and uploaded beside it.
     """
+    if fault := path_fault(path):
+        raise UsageError(f"model: {fault}")
     if "://" in path:
         raise UsageError(f"model {path}: expected a package of this machine, which is uploaded")
     package = read_package(path)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from cloud.clients import Cloud, default_project
 from cloud.endpoints import Endpoints, is_plain
 from cloud.regions import region_fault
+from model_handlers.addresses import path_fault
 from model_handlers.errors import CredentialsError, UsageError
 from serving.artifact import is_in_place
 from serving.settings import Parser, above_zero, names
@@ -128,6 +129,8 @@ def _add_machines(parser: argparse.ArgumentParser) -> None:
 def parse_deploy(argv: Sequence[str]) -> argparse.Namespace:
     """The command line of deploy -> its flags. Raises UsageError."""
     args = deploy_parser().parse_args(argv)
+    if fault := path_fault(args.model):
+        raise UsageError(f"--model: {fault}")
     if args.staging is None and not is_in_place(args.model):
         raise UsageError(
             "--staging is missing: expected gs://BUCKET/FOLDER, where the model is uploaded to "

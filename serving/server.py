@@ -14,6 +14,7 @@ from typing import cast
 
 import uvicorn
 
+from model_handlers.addresses import guard_output
 from serving.app import make_app
 from serving.connection import Connection
 from serving.listening import allow_connections, refuse_connections
@@ -110,6 +111,7 @@ class Server(uvicorn.Server):
 def serve(settings: Settings, listener: socket.socket) -> int:
     """Settings, a socket -> the exit code, when the server has ended: 1 if it could not serve."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    guard_output()
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     # Else a thread that wants the interpreter waits 5 ms for one that computes.
     sys.setswitchinterval(0.0005)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NoReturn
 
+from model_handlers.addresses import path_fault
 from model_handlers.errors import UsageError
 
 # What `python -m serving deploy` tells the container; one that is not ours ignores it.
@@ -218,4 +219,6 @@ def parse(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> S
     args = make_parser(environment).parse_args(argv)
     if args.model_path is None:
         raise UsageError("--model_path is missing: expected the path of a model package")
+    if fault := path_fault(args.model_path):
+        raise UsageError(f"--model_path: {fault}")
     return Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})

@@ -53,7 +53,7 @@ def test_an_empty_variable_is_as_none() -> None:
         ("bigquery=ftp://localhost", ("'ftp://localhost'", "HOST:PORT")),
         ("bigquery=http://localhost:1/v2/x", ("'http://localhost:1/v2/x'", "HOST:PORT")),
         ("bigquery=http://localhost:port", ("'http://localhost:port'", "HOST:PORT")),
-        ("bigquery=user@localhost", ("'user@localhost'", "HOST:PORT")),
+        ("bigquery=user@localhost", ("without user and password", "Application Default")),
     ],
 )
 def test_a_wrong_pair_is_told_with_what_was_expected(pair: str, parts: tuple[str, ...]) -> None:

@@ -197,7 +197,7 @@ def test_both_message_forms_are_read(make_manifest: Make) -> None:
         (b"null", "not_an_object", None, "got NoneType"),
         (b"{}", "missing_feature", "a", "column a: missing"),
         (b'{"a":1,"c":1}', "missing_feature", "b", "column b: missing"),
-        (b'{"a":"1","b":1,"c":1}', "wrong_type", "a", "expected a number, got str '1'"),
+        (b'{"a":"1","b":1,"c":1}', "wrong_type", "a", "expected a number, got str"),
         (b'{"a":1,"b":true,"c":1}', "wrong_type", "b", "got bool"),
         (b'{"a":1,"b":{},"c":1}', "wrong_type", "b", "got dict"),
         (b'{"a":1,"b":[1.0],"c":1}', "wrong_type", "b", "got list"),
@@ -206,7 +206,7 @@ def test_both_message_forms_are_read(make_manifest: Make) -> None:
         (b'{"features":null}', "null", "features", "expected a list, got null"),
         (b'{"features":"x"}', "wrong_type", "features", "expected a list, got str"),
         (b'{"features":[1,[2],3]}', "wrong_type", "features[1]", "got list"),
-        (b'{"features":[1,2,"x"]}', "wrong_type", "features[2]", "got str 'x'"),
+        (b'{"features":[1,2,"x"]}', "wrong_type", "features[2]", "got str"),
     ],
 )
 def test_what_is_no_row_is_told(

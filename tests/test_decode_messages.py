@@ -174,7 +174,7 @@ BAD: list[tuple[bytes, str, str]] = [
     (b"{}", "missing_feature", "column a: missing"),
     (b'{"a":1,"b":2}', "missing_feature", "column c: missing"),
     (b'{"A":1,"b":2,"c":3}', "missing_feature", "column a: missing"),
-    (b'{"a":"1","b":2,"c":3}', "wrong_type", "column a: expected a number, got str '1'"),
+    (b'{"a":"1","b":2,"c":3}', "wrong_type", "column a: expected a number, got str"),
     (b'{"a":true,"b":2,"c":3}', "wrong_type", "column a: expected a number, got bool"),
     (b'{"a":[1],"b":2,"c":3}', "wrong_type", "column a: expected a number, got list"),
     (b'{"a":' + DEEP + b',"b":2,"c":3}', "wrong_type", "column a: expected a number, got list"),
@@ -183,15 +183,19 @@ BAD: list[tuple[bytes, str, str]] = [
     (b'{"features":"123"}', "wrong_type", "column features: expected a list, got str"),
     (b'{"features":null}', "null", "column features: expected a list, got null"),
     (b'{"a":1,"a":1,"b":2,"c":3}', "duplicate_key", "key 'a' is there twice"),
-    (b'{"a":1,"b":2,"c":3,"x":{"y":1,"y":2}}', "duplicate_key", "key 'y' is there twice"),
-    (b'{"a":1,"b":2,"c":3,"x":[{"\\u0079":1,"y":2}]}', "duplicate_key", "key 'y' is there twice"),
+    (b'{"a":1,"b":2,"c":3,"x":{"y":1,"y":2}}', "duplicate_key", "a key of an object in it"),
+    (
+        b'{"a":1,"b":2,"c":3,"x":[{"\\u0079":1,"y":2}]}',
+        "duplicate_key",
+        "a key of an object in it is",
+    ),
     (b'{"a":1,"b":2,"c":3,"x":{"y":' + DEEPER + b',"z":"\\":"}}', "invalid_json", "deep"),
-    (b'{"a":1,"b":2,"c":3,"sequence":"7"}', "wrong_type", "sequence: expected int64, got str '7'"),
+    (b'{"a":1,"b":2,"c":3,"sequence":"7"}', "wrong_type", "sequence: expected int64, got str"),
     (b'{"a":1,"b":2,"c":3,"sequence":1.5}', "wrong_type", "sequence: expected int64, got float"),
-    (b'{"a":1,"b":2,"c":3,"sequence":true}', "wrong_type", "expected int64, got bool True"),
+    (b'{"a":1,"b":2,"c":3,"sequence":true}', "wrong_type", "expected int64, got bool"),
     (b'{"a":1,"b":2,"c":3,"sequence":9223372036854775808}', "wrong_type", "expected int64"),
     (b'{"a":1,"b":2,"c":3,"sequence":' + DEEP + b"}", "wrong_type", "expected int64, got list"),
-    (b'{"a":1,"b":2,"c":3,"publish_time":"now"}', "wrong_type", "expected double, got str 'now'"),
+    (b'{"a":1,"b":2,"c":3,"publish_time":"now"}', "wrong_type", "expected double, got str"),
     (b'{"a":1,"b":2,"c":3,"publish_time":false}', "wrong_type", "expected double, got bool"),
     (b'{"a":1,"b":2,"c":3,"test_id":' + DEEP + b"}", "wrong_type", "nested too deeply"),
     (b'{"a":1,"b":2,"c":3,"message_id":' + DEEP + b"}", "wrong_type", "nested too deeply"),
@@ -497,7 +501,7 @@ def test_numbers_of_avro_are_told_as_those_of_json(
     assert np.isnan(values(good[1])[0])
     assert [row["message"] for row in bad] == [
         "column a: expected a number, got bool",
-        "column c: expected a number, got str '1'",
+        "column c: expected a number, got str",
     ]
 
 
@@ -650,8 +654,12 @@ BAD_ARROW: list[tuple[bytes, str, str]] = [
     (ipc(TEXTS.append_column("a", pa.array([1, 2]))), "wrong_schema", "2 columns 'a'"),
     (ipc(TWO_SEQUENCES), "wrong_schema", "the message has 2 columns 'sequence'"),
     (ipc(TEXTS.set_column(0, "a", pa.array([b"x", b"y"]))), "wrong_schema", "expected a number"),
-    (ipc(TEXTS.append_column("sequence", pa.array([1.5, 2]))), "wrong_schema", "truncated"),
-    (ipc(TEXTS.append_column("sequence", pa.array(["x", "y"]))), "wrong_schema", "Failed to parse"),
+    (ipc(TEXTS.append_column("sequence", pa.array([1.5, 2]))), "wrong_schema", "int64, got double"),
+    (
+        ipc(TEXTS.append_column("sequence", pa.array(["x", "y"]))),
+        "wrong_schema",
+        "int64, got string",
+    ),
     (ipc(TEXTS.append_column("publish_time", pa.array([[1], [2]]))), "wrong_schema", "list"),
 ]
 

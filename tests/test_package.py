@@ -443,7 +443,7 @@ def test_weights_are_packaged_with_their_class(
         (
             ["--feature_columns", "Time,V1,id", "--output", "{}/o", "--sample", "{}/s.parquet"],
             1,
-            "s.parquet: expected Parquet with numbers: Failed to parse string",
+            "s.parquet: expected Parquet with numbers in Time, V1, id (ArrowInvalid)",
         ),
         (
             ["--feature_columns", "a,b,c", "--output", "{}/o", "--sample", "{}/none.parquet"],
@@ -453,7 +453,7 @@ def test_weights_are_packaged_with_their_class(
         (
             ["--feature_columns", "a,b,c", "--output", "{}/o", "--sample", "{}/model.pt"],
             1,
-            "model.pt: expected Parquet with numbers: ",
+            "model.pt: expected Parquet with numbers in a, b, c (Arrow",
         ),
         (
             ["--feature_columns=Time,V1,Amount", "--output", "{}/o", "--sample", "{}/nan.parquet"],

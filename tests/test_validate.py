@@ -212,7 +212,10 @@ def test_integer_tensors_take_integers_only(make_manifest: Make, make_source: Ma
         ("not_finite", "b"),
         ("null", "c"),
     ]
-    assert faults[0].message == "column a: expected int8, an integer from -128 to 127, got '128'"
+    assert (
+        faults[0].message
+        == "column a: expected int8, an integer from -128 to 127, got int64 out of range"
+    )
 
 
 def test_a_list_for_an_integer_tensor(make_manifest: Make, make_source: Make) -> None:
@@ -239,7 +242,7 @@ def test_imputed_columns_take_the_training_mean_for_null_and_nan(
         ("wrong_type", "a"),
         ("null", "b"),
     ]
-    assert faults[1].message.endswith("got 'x'")
+    assert faults[1].message.endswith("got string")
     vectors = make_source({"features": [[None, 7.0], [1.0, None]]})
     good, _, (fault,) = validate(vectors, manifest)
     assert inputs_of(good) == {"x": [[mean, 7]]}

@@ -29,8 +29,9 @@ from google.cloud.bigquery_storage_v1 import types
 
 from cloud.clients import Cloud
 from cloud.errors import is_passing, told_as
-from model_handlers.errors import OutputError, one_line
+from model_handlers.errors import OutputError
 from model_handlers.isolate import isolate
+from model_handlers.without_values import without_cells
 from transforms.accounts import Count
 from transforms.bigquery_schema import TableName, arrow_schema, table_fields
 from transforms.failures import Fault, Provenance, failure_batch, to_json, utc_now
@@ -91,6 +92,18 @@ def conform(rows: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
         return cast
     filled = [pc.fill_null(c, []) if pa.types.is_list(c.type) else c for c in cast.columns]
     return pa.RecordBatch.from_arrays(filled, schema=schema)
+
+
+def _unfit(row: pa.RecordBatch, schema: pa.Schema) -> Fault:
+    """A row that is not of a schema -> the Fault that names its first such column."""
+    for field in schema:
+        column = row.column(field.name)
+        try:
+            column.cast(field.type)
+        except pa.ArrowException:
+            message = f"column {field.name}: expected {field.type}, got {column.type} out of range"
+            return Fault("refused", message, field.name)
+    return Fault("refused", "the row is not of the table's schema")
 
 
 class Connection:
@@ -229,7 +242,7 @@ class _AppendDoFn(beam.DoFn):
         faults = {}
         for part, rows in isolate(conformed, slice(0, batch.num_rows), (pa.ArrowInvalid,)):
             if isinstance(rows, Exception):
-                faults[part.start] = Fault("refused", one_line(rows))
+                faults[part.start] = _unfit(batch.slice(part.start, 1), self._schema)
             else:
                 self._waiting.setdefault(window, []).append((rows, timestamp))
                 self._bytes += rows.nbytes
@@ -264,7 +277,12 @@ class _AppendDoFn(beam.DoFn):
         assert self._stream is not None
         with told_as(OutputError, f"table {self._table} cannot be written"):
             refused = append(rows, self._stream.send)
-        return {index: Fault("refused", message) for index, message in refused.items()}
+        # BigQuery may quote the value that it refuses.
+        bad = to_rows(rows.take(pa.array(list(refused), pa.int64())))
+        return {
+            index: Fault("refused", without_cells(message, row))
+            for (index, message), row in zip(refused.items(), bad, strict=True)
+        }
 
     def _failures(
         self, rows: pa.RecordBatch, faults: dict[int, Fault], window: Any, timestamp: Any

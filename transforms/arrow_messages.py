@@ -31,7 +31,10 @@ def read_arrow(
         # A stranger's offsets may point anywhere.
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
-        return Fault("invalid_arrow", f"not an Arrow IPC stream: {one_line(error)}")
+        # Its message may quote bytes of the message, or values.
+        return Fault(
+            "invalid_arrow", f"not an Arrow IPC stream, or a damaged one ({type(error).__name__})"
+        )
     if not table.num_rows:
         return Fault("empty_message", "the Arrow stream holds no rows")
     # Nulls take no room: a few bytes may say that they are a billion rows of them.
@@ -41,8 +44,10 @@ def read_arrow(
         return Fault("too_large", f"expected at most {max_bytes:,} bytes, got {table.nbytes:,}")
     try:
         return _source(table, id_prefix, row_format)
-    except (InputError, pa.ArrowException, ValueError, TypeError, RecursionError) as error:
+    except InputError as error:
         return Fault("wrong_schema", one_line(error))
+    except (pa.ArrowException, ValueError, TypeError, RecursionError) as error:
+        return Fault("wrong_schema", f"the columns cannot be read ({type(error).__name__})")
 
 
 def _source(table: pa.Table, id_prefix: str, row_format: RowFormat) -> pa.RecordBatch:
@@ -58,19 +63,31 @@ def _source(table: pa.Table, id_prefix: str, row_format: RowFormat) -> pa.Record
     arrays = {}
     for name in names:
         array = table.column(name).combine_chunks()
-        arrays[name] = _of_type(array, beside[name]) if name in beside else array
+        arrays[name] = _of_type(array, beside[name], name) if name in beside else array
     ids = derived_ids(id_prefix, np.arange(table.num_rows))
     if row_format.id_column is not None:
         own = table.column(row_format.id_column).combine_chunks()
-        ids = pc.coalesce(own.cast(pa.string()), ids)
+        ids = pc.coalesce(_cast(own, pa.string(), row_format.id_column), ids)
     return source_batch(ids, pa.record_batch(arrays))
 
 
-def _of_type(column: pa.Array, kind: pa.DataType) -> pa.Array:
+def _of_type(column: pa.Array, kind: pa.DataType, name: str) -> pa.Array:
     """A column beside the features -> the same as text, or as the type it must have."""
+    if kind != pa.string():
+        return _cast(column, kind, name)
     try:
         return column.cast(kind)
     except pa.ArrowException:
-        if kind != pa.string():
-            raise
-    return pa.array([to_text(value) for value in column.to_pylist()], kind)
+        pass
+    try:
+        return pa.array([to_text(value) for value in column.to_pylist()], kind)
+    except (pa.ArrowException, ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"column {name}: expected {kind}, got {column.type}") from error
+
+
+def _cast(column: pa.Array, kind: pa.DataType, name: str) -> pa.Array:
+    """A column -> the same of a type. Raises InputError without the values of the column."""
+    try:
+        return column.cast(kind)
+    except pa.ArrowException as error:
+        raise InputError(f"column {name}: expected {kind}, got {column.type}") from error

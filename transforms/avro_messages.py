@@ -81,7 +81,8 @@ def avro_reader(schema: Any) -> Callable[[bytes], Any]:
         except Exception as error:
             if body.startswith(_FILE):
                 return Fault("invalid_avro", "an Avro file, expected one record without a schema")
-            return Fault("invalid_avro", f"not Avro of the given schema: {one_line(error)}")
+            # Its message may quote bytes of the record.
+            return Fault("invalid_avro", f"not Avro of the given schema ({type(error).__name__})")
         if left := len(body) - stream.tell():
             return Fault("invalid_avro", f"{left:,} bytes follow the record: another schema?")
         return row

@@ -52,7 +52,10 @@ def read_header(path: str) -> list[str]:
     try:
         (names,) = csv.reader([line.decode("utf-8-sig").rstrip("\r\n")], strict=True)
     except (csv.Error, UnicodeDecodeError, ValueError) as error:
-        raise InputError(f"{path}: its first line is not a CSV header: {error}") from error
+        raise InputError(
+            f"{path}: its first line is not a CSV header, names in UTF-8 "
+            f"between commas ({type(error).__name__})"
+        ) from error
     return names
 
 

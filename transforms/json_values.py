@@ -62,7 +62,11 @@ def _checked(value: dict[str, Any], text: bytes) -> Any:
         key = doubled_key(load_marked(text))
     except RecursionError:
         return Fault("invalid_json", "nested too deeply")
-    return value if key is None else Fault("duplicate_key", doubled_text(key))
+    if key is None:
+        return value
+    # Within a value, a key is a part of that value.
+    told = doubled_text(key) if key in value else "a key of an object in it is there twice"
+    return Fault("duplicate_key", told)
 
 
 def _inner_keys(objects: Sequence[dict[str, Any]]) -> int:

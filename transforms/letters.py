@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from model_handlers.errors import InputError, UsageError, one_line
+from model_handlers.errors import InputError, UsageError
 from transforms.decode import content_id
 from transforms.messages import ATTEMPTS, REPLAYED_ID, STAGE, Message, attempts_of
 from transforms.publish import OWN, TOLD
@@ -79,8 +79,8 @@ def read_letter(line: bytes, place: str) -> Letter:
     except (ValueError, TypeError, KeyError, AttributeError, binascii.Error) as error:
         raise InputError(
             f"{place}: expected dead letters, lines of JSON with failed_at, stage, reason and "
-            f"payload; got {line[:60].decode(errors='replace')!r} ({one_line(error, 60)}); name "
-            "the folder dead_letters of a run"
+            f"payload; got {len(line):,} bytes without these ({type(error).__name__}); name the "
+            "folder dead_letters of a run"
         ) from error
 
 

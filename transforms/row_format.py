@@ -227,8 +227,7 @@ def _read_number(value: Any, name: str, spec: InputSpec) -> Any:
             return math.nan
         whole = abs(value) < 1 << 64 and value == value.to_integral_value()
         return int(value) if whole else float(value)
-    shown = repr(value[:40]) if isinstance(value, str) else ""
-    message = f"column {name}: expected a number, got {type(value).__name__} {shown}".rstrip()
+    message = f"column {name}: expected a number, got {type(value).__name__}"
     return Fault("wrong_type", message, name)
 
 
@@ -247,7 +246,7 @@ def _read_integer(value: float | Decimal, name: str, spec: InputSpec) -> int | F
         message = f"column {name}: infinite, or beyond {spec.dtype}"
         return Fault("not_finite", message, name)
     expected = f"expected {spec.dtype}, an integer from {low} to {high}"
-    return Fault("wrong_type", f"column {name}: {expected}, got {str(value)[:40]!r}", name)
+    return Fault("wrong_type", f"column {name}: {expected}, got {found_type(value)}", name)
 
 
 def _read_list(value: Any, name: str, spec: InputSpec) -> Any:
@@ -293,7 +292,7 @@ def _column_fault(value: Any, kind: pa.DataType, name: str) -> Fault | None:
         whole = number and kind == pa.int64() and value == value // 1
         if number and (kind == pa.float64() or (whole and -(1 << 63) <= value < 1 << 63)):
             return None
-        return Fault("wrong_type", f"column {name}: expected {kind}, got {_shown(value)}", name)
+        return Fault("wrong_type", f"column {name}: expected {kind}, got {found_type(value)}", name)
     try:
         to_text(value)
     except (TypeError, RecursionError):
@@ -301,12 +300,10 @@ def _column_fault(value: Any, kind: pa.DataType, name: str) -> Fault | None:
     return None
 
 
-def _shown(value: Any) -> str:
-    """A JSON value -> its type, and as much of it as helps."""
+def found_type(value: Any) -> str:
+    """A JSON value that does not fit -> what a message says of it: its type, never the value."""
     kind = type(value).__name__
-    if not isinstance(value, (str, int, float)):
-        return kind
-    return f"{kind} {(value[:40] if isinstance(value, str) else value)!r}"
+    return f"{kind} out of range" if kind == "int" else kind
 
 
 def own_id(row: Any, id_column: str) -> str | None:

@@ -87,9 +87,20 @@ def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
         return batch.select(schema.names).cast(schema)
     except (pa.ArrowException, KeyError) as error:
         raise OutputError(
-            f"rows of two kinds in one output: first {schema.names}, then {batch.schema.names} "
-            f"({error}); make the input files agree in the columns of --output_fields"
+            f"rows of two kinds in one output: first {schema.names}, then {batch.schema.names}"
+            f"{_other_types(batch.schema, schema)}; make the input files agree in the columns of "
+            "--output_fields"
         ) from error
+
+
+def _other_types(found: pa.Schema, expected: pa.Schema) -> str:
+    """Two schemas -> what differs in the types of their columns, as part of a message."""
+    told = [
+        f"column {field.name}: expected {field.type}, got {found.field(field.name).type}"
+        for field in expected
+        if field.name in found.names and found.field(field.name).type != field.type
+    ]
+    return f" ({'; '.join(told[:3])})" if told else ""
 
 
 @dataclass
