@@ -53,7 +53,8 @@ _ADVICE = (
     ),
     (
         r"compatib|transform_name_mapping|transformNameMapping",
-        "give renamed steps with --transform_name_mapping, or drain the old job and start anew",
+        "name each renamed step in --transform_name_mapping, or drain the old job and start the "
+        "new one without --update; a step that is mapped to nothing loses what it holds",
     ),
 )
 _CONSOLE_LOG = re.compile(r"gs://\S+/console_logs")

@@ -465,6 +465,13 @@ class StreamRunOptions:
         regex=r"[1-9]\d*",
         in_template=False,
     )
+    allow_state_loss: bool = flag(
+        "of --update: a --transform_name_mapping may drop steps with the messages that they hold, "
+        "which are acknowledged already",
+        False,
+        label="Allow state loss",
+        in_template=False,
+    )
     debug: bool = flag(
         "show tracebacks and Beam's own log",
         False,

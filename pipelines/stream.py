@@ -231,7 +231,8 @@ def _look_at(
     facts = JobFacts.of(provenance, subscription=source.input_subscription)
     planned = _pipeline(parsed, options, facts, score(source=ReadMessages(place)))
     if options.view_as(GoogleCloudOptions).update:
-        check_update(planned, cloud)
+        loss = parsed.get(StreamRunOptions).allow_state_loss
+        check_update(planned, cloud, allow_state_loss=loss)
     if is_dry_run(options):
         print(describe(planned, facts))
 

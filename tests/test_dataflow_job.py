@@ -28,6 +28,7 @@ from pipelines.beam_args import beam_options
 from pipelines.command import main
 from pipelines.dataflow_job import ACCELERATOR, ask_for_accelerator
 from pipelines.flags import Parsed
+from pipelines.held_state import holds_state
 from pipelines.job_facts import JobFacts, label_value, read_facts
 from pipelines.job_links import attach_command, console_link
 from pipelines.options import DeviceOptions
@@ -187,6 +188,19 @@ def test_steps_keep_their_names_by_which_update_hands_their_state_over(
     assert (
         sorted(s.unique_name for s in steps if s.unique_name and not s.subtransforms) == known[name]
     )
+
+
+@PROTOS
+def test_steps_that_hold_state_are_known_by_their_names(name: str, jobs: Jobs) -> None:
+    steps = [
+        step
+        for step in jobs.pipeline(name).components.transforms.values()
+        if not step.subtransforms and step.spec.urn == common_urns.primitives.PAR_DO.urn
+    ]
+    for step in steps:
+        payload = beam_runner_api_pb2.ParDoPayload.FromString(step.spec.payload)
+        has_state = bool(payload.state_specs or payload.timer_family_specs)
+        assert holds_state(step.unique_name, "par_do") == has_state, step.unique_name
 
 
 def tree(coder: coders.Coder) -> str:

@@ -491,6 +491,54 @@ def test_the_mapping_that_may_be_meant_can_be_typed_as_it_is_told() -> None:
     assert json.loads(words[words.index("--transform_name_mapping") + 1]) == {name: ""}
 
 
+GATHERED = {
+    "Gather/Key": "par_do",
+    "Gather/Group/GroupIntoBatches/ParDo(_GroupIntoBatchesDoFn)": "par_do",
+    "Gather/Lists": "par_do",
+}
+GROUP = list(GATHERED)[1]
+
+
+def test_no_mapping_is_told_that_would_drop_what_a_step_holds() -> None:
+    told = "; ".join(compare(OLD | GATHERED, OLD, {}))
+    assert f"these steps are gone: {', '.join(GATHERED)}" in told
+    assert f"{GROUP} may hold messages that are acknowledged already" in told
+    assert "drain the running job" in told
+    assert "--transform_name_mapping" not in told
+    for name, kind in (("Score/Group", "group_by_key"), ("Read", "read")):
+        told = "; ".join(compare({name: kind}, {}, {}))
+        assert f"{name} may hold messages" in told
+        assert "--transform_name_mapping" not in told
+    # Renamed, its state has a place; a step without state that looks like it has none.
+    renamed = GROUP.replace("Gather", "Gathered")
+    assert f'{{"{GROUP}": "{renamed}"}}' in compare({GROUP: "par_do"}, {renamed: "par_do"}, {})[1]
+    stateless = GROUP.replace("GroupIntoBatches", "GroupInBatches")
+    told = "; ".join(compare({GROUP: "par_do"}, {stateless: "par_do"}, {}))
+    assert "--transform_name_mapping" not in told
+
+
+@pytest.mark.parametrize("target", ["", "Score/Predict"])
+def test_a_mapping_that_drops_what_a_step_holds_is_refused_without_the_flag(target: str) -> None:
+    mapping = dict.fromkeys(GATHERED, "") | {GROUP: target}
+    (fault,) = compare(OLD | GATHERED, OLD, mapping)
+    assert fault.startswith(f"--transform_name_mapping drops the state of {GROUP}: ")
+    assert "--allow_state_loss" in fault
+    assert compare(OLD | GATHERED, OLD, mapping, allow_state_loss=True) == []
+
+
+@pytest.mark.parametrize("allow", [False, True])
+def test_a_mapping_of_a_group_of_steps_is_refused_with_the_names_of_its_steps(allow: bool) -> None:
+    told = compare(OLD | GATHERED, OLD, {"Gather": ""}, allow_state_loss=allow)
+    assert told[0].startswith("--transform_name_mapping: Gather is not a step of the running job")
+    assert told[0].endswith(f"by its own name: {', '.join(GATHERED)}")
+    # It does nothing, and so its steps are gone all the same.
+    assert "these steps are gone" in told[1]
+    (told_of_new,) = compare({"Read": "read"}, {"In/Read": "", "In/Map": ""}, {"Read": "In"})
+    assert "In is not a step of the new pipeline but a group of steps" in told_of_new
+    assert told_of_new.endswith("In/Read, In/Map")
+    assert "the new pipeline has no step Out" in compare(OLD, OLD, {"Write": "Out"})[0]
+
+
 def test_a_step_of_another_kind_and_a_mapping_of_nothing_are_named() -> None:
     assert compare(OLD, OLD | {"Score/Group": "par_do"}, {}) == [
         "step Score/Group was a group_by_key and is a par_do"
