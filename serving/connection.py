@@ -190,6 +190,8 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, refused: Refused) -> None:
         """Answers the request that has not arrived whole, and closes."""
+        if self._link.is_closing():
+            return
         if self.is_answering:
             # Its answer comes first, and is the last.
             self._link.pause_reading()
