@@ -119,7 +119,7 @@ def score_rows(
     schema = output_schema(fields, manifest, provenance, source.schema)
     table_cloud = cloud if writes_bigquery(parsed) else None
     destinations = open_destinations(
-        parsed, attempt, schema, provenance, fields.time_column, table_cloud
+        parsed, attempt, schema, provenance, fields.time_column, table_cloud, source.lineage
     )
     for destination in () if is_dry_run(options) else destinations:
         destination.prepare()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
@@ -21,6 +21,7 @@ from transforms.commit_files import (
     RunFolder,
 )
 from transforms.failures import Provenance
+from transforms.lineage import Lineage
 from transforms.row_schemas import FAILURE_SCHEMA
 from transforms.write_bigquery import TableDestination
 
@@ -63,10 +64,11 @@ def open_destinations(
     provenance: Provenance,
     time_column: str,
     cloud: Cloud | None,
+    lineage: Lineage | None = None,
 ) -> list[Destination]:
     """Flags, and the schema of the scored rows -> their destinations and the dead letters'.
 
-    cloud: given where a table is written. Raises UsageError.
+    cloud: given where a table is written. lineage: of a replay. Raises UsageError.
     """
     sink, failures = parsed.get(SinkOptions), parsed.get(FailureOptions)
     letters = failures.dead_letter_files
@@ -87,6 +89,7 @@ def open_destinations(
     letter_table = failures.dead_letter_table
     if sink.output_table is not None:
         scores = _open_table(sink, schema, provenance, time_column, cloud, attempt.temp)
+        scores = replace(scores, lineage=lineage)
         found.append(scores)
         if letters is None and letter_table is None:
             letter_table = f"{scores.place}_dead_letters"
@@ -103,6 +106,7 @@ def open_destinations(
                 FAILURE_SCHEMA,
                 provenance,
                 time_column="failed_at",
+                lineage=lineage,
             )
         )
     return found

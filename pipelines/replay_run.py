@@ -41,8 +41,9 @@ from transforms.commit_files import DEAD_LETTERS, SCORES
 from transforms.decode_messages import MessageFormat
 from transforms.encode import OutputFields, output_schema
 from transforms.failures import Provenance
-from transforms.letters import BATCH_REPLAY, STREAM_REPLAY, Letter
-from transforms.replay import ReadLetters, find_letter
+from transforms.letters import Letter
+from transforms.lineage import BATCH_REPLAY, STREAM_REPLAY, Lineage
+from transforms.replay import ReadLetters, selected
 from transforms.row_format import RowFormat
 
 # Flags of messages, which dead letters of batch runs are not.
@@ -66,7 +67,7 @@ def run_local(parsed: Parsed) -> None:
     endpoints = reach(parsed, options)
     cloud = _make_cloud(parsed, options, endpoints)
     with open_letters(parsed, selection, cloud) as found:
-        first = find_letter(found.letters, found.selection)
+        first = next(selected(found.letters, found.selection), None)
         if first is None:
             # Standard output is for a report alone where it is asked for as JSON.
             out = sys.stderr if parsed.get(RunOptions).json_summary else sys.stdout
@@ -130,12 +131,23 @@ def _replay(
 
     def source_of(provenance: Provenance) -> Source:
         rows = parsed.get(ModelOptions).rows()
-        selected = (found.letters, found.selection, first.of_stream)
-        return Source(ReadLetters(*selected, read, provenance, rows), schema, found.names)
+        chosen = (found.letters, found.selection, first.of_stream)
+        source = ReadLetters(*chosen, read, provenance, rows)
+        return Source(source, schema, found.names, _lineage(parsed, found))
 
     handler = make_handler(parsed, model, fields, options, endpoints)
     graph = score_rows(name, parsed, handler, manifest, fields, options, cloud, source_of)
     run(replace(graph, topics=topics, cloud=cloud), options, parsed)
+
+
+def _lineage(parsed: Parsed, found: Replay) -> Lineage | None:
+    """What is replayed into a table -> its lineage; None where nothing replaces what it wrote.
+
+    Letters of a subscription are gone from there when they are replayed.
+    """
+    if parsed.get(ReplayOptions).input_subscription is not None or not writes_bigquery(parsed):
+        return None
+    return Lineage.of(found.run_id, selected(found.letters, found.selection))
 
 
 def _topics(flags: ReplayOptions, cloud: Cloud | None) -> dict[str, str]:

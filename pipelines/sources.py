@@ -20,6 +20,7 @@ from transforms.commit_files import RunFolder
 from transforms.encode import OutputFields, check_fields
 from transforms.failures import Provenance, utc_now
 from transforms.file_ranges import FileFormat, file_schema, format_of, has_rows, match_files
+from transforms.lineage import Lineage
 from transforms.read_bigquery import BigQuerySource, ReadBigQuery, describe
 from transforms.read_files import Columns, ReadFiles
 
@@ -37,12 +38,13 @@ class Source:
     """Where the rows come from.
 
     transform: a PTransform that returns transforms.read_files.Read. schema: the columns,
-    None where each row names its own. names: for the report.
+    None where each row names its own. names: for the report. lineage: of a replay.
     """
 
     transform: beam.PTransform
     schema: pa.Schema | None
     names: tuple[str, ...]
+    lineage: Lineage | None = None
 
 
 def reads_bigquery(parsed: Parsed) -> bool:

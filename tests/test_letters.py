@@ -22,8 +22,6 @@ from transforms.decode_messages import MessageFormat, MessageKind, decode_messag
 from transforms.failures import Fault, Provenance, Stage, failed_rows, failure_batch, utc_now
 from transforms.file_writers import JsonLinesBatchWriter, to_json_line
 from transforms.letters import (
-    BATCH_REPLAY,
-    STREAM_REPLAY,
     Letter,
     Selection,
     from_message,
@@ -32,6 +30,7 @@ from transforms.letters import (
     read_letter,
     to_message,
 )
+from transforms.lineage import BATCH_REPLAY, STREAM_REPLAY
 from transforms.messages import Message, attempts_of, message_column, parse, serialize
 from transforms.publish import MESSAGE_BYTES, failure_messages
 from transforms.record_batch import INPUTS, MESSAGE, ROW_ID, struct_columns

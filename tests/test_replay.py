@@ -565,6 +565,87 @@ def test_from_a_table_into_the_same_tables_each_row_once(
     assert len({row["run_id"] for row in rows}) == 2
 
 
+def rerun(run: Callable[..., Result], tmp_path: Path, **flags: Any) -> Result:
+    """The run `r` of the fixture `table` once more."""
+    few = {"input_files": tmp_path / "few.parquet", "id_column": "transaction_id"}
+    return run(batch_local, **few, **flags)
+
+
+def places(servers: LocalCloud, name: str) -> Counter[str]:
+    """The ids of a table's scores and of its dead letters, each row counted once."""
+    scored = rows_of(servers, f"SELECT row_id FROM `{name}`")
+    dead = {x["row_id"] for x in rows_of(servers, f"SELECT row_id FROM `{name}_dead_letters`")}
+    ids = [row["row_id"] for row in scored]
+    return Counter([*ids, *dead.difference(ids)])
+
+
+def test_a_replay_of_all_letters_takes_the_place_of_one_of_some(
+    servers: LocalCloud, run: Callable[..., Result], table: dict[str, Any]
+) -> None:
+    name = table["output_table"]
+    source = {"input_table": f"{name}_dead_letters", **table}
+    reasons = Counter(x["reason"] for x in rows_of(servers, f"SELECT * FROM `{name}_dead_letters`"))
+    some = "null" if "null" in reasons else next(iter(reasons))
+    for flags in ({"reason": some}, {}, {"run_id": "again"}, {"run_id": "and-again"}):
+        code, _, err = run(replay, **source, **flags)
+        assert (code, err) == (0, "")
+        assert set(places(servers, name).values()) == {1}
+    assert len(places(servers, name)) == 300
+    # What one of all has done, one of some cannot take the place of.
+    result = run(replay, **source, reason=some, run_id="part")
+    if reasons[some] < sum(reasons.values()):
+        refused(result, 1, "and-again has replayed some of these", name, "choose filters")
+    assert set(places(servers, name).values()) == {1}
+
+
+def test_the_run_again_takes_the_place_of_what_was_replayed(
+    servers: LocalCloud,
+    run: Callable[..., Result],
+    table: dict[str, Any],
+    cured: Path,
+    tmp_path: Path,
+) -> None:
+    name = table["output_table"]
+    assert run(replay, input_table=f"{name}_dead_letters", **table)[0] == 0
+    assert rerun(run, tmp_path, **table, model=cured)[0] == 0
+    assert {run_id for run_id, _ in balance(servers, name)} == {"r"}
+    assert places(servers, name) == Counter(dict.fromkeys(places(servers, name), 1))
+    assert len(places(servers, name)) == 300
+    letters = rows_of(servers, f"SELECT run_id FROM `{name}_dead_letters`")
+    assert {letter["run_id"] for letter in letters} <= {"r"}
+
+
+def test_a_run_whose_letters_were_replayed_with_those_of_others_is_refused(
+    servers: LocalCloud, run: Callable[..., Result], table: dict[str, Any], tmp_path: Path
+) -> None:
+    name = table["output_table"]
+    assert rerun(run, tmp_path, **table, run_id="q")[0] == 0
+    # Letters of a row of two runs are of the last one; a filter takes those of each.
+    before = balance(servers, name)
+    assert run(replay, input_table=f"{name}_dead_letters", run_id="both", **table)[0] == 0
+    after = balance(servers, name)
+    assert after.keys() > before.keys()
+    result = rerun(run, tmp_path, **table)
+    refused(result, 1, "run both", "this run and of q", "DELETE FROM", name)
+    assert balance(servers, name) == after
+
+
+def test_without_a_column_of_the_run_a_second_replay_is_refused(
+    servers: LocalCloud, run: Callable[..., Result], table: dict[str, Any], tmp_path: Path
+) -> None:
+    name, letters = f"{table['output_table']}_reference", f"{table['output_table']}_dead_letters"
+    flags = {**table, "output_table": name, "output_fields": None, "output_schema": "reference"}
+    flags |= {"dead_letter_files": tmp_path / "again", "dead_letter_table": None}
+    assert run(replay, input_table=letters, run_id="first", **flags)[0] == 0
+    before = rows_of(servers, f"SELECT instance_id FROM `{name}`")
+    result = run(replay, input_table=letters, run_id="second", **flags)
+    refused(result, 1, name, "replayed by first", "without a column run_id")
+    assert rows_of(servers, f"SELECT instance_id FROM `{name}`") == before
+    # The same replay again finds its own rows.
+    assert run(replay, input_table=letters, run_id="first", **flags)[0] == 0
+    assert rows_of(servers, f"SELECT instance_id FROM `{name}`") == before
+
+
 def test_after_a_crash_the_same_command_leaves_each_row_once(
     servers: LocalCloud,
     run: Callable[..., Result],

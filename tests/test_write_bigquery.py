@@ -24,10 +24,10 @@ from model_handlers.errors import BalanceError, OutputError
 from transforms import commit_table
 from transforms.bigquery_schema import JSON_METADATA, TableName
 from transforms.commit_files import DEAD_LETTERS, SCORES, RunFolder, StagedFile, create_file
-from transforms.commit_table import run_table
 from transforms.failures import Fault, Provenance, failure_batch
 from transforms.file_writers import open_writer
 from transforms.row_schemas import FAILURE_SCHEMA
+from transforms.table_jobs import run_table
 from transforms.write_bigquery import TableDestination, loads_from
 from transforms.write_files import conform
 
@@ -446,6 +446,13 @@ FORMS: dict[str, Sequence[SchemaField]] = {
         SchemaField("scored_at", "TIMESTAMP"),
     ),
 }
+
+
+REQUIRED_REFERENCE = (
+    SchemaField("instance_id", "STRING", "REQUIRED"),
+    SchemaField("anomaly_score", "FLOAT"),
+    SchemaField("at", "TIMESTAMP"),
+)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -1001,6 +1008,100 @@ def test_without_a_column_of_the_run_rows_that_are_gone_in_part_are_told(sink: S
     destination.commit(stage(destination, scored(destination, "1", "2", at=late)))
     fails(lambda: run(sink("r", "d"), "1", "2"), "of which 0")
     assert sink.ids() == ["1", "2"]
+
+
+def commit_at(destination: TableDestination, *ids: str, at: datetime) -> None:
+    destination.prepare()
+    destination.commit(stage(destination, scored(destination, *ids, at=at)))
+
+
+@pytest.mark.parametrize("form", [(), REQUIRED_REFERENCE], ids=["copied", "inserted"])
+def test_without_a_column_of_the_run_rows_of_another_run_are_not_taken_for_its_own(
+    sink: Sink, form: Sequence[SchemaField]
+) -> None:
+    sink.schema = REFERENCE
+    if form:
+        sink.create(*form)
+    first, second = NOON, NOON + timedelta(microseconds=1)
+    commit_at(sink("s", "a"), "1", "2", at=first)
+    commit_at(sink("r", "b"), "1", "2", at=second)
+    moment = round(first.timestamp() * 1e6)
+    sink.query(f"DELETE FROM T WHERE UNIX_MICROS(`at`) > {moment}")
+    fails(lambda: run(sink("r", "c"), "1", "2"), "run r", "of which 0", "--run_id", "truncate")
+    assert sink.ids() == ["1", "2"]
+    # As long as both are there nothing is missing.
+    commit_at(sink("t", "d"), "1", "2", at=second)
+    run(sink("t", "e"), "1", "2")
+    assert sink.ids() == ["1", "1", "2", "2"]
+
+
+def test_without_a_column_of_the_run_rows_of_the_same_time_are_told_not_counted(
+    sink: Sink,
+) -> None:
+    sink.schema = REFERENCE
+    run(sink("r", "a"), "1", "2")
+    run(sink("s", "b"), "1", "2")
+    fails(lambda: run(sink("r", "c"), "1", "2"), "4 cannot be told", "--run_id")
+    assert sink.ids() == ["1", "1", "2", "2"]
+
+
+def test_without_a_column_of_the_run_another_model_file_is_told(sink: Sink) -> None:
+    sink.schema = REFERENCE
+    run(sink("r", "a", digest="0" * 64), "1", "2")
+    fails(lambda: run(sink("r", "b", digest="1" * 64), "1", "2"), "another model file", "truncate")
+    run(sink("r", "c", digest="0" * 64), "1", "2")
+    assert sink.ids() == ["1", "2"]
+
+
+@contextmanager
+def losing_a_row(emulators: LocalCloud, kind: str) -> Iterator[None]:
+    """Whatever copies or inserts rows of the attempt's table in the block leaves one out."""
+    send = requests.Session.request
+
+    def request(self: Any, method: str, url: str, *args: Any, **rest: Any) -> Any:
+        job = json.loads(rest["data"]) if method == "POST" and "/jobs" in url else {}
+        query = job.get("configuration", {}).get("query", {})
+        if "INSERT INTO" in query.get("query", ""):
+            # Whatever the condition was, without the last row.
+            text = query["query"].replace("; ASSERT", " LIMIT 1; ASSERT")
+            query["query"] = text if "TRANSACTION" in text else f"{text} LIMIT 1"
+            rest["data"] = json.dumps(job)
+        response = send(self, method, url, *args, **rest)
+        if kind == "copy":
+            response._content = response.content.replace(
+                b'"copiedRows":"2"', b'"copiedRows":"1"'
+            ).replace(b'"copiedRows": "2"', b'"copiedRows": "1"')
+        return response
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(requests.Session, "request", request)
+        yield
+
+
+@pytest.mark.parametrize("kind", ["copy", "insert"])
+def test_fewer_rows_placed_than_staged_fail_the_run(
+    sink: Sink, emulators: LocalCloud, kind: str
+) -> None:
+    if kind == "insert":
+        sink.create(*FORMS["required columns"])
+    with losing_a_row(emulators, kind):
+        fails(lambda: run(sink("r", "a"), "1", "2"), "2 rows", "put 1 into", kind=BalanceError)
+        # The step that is repeated finds its job, and what it did.
+        fails(lambda: run(sink("r", "a"), "1", "2"), "2 rows", "put 1 into", kind=BalanceError)
+
+
+@pytest.mark.parametrize("disposition", ["append", "truncate"])
+def test_fewer_rows_than_staged_take_no_ones_place(
+    sink: Sink, emulators: LocalCloud, disposition: str
+) -> None:
+    sink.create(*FORMS["required columns"])
+    run(sink("r", "a", write_disposition=disposition), "1", "2")
+    with losing_a_row(emulators, "insert"):
+        again = sink("r", "b", write_disposition=disposition)
+        fails(lambda: run(again, "3", "4"), str(sink.table), "expected 2 rows of run r")
+    assert sink.ids() == ["1", "2"]
+    run(sink("r", "c", write_disposition=disposition), "3", "4")
+    assert sink.ids() == ["3", "4"]
 
 
 def test_a_table_made_anew_gets_the_rows_again(sink: Sink) -> None:

@@ -10,66 +10,44 @@ from what makes a run the same again, so that whatever is repeated finds what wa
 
 from __future__ import annotations
 
-import datetime
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-import pyarrow as pa
 from google.cloud import bigquery
 
-from cloud.clients import Cloud
-from cloud.errors import retry
 from model_handlers.errors import BalanceError, OutputError
-from transforms.bigquery_jobs import done_job, job_id, run_job
-from transforms.bigquery_schema import (
-    TableName,
-    has_json,
-    in_form,
-    same_form,
-    table_fields,
-    without_json,
-)
-from transforms.commit_files import RunFolder, StagedFile
-from transforms.failures import Provenance, utc_now
-
-WriteDisposition = Literal["append", "truncate", "empty"]
+from transforms.bigquery_jobs import done_job, job_id
+from transforms.commit_files import StagedFile
+from transforms.lineage import Lineage
+from transforms.placed_rows import Span, is_of_model, rows_of, span_of
+from transforms.replay_marks import ReplayMarks
+from transforms.table_jobs import OF_PIPELINE, PIPELINE, RUN_ID, TableJobs, run_table
 
 # BigQuery's limit of source files of one load job.
 FILES_A_LOAD = 10_000
-RUN_TABLE_LIFETIME = datetime.timedelta(days=1)
-RUN_ID = "run_id"
-PIPELINE = "pipeline"
 # Of a run's provenance, what makes it the same run again. Neither the model's version nor its
 # digest: the rows of a mended model take the place of the broken one's.
 IDENTITY = (RUN_ID, PIPELINE, "model_name")
-_OF_ATTEMPT, _OF_PIPELINE = "millrace_attempt", "millrace_pipeline"
 
 
 @dataclass(frozen=True)
-class TableCommit:
-    """What an attempt at a run does to a table, as it found it.
+class TableCommit(TableJobs):
+    """What an attempt at a run does to a table, as it found it. lineage: of a replay."""
 
-    keys: those of IDENTITY that the rows have as columns, none where nothing tells runs apart.
-    """
-
-    client: bigquery.Client
-    cloud: Cloud
-    name: TableName
-    table: bigquery.Table
-    schema: pa.Schema
-    folder: RunFolder
-    provenance: Provenance
-    keys: tuple[str, ...]
-    write_disposition: WriteDisposition
-    time_column: str | None
+    lineage: Lineage | None = None
 
     def is_done(self) -> bool:
-        """Whether this very attempt's rows are in the table: the step is repeated."""
-        if done_job(self.client, self._attempt_job, self.table.location, self.cloud):
-            return True
-        earlier = self.earlier()
-        return earlier is not None and self._is_ours(earlier)
+        """Whether this very attempt's rows are in the table: the step is repeated.
+
+        Raises BalanceError where not all of them are.
+        """
+        job = done_job(self.client, self._attempt_job, self.table.location, self.cloud)
+        job = job or self.earlier()
+        if job is None or not self.is_ours(job):
+            return False
+        self.check_rows(job)
+        return True
 
     def earlier(self) -> Any:
         """The job of any attempt that put this run's rows into the table, None if none did."""
@@ -90,7 +68,7 @@ class TableCommit:
         if PIPELINE in self._keys_of_job or self.write_disposition == "truncate":
             return
         earlier = self.earlier()
-        other = earlier and earlier.labels.get(_OF_PIPELINE)
+        other = earlier and earlier.labels.get(OF_PIPELINE)
         if self._is_in_table(earlier) and other != self.provenance.pipeline:
             raise OutputError(
                 f"table {self.name} has rows of run {self.folder.run_id} with model "
@@ -103,13 +81,13 @@ class TableCommit:
 
         Raises BalanceError.
         """
-        run_table = self._make_run_table()
+        run_table = self.make_run_table()
         config = bigquery.LoadJobConfig(
             source_format="PARQUET",
             decimal_target_types=["NUMERIC", "BIGNUMERIC"],
             write_disposition="WRITE_APPEND",
             create_disposition="CREATE_NEVER",
-            labels=self._labels,
+            labels=self.labels,
         )
         # Without this a list would become a record of a repeated record.
         config.parquet_options = bigquery.ParquetOptions()
@@ -120,32 +98,100 @@ class TableCommit:
             # The time tells the table from one of the same name that has expired.
             name = job_id("load", str(run_table.reference), str(run_table.created), *uris)
             load = self.client.load_table_from_uri
-            job = self._run(name, load, uris, run_table.reference, job_config=config)
+            job = self.run(name, load, uris, run_table.reference, job_config=config)
             loaded += job.output_rows
-        if loaded != (staged := sum(file.rows for file in files)):
+        if loaded != self.rows:
             raise BalanceError(
-                f"{staged:,} rows were staged for table {self.name}, and {loaded:,} loaded: "
+                f"{self.rows:,} rows were staged for table {self.name}, and {loaded:,} loaded: "
                 "nothing was put into it. Please report this"
             )
 
-    def place(self, rows: int) -> None:
-        """The attempt's table of so many rows -> its rows in the destination, in one job.
+    def place(self, files: Sequence[StagedFile]) -> None:
+        """The attempt's table, which has the rows of these files -> its rows in the destination.
 
-        Those of earlier attempts are gone then. Raises OutputError where that cannot be.
+        Those of earlier attempts are gone then. Raises OutputError where that cannot be,
+        BalanceError where fewer rows came there than the files have.
         """
-        put = self._replace_all if self.write_disposition == "truncate" else self._append
-        earlier = self.earlier() or put(self._run_job)
-        if self._is_ours(earlier):
+        replace(self, marks=self.marks_of(files))._place()
+
+    def _place(self) -> None:
+        """One job, or none where an earlier one did it."""
+        replayed = self.replayed()
+        if self.lineage is not None:
+            self._replay_marks.add(self.lineage)
+        earlier = self.earlier() or self._put(self._run_job, replayed)
+        if self.is_ours(earlier):
+            self.check_rows(earlier)
             return
         # Another attempt's rows are there: a crashed one's, or one's that runs beside this.
         if self.write_disposition == "truncate":
-            self._replace_all(self._attempt_job)
+            self.replace_all(self._attempt_job)
         elif self.keys:
             self.check_pipeline()
-            own = " AND ".join(f"{name} = @{name}" for name in self.keys)
-            self._insert(self._attempt_job, own)
-        elif not self._holds(earlier, rows):
-            self._append(self._attempt_job)
+            self.replace_own(self._attempt_job, replayed)
+        elif not self._holds(earlier):
+            self.append(self._attempt_job)
+
+    def _put(self, name: str, replayed: Sequence[str]) -> Any:
+        """A job's id, and replays whose rows make room -> the job, done."""
+        if self.write_disposition == "truncate":
+            return self.replace_all(name)
+        return self.replace_own(name, replayed) if replayed else self.append(name)
+
+    def replayed(self) -> list[str]:
+        """Replays whose rows in the table stand for rows of this run, by run id.
+
+        Of a replay, those of which it takes all letters. Raises OutputError where a row would be
+        there twice.
+        """
+        if self.write_disposition == "truncate":
+            return []
+        marks, own = self._replay_marks, self.folder.run_id
+        origins = {own}
+        if self.lineage is not None:
+            origins = {origin for run in self.lineage.runs for origin in marks.origins(run)}
+        known = marks.replays(origins)
+        found = known.keys() - {own}
+        if found and RUN_ID not in self.keys:
+            self._refuse_replayed(found, origins)
+            return []
+        present = self.runs_in_table(sorted(found)) if found else []
+        if self.lineage is None:
+            for run in present:
+                self._check_alone(run, marks.origins(run) - origins)
+            return present
+        relations = {run: self.lineage.to(known[run], known) for run in present}
+        for run, relation in relations.items():
+            if relation == "overlaps":
+                raise OutputError(
+                    f"run {run} has replayed some of these dead letters into table {self.name}, "
+                    "whose rows would be there twice: choose filters that take all of its letters, "
+                    "or none"
+                )
+        return [run for run, relation in relations.items() if relation == "covers"]
+
+    def _refuse_replayed(self, found: Iterable[str], origins: Iterable[str]) -> None:
+        """Raises OutputError, unless the table is empty."""
+        if self.table.num_rows:
+            raise OutputError(
+                f"table {self.name} has rows of run {', '.join(sorted(origins))} that were "
+                f"replayed by {', '.join(sorted(found))}; without a column {RUN_ID} they cannot be "
+                "replaced: write to another table, or say --write_disposition truncate"
+            )
+
+    def _check_alone(self, run: str, others: Collection[str]) -> None:
+        """A replay, and other runs than this whose letters it took. Raises OutputError for any."""
+        if others:
+            raise OutputError(
+                f"run {run} has replayed dead letters of this run and of "
+                f"{', '.join(sorted(others))} into table {self.name}, and its rows cannot be told "
+                f"apart: delete them (DELETE FROM `{self.name}` WHERE {RUN_ID} = '{run}'), run "
+                "again, and replay the others"
+            )
+
+    @property
+    def _replay_marks(self) -> ReplayMarks:
+        return ReplayMarks(self.client, self.cloud, self.name, self.table.location)
 
     @property
     def _run_job(self) -> str:
@@ -166,152 +212,61 @@ class TableCommit:
     def _identity(self) -> list[str]:
         return [getattr(self.provenance, name) for name in self._keys_of_job]
 
-    @property
-    def _labels(self) -> dict[str, str]:
-        return {_OF_ATTEMPT: self.folder.token, _OF_PIPELINE: self.provenance.pipeline}
-
-    def _is_ours(self, job: Any) -> bool:
-        return bool(job.labels == self._labels)
-
-    @property
-    def _copies(self) -> bool:
-        """Whether a table of the rows' columns alone can be copied into the destination."""
-        fields, table = table_fields(self.schema), self.table
-        partitioned = table.time_partitioning
-        return (
-            len(fields) == len(table.schema)
-            and all(map(same_form, fields, table.schema))
-            and not any(map(has_json, fields))
-            and table.range_partitioning is None
-            and (partitioned is None or partitioned.field is not None)
-        )
-
-    @property
-    def _every_row(self) -> str:
-        """SQL that every row of the table fulfils, by its partitions where it wants them filtered.
-
-        Source: dbt's BigQuery adapter, predicate_for_avoid_require_partition_filter.
-        """
-        if not self.table.require_partition_filter:
-            return "TRUE"
-        time, integers = self.table.time_partitioning, self.table.range_partitioning
-        column = integers.field if integers else (time and time.field) or "_PARTITIONTIME"
-        return f"(`{column}` IS NULL OR `{column}` IS NOT NULL)"
-
-    def _make_run_table(self) -> bigquery.Table:
-        name, fields = run_table(self.name, self.folder), table_fields(self.schema)
-        made = bigquery.Table(str(name), schema=list(map(without_json, fields)))
-        if self._copies:
-            # A copy that truncates brings its own descriptions, partitioning and filter along.
-            made.schema = self.table.schema
-            made.time_partitioning = self.table.time_partitioning
-            made.clustering_fields = self.table.clustering_fields
-            made.require_partition_filter = self.table.require_partition_filter
-        made.expires = utc_now() + RUN_TABLE_LIFETIME
-        return self.client.create_table(made, exists_ok=True, retry=self._retry)
-
-    def _append(self, name: str) -> Any:
-        """A job's id -> the job, done, which added the attempt's rows."""
-        if not self._copies:
-            return self._insert(name, None)
-        empty = self.write_disposition == "empty"
-        return self._copy(name, "WRITE_EMPTY" if empty else "WRITE_APPEND")
-
-    def _replace_all(self, name: str) -> Any:
-        """A job's id -> the job, done, which left none but the attempt's rows."""
-        if not self._copies:
-            return self._insert(name, "TRUE")
-        return self._copy(name, "WRITE_TRUNCATE")
-
-    def _copy(self, name: str, disposition: str) -> Any:
-        """A job's id -> the job, done.
-
-        A copy costs nothing and takes seconds whatever the size, but wants two tables of
-        one form, and cannot replace a part of one.
-        """
-        config = bigquery.CopyJobConfig(
-            write_disposition=disposition,
-            create_disposition="CREATE_NEVER",
-            labels=self._labels,
-        )
-        source, target = str(run_table(self.name, self.folder)), str(self.name)
-        return self._run(name, self.client.copy_table, source, target, job_config=config)
-
-    def _insert(self, name: str, replacing: str | None) -> Any:
-        """A job's id, and which rows make room -> the job, done."""
-        present = {field.name.lower(): field for field in self.table.schema}
-        fields = [present[name.lower()] for name in self.schema.names]
-        columns = ", ".join(f"`{field.name}`" for field in fields)
-        values = ", ".join(in_form(field, f"`{field.name}`") for field in fields)
-        source = run_table(self.name, self.folder)
-        sql = f"INSERT INTO `{self.name}` ({columns}) SELECT {values} FROM `{source}`"
-        if self._copies:
-            sql += f" WHERE {self._every_row}"
-        config = bigquery.QueryJobConfig(labels=self._labels)
-        if replacing is not None:
-            delete = f"DELETE FROM `{self.name}` WHERE {replacing} AND {self._every_row}"
-            sql = f"BEGIN TRANSACTION; {delete}; {sql}; COMMIT TRANSACTION;"
-            config.query_parameters = [
-                bigquery.ScalarQueryParameter(key, "STRING", getattr(self.provenance, key))
-                for key in self.keys
-                if f"@{key}" in replacing
-            ]
-        return self._run(name, self.client.query, sql, config, job_retry=None)
-
-    def _holds(self, earlier: Any, rows: int) -> bool:
+    def _holds(self, earlier: Any) -> bool:
         """Whether an earlier job's rows are still in a table without a column that tells a run's.
 
-        Raises OutputError where only some are, or not as many as now: none can be replaced.
+        Raises OutputError where they cannot be told from others, where only some are there, or
+        where those of now differ: none can be replaced.
         """
-        key = self.schema.names[0]
-        in_time = f"`{self.time_column}` <= @ended" if self.time_column else "TRUE"
-        source = self._every_row if self._copies else "TRUE"
+        there, span = rows_of(earlier) or 0, span_of(earlier)
+        found = self._look_for(earlier, span)
+        if found.known == 0 or there == 0:
+            return False
+        is_whole = found.own == there == self.rows and (
+            (found.first, found.last) == (span.first, span.last)
+            if span
+            else found.known == found.own
+        )
+        if is_whole and is_of_model(earlier, self.provenance.model_digest):
+            return True
+        advice = (
+            f"without a column {RUN_ID} the earlier ones cannot be replaced: choose another "
+            "--run_id, or --write_disposition truncate"
+        )
+        was = f"run {self.folder.run_id} was put into table {self.name} before, with {there:,} rows"
+        if is_whole:
+            raise OutputError(f"{was} of another model file, and {advice}")
+        if found.known > there or found.own > there:
+            raise OutputError(
+                f"{was}; other rows with the same ids are there too, of which {found.own:,} cannot "
+                f"be told from these, and {advice}"
+            )
+        raise OutputError(
+            f"{was}, of which {min(found.own, there):,} are found; now it has {self.rows:,}, and "
+            f"{advice}"
+        )
+
+    def _look_for(self, earlier: Any, span: Span | None) -> Any:
+        """An earlier job and the span of its rows -> what the table has of the attempt's ids.
+
+        known: rows, own: those that are of that time, first and last: the time of these.
+        """
+        key, time = self.schema.names[0], f"UNIX_MICROS(`{self.time_column}`)"
+        own = "TRUE"
+        if span is not None:
+            own = f"{time} BETWEEN {span.first} AND {span.last}"
+        elif self.time_column:
+            own = f"`{self.time_column}` <= @ended"
+        times = f"MIN(IF({own}, {time}, NULL)) AS first, MAX(IF({own}, {time}, NULL)) AS last"
+        source = self.every_row if self.copies else "TRUE"
         sql = (
-            f"SELECT COUNT(*) AS known, COUNTIF({in_time}) AS own FROM `{self.name}` "
-            f"WHERE {self._every_row} AND `{key}` IN (SELECT `{key}` FROM "
+            f"SELECT COUNT(*) AS known, COUNTIF({own}) AS own, "
+            f"{times if self.time_column else 'NULL AS first, NULL AS last'} FROM `{self.name}` "
+            f"WHERE {self.every_row} AND `{key}` IN (SELECT `{key}` FROM "
             f"`{run_table(self.name, self.folder)}` WHERE {source})"
         )
         ended = bigquery.ScalarQueryParameter("ended", "TIMESTAMP", earlier.ended)
-        config = bigquery.QueryJobConfig(query_parameters=[ended] if self.time_column else [])
-        job = self.client.query(sql, config, location=self.table.location, retry=self._retry)
-        (found,) = job.result(retry=self._retry)
-        there = _rows_of(earlier)
-        if found.own >= there == rows:
-            return True
-        if found.known == 0 or there == 0:
-            return False
-        raise OutputError(
-            f"run {self.folder.run_id} was put into table {self.name} before, with {there:,} "
-            f"rows, of which {min(found.own, there):,} are found; now it has {rows:,}, and without "
-            f"a column {RUN_ID} the earlier ones cannot be replaced: choose another --run_id, or "
-            "--write_disposition truncate"
-        )
-
-    def _run(self, name: str, start: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """A job's id, a method of the client and its arguments -> the job, done."""
-        place = self.table.location
-        return run_job(
-            self.client,
-            name,
-            place,
-            self.cloud,
-            lambda n: start(*args, job_id=n, location=place, retry=self._retry, **kwargs),
-        )
-
-    @property
-    def _retry(self) -> Any:
-        return retry(self.cloud.retry_seconds)
-
-
-def run_table(table: TableName, folder: RunFolder) -> TableName:
-    """A destination and an attempt -> the attempt's own table, in the same dataset.
-
-    Its name begins in its own way: a wildcard over the destination's must not find it.
-    """
-    return table.sibling(f"millrace_run_{folder.token}_{table.table[:200]}")
-
-
-def _rows_of(job: Any) -> int:
-    """A copy or an INSERT that is done -> how many rows it put in."""
-    copied = job._properties.get("statistics", {}).get("copy", {}).get("copiedRows")
-    return int(copied if copied is not None else job.num_dml_affected_rows or 0)
+        config = bigquery.QueryJobConfig(query_parameters=[ended] if "@ended" in sql else [])
+        job = self.client.query(sql, config, location=self.table.location, retry=self.retry)
+        (found,) = job.result(retry=self.retry)
+        return found

@@ -17,11 +17,11 @@ import orjson
 
 from model_handlers.errors import InputError, UsageError
 from transforms.decode import content_id
+from transforms.lineage import BATCH_REPLAY, STREAM_REPLAY
 from transforms.messages import ATTEMPTS, REPLAYED_ID, STAGE, Message, attempts_of
 from transforms.publish import OWN, TOLD
 from transforms.row_schemas import FAILURE_SCHEMA
 
-STREAM_REPLAY, BATCH_REPLAY = "stream_replay", "batch_replay"
 # What the append of a scored row refuses holds no features.
 UNREPLAYABLE = "write"
 

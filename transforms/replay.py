@@ -148,14 +148,13 @@ class LetterTable:
         yield Chunk([], taken(self.place, "streams", part.number, part.number + 1))
 
 
-def find_letter(letters: Letters, selection: Selection) -> Letter | None:
-    """Letters and which of them are replayed -> the first of these, None if there is none."""
+def selected(letters: Letters, selection: Selection) -> Iterator[Letter]:
+    """Letters and which of them are replayed -> these."""
     for part in letters.parts()[0]:
         for line in (line for chunk in letters.chunks(part) for line in chunk.lines):
             letter = read_letter(line, letters.place)
             if selection.takes(letter):
-                return letter
-    return None
+                yield letter
 
 
 @dataclass

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -28,9 +28,11 @@ from transforms.bigquery_schema import (
     unfit_times,
 )
 from transforms.commit_files import DEAD_LETTERS, RunFolder, StagedFile, check_writable, discard
-from transforms.commit_table import IDENTITY, PIPELINE, TableCommit, WriteDisposition, run_table
+from transforms.commit_table import IDENTITY, TableCommit
 from transforms.failures import Provenance
 from transforms.file_writers import OutputFormat
+from transforms.lineage import Lineage
+from transforms.table_jobs import PIPELINE, WriteDisposition, run_table
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class TableDestination:
     schema: of the rows, with the marks of transforms/bigquery_schema.py; the first column
     is the rows' id. folder: in the temp location. provenance: of the run, by which its rows
     are known. time_column: new tables are partitioned by its day. cluster_by: of new tables.
+    lineage: of a replay.
     """
 
     part: str
@@ -51,6 +54,7 @@ class TableDestination:
     write_disposition: WriteDisposition = "append"
     time_column: str | None = None
     cluster_by: tuple[str, ...] = ()
+    lineage: Lineage | None = None
 
     @property
     def name(self) -> str:
@@ -104,10 +108,11 @@ class TableDestination:
         client = self.cloud.bigquery()
         with self._told():
             step = self._step(client, client.get_table(str(self.table), retry=self._retry))
+            step = replace(step, rows=sum(file.rows for file in files))
             if not step.is_done():
                 self._check(step)
                 step.load(files)
-                step.place(sum(file.rows for file in files))
+                step.place(files)
 
     def discard(self) -> None:
         """The attempt's table and staged files are gone, as far as that can be done at once."""
@@ -128,6 +133,7 @@ class TableDestination:
             self._keys,
             self.write_disposition,
             self.time_column,
+            lineage=self.lineage,
         )
 
     @property
@@ -174,6 +180,7 @@ class TableDestination:
                 f"{', '.join(self.cluster_by)}: leave --cluster_by out, which is for new tables"
             )
         step.check_pipeline()
+        step.replayed()
         if self.write_disposition == "empty" and table.num_rows and not step.filled_it():
             raise OutputError(
                 f"table {self.table} holds {table.num_rows:,} rows: expected none, as "

@@ -1,0 +1,88 @@
+"""Which replays meet: compared by what they took, and kept as text."""
+
+import datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transforms.letters import Letter
+from transforms.lineage import Lineage
+
+NOON = datetime.datetime(2024, 5, 6, 12, tzinfo=datetime.UTC)
+
+
+def letter(
+    run_id: str = "r", reason: str = "null", second: int = 0, pipeline: str = "batch_local"
+) -> Letter:
+    time = NOON + datetime.timedelta(seconds=second)
+    return Letter(time, run_id, pipeline, "validate", reason, "id", b"{}", {}, 1)
+
+
+NULLS = [letter(second=1), letter(second=2)]
+INFINITE = letter(reason="not_finite")
+OTHER_RUN = letter("q")
+OF_REPLAY = letter("a", pipeline="batch_replay")
+
+
+@pytest.mark.parametrize(
+    ("new", "earlier", "relation"),
+    [
+        (NULLS, NULLS, "covers"),
+        ([*NULLS, INFINITE], NULLS, "covers"),
+        (NULLS, [*NULLS, INFINITE], "overlaps"),
+        (NULLS, [INFINITE], "apart"),
+        (NULLS, [OTHER_RUN], "apart"),
+        # Letters that are gone meanwhile, by number and by time.
+        (NULLS[:1], NULLS, "overlaps"),
+        ([NULLS[1], letter(second=3)], NULLS, "overlaps"),
+        # Of a stream that goes on: what came since.
+        ([letter(second=3), letter(second=4)], NULLS, "apart"),
+        # A replay's letters are of rows of its source.
+        (NULLS, [OF_REPLAY], "overlaps"),
+        ([OF_REPLAY], NULLS, "overlaps"),
+        ([*NULLS, OF_REPLAY], [OF_REPLAY], "covers"),
+    ],
+)
+def test_replays_of_the_same_letters_are_known(
+    new: list[Letter], earlier: list[Letter], relation: str
+) -> None:
+    assert Lineage.of("new", new).to(Lineage.of("earlier", earlier)) == relation
+
+
+def test_letters_of_a_replay_that_are_gone_are_taken_where_what_it_took_is() -> None:
+    first = Lineage.of("a", NULLS)
+    second = Lineage.of("b", [*NULLS, OF_REPLAY])
+    assert Lineage.of("c", NULLS).to(second) == "overlaps"
+    assert Lineage.of("c", NULLS).to(second, {"a": first}) == "covers"
+    assert Lineage.of("c", NULLS[:1]).to(second, {"a": first}) == "overlaps"
+    # Two that took the letters of each other, one after the other.
+    known = {"a": Lineage.of("a", [letter("b", pipeline="batch_replay")]), "b": second}
+    assert Lineage.of("c", NULLS).to(second, known) == "overlaps"
+
+
+LETTERS = st.lists(
+    st.builds(
+        letter,
+        st.sampled_from("rqa"),
+        st.sampled_from(["null", "not_finite"]),
+        st.integers(0, 9),
+        st.sampled_from(["batch_local", "batch_replay"]),
+    ),
+    min_size=1,
+)
+
+
+@given(LETTERS, LETTERS)
+def test_whoever_shares_a_letter_is_not_apart(one: list[Letter], other: list[Letter]) -> None:
+    shared = Lineage.of("a", [*one, *other])
+    for part in (one, other):
+        assert shared.to(Lineage.of("b", part)) == "covers"
+        assert Lineage.of("b", part).to(shared) != "apart"
+
+
+@given(LETTERS)
+def test_a_lineage_comes_back_from_its_text(letters: list[Letter]) -> None:
+    lineage = Lineage.of('an "id"', letters)
+    assert Lineage.from_text(lineage.to_text()) == lineage
+    assert lineage.runs == tuple(sorted({one.run_id for one in letters}))
