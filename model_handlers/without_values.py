@@ -23,6 +23,8 @@ _LONG = 4
 
 def without_numbers(text: str, values: Sequence[np.ndarray]) -> str:
     """A text and the numbers of a row -> the text without those, also where they are rounded."""
+    if _NUMBER.search(text) is None:
+        return text
     numbers = np.concatenate([np.ravel(v).astype(np.float64) for v in values] or [np.empty(0)])
 
     def hide(found: re.Match[str]) -> str:
