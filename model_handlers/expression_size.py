@@ -83,8 +83,8 @@ def _number(node: ast.expr) -> float | None:
         case ast.Constant(value=int() | float() as value):
             return float(value) if _bits(value) <= SIZE_BITS else None
         case ast.UnaryOp(op=ast.USub(), operand=operand):
-            value = _number(operand)
-            return None if value is None else -value
+            negated = _number(operand)
+            return None if negated is None else -negated
         case ast.Call(func=ast.Name(id=name), args=[first, *_]) if name in _NUMBERS:
             return _number(first)
     return None
