@@ -14,7 +14,12 @@ from cloud.clients import Cloud
 from model_handlers.contract import Manifest
 from model_handlers.errors import OutputError
 from pipelines.progress import ShowProgress
-from pipelines.stream_progress import MeasureLatency, count_dead_letters, count_received
+from pipelines.stream_progress import (
+    MeasureLatency,
+    count_dead_letters,
+    count_decoded,
+    count_received,
+)
 from transforms.append_rows import AppendToTable
 from transforms.bigquery_schema import TableName
 from transforms.commit_files import DEAD_LETTERS, SCORES, Destination, RunFolder
@@ -138,6 +143,7 @@ class ScoreStream(beam.PTransform):
         self._write_failures(letters)
         received = (read.good, read.failures) | "Received" >> beam.Flatten()
         received | "CountReceived" >> beam.Map(count_received)
+        read.counts | "CountDecoded" >> beam.Map(count_decoded)
         letters | "CountDeadLetters" >> beam.Map(count_dead_letters)
         return rows
 

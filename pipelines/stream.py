@@ -246,7 +246,8 @@ def _run_here(
     """A stream in this process -> run to its end."""
     pipeline = beam.Pipeline(options=options)
     hold = (score.keywords["max_batch_wait_ms"] or 0) / 1000
-    with open_intake(reading.cloud, reading.subscription, hold) as intake:
+    once = score.keywords["deduplicate_seconds"] is not None
+    with open_intake(reading.cloud, reading.subscription, hold, once=once) as intake:
         pipeline | "ScoreStream" >> score(source=PullMessages(intake))
         watch(pipeline, intake, reading, run)
 

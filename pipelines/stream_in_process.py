@@ -18,7 +18,7 @@ import pyarrow as pa
 from cloud.clients import Cloud
 from model_handlers.batch_handler import BatchHandler
 from pipelines.options import StreamRunOptions
-from pipelines.stream_progress import Tally, report_line, start_tally, summary
+from pipelines.stream_progress import Tally, check_balance, report_line, start_tally, summary
 from pipelines.subscription import LEASE_SECONDS, renew
 from transforms.pull_messages import Intake
 
@@ -85,6 +85,10 @@ def watch(
                 tell(f"\n{STOPPING}")
             intake.end()
             _wait(ended)
+            tally.pulled = intake.given
+            tell(summary(tally, time.monotonic() - begin))
+            # Before the rest is acknowledged: what got lost may still come again.
+            check_balance(tally, intake.again)
             intake.finish()
         except KeyboardInterrupt as interrupt:
             raise KeyboardInterrupt(reading.left(intake.unfinished)) from interrupt
@@ -92,7 +96,6 @@ def watch(
             if intake.unfinished:
                 tell(reading.left(intake.unfinished))
             raise
-        tell(summary(tally, time.monotonic() - begin))
 
 
 def _reported(

@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.metrics import Metrics
 
+from model_handlers.errors import BalanceError
+from transforms.accounts import Count
 from transforms.record_batch import MESSAGE, struct_columns
 
 # Updating a metric takes a microsecond, so large batches give a sample of their rows.
@@ -27,7 +29,8 @@ SAMPLED_ROWS = 100
 class Tally:
     """What has happened since the start. latencies: milliseconds since the last report.
 
-    refused: rows that were scored, of which a sink made dead letters.
+    refused: rows that were scored, of which a sink made dead letters. pulled, decoded:
+    messages, where this process pulls them itself.
     """
 
     received: int = 0
@@ -35,6 +38,8 @@ class Tally:
     dead_letters: int = 0
     refused: int = 0
     latencies: list[np.ndarray] = field(default_factory=list)
+    pulled: int = 0
+    decoded: int = 0
 
 
 _lock = threading.Lock()
@@ -55,6 +60,13 @@ def count_received(batch: pa.RecordBatch) -> None:
     with _lock:
         if _tally is not None:
             _tally.received += batch.num_rows
+
+
+def count_decoded(count: Count) -> None:
+    """How many messages were decoded -> nothing; they are counted."""
+    with _lock:
+        if _tally is not None:
+            _tally.decoded += count[1]
 
 
 def count_dead_letters(failures: pa.RecordBatch) -> None:
@@ -126,6 +138,26 @@ def report_line(tally: Tally, rows: int, seconds: float) -> str:
     return line
 
 
+def check_balance(tally: Tally, again: int) -> None:
+    """A tally at the end of a run -> nothing, or BalanceError.
+
+    Every message that was pulled has to be decoded, but for those that came `again` and may
+    have been dropped as duplicates; every row has to be scored or a dead letter.
+    """
+    if not tally.pulled - again <= tally.decoded <= tally.pulled:
+        raise BalanceError(
+            f"messages are missing or doubled: {tally.pulled:,} were pulled, {tally.decoded:,} "
+            "decoded; those that are not acknowledged come again: run again, and report this if "
+            "it happens again"
+        )
+    if tally.received != tally.scored + tally.dead_letters:
+        raise BalanceError(
+            f"rows are missing or doubled: {tally.received:,} were received, {tally.scored:,} "
+            f"scored, {tally.dead_letters:,} are dead letters; messages that are not acknowledged "
+            "come again: run again, and report this if it happens again"
+        )
+
+
 def summary(tally: Tally, seconds: float) -> str:
     """A tally at the end of a run -> some lines of text, with the balance."""
     missing = tally.received - tally.scored - tally.dead_letters
@@ -140,5 +172,7 @@ def summary(tally: Tally, seconds: float) -> str:
     if tally.refused:
         told = "scored, then refused by an output: dead letters as well"
         lines.append(("refused", f"{tally.refused:>12,}  {told}"))
+    if tally.pulled:
+        lines.insert(0, ("messages", f"{tally.pulled:>12,}  of them decoded {tally.decoded:,}"))
     lines.append(("balance", balance))
     return "\n".join(f"{name:<13} {value}".rstrip() for name, value in lines)

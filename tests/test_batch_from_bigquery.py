@@ -18,6 +18,9 @@ from examples.local_cloud import PROJECT, LocalCloud
 from examples.transactions.data import FEATURES
 from pipelines.batch_local import COMMAND
 from pipelines.command import main
+from transforms import read_bigquery
+from transforms.accounts import QUERY_ROWS, TABLE_ROWS
+from transforms.read_bigquery import ReadStream
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 ROWS = 2_000  # of the fixture `example`
@@ -126,6 +129,70 @@ def test_a_table_gives_the_scores_of_the_file_that_it_was_loaded_from(
     assert found["rows_in"] == ROWS == found["rows_scored"] + found["rows_dead_lettered"]
     assert found["rows_dead_lettered"] == ROWS // 100
     assert found["input"] == [TABLE]
+
+
+@pytest.mark.parametrize(
+    ("flags", "counted_by"),
+    [
+        ({"input_table": TABLE}, TABLE_ROWS),
+        ({"input_query": f"SELECT * FROM `{TABLE}` WHERE Class = 0"}, QUERY_ROWS),
+        ({"input_table": TABLE, "row_restriction": "Class = 0"}, None),
+        (
+            {"input_table": TABLE, "read_method": "export", "temp_location": "gs://bucket/from"},
+            f"Parquet footers; {TABLE_ROWS}",
+        ),
+    ],
+    ids=["table", "query", "restriction", "export"],
+)
+def test_the_report_says_how_many_rows_were_expected(
+    flags: dict[str, str], counted_by: str | None, run: Callable[..., Result], tmp_path: Path
+) -> None:
+    assert run(**flags)[0] == 0
+    found = report(tmp_path)
+    if counted_by is None:
+        assert found["rows_expected"] is None
+        assert "streams are compared" in found["rows_expected_from"]
+    else:
+        assert (found["rows_expected"], found["rows_expected_from"]) == (
+            found["rows_in"],
+            counted_by,
+        )
+    unit = "files" if "read_method" in flags else "streams"
+    assert found[f"{unit}_expected"] == found[f"{unit}_read"] >= 1
+
+
+@pytest.mark.parametrize("restriction", [None, "Class = 0"])
+def test_a_stream_that_gets_lost_fails_the_run(
+    restriction: str | None,
+    run: Callable[..., Result],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = read_bigquery.ReadBigQuery._open
+
+    def lossy(self: Any, source: Any) -> Iterator[Any]:
+        found = list(whole(self, source))
+        streams = [one for one in found if isinstance(one, ReadStream)]
+        yield from (one for one in found if one is not streams[0])
+
+    monkeypatch.setattr(read_bigquery.ReadBigQuery, "_open", lossy)
+    result = run(input_table=TABLE, row_restriction=restriction)
+    refused(result, 1, "rows of the source are missing or doubled, so nothing was written")
+    assert f"streams 0 to 1 were not read of table {TABLE}" in result[2]
+    assert not (tmp_path / "out/r").exists()
+
+
+def test_a_stream_that_ends_early_fails_the_run(
+    run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = read_bigquery.read_stream
+
+    def short(*given: Any) -> Iterator[pa.RecordBatch]:
+        yield from (batch.slice(1) for batch in whole(*given))
+
+    monkeypatch.setattr(read_bigquery, "read_stream", short)
+    refused(run(input_table=TABLE), 1, f"{ROWS:,} rows were expected by the {TABLE_ROWS} and ")
+    assert not (tmp_path / "out/r").exists()
 
 
 def test_derived_ids_are_the_same_in_a_second_run_however_it_is_cut(

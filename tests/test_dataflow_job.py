@@ -213,6 +213,7 @@ def tree(coder: coders.Coder) -> str:
 PICKLED = {
     "ScoreRows/Read/SpreadFiles/ReshufflePerKey/GroupByKey",
     "ScoreRows/Read/SpreadRanges/ReshufflePerKey/GroupByKey",
+    "ScoreRows/Read/Settle/ByPlace",
     "ScoreRows/Commit/FixStaged/ReshufflePerKey/GroupByKey",
     "ScoreRows/Commit/SumCounts/GroupByKey",
 }

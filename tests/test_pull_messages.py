@@ -81,9 +81,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> type[Clock]:
 
 
 @contextmanager
-def intake_of(*names: str, hold: float = 0.0) -> Iterator[tuple[Intake, Leased]]:
+def intake_of(
+    *names: str, hold: float = 0.0, once: bool = False
+) -> Iterator[tuple[Intake, Leased]]:
     lease = Leased(names)
-    intake = Intake(lease, hold)  # type: ignore[arg-type]
+    intake = Intake(lease, hold, once=once)  # type: ignore[arg-type]
     puller = threading.Thread(target=intake.pull, daemon=True)
     puller.start()
     wait_until(lambda: not lease.waiting)
@@ -198,6 +200,19 @@ def test_at_the_end_nothing_more_is_given_and_what_waits_comes_first(clock: type
         assert lease.acknowledged == []
         intake.finish()
         assert (lease.acknowledged, intake.unfinished) == (["a"], 0)
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_messages_that_are_given_are_counted_and_those_that_come_again(
+    once: bool, clock: type[Clock]
+) -> None:
+    with intake_of("a", "b", once=once) as (intake, lease):
+        intake.take(MIN_TIMESTAMP)
+        for name in ("b", "c"):
+            lease.waiting.append(Message(b"", {}, name, 0, ""))
+        wait_until(lambda: not lease.waiting)
+        assert ids(intake.take(MIN_TIMESTAMP)) == ["b", "c"]
+        assert (intake.given, intake.again) == (4, once)
 
 
 def test_quiet_is_how_long_no_message_came(clock: type[Clock]) -> None:

@@ -661,11 +661,11 @@ def test_a_bundle_that_is_repeated_takes_the_jobs_of_the_first(
     query = replace(source, table=None, query=f"SELECT * FROM `{source.table}`")
     transform = ReadBigQuery(query, columns, method="export", folder=folder)
     first = transform._to_table(query)
-    ranges = list(transform._extract(first))
+    files = [f for f in transform._extract(first) if isinstance(f, FileMetadata)]
     sql(f"DELETE FROM `{source.table}` WHERE a < 10")
     assert transform._to_table(query) == first
-    assert list(transform._extract(first)) == ranges
-    assert sum(r.rows for r in ranges) == 20
+    assert [f for f in transform._extract(first) if isinstance(f, FileMetadata)] == files
+    assert sum(plan_file(file, "parquet").size for file in files) == 20
 
 
 def test_another_run_of_the_same_query_reads_what_is_there_then(

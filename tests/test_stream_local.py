@@ -31,6 +31,7 @@ from pipelines.command import Command, main
 from pipelines.stream_in_process import STOPPING
 from pipelines.stream_local import COMMAND
 from pipelines.stream_vertex import COMMAND as STREAM_VERTEX
+from transforms import decode_messages
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -290,6 +291,20 @@ def test_every_message_is_scored_or_a_dead_letter_in_every_sink(stream: Stream) 
     assert "balance       rows received = scored + dead letters\n" in told
     assert f"{count:>10,} received  {len(expected):>10,} scored" in told
     assert stream.input.read(1) == []
+
+
+def test_a_run_that_loses_a_message_fails(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = decode_messages.decode_messages
+    monkeypatch.setattr(
+        decode_messages, "decode_messages", lambda messages, *more: whole(messages[1:], *more)
+    )
+    stream.input.publish(stream.bodies(0, 20))
+    code, told = stream.run(output_topic=stream.output.topic)
+    assert code == 1
+    (error,) = errors(told)
+    found = re.fullmatch(r"error: messages are missing or doubled: 20 were pulled, (\d+) .*", error)
+    assert found, error
+    assert int(found[1]) < 20
 
 
 def test_the_model_may_be_behind_an_endpoint(stream: Stream) -> None:

@@ -4,6 +4,8 @@ import datetime
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,18 +14,22 @@ import pytest
 
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
+from model_handlers.errors import BalanceError
 from pipelines import stream_in_process, stream_progress
 from pipelines.options import StreamRunOptions
 from pipelines.stream_in_process import STOPPING, Reading, watch
 from pipelines.stream_progress import (
     Tally,
+    check_balance,
     count_dead_letters,
+    count_decoded,
     count_received,
     report_line,
     start_tally,
     summary,
     take_latencies,
 )
+from transforms.accounts import found
 from transforms.failures import Fault, Provenance, failure_batch
 from transforms.messages import Message, message_column
 from transforms.record_batch import MESSAGE
@@ -99,6 +105,35 @@ def test_rows_that_are_missing_are_told(scored: int, words: str) -> None:
     assert "refused" not in told
 
 
+@pytest.mark.parametrize(
+    ("tally", "again", "words"),
+    [
+        (Tally(pulled=9, decoded=8, received=8, scored=8), 0, "9 were pulled, 8 decoded"),
+        (Tally(pulled=9, decoded=10, received=9, scored=9), 2, "9 were pulled, 10 decoded"),
+        (Tally(pulled=9, decoded=6, received=6, scored=6), 2, "9 were pulled, 6 decoded"),
+        (Tally(received=10, scored=7, dead_letters=2), 0, "10 were received, 7 scored, 2 are dead"),
+        (Tally(pulled=9, decoded=9, received=20, scored=18, dead_letters=2), 0, None),
+        (Tally(pulled=9, decoded=7, received=7, scored=7), 2, None),
+        (Tally(pulled=9, decoded=9, received=9, scored=9), 2, None),
+        (Tally(), 0, None),
+    ],
+)
+def test_a_run_in_which_messages_or_rows_are_missing_fails(
+    tally: Tally, again: int, words: str | None
+) -> None:
+    with nullcontext() if words is None else pytest.raises(BalanceError, match=words):
+        check_balance(tally, again)
+
+
+def test_decoded_messages_are_counted_where_somebody_asks() -> None:
+    count_decoded(found("messages", 3))
+    tally = start_tally()
+    count_decoded(found("messages", 4))
+    assert tally.decoded == 4
+    told = summary(replace(tally, pulled=5), 1.0).splitlines()
+    assert told[0] == "messages                 5  of them decoded 4"
+
+
 def test_a_line_tells_rate_and_latencies() -> None:
     tally = Tally(1_234, 1_200, 30, 4, [np.arange(1_001.0)])
     assert report_line(tally, 500, 10.0) == (
@@ -116,6 +151,7 @@ class Endless:
 
     unfinished = 7
     quiet_seconds = 0.0
+    given = again = 0
 
     def __init__(self) -> None:
         self.calls: list[str] = []

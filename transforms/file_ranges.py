@@ -15,7 +15,7 @@ from apache_beam.io.filesystems import FileSystems
 
 from model_handlers.errors import InputError, UsageError, one_line
 from transforms.csv_lines import read_header
-from transforms.pins import Pin, pin
+from transforms.pins import Pin, changed, pin
 from transforms.text_lines import compression_of, open_text, without_compression
 
 FileFormat = Literal["parquet", "csv", "jsonl"]
@@ -190,10 +190,7 @@ def plan_file(file: FileMetadata, file_format: FileFormat | None) -> PlannedFile
     kind = file_format or format_of(file.path)
     pinned = pin(file.path)
     if pinned.size != file.size_in_bytes:
-        raise InputError(
-            f"input file {file.path} changed during the run: expected {file.size_in_bytes:,} "
-            f"bytes, got {pinned.size:,}; run again when nothing writes to the input any more"
-        )
+        raise changed(file.path, file.size_in_bytes, pinned.size)
     if kind != "parquet":
         return PlannedFile(pinned, kind, pinned.size)
     with open_parquet(file.path) as parquet:

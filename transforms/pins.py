@@ -37,9 +37,9 @@ def pin(path: str) -> Pin:
             return _pin_object(path)
         if "://" not in path:
             stat = os.stat(path)
-            return Pin(path, stat.st_size, f"modified at {stat.st_mtime_ns} ns")
+            return Pin(path, stat.st_size, f"{stat.st_mtime_ns} ns")
         file = FileSystems.get_filesystem(path).metadata(path)
-        return Pin(path, file.size_in_bytes, f"modified at {file.last_updated_in_seconds} s")
+        return Pin(path, file.size_in_bytes, f"{file.last_updated_in_seconds} s")
     except FileNotFoundError as error:
         raise InputError(f"input file {path} vanished during the run: {_ADVICE}") from error
     except (BeamIOError, OSError, GoogleAPIError) as error:
@@ -80,11 +80,12 @@ def _check(pinned: Pin | None) -> None:
         return
     now = pin(pinned.path)
     if now != pinned:
-        raise InputError(
-            f"input file {pinned.path} changed during the run: expected {_words(pinned)}, got "
-            f"{_words(now)}; {_ADVICE}"
-        )
+        raise changed(pinned.path, pinned.size, now.size)
 
 
-def _words(pinned: Pin) -> str:
-    return f"{pinned.size:,} bytes, {pinned.version}"
+def changed(path: str, size: int, now: int) -> InputError:
+    """A file that changed, its size before and now -> the error that says so."""
+    what = f"expected {size:,} bytes, got {now:,}"
+    if size == now:
+        what = "it has the same size, but was written again"
+    return InputError(f"input file {path} changed during the run: {what}; {_ADVICE}")

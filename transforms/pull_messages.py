@@ -89,11 +89,16 @@ class Intake:
     """Messages between a subscription and a pipeline: pulled ahead, in work, acknowledged.
 
     hold_seconds: how long the pipeline may keep messages back in state that holds no
-    watermark (transforms/gather_messages.py).
+    watermark (transforms/gather_messages.py). once: whether the pipeline drops a message
+    whose id it had before.
+    given: how many messages the pipeline got. again: how many of these it may have dropped.
     """
 
-    def __init__(self, lease: Lease, hold_seconds: float = 0.0) -> None:
+    def __init__(self, lease: Lease, hold_seconds: float = 0.0, *, once: bool = False) -> None:
         self._lease, self._hold = lease, hold_seconds
+        self.given = self.again = 0
+        # The step that drops duplicates keeps them all as well.
+        self._ids: set[str] | None = set() if once else None
         self._ahead = _Ahead()
         self._in_work: deque[_Taken] = deque()
         self._now = self._quiet = MIN_TIMESTAMP
@@ -142,10 +147,18 @@ class Intake:
             return now, [] if waiting else None
         messages = self._ahead.take()
         if messages:
-            self._in_work.append(_Taken([message.message_id for message in messages]))
+            self._count(ids := [message.message_id for message in messages])
+            self._in_work.append(_Taken(ids))
         if messages or self._quiet == MIN_TIMESTAMP:
             self._quiet = now
         return now, messages
+
+    def _count(self, ids: list[str]) -> None:
+        self.given += len(ids)
+        if self._ids is not None:
+            before = len(self._ids)
+            self._ids.update(ids)
+            self.again += len(ids) - (len(self._ids) - before)
 
     def _acknowledge(self, passed: Timestamp) -> None:
         """What is done is gone from the subscription, or the run ends: it would come for ever."""
@@ -186,10 +199,12 @@ class Intake:
 
 
 @contextmanager
-def open_intake(cloud: Cloud, subscription: str, hold_seconds: float = 0.0) -> Iterator[Intake]:
+def open_intake(
+    cloud: Cloud, subscription: str, hold_seconds: float = 0.0, *, once: bool = False
+) -> Iterator[Intake]:
     """A subscription -> an Intake; what is not acknowledged at the end is given back."""
     with leased(cloud, subscription) as lease:
-        intake = Intake(lease, hold_seconds)
+        intake = Intake(lease, hold_seconds, once=once)
         puller = threading.Thread(target=intake.pull, daemon=True)
         puller.start()
         try:
