@@ -31,8 +31,13 @@ from model_handlers.contract import Manifest
 from model_handlers.package import read_manifest
 from model_handlers.torch_model import BATCH_ROWS
 from transforms.bigquery_schema import TableName
+from transforms.bigquery_source import BigQuerySource
 from transforms.failures import Provenance
-from transforms.read_bigquery import BigQuerySource, ReadBigQuery, ReadStream, read_stream
+from transforms.read_bigquery import (
+    ReadBigQuery,
+    ReadStream,
+    read_stream,
+)
 from transforms.read_files import Columns
 from transforms.record_batch import INPUTS, ROW_ID, rebatch, struct_columns
 from transforms.validate import ValidateFeatures, validate

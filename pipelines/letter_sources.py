@@ -22,6 +22,7 @@ from pipelines.beam_args import runs_in_process
 from pipelines.flags import Parsed
 from pipelines.options import ReplayOptions, RunOptions
 from transforms.bigquery_schema import TableName
+from transforms.bigquery_source import BigQuerySource, at_one_moment
 from transforms.decode import content_id
 from transforms.failures import REASONS, utc_now
 from transforms.file_writers import to_json_line
@@ -128,7 +129,9 @@ def _at_rest(
         patterns = flags.input_files or ()
         return LetterFiles(patterns), patterns
     table = TableName.parse(flags.input_table, "input_table", cloud.project)
-    return LetterTable(cloud, table, utc_now(), selection.since), (str(table),)
+    source = at_one_moment(BigQuerySource(cloud, table))
+    moment, rows = source.snapshot or utc_now(), source.rows
+    return LetterTable(cloud, table, moment, selection.since, rows), (str(table),)
 
 
 @contextlib.contextmanager

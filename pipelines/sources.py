@@ -16,12 +16,13 @@ from model_handlers.errors import InputError, UsageError, nearest, one_line
 from pipelines.flags import Parsed
 from pipelines.options import ModelOptions, SourceOptions
 from transforms.bigquery_schema import TableName
+from transforms.bigquery_source import BigQuerySource, at_one_moment, describe
 from transforms.commit_files import RunFolder
 from transforms.encode import OutputFields, check_fields
-from transforms.failures import Provenance, utc_now
+from transforms.failures import Provenance
 from transforms.file_ranges import FileFormat, file_schema, format_of, has_rows, match_files
 from transforms.lineage import Lineage
-from transforms.read_bigquery import BigQuerySource, ReadBigQuery, describe
+from transforms.read_bigquery import ReadBigQuery
 from transforms.read_files import Columns, ReadFiles
 
 # Flags that mean nothing to other sources.
@@ -140,12 +141,12 @@ def open_bigquery(
         table,
         None if options.input_query is None else read_text(options.input_query, "input_query"),
         options.row_restriction,
-        utc_now(),
-        options.max_bytes_billed,
+        max_bytes=options.max_bytes_billed,
     )
     columns = Columns(manifest, options.id_column, fields.source)
     schema = describe(source)
     check_columns(schema, source.label, columns, fields)
+    source = at_one_moment(source)
     batch_rows = parsed.get(ModelOptions).rows()
     method = options.read_method
     transform = ReadBigQuery(source, columns, batch_rows, method, folder)  # type: ignore[arg-type]

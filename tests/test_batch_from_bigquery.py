@@ -20,7 +20,9 @@ from pipelines.batch_local import COMMAND
 from pipelines.command import main
 from transforms import read_bigquery
 from transforms.accounts import QUERY_ROWS, TABLE_ROWS
-from transforms.read_bigquery import ReadStream
+from transforms.read_bigquery import (
+    ReadStream,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 ROWS = 2_000  # of the fixture `example`

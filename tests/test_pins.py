@@ -17,7 +17,8 @@ from examples.local_cloud import LocalCloud
 from model_handlers.errors import InputError
 from transforms import file_ranges, text_lines
 from transforms.accounts import joined
-from transforms.file_ranges import PlannedFile, match_files, plan_file, split_file
+from transforms.decode import Decoded
+from transforms.file_ranges import FileRange, PlannedFile, match_files, plan_file, split_file
 from transforms.pins import pin, unchanged
 from transforms.read_files import Columns, read_range
 
@@ -81,9 +82,13 @@ def planned(path: Path | str) -> PlannedFile:
     return plan_file(file, None)
 
 
-def changed(read: Callable[[], Any], path: Path | str) -> None:
+def read_all(part: FileRange, columns: Columns) -> list[Decoded]:
+    return list(read_range(part, columns, 64))
+
+
+def changed(read: Callable[..., Any], path: Path | str, *given: Any) -> None:
     with pytest.raises(InputError) as caught:
-        read()
+        read(*given)
     message = str(caught.value)
     assert "\n" not in message
     assert f"input file {path} " in message
@@ -128,7 +133,7 @@ def test_a_file_that_changes_after_it_was_planned_is_an_error(
     ranges = list(split_file(planned(path)))
     change(path)
     for part in ranges:
-        changed(lambda part=part: list(read_range(part, Columns(make_manifest()), 64)), path)
+        changed(read_all, path, part, Columns(make_manifest()))
 
 
 @pytest.mark.parametrize("change", [truncate, append, Path.unlink])
@@ -188,4 +193,4 @@ def test_an_object_that_changes_is_an_error(
     else:
         blob.upload_from_string(content(name, ROWS + (what == "replaced")))
     for part in ranges:
-        changed(lambda part=part: list(read_range(part, columns, 64)), path)
+        changed(read_all, path, part, columns)

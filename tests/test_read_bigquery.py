@@ -34,13 +34,12 @@ from model_handlers.contract import InputSpec, Manifest
 from model_handlers.errors import InputError, UsageError
 from transforms.bigquery_jobs import job_id
 from transforms.bigquery_schema import TableName, arrow_schema, project_of
+from transforms.bigquery_source import BigQuerySource, describe
 from transforms.commit_files import RunFolder
 from transforms.file_ranges import plan_file, split_file
 from transforms.read_bigquery import (
-    BigQuerySource,
     ReadBigQuery,
     ReadStream,
-    describe,
     open_session,
     read_stream,
 )

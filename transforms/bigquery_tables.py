@@ -22,16 +22,21 @@ def find_table(client: bigquery.Client, table: TableName, cloud: Cloud) -> bigqu
         return None
 
 
-def count_rows(table: bigquery.Table, snapshot: datetime.datetime | None) -> int | str:
-    """A table and the moment at which it is read -> its rows then, or why they are not known.
+def count_rows(
+    before: bigquery.Table, after: bigquery.Table, moment: datetime.datetime | None = None
+) -> int | str:
+    """A table just before and just after a moment -> its rows then, or why they are not known.
 
-    None: it is read as it is.
+    moment: by the clock of this machine, where the table is read as it was then.
     """
-    if table.streaming_buffer is not None:
+    if before.streaming_buffer is not None or after.streaming_buffer is not None:
         return "the table has rows in its streaming buffer, which its row count leaves out"
-    if snapshot is not None and (table.modified is None or table.modified >= snapshot):
-        return "the table was written after the run had begun"
-    return "the table has no row count" if table.num_rows is None else int(table.num_rows)
+    if before.num_rows is None:
+        return "the table has no row count"
+    late = moment is not None and before.modified is not None and before.modified > moment
+    if late or before.num_rows != after.num_rows:
+        return "the table was written while its rows were counted"
+    return int(before.num_rows)
 
 
 def create_table(

@@ -7,13 +7,11 @@ API, by an extract to Parquet files.
 
 from __future__ import annotations
 
-import datetime
 import math
 import random
 import time
-import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import apache_beam as beam
@@ -24,12 +22,9 @@ from google.api_core import exceptions
 from google.cloud import bigquery
 from google.cloud.bigquery_storage_v1 import types
 
-from cloud.clients import Cloud
 from cloud.errors import explain, is_passing, retry, told_as
-from model_handlers.errors import InputError, UsageError
+from model_handlers.errors import InputError
 from transforms.accounts import (
-    QUERY_ROWS,
-    TABLE_ROWS,
     Entry,
     Settle,
     expect_rows,
@@ -39,7 +34,8 @@ from transforms.accounts import (
     unknown_rows,
 )
 from transforms.bigquery_jobs import job_id, run_job
-from transforms.bigquery_schema import TableName, arrow_schema
+from transforms.bigquery_schema import TableName
+from transforms.bigquery_source import BigQuerySource, describe, dry_run, get_table, restricted
 from transforms.bigquery_tables import count_rows
 from transforms.commit_files import RunFolder
 from transforms.failures import Provenance
@@ -51,105 +47,6 @@ ReadMethod = Literal["direct", "export"]
 # Of one call: a stream that takes longer, or hangs, goes on in another at its offset.
 READ_SECONDS = 600.0
 _NO_POSITIONS = np.empty(0, dtype=np.int64)
-_READABLE = ("TABLE", "SNAPSHOT", "CLONE")
-
-
-@dataclass(frozen=True)
-class BigQuerySource:
-    """What is read: a table, or else a query's result.
-
-    row_restriction: SQL of a WHERE clause, for a table. snapshot: the moment at which
-    a table is read, so that whatever is read again is the same. max_bytes: a query
-    that would scan more is refused. attempt: names the jobs, so that a repeated bundle
-    takes their results, and no other run does.
-    """
-
-    cloud: Cloud
-    table: TableName | None = None
-    query: str | None = None
-    row_restriction: str | None = None
-    snapshot: datetime.datetime | None = None
-    max_bytes: int | None = None
-    attempt: str = field(default_factory=lambda: uuid.uuid4().hex)
-
-    @property
-    def label(self) -> str:
-        """The source's name in messages."""
-        return "the result of --input_query" if self.query else f"table {self.table}"
-
-    @property
-    def counted_by(self) -> str:
-        """Who counts its rows, for the report."""
-        return QUERY_ROWS if self.query else TABLE_ROWS
-
-
-def describe(source: BigQuerySource) -> pa.Schema:
-    """A source -> its columns, nothing read and nothing billed.
-
-    Raises InputError for a table that cannot be read, a query that is wrong or scans
-    more than it may, CredentialsError.
-    """
-    client = source.cloud.bigquery()
-    if source.table is None:
-        return _describe_query(client, source)
-    with told_as(InputError, f"{source.label} cannot be read"):
-        table = get_table(source)
-    if table.table_type not in _READABLE:
-        kind = str(table.table_type).lower().replace("_", " ")
-        article = "an" if kind[0] in "aeiou" else "a"
-        raise InputError(
-            f"{source.table} is {article} {kind}, not a table: read it with --input_query "
-            f'"SELECT * FROM `{source.table}`"'
-        )
-    if source.row_restriction is not None:
-        _check_restriction(client, source)
-    return arrow_schema(table.schema)
-
-
-def get_table(source: BigQuerySource) -> bigquery.Table:
-    """A source that is a table -> the table as it is now. Raises GoogleAPICallError."""
-    client, again = source.cloud.bigquery(), retry(source.cloud.retry_seconds)
-    return client.get_table(str(source.table), retry=again)
-
-
-def _describe_query(client: bigquery.Client, source: BigQuerySource) -> pa.Schema:
-    with told_as(InputError, "--input_query cannot be run"):
-        job = _dry_run(client, source.cloud, source.query or "")
-    if job.statement_type != "SELECT":
-        # A dry run of others may answer with columns as well: those of the table they change.
-        raise InputError(
-            f"--input_query: expected one SELECT, got {job.statement_type or 'no statement'}"
-        )
-    scanned = job.total_bytes_processed or 0
-    if source.max_bytes is not None and scanned > source.max_bytes:
-        raise UsageError(
-            f"--input_query would scan {scanned:,} bytes, more than --max_bytes_billed "
-            f"{source.max_bytes:,}: select fewer columns or partitions, or allow more"
-        )
-    return arrow_schema(job.schema)
-
-
-def _check_restriction(client: bigquery.Client, source: BigQuerySource) -> None:
-    """A dry run finds what is wrong with a restriction before the run, and costs nothing."""
-    with told_as(InputError, f"--row_restriction {source.row_restriction!r} cannot be used"):
-        try:
-            _dry_run(client, source.cloud, _restricted(source, ["1"]))
-        except exceptions.Forbidden:
-            # Reading a table does not take the right to run queries.
-            return
-
-
-def _restricted(source: BigQuerySource, columns: Sequence[str]) -> str:
-    """A table and SQL of columns -> the query of its rows that are wanted."""
-    # On a line of its own, so that a comment at its end does not reach the bracket.
-    where = f"({source.row_restriction}\n)"
-    return f"SELECT {', '.join(columns)} FROM `{source.table}` WHERE {where}"
-
-
-def _dry_run(client: bigquery.Client, cloud: Cloud, sql: str) -> bigquery.QueryJob:
-    """SQL -> a job that says what it would do and where; nothing is run."""
-    config = bigquery.QueryJobConfig(dry_run=True, use_query_cache=False)
-    return client.query(sql, config, retry=retry(cloud.retry_seconds), job_retry=None)
 
 
 @dataclass(frozen=True)
@@ -302,12 +199,12 @@ class ReadBigQuery(beam.PTransform):
             # An extract takes whole tables.
             whole = replace(source, row_restriction=None)
             names = self.columns.names(describe(whole), source.label)
-            query = _restricted(source, [f"`{name}`" for name in names])
+            query = restricted(source, [f"`{name}`" for name in names])
         config = bigquery.QueryJobConfig()
         if source.max_bytes is not None:
             config.maximum_bytes_billed = source.max_bytes
         with told_as(InputError, f"{source.label} cannot be read"):
-            location = _dry_run(client, cloud, query).location
+            location = dry_run(client, cloud, query).location
             job = run_job(
                 client,
                 job_id("query", source.attempt, query),
@@ -324,21 +221,23 @@ class ReadBigQuery(beam.PTransform):
             )
         made = job.destination
         table = TableName(made.project, made.dataset_id, made.table_id)
-        return replace(source, table=table, row_restriction=None, snapshot=None)
+        return replace(source, table=table, row_restriction=None, snapshot=None, rows=None)
 
     def _open(self, source: BigQuerySource) -> Iterator[ReadStream | beam.pvalue.TaggedOutput]:
         """A table -> the streams of a session, and what they hold to the output `entries`."""
-        place = self.source.label
-        streams = open_session(source, self.columns)
+        place, rows = self.source.label, source.rows
+        with told_as(InputError, f"{place} cannot be read"):
+            before = get_table(source) if rows is None else None
+            streams = open_session(source, self.columns)
+            if before is not None:
+                rows = count_rows(before, get_table(source))
         yield from streams
-        rows: int | str = "only reading counts the rows of --row_restriction: streams are compared"
-        if source.row_restriction is None:
-            with told_as(InputError, f"{place} cannot be read"):
-                rows = count_rows(get_table(source), source.snapshot)
+        if source.row_restriction is not None:
+            rows = "only reading counts the rows of --row_restriction: streams are compared"
         if isinstance(rows, int):
             said = expect_rows(place, rows, source.counted_by)
         else:
-            said = unknown_rows(place, rows)
+            said = unknown_rows(place, rows or "")
         for entry in (promise_streams(place, streams), said):
             yield beam.pvalue.TaggedOutput("entries", entry)
 
@@ -389,9 +288,9 @@ class ReadBigQuery(beam.PTransform):
                     retry=retry(cloud.retry_seconds),
                 ),
             )
-            # Of a table that was written meanwhile nobody knows how many rows the job saw.
-            same = get_table(source).modified == table.modified
+            rows = count_rows(table, get_table(source))
         yield from match_files(job.destination_uris)
-        if same:
-            counted = ("rows_expected", source.counted_by), table.num_rows
+        # Otherwise the footers alone say how many rows the job saw.
+        if isinstance(rows, int):
+            counted = ("rows_expected", source.counted_by), rows
             yield beam.pvalue.TaggedOutput("counts", counted)

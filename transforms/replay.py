@@ -18,7 +18,7 @@ from cloud.errors import retry, told_as
 from model_handlers.errors import InputError
 from transforms.accounts import Entry, Settle, counted, expect, found, promise, taken
 from transforms.bigquery_schema import TableName
-from transforms.bigquery_tables import count_rows
+from transforms.bigquery_source import BigQuerySource, describe
 from transforms.decode_messages import DecodeMessages, MessageFormat
 from transforms.failures import Provenance
 from transforms.file_ranges import FileRange, match_files, plan_file, split_file
@@ -27,10 +27,7 @@ from transforms.letters import Letter, Selection, last_letters, read_letter, to_
 from transforms.messages import serialize
 from transforms.pins import unchanged
 from transforms.read_bigquery import (
-    BigQuerySource,
     ReadStream,
-    describe,
-    get_table,
     promise_streams,
     read_stream,
 )
@@ -95,12 +92,17 @@ def _is_lines(path: str) -> bool:
 
 @dataclass(frozen=True)
 class LetterTable:
-    """A table of FAILURE_SCHEMA, as it was at a moment. since: earlier letters stay there."""
+    """A table of FAILURE_SCHEMA, as it was at a moment.
+
+    since: earlier letters stay there. rows: of the table at that moment, or why they are not
+    known.
+    """
 
     cloud: Cloud
     table: TableName
     moment: datetime.datetime
     since: datetime.datetime | None = None
+    rows: int | str | None = None
 
     @property
     def place(self) -> str:
@@ -109,8 +111,7 @@ class LetterTable:
 
     def parts(self) -> tuple[list[ReadStream], list[Entry]]:
         """The streams of a read session; none where there is no letter."""
-        source = BigQuerySource(self.cloud, self.table)
-        present, rows = describe(source).names, count_rows(get_table(source), self.moment)
+        present = describe(BigQuerySource(self.cloud, self.table)).names
         missing = [name for name in FAILURE_SCHEMA.names if name not in present]
         if missing:
             raise InputError(
@@ -134,8 +135,8 @@ class LetterTable:
             )
         streams = ReadStream.all_of(opened)
         promises = [promise_streams(self.place, streams)]
-        if isinstance(rows, int) and self.since is None:
-            promises.append(promise(self.place, "table_rows", rows))
+        if isinstance(self.rows, int) and self.since is None:
+            promises.append(promise(self.place, "table_rows", self.rows))
         return streams, promises
 
     def chunks(self, part: ReadStream) -> Iterator[Chunk]:
