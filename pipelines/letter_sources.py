@@ -21,12 +21,13 @@ from model_handlers.errors import InputError, UsageError, nearest
 from pipelines.beam_args import runs_in_process
 from pipelines.flags import Parsed
 from pipelines.options import ReplayOptions, RunOptions
+from pipelines.subscription import HELD, hidden_seconds
 from transforms.bigquery_schema import TableName
 from transforms.bigquery_source import BigQuerySource, at_one_moment
 from transforms.decode import content_id
 from transforms.failures import REASONS, utc_now
 from transforms.file_writers import to_json_line
-from transforms.lease import leased
+from transforms.lease import PATIENCE_SECONDS, Lease, leased
 from transforms.letters import (
     UNREPLAYABLE,
     Letter,
@@ -35,6 +36,7 @@ from transforms.letters import (
     moment,
     read_letter,
 )
+from transforms.messages import Message
 from transforms.replay import LetterFiles, Letters, LetterTable
 
 SOURCES = ("input_files", "input_table", "input_subscription")
@@ -146,11 +148,12 @@ def _pull(
     """
     name = flags.input_subscription or ""
     _check_subscription(name, flags, cloud)
+    hidden = max(hidden_seconds(name, cloud, alone=False), PATIENCE_SECONDS)
     taken, keys, left = [], set(), 0
     with leased(cloud, name) as lease, tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "letters.jsonl")
         with open(path, "wb") as file:
-            for message in lease.pull(flags.max_messages):
+            for message in _pulled(lease, flags.max_messages, name, hidden):
                 record = from_message(message)
                 line = b"" if record is None else to_json_line(record)
                 letter = _letter(line, name)
@@ -167,6 +170,22 @@ def _pull(
         own = derived_run_id(tuple(sorted(keys)), run_id or "replay")
         yield LetterFiles((path,)), replace(selection, run_id=own, own=True)
         lease.acknowledge(taken)
+
+
+def _pulled(lease: Lease, limit: int, name: str, hidden: float) -> Iterator[Message]:
+    """A lease -> its messages; where none comes, those that another reader may still hold."""
+    first = next(found := lease.pull(limit), None)
+    if first is None and hidden > PATIENCE_SECONDS:
+        left = hidden - PATIENCE_SECONDS
+        print(
+            f"no message of {name} came within {PATIENCE_SECONDS:,.0f} s: waiting {left:,.0f} s "
+            f"more, {HELD}",
+            file=sys.stderr,
+        )
+        first = next(found := lease.pull(limit, left), None)
+    if first is not None:
+        yield first
+        yield from found
 
 
 def _letter(line: bytes, place: str) -> Letter | None:

@@ -64,6 +64,7 @@ from pipelines.stream_in_process import KeptModelHandler, Reading, tell, watch
 from pipelines.stream_sinks import open_sinks, prepare_sinks
 from pipelines.subscription import (
     claim,
+    hidden_seconds,
     left_behind,
     open_subscription,
     reader_labels,
@@ -202,7 +203,10 @@ def score_stream(
     reader = label_value(f"{name}-{run_id}")
     with _subscription(parsed, options, reader, sinks, cloud) as (subscription, made, labelled):
         if _runs_here(options):
-            reading = Reading(subscription, reader, made, cloud)
+            shared = parsed.get(StreamSourceOptions).allow_shared_subscription
+            alone = labelled and not shared
+            hidden = 0.0 if made else hidden_seconds(subscription, cloud, alone=alone)
+            reading = Reading(subscription, reader, made, cloud, hidden)
             _run_here(options, score, reading, run)
             return
         facts = JobFacts.of(provenance, subscription=subscription)

@@ -19,7 +19,7 @@ from cloud.clients import Cloud
 from model_handlers.batch_handler import BatchHandler
 from pipelines.options import StreamRunOptions
 from pipelines.stream_progress import Tally, check_balance, report_line, start_tally, summary
-from pipelines.subscription import LEASE_SECONDS, renew
+from pipelines.subscription import HELD, LEASE_SECONDS, renew
 from transforms.pull_messages import Intake
 
 _POLL_SECONDS = 0.1
@@ -53,12 +53,16 @@ class KeptModelHandler(BatchHandler[Any]):
 
 @dataclass(frozen=True)
 class Reading:
-    """A subscription and who reads it. made: it was made for this run, and goes with it."""
+    """A subscription and who reads it. made: it was made for this run, and goes with it.
+
+    hidden_seconds: how long a reader that is gone may keep messages from this one.
+    """
 
     subscription: str
     reader: str
     made: bool
     cloud: Cloud
+    hidden_seconds: float = 0.0
 
     def left(self, count: int) -> str:
         """How many messages are not acknowledged -> what becomes of them."""
@@ -79,14 +83,19 @@ def watch(
         ended = ThreadPoolExecutor(1).submit(pipeline.run().wait_until_finish)
         try:
             try:
-                for _ in _every(LEASE_SECONDS / 4, _reported(ended, intake, tally, options)):
+                ending = _Ending(options.stop_after_seconds, reading.hidden_seconds)
+                steps = _reported(ended, intake, tally, options.report_seconds, ending)
+                for _ in _every(LEASE_SECONDS / 4, steps):
                     renew(reading.subscription, reading.reader, reading.cloud)
             except KeyboardInterrupt:
                 tell(f"\n{STOPPING}")
             intake.end()
             _wait(ended)
             tally.pulled = intake.given
-            tell(summary(tally, time.monotonic() - begin))
+            seconds = time.monotonic() - begin
+            tell(summary(tally, seconds))
+            if not intake.given:
+                tell(f"no message came within {seconds:,.0f} s")
             # Before the rest is acknowledged: what got lost may still come again.
             check_balance(tally, intake.again)
             intake.finish()
@@ -98,18 +107,43 @@ def watch(
             raise
 
 
+@dataclass
+class _Ending:
+    """When a run ends by itself: when no message came for `patience` seconds, None for never.
+
+    Where none came at all, messages may be there that a reader which is gone still holds: the
+    run goes on until they come, `hidden` seconds at most.
+    """
+
+    patience: int | None
+    hidden: float
+    told: bool = False
+
+    def is_now(self, intake: Intake) -> bool:
+        """Whether the run is to end; tells once why it does not yet."""
+        quiet = intake.quiet_seconds
+        if self.patience is None or quiet <= self.patience:
+            return False
+        if intake.given or quiet > self.hidden:
+            return True
+        if not self.told:
+            self.told = True
+            left = self.hidden - quiet
+            tell(f"no message came within {quiet:,.0f} s: waiting {left:,.0f} s more, {HELD}")
+        return False
+
+
 def _reported(
-    ended: Future[Any], intake: Intake, tally: Tally, options: StreamRunOptions
+    ended: Future[Any], intake: Intake, tally: Tally, report_seconds: int, ending: _Ending
 ) -> Iterator[None]:
     """A run -> nothing, again and again until it has ended or is to end; tells its rates."""
     told, rows = time.monotonic(), 0
     while not wait([ended], _POLL_SECONDS).done:
         now = time.monotonic()
-        if now - told >= options.report_seconds:
+        if now - told >= report_seconds:
             tell(report_line(tally, tally.received - rows, now - told))
             rows, told = tally.received, now
-        patience = options.stop_after_seconds
-        if patience is not None and intake.quiet_seconds > patience:
+        if ending.is_now(intake):
             return
         yield
 

@@ -18,6 +18,7 @@ from cloud.clients import Cloud
 from cloud.errors import retry, told_as
 from model_handlers.errors import InputError, MillraceError, UsageError
 from pipelines.options import StreamSourceOptions
+from transforms.lease import DEADLINE_SECONDS
 
 READER = "millrace_reader"
 UNTIL = "millrace_reader_until"
@@ -25,6 +26,8 @@ UNTIL = "millrace_reader_until"
 LASTING = "0"
 # How long a run in this process is believed to live after it last said so.
 LEASE_SECONDS = 120
+# Why a subscription that gives no message is waited for.
+HELD = "since a reader that was killed may hold messages for so long (Ctrl-C ends)"
 
 
 def check_subscription(subscription: Any, output_topics: list[str]) -> None:
@@ -104,6 +107,18 @@ def open_subscription(
             retry=retry(cloud.retry_seconds),
         )
     return name, True
+
+
+def hidden_seconds(name: str, cloud: Cloud, *, alone: bool) -> float:
+    """A subscription -> how long a reader that is gone may keep its messages from others.
+
+    alone: its label told that no run of ours reads it. Raises InputError.
+    """
+    with told_as(InputError, f"subscription {name} cannot be read"):
+        found = cloud.subscriber().get_subscription(
+            subscription=name, retry=retry(cloud.retry_seconds)
+        )
+    return float(max(found.ack_deadline_seconds, 0 if alone else DEADLINE_SECONDS))
 
 
 def claim(name: str, reader: str, cloud: Cloud, *, lasting: bool, shared: bool) -> bool:

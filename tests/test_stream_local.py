@@ -27,6 +27,7 @@ from serving_client import running
 
 from cloud.clients import Cloud
 from examples.local_cloud import LocalCloud
+from pipelines import subscription
 from pipelines.command import Command, main
 from pipelines.stream_in_process import STOPPING
 from pipelines.stream_local import COMMAND
@@ -90,6 +91,17 @@ class Mail:
             messages = [{"data": body, "attributes": attributes} for body in part]
             answer = self.cloud.publisher().publish(topic=self.topic, messages=messages)
             self.sent |= dict(zip(answer.message_ids, part, strict=True))
+
+    def hold(self, count: int, seconds: int) -> None:
+        """So many messages are taken as by a reader that is killed then, and lasts so long."""
+        client, held = self.cloud.subscriber(), 0
+        while held < count:
+            pulled = client.pull(subscription=self.subscription, max_messages=count)
+            ids = [one.ack_id for one in pulled.received_messages]
+            client.modify_ack_deadline(
+                subscription=self.subscription, ack_ids=ids, ack_deadline_seconds=seconds
+            )
+            held += len(ids)
 
     def read(self, count: int, seconds: float = 3.0) -> list[Any]:
         """So many messages, or those that come until none came for some seconds; taken."""
@@ -617,3 +629,28 @@ def test_what_is_missing_is_told_before_anything_is_read(
     assert (code, told.count("\n")) == (1, 1)
     assert words in told
     assert len(stream.input.read(1)) == 1
+
+
+def test_messages_that_a_killed_reader_holds_are_waited_for(stream: Stream) -> None:
+    stream.input.publish(stream.bodies(0, 20))
+    stream.input.hold(20, 15)
+    code, told = stream.run(output_topic=stream.output.topic)
+    assert code == 0
+    assert "s more, since a reader that was killed may hold messages" in told
+    assert "no message came within" not in told.splitlines()[-1]
+    assert len(stream.output.read(20)) == 20
+
+
+def test_a_stream_without_any_message_waits_no_longer_than_one_may_be_held(
+    stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subscription, "DEADLINE_SECONDS", 3)
+    # The subscription's own deadline is 10 s.
+    code, told = stream.run(output_topic=stream.output.topic)
+    lines = told.splitlines()
+    assert code == 0
+    (waiting,) = [line for line in lines if "waiting" in line]
+    assert waiting.endswith("may hold messages for so long (Ctrl-C ends)")
+    found = re.fullmatch(r"no message came within (\d+) s", lines[-1])
+    assert found is not None
+    assert 10 <= int(found[1]) < 60

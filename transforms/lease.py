@@ -44,12 +44,13 @@ class Lease:
         self._over = threading.Event()
         self._wait = _WAIT_SECONDS
 
-    def pull(self, limit: int) -> Iterator[Message]:
+    def pull(self, limit: int, first_seconds: float = PATIENCE_SECONDS) -> Iterator[Message]:
         """How many at most -> messages, each once, until there are no more. Raises InputError.
 
-        After `stop` no request begins, and what the last one brings is given back.
+        first_seconds: how long to wait for the first one. After `stop` no request begins, and
+        what the last one brings is given back.
         """
-        until = time.monotonic() + PATIENCE_SECONDS
+        until = time.monotonic() + first_seconds
         while len(self._held) < limit and (left := until - time.monotonic()) > 0:
             if self._over.is_set():
                 return
