@@ -8,6 +8,7 @@ MillraceError
         UnsafeModel        reading the file could run code or exhaust the machine
         ContractBroken     the model does not do what its manifest says
     DeviceError        the accelerator is missing or failed
+    OutOfMemory        the machine, or the process' limit, has too little memory
     InputError         a source is missing, unreadable or lacks columns
     OutputError        a destination cannot be written
     EndpointError      a prediction endpoint is missing, refuses us or stays down
@@ -65,6 +66,10 @@ class ContractBroken(ModelError):
 
 class DeviceError(MillraceError):
     """The accelerator is missing or failed."""
+
+
+class OutOfMemory(MillraceError):
+    """The machine, or the process' limit, has too little memory."""
 
 
 class InputError(MillraceError):

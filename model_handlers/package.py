@@ -29,6 +29,7 @@ from model_handlers.errors import (
     nearest,
     one_line,
 )
+from model_handlers.memory import check_memory
 
 GOLDEN_ROWS = 8
 # Rows of the sample that stand beside the golden ones when the model is tried.
@@ -181,6 +182,7 @@ def sound_rows(path: str, columns: Sequence[str]) -> np.ndarray:
         table = pq.read_table(path, columns=list(columns))
         values = np.stack([c.cast(pa.float64()).to_numpy() for c in table.itercolumns()], axis=1)
     except (OSError, pa.ArrowException) as error:
+        check_memory(error, f"sample {path}")
         # Its message may quote a value.
         raise InputError(
             f"sample {path}: expected Parquet with numbers in {', '.join(columns[:40])} "

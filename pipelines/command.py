@@ -17,6 +17,8 @@ from typing import Any, NoReturn
 
 from model_handlers import errors
 from model_handlers.addresses import guard_output
+from model_handlers.memory import is_of_memory, out_of_memory, tells_of_memory
+from pipelines.dead_threads import end_when_threads_fail
 from pipelines.flags import Parsed, parse
 
 
@@ -64,6 +66,7 @@ def run_and_exit(command: Command, argv: Sequence[str]) -> NoReturn:
     the interpreter is taken down around it, and in a stream for ever. So the process
     ends at once.
     """
+    end_when_threads_fail()
     code = main(command, argv)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -88,7 +91,13 @@ def _set_logging(debug: bool) -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Not: RunInference cannot measure a model's memory without SciPy, said once a worker."""
+    """Not: RunInference cannot measure a model's memory without SciPy, said once a worker.
+
+    Nor what gRPC logs of lack of memory, which one line says at the end.
+    """
+    raised = record.exc_info[1] if record.exc_info else None
+    if raised is not None and is_of_memory(raised):
+        return False
     return not record.getMessage().startswith("Resource module is not available")
 
 
@@ -112,10 +121,14 @@ def explain(error: BaseException) -> errors.MillraceError:
     while cause is not None:
         if isinstance(cause, errors.MillraceError):
             return type(cause)(_WHERE.sub("", str(cause)))
+        if is_of_memory(cause):
+            return out_of_memory(last_line(str(cause)) or type(cause).__name__)
         cause = cause.__cause__ or cause.__context__
     found = find_raised(str(error))
     if found is not None:
         return found
+    if tells_of_memory(str(error)):
+        return out_of_memory(last_line(str(error)))
     return errors.MillraceError(
         f"unexpected {type(error).__name__}: {last_line(str(error))}; run again with --debug for "
         "the traceback"

@@ -25,6 +25,7 @@ from apache_beam.io.filesystems import FileSystems
 
 from cloud.errors import told_as
 from model_handlers.errors import OutputError, UsageError, one_line
+from model_handlers.memory import check_memory
 from transforms.file_writers import OutputFormat
 
 _BUCKET = re.compile(r"gs://[a-z0-9][a-z0-9_.-]+(/|$)")
@@ -262,6 +263,7 @@ def create_file(path: str) -> Any:
             return open(path, "wb")
         return FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED)
     except (BeamIOError, OSError) as error:
+        check_memory(error, path)
         raise OutputError(f"{path} cannot be written: {error}; choose another folder") from error
 
 

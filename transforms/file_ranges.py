@@ -14,6 +14,7 @@ from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadat
 from apache_beam.io.filesystems import FileSystems
 
 from model_handlers.errors import InputError, UsageError, one_line
+from model_handlers.memory import check_memory
 from transforms.csv_lines import read_header
 from transforms.pins import Pin, changed, pin
 from transforms.text_lines import compression_of, open_text, without_compression
@@ -155,6 +156,7 @@ def open_parquet(path: str) -> pq.ParquetFile:
         handle = FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
         return pq.ParquetFile(handle, pre_buffer=True, page_checksum_verification=True)
     except (pa.ArrowException, BeamIOError, OSError) as error:
+        check_memory(error, path)
         raise InputError(
             f"{path} is not a readable Parquet file: {one_line(error)}; it may be "
             "truncated, or of another format (--input_format)"

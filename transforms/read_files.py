@@ -17,6 +17,7 @@ from apache_beam.io.filesystem import FileMetadata
 
 from model_handlers.contract import Manifest
 from model_handlers.errors import InputError, nearest, one_line
+from model_handlers.memory import check_memory
 from transforms.accounts import (
     Count,
     Entry,
@@ -158,6 +159,7 @@ def _read_parquet(part: FileRange, columns: Columns, batch_rows: int) -> Iterato
                 yield Decoded(source, [], [], [], span=(first, first + batch.num_rows))
                 rows += batch.num_rows
         except (pa.ArrowException, OSError) as error:
+            check_memory(error, part.path)
             raise InputError(
                 f"{part.path} is damaged in row groups {part.start} to {part.stop - 1}: "
                 f"{one_line(error)}"

@@ -12,6 +12,7 @@ from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from model_handlers.errors import InputError, one_line
+from model_handlers.memory import check_memory
 
 BLOCK_BYTES = 8 << 20
 
@@ -65,7 +66,8 @@ def _open(path: str) -> Iterator[Any]:
     try:
         with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as handle:
             yield handle
-    except (BeamIOError, OSError) as error:
+    except (BeamIOError, OSError, MemoryError) as error:
+        check_memory(error, path)
         hint = ": is it complete, and compressed as its name says?" if compression_of(path) else ""
         raise InputError(f"input file {path} cannot be read: {one_line(error)}{hint}") from error
 

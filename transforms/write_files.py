@@ -16,6 +16,7 @@ import pyarrow as pa
 from apache_beam.transforms.window import GlobalWindows
 
 from model_handlers.errors import OutputError
+from model_handlers.memory import check_memory
 from transforms.commit_files import Destination, StagedFile, create_file
 from transforms.file_writers import open_writer
 
@@ -55,6 +56,7 @@ class _StageDoFn(beam.DoFn):
         try:
             self._writer = open_writer(self._handle, schema, kind)
         except pa.ArrowException as error:
+            check_memory(error, self._path)
             raise OutputError(
                 f"these rows cannot be written as {kind}: {error}; choose --output_format "
                 "parquet or jsonl"
@@ -64,6 +66,7 @@ class _StageDoFn(beam.DoFn):
         try:
             self._writer.write(batch)
         except (OSError, pa.ArrowException) as error:
+            check_memory(error, self._path)
             raise OutputError(f"{self._path} cannot be written: {error}") from error
         self._rows += batch.num_rows
         self._bytes += batch.nbytes
@@ -73,6 +76,7 @@ class _StageDoFn(beam.DoFn):
             self._writer.close()
             self._handle.close()
         except (OSError, pa.ArrowException) as error:
+            check_memory(error, self._path)
             raise OutputError(f"{self._path} cannot be written: {error}") from error
         self._handle = None
         return StagedFile(self._destination.name, self._path, self._rows)
@@ -86,6 +90,7 @@ def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     try:
         return batch.select(schema.names).cast(schema)
     except (pa.ArrowException, KeyError) as error:
+        check_memory(error, "rows to be written")
         raise OutputError(
             f"rows of two kinds in one output: first {schema.names}, then {batch.schema.names}"
             f"{_other_types(batch.schema, schema)}; make the input files agree in the columns of "

@@ -28,6 +28,7 @@ from apache_beam.utils.timestamp import Timestamp
 
 from cloud.errors import told_as
 from model_handlers.errors import OutputError, one_line
+from model_handlers.memory import check_memory
 from transforms.commit_files import create_file, make_folder
 from transforms.file_writers import OutputFormat, open_writer
 
@@ -95,6 +96,7 @@ def _told(path: str) -> Iterator[None]:
         try:
             yield
         except (OSError, BeamIOError, pa.ArrowException) as error:
+            check_memory(error, path)
             raise OutputError(f"{path} cannot be written: {one_line(error)}") from error
 
 
