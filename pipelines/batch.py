@@ -42,9 +42,11 @@ from pipelines.progress import progress_line
 from pipelines.required import require_flags
 from pipelines.sources import Source, exports, open_bigquery, open_files, reads_bigquery
 from pipelines.summary import summarise
-from transforms.commit_files import DEAD_LETTERS, SCORES, Destination, RunFolder, discard
+from transforms.commit_files import Destination, abandon, is_in_place
 from transforms.encode import OutputFields, choose_fields, output_schema, reference_fields
 from transforms.failures import Provenance, utc_now
+from transforms.run_folder import DEAD_LETTERS, SCORES, RunFolder
+from transforms.staging import discard
 
 # Of glibc's malloc.h.
 M_ARENA_MAX = -8
@@ -182,11 +184,14 @@ def run(graph: ScoreRows, options: PipelineOptions, parsed: Parsed) -> None:
             start(pipeline, facts, parsed, as_json=as_json)
             return
         _run_to_end(pipeline, graph, options, debug=parsed.get(RunOptions).debug)
-    except BaseException:
-        for destination in graph.destinations:
-            destination.discard()
-        for folder in (graph.report_folder, *graph.temporary):
+    except BaseException as error:
+        abandon(graph.destinations, graph.report_folder)
+        for folder in graph.temporary:
             discard(folder)
+        if isinstance(error, KeyboardInterrupt) and is_in_place(graph.report_folder):
+            raise KeyboardInterrupt(
+                f"the run was complete already, see {graph.report_folder.report}"
+            ) from error
         raise
     report = orjson.loads(read_bytes(graph.report_folder.report))
     if as_json:
@@ -217,6 +222,7 @@ def _job_facts(graph: ScoreRows, parsed: Parsed) -> JobFacts:
         graph.provenance,
         report=report.report,
         staging=tuple(sorted({folder.staging for folder in folders})),
+        attempt=report.token,
         max_dead_letter_share=parsed.get(FailureOptions).max_dead_letter_share,
     )
 

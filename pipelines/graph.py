@@ -17,7 +17,7 @@ from pipelines.progress import ShowProgress
 from pipelines.stream_progress import MeasureLatency, count_dead_letters, count_received
 from transforms.append_rows import AppendToTable
 from transforms.bigquery_schema import TableName
-from transforms.commit_files import DEAD_LETTERS, SCORES, Destination, RunFolder
+from transforms.commit_files import Destination
 from transforms.decode_messages import DecodeMessages, MessageFormat
 from transforms.encode import EncodeRows, OutputFields
 from transforms.failures import Provenance
@@ -26,6 +26,7 @@ from transforms.predict import Predict
 from transforms.publish import PublishBatches
 from transforms.reconcile import CommitRun, CountFailures, CountRows
 from transforms.row_schemas import FAILURE_SCHEMA
+from transforms.run_folder import DEAD_LETTERS, SCORES, RunFolder
 from transforms.score_figures import DescribeScores
 from transforms.write_files import StageFiles
 from transforms.write_windows import WriteWindows

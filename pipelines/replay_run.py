@@ -36,13 +36,13 @@ from pipelines.sources import Source
 from pipelines.stream import message_format, stream_fields
 from transforms.bigquery_schema import TableName, arrow_schema
 from transforms.bigquery_tables import find_table
-from transforms.commit_files import DEAD_LETTERS, SCORES
 from transforms.decode_messages import MessageFormat
 from transforms.encode import OutputFields, output_schema
 from transforms.failures import Provenance
 from transforms.letters import BATCH_REPLAY, STREAM_REPLAY, Letter
 from transforms.replay import ReadLetters, find_letter
 from transforms.row_format import RowFormat
+from transforms.run_folder import DEAD_LETTERS, SCORES
 
 
 def run_local(parsed: Parsed) -> None:

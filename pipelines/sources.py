@@ -16,12 +16,12 @@ from model_handlers.errors import InputError, UsageError, nearest, one_line
 from pipelines.flags import Parsed
 from pipelines.options import ModelOptions, SourceOptions
 from transforms.bigquery_schema import TableName
-from transforms.commit_files import RunFolder
 from transforms.encode import OutputFields, check_fields
 from transforms.failures import Provenance, utc_now
 from transforms.file_ranges import FileFormat, format_of, match_files
 from transforms.read_bigquery import BigQuerySource, ReadBigQuery, describe
 from transforms.read_files import Columns, ReadFiles, file_schema, has_rows
+from transforms.run_folder import RunFolder
 
 # Flags that mean nothing to other sources.
 _ONLY_FOR = {

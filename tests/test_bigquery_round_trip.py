@@ -24,11 +24,12 @@ from hypothesis import strategies as st
 from examples.local_cloud import LocalCloud
 from model_handlers.contract import InputSpec, Manifest, OutputSpec
 from transforms.bigquery_schema import TableName, arrow_schema, without_json
-from transforms.commit_files import SCORES, RunFolder, StagedFile, create_file
 from transforms.failures import Provenance
+from transforms.file_store import create_file
 from transforms.file_writers import open_writer
 from transforms.read_bigquery import BigQuerySource, describe, open_session, read_stream
 from transforms.read_files import Columns
+from transforms.run_folder import SCORES, RunFolder, StagedFile
 from transforms.write_bigquery import TableDestination
 from transforms.write_files import conform
 

@@ -33,7 +33,6 @@ from model_handlers.contract import InputSpec, Manifest
 from model_handlers.errors import InputError, UsageError
 from transforms.bigquery_jobs import job_id
 from transforms.bigquery_schema import TableName, arrow_schema, project_of
-from transforms.commit_files import RunFolder
 from transforms.read_bigquery import (
     BigQuerySource,
     ReadBigQuery,
@@ -44,6 +43,7 @@ from transforms.read_bigquery import (
 )
 from transforms.read_files import Columns
 from transforms.record_batch import concat_batches, to_rows
+from transforms.run_folder import RunFolder
 from transforms.validate import validate
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

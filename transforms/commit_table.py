@@ -30,8 +30,8 @@ from transforms.bigquery_schema import (
     table_fields,
     without_json,
 )
-from transforms.commit_files import RunFolder, StagedFile
 from transforms.failures import Provenance, utc_now
+from transforms.run_folder import RunFolder, StagedFile
 
 WriteDisposition = Literal["append", "truncate", "empty"]
 

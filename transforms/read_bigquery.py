@@ -28,10 +28,10 @@ from cloud.errors import explain, is_passing, retry, told_as
 from model_handlers.errors import InputError, UsageError
 from transforms.bigquery_jobs import job_id, run_job
 from transforms.bigquery_schema import TableName, arrow_schema
-from transforms.commit_files import RunFolder
 from transforms.file_ranges import FileRange, match_files, split_file
 from transforms.read_files import Columns, Read, read_range
 from transforms.record_batch import rebatch, typed
+from transforms.run_folder import RunFolder
 
 ReadMethod = Literal["direct", "export"]
 # Of one call: a stream that takes longer, or hangs, goes on in another at its offset.

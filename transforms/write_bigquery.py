@@ -27,10 +27,12 @@ from transforms.bigquery_schema import (
     table_fields,
     unfit_times,
 )
-from transforms.commit_files import DEAD_LETTERS, RunFolder, StagedFile, check_writable, discard
 from transforms.commit_table import IDENTITY, PIPELINE, TableCommit, WriteDisposition, run_table
 from transforms.failures import Provenance
 from transforms.file_writers import OutputFormat
+from transforms.listing import read_listing
+from transforms.run_folder import DEAD_LETTERS, RunFolder, StagedFile
+from transforms.staging import check_writable, discard, discard_dead
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,14 @@ class TableDestination:
             location = table.location if table else self._dataset(client).location
             self._check_bucket(location)
             check_writable(self.folder, f"--temp_location {self.folder.root}")
+            self.folder.check()
+            read_listing(self.folder.place)
             self._check_jobs(client, location)
             self._check(self._step(client, table or self._create(client)))
+        discard_dead(self.folder)
+
+    def targets(self, files: Sequence[StagedFile]) -> None:
+        """None: load jobs take the staged files to the table."""
 
     def commit(self, files: Sequence[StagedFile]) -> None:
         """The files -> their rows in the table, once. Raises OutputError, BalanceError."""

@@ -16,8 +16,11 @@ import pyarrow as pa
 from apache_beam.transforms.window import GlobalWindows
 
 from model_handlers.errors import OutputError
-from transforms.commit_files import Destination, StagedFile, create_file
+from transforms.commit_files import Destination
+from transforms.file_store import create_file
 from transforms.file_writers import open_writer
+from transforms.run_folder import StagedFile
+from transforms.staging import hold
 
 FILE_BYTES = 512 << 20
 
@@ -28,6 +31,9 @@ class _StageDoFn(beam.DoFn):
     def __init__(self, destination: Destination) -> None:
         self._destination = destination
         self._handle: Any = None
+
+    def setup(self) -> None:
+        hold(self._destination.folder)
 
     def start_bundle(self) -> None:
         self._handle = None
@@ -71,11 +77,12 @@ class _StageDoFn(beam.DoFn):
     def _close(self) -> StagedFile:
         try:
             self._writer.close()
+            size = self._handle.tell()
             self._handle.close()
         except (OSError, pa.ArrowException) as error:
             raise OutputError(f"{self._path} cannot be written: {error}") from error
         self._handle = None
-        return StagedFile(self._destination.name, self._path, self._rows)
+        return StagedFile(self._destination.name, self._path, self._rows, size)
 
 
 def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:

@@ -28,7 +28,7 @@ from apache_beam.utils.timestamp import Timestamp
 
 from cloud.errors import told_as
 from model_handlers.errors import OutputError, one_line
-from transforms.commit_files import create_file, make_folder
+from transforms.file_store import create_file, make_folder
 from transforms.file_writers import OutputFormat, open_writer
 
 
