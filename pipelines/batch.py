@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import io
+import os
 import sys
 import time
 import uuid
@@ -136,6 +137,7 @@ def score_rows(
         facts | {"started_at": started},
         show_progress=sys.stderr.isatty() and runs_in_process(options),
         temporary=(attempt.temp,) if attempt.temp and exports(parsed) else (),
+        launcher=os.getpid() if runs_in_process(options) else None,
     )
 
 

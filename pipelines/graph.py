@@ -39,7 +39,7 @@ class ScoreRows(beam.PTransform):
     source: a PTransform that returns transforms.read_files.Read. topics: of Pub/Sub, by
     the part whose rows are published as well; at least once, and before the commit.
     cloud: given where there are topics. temporary: folders whose staged files nobody needs
-    after the commit.
+    after the commit. launcher: this process's id, where workers are children of it.
     """
 
     source: beam.PTransform
@@ -54,6 +54,7 @@ class ScoreRows(beam.PTransform):
     topics: Mapping[str, str] = field(default_factory=dict)
     cloud: Cloud | None = None
     temporary: Sequence[RunFolder] = ()
+    launcher: int | None = None
 
     def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[dict[str, Any]]:
         """source -> predict -> encode -> sinks, failures -> dead letter sinks, all counted."""
@@ -64,7 +65,8 @@ class ScoreRows(beam.PTransform):
 
         parts = {SCORES: rows, DEAD_LETTERS: failures}
         staged = [
-            parts[destination.part] | f"Stage {destination.name}" >> StageFiles(destination)
+            parts[destination.part]
+            | f"Stage {destination.name}" >> StageFiles(destination, self.launcher)
             for destination in self.destinations
         ] | "Staged" >> beam.Flatten()
         for part, topic in self.topics.items():

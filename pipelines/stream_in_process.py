@@ -21,6 +21,7 @@ from pipelines.options import StreamRunOptions
 from pipelines.stream_progress import Tally, report_line, start_tally, summary
 from pipelines.subscription import LEASE_SECONDS, renew
 from transforms.pull_messages import Intake
+from transforms.write_windows import remove_unfinished
 
 _POLL_SECONDS = 0.1
 STOPPING = "stopping: what was taken is scored and written first (Ctrl-C again: at once)"
@@ -87,6 +88,7 @@ def watch(
             _wait(ended)
             intake.finish()
         except KeyboardInterrupt as interrupt:
+            remove_unfinished()
             raise KeyboardInterrupt(reading.left(intake.unfinished)) from interrupt
         except Exception:
             if intake.unfinished:

@@ -248,7 +248,11 @@ def through_all_steps(most: int) -> Iterator[int]:
 def test_a_commit_killed_at_any_step_leaves_the_old_result_or_the_new_one(
     place: Callable[[str], Place], layout: Layout, done: bool
 ) -> None:
+    slow = isinstance(place("new"), Bucket)
     for at in through_all_steps(400):
+        # Of a bucket's steps each case takes every other one.
+        if slow and at % 2 == done:
+            continue
         here = place(f"at{at}")
         old, new = Attempt(here, layout, FIRST, 2, 1), Attempt(here, layout, SECOND, 1, 1)
         old.commit(old.stage())

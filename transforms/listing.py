@@ -11,7 +11,7 @@ Names are below the report's folder, so that the folder can be moved; full paths
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ import orjson
 
 from model_handlers.errors import OutputError
 from transforms.file_store import is_remote, read_version
+from transforms.run_folder import PARTS, is_part_file
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,26 @@ class Listing:
         if path.startswith(below):
             return path[len(below) :]
         return path if is_remote(path) else os.path.abspath(path)
+
+
+def superseded(paths: Iterable[str]) -> set[str]:
+    """Paths -> those of files in a run's folder that are not of its result, as its report says.
+
+    They are of an attempt that has ended half-way, or is about to end. Raises OutputError.
+    """
+    found: dict[str, set[str]] = {}
+    for path in paths:
+        folder, name = os.path.split(path)
+        place, part = os.path.split(folder)
+        if part in PARTS and is_part_file(name):
+            found.setdefault(place, set()).add(path)
+    others = set()
+    for place, files in found.items():
+        listing = read_listing(place)
+        if listing.attempt is not None and listing.parts is not None:
+            names = {os.path.basename(path) for path in listing.paths}
+            others |= {path for path in files if os.path.basename(path) not in names}
+    return others
 
 
 def read_listing(place: str) -> Listing:

@@ -6,6 +6,9 @@ bundle that a runner repeats leaves a stray staging file, never a stray row.
 
 from __future__ import annotations
 
+import os
+import select
+import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,17 +26,44 @@ from transforms.run_folder import StagedFile
 from transforms.staging import hold
 
 FILE_BYTES = 512 << 20
+# Processes with which this one ends.
+_watched: set[int] = set()
+
+
+def end_with(launcher: int) -> None:
+    """A process's id -> this process ends when that one has; its own id is no news.
+
+    A worker would go on with its bundle, and commit it, beside the run that is started next.
+    """
+    if launcher == os.getpid() or launcher in _watched:
+        return
+    _watched.add(launcher)
+    try:
+        handle = os.pidfd_open(launcher)
+    except ProcessLookupError:
+        os._exit(1)
+    except (OSError, AttributeError):
+        # No Linux, or an old one: what a commit promises holds without.
+        return
+    threading.Thread(target=_exit_after, args=(handle,), daemon=True).start()
+
+
+def _exit_after(handle: int) -> None:
+    select.select([handle], [], [])
+    os._exit(1)
 
 
 class _StageDoFn(beam.DoFn):
     """Record batches -> the files that a bundle wrote into the staging folder."""
 
-    def __init__(self, destination: Destination) -> None:
-        self._destination = destination
+    def __init__(self, destination: Destination, launcher: int | None) -> None:
+        self._destination, self._launcher = destination, launcher
         self._handle: Any = None
 
     def setup(self) -> None:
         hold(self._destination.folder)
+        if self._launcher is not None:
+            end_with(self._launcher)
 
     def start_bundle(self) -> None:
         self._handle = None
@@ -103,11 +133,13 @@ def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 class StageFiles(beam.PTransform):
     """Record batches -> StagedFile of each finished file.
 
-    destination: whose folder was prepared before the run.
+    destination: whose folder was prepared before the run. launcher: the process that started
+    the run, where the workers are children of it, which end with it.
     """
 
     destination: Destination
+    launcher: int | None = None
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[StagedFile]:
         """One DoFn that keeps a file open for the length of a bundle."""
-        return batches | beam.ParDo(_StageDoFn(self.destination))
+        return batches | beam.ParDo(_StageDoFn(self.destination, self.launcher))
