@@ -43,7 +43,8 @@ from pipelines.progress import progress_line
 from pipelines.required import require_flags
 from pipelines.sources import Source, exports, open_bigquery, open_files, reads_bigquery
 from pipelines.summary import summarise
-from transforms.commit_files import Destination, abandon, is_in_place
+from transforms.commit_files import abandon, is_in_place
+from transforms.destination import Destination
 from transforms.encode import OutputFields, choose_fields, output_schema, reference_fields
 from transforms.failures import Provenance, utc_now
 from transforms.run_folder import DEAD_LETTERS, SCORES, RunFolder

@@ -13,7 +13,7 @@ from pipelines.cloud_access import GCS
 from pipelines.flags import Parsed
 from pipelines.options import FailureOptions, SinkOptions
 from transforms.bigquery_schema import TableName
-from transforms.commit_files import Destination, FolderDestination
+from transforms.destination import Destination, FolderDestination
 from transforms.failures import Provenance
 from transforms.row_schemas import FAILURE_SCHEMA
 from transforms.run_folder import DEAD_LETTERS, SCORES, RunFolder

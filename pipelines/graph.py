@@ -17,8 +17,8 @@ from pipelines.progress import ShowProgress
 from pipelines.stream_progress import MeasureLatency, count_dead_letters, count_received
 from transforms.append_rows import AppendToTable
 from transforms.bigquery_schema import TableName
-from transforms.commit_files import Destination
 from transforms.decode_messages import DecodeMessages, MessageFormat
+from transforms.destination import Destination
 from transforms.encode import EncodeRows, OutputFields
 from transforms.failures import Provenance
 from transforms.gather_messages import DropDuplicates, GatherMessages

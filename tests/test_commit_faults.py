@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 from examples.local_cloud import LocalCloud
 from model_handlers.errors import OutputError
 from transforms import staging
-from transforms.commit_files import Destination, FolderDestination, abandon, commit
+from transforms.commit_files import abandon, commit
+from transforms.destination import Destination, FolderDestination
 from transforms.results import open_result
 from transforms.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
 
@@ -321,7 +322,8 @@ def test_whatever_attempts_do_one_after_the_other_the_report_lists_what_is_there
     complete: list[tuple[list[int], list[int]]] = []
     waiting: list[tuple[Attempt, list[StagedFile]]] = []
     for i in range(data.draw(st.integers(1, 6))):
-        if waiting and data.draw(st.booleans()):
+        repeats = data.draw(st.booleans())
+        if waiting and repeats:
             attempt, files = waiting.pop(data.draw(st.integers(0, len(waiting) - 1)))
         else:
             layout = data.draw(st.sampled_from([ONE, TWO]))

@@ -12,7 +12,8 @@ import pytest
 
 from model_handlers.errors import OutputError, UsageError
 from transforms import staging
-from transforms.commit_files import Destination, FolderDestination, abandon, commit
+from transforms.commit_files import abandon, commit
+from transforms.destination import Destination, FolderDestination
 from transforms.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
 from transforms.staging import check_writable, commit_lock, discard, discard_dead, hold
 

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from model_handlers.contract import InputSpec, Manifest, OutputSpec
 from model_handlers.torch_model import TorchModelHandler
 from transforms import file_ranges
-from transforms.commit_files import FolderDestination
+from transforms.destination import FolderDestination
 from transforms.encode import EncodeRows, choose_fields
 from transforms.failures import Fault, Provenance
 from transforms.predict import Predict, split

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_handlers.errors import BalanceError
-from transforms.commit_files import Destination, FolderDestination
+from transforms.destination import Destination, FolderDestination
 from transforms.failures import Fault, Provenance, failure_batch, utc_now
 from transforms.reconcile import CommitRun, CountFailures, CountRows, build_report, count_failures
 from transforms.row_schemas import FAILURE_SCHEMA

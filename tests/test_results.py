@@ -14,7 +14,8 @@ from google.cloud.bigquery import LoadJobConfig
 
 from examples.local_cloud import INSTALLED, LocalCloud, is_installed
 from model_handlers.errors import InputError
-from transforms.commit_files import FolderDestination, commit
+from transforms.commit_files import commit
+from transforms.destination import FolderDestination
 from transforms.file_ranges import match_files
 from transforms.file_store import create_file
 from transforms.file_writers import OutputFormat, open_writer

@@ -15,7 +15,7 @@ from cloud.clients import Cloud
 from model_handlers.errors import OutputError
 from transforms import write_files
 from transforms.bigquery_schema import TableName
-from transforms.commit_files import FolderDestination
+from transforms.destination import FolderDestination
 from transforms.failures import Provenance
 from transforms.file_writers import OutputFormat
 from transforms.run_folder import SCORES, RunFolder, StagedFile

@@ -17,7 +17,8 @@ import pyarrow as pa
 from apache_beam.metrics import Metrics
 
 from model_handlers.errors import BalanceError
-from transforms.commit_files import Destination, commit
+from transforms.commit_files import commit
+from transforms.destination import Destination
 from transforms.failures import utc_now
 from transforms.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
 from transforms.score_figures import Figures, as_report, merge

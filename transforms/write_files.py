@@ -19,7 +19,7 @@ import pyarrow as pa
 from apache_beam.transforms.window import GlobalWindows
 
 from model_handlers.errors import OutputError
-from transforms.commit_files import Destination
+from transforms.destination import Destination
 from transforms.file_store import create_file
 from transforms.file_writers import open_writer
 from transforms.run_folder import StagedFile
