@@ -33,11 +33,11 @@ from cloud.clients import Cloud
 from transforms.append_rows import BATCH_BYTES, DefaultStream, append, sized
 from transforms.append_rows import conform as conform_to_table
 from transforms.bigquery_schema import TableName, arrow_schema, table_fields
-from transforms.commit_files import SCORES, RunFolder
 from transforms.encode import OutputFields, encode
 from transforms.failures import Provenance
 from transforms.file_writers import open_writer
 from transforms.record_batch import OUTPUTS, ROW_ID, SOURCE, derived_ids, slices, to_rows
+from transforms.run_folder import SCORES, RunFolder
 from transforms.write_bigquery import TableDestination
 from transforms.write_files import conform
 

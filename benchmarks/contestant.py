@@ -92,7 +92,10 @@ def read_report(stdout: str) -> Report:
 
 def score_files(output: Path) -> list[Path]:
     """A contestant's output folder -> its Parquet files of scores, in order."""
-    return sorted(output.rglob("part-*.parquet"))
+    from transforms.listing import superseded
+
+    found = {str(path) for path in output.rglob("part-*.parquet")}
+    return sorted(map(Path, found - superseded(found)))
 
 
 def written_rows(output: Path) -> int:

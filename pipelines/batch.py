@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import io
+import os
 import sys
 import time
 import uuid
@@ -43,10 +44,13 @@ from pipelines.progress import progress_line
 from pipelines.required import require_flags
 from pipelines.sources import Source, exports, open_bigquery, open_files, reads_bigquery
 from pipelines.summary import summarise
-from transforms.commit_files import DEAD_LETTERS, SCORES, Destination, RunFolder, discard
+from transforms.commit_files import abandon, is_in_place
+from transforms.destination import Destination
 from transforms.encode import OutputFields, choose_fields, output_schema, reference_fields
 from transforms.failures import Provenance, utc_now
 from transforms.reconcile import too_many
+from transforms.run_folder import DEAD_LETTERS, SCORES, RunFolder
+from transforms.staging import discard
 
 # Of glibc's malloc.h.
 M_ARENA_MAX = -8
@@ -137,6 +141,7 @@ def score_rows(
         facts | {"started_at": started},
         show_progress=sys.stderr.isatty() and runs_in_process(options),
         temporary=(attempt.temp,) if attempt.temp and exports(parsed) else (),
+        launcher=os.getpid() if runs_in_process(options) else None,
     )
 
 
@@ -187,11 +192,14 @@ def run(graph: ScoreRows, options: PipelineOptions, parsed: Parsed) -> None:
             start(pipeline, facts, parsed, as_json=as_json)
             return
         _run_to_end(pipeline, graph, options, debug=parsed.get(RunOptions).debug)
-    except BaseException:
-        for destination in graph.destinations:
-            destination.discard()
-        for folder in (graph.report_folder, *graph.temporary):
+    except BaseException as error:
+        abandon(graph.destinations, graph.report_folder)
+        for folder in graph.temporary:
             discard(folder)
+        if isinstance(error, KeyboardInterrupt) and is_in_place(graph.report_folder):
+            raise KeyboardInterrupt(
+                f"the run was complete already, see {graph.report_folder.report}"
+            ) from error
         raise
     report = orjson.loads(read_bytes(graph.report_folder.report))
     if as_json:
@@ -222,6 +230,7 @@ def _job_facts(graph: ScoreRows, parsed: Parsed) -> JobFacts:
         graph.provenance,
         report=report.report,
         staging=tuple(sorted({folder.staging for folder in folders})),
+        attempt=report.token,
         max_dead_letter_share=parsed.get(FailureOptions).max_dead_letter_share,
     )
 

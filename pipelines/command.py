@@ -1,6 +1,7 @@
 """From a command line to an exit code: what all pipelines do around their graph.
 
-Exit codes: 0 done, 1 the run failed, 2 the command line is wrong, 130 interrupted.
+Exit codes: 0 done, 1 the run failed, 2 the command line is wrong, 128 + a signal's number where
+one ended it: 130 for Ctrl-C, 143 for SIGTERM, 129 where the terminal was closed.
 An error is one line on standard error; `--debug` shows the traceback as well.
 """
 
@@ -10,8 +11,11 @@ import importlib
 import logging
 import os
 import re
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -41,21 +45,27 @@ class Command:
 
 def main(command: Command, argv: Sequence[str]) -> int:
     """A command and its arguments -> the exit code."""
+    with ended_by_signals() as ended_by:
+        try:
+            return _main(command, argv)
+        except KeyboardInterrupt as interrupt:
+            tell(f"\ninterrupted: {str(interrupt) or 'nothing was written'}")
+            return 128 + (ended_by[0] if ended_by else signal.SIGINT)
+
+
+def _main(command: Command, argv: Sequence[str]) -> int:
     debug = "--debug" in argv
     try:
         parsed = parse(command.name, command.about, command.options, argv, beam=command.beam)
         debug = any(getattr(group, "debug", False) for group in parsed.groups.values())
         _set_logging(debug)
         return _run(command, parsed) or 0
-    except KeyboardInterrupt as interrupt:
-        print(f"\ninterrupted: {str(interrupt) or 'nothing was written'}", file=sys.stderr)
-        return 130
     except Exception as error:
         # The one place where every error ends: told in a line, or raised for --debug.
         if debug:
             raise
         known = explain(error)
-        print(f"error: {known}", file=sys.stderr)
+        tell(f"error: {known}")
         return 2 if isinstance(known, errors.UsageError) else 1
 
 
@@ -68,9 +78,43 @@ def run_and_exit(command: Command, argv: Sequence[str]) -> NoReturn:
     """
     end_when_threads_fail()
     code = main(command, argv)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    # The terminal may be closed.
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[list[int]]:
+    """During the block SIGTERM and SIGHUP interrupt as Ctrl-C does; gives the one that came.
+
+    It interrupts once: a shell that closes sends SIGHUP a second time, which must not stop the
+    cleaning up. Under nohup SIGHUP stays ignored.
+    """
+    came: list[int] = []
+
+    def interrupt(number: int, _: Any) -> None:
+        if not came:
+            came.append(number)
+            raise KeyboardInterrupt
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, interrupt)
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def tell(line: str) -> None:
+    """A line -> standard error, at once, if anybody is there to read it."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def _run(command: Command, parsed: Parsed) -> int | None:

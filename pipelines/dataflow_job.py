@@ -43,7 +43,8 @@ from pipelines.job_facts import PREFIX, JobFacts, labels_of
 from pipelines.job_links import links, starting
 from pipelines.jobs import DEVELOPER, told
 from pipelines.options import CloudOptions, DeviceOptions
-from transforms.commit_files import RunFolder, check_writable, discard
+from transforms.run_folder import RunFolder
+from transforms.staging import check_writable, discard, discard_dead
 
 # What a job with `--device cuda` gets where no flag says otherwise: it fits the default machines.
 ACCELERATOR = "accelerator=type:nvidia-tesla-t4;count:1;install-nvidia-driver"
@@ -273,9 +274,15 @@ def _lines(job: str | None, google: GoogleCloudOptions, facts: JobFacts) -> dict
 
 
 def remove_staged(facts: JobFacts) -> None:
-    """The facts of a batch run that did not end well -> nothing unfinished of it is left."""
+    """The facts of a batch run that did not end well -> nothing unfinished of it is left.
+
+    Of a job of an earlier version, which does not tell its attempt, only what is a day old.
+    """
     for path in facts.staging:
-        discard(RunFolder(path.removesuffix(f"/.staging/{facts.run_id}"), facts.run_id, ""))
+        root = path.removesuffix(f"/.staging/{facts.run_id}")
+        folder = RunFolder(root, facts.run_id, facts.attempt or "unknown")
+        discard(folder)
+        discard_dead(folder)
 
 
 def describe(pipeline: beam.Pipeline, facts: JobFacts) -> str:

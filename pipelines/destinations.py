@@ -13,16 +13,11 @@ from pipelines.cloud_access import GCS
 from pipelines.flags import Parsed
 from pipelines.options import FailureOptions, SinkOptions
 from transforms.bigquery_schema import TableName
-from transforms.commit_files import (
-    DEAD_LETTERS,
-    SCORES,
-    Destination,
-    FolderDestination,
-    RunFolder,
-)
+from transforms.destination import Destination, FolderDestination
 from transforms.failures import Provenance
 from transforms.lineage import Lineage
 from transforms.row_schemas import FAILURE_SCHEMA
+from transforms.run_folder import DEAD_LETTERS, SCORES, RunFolder
 from transforms.write_bigquery import TableDestination
 
 

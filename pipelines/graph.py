@@ -22,8 +22,8 @@ from pipelines.stream_progress import (
 )
 from transforms.append_rows import AppendToTable
 from transforms.bigquery_schema import TableName
-from transforms.commit_files import DEAD_LETTERS, SCORES, Destination, RunFolder
 from transforms.decode_messages import DecodeMessages, MessageFormat
+from transforms.destination import Destination
 from transforms.encode import EncodeRows, OutputFields
 from transforms.failures import Provenance
 from transforms.gather_messages import DropDuplicates, GatherMessages
@@ -31,6 +31,7 @@ from transforms.predict import Predict
 from transforms.publish import PublishBatches
 from transforms.reconcile import CommitRun, CountFailures, CountRows
 from transforms.row_schemas import FAILURE_SCHEMA
+from transforms.run_folder import DEAD_LETTERS, SCORES, RunFolder
 from transforms.score_figures import DescribeScores
 from transforms.write_files import StageFiles
 from transforms.write_windows import WriteWindows
@@ -43,7 +44,7 @@ class ScoreRows(beam.PTransform):
     source: a PTransform that returns transforms.read_files.Read. topics: of Pub/Sub, by
     the part whose rows are published as well; at least once, and before the commit.
     cloud: given where there are topics. temporary: folders whose staged files nobody needs
-    after the commit.
+    after the commit. launcher: this process's id, where workers are children of it.
     """
 
     source: beam.PTransform
@@ -58,6 +59,7 @@ class ScoreRows(beam.PTransform):
     topics: Mapping[str, str] = field(default_factory=dict)
     cloud: Cloud | None = None
     temporary: Sequence[RunFolder] = ()
+    launcher: int | None = None
 
     def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[dict[str, Any]]:
         """source -> predict -> encode -> sinks, failures -> dead letter sinks, all counted."""
@@ -68,7 +70,8 @@ class ScoreRows(beam.PTransform):
 
         parts = {SCORES: rows, DEAD_LETTERS: failures}
         staged = [
-            parts[destination.part] | f"Stage {destination.name}" >> StageFiles(destination)
+            parts[destination.part]
+            | f"Stage {destination.name}" >> StageFiles(destination, self.launcher)
             for destination in self.destinations
         ] | "Staged" >> beam.Flatten()
         for part, topic in self.topics.items():

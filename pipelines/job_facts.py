@@ -28,9 +28,10 @@ class JobFacts:
     """The facts of a run that goes on elsewhere.
 
     model: its name and version. report: where a batch run writes its report at its end.
-    staging: folders that hold nothing but what a batch run that did not end well left.
+    staging: folders in which a batch run that did not end well left files.
     max_dead_letter_share: above which the run counts as failed. subscription: that a stream
-    reads; the label that says so is to be removed when it has ended.
+    reads; the label that says so is to be removed when it has ended. attempt: the token with
+    which the names of a batch run's staged files begin; attempts at one run share the folders.
     """
 
     pipeline: str
@@ -41,6 +42,7 @@ class JobFacts:
     staging: tuple[str, ...] = ()
     max_dead_letter_share: float = 1.0
     subscription: str | None = None
+    attempt: str | None = None
 
     @classmethod
     def of(cls, provenance: Provenance, **others: Any) -> JobFacts:

@@ -37,7 +37,6 @@ from pipelines.sources import Source
 from pipelines.stream import message_format, stream_fields
 from transforms.bigquery_schema import TableName, arrow_schema
 from transforms.bigquery_tables import find_table
-from transforms.commit_files import DEAD_LETTERS, SCORES
 from transforms.decode_messages import MessageFormat
 from transforms.encode import OutputFields, output_schema
 from transforms.failures import Provenance
@@ -45,6 +44,7 @@ from transforms.letters import Letter
 from transforms.lineage import BATCH_REPLAY, STREAM_REPLAY, Lineage
 from transforms.replay import ReadLetters, selected
 from transforms.row_format import RowFormat
+from transforms.run_folder import DEAD_LETTERS, SCORES
 
 # Flags of messages, which dead letters of batch runs are not.
 _OF_MESSAGES = ("message_format", "avro_schema", "max_message_bytes", "window_seconds")

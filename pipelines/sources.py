@@ -17,13 +17,13 @@ from pipelines.flags import Parsed
 from pipelines.options import ModelOptions, SourceOptions
 from transforms.bigquery_schema import TableName
 from transforms.bigquery_source import BigQuerySource, at_one_moment, describe
-from transforms.commit_files import RunFolder
 from transforms.encode import OutputFields, check_fields
 from transforms.failures import Provenance
 from transforms.file_ranges import FileFormat, file_schema, format_of, has_rows, match_files
 from transforms.lineage import Lineage
 from transforms.read_bigquery import ReadBigQuery
 from transforms.read_files import Columns, ReadFiles
+from transforms.run_folder import RunFolder
 
 # Flags that mean nothing to other sources.
 _ONLY_FOR = {

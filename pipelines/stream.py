@@ -46,6 +46,7 @@ from pipelines.beam_args import (
     runs_in_process,
     runs_on_dataflow,
 )
+from pipelines.command import tell
 from pipelines.dataflow_job import ask_for_accelerator, carry, describe, reach, start
 from pipelines.flags import Parsed
 from pipelines.graph import ScoreStream, StreamSinks
@@ -60,7 +61,7 @@ from pipelines.options import (
 )
 from pipelines.required import require_flags
 from pipelines.sources import read_text
-from pipelines.stream_in_process import KeptModelHandler, Reading, tell, watch
+from pipelines.stream_in_process import KeptModelHandler, Reading, watch
 from pipelines.stream_sinks import open_sinks, prepare_sinks
 from pipelines.subscription import (
     claim,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -17,10 +16,12 @@ import pyarrow as pa
 
 from cloud.clients import Cloud
 from model_handlers.batch_handler import BatchHandler
+from pipelines.command import tell
 from pipelines.options import StreamRunOptions
 from pipelines.stream_progress import Tally, check_balance, report_line, start_tally, summary
 from pipelines.subscription import HELD, LEASE_SECONDS, renew
 from transforms.pull_messages import Intake
+from transforms.write_windows import remove_unfinished
 
 _POLL_SECONDS = 0.1
 STOPPING = "stopping: what was taken is scored and written first (Ctrl-C again: at once)"
@@ -100,6 +101,7 @@ def watch(
             check_balance(tally, intake.again)
             intake.finish()
         except KeyboardInterrupt as interrupt:
+            remove_unfinished()
             raise KeyboardInterrupt(reading.left(intake.unfinished)) from interrupt
         except Exception:
             if intake.unfinished:
@@ -166,14 +168,9 @@ def _wait(ended: Future[Any]) -> None:
 
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Containers and service managers end a process by SIGTERM: as Ctrl-C."""
+    """Containers and service managers end a process by SIGTERM: as Ctrl-C, a second time too."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def tell(line: str) -> None:
-    """A line -> standard error, at once."""
-    print(line, file=sys.stderr, flush=True)

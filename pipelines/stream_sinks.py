@@ -16,9 +16,9 @@ from pipelines.graph import StreamSinks
 from pipelines.options import StreamFailureOptions, StreamSinkOptions
 from transforms.bigquery_schema import TableName
 from transforms.bigquery_tables import check_table, create_table, find_table
-from transforms.commit_files import DEAD_LETTERS, SCORES
 from transforms.encode import OutputFields
 from transforms.row_schemas import FAILURE_SCHEMA
+from transforms.run_folder import DEAD_LETTERS, SCORES
 from transforms.write_windows import check_folder
 
 

@@ -680,7 +680,10 @@ def test_an_unexpected_error_is_one_line_and_a_traceback_with_debug(
         run(debug="true")
 
 
-def test_an_interrupt_ends_the_run_and_leaves_nothing(example: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_run_and_leaves_nothing(
+    example: Path, tmp_path: Path, number: int
+) -> None:
     table = pq.read_table(example / "transactions.parquet")
     pq.write_table(pa.concat_tables([table] * 400), tmp_path / "many.parquet")
     flags = ["--input_files", str(tmp_path / "many.parquet"), "--model", str(example / "model")]
@@ -693,7 +696,8 @@ def test_an_interrupt_ends_the_run_and_leaves_nothing(example: Path, tmp_path: P
     )
     while not list((tmp_path / "out").rglob("*.parquet")):
         assert process.poll() is None, process.communicate()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err.strip()) == (130, "", "interrupted: nothing was written")
+    code = 128 + number
+    assert (process.returncode, out, err.strip()) == (code, "", "interrupted: nothing was written")
     nothing_written(tmp_path / "out")

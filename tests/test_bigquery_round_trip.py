@@ -25,14 +25,15 @@ from examples.local_cloud import LocalCloud
 from model_handlers.contract import InputSpec, Manifest, OutputSpec
 from transforms.bigquery_schema import TableName, arrow_schema, without_json
 from transforms.bigquery_source import BigQuerySource, describe
-from transforms.commit_files import SCORES, RunFolder, StagedFile, create_file
 from transforms.failures import Provenance
+from transforms.file_store import create_file
 from transforms.file_writers import open_writer
 from transforms.read_bigquery import (
     open_session,
     read_stream,
 )
 from transforms.read_files import Columns
+from transforms.run_folder import SCORES, RunFolder, StagedFile
 from transforms.write_bigquery import TableDestination
 from transforms.write_files import conform
 

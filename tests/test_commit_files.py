@@ -1,48 +1,46 @@
 """Putting a run's files in place: whole or absent, repeatable, never mixed with another run's."""
 
+import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from apache_beam.io.filesystems import FileSystems
 
 from model_handlers.errors import OutputError, UsageError
-from transforms import commit_files
-from transforms.commit_files import (
-    DEAD_LETTERS,
-    SCORES,
-    Destination,
-    FolderDestination,
-    RunFolder,
-    StagedFile,
-    check_writable,
-    commit,
-    discard,
-)
+from transforms import staging
+from transforms.commit_files import abandon, commit
+from transforms.destination import Destination, FolderDestination
+from transforms.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
+from transforms.staging import check_writable, commit_lock, discard, discard_dead, hold
 
+FIRST, SECOND, THIRD = "aaaaaaaa", "bbbbbbbb", "cccccccc"
 Tree = dict[str, str]
 
 
 def tree(folder: Path) -> Tree:
-    """A folder -> its files by path below it, and what they hold."""
+    """A folder -> its files by path below it, and what they hold; of a report nothing."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_text() for path in files}
+    named = {path.relative_to(folder).as_posix(): path for path in files}
+    return {n: "" if n.endswith("report.json") else p.read_text() for n, p in named.items()}
 
 
 def stage(folder: RunFolder, target: str, names: str, suffix: str = "jsonl") -> list[StagedFile]:
     """A destination's name, and names of one letter each -> staged files that hold their names."""
-    Path(folder.staging).mkdir(parents=True, exist_ok=True)
+    hold(folder, create=True)
     files = []
     for name in names:
         path = Path(folder.staging) / f"{folder.token}-{target}-{name}.{suffix}"
         path.write_text(f"{folder.token} {target} {name}")
-        files.append(StagedFile(target, str(path), 1))
+        files.append(StagedFile(target, str(path), 1, path.stat().st_size))
     return files
+
+
+def report(listing: Mapping[str, Any]) -> bytes:
+    return json.dumps({"rows_in": 0, **listing}).encode()
 
 
 def folders(scores: RunFolder, letters: RunFolder | None = None) -> list[Destination]:
@@ -56,22 +54,39 @@ def folders(scores: RunFolder, letters: RunFolder | None = None) -> list[Destina
 def run(root: Path, token: str, scores: str, letters: str, suffix: str = "jsonl") -> RunFolder:
     folder = RunFolder(str(root), "r", token)
     files = stage(folder, SCORES, scores, suffix) + stage(folder, DEAD_LETTERS, letters)
-    commit(folders(folder), files, folder, f"report {token}".encode)
+    commit(folders(folder), files, folder, report)
     return folder
 
 
 def test_files_are_numbered_in_the_order_of_their_names(tmp_path: Path) -> None:
-    folder = RunFolder(str(tmp_path), "r", "t")
+    folder = RunFolder(str(tmp_path), "r", FIRST)
     files = stage(folder, SCORES, "cab", "parquet") + stage(folder, DEAD_LETTERS, "x")
-    commit(folders(folder), files, folder, lambda: b"the report")
+    commit(folders(folder), files, folder, report)
     assert tree(tmp_path) == {
-        "r/scores/part-00000-of-00003-t.parquet": "t scores a",
-        "r/scores/part-00001-of-00003-t.parquet": "t scores b",
-        "r/scores/part-00002-of-00003-t.parquet": "t scores c",
-        "r/dead_letters/part-00000-of-00001-t.jsonl": "t dead_letters x",
-        "r/report.json": "the report",
+        f"r/scores/part-00000-of-00003-{FIRST}.parquet": f"{FIRST} scores a",
+        f"r/scores/part-00001-of-00003-{FIRST}.parquet": f"{FIRST} scores b",
+        f"r/scores/part-00002-of-00003-{FIRST}.parquet": f"{FIRST} scores c",
+        f"r/dead_letters/part-00000-of-00001-{FIRST}.jsonl": f"{FIRST} dead_letters x",
+        "r/report.json": "",
     }
     assert not (tmp_path / ".staging").exists()
+
+
+def test_the_report_lists_the_files_of_the_result(tmp_path: Path) -> None:
+    run(tmp_path, FIRST, "ab", "")
+    size = len(f"{FIRST} scores a")
+    assert json.loads((tmp_path / "r/report.json").read_text()) == {
+        "rows_in": 0,
+        "attempt": FIRST,
+        "files": {
+            "scores": [
+                {"name": f"scores/part-{n}-of-00002-{FIRST}.jsonl", "rows": 1, "bytes": size}
+                for n in ("00000", "00001")
+            ],
+            "dead_letters": [],
+        },
+        "replaced": [],
+    }
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
@@ -79,36 +94,63 @@ def test_files_are_numbered_in_the_order_of_their_names(tmp_path: Path) -> None:
 def test_a_second_run_replaces_the_first(
     tmp_path: Path, scores: str, letters: str, suffix: str
 ) -> None:
-    run(tmp_path, "first", "pq", "yz")
-    run(tmp_path, "second", scores, letters, suffix)
-    other = tmp_path / "other"
-    run(other, "second", scores, letters, suffix)
-    found = tree(tmp_path)
-    assert {p: t for p, t in found.items() if not p.startswith("other/")} == tree(other)
+    run(tmp_path / "out", FIRST, "pq", "yz")
+    run(tmp_path / "out", SECOND, scores, letters, suffix)
+    run(tmp_path / "other", SECOND, scores, letters, suffix)
+    assert tree(tmp_path / "out") == tree(tmp_path / "other")
+
+
+def test_a_result_of_an_earlier_version_is_replaced(tmp_path: Path) -> None:
+    run(tmp_path, FIRST, "pq", "yz")
+    (tmp_path / "r/report.json").write_text(json.dumps({"run_id": "r", "rows_in": 4}))
+    run(tmp_path, SECOND, "a", "x")
+    assert {path.split("-")[-1].split(".")[0] for path in tree(tmp_path)} == {
+        SECOND,
+        "r/report",
+    }
 
 
 def test_runs_of_other_ids_and_other_files_are_left_alone(tmp_path: Path) -> None:
     before = {"r2/scores/part-0.jsonl": "x", "notes.txt": "x", ".staging/r2/half.jsonl": "x"}
+    before["r/scores.png"] = "a picture"
     for name, text in before.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    run(tmp_path, "t", "a", "b")
+    run(tmp_path, FIRST, "a", "b")
     assert before.items() <= tree(tmp_path).items()
 
 
 def test_dead_letters_of_an_earlier_run_do_not_stay_beside_its_successor(tmp_path: Path) -> None:
-    run(tmp_path / "out", "first", "a", "x")
-    scores = RunFolder(str(tmp_path / "out"), "r", "second")
-    letters = RunFolder(str(tmp_path / "bad"), "r", "second")
-    files = stage(scores, SCORES, "a") + stage(letters, DEAD_LETTERS, "x")
-    commit(folders(scores, letters), files, scores, lambda: b"report")
+    def elsewhere(token: str) -> None:
+        scores = RunFolder(str(tmp_path / "out"), "r", token)
+        letters = RunFolder(str(tmp_path / "bad"), "r", token)
+        files = stage(scores, SCORES, "a") + stage(letters, DEAD_LETTERS, "x")
+        commit(folders(scores, letters), files, scores, report)
+
+    run(tmp_path / "out", FIRST, "a", "x")
+    elsewhere(SECOND)
     assert sorted(tree(tmp_path)) == [
-        "bad/r/dead_letters/part-00000-of-00001-second.jsonl",
+        f"bad/r/dead_letters/part-00000-of-00001-{SECOND}.jsonl",
         "out/r/report.json",
-        "out/r/scores/part-00000-of-00001-second.jsonl",
+        f"out/r/scores/part-00000-of-00001-{SECOND}.jsonl",
     ]
     assert not (tmp_path / "out/.staging").exists()
     assert not (tmp_path / "bad/.staging").exists()
+    run(tmp_path / "out", THIRD, "a", "")
+    assert sorted(tree(tmp_path)) == [
+        "out/r/report.json",
+        f"out/r/scores/part-00000-of-00001-{THIRD}.jsonl",
+    ]
+
+
+def test_dead_letters_leave_a_result_alone_that_is_in_their_folder(tmp_path: Path) -> None:
+    run(tmp_path / "bad", FIRST, "a", "x")
+    before = tree(tmp_path / "bad")
+    scores = RunFolder(str(tmp_path / "out"), "r", SECOND)
+    letters = RunFolder(str(tmp_path / "bad"), "r", SECOND)
+    files = stage(scores, SCORES, "a") + stage(letters, DEAD_LETTERS, "x")
+    commit(folders(scores, letters), files, scores, report)
+    assert before.items() <= tree(tmp_path / "bad").items()
 
 
 @pytest.mark.parametrize("root", [".", "./out", "out/", "out//deep", "out [1]*", "päth"])
@@ -116,101 +158,19 @@ def test_a_folder_may_be_spelled_in_any_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for token in ("first", "second"):
+    for token in (FIRST, SECOND):
         folder = RunFolder(root, "r", token)
         check_writable(folder)
-        commit(folders(folder), stage(folder, SCORES, "ab"), folder, lambda: b"report")
+        files = stage(folder, SCORES, "ab")
+        commit(folders(folder), files, folder, report)
         # A runner may repeat the last step.
-        commit(folders(folder), _staged(folder), folder, lambda: b"report")
+        commit(folders(folder), files, folder, report)
     names = [path.rsplit("/", 1)[-1] for path in tree(tmp_path)]
     assert sorted(names) == [
-        "part-00000-of-00002-second.jsonl",
-        "part-00001-of-00002-second.jsonl",
+        f"part-00000-of-00002-{SECOND}.jsonl",
+        f"part-00001-of-00002-{SECOND}.jsonl",
         "report.json",
     ]
-
-
-def _staged(folder: RunFolder) -> list[StagedFile]:
-    paths = [f"{folder.staging}/{folder.token}-{SCORES}-{name}.jsonl" for name in "ab"]
-    return [StagedFile(SCORES, path, 1) for path in paths]
-
-
-# Every way in which committing touches the filesystem.
-STEPS: list[tuple[Any, str]] = [
-    (FileSystems, "exists"),
-    (FileSystems, "rename"),
-    (os, "remove"),
-    (os, "makedirs"),
-    (os, "listdir"),
-    (os, "rmdir"),
-    (commit_files, "create_file"),
-]
-
-
-def stopping(patch: pytest.MonkeyPatch, at: int, when: str) -> Callable[[], int]:
-    """Patches STEPS so that call number `at` fails; returns how many calls there were."""
-    calls = 0
-
-    def watch(real: Callable[..., Any]) -> Callable[..., Any]:
-        def step(*args: Any, **kwargs: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == at and when == "before":
-                raise OSError("stopped")
-            result = real(*args, **kwargs)
-            if calls == at:
-                raise OSError("stopped")
-            return result
-
-        return step
-
-    for owner, name in STEPS:
-        patch.setattr(owner, name, watch(getattr(owner, name)))
-    return lambda: calls
-
-
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_committing_can_be_repeated_after_stopping_anywhere(tmp_path: Path, when: str) -> None:
-    expected_root = tmp_path / "expected"
-    run(expected_root, "first", "pqr", "yz", "parquet")
-    run(expected_root, "second", "ab", "x")
-    expected = tree(expected_root)
-    for at in _numbers():
-        root = tmp_path / f"at{at}"
-        old = tree(root / "r" / SCORES) or tree_of_first(root)
-        folder = RunFolder(str(root), "r", "second")
-        files = stage(folder, SCORES, "ab") + stage(folder, DEAD_LETTERS, "x")
-        with pytest.MonkeyPatch.context() as patch:
-            count = stopping(patch, at, when)
-            with suppress(OutputError):
-                commit(folders(folder), files, folder, lambda: b"report second")
-        stopped = tree(root)
-        scores = {p: t for p, t in stopped.items() if p.startswith("r/scores/")}
-        new = {p: t for p, t in expected.items() if p.startswith("r/scores/")}
-        # Never both; and whoever sees a report sees its files.
-        assert scores.items() <= old.items() or scores.items() <= new.items()
-        if stopped.get("r/report.json") == "report second":
-            assert scores == new
-        elif "r/report.json" in stopped:
-            assert scores == old
-        commit(folders(folder), files, folder, lambda: b"report second")
-        assert tree(root) == expected
-        if count() < at:
-            assert at > 15
-            break
-        assert (
-            not list((root / ".staging").rglob("*.jsonl")) if (root / ".staging").exists() else True
-        )
-
-
-def _numbers() -> Iterator[int]:
-    yield from range(1, 200)
-    raise AssertionError("committing never came to its end")
-
-
-def tree_of_first(root: Path) -> Tree:
-    run(root, "first", "pqr", "yz", "parquet")
-    return {p: t for p, t in tree(root).items() if p.startswith("r/scores/")}
 
 
 @dataclass(frozen=True)
@@ -222,62 +182,24 @@ class Second(FolderDestination):
         return f"{self.part}_again"
 
 
-def staged_for_two(root: Path, token: str, scores: str, letters: str) -> Callable[[], None]:
-    """Files staged for two folders of scores, one of dead letters -> what commits them."""
-    out, again = (RunFolder(str(root / name), "r", token) for name in ("out", "again"))
-    files = stage(out, SCORES, scores) + stage(out, DEAD_LETTERS, letters)
-    files += stage(again, f"{SCORES}_again", scores)
-    destinations = [*folders(out), Second(SCORES, again, "jsonl")]
-    return lambda: commit(destinations, files, out, f"report {token}".encode)
-
-
 def test_two_destinations_of_a_part_get_each_its_own_files(tmp_path: Path) -> None:
-    staged_for_two(tmp_path, "t", "ab", "x")()
+    out, again = (RunFolder(str(tmp_path / name), "r", FIRST) for name in ("out", "again"))
+    files = stage(out, SCORES, "ab") + stage(out, DEAD_LETTERS, "x")
+    files += stage(again, f"{SCORES}_again", "ab")
+    commit([*folders(out), Second(SCORES, again, "jsonl")], files, out, report)
     assert tree(tmp_path) == {
-        "out/r/scores/part-00000-of-00002-t.jsonl": "t scores a",
-        "out/r/scores/part-00001-of-00002-t.jsonl": "t scores b",
-        "out/r/dead_letters/part-00000-of-00001-t.jsonl": "t dead_letters x",
-        "out/r/report.json": "report t",
-        "again/r/scores/part-00000-of-00002-t.jsonl": "t scores_again a",
-        "again/r/scores/part-00001-of-00002-t.jsonl": "t scores_again b",
+        f"out/r/scores/part-00000-of-00002-{FIRST}.jsonl": f"{FIRST} scores a",
+        f"out/r/scores/part-00001-of-00002-{FIRST}.jsonl": f"{FIRST} scores b",
+        f"out/r/dead_letters/part-00000-of-00001-{FIRST}.jsonl": f"{FIRST} dead_letters x",
+        "out/r/report.json": "",
+        f"again/r/scores/part-00000-of-00002-{FIRST}.jsonl": f"{FIRST} scores_again a",
+        f"again/r/scores/part-00001-of-00002-{FIRST}.jsonl": f"{FIRST} scores_again b",
     }
     assert not list(tmp_path.rglob(".staging"))
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_a_report_stands_for_every_destination_wherever_committing_stopped(
-    tmp_path: Path, when: str
-) -> None:
-    staged_for_two(tmp_path / "whole", "first", "pqr", "yz")()
-    staged_for_two(tmp_path / "whole", "second", "ab", "x")()
-    expected = tree(tmp_path / "whole")
-    letters = {path for path in expected if "dead_letters" in path}
-    for at in _numbers():
-        root = tmp_path / f"at{at}"
-        staged_for_two(root, "first", "pqr", "yz")()
-        commit_second = staged_for_two(root, "second", "ab", "x")
-        with pytest.MonkeyPatch.context() as patch:
-            count = stopping(patch, at, when)
-            with suppress(OutputError):
-                commit_second()
-        in_place = {p: t for p, t in tree(root).items() if ".staging" not in p}
-        if in_place.get("out/r/report.json") == "report second":
-            assert in_place == expected
-        # Whoever sees a score of the run finds all of its dead letters.
-        if any("-second." in path and "scores" in path for path in in_place):
-            assert letters <= in_place.keys()
-        for folder in ("out/r/scores/", "again/r/scores/", "out/r/dead_letters/"):
-            parts = [path for path in in_place if path.startswith(folder)]
-            assert len({path.rsplit("-", 1)[-1] for path in parts}) <= 1
-        commit_second()
-        assert tree(root) == expected
-        if count() < at:
-            assert at > 25
-            break
-
-
 def test_a_folder_takes_rows_as_they_are_and_says_where_they_go(tmp_path: Path) -> None:
-    folder = RunFolder(str(tmp_path / "out"), "r", "t")
+    folder = RunFolder(str(tmp_path / "out"), "r", FIRST)
     destination = FolderDestination(DEAD_LETTERS, folder, "jsonl")
     assert destination.name == DEAD_LETTERS
     assert destination.place == f"{tmp_path}/out/r/dead_letters"
@@ -285,50 +207,252 @@ def test_a_folder_takes_rows_as_they_are_and_says_where_they_go(tmp_path: Path) 
     assert destination.file_schema(schema).equals(schema, check_metadata=True)
 
 
-def test_preparing_a_folder_leaves_no_file_and_discarding_it_nothing(tmp_path: Path) -> None:
-    destination = FolderDestination(SCORES, RunFolder(str(tmp_path / "out"), "r", "t"), "csv")
+def test_preparing_a_folder_leaves_a_lock_and_discarding_it_nothing(tmp_path: Path) -> None:
+    destination = FolderDestination(SCORES, RunFolder(str(tmp_path / "out"), "r", FIRST), "csv")
     destination.prepare()
-    assert tree(tmp_path) == {}
-    assert Path(destination.folder.staging).is_dir()
+    assert tree(tmp_path) == {f"out/.staging/r/{FIRST}-lock": ""}
     stage(destination.folder, SCORES, "ab")
     destination.discard()
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_staged_file_that_vanished_fails_the_run(tmp_path: Path) -> None:
-    folder = RunFolder(str(tmp_path), "r", "t")
+# An attempt that has come too late.
+
+
+@pytest.mark.parametrize("gone", ["a", "ab"])
+def test_an_attempt_whose_staged_files_are_gone_removes_nothing(tmp_path: Path, gone: str) -> None:
+    late = RunFolder(str(tmp_path), "r", FIRST)
+    files = stage(late, SCORES, "ab") + stage(late, DEAD_LETTERS, "x")
+    run(tmp_path, SECOND, "pq", "y")
+    complete = (tmp_path / "r/report.json").read_text()
+    for name in gone:
+        Path(files["ab".index(name)].path).unlink()
+    before = tree(tmp_path / "r")
+    with pytest.raises(OutputError, match=r"vanished .*run it again"):
+        commit(folders(late), files, late, report)
+    assert tree(tmp_path / "r") == before
+    assert (tmp_path / "r/report.json").read_text() == complete
+
+
+def test_a_staged_file_that_was_cut_is_not_put_in_place(tmp_path: Path) -> None:
+    run(tmp_path, FIRST, "pq", "y")
+    folder = RunFolder(str(tmp_path), "r", SECOND)
     files = stage(folder, SCORES, "ab")
-    Path(files[1].path).unlink()
-    with pytest.raises(OutputError, match=r"-b\.jsonl vanished .*run it again"):
-        commit(folders(folder), files, folder, lambda: b"report")
-    assert not (tmp_path / "r/report.json").exists()
+    os.truncate(files[1].path, 3)
+    before = tree(tmp_path / "r")
+    with pytest.raises(OutputError, match=r"-b\.jsonl has 3 bytes: expected 17"):
+        commit(folders(folder), files, folder, report)
+    assert tree(tmp_path / "r") == before
+
+
+def test_a_commit_leaves_what_an_attempt_that_runs_has_staged(tmp_path: Path) -> None:
+    running = RunFolder(str(tmp_path), "r", FIRST)
+    files = stage(running, SCORES, "ab")
+    run(tmp_path, SECOND, "pq", "y")
+    assert all(Path(file.path).exists() for file in files)
+    commit(folders(running), files, running, report)
+    assert sorted(tree(tmp_path)) == [
+        "r/report.json",
+        f"r/scores/part-00000-of-00002-{FIRST}.jsonl",
+        f"r/scores/part-00001-of-00002-{FIRST}.jsonl",
+    ]
+
+
+def test_a_commit_removes_what_a_killed_attempt_has_staged(tmp_path: Path) -> None:
+    killed = RunFolder(str(tmp_path), "r", FIRST)
+    stage(killed, SCORES, "ab")
+    staging._release(killed)
+    run(tmp_path, SECOND, "pq", "y")
+    assert not (tmp_path / ".staging").exists()
+
+
+def test_staged_files_without_a_lock_go_when_nobody_wrote_any_for_a_day(tmp_path: Path) -> None:
+    other = RunFolder(str(tmp_path), "r", FIRST)
+    files = stage(other, SCORES, "ab")
+    os.remove(other.staged("lock"))
+    for age, left in ((3600, 2), (25 * 3600, 2)):
+        os.utime(files[0].path, times=(0, Path(files[1].path).stat().st_mtime - age))
+        discard_dead(RunFolder(str(tmp_path), "r", SECOND))
+        assert len(list((tmp_path / ".staging/r").iterdir())) == left
+    for file in files:
+        os.utime(file.path, times=(0, 0))
+    discard_dead(RunFolder(str(tmp_path), "r", SECOND))
+    assert not (tmp_path / ".staging").exists()
+
+
+def test_an_attempt_that_another_has_replaced_does_not_come_back(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path), "r", FIRST)
+    files = stage(folder, SCORES, "ab")
+    commit(folders(folder), files, folder, report)
+    run(tmp_path, SECOND, "pq", "y")
+    before = tree(tmp_path)
+    with pytest.raises(OutputError, match="another attempt at run r has put its result in place"):
+        commit(folders(folder), files, folder, report)
+    assert tree(tmp_path) == before
+
+
+def test_two_attempts_do_not_commit_at_one_time(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path), "r", FIRST)
+    other = RunFolder(str(tmp_path), "r", SECOND)
+    with commit_lock([folder]):
+        waiting = commit_lock([other], seconds=0.1)
+        with pytest.raises(OutputError, match="another attempt at run r is putting its result"):
+            waiting.__enter__()
+        with commit_lock([RunFolder(str(tmp_path), "r2", SECOND)], seconds=0.1):
+            pass
+    with commit_lock([other], seconds=0.1):
+        pass
+    assert not (tmp_path / ".staging").exists()
+
+
+def test_what_a_failed_attempt_has_put_in_place_is_taken_back(tmp_path: Path) -> None:
+    run(tmp_path, FIRST, "pq", "y")
+    before = tree(tmp_path)
+    folder = RunFolder(str(tmp_path), "r", SECOND)
+    files = stage(folder, SCORES, "ab")
+
+    def fail(_: Any) -> bytes:
+        raise OutputError("the report cannot be made")
+
+    with pytest.raises(OutputError, match="cannot be made"):
+        commit(folders(folder), files, folder, fail)
+    assert before.items() < tree(tmp_path).items()
+    abandon(folders(folder), folder)
+    assert tree(tmp_path) == before
+    assert not (tmp_path / ".staging").exists()
+
+
+def test_an_attempt_that_is_abandoned_after_its_end_keeps_its_result(tmp_path: Path) -> None:
+    folder = run(tmp_path, FIRST, "pq", "y")
+    before = tree(tmp_path)
+    abandon(folders(folder), folder)
+    assert tree(tmp_path) == before
+
+
+# What is not ours.
+
+
+def refused(root: Path, pattern: str) -> None:
+    """Preparing and committing a run are refused, and change nothing."""
+    before = tree(root)
+    folder = RunFolder(str(root), "r", SECOND)
+    with pytest.raises(OutputError, match=pattern):
+        folders(folder)[0].prepare()
+    files = stage(folder, SCORES, "a") if not (root / ".staging").is_symlink() else []
+    with pytest.raises(OutputError, match=pattern):
+        commit(folders(folder), files, folder, report)
+    discard(folder)
+    assert tree(root) == before
+
+
+@pytest.mark.parametrize("part", [SCORES, DEAD_LETTERS])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "thesis.docx",
+        "labels.parquet",
+        "part-0.parquet",
+        "deep/part.parquet",
+        ".hidden",
+        "part-00000-of-00001-mine.parquet",
+        f"part-00000-of-00001-{FIRST}.parquet.bak",
+    ],
+)
+def test_a_file_that_no_run_wrote_is_named_and_stays(tmp_path: Path, part: str, name: str) -> None:
+    run(tmp_path, FIRST, "a", "x")
+    (tmp_path / "r" / part / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "r" / part / name).write_text("mine")
+    refused(tmp_path, f"r/{part}/{Path(name).parts[0]} is not a file of a run")
+
+
+@pytest.mark.parametrize("link", ["r", "r/scores", "r/dead_letters", ".staging", ".staging/r"])
+def test_nothing_is_written_or_removed_through_a_link(tmp_path: Path, link: str) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / f"part-00000-of-00001-{FIRST}.parquet").write_text("mine")
+    (precious / f"{FIRST}-scores-a.parquet").write_text("mine")
+    root = tmp_path / "out"
+    (root / link).parent.mkdir(parents=True)
+    (root / link).symlink_to(precious)
+    before = tree(precious)
+    refused(root, f"{link} is a symbolic link")
+    assert tree(precious) == before
+
+
+def test_a_link_among_the_files_of_a_part_is_not_a_run_s(tmp_path: Path) -> None:
+    run(tmp_path, FIRST, "a", "x")
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / f"r/scores/part-00001-of-00002-{FIRST}.parquet").symlink_to(tmp_path / "mine")
+    refused(tmp_path, "is not a file of a run")
+
+
+def test_an_output_folder_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    for token in (FIRST, SECOND):
+        folders(RunFolder(str(tmp_path / "out"), "r", token))[0].prepare()
+        run(tmp_path / "out", token, "a", "x")
+    assert len(tree(tmp_path / "disk")) == 3
+
+
+@pytest.mark.parametrize("content", ["mine", "[]", "{}", '{"files": 3}', '{"run_id": "r"}'])
+def test_a_report_that_is_not_a_run_s_stays(tmp_path: Path, content: str) -> None:
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r/report.json").write_text(content)
+    folder = RunFolder(str(tmp_path), "r", FIRST)
+    with pytest.raises(OutputError, match=r"report\.json is not the report of a run"):
+        folders(folder)[0].prepare()
+    with pytest.raises(OutputError, match=r"report\.json is not the report of a run"):
+        commit(folders(folder), stage(folder, SCORES, "a"), folder, report)
+    assert (tmp_path / "r/report.json").read_text() == content
+
+
+def test_a_report_removes_nothing_that_no_run_of_its_id_wrote(tmp_path: Path) -> None:
+    run(tmp_path, FIRST, "a", "x")
+    name = f"part-00000-of-00001-{FIRST}.parquet"
+    others = [tmp_path / "mine.txt", tmp_path / f"r2/scores/{name}", tmp_path / f"r/plots/{name}"]
+    for path in others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    told = json.loads((tmp_path / "r/report.json").read_text())
+    told["replaced"] = [str(others[0]), str(others[1])]
+    told["files"]["scores"].append({"name": f"plots/{name}", "rows": 1, "bytes": 4})
+    (tmp_path / "r/report.json").write_text(json.dumps(told))
+    run(tmp_path, SECOND, "a", "x")
+    assert all(path.read_text() == "mine" for path in others)
 
 
 def test_what_is_in_the_way_is_told(tmp_path: Path) -> None:
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "scores").write_text("a file")
-    folder = RunFolder(str(tmp_path), "r", "t")
+    folder = RunFolder(str(tmp_path), "r", FIRST)
     with pytest.raises(OutputError, match="scores"):
-        commit(folders(folder), stage(folder, SCORES, "a"), folder, lambda: b"report")
+        commit(folders(folder), stage(folder, SCORES, "a"), folder, report)
     assert tree(tmp_path)["r/scores"] == "a file"
+
+
+# Staging folders.
 
 
 def test_discarding_removes_what_is_staged_and_nothing_else(tmp_path: Path) -> None:
     root = tmp_path / "out"
-    committed = run(root, "first", "a", "x")
+    committed = run(root, FIRST, "a", "x")
     before = tree(root)
-    again = RunFolder(str(root), "r", "second")
+    again = RunFolder(str(root), "r", SECOND)
     stage(again, SCORES, "abc")
     discard(again)
     assert tree(root) == before
     assert not (root / ".staging").exists()
-    stage(RunFolder(str(root), "other", "t"), SCORES, "a")
+    for folder in (RunFolder(str(root), "other", FIRST), RunFolder(str(root), "r", SECOND)):
+        stage(folder, SCORES, "a")
+    staged = {p for p in tree(root) if p.startswith(".staging")}
     discard(committed)
-    assert set(tree(root)) - set(before) == {".staging/other/t-scores-a.jsonl"}
+    assert tree(root).keys() - before.keys() == staged
+    assert len(staged) == 4
 
 
 def test_discarding_keeps_a_folder_that_was_there_before(tmp_path: Path) -> None:
-    folder = RunFolder(str(tmp_path / "out"), "r", "t")
+    folder = RunFolder(str(tmp_path / "out"), "r", FIRST)
     discard(folder)
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()
@@ -353,6 +477,6 @@ def test_a_bucket_is_no_pattern() -> None:
     "run_id", ["r", "20240101T000000Z", "scheduled__2024-01-01T00:00:00+00:00"]
 )
 def test_run_ids_of_other_systems_are_taken(tmp_path: Path, run_id: str) -> None:
-    folder = RunFolder(str(tmp_path), run_id, "t")
-    commit(folders(folder), stage(folder, SCORES, "a"), folder, lambda: b"report")
+    folder = RunFolder(str(tmp_path), run_id, FIRST)
+    commit(folders(folder), stage(folder, SCORES, "a"), folder, report)
     assert (tmp_path / run_id / "report.json").exists()

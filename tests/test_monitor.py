@@ -202,8 +202,9 @@ def test_a_foreign_job_is_followed_as_well(world: World) -> None:
 def test_a_failed_job_tells_why_and_leaves_nothing_staged(world: World, tmp_path: Path) -> None:
     staging = tmp_path / ".staging" / "run-1"
     staging.mkdir(parents=True)
-    (staging / "part.parquet").write_text("x")
-    job = world.add(make_facts(tmp_path, staging=(str(staging),)))
+    for attempt in ("aaaaaaaa", "bbbbbbbb"):
+        (staging / f"{attempt}-part.parquet").write_text("x")
+    job = world.add(make_facts(tmp_path, staging=(str(staging),), attempt="aaaaaaaa"))
     world.dataflow._last = "FAILED"
     world.dataflow.tell(
         job,
@@ -213,7 +214,8 @@ def test_a_failed_job_tells_why_and_leaves_nothing_staged(world: World, tmp_path
     )
     with pytest.raises(JobError, match=r"job a-job failed after .*:\n  rows\.parquet is gone$"):
         world.follow(job)
-    assert not staging.exists()
+    # Of another attempt at the run, which may go on, all stays.
+    assert [path.name for path in staging.iterdir()] == ["bbbbbbbb-part.parquet"]
 
 
 def test_who_may_not_remove_what_a_job_left_learns_why_it_failed(

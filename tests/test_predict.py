@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from model_handlers.contract import InputSpec, Manifest, OutputSpec
 from model_handlers.torch_model import TorchModelHandler
 from transforms import file_ranges
-from transforms.commit_files import DEAD_LETTERS, SCORES, FolderDestination, RunFolder
+from transforms.destination import FolderDestination
 from transforms.encode import EncodeRows, choose_fields
 from transforms.failures import Fault, Provenance
 from transforms.predict import Predict, split
@@ -31,6 +31,7 @@ from transforms.read_files import Columns, ReadFiles
 from transforms.reconcile import CommitRun, CountFailures, CountRows
 from transforms.record_batch import ERROR, ERROR_TYPE, OUTPUTS
 from transforms.row_schemas import FAILURE_SCHEMA
+from transforms.run_folder import DEAD_LETTERS, SCORES, RunFolder
 from transforms.write_files import StageFiles
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -35,7 +35,6 @@ from model_handlers.errors import InputError, UsageError
 from transforms.bigquery_jobs import job_id
 from transforms.bigquery_schema import TableName, arrow_schema, project_of
 from transforms.bigquery_source import BigQuerySource, describe
-from transforms.commit_files import RunFolder
 from transforms.file_ranges import plan_file, split_file
 from transforms.read_bigquery import (
     ReadBigQuery,
@@ -45,6 +44,7 @@ from transforms.read_bigquery import (
 )
 from transforms.read_files import Columns, read_range
 from transforms.record_batch import concat_batches, to_rows
+from transforms.run_folder import RunFolder
 from transforms.validate import validate
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

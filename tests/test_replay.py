@@ -652,16 +652,14 @@ def test_after_a_crash_the_same_command_leaves_each_row_once(
     table: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    name, move = table["output_table"], commit_files._move
+    name = table["output_table"]
 
-    def crash(source: str, target: str) -> None:
-        if target.endswith("report.json"):
-            raise OSError("the machine is gone")
-        move(source, target)
+    def crash(*_: Any) -> bool:
+        raise OSError("the machine is gone")
 
     flags = {"input_table": f"{name}_dead_letters", "reason": "null,not_finite", **table}
     with monkeypatch.context() as broken:
-        broken.setattr(commit_files, "_move", crash)
+        broken.setattr(commit_files, "replace", crash)
         refused(run(replay, **flags), 1, "the machine is gone")
     halfway = balance(servers, name)
     assert len(halfway) > 300 - 3

@@ -415,8 +415,9 @@ def test_messages_of_other_formats_are_scored(stream: Stream, kind: str, tmp_pat
 # How it ends
 
 
-def test_ctrl_c_ends_a_run_when_what_it_took_is_written_and_the_rest_is_left(
-    stream: Stream,
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_run_when_what_it_took_is_written_and_the_rest_is_left(
+    stream: Stream, number: int
 ) -> None:
     stream.input.publish(stream.bodies(0, 100))
     flags = stream.flags(
@@ -437,7 +438,7 @@ def test_ctrl_c_ends_a_run_when_what_it_took_is_written_and_the_rest_is_left(
             if "latency ms" in line:
                 break
         stream.input.publish(stream.bodies(100, 500))
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         told = process.stderr.read()
         assert process.wait(60) == 0, told
     assert STOPPING in told

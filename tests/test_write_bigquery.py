@@ -23,10 +23,11 @@ from examples.local_cloud import LocalCloud
 from model_handlers.errors import BalanceError, OutputError
 from transforms import commit_table
 from transforms.bigquery_schema import JSON_METADATA, TableName
-from transforms.commit_files import DEAD_LETTERS, SCORES, RunFolder, StagedFile, create_file
 from transforms.failures import Fault, Provenance, failure_batch
+from transforms.file_store import create_file
 from transforms.file_writers import open_writer
 from transforms.row_schemas import FAILURE_SCHEMA
+from transforms.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
 from transforms.table_jobs import run_table
 from transforms.write_bigquery import TableDestination, loads_from
 from transforms.write_files import conform

@@ -15,16 +15,11 @@ from cloud.clients import Cloud
 from model_handlers.errors import OutputError
 from transforms import write_files
 from transforms.bigquery_schema import TableName
-from transforms.commit_files import (
-    SCORES,
-    FolderDestination,
-    RunFolder,
-    StagedFile,
-    check_writable,
-    discard,
-)
+from transforms.destination import FolderDestination
 from transforms.failures import Provenance
 from transforms.file_writers import OutputFormat
+from transforms.run_folder import SCORES, RunFolder, StagedFile
+from transforms.staging import check_writable, discard
 from transforms.write_bigquery import TableDestination
 from transforms.write_files import StageFiles, conform
 
@@ -218,4 +213,4 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_run(tmp_path: Path) 
     with pytest.raises(OutputError, match=r"file.*choose another folder"):
         folder_destination(tmp_path / "file" / "out").prepare()
     folder_destination(tmp_path / "new" / "out").prepare()
-    assert list((tmp_path / "new" / "out" / ".staging" / "r").iterdir()) == []
+    assert [p.name for p in (tmp_path / "new/out/.staging/r").iterdir()] == ["t-lock"]

@@ -18,10 +18,10 @@ from google.cloud import bigquery
 
 from model_handlers.errors import BalanceError, OutputError
 from transforms.bigquery_jobs import done_job, job_id
-from transforms.commit_files import StagedFile
 from transforms.lineage import Lineage
 from transforms.placed_rows import Span, is_of_model, rows_of, span_of
 from transforms.replay_marks import ReplayMarks
+from transforms.run_folder import StagedFile
 from transforms.table_jobs import OF_PIPELINE, PIPELINE, RUN_ID, TableJobs, run_table
 
 # BigQuery's limit of source files of one load job.

@@ -13,9 +13,11 @@ import pyarrow.parquet as pq
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadata
 from apache_beam.io.filesystems import FileSystems
 
-from model_handlers.errors import InputError, UsageError, one_line
+from model_handlers.errors import InputError, OutputError, UsageError, one_line
 from model_handlers.memory import check_memory
 from transforms.csv_lines import read_header
+from transforms.file_store import FAULTS
+from transforms.listing import superseded
 from transforms.pins import Pin, changed, pin
 from transforms.text_lines import compression_of, open_text, without_compression
 
@@ -87,8 +89,8 @@ def match_files(patterns: Sequence[str]) -> list[FileMetadata]:
     """Paths, globs or folders -> the files they name, by path, each once.
 
     A folder means every file below it. Names that start with `_` or `.` are left out,
-    unless a pattern asks for such names. Raises InputError for a pattern that matches
-    nothing.
+    unless a pattern asks for such names, and of a run's result what its report does not list.
+    Raises InputError for a pattern that matches nothing.
     """
     found: dict[str, FileMetadata] = {}
     for pattern in patterns:
@@ -102,7 +104,12 @@ def match_files(patterns: Sequence[str]) -> list[FileMetadata]:
             # The same file under another spelling (./a, a) is the same file.
             place = file.path if "://" in file.path else os.path.abspath(file.path)
             found.setdefault(place, file)
-    return sorted(found.values(), key=lambda file: file.path)
+    try:
+        others = superseded(file.path for file in found.values())
+    except (OutputError, *FAULTS) as error:
+        raise InputError(f"{', '.join(patterns)} cannot be read: {one_line(error)}") from error
+    files = [file for file in found.values() if file.path not in others]
+    return sorted(files, key=lambda file: file.path)
 
 
 def _match(pattern: str) -> list[FileMetadata]:

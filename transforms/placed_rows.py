@@ -17,7 +17,7 @@ from apache_beam.io.filesystems import FileSystems
 from pyarrow import parquet
 
 from model_handlers.errors import OutputError, one_line
-from transforms.commit_files import StagedFile
+from transforms.run_folder import StagedFile
 
 _SPAN, _DIGEST = "millrace_span", "millrace_digest"
 # A label's value has 63 characters, a digest one more.

@@ -37,11 +37,11 @@ from transforms.bigquery_jobs import job_id, run_job
 from transforms.bigquery_schema import TableName
 from transforms.bigquery_source import BigQuerySource, describe, dry_run, get_table, restricted
 from transforms.bigquery_tables import count_rows
-from transforms.commit_files import RunFolder
 from transforms.failures import Provenance
 from transforms.file_ranges import match_files
 from transforms.read_files import Columns, Read, read_matched
 from transforms.record_batch import rebatch, typed
+from transforms.run_folder import RunFolder
 
 ReadMethod = Literal["direct", "export"]
 # Of one call: a stream that takes longer, or hangs, goes on in another at its offset.

@@ -18,17 +18,12 @@ from apache_beam.metrics import Metrics
 
 from model_handlers.errors import BalanceError
 from transforms.accounts import Count, check_source
-from transforms.commit_files import (
-    DEAD_LETTERS,
-    SCORES,
-    Destination,
-    RunFolder,
-    StagedFile,
-    commit,
-    discard,
-)
+from transforms.commit_files import commit
+from transforms.destination import Destination
 from transforms.failures import utc_now
+from transforms.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
 from transforms.score_figures import Figures, as_report, merge
+from transforms.staging import discard, discard_dead
 
 
 @dataclass
@@ -144,13 +139,14 @@ class CommitRun(beam.PTransform):
         facts = {**self.facts, "scores": as_report(merge(scores))}
         report = build_report(dict(counts), files, self.destinations, facts)
 
-        def finished() -> bytes:
-            report["finished_at"] = utc_now()
+        def finished(listing: Mapping[str, Any]) -> bytes:
+            report.update(listing, finished_at=utc_now())
             return orjson.dumps(report, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
         commit(self.destinations, files, self.report_folder, finished)
         for folder in self.temporary:
             discard(folder)
+            discard_dead(folder)
         return report
 
     def expand(

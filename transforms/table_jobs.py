@@ -22,9 +22,9 @@ from transforms.bigquery_schema import (
     table_fields,
     without_json,
 )
-from transforms.commit_files import RunFolder, StagedFile
 from transforms.failures import Provenance, utc_now
 from transforms.placed_rows import Span, labels_of, rows_of
+from transforms.run_folder import RunFolder, StagedFile
 
 WriteDisposition = Literal["append", "truncate", "empty"]
 

@@ -27,11 +27,13 @@ from transforms.bigquery_schema import (
     table_fields,
     unfit_times,
 )
-from transforms.commit_files import DEAD_LETTERS, RunFolder, StagedFile, check_writable, discard
 from transforms.commit_table import IDENTITY, TableCommit
 from transforms.failures import Provenance
 from transforms.file_writers import OutputFormat
 from transforms.lineage import Lineage
+from transforms.listing import read_listing
+from transforms.run_folder import DEAD_LETTERS, RunFolder, StagedFile
+from transforms.staging import check_writable, discard, discard_dead
 from transforms.table_jobs import PIPELINE, WriteDisposition, run_table
 
 
@@ -100,8 +102,14 @@ class TableDestination:
             location = table.location if table else self._dataset(client).location
             self._check_bucket(location)
             check_writable(self.folder, f"--temp_location {self.folder.root}")
+            self.folder.check()
+            read_listing(self.folder.place)
             self._check_jobs(client, location)
             self._check(self._step(client, table or self._create(client)))
+        discard_dead(self.folder)
+
+    def targets(self, files: Sequence[StagedFile]) -> None:
+        """None: load jobs take the staged files to the table."""
 
     def commit(self, files: Sequence[StagedFile]) -> None:
         """The files -> their rows in the table, once. Raises OutputError, BalanceError."""

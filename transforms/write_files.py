@@ -6,6 +6,9 @@ bundle that a runner repeats leaves a stray staging file, never a stray row.
 
 from __future__ import annotations
 
+import os
+import select
+import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,18 +20,51 @@ from apache_beam.transforms.window import GlobalWindows
 
 from model_handlers.errors import OutputError
 from model_handlers.memory import check_memory
-from transforms.commit_files import Destination, StagedFile, create_file
+from transforms.destination import Destination
+from transforms.file_store import create_file
 from transforms.file_writers import open_writer
+from transforms.run_folder import StagedFile
+from transforms.staging import hold
 
 FILE_BYTES = 512 << 20
+# Processes with which this one ends.
+_watched: set[int] = set()
+
+
+def end_with(launcher: int) -> None:
+    """A process's id -> this process ends when that one has; its own id is no news.
+
+    A worker would go on with its bundle, and commit it, beside the run that is started next.
+    """
+    if launcher == os.getpid() or launcher in _watched:
+        return
+    _watched.add(launcher)
+    try:
+        handle = os.pidfd_open(launcher)
+    except ProcessLookupError:
+        os._exit(1)
+    except (OSError, AttributeError):
+        # No Linux, or an old one: what a commit promises holds without.
+        return
+    threading.Thread(target=_exit_after, args=(handle,), daemon=True).start()
+
+
+def _exit_after(handle: int) -> None:
+    select.select([handle], [], [])
+    os._exit(1)
 
 
 class _StageDoFn(beam.DoFn):
     """Record batches -> the files that a bundle wrote into the staging folder."""
 
-    def __init__(self, destination: Destination) -> None:
-        self._destination = destination
+    def __init__(self, destination: Destination, launcher: int | None) -> None:
+        self._destination, self._launcher = destination, launcher
         self._handle: Any = None
+
+    def setup(self) -> None:
+        hold(self._destination.folder)
+        if self._launcher is not None:
+            end_with(self._launcher)
 
     def start_bundle(self) -> None:
         self._handle = None
@@ -74,12 +110,13 @@ class _StageDoFn(beam.DoFn):
     def _close(self) -> StagedFile:
         try:
             self._writer.close()
+            size = self._handle.tell()
             self._handle.close()
         except (OSError, pa.ArrowException) as error:
             check_memory(error, self._path)
             raise OutputError(f"{self._path} cannot be written: {error}") from error
         self._handle = None
-        return StagedFile(self._destination.name, self._path, self._rows)
+        return StagedFile(self._destination.name, self._path, self._rows, size)
 
 
 def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
@@ -112,11 +149,13 @@ def _other_types(found: pa.Schema, expected: pa.Schema) -> str:
 class StageFiles(beam.PTransform):
     """Record batches -> StagedFile of each finished file.
 
-    destination: whose folder was prepared before the run.
+    destination: whose folder was prepared before the run. launcher: the process that started
+    the run, where the workers are children of it, which end with it.
     """
 
     destination: Destination
+    launcher: int | None = None
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[StagedFile]:
         """One DoFn that keeps a file open for the length of a bundle."""
-        return batches | beam.ParDo(_StageDoFn(self.destination))
+        return batches | beam.ParDo(_StageDoFn(self.destination, self.launcher))

@@ -29,8 +29,11 @@ from apache_beam.utils.timestamp import Timestamp
 from cloud.errors import told_as
 from model_handlers.errors import OutputError, one_line
 from model_handlers.memory import check_memory
-from transforms.commit_files import create_file, make_folder
+from transforms.file_store import FAULTS, create_file, delete, make_folder
 from transforms.file_writers import OutputFormat, open_writer
+
+# Paths of files that are being written in this process.
+_unfinished: set[str] = set()
 
 
 def check_folder(folder: str) -> None:
@@ -70,6 +73,7 @@ def write_file(path: str, batches: Iterable[pa.RecordBatch], output_format: Outp
     folder, name = os.path.split(path)
     make_folder(folder)
     unfinished = FileSystems.join(folder, f".{name}-{uuid.uuid4().hex}")
+    _unfinished.add(unfinished)
     rows, writer = 0, None
     with _told(path):
         try:
@@ -83,10 +87,19 @@ def write_file(path: str, batches: Iterable[pa.RecordBatch], output_format: Outp
             FileSystems.rename([unfinished], [path])
         except BaseException:
             # On a full disk it would stand in the way of the next attempt.
-            with suppress(OSError, BeamIOError):
-                FileSystems.delete([unfinished])
+            with suppress(*FAULTS):
+                delete([unfinished])
             raise
+        finally:
+            _unfinished.discard(unfinished)
     return rows
+
+
+def remove_unfinished() -> None:
+    """Files that this process has begun, and does not end, are gone: it is about to exit."""
+    for path in tuple(_unfinished):
+        with suppress(*FAULTS):
+            delete([path])
 
 
 @contextmanager

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from examples.transactions.build import ensure_example
+from transforms.results import open_result
 
 RUN_ID = "demo"
 
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     finished = subprocess.run(arguments, check=False)
     if finished.returncode:
         return finished.returncode
-    scores = pq.read_table(args.output / RUN_ID / "scores")
+    scores = open_result(str(args.output / RUN_ID)).to_table()
     picture = args.output / RUN_ID / "scores.png"
     plot_scores(scores, picture)
     print(f"histogram     {picture}\n\nthe ten most anomalous transactions:\n{show_top(scores)}\n")

@@ -1,0 +1,114 @@
+"""Attempts at one run as processes: at the same time, killed, paused, and what they leave."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from transforms.results import open_result
+
+ROWS = 2_000  # of the fixture `example`
+
+
+def start(example: Path, root: Path, *flags: str, times: int = 1) -> subprocess.Popen[str]:
+    """batch_local as run r of the example's rows; of several times as many, slowly."""
+    source = example / "transactions.parquet"
+    if times > 1:
+        source = root / "many.parquet"
+        pq.write_table(
+            pa.concat_tables([pq.read_table(example / "transactions.parquet")] * times), source
+        )
+        flags = (*flags, "--batch_rows", "16")
+    command = [sys.executable, "-m", "pipelines.batch_local", "--input_files", str(source)]
+    command += ["--model", str(example / "model"), "--output_files", str(root / "out")]
+    command += ["--run_id", "r", *flags]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def wait_for_staged(process: subprocess.Popen[str], root: Path) -> None:
+    """A run -> it has begun to stage rows."""
+    while not list((root / "out/.staging").rglob("*.parquet")):
+        assert process.poll() is None, process.communicate()
+
+
+def check(root: Path) -> dict[str, Any]:
+    """A complete result, nothing beside it -> its report."""
+    report: dict[str, Any] = json.loads((root / "out/r/report.json").read_text())
+    scores, letters = (
+        open_result(str(root / "out/r"), part) for part in ("scores", "dead_letters")
+    )
+    assert scores.count_rows() == report["rows_scored"]
+    assert letters.count_rows() == report["rows_dead_lettered"]
+    assert len(set(scores.to_table()["row_id"].to_pylist())) == report["rows_scored"]
+    listed = {f["name"] for files in report["files"].values() for f in files}
+    found = {p.relative_to(root / "out/r").as_posix() for p in (root / "out/r").rglob("part-*")}
+    assert found == listed
+    assert not (root / "out/.staging").exists()
+    return report
+
+
+def test_attempts_at_the_same_time_leave_the_result_of_one(example: Path, tmp_path: Path) -> None:
+    processes = [start(example, tmp_path) for _ in range(4)]
+    for process in processes:
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, out + err
+    assert check(tmp_path)["rows_in"] == ROWS
+
+
+@pytest.mark.parametrize("mode", ["multi_threading", "multi_processing"])
+def test_after_a_kill_the_same_run_leaves_only_its_result(
+    example: Path, tmp_path: Path, mode: str
+) -> None:
+    flags = ("--direct_running_mode", mode, "--direct_num_workers", "2")
+    process = start(example, tmp_path, *flags, times=200)
+    wait_for_staged(process, tmp_path)
+    process.kill()
+    # Workers have the other end of these pipes too: the last one ends with the launcher.
+    process.communicate(timeout=300)
+    assert list((tmp_path / "out/.staging").rglob("*.parquet"))
+    again = start(example, tmp_path)
+    out, err = again.communicate(timeout=300)
+    assert again.returncode == 0, out + err
+    assert check(tmp_path)["rows_in"] == ROWS
+
+
+def test_an_attempt_that_was_paused_ends_after_another_without_harm(
+    example: Path, tmp_path: Path
+) -> None:
+    late = start(example, tmp_path, times=20)
+    wait_for_staged(late, tmp_path)
+    late.send_signal(signal.SIGSTOP)
+    other = start(example, tmp_path)
+    out, err = other.communicate(timeout=300)
+    assert other.returncode == 0, out + err
+    before = json.loads((tmp_path / "out/r/report.json").read_text())
+    # It is not dead, so what it has staged is still there.
+    assert list((tmp_path / "out/.staging").rglob("*.parquet"))
+    for path in (tmp_path / "out/.staging").rglob("*.parquet"):
+        path.unlink()
+    late.send_signal(signal.SIGCONT)
+    out, err = late.communicate(timeout=300)
+    assert (late.returncode, out, err.count("\n")) == (1, "", 1)
+    assert "vanished before the run was complete" in err
+    assert check(tmp_path) == before
+
+
+def test_under_nohup_a_closed_terminal_ends_no_run(example: Path, tmp_path: Path) -> None:
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = start(example, tmp_path, times=200)
+    finally:
+        signal.signal(signal.SIGHUP, ignored)
+    wait_for_staged(process, tmp_path)
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM)
+    # The first one would have been told by its own exit code.
+    assert (process.communicate(timeout=300)[0], process.returncode) == ("", 128 + signal.SIGTERM)
