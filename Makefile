@@ -15,7 +15,7 @@ TORCHSERVE := .torchserve
 AIRFLOW ?= 3
 AIRFLOW_ENV := .airflow/$(AIRFLOW)
 
-.PHONY: help templates setup emulators demo demo-bigquery demo-stream local-cloud serve torchserve test test-dags check format example image template image-check lock bench bench-bigquery bench-stream bench-serving bench-endpoint fuzz dist clean all
+.PHONY: help templates setup emulators demo demo-bigquery demo-stream local-cloud serve torchserve test test-dags check format example image template image-check lock bench bench-bigquery bench-stream bench-serving bench-endpoint fuzz kills dist clean all
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -161,6 +161,9 @@ bench-stream: $(STAMP) $(EMULATORS)/.installed  ## streams, beside stock Beam an
 
 fuzz: $(STAMP)  ## 300,000 messages of every bad kind through a stream: none lost (five minutes, 6 GB)
 	$(BIN)/python -m benchmarks.stream_fuzz
+
+kills: $(STAMP) $(EMULATORS)/.installed  ## kill 300 runs at random moments: no row lost, none doubled (under an hour)
+	$(BIN)/python -m benchmarks.kill_runs
 
 dist: $(STAMP)  ## build the sdist and the wheel into dist/
 	$(BIN)/python -m build --no-isolation --outdir dist .

@@ -1,0 +1,207 @@
+"""Batch runs that are killed: into files, into a table, and several attempts at one run at once.
+
+Each scenario keeps one run id and scores two inputs in turn, so that the old result and the new
+one can be told apart by their rows. Whatever a kill leaves, a reader must find one of the two
+whole; the same command once more must leave the new one, each row once.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from google.api_core import exceptions
+
+from benchmarks.kill_process import Attempt, at_random, timed
+from benchmarks.kill_tally import Tally
+from cloud.clients import Cloud
+from examples.transactions.data import write_parquet
+from transforms.results import open_result
+
+ROWS = 20_000
+FILES = 2
+FAULTS = 0.01
+INPUTS = ("odd", "even")
+RUN_ID = "killed"
+
+Ids = dict[str, frozenset[str]]
+
+
+def make_inputs(folder: Path) -> Ids:
+    """A folder -> the ids of each of INPUTS, whose files are in a folder of its name there."""
+    ids: Ids = {}
+    for seed, name in enumerate(INPUTS):
+        (folder / name).mkdir(parents=True)
+        found: list[str] = []
+        for part in range(FILES):
+            path = folder / name / f"{part}.parquet"
+            write_parquet(path, ROWS // FILES, seed=10 * seed + part, fault_share=FAULTS)
+            table = pq.read_table(path)
+            own = [f"{name}-{part}-{i}" for i in range(table.num_rows)]
+            place = table.column_names.index("transaction_id")
+            pq.write_table(table.set_column(place, "transaction_id", pa.array(own)), path)
+            found += own
+        ids[name] = frozenset(found)
+    return ids
+
+
+@dataclass
+class Files:
+    """A run into a folder."""
+
+    folder: Path
+    model: Path
+    inputs: Path
+
+    def start(self, name: str, number: int) -> Attempt:
+        """An input's name and a number -> an attempt at the run, its log named by the number."""
+        values = {
+            "input_files": self.inputs / name,
+            "model": self.model,
+            "id_column": "transaction_id",
+            "score_output": "normalized_MAE",
+            "run_id": RUN_ID,
+            "batch_rows": 2_000,
+            **self.sinks(),
+        }
+        flags = [text for flag, value in values.items() for text in (f"--{flag}", str(value))]
+        return Attempt("batch_local", flags, self.folder / f"{number}.log")
+
+    def sinks(self) -> dict[str, Any]:
+        """The flags that say where results go."""
+        return {"output_files": self.folder / "out"}
+
+    def state(self) -> object:
+        """What changes once an attempt begins to put its rows in place."""
+        scores = self.folder / "out" / RUN_ID / "scores"
+        return sorted(os.listdir(scores)) if scores.is_dir() else []
+
+    def read(self) -> list[str]:
+        """The ids of the result as a reader finds it, of dead letters as well."""
+        folder = str(self.folder / "out" / RUN_ID)
+        found: list[str] = []
+        for part in ("scores", "dead_letters"):
+            found += open_result(folder, part).to_table(columns=["row_id"])["row_id"].to_pylist()
+        return found
+
+
+@dataclass
+class Table(Files):
+    """A run into a table of the local BigQuery."""
+
+    cloud: Cloud
+    table: str
+
+    def sinks(self) -> dict[str, Any]:
+        """The table, and where files for it are staged."""
+        return {
+            "output_table": self.table,
+            "temp_location": "gs://bucket/tmp",
+            "billing_project": self.cloud.project,
+            "retry_seconds": 20,
+        }
+
+    def state(self) -> object:
+        """Whether there are staged files: the time from then on is that of load jobs."""
+        return [blob.name for blob in self.cloud.storage().list_blobs("bucket", prefix="tmp/")]
+
+    def read(self) -> list[str]:
+        """The ids in the table and in that of dead letters."""
+        found: list[str] = []
+        for table in (self.table, f"{self.table}_dead_letters"):
+            try:
+                rows = self.cloud.bigquery().query(f"SELECT row_id FROM `{table}`").result()
+            except exceptions.NotFound:
+                continue
+            found += [row["row_id"] for row in rows]
+        return found
+
+
+@dataclass
+class Kills:
+    """A run that is killed again and again. seconds: of an attempt that nobody kills."""
+
+    run: Files
+    ids: Ids
+    chance: random.Random
+    tally: Tally = field(default_factory=Tally)
+    number: int = 0
+    seconds: float = 0.0
+
+    def start(self, name: str) -> Attempt:
+        """An input's name -> the next attempt."""
+        self.number += 1
+        return self.run.start(name, self.number)
+
+    def prepare(self) -> None:
+        """The first result, whole."""
+        self.start(INPUTS[0]).finish()
+        # Without the imports, which the first run alone waits for.
+        self.seconds = timed(lambda: self.start(INPUTS[0]).finish())
+        self.look(INPUTS[0])
+
+    def look(self, *allowed: str) -> str | None:
+        """Names of inputs -> whose result is there, counted as gone if it is none of theirs."""
+        got = sorted(self.run.read())
+        for name in allowed:
+            if got == sorted(self.ids[name]):
+                return name
+        self.tally.gone += 1
+        return None
+
+    def rerun(self, name: str) -> None:
+        """An input's name -> its result, which must be there, each row once."""
+        self.start(name).finish()
+        self.tally.count_rows(self.ids[name], self.run.read())
+
+    def strike(self, attempt: Attempt) -> None:
+        """A running attempt -> killed at some moment, and counted."""
+        before = self.run.state()
+        at_random(self.chance, attempt, self.seconds, lambda: self.run.state() != before)
+        if attempt.kill():
+            self.tally.kills += 1
+        else:
+            self.tally.ended += 1
+
+
+def kill_one(kills: Kills, count: int) -> Tally:
+    """So many kills of a rerun that replaces a result, each followed by a rerun that is not."""
+    kills.prepare()
+    old, new = INPUTS
+    while kills.tally.kills < count:
+        kills.strike(kills.start(new))
+        kills.tally.committed += kills.look(old, new) == new
+        kills.rerun(new)
+        old, new = new, old
+    return kills.tally
+
+
+def kill_of_two(kills: Kills, count: int) -> Tally:
+    """The same with two attempts at once, of which one is killed, or stopped while the other ends.
+
+    Whichever of them says that it is done has left a whole result, its own or a later one.
+    """
+    kills.prepare()
+    old, new = INPUTS
+    while kills.tally.kills < count:
+        attempts = [kills.start(new), kills.start(old)]
+        kills.chance.shuffle(attempts)
+        victim, other = attempts
+        if kills.chance.random() < 0.5:
+            at_random(kills.chance, victim, kills.seconds, lambda: False)
+            victim.signal(signal.SIGSTOP)
+            other.wait()
+            kills.look(old, new)
+            victim.signal(signal.SIGCONT)
+        kills.strike(victim)
+        other.wait()
+        kills.tally.committed += kills.look(old, new) == new
+        kills.rerun(new)
+        old, new = new, old
+    return kills.tally

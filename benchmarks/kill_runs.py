@@ -1,0 +1,99 @@
+"""Kills runs with `kill -9` at random moments, runs them again, and counts what is lost or doubled.
+
+python -m benchmarks.kill_runs
+
+Batch runs into files and into a table, two attempts at one run at once, and streams with each
+sink, on servers of this machine that stand in for Google Cloud.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks.files import Bench
+from benchmarks.kill_batch import Files, Kills, Table, kill_of_two, kill_one, make_inputs
+from benchmarks.kill_streams import StreamRun, kill_stream
+from benchmarks.kill_tally import Tally, as_table
+from benchmarks.row_costs import write_results
+from benchmarks.stream_run import make_bodies
+from examples.local_cloud import LocalCloud, local_cloud
+
+SEED = 20_261_128
+# Kills by scenario, of 300.
+SHARES = {
+    "batch files": 100,
+    "batch table": 40,
+    "two attempts, files": 50,
+    "two attempts, table": 20,
+    "stream, topic": 30,
+    "stream, table": 30,
+    "stream, files": 30,
+}
+METHOD = {
+    "kills": "SIGKILL, half of them anywhere in a run, half while its result is put in place",
+    "ended": "attempts that had ended before the kill; they are not counted as kills",
+    "committed": "kills after which the new result was in place already",
+    "gone": "looks of a reader that found neither the old nor the new result whole",
+    "lost": "rows that were missing after the rerun",
+    "doubled": "rows that were there twice, or must not be there, after the rerun",
+    "again": "rows of a stream that came twice with one id, as at least once means",
+}
+
+
+def run_scenario(name: str, count: int, seed: int, on: LocalCloud, work: Path) -> Tally:
+    """A scenario's name, how many kills, servers and a folder -> what came of it."""
+    chance, model = random.Random(f"{seed} {name}"), Bench(work, ()).model()
+    folder = Path(tempfile.mkdtemp(dir=work))
+    kind = name.rpartition(" ")[2]
+    if name.startswith("stream"):
+        run = StreamRun(on.cloud, folder, model, kind)
+        return kill_stream(run, [body + b"}" for body in make_bodies(200)], chance, count)
+    ids = make_inputs(folder / "inputs")
+    table = f"{on.cloud.project}.kills.{'two' if name.startswith('two') else 'one'}"
+    target = (
+        Table(folder, model, folder / "inputs", on.cloud, table)
+        if kind == "table"
+        else Files(folder, model, folder / "inputs")
+    )
+    act = kill_of_two if name.startswith("two") else kill_one
+    return act(Kills(target, ids, chance), count)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line -> kill_runs.json and a table; 1 if anything is lost, doubled or gone."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--workdir", type=Path, default=Path("build/bench"))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--kills", type=int, default=sum(SHARES.values()))
+    parser.add_argument("--scenarios", nargs="+", choices=SHARES, default=list(SHARES))
+    parser.add_argument("--seed", type=int, default=SEED)
+    args = parser.parse_args(argv)
+    args.workdir.mkdir(parents=True, exist_ok=True)
+    tallies: dict[str, Tally] = {}
+    with (
+        tempfile.TemporaryDirectory(dir=args.workdir) as folder,
+        local_cloud(Path(folder), with_pubsub=True) as on,
+    ):
+        # Before the first fork: the attempts find the servers by them.
+        os.environ.update(on.environment)
+        on.cloud.storage().create_bucket("bucket")
+        on.cloud.bigquery().create_dataset(f"{on.cloud.project}.kills")
+        for name in args.scenarios:
+            count = max(1, SHARES[name] * args.kills // sum(SHARES.values()))
+            tallies[name] = run_scenario(name, count, args.seed, on, args.workdir)
+            print(f"{name}: {tallies[name]}", flush=True)
+    print(as_table(tallies))
+    results = {"seed": args.seed, "scenarios": {n: asdict(t) for n, t in tallies.items()}}
+    write_results(args.output / "kill_runs.json", {"method": METHOD, "environment": {}}, results, 1)
+    return int(any(tally.faults for tally in tallies.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

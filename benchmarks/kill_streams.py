@@ -1,0 +1,174 @@
+"""Streams that are killed and started again, while messages keep coming.
+
+A stream promises at least once: after the last run each message is a row or a dead letter in the
+sink. What a sink holds twice has one id and is counted as `again`, not as doubled.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from google.api_core import exceptions
+
+from benchmarks.kill_process import Attempt
+from benchmarks.kill_tally import Tally
+from cloud.clients import Cloud
+
+# A message each so often; every tenth is no JSON.
+EVERY_SECONDS = 0.01
+# Of a run, from its start to the kill.
+LIVES = (0.2, 3.0)
+ACK_SECONDS = 10
+# Longer than the messages of a killed run are leased: it had extended their deadlines to 60 s.
+QUIET_SECONDS = 75
+
+
+@dataclass
+class Sender:
+    """Publishes rows until it is stopped. sent: the ids of the messages."""
+
+    cloud: Cloud
+    topic: str
+    bodies: list[bytes]
+    sent: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._send, daemon=True)
+        self._thread.start()
+
+    def _send(self) -> None:
+        publisher = self.cloud.publisher()
+        while not self._over.wait(EVERY_SECONDS):
+            number = len(self.sent)
+            body = b"not JSON" if number % 10 == 9 else self.bodies[number % len(self.bodies)]
+            answer = publisher.publish(topic=self.topic, messages=[{"data": body}])
+            self.sent += answer.message_ids
+
+    def stop(self) -> list[str]:
+        """-> the ids of all messages that were published."""
+        self._over.set()
+        self._thread.join()
+        return self.sent
+
+
+@dataclass
+class StreamRun:
+    """A stream into one kind of sink: `topic`, `table` or `files`."""
+
+    cloud: Cloud
+    folder: Path
+    model: Path
+    kind: str
+
+    def __post_init__(self) -> None:
+        for name in ("in", "out", "dead"):
+            self.cloud.publisher().create_topic(name=self.topic(name))
+            self.cloud.subscriber().create_subscription(
+                name=self.subscription(name),
+                topic=self.topic(name),
+                ack_deadline_seconds=ACK_SECONDS,
+            )
+
+    def topic(self, name: str) -> str:
+        """One of in, out and dead -> the topic's full name."""
+        return f"projects/{self.cloud.project}/topics/kill-{self.kind}-{name}"
+
+    def subscription(self, name: str) -> str:
+        """One of in, out and dead -> the full name of its subscription."""
+        return f"projects/{self.cloud.project}/subscriptions/kill-{self.kind}-{name}"
+
+    @property
+    def table(self) -> str:
+        """The table for rows; that for dead letters has a suffix."""
+        return f"{self.cloud.project}.kills.stream"
+
+    def start(self, number: int, **given: Any) -> Attempt:
+        """A number for the log, and further flags -> a run of the stream."""
+        sinks: dict[str, dict[str, Any]] = {
+            "topic": {
+                "output_topic": self.topic("out"),
+                "dead_letter_topic": self.topic("dead"),
+            },
+            "table": {"output_table": self.table, "dead_letter_table": f"{self.table}_dead"},
+            "files": {
+                "output_files": self.folder / "out",
+                "dead_letter_files": self.folder / "out",
+                "file_seconds": 1,
+            },
+        }
+        values = {
+            "input_subscription": self.subscription("in"),
+            "model": self.model,
+            "score_output": "normalized_MAE",
+            "retry_seconds": 20,
+            "run_id": "killed",
+            **sinks[self.kind],
+            **given,
+        }
+        flags = [text for flag, value in values.items() for text in (f"--{flag}", str(value))]
+        return Attempt("stream_local", flags, self.folder / f"{number}.log")
+
+    def read(self) -> list[str]:
+        """The ids of all rows and dead letters in the sinks."""
+        if self.kind == "topic":
+            return [*self._pull("out", "row_id"), *self._pull("dead", "millrace_row_id")]
+        if self.kind == "table":
+            client = self.cloud.bigquery()
+            return [
+                row["row_id"]
+                for table in (self.table, f"{self.table}_dead")
+                for row in client.query(f"SELECT row_id FROM `{table}`").result()
+            ]
+        found: list[str] = []
+        for path in (self.folder / "out" / "scores").glob("*/*.parquet"):
+            found += pq.read_table(path, columns=["row_id"])["row_id"].to_pylist()
+        for path in (self.folder / "out" / "dead_letters").glob("*/*.jsonl"):
+            found += [json.loads(line)["row_id"] for line in path.read_text().splitlines()]
+        return found
+
+    def _pull(self, name: str, attribute: str) -> list[str]:
+        client = self.cloud.subscriber()
+        found: list[str] = []
+        while True:
+            try:
+                pulled = client.pull(
+                    subscription=self.subscription(name), max_messages=1_000, timeout=5, retry=None
+                ).received_messages
+            except exceptions.DeadlineExceeded:
+                return found
+            if not pulled:
+                return found
+            client.acknowledge(
+                subscription=self.subscription(name), ack_ids=[one.ack_id for one in pulled]
+            )
+            found += [one.message.attributes[attribute] for one in pulled]
+
+
+def kill_stream(run: StreamRun, bodies: list[bytes], chance: random.Random, count: int) -> Tally:
+    """A stream and how often -> killed while messages come, started again, and ended in the end."""
+    tally, number = Tally(), 0
+    sender = Sender(run.cloud, run.topic("in"), bodies)
+    while tally.kills < count:
+        number += 1
+        attempt = run.start(number, stop_after_seconds=600)
+        time.sleep(chance.uniform(*LIVES))
+        if attempt.kill():
+            tally.kills += 1
+        else:
+            raise RuntimeError(f"a stream ended by itself: {attempt.log.read_text()[-2000:]}")
+    sent = sender.stop()
+    run.start(number + 1, stop_after_seconds=QUIET_SECONDS).finish()
+    got = Counter(run.read())
+    # With one id more than once: delivered again, as at least once means.
+    tally.again = got.total() - len(got)
+    tally.count_rows(sent, set(got))
+    return tally

@@ -1,0 +1,47 @@
+"""What the benchmark of kills counts, and that its processes are killed as they should be."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from benchmarks.kill_process import Attempt
+from benchmarks.kill_runs import METHOD, SHARES
+from benchmarks.kill_tally import Tally, as_table
+
+
+def test_a_row_that_is_missing_is_lost_and_one_that_is_there_twice_or_unasked_is_doubled() -> None:
+    tally = Tally()
+    tally.count_rows(["a", "b", "c"], ["a", "c", "c", "x"])
+    assert (tally.lost, tally.doubled, tally.faults) == (1, 2, 3)
+    tally.count_rows(["a", "b"], ["b", "a"])
+    assert tally.faults == 3
+
+
+def test_what_a_stream_delivers_again_is_no_fault() -> None:
+    assert Tally(kills=3, ended=1, committed=2, again=7).faults == 0
+    assert Tally(gone=1).faults == 1
+
+
+def test_the_table_has_a_line_for_each_scenario_and_their_sum() -> None:
+    first, *_, last = as_table({"one": Tally(kills=2), "two": Tally(kills=1_000)}).splitlines()
+    assert first.split()[:2] == ["scenario", "kills"]
+    assert last.split()[:2] == ["all", "1,002"]
+    assert set(METHOD) == set(first.split()[1:])
+    assert sum(SHARES.values()) == 300
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_attempt_prints_into_its_log_and_has_the_commands_exit_code(tmp_path: Path) -> None:
+    attempt = Attempt("batch_local", ["--modle", "m"], tmp_path / "log")
+    assert attempt.wait() == 2
+    assert "--modle" in (tmp_path / "log").read_text()
+    assert not attempt.kill()
+    with pytest.raises(RuntimeError, match="ended with 2: error: "):
+        attempt.finish()
+
+
+def test_a_stopped_attempt_is_killed(tmp_path: Path) -> None:
+    attempt = Attempt("batch_local", ["--help"], tmp_path / "log")
+    attempt.signal(signal.SIGSTOP)
+    assert attempt.kill() or (tmp_path / "log").read_text()
