@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     tallies: dict[str, Tally] = {}
     with (
         tempfile.TemporaryDirectory(dir=args.workdir) as folder,
-        local_cloud(Path(folder), with_pubsub=True) as on,
+        local_cloud(Path(folder), with_pubsub=True, with_labels=False) as on,
     ):
         # Before the first fork: the attempts find the servers by them.
         os.environ.update(on.environment)

@@ -2,9 +2,9 @@
 
 `make emulators` installs them under .emulators: local-bigquery (REST, and gRPC of the
 Storage Read and Write APIs) and gcp-storage-emulator. Google's own emulator of Pub/Sub
-comes with the Google Cloud CLI and needs Java. What they drop of labels is kept by
-`pubsub_labels.py` and `storage_emulator.py`. They listen on free ports of the
-loopback and end with the block that started them. By hand:
+comes with the Google Cloud CLI and needs Java. Where they differ from Google's services,
+`bigquery_emulator.py`, `pubsub_labels.py` and `storage_emulator.py` help. They listen on free
+ports of the loopback and end with the block that started them. By hand:
 
 python -m examples.local_cloud
 """
@@ -188,8 +188,8 @@ def local_cloud(
         {},
     )
     bigquery = Server(
-        f"local-bigquery serve --host 127.0.0.1 --port {rest} --grpc-port {grpc} "
-        f"--project {PROJECT} --data-dir {folder / 'bigquery'}",
+        f"python {Path(__file__).with_name('bigquery_emulator.py')} serve --host 127.0.0.1 "
+        f"--port {rest} --grpc-port {grpc} --project {PROJECT} --data-dir {folder / 'bigquery'}",
         f"http://127.0.0.1:{rest}/bigquery/v2/projects/{PROJECT}/datasets",
         folder / "bigquery.log",
         # DuckDB looks for its extensions under the home folder.

@@ -547,7 +547,7 @@ def test_from_a_table_into_the_same_tables_each_row_once(
     assert len(dead) == 3
     for _ in range(2):
         code, out, err = run(replay, input_table=f"{name}_dead_letters", **table)
-        assert (code, err) == (0, "")
+        assert (code, err) == (0, ""), err
         assert "batch_replay" in out
         rows = rows_of(servers, f"SELECT * FROM `{name}`")
         letters = rows_of(servers, f"SELECT * FROM `{name}_dead_letters`")
@@ -588,7 +588,7 @@ def test_a_replay_of_all_letters_takes_the_place_of_one_of_some(
     some = "null" if "null" in reasons else next(iter(reasons))
     for flags in ({"reason": some}, {}, {"run_id": "again"}, {"run_id": "and-again"}):
         code, _, err = run(replay, **source, **flags)
-        assert (code, err) == (0, "")
+        assert (code, err) == (0, ""), err
         assert set(places(servers, name).values()) == {1}
     assert len(places(servers, name)) == 300
     # What one of all has done, one of some cannot take the place of.
