@@ -30,9 +30,11 @@ from model_handlers.contract import InputSpec, Manifest, OutputSpec
 from transforms.failures import Provenance
 from transforms.record_batch import derived_ids, source_batch
 
-# No test depends on how fast the machine is.
-# Whoever starts the tests in the background of a shell has them ignore it, and what they start.
+# Whoever starts the tests in the background of a shell, or under nohup, has them ignore these
+# signals, and what they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# No test depends on how fast the machine is.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 

@@ -232,7 +232,8 @@ def test_a_failed_job_says_why_and_what_it_left_can_be_removed_by_its_facts(
     assert facts is not None
     (staging,) = facts.staging
     # A worker that dies leaves what it had written.
-    bucket.blob(f"{staging.removeprefix('gs://bucket/')}/ab-half.parquet").upload_from_string("x")
+    left = f"{staging.removeprefix('gs://bucket/')}/{facts.attempt}-half.parquet"
+    bucket.blob(left).upload_from_string("x")
     code, _, err = attach(session, ident)
     assert code == 1
     assert "golden" in err.splitlines()[-1]

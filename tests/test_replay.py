@@ -270,7 +270,7 @@ def test_a_replay_without_a_cure_fails_and_keeps_the_letters(
     code, out, err = run(replay, input_files=source, model=example / "model")
     assert code == 1
     assert "batch_replay" in out
-    refused((code, "", err), 1, f"{len(letters)} of {len(letters)} rows are dead letters")
+    refused((code, "", err), 1, f"{len(letters)} of {len(letters)} rows, 100.00 % are dead letters")
     again = dead_letters(tmp_path / "out" / replay_of(tmp_path / "out")["run_id"])
     assert Counter((x["row_id"], x["reason"]) for x in again) == Counter(
         (x["row_id"], x["reason"]) for x in letters
@@ -312,7 +312,7 @@ def test_equal_rows_of_equal_ids_are_all_replayed(
     row = pq.read_table(example / "transactions.parquet").slice(0, 1).to_pylist()[0]
     rows = [row | {"V1": None, "transaction_id": "same"}] * 3 + [row]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
-    flags = {"id_column": "transaction_id"}
+    flags = {"id_column": "transaction_id", "max_dead_letter_share": 1}
     assert run(batch_local, input_files=tmp_path / "rows.parquet", **flags)[0] == 0
     assert run(replay, input_files=tmp_path / "out/r/dead_letters")[0] == 0
     report = replay_of(tmp_path / "out")
@@ -861,7 +861,8 @@ def test_max_messages_bounds_a_replay(
     run: Callable[..., Result], box: Mailbox, tmp_path: Path
 ) -> None:
     # Seven there are, of which one is no letter.
-    assert run(replay, input_subscription=box.subscription, max_messages=3)[0] == 0
+    flags = {"max_messages": 3, "max_dead_letter_share": 1}
+    assert run(replay, input_subscription=box.subscription, **flags)[0] == 0
     assert 2 <= replay_of(tmp_path / "out")["rows_in"] <= 3
     assert len(box.bodies()) == 7 - replay_of(tmp_path / "out")["rows_in"]
 

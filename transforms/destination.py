@@ -9,7 +9,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from transforms.file_store import make_folder, put, sizes, told
+from transforms.file_store import is_remote, make_folder, put, sizes, told
 from transforms.file_writers import OutputFormat
 from transforms.listing import read_listing
 from transforms.run_folder import RunFolder, StagedFile
@@ -89,11 +89,17 @@ class FolderDestination:
 
     def prepare(self) -> None:
         """Raises OutputError if no file can be made in the folder, or others' files are in it."""
+        remote = is_remote(self.folder.root)
+        if remote:
+            # It says that there is no such bucket, where a listing only fails.
+            check_writable(self.folder)
         with told(f"output folder {self.folder.root} cannot be used"):
             self.folder.check()
             read_listing(self.folder.place)
         hold(self.folder, create=True)
-        check_writable(self.folder)
+        if not remote:
+            # Only now: nothing is written through a link.
+            check_writable(self.folder)
         discard_dead(self.folder)
 
     def targets(self, files: Sequence[StagedFile]) -> dict[str, StagedFile]:
