@@ -18,6 +18,7 @@ import torch
 
 from model_handlers.errors import UnsafeModel
 from model_handlers.operators import OPERATORS, PACKED_CLASSES, PACKED_METHODS
+from model_handlers.reading_calls import NeverEnds, check_reading_calls
 
 # The tokens that torch.jit.save writes: no comment, tab, prefix, triple quote or character beyond
 # ASCII, all of which Python and TorchScript may cut up differently.
@@ -64,7 +65,10 @@ def check_code(files: Mapping[str, bytes]) -> None:
         checker.check(tree, 0)
         for function in checker.outermost(tree):
             checker.check_names(function)
-    _check_ends(functions)
+    try:
+        check_reading_calls(functions)
+    except NeverEnds as error:
+        _refuse(error.function, f"{error.what} while the file is read")
 
 
 def check_type(text: str, where: str) -> None:
@@ -271,30 +275,6 @@ def _bindings(function: ast.FunctionDef) -> tuple[Counter[str], Counter[str], Co
                 if path and isinstance(start, ast.Name) and start.id == "__torch__":
                     aliases[name] += 1
     return bound, aliases, inner
-
-
-def _check_ends(functions: list[ast.FunctionDef]) -> None:
-    """Functions of an archive -> nothing, or UnsafeModel if reading it may run a loop.
-
-    __setstate__ runs while the file is read, and a loop there could keep the reader for ever.
-    """
-    names = {function.name for function in functions}
-    calls: dict[str, set[str]] = {name: set() for name in names}
-    loops = set()
-    for function in functions:
-        for node in ast.walk(function):
-            if isinstance(node, ast.While | ast.For):
-                loops.add(function.name)
-            calls[function.name].update(_path(node)[1])
-    # Operators and `with` call methods without naming them.
-    implicit = {name for name in names if name.startswith("__") and name.endswith("__")}
-    seen: set[str] = set()
-    waiting = implicit if "__setstate__" in names else set()
-    while waiting:
-        if found := waiting & loops:
-            _refuse(min(found), "a loop that runs while the file is read")
-        seen |= waiting
-        waiting = set().union(*(calls[name] for name in waiting)) & names - seen
 
 
 def _refuse(where: str, what: str) -> NoReturn:

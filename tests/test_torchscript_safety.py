@@ -1,6 +1,7 @@
 """A TorchScript file reaches no file, no process and no memory that is not its own."""
 
 import io
+import itertools
 import re
 import struct
 import zipfile
@@ -229,6 +230,34 @@ def test_the_list_names_operators_that_exist_and_none_that_trusts_blindly() -> N
 def test_a_loop_that_runs_while_the_file_is_read_is_refused(tmp_path: Path, loop: str) -> None:
     with pytest.raises(UnsafeModel, match="a loop that runs while the file is read"):
         load(with_statement(tmp_path, loop), "torchscript")
+
+
+def chained(functions: int, line: str) -> bytes:
+    """A record in which each function calls the next one as the line says, from __setstate__ on."""
+    names = ["__setstate__", *(f"f{i}" for i in range(functions)), "last"]
+    code = [
+        f"  def {name}(self, x: Tensor) -> Tensor:\n    return {line.replace('NEXT', after)}\n"
+        for name, after in itertools.pairwise(names)
+    ]
+    end = "  def last(self, x: Tensor) -> Tensor:\n    return x\n"
+    return ("class A(Module):\n" + "".join(code) + end).encode()
+
+
+@pytest.mark.parametrize(
+    ("functions", "line"),
+    [
+        (30, "torch.add((self).NEXT(x, ), (self).NEXT(x, ))"),
+        (30, 'torch.add(getattr(self, "NEXT")(x, ), (self).NEXT(x, ))'),
+        (5_000, "(self).NEXT(x, )"),
+        (1, "(self).f0(x, )"),
+    ],
+)
+def test_calls_that_never_end_while_the_file_is_read_are_refused(functions: int, line: str) -> None:
+    with pytest.raises(UnsafeModel, match=r"more than 1,000 calls that run while the file"):
+        check_code({"a.py": chained(functions, line)})
+    check_code({"a.py": chained(3, line.replace("f0", "NEXT"))})
+    # What runs with the rows may call as it likes.
+    check_code({"a.py": chained(functions, line).replace(b"__setstate__", b"forward")})
 
 
 @given(st.text("torch.save(x\"), \n\\#'r_[]=:", max_size=40) | st.text(max_size=40))
