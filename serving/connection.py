@@ -86,6 +86,15 @@ class Connection(HttpToolsProtocol):
         elif self._reading is None:
             self._await_request()
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends nothing more -> whether it still gets answers."""
+        self._link.ended()
+        if self._link.is_closing() or not self.is_answering:
+            return False
+        last = self.pipeline[0][0] if self.pipeline else self.cycle
+        last.keep_alive = False
+        return True
+
     def on_message_begin(self) -> None:
         """The first byte of a request."""
         self._is_partial, self._head = True, 0

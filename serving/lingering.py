@@ -28,6 +28,7 @@ class Lingering:
         self._loop = loop
         self._seconds = seconds
         self._paused = False
+        self._has_ended = False
         self._end: asyncio.TimerHandle | None = None
         self._ends_at = 0.0
         # What was left to send when it was last looked at, and whether anything came since.
@@ -43,10 +44,18 @@ class Lingering:
         """Says that nothing more comes, once what was written is sent."""
         if self.is_closing():
             return
+        if self._has_ended:
+            # Nothing waits to be read.
+            self._transport.close()
+            return
         self.resume_reading()
         self._ends_at = self._loop.time() + self._seconds
         self._transport.write_eof()
         self._linger()
+
+    def ended(self) -> None:
+        """The client sends nothing more."""
+        self._has_ended = True
 
     def discard(self) -> None:
         """Something came after close()."""

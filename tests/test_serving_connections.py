@@ -249,3 +249,19 @@ def test_an_idle_connection_is_answered_during_the_drain_and_closed_in_order(
         assert server.wait(60) == 0
         for connection in (idle, asked):
             connection.close()
+
+
+@pytest.mark.parametrize("requests", [1, 5])
+def test_a_client_that_sends_nothing_more_still_gets_its_answers(
+    patient: Running, requests: int
+) -> None:
+    with connect(patient.client) as connection:
+        connection.sendall(WHOLE * requests)
+        connection.shutdown(socket.SHUT_WR)
+        assert [read_answer(connection).status for _ in range(requests)] == [200] * requests
+        assert is_closed(connection)
+    with connect(patient.client) as connection:
+        connection.sendall(WHOLE + WHOLE[:-1])
+        connection.shutdown(socket.SHUT_WR)
+        assert read_answer(connection).status == 200
+        assert is_closed(connection)
