@@ -4,7 +4,8 @@ None opens a file, maps or shares memory, talks to another process, calls Python
 the process does outside the model, or changes a tensor's storage behind its back. A name stands for
 all its overloads. Left out on purpose, beside files and processes: what trusts its arguments
 instead of checking them (names with _unsafe, sparse and nested layouts, weights packed behind a
-raw pointer, solvers that take pivots from a file, backward kernels), and the seeds of the
+raw pointer, solvers that take pivots from a file, normalization that believes its statistics
+to be as long as there are channels, backward kernels), and the seeds of the
 process. unsafe_chunk and its like are in: they are unsafe for autograd alone.
 """
 
@@ -17,8 +18,8 @@ _ATEN = """
     __round_to_zero_floordiv __rshift__ __upsample __upsample_bilinear __upsample_nearest
     __xor__ _adaptive_avg_pool2d _adaptive_avg_pool3d _add_relu _add_relu_ _addmm_activation
     _aminmax _assert_async _assert_scalar _assert_tensor_metadata _autocast_to_full_precision
-    _autocast_to_reduced_precision _batch_norm_impl_index _batch_norm_no_update
-    _batch_norm_with_update _batch_norm_with_update_functional _cast_Byte _cast_Char
+    _autocast_to_reduced_precision _batch_norm_impl_index
+    _cast_Byte _cast_Char
     _cast_Double _cast_Float _cast_Half _cast_Int _cast_Long _cast_Short _cdist_forward
     _choose_qparams_per_tensor _conj _conj_physical _convolution _convolution_mode _ctc_loss
     _dim_arange _embedding_bag _embedding_bag_forward_only _euclidean_dist _fft_c2c _fft_c2r
@@ -27,8 +28,8 @@ _ATEN = """
     _grad_sum_to_size _infer_size _int_mm _is_all_true _is_any_true _linalg_check_errors
     _linalg_det _linalg_eigh _linalg_slogdet _linalg_solve_ex _linalg_svd _list_to_tensor
     _local_scalar_dense _log_softmax _logcumsumexp _make_per_channel_quantized_tensor
-    _make_per_tensor_quantized_tensor _masked_softmax _native_batch_norm_legit
-    _native_batch_norm_legit_functional _native_batch_norm_legit_no_training
+    _make_per_tensor_quantized_tensor _masked_softmax
+    _native_batch_norm_legit_no_training
     _native_multi_head_attention _neg_view _nested_tensor_from_mask
     _nested_tensor_from_mask_left_aligned _no_grad_embedding_renorm_ _no_grad_fill_
     _no_grad_normal_ _no_grad_uniform_ _no_grad_zero_ _pack_padded_sequence _pad_circular
@@ -40,7 +41,7 @@ _ATEN = """
     _transformer_encoder_layer_fwd _trilinear _unique _unique2 _unwrap_optional
     _upsample_bicubic2d_aa _upsample_bilinear2d_aa _upsample_lanczos2d_aa
     _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d _weight_norm
-    _weight_norm_interface abs abs_ absolute absolute_ acos acos_ acosh acosh_
+    abs abs_ absolute absolute_ acos acos_ acosh acosh_
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
     adaptive_max_pool2d adaptive_max_pool3d add add_ addbmm addbmm_ addcdiv addcdiv_ addcmul
     addcmul_ addmm addmm_ addmv addmv_ addr addr_ adjoint affine_grid_generator alias alias_copy
@@ -110,7 +111,7 @@ _ATEN = """
     movedim mse_loss msort mul mul_ multi_margin_loss multilabel_margin_loss
     multilabel_margin_loss_forward multinomial multiply multiply_ mv mvlgamma mvlgamma_
     nan_to_num nan_to_num_ nanmean nanmedian nanquantile nansum narrow narrow_copy
-    native_batch_norm native_channel_shuffle native_dropout native_group_norm native_layer_norm
+    native_channel_shuffle native_dropout native_group_norm native_layer_norm
     native_norm ndim ne ne_ neg neg_ negative negative_ new_empty new_empty_strided new_full
     new_ones new_zeros nextafter nextafter_ nll_loss nll_loss2d nll_loss2d_forward
     nll_loss_forward nll_loss_nd nonzero nonzero_numpy nonzero_static norm norm_except_dim

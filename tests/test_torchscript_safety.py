@@ -226,6 +226,20 @@ def test_the_list_names_operators_that_exist_and_none_that_trusts_blindly() -> N
         assert not [name for name in listed if word == name.split("::")[1] or "_unsafe" in name]
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        "torch.native_batch_norm(x, w, w, w, w, True, 0.1, 0.001)",
+        "torch._native_batch_norm_legit(x, w, w, w, w, True, 0.1, 0.001)",
+        "torch._weight_norm_interface(x, w, 0)",
+    ],
+)
+def test_an_operator_that_writes_or_reads_beyond_its_tensors_is_refused(call: str) -> None:
+    # Each ends the process where w has one element and x has millions of channels.
+    with pytest.raises(UnsafeModel, match=r"holds the operator 'torch\."):
+        check_code({"a.py": FUNCTION + call.encode() + b"\n"})
+
+
 @pytest.mark.parametrize("loop", ["while True:\n  pass", "for i in range(9):\n  pass"])
 def test_a_loop_that_runs_while_the_file_is_read_is_refused(tmp_path: Path, loop: str) -> None:
     with pytest.raises(UnsafeModel, match="a loop that runs while the file is read"):
