@@ -25,9 +25,10 @@ _USER = re.compile(
     rf"({_SCHEME})(?:[^/\s'\"<>@]*:(?!\d+(?:[/?#\s'\"<>,;)]|$))[^\s'\"<>]*@|[^/\s'\"<>]*@)",
     re.IGNORECASE,
 )
-# In a path of files, ? stands for any character.
+# In a path of files, ? stands for any character. What is hidden already keeps the sign behind it.
 _QUERY = re.compile(
-    r"(?P<url>https?://[^\s'\"<>?#]*)[?#][^\s'\"<>]*|\?[\w.%~-]+=[^\s'\"<>]*", re.IGNORECASE
+    r"(?P<url>https?://[^\s'\"<>?#]*)[?#](?!\.{3}[:;,]?(?:\s|$))[^\s'\"<>]*|\?[\w.%~-]+=[^\s'\"<>]*",
+    re.IGNORECASE,
 )
 _FILE_QUERY = re.compile(rf"{_SCHEME}.*\?[\w.%~-]+=", re.IGNORECASE | re.DOTALL)
 

@@ -51,6 +51,7 @@ def test_no_text_shows_a_password(password: str, scheme: str) -> None:
     [
         ("model https://h/m.pt?a=1&b=2 cannot be read", "model https://h/m.pt?... cannot be read"),
         ("https://h/m#access_token=1", "https://h/m?..."),
+        ("https://h/m?...secret: no", "https://h/m?... no"),
         ("exceeded with url: /p?key=1 (Caused by x)", "exceeded with url: /p?... (Caused by x)"),
         ("'https://u:p@h/x', then", "'https://...@h/x', then"),
         ("gs://b/o?sig=1", "gs://b/o?..."),
@@ -58,6 +59,8 @@ def test_no_text_shows_a_password(password: str, scheme: str) -> None:
             (same, same)
             for same in (
                 "gs://b/rows-?.csv",
+                "https://h/m?...: expected a path",
+                "https://h/m?...",
                 "gs://b/day=?/hour=3",
                 "http://localhost:9050/x@y",
                 "a@b.example",
@@ -73,6 +76,7 @@ def test_an_address_is_shown_without_its_secrets_and_other_text_stays(
 ) -> None:
     assert without_secrets(text) == expected
     assert str(MillraceError(text)) == expected
+    assert without_secrets(expected) == expected
 
 
 def test_a_host_is_shown_alone() -> None:
