@@ -95,7 +95,7 @@ class _Commit:
         earlier = self._check(found, targets)
         for destination in sorted(self.destinations, key=lambda d: d.part == SCORES):
             destination.commit(self._files_of(destination))
-        listing = self._listing(targets, earlier)
+        listing = self._listing(targets, earlier, found.attempt)
         folder = self.report_folder
         make_folder(folder.place)
         make_folder(folder.staging)
@@ -159,8 +159,14 @@ class _Commit:
                 found = {f"{part}/{e.name}" for e in entries(part) if e.written < before}
                 yield from found - kept
 
-    def _listing(self, targets: Mapping[str, StagedFile], earlier: Sequence[str]) -> Listing:
-        """What was put in place and what it replaces -> the listing. Raises OutputError."""
+    def _listing(
+        self, targets: Mapping[str, StagedFile], earlier: Sequence[str], before: str | None
+    ) -> Listing:
+        """What was put in place and what it replaces -> the listing. Raises OutputError.
+
+        before: the attempt whose report was read. If another's is there now, that one took the
+        files that are gone.
+        """
         placed = sizes(targets)
         parts: dict[str, list[ResultFile]] = {}
         for destination in self.destinations:
@@ -170,6 +176,8 @@ class _Commit:
             files = parts.setdefault(destination.part, [])
             for path, file in own.items():
                 if path not in placed:
+                    if read_listing(self.report_folder.place).attempt != before:
+                        raise self._lost(targets)
                     raise OutputError(f"{path} vanished before the run was complete: run it again")
                 files.append(ResultFile(path, file.rows, placed[path]))
         folder = self.report_folder
@@ -177,10 +185,15 @@ class _Commit:
 
     def _put_again(self, targets: Mapping[str, StagedFile]) -> None:
         """A copy that another attempt took for one of a dead attempt is made again."""
+        if not is_remote(self.report_folder.root):
+            return
         there = sizes(targets)
-        for target, file in targets.items():
-            if target not in there and is_remote(target):
-                put(file.path, target)
+        gone = {target: file for target, file in targets.items() if target not in there}
+        for target, file in gone.items():
+            put(file.path, target)
+        # Unless that one has put its result in place, and removed what it replaced.
+        if gone and not is_in_place(self.report_folder):
+            delete(gone)
 
     def _lost(self, placed: Mapping[str, Any]) -> OutputError:
         """An attempt that another has overtaken -> its own files are gone; the error."""

@@ -15,6 +15,7 @@ from typing import Any
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from google.api_core import exceptions
+from google.cloud.storage.retry import DEFAULT_RETRY
 
 from cloud.errors import told_as
 from model_handlers.errors import OutputError, one_line
@@ -107,7 +108,11 @@ def put(source: str, target: str) -> None:
 def delete(paths: Iterable[str]) -> None:
     """Paths -> no such files. One that is gone already is no fault."""
     for path in paths:
-        if is_remote(path):
+        if path.startswith("gs://"):
+            # Beam matches a path before it deletes it, and fails if another deletes it meanwhile.
+            with contextlib.suppress(exceptions.NotFound):
+                _blob(path).delete(retry=DEFAULT_RETRY)
+        elif is_remote(path):
             FileSystems.delete([path])
         else:
             with contextlib.suppress(FileNotFoundError):
@@ -140,14 +145,22 @@ def make_folder(path: str) -> None:
 def read_version(path: str) -> Version:
     """A path -> what it holds now."""
     if path.startswith("gs://"):
-        blob = _blob(path)
-        try:
-            blob.reload()
-            return Version(blob.download_as_bytes(), blob.generation)
-        except exceptions.NotFound:
-            return Version(None, 0)
+        return _read_object(_blob(path))
     content = _read(path)
     return Version(content, content)
+
+
+def _read_object(blob: Any) -> Version:
+    """An object -> what it holds now, with its generation: 0 where it is not there.
+
+    One request: between two another may replace it, and what the first one found would be gone.
+    """
+    try:
+        content = blob.download_as_bytes()
+    except exceptions.NotFound:
+        return Version(None, 0)
+    # The answer's headers have set it.
+    return Version(content, blob.generation)
 
 
 def replace(path: str, content: bytes, before: Version, unfinished: str) -> bool:
@@ -156,8 +169,8 @@ def replace(path: str, content: bytes, before: Version, unfinished: str) -> bool
     False where another has written it since: then nothing is changed. Readers see the one
     content or the other. unfinished: a path beside it that nobody else uses.
     """
-    # Servers that stand in for Cloud Storage ignore the condition below, others have none.
-    if read_version(path).mark != before.mark:
+    # Other object stores than Cloud Storage have no such condition as the one below.
+    if read_version(path) != before:
         return False
     if path.startswith("gs://"):
         try:

@@ -1,0 +1,250 @@
+"""Attempts at one run in a bucket at the same time: one has its result there, the other says so."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from apache_beam.internal.gcp import auth
+from attempts_by_hand import FIRST, ONE, SECOND, TWO, Attempt, Bucket, Layout, Steps, bare, read
+from google.api_core import exceptions
+from google.cloud import storage
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from examples.local_cloud import PROJECT, LocalCloud
+from model_handlers.errors import OutputError
+from pipelines.batch_local import COMMAND
+from pipelines.command import main
+from transforms.file_store import read_version, replace
+from transforms.results import open_result
+
+ROWS = 2_000  # of the fixture `example`
+
+
+@pytest.fixture
+def cloud(emulators: LocalCloud, monkeypatch: pytest.MonkeyPatch) -> LocalCloud:
+    """The servers as Beam and a run find them."""
+    for variable, address in emulators.environment.items():
+        monkeypatch.setenv(variable, address)
+    monkeypatch.setattr(auth._Credentials, "_credentials_init", True)
+    return emulators
+
+
+@pytest.fixture
+def place(cloud: LocalCloud, tmp_path: Path) -> Bucket:
+    return Bucket(f"gs://bucket/{tmp_path.name}", cloud)
+
+
+@pytest.fixture
+def blob(cloud: LocalCloud, tmp_path: Path) -> storage.Blob:
+    """An object that is not there yet."""
+    return cloud.cloud.storage().bucket("bucket").blob(f"{tmp_path.name}/an object")
+
+
+def test_a_write_on_condition_of_another_generation_is_refused(blob: storage.Blob) -> None:
+    blob.upload_from_string(b"1", if_generation_match=0)
+    first = blob.generation
+    for wrong in (0, first - 1):
+        with pytest.raises(exceptions.PreconditionFailed):
+            blob.upload_from_string(b"2", if_generation_match=wrong)
+        with pytest.raises(exceptions.PreconditionFailed):
+            blob.bucket.blob(blob.name).delete(if_generation_match=first - 1)
+    assert blob.bucket.blob(blob.name).download_as_bytes() == b"1"
+    blob.upload_from_string(b"3", if_generation_match=first)
+    assert blob.generation != first
+    with pytest.raises(exceptions.NotFound):
+        blob.bucket.blob(blob.name, generation=first).download_as_bytes()
+    assert blob.bucket.blob(blob.name).download_as_bytes() == b"3"
+
+
+def test_a_file_that_was_written_since_it_was_read_is_not_replaced(
+    place: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = f"{place.root}/report.json"
+    place.write(path, b"1")
+    before = read_version(path)
+    # Even if the other writes when this one has looked for the last time.
+    monkeypatch.setattr("transforms.file_store.read_version", lambda _: before)
+    place.write(path, b"2")
+    assert not replace(path, b"3", before, "unused")
+    monkeypatch.undo()
+
+
+def test_a_file_that_is_replaced_again_and_again_is_always_there(place: Bucket) -> None:
+    path = f"{place.root}/report.json"
+    place.write(path, b"0")
+    steps = Steps()
+    steps.look = lambda: place.write(path, f"{steps.count + 1}".encode())
+    with place.steps(steps):
+        found = read_version(path)
+    assert found.content == f"{steps.count}".encode()
+    assert found == read_version(path)
+    assert replace(path, b"a", found, "unused")
+
+
+@dataclass
+class Turns:
+    """Two threads whose requests to the servers take place one by one.
+
+    order: whose request is next, 0 or 1. When that one has ended, and at the end, it is whose ever
+    comes.
+    """
+
+    order: list[int]
+    threads: dict[int, int] = field(default_factory=dict)
+    ended: set[int] = field(default_factory=set)
+    moved: threading.Condition = field(default_factory=threading.Condition)
+    taken: list[int] = field(default_factory=list)
+
+    def run(self, me: int, action: Callable[[], None]) -> OutputError | None:
+        self.threads[threading.get_ident()] = me
+        try:
+            action()
+        except OutputError as error:
+            return error
+        finally:
+            with self.moved:
+                self.ended.add(me)
+                self.moved.notify_all()
+        return None
+
+    def _next(self) -> int | None:
+        while self.order and self.order[0] in self.ended:
+            self.order.pop(0)
+        return self.order[0] if self.order else None
+
+    @contextmanager
+    def taking(self) -> Iterator[None]:
+        send = requests.Session.send
+
+        def request(*args: Any, **kwargs: Any) -> Any:
+            me = self.threads.get(threading.get_ident())
+            if me is None:
+                return send(*args, **kwargs)
+            with self.moved:
+                self.moved.wait_for(lambda: self._next() in (None, me))
+                self.order[:1] = []
+                self.taken.append(me)
+                try:
+                    return send(*args, **kwargs)
+                finally:
+                    self.moved.notify_all()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(requests.Session, "send", request)
+            yield
+
+
+def race(place: Bucket, layout: Layout, order: list[int]) -> Turns:
+    """Two attempts that commit, each request when it is its turn -> whose requests there were."""
+    attempts = [Attempt(place, layout, FIRST, 2, 1), Attempt(place, layout, SECOND, 1, 2)]
+    staged = [attempt.stage() for attempt in attempts]
+    turns = Turns(order)
+    with turns.taking(), ThreadPoolExecutor(2) as threads:
+        running = [
+            threads.submit(turns.run, i, lambda i=i: attempts[i].commit(staged[i]))  # type: ignore[misc]
+            for i in range(2)
+        ]
+        errors = [future.result() for future in running]
+    lost = [error for error in errors if error is not None]
+    assert len(lost) < 2
+    for error in lost:
+        assert "\n" not in str(error)
+        assert "another attempt at run r has put its result in place meanwhile" in str(error)
+    # Of two that succeeded, one has replaced the other's result.
+    complete = [a for a, error in zip(attempts, errors, strict=True) if error is None]
+    found = read(place)
+    (winner,) = [attempt for attempt in complete if attempt.rows == found]
+    later = {a.token for a in attempts} if layout == TWO else set()
+    assert bare(place, layout) <= {winner.token} | later
+    return turns
+
+
+# Each case takes every other request, since each pair of attempts takes a second.
+@pytest.mark.parametrize(("layout", "earlier", "start"), [(ONE, True, 0), (TWO, False, 1)])
+def test_who_is_overtaken_between_any_two_requests_fails_or_is_replaced(
+    place: Bucket, layout: Layout, earlier: bool, start: int
+) -> None:
+    outcomes = set()
+    for at in range(start, 200, 2):
+        here = Bucket(f"{place.root}/{at}", place.servers)
+        if earlier:
+            before = Attempt(here, layout, "cccccccc", 1, 1)
+            before.commit(before.stage())
+        taken = race(here, layout, [0] * at + [1] * 200).taken
+        outcomes.add(read(here)[0][0] // 1000)
+        if 1 not in taken[: len(taken) - 1 - taken[::-1].index(0)]:
+            break
+    assert at > 15
+    # Either has its result there, by where the other overtook it.
+    assert len(outcomes) == 2 or not earlier
+
+
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(order=st.lists(st.integers(0, 1), max_size=60), layout=st.sampled_from([ONE, TWO]))
+def test_however_two_attempts_interleave_a_reader_finds_one_whole_result(
+    place: Bucket, order: list[int], layout: Layout
+) -> None:
+    here = Bucket(f"{place.root}/{os.urandom(4).hex()}", place.servers)
+    race(here, layout, order)
+
+
+def batch(example: Path, **flags: object) -> list[str]:
+    """batch_local as run r, with flags -> its arguments."""
+    given: dict[str, object] = {
+        "input_files": example / "transactions.parquet",
+        "model": example / "model",
+        "id_column": "transaction_id",
+        "run_id": "r",
+        "billing_project": PROJECT,
+        "retry_seconds": 5,
+        "direct_num_workers": 1,
+    }
+    return [text for name, value in (given | flags).items() for text in (f"--{name}", str(value))]
+
+
+def overtaken(cloud: LocalCloud, late: list[str], other: list[str]) -> int:
+    """Two runs' arguments -> the exit code of the late one.
+
+    The other one runs from beginning to end when the late one is about to write its report.
+    """
+    send, done = requests.Session.send, threading.Event()
+
+    def request(self: Any, prepared: Any, **kwargs: Any) -> Any:
+        body = prepared.body if isinstance(prepared.body, bytes) else b""
+        is_report = prepared.method == "POST" and b'"balanced": true' in body
+        if is_report and not done.is_set():
+            done.set()
+            command = [sys.executable, "-m", "pipelines.batch_local", *other]
+            subprocess.run(command, env=cloud.environ(), capture_output=True, check=True)
+        return send(self, prepared, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(requests.Session, "send", request)
+        code = main(COMMAND, late)
+    assert done.is_set(), code
+    return code
+
+
+def test_a_run_that_is_overtaken_fails_in_one_line_and_leaves_the_other_s_result(
+    cloud: LocalCloud, place: Bucket, example: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = batch(example, output_files=f"{place.root}/out")
+    assert overtaken(cloud, command, command) == 1
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "another attempt at run r has put its result in place meanwhile" in err
+    scores = open_result(f"{place.root}/out/r").to_table()
+    assert len(set(scores["row_id"].to_pylist())) == ROWS - ROWS // 100
+    assert len({name for name in place.names() if "/scores/part-" in name}) == len(
+        open_result(f"{place.root}/out/r").files
+    )
