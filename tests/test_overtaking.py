@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import requests
 from apache_beam.internal.gcp import auth
@@ -212,17 +213,19 @@ def batch(example: Path, **flags: object) -> list[str]:
     return [text for name, value in (given | flags).items() for text in (f"--{name}", str(value))]
 
 
-def overtaken(cloud: LocalCloud, late: list[str], other: list[str]) -> int:
+def overtaken(cloud: LocalCloud, late: list[str], other: list[str], moment: str = "report") -> int:
     """Two runs' arguments -> the exit code of the late one.
 
-    The other one runs from beginning to end when the late one is about to write its report.
+    The other one runs from beginning to end when the late one is about to write its report, or
+    to put files in place, which is before its rows go into a table.
     """
     send, done = requests.Session.send, threading.Event()
 
     def request(self: Any, prepared: Any, **kwargs: Any) -> Any:
         body = prepared.body if isinstance(prepared.body, bytes) else b""
         is_report = prepared.method == "POST" and b'"balanced": true' in body
-        if is_report and not done.is_set():
+        is_now = is_report if moment == "report" else "/copyTo/" in prepared.url
+        if is_now and not done.is_set():
             done.set()
             command = [sys.executable, "-m", "pipelines.batch_local", *other]
             subprocess.run(command, env=cloud.environ(), capture_output=True, check=True)
@@ -248,3 +251,39 @@ def test_a_run_that_is_overtaken_fails_in_one_line_and_leaves_the_other_s_result
     assert len({name for name in place.names() if "/scores/part-" in name}) == len(
         open_result(f"{place.root}/out/r").files
     )
+
+
+@pytest.mark.parametrize("moment", ["table", "report"])
+def test_a_run_that_is_overtaken_says_whose_rows_its_table_may_hold(
+    cloud: LocalCloud,
+    place: Bucket,
+    dataset: str,
+    example: Path,
+    capsys: pytest.CaptureFixture[str],
+    moment: str,
+) -> None:
+    few = place.root.removeprefix("gs://bucket/")
+    source = example.parent / f"{few}.parquet"
+    pq.write_table(pq.read_table(example / "transactions.parquet").slice(0, 100), source)
+    flags = {
+        "output_files": f"{place.root}/out",
+        "output_table": f"{dataset}.scores",
+        "temp_location": f"{place.root}/tmp",
+    }
+    # Which has other rows than the late one.
+    other = batch(example, **flags | {"input_files": source})
+    assert overtaken(cloud, batch(example, **flags), other, moment) == 1
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "another attempt at run r has put its result in place meanwhile" in err
+    told = f"but {dataset}.scores may hold the rows of this attempt: run it again"
+    assert (told in err) is (moment == "report")
+    count = f"SELECT COUNT(*) AS n, COUNT(DISTINCT row_id) AS d FROM `{dataset}.scores`"
+    (found,) = cloud.cloud.bigquery().query(count).result()
+    # All rows are those of the other one, which was the last to write both.
+    assert found["n"] == found["d"] == open_result(f"{place.root}/out/r").count_rows()
+    assert 90 < found["n"] <= 100
+    # The advice: the same command makes table and report agree again.
+    assert main(COMMAND, batch(example, **flags)) == 0
+    (found,) = cloud.cloud.bigquery().query(count).result()
+    assert open_result(f"{place.root}/out/r").count_rows() == found["n"] == ROWS - ROWS // 100

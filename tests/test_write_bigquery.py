@@ -24,7 +24,7 @@ from model_handlers.errors import BalanceError, OutputError
 from transforms import commit_table
 from transforms.bigquery_schema import JSON_METADATA, TableName
 from transforms.failures import Fault, Provenance, failure_batch
-from transforms.file_store import create_file
+from transforms.file_store import create_file, delete
 from transforms.file_writers import open_writer
 from transforms.row_schemas import FAILURE_SCHEMA
 from transforms.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
@@ -878,10 +878,11 @@ def test_of_two_attempts_side_by_side_one_has_its_rows_there(
     assert sink.ids() == ["1", "2"]
 
 
-def test_two_attempts_at_the_same_moment_leave_each_row_once(sink: Sink) -> None:
+def test_attempts_at_the_same_moment_leave_the_rows_of_one_each_once(sink: Sink) -> None:
     attempts = [sink("r", token) for token in "abc"]
     attempts[0].prepare()
-    staged = [stage(attempt, scored(attempt, "1", "2")) for attempt in attempts]
+    rows = (("1", "2"), ("2", "3", "4"), ("5",))
+    staged = [stage(a, scored(a, *ids)) for a, ids in zip(attempts, rows, strict=True)]
     start = threading.Barrier(len(attempts))
 
     def commit(i: int) -> None:
@@ -892,8 +893,18 @@ def test_two_attempts_at_the_same_moment_leave_each_row_once(sink: Sink) -> None
 
     with ThreadPoolExecutor(len(attempts)) as threads:
         list(threads.map(commit, range(len(attempts))))
-    assert sink.ids() == ["1", "2"]
+    assert sink.ids() in [sorted(ids) for ids in rows]
     run(sink("r", "d"), "1", "2")
+    assert sink.ids() == ["1", "2"]
+
+
+def test_an_attempt_whose_staged_files_are_gone_leaves_the_table_as_it_is(sink: Sink) -> None:
+    late = sink("r", "a")
+    late.prepare()
+    files = stage(late, scored(late, "3"), scored(late, "4"))
+    run(sink("r", "b"), "1", "2")
+    delete([files[0].path])
+    fails(lambda: late.commit(files), str(sink.table), files[0].path)
     assert sink.ids() == ["1", "2"]
 
 

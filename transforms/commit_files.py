@@ -93,9 +93,15 @@ class _Commit:
         """The report in place and what it lists -> what the new one lists, which is in place."""
         targets = self._targets()
         earlier = self._check(found, targets)
+        tables: list[str] = []
         for destination in sorted(self.destinations, key=lambda d: d.part == SCORES):
+            if destination.targets(self._files_of(destination)) is None:
+                # Rows in a table replace those of the attempt whose report is in place.
+                if read_version(self.report_folder.report) != before:
+                    raise self._lost(targets, tables)
+                tables.append(destination.place)
             destination.commit(self._files_of(destination))
-        listing = self._listing(targets, earlier, found.attempt)
+        listing = self._listing(targets, earlier, found.attempt, tables)
         folder = self.report_folder
         make_folder(folder.place)
         make_folder(folder.staging)
@@ -103,7 +109,7 @@ class _Commit:
         replaced = replace(folder.report, content, before, folder.staged("report.json"))
         # Another has won, unless only the answer to a first request of ours was lost.
         if not replaced and not is_in_place(folder):
-            raise self._lost(targets)
+            raise self._lost(targets, tables)
         self._put_again(targets)
         return listing
 
@@ -160,12 +166,16 @@ class _Commit:
                 yield from found - kept
 
     def _listing(
-        self, targets: Mapping[str, StagedFile], earlier: Sequence[str], before: str | None
+        self,
+        targets: Mapping[str, StagedFile],
+        earlier: Sequence[str],
+        before: str | None,
+        tables: Sequence[str],
     ) -> Listing:
         """What was put in place and what it replaces -> the listing. Raises OutputError.
 
         before: the attempt whose report was read. If another's is there now, that one took the
-        files that are gone.
+        files that are gone. tables: those that have the rows of this attempt.
         """
         placed = sizes(targets)
         parts: dict[str, list[ResultFile]] = {}
@@ -177,7 +187,7 @@ class _Commit:
             for path, file in own.items():
                 if path not in placed:
                     if read_listing(self.report_folder.place).attempt != before:
-                        raise self._lost(targets)
+                        raise self._lost(targets, tables)
                     raise OutputError(f"{path} vanished before the run was complete: run it again")
                 files.append(ResultFile(path, file.rows, placed[path]))
         folder = self.report_folder
@@ -195,13 +205,20 @@ class _Commit:
         if gone and not is_in_place(self.report_folder):
             delete(gone)
 
-    def _lost(self, placed: Mapping[str, Any]) -> OutputError:
-        """An attempt that another has overtaken -> its own files are gone; the error."""
+    def _lost(self, placed: Mapping[str, Any], tables: Sequence[str] = ()) -> OutputError:
+        """An attempt that another has overtaken -> its own files are gone; the error.
+
+        tables: those that this attempt has written.
+        """
         with contextlib.suppress(*FAULTS):
             delete(placed)
+        if tables:
+            rest = f"but {' and '.join(tables)} may hold the rows of this attempt: run it again"
+        else:
+            rest = "and this one writes nothing"
         return OutputError(
             f"another attempt at run {self.report_folder.run_id} has put its result in place "
-            f"meanwhile, in {self.report_folder.place}: it stays, and this one writes nothing"
+            f"meanwhile, in {self.report_folder.place}: it stays, {rest}"
         )
 
 
