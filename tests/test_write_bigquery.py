@@ -904,7 +904,7 @@ def test_an_attempt_whose_staged_files_are_gone_leaves_the_table_as_it_is(sink: 
     files = stage(late, scored(late, "3"), scored(late, "4"))
     run(sink("r", "b"), "1", "2")
     delete([files[0].path])
-    fails(lambda: late.commit(files), str(sink.table), files[0].path)
+    fails(lambda: late.commit(files), str(sink.table), files[0].path.removeprefix("gs://"))
     assert sink.ids() == ["1", "2"]
 
 
