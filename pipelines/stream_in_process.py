@@ -21,7 +21,7 @@ from pipelines.options import StreamRunOptions
 from pipelines.stream_progress import Tally, check_balance, report_line, start_tally, summary
 from pipelines.subscription import HELD, LEASE_SECONDS, renew
 from transforms.pull_messages import Intake
-from transforms.write_windows import remove_unfinished
+from transforms.unfinished import remove_begun
 
 _POLL_SECONDS = 0.1
 STOPPING = "stopping: what was taken is scored and written first (Ctrl-C again: at once)"
@@ -101,7 +101,7 @@ def watch(
             check_balance(tally, intake.again)
             intake.finish()
         except KeyboardInterrupt as interrupt:
-            remove_unfinished()
+            remove_begun()
             raise KeyboardInterrupt(reading.left(intake.unfinished)) from interrupt
         except Exception:
             if intake.unfinished:
@@ -169,7 +169,15 @@ def _wait(ended: Future[Any]) -> None:
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
     """Containers and service managers end a process by SIGTERM: as Ctrl-C, a second time too."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.getsignal(signal.SIGTERM)
+
+    def interrupt(number: int, frame: Any) -> None:
+        # The command's own handler interrupts once, and keeps which signal it was.
+        if callable(before):
+            before(number, frame)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:

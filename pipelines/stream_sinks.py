@@ -19,6 +19,7 @@ from transforms.bigquery_tables import check_table, create_table, find_table
 from transforms.encode import OutputFields
 from transforms.row_schemas import FAILURE_SCHEMA
 from transforms.run_folder import DEAD_LETTERS, SCORES
+from transforms.unfinished import remove_dead
 from transforms.write_windows import check_folder
 
 
@@ -87,6 +88,7 @@ def _prepare(
             _check_topic(to.topic, cloud)
     if to.folder is not None:
         check_folder(to.folder)
+        remove_dead(to.folder)
 
 
 def _check_topic(topic: str, cloud: Cloud) -> None:

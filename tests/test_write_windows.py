@@ -2,6 +2,9 @@
 
 import datetime
 import json
+import subprocess
+import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.test_stream import TestStream as Script
 from apache_beam.testing.util import assert_that
@@ -19,9 +23,10 @@ from apache_beam.utils.windowed_value import PANE_INFO_UNKNOWN
 
 from examples.local_cloud import LocalCloud
 from model_handlers.errors import OutputError
-from transforms import write_windows
+from transforms import unfinished, write_windows
 from transforms.file_writers import OutputFormat
 from transforms.record_batch import RecordBatchCoder
+from transforms.unfinished import remove_dead
 from transforms.write_windows import WriteWindows, check_folder, file_name, write_file
 
 # 2026-11-20 12:34:00, the beginning of a minute and of an hour's part of it.
@@ -165,6 +170,71 @@ def test_a_file_that_fails_half_way_leaves_nothing_a_reader_would_take(tmp_path:
     with pytest.raises(OutputError, match=r"a.jsonl cannot be written: .*No space left on device"):
         write_file(str(path), broken(), "jsonl")
     assert list((tmp_path / "day").iterdir()) == []
+
+
+WRITES = """
+import sys
+from pathlib import Path
+import pyarrow as pa
+from transforms.write_windows import write_file
+
+def batches():
+    yield pa.record_batch({"id": ["r0"]})
+    print("begun", flush=True)
+    sys.stdin.read()
+
+write_file(sys.argv[1], batches(), "jsonl")
+"""
+
+
+def test_what_a_killed_process_was_writing_goes_with_the_next_run(tmp_path: Path) -> None:
+    day = tmp_path / "2026-11-20"
+    command = [sys.executable, "-c", WRITES]
+    both = [
+        subprocess.Popen(
+            [*command, str(day / f"{name}.jsonl")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("dead", "alive")
+    ]
+    for process in both:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+    foreign = [day / ".hidden", tmp_path / f".a-{uuid.uuid4().hex}"]
+    for path in foreign:
+        path.write_text("of somebody else")
+    both[0].kill()
+    both[0].communicate()
+    assert len(list(day.glob(".dead.jsonl-*"))) == 1
+    remove_dead(str(tmp_path))
+    assert list(day.glob(".dead.jsonl-*")) == []
+    assert len(list(day.glob(".alive.jsonl-*"))) == 1
+    both[1].communicate()
+    assert both[1].returncode == 0
+    assert sorted(p.name for p in day.iterdir()) == [".hidden", "alive.jsonl"]
+    assert all(path.exists() for path in foreign)
+
+
+def test_in_a_bucket_an_unfinished_file_is_dead_after_a_day(
+    stream_emulators: LocalCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from apache_beam.internal.gcp import auth
+
+    for name, value in stream_emulators.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(auth._Credentials, "_credentials_init", True)
+    day = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
+    folder = "gs://bucket/unfinished/scores"
+    path = f"{folder}/{day}/.a.jsonl-{uuid.uuid4().hex}"
+    with FileSystems.create(path) as handle:
+        handle.write(b"{}")
+    remove_dead(folder)
+    assert FileSystems.exists(path)
+    monkeypatch.setattr(unfinished, "DEAD_SECONDS", -3_600)
+    remove_dead(folder)
+    assert not FileSystems.exists(path)
 
 
 def test_names_tell_the_span_and_sort_by_it() -> None:

@@ -141,14 +141,19 @@ def _is_dead(folder: RunFolder, staged: Sequence[Entry]) -> bool:
     lock = folder.staged("lock")
     if is_remote(folder.root) or not os.path.exists(lock):
         return max(entry.written for entry in staged) < time.time() - DEAD_SECONDS
-    handle = os.open(lock, os.O_RDWR | os.O_NOFOLLOW)
+    return not is_locked(lock)
+
+
+def is_locked(path: str) -> bool:
+    """A file of this machine -> whether a process holds a lock on it. Raises OSError."""
+    handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return False
+        return True
     finally:
         os.close(handle)
-    return True
+    return False
 
 
 def _remove_empty(folder: RunFolder) -> None:

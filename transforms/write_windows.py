@@ -14,7 +14,7 @@ import os
 import random
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,11 +29,9 @@ from apache_beam.utils.timestamp import Timestamp
 from cloud.errors import told_as
 from model_handlers.errors import OutputError, one_line
 from model_handlers.memory import check_memory
-from transforms.file_store import FAULTS, create_file, delete, make_folder
+from transforms.file_store import create_file, make_folder
 from transforms.file_writers import OutputFormat, open_writer
-
-# Paths of files that are being written in this process.
-_unfinished: set[str] = set()
+from transforms.unfinished import begun
 
 
 def check_folder(folder: str) -> None:
@@ -48,6 +46,7 @@ def check_folder(folder: str) -> None:
         raise
     # Cloud Storage's client answers what cannot be with exceptions of many kinds.
     except Exception as error:
+        check_memory(error, folder)
         raise OutputError(
             f"folder {folder} cannot be written: {one_line(error)}; check its name and the "
             "account's roles"
@@ -70,36 +69,16 @@ def write_file(path: str, batches: Iterable[pa.RecordBatch], output_format: Outp
 
     Raises OutputError. Nobody sees a part of it: it is moved there when it is whole.
     """
-    folder, name = os.path.split(path)
-    make_folder(folder)
-    unfinished = FileSystems.join(folder, f".{name}-{uuid.uuid4().hex}")
-    _unfinished.add(unfinished)
+    make_folder(os.path.dirname(path))
     rows, writer = 0, None
-    with _told(path):
-        try:
-            with create_file(unfinished) as handle:
-                for batch in batches:
-                    writer = writer or open_writer(handle, batch.schema, output_format)
-                    writer.write(batch)
-                    rows += batch.num_rows
-                if writer is not None:
-                    writer.close()
-            FileSystems.rename([unfinished], [path])
-        except BaseException:
-            # On a full disk it would stand in the way of the next attempt.
-            with suppress(*FAULTS):
-                delete([unfinished])
-            raise
-        finally:
-            _unfinished.discard(unfinished)
+    with _told(path), begun(path) as handle:
+        for batch in batches:
+            writer = writer or open_writer(handle, batch.schema, output_format)
+            writer.write(batch)
+            rows += batch.num_rows
+        if writer is not None:
+            writer.close()
     return rows
-
-
-def remove_unfinished() -> None:
-    """Files that this process has begun, and does not end, are gone: it is about to exit."""
-    for path in tuple(_unfinished):
-        with suppress(*FAULTS):
-            delete([path])
 
 
 @contextmanager
