@@ -148,7 +148,7 @@ def _pull(
     """
     name = flags.input_subscription or ""
     _check_subscription(name, flags, cloud)
-    hidden = max(hidden_seconds(name, cloud, alone=False), PATIENCE_SECONDS)
+    hidden = hidden_seconds(name, cloud)
     taken, keys, left = [], set(), 0
     with leased(cloud, name) as lease, tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "letters.jsonl")

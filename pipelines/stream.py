@@ -204,9 +204,7 @@ def score_stream(
     reader = label_value(f"{name}-{run_id}")
     with _subscription(parsed, options, reader, sinks, cloud) as (subscription, made, labelled):
         if _runs_here(options):
-            shared = parsed.get(StreamSourceOptions).allow_shared_subscription
-            alone = labelled and not shared
-            hidden = 0.0 if made else hidden_seconds(subscription, cloud, alone=alone)
+            hidden = 0.0 if made else hidden_seconds(subscription, cloud)
             reading = Reading(subscription, reader, made, cloud, hidden)
             _run_here(options, score, reading, run)
             return

@@ -109,16 +109,17 @@ def open_subscription(
     return name, True
 
 
-def hidden_seconds(name: str, cloud: Cloud, *, alone: bool) -> float:
+def hidden_seconds(name: str, cloud: Cloud) -> float:
     """A subscription -> how long a reader that is gone may keep its messages from others.
 
-    alone: its label told that no run of ours reads it. Raises InputError.
+    Its own deadline is not enough: a run of ours sets a longer one, and neither Pub/Sub nor the
+    label of the reader tells whether one was killed just now. Raises InputError.
     """
     with told_as(InputError, f"subscription {name} cannot be read"):
         found = cloud.subscriber().get_subscription(
             subscription=name, retry=retry(cloud.retry_seconds)
         )
-    return float(max(found.ack_deadline_seconds, 0 if alone else DEADLINE_SECONDS))
+    return float(max(found.ack_deadline_seconds, DEADLINE_SECONDS))
 
 
 def claim(name: str, reader: str, cloud: Cloud, *, lasting: bool, shared: bool) -> bool:

@@ -4,6 +4,9 @@ import dataclasses
 import datetime
 import json
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -29,7 +32,7 @@ from cloud.clients import Cloud
 from examples.local_cloud import PROJECT, LocalCloud
 from examples.transactions.data import FEATURES
 from model_handlers.package import read_manifest
-from pipelines import batch_local, replay
+from pipelines import batch_local, replay, subscription
 from pipelines.beam_args import beam_flags
 from pipelines.command import main
 from pipelines.options import all_flags
@@ -384,6 +387,37 @@ def test_messages_of_a_stream_are_written_as_the_stream_writes_them(
     assert {x["attempts"] for x in again} == {2}
     told = json.loads(again[0]["attributes"])["message"]
     assert told["attributes"]["sender"] == "test"
+
+
+def start(cured: Path, root: Path, *flags: str, **given: Any) -> subprocess.Popen[str]:
+    """A replay into root / out, as a process of its own."""
+    command = [sys.executable, "-m", "pipelines.replay", "--model", str(cured)]
+    command += ["--output_files", str(root / "out"), *flags]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **given
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_replay_and_leaves_nothing_staged(
+    letters: list[dict[str, Any]], cured: Path, tmp_path: Path, number: int
+) -> None:
+    source = tmp_path / "letters.jsonl"
+    with open(source, "w") as file:
+        for i in range(100):
+            for letter in letters:
+                row_id = f"{letter['row_id']}-{i}"
+                file.write(json.dumps({**letter, "row_id": row_id}) + "\n")
+    process = start(cured, tmp_path, "--input_files", str(source), "--batch_rows", "1")
+    staging = tmp_path / "out/.staging"
+    while not list(staging.rglob("*.parquet")):
+        assert process.poll() is None, process.communicate()
+    process.send_signal(number)
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, out) == (128 + number, "")
+    assert err.splitlines()[-1].startswith("interrupted: ")
+    assert not staging.exists()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["r"]
 
 
 def test_letters_of_streams_and_of_batch_runs_are_not_replayed_together(
@@ -821,6 +855,59 @@ def test_messages_are_acknowledged_after_the_report_and_a_crash_between_doubles_
     assert [report["run_id"]] == seen
     assert scores(tmp_path / "out", report["run_id"]).num_rows == 4
     assert box.bodies() == [b"a stranger"]
+
+
+def hold(box: Mailbox, seconds: int) -> None:
+    """The letters are taken as by a replay that is killed then, whose lease lasts so long."""
+    client: Any = box.cloud.subscriber()
+    held: dict[str, str] = {}
+    while len(held) < 7:
+        answer = client.pull(subscription=box.subscription, max_messages=7)
+        held |= {one.message.message_id: one.ack_id for one in answer.received_messages}
+    client.modify_ack_deadline(
+        subscription=box.subscription, ack_ids=[*held.values()], ack_deadline_seconds=seconds
+    )
+
+
+def test_letters_that_a_killed_replay_holds_are_waited_for(
+    run: Callable[..., Result], box: Mailbox, tmp_path: Path
+) -> None:
+    hold(box, 20)
+    code, _, err = run(replay, input_subscription=box.subscription)
+    assert code == 0
+    assert "more, since a reader that was killed may hold messages for so long" in err
+    assert replay_of(tmp_path / "out")["rows_in"] == 6
+
+
+def test_a_subscription_without_letters_is_waited_for_no_longer_than_one_may_be_held(
+    run: Callable[..., Result],
+    mailbox: Callable[[str], Mailbox],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(subscription, "DEADLINE_SECONDS", 12)
+    code, out, err = run(replay, input_subscription=mailbox("empty").subscription)
+    assert code == 0
+    assert "within 10 s: waiting 2 s more" in err
+    assert out.endswith("nothing to replay\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_wait_for_letters_that_may_be_held(
+    mailbox: Callable[[str], Mailbox],
+    servers: LocalCloud,
+    cured: Path,
+    tmp_path: Path,
+    number: int,
+) -> None:
+    source = ["--input_subscription", mailbox("empty").subscription]
+    process = start(cured, tmp_path, *source, env=servers.environ())
+    assert process.stderr is not None
+    assert "waiting 50 s more" in process.stderr.readline()
+    process.send_signal(number)
+    out, err = process.communicate(timeout=300)
+    # It did not come to its end, which it would have told.
+    assert (process.returncode, out) == (128 + number, "")
+    assert err == "\ninterrupted: nothing was written\n"
 
 
 def test_two_replays_of_one_subscription_do_not_replace_each_other(

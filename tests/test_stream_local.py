@@ -434,9 +434,7 @@ def test_a_signal_ends_a_run_when_what_it_took_is_written_and_the_rest_is_left(
     ) as process:
         assert process.stderr is not None
         # A report of rows that were scored: the run is in full swing.
-        for line in process.stderr:
-            if "latency ms" in line:
-                break
+        wait_for(process, "latency ms")
         stream.input.publish(stream.bodies(100, 500))
         process.send_signal(number)
         told = process.stderr.read()
@@ -450,6 +448,57 @@ def test_a_signal_ends_a_run_when_what_it_took_is_written_and_the_rest_is_left(
     assert sorted(written) == sorted(published)
     assert sorted([*published, *letters, *left]) == sorted(stream.input.sent)
     assert len(published) >= 90
+
+
+# A stream that never ends writing its first file.
+STUCK = """
+import sys, threading
+from pipelines.command import run_and_exit
+from pipelines.stream_local import COMMAND
+from transforms import write_windows
+
+def stuck(*_):
+    print("writing", file=sys.stderr, flush=True)
+    threading.Event().wait()
+
+write_windows.open_writer = stuck
+run_and_exit(COMMAND, sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_leaves_no_unfinished_file(stream: Stream, number: int) -> None:
+    stream.input.publish(stream.bodies(0, 20))
+    flags = stream.flags(output_files=stream.folder, file_seconds=1, stop_after_seconds=None)
+    with subprocess.Popen(
+        [sys.executable, "-c", STUCK, *flags],
+        cwd=ROOT,
+        env=stream.cloud.environ(),
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        wait_for(process, "writing")
+        assert len(list(stream.folder.glob("scores/*/.*.parquet-*"))) == 1
+        process.send_signal(number)
+        wait_for(process, STOPPING)
+        process.send_signal(number)
+        told = process.stderr.read()
+        assert process.wait(60) == 128 + number, told
+    assert "20 messages are not acknowledged: they come again" in told
+    assert [path for path in stream.folder.rglob("*") if path.is_file()] == []
+    assert len(stream.input.read(20, seconds=15)) == 20
+
+
+def wait_for(process: subprocess.Popen[str], words: str) -> str:
+    """A process and words -> the line of its standard error that has them."""
+    assert process.stderr is not None
+    told = []
+    for line in process.stderr:
+        told.append(line)
+        if words in line:
+            return line
+    raise AssertionError("".join(told))
 
 
 def errors(told: str) -> list[str]:
@@ -640,6 +689,56 @@ def test_messages_that_a_killed_reader_holds_are_waited_for(stream: Stream) -> N
     assert "s more, since a reader that was killed may hold messages" in told
     assert "no message came within" not in told.splitlines()[-1]
     assert len(stream.output.read(20)) == 20
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_after_a_kill_the_next_stream_gets_what_the_killed_one_held(
+    stream: Stream,
+    labelled_emulators: LocalCloud,
+    monkeypatch: pytest.MonkeyPatch,
+    labels: bool,
+) -> None:
+    cloud = labelled_emulators if labels else stream.cloud
+    for name, value in cloud.environment.items():
+        monkeypatch.setenv(name, value)
+    stream.input.publish(stream.bodies(0, 100))
+    # Its rows wait for their file, so that no message is acknowledged.
+    given = {"output_files": stream.folder, "file_seconds": 3_600, "run_id": "r"}
+    flags = stream.flags(**given, stop_after_seconds=None)
+    command = [sys.executable, "-m", "pipelines.stream_local", *flags]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=cloud.environ(), stderr=subprocess.PIPE, text=True
+    ) as process:
+        wait_for(process, "latency ms")
+        process.kill()
+    assert stream.files() == []
+    code, told = stream.run(**given, stop_after_seconds=3)
+    assert code == 0, told
+    assert "s more, since a reader that was killed may hold messages" in told
+    letters = [message.attributes["millrace_row_id"] for message in stream.letters.read(100)]
+    # The killed one may have written dead letters that come again.
+    assert {row["row_id"] for row in stream.files()} | set(letters) == set(stream.input.sent)
+    close(only(stream.files(), "row_id", "score"), stream.expected_scores())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_wait_for_what_a_killed_reader_may_hold(
+    stream: Stream, number: int
+) -> None:
+    flags = stream.flags(output_topic=stream.output.topic)
+    command = [sys.executable, "-m", "pipelines.stream_local", *flags]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=stream.cloud.environ(), stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        wait_for(process, "s more, since a reader that was killed may hold messages")
+        process.send_signal(number)
+        told = process.stderr.read()
+        assert process.wait(60) == 0, told
+    assert STOPPING in told
+    found = re.fullmatch(r"no message came within (\d+) s", told.splitlines()[-1])
+    assert found is not None
+    assert int(found[1]) < subscription.DEADLINE_SECONDS
 
 
 def test_a_stream_without_any_message_waits_no_longer_than_one_may_be_held(
