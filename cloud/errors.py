@@ -14,6 +14,7 @@ from google.api_core.retry import Retry
 
 from model_handlers.addresses import host_of
 from model_handlers.errors import CredentialsError, MillraceError, one_line
+from model_handlers.memory import out_of_memory, tells_of_memory
 
 # Of one call or of one job: how long errors that pass by themselves are waited out.
 RETRY_SECONDS = 120.0
@@ -69,6 +70,13 @@ _PASSING = (
     exceptions.Unknown,
     exceptions.Aborted,
 )
+# A connection's errors, and those that gRPC has of itself.
+_OF_THIS_MACHINE = (
+    ConnectionError,
+    requests.exceptions.ConnectionError,
+    google.auth.exceptions.TransportError,
+    exceptions.ResourceExhausted,
+)
 _FOREIGN = (
     exceptions.GoogleAPIError,
     google.auth.exceptions.GoogleAuthError,
@@ -118,9 +126,21 @@ def told_as(kind: type[MillraceError], what: str) -> Iterator[None]:
     try:
         yield
     except _FOREIGN as error:
+        _check_memory(error, what)
         lacks = isinstance(_cause(error), google.auth.exceptions.GoogleAuthError)
         told = CredentialsError if lacks and not is_passing(_cause(error)) else kind
         raise told(f"{what}: {explain(error)}") from error
+
+
+def _check_memory(error: BaseException, what: str) -> None:
+    """An error of a client -> nothing. Raises OutOfMemory where this machine lacked memory.
+
+    What a service says of its own memory is its error.
+    """
+    cause = _cause(error)
+    here = isinstance(cause, _OF_THIS_MACHINE)
+    if here and tells_of_memory(text := _bottom(cause)):
+        raise out_of_memory(f"{what}: {text}") from error
 
 
 def explain(error: BaseException) -> str:

@@ -123,11 +123,16 @@ def as_model_error(what: str) -> Iterator[None]:
     """What cannot be done -> any foreign exception in the block raised as a ModelError of one line.
 
     Filesystems, zip and torch's loaders answer damaged or foreign bytes with exceptions
-    of many kinds. MemoryError passes: it says nothing about the model.
+    of many kinds. MemoryError passes: it says nothing about the model. Raises OutOfMemory where
+    another exception tells of it.
     """
+    # It is made of the errors above.
+    from model_handlers.memory import check_memory
+
     try:
         yield
     except (MillraceError, MemoryError):
         raise
     except Exception as error:
+        check_memory(error, what)
         raise ModelError(f"{what}: {one_line(error)}") from error

@@ -15,6 +15,7 @@ from model_handlers.contract import DType, InputSpec, Manifest, OutputSpec
 from model_handlers.errors import ContractBroken
 from model_handlers.formats import load_module, sniff
 from model_handlers.loaded_model import ROW_FAULTS, LoadedModel, describe
+from model_handlers.memory import MORE_MEMORY, check_memory
 from model_handlers.try_rows import MADE_UP_ROWS, check_made_up_rows
 
 
@@ -90,6 +91,7 @@ def _answer(module: torch.nn.Module, draft: Manifest, rows: int) -> dict[str, to
         with torch.inference_mode():
             answer = module(torch.zeros(rows, *draft.inputs[0].shape))
     except ROW_FAULTS as error:
+        check_memory(error, f"model {draft.file}", MORE_MEMORY)
         raise ContractBroken(
             f"model {draft.file} fails on {rows} rows of {draft.inputs[0].width} zeros: "
             f"{describe(error)}; check --feature_columns, and that a .pt2 was exported with a "

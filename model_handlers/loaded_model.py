@@ -19,6 +19,7 @@ from apache_beam.metrics import Metrics
 from model_handlers.contract import Manifest, OutputSpec
 from model_handlers.errors import ContractBroken, DeviceError, UsageError, one_line
 from model_handlers.isolate import NotTried
+from model_handlers.memory import is_of_memory
 from model_handlers.tolerance import Tolerance
 
 # What a model may raise because of what is in a row. Not MemoryError, not an error
@@ -33,8 +34,7 @@ ROW_FAULTS = (
     ValueError,
     torch.jit.Error,
 )
-# TorchScript tells errors of the machine as plain RuntimeErrors, the host's allocator always.
-_NO_MEMORY = re.compile(r"out of memory|an't allocate memory|not enough memory|ALLOC_FAILED")
+# TorchScript tells errors of the machine as plain RuntimeErrors.
 _NO_DEVICE = re.compile(r"CUDA error|cuDNN error|CUBLAS_STATUS")
 # Half precision keeps 8 (bf16) to 11 (fp16) bits: golden rows are compared to what that allows.
 _HALF_TOLERANCE = 5e-2
@@ -160,8 +160,9 @@ class LoadedModel:
 
 def _out_of_memory(error: Exception) -> bool:
     """Whether memory ran out, of the GPU or of the host."""
-    kinds = (torch.OutOfMemoryError, MemoryError)
-    return isinstance(error, kinds) or _NO_MEMORY.search(str(error)) is not None
+    if isinstance(error, torch.OutOfMemoryError) or is_of_memory(error):
+        return True
+    return "ALLOC_FAILED" in str(error)
 
 
 def _check_device_works(error: Exception) -> None:

@@ -8,6 +8,8 @@ import re
 from model_handlers.errors import OutOfMemory, one_line
 
 ADVICE = "lower --batch_rows, use fewer workers (--direct_num_workers 1), or allow more memory"
+# Where no rows are read in batches.
+MORE_MEMORY = "allow this process more memory"
 _TEXTS = re.compile(
     r"MemoryError|can't start new thread|std::bad_alloc|Cannot allocate memory"
     r"|can't allocate memory|not enough memory|(?:m|re)alloc of size \d+ failed|out of memory",
@@ -29,12 +31,12 @@ def tells_of_memory(text: str) -> bool:
     return _TEXTS.search(text) is not None
 
 
-def out_of_memory(what: str) -> OutOfMemory:
+def out_of_memory(what: str, advice: str = ADVICE) -> OutOfMemory:
     """What could not be done -> the error that says so, and what to do."""
-    return OutOfMemory(f"out of memory: {what}; {ADVICE}")
+    return OutOfMemory(f"out of memory: {what}; {advice}")
 
 
-def check_memory(error: BaseException, place: str) -> None:
+def check_memory(error: BaseException, place: str, advice: str = ADVICE) -> None:
     """An exception and where it came up -> nothing. Raises OutOfMemory where memory lacked."""
     if is_of_memory(error):
-        raise out_of_memory(f"{place}: {one_line(error, 120)}") from error
+        raise out_of_memory(f"{place}: {one_line(error, 120)}", advice) from error

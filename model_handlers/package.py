@@ -29,7 +29,7 @@ from model_handlers.errors import (
     nearest,
     one_line,
 )
-from model_handlers.memory import check_memory
+from model_handlers.memory import MORE_MEMORY, check_memory, out_of_memory
 
 GOLDEN_ROWS = 8
 # Rows of the sample that stand beside the golden ones when the model is tried.
@@ -182,7 +182,7 @@ def sound_rows(path: str, columns: Sequence[str]) -> np.ndarray:
         table = pq.read_table(path, columns=list(columns))
         values = np.stack([c.cast(pa.float64()).to_numpy() for c in table.itercolumns()], axis=1)
     except (OSError, pa.ArrowException) as error:
-        check_memory(error, f"sample {path}")
+        check_memory(error, f"sample {path}", MORE_MEMORY)
         # Its message may quote a value.
         raise InputError(
             f"sample {path}: expected Parquet with numbers in {', '.join(columns[:40])} "
@@ -266,6 +266,7 @@ def make_package(args: argparse.Namespace) -> Manifest:
     try:
         write_package(Path(args.output), package.data, manifest)
     except OSError as error:
+        check_memory(error, f"package {args.output}", MORE_MEMORY)
         raise OutputError(f"package {args.output} cannot be written: {one_line(error)}") from error
     return manifest
 
@@ -278,6 +279,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MillraceError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
+    except MemoryError as error:
+        print(f"error: {out_of_memory(one_line(error), MORE_MEMORY)}", file=sys.stderr)
+        return 1
     outputs = ", ".join(spec.name for spec in manifest.outputs)
     print(f"made {args.output}: {manifest.name} {manifest.version}, sha256 {manifest.sha256}")
     print(f"outputs {outputs}; score {manifest.score_output or 'none: choose with --score_output'}")

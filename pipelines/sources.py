@@ -13,6 +13,7 @@ from cloud.clients import Cloud
 from cloud.errors import told_as
 from model_handlers.contract import Manifest
 from model_handlers.errors import InputError, UsageError, nearest, one_line
+from model_handlers.memory import check_memory
 from pipelines.flags import Parsed
 from pipelines.options import ModelOptions, SourceOptions
 from transforms.bigquery_schema import TableName
@@ -163,4 +164,5 @@ def read_text(text: str, flag: str) -> str:
             # Some editors on Windows mark the begin of a file as UTF-8.
             return str(handle.read().decode("utf-8-sig"))
     except (BeamIOError, OSError, UnicodeDecodeError) as error:
+        check_memory(error, what)
         raise UsageError(f"{what}: {one_line(error)}") from error

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from model_handlers.addresses import guard_output
 from model_handlers.errors import MillraceError, UsageError, one_line
+from model_handlers.memory import MORE_MEMORY, is_of_memory, out_of_memory
 
 
 def main(argv: Sequence[str]) -> int:
@@ -35,8 +36,11 @@ def main(argv: Sequence[str]) -> int:
     except Exception as error:
         if args is not None and args.debug:
             raise
-        known = isinstance(error, MillraceError)
-        told = str(error) if known else f"unexpected {type(error).__name__}: {one_line(error)}"
+        told = f"unexpected {type(error).__name__}: {one_line(error)}"
+        if isinstance(error, MillraceError):
+            told = str(error)
+        elif is_of_memory(error):
+            told = str(out_of_memory(one_line(error), MORE_MEMORY))
         print(f"error: {told}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
 

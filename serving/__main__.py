@@ -10,7 +10,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from model_handlers.errors import MillraceError, UsageError, nearest
+from model_handlers.errors import MillraceError, UsageError, nearest, one_line
+from model_handlers.memory import MORE_MEMORY, out_of_memory
 
 
 def run(argv: Sequence[str]) -> int:
@@ -69,6 +70,9 @@ def main(argv: Sequence[str]) -> int:
     except MillraceError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
+    except MemoryError as error:
+        print(f"error: {out_of_memory(one_line(error), MORE_MEMORY)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt as interrupt:
         told = str(interrupt) or "what is done is found again when the command is repeated"
         print(f"stopped: {told}", file=sys.stderr)

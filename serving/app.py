@@ -27,6 +27,7 @@ from starlette.types import Receive, Scope, Send
 from cloud.endpoint_client import DIGEST_HEADER
 from model_handlers.errors import MillraceError, UsageError, one_line
 from model_handlers.loaded_model import describe
+from model_handlers.memory import is_of_memory, out_of_memory
 from model_handlers.numpy_json import dump_objects
 from serving.instances import BadInstances, unique_instances
 from serving.refusals import Disconnected, Refused, json_response
@@ -147,14 +148,20 @@ class Predict:
             return refused.response()
         except Disconnected:
             raise
-        except (MillraceError, MemoryError) as error:
-            logger.error("a pass failed: %s", one_line(error))
-            return Refused(500, f"the model cannot be run: {one_line(error)}").response()
         except Exception as error:
-            # Without its message, which may hold values of a row.
-            where = "".join(traceback.format_tb(error.__traceback__))
-            logger.error("unexpected %s\n%s", type(error).__name__, where)
-            return Refused(500, f"unexpected {type(error).__name__}; see the log").response()
+            if is_of_memory(error):
+                return _too_large(error).response()
+            return self._failed(error).response()
+
+    def _failed(self, error: Exception) -> Refused:
+        """What the machine or the model raised -> the answer, and a line in the log."""
+        if isinstance(error, MillraceError):
+            logger.error("a pass failed: %s", one_line(error))
+            return Refused(500, f"the model cannot be run: {one_line(error)}")
+        # Without its message, which may hold values of a row.
+        where = "".join(traceback.format_tb(error.__traceback__))
+        logger.error("unexpected %s\n%s", type(error).__name__, where)
+        return Refused(500, f"unexpected {type(error).__name__}; see the log")
 
     def _admit(self) -> None:
         """Raises Refused where no request can be taken now."""
@@ -216,6 +223,13 @@ class Predict:
         message = f"{len(faults)} of {rows} instances cannot be predicted: instance "
         message += f"{first['index']}: {first['message']}"
         return Refused(400, message, {"bad_instances": len(faults), "instances": told})
+
+
+def _too_large(error: Exception) -> Refused:
+    """Lack of memory for a request -> its refusal. The next one may be smaller, or alone."""
+    told = out_of_memory(describe(error), "send fewer instances, or allow the server more memory")
+    logger.error("%s", told)
+    return Refused(503, str(told), headers={"Retry-After": "1"})
 
 
 async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:

@@ -18,6 +18,7 @@ from cloud.clients import Cloud
 from model_handlers.contract import Manifest
 from model_handlers.errors import DeviceError, MillraceError, one_line
 from model_handlers.loaded_model import LoadedModel
+from model_handlers.memory import MORE_MEMORY, is_of_memory, out_of_memory
 from model_handlers.package import read_manifest
 from model_handlers.run_model import Answer
 from model_handlers.torch_model import TorchModelHandler
@@ -115,6 +116,8 @@ class Service:
                     self._executor, load, self.settings, Path(folder)
                 )
         except Exception as error:  # whatever it is, the health route has to tell it
+            if is_of_memory(error):
+                error = out_of_memory(one_line(error), MORE_MEMORY)
             known = isinstance(error, MillraceError)
             self.fail(str(error) if known else f"{type(error).__name__}: {one_line(error)}")
             return

@@ -40,10 +40,10 @@ ALLOWED = {
     },
 }
 # What lies below everything: the element type, since handlers answer with record batches,
-# the exception tree and how addresses are shown; and the example's rows, which are made of
-# nothing of ours.
+# the exception tree, what tells of memory and how addresses are shown; and the example's rows,
+# which are made of nothing of ours.
 BELOW = {
-    "cloud": ("model_handlers.errors.", "model_handlers.addresses."),
+    "cloud": ("model_handlers.errors.", "model_handlers.memory.", "model_handlers.addresses."),
     "resources": ("examples.transactions.data.",),
     "model_handlers": ("transforms.record_batch.",),
 }

@@ -7,16 +7,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fastavro
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import requests
+import torch
+from google.api_core import exceptions
 
-from model_handlers.errors import InputError, OutOfMemory
+from cloud.errors import told_as
+from model_handlers.errors import InputError, OutOfMemory, as_model_error
+from model_handlers.loaded_model import LoadedModel
 from model_handlers.memory import ADVICE, is_of_memory
+from model_handlers.package import main as package_main
+from model_handlers.run_model import run_model
 from pipelines.command import explain
+from resources.__main__ import main as resources_main
+from serving.__main__ import main as serving_main
+from transforms.arrow_messages import read_arrow
+from transforms.avro_messages import avro_reader
+from transforms.failures import Fault
 from transforms.file_ranges import FileRange
 from transforms.read_files import Columns, read_range
+from transforms.row_format import RowFormat
 from transforms.text_lines import open_text
 
 Make = Callable[..., Any]
@@ -127,3 +141,127 @@ def test_a_thread_that_fails_otherwise_ends_nothing() -> None:
     )
     assert done.returncode == 0
     assert "ZeroDivisionError" in done.stderr
+
+
+def test_the_watch_outlives_threads_that_fail_otherwise() -> None:
+    how = """
+from concurrent.futures import ThreadPoolExecutor
+thread = threading.Thread(target=lambda: 1 / 0)
+thread.start()
+thread.join()
+try:
+    ThreadPoolExecutor(1).submit(fail).result()
+except MemoryError:
+    pass
+try:
+    thread.start()
+except RuntimeError:
+    pass
+logging.getLogger("grpc._server").error("no exception")
+threading.Event().wait(1)
+print("alive")
+"""
+    code = WAITS.format(how=how).replace("threading.Event().wait()", "")
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "alive\n")
+
+
+# Where it was reported as something else
+
+
+@pytest.mark.parametrize("error", OF_MEMORY[1:], ids=str)
+def test_a_model_is_not_blamed_for_lack_of_memory(error: Exception) -> None:
+    with pytest.raises((OutOfMemory, MemoryError)), as_model_error("model m cannot be loaded"):
+        raise error
+
+
+@pytest.mark.parametrize("text", ["std::bad_alloc", "can't allocate memory: you tried 8 bytes"])
+def test_a_row_is_not_blamed_for_lack_of_memory(
+    make_manifest: Make, text: str, tmp_path: Path
+) -> None:
+    def module(_: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError(text)
+
+    manifest = make_manifest()
+    model = LoadedModel(module, manifest, manifest.outputs, torch.device("cpu"), 4)
+    with pytest.raises(MemoryError, match="one row is too much for this worker"):
+        run_model(model, [np.zeros((4, 3), np.float32)], 4)
+
+
+def test_a_message_is_not_blamed_for_lack_of_memory(
+    make_manifest: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(size: int) -> Any:
+        def read(*_: Any) -> Any:
+            raise pa.ArrowMemoryError(f"malloc of size {size} failed")
+
+        return read
+
+    row_format = RowFormat(make_manifest())
+    monkeypatch.setattr(pa.ipc, "open_stream", fail(64))
+    with pytest.raises(OutOfMemory, match="Arrow"):
+        read_arrow(b"", "id", row_format, 1_000)
+    # What it claims of itself is its own fault.
+    monkeypatch.setattr(pa.ipc, "open_stream", fail(1 << 50))
+    found = read_arrow(b"", "id", row_format, 1_000)
+    assert isinstance(found, Fault)
+    assert found.reason == "invalid_arrow"
+    monkeypatch.setattr(fastavro, "schemaless_reader", fail_with_memory)
+    with pytest.raises(OutOfMemory, match="Avro"):
+        avro_reader({})(b"")
+
+
+def fail_with_memory(*_: Any) -> Any:
+    raise MemoryError
+
+
+def test_an_arrow_message_that_claims_more_than_there_is_costs_itself_alone(
+    make_manifest: Make,
+) -> None:
+    columns = dict.fromkeys("abc", np.zeros(1_000, np.float64))
+    table, sink = pa.table(columns), pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
+        writer.write_table(table)
+    body = sink.getvalue().to_pybytes()
+    # Before each compressed buffer stands its length.
+    length = (8_000).to_bytes(8, "little")
+    assert length in body
+    claim = body.replace(length, (1 << 50).to_bytes(8, "little"))
+    found = read_arrow(claim, "id", RowFormat(make_manifest()), 1 << 20)
+    assert isinstance(found, Fault)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        requests.exceptions.ConnectionError("[Errno 12] Cannot allocate memory"),
+        exceptions.ResourceExhausted("failed to allocate: out of memory"),
+    ],
+    ids=str,
+)
+def test_a_service_is_not_blamed_for_lack_of_memory(error: Exception) -> None:
+    with pytest.raises(OutOfMemory, match="table t cannot be read"):  # noqa: SIM117
+        with told_as(InputError, "table t cannot be read"):
+            raise error
+
+
+def test_what_a_service_says_of_its_own_memory_is_its_error() -> None:
+    error = exceptions.BadRequest("Resources exceeded: not enough memory for the query")
+    with pytest.raises(InputError, match="not enough memory"), told_as(InputError, "query"):
+        raise error
+
+
+@pytest.mark.parametrize("command", [package_main, resources_main, serving_main])
+def test_commands_report_lack_of_memory_in_a_line(
+    command: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("model_handlers.package.make_package", fail_with_memory)
+    monkeypatch.setattr("resources.flags.parse", fail_with_memory)
+    monkeypatch.setattr("serving.__main__.run", fail_with_memory)
+    flags = ["m.pt", "--feature_columns", "a", "--output", "o"] if command is package_main else []
+    assert command(flags) == 1
+    told = capsys.readouterr().err
+    assert told == "error: out of memory: MemoryError; allow this process more memory\n"

@@ -370,6 +370,33 @@ def test_a_device_that_failed_makes_the_server_unhealthy(
         assert server.server.service.state is State.FAILED
 
 
+@pytest.mark.parametrize("where", ["model", "instances"])
+def test_a_request_that_does_not_fit_into_memory_is_503_and_the_next_one_is_answered(
+    served: Running, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        if where == "model":
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+        raise MemoryError
+
+    model = served.server.service._chosen.model
+    with monkeypatch.context() as patched:
+        # It is halved when memory runs out, and other tests use the same server.
+        patched.setattr(model, "batch_rows", model.batch_rows)
+        if where == "model":
+            patched.setattr(LoadedModel, "_forward", broken)
+        else:
+            patched.setattr(served.server.service.reader, "read", broken)
+        answer = served.client.predict([GOOD] * 2)
+    assert (answer.status, answer.error["status"]) == (503, "UNAVAILABLE")
+    assert answer.headers["retry-after"] == "1"
+    message = answer.error["message"]
+    assert message.startswith("out of memory: ")
+    assert message.endswith("; send fewer instances, or allow the server more memory")
+    assert served.client.get("/health").status == 200
+    assert served.client.predict([GOOD] * 2).status == 200
+
+
 def test_an_unexpected_error_is_500_and_its_text_stays_out_of_answer_and_log(
     served: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

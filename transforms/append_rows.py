@@ -31,6 +31,7 @@ from cloud.clients import Cloud
 from cloud.errors import is_passing, told_as
 from model_handlers.errors import OutputError
 from model_handlers.isolate import isolate
+from model_handlers.memory import check_memory
 from model_handlers.without_values import without_cells
 from transforms.accounts import Count
 from transforms.bigquery_schema import TableName, arrow_schema, table_fields
@@ -100,7 +101,8 @@ def _unfit(row: pa.RecordBatch, schema: pa.Schema) -> Fault:
         column = row.column(field.name)
         try:
             column.cast(field.type)
-        except pa.ArrowException:
+        except pa.ArrowException as error:
+            check_memory(error, "a row for BigQuery")
             message = f"column {field.name}: expected {field.type}, got {column.type} out of range"
             return Fault("refused", message, field.name)
     return Fault("refused", "the row is not of the table's schema")

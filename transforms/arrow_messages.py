@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from model_handlers.errors import InputError, one_line
+from model_handlers.memory import check_memory
 from transforms.failures import Fault
 from transforms.read_files import Columns
 from transforms.record_batch import derived_ids, source_batch
 from transforms.row_format import RowFormat, to_text
 
 _FILE = b"ARROW1"
+_PLACE = "a message of Arrow"
+_CLAIMED = re.compile(r"alloc of size (\d+) failed")
 
 
 def read_arrow(
@@ -31,6 +36,7 @@ def read_arrow(
         # A stranger's offsets may point anywhere.
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
+        _check_memory(error, max_bytes)
         # Its message may quote bytes of the message, or values.
         return Fault(
             "invalid_arrow", f"not an Arrow IPC stream, or a damaged one ({type(error).__name__})"
@@ -47,7 +53,18 @@ def read_arrow(
     except InputError as error:
         return Fault("wrong_schema", one_line(error))
     except (pa.ArrowException, ValueError, TypeError, RecursionError) as error:
+        check_memory(error, _PLACE)
         return Fault("wrong_schema", f"the columns cannot be read ({type(error).__name__})")
+
+
+def _check_memory(error: Exception, max_bytes: int) -> None:
+    """What reading a message raised -> nothing. Raises OutOfMemory where this process lacks it.
+
+    A stranger's message may claim any size of its own buffers: then it is the message's fault.
+    """
+    claimed = _CLAIMED.search(str(error))
+    if claimed is None or int(claimed[1]) <= max_bytes:
+        check_memory(error, _PLACE)
 
 
 def _source(table: pa.Table, id_prefix: str, row_format: RowFormat) -> pa.RecordBatch:
@@ -77,11 +94,12 @@ def _of_type(column: pa.Array, kind: pa.DataType, name: str) -> pa.Array:
         return _cast(column, kind, name)
     try:
         return column.cast(kind)
-    except pa.ArrowException:
-        pass
+    except pa.ArrowException as error:
+        check_memory(error, _PLACE)
     try:
         return pa.array([to_text(value) for value in column.to_pylist()], kind)
     except (pa.ArrowException, ValueError, TypeError, RecursionError) as error:
+        check_memory(error, _PLACE)
         raise InputError(f"column {name}: expected {kind}, got {column.type}") from error
 
 
@@ -90,4 +108,5 @@ def _cast(column: pa.Array, kind: pa.DataType, name: str) -> pa.Array:
     try:
         return column.cast(kind)
     except pa.ArrowException as error:
+        check_memory(error, _PLACE)
         raise InputError(f"column {name}: expected {kind}, got {column.type}") from error

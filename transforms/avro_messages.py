@@ -9,6 +9,7 @@ from typing import Any
 import fastavro
 
 from model_handlers.errors import UsageError, one_line
+from model_handlers.memory import check_memory
 from model_handlers.unique_keys import load_unique
 from transforms.failures import Fault
 
@@ -79,6 +80,7 @@ def avro_reader(schema: Any) -> Callable[[bytes], Any]:
             row = fastavro.schemaless_reader(stream, schema, None)
         # fastavro answers bytes of another schema with exceptions of any kind.
         except Exception as error:
+            check_memory(error, "a message of Avro")
             if body.startswith(_FILE):
                 return Fault("invalid_avro", "an Avro file, expected one record without a schema")
             # Its message may quote bytes of the record.

@@ -57,6 +57,7 @@ def told(what: str) -> Iterator[None]:
         try:
             yield
         except (BeamIOError, OSError) as error:
+            check_memory(error, what)
             raise OutputError(f"{what}: {one_line(error)}") from error
 
 
@@ -137,6 +138,7 @@ def make_folder(path: str) -> None:
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
+        check_memory(error, path)
         raise OutputError(
             f"folder {path} cannot be made: {error.strerror}; choose another folder"
         ) from error

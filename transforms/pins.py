@@ -12,6 +12,7 @@ from apache_beam.io.filesystems import FileSystems
 from google.api_core.exceptions import GoogleAPIError
 
 from model_handlers.errors import InputError, one_line
+from model_handlers.memory import check_memory
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ def pin(path: str) -> Pin:
     except FileNotFoundError as error:
         raise InputError(f"input file {path} vanished during the run: {_ADVICE}") from error
     except (BeamIOError, OSError, GoogleAPIError) as error:
+        check_memory(error, path)
         raise InputError(f"input file {path} cannot be read: {one_line(error)}") from error
 
 

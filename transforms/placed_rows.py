@@ -17,6 +17,7 @@ from apache_beam.io.filesystems import FileSystems
 from pyarrow import parquet
 
 from model_handlers.errors import OutputError, one_line
+from model_handlers.memory import check_memory
 from transforms.run_folder import StagedFile
 
 _SPAN, _DIGEST = "millrace_span", "millrace_digest"
@@ -82,6 +83,7 @@ def _span_of_file(path: str, column: str) -> tuple[int, int]:
         with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as handle:
             footer = parquet.read_metadata(handle)
     except (BeamIOError, OSError, pa.ArrowException) as error:
+        check_memory(error, path)
         raise OutputError(f"{path} cannot be read: {one_line(error)}; run it again") from error
     names = [footer.schema.column(i).path for i in range(footer.num_columns)]
     column_number = names.index(column)
