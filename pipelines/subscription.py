@@ -16,14 +16,11 @@ from google.api_core import exceptions
 
 from cloud.clients import Cloud
 from cloud.errors import retry, told_as
+from cloud.reader_labels import LASTING, READER, UNTIL, seconds_left
 from model_handlers.errors import InputError, MillraceError, UsageError
 from pipelines.options import StreamSourceOptions
 from transforms.lease import DEADLINE_SECONDS
 
-READER = "millrace_reader"
-UNTIL = "millrace_reader_until"
-# What UNTIL says of a job that runs elsewhere; of a run in this process, a time.
-LASTING = "0"
 # How long a run in this process is believed to live after it last said so.
 LEASE_SECONDS = 120
 # Why a subscription that gives no message is waited for.
@@ -131,8 +128,8 @@ def claim(name: str, reader: str, cloud: Cloud, *, lasting: bool, shared: bool) 
     """
     with told_as(InputError, f"subscription {name} cannot be read"):
         labels = _labels(name, cloud)
-        other, left = labels.get(READER, ""), _lease_left(labels.get(UNTIL, ""))
-        if other and other != reader and left > 0 and not shared:
+        other, left = labels.get(READER, ""), seconds_left(labels)
+        if other != reader and left > 0 and not shared:
             until = "" if math.isinf(left) else f" for {left:,.0f} s more"
             raise UsageError(
                 f"{name} is read by {other}, as its label {READER} says{until}: two readers would "
@@ -175,11 +172,6 @@ def left_behind(name: str, *, made: bool, labelled: bool, followed: bool) -> str
     else:
         end = "when the job has ended, remove it"
     return f"the label {READER} keeps other readers from {name}: {end}: {unlabel_command(name)}"
-
-
-def _lease_left(until: str) -> float:
-    """A label's text -> the seconds for which its reader is believed to live."""
-    return int(until) - time.time() if until.isdecimal() and until != LASTING else math.inf
 
 
 def renew(name: str, reader: str, cloud: Cloud) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from google.api_core import exceptions
 
+from cloud.reader_labels import seconds_left
 from resources.declaration import Resource
 from resources.kind import Found, Kept, Kind, changed
 
@@ -115,8 +117,23 @@ class Subscriptions(Kind):
     def peek(self, resource: Resource) -> int | None:
         """A subscription -> how many messages it hands over at once; it gets them back.
 
-        None where it does not let itself be read.
+        None where it does not let itself be read, or where it hands over none and a reader, which
+        may have been killed, is believed to hold some.
         """
+        count = self._handed_over(resource)
+        return None if count == 0 and self._is_read(resource) else count
+
+    def _is_read(self, resource: Resource) -> bool:
+        try:
+            found = self.cloud.subscriber().get_subscription(
+                subscription=resource.name, retry=self._retry
+            )
+        except exceptions.NotFound:
+            return False
+        # A job that runs elsewhere was looked for by itself, and may leave its label.
+        return 0 < seconds_left(found.labels) < math.inf
+
+    def _handed_over(self, resource: Resource) -> int | None:
         subscriber, ended = self.cloud.subscriber(), threading.Event()
 
         def requests() -> Iterator[dict[str, Any]]:

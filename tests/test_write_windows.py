@@ -217,14 +217,21 @@ def test_what_a_killed_process_was_writing_goes_with_the_next_run(tmp_path: Path
     assert all(path.exists() for path in foreign)
 
 
-def test_in_a_bucket_an_unfinished_file_is_dead_after_a_day(
-    stream_emulators: LocalCloud, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def storage(stream_emulators: LocalCloud, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The emulator of Cloud Storage, which Beam finds; it has a bucket `bucket`."""
     from apache_beam.internal.gcp import auth
 
     for name, value in stream_emulators.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(auth._Credentials, "_credentials_init", True)
+    return stream_emulators.cloud.storage()
+
+
+@pytest.mark.usefixtures("storage")
+def test_in_a_bucket_an_unfinished_file_is_dead_after_a_day(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     day = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
     folder = "gs://bucket/unfinished/scores"
     path = f"{folder}/{day}/.a.jsonl-{uuid.uuid4().hex}"
@@ -259,19 +266,12 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
         write_file(str(tmp_path / "day" / "a.parquet"), [batch("r0")], "parquet")
 
 
-def test_a_bucket_is_a_folder_as_well(
-    stream_emulators: LocalCloud, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from apache_beam.internal.gcp import auth
-
-    for name, value in stream_emulators.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(auth._Credentials, "_credentials_init", True)
+def test_a_bucket_is_a_folder_as_well(storage: Any) -> None:
     check_folder("gs://bucket/windows/scores")
     path = "gs://bucket/windows/scores/a.parquet"
     for _ in range(2):
         assert write_file(path, [batch("r0"), batch("r1")], "parquet") == 2
-    blobs: list[Any] = list(stream_emulators.cloud.storage().list_blobs("bucket", prefix="windows"))
+    blobs = storage.list_blobs("bucket", prefix="windows")
     assert [blob.name for blob in blobs] == ["windows/scores/a.parquet"]
     with pytest.raises(OutputError, match=r"folder gs://missing-bucket/x cannot be written: .*404"):
         check_folder("gs://missing-bucket/x")
