@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from model_handlers.contract import Manifest
-from model_handlers.errors import ManifestError, UnsafeModel, UsageError, as_model_error
+from model_handlers.errors import ManifestError, UnsafeModel, UsageError
+from model_handlers.model_errors import as_model_error
 
 if TYPE_CHECKING:
     import torch

@@ -25,8 +25,8 @@ from model_handlers.errors import (
     ModelError,
     UnsafeModel,
     UsageError,
-    as_model_error,
 )
+from model_handlers.model_errors import as_model_error
 
 MAR_MANIFEST = "MAR-INF/MANIFEST.json"
 MAX_ARCHIVE_BYTES = 32 << 30

@@ -24,8 +24,7 @@ ever turned into a dead letter: they are faults of the run, not of a row.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 from model_handlers.addresses import without_secrets
 
@@ -116,23 +115,3 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     text = " ".join(str(error).split("Exception raised from")[0].split())
     text = without_secrets(text) or type(error).__name__
     return text if len(text) <= limit else f"{text[:limit]}..."
-
-
-@contextmanager
-def as_model_error(what: str) -> Iterator[None]:
-    """What cannot be done -> any foreign exception in the block raised as a ModelError of one line.
-
-    Filesystems, zip and torch's loaders answer damaged or foreign bytes with exceptions
-    of many kinds. MemoryError passes: it says nothing about the model. Raises OutOfMemory where
-    another exception tells of it.
-    """
-    # It is made of the errors above.
-    from model_handlers.memory import check_memory
-
-    try:
-        yield
-    except (MillraceError, MemoryError):
-        raise
-    except Exception as error:
-        check_memory(error, what)
-        raise ModelError(f"{what}: {one_line(error)}") from error

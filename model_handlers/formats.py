@@ -14,9 +14,10 @@ import torch
 
 from model_handlers.architecture import TrustedCode, build_architecture
 from model_handlers.contract import Manifest
-from model_handlers.errors import ManifestError, ModelError, UnsafeModel, as_model_error
+from model_handlers.errors import ManifestError, ModelError, UnsafeModel
 from model_handlers.export_archive import check_export
 from model_handlers.model_archive import ModelArchive
+from model_handlers.model_errors import as_model_error
 from model_handlers.plain_pickle import PICKLE_ADVICE, load_plain
 from model_handlers.torchscript import check_torchscript
 

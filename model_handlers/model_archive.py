@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from model_handlers.artifact import check_names, check_size
-from model_handlers.errors import ModelError, UnsafeModel, as_model_error
+from model_handlers.errors import ModelError, UnsafeModel
+from model_handlers.model_errors import as_model_error
 
 _END = struct.Struct("<4s4H2LH")
 _END64 = struct.Struct("<4sQ2H2L4Q")

@@ -8,9 +8,10 @@ from typing import Any, NoReturn
 
 import torch
 
-from model_handlers.errors import UnsafeModel, as_model_error, one_line
+from model_handlers.errors import UnsafeModel, one_line
 from model_handlers.inert_pickle import read_inert
 from model_handlers.model_archive import ModelArchive
+from model_handlers.model_errors import as_model_error
 
 PICKLE_ADVICE = (
     "unpickling it could run any code. Save the model with torch.export.save (.pt2), "

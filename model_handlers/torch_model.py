@@ -14,7 +14,7 @@ from model_handlers.architecture import TrustedCode, check_trusted
 from model_handlers.artifact import read_package
 from model_handlers.batch_handler import BatchHandler, error_column, outputs_column
 from model_handlers.contract import Manifest
-from model_handlers.errors import UsageError, as_model_error
+from model_handlers.errors import UsageError
 from model_handlers.formats import load_module
 from model_handlers.loaded_model import (
     LoadedModel,
@@ -22,6 +22,7 @@ from model_handlers.loaded_model import (
     describe,
     resolve_device,
 )
+from model_handlers.model_errors import as_model_error
 from model_handlers.prune import keep_outputs
 from model_handlers.run_model import run_model
 from model_handlers.try_rows import check_golden_rows, check_model

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from google.pubsub_v1.types import Subscription
 
 # Within which a subscription hands over what it has.
-_PEEK_SECONDS = 2.0
+_PEEK_SECONDS = 5.0
 _MASKS = {
     "acknowledge deadline": "ack_deadline_seconds",
     "expires": "expiration_policy",

@@ -32,7 +32,7 @@ from pipelines.command import Command, main
 from pipelines.stream_in_process import STOPPING
 from pipelines.stream_local import COMMAND
 from pipelines.stream_vertex import COMMAND as STREAM_VERTEX
-from transforms import decode_messages
+from transforms import decode_messages, lease
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -703,7 +703,7 @@ def test_after_a_kill_the_next_stream_gets_what_the_killed_one_held(
         monkeypatch.setenv(name, value)
     stream.input.publish(stream.bodies(0, 100))
     # Its rows wait for their file, so that no message is acknowledged.
-    given = {"output_files": stream.folder, "file_seconds": 3_600, "run_id": "r"}
+    given: dict[str, Any] = {"output_files": stream.folder, "file_seconds": 3_600, "run_id": "r"}
     flags = stream.flags(**given, stop_after_seconds=None)
     command = [sys.executable, "-m", "pipelines.stream_local", *flags]
     with subprocess.Popen(
@@ -738,7 +738,7 @@ def test_a_signal_ends_the_wait_for_what_a_killed_reader_may_hold(
     assert STOPPING in told
     found = re.fullmatch(r"no message came within (\d+) s", told.splitlines()[-1])
     assert found is not None
-    assert int(found[1]) < subscription.DEADLINE_SECONDS
+    assert int(found[1]) < lease.DEADLINE_SECONDS
 
 
 def test_a_stream_without_any_message_waits_no_longer_than_one_may_be_held(

@@ -18,14 +18,13 @@ from google.pubsub_v1.types import (
 
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
+from cloud.reader_labels import READER, UNTIL
 from examples.local_cloud import LocalCloud
 from model_handlers.errors import InputError, UsageError
 from pipelines import subscription as module
 from pipelines.options import StreamSourceOptions
 from pipelines.subscription import (
     LEASE_SECONDS,
-    READER,
-    UNTIL,
     check_subscription,
     claim,
     left_behind,
