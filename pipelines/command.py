@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from model_handlers import errors
 from model_handlers.addresses import guard_output
-from model_handlers.memory import is_of_memory, out_of_memory, tells_of_memory
+from model_handlers.memory import ADVICE, is_of_memory, out_of_memory, tells_of_memory
 from pipelines.dead_threads import end_when_threads_fail
 from pipelines.flags import Parsed, parse
 
@@ -150,6 +150,8 @@ _NAMES = {
     for name, kind in vars(errors).items()
     if isinstance(kind, type) and issubclass(kind, errors.MillraceError)
 }
+# What Beam says of a worker process whose connection is gone.
+_WORKER_GONE = "Channel closed prematurely"
 # Beam adds the step's name to whatever a worker raises.
 _WHERE = re.compile(r" \[while running '[^']*'\]")
 _RAISED = re.compile(rf"^(?:[\w.]+\.)?({'|'.join(_NAMES)}): (.*)$", re.MULTILINE)
@@ -173,6 +175,11 @@ def explain(error: BaseException) -> errors.MillraceError:
         return found
     if tells_of_memory(str(error)):
         return out_of_memory(last_line(str(error)))
+    if _WORKER_GONE in str(error):
+        return errors.MillraceError(
+            "a worker process ended in the midst of its work, as one does that the system kills "
+            f"for lack of memory; {ADVICE}"
+        )
     return errors.MillraceError(
         f"unexpected {type(error).__name__}: {last_line(str(error))}; run again with --debug for "
         "the traceback"

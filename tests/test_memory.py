@@ -172,6 +172,13 @@ print("alive")
 # Where it was reported as something else
 
 
+def test_a_worker_that_the_system_killed_is_reported_with_the_usual_cause() -> None:
+    told = str(explain(RuntimeError("Channel closed prematurely.")))
+    assert told.startswith("a worker process ended in the midst of its work")
+    assert "memory" in told
+    assert told.endswith(ADVICE)
+
+
 @pytest.mark.parametrize("error", OF_MEMORY[1:], ids=str)
 def test_a_model_is_not_blamed_for_lack_of_memory(error: Exception) -> None:
     with pytest.raises((OutOfMemory, MemoryError)), as_model_error("model m cannot be loaded"):
