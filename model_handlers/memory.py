@@ -12,7 +12,8 @@ ADVICE = "lower --batch_rows, use fewer workers (--direct_num_workers 1), or all
 MORE_MEMORY = "allow this process more memory"
 _TEXTS = re.compile(
     r"MemoryError|can't start new thread|std::bad_alloc|Cannot allocate memory"
-    r"|can't allocate memory|not enough memory|(?:m|re)alloc of size \d+ failed|out of memory",
+    r"|can't allocate memory|not enough memory|(?:m|re)alloc of size \d+ failed|out of memory"
+    r"|failed to map segment",
     re.IGNORECASE,
 )
 
@@ -23,7 +24,7 @@ def is_of_memory(error: BaseException) -> bool:
         return error.errno == errno.ENOMEM or tells_of_memory(str(error))
     if isinstance(error, MemoryError):
         return True
-    return isinstance(error, RuntimeError) and tells_of_memory(str(error))
+    return isinstance(error, RuntimeError | ImportError) and tells_of_memory(str(error))
 
 
 def tells_of_memory(text: str) -> bool:

@@ -42,6 +42,7 @@ OF_MEMORY = [
     RuntimeError("can't start new thread"),
     RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 8 bytes"),
     RuntimeError("std::bad_alloc"),
+    ImportError("libtorch_cuda.so: failed to map segment from shared object"),
 ]
 
 
