@@ -188,14 +188,17 @@ class Manifest:
         if self.output(name).shape != ():
             raise UsageError(
                 f"output {name!r} has shape {list(self.output(name).shape)} a row and cannot be "
-                f"the score, which is one number: {self._score_advice()}"
+                f"the score, which is one number: {self.score_advice()}"
             )
         return replace(self, score_output=name)
 
-    def _score_advice(self) -> str:
+    def score_advice(self) -> str:
+        """Manifest -> what to do for a score: an output to choose, or how the model gets one."""
         scalars = [spec.name for spec in self.outputs if spec.shape == ()]
         if scalars:
             return f"--score_output takes {', '.join(scalars)}"
+        if any(spec.shape == (1,) for spec in self.outputs):
+            return "this model answers lists of one number; let it end in .squeeze(-1)"
         return "this model has no such output; let it return one, for instance one class's column"
 
     def to_json(self) -> str:

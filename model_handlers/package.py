@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
@@ -30,6 +30,9 @@ from model_handlers.errors import (
     one_line,
 )
 from model_handlers.memory import MORE_MEMORY, check_memory, out_of_memory
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 GOLDEN_ROWS = 8
 # Rows of the sample that stand beside the golden ones when the model is tried.
@@ -180,18 +183,32 @@ def sound_rows(path: str, columns: Sequence[str]) -> np.ndarray:
             if column not in names:
                 raise InputError(f"sample {path} lacks column {column!r}{nearest(column, names)}")
         table = pq.read_table(path, columns=list(columns))
-        values = np.stack([c.cast(pa.float64()).to_numpy() for c in table.itercolumns()], axis=1)
     except (OSError, pa.ArrowException) as error:
         check_memory(error, f"sample {path}", MORE_MEMORY)
-        # Its message may quote a value.
         raise InputError(
-            f"sample {path}: expected Parquet with numbers in {', '.join(columns[:40])} "
+            f"sample {path}: expected a Parquet file, and it cannot be read as one "
             f"({type(error).__name__})"
         ) from error
+    values = np.stack([_numbers(table, column, path) for column in columns], axis=1)
     values = values[np.isfinite(values).all(axis=1)]
     if not len(values):
         raise InputError(f"sample {path} has not one row without null, NaN or infinity")
     return values
+
+
+def _numbers(table: pa.Table, column: str, path: str) -> np.ndarray:
+    """A column of a sample -> its values as float64 [rows]."""
+    import pyarrow as pa
+
+    found = table.column(column)
+    try:
+        return np.asarray(found.cast(pa.float64()).to_numpy())
+    except pa.ArrowException as error:
+        check_memory(error, f"sample {path}")
+        # Its message may quote a value.
+        raise InputError(
+            f"sample {path}: expected numbers in column {column!r}, got {found.type}"
+        ) from error
 
 
 class _Parser(argparse.ArgumentParser):
@@ -284,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     outputs = ", ".join(spec.name for spec in manifest.outputs)
     print(f"made {args.output}: {manifest.name} {manifest.version}, sha256 {manifest.sha256}")
-    print(f"outputs {outputs}; score {manifest.score_output or 'none: choose with --score_output'}")
+    print(f"outputs {outputs}; score {manifest.score_output or f'none: {manifest.score_advice()}'}")
     return 0
 
 

@@ -36,7 +36,7 @@ def _score(report: Mapping[str, Any]) -> str:
     """A report -> the score's name and what its values are."""
     name, scores = report["score_output"], report.get("scores")
     if name is None:
-        return "none: --score_output chooses one"
+        return "none: neither --score_output nor the model's manifest names an output"
     if scores is None:
         return str(name)
     mean, std, least, most = (f"{scores[key]:.4g}" for key in ("mean", "std", "min", "max"))

@@ -418,6 +418,18 @@ def test_weights_are_packaged_with_their_class(
     TorchModelHandler(str(tmp_path / "o"), manifest, trusted_modules=[__name__]).load_model()
 
 
+def test_a_model_that_answers_lists_of_one_number_is_told_how_to_get_a_score(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "column.pt"
+    path.write_bytes(script(torch.nn.Linear(3, 1)))
+    arguments = [str(path), "--feature_columns", "Time,V1,Amount", "--output", str(tmp_path / "o")]
+    assert main(arguments) == 0
+    assert "score none: this model answers lists of one number" in capsys.readouterr().out
+    assert main([*arguments, "--score_output", "output"]) == 2
+    assert ".squeeze(-1)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -443,7 +455,7 @@ def test_weights_are_packaged_with_their_class(
         (
             ["--feature_columns", "Time,V1,id", "--output", "{}/o", "--sample", "{}/s.parquet"],
             1,
-            "s.parquet: expected Parquet with numbers in Time, V1, id (ArrowInvalid)",
+            "s.parquet: expected numbers in column 'id', got string",
         ),
         (
             ["--feature_columns", "a,b,c", "--output", "{}/o", "--sample", "{}/none.parquet"],
@@ -453,7 +465,7 @@ def test_weights_are_packaged_with_their_class(
         (
             ["--feature_columns", "a,b,c", "--output", "{}/o", "--sample", "{}/model.pt"],
             1,
-            "model.pt: expected Parquet with numbers in a, b, c (Arrow",
+            "model.pt: expected a Parquet file, and it cannot be read as one (Arrow",
         ),
         (
             ["--feature_columns=Time,V1,Amount", "--output", "{}/o", "--sample", "{}/nan.parquet"],
