@@ -68,12 +68,13 @@ def select(flags: ReplayOptions) -> Selection:
             )
         if stage not in STAGES:
             raise UsageError(
-                f"--stage: {stage!r} is none{nearest(stage, STAGES)}; expected {', '.join(STAGES)}"
+                f"--stage: {stage!r} is no stage{nearest(stage, STAGES)}; "
+                f"expected {', '.join(STAGES)}"
             )
     for reason in flags.reason or ():
         if reason not in REASONS:
             raise UsageError(
-                f"--reason: {reason!r} is none{nearest(reason, REASONS)}; expected "
+                f"--reason: {reason!r} is no reason{nearest(reason, REASONS)}; expected "
                 f"{', '.join(REASONS)}"
             )
     try:

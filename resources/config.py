@@ -106,7 +106,7 @@ def check_pipelines(names: tuple[str, ...], place: str) -> None:
     for name in names:
         if name not in PIPELINES:
             raise UsageError(
-                f"{place}: {name!r} is none{nearest(name, PIPELINES)}: expected some of "
+                f"{place}: {name!r} is no pipeline{nearest(name, PIPELINES)}: expected some of "
                 f"{', '.join(PIPELINES)}"
             )
 

@@ -43,7 +43,7 @@ def _pipelines(text: str) -> tuple[str, ...]:
     for name in _names(text):
         if name not in (*PIPELINES, *_GROUPS):
             raise argparse.ArgumentTypeError(
-                f"{name!r} is none{nearest(name, (*PIPELINES, *_GROUPS))}: expected some of "
+                f"{name!r} is no pipeline{nearest(name, (*PIPELINES, *_GROUPS))}: expected some of "
                 f"{', '.join((*PIPELINES, *_GROUPS))}"
             )
         chosen |= dict.fromkeys(_GROUPS.get(name, (name,)))
@@ -55,7 +55,8 @@ def _kinds(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
         for name in _names(text):
             if name not in known:
                 raise argparse.ArgumentTypeError(
-                    f"{name!r} is none{nearest(name, known)}: expected some of {', '.join(known)}"
+                    f"{name!r} is no kind that this command takes{nearest(name, known)}: expected "
+                    f"some of {', '.join(known)}"
                 )
         return _names(text)
 
@@ -152,7 +153,7 @@ def _add_making(command: argparse.ArgumentParser) -> None:
         "--load_example",
         type=_rows,
         metavar="N",
-        help="the source table shall hold N example transactions",
+        help="fill the source table with N example transactions",
     )
 
 

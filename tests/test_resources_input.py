@@ -103,7 +103,7 @@ def test_a_batch_worker_may_not_touch_topics_and_a_local_one_no_endpoint() -> No
         ('buket = "b"', "unknown key 'buket' (nearest: bucket)"),
         ("project = 3", "project = 3: expected a text"),
         ('pipelines = "batch_local"', "expected a list of texts"),
-        ('pipelines = ["batch_locl"]', "'batch_locl' is none (nearest: batch_local"),
+        ('pipelines = ["batch_locl"]', "'batch_locl' is no pipeline (nearest: batch_local"),
         ("pipelines = []", "expected some of batch_local"),
         ('bucket = "Bucket"', "bucket = 'Bucket': expected 3 to 63 of a-z"),
         ('prefix = "google-topics"', "not goog..."),
@@ -133,13 +133,16 @@ def test_a_mistake_in_the_config_is_told_in_one_line(
     [
         (["plam"], "invalid choice: 'plam'"),
         ([], "the following arguments are required: COMMAND"),
-        (["plan", "--kinds", "tabel"], "'tabel' is none (nearest: table"),
-        (["cleanup", "--kinds", "service"], "'service' is none"),
+        (
+            ["plan", "--kinds", "tabel"],
+            "'tabel' is no kind that this command takes (nearest: table",
+        ),
+        (["cleanup", "--kinds", "service"], "'service' is no kind that this command takes"),
         # As of a variable that is not set: they narrow nothing, and must not choose everything.
         (["cleanup", "--yes", "--kinds", ""], "expected names with a comma between them, got ''"),
         (["cleanup", "--yes", "--pipelines", ""], "expected names with a comma between them"),
         (["cleanup", "--yes", "--jobs", ","], "expected names with a comma between them"),
-        (["cleanup", "--pipelines", "streams"], "'streams' is none (nearest: stream"),
+        (["cleanup", "--pipelines", "streams"], "'streams' is no pipeline (nearest: stream"),
         (["status", "--max_age", "week"], "expected a time as 30m, 12h or 7d, got 'week'"),
         (["setup", "--load_example", "0"], "expected a number of rows from 1, got '0'"),
         (["plan", "--config", "none.toml"], "none.toml: there is no such file"),

@@ -165,7 +165,7 @@ def open_parquet(path: str) -> pq.ParquetFile:
     except (pa.ArrowException, BeamIOError, OSError) as error:
         check_memory(error, path)
         raise InputError(
-            f"{path} is not a readable Parquet file: {one_line(error)}; it may be "
+            f"{path} is not a readable Parquet file: {one_line(error).rstrip('.')}; it may be "
             "truncated, or of another format (--input_format)"
         ) from error
 
