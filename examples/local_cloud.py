@@ -153,27 +153,10 @@ class LocalCloud:
         return {**os.environ, **self.environment}
 
 
-@contextmanager
-def local_cloud(
-    folder: Path,
-    *,
-    with_pubsub: bool = False,
-    pubsub_memory: str = "512m",
-    with_labels: bool = True,
-) -> Iterator[LocalCloud]:
-    """A folder for data and logs -> the servers, running until the block ends.
-
-    pubsub_memory: as Java has it. The emulator keeps messages that were acknowledged.
-    with_labels: topics and subscriptions keep their labels, by a front that each call goes through.
-    """
-    rest, grpc, gcs, messages, front = free_ports(5)
-    kept = front if with_labels else messages
-    endpoints = Endpoints(
-        f"http://127.0.0.1:{rest}",
-        f"127.0.0.1:{grpc}",
-        f"http://localhost:{gcs}",
-        f"localhost:{kept}" if with_pubsub else None,
-    )
+def _servers(
+    folder: Path, messages: int, pubsub_memory: str, gcs: int, rest: int, grpc: int
+) -> tuple[Server, Server, Server]:
+    """A folder and ports -> the servers of Pub/Sub, Cloud Storage and BigQuery, not started."""
     pubsub = Server(
         f"java -Xmx{pubsub_memory} -jar {pubsub_jar()} --host=localhost --port={messages}",
         f"http://localhost:{messages}/",
@@ -195,6 +178,31 @@ def local_cloud(
         # DuckDB looks for its extensions under the home folder.
         {"HOME": str(INSTALLED / "home"), "STORAGE_EMULATOR_HOST": f"http://localhost:{gcs}"},
     )
+    return pubsub, storage, bigquery
+
+
+@contextmanager
+def local_cloud(
+    folder: Path,
+    *,
+    with_pubsub: bool = False,
+    pubsub_memory: str = "512m",
+    with_labels: bool = True,
+) -> Iterator[LocalCloud]:
+    """A folder for data and logs -> the servers, running until the block ends.
+
+    pubsub_memory: as Java has it. The emulator keeps messages that were acknowledged.
+    with_labels: topics and subscriptions keep their labels, by a front that each call goes through.
+    """
+    rest, grpc, gcs, messages, front = free_ports(5)
+    kept = front if with_labels else messages
+    endpoints = Endpoints(
+        f"http://127.0.0.1:{rest}",
+        f"127.0.0.1:{grpc}",
+        f"http://localhost:{gcs}",
+        f"localhost:{kept}" if with_pubsub else None,
+    )
+    pubsub, storage, bigquery = _servers(folder, messages, pubsub_memory, gcs, rest, grpc)
     with ExitStack() as started:
         for server in (storage, bigquery, *([pubsub] if with_pubsub else [])):
             server.start()

@@ -34,6 +34,8 @@ from model_handlers.memory import MORE_MEMORY, check_memory, out_of_memory
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from model_handlers.loaded_model import LoadedModel
+
 GOLDEN_ROWS = 8
 # Rows of the sample that stand beside the golden ones when the model is tried.
 OTHER_ROWS = 56
@@ -103,25 +105,14 @@ def with_golden_rows(
 
     from model_handlers.architecture import TrustedCode
     from model_handlers.formats import load_module
-    from model_handlers.loaded_model import ROW_FAULTS, LoadedModel, describe
+    from model_handlers.loaded_model import LoadedModel
     from model_handlers.try_rows import check_independence
 
     arrays = [np.asarray(inputs[spec.name], dtype=spec.dtype) for spec in manifest.inputs]
     rows = len(arrays[0])
     module = load_module(data, manifest, code=TrustedCode(tuple(trusted_modules)))
     model = LoadedModel(module, manifest, manifest.outputs, torch.device("cpu"), rows)
-    try:
-        answers = model.forward(arrays, slice(0, rows))
-    except ROW_FAULTS as error:
-        raise ContractBroken(
-            f"model {manifest.name} fails on the sample: {describe(error)}"
-        ) from error
-    for spec, answer in zip(manifest.outputs, answers, strict=True):
-        if not np.isfinite(answer).all():
-            raise ContractBroken(
-                f"model {manifest.name} answers NaN or an infinity as {spec.name} to the first "
-                f"{rows} sound rows: choose other golden rows"
-            )
+    answers = _finite_answers(model, arrays)
     golden = GoldenRows(
         inputs={spec.name: a.tolist() for spec, a in zip(manifest.inputs, arrays, strict=True)},
         outputs={spec.name: a.tolist() for spec, a in zip(manifest.outputs, answers, strict=True)},
@@ -132,6 +123,27 @@ def with_golden_rows(
         beside = [np.asarray(others[spec.name], dtype=spec.dtype) for spec in manifest.inputs]
     check_independence(replace(model, manifest=manifest), arrays, answers, beside)
     return manifest
+
+
+def _finite_answers(model: LoadedModel, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """A model and golden rows, an array an input -> its answers, an array an output.
+
+    Raises ContractBroken if it fails, or answers NaN or an infinity.
+    """
+    from model_handlers.loaded_model import ROW_FAULTS, describe
+
+    name, rows = model.manifest.name, len(arrays[0])
+    try:
+        answers = model.forward(arrays, slice(0, rows))
+    except ROW_FAULTS as error:
+        raise ContractBroken(f"model {name} fails on the sample: {describe(error)}") from error
+    for spec, answer in zip(model.manifest.outputs, answers, strict=True):
+        if not np.isfinite(answer).all():
+            raise ContractBroken(
+                f"model {name} answers NaN or an infinity as {spec.name} to the first {rows} "
+                "sound rows: choose other golden rows"
+            )
+    return answers
 
 
 def write_package(folder: Path, data: bytes, manifest: Manifest) -> None:

@@ -176,6 +176,11 @@ def _add_server_flags(add: Callable[..., Any], environment: Mapping[str, str]) -
     add("--health_route", type=_route, default=environment.get("AIP_HEALTH_ROUTE") or None)
     add("--predict_route", type=_route, default=environment.get("AIP_PREDICT_ROUTE") or None)
     add("--max_request_bytes", type=above_zero, default=MAX_REQUEST_BYTES)
+    _add_limits(add)
+
+
+def _add_limits(add: Callable[..., Any]) -> None:
+    """How much the server takes at once, and for how long."""
     add("--max_batch_rows", type=above_zero, default=4096, help="rows of one pass (default: 4096)")
     add(
         "--max_batch_wait_ms",
