@@ -34,6 +34,8 @@ class Connection(HttpToolsProtocol):
         self._writing: asyncio.TimerHandle | None = None
         # Whether a request has begun that has not arrived whole.
         self._is_partial = False
+        # What `cycle`, of the last request with a whole head, was before that one came.
+        self._before: Any = None
         # Bytes of the head so far, and bytes that came since the parser last handed some on; what
         # the parser keeps of a read in which it handed some on is not counted.
         self._head = self._silent = 0
@@ -89,10 +91,13 @@ class Connection(HttpToolsProtocol):
     def eof_received(self) -> bool:  # type: ignore[override]
         """The client sends nothing more -> whether it still gets answers."""
         self._link.ended()
+        if self.pipeline and self.pipeline[0][0].more_body:
+            # It waits behind others and will never be whole; the one before it is the last.
+            self.pipeline.popleft()
+            self.cycle = self._before
         if self._link.is_closing() or not self.is_answering:
             return False
-        last = self.pipeline[0][0] if self.pipeline else self.cycle
-        last.keep_alive = False
+        self.cycle.keep_alive = False
         return True
 
     def on_message_begin(self) -> None:
@@ -112,6 +117,7 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is whole: the app begins."""
+        self._before = self.cycle
         super().on_headers_complete()
         if self._service.state is State.DRAINING:
             self.cycle.keep_alive = False

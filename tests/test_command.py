@@ -124,7 +124,7 @@ def test_a_clean_run_mentions_no_dead_letter_folder() -> None:
 
 
 def test_a_run_without_a_score_says_how_to_choose_one() -> None:
-    assert "none: --score_output" in summarise(report() | {"score_output": None}, 1.0)
+    assert "none: neither --score_output nor" in summarise(report() | {"score_output": None}, 1.0)
 
 
 @pytest.mark.parametrize(("dead", "limit"), [(10, 0.0), (10, 0.009), (1000, 1.0)])
