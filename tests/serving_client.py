@@ -1,6 +1,7 @@
 """A server on a real socket, of this process or of its own, and a plain client for it."""
 
 import http.client
+import io
 import json
 import os
 import re
@@ -124,10 +125,24 @@ def half_a_request(client: Client, instances: Any) -> tuple[socket.socket, bytes
 
 
 def read_answer(connection: socket.socket) -> Answer:
-    """A connection on which a request was sent -> its answer."""
-    response = http.client.HTTPResponse(connection)
-    response.begin()
-    return Answer(response.status, dict(response.headers), response.read())
+    """A connection on which a request was sent -> its answer, and not a byte of the next one."""
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += _received(connection, 1)
+    line, _, rest = head.partition(b"\r\n")
+    headers = http.client.parse_headers(io.BytesIO(rest))
+    body = _received(connection, int(headers["Content-Length"]))
+    return Answer(int(line.split()[1]), dict(headers), body)
+
+
+def _received(connection: socket.socket, count: int) -> bytes:
+    """A connection -> so many bytes. Raises EOFError where it ends before."""
+    found = b""
+    while len(found) < count:
+        if not (part := connection.recv(count - len(found))):
+            raise EOFError(f"the server closed the connection {count - len(found)} bytes too early")
+        found += part
+    return found
 
 
 @contextmanager
