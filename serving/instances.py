@@ -35,7 +35,8 @@ def unique_instances(request: dict[str, Any], body: bytes) -> list[Any]:
     """
     instances: list[Any] = request["instances"]
     objects = [one for one in (request, request.get("parameters"), *instances) if type(one) is dict]
-    if count_key_ends([body]) <= sum(map(len, objects)):
+    keys = sum(map(len, objects))
+    if count_key_ends([body], keys) <= keys:
         return instances
     try:
         marked = load_marked(body)
@@ -44,10 +45,10 @@ def unique_instances(request: dict[str, Any], body: bytes) -> list[Any]:
     twins = [] if isinstance(marked, Doubled) else marked.pop("instances")
     if (key := doubled_key(marked)) is not None:
         raise ValueError(doubled_text(key))
-    keys = map(doubled_key, twins)
+    doubled = map(doubled_key, twins)
     return [
         one if key is None else Fault("duplicate_key", doubled_text(key))
-        for one, key in zip(instances, keys, strict=True)
+        for one, key in zip(instances, doubled, strict=True)
     ]
 
 

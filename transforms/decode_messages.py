@@ -239,7 +239,7 @@ def _decode_arrow(
 class _DecodeDoFn(beam.DoFn):
     """Messages of a bundle, or lists of them -> source batches; the others to `failures`.
 
-    How many messages were decoded goes to `counts`.
+    How many messages of a bundle were decoded goes to `counts`.
     """
 
     def __init__(
@@ -250,6 +250,7 @@ class _DecodeDoFn(beam.DoFn):
     def start_bundle(self) -> None:
         self._waiting: list[Any] = []
         self._bytes = 0
+        self._decoded = 0
 
     def process(self, element: Any) -> Iterable[Any]:
         # No generator: of most messages nothing comes at once.
@@ -274,6 +275,8 @@ class _DecodeDoFn(beam.DoFn):
                 yield beam.pvalue.TaggedOutput(value.tag, windowed)
             else:
                 yield GlobalWindows.windowed_value(value, timestamp=now)
+        count = GlobalWindows.windowed_value(found("messages", self._decoded), timestamp=now)
+        yield beam.pvalue.TaggedOutput("counts", count)
 
     def _flush(self) -> Iterator[Any]:
         messages = [parse(message) for message in self._waiting]
@@ -284,11 +287,11 @@ class _DecodeDoFn(beam.DoFn):
         yield from batches
         if failures is not None:
             yield beam.pvalue.TaggedOutput("failures", failures)
-        decoded = len(messages)
-        if self._format.kind != "arrow":
+        if self._format.kind == "arrow":
+            self._decoded += len(messages)
+        else:
             # What came out of them: each is a row, good or bad.
-            decoded = sum(map(len, batches)) + (0 if failures is None else len(failures))
-        yield beam.pvalue.TaggedOutput("counts", found("messages", decoded))
+            self._decoded += sum(map(len, batches)) + (0 if failures is None else len(failures))
 
 
 @dataclass

@@ -40,7 +40,8 @@ def read_json_values(texts: Sequence[bytes | Fault]) -> list[Any]:
     else:
         pairs = zip(texts, values, strict=True)
         of_objects = [cast(bytes, text) for text, value in pairs if type(value) is dict]
-    keys, ends = sum(map(len, objects)), count_key_ends(of_objects)
+    keys = sum(map(len, objects))
+    ends = count_key_ends(of_objects, keys)
     if ends > keys and ends > keys + _inner_keys(objects):
         checked = map(_checked, objects, of_objects)
         values = [next(checked) if type(value) is dict else value for value in values]
@@ -89,13 +90,21 @@ def _count_keys(value: Any) -> int:
     return keys
 
 
-def count_key_ends(texts: Sequence[bytes]) -> int:
-    """Texts of JSON -> how many keys they have at most: colons after a quote or a space."""
-    found = 0
+def count_key_ends(texts: Sequence[bytes], keys: int) -> int:
+    """Texts of JSON, and how many keys were read -> how many keys they have at most.
+
+    These are the colons after a quote or a space. All colons count where they are no more than
+    the keys that were read: finding them takes a third of the time.
+    """
     # As many at once as fit into the caches.
-    for i in range(0, len(texts), 256):
-        whole = np.frombuffer(b"".join(texts[i : i + 256]), np.uint8)
-        ends = whole[1:] == _COLON
-        ends &= whole[:-1] <= _QUOTE
-        found += int(np.count_nonzero(ends))
-    return found
+    parts = [
+        np.frombuffer(b"".join(texts[i : i + 256]), np.uint8) for i in range(0, len(texts), 256)
+    ]
+    colons = sum(int(np.count_nonzero(part == _COLON)) for part in parts)
+    return colons if colons <= keys else sum(map(_key_ends, parts))
+
+
+def _key_ends(text: np.ndarray) -> int:
+    ends = text[1:] == _COLON
+    ends &= text[:-1] <= _QUOTE
+    return int(np.count_nonzero(ends))

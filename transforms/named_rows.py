@@ -91,7 +91,7 @@ class NamedRows:
         kept = list(zip(*rest, strict=True))
         keys = rows * width + sum(rows - cells.count(None) for cells in kept)
         # No more ends of keys than values: then no key is there twice, and none as null.
-        if count_key_ends(bodies) > keys:
+        if count_key_ends(bodies, keys) > keys:
             return None
         own = self._format.id_column
         ids = None if own is None else list(map(to_text, kept[list(self._beside).index(own)]))
