@@ -1,5 +1,7 @@
 """What a Dataflow worker installs; everything else about the project is in pyproject.toml."""
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
-setup(packages=["cloud", "model_handlers", "pipelines", "resources", "serving", "transforms"])
+PACKAGES = ("cloud", "model_handlers", "pipelines", "resources", "serving", "transforms")
+
+setup(packages=find_packages(include=[*PACKAGES, *(f"{name}.*" for name in PACKAGES)]))

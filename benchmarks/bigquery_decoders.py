@@ -27,18 +27,18 @@ from benchmarks.bigquery_recording import Recording, ReplayingClient, ReplayingC
 from benchmarks.contestant import ID_COLUMN, timed
 from benchmarks.row_costs import tell_rows
 from examples.transactions.data import FEATURES
-from model_handlers.contract import Manifest
+from model_handlers.manifest import Manifest
 from model_handlers.package import read_manifest
 from model_handlers.torch_model import BATCH_ROWS
-from transforms.bigquery_schema import TableName
-from transforms.bigquery_source import BigQuerySource
-from transforms.failures import Provenance
-from transforms.read_bigquery import (
+from transforms.bigquery.read import (
     ReadBigQuery,
     ReadStream,
     read_stream,
 )
-from transforms.read_files import Columns
+from transforms.bigquery.schema import TableName
+from transforms.bigquery.source import BigQuerySource
+from transforms.failures import Provenance
+from transforms.files.read import Columns
 from transforms.record_batch import INPUTS, ROW_ID, rebatch, struct_columns
 from transforms.validate import ValidateFeatures, validate
 

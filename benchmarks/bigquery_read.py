@@ -32,7 +32,7 @@ from cloud.clients import Cloud
 from examples.local_cloud import INSTALL_COMMAND, is_installed, local_cloud
 from examples.transactions.data import FEATURES
 from examples.transactions.demo_bigquery import SOURCE, fill
-from transforms.bigquery_schema import TableName
+from transforms.bigquery.schema import TableName
 from transforms.row_ids import content_ids
 
 US_PER_ROW = 0.5

@@ -12,7 +12,7 @@ from google.cloud import bigquery
 from google.cloud.bigquery_storage_v1 import types
 
 from cloud.clients import Cloud
-from transforms.bigquery_schema import TableName, table_fields
+from transforms.bigquery.schema import TableName, table_fields
 
 _SESSION = "session"
 

@@ -30,16 +30,16 @@ from google.cloud.bigquery_storage_v1 import types
 from benchmarks.contestant import LATENT, LATENT_OUTPUT, SCORE_OUTPUT, timed
 from benchmarks.row_costs import tell_rows
 from cloud.clients import Cloud
-from transforms.append_rows import BATCH_BYTES, DefaultStream, append, sized
-from transforms.append_rows import conform as conform_to_table
-from transforms.bigquery_schema import TableName, arrow_schema, table_fields
+from transforms.bigquery.append import BATCH_BYTES, DefaultStream, append, sized
+from transforms.bigquery.append import conform as conform_to_table
+from transforms.bigquery.destination import TableDestination
+from transforms.bigquery.schema import TableName, arrow_schema, table_fields
 from transforms.encode import OutputFields, encode
 from transforms.failures import Provenance
-from transforms.file_writers import open_writer
+from transforms.files.run_folder import SCORES, RunFolder
+from transforms.files.stage import conform
+from transforms.files.writers import open_writer
 from transforms.record_batch import OUTPUTS, ROW_ID, SOURCE, derived_ids, slices, to_rows
-from transforms.run_folder import SCORES, RunFolder
-from transforms.write_bigquery import TableDestination
-from transforms.write_files import conform
 
 # As the model's handler has it, whose module would import torch.
 BATCH_ROWS = 32_768

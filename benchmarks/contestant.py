@@ -92,7 +92,7 @@ def read_report(stdout: str) -> Report:
 
 def score_files(output: Path) -> list[Path]:
     """A contestant's output folder -> its Parquet files of scores, in order."""
-    from transforms.listing import superseded
+    from transforms.files.listing import superseded
 
     found = {str(path) for path in output.rglob("part-*.parquet")}
     return sorted(map(Path, found - superseded(found)))

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-PRELOADED = ("pipelines.batch", "pipelines.stream", "transforms.write_bigquery")
+PRELOADED = ("pipelines.batch.run", "pipelines.stream.run", "transforms.bigquery.destination")
 # The next look at a condition, and how long it may take to hold.
 POLL_SECONDS = 0.002
 PATIENCE_SECONDS = 300.0

@@ -26,7 +26,7 @@ import torch
 from benchmarks.machine import describe_machine, versions
 from benchmarks.summary import spread
 from examples.transactions.data import FEATURES
-from model_handlers.contract import InputSpec, Manifest, OutputSpec
+from model_handlers.manifest import InputSpec, Manifest, OutputSpec
 from model_handlers.package import write_package
 from model_handlers.torch_model import BATCH_ROWS, TorchModelHandler
 from transforms.predict import Predict

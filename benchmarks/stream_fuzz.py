@@ -29,15 +29,15 @@ from benchmarks.row_costs import write_results
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from examples.transactions.data import FEATURES
-from model_handlers.contract import Manifest
+from model_handlers.manifest import Manifest
 from model_handlers.package import read_manifest
 from model_handlers.torch_model import TorchModelHandler
-from pipelines.graph import ScoreStream, StreamSinks
-from transforms.decode_messages import ENCODING, MessageFormat, MessageKind, decode_messages
+from pipelines.batch.graph import ScoreStream, StreamSinks
 from transforms.encode import choose_fields, output_schema
 from transforms.failures import Provenance, utc_now
-from transforms.messages import Message, serialize
-from transforms.row_format import RowFormat
+from transforms.json_rows.row_format import RowFormat
+from transforms.messages.decode import ENCODING, MessageFormat, MessageKind, decode_messages
+from transforms.messages.message import Message, serialize
 from transforms.row_schemas import CARRIED
 from transforms.validate import validate
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model_handlers.addresses import path_fault
-from model_handlers.contract import MANIFEST_NAME, Manifest
 from model_handlers.errors import (
     DigestMismatch,
     ManifestError,
@@ -26,6 +25,7 @@ from model_handlers.errors import (
     UnsafeModel,
     UsageError,
 )
+from model_handlers.manifest import MANIFEST_NAME, Manifest
 from model_handlers.model_errors import as_model_error
 
 MAR_MANIFEST = "MAR-INF/MANIFEST.json"

@@ -16,7 +16,7 @@ import pyarrow as pa
 from apache_beam.metrics import Metrics
 from apache_beam.ml.inference.base import ModelHandler
 
-from model_handlers.contract import Manifest, OutputSpec
+from model_handlers.manifest import Manifest, OutputSpec
 from model_handlers.without_values import without_numbers
 from transforms.record_batch import ERROR, ERROR_TYPE, INPUTS, OUTPUTS, flat_values
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from model_handlers.contract import MANIFEST_NAME, Manifest, refuse
 from model_handlers.errors import ManifestError, nearest, one_line
+from model_handlers.manifest import MANIFEST_NAME, Manifest, refuse
 from model_handlers.unique_keys import DoubledKeyError, load_unique
 
 

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
-from model_handlers.contract import MANIFEST_NAME, FeatureStatistics, GoldenRows, Manifest
 from model_handlers.errors import (
     ContractBroken,
     InputError,
@@ -29,6 +28,7 @@ from model_handlers.errors import (
     nearest,
     one_line,
 )
+from model_handlers.manifest import MANIFEST_NAME, FeatureStatistics, GoldenRows, Manifest
 from model_handlers.memory import MORE_MEMORY, check_memory, out_of_memory
 
 if TYPE_CHECKING:
@@ -103,8 +103,8 @@ def with_golden_rows(
     """
     import torch
 
-    from model_handlers.architecture import TrustedCode
-    from model_handlers.formats import load_module
+    from model_handlers.formats.architecture import TrustedCode
+    from model_handlers.formats.load import load_module
     from model_handlers.loaded_model import LoadedModel
     from model_handlers.try_rows import check_independence
 

@@ -10,18 +10,18 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from model_handlers.architecture import TrustedCode, check_trusted
 from model_handlers.artifact import read_package
 from model_handlers.batch_handler import BatchHandler, error_column, outputs_column
-from model_handlers.contract import Manifest
 from model_handlers.errors import UsageError
-from model_handlers.formats import load_module
+from model_handlers.formats.architecture import TrustedCode, check_trusted
+from model_handlers.formats.load import load_module
 from model_handlers.loaded_model import (
     LoadedModel,
     check_device,
     describe,
     resolve_device,
 )
+from model_handlers.manifest import Manifest
 from model_handlers.model_errors import as_model_error
 from model_handlers.prune import keep_outputs
 from model_handlers.run_model import run_model

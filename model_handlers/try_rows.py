@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from model_handlers.contract import GoldenRows, InputSpec, Manifest
 from model_handlers.errors import ContractBroken
 from model_handlers.loaded_model import ROW_FAULTS, LoadedModel, count_of, describe
+from model_handlers.manifest import GoldenRows, InputSpec, Manifest
 
 # Enough that each row has several others beside it; and many others.
 MADE_UP_ROWS = 5

@@ -23,10 +23,10 @@ from cloud.endpoint_answers import Refused
 from cloud.endpoint_client import EndpointClient, Stats
 from cloud.vertex import EndpointAddress
 from model_handlers.batch_handler import NAMESPACE, BatchHandler, error_column, outputs_column
-from model_handlers.contract import InputSpec, Manifest
 from model_handlers.endpoint_codec import EndpointCodec, InstanceFormat
 from model_handlers.errors import EndpointError, UsageError
 from model_handlers.isolate import MOSTLY, SMALL_BATCH, SUSPECTS, random_rows
+from model_handlers.manifest import InputSpec, Manifest
 from model_handlers.prediction_cache import PredictionCache, row_keys, rows_with_gaps
 from transforms.record_batch import slices
 

@@ -32,7 +32,7 @@ COMMAND = Command(
         CloudOptions,
         RunOptions,
     ),
-    run="pipelines.batch:run_local",
+    run="pipelines.batch.run:run_local",
 )
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ COMMAND = Command(
         CloudOptions,
         RunOptions,
     ),
-    run="pipelines.batch:run_vertex",
+    run="pipelines.batch.run:run_vertex",
 )
 
 if __name__ == "__main__":

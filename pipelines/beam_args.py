@@ -19,7 +19,7 @@ from apache_beam.options.pipeline_options import (
 
 from model_handlers.addresses import address_fault, path_fault
 from model_handlers.errors import UsageError, nearest
-from pipelines.job_facts import option_names
+from pipelines.dataflow.facts import option_names
 from pipelines.options import all_flags
 from transforms.failures import utc_now
 
@@ -43,7 +43,7 @@ _SECRET = re.compile(r"secret|password|token|connection_string|access_key|gbek")
 
 
 class JobFactOptions(PipelineOptions):
-    """The facts of pipelines/job_facts.py, which travel with a job. Nobody types them."""
+    """The facts of pipelines/dataflow/facts.py, which travel with a job. Nobody types them."""
 
     @classmethod
     def _add_argparse_args(cls, parser: Any) -> None:

@@ -10,9 +10,9 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 from cloud.clients import Cloud, credentials, default_project
 from cloud.endpoints import Endpoints, grpc_target, is_plain, rest_url
 from model_handlers.errors import UsageError
-from pipelines.flags import Parsed
 from pipelines.options import CloudOptions, FailureOptions, SinkOptions, SourceOptions
-from transforms.bigquery_schema import project_of
+from pipelines.options.flag import Parsed
+from transforms.bigquery.schema import project_of
 
 GCS = "gs://"
 

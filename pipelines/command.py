@@ -23,7 +23,7 @@ from model_handlers import errors
 from model_handlers.addresses import guard_output
 from model_handlers.memory import ADVICE, is_of_memory, out_of_memory, tells_of_memory
 from pipelines.dead_threads import end_when_threads_fail
-from pipelines.flags import Parsed, parse
+from pipelines.options.flag import Parsed, parse
 
 
 @dataclass(frozen=True)

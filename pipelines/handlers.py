@@ -8,12 +8,11 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 
 from cloud.endpoints import Endpoints
 from cloud.vertex import EndpointAddress
-from model_handlers.architecture import check_trusted
-from model_handlers.contract import Manifest
+from model_handlers.formats.architecture import check_trusted
+from model_handlers.manifest import Manifest
 from model_handlers.package import read_manifest
 from model_handlers.torch_model import TorchModelHandler
 from model_handlers.vertex_endpoint import RequestLimits, VertexEndpointHandler
-from pipelines.flags import Parsed
 from pipelines.options import (
     CloudOptions,
     DeviceOptions,
@@ -21,6 +20,7 @@ from pipelines.options import (
     ModelOptions,
     StreamRunOptions,
 )
+from pipelines.options.flag import Parsed
 from transforms.encode import OutputFields
 
 CHECK_SECONDS = 15.0

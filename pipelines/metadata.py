@@ -15,9 +15,11 @@ from typing import Any
 
 import orjson
 
-from pipelines import batch_local, batch_vertex, launch, replay, stream_local, stream_vertex
+from pipelines import batch_local, batch_vertex, stream_local, stream_vertex
 from pipelines.command import Command
-from pipelines.flags import as_text, plain_type
+from pipelines.launch import command as launch
+from pipelines.options.flag import as_text, plain_type
+from pipelines.replay import command as replay
 
 TEMPLATES = {
     "Millrace: batch, model in the worker": batch_local.COMMAND,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipelines.destinations import writes_bigquery
-from pipelines.flags import Parsed, require
-from pipelines.idle_flags import check_idle_flags
+from pipelines.batch.destinations import writes_bigquery
+from pipelines.batch.sources import reads_bigquery
 from pipelines.options import (
     EndpointOptions,
     ModelOptions,
@@ -16,8 +15,9 @@ from pipelines.options import (
     StreamSinkOptions,
     StreamSourceOptions,
 )
-from pipelines.sources import reads_bigquery
-from pipelines.subscription import check_source
+from pipelines.options.flag import Parsed, require
+from pipelines.options.idle_flags import check_idle_flags
+from pipelines.stream.subscription import check_source
 
 
 def require_flags(name: str, parsed: Parsed, program: str | None = None, **also: Any) -> None:

@@ -32,7 +32,7 @@ COMMAND = Command(
         CloudOptions,
         StreamRunOptions,
     ),
-    run="pipelines.stream:run_local",
+    run="pipelines.stream.run:run_local",
 )
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ COMMAND = Command(
         CloudOptions,
         StreamRunOptions,
     ),
-    run="pipelines.stream:run_vertex",
+    run="pipelines.stream.run:run_vertex",
 )
 
 if __name__ == "__main__":

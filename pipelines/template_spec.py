@@ -16,8 +16,8 @@ from google.api_core import exceptions
 from cloud.clients import Cloud
 from cloud.errors import retry, told_as
 from model_handlers.errors import MillraceError, OutputError, UsageError, nearest
-from pipelines.flags import _Parser
 from pipelines.metadata import TEMPLATES, template
+from pipelines.options.flag import _Parser
 
 BY_DIGEST = re.compile(r"[^@\s]+/[^@\s]+@sha256:[0-9a-f]{64}")
 BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")

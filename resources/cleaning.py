@@ -26,12 +26,12 @@ from resources.config import Config
 from resources.declaration import Resource, declare
 from resources.jobs import ROLE as JOBS_ROLE
 from resources.jobs import Job, Jobs
-from resources.kind import is_disabled, told
-from resources.kinds import Kinds, Looked, look_at, open_kinds
+from resources.kinds.base import is_disabled, told
+from resources.kinds.catalog import Kinds, Looked, look_at, open_kinds
+from resources.kinds.pubsub import Subscriptions
 from resources.outcome import Outcome
 from resources.place import DONE, FAILED, check_project, configure
 from resources.progress import Progress, aligned, progressing
-from resources.pubsub import Subscriptions
 from resources.status import backlogs
 from resources.stopping import Stop, belongs, choose_jobs, stop_jobs, used_by
 

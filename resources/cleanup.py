@@ -9,11 +9,11 @@ from typing import Literal
 from google.api_core import exceptions
 
 from model_handlers.errors import MillraceError
-from resources.bigquery import Tables
 from resources.declaration import LABELLED, Resource, config_label
 from resources.jobs import Job
-from resources.kind import Found, Kept, told
-from resources.kinds import KINDS, Kinds, Looked
+from resources.kinds.base import Found, Kept, told
+from resources.kinds.bigquery import Tables
+from resources.kinds.catalog import KINDS, Kinds, Looked
 from resources.outcome import Outcome
 from resources.progress import Progress, in_bytes
 

@@ -13,13 +13,13 @@ from resources.cleaning import run_cleanup
 from resources.cleanup import JOB
 from resources.declaration import Resource, declare
 from resources.jobs import Jobs
-from resources.kinds import Kinds, open_kinds
+from resources.kinds.catalog import Kinds, open_kinds
+from resources.kinds.storage import Models
 from resources.package import open_package
 from resources.place import DONE, FAILED, check_project, configure
 from resources.plan import Step
 from resources.progress import aligned, progressing
 from resources.setup import plan, set_up
-from resources.storage import Models
 
 TO_DO = 3
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from cloud.regions import region_fault
-from model_handlers.architecture import check_names
 from model_handlers.errors import UsageError, nearest
+from model_handlers.formats.architecture import check_names
 
 CONFIG_NAME = "millrace.toml"
 PIPELINES = ("batch_local", "batch_vertex", "stream_local", "stream_vertex")

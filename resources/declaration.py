@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import pyarrow as pa
 
 from resources.config import PIPELINES, Config
-from transforms.bigquery_schema import table_fields, type_name
+from transforms.bigquery.schema import table_fields, type_name
 from transforms.row_schemas import FAILURE_SCHEMA, REFERENCE_SCHEMA, REFERENCE_STREAM_SCHEMA
 
 # The label of everything that is made here, and by `python -m serving deploy`.

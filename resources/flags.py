@@ -12,7 +12,7 @@ from typing import NoReturn
 from model_handlers.errors import UsageError, nearest
 from resources.cleanup import REMOVABLE
 from resources.config import CONFIG_NAME, PIPELINES
-from resources.kinds import KINDS
+from resources.kinds.catalog import KINDS
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 # Names for several pipelines, beside their own.

@@ -17,8 +17,8 @@ from cloud.dataflow_lists import not_listed, read_jobs
 from cloud.errors import retry
 from resources.config import Config
 from resources.declaration import declare
-from resources.kind import configs_of
-from resources.storage import SCHEME, split
+from resources.kinds.base import configs_of
+from resources.kinds.storage import SCHEME, split
 
 if TYPE_CHECKING:
     from cloud.clients import Dataflow

@@ -11,7 +11,7 @@ from cloud.discovered import execute
 from cloud.endpoints import Endpoints, is_plain
 from model_handlers.errors import OutputError
 from resources.config import Config, read_config
-from resources.kind import is_disabled, lacks_role, told
+from resources.kinds.base import is_disabled, lacks_role, told
 
 DONE, FAILED = 0, 1
 _VIEWER = "roles/browser"

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from resources.declaration import LABEL, Resource
-from resources.kind import Found
+from resources.kinds.base import Found
 
 Action = Literal["keep", "create", "change", "conflict"]
 

@@ -11,8 +11,8 @@ from google.api_core.retry import Retry
 
 from model_handlers.errors import MillraceError, OutputError
 from resources.declaration import LABEL, LABELLED, Resource
-from resources.kind import Kind, is_disabled, told
-from resources.kinds import Kinds, look_at
+from resources.kinds.base import Kind, is_disabled, told
+from resources.kinds.catalog import Kinds, look_at
 from resources.plan import Step, make_step, wanted
 from resources.progress import Progress
 

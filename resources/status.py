@@ -15,10 +15,10 @@ from model_handlers.errors import CredentialsError, MillraceError
 from resources.declaration import LABEL, LABELLED, Resource, config_label
 from resources.jobs import ROLE as JOBS_ROLE
 from resources.jobs import Job, Jobs, Usage
-from resources.kind import Found, told
-from resources.kinds import Kinds, Looked, look_at_one
+from resources.kinds.base import Found, told
+from resources.kinds.catalog import Kinds, Looked, look_at_one
+from resources.kinds.pubsub import Topics
 from resources.progress import Progress, aligned, in_bytes
-from resources.pubsub import Topics
 
 _METRIC = "pubsub.googleapis.com/subscription/"
 

@@ -10,7 +10,7 @@ from typing import Literal
 from model_handlers.errors import MillraceError, UsageError, nearest
 from resources.config import Config
 from resources.jobs import ROLE, Job, Jobs
-from resources.kind import told
+from resources.kinds.base import told
 from resources.outcome import Outcome
 from resources.progress import Progress
 

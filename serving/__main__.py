@@ -29,21 +29,21 @@ def run(argv: Sequence[str]) -> int:
 
 def deploy(argv: Sequence[str]) -> int:
     """Deploy's flags -> the exit code."""
-    from serving.deploy import deploy
+    from serving.deploy.run import deploy
 
     return deploy(argv)
 
 
 def undeploy(argv: Sequence[str]) -> int:
     """Undeploy's flags -> the exit code."""
-    from serving.undeploy import undeploy
+    from serving.deploy.undeploy import undeploy
 
     return undeploy(argv)
 
 
 def status(argv: Sequence[str]) -> int:
     """Status' flags -> the exit code."""
-    from serving.status import status
+    from serving.deploy.status import status
 
     return status(argv)
 

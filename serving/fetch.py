@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from cloud.clients import Cloud
 from cloud.errors import retry, told_as
-from model_handlers.contract import MANIFEST_NAME, Manifest
 from model_handlers.errors import ModelError
+from model_handlers.manifest import MANIFEST_NAME, Manifest
 
 if TYPE_CHECKING:
     from google.cloud import storage

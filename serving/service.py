@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from cloud.clients import Cloud
-from model_handlers.contract import Manifest
 from model_handlers.errors import DeviceError, MillraceError, one_line
 from model_handlers.loaded_model import LoadedModel
+from model_handlers.manifest import Manifest
 from model_handlers.memory import MORE_MEMORY, is_of_memory, out_of_memory
 from model_handlers.package import read_manifest
 from model_handlers.run_model import Answer

@@ -17,7 +17,7 @@ from google.cloud.dataflow_v1beta3.types import FlexTemplateRuntimeEnvironment
 from model_handlers.errors import UsageError, nearest
 from pipelines.beam_args import beam_flags
 from pipelines.command import Command, run_and_exit
-from pipelines.launch import PIPELINES as COMMANDS
+from pipelines.launch.command import PIPELINES as COMMANDS
 from pipelines.options import all_flags
 
 VARIABLE = "MILLRACE_PIPELINE"

@@ -18,11 +18,11 @@ import pytest
 import requests
 
 from examples.local_cloud import LocalCloud
-from transforms import staging
-from transforms.commit_files import commit
-from transforms.destination import Destination, FolderDestination
+from transforms.files import staging
+from transforms.files.commit import commit
+from transforms.files.destination import Destination, FolderDestination
+from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
 from transforms.results import open_result
-from transforms.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
 
 FIRST, SECOND, THIRD = "aaaaaaaa", "bbbbbbbb", "cccccccc"
 # Where scores and dead letters go.

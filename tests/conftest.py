@@ -26,7 +26,7 @@ from examples.local_cloud import (
 )
 from examples.pubsub_labels import keeping_labels
 from examples.transactions.build import build
-from model_handlers.contract import InputSpec, Manifest, OutputSpec
+from model_handlers.manifest import InputSpec, Manifest, OutputSpec
 from transforms.failures import Provenance
 from transforms.record_batch import derived_ids, source_batch
 

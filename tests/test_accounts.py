@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from model_handlers.errors import BalanceError
 from pipelines.batch_local import COMMAND
 from pipelines.command import main
-from transforms import file_ranges, read_files
 from transforms.accounts import (
     TABLE_ROWS,
     Entry,
@@ -31,7 +30,9 @@ from transforms.accounts import (
     taken,
     unknown_rows,
 )
-from transforms.file_ranges import FileRange, PlannedFile
+from transforms.files import ranges as file_ranges
+from transforms.files import read as read_files
+from transforms.files.ranges import FileRange, PlannedFile
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 ROWS = 2_000  # of the fixture `example`

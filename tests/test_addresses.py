@@ -16,7 +16,6 @@ from model_handlers.addresses import SafeFormatter, host_of, shown, without_secr
 from model_handlers.artifact import read_package
 from model_handlers.errors import InputError, MillraceError, UsageError, one_line
 from pipelines.beam_args import beam_options
-from pipelines.flags import parse
 from pipelines.options import (
     CloudOptions,
     EndpointOptions,
@@ -24,8 +23,9 @@ from pipelines.options import (
     SinkOptions,
     SourceOptions,
 )
+from pipelines.options.flag import parse
 from resources.package import open_package
-from serving.deploy_flags import parse_deploy
+from serving.deploy.flags import parse_deploy
 from serving.settings import parse as parse_server
 
 ROOT = Path(__file__).parents[1]

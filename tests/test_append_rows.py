@@ -28,10 +28,10 @@ from hypothesis import strategies as st
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from examples.local_cloud import LocalCloud
-from model_handlers.contract import Manifest
 from model_handlers.errors import OutputError
-from transforms import append_rows
-from transforms.append_rows import (
+from model_handlers.manifest import Manifest
+from transforms.bigquery import append as append_rows
+from transforms.bigquery.append import (
     REQUEST_BYTES,
     WRITTEN,
     AppendToTable,
@@ -40,7 +40,7 @@ from transforms.append_rows import (
     conform,
     sized,
 )
-from transforms.bigquery_schema import JSON_METADATA, TableName, arrow_schema, table_fields
+from transforms.bigquery.schema import JSON_METADATA, TableName, arrow_schema, table_fields
 from transforms.encode import choose_fields, encode
 from transforms.failures import Provenance
 from transforms.record_batch import OUTPUTS
@@ -485,8 +485,8 @@ import sys, threading
 import pyarrow as pa
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
-from transforms.append_rows import DefaultStream
-from transforms.bigquery_schema import TableName
+from transforms.bigquery.append import DefaultStream
+from transforms.bigquery.schema import TableName
 
 rows = pa.record_batch({"id": pa.array(["a"])})
 table = TableName("some-project", "d", "t")

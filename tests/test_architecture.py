@@ -15,16 +15,16 @@ import pytest
 import torch
 from torch import nn
 
-from model_handlers.architecture import TrustedCode, check_trusted
 from model_handlers.artifact import ModelPackage
-from model_handlers.contract import InputSpec, Manifest, OutputSpec
 from model_handlers.errors import ManifestError, ModelError, UnsafeModel, UsageError
-from model_handlers.formats import load_module
+from model_handlers.formats.architecture import TrustedCode, check_trusted
+from model_handlers.formats.load import load_module
+from model_handlers.manifest import InputSpec, Manifest, OutputSpec
 from model_handlers.package import write_package
 from model_handlers.torch_model import TorchModelHandler
-from pipelines.flags import parse as read_flags
-from pipelines.launch_request import parameters_of
+from pipelines.launch.request import parameters_of
 from pipelines.options import ModelOptions
+from pipelines.options.flag import parse as read_flags
 from resources.config import Config, read_config
 from resources.package import open_package
 from serving.settings import parse

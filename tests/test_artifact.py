@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_handlers.artifact import MAR_MANIFEST, read_bytes, read_package
-from model_handlers.contract import InputSpec, Manifest, OutputSpec
 from model_handlers.errors import (
     DigestMismatch,
     ManifestError,
@@ -21,6 +20,7 @@ from model_handlers.errors import (
     ModelError,
     UnsafeModel,
 )
+from model_handlers.manifest import InputSpec, Manifest, OutputSpec
 from model_handlers.package import write_mar, write_package
 
 DATA = bytes(range(256)) * 40

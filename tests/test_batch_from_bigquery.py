@@ -18,9 +18,9 @@ from examples.local_cloud import PROJECT, LocalCloud
 from examples.transactions.data import FEATURES
 from pipelines.batch_local import COMMAND
 from pipelines.command import main
-from transforms import read_bigquery
 from transforms.accounts import QUERY_ROWS, TABLE_ROWS
-from transforms.read_bigquery import (
+from transforms.bigquery import read as read_bigquery
+from transforms.bigquery.read import (
     ReadStream,
 )
 

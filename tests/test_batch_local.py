@@ -25,7 +25,7 @@ from model_handlers.artifact import MAR_MANIFEST
 from pipelines.batch_local import COMMAND
 from pipelines.command import main
 from transforms.encode import output_schema
-from transforms.file_writers import open_writer
+from transforms.files.writers import open_writer
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 ROWS = 2_000  # of the fixture `example`
@@ -300,8 +300,8 @@ def test_rows_have_the_schema_that_was_told_before_the_run(
         written.append((kind, schema))
         return open_writer(handle, schema, kind)
 
-    monkeypatch.setattr("pipelines.batch.output_schema", tell)
-    monkeypatch.setattr("transforms.write_files.open_writer", write)
+    monkeypatch.setattr("pipelines.batch.run.output_schema", tell)
+    monkeypatch.setattr("transforms.files.stage.open_writer", write)
     fields = "encoded,normalized_reconstruction,Time,Amount,Class" if layout == "default" else None
     assert run(input_files=rows, output_schema=layout, output_fields=fields)[0] == 0
     (schema,) = [schema for kind, schema in written if kind == "parquet"]

@@ -24,7 +24,7 @@ from examples.local_cloud import LocalCloud
 from examples.transactions.data import FEATURES, generate, write_parquet
 from model_handlers.package import read_manifest
 from model_handlers.torch_model import BATCH_ROWS
-from transforms.bigquery_schema import TableName
+from transforms.bigquery.schema import TableName
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 

@@ -11,7 +11,7 @@ from benchmarks.stream_latency import beside, figures, schedule
 from benchmarks.stream_memory import SETTLING, growth
 from benchmarks.stream_run import Arrivals, numbered
 from model_handlers.package import read_manifest
-from transforms.decode_messages import decode_messages
+from transforms.messages.decode import decode_messages
 
 
 def test_when_messages_are_sent_is_fixed_beforehand_and_of_the_rate() -> None:

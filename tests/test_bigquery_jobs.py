@@ -16,12 +16,12 @@ from google.cloud import bigquery
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import transforms.bigquery_jobs
+import transforms.bigquery.jobs
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from cloud.errors import retry
 from examples.local_cloud import LocalCloud
-from transforms.bigquery_jobs import ATTEMPTS, done_job, job_id, run_job
+from transforms.bigquery.jobs import ATTEMPTS, done_job, job_id, run_job
 
 PLACE = "europe-west1"
 BASE = job_id("copy", "a", "b")
@@ -322,7 +322,7 @@ def test_errors_of_asking_that_pass_are_waited_out(serve: Serve, waits: list[flo
 def test_a_job_that_never_ends_is_given_up(
     serve: Serve, waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transforms.bigquery_jobs, "_JOB_SECONDS", 0.05)
+    monkeypatch.setattr(transforms.bigquery.jobs, "_JOB_SECONDS", 0.05)
     jobs = Jobs(plans=[Plan(10**9)])
     with pytest.raises(exceptions.DeadlineExceeded, match=rf"{BASE}-0 is still RUNNING"):
         run(serve, jobs)

@@ -22,20 +22,20 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from examples.local_cloud import LocalCloud
-from model_handlers.contract import InputSpec, Manifest, OutputSpec
-from transforms.bigquery_schema import TableName, arrow_schema, without_json
-from transforms.bigquery_source import BigQuerySource, describe
-from transforms.failures import Provenance
-from transforms.file_store import create_file
-from transforms.file_writers import open_writer
-from transforms.read_bigquery import (
+from model_handlers.manifest import InputSpec, Manifest, OutputSpec
+from transforms.bigquery.destination import TableDestination
+from transforms.bigquery.read import (
     open_session,
     read_stream,
 )
-from transforms.read_files import Columns
-from transforms.run_folder import SCORES, RunFolder, StagedFile
-from transforms.write_bigquery import TableDestination
-from transforms.write_files import conform
+from transforms.bigquery.schema import TableName, arrow_schema, without_json
+from transforms.bigquery.source import BigQuerySource, describe
+from transforms.failures import Provenance
+from transforms.files.read import Columns
+from transforms.files.run_folder import SCORES, RunFolder, StagedFile
+from transforms.files.stage import conform
+from transforms.files.store import create_file
+from transforms.files.writers import open_writer
 
 LARGEST = (1 << 63) - 1
 # NUMERIC has 29 digits before and 9 behind the point. The emulator's BIGNUMERIC has 20 and 18,

@@ -10,7 +10,7 @@ from google.cloud.bigquery import SchemaField
 
 from examples.local_cloud import LocalCloud
 from model_handlers.errors import OutputError, UsageError
-from transforms.bigquery_schema import (
+from transforms.bigquery.schema import (
     JSON_METADATA,
     TableName,
     arrow_schema,

@@ -29,7 +29,7 @@ from pipelines.batch_local import COMMAND
 from pipelines.beam_args import beam_options
 from pipelines.cloud_access import connect, make_cloud
 from pipelines.command import main
-from pipelines.flags import parse
+from pipelines.options.flag import parse
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 TABLE = {"projectId": "p", "datasetId": "d", "tableId": "t"}

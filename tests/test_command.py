@@ -13,11 +13,11 @@ from model_handlers.errors import (
     UsageError,
     nearest,
 )
-from pipelines.batch import check_dead_letters
+from pipelines.batch.progress import progress_line
+from pipelines.batch.run import check_dead_letters
+from pipelines.batch.summary import summarise
 from pipelines.command import explain, main
-from pipelines.launch import choose
-from pipelines.progress import progress_line
-from pipelines.summary import summarise
+from pipelines.launch.command import choose
 
 TRACEBACK = """Traceback (most recent call last):
   File "x.py", line 1, in process

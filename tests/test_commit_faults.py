@@ -28,8 +28,8 @@ from hypothesis import strategies as st
 
 from examples.local_cloud import LocalCloud
 from model_handlers.errors import OutputError
-from transforms.commit_files import abandon
-from transforms.run_folder import StagedFile
+from transforms.files.commit import abandon
+from transforms.files.run_folder import StagedFile
 
 
 @pytest.fixture(scope="module")

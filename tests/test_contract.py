@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_handlers.contract import (
+from model_handlers.errors import ManifestError, UsageError
+from model_handlers.manifest import (
     FeatureStatistics,
     GoldenRows,
     InputSpec,
@@ -19,7 +20,6 @@ from model_handlers.contract import (
     OutputSpec,
     arrow_type,
 )
-from model_handlers.errors import ManifestError, UsageError
 
 DTYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from model_handlers.errors import InputError
-from transforms.csv_lines import read_header, read_lines
+from transforms.files.csv_lines import read_header, read_lines
 
 HEADER = ["name", "a", "b"]
 TYPES = {"name": pa.string(), "b": pa.float64()}

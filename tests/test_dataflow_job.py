@@ -26,12 +26,12 @@ from examples.local_cloud import LocalCloud
 from pipelines import batch_local, batch_vertex, stream_local, stream_vertex
 from pipelines.beam_args import beam_options
 from pipelines.command import main
-from pipelines.dataflow_job import ACCELERATOR, ask_for_accelerator
-from pipelines.flags import Parsed
-from pipelines.held_state import holds_state
-from pipelines.job_facts import JobFacts, label_value, read_facts
-from pipelines.job_links import attach_command, console_link
+from pipelines.dataflow.facts import JobFacts, label_value, read_facts
+from pipelines.dataflow.held_state import holds_state
+from pipelines.dataflow.links import attach_command, console_link
+from pipelines.dataflow.start import ACCELERATOR, ask_for_accelerator
 from pipelines.options import DeviceOptions
+from pipelines.options.flag import Parsed
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 COMMANDS = {

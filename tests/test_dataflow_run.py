@@ -26,10 +26,11 @@ from examples.google_api.server import (
 )
 from examples.google_api.staged_pipeline import ExecutingDataflow
 from examples.local_cloud import LocalCloud
-from pipelines import batch_local, batch_vertex, launch, stream_local
+from pipelines import batch_local, batch_vertex, stream_local
 from pipelines.command import Command, main
-from pipelines.dataflow_job import remove_staged
-from pipelines.job_facts import read_facts
+from pipelines.dataflow.facts import read_facts
+from pipelines.dataflow.start import remove_staged
+from pipelines.launch import command as launch
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 PROJECT = "my-project"

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from model_handlers.contract import FeatureStatistics, InputSpec, Manifest
-from transforms.decode import Decoded, content_id, decode_json, decode_rows
+from model_handlers.manifest import FeatureStatistics, InputSpec, Manifest
 from transforms.failures import Fault
-from transforms.row_format import RowFormat
+from transforms.json_rows.decode import Decoded, content_id, decode_json, decode_rows
+from transforms.json_rows.row_format import RowFormat
 from transforms.validate import validate
 
 Make = Callable[..., Any]

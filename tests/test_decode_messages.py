@@ -20,15 +20,15 @@ from apache_beam.testing.util import assert_that
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from model_handlers.contract import FeatureStatistics, InputSpec, Manifest
 from model_handlers.errors import UsageError
-from transforms import decode_messages as module
-from transforms.decode import decode_rows
-from transforms.decode_messages import DecodeMessages, MessageFormat, decode_messages
+from model_handlers.manifest import FeatureStatistics, InputSpec, Manifest
 from transforms.failures import Provenance
-from transforms.messages import ATTEMPTS, REPLAYED_ID, Message, serialize
+from transforms.json_rows.decode import decode_rows
+from transforms.json_rows.row_format import RowFormat, read_plain
+from transforms.messages import decode as module
+from transforms.messages.decode import DecodeMessages, MessageFormat, decode_messages
+from transforms.messages.message import ATTEMPTS, REPLAYED_ID, Message, serialize
 from transforms.record_batch import to_rows
-from transforms.row_format import RowFormat, read_plain
 from transforms.row_schemas import CARRIED
 from transforms.validate import validate
 

@@ -14,13 +14,15 @@ from benchmarks import cost
 from dags.millrace_dags.health import read_settings
 from dags.millrace_dags.runs import plan_run
 from model_handlers import package
-from pipelines import batch_local, launch, replay
+from pipelines import batch_local
 from pipelines.beam_args import beam_flags
-from pipelines.flags import parse
+from pipelines.launch import command as launch
+from pipelines.options.flag import parse
+from pipelines.replay import command as replay
 from resources import flags as resources
 from resources.config import PIPELINES
 from resources.declaration import ROLES
-from serving import deploy_flags
+from serving.deploy import flags as deploy_flags
 
 ROOT = Path(__file__).parent.parent
 PAGES = {path.name: path.read_text() for path in (ROOT / "docs").glob("*.md")}

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
 
-from model_handlers.contract import InputSpec, Manifest, OutputSpec
 from model_handlers.errors import UsageError
-from pipelines.sources import check_files
+from model_handlers.manifest import InputSpec, Manifest, OutputSpec
+from pipelines.batch.sources import check_files
 from transforms.encode import (
     EncodeRows,
     OutputFields,
@@ -27,10 +27,10 @@ from transforms.encode import (
     reference_fields,
 )
 from transforms.failures import Provenance
-from transforms.file_ranges import match_files, plan_file, split_file
-from transforms.read_files import Columns, read_range
+from transforms.files.ranges import match_files, plan_file, split_file
+from transforms.files.read import Columns, read_range
+from transforms.files.stage import conform
 from transforms.validate import validate
-from transforms.write_files import conform
 
 Make = Callable[..., Any]
 NOW = datetime.datetime(2024, 1, 2, 3, 4, 5, 6, tzinfo=datetime.UTC)

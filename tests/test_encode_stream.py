@@ -15,9 +15,8 @@ from apache_beam.testing.util import assert_that
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_handlers.contract import InputSpec, Manifest, OutputSpec
 from model_handlers.errors import UsageError
-from transforms.decode_messages import MessageFormat, decode_messages
+from model_handlers.manifest import InputSpec, Manifest, OutputSpec
 from transforms.encode import (
     EncodeRows,
     OutputFields,
@@ -27,9 +26,10 @@ from transforms.encode import (
     reference_fields,
 )
 from transforms.failures import Provenance
-from transforms.messages import Message
+from transforms.json_rows.row_format import RowFormat
+from transforms.messages.decode import MessageFormat, decode_messages
+from transforms.messages.message import Message
 from transforms.record_batch import OUTPUTS, to_rows
-from transforms.row_format import RowFormat
 from transforms.row_schemas import CARRIED
 
 Make = Callable[..., Any]

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloud.endpoint_answers import BadAnswer
-from model_handlers.contract import DType, InputSpec, Manifest, OutputSpec
 from model_handlers.endpoint_codec import EndpointCodec
 from model_handlers.errors import UsageError
+from model_handlers.manifest import DType, InputSpec, Manifest, OutputSpec
 
 MakeManifest = Callable[..., Manifest]
 ROWS = np.array([[1.5, 2.0, 0.1], [4.0, 5.0, -6.25]], np.float32)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_handlers.contract import Manifest
+from model_handlers.manifest import Manifest
 from transforms.failures import (
     Fault,
     Provenance,

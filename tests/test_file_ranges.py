@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_handlers.errors import InputError, UsageError
-from transforms import file_ranges
-from transforms.file_ranges import format_of, match_files, open_parquet, plan_file, split_file
+from transforms.files import ranges as file_ranges
+from transforms.files.ranges import format_of, match_files, open_parquet, plan_file, split_file
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms import file_writers
-from transforms.file_writers import OutputFormat, flatten, open_writer, to_json_line
+from transforms.files import writers as file_writers
+from transforms.files.writers import OutputFormat, flatten, open_writer, to_json_line
 
 NOW = datetime.datetime(2024, 5, 6, 7, 8, 9, 10, tzinfo=datetime.UTC)
 

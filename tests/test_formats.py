@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.export.pt2_archive._package import load_pt2
 
 from examples.transactions.model import OUTPUTS, TransactionAutoencoder
-from model_handlers.architecture import TrustedCode
-from model_handlers.contract import InputSpec, Manifest, OutputSpec
 from model_handlers.errors import ManifestError, ModelError, UnsafeModel
-from model_handlers.export_archive import check_expression
-from model_handlers.formats import load_module, sniff
+from model_handlers.formats.architecture import TrustedCode
+from model_handlers.formats.export_archive import check_expression
+from model_handlers.formats.load import load_module, sniff
+from model_handlers.manifest import InputSpec, Manifest, OutputSpec
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

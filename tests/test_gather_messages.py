@@ -10,8 +10,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.test_stream import TestStream as Script
 from apache_beam.testing.util import assert_that, equal_to
 
-from transforms.gather_messages import DropDuplicates, GatherMessages, as_bytes
-from transforms.messages import Message, parse, serialize
+from transforms.messages.gather import DropDuplicates, GatherMessages, as_bytes
+from transforms.messages.message import Message, parse, serialize
 
 # The clock of a script begins at zero, and timers are set by the machine's: so many seconds
 # of the script are before any timer, and as many more after all of them.

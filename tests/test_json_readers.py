@@ -10,21 +10,21 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from model_handlers.contract import FeatureStatistics, InputSpec, Manifest
 from model_handlers.endpoint_codec import EndpointCodec
 from model_handlers.errors import ManifestError, UsageError
+from model_handlers.manifest import FeatureStatistics, InputSpec, Manifest
 from model_handlers.manifest_json import parse_manifest
 from serving.instances import BadInstances, InstanceReader, unique_instances
-from transforms.avro_messages import parse_schema
-from transforms.decode import decode_json
-from transforms.decode_messages import MessageFormat, decode_messages
 from transforms.failures import Fault, Provenance
-from transforms.file_ranges import FileRange
-from transforms.json_values import read_json_values
-from transforms.messages import Message
-from transforms.read_files import Columns, read_range
+from transforms.files.ranges import FileRange
+from transforms.files.read import Columns, read_range
+from transforms.json_rows.decode import decode_json
+from transforms.json_rows.row_format import RowFormat
+from transforms.json_rows.values import read_json_values
+from transforms.messages.avro import parse_schema
+from transforms.messages.decode import MessageFormat, decode_messages
+from transforms.messages.message import Message
 from transforms.record_batch import to_rows
-from transforms.row_format import RowFormat
 from transforms.row_schemas import CARRIED
 from transforms.validate import validate
 

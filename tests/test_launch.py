@@ -24,11 +24,11 @@ from examples.google_api.staged_pipeline import ExecutingDataflow, steps
 from examples.local_cloud import LocalCloud
 from model_handlers.errors import JobError, UsageError
 from pipelines.command import main
-from pipelines.job_facts import JobFacts
-from pipelines.jobs import Jobs
-from pipelines.launch import PIPELINES, choose
+from pipelines.dataflow.facts import JobFacts
+from pipelines.dataflow.jobs import Jobs
+from pipelines.dataflow.update_check import check_update, compare
+from pipelines.launch.command import PIPELINES, choose
 from pipelines.metadata import TEMPLATES, template
-from pipelines.update_check import check_update, compare
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 PROJECT, REGION = "a-project", "us-central1"
@@ -618,8 +618,8 @@ def test_ctrl_c_ends_the_program_and_not_the_job() -> None:
 def test_help_loads_neither_beam_nor_torch() -> None:
     code = (
         "import sys\n"
-        "from pipelines.launch import PIPELINES, choose\n"
-        "from pipelines.flags import build_parser\n"
+        "from pipelines.launch.command import PIPELINES, choose\n"
+        "from pipelines.options.flag import build_parser\n"
         "for name in PIPELINES:\n"
         "    command, _ = choose([name])\n"
         "    build_parser(command.name, command.about, command.options).format_help()\n"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.job_messages import reasons
+from pipelines.dataflow.messages import reasons
 
 WORKER = """Error message from worker: generic::unknown: Traceback (most recent call last):
   File "apache_beam/runners/common.py", line 1501, in process

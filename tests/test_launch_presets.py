@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from model_handlers.errors import UsageError
-from pipelines.launch_options import LaunchOptions
-from pipelines.launch_run import added_args
-from pipelines.presets import complete
+from pipelines.launch.presets import complete
+from pipelines.launch.run import added_args
+from pipelines.options.launch import LaunchOptions
 
 PIPELINES = ("batch_local", "batch_vertex", "stream_local", "stream_vertex")
 

@@ -11,11 +11,11 @@ from model_handlers.errors import UsageError
 from pipelines import batch_local, stream_local
 from pipelines.beam_args import given_flags
 from pipelines.command import Command
-from pipelines.flags import parse
-from pipelines.launch_options import LaunchOptions
-from pipelines.launch_request import check_parameters, launch_request, parameters_of
+from pipelines.launch.presets import complete
+from pipelines.launch.request import check_parameters, launch_request, parameters_of
 from pipelines.metadata import TEMPLATES, template
-from pipelines.presets import complete
+from pipelines.options.flag import parse
+from pipelines.options.launch import LaunchOptions
 
 PATH = "gs://b/templates/x.json"
 GIVEN = {"project": "a-project", "region": "us-central1", "job_name": "a-job"}

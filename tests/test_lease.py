@@ -14,8 +14,8 @@ from google.api_core import exceptions
 from cloud.clients import Cloud
 from examples.local_cloud import PROJECT, LocalCloud
 from model_handlers.errors import InputError
-from transforms import lease as module
-from transforms.lease import Lease, leased
+from transforms.messages import lease as module
+from transforms.messages.lease import Lease, leased
 
 
 @dataclass(frozen=True)

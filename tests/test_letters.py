@@ -16,12 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from model_handlers.contract import FeatureStatistics, InputSpec, Manifest
 from model_handlers.errors import InputError, UsageError
-from transforms.decode_messages import MessageFormat, MessageKind, decode_messages
-from transforms.failures import Fault, Provenance, Stage, failed_rows, failure_batch, utc_now
-from transforms.file_writers import JsonLinesBatchWriter, to_json_line
-from transforms.letters import (
+from model_handlers.manifest import FeatureStatistics, InputSpec, Manifest
+from transforms.dead_letters.letters import (
     Letter,
     Selection,
     from_message,
@@ -30,11 +27,14 @@ from transforms.letters import (
     read_letter,
     to_message,
 )
+from transforms.failures import Fault, Provenance, Stage, failed_rows, failure_batch, utc_now
+from transforms.files.writers import JsonLinesBatchWriter, to_json_line
+from transforms.json_rows.row_format import RowFormat
 from transforms.lineage import BATCH_REPLAY, STREAM_REPLAY
-from transforms.messages import Message, attempts_of, message_column, parse, serialize
-from transforms.publish import MESSAGE_BYTES, failure_messages
+from transforms.messages.decode import MessageFormat, MessageKind, decode_messages
+from transforms.messages.message import Message, attempts_of, message_column, parse, serialize
+from transforms.messages.publish import MESSAGE_BYTES, failure_messages
 from transforms.record_batch import INPUTS, MESSAGE, ROW_ID, struct_columns
-from transforms.row_format import RowFormat
 from transforms.validate import validate
 
 NOON = datetime.datetime(2024, 5, 6, 12, tzinfo=datetime.UTC)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms.letters import Letter
+from transforms.dead_letters.letters import Letter
 from transforms.lineage import Lineage
 
 NOON = datetime.datetime(2024, 5, 6, 12, tzinfo=datetime.UTC)

@@ -26,13 +26,13 @@ from model_handlers.run_model import run_model
 from pipelines.command import explain
 from resources.__main__ import main as resources_main
 from serving.__main__ import main as serving_main
-from transforms.arrow_messages import read_arrow
-from transforms.avro_messages import avro_reader
 from transforms.failures import Fault
-from transforms.file_ranges import FileRange
-from transforms.read_files import Columns, read_range
-from transforms.row_format import RowFormat
-from transforms.text_lines import open_text
+from transforms.files.ranges import FileRange
+from transforms.files.read import Columns, read_range
+from transforms.files.text_lines import open_text
+from transforms.json_rows.row_format import RowFormat
+from transforms.messages.arrow import read_arrow
+from transforms.messages.avro import avro_reader
 
 Make = Callable[..., Any]
 OF_MEMORY = [

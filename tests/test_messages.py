@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from transforms.failures import describe_messages
-from transforms.messages import ATTEMPTS, Message, attempts_of, message_column, parse, serialize
+from transforms.messages.message import (
+    ATTEMPTS,
+    Message,
+    attempts_of,
+    message_column,
+    parse,
+    serialize,
+)
 from transforms.record_batch import MESSAGE_TYPE
 
 # Of 1970 to 2100.

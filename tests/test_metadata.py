@@ -9,9 +9,9 @@ import pytest
 from google.cloud.dataflow_v1beta3.types import ParameterType, TemplateMetadata
 
 from pipelines.command import Command
-from pipelines.flags import parse
 from pipelines.metadata import TEMPLATES, main, pages, template
 from pipelines.options import all_flags
+from pipelines.options.flag import parse
 
 ROOT = Path(__file__).parent.parent
 # Values that each pattern takes, and values that it must not.

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from test_formats import Scorer, always, edited, export, load, rewritten, safetensors, saved, script
 from torch import nn
 
-from model_handlers.contract import OutputSpec
 from model_handlers.errors import ManifestError, ModelError, UnsafeModel
-from model_handlers.inert_pickle import check_view, read_inert
+from model_handlers.formats.inert_pickle import check_view, read_inert
+from model_handlers.manifest import OutputSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 LINEAR = {
@@ -218,4 +218,5 @@ def test_any_pickle_is_read_inert_or_refused(text: bytes) -> None:
 
     with suppress(Exception):
         found = read_inert(HEAD + text + b".", lambda key: 0, find)
-        assert type(found).__module__ in ("builtins", "collections", "model_handlers.inert_pickle")
+        own = "model_handlers.formats.inert_pickle"
+        assert type(found).__module__ in ("builtins", "collections", own)

@@ -26,10 +26,10 @@ from examples.google_api.server import (
     permission_denied,
 )
 from model_handlers.errors import JobError, TooManyDeadLetters, UsageError
-from pipelines.job_facts import JobFacts
-from pipelines.job_progress import Distribution, Look, Metrics, batch_line, rate, read_metrics
-from pipelines.jobs import Jobs
-from pipelines.monitor import CANCELLED, DONE, LOST, Monitor, Screen
+from pipelines.dataflow.facts import JobFacts
+from pipelines.dataflow.jobs import Jobs
+from pipelines.dataflow.metrics import Distribution, Look, Metrics, batch_line, rate, read_metrics
+from pipelines.launch.monitor import CANCELLED, DONE, LOST, Monitor, Screen
 
 PROJECT, REGION = "a-project", "us-central1"
 SUBSCRIPTION = f"projects/{PROJECT}/subscriptions/input"
@@ -225,7 +225,7 @@ def test_who_may_not_remove_what_a_job_left_learns_why_it_failed(
         # As Beam's file access raises it where files may be listed and not be read.
         raise exceptions.Forbidden("storage.objects.get denied")
 
-    monkeypatch.setattr("pipelines.dataflow_job.remove_staged", refuse)
+    monkeypatch.setattr("pipelines.dataflow.start.remove_staged", refuse)
     job = world.add(make_facts(tmp_path, staging=(str(tmp_path),)))
     world.script = [enter(world, job, "FAILED")]
     world.dataflow.tell(job, "ERROR", "The model is gone.")
@@ -391,7 +391,7 @@ def test_a_name_is_not_taken_for_free_where_jobs_cannot_be_listed(world: World) 
 def test_a_job_is_found_by_name_among_any_number_of_others(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.jobs._MOST_LISTED", 2)
+    monkeypatch.setattr("pipelines.dataflow.jobs._MOST_LISTED", 2)
     for _ in range(5):
         world.dataflow.add("another", PROJECT, REGION)
     job = world.add()

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from model_handlers.contract import InputSpec, Manifest
+from model_handlers.manifest import InputSpec, Manifest
 from transforms.failures import Fault
-from transforms.json_values import read_json_values
-from transforms.named_rows import NamedRows
-from transforms.row_format import RowFormat, build_columns, read_row
+from transforms.json_rows.row_format import RowFormat, build_columns, read_row
+from transforms.json_rows.values import read_json_values
+from transforms.messages.named_rows import NamedRows
 from transforms.row_schemas import CARRIED
 
 NAMES = ("a", "odd name é", "class")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from model_handlers.contract import DType
+from model_handlers.manifest import DType
 from model_handlers.numpy_json import dump_objects, dump_rows, read_array, row_texts
 
 DTYPES = get_args(DType)

@@ -16,9 +16,7 @@ from pipelines.batch_local import COMMAND
 from pipelines.batch_vertex import COMMAND as VERTEX
 from pipelines.beam_args import JOB_NAMES, beam_flags, beam_options, runs_in_process
 from pipelines.command import Command
-from pipelines.flags import Parsed, parse, require
 from pipelines.handlers import make_handler
-from pipelines.idle_flags import check_idle_flags
 from pipelines.metadata import TEMPLATES
 from pipelines.options import (
     CloudOptions,
@@ -29,8 +27,10 @@ from pipelines.options import (
     SourceOptions,
     all_flags,
 )
-from pipelines.replay import COMMAND as REPLAY
-from pipelines.stream import _score, stream_fields
+from pipelines.options.flag import Parsed, parse, require
+from pipelines.options.idle_flags import check_idle_flags
+from pipelines.replay.command import COMMAND as REPLAY
+from pipelines.stream.run import _score, stream_fields
 from pipelines.stream_local import COMMAND as STREAM
 
 

@@ -25,7 +25,7 @@ from examples.local_cloud import PROJECT, LocalCloud
 from model_handlers.errors import OutputError
 from pipelines.batch_local import COMMAND
 from pipelines.command import main
-from transforms.file_store import read_version, replace
+from transforms.files.store import read_version, replace
 from transforms.results import open_result
 
 ROWS = 2_000  # of the fixture `example`
@@ -74,7 +74,7 @@ def test_a_file_that_was_written_since_it_was_read_is_not_replaced(
     place.write(path, b"1")
     before = read_version(path)
     # Even if the other writes when this one has looked for the last time.
-    monkeypatch.setattr("transforms.file_store.read_version", lambda _: before)
+    monkeypatch.setattr("transforms.files.store.read_version", lambda _: before)
     place.write(path, b"2")
     assert not replace(path, b"3", before, "unused")
     monkeypatch.undo()

@@ -21,9 +21,9 @@ from same_scores import assert_scores
 from torch import Tensor, nn
 
 from model_handlers.artifact import ModelPackage, read_package
-from model_handlers.contract import InputSpec, OutputSpec
 from model_handlers.errors import ContractBroken, ManifestError, ModelError, UsageError
 from model_handlers.infer import infer_manifest
+from model_handlers.manifest import InputSpec, OutputSpec
 from model_handlers.package import (
     describe_features,
     main,

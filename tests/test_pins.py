@@ -15,12 +15,13 @@ from apache_beam.internal.gcp import auth
 
 from examples.local_cloud import LocalCloud
 from model_handlers.errors import InputError
-from transforms import file_ranges, text_lines
 from transforms.accounts import joined
-from transforms.decode import Decoded
-from transforms.file_ranges import FileRange, PlannedFile, match_files, plan_file, split_file
-from transforms.pins import pin, unchanged
-from transforms.read_files import Columns, read_range
+from transforms.files import ranges as file_ranges
+from transforms.files import text_lines
+from transforms.files.pins import pin, unchanged
+from transforms.files.ranges import FileRange, PlannedFile, match_files, plan_file, split_file
+from transforms.files.read import Columns, read_range
+from transforms.json_rows.decode import Decoded
 
 ROWS = 2_000
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {

@@ -20,19 +20,19 @@ from apache_beam.testing.util import assert_that, equal_to
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model_handlers.contract import InputSpec, Manifest, OutputSpec
+from model_handlers.manifest import InputSpec, Manifest, OutputSpec
 from model_handlers.torch_model import TorchModelHandler
-from transforms import file_ranges
-from transforms.destination import FolderDestination
 from transforms.encode import EncodeRows, choose_fields
 from transforms.failures import Fault, Provenance
+from transforms.files import ranges as file_ranges
+from transforms.files.destination import FolderDestination
+from transforms.files.read import Columns, ReadFiles
+from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder
+from transforms.files.stage import StageFiles
 from transforms.predict import Predict, split
-from transforms.read_files import Columns, ReadFiles
 from transforms.reconcile import CommitRun, CountFailures, CountRows
 from transforms.record_batch import ERROR, ERROR_TYPE, OUTPUTS
 from transforms.row_schemas import FAILURE_SCHEMA
-from transforms.run_folder import DEAD_LETTERS, SCORES, RunFolder
-from transforms.write_files import StageFiles
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 Make = Callable[..., Any]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_handlers.contract import DType, OutputSpec
+from model_handlers.manifest import DType, OutputSpec
 from model_handlers.prediction_cache import PredictionCache, row_keys, rows_with_gaps
 
 OUTPUTS = (OutputSpec("y"), OutputSpec("z", "int64", (2,)))

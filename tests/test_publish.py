@@ -22,11 +22,11 @@ from hypothesis import strategies as st
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from examples.local_cloud import LocalCloud
-from transforms import publish
 from transforms.encode import OutputFields, encode
 from transforms.failures import Fault, Provenance, failure_batch
-from transforms.messages import Message, message_column
-from transforms.publish import (
+from transforms.messages import publish
+from transforms.messages.message import Message, message_column
+from transforms.messages.publish import (
     ATTRIBUTE_BYTES,
     ATTRIBUTES,
     MESSAGE_BYTES,

@@ -20,11 +20,11 @@ from google.api_core import exceptions
 from cloud.clients import Cloud
 from examples.local_cloud import LocalCloud
 from model_handlers.errors import InputError
-from transforms import pull_messages as module
-from transforms.gather_messages import DropDuplicates, GatherMessages
-from transforms.lease import Lease
-from transforms.messages import Message, parse
-from transforms.pull_messages import Intake, PullMessages, open_intake
+from transforms.messages import pull as module
+from transforms.messages.gather import DropDuplicates, GatherMessages
+from transforms.messages.lease import Lease
+from transforms.messages.message import Message, parse
+from transforms.messages.pull import Intake, PullMessages, open_intake
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
@@ -382,7 +382,7 @@ def test_a_step_that_fails_and_then_works_loses_and_doubles_nothing(
 
 @beam.ptransform_fn
 def in_windows(messages: Any) -> Any:
-    """Messages -> those of the same hour together, as transforms.write_windows has them."""
+    """Messages -> those of the same hour together, as transforms.files.windows has them."""
     return (
         messages
         | beam.Map(lambda message: TimestampedValue((0, message), Timestamp.now()))

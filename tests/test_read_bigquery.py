@@ -26,25 +26,25 @@ from google.cloud.bigquery_storage_v1 import types
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import transforms.read_bigquery
+import transforms.bigquery.read
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from examples.local_cloud import LocalCloud, free_port
-from model_handlers.contract import InputSpec, Manifest
 from model_handlers.errors import InputError, UsageError
-from transforms.bigquery_jobs import job_id
-from transforms.bigquery_schema import TableName, arrow_schema, project_of
-from transforms.bigquery_source import BigQuerySource, describe
-from transforms.file_ranges import plan_file, split_file
-from transforms.read_bigquery import (
+from model_handlers.manifest import InputSpec, Manifest
+from transforms.bigquery.jobs import job_id
+from transforms.bigquery.read import (
     ReadBigQuery,
     ReadStream,
     open_session,
     read_stream,
 )
-from transforms.read_files import Columns, read_range
+from transforms.bigquery.schema import TableName, arrow_schema, project_of
+from transforms.bigquery.source import BigQuerySource, describe
+from transforms.files.ranges import plan_file, split_file
+from transforms.files.read import Columns, read_range
+from transforms.files.run_folder import RunFolder
 from transforms.record_batch import concat_batches, to_rows
-from transforms.run_folder import RunFolder
 from transforms.validate import validate
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -297,7 +297,7 @@ def test_an_error_that_lasts_is_raised_once(code: grpc.StatusCode, no_waits: lis
 def test_a_stream_that_falls_silent_is_read_on_in_another_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(transforms.read_bigquery, "READ_SECONDS", 0.3)
+    monkeypatch.setattr(transforms.bigquery.read, "READ_SECONDS", 0.3)
     reads = Reads(numbered(12), breaks=[(2, grpc.StatusCode.DEADLINE_EXCEEDED)])
     with serving(reads) as cloud:
         assert read_all(reads, cloud).equals(reads.table)

@@ -15,12 +15,12 @@ from apache_beam.testing.util import assert_that, equal_to
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_handlers.contract import InputSpec
 from model_handlers.errors import InputError
-from transforms import file_ranges, text_lines
-from transforms.decode import Decoded
+from model_handlers.manifest import InputSpec
 from transforms.failures import Provenance
-from transforms.file_ranges import (
+from transforms.files import ranges as file_ranges
+from transforms.files import text_lines
+from transforms.files.ranges import (
     FileFormat,
     file_schema,
     has_rows,
@@ -28,7 +28,8 @@ from transforms.file_ranges import (
     plan_file,
     split_file,
 )
-from transforms.read_files import Columns, ReadFiles, id_prefix, read_range
+from transforms.files.read import Columns, ReadFiles, id_prefix, read_range
+from transforms.json_rows.decode import Decoded
 
 Make = Callable[..., Any]
 

@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 from pipelines.beam_args import beam_flags
-from pipelines.flags import build_parser
-from pipelines.launch import ATTACH
+from pipelines.launch.command import ATTACH
 from pipelines.options import all_flags
+from pipelines.options.flag import build_parser
 from resources.flags import make_parser as resources_parser
-from serving.deploy_flags import deploy_parser, status_parser, undeploy_parser
+from serving.deploy.flags import deploy_parser, status_parser, undeploy_parser
 from serving.settings import make_parser
 from transforms.failures import REASONS
 
@@ -47,8 +47,8 @@ def test_every_flag_named_exists() -> None:
 def test_every_reason_named_is_given_somewhere_and_the_other_way_round() -> None:
     table = README.split("| stage | reason |")[1].split("\n\n")[0]
     named = set(re.findall(r"`([a-z_]+)`", table))
-    source = "".join(path.read_text() for path in (ROOT / "transforms").glob("*.py"))
-    handlers = (ROOT / "model_handlers").glob("*.py")
+    source = "".join(path.read_text() for path in (ROOT / "transforms").rglob("*.py"))
+    handlers = (ROOT / "model_handlers").rglob("*.py")
     source += "".join(path.read_text() for path in handlers)
     given = set(re.findall(r'Fault\(\s*"([a-z_]+)"', source))
     given |= set(re.findall(r'faults\.add\([^"]*"([a-z_]+)"', source))

@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_handlers.errors import BalanceError
-from transforms.destination import Destination, FolderDestination
 from transforms.failures import Fault, Provenance, failure_batch, utc_now
+from transforms.files.destination import Destination, FolderDestination
+from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
+from transforms.files.stage import StageFiles
 from transforms.reconcile import CommitRun, CountFailures, CountRows, build_report, count_failures
 from transforms.row_schemas import FAILURE_SCHEMA
-from transforms.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
-from transforms.write_files import StageFiles
 
 Counts = dict[tuple[str, ...], int]
 Run = tuple[Counts, list[StagedFile], list[Destination]]

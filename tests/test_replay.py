@@ -33,18 +33,21 @@ from cloud.clients import Cloud
 from examples.local_cloud import PROJECT, LocalCloud
 from examples.transactions.data import FEATURES
 from model_handlers.package import read_manifest
-from pipelines import batch_local, replay, subscription
+from pipelines import batch_local
 from pipelines.beam_args import beam_flags
 from pipelines.command import main
 from pipelines.options import all_flags
-from transforms import commit_files, lease
-from transforms.decode_messages import MessageFormat, decode_messages
+from pipelines.replay import command as replay
+from pipelines.stream import subscription
+from transforms.dead_letters.read import LetterFiles
 from transforms.failures import Provenance, failed_rows, utc_now
-from transforms.file_writers import JsonLinesBatchWriter
-from transforms.messages import Message
-from transforms.publish import PublishBatches
-from transforms.replay import LetterFiles
-from transforms.row_format import RowFormat
+from transforms.files import commit as commit_files
+from transforms.files.writers import JsonLinesBatchWriter
+from transforms.json_rows.row_format import RowFormat
+from transforms.messages import lease
+from transforms.messages.decode import MessageFormat, decode_messages
+from transforms.messages.message import Message
+from transforms.messages.publish import PublishBatches
 from transforms.validate import validate
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

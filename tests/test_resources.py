@@ -33,15 +33,15 @@ from examples.google_api.server import (
 from examples.local_cloud import PROJECT, LocalCloud
 from model_handlers.errors import OutputError
 from pipelines.options import StreamSourceOptions
-from pipelines.subscription import open_subscription
+from pipelines.stream.subscription import open_subscription
 from resources.cleanup import REMOVABLE
 from resources.config import Config
 from resources.declaration import declare
-from resources.kinds import open_kinds
+from resources.kinds.catalog import open_kinds
 from resources.package import open_package
 from resources.progress import Progress
 from resources.setup import set_up
-from transforms.bigquery_schema import table_fields
+from transforms.bigquery.schema import table_fields
 from transforms.row_schemas import REFERENCE_STREAM_SCHEMA
 
 NUMBERS = itertools.count()

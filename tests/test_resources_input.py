@@ -37,8 +37,8 @@ from resources.config import PIPELINES, Config, read_config
 from resources.declaration import OWNER, ROLES, Resource, declare
 from resources.flags import parse
 from resources.jobs import Job, pipeline_of
-from resources.kind import Found
-from resources.kinds import KINDS
+from resources.kinds.base import Found
+from resources.kinds.catalog import KINDS
 from resources.package import open_package
 from resources.plan import make_step
 from resources.progress import Progress
@@ -392,7 +392,7 @@ def test_the_default_config_may_be_missing_and_flags_go_before_it(tmp_path: Path
 
 
 def test_the_label_is_that_of_deployments() -> None:
-    from serving.deploy import OWNER as DEPLOYED
+    from serving.deploy.run import OWNER as DEPLOYED
 
     assert OWNER == DEPLOYED
 

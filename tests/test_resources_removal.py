@@ -21,7 +21,7 @@ from resources.cleanup import REMOVABLE, Choice, choose, losses
 from resources.config import PIPELINES, Config
 from resources.declaration import LABELLED, declare
 from resources.jobs import Job
-from resources.kind import Found
+from resources.kinds.base import Found
 from resources.stopping import belongs
 
 CONFIRMED = ("cleanup", "--yes", "--project_confirm", PROJECT)

@@ -14,14 +14,14 @@ from google.cloud.bigquery import LoadJobConfig
 
 from examples.local_cloud import INSTALLED, LocalCloud, is_installed
 from model_handlers.errors import InputError
-from transforms.commit_files import commit
-from transforms.destination import FolderDestination
-from transforms.file_ranges import match_files
-from transforms.file_store import create_file
-from transforms.file_writers import OutputFormat, open_writer
+from transforms.files.commit import commit
+from transforms.files.destination import FolderDestination
+from transforms.files.ranges import match_files
+from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
+from transforms.files.staging import hold
+from transforms.files.store import create_file
+from transforms.files.writers import OutputFormat, open_writer
 from transforms.results import external_table, open_result, result_files
-from transforms.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
-from transforms.staging import hold
 
 FIRST, SECOND = "aaaaaaaa", "bbbbbbbb"
 README = (Path(__file__).parent.parent / "README.md").read_text()

@@ -17,10 +17,10 @@ from apache_beam.transforms.window import FixedWindows, TimestampedValue
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_handlers.contract import InputSpec, Manifest
-from transforms.decode import content_id
+from model_handlers.manifest import InputSpec, Manifest
 from transforms.failures import to_json
-from transforms.row_format import RowFormat
+from transforms.json_rows.decode import content_id
+from transforms.json_rows.row_format import RowFormat
 from transforms.rows import RecordBatchesToRows, RowsToRecordBatches, batch_rows, plain_row
 from transforms.validate import validate
 

@@ -27,19 +27,19 @@ from hypothesis import strategies as st
 
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
-from model_handlers.contract import Manifest
+from model_handlers.manifest import Manifest
 from model_handlers.torch_model import TorchModelHandler
-from pipelines import stream_in_process
-from pipelines.graph import ScoreStream, StreamSinks
-from pipelines.stream_in_process import KeptModelHandler
-from pipelines.stream_progress import start_tally, summary
-from transforms.bigquery_schema import TableName
-from transforms.decode_messages import MessageFormat
+from pipelines.batch.graph import ScoreStream, StreamSinks
+from pipelines.stream import in_process as stream_in_process
+from pipelines.stream.in_process import KeptModelHandler
+from pipelines.stream.progress import start_tally, summary
+from transforms.bigquery.schema import TableName
 from transforms.encode import OutputFields, choose_fields, output_schema
 from transforms.failures import Provenance
-from transforms.messages import Message, serialize
-from transforms.read_pubsub import ReadMessages
-from transforms.row_format import RowFormat
+from transforms.json_rows.row_format import RowFormat
+from transforms.messages.decode import MessageFormat
+from transforms.messages.message import Message, serialize
+from transforms.messages.read import ReadMessages
 from transforms.row_schemas import CARRIED
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

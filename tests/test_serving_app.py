@@ -15,9 +15,9 @@ from serving_client import Client, Running, half_a_request, running, wait_until
 
 from examples.transactions.data import FEATURES
 from examples.transactions.model import OUTPUTS
-from model_handlers.contract import InputSpec, Manifest, OutputSpec
 from model_handlers.errors import DeviceError
 from model_handlers.loaded_model import LoadedModel
+from model_handlers.manifest import InputSpec, Manifest, OutputSpec
 from model_handlers.package import read_manifest, write_package
 from model_handlers.torch_model import TorchModelHandler
 from serving.service import State

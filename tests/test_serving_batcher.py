@@ -12,9 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_handlers.contract import InputSpec, Manifest, OutputSpec
 from model_handlers.errors import DeviceError
 from model_handlers.loaded_model import LoadedModel
+from model_handlers.manifest import InputSpec, Manifest, OutputSpec
 from model_handlers.run_model import Answer, run_model
 from serving.batcher import Batcher
 

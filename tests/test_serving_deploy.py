@@ -30,8 +30,8 @@ from examples.google_api.server import (
 )
 from examples.google_api.vertex import VertexAI
 from examples.local_cloud import LocalCloud
-from model_handlers.contract import Manifest
 from model_handlers.errors import CredentialsError
+from model_handlers.manifest import Manifest
 from model_handlers.package import write_mar, write_package
 from serving.__main__ import main
 from serving.settings import parse

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_handlers.errors import UsageError
-from serving.traffic import Split, give, scale, without
+from serving.deploy.traffic import Split, give, scale, without
 
 
 @st.composite

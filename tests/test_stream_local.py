@@ -27,12 +27,13 @@ from serving_client import running
 
 from cloud.clients import Cloud
 from examples.local_cloud import LocalCloud
-from pipelines import subscription
 from pipelines.command import Command, main
-from pipelines.stream_in_process import STOPPING
+from pipelines.stream import subscription
+from pipelines.stream.in_process import STOPPING
 from pipelines.stream_local import COMMAND
 from pipelines.stream_vertex import COMMAND as STREAM_VERTEX
-from transforms import decode_messages, lease
+from transforms.messages import decode as decode_messages
+from transforms.messages import lease
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -455,7 +456,7 @@ STUCK = """
 import sys, threading
 from pipelines.command import run_and_exit
 from pipelines.stream_local import COMMAND
-from transforms import write_windows
+from transforms.files import windows as write_windows
 
 def stuck(*_):
     print("writing", file=sys.stderr, flush=True)

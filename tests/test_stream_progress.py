@@ -15,10 +15,11 @@ import pytest
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from model_handlers.errors import BalanceError
-from pipelines import stream_in_process, stream_progress
 from pipelines.options import StreamRunOptions
-from pipelines.stream_in_process import STOPPING, Reading, watch
-from pipelines.stream_progress import (
+from pipelines.stream import in_process as stream_in_process
+from pipelines.stream import progress as stream_progress
+from pipelines.stream.in_process import STOPPING, Reading, watch
+from pipelines.stream.progress import (
     Tally,
     check_balance,
     count_dead_letters,
@@ -31,7 +32,7 @@ from pipelines.stream_progress import (
 )
 from transforms.accounts import found
 from transforms.failures import Fault, Provenance, failure_batch
-from transforms.messages import Message, message_column
+from transforms.messages.message import Message, message_column
 from transforms.record_batch import MESSAGE
 
 NOW = datetime.datetime(2026, 11, 20, 12, tzinfo=datetime.UTC)

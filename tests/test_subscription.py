@@ -21,9 +21,9 @@ from cloud.endpoints import Endpoints
 from cloud.reader_labels import READER, UNTIL
 from examples.local_cloud import LocalCloud
 from model_handlers.errors import InputError, UsageError
-from pipelines import subscription as module
 from pipelines.options import StreamSourceOptions
-from pipelines.subscription import (
+from pipelines.stream import subscription as module
+from pipelines.stream.subscription import (
     LEASE_SECONDS,
     check_subscription,
     claim,

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_handlers.errors import InputError
-from transforms import text_lines
 from transforms.accounts import joined
-from transforms.text_lines import compression_of, line_blocks, open_text, without_compression
+from transforms.files import text_lines
+from transforms.files.text_lines import compression_of, line_blocks, open_text, without_compression
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "gz": gzip.compress,

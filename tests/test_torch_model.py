@@ -24,7 +24,6 @@ from same_scores import assert_predictions, assert_scores
 from torch import Tensor, nn
 
 from model_handlers import torch_model
-from model_handlers.contract import GoldenRows, InputSpec, Manifest, OutputSpec
 from model_handlers.errors import (
     ContractBroken,
     DeviceError,
@@ -33,6 +32,7 @@ from model_handlers.errors import (
     UsageError,
 )
 from model_handlers.loaded_model import LoadedModel, check_device, describe, resolve_device
+from model_handlers.manifest import GoldenRows, InputSpec, Manifest, OutputSpec
 from model_handlers.package import write_package
 from transforms.record_batch import ERROR, INPUTS, OUTPUTS, concat_batches, struct_columns
 

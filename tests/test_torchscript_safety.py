@@ -17,8 +17,8 @@ from test_formats import load, rewritten, script, zipped
 from torch import Tensor, nn
 
 from model_handlers.errors import ModelError, UnsafeModel
-from model_handlers.operators import OPERATORS
-from model_handlers.torchscript_code import check_code, check_type
+from model_handlers.formats.operators import OPERATORS
+from model_handlers.formats.torchscript_code import check_code, check_type
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

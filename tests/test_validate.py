@@ -11,8 +11,8 @@ from apache_beam.testing.util import assert_that, equal_to
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_handlers.contract import FeatureStatistics, InputSpec, Manifest
 from model_handlers.errors import InputError
+from model_handlers.manifest import FeatureStatistics, InputSpec, Manifest
 from transforms.failures import Fault, Provenance
 from transforms.record_batch import INPUTS, concat_batches, source_batch, struct_columns
 from transforms.validate import ValidateFeatures, source_columns, validate

@@ -45,8 +45,8 @@ from cloud import pacing
 from cloud.endpoint_client import DIGEST_HEADER
 from cloud.vertex import EndpointAddress
 from examples.transactions.data import FEATURES
-from model_handlers.contract import GoldenRows, InputSpec, Manifest, OutputSpec
 from model_handlers.errors import EndpointError, UsageError
+from model_handlers.manifest import GoldenRows, InputSpec, Manifest, OutputSpec
 from model_handlers.package import read_manifest
 from model_handlers.torch_model import TorchModelHandler
 from model_handlers.vertex_endpoint import (

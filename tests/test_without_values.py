@@ -17,19 +17,19 @@ from hypothesis import strategies as st
 
 from cloud.errors import without_quotes
 from model_handlers.batch_handler import error_column
-from model_handlers.contract import InputSpec, Manifest
 from model_handlers.errors import InputError
+from model_handlers.manifest import InputSpec, Manifest
 from model_handlers.without_values import without_cells, without_numbers
 from serving.instances import BadInstances, InstanceReader
-from transforms.append_rows import _unfit
-from transforms.csv_lines import read_lines
-from transforms.decode import Decoded, decode_json
-from transforms.decode_messages import MessageFormat, decode_messages
+from transforms.bigquery.append import _unfit
+from transforms.dead_letters.letters import read_letter
 from transforms.failures import Fault, Provenance, failed_rows, failure_batch, utc_now
-from transforms.letters import read_letter
-from transforms.messages import Message
+from transforms.files.csv_lines import read_lines
+from transforms.json_rows.decode import Decoded, decode_json
+from transforms.json_rows.row_format import RowFormat
+from transforms.messages.decode import MessageFormat, decode_messages
+from transforms.messages.message import Message
 from transforms.record_batch import source_batch, to_rows
-from transforms.row_format import RowFormat
 from transforms.row_schemas import CARRIED
 from transforms.validate import validate
 

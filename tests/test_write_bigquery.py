@@ -21,16 +21,16 @@ from google.cloud.bigquery import SchemaField
 from cloud.clients import Cloud
 from examples.local_cloud import LocalCloud
 from model_handlers.errors import BalanceError, OutputError
-from transforms import commit_table
-from transforms.bigquery_schema import JSON_METADATA, TableName
+from transforms.bigquery import commit as commit_table
+from transforms.bigquery.destination import TableDestination, loads_from
+from transforms.bigquery.load import run_table
+from transforms.bigquery.schema import JSON_METADATA, TableName
 from transforms.failures import Fault, Provenance, failure_batch
-from transforms.file_store import create_file, delete
-from transforms.file_writers import open_writer
+from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
+from transforms.files.stage import conform
+from transforms.files.store import create_file, delete
+from transforms.files.writers import open_writer
 from transforms.row_schemas import FAILURE_SCHEMA
-from transforms.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
-from transforms.table_jobs import run_table
-from transforms.write_bigquery import TableDestination, loads_from
-from transforms.write_files import conform
 
 NOON = datetime(2024, 5, 6, 12, tzinfo=UTC)
 TIME = pa.timestamp("us", tz="UTC")
@@ -952,7 +952,7 @@ def failing_copy(reason: str) -> Iterator[list[str]]:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(requests.Session, "request", request)
-        patched.setattr("transforms.bigquery_jobs.time.sleep", lambda _: None)
+        patched.setattr("transforms.bigquery.jobs.time.sleep", lambda _: None)
         yield ids
 
 

@@ -13,15 +13,15 @@ from apache_beam.testing.util import assert_that, equal_to
 
 from cloud.clients import Cloud
 from model_handlers.errors import OutputError
-from transforms import write_files
-from transforms.bigquery_schema import TableName
-from transforms.destination import FolderDestination
+from transforms.bigquery.destination import TableDestination
+from transforms.bigquery.schema import TableName
 from transforms.failures import Provenance
-from transforms.file_writers import OutputFormat
-from transforms.run_folder import SCORES, RunFolder, StagedFile
-from transforms.staging import check_writable, discard
-from transforms.write_bigquery import TableDestination
-from transforms.write_files import StageFiles, conform
+from transforms.files import stage as write_files
+from transforms.files.destination import FolderDestination
+from transforms.files.run_folder import SCORES, RunFolder, StagedFile
+from transforms.files.stage import StageFiles, conform
+from transforms.files.staging import check_writable, discard
+from transforms.files.writers import OutputFormat
 
 
 def batch_of(*values: Any, kind: pa.DataType | None = None) -> pa.RecordBatch:

@@ -23,11 +23,12 @@ from apache_beam.utils.windowed_value import PANE_INFO_UNKNOWN
 
 from examples.local_cloud import LocalCloud
 from model_handlers.errors import OutputError
-from transforms import unfinished, write_windows
-from transforms.file_writers import OutputFormat
+from transforms.files import unfinished
+from transforms.files import windows as write_windows
+from transforms.files.unfinished import remove_dead
+from transforms.files.windows import WriteWindows, check_folder, file_name, write_file
+from transforms.files.writers import OutputFormat
 from transforms.record_batch import RecordBatchCoder
-from transforms.unfinished import remove_dead
-from transforms.write_windows import WriteWindows, check_folder, file_name, write_file
 
 # 2026-11-20 12:34:00, the beginning of a minute and of an hour's part of it.
 START = 1_795_178_040
@@ -176,7 +177,7 @@ WRITES = """
 import sys
 from pathlib import Path
 import pyarrow as pa
-from transforms.write_windows import write_file
+from transforms.files.windows import write_file
 
 def batches():
     yield pa.record_batch({"id": ["r0"]})

@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from model_handlers.contract import Manifest
 from model_handlers.errors import UsageError, nearest
+from model_handlers.manifest import Manifest
 from transforms.cells import FINE, is_text, read_cells
 from transforms.failures import Provenance, utc_now
 from transforms.record_batch import (

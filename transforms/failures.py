@@ -16,7 +16,7 @@ from typing import Any, Literal
 import orjson
 import pyarrow as pa
 
-from model_handlers.contract import Manifest
+from model_handlers.manifest import Manifest
 from transforms.record_batch import MESSAGE, PAYLOAD, ROW_ID, SOURCE, to_rows
 from transforms.row_schemas import FAILURE_SCHEMA
 

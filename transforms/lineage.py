@@ -1,7 +1,7 @@
 """Which dead letters a replay takes, so that two replays of one row are known as such.
 
-A replay has a run id of its own, and its rows carry that alone. Pure: transforms/replay_marks.py
-keeps lineages.
+A replay has a run id of its own, and its rows carry that alone. Pure:
+transforms/bigquery/replay_marks.py keeps lineages.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import orjson
 
 if TYPE_CHECKING:
-    from transforms.letters import Letter
+    from transforms.dead_letters.letters import Letter
 
 # The pipelines of replays.
 STREAM_REPLAY, BATCH_REPLAY = "stream_replay", "batch_replay"

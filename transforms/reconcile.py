@@ -18,12 +18,12 @@ from apache_beam.metrics import Metrics
 
 from model_handlers.errors import BalanceError
 from transforms.accounts import Count, check_source
-from transforms.commit_files import commit
-from transforms.destination import Destination
 from transforms.failures import utc_now
-from transforms.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
+from transforms.files.commit import commit
+from transforms.files.destination import Destination
+from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
+from transforms.files.staging import discard, discard_dead
 from transforms.score_figures import Figures, as_report, merge
-from transforms.staging import discard, discard_dead
 
 
 @dataclass

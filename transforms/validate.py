@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from model_handlers.contract import InputSpec, Manifest
 from model_handlers.errors import InputError, nearest
+from model_handlers.manifest import InputSpec, Manifest
 from transforms.cells import (
     INFINITE,
     NAN,

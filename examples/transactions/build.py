@@ -26,7 +26,7 @@ from examples.transactions import torchserve_handler
 from examples.transactions.data import FEATURES, write_parquet
 from examples.transactions.model import OUTPUTS, TransactionAutoencoder
 from examples.transactions.train import detection_report, read_table, sound_rows, train
-from model_handlers.contract import InputSpec, Manifest, OutputSpec
+from model_handlers.manifest import InputSpec, Manifest, OutputSpec
 from model_handlers.package import (
     GOLDEN_ROWS,
     OTHER_ROWS,

@@ -1,0 +1,1 @@
+"""Model files to torch modules, without running code from them."""

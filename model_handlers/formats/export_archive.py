@@ -1,0 +1,213 @@
+"""What a torch.export file (.pt2) may hold, looked at before torch reads it.
+
+torch's loader trusts its file. It unpickles weights, constants and sample inputs, gives
+symbolic sizes to sympy, which evaluates them, and puts guards, names and operators into
+Python source that it compiles. Each of these would run code of whoever wrote the file,
+so only records, names, expressions and operators that torch.export.save writes pass.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from model_handlers.errors import UnsafeModel
+from model_handlers.formats.expression_size import TooLarge, check_nodes, measure
+from model_handlers.formats.inert_pickle import check_view
+from model_handlers.formats.operators import OPERATORS
+from model_handlers.formats.plain_pickle import load_plain
+
+_RECORDS = re.compile(
+    r"archive_format|archive_version|byteorder|version|\.data/\w+|extra/.*|models/model\.json"
+    r"|data/sample_inputs/model\.pt|data/weights/(model_weights_config\.json|weight_\d+)"
+    r"|data/constants/(model_constants_config\.json|tensor_\d+)"
+)
+_PAYLOADS = {
+    "data/weights/model_weights_config.json": re.compile(r"weight_\d+"),
+    "data/constants/model_constants_config.json": re.compile(r"tensor_\d+"),
+}
+# Names become Python identifiers or attribute paths; labels stand in double quotes or in no code.
+_NAME = re.compile(r"[A-Za-z0-9_.]*")
+_LABEL = re.compile(r'[^"\\\x00-\x1f\x7f]*')
+_LABELS = {"fqn", "parameter_name", "buffer_name", "tensor_constant_name", "torch_version"}
+_LABELS |= {"range_constraints", "treespec_namedtuple_fields"}
+# Of a node, for people: torch splits and stores it.
+_METADATA = {"stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "custom", "from_node"}
+
+_OPERATORS = re.compile(
+    r"torch\.ops\.(prims|quantized_decomposed)\.\w+\.\w+"
+    r"|torch\.ops\.higher_order\.(cond|while_loop|scan|associative_scan|map_impl"
+    r"|wrap_with_set_grad_enabled|wrap_with_autocast)"
+    r"|_operator\.(eq|ne|le|ge|lt|gt|neg|pos|add|sub|mul|truediv|floordiv|mod|pow|and_|or_"
+    r"|lshift|rshift|getitem)"
+    r"|torch\._?sym_[a-z0-9]+"
+)
+# Not those that make large numbers of small ones, as factorial and comb.
+_MATH = re.compile(
+    r"math\.(a?(sin|cos|tan)h?|atan2|ceil|exp|fabs|floor|fmod|log(2|10|1p)?|pow|sqrt|trunc)"
+)
+_ATEN = re.compile(r"torch\.ops\.aten\.(\w+)\.\w+")
+_FUNCTIONS = re.compile(
+    r"Symbol|Integer|Float|Rational|Add|Mul|Pow|Mod|Max|Min|Abs|floor|ceiling|sqrt|Eq|Ne|Gt|Ge|Lt|Le"
+    r"|Equality|Unequality|GreaterThan|LessThan|StrictGreaterThan|StrictLessThan|And|Or|Not"
+    r"|Piecewise|ExprCondPair|FloorDiv|ModularIndexing|Where|PythonMod|CleanDiv|CeilDiv|CeilToInt"
+    r"|FloorToInt|TruncToInt|TruncToFloat|RoundToInt|RoundDecimal|LShift|RShift|PowByNatural"
+    r"|FloatPow|FloatTrueDiv|IntTrueDiv|ToFloat|Identity|IsNonOverlappingAndDenseIndicator|min|max"
+)
+_SYMBOL = re.compile(r"[A-Za-z0-9_.+-]*")
+_MAX_EXPRESSION = 4000
+_MAX_PROGRAM_BYTES = 512 << 20
+_TREES = {"builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"}
+
+
+def check_export(data: bytes) -> None:
+    """The bytes of a .pt2 -> nothing, or UnsafeModel if reading it could run code.
+
+    The records are read with torch's own reader, so that the loader sees the same ones.
+    """
+    from torch.export.pt2_archive._package import PT2ArchiveReader
+
+    with PT2ArchiveReader(io.BytesIO(data)) as archive:  # type: ignore[no-untyped-call]
+        for name in archive.get_file_names():
+            if not _RECORDS.fullmatch(name):
+                _refuse("a record that torch.export.save does not write", name)
+        for name, payload in _PAYLOADS.items():
+            for entry in json.loads(archive.read_string(name))["config"].values():
+                if entry.get("use_pickle") or not payload.fullmatch(entry["path_name"]):
+                    _refuse(f"in {name} an object that would be unpickled", entry["path_name"])
+                record = f"{name.rpartition('/')[0]}/{entry['path_name']}"
+                _check_tensor(entry["tensor_meta"], archive.archive_file.get_record_size(record))
+        # torch's loader first does the same, then tries again with objects.
+        load_plain(archive.read_bytes("data/sample_inputs/model.pt"), "the .pt2's sample inputs")
+        text = archive.read_string("models/model.json")
+        if len(text) > _MAX_PROGRAM_BYTES:
+            _refuse("a graph of characters in the number of", f"{len(text):,}")
+        check_program(json.loads(text))
+
+
+def _check_tensor(meta: Mapping[str, Any], found: int) -> None:
+    """A tensor's description and the bytes of its record -> nothing, or UnsafeModel."""
+    sizes, strides = ([n["as_int"] for n in meta[key]] for key in ("sizes", "strides"))
+    # Bytes are at least as many as elements; torch compares these, but not where there are none.
+    check_view(found, meta["storage_offset"]["as_int"], sizes, strides)
+
+
+def check_program(value: Any, key: str = "", in_argument: bool = False) -> None:
+    """The decoded graph of a .pt2, or a part of it -> nothing, or UnsafeModel.
+
+    key: the member's name. in_argument: of an operator, where text stays text.
+    """
+    if isinstance(value, list):
+        for item in value:
+            check_program(item, key, in_argument)
+    elif isinstance(value, dict):
+        if "nodes" in value and key in ("graph", "as_graph"):
+            _check_growth(value["nodes"])
+        for name, item in value.items():
+            _check_name(name, _LABEL if key in _LABELS else _NAME, "the name")
+            if name != "metadata" or not _is_metadata(item):
+                check_program(item, name, in_argument or (key, name) == ("inputs", "arg"))
+    elif isinstance(value, str):
+        _check_text(value, key, in_argument)
+    elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        _refuse(f"as {key} a number of more than 64 bits,", hex(value))
+
+
+def _check_growth(nodes: Any) -> None:
+    try:
+        check_nodes(nodes)
+    except TooLarge:
+        _refuse("sizes that grow beyond", "64 bits")
+
+
+def _is_metadata(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and set(value) <= _METADATA
+        and all(isinstance(text, str) for text in value.values())
+    )
+
+
+def _check_text(text: str, key: str, in_argument: bool) -> None:
+    if key in ("expr_str", "guards_code"):
+        check_expression(text)
+    elif key in ("in_spec", "out_spec"):
+        _check_tree(json.loads(text)[1], _NAME if key == "in_spec" else _LABEL)
+    elif key in ("target", "as_operator"):
+        found = _ATEN.fullmatch(text)
+        if not (found and found[1] in OPERATORS["aten"]) and not _MATH.fullmatch(text):
+            _check_name(text, _OPERATORS, "the operator")
+    elif key not in ("as_string", "as_strings") or not in_argument:
+        _check_name(text, _LABEL if key in _LABELS else _NAME, f"the {key}")
+
+
+def _check_tree(spec: Mapping[str, Any], names: re.Pattern[str]) -> None:
+    """A pytree's description -> nothing, or UnsafeModel: tuples, lists and dicts of tensors."""
+    if spec["type"] is not None and spec["type"] not in _TREES:
+        _refuse("inputs or outputs of the type", spec["type"])
+    context = json.loads(spec["context"] or "null")
+    if not isinstance(context, list | None):
+        _refuse("inputs or outputs described by", context)
+    for name in context or []:
+        _check_name(name, names, "an input or output named")
+    for child in spec["children_spec"]:
+        _check_tree(child, names)
+
+
+def check_expression(text: str) -> None:
+    """A symbolic size or a guard -> nothing, or UnsafeModel if it is more than arithmetic."""
+    plain = text.isascii() and not re.search(r'["\\#\n\r]', text)
+    if not plain or len(text) > _MAX_EXPRESSION:
+        _refuse("the expression", text)
+    try:
+        tree = ast.parse(text, mode="eval")
+        if not _is_arithmetic(tree.body):
+            _refuse("the expression", text)
+        measure(tree.body)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        _refuse("the expression", text)
+    except TooLarge:
+        _refuse("an expression of too large a value, the expression", text)
+
+
+def _is_arithmetic(node: ast.AST) -> bool:
+    """An expression's node -> whether it is made of names, numbers, operators and known calls."""
+    match node:
+        case ast.Name() | ast.Constant(value=int() | float()):
+            return True
+        case ast.BinOp() | ast.UnaryOp() | ast.BoolOp() | ast.Compare() | ast.IfExp() | ast.Tuple():
+            parts = (n for n in ast.iter_child_nodes(node) if isinstance(n, ast.expr))
+            return all(map(_is_arithmetic, parts))
+        case ast.Subscript(value=value, slice=ast.Constant(value=int() | str() as key)):
+            return _NAME.fullmatch(str(key)) is not None and _is_arithmetic(value)
+        case ast.Call(func=ast.Attribute(value=value, attr="size"), args=[], keywords=[]):
+            return _is_arithmetic(value)
+        case ast.Call(
+            func=ast.Name(id="Symbol" | "Float"), args=[ast.Constant(value=str() as name)]
+        ):
+            values = [keyword.value for keyword in node.keywords]
+            return _SYMBOL.fullmatch(name) is not None and all(map(_is_arithmetic, values))
+        case ast.Call(
+            func=ast.Attribute(value=ast.Name(id="math"), attr=name), args=args, keywords=[]
+        ):
+            return _MATH.fullmatch(f"math.{name}") is not None and all(map(_is_arithmetic, args))
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]):
+            return _FUNCTIONS.fullmatch(name) is not None and all(map(_is_arithmetic, args))
+    return False
+
+
+def _check_name(text: Any, allowed: re.Pattern[str], what: str) -> None:
+    if not isinstance(text, str) or not allowed.fullmatch(text):
+        _refuse(what, text)
+
+
+def _refuse(what: str, text: Any) -> NoReturn:
+    raise UnsafeModel(
+        f"the .pt2 holds {what} {str(text)[:120]!r}, which could run code when it is read, or "
+        "exhaust the machine; make the file with this version's torch.export.save, from a model of "
+        "PyTorch's own operators that returns tensors in plain dicts, lists or tuples"
+    )

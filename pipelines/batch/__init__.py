@@ -1,0 +1,1 @@
+"""Batch runs: files or tables in, scored rows and a report out."""

@@ -1,0 +1,1 @@
+"""Jobs of Dataflow: started, found, followed and explained."""

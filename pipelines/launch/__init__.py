@@ -1,0 +1,1 @@
+"""The launch on Dataflow: `python -m pipelines.launch --help`."""

@@ -1,0 +1,265 @@
+"""A job followed to its end: looked at now and then, shown, summed up.
+
+Exit codes: 0 it did what it should; 1 it failed, or left too many dead letters; 3 it was
+cancelled; 4 it goes on, and can be followed no more. Ctrl-C leaves it running (130).
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, TextIO
+
+import orjson
+from google.api_core import exceptions
+
+from cloud.endpoints import Endpoints
+from cloud.errors import explain, is_passing, told_as
+from model_handlers.errors import CredentialsError, JobError, MillraceError
+from pipelines.dataflow.facts import label_value
+from pipelines.dataflow.jobs import VIEWER, Job, Jobs, told
+from pipelines.dataflow.links import attach_command, console_link
+from pipelines.dataflow.messages import reasons
+from pipelines.dataflow.metrics import Look, batch_line, elapsed, stream_line
+
+DONE, FAILED, CANCELLED, LOST = 0, 1, 3, 4
+# After faults of the network it is looked at less and less often.
+_LONGEST_WAIT = 300.0
+# So much later than it happened a message may be told.
+_LATE = timedelta(minutes=5)
+_CLEAR = "\r\x1b[K"
+
+
+@dataclass
+class Screen:
+    """out: lines that stay. A terminal gets the present on a line that is rewritten as well."""
+
+    out: TextIO = field(default_factory=lambda: sys.stdout)
+    line: TextIO = field(default_factory=lambda: sys.stderr)
+    _last: str = ""
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.clear()
+        print(text, file=self.out, flush=True)
+
+    def now(self, text: str, key: str) -> None:
+        """The present. key: what must have changed for a line of its own off a terminal."""
+        if self.line.isatty():
+            # A line that wraps cannot be rewritten.
+            width = shutil.get_terminal_size().columns - 1
+            self.line.write(f"{_CLEAR}{text[:width]}")
+            self.line.flush()
+        elif key != self._last:
+            print(text, file=self.line, flush=True)
+        self._last = key
+
+    def clear(self) -> None:
+        """The rewritten line is gone."""
+        if self._last and self.line.isatty():
+            self.line.write(_CLEAR)
+            self.line.flush()
+
+
+@dataclass
+class Monitor:
+    """poll_seconds: between two looks. sleep, now: the clock's."""
+
+    jobs: Jobs
+    screen: Screen = field(default_factory=Screen)
+    poll_seconds: float = 30.0
+    json_summary: bool = False
+    sleep: Callable[[float], None] = time.sleep
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    _sees_backlog: bool = field(default=True, init=False)
+    _workers: int | None = field(default=None, init=False)
+    _told_until: datetime | None = field(default=None, init=False)
+
+    def follow(self, job: Job) -> int:
+        """A job -> the exit code, when it has ended or cannot be followed any more.
+
+        Raises JobError where it failed, TooManyDeadLetters, KeyboardInterrupt with how to
+        follow it again.
+        """
+        again = f"follow it again: {self._attach(job, job.ident)}"
+        # What an old batch job left may be what a run of the same id stages now.
+        may_clean_up = job.streaming or not job.has_ended
+        try:
+            job = self._to_end(job)
+        except KeyboardInterrupt:
+            self.screen.clear()
+            raise KeyboardInterrupt(f"job {job.name} goes on; {again}") from None
+        except MillraceError as error:
+            self.screen.clear()
+            print(f"error: {error}; the job goes on; {again}", file=sys.stderr)
+            return LOST
+        self.screen.clear()
+        if may_clean_up and job.state not in ("done", "updated"):
+            # Whoever may not do that learns all the same how the job ended.
+            with suppress(MillraceError, OSError), told_as(JobError, "what it left stays"):
+                self._clean_up(job)
+        return self._end_stream(job) if job.streaming else self._end_batch(job)
+
+    def _to_end(self, job: Job) -> Job:
+        """Raises CredentialsError, JobError where it cannot be looked at any more."""
+        before: Look | None = None
+        faults = 0
+        while True:
+            with told(f"job {job.name} cannot be looked at any more", VIEWER):
+                try:
+                    job = self._refreshed(job)
+                    look = self._look(job)
+                except Exception as error:
+                    if not is_passing(_cause(error)):
+                        raise
+                    faults += 1
+                    self._wait_out(error, faults)
+                    continue
+            faults = 0
+            self._show(job, look, before)
+            before = look
+            if job.has_ended:
+                return job
+            self.sleep(self.poll_seconds)
+
+    def _refreshed(self, job: Job) -> Job:
+        """A job -> as it is now. What it says of itself comes with the launcher's end."""
+        found = self.jobs.get(job.ident, job.region, whole=job.facts is None)
+        return replace(found, facts=found.facts or job.facts, steps={})
+
+    def _look(self, job: Job) -> Look:
+        metrics = self.jobs.metrics(job)
+        if not job.has_ended:
+            now = self.now()
+            self._workers = self.jobs.messages(job, self._told_until).workers or self._workers
+            self._told_until = now - _LATE
+        backlog = self._backlog(job) if job.streaming and not job.has_ended else {}
+        workers = None if job.has_ended else self._workers
+        return Look(job.state, job.seconds(self.now()), metrics, workers, backlog)
+
+    def _backlog(self, job: Job) -> dict[str, float]:
+        """Who may not see metrics of Cloud Monitoring sees all the rest."""
+        if not self._sees_backlog:
+            return {}
+        try:
+            return self.jobs.backlog(job)
+        except ModuleNotFoundError:
+            self._without_backlog("pip install 'millrace[resources]' for it")
+        except exceptions.Forbidden as error:
+            advice = "grant the account the role roles/monitoring.viewer"
+            self._without_backlog(f"{explain(error).partition('; ')[0]}; {advice}")
+        except CredentialsError as error:
+            self._without_backlog(str(error))
+        except (exceptions.GoogleAPIError, OSError) as error:
+            # What cannot be reached now may be next time; the job matters more.
+            if not (isinstance(error, OSError) or is_passing(_cause(error))):
+                self._without_backlog(explain(error))
+        return {}
+
+    def _without_backlog(self, reason: str) -> None:
+        self.screen.say(f"the backlog is not shown: {reason}")
+        self._sees_backlog = False
+
+    def _wait_out(self, error: Exception, faults: int) -> None:
+        seconds = min(max(self.poll_seconds, 1.0) * 2 ** min(faults, 10), _LONGEST_WAIT)
+        reason = explain(_cause(error)).partition("; ")[0]
+        self.screen.say(f"Dataflow does not answer ({reason}); tried again in {seconds:,.0f} s")
+        self.sleep(seconds)
+
+    def _show(self, job: Job, look: Look, before: Look | None) -> None:
+        line = (stream_line if job.streaming else batch_line)(look, before)
+        key = (stream_line if job.streaming else batch_line)(replace(look, seconds=0.0), None)
+        self.screen.now(line, key)
+
+    def _end_batch(self, job: Job) -> int:
+        took = job.seconds(self.now())
+        if job.state == "done":
+            # A job that was never seen to run has no rate.
+            return self._report(job, max(took, 1.0))
+        if job.state == "failed":
+            raise JobError(self._failure(job))
+        self.screen.say(f"{job.state} after {elapsed(took)}: nothing was written")
+        return CANCELLED
+
+    def _end_stream(self, job: Job) -> int:
+        took = elapsed(job.seconds(self.now()))
+        if job.state == "updated":
+            # Who replaces it has its name, and may not be told at once.
+            follow = self._attach(job, job.replaced_by or job.name)
+            by = f": replaced by {job.replaced_by}" if job.replaced_by else ""
+            self.screen.say(f"updated after {took}{by}; follow the new job: {follow}")
+            return DONE
+        if job.state == "failed":
+            raise JobError(self._failure(job))
+        if job.state == "cancelled":
+            self.screen.say(
+                f"cancelled after {took}: what it had not written is in the subscription still"
+            )
+            return CANCELLED
+        self.screen.say(f"{job.state} after {took}: all that it had taken in is written")
+        return DONE
+
+    def _failure(self, job: Job) -> str:
+        with told(f"job {job.name} failed, and its messages cannot be read", VIEWER):
+            messages = self.jobs.messages(job)
+        lines = reasons(messages.errors, messages.news) or [
+            f"it did not say why: see {console_link(job.project, job.region, job.ident)}"
+        ]
+        took = elapsed(job.seconds(self.now()))
+        return "\n  ".join([f"job {job.name} failed after {took}:", *lines])
+
+    def _report(self, job: Job, took: float) -> int:
+        """A batch job that is done -> its report, told. Raises TooManyDeadLetters."""
+        from model_handlers.artifact import read_bytes
+        from pipelines.batch.run import check_dead_letters
+        from pipelines.batch.summary import summarise
+        from pipelines.cloud_access import open_storage
+
+        if job.facts is None or job.facts.report is None:
+            self.screen.say(f"done after {elapsed(took)}; it is no run of ours: it has no report")
+            return DONE
+        open_storage(self._endpoints, needed=job.facts.report.startswith("gs://"))
+        try:
+            report: dict[str, Any] = orjson.loads(read_bytes(job.facts.report))
+        except MillraceError as error:
+            raise JobError(
+                f"job {job.name} is done, but its report is not there: {error}"
+            ) from error
+        if self.json_summary:
+            print(orjson.dumps(report).decode(), flush=True)
+        else:
+            self.screen.say(summarise(report, took))
+        check_dead_letters(report, job.facts.max_dead_letter_share)
+        return DONE
+
+    def _clean_up(self, job: Job) -> None:
+        """What a batch run had staged is of no use; a stream reads its subscription no more."""
+        facts = job.facts
+        if facts is not None and facts.staging:
+            from pipelines.cloud_access import open_storage
+            from pipelines.dataflow.start import remove_staged
+
+            open_storage(self._endpoints, needed=facts.staging[0].startswith("gs://"))
+            remove_staged(facts)
+        if facts is not None and facts.subscription is not None:
+            from pipelines.stream.subscription import release
+
+            reader = label_value(f"{facts.pipeline}-{facts.run_id}")
+            release(facts.subscription, reader, self.jobs.cloud)
+
+    def _attach(self, job: Job, ident: str) -> str:
+        return attach_command(job.project, job.region, ident, self._endpoints)
+
+    @property
+    def _endpoints(self) -> Endpoints:
+        return self.jobs.cloud.endpoints
+
+
+def _cause(error: Exception) -> BaseException:
+    """Of an error that was retried in vain the last one, else the error itself."""
+    return (error.cause or error) if isinstance(error, exceptions.RetryError) else error

@@ -1,0 +1,190 @@
+"""The request that starts a Flex Template, made of flags. Pure: nothing is asked or started."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from model_handlers.errors import UsageError, nearest
+from pipelines.dataflow.facts import labels_of
+from pipelines.metadata import TEMPLATES
+from pipelines.options.flag import as_text
+
+# Beam's names of options -> those of the template's environment, where the value stays.
+_ENVIRONMENT = {
+    "num_workers": "numWorkers",
+    "max_num_workers": "maxWorkers",
+    "machine_type": "machineType",
+    "disk_size_gb": "diskSizeGb",
+    "service_account_email": "serviceAccountEmail",
+    "temp_location": "tempLocation",
+    "staging_location": "stagingLocation",
+    "network": "network",
+    "subnetwork": "subnetwork",
+    "dataflow_kms_key": "kmsKeyName",
+    "worker_region": "workerRegion",
+    "worker_zone": "workerZone",
+    "zone": "zone",
+    "sdk_container_image": "sdkContainerImage",
+}
+_AUTOSCALING = {"NONE": "NONE", "THROUGHPUT_BASED": "BASIC"}
+# Of the request itself, or told by the template.
+_ELSEWHERE = {
+    *("project", "region", "job_name", "runner", "streaming", "update", "transform_name_mapping"),
+    *("experiments", "dataflow_service_options", "labels", "use_public_ips", "flexrs_goal"),
+    *("autoscaling_algorithm", "enable_streaming_engine", "save_main_session", "dry_run"),
+    *("dataflow_endpoint", "no_auth"),
+}
+# What only a launch from source can do: a template's image has it all.
+_OF_SOURCE = (
+    *("setup_file", "requirements_file", "extra_packages", "template_location"),
+    "prebuild_sdk_container_engine",
+)
+# Beam's flag is for who submits the job. Of a template that is the launcher, in the service; the
+# launch, and all that is looked at before and after it, is asked for by this machine.
+_IMPERSONATE = (
+    "--impersonate_service_account: a template is launched with the credentials of this machine: "
+    "leave it out, and say `gcloud auth application-default login --impersonate-service-account "
+    "ACCOUNT` before; the job runs as --service_account_email"
+)
+_MODES = {
+    True: "STREAMING_MODE_AT_LEAST_ONCE",
+    False: "STREAMING_MODE_EXACTLY_ONCE",
+}
+AT_LEAST_ONCE = "streaming_mode_at_least_once"
+
+
+def launch_request(
+    template: str,
+    flags: Mapping[str, Any],
+    parameters: Mapping[str, str],
+    *,
+    streaming: bool,
+) -> dict[str, Any]:
+    """A template's path, all flags of the job, its parameters -> LaunchFlexTemplateRequest as JSON.
+
+    Raises UsageError for flags that a template cannot have.
+    """
+    wrong = [
+        f"--{name}: the template's image has it all: leave it out"
+        for name in _OF_SOURCE
+        if flags.get(name)
+    ]
+    if flags.get("impersonate_service_account"):
+        wrong.append(_IMPERSONATE)
+    if wrong:
+        raise UsageError("; ".join(wrong))
+    launched: dict[str, Any] = {
+        "jobName": flags["job_name"],
+        "containerSpecGcsPath": template,
+        "parameters": dict(parameters),
+        "environment": _environment(flags, streaming),
+    }
+    if flags.get("update"):
+        launched["update"] = True
+        if flags.get("transform_name_mapping"):
+            launched["transformNameMappings"] = dict(flags["transform_name_mapping"])
+    return {
+        "projectId": flags["project"],
+        "location": flags["region"],
+        "launchParameter": launched,
+    }
+
+
+def _environment(flags: Mapping[str, Any], streaming: bool) -> dict[str, Any]:
+    """All flags of a job -> FlexTemplateRuntimeEnvironment as JSON."""
+    found = {
+        field: flags[name] for name, field in _ENVIRONMENT.items() if flags.get(name) is not None
+    }
+    services = list(flags.get("dataflow_service_options", ()))
+    if streaming:
+        found["enableStreamingEngine"] = True
+        found["streamingMode"] = _MODES[AT_LEAST_ONCE in services]
+        services = [option for option in services if option != AT_LEAST_ONCE]
+    # The launcher makes options of the service out of experiments of these names.
+    found["additionalExperiments"] = [*flags.get("experiments", ()), *services]
+    if flags.get("labels"):
+        found["additionalUserLabels"] = labels_of(flags["labels"])
+    if flags.get("use_public_ips") is not None:
+        kind = "PUBLIC" if flags["use_public_ips"] else "PRIVATE"
+        found["ipConfiguration"] = f"WORKER_IP_{kind}"
+    if flags.get("flexrs_goal"):
+        found["flexrsGoal"] = f"FLEXRS_{flags['flexrs_goal']}"
+    if flags.get("autoscaling_algorithm"):
+        algorithm = _AUTOSCALING[flags["autoscaling_algorithm"]]
+        found["autoscalingAlgorithm"] = f"AUTOSCALING_ALGORITHM_{algorithm}"
+    rest = [
+        option
+        for name, value in flags.items()
+        if name not in _ENVIRONMENT and name not in _ELSEWHERE and name not in _OF_SOURCE
+        for option in _options(name, value)
+    ]
+    return found | ({"additionalPipelineOptions": rest} if rest else {})
+
+
+def _options(name: str, value: Any) -> list[str]:
+    """One of Beam's options -> the flags that say it.
+
+    Beam takes a list one by one, and has a flag of its own for what is switched off.
+    """
+    if value is False:
+        return [f"no_{name}=true"]
+    values = value if isinstance(value, list) else [value]
+    return [f"{name}={json.dumps(v) if isinstance(v, dict) else as_text(v)}" for v in values]
+
+
+def parameters_of(groups: Mapping[type[Any], Any]) -> dict[str, str]:
+    """A pipeline's flags -> the template's parameters: those that are not their default."""
+    return {
+        f.name: as_text(getattr(group, f.name))
+        for kind, group in groups.items()
+        for f in dataclasses.fields(kind)
+        if f.metadata["in_template"] and getattr(group, f.name) != f.default
+    }
+
+
+def check_parameters(
+    name: str, template: str, spec: Mapping[str, Any], parameters: Mapping[str, str]
+) -> None:
+    """A pipeline, a template's path and spec file, parameters -> nothing, or one UsageError.
+
+    A template may be older or newer than this source, or that of another pipeline.
+    """
+    metadata = spec.get("metadata") or {}
+    known = {parameter["name"]: parameter for parameter in metadata.get("parameters", [])}
+    if not known:
+        raise UsageError(
+            f"--template {template} has no parameters in its metadata: make it with `make template`"
+        )
+    title = str(metadata.get("name", ""))
+    if title in TEMPLATES and TEMPLATES[title].name != name:
+        other = TEMPLATES[title].name
+        raise UsageError(
+            f"--template {template} is that of {other}: expected one of {name}, or "
+            f"python -m pipelines.launch {other}"
+        )
+    if bool(metadata.get("streaming")) != name.startswith("stream"):
+        kind = "streams" if metadata.get("streaming") else "batch"
+        raise UsageError(f"--template {template} is for {kind}: {title}")
+    wrong = [
+        f"--{given}: the template has no such parameter{nearest(given, known)}"
+        for given in parameters
+        if given not in known
+    ]
+    for flag, parameter in known.items():
+        value = parameters.get(flag)
+        if value is None:
+            if not parameter.get("isOptional"):
+                wrong.append(f"--{flag} is missing: {parameter.get('helpText', '')}".rstrip(": "))
+            continue
+        patterns = parameter.get("regexes", [])
+        if not all(re.search(pattern, value) for pattern in patterns):
+            wrong.append(f"--{flag}: {value!r} is not of the pattern {' and '.join(patterns)}")
+        choices = [option["value"] for option in parameter.get("enumOptions", [])]
+        if choices and value not in choices:
+            wrong.append(f"--{flag}: {value!r}: expected one of {', '.join(choices)}")
+    if wrong:
+        raise UsageError(f"{template}: {'; '.join(wrong)}")

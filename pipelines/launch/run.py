@@ -1,0 +1,250 @@
+"""What `python -m pipelines.launch` does: all is checked, then one job is started or followed."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import io
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TextIO
+
+import orjson
+from google.api_core import exceptions
+
+from cloud.clients import Cloud, default_project
+from cloud.endpoints import Endpoints
+from cloud.errors import retry, told_as
+from cloud.regions import region_fault
+from model_handlers.addresses import without_secrets
+from model_handlers.errors import InputError, MillraceError, UsageError
+from pipelines.dataflow.jobs import Jobs
+from pipelines.dataflow.links import attach_command, console_link, interrupted, links, starting
+from pipelines.launch.command import PIPELINES
+from pipelines.launch.monitor import LOST, Monitor, Screen
+from pipelines.launch.presets import complete
+from pipelines.launch.request import check_parameters, launch_request, parameters_of
+from pipelines.options import CloudOptions
+from pipelines.options.flag import Parsed, require
+from pipelines.options.launch import AttachOptions, LaunchOptions
+from pipelines.required import require_flags
+
+# A poll that hangs is given up for the next one.
+_POLL_RETRY_SECONDS = 20.0
+
+
+def launch(name: str, parsed: Parsed) -> int:
+    """A pipeline's name and all flags -> the exit code.
+
+    Raises UsageError and whatever the pipeline's own command raises, before anything starts.
+    """
+    from pipelines.beam_args import JOB_NAMES, given_flags
+    from transforms.failures import utc_now
+
+    flags = parsed.get(LaunchOptions)
+    given = given_flags(parsed.beam_args)
+    if given.get("runner", "DataflowRunner") != "DataflowRunner":
+        raise UsageError(f"--runner {given['runner']}: a launch is on Dataflow: leave it out")
+    if given.get("update") and not name.startswith("stream"):
+        raise UsageError(f"--update replaces a stream, {name} is none: leave it out")
+    if given.get("transform_name_mapping") and not given.get("update"):
+        raise UsageError("--transform_name_mapping belongs to --update")
+    needed = {flag: given.get(flag) for flag in ("project", "region", "temp_location")}
+    require_flags(name, parsed, f"launch {name}", **needed)
+    job = complete(given, flags, name) | {"runner": "DataflowRunner"}
+    job.setdefault("job_name", f"{JOB_NAMES[name]}-{utc_now():%Y%m%d-%H%M%S}")
+    own = Parsed(
+        {kind: parsed.groups[kind] for kind in PIPELINES[name].options},
+        [*parsed.beam_args, *added_args(given, job)],
+    )
+    start = _from_source if flags.template is None else _from_template
+    return start(name, flags, own, job)
+
+
+def added_args(given: Mapping[str, Any], job: Mapping[str, Any]) -> list[str]:
+    """Flags as given, all flags of the job -> what the latter have more, as arguments. Pure."""
+    added = []
+    for name, value in job.items():
+        if isinstance(value, list):
+            added += [f"--{name}={one}" for one in value if one not in given.get(name, ())]
+        elif name not in given:
+            added.append(f"--{name}={value}")
+    return added
+
+
+def _run(name: str, parsed: Parsed) -> None:
+    """A pipeline's own command, in this process."""
+    module, _, function = PIPELINES[name].run.partition(":")
+    getattr(importlib.import_module(module), function)(parsed)
+
+
+def _from_source(name: str, flags: LaunchOptions, own: Parsed, job: Mapping[str, Any]) -> int:
+    if not flags.wait or job.get("dry_run") or job.get("template_location"):
+        _run(name, own)
+        return 0
+    with contextlib.redirect_stdout(_for_people(own)):
+        _run(name, _without_json(own))
+    return _follow(Jobs(_cloud(own, job)), job["job_name"], job["region"], flags, own)
+
+
+def _from_template(name: str, flags: LaunchOptions, own: Parsed, job: Mapping[str, Any]) -> int:
+    from pipelines.dataflow.start import FOLDERS, check_paths
+
+    streaming = name.startswith("stream")
+    template = str(flags.template)
+    parameters = parameters_of(own.groups)
+    check_paths(own, {folder: job.get(folder) for folder in FOLDERS})
+    request = launch_request(template, job, parameters, streaming=streaming)
+    check_parameters(name, template, _read_spec(template, own, job), parameters)
+    if job.get("update"):
+        _check_update(name, own, job)
+    if job.get("dry_run"):
+        text = orjson.dumps(_shown(request), option=orjson.OPT_INDENT_2).decode()
+        print(without_secrets(text))
+        return 0
+    jobs = Jobs(_cloud(own, job))
+    endpoints = jobs.cloud.endpoints
+    place = (job["project"], job["region"])
+    with starting(*place, job["job_name"], endpoints):
+        ident = jobs.launch(request)
+    told = {"job": ident, "name": job["job_name"], **links(*place, ident, endpoints)}
+    lines = "\n".join(f"{key:<13} {value}" for key, value in told.items())
+    if not flags.wait:
+        print(orjson.dumps(told).decode() if _as_json(own) else lines)
+        return 0
+    print(lines, file=_for_people(own), flush=True)
+    return _follow(jobs, ident, job["region"], flags, own)
+
+
+def _follow(jobs: Jobs, ident: str, region: str, flags: LaunchOptions, own: Parsed) -> int:
+    """A job that was started, by id or name -> the exit code, when it has ended."""
+    cloud = jobs.cloud
+    command = attach_command(cloud.project, region, ident, cloud.endpoints)
+    again = f"the job goes on; follow it: {command}"
+    try:
+        with interrupted(again):
+            job = jobs.find(ident, region)
+    except MillraceError as error:
+        print(f"error: {error}; {again}", file=sys.stderr)
+        return LOST
+    return _monitor(jobs, flags.poll_seconds, own).follow(job)
+
+
+def _shown(request: Mapping[str, Any]) -> dict[str, Any]:
+    """A request -> the same, without the values of secrets."""
+    from pipelines.beam_args import is_secret
+
+    launched = request["launchParameter"]
+    environment = dict(launched["environment"])
+    if options := environment.get("additionalPipelineOptions"):
+        names = [option.partition("=")[0] for option in options]
+        environment["additionalPipelineOptions"] = [
+            f"{name}=..." if is_secret(name) else option
+            for name, option in zip(names, options, strict=True)
+        ]
+    return {**request, "launchParameter": {**launched, "environment": environment}}
+
+
+def _read_spec(template: str, own: Parsed, job: Mapping[str, Any]) -> dict[str, Any]:
+    """A template's path -> its spec file. Raises InputError, CredentialsError."""
+    cloud = _cloud(own, job)
+    bucket, _, path = template.removeprefix("gs://").partition("/")
+    with told_as(InputError, f"--template {template} cannot be read"):
+        blob = cloud.storage().bucket(bucket).blob(path)
+        try:
+            content = blob.download_as_bytes(retry=retry(cloud.retry_seconds))
+        except exceptions.NotFound as error:
+            raise InputError(
+                f"--template {template}: there is no such file: `make template` writes it"
+            ) from error
+    try:
+        spec = orjson.loads(content)
+    except ValueError:
+        spec = None
+    if not isinstance(spec, dict) or "image" not in spec:
+        raise InputError(
+            f"--template {template} is no spec file of a Flex Template: `make template` writes one"
+        )
+    return spec
+
+
+def _check_update(name: str, own: Parsed, job: Mapping[str, Any]) -> None:
+    """The pipeline as this source makes it is compared with the job that runs: a dry run does it.
+
+    The template's image is taken to be of the same version.
+    """
+    args = [*own.beam_args, "--dry_run=true"]
+    if not job.get("sdk_container_image"):
+        args.append("--sdk_container_image=of-the-template")
+    with contextlib.redirect_stdout(io.StringIO()):
+        _run(name, replace(own, beam_args=args))
+
+
+def _endpoints(own: Parsed) -> Endpoints:
+    return Endpoints.resolve(own.get(CloudOptions).api_endpoints or ())
+
+
+def _cloud(own: Parsed, job: Mapping[str, Any]) -> Cloud:
+    endpoints = _endpoints(own)
+    if endpoints.dataflow is None and job.get("dataflow_endpoint"):
+        endpoints = replace(endpoints, dataflow=job["dataflow_endpoint"])
+    return Cloud(job["project"], endpoints, float(own.get(CloudOptions).retry_seconds))
+
+
+def _as_json(own: Parsed) -> bool:
+    return any(getattr(group, "json_summary", False) for group in own.groups.values())
+
+
+def _without_json(own: Parsed) -> Parsed:
+    """Flags -> the same, with lines for people."""
+    groups = {
+        kind: replace(group, json_summary=False) if hasattr(group, "json_summary") else group
+        for kind, group in own.groups.items()
+    }
+    return replace(own, groups=groups)
+
+
+def _for_people(own: Parsed) -> TextIO:
+    """Flags -> where lines are told that are not the report, which standard output may be for."""
+    return sys.stderr if _as_json(own) else sys.stdout
+
+
+def _monitor(jobs: Jobs, poll_seconds: int, own: Parsed) -> Monitor:
+    seconds = min(jobs.cloud.retry_seconds, _POLL_RETRY_SECONDS)
+    jobs = Jobs(replace(jobs.cloud, retry_seconds=seconds))
+    screen = Screen(out=_for_people(own))
+    return Monitor(jobs, screen, poll_seconds=float(poll_seconds), json_summary=_as_json(own))
+
+
+def attach(parsed: Parsed) -> int:
+    """The flags of `--attach` -> the exit code, when the job has ended. Raises UsageError."""
+    flags = parsed.get(AttachOptions)
+    _refuse_others(parsed.beam_args)
+    require("launch", attach=flags.attach)
+    if flags.region is not None and (fault := region_fault(flags.region)):
+        raise UsageError(f"--region: {fault}")
+    endpoints = _endpoints(parsed)
+    is_googles = not any(vars(endpoints).values())
+    project = flags.project or (default_project() if is_googles else None)
+    require("launch", attach=flags.attach, project=project)
+    jobs = Jobs(Cloud(str(project), endpoints, float(parsed.get(CloudOptions).retry_seconds)))
+    job = jobs.find(str(flags.attach), flags.region)
+    monitor = _monitor(jobs, flags.poll_seconds, parsed)
+    monitor.screen.say(f"{'job':<13} {job.name}  {job.ident}")
+    monitor.screen.say(f"{'console':<13} {console_link(job.project, job.region, job.ident)}")
+    return monitor.follow(job)
+
+
+def _refuse_others(args: Sequence[str]) -> None:
+    if args:
+        raise UsageError(
+            f"unknown flag {args[0]}: expected a pipeline's name first ({', '.join(PIPELINES)}), "
+            "or --attach JOB --project P --region R"
+        )
+
+
+batch_local, batch_vertex, stream_local, stream_vertex = (
+    functools.partial(launch, name) for name in PIPELINES
+)

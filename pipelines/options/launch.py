@@ -1,0 +1,105 @@
+"""The flags of `python -m pipelines.launch`, beside those of the pipeline that it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.options.flag import flag
+
+PRESETS = ("batch", "stream", "gpu", "cheap")
+
+
+def _poll_seconds() -> Any:
+    return flag(
+        "how often a job that is followed is looked at",
+        30,
+        label="Poll seconds",
+        regex=r"\d+",
+        in_template=False,
+    )
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """The launch."""
+
+    template: str | None = flag(
+        "Flex Template to start, as `make template` writes it: gs://BUCKET/.../NAME.json "
+        "(default: this source, by the pipeline's own command)",
+        label="Template",
+        regex=r"gs://[^/]+/.+",
+        metavar="GS_PATH",
+        in_template=False,
+    )
+    preset: str | None = flag(
+        "batch: 2 to 10 workers; stream: 2 to 20; gpu: 1 to 4 with an NVIDIA L4; cheap: FlexRS for "
+        "batch, which starts within 6 hours, and small workers for streams. Dataflow's own flags "
+        "win over it (default: by the pipeline)",
+        label="Preset",
+        choices=PRESETS,
+        in_template=False,
+    )
+    min_num_workers: int | None = flag(
+        "workers that Dataflow keeps at least (default: the preset's)",
+        label="Fewest workers",
+        regex=r"[1-9]\d*",
+        in_template=False,
+    )
+    streaming_mode: str | None = flag(
+        "of a stream: at_least_once costs less, and is what the sinks promise in either mode "
+        "(default: at_least_once)",
+        label="Streaming mode",
+        choices=("at_least_once", "exactly_once"),
+        in_template=False,
+    )
+    accelerator: str | None = flag(
+        "GPU of each worker, and how many: nvidia-l4, nvidia-tesla-t4:2 (default: the preset's)",
+        label="Accelerator",
+        regex=r"nvidia-[a-z0-9-]+(:[1-9]\d?)?",
+        metavar="TYPE[:COUNT]",
+        in_template=False,
+    )
+    gpu_sharing: str | None = flag(
+        "one_process: one SDK process a worker has the GPU; mps: one for each vCPU, by NVIDIA's "
+        "Multi-Process Service, each with the model in memory (default: one_process)",
+        label="GPU sharing",
+        choices=("one_process", "mps"),
+        in_template=False,
+    )
+    wait: bool = flag(
+        "follow the job to its end; Ctrl-C leaves it running",
+        False,
+        label="Wait",
+        in_template=False,
+    )
+    poll_seconds: int = _poll_seconds()
+
+
+@dataclass(frozen=True)
+class AttachOptions:
+    """A job that was started before."""
+
+    attach: str | None = flag(
+        "id or name of a job to follow to its end",
+        label="Attach",
+        metavar="JOB",
+        in_template=False,
+    )
+    project: str | None = flag(
+        "project of the job", label="Project", metavar="PROJECT", in_template=False
+    )
+    region: str | None = flag(
+        "region of the job (default: looked for)",
+        label="Region",
+        metavar="REGION",
+        in_template=False,
+    )
+    poll_seconds: int = _poll_seconds()
+    json_summary: bool = flag(
+        "print the report of a batch run as JSON on standard output instead of a summary",
+        False,
+        label="JSON summary",
+        in_template=False,
+    )
+    debug: bool = flag("show tracebacks", False, label="Debug", in_template=False)

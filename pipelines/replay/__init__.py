@@ -1,0 +1,1 @@
+"""Replays: `python -m pipelines.replay --help`."""

@@ -1,0 +1,38 @@
+"""Score dead letters once more, with attempts + 1, into the sinks they were meant for.
+
+python -m pipelines.replay --input_files out/RUN_ID/dead_letters --model package/ \
+    --output_files out/
+python -m pipelines.replay --input_table p.d.scores_dead_letters --reason null --model package/ \
+    --output_table p.d.scores --temp_location gs://bucket/tmp
+"""
+
+from __future__ import annotations
+
+from pipelines.command import Command
+from pipelines.options import (
+    CloudOptions,
+    DeviceOptions,
+    EndpointOptions,
+    FailureOptions,
+    ModelOptions,
+    ReplayOptions,
+    RunOptions,
+    SinkOptions,
+)
+
+COMMAND = Command(
+    name="replay",
+    about="Score dead letters of batch runs or of streams once more: a row that succeeds goes to "
+    "the sinks, one that fails is a dead letter again, with one attempt more.",
+    options=(
+        ReplayOptions,
+        ModelOptions,
+        DeviceOptions,
+        EndpointOptions,
+        SinkOptions,
+        FailureOptions,
+        CloudOptions,
+        RunOptions,
+    ),
+    run="pipelines.replay.run:run_local",
+)

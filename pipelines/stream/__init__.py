@@ -1,0 +1,1 @@
+"""Streams: messages in, scored rows out as they come."""

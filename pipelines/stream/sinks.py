@@ -1,0 +1,100 @@
+"""From flags to the places of a stream's rows and dead letters, looked at before it starts."""
+
+from __future__ import annotations
+
+import os
+
+import pyarrow as pa
+from google.api_core import exceptions
+
+from cloud.clients import Cloud
+from cloud.errors import retry, told_as
+from model_handlers.errors import OutputError, UsageError
+from pipelines.batch.destinations import check_cluster_by
+from pipelines.batch.graph import StreamSinks
+from pipelines.options import StreamFailureOptions, StreamSinkOptions
+from pipelines.options.flag import Parsed
+from transforms.bigquery.schema import TableName
+from transforms.bigquery.tables import check_table, create_table, find_table
+from transforms.encode import OutputFields
+from transforms.files.run_folder import DEAD_LETTERS, SCORES
+from transforms.files.unfinished import remove_dead
+from transforms.files.windows import check_folder
+from transforms.row_schemas import FAILURE_SCHEMA
+
+
+def open_sinks(parsed: Parsed, cloud: Cloud) -> tuple[StreamSinks, StreamSinks]:
+    """Flags -> the sinks of the rows and those of the dead letters. Raises UsageError."""
+    sink, failures = parsed.get(StreamSinkOptions), parsed.get(StreamFailureOptions)
+    if sink.output_table is None and sink.cluster_by:
+        raise UsageError("--cluster_by is for --output_table")
+    rows = StreamSinks(
+        sink.output_topic,
+        _table(sink.output_table, "output_table", cloud),
+        None if sink.output_files is None else os.path.join(sink.output_files, SCORES),
+        sink.file_seconds,
+    )
+    letter_table = failures.dead_letter_table
+    if not (failures.dead_letter_topic or failures.dead_letter_files):
+        letter_table = letter_table or f"{rows.table}_dead_letters"
+    letters = StreamSinks(
+        failures.dead_letter_topic,
+        _table(letter_table, "dead_letter_table", cloud),
+        None
+        if failures.dead_letter_files is None
+        else os.path.join(failures.dead_letter_files, DEAD_LETTERS),
+        sink.file_seconds,
+    )
+    for kind in ("table", "topic"):
+        place = getattr(rows, kind)
+        if place is not None and place == getattr(letters, kind):
+            raise UsageError(f"--dead_letter_{kind} {place} is --output_{kind}: expected another")
+    return rows, letters
+
+
+def _table(name: str | None, flag: str, cloud: Cloud) -> TableName | None:
+    return None if name is None else TableName.parse(name, flag, cloud.project)
+
+
+def prepare_sinks(
+    rows: StreamSinks,
+    letters: StreamSinks,
+    schema: pa.Schema,
+    fields: OutputFields,
+    cluster_by: tuple[str, ...],
+    cloud: Cloud,
+) -> None:
+    """Looks at every sink before the run, and makes tables and folders that are not there.
+
+    schema: of the rows. Raises OutputError, UsageError.
+    """
+    check_cluster_by(cluster_by, schema)
+    _prepare(rows, schema, fields.time_column, cluster_by, cloud)
+    _prepare(letters, FAILURE_SCHEMA, "failed_at", (), cloud)
+
+
+def _prepare(
+    to: StreamSinks, schema: pa.Schema, time_column: str, clusters: tuple[str, ...], cloud: Cloud
+) -> None:
+    if to.table is not None:
+        with told_as(OutputError, f"table {to.table} cannot be written"):
+            client = cloud.bigquery()
+            table = find_table(client, to.table, cloud) or create_table(
+                client, to.table, schema, time_column, clusters, cloud
+            )
+        check_table(table, schema, clusters)
+    if to.topic is not None:
+        with told_as(OutputError, f"topic {to.topic} cannot be published to"):
+            _check_topic(to.topic, cloud)
+    if to.folder is not None:
+        check_folder(to.folder)
+        remove_dead(to.folder)
+
+
+def _check_topic(topic: str, cloud: Cloud) -> None:
+    """A topic -> it is there. Raises GoogleAPICallError."""
+    try:
+        cloud.publisher().get_topic(topic=topic, retry=retry(cloud.retry_seconds))
+    except exceptions.PermissionDenied:
+        # Whoever may publish need not be allowed to look.
+        return

@@ -1,0 +1,190 @@
+"""Topics and subscriptions."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from google.api_core import exceptions
+
+from cloud.reader_labels import seconds_left
+from resources.declaration import Resource
+from resources.kinds.base import Found, Kept, Kind, changed
+
+if TYPE_CHECKING:
+    from google.pubsub_v1.types import Subscription
+
+# Within which a subscription hands over what it has.
+_PEEK_SECONDS = 5.0
+_MASKS = {
+    "acknowledge deadline": "ack_deadline_seconds",
+    "expires": "expiration_policy",
+    "dead letter policy": "dead_letter_policy",
+}
+
+
+class Topics(Kind):
+    """Topics, which are removed only when no subscription but ours is left."""
+
+    role: ClassVar = "roles/pubsub.editor"
+    held: ClassVar = "{} still subscribes to it"
+
+    def look(self, resource: Resource) -> Found | None:
+        """That it is there."""
+        try:
+            topic = self.cloud.publisher().get_topic(topic=resource.name, retry=self._retry)
+        except exceptions.NotFound:
+            return None
+        return Found.labelled(topic.labels, {})
+
+    def create(self, resource: Resource) -> None:
+        """With the labels."""
+        request = {"name": resource.name, "labels": dict(self.labels)}
+        self.cloud.publisher().create_topic(request=request, retry=self._retry)
+
+    def relabel(self, resource: Resource, labels: Mapping[str, str | None]) -> None:
+        """Reads and writes them."""
+        topic = self.cloud.publisher().get_topic(topic=resource.name, retry=self._retry)
+        new = {"name": resource.name, "labels": changed(topic.labels, labels)}
+        request = {"topic": new, "update_mask": {"paths": ["labels"]}}
+        self.cloud.publisher().update_topic(request=request, retry=self._retry)
+
+    def holds(self, resource: Resource) -> tuple[str, ...]:
+        """Its subscriptions."""
+        return tuple(self.subscriptions(resource))
+
+    def delete(self, resource: Resource) -> None:
+        """The topic, unless a subscription would be left without one."""
+        for name in self.holds(resource):
+            raise Kept(self.held.format(name))
+        self.cloud.publisher().delete_topic(topic=resource.name, retry=self._retry)
+
+    def subscriptions(self, resource: Resource) -> list[str]:
+        """A topic -> the names of all subscriptions to it."""
+        publisher = self.cloud.publisher()
+        return list(publisher.list_topic_subscriptions(topic=resource.name, retry=self._retry))
+
+
+class Subscriptions(Kind):
+    """Subscriptions that are pulled."""
+
+    role: ClassVar = "roles/pubsub.editor"
+
+    def look(self, resource: Resource) -> Found | None:
+        """Its topic and how it keeps messages."""
+        try:
+            found = self.cloud.subscriber().get_subscription(
+                subscription=resource.name, retry=self._retry
+            )
+        except exceptions.NotFound:
+            return None
+        properties = {
+            "topic": found.topic,
+            "acknowledge deadline": f"{found.ack_deadline_seconds} s",
+            "expires": _expiry(found),
+            "dead letter policy": found.dead_letter_policy.dead_letter_topic or "none",
+        }
+        return Found.labelled(found.labels, properties)
+
+    def create(self, resource: Resource) -> None:
+        """With its topic, which must be there."""
+        self.cloud.subscriber().create_subscription(
+            request=self._wanted(resource), retry=self._retry
+        )
+
+    def mends(self, name: str, found: str | None) -> bool:
+        """All but the topic."""
+        return name in _MASKS
+
+    def mend(self, resource: Resource, names: list[str]) -> None:
+        """These set to what they shall be."""
+        request = {
+            "subscription": self._wanted(resource),
+            "update_mask": {"paths": [_MASKS[name] for name in names]},
+        }
+        self.cloud.subscriber().update_subscription(request=request, retry=self._retry)
+
+    def relabel(self, resource: Resource, labels: Mapping[str, str | None]) -> None:
+        """Reads and writes them."""
+        subscriber = self.cloud.subscriber()
+        found = subscriber.get_subscription(subscription=resource.name, retry=self._retry)
+        new = {"name": resource.name, "labels": changed(found.labels, labels)}
+        request = {"subscription": new, "update_mask": {"paths": ["labels"]}}
+        subscriber.update_subscription(request=request, retry=self._retry)
+
+    def peek(self, resource: Resource) -> int | None:
+        """A subscription -> how many messages it hands over at once; it gets them back.
+
+        None where it does not let itself be read, or where it hands over none and a reader, which
+        may have been killed, is believed to hold some.
+        """
+        count = self._handed_over(resource)
+        return None if count == 0 and self._is_read(resource) else count
+
+    def _is_read(self, resource: Resource) -> bool:
+        try:
+            found = self.cloud.subscriber().get_subscription(
+                subscription=resource.name, retry=self._retry
+            )
+        except exceptions.NotFound:
+            return False
+        # A job that runs elsewhere was looked for by itself, and may leave its label.
+        return 0 < seconds_left(found.labels) < math.inf
+
+    def _handed_over(self, resource: Resource) -> int | None:
+        subscriber, ended = self.cloud.subscriber(), threading.Event()
+
+        def requests() -> Iterator[dict[str, Any]]:
+            yield {"subscription": resource.name, "stream_ack_deadline_seconds": 10}
+            # A stream whose requests have ended is closed by the server.
+            ended.wait(2 * _PEEK_SECONDS)
+
+        try:
+            tickets = self._first(
+                subscriber.streaming_pull(requests=requests(), timeout=_PEEK_SECONDS, retry=None)
+            )
+            if tickets:
+                subscriber.modify_ack_deadline(
+                    subscription=resource.name, ack_ids=tickets, ack_deadline_seconds=0
+                )
+        except (exceptions.NotFound, exceptions.DeadlineExceeded):
+            return 0
+        except exceptions.GoogleAPICallError:
+            return None
+        finally:
+            ended.set()
+        return len(tickets)
+
+    @staticmethod
+    def _first(stream: Any) -> list[str]:
+        """A stream of answers -> the tickets of the first that has messages."""
+        for answer in stream:
+            if answer.received_messages:
+                stream.cancel()
+                return [message.ack_id for message in answer.received_messages]
+        return []
+
+    def delete(self, resource: Resource) -> None:
+        """The subscription with its messages."""
+        self.cloud.subscriber().delete_subscription(subscription=resource.name, retry=self._retry)
+
+    def _wanted(self, resource: Resource) -> dict[str, Any]:
+        deadline = resource.properties["acknowledge deadline"].removesuffix(" s")
+        return {
+            "name": resource.name,
+            "topic": resource.properties["topic"],
+            "ack_deadline_seconds": int(deadline),
+            # One without a time to live.
+            "expiration_policy": {},
+            "labels": dict(self.labels),
+        }
+
+
+def _expiry(subscription: Subscription) -> str:
+    lifetime = subscription.expiration_policy.ttl.total_seconds()
+    kept = subscription.message_retention_duration.total_seconds()
+    if lifetime and lifetime < kept:
+        return f"after {lifetime / 3600:,.0f} hours without a reader"
+    return "not before its messages"

@@ -1,0 +1,74 @@
+"""The model in Vertex AI's registry, which `python -m serving deploy` makes."""
+
+from __future__ import annotations
+
+import functools
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from google.api_core import exceptions
+
+from model_handlers.errors import OutputError
+from resources.declaration import Resource
+from resources.kinds.base import Found, Kept, Kind, is_ours
+from resources.kinds.storage import split
+
+if TYPE_CHECKING:
+    from cloud.clients import Vertex
+
+_POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class RegistryModels(Kind):
+    """Registered models with all their versions. None is made here.
+
+    bucket: of the configuration. Whoever deploys knows no configuration, so a model is told to be
+    another's by the bucket that its files are in.
+    """
+
+    bucket: str = ""
+    role: ClassVar = "roles/aiplatform.user"
+    held: ClassVar = "{} serves it: run `python -m serving undeploy` first"
+
+    @functools.cached_property
+    def clients(self) -> dict[str, Vertex]:
+        """By region."""
+        return {}
+
+    def look(self, resource: Resource) -> Found | None:
+        """Its versions."""
+        try:
+            model = self._clients(resource).models.get_model(name=resource.name, retry=self._retry)
+        except exceptions.NotFound:
+            return None
+        deployed = [d.endpoint.rpartition("/")[2] for d in model.deployed_models]
+        told = f"deployed on endpoint {', '.join(deployed)}" if deployed else "not deployed"
+        elsewhere = bool(model.artifact_uri) and split(model.artifact_uri)[0] != self.bucket
+        if elsewhere:
+            told += f", its files are in {model.artifact_uri}"
+        return Found(ours=is_ours(model.labels) and not elsewhere, told=told)
+
+    def holds(self, resource: Resource) -> tuple[str, ...]:
+        """The endpoints that serve it."""
+        model = self._clients(resource).models.get_model(name=resource.name, retry=self._retry)
+        return tuple(f"endpoint {deployed.endpoint}" for deployed in model.deployed_models)
+
+    def delete(self, resource: Resource) -> None:
+        """The model, unless an endpoint serves it."""
+        clients = self._clients(resource)
+        for endpoint in self.holds(resource):
+            raise Kept(self.held.format(endpoint))
+        operation = clients.models.delete_model(name=resource.name, retry=self._retry).operation
+        while not operation.done:
+            time.sleep(_POLL_SECONDS)
+            operation = clients.operations.get_operation(operation.name, retry=self._retry)
+        if operation.HasField("error"):
+            raise OutputError(f"{resource} cannot be removed: {operation.error.message}")
+
+    def _clients(self, resource: Resource) -> Vertex:
+        region = resource.name.split("/")[3]
+        if region not in self.clients:
+            self.clients[region] = self.cloud.vertex(region)
+        return self.clients[region]

@@ -1,0 +1,112 @@
+"""python -m serving status: the endpoints of Vertex AI and what is deployed there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from serving.deploy.flags import make_cloud, status_parser
+from serving.deploy.run import say
+from serving.deploy.vertex import VertexRegion
+
+if TYPE_CHECKING:
+    from google.cloud.aiplatform_v1.types import DeployedModel, Endpoint
+
+_COLUMNS = (
+    *("endpoint", "id", "deployed model", "model", "version", "traffic", "replicas"),
+    *("machine", "age"),
+)
+
+
+def status(argv: Sequence[str]) -> int:
+    """The command line -> the exit code. Raises MillraceError."""
+    args = status_parser().parse_args(argv)
+    region = VertexRegion(make_cloud(args), args.region, say)
+    endpoints = [region.get(args.endpoint)] if args.endpoint else region.endpoints()
+    found = [describe(endpoint) for endpoint in endpoints]
+    if args.json:
+        print(json.dumps(found, indent=1))
+    elif found:
+        print(table(found, datetime.now(UTC)))
+    else:
+        print(f"no endpoints in {args.region} of project {region.project}")
+    return 0
+
+
+def describe(endpoint: Endpoint) -> dict[str, Any]:
+    """An endpoint -> what there is to know of it, as JSON."""
+    return {
+        "endpoint": endpoint.name,
+        "display_name": endpoint.display_name,
+        "created": _time(endpoint),
+        "dedicated_dns": endpoint.dedicated_endpoint_dns or None,
+        "labels": dict(endpoint.labels),
+        "deployed_models": [
+            _deployed(deployed, endpoint.traffic_split.get(deployed.id, 0))
+            for deployed in endpoint.deployed_models
+        ],
+    }
+
+
+def _deployed(deployed: DeployedModel, traffic: int) -> dict[str, Any]:
+    resources = deployed.dedicated_resources
+    machine = resources.machine_spec
+    return {
+        "id": deployed.id,
+        "display_name": deployed.display_name,
+        "model": deployed.model,
+        "version": deployed.model_version_id,
+        "traffic_percent": traffic,
+        "available_replicas": deployed.status.available_replica_count,
+        "min_replicas": resources.min_replica_count,
+        "max_replicas": resources.max_replica_count,
+        "machine_type": machine.machine_type,
+        "accelerator": machine.accelerator_type.name if machine.accelerator_count else None,
+        "accelerators": machine.accelerator_count,
+        "service_account": deployed.service_account or None,
+        "created": _time(deployed),
+    }
+
+
+def _time(resource: Endpoint | DeployedModel) -> str:
+    return str(resource.create_time.isoformat(timespec="seconds"))
+
+
+def table(endpoints: Sequence[dict[str, Any]], now: datetime) -> str:
+    """Endpoints as `describe` has them -> lines, one a deployed model, columns aligned."""
+    rows: list[tuple[str, ...]] = [_COLUMNS]
+    for endpoint in endpoints:
+        head = (endpoint["display_name"], endpoint["endpoint"].rpartition("/")[2])
+        if not endpoint["deployed_models"]:
+            age = _age(endpoint["created"], now)
+            rows.append((*head, "none", "", "", "", "", "", age))
+        for deployed in endpoint["deployed_models"]:
+            rows.append((*head, *_cells(deployed), _age(deployed["created"], now)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _cells(deployed: dict[str, Any]) -> tuple[str, ...]:
+    machine = deployed["machine_type"]
+    if deployed["accelerator"]:
+        machine += f" + {deployed['accelerators']} {deployed['accelerator']}"
+    return (
+        deployed["id"],
+        deployed["display_name"],
+        deployed["version"],
+        f"{deployed['traffic_percent']} %",
+        f"{deployed['available_replicas']} of {deployed['min_replicas']}-"
+        f"{deployed['max_replicas']}",
+        machine,
+    )
+
+
+def _age(created: str, now: datetime) -> str:
+    """A moment -> how long ago it was, in its largest unit."""
+    seconds = (now - datetime.fromisoformat(created)).total_seconds()
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"

@@ -1,0 +1,257 @@
+"""Vertex AI in one region: what is there, and changes, which are waited for.
+
+Every change is one method that says what it does, waits for Google's operation and raises
+EndpointError in one line where it fails.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from cloud.clients import REQUEST_SECONDS, Cloud
+from cloud.errors import explain, retry, told_as
+from model_handlers.errors import EndpointError, UsageError, nearest
+from serving.deploy.traffic import Split
+
+if TYPE_CHECKING:
+    from google.cloud.aiplatform_v1.types import DeployedModel, Endpoint, Model, ModelContainerSpec
+
+Say = Callable[[str], None]
+
+_FULL_NAME = re.compile(r"projects/[^/]+/locations/(?P<region>[^/]+)/endpoints/[^/]+")
+# What Vertex AI takes as the id of an endpoint that is to be made.
+_ENDPOINT_ID = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
+# Between two questions whether an operation has ended: from, to and by which factor.
+_FIRST_PAUSE, _LAST_PAUSE, _GROWTH = 0.05, 10.0, 1.5
+_SAY_SECONDS = 30.0
+
+
+class Detached(KeyboardInterrupt):
+    """Ctrl-C while an operation runs; the message says what goes on and how to look."""
+
+
+class VertexRegion:
+    """Models and endpoints of a project in a region. say: told each step, in one line."""
+
+    def __init__(self, cloud: Cloud, region: str, say: Say) -> None:
+        self.say = say
+        self.project, self.region = cloud.project, region
+        self.parent = f"projects/{cloud.project}/locations/{region}"
+        self.clients = cloud.vertex(region)
+        self._seconds = cloud.retry_seconds
+        self._once: dict[str, Any] = {"timeout": REQUEST_SECONDS, "retry": None}
+        self._call = self._once | {"retry": retry(self._seconds)}
+
+    # What is there
+
+    def versions(self, model_id: str) -> list[Model]:
+        """A model's id -> its versions; none where there is no such model."""
+        from google.api_core.exceptions import NotFound
+
+        name = f"{self.parent}/models/{model_id}"
+        with self._told(f"versions of model {model_id} cannot be listed"):
+            try:
+                return list(self.clients.models.list_model_versions(name=name, **self._call))
+            except NotFound:
+                return []
+
+    def endpoints(self, filter: str = "") -> list[Endpoint]:
+        """A filter -> the endpoints that pass it."""
+        request = {"parent": self.parent, "filter": filter}
+        with self._told(f"endpoints of {self.region} cannot be listed"):
+            return list(self.clients.endpoints.list_endpoints(request=request, **self._call))
+
+    def find(self, endpoint: str) -> Endpoint | None:
+        """A full name, an id of digits or a display name -> the endpoint, None if there is none.
+
+        Raises EndpointError where several have the name, UsageError of another region.
+        """
+        full = _FULL_NAME.fullmatch(endpoint)
+        if full and full["region"] != self.region:
+            raise UsageError(f"--endpoint {endpoint} is not in {self.region}: say --region too")
+        if full or endpoint.isdecimal():
+            name = endpoint if full else f"{self.parent}/endpoints/{endpoint}"
+            with self._told(f"endpoint {endpoint} cannot be read"):
+                return self.clients.endpoints.get_endpoint(name=name, **self._call)
+        found = self.endpoints(f'display_name="{endpoint}"')
+        if len(found) > 1:
+            names = ", ".join(e.name.rpartition("/")[2] for e in found)
+            raise EndpointError(
+                f"{len(found)} endpoints of {self.region} have the display name {endpoint}: "
+                f"give --endpoint the id of one: {names}"
+            )
+        return found[0] if found else None
+
+    def get(self, endpoint: str) -> Endpoint:
+        """As `find`, of an endpoint that must be there. Raises EndpointError."""
+        found = self.find(endpoint)
+        if found is None:
+            every = [e.display_name for e in self.endpoints()]
+            raise EndpointError(
+                f"no endpoint {endpoint} in {self.region} of project {self.project}"
+                f"{nearest(endpoint, every)}: check --endpoint, --region and --project"
+            )
+        return found
+
+    # Changes
+
+    def upload(
+        self,
+        model_id: str,
+        *,
+        is_new: bool,
+        description: str,
+        folder: str,
+        container: ModelContainerSpec,
+        labels: Mapping[str, str],
+    ) -> Model:
+        """What a model is made of -> its new version. is_new: the first of this id."""
+        from google.cloud.aiplatform_v1 import types
+
+        model = types.Model(
+            display_name=model_id,
+            version_description=description,
+            artifact_uri=folder,
+            container_spec=container,
+            labels=labels,
+        )
+        # The id of a model is ours to choose, so that two at once cannot make two models.
+        named = (
+            {"model_id": model_id}
+            if is_new
+            else {"parent_model": f"{self.parent}/models/{model_id}"}
+        )
+        request = types.UploadModelRequest(parent=self.parent, model=model, **named)
+        what = f"uploading model {model_id} from {folder}"
+        with self._told(f"model {model_id} cannot be uploaded"):
+            started = self.clients.models.upload_model(request=request, **self._once)
+            answer = self._wait(started.operation, what, types.UploadModelResponse)
+        return types.Model(
+            name=answer.model, version_id=answer.model_version_id, display_name=model_id
+        )
+
+    def create(self, display_name: str, labels: Mapping[str, str], *, dedicated: bool) -> Endpoint:
+        """A display name -> a new endpoint, whose id is the name where it can be one."""
+        from google.api_core.exceptions import Conflict, NotFound
+        from google.cloud.aiplatform_v1 import types
+
+        endpoint = types.Endpoint(
+            display_name=display_name, labels=labels, dedicated_endpoint_enabled=dedicated
+        )
+        is_id = _ENDPOINT_ID.fullmatch(display_name)
+        request = types.CreateEndpointRequest(
+            parent=self.parent, endpoint=endpoint, endpoint_id=display_name if is_id else ""
+        )
+        with self._told(f"endpoint {display_name} cannot be created"):
+            try:
+                started = self.clients.endpoints.create_endpoint(request=request, **self._once)
+            except Conflict:
+                # Another run makes it, or one that was broken off did.
+                name = f"{self.parent}/endpoints/{display_name}"
+                patient = self._once | {"retry": retry(self._seconds, NotFound)}
+                made = self.clients.endpoints.get_endpoint(name=name, **patient)
+                if made.display_name != display_name:
+                    raise
+                return made
+            what = f"creating endpoint {display_name}"
+            return self._wait(started.operation, what, types.Endpoint)
+
+    def deploy(self, endpoint: Endpoint, deployed: DeployedModel, split: Split) -> str:
+        """An endpoint, what to deploy, shares with "0" for it -> the id that it got."""
+        from google.cloud.aiplatform_v1 import types
+
+        what = f"deploying {deployed.display_name} to {endpoint.display_name}"
+        with self._told(f"{deployed.display_name} cannot be deployed to {endpoint.display_name}"):
+            started = self.clients.endpoints.deploy_model(
+                endpoint=endpoint.name, deployed_model=deployed, traffic_split=split, **self._once
+            )
+            answer = self._wait(started.operation, what, types.DeployModelResponse)
+        return str(answer.deployed_model.id)
+
+    def set_traffic(self, endpoint: Endpoint, split: Split) -> None:
+        """An endpoint as it was read, shares -> they hold, unless it was changed meanwhile."""
+        from google.cloud.aiplatform_v1 import types
+        from google.protobuf.field_mask_pb2 import FieldMask
+
+        changed = types.Endpoint(name=endpoint.name, etag=endpoint.etag, traffic_split=split)
+        with self._told(f"traffic of {endpoint.display_name} cannot be changed"):
+            self.clients.endpoints.update_endpoint(
+                endpoint=changed, update_mask=FieldMask(paths=["traffic_split"]), **self._once
+            )
+
+    def undeploy(self, endpoint: Endpoint, deployed: DeployedModel, split: Split) -> None:
+        """An endpoint, a model on it, the shares of those that stay -> it is gone."""
+        from google.cloud.aiplatform_v1 import types
+
+        what = f"undeploying {deployed.id} ({deployed.display_name}) from {endpoint.display_name}"
+        with self._told(f"{deployed.display_name} cannot be undeployed"):
+            started = self.clients.endpoints.undeploy_model(
+                endpoint=endpoint.name,
+                deployed_model_id=deployed.id,
+                traffic_split=split,
+                **self._once,
+            )
+            self._wait(started.operation, what, types.UndeployModelResponse)
+
+    def delete(self, endpoint: Endpoint) -> None:
+        """An endpoint without models -> it is gone."""
+        with self._told(f"endpoint {endpoint.display_name} cannot be deleted"):
+            started = self.clients.endpoints.delete_endpoint(name=endpoint.name, **self._call)
+            self._wait(started.operation, f"deleting endpoint {endpoint.display_name}", None)
+
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        with told_as(EndpointError, f"{what} (project {self.project}, {self.region})"):
+            yield
+
+    def _wait(self, operation: Any, what: str, kind: Any) -> Any:
+        """An operation just started, the type of its answer -> the answer, when it has ended."""
+        from google.api_core.exceptions import from_grpc_status
+
+        started = said = time.monotonic()
+        pause = _FIRST_PAUSE
+        self.say(f"{what} ...")
+        try:
+            while not operation.done:
+                time.sleep(pause)
+                pause = min(pause * _GROWTH, _LAST_PAUSE)
+                operation = self.clients.operations.get_operation(operation.name, **self._call)
+                if time.monotonic() - said > _SAY_SECONDS:
+                    said = time.monotonic()
+                    self.say(f"{what} ... {said - started:.0f} s")
+        except KeyboardInterrupt as interrupt:
+            raise Detached(
+                f"{what} goes on at Google, as operation {operation.name}; look with "
+                f"`python -m serving status --project {self.project} --region {self.region}`"
+            ) from interrupt
+        if operation.HasField("error"):
+            status = operation.error
+            error = from_grpc_status(status.code, status.message)
+            raise EndpointError(f"{what} failed: {explain(error)}")
+        if kind is None:
+            return None
+        answer = kind.pb(kind())
+        operation.response.Unpack(answer)
+        return kind.wrap(answer)
+
+
+def deployed_on(endpoint: Endpoint, model: Model) -> DeployedModel | None:
+    """An endpoint, a version of a model -> that version as deployed there, None if it is not.
+
+    Names are compared behind the project, for which Google answers a number.
+    """
+    wanted = model.name.partition("/locations/")[2].partition("@")[0]
+    for deployed in endpoint.deployed_models:
+        name = deployed.model.partition("/locations/")[2].partition("@")[0]
+        if (name, deployed.model_version_id) == (wanted, model.version_id):
+            return deployed
+    return None
+
+
+def shares_of(endpoint: Endpoint) -> Split:
+    """An endpoint -> the traffic of its models, in percent by id."""
+    return {ident: share for ident, share in endpoint.traffic_split.items() if share}

@@ -1,0 +1,1 @@
+"""Dead letters read back, so that their rows are scored once more."""

@@ -1,0 +1,235 @@
+"""ReadLetters: dead letters of files or a table as source batches, to be scored once more.
+
+Of a row that failed several times, in runs and their replays, the last letter is read.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import apache_beam as beam
+from google.cloud.bigquery_storage_v1 import types
+
+from cloud.clients import Cloud
+from cloud.errors import retry, told_as
+from model_handlers.errors import InputError
+from transforms.accounts import Entry, Settle, counted, expect, found, promise, taken
+from transforms.bigquery.read import (
+    ReadStream,
+    promise_streams,
+    read_stream,
+)
+from transforms.bigquery.schema import TableName
+from transforms.bigquery.source import BigQuerySource, describe
+from transforms.dead_letters.letters import Letter, Selection, last_letters, read_letter, to_message
+from transforms.failures import Provenance
+from transforms.files.pins import unchanged
+from transforms.files.ranges import FileRange, match_files, plan_file, split_file
+from transforms.files.read import Read
+from transforms.files.text_lines import line_blocks, without_compression
+from transforms.files.writers import to_json_line
+from transforms.messages.decode import DecodeMessages, MessageFormat
+from transforms.messages.message import serialize
+from transforms.record_batch import to_rows
+from transforms.row_schemas import FAILURE_SCHEMA
+
+
+class Chunk(NamedTuple):
+    """Some letters of a part as lines, and what has been read of the place with them."""
+
+    lines: list[bytes]
+    read: Entry
+
+
+class Letters(Protocol):
+    """A place where dead letters lie: parts of it, and the lines of each."""
+
+    @property
+    def place(self) -> str:
+        """Its name."""
+
+    def parts(self) -> tuple[list[Any], list[Entry]]:
+        """Nothing -> parts that can be read by themselves, what they hold. Raises InputError."""
+
+    def chunks(self, part: Any) -> Iterator[Chunk]:
+        """A part -> its letters. Raises InputError."""
+
+
+@dataclass(frozen=True)
+class LetterFiles:
+    """JSON lines files: paths, globs, folders. Of a folder, other files are left alone."""
+
+    patterns: tuple[str, ...]
+
+    @property
+    def place(self) -> str:
+        """The patterns."""
+        return ", ".join(self.patterns)
+
+    def parts(self) -> tuple[list[FileRange], list[Entry]]:
+        """Ranges of all files, which are pinned."""
+        files = [f for f in match_files(self.patterns) if _is_lines(f.path)]
+        if not files:
+            raise InputError(f"no file of {self.place} ends in .jsonl: expected dead letters")
+        planned = [plan_file(file, "jsonl") for file in files]
+        ranges = [part for file in planned for part in split_file(file)]
+        return ranges, [promise(file.pin.path, file.unit, file.size) for file in planned]
+
+    def chunks(self, part: FileRange) -> Iterator[Chunk]:
+        """The lines that begin in a range."""
+        with unchanged(part.pin):
+            for _, block, span in line_blocks(part.path, part.start, part.stop):
+                lines = [line for line in block.split(b"\n") if line.strip()]
+                yield Chunk(lines, taken(part.path, part.unit, *span))
+
+
+def _is_lines(path: str) -> bool:
+    return without_compression(path).lower().endswith(".jsonl")
+
+
+@dataclass(frozen=True)
+class LetterTable:
+    """A table of FAILURE_SCHEMA, as it was at a moment.
+
+    since: earlier letters stay there. rows: of the table at that moment, or why they are not
+    known.
+    """
+
+    cloud: Cloud
+    table: TableName
+    moment: datetime.datetime
+    since: datetime.datetime | None = None
+    rows: int | str | None = None
+
+    @property
+    def place(self) -> str:
+        """The table's name."""
+        return f"table {self.table}"
+
+    def parts(self) -> tuple[list[ReadStream], list[Entry]]:
+        """The streams of a read session; none where there is no letter."""
+        present = describe(BigQuerySource(self.cloud, self.table)).names
+        missing = [name for name in FAILURE_SCHEMA.names if name not in present]
+        if missing:
+            raise InputError(
+                f"{self.place} is no table of dead letters: it lacks {', '.join(missing)}"
+            )
+        options = types.ReadSession.TableReadOptions(selected_fields=FAILURE_SCHEMA.names)
+        if self.since is not None:
+            # Of a table partitioned by failed_at, earlier days are not looked at.
+            options.row_restriction = f"failed_at >= TIMESTAMP '{self.since.isoformat()}'"
+        session = types.ReadSession(
+            table=self.table.path,
+            data_format=types.DataFormat.ARROW,
+            read_options=options,
+            table_modifiers=types.ReadSession.TableModifiers(snapshot_time=self.moment),
+        )
+        with told_as(InputError, f"{self.place} cannot be read"):
+            opened = self.cloud.bigquery_read().create_read_session(
+                parent=f"projects/{self.cloud.project}",
+                read_session=session,
+                retry=retry(self.cloud.retry_seconds),
+            )
+        streams = ReadStream.all_of(opened)
+        promises = [promise_streams(self.place, streams)]
+        if isinstance(self.rows, int) and self.since is None:
+            promises.append(promise(self.place, "table_rows", self.rows))
+        return streams, promises
+
+    def chunks(self, part: ReadStream) -> Iterator[Chunk]:
+        """The rows of a stream."""
+        with told_as(InputError, f"{self.place} cannot be read further"):
+            client = self.cloud.bigquery_read()
+            for batch in read_stream(part, client, self.cloud.retry_seconds):
+                lines = list(map(to_json_line, to_rows(batch)))
+                yield Chunk(lines, counted(self.place, "table_rows", len(lines)))
+        yield Chunk([], taken(self.place, "streams", part.number, part.number + 1))
+
+
+def selected(letters: Letters, selection: Selection) -> Iterator[Letter]:
+    """Letters and which of them are replayed -> these."""
+    for part in letters.parts()[0]:
+        for line in (line for chunk in letters.chunks(part) for line in chunk.lines):
+            letter = read_letter(line, letters.place)
+            if selection.takes(letter):
+                yield letter
+
+
+@dataclass
+class ReadLetters(beam.PTransform):
+    """Nothing -> source batches of the letters' rows, and failure records.
+
+    of_stream: whether letters of streams are replayed, or those of batch runs.
+    """
+
+    letters: Letters
+    selection: Selection
+    of_stream: bool
+    message_format: MessageFormat
+    provenance: Provenance
+    batch_rows: int = 32_768
+
+    def _parts(self, _: None) -> Iterator[Any]:
+        parts, promises = self.letters.parts()
+        yield from parts
+        for entry in promises:
+            yield beam.pvalue.TaggedOutput("entries", entry)
+
+    def _select(self, part: Any) -> Iterator[tuple[str, bytes] | beam.pvalue.TaggedOutput]:
+        chosen = 0
+        for lines, read in self.letters.chunks(part):
+            for line in lines:
+                letter = read_letter(line, self.letters.place)
+                if self.selection.takes(letter):
+                    self._check(letter)
+                    yield letter.key, line
+                    chosen += 1
+            yield beam.pvalue.TaggedOutput("entries", read)
+        yield beam.pvalue.TaggedOutput("counts", expect("letters", chosen))
+
+    def _check(self, letter: Letter) -> None:
+        if letter.of_stream != self.of_stream:
+            raise InputError(
+                f"{self.letters.place} holds dead letters of {letter.pipeline} and of "
+                f"{'batch runs' if letter.of_stream else 'streams'} as well: replay one after the "
+                f"other, with --pipeline {letter.pipeline}"
+            )
+
+    def _messages(
+        self, row: tuple[str, Iterable[bytes]]
+    ) -> Iterator[bytes | beam.pvalue.TaggedOutput]:
+        letters = [read_letter(line, self.letters.place) for line in row[1]]
+        last = last_letters(letters)
+        yield from (serialize(to_message(letter)) for letter in last)
+        for count in (found("letters", len(letters)), expect("messages", len(last))):
+            yield beam.pvalue.TaggedOutput("counts", count)
+
+    def expand(self, pipeline: beam.Pipeline) -> Read:
+        """parts -> letters -> those of a row together -> messages -> decode."""
+        parts = (
+            pipeline
+            | "Letters" >> beam.Create([None])
+            | "Parts" >> beam.ParDo(self._parts).with_outputs("entries", main="parts")
+        )
+        chosen = (
+            parts.parts
+            | "SpreadParts" >> beam.Reshuffle()
+            | "Select" >> beam.ParDo(self._select).with_outputs("entries", "counts", main="chosen")
+        )
+        # Outputs of several have no type of their own, and would be pickled between workers.
+        chosen.chosen.element_type = beam.typehints.Tuple[str, bytes]
+        made = (
+            chosen.chosen
+            | "OfARow" >> beam.GroupByKey()
+            | "Messages" >> beam.ParDo(self._messages).with_outputs("counts", main="messages")
+        )
+        decode = DecodeMessages(self.message_format, self.provenance, self.batch_rows)
+        made.messages.element_type = bytes
+        read = made.messages | decode
+        entries = (parts.entries, chosen.entries) | "Entries" >> beam.Flatten()
+        settled = entries | "Settle" >> Settle()
+        counts = (settled, chosen.counts, made.counts, read.counts)
+        return read._replace(counts=counts | "AllCounts" >> beam.Flatten())

@@ -1,0 +1,298 @@
+"""ReadFiles: Parquet, CSV and JSON lines as source batches, in parallel ranges."""
+
+from __future__ import annotations
+
+import hashlib
+from codecs import BOM_UTF8
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from apache_beam.io.filesystem import FileMetadata
+
+from model_handlers.errors import InputError, nearest, one_line
+from model_handlers.manifest import Manifest
+from model_handlers.memory import check_memory
+from transforms.accounts import (
+    Count,
+    Entry,
+    Settle,
+    expect_rows,
+    joined,
+    promise,
+    rows_read,
+    taken,
+    unknown_rows,
+)
+from transforms.cells import is_number, is_text
+from transforms.failures import Provenance
+from transforms.files.csv_lines import read_header, read_lines
+from transforms.files.pins import unchanged
+from transforms.files.ranges import (
+    FileFormat,
+    FileRange,
+    PlannedFile,
+    match_files,
+    open_parquet,
+    plan_file,
+    split_file,
+)
+from transforms.files.text_lines import line_blocks
+from transforms.json_rows.decode import Decoded, decode_json, emit
+from transforms.json_rows.row_format import RowFormat
+from transforms.record_batch import derived_ids, rebatch, source_batch, typed
+from transforms.row_ids import content_ids
+from transforms.validate import source_columns
+
+# What JSON allows around a value; Python would strip more.
+_JSON_SPACE = b" \t\r\n"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What is read of each row: the model's columns, the id's, and further ones.
+
+    ids_by_content: a row without an id of its own gets one from its features' values,
+        for sources in which a row has no fixed place.
+    """
+
+    manifest: Manifest
+    id_column: str | None = None
+    keep: tuple[str, ...] = ()
+    ids_by_content: bool = False
+
+    def names(self, available: pa.Schema, path: str) -> list[str]:
+        """A file's columns -> those to read, in the file's order. Raises InputError."""
+        own = {*self.keep, *filter(None, [self.id_column])}
+        counts = Counter(available.names)
+        single = pa.schema([field for field in available if counts[field.name] == 1])
+        for name in sorted(own.union(self.manifest.features)):
+            if counts[name] > 1:
+                raise InputError(f"{path} has {counts[name]} columns {name!r}: expected one")
+        try:
+            wanted = own.union(*source_columns(self.manifest, single).values())
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        for name in sorted(wanted - set(single.names)):
+            raise InputError(
+                f"{path} lacks column {name!r}{nearest(name, single.names)}; it has "
+                f"{', '.join(single.names[:40])}"
+            )
+        if self.id_column is not None:
+            _check_id(path, single.field(self.id_column))
+        return [name for name in single.names if name in wanted]
+
+    def csv_types(self, names: Sequence[str]) -> dict[str, pa.DataType]:
+        """Names to read -> types to read them as: numbers, and text what is kept as it came."""
+        types = dict.fromkeys(names, pa.string())
+        for spec in self.manifest.inputs:
+            number = pa.float64() if spec.dtype.startswith("float") else pa.int64()
+            types |= {n: number for n in spec.columns if n in types}
+        return types | {n: pa.string() for n in (*self.keep, self.id_column) if n in types}
+
+    def with_ids(self, batch: pa.RecordBatch, prefix: str, positions: np.ndarray) -> pa.RecordBatch:
+        """Columns as read, and each row's position in its file -> a source batch.
+
+        A row whose id is null is still a row: it gets the derived one.
+        """
+        ids = None if self.id_column is None else batch.column(self.id_column).cast(pa.string())
+        if ids is None or ids.null_count:
+            derived = self._derived_ids(batch, prefix, positions)
+            ids = derived if ids is None else pc.coalesce(ids, derived)
+        return source_batch(ids, batch)
+
+    def _derived_ids(self, batch: pa.RecordBatch, prefix: str, positions: np.ndarray) -> pa.Array:
+        if not self.ids_by_content:
+            return derived_ids(prefix, positions)
+        names = source_columns(self.manifest, batch.schema).values()
+        return content_ids([batch.column(name) for columns in names for name in columns])
+
+
+def _check_id(path: str, column: pa.Field) -> None:
+    """Raises InputError for a type that has no text of its own, such as bytes or a list."""
+    kind = column.type
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (is_text(value) or is_number(value) or pa.types.is_temporal(value)):
+        raise InputError(
+            f"{path}: id column {column.name!r}: expected text, integers or times, got {kind}"
+        )
+
+
+def read_range(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[Decoded]:
+    """A range of a file -> its rows as source batches, with what could not be read.
+
+    Rows without an id of their own get one from the file's path and their place in it:
+    a Parquet row's number, the byte at which a line begins. It is the same in every
+    run, however the file is cut. The spans of what is yielded cover the range: a Parquet
+    file's rows, the bytes of others. Raises InputError where the file as a whole is at
+    fault, or has changed since it was pinned.
+    """
+    readers = {"parquet": _read_parquet, "csv": _read_csv, "jsonl": _read_jsonl}
+    with unchanged(part.pin):
+        yield from readers[part.format](part, columns, batch_rows)
+
+
+def id_prefix(path: str) -> str:
+    """A file's path -> the part of a derived id that stands for the file, 12 hex digits."""
+    return hashlib.blake2b(path.encode(), digest_size=6).hexdigest()
+
+
+def _read_parquet(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[Decoded]:
+    rows, prefix = 0, id_prefix(part.path)
+    with open_parquet(part.path) as parquet:
+        names = columns.names(parquet.schema_arrow, part.path)
+        groups = list(range(part.start, part.stop))
+        try:
+            # One thread: Beam's workers are the parallelism, and memory stays bounded.
+            for batch in rebatch(
+                parquet.iter_batches(batch_rows, groups, columns=names, use_threads=False),
+                batch_rows,
+            ):
+                first = part.first_row + rows
+                positions = np.arange(batch.num_rows) + first
+                source = columns.with_ids(batch, prefix, positions)
+                yield Decoded(source, [], [], [], span=(first, first + batch.num_rows))
+                rows += batch.num_rows
+        except (pa.ArrowException, OSError) as error:
+            check_memory(error, part.path)
+            raise InputError(
+                f"{part.path} is damaged in row groups {part.start} to {part.stop - 1}: "
+                f"{one_line(error)}"
+            ) from error
+    if rows != part.rows:
+        raise InputError(f"{part.path}: its footer promises {part.rows} rows, it holds {rows}")
+
+
+def _read_jsonl(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[Decoded]:
+    row_format = RowFormat(columns.manifest, columns.id_column, columns.keep)
+    prefix = id_prefix(part.path)
+    for offset, block, span in line_blocks(part.path, part.start, part.stop):
+        lines, ids = [], []
+        start = offset
+        for line in block.split(b"\n"):
+            # Some editors on Windows mark the begin of a file as UTF-8.
+            text = (line.removeprefix(BOM_UTF8) if start == 0 else line).strip(_JSON_SPACE)
+            if text:
+                lines.append(text)
+                ids.append(f"{prefix}-{start}")
+            start += len(line) + 1
+        for i in range(0, len(lines), batch_rows):
+            yield decode_json(lines[i : i + batch_rows], ids[i : i + batch_rows], row_format)
+        yield Decoded(None, [], [], [], span=span)
+
+
+def _read_csv(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[Decoded]:
+    header = read_header(part.path)
+    names = columns.names(pa.schema([(name, pa.string()) for name in header]), part.path)
+    types, prefix = columns.csv_types(names), id_prefix(part.path)
+    for begin, block, span in line_blocks(part.path, part.start, part.stop):
+        head = block.find(b"\n") + 1 or len(block) if begin == 0 else 0
+        for rows in read_lines(block[head:], begin + head, header, types):
+            start = 0
+            for batch in rows.columns.combine_chunks().to_batches(batch_rows):
+                offsets = rows.offsets[start : start + batch.num_rows]
+                yield Decoded(columns.with_ids(batch, prefix, offsets), [], [], [])
+                start += batch.num_rows
+            if rows.failed:
+                ids = [f"{prefix}-{offset}" for offset, _, _ in rows.failed]
+                yield Decoded(
+                    None, ids, [line for _, line, _ in rows.failed], [f for _, _, f in rows.failed]
+                )
+        yield Decoded(None, [], [], [], span=span)
+
+
+class Read(NamedTuple):
+    """What a source returns: source batches, and failure records of unreadable rows.
+
+    counts: of what was expected and what was read (transforms/accounts.py).
+    """
+
+    good: beam.PCollection[pa.RecordBatch]
+    failures: beam.PCollection[pa.RecordBatch]
+    counts: beam.PCollection[Count]
+
+
+class _ReadRangeDoFn(beam.DoFn):
+    """File ranges -> source batches; unreadable rows go to the output `failures`.
+
+    What was read of which file goes to the output `entries`.
+    """
+
+    def __init__(self, columns: Columns, provenance: Provenance, batch_rows: int) -> None:
+        self._columns = columns
+        self._provenance = provenance
+        self._batch_rows = batch_rows
+
+    def process(self, part: FileRange) -> Iterator[pa.RecordBatch | beam.pvalue.TaggedOutput]:
+        spans, rows = [], 0
+        for decoded in read_range(part, self._columns, self._batch_rows):
+            yield from emit(decoded, self._provenance)
+            spans += [] if decoded.span is None else [decoded.span]
+            rows += decoded.rows
+        for start, stop in joined(spans):
+            yield beam.pvalue.TaggedOutput("entries", taken(part.path, part.unit, start, stop))
+        yield beam.pvalue.TaggedOutput("entries", rows_read(part.path, rows))
+
+
+def promise_file(file: PlannedFile) -> Iterator[Entry]:
+    """A file -> what it holds, and that it was looked at."""
+    yield taken(file.pin.path, "files", 0, 1)
+    yield promise(file.pin.path, file.unit, file.size)
+    if file.format == "parquet":
+        yield expect_rows(file.pin.path, file.size, "Parquet footers")
+    else:
+        yield unknown_rows(file.pin.path, "only reading counts rows of text: bytes are compared")
+
+
+def read_matched(
+    files: beam.PCollection[FileMetadata],
+    columns: Columns,
+    provenance: Provenance,
+    file_format: FileFormat | None,
+    batch_rows: int,
+) -> Read:
+    """Files that were matched -> their rows: look at each, split it, spread the ranges, read.
+
+    What is expected is said where the files are matched and looked at, what was read where
+    it is read.
+    """
+    matched = files | "Matched" >> beam.Map(lambda file: promise(file.path, "files", 1))
+    planned = files | "SpreadFiles" >> beam.Reshuffle() | "Plan" >> beam.Map(plan_file, file_format)
+    read = (
+        planned
+        | "Split" >> beam.FlatMap(split_file)
+        | "SpreadRanges" >> beam.Reshuffle()
+        | "Read"
+        >> beam.ParDo(_ReadRangeDoFn(columns, provenance, batch_rows)).with_outputs(
+            "failures", "entries", main="good"
+        )
+    )
+    promised = planned | "Promise" >> beam.FlatMap(promise_file)
+    entries = (matched, promised, read.entries) | "Entries" >> beam.Flatten()
+    return Read(typed(read.good), typed(read.failures), entries | "Settle" >> Settle())
+
+
+@dataclass
+class ReadFiles(beam.PTransform):
+    """Nothing -> the rows of files as source batches, and failure records.
+
+    patterns: paths, globs, folders. file_format: None tells it by each file's suffix.
+    batch_rows: rows of a batch at most.
+    """
+
+    patterns: Sequence[str]
+    columns: Columns
+    provenance: Provenance
+    file_format: FileFormat | None = None
+    batch_rows: int = 32_768
+
+    def expand(self, pipeline: beam.Pipeline) -> Read:
+        """match -> read what was matched."""
+        patterns = pipeline | "Patterns" >> beam.Create([list(self.patterns)])
+        files = patterns | "Match" >> beam.FlatMap(match_files)
+        return read_matched(files, self.columns, self.provenance, self.file_format, self.batch_rows)

@@ -1,0 +1,161 @@
+"""StageFiles: record batches to finished files in a staging folder, one or more a bundle.
+
+They become output only when the run is complete (transforms/files/commit.py). A
+bundle that a runner repeats leaves a stray staging file, never a stray row.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.transforms.window import GlobalWindows
+
+from model_handlers.errors import OutputError
+from model_handlers.memory import check_memory
+from transforms.files.destination import Destination
+from transforms.files.run_folder import StagedFile
+from transforms.files.staging import hold
+from transforms.files.store import create_file
+from transforms.files.writers import open_writer
+
+FILE_BYTES = 512 << 20
+# Processes with which this one ends.
+_watched: set[int] = set()
+
+
+def end_with(launcher: int) -> None:
+    """A process's id -> this process ends when that one has; its own id is no news.
+
+    A worker would go on with its bundle, and commit it, beside the run that is started next.
+    """
+    if launcher == os.getpid() or launcher in _watched:
+        return
+    _watched.add(launcher)
+    try:
+        handle = os.pidfd_open(launcher)
+    except ProcessLookupError:
+        os._exit(1)
+    except (OSError, AttributeError):
+        # No Linux, or an old one: what a commit promises holds without.
+        return
+    threading.Thread(target=_exit_after, args=(handle,), daemon=True).start()
+
+
+def _exit_after(handle: int) -> None:
+    select.select([handle], [], [])
+    os._exit(1)
+
+
+class _StageDoFn(beam.DoFn):
+    """Record batches -> the files that a bundle wrote into the staging folder."""
+
+    def __init__(self, destination: Destination, launcher: int | None) -> None:
+        self._destination, self._launcher = destination, launcher
+        self._handle: Any = None
+
+    def setup(self) -> None:
+        hold(self._destination.folder)
+        if self._launcher is not None:
+            end_with(self._launcher)
+
+    def start_bundle(self) -> None:
+        self._handle = None
+
+    def process(self, batch: pa.RecordBatch) -> Iterator[StagedFile]:
+        self._destination.check(batch)
+        if self._handle is None:
+            self._open(self._destination.file_schema(batch.schema))
+        self._write(batch if batch.schema.equals(self._schema) else conform(batch, self._schema))
+        if self._bytes >= FILE_BYTES:
+            yield self._close()
+
+    def finish_bundle(self) -> Iterator[Any]:
+        if self._handle is not None:
+            yield GlobalWindows.windowed_value_at_end_of_window(self._close())
+
+    def _open(self, schema: pa.Schema) -> None:
+        kind = self._destination.output_format
+        name = f"{self._destination.name}-{uuid.uuid4().hex}.{kind}"
+        # The folder is there (check_writable). If it is gone the run was aborted, and a
+        # worker that has not noticed must not bring it back.
+        self._path = self._destination.folder.staged(name)
+        self._handle = create_file(self._path)
+        self._schema, self._rows, self._bytes = schema, 0, 0
+        try:
+            self._writer = open_writer(self._handle, schema, kind)
+        except pa.ArrowException as error:
+            check_memory(error, self._path)
+            raise OutputError(
+                f"these rows cannot be written as {kind}: {error}; choose --output_format "
+                "parquet or jsonl"
+            ) from error
+
+    def _write(self, batch: pa.RecordBatch) -> None:
+        try:
+            self._writer.write(batch)
+        except (OSError, pa.ArrowException) as error:
+            check_memory(error, self._path)
+            raise OutputError(f"{self._path} cannot be written: {error}") from error
+        self._rows += batch.num_rows
+        self._bytes += batch.nbytes
+
+    def _close(self) -> StagedFile:
+        try:
+            self._writer.close()
+            size = self._handle.tell()
+            self._handle.close()
+        except (OSError, pa.ArrowException) as error:
+            check_memory(error, self._path)
+            raise OutputError(f"{self._path} cannot be written: {error}") from error
+        self._handle = None
+        return StagedFile(self._destination.name, self._path, self._rows, size)
+
+
+def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """A batch of almost a schema (int32 for int64, say) -> one of that schema.
+
+    Raises OutputError: input files may differ in the type of a column passed through.
+    """
+    try:
+        return batch.select(schema.names).cast(schema)
+    except (pa.ArrowException, KeyError) as error:
+        check_memory(error, "rows to be written")
+        raise OutputError(
+            f"rows of two kinds in one output: first {schema.names}, then {batch.schema.names}"
+            f"{_other_types(batch.schema, schema)}; make the input files agree in the columns of "
+            "--output_fields"
+        ) from error
+
+
+def _other_types(found: pa.Schema, expected: pa.Schema) -> str:
+    """Two schemas -> what differs in the types of their columns, as part of a message."""
+    told = [
+        f"column {field.name}: expected {field.type}, got {found.field(field.name).type}"
+        for field in expected
+        if field.name in found.names and found.field(field.name).type != field.type
+    ]
+    return f" ({'; '.join(told[:3])})" if told else ""
+
+
+@dataclass
+class StageFiles(beam.PTransform):
+    """Record batches -> StagedFile of each finished file.
+
+    destination: whose folder was prepared before the run. launcher: the process that started
+    the run, where the workers are children of it, which end with it.
+    """
+
+    destination: Destination
+    launcher: int | None = None
+
+    def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[StagedFile]:
+        """One DoFn that keeps a file open for the length of a bundle."""
+        return batches | beam.ParDo(_StageDoFn(self.destination, self.launcher))

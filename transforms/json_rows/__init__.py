@@ -1,0 +1,1 @@
+"""Rows of JSON: values to columns, columns to objects."""

@@ -1,0 +1,1 @@
+"""Pub/Sub messages: pulled, decoded from JSON, Avro or Arrow, gathered and published."""

@@ -1,0 +1,312 @@
+"""DecodeMessages: messages to source batches inside a bundle, without a window and without a wait.
+
+A message is one row of JSON or Avro, or many rows of Arrow. What cannot be read becomes
+one failure record with the message's exact bytes. Reasons, beside those of
+transforms/json_rows/values.py and transforms/json_rows/row_format.py: `empty_message`, `too_large`,
+`invalid_gzip`, `invalid_avro`, `invalid_arrow`, `wrong_schema`.
+
+A dead letter that is sent again says so in its attributes (transforms/messages/message.py): its
+row keeps its id, and one that had been decoded is read as its columns were.
+"""
+
+from __future__ import annotations
+
+import datetime
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from typing import Any, Literal
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+from apache_beam.transforms.window import GlobalWindows
+from apache_beam.utils.timestamp import Timestamp
+
+from transforms.accounts import found
+from transforms.failures import Fault, Provenance, failure_batch, utc_now
+from transforms.files.read import Read
+from transforms.json_rows.columns import column_values
+from transforms.json_rows.decode import decode_rows, source_rows
+from transforms.json_rows.row_format import RowFormat
+from transforms.json_rows.values import read_json_values
+from transforms.messages.arrow import read_arrow
+from transforms.messages.avro import avro_reader, parse_schema
+from transforms.messages.message import REPLAYED_ID, STAGE, Message, message_column, parse
+from transforms.messages.named_rows import NamedRows
+from transforms.record_batch import MESSAGE, concat_batches, typed
+
+MessageKind = Literal["json", "avro", "arrow"]
+
+ENCODING = "content-encoding"
+# Of the messages of a batch; as Python values they take several times as much.
+BATCH_BYTES = 32 << 20
+# Attributes that say how a message is to be read.
+_TELLING = {ENCODING, REPLAYED_ID, STAGE}
+
+
+@dataclass(frozen=True)
+class MessageFormat:
+    """How a message becomes rows.
+
+    avro_schema: JSON text of the schema the messages are written with. max_bytes: of a
+    message, compressed or not.
+    """
+
+    row_format: RowFormat
+    kind: MessageKind = "json"
+    avro_schema: str | None = None
+    max_bytes: int = 1 << 20
+
+    @cached_property
+    def parsed_avro(self) -> Any:
+        """The Avro schema, parsed. Raises UsageError."""
+        return parse_schema(self.avro_schema or "")
+
+    @cached_property
+    def named_rows(self) -> NamedRows:
+        """What reads rows that name every feature."""
+        return NamedRows(self.row_format)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What is made of the fields need not travel to workers.
+        made = ("parsed_avro", "named_rows")
+        return {k: v for k, v in self.__dict__.items() if k not in made}
+
+
+def decode_messages(
+    messages: Sequence[Message],
+    message_format: MessageFormat,
+    provenance: Provenance,
+    received_at: datetime.datetime,
+) -> tuple[list[pa.RecordBatch], pa.RecordBatch | None]:
+    """Messages -> source batches with the column MESSAGE, in order, and failure records or None.
+
+    Every message is in exactly one of the two. Rows of Arrow messages are numbered:
+    their ids are message_id-0, message_id-1, ...
+    """
+    if not messages:
+        return [], None
+    if message_format.kind != "arrow":
+        return _decode_rows(messages, message_format, provenance, received_at)
+    streams = [message for message in messages if not _is_row(message)]
+    batches, failures = _decode_arrow(streams, message_format, provenance, received_at)
+    if len(streams) < len(messages):
+        rows = [message for message in messages if _is_row(message)]
+        more, failed = _decode_rows(rows, message_format, provenance, received_at)
+        batches += more
+        both = [found for found in (failures, failed) if found is not None]
+        failures = concat_batches(both) if both else None
+    return batches, failures
+
+
+def _is_row(message: Message) -> bool:
+    """Whether a message is a single row of an Arrow message, sent again: those are JSON."""
+    return message.data[:1] == b"{" and REPLAYED_ID in message.attributes
+
+
+def _row_id(message: Message) -> str:
+    """A message -> its row's id: its own, unless it is a row that had one."""
+    attributes = message.attributes
+    return (attributes and attributes.get(REPLAYED_ID)) or message.message_id
+
+
+def _decode_named(
+    messages: Sequence[Message], message_format: MessageFormat, received_at: datetime.datetime
+) -> pa.RecordBatch | None:
+    """Messages of named features and nothing unknown -> a source batch; None if any differs."""
+    payloads = [message.data for message in messages]
+    sizes = [len(payload) for payload in payloads]
+    if (
+        message_format.kind == "avro"
+        or not 0 < min(sizes) <= max(sizes) <= message_format.max_bytes
+        or any(m.attributes and not _TELLING.isdisjoint(m.attributes) for m in messages)
+    ):
+        return None
+    read = message_format.named_rows.read(payloads)
+    if read is None:
+        return None
+    ids = [message.message_id for message in messages]
+    if read.ids is not None:
+        ids = [derived if own is None else own for own, derived in zip(read.ids, ids, strict=True)]
+    batch = source_rows(ids, read.columns, payloads)
+    return batch.append_column(MESSAGE, message_column(messages, received_at))
+
+
+def _decode_rows(
+    messages: Sequence[Message],
+    message_format: MessageFormat,
+    provenance: Provenance,
+    received_at: datetime.datetime,
+) -> tuple[list[pa.RecordBatch], pa.RecordBatch | None]:
+    """Messages of one row each -> as decode_messages."""
+    batch = _decode_named(messages, message_format, received_at)
+    if batch is not None:
+        return [batch], None
+    bodies = [_body(message, message_format) for message in messages]
+    if message_format.kind == "avro":
+        read = avro_reader(message_format.parsed_avro)
+        rows = [body if isinstance(body, Fault) else read(body) for body in bodies]
+    else:
+        rows = read_json_values(bodies)
+    for i, message in enumerate(messages):
+        # What got beyond decoding and is JSON was columns.
+        if message.attributes and message.attributes.get(STAGE, "decode") != "decode":
+            rows[i] = column_values(rows[i], message_format.row_format.manifest)
+    payloads, ids = [m.data for m in messages], [_row_id(m) for m in messages]
+    decoded = decode_rows(rows, payloads, ids, message_format.row_format, as_vector=True)
+    batches = []
+    if decoded.batch is not None:
+        good = [messages[i] for i in decoded.good] if decoded.bad else messages
+        column = message_column(good, received_at)
+        batches.append(decoded.batch.append_column(MESSAGE, column))
+    bad = [messages[i] for i in decoded.bad]
+    failures = _failures(bad, decoded.failed_ids, decoded.faults, provenance, received_at)
+    return batches, failures
+
+
+def _failures(
+    messages: Sequence[Message],
+    ids: Sequence[str],
+    faults: Sequence[Fault],
+    provenance: Provenance,
+    received_at: datetime.datetime,
+) -> pa.RecordBatch | None:
+    if not messages:
+        return None
+    return failure_batch(
+        ids,
+        [message.data for message in messages],
+        faults,
+        stage="decode",
+        provenance=provenance,
+        failed_at=utc_now(),
+        messages=message_column(messages, received_at),
+    )
+
+
+def _body(message: Message, message_format: MessageFormat) -> bytes | Fault:
+    """A message -> its content, uncompressed, or the Fault that it has."""
+    data, limit = message.data, message_format.max_bytes
+    if len(data) > limit:
+        return Fault("too_large", f"expected at most {limit:,} bytes, got {len(data):,}")
+    body: bytes | Fault = data
+    if data and message.attributes and message.attributes.get(ENCODING) == "gzip":
+        # The row of an Arrow message is sent again with the message's attributes.
+        is_plain = message_format.kind == "arrow" and _is_row(message)
+        body = data if is_plain else _unzipped(data, limit)
+    return body or Fault("empty_message", "the message has no data")
+
+
+def _unzipped(data: bytes, limit: int) -> bytes | Fault:
+    unzip = zlib.decompressobj(wbits=31)
+    try:
+        body = unzip.decompress(data, limit + 1)
+    except zlib.error as error:
+        return Fault("invalid_gzip", f"{ENCODING} is gzip, but the data is not: {error}")
+    if len(body) > limit:
+        return Fault("too_large", f"expected at most {limit:,} bytes uncompressed, got more")
+    if not unzip.eof or unzip.unused_data:
+        return Fault("invalid_gzip", "the gzip data is cut off, or something follows it")
+    return body
+
+
+def _decode_arrow(
+    messages: Sequence[Message],
+    message_format: MessageFormat,
+    provenance: Provenance,
+    received_at: datetime.datetime,
+) -> tuple[list[pa.RecordBatch], pa.RecordBatch | None]:
+    batches, bad, faults = [], [], []
+    for message in messages:
+        body = _body(message, message_format)
+        if not isinstance(body, Fault):
+            limit = message_format.max_bytes
+            body = read_arrow(body, _row_id(message), message_format.row_format, limit)
+        if isinstance(body, Fault):
+            bad.append(message)
+            faults.append(body)
+        else:
+            same = np.zeros(body.num_rows, np.int64)
+            column = message_column([message], received_at).take(pa.array(same))
+            batches.append(body.append_column(MESSAGE, column))
+    ids = [_row_id(message) for message in bad]
+    return batches, _failures(bad, ids, faults, provenance, received_at)
+
+
+class _DecodeDoFn(beam.DoFn):
+    """Messages of a bundle, or lists of them -> source batches; the others to `failures`.
+
+    How many messages of a bundle were decoded goes to `counts`.
+    """
+
+    def __init__(
+        self, message_format: MessageFormat, provenance: Provenance, batch_rows: int
+    ) -> None:
+        self._format, self._provenance, self._batch_rows = message_format, provenance, batch_rows
+
+    def start_bundle(self) -> None:
+        self._waiting: list[Any] = []
+        self._bytes = 0
+        self._decoded = 0
+
+    def process(self, element: Any) -> Iterable[Any]:
+        # No generator: of most messages nothing comes at once.
+        if isinstance(element, list):
+            return chain.from_iterable(map(self._add, element))
+        return self._add(element)
+
+    def _add(self, message: Any) -> Iterable[Any]:
+        if not self._waiting:
+            self._received = utc_now()
+        self._waiting.append(message)
+        self._bytes += len(message if isinstance(message, bytes) else message.data or b"")
+        full = len(self._waiting) >= self._batch_rows or self._bytes >= BATCH_BYTES
+        return self._flush() if full else ()
+
+    def finish_bundle(self) -> Iterator[Any]:
+        # The time of the bundle's rows as a whole: it is never behind the watermark.
+        now = Timestamp.now()
+        for value in self._flush() if self._waiting else ():
+            if isinstance(value, beam.pvalue.TaggedOutput):
+                windowed = GlobalWindows.windowed_value(value.value, timestamp=now)
+                yield beam.pvalue.TaggedOutput(value.tag, windowed)
+            else:
+                yield GlobalWindows.windowed_value(value, timestamp=now)
+        count = GlobalWindows.windowed_value(found("messages", self._decoded), timestamp=now)
+        yield beam.pvalue.TaggedOutput("counts", count)
+
+    def _flush(self) -> Iterator[Any]:
+        messages = [parse(message) for message in self._waiting]
+        self._waiting, self._bytes = [], 0
+        batches, failures = decode_messages(
+            messages, self._format, self._provenance, self._received
+        )
+        yield from batches
+        if failures is not None:
+            yield beam.pvalue.TaggedOutput("failures", failures)
+        if self._format.kind == "arrow":
+            self._decoded += len(messages)
+        else:
+            # What came out of them: each is a row, good or bad.
+            self._decoded += sum(map(len, batches)) + (0 if failures is None else len(failures))
+
+
+@dataclass
+class DecodeMessages(beam.PTransform):
+    """Serialized PubsubMessages, or lists of them -> source batches and failure records.
+
+    batch_rows: of a batch; what a bundle has less is a batch of its own.
+    """
+
+    message_format: MessageFormat
+    provenance: Provenance
+    batch_rows: int = 4_096
+
+    def expand(self, messages: beam.PCollection[Any]) -> Read:
+        """One DoFn with three outputs."""
+        dofn = _DecodeDoFn(self.message_format, self.provenance, self.batch_rows)
+        decoded = messages | beam.ParDo(dofn).with_outputs("failures", "counts", main="good")
+        return Read(typed(decoded.good), typed(decoded.failures), decoded.counts)
