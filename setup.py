@@ -2,6 +2,14 @@
 
 from setuptools import find_packages, setup
 
-PACKAGES = ("cloud", "model_handlers", "pipelines", "resources", "serving", "transforms")
+PACKAGES = (
+    "cloud",
+    "common",
+    "model_handlers",
+    "pipelines",
+    "resources",
+    "serving",
+    "transforms",
+)
 
 setup(packages=find_packages(include=[*PACKAGES, *(f"{name}.*" for name in PACKAGES)]))

@@ -26,6 +26,7 @@ from google.cloud.bigquery_storage_v1 import reader, types
 from benchmarks.bigquery_recording import Recording, ReplayingClient, ReplayingCloud
 from benchmarks.contestant import ID_COLUMN, timed
 from benchmarks.row_costs import tell_rows
+from common.record_batch import INPUTS, ROW_ID, rebatch, struct_columns
 from examples.transactions.data import FEATURES
 from model_handlers.manifest import Manifest
 from model_handlers.package import read_manifest
@@ -39,7 +40,6 @@ from transforms.bigquery.schema import TableName
 from transforms.bigquery.source import BigQuerySource
 from transforms.failures import Provenance
 from transforms.files.read import Columns
-from transforms.record_batch import INPUTS, ROW_ID, rebatch, struct_columns
 from transforms.validate import ValidateFeatures, validate
 
 # Tried on 2 cores with batches of 256, 1,000 and 10,000 dicts, us a row to the matrix: np.fromiter

@@ -30,6 +30,7 @@ from google.cloud.bigquery_storage_v1 import types
 from benchmarks.contestant import LATENT, LATENT_OUTPUT, SCORE_OUTPUT, timed
 from benchmarks.row_costs import tell_rows
 from cloud.clients import Cloud
+from common.record_batch import OUTPUTS, ROW_ID, SOURCE, derived_ids, slices, to_rows
 from transforms.bigquery.append import BATCH_BYTES, DefaultStream, append, sized
 from transforms.bigquery.append import conform as conform_to_table
 from transforms.bigquery.destination import TableDestination
@@ -39,7 +40,6 @@ from transforms.failures import Provenance
 from transforms.files.run_folder import SCORES, RunFolder
 from transforms.files.stage import conform
 from transforms.files.writers import open_writer
-from transforms.record_batch import OUTPUTS, ROW_ID, SOURCE, derived_ids, slices, to_rows
 
 # As the model's handler has it, whose module would import torch.
 BATCH_ROWS = 32_768

@@ -19,9 +19,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from common.record_batch import INPUTS, OUTPUTS
 from model_handlers.package import read_manifest
 from model_handlers.tolerance import TOLERANCE
-from transforms.record_batch import INPUTS, OUTPUTS
 
 SCORE, CODE = "denormalized_MAE", "encoded"
 GATE_ROWS = 200

@@ -25,12 +25,12 @@ import torch
 
 from benchmarks.machine import describe_machine, versions
 from benchmarks.summary import spread
+from common.record_batch import derived_ids, source_batch, typed
 from examples.transactions.data import FEATURES
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec
 from model_handlers.package import write_package
 from model_handlers.torch_model import BATCH_ROWS, TorchModelHandler
 from transforms.predict import Predict
-from transforms.record_batch import derived_ids, source_batch, typed
 
 
 class _FirstColumn(torch.nn.Module):

@@ -32,7 +32,7 @@ from examples.transactions.data import FEATURES
 from model_handlers.manifest import Manifest
 from model_handlers.package import read_manifest
 from model_handlers.torch_model import TorchModelHandler
-from pipelines.batch.graph import ScoreStream, StreamSinks
+from pipelines.stream.graph import ScoreStream, StreamSinks
 from transforms.encode import choose_fields, output_schema
 from transforms.failures import Provenance, utc_now
 from transforms.json_rows.row_format import RowFormat

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloud.endpoints import Endpoints, grpc_target, is_plain, rest_url
 from cloud.errors import RETRY_SECONDS, explain
-from model_handlers.errors import CredentialsError
+from common.errors import CredentialsError
 
 if TYPE_CHECKING:
     from google.api_core.operations_v1 import AbstractOperationsClient

@@ -10,8 +10,8 @@ import aiohttp
 import orjson
 
 from cloud.pacing import parse_retry_after
-from model_handlers.addresses import host_of
-from model_handlers.errors import EndpointError, one_line
+from common.addresses import host_of
+from common.errors import EndpointError, one_line
 
 _OVERLOADED = {408, 425, 429, 503, 504}
 _REFUSING = {400, 413, 422}

@@ -25,7 +25,7 @@ import aiohttp
 
 from cloud.endpoint_answers import BadAnswer, Passing, Refused, connection_text, raise_for
 from cloud.pacing import AdaptiveLimit, RetryBudget, backoff
-from model_handlers.errors import CredentialsError, EndpointError, one_line
+from common.errors import CredentialsError, EndpointError, one_line
 
 T = TypeVar("T")
 

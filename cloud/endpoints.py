@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from model_handlers.addresses import NO_USER, shown
-from model_handlers.errors import UsageError, nearest
+from common.addresses import NO_USER, shown
+from common.errors import UsageError, nearest
 
 # The variables that Google's own tools and clients read; Google has none for the Storage APIs
 # of BigQuery and for those from Vertex AI on, so these names follow the others.

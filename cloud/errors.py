@@ -12,9 +12,9 @@ import requests.exceptions
 from google.api_core import exceptions
 from google.api_core.retry import Retry
 
-from model_handlers.addresses import host_of
-from model_handlers.errors import CredentialsError, MillraceError, one_line
-from model_handlers.memory import out_of_memory, tells_of_memory
+from common.addresses import host_of
+from common.errors import CredentialsError, MillraceError, one_line
+from common.memory import out_of_memory, tells_of_memory
 
 # Of one call or of one job: how long errors that pass by themselves are waited out.
 RETRY_SECONDS = 120.0

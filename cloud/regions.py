@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from model_handlers.errors import nearest
+from common.errors import nearest
 
 # Source: the locations in the discovery documents of Dataflow and Vertex AI, which
 # google-api-python-client ships. A list in the source, since a wrong region is to be noticed

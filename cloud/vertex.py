@@ -12,8 +12,8 @@ from cloud.endpoint_answers import status_text
 from cloud.endpoint_client import EndpointClient
 from cloud.endpoints import rest_url
 from cloud.regions import region_fault
-from model_handlers.addresses import address_fault, host_of, shown
-from model_handlers.errors import CredentialsError, EndpointError, UsageError, nearest, one_line
+from common.addresses import address_fault, host_of, shown
+from common.errors import CredentialsError, EndpointError, UsageError, nearest, one_line
 
 _NAME = re.compile(r"projects/(?P<project>[^/]+)/locations/(?P<location>[^/]+)/endpoints/[^/]+")
 # Tokens are sent to nobody else.

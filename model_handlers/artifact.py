@@ -17,8 +17,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from model_handlers.addresses import path_fault
-from model_handlers.errors import (
+from common.addresses import path_fault
+from common.errors import (
     DigestMismatch,
     ManifestError,
     ModelError,
@@ -26,6 +26,7 @@ from model_handlers.errors import (
     UsageError,
 )
 from model_handlers.manifest import MANIFEST_NAME, Manifest
+from model_handlers.manifest_json import parse_manifest
 from model_handlers.model_errors import as_model_error
 
 MAR_MANIFEST = "MAR-INF/MANIFEST.json"
@@ -113,7 +114,7 @@ def _read_folder_or_file(path: str) -> ModelPackage:
     if path.endswith(MANIFEST_NAME):
         path, manifest_path = posixpath.split(path)[0], path
     if _exists(manifest_path):
-        manifest = Manifest.from_json(read_bytes(manifest_path))
+        manifest = parse_manifest(read_bytes(manifest_path))
         data = read_bytes(posixpath.join(path, manifest.file))
         return ModelPackage(manifest.file, data, manifest)
     # A folder of this machine exists without a slash as well.
@@ -131,7 +132,7 @@ def _read_file(path: str) -> ModelPackage:
     folder, name = posixpath.split(path)
     beside = posixpath.join(folder, MANIFEST_NAME) if folder else MANIFEST_NAME
     if _exists(beside):
-        manifest = Manifest.from_json(read_bytes(beside))
+        manifest = parse_manifest(read_bytes(beside))
         if manifest.file == name:
             return ModelPackage(name, data, manifest)
     return ModelPackage(name, data, None)
@@ -152,7 +153,7 @@ def _read_mar(path: str) -> ModelPackage:
         file = _serialized_file(archive, path)
         manifest = None
         if MANIFEST_NAME in archive.namelist():
-            manifest = Manifest.from_json(_member(archive, MANIFEST_NAME))
+            manifest = parse_manifest(_member(archive, MANIFEST_NAME))
             if manifest.file != file:
                 raise ManifestError(
                     f"{path}: {MANIFEST_NAME} describes {manifest.file!r}, but the archive "

@@ -1,7 +1,7 @@
 """RunInference over Arrow record batches, whatever answers: a model here, or an endpoint.
 
 Record batches in, the same rows out with two columns more, `outputs` and `error`
-(see transforms/record_batch.py). Row count in = row count out, always.
+(see common/record_batch.py). Row count in = row count out, always.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import pyarrow as pa
 from apache_beam.metrics import Metrics
 from apache_beam.ml.inference.base import ModelHandler
 
+from common.record_batch import ERROR, ERROR_TYPE, INPUTS, OUTPUTS, flat_values
 from model_handlers.manifest import Manifest, OutputSpec
 from model_handlers.without_values import without_numbers
-from transforms.record_batch import ERROR, ERROR_TYPE, INPUTS, OUTPUTS, flat_values
 
 NAMESPACE = "millrace"
 M = TypeVar("M")

@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 
 from cloud.endpoint_answers import BadAnswer, error_text
-from model_handlers.errors import UsageError
+from common.errors import UsageError
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec
 from model_handlers.numpy_json import dump_objects, dump_rows, member_reader, read_array
 from model_handlers.unique_keys import doubled_key, doubled_text, load_marked

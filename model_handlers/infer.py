@@ -9,13 +9,13 @@ from typing import Any, get_args
 
 import torch
 
+from common.errors import ContractBroken
+from common.memory import MORE_MEMORY, check_memory
 from model_handlers.artifact import ModelPackage
-from model_handlers.errors import ContractBroken
 from model_handlers.formats.architecture import TrustedCode
 from model_handlers.formats.load import load_module, sniff
 from model_handlers.loaded_model import ROW_FAULTS, LoadedModel, describe
 from model_handlers.manifest import DType, InputSpec, Manifest, OutputSpec
-from model_handlers.memory import MORE_MEMORY, check_memory
 from model_handlers.try_rows import MADE_UP_ROWS, check_made_up_rows
 
 

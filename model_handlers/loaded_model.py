@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from apache_beam.metrics import Metrics
 
-from model_handlers.errors import ContractBroken, DeviceError, UsageError, one_line
+from common.errors import ContractBroken, DeviceError, UsageError, one_line
+from common.memory import is_of_memory
 from model_handlers.isolate import NotTried
 from model_handlers.manifest import Manifest, OutputSpec
-from model_handlers.memory import is_of_memory
 from model_handlers.tolerance import Tolerance
 
 # What a model may raise because of what is in a row. Not MemoryError, not an error

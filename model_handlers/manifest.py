@@ -17,7 +17,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 import pyarrow as pa
 
-from model_handlers.errors import ManifestError, UsageError, nearest
+from common.errors import ManifestError, UsageError, nearest
 from model_handlers.tolerance import ATOL, RTOL, TOLERANCE, Tolerance
 
 MANIFEST_NAME = "model.json"
@@ -204,13 +204,6 @@ class Manifest:
     def to_json(self) -> str:
         """Manifest -> the text of `model.json`."""
         return json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Manifest:
-        """The text of `model.json` -> Manifest. Raises ManifestError."""
-        from model_handlers.manifest_json import parse_manifest
-
-        return parse_manifest(text)
 
 
 def refuse(where: str, expected: object, got: object, hint: str = "") -> NoReturn:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from model_handlers.errors import ManifestError, nearest, one_line
+from common.errors import ManifestError, nearest, one_line
 from model_handlers.manifest import MANIFEST_NAME, Manifest, refuse
 from model_handlers.unique_keys import DoubledKeyError, load_unique
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from model_handlers.errors import MillraceError, ModelError, one_line
-from model_handlers.memory import check_memory
+from common.errors import MillraceError, ModelError, one_line
+from common.memory import check_memory
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
-from model_handlers.errors import (
+from common.errors import (
     ContractBroken,
     InputError,
     MillraceError,
@@ -28,8 +28,8 @@ from model_handlers.errors import (
     nearest,
     one_line,
 )
+from common.memory import MORE_MEMORY, check_memory, out_of_memory
 from model_handlers.manifest import MANIFEST_NAME, FeatureStatistics, GoldenRows, Manifest
-from model_handlers.memory import MORE_MEMORY, check_memory, out_of_memory
 
 if TYPE_CHECKING:
     import pyarrow as pa

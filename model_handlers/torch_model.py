@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from common.errors import UsageError
 from model_handlers.artifact import read_package
 from model_handlers.batch_handler import BatchHandler, error_column, outputs_column
-from model_handlers.errors import UsageError
 from model_handlers.formats.architecture import TrustedCode, check_trusted
 from model_handlers.formats.load import load_module
 from model_handlers.loaded_model import (

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from model_handlers.errors import ContractBroken
+from common.errors import ContractBroken
 from model_handlers.loaded_model import ROW_FAULTS, LoadedModel, count_of, describe
 from model_handlers.manifest import GoldenRows, InputSpec, Manifest
 

@@ -22,13 +22,13 @@ from apache_beam.metrics import Metrics
 from cloud.endpoint_answers import Refused
 from cloud.endpoint_client import EndpointClient, Stats
 from cloud.vertex import EndpointAddress
+from common.errors import EndpointError, UsageError
+from common.record_batch import slices
 from model_handlers.batch_handler import NAMESPACE, BatchHandler, error_column, outputs_column
 from model_handlers.endpoint_codec import EndpointCodec, InstanceFormat
-from model_handlers.errors import EndpointError, UsageError
 from model_handlers.isolate import MOSTLY, SMALL_BATCH, SUSPECTS, random_rows
 from model_handlers.manifest import InputSpec, Manifest
 from model_handlers.prediction_cache import PredictionCache, row_keys, rows_with_gaps
-from transforms.record_batch import slices
 
 # Source: Vertex AI's quotas, 1.5 MB a request of a public endpoint.
 REQUEST_BYTES = 1_500_000

@@ -21,6 +21,7 @@ from pipelines.options import (
 
 COMMAND = Command(
     name="batch_local",
+    title="Millrace: batch, model in the worker",
     about="Score files or tables with a PyTorch model in the worker: every row scored or "
     "dead-lettered, proven by a report.",
     options=(

@@ -23,6 +23,7 @@ from pipelines.options import (
 
 COMMAND = Command(
     name="batch_vertex",
+    title="Millrace: batch, model behind a Vertex AI endpoint",
     about="Score files or tables with a model behind a Vertex AI endpoint: every row scored or "
     "dead-lettered, proven by a report.",
     options=(

@@ -17,9 +17,8 @@ from apache_beam.options.pipeline_options import (
     _BeamArgumentParser,
 )
 
-from model_handlers.addresses import address_fault, path_fault
-from model_handlers.errors import UsageError, nearest
-from pipelines.dataflow.facts import option_names
+from common.addresses import address_fault, path_fault
+from common.errors import UsageError, nearest
 from pipelines.options import all_flags
 from transforms.failures import utc_now
 
@@ -40,15 +39,6 @@ JOB_NAMES = {
 
 _FOLDERS = ("--temp_location", "--staging_location", "--template_location")
 _SECRET = re.compile(r"secret|password|token|connection_string|access_key|gbek")
-
-
-class JobFactOptions(PipelineOptions):
-    """The facts of pipelines/dataflow/facts.py, which travel with a job. Nobody types them."""
-
-    @classmethod
-    def _add_argparse_args(cls, parser: Any) -> None:
-        for name in option_names():
-            parser.add_argument(f"--{name}")
 
 
 def beam_options(
@@ -172,7 +162,8 @@ def _parser() -> _Parser:
     """Nothing -> the parser of all flags of Beam and its runners."""
     parser = _Parser(allow_abbrev=False)
     for kind in PipelineOptions.__subclasses__():
-        if kind is not JobFactOptions:
+        # Those of this project carry what nobody types.
+        if kind.__module__.split(".")[0] != __package__:
             kind._add_argparse_args(parser)
     return parser
 

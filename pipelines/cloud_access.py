@@ -9,7 +9,7 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 
 from cloud.clients import Cloud, credentials, default_project
 from cloud.endpoints import Endpoints, grpc_target, is_plain, rest_url
-from model_handlers.errors import UsageError
+from common.errors import UsageError
 from pipelines.options import CloudOptions, FailureOptions, SinkOptions, SourceOptions
 from pipelines.options.flag import Parsed
 from transforms.bigquery.schema import project_of

@@ -19,9 +19,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from model_handlers import errors
-from model_handlers.addresses import guard_output
-from model_handlers.memory import ADVICE, is_of_memory, out_of_memory, tells_of_memory
+from common import errors
+from common.addresses import guard_output
+from common.memory import ADVICE, is_of_memory, out_of_memory, tells_of_memory
 from pipelines.dead_threads import end_when_threads_fail
 from pipelines.options.flag import Parsed, parse
 
@@ -33,7 +33,7 @@ class Command:
     run: `module:function`, called with Parsed; imported only when flags are read, so
         that `--help` does not wait for torch and Beam. What it returns is the exit code, None
         for 0.
-    beam: it takes Beam's flags as well.
+    beam: it takes Beam's flags as well. title: of its template, where it has one.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Command:
     options: tuple[type[Any], ...]
     run: str
     beam: bool = True
+    title: str = ""
 
 
 def main(command: Command, argv: Sequence[str]) -> int:

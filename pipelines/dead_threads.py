@@ -13,8 +13,8 @@ import threading
 import time
 from typing import Any
 
-from model_handlers.errors import one_line
-from model_handlers.memory import is_of_memory, out_of_memory
+from common.errors import one_line
+from common.memory import is_of_memory, out_of_memory
 
 # The run may still end by itself, with an error that says more.
 GRACE_SECONDS = 15.0

@@ -15,30 +15,24 @@ from typing import Any
 
 import orjson
 
-from pipelines import batch_local, batch_vertex, stream_local, stream_vertex
 from pipelines.command import Command
 from pipelines.launch import command as launch
 from pipelines.options.flag import as_text, plain_type
 from pipelines.replay import command as replay
 
-TEMPLATES = {
-    "Millrace: batch, model in the worker": batch_local.COMMAND,
-    "Millrace: batch, model behind a Vertex AI endpoint": batch_vertex.COMMAND,
-    "Millrace: stream, model in the worker": stream_local.COMMAND,
-    "Millrace: stream, model behind a Vertex AI endpoint": stream_vertex.COMMAND,
-}
+TEMPLATES = tuple(launch.PIPELINES.values())
 # Whatever else is missing has an alternative, which the pipeline names.
 _REQUIRED = {"model"}
 FOLDER = Path(__file__).parent.parent
 
 
-def template(title: str, command: Command) -> dict[str, Any]:
+def template(command: Command) -> dict[str, Any]:
     """A pipeline's command -> the metadata of its Flex Template, as the console reads it.
 
     Source of the fields: Dataflow's TemplateMetadata and ParameterMetadata.
     """
     metadata: dict[str, Any] = {
-        "name": title,
+        "name": command.title,
         "description": command.about,
         "parameters": [_parameter(kind, f) for kind, f in _fields(command, in_template=True)],
     }
@@ -129,11 +123,11 @@ def pages() -> dict[Path, bytes]:
     options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
     found = {
         FOLDER / "templates" / f"{command.name}.json": orjson.dumps(
-            template(title, command), option=options
+            template(command), option=options
         )
-        for title, command in TEMPLATES.items()
+        for command in TEMPLATES
     }
-    commands = [*TEMPLATES.values(), replay.COMMAND, launch.FLAGS]
+    commands = [*TEMPLATES, replay.COMMAND, launch.FLAGS]
     return found | {FOLDER / "docs" / "flags.md": flag_tables(commands).encode()}
 
 

@@ -21,6 +21,7 @@ from pipelines.options import (
 
 COMMAND = Command(
     name="stream_local",
+    title="Millrace: stream, model in the worker",
     about="Score messages as they come with a PyTorch model in the worker: every one of them is "
     "scored or dead-lettered.",
     options=(

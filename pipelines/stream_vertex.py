@@ -22,6 +22,7 @@ from pipelines.options import (
 
 COMMAND = Command(
     name="stream_vertex",
+    title="Millrace: stream, model behind a Vertex AI endpoint",
     about="Score messages as they come with a model behind a Vertex AI endpoint: every one of them "
     "is scored or dead-lettered.",
     options=(

@@ -15,7 +15,7 @@ from google.api_core import exceptions
 
 from cloud.clients import Cloud
 from cloud.errors import retry, told_as
-from model_handlers.errors import MillraceError, OutputError, UsageError, nearest
+from common.errors import MillraceError, OutputError, UsageError, nearest
 from pipelines.metadata import TEMPLATES, template
 from pipelines.options.flag import _Parser
 
@@ -65,14 +65,14 @@ def _run(argv: Sequence[str]) -> str:
     parser.add_argument("--bucket", required=True, help="bucket for templates/PIPELINE.json")
     parser.add_argument("--image", required=True, help="image as REPOSITORY@sha256:DIGEST")
     flags = parser.parse_args(argv)
-    templates = {command.name: (title, command) for title, command in TEMPLATES.items()}
+    templates = {command.name: command for command in TEMPLATES}
     if flags.pipeline not in templates:
         near = nearest(flags.pipeline, templates)
         raise UsageError(f"{flags.pipeline}: expected one of {', '.join(templates)}{near}")
     bucket = flags.bucket.removeprefix("gs://").rstrip("/")
     if not BUCKET.fullmatch(bucket):
         raise UsageError(f"--bucket {flags.bucket!r}: expected a bucket's name alone")
-    spec = container_spec(template(*templates[flags.pipeline]), flags.image)
+    spec = container_spec(template(templates[flags.pipeline]), flags.image)
     return write_spec(Cloud("unnamed"), bucket, flags.pipeline, spec)
 
 

@@ -11,9 +11,9 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from model_handlers.addresses import guard_output
-from model_handlers.errors import MillraceError, UsageError, one_line
-from model_handlers.memory import MORE_MEMORY, is_of_memory, out_of_memory
+from common.addresses import guard_output
+from common.errors import MillraceError, UsageError, one_line
+from common.memory import MORE_MEMORY, is_of_memory, out_of_memory
 
 
 def main(argv: Sequence[str]) -> int:

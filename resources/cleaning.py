@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from google.api_core import exceptions
 
 from cloud.endpoints import is_plain
-from model_handlers.errors import MillraceError, UsageError
+from common.errors import MillraceError, UsageError
 from resources.cleanup import (
     JOB,
     REMOVABLE,

@@ -8,7 +8,7 @@ from typing import Literal
 
 from google.api_core import exceptions
 
-from model_handlers.errors import MillraceError
+from common.errors import MillraceError
 from resources.declaration import LABELLED, Resource, config_label
 from resources.jobs import Job
 from resources.kinds.base import Found, Kept, told

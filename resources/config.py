@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cloud.regions import region_fault
-from model_handlers.errors import UsageError, nearest
+from common.errors import UsageError, nearest
 from model_handlers.formats.architecture import check_names
 
 CONFIG_NAME = "millrace.toml"

@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
 
-from model_handlers.errors import UsageError, nearest
+from common.errors import UsageError, nearest
 from resources.cleanup import REMOVABLE
 from resources.config import CONFIG_NAME, PIPELINES
 from resources.kinds.catalog import KINDS

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model_handlers.addresses import path_fault
+from common.addresses import path_fault
+from common.errors import UsageError
 from model_handlers.artifact import read_package
-from model_handlers.errors import UsageError
 from model_handlers.formats.architecture import check_trusted
 from model_handlers.manifest import MANIFEST_NAME
 

@@ -9,7 +9,7 @@ from google.api_core import exceptions
 from cloud.clients import Cloud, default_project
 from cloud.discovered import execute
 from cloud.endpoints import Endpoints, is_plain
-from model_handlers.errors import OutputError
+from common.errors import OutputError
 from resources.config import Config, read_config
 from resources.kinds.base import is_disabled, lacks_role, told
 

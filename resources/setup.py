@@ -9,7 +9,7 @@ from typing import Any
 from google.api_core import exceptions
 from google.api_core.retry import Retry
 
-from model_handlers.errors import MillraceError, OutputError
+from common.errors import MillraceError, OutputError
 from resources.declaration import LABEL, LABELLED, Resource
 from resources.kinds.base import Kind, is_disabled, told
 from resources.kinds.catalog import Kinds, look_at

@@ -11,7 +11,7 @@ from typing import Any
 from cloud.clients import Cloud
 from cloud.dataflow_lists import not_listed
 from cloud.monitoring import latest
-from model_handlers.errors import CredentialsError, MillraceError
+from common.errors import CredentialsError, MillraceError
 from resources.declaration import LABEL, LABELLED, Resource, config_label
 from resources.jobs import ROLE as JOBS_ROLE
 from resources.jobs import Job, Jobs, Usage

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from model_handlers.errors import MillraceError, UsageError, nearest
+from common.errors import MillraceError, UsageError, nearest
 from resources.config import Config
 from resources.jobs import ROLE, Job, Jobs
 from resources.kinds.base import told

@@ -10,8 +10,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from model_handlers.errors import MillraceError, UsageError, nearest, one_line
-from model_handlers.memory import MORE_MEMORY, out_of_memory
+from common.errors import MillraceError, UsageError, nearest, one_line
+from common.memory import MORE_MEMORY, out_of_memory
 
 
 def run(argv: Sequence[str]) -> int:

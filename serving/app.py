@@ -25,9 +25,9 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from cloud.endpoint_client import DIGEST_HEADER
-from model_handlers.errors import MillraceError, UsageError, one_line
+from common.errors import MillraceError, UsageError, one_line
+from common.memory import is_of_memory, out_of_memory
 from model_handlers.loaded_model import describe
-from model_handlers.memory import is_of_memory, out_of_memory
 from model_handlers.numpy_json import dump_objects
 from serving.instances import BadInstances, unique_instances
 from serving.refusals import Disconnected, Refused, json_response

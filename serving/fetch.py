@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from cloud.clients import Cloud
 from cloud.errors import retry, told_as
-from model_handlers.errors import ModelError
-from model_handlers.manifest import MANIFEST_NAME, Manifest
+from common.errors import ModelError
+from model_handlers.manifest import MANIFEST_NAME
+from model_handlers.manifest_json import parse_manifest
 
 if TYPE_CHECKING:
     from google.cloud import storage
@@ -46,7 +47,7 @@ def _fetch(path: str, folder: Path, client: storage.Client) -> str:
     wanted = [found for found in blobs if found.endswith(".mar")]
     if MANIFEST_NAME in blobs:
         text = blobs[MANIFEST_NAME].download_as_bytes(retry=retry())
-        wanted = [MANIFEST_NAME, Manifest.from_json(text).file]
+        wanted = [MANIFEST_NAME, parse_manifest(text).file]
     for found in wanted:
         if found not in blobs:
             raise ModelError(f"model {path}: {MANIFEST_NAME} names {found}, which is not there")

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from model_handlers.errors import nearest
+from common.errors import nearest
+from common.record_batch import INPUTS, ROW_ID, source_batch, struct_columns
 from model_handlers.manifest import InputSpec, Manifest
 from model_handlers.unique_keys import Doubled, doubled_key, doubled_text, load_marked
 from transforms.failures import Fault
 from transforms.json_rows.row_format import RowFormat, build_columns, read_row
 from transforms.json_rows.values import count_key_ends
-from transforms.record_batch import INPUTS, ROW_ID, source_batch, struct_columns
 from transforms.validate import VECTOR_COLUMN, validate
 
 _NUMBERS = {float, int}

@@ -10,7 +10,7 @@ import socket
 import struct
 import sys
 
-from model_handlers.errors import MillraceError
+from common.errors import MillraceError
 
 # Files of a process that are no connections: the model's, libraries', the loop's.
 _OTHER_FILES = 256

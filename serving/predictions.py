@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from model_handlers.errors import UsageError
+from common.errors import UsageError
 from model_handlers.manifest import Manifest
 
 # What the reference's container calls the score.

@@ -14,7 +14,7 @@ from typing import cast
 
 import uvicorn
 
-from model_handlers.addresses import guard_output
+from common.addresses import guard_output
 from serving.app import make_app
 from serving.connection import Connection
 from serving.listening import allow_connections, refuse_connections

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from cloud.clients import Cloud
-from model_handlers.errors import DeviceError, MillraceError, one_line
+from common.errors import DeviceError, MillraceError, one_line
+from common.memory import MORE_MEMORY, is_of_memory, out_of_memory
 from model_handlers.loaded_model import LoadedModel
 from model_handlers.manifest import Manifest
-from model_handlers.memory import MORE_MEMORY, is_of_memory, out_of_memory
 from model_handlers.package import read_manifest
 from model_handlers.run_model import Answer
 from model_handlers.torch_model import TorchModelHandler

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NoReturn
 
-from model_handlers.addresses import path_fault
-from model_handlers.errors import UsageError
+from common.addresses import path_fault
+from common.errors import UsageError
 
 # What `python -m serving deploy` tells the container; one that is not ours ignores it.
 DIGEST_VARIABLE = "MILLRACE_MODEL_DIGEST"

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from google.cloud.dataflow_v1beta3.types import FlexTemplateRuntimeEnvironment
 
-from model_handlers.errors import UsageError, nearest
+from common.errors import UsageError, nearest
 from pipelines.beam_args import beam_flags
 from pipelines.command import Command, run_and_exit
 from pipelines.launch.command import PIPELINES as COMMANDS

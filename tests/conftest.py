@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import settings
 
+from common.record_batch import derived_ids, source_batch
 from examples.local_cloud import (
     INSTALL_COMMAND,
     PUBSUB_COMMAND,
@@ -28,7 +29,6 @@ from examples.pubsub_labels import keeping_labels
 from examples.transactions.build import build
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec
 from transforms.failures import Provenance
-from transforms.record_batch import derived_ids, source_batch
 
 # Whoever starts the tests in the background of a shell, or under nohup, has them ignore these
 # signals, and what they start.

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_handlers.errors import BalanceError
+from common.errors import BalanceError
 from pipelines.batch_local import COMMAND
 from pipelines.command import main
 from transforms.accounts import (

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from cloud.endpoints import VARIABLES, Endpoints
 from cloud.vertex import EndpointAddress
-from model_handlers.addresses import SafeFormatter, host_of, shown, without_secrets
+from common.addresses import SafeFormatter, host_of, shown, without_secrets
+from common.errors import InputError, MillraceError, UsageError, one_line
 from model_handlers.artifact import read_package
-from model_handlers.errors import InputError, MillraceError, UsageError, one_line
 from pipelines.beam_args import beam_options
 from pipelines.options import (
     CloudOptions,

@@ -27,8 +27,9 @@ from hypothesis import strategies as st
 
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
+from common.errors import OutputError
+from common.record_batch import OUTPUTS
 from examples.local_cloud import LocalCloud
-from model_handlers.errors import OutputError
 from model_handlers.manifest import Manifest
 from transforms.bigquery import append as append_rows
 from transforms.bigquery.append import (
@@ -43,7 +44,6 @@ from transforms.bigquery.append import (
 from transforms.bigquery.schema import JSON_METADATA, TableName, arrow_schema, table_fields
 from transforms.encode import choose_fields, encode
 from transforms.failures import Provenance
-from transforms.record_batch import OUTPUTS
 
 TABLE = TableName("some-project", "d", "t")
 ROOT = Path(__file__).parent.parent

@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import nn
 
+from common.errors import ManifestError, ModelError, UnsafeModel, UsageError
 from model_handlers.artifact import ModelPackage
-from model_handlers.errors import ManifestError, ModelError, UnsafeModel, UsageError
 from model_handlers.formats.architecture import TrustedCode, check_trusted
 from model_handlers.formats.load import load_module
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_handlers.artifact import MAR_MANIFEST, read_bytes, read_package
-from model_handlers.errors import (
+from common.errors import (
     DigestMismatch,
     ManifestError,
     MillraceError,
     ModelError,
     UnsafeModel,
 )
+from model_handlers.artifact import MAR_MANIFEST, read_bytes, read_package
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec
 from model_handlers.package import write_mar, write_package
 

@@ -9,9 +9,9 @@ import pytest
 from apache_beam.testing.util import assert_that, equal_to
 
 from benchmarks.predict_cost import batches, cheap_model
+from common.record_batch import OUTPUTS, SOURCE, struct_columns, typed
 from model_handlers.torch_model import BATCH_ROWS, TorchModelHandler
 from transforms.predict import Predict
-from transforms.record_batch import OUTPUTS, SOURCE, struct_columns, typed
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 from google.cloud.bigquery import SchemaField
 
+from common.errors import OutputError, UsageError
 from examples.local_cloud import LocalCloud
-from model_handlers.errors import OutputError, UsageError
 from transforms.bigquery.schema import (
     JSON_METADATA,
     TableName,

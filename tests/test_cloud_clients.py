@@ -24,7 +24,7 @@ from google.cloud.bigquery_storage_v1 import types
 
 from cloud.clients import Cloud, _default, credentials, default_project
 from cloud.endpoints import VARIABLES, Endpoints
-from model_handlers.errors import CredentialsError, UsageError
+from common.errors import CredentialsError, UsageError
 from pipelines.batch_local import COMMAND
 from pipelines.beam_args import beam_options
 from pipelines.cloud_access import connect, make_cloud

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloud.endpoints import VARIABLES, Endpoints, grpc_target, is_plain, rest_url
-from model_handlers.errors import UsageError
+from common.errors import UsageError
 
 HOSTS = st.sampled_from(["localhost", "127.0.0.1", "[::1]", "bq.corp.example", "x.googleapis.com"])
 

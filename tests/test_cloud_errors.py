@@ -17,8 +17,8 @@ import cloud.clients
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from cloud.errors import explain, is_passing, retry, told_as
+from common.errors import CredentialsError, InputError
 from examples.local_cloud import free_port
-from model_handlers.errors import CredentialsError, InputError
 
 TABLE = {"tableReference": {"projectId": "p", "datasetId": "d", "tableId": "t"}}
 # Instead of a status: the connection ends without an answer, or the answer comes too late.

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.record_batch import INPUTS, ROW_ID
 from model_handlers.manifest import FeatureStatistics, InputSpec, Manifest
 from transforms.failures import payloads
 from transforms.json_rows.columns import column_values
 from transforms.json_rows.decode import decode_rows
 from transforms.json_rows.row_format import RowFormat
-from transforms.record_batch import INPUTS, ROW_ID
 from transforms.validate import validate
 
 FLOATS = st.one_of(st.none(), st.floats(width=32), st.floats())

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from model_handlers.errors import (
+from common.errors import (
     BalanceError,
     InputError,
     MillraceError,
@@ -28,7 +28,7 @@ During handling of the above exception, another exception occurred:
 
 Traceback (most recent call last):
   File "y.py", line 2, in process
-model_handlers.errors.InputError: a.parquet lacks column 'V1' [while running 'Read-ptransform-12']
+common.errors.InputError: a.parquet lacks column 'V1' [while running 'Read-ptransform-12']
 """
 
 

@@ -26,8 +26,8 @@ from attempts_by_hand import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.errors import OutputError
 from examples.local_cloud import LocalCloud
-from model_handlers.errors import OutputError
 from transforms.files.commit import abandon
 from transforms.files.run_folder import StagedFile
 

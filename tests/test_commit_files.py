@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from model_handlers.errors import OutputError, UsageError
+from common.errors import OutputError, UsageError
 from transforms.files import staging
 from transforms.files.commit import abandon, commit
 from transforms.files.destination import Destination, FolderDestination

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from model_handlers.errors import InputError
+from common.errors import InputError
 from transforms.files.csv_lines import read_header, read_lines
 
 HEADER = ["name", "a", "b"]

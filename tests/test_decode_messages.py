@@ -20,7 +20,8 @@ from apache_beam.testing.util import assert_that
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from model_handlers.errors import UsageError
+from common.errors import UsageError
+from common.record_batch import to_rows
 from model_handlers.manifest import FeatureStatistics, InputSpec, Manifest
 from transforms.failures import Provenance
 from transforms.json_rows.decode import decode_rows
@@ -28,7 +29,6 @@ from transforms.json_rows.row_format import RowFormat, read_plain
 from transforms.messages import decode as module
 from transforms.messages.decode import DecodeMessages, MessageFormat, decode_messages
 from transforms.messages.message import ATTEMPTS, REPLAYED_ID, Message, serialize
-from transforms.record_batch import to_rows
 from transforms.row_schemas import CARRIED
 from transforms.validate import validate
 

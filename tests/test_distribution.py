@@ -5,29 +5,25 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-PACKAGES = {"cloud", "model_handlers", "pipelines", "resources", "serving", "transforms"}
+from source_tree import ROOT, modules, shipped_packages
 
 
-def modules() -> set[str]:
-    return {
-        str(path.relative_to(ROOT))
-        for package in PACKAGES
-        for path in (ROOT / package).rglob("*.py")
-    }
+def shipped() -> set[str]:
+    paths = (path for package in shipped_packages() for path in modules(package))
+    return {str(path.relative_to(ROOT)) for path in paths}
 
 
 def test_the_wheel_holds_every_module_and_no_test(distribution: Path) -> None:
     (wheel,) = distribution.glob("*.whl")
     names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
-    assert names == modules()
+    assert names == shipped()
 
 
 def test_the_sdist_can_be_built_from_again(distribution: Path) -> None:
     (sdist,) = distribution.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[-1] for name in archive.getnames()}
-    assert {"setup.py", "pyproject.toml", "LICENSE", "README.md"} | modules() <= names
+    assert {"setup.py", "pyproject.toml", "LICENSE", "README.md"} | shipped() <= names
 
 
 def test_every_direct_dependency_is_pinned() -> None:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
 
-from model_handlers.errors import UsageError
+from common.errors import UsageError
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec
 from pipelines.batch.sources import check_files
 from transforms.encode import (

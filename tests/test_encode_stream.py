@@ -15,7 +15,8 @@ from apache_beam.testing.util import assert_that
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_handlers.errors import UsageError
+from common.errors import UsageError
+from common.record_batch import OUTPUTS, to_rows
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec
 from transforms.encode import (
     EncodeRows,
@@ -29,7 +30,6 @@ from transforms.failures import Provenance
 from transforms.json_rows.row_format import RowFormat
 from transforms.messages.decode import MessageFormat, decode_messages
 from transforms.messages.message import Message
-from transforms.record_batch import OUTPUTS, to_rows
 from transforms.row_schemas import CARRIED
 
 Make = Callable[..., Any]

@@ -38,7 +38,7 @@ from google.auth.exceptions import RefreshError, TransportError
 from cloud import pacing
 from cloud.endpoint_answers import BadAnswer, Refused, error_text
 from cloud.endpoint_client import DIGEST_HEADER, EndpointClient
-from model_handlers.errors import CredentialsError, EndpointError
+from common.errors import CredentialsError, EndpointError
 
 BODY = b'{"instances":[1,2,3]}'
 

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloud.endpoint_answers import BadAnswer
+from common.errors import UsageError
 from model_handlers.endpoint_codec import EndpointCodec
-from model_handlers.errors import UsageError
 from model_handlers.manifest import DType, InputSpec, Manifest, OutputSpec
 
 MakeManifest = Callable[..., Manifest]

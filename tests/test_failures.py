@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.record_batch import source_batch
 from model_handlers.manifest import Manifest
 from transforms.failures import (
     Fault,
@@ -23,7 +24,6 @@ from transforms.failures import (
     to_json,
     utc_now,
 )
-from transforms.record_batch import source_batch
 from transforms.row_schemas import FAILURE_SCHEMA
 
 NOW = datetime.datetime(2024, 1, 2, 3, 4, 5, 6, tzinfo=datetime.UTC)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_handlers.errors import InputError, UsageError
+from common.errors import InputError, UsageError
 from transforms.files import ranges as file_ranges
 from transforms.files.ranges import format_of, match_files, open_parquet, plan_file, split_file
 

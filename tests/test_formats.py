@@ -20,8 +20,8 @@ from same_scores import assert_scores
 from torch import Tensor, nn
 from torch.export.pt2_archive._package import load_pt2
 
+from common.errors import ManifestError, ModelError, UnsafeModel
 from examples.transactions.model import OUTPUTS, TransactionAutoencoder
-from model_handlers.errors import ManifestError, ModelError, UnsafeModel
 from model_handlers.formats.architecture import TrustedCode
 from model_handlers.formats.export_archive import check_expression
 from model_handlers.formats.load import load_module, sniff

@@ -1,6 +1,5 @@
 """The image of templates and workers, and the file that makes a Flex Template of it."""
 
-import ast
 import json
 import re
 import shutil
@@ -10,9 +9,11 @@ from pathlib import Path
 
 import pytest
 from google.cloud.dataflow_v1beta3.types import ContainerSpec, SDKInfo
+from source_tree import shipped_packages
 
+from common.errors import OutputError, UsageError
 from examples.local_cloud import LocalCloud
-from model_handlers.errors import OutputError, UsageError
+from pipelines.command import Command
 from pipelines.metadata import TEMPLATES, template
 from pipelines.template_spec import container_spec, main, write_spec
 
@@ -35,10 +36,7 @@ def test_hadolint_finds_nothing(path: str) -> None:
 
 
 def test_every_package_is_copied_and_let_through() -> None:
-    (call,) = (
-        n for n in ast.walk(ast.parse((ROOT / "setup.py").read_text())) if isinstance(n, ast.Call)
-    )
-    packages = set(ast.literal_eval(call.keywords[0].value))
+    packages = set(shipped_packages())
     assert set(re.findall(r"^COPY (\w+)/ \1/$", DOCKERFILE, re.MULTILINE)) == packages
     files = re.findall(r"^COPY ([\w. /${}-]+) (?:\./|/t\S+)$", DOCKERFILE, re.MULTILINE)
     wanted = {name.replace("${TORCH}", "*") for line in files for name in line.split()}
@@ -103,16 +101,16 @@ def test_the_locks_hold_all_that_the_package_needs() -> None:
     assert all(wanted <= set(pins(path)) for path in LOCKS.values())
 
 
-@pytest.mark.parametrize(("title", "command"), list(TEMPLATES.items()))
-def test_the_spec_is_dataflows_container_spec(title: str, command: object) -> None:
-    metadata = template(title, command)  # type: ignore[arg-type]
+@pytest.mark.parametrize("command", TEMPLATES, ids=lambda command: command.name)
+def test_the_spec_is_dataflows_container_spec(command: Command) -> None:
+    metadata = template(command)
     spec = ContainerSpec.from_json(json.dumps(container_spec(metadata, IMAGE)))
     assert spec.image == IMAGE
     assert spec.default_environment.sdk_container_image == IMAGE
     assert spec.sdk_info.language == SDKInfo.Language.PYTHON
-    assert spec.metadata.name == title
+    assert spec.metadata.name == command.title
     assert [p.name for p in spec.metadata.parameters] == [p["name"] for p in metadata["parameters"]]
-    assert spec.metadata.streaming == title.startswith("Millrace: stream")
+    assert spec.metadata.streaming == command.name.startswith("stream")
 
 
 @pytest.mark.parametrize("image", ["", "millrace", "r/millrace:1", "r/millrace@sha256:12", "a b/c"])

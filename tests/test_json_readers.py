@@ -10,8 +10,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from common.errors import ManifestError, UsageError
+from common.record_batch import to_rows
 from model_handlers.endpoint_codec import EndpointCodec
-from model_handlers.errors import ManifestError, UsageError
 from model_handlers.manifest import FeatureStatistics, InputSpec, Manifest
 from model_handlers.manifest_json import parse_manifest
 from serving.instances import BadInstances, InstanceReader, unique_instances
@@ -24,7 +25,6 @@ from transforms.json_rows.values import read_json_values
 from transforms.messages.avro import parse_schema
 from transforms.messages.decode import MessageFormat, decode_messages
 from transforms.messages.message import Message
-from transforms.record_batch import to_rows
 from transforms.row_schemas import CARRIED
 from transforms.validate import validate
 

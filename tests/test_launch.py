@@ -18,11 +18,11 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
+from common.errors import JobError, UsageError
 from examples.google_api.dataflow import Dataflow
 from examples.google_api.server import Call, GoogleApi, HangUp, google_api, permission_denied
 from examples.google_api.staged_pipeline import ExecutingDataflow, steps
 from examples.local_cloud import LocalCloud
-from model_handlers.errors import JobError, UsageError
 from pipelines.command import main
 from pipelines.dataflow.facts import JobFacts
 from pipelines.dataflow.jobs import Jobs
@@ -227,8 +227,8 @@ def test_a_job_that_cannot_be_found_is_one_line(
 def templated(emulators: LocalCloud, world: World) -> World:
     """Templates of the four pipelines in the emulator's bucket."""
     bucket = emulators.cloud.storage().bucket("bucket")
-    for title, command in TEMPLATES.items():
-        spec = {"image": "r/i", "metadata": template(title, command)}
+    for command in TEMPLATES:
+        spec = {"image": "r/i", "metadata": template(command)}
         blob = bucket.blob(f"launch/{command.name}.json")
         blob.upload_from_string(json.dumps(spec))
     bucket.blob("launch/none.json").upload_from_string("[]")

@@ -7,13 +7,13 @@ from pipelines.dataflow.messages import reasons
 WORKER = """Error message from worker: generic::unknown: Traceback (most recent call last):
   File "apache_beam/runners/common.py", line 1501, in process
     raise
-model_handlers.errors.DigestMismatch: model gs://b/m: has another digest
+common.errors.DigestMismatch: model gs://b/m: has another digest
 
 During handling of the above exception, another exception occurred:
 
 Traceback (most recent call last):
   File "sdk_worker.py", line 313, in _execute
-RuntimeError: model_handlers.errors.DigestMismatch: x [while running 'ScoreRows/Predict']
+RuntimeError: common.errors.DigestMismatch: x [while running 'ScoreRows/Predict']
 """
 WORKFLOW = (
     "Workflow failed. Causes: S08:Read+Predict failed., The job failed because a work item has "

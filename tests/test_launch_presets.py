@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from model_handlers.errors import UsageError
+from common.errors import UsageError
 from pipelines.launch.presets import complete
 from pipelines.launch.run import added_args
 from pipelines.options.launch import LaunchOptions

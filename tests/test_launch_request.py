@@ -6,8 +6,8 @@ import pytest
 from google.cloud.dataflow_v1beta3 import LaunchFlexTemplateRequest
 from google.protobuf.json_format import MessageToDict, ParseDict
 
+from common.errors import UsageError
 from examples.google_api.discovery import load_document
-from model_handlers.errors import UsageError
 from pipelines import batch_local, stream_local
 from pipelines.beam_args import given_flags
 from pipelines.command import Command
@@ -149,7 +149,7 @@ def test_values_travel_as_they_are() -> None:
 
 
 def spec(name: str) -> dict[str, Any]:
-    (found,) = (template(t, c) for t, c in TEMPLATES.items() if c.name == name)
+    (found,) = (template(c) for c in TEMPLATES if c.name == name)
     return {"image": "r/i", "metadata": found}
 
 

@@ -1,103 +1,91 @@
 """The direction of imports, as ARCHITECTURE.md states it."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from source_tree import ROOT, imported, module_name, module_names, modules, shipped_packages
 
-ROOT = Path(__file__).parent.parent
-PACKAGES = (
-    "cloud",
-    "model_handlers",
-    "transforms",
-    "pipelines",
-    "resources",
-    "serving",
-    "examples",
-    "benchmarks",
-    "tests",
+# From the ground up: a package imports those before its own floor, and itself.
+FLOORS = (
+    {"common"},
+    {"cloud"},
+    {"model_handlers"},
+    {"transforms"},
+    {"pipelines", "resources", "serving"},
+    {"examples"},
+    {"benchmarks"},
 )
-
-# What the modules of a package may import of the others.
-ALLOWED = {
-    "cloud": {"cloud"},
-    "model_handlers": {"model_handlers", "cloud"},
-    "transforms": {"transforms", "model_handlers", "cloud"},
-    "pipelines": {"pipelines", "transforms", "model_handlers", "cloud"},
-    "resources": {"resources", "transforms", "model_handlers", "cloud"},
-    "serving": {"serving", "transforms", "model_handlers", "cloud"},
-    "examples": {"examples", "serving", "pipelines", "transforms", "model_handlers", "cloud"},
-    "benchmarks": {
-        "benchmarks",
-        "examples",
-        "serving",
-        "pipelines",
-        "transforms",
-        "model_handlers",
-        "cloud",
-    },
-}
-# What lies below everything: the element type, since handlers answer with record batches,
-# the exception tree, what tells of memory and how addresses are shown; and the example's rows,
-# which are made of nothing of ours.
-BELOW = {
-    "cloud": ("model_handlers.errors.", "model_handlers.memory.", "model_handlers.addresses."),
-    "resources": ("examples.transactions.data.",),
-    "model_handlers": ("transforms.record_batch.",),
-}
-
-
-def imported(path: Path) -> set[str]:
-    """A module -> what it imports, by full name."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+PACKAGES = set().union(*FLOORS)
+# The example's rows are made of nothing of ours: they may be used on any floor.
+ANYWHERE = ("examples.transactions.data.",)
 
 
 def heads(names: set[str]) -> set[str]:
     return {name.split(".")[0] for name in names}
 
 
-def modules(package: str) -> list[Path]:
-    return sorted((ROOT / package).rglob("*.py"))
+def own_modules(path: Path) -> set[str]:
+    """A module's file -> the modules of this project that it imports."""
+    known = {name for package in PACKAGES for name in module_names(package)}
+    found = imported(path)
+    parents = {name.rpartition(".")[0] for name in found}
+    # Of a name in a module, the module; of a module in a package, not the package as well.
+    exact = found & known
+    found = exact | ((parents & known) - {name.rpartition(".")[0] for name in exact})
+    return found - {module_name(path)}
 
 
-def module_names(package: str) -> list[str]:
-    found = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in modules(package)]
-    names = [name.removesuffix(".__init__") for name in found]
-    return [name for name in names if not name.endswith("__main__")]
+def circles(arrows: dict[str, set[str]]) -> list[str]:
+    """A graph -> the names of one circle in it, if there is one."""
+    try:
+        graphlib.TopologicalSorter(arrows).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
 
 
-@pytest.mark.parametrize("package", ALLOWED)
-def test_imports_go_one_way(package: str) -> None:
-    assert modules(package)
-    for path in modules(package):
-        ours = {name for name in imported(path) if name.split(".")[0] in PACKAGES}
-        wrong = {name for name in ours if name.split(".")[0] not in ALLOWED[package]}
-        wrong = {name for name in wrong if not f"{name}.".startswith(BELOW.get(package, ()))}
-        assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}"
+@pytest.mark.parametrize("floor", range(len(FLOORS)))
+def test_imports_go_down(floor: int) -> None:
+    for package in FLOORS[floor]:
+        allowed = {package}.union(*FLOORS[:floor])
+        assert modules(package)
+        for path in modules(package):
+            wrong = {
+                name
+                for name in imported(path)
+                if name.split(".")[0] in PACKAGES - allowed and not f"{name}.".startswith(ANYWHERE)
+            }
+            assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}"
 
 
-def test_every_package_has_its_place_in_the_order() -> None:
-    found = {path.parent.name for path in ROOT.glob("*/__init__.py")}
-    assert found | {"tests"} == set(PACKAGES) == {*ALLOWED, "tests"}
+def test_every_package_has_its_floor() -> None:
+    assert {path.parent.name for path in ROOT.glob("*/__init__.py")} == PACKAGES
+    assert set(shipped_packages()) == PACKAGES - {"examples", "benchmarks"}
 
 
-def test_record_batch_imports_nothing_of_ours() -> None:
-    assert not heads(imported(ROOT / "transforms" / "record_batch.py")).intersection(PACKAGES)
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    arrows = {
+        module_name(path): own_modules(path) for package in PACKAGES for path in modules(package)
+    }
+    assert len(arrows) > 200
+    assert not circles(arrows)
 
 
-def test_the_exception_tree_imports_nothing_of_ours_but_how_addresses_are_shown() -> None:
-    names = {name for name in imported(ROOT / "model_handlers" / "errors.py") if "." in name}
-    ours = {name for name in names if name.split(".")[0] in PACKAGES}
-    assert ours == {"model_handlers.addresses.without_secrets"}
-    assert not heads(imported(ROOT / "model_handlers" / "addresses.py")).intersection(PACKAGES)
+@pytest.mark.parametrize("package", sorted(PACKAGES))
+def test_rooms_of_a_package_do_not_need_each_other_both_ways(package: str) -> None:
+    rooms = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}
+    arrows: dict[str, set[str]] = {room: set() for room in rooms}
+    for room in rooms:
+        for path in modules(f"{package}/{room}"):
+            own = {
+                name.split(".")[1] for name in own_modules(path) if name.startswith(f"{package}.")
+            }
+            arrows[room] |= own & rooms - {room}
+    assert not circles(arrows)
 
 
 def test_clients_of_google_are_built_without_beam() -> None:
@@ -146,13 +134,12 @@ def test_clients_of_google_are_built_in_one_place() -> None:
 
 
 def test_flags_are_read_only_in_pipelines() -> None:
-    for package in ("cloud", "model_handlers", "transforms"):
+    for package in ("common", "cloud", "model_handlers", "transforms"):
         for path in modules(package):
             wrong = {name for name in imported(path) if "pipeline_options" in name}
             assert not wrong, f"{path.relative_to(ROOT)} reads pipeline options"
 
 
 def test_the_manifest_can_be_read_without_torch_or_beam() -> None:
-    for name in ("manifest", "errors"):
-        found = heads(imported(ROOT / "model_handlers" / f"{name}.py"))
-        assert not found & {"torch", "apache_beam"}
+    for path in ("common/errors.py", "model_handlers/manifest.py"):
+        assert not heads(imported(ROOT / path)) & {"torch", "apache_beam"}

@@ -12,8 +12,8 @@ import pytest
 from google.api_core import exceptions
 
 from cloud.clients import Cloud
+from common.errors import InputError
 from examples.local_cloud import PROJECT, LocalCloud
-from model_handlers.errors import InputError
 from transforms.messages import lease as module
 from transforms.messages.lease import Lease, leased
 

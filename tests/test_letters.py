@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from model_handlers.errors import InputError, UsageError
+from common.errors import InputError, UsageError
+from common.record_batch import INPUTS, MESSAGE, ROW_ID, struct_columns
 from model_handlers.manifest import FeatureStatistics, InputSpec, Manifest
 from transforms.dead_letters.letters import (
     Letter,
@@ -34,7 +35,6 @@ from transforms.lineage import BATCH_REPLAY, STREAM_REPLAY
 from transforms.messages.decode import MessageFormat, MessageKind, decode_messages
 from transforms.messages.message import Message, attempts_of, message_column, parse, serialize
 from transforms.messages.publish import MESSAGE_BYTES, failure_messages
-from transforms.record_batch import INPUTS, MESSAGE, ROW_ID, struct_columns
 from transforms.validate import validate
 
 NOON = datetime.datetime(2024, 5, 6, 12, tzinfo=datetime.UTC)

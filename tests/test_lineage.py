@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms.dead_letters.letters import Letter
+from transforms.dead_letters.letters import Letter, lineage_of
 from transforms.lineage import Lineage
 
 NOON = datetime.datetime(2024, 5, 6, 12, tzinfo=datetime.UTC)
@@ -47,18 +47,18 @@ OF_REPLAY = letter("a", pipeline="batch_replay")
 def test_replays_of_the_same_letters_are_known(
     new: list[Letter], earlier: list[Letter], relation: str
 ) -> None:
-    assert Lineage.of("new", new).to(Lineage.of("earlier", earlier)) == relation
+    assert lineage_of("new", new).to(lineage_of("earlier", earlier)) == relation
 
 
 def test_letters_of_a_replay_that_are_gone_are_taken_where_what_it_took_is() -> None:
-    first = Lineage.of("a", NULLS)
-    second = Lineage.of("b", [*NULLS, OF_REPLAY])
-    assert Lineage.of("c", NULLS).to(second) == "overlaps"
-    assert Lineage.of("c", NULLS).to(second, {"a": first}) == "covers"
-    assert Lineage.of("c", NULLS[:1]).to(second, {"a": first}) == "overlaps"
+    first = lineage_of("a", NULLS)
+    second = lineage_of("b", [*NULLS, OF_REPLAY])
+    assert lineage_of("c", NULLS).to(second) == "overlaps"
+    assert lineage_of("c", NULLS).to(second, {"a": first}) == "covers"
+    assert lineage_of("c", NULLS[:1]).to(second, {"a": first}) == "overlaps"
     # Two that took the letters of each other, one after the other.
-    known = {"a": Lineage.of("a", [letter("b", pipeline="batch_replay")]), "b": second}
-    assert Lineage.of("c", NULLS).to(second, known) == "overlaps"
+    known = {"a": lineage_of("a", [letter("b", pipeline="batch_replay")]), "b": second}
+    assert lineage_of("c", NULLS).to(second, known) == "overlaps"
 
 
 LETTERS = st.lists(
@@ -75,14 +75,14 @@ LETTERS = st.lists(
 
 @given(LETTERS, LETTERS)
 def test_whoever_shares_a_letter_is_not_apart(one: list[Letter], other: list[Letter]) -> None:
-    shared = Lineage.of("a", [*one, *other])
+    shared = lineage_of("a", [*one, *other])
     for part in (one, other):
-        assert shared.to(Lineage.of("b", part)) == "covers"
-        assert Lineage.of("b", part).to(shared) != "apart"
+        assert shared.to(lineage_of("b", part)) == "covers"
+        assert lineage_of("b", part).to(shared) != "apart"
 
 
 @given(LETTERS)
 def test_a_lineage_comes_back_from_its_text(letters: list[Letter]) -> None:
-    lineage = Lineage.of('an "id"', letters)
+    lineage = lineage_of('an "id"', letters)
     assert Lineage.from_text(lineage.to_text()) == lineage
     assert lineage.runs == tuple(sorted({one.run_id for one in letters}))

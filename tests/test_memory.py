@@ -17,9 +17,9 @@ import torch
 from google.api_core import exceptions
 
 from cloud.errors import told_as
-from model_handlers.errors import InputError, OutOfMemory
+from common.errors import InputError, OutOfMemory
+from common.memory import ADVICE, is_of_memory
 from model_handlers.loaded_model import LoadedModel
-from model_handlers.memory import ADVICE, is_of_memory
 from model_handlers.model_errors import as_model_error
 from model_handlers.package import main as package_main
 from model_handlers.run_model import run_model

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
+from common.record_batch import MESSAGE_TYPE
 from transforms.failures import describe_messages
 from transforms.messages.message import (
     ATTEMPTS,
@@ -19,7 +20,6 @@ from transforms.messages.message import (
     parse,
     serialize,
 )
-from transforms.record_batch import MESSAGE_TYPE
 
 # Of 1970 to 2100.
 TIMES = st.integers(0, 4_102_444_800_000_000)

@@ -31,8 +31,8 @@ VALUES = {
 COUNT = (["1", "250"], ["0", "-1", "1.5", "x", ""])
 
 
-@pytest.fixture(params=TEMPLATES.items(), ids=lambda item: item[1].name)
-def titled(request: pytest.FixtureRequest) -> tuple[str, Command]:
+@pytest.fixture(params=TEMPLATES, ids=lambda command: command.name)
+def command(request: pytest.FixtureRequest) -> Command:
     return request.param  # type: ignore[no-any-return]
 
 
@@ -53,25 +53,24 @@ def test_drift_is_told(
     }
 
 
-def test_dataflow_reads_the_metadata_and_loses_nothing(titled: tuple[str, Command]) -> None:
-    text = (ROOT / "templates" / f"{titled[1].name}.json").read_text()
+def test_dataflow_reads_the_metadata_and_loses_nothing(command: Command) -> None:
+    text = (ROOT / "templates" / f"{command.name}.json").read_text()
     written = orjson.loads(text)
     read = TemplateMetadata.from_json(text)
-    assert (read.name, read.description) == (titled[0], titled[1].about)
+    assert (read.name, read.description) == (command.title, command.about)
     assert [p.name for p in read.parameters] == [p["name"] for p in written["parameters"]]
     again = orjson.loads(TemplateMetadata.to_json(read, including_default_value_fields=False))
     for one, other in zip(written["parameters"], again["parameters"], strict=True):
         assert ParameterType[one["paramType"]] == other["paramType"]
         assert {**one, "paramType": 0} == {"isOptional": False, **other, "paramType": 0}
-    assert read.streaming == titled[1].name.startswith("stream")
+    assert read.streaming == command.name.startswith("stream")
 
 
 def parameters(command: Command) -> dict[str, dict[str, Any]]:
-    return {p["name"]: p for p in template("", command)["parameters"]}
+    return {p["name"]: p for p in template(command)["parameters"]}
 
 
-def test_a_default_is_a_value_that_the_pipeline_takes(titled: tuple[str, Command]) -> None:
-    command = titled[1]
+def test_a_default_is_a_value_that_the_pipeline_takes(command: Command) -> None:
     given = {n: p["defaultValue"] for n, p in parameters(command).items() if "defaultValue" in p}
     # As the launcher passes them on.
     argv = [f"--{name}={value}" for name, value in given.items()]
@@ -82,8 +81,8 @@ def test_a_default_is_a_value_that_the_pipeline_takes(titled: tuple[str, Command
         assert not choices or value in choices
 
 
-def test_patterns_take_good_values_and_no_others(titled: tuple[str, Command]) -> None:
-    patterned = {n: p for n, p in parameters(titled[1]).items() if "regexes" in p}
+def test_patterns_take_good_values_and_no_others(command: Command) -> None:
+    patterned = {n: p for n, p in parameters(command).items() if "regexes" in p}
     assert patterned
     for name, parameter in patterned.items():
         (pattern,) = parameter["regexes"]
@@ -94,8 +93,8 @@ def test_patterns_take_good_values_and_no_others(titled: tuple[str, Command]) ->
             assert not re.search(pattern, value), (name, value)
 
 
-def test_flags_of_a_terminal_are_no_parameters(titled: tuple[str, Command]) -> None:
-    assert not {"debug", "json_summary", "stop_after_seconds"} & parameters(titled[1]).keys()
+def test_flags_of_a_terminal_are_no_parameters(command: Command) -> None:
+    assert not {"debug", "json_summary", "stop_after_seconds"} & parameters(command).keys()
 
 
 def test_every_flag_is_in_the_docs() -> None:

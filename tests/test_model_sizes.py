@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from test_formats import Scorer, always, edited, export, load, rewritten, safetensors, saved, script
 from torch import nn
 
-from model_handlers.errors import ManifestError, ModelError, UnsafeModel
+from common.errors import ManifestError, ModelError, UnsafeModel
 from model_handlers.formats.inert_pickle import check_view, read_inert
 from model_handlers.manifest import OutputSpec
 

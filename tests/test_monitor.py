@@ -14,6 +14,7 @@ from google.api_core import exceptions
 
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
+from common.errors import JobError, TooManyDeadLetters, UsageError
 from examples.google_api.dataflow import Dataflow
 from examples.google_api.monitoring import Monitoring
 from examples.google_api.server import (
@@ -25,7 +26,6 @@ from examples.google_api.server import (
     google_api,
     permission_denied,
 )
-from model_handlers.errors import JobError, TooManyDeadLetters, UsageError
 from pipelines.dataflow.facts import JobFacts
 from pipelines.dataflow.jobs import Jobs
 from pipelines.dataflow.metrics import Distribution, Look, Metrics, batch_line, rate, read_metrics
@@ -210,7 +210,7 @@ def test_a_failed_job_tells_why_and_leaves_nothing_staged(world: World, tmp_path
         job,
         "ERROR",
         "Traceback (most recent call last):\n  File 'x.py', line 1\n"
-        "model_handlers.errors.InputError: rows.parquet is gone [while running 'Read']\n",
+        "common.errors.InputError: rows.parquet is gone [while running 'Read']\n",
     )
     with pytest.raises(JobError, match=r"job a-job failed after .*:\n  rows\.parquet is gone$"):
         world.follow(job)

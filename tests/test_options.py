@@ -10,7 +10,7 @@ import pytest
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
 from cloud.endpoints import Endpoints
-from model_handlers.errors import UsageError
+from common.errors import UsageError
 from model_handlers.torch_model import BATCH_ROWS
 from pipelines.batch_local import COMMAND
 from pipelines.batch_vertex import COMMAND as VERTEX
@@ -153,7 +153,7 @@ def test_a_job_has_a_name_by_which_it_is_found() -> None:
     assert re.fullmatch(r"pytorch-streaming-vertex-\d{8}-\d{6}", google.job_name)
     given = beam_options(["--job_name", "mine"], name="batch_local")
     assert given.view_as(GoogleCloudOptions).job_name == "mine"
-    assert JOB_NAMES.keys() == {command.name for command in [*TEMPLATES.values(), REPLAY]}
+    assert JOB_NAMES.keys() == {command.name for command in [*TEMPLATES, REPLAY]}
 
 
 @pytest.mark.parametrize("name", ["FooRunner", "Dataflo", "Runner"])

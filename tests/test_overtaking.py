@@ -21,8 +21,8 @@ from google.cloud import storage
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from common.errors import OutputError
 from examples.local_cloud import PROJECT, LocalCloud
-from model_handlers.errors import OutputError
 from pipelines.batch_local import COMMAND
 from pipelines.command import main
 from transforms.files.store import read_version, replace

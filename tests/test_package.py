@@ -20,8 +20,8 @@ from hypothesis.extra.numpy import arrays
 from same_scores import assert_scores
 from torch import Tensor, nn
 
+from common.errors import ContractBroken, ManifestError, ModelError, UsageError
 from model_handlers.artifact import ModelPackage, read_package
-from model_handlers.errors import ContractBroken, ManifestError, ModelError, UsageError
 from model_handlers.infer import infer_manifest
 from model_handlers.manifest import InputSpec, OutputSpec
 from model_handlers.package import (

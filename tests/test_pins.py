@@ -13,8 +13,8 @@ import pytest
 import zstandard
 from apache_beam.internal.gcp import auth
 
+from common.errors import InputError
 from examples.local_cloud import LocalCloud
-from model_handlers.errors import InputError
 from transforms.accounts import joined
 from transforms.files import ranges as file_ranges
 from transforms.files import text_lines

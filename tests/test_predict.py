@@ -20,6 +20,7 @@ from apache_beam.testing.util import assert_that, equal_to
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from common.record_batch import ERROR, ERROR_TYPE, OUTPUTS
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec
 from model_handlers.torch_model import TorchModelHandler
 from transforms.encode import EncodeRows, choose_fields
@@ -31,7 +32,6 @@ from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder
 from transforms.files.stage import StageFiles
 from transforms.predict import Predict, split
 from transforms.reconcile import CommitRun, CountFailures, CountRows
-from transforms.record_batch import ERROR, ERROR_TYPE, OUTPUTS
 from transforms.row_schemas import FAILURE_SCHEMA
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

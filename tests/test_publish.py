@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
+from common.record_batch import OUTPUTS, to_rows
 from examples.local_cloud import LocalCloud
 from transforms.encode import OutputFields, encode
 from transforms.failures import Fault, Provenance, failure_batch
@@ -40,7 +41,6 @@ from transforms.messages.publish import (
     row_messages,
     size_of,
 )
-from transforms.record_batch import OUTPUTS, to_rows
 
 Make = Callable[..., Any]
 NOW = datetime.datetime(2026, 11, 20, 12, tzinfo=datetime.UTC)

@@ -18,8 +18,8 @@ from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
 from google.api_core import exceptions
 
 from cloud.clients import Cloud
+from common.errors import InputError
 from examples.local_cloud import LocalCloud
-from model_handlers.errors import InputError
 from transforms.messages import pull as module
 from transforms.messages.gather import DropDuplicates, GatherMessages
 from transforms.messages.lease import Lease

@@ -29,8 +29,9 @@ from hypothesis import strategies as st
 import transforms.bigquery.read
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
+from common.errors import InputError, UsageError
+from common.record_batch import concat_batches, to_rows
 from examples.local_cloud import LocalCloud, free_port
-from model_handlers.errors import InputError, UsageError
 from model_handlers.manifest import InputSpec, Manifest
 from transforms.bigquery.jobs import job_id
 from transforms.bigquery.read import (
@@ -44,7 +45,6 @@ from transforms.bigquery.source import BigQuerySource, describe
 from transforms.files.ranges import plan_file, split_file
 from transforms.files.read import Columns, read_range
 from transforms.files.run_folder import RunFolder
-from transforms.record_batch import concat_batches, to_rows
 from transforms.validate import validate
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -15,7 +15,7 @@ from apache_beam.testing.util import assert_that, equal_to
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_handlers.errors import InputError
+from common.errors import InputError
 from model_handlers.manifest import InputSpec
 from transforms.failures import Provenance
 from transforms.files import ranges as file_ranges

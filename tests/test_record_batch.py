@@ -15,7 +15,7 @@ from apache_beam.testing.util import assert_that, equal_to
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms.record_batch import (
+from common.record_batch import (
     RecordBatchCoder,
     concat_batches,
     derived_ids,

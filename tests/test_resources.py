@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from resources_world import SMALL, VERTEX, World
 
+from common.errors import OutputError
 from examples.google_api.server import (
     Call,
     Refusal,
@@ -31,7 +32,6 @@ from examples.google_api.server import (
     permission_denied,
 )
 from examples.local_cloud import PROJECT, LocalCloud
-from model_handlers.errors import OutputError
 from pipelines.options import StreamSourceOptions
 from pipelines.stream.subscription import open_subscription
 from resources.cleanup import REMOVABLE

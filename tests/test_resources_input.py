@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from cloud.clients import _default
 from cloud.endpoints import VARIABLES, Endpoints
+from common.errors import UsageError
 from examples.google_api.access import IAM, ResourceManager
 from examples.google_api.dataflow import Dataflow
 from examples.google_api.server import (
@@ -30,7 +31,6 @@ from examples.google_api.server import (
     throttled,
 )
 from examples.google_api.service_usage import ServiceUsage
-from model_handlers.errors import UsageError
 from resources.__main__ import main
 from resources.cleanup import REMOVABLE, Choice, choose, lost_rows
 from resources.config import PIPELINES, Config, read_config

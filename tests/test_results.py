@@ -12,8 +12,8 @@ import pytest
 from apache_beam.internal.gcp import auth
 from google.cloud.bigquery import LoadJobConfig
 
+from common.errors import InputError
 from examples.local_cloud import INSTALLED, LocalCloud, is_installed
-from model_handlers.errors import InputError
 from transforms.files.commit import commit
 from transforms.files.destination import FolderDestination
 from transforms.files.ranges import match_files

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms.record_batch import RecordBatchCoder
+from common.record_batch import RecordBatchCoder
 from transforms.row_ids import content_ids
 
 INTEGERS = st.integers(-(2**63), 2**63 - 1)

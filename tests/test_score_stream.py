@@ -29,8 +29,8 @@ from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from model_handlers.manifest import Manifest
 from model_handlers.torch_model import TorchModelHandler
-from pipelines.batch.graph import ScoreStream, StreamSinks
 from pipelines.stream import in_process as stream_in_process
+from pipelines.stream.graph import ScoreStream, StreamSinks
 from pipelines.stream.in_process import KeptModelHandler
 from pipelines.stream.progress import start_tally, summary
 from transforms.bigquery.schema import TableName

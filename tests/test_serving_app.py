@@ -13,16 +13,16 @@ import requests
 from same_scores import assert_predictions, assert_scores
 from serving_client import Client, Running, half_a_request, running, wait_until
 
+from common.errors import DeviceError
+from common.record_batch import OUTPUTS as OUTPUTS_COLUMN
+from common.record_batch import to_rows
 from examples.transactions.data import FEATURES
 from examples.transactions.model import OUTPUTS
-from model_handlers.errors import DeviceError
 from model_handlers.loaded_model import LoadedModel
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec
 from model_handlers.package import read_manifest, write_package
 from model_handlers.torch_model import TorchModelHandler
 from serving.service import State
-from transforms.record_batch import OUTPUTS as OUTPUTS_COLUMN
-from transforms.record_batch import to_rows
 from transforms.validate import validate
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

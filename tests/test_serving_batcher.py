@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_handlers.errors import DeviceError
+from common.errors import DeviceError
 from model_handlers.loaded_model import LoadedModel
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec
 from model_handlers.run_model import Answer, run_model

@@ -17,6 +17,7 @@ import pytest
 from google.cloud import storage
 
 import cloud.clients
+from common.errors import CredentialsError
 from examples.google_api.server import (
     Call,
     Fault,
@@ -30,7 +31,6 @@ from examples.google_api.server import (
 )
 from examples.google_api.vertex import VertexAI
 from examples.local_cloud import LocalCloud
-from model_handlers.errors import CredentialsError
 from model_handlers.manifest import Manifest
 from model_handlers.package import write_mar, write_package
 from serving.__main__ import main

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from serving_client import process, until_ready
 
+from common.errors import ManifestError, ModelError
 from examples.local_cloud import LocalCloud
-from model_handlers.errors import ManifestError, ModelError
 from model_handlers.package import read_manifest
 from serving.fetch import fetch_package
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
-from model_handlers.errors import UsageError
+from common.errors import UsageError
 from model_handlers.manifest import Manifest, OutputSpec
 from model_handlers.numpy_json import dump_objects
 from serving.predictions import Field, choose_fields

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from serving_client import half_a_request, process, read_answer, until_ready, wait_until
 
-from model_handlers.errors import UsageError
+from common.errors import UsageError
 from serving.__main__ import main
 from serving.settings import MAX_REQUEST_BYTES, Settings, parse
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_handlers.errors import UsageError
+from common.errors import UsageError
 from serving.deploy.traffic import Split, give, scale, without
 
 

@@ -14,7 +14,8 @@ import pytest
 
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
-from model_handlers.errors import BalanceError
+from common.errors import BalanceError
+from common.record_batch import MESSAGE
 from pipelines.options import StreamRunOptions
 from pipelines.stream import in_process as stream_in_process
 from pipelines.stream import progress as stream_progress
@@ -33,7 +34,6 @@ from pipelines.stream.progress import (
 from transforms.accounts import found
 from transforms.failures import Fault, Provenance, failure_batch
 from transforms.messages.message import Message, message_column
-from transforms.record_batch import MESSAGE
 
 NOW = datetime.datetime(2026, 11, 20, 12, tzinfo=datetime.UTC)
 

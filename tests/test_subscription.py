@@ -19,8 +19,8 @@ from google.pubsub_v1.types import (
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from cloud.reader_labels import READER, UNTIL
+from common.errors import InputError, UsageError
 from examples.local_cloud import LocalCloud
-from model_handlers.errors import InputError, UsageError
 from pipelines.options import StreamSourceOptions
 from pipelines.stream import subscription as module
 from pipelines.stream.subscription import (

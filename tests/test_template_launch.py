@@ -28,7 +28,7 @@ def launch() -> ModuleType:
 
 
 def test_every_template_has_its_pipeline(launch: ModuleType) -> None:
-    assert {command.name: command for command in TEMPLATES.values()} == launch.COMMANDS
+    assert {command.name: command for command in TEMPLATES} == launch.COMMANDS
     for name, command in launch.COMMANDS.items():
         assert launch.chosen({"MILLRACE_PIPELINE": name}) is command
 

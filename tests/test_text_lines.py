@@ -11,7 +11,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_handlers.errors import InputError
+from common.errors import InputError
 from transforms.accounts import joined
 from transforms.files import text_lines
 from transforms.files.text_lines import compression_of, line_blocks, open_text, without_compression

@@ -23,18 +23,18 @@ from hypothesis import strategies as st
 from same_scores import assert_predictions, assert_scores
 from torch import Tensor, nn
 
-from model_handlers import torch_model
-from model_handlers.errors import (
+from common.errors import (
     ContractBroken,
     DeviceError,
     DigestMismatch,
     ModelError,
     UsageError,
 )
+from common.record_batch import ERROR, INPUTS, OUTPUTS, concat_batches, struct_columns
+from model_handlers import torch_model
 from model_handlers.loaded_model import LoadedModel, check_device, describe, resolve_device
 from model_handlers.manifest import GoldenRows, InputSpec, Manifest, OutputSpec
 from model_handlers.package import write_package
-from transforms.record_batch import ERROR, INPUTS, OUTPUTS, concat_batches, struct_columns
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

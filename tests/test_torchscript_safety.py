@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from test_formats import load, rewritten, script, zipped
 from torch import Tensor, nn
 
-from model_handlers.errors import ModelError, UnsafeModel
+from common.errors import ModelError, UnsafeModel
 from model_handlers.formats.operators import OPERATORS
 from model_handlers.formats.torchscript_code import check_code, check_type
 

@@ -19,8 +19,8 @@ from hypothesis.extra import numpy as arrays_of
 from serving_client import running
 from torch import Tensor, nn
 
+from common.errors import ContractBroken
 from model_handlers.artifact import ModelPackage
-from model_handlers.errors import ContractBroken
 from model_handlers.infer import infer_manifest
 from model_handlers.loaded_model import LoadedModel
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec

@@ -11,10 +11,10 @@ from apache_beam.testing.util import assert_that, equal_to
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_handlers.errors import InputError
+from common.errors import InputError
+from common.record_batch import INPUTS, concat_batches, source_batch, struct_columns
 from model_handlers.manifest import FeatureStatistics, InputSpec, Manifest
 from transforms.failures import Fault, Provenance
-from transforms.record_batch import INPUTS, concat_batches, source_batch, struct_columns
 from transforms.validate import ValidateFeatures, source_columns, validate
 
 Make = Callable[..., Any]

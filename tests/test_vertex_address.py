@@ -14,7 +14,7 @@ from faulty_endpoint import HTML_PAGE, NAME, RESOURCE, faulty_endpoint, refusal
 
 from cloud import vertex
 from cloud.vertex import EndpointAddress, token_for
-from model_handlers.errors import EndpointError, UsageError
+from common.errors import EndpointError, UsageError
 
 DISPLAY_NAME = str(RESOURCE["displayName"])
 Answer = tuple[int, bytes] | Mapping[str, Any]

@@ -44,8 +44,9 @@ from serving_client import running
 from cloud import pacing
 from cloud.endpoint_client import DIGEST_HEADER
 from cloud.vertex import EndpointAddress
+from common.errors import EndpointError, UsageError
+from common.record_batch import to_rows, typed
 from examples.transactions.data import FEATURES
-from model_handlers.errors import EndpointError, UsageError
 from model_handlers.manifest import GoldenRows, InputSpec, Manifest, OutputSpec
 from model_handlers.package import read_manifest
 from model_handlers.torch_model import TorchModelHandler
@@ -56,7 +57,6 @@ from model_handlers.vertex_endpoint import (
     VertexEndpointHandler,
 )
 from transforms.predict import Predict
-from transforms.record_batch import to_rows, typed
 from transforms.validate import validate
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cloud.errors import without_quotes
+from common.errors import InputError
+from common.record_batch import source_batch, to_rows
 from model_handlers.batch_handler import error_column
-from model_handlers.errors import InputError
 from model_handlers.manifest import InputSpec, Manifest
 from model_handlers.without_values import without_cells, without_numbers
 from serving.instances import BadInstances, InstanceReader
@@ -29,7 +30,6 @@ from transforms.json_rows.decode import Decoded, decode_json
 from transforms.json_rows.row_format import RowFormat
 from transforms.messages.decode import MessageFormat, decode_messages
 from transforms.messages.message import Message
-from transforms.record_batch import source_batch, to_rows
 from transforms.row_schemas import CARRIED
 from transforms.validate import validate
 

@@ -19,8 +19,8 @@ from google.cloud import bigquery
 from google.cloud.bigquery import SchemaField
 
 from cloud.clients import Cloud
+from common.errors import BalanceError, OutputError
 from examples.local_cloud import LocalCloud
-from model_handlers.errors import BalanceError, OutputError
 from transforms.bigquery import commit as commit_table
 from transforms.bigquery.destination import TableDestination, loads_from
 from transforms.bigquery.load import run_table

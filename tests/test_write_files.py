@@ -12,7 +12,7 @@ import pytest
 from apache_beam.testing.util import assert_that, equal_to
 
 from cloud.clients import Cloud
-from model_handlers.errors import OutputError
+from common.errors import OutputError
 from transforms.bigquery.destination import TableDestination
 from transforms.bigquery.schema import TableName
 from transforms.failures import Provenance

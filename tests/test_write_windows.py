@@ -21,14 +21,14 @@ from apache_beam.transforms.window import IntervalWindow
 from apache_beam.utils.timestamp import Timestamp
 from apache_beam.utils.windowed_value import PANE_INFO_UNKNOWN
 
+from common.errors import OutputError
+from common.record_batch import RecordBatchCoder
 from examples.local_cloud import LocalCloud
-from model_handlers.errors import OutputError
 from transforms.files import unfinished
 from transforms.files import windows as write_windows
 from transforms.files.unfinished import remove_dead
 from transforms.files.windows import WriteWindows, check_folder, file_name, write_file
 from transforms.files.writers import OutputFormat
-from transforms.record_batch import RecordBatchCoder
 
 # 2026-11-20 12:34:00, the beginning of a minute and of an hour's part of it.
 START = 1_795_178_040

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import apache_beam as beam
 
-from model_handlers.errors import BalanceError
+from common.errors import BalanceError
 
 Count = tuple[tuple[str, ...], int]
 Span = tuple[int, int]

@@ -18,11 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from model_handlers.errors import UsageError, nearest
-from model_handlers.manifest import Manifest
-from transforms.cells import FINE, is_text, read_cells
-from transforms.failures import Provenance, utc_now
-from transforms.record_batch import (
+from common.errors import UsageError, nearest
+from common.record_batch import (
     MESSAGE,
     MESSAGE_TYPE,
     OUTPUTS,
@@ -31,6 +28,9 @@ from transforms.record_batch import (
     UTC_MICROSECONDS,
     typed,
 )
+from model_handlers.manifest import Manifest
+from transforms.cells import FINE, is_text, read_cells
+from transforms.failures import Provenance, utc_now
 from transforms.row_schemas import CARRIED, REFERENCE_SCHEMA, REFERENCE_STREAM_SCHEMA, WINDOW
 
 LINEAGE = ("model_name", "model_version", "model_digest", "run_id", "scored_at")

@@ -16,8 +16,8 @@ from typing import Any, Literal
 import orjson
 import pyarrow as pa
 
+from common.record_batch import MESSAGE, PAYLOAD, ROW_ID, SOURCE, to_rows
 from model_handlers.manifest import Manifest
-from transforms.record_batch import MESSAGE, PAYLOAD, ROW_ID, SOURCE, to_rows
 from transforms.row_schemas import FAILURE_SCHEMA
 
 Stage = Literal["decode", "validate", "infer", "encode", "write"]

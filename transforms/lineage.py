@@ -6,14 +6,11 @@ transforms/bigquery/replay_marks.py keeps lineages.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import orjson
-
-if TYPE_CHECKING:
-    from transforms.dead_letters.letters import Letter
 
 # The pipelines of replays.
 STREAM_REPLAY, BATCH_REPLAY = "stream_replay", "batch_replay"
@@ -57,16 +54,6 @@ class Lineage:
 
     run_id: str
     letters: Mapping[Kind, Taken]
-
-    @classmethod
-    def of(cls, run_id: str, letters: Iterable[Letter]) -> Lineage:
-        """A replay's run id and the letters that it takes -> its lineage."""
-        found: dict[Kind, Taken] = {}
-        for letter in letters:
-            kind = Kind(letter.run_id, letter.pipeline, letter.stage, letter.reason)
-            time = letter.failed_at.timestamp()
-            found[kind] = found[kind].add(time) if kind in found else Taken(1, time, time)
-        return cls(run_id, found)
 
     @property
     def runs(self) -> tuple[str, ...]:

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.ml.inference.base import ModelHandler, RunInference
 
+from common.record_batch import ERROR, OUTPUTS, typed
 from model_handlers.manifest import Manifest
 from transforms.failures import Fault, Provenance, failed_rows, utc_now
-from transforms.record_batch import ERROR, OUTPUTS, typed
 from transforms.validate import ValidateFeatures
 
 

@@ -16,7 +16,7 @@ import orjson
 import pyarrow as pa
 from apache_beam.metrics import Metrics
 
-from model_handlers.errors import BalanceError
+from common.errors import BalanceError
 from transforms.accounts import Count, check_source
 from transforms.failures import utc_now
 from transforms.files.commit import commit

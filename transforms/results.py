@@ -15,7 +15,7 @@ import pyarrow.fs as pa_fs
 
 from cloud.clients import credentials
 from cloud.endpoints import Endpoints, is_plain, rest_url
-from model_handlers.errors import InputError
+from common.errors import InputError
 from transforms.files.listing import read_listing
 from transforms.files.run_folder import SCORES, is_part_file
 from transforms.files.store import entries, is_remote

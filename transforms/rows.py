@@ -14,11 +14,11 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.utils.windowed_value import WindowedValue
 
+from common.record_batch import to_rows, typed
 from model_handlers.manifest import Manifest
 from transforms.failures import Fault, Provenance, to_json
 from transforms.json_rows.decode import Decoded, content_id, decode_rows, emit
 from transforms.json_rows.row_format import RowFormat
-from transforms.record_batch import to_rows, typed
 
 
 def plain_row(row: Any) -> Any:

@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from model_handlers.errors import InputError, nearest
+from common.errors import InputError, nearest
+from common.record_batch import INPUTS, SOURCE, flat_values, typed
 from model_handlers.manifest import InputSpec, Manifest
 from transforms.cells import (
     INFINITE,
@@ -30,7 +31,6 @@ from transforms.cells import (
     read_cells,
 )
 from transforms.failures import Fault, Provenance, failed_rows, utc_now
-from transforms.record_batch import INPUTS, SOURCE, flat_values, typed
 
 VECTOR_COLUMN = "features"
 

@@ -12,7 +12,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-from model_handlers.errors import nearest
+from common.errors import nearest
 
 Schema = Mapping[str, Any]
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from model_handlers.errors import ManifestError, UnsafeModel, UsageError
+from common.errors import ManifestError, UnsafeModel, UsageError
 from model_handlers.manifest import Manifest
 from model_handlers.model_errors import as_model_error
 

@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from model_handlers.errors import UnsafeModel
+from common.errors import UnsafeModel
 from model_handlers.formats.expression_size import TooLarge, check_nodes, measure
 from model_handlers.formats.inert_pickle import check_view
 from model_handlers.formats.operators import OPERATORS

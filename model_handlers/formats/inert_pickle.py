@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
-from model_handlers.errors import UnsafeModel
+from common.errors import UnsafeModel
 
 # What torch's reader of TorchScript knows, and torch.save writes beside that.
 _OPCODES = {

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from model_handlers.errors import ManifestError, ModelError, UnsafeModel
+from common.errors import ManifestError, ModelError, UnsafeModel
 from model_handlers.formats.architecture import TrustedCode, build_architecture
 from model_handlers.formats.export_archive import check_export
 from model_handlers.formats.model_archive import ModelArchive

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from common.errors import ModelError, UnsafeModel
 from model_handlers.artifact import check_names, check_size
-from model_handlers.errors import ModelError, UnsafeModel
 from model_handlers.model_errors import as_model_error
 
 _END = struct.Struct("<4s4H2LH")

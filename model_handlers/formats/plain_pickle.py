@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from model_handlers.errors import UnsafeModel, one_line
+from common.errors import UnsafeModel, one_line
 from model_handlers.formats.inert_pickle import read_inert
 from model_handlers.formats.model_archive import ModelArchive
 from model_handlers.model_errors import as_model_error

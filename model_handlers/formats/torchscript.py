@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any, NoReturn
 
-from model_handlers.errors import UnsafeModel
+from common.errors import UnsafeModel
 from model_handlers.formats.inert_pickle import Instance, read_inert
 from model_handlers.formats.model_archive import ModelArchive
 from model_handlers.formats.torchscript_code import check_class, check_code, check_type

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import torch
 
-from model_handlers.errors import UnsafeModel
+from common.errors import UnsafeModel
 from model_handlers.formats.operators import OPERATORS, PACKED_CLASSES, PACKED_METHODS
 from model_handlers.formats.reading_calls import NeverEnds, check_reading_calls
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
 from cloud.clients import Cloud
-from model_handlers.errors import UsageError, nearest
+from common.errors import UsageError, nearest
 from pipelines.cloud_access import GCS
 from pipelines.options import FailureOptions, SinkOptions
 from pipelines.options.flag import Parsed

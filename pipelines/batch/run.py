@@ -17,9 +17,9 @@ import orjson
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from cloud.clients import Cloud
-from model_handlers.addresses import without_secrets
+from common.addresses import without_secrets
+from common.errors import TooManyDeadLetters, UsageError
 from model_handlers.artifact import read_bytes
-from model_handlers.errors import TooManyDeadLetters, UsageError
 from model_handlers.manifest import Manifest
 from pipelines.batch.destinations import (
     new_attempt,

@@ -11,9 +11,9 @@ from apache_beam.io.filesystems import FileSystems
 
 from cloud.clients import Cloud
 from cloud.errors import told_as
-from model_handlers.errors import InputError, UsageError, nearest, one_line
+from common.errors import InputError, UsageError, nearest, one_line
+from common.memory import check_memory
 from model_handlers.manifest import Manifest
-from model_handlers.memory import check_memory
 from pipelines.options import ModelOptions, SourceOptions
 from pipelines.options.flag import Parsed
 from transforms.bigquery.read import ReadBigQuery

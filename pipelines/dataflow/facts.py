@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from model_handlers.errors import UsageError
+from common.errors import UsageError
 
 if TYPE_CHECKING:
     from transforms.failures import Provenance

@@ -16,7 +16,7 @@ from cloud.clients import REQUEST_SECONDS, Cloud
 from cloud.dataflow_lists import not_listed, read_jobs
 from cloud.errors import explain, is_passing, retry, told_as
 from cloud.monitoring import latest
-from model_handlers.errors import JobError, UsageError
+from common.errors import JobError, UsageError
 from pipelines.dataflow.facts import JobFacts, read_facts
 from pipelines.dataflow.metrics import Metrics, read_metrics
 

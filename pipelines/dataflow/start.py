@@ -34,11 +34,11 @@ from cloud.clients import credentials
 from cloud.endpoints import Endpoints, is_plain, rest_url
 from cloud.errors import explain
 from cloud.regions import REGIONS
-from model_handlers.addresses import without_secrets
-from model_handlers.errors import JobError, UsageError, nearest, one_line
-from pipelines.beam_args import JobFactOptions, is_dry_run, is_secret, runs_on_dataflow
+from common.addresses import without_secrets
+from common.errors import JobError, UsageError, nearest, one_line
+from pipelines.beam_args import is_dry_run, is_secret, runs_on_dataflow
 from pipelines.cloud_access import connect
-from pipelines.dataflow.facts import PREFIX, JobFacts, labels_of
+from pipelines.dataflow.facts import PREFIX, JobFacts, labels_of, option_names
 from pipelines.dataflow.jobs import DEVELOPER, told
 from pipelines.dataflow.links import links, starting
 from pipelines.options import CloudOptions, DeviceOptions
@@ -183,6 +183,15 @@ def _check_folder(flag: str, path: str) -> None:
         check_writable(folder, f"--{flag} {path}")
     finally:
         discard(folder)
+
+
+class JobFactOptions(PipelineOptions):
+    """The facts of pipelines/dataflow/facts.py, which travel with a job. Nobody types them."""
+
+    @classmethod
+    def _add_argparse_args(cls, parser: Any) -> None:
+        for name in option_names():
+            parser.add_argument(f"--{name}")
 
 
 def carry(options: PipelineOptions, facts: JobFacts) -> None:

@@ -18,7 +18,7 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions
 from apache_beam.portability import common_urns
 
 from cloud.clients import Cloud
-from model_handlers.errors import UsageError
+from common.errors import UsageError
 from pipelines.dataflow.held_state import holds_state, leaves, losing
 from pipelines.dataflow.jobs import VIEWER, Jobs, told
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NoReturn
 
-from model_handlers.errors import nearest
+from common.errors import nearest
 from pipelines import batch_local, batch_vertex, stream_local, stream_vertex
 from pipelines.command import Command, run_and_exit
 from pipelines.options import CloudOptions

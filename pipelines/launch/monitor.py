@@ -20,7 +20,7 @@ from google.api_core import exceptions
 
 from cloud.endpoints import Endpoints
 from cloud.errors import explain, is_passing, told_as
-from model_handlers.errors import CredentialsError, JobError, MillraceError
+from common.errors import CredentialsError, JobError, MillraceError
 from pipelines.dataflow.facts import label_value
 from pipelines.dataflow.jobs import VIEWER, Job, Jobs, told
 from pipelines.dataflow.links import attach_command, console_link

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cloud.regions import region_fault
-from model_handlers.errors import UsageError
+from common.errors import UsageError
 from pipelines.dataflow.facts import labels_of
 from pipelines.options.launch import LaunchOptions
 

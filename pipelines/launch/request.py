@@ -8,9 +8,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from model_handlers.errors import UsageError, nearest
+from common.errors import UsageError, nearest
 from pipelines.dataflow.facts import labels_of
-from pipelines.metadata import TEMPLATES
+from pipelines.launch.command import PIPELINES
 from pipelines.options.flag import as_text
 
 # Beam's names of options -> those of the template's environment, where the value stays.
@@ -160,8 +160,9 @@ def check_parameters(
             f"--template {template} has no parameters in its metadata: make it with `make template`"
         )
     title = str(metadata.get("name", ""))
-    if title in TEMPLATES and TEMPLATES[title].name != name:
-        other = TEMPLATES[title].name
+    of_title = {command.title: other for other, command in PIPELINES.items()}
+    other = of_title.get(title, name)
+    if other != name:
         raise UsageError(
             f"--template {template} is that of {other}: expected one of {name}, or "
             f"python -m pipelines.launch {other}"

@@ -18,8 +18,8 @@ from cloud.clients import Cloud, default_project
 from cloud.endpoints import Endpoints
 from cloud.errors import retry, told_as
 from cloud.regions import region_fault
-from model_handlers.addresses import without_secrets
-from model_handlers.errors import InputError, MillraceError, UsageError
+from common.addresses import without_secrets
+from common.errors import InputError, MillraceError, UsageError
 from pipelines.dataflow.jobs import Jobs
 from pipelines.dataflow.links import attach_command, console_link, interrupted, links, starting
 from pipelines.launch.command import PIPELINES

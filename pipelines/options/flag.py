@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, NoReturn, TypeVar
 
-from model_handlers.addresses import NO_USER, address_fault, path_fault
-from model_handlers.errors import UsageError
+from common.addresses import NO_USER, address_fault, path_fault
+from common.errors import UsageError
 
 T = TypeVar("T")
 

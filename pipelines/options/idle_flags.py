@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from model_handlers.errors import UsageError
+from common.errors import UsageError
 from pipelines.options.flag import Parsed
 
 _ENDPOINT = ("endpoint", "endpoint_url")

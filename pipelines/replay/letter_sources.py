@@ -17,7 +17,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from cloud.clients import Cloud
 from cloud.errors import retry, told_as
-from model_handlers.errors import InputError, UsageError, nearest
+from common.errors import InputError, UsageError, nearest
 from pipelines.beam_args import runs_in_process
 from pipelines.options import ReplayOptions, RunOptions
 from pipelines.options.flag import Parsed

@@ -12,7 +12,7 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from cloud.errors import retry, told_as
-from model_handlers.errors import OutputError, UsageError
+from common.errors import OutputError, UsageError
 from model_handlers.manifest import Manifest
 from pipelines.batch.destinations import writes_bigquery
 from pipelines.batch.run import fields_of, run, score_rows
@@ -37,7 +37,7 @@ from pipelines.replay.letter_sources import Replay, check_source, open_letters, 
 from pipelines.stream.run import message_format, stream_fields
 from transforms.bigquery.schema import TableName, arrow_schema
 from transforms.bigquery.tables import find_table
-from transforms.dead_letters.letters import Letter
+from transforms.dead_letters.letters import Letter, lineage_of
 from transforms.dead_letters.read import ReadLetters, selected
 from transforms.encode import OutputFields, output_schema
 from transforms.failures import Provenance
@@ -147,7 +147,7 @@ def _lineage(parsed: Parsed, found: Replay) -> Lineage | None:
     """
     if parsed.get(ReplayOptions).input_subscription is not None or not writes_bigquery(parsed):
         return None
-    return Lineage.of(found.run_id, selected(found.letters, found.selection))
+    return lineage_of(found.run_id, selected(found.letters, found.selection))
 
 
 def _topics(flags: ReplayOptions, cloud: Cloud | None) -> dict[str, str]:

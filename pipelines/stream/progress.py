@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.metrics import Metrics
 
-from model_handlers.errors import BalanceError
+from common.errors import BalanceError
+from common.record_batch import MESSAGE, struct_columns
 from transforms.accounts import Count
-from transforms.record_batch import MESSAGE, struct_columns
 
 # Updating a metric takes a microsecond, so large batches give a sample of their rows.
 SAMPLED_ROWS = 100

@@ -36,10 +36,9 @@ from apache_beam.options.pipeline_options import (
 
 from cloud.clients import Cloud
 from cloud.endpoints import is_plain
+from common.errors import UsageError
 from model_handlers.batch_handler import BatchHandler
-from model_handlers.errors import UsageError
 from model_handlers.manifest import Manifest
-from pipelines.batch.graph import ScoreStream, StreamSinks
 from pipelines.batch.sources import read_text
 from pipelines.beam_args import (
     IN_PROCESS_STREAM,
@@ -62,6 +61,7 @@ from pipelines.options import (
 )
 from pipelines.options.flag import Parsed
 from pipelines.required import require_flags
+from pipelines.stream.graph import ScoreStream, StreamSinks
 from pipelines.stream.in_process import KeptModelHandler, Reading, watch
 from pipelines.stream.sinks import open_sinks, prepare_sinks
 from pipelines.stream.subscription import (

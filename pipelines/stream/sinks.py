@@ -9,11 +9,11 @@ from google.api_core import exceptions
 
 from cloud.clients import Cloud
 from cloud.errors import retry, told_as
-from model_handlers.errors import OutputError, UsageError
+from common.errors import OutputError, UsageError
 from pipelines.batch.destinations import check_cluster_by
-from pipelines.batch.graph import StreamSinks
 from pipelines.options import StreamFailureOptions, StreamSinkOptions
 from pipelines.options.flag import Parsed
+from pipelines.stream.graph import StreamSinks
 from transforms.bigquery.schema import TableName
 from transforms.bigquery.tables import check_table, create_table, find_table
 from transforms.encode import OutputFields

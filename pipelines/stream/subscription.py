@@ -17,7 +17,7 @@ from google.api_core import exceptions
 from cloud.clients import Cloud
 from cloud.errors import retry, told_as
 from cloud.reader_labels import LASTING, READER, UNTIL, seconds_left
-from model_handlers.errors import InputError, MillraceError, UsageError
+from common.errors import InputError, MillraceError, UsageError
 from pipelines.options import StreamSourceOptions
 from transforms.messages.lease import DEADLINE_SECONDS
 

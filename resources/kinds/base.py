@@ -11,7 +11,7 @@ from google.api_core import exceptions
 
 from cloud.clients import Cloud
 from cloud.errors import explain, is_passing, retry, told_as
-from model_handlers.errors import MillraceError, OutputError
+from common.errors import MillraceError, OutputError
 from resources.declaration import CONFIG_LABEL, LABEL, OWNER, Resource
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from google.api_core import exceptions
 
-from model_handlers.errors import UsageError
+from common.errors import UsageError
 from resources.declaration import Resource, shown
 from resources.kinds.base import Found, Kept, Kind
 from transforms.bigquery.schema import type_name

@@ -11,7 +11,7 @@ from google.api_core import exceptions
 
 from cloud.discovered import execute, execute_once
 from cloud.errors import retry
-from model_handlers.errors import OutputError
+from common.errors import OutputError
 from resources.declaration import IN_USE, OWNER, Resource, config_label
 from resources.kinds.base import Found, Kind, changed, configs_of
 

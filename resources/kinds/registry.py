@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from google.api_core import exceptions
 
-from model_handlers.errors import OutputError
+from common.errors import OutputError
 from resources.declaration import Resource
 from resources.kinds.base import Found, Kept, Kind, is_ours
 from resources.kinds.storage import split

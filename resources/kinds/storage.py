@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from google.api_core import exceptions
 
-from model_handlers.errors import MillraceError, OutputError
+from common.errors import MillraceError, OutputError
 from resources.declaration import Resource
 from resources.kinds.base import Found, Kept, Kind, changed
 from resources.package import Package, checksum_of

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from cloud.clients import Cloud
 from cloud.errors import retry, told_as
-from model_handlers.errors import ModelError, OutputError
+from common.errors import ModelError, OutputError
 from model_handlers.formats.architecture import check_trusted
 from model_handlers.manifest import MANIFEST_NAME
 from serving.fetch import SCHEME, fetch_package

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from cloud.clients import Cloud, default_project
 from cloud.endpoints import Endpoints, is_plain
 from cloud.regions import region_fault
-from model_handlers.addresses import path_fault
-from model_handlers.errors import CredentialsError, UsageError
+from common.addresses import path_fault
+from common.errors import CredentialsError, UsageError
 from serving.deploy.artifact import is_in_place
 from serving.settings import Parser, above_zero, names
 

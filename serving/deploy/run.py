@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from cloud.endpoints import Endpoints
-from model_handlers.errors import UsageError, nearest
+from common.errors import UsageError, nearest
 from serving.deploy.artifact import Artifact, read_artifact, stage, uploader
 from serving.deploy.flags import make_cloud, parse_deploy
 from serving.deploy.traffic import give

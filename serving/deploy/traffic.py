@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from model_handlers.errors import UsageError
+from common.errors import UsageError
 
 Split = dict[str, int]
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from model_handlers.errors import UsageError
+from common.errors import UsageError
 from serving.deploy.flags import make_cloud, parse_undeploy
 from serving.deploy.run import say
 from serving.deploy.traffic import without

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloud.clients import REQUEST_SECONDS, Cloud
 from cloud.errors import explain, retry, told_as
-from model_handlers.errors import EndpointError, UsageError, nearest
+from common.errors import EndpointError, UsageError, nearest
 from serving.deploy.traffic import Split
 
 if TYPE_CHECKING:

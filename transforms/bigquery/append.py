@@ -29,14 +29,14 @@ from google.cloud.bigquery_storage_v1 import types
 
 from cloud.clients import Cloud
 from cloud.errors import is_passing, told_as
-from model_handlers.errors import OutputError
+from common.errors import OutputError
+from common.memory import check_memory
+from common.record_batch import concat_batches, to_rows, typed
 from model_handlers.isolate import isolate
-from model_handlers.memory import check_memory
 from model_handlers.without_values import without_cells
 from transforms.accounts import Count
 from transforms.bigquery.schema import TableName, arrow_schema, table_fields
 from transforms.failures import Fault, Provenance, failure_batch, to_json, utc_now
-from transforms.record_batch import concat_batches, to_rows, typed
 
 BATCH_BYTES = 5 << 20
 BATCH_SECONDS = 1.0

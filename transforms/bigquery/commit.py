@@ -16,7 +16,7 @@ from typing import Any
 
 from google.cloud import bigquery
 
-from model_handlers.errors import BalanceError, OutputError
+from common.errors import BalanceError, OutputError
 from transforms.bigquery.jobs import done_job, job_id
 from transforms.bigquery.load import OF_PIPELINE, PIPELINE, RUN_ID, TableJobs, run_table
 from transforms.bigquery.placed_rows import Span, is_of_model, rows_of, span_of

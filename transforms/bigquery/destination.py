@@ -18,7 +18,7 @@ from google.cloud import bigquery
 
 from cloud.clients import Cloud
 from cloud.errors import retry, told_as
-from model_handlers.errors import MillraceError, OutputError
+from common.errors import MillraceError, OutputError
 from transforms.bigquery.commit import IDENTITY, TableCommit
 from transforms.bigquery.load import PIPELINE, WriteDisposition, run_table
 from transforms.bigquery.schema import (

@@ -12,7 +12,7 @@ from google.cloud import bigquery
 
 from cloud.clients import Cloud
 from cloud.errors import retry
-from model_handlers.errors import BalanceError
+from common.errors import BalanceError
 from transforms.bigquery.jobs import run_job
 from transforms.bigquery.placed_rows import Span, labels_of, rows_of
 from transforms.bigquery.schema import (

@@ -16,8 +16,8 @@ from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from pyarrow import parquet
 
-from model_handlers.errors import OutputError, one_line
-from model_handlers.memory import check_memory
+from common.errors import OutputError, one_line
+from common.memory import check_memory
 from transforms.files.run_folder import StagedFile
 
 _SPAN, _DIGEST = "millrace_span", "millrace_digest"

@@ -23,7 +23,8 @@ from google.cloud import bigquery
 from google.cloud.bigquery_storage_v1 import types
 
 from cloud.errors import explain, is_passing, retry, told_as
-from model_handlers.errors import InputError
+from common.errors import InputError
+from common.record_batch import rebatch, typed
 from transforms.accounts import (
     Entry,
     Settle,
@@ -41,7 +42,6 @@ from transforms.failures import Provenance
 from transforms.files.ranges import match_files
 from transforms.files.read import Columns, Read, read_matched
 from transforms.files.run_folder import RunFolder
-from transforms.record_batch import rebatch, typed
 
 ReadMethod = Literal["direct", "export"]
 # Of one call: a stream that takes longer, or hangs, goes on in another at its offset.

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from google.cloud.bigquery import SchemaField
 
-from model_handlers.errors import OutputError, UsageError, nearest
+from common.errors import OutputError, UsageError, nearest
 from transforms.cells import is_list, is_text
 
 # A domain-scoped project contains a colon itself: example.com:project.dataset.table.

@@ -13,7 +13,7 @@ from google.cloud import bigquery
 
 from cloud.clients import Cloud
 from cloud.errors import retry, told_as
-from model_handlers.errors import InputError, UsageError
+from common.errors import InputError, UsageError
 from transforms.accounts import QUERY_ROWS, TABLE_ROWS
 from transforms.bigquery.schema import TableName, arrow_schema
 from transforms.bigquery.tables import count_rows

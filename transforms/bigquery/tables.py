@@ -10,7 +10,7 @@ from google.cloud import bigquery
 
 from cloud.clients import Cloud
 from cloud.errors import retry
-from model_handlers.errors import OutputError
+from common.errors import OutputError
 from transforms.bigquery.schema import TableName, drift, table_fields
 
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import orjson
 
-from model_handlers.errors import InputError, UsageError
+from common.errors import InputError, UsageError
 from transforms.json_rows.decode import content_id
-from transforms.lineage import BATCH_REPLAY, STREAM_REPLAY
+from transforms.lineage import BATCH_REPLAY, STREAM_REPLAY, Kind, Lineage, Taken
 from transforms.messages.message import ATTEMPTS, REPLAYED_ID, STAGE, Message, attempts_of
 from transforms.messages.publish import OWN, TOLD
 from transforms.row_schemas import FAILURE_SCHEMA
@@ -182,3 +182,13 @@ def from_message(message: Message) -> dict[str, Any] | None:
         "attributes": orjson.dumps({"message": told} if told else {}).decode(),
         "attempts": attempts_of(message) - 1,
     }
+
+
+def lineage_of(run_id: str, letters: Iterable[Letter]) -> Lineage:
+    """A replay's run id and the letters that it takes -> its lineage."""
+    found: dict[Kind, Taken] = {}
+    for letter in letters:
+        kind = Kind(letter.run_id, letter.pipeline, letter.stage, letter.reason)
+        time = letter.failed_at.timestamp()
+        found[kind] = found[kind].add(time) if kind in found else Taken(1, time, time)
+    return Lineage(run_id, found)

@@ -15,7 +15,8 @@ from google.cloud.bigquery_storage_v1 import types
 
 from cloud.clients import Cloud
 from cloud.errors import retry, told_as
-from model_handlers.errors import InputError
+from common.errors import InputError
+from common.record_batch import to_rows
 from transforms.accounts import Entry, Settle, counted, expect, found, promise, taken
 from transforms.bigquery.read import (
     ReadStream,
@@ -33,7 +34,6 @@ from transforms.files.text_lines import line_blocks, without_compression
 from transforms.files.writers import to_json_line
 from transforms.messages.decode import DecodeMessages, MessageFormat
 from transforms.messages.message import serialize
-from transforms.record_batch import to_rows
 from transforms.row_schemas import FAILURE_SCHEMA
 
 

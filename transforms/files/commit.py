@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from model_handlers.errors import OutputError
+from common.errors import OutputError
 from transforms.files.destination import Destination
 from transforms.files.listing import Listing, ResultFile, listing_of, read_listing
 from transforms.files.run_folder import PARTS, SCORES, RunFolder, StagedFile, is_part_file

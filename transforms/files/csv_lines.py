@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
-from model_handlers.errors import InputError
+from common.errors import InputError
 from model_handlers.isolate import isolate
 from transforms.failures import Fault
 from transforms.files.text_lines import open_text

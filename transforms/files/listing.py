@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from model_handlers.errors import OutputError
+from common.errors import OutputError
 from transforms.files.run_folder import PARTS, is_part_file
 from transforms.files.store import is_remote, read_version
 

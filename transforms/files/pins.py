@@ -11,8 +11,8 @@ from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
 from google.api_core.exceptions import GoogleAPIError
 
-from model_handlers.errors import InputError, one_line
-from model_handlers.memory import check_memory
+from common.errors import InputError, one_line
+from common.memory import check_memory
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadata
 from apache_beam.io.filesystems import FileSystems
 
-from model_handlers.errors import InputError, OutputError, UsageError, one_line
-from model_handlers.memory import check_memory
+from common.errors import InputError, OutputError, UsageError, one_line
+from common.memory import check_memory
 from transforms.files.csv_lines import read_header
 from transforms.files.listing import superseded
 from transforms.files.pins import Pin, changed, pin

@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.io.filesystem import FileMetadata
 
-from model_handlers.errors import InputError, nearest, one_line
+from common.errors import InputError, nearest, one_line
+from common.memory import check_memory
+from common.record_batch import derived_ids, rebatch, source_batch, typed
 from model_handlers.manifest import Manifest
-from model_handlers.memory import check_memory
 from transforms.accounts import (
     Count,
     Entry,
@@ -45,7 +46,6 @@ from transforms.files.ranges import (
 from transforms.files.text_lines import line_blocks
 from transforms.json_rows.decode import Decoded, decode_json, emit
 from transforms.json_rows.row_format import RowFormat
-from transforms.record_batch import derived_ids, rebatch, source_batch, typed
 from transforms.row_ids import content_ids
 from transforms.validate import source_columns
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from apache_beam.io.filesystems import FileSystems
 
-from model_handlers.errors import OutputError, UsageError
+from common.errors import OutputError, UsageError
 from transforms.files.store import entries, is_remote
 
 SCORES = "scores"

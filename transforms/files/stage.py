@@ -18,8 +18,8 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.transforms.window import GlobalWindows
 
-from model_handlers.errors import OutputError
-from model_handlers.memory import check_memory
+from common.errors import OutputError
+from common.memory import check_memory
 from transforms.files.destination import Destination
 from transforms.files.run_folder import StagedFile
 from transforms.files.staging import hold

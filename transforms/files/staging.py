@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from google.api_core import exceptions
 
 from cloud.errors import told_as
-from model_handlers.errors import OutputError, UsageError
+from common.errors import OutputError, UsageError
 from transforms.files.run_folder import RunFolder
 from transforms.files.store import (
     FAULTS,

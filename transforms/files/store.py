@@ -18,8 +18,8 @@ from google.api_core import exceptions
 from google.cloud.storage.retry import DEFAULT_RETRY
 
 from cloud.errors import told_as
-from model_handlers.errors import OutputError, one_line
-from model_handlers.memory import check_memory
+from common.errors import OutputError, one_line
+from common.memory import check_memory
 
 FAULTS = (BeamIOError, OSError, exceptions.GoogleAPIError)
 

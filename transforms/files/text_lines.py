@@ -11,8 +11,8 @@ import pyarrow as pa
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
-from model_handlers.errors import InputError, one_line
-from model_handlers.memory import check_memory
+from common.errors import InputError, one_line
+from common.memory import check_memory
 
 BLOCK_BYTES = 8 << 20
 

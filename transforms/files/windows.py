@@ -27,8 +27,8 @@ from apache_beam.transforms.window import FixedWindows, TimestampCombiner, Times
 from apache_beam.utils.timestamp import Timestamp
 
 from cloud.errors import told_as
-from model_handlers.errors import OutputError, one_line
-from model_handlers.memory import check_memory
+from common.errors import OutputError, one_line
+from common.memory import check_memory
 from transforms.files.store import create_file, make_folder
 from transforms.files.unfinished import begun
 from transforms.files.writers import OutputFormat, open_writer

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from transforms.record_batch import to_rows
+from common.record_batch import to_rows
 
 OutputFormat = Literal["parquet", "csv", "jsonl"]
 

@@ -14,10 +14,10 @@ from typing import Any
 import apache_beam as beam
 import pyarrow as pa
 
+from common.record_batch import PAYLOAD, ROW_ID, SOURCE
 from transforms.failures import Fault, Provenance, failure_batch, utc_now
 from transforms.json_rows.row_format import RowFormat, build_columns, own_id, read_plain, read_row
 from transforms.json_rows.values import read_json_values
-from transforms.record_batch import PAYLOAD, ROW_ID, SOURCE
 
 
 @dataclass

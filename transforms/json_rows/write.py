@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from transforms.record_batch import UTC_MICROSECONDS, flat_values
+from common.record_batch import UTC_MICROSECONDS, flat_values
 
 
 def json_objects(rows: pa.RecordBatch) -> list[bytes]:

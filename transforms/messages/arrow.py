@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from model_handlers.errors import InputError, one_line
-from model_handlers.memory import check_memory
+from common.errors import InputError, one_line
+from common.memory import check_memory
+from common.record_batch import derived_ids, source_batch
 from transforms.failures import Fault
 from transforms.files.read import Columns
 from transforms.json_rows.row_format import RowFormat, to_text
-from transforms.record_batch import derived_ids, source_batch
 
 _FILE = b"ARROW1"
 _PLACE = "a message of Arrow"

@@ -8,8 +8,8 @@ from typing import Any
 
 import fastavro
 
-from model_handlers.errors import UsageError, one_line
-from model_handlers.memory import check_memory
+from common.errors import UsageError, one_line
+from common.memory import check_memory
 from model_handlers.unique_keys import load_unique
 from transforms.failures import Fault
 

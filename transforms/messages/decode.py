@@ -25,6 +25,7 @@ import pyarrow as pa
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.timestamp import Timestamp
 
+from common.record_batch import MESSAGE, concat_batches, typed
 from transforms.accounts import found
 from transforms.failures import Fault, Provenance, failure_batch, utc_now
 from transforms.files.read import Read
@@ -36,7 +37,6 @@ from transforms.messages.arrow import read_arrow
 from transforms.messages.avro import avro_reader, parse_schema
 from transforms.messages.message import REPLAYED_ID, STAGE, Message, message_column, parse
 from transforms.messages.named_rows import NamedRows
-from transforms.record_batch import MESSAGE, concat_batches, typed
 
 MessageKind = Literal["json", "avro", "arrow"]
 

@@ -17,7 +17,7 @@ from google.pubsub_v1.types import PubsubMessage
 
 from cloud.clients import Cloud
 from cloud.errors import is_passing, retry, told_as
-from model_handlers.errors import InputError
+from common.errors import InputError
 from transforms.messages.message import Message, parse
 
 # Of one request: ids of acknowledgement have some 200 bytes, a request 512 kB.

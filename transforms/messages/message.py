@@ -12,8 +12,8 @@ import orjson
 import pyarrow as pa
 from google.pubsub_v1.types import PubsubMessage as _ProtoPlusMessage
 
+from common.record_batch import MESSAGE_TYPE, UTC_MICROSECONDS
 from transforms.json_rows.decode import content_id
-from transforms.record_batch import MESSAGE_TYPE, UTC_MICROSECONDS
 
 # What a dead letter that is sent again says of itself: how often it was tried, the id of its
 # row, and the stage that refused it.

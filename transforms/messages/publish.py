@@ -19,12 +19,12 @@ from apache_beam.transforms.window import GlobalWindows
 
 from cloud.clients import Cloud
 from cloud.errors import retry, told_as
-from model_handlers.errors import OutputError
+from common.errors import OutputError
+from common.record_batch import typed
 from transforms.accounts import Count
 from transforms.failures import Fault, Provenance, failure_batch, utc_now
 from transforms.json_rows.decode import content_id
 from transforms.json_rows.write import json_objects
-from transforms.record_batch import typed
 
 # Of one request to Pub/Sub, which takes 1,000 messages and 10 MB. A larger message goes
 # alone, and needs some room for the topic's name and the framing.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import re
 
-from model_handlers.errors import OutOfMemory, one_line
+from common.errors import OutOfMemory, one_line
 
 ADVICE = "lower --batch_rows, use fewer workers (--direct_num_workers 1), or allow more memory"
 # Where no rows are read in batches.

@@ -26,7 +26,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from model_handlers.addresses import without_secrets
+from common.addresses import without_secrets
 
 
 class MillraceError(Exception):

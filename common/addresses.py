@@ -1,6 +1,6 @@
 """Addresses as they may be shown: without user information and without their query.
 
-Both hold credentials: a password, a signature, a key. Errors (model_handlers/errors.py) leave
+Both hold credentials: a password, a signature, a key. Errors (common/errors.py) leave
 them out of every message; whatever prints an address in another way calls these functions.
 """
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_handlers.errors import ManifestError, UsageError
+from common.errors import ManifestError, UsageError
 from model_handlers.manifest import (
     FeatureStatistics,
     GoldenRows,
@@ -20,6 +20,7 @@ from model_handlers.manifest import (
     OutputSpec,
     arrow_type,
 )
+from model_handlers.manifest_json import parse_manifest
 
 DTYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 
@@ -161,8 +162,8 @@ def edited(path: tuple[str | int, ...], value: Any) -> str:
 @settings(deadline=None)
 @given(manifests())
 def test_a_manifest_written_and_read_is_the_same(made: Manifest) -> None:
-    assert Manifest.from_json(made.to_json()) == made
-    assert Manifest.from_json(made.to_json().encode()) == made
+    assert parse_manifest(made.to_json()) == made
+    assert parse_manifest(made.to_json().encode()) == made
 
 
 def test_what_is_left_out_has_its_default() -> None:
@@ -170,7 +171,7 @@ def test_what_is_left_out_has_its_default() -> None:
     required = {"name", "version", "format", "file", "sha256"}
     small = {key: whole[key] for key in required}
     small |= {"inputs": [{"name": "x", "columns": ["a"]}], "outputs": [{"name": "y"}]}
-    made = Manifest.from_json(json.dumps(small))
+    made = parse_manifest(json.dumps(small))
     assert made.inputs == (InputSpec("x", ("a",), "float32", ()),)
     assert made.outputs == (OutputSpec("y", "float32", ()),)
     assert [made.score_output, made.golden, made.architecture] == [None, None, None]
@@ -254,7 +255,7 @@ def test_a_malformed_manifest_is_refused_in_a_line_that_names_the_place(
     path: tuple[str | int, ...], value: Any, message: str
 ) -> None:
     with pytest.raises(ManifestError, match=message) as caught:
-        Manifest.from_json(edited(path, value))
+        parse_manifest(edited(path, value))
     assert str(caught.value).startswith("model.json: ")
     assert len(str(caught.value).splitlines()) == 1
 
@@ -276,13 +277,13 @@ def test_a_malformed_manifest_is_refused_in_a_line_that_names_the_place(
 )
 def test_what_is_no_json_object_is_refused(text: str | bytes, message: str) -> None:
     with pytest.raises(ManifestError, match=message) as caught:
-        Manifest.from_json(text)
+        parse_manifest(text)
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_names_with_line_breaks_and_long_values_stay_in_a_short_line() -> None:
     with pytest.raises(ManifestError) as caught:
-        Manifest.from_json(edited(("statistics", "a\nb\u2028c"), ["long"] * 1000))
+        parse_manifest(edited(("statistics", "a\nb\u2028c"), ["long"] * 1000))
     assert len(str(caught.value).splitlines()) == 1
     assert len(str(caught.value)) < 400
 
@@ -302,7 +303,7 @@ PLACES = [path for path in places(json.loads(manifest().to_json())) if path]
 def read(text: str) -> Manifest | str:
     """The manifest, or what is wrong with it."""
     try:
-        return Manifest.from_json(text)
+        return parse_manifest(text)
     except ManifestError as error:
         return str(error)
 
@@ -314,7 +315,7 @@ def test_a_mutated_manifest_is_read_whole_or_refused_with_a_manifest_error(
 ) -> None:
     made = read(edited(path, value))
     if isinstance(made, Manifest):
-        assert Manifest.from_json(made.to_json()) == made
+        assert parse_manifest(made.to_json()) == made
         assert pa.schema([(spec.name, spec.arrow_type) for spec in made.outputs])
     else:
         assert len(made.splitlines()) == 1
@@ -325,7 +326,7 @@ def test_a_mutated_manifest_is_read_whole_or_refused_with_a_manifest_error(
 def test_any_other_text_is_refused_with_a_manifest_error(value: Any) -> None:
     text = value if isinstance(value, bytes) else json.dumps(value)
     with pytest.raises(ManifestError):
-        Manifest.from_json(text)
+        parse_manifest(text)
 
 
 def test_types_of_inputs_are_flat_and_those_of_outputs_nested() -> None:

@@ -1,0 +1,122 @@
+"""The graph of a stream: how messages, a model handler and sinks are put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.ml.inference.base import ModelHandler
+
+from cloud.clients import Cloud
+from common.errors import OutputError
+from model_handlers.manifest import Manifest
+from pipelines.stream.progress import (
+    MeasureLatency,
+    count_dead_letters,
+    count_decoded,
+    count_received,
+)
+from transforms.bigquery.append import AppendToTable
+from transforms.bigquery.schema import TableName
+from transforms.encode import EncodeRows, OutputFields
+from transforms.failures import Provenance
+from transforms.files.windows import WriteWindows
+from transforms.messages.decode import DecodeMessages, MessageFormat
+from transforms.messages.gather import DropDuplicates, GatherMessages
+from transforms.messages.publish import PublishBatches
+from transforms.predict import Predict
+from transforms.row_schemas import FAILURE_SCHEMA
+
+
+@dataclass(frozen=True)
+class StreamSinks:
+    """Where a stream's rows, or its dead letters, go: any of these together.
+
+    folder: of the part, with a file for each span of `file_seconds`.
+    """
+
+    topic: str | None = None
+    table: TableName | None = None
+    folder: str | None = None
+    file_seconds: int = 300
+
+
+@dataclass
+class ScoreStream(beam.PTransform):
+    """Nothing -> an endless run: messages scored and written as they come.
+
+    source: a PTransform that gives what transforms.messages.message.parse takes. schema: of the
+    output rows. deduplicate_seconds, max_batch_wait_ms: None for neither.
+    """
+
+    source: beam.PTransform
+    message_format: MessageFormat
+    handler: ModelHandler[pa.RecordBatch, pa.RecordBatch, Any]
+    manifest: Manifest
+    fields: OutputFields
+    provenance: Provenance
+    schema: pa.Schema
+    cloud: Cloud
+    sinks: StreamSinks
+    failure_sinks: StreamSinks
+    deduplicate_seconds: int | None = None
+    max_batch_wait_ms: int | None = None
+    batch_rows: int = 4_096
+
+    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[pa.RecordBatch]:
+        """source -> decode -> predict -> encode -> sinks, failures -> dead letter sinks."""
+        messages = pipeline | "ReadMessages" >> self.source
+        if self.deduplicate_seconds is not None:
+            messages = messages | "DropDuplicates" >> DropDuplicates(self.deduplicate_seconds)
+        if self.max_batch_wait_ms is not None:
+            gather = GatherMessages(self.batch_rows, self.max_batch_wait_ms)
+            messages = messages | "Gather" >> gather
+        decode = DecodeMessages(self.message_format, self.provenance, self.batch_rows)
+        read = messages | "Decode" >> decode
+        predicted = read.good | "Predict" >> Predict(self.handler, self.manifest, self.provenance)
+        measured = predicted.good | "Latency" >> MeasureLatency()
+        encode = EncodeRows(self.fields, self.provenance, self.schema)
+        rows = measured | "Encode" >> encode
+        failures = [read.failures, predicted.failures, *self._write(rows)]
+        letters = failures | "Failures" >> beam.Flatten()
+        self._write_failures(letters)
+        received = (read.good, read.failures) | "Received" >> beam.Flatten()
+        received | "CountReceived" >> beam.Map(count_received)
+        read.counts | "CountDecoded" >> beam.Map(count_decoded)
+        letters | "CountDeadLetters" >> beam.Map(count_dead_letters)
+        return rows
+
+    def _write(self, rows: beam.PCollection[pa.RecordBatch]) -> list[beam.PCollection]:
+        """Rows -> the sinks; what one of them refuses comes back as failure records."""
+        to, refused = self.sinks, []
+        if to.topic is not None:
+            publish = PublishBatches(self.cloud, to.topic, "rows", self.provenance)
+            refused.append((rows | "PublishRows" >> publish).failures)
+        if to.table is not None:
+            append = AppendToTable(self.cloud, to.table, self.schema, self.provenance)
+            refused.append((rows | "AppendRows" >> append).failures)
+        if to.folder is not None:
+            rows | "WriteRows" >> WriteWindows(to.folder, to.file_seconds, "parquet")
+        return refused
+
+    def _write_failures(self, letters: beam.PCollection[pa.RecordBatch]) -> None:
+        to = self.failure_sinks
+        if to.topic is not None:
+            publish = PublishBatches(self.cloud, to.topic, "failures")
+            letters | "PublishDeadLetters" >> publish
+        if to.table is not None:
+            append = AppendToTable(self.cloud, to.table, FAILURE_SCHEMA, self.provenance)
+            (letters | "AppendDeadLetters" >> append).failures | "Refused" >> beam.Map(refuse)
+        if to.folder is not None:
+            write = WriteWindows(to.folder, to.file_seconds, "jsonl")
+            letters | "WriteDeadLetters" >> write
+
+
+def refuse(failures: pa.RecordBatch) -> None:
+    """Dead letters that even their table refuses -> OutputError: they must not vanish."""
+    raise OutputError(
+        f"the dead letter table refuses {failures.num_rows} rows: "
+        f"{failures.column('message')[0].as_py()}"
+    )
