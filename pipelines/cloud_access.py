@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import fields
 
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
@@ -10,7 +11,7 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 from cloud.clients import Cloud, credentials, default_project
 from cloud.endpoints import Endpoints, grpc_target, is_plain, rest_url
 from common.errors import UsageError
-from pipelines.options import CloudOptions, FailureOptions, SinkOptions, SourceOptions
+from pipelines.options import CloudOptions
 from pipelines.options.flag import Parsed
 from transforms.bigquery.schema import project_of
 
@@ -56,17 +57,16 @@ def _texts(parsed: Parsed, options: PipelineOptions) -> list[str]:
     return [value for value in values if isinstance(value, str)]
 
 
-def make_cloud(parsed: Parsed, options: PipelineOptions, endpoints: Endpoints) -> Cloud:
-    """Flags and endpoints -> the Cloud that pays.
+def make_cloud(
+    cloud: CloudOptions,
+    options: PipelineOptions,
+    endpoints: Endpoints,
+    tables: Iterable[str | None] = (),
+) -> Cloud:
+    """Flags, endpoints and the names of tables -> the Cloud that pays.
 
     Raises UsageError where no project is named, CredentialsError.
     """
-    cloud = parsed.get(CloudOptions)
-    tables = (
-        parsed.get(SinkOptions).output_table,
-        parsed.get(FailureOptions).dead_letter_table,
-        parsed.get(SourceOptions).input_table,
-    )
     project = (
         cloud.billing_project
         or options.view_as(GoogleCloudOptions).project

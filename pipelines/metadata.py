@@ -17,7 +17,7 @@ import orjson
 
 from pipelines.command import Command
 from pipelines.launch import command as launch
-from pipelines.options.flag import as_text, plain_type
+from pipelines.options.flag import as_text, choices_of, plain_type
 from pipelines.replay import command as replay
 
 TEMPLATES = tuple(launch.PIPELINES.values())
@@ -70,10 +70,10 @@ def _parameter(kind: type[Any], f: dataclasses.Field[Any]) -> dict[str, Any]:
         "paramType": meta["param_type"],
         "groupName": _group(kind),
     }
-    if meta["regex"]:
-        found["regexes"] = [f"^(?:{meta['regex']})$"]
-    if meta["choices"]:
-        found["enumOptions"] = [{"value": choice, "label": choice} for choice in meta["choices"]]
+    if meta["form"] is not None:
+        found["regexes"] = [f"^(?:{meta['form'].regex})$"]
+    if choices := choices_of(typing.get_type_hints(kind)[f.name]):
+        found["enumOptions"] = [{"value": choice, "label": choice} for choice in choices]
     if f.default is not None:
         found["defaultValue"] = as_text(f.default)
     return found
@@ -88,7 +88,7 @@ def flag_tables(commands: Sequence[Command]) -> str:
     lines = [
         "# Flags",
         "",
-        "Made from `pipelines/options.py` by `make templates`. Flags of Apache Beam and its",
+        "Made from `pipelines/options/` by `make templates`. Flags of Apache Beam and its",
         "runners are accepted as well. Lists are separated by commas or spaces.",
     ]
     for command in commands:
@@ -111,9 +111,10 @@ def flag_tables(commands: Sequence[Command]) -> str:
 
 
 def _value(kind: type[Any], f: dataclasses.Field[Any]) -> str:
-    if f.metadata["choices"]:
-        return ", ".join(f"`{choice}`" for choice in f.metadata["choices"])
-    plain = plain_type(typing.get_type_hints(kind)[f.name])
+    hint = typing.get_type_hints(kind)[f.name]
+    if choices := choices_of(hint):
+        return ", ".join(f"`{choice}`" for choice in choices)
+    plain = plain_type(hint)
     names = {bool: "true or false", int: "N", float: "number"}
     return f"{f.metadata['metavar'] or names.get(plain, 'text')}".replace("|", "\\|")
 

@@ -455,10 +455,16 @@ def test_flags_that_do_not_agree(run: Any, tmp_path: Path, monkeypatch: pytest.M
     nowhere = {"api_endpoints": "bigquery=http://localhost:1"}
     table = {"input_files": None, "input_table": "project.data.rows"}
     query = {"input_files": None, "input_query": "SELECT 1"}
-    refused(run(input_table="d.t"), 2, "--input_files and --input_table: expected one source")
+    refused(run(input_table="d.t"), 2, "--input_files and --input_table: expected one of them")
     refused(run(**table, input_query="SELECT 1"), 2, "--input_table and --input_query: expected")
-    refused(run(row_restriction="a > 1"), 2, "--row_restriction is for --input_table")
-    refused(run(**query, row_restriction="a > 1"), 2, "--row_restriction is for --input_table")
+    refused(
+        run(row_restriction="a > 1"), 2, "--row_restriction has no effect without --input_table"
+    )
+    refused(
+        run(**query, row_restriction="a > 1"),
+        2,
+        "--row_restriction has no effect without --input_table",
+    )
     refused(run(cluster_by="score"), 2, "--cluster_by", "--output_table")
     refused(run(write_disposition="truncate"), 2, "--write_disposition", "--output_table")
     refused(run(**query, **nowhere), 2, "--billing_project", "--project")

@@ -234,8 +234,8 @@ def test_flags_that_do_not_agree_are_told_before_anything_is_made(
     refused(run(dead_letter_table=tables / "scores"), 2, "--dead_letter_table", "another")
     refused(run(output_fields="Amount,amount"), 2, "'amount'")
     files = {"output_table": None, "output_files": "/tmp/none"}
-    refused(run(**files, cluster_by="row_id"), 2, "are for --output_table")
-    refused(run(**files, write_disposition="truncate"), 2, "are for --output_table")
+    refused(run(**files, cluster_by="row_id"), 2, "no effect without --output_table")
+    refused(run(**files, write_disposition="truncate"), 2, "no effect without --output_table")
     assert tables.made() == set()
 
 

@@ -213,7 +213,10 @@ def test_an_endpoint_that_cannot_be_used_costs_no_row_and_is_told_in_one_line(
         ({}, "missing --endpoint (or --endpoint_url)"),
         ({"endpoint": "fraud"}, "give --endpoint_project and --endpoint_location"),
         ({"endpoint": "a/b"}, "expected projects/PROJECT/"),
-        ({"endpoint_url": "localhost:80"}, "is not of the pattern https?://"),
+        (
+            {"endpoint_url": "localhost:80"},
+            "--endpoint_url must begin with http:// or https://, got",
+        ),
         ({"endpoint_url": "http://h", "endpoint_parameters": "[]"}, "expected an object of JSON"),
         ({"endpoint_url": "http://h", "device": "cpu"}, "--device is a flag of other pipelines"),
         ({"endpoint_url": "http://h", "endpoint_concurrency": "0"}, "--endpoint_concurrency: '0'"),

@@ -17,6 +17,7 @@ from typing import Any
 
 import grpc
 import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -29,7 +30,8 @@ from pipelines.batch_local import COMMAND
 from pipelines.beam_args import beam_options
 from pipelines.cloud_access import connect, make_cloud
 from pipelines.command import main
-from pipelines.options.flag import parse
+from pipelines.options import CloudOptions, SinkOptions, SourceOptions
+from pipelines.options.flag import Parsed, parse
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 TABLE = {"projectId": "p", "datasetId": "d", "tableId": "t"}
@@ -268,6 +270,11 @@ def test_the_project_is_the_credentials(tokens: Server) -> None:
     assert tokens.headers == []
 
 
+def cloud_of(parsed: Parsed, options: PipelineOptions) -> Cloud:
+    tables = (parsed.get(SinkOptions).output_table, parsed.get(SourceOptions).input_table)
+    return make_cloud(parsed.get(CloudOptions), options, connect(parsed, options), tables)
+
+
 @pytest.mark.parametrize(
     ("flags", "project"),
     [
@@ -295,7 +302,7 @@ def test_the_project_that_pays_is_the_one_said_then_the_credentials_then_the_tab
         monkeypatch.delenv(variable, raising=False)
     parsed = parse(COMMAND.name, COMMAND.about, COMMAND.options, [*flags, "--retry_seconds", "7"])
     options = beam_options(parsed.beam_args)
-    found = make_cloud(parsed, options, connect(parsed, options))
+    found = cloud_of(parsed, options)
     assert (found.project, found.retry_seconds) == (project, 7.0)
     assert tokens.headers == []
 
@@ -306,7 +313,7 @@ def test_where_nobody_names_a_project_the_flag_is_named(table: str) -> None:
     parsed = parse(COMMAND.name, COMMAND.about, COMMAND.options, flags)
     options = beam_options(parsed.beam_args)
     with pytest.raises(UsageError, match=r"which project pays.*--billing_project or --project"):
-        make_cloud(parsed, options, connect(parsed, options))
+        cloud_of(parsed, options)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,6 @@ from pipelines.dataflow.held_state import holds_state
 from pipelines.dataflow.links import attach_command, console_link
 from pipelines.dataflow.start import ACCELERATOR, ask_for_accelerator
 from pipelines.options import DeviceOptions
-from pipelines.options.flag import Parsed
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 COMMANDS = {
@@ -327,7 +326,7 @@ def test_workers_are_asked_for_an_accelerator_where_the_model_runs_on_one(
 )
 def test_an_accelerator_that_is_named_is_the_one(flag: str, hints: list[str]) -> None:
     options = beam_options([flag])
-    ask_for_accelerator(Parsed({DeviceOptions: DeviceOptions(device="cuda")}, []), options)
+    ask_for_accelerator(DeviceOptions(device="cuda"), options)
     assert list(options.view_as(StandardOptions).resource_hints) == hints
 
 

@@ -166,8 +166,8 @@ def test_parameters_are_held_against_those_of_the_template() -> None:
     told = check("batch_local", {"mode": "m", "precision": "int8", "batch_rows": "0"})
     assert "--mode: the template has no such parameter (nearest: model" in told
     assert "--model is missing: Model package" in told
-    assert "--precision: 'int8': expected one of float32, bf16, fp16" in told
-    assert "--batch_rows: '0' is not of the pattern ^(?:[1-9]\\d*)$" in told
+    assert "--precision must be one of float32, bf16, fp16, got int8" in told
+    assert "--batch_rows 0: the template expects: Rows of a record batch at most" in told
 
 
 def test_a_template_of_another_kind_is_refused() -> None:

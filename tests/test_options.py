@@ -11,9 +11,7 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 
 from cloud.endpoints import Endpoints
 from common.errors import UsageError
-from model_handlers.torch_model import BATCH_ROWS
 from pipelines.batch_local import COMMAND
-from pipelines.batch_vertex import COMMAND as VERTEX
 from pipelines.beam_args import JOB_NAMES, beam_flags, beam_options, runs_in_process
 from pipelines.command import Command
 from pipelines.handlers import make_handler
@@ -27,11 +25,14 @@ from pipelines.options import (
     SourceOptions,
     all_flags,
 )
-from pipelines.options.flag import Parsed, parse, require
-from pipelines.options.idle_flags import check_idle_flags
+from pipelines.options.flag import Parsed, parse
+from pipelines.options.model import BATCH_ROWS, STREAM_BATCH_ROWS
 from pipelines.replay.command import COMMAND as REPLAY
-from pipelines.stream.run import _score, stream_fields
+from pipelines.stream.config import stream_config
+from pipelines.stream.messages import stream_fields
 from pipelines.stream_local import COMMAND as STREAM
+
+SUBSCRIPTION = "projects/p/subscriptions/s"
 
 
 def parsed(*argv: str) -> Parsed:
@@ -50,20 +51,14 @@ def test_lists_are_split_at_commas_and_spaces() -> None:
 
 def test_defaults_hold_where_nothing_is_said() -> None:
     model, device = parsed().get(ModelOptions), parsed().get(DeviceOptions)
-    assert (device.device, device.precision, model.rows(), model.model) == (
-        "auto",
-        "float32",
-        BATCH_ROWS,
-        None,
-    )
+    assert (device.device, device.precision) == ("auto", "float32")
+    assert (model.batch_rows, model.model) == (None, None)
 
 
-def test_rows_of_a_batch_are_those_asked_for_and_else_the_documented_default() -> None:
-    default, given = parsed().get(ModelOptions), parsed("--batch_rows", "9000").get(ModelOptions)
-    assert (default.rows(), default.rows(of_stream=True)) == (32_768, 4_096)
-    assert (given.rows(), given.rows(of_stream=True)) == (9_000, 9_000)
-    (told,) = [f.metadata["help"] for f in dataclasses.fields(default) if f.name == "batch_rows"]
-    assert told.endswith("(default: 32768, of streams 4096)")
+def test_the_help_names_the_default_rows_of_a_batch() -> None:
+    kind = ModelOptions
+    (text,) = [f.metadata["help"] for f in dataclasses.fields(kind) if f.name == "batch_rows"]
+    assert text.endswith(f"(default: {BATCH_ROWS}, of streams {STREAM_BATCH_ROWS})")
 
 
 def flags_of(command: Command, *argv: str) -> Parsed:
@@ -72,37 +67,18 @@ def flags_of(command: Command, *argv: str) -> Parsed:
 
 @pytest.mark.parametrize("rows", [None, "9000"])
 def test_a_stream_uses_the_rows_of_a_batch_as_they_are_given(
-    make_manifest: Any, monkeypatch: pytest.MonkeyPatch, rows: str | None
+    make_manifest: Any, rows: str | None
 ) -> None:
-    argv = [] if rows is None else ["--batch_rows", rows]
-    flags = flags_of(STREAM, "--model", "m", *argv)
+    flags = {"model": "m", "input_subscription": SUBSCRIPTION, "output_table": "p.d.t"}
+    argv = [text for name, value in flags.items() for text in (f"--{name}", value)]
+    argv += [] if rows is None else ["--batch_rows", rows]
+    config = stream_config("stream_local", flags_of(STREAM, *argv))
     manifest = make_manifest()
-    fields = stream_fields(flags, manifest)
     wanted = int(rows or 4_096)
-    assert _score(flags, manifest=manifest, fields=fields).keywords["batch_rows"] == wanted
-    handler = make_handler(flags, manifest, fields, PipelineOptions([]), Endpoints())
+    assert config.model.batch_rows == wanted
+    fields = stream_fields(config.model, None, manifest)
+    handler = make_handler(config, manifest, fields, PipelineOptions([]), Endpoints())
     assert handler.batch_rows == wanted
-
-
-@pytest.mark.parametrize(
-    ("command", "argv", "told"),
-    [
-        (
-            REPLAY,
-            ["--device", "cpu", "--endpoint_url", "http://h"],
-            "--device has no effect beside",
-        ),
-        (REPLAY, ["--endpoint_cache_rows", "5"], "--endpoint_cache_rows has no effect without"),
-        (REPLAY, ["--max_messages", "5", "--input_files", "f"], "without --input_subscription"),
-        (VERTEX, ["--endpoint_project", "p", "--endpoint_url", "http://h"], "without --endpoint:"),
-        (COMMAND, ["--output_format", "csv", "--output_table", "a.b.c"], "without --output_files"),
-        (STREAM, ["--file_seconds", "5"], "without --output_files or --dead_letter_files"),
-    ],
-    ids=str,
-)
-def test_a_flag_without_an_effect_is_refused(command: Command, argv: list[str], told: str) -> None:
-    with pytest.raises(UsageError, match=told):
-        check_idle_flags(flags_of(command, *argv))
 
 
 @pytest.mark.parametrize(
@@ -138,6 +114,33 @@ def test_a_wrong_value_is_a_usage_error_that_names_the_flag(argv: tuple[str, ...
     with pytest.raises(UsageError, match=re.escape(argv[0])) as caught:
         parsed(*argv)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--batch_rows", "0"), "--batch_rows must be at least 1, got 0"),
+        (("--batch_rows", "1.5"), "--batch_rows must be a whole number, got 1.5"),
+        (
+            ("--max_dead_letter_share", "2"),
+            "--max_dead_letter_share must be a number from 0 to 1, got 2",
+        ),
+        (("--precision", "fp8"), "--precision must be one of float32, bf16, fp16, got fp8"),
+        (("--device", "gpu"), "--device must be auto, cpu, cuda or cuda:N, got gpu"),
+    ],
+    ids=str,
+)
+def test_a_wrong_value_is_described_in_words(argv: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parsed(*argv)
+    assert str(caught.value) == message
+
+
+def test_no_form_of_a_value_is_described_by_its_pattern() -> None:
+    for kind in {kind for command in [*TEMPLATES, REPLAY] for kind in command.options}:
+        for f in dataclasses.fields(kind):
+            if form := f.metadata["form"]:
+                assert not re.search(r"[\\^$|*?]|\[", form.must), f.name
 
 
 def test_unknown_flags_are_left_for_beam_and_told_if_beam_does_not_know_them() -> None:
@@ -177,17 +180,6 @@ def test_without_a_runner_the_pipeline_runs_in_this_process() -> None:
     assert not runs_in_process(beam_options(["--runner", "DataflowRunner"]))
 
 
-def test_all_missing_flags_are_told_at_once_with_the_command() -> None:
-    with pytest.raises(UsageError) as caught:
-        require("batch_local", input_files=None, model="m", output_files=None)
-    told = "missing --input_files (or --input_table, --input_query), --output_files (or --output_"
-    assert told in str(caught.value)
-    assert "python -m pipelines.batch_local --input_files" in str(caught.value)
-    with pytest.raises(UsageError) as caught:
-        require("replay", input_files=None)
-    assert "missing --input_files (or --input_table, --input_subscription);" in str(caught.value)
-
-
 def test_no_flag_is_declared_twice_or_owned_by_beam() -> None:
     names = [f.name for kind in COMMAND.options for f in dataclasses.fields(kind)]
     assert len(names) == len(set(names))
@@ -199,8 +191,8 @@ def test_every_flag_carries_what_a_template_needs() -> None:
         for f in dataclasses.fields(kind):
             assert f.metadata["label"]
             assert f.metadata["help"]
-            if f.metadata["regex"] and f.default is not None:
-                assert re.fullmatch(f.metadata["regex"], str(f.default))
+            if f.metadata["form"] and f.default is not None:
+                assert re.fullmatch(f.metadata["form"].regex, str(f.default))
 
 
 def test_help_imports_neither_beam_nor_torch() -> None:

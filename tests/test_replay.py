@@ -474,7 +474,7 @@ def test_wrong_flags_are_told_in_a_line(
     subscription = "projects/p/subscriptions/s"
     refused(run(replay, model=None), 2, "--input_files", "--model", "python -m pipelines.replay")
     refused(run(replay, **source, output_files=None), 2, "missing --output_files")
-    refused(run(replay, **source, input_table="p.d.t"), 2, "expected one source")
+    refused(run(replay, **source, input_table="p.d.t"), 2, "expected one of them")
     refused(run(replay, **source, stage="validat"), 2, "--stage", "nearest: validate")
     refused(run(replay, **source, reason="null,wrong_typ"), 2, "--reason", "nearest: wrong_type")
     refused(run(replay, **source, stage="write"), 2, "--stage write", "cannot be scored again")

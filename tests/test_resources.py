@@ -32,7 +32,7 @@ from examples.google_api.server import (
     permission_denied,
 )
 from examples.local_cloud import PROJECT, LocalCloud
-from pipelines.options import StreamSourceOptions
+from pipelines.stream.config import Subscription
 from pipelines.stream.subscription import open_subscription
 from resources.cleanup import REMOVABLE
 from resources.config import Config
@@ -627,9 +627,9 @@ def test_a_pipeline_runs_on_what_was_set_up(
     assert [tuple(row) for row in world.cloud.bigquery().query_and_wait(count)] == [(300,)]
     # A stream would not refuse the subscription that it reads.
     name = f"projects/{PROJECT}/subscriptions/used-input-sub-local"
-    options = StreamSourceOptions(input_subscription=name)
+    source = Subscription(name=name)
     output = f"projects/{PROJECT}/topics/used-output-local"
-    assert open_subscription(options, world.cloud, [output]) == (name, False)
+    assert open_subscription(source, world.cloud, [output]) == (name, False)
     # Nothing of what the run left stands in the way.
     out = world.fine("cleanup", "--yes", "--project_confirm", PROJECT)
     assert "0 kept, 0 failed" in out

@@ -598,14 +598,17 @@ def test_a_table_whose_server_is_away_is_waited_for(stream: Stream) -> None:
             "missing --input_subscription (or --input_topic), --model, --output_topic (or ",
         ),
         ({}, "missing --output_topic (or --output_table, --output_files); type: python -m pipel"),
-        ({"output_topic": "out"}, "--output_topic: 'out' is not of the pattern projects/"),
+        ({"output_topic": "out"}, "--output_topic must be projects/PROJECT/topics/NAME, got out"),
         ({"output_topic": "OUT", "runner": "FnApiRunner"}, "FnApiRunner reads no Pub/Sub: leave"),
         ({"output_topic": "DEAD"}, "is --output_topic: expected another"),
         (
             {"output_table": "some-p.d.t", "dead_letter_table": "some-p.d.t"},
             "--dead_letter_table some-p.d.t is --output_table: expected another",
         ),
-        ({"output_topic": "OUT", "cluster_by": "row_id"}, "--cluster_by is for --output_table"),
+        (
+            {"output_topic": "OUT", "cluster_by": "row_id"},
+            "--cluster_by has no effect without --output_table",
+        ),
         ({"output_topic": "OUT", "message_format": "avro"}, "--avro_schema is missing"),
         (
             {"output_topic": "OUT", "avro_schema": "{}"},
@@ -625,11 +628,14 @@ def test_a_table_whose_server_is_away_is_waited_for(stream: Stream) -> None:
         ),
         (
             {"output_topic": "OUT", "output_schema": "reference", "output_fields": "encoded"},
-            "--output_schema reference has fields of its own: drop --output_fields",
+            "--output_fields has no effect beside --output_schema, which has fields of its own",
         ),
         ({"output_topic": "OUT", "output_fields": "sequence"}, "'sequence' is always written"),
         ({"output_topic": "OUT", "outputtopic": "x"}, "unknown flag --outputtopic (nearest: --o"),
-        ({"output_topic": "OUT", "input_topic": "IN"}, "expected one of --input_subscription and"),
+        (
+            {"output_topic": "OUT", "input_topic": "IN"},
+            "--input_subscription and --input_topic: expected one",
+        ),
         (
             {"output_topic": "OUT", "create_subscription": "true"},
             "--create_subscription is for --i",

@@ -21,8 +21,9 @@ from cloud.endpoints import Endpoints
 from cloud.reader_labels import READER, UNTIL
 from common.errors import InputError, UsageError
 from examples.local_cloud import LocalCloud
-from pipelines.options import StreamSourceOptions
 from pipelines.stream import subscription as module
+from pipelines.stream.config import OwnSubscription
+from pipelines.stream.config import Subscription as Existing
 from pipelines.stream.subscription import (
     LEASE_SECONDS,
     check_subscription,
@@ -161,38 +162,19 @@ def test_what_loses_messages_or_gives_none_is_refused(fields: dict[str, Any], wo
 
 def test_an_output_that_is_the_input_is_refused(server: tuple[Subscriptions, Cloud]) -> None:
     _, cloud = server
-    options = StreamSourceOptions(input_subscription=NAME)
+    source = Existing(name=NAME)
     with pytest.raises(UsageError, match=f"{TOPIC} is the topic of {NAME} and an output: each"):
-        open_subscription(options, cloud, ["projects/some-project/topics/out", TOPIC])
-    options = StreamSourceOptions(input_topic=TOPIC, create_subscription=True)
-    with pytest.raises(UsageError, match=f"{TOPIC} is input and output: choose another topic"):
-        open_subscription(options, cloud, [TOPIC])
+        open_subscription(source, cloud, ["projects/some-project/topics/out", TOPIC])
 
 
 # Which subscription
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (StreamSourceOptions(), "expected one of --input_subscription and --input_topic"),
-        (StreamSourceOptions(NAME, TOPIC), "expected one of --input_subscription and --input_to"),
-        (StreamSourceOptions(NAME, create_subscription=True), "--create_subscription is for --in"),
-        (StreamSourceOptions(input_topic=TOPIC), "--input_topic alone has no messages: say --cr"),
-    ],
-)
-def test_flags_that_do_not_go_together_are_refused(
-    server: tuple[Subscriptions, Cloud], options: StreamSourceOptions, words: str
-) -> None:
-    with pytest.raises(UsageError, match=words):
-        open_subscription(options, server[1], [])
 
 
 def test_a_subscription_that_is_there_is_taken_and_left_there(
     server: tuple[Subscriptions, Cloud],
 ) -> None:
     service, cloud = server
-    name, made = open_subscription(StreamSourceOptions(NAME), cloud, [])
+    name, made = open_subscription(Existing(name=NAME), cloud, [])
     assert (name, made) == (NAME, False)
     with temporary(name, made, cloud):
         pass
@@ -203,10 +185,10 @@ def test_one_that_is_missing_or_denied_is_told(server: tuple[Subscriptions, Clou
     service, cloud = server
     missing = NAME + "-2"
     with pytest.raises(InputError, match=f"subscription {missing} cannot be read: Resource not fo"):
-        open_subscription(StreamSourceOptions(missing), cloud, [])
+        open_subscription(Existing(name=missing), cloud, [])
     service.errors["GetSubscription"] = [grpc.StatusCode.PERMISSION_DENIED]
     with pytest.raises(InputError, match="cannot be read: told so; grant the account the role"):
-        open_subscription(StreamSourceOptions(NAME), cloud, [])
+        open_subscription(Existing(name=NAME), cloud, [])
 
 
 def test_one_is_made_of_a_topic_and_removed_however_the_run_ends(
@@ -215,12 +197,12 @@ def test_one_is_made_of_a_topic_and_removed_however_the_run_ends(
     service, cloud = server
     # The answer to the first attempt is lost.
     service.errors["CreateSubscription"] = [grpc.StatusCode.UNAVAILABLE]
-    options = StreamSourceOptions(input_topic=TOPIC, create_subscription=True)
-    name, made = open_subscription(options, cloud, [])
+    source = OwnSubscription(topic=TOPIC)
+    name, made = open_subscription(source, cloud, [])
     assert made
     assert name.startswith("projects/some-project/subscriptions/millrace-in-")
     assert service.known[name].topic == TOPIC
-    assert open_subscription(options, cloud, [])[0] != name
+    assert open_subscription(source, cloud, [])[0] != name
 
     def fail() -> None:
         with temporary(name, made, cloud):
@@ -238,11 +220,11 @@ def test_one_is_made_of_a_topic_and_removed_however_the_run_ends(
 def test_on_the_emulator_one_is_made_and_removed(stream_emulators: LocalCloud) -> None:
     cloud = stream_emulators.cloud
     topic = f"projects/{cloud.project}/topics/made-of"
-    options = StreamSourceOptions(input_topic=topic, create_subscription=True)
+    source = OwnSubscription(topic=topic)
     with pytest.raises(InputError, match=f"a subscription of {topic} cannot be made: .*not exist"):
-        open_subscription(options, cloud, [])
+        open_subscription(source, cloud, [])
     cloud.publisher().create_topic(name=topic)
-    name, made = open_subscription(options, cloud, [])
+    name, made = open_subscription(source, cloud, [])
 
     def subscriptions() -> list[str]:
         return list(cloud.publisher().list_topic_subscriptions(topic=topic))

@@ -1,4 +1,4 @@
-"""From flags to the places of the scored rows, of the dead letters and of the report."""
+"""The places of the scored rows, of the dead letters and of the report."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 
 from cloud.clients import Cloud
 from common.errors import UsageError, nearest
+from pipelines.batch.config import FilesSink, RunConfig, TableSink
 from pipelines.cloud_access import GCS
-from pipelines.options import FailureOptions, SinkOptions
-from pipelines.options.flag import Parsed
 from transforms.bigquery.destination import TableDestination
 from transforms.bigquery.schema import TableName
 from transforms.failures import Provenance
@@ -34,6 +33,15 @@ class Attempt:
         return RunFolder(root, self.run_id, self.token)
 
 
+@dataclass(frozen=True)
+class RowsToWrite:
+    """What is known of rows before the run. time_column: by which new tables are partitioned."""
+
+    schema: pa.Schema
+    time_column: str
+    provenance: Provenance
+
+
 def new_attempt(run_id: str, token: str, options: PipelineOptions) -> Attempt:
     """A run's id, the attempt's token and Beam's options -> the attempt."""
     location = options.view_as(GoogleCloudOptions).temp_location
@@ -44,90 +52,57 @@ def new_attempt(run_id: str, token: str, options: PipelineOptions) -> Attempt:
     return Attempt(run_id, token, RunFolder(f"{GCS}{'/'.join(parts)}/millrace", run_id, token))
 
 
-def writes_bigquery(parsed: Parsed) -> bool:
-    """Whether the flags name a table to write. Raises UsageError for flags that do not agree."""
-    sink, failures = parsed.get(SinkOptions), parsed.get(FailureOptions)
-    if sink.output_table is None and (sink.cluster_by or sink.write_disposition != "append"):
-        raise UsageError("--cluster_by and --write_disposition are for --output_table")
-    return sink.output_table is not None or failures.dead_letter_table is not None
-
-
 def open_destinations(
-    parsed: Parsed,
+    config: RunConfig,
     attempt: Attempt,
-    schema: pa.Schema,
-    provenance: Provenance,
-    time_column: str,
+    rows: RowsToWrite,
     cloud: Cloud | None,
     lineage: Lineage | None = None,
 ) -> list[Destination]:
-    """Flags, and the schema of the scored rows -> their destinations and the dead letters'.
+    """A run, its attempt and its rows -> the destinations of these and of its dead letters.
 
     cloud: given where a table is written. lineage: of a replay. Raises UsageError.
     """
-    sink, failures = parsed.get(SinkOptions), parsed.get(FailureOptions)
-    letters = failures.dead_letter_files
-    if letters is None and failures.dead_letter_table is None:
-        letters = sink.output_files
+    letters = replace(rows, schema=FAILURE_SCHEMA, time_column="failed_at")
+    sinks = [(SCORES, sink, rows) for sink in config.sinks]
+    sinks += [(DEAD_LETTERS, sink, letters) for sink in config.letter_sinks]
+    # The report goes where the first of them goes: beside files, where there are any.
+    sinks.sort(key=lambda entry: isinstance(entry[1], TableSink))
     found: list[Destination] = []
-    if sink.output_files is not None:
-        folder = attempt.folder(sink.output_files)
-        found.append(FolderDestination(SCORES, folder, sink.output_format))  # type: ignore[arg-type]
-    if letters is not None:
-        found.append(FolderDestination(DEAD_LETTERS, attempt.folder(letters), "jsonl"))
-    if cloud is None:
-        return found
-    if attempt.temp is None:
-        raise UsageError(
-            "a table is loaded from files in a bucket: say --temp_location gs://BUCKET/FOLDER"
-        )
-    letter_table = failures.dead_letter_table
-    if sink.output_table is not None:
-        scores = _open_table(sink, schema, provenance, time_column, cloud, attempt.temp)
-        scores = replace(scores, lineage=lineage)
-        found.append(scores)
-        if letters is None and letter_table is None:
-            letter_table = f"{scores.place}_dead_letters"
-    if letter_table is not None:
-        table = TableName.parse(letter_table, "dead_letter_table", cloud.project)
-        if any(destination.place == str(table) for destination in found):
-            raise UsageError(f"--dead_letter_table {table} is --output_table: expected another")
-        found.append(
-            TableDestination(
-                DEAD_LETTERS,
-                attempt.temp,
-                cloud,
-                table,
-                FAILURE_SCHEMA,
-                provenance,
-                time_column="failed_at",
-                lineage=lineage,
-            )
-        )
+    for part, sink, kind in sinks:
+        if isinstance(sink, FilesSink):
+            folder = attempt.folder(sink.folder)
+            found.append(FolderDestination(part, folder, sink.file_format))
+            continue
+        table = replace(_open_table(part, sink, kind, attempt, cloud), lineage=lineage)
+        if any(other.place == table.place for other in found):
+            raise UsageError(f"--{sink.flag} {table.place} is --output_table: expected another")
+        found.append(table)
     return found
 
 
 def _open_table(
-    sink: SinkOptions,
-    schema: pa.Schema,
-    provenance: Provenance,
-    time_column: str,
-    cloud: Cloud,
-    temp: RunFolder,
+    part: str, sink: TableSink, rows: RowsToWrite, attempt: Attempt, cloud: Cloud | None
 ) -> TableDestination:
-    """Flags that name a table, and the schema of the scored rows -> their destination."""
-    table = TableName.parse(sink.output_table or "", "output_table", cloud.project)
-    check_cluster_by(sink.cluster_by or (), schema)
+    """A table by name, and the rows for it -> their destination. Raises UsageError."""
+    if cloud is None:
+        raise TypeError(f"expected a Cloud to write {sink.name}")
+    if attempt.temp is None:
+        raise UsageError(
+            "a table is loaded from files in a bucket: say --temp_location gs://BUCKET/FOLDER"
+        )
+    table = TableName.parse(sink.name, sink.flag, cloud.project)
+    check_cluster_by(sink.cluster_by, rows.schema)
     return TableDestination(
-        SCORES,
-        temp,
+        part,
+        attempt.temp,
         cloud,
         table,
-        schema,
-        provenance,
-        sink.write_disposition,  # type: ignore[arg-type]
-        time_column,
-        sink.cluster_by or (),
+        rows.schema,
+        rows.provenance,
+        write_disposition=sink.disposition,
+        time_column=rows.time_column,
+        cluster_by=sink.cluster_by,
     )
 
 

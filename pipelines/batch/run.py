@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import apache_beam as beam
@@ -17,33 +18,29 @@ import orjson
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from cloud.clients import Cloud
+from cloud.endpoints import Endpoints
 from common.addresses import without_secrets
-from common.errors import TooManyDeadLetters, UsageError
+from common.errors import TooManyDeadLetters
 from model_handlers.artifact import read_bytes
 from model_handlers.manifest import Manifest
+from pipelines.batch.config import RunConfig, Table, batch_config
 from pipelines.batch.destinations import (
+    RowsToWrite,
     new_attempt,
     open_destinations,
     report_folder,
-    writes_bigquery,
 )
 from pipelines.batch.graph import ScoreRows
 from pipelines.batch.progress import progress_line
-from pipelines.batch.sources import Source, exports, open_bigquery, open_files, reads_bigquery
+from pipelines.batch.sources import Source, open_source
 from pipelines.batch.summary import summarise
 from pipelines.beam_args import beam_options, is_dry_run, runs_in_process, runs_on_dataflow
 from pipelines.cloud_access import make_cloud
+from pipelines.config import ModelConfig
 from pipelines.dataflow.facts import JobFacts
 from pipelines.dataflow.start import ask_for_accelerator, carry, describe, reach, start
-from pipelines.handlers import make_handler, read_model
-from pipelines.options import (
-    FailureOptions,
-    ModelOptions,
-    RunOptions,
-    SinkOptions,
-)
+from pipelines.handlers import Handler, make_handler, read_model
 from pipelines.options.flag import Parsed
-from pipelines.required import require_flags
 from transforms.encode import OutputFields, choose_fields, output_schema, reference_fields
 from transforms.failures import Provenance, utc_now
 from transforms.files.commit import abandon, is_in_place
@@ -66,73 +63,76 @@ def run_vertex(parsed: Parsed) -> None:
     run_batch("batch_vertex", parsed)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """What is scored with what: a run's name, its configuration, its model and what is written."""
+
+    name: str
+    config: RunConfig
+    handler: Handler
+    manifest: Manifest
+    fields: OutputFields
+
+
 def run_batch(name: str, parsed: Parsed) -> None:
     """A pipeline's name and its flags -> a finished run, or a job that is started."""
     options = beam_options(parsed.beam_args, name=name)
-    require_flags(name, parsed)
+    config = batch_config(name, parsed)
     endpoints = reach(parsed, options)
     cloud = None
-    if reads_bigquery(parsed) or writes_bigquery(parsed):
-        cloud = make_cloud(parsed, options, endpoints)
-    model = read_model(parsed)
-    manifest = model.choose(parsed.get(ModelOptions).score_output).without_rows()
-    fields = fields_of(parsed, manifest)
-    handler = make_handler(parsed, model, fields, options, endpoints)
-    graph = score_rows(name, parsed, handler, manifest, fields, options, cloud)
-    run(graph, options, parsed)
+    if config.tables or config.reads_bigquery:
+        source = [config.source.name] if isinstance(config.source, Table) else []
+        cloud = make_cloud(config.cloud, options, endpoints, (*config.tables, *source))
+    model = read_model(config.model)
+    manifest = model.choose(config.model.score_output).without_rows()
+    fields = fields_of(config.model, manifest)
+    handler = make_handler(config, model, fields, options, endpoints)
+
+    def open_it(provenance: Provenance, temp: RunFolder | None) -> Source:
+        return open_source(config, manifest, fields, provenance, cloud, temp)
+
+    scoring = Scoring(name=name, config=config, handler=handler, manifest=manifest, fields=fields)
+    run(score_rows(scoring, options, cloud, open_it), options, config, endpoints)
 
 
-def fields_of(parsed: Parsed, manifest: Manifest) -> OutputFields:
-    """Flags and a manifest -> what is written of each row. Raises UsageError."""
-    names = parsed.get(ModelOptions).output_fields
-    if parsed.get(SinkOptions).output_schema == "default":
-        return choose_fields(manifest, names)
-    if names is not None:
-        raise UsageError("--output_schema reference has fields of its own: drop --output_fields")
-    return reference_fields(manifest)
+def fields_of(model: ModelConfig, manifest: Manifest) -> OutputFields:
+    """What is asked for and a manifest -> what is written of each row. Raises UsageError."""
+    if model.output_schema == "reference":
+        return reference_fields(manifest)
+    return choose_fields(manifest, model.output_fields)
 
 
 def score_rows(
-    name: str,
-    parsed: Parsed,
-    handler: Any,
-    manifest: Manifest,
-    fields: OutputFields,
+    scoring: Scoring,
     options: PipelineOptions,
     cloud: Cloud | None,
-    source_of: Callable[[Provenance], Source] | None = None,
+    open_it: Callable[[Provenance, RunFolder | None], Source],
 ) -> ScoreRows:
-    """A pipeline's name, flags, handler and model -> its graph, source and sinks looked at first.
+    """What is scored, and how its source is opened -> the graph, source and sinks looked at first.
 
-    cloud: given where BigQuery is read or written. source_of: opens another source than
-    SourceOptions name. Raises InputError, UsageError, OutputError: whatever would fail
-    the run is told before it starts.
+    cloud: given where BigQuery is read or written. open_it: the run's provenance and its folder in
+    the temp location -> the source. Raises InputError, UsageError, OutputError: whatever would fail
+    the run is reported before it starts.
     """
+    config, manifest, fields = scoring.config, scoring.manifest, scoring.fields
     started = utc_now()
     token = uuid.uuid4().hex[:8]
     # Of two runs that start in one second, neither may take the other for its first attempt.
-    run_id = parsed.get(RunOptions).run_id or f"{started:%Y%m%dT%H%M%SZ}-{token}"
+    run_id = config.run.run_id or f"{started:%Y%m%dT%H%M%SZ}-{token}"
     attempt = new_attempt(run_id, token, options)
-    provenance = Provenance.of(manifest, run_id, name)
-    if source_of is not None:
-        source = source_of(provenance)
-    elif reads_bigquery(parsed) and cloud is not None:
-        source = open_bigquery(parsed, manifest, fields, cloud, attempt.temp)
-    else:
-        source = open_files(parsed, manifest, fields, provenance)
+    provenance = Provenance.of(manifest, run_id, scoring.name)
+    source = open_it(provenance, attempt.temp)
     schema = output_schema(fields, manifest, provenance, source.schema)
-    table_cloud = cloud if writes_bigquery(parsed) else None
-    destinations = open_destinations(
-        parsed, attempt, schema, provenance, fields.time_column, table_cloud, source.lineage
-    )
+    rows = RowsToWrite(schema, fields.time_column, provenance)
+    destinations = open_destinations(config, attempt, rows, cloud, source.lineage)
     for destination in () if is_dry_run(options) else destinations:
         destination.prepare()
     report = report_folder(destinations)
     facts = _facts(provenance, manifest, fields.score, source, destinations, report)
-    facts["max_dead_letter_share"] = parsed.get(FailureOptions).max_dead_letter_share
+    facts["max_dead_letter_share"] = config.max_dead_letter_share
     return ScoreRows(
         source.transform,
-        handler,
+        scoring.handler,
         manifest,
         fields,
         provenance,
@@ -140,7 +140,7 @@ def score_rows(
         report,
         facts | {"started_at": started},
         show_progress=sys.stderr.isatty() and runs_in_process(options),
-        temporary=(attempt.temp,) if attempt.temp and exports(parsed) else (),
+        temporary=(attempt.temp,) if attempt.temp and source.exports else (),
         launcher=os.getpid() if runs_in_process(options) else None,
     )
 
@@ -171,27 +171,29 @@ def _facts(
     }
 
 
-def run(graph: ScoreRows, options: PipelineOptions, parsed: Parsed) -> None:
+def run(
+    graph: ScoreRows, options: PipelineOptions, config: RunConfig, endpoints: Endpoints
+) -> None:
     """A graph -> run to its end, its report printed; or a job of Dataflow, started and left.
 
     What an aborted run staged is removed; for a job, whoever follows it does that.
     """
-    facts = _job_facts(graph, parsed)
+    facts = _job_facts(graph, config.max_dead_letter_share)
     if runs_on_dataflow(options):
         carry(options, facts)
-        ask_for_accelerator(parsed, options)
+        ask_for_accelerator(config.predictor, options)
     pipeline = beam.Pipeline(options=options)
     pipeline | "ScoreRows" >> graph
     if is_dry_run(options):
         print(describe(pipeline, facts))
         return
-    as_json = parsed.get(RunOptions).json_summary
+    as_json = config.run.json_summary
     begin = time.monotonic()
     try:
         if runs_on_dataflow(options):
-            start(pipeline, facts, parsed, as_json=as_json)
+            start(pipeline, facts, endpoints, as_json=as_json)
             return
-        _run_to_end(pipeline, graph, options, debug=parsed.get(RunOptions).debug)
+        _run_to_end(pipeline, graph, options, debug=config.run.debug)
     except BaseException as error:
         abandon(graph.destinations, graph.report_folder)
         for folder in graph.temporary:
@@ -206,7 +208,7 @@ def run(graph: ScoreRows, options: PipelineOptions, parsed: Parsed) -> None:
         print(orjson.dumps(report).decode())
     else:
         print(summarise(report, time.monotonic() - begin))
-    check_dead_letters(report, parsed.get(FailureOptions).max_dead_letter_share)
+    check_dead_letters(report, config.max_dead_letter_share)
 
 
 def _run_to_end(
@@ -222,8 +224,8 @@ def _run_to_end(
         pipeline.run().wait_until_finish()
 
 
-def _job_facts(graph: ScoreRows, parsed: Parsed) -> JobFacts:
-    """A graph and flags -> what its job says of itself."""
+def _job_facts(graph: ScoreRows, max_dead_letter_share: float) -> JobFacts:
+    """A graph, and the share of dead letters that is allowed -> what its job says of itself."""
     report = graph.report_folder
     folders = (report, *graph.temporary, *(d.folder for d in graph.destinations))
     return JobFacts.of(
@@ -231,7 +233,7 @@ def _job_facts(graph: ScoreRows, parsed: Parsed) -> JobFacts:
         report=report.report,
         staging=tuple(sorted({folder.staging for folder in folders})),
         attempt=report.token,
-        max_dead_letter_share=parsed.get(FailureOptions).max_dead_letter_share,
+        max_dead_letter_share=max_dead_letter_share,
     )
 
 

@@ -1,4 +1,4 @@
-"""From flags to a source, looked at before the run so that what is wrong is told at once."""
+"""The source of a batch run, looked at first so that what is wrong is reported at once."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from cloud.errors import told_as
 from common.errors import InputError, UsageError, nearest, one_line
 from common.memory import check_memory
 from model_handlers.manifest import Manifest
-from pipelines.options import ModelOptions, SourceOptions
-from pipelines.options.flag import Parsed
+from pipelines.batch.config import BatchConfig, Files, Query, Table
 from transforms.bigquery.read import ReadBigQuery
 from transforms.bigquery.schema import TableName
 from transforms.bigquery.source import BigQuerySource, at_one_moment, describe
@@ -26,66 +25,50 @@ from transforms.files.read import Columns, ReadFiles
 from transforms.files.run_folder import RunFolder
 from transforms.lineage import Lineage
 
-# Flags that mean nothing to other sources.
-_ONLY_FOR = {
-    "input_format": {"--input_files"},
-    "row_restriction": {"--input_table"},
-    "read_method": {"--input_query", "--input_table"},
-    "max_bytes_billed": {"--input_query"},
-}
-
 
 @dataclass(frozen=True)
 class Source:
     """Where the rows come from.
 
     transform: a PTransform that returns transforms.files.read.Read. schema: the columns,
-    None where each row names its own. names: for the report. lineage: of a replay.
+    None where each row names its own. names: for the report. lineage: of a replay. exports:
+    it writes files of its own in the temp location.
     """
 
     transform: beam.PTransform
     schema: pa.Schema | None
     names: tuple[str, ...]
     lineage: Lineage | None = None
+    exports: bool = False
 
 
-def reads_bigquery(parsed: Parsed) -> bool:
-    """Whether the flags name a table or a query. Raises UsageError unless they name one source."""
-    source = parsed.get(SourceOptions)
-    given = [
-        f"--{name}"
-        for name in ("input_files", "input_table", "input_query")
-        if getattr(source, name) is not None
-    ]
-    if len(given) > 1:
-        raise UsageError(f"{' and '.join(given)}: expected one source")
-    for name, allowed in _ONLY_FOR.items():
-        if getattr(source, name) != getattr(SourceOptions(), name) and not set(given) & allowed:
-            raise UsageError(
-                f"--{name} is for {' and '.join(sorted(allowed))}, not for {' '.join(given)}"
-            )
-    return source.input_files is None
-
-
-def exports(parsed: Parsed) -> bool:
-    """Whether the source writes files of its own in the temp location."""
-    return parsed.get(SourceOptions).read_method == "export"
-
-
-def open_files(
-    parsed: Parsed, manifest: Manifest, fields: OutputFields, provenance: Provenance
+def open_source(
+    config: BatchConfig,
+    manifest: Manifest,
+    fields: OutputFields,
+    provenance: Provenance,
+    cloud: Cloud | None,
+    folder: RunFolder | None,
 ) -> Source:
-    """Flags -> files, the first with rows looked at. Raises InputError, UsageError."""
-    source = parsed.get(SourceOptions)
-    columns = Columns(manifest, source.id_column, fields.source)
-    patterns = source.input_files or ()
-    file_format: FileFormat | None = (
-        None if source.input_format == "auto" else source.input_format  # type: ignore[assignment]
-    )
-    schema = check_files(patterns, file_format, columns, fields)
-    batch_rows = parsed.get(ModelOptions).rows()
-    transform = ReadFiles(patterns, columns, provenance, file_format, batch_rows)
-    return Source(transform, schema, patterns)
+    """A batch run -> its source, looked at. Raises InputError, UsageError.
+
+    cloud: given where BigQuery is read. folder: in the temp location, if there is one.
+    """
+    columns = Columns(manifest, config.id_column, fields.source)
+    if isinstance(config.source, Files):
+        return _open_files(config.source, columns, fields, provenance, config.model.batch_rows)
+    if cloud is None:
+        raise TypeError(f"expected a Cloud to read {config.source}")
+    return _open_bigquery(config.source, columns, fields, cloud, folder, config.model.batch_rows)
+
+
+def _open_files(
+    source: Files, columns: Columns, fields: OutputFields, provenance: Provenance, batch_rows: int
+) -> Source:
+    """Files -> their source, the first with rows looked at. Raises InputError, UsageError."""
+    schema = check_files(source.patterns, source.file_format, columns, fields)
+    transform = ReadFiles(source.patterns, columns, provenance, source.file_format, batch_rows)
+    return Source(transform, schema, source.patterns)
 
 
 def check_files(
@@ -122,36 +105,31 @@ def check_columns(schema: pa.Schema, place: str, columns: Columns, fields: Outpu
     columns.names(schema, place)
 
 
-def open_bigquery(
-    parsed: Parsed, manifest: Manifest, fields: OutputFields, cloud: Cloud, folder: RunFolder | None
+def _open_bigquery(
+    source: Table | Query,
+    columns: Columns,
+    fields: OutputFields,
+    cloud: Cloud,
+    folder: RunFolder | None,
+    batch_rows: int,
 ) -> Source:
-    """Flags -> a table or a query's result, its columns looked at. Raises InputError, UsageError.
-
-    folder: in the temp location, where --temp_location names one.
-    """
-    options = parsed.get(SourceOptions)
-    if options.read_method == "export" and folder is None:
+    """A table or a query -> its source, its columns looked at. Raises InputError, UsageError."""
+    if source.method == "export" and folder is None:
         raise UsageError(
             "--read_method export writes files: say --temp_location gs://BUCKET/FOLDER"
         )
-    table = None
-    if options.input_table is not None:
-        table = TableName.parse(options.input_table, "input_table", cloud.project)
-    source = BigQuerySource(
-        cloud,
-        table,
-        None if options.input_query is None else read_text(options.input_query, "input_query"),
-        options.row_restriction,
-        max_bytes=options.max_bytes_billed,
-    )
-    columns = Columns(manifest, options.id_column, fields.source)
-    schema = describe(source)
-    check_columns(schema, source.label, columns, fields)
-    source = at_one_moment(source)
-    batch_rows = parsed.get(ModelOptions).rows()
-    method = options.read_method
-    transform = ReadBigQuery(source, columns, batch_rows, method, folder)  # type: ignore[arg-type]
-    return Source(transform, schema, (str(table or source.query),))
+    if isinstance(source, Table):
+        table = TableName.parse(source.name, "input_table", cloud.project)
+        found = BigQuerySource(cloud, table, None, source.row_restriction)
+    else:
+        query = read_text(source.sql, "input_query")
+        found = BigQuerySource(cloud, None, query, max_bytes=source.max_bytes)
+    schema = describe(found)
+    check_columns(schema, found.label, columns, fields)
+    found = at_one_moment(found)
+    transform = ReadBigQuery(found, columns, batch_rows, source.method, folder)
+    names = (str(found.table or found.query),)
+    return Source(transform, schema, names, exports=source.method == "export")
 
 
 def read_text(text: str, flag: str) -> str:

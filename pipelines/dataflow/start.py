@@ -38,10 +38,11 @@ from common.addresses import without_secrets
 from common.errors import JobError, UsageError, nearest, one_line
 from pipelines.beam_args import is_dry_run, is_secret, runs_on_dataflow
 from pipelines.cloud_access import connect
+from pipelines.config import Predictor
 from pipelines.dataflow.facts import PREFIX, JobFacts, labels_of, option_names
 from pipelines.dataflow.jobs import DEVELOPER, told
 from pipelines.dataflow.links import links, starting
-from pipelines.options import CloudOptions, DeviceOptions
+from pipelines.options import DeviceOptions
 from pipelines.options.flag import Parsed
 from transforms.files.run_folder import RunFolder
 from transforms.files.staging import check_writable, discard, discard_dead
@@ -205,13 +206,12 @@ def carry(options: PipelineOptions, facts: JobFacts) -> None:
     google.labels = own + list(google.labels or ())
 
 
-def ask_for_accelerator(parsed: Parsed, options: PipelineOptions) -> None:
+def ask_for_accelerator(predictor: Predictor, options: PipelineOptions) -> None:
     """`--device cuda` -> workers that have one, unless flags of Beam or Dataflow say which.
 
     A hint for the whole pipeline, not for the step that predicts: Dataflow would give that
     step workers of its own, and send every row to them and back.
     """
-    device = parsed.find(DeviceOptions)
     standard = options.view_as(StandardOptions)
     given = [
         *(standard.resource_hints or ()),
@@ -220,23 +220,23 @@ def ask_for_accelerator(parsed: Parsed, options: PipelineOptions) -> None:
         *(options.view_as(DebugOptions).experiments or ()),
     ]
     if (
-        device is not None
-        and device.device.startswith("cuda")
+        isinstance(predictor, DeviceOptions)
+        and predictor.device.startswith("cuda")
         and not any("accelerator" in text for text in given)
     ):
         standard.resource_hints = [*(standard.resource_hints or ()), ACCELERATOR]
 
 
 def start(
-    pipeline: beam.Pipeline, facts: JobFacts, parsed: Parsed, *, as_json: bool = False
+    pipeline: beam.Pipeline, facts: JobFacts, endpoints: Endpoints, *, as_json: bool = False
 ) -> None:
-    """A pipeline with its facts and flags -> a job, told on standard output. Nothing waits for it.
+    """A pipeline with its facts -> a job, named on standard output. Nothing waits for it.
 
     With --template_location the job is written there, and nothing is started. Raises JobError,
     KeyboardInterrupt with how to look for the job.
     """
     google = pipeline.options.view_as(GoogleCloudOptions)
-    place, endpoints = (google.project, _region(google) or ""), _endpoints(parsed, google)
+    place, endpoints = (google.project, _region(google) or ""), _with_dataflow(endpoints, google)
     is_made = google.template_location is None
     log = logging.getLogger("apache_beam")
     if log.level == logging.CRITICAL:
@@ -265,9 +265,8 @@ def start(
         print("\n".join(f"{name:<13} {value}" for name, value in lines.items()))
 
 
-def _endpoints(parsed: Parsed, google: GoogleCloudOptions) -> Endpoints:
-    """Flags -> where the services are. Of Dataflow's address Beam has a flag of its own."""
-    endpoints = Endpoints.resolve(parsed.get(CloudOptions).api_endpoints or ())
+def _with_dataflow(endpoints: Endpoints, google: GoogleCloudOptions) -> Endpoints:
+    """Endpoints -> with Dataflow's address, for which Beam has a flag of its own."""
     aimed = google.get_all_options(drop_default=True).get("dataflow_endpoint")
     return replace(endpoints, dataflow=aimed) if aimed else endpoints
 

@@ -181,11 +181,11 @@ def check_parameters(
             if not parameter.get("isOptional"):
                 wrong.append(f"--{flag} is missing: {parameter.get('helpText', '')}".rstrip(": "))
             continue
-        patterns = parameter.get("regexes", [])
-        if not all(re.search(pattern, value) for pattern in patterns):
-            wrong.append(f"--{flag}: {value!r} is not of the pattern {' and '.join(patterns)}")
+        if not all(re.search(pattern, value) for pattern in parameter.get("regexes", [])):
+            asked = parameter.get("helpText", "another value")
+            wrong.append(f"--{flag} {value}: the template expects: {asked}".rstrip("."))
         choices = [option["value"] for option in parameter.get("enumOptions", [])]
         if choices and value not in choices:
-            wrong.append(f"--{flag}: {value!r}: expected one of {', '.join(choices)}")
+            wrong.append(f"--{flag} must be one of {', '.join(choices)}, got {value}")
     if wrong:
         raise UsageError(f"{template}: {'; '.join(wrong)}")

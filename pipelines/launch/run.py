@@ -27,9 +27,9 @@ from pipelines.launch.monitor import LOST, Monitor, Screen
 from pipelines.launch.presets import complete
 from pipelines.launch.request import check_parameters, launch_request, parameters_of
 from pipelines.options import CloudOptions
-from pipelines.options.flag import Parsed, require
+from pipelines.options.flag import Parsed
 from pipelines.options.launch import AttachOptions, LaunchOptions
-from pipelines.required import require_flags
+from pipelines.options.rules import check_batch, check_stream, require
 
 # A poll that hangs is given up for the next one.
 _POLL_RETRY_SECONDS = 20.0
@@ -52,7 +52,8 @@ def launch(name: str, parsed: Parsed) -> int:
     if given.get("transform_name_mapping") and not given.get("update"):
         raise UsageError("--transform_name_mapping belongs to --update")
     needed = {flag: given.get(flag) for flag in ("project", "region", "temp_location")}
-    require_flags(name, parsed, f"launch {name}", **needed)
+    check = check_stream if name.startswith("stream") else check_batch
+    check(name, parsed, f"launch {name}", **needed)
     job = complete(given, flags, name) | {"runner": "DataflowRunner"}
     job.setdefault("job_name", f"{JOB_NAMES[name]}-{utc_now():%Y%m%d-%H%M%S}")
     own = Parsed(

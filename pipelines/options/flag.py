@@ -18,8 +18,13 @@ from typing import Any, NoReturn, TypeVar
 
 from common.addresses import NO_USER, address_fault, path_fault
 from common.errors import UsageError
+from pipelines.options.forms import Form
 
 T = TypeVar("T")
+_METAVARS = {int: "N"}
+_NUMBERS = {int: "a whole number", float: "a number"}
+# Of `int | None`, and of `Literal["a"] | None`.
+_UNIONS = (types.UnionType, typing.Union)
 
 
 def flag(
@@ -28,23 +33,22 @@ def flag(
     *,
     label: str,
     param_type: str = "TEXT",
-    choices: Sequence[str] = (),
-    regex: str | None = None,
+    form: Form | None = None,
     metavar: str | None = None,
     in_template: bool = True,
 ) -> Any:
     """Help text, default and template metadata -> a dataclass field that is a flag.
 
-    A default of None means: not given. param_type, regex, label: of the Flex Template
-    parameter; the regex is checked on the command line as well. in_template: False where
-    a flag means something on a terminal alone.
+    A default of None means: not given. A Literal as the field's type lists the values that the
+    flag takes. param_type, label: of the Flex Template parameter. form: of the value, checked by
+    the console and on the command line. in_template: False where a flag means something on a
+    terminal alone.
     """
     metadata = {
         "help": text,
         "label": label,
         "param_type": param_type,
-        "choices": tuple(choices),
-        "regex": regex,
+        "form": form,
         "metavar": metavar,
         "in_template": in_template,
     }
@@ -109,14 +113,23 @@ def _add_flag(group: Any, f: dataclasses.Field[Any], hint: Any) -> None:
     elif plain is tuple:
         group.add_argument(f"--{f.name}", nargs="+", metavar=meta["metavar"], **common)
     else:
-        choices = meta["choices"] or None
-        metavar = None if choices else meta["metavar"] or ("N" if plain is int else "VALUE")
-        group.add_argument(f"--{f.name}", type=plain, choices=choices, metavar=metavar, **common)
+        choices = ",".join(choices_of(hint))
+        metavar = f"{{{choices}}}" if choices else meta["metavar"] or _METAVARS.get(plain, "VALUE")
+        group.add_argument(f"--{f.name}", metavar=metavar, **common)
+
+
+def choices_of(hint: Any) -> tuple[str, ...]:
+    """`Literal["a", "b"] | None` -> the texts that it lists; none of another type."""
+    parts = typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else (hint,)
+    found = (typing.get_args(p) for p in parts if typing.get_origin(p) is typing.Literal)
+    return next(found, ())
 
 
 def plain_type(hint: Any) -> Any:
-    """`int | None`, `tuple[str, ...]` -> int, tuple."""
-    if isinstance(hint, types.UnionType):
+    """`int | None`, `tuple[str, ...]`, `Literal["a"]` -> int, tuple, str."""
+    if choices_of(hint):
+        return str
+    if typing.get_origin(hint) in _UNIONS:
         hint = next(part for part in typing.get_args(hint) if part is not type(None))
     return typing.get_origin(hint) or hint
 
@@ -139,7 +152,7 @@ def parse(
         for f in dataclasses.fields(kind):
             value = getattr(known, f.name)
             if value is not None:
-                values[f.name] = _checked(f, value)
+                values[f.name] = _checked(f, typing.get_type_hints(kind)[f.name], value)
         groups[kind] = kind(**values)
     return Parsed(groups, beam_args)
 
@@ -154,8 +167,11 @@ def as_text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _checked(f: dataclasses.Field[Any], value: Any) -> Any:
-    """A flag and its value -> the value, lists split at commas. Raises UsageError."""
+def _checked(f: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
+    """A flag, its type and what was typed -> the value, lists split at commas.
+
+    Raises UsageError.
+    """
     _check_addresses(f, value if isinstance(value, list) else [value])
     if isinstance(value, list):
         parts = tuple(part.strip() for item in value for part in item.split(",") if part.strip())
@@ -164,12 +180,20 @@ def _checked(f: dataclasses.Field[Any], value: Any) -> Any:
         return parts
     if value == "":
         raise UsageError(f"--{f.name}: expected a value, got none: leave the flag out instead")
-    regex = f.metadata["regex"]
-    if regex and not re.fullmatch(regex, as_text(value)):
-        raise UsageError(
-            f"--{f.name}: {as_text(value)!r} is not of the pattern {regex}: {f.metadata['help']}"
-        )
-    return value
+    if isinstance(value, bool):
+        return value
+    choices, plain = choices_of(hint), plain_type(hint)
+    if choices and value not in choices:
+        raise UsageError(f"--{f.name} must be one of {', '.join(choices)}, got {value}")
+    form = f.metadata["form"]
+    try:
+        number = plain(value)
+    except ValueError as error:
+        must = _NUMBERS[plain]
+        raise UsageError(f"--{f.name} must be {must}, got {value}") from error
+    if form is not None and not re.fullmatch(form.regex, as_text(number)):
+        raise UsageError(f"--{f.name} must {form.must}, got {value}")
+    return number
 
 
 def _check_addresses(f: dataclasses.Field[Any], values: Sequence[Any]) -> None:
@@ -181,31 +205,3 @@ def _check_addresses(f: dataclasses.Field[Any], values: Sequence[Any]) -> None:
             raise UsageError(f"--{f.name}: {fault}")
         if f.metadata["metavar"] == "URL" and "@" in value.partition("://")[0]:
             raise UsageError(f"--{f.name}: {NO_USER}")
-
-
-# What does as well as a flag that require is asked for, of all pipelines or of one.
-_ALTERNATIVES = {
-    "input_files": ("input_table", "input_query"),
-    "replay input_files": ("input_table", "input_subscription"),
-    "output_files": ("output_table",),
-    "input_subscription": ("input_topic",),
-    "output_topic": ("output_table", "output_files"),
-    "endpoint": ("endpoint_url",),
-    "dead_letter_topic": ("dead_letter_table", "dead_letter_files"),
-}
-
-
-def _with_alternatives(program: str, name: str) -> str:
-    found = _ALTERNATIVES.get(f"{program} {name}") or _ALTERNATIVES.get(name, ())
-    others = [f"--{other}" for other in found]
-    return f"--{name} (or {', '.join(others)})" if others else f"--{name}"
-
-
-def require(program: str, **flags: Any) -> None:
-    """Flags that a pipeline cannot do without -> nothing, or one UsageError with all missing."""
-    missing = [_with_alternatives(program, name) for name, value in flags.items() if value is None]
-    if missing:
-        example = " ".join(f"--{name} {name.upper()}" for name in flags)
-        raise UsageError(
-            f"missing {', '.join(missing)}; type: python -m pipelines.{program} {example}"
-        )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pipelines.options.flag import flag
+from pipelines.options.forms import ACCELERATOR, AT_LEAST_0, AT_LEAST_1, GCS_PATH
 
-PRESETS = ("batch", "stream", "gpu", "cheap")
+PresetName = Literal["batch", "stream", "gpu", "cheap"]
+StreamingMode = Literal["at_least_once", "exactly_once"]
+GpuSharing = Literal["one_process", "mps"]
 
 
 def _poll_seconds() -> Any:
@@ -15,7 +18,7 @@ def _poll_seconds() -> Any:
         "how often a job that is followed is looked at",
         30,
         label="Poll seconds",
-        regex=r"\d+",
+        form=AT_LEAST_0,
         in_template=False,
     )
 
@@ -28,43 +31,40 @@ class LaunchOptions:
         "Flex Template to start, as `make template` writes it: gs://BUCKET/.../NAME.json "
         "(default: this source, by the pipeline's own command)",
         label="Template",
-        regex=r"gs://[^/]+/.+",
+        form=GCS_PATH,
         metavar="GS_PATH",
         in_template=False,
     )
-    preset: str | None = flag(
+    preset: PresetName | None = flag(
         "batch: 2 to 10 workers; stream: 2 to 20; gpu: 1 to 4 with an NVIDIA L4; cheap: FlexRS for "
         "batch, which starts within 6 hours, and small workers for streams. Dataflow's own flags "
         "win over it (default: by the pipeline)",
         label="Preset",
-        choices=PRESETS,
         in_template=False,
     )
     min_num_workers: int | None = flag(
         "workers that Dataflow keeps at least (default: the preset's)",
         label="Fewest workers",
-        regex=r"[1-9]\d*",
+        form=AT_LEAST_1,
         in_template=False,
     )
-    streaming_mode: str | None = flag(
+    streaming_mode: StreamingMode | None = flag(
         "of a stream: at_least_once costs less, and is what the sinks promise in either mode "
         "(default: at_least_once)",
         label="Streaming mode",
-        choices=("at_least_once", "exactly_once"),
         in_template=False,
     )
     accelerator: str | None = flag(
         "GPU of each worker, and how many: nvidia-l4, nvidia-tesla-t4:2 (default: the preset's)",
         label="Accelerator",
-        regex=r"nvidia-[a-z0-9-]+(:[1-9]\d?)?",
+        form=ACCELERATOR,
         metavar="TYPE[:COUNT]",
         in_template=False,
     )
-    gpu_sharing: str | None = flag(
+    gpu_sharing: GpuSharing | None = flag(
         "one_process: one SDK process a worker has the GPU; mps: one for each vCPU, by NVIDIA's "
         "Multi-Process Service, each with the model in memory (default: one_process)",
         label="GPU sharing",
-        choices=("one_process", "mps"),
         in_template=False,
     )
     wait: bool = flag(

@@ -13,35 +13,25 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from apache_beam.options.pipeline_options import PipelineOptions
-
 from cloud.clients import Cloud
 from cloud.errors import retry, told_as
-from common.errors import InputError, UsageError, nearest
-from pipelines.beam_args import runs_in_process
-from pipelines.options import ReplayOptions, RunOptions
-from pipelines.options.flag import Parsed
+from common.errors import InputError, UsageError
+from pipelines.replay.config import Files, Messages, ReplayConfig, Table
 from pipelines.stream.subscription import HELD, hidden_seconds
 from transforms.bigquery.schema import TableName
 from transforms.bigquery.source import BigQuerySource, at_one_moment
 from transforms.dead_letters.letters import (
-    UNREPLAYABLE,
     Letter,
     Selection,
     from_message,
-    moment,
     read_letter,
 )
 from transforms.dead_letters.read import LetterFiles, Letters, LetterTable
-from transforms.failures import REASONS, utc_now
+from transforms.failures import utc_now
 from transforms.files.writers import to_json_line
 from transforms.json_rows.decode import content_id
 from transforms.messages.lease import PATIENCE_SECONDS, Lease, leased
 from transforms.messages.message import Message
-
-SOURCES = ("input_files", "input_table", "input_subscription")
-FILTERS = ("reason", "stage", "since", "pipeline", "replayed_run_id")
-STAGES = ("decode", "validate", "infer", "encode")
 
 
 @dataclass(frozen=True)
@@ -58,65 +48,20 @@ class Replay:
         return self.selection.run_id or ""
 
 
-def select(flags: ReplayOptions) -> Selection:
-    """Flags -> which letters are replayed. Raises UsageError."""
-    for stage in flags.stage or ():
-        if stage == UNREPLAYABLE:
-            raise UsageError(
-                f"--stage {stage}: these dead letters hold scored rows that a table refused, not "
-                "what they were scored from: they cannot be scored again"
-            )
-        if stage not in STAGES:
-            raise UsageError(
-                f"--stage: {stage!r} is no stage{nearest(stage, STAGES)}; "
-                f"expected {', '.join(STAGES)}"
-            )
-    for reason in flags.reason or ():
-        if reason not in REASONS:
-            raise UsageError(
-                f"--reason: {reason!r} is no reason{nearest(reason, REASONS)}; expected "
-                f"{', '.join(REASONS)}"
-            )
-    try:
-        since = None if flags.since is None else moment(flags.since)
-    except ValueError as error:
-        raise UsageError(
-            f"--since: {flags.since!r}: expected a time as 2026-11-20T12:00:00Z, or a day"
-        ) from error
-    return Selection(flags.reason, flags.stage, since, flags.pipeline, flags.replayed_run_id)
-
-
-def check_source(flags: ReplayOptions, options: PipelineOptions) -> None:
-    """Flags -> nothing, or UsageError unless they name one source that this runner can read."""
-    given = [f"--{name}" for name in SOURCES if getattr(flags, name) is not None]
-    if len(given) > 1:
-        raise UsageError(f"{' and '.join(given)}: expected one source")
-    if flags.input_subscription is not None and not runs_in_process(options):
-        raise UsageError(
-            "--input_subscription is read by this process, which holds the messages until their "
-            "rows are written: leave --runner out, or let a stream write dead letters to a table"
-        )
-
-
 @contextlib.contextmanager
-def open_letters(parsed: Parsed, selection: Selection, cloud: Cloud | None) -> Iterator[Replay]:
-    """Flags -> what is replayed; of a subscription, gone from there if the block ends well."""
-    flags = parsed.get(ReplayOptions)
-    filters = [(name, getattr(flags, name)) for name in FILTERS]
-    told = tuple(
-        f"--{name} {value if isinstance(value, str) else ','.join(sorted(value))}"
-        for name, value in filters
-        if value is not None
-    )
-    run_id = parsed.get(RunOptions).run_id
-    if flags.input_subscription is not None and cloud is not None:
-        with _pull(flags, selection, run_id, cloud) as (letters, chosen):
-            yield Replay(letters, chosen, (flags.input_subscription, *told))
+def open_letters(config: ReplayConfig, cloud: Cloud | None) -> Iterator[Replay]:
+    """A replay and its Cloud -> what is replayed.
+
+    Letters of a subscription are gone from there if the block ends well.
+    """
+    if isinstance(config.source, Messages) and cloud is not None:
+        with _pull(config, config.source, cloud) as (letters, chosen):
+            yield Replay(letters, chosen, (config.source.subscription, *config.filters))
         return
-    letters, sources = _at_rest(flags, selection, cloud)
-    names = (*sources, *told)
-    own = run_id or derived_run_id(names)
-    yield Replay(letters, replace(selection, run_id=own), names)
+    letters, sources = _at_rest(config, cloud)
+    names = (*sources, *config.filters)
+    own = config.run.run_id or derived_run_id(names)
+    yield Replay(letters, replace(config.selection, run_id=own), names)
 
 
 def derived_run_id(parts: tuple[str, ...], name: str = "replay") -> str:
@@ -124,37 +69,37 @@ def derived_run_id(parts: tuple[str, ...], name: str = "replay") -> str:
     return f"{name}-{content_id(chr(0).join(parts).encode())[:12]}"
 
 
-def _at_rest(
-    flags: ReplayOptions, selection: Selection, cloud: Cloud | None
-) -> tuple[Letters, tuple[str, ...]]:
-    """Flags of files or a table -> the letters, and the names of their sources."""
-    if flags.input_table is None or cloud is None:
-        patterns = flags.input_files or ()
-        return LetterFiles(patterns), patterns
-    table = TableName.parse(flags.input_table, "input_table", cloud.project)
-    source = at_one_moment(BigQuerySource(cloud, table))
-    moment, rows = source.snapshot or utc_now(), source.rows
-    return LetterTable(cloud, table, moment, selection.since, rows), (str(table),)
+def _at_rest(config: ReplayConfig, cloud: Cloud | None) -> tuple[Letters, tuple[str, ...]]:
+    """A replay of files or a table -> the letters, and the names of their sources."""
+    source = config.source
+    if isinstance(source, Files):
+        return LetterFiles(source.patterns), source.patterns
+    if not isinstance(source, Table) or cloud is None:
+        raise TypeError(f"expected files or a table, got {source}")
+    table = TableName.parse(source.name, "input_table", cloud.project)
+    found = at_one_moment(BigQuerySource(cloud, table))
+    moment, rows = found.snapshot or utc_now(), found.rows
+    return LetterTable(cloud, table, moment, config.selection.since, rows), (str(table),)
 
 
 @contextlib.contextmanager
 def _pull(
-    flags: ReplayOptions, selection: Selection, run_id: str | None, cloud: Cloud
+    config: ReplayConfig, source: Messages, cloud: Cloud
 ) -> Iterator[tuple[Letters, Selection]]:
-    """Flags of a subscription -> its letters, in a file; those taken are acknowledged at the end.
+    """A replay of a subscription -> its letters, in a file; they are acknowledged at the end.
 
     The run id is derived from them, a given one followed by what is derived: a subscription
     never holds the same ones again, and rows of an earlier replay must not be replaced by
     those of another.
     """
-    name = flags.input_subscription or ""
-    _check_subscription(name, flags, cloud)
+    name, selection = source.subscription, config.selection
+    _check_subscription(name, config.output_topic, cloud)
     hidden = hidden_seconds(name, cloud)
     taken, keys, left = [], set(), 0
     with leased(cloud, name) as lease, tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "letters.jsonl")
         with open(path, "wb") as file:
-            for message in _pulled(lease, flags.max_messages, name, hidden):
+            for message in _pulled(lease, source.limit, name, hidden):
                 record = from_message(message)
                 line = b"" if record is None else to_json_line(record)
                 letter = _letter(line, name)
@@ -168,7 +113,7 @@ def _pull(
             print(
                 f"{left:,} messages stay in {name}: no dead letters, or left out", file=sys.stderr
             )
-        own = derived_run_id(tuple(sorted(keys)), run_id or "replay")
+        own = derived_run_id(tuple(sorted(keys)), config.run.run_id or "replay")
         yield LetterFiles((path,)), replace(selection, run_id=own, own=True)
         lease.acknowledge(taken)
 
@@ -197,12 +142,12 @@ def _letter(line: bytes, place: str) -> Letter | None:
         return None
 
 
-def _check_subscription(name: str, flags: ReplayOptions, cloud: Cloud) -> None:
+def _check_subscription(name: str, output_topic: str | None, cloud: Cloud) -> None:
     with told_as(InputError, f"subscription {name} cannot be read"):
         found = cloud.subscriber().get_subscription(
             subscription=name, retry=retry(cloud.retry_seconds)
         )
-    if found.topic == flags.output_topic:
+    if found.topic == output_topic:
         raise UsageError(
             f"{found.topic} is the topic of {name} and --output_topic: scored rows are no dead "
             "letters; choose another topic"

@@ -24,7 +24,6 @@ import functools
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import apache_beam as beam
@@ -35,11 +34,10 @@ from apache_beam.options.pipeline_options import (
 )
 
 from cloud.clients import Cloud
-from cloud.endpoints import is_plain
+from cloud.endpoints import Endpoints, is_plain
 from common.errors import UsageError
 from model_handlers.batch_handler import BatchHandler
 from model_handlers.manifest import Manifest
-from pipelines.batch.sources import read_text
 from pipelines.beam_args import (
     IN_PROCESS_STREAM,
     beam_options,
@@ -52,17 +50,12 @@ from pipelines.dataflow.facts import JobFacts, label_value
 from pipelines.dataflow.start import ask_for_accelerator, carry, describe, reach, start
 from pipelines.dataflow.update_check import check_update
 from pipelines.handlers import make_handler, read_model
-from pipelines.options import (
-    CloudOptions,
-    ModelOptions,
-    StreamRunOptions,
-    StreamSinkOptions,
-    StreamSourceOptions,
-)
+from pipelines.options import StreamRunOptions
 from pipelines.options.flag import Parsed
-from pipelines.required import require_flags
-from pipelines.stream.graph import ScoreStream, StreamSinks
+from pipelines.stream.config import StreamConfig, Subscription, stream_config
+from pipelines.stream.graph import ScoreStream
 from pipelines.stream.in_process import KeptModelHandler, Reading, watch
+from pipelines.stream.messages import message_format, stream_fields
 from pipelines.stream.sinks import open_sinks, prepare_sinks
 from pipelines.stream.subscription import (
     claim,
@@ -73,15 +66,10 @@ from pipelines.stream.subscription import (
     released,
     temporary,
 )
-from transforms.encode import OutputFields, choose_fields, output_schema, reference_fields
+from transforms.encode import OutputFields, output_schema
 from transforms.failures import Provenance, utc_now
-from transforms.json_rows.row_format import RowFormat
-from transforms.messages.avro import field_names
-from transforms.messages.decode import MessageFormat
 from transforms.messages.pull import PullMessages, open_intake
 from transforms.messages.read import ReadMessages
-from transforms.row_schemas import CARRIED
-from transforms.validate import VECTOR_COLUMN
 
 
 def run_local(parsed: Parsed) -> None:
@@ -97,95 +85,47 @@ def run_vertex(parsed: Parsed) -> None:
 def run_stream(name: str, parsed: Parsed) -> None:
     """A pipeline's name and its flags -> an endless run, or a job that is started."""
     options = beam_options(parsed.beam_args, streaming=True, name=name)
-    require_flags(name, parsed)
-    cloud = stream_cloud(parsed, options)
-    model = read_model(parsed)
-    manifest = model.choose(parsed.get(ModelOptions).score_output).without_rows()
-    fields = stream_fields(parsed, manifest)
-    handler: BatchHandler[Any] = make_handler(parsed, model, fields, options, cloud.endpoints)
+    config = stream_config(name, parsed)
+    cloud = stream_cloud(config, options, reach(parsed, options))
+    model = read_model(config.model)
+    manifest = model.choose(config.model.score_output).without_rows()
+    fields = stream_fields(config.model, config.messages.window_seconds, manifest)
+    handler: BatchHandler[Any] = make_handler(config, model, fields, options, cloud.endpoints)
     if runs_in_process(options):
         handler = KeptModelHandler(handler)
-    score_stream(name, parsed, handler, manifest, fields, options, cloud)
+    score_stream(config, handler, manifest, fields, options, cloud)
 
 
-def stream_cloud(parsed: Parsed, options: PipelineOptions) -> Cloud:
-    """Flags -> the Cloud; who pays, if no flag says so, is the project of the subscription."""
-    endpoints = reach(parsed, options)
-    flags, source = parsed.get(CloudOptions), parsed.get(StreamSourceOptions)
-    own = (source.input_subscription or source.input_topic or "projects/unnamed/").split("/")[1]
-    project = flags.billing_project or options.view_as(GoogleCloudOptions).project or own
-    return Cloud(project, endpoints, float(flags.retry_seconds))
-
-
-def stream_fields(parsed: Parsed, manifest: Manifest) -> OutputFields:
-    """Flags and a manifest -> what is written of each row. Raises UsageError."""
-    names = parsed.get(ModelOptions).output_fields
-    window = parsed.get(StreamSourceOptions).window_seconds
-    if parsed.get(StreamSinkOptions).output_schema == "default":
-        return replace(choose_fields(manifest, names, stream=True), window_seconds=window)
-    if names is not None:
-        raise UsageError("--output_schema reference has fields of its own: drop --output_fields")
-    return replace(reference_fields(manifest), stream=True, window_seconds=window)
-
-
-def message_format(parsed: Parsed, manifest: Manifest, fields: OutputFields) -> MessageFormat:
-    """Flags, a manifest and the fields -> how messages are read. Raises UsageError."""
-    source = parsed.get(StreamSourceOptions)
-    carried = tuple((n, kind) for n, kind in CARRIED if n not in manifest.features)
-    row_format = RowFormat(manifest, source.id_column, fields.source, carried)
-    schema = None if source.avro_schema is None else read_text(source.avro_schema, "avro_schema")
-    if (source.message_format == "avro") != (schema is not None):
-        raise UsageError(
-            "--message_format avro: --avro_schema is missing"
-            if schema is None
-            else f"--avro_schema: expected --message_format avro, got {source.message_format}"
-        )
-    found = MessageFormat(
-        row_format,
-        source.message_format,  # type: ignore[arg-type]
-        schema,
-        source.max_message_bytes,
-    )
-    if schema is not None:
-        _check_avro(found, manifest)
-    return found
-
-
-def _check_avro(found: MessageFormat, manifest: Manifest) -> None:
-    names = field_names(found.parsed_avro)
-    missing = [name for name in manifest.features if name not in names]
-    if missing and VECTOR_COLUMN not in names:
-        raise UsageError(
-            f"--avro_schema lacks the feature {missing[0]!r} of model {manifest.name}, and has no "
-            f"array {VECTOR_COLUMN!r} either"
-        )
+def stream_cloud(config: StreamConfig, options: PipelineOptions, endpoints: Endpoints) -> Cloud:
+    """A stream -> the Cloud; who pays, if no flag says so, is the project of the subscription."""
+    named = config.cloud.billing_project or options.view_as(GoogleCloudOptions).project
+    return Cloud(named or config.project, endpoints, float(config.cloud.retry_seconds))
 
 
 def score_stream(
-    name: str,
-    parsed: Parsed,
+    config: StreamConfig,
     handler: Any,
     manifest: Manifest,
     fields: OutputFields,
     options: PipelineOptions,
     cloud: Cloud,
 ) -> None:
-    """A pipeline's name, flags, handler and model -> an endless run, or a job started elsewhere.
+    """A stream, its handler and model -> an endless run, or a job started elsewhere.
 
-    Raises InputError, OutputError, UsageError: whatever would fail the run is told
+    Raises InputError, OutputError, UsageError: whatever would fail the run is reported
     before it starts.
     """
-    run = parsed.get(StreamRunOptions)
-    if run.stop_after_seconds is not None and not runs_in_process(options):
+    if config.run.stop_after_seconds is not None and not runs_in_process(options):
         raise UsageError(
             "--stop_after_seconds is for a run in this process: drop it; a job is drained"
         )
-    run_id = run.run_id or f"{utc_now():%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
-    provenance = Provenance.of(manifest, run_id, name)
+    run_id = config.run.run_id or f"{utc_now():%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
+    provenance = Provenance.of(manifest, run_id, config.pipeline)
     schema = output_schema(fields, manifest, provenance, None)
-    sinks = open_sinks(parsed, cloud)
-    score = _score(
-        parsed,
+    sinks = open_sinks(config.sinks, config.letter_sinks, cloud)
+    score = functools.partial(
+        ScoreStream,
+        message_format=message_format(config.messages, manifest, fields),
         handler=handler,
         manifest=manifest,
         fields=fields,
@@ -194,25 +134,40 @@ def score_stream(
         cloud=cloud,
         sinks=sinks[0],
         failure_sinks=sinks[1],
+        deduplicate_seconds=config.deduplicate_seconds,
+        max_batch_wait_ms=config.max_batch_wait_ms,
+        batch_rows=config.model.batch_rows,
     )
     if is_dry_run(options) or options.view_as(GoogleCloudOptions).update:
-        _look_at(parsed, options, provenance, score, cloud)
+        _look_at(config, options, provenance, score, cloud)
         if is_dry_run(options):
             return
-    cluster_by = parsed.get(StreamSinkOptions).cluster_by or ()
-    prepare_sinks(*sinks, schema, fields, cluster_by, cloud)
-    reader = label_value(f"{name}-{run_id}")
-    with _subscription(parsed, options, reader, sinks, cloud) as (subscription, made, labelled):
+    prepare_sinks(*sinks, schema, fields, config.sinks.cluster_by or (), cloud)
+    _start(config, options, score, cloud)
+
+
+def _start(
+    config: StreamConfig,
+    options: PipelineOptions,
+    score: functools.partial[ScoreStream],
+    cloud: Cloud,
+) -> None:
+    """A stream that nothing speaks against -> run here to its end, or started elsewhere."""
+    provenance = score.keywords["provenance"]
+    reader = label_value(f"{config.pipeline}-{provenance.run_id}")
+    topics = [to for to in (config.sinks.output_topic, config.letter_sinks.dead_letter_topic) if to]
+    with _subscription(config, options, reader, topics, cloud) as (subscription, made, labelled):
         if _runs_here(options):
             hidden = 0.0 if made else hidden_seconds(subscription, cloud)
             reading = Reading(subscription, reader, made, cloud, hidden)
-            _run_here(options, score, reading, run)
+            _run_here(options, score, reading, config.run)
             return
         facts = JobFacts.of(provenance, subscription=subscription)
-        pipeline = _pipeline(parsed, options, facts, score(source=ReadMessages(subscription)))
+        graph = score(source=ReadMessages(subscription))
+        pipeline = _pipeline(config, options, facts, graph)
         followed = runs_on_dataflow(options)
         if followed:
-            start(pipeline, facts, parsed)
+            start(pipeline, facts, cloud.endpoints)
         else:
             pipeline.run()
         after = left_behind(subscription, made=made, labelled=labelled, followed=followed)
@@ -221,21 +176,22 @@ def score_stream(
 
 
 def _look_at(
-    parsed: Parsed,
+    config: StreamConfig,
     options: PipelineOptions,
     provenance: Provenance,
     score: functools.partial[ScoreStream],
     cloud: Cloud,
 ) -> None:
-    """A run that is not started yet -> told, or compared with the job that it would replace."""
-    source = parsed.get(StreamSourceOptions)
-    # That of a topic is made when the stream is started.
-    place = source.input_subscription or f"{source.input_topic}".replace("/topic", "/subscription")
-    facts = JobFacts.of(provenance, subscription=source.input_subscription)
-    planned = _pipeline(parsed, options, facts, score(source=ReadMessages(place)))
+    """A run that is not started yet -> shown, or compared with the job that it would replace."""
+    source = config.source
+    if isinstance(source, Subscription):
+        place, facts = source.name, JobFacts.of(provenance, subscription=source.name)
+    else:
+        # That of a topic is made when the stream is started.
+        place, facts = source.topic.replace("/topic", "/subscription"), JobFacts.of(provenance)
+    planned = _pipeline(config, options, facts, score(source=ReadMessages(place)))
     if options.view_as(GoogleCloudOptions).update:
-        loss = parsed.get(StreamRunOptions).allow_state_loss
-        check_update(planned, cloud, allow_state_loss=loss)
+        check_update(planned, cloud, allow_state_loss=config.run.allow_state_loss)
     if is_dry_run(options):
         print(describe(planned, facts))
 
@@ -255,26 +211,13 @@ def _run_here(
         watch(pipeline, intake, reading, run)
 
 
-def _score(parsed: Parsed, **fields: Any) -> functools.partial[ScoreStream]:
-    """Flags and the other fields of ScoreStream -> all but its source. Raises UsageError."""
-    source = parsed.get(StreamSourceOptions)
-    return functools.partial(
-        ScoreStream,
-        message_format=message_format(parsed, fields["manifest"], fields["fields"]),
-        deduplicate_seconds=source.deduplicate_seconds,
-        max_batch_wait_ms=source.max_batch_wait_ms,
-        batch_rows=parsed.get(ModelOptions).rows(of_stream=True),
-        **fields,
-    )
-
-
 def _pipeline(
-    parsed: Parsed, options: PipelineOptions, facts: JobFacts, graph: ScoreStream
+    config: StreamConfig, options: PipelineOptions, facts: JobFacts, graph: ScoreStream
 ) -> beam.Pipeline:
     """A graph that runs elsewhere, and the facts about it -> its pipeline."""
     if runs_on_dataflow(options):
         carry(options, facts)
-        ask_for_accelerator(parsed, options)
+        ask_for_accelerator(config.predictor, options)
     pipeline = beam.Pipeline(options=options)
     pipeline | "ScoreStream" >> graph
     return pipeline
@@ -282,22 +225,21 @@ def _pipeline(
 
 @contextmanager
 def _subscription(
-    parsed: Parsed,
+    config: StreamConfig,
     options: PipelineOptions,
     reader: str,
-    sinks: tuple[StreamSinks, StreamSinks],
+    topics: list[str],
     cloud: Cloud,
 ) -> Iterator[tuple[str, bool, bool]]:
-    """Flags -> the subscription, and whether it was made for it and its label says it is read.
+    """A stream -> the subscription, and whether it was made for it and its label says it is read.
 
-    One that was made for a run in this process is removed when the block ends.
+    topics: that are written. A subscription that was made for a run in this process is removed
+    when the block ends.
     """
-    source = parsed.get(StreamSourceOptions)
     in_process = runs_in_process(options)
-    topics = [to.topic for to in sinks if to.topic]
-    name, made = open_subscription(source, cloud, topics)
+    name, made = open_subscription(config.source, cloud, topics)
     update = bool(options.view_as(GoogleCloudOptions).update)
-    shared = source.allow_shared_subscription or update
+    shared = config.allow_shared or update
     with temporary(name, made and in_process, cloud):
         # A job that is to be replaced, and is not, goes on.
         before = reader_labels(name, cloud) if update else {}

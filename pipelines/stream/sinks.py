@@ -12,7 +12,6 @@ from cloud.errors import retry, told_as
 from common.errors import OutputError, UsageError
 from pipelines.batch.destinations import check_cluster_by
 from pipelines.options import StreamFailureOptions, StreamSinkOptions
-from pipelines.options.flag import Parsed
 from pipelines.stream.graph import StreamSinks
 from transforms.bigquery.schema import TableName
 from transforms.bigquery.tables import check_table, create_table, find_table
@@ -23,11 +22,10 @@ from transforms.files.windows import check_folder
 from transforms.row_schemas import FAILURE_SCHEMA
 
 
-def open_sinks(parsed: Parsed, cloud: Cloud) -> tuple[StreamSinks, StreamSinks]:
+def open_sinks(
+    sink: StreamSinkOptions, failures: StreamFailureOptions, cloud: Cloud
+) -> tuple[StreamSinks, StreamSinks]:
     """Flags -> the sinks of the rows and those of the dead letters. Raises UsageError."""
-    sink, failures = parsed.get(StreamSinkOptions), parsed.get(StreamFailureOptions)
-    if sink.output_table is None and sink.cluster_by:
-        raise UsageError("--cluster_by is for --output_table")
     rows = StreamSinks(
         sink.output_topic,
         _table(sink.output_table, "output_table", cloud),
@@ -45,10 +43,8 @@ def open_sinks(parsed: Parsed, cloud: Cloud) -> tuple[StreamSinks, StreamSinks]:
         else os.path.join(failures.dead_letter_files, DEAD_LETTERS),
         sink.file_seconds,
     )
-    for kind in ("table", "topic"):
-        place = getattr(rows, kind)
-        if place is not None and place == getattr(letters, kind):
-            raise UsageError(f"--dead_letter_{kind} {place} is --output_{kind}: expected another")
+    if rows.table is not None and rows.table == letters.table:
+        raise UsageError(f"--dead_letter_table {rows.table} is --output_table: expected another")
     return rows, letters
 
 

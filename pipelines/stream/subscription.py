@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -18,7 +17,7 @@ from cloud.clients import Cloud
 from cloud.errors import retry, told_as
 from cloud.reader_labels import LASTING, READER, UNTIL, seconds_left
 from common.errors import InputError, MillraceError, UsageError
-from pipelines.options import StreamSourceOptions
+from pipelines.stream.config import OwnSubscription, Subscription
 from transforms.messages.lease import DEADLINE_SECONDS
 
 # How long a run in this process is believed to live after it last said so.
@@ -59,48 +58,29 @@ def check_subscription(subscription: Any, output_topics: list[str]) -> None:
         )
 
 
-def check_source(options: StreamSourceOptions, output_topics: Sequence[str | None]) -> None:
-    """Flags and the topics written -> nothing, or UsageError where they do not go together."""
-    topic = options.input_topic
-    if (options.input_subscription is None) == (topic is None):
-        raise UsageError("expected one of --input_subscription and --input_topic")
-    if topic is None:
-        if options.create_subscription:
-            raise UsageError("--create_subscription is for --input_topic")
-    elif not options.create_subscription:
-        raise UsageError(
-            "--input_topic alone has no messages: say --create_subscription to make a subscription "
-            "of its own, or --input_subscription"
-        )
-    elif topic in output_topics:
-        raise UsageError(f"{topic} is input and output: choose another topic")
-
-
 def open_subscription(
-    options: StreamSourceOptions, cloud: Cloud, output_topics: list[str]
+    source: Subscription | OwnSubscription, cloud: Cloud, output_topics: list[str]
 ) -> tuple[str, bool]:
-    """Flags -> the subscription's name, checked, and whether it was made for this run.
+    """A source -> the subscription's name, checked, and whether it was made for this run.
 
     Raises UsageError, InputError.
     """
-    check_source(options, output_topics)
-    if options.input_topic is None:
-        name = options.input_subscription or ""
-        with told_as(InputError, f"subscription {name} cannot be read"):
+    if isinstance(source, Subscription):
+        with told_as(InputError, f"subscription {source.name} cannot be read"):
             found = cloud.subscriber().get_subscription(
-                subscription=name, retry=retry(cloud.retry_seconds)
+                subscription=source.name, retry=retry(cloud.retry_seconds)
             )
         check_subscription(found, output_topics)
-        return name, False
-    project, topic = re.fullmatch(r"projects/(.+)/topics/(.+)", options.input_topic).groups()  # type: ignore[union-attr]
+        return source.name, False
+    _, project, _, topic = source.topic.split("/")
     name = f"projects/{project}/subscriptions/millrace-{topic[:200]}-{uuid.uuid4().hex[:8]}"
     # The name is new: if it is there, an attempt before this one made it.
     with (
-        told_as(InputError, f"a subscription of {options.input_topic} cannot be made"),
+        told_as(InputError, f"a subscription of {source.topic} cannot be made"),
         contextlib.suppress(exceptions.AlreadyExists),
     ):
         cloud.subscriber().create_subscription(
-            request={"name": name, "topic": options.input_topic, "ack_deadline_seconds": 60},
+            request={"name": name, "topic": source.topic, "ack_deadline_seconds": 60},
             retry=retry(cloud.retry_seconds),
         )
     return name, True

@@ -1,0 +1,35 @@
+"""Forms of values: patterns for Flex Templates, and the same in words for people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a flag's value looks like.
+
+    regex: that the whole value matches; the console checks it as well. must: what an error says
+    of it, as in `--batch_rows must be at least 1, got 0`.
+    """
+
+    regex: str
+    must: str
+
+
+AT_LEAST_0 = Form(r"\d+", "be at least 0")
+AT_LEAST_1 = Form(r"[1-9]\d*", "be at least 1")
+SHARE = Form(r"0(\.\d+)?|1(\.0+)?", "be a number from 0 to 1")
+SHA256 = Form(r"(sha256:)?[0-9a-fA-F]{64}", "be 64 hexadecimal digits")
+DEVICE = Form(r"auto|cpu|cuda(:\d+)?", "be auto, cpu, cuda or cuda:N")
+HTTP_URL = Form(r"https?://.+", "begin with http:// or https://")
+SUBSCRIPTION = Form(r"projects/[^/]+/subscriptions/[^/]+", "be projects/PROJECT/subscriptions/NAME")
+TOPIC = Form(r"projects/[^/]+/topics/[^/]+", "be projects/PROJECT/topics/NAME")
+RUN_ID = Form(
+    r"[A-Za-z0-9][A-Za-z0-9._+:=-]{0,127}",
+    "be up to 128 letters, digits or . _ + : = -, the first a letter or a digit",
+)
+GCS_PATH = Form(r"gs://[^/]+/.+", "be gs://BUCKET/PATH")
+ACCELERATOR = Form(
+    r"nvidia-[a-z0-9-]+(:[1-9]\d?)?", "be a type of GPU, as nvidia-l4, or TYPE:COUNT"
+)

@@ -1,0 +1,178 @@
+"""Which flags go together: what is missing, what contradicts, and what would have no effect.
+
+Pure: flags in, nothing or one UsageError out. What the flags name is looked at by the pipelines.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from common.errors import UsageError
+from pipelines.options.batch import SinkOptions, SourceOptions
+from pipelines.options.flag import Parsed
+from pipelines.options.model import EndpointOptions, ModelOptions
+from pipelines.options.replay import ReplayOptions
+from pipelines.options.stream import StreamFailureOptions, StreamSinkOptions, StreamSourceOptions
+
+# A flag -> those of which it needs one.
+_NEEDS = {
+    "endpoint_project": ("endpoint",),
+    "endpoint_location": ("endpoint",),
+    "instance_format": ("endpoint", "endpoint_url"),
+    "endpoint_parameters": ("endpoint", "endpoint_url"),
+    "endpoint_request_rows": ("endpoint", "endpoint_url"),
+    "endpoint_concurrency": ("endpoint", "endpoint_url"),
+    "endpoint_timeout_seconds": ("endpoint", "endpoint_url"),
+    "endpoint_cache_rows": ("endpoint", "endpoint_url"),
+    "skip_endpoint_check": ("endpoint", "endpoint_url"),
+    "file_seconds": ("output_files", "dead_letter_files"),
+    "output_format": ("output_files",),
+    "input_format": ("input_files",),
+    "row_restriction": ("input_table",),
+    "read_method": ("input_query", "input_table"),
+    "max_bytes_billed": ("input_query",),
+    "cluster_by": ("output_table",),
+    "write_disposition": ("output_table",),
+    "create_subscription": ("input_topic",),
+    "max_messages": ("input_subscription",),
+}
+# A flag -> those beside which it has no effect, and why.
+_IDLE_BESIDE = {
+    **dict.fromkeys(
+        ("device", "precision", "compile"), (("endpoint", "endpoint_url"), "which runs the model")
+    ),
+    "output_fields": (("output_schema",), "which has fields of its own"),
+}
+# Of these flags, one at most.
+_ONE_OF = (
+    ("input_files", "input_table", "input_query"),
+    ("input_files", "input_table", "input_subscription"),
+    ("input_subscription", "input_topic"),
+)
+# What does as well as a flag that is missing.
+_ALTERNATIVES = {
+    "input_files": ("input_table", "input_query"),
+    "replay input_files": ("input_table", "input_subscription"),
+    "output_files": ("output_table",),
+    "input_subscription": ("input_topic",),
+    "output_topic": ("output_table", "output_files"),
+    "endpoint": ("endpoint_url",),
+    "dead_letter_topic": ("dead_letter_table", "dead_letter_files"),
+}
+
+
+def check_batch(pipeline: str, parsed: Parsed, program: str | None = None, **also: Any) -> None:
+    """A batch pipeline's name and flags -> nothing, or a UsageError.
+
+    program: what is to be typed, if not the pipeline's own command. also: what it needs besides.
+    """
+    source, sink = parsed.get(SourceOptions), parsed.get(SinkOptions)
+    require(
+        program or pipeline,
+        input_files=source.input_files or source.input_table or source.input_query,
+        model=parsed.get(ModelOptions).model,
+        **_endpoint(parsed),
+        output_files=sink.output_files or sink.output_table,
+        **also,
+    )
+    check_together(parsed)
+
+
+def check_stream(pipeline: str, parsed: Parsed, program: str | None = None, **also: Any) -> None:
+    """A stream's name and flags -> nothing, or a UsageError. program, also: as for check_batch."""
+    source, sink = parsed.get(StreamSourceOptions), parsed.get(StreamSinkOptions)
+    letters = parsed.get(StreamFailureOptions)
+    places = letters.dead_letter_topic or letters.dead_letter_table or letters.dead_letter_files
+    require(
+        program or pipeline,
+        input_subscription=source.input_subscription or source.input_topic,
+        model=parsed.get(ModelOptions).model,
+        **_endpoint(parsed),
+        output_topic=sink.output_topic or sink.output_table or sink.output_files,
+        dead_letter_topic=places or sink.output_table,
+        **also,
+    )
+    check_together(parsed)
+    topic = source.input_topic
+    if topic is not None and not source.create_subscription:
+        raise UsageError(
+            "--input_topic alone has no messages: say --create_subscription to make a subscription "
+            "of its own, or --input_subscription"
+        )
+    if topic is not None and topic in (sink.output_topic, letters.dead_letter_topic):
+        raise UsageError(f"{topic} is input and output: choose another topic")
+    if sink.output_topic is not None and sink.output_topic == letters.dead_letter_topic:
+        raise UsageError(
+            f"--dead_letter_topic {sink.output_topic} is --output_topic: expected another"
+        )
+    _check_avro(source.message_format, source.avro_schema)
+
+
+def check_replay(parsed: Parsed) -> None:
+    """The flags of a replay -> nothing, or a UsageError."""
+    flags, sink = parsed.get(ReplayOptions), parsed.get(SinkOptions)
+    require(
+        "replay",
+        input_files=flags.input_files or flags.input_table or flags.input_subscription,
+        model=parsed.get(ModelOptions).model,
+        output_files=sink.output_files or sink.output_table,
+    )
+    check_together(parsed)
+    _check_avro(flags.message_format, flags.avro_schema)
+
+
+def require(program: str, **flags: Any) -> None:
+    """Flags that a command cannot do without -> nothing, or one UsageError with all missing."""
+    missing = [_with_alternatives(program, name) for name, value in flags.items() if value is None]
+    if missing:
+        example = " ".join(f"--{name} {name.upper()}" for name in flags)
+        raise UsageError(
+            f"missing {', '.join(missing)}; type: python -m pipelines.{program} {example}"
+        )
+
+
+def check_together(parsed: Parsed) -> None:
+    """Flags -> nothing, or a UsageError for two that contradict, or one without an effect."""
+    given = {name for group in parsed.groups.values() for name in _given(group)}
+    for names in _ONE_OF:
+        both = [f"--{name}" for name in names if name in given]
+        if len(both) > 1:
+            raise UsageError(f"{' and '.join(both)}: expected one of them")
+    for name, others in _NEEDS.items():
+        if name in given and given.isdisjoint(others):
+            raise UsageError(
+                f"--{name} has no effect without {_flags(others)}: add it, or drop --{name}"
+            )
+    for name, (others, why) in _IDLE_BESIDE.items():
+        if name in given and (other := next((o for o in others if o in given), None)):
+            raise UsageError(f"--{name} has no effect beside --{other}, {why}: drop --{name}")
+
+
+def _given(group: Any) -> set[str]:
+    """An options class' instance -> its flags that have another value than the default."""
+    fields = dataclasses.fields(group)
+    return {f.name for f in fields if getattr(group, f.name) != f.default}
+
+
+def _flags(names: Sequence[str]) -> str:
+    return " or ".join(f"--{name}" for name in names)
+
+
+def _with_alternatives(program: str, name: str) -> str:
+    found = _ALTERNATIVES.get(f"{program} {name}") or _ALTERNATIVES.get(name, ())
+    others = [f"--{other}" for other in found]
+    return f"--{name} (or {', '.join(others)})" if others else f"--{name}"
+
+
+def _endpoint(parsed: Parsed) -> dict[str, Any]:
+    flags = parsed.find(EndpointOptions)
+    return {} if flags is None else {"endpoint": flags.endpoint or flags.endpoint_url}
+
+
+def _check_avro(message_format: str, schema: str | None) -> None:
+    if message_format == "avro" and schema is None:
+        raise UsageError("--message_format avro: --avro_schema is missing")
+    if message_format != "avro" and schema is not None:
+        raise UsageError(f"--avro_schema: expected --message_format avro, got {message_format}")

@@ -1,0 +1,103 @@
+"""What a stream is asked to do: where its messages come from, how they are read, where rows go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipelines.config import ModelConfig, ScoringConfig, predictor_of
+from pipelines.options import (
+    CloudOptions,
+    ModelOptions,
+    StreamFailureOptions,
+    StreamRunOptions,
+    StreamSinkOptions,
+    StreamSourceOptions,
+)
+from pipelines.options.flag import Parsed
+from pipelines.options.model import STREAM_BATCH_ROWS
+from pipelines.options.rules import check_stream
+from pipelines.options.stream import MessageKind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subscription:
+    """An existing subscription: projects/PROJECT/subscriptions/NAME."""
+
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnSubscription:
+    """A subscription that this run makes, of a topic: projects/PROJECT/topics/NAME."""
+
+    topic: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MessageConfig:
+    """How messages are read.
+
+    avro_schema: JSON, or @ and the path of a file. id_column: None for the message's own id.
+    window_seconds: of the windows that are written with each row, None for none.
+    """
+
+    kind: MessageKind
+    avro_schema: str | None
+    max_bytes: int
+    id_column: str | None
+    window_seconds: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamConfig(ScoringConfig):
+    """A stream.
+
+    allow_shared: the subscription may have another reader. deduplicate_seconds,
+    max_batch_wait_ms: None for neither. topics: that are written.
+    """
+
+    source: Subscription | OwnSubscription
+    allow_shared: bool
+    messages: MessageConfig
+    deduplicate_seconds: int | None
+    max_batch_wait_ms: int | None
+    sinks: StreamSinkOptions
+    letter_sinks: StreamFailureOptions
+    run: StreamRunOptions
+
+    @property
+    def project(self) -> str:
+        """The project of the subscription, or of its topic."""
+        source = self.source
+        return (source.name if isinstance(source, Subscription) else source.topic).split("/")[1]
+
+
+def stream_config(pipeline: str, parsed: Parsed) -> StreamConfig:
+    """A pipeline's name and its flags -> what it is asked to do. Raises UsageError."""
+    check_stream(pipeline, parsed)
+    flags, sinks = parsed.get(StreamSourceOptions), parsed.get(StreamSinkOptions)
+    source: Subscription | OwnSubscription
+    if flags.input_topic is not None:
+        source = OwnSubscription(topic=flags.input_topic)
+    else:
+        source = Subscription(name=str(flags.input_subscription))
+    return StreamConfig(
+        pipeline=pipeline,
+        source=source,
+        allow_shared=flags.allow_shared_subscription,
+        messages=MessageConfig(
+            kind=flags.message_format,
+            avro_schema=flags.avro_schema,
+            max_bytes=flags.max_message_bytes,
+            id_column=flags.id_column,
+            window_seconds=flags.window_seconds,
+        ),
+        deduplicate_seconds=flags.deduplicate_seconds,
+        max_batch_wait_ms=flags.max_batch_wait_ms,
+        model=ModelConfig.of(parsed.get(ModelOptions), sinks.output_schema, STREAM_BATCH_ROWS),
+        predictor=predictor_of(parsed),
+        sinks=sinks,
+        letter_sinks=parsed.get(StreamFailureOptions),
+        cloud=parsed.get(CloudOptions),
+        run=parsed.get(StreamRunOptions),
+    )

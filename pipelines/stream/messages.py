@@ -1,0 +1,51 @@
+"""How a stream's messages are read, and what is written of each."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from common.errors import UsageError
+from model_handlers.manifest import Manifest
+from pipelines.batch.sources import read_text
+from pipelines.config import ModelConfig
+from pipelines.stream.config import MessageConfig
+from transforms.encode import OutputFields, choose_fields, reference_fields
+from transforms.json_rows.row_format import RowFormat
+from transforms.messages.avro import field_names
+from transforms.messages.decode import MessageFormat
+from transforms.row_schemas import CARRIED
+from transforms.validate import VECTOR_COLUMN
+
+
+def stream_fields(
+    model: ModelConfig, window_seconds: int | None, manifest: Manifest
+) -> OutputFields:
+    """What is asked for and a manifest -> what is written of each row. Raises UsageError."""
+    if model.output_schema == "reference":
+        return replace(reference_fields(manifest), stream=True, window_seconds=window_seconds)
+    fields = choose_fields(manifest, model.output_fields, stream=True)
+    return replace(fields, window_seconds=window_seconds)
+
+
+def message_format(
+    messages: MessageConfig, manifest: Manifest, fields: OutputFields
+) -> MessageFormat:
+    """What is asked for, a manifest and the fields -> how messages are read. Raises UsageError."""
+    carried = tuple((n, kind) for n, kind in CARRIED if n not in manifest.features)
+    row_format = RowFormat(manifest, messages.id_column, fields.source, carried)
+    text = messages.avro_schema
+    schema = None if text is None else read_text(text, "avro_schema")
+    found = MessageFormat(row_format, messages.kind, schema, messages.max_bytes)
+    if schema is not None:
+        _check_avro(found, manifest)
+    return found
+
+
+def _check_avro(found: MessageFormat, manifest: Manifest) -> None:
+    names = field_names(found.parsed_avro)
+    missing = [name for name in manifest.features if name not in names]
+    if missing and VECTOR_COLUMN not in names:
+        raise UsageError(
+            f"--avro_schema lacks the feature {missing[0]!r} of model {manifest.name}, and has no "
+            f"array {VECTOR_COLUMN!r} either"
+        )
