@@ -228,6 +228,23 @@ def test_quiet_is_how_long_no_message_came(clock: type[Clock]) -> None:
         assert intake.quiet_seconds == 0
 
 
+def test_waiting_for_the_first_message_is_no_time_without_one(
+    clock: type[Clock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+    take = module._Ahead.take
+    with intake_of("a") as (intake, _):
+
+        def look_and_take(ahead: module._Ahead) -> list[Message]:
+            # As whoever watches the run may look while the pipeline waits.
+            seen.append(intake.quiet_seconds)
+            return take(ahead)
+
+        monkeypatch.setattr(module._Ahead, "take", look_and_take)
+        intake.take(MIN_TIMESTAMP)
+    assert seen == [0.0]
+
+
 def test_what_the_subscription_raised_is_raised_each_time(clock: type[Clock]) -> None:
     with intake_of() as (intake, lease):
         lease.error = InputError("subscription s cannot be read: gone")

@@ -180,7 +180,9 @@ class Intake:
     @property
     def quiet_seconds(self) -> float:
         """How long no message came, as of when the pipeline last asked for one."""
-        return float(self._now - self._quiet)
+        quiet = self._quiet
+        # While the pipeline waits for its first message, no time without one has passed yet.
+        return 0.0 if quiet == MIN_TIMESTAMP else float(self._now - quiet)
 
     @property
     def unfinished(self) -> int:
