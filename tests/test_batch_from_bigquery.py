@@ -354,7 +354,11 @@ def test_columns_of_other_types_are_features_and_others_are_passed_on(
             2,
             ("--input_format has no effect without --input_f",),
         ),
-        ({"input_files": "x", "read_method": "export"}, 2, ("without --input_query or --input_table:",)),
+        (
+            {"input_files": "x", "read_method": "export"},
+            2,
+            ("without --input_query or --input_table:",),
+        ),
         ({"input_query": "SELEC 1"}, 1, ("--input_query cannot be run", "SELEC")),
         ({"input_query": f"DELETE FROM `{TABLE}` WHERE TRUE"}, 1, ("one SELECT, got DELETE",)),
         ({"input_query": "@/no/such.sql"}, 2, ("--input_query: /no/such.sql cannot be read",)),

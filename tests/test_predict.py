@@ -30,7 +30,7 @@ from transforms.files.destination import FolderDestination
 from transforms.files.read import Columns, ReadFiles
 from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder
 from transforms.files.stage import StageFiles
-from transforms.predict import Predict, split
+from transforms.predict import Predict, split_answer
 from transforms.reconcile import CommitRun, CountFailures, CountRows
 from transforms.row_schemas import FAILURE_SCHEMA
 
@@ -81,7 +81,7 @@ def test_splitting_keeps_every_row_once_and_in_order(
 ) -> None:
     scores, errors = [a[0] for a in answers], [a[1] for a in answers]
     batch = answered(make_source, scores, errors, kind).slice(start)
-    good, bad, faults = split(batch, "total")
+    good, bad, faults = split_answer(batch, "total")
     reasons = [
         (error or {"reason": None})["reason"]
         or (None if score is not None and math.isfinite(score) else "not_finite_score")
@@ -98,7 +98,7 @@ def test_splitting_keeps_every_row_once_and_in_order(
 def test_only_the_handler_judges_where_there_is_no_score(make_source: Make) -> None:
     error = {"reason": "model_error", "message": "no"}
     batch = answered(make_source, [math.nan, 1.0], [None, error], pa.float32())
-    good, bad, faults = split(batch)
+    good, bad, faults = split_answer(batch)
     assert good.column("row_id").to_pylist() == ["r-0"]
     assert bad.column("row_id").to_pylist() == ["r-1"]
     assert faults == [Fault("model_error", "no")]
@@ -109,13 +109,13 @@ def test_a_score_may_be_of_any_number_type(make_source: Make, kind: pa.DataType)
     scores: list[Any] = [np.float16(1), np.float16(0)] if kind == pa.float16() else [1, 0]
     if kind == pa.bool_():
         scores = [True, False]
-    good, _, faults = split(answered(make_source, scores, [None, None], kind), "total")
+    good, _, faults = split_answer(answered(make_source, scores, [None, None], kind), "total")
     assert (good.num_rows, faults) == (2, [])
 
 
 def test_a_fault_of_a_score_says_what_the_model_answered(make_source: Make) -> None:
     batch = answered(make_source, [-math.inf, None], [None, None], pa.float32())
-    _, _, faults = split(batch, "total")
+    _, _, faults = split_answer(batch, "total")
     assert [fault.message for fault in faults] == [
         "the model answered -inf as total",
         "the model answered None as total",

@@ -638,7 +638,7 @@ def test_a_table_whose_server_is_away_is_waited_for(stream: Stream) -> None:
         ),
         (
             {"output_topic": "OUT", "create_subscription": "true"},
-            "--create_subscription is for --i",
+            "--create_subscription has no effect without --input_topic",
         ),
         ({"output_topic": "IN"}, "and an output: each result would be scored again, for ever"),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -14,17 +14,11 @@ from apache_beam.ml.inference.base import ModelHandler, RunInference
 from common.record_batch import ERROR, OUTPUTS, typed
 from model_handlers.manifest import Manifest
 from transforms.failures import Fault, Provenance, failed_rows, utc_now
+from transforms.split import Split, split_outputs
 from transforms.validate import ValidateFeatures
 
 
-class Predicted(NamedTuple):
-    """What Predict returns: batches with `outputs`, and failure records."""
-
-    good: beam.PCollection[pa.RecordBatch]
-    failures: beam.PCollection[pa.RecordBatch]
-
-
-def split(
+def split_answer(
     batch: pa.RecordBatch, score_output: str | None = None
 ) -> tuple[pa.RecordBatch, pa.RecordBatch, list[Fault]]:
     """A handler's answer -> its good rows, its bad rows, and the bad rows' faults.
@@ -63,7 +57,7 @@ class _SplitDoFn(beam.DoFn):
         self._provenance = provenance
 
     def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch | beam.pvalue.TaggedOutput]:
-        good, bad, faults = split(batch, self._score_output)
+        good, bad, faults = split_answer(batch, self._score_output)
         if good.num_rows:
             yield good
         if faults:
@@ -80,12 +74,9 @@ class SplitFailures(beam.PTransform):
     score_output: str | None
     provenance: Provenance
 
-    def expand(self, answers: beam.PCollection[pa.RecordBatch]) -> Predicted:
-        """Wires one DoFn with two outputs."""
-        split = answers | beam.ParDo(_SplitDoFn(self.score_output, self.provenance)).with_outputs(
-            "failures", main="good"
-        )
-        return Predicted(typed(split.good), typed(split.failures))
+    def expand(self, answers: beam.PCollection[pa.RecordBatch]) -> Split:
+        """One DoFn."""
+        return split_outputs(answers, _SplitDoFn(self.score_output, self.provenance))
 
 
 @dataclass
@@ -102,7 +93,7 @@ class Predict(beam.PTransform):
     manifest: Manifest
     provenance: Provenance | None = None
 
-    def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> Predicted:
+    def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> Split:
         """validate -> RunInference -> split."""
         provenance = self.provenance or Provenance.of(self.manifest)
         validated = batches | "Validate" >> ValidateFeatures(self.manifest, provenance)
@@ -111,4 +102,4 @@ class Predict(beam.PTransform):
             self.manifest.score_output, provenance
         )
         failures = (validated.failures, predicted.failures) | "Failures" >> beam.Flatten()
-        return Predicted(predicted.good, failures)
+        return Split(predicted.good, failures)

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
 from apache_beam.utils.windowed_value import WindowedValue
 
-from common.record_batch import to_rows, typed
+from common.record_batch import to_rows
 from model_handlers.manifest import Manifest
 from transforms.failures import Fault, Provenance, to_json
 from transforms.json_rows.decode import Decoded, content_id, decode_rows, emit
 from transforms.json_rows.row_format import RowFormat
+from transforms.split import Split, split_outputs
 
 
 def plain_row(row: Any) -> Any:
@@ -89,13 +90,6 @@ class _BatchDoFn(beam.DoFn):
         return emit(batch_rows(rows, self._format), self._provenance)
 
 
-class Batched(NamedTuple):
-    """What RowsToRecordBatches returns: source batches, and failure records."""
-
-    good: beam.PCollection[pa.RecordBatch]
-    failures: beam.PCollection[pa.RecordBatch]
-
-
 @dataclass
 class RowsToRecordBatches(beam.PTransform):
     """Dicts, Beam Rows or named tuples -> source batches for `Predict`, and failure records.
@@ -112,14 +106,11 @@ class RowsToRecordBatches(beam.PTransform):
     batch_rows: int = 32_768
     provenance: Provenance | None = None
 
-    def expand(self, rows: beam.PCollection[Any]) -> Batched:
-        """Wires one DoFn with two outputs."""
+    def expand(self, rows: beam.PCollection[Any]) -> Split:
+        """One DoFn."""
         row_format = RowFormat(self.manifest, self.id_column, tuple(self.keep))
         provenance = self.provenance or Provenance.of(self.manifest)
-        batched = rows | beam.ParDo(
-            _BatchDoFn(row_format, self.batch_rows, provenance)
-        ).with_outputs("failures", main="good")
-        return Batched(typed(batched.good), typed(batched.failures))
+        return split_outputs(rows, _BatchDoFn(row_format, self.batch_rows, provenance))
 
 
 @dataclass

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import apache_beam as beam
 import numpy as np
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from common.errors import InputError, nearest
-from common.record_batch import INPUTS, SOURCE, flat_values, typed
+from common.record_batch import INPUTS, SOURCE, flat_values
 from model_handlers.manifest import InputSpec, Manifest
 from transforms.cells import (
     INFINITE,
@@ -31,6 +30,7 @@ from transforms.cells import (
     read_cells,
 )
 from transforms.failures import Fault, Provenance, failed_rows, utc_now
+from transforms.split import Split, split_outputs
 
 VECTOR_COLUMN = "features"
 
@@ -251,13 +251,6 @@ class _ValidateDoFn(beam.DoFn):
             yield beam.pvalue.TaggedOutput("failures", failures)
 
 
-class Validated(NamedTuple):
-    """What ValidateFeatures returns: batches with `inputs`, and failure records."""
-
-    good: beam.PCollection[pa.RecordBatch]
-    failures: beam.PCollection[pa.RecordBatch]
-
-
 @dataclass
 class ValidateFeatures(beam.PTransform):
     """Source batches -> batches whose `inputs` fit the model, and failure records."""
@@ -265,9 +258,6 @@ class ValidateFeatures(beam.PTransform):
     manifest: Manifest
     provenance: Provenance
 
-    def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> Validated:
-        """Wires one DoFn with two outputs."""
-        outputs = batches | beam.ParDo(_ValidateDoFn(self.manifest, self.provenance)).with_outputs(
-            "failures", main="good"
-        )
-        return Validated(typed(outputs.good), typed(outputs.failures))
+    def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> Split:
+        """One DoFn."""
+        return split_outputs(batches, _ValidateDoFn(self.manifest, self.provenance))

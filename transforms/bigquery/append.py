@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import apache_beam as beam
 import grpc
@@ -31,12 +31,12 @@ from cloud.clients import Cloud
 from cloud.errors import is_passing, told_as
 from common.errors import OutputError
 from common.memory import check_memory
-from common.record_batch import concat_batches, to_rows, typed
+from common.record_batch import concat_batches, to_rows
 from model_handlers.isolate import isolate
 from model_handlers.without_values import without_cells
-from transforms.accounts import Count
 from transforms.bigquery.schema import TableName, arrow_schema, table_fields
 from transforms.failures import Fault, Provenance, failure_batch, to_json, utc_now
+from transforms.split import Split, split_outputs
 
 BATCH_BYTES = 5 << 20
 BATCH_SECONDS = 1.0
@@ -207,13 +207,6 @@ class DefaultStream:
             self._connection = None
 
 
-class Appended(NamedTuple):
-    """What AppendToTable returns: counts of rows written, and failure records of rows refused."""
-
-    written: beam.PCollection[Count]
-    failures: beam.PCollection[pa.RecordBatch]
-
-
 class _AppendDoFn(beam.DoFn):
     """Batches -> ((`written`,), rows) of each append; refused rows go to the output `failures`."""
 
@@ -317,8 +310,7 @@ class AppendToTable(beam.PTransform):
     provenance: Provenance
     batch_bytes: int = BATCH_BYTES
 
-    def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> Appended:
+    def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> Split:
         """One DoFn, which keeps a connection for its life."""
         dofn = _AppendDoFn(self.cloud, self.table, self.schema, self.provenance, self.batch_bytes)
-        appended = batches | beam.ParDo(dofn).with_outputs("failures", main=WRITTEN)
-        return Appended(appended[WRITTEN], typed(appended.failures))
+        return split_outputs(batches, dofn, good_type=Any)

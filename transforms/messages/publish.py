@@ -20,11 +20,11 @@ from apache_beam.transforms.window import GlobalWindows
 from cloud.clients import Cloud
 from cloud.errors import retry, told_as
 from common.errors import OutputError
-from common.record_batch import typed
 from transforms.accounts import Count
 from transforms.failures import Fault, Provenance, failure_batch, utc_now
 from transforms.json_rows.decode import content_id
 from transforms.json_rows.write import json_objects
+from transforms.split import Split, split_outputs
 
 # Of one request to Pub/Sub, which takes 1,000 messages and 10 MB. A larger message goes
 # alone, and needs some room for the topic's name and the framing.
@@ -218,13 +218,6 @@ class _PublishDoFn(beam.DoFn):
         return (PUBLISHED,), len(waiting)
 
 
-class Published(NamedTuple):
-    """What PublishBatches returns: counts of messages, and failure records of rows too large."""
-
-    published: beam.PCollection[Count]
-    failures: beam.PCollection[pa.RecordBatch]
-
-
 @dataclass
 class PublishBatches(beam.PTransform):
     """Batches of output rows, or failure records -> messages of a topic, counted.
@@ -238,8 +231,7 @@ class PublishBatches(beam.PTransform):
     kind: Literal["rows", "failures"] = "rows"
     provenance: Provenance | None = None
 
-    def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> Published:
-        """One DoFn with two outputs."""
+    def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> Split:
+        """One DoFn."""
         dofn = _PublishDoFn(self.cloud, self.topic, self.kind, self.provenance)
-        published = batches | beam.ParDo(dofn).with_outputs("failures", main=PUBLISHED)
-        return Published(published[PUBLISHED], typed(published.failures))
+        return split_outputs(batches, dofn, good_type=Any)
