@@ -25,7 +25,7 @@ from google.cloud.bigquery_storage_v1 import reader, types
 
 from benchmarks.bigquery_recording import Recording, ReplayingClient, ReplayingCloud
 from benchmarks.contestant import ID_COLUMN, timed
-from benchmarks.row_costs import tell_rows
+from benchmarks.row_costs import report_rows
 from common.record_batch import INPUTS, ROW_ID, rebatch, struct_columns
 from examples.transactions.data import FEATURES
 from model_handlers.manifest import Manifest
@@ -255,7 +255,7 @@ def main() -> None:
     run = CONTESTANTS[args.name](task)
     with timed() as clock:
         rows = run()
-    tell_rows(rows, clock)
+    report_rows(rows, clock)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from apache_beam.transforms.window import GlobalWindows
 from google.cloud.bigquery_storage_v1 import types
 
 from benchmarks.contestant import LATENT, LATENT_OUTPUT, SCORE_OUTPUT, timed
-from benchmarks.row_costs import tell_rows
+from benchmarks.row_costs import report_rows
 from cloud.clients import Cloud
 from common.record_batch import OUTPUTS, ROW_ID, SOURCE, derived_ids, slices, to_rows
 from transforms.bigquery.append import BATCH_BYTES, DefaultStream, append, sized
@@ -319,7 +319,7 @@ def main() -> None:
             contest.run()
         if args.output is not None:
             pq.write_table(contest.read(), args.output / WRITTEN)
-    tell_rows(args.rows, clock)
+    report_rows(args.rows, clock)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def timed() -> Iterator[Clock]:
     clock.cpu_seconds = _cpu_seconds() - cpu
 
 
-def tell(output: Path, clock: Clock) -> None:
+def print_scores_at(output: Path, clock: Clock) -> None:
     """The written files and the clock -> the report as a line of JSON on standard output."""
     report = Report(written_rows(output), clock.seconds, clock.cpu_seconds)
     print(json.dumps(asdict(report)), flush=True)

@@ -9,8 +9,8 @@ from benchmarks.contestant import (
     LATENT_OUTPUT,
     SCORE_OUTPUT,
     Task,
+    print_scores_at,
     read_task,
-    tell,
     timed,
 )
 from pipelines.batch_local import COMMAND
@@ -50,7 +50,7 @@ def main() -> None:
         importlib.import_module(name)
     with timed() as clock:
         run(task)
-    tell(task.output / RUN_ID / "scores", clock)
+    print_scores_at(task.output / RUN_ID / "scores", clock)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from benchmarks.contestant import (
     LATENT,
     LATENT_OUTPUT,
     SCORE_OUTPUT,
+    print_scores_at,
     read_task,
-    tell,
     timed,
 )
 from benchmarks.two_outputs import load_two_outputs
@@ -88,7 +88,7 @@ def main() -> None:
     model = load_two_outputs(task.torchscript)
     with timed() as clock:
         run(task.input, task.output / "part-00000.parquet", model)
-    tell(task.output, clock)
+    print_scores_at(task.output, clock)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ METHOD = {
 }
 
 
-def tell_rows(rows: int, clock: Clock) -> None:
+def report_rows(rows: int, clock: Clock) -> None:
     """A contestant's rows and clock -> its report as a line of JSON on standard output."""
     print(json.dumps(asdict(Report(rows, clock.seconds, clock.cpu_seconds))), flush=True)
 
@@ -72,9 +72,9 @@ def costs(rounds: Mapping[str, Sequence[Measured]]) -> dict[str, Record]:
     return found
 
 
-def ratio(contestants: Mapping[str, Record], dear: Sequence[str], cheap: str) -> float:
+def ratio(contestants: Mapping[str, Record], expensive: Sequence[str], cheap: str) -> float:
     """Some opponents, and ours -> how many times ours the cheapest of the opponents costs."""
-    best = min(contestants[name]["us_per_row"]["median"] for name in dear)
+    best = min(contestants[name]["us_per_row"]["median"] for name in expensive)
     return float(f"{best / contestants[cheap]['us_per_row']['median']:.4g}")
 
 

@@ -17,8 +17,8 @@ from benchmarks.contestant import (
     LATENT_OUTPUT,
     SCORE_OUTPUT,
     Task,
+    print_scores_at,
     read_task,
-    tell,
     timed,
 )
 from benchmarks.two_outputs import load_two_outputs
@@ -86,7 +86,7 @@ def main() -> None:
         load_two_outputs(task.torchscript).save(str(model))
         with timed() as clock:
             run(task, model)
-    tell(task.output, clock)
+    print_scores_at(task.output, clock)
 
 
 if __name__ == "__main__":

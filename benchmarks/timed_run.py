@@ -11,7 +11,7 @@ import sys
 
 from benchmarks.contestant import timed
 from benchmarks.millrace import HEAVY
-from benchmarks.row_costs import tell_rows
+from benchmarks.row_costs import report_rows
 from pipelines.batch_local import COMMAND
 from pipelines.command import main as run_command
 
@@ -36,7 +36,7 @@ def main() -> None:
         importlib.import_module(name)
     with timed() as clock:
         rows = run(sys.argv[1:])
-    tell_rows(rows, clock)
+    report_rows(rows, clock)
 
 
 if __name__ == "__main__":

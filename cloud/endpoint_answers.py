@@ -71,10 +71,10 @@ def raise_for(
     has_token: whether the request had one. flags: that led to the endpoint.
     Raises Passing, Refused, EndpointError.
     """
-    told = status_text(status, answer)
+    text = status_text(status, answer)
     if status in _OVERLOADED or (status >= 500 and status not in (501, 505)):
         raise Passing(
-            told,
+            text,
             # Whoever is asked too often has not looked at the rows.
             suspicious=status >= 500,
             overloaded=status in _OVERLOADED,
@@ -84,10 +84,10 @@ def raise_for(
     if status == 401 and not has_token:
         advice = _NO_TOKEN
     if status in _REFUSING:
-        if _PRECONDITION not in told:
-            raise Refused(status, told)
+        if _PRECONDITION not in text:
+            raise Refused(status, text)
         advice = "see whether a model is deployed there and ready"
-    raise EndpointError(f"endpoint {name}: {told}; {advice.format(flags=flags)}")
+    raise EndpointError(f"endpoint {name}: {text}; {advice.format(flags=flags)}")
 
 
 def status_text(status: int, answer: bytes) -> str:

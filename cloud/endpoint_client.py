@@ -257,8 +257,8 @@ class EndpointClient:
                 answer = await response.read()
         except TimeoutError:
             self._count("timeout")
-            told = f"no answer within {self._timeout.total:g} s (--endpoint_timeout_seconds)"
-            raise Passing(told, suspicious=True, overloaded=True) from None
+            reason = f"no answer within {self._timeout.total:g} s (--endpoint_timeout_seconds)"
+            raise Passing(reason, suspicious=True, overloaded=True) from None
         except (aiohttp.ClientSSLError, aiohttp.InvalidURL) as error:
             raise EndpointError(f"endpoint {self.name}: {one_line(error, 150)}") from None
         except (aiohttp.ClientError, OSError) as error:
@@ -286,11 +286,11 @@ class EndpointClient:
             try:
                 await self._loop.run_in_executor(None, self._credentials.refresh, Request())
             except GoogleAuthError as error:
-                told = one_line(error, 150)
+                reason = one_line(error, 150)
                 if error.retryable or isinstance(error, TransportError):
-                    raise Passing(f"no token could be fetched: {told}") from None
+                    raise Passing(f"no token could be fetched: {reason}") from None
                 raise CredentialsError(
-                    f"no token for endpoint {self.name}: {told}; log in again"
+                    f"no token for endpoint {self.name}: {reason}; log in again"
                 ) from None
 
     @contextmanager

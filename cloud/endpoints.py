@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from common.addresses import NO_USER, shown
-from common.errors import UsageError, nearest
+from common.errors import UsageError, suggest
 
 # The variables that Google's own tools and clients read; Google has none for the Storage APIs
 # of BigQuery and for those from Vertex AI on, so these names follow the others.
@@ -67,7 +67,7 @@ class Endpoints:
             if name not in known or not address:
                 raise UsageError(
                     f"--api_endpoints: {pair!r}: expected SERVICE=ADDRESS with one of "
-                    f"{', '.join(known)}{nearest(name, known)}, as in bigquery=http://localhost:9050"
+                    f"{', '.join(known)}{suggest(name, known)}, as in bigquery=http://localhost:9050"
                 )
             found[name], places[name] = address, "--api_endpoints"
         for name, given in found.items():

@@ -14,7 +14,7 @@ from google.api_core.retry import Retry
 
 from common.addresses import host_of
 from common.errors import CredentialsError, MillraceError, one_line
-from common.memory import out_of_memory, tells_of_memory
+from common.memory import mentions_memory, out_of_memory
 
 # Of one call or of one job: how long errors that pass by themselves are waited out.
 RETRY_SECONDS = 120.0
@@ -118,7 +118,7 @@ def reason_of(error: BaseException) -> str:
 
 
 @contextmanager
-def told_as(kind: type[MillraceError], what: str) -> Iterator[None]:
+def translate_errors(kind: type[MillraceError], what: str) -> Iterator[None]:
     """What cannot be done -> errors of Google's clients in the block raised as one of ours.
 
     They become CredentialsError where credentials are at fault, else the given kind.
@@ -128,8 +128,8 @@ def told_as(kind: type[MillraceError], what: str) -> Iterator[None]:
     except _FOREIGN as error:
         _check_memory(error, what)
         lacks = isinstance(_cause(error), google.auth.exceptions.GoogleAuthError)
-        told = CredentialsError if lacks and not is_passing(_cause(error)) else kind
-        raise told(f"{what}: {explain(error)}") from error
+        translated = CredentialsError if lacks and not is_passing(_cause(error)) else kind
+        raise translated(f"{what}: {explain(error)}") from error
 
 
 def _check_memory(error: BaseException, what: str) -> None:
@@ -139,7 +139,7 @@ def _check_memory(error: BaseException, what: str) -> None:
     """
     cause = _cause(error)
     here = isinstance(cause, _OF_THIS_MACHINE)
-    if here and tells_of_memory(text := _bottom(cause)):
+    if here and mentions_memory(text := _bottom(cause)):
         raise out_of_memory(f"{what}: {text}") from error
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from common.errors import nearest
+from common.errors import suggest
 
 # Source: the locations in the discovery documents of Dataflow and Vertex AI, which
 # google-api-python-client ships. A list in the source, since a wrong region is to be noticed
@@ -64,5 +64,5 @@ def region_fault(region: str) -> str:
     """A region -> what is wrong with it, empty where it exists."""
     if region in REGIONS:
         return ""
-    near = nearest(region, REGIONS)
+    near = suggest(region, REGIONS)
     return f"{region!r}: expected a region as us-central1; Google Cloud has no such region{near}"

@@ -13,7 +13,7 @@ from cloud.endpoint_client import EndpointClient
 from cloud.endpoints import rest_url
 from cloud.regions import region_fault
 from common.addresses import address_fault, host_of, shown
-from common.errors import CredentialsError, EndpointError, UsageError, nearest, one_line
+from common.errors import CredentialsError, EndpointError, UsageError, one_line, suggest
 
 _NAME = re.compile(r"projects/(?P<project>[^/]+)/locations/(?P<location>[^/]+)/endpoints/[^/]+")
 # Tokens are sent to nobody else.
@@ -76,7 +76,7 @@ class EndpointAddress:
         return None
 
     @property
-    def told(self) -> str:
+    def label(self) -> str:
         """What it is called in messages."""
         return self.endpoint or shown(self.url or "")
 
@@ -89,7 +89,7 @@ class EndpointAddress:
             limits["flags"] = f"--endpoint_url ({shown(url)} was asked)"
         else:
             url = self._look_up()
-        return EndpointClient(url, self.told, token_for(url), **limits)
+        return EndpointClient(url, self.label, token_for(url), **limits)
 
     def _url_given(self) -> str | None:
         if self.url is None:
@@ -111,7 +111,7 @@ class EndpointAddress:
         name = resource.get("name") or self._full
         deployed = resource.get("deployedModels") or []
         if not deployed:
-            raise EndpointError(f"endpoint {self.told}: no model is deployed there; deploy one")
+            raise EndpointError(f"endpoint {self.label}: no model is deployed there; deploy one")
         private: dict[str, Any] = next(
             (d["privateEndpoints"] for d in deployed if "privateEndpoints" in d), {}
         )
@@ -119,7 +119,7 @@ class EndpointAddress:
             return str(private["predictHttpUri"])
         if resource.get("privateServiceConnectConfig", {}).get("enablePrivateServiceConnect"):
             raise EndpointError(
-                f"endpoint {self.told} is reached through Private Service Connect only: give its "
+                f"endpoint {self.label} is reached through Private Service Connect only: give its "
                 "address in your network as --endpoint_url"
             )
         if resource.get("dedicatedEndpointEnabled"):
@@ -128,10 +128,10 @@ class EndpointAddress:
 
     def _resource(self, service: str) -> dict[str, Any]:
         if self._full is not None:
-            return _get(f"{service}/v1/{self._full}", self.told)
+            return _get(f"{service}/v1/{self._full}", self.label)
         parent = f"{service}/v1/projects/{self.project}/locations/{self.location}/endpoints"
         filtered = quote(f'display_name="{self.endpoint}"')
-        found = _get(f"{parent}?filter={filtered}", self.told).get("endpoints", [])
+        found = _get(f"{parent}?filter={filtered}", self.label).get("endpoints", [])
         # Names are not unique, and a server may know no filters.
         same = [one for one in found if one.get("displayName") == self.endpoint]
         if len(same) == 1:
@@ -143,11 +143,11 @@ class EndpointAddress:
                 " give the full name of one"
             )
         every = [
-            str(one.get("displayName")) for one in _get(parent, self.told).get("endpoints", [])
+            str(one.get("displayName")) for one in _get(parent, self.label).get("endpoints", [])
         ]
         raise EndpointError(
             f"endpoint {self.endpoint}: project {self.project} has none of that display name in "
-            f"{self.location}{nearest(self.endpoint or '', every)}; check it and the location"
+            f"{self.location}{suggest(self.endpoint or '', every)}; check it and the location"
         )
 
 
@@ -161,7 +161,7 @@ def token_for(url: str) -> Any:
     return credentials() if is_googles else None
 
 
-def _get(url: str, told: str) -> dict[str, Any]:
+def _get(url: str, label: str) -> dict[str, Any]:
     """A URL of the Vertex AI API -> the resource there. Raises EndpointError, CredentialsError."""
     import requests
     from google.auth.exceptions import GoogleAuthError
@@ -187,20 +187,22 @@ def _get(url: str, told: str) -> dict[str, Any]:
         with session:
             response = session.get(url, timeout=_LOOKUP_SECONDS)
     except GoogleAuthError as error:
-        raise CredentialsError(f"endpoint {told}: {one_line(error, 150)}") from error
+        raise CredentialsError(f"endpoint {label}: {one_line(error, 150)}") from error
     except requests.RequestException as error:
-        raise EndpointError(f"endpoint {told}: {host_of(url)} {_connection_text(error)}") from error
+        raise EndpointError(
+            f"endpoint {label}: {host_of(url)} {_connection_text(error)}"
+        ) from error
     status = response.status_code
     if status != 200:
         advice = _LOOKUP_ADVICE.get(status, "look at the service, and run again")
-        raise EndpointError(f"endpoint {told}: {status_text(status, response.content)}; {advice}")
+        raise EndpointError(f"endpoint {label}: {status_text(status, response.content)}; {advice}")
     try:
         answer = response.json()
     except requests.JSONDecodeError:
         answer = None
     if not isinstance(answer, dict):
         raise EndpointError(
-            f"endpoint {told}: {shown(url)} answers no object of JSON: is it the Vertex AI API?"
+            f"endpoint {label}: {shown(url)} answers no object of JSON: is it the Vertex AI API?"
         )
     return answer
 

@@ -99,7 +99,7 @@ class BalanceError(MillraceError):
     """Rows in differ from rows scored plus rows dead-lettered."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def suggest(name: str, known: Iterable[str]) -> str:
     """A wrong name, the right ones -> ` (nearest: A, B)`, or nothing if none is near."""
     lowered = {k.lower(): k for k in known}
     close = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.6)

@@ -21,13 +21,13 @@ _TEXTS = re.compile(
 def is_of_memory(error: BaseException) -> bool:
     """Whether an exception, of Python, Arrow, torch or the system, tells of lack of memory."""
     if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM or tells_of_memory(str(error))
+        return error.errno == errno.ENOMEM or mentions_memory(str(error))
     if isinstance(error, MemoryError):
         return True
-    return isinstance(error, RuntimeError | ImportError) and tells_of_memory(str(error))
+    return isinstance(error, RuntimeError | ImportError) and mentions_memory(str(error))
 
 
-def tells_of_memory(text: str) -> bool:
+def mentions_memory(text: str) -> bool:
     """Whether a text, such as a worker's traceback, tells of lack of memory."""
     return _TEXTS.search(text) is not None
 

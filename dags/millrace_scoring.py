@@ -23,7 +23,7 @@ from millrace_dags.airflow_names import (
     pull_last,
     task,
 )
-from millrace_dags.alerts import tell
+from millrace_dags.alerts import send_alert
 from millrace_dags.quality import figures_of, judge_run
 from millrace_dags.runs import SettingsError, plan_run
 from millrace_dags.score_operator import ScoreOperator
@@ -74,7 +74,7 @@ def is_followed(plan: dict[str, Any]) -> bool:
 @task(task_id="alert", trigger_rule="one_failed")
 def alert(plan: dict[str, Any] | None = None, ti: Any = None) -> None:
     """Whatever failed -> a message to the alert topic, or an error in the log."""
-    tell("millrace_scoring", plan, ti.xcom_pull(task_ids=["score", "gate"], key="failure"))
+    send_alert("millrace_scoring", plan, ti.xcom_pull(task_ids=["score", "gate"], key="failure"))
 
 
 @dag(

@@ -13,7 +13,7 @@ from typing import Any
 
 from millrace_dags import google
 from millrace_dags.airflow_names import AirflowFailException, Variable, dag, pull_last, task
-from millrace_dags.alerts import tell
+from millrace_dags.alerts import send_alert
 from millrace_dags.health import counters, judge_stream, read_settings
 from millrace_dags.runs import SettingsError
 
@@ -69,7 +69,7 @@ def check(ti: Any = None) -> None:
 def alert(ti: Any = None) -> None:
     """What is wrong -> a message to the alert topic, or an error in the log."""
     settings = Variable.get(VARIABLE, deserialize_json=True)
-    tell("millrace_streams", settings, [ti.xcom_pull(task_ids="check", key="failure")])
+    send_alert("millrace_streams", settings, [ti.xcom_pull(task_ids="check", key="failure")])
     # Otherwise the run would count as a success.
     raise AirflowFailException("a stream is not well: see the task `check`")
 

@@ -133,8 +133,8 @@ def error_column(
     for row, (reason, message) in faults.items():
         # The status of an answer is not a value, whatever the row holds.
         start = 3 if re.match(r"\d{3} [A-Z]", message) else 0
-        told = without_numbers(message[start:], [array[row] for array in arrays])
-        values[row] = {"reason": reason, "message": message[:start] + told}
+        text = without_numbers(message[start:], [array[row] for array in arrays])
+        values[row] = {"reason": reason, "message": message[:start] + text}
     return pa.array(values, ERROR_TYPE)
 
 

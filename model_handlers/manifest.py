@@ -17,7 +17,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 import pyarrow as pa
 
-from common.errors import ManifestError, UsageError, nearest
+from common.errors import ManifestError, UsageError, suggest
 from model_handlers.tolerance import ATOL, RTOL, TOLERANCE, Tolerance
 
 MANIFEST_NAME = "model.json"
@@ -162,7 +162,7 @@ class Manifest:
                 return spec
         names = [spec.name for spec in self.outputs]
         raise UsageError(
-            f"model {self.name} has no output {name!r}{nearest(name, names)}; "
+            f"model {self.name} has no output {name!r}{suggest(name, names)}; "
             f"its outputs are {', '.join(names)}"
         )
 
@@ -233,7 +233,7 @@ def _check(manifest: Manifest) -> None:
     ):
         for name in names:
             if name not in known:
-                refuse(where, f"one of the outputs {', '.join(known)}", name, nearest(name, known))
+                refuse(where, f"one of the outputs {', '.join(known)}", name, suggest(name, known))
     if manifest.score_output and manifest.output(manifest.score_output).shape != ():
         refuse("score_output", "an output of one number a row", manifest.score_output)
     if manifest.batch_dependence is not None and not manifest.batch_dependence > 0:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from common.errors import ManifestError, nearest, one_line
+from common.errors import ManifestError, one_line, suggest
 from model_handlers.manifest import MANIFEST_NAME, Manifest, refuse
 from model_handlers.unique_keys import DoubledKeyError, load_unique
 
@@ -78,7 +78,7 @@ def _parse_object(kind: type[Any], value: Any, where: str) -> Any:
     prefix = f"{where}." if where else ""
     for name in members:
         if name not in hints:
-            hint = f": unknown member {name!r}{nearest(name, hints)}"
+            hint = f": unknown member {name!r}{suggest(name, hints)}"
             refuse(where or "the whole", f"no members but {', '.join(hints)}", list(members), hint)
     for f in fields(kind):
         required = f.default is MISSING and f.default_factory is MISSING

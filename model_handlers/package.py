@@ -25,8 +25,8 @@ from common.errors import (
     MillraceError,
     OutputError,
     UsageError,
-    nearest,
     one_line,
+    suggest,
 )
 from common.memory import MORE_MEMORY, check_memory, out_of_memory
 from model_handlers.manifest import MANIFEST_NAME, FeatureStatistics, GoldenRows, Manifest
@@ -193,7 +193,7 @@ def sound_rows(path: str, columns: Sequence[str]) -> np.ndarray:
         names = pq.read_schema(path).names
         for column in columns:
             if column not in names:
-                raise InputError(f"sample {path} lacks column {column!r}{nearest(column, names)}")
+                raise InputError(f"sample {path} lacks column {column!r}{suggest(column, names)}")
         table = pq.read_table(path, columns=list(columns))
     except (OSError, pa.ArrowException) as error:
         check_memory(error, f"sample {path}", MORE_MEMORY)

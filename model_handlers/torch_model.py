@@ -49,8 +49,10 @@ def predict_columns(
     # Thousands of rows may share one error.
     errors = {id(error): error for error in answer.faults.values()}
     texts = {ident: ("model_error", describe(error)) for ident, error in errors.items()}
-    told = {row: texts[id(error)] for row, error in answer.faults.items()}
-    return outputs_column(model.outputs, parts, list(told), rows), error_column(told, arrays, rows)
+    faults = {row: texts[id(error)] for row, error in answer.faults.items()}
+    return outputs_column(model.outputs, parts, list(faults), rows), error_column(
+        faults, arrays, rows
+    )
 
 
 class TorchModelHandler(BatchHandler[LoadedModel]):

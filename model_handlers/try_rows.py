@@ -140,11 +140,11 @@ def _differences(
             continue
         needed = tolerance_of(other, first)
         at = tuple(int(i) for i in np.unravel_index(needed.argmax(), needed.shape))
-        told = (
+        difference = (
             f"output {spec.name} of {kind} {rows[at[0]]} is {first[at]} in a batch of all, and "
             f"{other[at]} {how}"
         )
-        found.append((float(needed[at]), told))
+        found.append((float(needed[at]), difference))
     return found
 
 
@@ -152,11 +152,11 @@ def _refuse(model: LoadedModel, found: Sequence[_Difference]) -> None:
     """What differs -> nothing if nothing does, or ContractBroken with the largest difference."""
     if not found:
         return
-    needed, told = max(found)
+    needed, difference = max(found)
     value = f"{round_up(needed):g}" if needed < math.inf else "TOLERANCE"
     raise ContractBroken(
-        f"model {model.manifest.name} answers a row differently in another batch: {told}, beyond "
-        f"{model.tolerance}; {_USUAL}; if it is meant, package it with {_FLAG} {value}"
+        f"model {model.manifest.name} answers a row differently in another batch: {difference}, "
+        f"beyond {model.tolerance}; {_USUAL}; if it is meant, package it with {_FLAG} {value}"
     )
 
 

@@ -171,8 +171,8 @@ class Endpoint:
         if len(body) > self.limits.bytes:
             if count > 1:
                 return await self._halves(batch, rows)
-            told = f"{len(body):,} bytes: a request takes {self.limits.bytes:,} at most"
-            return [(rows, ("too_large", told))]
+            message = f"{len(body):,} bytes: a request takes {self.limits.bytes:,} at most"
+            return [(rows, ("too_large", message))]
         try:
             outputs = await self._post(body, count)
         except Refused as refusal:
@@ -214,11 +214,11 @@ class Endpoint:
                 batch.judged = True
                 if len(failed) > MOSTLY * len(sample):
                     kind, message = failed[0]
-                    told = (
+                    reason = (
                         f"not asked for alone, since most rows of its batch fail: {len(failed)} "
                         f"of {len(sample)} that were, taken at random, one with: {message}"
                     )
-                    batch.reason = kind, told[:300]
+                    batch.reason = kind, reason[:300]
             return batch.reason
 
     async def _post(self, body: bytes, rows: int, **patience: Any) -> list[np.ndarray]:

@@ -18,7 +18,7 @@ from apache_beam.options.pipeline_options import (
 )
 
 from common.addresses import address_fault, path_fault
-from common.errors import UsageError, nearest
+from common.errors import UsageError, suggest
 from pipelines.options import all_flags
 from transforms.failures import utc_now
 
@@ -146,7 +146,7 @@ def _check_runner(name: str | None) -> None:
     }
     if name is not None and "." not in name and name.lower() not in short:
         raise UsageError(
-            f"--runner {name}: expected one of {', '.join(known)}{nearest(name, known)}"
+            f"--runner {name}: expected one of {', '.join(known)}{suggest(name, known)}"
         )
 
 
@@ -193,6 +193,6 @@ def _refuse_unknown(args: Sequence[str]) -> None:
         raise UsageError(f"{flags[0]} is a flag of other pipelines, not of this one: see --help")
     if flags:
         known = all_flags().union(beam_flags())
-        raise UsageError(f"unknown flag {flags[0]}{nearest(flags[0], known)}: see --help")
+        raise UsageError(f"unknown flag {flags[0]}{suggest(flags[0], known)}: see --help")
     if unknown:
         raise UsageError(f"unexpected argument {unknown[0]!r}: every value belongs to a --flag")

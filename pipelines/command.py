@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from common import errors
 from common.addresses import guard_output
-from common.memory import ADVICE, is_of_memory, out_of_memory, tells_of_memory
+from common.memory import ADVICE, is_of_memory, mentions_memory, out_of_memory
 from pipelines.dead_threads import end_when_threads_fail
 from pipelines.options.flag import Parsed, parse
 
@@ -50,7 +50,7 @@ def main(command: Command, argv: Sequence[str]) -> int:
         try:
             return _main(command, argv)
         except KeyboardInterrupt as interrupt:
-            tell(f"\ninterrupted: {str(interrupt) or 'nothing was written'}")
+            say(f"\ninterrupted: {str(interrupt) or 'nothing was written'}")
             return 128 + (ended_by[0] if ended_by else signal.SIGINT)
 
 
@@ -66,7 +66,7 @@ def _main(command: Command, argv: Sequence[str]) -> int:
         if debug:
             raise
         known = explain(error)
-        tell(f"error: {known}")
+        say(f"error: {known}")
         return 2 if isinstance(known, errors.UsageError) else 1
 
 
@@ -112,7 +112,7 @@ def ended_by_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def tell(line: str) -> None:
+def say(line: str) -> None:
     """A line -> standard error, at once, if anybody is there to read it."""
     with suppress(OSError):
         print(line, file=sys.stderr, flush=True)
@@ -174,7 +174,7 @@ def explain(error: BaseException) -> errors.MillraceError:
     found = find_raised(str(error))
     if found is not None:
         return found
-    if tells_of_memory(str(error)):
+    if mentions_memory(str(error)):
         return out_of_memory(last_line(str(error)))
     if _WORKER_GONE in str(error):
         return errors.MillraceError(

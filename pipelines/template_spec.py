@@ -14,8 +14,8 @@ import orjson
 from google.api_core import exceptions
 
 from cloud.clients import Cloud
-from cloud.errors import retry, told_as
-from common.errors import MillraceError, OutputError, UsageError, nearest
+from cloud.errors import retry, translate_errors
+from common.errors import MillraceError, OutputError, UsageError, suggest
 from pipelines.metadata import TEMPLATES, template
 from pipelines.options.flag import _Parser
 
@@ -45,7 +45,7 @@ def container_spec(metadata: dict[str, Any], image: str) -> dict[str, Any]:
 def write_spec(cloud: Cloud, bucket: str, name: str, spec: dict[str, Any]) -> str:
     """A spec -> its address in Cloud Storage. Raises OutputError, CredentialsError."""
     path = f"templates/{name}.json"
-    with told_as(OutputError, f"gs://{bucket}/{path} cannot be written"):
+    with translate_errors(OutputError, f"gs://{bucket}/{path} cannot be written"):
         try:
             cloud.storage().bucket(bucket).blob(path).upload_from_string(
                 orjson.dumps(spec, option=orjson.OPT_INDENT_2),
@@ -67,7 +67,7 @@ def _run(argv: Sequence[str]) -> str:
     flags = parser.parse_args(argv)
     templates = {command.name: command for command in TEMPLATES}
     if flags.pipeline not in templates:
-        near = nearest(flags.pipeline, templates)
+        near = suggest(flags.pipeline, templates)
         raise UsageError(f"{flags.pipeline}: expected one of {', '.join(templates)}{near}")
     bucket = flags.bucket.removeprefix("gs://").rstrip("/")
     if not BUCKET.fullmatch(bucket):

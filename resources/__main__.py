@@ -36,12 +36,12 @@ def main(argv: Sequence[str]) -> int:
     except Exception as error:
         if args is not None and args.debug:
             raise
-        told = f"unexpected {type(error).__name__}: {one_line(error)}"
+        message = f"unexpected {type(error).__name__}: {one_line(error)}"
         if isinstance(error, MillraceError):
-            told = str(error)
+            message = str(error)
         elif is_of_memory(error):
-            told = str(out_of_memory(one_line(error), MORE_MEMORY))
-        print(f"error: {told}", file=sys.stderr)
+            message = str(out_of_memory(one_line(error), MORE_MEMORY))
+        print(f"error: {message}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
 
 

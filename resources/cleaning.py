@@ -26,7 +26,7 @@ from resources.config import Config
 from resources.declaration import Resource, declare
 from resources.jobs import ROLE as JOBS_ROLE
 from resources.jobs import Job, Jobs
-from resources.kinds.base import is_disabled, told
+from resources.kinds.base import is_disabled, resource_errors
 from resources.kinds.catalog import Kinds, Looked, look_at, open_kinds
 from resources.kinds.pubsub import Subscriptions
 from resources.outcome import Outcome
@@ -93,7 +93,7 @@ def _choice(args: argparse.Namespace, config: Config) -> Choice:
 
 def _running(jobs: Jobs, kinds: Kinds, config: Config) -> _Running:
     """Raises OutputError where jobs cannot be seen, and so nothing can be removed safely."""
-    with told("jobs cannot be looked at", JOBS_ROLE):
+    with resource_errors("jobs cannot be looked at", JOBS_ROLE):
         try:
             found = jobs.running()
             whole = [jobs.whole(job) if job.pipeline else job for job in found]
@@ -117,7 +117,7 @@ def _running(jobs: Jobs, kinds: Kinds, config: Config) -> _Running:
 def _configs(kinds: Kinds, kind: str, name: str) -> frozenset[str]:
     """What a job uses -> the configurations whose labels it carries; none where it hides them."""
     try:
-        with told(f"{kind} {name} cannot be looked at", kinds[kind].role):
+        with resource_errors(f"{kind} {name} cannot be looked at", kinds[kind].role):
             found = kinds[kind].look(Resource(kind, name))
     except MillraceError:
         return frozenset()
@@ -144,7 +144,7 @@ def _look(
             found = replace(found, losses={WAITING: waiting[resource.name]})
         if not choice.truncate:
             kind = kinds[resource.kind]
-            with told(f"{resource} cannot be looked at", kind.role):
+            with resource_errors(f"{resource} cannot be looked at", kind.role):
                 found = replace(found, holds=kind.holds(resource))
         looked[resource.key] = found
     progress.clear()
@@ -159,7 +159,9 @@ def _waiting(kinds: Kinds, subscriptions: Sequence[Resource]) -> dict[str, int |
     if not names or not knows:
         return dict.fromkeys(names)
     try:
-        with told("the backlog of subscriptions cannot be read", "roles/monitoring.viewer"):
+        with resource_errors(
+            "the backlog of subscriptions cannot be read", "roles/monitoring.viewer"
+        ):
             return {name: found.messages for name, found in backlogs(cloud, names).items()}
     except MillraceError:
         return dict.fromkeys(names)
@@ -177,8 +179,10 @@ def _choose(
 
 
 def _preview(removals: Sequence[Removal], stops: Sequence[Stop]) -> str:
-    rows: list[tuple[str, ...]] = [(stop.action, JOB, stop.job.name, stop.told) for stop in stops]
-    rows += [(r.action, r.resource.kind, r.resource.name, r.told) for r in removals]
+    rows: list[tuple[str, ...]] = [
+        (stop.action, JOB, stop.job.name, stop.description) for stop in stops
+    ]
+    rows += [(r.action, r.resource.kind, r.resource.name, r.description) for r in removals]
     if not rows:
         return "nothing is there to be removed"
     lost = losses(removals)

@@ -11,7 +11,7 @@ from google.api_core import exceptions
 from common.errors import MillraceError
 from resources.declaration import LABELLED, Resource, config_label
 from resources.jobs import Job
-from resources.kinds.base import Found, Kept, told
+from resources.kinds.base import Found, Kept, resource_errors
 from resources.kinds.bigquery import Tables
 from resources.kinds.catalog import KINDS, Kinds, Looked
 from resources.outcome import Outcome
@@ -67,14 +67,14 @@ class Removal:
     job: str | None = None
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """What goes with it, or why it stays."""
         if self.reason:
             return self.reason
         rows = f"{self.found.rows:,} rows" if self.resource.kind == "table" else ""
         size = in_bytes(self.found.size) if self.found.size else ""
         lost = (_counted(count, what) for what, count in self.found.losses.items())
-        return ", ".join(filter(None, (rows, size, self.found.told, *lost)))
+        return ", ".join(filter(None, (rows, size, self.found.details, *lost)))
 
 
 @dataclass
@@ -234,7 +234,7 @@ def remove(
         progress.now(f"{number + 1} of {len(removals)}: {resource}")
         try:
             _check(removal, still_there)
-            with told(f"{resource} cannot be removed", kinds[resource.kind].role):
+            with resource_errors(f"{resource} cannot be removed", kinds[resource.kind].role):
                 _carry_out(removal, choice, kinds)
         except MillraceError as error:
             still_there.append(resource)
@@ -250,7 +250,7 @@ def remove(
             emptied = removal.action == "truncate"
             (outcome.emptied if emptied else outcome.done).append(str(resource))
             past = "truncated" if emptied else "removed"
-            progress.say(f"{past}  {resource}  {removal.told}".rstrip())
+            progress.say(f"{past}  {resource}  {removal.description}".rstrip())
     outcome.blocked += [_still_runs(job, kept) for job, kept in blocked.items()]
     progress.clear()
     return outcome

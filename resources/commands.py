@@ -56,7 +56,9 @@ def run_plan(args: argparse.Namespace) -> int:
 
 def _as_table(steps: Sequence[Step]) -> str:
     to_do = [step for step in steps if step.action != "keep"]
-    rows = [(step.action, step.resource.kind, step.resource.name, step.told) for step in to_do]
+    rows = [
+        (step.action, step.resource.kind, step.resource.name, step.description) for step in to_do
+    ]
     kept = f"{len(steps) - len(to_do)} of {len(steps)} resources are as the configuration says"
     if conflicts := sum(step.action == "conflict" for step in steps):
         conflict = "1 conflict" if conflicts == 1 else f"{conflicts} conflicts"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cloud.regions import region_fault
-from common.errors import UsageError, nearest
+from common.errors import UsageError, suggest
 from model_handlers.formats.architecture import check_names
 
 CONFIG_NAME = "millrace.toml"
@@ -81,10 +81,10 @@ class Config:
             raise UsageError(f"region = {fault}")
         if "-" in self.location and (fault := region_fault(self.location.lower())):
             raise UsageError(f"location = {fault}")
-        for name, (pattern, told) in _PATTERNS.items():
+        for name, (pattern, expected) in _PATTERNS.items():
             value = getattr(self, name)
             if not re.fullmatch(pattern, value, re.ASCII):
-                raise UsageError(f"{name} = {value!r}: expected {told}")
+                raise UsageError(f"{name} = {value!r}: expected {expected}")
         for key, value in self.labels.items():
             if not (_LABEL_KEY.fullmatch(key) and _LABEL_VALUE.fullmatch(value)):
                 raise UsageError(
@@ -106,7 +106,7 @@ def check_pipelines(names: tuple[str, ...], place: str) -> None:
     for name in names:
         if name not in PIPELINES:
             raise UsageError(
-                f"{place}: {name!r} is no pipeline{nearest(name, PIPELINES)}: expected some of "
+                f"{place}: {name!r} is no pipeline{suggest(name, PIPELINES)}: expected some of "
                 f"{', '.join(PIPELINES)}"
             )
 
@@ -124,7 +124,7 @@ def read_config(
     for name, value in values.items():
         if name not in known:
             raise UsageError(
-                f"{path}: unknown key {name!r}{nearest(name, known)}: expected some of "
+                f"{path}: unknown key {name!r}{suggest(name, known)}: expected some of "
                 f"{', '.join(known)}"
             )
         _check_type(path, name, value, known[name])
@@ -158,13 +158,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _check_type(path: Path, name: str, value: Any, kind: str) -> None:
     if kind.startswith("Mapping"):
-        told, fine = "a table of texts", isinstance(value, dict) and _all_texts(value.values())
+        expected, fine = "a table of texts", isinstance(value, dict) and _all_texts(value.values())
     elif kind.startswith("tuple"):
-        told, fine = "a list of texts", isinstance(value, list) and _all_texts(value)
+        expected, fine = "a list of texts", isinstance(value, list) and _all_texts(value)
     else:
-        told, fine = "a text", isinstance(value, str)
+        expected, fine = "a text", isinstance(value, str)
     if not fine:
-        raise UsageError(f"{path}: {name} = {value!r}: expected {told}")
+        raise UsageError(f"{path}: {name} = {value!r}: expected {expected}")
 
 
 def _all_texts(values: Any) -> bool:

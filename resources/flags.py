@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
 
-from common.errors import UsageError, nearest
+from common.errors import UsageError, suggest
 from resources.cleanup import REMOVABLE
 from resources.config import CONFIG_NAME, PIPELINES
 from resources.kinds.catalog import KINDS
@@ -43,7 +43,7 @@ def _pipelines(text: str) -> tuple[str, ...]:
     for name in _names(text):
         if name not in (*PIPELINES, *_GROUPS):
             raise argparse.ArgumentTypeError(
-                f"{name!r} is no pipeline{nearest(name, (*PIPELINES, *_GROUPS))}: expected some of "
+                f"{name!r} is no pipeline{suggest(name, (*PIPELINES, *_GROUPS))}: expected some of "
                 f"{', '.join((*PIPELINES, *_GROUPS))}"
             )
         chosen |= dict.fromkeys(_GROUPS.get(name, (name,)))
@@ -55,7 +55,7 @@ def _kinds(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
         for name in _names(text):
             if name not in known:
                 raise argparse.ArgumentTypeError(
-                    f"{name!r} is no kind that this command takes{nearest(name, known)}: expected "
+                    f"{name!r} is no kind that this command takes{suggest(name, known)}: expected "
                     f"some of {', '.join(known)}"
                 )
         return _names(text)

@@ -186,7 +186,7 @@ class Jobs:
         return "draining" if drain else "cancelling"
 
     def wait(
-        self, jobs: Sequence[Job], seconds: float, tell: Callable[[Mapping[str, str]], None]
+        self, jobs: Sequence[Job], seconds: float, report: Callable[[Mapping[str, str]], None]
     ) -> list[Job]:
         """Jobs that were told to stop, how long to wait -> those that have not ended by then."""
         idents, end = {job.ident for job in jobs}, time.monotonic() + seconds
@@ -194,7 +194,7 @@ class Jobs:
             left = [job for job in self.running() if job.ident in idents]
             if not left or time.monotonic() >= end:
                 return left
-            tell({job.name: job.state for job in left})
+            report({job.name: job.state for job in left})
             time.sleep(min(_POLL_SECONDS, max(0.0, end - time.monotonic())))
 
     def _job(self, job: Any, state: str) -> Job:

@@ -11,7 +11,7 @@ from cloud.discovered import execute
 from cloud.endpoints import Endpoints, is_plain
 from common.errors import OutputError
 from resources.config import Config, read_config
-from resources.kinds.base import is_disabled, lacks_role, told
+from resources.kinds.base import is_disabled, lacks_role, resource_errors
 
 DONE, FAILED = 0, 1
 _VIEWER = "roles/browser"
@@ -41,7 +41,7 @@ def check_project(cloud: Cloud, args: argparse.Namespace) -> None:
         return
     projects = cloud.discovered("cloudresourcemanager", "v3").projects()
     request = projects.get(name=f"projects/{cloud.project}")
-    with told(f"project {cloud.project} cannot be looked at", _VIEWER):
+    with resource_errors(f"project {cloud.project} cannot be looked at", _VIEWER):
         try:
             found = execute(request, cloud.retry_seconds)
         except (exceptions.Forbidden, exceptions.NotFound) as error:

@@ -35,7 +35,7 @@ class Step:
     differences: tuple[Difference, ...] = ()
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """Why, for people."""
         text = "; ".join(map(str, self.differences))
         return f"{text}: {_ADVICE}" if self.action == "conflict" else text
@@ -66,7 +66,7 @@ def differences(resource: Resource, found: Found) -> tuple[Difference, ...]:
 
 
 def make_step(
-    resource: Resource, found: Found | None, mends: Callable[[str, str | None], bool]
+    resource: Resource, found: Found | None, repairs: Callable[[str, str | None], bool]
 ) -> Step:
     """A resource, what is there, which properties can be set -> the step.
 
@@ -80,10 +80,10 @@ def make_step(
         differing = tuple(d for d in differing if not d.name.startswith(LABEL))
     if not differing:
         return Step(resource, "keep")
-    mendable = found.ours and all(
-        d.name.startswith(LABEL) or mends(d.name, d.found) for d in differing
+    repairable = found.ours and all(
+        d.name.startswith(LABEL) or repairs(d.name, d.found) for d in differing
     )
-    return Step(resource, "change" if mendable else "conflict", differing)
+    return Step(resource, "change" if repairable else "conflict", differing)
 
 
 def wanted(resources: Sequence[Resource]) -> list[Resource]:

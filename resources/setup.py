@@ -11,7 +11,7 @@ from google.api_core.retry import Retry
 
 from common.errors import MillraceError, OutputError
 from resources.declaration import LABEL, LABELLED, Resource
-from resources.kinds.base import Kind, is_disabled, told
+from resources.kinds.base import Kind, is_disabled, resource_errors
 from resources.kinds.catalog import Kinds, look_at
 from resources.plan import Step, make_step, wanted
 from resources.progress import Progress
@@ -30,8 +30,8 @@ def plan(resources: Sequence[Resource], kinds: Kinds, progress: Progress) -> lis
     chosen = wanted(resources)
     others = [r for r in resources if r.on_demand and r.kind in LABELLED]
     looked = look_at([r for r in resources if r in chosen or r in others], kinds, progress)
-    steps = [make_step(r, looked[r.key], kinds[r.kind].mends) for r in chosen]
-    more = [make_step(r, looked[r.key], kinds[r.kind].mends) for r in others]
+    steps = [make_step(r, looked[r.key], kinds[r.kind].repairs) for r in chosen]
+    more = [make_step(r, looked[r.key], kinds[r.kind].repairs) for r in others]
     return steps + [step for step in more if step.action == "change"]
 
 
@@ -46,13 +46,13 @@ def set_up(resources: Sequence[Resource], kinds: Kinds, progress: Progress) -> l
         patient = _until_enabled if done else _at_once
         steps = patient(functools.partial(plan, part, kinds, progress))
         if wrong := [step for step in steps if step.action == "conflict"]:
-            lines = "; ".join(f"{step.resource}: {step.told}" for step in wrong)
+            lines = "; ".join(f"{step.resource}: {step.description}" for step in wrong)
             raise OutputError(f"nothing was made, since {lines}")
         for number, step in enumerate(steps):
             if step.action != "keep":
                 progress.now(f"{number + 1} of {len(steps)}: {step.resource}")
                 _take(step, kinds, patient, done)
-                progress.say(f"{step.action}d  {step.resource}  {step.told}".rstrip())
+                progress.say(f"{step.action}d  {step.resource}  {step.description}".rstrip())
                 done.append(step)
     return done
 
@@ -68,7 +68,7 @@ def _take(step: Step, kinds: Kinds, patient: Patient, done: list[Step]) -> None:
     resource, kind = step.resource, kinds[step.resource.kind]
     names = [difference.name for difference in step.differences]
     try:
-        with told(f"{resource} cannot be made", kind.role):
+        with resource_errors(f"{resource} cannot be made", kind.role):
             if step.action == "change":
                 _change(resource, names, kind)
                 return
@@ -77,7 +77,7 @@ def _take(step: Step, kinds: Kinds, patient: Patient, done: list[Step]) -> None:
             except exceptions.Conflict:
                 # Somebody else made it a moment ago; of the same form, or not.
                 found = kind.look(resource)
-                if found is None or make_step(resource, found, kind.mends).action != "keep":
+                if found is None or make_step(resource, found, kind.repairs).action != "keep":
                     raise
     except MillraceError as error:
         far = f"{len(done)} steps are done" if done else "nothing was done before"
@@ -95,7 +95,7 @@ def _change(resource: Resource, names: Sequence[str], kind: Kind) -> None:
     if labels:
         kind.relabel(resource, labels)
     if others:
-        kind.mend(resource, others)
+        kind.repair(resource, others)
 
 
 def _at_once(call: Callable[[], Any]) -> Any:

@@ -15,7 +15,7 @@ from common.errors import CredentialsError, MillraceError
 from resources.declaration import LABEL, LABELLED, Resource, config_label
 from resources.jobs import ROLE as JOBS_ROLE
 from resources.jobs import Job, Jobs, Usage
-from resources.kinds.base import Found, told
+from resources.kinds.base import Found, resource_errors
 from resources.kinds.catalog import Kinds, Looked, look_at_one
 from resources.kinds.pubsub import Topics
 from resources.progress import Progress, aligned, in_bytes
@@ -96,7 +96,7 @@ def look(
     if jobs is not None:
         progress.now("looking at jobs")
         try:
-            with told("jobs cannot be looked at", JOBS_ROLE):
+            with resource_errors("jobs cannot be looked at", JOBS_ROLE):
                 running, status.unseen = jobs.seen()
                 for job in running:
                     status.jobs[job] = jobs.usage(job)
@@ -116,12 +116,14 @@ def _look_at_messages(status: Status, kinds: Kinds, progress: Progress) -> None:
     try:
         for topic in topics:
             kind = kinds["topic"]
-            with told(f"{topic} cannot be looked at", kind.role):
+            with resource_errors(f"{topic} cannot be looked at", kind.role):
                 if isinstance(kind, Topics) and not kind.subscriptions(topic):
                     status.lonely.append(topic.name)
         if subscriptions:
             progress.now("looking at messages")
-            with told("the backlog of subscriptions cannot be read", "roles/monitoring.viewer"):
+            with resource_errors(
+                "the backlog of subscriptions cannot be read", "roles/monitoring.viewer"
+            ):
                 status.backlogs = backlogs(kinds["subscription"].cloud, subscriptions)
     except MillraceError as error:
         # Whoever has no right to see metrics may see all the rest.
@@ -161,18 +163,18 @@ def as_text(status: Status, now: datetime, max_age: timedelta) -> str:
 def _row(resource: Resource, found: Found | None, status: Status) -> tuple[str, ...]:
     if found is None:
         return ("missing" if not resource.on_demand else "none", resource.kind, resource.name, "")
-    told = [found.told]
+    details = [found.details]
     if resource.kind == "table":
-        told.append(f"{found.rows:,} rows, {in_bytes(found.size)}")
+        details.append(f"{found.rows:,} rows, {in_bytes(found.size)}")
     elif found.size:
-        told.append(in_bytes(found.size))
+        details.append(in_bytes(found.size))
     backlog = status.backlogs.get(resource.name)
     if backlog is not None and backlog.messages is not None:
         age = days(timedelta(seconds=backlog.oldest_seconds or 0))
         oldest = f", the oldest {age} old" if backlog.messages else ""
-        told.append(f"{backlog.messages:,} messages wait{oldest}")
-    told.append(_whose(resource, found))
-    return ("there", resource.kind, resource.name, ", ".join(filter(None, told)))
+        details.append(f"{backlog.messages:,} messages wait{oldest}")
+    details.append(_whose(resource, found))
+    return ("there", resource.kind, resource.name, ", ".join(filter(None, details)))
 
 
 def _whose(resource: Resource, found: Found) -> str:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from common.errors import MillraceError, UsageError, nearest
+from common.errors import MillraceError, UsageError, suggest
 from resources.config import Config
 from resources.jobs import ROLE, Job, Jobs
-from resources.kinds.base import told
+from resources.kinds.base import resource_errors
 from resources.outcome import Outcome
 from resources.progress import Progress
 
@@ -28,7 +28,7 @@ class Stop:
     reason: str = ""
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """Its state, or why it is kept."""
         return self.reason or self.job.state
 
@@ -70,7 +70,7 @@ def choose_jobs(
     for name in names:
         if not _is_pattern(name) and name not in named:
             running = f"running: {', '.join(sorted(named))}" if named else "none of ours runs"
-            raise UsageError(f"--jobs {name}: no such job runs{nearest(name, named)}: {running}")
+            raise UsageError(f"--jobs {name}: no such job runs{suggest(name, named)}: {running}")
     return [
         _stop(job, whose[job.ident], cancel=cancel, by_name=job.name in names)
         for job in jobs
@@ -127,7 +127,7 @@ def stop_jobs(
             outcome.kept.append(f"job {stop.job.name}: {stop.reason}")
             continue
         try:
-            with told(f"job {stop.job.name} cannot be stopped", ROLE):
+            with resource_errors(f"job {stop.job.name} cannot be stopped", ROLE):
                 how = jobs.stop(stop.job, cancel=cancel)
         except MillraceError as error:
             outcome.errors.append(str(error))
@@ -135,12 +135,12 @@ def stop_jobs(
         asked.append(stop.job)
         progress.say(f"{how}  job {stop.job.name}")
 
-    def tell(states: Mapping[str, str]) -> None:
+    def report(states: Mapping[str, str]) -> None:
         progress.now("waiting for " + ", ".join(f"{name} ({s})" for name, s in states.items()))
 
     try:
-        with told("jobs cannot be looked at", ROLE):
-            left = {job.ident for job in (jobs.wait(asked, seconds, tell) if asked else [])}
+        with resource_errors("jobs cannot be looked at", ROLE):
+            left = {job.ident for job in (jobs.wait(asked, seconds, report) if asked else [])}
     except MillraceError as error:
         outcome.errors.append(str(error))
         return outcome

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from common.errors import MillraceError, UsageError, nearest, one_line
+from common.errors import MillraceError, UsageError, one_line, suggest
 from common.memory import MORE_MEMORY, out_of_memory
 
 
@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
             return run(argv)
         if argv[0] not in COMMANDS:
             raise UsageError(
-                f"unknown command {argv[0]!r}{nearest(argv[0], COMMANDS)}: expected one of "
+                f"unknown command {argv[0]!r}{suggest(argv[0], COMMANDS)}: expected one of "
                 f"{', '.join(COMMANDS)}, or flags; see --help"
             )
         return COMMANDS[argv[0]](argv[1:])
@@ -74,8 +74,8 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {out_of_memory(one_line(error), MORE_MEMORY)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as interrupt:
-        told = str(interrupt) or "what is done is found again when the command is repeated"
-        print(f"stopped: {told}", file=sys.stderr)
+        message = str(interrupt) or "what is done is found again when the command is repeated"
+        print(f"stopped: {message}", file=sys.stderr)
         return 130
 
 

@@ -37,7 +37,7 @@ from transforms.failures import Fault
 logger = logging.getLogger("serving")
 
 # Of a request's bad rows these many are told one by one.
-TOLD_ROWS = 20
+SHOWN_ROWS = 20
 
 
 def make_app(service: Service) -> Starlette:
@@ -217,7 +217,7 @@ class Predict:
             self.service.metrics.bad_rows.labels(fault.reason).inc()
         told = [
             {"index": index, "reason": fault.reason, "message": fault.message}
-            for index, fault in list(faults.items())[:TOLD_ROWS]
+            for index, fault in list(faults.items())[:SHOWN_ROWS]
         ]
         first = told[0]
         message = f"{len(faults)} of {rows} instances cannot be predicted: instance "

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloud.clients import Cloud
-from cloud.errors import retry, told_as
+from cloud.errors import retry, translate_errors
 from common.errors import ModelError
 from model_handlers.manifest import MANIFEST_NAME
 from model_handlers.manifest_json import parse_manifest
@@ -25,7 +25,7 @@ def fetch_package(path: str, folder: Path, cloud: Cloud) -> str:
     model.json that holds one .mar means that. Raises ModelError, CredentialsError.
     """
     if path.startswith(SCHEME):
-        with told_as(ModelError, f"model {path} cannot be read"):
+        with translate_errors(ModelError, f"model {path} cannot be read"):
             path = _fetch(path, folder, cloud.storage())
     archives = sorted(Path(path).glob("*.mar")) if Path(path).is_dir() else []
     if len(archives) == 1 and not (Path(path) / MANIFEST_NAME).exists():

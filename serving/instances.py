@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from common.errors import nearest
+from common.errors import suggest
 from common.record_batch import INPUTS, ROW_ID, source_batch, struct_columns
 from model_handlers.manifest import InputSpec, Manifest
 from model_handlers.unique_keys import Doubled, doubled_key, doubled_text, load_marked
@@ -117,7 +117,7 @@ class InstanceReader:
         """One instance -> its features, or the Fault that it has."""
         row = self._named(instance) if isinstance(instance, list) else instance
         if isinstance(row, dict) and (unknown := [name for name in row if name not in self._known]):
-            text = f"unknown feature {unknown[0][:40]!r}{nearest(unknown[0], self._known)}"
+            text = f"unknown feature {unknown[0][:40]!r}{suggest(unknown[0], self._known)}"
             more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
             return Fault("unknown_feature", f"{text}{more}", "")
         return read_row(row, self._format)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from google.cloud.dataflow_v1beta3.types import FlexTemplateRuntimeEnvironment
 
-from common.errors import UsageError, nearest
+from common.errors import UsageError, suggest
 from pipelines.beam_args import beam_flags
 from pipelines.command import Command, run_and_exit
 from pipelines.launch.command import PIPELINES as COMMANDS
@@ -28,7 +28,7 @@ def chosen(environ: Mapping[str, str]) -> Command:
     name = environ.get(VARIABLE, "")
     if name not in COMMANDS:
         raise UsageError(
-            f"{VARIABLE}={name!r}: expected one of {', '.join(COMMANDS)}{nearest(name, COMMANDS)}: "
+            f"{VARIABLE}={name!r}: expected one of {', '.join(COMMANDS)}{suggest(name, COMMANDS)}: "
             "make the template with make template PIPELINE=..."
         )
     return COMMANDS[name]
@@ -93,8 +93,8 @@ def main(args: Sequence[str], environ: Mapping[str, str]) -> int:
         return 2
     kept, dropped = without_the_services(as_switches(given(args)))
     if dropped:
-        told = f"warning: {', '.join(dropped)}: neither the pipeline nor Beam has such a flag"
-        print(told, file=sys.stderr)
+        message = f"warning: {', '.join(dropped)}: neither the pipeline nor Beam has such a flag"
+        print(message, file=sys.stderr)
     # Beam reads the process's arguments as well, where it makes options of its own.
     sys.argv[1:] = kept
     run_and_exit(command, kept)

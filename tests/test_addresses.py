@@ -168,7 +168,7 @@ def test_the_library_refuses_them_as_flags_do(tmp_path: Path) -> None:
 
 def test_a_query_of_an_endpoint_is_used_and_not_shown() -> None:
     address = EndpointAddress(url=f"http://localhost:1/predict?key={SECRET}")
-    assert address.told == "http://localhost:1/predict?..."
+    assert address.label == "http://localhost:1/predict?..."
     client = address.connect()
     try:
         assert client.url.endswith(f"?key={SECRET}")

@@ -292,7 +292,7 @@ def test_rows_have_the_schema_that_was_told_before_the_run(
         rows.write_text("".join(f"{json.dumps(row)}\n" for row in table.to_pylist()))
     told, written = [], []
 
-    def tell(*args: Any) -> pa.Schema:
+    def say(*args: Any) -> pa.Schema:
         told.append(output_schema(*args))
         return told[-1]
 
@@ -300,7 +300,7 @@ def test_rows_have_the_schema_that_was_told_before_the_run(
         written.append((kind, schema))
         return open_writer(handle, schema, kind)
 
-    monkeypatch.setattr("pipelines.batch.run.output_schema", tell)
+    monkeypatch.setattr("pipelines.batch.run.output_schema", say)
     monkeypatch.setattr("transforms.files.stage.open_writer", write)
     fields = "encoded,normalized_reconstruction,Time,Amount,Class" if layout == "default" else None
     assert run(input_files=rows, output_schema=layout, output_fields=fields)[0] == 0

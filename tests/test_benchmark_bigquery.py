@@ -19,7 +19,7 @@ from benchmarks.bigquery_recording import Recording, ReplayingClient, cut
 from benchmarks.bigquery_sinks import Writing, from_dicts, output_rows, table_rows, table_schema
 from benchmarks.contestant import ID_COLUMN, Clock, Report, read_report
 from benchmarks.measure import ContestantError, Measured
-from benchmarks.row_costs import costs, ratio, take_turns, tell_rows
+from benchmarks.row_costs import costs, ratio, report_rows, take_turns
 from examples.local_cloud import LocalCloud
 from examples.transactions.data import FEATURES, generate, write_parquet
 from model_handlers.package import read_manifest
@@ -236,7 +236,7 @@ def test_a_contestant_that_loses_rows_ends_the_benchmark() -> None:
 
 
 def test_a_report_of_rows_is_read_back(capsys: pytest.CaptureFixture[str]) -> None:
-    tell_rows(7, Clock(seconds=2.5, cpu_seconds=1.5))
+    report_rows(7, Clock(seconds=2.5, cpu_seconds=1.5))
     assert read_report(capsys.readouterr().out) == Report(7, 2.5, 1.5)
 
 

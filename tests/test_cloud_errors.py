@@ -16,7 +16,7 @@ from google.api_core import exceptions
 import cloud.clients
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
-from cloud.errors import explain, is_passing, retry, told_as
+from cloud.errors import explain, is_passing, retry, translate_errors
 from common.errors import CredentialsError, InputError
 from examples.local_cloud import free_port
 
@@ -247,7 +247,10 @@ def test_an_error_is_explained_in_a_line_without_the_url(
     server: Server, answer: Answer, said: str
 ) -> None:
     server.answers = [answer]
-    with pytest.raises(InputError) as raised, told_as(InputError, "the table cannot be read"):
+    with (
+        pytest.raises(InputError) as raised,
+        translate_errors(InputError, "the table cannot be read"),
+    ):
         get_table(server)
     assert str(raised.value) == f"the table cannot be read: {said}"
 
@@ -312,13 +315,16 @@ def test_errors_without_a_rest_answer(
 def test_errors_of_credentials_are_told_as_such(wrapped: bool) -> None:
     error: Exception = google.auth.exceptions.RefreshError("revoked")
     match = r"^it cannot be read: .*revoked"
-    with pytest.raises(CredentialsError, match=match), told_as(InputError, "it cannot be read"):
+    with (
+        pytest.raises(CredentialsError, match=match),
+        translate_errors(InputError, "it cannot be read"),
+    ):
         raise exceptions.RetryError("no", cause=error) if wrapped else error
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), InputError("told already")])
 def test_what_is_no_error_of_a_client_passes_through(error: Exception) -> None:
-    with pytest.raises(type(error)) as raised, told_as(InputError, "it cannot be read"):
+    with pytest.raises(type(error)) as raised, translate_errors(InputError, "it cannot be read"):
         raise error
     assert raised.value is error
 

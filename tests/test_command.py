@@ -11,7 +11,7 @@ from common.errors import (
     MillraceError,
     TooManyDeadLetters,
     UsageError,
-    nearest,
+    suggest,
 )
 from pipelines.batch.progress import progress_line
 from pipelines.batch.run import check_dead_letters
@@ -72,7 +72,7 @@ def test_the_help_names_beams_flags_where_they_are_taken(
     ],
 )
 def test_nearest_names(name: str, known: list[str], expected: str) -> None:
-    assert nearest(name, known) == expected
+    assert suggest(name, known) == expected
 
 
 def test_usage_errors_are_errors_of_this_project() -> None:

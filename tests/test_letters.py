@@ -136,7 +136,7 @@ def test_a_topic_gives_the_letter_that_a_file_holds(messages: list[Message], tri
     pairs = zip(letters_of(failures), map(from_topic, published(failures)), strict=True)
     for of_file, of_topic in pairs:
         assert of_file.attempts == tried + 1
-        assert replace(of_topic, told={}) == replace(of_file, told={})
+        assert replace(of_topic, attributes={}) == replace(of_file, attributes={})
         # With the id, the time and the ordering key that it had.
         assert to_message(of_topic) == to_message(of_file)
 

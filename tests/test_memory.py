@@ -16,7 +16,7 @@ import requests
 import torch
 from google.api_core import exceptions
 
-from cloud.errors import told_as
+from cloud.errors import translate_errors
 from common.errors import InputError, OutOfMemory
 from common.memory import ADVICE, is_of_memory
 from model_handlers.loaded_model import LoadedModel
@@ -253,13 +253,16 @@ def test_an_arrow_message_that_claims_more_than_there_is_costs_itself_alone(
 )
 def test_a_service_is_not_blamed_for_lack_of_memory(error: Exception) -> None:
     with pytest.raises(OutOfMemory, match="table t cannot be read"):  # noqa: SIM117
-        with told_as(InputError, "table t cannot be read"):
+        with translate_errors(InputError, "table t cannot be read"):
             raise error
 
 
 def test_what_a_service_says_of_its_own_memory_is_its_error() -> None:
     error = exceptions.BadRequest("Resources exceeded: not enough memory for the query")
-    with pytest.raises(InputError, match="not enough memory"), told_as(InputError, "query"):
+    with (
+        pytest.raises(InputError, match="not enough memory"),
+        translate_errors(InputError, "query"),
+    ):
         raise error
 
 

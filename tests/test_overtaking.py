@@ -276,8 +276,8 @@ def test_a_run_that_is_overtaken_says_whose_rows_its_table_may_hold(
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert "another attempt at run r has put its result in place meanwhile" in err
-    told = f"but {dataset}.scores may hold the rows of this attempt: run it again"
-    assert (told in err) is (moment == "report")
+    file_errors = f"but {dataset}.scores may hold the rows of this attempt: run it again"
+    assert (file_errors in err) is (moment == "report")
     count = f"SELECT COUNT(*) AS n, COUNT(DISTINCT row_id) AS d FROM `{dataset}.scores`"
     (found,) = cloud.cloud.bigquery().query(count).result()
     # All rows are those of the other one, which was the last to write both.

@@ -352,7 +352,7 @@ def test_a_step_never_changes_what_was_not_made_here(
         assert step.action == "change"
     else:
         assert step.action == "conflict"
-        assert "change or remove it" in step.told
+        assert "change or remove it" in step.description
 
 
 def test_jobs_are_warned_of_by_age_and_by_what_they_read() -> None:

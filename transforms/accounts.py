@@ -153,7 +153,7 @@ def check_source(counts: Mapping[tuple[str, ...], int], rows_in: int) -> dict[st
     how much was expected and read. Raises BalanceError where something differs.
     """
     units = sorted({key[1] for key in counts if key[0] == "source" and key[2] == "expected"})
-    told = {
+    summary = {
         f"{unit}_{said}": counts.get(("source", unit, said), 0)
         for unit in units
         for said in ("expected", "read")
@@ -161,9 +161,10 @@ def check_source(counts: Mapping[tuple[str, ...], int], rows_in: int) -> dict[st
     unknown = sorted(key[1] for key in counts if key[0] == "rows_unknown")
     counted = {key[1]: rows for key, rows in counts.items() if key[0] == "rows_expected"}
     wrong = sorted(key[1] for key in counts if key[0] == "differs") + [
-        f"{told[f'{unit}_expected']:,} {unit} were expected and {told[f'{unit}_read']:,} read"
+        f"{summary[f'{unit}_expected']:,} {unit} were expected, and "
+        f"{summary[f'{unit}_read']:,} read"
         for unit in units
-        if told[f"{unit}_expected"] != told[f"{unit}_read"]
+        if summary[f"{unit}_expected"] != summary[f"{unit}_read"]
     ]
     wrong += [
         f"{rows:,} rows were expected by the {by} and {rows_in:,} came"
@@ -179,7 +180,7 @@ def check_source(counts: Mapping[tuple[str, ...], int], rows_in: int) -> dict[st
         "rows_expected": rows_in if counted and not unknown else None,
         "rows_expected_from": "; ".join(unknown or sorted(counted)) or None,
         # Of rows, a part of the source may have been counted before.
-        **{name: count for name, count in told.items() if not name.startswith("rows_")},
+        **{name: count for name, count in summary.items() if not name.startswith("rows_")},
     }
 
 

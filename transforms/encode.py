@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.errors import UsageError, nearest
+from common.errors import UsageError, suggest
 from common.record_batch import (
     MESSAGE,
     MESSAGE_TYPE,
@@ -139,7 +139,7 @@ def check_fields(fields: OutputFields, manifest: Manifest, available: Sequence[s
         if name not in available:
             raise UsageError(
                 f"--output_fields: {name!r} is neither an output of model {manifest.name} nor a "
-                f"column of the source{nearest(name, known)}"
+                f"column of the source{suggest(name, known)}"
             )
 
 

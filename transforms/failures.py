@@ -88,13 +88,15 @@ def failure_batch(
     messages: the rows' column MESSAGE, where they came as messages.
     """
     rows = len(faults)
-    told: list[dict[str, Any]] = [
+    attributes: list[dict[str, Any]] = [
         {"column": fault.column} if fault.column else {} for fault in faults
     ]
     attempts = [1] * rows
     if messages is not None:
         described = describe_messages(messages)
-        told = [{**one, "message": other} for one, other in zip(told, described, strict=True)]
+        attributes = [
+            {**one, "message": other} for one, other in zip(attributes, described, strict=True)
+        ]
         attempts = messages.field("attempts").to_pylist()
     constant = {
         "failed_at": failed_at,
@@ -110,7 +112,7 @@ def failure_batch(
         "message": [fault.message for fault in faults],
         "row_id": list(row_ids),
         "payload": list(payloads),
-        "attributes": [orjson.dumps(one).decode() for one in told],
+        "attributes": [orjson.dumps(one).decode() for one in attributes],
         "attempts": attempts,
     }
     arrays = [
@@ -146,12 +148,12 @@ def describe_messages(messages: pa.StructArray) -> list[dict[str, Any]]:
     """The column MESSAGE -> what a failure record's attributes say of each message."""
     described = []
     for row in messages.to_pylist():
-        told = {"id": row["message_id"], "event_time": row["event_time"].isoformat()}
+        attributes = {"id": row["message_id"], "event_time": row["event_time"].isoformat()}
         if row["ordering_key"]:
-            told["ordering_key"] = row["ordering_key"]
+            attributes["ordering_key"] = row["ordering_key"]
         if row["attributes"]:
-            told["attributes"] = orjson.loads(row["attributes"])
-        described.append(told)
+            attributes["attributes"] = orjson.loads(row["attributes"])
+        described.append(attributes)
     return described
 
 

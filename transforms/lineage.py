@@ -96,9 +96,9 @@ class Lineage:
     @classmethod
     def from_text(cls, text: str) -> Lineage:
         """What `to_text` made -> the lineage."""
-        told = orjson.loads(text)
+        value = orjson.loads(text)
         return cls(
-            told["run_id"], {Kind(*entry[:4]): Taken(*entry[4:]) for entry in told["letters"]}
+            value["run_id"], {Kind(*entry[:4]): Taken(*entry[4:]) for entry in value["letters"]}
         )
 
 

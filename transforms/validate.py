@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.errors import InputError, nearest
+from common.errors import InputError, suggest
 from common.record_batch import INPUTS, SOURCE, flat_values
 from model_handlers.manifest import InputSpec, Manifest
 from transforms.cells import (
@@ -61,7 +61,7 @@ def _columns_of(spec: InputSpec, manifest: Manifest, available: pa.Schema) -> tu
     more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
     raise InputError(
         f"model {manifest.name} needs column {first!r}{more}, which the source lacks"
-        f"{nearest(first, available.names)}; the source has {', '.join(available.names[:40])}"
+        f"{suggest(first, available.names)}; the source has {', '.join(available.names[:40])}"
     )
 
 
@@ -142,7 +142,7 @@ def _tensor(
         values, state = _from_columns(arrays, spec)
     if state is not None and state.any():
         _impute(values, state, spec, manifest)
-        _tell(state, arrays, spec, faults)
+        _describe_faults(state, arrays, spec, faults)
     return values
 
 
@@ -200,7 +200,9 @@ def _impute(values: np.ndarray, state: np.ndarray, spec: InputSpec, manifest: Ma
             state[lacking, i] = 0
 
 
-def _tell(state: np.ndarray, arrays: Sequence[pa.Array], spec: InputSpec, faults: _Faults) -> None:
+def _describe_faults(
+    state: np.ndarray, arrays: Sequence[pa.Array], spec: InputSpec, faults: _Faults
+) -> None:
     """States of cells, [rows, width] -> what is wrong, added to `faults` column by column."""
     names = spec.columns
     if len(names) != spec.width:

@@ -11,7 +11,9 @@ from . import google
 log = logging.getLogger(__name__)
 
 
-def tell(dag_id: str, settings: Mapping[str, Any] | None, failures: Iterable[str | None]) -> None:
+def send_alert(
+    dag_id: str, settings: Mapping[str, Any] | None, failures: Iterable[str | None]
+) -> None:
     """A DAG, what it works by (if it got so far) and what is wrong -> a message, or a log entry.
 
     The run fails in any case, which Composer counts (`composer.googleapis.com/workflow/run_count`).

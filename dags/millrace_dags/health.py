@@ -78,7 +78,7 @@ def judge_stream(
     attach = f"python -m pipelines.launch --attach {seen['id']} {place}"
     if seen["state"] != "JOB_STATE_RUNNING":
         return [f"{name}: expected JOB_STATE_RUNNING, got {seen['state']}: {attach}"]
-    told = [
+    found = [
         f"{name}: expected {what} of at most {limits[limit]:,}, got {seen[key]:,}: {attach}; more "
         "workers (--max_num_workers), or an error that is repeated"
         for key, what, limit in (
@@ -88,7 +88,7 @@ def judge_stream(
         )
         if seen[key] is not None and seen[key] > limits[limit]
     ]
-    return [*told, *_letters(name, seen, before, limits["max_dead_letter_share"])]
+    return [*found, *_letters(name, seen, before, limits["max_dead_letter_share"])]
 
 
 def _letters(

@@ -12,7 +12,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-from common.errors import nearest
+from common.errors import suggest
 
 Schema = Mapping[str, Any]
 
@@ -95,7 +95,7 @@ class Document:
                 if text != "json;enum-encoding=int":
                     check.fail(name, f"unknown value {text!r}")
             elif name not in known:
-                check.fail(name, f"unknown query parameter{nearest(name, known)}")
+                check.fail(name, f"unknown query parameter{suggest(name, known)}")
             else:
                 value = check.value(known[name], _parsed(text, known[name]), name)
                 read[name] = value if isinstance(value, str) else text
@@ -177,7 +177,7 @@ class _Check:
             elif extra is not None:
                 kept[name] = self.value(extra, item, at)
             else:
-                self.fail(at, f"unknown field{nearest(name, known)}")
+                self.fail(at, f"unknown field{suggest(name, known)}")
         for name, part in known.items():
             needed = part.get("description", "").startswith("Required.")
             if self.asks and needed and value.get(name) in (None, "", {}, []):
@@ -196,7 +196,7 @@ class _Check:
             if alike and value in list(alike):
                 value = alike(value).name
         if value not in names:
-            self.fail(where, f"unknown value {value!r}{nearest(str(value), names)}")
+            self.fail(where, f"unknown value {value!r}{suggest(str(value), names)}")
         return value
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
 from cloud.clients import Cloud
-from common.errors import UsageError, nearest
+from common.errors import UsageError, suggest
 from pipelines.batch.config import FilesSink, RunConfig, TableSink
 from pipelines.cloud_access import GCS
 from transforms.bigquery.destination import TableDestination
@@ -111,7 +111,7 @@ def check_cluster_by(names: tuple[str, ...], schema: pa.Schema) -> None:
     for name in names:
         if name not in schema.names:
             raise UsageError(
-                f"--cluster_by: {name!r} is not written{nearest(name, schema.names)}; the columns "
+                f"--cluster_by: {name!r} is not written{suggest(name, schema.names)}; the columns "
                 f"are {', '.join(schema.names)}"
             )
     if len(names) > 4:

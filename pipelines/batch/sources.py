@@ -10,8 +10,8 @@ from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
 
 from cloud.clients import Cloud
-from cloud.errors import told_as
-from common.errors import InputError, UsageError, nearest, one_line
+from cloud.errors import translate_errors
+from common.errors import InputError, UsageError, one_line, suggest
 from common.memory import check_memory
 from model_handlers.manifest import Manifest
 from pipelines.batch.config import BatchConfig, Files, Query, Table
@@ -99,7 +99,7 @@ def check_columns(schema: pa.Schema, place: str, columns: Columns, fields: Outpu
     if id_column is not None and id_column not in schema.names:
         raise UsageError(
             f"--id_column: {place} lacks column {id_column!r}"
-            f"{nearest(id_column, schema.names)}; it has {', '.join(schema.names[:40])}"
+            f"{suggest(id_column, schema.names)}; it has {', '.join(schema.names[:40])}"
         )
     check_fields(fields, columns.manifest, schema.names)
     columns.names(schema, place)
@@ -138,7 +138,7 @@ def read_text(text: str, flag: str) -> str:
         return text
     what = f"--{flag}: {text[1:]} cannot be read"
     try:
-        with told_as(UsageError, what), FileSystems.open(text[1:]) as handle:
+        with translate_errors(UsageError, what), FileSystems.open(text[1:]) as handle:
             # Some editors on Windows mark the begin of a file as UTF-8.
             return str(handle.read().decode("utf-8-sig"))
     except (BeamIOError, OSError, UnicodeDecodeError) as error:

@@ -14,7 +14,7 @@ from google.api_core import exceptions
 
 from cloud.clients import REQUEST_SECONDS, Cloud
 from cloud.dataflow_lists import not_listed, read_jobs
-from cloud.errors import explain, is_passing, retry, told_as
+from cloud.errors import explain, is_passing, retry, translate_errors
 from cloud.monitoring import latest
 from common.errors import JobError, UsageError
 from pipelines.dataflow.facts import JobFacts, read_facts
@@ -94,7 +94,7 @@ class Jobs:
         By name the newest. Raises UsageError where there is none, CredentialsError, and JobError
         where it may be in a region that could not be listed.
         """
-        with told(f"job {ident} cannot be looked at", VIEWER):
+        with job_errors(f"job {ident} cannot be looked at", VIEWER):
             if region is not None and _ID.fullmatch(ident):
                 try:
                     return self.get(ident, region, whole=True)
@@ -234,11 +234,11 @@ class Jobs:
                 return new[0].ident
             return str(answer.job.id)
 
-        with told(f"job {name} cannot be started", DEVELOPER):
+        with job_errors(f"job {name} cannot be started", DEVELOPER):
             return str(retry(self.cloud.retry_seconds)(started)())
 
     def _active_before(self, name: str, region: str, *, update: bool) -> set[str]:
-        with told(f"job {name} cannot be looked for", DEVELOPER):
+        with job_errors(f"job {name} cannot be looked for", DEVELOPER):
             found = self.active(name, region)
         if found and not update:
             raise UsageError(
@@ -257,12 +257,12 @@ class Jobs:
 
 
 @contextmanager
-def told(what: str, role: str) -> Iterator[None]:
+def job_errors(what: str, role: str) -> Iterator[None]:
     """What cannot be done, the role that it takes -> errors of the block raised as JobError.
 
     CredentialsError where credentials are at fault.
     """
-    with told_as(JobError, what):
+    with translate_errors(JobError, what):
         try:
             yield
         except exceptions.Forbidden as error:

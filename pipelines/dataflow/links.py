@@ -38,12 +38,12 @@ def links(project: str, region: str, job_id: str, endpoints: Endpoints) -> dict[
 
 
 @contextmanager
-def interrupted(told: str) -> Iterator[None]:
+def interrupted(message: str) -> Iterator[None]:
     """What Ctrl-C in the block leaves behind -> told where it comes."""
     try:
         yield
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(told) from None
+        raise KeyboardInterrupt(message) from None
 
 
 @contextmanager

@@ -35,12 +35,12 @@ from cloud.endpoints import Endpoints, is_plain, rest_url
 from cloud.errors import explain
 from cloud.regions import REGIONS
 from common.addresses import without_secrets
-from common.errors import JobError, UsageError, nearest, one_line
+from common.errors import JobError, UsageError, one_line, suggest
 from pipelines.beam_args import is_dry_run, is_secret, runs_on_dataflow
 from pipelines.cloud_access import connect
 from pipelines.config import Predictor
 from pipelines.dataflow.facts import PREFIX, JobFacts, labels_of, option_names
-from pipelines.dataflow.jobs import DEVELOPER, told
+from pipelines.dataflow.jobs import DEVELOPER, job_errors
 from pipelines.dataflow.links import links, starting
 from pipelines.options import DeviceOptions
 from pipelines.options.flag import Parsed
@@ -102,7 +102,7 @@ def _check_names(google: GoogleCloudOptions) -> None:
     """What Beam or Dataflow would refuse later, in other words."""
     region = _region(google) or ""
     if region not in REGIONS:
-        near = nearest(region, REGIONS)
+        near = suggest(region, REGIONS)
         raise UsageError(f"--region {region}: expected a region such as us-central1{near}")
     if not _PROJECT.fullmatch(google.project):
         raise UsageError(f"--project {google.project}: expected a project's id, not its number")
@@ -244,7 +244,7 @@ def start(
         log.setLevel(logging.CRITICAL + 1)
     what = f"job {google.job_name} cannot be started"
     may_be_there = starting(*place, google.job_name, endpoints) if is_made else nullcontext()
-    with told(what, DEVELOPER), may_be_there:
+    with job_errors(what, DEVELOPER), may_be_there:
         try:
             result = pipeline.run()
         except requests.exceptions.RequestException:

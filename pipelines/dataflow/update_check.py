@@ -20,7 +20,7 @@ from apache_beam.portability import common_urns
 from cloud.clients import Cloud
 from common.errors import UsageError
 from pipelines.dataflow.held_state import holds_state, leaves, losing
-from pipelines.dataflow.jobs import VIEWER, Jobs, told
+from pipelines.dataflow.jobs import VIEWER, Jobs, job_errors
 
 # Of the steps that carry state or a shuffle from one job to the next.
 _KINDS = {
@@ -140,7 +140,7 @@ def check_update(pipeline: beam.Pipeline, cloud: Cloud, *, allow_state_loss: boo
     """
     google = pipeline.options.view_as(GoogleCloudOptions)
     jobs = Jobs(replace(cloud, project=google.project, endpoints=_endpoints(cloud, google)))
-    with told(f"job {google.job_name} cannot be looked at", VIEWER):
+    with job_errors(f"job {google.job_name} cannot be looked at", VIEWER):
         active = jobs.active(google.job_name, google.region)
         if not active:
             streams = [job.name for job in jobs.listed()[0] if job.streaming and not job.has_ended]

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NoReturn
 
-from common.errors import nearest
+from common.errors import suggest
 from pipelines import batch_local, batch_vertex, stream_local, stream_vertex
 from pipelines.command import Command, run_and_exit
 from pipelines.options import CloudOptions
@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> NoReturn:
     """A command line -> the process ends with the command's exit code."""
     chosen, rest = choose(argv)
     if chosen is None:
-        near = nearest(argv[0], PIPELINES)
+        near = suggest(argv[0], PIPELINES)
         known = ", ".join(PIPELINES)
         sys.stderr.write(f"error: {argv[0]!r} is no pipeline{near}: expected one of {known}\n")
         sys.exit(2)

@@ -19,10 +19,10 @@ import orjson
 from google.api_core import exceptions
 
 from cloud.endpoints import Endpoints
-from cloud.errors import explain, is_passing, told_as
+from cloud.errors import explain, is_passing, translate_errors
 from common.errors import CredentialsError, JobError, MillraceError
 from pipelines.dataflow.facts import label_value
-from pipelines.dataflow.jobs import VIEWER, Job, Jobs, told
+from pipelines.dataflow.jobs import VIEWER, Job, Jobs, job_errors
 from pipelines.dataflow.links import attach_command, console_link
 from pipelines.dataflow.messages import reasons
 from pipelines.dataflow.metrics import Look, batch_line, elapsed, stream_line
@@ -78,7 +78,7 @@ class Monitor:
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     _sees_backlog: bool = field(default=True, init=False)
     _workers: int | None = field(default=None, init=False)
-    _told_until: datetime | None = field(default=None, init=False)
+    _reported_until: datetime | None = field(default=None, init=False)
 
     def follow(self, job: Job) -> int:
         """A job -> the exit code, when it has ended or cannot be followed any more.
@@ -101,7 +101,7 @@ class Monitor:
         self.screen.clear()
         if may_clean_up and job.state not in ("done", "updated"):
             # Whoever may not do that learns all the same how the job ended.
-            with suppress(MillraceError, OSError), told_as(JobError, "what it left stays"):
+            with suppress(MillraceError, OSError), translate_errors(JobError, "what it left stays"):
                 self._clean_up(job)
         return self._end_stream(job) if job.streaming else self._end_batch(job)
 
@@ -110,7 +110,7 @@ class Monitor:
         before: Look | None = None
         faults = 0
         while True:
-            with told(f"job {job.name} cannot be looked at any more", VIEWER):
+            with job_errors(f"job {job.name} cannot be looked at any more", VIEWER):
                 try:
                     job = self._refreshed(job)
                     look = self._look(job)
@@ -136,8 +136,8 @@ class Monitor:
         metrics = self.jobs.metrics(job)
         if not job.has_ended:
             now = self.now()
-            self._workers = self.jobs.messages(job, self._told_until).workers or self._workers
-            self._told_until = now - _LATE
+            self._workers = self.jobs.messages(job, self._reported_until).workers or self._workers
+            self._reported_until = now - _LATE
         backlog = self._backlog(job) if job.streaming and not job.has_ended else {}
         workers = None if job.has_ended else self._workers
         return Look(job.state, job.seconds(self.now()), metrics, workers, backlog)
@@ -205,7 +205,7 @@ class Monitor:
         return DONE
 
     def _failure(self, job: Job) -> str:
-        with told(f"job {job.name} failed, and its messages cannot be read", VIEWER):
+        with job_errors(f"job {job.name} failed, and its messages cannot be read", VIEWER):
             messages = self.jobs.messages(job)
         lines = reasons(messages.errors, messages.news) or [
             f"it did not say why: see {console_link(job.project, job.region, job.ident)}"

@@ -158,8 +158,8 @@ _PATTERNS = {
 def check(flags: Mapping[str, Any], streaming: bool) -> None:
     """All flags of a job -> nothing, or one UsageError that names every wrong one."""
     wrong = [
-        f"--{name}: {flags[name]!r}: expected {told}"
-        for name, (pattern, told) in _PATTERNS.items()
+        f"--{name}: {flags[name]!r}: expected {expected}"
+        for name, (pattern, expected) in _PATTERNS.items()
         if flags.get(name) is not None and not re.fullmatch(pattern, str(flags[name]))
     ]
     wrong += [

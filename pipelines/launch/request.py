@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from common.errors import UsageError, nearest
+from common.errors import UsageError, suggest
 from pipelines.dataflow.facts import labels_of
 from pipelines.launch.command import PIPELINES
 from pipelines.options.flag import as_text
@@ -171,7 +171,7 @@ def check_parameters(
         kind = "streams" if metadata.get("streaming") else "batch"
         raise UsageError(f"--template {template} is for {kind}: {title}")
     wrong = [
-        f"--{given}: the template has no such parameter{nearest(given, known)}"
+        f"--{given}: the template has no such parameter{suggest(given, known)}"
         for given in parameters
         if given not in known
     ]

@@ -16,7 +16,7 @@ from google.api_core import exceptions
 
 from cloud.clients import Cloud, default_project
 from cloud.endpoints import Endpoints
-from cloud.errors import retry, told_as
+from cloud.errors import retry, translate_errors
 from cloud.regions import region_fault
 from common.addresses import without_secrets
 from common.errors import InputError, MillraceError, UsageError
@@ -110,10 +110,10 @@ def _from_template(name: str, flags: LaunchOptions, own: Parsed, job: Mapping[st
     place = (job["project"], job["region"])
     with starting(*place, job["job_name"], endpoints):
         ident = jobs.launch(request)
-    told = {"job": ident, "name": job["job_name"], **links(*place, ident, endpoints)}
-    lines = "\n".join(f"{key:<13} {value}" for key, value in told.items())
+    started = {"job": ident, "name": job["job_name"], **links(*place, ident, endpoints)}
+    lines = "\n".join(f"{key:<13} {value}" for key, value in started.items())
     if not flags.wait:
-        print(orjson.dumps(told).decode() if _as_json(own) else lines)
+        print(orjson.dumps(started).decode() if _as_json(own) else lines)
         return 0
     print(lines, file=_for_people(own), flush=True)
     return _follow(jobs, ident, job["region"], flags, own)
@@ -152,7 +152,7 @@ def _read_spec(template: str, own: Parsed, job: Mapping[str, Any]) -> dict[str, 
     """A template's path -> its spec file. Raises InputError, CredentialsError."""
     cloud = _cloud(own, job)
     bucket, _, path = template.removeprefix("gs://").partition("/")
-    with told_as(InputError, f"--template {template} cannot be read"):
+    with translate_errors(InputError, f"--template {template} cannot be read"):
         blob = cloud.storage().bucket(bucket).blob(path)
         try:
             content = blob.download_as_bytes(retry=retry(cloud.retry_seconds))

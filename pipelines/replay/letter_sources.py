@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from cloud.clients import Cloud
-from cloud.errors import retry, told_as
+from cloud.errors import retry, translate_errors
 from common.errors import InputError, UsageError
 from pipelines.replay.config import Files, Messages, ReplayConfig, Table
 from pipelines.stream.subscription import HELD, hidden_seconds
@@ -143,7 +143,7 @@ def _letter(line: bytes, place: str) -> Letter | None:
 
 
 def _check_subscription(name: str, output_topic: str | None, cloud: Cloud) -> None:
-    with told_as(InputError, f"subscription {name} cannot be read"):
+    with translate_errors(InputError, f"subscription {name} cannot be read"):
         found = cloud.subscriber().get_subscription(
             subscription=name, retry=retry(cloud.retry_seconds)
         )

@@ -10,7 +10,7 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
-from cloud.errors import retry, told_as
+from cloud.errors import retry, translate_errors
 from common.errors import OutputError, UsageError
 from model_handlers.manifest import Manifest
 from pipelines.batch.config import TableSink
@@ -123,7 +123,7 @@ def _topics(config: ReplayConfig, cloud: Cloud | None) -> dict[str, str]:
     topics = {part: topic for part, topic in given.items() if topic is not None}
     for topic in topics.values():
         if cloud is not None:
-            with told_as(OutputError, f"topic {topic} cannot be published to"):
+            with translate_errors(OutputError, f"topic {topic} cannot be published to"):
                 cloud.publisher().get_topic(topic=topic, retry=retry(cloud.retry_seconds))
     return topics
 
@@ -146,7 +146,7 @@ def _passed_on(
     name = next((sink.name for sink in config.sinks if isinstance(sink, TableSink)), None)
     if name is None or cloud is None:
         return None
-    with told_as(OutputError, f"table {name} cannot be written"):
+    with translate_errors(OutputError, f"table {name} cannot be written"):
         parsed_name = TableName.parse(name, "output_table", cloud.project)
         table = find_table(cloud.bigquery(), parsed_name, cloud)
     present = arrow_schema(() if table is None else table.schema)

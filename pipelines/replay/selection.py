@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from common.errors import UsageError, nearest
+from common.errors import UsageError, suggest
 from pipelines.options import ReplayOptions
 from transforms.dead_letters.letters import UNREPLAYABLE, Selection, moment
 from transforms.failures import REASONS
@@ -21,13 +21,13 @@ def select(flags: ReplayOptions) -> Selection:
             )
         if stage not in STAGES:
             raise UsageError(
-                f"--stage: {stage!r} is no stage{nearest(stage, STAGES)}; "
+                f"--stage: {stage!r} is no stage{suggest(stage, STAGES)}; "
                 f"expected {', '.join(STAGES)}"
             )
     for reason in flags.reason or ():
         if reason not in REASONS:
             raise UsageError(
-                f"--reason: {reason!r} is no reason{nearest(reason, REASONS)}; expected "
+                f"--reason: {reason!r} is no reason{suggest(reason, REASONS)}; expected "
                 f"{', '.join(REASONS)}"
             )
     try:

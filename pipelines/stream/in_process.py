@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from cloud.clients import Cloud
 from model_handlers.batch_handler import BatchHandler
-from pipelines.command import tell
+from pipelines.command import say
 from pipelines.options import StreamRunOptions
 from pipelines.stream.progress import Tally, check_balance, report_line, start_tally, summary
 from pipelines.stream.subscription import HELD, LEASE_SECONDS, renew
@@ -89,14 +89,14 @@ def watch(
                 for _ in _every(LEASE_SECONDS / 4, steps):
                     renew(reading.subscription, reading.reader, reading.cloud)
             except KeyboardInterrupt:
-                tell(f"\n{STOPPING}")
+                say(f"\n{STOPPING}")
             intake.end()
             _wait(ended)
             tally.pulled = intake.given
             seconds = time.monotonic() - begin
-            tell(summary(tally, seconds))
+            say(summary(tally, seconds))
             if not intake.given:
-                tell(f"no message came within {seconds:,.0f} s")
+                say(f"no message came within {seconds:,.0f} s")
             # Before the rest is acknowledged: what got lost may still come again.
             check_balance(tally, intake.again)
             intake.finish()
@@ -105,7 +105,7 @@ def watch(
             raise KeyboardInterrupt(reading.left(intake.unfinished)) from interrupt
         except Exception:
             if intake.unfinished:
-                tell(reading.left(intake.unfinished))
+                say(reading.left(intake.unfinished))
             raise
 
 
@@ -131,7 +131,7 @@ class _Ending:
         if not self.told:
             self.told = True
             left = self.hidden - quiet
-            tell(f"no message came within {quiet:,.0f} s: waiting {left:,.0f} s more, {HELD}")
+            say(f"no message came within {quiet:,.0f} s: waiting {left:,.0f} s more, {HELD}")
         return False
 
 
@@ -143,7 +143,7 @@ def _reported(
     while not wait([ended], _POLL_SECONDS).done:
         now = time.monotonic()
         if now - told >= report_seconds:
-            tell(report_line(tally, tally.received - rows, now - told))
+            say(report_line(tally, tally.received - rows, now - told))
             rows, told = tally.received, now
         if ending.is_now(intake):
             return

@@ -170,8 +170,8 @@ def summary(tally: Tally, seconds: float) -> str:
         ("dead letters", f"{tally.dead_letters:>12,}"),
     ]
     if tally.refused:
-        told = "scored, then refused by an output: dead letters as well"
-        lines.append(("refused", f"{tally.refused:>12,}  {told}"))
+        note = "scored, then refused by an output: dead letters as well"
+        lines.append(("refused", f"{tally.refused:>12,}  {note}"))
     if tally.pulled:
         lines.insert(0, ("messages", f"{tally.pulled:>12,}  of them decoded {tally.decoded:,}"))
     lines.append(("balance", balance))

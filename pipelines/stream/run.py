@@ -45,7 +45,7 @@ from pipelines.beam_args import (
     runs_in_process,
     runs_on_dataflow,
 )
-from pipelines.command import tell
+from pipelines.command import say
 from pipelines.dataflow.facts import JobFacts, label_value
 from pipelines.dataflow.start import ask_for_accelerator, carry, describe, reach, start
 from pipelines.dataflow.update_check import check_update
@@ -172,7 +172,7 @@ def _start(
             pipeline.run()
         after = left_behind(subscription, made=made, labelled=labelled, followed=followed)
         if after:
-            tell(after)
+            say(after)
 
 
 def _look_at(
@@ -245,7 +245,7 @@ def _subscription(
         before = reader_labels(name, cloud) if update else {}
         labelled = claim(name, reader, cloud, lasting=not in_process, shared=shared)
         if not (labelled or is_plain(cloud.endpoints.pubsub)):
-            tell(f"{name} cannot be labelled by this account: a second reader is not noticed")
+            say(f"{name} cannot be labelled by this account: a second reader is not noticed")
         with released(name, reader, cloud, always=in_process, before=before):
             yield name, made, labelled
 

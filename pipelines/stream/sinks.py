@@ -8,7 +8,7 @@ import pyarrow as pa
 from google.api_core import exceptions
 
 from cloud.clients import Cloud
-from cloud.errors import retry, told_as
+from cloud.errors import retry, translate_errors
 from common.errors import OutputError, UsageError
 from pipelines.batch.destinations import check_cluster_by
 from pipelines.options import StreamFailureOptions, StreamSinkOptions
@@ -73,14 +73,14 @@ def _prepare(
     to: StreamSinks, schema: pa.Schema, time_column: str, clusters: tuple[str, ...], cloud: Cloud
 ) -> None:
     if to.table is not None:
-        with told_as(OutputError, f"table {to.table} cannot be written"):
+        with translate_errors(OutputError, f"table {to.table} cannot be written"):
             client = cloud.bigquery()
             table = find_table(client, to.table, cloud) or create_table(
                 client, to.table, schema, time_column, clusters, cloud
             )
         check_table(table, schema, clusters)
     if to.topic is not None:
-        with told_as(OutputError, f"topic {to.topic} cannot be published to"):
+        with translate_errors(OutputError, f"topic {to.topic} cannot be published to"):
             _check_topic(to.topic, cloud)
     if to.folder is not None:
         check_folder(to.folder)

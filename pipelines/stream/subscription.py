@@ -14,7 +14,7 @@ from typing import Any
 from google.api_core import exceptions
 
 from cloud.clients import Cloud
-from cloud.errors import retry, told_as
+from cloud.errors import retry, translate_errors
 from cloud.reader_labels import LASTING, READER, UNTIL, seconds_left
 from common.errors import InputError, MillraceError, UsageError
 from pipelines.stream.config import OwnSubscription, Subscription
@@ -66,7 +66,7 @@ def open_subscription(
     Raises UsageError, InputError.
     """
     if isinstance(source, Subscription):
-        with told_as(InputError, f"subscription {source.name} cannot be read"):
+        with translate_errors(InputError, f"subscription {source.name} cannot be read"):
             found = cloud.subscriber().get_subscription(
                 subscription=source.name, retry=retry(cloud.retry_seconds)
             )
@@ -76,7 +76,7 @@ def open_subscription(
     name = f"projects/{project}/subscriptions/millrace-{topic[:200]}-{uuid.uuid4().hex[:8]}"
     # The name is new: if it is there, an attempt before this one made it.
     with (
-        told_as(InputError, f"a subscription of {source.topic} cannot be made"),
+        translate_errors(InputError, f"a subscription of {source.topic} cannot be made"),
         contextlib.suppress(exceptions.AlreadyExists),
     ):
         cloud.subscriber().create_subscription(
@@ -92,7 +92,7 @@ def hidden_seconds(name: str, cloud: Cloud) -> float:
     Its own deadline is not enough: a run of ours sets a longer one, and neither Pub/Sub nor the
     label of the reader tells whether one was killed just now. Raises InputError.
     """
-    with told_as(InputError, f"subscription {name} cannot be read"):
+    with translate_errors(InputError, f"subscription {name} cannot be read"):
         found = cloud.subscriber().get_subscription(
             subscription=name, retry=retry(cloud.retry_seconds)
         )
@@ -106,7 +106,7 @@ def claim(name: str, reader: str, cloud: Cloud, *, lasting: bool, shared: bool) 
     Raises UsageError where the label names another reader, InputError. Where labels cannot
     be set, by the emulator or by this account, the answer is False.
     """
-    with told_as(InputError, f"subscription {name} cannot be read"):
+    with translate_errors(InputError, f"subscription {name} cannot be read"):
         labels = _labels(name, cloud)
         other, left = labels.get(READER, ""), seconds_left(labels)
         if other != reader and left > 0 and not shared:
@@ -123,7 +123,7 @@ def claim(name: str, reader: str, cloud: Cloud, *, lasting: bool, shared: bool) 
 
 def reader_labels(name: str, cloud: Cloud) -> dict[str, str]:
     """A subscription -> its labels that say who reads it. Raises InputError."""
-    with told_as(InputError, f"subscription {name} cannot be read"):
+    with translate_errors(InputError, f"subscription {name} cannot be read"):
         labels = _labels(name, cloud)
     return {key: labels[key] for key in (READER, UNTIL) if key in labels}
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from google.api_core import exceptions
 
 from cloud.clients import Cloud
-from cloud.errors import explain, is_passing, retry, told_as
+from cloud.errors import explain, is_passing, retry, translate_errors
 from common.errors import MillraceError, OutputError
 from resources.declaration import CONFIG_LABEL, LABEL, OWNER, Resource
 
@@ -28,7 +28,7 @@ class Found:
     ours: bool = True
     rows: int = 0
     size: int = 0
-    told: str = ""
+    details: str = ""
     configs: frozenset[str] = frozenset()
     losses: Mapping[str, int | None] = field(default_factory=dict)
     holds: tuple[str, ...] = ()
@@ -50,7 +50,8 @@ class Kept(MillraceError):
 class Kind:
     """Resources of one kind. labels: of whatever is made.
 
-    look, create, mend and delete raise errors of Google's clients; `told` turns them into ours.
+    look, create, repair and delete raise errors of Google's clients; `resource_errors` turns them
+    into ours.
     """
 
     cloud: Cloud
@@ -68,11 +69,11 @@ class Kind:
         """A resource that is not there -> made. Raises exceptions.Conflict if it is there."""
         raise NotImplementedError
 
-    def mends(self, name: str, found: str | None) -> bool:
+    def repairs(self, name: str, found: str | None) -> bool:
         """A property's name, its value as it is -> whether `mend` can set it."""
         return False
 
-    def mend(self, resource: Resource, names: list[str]) -> None:
+    def repair(self, resource: Resource, names: list[str]) -> None:
         """A resource of ours, names of properties -> with these as they shall be."""
         raise NotImplementedError
 
@@ -115,9 +116,9 @@ def changed(labels: Mapping[str, str], changes: Mapping[str, str | None]) -> dic
 
 
 @contextmanager
-def told(what: str, role: str) -> Iterator[None]:
+def resource_errors(what: str, role: str) -> Iterator[None]:
     """What cannot be done, the role that it takes -> errors of the block raised as OutputError."""
-    with told_as(OutputError, what):
+    with translate_errors(OutputError, what):
         try:
             yield
         except exceptions.Forbidden as error:

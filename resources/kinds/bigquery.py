@@ -107,11 +107,11 @@ class Tables(_Kind):
         table.labels = dict(self.labels)
         self.client.create_table(table, retry=self._retry)
 
-    def mends(self, name: str, found: str | None) -> bool:
+    def repairs(self, name: str, found: str | None) -> bool:
         """Columns can be added, example rows be loaded anew."""
         return (name.startswith(_COLUMN) and found is None) or name == EXAMPLE_ROWS
 
-    def mend(self, resource: Resource, names: list[str]) -> None:
+    def repair(self, resource: Resource, names: list[str]) -> None:
         """Columns that are missing are added at the end."""
         if EXAMPLE_ROWS in names:
             return self._load(resource)

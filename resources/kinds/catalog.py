@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from cloud.clients import Cloud
 from resources.config import Config
 from resources.declaration import IN_USE, OWNER, Resource, config_label
-from resources.kinds.base import Found, Kind, told
+from resources.kinds.base import Found, Kind, resource_errors
 from resources.kinds.bigquery import Datasets, Tables
 from resources.kinds.project import Accounts, Roles, Services
 from resources.kinds.pubsub import Subscriptions, Topics
@@ -61,6 +61,6 @@ def look_at_one(resource: Resource, kinds: Kinds, looked: Looked) -> None:
     """A resource, what was seen before -> it is in `looked` too."""
     kind, found = kinds[resource.kind], None
     if not is_absent(resource, looked):
-        with told(f"{resource} cannot be looked at", kind.role):
+        with resource_errors(f"{resource} cannot be looked at", kind.role):
             found = kind.look(resource)
     looked[resource.key] = found

@@ -94,11 +94,11 @@ class Subscriptions(Kind):
             request=self._wanted(resource), retry=self._retry
         )
 
-    def mends(self, name: str, found: str | None) -> bool:
+    def repairs(self, name: str, found: str | None) -> bool:
         """All but the topic."""
         return name in _MASKS
 
-    def mend(self, resource: Resource, names: list[str]) -> None:
+    def repair(self, resource: Resource, names: list[str]) -> None:
         """These set to what they shall be."""
         request = {
             "subscription": self._wanted(resource),

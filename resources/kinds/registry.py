@@ -44,11 +44,11 @@ class RegistryModels(Kind):
         except exceptions.NotFound:
             return None
         deployed = [d.endpoint.rpartition("/")[2] for d in model.deployed_models]
-        told = f"deployed on endpoint {', '.join(deployed)}" if deployed else "not deployed"
+        details = f"deployed on endpoint {', '.join(deployed)}" if deployed else "not deployed"
         elsewhere = bool(model.artifact_uri) and split(model.artifact_uri)[0] != self.bucket
         if elsewhere:
-            told += f", its files are in {model.artifact_uri}"
-        return Found(ours=is_ours(model.labels) and not elsewhere, told=told)
+            details += f", its files are in {model.artifact_uri}"
+        return Found(ours=is_ours(model.labels) and not elsewhere, details=details)
 
     def holds(self, resource: Resource) -> tuple[str, ...]:
         """The endpoints that serve it."""

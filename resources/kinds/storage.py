@@ -115,7 +115,7 @@ class Models(Kind):
             blob = blob_at(self.client, f"{pointer['folder']}{name}")
             if self._checksum(blob) != checksum:
                 return Found({"digest": f"{digest}, of which {name} is gone or was changed"})
-        return Found({"digest": digest}, told=str(pointer["model"]))
+        return Found({"digest": digest}, details=str(pointer["model"]))
 
     def create(self, resource: Resource) -> None:
         """The package in the folder of its digest, compared by checksum; then the pointer."""
@@ -155,11 +155,11 @@ class Models(Kind):
             return None
         return str(blob.crc32c)
 
-    def mends(self, name: str, found: str | None) -> bool:
+    def repairs(self, name: str, found: str | None) -> bool:
         """The pointer moves when the new package is there."""
         return True
 
-    def mend(self, resource: Resource, names: list[str]) -> None:
+    def repair(self, resource: Resource, names: list[str]) -> None:
         """The same as when there is none: packages of other digests are left alone."""
         self.create(resource)
 
@@ -188,7 +188,7 @@ class Files(Kind):
         lost = sum(not blob.name.startswith(_copies(folder)) for blob in blobs)
         size = sum(blob.size or 0 for blob in blobs)
         return Found(
-            size=size, told=f"{len(blobs):,} files", losses={"files": lost} if lost else {}
+            size=size, details=f"{len(blobs):,} files", losses={"files": lost} if lost else {}
         )
 
     def delete(self, resource: Resource) -> None:

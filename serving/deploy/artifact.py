@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloud.clients import Cloud
-from cloud.errors import retry, told_as
+from cloud.errors import retry, translate_errors
 from common.errors import ModelError, OutputError
 from model_handlers.formats.architecture import check_trusted
 from model_handlers.manifest import MANIFEST_NAME
@@ -127,7 +127,7 @@ def uploader(cloud: Cloud, say: Callable[[str], None]) -> Callable[[str, str, by
     client = cloud.storage()
 
     def put(bucket: str, name: str, data: bytes) -> None:
-        with told_as(OutputError, f"{SCHEME}{bucket}/{name} cannot be written"):
+        with translate_errors(OutputError, f"{SCHEME}{bucket}/{name} cannot be written"):
             blob = client.bucket(bucket).blob(name)
             try:
                 blob.upload_from_string(

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from cloud.endpoints import Endpoints
-from common.errors import UsageError, nearest
+from common.errors import UsageError, suggest
 from serving.deploy.artifact import Artifact, read_artifact, stage, uploader
 from serving.deploy.flags import make_cloud, parse_deploy
 from serving.deploy.traffic import give
@@ -181,11 +181,11 @@ def _ensure_deployed(
             region.set_traffic(endpoint, split)
     if args.dry_run:
         return
-    told = ", ".join(f"{share} % to {key}" for key, share in split.items())
+    shares = ", ".join(f"{share} % to {key}" for key, share in split.items())
     print(f"endpoint {endpoint.name}")
     if endpoint.dedicated_endpoint_dns:
         print(f"address https://{endpoint.dedicated_endpoint_dns}")
-    print(f"deployed model {ident}: {artifact.name} {artifact.version}, traffic {told}")
+    print(f"deployed model {ident}: {artifact.name} {artifact.version}, traffic {shares}")
 
 
 def _wanted(
@@ -235,7 +235,7 @@ def _resources(args: argparse.Namespace) -> DedicatedResources:
         if name not in known or not (count or "1").isdecimal():
             raise UsageError(
                 f"--accelerator {args.accelerator}: expected TYPE or TYPE:N"
-                f"{nearest(name, known)}, as NVIDIA_TESLA_T4:2"
+                f"{suggest(name, known)}, as NVIDIA_TESLA_T4:2"
             )
         machine.accelerator_type = types.AcceleratorType[name]
         machine.accelerator_count = int(count or 1)

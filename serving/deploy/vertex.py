@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from cloud.clients import REQUEST_SECONDS, Cloud
-from cloud.errors import explain, retry, told_as
-from common.errors import EndpointError, UsageError, nearest
+from cloud.errors import explain, retry, translate_errors
+from common.errors import EndpointError, UsageError, suggest
 from serving.deploy.traffic import Split
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class VertexRegion:
         from google.api_core.exceptions import NotFound
 
         name = f"{self.parent}/models/{model_id}"
-        with self._told(f"versions of model {model_id} cannot be listed"):
+        with self._vertex_errors(f"versions of model {model_id} cannot be listed"):
             try:
                 return list(self.clients.models.list_model_versions(name=name, **self._call))
             except NotFound:
@@ -62,7 +62,7 @@ class VertexRegion:
     def endpoints(self, filter: str = "") -> list[Endpoint]:
         """A filter -> the endpoints that pass it."""
         request = {"parent": self.parent, "filter": filter}
-        with self._told(f"endpoints of {self.region} cannot be listed"):
+        with self._vertex_errors(f"endpoints of {self.region} cannot be listed"):
             return list(self.clients.endpoints.list_endpoints(request=request, **self._call))
 
     def find(self, endpoint: str) -> Endpoint | None:
@@ -75,7 +75,7 @@ class VertexRegion:
             raise UsageError(f"--endpoint {endpoint} is not in {self.region}: say --region too")
         if full or endpoint.isdecimal():
             name = endpoint if full else f"{self.parent}/endpoints/{endpoint}"
-            with self._told(f"endpoint {endpoint} cannot be read"):
+            with self._vertex_errors(f"endpoint {endpoint} cannot be read"):
                 return self.clients.endpoints.get_endpoint(name=name, **self._call)
         found = self.endpoints(f'display_name="{endpoint}"')
         if len(found) > 1:
@@ -93,7 +93,7 @@ class VertexRegion:
             every = [e.display_name for e in self.endpoints()]
             raise EndpointError(
                 f"no endpoint {endpoint} in {self.region} of project {self.project}"
-                f"{nearest(endpoint, every)}: check --endpoint, --region and --project"
+                f"{suggest(endpoint, every)}: check --endpoint, --region and --project"
             )
         return found
 
@@ -127,7 +127,7 @@ class VertexRegion:
         )
         request = types.UploadModelRequest(parent=self.parent, model=model, **named)
         what = f"uploading model {model_id} from {folder}"
-        with self._told(f"model {model_id} cannot be uploaded"):
+        with self._vertex_errors(f"model {model_id} cannot be uploaded"):
             started = self.clients.models.upload_model(request=request, **self._once)
             answer = self._wait(started.operation, what, types.UploadModelResponse)
         return types.Model(
@@ -146,7 +146,7 @@ class VertexRegion:
         request = types.CreateEndpointRequest(
             parent=self.parent, endpoint=endpoint, endpoint_id=display_name if is_id else ""
         )
-        with self._told(f"endpoint {display_name} cannot be created"):
+        with self._vertex_errors(f"endpoint {display_name} cannot be created"):
             try:
                 started = self.clients.endpoints.create_endpoint(request=request, **self._once)
             except Conflict:
@@ -165,7 +165,9 @@ class VertexRegion:
         from google.cloud.aiplatform_v1 import types
 
         what = f"deploying {deployed.display_name} to {endpoint.display_name}"
-        with self._told(f"{deployed.display_name} cannot be deployed to {endpoint.display_name}"):
+        with self._vertex_errors(
+            f"{deployed.display_name} cannot be deployed to {endpoint.display_name}"
+        ):
             started = self.clients.endpoints.deploy_model(
                 endpoint=endpoint.name, deployed_model=deployed, traffic_split=split, **self._once
             )
@@ -178,7 +180,7 @@ class VertexRegion:
         from google.protobuf.field_mask_pb2 import FieldMask
 
         changed = types.Endpoint(name=endpoint.name, etag=endpoint.etag, traffic_split=split)
-        with self._told(f"traffic of {endpoint.display_name} cannot be changed"):
+        with self._vertex_errors(f"traffic of {endpoint.display_name} cannot be changed"):
             self.clients.endpoints.update_endpoint(
                 endpoint=changed, update_mask=FieldMask(paths=["traffic_split"]), **self._once
             )
@@ -188,7 +190,7 @@ class VertexRegion:
         from google.cloud.aiplatform_v1 import types
 
         what = f"undeploying {deployed.id} ({deployed.display_name}) from {endpoint.display_name}"
-        with self._told(f"{deployed.display_name} cannot be undeployed"):
+        with self._vertex_errors(f"{deployed.display_name} cannot be undeployed"):
             started = self.clients.endpoints.undeploy_model(
                 endpoint=endpoint.name,
                 deployed_model_id=deployed.id,
@@ -199,13 +201,13 @@ class VertexRegion:
 
     def delete(self, endpoint: Endpoint) -> None:
         """An endpoint without models -> it is gone."""
-        with self._told(f"endpoint {endpoint.display_name} cannot be deleted"):
+        with self._vertex_errors(f"endpoint {endpoint.display_name} cannot be deleted"):
             started = self.clients.endpoints.delete_endpoint(name=endpoint.name, **self._call)
             self._wait(started.operation, f"deleting endpoint {endpoint.display_name}", None)
 
     @contextmanager
-    def _told(self, what: str) -> Iterator[None]:
-        with told_as(EndpointError, f"{what} (project {self.project}, {self.region})"):
+    def _vertex_errors(self, what: str) -> Iterator[None]:
+        with translate_errors(EndpointError, f"{what} (project {self.project}, {self.region})"):
             yield
 
     def _wait(self, operation: Any, what: str, kind: Any) -> Any:

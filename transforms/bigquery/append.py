@@ -28,7 +28,7 @@ from google.api_core.gapic_v1 import routing_header
 from google.cloud.bigquery_storage_v1 import types
 
 from cloud.clients import Cloud
-from cloud.errors import is_passing, told_as
+from cloud.errors import is_passing, translate_errors
 from common.errors import OutputError
 from common.memory import check_memory
 from common.record_batch import concat_batches, to_rows
@@ -270,7 +270,7 @@ class _AppendDoFn(beam.DoFn):
         if rows.nbytes > REQUEST_BYTES:
             return {0: Fault("too_large", f"{rows.nbytes:,} bytes: an append takes 20 MB at most")}
         assert self._stream is not None
-        with told_as(OutputError, f"table {self._table} cannot be written"):
+        with translate_errors(OutputError, f"table {self._table} cannot be written"):
             refused = append(rows, self._stream.send)
         # BigQuery may quote the value that it refuses.
         bad = to_rows(rows.take(pa.array(list(refused), pa.int64())))

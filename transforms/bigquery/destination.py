@@ -17,7 +17,7 @@ from google.api_core import exceptions
 from google.cloud import bigquery
 
 from cloud.clients import Cloud
-from cloud.errors import retry, told_as
+from cloud.errors import retry, translate_errors
 from common.errors import MillraceError, OutputError
 from transforms.bigquery.commit import IDENTITY, TableCommit
 from transforms.bigquery.load import PIPELINE, WriteDisposition, run_table
@@ -97,7 +97,7 @@ class TableDestination:
         location that cannot be written or loaded from. No table is made then.
         """
         client = self.cloud.bigquery()
-        with self._told():
+        with self._table_errors():
             table = self._find(client)
             location = table.location if table else self._dataset(client).location
             self._check_bucket(location)
@@ -114,7 +114,7 @@ class TableDestination:
     def commit(self, files: Sequence[StagedFile]) -> None:
         """The files -> their rows in the table, once. Raises OutputError, BalanceError."""
         client = self.cloud.bigquery()
-        with self._told():
+        with self._table_errors():
             step = self._step(client, client.get_table(str(self.table), retry=self._retry))
             step = replace(step, rows=sum(file.rows for file in files))
             if not step.is_done():
@@ -124,7 +124,7 @@ class TableDestination:
 
     def discard(self) -> None:
         """The attempt's table and staged files are gone, as far as that can be done at once."""
-        with contextlib.suppress(MillraceError), self._told():
+        with contextlib.suppress(MillraceError), self._table_errors():
             client, name = self.cloud.bigquery(), str(run_table(self.table, self.folder))
             client.delete_table(name, not_found_ok=True, retry=None, timeout=10.0)
         discard(self.folder)
@@ -151,8 +151,8 @@ class TableDestination:
         own = IDENTITY if self.part == DEAD_LETTERS else [k for k in IDENTITY if k != PIPELINE]
         return tuple(name for name in own if name in self.schema.names)
 
-    def _told(self) -> AbstractContextManager[None]:
-        return told_as(OutputError, f"table {self.table} cannot be written")
+    def _table_errors(self) -> AbstractContextManager[None]:
+        return translate_errors(OutputError, f"table {self.table} cannot be written")
 
     @property
     def _retry(self) -> Any:
@@ -203,7 +203,7 @@ class TableDestination:
     def _check_bucket(self, location: str) -> None:
         """A dataset's location -> nothing, or OutputError if the bucket is none to load from."""
         name = self.folder.root.removeprefix("gs://").split("/")[0]
-        with told_as(OutputError, f"--temp_location: bucket {name} cannot be used"):
+        with translate_errors(OutputError, f"--temp_location: bucket {name} cannot be used"):
             try:
                 bucket = self.cloud.storage().get_bucket(name, retry=self._retry)
             except exceptions.Forbidden:

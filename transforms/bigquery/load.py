@@ -205,8 +205,8 @@ class TableJobs:
     @property
     def _count_check(self) -> str:
         """SQL that fails a transaction whose last statement has not put in all staged rows."""
-        told = f"expected {self.rows} rows of run {self.folder.run_id}, got another number"
-        escaped = told.replace("\\", "\\\\").replace("'", "\\'")
+        message = f"expected {self.rows} rows of run {self.folder.run_id}, got another number"
+        escaped = message.replace("\\", "\\\\").replace("'", "\\'")
         return f"ASSERT @@row_count = {self.rows} AS '{escaped}'"
 
     def run(self, name: str, start: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

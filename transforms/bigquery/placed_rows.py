@@ -52,8 +52,8 @@ class Span:
 
 def labels_of(span: Span | None, digest: str) -> dict[str, str]:
     """An attempt's span and its model -> the labels of the job that puts its rows into a table."""
-    told = {_DIGEST: digest[:_DIGEST_CHARACTERS].lower()}
-    return told if span is None else told | {_SPAN: f"{span.first}-{span.last}"}
+    labels = {_DIGEST: digest[:_DIGEST_CHARACTERS].lower()}
+    return labels if span is None else labels | {_SPAN: f"{span.first}-{span.last}"}
 
 
 def span_of(job: Any) -> Span | None:

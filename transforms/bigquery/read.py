@@ -22,7 +22,7 @@ from google.api_core import exceptions
 from google.cloud import bigquery
 from google.cloud.bigquery_storage_v1 import types
 
-from cloud.errors import explain, is_passing, retry, told_as
+from cloud.errors import explain, is_passing, retry, translate_errors
 from common.errors import InputError
 from common.record_batch import rebatch, typed
 from transforms.accounts import (
@@ -90,7 +90,7 @@ def open_session(source: BigQuerySource, columns: Columns) -> list[ReadStream]:
     )
     if source.snapshot is not None:
         session.table_modifiers = types.ReadSession.TableModifiers(snapshot_time=source.snapshot)
-    with told_as(InputError, f"{source.label} cannot be read"):
+    with translate_errors(InputError, f"{source.label} cannot be read"):
         try:
             opened = source.cloud.bigquery_read().create_read_session(
                 parent=f"projects/{source.cloud.project}",
@@ -203,7 +203,7 @@ class ReadBigQuery(beam.PTransform):
         config = bigquery.QueryJobConfig()
         if source.max_bytes is not None:
             config.maximum_bytes_billed = source.max_bytes
-        with told_as(InputError, f"{source.label} cannot be read"):
+        with translate_errors(InputError, f"{source.label} cannot be read"):
             location = dry_run(client, cloud, query).location
             job = run_job(
                 client,
@@ -226,7 +226,7 @@ class ReadBigQuery(beam.PTransform):
     def _open(self, source: BigQuerySource) -> Iterator[ReadStream | beam.pvalue.TaggedOutput]:
         """A table -> the streams of a session, and what they hold to the output `entries`."""
         place, rows = self.source.label, source.rows
-        with told_as(InputError, f"{place} cannot be read"):
+        with translate_errors(InputError, f"{place} cannot be read"):
             before = get_table(source) if rows is None else None
             streams = open_session(source, self.columns)
             if before is not None:
@@ -246,7 +246,7 @@ class ReadBigQuery(beam.PTransform):
     ) -> Iterator[pa.RecordBatch | beam.pvalue.TaggedOutput]:
         """A stream -> its source batches, and that it has ended to the output `entries`."""
         cloud, place, rows = self.source.cloud, self.source.label, 0
-        with told_as(InputError, f"{self.source.label} cannot be read further"):
+        with translate_errors(InputError, f"{self.source.label} cannot be read further"):
             batches = read_stream(stream, cloud.bigquery_read(), cloud.retry_seconds)
             for batch in rebatch(batches, self.batch_rows):
                 yield self.columns.with_ids(batch, "", _NO_POSITIONS)
@@ -261,7 +261,7 @@ class ReadBigQuery(beam.PTransform):
         if folder is None:
             raise ValueError("method 'export' needs a folder")
         config = bigquery.ExtractJobConfig(destination_format="PARQUET", compression="SNAPPY")
-        with told_as(InputError, f"{source.label} cannot be exported to {folder.staging}"):
+        with translate_errors(InputError, f"{source.label} cannot be exported to {folder.staging}"):
             table = get_table(source)
             if table.streaming_buffer is not None:
                 # Source: BigQuery's documentation of streaming, "data availability".

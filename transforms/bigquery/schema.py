@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from google.cloud.bigquery import SchemaField
 
-from common.errors import OutputError, UsageError, nearest
+from common.errors import OutputError, UsageError, suggest
 from transforms.cells import is_list, is_text
 
 # A domain-scoped project contains a colon itself: example.com:project.dataset.table.
@@ -227,7 +227,7 @@ def drift(table: str, wanted: Sequence[SchemaField], present: Sequence[SchemaFie
     for field in wanted:
         other = by_name.pop(field.name.lower(), None)
         if other is None:
-            hint = nearest(field.name, [f.name for f in present])
+            hint = suggest(field.name, [f.name for f in present])
             problems.append(f"lacks column {field.name} {_shown(field)}{hint}")
         elif _shown(other) != _shown(field):
             problems.append(f"has column {other.name} {_shown(other)}, expected {_shown(field)}")

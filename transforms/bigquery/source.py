@@ -12,7 +12,7 @@ from google.api_core import exceptions
 from google.cloud import bigquery
 
 from cloud.clients import Cloud
-from cloud.errors import retry, told_as
+from cloud.errors import retry, translate_errors
 from common.errors import InputError, UsageError
 from transforms.accounts import QUERY_ROWS, TABLE_ROWS
 from transforms.bigquery.schema import TableName, arrow_schema
@@ -62,7 +62,7 @@ def describe(source: BigQuerySource) -> pa.Schema:
     client = source.cloud.bigquery()
     if source.table is None:
         return _describe_query(client, source)
-    with told_as(InputError, f"{source.label} cannot be read"):
+    with translate_errors(InputError, f"{source.label} cannot be read"):
         table = get_table(source)
     if table.table_type not in _READABLE:
         kind = str(table.table_type).lower().replace("_", " ")
@@ -86,13 +86,13 @@ def at_one_moment(source: BigQuerySource) -> BigQuerySource:
     """A source -> the same, a table as it is now, and its rows counted. Raises InputError."""
     if source.table is None:
         return source
-    with told_as(InputError, f"{source.label} cannot be read"):
+    with translate_errors(InputError, f"{source.label} cannot be read"):
         before, now, after = get_table(source), utc_now(), get_table(source)
     return replace(source, snapshot=now, rows=count_rows(before, after, now))
 
 
 def _describe_query(client: bigquery.Client, source: BigQuerySource) -> pa.Schema:
-    with told_as(InputError, "--input_query cannot be run"):
+    with translate_errors(InputError, "--input_query cannot be run"):
         job = dry_run(client, source.cloud, source.query or "")
     if job.statement_type != "SELECT":
         # A dry run of others may answer with columns as well: those of the table they change.
@@ -110,7 +110,9 @@ def _describe_query(client: bigquery.Client, source: BigQuerySource) -> pa.Schem
 
 def _check_restriction(client: bigquery.Client, source: BigQuerySource) -> None:
     """A dry run finds what is wrong with a restriction before the run, and costs nothing."""
-    with told_as(InputError, f"--row_restriction {source.row_restriction!r} cannot be used"):
+    with translate_errors(
+        InputError, f"--row_restriction {source.row_restriction!r} cannot be used"
+    ):
         try:
             dry_run(client, source.cloud, restricted(source, ["1"]))
         except exceptions.Forbidden:

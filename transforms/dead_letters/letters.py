@@ -19,7 +19,7 @@ from common.errors import InputError, UsageError
 from transforms.json_rows.decode import content_id
 from transforms.lineage import BATCH_REPLAY, STREAM_REPLAY, Kind, Lineage, Taken
 from transforms.messages.message import ATTEMPTS, REPLAYED_ID, STAGE, Message, attempts_of
-from transforms.messages.publish import OWN, TOLD
+from transforms.messages.publish import MESSAGE_ATTRIBUTES, OWN
 from transforms.row_schemas import FAILURE_SCHEMA
 
 # What the append of a scored row refuses holds no features.
@@ -28,7 +28,7 @@ UNREPLAYABLE = "write"
 
 @dataclass(frozen=True)
 class Letter:
-    """A dead letter, as far as a replay needs it. told: its attributes."""
+    """A dead letter, as far as a replay needs it. attributes: as a record has them."""
 
     failed_at: datetime.datetime
     run_id: str
@@ -37,7 +37,7 @@ class Letter:
     reason: str
     row_id: str
     payload: bytes
-    told: Mapping[str, Any]
+    attributes: Mapping[str, Any]
     attempts: int
 
     @property
@@ -73,7 +73,7 @@ def read_letter(line: bytes, place: str) -> Letter:
             record["reason"],
             record["row_id"] or "",
             payload,
-            _told(record["attributes"]),
+            _read_attributes(record["attributes"]),
             record["attempts"] or 1,
         )
     except (ValueError, TypeError, KeyError, AttributeError, binascii.Error) as error:
@@ -84,12 +84,12 @@ def read_letter(line: bytes, place: str) -> Letter:
         ) from error
 
 
-def _told(attributes: str | None) -> dict[str, Any]:
-    """A letter's attributes -> as values. Raises ValueError where they tell no time."""
-    told: dict[str, Any] = orjson.loads(attributes or "{}")
-    if "event_time" in told.get("message", {}):
-        moment(told["message"]["event_time"])
-    return told
+def _read_attributes(text: str | None) -> dict[str, Any]:
+    """A letter's attributes -> as values. Raises ValueError where their time is none."""
+    attributes: dict[str, Any] = orjson.loads(text or "{}")
+    if "event_time" in attributes.get("message", {}):
+        moment(attributes["message"]["event_time"])
+    return attributes
 
 
 @dataclass(frozen=True)
@@ -143,8 +143,8 @@ def last_letters(letters: Iterable[Letter]) -> list[Letter]:
 
 def to_message(letter: Letter) -> Message:
     """A letter -> the message it was, or would have been, with what it says of itself."""
-    told = letter.told.get("message", {})
-    attributes = dict(told.get("attributes", {}))
+    before = letter.attributes.get("message", {})
+    attributes = dict(before.get("attributes", {}))
     # A row that was decoded once and then, by another model, was not, still is columns.
     earlier = attributes.get(STAGE, "decode")
     attributes = {name: text for name, text in attributes.items() if not name.startswith(OWN)}
@@ -153,14 +153,14 @@ def to_message(letter: Letter) -> Message:
     if letter.row_id:
         attributes[REPLAYED_ID] = letter.row_id
     time = letter.failed_at
-    if "event_time" in told:
-        time = moment(told["event_time"])
+    if "event_time" in before:
+        time = moment(before["event_time"])
     return Message(
         letter.payload,
         attributes,
-        told.get("id") or letter.row_id or content_id(letter.payload),
+        before.get("id") or letter.row_id or content_id(letter.payload),
         round(time.timestamp() * 1_000_000),
-        told.get("ordering_key", ""),
+        before.get("ordering_key", ""),
     )
 
 
@@ -170,16 +170,20 @@ def from_message(message: Message) -> dict[str, Any] | None:
     None if it is none, or holds the row no longer: a message has its limits.
     """
     own = {n: text for n, text in message.attributes.items() if n.startswith(OWN)}
-    fields = {name.removeprefix(OWN): text for name, text in own.items() if name not in TOLD}
+    fields = {
+        name.removeprefix(OWN): text for name, text in own.items() if name not in MESSAGE_ATTRIBUTES
+    }
     if not {"stage", "reason", "failed_at"} <= fields.keys() or "payload_bytes" in fields:
         return None
-    told: dict[str, Any] = {key: own[name] for name, key in TOLD.items() if name in own}
+    about: dict[str, Any] = {
+        key: own[name] for name, key in MESSAGE_ATTRIBUTES.items() if name in own
+    }
     if others := {n: text for n, text in message.attributes.items() if n not in own}:
-        told["attributes"] = others
+        about["attributes"] = others
     record = dict.fromkeys(FAILURE_SCHEMA.names) | fields
     return record | {
         "payload": message.data,
-        "attributes": orjson.dumps({"message": told} if told else {}).decode(),
+        "attributes": orjson.dumps({"message": about} if about else {}).decode(),
         "attempts": attempts_of(message) - 1,
     }
 

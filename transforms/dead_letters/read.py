@@ -14,7 +14,7 @@ import apache_beam as beam
 from google.cloud.bigquery_storage_v1 import types
 
 from cloud.clients import Cloud
-from cloud.errors import retry, told_as
+from cloud.errors import retry, translate_errors
 from common.errors import InputError
 from common.record_batch import to_rows
 from transforms.accounts import Entry, Settle, counted, expect, found, promise, taken
@@ -127,7 +127,7 @@ class LetterTable:
             read_options=options,
             table_modifiers=types.ReadSession.TableModifiers(snapshot_time=self.moment),
         )
-        with told_as(InputError, f"{self.place} cannot be read"):
+        with translate_errors(InputError, f"{self.place} cannot be read"):
             opened = self.cloud.bigquery_read().create_read_session(
                 parent=f"projects/{self.cloud.project}",
                 read_session=session,
@@ -141,7 +141,7 @@ class LetterTable:
 
     def chunks(self, part: ReadStream) -> Iterator[Chunk]:
         """The rows of a stream."""
-        with told_as(InputError, f"{self.place} cannot be read further"):
+        with translate_errors(InputError, f"{self.place} cannot be read further"):
             client = self.cloud.bigquery_read()
             for batch in read_stream(part, client, self.cloud.retry_seconds):
                 lines = list(map(to_json_line, to_rows(batch)))

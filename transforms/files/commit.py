@@ -39,13 +39,13 @@ from transforms.files.store import (
     Version,
     delete,
     entries,
+    file_errors,
     is_remote,
     make_folder,
     put,
     read_version,
     replace,
     sizes,
-    told,
 )
 
 # Whoever gives up does not wait longer for a commit that goes on in another thread.
@@ -68,7 +68,7 @@ def commit(
     """
     step = _Commit(destinations, staged, report_folder)
     folders = _folders(destinations, report_folder)
-    with _told(), commit_lock(folders):
+    with _file_errors(), commit_lock(folders):
         before = read_version(report_folder.report)
         found = listing_of(report_folder.place, before.content)
         if found.attempt != report_folder.token:
@@ -260,5 +260,5 @@ def _folders(destinations: Sequence[Destination], report_folder: RunFolder) -> l
     return list({folder.place: folder for folder in found}.values())
 
 
-def _told() -> contextlib.AbstractContextManager[None]:
-    return told("the output cannot be put in place")
+def _file_errors() -> contextlib.AbstractContextManager[None]:
+    return file_errors("the output cannot be put in place")

@@ -12,7 +12,7 @@ import pyarrow as pa
 from transforms.files.listing import read_listing
 from transforms.files.run_folder import RunFolder, StagedFile
 from transforms.files.staging import check_writable, discard, discard_dead, hold
-from transforms.files.store import is_remote, make_folder, put, sizes, told
+from transforms.files.store import file_errors, is_remote, make_folder, put, sizes
 from transforms.files.writers import OutputFormat
 
 
@@ -93,7 +93,7 @@ class FolderDestination:
         if remote:
             # It says that there is no such bucket, where a listing only fails.
             check_writable(self.folder)
-        with told(f"output folder {self.folder.root} cannot be used"):
+        with file_errors(f"output folder {self.folder.root} cannot be used"):
             self.folder.check()
             read_listing(self.folder.place)
         hold(self.folder, create=True)
@@ -116,7 +116,7 @@ class FolderDestination:
         What an earlier step of this attempt has put in place already stays.
         """
         targets = self.targets(files)
-        with told("the output cannot be put in place"):
+        with file_errors("the output cannot be put in place"):
             there = sizes(targets)
             for target, file in targets.items():
                 if target not in there:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.io.filesystem import FileMetadata
 
-from common.errors import InputError, nearest, one_line
+from common.errors import InputError, one_line, suggest
 from common.memory import check_memory
 from common.record_batch import derived_ids, rebatch, source_batch, typed
 from model_handlers.manifest import Manifest
@@ -80,7 +80,7 @@ class Columns:
             raise InputError(f"{path}: {error}") from error
         for name in sorted(wanted - set(single.names)):
             raise InputError(
-                f"{path} lacks column {name!r}{nearest(name, single.names)}; it has "
+                f"{path} lacks column {name!r}{suggest(name, single.names)}; it has "
                 f"{', '.join(single.names[:40])}"
             )
         if self.id_column is not None:

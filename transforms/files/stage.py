@@ -137,12 +137,12 @@ def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 
 def _other_types(found: pa.Schema, expected: pa.Schema) -> str:
     """Two schemas -> what differs in the types of their columns, as part of a message."""
-    told = [
+    file_errors = [
         f"column {field.name}: expected {field.type}, got {found.field(field.name).type}"
         for field in expected
         if field.name in found.names and found.field(field.name).type != field.type
     ]
-    return f" ({'; '.join(told[:3])})" if told else ""
+    return f" ({'; '.join(file_errors[:3])})" if file_errors else ""
 
 
 @dataclass

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from google.api_core import exceptions
 
-from cloud.errors import told_as
+from cloud.errors import translate_errors
 from common.errors import OutputError, UsageError
 from transforms.files.run_folder import RunFolder
 from transforms.files.store import (
@@ -59,7 +59,7 @@ def check_writable(folder: RunFolder, what: str | None = None) -> None:
     what = what or folder.root
     if not _BUCKET.match(folder.root):
         raise UsageError(f"{what}: expected gs://BUCKET/FOLDER")
-    with told_as(OutputError, f"{what} cannot be written"):
+    with translate_errors(OutputError, f"{what} cannot be written"):
         try:
             try:
                 _probe(folder)

@@ -17,7 +17,7 @@ from apache_beam.io.filesystems import FileSystems
 from google.api_core import exceptions
 from google.cloud.storage.retry import DEFAULT_RETRY
 
-from cloud.errors import told_as
+from cloud.errors import translate_errors
 from common.errors import OutputError, one_line
 from common.memory import check_memory
 
@@ -51,9 +51,9 @@ def is_remote(path: str) -> bool:
 
 
 @contextlib.contextmanager
-def told(what: str) -> Iterator[None]:
+def file_errors(what: str) -> Iterator[None]:
     """What cannot be done -> errors of files in the block raised as OutputError."""
-    with told_as(OutputError, what):
+    with translate_errors(OutputError, what):
         try:
             yield
         except (BeamIOError, OSError) as error:

@@ -26,7 +26,7 @@ from apache_beam.transforms.trigger import AccumulationMode, AfterCount, AfterWa
 from apache_beam.transforms.window import FixedWindows, TimestampCombiner, TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
-from cloud.errors import told_as
+from cloud.errors import translate_errors
 from common.errors import OutputError, one_line
 from common.memory import check_memory
 from transforms.files.store import create_file, make_folder
@@ -71,7 +71,7 @@ def write_file(path: str, batches: Iterable[pa.RecordBatch], output_format: Outp
     """
     make_folder(os.path.dirname(path))
     rows, writer = 0, None
-    with _told(path), begun(path) as handle:
+    with _write_errors(path), begun(path) as handle:
         for batch in batches:
             writer = writer or open_writer(handle, batch.schema, output_format)
             writer.write(batch)
@@ -82,9 +82,9 @@ def write_file(path: str, batches: Iterable[pa.RecordBatch], output_format: Outp
 
 
 @contextmanager
-def _told(path: str) -> Iterator[None]:
+def _write_errors(path: str) -> Iterator[None]:
     """A file's path -> what goes wrong with it in the block raised as an OutputError."""
-    with told_as(OutputError, f"{path} cannot be written"):
+    with translate_errors(OutputError, f"{path} cannot be written"):
         try:
             yield
         except (OSError, BeamIOError, pa.ArrowException) as error:

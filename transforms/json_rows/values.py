@@ -66,8 +66,8 @@ def _checked(value: dict[str, Any], text: bytes) -> Any:
     if key is None:
         return value
     # Within a value, a key is a part of that value.
-    told = doubled_text(key) if key in value else "a key of an object in it is there twice"
-    return Fault("duplicate_key", told)
+    message = doubled_text(key) if key in value else "a key of an object in it is there twice"
+    return Fault("duplicate_key", message)
 
 
 def _inner_keys(objects: Sequence[dict[str, Any]]) -> int:

@@ -44,7 +44,7 @@ ENCODING = "content-encoding"
 # Of the messages of a batch; as Python values they take several times as much.
 BATCH_BYTES = 32 << 20
 # Attributes that say how a message is to be read.
-_TELLING = {ENCODING, REPLAYED_ID, STAGE}
+_DECODING_ATTRIBUTES = {ENCODING, REPLAYED_ID, STAGE}
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _decode_named(
     if (
         message_format.kind == "avro"
         or not 0 < min(sizes) <= max(sizes) <= message_format.max_bytes
-        or any(m.attributes and not _TELLING.isdisjoint(m.attributes) for m in messages)
+        or any(m.attributes and not _DECODING_ATTRIBUTES.isdisjoint(m.attributes) for m in messages)
     ):
         return None
     read = message_format.named_rows.read(payloads)

@@ -16,7 +16,7 @@ from google.api_core import exceptions
 from google.pubsub_v1.types import PubsubMessage
 
 from cloud.clients import Cloud
-from cloud.errors import is_passing, retry, told_as
+from cloud.errors import is_passing, retry, translate_errors
 from common.errors import InputError
 from transforms.messages.message import Message, parse
 
@@ -79,7 +79,7 @@ class Lease:
         again = retry(self._cloud.retry_seconds).with_predicate(
             lambda error: is_passing(error) and not isinstance(error, exceptions.DeadlineExceeded)
         )
-        with told_as(InputError, f"subscription {self._subscription} cannot be read"):
+        with translate_errors(InputError, f"subscription {self._subscription} cannot be read"):
             try:
                 answer = self._client.pull(request=request, retry=again, timeout=seconds)
             except exceptions.DeadlineExceeded:
@@ -101,7 +101,9 @@ class Lease:
         """
         with self._lock:
             held = {i: self._held[i] for i in message_ids if i in self._held}
-        with told_as(InputError, f"messages of {self._subscription} cannot be acknowledged"):
+        with translate_errors(
+            InputError, f"messages of {self._subscription} cannot be acknowledged"
+        ):
             for part in _parts(list(held.values())):
                 self._client.acknowledge(
                     request={"subscription": self._subscription, "ack_ids": part},

@@ -89,8 +89,8 @@ def message_column(messages: Sequence[Message], received_at: datetime.datetime) 
     if any(m.ordering_key for m in messages):
         keys = pa.array([m.ordering_key or None for m in messages], pa.string())
     if any(m.attributes for m in messages):
-        told = [_json(m.attributes) if m.attributes else None for m in messages]
-        texts = pa.array(told, pa.string())
+        attributes = [_json(m.attributes) if m.attributes else None for m in messages]
+        texts = pa.array(attributes, pa.string())
         attempts = pa.array([attempts_of(m) for m in messages], pa.int64())
     return pa.StructArray.from_arrays(
         [

@@ -18,7 +18,7 @@ import pyarrow as pa
 from apache_beam.transforms.window import GlobalWindows
 
 from cloud.clients import Cloud
-from cloud.errors import retry, told_as
+from cloud.errors import retry, translate_errors
 from common.errors import OutputError
 from transforms.accounts import Count
 from transforms.failures import Fault, Provenance, failure_batch, utc_now
@@ -38,7 +38,7 @@ ATTRIBUTE_BYTES = 1024
 RESERVED = "goog"
 OWN = "millrace_"
 # What a dead letter says of the message that it was, as transforms/failures.py names it.
-TOLD = {
+MESSAGE_ATTRIBUTES = {
     f"{OWN}message_id": "id",
     f"{OWN}event_time": "event_time",
     f"{OWN}ordering_key": "ordering_key",
@@ -99,7 +99,7 @@ def _failure_message(record: Mapping[str, Any]) -> Outgoing:
             fit = id_attribute if name == "row_id" else _shortened
             own[f"{OWN}{name}"] = fit(record[name])
     message = orjson.loads(record["attributes"]).get("message", {})
-    for name, key in TOLD.items():
+    for name, key in MESSAGE_ATTRIBUTES.items():
         if message.get(key):
             own[name] = _shortened(message[key])
     told = message.get("attributes", {})
@@ -211,7 +211,7 @@ class _PublishDoFn(beam.DoFn):
 
     def _flush(self) -> Count:
         waiting, self._waiting = self._waiting, []
-        with told_as(OutputError, f"topic {self._topic} cannot be published to"):
+        with translate_errors(OutputError, f"topic {self._topic} cannot be published to"):
             client = self._cloud.publisher()
             for messages in requests(waiting):
                 publish(client, self._topic, messages, self._cloud.retry_seconds)
