@@ -31,14 +31,13 @@ from benchmarks.contestant import LATENT, LATENT_OUTPUT, SCORE_OUTPUT, timed
 from benchmarks.row_costs import report_rows
 from cloud.clients import Cloud
 from common.record_batch import OUTPUTS, ROW_ID, SOURCE, derived_ids, slices, to_rows
-from transforms.bigquery.append import BATCH_BYTES, DefaultStream, append, sized
-from transforms.bigquery.append import conform as conform_to_table
+from transforms.bigquery.append import BATCH_BYTES, DefaultStream, append, conform_to_table, sized
 from transforms.bigquery.destination import TableDestination
 from transforms.bigquery.schema import TableName, arrow_schema, table_fields
 from transforms.encode import OutputFields, encode
 from transforms.failures import Provenance
 from transforms.files.run_folder import SCORES, RunFolder
-from transforms.files.stage import conform
+from transforms.files.stage import conform_to_files
 from transforms.files.writers import open_writer
 
 # As the model's handler has it, whose module would import torch.
@@ -133,7 +132,7 @@ def millrace_parquet(task: Writing) -> Contest:
             writer = open_writer(handle, file_schema, destination.output_format)
             for batch in task.batches:
                 same = batch.schema.equals(file_schema)
-                writer.write(batch if same else conform(batch, file_schema))
+                writer.write(batch if same else conform_to_files(batch, file_schema))
             writer.close()
 
     return Contest(run, lambda: pq.read_table(path).cast(table_schema(task.batches)))

@@ -25,7 +25,7 @@ _NO_TOKEN = "no token was sent, since the address is none of Google's over https
 _PRECONDITION = "FAILED_PRECONDITION"
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """A request that may be refused because of its rows. status: 0 where the answer is unusable."""
 
     def __init__(self, status: int, message: str) -> None:
@@ -85,7 +85,7 @@ def raise_for(
         advice = _NO_TOKEN
     if status in _REFUSING:
         if _PRECONDITION not in text:
-            raise Refused(status, text)
+            raise RequestRefused(status, text)
         advice = "see whether a model is deployed there and ready"
     raise EndpointError(f"endpoint {name}: {text}; {advice.format(flags=flags)}")
 

@@ -23,7 +23,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
-from cloud.endpoint_answers import BadAnswer, Passing, Refused, connection_text, raise_for
+from cloud.endpoint_answers import BadAnswer, Passing, RequestRefused, connection_text, raise_for
 from cloud.pacing import AdaptiveLimit, RetryBudget, backoff
 from common.errors import CredentialsError, EndpointError, one_line
 
@@ -145,7 +145,7 @@ class EndpointClient:
                 trouble = error
             failures += trouble.unusable or (trouble.suspicious and not innocent)
             if failures >= patience:
-                raise Refused(0, str(trouble))
+                raise RequestRefused(0, str(trouble))
             now = time.monotonic()
             left = begin + self._retry_seconds - now
             if left <= 0 or trouble.retry_after > left:

@@ -14,7 +14,7 @@ from common.memory import MORE_MEMORY, check_memory
 from model_handlers.artifact import ModelPackage
 from model_handlers.formats.architecture import TrustedCode
 from model_handlers.formats.load import load_module, sniff
-from model_handlers.loaded_model import ROW_FAULTS, LoadedModel, describe
+from model_handlers.loaded_model import ROW_FAULTS, LoadedModel, describe_error
 from model_handlers.manifest import DType, InputSpec, Manifest, OutputSpec
 from model_handlers.try_rows import MADE_UP_ROWS, check_made_up_rows
 
@@ -94,8 +94,8 @@ def _answer(module: torch.nn.Module, draft: Manifest, rows: int) -> dict[str, to
         check_memory(error, f"model {draft.file}", MORE_MEMORY)
         raise ContractBroken(
             f"model {draft.file} fails on {rows} rows of {draft.inputs[0].width} zeros: "
-            f"{describe(error)}; check --feature_columns, and that a .pt2 was exported with a "
-            "dynamic batch dimension"
+            f"{describe_error(error)}; check --feature_columns, and that a .pt2 was exported with "
+            "a dynamic batch dimension"
         ) from error
     named: Mapping[Any, Any] = {"output": answer}
     if isinstance(answer, Mapping):

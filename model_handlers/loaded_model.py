@@ -93,7 +93,7 @@ class LoadedModel:
                 raise
             if rows.stop - rows.start <= 1:
                 raise MemoryError(
-                    f"one row is too much for this worker: {describe(error)}"
+                    f"one row is too much for this worker: {describe_error(error)}"
                 ) from error
         except AssertionError as error:
             # A guard of torch.export speaks of sizes, never of values.
@@ -171,7 +171,7 @@ def _check_device_works(error: Exception) -> None:
     After some of these every later call fails, so no row is to blame.
     """
     if isinstance(error, torch.AcceleratorError) or _NO_DEVICE.search(str(error)):
-        raise DeviceError(f"the accelerator failed: {describe(error)}") from error
+        raise DeviceError(f"the accelerator failed: {describe_error(error)}") from error
 
 
 def count_of(rows: int) -> str:
@@ -193,7 +193,7 @@ def name_outputs(answer: Any, manifest: Manifest) -> Mapping[str, Any]:
     return dict(zip(names, values, strict=True))
 
 
-def describe(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """What a model raised -> one line: the class and the message.
 
     TorchScript puts its own traceback before the message of the raised exception.
@@ -201,7 +201,7 @@ def describe(error: BaseException) -> str:
     if isinstance(error, NotTried):
         return (
             f"not tried alone, since most rows of its batch fail: {error.failed} of {error.tried} "
-            f"that were, taken at random, one with {describe(error.example)}"
+            f"that were, taken at random, one with {describe_error(error.example)}"
         )[:300]
     text = str(error).strip()
     if "TorchScript interpreter" in text:

@@ -206,7 +206,7 @@ class Manifest:
         return json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
 
 
-def refuse(where: str, expected: object, got: object, hint: str = "") -> NoReturn:
+def refuse_manifest(where: str, expected: object, got: object, hint: str = "") -> NoReturn:
     """A place in the manifest and what is wrong there -> ManifestError, in one line."""
     shown = repr(got)
     shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
@@ -217,11 +217,11 @@ def refuse(where: str, expected: object, got: object, hint: str = "") -> NoRetur
 def _check(manifest: Manifest) -> None:
     """A manifest's parts must agree with each other. Raises ManifestError."""
     if manifest.schema_version != SCHEMA_VERSION:
-        refuse("schema_version", SCHEMA_VERSION, manifest.schema_version)
+        refuse_manifest("schema_version", SCHEMA_VERSION, manifest.schema_version)
     if "/" in manifest.file or "\\" in manifest.file or manifest.file in ("", ".", ".."):
-        refuse("file", "a file name beside the manifest, without a folder", manifest.file)
+        refuse_manifest("file", "a file name beside the manifest, without a folder", manifest.file)
     if len(manifest.sha256) != 64 or set(manifest.sha256) - set("0123456789abcdef"):
-        refuse("sha256", "64 lower case hex digits", manifest.sha256)
+        refuse_manifest("sha256", "64 lower case hex digits", manifest.sha256)
     _check_tensors("inputs", manifest.inputs)
     _check_tensors("outputs", manifest.outputs)
     for spec in manifest.inputs:
@@ -233,11 +233,13 @@ def _check(manifest: Manifest) -> None:
     ):
         for name in names:
             if name not in known:
-                refuse(where, f"one of the outputs {', '.join(known)}", name, suggest(name, known))
+                refuse_manifest(
+                    where, f"one of the outputs {', '.join(known)}", name, suggest(name, known)
+                )
     if manifest.score_output and manifest.output(manifest.score_output).shape != ():
-        refuse("score_output", "an output of one number a row", manifest.score_output)
+        refuse_manifest("score_output", "an output of one number a row", manifest.score_output)
     if manifest.batch_dependence is not None and not manifest.batch_dependence > 0:
-        refuse("batch_dependence", "a number above 0, or null", manifest.batch_dependence)
+        refuse_manifest("batch_dependence", "a number above 0, or null", manifest.batch_dependence)
     if manifest.golden is not None:
         _check_golden(manifest.golden, manifest)
 
@@ -246,28 +248,32 @@ def _check_tensors(where: str, specs: tuple[InputSpec, ...] | tuple[OutputSpec, 
     """At least one tensor, names that differ, sizes that fit a machine. Raises ManifestError."""
     names = [spec.name for spec in specs]
     if not names or len(set(names)) != len(names):
-        refuse(where, "one or more, with names that differ", names)
+        refuse_manifest(where, "one or more, with names that differ", names)
     for spec in specs:
         if len(spec.shape) > MAX_DIMENSIONS:
-            refuse(f"{where}.{spec.name}.shape", f"{MAX_DIMENSIONS} sizes at most", len(spec.shape))
+            refuse_manifest(
+                f"{where}.{spec.name}.shape", f"{MAX_DIMENSIONS} sizes at most", len(spec.shape)
+            )
         if min(spec.shape, default=1) < 1 or math.prod(spec.shape) > MAX_WIDTH:
             expected = f"positive sizes without the batch, of {MAX_WIDTH:,} elements at most"
-            refuse(f"{where}.{spec.name}.shape", expected, list(spec.shape))
+            refuse_manifest(f"{where}.{spec.name}.shape", expected, list(spec.shape))
 
 
 def _check_columns(spec: InputSpec, statistics: Mapping[str, FeatureStatistics]) -> None:
     """An input's columns and shape must agree. Raises ManifestError."""
     where = f"inputs.{spec.name}"
     if len(set(spec.columns)) != len(spec.columns) or not spec.columns:
-        refuse(f"{where}.columns", "one or more columns, each once", list(spec.columns))
+        refuse_manifest(f"{where}.columns", "one or more columns, each once", list(spec.columns))
     if not spec.is_list_column and len(spec.columns) != spec.width:
         expected = f"{spec.width} columns, for shape {list(spec.shape)}"
-        refuse(f"{where}.columns", expected, len(spec.columns))
+        refuse_manifest(f"{where}.columns", expected, len(spec.columns))
     for column, how in spec.impute.items():
         if column not in spec.columns or spec.is_list_column:
-            refuse(f"{where}.impute", "columns of this input", column)
+            refuse_manifest(f"{where}.impute", "columns of this input", column)
         if how != "mean" or column not in statistics:
-            refuse(f"{where}.impute.{column}", "'mean', with statistics for the column", how)
+            refuse_manifest(
+                f"{where}.impute.{column}", "'mean', with statistics for the column", how
+            )
 
 
 def _check_golden(golden: GoldenRows, manifest: Manifest) -> None:
@@ -276,9 +282,9 @@ def _check_golden(golden: GoldenRows, manifest: Manifest) -> None:
     outputs = {spec.name for spec in manifest.outputs}
     if set(golden.inputs) != inputs or not golden.outputs or set(golden.outputs) - outputs:
         expected = "rows of every input and of one or more outputs"
-        refuse("golden", expected, [*golden.inputs, *golden.outputs])
+        refuse_manifest("golden", expected, [*golden.inputs, *golden.outputs])
     if not (golden.rtol >= 0 and golden.atol >= 0):
-        refuse("golden", "rtol and atol from 0", [golden.rtol, golden.atol])
+        refuse_manifest("golden", "rtol and atol from 0", [golden.rtol, golden.atol])
     first = golden.inputs[manifest.inputs[0].name]
     for spec in manifest.inputs:
         shape = (spec.width,) if spec.shape else ()
@@ -299,4 +305,4 @@ def _check_rows(where: str, rows: list[Any], dtype: str, shape: tuple[int, ...])
     except (ValueError, TypeError, OverflowError):
         numbers = False
     if not numbers or array.shape != shape or shape[0] < 1:
-        refuse(where, f"one or more rows of {dtype}, {list(shape)} in all", rows)
+        refuse_manifest(where, f"one or more rows of {dtype}, {list(shape)} in all", rows)

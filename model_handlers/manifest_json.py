@@ -13,7 +13,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from common.errors import ManifestError, one_line, suggest
-from model_handlers.manifest import MANIFEST_NAME, Manifest, refuse
+from model_handlers.manifest import MANIFEST_NAME, Manifest, refuse_manifest
 from model_handlers.unique_keys import DoubledKeyError, load_unique
 
 
@@ -40,7 +40,7 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
         return None if value is None else _parse(args[0], value, where)
     if origin is Literal:
         if value not in args:
-            refuse(where, f"one of {', '.join(args)}", value)
+            refuse_manifest(where, f"one of {', '.join(args)}", value)
         return value
     if origin in (tuple, list):
         return origin(_parse(args[0], v, f"{where}[{i}]") for i, v in _items(value, where))
@@ -56,19 +56,19 @@ def _parse_plain(kind: type, value: Any, where: str) -> Any:
         return float(value)
     if type(value) is not kind:
         names = {str: "text", int: "an integer", float: "a finite number"}
-        refuse(where, names[kind], value)
+        refuse_manifest(where, names[kind], value)
     return value
 
 
 def _items(value: Any, where: str) -> Any:
     if not isinstance(value, list):
-        refuse(where, "a list", value)
+        refuse_manifest(where, "a list", value)
     return enumerate(value)
 
 
 def _members(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        refuse(where or "the whole", "a JSON object", value)
+        refuse_manifest(where or "the whole", "a JSON object", value)
     return dict(value)
 
 
@@ -79,9 +79,11 @@ def _parse_object(kind: type[Any], value: Any, where: str) -> Any:
     for name in members:
         if name not in hints:
             hint = f": unknown member {name!r}{suggest(name, hints)}"
-            refuse(where or "the whole", f"no members but {', '.join(hints)}", list(members), hint)
+            refuse_manifest(
+                where or "the whole", f"no members but {', '.join(hints)}", list(members), hint
+            )
     for f in fields(kind):
         required = f.default is MISSING and f.default_factory is MISSING
         if required and f.name not in members:
-            refuse(f"{prefix}{f.name}", "a value", None)
+            refuse_manifest(f"{prefix}{f.name}", "a value", None)
     return kind(**{name: _parse(hints[name], v, f"{prefix}{name}") for name, v in members.items()})

@@ -130,13 +130,15 @@ def _finite_answers(model: LoadedModel, arrays: Sequence[np.ndarray]) -> list[np
 
     Raises ContractBroken if it fails, or answers NaN or an infinity.
     """
-    from model_handlers.loaded_model import ROW_FAULTS, describe
+    from model_handlers.loaded_model import ROW_FAULTS, describe_error
 
     name, rows = model.manifest.name, len(arrays[0])
     try:
         answers = model.forward(arrays, slice(0, rows))
     except ROW_FAULTS as error:
-        raise ContractBroken(f"model {name} fails on the sample: {describe(error)}") from error
+        raise ContractBroken(
+            f"model {name} fails on the sample: {describe_error(error)}"
+        ) from error
     for spec, answer in zip(model.manifest.outputs, answers, strict=True):
         if not np.isfinite(answer).all():
             raise ContractBroken(

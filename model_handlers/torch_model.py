@@ -18,7 +18,7 @@ from model_handlers.formats.load import load_module
 from model_handlers.loaded_model import (
     LoadedModel,
     check_device,
-    describe,
+    describe_error,
     resolve_device,
 )
 from model_handlers.manifest import Manifest
@@ -48,7 +48,7 @@ def predict_columns(
     parts = [(slice(0, rows), answer.arrays)] if answer.arrays else []
     # Thousands of rows may share one error.
     errors = {id(error): error for error in answer.faults.values()}
-    texts = {ident: ("model_error", describe(error)) for ident, error in errors.items()}
+    texts = {ident: ("model_error", describe_error(error)) for ident, error in errors.items()}
     faults = {row: texts[id(error)] for row, error in answer.faults.items()}
     return outputs_column(model.outputs, parts, list(faults), rows), error_column(
         faults, arrays, rows

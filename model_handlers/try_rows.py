@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import ContractBroken
-from model_handlers.loaded_model import ROW_FAULTS, LoadedModel, count_of, describe
+from model_handlers.loaded_model import ROW_FAULTS, LoadedModel, count_of, describe_error
 from model_handlers.manifest import GoldenRows, InputSpec, Manifest
 
 # Enough that each row has several others beside it; and many others.
@@ -115,7 +115,7 @@ def _alone(
         try:
             alone = model.forward(arrays, slice(row, row + 1))
         except (*ROW_FAULTS, ContractBroken) as error:
-            why = str(error) if isinstance(error, ContractBroken) else describe(error)
+            why = str(error) if isinstance(error, ContractBroken) else describe_error(error)
             raise ContractBroken(
                 f"model {model.manifest.name} fails on a batch of one row, which any batch may be: "
                 f"{why}; keep the batch dimension, for instance by squeeze(-1) instead "
@@ -186,7 +186,7 @@ def _answer(model: LoadedModel, arrays: Arrays, what: str) -> list[np.ndarray]:
         return model.forward(arrays, slice(0, len(arrays[0])))
     except ROW_FAULTS as error:
         raise ContractBroken(
-            f"model {model.manifest.name} fails on {what}: {describe(error)}"
+            f"model {model.manifest.name} fails on {what}: {describe_error(error)}"
         ) from error
 
 
@@ -200,8 +200,8 @@ def _made_up(model: LoadedModel) -> tuple[Arrays, Arrays]:
         answers = model.forward(zeros, slice(0, 2))
     except ROW_FAULTS as error:
         raise ContractBroken(
-            f"model {model.manifest.name} fails on two rows of zeros: {describe(error)}; check the "
-            "manifest's inputs, or give it golden rows if it cannot take zeros"
+            f"model {model.manifest.name} fails on two rows of zeros: {describe_error(error)}; check "
+            "the manifest's inputs, or give it golden rows if it cannot take zeros"
         ) from error
     rows = made_up_rows(model.manifest)
     try:

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.metrics import Metrics
 
-from cloud.endpoint_answers import Refused
+from cloud.endpoint_answers import RequestRefused
 from cloud.endpoint_client import EndpointClient, Stats
 from cloud.vertex import EndpointAddress
 from common.errors import EndpointError, UsageError
@@ -175,7 +175,7 @@ class Endpoint:
             return [(rows, ("too_large", message))]
         try:
             outputs = await self._post(body, count)
-        except Refused as refusal:
+        except RequestRefused as refusal:
             # What is not the rows' fault is waited out here, by one row instead of many.
             if self.client.last_answered < begin:
                 await self._ask_for_known()
@@ -188,7 +188,7 @@ class Endpoint:
                 batch.alone += 1
                 return [(rows, ("endpoint_refused", str(refusal)))]
             answer = await self._confirm(body, refusal)
-            if isinstance(answer, Refused):
+            if isinstance(answer, RequestRefused):
                 batch.alone += 1
                 return [(rows, ("endpoint_failed", str(answer)))]
             outputs = answer
@@ -225,7 +225,9 @@ class Endpoint:
         read = functools.partial(self.codec.decode, rows=rows)
         return await self.client.post(body, read, **patience)
 
-    async def _confirm(self, body: bytes, refusal: Refused) -> list[np.ndarray] | Refused:
+    async def _confirm(
+        self, body: bytes, refusal: RequestRefused
+    ) -> list[np.ndarray] | RequestRefused:
         """A row that failed again and again -> that it still does while others do not.
 
         Otherwise its outputs. Raises EndpointError where the others fail as well.
@@ -234,7 +236,7 @@ class Endpoint:
             await self._ask_for_known()
             try:
                 return await self._post(body, 1, patience=1)
-            except Refused as again:
+            except RequestRefused as again:
                 refusal = again
         return refusal
 
@@ -251,7 +253,7 @@ class Endpoint:
                 break
             try:
                 again = await self._post(self.codec.encode(arrays, rows.start + gaps), len(gaps))
-            except Refused:
+            except RequestRefused:
                 continue
             for array, values in zip(outputs, again, strict=True):
                 array[gaps] = values
@@ -266,7 +268,7 @@ class Endpoint:
         arrays = [_known_row(manifest, spec) for spec in manifest.inputs]
         try:
             return await self._post(self.codec.encode(arrays, slice(0, 1)), 1, innocent=True)
-        except Refused as error:
+        except RequestRefused as error:
             raise EndpointError(f"{self._as_another()}: {error}; {_CHECK}") from None
 
     def _as_another(self) -> str:

@@ -23,7 +23,7 @@ from common import errors
 from common.addresses import guard_output
 from common.memory import ADVICE, is_of_memory, mentions_memory, out_of_memory
 from pipelines.dead_threads import end_when_threads_fail
-from pipelines.options.flag import Parsed, parse
+from pipelines.options.flag import Parsed, parse_flags
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def main(command: Command, argv: Sequence[str]) -> int:
 def _main(command: Command, argv: Sequence[str]) -> int:
     debug = "--debug" in argv
     try:
-        parsed = parse(command.name, command.about, command.options, argv, beam=command.beam)
+        parsed = parse_flags(command.name, command.about, command.options, argv, beam=command.beam)
         debug = any(getattr(group, "debug", False) for group in parsed.groups.values())
         _set_logging(debug)
         return _run(command, parsed) or 0
@@ -65,7 +65,7 @@ def _main(command: Command, argv: Sequence[str]) -> int:
         # The one place where every error ends: told in a line, or raised for --debug.
         if debug:
             raise
-        known = explain(error)
+        known = as_known_error(error)
         say(f"error: {known}")
         return 2 if isinstance(known, errors.UsageError) else 1
 
@@ -158,7 +158,7 @@ _WHERE = re.compile(r" \[while running '[^']*'\]")
 _RAISED = re.compile(rf"^(?:[\w.]+\.)?({'|'.join(_NAMES)}): (.*)$", re.MULTILINE)
 
 
-def explain(error: BaseException) -> errors.MillraceError:
+def as_known_error(error: BaseException) -> errors.MillraceError:
     """Any exception -> the error of ours that caused it, else one that tells it in a line.
 
     A worker's exception reaches the runner as the text of its traceback, so ours are

@@ -23,7 +23,7 @@ BY_DIGEST = re.compile(r"[^@\s]+/[^@\s]+@sha256:[0-9a-f]{64}")
 BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 
 
-def container_spec(metadata: dict[str, Any], image: str) -> dict[str, Any]:
+def template_container(metadata: dict[str, Any], image: str) -> dict[str, Any]:
     """A template's metadata, an image by its digest -> the spec that Dataflow reads.
 
     The workers get the launcher's image, so that both have the same code for ever. Source of
@@ -72,7 +72,7 @@ def _run(argv: Sequence[str]) -> str:
     bucket = flags.bucket.removeprefix("gs://").rstrip("/")
     if not BUCKET.fullmatch(bucket):
         raise UsageError(f"--bucket {flags.bucket!r}: expected a bucket's name alone")
-    spec = container_spec(template(templates[flags.pipeline]), flags.image)
+    spec = template_container(template(templates[flags.pipeline]), flags.image)
     return write_spec(Cloud("unnamed"), bucket, flags.pipeline, spec)
 
 

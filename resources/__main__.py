@@ -18,14 +18,14 @@ from common.memory import MORE_MEMORY, is_of_memory, out_of_memory
 
 def main(argv: Sequence[str]) -> int:
     """The command line -> the exit code."""
-    from resources.flags import parse
+    from resources.flags import parse_arguments
 
     args: argparse.Namespace | None = None
     # They tell each question to Google's metadata server that nobody answered, and each refusal.
     for name in ("google.auth", "googleapiclient"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        args = parse(argv)
+        args = parse_arguments(argv)
         guard_output()
         from resources.commands import COMMANDS
 

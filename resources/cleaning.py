@@ -17,7 +17,7 @@ from resources.cleanup import (
     REMOVABLE,
     Choice,
     Removal,
-    choose,
+    choose_removals,
     losses,
     lost_text,
     remove,
@@ -25,7 +25,7 @@ from resources.cleanup import (
 from resources.config import Config
 from resources.declaration import Resource, declare
 from resources.jobs import ROLE as JOBS_ROLE
-from resources.jobs import Job, Jobs
+from resources.jobs import PipelineJob, PipelineJobs
 from resources.kinds.base import is_disabled, resource_errors
 from resources.kinds.catalog import Kinds, Looked, look_at, open_kinds
 from resources.kinds.pubsub import Subscriptions
@@ -42,14 +42,18 @@ WAITING = "waiting messages"
 class _Running:
     """Jobs that run, with whose they are by id."""
 
-    jobs: list[Job]
+    jobs: list[PipelineJob]
     whose: Mapping[str, bool | None]
 
 
 def run_cleanup(args: argparse.Namespace) -> int:
     """Tells what would be removed; with --yes removes it."""
     config, cloud = configure(args)
-    kinds, jobs, choice = open_kinds(cloud, config), Jobs(cloud, config), _choice(args, config)
+    kinds, jobs, choice = (
+        open_kinds(cloud, config),
+        PipelineJobs(cloud, config),
+        _choice(args, config),
+    )
     check_project(cloud, args)
     resources = declare(config)
     with progressing() as progress:
@@ -91,7 +95,7 @@ def _choice(args: argparse.Namespace, config: Config) -> Choice:
     return Choice(kinds, pipelines, config.pipelines, args.truncate, config.name)
 
 
-def _running(jobs: Jobs, kinds: Kinds, config: Config) -> _Running:
+def _running(jobs: PipelineJobs, kinds: Kinds, config: Config) -> _Running:
     """Raises OutputError where jobs cannot be seen, and so nothing can be removed safely."""
     with resource_errors("jobs cannot be looked at", JOBS_ROLE):
         try:
@@ -175,7 +179,9 @@ def _choose(
     stops: Sequence[Stop],
 ) -> list[Removal]:
     stopping = {stop.job.ident for stop in stops if stop.action != "keep"}
-    return choose(resources, looked, choice, used_by(running.jobs, running.whose, stopping))
+    return choose_removals(
+        resources, looked, choice, used_by(running.jobs, running.whose, stopping)
+    )
 
 
 def _preview(removals: Sequence[Removal], stops: Sequence[Stop]) -> str:

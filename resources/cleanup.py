@@ -10,7 +10,7 @@ from google.api_core import exceptions
 
 from common.errors import MillraceError
 from resources.declaration import LABELLED, Resource, config_label
-from resources.jobs import Job
+from resources.jobs import PipelineJob
 from resources.kinds.base import Found, Kept, resource_errors
 from resources.kinds.bigquery import Tables
 from resources.kinds.catalog import KINDS, Kinds, Looked
@@ -24,7 +24,7 @@ REMOVABLE = (JOB, *(kind for kind in KINDS if kind not in ("service", "model")))
 _OWNERS = {"role": "account", "files": "bucket"}
 _DELETED_TOPIC = "_deleted-topic_"
 
-Busy = Mapping[str, tuple[Job, bool]]
+Busy = Mapping[str, tuple[PipelineJob, bool]]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class _Choosing:
     staying: list[Resource] = field(default_factory=list)
 
 
-def choose(
+def choose_removals(
     resources: Sequence[Resource],
     looked: Looked,
     choice: Choice,

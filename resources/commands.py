@@ -12,7 +12,7 @@ from resources import status as statuses
 from resources.cleaning import run_cleanup
 from resources.cleanup import JOB
 from resources.declaration import Resource, declare
-from resources.jobs import Jobs
+from resources.jobs import PipelineJobs
 from resources.kinds.catalog import Kinds, open_kinds
 from resources.kinds.storage import Models
 from resources.package import open_package
@@ -83,7 +83,7 @@ def run_status(args: argparse.Namespace) -> int:
     """Looks, and tells what there is."""
     config, cloud = configure(args)
     check_project(cloud, args)
-    jobs = Jobs(cloud, config) if args.kinds is None or JOB in args.kinds else None
+    jobs = PipelineJobs(cloud, config) if args.kinds is None or JOB in args.kinds else None
     kinds = open_kinds(cloud, config)
     resources = _of_kinds(declare(config), args.kinds)
     with progressing() as progress:

@@ -12,7 +12,7 @@ from typing import Any
 
 from cloud.regions import region_fault
 from common.errors import UsageError, suggest
-from model_handlers.formats.architecture import check_names
+from model_handlers.formats.architecture import check_module_names
 
 CONFIG_NAME = "millrace.toml"
 PIPELINES = ("batch_local", "batch_vertex", "stream_local", "stream_vertex")
@@ -90,7 +90,7 @@ class Config:
                 raise UsageError(
                     f"label {key} = {value!r}: expected small letters, digits, _ and -, 63 at most"
                 )
-        check_names(self.trusted_modules)
+        check_module_names(self.trusted_modules)
         check_pipelines(self.pipelines, "pipelines")
 
     def _default_name(self) -> str:

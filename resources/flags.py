@@ -82,7 +82,7 @@ def _seconds(text: str) -> float:
     return float(text)
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """The command line -> its arguments, with `command`. Raises UsageError."""
     return make_parser().parse_args(argv)
 

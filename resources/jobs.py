@@ -18,7 +18,7 @@ from cloud.errors import retry
 from resources.config import Config
 from resources.declaration import declare
 from resources.kinds.base import configs_of
-from resources.kinds.storage import SCHEME, split
+from resources.kinds.storage import SCHEME, split_gcs_path
 
 if TYPE_CHECKING:
     from cloud.clients import Dataflow
@@ -37,7 +37,7 @@ _STEMS = {
 
 
 @dataclass(frozen=True)
-class Job:
+class PipelineJob:
     """A job that has not ended.
 
     pipeline: None where the name is not one of ours. subscriptions: that it reads, as Dataflow
@@ -95,19 +95,19 @@ def pipeline_of(name: str, prefix: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class Jobs:
+class PipelineJobs:
     """Dataflow, as far as it is ours. Methods raise errors of Google's clients."""
 
     cloud: Cloud
     config: Config
 
-    def running(self) -> list[Job]:
+    def running(self) -> list[PipelineJob]:
         """Nothing -> our jobs that have not ended, of all regions, and who reads beside them.
 
         Raises ServiceUnavailable where a region goes on not to be listed: jobs may run there.
         """
 
-        def listed() -> list[Job]:
+        def listed() -> list[PipelineJob]:
             jobs, unseen = self.seen()
             if unseen:
                 raise exceptions.ServiceUnavailable(not_listed(unseen))
@@ -115,7 +115,7 @@ class Jobs:
 
         return self._retry(listed)()  # type: ignore[no-any-return]
 
-    def seen(self) -> tuple[list[Job], list[str]]:
+    def seen(self) -> tuple[list[PipelineJob], list[str]]:
         """Nothing -> jobs as `running` tells them, and regions that could not be listed."""
         from google.cloud.dataflow_v1beta3 import JobState, JobView, ListJobsRequest
 
@@ -131,7 +131,7 @@ class Jobs:
         kept = [job for job in every if job.pipeline or ours.intersection(job.subscriptions)]
         return kept, unseen
 
-    def whole(self, job: Job) -> Job | None:
+    def whole(self, job: PipelineJob) -> PipelineJob | None:
         """A job -> itself with what a list does not tell; None if it has ended meanwhile."""
         from google.cloud.dataflow_v1beta3 import GetJobRequest, JobState, JobView
 
@@ -149,11 +149,13 @@ class Jobs:
         return replace(
             job,
             configs=configs_of(answer.labels),
-            buckets=tuple({split(place)[0] for place in places if place.startswith(SCHEME)}),
+            buckets=tuple(
+                {split_gcs_path(place)[0] for place in places if place.startswith(SCHEME)}
+            ),
             account=environment.service_account_email or options.get("service_account_email") or "",
         )
 
-    def usage(self, job: Job) -> Usage:
+    def usage(self, job: PipelineJob) -> Usage:
         """A job -> what it used, zeros where Dataflow does not tell yet."""
         answer = self._clients.metrics.get_job_metrics(request=self._named(job), retry=self._retry)
         totals = {
@@ -164,7 +166,7 @@ class Jobs:
         memory = totals.get("TotalMemoryUsage", 0.0) / 1024
         return Usage(totals.get("TotalVcpuTime", 0.0), memory, totals.get("TotalPdUsage", 0.0))
 
-    def stop(self, job: Job, *, cancel: bool) -> str:
+    def stop(self, job: PipelineJob, *, cancel: bool) -> str:
         """A job -> what it does: it drains, or is cancelled where it cannot drain or shall not.
 
         One that does so already is left alone.
@@ -186,8 +188,11 @@ class Jobs:
         return "draining" if drain else "cancelling"
 
     def wait(
-        self, jobs: Sequence[Job], seconds: float, report: Callable[[Mapping[str, str]], None]
-    ) -> list[Job]:
+        self,
+        jobs: Sequence[PipelineJob],
+        seconds: float,
+        report: Callable[[Mapping[str, str]], None],
+    ) -> list[PipelineJob]:
         """Jobs that were told to stop, how long to wait -> those that have not ended by then."""
         idents, end = {job.ident for job in jobs}, time.monotonic() + seconds
         while True:
@@ -197,10 +202,10 @@ class Jobs:
             report({job.name: job.state for job in left})
             time.sleep(min(_POLL_SECONDS, max(0.0, end - time.monotonic())))
 
-    def _job(self, job: Any, state: str) -> Job:
+    def _job(self, job: Any, state: str) -> PipelineJob:
         from google.cloud.dataflow_v1beta3 import JobType
 
-        return Job(
+        return PipelineJob(
             job.id,
             job.name,
             job.location,
@@ -215,7 +220,7 @@ class Jobs:
             ),
         )
 
-    def _named(self, job: Job) -> dict[str, str]:
+    def _named(self, job: PipelineJob) -> dict[str, str]:
         return {"project_id": self.cloud.project, "location": job.region, "job_id": job.ident}
 
     @functools.cached_property

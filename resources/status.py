@@ -14,7 +14,7 @@ from cloud.monitoring import latest
 from common.errors import CredentialsError, MillraceError
 from resources.declaration import LABEL, LABELLED, Resource, config_label
 from resources.jobs import ROLE as JOBS_ROLE
-from resources.jobs import Job, Jobs, Usage
+from resources.jobs import PipelineJob, PipelineJobs, Usage
 from resources.kinds.base import Found, resource_errors
 from resources.kinds.catalog import Kinds, Looked, look_at_one
 from resources.kinds.pubsub import Topics
@@ -40,7 +40,7 @@ class Status:
 
     found: list[tuple[Resource, Found | None]] = field(default_factory=list)
     backlogs: dict[str, Backlog] = field(default_factory=dict)
-    jobs: dict[Job, Usage] = field(default_factory=dict)
+    jobs: dict[PipelineJob, Usage] = field(default_factory=dict)
     lonely: list[str] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -61,7 +61,7 @@ class Status:
         ]
 
 
-def shared(jobs: Sequence[Job]) -> Iterator[str]:
+def shared(jobs: Sequence[PipelineJob]) -> Iterator[str]:
     """Jobs -> a warning for each subscription that several read."""
     readers: dict[str, list[str]] = defaultdict(list)
     for job in jobs:
@@ -76,7 +76,7 @@ def shared(jobs: Sequence[Job]) -> Iterator[str]:
 
 
 def look(
-    resources: Sequence[Resource], kinds: Kinds, jobs: Jobs | None, progress: Progress
+    resources: Sequence[Resource], kinds: Kinds, jobs: PipelineJobs | None, progress: Progress
 ) -> Status:
     """A declaration, the jobs if they are to be looked at -> Status.
 

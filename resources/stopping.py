@@ -9,7 +9,7 @@ from typing import Literal
 
 from common.errors import MillraceError, UsageError, suggest
 from resources.config import Config
-from resources.jobs import ROLE, Job, Jobs
+from resources.jobs import ROLE, PipelineJob, PipelineJobs
 from resources.kinds.base import resource_errors
 from resources.outcome import Outcome
 from resources.progress import Progress
@@ -23,7 +23,7 @@ _DEFAULT_PREFIX = Config.job_prefix
 class Stop:
     """A job that runs, and what becomes of it. reason: why it is kept."""
 
-    job: Job
+    job: PipelineJob
     action: Literal["drain", "cancel", "keep"]
     reason: str = ""
 
@@ -33,7 +33,7 @@ class Stop:
         return self.reason or self.job.state
 
 
-def belongs(job: Job, config: Config, configs: Configs) -> bool | None:
+def belongs(job: PipelineJob, config: Config, configs: Configs) -> bool | None:
     """A job with our names -> whether it is this configuration's; None where nothing tells.
 
     Its own labels tell first, then those of the subscriptions that it reads and of the buckets that
@@ -55,7 +55,7 @@ def belongs(job: Job, config: Config, configs: Configs) -> bool | None:
 
 
 def choose_jobs(
-    jobs: Sequence[Job],
+    jobs: Sequence[PipelineJob],
     whose: Mapping[str, bool | None],
     pipelines: Collection[str],
     names: Sequence[str],
@@ -83,7 +83,7 @@ def _is_pattern(name: str) -> bool:
     return any(mark in name for mark in "*?[")
 
 
-def _stop(job: Job, ours: bool | None, *, cancel: bool, by_name: bool) -> Stop:
+def _stop(job: PipelineJob, ours: bool | None, *, cancel: bool, by_name: bool) -> Stop:
     if ours is False:
         others = f": {', '.join(sorted(job.configs))}" if job.configs else ""
         return Stop(job, "keep", f"it belongs to another configuration{others}")
@@ -97,14 +97,14 @@ def _stop(job: Job, ours: bool | None, *, cancel: bool, by_name: bool) -> Stop:
 
 
 def used_by(
-    running: Sequence[Job], whose: Mapping[str, bool | None], stopping: Collection[str]
-) -> dict[str, tuple[Job, bool]]:
+    running: Sequence[PipelineJob], whose: Mapping[str, bool | None], stopping: Collection[str]
+) -> dict[str, tuple[PipelineJob, bool]]:
     """Jobs that run, whose they are, ids of those that are stopped -> who uses what.
 
     By pipeline and by name of a subscription or an account. With each job whether it may be of
     another configuration, so that what it uses is kept and nothing went wrong.
     """
-    found: dict[str, tuple[Job, bool]] = {}
+    found: dict[str, tuple[PipelineJob, bool]] = {}
     for job in running:
         if job.ident in stopping:
             continue
@@ -118,10 +118,10 @@ def used_by(
 
 
 def stop_jobs(
-    stops: Sequence[Stop], jobs: Jobs, seconds: float, cancel: bool, progress: Progress
+    stops: Sequence[Stop], jobs: PipelineJobs, seconds: float, cancel: bool, progress: Progress
 ) -> Outcome:
     """Jobs -> they have ended, as far as they did in time."""
-    outcome, asked = Outcome(), list[Job]()
+    outcome, asked = Outcome(), list[PipelineJob]()
     for stop in stops:
         if stop.action == "keep":
             outcome.kept.append(f"job {stop.job.name}: {stop.reason}")

@@ -17,9 +17,9 @@ from common.memory import MORE_MEMORY, out_of_memory
 def run(argv: Sequence[str]) -> int:
     """A server's flags -> the exit code, when it has ended."""
     from serving.listening import listen
-    from serving.settings import parse
+    from serving.settings import parse_settings
 
-    settings = parse(argv)
+    settings = parse_settings(argv)
     listener = listen(settings.host, settings.port)
     # After the flags and the port: torch and Beam take seconds.
     from serving.server import serve

@@ -27,10 +27,10 @@ from starlette.types import Receive, Scope, Send
 from cloud.endpoint_client import DIGEST_HEADER
 from common.errors import MillraceError, UsageError, one_line
 from common.memory import is_of_memory, out_of_memory
-from model_handlers.loaded_model import describe
+from model_handlers.loaded_model import describe_error
 from model_handlers.numpy_json import dump_objects
 from serving.instances import BadInstances, unique_instances
-from serving.refusals import Disconnected, Refused, json_response
+from serving.refusals import Disconnected, Refusal, json_response
 from serving.service import Service, State, arrays_of
 from transforms.failures import Fault
 
@@ -80,7 +80,7 @@ async def _refuse_route(request: Request, error: Exception) -> Response:
     """No such path, or not with this method."""
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path[:200]}: {error.detail}"
-    return Refused(error.status_code, message, headers=error.headers or {}).response()
+    return Refusal(error.status_code, message, headers=error.headers or {}).response()
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Predict:
             digest = {DIGEST_HEADER: self.service.manifest.sha256}
             with self._in_flight():
                 return json_response(await self._answer(body), headers=digest)
-        except Refused as refused:
+        except Refusal as refused:
             return refused.response()
         except Disconnected:
             raise
@@ -153,24 +153,24 @@ class Predict:
                 return _too_large(error).response()
             return self._failed(error).response()
 
-    def _failed(self, error: Exception) -> Refused:
+    def _failed(self, error: Exception) -> Refusal:
         """What the machine or the model raised -> the answer, and a line in the log."""
         if isinstance(error, MillraceError):
             logger.error("a pass failed: %s", one_line(error))
-            return Refused(500, f"the model cannot be run: {one_line(error)}")
+            return Refusal(500, f"the model cannot be run: {one_line(error)}")
         # Without its message, which may hold values of a row.
         where = "".join(traceback.format_tb(error.__traceback__))
         logger.error("unexpected %s\n%s", type(error).__name__, where)
-        return Refused(500, f"unexpected {type(error).__name__}; see the log")
+        return Refusal(500, f"unexpected {type(error).__name__}; see the log")
 
     def _admit(self) -> None:
         """Raises Refused where no request can be taken now."""
         service = self.service
         if service.state is State.FAILED:
-            raise Refused(500, f"the model cannot be served: {service.reason}")
+            raise Refusal(500, f"the model cannot be served: {service.reason}")
         if service.state is not State.READY:
             message = f"this server is {service.state.value}"
-            raise Refused(503, message, headers={"Retry-After": "1"})
+            raise Refusal(503, message, headers={"Retry-After": "1"})
 
     @contextmanager
     def _in_flight(self) -> Iterator[None]:
@@ -178,7 +178,7 @@ class Predict:
         service = self.service
         if service.in_flight >= service.settings.max_in_flight:
             message = f"{service.settings.max_in_flight} requests are in flight: try again later"
-            raise Refused(503, message, headers={"Retry-After": "1"})
+            raise Refusal(503, message, headers={"Retry-After": "1"})
         service.in_flight += 1
         try:
             yield
@@ -192,10 +192,10 @@ class Predict:
         try:
             fields = service.choose(outputs)
         except UsageError as error:
-            raise Refused(400, f"parameters.outputs: {error}") from error
+            raise Refusal(400, f"parameters.outputs: {error}") from error
         batcher = service.batcher(fields)
         if batcher is None:
-            raise Refused(400, "parameters.outputs: this server was started with --fixed_outputs")
+            raise Refusal(400, "parameters.outputs: this server was started with --fixed_outputs")
         if not instances:
             return b'{"predictions":[]}'
         try:
@@ -204,14 +204,14 @@ class Predict:
             raise self._refuse_rows(bad.faults, len(instances)) from None
         answer = await service.predict(batcher, inputs)
         if answer.faults:
-            faults = {i: Fault("model_error", describe(e)) for i, e in answer.faults.items()}
+            faults = {i: Fault("model_error", describe_error(e)) for i, e in answer.faults.items()}
             raise self._refuse_rows(faults, len(instances))
         service.metrics.rows.inc(len(instances))
         return b'{"predictions":%b}' % dump_objects(
             [wanted.key for wanted in fields], arrays_of(batcher, answer, fields)
         )
 
-    def _refuse_rows(self, faults: Mapping[int, Fault], rows: int) -> Refused:
+    def _refuse_rows(self, faults: Mapping[int, Fault], rows: int) -> Refusal:
         """Bad rows by index -> the refusal of the whole request, which names them."""
         for fault in faults.values():
             self.service.metrics.bad_rows.labels(fault.reason).inc()
@@ -222,19 +222,21 @@ class Predict:
         first = told[0]
         message = f"{len(faults)} of {rows} instances cannot be predicted: instance "
         message += f"{first['index']}: {first['message']}"
-        return Refused(400, message, {"bad_instances": len(faults), "instances": told})
+        return Refusal(400, message, {"bad_instances": len(faults), "instances": told})
 
 
-def _too_large(error: Exception) -> Refused:
+def _too_large(error: Exception) -> Refusal:
     """Lack of memory for a request -> its refusal. The next one may be smaller, or alone."""
-    told = out_of_memory(describe(error), "send fewer instances, or allow the server more memory")
+    told = out_of_memory(
+        describe_error(error), "send fewer instances, or allow the server more memory"
+    )
     logger.error("%s", told)
-    return Refused(503, str(told), headers={"Retry-After": "1"})
+    return Refusal(503, str(told), headers={"Retry-After": "1"})
 
 
 async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     """A request -> its body. Raises Refused above the limit, before more is kept; Disconnected."""
-    too_large = Refused(
+    too_large = Refusal(
         413,
         f"the request has more than {limit:,} bytes: send fewer instances",
         headers={"Connection": "close"},
@@ -260,25 +262,25 @@ def parse_request(body: bytes) -> tuple[list[Any], str | list[str] | None]:
     try:
         request = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise Refused(400, f"the body is not JSON: {error}{_nan_advice(body)}") from error
+        raise Refusal(400, f"the body is not JSON: {error}{_nan_advice(body)}") from error
     if not isinstance(request, dict) or not isinstance(request.get("instances"), list):
-        raise Refused(400, 'expected {"instances": [...]}, a list of rows')
+        raise Refusal(400, 'expected {"instances": [...]}, a list of rows')
     try:
         instances = unique_instances(request, body)
     except ValueError as error:
-        raise Refused(400, str(error)) from error
+        raise Refusal(400, str(error)) from error
     parameters = request.get("parameters")
     if parameters is None:
         return instances, None
     if not isinstance(parameters, dict):
-        raise Refused(400, f"parameters: expected an object, got {type(parameters).__name__}")
+        raise Refusal(400, f"parameters: expected an object, got {type(parameters).__name__}")
     for name in parameters:
         if name != "outputs":
-            raise Refused(400, f"unknown parameter {name[:40]!r}: there is only outputs")
+            raise Refusal(400, f"unknown parameter {name[:40]!r}: there is only outputs")
     outputs = parameters.get("outputs")
     names = outputs if isinstance(outputs, list) else [outputs]
     if outputs is not None and not all(isinstance(name, str) for name in names):
-        raise Refused(400, "parameters.outputs: expected all, score, or a list of names")
+        raise Refusal(400, "parameters.outputs: expected all, score, or a list of names")
     return instances, outputs
 
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serving.lingering import Lingering
-from serving.refusals import Refused
+from serving.refusals import Refusal
 from serving.service import Service, State
 
 # Of one request: its line and headers, and in a chunked body what is neither data nor its size.
@@ -139,7 +139,7 @@ class Connection(HttpToolsProtocol):
         if self._head > MAX_HEAD_BYTES:
             self._refuse_head()
         else:
-            self._refuse(Refused(400, "the request is not valid HTTP/1.1"))
+            self._refuse(Refusal(400, "the request is not valid HTTP/1.1"))
 
     def pause_writing(self) -> None:
         """The client takes its answer more slowly than it is written."""
@@ -165,7 +165,7 @@ class Connection(HttpToolsProtocol):
         if self.is_answering:
             self.leave()
         elif self._is_partial:
-            self._refuse(Refused(503, "this server ends", headers={"Retry-After": "1"}))
+            self._refuse(Refusal(503, "this server ends", headers={"Retry-After": "1"}))
         else:
             self._link.close()
 
@@ -191,7 +191,7 @@ class Connection(HttpToolsProtocol):
             self._await_request()
         elif self._is_partial:
             self._refuse(
-                Refused(
+                Refusal(
                     408,
                     f"the request did not arrive whole within {self._seconds:g} s: send it faster, "
                     "or send fewer instances",
@@ -201,9 +201,9 @@ class Connection(HttpToolsProtocol):
             self._link.close()
 
     def _refuse_head(self) -> None:
-        self._refuse(Refused(431, f"the headers have more than {MAX_HEAD_BYTES:,} bytes"))
+        self._refuse(Refusal(431, f"the headers have more than {MAX_HEAD_BYTES:,} bytes"))
 
-    def _refuse(self, refused: Refused) -> None:
+    def _refuse(self, refused: Refusal) -> None:
         """Answers the request that has not arrived whole, and closes."""
         if self._link.is_closing():
             return
@@ -222,7 +222,7 @@ class Connection(HttpToolsProtocol):
             cycle.message_event.set()
         self._link.close()
 
-    def _answer(self, refused: Refused) -> None:
+    def _answer(self, refused: Refusal) -> None:
         response = refused.response()
         headers = [
             *self.server_state.default_headers,
@@ -242,11 +242,11 @@ class Connection(HttpToolsProtocol):
         waiting = [c for c in others if not c._link.is_closing() and not c.is_answering]
         if not waiting:
             self._refuse(
-                Refused(503, "too many connections: try again later", headers={"Retry-After": "1"})
+                Refusal(503, "too many connections: try again later", headers={"Retry-After": "1"})
             )
             return
         longest = min(waiting, key=lambda c: c.waits_since)
         if longest._is_partial:
-            longest._refuse(Refused(408, "others need the connection: send the request faster"))
+            longest._refuse(Refusal(408, "others need the connection: send the request faster"))
         else:
             longest._link.close()

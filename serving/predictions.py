@@ -21,7 +21,7 @@ class Field:
     output: str
 
 
-def choose_fields(manifest: Manifest, choice: str | Sequence[str]) -> tuple[Field, ...]:
+def prediction_fields(manifest: Manifest, choice: str | Sequence[str]) -> tuple[Field, ...]:
     """A model and what is wanted of it -> the fields of a prediction. Raises UsageError.
 
     choice: `all` outputs by their names; `score`: `anomaly_score` and the manifest's

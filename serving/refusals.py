@@ -23,7 +23,7 @@ _STATUS = {
 
 
 @dataclass
-class Refused(Exception):
+class Refusal(Exception):
     """A request that gets an error: its status, message, further members and headers."""
 
     status: int

@@ -26,7 +26,7 @@ from serving.batcher import Batcher
 from serving.fetch import fetch_package
 from serving.instances import InstanceReader
 from serving.metrics import Metrics
-from serving.predictions import Field, choose_fields
+from serving.predictions import Field, prediction_fields
 from serving.settings import Settings
 
 logger = logging.getLogger("serving")
@@ -60,7 +60,7 @@ def load(settings: Settings, folder: Path) -> Loaded:
     manifest = read_manifest(
         path, digest=settings.model_digest, feature_columns=settings.feature_columns
     ).choose(settings.score_output)
-    fields = choose_fields(manifest, settings.outputs)
+    fields = prediction_fields(manifest, settings.outputs)
     names = list(dict.fromkeys(field.output for field in fields))
     chosen = _load_model(path, manifest, settings, names)
     every = [spec.name for spec in manifest.outputs]
@@ -159,7 +159,7 @@ class Service:
 
     def choose(self, outputs: str | Sequence[str] | None) -> tuple[Field, ...]:
         """`parameters.outputs` of a request -> its fields. Raises UsageError."""
-        return self.fields if outputs is None else choose_fields(self.manifest, outputs)
+        return self.fields if outputs is None else prediction_fields(self.manifest, outputs)
 
     def batcher(self, fields: Sequence[Field]) -> Batcher | None:
         """Fields -> the model that has them, None if it is not loaded."""

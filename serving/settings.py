@@ -219,7 +219,7 @@ def _add_limits(add: Callable[..., Any]) -> None:
     )
 
 
-def parse(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> Settings:
+def parse_settings(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> Settings:
     """The command line, the environment -> Settings. Raises UsageError."""
     args = make_parser(environment).parse_args(argv)
     if args.model_path is None:

@@ -23,10 +23,10 @@ from pipelines.options import (
     SinkOptions,
     SourceOptions,
 )
-from pipelines.options.flag import parse
+from pipelines.options.flag import parse_flags
 from resources.package import open_package
 from serving.deploy.flags import parse_deploy
-from serving.settings import parse as parse_server
+from serving.settings import parse_settings as parse_server
 
 ROOT = Path(__file__).parents[1]
 KINDS = (CloudOptions, EndpointOptions, ModelOptions, SinkOptions, SourceOptions)
@@ -86,7 +86,7 @@ def test_a_host_is_shown_alone() -> None:
 
 def refusal(*argv: str) -> str:
     with pytest.raises(UsageError) as raised:
-        parse("batch_vertex", "about", KINDS, argv)
+        parse_flags("batch_vertex", "about", KINDS, argv)
     return str(raised.value)
 
 

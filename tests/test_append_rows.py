@@ -38,7 +38,7 @@ from transforms.bigquery.append import (
     AppendToTable,
     DefaultStream,
     append,
-    conform,
+    conform_to_table,
     sized,
 )
 from transforms.bigquery.schema import JSON_METADATA, TableName, arrow_schema, table_fields
@@ -141,8 +141,8 @@ def test_rows_take_the_form_that_the_api_has_for_them() -> None:
         }
     )
     schema = arrow_schema(table_fields(rows.select(["run_id", "encoded", "list"]).schema))
-    assert conform(rows, schema).schema == schema
-    assert conform(rows, schema).to_pylist() == [
+    assert conform_to_table(rows, schema).schema == schema
+    assert conform_to_table(rows, schema).to_pylist() == [
         # A null list is an empty one to BigQuery; the API refuses null.
         {"run_id": "r", "encoded": [0.5, 1.0], "list": []},
         {"run_id": "r", "encoded": [2.0, 3.0], "list": [1]},

@@ -24,10 +24,10 @@ from model_handlers.package import write_package
 from model_handlers.torch_model import TorchModelHandler
 from pipelines.launch.request import parameters_of
 from pipelines.options import ModelOptions
-from pipelines.options.flag import parse as read_flags
+from pipelines.options.flag import parse_flags as read_flags
 from resources.config import Config, read_config
 from resources.package import open_package
-from serving.settings import parse
+from serving.settings import parse_settings
 
 ROOT = Path(__file__).parents[1]
 PIPELINES = ("batch_local", "batch_vertex", "stream_local", "stream_vertex", "replay")
@@ -303,9 +303,9 @@ def test_resources_upload_only_what_is_trusted(folder: Path) -> None:
 
 def test_a_server_is_told_by_its_flag_or_its_environment() -> None:
     argv = ["--model_path", "m"]
-    assert parse(argv, {}).trusted_modules == ()
-    assert parse([*argv, "--trusted_modules", "a,b"], {}).trusted_modules == ("a", "b")
-    assert parse(argv, {"MILLRACE_TRUSTED_MODULES": "a,b"}).trusted_modules == ("a", "b")
+    assert parse_settings(argv, {}).trusted_modules == ()
+    assert parse_settings([*argv, "--trusted_modules", "a,b"], {}).trusted_modules == ("a", "b")
+    assert parse_settings(argv, {"MILLRACE_TRUSTED_MODULES": "a,b"}).trusted_modules == ("a", "b")
 
 
 def test_a_template_gets_the_names_in_one_parameter() -> None:

@@ -29,11 +29,11 @@ from transforms.bigquery.read import (
     read_stream,
 )
 from transforms.bigquery.schema import TableName, arrow_schema, without_json
-from transforms.bigquery.source import BigQuerySource, describe
+from transforms.bigquery.source import BigQuerySource, describe_source
 from transforms.failures import Provenance
 from transforms.files.read import Columns
 from transforms.files.run_folder import SCORES, RunFolder, StagedFile
-from transforms.files.stage import conform
+from transforms.files.stage import conform_to_files
 from transforms.files.store import create_file
 from transforms.files.writers import open_writer
 
@@ -199,7 +199,7 @@ class RoundTrip:
             for stream in open_session(source, columns)
             for batch in read_stream(stream, cloud.bigquery_read(), 5.0)
         ]
-        return describe(source), batches
+        return describe_source(source), batches
 
     def _write(self, name: TableName, schema: pa.Schema, batches: list[pa.RecordBatch]) -> None:
         """Batches -> a new table of that name, staged as by StageFiles."""
@@ -213,7 +213,7 @@ class RoundTrip:
             path = folder.staged(f"{i}.parquet")
             with create_file(path) as handle:
                 writer = open_writer(handle, file_schema, destination.output_format)
-                writer.write(conform(batch, file_schema))
+                writer.write(conform_to_files(batch, file_schema))
                 writer.close()
             files.append(StagedFile(destination.name, path, batch.num_rows))
         destination.commit(files)

@@ -31,7 +31,7 @@ from pipelines.beam_args import beam_options
 from pipelines.cloud_access import connect, make_cloud
 from pipelines.command import main
 from pipelines.options import CloudOptions, SinkOptions, SourceOptions
-from pipelines.options.flag import Parsed, parse
+from pipelines.options.flag import Parsed, parse_flags
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 TABLE = {"projectId": "p", "datasetId": "d", "tableId": "t"}
@@ -300,7 +300,9 @@ def test_the_project_that_pays_is_the_one_said_then_the_credentials_then_the_tab
 ) -> None:
     for variable in VARIABLES.values():
         monkeypatch.delenv(variable, raising=False)
-    parsed = parse(COMMAND.name, COMMAND.about, COMMAND.options, [*flags, "--retry_seconds", "7"])
+    parsed = parse_flags(
+        COMMAND.name, COMMAND.about, COMMAND.options, [*flags, "--retry_seconds", "7"]
+    )
     options = beam_options(parsed.beam_args)
     found = cloud_of(parsed, options)
     assert (found.project, found.retry_seconds) == (project, 7.0)
@@ -310,7 +312,7 @@ def test_the_project_that_pays_is_the_one_said_then_the_credentials_then_the_tab
 @pytest.mark.parametrize("table", ["d.t", "nonsense"])
 def test_where_nobody_names_a_project_the_flag_is_named(table: str) -> None:
     flags = [*LOCAL, "--input_table", table]
-    parsed = parse(COMMAND.name, COMMAND.about, COMMAND.options, flags)
+    parsed = parse_flags(COMMAND.name, COMMAND.about, COMMAND.options, flags)
     options = beam_options(parsed.beam_args)
     with pytest.raises(UsageError, match=r"which project pays.*--billing_project or --project"):
         cloud_of(parsed, options)

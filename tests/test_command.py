@@ -16,8 +16,8 @@ from common.errors import (
 from pipelines.batch.progress import progress_line
 from pipelines.batch.run import check_dead_letters
 from pipelines.batch.summary import summarise
-from pipelines.command import explain, main
-from pipelines.launch.command import choose
+from pipelines.command import as_known_error, main
+from pipelines.launch.command import choose_command
 
 TRACEBACK = """Traceback (most recent call last):
   File "x.py", line 1, in process
@@ -33,7 +33,7 @@ common.errors.InputError: a.parquet lacks column 'V1' [while running 'Read-ptran
 
 
 def test_an_error_of_ours_is_found_in_a_runners_text() -> None:
-    found = explain(RuntimeError(TRACEBACK))
+    found = as_known_error(RuntimeError(TRACEBACK))
     assert type(found) is InputError
     assert str(found) == "a.parquet lacks column 'V1'"
 
@@ -41,11 +41,11 @@ def test_an_error_of_ours_is_found_in_a_runners_text() -> None:
 def test_an_error_of_ours_is_found_among_the_causes() -> None:
     outer = RuntimeError("bundle failed")
     outer.__cause__ = BalanceError("rows are missing")
-    assert str(explain(outer)) == "rows are missing"
+    assert str(as_known_error(outer)) == "rows are missing"
 
 
 def test_any_other_error_is_told_in_one_line() -> None:
-    told = explain(KeyError("a\nb"))
+    told = as_known_error(KeyError("a\nb"))
     assert type(told) is MillraceError
     assert "\n" not in str(told)
     assert "KeyError" in str(told)
@@ -56,7 +56,7 @@ def test_any_other_error_is_told_in_one_line() -> None:
 def test_the_help_names_beams_flags_where_they_are_taken(
     argv: list[str], takes: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command, rest = choose(argv)
+    command, rest = choose_command(argv)
     assert command is not None
     with pytest.raises(SystemExit):
         main(command, rest)

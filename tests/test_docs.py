@@ -17,7 +17,7 @@ from model_handlers import package
 from pipelines import batch_local
 from pipelines.beam_args import beam_flags
 from pipelines.launch import command as launch
-from pipelines.options.flag import parse
+from pipelines.options.flag import parse_flags
 from pipelines.replay import command as replay
 from resources import flags as resources
 from resources.config import PIPELINES
@@ -69,18 +69,18 @@ def test_there_are_commands_to_check() -> None:
 def test_commands_of_the_docs_have_the_flags_that_they_name(args: list[str]) -> None:
     name, rest = args[1], args[2:]
     if name == "resources":
-        resources.parse(rest)
+        resources.parse_arguments(rest)
     elif name == "serving":
         SERVING[rest[0]]().parse_args(rest[1:])
     elif name == "model_handlers.package":
         package._parser().parse_args(rest)
     else:
         if name == "pipelines.launch":
-            command, given = launch.choose(rest)
+            command, given = launch.choose_command(rest)
             assert command is not None
         else:
             command, given = COMMANDS[name.removeprefix("pipelines.")], rest
-        parsed = parse(command.name, command.about, command.options, given)
+        parsed = parse_flags(command.name, command.about, command.options, given)
         passed_on = {arg for arg in parsed.beam_args if arg.startswith("--")}
         assert passed_on <= beam_flags().keys()
 

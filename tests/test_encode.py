@@ -29,7 +29,7 @@ from transforms.encode import (
 from transforms.failures import Provenance
 from transforms.files.ranges import match_files, plan_file, split_file
 from transforms.files.read import Columns, read_range
-from transforms.files.stage import conform
+from transforms.files.stage import conform_to_files
 from transforms.validate import validate
 
 Make = Callable[..., Any]
@@ -279,7 +279,7 @@ def test_features_of_other_kinds_fit_the_schema_that_was_told(
     told = schema_told(path, manifest, fields, provenance)
     for batch in encoded(path, manifest, fields, provenance):
         # An integer of a text file may be told as a float, since another row may hold one.
-        assert conform(batch, told).to_pylist() == batch.to_pylist()
+        assert conform_to_files(batch, told).to_pylist() == batch.to_pylist()
 
 
 def test_what_the_source_says_of_a_column_is_kept_in_the_schema(

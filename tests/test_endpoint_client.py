@@ -36,7 +36,7 @@ from faulty_endpoint import (
 from google.auth.exceptions import RefreshError, TransportError
 
 from cloud import pacing
-from cloud.endpoint_answers import BadAnswer, Refused, error_text
+from cloud.endpoint_answers import BadAnswer, RequestRefused, error_text
 from cloud.endpoint_client import DIGEST_HEADER, EndpointClient
 from common.errors import CredentialsError, EndpointError
 
@@ -147,7 +147,7 @@ def test_after_some_failures_the_rows_are_suspected(
     connect: Connect, fault: Fault, told: str
 ) -> None:
     with faulty_endpoint(double, lambda _: fault) as endpoint:
-        assert told in failure(connect(endpoint), Refused, patience=3)
+        assert told in failure(connect(endpoint), RequestRefused, patience=3)
         assert len(endpoint.requests) == 3
 
 
@@ -165,13 +165,13 @@ def test_failures_of_rows_known_to_be_good_are_waited_out(connect: Connect) -> N
     with faulty_endpoint(double, in_turn(*faults)) as endpoint:
         assert post(connect(endpoint), innocent=True) == [2, 4, 6]
     with faulty_endpoint(double, lambda _: TOO_FEW) as endpoint:
-        assert failure(connect(endpoint), Refused, innocent=True) == "2 predictions"
+        assert failure(connect(endpoint), RequestRefused, innocent=True) == "2 predictions"
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_what_refuses_the_rows_says_so_at_once(connect: Connect, status: int) -> None:
     with faulty_endpoint(double, lambda _: refusal(status, "row 2 has no Amount")) as endpoint:
-        with pytest.raises(Refused, match=f"^{status} .*: row 2 has no Amount$") as raised:
+        with pytest.raises(RequestRefused, match=f"^{status} .*: row 2 has no Amount$") as raised:
             post(connect(endpoint))
         assert raised.value.status == status
         assert len(endpoint.requests) == 1

@@ -11,7 +11,7 @@ from apache_beam.testing.test_stream import TestStream as Script
 from apache_beam.testing.util import assert_that, equal_to
 
 from transforms.messages.gather import DropDuplicates, GatherMessages, as_bytes
-from transforms.messages.message import Message, parse, serialize
+from transforms.messages.message import Message, parse_message, serialize
 
 # The clock of a script begins at zero, and timers are set by the machine's: so many seconds
 # of the script are before any timer, and as many more after all of them.
@@ -30,7 +30,7 @@ def run(source: Script, step: beam.PTransform, check: Callable[[list[Any]], None
 
 
 def ids(messages: Iterable[Any]) -> list[str]:
-    return [parse(message).message_id for message in messages]
+    return [parse_message(message).message_id for message in messages]
 
 
 def test_messages_are_serialized_once_whatever_form_they_come_in() -> None:

@@ -15,7 +15,7 @@ from common.errors import OutputError, UsageError
 from examples.local_cloud import LocalCloud
 from pipelines.command import Command
 from pipelines.metadata import TEMPLATES, template
-from pipelines.template_spec import container_spec, main, write_spec
+from pipelines.template_spec import main, template_container, write_spec
 
 ROOT = Path(__file__).parent.parent
 DOCKERFILE = (ROOT / "templates" / "Dockerfile").read_text()
@@ -104,7 +104,7 @@ def test_the_locks_hold_all_that_the_package_needs() -> None:
 @pytest.mark.parametrize("command", TEMPLATES, ids=lambda command: command.name)
 def test_the_spec_is_dataflows_container_spec(command: Command) -> None:
     metadata = template(command)
-    spec = ContainerSpec.from_json(json.dumps(container_spec(metadata, IMAGE)))
+    spec = ContainerSpec.from_json(json.dumps(template_container(metadata, IMAGE)))
     assert spec.image == IMAGE
     assert spec.default_environment.sdk_container_image == IMAGE
     assert spec.sdk_info.language == SDKInfo.Language.PYTHON
@@ -116,7 +116,7 @@ def test_the_spec_is_dataflows_container_spec(command: Command) -> None:
 @pytest.mark.parametrize("image", ["", "millrace", "r/millrace:1", "r/millrace@sha256:12", "a b/c"])
 def test_an_image_without_its_digest_is_refused(image: str) -> None:
     with pytest.raises(UsageError, match="expected REPOSITORY@sha256:DIGEST"):
-        container_spec({}, image)
+        template_container({}, image)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_wrong_flags_are_told_in_one_line(
 
 
 def test_the_spec_is_written_to_the_bucket(emulators: LocalCloud) -> None:
-    spec = container_spec({"name": "one"}, IMAGE)
+    spec = template_container({"name": "one"}, IMAGE)
     assert write_spec(emulators.cloud, "bucket", "one", spec) == "gs://bucket/templates/one.json"
     assert write_spec(emulators.cloud, "bucket", "one", spec | {"image": "other"})
     blob = emulators.cloud.storage().bucket("bucket").blob("templates/one.json")

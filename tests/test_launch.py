@@ -27,7 +27,7 @@ from pipelines.command import main
 from pipelines.dataflow.facts import JobFacts
 from pipelines.dataflow.jobs import Jobs
 from pipelines.dataflow.update_check import check_update, compare
-from pipelines.launch.command import PIPELINES, choose
+from pipelines.launch.command import PIPELINES, choose_command
 from pipelines.metadata import TEMPLATES, template
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -51,7 +51,7 @@ class World:
         return self.run(*argv, "--api_endpoints", endpoints, "--retry_seconds", "2")
 
     def run(self, *argv: str) -> tuple[int, str, str]:
-        command, rest = choose(argv)
+        command, rest = choose_command(argv)
         assert command is not None
         code = main(command, rest)
         out, err = self.capsys.readouterr()

@@ -14,7 +14,7 @@ from pipelines.command import Command
 from pipelines.launch.presets import complete
 from pipelines.launch.request import check_parameters, launch_request, parameters_of
 from pipelines.metadata import TEMPLATES, template
-from pipelines.options.flag import parse
+from pipelines.options.flag import parse_flags
 from pipelines.options.launch import LaunchOptions
 
 PATH = "gs://b/templates/x.json"
@@ -121,7 +121,7 @@ def test_what_only_source_can_have_is_refused() -> None:
 
 
 def parameters(command: Command, *argv: str) -> dict[str, str]:
-    return parameters_of(parse(command.name, "", command.options, argv).groups)
+    return parameters_of(parse_flags(command.name, "", command.options, argv).groups)
 
 
 def test_parameters_are_the_flags_that_differ_from_their_defaults() -> None:

@@ -33,7 +33,13 @@ from transforms.files.writers import JsonLinesBatchWriter, to_json_line
 from transforms.json_rows.row_format import RowFormat
 from transforms.lineage import BATCH_REPLAY, STREAM_REPLAY
 from transforms.messages.decode import MessageFormat, MessageKind, decode_messages
-from transforms.messages.message import Message, attempts_of, message_column, parse, serialize
+from transforms.messages.message import (
+    Message,
+    attempts_of,
+    message_column,
+    parse_message,
+    serialize,
+)
 from transforms.messages.publish import MESSAGE_BYTES, failure_messages
 from transforms.validate import validate
 
@@ -110,7 +116,7 @@ def test_a_letter_in_a_file_is_the_message_it_was_with_one_attempt_more(
     )
     for message, row_id, found in zip(messages, ids, letters_of(failures), strict=True):
         # Over the wire, as the pipeline has it.
-        again = parse(serialize(to_message(found)))
+        again = parse_message(serialize(to_message(found)))
         own = {"millrace_row_id": row_id, "millrace_attempts": "1", "millrace_stage": "decode"}
         assert structs.replace(again, attributes=dict(again.attributes)) == structs.replace(
             message, attributes={**message.attributes, **own}

@@ -23,7 +23,7 @@ from model_handlers.loaded_model import LoadedModel
 from model_handlers.model_errors import as_model_error
 from model_handlers.package import main as package_main
 from model_handlers.run_model import run_model
-from pipelines.command import explain
+from pipelines.command import as_known_error
 from resources.__main__ import main as resources_main
 from serving.__main__ import main as serving_main
 from transforms.failures import Fault
@@ -52,7 +52,7 @@ def test_lack_of_memory_is_known_in_every_form(error: Exception) -> None:
     # As it comes from a worker, too: as the text of a traceback.
     text = f"Traceback:\n{type(error).__name__}: {error} [while running 'Read']"
     for raised in (error, RuntimeError(text)):
-        found = explain(raised)
+        found = as_known_error(raised)
         assert isinstance(found, OutOfMemory)
         assert str(found).startswith("out of memory: ")
         assert str(found).endswith(ADVICE)
@@ -66,7 +66,7 @@ def test_lack_of_memory_is_known_in_every_form(error: Exception) -> None:
 )
 def test_other_errors_are_not_of_memory(error: Exception) -> None:
     assert not is_of_memory(error)
-    assert not isinstance(explain(error), OutOfMemory)
+    assert not isinstance(as_known_error(error), OutOfMemory)
 
 
 @pytest.mark.parametrize("error", OF_MEMORY[1:3], ids=str)
@@ -174,7 +174,7 @@ print("alive")
 
 
 def test_a_worker_that_the_system_killed_is_reported_with_the_usual_cause() -> None:
-    told = str(explain(RuntimeError("Channel closed prematurely.")))
+    told = str(as_known_error(RuntimeError("Channel closed prematurely.")))
     assert told.startswith("a worker process ended in the midst of its work")
     assert "memory" in told
     assert told.endswith(ADVICE)
@@ -271,7 +271,7 @@ def test_commands_report_lack_of_memory_in_a_line(
     command: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("model_handlers.package.make_package", fail_with_memory)
-    monkeypatch.setattr("resources.flags.parse", fail_with_memory)
+    monkeypatch.setattr("resources.flags.parse_arguments", fail_with_memory)
     monkeypatch.setattr("serving.__main__.run", fail_with_memory)
     flags = ["m.pt", "--feature_columns", "a", "--output", "o"] if command is package_main else []
     assert command(flags) == 1

@@ -17,7 +17,7 @@ from transforms.messages.message import (
     Message,
     attempts_of,
     message_column,
-    parse,
+    parse_message,
     serialize,
 )
 
@@ -41,18 +41,23 @@ def plain(message: Message) -> Message:
 
 @given(MESSAGES)
 def test_a_message_comes_back_as_it_was_from_its_bytes(message: Message) -> None:
-    assert plain(parse(serialize(message))) == message
+    assert plain(parse_message(serialize(message))) == message
 
 
 @given(MESSAGES)
 def test_beams_object_says_the_same_as_the_bytes(message: Message) -> None:
-    assert plain(parse(PubsubMessage._from_proto_str(serialize(message)))) == message
+    assert plain(parse_message(PubsubMessage._from_proto_str(serialize(message)))) == message
 
 
 def test_messages_without_an_id_are_told_apart_by_what_they_hold() -> None:
     one = serialize(Message(b"{}", {}, "", 1, ""))
     other = serialize(Message(b"[]", {}, "", 1, ""))
-    assert parse(one).message_id == parse(one).message_id != parse(other).message_id != ""
+    assert (
+        parse_message(one).message_id
+        == parse_message(one).message_id
+        != parse_message(other).message_id
+        != ""
+    )
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from google.cloud.dataflow_v1beta3.types import ParameterType, TemplateMetadata
 from pipelines.command import Command
 from pipelines.metadata import TEMPLATES, main, pages, template
 from pipelines.options import all_flags
-from pipelines.options.flag import parse
+from pipelines.options.flag import parse_flags
 
 ROOT = Path(__file__).parent.parent
 # Values that each pattern takes, and values that it must not.
@@ -74,8 +74,8 @@ def test_a_default_is_a_value_that_the_pipeline_takes(command: Command) -> None:
     given = {n: p["defaultValue"] for n, p in parameters(command).items() if "defaultValue" in p}
     # As the launcher passes them on.
     argv = [f"--{name}={value}" for name, value in given.items()]
-    explicit = parse(command.name, command.about, command.options, argv)
-    assert explicit == parse(command.name, command.about, command.options, [])
+    explicit = parse_flags(command.name, command.about, command.options, argv)
+    assert explicit == parse_flags(command.name, command.about, command.options, [])
     for name, value in given.items():
         choices = [option["value"] for option in parameters(command)[name].get("enumOptions", [])]
         assert not choices or value in choices

@@ -28,7 +28,14 @@ from examples.google_api.server import (
 )
 from pipelines.dataflow.facts import JobFacts
 from pipelines.dataflow.jobs import Jobs
-from pipelines.dataflow.metrics import Distribution, Look, Metrics, batch_line, rate, read_metrics
+from pipelines.dataflow.metrics import (
+    Distribution,
+    JobMetrics,
+    Look,
+    batch_line,
+    rate,
+    read_metrics,
+)
 from pipelines.launch.monitor import CANCELLED, DONE, LOST, Monitor, Screen
 
 PROJECT, REGION = "a-project", "us-central1"
@@ -442,7 +449,9 @@ def test_certain_values_win_over_tentative_ones_and_steps_are_summed() -> None:
 
 
 def test_a_rate_is_of_two_looks_at_different_times() -> None:
-    looks = [Look("running", s, Metrics({"rows_inferred": n})) for s, n in ((10, 0), (30, 5_000))]
+    looks = [
+        Look("running", s, JobMetrics({"rows_inferred": n})) for s, n in ((10, 0), (30, 5_000))
+    ]
     assert rate(looks[1], looks[0]) == 250
     assert rate(looks[0], None) is None
     assert rate(looks[1], looks[1]) is None

@@ -25,7 +25,7 @@ from pipelines.options import (
     SourceOptions,
     all_flags,
 )
-from pipelines.options.flag import Parsed, parse
+from pipelines.options.flag import Parsed, parse_flags
 from pipelines.options.model import BATCH_ROWS, STREAM_BATCH_ROWS
 from pipelines.replay.command import COMMAND as REPLAY
 from pipelines.stream.config import stream_config
@@ -36,7 +36,7 @@ SUBSCRIPTION = "projects/p/subscriptions/s"
 
 
 def parsed(*argv: str) -> Parsed:
-    return parse(COMMAND.name, COMMAND.about, COMMAND.options, argv)
+    return parse_flags(COMMAND.name, COMMAND.about, COMMAND.options, argv)
 
 
 def test_lists_are_split_at_commas_and_spaces() -> None:
@@ -62,7 +62,7 @@ def test_the_help_names_the_default_rows_of_a_batch() -> None:
 
 
 def flags_of(command: Command, *argv: str) -> Parsed:
-    return parse(command.name, command.about, command.options, argv)
+    return parse_flags(command.name, command.about, command.options, argv)
 
 
 @pytest.mark.parametrize("rows", [None, "9000"])

@@ -23,7 +23,7 @@ from examples.local_cloud import LocalCloud
 from transforms.messages import pull as module
 from transforms.messages.gather import DropDuplicates, GatherMessages
 from transforms.messages.lease import Lease
-from transforms.messages.message import Message, parse
+from transforms.messages.message import Message, parse_message
 from transforms.messages.pull import Intake, PullMessages, open_intake
 
 
@@ -275,7 +275,7 @@ TIMES: list[str] = []
 
 def note(element: Any) -> list[str]:
     """Messages, or lists of them -> their data, which is kept. Raises for those in FAILING."""
-    messages = [parse(one) for one in (element if type(element) is list else [element])]
+    messages = [parse_message(one) for one in (element if type(element) is list else [element])]
     texts = [message.data.decode() for message in messages]
     for text in set(TIMES).intersection(texts):
         TIMES.remove(text)

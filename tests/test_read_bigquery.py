@@ -41,7 +41,7 @@ from transforms.bigquery.read import (
     read_stream,
 )
 from transforms.bigquery.schema import TableName, arrow_schema, project_of
-from transforms.bigquery.source import BigQuerySource, describe
+from transforms.bigquery.source import BigQuerySource, describe_source
 from transforms.files.ranges import plan_file, split_file
 from transforms.files.read import Columns, read_range
 from transforms.files.run_folder import RunFolder
@@ -447,7 +447,7 @@ def test_building_a_pipeline_makes_no_call(columns: Columns) -> None:
     assert pipeline.to_runner_api().components.transforms
     # The test itself can see a call: the first one fails.
     with pytest.raises(InputError, match="cannot be reached"):
-        describe(source)
+        describe_source(source)
 
 
 @pytest.mark.parametrize("method", ["direct", "export"])
@@ -516,7 +516,7 @@ def one_feature(make_manifest: Callable[..., Manifest]) -> Manifest:
 def test_the_schema_told_before_the_run_is_the_one_that_is_read(
     typed_table: BigQuerySource, one_feature: Manifest
 ) -> None:
-    told = describe(typed_table)
+    told = describe_source(typed_table)
     columns = Columns(one_feature, keep=tuple(told.names))
     (stream,) = open_session(typed_table, columns)
     came = pa.ipc.read_schema(pa.py_buffer(stream.schema))
@@ -536,7 +536,7 @@ def test_the_schema_told_before_the_run_is_the_one_that_is_read(
 def test_values_of_every_type_are_passed_on(
     method: str, typed_table: BigQuerySource, one_feature: Manifest, anonymous: None
 ) -> None:
-    columns = Columns(one_feature, id_column="k", keep=tuple(describe(typed_table).names))
+    columns = Columns(one_feature, id_column="k", keep=tuple(describe_source(typed_table).names))
     folder = RunFolder("gs://bucket/tmp", "r", method)
     full, empty = (row["source"] for row in sorted_rows(read(typed_table, columns, method, folder)))
     for name, (_, value) in SCALARS.items():
@@ -650,7 +650,7 @@ def test_an_export_of_fewer_rows_brings_only_the_needed_columns(
     table = transform._to_table(transform.source)
     assert table.table != source.table
     assert table.row_restriction is None
-    assert describe(table).names == ["a", "b", "c"]
+    assert describe_source(table).names == ["a", "b", "c"]
 
 
 def test_a_bundle_that_is_repeated_takes_the_jobs_of_the_first(
@@ -713,7 +713,7 @@ def test_a_source_that_cannot_be_read_is_told(
     changes: dict[str, Any], parts: tuple[str, ...], source: BigQuerySource
 ) -> None:
     with pytest.raises(InputError) as raised:
-        describe(replace(source, **changes))
+        describe_source(replace(source, **changes))
     for part in parts:
         assert part in str(raised.value)
 
@@ -722,7 +722,7 @@ def test_what_only_running_a_query_shows_is_told_once(
     source: BigQuerySource, columns: Columns
 ) -> None:
     failing = replace(source, table=None, query=f"SELECT *, ERROR('oh') AS x FROM `{source.table}`")
-    assert "x" in describe(failing).names
+    assert "x" in describe_source(failing).names
     with pytest.raises(InputError, match=r"^the result of --input_query cannot be read: oh$"):
         read(failing, columns)
 
@@ -742,7 +742,7 @@ def test_a_statement_that_changes_a_table_is_refused_and_not_run(
 ) -> None:
     # A dry run of these answers with the table's columns, as that of a SELECT does.
     with pytest.raises(InputError, match=f"expected one SELECT, got {kind}"):
-        describe(replace(source, table=None, query=statement.format(t=source.table)))
+        describe_source(replace(source, table=None, query=statement.format(t=source.table)))
     assert read(source, columns).num_rows == 20
 
 
@@ -750,7 +750,7 @@ def test_a_comment_at_the_end_of_a_restriction_is_one(
     source: BigQuerySource, columns: Columns
 ) -> None:
     restricted = replace(source, row_restriction="a < 2 -- the first two")
-    assert describe(restricted) == describe(source)
+    assert describe_source(restricted) == describe_source(source)
     assert read(restricted, columns).num_rows == 2
 
 
@@ -760,7 +760,7 @@ def test_a_view_is_read_by_a_query_as_the_message_says(
     sql(f"CREATE VIEW `{dataset}.v` AS SELECT * FROM `{dataset}.t` WHERE a < 3")
     view = replace(source, table=TableName.parse(f"{dataset}.v", "input_table"))
     with pytest.raises(InputError) as raised:
-        describe(view)
+        describe_source(view)
     advice = f'is a view, not a table: read it with --input_query "SELECT * FROM `{dataset}.v`"'
     assert advice in str(raised.value)
     query = str(raised.value).split('"')[1]
@@ -848,10 +848,10 @@ def test_a_query_that_would_scan_too_much_is_refused(
     # A dry run of the emulator scans 0 bytes.
     source = BigQuerySource(answering(dry_run(1_000)), query="SELECT 1 AS a", max_bytes=limit)
     if not refused:
-        assert describe(source) == pa.schema([("a", pa.int64())])
+        assert describe_source(source) == pa.schema([("a", pa.int64())])
         return
     with pytest.raises(UsageError) as raised:
-        describe(source)
+        describe_source(source)
     assert "would scan 1,000 bytes, more than --max_bytes_billed 999" in str(raised.value)
 
 
@@ -901,7 +901,7 @@ def test_a_table_can_be_read_by_who_may_not_run_queries(answering: Callable[...,
         TableName("a-project", "d", "t"),
         row_restriction="a > 1",
     )
-    assert describe(source).names == ["a"]
+    assert describe_source(source).names == ["a"]
 
 
 def test_rows_that_an_export_would_leave_out_are_told(
@@ -940,10 +940,10 @@ def test_what_the_read_api_cannot_read_is_told(
     }
     source = BigQuerySource(answering((200, table)), TableName("a-project", "d", "t"))
     if told is None:
-        assert describe(source).names == ["a"]
+        assert describe_source(source).names == ["a"]
         return
     with pytest.raises(InputError, match=f"a-project.d.t is {told}.*--input_query"):
-        describe(source)
+        describe_source(source)
 
 
 def test_a_type_without_a_place_in_arrow_is_text_with_its_name() -> None:

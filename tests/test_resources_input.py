@@ -32,11 +32,11 @@ from examples.google_api.server import (
 )
 from examples.google_api.service_usage import ServiceUsage
 from resources.__main__ import main
-from resources.cleanup import REMOVABLE, Choice, choose, lost_rows
+from resources.cleanup import REMOVABLE, Choice, choose_removals, lost_rows
 from resources.config import PIPELINES, Config, read_config
 from resources.declaration import OWNER, ROLES, Resource, declare
-from resources.flags import parse
-from resources.jobs import Job, pipeline_of
+from resources.flags import parse_arguments
+from resources.jobs import PipelineJob, pipeline_of
 from resources.kinds.base import Found
 from resources.kinds.catalog import KINDS
 from resources.package import open_package
@@ -317,7 +317,7 @@ def test_cleanup_chooses_only_what_is_declared_there_and_not_needed_by_others(
         PIPELINES,
         data.draw(st.booleans()),
     )
-    removals = choose(resources, looked, choice)
+    removals = choose_removals(resources, looked, choice)
     for removal in removals:
         resource = removal.resource
         assert resource in resources
@@ -358,7 +358,7 @@ def test_a_step_never_changes_what_was_not_made_here(
 def test_jobs_are_warned_of_by_age_and_by_what_they_read() -> None:
     now = datetime(2026, 11, 21, tzinfo=UTC)
     jobs = [
-        Job(
+        PipelineJob(
             str(days),
             f"j{days}",
             "r",
@@ -455,7 +455,7 @@ def test_an_api_that_was_just_enabled_is_waited_for(
 def test_pipelines_are_named_by_themselves_or_by_what_they_share(
     text: str, names: tuple[str, ...]
 ) -> None:
-    assert parse(["cleanup", "--pipelines", text]).pipelines == names
+    assert parse_arguments(["cleanup", "--pipelines", text]).pipelines == names
 
 
 def test_a_mistake_of_a_flag_is_not_said_of_the_file(tmp_path: Path) -> None:
@@ -470,7 +470,7 @@ def test_a_mistake_of_a_flag_is_not_said_of_the_file(tmp_path: Path) -> None:
 
 def test_times_are_told_in_any_unit() -> None:
     for text, seconds in (("30s", 30), ("2m", 120), ("1h", 3600), ("7d", 7 * 86400)):
-        assert parse(["cleanup", "--wait", text]).wait == timedelta(seconds=seconds)
+        assert parse_arguments(["cleanup", "--wait", text]).wait == timedelta(seconds=seconds)
 
 
 def test_a_package_is_what_pipelines_take_and_its_digest_that_of_all_files(example: Path) -> None:

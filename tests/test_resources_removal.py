@@ -17,10 +17,10 @@ from resources_world import SMALL, World
 
 from examples.google_api.access import ResourceManager
 from examples.local_cloud import PROJECT
-from resources.cleanup import REMOVABLE, Choice, choose, losses
+from resources.cleanup import REMOVABLE, Choice, choose_removals, losses
 from resources.config import PIPELINES, Config
 from resources.declaration import LABELLED, declare
-from resources.jobs import Job
+from resources.jobs import PipelineJob
 from resources.kinds.base import Found
 from resources.stopping import belongs
 
@@ -105,7 +105,7 @@ def test_only_what_is_labelled_for_this_configuration_alone_goes(data: st.DataOb
     resources = declare(Config("some-project"))
     looked = {r.key: data.draw(FOUND) for r in resources}
     choice = Choice(REMOVABLE, PIPELINES, PIPELINES, data.draw(st.booleans()), "a")
-    removals = choose(resources, looked, choice)
+    removals = choose_removals(resources, looked, choice)
     for removal in removals:
         resource = removal.resource
         kind = {"role": "account", "files": "bucket"}.get(resource.kind)
@@ -254,7 +254,7 @@ def test_a_name_tells_configurations_apart_and_outlives_changes() -> None:
     assert len(label.removeprefix("label ")) <= 63
 
 
-JOB = Job("id", "pytorch-streaming-1", "r", "stream_local", "running", True, None)  # type: ignore[arg-type]
+JOB = PipelineJob("id", "pytorch-streaming-1", "r", "stream_local", "running", True, None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

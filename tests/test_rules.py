@@ -17,12 +17,12 @@ from pipelines.batch_local import COMMAND as BATCH
 from pipelines.batch_vertex import COMMAND as BATCH_VERTEX
 from pipelines.command import Command
 from pipelines.options import DeviceOptions, EndpointOptions
-from pipelines.options.flag import Parsed, parse
+from pipelines.options.flag import Parsed, parse_flags
 from pipelines.options.rules import check_batch, check_replay, check_stream
 from pipelines.replay.command import COMMAND as REPLAY
-from pipelines.replay.config import Files as LetterFiles
-from pipelines.replay.config import Messages, replay_config
-from pipelines.replay.config import Table as LetterTable
+from pipelines.replay.config import LettersInFiles as LetterFiles
+from pipelines.replay.config import LettersInSubscription, replay_config
+from pipelines.replay.config import LettersInTable as LetterTable
 from pipelines.stream.config import OwnSubscription, Subscription, stream_config
 from pipelines.stream_local import COMMAND as STREAM
 from pipelines.stream_vertex import COMMAND as STREAM_VERTEX
@@ -52,7 +52,7 @@ def flags(command: Command, **changed: str | None) -> Parsed:
     """All that a command needs, changed: a flag that is None is left out."""
     given = {**NEEDED[command.name], **changed}
     argv = [text for name, value in given.items() if value for text in (f"--{name}", value)]
-    return parse(command.name, command.about, command.options, argv)
+    return parse_flags(command.name, command.about, command.options, argv)
 
 
 def check(command: Command, parsed: Parsed) -> None:
@@ -294,7 +294,7 @@ def test_a_stream_reads_an_existing_subscription_or_one_of_its_own() -> None:
         ({"input_files": None, "input_table": "p.d.t"}, LetterTable(name="p.d.t")),
         (
             {"input_files": None, "input_subscription": SUB, "max_messages": "5"},
-            Messages(subscription=SUB, limit=5),
+            LettersInSubscription(subscription=SUB, limit=5),
         ),
     ],
 )

@@ -10,7 +10,7 @@ from apache_beam.testing.util import assert_that, equal_to
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms.score_figures import DescribeScores, as_report, describe, merge
+from transforms.score_figures import DescribeScores, as_report, describe_scores, merge
 
 VALUES = st.lists(st.floats(-1e6, 1e6), max_size=40)
 
@@ -19,8 +19,8 @@ VALUES = st.lists(st.floats(-1e6, 1e6), max_size=40)
 def test_parts_merged_in_any_order_are_as_the_whole(
     parts: list[list[float]], any_order: Random
 ) -> None:
-    whole = as_report(describe(np.array([v for part in parts for v in part])))
-    figures = [describe(np.array(part)) for part in parts]
+    whole = as_report(describe_scores(np.array([v for part in parts for v in part])))
+    figures = [describe_scores(np.array(part)) for part in parts]
     any_order.shuffle(figures)
     at = any_order.randint(0, len(figures))
     # In two steps, as a runner combines.
@@ -34,14 +34,14 @@ def test_parts_merged_in_any_order_are_as_the_whole(
 def test_they_are_what_anybody_would_compute() -> None:
     values = np.random.default_rng(1).normal(3, 2, 1_000).astype(np.float32)
     exact = values.astype(np.float64)
-    found = as_report(describe(values))
+    found = as_report(describe_scores(values))
     assert found == {
         "mean": exact.mean(),
         "std": exact.std(ddof=1),
         "min": exact.min(),
         "max": exact.max(),
     }
-    assert as_report(describe(np.array([7]))) == {"mean": 7, "std": 0, "min": 7, "max": 7}
+    assert as_report(describe_scores(np.array([7]))) == {"mean": 7, "std": 0, "min": 7, "max": 7}
 
 
 def test_a_pipeline_gives_an_element_a_batch() -> None:

@@ -34,7 +34,7 @@ from examples.local_cloud import LocalCloud
 from model_handlers.manifest import Manifest
 from model_handlers.package import write_mar, write_package
 from serving.__main__ import main
-from serving.settings import parse
+from serving.settings import parse_settings
 
 IMAGE = "us-docker.pkg.dev/a-project/images/serving:1"
 PARENT = "projects/123456789012/locations/us-central1"
@@ -130,7 +130,7 @@ def test_the_container_trusts_the_modules_that_deploy_was_given(
     assert run("deploy", *custom(folder, staging, "--trusted_modules", "nets,layers"))[0] == 0
     spec = body_of(google, "upload")["model"]["containerSpec"]
     variables = {pair["name"]: pair["value"] for pair in spec["env"]}
-    settings = parse([], variables | {"AIP_STORAGE_URI": staging})
+    settings = parse_settings([], variables | {"AIP_STORAGE_URI": staging})
     assert settings.trusted_modules == ("nets", "layers")
 
 
@@ -165,7 +165,7 @@ def test_a_package_is_staged_uploaded_and_deployed_with_what_the_flags_say(
     }
     # The server reads it as it was meant.
     variables = {pair["name"]: pair["value"] for pair in model["containerSpec"]["env"]}
-    settings = parse(model["containerSpec"]["args"], variables | {"AIP_STORAGE_URI": uri})
+    settings = parse_settings(model["containerSpec"]["args"], variables | {"AIP_STORAGE_URI": uri})
     assert (settings.model_digest, settings.outputs) == (sha256, "all")
     assert model["displayName"] == body_of(google, "upload")["modelId"] == "fraud-model"
     assert model["labels"]["model_digest"] == sha256[:63]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from source_tree import shipped_packages
 
-from serving.settings import parse
+from serving.settings import parse_settings
 
 ROOT = Path(__file__).parent.parent
 DOCKERFILE = (ROOT / "serving" / "Dockerfile").read_text()
@@ -28,6 +28,6 @@ def test_the_entrypoint_is_the_server_for_everybody_and_never_root() -> None:
     (entry,) = re.findall(r"^ENTRYPOINT (.*)$", DOCKERFILE, re.MULTILINE)
     command = json.loads(entry)
     assert command[:3] == ["python", "-m", "serving"]
-    settings = parse(command[3:], {"AIP_STORAGE_URI": "gs://bucket/model"})
+    settings = parse_settings(command[3:], {"AIP_STORAGE_URI": "gs://bucket/model"})
     assert (settings.host, settings.port) == ("0.0.0.0", 8080)
     assert re.search(r"^USER 1000$", DOCKERFILE, re.MULTILINE)

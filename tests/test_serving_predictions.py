@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as arrays_of
 from common.errors import UsageError
 from model_handlers.manifest import Manifest, OutputSpec
 from model_handlers.numpy_json import dump_objects
-from serving.predictions import Field, choose_fields
+from serving.predictions import Field, prediction_fields
 
 Make = Callable[..., Manifest]
 
@@ -48,19 +48,21 @@ def test_fields_are_chosen_by_word_or_by_name(make_manifest: Make) -> None:
     outputs = (OutputSpec("total"), OutputSpec("mean"), OutputSpec("code", shape=(2,)))
     manifest = make_manifest(outputs=outputs, output_fields=("code",))
     score, code = Field("anomaly_score", "total"), Field("code", "code")
-    assert choose_fields(manifest, "score") == (score, code)
-    assert choose_fields(manifest, "all") == tuple(Field(s.name, s.name) for s in outputs)
-    assert choose_fields(manifest, "code,anomaly_score,code") == (code, score)
-    assert choose_fields(manifest, ["mean"]) == (Field("mean", "mean"),)
+    assert prediction_fields(manifest, "score") == (score, code)
+    assert prediction_fields(manifest, "all") == tuple(Field(s.name, s.name) for s in outputs)
+    assert prediction_fields(manifest, "code,anomaly_score,code") == (code, score)
+    assert prediction_fields(manifest, ["mean"]) == (Field("mean", "mean"),)
     other = manifest.choose("mean")
-    assert choose_fields(other, "score")[0] == Field("anomaly_score", "mean")
+    assert prediction_fields(other, "score")[0] == Field("anomaly_score", "mean")
 
 
 def test_an_output_may_have_the_name_of_a_word(make_manifest: Make) -> None:
     outputs = (OutputSpec("score"), OutputSpec("anomaly_score"))
     manifest = make_manifest(outputs=outputs, score_output="score")
-    assert choose_fields(manifest, "score") == (Field("score", "score"),)
-    assert choose_fields(manifest, "anomaly_score") == (Field("anomaly_score", "anomaly_score"),)
+    assert prediction_fields(manifest, "score") == (Field("score", "score"),)
+    assert prediction_fields(manifest, "anomaly_score") == (
+        Field("anomaly_score", "anomaly_score"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,4 +76,4 @@ def test_an_output_may_have_the_name_of_a_word(make_manifest: Make) -> None:
 )
 def test_what_cannot_be_chosen_is_told(make_manifest: Make, choice: str, message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
-        choose_fields(make_manifest(score_output=None), choice)
+        prediction_fields(make_manifest(score_output=None), choice)

@@ -11,7 +11,7 @@ from serving_client import half_a_request, process, read_answer, until_ready, wa
 
 from common.errors import UsageError
 from serving.__main__ import main
-from serving.settings import MAX_REQUEST_BYTES, Settings, parse
+from serving.settings import MAX_REQUEST_BYTES, Settings, parse_settings
 
 ROW = [0.1] * 30
 
@@ -23,14 +23,18 @@ def test_vertex_sets_the_defaults_and_flags_win() -> None:
         "AIP_HEALTH_ROUTE": "/alive",
         "AIP_PREDICT_ROUTE": "/score",
     }
-    settings = parse([], variables)
+    settings = parse_settings([], variables)
     assert settings == Settings(
         "gs://bucket/model", port=9000, health_route="/alive", predict_route="/score"
     )
-    assert parse(["--model_path", "here", "--port", "1"], variables).port == 1
+    assert parse_settings(["--model_path", "here", "--port", "1"], variables).port == 1
     by_hand = Settings("here", ends_when_failed=True)
-    assert parse(["--model_path", "here"], {}) == by_hand
-    assert parse(["--model_path", "here"], {}).max_request_bytes == MAX_REQUEST_BYTES == 1_500_000
+    assert parse_settings(["--model_path", "here"], {}) == by_hand
+    assert (
+        parse_settings(["--model_path", "here"], {}).max_request_bytes
+        == MAX_REQUEST_BYTES
+        == 1_500_000
+    )
 
 
 @pytest.mark.parametrize(
@@ -51,7 +55,7 @@ def test_wrong_flags_are_told_in_one_line(
     argv: list[str], environment: Mapping[str, str], message: str
 ) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
-        parse(argv, environment)
+        parse_settings(argv, environment)
 
 
 def test_an_unknown_command_is_told_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,7 @@ from common.errors import (
 )
 from common.record_batch import ERROR, INPUTS, OUTPUTS, concat_batches, struct_columns
 from model_handlers import torch_model
-from model_handlers.loaded_model import LoadedModel, check_device, describe, resolve_device
+from model_handlers.loaded_model import LoadedModel, check_device, describe_error, resolve_device
 from model_handlers.manifest import GoldenRows, InputSpec, Manifest, OutputSpec
 from model_handlers.package import write_package
 
@@ -518,7 +518,7 @@ def test_a_script_is_quoted_with_what_was_raised_in_it() -> None:
 
     with pytest.raises(RuntimeError) as caught:
         divide(torch.ones(2, 3))
-    assert describe(caught.value).startswith("RuntimeError: select(): index 5 out of range")
+    assert describe_error(caught.value).startswith("RuntimeError: select(): index 5 out of range")
 
 
 # A model that is not what its manifest says.

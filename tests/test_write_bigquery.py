@@ -27,7 +27,7 @@ from transforms.bigquery.load import run_table
 from transforms.bigquery.schema import JSON_METADATA, TableName
 from transforms.failures import Fault, Provenance, failure_batch
 from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
-from transforms.files.stage import conform
+from transforms.files.stage import conform_to_files
 from transforms.files.store import create_file, delete
 from transforms.files.writers import open_writer
 from transforms.row_schemas import FAILURE_SCHEMA
@@ -150,7 +150,7 @@ def stage(destination: TableDestination, *batches: pa.RecordBatch) -> list[Stage
         path = destination.folder.staged(f"{destination.name}-{i}.parquet")
         with create_file(path) as handle:
             writer = open_writer(handle, schema, destination.output_format)
-            writer.write(conform(batch, schema))
+            writer.write(conform_to_files(batch, schema))
             writer.close()
         files.append(StagedFile(destination.name, path, batch.num_rows))
     return files

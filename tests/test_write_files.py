@@ -19,7 +19,7 @@ from transforms.failures import Provenance
 from transforms.files import stage as write_files
 from transforms.files.destination import FolderDestination
 from transforms.files.run_folder import SCORES, RunFolder, StagedFile
-from transforms.files.stage import StageFiles, conform
+from transforms.files.stage import StageFiles, conform_to_files
 from transforms.files.staging import check_writable, discard
 from transforms.files.writers import OutputFormat
 
@@ -129,11 +129,11 @@ def test_a_staging_folder_that_is_gone_is_not_made_again(folder: RunFolder) -> N
 
 def test_conform_casts_or_refuses() -> None:
     schema = pa.schema([("a", pa.int64())])
-    assert conform(batch_of(1, kind=pa.int8()), schema).schema == schema
-    assert conform(batch_of(2.0), schema).to_pydict() == {"a": [2]}
+    assert conform_to_files(batch_of(1, kind=pa.int8()), schema).schema == schema
+    assert conform_to_files(batch_of(2.0), schema).to_pydict() == {"a": [2]}
     for wrong in (batch_of(1.5), batch_of("x"), pa.record_batch({"b": [1]})):
         with pytest.raises(OutputError, match="rows of two kinds"):
-            conform(wrong, schema)
+            conform_to_files(wrong, schema)
 
 
 class Narrow(FolderDestination):

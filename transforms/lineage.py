@@ -18,7 +18,7 @@ Relation = Literal["apart", "covers", "overlaps"]
 
 
 @dataclass(frozen=True)
-class Kind:
+class LetterKind:
     """What letters have in common: the run and the pipeline that wrote them, and why."""
 
     run_id: str
@@ -53,7 +53,7 @@ class Lineage:
     """A replay's run id, and what it takes of which letters."""
 
     run_id: str
-    letters: Mapping[Kind, Taken]
+    letters: Mapping[LetterKind, Taken]
 
     @property
     def runs(self) -> tuple[str, ...]:
@@ -98,11 +98,12 @@ class Lineage:
         """What `to_text` made -> the lineage."""
         value = orjson.loads(text)
         return cls(
-            value["run_id"], {Kind(*entry[:4]): Taken(*entry[4:]) for entry in value["letters"]}
+            value["run_id"],
+            {LetterKind(*entry[:4]): Taken(*entry[4:]) for entry in value["letters"]},
         )
 
 
-def _may_meet(new: Lineage, own: Kind, earlier: Lineage, other: Kind) -> bool:
+def _may_meet(new: Lineage, own: LetterKind, earlier: Lineage, other: LetterKind) -> bool:
     """Whether letters of two kinds may be of one row."""
     if own != other:
         # A replay's letters are of rows of which other runs have letters as well.

@@ -15,7 +15,7 @@ Figures = tuple[int, float, float, float, float]
 _NONE: Figures = (0, 0.0, 0.0, math.inf, -math.inf)
 
 
-def describe(values: np.ndarray) -> Figures:
+def describe_scores(values: np.ndarray) -> Figures:
     """Finite numbers [rows] -> their Figures."""
     if not len(values):
         return _NONE
@@ -58,7 +58,7 @@ class DescribeScores(beam.PTransform):
     column: str
 
     def _describe(self, rows: pa.RecordBatch) -> Figures:
-        return describe(rows.column(self.column).to_numpy())
+        return describe_scores(rows.column(self.column).to_numpy())
 
     def expand(self, rows: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[Figures]:
         """One Map."""

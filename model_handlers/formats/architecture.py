@@ -40,7 +40,7 @@ class TrustedCode:
     package: str | None = None
 
     def __post_init__(self) -> None:
-        check_names(self.modules)
+        check_module_names(self.modules)
 
     @classmethod
     def of_package(cls, modules: Sequence[str], path: str) -> TrustedCode:
@@ -51,7 +51,7 @@ class TrustedCode:
         return cls(tuple(modules), os.path.abspath(folder))
 
 
-def check_names(modules: Sequence[str]) -> None:
+def check_module_names(modules: Sequence[str]) -> None:
     """Names of trusted modules -> nothing. Raises UsageError for one that is not top-level."""
     for name in modules:
         if not name.isidentifier():
@@ -67,7 +67,7 @@ def check_trusted(manifest: Manifest, modules: Sequence[str]) -> None:
 
     Raises UnsafeModel if loading the model would import another module, UsageError.
     """
-    check_names(modules)
+    check_module_names(modules)
     if manifest.format not in _WEIGHTS or not manifest.architecture:
         return
     top = _parse(manifest)[0][0]

@@ -38,7 +38,7 @@ from pipelines.beam_args import beam_options, is_dry_run, runs_in_process, runs_
 from pipelines.cloud_access import make_cloud
 from pipelines.config import ModelConfig
 from pipelines.dataflow.facts import JobFacts
-from pipelines.dataflow.start import ask_for_accelerator, carry, describe, reach, start
+from pipelines.dataflow.start import ask_for_accelerator, carry, describe_pipeline, reach, start
 from pipelines.handlers import Handler, make_handler, read_model
 from pipelines.options.flag import Parsed
 from transforms.encode import OutputFields, choose_fields, output_schema, reference_fields
@@ -185,7 +185,7 @@ def run(
     pipeline = beam.Pipeline(options=options)
     pipeline | "ScoreRows" >> graph
     if is_dry_run(options):
-        print(describe(pipeline, facts))
+        print(describe_pipeline(pipeline, facts))
         return
     as_json = config.run.json_summary
     begin = time.monotonic()

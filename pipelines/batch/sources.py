@@ -17,7 +17,7 @@ from model_handlers.manifest import Manifest
 from pipelines.batch.config import BatchConfig, Files, Query, Table
 from transforms.bigquery.read import ReadBigQuery
 from transforms.bigquery.schema import TableName
-from transforms.bigquery.source import BigQuerySource, at_one_moment, describe
+from transforms.bigquery.source import BigQuerySource, at_one_moment, describe_source
 from transforms.encode import OutputFields, check_fields
 from transforms.failures import Provenance
 from transforms.files.ranges import FileFormat, file_schema, format_of, has_rows, match_files
@@ -124,7 +124,7 @@ def _open_bigquery(
     else:
         query = read_text(source.sql, "input_query")
         found = BigQuerySource(cloud, None, query, max_bytes=source.max_bytes)
-    schema = describe(found)
+    schema = describe_source(found)
     check_columns(schema, found.label, columns, fields)
     found = at_one_moment(found)
     transform = ReadBigQuery(found, columns, batch_rows, source.method, folder)

@@ -18,7 +18,7 @@ from cloud.errors import explain, is_passing, retry, translate_errors
 from cloud.monitoring import latest
 from common.errors import JobError, UsageError
 from pipelines.dataflow.facts import JobFacts, read_facts
-from pipelines.dataflow.metrics import Metrics, read_metrics
+from pipelines.dataflow.metrics import JobMetrics, read_metrics
 
 if TYPE_CHECKING:
     from cloud.clients import Dataflow
@@ -64,7 +64,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Messages:
+class JobMessages:
     """What happened to a job. errors: texts, oldest first; news: all others. workers: now."""
 
     errors: Sequence[str] = ()
@@ -148,14 +148,14 @@ class Jobs:
             raise exceptions.ServiceUnavailable(not_listed(unseen))
         return [_job(job) for job in jobs if job.name == name]
 
-    def metrics(self, job: Job) -> Metrics:
+    def metrics(self, job: Job) -> JobMetrics:
         """A job -> its metrics."""
         from google.cloud.dataflow_v1beta3 import MetricUpdate
 
         answer = self._clients.metrics.get_job_metrics(request=_named(job), **self._patience)
         return read_metrics(MetricUpdate.to_dict(update) for update in answer.metrics)
 
-    def messages(self, job: Job, since: datetime | None = None) -> Messages:
+    def messages(self, job: Job, since: datetime | None = None) -> JobMessages:
         """A job -> what happened to it, from a moment on."""
         from google.cloud.dataflow_v1beta3 import JobMessageImportance, ListJobMessagesRequest
 
@@ -172,7 +172,7 @@ class Jobs:
             for event in page.autoscaling_events:
                 if event.current_num_workers:
                     workers = int(event.current_num_workers)
-        return Messages(errors, news, workers)
+        return JobMessages(errors, news, workers)
 
     def backlog(self, job: Job) -> dict[str, float]:
         """A stream -> what waits: `lag`, `seconds` and `bytes` of the job, `messages` of Pub/Sub.

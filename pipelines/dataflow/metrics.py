@@ -34,7 +34,7 @@ class Distribution:
 
 
 @dataclass(frozen=True)
-class Metrics:
+class JobMetrics:
     """Counters and distributions of all steps together, by name; those of the service apart."""
 
     counters: Mapping[str, float] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class Metrics:
         return int(self.counters.get("rows_dead_lettered", 0))
 
 
-def read_metrics(updates: Iterable[Mapping[str, Any]]) -> Metrics:
+def read_metrics(updates: Iterable[Mapping[str, Any]]) -> JobMetrics:
     """MetricUpdates of a job, as dicts -> Metrics.
 
     A metric is told twice, as what was attempted (tentative) and as what is certain; the latter
@@ -77,7 +77,7 @@ def read_metrics(updates: Iterable[Mapping[str, Any]]) -> Metrics:
             distributions[name] += Distribution(*read)
         elif isinstance(scalar, (int, float)) and not name.endswith(_PARTS):
             counters[name] += float(scalar)
-    return Metrics(dict(counters), dict(distributions), service)
+    return JobMetrics(dict(counters), dict(distributions), service)
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Look:
 
     state: str
     seconds: float
-    metrics: Metrics = field(default_factory=Metrics)
+    metrics: JobMetrics = field(default_factory=JobMetrics)
     workers: int | None = None
     backlog: Mapping[str, float] = field(default_factory=dict)
 

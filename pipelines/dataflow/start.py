@@ -293,7 +293,7 @@ def remove_staged(facts: JobFacts) -> None:
         discard_dead(folder)
 
 
-def describe(pipeline: beam.Pipeline, facts: JobFacts) -> str:
+def describe_pipeline(pipeline: beam.Pipeline, facts: JobFacts) -> str:
     """A pipeline that is not started -> what it would be, in some lines. Secrets are left out."""
     options = pipeline.options
     carried, own = facts.options(), {"dry_run", "labels", *facts.options()}

@@ -54,7 +54,7 @@ def command(name: str) -> Command:
     )
 
 
-def choose(argv: Sequence[str]) -> tuple[Command | None, Sequence[str]]:
+def choose_command(argv: Sequence[str]) -> tuple[Command | None, Sequence[str]]:
     """A command line -> the command and its arguments; None where its pipeline is none of ours."""
     if not argv:
         return ATTACH, ["--help"]
@@ -65,7 +65,7 @@ def choose(argv: Sequence[str]) -> tuple[Command | None, Sequence[str]]:
 
 def main(argv: Sequence[str]) -> NoReturn:
     """A command line -> the process ends with the command's exit code."""
-    chosen, rest = choose(argv)
+    chosen, rest = choose_command(argv)
     if chosen is None:
         near = suggest(argv[0], PIPELINES)
         known = ", ".join(PIPELINES)

@@ -56,7 +56,7 @@ _PRESETS = {
 }
 
 
-def choose(launch: LaunchOptions, pipeline: str) -> Preset:
+def choose_preset(launch: LaunchOptions, pipeline: str) -> Preset:
     """The launch's flags and a pipeline's name -> the preset. Raises UsageError."""
     streaming = pipeline.startswith("stream")
     name = launch.preset or ("stream" if streaming else "batch")
@@ -78,7 +78,7 @@ def complete(given: Mapping[str, Any], launch: LaunchOptions, pipeline: str) -> 
     given: by Beam's names of options, lists as lists. Raises UsageError for flags that
     cannot be together.
     """
-    preset, streaming = choose(launch, pipeline), pipeline.startswith("stream")
+    preset, streaming = choose_preset(launch, pipeline), pipeline.startswith("stream")
     if launch.streaming_mode and not streaming:
         raise UsageError(f"--streaming_mode is for streams, {pipeline} is none")
     accelerator = launch.accelerator or preset.accelerator

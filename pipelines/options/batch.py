@@ -9,10 +9,10 @@ from pipelines.options.flag import flag
 from pipelines.options.forms import AT_LEAST_1, SHARE
 from pipelines.options.shared import (
     OutputSchema,
-    cluster_by,
-    dead_letter_table,
-    output_schema,
-    output_table,
+    cluster_by_flag,
+    dead_letter_table_flag,
+    output_schema_flag,
+    output_table_flag,
 )
 
 ReadMethod = Literal["direct", "export"]
@@ -87,15 +87,15 @@ class SinkOptions:
         label="Output format",
         param_type="ENUM",
     )
-    output_table: str | None = output_table()
-    output_schema: OutputSchema = output_schema()
+    output_table: str | None = output_table_flag()
+    output_schema: OutputSchema = output_schema_flag()
     write_disposition: WriteDisposition = flag(
         "append to the rows of --output_table, truncate it first, or demand that it is empty",
         "append",
         label="Write disposition",
         param_type="ENUM",
     )
-    cluster_by: tuple[str, ...] | None = cluster_by()
+    cluster_by: tuple[str, ...] | None = cluster_by_flag()
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class FailureOptions:
         param_type="GCS_WRITE_FOLDER",
         metavar="FOLDER",
     )
-    dead_letter_table: str | None = dead_letter_table()
+    dead_letter_table: str | None = dead_letter_table_flag()
     max_dead_letter_share: float = flag(
         "the run fails (exit code 1) if more than this share of the rows are dead letters, from 0 "
         "to 1; it always fails if no row is scored. What it wrote stays in place, and its report "

@@ -140,7 +140,7 @@ def _parse_bool(text: str) -> bool:
     return text.lower() == "true"
 
 
-def parse(
+def parse_flags(
     program: str, about: str, kinds: Sequence[type[Any]], argv: Sequence[str], *, beam: bool = True
 ) -> Parsed:
     """A command line -> Parsed. Raises UsageError; `--help` prints and exits."""

@@ -9,7 +9,7 @@ from pipelines.options.flag import flag
 OutputSchema = Literal["default", "reference"]
 
 
-def output_table() -> Any:
+def output_table_flag() -> Any:
     """The flag --output_table."""
     return flag(
         "table of BigQuery for the results, made if it is not there: project.dataset.table",
@@ -19,7 +19,7 @@ def output_table() -> Any:
     )
 
 
-def output_schema() -> Any:
+def output_schema_flag() -> Any:
     """The flag --output_schema."""
     return flag(
         "reference writes the rows of the reference pipeline: instance_id, anomaly_score, encoded, "
@@ -30,7 +30,7 @@ def output_schema() -> Any:
     )
 
 
-def cluster_by() -> Any:
+def cluster_by_flag() -> Any:
     """The flag --cluster_by."""
     return flag(
         "columns by which a new --output_table is clustered, four at most",
@@ -39,7 +39,7 @@ def cluster_by() -> Any:
     )
 
 
-def dead_letter_table() -> Any:
+def dead_letter_table_flag() -> Any:
     """The flag --dead_letter_table."""
     return flag(
         "table of BigQuery for dead letters, made if it is not there (default, where no files are "

@@ -9,10 +9,10 @@ from pipelines.options.flag import flag
 from pipelines.options.forms import AT_LEAST_1, RUN_ID, SUBSCRIPTION, TOPIC
 from pipelines.options.shared import (
     OutputSchema,
-    cluster_by,
-    dead_letter_table,
-    output_schema,
-    output_table,
+    cluster_by_flag,
+    dead_letter_table_flag,
+    output_schema_flag,
+    output_table_flag,
 )
 
 MessageKind = Literal["json", "avro", "arrow"]
@@ -105,7 +105,7 @@ class StreamSinkOptions:
         form=TOPIC,
         metavar="TOPIC",
     )
-    output_table: str | None = output_table()
+    output_table: str | None = output_table_flag()
     output_files: str | None = flag(
         "folder for Parquet files: FOLDER/scores/DAY/TIME-*.parquet",
         label="Output folder",
@@ -119,8 +119,8 @@ class StreamSinkOptions:
         param_type="NUMBER",
         form=AT_LEAST_1,
     )
-    output_schema: OutputSchema = output_schema()
-    cluster_by: tuple[str, ...] | None = cluster_by()
+    output_schema: OutputSchema = output_schema_flag()
+    cluster_by: tuple[str, ...] | None = cluster_by_flag()
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class StreamFailureOptions:
         form=TOPIC,
         metavar="TOPIC",
     )
-    dead_letter_table: str | None = dead_letter_table()
+    dead_letter_table: str | None = dead_letter_table_flag()
     dead_letter_files: str | None = flag(
         "folder for dead letters: FOLDER/dead_letters/DAY/TIME-*.jsonl",
         label="Dead letter folder",

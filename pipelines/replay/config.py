@@ -30,21 +30,21 @@ _OF_MESSAGES = ("message_format", "avro_schema", "max_message_bytes", "window_se
 
 
 @dataclass(frozen=True, kw_only=True)
-class Files:
+class LettersInFiles:
     """Files of dead letters."""
 
     patterns: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class LettersInTable:
     """A table of dead letters."""
 
     name: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class Messages:
+class LettersInSubscription:
     """Messages of a subscription, `limit` of them at most."""
 
     subscription: str
@@ -60,7 +60,7 @@ class ReplayConfig(RunConfig):
     results and the dead letters as well.
     """
 
-    source: Files | Table | Messages
+    source: LettersInFiles | LettersInTable | LettersInSubscription
     selection: Selection
     filters: tuple[str, ...]
     messages: MessageConfig
@@ -109,10 +109,12 @@ def replay_config(parsed: Parsed) -> ReplayConfig:
     )
 
 
-def _source(flags: ReplayOptions) -> Files | Table | Messages:
+def _source(flags: ReplayOptions) -> LettersInFiles | LettersInTable | LettersInSubscription:
     """Flags that name one source -> it."""
     if flags.input_table is not None:
-        return Table(name=flags.input_table)
+        return LettersInTable(name=flags.input_table)
     if flags.input_subscription is not None:
-        return Messages(subscription=flags.input_subscription, limit=flags.max_messages)
-    return Files(patterns=flags.input_files or ())
+        return LettersInSubscription(
+            subscription=flags.input_subscription, limit=flags.max_messages
+        )
+    return LettersInFiles(patterns=flags.input_files or ())

@@ -16,7 +16,12 @@ from dataclasses import dataclass, replace
 from cloud.clients import Cloud
 from cloud.errors import retry, translate_errors
 from common.errors import InputError, UsageError
-from pipelines.replay.config import Files, Messages, ReplayConfig, Table
+from pipelines.replay.config import (
+    LettersInFiles,
+    LettersInSubscription,
+    LettersInTable,
+    ReplayConfig,
+)
 from pipelines.stream.subscription import HELD, hidden_seconds
 from transforms.bigquery.schema import TableName
 from transforms.bigquery.source import BigQuerySource, at_one_moment
@@ -54,7 +59,7 @@ def open_letters(config: ReplayConfig, cloud: Cloud | None) -> Iterator[Replay]:
 
     Letters of a subscription are gone from there if the block ends well.
     """
-    if isinstance(config.source, Messages) and cloud is not None:
+    if isinstance(config.source, LettersInSubscription) and cloud is not None:
         with _pull(config, config.source, cloud) as (letters, chosen):
             yield Replay(letters, chosen, (config.source.subscription, *config.filters))
         return
@@ -72,9 +77,9 @@ def derived_run_id(parts: tuple[str, ...], name: str = "replay") -> str:
 def _at_rest(config: ReplayConfig, cloud: Cloud | None) -> tuple[Letters, tuple[str, ...]]:
     """A replay of files or a table -> the letters, and the names of their sources."""
     source = config.source
-    if isinstance(source, Files):
+    if isinstance(source, LettersInFiles):
         return LetterFiles(source.patterns), source.patterns
-    if not isinstance(source, Table) or cloud is None:
+    if not isinstance(source, LettersInTable) or cloud is None:
         raise TypeError(f"expected files or a table, got {source}")
     table = TableName.parse(source.name, "input_table", cloud.project)
     found = at_one_moment(BigQuerySource(cloud, table))
@@ -84,7 +89,7 @@ def _at_rest(config: ReplayConfig, cloud: Cloud | None) -> tuple[Letters, tuple[
 
 @contextlib.contextmanager
 def _pull(
-    config: ReplayConfig, source: Messages, cloud: Cloud
+    config: ReplayConfig, source: LettersInSubscription, cloud: Cloud
 ) -> Iterator[tuple[Letters, Selection]]:
     """A replay of a subscription -> its letters, in a file; they are acknowledged at the end.
 

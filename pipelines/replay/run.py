@@ -21,7 +21,12 @@ from pipelines.cloud_access import make_cloud
 from pipelines.dataflow.start import reach
 from pipelines.handlers import make_handler, read_model
 from pipelines.options.flag import Parsed
-from pipelines.replay.config import Messages, ReplayConfig, Table, replay_config
+from pipelines.replay.config import (
+    LettersInSubscription,
+    LettersInTable,
+    ReplayConfig,
+    replay_config,
+)
 from pipelines.replay.letter_sources import Replay, open_letters
 from pipelines.stream.messages import message_format, stream_fields
 from transforms.bigquery.schema import TableName, arrow_schema
@@ -40,7 +45,7 @@ def run_local(parsed: Parsed) -> None:
     """The flags of replay -> a finished run and its summary, or a line that there is none."""
     options = beam_options(parsed.beam_args, name="replay")
     config = replay_config(parsed)
-    if isinstance(config.source, Messages) and not runs_in_process(options):
+    if isinstance(config.source, LettersInSubscription) and not runs_in_process(options):
         raise UsageError(
             "--input_subscription is read by this process, which holds the messages until their "
             "rows are written: leave --runner out, or let a stream write dead letters to a table"
@@ -63,10 +68,10 @@ def _make_cloud(
 ) -> Cloud | None:
     """A replay -> the Cloud, None where none is needed. For Pub/Sub alone nobody pays here."""
     source = config.source
-    if isinstance(source, Table) or config.tables:
-        tables = (*config.tables, source.name if isinstance(source, Table) else None)
+    if isinstance(source, LettersInTable) or config.tables:
+        tables = (*config.tables, source.name if isinstance(source, LettersInTable) else None)
         return make_cloud(config.cloud, options, endpoints, tables)
-    subscription = source.subscription if isinstance(source, Messages) else None
+    subscription = source.subscription if isinstance(source, LettersInSubscription) else None
     names = (subscription, config.output_topic, config.dead_letter_topic)
     own = next((name.split("/")[1] for name in names if name is not None), None)
     if own is None:
@@ -112,7 +117,7 @@ def _lineage(config: ReplayConfig, found: Replay) -> Lineage | None:
 
     Letters of a subscription are gone from there when they are replayed.
     """
-    if isinstance(config.source, Messages) or not config.tables:
+    if isinstance(config.source, LettersInSubscription) or not config.tables:
         return None
     return lineage_of(found.run_id, selected(found.letters, found.selection))
 

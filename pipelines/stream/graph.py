@@ -108,13 +108,15 @@ class ScoreStream(beam.PTransform):
             letters | "PublishDeadLetters" >> publish
         if to.table is not None:
             append = AppendToTable(self.cloud, to.table, FAILURE_SCHEMA, self.provenance)
-            (letters | "AppendDeadLetters" >> append).failures | "Refused" >> beam.Map(refuse)
+            (letters | "AppendDeadLetters" >> append).failures | "Refused" >> beam.Map(
+                raise_refused
+            )
         if to.folder is not None:
             write = WriteWindows(to.folder, to.file_seconds, "jsonl")
             letters | "WriteDeadLetters" >> write
 
 
-def refuse(failures: pa.RecordBatch) -> None:
+def raise_refused(failures: pa.RecordBatch) -> None:
     """Dead letters that even their table refuses -> OutputError: they must not vanish."""
     raise OutputError(
         f"the dead letter table refuses {failures.num_rows} rows: "

@@ -47,7 +47,7 @@ from pipelines.beam_args import (
 )
 from pipelines.command import say
 from pipelines.dataflow.facts import JobFacts, label_value
-from pipelines.dataflow.start import ask_for_accelerator, carry, describe, reach, start
+from pipelines.dataflow.start import ask_for_accelerator, carry, describe_pipeline, reach, start
 from pipelines.dataflow.update_check import check_update
 from pipelines.handlers import make_handler, read_model
 from pipelines.options import StreamRunOptions
@@ -193,7 +193,7 @@ def _look_at(
     if options.view_as(GoogleCloudOptions).update:
         check_update(planned, cloud, allow_state_loss=config.run.allow_state_loss)
     if is_dry_run(options):
-        print(describe(planned, facts))
+        print(describe_pipeline(planned, facts))
 
 
 def _run_here(

@@ -109,7 +109,7 @@ def configs_of(labels: Mapping[str, str] | None) -> frozenset[str]:
     )
 
 
-def changed(labels: Mapping[str, str], changes: Mapping[str, str | None]) -> dict[str, str]:
+def merged_labels(labels: Mapping[str, str], changes: Mapping[str, str | None]) -> dict[str, str]:
     """Labels as they are, changes as `relabel` takes them -> labels as they shall be."""
     merged = {**labels, **changes}
     return {key: value for key, value in merged.items() if value is not None}

@@ -12,7 +12,7 @@ from resources.kinds.bigquery import Datasets, Tables
 from resources.kinds.project import Accounts, Roles, Services
 from resources.kinds.pubsub import Subscriptions, Topics
 from resources.kinds.registry import RegistryModels
-from resources.kinds.storage import Buckets, Files, Models
+from resources.kinds.storage import Buckets, Models, UploadedFiles
 from resources.package import Package
 from resources.plan import is_absent
 from resources.progress import Progress
@@ -23,7 +23,7 @@ KINDS: Mapping[str, type[Kind]] = {
     "role": Roles,
     "bucket": Buckets,
     "model": Models,
-    "files": Files,
+    "files": UploadedFiles,
     "dataset": Datasets,
     "table": Tables,
     "topic": Topics,

@@ -13,7 +13,7 @@ from cloud.discovered import execute, execute_once
 from cloud.errors import retry
 from common.errors import OutputError
 from resources.declaration import IN_USE, OWNER, Resource, config_label
-from resources.kinds.base import Found, Kind, changed, configs_of
+from resources.kinds.base import Found, Kind, configs_of, merged_labels
 
 # Accounts have no labels.
 _MARK, _FOR = "created by millrace", " for "
@@ -84,7 +84,7 @@ class Accounts(Kind):
 
     def relabel(self, resource: Resource, labels: Mapping[str, str | None]) -> None:
         """Its description names the configurations."""
-        text = _described(changed(self._labels(resource), labels))
+        text = _described(merged_labels(self._labels(resource), labels))
         body = {"serviceAccount": {"description": text}, "updateMask": "description"}
         request = self.client.patch(name=self._name(resource), body=body)
         execute(request, self.cloud.retry_seconds)

@@ -11,7 +11,7 @@ from google.api_core import exceptions
 
 from cloud.reader_labels import seconds_left
 from resources.declaration import Resource
-from resources.kinds.base import Found, Kept, Kind, changed
+from resources.kinds.base import Found, Kept, Kind, merged_labels
 
 if TYPE_CHECKING:
     from google.pubsub_v1.types import Subscription
@@ -47,7 +47,7 @@ class Topics(Kind):
     def relabel(self, resource: Resource, labels: Mapping[str, str | None]) -> None:
         """Reads and writes them."""
         topic = self.cloud.publisher().get_topic(topic=resource.name, retry=self._retry)
-        new = {"name": resource.name, "labels": changed(topic.labels, labels)}
+        new = {"name": resource.name, "labels": merged_labels(topic.labels, labels)}
         request = {"topic": new, "update_mask": {"paths": ["labels"]}}
         self.cloud.publisher().update_topic(request=request, retry=self._retry)
 
@@ -110,7 +110,7 @@ class Subscriptions(Kind):
         """Reads and writes them."""
         subscriber = self.cloud.subscriber()
         found = subscriber.get_subscription(subscription=resource.name, retry=self._retry)
-        new = {"name": resource.name, "labels": changed(found.labels, labels)}
+        new = {"name": resource.name, "labels": merged_labels(found.labels, labels)}
         request = {"subscription": new, "update_mask": {"paths": ["labels"]}}
         subscriber.update_subscription(request=request, retry=self._retry)
 

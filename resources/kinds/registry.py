@@ -12,7 +12,7 @@ from google.api_core import exceptions
 from common.errors import OutputError
 from resources.declaration import Resource
 from resources.kinds.base import Found, Kept, Kind, is_ours
-from resources.kinds.storage import split
+from resources.kinds.storage import split_gcs_path
 
 if TYPE_CHECKING:
     from cloud.clients import Vertex
@@ -45,7 +45,9 @@ class RegistryModels(Kind):
             return None
         deployed = [d.endpoint.rpartition("/")[2] for d in model.deployed_models]
         details = f"deployed on endpoint {', '.join(deployed)}" if deployed else "not deployed"
-        elsewhere = bool(model.artifact_uri) and split(model.artifact_uri)[0] != self.bucket
+        elsewhere = (
+            bool(model.artifact_uri) and split_gcs_path(model.artifact_uri)[0] != self.bucket
+        )
         if elsewhere:
             details += f", its files are in {model.artifact_uri}"
         return Found(ours=is_ours(model.labels) and not elsewhere, details=details)

@@ -12,7 +12,7 @@ from google.api_core import exceptions
 
 from common.errors import MillraceError, OutputError
 from resources.declaration import Resource
-from resources.kinds.base import Found, Kept, Kind, changed
+from resources.kinds.base import Found, Kept, Kind, merged_labels
 from resources.package import Package, checksum_of
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Buckets(Kind):
     def relabel(self, resource: Resource, labels: Mapping[str, str | None]) -> None:
         """Read and written, unless somebody changes the bucket at the same time."""
         bucket = self.client.get_bucket(resource.name, retry=self._retry)
-        bucket.labels = changed(bucket.labels, labels)
+        bucket.labels = merged_labels(bucket.labels, labels)
         bucket.patch(if_metageneration_match=bucket.metageneration, retry=self._retry)
 
     def holds(self, resource: Resource) -> tuple[str, ...]:
@@ -168,7 +168,7 @@ class Models(Kind):
         blob_at(self.client, resource.name).delete(retry=self._retry)
 
 
-class Files(Kind):
+class UploadedFiles(Kind):
     """All objects in the folder that we or the pipelines put there."""
 
     role: ClassVar = "roles/storage.objectUser"
@@ -183,7 +183,7 @@ class Files(Kind):
         blobs = list(self._blobs(resource))
         if not blobs:
             return None
-        _, folder = split(resource.name)
+        _, folder = split_gcs_path(resource.name)
         # Packages were copied there by setup.
         lost = sum(not blob.name.startswith(_copies(folder)) for blob in blobs)
         size = sum(blob.size or 0 for blob in blobs)
@@ -200,7 +200,7 @@ class Files(Kind):
                 continue
 
     def _blobs(self, resource: Resource) -> Iterator[Any]:
-        bucket, folder = split(resource.name)
+        bucket, folder = split_gcs_path(resource.name)
         try:
             for part in OURS:
                 for blob in self.client.list_blobs(bucket, prefix=folder + part, retry=self._retry):
@@ -237,11 +237,11 @@ def read_pointer(client: storage.Client, name: str, retry: Any) -> dict[str, Any
 
 def blob_at(client: storage.Client, name: str) -> storage.Blob:
     """gs://BUCKET/NAME -> the object."""
-    bucket, path = split(name)
+    bucket, path = split_gcs_path(name)
     return client.bucket(bucket).blob(path)
 
 
-def split(name: str) -> tuple[str, str]:
+def split_gcs_path(name: str) -> tuple[str, str]:
     """gs://BUCKET/NAME -> bucket and name."""
     bucket, _, path = name.removeprefix(SCHEME).partition("/")
     return bucket, path

@@ -103,7 +103,7 @@ def _print_upload(bucket: str, name: str, data: bytes) -> None:
     print(f"POST {SCHEME}{bucket}/{name} ({len(data):,} bytes)")
 
 
-def container_spec(args: argparse.Namespace, artifact: Artifact) -> ModelContainerSpec:
+def model_container(args: argparse.Namespace, artifact: Artifact) -> ModelContainerSpec:
     """Flags, a model -> its container. Google's own know routes and port by themselves."""
     from google.cloud.aiplatform_v1 import types
 
@@ -126,7 +126,7 @@ def _ensure_version(
     region: VertexRegion, args: argparse.Namespace, artifact: Artifact, folder: str
 ) -> Model:
     """The version of the model that is made of just this; uploaded if there is none."""
-    container = container_spec(args, artifact)
+    container = model_container(args, artifact)
     content = [artifact.digest, folder, type(container).to_json(container, sort_keys=True)]
     build = hashlib.sha256("\n".join(content).encode()).hexdigest()[:32]
     model_id = args.model_id or artifact.id

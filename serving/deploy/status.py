@@ -25,7 +25,7 @@ def status(argv: Sequence[str]) -> int:
     args = status_parser().parse_args(argv)
     region = VertexRegion(make_cloud(args), args.region, say)
     endpoints = [region.get(args.endpoint)] if args.endpoint else region.endpoints()
-    found = [describe(endpoint) for endpoint in endpoints]
+    found = [describe_endpoint(endpoint) for endpoint in endpoints]
     if args.json:
         print(json.dumps(found, indent=1))
     elif found:
@@ -35,7 +35,7 @@ def status(argv: Sequence[str]) -> int:
     return 0
 
 
-def describe(endpoint: Endpoint) -> dict[str, Any]:
+def describe_endpoint(endpoint: Endpoint) -> dict[str, Any]:
     """An endpoint -> what there is to know of it, as JSON."""
     return {
         "endpoint": endpoint.name,

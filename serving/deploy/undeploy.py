@@ -26,7 +26,7 @@ def undeploy(argv: Sequence[str]) -> int:
         send_nothing(region, sys.stdout, reads=True)
     endpoint = region.get(args.endpoint)
     split = shares_of(endpoint)
-    chosen = choose(args, endpoint)
+    chosen = choose_deployed(args, endpoint)
     for deployed in chosen:
         split = without(split, deployed.id)
         region.undeploy(endpoint, deployed, split)
@@ -41,7 +41,7 @@ def undeploy(argv: Sequence[str]) -> int:
     return 0
 
 
-def choose(args: argparse.Namespace, endpoint: Endpoint) -> list[DeployedModel]:
+def choose_deployed(args: argparse.Namespace, endpoint: Endpoint) -> list[DeployedModel]:
     """Flags, an endpoint -> the models to take away, those without traffic first.
 
     Raises UsageError where it is unclear which, or where nobody would answer afterwards.

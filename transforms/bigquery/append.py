@@ -83,7 +83,7 @@ def sized(rows: pa.RecordBatch, limit: int) -> Iterator[pa.RecordBatch]:
         yield rows
 
 
-def conform(rows: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+def conform_to_table(rows: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     """Rows that have a schema's columns -> rows of that schema. Raises pa.ArrowInvalid.
 
     BigQuery has no null lists, and the API wants an empty one in their place.
@@ -108,7 +108,7 @@ def _unfit(row: pa.RecordBatch, schema: pa.Schema) -> Fault:
     return Fault("refused", "the row is not of the table's schema")
 
 
-class Connection:
+class AppendConnection:
     """One call of AppendRows, which takes requests and answers each in its turn.
 
     Made on the bare stub: the client's own method retries with requests that are gone by
@@ -156,7 +156,7 @@ class DefaultStream:
         self._cloud = cloud
         self._name = f"{table.path}/streams/_default"
         self._schema = schema.serialize().to_pybytes()
-        self._connection: Connection | None = None
+        self._connection: AppendConnection | None = None
 
     def send(self, rows: pa.RecordBatch) -> dict[int, str]:
         """Rows -> written, or the messages of those that are refused, and then none is written.
@@ -184,7 +184,7 @@ class DefaultStream:
         # The bare message: by way of proto-plus the bytes would be copied once more.
         types.AppendRowsRequest.pb(request).arrow_rows.rows.serialized_record_batch = data
         if self._connection is None:
-            self._connection = Connection(self._cloud.bigquery_write(), self._name)
+            self._connection = AppendConnection(self._cloud.bigquery_write(), self._name)
             request.write_stream = self._name
             request.arrow_rows.writer_schema.serialized_schema = self._schema
         try:
@@ -232,7 +232,7 @@ class _AppendDoFn(beam.DoFn):
         timestamp: Any = beam.DoFn.TimestampParam,
     ) -> Iterator[Any]:
         def conformed(part: slice) -> pa.RecordBatch:
-            return conform(batch.slice(part.start, part.stop - part.start), self._schema)
+            return conform_to_table(batch.slice(part.start, part.stop - part.start), self._schema)
 
         faults = {}
         for part, rows in isolate(conformed, slice(0, batch.num_rows), (pa.ArrowInvalid,)):

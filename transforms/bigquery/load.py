@@ -14,7 +14,7 @@ from cloud.clients import Cloud
 from cloud.errors import retry
 from common.errors import BalanceError
 from transforms.bigquery.jobs import run_job
-from transforms.bigquery.placed_rows import Span, labels_of, rows_of
+from transforms.bigquery.placed_rows import Span, rows_of, span_labels
 from transforms.bigquery.schema import (
     TableName,
     has_json,
@@ -59,7 +59,7 @@ class TableJobs:
         """Staged files -> labels that tell their rows from others with the same ids."""
         if self.keys or self.time_column is None:
             return {}
-        return labels_of(Span.of_files(files, self.time_column), self.provenance.model_digest)
+        return span_labels(Span.of_files(files, self.time_column), self.provenance.model_digest)
 
     def check_rows(self, job: Any) -> None:
         """Raises BalanceError where a job put fewer rows, or more, into the table than there are.

@@ -50,7 +50,7 @@ class Span:
         return cls(min(first for first, _ in found), max(last for _, last in found))
 
 
-def labels_of(span: Span | None, digest: str) -> dict[str, str]:
+def span_labels(span: Span | None, digest: str) -> dict[str, str]:
     """An attempt's span and its model -> the labels of the job that puts its rows into a table."""
     labels = {_DIGEST: digest[:_DIGEST_CHARACTERS].lower()}
     return labels if span is None else labels | {_SPAN: f"{span.first}-{span.last}"}
@@ -64,7 +64,7 @@ def span_of(job: Any) -> Span | None:
 
 def is_of_model(job: Any, digest: str) -> bool:
     """Whether a job put in rows of that model; of a job that does not say, it is assumed."""
-    wanted = labels_of(None, digest)[_DIGEST]
+    wanted = span_labels(None, digest)[_DIGEST]
     return bool((job.labels or {}).get(_DIGEST, wanted) == wanted)
 
 

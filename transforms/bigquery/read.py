@@ -36,7 +36,13 @@ from transforms.accounts import (
 )
 from transforms.bigquery.jobs import job_id, run_job
 from transforms.bigquery.schema import TableName
-from transforms.bigquery.source import BigQuerySource, describe, dry_run, get_table, restricted
+from transforms.bigquery.source import (
+    BigQuerySource,
+    describe_source,
+    dry_run,
+    get_table,
+    restricted,
+)
 from transforms.bigquery.tables import count_rows
 from transforms.failures import Provenance
 from transforms.files.ranges import match_files
@@ -75,7 +81,7 @@ def open_session(source: BigQuerySource, columns: Columns) -> list[ReadStream]:
     """
     if source.table is None:
         raise ValueError("a query is run first: open_session reads tables")
-    names = columns.names(describe(replace(source, row_restriction=None)), str(source.table))
+    names = columns.names(describe_source(replace(source, row_restriction=None)), str(source.table))
     compression = types.ArrowSerializationOptions.CompressionCodec.LZ4_FRAME
     session = types.ReadSession(
         table=source.table.path,
@@ -198,7 +204,7 @@ class ReadBigQuery(beam.PTransform):
         if source.table is not None:
             # An extract takes whole tables.
             whole = replace(source, row_restriction=None)
-            names = self.columns.names(describe(whole), source.label)
+            names = self.columns.names(describe_source(whole), source.label)
             query = restricted(source, [f"`{name}`" for name in names])
         config = bigquery.QueryJobConfig()
         if source.max_bytes is not None:

@@ -53,7 +53,7 @@ class BigQuerySource:
         return QUERY_ROWS if self.query else TABLE_ROWS
 
 
-def describe(source: BigQuerySource) -> pa.Schema:
+def describe_source(source: BigQuerySource) -> pa.Schema:
     """A source -> its columns, nothing read and nothing billed.
 
     Raises InputError for a table that cannot be read, a query that is wrong or scans

@@ -17,7 +17,7 @@ import orjson
 
 from common.errors import InputError, UsageError
 from transforms.json_rows.decode import content_id
-from transforms.lineage import BATCH_REPLAY, STREAM_REPLAY, Kind, Lineage, Taken
+from transforms.lineage import BATCH_REPLAY, STREAM_REPLAY, LetterKind, Lineage, Taken
 from transforms.messages.message import ATTEMPTS, REPLAYED_ID, STAGE, Message, attempts_of
 from transforms.messages.publish import MESSAGE_ATTRIBUTES, OWN
 from transforms.row_schemas import FAILURE_SCHEMA
@@ -190,9 +190,9 @@ def from_message(message: Message) -> dict[str, Any] | None:
 
 def lineage_of(run_id: str, letters: Iterable[Letter]) -> Lineage:
     """A replay's run id and the letters that it takes -> its lineage."""
-    found: dict[Kind, Taken] = {}
+    found: dict[LetterKind, Taken] = {}
     for letter in letters:
-        kind = Kind(letter.run_id, letter.pipeline, letter.stage, letter.reason)
+        kind = LetterKind(letter.run_id, letter.pipeline, letter.stage, letter.reason)
         time = letter.failed_at.timestamp()
         found[kind] = found[kind].add(time) if kind in found else Taken(1, time, time)
     return Lineage(run_id, found)

@@ -24,7 +24,7 @@ from transforms.bigquery.read import (
     read_stream,
 )
 from transforms.bigquery.schema import TableName
-from transforms.bigquery.source import BigQuerySource, describe
+from transforms.bigquery.source import BigQuerySource, describe_source
 from transforms.dead_letters.letters import Letter, Selection, last_letters, read_letter, to_message
 from transforms.failures import Provenance
 from transforms.files.pins import unchanged
@@ -111,7 +111,7 @@ class LetterTable:
 
     def parts(self) -> tuple[list[ReadStream], list[Entry]]:
         """The streams of a read session; none where there is no letter."""
-        present = describe(BigQuerySource(self.cloud, self.table)).names
+        present = describe_source(BigQuerySource(self.cloud, self.table)).names
         missing = [name for name in FAILURE_SCHEMA.names if name not in present]
         if missing:
             raise InputError(

@@ -82,10 +82,10 @@ def _check(pinned: Pin | None) -> None:
         return
     now = pin(pinned.path)
     if now != pinned:
-        raise changed(pinned.path, pinned.size, now.size)
+        raise changed_file(pinned.path, pinned.size, now.size)
 
 
-def changed(path: str, size: int, now: int) -> InputError:
+def changed_file(path: str, size: int, now: int) -> InputError:
     """A file that changed, its size before and now -> the error that says so."""
     what = f"expected {size:,} bytes, got {now:,}"
     if size == now:

@@ -17,7 +17,7 @@ from common.errors import InputError, OutputError, UsageError, one_line
 from common.memory import check_memory
 from transforms.files.csv_lines import read_header
 from transforms.files.listing import superseded
-from transforms.files.pins import Pin, changed, pin
+from transforms.files.pins import Pin, changed_file, pin
 from transforms.files.store import FAULTS
 from transforms.files.text_lines import compression_of, open_text, without_compression
 
@@ -199,7 +199,7 @@ def plan_file(file: FileMetadata, file_format: FileFormat | None) -> PlannedFile
     kind = file_format or format_of(file.path)
     pinned = pin(file.path)
     if pinned.size != file.size_in_bytes:
-        raise changed(file.path, file.size_in_bytes, pinned.size)
+        raise changed_file(file.path, file.size_in_bytes, pinned.size)
     if kind != "parquet":
         return PlannedFile(pinned, kind, pinned.size)
     with open_parquet(file.path) as parquet:

@@ -73,7 +73,9 @@ class _StageDoFn(beam.DoFn):
         self._destination.check(batch)
         if self._handle is None:
             self._open(self._destination.file_schema(batch.schema))
-        self._write(batch if batch.schema.equals(self._schema) else conform(batch, self._schema))
+        self._write(
+            batch if batch.schema.equals(self._schema) else conform_to_files(batch, self._schema)
+        )
         if self._bytes >= FILE_BYTES:
             yield self._close()
 
@@ -119,7 +121,7 @@ class _StageDoFn(beam.DoFn):
         return StagedFile(self._destination.name, self._path, self._rows, size)
 
 
-def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+def conform_to_files(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     """A batch of almost a schema (int32 for int64, say) -> one of that schema.
 
     Raises OutputError: input files may differ in the type of a column passed through.

@@ -35,7 +35,7 @@ from transforms.json_rows.row_format import RowFormat
 from transforms.json_rows.values import read_json_values
 from transforms.messages.arrow import read_arrow
 from transforms.messages.avro import avro_reader, parse_schema
-from transforms.messages.message import REPLAYED_ID, STAGE, Message, message_column, parse
+from transforms.messages.message import REPLAYED_ID, STAGE, Message, message_column, parse_message
 from transforms.messages.named_rows import NamedRows
 
 MessageKind = Literal["json", "avro", "arrow"]
@@ -279,7 +279,7 @@ class _DecodeDoFn(beam.DoFn):
         yield beam.pvalue.TaggedOutput("counts", count)
 
     def _flush(self) -> Iterator[Any]:
-        messages = [parse(message) for message in self._waiting]
+        messages = [parse_message(message) for message in self._waiting]
         self._waiting, self._bytes = [], 0
         batches, failures = decode_messages(
             messages, self._format, self._provenance, self._received

@@ -13,12 +13,12 @@ import apache_beam as beam
 from apache_beam.transforms.deduplicate import DeduplicatePerKey
 from apache_beam.utils.timestamp import Duration
 
-from transforms.messages.message import parse, serialize
+from transforms.messages.message import parse_message, serialize
 
 
 def as_bytes(element: Any) -> bytes:
     """A message as a runner's source gives it -> serialized, for state and shuffles."""
-    return element if isinstance(element, bytes) else serialize(parse(element))
+    return element if isinstance(element, bytes) else serialize(parse_message(element))
 
 
 @dataclass
@@ -36,7 +36,7 @@ class DropDuplicates(beam.PTransform):
             messages
             | "Serialize" >> beam.Map(as_bytes).with_output_types(bytes)
             | "ById"
-            >> beam.Map(lambda raw: (parse(raw).message_id, raw)).with_output_types(
+            >> beam.Map(lambda raw: (parse_message(raw).message_id, raw)).with_output_types(
                 tuple[str, bytes]
             )
             | "Deduplicate"

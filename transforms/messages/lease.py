@@ -18,7 +18,7 @@ from google.pubsub_v1.types import PubsubMessage
 from cloud.clients import Cloud
 from cloud.errors import is_passing, retry, translate_errors
 from common.errors import InputError
-from transforms.messages.message import Message, parse
+from transforms.messages.message import Message, parse_message
 
 # Of one request: ids of acknowledgement have some 200 bytes, a request 512 kB.
 REQUEST_MESSAGES = 1_000
@@ -71,7 +71,7 @@ class Lease:
                     # A message that came again has another id of acknowledgement.
                     self._held[one.message.message_id] = one.ack_id
             self._set_deadline([one.ack_id for one in received], DEADLINE_SECONDS)
-            yield from (parse(PubsubMessage.serialize(message)) for message in new)
+            yield from (parse_message(PubsubMessage.serialize(message)) for message in new)
 
     def _pull(self, count: int, seconds: float) -> list[Any]:
         """How many messages at most, and how long to wait for one -> those that came."""

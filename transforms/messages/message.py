@@ -36,7 +36,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     ordering_key: str
 
 
-def parse(element: Any) -> Message:
+def parse_message(element: Any) -> Message:
     """A serialized PubsubMessage, Beam's object of that name, or a Message -> a Message.
 
     Sources differ in what they give: Dataflow's the bytes, Beam's local one the object.
