@@ -201,7 +201,8 @@ def _made_up(model: LoadedModel) -> tuple[Arrays, Arrays]:
     except ROW_FAULTS as error:
         raise ContractBroken(
             f"model {model.manifest.name} fails on two rows of zeros: "
-            f"{describe_error(error)}; check the manifest's inputs, or give it golden rows if it cannot take zeros"
+            f"{describe_error(error)}; check the manifest's inputs, or give "
+            "it golden rows if it cannot take zeros"
         ) from error
     rows = made_up_rows(model.manifest)
     try:
