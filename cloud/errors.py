@@ -118,18 +118,42 @@ def reason_of(error: BaseException) -> str:
 
 
 @contextmanager
-def translate_errors(kind: type[MillraceError], what: str) -> Iterator[None]:
+def translate_errors(
+    kind: type[MillraceError], what: str, role: str | None = None
+) -> Iterator[None]:
     """What cannot be done -> errors of Google's clients in the block raised as one of ours.
 
-    They become CredentialsError where credentials are at fault, else the given kind.
+    They become CredentialsError where credentials are at fault, else the given kind. role: that
+    this takes, advised in place of a guess where the account lacks it.
     """
     try:
         yield
     except _FOREIGN as error:
         _check_memory(error, what)
-        lacks = isinstance(_cause(error), google.auth.exceptions.GoogleAuthError)
-        translated = CredentialsError if lacks and not is_passing(_cause(error)) else kind
-        raise translated(f"{what}: {explain(error)}") from error
+        cause = cause_of(error)
+        lacks = isinstance(cause, google.auth.exceptions.GoogleAuthError)
+        translated = CredentialsError if lacks and not is_passing(cause) else kind
+        text = explain(error)
+        if role is not None and lacks_role(error):
+            text = f"{text.partition('; ')[0]}; grant the account the role {role}"
+        raise translated(f"{what}: {text}") from error
+
+
+def lacks_role(error: BaseException) -> bool:
+    """Whether an error says that the account may not: no quota, no API that is not enabled."""
+    return (
+        isinstance(error, exceptions.Forbidden)
+        and not is_passing(error)
+        and not is_disabled(error)
+        and "quota" not in str(error).lower()
+    )
+
+
+def is_disabled(error: BaseException) -> bool:
+    """Whether an error says that an API is not enabled."""
+    reason = getattr(error, "reason", None)
+    text = str(error)
+    return reason == "SERVICE_DISABLED" or "it is disabled" in text or "accessNotConf" in text
 
 
 def _check_memory(error: BaseException, what: str) -> None:
@@ -137,7 +161,7 @@ def _check_memory(error: BaseException, what: str) -> None:
 
     What a service says of its own memory is its error.
     """
-    cause = _cause(error)
+    cause = cause_of(error)
     here = isinstance(cause, _OF_THIS_MACHINE)
     if here and mentions_memory(text := _bottom(cause)):
         raise out_of_memory(f"{what}: {text}") from error
@@ -145,7 +169,7 @@ def _check_memory(error: BaseException, what: str) -> None:
 
 def explain(error: BaseException) -> str:
     """An error of a client -> its message and what to do, in one line."""
-    cause = _cause(error)
+    cause = cause_of(error)
     text, advice = _text(cause), _advice(cause)
     if cause is not error:
         text, advice = f"gave up after repeated attempts ({text})", advice or "run it again later"
@@ -154,7 +178,7 @@ def explain(error: BaseException) -> str:
     return f"{text if text.endswith('...') else text.removesuffix('.')}; {advice}"
 
 
-def _cause(error: BaseException) -> BaseException:
+def cause_of(error: BaseException) -> BaseException:
     """Of an error that was retried in vain the last one, else the error itself."""
     return (error.cause or error) if isinstance(error, exceptions.RetryError) else error
 

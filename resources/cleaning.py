@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from google.api_core import exceptions
 
 from cloud.endpoints import is_plain
+from cloud.errors import is_disabled
 from common.errors import MillraceError, UsageError
 from resources.cleanup import (
     JOB,
@@ -26,7 +27,7 @@ from resources.config import Config
 from resources.declaration import Resource, declare
 from resources.jobs import ROLE as JOBS_ROLE
 from resources.jobs import PipelineJob, PipelineJobs
-from resources.kinds.base import is_disabled, resource_errors
+from resources.kinds.base import resource_errors
 from resources.kinds.catalog import Kinds, Looked, look_at, open_kinds
 from resources.kinds.pubsub import Subscriptions
 from resources.outcome import Outcome

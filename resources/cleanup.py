@@ -9,13 +9,14 @@ from typing import Literal
 from google.api_core import exceptions
 
 from common.errors import MillraceError
+from common.units import in_bytes
 from resources.declaration import LABELLED, Resource, config_label
 from resources.jobs import PipelineJob
 from resources.kinds.base import Found, Kept, resource_errors
 from resources.kinds.bigquery import Tables
 from resources.kinds.catalog import KINDS, Kinds, Looked
 from resources.outcome import Outcome
-from resources.progress import Progress, in_bytes
+from resources.progress import Progress
 
 JOB = "job"
 # What a user may choose: all but APIs, which others may use, and the model, which is a file.

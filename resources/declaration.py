@@ -15,7 +15,6 @@ from transforms.bigquery.schema import table_fields, type_name
 from transforms.row_schemas import FAILURE_SCHEMA, REFERENCE_SCHEMA, REFERENCE_STREAM_SCHEMA
 
 # The label of everything that is made here, and by `python -m serving deploy`.
-OWNER = {"created_by": "millrace"}
 # Of a configuration, with its name behind it: a resource that several use carries one of each.
 CONFIG_LABEL, IN_USE = "millrace_config_", "used"
 LABEL = "label "

@@ -9,9 +9,10 @@ from google.api_core import exceptions
 from cloud.clients import Cloud, default_project
 from cloud.discovered import execute
 from cloud.endpoints import Endpoints, is_plain
+from cloud.errors import is_disabled, lacks_role
 from common.errors import OutputError
 from resources.config import Config, read_config
-from resources.kinds.base import is_disabled, lacks_role, resource_errors
+from resources.kinds.base import resource_errors
 
 DONE, FAILED = 0, 1
 _VIEWER = "roles/browser"

@@ -58,12 +58,3 @@ def aligned(rows: Sequence[tuple[str, ...]], indent: str = "") -> str:
         (indent + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))).rstrip()
         for row in rows
     )
-
-
-def in_bytes(size: float) -> str:
-    """Bytes -> a text of three digits and a unit."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:,.3g} {unit}"
-        size /= 1000
-    return f"{size:,.3g} TB"

@@ -12,13 +12,14 @@ from cloud.clients import Cloud
 from cloud.dataflow_lists import not_listed
 from cloud.monitoring import latest
 from common.errors import CredentialsError, MillraceError
+from common.units import in_bytes
 from resources.declaration import LABEL, LABELLED, Resource, config_label
 from resources.jobs import ROLE as JOBS_ROLE
 from resources.jobs import PipelineJob, PipelineJobs, Usage
 from resources.kinds.base import Found, resource_errors
 from resources.kinds.catalog import Kinds, Looked, look_at_one
 from resources.kinds.pubsub import Topics
-from resources.progress import Progress, aligned, in_bytes
+from resources.progress import Progress, aligned
 
 _METRIC = "pubsub.googleapis.com/subscription/"
 

@@ -34,7 +34,7 @@ from examples.google_api.service_usage import ServiceUsage
 from resources.__main__ import main
 from resources.cleanup import REMOVABLE, Choice, choose_removals, lost_rows
 from resources.config import PIPELINES, Config, read_config
-from resources.declaration import OWNER, ROLES, Resource, declare
+from resources.declaration import ROLES, Resource, declare
 from resources.flags import parse_arguments
 from resources.jobs import PipelineJob, pipeline_of
 from resources.kinds.base import Found
@@ -389,12 +389,6 @@ def test_the_default_config_may_be_missing_and_flags_go_before_it(tmp_path: Path
     )
     with pytest.raises(UsageError, match="which project"):
         read_config(Path("millrace.toml"), {})
-
-
-def test_the_label_is_that_of_deployments() -> None:
-    from serving.deploy.run import OWNER as DEPLOYED
-
-    assert OWNER == DEPLOYED
 
 
 def test_help_is_told_without_a_client_library() -> None:

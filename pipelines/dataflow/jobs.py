@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from google.api_core import exceptions
 
 from cloud.clients import REQUEST_SECONDS, Cloud
 from cloud.dataflow_lists import not_listed, read_jobs
-from cloud.errors import explain, is_passing, retry, translate_errors
+from cloud.errors import is_passing, retry, translate_errors
 from cloud.monitoring import latest
 from common.errors import JobError, UsageError
 from pipelines.dataflow.facts import JobFacts, read_facts
@@ -256,20 +256,9 @@ class Jobs:
         return {"retry": retry(self.cloud.retry_seconds), "timeout": REQUEST_SECONDS}
 
 
-@contextmanager
-def job_errors(what: str, role: str) -> Iterator[None]:
-    """What cannot be done, the role that it takes -> errors of the block raised as JobError.
-
-    CredentialsError where credentials are at fault.
-    """
-    with translate_errors(JobError, what):
-        try:
-            yield
-        except exceptions.Forbidden as error:
-            if error.reason == "SERVICE_DISABLED" or "quota" in str(error).lower():
-                raise
-            said = explain(error).partition("; ")[0]
-            raise JobError(f"{what}: {said}; grant the account the role {role}") from error
+def job_errors(what: str, role: str) -> AbstractContextManager[None]:
+    """What cannot be done, the role that it takes -> errors of the block raised as JobError."""
+    return translate_errors(JobError, what, role)
 
 
 def _named(job: Job) -> dict[str, str]:

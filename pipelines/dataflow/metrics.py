@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from common.units import in_bytes
+
 # Of transforms, handlers and pipelines: the namespace of our own metrics.
 NAMESPACE = "millrace"
 # Dataflow tells a distribution as four numbers as well, for its own pages.
@@ -146,15 +148,6 @@ def _backlog(backlog: Mapping[str, float]) -> Iterable[str]:
         told.append(f"{backlog['seconds']:,.0f} s")
     if told:
         yield f"backlog {', '.join(told)}"
-
-
-def in_bytes(size: float) -> str:
-    """Bytes -> a text of three digits and a unit."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:,.3g} {unit}"
-        size /= 1000
-    return f"{size:,.3g} TB"
 
 
 def elapsed(seconds: float) -> str:

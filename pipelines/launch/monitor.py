@@ -19,7 +19,7 @@ import orjson
 from google.api_core import exceptions
 
 from cloud.endpoints import Endpoints
-from cloud.errors import explain, is_passing, translate_errors
+from cloud.errors import cause_of, explain, is_passing, translate_errors
 from common.errors import CredentialsError, JobError, MillraceError
 from pipelines.dataflow.facts import label_value
 from pipelines.dataflow.jobs import VIEWER, Job, Jobs, job_errors
@@ -115,7 +115,7 @@ class Monitor:
                     job = self._refreshed(job)
                     look = self._look(job)
                 except Exception as error:
-                    if not is_passing(_cause(error)):
+                    if not is_passing(cause_of(error)):
                         raise
                     faults += 1
                     self._wait_out(error, faults)
@@ -157,7 +157,7 @@ class Monitor:
             self._without_backlog(str(error))
         except (exceptions.GoogleAPIError, OSError) as error:
             # What cannot be reached now may be next time; the job matters more.
-            if not (isinstance(error, OSError) or is_passing(_cause(error))):
+            if not (isinstance(error, OSError) or is_passing(cause_of(error))):
                 self._without_backlog(explain(error))
         return {}
 
@@ -167,7 +167,7 @@ class Monitor:
 
     def _wait_out(self, error: Exception, faults: int) -> None:
         seconds = min(max(self.poll_seconds, 1.0) * 2 ** min(faults, 10), _LONGEST_WAIT)
-        reason = explain(_cause(error)).partition("; ")[0]
+        reason = explain(cause_of(error)).partition("; ")[0]
         self.screen.say(f"Dataflow does not answer ({reason}); tried again in {seconds:,.0f} s")
         self.sleep(seconds)
 
@@ -258,8 +258,3 @@ class Monitor:
     @property
     def _endpoints(self) -> Endpoints:
         return self.jobs.cloud.endpoints
-
-
-def _cause(error: Exception) -> BaseException:
-    """Of an error that was retried in vain the last one, else the error itself."""
-    return (error.cause or error) if isinstance(error, exceptions.RetryError) else error

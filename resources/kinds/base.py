@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from google.api_core import exceptions
-
 from cloud.clients import Cloud
-from cloud.errors import explain, is_passing, retry, translate_errors
+from cloud.errors import retry, translate_errors
+from cloud.owner import OWNER
 from common.errors import MillraceError, OutputError
-from resources.declaration import CONFIG_LABEL, LABEL, OWNER, Resource
+from resources.declaration import CONFIG_LABEL, LABEL, Resource
 
 
 @dataclass(frozen=True)
@@ -115,32 +114,6 @@ def merged_labels(labels: Mapping[str, str], changes: Mapping[str, str | None]) 
     return {key: value for key, value in merged.items() if value is not None}
 
 
-@contextmanager
-def resource_errors(what: str, role: str) -> Iterator[None]:
+def resource_errors(what: str, role: str) -> AbstractContextManager[None]:
     """What cannot be done, the role that it takes -> errors of the block raised as OutputError."""
-    with translate_errors(OutputError, what):
-        try:
-            yield
-        except exceptions.Forbidden as error:
-            if not lacks_role(error):
-                raise
-            raise OutputError(
-                f"{what}: {_said(error)}; grant the account the role {role}"
-            ) from error
-
-
-def lacks_role(error: exceptions.Forbidden) -> bool:
-    """Whether it is neither a quota nor an API that was not enabled."""
-    return not is_passing(error) and not is_disabled(error) and "quota" not in str(error).lower()
-
-
-def is_disabled(error: BaseException) -> bool:
-    """Whether an error says that an API is not enabled."""
-    reason = getattr(error, "reason", None)
-    text = str(error)
-    return reason == "SERVICE_DISABLED" or "it is disabled" in text or "accessNotConf" in text
-
-
-def _said(error: exceptions.Forbidden) -> str:
-    """An error -> Google's words without the advice on it."""
-    return explain(error).partition("; ")[0]
+    return translate_errors(OutputError, what, role)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from cloud.clients import Cloud
+from cloud.owner import OWNER
 from resources.config import Config
-from resources.declaration import IN_USE, OWNER, Resource, config_label
+from resources.declaration import IN_USE, Resource, config_label
 from resources.kinds.base import Found, Kind, resource_errors
 from resources.kinds.bigquery import Datasets, Tables
 from resources.kinds.project import Accounts, Roles, Services

@@ -11,8 +11,9 @@ from google.api_core import exceptions
 
 from cloud.discovered import execute, execute_once
 from cloud.errors import retry
+from cloud.owner import OWNER
 from common.errors import OutputError
-from resources.declaration import IN_USE, OWNER, Resource, config_label
+from resources.declaration import IN_USE, Resource, config_label
 from resources.kinds.base import Found, Kind, configs_of, merged_labels
 
 # Accounts have no labels.

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from cloud.endpoints import Endpoints
+from cloud.owner import OWNER
 from common.errors import UsageError, suggest
 from serving.deploy.artifact import Artifact, read_artifact, stage, uploader
 from serving.deploy.flags import make_cloud, parse_deploy
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 # Labels, by which things are found, but no version is known again: Google merges those of a model
 # with those of its versions.
-OWNER = {"created_by": "millrace"}
 DIGEST_LABEL = "model_digest"
 
 
