@@ -169,11 +169,11 @@ def _give_to_beam(task: Decoding) -> ReplayingClient:
 def millrace_pipeline(task: Decoding) -> Callable[[], int]:
     """Ours in a pipeline: ReadBigQuery and ValidateFeatures."""
     cloud = ReplayingCloud("recorded-project", folder=str(task.recording), times=task.times)
-    source = BigQuerySource(cloud, TABLE)
+    source = BigQuerySource(cloud=cloud, table=TABLE)
     provenance = Provenance.of(task.manifest, "bench", "bench")
 
     def wire(pipeline: beam.Pipeline) -> None:
-        read = pipeline | ReadBigQuery(source, Columns(task.manifest, ID_COLUMN))
+        read = pipeline | ReadBigQuery(source=source, columns=Columns(task.manifest, ID_COLUMN))
         valid = read.good | ValidateFeatures(task.manifest, provenance)
         valid.good | "Keep" >> beam.Map(_keep_batch, task.manifest, task.output)
 

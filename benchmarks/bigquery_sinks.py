@@ -45,9 +45,13 @@ BATCH_ROWS = 32_768
 SEED = 11
 SCORED_AT = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, datetime.UTC)
 PROVENANCE = Provenance(
-    "20260102T030405Z", "batch_local", "pytorch-autoencoder", "1.0.0", "5a" * 32
+    run_id="20260102T030405Z",
+    pipeline="batch_local",
+    model_name="pytorch-autoencoder",
+    model_version="1.0.0",
+    model_digest="5a" * 32,
 )
-FIELDS = OutputFields(SCORE_OUTPUT, (LATENT_OUTPUT,))
+FIELDS = OutputFields(score=SCORE_OUTPUT, outputs=(LATENT_OUTPUT,))
 TABLE = TableName("some-project", "frameworks", "scores")
 BEAM_TABLE = f"{TABLE.project}:{TABLE.dataset}.{TABLE.table}"
 WRITTEN = "written.parquet"
@@ -124,7 +128,14 @@ def millrace_parquet(task: Writing) -> Contest:
     """Ours in a batch run: staged as Parquet for a load job."""
     schema, path = task.batches[0].schema, task.folder / "staged.parquet"
     folder = RunFolder(str(task.folder), "bench", "bench")
-    destination = TableDestination(SCORES, folder, Cloud(TABLE.project), TABLE, schema, PROVENANCE)
+    destination = TableDestination(
+        part=SCORES,
+        folder=folder,
+        cloud=Cloud(TABLE.project),
+        table=TABLE,
+        schema=schema,
+        provenance=PROVENANCE,
+    )
 
     def run() -> None:
         file_schema = destination.file_schema(schema)

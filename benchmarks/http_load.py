@@ -17,7 +17,7 @@ from typing import cast
 from urllib.parse import urlsplit
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Load:
     """One measurement: when it ends, and what was seen. Latencies in seconds."""
 
@@ -86,7 +86,7 @@ async def run(url: str, body: bytes, connections: int, seconds: float, warm: flo
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     begin = time.perf_counter() + warm
-    load = Load(head.encode() + body, begin, begin + seconds)
+    load = Load(request=head.encode() + body, warm_until=begin, until=begin + seconds)
     loop = asyncio.get_running_loop()
     opened = []
     for _ in range(connections):

@@ -123,7 +123,7 @@ class Table(Files):
         return found
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Kills:
     """A run that is killed again and again. seconds: of an attempt that nobody kills."""
 

@@ -63,7 +63,7 @@ def run_scenario(name: str, count: int, seed: int, on: LocalCloud, work: Path) -
         else Files(folder, model, folder / "inputs")
     )
     act = kill_of_two if name.startswith("two") else kill_one
-    return act(Kills(target, ids, chance), count)
+    return act(Kills(run=target, ids=ids, chance=chance), count)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

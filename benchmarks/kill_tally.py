@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Tally:
     """Counts of a scenario.
 

@@ -22,7 +22,7 @@ class ContestantError(RuntimeError):
     """A contestant ended with an error; holds the end of what it wrote to standard error."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Measured:
     """One run of a contestant.
 
@@ -100,7 +100,13 @@ def measure(command: Sequence[str]) -> Measured:
         stdout.seek(0)
         stderr.seek(0)
         report = _report(process.returncode, stdout.read(), stderr.read(), command)
-    return Measured(wall, cpu_seconds, peak_bytes, min(1.0, others), report)
+    return Measured(
+        process_seconds=wall,
+        cpu_seconds=cpu_seconds,
+        peak_bytes=peak_bytes,
+        other_cpu_share=min(1.0, others),
+        report=report,
+    )
 
 
 def _wait(process: subprocess.Popen[bytes]) -> float:

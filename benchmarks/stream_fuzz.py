@@ -199,16 +199,16 @@ def score_all(model: Path, manifest: Manifest, count: int, seed: int) -> dict[st
     fields = choose_fields(manifest, stream=True)
     with tempfile.TemporaryDirectory() as folder:
         graph = ScoreStream(
-            beam.Create([serialize(message) for message in messages], reshuffle=False),
-            formats(manifest)["json"],
-            TorchModelHandler(str(model), manifest, outputs=fields.needed),
-            manifest,
-            fields,
-            own,
-            output_schema(fields, manifest, own, None),
-            Cloud("no-project", Endpoints()),
-            StreamSinks(folder=f"{folder}/scores", file_seconds=3_600),
-            StreamSinks(folder=f"{folder}/letters", file_seconds=3_600),
+            source=beam.Create([serialize(message) for message in messages], reshuffle=False),
+            message_format=formats(manifest)["json"],
+            handler=TorchModelHandler(str(model), manifest, outputs=fields.needed),
+            manifest=manifest,
+            fields=fields,
+            provenance=own,
+            schema=output_schema(fields, manifest, own, None),
+            cloud=Cloud("no-project", Endpoints()),
+            sinks=StreamSinks(folder=f"{folder}/scores", file_seconds=3_600),
+            failure_sinks=StreamSinks(folder=f"{folder}/letters", file_seconds=3_600),
         )
         with beam.Pipeline("FnApiRunner") as pipeline:
             pipeline | graph

@@ -41,7 +41,7 @@ FLAGS = "--endpoint, --endpoint_project and --endpoint_location"
 _CLOSE_SECONDS = 10.0
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Stats:
     """What a client did since it was last asked: counts, and seconds of each request.
 

@@ -30,7 +30,7 @@ _ADDRESS = re.compile(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Endpoints:
     """One address a service, None for Google's own host.
 

@@ -28,7 +28,7 @@ _LOOKUP_ADVICE = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EndpointAddress:
     """What a user says of an endpoint; travels to workers, which find it.
 

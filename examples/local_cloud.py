@@ -197,10 +197,10 @@ def local_cloud(
     rest, grpc, gcs, messages, front = free_ports(5)
     kept = front if with_labels else messages
     endpoints = Endpoints(
-        f"http://127.0.0.1:{rest}",
-        f"127.0.0.1:{grpc}",
-        f"http://localhost:{gcs}",
-        f"localhost:{kept}" if with_pubsub else None,
+        bigquery=f"http://127.0.0.1:{rest}",
+        bigquerystorage=f"127.0.0.1:{grpc}",
+        storage=f"http://localhost:{gcs}",
+        pubsub=f"localhost:{kept}" if with_pubsub else None,
     )
     pubsub, storage, bigquery = _servers(folder, messages, pubsub_memory, gcs, rest, grpc)
     with ExitStack() as started:

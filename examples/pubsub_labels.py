@@ -25,7 +25,7 @@ _THREADS = 256
 Forward = Callable[[str, bytes], bytes]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Kind:
     """What has labels. field: of requests; get, update, page: types of requests and lists."""
 
@@ -42,18 +42,18 @@ class _Kind:
 
 _KINDS = {
     "Topic": _Kind(
-        "topic",
-        types.Topic,
-        types.GetTopicRequest,
-        types.UpdateTopicRequest,
-        types.ListTopicsResponse,
+        field="topic",
+        one=types.Topic,
+        get=types.GetTopicRequest,
+        update=types.UpdateTopicRequest,
+        page=types.ListTopicsResponse,
     ),
     "Subscription": _Kind(
-        "subscription",
-        types.Subscription,
-        types.GetSubscriptionRequest,
-        types.UpdateSubscriptionRequest,
-        types.ListSubscriptionsResponse,
+        field="subscription",
+        one=types.Subscription,
+        get=types.GetSubscriptionRequest,
+        update=types.UpdateSubscriptionRequest,
+        page=types.ListSubscriptionsResponse,
     ),
 }
 

@@ -60,7 +60,15 @@ def infer_manifest(
     manifest = replace(draft, outputs=outputs, score_output=score)
     if not sampled:
         cpu = torch.device("cpu")
-        check_made_up_rows(LoadedModel(module, manifest, outputs, cpu, MADE_UP_ROWS))
+        check_made_up_rows(
+            LoadedModel(
+                module=module,
+                manifest=manifest,
+                outputs=outputs,
+                device=cpu,
+                batch_rows=MADE_UP_ROWS,
+            )
+        )
     return manifest
 
 

@@ -60,7 +60,7 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class LoadedModel:
     """A model on its device, with all that is needed to run it; one per process.
 

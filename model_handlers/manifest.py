@@ -11,7 +11,7 @@ import functools
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from typing import Any, Literal, NoReturn
 
 import numpy as np
@@ -53,6 +53,7 @@ class InputSpec:
 
     name: str
     columns: tuple[str, ...]
+    _: KW_ONLY
     dtype: DType = "float32"
     shape: tuple[int, ...] = ()
     impute: Mapping[str, str] = field(default_factory=dict)
@@ -101,7 +102,7 @@ class GoldenRows:
     atol: float = ATOL
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FeatureStatistics:
     """Of one feature over the training rows; quantiles maps "0.5" to the median."""
 
@@ -113,7 +114,7 @@ class FeatureStatistics:
     quantiles: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """A model package's `model.json`.
 

@@ -111,7 +111,13 @@ def with_golden_rows(
     arrays = [np.asarray(inputs[spec.name], dtype=spec.dtype) for spec in manifest.inputs]
     rows = len(arrays[0])
     module = load_module(data, manifest, code=TrustedCode(tuple(trusted_modules)))
-    model = LoadedModel(module, manifest, manifest.outputs, torch.device("cpu"), rows)
+    model = LoadedModel(
+        module=module,
+        manifest=manifest,
+        outputs=manifest.outputs,
+        device=torch.device("cpu"),
+        batch_rows=rows,
+    )
     answers = _finite_answers(model, arrays)
     golden = GoldenRows(
         inputs={spec.name: a.tolist() for spec, a in zip(manifest.inputs, arrays, strict=True)},

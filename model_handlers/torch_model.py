@@ -110,12 +110,12 @@ class TorchModelHandler(BatchHandler[LoadedModel]):
         with as_model_error(f"model {self.manifest.name} has not the outputs of its manifest"):
             module: Any = keep_outputs(whole, self.manifest, self.outputs)
         model = LoadedModel(
-            module,
-            manifest,
-            tuple(self.manifest.output(name) for name in self.outputs),
-            device,
-            self.batch_rows,
-            _AUTOCAST.get(self.precision),
+            module=module,
+            manifest=manifest,
+            outputs=tuple(self.manifest.output(name) for name in self.outputs),
+            device=device,
+            batch_rows=self.batch_rows,
+            autocast=_AUTOCAST.get(self.precision),
         )
         check_model(model)
         if self.compile:

@@ -45,7 +45,7 @@ GAP_ANSWERS = 4
 _CHECK = "check that this model is deployed there, and --instance_format"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RequestLimits:
     """What one request may be, and how they are sent.
 

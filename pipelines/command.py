@@ -26,7 +26,7 @@ from pipelines.dead_threads import end_when_threads_fail
 from pipelines.options.flag import Parsed, parse_flags
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Command:
     """A pipeline's command.
 

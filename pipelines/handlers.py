@@ -81,12 +81,13 @@ def _address(
 ) -> EndpointAddress:
     google = options.view_as(GoogleCloudOptions)
     return EndpointAddress(
-        endpoint.endpoint,
-        endpoint.endpoint_url,
-        endpoint.endpoint_project or google.project,
+        endpoint=endpoint.endpoint,
+        url=endpoint.endpoint_url,
+        project=endpoint.endpoint_project or google.project,
         # Beam's own default of the region is a question to gcloud.
-        endpoint.endpoint_location or google.get_all_options(drop_default=True).get("region"),
-        endpoints.aiplatform,
+        location=endpoint.endpoint_location
+        or google.get_all_options(drop_default=True).get("region"),
+        service=endpoints.aiplatform,
     )
 
 

@@ -93,7 +93,13 @@ def _choice(args: argparse.Namespace, config: Config) -> Choice:
             f"--pipelines {','.join(pipelines)}: the configuration has none of them, but "
             f"{', '.join(config.pipelines)}"
         )
-    return Choice(kinds, pipelines, config.pipelines, args.truncate, config.name)
+    return Choice(
+        kinds=kinds,
+        pipelines=pipelines,
+        declared=config.pipelines,
+        truncate=args.truncate,
+        config=config.name,
+    )
 
 
 def _running(jobs: PipelineJobs, kinds: Kinds, config: Config) -> _Running:

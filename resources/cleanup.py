@@ -28,7 +28,7 @@ _DELETED_TOPIC = "_deleted-topic_"
 Busy = Mapping[str, tuple[PipelineJob, bool]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Choice:
     """What is to be removed. pipelines: whose resources; declared: those that there are.
 
@@ -53,7 +53,7 @@ class Choice:
         return {*self.kinds, *(_OWNERS[kind] for kind in self.kinds if kind in _OWNERS)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Removal:
     """One resource that is there, and what becomes of it.
 
@@ -121,25 +121,43 @@ def _removal(
 ) -> Removal:
     """A resource and what is known -> what becomes of it."""
     if reason := _foreign(resource, looked, choice) or _other_form(resource, found):
-        return Removal(resource, found, "keep", reason)
+        return Removal(resource=resource, found=found, action="keep", reason=reason)
     for used in (*resource.pipelines, resource.name, resource.properties.get("member", "")):
         if used in busy:
             job, is_others = busy[used]
             reason = f"job {job.name} still runs"
-            return Removal(resource, found, "keep", reason, None if is_others else job.name)
+            return Removal(
+                resource=resource,
+                found=found,
+                action="keep",
+                reason=reason,
+                job=None if is_others else job.name,
+            )
     if others := _others(resource, looked, choice):
         reason = f"configuration {', '.join(others)} uses it too"
         can_release = resource.kind in LABELLED and not choice.truncate
-        return Removal(resource, found, "release" if can_release else "keep", reason)
+        return Removal(
+            resource=resource,
+            found=found,
+            action="release" if can_release else "keep",
+            reason=reason,
+        )
     if choice.truncate:
-        return Removal(resource, found, "truncate")
+        return Removal(resource=resource, found=found, action="truncate")
     for other in so_far.staying:
         if resource.key in other.needs:
-            return Removal(resource, found, "keep", f"{other} needs it, and stays")
+            return Removal(
+                resource=resource, found=found, action="keep", reason=f"{other} needs it, and stays"
+            )
     for held in found.holds:
         if held not in so_far.gone:
-            return Removal(resource, found, "keep", KINDS[resource.kind].held.format(held))
-    return Removal(resource, found, "remove")
+            return Removal(
+                resource=resource,
+                found=found,
+                action="keep",
+                reason=KINDS[resource.kind].held.format(held),
+            )
+    return Removal(resource=resource, found=found, action="remove")
 
 
 def _owner(resource: Resource, looked: Looked) -> tuple[Found | None, str]:

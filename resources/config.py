@@ -44,7 +44,7 @@ _NAMING = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """What millrace.toml says; the defaults are the reference's names.
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 
 import pyarrow as pa
 
@@ -66,6 +66,7 @@ class Resource:
 
     kind: str
     name: str
+    _: KW_ONLY
     properties: Mapping[str, str] = field(default_factory=dict)
     needs: tuple[tuple[str, str], ...] = ()
     pipelines: tuple[str, ...] = PIPELINES
@@ -112,18 +113,30 @@ def _all(config: Config, example_rows: int | None, model_digest: str | None) -> 
     yield account
     policies = ("service", "cloudresourcemanager.googleapis.com")
     for role, pipelines in ROLES.items():
-        yield Resource("role", role, {"member": email}, (account.key, policies), pipelines)
+        yield Resource(
+            "role",
+            role,
+            properties={"member": email},
+            needs=(account.key, policies),
+            pipelines=pipelines,
+        )
     place = {"location": config.location.lower()}
-    yield Resource("bucket", config.bucket, place, (("service", "storage.googleapis.com"),))
+    yield Resource(
+        "bucket", config.bucket, properties=place, needs=(("service", "storage.googleapis.com"),)
+    )
     yield from _files(config, model_digest)
     name = f"{config.project}.{config.dataset}"
-    dataset = Resource("dataset", name, place, (("service", "bigquery.googleapis.com"),))
+    dataset = Resource(
+        "dataset", name, properties=place, needs=(("service", "bigquery.googleapis.com"),)
+    )
     yield dataset
     yield from _tables(config, dataset, example_rows)
     yield from _messages(config)
     model = f"projects/{config.project}/locations/{config.region}/models/{config.prefix}"
     vertex = (("service", "aiplatform.googleapis.com"),)
-    yield Resource("registry_model", model, {}, vertex, VERTEX, on_demand=True)
+    yield Resource(
+        "registry_model", model, properties={}, needs=vertex, pipelines=VERTEX, on_demand=True
+    )
 
 
 def _account_domain(project: str) -> str:
@@ -136,14 +149,22 @@ def _files(config: Config, model_digest: str | None) -> Iterator[Resource]:
     bucket = (("bucket", config.bucket),)
     folder = f"gs://{config.bucket}/{config.folder}/"
     if model_digest is not None:
-        yield Resource("model", f"{folder}current.json", {"digest": model_digest}, bucket)
-    yield Resource("files", folder, {}, bucket, on_demand=True)
+        yield Resource(
+            "model", f"{folder}current.json", properties={"digest": model_digest}, needs=bucket
+        )
+    yield Resource("files", folder, properties={}, needs=bucket, on_demand=True)
 
 
 def _tables(config: Config, dataset: Resource, example_rows: int | None) -> Iterator[Resource]:
     def table(name: str, schema: pa.Schema, pipelines: tuple[str, ...]) -> Resource:
         properties = {"type": "TABLE", **columns(schema)}
-        return Resource("table", f"{dataset.name}.{name}", properties, (dataset.key,), pipelines)
+        return Resource(
+            "table",
+            f"{dataset.name}.{name}",
+            properties=properties,
+            needs=(dataset.key,),
+            pipelines=pipelines,
+        )
 
     stem = config.prefix.replace("-", "_")
     keyed = REFERENCE_STREAM_SCHEMA.append(pa.field("model_id", pa.string()))
@@ -163,8 +184,8 @@ def _tables(config: Config, dataset: Resource, example_rows: int | None) -> Iter
     yield Resource(
         "table",
         f"{dataset.name}.{config.source_table}",
-        rows,
-        (dataset.key,),
+        properties=rows,
+        needs=(dataset.key,),
         on_demand=example_rows is None,
     )
 
@@ -190,7 +211,7 @@ def _channel(config: Config, topic: str, subscription: str, pipeline: str) -> It
     """A topic and its subscription."""
     service = (("service", "pubsub.googleapis.com"),)
     name = f"projects/{config.project}/topics/{config.prefix}-{topic}"
-    yield Resource("topic", name, {}, service, (pipeline,))
+    yield Resource("topic", name, properties={}, needs=service, pipelines=(pipeline,))
     # Pipelines read no subscription that may expire, or that moves messages away by itself.
     properties = {
         "topic": name,
@@ -201,7 +222,7 @@ def _channel(config: Config, topic: str, subscription: str, pipeline: str) -> It
     yield Resource(
         "subscription",
         f"projects/{config.project}/subscriptions/{config.prefix}-{subscription}",
-        properties,
-        (*service, ("topic", name)),
-        (pipeline,),
+        properties=properties,
+        needs=(*service, ("topic", name)),
+        pipelines=(pipeline,),
     )

@@ -36,7 +36,7 @@ _STEMS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PipelineJob:
     """A job that has not ended.
 
@@ -206,14 +206,14 @@ class PipelineJobs:
         from google.cloud.dataflow_v1beta3 import JobType
 
         return PipelineJob(
-            job.id,
-            job.name,
-            job.location,
-            pipeline_of(job.name, self.config.job_prefix),
-            state.removeprefix("JOB_STATE_").lower(),
-            job.type_ == JobType.JOB_TYPE_STREAMING,
-            datetime.fromtimestamp(job.create_time.timestamp(), UTC),
-            tuple(
+            ident=job.id,
+            name=job.name,
+            region=job.location,
+            pipeline=pipeline_of(job.name, self.config.job_prefix),
+            state=state.removeprefix("JOB_STATE_").lower(),
+            streaming=job.type_ == JobType.JOB_TYPE_STREAMING,
+            created=datetime.fromtimestamp(job.create_time.timestamp(), UTC),
+            subscriptions=tuple(
                 details.subscription
                 for details in job.job_metadata.pubsub_details
                 if details.subscription

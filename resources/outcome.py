@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Outcome:
     """What was done, what was kept and why, what went wrong.
 
@@ -21,9 +21,9 @@ class Outcome:
     def __add__(self, other: Outcome) -> Outcome:
         """Another -> both, one after the other."""
         return Outcome(
-            self.done + other.done,
-            self.emptied + other.emptied,
-            self.kept + other.kept,
-            self.errors + other.errors,
-            self.blocked + other.blocked,
+            done=self.done + other.done,
+            emptied=self.emptied + other.emptied,
+            kept=self.kept + other.kept,
+            errors=self.errors + other.errors,
+            blocked=self.blocked + other.blocked,
         )

@@ -16,7 +16,7 @@ from model_handlers.formats.architecture import check_trusted
 from model_handlers.manifest import MANIFEST_NAME
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Package:
     """A checked package. file: the model's, sha256: its digest.
 
@@ -76,7 +76,13 @@ def open_package(path: str, trusted_modules: Sequence[str] = ()) -> Package:
     if path.endswith(".mar"):
         files[Path(path).name] = Path(path).read_bytes()
     if package.manifest is None:
-        return Package(Path(package.file).stem, "", package.file, package.sha256, files)
+        return Package(
+            name=Path(package.file).stem,
+            version="",
+            file=package.file,
+            sha256=package.sha256,
+            files=files,
+        )
     manifest = package.manifest
     check_trusted(manifest, trusted_modules)
     # As it was read, except of a .mar.
@@ -85,4 +91,10 @@ def open_package(path: str, trusted_modules: Sequence[str] = ()) -> Package:
         beside = beside.with_name(MANIFEST_NAME)
     is_archive = path.endswith(".mar")
     files[MANIFEST_NAME] = manifest.to_json().encode() if is_archive else beside.read_bytes()
-    return Package(manifest.name, manifest.version, package.file, package.sha256, files)
+    return Package(
+        name=manifest.name,
+        version=manifest.version,
+        file=package.file,
+        sha256=package.sha256,
+        files=files,
+    )

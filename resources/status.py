@@ -32,7 +32,7 @@ class Backlog:
     oldest_seconds: int | None = None
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Status:
     """All of it. missing: what was asked for and could not be looked at, with the reason.
 

@@ -21,7 +21,7 @@ TRUSTED_VARIABLE = "MILLRACE_TRUSTED_MODULES"
 MAX_REQUEST_BYTES = 1_500_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """What a server needs to know; the flags of the same names say what each is.
 

@@ -72,7 +72,13 @@ def make_source() -> Callable[..., pa.RecordBatch]:
 
 @pytest.fixture(scope="session")
 def provenance() -> Provenance:
-    return Provenance("run 1", "a test", "tiny", "3", "0" * 64)
+    return Provenance(
+        run_id="run 1",
+        pipeline="a test",
+        model_name="tiny",
+        model_version="3",
+        model_digest="0" * 64,
+    )
 
 
 @pytest.fixture(scope="session")

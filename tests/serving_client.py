@@ -88,7 +88,7 @@ class Running:
 @contextmanager
 def running(model: Path, *, until_ready: bool = True, **settings: Any) -> Iterator[Running]:
     """A package and settings -> a server of this process, listening until the block ends."""
-    server = Server(Settings(str(model), port=0, **settings))
+    server = Server(Settings(model_path=str(model), port=0, **settings))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:

@@ -554,7 +554,13 @@ def test_small_batches_are_appended_together_and_large_ones_in_parts(
     serve: Serve, provenance: Provenance
 ) -> None:
     service = serve()
-    sink = AppendToTable(service.cloud(), TABLE, ids().schema, provenance, batch_bytes=2000)
+    sink = AppendToTable(
+        cloud=service.cloud(),
+        table=TABLE,
+        schema=ids().schema,
+        provenance=provenance,
+        batch_bytes=2000,
+    )
     small = [ids(f"s{i}") for i in range(20)]
     large = ids(*(f"{i:0100d}" for i in range(50)))
     before = set(threading.enumerate())
@@ -573,7 +579,13 @@ def test_rows_do_not_wait_for_the_end_of_a_long_bundle(
 ) -> None:
     monkeypatch.setattr(append_rows, "BATCH_SECONDS", -1.0)
     service = serve()
-    run(AppendToTable(service.cloud(), TABLE, ids().schema, provenance), [ids("a"), ids("b")], 2)
+    run(
+        AppendToTable(
+            cloud=service.cloud(), table=TABLE, schema=ids().schema, provenance=provenance
+        ),
+        [ids("a"), ids("b")],
+        2,
+    )
     assert service.requests == [["a"], ["b"]]
 
 
@@ -585,7 +597,9 @@ def test_a_refused_row_without_an_id_is_recorded_without_one(
         assert (row["row_id"], row["payload"], row["message"]) == (None, b'{"id":null}', "bad None")
 
     service = serve(then=refuse(None))
-    sink = AppendToTable(service.cloud(), TABLE, ids().schema, provenance)
+    sink = AppendToTable(
+        cloud=service.cloud(), table=TABLE, schema=ids().schema, provenance=provenance
+    )
     run(sink, [ids("a", None)], 1, check)
     assert service.written == ["a"]
 
@@ -606,7 +620,9 @@ def test_a_row_that_no_append_can_hold_becomes_a_failure_record_and_one_that_fit
         # Whole, the record would be too large for a table of dead letters.
         assert row["payload"] == b'{"id":"' + b"z" * 893
 
-    sink = AppendToTable(service.cloud(), TABLE, ids().schema, provenance)
+    sink = AppendToTable(
+        cloud=service.cloud(), table=TABLE, schema=ids().schema, provenance=provenance
+    )
     run(sink, [ids(small, fits, large)], 2, check)
     assert service.written == [small, fits]
 
@@ -632,7 +648,9 @@ def test_values_that_a_column_of_the_table_cannot_hold_become_failure_records(
             "n": pa.array([1, 1 << 63, 3, (1 << 64) - 1], pa.uint64()),
         }
     )
-    sink = AppendToTable(service.cloud(), TABLE, rows.schema, provenance)
+    sink = AppendToTable(
+        cloud=service.cloud(), table=TABLE, schema=rows.schema, provenance=provenance
+    )
     told = "column n: expected int64, got uint64 out of range"
     faults = {"b": ("refused", told), "d": ("refused", told)}
     run(sink, [rows], 2, records(**faults))
@@ -643,7 +661,9 @@ def test_a_fault_of_the_service_fails_the_bundle_in_one_line(
     serve: Serve, provenance: Provenance
 ) -> None:
     service = serve(then=break_off(Code.PERMISSION_DENIED))
-    sink = AppendToTable(service.cloud(), TABLE, ids().schema, provenance)
+    sink = AppendToTable(
+        cloud=service.cloud(), table=TABLE, schema=ids().schema, provenance=provenance
+    )
     message = (
         "table some-project.d.t cannot be written: told by the service; grant the account the "
         "role that is missing"
@@ -677,7 +697,13 @@ def test_counts_and_failures_stay_in_the_windows_and_at_the_times_of_their_rows(
     serve: Serve, provenance: Provenance, batch_bytes: int, counts: list[tuple[Any, ...]]
 ) -> None:
     service = serve(then=refuse("b1", "c2"))
-    sink = AppendToTable(service.cloud(), TABLE, ids().schema, provenance, batch_bytes)
+    sink = AppendToTable(
+        cloud=service.cloud(),
+        table=TABLE,
+        schema=ids().schema,
+        provenance=provenance,
+        batch_bytes=batch_bytes,
+    )
     timed = [TimestampedValue(ids(name), at) for name, at in TIMED.items()]
     with beam.Pipeline(runner="FnApiRunner") as pipeline:
         rows = pipeline | beam.Create([None]) | beam.FlatMap(lambda _: timed)
@@ -775,7 +801,11 @@ def test_values_of_every_type_arrive_unchanged(
 ) -> None:
     table = make_table(emulators, dataset, table_fields(TYPES))
     rows = pa.RecordBatch.from_pylist(EXAMPLES, TYPES)
-    run(AppendToTable(emulators.cloud, table, TYPES, provenance), [rows], 3)
+    run(
+        AppendToTable(cloud=emulators.cloud, table=table, schema=TYPES, provenance=provenance),
+        [rows],
+        3,
+    )
     expected = [{**row, "json": row["json"] and orjson.loads(row["json"])} for row in EXAMPLES]
     assert sorted(rows_of(emulators, table), key=lambda row: row["id"]) == expected
 
@@ -795,7 +825,13 @@ def test_output_rows_of_a_pipeline_arrive_with_their_lineage(
     now = datetime.datetime(2024, 5, 6, 7, 8, 9, 123456, UTC)
     rows = encode(batch, choose_fields(make_manifest(), ["code", "a"]), provenance, now)
     table = make_table(emulators, dataset, table_fields(rows.schema))
-    run(AppendToTable(emulators.cloud, table, rows.schema, provenance), [rows], 2)
+    run(
+        AppendToTable(
+            cloud=emulators.cloud, table=table, schema=rows.schema, provenance=provenance
+        ),
+        [rows],
+        2,
+    )
     assert sorted(rows_of(emulators, table), key=lambda row: row["row_id"]) == rows.to_pylist()
 
 
@@ -820,7 +856,7 @@ def test_rows_that_the_table_refuses_become_failure_records_and_the_others_are_w
         "b": ("refused", "Cannot convert value to numeric (bad value): ..."),
         "d": ("refused", "Missing required field: name."),
     }
-    sink = AppendToTable(emulators.cloud, table, schema, provenance)
+    sink = AppendToTable(cloud=emulators.cloud, table=table, schema=schema, provenance=provenance)
     run(sink, [pa.RecordBatch.from_pylist(rows, schema)], 3, records(**faults))
     assert sorted(row["id"] for row in rows_of(emulators, table)) == ["a", "c", "e"]
 
@@ -829,7 +865,9 @@ def test_a_table_that_is_not_there_is_told_in_one_line(
     emulators: LocalCloud, dataset: str, provenance: Provenance
 ) -> None:
     table = TableName.parse(f"{dataset}.missing", "output_table")
-    sink = AppendToTable(emulators.cloud, table, ids().schema, provenance)
+    sink = AppendToTable(
+        cloud=emulators.cloud, table=table, schema=ids().schema, provenance=provenance
+    )
     with pytest.raises(OutputError, match=r"missing cannot be written: .*check the project"):
         run(sink, [ids("a")], 1)
 
@@ -857,7 +895,13 @@ def test_no_row_is_missing_when_the_service_crashes_in_the_middle_and_comes_back
 
     CRASHES[:] = [crash]
     # Each batch is an append of its own.
-    sink = AppendToTable(emulators.cloud, table, ids().schema, provenance, batch_bytes=500)
+    sink = AppendToTable(
+        cloud=emulators.cloud,
+        table=table,
+        schema=ids().schema,
+        provenance=provenance,
+        batch_bytes=500,
+    )
     with beam.Pipeline(runner="FnApiRunner") as pipeline:
         rows = pipeline | beam.Create([None]) | beam.FlatMap(batches_with_a_crash)
         written, _ = rows | sink

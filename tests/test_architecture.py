@@ -276,7 +276,7 @@ def test_trust_is_given_by_top_level_names(name: str) -> None:
     with pytest.raises(UsageError, match="--trusted_modules: expected top-level module names"):
         TrustedCode((name,))
     with pytest.raises(UsageError, match="--trusted_modules"):
-        Config("some-project", trusted_modules=(name,))
+        Config(project="some-project", trusted_modules=(name,))
 
 
 def test_packaging_refuses_as_runs_do(run: Run, folder: Path) -> None:

@@ -269,7 +269,13 @@ def test_the_table_to_table_command_names_every_flag_once() -> None:
 
 def test_a_summary_of_runs_holds_the_highest_peak_against_the_target() -> None:
     def outcome(peak_bytes: int) -> bigquery_table.Outcome:
-        measured = Measured(9.0, 10.0, peak_bytes, 0.0, Report(5_000_000, 8.0, 9.0))
+        measured = Measured(
+            process_seconds=9.0,
+            cpu_seconds=10.0,
+            peak_bytes=peak_bytes,
+            other_cpu_share=0.0,
+            report=Report(5_000_000, 8.0, 9.0),
+        )
         return bigquery_table.Outcome(measured, {"start-up": 1.0, "rest": 8.0})
 
     found = bigquery_table.summarise([outcome(900_000_000), outcome(1_100_000_000)])

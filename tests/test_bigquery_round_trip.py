@@ -190,9 +190,16 @@ class RoundTrip:
     def _read(self, name: TableName, table: Rows) -> tuple[pa.Schema, list[pa.RecordBatch]]:
         """A table's name -> its columns, and its rows by the Storage Read API."""
         cloud = self.emulators.cloud
-        x = (InputSpec("x", ("x",)),), (OutputSpec("y"),)
-        manifest = Manifest("m", "1", "torchscript", "m.pt", "0" * 64, *x)
-        source = BigQuerySource(cloud, name)
+        manifest = Manifest(
+            name="m",
+            version="1",
+            format="torchscript",
+            file="m.pt",
+            sha256="0" * 64,
+            inputs=(InputSpec("x", ("x",)),),
+            outputs=(OutputSpec("y"),),
+        )
+        source = BigQuerySource(cloud=cloud, table=name)
         columns = Columns(manifest, "id", tuple(field.name for field in table.fields))
         batches = [
             batch
@@ -204,8 +211,21 @@ class RoundTrip:
     def _write(self, name: TableName, schema: pa.Schema, batches: list[pa.RecordBatch]) -> None:
         """Batches -> a new table of that name, staged as by StageFiles."""
         folder = RunFolder("gs://bucket/round_trip", "r", name.table)
-        own = Provenance("r", "batch", "tiny", "1", "0" * 64)
-        destination = TableDestination(SCORES, folder, self.emulators.cloud, name, schema, own)
+        own = Provenance(
+            run_id="r",
+            pipeline="batch",
+            model_name="tiny",
+            model_version="1",
+            model_digest="0" * 64,
+        )
+        destination = TableDestination(
+            part=SCORES,
+            folder=folder,
+            cloud=self.emulators.cloud,
+            table=name,
+            schema=schema,
+            provenance=own,
+        )
         destination.prepare()
         files = []
         for i, batch in enumerate(batches):

@@ -261,7 +261,13 @@ def test_a_process_opens_one_channel_an_address() -> None:
 
 
 def test_a_cloud_travels_to_workers() -> None:
-    cloud = Cloud("p", Endpoints("localhost:1", "localhost:2", "https://x.example"), 7.0)
+    cloud = Cloud(
+        "p",
+        Endpoints(
+            bigquery="localhost:1", bigquerystorage="localhost:2", storage="https://x.example"
+        ),
+        7.0,
+    )
     assert pickle.loads(pickle.dumps(cloud)) == cloud
 
 

@@ -13,7 +13,7 @@ HOSTS = st.sampled_from(["localhost", "127.0.0.1", "[::1]", "bq.corp.example", "
 
 
 def test_without_flags_and_variables_all_services_are_googles_own() -> None:
-    assert Endpoints.resolve((), {}) == Endpoints(None, None, None)
+    assert Endpoints.resolve((), {}) == Endpoints(bigquery=None, bigquerystorage=None, storage=None)
 
 
 def test_every_service_has_a_variable() -> None:

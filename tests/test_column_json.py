@@ -78,8 +78,10 @@ def agree(again: Outcome, found: Outcome) -> None:
 def manifest_of(make: Callable[..., Manifest], dtype: str, impute: bool) -> Manifest:
     names = ("a", "b", "c")
     means = dict.fromkeys(names, "mean") if impute else {}
-    spec = InputSpec("x", names, dtype, (3,), means)  # type: ignore[arg-type]
-    statistics = dict.fromkeys(names, FeatureStatistics(9, 7.0, 1.0, 0.0, 9.0))
+    spec = InputSpec("x", names, dtype=dtype, shape=(3,), impute=means)  # type: ignore[arg-type]
+    statistics = dict.fromkeys(
+        names, FeatureStatistics(count=9, mean=7.0, std=1.0, min=0.0, max=9.0)
+    )
     return make(spec, statistics=statistics if impute else {})
 
 

@@ -37,13 +37,13 @@ COMMANDS = {
     m.COMMAND.name: m.COMMAND for m in (batch_local, batch_vertex, stream_local, stream_vertex)
 }
 FACTS = JobFacts(
-    "batch_local",
-    "r+1",
-    "Fraud 2.0",
-    "ab" * 32,
-    "gs://b/o/r+1/report.json",
-    ("gs://b/o/.staging/r+1",),
-    0.5,
+    pipeline="batch_local",
+    run_id="r+1",
+    model="Fraud 2.0",
+    model_digest="ab" * 32,
+    report="gs://b/o/r+1/report.json",
+    staging=("gs://b/o/.staging/r+1",),
+    max_dead_letter_share=0.5,
 )
 
 
@@ -61,7 +61,10 @@ def upload(cloud: Cloud, folder: Path, place: str) -> None:
             bucket.blob(f"{place}/{path.relative_to(folder)}").upload_from_filename(str(path))
 
 
-@pytest.mark.parametrize("facts", [FACTS, JobFacts("stream_local", "r", "m 1", "0" * 64)])
+@pytest.mark.parametrize(
+    "facts",
+    [FACTS, JobFacts(pipeline="stream_local", run_id="r", model="m 1", model_digest="0" * 64)],
+)
 def test_whoever_attaches_reads_the_facts_that_a_job_carries(facts: JobFacts) -> None:
     assert read_facts({"project": "p", **facts.options()}) == facts
 

@@ -89,16 +89,16 @@ def faults_of(decoded: Decoded) -> list[tuple[str, str | None]]:
 @pytest.fixture(scope="session")
 def formats(make_manifest: Make) -> list[RowFormat]:
     """One input of columns, one of a list, and several of both kinds, with all dtypes."""
-    mean = FeatureStatistics(1, 0.5, 1.0, 0.0, 1.0)
+    mean = FeatureStatistics(count=1, mean=0.5, std=1.0, min=0.0, max=1.0)
     several = make_manifest(
-        InputSpec("x", ("a", "b"), "int64", (2,), {"a": "mean"}),
-        InputSpec("l", ("features",), "float32", (3,)),
-        InputSpec("t", ("c",), "bool"),
+        InputSpec("x", ("a", "b"), dtype="int64", shape=(2,), impute={"a": "mean"}),
+        InputSpec("l", ("features",), dtype="float32", shape=(3,)),
+        InputSpec("t", ("c",), dtype="bool"),
         statistics={"a": mean},
     )
     manifests = [
         make_manifest(),
-        make_manifest(InputSpec("x", ("a", "b", "c"), "int32", (3,))),
+        make_manifest(InputSpec("x", ("a", "b", "c"), dtype="int32", shape=(3,))),
         make_manifest(InputSpec("l", ("a",), shape=(3,))),
         several,
     ]
@@ -231,7 +231,7 @@ def test_null_features_are_left_to_validation(make_manifest: Make) -> None:
 
 
 def test_a_missing_feature_that_is_imputed_is_a_null(make_manifest: Make) -> None:
-    statistics = {"b": FeatureStatistics(2, 6.0, 1.0, 5.0, 7.0)}
+    statistics = {"b": FeatureStatistics(count=2, mean=6.0, std=1.0, min=5.0, max=7.0)}
     spec = InputSpec("x", ("a", "b"), shape=(2,), impute={"b": "mean"})
     manifest = make_manifest(spec, statistics=statistics)
     decoded = read([b'{"a":1}', b'{"b":1}', b'{"a":2,"b":3}'], manifest)
@@ -268,7 +268,10 @@ def test_a_model_of_one_list_column_reads_both_forms(make_manifest: Make) -> Non
 
 def test_integers_of_integer_tensors_are_not_rounded(make_manifest: Make) -> None:
     big = 2**53 + 1
-    for spec in (InputSpec("x", ("a", "b"), "int64", (2,)), InputSpec("x", ("l",), "int64", (2,))):
+    for spec in (
+        InputSpec("x", ("a", "b"), dtype="int64", shape=(2,)),
+        InputSpec("x", ("l",), dtype="int64", shape=(2,)),
+    ):
         manifest = make_manifest(spec)
         row = {"a": big, "b": 1} if len(spec.columns) > 1 else {"l": [big, 1]}
         decoded = read(
@@ -285,7 +288,7 @@ def test_integers_of_integer_tensors_are_not_rounded(make_manifest: Make) -> Non
 
 
 def test_truth_values_are_read_for_a_bool_tensor_only(make_manifest: Make) -> None:
-    manifest = make_manifest(InputSpec("t", ("t",), "bool"), InputSpec("x", ("a",)))
+    manifest = make_manifest(InputSpec("t", ("t",), dtype="bool"), InputSpec("x", ("a",)))
     decoded = read([b'{"t":true,"a":1}', b'{"t":0,"a":1}', b'{"t":1,"a":false}'], manifest)
     assert faults_of(decoded) == [("wrong_type", "a")]
     assert source_of(decoded) == [{"t": 1, "a": 1.0}, {"t": 0, "a": 1.0}]
@@ -353,7 +356,7 @@ def test_a_row_with_a_doubled_key_is_a_failure(make_manifest: Make) -> None:
 
 
 def test_decimals_of_a_database_are_numbers(make_manifest: Make) -> None:
-    manifest = make_manifest(InputSpec("x", ("a", "b"), "int64", (2,)))
+    manifest = make_manifest(InputSpec("x", ("a", "b"), dtype="int64", shape=(2,)))
     rows = [
         {"a": Decimal(2**53 + 1), "b": Decimal("1.00")},
         {"a": Decimal("0.5"), "b": Decimal("1e30")},
@@ -362,7 +365,7 @@ def test_decimals_of_a_database_are_numbers(make_manifest: Make) -> None:
     decoded = decode_rows(rows, [b""] * 3, list("xyz"), RowFormat(manifest))
     assert source_of(decoded) == [{"a": 2**53 + 1, "b": 1}]
     assert faults_of(decoded) == [("wrong_type", "a"), ("not_finite", "a")]
-    floats = RowFormat(make_manifest(InputSpec("x", ("a", "b"), "float64", (2,))))
+    floats = RowFormat(make_manifest(InputSpec("x", ("a", "b"), dtype="float64", shape=(2,))))
     values = [
         [row["a"], row["b"]] for row in source_of(decode_rows(rows, [b""] * 3, list("xyz"), floats))
     ]
@@ -375,9 +378,9 @@ def test_a_nan_of_an_integer_tensor_is_imputed_or_a_fault_and_rounds_no_other_ro
     make_manifest: Make,
 ) -> None:
     rows = [{"a": math.nan, "b": 1}, {"a": 2**53 + 1, "b": 1}]
-    statistics = {"a": FeatureStatistics(2, 6.0, 1.0, 5.0, 7.0)}
-    plain = InputSpec("x", ("a", "b"), "int64", (2,))
-    imputed = InputSpec("x", ("a", "b"), "int64", (2,), impute={"a": "mean"})
+    statistics = {"a": FeatureStatistics(count=2, mean=6.0, std=1.0, min=5.0, max=7.0)}
+    plain = InputSpec("x", ("a", "b"), dtype="int64", shape=(2,))
+    imputed = InputSpec("x", ("a", "b"), dtype="int64", shape=(2,), impute={"a": "mean"})
     for spec, expected in ((plain, [2**53 + 1]), (imputed, [None, 2**53 + 1])):
         manifest = make_manifest(spec, statistics=statistics)
         decoded = decode_rows(rows, [b""] * 2, ["x", "y"], RowFormat(manifest))
@@ -386,4 +389,6 @@ def test_a_nan_of_an_integer_tensor_is_imputed_or_a_fault_and_rounds_no_other_ro
 
 
 def test_no_messages_are_no_batch(make_manifest: Make) -> None:
-    assert decode_json([], [], RowFormat(make_manifest())) == Decoded(None, [], [], [])
+    assert decode_json([], [], RowFormat(make_manifest())) == Decoded(
+        batch=None, failed_ids=[], failed_payloads=[], faults=[]
+    )

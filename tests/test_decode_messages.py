@@ -35,7 +35,7 @@ from transforms.validate import validate
 Make = Callable[..., Any]
 NOW = datetime.datetime(2026, 11, 20, 12, tzinfo=datetime.UTC)
 GOOD = b'{"a":1,"b":2.5,"c":-3}'
-MEAN = FeatureStatistics(1, 0.5, 1.0, 0.0, 1.0)
+MEAN = FeatureStatistics(count=1, mean=0.5, std=1.0, min=0.0, max=1.0)
 
 
 def message(data: bytes, number: int = 0, **attributes: str) -> Message:
@@ -303,7 +303,7 @@ ROWS = st.one_of(
 def formats(make_manifest: Make) -> list[RowFormat]:
     manifests = [
         make_manifest(),
-        make_manifest(InputSpec("x", ("a", "b", "c"), "float64", (3,))),
+        make_manifest(InputSpec("x", ("a", "b", "c"), dtype="float64", shape=(3,))),
         make_manifest(
             InputSpec("x", ("a", "b", "c"), shape=(3,), impute={"b": "mean"}),
             statistics={"b": MEAN},
@@ -312,7 +312,7 @@ def formats(make_manifest: Make) -> list[RowFormat]:
         make_manifest(InputSpec("x", ("a",))),
         make_manifest(InputSpec("x", ("features",), shape=(1,))),
         make_manifest(InputSpec("l", ("a",), shape=(3,))),
-        make_manifest(InputSpec("x", ("a", "b", "c"), "int64", (3,))),
+        make_manifest(InputSpec("x", ("a", "b", "c"), dtype="int64", shape=(3,))),
         make_manifest(InputSpec("x", ("a", "b"), shape=(2,)), InputSpec("y", ("c",))),
     ]
     return [

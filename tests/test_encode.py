@@ -50,7 +50,7 @@ def predicted(make_source: Make) -> pa.RecordBatch:
 def test_a_row_holds_what_was_chosen_and_its_lineage(
     predicted: pa.RecordBatch, provenance: Provenance
 ) -> None:
-    fields = OutputFields("total", ("code", "total"), ("city",))
+    fields = OutputFields(score="total", outputs=("code", "total"), source=("city",))
     rows = encode(predicted.slice(1), fields, provenance, NOW)
     assert rows.schema.names == [
         *("row_id", "score", "code", "total", "city"),
@@ -76,20 +76,20 @@ def test_a_row_holds_what_was_chosen_and_its_lineage(
 def test_a_score_is_left_out_where_there_is_none(
     predicted: pa.RecordBatch, provenance: Provenance
 ) -> None:
-    rows = encode(predicted, OutputFields(None, ("total",)), provenance, NOW)
+    rows = encode(predicted, OutputFields(score=None, outputs=("total",)), provenance, NOW)
     assert rows.schema.names[:3] == ["row_id", "total", "model_name"]
 
 
 def test_fields_are_the_manifests_unless_they_are_named(make_manifest: Make) -> None:
-    assert choose_fields(make_manifest()) == OutputFields("total", ("code",))
+    assert choose_fields(make_manifest()) == OutputFields(score="total", outputs=("code",))
     chosen = make_manifest(output_fields=("total",))
-    assert choose_fields(chosen) == OutputFields("total", ("total",))
+    assert choose_fields(chosen) == OutputFields(score="total", outputs=("total",))
     named = choose_fields(make_manifest(), ["city", "code", "city"])
-    assert named == OutputFields("total", ("code",), ("city",))
-    assert choose_fields(make_manifest(), []) == OutputFields("total", ())
+    assert named == OutputFields(score="total", outputs=("code",), source=("city",))
+    assert choose_fields(make_manifest(), []) == OutputFields(score="total", outputs=())
     assert named.needed == ("total", "code")
-    assert OutputFields("total", ("total",)).needed == ("total",)
-    assert OutputFields(None, ("code",)).needed == ("code",)
+    assert OutputFields(score="total", outputs=("total",)).needed == ("total",)
+    assert OutputFields(score=None, outputs=("code",)).needed == ("code",)
 
 
 @pytest.mark.parametrize("name", ["row_id", "score", "run_id", "scored_at", "model_name"])
@@ -103,18 +103,18 @@ def test_an_output_never_takes_the_place_of_a_column_of_our_own(make_manifest: M
     with pytest.raises(UsageError, match=r"outputs 'run_id', 'score'.*--output_fields"):
         choose_fields(make_manifest(outputs=outputs))
     chosen = choose_fields(make_manifest(outputs=outputs, score_output="score"), ["total"])
-    assert chosen == OutputFields("score", ("total",))
+    assert chosen == OutputFields(score="score", outputs=("total",))
 
 
 def test_an_output_named_score_may_be_the_score(make_manifest: Make) -> None:
     outputs = (OutputSpec("score"), OutputSpec("code", shape=(2,)))
     assert choose_fields(make_manifest(outputs=outputs, score_output="score")) == OutputFields(
-        "score", ("code",)
+        score="score", outputs=("code",)
     )
     named = make_manifest(outputs=outputs, score_output="score", output_fields=("score", "code"))
-    assert choose_fields(named) == OutputFields("score", ("code",))
+    assert choose_fields(named) == OutputFields(score="score", outputs=("code",))
     none = choose_fields(make_manifest(outputs=outputs, score_output=None))
-    assert none == OutputFields(None, ("score", "code"))
+    assert none == OutputFields(score=None, outputs=("score", "code"))
 
 
 def test_an_unknown_field_is_told_with_the_nearest(make_manifest: Make) -> None:
@@ -129,7 +129,7 @@ def test_the_transform_encodes_each_batch(
 ) -> None:
     with beam.Pipeline(runner="FnApiRunner") as pipeline:
         batches = pipeline | beam.Create([predicted, predicted.slice(2)])
-        rows = batches | EncodeRows(OutputFields("total", ()), provenance)
+        rows = batches | EncodeRows(OutputFields(score="total", outputs=()), provenance)
         assert rows.element_type is pa.RecordBatch
         scores = rows | beam.Map(lambda b: tuple(b.column("score").to_pylist()))
         assert_that(scores, equal_to([(0.5, 1.5, 2.5), (2.5,)]))
@@ -271,7 +271,8 @@ def test_features_of_other_kinds_fit_the_schema_that_was_told(
     make_manifest: Make, provenance: Provenance, tmp_path: Path, suffix: str
 ) -> None:
     manifest = make_manifest(
-        InputSpec("n", ("n",), "int64"), InputSpec("many", ("many",), "float32", (2,))
+        InputSpec("n", ("n",), dtype="int64"),
+        InputSpec("many", ("many",), dtype="float32", shape=(2,)),
     )
     rows = {"n": pa.array([1, 2, 3]), "many": pa.array([[1.0, 2], [3, 4], [5, 6]])}
     path = write_rows(tmp_path / f"rows.{suffix}", rows)

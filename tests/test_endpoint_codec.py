@@ -83,7 +83,7 @@ def test_inputs_and_outputs_of_every_dtype_go_and_come(
 ) -> None:
     outputs = (OutputSpec("y", dtype, (2,)), OutputSpec("z", dtype))
     manifest = make_manifest(
-        InputSpec("x", ("a", "b"), dtype, (2,)), outputs=outputs, score_output="z"
+        InputSpec("x", ("a", "b"), dtype=dtype, shape=(2,)), outputs=outputs, score_output="z"
     )
     array = np.array([[0, 1], [1, 0]]).astype(dtype)
     codec = codec_of(manifest)

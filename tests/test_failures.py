@@ -131,7 +131,11 @@ def test_provenance_is_the_models_unless_a_run_is_named(
 ) -> None:
     manifest = make_manifest()
     assert Provenance.of(manifest, "run 1", "a test") == Provenance(
-        "run 1", "a test", "tiny", "3", "0" * 64
+        run_id="run 1",
+        pipeline="a test",
+        model_name="tiny",
+        model_version="3",
+        model_digest="0" * 64,
     )
     assert Provenance.of(manifest).model_digest == manifest.sha256
 

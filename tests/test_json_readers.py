@@ -76,16 +76,16 @@ def texts(draw: st.DrawFn, beside: Sequence[str] = BESIDE) -> bytes:
 
 @pytest.fixture(scope="module")
 def manifests(make_manifest: Make) -> list[Manifest]:
-    mean = {"b": FeatureStatistics(1, 0.5, 1.0, 0.0, 1.0)}
+    mean = {"b": FeatureStatistics(count=1, mean=0.5, std=1.0, min=0.0, max=1.0)}
     return [
         make_manifest(),
         make_manifest(
             InputSpec("x", ("a", "b", "c"), shape=(3,), impute={"b": "mean"}), statistics=mean
         ),
-        make_manifest(InputSpec("x", ("a", "b", "c"), "int64", (3,))),
+        make_manifest(InputSpec("x", ("a", "b", "c"), dtype="int64", shape=(3,))),
         make_manifest(InputSpec("x", ("a", "sequence"), shape=(2,))),
         make_manifest(InputSpec("l", ("features",), shape=(3,))),
-        make_manifest(InputSpec("x", ("a", "b"), shape=(2,)), InputSpec("y", ("c",), "bool")),
+        make_manifest(InputSpec("x", ("a", "b"), shape=(2,)), InputSpec("y", ("c",), dtype="bool")),
     ]
 
 
@@ -168,7 +168,7 @@ def test_a_file_of_lines_gives_what_its_lines_give(
     path = tmp_path_factory.mktemp("lines") / "rows.jsonl"
     path.write_bytes(b"\r\n".join(bodies))
     size = path.stat().st_size
-    part = FileRange(str(path), "jsonl", 0, size)
+    part = FileRange(path=str(path), format="jsonl", start=0, stop=size)
     # Every row has an id, so that none is known by its place.
     row_format = RowFormat(manifests[which], "a", ("city",))
     for rows in (1, 100):

@@ -264,7 +264,13 @@ class _Templated(ExecutingDataflow):
 
     def flex_templates_launch(self, call: Call) -> dict[str, Any]:
         answer = super().flex_templates_launch(call)
-        facts = JobFacts("batch_local", "r1", "fraud 2.0", "ab" * 32, report=self.report)
+        facts = JobFacts(
+            pipeline="batch_local",
+            run_id="r1",
+            model="fraud 2.0",
+            model_digest="ab" * 32,
+            report=self.report,
+        )
         answer["job"]["environment"] = {"sdkPipelineOptions": {"options": facts.options()}}
         return answer
 

@@ -45,7 +45,9 @@ from transforms.validate import validate
 
 NOON = datetime.datetime(2024, 5, 6, 12, tzinfo=datetime.UTC)
 MOMENT = 1_700_000_000_123_456  # microseconds since 1970
-PROVENANCE = Provenance("r", "stream_local", "tiny", "3", "0" * 64)
+PROVENANCE = Provenance(
+    run_id="r", pipeline="stream_local", model_name="tiny", model_version="3", model_digest="0" * 64
+)
 
 
 def lines_of(failures: pa.RecordBatch) -> list[bytes]:
@@ -333,8 +335,10 @@ def format_of(manifest: Manifest, kind: MessageKind = "json") -> MessageFormat:
 def imputing(make_manifest: Callable[..., Manifest]) -> Manifest:
     """The manifest of the columns a, b and c that takes the mean, 7, for what is missing."""
     names = ("a", "b", "c")
-    statistics = dict.fromkeys(names, FeatureStatistics(9, 7.0, 1.0, 0.0, 9.0))
-    spec = InputSpec("x", names, "float32", (3,), dict.fromkeys(names, "mean"))
+    statistics = dict.fromkeys(
+        names, FeatureStatistics(count=9, mean=7.0, std=1.0, min=0.0, max=9.0)
+    )
+    spec = InputSpec("x", names, dtype="float32", shape=(3,), impute=dict.fromkeys(names, "mean"))
     return make_manifest(spec, statistics=statistics)
 
 

@@ -16,7 +16,17 @@ def letter(
     run_id: str = "r", reason: str = "null", second: int = 0, pipeline: str = "batch_local"
 ) -> Letter:
     time = NOON + datetime.timedelta(seconds=second)
-    return Letter(time, run_id, pipeline, "validate", reason, "id", b"{}", {}, 1)
+    return Letter(
+        failed_at=time,
+        run_id=run_id,
+        pipeline=pipeline,
+        stage="validate",
+        reason=reason,
+        row_id="id",
+        payload=b"{}",
+        attributes={},
+        attempts=1,
+    )
 
 
 NULLS = [letter(second=1), letter(second=2)]

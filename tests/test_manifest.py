@@ -35,7 +35,7 @@ def manifest(**changes: Any) -> Manifest:
         "sha256": "0123456789abcdef" * 4,
         "inputs": (
             InputSpec("amounts", ("Time", "Amount"), shape=(2,), impute={"Amount": "mean"}),
-            InputSpec("merchant", ("merchant",), "int64"),
+            InputSpec("merchant", ("merchant",), dtype="int64"),
             InputSpec("history", ("history",), shape=(3, 2)),
         ),
         "outputs": (OutputSpec("score"), OutputSpec("code", "float64", (2, 2))),
@@ -49,7 +49,11 @@ def manifest(**changes: Any) -> Manifest:
             },
             outputs={"score": [0.25, -1.5], "code": [[[1, 2], [3, 4]], [[5, 6], [7, 8]]]},
         ),
-        "statistics": {"Amount": FeatureStatistics(9, 88.4, 254.0, 0.0, 1e4, {"0.5": 22.0})},
+        "statistics": {
+            "Amount": FeatureStatistics(
+                count=9, mean=88.4, std=254.0, min=0.0, max=1e4, quantiles={"0.5": 22.0}
+            )
+        },
         "architecture": "examples.transactions.model:TransactionAutoencoder",
         "architecture_args": {"width": 3, "names": ["a", None]},
     }
@@ -83,7 +87,7 @@ def input_specs(draw: st.DrawFn, name: str) -> InputSpec:
     shape = tuple(draw(st.lists(st.integers(1, 3), max_size=2)))
     size = 1 if draw(st.booleans()) else math.prod(shape)
     columns = draw(st.lists(names, min_size=size, max_size=size, unique=True))
-    return InputSpec(name, tuple(columns), dtype, shape)  # type: ignore[arg-type]
+    return InputSpec(name, tuple(columns), dtype=dtype, shape=shape)  # type: ignore[arg-type]
 
 
 @st.composite
@@ -172,7 +176,7 @@ def test_what_is_left_out_has_its_default() -> None:
     small = {key: whole[key] for key in required}
     small |= {"inputs": [{"name": "x", "columns": ["a"]}], "outputs": [{"name": "y"}]}
     made = parse_manifest(json.dumps(small))
-    assert made.inputs == (InputSpec("x", ("a",), "float32", ()),)
+    assert made.inputs == (InputSpec("x", ("a",), dtype="float32", shape=()),)
     assert made.outputs == (OutputSpec("y", "float32", ()),)
     assert [made.score_output, made.golden, made.architecture] == [None, None, None]
 

@@ -79,7 +79,7 @@ def test_a_file_is_not_blamed_for_lack_of_memory(
     def fail(*_: Any, **__: Any) -> Any:
         raise error
 
-    part = FileRange(str(path), "parquet", 0, 1, 0, 3)
+    part = FileRange(path=str(path), format="parquet", start=0, stop=1, first_row=0, rows=3)
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", fail)
     with pytest.raises(OutOfMemory, match=r"rows\.parquet.*--batch_rows"):
         list(read_range(part, Columns(make_manifest()), 10))
@@ -194,7 +194,13 @@ def test_a_row_is_not_blamed_for_lack_of_memory(
         raise RuntimeError(text)
 
     manifest = make_manifest()
-    model = LoadedModel(module, manifest, manifest.outputs, torch.device("cpu"), 4)
+    model = LoadedModel(
+        module=module,
+        manifest=manifest,
+        outputs=manifest.outputs,
+        device=torch.device("cpu"),
+        batch_rows=4,
+    )
     with pytest.raises(MemoryError, match="one row is too much for this worker"):
         run_model(model, [np.zeros((4, 3), np.float32)], 4)
 

@@ -103,7 +103,9 @@ class World:
 
     def follow(self, job: Any, **fields: Any) -> int:
         screen = Screen(self.out, self.line)
-        monitor = Monitor(self.jobs, screen, poll_seconds=30.0, sleep=self.sleep, **fields)
+        monitor = Monitor(
+            jobs=self.jobs, screen=screen, poll_seconds=30.0, sleep=self.sleep, **fields
+        )
         return monitor.follow(self.jobs.find(job["id"], REGION))
 
 
@@ -131,7 +133,14 @@ def distribution(name: str, **value: float) -> dict[str, Any]:
 
 def make_facts(folder: Path, **fields: Any) -> JobFacts:
     report = str(folder / "run-1" / "report.json")
-    return JobFacts("batch_local", "run-1", "m 1", "0" * 64, report, **fields)
+    return JobFacts(
+        pipeline="batch_local",
+        run_id="run-1",
+        model="m 1",
+        model_digest="0" * 64,
+        report=report,
+        **fields,
+    )
 
 
 def write_report(facts: JobFacts, scored: int, dead: int) -> dict[str, Any]:
@@ -295,13 +304,22 @@ def test_faults_of_the_network_are_waited_out_longer_and_longer(world: World) ->
     ends: list[Fault] = [HangUp(), Refusal(503, "Try later."), HangUp(), Refusal(500, "Oops.")]
     world.google.faults = lambda _: ends.pop(0) if ends else None
     screen = Screen(world.out, world.line)
-    assert Monitor(world.jobs, screen, poll_seconds=30.0, sleep=world.sleep).follow(found) == DONE
+    assert (
+        Monitor(jobs=world.jobs, screen=screen, poll_seconds=30.0, sleep=world.sleep).follow(found)
+        == DONE
+    )
     assert world.slept[:4] == [60.0, 120.0, 240.0, 300.0]
     assert "Dataflow does not answer (Try later); tried again in 120 s" in world.out.getvalue()
 
 
 def test_a_stream_shows_latency_backlog_and_dead_letters_until_it_drains(world: World) -> None:
-    facts = JobFacts("stream_local", "run-1", "m 1", "0" * 64, subscription=SUBSCRIPTION)
+    facts = JobFacts(
+        pipeline="stream_local",
+        run_id="run-1",
+        model="m 1",
+        model_digest="0" * 64,
+        subscription=SUBSCRIPTION,
+    )
     job = world.add(facts, "STREAMING", currentState="JOB_STATE_RUNNING")
     world.dataflow.polls = 10
     world.monitoring.values_by_metric = {
@@ -450,7 +468,8 @@ def test_certain_values_win_over_tentative_ones_and_steps_are_summed() -> None:
 
 def test_a_rate_is_of_two_looks_at_different_times() -> None:
     looks = [
-        Look("running", s, JobMetrics({"rows_inferred": n})) for s, n in ((10, 0), (30, 5_000))
+        Look(state="running", seconds=s, metrics=JobMetrics({"rows_inferred": n}))
+        for s, n in ((10, 0), (30, 5_000))
     ]
     assert rate(looks[1], looks[0]) == 250
     assert rate(looks[0], None) is None

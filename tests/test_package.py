@@ -150,7 +150,7 @@ def test_outputs_of_a_dict_are_told_by_name(save: Any) -> None:
         OutputSpec("flag", "bool", ()),
         OutputSpec("cube", "float64", (2, 1)),
     )
-    assert manifest.inputs == (InputSpec("features", COLUMNS, "float32", (3,)),)
+    assert manifest.inputs == (InputSpec("features", COLUMNS, dtype="float32", shape=(3,)),)
     assert (manifest.name, manifest.version, manifest.file) == ("fraud", "0", "fraud.pt")
     assert manifest.format == {script: "torchscript", export: "pt2"}[save]
     assert manifest.sha256 == hashlib.sha256(data).hexdigest()

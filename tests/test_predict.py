@@ -284,7 +284,12 @@ def score_files(
     for destination in destinations:
         destination.prepare()
     with beam.Pipeline(runner="FnApiRunner", options=options) as pipeline:
-        source = ReadFiles([str(folder / "in")], Columns(manifest, "id"), provenance, batch_rows=5)
+        source = ReadFiles(
+            patterns=[str(folder / "in")],
+            columns=Columns(manifest, "id"),
+            provenance=provenance,
+            batch_rows=5,
+        )
         read = pipeline | source
         handler = TorchModelHandler(path, manifest, device="cpu", batch_rows=4)
         predicted = read.good | Predict(handler, manifest, provenance)
@@ -316,8 +321,8 @@ def test_models_of_several_inputs_and_dtypes_are_fed(
     torch.jit.script(Several()).save(str(tmp_path / "model.pt"))
     manifest = make_manifest(
         InputSpec("x", ("a",)),
-        InputSpec("ids", ("ids",), "int64", (2,)),
-        InputSpec("flag", ("flag",), "bool"),
+        InputSpec("ids", ("ids",), dtype="int64", shape=(2,)),
+        InputSpec("flag", ("flag",), dtype="bool"),
         outputs=(OutputSpec("total", "float64"), OutputSpec("kept", "bool")),
         sha256=hashlib.sha256((tmp_path / "model.pt").read_bytes()).hexdigest(),
     )

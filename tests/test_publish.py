@@ -52,7 +52,7 @@ def rows(make_source: Make, provenance: Provenance) -> pa.RecordBatch:
     source = make_source({"city": ["Ulm", None]})
     outputs = pa.StructArray.from_arrays([pa.array([0.5, np.nan], pa.float32())], names=["total"])
     batch = source.append_column(OUTPUTS, outputs)
-    return encode(batch, OutputFields("total", (), ("city",)), provenance, NOW)
+    return encode(batch, OutputFields(score="total", outputs=(), source=("city",)), provenance, NOW)
 
 
 def test_a_row_is_an_object_with_its_id_and_run_as_attributes(rows: pa.RecordBatch) -> None:

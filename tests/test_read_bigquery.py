@@ -36,6 +36,7 @@ from model_handlers.manifest import InputSpec, Manifest
 from transforms.bigquery.jobs import job_id
 from transforms.bigquery.read import (
     ReadBigQuery,
+    ReadMethod,
     ReadStream,
     open_session,
     read_stream,
@@ -329,18 +330,22 @@ def source(emulators: LocalCloud, dataset: str, sql: Callable[[str], None]) -> B
         f"CREATE TABLE `{dataset}.t` AS SELECT CONCAT('id ', n) AS id, n AS a, n / 4 AS b, "
         "CAST(n AS NUMERIC) AS c, 'more' AS extra FROM UNNEST(GENERATE_ARRAY(0, 19)) AS n"
     )
-    return BigQuerySource(emulators.cloud, TableName.parse(f"{dataset}.t", "input_table"))
+    return BigQuerySource(
+        cloud=emulators.cloud, table=TableName.parse(f"{dataset}.t", "input_table")
+    )
 
 
 def read(
     source: BigQuerySource,
     columns: Columns,
-    method: str = "direct",
+    method: ReadMethod = "direct",
     folder: RunFolder | None = None,
     **options: Any,
 ) -> pa.Table:
     """A source -> its rows, step by step as the transform does, without a runner."""
-    transform = ReadBigQuery(source, columns, method=method, folder=folder, **options)  # type: ignore[arg-type]
+    transform = ReadBigQuery(
+        source=source, columns=columns, method=method, folder=folder, **options
+    )
     table = transform._to_table(source)
     if method == "export":
         files = [f for f in transform._extract(table) if isinstance(f, FileMetadata)]
@@ -435,15 +440,19 @@ def test_a_session_is_asked_for_again_while_the_service_is_unavailable(
 
 
 def test_building_a_pipeline_makes_no_call(columns: Columns) -> None:
-    nowhere = [f"127.0.0.1:{free_port()}" for _ in range(3)]
-    cloud = Cloud("p", Endpoints(*nowhere), retry_seconds=1.0)
-    source = BigQuerySource(cloud, TableName("a-project", "d", "t"))
+    nowhere = {
+        name: f"127.0.0.1:{free_port()}" for name in ("bigquery", "bigquerystorage", "storage")
+    }
+    cloud = Cloud("p", Endpoints(**nowhere), retry_seconds=1.0)
+    source = BigQuerySource(cloud=cloud, table=TableName("a-project", "d", "t"))
     folder = RunFolder("gs://bucket/tmp", "r", "token")
     pipeline = beam.Pipeline("FnApiRunner")
     for asked in (source, replace(source, table=None, query="SELECT 1")):
         for method in ("direct", "export"):
             label = f"{asked.label} {method}"
-            pipeline | label >> ReadBigQuery(asked, columns, method=method, folder=folder)  # type: ignore[arg-type]
+            pipeline | label >> ReadBigQuery(
+                source=asked, columns=columns, method=method, folder=folder
+            )  # type: ignore[arg-type]
     assert pipeline.to_runner_api().components.transforms
     # The test itself can see a call: the first one fails.
     with pytest.raises(InputError, match="cannot be reached"):
@@ -464,8 +473,8 @@ def test_in_a_pipeline_each_row_comes_once_and_none_as_a_failure(
     folder = RunFolder("gs://bucket/tmp", "r", "token")
     with beam.Pipeline("FnApiRunner") as pipeline:
         found = pipeline | ReadBigQuery(
-            source,
-            replace(columns, id_column="id"),
+            source=source,
+            columns=replace(columns, id_column="id"),
             batch_rows=6,
             method=method,  # type: ignore[arg-type]
             folder=folder,
@@ -505,7 +514,7 @@ def typed_table(emulators: LocalCloud, dataset: str, sql: Callable[[str], None])
     sql(f"CREATE TABLE `{table}` (k INT64 NOT NULL, {', '.join(declared)})")
     sql(f"INSERT INTO `{table}` VALUES (1, {', '.join(values)})")
     sql(f"INSERT INTO `{table}` (k) VALUES (2)")
-    return BigQuerySource(emulators.cloud, TableName.parse(table, "input_table"))
+    return BigQuerySource(cloud=emulators.cloud, table=TableName.parse(table, "input_table"))
 
 
 @pytest.fixture
@@ -534,7 +543,7 @@ def test_the_schema_told_before_the_run_is_the_one_that_is_read(
 
 @pytest.mark.parametrize("method", ["direct", "export"])
 def test_values_of_every_type_are_passed_on(
-    method: str, typed_table: BigQuerySource, one_feature: Manifest, anonymous: None
+    method: ReadMethod, typed_table: BigQuerySource, one_feature: Manifest, anonymous: None
 ) -> None:
     columns = Columns(one_feature, id_column="k", keep=tuple(describe_source(typed_table).names))
     folder = RunFolder("gs://bucket/tmp", "r", method)
@@ -627,7 +636,7 @@ def test_only_rows_whose_id_is_null_get_a_derived_one(
     ],
 )
 def test_a_restriction_leaves_rows_out_by_either_method(
-    method: str,
+    method: ReadMethod,
     restriction: str | None,
     expected: set[int],
     source: BigQuerySource,
@@ -645,7 +654,10 @@ def test_an_export_of_fewer_rows_brings_only_the_needed_columns(
 ) -> None:
     folder = RunFolder("gs://bucket/tmp", "r", "narrow")
     transform = ReadBigQuery(
-        replace(source, row_restriction="a < 3"), columns, method="export", folder=folder
+        source=replace(source, row_restriction="a < 3"),
+        columns=columns,
+        method="export",
+        folder=folder,
     )
     table = transform._to_table(transform.source)
     assert table.table != source.table
@@ -658,7 +670,7 @@ def test_a_bundle_that_is_repeated_takes_the_jobs_of_the_first(
 ) -> None:
     folder = RunFolder("gs://bucket/tmp", "r", "repeated")
     query = replace(source, table=None, query=f"SELECT * FROM `{source.table}`")
-    transform = ReadBigQuery(query, columns, method="export", folder=folder)
+    transform = ReadBigQuery(source=query, columns=columns, method="export", folder=folder)
     first = transform._to_table(query)
     files = [f for f in transform._extract(first) if isinstance(f, FileMetadata)]
     sql(f"DELETE FROM `{source.table}` WHERE a < 10")
@@ -671,7 +683,7 @@ def test_another_run_of_the_same_query_reads_what_is_there_then(
     source: BigQuerySource, columns: Columns, sql: Callable[[str], None]
 ) -> None:
     def run() -> int:
-        query = BigQuerySource(source.cloud, query=f"SELECT * FROM `{source.table}`")
+        query = BigQuerySource(cloud=source.cloud, query=f"SELECT * FROM `{source.table}`")
         return int(read(query, columns).num_rows)
 
     assert run() == 20
@@ -846,7 +858,7 @@ def test_a_query_that_would_scan_too_much_is_refused(
     limit: int | None, refused: bool, answering: Callable[..., Cloud]
 ) -> None:
     # A dry run of the emulator scans 0 bytes.
-    source = BigQuerySource(answering(dry_run(1_000)), query="SELECT 1 AS a", max_bytes=limit)
+    source = BigQuerySource(cloud=answering(dry_run(1_000)), query="SELECT 1 AS a", max_bytes=limit)
     if not refused:
         assert describe_source(source) == pa.schema([("a", pa.int64())])
         return
@@ -868,7 +880,7 @@ def test_a_query_runs_where_its_dry_run_says_with_the_limit_of_bytes(
     }
     missing = {"error": {"code": 404, "message": "no job", "errors": [{"reason": "notFound"}]}}
     cloud = answering((200, dry), (404, missing), (200, done))
-    source = BigQuerySource(cloud, query="SELECT 1 AS a", max_bytes=77)
+    source = BigQuerySource(cloud=cloud, query="SELECT 1 AS a", max_bytes=77)
     client = cloud.bigquery()
     send = client._connection.api_request
 
@@ -877,7 +889,7 @@ def test_a_query_runs_where_its_dry_run_says_with_the_limit_of_bytes(
         return send(*args, **request)
 
     client._connection.api_request = note
-    transform = ReadBigQuery(source, columns)
+    transform = ReadBigQuery(source=source, columns=columns)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Cloud, "bigquery", lambda _: client)
         table = transform._to_table(source)
@@ -897,8 +909,8 @@ def test_a_table_can_be_read_by_who_may_not_run_queries(answering: Callable[...,
     }
     denied = {"error": {"code": 403, "message": "no", "errors": [{"reason": "accessDenied"}]}}
     source = BigQuerySource(
-        answering((200, table), (403, denied)),
-        TableName("a-project", "d", "t"),
+        cloud=answering((200, table), (403, denied)),
+        table=TableName("a-project", "d", "t"),
         row_restriction="a > 1",
     )
     assert describe_source(source).names == ["a"]
@@ -913,9 +925,9 @@ def test_rows_that_an_export_would_leave_out_are_told(
         "numRows": "0",
         "streamingBuffer": {"estimatedRows": "1234", "estimatedBytes": "9", "oldestEntryTime": "1"},
     }
-    source = BigQuerySource(answering((200, table)), TableName("a-project", "d", "t"))
+    source = BigQuerySource(cloud=answering((200, table)), table=TableName("a-project", "d", "t"))
     folder = RunFolder("gs://bucket/tmp", "r", "token")
-    transform = ReadBigQuery(source, columns, method="export", folder=folder)
+    transform = ReadBigQuery(source=source, columns=columns, method="export", folder=folder)
     match = r"1,234 rows in its streaming buffer.*--read_method direct"
     with pytest.raises(InputError, match=match):
         list(transform._extract(source))
@@ -938,7 +950,7 @@ def test_what_the_read_api_cannot_read_is_told(
         "type": kind,
         "schema": {"fields": [{"name": "a", "type": "INTEGER"}]},
     }
-    source = BigQuerySource(answering((200, table)), TableName("a-project", "d", "t"))
+    source = BigQuerySource(cloud=answering((200, table)), table=TableName("a-project", "d", "t"))
     if told is None:
         assert describe_source(source).names == ["a"]
         return

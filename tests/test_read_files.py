@@ -363,7 +363,9 @@ def test_files_of_all_formats_are_read_in_one_pipeline(
     write(tmp_path / "x.jsonl", [*lines, b'{"id":"worse"}'])
     with beam.Pipeline(runner="FnApiRunner") as pipeline:
         columns = Columns(make_manifest(), "id")
-        read = pipeline | ReadFiles([str(tmp_path)], columns, provenance, batch_rows=5)
+        read = pipeline | ReadFiles(
+            patterns=[str(tmp_path)], columns=columns, provenance=provenance, batch_rows=5
+        )
         ids = read.good | beam.FlatMap(lambda b: b.column("row_id").to_pylist())
         sums = read.good | "Sums" >> beam.Map(
             lambda b: {row["source"]["a"] - row["source"]["c"] for row in b.to_pylist()}
@@ -399,10 +401,14 @@ def test_files_of_different_columns_are_told_apart(
     pq.write_table(pa.table({"a": [1], "b": [1], "c": [1]}), tmp_path / "1.parquet")
     pq.write_table(pa.table({"a": [1.5], "b": ["2"], "c": [True]}), tmp_path / "2.parquet")
     with beam.Pipeline(runner="FnApiRunner") as pipeline:
-        read = pipeline | ReadFiles([str(tmp_path)], Columns(make_manifest()), provenance)
+        read = pipeline | ReadFiles(
+            patterns=[str(tmp_path)], columns=Columns(make_manifest()), provenance=provenance
+        )
         assert_that(read.good | beam.Map(lambda b: b.num_rows), equal_to([1, 1]))
     pq.write_table(pa.table({"a": [1], "b": [1]}), tmp_path / "3.parquet")
     pipeline = beam.Pipeline(runner="FnApiRunner")
-    pipeline | ReadFiles([str(tmp_path)], Columns(make_manifest()), provenance)
+    pipeline | ReadFiles(
+        patterns=[str(tmp_path)], columns=Columns(make_manifest()), provenance=provenance
+    )
     with pytest.raises(Exception, match=r"3\.parquet: .* needs column 'c'"):
         pipeline.run()

@@ -46,7 +46,7 @@ from resources.status import Status, shared
 from transforms.row_schemas import REFERENCE_SCHEMA, REFERENCE_STREAM_SCHEMA
 
 ROOT = Path(__file__).parent.parent
-CONFIG = Config("some-project")
+CONFIG = Config(project="some-project")
 
 
 def test_names_are_those_of_the_reference() -> None:
@@ -78,7 +78,7 @@ def test_each_resource_comes_after_what_it_needs_and_serves_a_chosen_pipeline(
     pipelines: tuple[str, ...],
 ) -> None:
     seen: set[tuple[str, str]] = set()
-    for resource in declare(Config("some-project", pipelines=pipelines), model_digest="d"):
+    for resource in declare(Config(project="some-project", pipelines=pipelines), model_digest="d"):
         assert set(resource.needs) <= seen
         assert resource.key not in seen
         assert set(resource.pipelines) & set(pipelines)
@@ -88,7 +88,7 @@ def test_each_resource_comes_after_what_it_needs_and_serves_a_chosen_pipeline(
 
 def test_a_batch_worker_may_not_touch_topics_and_a_local_one_no_endpoint() -> None:
     def roles(pipeline: str) -> set[str]:
-        config = Config("some-project", pipelines=(pipeline,))
+        config = Config(project="some-project", pipelines=(pipeline,))
         return {r.name for r in declare(config) if r.kind == "role"}
 
     assert not any("pubsub" in role for role in roles("batch_local"))
@@ -312,10 +312,10 @@ def test_cleanup_chooses_only_what_is_declared_there_and_not_needed_by_others(
     looked = {r.key: data.draw(FOUND) for r in resources}
     some = st.lists(st.sampled_from(PIPELINES), min_size=1, unique=True)
     choice = Choice(
-        data.draw(st.lists(st.sampled_from(REMOVABLE), unique=True)),
-        data.draw(some),
-        PIPELINES,
-        data.draw(st.booleans()),
+        kinds=data.draw(st.lists(st.sampled_from(REMOVABLE), unique=True)),
+        pipelines=data.draw(some),
+        declared=PIPELINES,
+        truncate=data.draw(st.booleans()),
     )
     removals = choose_removals(resources, looked, choice)
     for removal in removals:
@@ -341,8 +341,8 @@ def test_cleanup_chooses_only_what_is_declared_there_and_not_needed_by_others(
 def test_a_step_never_changes_what_was_not_made_here(
     ours: bool, present: dict[str, str] | None
 ) -> None:
-    resource = Resource("table", "t", {"a": "x", "b": "x"})
-    found = None if present is None else Found(present, ours)
+    resource = Resource("table", "t", properties={"a": "x", "b": "x"})
+    found = None if present is None else Found(properties=present, ours=ours)
     step = make_step(resource, found, lambda name, value: value is None)
     if present is None:
         assert step.action == "create"
@@ -359,14 +359,14 @@ def test_jobs_are_warned_of_by_age_and_by_what_they_read() -> None:
     now = datetime(2026, 11, 21, tzinfo=UTC)
     jobs = [
         PipelineJob(
-            str(days),
-            f"j{days}",
-            "r",
-            "stream_local",
-            "running",
-            True,
-            now - timedelta(days),
-            reads,
+            ident=str(days),
+            name=f"j{days}",
+            region="r",
+            pipeline="stream_local",
+            state="running",
+            streaming=True,
+            created=now - timedelta(days),
+            subscriptions=reads,
         )
         for days, reads in ((91, ("s", "t")), (2, ("s",)), (1, ("u",)))
     ]

@@ -102,9 +102,15 @@ FOUND = st.none() | st.builds(
 
 @given(st.data())
 def test_only_what_is_labelled_for_this_configuration_alone_goes(data: st.DataObject) -> None:
-    resources = declare(Config("some-project"))
+    resources = declare(Config(project="some-project"))
     looked = {r.key: data.draw(FOUND) for r in resources}
-    choice = Choice(REMOVABLE, PIPELINES, PIPELINES, data.draw(st.booleans()), "a")
+    choice = Choice(
+        kinds=REMOVABLE,
+        pipelines=PIPELINES,
+        declared=PIPELINES,
+        truncate=data.draw(st.booleans()),
+        config="a",
+    )
     removals = choose_removals(resources, looked, choice)
     for removal in removals:
         resource = removal.resource
@@ -235,26 +241,34 @@ def test_what_an_earlier_version_made_is_labelled_by_setup_and_then_goes(
 
 
 def test_a_name_tells_configurations_apart_and_outlives_changes() -> None:
-    one = Config("some-project")
-    assert one.name == Config("some-project", pipelines=SMALL, labels={"a": "b"}).name
+    one = Config(project="some-project")
+    assert one.name == Config(project="some-project", pipelines=SMALL, labels={"a": "b"}).name
     others = [
-        Config("some-project", region="europe-west4"),
-        Config("some-project", bucket="other-bucket"),
-        Config("some-project", dataset="other"),
-        Config("some-project", prefix="other"),
-        Config("some-project", folder="other"),
-        Config("some-project", job_prefix="other"),
-        Config("some-project", source_table="other"),
-        Config("some-project", service_account="other-worker"),
+        Config(project="some-project", region="europe-west4"),
+        Config(project="some-project", bucket="other-bucket"),
+        Config(project="some-project", dataset="other"),
+        Config(project="some-project", prefix="other"),
+        Config(project="some-project", folder="other"),
+        Config(project="some-project", job_prefix="other"),
+        Config(project="some-project", source_table="other"),
+        Config(project="some-project", service_account="other-worker"),
     ]
     assert len({one.name, *(config.name for config in others)}) == 1 + len(others)
-    named = Config("some-project", name="fraud", dataset="other", prefix="x" * 62)
+    named = Config(project="some-project", name="fraud", dataset="other", prefix="x" * 62)
     assert named.name == "fraud"
     label = next(name for name in declare(others[0])[-2].properties if name.startswith("label "))
     assert len(label.removeprefix("label ")) <= 63
 
 
-JOB = PipelineJob("id", "pytorch-streaming-1", "r", "stream_local", "running", True, None)  # type: ignore[arg-type]
+JOB = PipelineJob(
+    ident="id",
+    name="pytorch-streaming-1",
+    region="r",
+    pipeline="stream_local",
+    state="running",
+    streaming=True,
+    created=None,  # type: ignore[arg-type]
+)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +291,7 @@ JOB = PipelineJob("id", "pytorch-streaming-1", "r", "stream_local", "running", T
 def test_whose_a_job_is(
     labels: tuple[str, ...], used: list[tuple[str, ...]], prefix: str, expected: bool | None
 ) -> None:
-    config = Config("some-project", name="me", job_prefix=prefix)
+    config = Config(project="some-project", name="me", job_prefix=prefix)
     named = {f"b{number}": frozenset(configs) for number, configs in enumerate(used)}
     job = replace(JOB, configs=frozenset(labels), buckets=tuple(named))
     assert belongs(job, config, lambda _, name: named[name]) is expected

@@ -114,7 +114,7 @@ def test_every_row_ends_in_one_place_in_order(
 def test_batches_have_a_bound_and_lose_no_row(make_manifest: Make, batch_rows: int) -> None:
     rows = [GOOD | {"n": str(i)} for i in range(10)] + [{"n": str(i)} for i in range(10, 12)]
     with beam.Pipeline(runner="FnApiRunner") as pipeline:
-        to_batches = RowsToRecordBatches(make_manifest(), "n", batch_rows=batch_rows)
+        to_batches = RowsToRecordBatches(make_manifest(), id_column="n", batch_rows=batch_rows)
         good, failures = pipeline | beam.Create(rows) | to_batches
         assert good.element_type is failures.element_type is pa.RecordBatch
         sizes = good | "Sizes" >> beam.Map(lambda b: b.num_rows)
@@ -161,7 +161,7 @@ def test_windows_are_kept_apart(make_manifest: Make) -> None:
         windowed = pipeline | beam.Create(rows + bad) | beam.WindowInto(FixedWindows(10))
         found = (
             windowed
-            | RowsToRecordBatches(make_manifest(), "n")
+            | RowsToRecordBatches(make_manifest(), id_column="n")
             | beam.Flatten()
             | beam.Map(
                 lambda b, window=beam.DoFn.WindowParam, at=beam.DoFn.TimestampParam: (

@@ -110,16 +110,16 @@ def run(
         read = MessageFormat(RowFormat(manifest, None, fields.source, CARRIED))
         handler = TorchModelHandler(path, manifest, outputs=fields.needed)
         graph = ScoreStream(
-            source,
-            read,
-            KeptModelHandler(handler) if keep_model else handler,
-            manifest,
-            fields,
-            provenance,
-            output_schema(fields, manifest, provenance, None),
-            Cloud("some-project", Endpoints()),
-            StreamSinks(folder=str(folder / "scores"), file_seconds=3_600),
-            StreamSinks(folder=str(folder / "dead_letters"), file_seconds=3_600),
+            source=source,
+            message_format=read,
+            handler=KeptModelHandler(handler) if keep_model else handler,
+            manifest=manifest,
+            fields=fields,
+            provenance=provenance,
+            schema=output_schema(fields, manifest, provenance, None),
+            cloud=Cloud("some-project", Endpoints()),
+            sinks=StreamSinks(folder=str(folder / "scores"), file_seconds=3_600),
+            failure_sinks=StreamSinks(folder=str(folder / "dead_letters"), file_seconds=3_600),
             **given,
         )
         tally = start_tally()
@@ -255,16 +255,16 @@ def test_the_graph_can_be_sent_to_a_service(
     sinks = StreamSinks("projects/some-project/topics/out", table, "gs://bucket/out", 300)
     pipeline = beam.Pipeline(options=PipelineOptions(streaming=True))
     pipeline | ScoreStream(
-        ReadMessages("projects/some-project/subscriptions/in-sub"),
-        MessageFormat(RowFormat(manifest, None, (), CARRIED)),
-        TorchModelHandler(path, manifest, outputs=fields.needed),
-        manifest,
-        fields,
-        provenance,
-        output_schema(fields, manifest, provenance, None),
-        Cloud("some-project", Endpoints()),
-        sinks,
-        sinks,
+        source=ReadMessages("projects/some-project/subscriptions/in-sub"),
+        message_format=MessageFormat(RowFormat(manifest, None, (), CARRIED)),
+        handler=TorchModelHandler(path, manifest, outputs=fields.needed),
+        manifest=manifest,
+        fields=fields,
+        provenance=provenance,
+        schema=output_schema(fields, manifest, provenance, None),
+        cloud=Cloud("some-project", Endpoints()),
+        sinks=sinks,
+        failure_sinks=sinks,
         deduplicate_seconds=60,
         max_batch_wait_ms=100,
     )

@@ -35,7 +35,13 @@ def model(make_manifest: Make) -> LoadedModel:
         InputSpec("y", ("c",), shape=()),
         outputs=(OutputSpec("total"), OutputSpec("code", shape=(2,))),
     )
-    return LoadedModel(sums, manifest, manifest.outputs, torch.device("cpu"), 16)
+    return LoadedModel(
+        module=sums,
+        manifest=manifest,
+        outputs=manifest.outputs,
+        device=torch.device("cpu"),
+        batch_rows=16,
+    )
 
 
 def inputs_of(values: list[int]) -> list[np.ndarray]:

@@ -82,7 +82,7 @@ def test_a_list_column_takes_the_list_itself(make_manifest: Make) -> None:
 def test_only_what_the_manifest_imputes_is_imputed(make_manifest: Make) -> None:
     manifest = make_manifest(
         InputSpec("x", ("a", "b", "c"), shape=(3,), impute={"b": "mean"}),
-        statistics={"b": FeatureStatistics(2, 7.0, 1.0, 6.0, 8.0)},
+        statistics={"b": FeatureStatistics(count=2, mean=7.0, std=1.0, min=6.0, max=8.0)},
     )
     reader = InstanceReader(manifest)
     (matrix,) = reader.read([[1, None, 3], {"a": 1, "c": 3}, [1, 2, 3]])

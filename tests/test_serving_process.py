@@ -25,10 +25,10 @@ def test_vertex_sets_the_defaults_and_flags_win() -> None:
     }
     settings = parse_settings([], variables)
     assert settings == Settings(
-        "gs://bucket/model", port=9000, health_route="/alive", predict_route="/score"
+        model_path="gs://bucket/model", port=9000, health_route="/alive", predict_route="/score"
     )
     assert parse_settings(["--model_path", "here", "--port", "1"], variables).port == 1
-    by_hand = Settings("here", ends_when_failed=True)
+    by_hand = Settings(model_path="here", ends_when_failed=True)
     assert parse_settings(["--model_path", "here"], {}) == by_hand
     assert (
         parse_settings(["--model_path", "here"], {}).max_request_bytes

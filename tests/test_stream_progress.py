@@ -136,7 +136,13 @@ def test_decoded_messages_are_counted_where_somebody_asks() -> None:
 
 
 def test_a_line_tells_rate_and_latencies() -> None:
-    tally = Tally(1_234, 1_200, 30, 4, [np.arange(1_001.0)])
+    tally = Tally(
+        received=1_234,
+        scored=1_200,
+        dead_letters=30,
+        refused=4,
+        latencies=[np.arange(1_001.0)],
+    )
     assert report_line(tally, 500, 10.0) == (
         "     1,234 received       1,200 scored      34 dead letters      50.0 rows/s"
         "  latency ms p50 500  p95 950  p99 990"
@@ -192,7 +198,7 @@ def test_ctrl_c_lets_the_run_end_and_a_second_one_does_not(
     cloud = Cloud("some-project", Endpoints(pubsub="127.0.0.1:1"))
 
     def run() -> None:
-        reading = Reading("s", "reader", made, cloud)
+        reading = Reading(subscription="s", reader="reader", made=made, cloud=cloud)
         watch(endless, endless, reading, StreamRunOptions())  # type: ignore[arg-type]
 
     if times == 1:

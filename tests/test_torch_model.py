@@ -307,9 +307,9 @@ class Mixed(nn.Module):
 def test_inputs_and_outputs_of_every_kind(package: Package) -> None:
     inputs = (
         FEATURES,
-        InputSpec("merchant", ("merchant",), "int64"),
-        InputSpec("amount", ("amount",), "float32"),
-        InputSpec("history", ("history",), "float32", (2, 2)),
+        InputSpec("merchant", ("merchant",), dtype="int64"),
+        InputSpec("amount", ("amount",), dtype="float32"),
+        InputSpec("history", ("history",), dtype="float32", shape=(2, 2)),
     )
     outputs = (OutputSpec("score"), OutputSpec("next", "int64"), OutputSpec("positive", "bool"))
     path, manifest = package(Mixed(), outputs, inputs=inputs)
@@ -573,7 +573,7 @@ def test_a_dict_without_the_promised_output_is_refused_at_load(package: Package,
     "inputs",
     [
         (InputSpec("features", ("a", "b"), shape=(2,)),),
-        (InputSpec("features", ("a", "b", "c"), "int64", (3,)),),
+        (InputSpec("features", ("a", "b", "c"), dtype="int64", shape=(3,)),),
         (FEATURES, InputSpec("more", ("d",))),
     ],
 )
@@ -638,7 +638,7 @@ def test_golden_rows_on_which_the_model_raises_are_told(package: Package) -> Non
 
 
 def test_golden_rows_of_integers_and_truths(package: Package) -> None:
-    inputs = (InputSpec("merchant", ("merchant",), "int64"),)
+    inputs = (InputSpec("merchant", ("merchant",), dtype="int64"),)
     outputs = (OutputSpec("next", "int64"), OutputSpec("even", "bool"))
 
     right = GoldenRows({"merchant": [1, 2]}, {"next": [2, 3], "even": [False, True]})

@@ -378,7 +378,13 @@ class Exact(nn.Module):
 
 def test_rows_are_run_again_alone_and_among_others() -> None:
     manifest = unprobed(b"")
-    model = LoadedModel(Exact(), manifest, manifest.outputs, torch.device("cpu"), 8)
+    model = LoadedModel(
+        module=Exact(),
+        manifest=manifest,
+        outputs=manifest.outputs,
+        device=torch.device("cpu"),
+        batch_rows=8,
+    )
     rows = [rows_of(4)]
     answers = model.forward(rows, slice(0, 4))
     Exact.seen.clear()
@@ -389,9 +395,9 @@ def test_rows_are_run_again_alone_and_among_others() -> None:
 def test_made_up_rows_are_of_the_kind_of_the_inputs() -> None:
     inputs = (
         InputSpec("x", COLUMNS, shape=(3,)),
-        InputSpec("k", ("d",), "int64"),
-        InputSpec("flag", ("e",), "bool"),
-        InputSpec("long", ("f",), "float16", (2, 2)),
+        InputSpec("k", ("d",), dtype="int64"),
+        InputSpec("flag", ("e",), dtype="bool"),
+        InputSpec("long", ("f",), dtype="float16", shape=(2, 2)),
     )
     manifest = unprobed(b"", inputs=inputs)
     made = made_up_rows(manifest)

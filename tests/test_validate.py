@@ -132,7 +132,7 @@ def test_the_source_is_not_written_to(make_manifest: Make, kind: pa.DataType) ->
     is_list = pa.types.is_fixed_size_list(kind)
     column = pa.FixedSizeListArray.from_arrays(values, 1) if is_list else values.cast(kind)
     spec = InputSpec("x", ("a",), impute={"a": "mean"})
-    mean = FeatureStatistics(1, 9.0, 1.0, 1.0, 1.0)
+    mean = FeatureStatistics(count=1, mean=9.0, std=1.0, min=1.0, max=1.0)
     manifest = make_manifest(
         InputSpec("features", ("a",), shape=(1,)) if is_list else spec, statistics={"a": mean}
     )
@@ -193,7 +193,7 @@ def test_a_list_without_a_row_that_fits(make_manifest: Make, make_source: Make) 
 
 def test_integer_tensors_take_integers_only(make_manifest: Make, make_source: Make) -> None:
     manifest = make_manifest(
-        InputSpec("x", ("a", "b"), "int8", (2,)), InputSpec("t", ("c",), "bool")
+        InputSpec("x", ("a", "b"), dtype="int8", shape=(2,)), InputSpec("t", ("c",), dtype="bool")
     )
     source = make_source(
         {
@@ -219,7 +219,7 @@ def test_integer_tensors_take_integers_only(make_manifest: Make, make_source: Ma
 
 
 def test_a_list_for_an_integer_tensor(make_manifest: Make, make_source: Make) -> None:
-    manifest = make_manifest(InputSpec("x", ("ids",), "int64", (2,)))
+    manifest = make_manifest(InputSpec("x", ("ids",), dtype="int64", shape=(2,)))
     source = make_source({"ids": [[2**53 + 1, 1], [1, None], [3, 4]]})
     good, _, (fault,) = validate(source, manifest)
     assert inputs_of(good) == {"x": [[2**53 + 1, 1], [3, 4]]}
@@ -230,9 +230,14 @@ def test_a_list_for_an_integer_tensor(make_manifest: Make, make_source: Make) ->
 def test_imputed_columns_take_the_training_mean_for_null_and_nan(
     make_manifest: Make, make_source: Make, dtype: Any, mean: float
 ) -> None:
-    statistics = {"a": FeatureStatistics(9, 2.4 if dtype == "int64" else 2.5, 1.0, 0.0, 5.0)}
+    statistics = {
+        "a": FeatureStatistics(
+            count=9, mean=2.4 if dtype == "int64" else 2.5, std=1.0, min=0.0, max=5.0
+        )
+    }
     manifest = make_manifest(
-        InputSpec("x", ("a", "b"), dtype, (2,), {"a": "mean"}), statistics=statistics
+        InputSpec("x", ("a", "b"), dtype=dtype, shape=(2,), impute={"a": "mean"}),
+        statistics=statistics,
     )
     source = make_source({"a": ["1", "", "nan", "inf", "x", None], "b": [1, 2, 3, 4, 5, None]})
     good, _, faults = validate(source, manifest)

@@ -53,7 +53,7 @@ def api(answer: Callable[[str], Answer]) -> Iterator[str]:
 
 
 def url_of(endpoint: str | None, service: str | None = None, **fields: Any) -> str:
-    client = EndpointAddress(endpoint, service=service, **fields).connect()
+    client = EndpointAddress(endpoint=endpoint, service=service, **fields).connect()
     client.close()
     return client.url
 
@@ -139,7 +139,7 @@ def test_behind_private_service_connect_the_address_has_to_be_given() -> None:
 def test_an_address_where_nothing_is_found_is_told_with_the_flag_that_gave_it() -> None:
     with faulty_endpoint(lambda rows: rows, lambda _: refusal(404)) as server:
         for endpoint in (None, NAME):
-            address = EndpointAddress(endpoint, f"{server.url}/folder")
+            address = EndpointAddress(endpoint=endpoint, url=f"{server.url}/folder")
             client = address.connect()
             with pytest.raises(EndpointError) as raised:
                 client.run(client.post(b'{"instances":[1]}', len))
@@ -221,7 +221,7 @@ def test_an_address_that_says_too_little_is_refused(fields: Any, told: str) -> N
 
 
 def test_an_address_travels() -> None:
-    address = EndpointAddress("fraud", project="p", location="l")
+    address = EndpointAddress(endpoint="fraud", project="p", location="l")
     assert pickle.loads(pickle.dumps(address)) == address
 
 

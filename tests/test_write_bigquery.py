@@ -75,7 +75,13 @@ class Sink:
         **changes: Any,
     ) -> TableDestination:
         values: dict[str, Any] = {
-            "provenance": Provenance(run_id, pipeline, model, "1", digest),
+            "provenance": Provenance(
+                run_id=run_id,
+                pipeline=pipeline,
+                model_name=model,
+                model_version="1",
+                model_digest=digest,
+            ),
             "part": SCORES,
             "folder": RunFolder("gs://bucket/tmp", run_id, token),
             "cloud": self.cloud,
@@ -645,7 +651,13 @@ def test_dead_letters_have_the_schema_of_every_sink(sink: Sink) -> None:
         [b'{"a": NaN}', b"\xff\x00"],
         [Fault("null", "a is null", "a"), Fault("invalid_json", "no JSON")],
         stage="decode",
-        provenance=Provenance("r", "batch", "tiny", "3", "0" * 64),
+        provenance=Provenance(
+            run_id="r",
+            pipeline="batch",
+            model_name="tiny",
+            model_version="3",
+            model_digest="0" * 64,
+        ),
         failed_at=NOON,
     )
     destination.prepare()

@@ -112,8 +112,21 @@ def test_a_value_that_no_table_can_hold_is_told_with_its_row_before_anything_is_
     folder: RunFolder, far: pa.Array
 ) -> None:
     rows = pa.record_batch({"row_id": ["first", "second"], "paid": far})
-    own = Provenance("r", "batch_local", "tiny", "1", "0" * 64)
-    table = TableDestination(SCORES, folder, Cloud("p"), TableName("p", "d", "t"), rows.schema, own)
+    own = Provenance(
+        run_id="r",
+        pipeline="batch_local",
+        model_name="tiny",
+        model_version="1",
+        model_digest="0" * 64,
+    )
+    table = TableDestination(
+        part=SCORES,
+        folder=folder,
+        cloud=Cloud("p"),
+        table=TableName("p", "d", "t"),
+        schema=rows.schema,
+        provenance=own,
+    )
     with pytest.raises(Exception, match=r"'paid' of row second .*p\.d\.t.* in the source"):  # noqa: SIM117
         with beam.Pipeline(runner="FnApiRunner") as pipeline:
             pipeline | beam.Create([None]) | beam.Map(lambda _: rows) | StageFiles(table)

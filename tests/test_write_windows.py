@@ -89,7 +89,10 @@ def test_rows_lie_in_the_span_in_which_they_were_scored(tmp_path: Path, clock: t
     # Event times of the batches mean nothing.
     for i in range(4):
         source = source.add_elements([batch(f"r{i}")])
-    run(source.advance_watermark_to_infinity(), WriteWindows(str(tmp_path), 60, "parquet", run="x"))
+    run(
+        source.advance_watermark_to_infinity(),
+        WriteWindows(folder=str(tmp_path), seconds=60, output_format="parquet", run="x"),
+    )
     found = rows_of(tmp_path)
     assert {path: sorted(ids) for path, ids in found.items()} == {
         "2026-11-20/12-34-00-060s-0-of-1-pane-0-x.parquet": ["r0", "r1"],
@@ -116,7 +119,7 @@ def test_a_span_is_written_when_the_watermark_passes_its_end_and_late_rows_after
         .add_elements([batch("r4")])
         .advance_watermark_to_infinity()
     )
-    run(source, WriteWindows(str(tmp_path), 60, "parquet", run="x"))
+    run(source, WriteWindows(folder=str(tmp_path), seconds=60, output_format="parquet", run="x"))
     found = rows_of(tmp_path)
     assert sorted(i for ids in found.values() for i in ids) == ["r0", "r1", "r2", "r3", "r4"]
     first = found["2026-11-20/12-34-00-060s-0-of-1-pane-0-x.parquet"]
@@ -133,7 +136,10 @@ def test_rows_spread_over_shards_are_each_in_one_file(
     clock.seconds = iter([START] * 30)
     batches = [batch(f"{i}-0", f"{i}-1") for i in range(30)]
     source = stream().add_elements(batches).advance_watermark_to_infinity()
-    run(source, WriteWindows(str(tmp_path), 3600, kind, shards=3, run="x"))
+    run(
+        source,
+        WriteWindows(folder=str(tmp_path), seconds=3600, output_format=kind, shards=3, run="x"),
+    )
     found = rows_of(tmp_path)
     assert 1 < len(found) <= 3
     assert all(path.startswith("2026-11-20/12-00-00-3600s-") for path in found)
@@ -157,7 +163,7 @@ def test_a_second_run_in_the_same_span_keeps_the_files_of_the_first(
     for name in ("r0", "r1"):
         clock.seconds = iter([START])
         source = stream().add_elements([batch(name)]).advance_watermark_to_infinity()
-        run(source, WriteWindows(str(tmp_path), 60, "parquet"))
+        run(source, WriteWindows(folder=str(tmp_path), seconds=60, output_format="parquet"))
     assert sorted(rows_of(tmp_path).values()) == [["r0"], ["r1"]]
 
 

@@ -43,7 +43,7 @@ _OF_STREAMS = {"event_time", "received_at", *WINDOW, *(name for name, _ in CARRI
 OutputLayout = Literal["default", "reference"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OutputFields:
     """What an output row holds beside its id and lineage.
 
@@ -103,7 +103,7 @@ def choose_fields(
                 f"model {manifest.name} has outputs {', '.join(map(repr, taken))}, names that "
                 "output rows use otherwise: choose others with --output_fields"
             )
-        return OutputFields(score, chosen, stream=stream)
+        return OutputFields(score=score, outputs=chosen, stream=stream)
     for name in names:
         if name in own:
             raise UsageError(
@@ -112,10 +112,10 @@ def choose_fields(
             )
     distinct = dict.fromkeys(names)
     return OutputFields(
-        score,
-        tuple(name for name in distinct if name in every),
-        tuple(name for name in distinct if name not in every),
-        tuple(n for n in distinct if n in manifest.features and n not in every),
+        score=score,
+        outputs=tuple(name for name in distinct if name in every),
+        source=tuple(name for name in distinct if name not in every),
+        numbers=tuple(n for n in distinct if n in manifest.features and n not in every),
         stream=stream,
     )
 
@@ -129,7 +129,7 @@ def reference_fields(manifest: Manifest) -> OutputFields:
             f"dimension; model {manifest.name} has the score {manifest.score_output} and the "
             f"outputs {', '.join(spec.name for spec in manifest.outputs)}"
         )
-    return OutputFields(manifest.score_output, (ENCODED,), layout="reference")
+    return OutputFields(score=manifest.score_output, outputs=(ENCODED,), layout="reference")
 
 
 def check_fields(fields: OutputFields, manifest: Manifest, available: Sequence[str]) -> None:

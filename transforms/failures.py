@@ -46,7 +46,7 @@ REASONS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Provenance:
     """Which run of which pipeline with which model: what every row that leaves carries."""
 
@@ -61,7 +61,13 @@ class Provenance:
         cls, manifest: Manifest, run_id: str = "unnamed", pipeline: str = "unnamed"
     ) -> Provenance:
         """A model's manifest, a run and a pipeline's name -> Provenance."""
-        return cls(run_id, pipeline, manifest.name, manifest.version, manifest.sha256)
+        return cls(
+            run_id=run_id,
+            pipeline=pipeline,
+            model_name=manifest.name,
+            model_version=manifest.version,
+            model_digest=manifest.sha256,
+        )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ For a PCollection of dicts, Beam Rows or named tuples that is to be scored with
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import apache_beam as beam
@@ -101,6 +101,7 @@ class RowsToRecordBatches(beam.PTransform):
     """
 
     manifest: Manifest
+    _: KW_ONLY
     id_column: str | None = None
     keep: tuple[str, ...] = ()
     batch_rows: int = 32_768

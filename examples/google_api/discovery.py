@@ -29,7 +29,7 @@ _FORMATS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Method:
     """One method of a service: its id, HTTP verb, path, parameters and messages."""
 
@@ -260,13 +260,13 @@ def _read(name: str) -> tuple[Mapping[str, Schema], Mapping[str, Schema], list[M
     base = document["servicePath"]
     methods = [
         Method(
-            found["id"],
-            found["httpMethod"],
-            base + found["path"],
-            base + found.get("flatPath", found["path"]),
-            found.get("parameters", {}),
-            found.get("request"),
-            found.get("response"),
+            id=found["id"],
+            http=found["httpMethod"],
+            path=base + found["path"],
+            flat_path=base + found.get("flatPath", found["path"]),
+            parameters=found.get("parameters", {}),
+            request=found.get("request"),
+            response=found.get("response"),
         )
         for found in _methods(document)
     ]

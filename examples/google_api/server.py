@@ -290,7 +290,7 @@ def _handler_name(method: str) -> str:
     return "_".join(parts)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class GoogleApi:
     """A running server: its address, what was called, and what was refused as unknown."""
 
@@ -408,7 +408,7 @@ def google_api(*services: Service, faults: Faults = lambda _: None) -> Iterator[
 
     Raises AssertionError at the end if a request was not what the documents say.
     """
-    google = GoogleApi(services, faults)
+    google = GoogleApi(services=services, faults=faults)
     http = _Server(("127.0.0.1", 0), _handler(google))
     google.url = f"http://127.0.0.1:{http.server_port}"
     thread = threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True)

@@ -94,12 +94,12 @@ def _open_table(
     table = TableName.parse(sink.name, sink.flag, cloud.project)
     check_cluster_by(sink.cluster_by, rows.schema)
     return TableDestination(
-        part,
-        attempt.temp,
-        cloud,
-        table,
-        rows.schema,
-        rows.provenance,
+        part=part,
+        folder=attempt.temp,
+        cloud=cloud,
+        table=table,
+        schema=rows.schema,
+        provenance=rows.provenance,
         write_disposition=sink.disposition,
         time_column=rows.time_column,
         cluster_by=sink.cluster_by,

@@ -24,7 +24,7 @@ from transforms.reconcile import CommitRun, CountFailures, CountRows
 from transforms.score_figures import DescribeScores
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ScoreRows(beam.PTransform):
     """Nothing -> the report of a batch run.
 

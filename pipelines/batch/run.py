@@ -131,14 +131,14 @@ def score_rows(
     facts = _facts(provenance, manifest, fields.score, source, destinations, report)
     facts["max_dead_letter_share"] = config.max_dead_letter_share
     return ScoreRows(
-        source.transform,
-        scoring.handler,
-        manifest,
-        fields,
-        provenance,
-        destinations,
-        report,
-        facts | {"started_at": started},
+        source=source.transform,
+        handler=scoring.handler,
+        manifest=manifest,
+        fields=fields,
+        provenance=provenance,
+        destinations=destinations,
+        report_folder=report,
+        facts=facts | {"started_at": started},
         show_progress=sys.stderr.isatty() and runs_in_process(options),
         temporary=(attempt.temp,) if attempt.temp and source.exports else (),
         launcher=os.getpid() if runs_in_process(options) else None,

@@ -26,7 +26,7 @@ from transforms.files.run_folder import RunFolder
 from transforms.lineage import Lineage
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """Where the rows come from.
 
@@ -67,8 +67,14 @@ def _open_files(
 ) -> Source:
     """Files -> their source, the first with rows looked at. Raises InputError, UsageError."""
     schema = check_files(source.patterns, source.file_format, columns, fields)
-    transform = ReadFiles(source.patterns, columns, provenance, source.file_format, batch_rows)
-    return Source(transform, schema, source.patterns)
+    transform = ReadFiles(
+        patterns=source.patterns,
+        columns=columns,
+        provenance=provenance,
+        file_format=source.file_format,
+        batch_rows=batch_rows,
+    )
+    return Source(transform=transform, schema=schema, names=source.patterns)
 
 
 def check_files(
@@ -120,16 +126,22 @@ def _open_bigquery(
         )
     if isinstance(source, Table):
         table = TableName.parse(source.name, "input_table", cloud.project)
-        found = BigQuerySource(cloud, table, None, source.row_restriction)
+        found = BigQuerySource(
+            cloud=cloud, table=table, query=None, row_restriction=source.row_restriction
+        )
     else:
         query = read_text(source.sql, "input_query")
-        found = BigQuerySource(cloud, None, query, max_bytes=source.max_bytes)
+        found = BigQuerySource(cloud=cloud, table=None, query=query, max_bytes=source.max_bytes)
     schema = describe_source(found)
     check_columns(schema, found.label, columns, fields)
     found = at_one_moment(found)
-    transform = ReadBigQuery(found, columns, batch_rows, source.method, folder)
+    transform = ReadBigQuery(
+        source=found, columns=columns, batch_rows=batch_rows, method=source.method, folder=folder
+    )
     names = (str(found.table or found.query),)
-    return Source(transform, schema, names, exports=source.method == "export")
+    return Source(
+        transform=transform, schema=schema, names=names, exports=source.method == "export"
+    )
 
 
 def read_text(text: str, flag: str) -> str:

@@ -23,7 +23,7 @@ PREFIX = "millrace_"
 _LABEL = re.compile(r"[a-z][a-z0-9_-]{0,62}=[a-z0-9_-]{0,63}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class JobFacts:
     """The facts of a run that goes on elsewhere.
 
@@ -48,10 +48,10 @@ class JobFacts:
     def of(cls, provenance: Provenance, **others: Any) -> JobFacts:
         """What every row carries, and the other facts -> the facts."""
         return cls(
-            provenance.pipeline,
-            provenance.run_id,
-            f"{provenance.model_name} {provenance.model_version}",
-            provenance.model_digest,
+            pipeline=provenance.pipeline,
+            run_id=provenance.run_id,
+            model=f"{provenance.model_name} {provenance.model_version}",
+            model_digest=provenance.model_digest,
             **others,
         )
 

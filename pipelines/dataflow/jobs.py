@@ -30,7 +30,7 @@ _ENDED = {"done", "failed", "cancelled", "updated", "drained"}
 _MOST_LISTED = 2_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """A job as it was at one moment. facts: None where it does not tell them, or not yet.
 

@@ -82,7 +82,7 @@ def read_metrics(updates: Iterable[Mapping[str, Any]]) -> JobMetrics:
     return JobMetrics(dict(counters), dict(distributions), service)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Look:
     """A job as it was at one moment. seconds: since its start. workers: None if not known.
 

@@ -66,7 +66,7 @@ class Screen:
             self.line.flush()
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Monitor:
     """poll_seconds: between two looks. sleep, now: the clock's."""
 
@@ -140,7 +140,13 @@ class Monitor:
             self._reported_until = now - _LATE
         backlog = self._backlog(job) if job.streaming and not job.has_ended else {}
         workers = None if job.has_ended else self._workers
-        return Look(job.state, job.seconds(self.now()), metrics, workers, backlog)
+        return Look(
+            state=job.state,
+            seconds=job.seconds(self.now()),
+            metrics=metrics,
+            workers=workers,
+            backlog=backlog,
+        )
 
     def _backlog(self, job: Job) -> dict[str, float]:
         """Who may not see metrics of Cloud Monitoring sees all the rest."""

@@ -31,7 +31,7 @@ _MACHINES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Preset:
     """Workers: how many, of which type, with how many GB of disk; what else differs."""
 
@@ -45,14 +45,20 @@ class Preset:
 
 # As the reference's jobs: n1-standard-4, 2 to 10 workers in batch, 2 to 20 in streams.
 _PRESETS = {
-    ("batch", False): Preset(2, 10, "n1-standard-4"),
-    ("stream", True): Preset(2, 20, "n1-standard-4"),
+    ("batch", False): Preset(fewest=2, most=10, machine_type="n1-standard-4"),
+    ("stream", True): Preset(fewest=2, most=20, machine_type="n1-standard-4"),
     # The image with CUDA alone takes 10 GB.
-    ("gpu", False): Preset(1, 4, "g2-standard-4", 50, "nvidia-l4:1"),
-    ("gpu", True): Preset(1, 4, "g2-standard-4", 50, "nvidia-l4:1"),
+    ("gpu", False): Preset(
+        fewest=1, most=4, machine_type="g2-standard-4", disk_size_gb=50, accelerator="nvidia-l4:1"
+    ),
+    ("gpu", True): Preset(
+        fewest=1, most=4, machine_type="g2-standard-4", disk_size_gb=50, accelerator="nvidia-l4:1"
+    ),
     # FlexRS chooses how many workers it starts with.
-    ("cheap", False): Preset(None, 10, "n1-standard-2", flexrs_goal="COST_OPTIMIZED"),
-    ("cheap", True): Preset(1, 5, "n1-standard-2"),
+    ("cheap", False): Preset(
+        fewest=None, most=10, machine_type="n1-standard-2", flexrs_goal="COST_OPTIMIZED"
+    ),
+    ("cheap", True): Preset(fewest=1, most=5, machine_type="n1-standard-2"),
 }
 
 

@@ -216,7 +216,9 @@ def _monitor(jobs: Jobs, poll_seconds: int, own: Parsed) -> Monitor:
     seconds = min(jobs.cloud.retry_seconds, _POLL_RETRY_SECONDS)
     jobs = Jobs(replace(jobs.cloud, retry_seconds=seconds))
     screen = Screen(out=_for_people(own))
-    return Monitor(jobs, screen, poll_seconds=float(poll_seconds), json_summary=_as_json(own))
+    return Monitor(
+        jobs=jobs, screen=screen, poll_seconds=float(poll_seconds), json_summary=_as_json(own)
+    )
 
 
 def attach(parsed: Parsed) -> int:

@@ -19,7 +19,7 @@ ReadMethod = Literal["direct", "export"]
 WriteDisposition = Literal["append", "truncate", "empty"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SourceOptions:
     """Where the rows come from."""
 
@@ -71,7 +71,7 @@ class SourceOptions:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SinkOptions:
     """Where the scored rows go."""
 

@@ -23,7 +23,7 @@ def _poll_seconds() -> Any:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LaunchOptions:
     """The launch."""
 
@@ -76,7 +76,7 @@ class LaunchOptions:
     poll_seconds: int = _poll_seconds()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AttachOptions:
     """A job that was started before."""
 

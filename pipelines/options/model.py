@@ -14,7 +14,7 @@ InstanceFormat = Literal["list", "named"]
 BATCH_ROWS, STREAM_BATCH_ROWS = 32_768, 4_096
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """The model, and what of its answers is written."""
 
@@ -85,7 +85,7 @@ class DeviceOptions:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EndpointOptions:
     """The endpoint that has the model."""
 

@@ -9,7 +9,7 @@ from pipelines.options.forms import AT_LEAST_1, SUBSCRIPTION, TOPIC
 from pipelines.options.stream import MessageKind
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReplayOptions:
     """Which dead letters are scored once more, and how their messages are read."""
 

@@ -18,7 +18,7 @@ from pipelines.options.shared import (
 MessageKind = Literal["json", "avro", "arrow"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StreamSourceOptions:
     """Where the messages come from, and how they are read."""
 
@@ -94,7 +94,7 @@ class StreamSourceOptions:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StreamSinkOptions:
     """Where the scored rows go; any of these together."""
 
@@ -143,7 +143,7 @@ class StreamFailureOptions:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StreamRunOptions:
     """The run itself."""
 

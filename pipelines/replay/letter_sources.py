@@ -82,9 +82,11 @@ def _at_rest(config: ReplayConfig, cloud: Cloud | None) -> tuple[Letters, tuple[
     if not isinstance(source, LettersInTable) or cloud is None:
         raise TypeError(f"expected files or a table, got {source}")
     table = TableName.parse(source.name, "input_table", cloud.project)
-    found = at_one_moment(BigQuerySource(cloud, table))
+    found = at_one_moment(BigQuerySource(cloud=cloud, table=table))
     moment, rows = found.snapshot or utc_now(), found.rows
-    return LetterTable(cloud, table, moment, config.selection.since, rows), (str(table),)
+    return LetterTable(
+        cloud=cloud, table=table, moment=moment, since=config.selection.since, rows=rows
+    ), (str(table),)
 
 
 @contextlib.contextmanager

@@ -102,9 +102,17 @@ def _replay(
         schema = _passed_on(config, manifest, fields, cloud)
 
     def open_it(provenance: Provenance, _: RunFolder | None) -> Source:
-        chosen = (found.letters, found.selection, first.of_stream)
-        source = ReadLetters(*chosen, read, provenance, config.model.batch_rows)
-        return Source(source, schema, found.names, _lineage(config, found))
+        source = ReadLetters(
+            letters=found.letters,
+            selection=found.selection,
+            of_stream=first.of_stream,
+            message_format=read,
+            provenance=provenance,
+            batch_rows=config.model.batch_rows,
+        )
+        return Source(
+            transform=source, schema=schema, names=found.names, lineage=_lineage(config, found)
+        )
 
     handler = make_handler(config, model, fields, options, endpoints)
     scoring = Scoring(name=name, config=config, handler=handler, manifest=manifest, fields=fields)

@@ -36,4 +36,10 @@ def select(flags: ReplayOptions) -> Selection:
         raise UsageError(
             f"--since: {flags.since!r}: expected a time as 2026-11-20T12:00:00Z, or a day"
         ) from error
-    return Selection(flags.reason, flags.stage, since, flags.pipeline, flags.replayed_run_id)
+    return Selection(
+        reasons=flags.reason,
+        stages=flags.stage,
+        since=since,
+        pipelines=flags.pipeline,
+        run_ids=flags.replayed_run_id,
+    )

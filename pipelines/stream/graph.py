@@ -43,7 +43,7 @@ class StreamSinks:
     file_seconds: int = 300
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ScoreStream(beam.PTransform):
     """Nothing -> an endless run: messages scored and written as they come.
 
@@ -95,10 +95,14 @@ class ScoreStream(beam.PTransform):
             publish = PublishBatches(self.cloud, to.topic, "rows", self.provenance)
             refused.append((rows | "PublishRows" >> publish).failures)
         if to.table is not None:
-            append = AppendToTable(self.cloud, to.table, self.schema, self.provenance)
+            append = AppendToTable(
+                cloud=self.cloud, table=to.table, schema=self.schema, provenance=self.provenance
+            )
             refused.append((rows | "AppendRows" >> append).failures)
         if to.folder is not None:
-            rows | "WriteRows" >> WriteWindows(to.folder, to.file_seconds, "parquet")
+            rows | "WriteRows" >> WriteWindows(
+                folder=to.folder, seconds=to.file_seconds, output_format="parquet"
+            )
         return refused
 
     def _write_failures(self, letters: beam.PCollection[pa.RecordBatch]) -> None:
@@ -107,12 +111,14 @@ class ScoreStream(beam.PTransform):
             publish = PublishBatches(self.cloud, to.topic, "failures")
             letters | "PublishDeadLetters" >> publish
         if to.table is not None:
-            append = AppendToTable(self.cloud, to.table, FAILURE_SCHEMA, self.provenance)
+            append = AppendToTable(
+                cloud=self.cloud, table=to.table, schema=FAILURE_SCHEMA, provenance=self.provenance
+            )
             (letters | "AppendDeadLetters" >> append).failures | "Refused" >> beam.Map(
                 raise_refused
             )
         if to.folder is not None:
-            write = WriteWindows(to.folder, to.file_seconds, "jsonl")
+            write = WriteWindows(folder=to.folder, seconds=to.file_seconds, output_format="jsonl")
             letters | "WriteDeadLetters" >> write
 
 

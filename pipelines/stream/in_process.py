@@ -52,7 +52,7 @@ class KeptModelHandler(BatchHandler[Any]):
         return self._handler.predict(model, arrays, rows)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reading:
     """A subscription and who reads it. made: it was made for this run, and goes with it.
 

@@ -25,7 +25,7 @@ from transforms.accounts import Count
 SAMPLED_ROWS = 100
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Tally:
     """What has happened since the start. latencies: milliseconds since the last report.
 

@@ -159,7 +159,13 @@ def _start(
     with _subscription(config, options, reader, topics, cloud) as (subscription, made, labelled):
         if _runs_here(options):
             hidden = 0.0 if made else hidden_seconds(subscription, cloud)
-            reading = Reading(subscription, reader, made, cloud, hidden)
+            reading = Reading(
+                subscription=subscription,
+                reader=reader,
+                made=made,
+                cloud=cloud,
+                hidden_seconds=hidden,
+            )
             _run_here(options, score, reading, config.run)
             return
         facts = JobFacts.of(provenance, subscription=subscription)

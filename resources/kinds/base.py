@@ -14,13 +14,13 @@ from common.errors import MillraceError, OutputError
 from resources.declaration import CONFIG_LABEL, LABEL, Resource
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Found:
     """What is there: its properties, whether it carries our label, what would be lost with it.
 
     configs: names of the configurations whose labels it carries. losses: what would be lost
     besides rows, by its name; None where nobody knows how much. holds: names of what is in it or
-    uses it, and so keeps it. told: beside rows and bytes, for people.
+    uses it, and so keeps it. details: beside rows and bytes, for people.
     """
 
     properties: Mapping[str, str] = field(default_factory=dict)
@@ -38,7 +38,12 @@ class Found:
     ) -> Found:
         """Labels and properties -> Found, with the labels among its properties."""
         shown = {f"{LABEL}{key}": value for key, value in dict(labels or {}).items()}
-        return cls({**properties, **shown}, is_ours(labels), configs=configs_of(labels), **rest)
+        return cls(
+            properties={**properties, **shown},
+            ours=is_ours(labels),
+            configs=configs_of(labels),
+            **rest,
+        )
 
 
 class Kept(MillraceError):

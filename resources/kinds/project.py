@@ -124,7 +124,7 @@ class Roles(Kind):
             b["role"] == resource.name and member in b["members"] and "condition" not in b
             for b in self._policy().get("bindings", [])
         )
-        return Found({"member": resource.properties["member"]}) if has else None
+        return Found(properties={"member": resource.properties["member"]}) if has else None
 
     def create(self, resource: Resource) -> None:
         """Granted."""

@@ -114,8 +114,10 @@ class Models(Kind):
         for name, checksum in pointer.get("files", {}).items():
             blob = blob_at(self.client, f"{pointer['folder']}{name}")
             if self._checksum(blob) != checksum:
-                return Found({"digest": f"{digest}, of which {name} is gone or was changed"})
-        return Found({"digest": digest}, details=str(pointer["model"]))
+                return Found(
+                    properties={"digest": f"{digest}, of which {name} is gone or was changed"}
+                )
+        return Found(properties={"digest": digest}, details=str(pointer["model"]))
 
     def create(self, resource: Resource) -> None:
         """The package in the folder of its digest, compared by checksum; then the pointer."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ARCHIVE_NAME = "model.mar"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Artifact:
     """A checked package. sha256: of its model file. folder: of Cloud Storage, if it has one."""
 
@@ -102,7 +102,13 @@ def _artifact(package: ModelPackage, local: Path, path: str, *, prebuilt: bool) 
             f"{ARCHIVE_NAME}, and it is {local.name}: name the file itself and --staging"
         )
     folder = path.rstrip("/") if in_place else None
-    return Artifact(package.manifest.name, package.manifest.version, package.sha256, files, folder)
+    return Artifact(
+        name=package.manifest.name,
+        version=package.manifest.version,
+        sha256=package.sha256,
+        files=files,
+        folder=folder,
+    )
 
 
 def stage(artifact: Artifact, staging: str, put: Callable[[str, str, bytes], None]) -> str:

@@ -96,7 +96,13 @@ def _imagined(args: argparse.Namespace, parent: str) -> dict[str, Any] | None:
 
 def _unread(args: argparse.Namespace) -> Artifact:
     """A package in Cloud Storage that is not to be read -> what can be said of it."""
-    return Artifact("model", "VERSION", args.model_digest or "digest", {}, args.model.rstrip("/"))
+    return Artifact(
+        name="model",
+        version="VERSION",
+        sha256=args.model_digest or "digest",
+        files={},
+        folder=args.model.rstrip("/"),
+    )
 
 
 def _print_upload(bucket: str, name: str, data: bytes) -> None:

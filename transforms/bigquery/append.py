@@ -296,7 +296,7 @@ class _AppendDoFn(beam.DoFn):
         return beam.pvalue.TaggedOutput("failures", WindowedValue(failures, timestamp, (window,)))
 
 
-@dataclass
+@dataclass(kw_only=True)
 class AppendToTable(beam.PTransform):
     """Batches of output rows -> rows in a table, counted; those it refuses as failure records.
 

@@ -37,7 +37,7 @@ from transforms.files.writers import OutputFormat
 from transforms.lineage import Lineage
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TableDestination:
     """A table for the rows of a part.
 
@@ -131,16 +131,16 @@ class TableDestination:
 
     def _step(self, client: bigquery.Client, table: bigquery.Table) -> TableCommit:
         return TableCommit(
-            client,
-            self.cloud,
-            self.table,
-            table,
-            self.schema,
-            self.folder,
-            self.provenance,
-            self._keys,
-            self.write_disposition,
-            self.time_column,
+            client=client,
+            cloud=self.cloud,
+            name=self.table,
+            table=table,
+            schema=self.schema,
+            folder=self.folder,
+            provenance=self.provenance,
+            keys=self._keys,
+            write_disposition=self.write_disposition,
+            time_column=self.time_column,
             lineage=self.lineage,
         )
 

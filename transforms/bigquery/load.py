@@ -34,7 +34,7 @@ PIPELINE = "pipeline"
 OF_ATTEMPT, OF_PIPELINE = "millrace_attempt", "millrace_pipeline"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TableJobs:
     """A table, and one attempt at a run that writes into it.
 

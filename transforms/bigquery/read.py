@@ -148,7 +148,7 @@ def read_stream(stream: ReadStream, client: Any, retry_seconds: float) -> Iterat
             delay = min(delay * 2, 10.0)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ReadBigQuery(beam.PTransform):
     """Nothing -> source batches of a table's or a query's rows.
 

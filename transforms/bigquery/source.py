@@ -22,7 +22,7 @@ from transforms.failures import utc_now
 _READABLE = ("TABLE", "SNAPSHOT", "CLONE")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BigQuerySource:
     """What is read: a table, or else a query's result.
 

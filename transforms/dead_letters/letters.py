@@ -26,7 +26,7 @@ from transforms.row_schemas import FAILURE_SCHEMA
 UNREPLAYABLE = "write"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Letter:
     """A dead letter, as far as a replay needs it. attributes: as a record has them."""
 
@@ -66,15 +66,15 @@ def read_letter(line: bytes, place: str) -> Letter:
         else:
             payload = (record["payload"] or "").encode()
         return Letter(
-            moment(record["failed_at"]),
-            record["run_id"] or "",
-            record["pipeline"] or "",
-            record["stage"],
-            record["reason"],
-            record["row_id"] or "",
-            payload,
-            _read_attributes(record["attributes"]),
-            record["attempts"] or 1,
+            failed_at=moment(record["failed_at"]),
+            run_id=record["run_id"] or "",
+            pipeline=record["pipeline"] or "",
+            stage=record["stage"],
+            reason=record["reason"],
+            row_id=record["row_id"] or "",
+            payload=payload,
+            attributes=_read_attributes(record["attributes"]),
+            attempts=record["attempts"] or 1,
         )
     except (ValueError, TypeError, KeyError, AttributeError, binascii.Error) as error:
         raise InputError(
@@ -92,7 +92,7 @@ def _read_attributes(text: str | None) -> dict[str, Any]:
     return attributes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Selection:
     """Which letters are replayed; None takes all.
 

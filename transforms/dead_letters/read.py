@@ -90,7 +90,7 @@ def _is_lines(path: str) -> bool:
     return without_compression(path).lower().endswith(".jsonl")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LetterTable:
     """A table of FAILURE_SCHEMA, as it was at a moment.
 
@@ -111,7 +111,7 @@ class LetterTable:
 
     def parts(self) -> tuple[list[ReadStream], list[Entry]]:
         """The streams of a read session; none where there is no letter."""
-        present = describe_source(BigQuerySource(self.cloud, self.table)).names
+        present = describe_source(BigQuerySource(cloud=self.cloud, table=self.table)).names
         missing = [name for name in FAILURE_SCHEMA.names if name not in present]
         if missing:
             raise InputError(
@@ -158,7 +158,7 @@ def selected(letters: Letters, selection: Selection) -> Iterator[Letter]:
                 yield letter
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ReadLetters(beam.PTransform):
     """Nothing -> source batches of the letters' rows, and failure records.
 

@@ -90,7 +90,7 @@ def _what_is_wrong(line: bytes) -> str:
     return "expected quoted fields to end in their line, got a quote without its other half"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Lines:
     """A block and its lines that are not blank: where they begin and end, which are broken."""
 
@@ -128,7 +128,13 @@ class _Lines:
             parts = zip(starts.tolist(), ends.tolist(), strict=True)
             broken |= [not _is_utf8(block[start:end]) for start, end in parts]
         full = lengths > 0
-        return cls(block, starts[full], ends[full], broken[full], quoted)
+        return cls(
+            block=block,
+            starts=starts[full],
+            ends=ends[full],
+            broken=broken[full],
+            quoted=quoted,
+        )
 
     def text(self, rows: slice) -> bytes:
         """Lines, at least one -> their bytes, with the blank ones between them."""

@@ -38,7 +38,7 @@ RANGE_ROWS = 131_072
 RANGE_BYTES = 64 << 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FileRange:
     """A part of a file.
 
@@ -217,11 +217,11 @@ def split_file(file: PlannedFile) -> Iterator[FileRange]:
     if file.format == "parquet":
         yield from _split_parquet(file)
     elif compression_of(path):
-        yield FileRange(path, file.format, 0, size, pin=file.pin)
+        yield FileRange(path=path, format=file.format, start=0, stop=size, pin=file.pin)
     else:
         for start in range(0, size, RANGE_BYTES):
             stop = min(start + RANGE_BYTES, size)
-            yield FileRange(path, file.format, start, stop, pin=file.pin)
+            yield FileRange(path=path, format=file.format, start=start, stop=stop, pin=file.pin)
 
 
 def _split_parquet(file: PlannedFile) -> Iterator[FileRange]:
@@ -230,5 +230,13 @@ def _split_parquet(file: PlannedFile) -> Iterator[FileRange]:
     for i, size in enumerate(sizes):
         rows += size
         if rows >= RANGE_ROWS or i == len(sizes) - 1:
-            yield FileRange(file.pin.path, file.format, start, i + 1, first_row, rows, file.pin)
+            yield FileRange(
+                path=file.pin.path,
+                format=file.format,
+                start=start,
+                stop=i + 1,
+                first_row=first_row,
+                rows=rows,
+                pin=file.pin,
+            )
             start, first_row, rows = i + 1, first_row + rows, 0

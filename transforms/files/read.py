@@ -156,7 +156,13 @@ def _read_parquet(part: FileRange, columns: Columns, batch_rows: int) -> Iterato
                 first = part.first_row + rows
                 positions = np.arange(batch.num_rows) + first
                 source = columns.with_ids(batch, prefix, positions)
-                yield Decoded(source, [], [], [], span=(first, first + batch.num_rows))
+                yield Decoded(
+                    batch=source,
+                    failed_ids=[],
+                    failed_payloads=[],
+                    faults=[],
+                    span=(first, first + batch.num_rows),
+                )
                 rows += batch.num_rows
         except (pa.ArrowException, OSError) as error:
             check_memory(error, part.path)
@@ -183,7 +189,7 @@ def _read_jsonl(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[
             start += len(line) + 1
         for i in range(0, len(lines), batch_rows):
             yield decode_json(lines[i : i + batch_rows], ids[i : i + batch_rows], row_format)
-        yield Decoded(None, [], [], [], span=span)
+        yield Decoded(batch=None, failed_ids=[], failed_payloads=[], faults=[], span=span)
 
 
 def _read_csv(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[Decoded]:
@@ -196,14 +202,22 @@ def _read_csv(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[De
             start = 0
             for batch in rows.columns.combine_chunks().to_batches(batch_rows):
                 offsets = rows.offsets[start : start + batch.num_rows]
-                yield Decoded(columns.with_ids(batch, prefix, offsets), [], [], [])
+                yield Decoded(
+                    batch=columns.with_ids(batch, prefix, offsets),
+                    failed_ids=[],
+                    failed_payloads=[],
+                    faults=[],
+                )
                 start += batch.num_rows
             if rows.failed:
                 ids = [f"{prefix}-{offset}" for offset, _, _ in rows.failed]
                 yield Decoded(
-                    None, ids, [line for _, line, _ in rows.failed], [f for _, _, f in rows.failed]
+                    batch=None,
+                    failed_ids=ids,
+                    failed_payloads=[line for _, line, _ in rows.failed],
+                    faults=[f for _, _, f in rows.failed],
                 )
-        yield Decoded(None, [], [], [], span=span)
+        yield Decoded(batch=None, failed_ids=[], failed_payloads=[], faults=[], span=span)
 
 
 class Read(NamedTuple):
@@ -277,7 +291,7 @@ def read_matched(
     return Read(typed(read.good), typed(read.failures), entries | "Settle" >> Settle())
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ReadFiles(beam.PTransform):
     """Nothing -> the rows of files as source batches, and failure records.
 

@@ -116,7 +116,7 @@ class _WriteDoFn(beam.DoFn):
         yield path, write_file(path, batches, self._format)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class WriteWindows(beam.PTransform):
     """Record batches -> (path, rows) of the files written, at the end of each span.
 

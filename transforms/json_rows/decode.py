@@ -20,7 +20,7 @@ from transforms.json_rows.row_format import RowFormat, build_columns, own_id, re
 from transforms.json_rows.values import read_json_values
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Decoded:
     """Rows that could be read, as a source batch, and the ones that could not.
 
@@ -109,7 +109,14 @@ def decode_rows(
     plain = read_plain(rows, row_format) if as_vector and rows else None
     if plain is not None:
         batch = source_rows(ids, plain, payloads)
-        return Decoded(batch, [], [], [], list(range(len(rows))), [])
+        return Decoded(
+            batch=batch,
+            failed_ids=[],
+            failed_payloads=[],
+            faults=[],
+            good=list(range(len(rows))),
+            bad=[],
+        )
     read = [read_row(row, row_format) for row in rows]
     good = [i for i, row in enumerate(read) if not isinstance(row, Fault)]
     bad = [i for i, row in enumerate(read) if isinstance(row, Fault)]
@@ -121,10 +128,10 @@ def decode_rows(
         columns = plain or build_columns([read[i] for i in good], kept, row_format)
         batch = source_rows([ids[i] for i in good], columns, [payloads[i] for i in good])
     return Decoded(
-        batch,
-        [ids[i] for i in bad],
-        [payloads[i] for i in bad],
-        [read[i] for i in bad],
-        good,
-        bad,
+        batch=batch,
+        failed_ids=[ids[i] for i in bad],
+        failed_payloads=[payloads[i] for i in bad],
+        faults=[read[i] for i in bad],
+        good=good,
+        bad=bad,
     )
