@@ -154,7 +154,7 @@ class LocalCloud:
 
 
 def _servers(
-    folder: Path, messages: int, pubsub_memory: str, gcs: int, rest: int, grpc: int
+    folder: Path, messages: int, pubsub_memory: str, *, gcs: int, rest: int, grpc: int
 ) -> tuple[Server, Server, Server]:
     """A folder and ports -> the servers of Pub/Sub, Cloud Storage and BigQuery, not started."""
     pubsub = Server(
@@ -202,7 +202,9 @@ def local_cloud(
         storage=f"http://localhost:{gcs}",
         pubsub=f"localhost:{kept}" if with_pubsub else None,
     )
-    pubsub, storage, bigquery = _servers(folder, messages, pubsub_memory, gcs, rest, grpc)
+    pubsub, storage, bigquery = _servers(
+        folder, messages, pubsub_memory, gcs=gcs, rest=rest, grpc=grpc
+    )
     with ExitStack() as started:
         for server in (storage, bigquery, *([pubsub] if with_pubsub else [])):
             server.start()

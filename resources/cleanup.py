@@ -102,7 +102,7 @@ def choose_removals(
         found = looked.get(resource.key)
         if not choice.has(resource) or found is None:
             continue
-        removal = _removal(resource, found, looked, choice, so_far, busy or {})
+        removal = _removal(resource, found, looked, choice=choice, so_far=so_far, busy=busy or {})
         if removal.action == "remove":
             so_far.gone.add(resource.name)
         else:
@@ -115,6 +115,7 @@ def _removal(
     resource: Resource,
     found: Found,
     looked: Looked,
+    *,
     choice: Choice,
     so_far: _Choosing,
     busy: Busy,

@@ -253,7 +253,7 @@ def test_in_a_bucket_an_unfinished_file_is_dead_after_a_day(
 
 def test_names_tell_the_span_and_sort_by_it() -> None:
     def name(start: float, seconds: float) -> str:
-        return file_name(start, start + seconds, 1, 2, 3, "run", "jsonl")
+        return file_name(start, start + seconds, 1, shards=2, pane=3, run="run", suffix="jsonl")
 
     assert name(START, 300) == "2026-11-20/12-34-00-300s-1-of-2-pane-3-run.jsonl"
     starts = [START + i * 5_000 for i in range(50)]

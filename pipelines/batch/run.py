@@ -89,7 +89,9 @@ def run_batch(name: str, parsed: Parsed) -> None:
     handler = make_handler(config, model, fields, options, endpoints)
 
     def open_it(provenance: Provenance, temp: RunFolder | None) -> Source:
-        return open_source(config, manifest, fields, provenance, cloud, temp)
+        return open_source(
+            config, manifest, fields, provenance=provenance, cloud=cloud, folder=temp
+        )
 
     scoring = Scoring(name=name, config=config, handler=handler, manifest=manifest, fields=fields)
     run(score_rows(scoring, options, cloud, open_it), options, config, endpoints)
@@ -128,7 +130,14 @@ def score_rows(
     for destination in () if is_dry_run(options) else destinations:
         destination.prepare()
     report = report_folder(destinations)
-    facts = _facts(provenance, manifest, fields.score, source, destinations, report)
+    facts = _facts(
+        provenance,
+        manifest,
+        score_output=fields.score,
+        source=source,
+        destinations=destinations,
+        report=report,
+    )
     facts["max_dead_letter_share"] = config.max_dead_letter_share
     return ScoreRows(
         source=source.transform,
@@ -148,6 +157,7 @@ def score_rows(
 def _facts(
     provenance: Provenance,
     manifest: Manifest,
+    *,
     score_output: str | None,
     source: Source,
     destinations: Sequence[Destination],

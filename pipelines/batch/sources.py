@@ -46,6 +46,7 @@ def open_source(
     config: BatchConfig,
     manifest: Manifest,
     fields: OutputFields,
+    *,
     provenance: Provenance,
     cloud: Cloud | None,
     folder: RunFolder | None,
@@ -59,7 +60,14 @@ def open_source(
         return _open_files(config.source, columns, fields, provenance, config.model.batch_rows)
     if cloud is None:
         raise TypeError(f"expected a Cloud to read {config.source}")
-    return _open_bigquery(config.source, columns, fields, cloud, folder, config.model.batch_rows)
+    return _open_bigquery(
+        config.source,
+        columns,
+        fields,
+        cloud=cloud,
+        folder=folder,
+        batch_rows=config.model.batch_rows,
+    )
 
 
 def _open_files(
@@ -115,6 +123,7 @@ def _open_bigquery(
     source: Table | Query,
     columns: Columns,
     fields: OutputFields,
+    *,
     cloud: Cloud,
     folder: RunFolder | None,
     batch_rows: int,

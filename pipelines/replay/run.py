@@ -60,7 +60,7 @@ def run_local(parsed: Parsed) -> None:
             print(f"no dead letters in {', '.join(found.names)}: nothing to replay", file=out)
             return
         own = replace(config, run=replace(config.run, run_id=found.run_id))
-        _replay(own, found, first, options, endpoints, cloud)
+        _replay(own, found, first, options=options, endpoints=endpoints, cloud=cloud)
 
 
 def _make_cloud(
@@ -84,6 +84,7 @@ def _replay(
     config: ReplayConfig,
     found: Replay,
     first: Letter,
+    *,
     options: PipelineOptions,
     endpoints: Endpoints,
     cloud: Cloud | None,

@@ -93,7 +93,7 @@ def run_stream(name: str, parsed: Parsed) -> None:
     handler: BatchHandler[Any] = make_handler(config, model, fields, options, cloud.endpoints)
     if runs_in_process(options):
         handler = KeptModelHandler(handler)
-    score_stream(config, handler, manifest, fields, options, cloud)
+    score_stream(config, handler, manifest, fields, options=options, cloud=cloud)
 
 
 def stream_cloud(config: StreamConfig, options: PipelineOptions, endpoints: Endpoints) -> Cloud:
@@ -107,6 +107,7 @@ def score_stream(
     handler: Any,
     manifest: Manifest,
     fields: OutputFields,
+    *,
     options: PipelineOptions,
     cloud: Cloud,
 ) -> None:
@@ -142,7 +143,9 @@ def score_stream(
         _look_at(config, options, provenance, score, cloud)
         if is_dry_run(options):
             return
-    prepare_sinks(*sinks, schema, fields, config.sinks.cluster_by or (), cloud)
+    prepare_sinks(
+        *sinks, schema, fields=fields, cluster_by=config.sinks.cluster_by or (), cloud=cloud
+    )
     _start(config, options, score, cloud)
 
 

@@ -56,6 +56,7 @@ def prepare_sinks(
     rows: StreamSinks,
     letters: StreamSinks,
     schema: pa.Schema,
+    *,
     fields: OutputFields,
     cluster_by: tuple[str, ...],
     cloud: Cloud,
@@ -76,7 +77,7 @@ def _prepare(
         with translate_errors(OutputError, f"table {to.table} cannot be written"):
             client = cloud.bigquery()
             table = find_table(client, to.table, cloud) or create_table(
-                client, to.table, schema, time_column, clusters, cloud
+                client, to.table, schema, time_column=time_column, cluster_by=clusters, cloud=cloud
             )
         check_table(table, schema, clusters)
     if to.topic is not None:

@@ -78,7 +78,7 @@ def deploy(argv: Sequence[str]) -> int:
     if endpoint is None:
         labels = args.labels | OWNER
         endpoint = region.create(args.endpoint, labels, dedicated=args.dedicated)
-    _ensure_deployed(region, args, endpoint, model, artifact, resources)
+    _ensure_deployed(region, args, endpoint, model=model, artifact=artifact, resources=resources)
     return 0
 
 
@@ -169,6 +169,7 @@ def _ensure_deployed(
     region: VertexRegion,
     args: argparse.Namespace,
     endpoint: Endpoint,
+    *,
     model: Model,
     artifact: Artifact,
     resources: DedicatedResources,

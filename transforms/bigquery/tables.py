@@ -43,6 +43,7 @@ def create_table(
     client: bigquery.Client,
     table: TableName,
     schema: pa.Schema,
+    *,
     time_column: str | None,
     cluster_by: tuple[str, ...],
     cloud: Cloud,

@@ -54,7 +54,7 @@ def check_folder(folder: str) -> None:
 
 
 def file_name(
-    start: float, end: float, shard: int, shards: int, pane: int, run: str, suffix: str
+    start: float, end: float, shard: int, *, shards: int, pane: int, run: str, suffix: str
 ) -> str:
     """A span in seconds since 1970, a shard, a pane and a run -> the file's name in its part."""
     moment = datetime.datetime.fromtimestamp(start, datetime.UTC)
@@ -111,7 +111,15 @@ class _WriteDoFn(beam.DoFn):
     ) -> Iterator[tuple[str, int]]:
         shard, batches = element
         start, end = float(window.start), float(window.end)
-        name = file_name(start, end, shard, self._shards, pane.index, self._run, self._format)
+        name = file_name(
+            start,
+            end,
+            shard,
+            shards=self._shards,
+            pane=pane.index,
+            run=self._run,
+            suffix=self._format,
+        )
         path = FileSystems.join(self._folder, name)
         yield path, write_file(path, batches, self._format)
 
