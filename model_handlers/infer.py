@@ -51,25 +51,26 @@ def infer_manifest(
         architecture=architecture,
         batch_dependence=batch_dependence,
     )
-    code = TrustedCode(tuple(trusted_modules))
-    module = load_module(package.data, draft, code=code)
+    module = load_module(package.data, draft, code=TrustedCode(tuple(trusted_modules)))
     outputs = _probe(module, draft)
-    # An integer is a class or a count more often than a score: that is for the user to say.
-    scalars = [s.name for s in outputs if s.shape == () and s.dtype.startswith("float")]
-    score = scalars[0] if len(scalars) == 1 else None
-    manifest = replace(draft, outputs=outputs, score_output=score)
+    manifest = replace(draft, outputs=outputs, score_output=_score_of(outputs))
     if not sampled:
-        cpu = torch.device("cpu")
-        check_made_up_rows(
-            LoadedModel(
-                module=module,
-                manifest=manifest,
-                outputs=outputs,
-                device=cpu,
-                batch_rows=MADE_UP_ROWS,
-            )
+        model = LoadedModel(
+            module=module,
+            manifest=manifest,
+            outputs=outputs,
+            device=torch.device("cpu"),
+            batch_rows=MADE_UP_ROWS,
         )
+        check_made_up_rows(model)
     return manifest
+
+
+def _score_of(outputs: Sequence[OutputSpec]) -> str | None:
+    """A model's outputs -> the one that is a score, None where that is for the user to say."""
+    # An integer is a class or a count more often than a score.
+    scalars = [s.name for s in outputs if s.shape == () and s.dtype.startswith("float")]
+    return scalars[0] if len(scalars) == 1 else None
 
 
 def _probe(module: torch.nn.Module, draft: Manifest) -> tuple[OutputSpec, ...]:

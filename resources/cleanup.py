@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from google.api_core import exceptions
@@ -121,44 +122,27 @@ def _removal(
     busy: Busy,
 ) -> Removal:
     """A resource and what is known -> what becomes of it."""
+    removal = partial(Removal, resource=resource, found=found)
     if reason := _foreign(resource, looked, choice) or _other_form(resource, found):
-        return Removal(resource=resource, found=found, action="keep", reason=reason)
+        return removal(action="keep", reason=reason)
     for used in (*resource.pipelines, resource.name, resource.properties.get("member", "")):
         if used in busy:
             job, is_others = busy[used]
             reason = f"job {job.name} still runs"
-            return Removal(
-                resource=resource,
-                found=found,
-                action="keep",
-                reason=reason,
-                job=None if is_others else job.name,
-            )
+            return removal(action="keep", reason=reason, job=None if is_others else job.name)
     if others := _others(resource, looked, choice):
-        reason = f"configuration {', '.join(others)} uses it too"
         can_release = resource.kind in LABELLED and not choice.truncate
-        return Removal(
-            resource=resource,
-            found=found,
-            action="release" if can_release else "keep",
-            reason=reason,
-        )
+        reason = f"configuration {', '.join(others)} uses it too"
+        return removal(action="release" if can_release else "keep", reason=reason)
     if choice.truncate:
-        return Removal(resource=resource, found=found, action="truncate")
+        return removal(action="truncate")
     for other in so_far.staying:
         if resource.key in other.needs:
-            return Removal(
-                resource=resource, found=found, action="keep", reason=f"{other} needs it, and stays"
-            )
+            return removal(action="keep", reason=f"{other} needs it, and stays")
     for held in found.holds:
         if held not in so_far.gone:
-            return Removal(
-                resource=resource,
-                found=found,
-                action="keep",
-                reason=KINDS[resource.kind].held.format(held),
-            )
-    return Removal(resource=resource, found=found, action="remove")
+            return removal(action="keep", reason=KINDS[resource.kind].held.format(held))
+    return removal(action="remove")
 
 
 def _owner(resource: Resource, looked: Looked) -> tuple[Found | None, str]:

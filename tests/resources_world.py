@@ -13,8 +13,9 @@ from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from examples.google_api.access import IAM, ResourceManager
 from examples.google_api.dataflow import Dataflow
+from examples.google_api.faults import Call
 from examples.google_api.monitoring import Monitoring
-from examples.google_api.server import Call, GoogleApi, google_api
+from examples.google_api.server import GoogleApi, google_api
 from examples.google_api.service_usage import ServiceUsage
 from examples.google_api.vertex import VertexAI
 from examples.local_cloud import PROJECT, LocalCloud

@@ -19,11 +19,8 @@ from serving_client import running
 
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
-from examples.google_api.server import (
-    GoogleApi,
-    google_api,
-    permission_denied,
-)
+from examples.google_api.faults import permission_denied
+from examples.google_api.server import GoogleApi, google_api
 from examples.google_api.staged_pipeline import ExecutingDataflow
 from examples.local_cloud import LocalCloud
 from pipelines import batch_local, batch_vertex, stream_local

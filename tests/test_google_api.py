@@ -12,16 +12,8 @@ from google.cloud.aiplatform_v1.types import AcceleratorType
 
 from cloud.clients import Cloud, Vertex
 from cloud.endpoints import Endpoints
-from examples.google_api.server import (
-    Call,
-    Fault,
-    GoogleApi,
-    HangUp,
-    Later,
-    Refusal,
-    google_api,
-    throttled,
-)
+from examples.google_api.faults import Call, Fault, HangUp, Later, Refusal, throttled
+from examples.google_api.server import GoogleApi, google_api
 from examples.google_api.vertex import VertexAI
 
 PARENT = "/v1/projects/a-project/locations/us-central1"

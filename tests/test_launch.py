@@ -20,7 +20,8 @@ from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from common.errors import JobError, UsageError
 from examples.google_api.dataflow import Dataflow
-from examples.google_api.server import Call, GoogleApi, HangUp, google_api, permission_denied
+from examples.google_api.faults import Call, HangUp, permission_denied
+from examples.google_api.server import GoogleApi, google_api
 from examples.google_api.staged_pipeline import ExecutingDataflow, steps
 from examples.local_cloud import LocalCloud
 from pipelines.command import main

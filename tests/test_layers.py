@@ -144,3 +144,18 @@ def test_flags_are_read_only_in_pipelines() -> None:
 def test_the_manifest_can_be_read_without_torch_or_beam() -> None:
     for path in ("common/errors.py", "model_handlers/manifest.py"):
         assert not heads(imported(ROOT / path)) & {"torch", "apache_beam"}
+
+
+LIMITS = {"module": 400, "function": 45}
+
+
+@pytest.mark.parametrize("package", [*sorted(PACKAGES), "dags", "templates"])
+def test_modules_and_functions_are_short_enough_to_be_read(package: str) -> None:
+    """The limits of CONTRIBUTING; 300 and 40 are what to aim at."""
+    for path in modules(package):
+        text = path.read_text()
+        assert text.count("\n") <= LIMITS["module"], path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                assert lines <= LIMITS["function"], f"{path}: {node.name} has {lines} lines"

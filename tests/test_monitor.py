@@ -16,16 +16,9 @@ from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from common.errors import JobError, TooManyDeadLetters, UsageError
 from examples.google_api.dataflow import Dataflow
+from examples.google_api.faults import Call, Fault, HangUp, Refusal, permission_denied
 from examples.google_api.monitoring import Monitoring
-from examples.google_api.server import (
-    Call,
-    Fault,
-    GoogleApi,
-    HangUp,
-    Refusal,
-    google_api,
-    permission_denied,
-)
+from examples.google_api.server import GoogleApi, google_api
 from pipelines.dataflow.facts import JobFacts
 from pipelines.dataflow.jobs import Jobs
 from pipelines.dataflow.metrics import (

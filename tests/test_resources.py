@@ -25,12 +25,7 @@ from hypothesis import strategies as st
 from resources_world import SMALL, VERTEX, World
 
 from common.errors import OutputError
-from examples.google_api.server import (
-    Call,
-    Refusal,
-    api_disabled,
-    permission_denied,
-)
+from examples.google_api.faults import Call, Refusal, api_disabled, permission_denied
 from examples.local_cloud import PROJECT, LocalCloud
 from pipelines.stream.config import Subscription
 from pipelines.stream.subscription import open_subscription

@@ -19,17 +19,15 @@ from cloud.endpoints import VARIABLES, Endpoints
 from common.errors import UsageError
 from examples.google_api.access import IAM, ResourceManager
 from examples.google_api.dataflow import Dataflow
-from examples.google_api.server import (
+from examples.google_api.faults import (
     Call,
-    GoogleApi,
     Refusal,
-    Service,
     api_disabled,
-    google_api,
     permission_denied,
     quota_exceeded,
     throttled,
 )
+from examples.google_api.server import GoogleApi, Service, google_api
 from examples.google_api.service_usage import ServiceUsage
 from resources.__main__ import main
 from resources.cleanup import REMOVABLE, Choice, choose_removals, lost_rows

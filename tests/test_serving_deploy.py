@@ -18,17 +18,16 @@ from google.cloud import storage
 
 import cloud.clients
 from common.errors import CredentialsError
-from examples.google_api.server import (
+from examples.google_api.faults import (
     Call,
     Fault,
-    GoogleApi,
     Later,
     Refusal,
     api_disabled,
-    google_api,
     permission_denied,
     quota_exceeded,
 )
+from examples.google_api.server import GoogleApi, google_api
 from examples.google_api.vertex import VertexAI
 from examples.local_cloud import LocalCloud
 from model_handlers.manifest import Manifest

@@ -9,8 +9,10 @@ from typing import Any
 from googleapiclient.discovery import build
 
 from examples.google_api.dataflow import Dataflow
+from examples.google_api.faults import Call
 from examples.google_api.monitoring import Monitoring
-from examples.google_api.server import Call, GoogleApi, Service, listed
+from examples.google_api.server import GoogleApi, Service
+from examples.google_api.store import listed
 from examples.local_cloud import LocalCloud
 
 ROOT = Path(__file__).parent.parent

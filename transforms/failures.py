@@ -10,7 +10,7 @@ import base64
 import datetime
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import orjson
@@ -104,15 +104,7 @@ def failure_batch(
             {**one, "message": other} for one, other in zip(attributes, described, strict=True)
         ]
         attempts = messages.field("attempts").to_pylist()
-    constant = {
-        "failed_at": failed_at,
-        "run_id": provenance.run_id,
-        "pipeline": provenance.pipeline,
-        "stage": stage,
-        "model_name": provenance.model_name,
-        "model_version": provenance.model_version,
-        "model_digest": provenance.model_digest,
-    }
+    constant = {"failed_at": failed_at, "stage": stage, **asdict(provenance)}
     varying = {
         "reason": [fault.reason for fault in faults],
         "message": [fault.message for fault in faults],

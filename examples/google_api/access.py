@@ -7,7 +7,9 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from examples.google_api.server import Call, Refusal, Service, listed, patched, permission_denied
+from examples.google_api.faults import Call, Refusal, permission_denied
+from examples.google_api.server import Service
+from examples.google_api.store import listed, patched
 
 _ACCOUNT_ID = re.compile(r"[a-z][a-z0-9-]{4,28}[a-z0-9]")
 

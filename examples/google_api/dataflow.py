@@ -8,7 +8,9 @@ from typing import Any, ClassVar
 import google.cloud.dataflow_v1beta3.types as messages
 
 from examples.google_api.discovery import enums_of
-from examples.google_api.server import Call, Refusal, Service, listed
+from examples.google_api.faults import Call, Refusal
+from examples.google_api.server import Service
+from examples.google_api.store import listed
 
 Job = dict[str, Any]
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from examples.google_api.server import Call, Refusal, Service, listed
+from examples.google_api.faults import Call, Refusal
+from examples.google_api.server import Service
+from examples.google_api.store import listed
 
 _FILTER = re.compile(r'metric\.type = "([\w./]+)"(?: AND ([\w.]+) = "([^"]+)")?')
 _SUBSCRIPTION, _JOB = "resource.labels.subscription_id", "metric.labels.job_id"

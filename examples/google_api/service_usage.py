@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from examples.google_api.server import Call, Refusal, Service, listed, permission_denied
+from examples.google_api.faults import Call, Refusal, permission_denied
+from examples.google_api.server import Service
+from examples.google_api.store import listed
 
 _TYPE = "type.googleapis.com/google.api.serviceusage.v1."
 # There are more; what this project needs is among them.

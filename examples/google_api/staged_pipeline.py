@@ -15,7 +15,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.transforms.environments import EmbeddedPythonEnvironment
 
 from examples.google_api.dataflow import Dataflow, Job
-from examples.google_api.server import Call
+from examples.google_api.faults import Call
 
 _KINDS = {
     common_urns.primitives.PAR_DO.urn: "PAR_DO_KIND",

@@ -7,7 +7,9 @@ from typing import Any, ClassVar
 
 from google.cloud.aiplatform_v1.types import AcceleratorType
 
-from examples.google_api.server import Call, Refusal, Service, listed, patched
+from examples.google_api.faults import Call, Refusal
+from examples.google_api.server import Service
+from examples.google_api.store import listed, patched
 
 _TYPE = "type.googleapis.com/google.cloud.aiplatform.v1."
 PROJECT_NUMBER = "123456789012"

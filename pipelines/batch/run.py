@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -129,16 +129,7 @@ def score_rows(
     destinations = open_destinations(config, attempt, rows, cloud, source.lineage)
     for destination in () if is_dry_run(options) else destinations:
         destination.prepare()
-    report = report_folder(destinations)
-    facts = _facts(
-        provenance,
-        manifest,
-        score_output=fields.score,
-        source=source,
-        destinations=destinations,
-        report=report,
-    )
-    facts["max_dead_letter_share"] = config.max_dead_letter_share
+    facts = _facts(scoring, provenance, source, destinations)
     return ScoreRows(
         source=source.transform,
         handler=scoring.handler,
@@ -146,7 +137,7 @@ def score_rows(
         fields=fields,
         provenance=provenance,
         destinations=destinations,
-        report_folder=report,
+        report_folder=report_folder(destinations),
         facts=facts | {"started_at": started},
         show_progress=sys.stderr.isatty() and runs_in_process(options),
         temporary=(attempt.temp,) if attempt.temp and source.exports else (),
@@ -155,13 +146,10 @@ def score_rows(
 
 
 def _facts(
+    scoring: Scoring,
     provenance: Provenance,
-    manifest: Manifest,
-    *,
-    score_output: str | None,
     source: Source,
-    destinations: Sequence[Destination],
-    report: RunFolder,
+    destinations: list[Destination],
 ) -> dict[str, Any]:
     """What a report says besides its counts."""
     return {
@@ -171,13 +159,14 @@ def _facts(
             "name": provenance.model_name,
             "version": provenance.model_version,
             "digest": provenance.model_digest,
-            "batch_dependence": manifest.batch_dependence,
+            "batch_dependence": scoring.manifest.batch_dependence,
         },
-        "score_output": score_output,
+        "score_output": scoring.fields.score,
         "input": [without_secrets(name) for name in source.names],
         "output": [d.place for d in destinations if d.part == SCORES],
         "dead_letter_output": [d.place for d in destinations if d.part == DEAD_LETTERS],
-        "report": report.report,
+        "report": report_folder(destinations).report,
+        "max_dead_letter_share": scoring.config.max_dead_letter_share,
     }
 
 
