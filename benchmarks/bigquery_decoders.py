@@ -38,8 +38,8 @@ from transforms.bigquery.read import (
 )
 from transforms.bigquery.schema import TableName
 from transforms.bigquery.source import BigQuerySource
-from transforms.failures import Provenance
 from transforms.files.read import Columns
+from transforms.provenance import Provenance
 from transforms.validate import ValidateFeatures, validate
 
 # Tried on 2 cores with batches of 256, 1,000 and 10,000 dicts, us a row to the matrix: np.fromiter

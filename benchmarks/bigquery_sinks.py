@@ -35,10 +35,10 @@ from transforms.bigquery.append import BATCH_BYTES, DefaultStream, append, confo
 from transforms.bigquery.destination import TableDestination
 from transforms.bigquery.schema import TableName, arrow_schema, table_fields
 from transforms.encode import OutputFields, encode
-from transforms.failures import Provenance
 from transforms.files.run_folder import SCORES, RunFolder
 from transforms.files.stage import conform_to_files
 from transforms.files.writers import open_writer
+from transforms.provenance import Provenance
 
 # As the model's handler has it, whose module would import torch.
 BATCH_ROWS = 32_768

@@ -32,7 +32,7 @@ from benchmarks.summary import as_record, spread
 from examples.local_cloud import INSTALL_COMMAND, LocalCloud, is_installed, local_cloud
 from examples.transactions.demo_bigquery import BUCKET, SCORES, SOURCE, fill
 from model_handlers.tolerance import TOLERANCE
-from transforms.failures import utc_now
+from transforms.provenance import utc_now
 
 PEAK_MB = 1_000
 METHOD = {

@@ -41,12 +41,12 @@ from model_handlers.package import read_manifest
 from model_handlers.tolerance import TOLERANCE
 from model_handlers.torch_model import TorchModelHandler
 from transforms.encode import EncodeRows, choose_fields
-from transforms.failures import Provenance
 from transforms.json_rows.row_format import RowFormat
 from transforms.json_rows.write import json_objects
 from transforms.messages.decode import DecodeMessages, MessageFormat
 from transforms.messages.message import Message, serialize
 from transforms.predict import Predict
+from transforms.provenance import Provenance
 from transforms.row_schemas import CARRIED
 
 SIZES = (1, 10, 100, 1_000)

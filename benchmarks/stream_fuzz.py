@@ -34,10 +34,10 @@ from model_handlers.package import read_manifest
 from model_handlers.torch_model import TorchModelHandler
 from pipelines.stream.graph import ScoreStream, StreamSinks
 from transforms.encode import choose_fields, output_schema
-from transforms.failures import Provenance, utc_now
 from transforms.json_rows.row_format import RowFormat
 from transforms.messages.decode import ENCODING, MessageFormat, MessageKind, decode_messages
 from transforms.messages.message import Message, serialize
+from transforms.provenance import Provenance, utc_now
 from transforms.row_schemas import CARRIED
 from transforms.validate import validate
 

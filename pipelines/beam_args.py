@@ -20,7 +20,7 @@ from apache_beam.options.pipeline_options import (
 from common.addresses import address_fault, path_fault
 from common.errors import UsageError, suggest
 from pipelines.options import all_flags
-from transforms.failures import utc_now
+from transforms.provenance import utc_now
 
 IN_PROCESS = "FnApiRunner"
 # The one of Beam's own runners that reads Pub/Sub.

@@ -28,7 +28,7 @@ from examples.local_cloud import (
 from examples.pubsub_labels import keeping_labels
 from examples.transactions.build import build
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec
-from transforms.failures import Provenance
+from transforms.provenance import Provenance
 
 # Whoever starts the tests in the background of a shell, or under nohup, has them ignore these
 # signals, and what they start.

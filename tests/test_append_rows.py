@@ -43,7 +43,7 @@ from transforms.bigquery.append import (
 )
 from transforms.bigquery.schema import JSON_METADATA, TableName, arrow_schema, table_fields
 from transforms.encode import choose_fields, encode
-from transforms.failures import Provenance
+from transforms.provenance import Provenance
 
 TABLE = TableName("some-project", "d", "t")
 ROOT = Path(__file__).parent.parent

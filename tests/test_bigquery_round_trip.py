@@ -30,12 +30,12 @@ from transforms.bigquery.read import (
 )
 from transforms.bigquery.schema import TableName, arrow_schema, without_json
 from transforms.bigquery.source import BigQuerySource, describe_source
-from transforms.failures import Provenance
 from transforms.files.read import Columns
 from transforms.files.run_folder import SCORES, RunFolder, StagedFile
 from transforms.files.stage import conform_to_files
 from transforms.files.store import create_file
 from transforms.files.writers import open_writer
+from transforms.provenance import Provenance
 
 LARGEST = (1 << 63) - 1
 # NUMERIC has 29 digits before and 9 behind the point. The emulator's BIGNUMERIC has 20 and 18,

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from model_handlers.manifest import FeatureStatistics, InputSpec, Manifest
 from transforms.failures import Fault
-from transforms.json_rows.decode import Decoded, content_id, decode_json, decode_rows
+from transforms.json_rows.decode import Decoded, decode_json, decode_rows
 from transforms.json_rows.row_format import RowFormat
+from transforms.row_ids import content_id
 from transforms.validate import validate
 
 Make = Callable[..., Any]

@@ -23,12 +23,12 @@ from hypothesis import strategies as st
 from common.errors import UsageError
 from common.record_batch import to_rows
 from model_handlers.manifest import FeatureStatistics, InputSpec, Manifest
-from transforms.failures import Provenance
 from transforms.json_rows.decode import decode_rows
 from transforms.json_rows.row_format import RowFormat, read_plain
 from transforms.messages import decode as module
 from transforms.messages.decode import DecodeMessages, MessageFormat, decode_messages
 from transforms.messages.message import ATTEMPTS, REPLAYED_ID, Message, serialize
+from transforms.provenance import Provenance
 from transforms.row_schemas import CARRIED
 from transforms.validate import validate
 

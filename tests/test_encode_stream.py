@@ -26,10 +26,10 @@ from transforms.encode import (
     output_schema,
     reference_fields,
 )
-from transforms.failures import Provenance
 from transforms.json_rows.row_format import RowFormat
 from transforms.messages.decode import MessageFormat, decode_messages
 from transforms.messages.message import Message
+from transforms.provenance import Provenance
 from transforms.row_schemas import CARRIED
 
 Make = Callable[..., Any]

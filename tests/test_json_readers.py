@@ -16,7 +16,7 @@ from model_handlers.endpoint_codec import EndpointCodec
 from model_handlers.manifest import FeatureStatistics, InputSpec, Manifest
 from model_handlers.manifest_json import parse_manifest
 from serving.instances import BadInstances, InstanceReader, unique_instances
-from transforms.failures import Fault, Provenance
+from transforms.failures import Fault
 from transforms.files.ranges import FileRange
 from transforms.files.read import Columns, read_range
 from transforms.json_rows.decode import decode_json
@@ -25,6 +25,7 @@ from transforms.json_rows.values import read_json_values
 from transforms.messages.avro import parse_schema
 from transforms.messages.decode import MessageFormat, decode_messages
 from transforms.messages.message import Message
+from transforms.provenance import Provenance
 from transforms.row_schemas import CARRIED
 from transforms.validate import validate
 

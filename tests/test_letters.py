@@ -28,7 +28,7 @@ from transforms.dead_letters.letters import (
     read_letter,
     to_message,
 )
-from transforms.failures import Fault, Provenance, Stage, failed_rows, failure_batch, utc_now
+from transforms.failures import Fault, Stage, failed_rows, failure_batch
 from transforms.files.writers import JsonLinesBatchWriter, to_json_line
 from transforms.json_rows.row_format import RowFormat
 from transforms.lineage import BATCH_REPLAY, STREAM_REPLAY
@@ -41,6 +41,7 @@ from transforms.messages.message import (
     serialize,
 )
 from transforms.messages.publish import MESSAGE_BYTES, failure_messages
+from transforms.provenance import Provenance, utc_now
 from transforms.validate import validate
 
 NOON = datetime.datetime(2024, 5, 6, 12, tzinfo=datetime.UTC)

@@ -24,13 +24,14 @@ from common.record_batch import ERROR, ERROR_TYPE, OUTPUTS
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec
 from model_handlers.torch_model import TorchModelHandler
 from transforms.encode import EncodeRows, choose_fields
-from transforms.failures import Fault, Provenance
+from transforms.failures import Fault
 from transforms.files import ranges as file_ranges
 from transforms.files.destination import FolderDestination
 from transforms.files.read import Columns, ReadFiles
 from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder
 from transforms.files.stage import StageFiles
 from transforms.predict import Predict, split_answer
+from transforms.provenance import Provenance
 from transforms.reconcile import CommitRun, CountFailures, CountRows
 from transforms.row_schemas import FAILURE_SCHEMA
 

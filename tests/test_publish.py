@@ -24,7 +24,7 @@ from cloud.endpoints import Endpoints
 from common.record_batch import OUTPUTS, to_rows
 from examples.local_cloud import LocalCloud
 from transforms.encode import OutputFields, encode
-from transforms.failures import Fault, Provenance, failure_batch
+from transforms.failures import Fault, failure_batch
 from transforms.messages import publish
 from transforms.messages.message import Message, message_column
 from transforms.messages.publish import (
@@ -41,6 +41,7 @@ from transforms.messages.publish import (
     row_messages,
     size_of,
 )
+from transforms.provenance import Provenance
 
 Make = Callable[..., Any]
 NOW = datetime.datetime(2026, 11, 20, 12, tzinfo=datetime.UTC)

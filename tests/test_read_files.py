@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from common.errors import InputError
 from model_handlers.manifest import InputSpec
-from transforms.failures import Provenance
 from transforms.files import ranges as file_ranges
 from transforms.files import text_lines
 from transforms.files.ranges import (
@@ -30,6 +29,7 @@ from transforms.files.ranges import (
 )
 from transforms.files.read import Columns, ReadFiles, id_prefix, read_range
 from transforms.json_rows.decode import Decoded
+from transforms.provenance import Provenance
 
 Make = Callable[..., Any]
 

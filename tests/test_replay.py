@@ -40,7 +40,7 @@ from pipelines.options import all_flags
 from pipelines.replay import command as replay
 from pipelines.stream import subscription
 from transforms.dead_letters.read import LetterFiles
-from transforms.failures import Provenance, failed_rows, utc_now
+from transforms.failures import failed_rows
 from transforms.files import commit as commit_files
 from transforms.files.writers import JsonLinesBatchWriter
 from transforms.json_rows.row_format import RowFormat
@@ -48,6 +48,7 @@ from transforms.messages import lease
 from transforms.messages.decode import MessageFormat, decode_messages
 from transforms.messages.message import Message
 from transforms.messages.publish import PublishBatches
+from transforms.provenance import Provenance, utc_now
 from transforms.validate import validate
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

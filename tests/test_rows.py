@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_handlers.manifest import InputSpec, Manifest
-from transforms.failures import to_json
-from transforms.json_rows.decode import content_id
 from transforms.json_rows.row_format import RowFormat
+from transforms.plain_json import to_json
+from transforms.row_ids import content_id
 from transforms.rows import RecordBatchesToRows, RowsToRecordBatches, batch_rows, plain_row
 from transforms.validate import validate
 

@@ -35,11 +35,11 @@ from pipelines.stream.in_process import KeptModelHandler
 from pipelines.stream.progress import start_tally, summary
 from transforms.bigquery.schema import TableName
 from transforms.encode import OutputFields, choose_fields, output_schema
-from transforms.failures import Provenance
 from transforms.json_rows.row_format import RowFormat
 from transforms.messages.decode import MessageFormat
 from transforms.messages.message import Message, serialize
 from transforms.messages.read import ReadMessages
+from transforms.provenance import Provenance
 from transforms.row_schemas import CARRIED
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

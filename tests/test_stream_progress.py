@@ -32,8 +32,9 @@ from pipelines.stream.progress import (
     take_latencies,
 )
 from transforms.accounts import found
-from transforms.failures import Fault, Provenance, failure_batch
+from transforms.failures import Fault, failure_batch
 from transforms.messages.message import Message, message_column
+from transforms.provenance import Provenance
 
 NOW = datetime.datetime(2026, 11, 20, 12, tzinfo=datetime.UTC)
 

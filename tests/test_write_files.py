@@ -15,13 +15,13 @@ from cloud.clients import Cloud
 from common.errors import OutputError
 from transforms.bigquery.destination import TableDestination
 from transforms.bigquery.schema import TableName
-from transforms.failures import Provenance
 from transforms.files import stage as write_files
 from transforms.files.destination import FolderDestination
 from transforms.files.run_folder import SCORES, RunFolder, StagedFile
 from transforms.files.stage import StageFiles, conform_to_files
 from transforms.files.staging import check_writable, discard
 from transforms.files.writers import OutputFormat
+from transforms.provenance import Provenance
 
 
 def batch_of(*values: Any, kind: pa.DataType | None = None) -> pa.RecordBatch:

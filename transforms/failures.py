@@ -6,9 +6,7 @@ be counted, read and replayed wherever they came from.
 
 from __future__ import annotations
 
-import base64
 import datetime
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -17,7 +15,8 @@ import orjson
 import pyarrow as pa
 
 from common.record_batch import MESSAGE, PAYLOAD, ROW_ID, SOURCE, to_rows
-from model_handlers.manifest import Manifest
+from transforms.plain_json import to_json
+from transforms.provenance import Provenance
 from transforms.row_schemas import FAILURE_SCHEMA
 
 Stage = Literal["decode", "validate", "infer", "encode", "write"]
@@ -44,30 +43,6 @@ REASONS = (
     "wrong_type",
     "wrong_width",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Provenance:
-    """Which run of which pipeline with which model: what every row that leaves carries."""
-
-    run_id: str
-    pipeline: str
-    model_name: str
-    model_version: str
-    model_digest: str
-
-    @classmethod
-    def of(
-        cls, manifest: Manifest, run_id: str = "unnamed", pipeline: str = "unnamed"
-    ) -> Provenance:
-        """A model's manifest, a run and a pipeline's name -> Provenance."""
-        return cls(
-            run_id=run_id,
-            pipeline=pipeline,
-            model_name=manifest.name,
-            model_version=manifest.version,
-            model_digest=manifest.sha256,
-        )
 
 
 @dataclass(frozen=True)
@@ -160,28 +135,3 @@ def payloads(rows: pa.RecordBatch) -> list[bytes]:
     if PAYLOAD in rows.schema.names:
         return list(rows.column(PAYLOAD).to_pylist())
     return [to_json(row[SOURCE]) for row in to_rows(rows.select([SOURCE]))]
-
-
-def to_json(value: Any) -> bytes:
-    """A row -> JSON. NaN and the infinities become strings, bytes become base64.
-
-    Raises TypeError or RecursionError for what JSON cannot hold, such as a list in itself.
-    """
-    return orjson.dumps(_plain(value), default=str, option=orjson.OPT_NON_STR_KEYS)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
-        return str(value)
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return base64.b64encode(value).decode() if isinstance(value, bytes) else value
-
-
-def utc_now() -> datetime.datetime:
-    """The present moment, with its time zone."""
-    return datetime.datetime.now(datetime.UTC)

@@ -18,11 +18,11 @@ from apache_beam.metrics import Metrics
 
 from common.errors import BalanceError
 from transforms.accounts import Count, check_source
-from transforms.failures import utc_now
 from transforms.files.commit import commit
 from transforms.files.destination import Destination
 from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
 from transforms.files.staging import discard, discard_dead
+from transforms.provenance import utc_now
 from transforms.score_figures import Figures, as_report, merge
 
 

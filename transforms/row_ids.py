@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from transforms.cells import is_list, is_text
-from transforms.failures import to_json
+from transforms.plain_json import to_json
 
 # Odd constants with well spread bits, of the SplitMix64 and MurmurHash3 finalizers.
 _MIX = np.uint64(0xBF58476D1CE4E5B9)
@@ -109,3 +109,8 @@ def _of_lists(column: pa.Array) -> Iterator[np.ndarray]:
             _fold(*hashes, words[starts[has] + place])
             first[has], second[has] = hashes
     return iter((first, second))
+
+
+def content_id(message: bytes) -> str:
+    """A message -> an id derived from its bytes: the same each time, equal for equal messages."""
+    return hashlib.blake2b(message, digest_size=16).hexdigest()

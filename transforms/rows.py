@@ -16,9 +16,12 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from common.record_batch import to_rows
 from model_handlers.manifest import Manifest
-from transforms.failures import Fault, Provenance, to_json
-from transforms.json_rows.decode import Decoded, content_id, decode_rows, emit
+from transforms.failures import Fault
+from transforms.json_rows.decode import Decoded, decode_rows, emit
 from transforms.json_rows.row_format import RowFormat
+from transforms.plain_json import to_json
+from transforms.provenance import Provenance
+from transforms.row_ids import content_id
 from transforms.split import Split, split_outputs
 
 

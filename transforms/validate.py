@@ -29,7 +29,8 @@ from transforms.cells import (
     limits,
     read_cells,
 )
-from transforms.failures import Fault, Provenance, failed_rows, utc_now
+from transforms.failures import Fault, failed_rows
+from transforms.provenance import Provenance, utc_now
 from transforms.split import Split, split_outputs
 
 VECTOR_COLUMN = "features"

@@ -14,12 +14,12 @@ from cloud.clients import Cloud
 from model_handlers.manifest import Manifest
 from pipelines.batch.progress import ShowProgress
 from transforms.encode import EncodeRows, OutputFields
-from transforms.failures import Provenance
 from transforms.files.destination import Destination
 from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder
 from transforms.files.stage import StageFiles
 from transforms.messages.publish import PublishBatches
 from transforms.predict import Predict
+from transforms.provenance import Provenance
 from transforms.reconcile import CommitRun, CountFailures, CountRows
 from transforms.score_figures import DescribeScores
 

@@ -21,7 +21,6 @@ from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from common.addresses import without_secrets
 from common.errors import TooManyDeadLetters
-from model_handlers.artifact import read_bytes
 from model_handlers.manifest import Manifest
 from pipelines.batch.config import RunConfig, Table, batch_config
 from pipelines.batch.destinations import (
@@ -42,11 +41,12 @@ from pipelines.dataflow.start import ask_for_accelerator, carry, describe_pipeli
 from pipelines.handlers import Handler, make_handler, read_model
 from pipelines.options.flag import Parsed
 from transforms.encode import OutputFields, choose_fields, output_schema, reference_fields
-from transforms.failures import Provenance, utc_now
 from transforms.files.commit import abandon, is_in_place
 from transforms.files.destination import Destination
+from transforms.files.listing import read_report
 from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder
 from transforms.files.staging import discard
+from transforms.provenance import Provenance, utc_now
 from transforms.reconcile import too_many
 
 # Of glibc's malloc.h.
@@ -202,7 +202,7 @@ def run(
                 f"the run was complete already, see {graph.report_folder.report}"
             ) from error
         raise
-    report = orjson.loads(read_bytes(graph.report_folder.report))
+    report = read_report(graph.report_folder.report)
     if as_json:
         print(orjson.dumps(report).decode())
     else:

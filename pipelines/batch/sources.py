@@ -19,11 +19,11 @@ from transforms.bigquery.read import ReadBigQuery
 from transforms.bigquery.schema import TableName
 from transforms.bigquery.source import BigQuerySource, at_one_moment, describe_source
 from transforms.encode import OutputFields, check_fields
-from transforms.failures import Provenance
 from transforms.files.ranges import FileFormat, file_schema, format_of, has_rows, match_files
 from transforms.files.read import Columns, ReadFiles
 from transforms.files.run_folder import RunFolder
 from transforms.lineage import Lineage
+from transforms.provenance import Provenance
 
 
 @dataclass(frozen=True, kw_only=True)

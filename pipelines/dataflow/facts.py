@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from common.errors import UsageError
 
 if TYPE_CHECKING:
-    from transforms.failures import Provenance
+    from transforms.provenance import Provenance
 
 PREFIX = "millrace_"
 # Source: Dataflow's documentation of labels.

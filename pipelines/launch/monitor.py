@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, TextIO
+from typing import TextIO
 
 import orjson
 from google.api_core import exceptions
@@ -221,17 +221,17 @@ class Monitor:
 
     def _report(self, job: Job, took: float) -> int:
         """A batch job that is done -> its report, told. Raises TooManyDeadLetters."""
-        from model_handlers.artifact import read_bytes
         from pipelines.batch.run import check_dead_letters
         from pipelines.batch.summary import summarise
         from pipelines.cloud_access import open_storage
+        from transforms.files.listing import read_report
 
         if job.facts is None or job.facts.report is None:
             self.screen.say(f"done after {elapsed(took)}; it is no run of ours: it has no report")
             return DONE
         open_storage(self._endpoints, needed=job.facts.report.startswith("gs://"))
         try:
-            report: dict[str, Any] = orjson.loads(read_bytes(job.facts.report))
+            report = read_report(job.facts.report)
         except MillraceError as error:
             raise JobError(
                 f"job {job.name} is done, but its report is not there: {error}"

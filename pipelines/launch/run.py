@@ -41,7 +41,7 @@ def launch(name: str, parsed: Parsed) -> int:
     Raises UsageError and whatever the pipeline's own command raises, before anything starts.
     """
     from pipelines.beam_args import JOB_NAMES, given_flags
-    from transforms.failures import utc_now
+    from transforms.provenance import utc_now
 
     flags = parsed.get(LaunchOptions)
     given = given_flags(parsed.beam_args)

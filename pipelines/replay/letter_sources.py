@@ -32,11 +32,11 @@ from transforms.dead_letters.letters import (
     read_letter,
 )
 from transforms.dead_letters.read import LetterFiles, Letters, LetterTable
-from transforms.failures import utc_now
 from transforms.files.writers import to_json_line
-from transforms.json_rows.decode import content_id
 from transforms.messages.lease import PATIENCE_SECONDS, Lease, leased
 from transforms.messages.message import Message
+from transforms.provenance import utc_now
+from transforms.row_ids import content_id
 
 
 @dataclass(frozen=True)

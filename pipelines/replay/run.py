@@ -34,11 +34,11 @@ from transforms.bigquery.tables import find_table
 from transforms.dead_letters.letters import Letter, lineage_of
 from transforms.dead_letters.read import ReadLetters, selected
 from transforms.encode import OutputFields, output_schema
-from transforms.failures import Provenance
 from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder
 from transforms.json_rows.row_format import RowFormat
 from transforms.lineage import BATCH_REPLAY, STREAM_REPLAY, Lineage
 from transforms.messages.decode import MessageFormat
+from transforms.provenance import Provenance
 
 
 def run_local(parsed: Parsed) -> None:

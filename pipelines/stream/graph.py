@@ -21,12 +21,12 @@ from pipelines.stream.progress import (
 from transforms.bigquery.append import AppendToTable
 from transforms.bigquery.schema import TableName
 from transforms.encode import EncodeRows, OutputFields
-from transforms.failures import Provenance
 from transforms.files.windows import WriteWindows
 from transforms.messages.decode import DecodeMessages, MessageFormat
 from transforms.messages.gather import DropDuplicates, GatherMessages
 from transforms.messages.publish import PublishBatches
 from transforms.predict import Predict
+from transforms.provenance import Provenance
 from transforms.row_schemas import FAILURE_SCHEMA
 
 

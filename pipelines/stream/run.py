@@ -67,9 +67,9 @@ from pipelines.stream.subscription import (
     temporary,
 )
 from transforms.encode import OutputFields, output_schema
-from transforms.failures import Provenance, utc_now
 from transforms.messages.pull import PullMessages, open_intake
 from transforms.messages.read import ReadMessages
+from transforms.provenance import Provenance, utc_now
 
 
 def run_local(parsed: Parsed) -> None:

@@ -29,12 +29,12 @@ from transforms.bigquery.schema import (
     table_fields,
     unfit_times,
 )
-from transforms.failures import Provenance
 from transforms.files.listing import read_listing
 from transforms.files.run_folder import DEAD_LETTERS, RunFolder, StagedFile
 from transforms.files.staging import check_writable, discard, discard_dead
 from transforms.files.writers import OutputFormat
 from transforms.lineage import Lineage
+from transforms.provenance import Provenance
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,8 +23,8 @@ from transforms.bigquery.schema import (
     table_fields,
     without_json,
 )
-from transforms.failures import Provenance, utc_now
 from transforms.files.run_folder import RunFolder, StagedFile
+from transforms.provenance import Provenance, utc_now
 
 WriteDisposition = Literal["append", "truncate", "empty"]
 

@@ -44,10 +44,10 @@ from transforms.bigquery.source import (
     restricted,
 )
 from transforms.bigquery.tables import count_rows
-from transforms.failures import Provenance
 from transforms.files.ranges import match_files
 from transforms.files.read import Columns, Read, read_matched
 from transforms.files.run_folder import RunFolder
+from transforms.provenance import Provenance
 
 ReadMethod = Literal["direct", "export"]
 # Of one call: a stream that takes longer, or hangs, goes on in another at its offset.

@@ -17,7 +17,7 @@ from common.errors import InputError, UsageError
 from transforms.accounts import QUERY_ROWS, TABLE_ROWS
 from transforms.bigquery.schema import TableName, arrow_schema
 from transforms.bigquery.tables import count_rows
-from transforms.failures import utc_now
+from transforms.provenance import utc_now
 
 _READABLE = ("TABLE", "SNAPSHOT", "CLONE")
 

@@ -19,7 +19,7 @@ import orjson
 
 from common.errors import OutputError
 from transforms.files.run_folder import PARTS, is_part_file
-from transforms.files.store import is_remote, read_version
+from transforms.files.store import file_errors, is_remote, read_version
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,16 @@ def superseded(paths: Iterable[str]) -> set[str]:
             names = {os.path.basename(path) for path in listing.paths}
             others |= {path for path in files if os.path.basename(path) not in names}
     return others
+
+
+def read_report(path: str) -> dict[str, Any]:
+    """The path of a run's report -> the report. Raises OutputError."""
+    with file_errors(f"report {path} cannot be read"):
+        content = read_version(path).content
+    if content is None:
+        raise OutputError(f"report {path} does not exist")
+    report: dict[str, Any] = orjson.loads(content)
+    return report
 
 
 def read_listing(place: str) -> Listing:

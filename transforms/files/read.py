@@ -31,7 +31,6 @@ from transforms.accounts import (
     unknown_rows,
 )
 from transforms.cells import is_number, is_text
-from transforms.failures import Provenance
 from transforms.files.csv_lines import read_header, read_lines
 from transforms.files.pins import unchanged
 from transforms.files.ranges import (
@@ -46,6 +45,7 @@ from transforms.files.ranges import (
 from transforms.files.text_lines import line_blocks
 from transforms.json_rows.decode import Decoded, decode_json, emit
 from transforms.json_rows.row_format import RowFormat
+from transforms.provenance import Provenance
 from transforms.row_ids import content_ids
 from transforms.validate import source_columns
 

@@ -6,7 +6,6 @@ without its id is still a row: it gets the derived one.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,9 +14,11 @@ import apache_beam as beam
 import pyarrow as pa
 
 from common.record_batch import PAYLOAD, ROW_ID, SOURCE
-from transforms.failures import Fault, Provenance, failure_batch, utc_now
+from transforms.failures import Fault, failure_batch
 from transforms.json_rows.row_format import RowFormat, build_columns, own_id, read_plain, read_row
 from transforms.json_rows.values import read_json_values
+from transforms.provenance import Provenance, utc_now
+from transforms.row_ids import content_id
 
 
 @dataclass(kw_only=True)
@@ -70,11 +71,6 @@ def decode_json(
     """
     derived = ids if ids is not None else [content_id(message) for message in messages]
     return decode_rows(read_json_values(messages), messages, derived, row_format)
-
-
-def content_id(message: bytes) -> str:
-    """A message -> an id derived from its bytes: the same each time, equal for equal messages."""
-    return hashlib.blake2b(message, digest_size=16).hexdigest()
 
 
 def source_rows(

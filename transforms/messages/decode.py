@@ -27,7 +27,7 @@ from apache_beam.utils.timestamp import Timestamp
 
 from common.record_batch import MESSAGE, concat_batches, typed
 from transforms.accounts import found
-from transforms.failures import Fault, Provenance, failure_batch, utc_now
+from transforms.failures import Fault, failure_batch
 from transforms.files.read import Read
 from transforms.json_rows.columns import column_values
 from transforms.json_rows.decode import decode_rows, source_rows
@@ -37,6 +37,7 @@ from transforms.messages.arrow import read_arrow
 from transforms.messages.avro import avro_reader, parse_schema
 from transforms.messages.message import REPLAYED_ID, STAGE, Message, message_column, parse_message
 from transforms.messages.named_rows import NamedRows
+from transforms.provenance import Provenance, utc_now
 
 MessageKind = Literal["json", "avro", "arrow"]
 

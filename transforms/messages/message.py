@@ -13,7 +13,7 @@ import pyarrow as pa
 from google.pubsub_v1.types import PubsubMessage as _ProtoPlusMessage
 
 from common.record_batch import MESSAGE_TYPE, UTC_MICROSECONDS
-from transforms.json_rows.decode import content_id
+from transforms.row_ids import content_id
 
 # What a dead letter that is sent again says of itself: how often it was tried, the id of its
 # row, and the stage that refused it.

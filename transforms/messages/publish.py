@@ -21,9 +21,10 @@ from cloud.clients import Cloud
 from cloud.errors import retry, translate_errors
 from common.errors import OutputError
 from transforms.accounts import Count
-from transforms.failures import Fault, Provenance, failure_batch, utc_now
-from transforms.json_rows.decode import content_id
+from transforms.failures import Fault, failure_batch
 from transforms.json_rows.write import json_objects
+from transforms.provenance import Provenance, utc_now
+from transforms.row_ids import content_id
 from transforms.split import Split, split_outputs
 
 # Of one request to Pub/Sub, which takes 1,000 messages and 10 MB. A larger message goes
