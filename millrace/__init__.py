@@ -73,13 +73,16 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> object:
-    """A public name that was not used before -> what it names."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(importlib.import_module(_MODULES[name]), name)
-    globals()[name] = value
-    return value
+# To a type checker it would mean that the module has names of any kind.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """A public name that was not used before -> what it names."""
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(_MODULES[name]), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

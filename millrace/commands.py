@@ -22,12 +22,12 @@ class Entry:
 
 COMMANDS = {
     "score": Entry(
-        "score files or tables; with --endpoint, by a model behind Vertex AI",
+        "score files or tables of BigQuery",
         ("pipelines.batch_local", "pipelines.batch_vertex"),
         "millrace.scoring:score",
     ),
     "stream": Entry(
-        "score messages of Pub/Sub as they come; with --endpoint, by a model behind Vertex AI",
+        "score messages of Pub/Sub as they come",
         ("pipelines.stream_local", "pipelines.stream_vertex"),
         "millrace.scoring:stream",
     ),
@@ -71,7 +71,7 @@ COMMANDS = {
         ("undeploy",),
     ),
     "resources": Entry(
-        "set up, look at and remove what the pipelines need of Google Cloud",
+        "set up, inspect and remove resources of Google Cloud",
         ("resources",),
         "resources.__main__:main",
     ),
