@@ -42,7 +42,7 @@ COMMANDS = {
         "pipelines.launch.command:main",
     ),
     "package": Entry(
-        "make a model package from a model file",
+        "turn a model file into a model package",
         ("model_handlers.package",),
         "model_handlers.package:main",
     ),
@@ -81,7 +81,7 @@ COMMANDS = {
         "pipelines.template_spec:main",
     ),
     "demo": Entry(
-        "make the example, score it and show the result",
+        "build the example, score it and show the result",
         ("examples.transactions.demo",),
         "examples.transactions.demo:main",
     ),

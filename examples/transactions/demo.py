@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command line -> the exit code of the scoring run."""
     parser = argparse.ArgumentParser(
         prog=as_typed("examples.transactions.demo"),
-        description="Make the example, score it and show the result.",
+        description="Build the example, score it and show the result.",
     )
     parser.add_argument("--output", type=Path, default=Path("build/demo"))
     parser.add_argument("--example", type=Path, default=Path("build/example"))
