@@ -11,6 +11,7 @@ python -m examples.local_cloud
 
 from __future__ import annotations
 
+import argparse
 import functools
 import os
 import random
@@ -18,19 +19,20 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from cloud.clients import Cloud
 from cloud.endpoints import VARIABLES, Endpoints
-from examples.pubsub_labels import keeping_labels
+from common.command_names import as_typed
 
 INSTALLED = Path(__file__).parent.parent / ".emulators"
 INSTALL_COMMAND = "make emulators"
@@ -210,12 +212,19 @@ def local_cloud(
             server.start()
             started.callback(server.stop)
         if with_pubsub and with_labels:
+            from examples.pubsub_labels import keeping_labels
+
             started.enter_context(keeping_labels(f"localhost:{messages}", front))
         yield LocalCloud(endpoints, bigquery, storage, pubsub if with_pubsub else None)
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Starts all that are there, prints by which variables they are found, runs until Ctrl-C."""
+    argparse.ArgumentParser(
+        prog=as_typed("examples.local_cloud"),
+        description="Run servers that stand in for Google Cloud until Ctrl-C, and print the "
+        "variables by which commands in other terminals find them.",
+    ).parse_args(argv)
     if not is_installed():
         raise SystemExit(f"error: the emulators are missing; run: {INSTALL_COMMAND}")
     with_pubsub = pubsub_jar() is not None
@@ -235,4 +244,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -13,6 +13,7 @@ import numpy as np
 import orjson
 
 from cloud.endpoint_answers import BadAnswer, error_text
+from common.command_names import as_typed
 from common.errors import UsageError
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec
 from model_handlers.numpy_json import dump_objects, dump_rows, member_reader, read_array
@@ -139,7 +140,7 @@ class EndpointCodec:
         odd = next(one for one in predictions if spec.name not in one)
         # As our own server answers, and others of its kind, unless they are asked for more.
         advice = (
-            "; python -m serving answers all outputs with --outputs all, or to "
+            f"; {as_typed('serving')} answers all outputs with --outputs all, or to "
             """--endpoint_parameters '{"outputs":"all"}'"""
         ) * (SCORE_KEY in odd)
         raise BadAnswer(

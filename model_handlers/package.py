@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
+from common.command_names import as_typed
 from common.errors import (
     ContractBroken,
     InputError,
@@ -59,7 +60,7 @@ def read_manifest(
         if not feature_columns:
             raise UsageError(
                 f"model {path} has no {MANIFEST_NAME}: name its columns in order with "
-                "--feature_columns, or make a package with python -m model_handlers.package"
+                f"--feature_columns, or make a package with {as_typed('model_handlers.package')}"
             )
         return infer_manifest(package, feature_columns)
     if feature_columns and tuple(feature_columns) != package.manifest.features:
@@ -246,7 +247,7 @@ def _above_zero(text: str) -> float:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="python -m model_handlers.package",
+        prog=as_typed("model_handlers.package"),
         description="Make a model package: model.json beside the model file.",
         allow_abbrev=False,
     )

@@ -8,16 +8,17 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
-from google.api_core import exceptions
 
-from cloud.clients import Cloud
-from cloud.errors import retry, translate_errors
+from common.command_names import as_typed
 from common.errors import MillraceError, OutputError, UsageError, suggest
 from pipelines.metadata import TEMPLATES, template
 from pipelines.options.flag import _Parser
+
+if TYPE_CHECKING:
+    from cloud.clients import Cloud
 
 BY_DIGEST = re.compile(r"[^@\s]+/[^@\s]+@sha256:[0-9a-f]{64}")
 BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
@@ -44,6 +45,10 @@ def template_container(metadata: dict[str, Any], image: str) -> dict[str, Any]:
 
 def write_spec(cloud: Cloud, bucket: str, name: str, spec: dict[str, Any]) -> str:
     """A spec -> its address in Cloud Storage. Raises OutputError, CredentialsError."""
+    from google.api_core import exceptions
+
+    from cloud.errors import retry, translate_errors
+
     path = f"templates/{name}.json"
     with translate_errors(OutputError, f"gs://{bucket}/{path} cannot be written"):
         try:
@@ -59,7 +64,10 @@ def write_spec(cloud: Cloud, bucket: str, name: str, spec: dict[str, Any]) -> st
 
 def _run(argv: Sequence[str]) -> str:
     parser = _Parser(
-        prog="python -m pipelines.template_spec", description=__doc__, allow_abbrev=False
+        prog=as_typed("pipelines.template_spec"),
+        description="Write the file of a Flex Template: which image launches a pipeline, and with "
+        "which parameters.",
+        allow_abbrev=False,
     )
     parser.add_argument("pipeline", metavar="PIPELINE")
     parser.add_argument("--bucket", required=True, help="bucket for templates/PIPELINE.json")
@@ -72,6 +80,8 @@ def _run(argv: Sequence[str]) -> str:
     bucket = flags.bucket.removeprefix("gs://").rstrip("/")
     if not BUCKET.fullmatch(bucket):
         raise UsageError(f"--bucket {flags.bucket!r}: expected a bucket's name alone")
+    from cloud.clients import Cloud
+
     spec = template_container(template(templates[flags.pipeline]), flags.image)
     return write_spec(Cloud("unnamed"), bucket, flags.pipeline, spec)
 

@@ -13,22 +13,14 @@ from google.api_core import exceptions
 from cloud.endpoints import is_plain
 from cloud.errors import is_disabled
 from common.errors import MillraceError, UsageError
-from resources.cleanup import (
-    JOB,
-    REMOVABLE,
-    Choice,
-    Removal,
-    choose_removals,
-    losses,
-    lost_text,
-    remove,
-)
+from resources.cleanup import Choice, Removal, choose_removals, losses, lost_text, remove
 from resources.config import Config
 from resources.declaration import Resource, declare
 from resources.jobs import ROLE as JOBS_ROLE
 from resources.jobs import PipelineJob, PipelineJobs
 from resources.kinds.base import resource_errors
 from resources.kinds.catalog import Kinds, Looked, look_at, open_kinds
+from resources.kinds.names import JOB, REMOVABLE
 from resources.kinds.pubsub import Subscriptions
 from resources.outcome import Outcome
 from resources.place import DONE, FAILED, check_project, configure

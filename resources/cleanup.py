@@ -9,6 +9,7 @@ from typing import Literal
 
 from google.api_core import exceptions
 
+from common.command_names import as_typed
 from common.errors import MillraceError
 from common.units import in_bytes
 from resources.declaration import LABELLED, Resource, config_label
@@ -19,9 +20,6 @@ from resources.kinds.catalog import KINDS, Kinds, Looked
 from resources.outcome import Outcome
 from resources.progress import Progress
 
-JOB = "job"
-# What a user may choose: all but APIs, which others may use, and the model, which is a file.
-REMOVABLE = (JOB, *(kind for kind in KINDS if kind not in ("service", "model")))
 # What carries no label belongs to whom the thing belongs that it is in, or of.
 _OWNERS = {"role": "account", "files": "bucket"}
 _DELETED_TOPIC = "_deleted-topic_"
@@ -141,7 +139,7 @@ def _removal(
             return removal(action="keep", reason=f"{other} needs it, and stays")
     for held in found.holds:
         if held not in so_far.gone:
-            return removal(action="keep", reason=KINDS[resource.kind].held.format(held))
+            return removal(action="keep", reason=KINDS[resource.kind].held_by(held))
     return removal(action="remove")
 
 
@@ -264,7 +262,7 @@ def _still_runs(job: str, kept: Sequence[Resource]) -> str:
     what = str(kept[0]) if len(kept) == 1 else f"what it may use ({len(kept)} resources)"
     return (
         f"{what} was not touched: job {job} still runs: stop it first, with "
-        f"`python -m resources cleanup --kinds job --jobs {job} --yes` if it is yours"
+        f"`{as_typed('resources')} cleanup --kinds job --jobs {job} --yes` if it is yours"
     )
 
 

@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 
 from resources import status as statuses
 from resources.cleaning import run_cleanup
-from resources.cleanup import JOB
 from resources.declaration import Resource, declare
 from resources.jobs import PipelineJobs
 from resources.kinds.catalog import Kinds, open_kinds
+from resources.kinds.names import JOB
 from resources.kinds.storage import Models
 from resources.package import open_package
 from resources.place import DONE, FAILED, check_project, configure

@@ -9,10 +9,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
 
+from common.command_names import as_typed
 from common.errors import UsageError, suggest
-from resources.cleanup import REMOVABLE
 from resources.config import CONFIG_NAME, PIPELINES
-from resources.kinds.catalog import KINDS
+from resources.kinds.names import JOB, NAMES, REMOVABLE
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 # Names for several pipelines, beside their own.
@@ -90,15 +90,15 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 def make_parser() -> argparse.ArgumentParser:
     """Nothing -> the parser of the four commands."""
     parser = _Parser(
-        prog="python -m resources",
+        prog=as_typed("resources"),
         description="Set up, look at and remove what the pipelines need of Google Cloud.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, about, known in (
-        ("plan", "what setup would do; exit code 3 if there is something to do", tuple(KINDS)),
-        ("setup", "make what is missing; can be run again", tuple(KINDS)),
-        ("status", "what there is, what waits and what runs", (*KINDS, "job")),
+        ("plan", "what setup would do; exit code 3 if there is something to do", NAMES),
+        ("setup", "make what is missing; can be run again", NAMES),
+        ("status", "what there is, what waits and what runs", (*NAMES, JOB)),
         ("cleanup", "what would be removed; --yes removes it", REMOVABLE),
     ):
         command = commands.add_parser(name, help=about, description=about, allow_abbrev=False)

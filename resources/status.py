@@ -11,6 +11,7 @@ from typing import Any
 from cloud.clients import Cloud
 from cloud.dataflow_lists import not_listed
 from cloud.monitoring import latest
+from common.command_names import as_typed
 from common.errors import CredentialsError, MillraceError
 from common.units import in_bytes
 from resources.declaration import LABEL, LABELLED, Resource, config_label
@@ -51,7 +52,7 @@ class Status:
         return [
             *(
                 f"job {job.name} has been there for {days(job.age(now))}, more than "
-                f"{days(max_age)}: stop it with `python -m resources cleanup --kinds job` if "
+                f"{days(max_age)}: stop it with `{as_typed('resources')} cleanup --kinds job` if "
                 "nobody needs it"
                 for job in self.jobs
                 if job.age(now) > max_age

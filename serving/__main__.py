@@ -29,23 +29,33 @@ def run(argv: Sequence[str]) -> int:
 
 def deploy(argv: Sequence[str]) -> int:
     """Deploy's flags -> the exit code."""
+    from serving.deploy.flags import parse_deploy
+
+    args = parse_deploy(argv)
+    # After the flags: Google's clients take their time.
     from serving.deploy.run import deploy
 
-    return deploy(argv)
+    return deploy(args)
 
 
 def undeploy(argv: Sequence[str]) -> int:
     """Undeploy's flags -> the exit code."""
+    from serving.deploy.flags import parse_undeploy
+
+    args = parse_undeploy(argv)
     from serving.deploy.undeploy import undeploy
 
-    return undeploy(argv)
+    return undeploy(args)
 
 
 def status(argv: Sequence[str]) -> int:
     """Status' flags -> the exit code."""
+    from serving.deploy.flags import status_parser
+
+    args = status_parser().parse_args(argv)
     from serving.deploy.status import status
 
-    return status(argv)
+    return status(args)
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {

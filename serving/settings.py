@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any, NoReturn
 
 from common.addresses import path_fault
+from common.command_names import as_typed
 from common.errors import UsageError
 
 # What `python -m serving deploy` tells the container; one that is not ours ignores it.
@@ -108,7 +109,7 @@ def names(text: str) -> tuple[str, ...]:
 def make_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     """The environment, which has the defaults -> the parser of a server's flags."""
     parser = Parser(
-        prog="python -m serving",
+        prog=as_typed("serving"),
         description="Serve a model package over HTTP, as Vertex AI's containers do.",
         allow_abbrev=False,
     )

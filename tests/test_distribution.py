@@ -9,14 +9,24 @@ from source_tree import ROOT, modules, shipped_packages
 
 
 def shipped() -> set[str]:
-    paths = (path for package in shipped_packages() for path in modules(package))
+    packages = shipped_packages()
+    paths = [path for package in packages for path in modules(package)]
+    paths += [ROOT / package / "py.typed" for package in packages]
     return {str(path.relative_to(ROOT)) for path in paths}
 
 
-def test_the_wheel_holds_every_module_and_no_test(distribution: Path) -> None:
+def test_the_wheel_holds_every_module_its_types_and_no_test(distribution: Path) -> None:
     (wheel,) = distribution.glob("*.whl")
     names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
     assert names == shipped()
+
+
+def test_the_wheel_brings_the_command(distribution: Path) -> None:
+    (wheel,) = distribution.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (path,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
+        scripts = archive.read(path).decode()
+    assert scripts.split("\n")[:2] == ["[console_scripts]", "millrace = millrace.__main__:main"]
 
 
 def test_the_sdist_can_be_built_from_again(distribution: Path) -> None:

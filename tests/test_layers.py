@@ -16,6 +16,7 @@ FLOORS = (
     {"model_handlers"},
     {"transforms"},
     {"pipelines", "resources", "serving"},
+    {"millrace"},
     {"examples"},
     {"benchmarks"},
 )

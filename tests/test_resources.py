@@ -29,10 +29,10 @@ from examples.google_api.faults import Call, Refusal, api_disabled, permission_d
 from examples.local_cloud import PROJECT, LocalCloud
 from pipelines.stream.config import Subscription
 from pipelines.stream.subscription import open_subscription
-from resources.cleanup import REMOVABLE
 from resources.config import Config
 from resources.declaration import declare
 from resources.kinds.catalog import open_kinds
+from resources.kinds.names import REMOVABLE
 from resources.package import open_package
 from resources.progress import Progress
 from resources.setup import set_up

@@ -30,13 +30,14 @@ from examples.google_api.faults import (
 from examples.google_api.server import GoogleApi, Service, google_api
 from examples.google_api.service_usage import ServiceUsage
 from resources.__main__ import main
-from resources.cleanup import REMOVABLE, Choice, choose_removals, lost_rows
+from resources.cleanup import Choice, choose_removals, lost_rows
 from resources.config import PIPELINES, Config, read_config
 from resources.declaration import ROLES, Resource, declare
 from resources.flags import parse_arguments
 from resources.jobs import PipelineJob, pipeline_of
 from resources.kinds.base import Found
 from resources.kinds.catalog import KINDS
+from resources.kinds.names import NAMES, REMOVABLE
 from resources.package import open_package
 from resources.plan import make_step
 from resources.progress import Progress
@@ -82,6 +83,10 @@ def test_each_resource_comes_after_what_it_needs_and_serves_a_chosen_pipeline(
         assert set(resource.pipelines) & set(pipelines)
         assert resource.kind in KINDS
         seen.add(resource.key)
+
+
+def test_the_command_line_names_all_kinds() -> None:
+    assert tuple(KINDS) == NAMES
 
 
 def test_a_batch_worker_may_not_touch_topics_and_a_local_one_no_endpoint() -> None:

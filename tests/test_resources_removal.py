@@ -17,11 +17,12 @@ from resources_world import SMALL, World
 
 from examples.google_api.access import ResourceManager
 from examples.local_cloud import PROJECT
-from resources.cleanup import REMOVABLE, Choice, choose_removals, losses
+from resources.cleanup import Choice, choose_removals, losses
 from resources.config import PIPELINES, Config
 from resources.declaration import LABELLED, declare
 from resources.jobs import PipelineJob
 from resources.kinds.base import Found
+from resources.kinds.names import REMOVABLE
 from resources.stopping import belongs
 
 CONFIRMED = ("cleanup", "--yes", "--project_confirm", PROJECT)

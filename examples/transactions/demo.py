@@ -12,12 +12,12 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import pyarrow as pa
+from common.command_names import as_typed
 
-from examples.transactions.build import ensure_example
-from transforms.results import open_result
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 RUN_ID = "demo"
 
@@ -65,6 +65,7 @@ def show_detection(report: Mapping[str, float]) -> str:
 def plot_scores(scores: pa.Table, path: Path) -> None:
     """Scored rows -> a PNG with the distribution of the scores, frauds apart."""
     import matplotlib as mpl
+    import numpy as np
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
@@ -84,10 +85,17 @@ def plot_scores(scores: pa.Table, path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line -> the exit code of the scoring run."""
-    parser = argparse.ArgumentParser(description="make the example, score it, show the result")
+    parser = argparse.ArgumentParser(
+        prog=as_typed("examples.transactions.demo"),
+        description="Build the example, score it and show the result.",
+    )
     parser.add_argument("--output", type=Path, default=Path("build/demo"))
     parser.add_argument("--example", type=Path, default=Path("build/example"))
     args = parser.parse_args(argv)
+    # After the flags: torch and Beam take seconds.
+    from examples.transactions.build import ensure_example
+    from transforms.results import open_result
+
     ensure_example(args.example)
     arguments = command(args.example, args.output)
     print("$ " + shlex.join(["python", *arguments[1:]]) + "\n", flush=True)

@@ -16,12 +16,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from common.command_names import as_typed
 from common.errors import ManifestError, UnsafeModel, UsageError
-from model_handlers.manifest import Manifest
 from model_handlers.model_errors import as_model_error
 
 if TYPE_CHECKING:
     import torch
+
+    from model_handlers.manifest import Manifest
 
 _WEIGHTS = ("state_dict", "safetensors")
 _IMPORTING = threading.RLock()
@@ -102,9 +104,10 @@ def _parse(manifest: Manifest) -> tuple[list[str], str]:
     module, _, name = (manifest.architecture or "").partition(":")
     parts = module.split(".")
     if not all(part.isidentifier() for part in (*parts, name)):
+        packaging = as_typed("model_handlers.package")
         raise ManifestError(
             f"format {manifest.format!r} holds weights only: expected architecture "
-            "'module:Class' in model.json (--architecture of python -m model_handlers.package), "
+            f"'module:Class' in model.json (--architecture of {packaging}), "
             f"got {manifest.architecture!r}"
         )
     return parts, name

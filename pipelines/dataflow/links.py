@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cloud.endpoints import Endpoints
+from common.command_names import as_typed
 
 # Whom a follower asks: for the job, a stream's backlog, the report, the label of a reader.
 _ASKED = ("dataflow", "monitoring", "storage", "pubsub")
@@ -26,7 +27,7 @@ def attach_command(project: str, region: str, job_id: str, endpoints: Endpoints)
     places = {name: getattr(endpoints, name) for name in _ASKED}
     if given := ",".join(f"{name}={place}" for name, place in places.items() if place):
         words += ["--api_endpoints", given]
-    return f"python -m pipelines.launch {shlex.join(words)}"
+    return as_typed(f"pipelines.launch {shlex.join(words)}")
 
 
 def links(project: str, region: str, job_id: str, endpoints: Endpoints) -> dict[str, str]:

@@ -23,9 +23,10 @@ PIPELINES = {
     module.COMMAND.name: module.COMMAND
     for module in (batch_local, batch_vertex, stream_local, stream_vertex)
 }
+# Its parser puts what was typed for %(prog)s.
 ATTACH = Command(
     name="launch",
-    about="Follows a job of Dataflow to its end. To start one: python -m pipelines.launch NAME, "
+    about="Follows a job of Dataflow to its end. To start one: %(prog)s NAME, "
     f"with NAME one of {', '.join(PIPELINES)}; NAME --help lists its flags. Exit codes: 0 done, "
     "1 failed, 2 wrong flags, 3 the job was cancelled, 4 it can be followed no more, 130 Ctrl-C, "
     "which leaves it running.",

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from common.command_names import as_typed
 from common.errors import UsageError, suggest
 from pipelines.dataflow.facts import labels_of
 from pipelines.launch.command import PIPELINES
@@ -165,7 +166,7 @@ def check_parameters(
     if other != name:
         raise UsageError(
             f"--template {template} is that of {other}: expected one of {name}, or "
-            f"python -m pipelines.launch {other}"
+            f"{as_typed(f'pipelines.launch {other}')}"
         )
     if bool(metadata.get("streaming")) != name.startswith("stream"):
         kind = "streams" if metadata.get("streaming") else "batch"

@@ -17,6 +17,7 @@ from decimal import Decimal
 from typing import Any, NoReturn, TypeVar
 
 from common.addresses import NO_USER, address_fault, path_fault
+from common.command_names import as_typed
 from common.errors import UsageError
 from pipelines.options.forms import Form
 
@@ -86,7 +87,7 @@ def build_parser(
     beam: it takes Beam's flags as well.
     """
     parser = _Parser(
-        prog=f"python -m pipelines.{program}",
+        prog=as_typed(f"pipelines.{program}"),
         description=about,
         allow_abbrev=False,
         epilog="All flags of Apache Beam and its runners are accepted as well, for instance "

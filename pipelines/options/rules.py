@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from common.command_names import as_typed
 from common.errors import UsageError
 from pipelines.options.batch import SinkOptions, SourceOptions
 from pipelines.options.flag import Parsed
@@ -128,9 +129,8 @@ def require(program: str, **flags: Any) -> None:
     missing = [_with_alternatives(program, name) for name, value in flags.items() if value is None]
     if missing:
         example = " ".join(f"--{name} {name.upper()}" for name in flags)
-        raise UsageError(
-            f"missing {', '.join(missing)}; type: python -m pipelines.{program} {example}"
-        )
+        command = as_typed(f"pipelines.{program}")
+        raise UsageError(f"missing {', '.join(missing)}; type: {command} {example}")
 
 
 def check_together(parsed: Parsed) -> None:

@@ -2,7 +2,6 @@
 
 import sys
 
-from pipelines.command import run_and_exit
-from pipelines.replay.command import COMMAND
+from pipelines.replay.command import main
 
-run_and_exit(COMMAND, sys.argv[1:])
+main(sys.argv[1:])

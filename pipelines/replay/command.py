@@ -8,7 +8,10 @@ python -m pipelines.replay --input_table p.d.scores_dead_letters --reason null -
 
 from __future__ import annotations
 
-from pipelines.command import Command
+from collections.abc import Sequence
+from typing import NoReturn
+
+from pipelines.command import Command, run_and_exit
 from pipelines.options import (
     CloudOptions,
     DeviceOptions,
@@ -36,3 +39,8 @@ COMMAND = Command(
     ),
     run="pipelines.replay.run:run_local",
 )
+
+
+def main(argv: Sequence[str]) -> NoReturn:
+    """A command line -> the process ends with the command's exit code."""
+    run_and_exit(COMMAND, argv)

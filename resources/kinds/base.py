@@ -65,6 +65,11 @@ class Kind:
     # How it is told that something keeps it.
     held: ClassVar[str] = "{} is in it"
 
+    @classmethod
+    def held_by(cls, holder: str) -> str:
+        """What keeps a resource of this kind -> why it is not removed."""
+        return cls.held.format(holder)
+
     def look(self, resource: Resource) -> Found | None:
         """A resource -> what is there of it, None if it is not there."""
         raise NotImplementedError

@@ -66,7 +66,7 @@ class Datasets(_Kind):
     def delete(self, resource: Resource) -> None:
         """The dataset, unless something is in it."""
         for name in self.holds(resource):
-            raise Kept(self.held.format(name))
+            raise Kept(self.held_by(name))
         self.client.delete_dataset(resource.name, retry=self._retry)
 
 

@@ -58,7 +58,7 @@ class Topics(Kind):
     def delete(self, resource: Resource) -> None:
         """The topic, unless a subscription would be left without one."""
         for name in self.holds(resource):
-            raise Kept(self.held.format(name))
+            raise Kept(self.held_by(name))
         self.cloud.publisher().delete_topic(topic=resource.name, retry=self._retry)
 
     def subscriptions(self, resource: Resource) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from google.api_core import exceptions
 
+from common.command_names import as_typed
 from common.errors import OutputError
 from resources.declaration import Resource
 from resources.kinds.base import Found, Kept, Kind, is_ours
@@ -30,12 +31,16 @@ class RegistryModels(Kind):
 
     bucket: str = ""
     role: ClassVar = "roles/aiplatform.user"
-    held: ClassVar = "{} serves it: run `python -m serving undeploy` first"
 
     @functools.cached_property
     def clients(self) -> dict[str, Vertex]:
         """By region."""
         return {}
+
+    @classmethod
+    def held_by(cls, holder: str) -> str:
+        """The endpoint that serves a model -> why it is not removed."""
+        return f"{holder} serves it: run `{as_typed('serving undeploy')}` first"
 
     def look(self, resource: Resource) -> Found | None:
         """Its versions."""
@@ -61,7 +66,7 @@ class RegistryModels(Kind):
         """The model, unless an endpoint serves it."""
         clients = self._clients(resource)
         for endpoint in self.holds(resource):
-            raise Kept(self.held.format(endpoint))
+            raise Kept(self.held_by(endpoint))
         operation = clients.models.delete_model(name=resource.name, retry=self._retry).operation
         while not operation.done:
             time.sleep(_POLL_SECONDS)

@@ -82,7 +82,7 @@ class Buckets(Kind):
     def delete(self, resource: Resource) -> None:
         """The bucket, unless something is in it."""
         for blob in self.client.list_blobs(resource.name, max_results=1, retry=self._retry):
-            raise Kept(self.held.format(blob.name))
+            raise Kept(self.held_by(blob.name))
         self.client.bucket(resource.name).delete(retry=self._retry)
 
     def _foreign(self, resource: Resource) -> MillraceError:

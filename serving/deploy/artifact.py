@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from cloud.clients import Cloud
 from cloud.errors import retry, translate_errors
+from common.command_names import as_typed
 from common.errors import ModelError, OutputError
 from model_handlers.formats.architecture import check_trusted
 from model_handlers.manifest import MANIFEST_NAME
@@ -81,7 +82,7 @@ def _artifact(package: ModelPackage, local: Path, path: str, *, prebuilt: bool) 
     if package.manifest is None:
         raise ModelError(
             f"model {path} has no {MANIFEST_NAME}: make a package with "
-            "python -m model_handlers.package"
+            f"{as_typed('model_handlers.package')}"
         )
     is_archive = local.suffix == ".mar"
     if prebuilt and not is_archive:

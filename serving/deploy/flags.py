@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from cloud.clients import Cloud, default_project
 from cloud.endpoints import Endpoints, is_plain
 from cloud.regions import region_fault
 from common.addresses import path_fault
+from common.command_names import as_typed
 from common.errors import CredentialsError, UsageError
-from serving.deploy.artifact import is_in_place
 from serving.settings import Parser, above_zero, names
+
+if TYPE_CHECKING:
+    from cloud.clients import Cloud
 
 # Of the system whose names are kept: served by Google's container, or by one of one's own.
 PREBUILT_ENDPOINT = "pytorch-autoencoder-endpoint"
@@ -56,7 +59,7 @@ def _labels(text: str) -> dict[str, str]:
 
 def _parser(command: str, description: str) -> argparse.ArgumentParser:
     parser = Parser(
-        prog=f"python -m serving {command}", description=description, allow_abbrev=False
+        prog=as_typed(f"serving {command}"), description=description, allow_abbrev=False
     )
     add = parser.add_argument
     add("--project", help="default: that of the credentials")
@@ -74,6 +77,10 @@ def _parser(command: str, description: str) -> argparse.ArgumentParser:
 def deploy_parser() -> argparse.ArgumentParser:
     """Nothing -> the parser of deploy's flags."""
     parser = _parser("deploy", "Serve a model package with an endpoint of Vertex AI.")
+    parser.epilog = (
+        f"`{as_typed('serving status')}` lists endpoints and what is deployed there, "
+        f"`{as_typed('serving undeploy')}` takes a model away."
+    )
     add = parser.add_argument
     add("--model", required=True, metavar="PATH", help="model package; gs:// as well")
     add("--model_digest", metavar="SHA256", help="sha256 that the model file must have")
@@ -129,6 +136,9 @@ def _add_machines(parser: argparse.ArgumentParser) -> None:
 def parse_deploy(argv: Sequence[str]) -> argparse.Namespace:
     """The command line of deploy -> its flags. Raises UsageError."""
     args = deploy_parser().parse_args(argv)
+    # After `--help`: it loads Google's clients.
+    from serving.deploy.artifact import is_in_place
+
     if fault := path_fault(args.model):
         raise UsageError(f"--model: {fault}")
     if args.staging is None and not is_in_place(args.model):
@@ -189,6 +199,8 @@ def make_cloud(args: argparse.Namespace, *, sends_nothing: bool = False) -> Clou
 
     sends_nothing: no credentials are needed, though they may name the project.
     """
+    from cloud.clients import Cloud, default_project
+
     endpoints = Endpoints.resolve(args.api_endpoints.split(",") if args.api_endpoints else ())
     local = is_plain(endpoints.aiplatform)
     try:

@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import shlex
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from cloud.endpoints import Endpoints
 from cloud.owner import OWNER
 from common.errors import UsageError, suggest
 from serving.deploy.artifact import Artifact, read_artifact, stage, uploader
-from serving.deploy.flags import make_cloud, parse_deploy
+from serving.deploy.flags import make_cloud
 from serving.deploy.traffic import give
 from serving.deploy.unsent import send_nothing
 from serving.deploy.vertex import VertexRegion, deployed_on, shares_of
@@ -49,9 +48,8 @@ def _nothing(_: str) -> None:
     """Of a dry run, whose output says it all."""
 
 
-def deploy(argv: Sequence[str]) -> int:
-    """The command line -> the exit code. Raises MillraceError."""
-    args = parse_deploy(argv)
+def deploy(args: argparse.Namespace) -> int:
+    """The flags, as parse_deploy gives them -> the exit code. Raises MillraceError."""
     cloud, resources = make_cloud(args, sends_nothing=args.dry_run), _resources(args)
     if args.dry_run:
         # A plain address, to which no credentials go.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from serving.deploy.flags import make_cloud, status_parser
+from serving.deploy.flags import make_cloud
 from serving.deploy.run import say
 from serving.deploy.vertex import VertexRegion
 
@@ -20,9 +21,8 @@ _COLUMNS = (
 )
 
 
-def status(argv: Sequence[str]) -> int:
-    """The command line -> the exit code. Raises MillraceError."""
-    args = status_parser().parse_args(argv)
+def status(args: argparse.Namespace) -> int:
+    """The flags, as status_parser reads them -> the exit code. Raises MillraceError."""
     region = VertexRegion(make_cloud(args), args.region, say)
     endpoints = [region.get(args.endpoint)] if args.endpoint else region.endpoints()
     found = [describe_endpoint(endpoint) for endpoint in endpoints]

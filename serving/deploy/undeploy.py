@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from common.errors import UsageError
-from serving.deploy.flags import make_cloud, parse_undeploy
+from serving.deploy.flags import make_cloud
 from serving.deploy.run import say
 from serving.deploy.traffic import without
 from serving.deploy.unsent import send_nothing
@@ -18,9 +17,8 @@ if TYPE_CHECKING:
     from google.cloud.aiplatform_v1.types import DeployedModel, Endpoint
 
 
-def undeploy(argv: Sequence[str]) -> int:
-    """The command line -> the exit code. Raises MillraceError."""
-    args = parse_undeploy(argv)
+def undeploy(args: argparse.Namespace) -> int:
+    """The flags, as parse_undeploy gives them -> the exit code. Raises MillraceError."""
     region = VertexRegion(make_cloud(args), args.region, say)
     if args.dry_run:
         send_nothing(region, sys.stdout, reads=True)

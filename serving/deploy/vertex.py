@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloud.clients import REQUEST_SECONDS, Cloud
 from cloud.errors import explain, retry, translate_errors
+from common.command_names import as_typed
 from common.errors import EndpointError, UsageError, suggest
 from serving.deploy.traffic import Split
 
@@ -228,7 +229,7 @@ class VertexRegion:
         except KeyboardInterrupt as interrupt:
             raise Detached(
                 f"{what} goes on at Google, as operation {operation.name}; look with "
-                f"`python -m serving status --project {self.project} --region {self.region}`"
+                f"`{as_typed('serving status')} --project {self.project} --region {self.region}`"
             ) from interrupt
         if operation.HasField("error"):
             status = operation.error

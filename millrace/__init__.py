@@ -1,0 +1,90 @@
+"""Millrace's names for programs: handlers, transforms, model packages and results.
+
+    import millrace
+
+    manifest = millrace.read_manifest("package/")
+    handler = millrace.TorchModelHandler("package/", manifest)
+
+A name is imported when it is first used, so `import millrace` loads neither torch nor Beam.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cloud.vertex import EndpointAddress
+    from common.errors import MillraceError
+    from model_handlers.manifest import InputSpec, Manifest, OutputSpec
+    from model_handlers.package import read_manifest, write_package
+    from model_handlers.torch_model import TorchModelHandler
+    from model_handlers.vertex_endpoint import RequestLimits, VertexEndpointHandler
+    from transforms.encode import EncodeRows, choose_fields
+    from transforms.predict import Predict
+    from transforms.provenance import Provenance
+    from transforms.results import external_table, open_result
+    from transforms.rows import RecordBatchesToRows, RowsToRecordBatches
+
+    __version__: str
+
+__all__ = [
+    "EncodeRows",
+    "EndpointAddress",
+    "InputSpec",
+    "Manifest",
+    "MillraceError",
+    "OutputSpec",
+    "Predict",
+    "Provenance",
+    "RecordBatchesToRows",
+    "RequestLimits",
+    "RowsToRecordBatches",
+    "TorchModelHandler",
+    "VertexEndpointHandler",
+    "__version__",
+    "choose_fields",
+    "external_table",
+    "open_result",
+    "read_manifest",
+    "write_package",
+]
+
+_MODULES = {
+    "EncodeRows": "transforms.encode",
+    "EndpointAddress": "cloud.vertex",
+    "InputSpec": "model_handlers.manifest",
+    "Manifest": "model_handlers.manifest",
+    "MillraceError": "common.errors",
+    "OutputSpec": "model_handlers.manifest",
+    "Predict": "transforms.predict",
+    "Provenance": "transforms.provenance",
+    "RecordBatchesToRows": "transforms.rows",
+    "RequestLimits": "model_handlers.vertex_endpoint",
+    "RowsToRecordBatches": "transforms.rows",
+    "TorchModelHandler": "model_handlers.torch_model",
+    "VertexEndpointHandler": "model_handlers.vertex_endpoint",
+    "__version__": "millrace.version",
+    "choose_fields": "transforms.encode",
+    "external_table": "transforms.results",
+    "open_result": "transforms.results",
+    "read_manifest": "model_handlers.package",
+    "write_package": "model_handlers.package",
+}
+
+
+# To a type checker it would mean that the module has names of any kind.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """A public name that was not used before -> what it names."""
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(_MODULES[name]), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    """All public names, used before or not."""
+    return sorted({*globals(), *__all__})

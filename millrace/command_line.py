@@ -1,0 +1,88 @@
+"""From the command line of `millrace` to the command that it names."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+from common.command_names import naming
+from common.errors import MillraceError, UsageError, suggest
+from millrace.commands import COMMANDS, NAMES, Entry
+
+
+def run(argv: Sequence[str]) -> int:
+    """A command line -> the exit code: the command's own, 2 for one that does not exist.
+
+    Commands that run a pipeline end the process.
+    """
+    if not argv or argv[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    if argv[0] == "--version":
+        from millrace.version import __version__
+
+        print(f"millrace {__version__}")
+        return 0
+    try:
+        name, rest = choose(argv)
+        start = _import(name, COMMANDS[name])
+    except MillraceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    arguments = [*COMMANDS[name].first, *rest]
+    # Beam reads the arguments of the process as well, where it makes options of its own.
+    sys.argv[1:] = arguments
+    with naming(NAMES):
+        return start(arguments) or 0
+
+
+def overview() -> str:
+    """Nothing -> the help of `millrace` itself: each command in a line."""
+    width = max(map(len, COMMANDS))
+    return "\n".join(
+        (
+            "usage: millrace COMMAND ...",
+            "",
+            "Score files, BigQuery tables and Pub/Sub streams with PyTorch models.",
+            "",
+            "commands:",
+            *(f"  {name:<{width}}  {entry.about}" for name, entry in COMMANDS.items()),
+            "",
+            "`millrace COMMAND --help` lists the flags of a command.",
+            "`millrace --version` prints the version.",
+        )
+    )
+
+
+def choose(argv: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """Arguments -> the name of their command, and the rest of them. Raises UsageError."""
+    pair = " ".join(argv[:2])
+    if pair in COMMANDS and len(argv) > 1:
+        return pair, argv[2:]
+    name, rest = argv[0], argv[1:]
+    has_commands = any(known.startswith(f"{name} ") for known in COMMANDS)
+    if has_commands and rest and not rest[0].startswith("-"):
+        name = pair
+    if name not in COMMANDS:
+        raise UsageError(
+            f"unknown command {name!r}{suggest(name, COMMANDS)}: see `millrace --help`"
+        )
+    return name, rest
+
+
+def _import(name: str, entry: Entry) -> Callable[[Sequence[str]], int | None]:
+    """A command -> its function. Raises MillraceError for one that is not installed."""
+    module, _, function = entry.run.partition(":")
+    try:
+        found: Callable[[Sequence[str]], int | None]
+        found = getattr(importlib.import_module(module), function)
+    except ModuleNotFoundError as error:
+        package = module.partition(".")[0]
+        if package != "examples" or not (error.name or "").startswith(package):
+            raise
+        raise MillraceError(
+            f"millrace {name} needs the folder examples/ of the repository, which is not part of "
+            "the installed package: run it in a checkout"
+        ) from error
+    return found

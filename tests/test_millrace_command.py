@@ -1,0 +1,222 @@
+"""The `millrace` command: its list, its dispatch, and the names that errors and usage lines use."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from serving_client import running
+from source_tree import ROOT
+
+import millrace
+from cloud.endpoints import Endpoints
+from common.command_names import as_typed, naming
+from millrace.command_line import overview, run
+from millrace.commands import COMMANDS, NAMES
+from millrace.scoring import choose
+from pipelines import batch_local, batch_vertex, stream_local, stream_vertex
+from pipelines.dataflow.links import attach_command
+from resources.kinds.registry import RegistryModels
+
+README = (ROOT / "README.md").read_text()
+LISTED = [
+    *("score", "stream", "replay", "launch", "package", "serve", "deploy", "deploy status"),
+    *("deploy undeploy", "resources", "template", "demo", "local-cloud"),
+]
+# None of them is needed for a line of help, and each takes longer than the rest of it.
+HEAVY = {"torch", "apache_beam", "google.cloud.bigquery", "google.pubsub_v1", "uvicorn"}
+
+Done = subprocess.CompletedProcess[str]
+
+
+def start(*argv: str, cwd: Path = ROOT, path: Path = ROOT) -> Done:
+    return subprocess.run(
+        [sys.executable, *argv],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(path)},
+    )
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
+def test_all_commands_are_listed_in_a_line_each(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(argv) == 0
+    out = capsys.readouterr().out
+    assert out == f"{overview()}\n"
+    lines = [line[2:] for line in out.splitlines() if line.startswith("  ")]
+    assert [re.split(" {2,}", line)[0] for line in lines] == LISTED == list(COMMANDS)
+    assert all(len(line) <= 80 for line in out.splitlines())
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"millrace {millrace.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["scor"], "unknown command 'scor' (nearest: score): see `millrace --help`"),
+        (["Stream", "x"], "unknown command 'Stream' (nearest: stream): see `millrace --help`"),
+        (["qqq"], "unknown command 'qqq': see `millrace --help`"),
+        (["--qqq"], "unknown command '--qqq': see `millrace --help`"),
+        (["deploy", "statsu"], "unknown command 'deploy statsu' (nearest: deploy status, deploy)"),
+    ],
+)
+def test_an_unknown_command_is_told_in_one_line(
+    argv: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(argv) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {told}")
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, "launch batch_local", "resources status"])
+def test_help_names_what_was_typed_and_loads_nothing_heavy(name: str) -> None:
+    done = start("-X", "importtime", "-m", "millrace", *name.split(), "--help")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: millrace {name} [-h]")
+    assert "python -m" not in done.stdout
+    loaded = set(re.findall(r"\| +([\w.]+)$", done.stderr, re.MULTILINE))
+    assert "millrace.commands" in loaded
+    assert not loaded & HEAVY
+
+
+@pytest.mark.parametrize("name", [name for e in COMMANDS.values() for name in e.same_as])
+def test_modules_keep_their_own_names(name: str) -> None:
+    done = start("-m", *name.split(), "--help")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: python -m {name} [-h]")
+    assert not re.search(rf"millrace ({'|'.join(COMMANDS)})", done.stdout)
+
+
+def test_names_hold_in_the_block_alone() -> None:
+    link = ("p", "r", "j", Endpoints())
+    assert as_typed("serving status") == "python -m serving status"
+    with naming(NAMES):
+        assert as_typed("pipelines.batch_vertex") == "millrace score"
+        assert as_typed("pipelines.launch stream_local") == "millrace launch stream_local"
+        assert as_typed("serving status") == "millrace deploy status"
+        assert as_typed("serving") == "millrace serve"
+        assert as_typed("pipelines.metadata --check") == "python -m pipelines.metadata --check"
+        assert attach_command(*link) == "millrace launch --attach j --project p --region r"
+        assert RegistryModels.held_by("e") == "e serves it: run `millrace deploy undeploy` first"
+    assert attach_command(*link) == "python -m pipelines.launch --attach j --project p --region r"
+    assert RegistryModels.held_by("e") == "e serves it: run `python -m serving undeploy` first"
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["score"], "; type: millrace score --input_files INPUT_FILES --model MODEL"),
+        (["score", "--endpoint_concurrency", "2"], "--endpoint (or --endpoint_url)"),
+        (["stream"], "; type: millrace stream --input_subscription "),
+        (["replay"], "; type: millrace replay --input_files INPUT_FILES --model MODEL"),
+        (["launch", "--project", "p"], "missing --attach; type: millrace launch --attach ATTACH"),
+        (["launch", "batch"], "'batch' is no pipeline"),
+        (["package", "--output", "o"], "the following arguments are required: model"),
+        (["deploy", "undeploy"], "--endpoint is missing"),
+        (["resources", "look"], "argument COMMAND: invalid choice: 'look'"),
+        (["template", "batch_local"], "the following arguments are required: --bucket, --image"),
+    ],
+)
+def test_wrong_flags_end_with_2_and_advice_that_names_the_command(
+    argv: list[str], told: str
+) -> None:
+    done = start("-m", "millrace", *argv)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert told in line
+    assert "python -m" not in line
+
+
+@pytest.mark.parametrize(
+    ("argv", "behind"),
+    [
+        ([], False),
+        (["--model", "m", "--device", "cuda"], False),
+        (["--endpoint", "e"], True),
+        (["--endpoint=e"], True),
+        (["--model", "m", "--endpoint_url", "http://localhost:1"], True),
+        (["--skip_endpoint_check"], True),
+        (["--run_id", "endpoint"], False),
+    ],
+)
+def test_a_flag_of_endpoints_chooses_the_pipeline(argv: Sequence[str], behind: bool) -> None:
+    for local, vertex in ((batch_local, batch_vertex), (stream_local, stream_vertex)):
+        wanted = (vertex if behind else local).COMMAND
+        assert choose(argv, local.COMMAND, vertex.COMMAND) is wanted
+
+
+@pytest.mark.parametrize("name", ["score", "stream"])
+def test_help_lists_the_flags_of_either_pipeline(name: str) -> None:
+    done = start("-m", "millrace", name, "--endpoint", "e", "--help")
+    assert {"--device", "--endpoint_url", "--model"} <= set(re.findall(r"--\w+", done.stdout))
+
+
+def flags(example: Path, out: Path) -> list[str]:
+    values = {
+        "input_files": example / "transactions.parquet",
+        "model": example / "model",
+        "output_files": out,
+        "run_id": "r",
+    }
+    return [text for name, value in values.items() for text in (f"--{name}", str(value))]
+
+
+def test_score_runs_the_model_here_or_behind_an_endpoint(example: Path, tmp_path: Path) -> None:
+    with running(example / "model") as server:
+        url = f"http://{server.client.address}"
+        for pipeline, given in (("batch_local", []), ("batch_vertex", ["--endpoint_url", url])):
+            out = tmp_path / pipeline
+            done = start("-m", "millrace", "score", *flags(example, out), *given)
+            assert done.returncode == 0, done.stderr
+            report = json.loads((out / "r" / "report.json").read_text())
+            assert (report["pipeline"], report["rows_scored"]) == (pipeline, 1_980)
+
+
+def test_without_a_checkout_the_examples_are_missed_in_one_line(
+    distribution: Path, tmp_path: Path
+) -> None:
+    (wheel,) = distribution.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    for name in ("demo", "local-cloud"):
+        done = start("-m", "millrace", name, cwd=tmp_path, path=tmp_path)
+        assert (done.returncode, done.stdout) == (1, "")
+        (line,) = done.stderr.splitlines()
+        assert line.startswith(f"error: millrace {name} needs the folder examples/ of the repo")
+
+
+def test_a_script_finds_modules_of_the_working_directory_after_all_others(tmp_path: Path) -> None:
+    script, here = tmp_path / "bin" / "millrace", tmp_path / "here"
+    script.parent.mkdir()
+    here.mkdir()
+    script.write_text(
+        "import sys\n"
+        "from millrace import __main__\n"
+        "__main__.run = lambda argv: print(sys.path[-1] == '', *argv)\n"
+        "sys.exit(__main__.main())\n"
+    )
+    assert start(str(script), "package", "x", cwd=here).stdout == "True package x\n"
+    assert start("-P", str(script), cwd=here).stdout == "False\n"
+
+
+def test_the_table_of_the_readme_is_that_of_the_code() -> None:
+    lines = ["| command | | the same as |", "|---|---|---|"]
+    for name, entry in COMMANDS.items():
+        same = ", ".join(f"`python -m {other}`" for other in entry.same_as)
+        lines.append(f"| `millrace {name}` | {entry.about} | {same} |")
+    section = README.split("## The millrace command\n")[1]
+    (table,) = re.findall(r"(?:^\|.*\n)+", section.split("\n#")[0], re.MULTILINE)
+    assert table.strip() == "\n".join(lines)
