@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from apache_beam.options.pipeline_options import (
 )
 
 from common.addresses import address_fault, path_fault
-from common.errors import UsageError, suggest
+from common.errors import UsageError, one_line, suggest
 from common.private_beam.any_runner import flag_parser
 from pipelines.options import all_flags
 from pipelines.runners import IN_PROCESS, IN_PROCESS_STREAM, choose_runner, is_dataflow
@@ -51,6 +52,7 @@ def beam_options(
     known, unknown = flag_parser().parse_known_args(args)
     # First: a runner that is refused may have flags of its own.
     runner = choose_runner(known.runner, streaming=streaming)
+    _check_class(runner)
     _refuse(unknown)
     options = PipelineOptions(list(args))
     _read_dry_run(options)
@@ -87,6 +89,23 @@ def is_secret(option: str) -> bool:
 def is_dry_run(options: PipelineOptions) -> bool:
     """Whether the run is to be told, and not started."""
     return bool(options.view_as(TestOptions).dry_run)
+
+
+def _check_class(runner: str) -> None:
+    """A runner -> nothing. Raises UsageError for a path that leads to no class.
+
+    Beam would look for it after a stream has claimed its subscription.
+    """
+    module, _, name = runner.rpartition(".")
+    if not module:
+        return
+    try:
+        getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"--runner {runner}: expected one of Beam's names or the path of a class: "
+            f"{one_line(error)}"
+        ) from error
 
 
 def _with_value(args: Sequence[str]) -> list[str]:

@@ -99,6 +99,19 @@ def test_a_runner_of_somebody_else_is_taken_at_its_word() -> None:
         choose_runner(unnamed, streaming=True)
 
 
+@pytest.mark.parametrize("typed", ["no_such_module.Runner", "pipelines.runners.No", "..x", "a."])
+def test_a_path_that_leads_to_no_class_is_refused(typed: str) -> None:
+    for streaming in (False, True):
+        with pytest.raises(UsageError, match="expected one of Beam's names or the path of a class"):
+            beam_options([f"--runner={typed}"], streaming=streaming)
+
+
+def test_a_runner_class_of_ones_own_is_accepted() -> None:
+    # Any class will do here: it is not made.
+    options = beam_options(["--runner=unittest.TestCase"], streaming=True)
+    assert options.view_as(StandardOptions).runner == "unittest.TestCase"
+
+
 def test_a_job_service_that_reads_pubsub_has_a_way() -> None:
     with pytest.raises(UsageError, match="if your job service reads Pub/Sub, name a runner class"):
         choose_runner("portable", streaming=True)
