@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from apache_beam.options.pipeline_options import (
     DirectOptions,
@@ -14,18 +15,14 @@ from apache_beam.options.pipeline_options import (
     SetupOptions,
     StandardOptions,
     TestOptions,
-    _BeamArgumentParser,
 )
 
 from common.addresses import address_fault, path_fault
-from common.errors import UsageError, suggest
+from common.errors import UsageError, one_line, suggest
+from common.private_beam.any_runner import flag_parser
 from pipelines.options import all_flags
+from pipelines.runners import IN_PROCESS, IN_PROCESS_STREAM, choose_runner, is_dataflow
 from transforms.provenance import utc_now
-
-IN_PROCESS = "FnApiRunner"
-# The one of Beam's own runners that reads Pub/Sub.
-IN_PROCESS_STREAM = "apache_beam.runners.direct.direct_runner.BundleBasedDirectRunner"
-
 
 # As the reference names them; `python -m resources` finds jobs by these names.
 JOB_NAMES = {
@@ -48,27 +45,25 @@ def beam_options(
 
     name: of the pipeline, by which its job is named where no flag does. Beam itself drops
     a flag that it does not know. Without `--runner` the pipeline runs in this process, a
-    batch one with one worker thread a core: DirectRunner would first try to download
-    another runner.
+    batch one with one worker thread a core. Raises UsageError for a runner that does not fit.
     """
     args = _with_value(args)
-    _refuse_unknown(args)
+    _check_addresses(args)
+    known, unknown = flag_parser().parse_known_args(args)
+    # First: a runner that is refused may have flags of its own.
+    runner = choose_runner(known.runner, streaming=streaming)
+    _check_class(runner)
+    _refuse(unknown)
     options = PipelineOptions(list(args))
     _read_dry_run(options)
     standard, direct = options.view_as(StandardOptions), options.view_as(DirectOptions)
     if streaming:
         standard.streaming = True
-    _check_runner(standard.runner)
-    if standard.runner in (None, "DirectRunner") and streaming:
-        standard.runner = IN_PROCESS_STREAM
-    if standard.runner is None:
-        standard.runner = IN_PROCESS
+    standard.runner = runner
     if runs_in_process(options) and not streaming and not any("direct_" in arg for arg in args):
         direct.direct_num_workers = os.cpu_count() or 1
         if direct.direct_num_workers > 1:
             direct.direct_running_mode = "multi_threading"
-    if runs_in_process(options):
-        keep_buffers_whole()
     google = options.view_as(GoogleCloudOptions)
     if name is not None and google.job_name is None:
         google.job_name = f"{JOB_NAMES[name]}-{utc_now():%Y%m%d-%H%M%S}"
@@ -80,7 +75,8 @@ def beam_options(
 def given_flags(args: Sequence[str]) -> dict[str, Any]:
     """Flags that are not ours -> those that say something, by Beam's names. Raises UsageError."""
     args = _with_value(args)
-    _refuse_unknown(args)
+    _check_addresses(args)
+    _refuse(flag_parser().parse_known_args(args)[1])
     found: dict[str, Any] = PipelineOptions(list(args)).get_all_options(drop_default=True)
     return found
 
@@ -93,6 +89,23 @@ def is_secret(option: str) -> bool:
 def is_dry_run(options: PipelineOptions) -> bool:
     """Whether the run is to be told, and not started."""
     return bool(options.view_as(TestOptions).dry_run)
+
+
+def _check_class(runner: str) -> None:
+    """A runner -> nothing. Raises UsageError for a path that leads to no class.
+
+    Beam would look for it after a stream has claimed its subscription.
+    """
+    module, _, name = runner.rpartition(".")
+    if not module:
+        return
+    try:
+        getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"--runner {runner}: expected one of Beam's names or the path of a class: "
+            f"{one_line(error)}"
+        ) from error
 
 
 def _with_value(args: Sequence[str]) -> list[str]:
@@ -113,64 +126,19 @@ def _read_dry_run(options: PipelineOptions) -> None:
     test.dry_run = text == "true"
 
 
-def keep_buffers_whole() -> None:
-    """Nothing -> Beam's runner in this process sends what workers put out when it is complete.
-
-    With several workers a clock sends it every second as well, from another thread, while
-    elements are added: those added meanwhile are lost (apache_beam/runners/worker/data_plane.py,
-    TimeBasedBufferingClosableOutputStream; seen with Beam 2.77, hundreds of 200,000 elements).
-    """
-    from apache_beam.runners.portability.fn_api_runner import worker_handlers
-
-    worker_handlers.DATA_BUFFER_TIME_LIMIT_MS = 10**9
-
-
 def runs_in_process(options: PipelineOptions) -> bool:
     """Whether the pipeline runs in this very process, or in children of it."""
-    runner = options.view_as(StandardOptions).runner
-    return runner.rsplit(".")[-1] == IN_PROCESS or runner == IN_PROCESS_STREAM
+    return options.view_as(StandardOptions).runner in (IN_PROCESS, IN_PROCESS_STREAM)
 
 
 def runs_on_dataflow(options: PipelineOptions) -> bool:
     """Whether the pipeline becomes a job of Dataflow, which goes on after this process."""
-    runner = str(options.view_as(StandardOptions).runner).rsplit(".")[-1].lower()
-    return runner in ("dataflow", "dataflowrunner")
-
-
-def _check_runner(name: str | None) -> None:
-    """A runner's name -> Beam has it, or it is the path of a class. Raises UsageError."""
-    known = StandardOptions.KNOWN_RUNNER_NAMES
-    # As Beam takes them: in any case, and without their last word.
-    short = {
-        text for runner in known for text in (runner.lower(), runner.lower()[: -len("runner")])
-    }
-    if name is not None and "." not in name and name.lower() not in short:
-        raise UsageError(
-            f"--runner {name}: expected one of {', '.join(known)}{suggest(name, known)}"
-        )
-
-
-class _Parser(_BeamArgumentParser):  # type: ignore[misc]
-    """Beam's, which itself prints all flags and exits where a value is wrong."""
-
-    def error(self, message: str) -> NoReturn:
-        message = message.removeprefix("argument ")
-        raise UsageError(message.replace("invalid loads value", "invalid JSON"))
-
-
-def _parser() -> _Parser:
-    """Nothing -> the parser of all flags of Beam and its runners."""
-    parser = _Parser(allow_abbrev=False)
-    for kind in PipelineOptions.__subclasses__():
-        # Those of this project carry what nobody types.
-        if kind.__module__.split(".")[0] != __package__:
-            kind._add_argparse_args(parser)
-    return parser
+    return is_dataflow(options.view_as(StandardOptions).runner)
 
 
 def beam_flags() -> dict[str, bool]:
     """Nothing -> every flag of Beam and its runners, and whether it takes a value."""
-    return {flag: action.nargs != 0 for flag, action in _parser()._option_string_actions.items()}
+    return flag_parser().flags()
 
 
 def _check_addresses(args: Sequence[str]) -> None:
@@ -185,9 +153,8 @@ def _check_addresses(args: Sequence[str]) -> None:
             raise UsageError(f"{flag}: {fault}".removeprefix(": "))
 
 
-def _refuse_unknown(args: Sequence[str]) -> None:
-    _check_addresses(args)
-    _, unknown = _parser().parse_known_args(list(args))
+def _refuse(unknown: Sequence[str]) -> None:
+    """What no flag of Beam takes -> nothing if that is nothing. Raises UsageError."""
     flags = [arg.split("=")[0] for arg in unknown if arg.startswith("-")]
     if flags and flags[0] in all_flags():
         raise UsageError(f"{flags[0]} is a flag of other pipelines, not of this one: see --help")

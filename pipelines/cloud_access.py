@@ -11,6 +11,7 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 from cloud.clients import Cloud, credentials, default_project
 from cloud.endpoints import Endpoints, grpc_target, is_plain, rest_url
 from common.errors import UsageError
+from common.private_beam.any_runner import use_no_credentials
 from pipelines.options import CloudOptions
 from pipelines.options.flag import Parsed
 from transforms.bigquery.schema import project_of
@@ -38,10 +39,7 @@ def open_storage(endpoints: Endpoints, *, needed: bool) -> None:
     if endpoints.storage is not None:
         os.environ["STORAGE_EMULATOR_HOST"] = rest_url(endpoints.storage)
     if needed and is_plain(endpoints.storage):
-        from apache_beam.internal.gcp import auth
-
-        # As if Beam had looked for credentials, and found none: it speaks anonymously.
-        auth._Credentials._credentials_init = True
+        use_no_credentials()
     elif needed:
         credentials(endpoints.storage)
 

@@ -138,6 +138,9 @@ def test_clients_of_google_are_built_in_one_place() -> None:
 def test_flags_are_read_only_in_pipelines() -> None:
     for package in ("common", "cloud", "model_handlers", "transforms"):
         for path in modules(package):
+            # It makes Beam's parser, which pipelines use.
+            if path.relative_to(ROOT).as_posix() == "common/private_beam/any_runner.py":
+                continue
             wrong = {name for name in imported(path) if "pipeline_options" in name}
             assert not wrong, f"{path.relative_to(ROOT)} reads pipeline options"
 

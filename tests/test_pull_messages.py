@@ -19,12 +19,19 @@ from google.api_core import exceptions
 
 from cloud.clients import Cloud
 from common.errors import InputError
+from common.private_beam.in_process import add_polled_source
 from examples.local_cloud import LocalCloud
 from transforms.messages import pull as module
 from transforms.messages.gather import DropDuplicates, GatherMessages
 from transforms.messages.lease import Lease
 from transforms.messages.message import Message, parse_message
 from transforms.messages.pull import Intake, PullMessages, open_intake
+
+
+@pytest.fixture(autouse=True, scope="module")
+def polled() -> None:
+    """The runner can run PullMessages, as in a stream."""
+    add_polled_source(PullMessages, module.POLL_SECONDS)
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 60.0) -> None:

@@ -599,7 +599,7 @@ def test_a_table_whose_server_is_away_is_waited_for(stream: Stream) -> None:
         ),
         ({}, "missing --output_topic (or --output_table, --output_files); type: python -m pipel"),
         ({"output_topic": "out"}, "--output_topic must be projects/PROJECT/topics/NAME, got out"),
-        ({"output_topic": "OUT", "runner": "FnApiRunner"}, "FnApiRunner reads no Pub/Sub: leave"),
+        ({"output_topic": "OUT", "runner": "FnApiRunner"}, "FnApiRunner cannot read a stream from"),
         ({"output_topic": "DEAD"}, "is --output_topic: expected another"),
         (
             {"output_table": "some-p.d.t", "dead_letter_table": "some-p.d.t"},

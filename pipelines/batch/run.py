@@ -215,6 +215,9 @@ def _run_to_end(
 ) -> None:
     """A pipeline that runs in this process, or that this process waits for -> its end."""
     if runs_in_process(options):
+        from common.private_beam.in_process import keep_buffers_whole
+
+        keep_buffers_whole()
         share_memory()
     with (
         progress_line(sys.stderr) if graph.show_progress else nullcontext(),

@@ -36,6 +36,7 @@ from cloud.errors import explain
 from cloud.regions import REGIONS
 from common.addresses import without_secrets
 from common.errors import JobError, UsageError, one_line, suggest
+from common.private_beam.any_runner import carried_options
 from pipelines.beam_args import is_dry_run, is_secret, runs_on_dataflow
 from pipelines.cloud_access import connect
 from pipelines.config import Predictor
@@ -186,18 +187,13 @@ def _check_folder(flag: str, path: str) -> None:
         discard(folder)
 
 
-class JobFactOptions(PipelineOptions):
-    """The facts of pipelines/dataflow/facts.py, which travel with a job. Nobody types them."""
-
-    @classmethod
-    def _add_argparse_args(cls, parser: Any) -> None:
-        for name in option_names():
-            parser.add_argument(f"--{name}")
+# The facts of pipelines/dataflow/facts.py, which travel with a job.
+_FactOptions = carried_options(option_names())
 
 
 def carry(options: PipelineOptions, facts: JobFacts) -> None:
     """Beam's options -> with the facts and labels of a run. The user's own labels go before."""
-    carried = options.view_as(JobFactOptions)
+    carried = options.view_as(_FactOptions)
     for name, value in facts.options().items():
         setattr(carried, name, value)
     google = options.view_as(GoogleCloudOptions)

@@ -41,11 +41,12 @@ def launch(name: str, parsed: Parsed) -> int:
     Raises UsageError and whatever the pipeline's own command raises, before anything starts.
     """
     from pipelines.beam_args import JOB_NAMES, given_flags
+    from pipelines.runners import DATAFLOW, is_dataflow
     from transforms.provenance import utc_now
 
     flags = parsed.get(LaunchOptions)
     given = given_flags(parsed.beam_args)
-    if given.get("runner", "DataflowRunner") != "DataflowRunner":
+    if not is_dataflow(given.get("runner", DATAFLOW)):
         raise UsageError(f"--runner {given['runner']}: a launch is on Dataflow: leave it out")
     if given.get("update") and not name.startswith("stream"):
         raise UsageError(f"--update replaces a stream, {name} is none: leave it out")
@@ -54,7 +55,7 @@ def launch(name: str, parsed: Parsed) -> int:
     needed = {flag: given.get(flag) for flag in ("project", "region", "temp_location")}
     check = check_stream if name.startswith("stream") else check_batch
     check(name, parsed, f"launch {name}", **needed)
-    job = complete(given, flags, name) | {"runner": "DataflowRunner"}
+    job = complete(given, flags, name) | {"runner": DATAFLOW}
     job.setdefault("job_name", f"{JOB_NAMES[name]}-{utc_now():%Y%m%d-%H%M%S}")
     own = Parsed(
         {kind: parsed.groups[kind] for kind in PIPELINES[name].options},

@@ -27,24 +27,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import (
-    GoogleCloudOptions,
-    PipelineOptions,
-    StandardOptions,
-)
+from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints, is_plain
 from common.errors import UsageError
 from model_handlers.batch_handler import BatchHandler
 from model_handlers.manifest import Manifest
-from pipelines.beam_args import (
-    IN_PROCESS_STREAM,
-    beam_options,
-    is_dry_run,
-    runs_in_process,
-    runs_on_dataflow,
-)
+from pipelines.beam_args import beam_options, is_dry_run, runs_in_process, runs_on_dataflow
 from pipelines.command import say
 from pipelines.dataflow.facts import JobFacts, label_value
 from pipelines.dataflow.start import ask_for_accelerator, carry, describe_pipeline, reach, start
@@ -67,7 +57,7 @@ from pipelines.stream.subscription import (
     temporary,
 )
 from transforms.encode import OutputFields, output_schema
-from transforms.messages.pull import PullMessages, open_intake
+from transforms.messages.pull import POLL_SECONDS, PullMessages, open_intake
 from transforms.messages.read import ReadMessages
 from transforms.provenance import Provenance, utc_now
 
@@ -160,7 +150,7 @@ def _start(
     reader = label_value(f"{config.pipeline}-{provenance.run_id}")
     topics = [to for to in (config.sinks.output_topic, config.letter_sinks.dead_letter_topic) if to]
     with _subscription(config, options, reader, topics, cloud) as (subscription, made, labelled):
-        if _runs_here(options):
+        if runs_in_process(options):
             hidden = 0.0 if made else hidden_seconds(subscription, cloud)
             reading = Reading(
                 subscription=subscription,
@@ -212,6 +202,9 @@ def _run_here(
     run: StreamRunOptions,
 ) -> None:
     """A stream in this process -> run to its end."""
+    from common.private_beam.in_process import add_polled_source
+
+    add_polled_source(PullMessages, POLL_SECONDS)
     pipeline = beam.Pipeline(options=options)
     hold = (score.keywords["max_batch_wait_ms"] or 0) / 1000
     once = score.keywords["deduplicate_seconds"] is not None
@@ -257,11 +250,3 @@ def _subscription(
             say(f"{name} cannot be labelled by this account: a second reader is not noticed")
         with released(name, reader, cloud, always=in_process, before=before):
             yield name, made, labelled
-
-
-def _runs_here(options: PipelineOptions) -> bool:
-    """Beam's options -> whether the stream runs in this process. Raises UsageError."""
-    runner = options.view_as(StandardOptions).runner
-    if runs_in_process(options) and runner != IN_PROCESS_STREAM:
-        raise UsageError(f"--runner {runner} reads no Pub/Sub: leave it out to run in this process")
-    return bool(runner == IN_PROCESS_STREAM)

@@ -13,6 +13,7 @@ from google.api_core.exceptions import GoogleAPIError
 
 from common.errors import InputError, one_line
 from common.memory import check_memory
+from common.private_beam.any_runner import storage_client
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,7 @@ def _pin_object(path: str) -> Pin:
     """An object of Cloud Storage -> its Pin. Raises FileNotFoundError if it is gone."""
     bucket, _, name = path.removeprefix("gs://").partition("/")
     # Beam's own client, which has the credentials of the reads.
-    client = FileSystems.get_filesystem(path)._gcsIO().client
-    blob = client.bucket(bucket).get_blob(name)
+    blob = storage_client(path).bucket(bucket).get_blob(name)
     if blob is None:
         raise FileNotFoundError(path)
     return Pin(path, blob.size, f"generation {blob.generation}")

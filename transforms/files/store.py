@@ -20,6 +20,7 @@ from google.cloud.storage.retry import DEFAULT_RETRY
 from cloud.errors import translate_errors
 from common.errors import OutputError, one_line
 from common.memory import check_memory
+from common.private_beam.any_runner import storage_client
 
 FAULTS = (BeamIOError, OSError, exceptions.GoogleAPIError)
 
@@ -206,4 +207,4 @@ def _read(path: str) -> bytes | None:
 def _blob(path: str) -> Any:
     """The path of an object -> it, by Beam's own client, which knows the server and who asks."""
     bucket, _, name = path.removeprefix("gs://").partition("/")
-    return FileSystems.get_filesystem(path)._gcsIO().client.bucket(bucket).blob(name)
+    return storage_client(path).bucket(bucket).blob(name)

@@ -20,13 +20,6 @@ from typing import Any, NoReturn
 
 import apache_beam as beam
 from apache_beam.pvalue import PBegin, PCollection
-from apache_beam.runners.direct.executor import _ExecutorService
-from apache_beam.runners.direct.transform_evaluator import (
-    TransformEvaluatorRegistry,
-    _ParDoEvaluator,
-    _TransformEvaluator,
-)
-from apache_beam.runners.direct.util import TransformResult
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, TIME_GRANULARITY, Timestamp
 
@@ -220,12 +213,17 @@ def open_intake(
 class PullMessages(beam.PTransform):
     """An Intake -> its messages, as transforms.messages.message.parse takes them.
 
-    Only Beam's BundleBasedDirectRunner knows how to run it.
+    Beam's BundleBasedDirectRunner alone can run it, once it was given to
+    `common.private_beam.in_process.add_polled_source`.
     """
 
     def __init__(self, intake: Intake) -> None:
         super().__init__()
         self.intake = intake
+
+    def take(self, passed: Timestamp) -> tuple[Timestamp, list[Message] | None]:
+        """As of the Intake; the runner calls it."""
+        return self.intake.take(passed)
 
     def expand(self, pbegin: PBegin) -> PCollection[Any]:
         """The runner's own step."""
@@ -234,41 +232,3 @@ class PullMessages(beam.PTransform):
     def get_windowing(self, inputs: Any) -> beam.Windowing:
         """All in one window."""
         return beam.Windowing(GlobalWindows())
-
-
-class _PullEvaluator(_TransformEvaluator):
-    """What the runner does for PullMessages: asks for messages when no step has work."""
-
-    def process_element(self, element: Any) -> None:
-        """What keeps the source alive is no message."""
-
-    def finish_bundle(self) -> TransformResult:
-        context, step = self._evaluation_context, self._applied_ptransform.transform
-        steps = context._watermark_manager._transform_to_watermarks.values()
-        now, messages = step.intake.take(min(watermarks.output_watermark for watermarks in steps))
-        if messages is None:
-            return TransformResult(self, [], [], None, None)
-        bundle = context.create_bundle(next(iter(self._outputs)))
-        for message in messages:
-            bundle.output(GlobalWindows.windowed_value(message, timestamp=now))
-        # A bundle that waits holds the watermark just before the time of what is in it.
-        again = context.create_bundle(PBegin(step.pipeline))
-        again.output(GlobalWindows.windowed_value(None, timestamp=now + TIME_GRANULARITY))
-        return TransformResult(self, [bundle] if messages else [], [again], None, None)
-
-
-class _StepEvaluator(_ParDoEvaluator):
-    """What the runner does for a ParDo, without pickling it for each bundle: half of the time
-    that a bundle of one message takes. It is set up and torn down with each as before.
-    """
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args, perform_dofn_pickle_test=False)
-
-
-TransformEvaluatorRegistry._test_evaluators_overrides |= {
-    PullMessages: _PullEvaluator,
-    beam.ParDo: _StepEvaluator,
-}
-# How long the runner's thread sleeps before it sees that the pipeline has ended.
-_ExecutorService._ExecutorServiceWorker.TIMEOUT = POLL_SECONDS

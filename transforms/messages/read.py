@@ -8,6 +8,8 @@ import apache_beam as beam
 from apache_beam.io.gcp.pubsub import ReadFromPubSub
 from apache_beam.io.iobase import Read
 
+from common.private_beam.any_runner import serialized_source
+
 
 class ReadMessages(ReadFromPubSub):  # type: ignore[misc]
     """A subscription -> what transforms.messages.message.parse takes, one element a message.
@@ -22,6 +24,6 @@ class ReadMessages(ReadFromPubSub):  # type: ignore[misc]
 
     def expand(self, pbegin: Any) -> beam.PCollection[Any]:
         """The runner's own source."""
-        messages = pbegin.pipeline | Read(self._source)
+        messages = pbegin.pipeline | Read(serialized_source(self))
         messages.element_type = bytes
         return messages

@@ -1,0 +1,311 @@
+"""What Beam does not promise is used in two modules, and is still there in the Beam installed."""
+
+import dis
+import importlib
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from types import FunctionType
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+import pytest
+from beam_names import OTHERS, names_in, private_names
+from packaging.requirements import Requirement
+from packaging.version import Version
+from source_tree import ROOT, module_names, modules, shipped_packages
+
+IN_PROCESS = "common/private_beam/in_process.py"
+ANY_RUNNER = "common/private_beam/any_runner.py"
+
+
+class Needed(NamedTuple):
+    """A name of Beam that Beam does not promise: its module, its path in there, who needs it."""
+
+    module: str
+    path: str
+    by: str
+    why: str
+
+    @property
+    def fault(self) -> str:
+        return (
+            f"Beam {beam.__version__} no longer has {self.module}.{self.path}, which {self.by} "
+            f"needs: {self.why}"
+        )
+
+
+_EVALUATORS = "apache_beam.runners.direct.transform_evaluator"
+_OPTIONS = "apache_beam.options.pipeline_options"
+_PUT_IN = "its evaluators of PullMessages and of ParDo are put in there"
+NEEDED = [
+    Needed(
+        "apache_beam.runners.direct.executor",
+        "_ExecutorService._ExecutorServiceWorker.TIMEOUT",
+        IN_PROCESS,
+        "a stream that ended would sleep for seconds",
+    ),
+    Needed(
+        _EVALUATORS, "TransformEvaluatorRegistry._test_evaluators_overrides", IN_PROCESS, _PUT_IN
+    ),
+    Needed(
+        _EVALUATORS,
+        "_TransformEvaluator._evaluation_context",
+        IN_PROCESS,
+        "it makes the bundles of messages",
+    ),
+    Needed(
+        _EVALUATORS,
+        "_TransformEvaluator._applied_ptransform",
+        IN_PROCESS,
+        "its transform is the source that is asked for messages",
+    ),
+    Needed(_EVALUATORS, "_TransformEvaluator._outputs", IN_PROCESS, "messages go there"),
+    Needed(
+        _EVALUATORS,
+        "_ParDoEvaluator._perform_dofn_pickle_test",
+        IN_PROCESS,
+        "a ParDo would be pickled for each bundle",
+    ),
+    Needed(
+        "apache_beam.runners.direct.evaluation_context",
+        "EvaluationContext._watermark_manager",
+        IN_PROCESS,
+        "messages are acknowledged by the watermarks in it",
+    ),
+    Needed(
+        "apache_beam.runners.direct.watermark_manager",
+        "WatermarkManager._transform_to_watermarks",
+        IN_PROCESS,
+        "messages are acknowledged by the watermarks of all steps",
+    ),
+    Needed(
+        "apache_beam.runners.direct.util",
+        "TransformResult",
+        IN_PROCESS,
+        "an evaluator returns its messages in one",
+    ),
+    Needed(
+        "apache_beam.runners.portability.fn_api_runner.worker_handlers",
+        "DATA_BUFFER_TIME_LIMIT_MS",
+        IN_PROCESS,
+        "a batch run with several workers would lose rows",
+    ),
+    Needed(
+        _OPTIONS, "_BeamArgumentParser._option_string_actions", ANY_RUNNER, "it knows Beam's flags"
+    ),
+    Needed(
+        _OPTIONS,
+        "PipelineOptions._add_argparse_args",
+        ANY_RUNNER,
+        "each group of options adds its flags by it",
+    ),
+    Needed(
+        "apache_beam.io.gcp.pubsub",
+        "ReadFromPubSub._source",
+        ANY_RUNNER,
+        "ReadMessages reads it without making an object of each message",
+    ),
+    Needed(
+        "apache_beam.io.gcp.gcsfilesystem",
+        "GCSFileSystem._gcsIO",
+        ANY_RUNNER,
+        "objects are pinned and replaced by the client that reads them",
+    ),
+    Needed(
+        "apache_beam.internal.gcp.auth",
+        "_Credentials._credentials_init",
+        ANY_RUNNER,
+        "emulators are reached without credentials",
+    ),
+]
+
+
+def product() -> list[Path]:
+    return [path for package in shipped_packages() for path in modules(package)]
+
+
+def has(owner: Any, name: str) -> bool:
+    """Whether a class, or a module, has an attribute, or its methods give one to its objects."""
+    if hasattr(owner, name):
+        return True
+    functions = [
+        function
+        for kind in getattr(owner, "__mro__", ())
+        for function in vars(kind).values()
+        if isinstance(function, FunctionType)
+    ]
+    return any(
+        step.opname == "STORE_ATTR" and step.argval == name
+        for function in functions
+        for step in dis.get_instructions(function)
+    )
+
+
+def check(needed: Needed) -> None:
+    """Raises AssertionError where the Beam that is installed lacks a name."""
+    try:
+        owner: Any = importlib.import_module(needed.module)
+    except ImportError:
+        raise AssertionError(needed.fault) from None
+    *parents, last = needed.path.split(".")
+    for name in parents:
+        owner = getattr(owner, name, None)
+        assert owner is not None, needed.fault
+    assert has(owner, last), needed.fault
+
+
+@pytest.mark.parametrize("needed", NEEDED, ids=lambda needed: needed.path)
+def test_beam_still_has_what_it_does_not_promise(needed: Needed) -> None:
+    check(needed)
+
+
+@pytest.mark.parametrize(
+    ("module", "path"),
+    [
+        ("apache_beam.runners.direct.moved", "Any"),
+        ("apache_beam.runners.direct.executor", "_Moved.TIMEOUT"),
+        (_EVALUATORS, "_TransformEvaluator._moved"),
+        (_OPTIONS, "_BeamArgumentParser._moved"),
+    ],
+)
+def test_what_a_release_moves_is_named_with_who_needs_it(module: str, path: str) -> None:
+    with pytest.raises(AssertionError) as raised:
+        check(Needed(module, path, IN_PROCESS, "for a test"))
+    assert str(raised.value).startswith(
+        f"Beam {beam.__version__} no longer has {module}.{path}, which {IN_PROCESS} needs: for a "
+    )
+
+
+@pytest.mark.parametrize("path", [IN_PROCESS, ANY_RUNNER])
+def test_each_underscore_name_of_the_two_modules_is_checked(path: str) -> None:
+    used = private_names(ROOT / path).keys()
+    checked = {part for one in NEEDED if one.by == path for part in one.path.split(".")}
+    assert used
+    assert used <= checked
+    # Of an attribute that is read through a parameter.
+    assert {part for part in checked if part.startswith("_")} - used <= {
+        "_perform_dofn_pickle_test"
+    }
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in product() if path.parent.name != "private_beam"], ids=str
+)
+def test_underscore_names_of_beam_are_used_nowhere_else(path: Path) -> None:
+    found = private_names(path)
+    assert not found, (
+        f"{path.relative_to(ROOT)} uses {found} (name: line), which Beam does not promise: put it "
+        f"into {IN_PROCESS} or {ANY_RUNNER}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("from apache_beam.runners.direct.executor import _ExecutorService", ["_ExecutorService"]),
+        ("import apache_beam.runners._private as p", ["_private"]),
+        ("from apache_beam.internal.gcp import auth\nauth._C._x = 1", ["_C", "_x"]),
+        ("import apache_beam as beam\nbeam.io.gcp.pubsub._PubSubSource('t')", ["_PubSubSource"]),
+        ("from apache_beam.io import FileSystems as F\nF.get('p')._gcsIO()", ["_gcsIO"]),
+        ("from apache_beam.io import Read\ngetattr(Read, '_x')", ["_x"]),
+        ("from apache_beam.io import Read\nRead('x')[0]._y", ["_y"]),
+        # What a parameter holds nobody knows: no name of ours is no name of anybody's.
+        ("def f(context):\n    return context._watermarks", ["_watermarks"]),
+        ("class A(B):\n    def f(self):\n        return self._source", ["_source"]),
+        ("__import__('apache_beam.runners._private')", ["_private"]),
+        (
+            "from apache_beam.options.pipeline_options import PipelineOptions\n"
+            "class Own(PipelineOptions):\n    def _add_argparse_args(cls, parser): ...",
+            ["_add_argparse_args"],
+        ),
+    ],
+)
+def test_an_underscore_name_of_beam_is_found(source: str, names: list[str]) -> None:
+    assert sorted(names_in(source)) == sorted(names)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import apache_beam as beam\nbeam.__version__",
+        "import os\nimport apache_beam\nos._exit(1)",
+        "class A:\n    def __init__(self):\n        self._x = 1\n    def f(self):\n        self._x",
+        "import apache_beam as beam\nclass A(beam.DoFn):\n    def _own(self): ...",
+        "class A:\n    _x: int\ndef f(a):\n    return a._x",
+        "def f(row):\n    return row._replace(a=1)",
+    ],
+)
+def test_names_of_others_are_left_alone(source: str) -> None:
+    assert names_in(source) == {}
+
+
+def test_names_of_others_are_listed_only_while_they_are_used() -> None:
+    text = "".join(path.read_text() for path in product())
+    assert not [name for name in OTHERS if f".{name}" not in text and f'"{name}"' not in text]
+
+
+def test_the_beam_that_is_tested_is_the_last_one_allowed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (allowed,) = (
+        one.specifier
+        for one in map(Requirement, project["dependencies"])
+        if one.name == "apache-beam"
+    )
+    tested = Version(beam.__version__)
+    assert allowed.contains(tested)
+    assert not allowed.contains(f"{tested.major}.{tested.minor + 1}.0")
+
+
+# A pipeline of a user's own counts how often its step is pickled.
+USERS_OWN = """
+import sys
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.direct.executor import _ExecutorService
+from apache_beam.runners.portability.fn_api_runner import worker_handlers
+
+# Where copies of the step find it as well.
+sys.pickled = []
+
+class Step(beam.DoFn):
+    def __reduce__(self):
+        sys.pickled.append(1)
+        return Step, ()
+
+    def process(self, element):
+        yield element
+
+with beam.Pipeline("BundleBasedDirectRunner", PipelineOptions([], streaming=True)) as pipeline:
+    pipeline | beam.Create([1, 2]) | beam.ParDo(Step())
+print(len(sys.pickled), _ExecutorService._ExecutorServiceWorker.TIMEOUT)
+print(worker_handlers.DATA_BUFFER_TIME_LIMIT_MS)
+"""
+
+
+def run(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_users_own_pipeline_runs_as_without_this_project_until_a_run_starts_here() -> None:
+    names = [name for package in shipped_packages() for name in module_names(package)]
+    imports = (
+        f"import {', '.join(names)}\n"
+        "from pipelines.beam_args import beam_options\n"
+        "beam_options([]), beam_options([], streaming=True)\n"
+    )
+    installs = (
+        "from common.private_beam import in_process\n"
+        "from transforms.messages.pull import PullMessages\n"
+        "in_process.add_polled_source(PullMessages, 0.1), in_process.keep_buffers_whole()\n"
+    )
+    plain = run(USERS_OWN)
+    assert run(imports + USERS_OWN) == plain
+    # What this looks at is what the patches change.
+    patched = run(installs + USERS_OWN)
+    assert not set(plain.split()) & set(patched.split())

@@ -1,0 +1,172 @@
+"""Which runner a pipeline gets, in each of the ways to name it, and which ones are refused."""
+
+import re
+import uuid
+
+import pytest
+from apache_beam.options.pipeline_options import StandardOptions
+
+from common.errors import UsageError
+from examples.local_cloud import LocalCloud, free_port
+from pipelines import batch_local, stream_local
+from pipelines.beam_args import beam_options, runs_in_process, runs_on_dataflow
+from pipelines.command import Command, main
+from pipelines.launch.command import PIPELINES
+from pipelines.replay.command import COMMAND as REPLAY
+from pipelines.runners import choose_runner, is_dataflow
+
+STREAM, BATCH = "BundleBasedDirectRunner", "FnApiRunner"
+DASK = "apache_beam.runners.dask.dask_runner.DaskRunner"
+# Each runner of Beam's -> what it is for a batch run and for a stream, None where it is refused.
+CHOSEN: dict[str, tuple[str | None, str | None]] = {
+    "BundleBasedDirectRunner": (STREAM, STREAM),
+    "DaskRunner": (None, None),
+    "DataflowRunner": ("DataflowRunner", "DataflowRunner"),
+    "DirectRunner": (BATCH, STREAM),
+    "FlinkRunner": ("FlinkRunner", None),
+    "FnApiRunner": (BATCH, None),
+    "InteractiveRunner": ("InteractiveRunner", None),
+    "KafkaStreamsRunner": ("KafkaStreamsRunner", None),
+    "PortableRunner": ("PortableRunner", None),
+    "PrismRunner": ("PrismRunner", None),
+    "SparkRunner": ("SparkRunner", None),
+    "SwitchingDirectRunner": (BATCH, STREAM),
+    "TestDataflowRunner": ("TestDataflowRunner", None),
+    "TestDirectRunner": ("TestDirectRunner", None),
+}
+PATHS = {path.rpartition(".")[2]: path for path in (*StandardOptions.ALL_KNOWN_RUNNERS, DASK)}
+
+
+def spellings(name: str) -> list[str]:
+    """A runner's name -> how it may be typed."""
+    short = name.removesuffix("Runner")
+    return [name, name.lower(), name.upper(), short, short.lower(), PATHS[name]]
+
+
+CASES = [(typed, *chosen) for name, chosen in CHOSEN.items() for typed in spellings(name)]
+
+
+def test_each_runner_that_beam_names_has_its_place() -> None:
+    assert CHOSEN.keys() == {*StandardOptions.KNOWN_RUNNER_NAMES, "DaskRunner"}
+
+
+@pytest.mark.parametrize(("typed", "batch", "stream"), CASES)
+def test_a_runner_is_chosen_however_it_is_typed(
+    typed: str, batch: str | None, stream: str | None
+) -> None:
+    for streaming, expected in ((False, batch), (True, stream)):
+        if expected is not None:
+            assert choose_runner(typed, streaming=streaming) == expected
+            continue
+        with pytest.raises(UsageError) as raised:
+            choose_runner(typed, streaming=streaming)
+        line = str(raised.value)
+        assert line.startswith(f"--runner {typed} ")
+        assert "leave --runner out" in line
+        assert "\n" not in line
+        assert ("loses rows" in line) != streaming
+        assert ("cannot read a stream from Pub/Sub: use DataflowRunner" in line) == streaming
+
+
+def test_a_batch_run_and_a_stream_without_a_runner_run_in_this_process() -> None:
+    assert choose_runner(None, streaming=False) == BATCH
+    assert choose_runner(None, streaming=True) == STREAM
+    for streaming in (False, True):
+        assert runs_in_process(beam_options([], streaming=streaming))
+        assert runs_in_process(beam_options(["--runner=direct"], streaming=streaming))
+
+
+@pytest.mark.parametrize("typed", spellings("DataflowRunner"))
+def test_dataflow_is_known_however_it_is_typed(typed: str) -> None:
+    assert is_dataflow(typed)
+    for streaming in (False, True):
+        assert runs_on_dataflow(beam_options(["--runner", typed], streaming=streaming))
+
+
+@pytest.mark.parametrize("typed", [None, "Flink", "TestDataflowRunner", "own.module.Runner"])
+def test_other_runners_are_not_dataflow(typed: str | None) -> None:
+    assert not is_dataflow(typed)
+
+
+def test_a_runner_of_somebody_else_is_taken_at_its_word() -> None:
+    for typed in ("own.module.SparkRunner", "apache_beam_too.Runner"):
+        assert choose_runner(typed, streaming=True) == typed
+        assert choose_runner(typed, streaming=False) == typed
+    # One that Beam may have, and does not name.
+    unnamed = "apache_beam.runners.some.SomeRunner"
+    assert choose_runner(unnamed, streaming=False) == unnamed
+    with pytest.raises(UsageError, match="SomeRunner cannot read a stream from Pub/Sub"):
+        choose_runner(unnamed, streaming=True)
+
+
+@pytest.mark.parametrize("typed", ["no_such_module.Runner", "pipelines.runners.No", "..x", "a."])
+def test_a_path_that_leads_to_no_class_is_refused(typed: str) -> None:
+    for streaming in (False, True):
+        with pytest.raises(UsageError, match="expected one of Beam's names or the path of a class"):
+            beam_options([f"--runner={typed}"], streaming=streaming)
+
+
+def test_a_runner_class_of_ones_own_is_accepted() -> None:
+    # Any class will do here: it is not made.
+    options = beam_options(["--runner=unittest.TestCase"], streaming=True)
+    assert options.view_as(StandardOptions).runner == "unittest.TestCase"
+
+
+def test_a_job_service_that_reads_pubsub_has_a_way() -> None:
+    with pytest.raises(UsageError, match="if your job service reads Pub/Sub, name a runner class"):
+        choose_runner("portable", streaming=True)
+
+
+@pytest.mark.parametrize("typed", ["dask", "DaskRunner", DASK])
+def test_dask_is_refused_before_its_own_flags_are(typed: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"--runner {typed} loses rows: Beam's Dask")):
+        beam_options(["--runner", typed, "--dask_client_address", "localhost:1"])
+
+
+@pytest.mark.parametrize("typed", ["Flink", "spark", "PrismRunner", DASK, "FnApiRunner"])
+@pytest.mark.parametrize("command", ["stream_local", "stream_vertex"])
+def test_a_stream_is_refused_in_one_line_before_anything_is_asked(
+    command: str, typed: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nobody listens there: a call would wait, and then say so.
+    monkeypatch.setenv("PUBSUB_EMULATOR_HOST", f"localhost:{free_port()}")
+    flags = {
+        "input_subscription": "projects/p/subscriptions/s",
+        "model": "/no/model",
+        "endpoint_url": "http://localhost:1",
+        "output_topic": "projects/p/topics/t",
+        "runner": typed,
+    }
+    if command == "stream_local":
+        del flags["endpoint_url"]
+    argv = [text for name, value in flags.items() for text in (f"--{name}", value)]
+    for more in ([], ["--dry_run"]):
+        assert main(PIPELINES[command], [*argv, *more]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.count("\n") == 1
+        assert err.startswith(f"error: --runner {typed} cannot read a stream from Pub/Sub: ")
+
+
+def test_no_subscription_is_made_for_a_stream_that_is_refused(
+    stream_emulators: LocalCloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cloud = stream_emulators.cloud
+    place = f"projects/{cloud.project}"
+    topic = f"{place}/topics/t{uuid.uuid4().hex}"
+    cloud.publisher().create_topic(name=topic)
+    argv = ["--input_topic", topic, "--create_subscription", "--model", "/no/model"]
+    argv += ["--output_topic", f"{place}/topics/out", "--runner", "PrismRunner"]
+    argv += ["--api_endpoints", f"pubsub={stream_emulators.endpoints.pubsub}"]
+    assert main(stream_local.COMMAND, argv) == 2
+    assert "PrismRunner cannot read a stream from Pub/Sub" in capsys.readouterr().err
+    assert list(cloud.publisher().list_topic_subscriptions(topic=topic)) == []
+
+
+@pytest.mark.parametrize("command", [batch_local.COMMAND, REPLAY], ids=lambda one: one.name)
+def test_dask_is_refused_for_batch_runs(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--input_files", "x", "--model", "m", "--output_files", "o", "--runner", "dask"]
+    assert main(command, argv) == 2
+    assert capsys.readouterr().err.startswith("error: --runner dask loses rows: ")
