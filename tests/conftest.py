@@ -24,7 +24,6 @@ from examples.local_cloud import (
     local_cloud,
 )
 from examples.pubsub_labels import keeping_labels
-from examples.transactions.build import build
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec
 from pipelines.command import Command, main
 from transforms.provenance import Provenance
@@ -99,8 +98,22 @@ def multi_processing() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
+def tiny_package(
+    tmp_path_factory: pytest.TempPathFactory, make_manifest: Callable[..., Manifest]
+) -> tuple[str, Manifest]:
+    """A package of the model of tests/tiny_model.py: its path and manifest."""
+    from tiny_model import write_tiny
+
+    folder = tmp_path_factory.mktemp("tiny")
+    return str(folder), write_tiny(folder, make_manifest)
+
+
+@pytest.fixture(scope="session")
 def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example's folder, small: 2,000 rows to score, 20 of them faulty, and the packages."""
+    # Torch takes seconds, and many a test does without.
+    from examples.transactions.build import build
+
     folder = tmp_path_factory.mktemp("example")
     build(folder, rows=2_000, train_rows=3_000, seed=7)
     return folder
