@@ -92,7 +92,12 @@ def run_command(capsys: pytest.CaptureFixture[str]) -> RunCommand:
 
 
 @pytest.fixture
-def multi_processing() -> dict[str, Any]:
+def beam_processes() -> None:
+    """For tests in which Beam starts processes: its workers, or those that pack a job's sources."""
+
+
+@pytest.fixture
+def multi_processing(beam_processes: None) -> dict[str, Any]:
     """The flags of Beam's local runner with which each worker is a process of its own."""
     return {"direct_running_mode": "multi_processing", "direct_num_workers": 2}
 

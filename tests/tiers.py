@@ -39,7 +39,7 @@ def tier_of(item: pytest.Function) -> str:
         return "emulators"
     names = set(references(functions_of(item)))
     packages = {name.partition(".")[0] for name in names}
-    if packages & PROCESSES or "multi_processing" in item.fixturenames:
+    if packages & PROCESSES or "beam_processes" in item.fixturenames:
         return "process"
     if names & RUNS_BEAM or "apache_beam" in packages:
         return "beam"
@@ -48,7 +48,9 @@ def tier_of(item: pytest.Function) -> str:
 
 def uses_emulators(item: pytest.Function) -> bool:
     """Whether a test needs the servers that stand in for Google Cloud."""
-    return not EMULATORS.isdisjoint(item.fixturenames)
+    # A fixture may take them where its parameter says so.
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    return any(name in EMULATORS for name in (*item.fixturenames, *map(str, parameters)))
 
 
 def functions_of(item: pytest.Function) -> Iterator[Any]:
@@ -88,7 +90,9 @@ def parts(kind: type) -> Iterator[Any]:
 
 def used(function: types.FunctionType) -> Iterator[Any]:
     """A function -> the values that its code names."""
-    function = inspect.unwrap(function)
+    # A property test of Hypothesis, and what functools.wraps has covered.
+    property_test = getattr(function, "hypothesis", None)
+    function = inspect.unwrap(property_test.inner_test if property_test else function)
     for name in names_of(function.__code__):
         yield function.__globals__.get(name)
     for cell in function.__closure__ or ():
