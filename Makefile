@@ -15,7 +15,7 @@ TORCHSERVE := .torchserve
 AIRFLOW ?= 3
 AIRFLOW_ENV := .airflow/$(AIRFLOW)
 
-.PHONY: help templates setup emulators demo demo-bigquery demo-stream local-cloud serve torchserve test test-dags check format example image template image-check lock bench bench-bigquery bench-stream bench-serving bench-endpoint fuzz kills dist clean all
+.PHONY: help templates setup emulators demo demo-bigquery demo-stream local-cloud serve torchserve test test-fast coverage test-dags check format example image template image-check lock bench bench-bigquery bench-stream bench-serving bench-endpoint fuzz kills dist clean all
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -73,6 +73,18 @@ $(TORCHSERVE)/.installed: torchserve.txt $(STAMP)
 
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest -n auto --dist loadgroup
+
+# Compiled tests are kept, whatever the environment says: to compile them takes seconds.
+test-fast: $(STAMP)  ## run the tests without other processes: for every save (under two minutes)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto $(FAST)
+
+FAST := -m 'pure or beam' --ignore-glob='*/test_benchmark_*'
+
+coverage: $(STAMP)  ## run the tests, print branches that none takes: TESTS="-m 'pure or beam'"
+	@rm -rf build/coverage
+	$(BIN)/coverage run -m pytest -n auto --dist loadgroup $(TESTS)
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report
 
 test-dags: $(STAMP) $(EMULATORS)/.installed $(AIRFLOW_ENV)/.installed  ## the DAGs in a real Airflow 3, or AIRFLOW=2 (three minutes)
 	PYTHONPATH=. $(AIRFLOW_ENV)/bin/python -m pytest tests_dags

@@ -1,6 +1,5 @@
 """Fixtures that several test modules share; each gives a function, so that nothing is imported."""
 
-import os
 import shutil
 import signal
 import subprocess
@@ -13,21 +12,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from command_line import Result, RunCommand, words
 from hypothesis import settings
+from stand_ins import NO_EMULATORS, NO_PUBSUB, need_emulators
+from tiers import TIERS, confined, tier_of, uses_emulators
 
 from common.record_batch import derived_ids, source_batch
 from examples.local_cloud import (
-    INSTALL_COMMAND,
-    PUBSUB_COMMAND,
     LocalCloud,
     free_port,
-    is_installed,
     local_cloud,
-    pubsub_jar,
 )
 from examples.pubsub_labels import keeping_labels
-from examples.transactions.build import build
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec
+from pipelines.command import Command, main
 from transforms.provenance import Provenance
 
 # Whoever starts the tests in the background of a shell, or under nohup, has them ignore these
@@ -81,9 +79,46 @@ def provenance() -> Provenance:
     )
 
 
+@pytest.fixture
+def run_command(capsys: pytest.CaptureFixture[str]) -> RunCommand:
+    """A command and its flags, None for one left out -> exit code, standard output and error."""
+
+    def run(command: Command, flags: Mapping[str, Any]) -> Result:
+        code = main(command, words(flags))
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def beam_processes() -> None:
+    """For tests in which Beam starts processes: its workers, or those that pack a job's sources."""
+
+
+@pytest.fixture
+def multi_processing(beam_processes: None) -> dict[str, Any]:
+    """The flags of Beam's local runner with which each worker is a process of its own."""
+    return {"direct_running_mode": "multi_processing", "direct_num_workers": 2}
+
+
+@pytest.fixture(scope="session")
+def tiny_package(
+    tmp_path_factory: pytest.TempPathFactory, make_manifest: Callable[..., Manifest]
+) -> tuple[str, Manifest]:
+    """A package of the model of tests/tiny_model.py: its path and manifest."""
+    from tiny_model import write_tiny
+
+    folder = tmp_path_factory.mktemp("tiny")
+    return str(folder), write_tiny(folder, make_manifest)
+
+
 @pytest.fixture(scope="session")
 def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example's folder, small: 2,000 rows to score, 20 of them faulty, and the packages."""
+    # Torch takes seconds, and many a test does without.
+    from examples.transactions.build import build
+
     folder = tmp_path_factory.mktemp("example")
     build(folder, rows=2_000, train_rows=3_000, seed=7)
     return folder
@@ -112,28 +147,19 @@ def distribution(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-NO_EMULATORS = f"the emulators are not installed: {INSTALL_COMMAND}"
-
-
 @pytest.fixture(scope="session")
 def emulators(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCloud]:
     """BigQuery and Cloud Storage of this machine, with an empty bucket `bucket`."""
-    if not is_installed():
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(NO_EMULATORS)
+    need_emulators()
     with local_cloud(tmp_path_factory.mktemp("emulators")) as servers:
         servers.cloud.storage().create_bucket("bucket")
         yield servers
 
 
-NO_PUBSUB = f"the emulator of Pub/Sub is not installed: {PUBSUB_COMMAND}"
-
-
 @pytest.fixture(scope="session")
 def stream_emulators(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCloud]:
     """The same with Pub/Sub, and with an empty dataset `streams`."""
-    lacking = NO_EMULATORS if not is_installed() else NO_PUBSUB if pubsub_jar() is None else None
-    if lacking:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(lacking)
+    need_emulators(pubsub=True)
     folder = tmp_path_factory.mktemp("stream_emulators")
     with local_cloud(folder, with_pubsub=True, with_labels=False) as servers:
         servers.cloud.storage().create_bucket("bucket")
@@ -171,12 +197,35 @@ def dataset(emulators: LocalCloud, request: pytest.FixtureRequest) -> Iterator[s
     emulators.cloud.bigquery().delete_dataset(name, delete_contents=True, not_found_ok=True)
 
 
+TIER, TRIED = pytest.StashKey[str](), pytest.StashKey[list[str]]()
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a file on the emulators run in one process; each process starts them once."""
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Each test gets its tier; those of a file on the emulators run in one process."""
     for item in items:
-        if {"emulators", "stream_emulators"}.intersection(getattr(item, "fixturenames", ())):
+        item.stash[TIER] = tier = tier_of(item)
+        item.add_marker(tier)
+        if uses_emulators(item):
             item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Function) -> Iterator[None]:
+    with confined(item.stash[TIER]) as item.stash[TRIED]:
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Function) -> Iterator[None]:
+    yield
+    if item.stash[TRIED]:
+        pytest.fail(item.stash[TRIED][0], pytrace=False)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for tier, cost in TIERS.items():
+        config.addinivalue_line("markers", f"{tier}: {cost}")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -9,12 +9,13 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from waiting import wait_until
 
 from serving.server import Server
 from serving.service import State
@@ -22,14 +23,6 @@ from serving.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 SECONDS = 60
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Returns when the condition holds; fails after a minute."""
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
 
 
 @dataclass

@@ -10,12 +10,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from command_line import RunCommand
 from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import BalanceError
 from pipelines.batch_local import COMMAND
-from pipelines.command import main
 from transforms.accounts import (
     TABLE_ROWS,
     Entry,
@@ -141,7 +141,7 @@ def source(example: Path, tmp_path: Path) -> Callable[[str], Path]:
 def run(
     example: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    run_command: RunCommand,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[[Path], tuple[int, str]]:
     """batch_local of a file -> (exit code, standard error)."""
@@ -156,8 +156,8 @@ def run(
             "run_id": "r",
             "direct_num_workers": 1,
         }
-        code = main(COMMAND, [t for n, v in flags.items() for t in (f"--{n}", str(v))])
-        return code, capsys.readouterr().err
+        code, _, err = run_command(COMMAND, flags)
+        return code, err
 
     return call
 

@@ -4,7 +4,6 @@ import datetime
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
@@ -24,6 +23,7 @@ from google.cloud.bigquery_storage_v1 import types
 from google.rpc import status_pb2
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import wait_until
 
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
@@ -274,13 +274,6 @@ def serve() -> Iterator[Callable[..., Service]]:
         service.stop()
 
 
-def eventually(is_so: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 30
-    while not is_so() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return is_so()
-
-
 def threads_since(before: set[threading.Thread]) -> list[threading.Thread]:
     """Those of clients; the ones of the tests' own servers stay."""
     now = set(threading.enumerate()) - before
@@ -394,7 +387,7 @@ def test_a_service_that_never_answers_is_given_up(serve: Serve) -> None:
     with pytest.raises(exceptions.RetryError, match="no answer within"):
         stream.send(ids("a"))
     # Closed is closed.
-    assert eventually(lambda: not any(c.is_active() for c in service.connections))
+    wait_until(lambda: not any(c.is_active() for c in service.connections))
 
 
 def test_a_service_that_is_not_there_is_given_up(serve: Serve) -> None:
@@ -475,8 +468,8 @@ def test_closed_and_broken_streams_leave_no_thread_and_no_connection_behind(serv
     before = set(threading.enumerate())
     for _ in range(25):
         once()
-    assert eventually(lambda: not threads_since(before))
-    assert eventually(lambda: not any(c.is_active() for c in service.connections))
+    wait_until(lambda: not threads_since(before))
+    wait_until(lambda: not any(c.is_active() for c in service.connections))
 
 
 def test_a_process_ends_whatever_state_its_connections_are_in(serve: Serve) -> None:
@@ -512,7 +505,7 @@ sys.stdin.read()
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
-        assert eventually(lambda: len(hanging.requests) == 1)
+        wait_until(lambda: len(hanging.requests) == 1)
         output, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert output == "NotFound\n"
@@ -571,7 +564,7 @@ def test_small_batches_are_appended_together_and_large_ones_in_parts(
     assert service.requests[0][:20] == [f"s{i}" for i in range(20)]
     assert 4 <= len(service.requests) <= 8
     assert len(service.connections) == 1
-    assert eventually(lambda: not threads_since(before))
+    wait_until(lambda: not threads_since(before))
 
 
 def test_rows_do_not_wait_for_the_end_of_a_long_bundle(
@@ -670,7 +663,7 @@ def test_a_fault_of_the_service_fails_the_bundle_in_one_line(
     )
     with pytest.raises(OutputError, match=message):
         run(sink, [ids("a")], 1)
-    assert eventually(lambda: not any(c.is_active() for c in service.connections))
+    wait_until(lambda: not any(c.is_active() for c in service.connections))
 
 
 A, B, C = (IntervalWindow(start, start + 10) for start in (0, 10, 20))

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,13 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 import torch
+from command_line import Result, RunCommand, assert_one_line_error
 from same_scores import assert_scores
 
 from cloud.endpoints import VARIABLES
 from examples.transactions.data import FEATURES, generate
 from model_handlers.artifact import MAR_MANIFEST
 from pipelines.batch_local import COMMAND
-from pipelines.command import main
 from transforms.encode import output_schema
 from transforms.files.writers import open_writer
 
@@ -32,21 +33,18 @@ ROWS = 2_000  # of the fixture `example`
 
 
 @pytest.fixture
-def run(example: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+def run(example: Path, tmp_path: Path, run_command: RunCommand) -> Callable[..., Result]:
     """batch_local with flags -> (exit code, standard output, standard error)."""
 
-    def call(**flags: Any) -> tuple[int, str, str]:
-        values = {
+    def call(**flags: Any) -> Result:
+        own = {
             "input_files": example / "transactions.parquet",
             "model": example / "model",
             "output_files": tmp_path / "out",
             "run_id": "r",
             "direct_num_workers": 1,
-        } | flags
-        argv = [t for n, v in values.items() if v is not None for t in (f"--{n}", str(v))]
-        code = main(COMMAND, argv)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        }
+        return run_command(COMMAND, own | flags)
 
     return call
 
@@ -58,19 +56,6 @@ def scores(folder: Path, run_id: str = "r") -> pa.Table:
 def dead_letters(folder: Path, run_id: str = "r") -> list[dict[str, Any]]:
     files = sorted((folder / run_id / "dead_letters").glob("*.jsonl"))
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
-
-
-def refused(result: tuple[int, str, str], code: int, *parts: str) -> None:
-    """An error is one line that names its cause, with the right exit code and no output."""
-    got, out, err = result
-    assert got == code, err
-    assert out == ""
-    assert err.count("\n") == 1
-    assert err.startswith("error: ")
-    assert "Traceback" not in err
-    assert "while running" not in err
-    for part in parts:
-        assert part in err
 
 
 def nothing_written(folder: Path) -> None:
@@ -254,7 +239,7 @@ def test_the_share_of_dead_letters_can_be_limited(run: Any) -> None:
     code, _, err = run(max_dead_letter_share=0.009)
     assert (code, "run again with --run_id r" in err) == (1, True)
     assert "1.00 % are dead letters, more than --max_dead_letter_share 0.9 %" in err
-    refused(run(max_dead_letter_share=2), 2, "--max_dead_letter_share")
+    assert_one_line_error(run(max_dead_letter_share=2), 2, "--max_dead_letter_share")
 
 
 def test_a_feature_of_a_csv_file_is_written_as_a_number_in_every_file(
@@ -341,10 +326,12 @@ def test_ids_of_the_reference_are_the_same_in_every_run(run: Any, tmp_path: Path
 
 
 def test_rows_of_the_reference_want_a_model_and_flags_that_fit(run: Any, tmp_path: Path) -> None:
-    refused(run(output_schema="reference", output_fields="encoded"), 2, "drop --output_fields")
+    assert_one_line_error(
+        run(output_schema="reference", output_fields="encoded"), 2, "drop --output_fields"
+    )
     bare = save_script(RefusesNegativeAmounts(), tmp_path / "m.pt")
     result = run(output_schema="reference", model=bare, feature_columns=",".join(FEATURES))
-    refused(result, 2, "--output_schema reference", "'encoded'", "outputs output")
+    assert_one_line_error(result, 2, "--output_schema reference", "'encoded'", "outputs output")
     nothing_written(tmp_path / "out")
 
 
@@ -433,18 +420,20 @@ def test_a_model_that_answers_fewer_rows_fails_the_run(run: Any, tmp_path: Path)
     result = run(
         model=save_script(DropsTheLastRow(), tmp_path / "m.pt"), feature_columns=",".join(FEATURES)
     )
-    refused(result, 1, "output 'output'", "expected float32", "got float32")
+    assert_one_line_error(result, 1, "output 'output'", "expected float32", "got float32")
     nothing_written(tmp_path / "out")
 
 
 def test_missing_and_unknown_flags(run: Any, tmp_path: Path) -> None:
-    refused(run(model=None, input_files=None), 2, "--model", "--input_files", "python -m")
-    refused(run(input_file="x"), 2, "--input_file (nearest: --input_files")
-    refused(run(batch_rows=0), 2, "--batch_rows")
-    refused(run(score_output="normalised_MAE"), 2, "nearest: normalized_MAE")
-    refused(run(score_output="encoded"), 2, "encoded", "--score_output takes")
-    refused(run(output_fields="Amout"), 2, "nearest: Amount")
-    refused(run(output_fields="run_id"), 2, "always written")
+    assert_one_line_error(
+        run(model=None, input_files=None), 2, "--model", "--input_files", "python -m"
+    )
+    assert_one_line_error(run(input_file="x"), 2, "--input_file (nearest: --input_files")
+    assert_one_line_error(run(batch_rows=0), 2, "--batch_rows")
+    assert_one_line_error(run(score_output="normalised_MAE"), 2, "nearest: normalized_MAE")
+    assert_one_line_error(run(score_output="encoded"), 2, "encoded", "--score_output takes")
+    assert_one_line_error(run(output_fields="Amout"), 2, "nearest: Amount")
+    assert_one_line_error(run(output_fields="run_id"), 2, "always written")
     nothing_written(tmp_path / "out")
 
 
@@ -455,23 +444,33 @@ def test_flags_that_do_not_agree(run: Any, tmp_path: Path, monkeypatch: pytest.M
     nowhere = {"api_endpoints": "bigquery=http://localhost:1"}
     table = {"input_files": None, "input_table": "project.data.rows"}
     query = {"input_files": None, "input_query": "SELECT 1"}
-    refused(run(input_table="d.t"), 2, "--input_files and --input_table: expected one of them")
-    refused(run(**table, input_query="SELECT 1"), 2, "--input_table and --input_query: expected")
-    refused(
+    assert_one_line_error(
+        run(input_table="d.t"), 2, "--input_files and --input_table: expected one of them"
+    )
+    assert_one_line_error(
+        run(**table, input_query="SELECT 1"), 2, "--input_table and --input_query: expected"
+    )
+    assert_one_line_error(
         run(row_restriction="a > 1"), 2, "--row_restriction has no effect without --input_table"
     )
-    refused(
+    assert_one_line_error(
         run(**query, row_restriction="a > 1"),
         2,
         "--row_restriction has no effect without --input_table",
     )
-    refused(run(cluster_by="score"), 2, "--cluster_by", "--output_table")
-    refused(run(write_disposition="truncate"), 2, "--write_disposition", "--output_table")
-    refused(run(**query, **nowhere), 2, "--billing_project", "--project")
-    refused(run(**table, **nowhere, read_method="export"), 2, "--read_method", "--temp_location")
-    refused(run(output_table="project.data.scores", **nowhere), 2, "--temp_location gs://")
+    assert_one_line_error(run(cluster_by="score"), 2, "--cluster_by", "--output_table")
+    assert_one_line_error(
+        run(write_disposition="truncate"), 2, "--write_disposition", "--output_table"
+    )
+    assert_one_line_error(run(**query, **nowhere), 2, "--billing_project", "--project")
+    assert_one_line_error(
+        run(**table, **nowhere, read_method="export"), 2, "--read_method", "--temp_location"
+    )
+    assert_one_line_error(
+        run(output_table="project.data.scores", **nowhere), 2, "--temp_location gs://"
+    )
     nowhere["billing_project"] = "project"
-    refused(run(dead_letter_table="data.bad", **nowhere), 2, "--temp_location gs://")
+    assert_one_line_error(run(dead_letter_table="data.bad", **nowhere), 2, "--temp_location gs://")
     nothing_written(tmp_path / "out")
 
 
@@ -487,7 +486,7 @@ def test_flags_that_do_not_agree(run: Any, tmp_path: Path, monkeypatch: pytest.M
 def test_an_endpoint_of_a_service_nobody_knows_is_told(
     run: Any, tmp_path: Path, given: str, near: str
 ) -> None:
-    refused(run(api_endpoints=given), 2, "--api_endpoints", repr(given), near)
+    assert_one_line_error(run(api_endpoints=given), 2, "--api_endpoints", repr(given), near)
     nothing_written(tmp_path / "out")
 
 
@@ -553,30 +552,36 @@ def test_the_command_ends_with_one_line_where_there_are_no_credentials(
         text=True,
         check=False,
     )
-    refused((done.returncode, done.stdout, done.stderr), 1, "no usable Google Cloud credentials")
+    assert_one_line_error(
+        (done.returncode, done.stdout, done.stderr), 1, "no usable Google Cloud credentials"
+    )
 
 
 def test_input_that_cannot_be_read(run: Any, example: Path, tmp_path: Path) -> None:
-    refused(run(input_files=tmp_path / "none/*.parquet"), 1, "no input file matches")
+    assert_one_line_error(run(input_files=tmp_path / "none/*.parquet"), 1, "no input file matches")
     empty = tmp_path / "empty.parquet"
     empty.write_bytes(b"")
-    refused(run(input_files=empty), 1, "empty.parquet", "0 bytes")
+    assert_one_line_error(run(input_files=empty), 1, "empty.parquet", "0 bytes")
     header = tmp_path / "header.csv"
     header.write_text(",".join(FEATURES) + "\n")
-    refused(run(input_files=header), 1, "empty")
+    assert_one_line_error(run(input_files=header), 1, "empty")
     cut = tmp_path / "cut.parquet"
     cut.write_bytes((example / "transactions.parquet").read_bytes()[:-2000])
-    refused(run(input_files=cut), 1, "cut.parquet", "truncated")
+    assert_one_line_error(run(input_files=cut), 1, "cut.parquet", "truncated")
     table = pq.read_table(example / "transactions.parquet")
     pq.write_table(table.rename_columns({"Amount": "Amout"}), tmp_path / "lacks.parquet")
-    refused(run(input_files=tmp_path / "lacks.parquet"), 1, "'Amount'", "nearest: Amout")
+    assert_one_line_error(
+        run(input_files=tmp_path / "lacks.parquet"), 1, "'Amount'", "nearest: Amout"
+    )
     pq.write_table(
         table.set_column(1, "Time", pa.array([None] * ROWS, pa.timestamp("us"))),
         tmp_path / "typed.parquet",
     )
-    refused(run(input_files=tmp_path / "typed.parquet"), 1, "'Time'", "timestamp")
-    refused(run(id_column="transactionid"), 2, "--id_column", "nearest: transaction_id")
-    refused(run(input_files=example / "model/model.pt"), 2, "--input_format")
+    assert_one_line_error(run(input_files=tmp_path / "typed.parquet"), 1, "'Time'", "timestamp")
+    assert_one_line_error(
+        run(id_column="transactionid"), 2, "--id_column", "nearest: transaction_id"
+    )
+    assert_one_line_error(run(input_files=example / "model/model.pt"), 2, "--input_format")
     nothing_written(tmp_path / "out")
 
 
@@ -588,14 +593,16 @@ def test_a_damaged_page_is_an_error_not_a_score(run: Any, example: Path, tmp_pat
     data = bytearray(path.read_bytes())
     data[column.data_page_offset + 500] ^= 0xFF
     path.write_bytes(data)
-    refused(run(input_files=path), 1, "rows.parquet", "damaged")
+    assert_one_line_error(run(input_files=path), 1, "rows.parquet", "damaged")
     nothing_written(tmp_path / "out")
 
 
 def test_output_that_cannot_be_written(run: Any, tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
-    refused(run(output_files=blocked / "out"), 1, str(blocked), "choose another folder")
+    assert_one_line_error(
+        run(output_files=blocked / "out"), 1, str(blocked), "choose another folder"
+    )
     assert blocked.read_text() == "in the way"
 
 
@@ -608,23 +615,29 @@ def copy_package(example: Path, target: Path, **changes: Any) -> Path:
 
 
 def test_models_that_are_not_what_they_should_be(run: Any, example: Path, tmp_path: Path) -> None:
-    refused(run(model=tmp_path / "none"), 1, "no model at")
-    refused(run(model_digest="0" * 64), 1, "--model_digest", "0" * 64)
+    assert_one_line_error(run(model=tmp_path / "none"), 1, "no model at")
+    assert_one_line_error(run(model_digest="0" * 64), 1, "--model_digest", "0" * 64)
     wrong = copy_package(example, tmp_path / "wrong", sha256="1" * 64)
-    refused(run(model=wrong), 1, "model.json", "1" * 64)
+    assert_one_line_error(run(model=wrong), 1, "model.json", "1" * 64)
     data = (example / "model/model.pt").read_bytes()[:-3000]
     cut = copy_package(example, tmp_path / "cut", sha256=hashlib.sha256(data).hexdigest())
     (cut / "model.pt").write_bytes(data)
-    refused(run(model=cut), 1, "truncated")
+    assert_one_line_error(run(model=cut), 1, "truncated")
     disagrees = copy_package(example, tmp_path / "disagrees", format="pt2")
-    refused(run(model=disagrees), 1, "'pt2'", "model.pt is")
+    assert_one_line_error(run(model=disagrees), 1, "'pt2'", "model.pt is")
     golden = json.loads((example / "model/model.json").read_text())["golden"]
     golden["outputs"]["denormalized_MAE"][2] += 1
     drifted = copy_package(example, tmp_path / "drifted", golden=golden)
-    refused(run(model=drifted), 1, "golden row 2", "denormalized_MAE", "expected", "got")
+    assert_one_line_error(
+        run(model=drifted), 1, "golden row 2", "denormalized_MAE", "expected", "got"
+    )
     unknown = copy_package(example, tmp_path / "unknown", score_outputs="x")
-    refused(run(model=unknown), 1, "unknown member 'score_outputs'", "nearest: score_output")
-    refused(run(model=example / "model/model.pt", feature_columns="A,B"), 2, "--feature_columns")
+    assert_one_line_error(
+        run(model=unknown), 1, "unknown member 'score_outputs'", "nearest: score_output"
+    )
+    assert_one_line_error(
+        run(model=example / "model/model.pt", feature_columns="A,B"), 2, "--feature_columns"
+    )
     nothing_written(tmp_path / "out")
 
 
@@ -643,7 +656,7 @@ def test_a_pickle_posing_as_a_model_is_not_run(run: Any, tmp_path: Path) -> None
     saved = tmp_path / "saved.pt"
     torch.save(Payload(marker), saved)
     for model in (raw, saved):
-        refused(run(model=model, feature_columns="A"), 1, "pickle", "torch.export")
+        assert_one_line_error(run(model=model, feature_columns="A"), 1, "pickle", "torch.export")
     assert not marker.exists()
 
 
@@ -658,19 +671,19 @@ def test_hostile_archives_are_refused(run: Any, example: Path, tmp_path: Path) -
     with zipfile.ZipFile(example / "pytorch_autoencoder.mar") as archive:
         good = {name: archive.read(name) for name in archive.namelist()}
     up = write_mar(tmp_path / "up.mar", good | {"../../evil.py": b""})
-    refused(run(model=up), 1, "'../../evil.py'", "outside")
+    assert_one_line_error(run(model=up), 1, "'../../evil.py'", "outside")
     bomb = write_mar(tmp_path / "bomb.mar", good | {"zeros": bytes(200 << 20)})
-    refused(run(model=bomb), 1, "expand")
+    assert_one_line_error(run(model=bomb), 1, "expand")
     link = tmp_path / "link.mar"
     with zipfile.ZipFile(link, "w") as archive:
         entry = zipfile.ZipInfo("model.pt")
         entry.external_attr = 0o120777 << 16
         archive.writestr(MAR_MANIFEST, good[MAR_MANIFEST])
         archive.writestr(entry, "/etc/passwd")
-    refused(run(model=link), 1, "link")
+    assert_one_line_error(run(model=link), 1, "link")
     cut = tmp_path / "cut.mar"
     cut.write_bytes((example / "pytorch_autoencoder.mar").read_bytes()[:-100])
-    refused(run(model=cut), 1, "truncated")
+    assert_one_line_error(run(model=cut), 1, "truncated")
     nothing_written(tmp_path / "out")
 
 
@@ -681,7 +694,9 @@ def test_an_unexpected_error_is_one_line_and_a_traceback_with_debug(
         raise LookupError("something nobody thought of")
 
     monkeypatch.setattr("pipelines.handlers.read_manifest", fail)
-    refused(run(), 1, "unexpected LookupError", "something nobody thought of", "--debug")
+    assert_one_line_error(
+        run(), 1, "unexpected LookupError", "something nobody thought of", "--debug"
+    )
     with pytest.raises(LookupError):
         run(debug="true")
 

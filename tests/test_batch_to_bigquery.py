@@ -20,18 +20,17 @@ from urllib.parse import urlsplit
 import pyarrow.parquet as pq
 import pytest
 import torch
+from command_line import Result, RunCommand, assert_one_line_error, words
 from google.cloud import bigquery
 from google.cloud.bigquery import SchemaField
 
 from examples.local_cloud import PROJECT, LocalCloud
 from examples.transactions.data import FEATURES
 from pipelines.batch_local import COMMAND
-from pipelines.command import main
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 ROWS = 2_000  # of the fixture `example`
 FAULTY = ROWS // 100
-Result = tuple[int, str, str]
 
 
 @dataclass
@@ -81,40 +80,18 @@ def flags(example: Path, tables: Tables) -> dict[str, Any]:
     }
 
 
-def arguments(flags: dict[str, Any]) -> list[str]:
-    return [t for n, v in flags.items() if v is not None for t in (f"--{n}", str(v))]
-
-
 @pytest.fixture
 def run(
     emulators: LocalCloud,
     flags: dict[str, Any],
-    capsys: pytest.CaptureFixture[str],
+    run_command: RunCommand,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., Result]:
     """batch_local with flags -> (exit code, standard output, standard error)."""
     for variable, address in emulators.environment.items():
         monkeypatch.setenv(variable, address)
 
-    def call(**changes: Any) -> Result:
-        code = main(COMMAND, arguments(flags | changes))
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
-
-
-def refused(result: Result, code: int, *parts: str) -> None:
-    """An error is one line that names its cause, with the right exit code and no output."""
-    got, out, err = result
-    assert got == code, err
-    assert out == ""
-    assert err.count("\n") == 1
-    assert err.startswith("error: ")
-    for wrong in ("Traceback", "while running", "HTTPConnectionPool", "?projection", "unexpected"):
-        assert wrong not in err
-    for part in parts:
-        assert part in err
+    return lambda **changes: run_command(COMMAND, flags | changes)
 
 
 def source_ids(example: Path) -> list[str]:
@@ -184,7 +161,9 @@ def test_runs_add_up_and_a_repeated_one_replaces_its_own_rows_only(
     assert run(run_id="t", write_disposition="truncate")[0] == 0
     assert tables.counts("scores") == {"t": ROWS - FAULTY}
     assert tables.counts("scores_dead_letters") == {"r": FAULTY, "s": FAULTY, "t": FAULTY}
-    refused(run(run_id="u", write_disposition="empty"), 1, tables / "scores", "expected none")
+    assert_one_line_error(
+        run(run_id="u", write_disposition="empty"), 1, tables / "scores", "expected none"
+    )
     assert tables.counts("scores") == {"t": ROWS - FAULTY}
 
 
@@ -211,9 +190,11 @@ def test_the_reference_schema_has_the_sources_ids_and_a_rerun_adds_nothing(
     assert tables.query(rows) == before
     assert tables.counts("scores_dead_letters") == {"r": FAULTY}
     fewer = run(output_schema="reference", input_files=shortened(example, 1_000))
-    refused(fewer, 1, tables / "scores", "1,980 rows", "now it has 990", "--run_id")
+    assert_one_line_error(fewer, 1, tables / "scores", "1,980 rows", "now it has 990", "--run_id")
     assert tables.query(rows) == before
-    refused(run(output_schema="reference", output_fields="encoded"), 2, "drop --output_fields")
+    assert_one_line_error(
+        run(output_schema="reference", output_fields="encoded"), 2, "drop --output_fields"
+    )
 
 
 def shortened(example: Path, rows: int) -> Path:
@@ -226,35 +207,55 @@ def shortened(example: Path, rows: int) -> Path:
 def test_flags_that_do_not_agree_are_told_before_anything_is_made(
     run: Callable[..., Result], tables: Tables
 ) -> None:
-    refused(run(output_table="scores"), 2, "--output_table: 'scores'", "project.dataset.table")
-    refused(run(temp_location=None), 2, "--temp_location gs://BUCKET/FOLDER")
-    refused(run(temp_location="/tmp/x"), 2, "--temp_location gs://BUCKET/FOLDER")
-    refused(run(cluster_by="rowid"), 2, "'rowid' is not written (nearest: row_id)", "scored_at")
-    refused(run(cluster_by="row_id,score,run_id,model_name,model_digest"), 2, "four columns")
-    refused(run(dead_letter_table=tables / "scores"), 2, "--dead_letter_table", "another")
-    refused(run(output_fields="Amount,amount"), 2, "'amount'")
+    assert_one_line_error(
+        run(output_table="scores"), 2, "--output_table: 'scores'", "project.dataset.table"
+    )
+    assert_one_line_error(run(temp_location=None), 2, "--temp_location gs://BUCKET/FOLDER")
+    assert_one_line_error(run(temp_location="/tmp/x"), 2, "--temp_location gs://BUCKET/FOLDER")
+    assert_one_line_error(
+        run(cluster_by="rowid"), 2, "'rowid' is not written (nearest: row_id)", "scored_at"
+    )
+    assert_one_line_error(
+        run(cluster_by="row_id,score,run_id,model_name,model_digest"), 2, "four columns"
+    )
+    assert_one_line_error(
+        run(dead_letter_table=tables / "scores"), 2, "--dead_letter_table", "another"
+    )
+    assert_one_line_error(run(output_fields="Amount,amount"), 2, "'amount'")
     files = {"output_table": None, "output_files": "/tmp/none"}
-    refused(run(**files, cluster_by="row_id"), 2, "no effect without --output_table")
-    refused(run(**files, write_disposition="truncate"), 2, "no effect without --output_table")
+    assert_one_line_error(run(**files, cluster_by="row_id"), 2, "no effect without --output_table")
+    assert_one_line_error(
+        run(**files, write_disposition="truncate"), 2, "no effect without --output_table"
+    )
     assert tables.made() == set()
 
 
 def test_places_that_cannot_be_written_are_told_before_the_first_row(
     run: Callable[..., Result], tables: Tables, emulators: LocalCloud
 ) -> None:
-    refused(run(output_table=f"{PROJECT}.nowhere.t"), 1, f"{PROJECT}.nowhere.t", "Not found")
-    refused(run(temp_location="gs://no-such-bucket/tmp"), 1, "no bucket no-such-bucket")
+    assert_one_line_error(
+        run(output_table=f"{PROJECT}.nowhere.t"), 1, f"{PROJECT}.nowhere.t", "Not found"
+    )
+    assert_one_line_error(
+        run(temp_location="gs://no-such-bucket/tmp"), 1, "no bucket no-such-bucket"
+    )
     files = {"output_table": None, "temp_location": None}
     for folder in ("gs://no-such-bucket/out", "gs://no-such-bucket"):
-        refused(run(**files, output_files=folder), 1, f"{folder}: there is no bucket no-such-bu")
-    refused(run(**files, output_files="gs:///out"), 2, "gs:///out: expected gs://BUCKET/FOLDER")
+        assert_one_line_error(
+            run(**files, output_files=folder), 1, f"{folder}: there is no bucket no-such-bu"
+        )
+    assert_one_line_error(
+        run(**files, output_files="gs:///out"), 2, "gs:///out: expected gs://BUCKET/FOLDER"
+    )
     abroad = bigquery.Dataset(f"{tables.name}_eu")
     abroad.location = "EU"
     emulators.cloud.bigquery().create_dataset(abroad)
-    refused(run(output_table=f"{tables.name}_eu.t"), 1, "is in US", "in EU", "same location")
+    assert_one_line_error(
+        run(output_table=f"{tables.name}_eu.t"), 1, "is in US", "in EU", "same location"
+    )
     assert tables.made() == set()
     tables.query("CREATE TABLE scores (row_id INT64, scor FLOAT64, owner STRING NOT NULL)")
-    refused(
+    assert_one_line_error(
         run(),
         1,
         "row_id INT64, expected STRING",
@@ -263,13 +264,15 @@ def test_places_that_cannot_be_written_are_told_before_the_first_row(
         "requires column owner",
     )
     tables.query("CREATE VIEW seen AS SELECT 1 AS one")
-    refused(run(output_table=tables / "seen"), 1, "is a VIEW")
+    assert_one_line_error(run(output_table=tables / "seen"), 1, "is a VIEW")
     assert tables.made() == {"scores", "seen"}
 
 
 def test_no_server_is_one_line_after_the_stated_time(run: Callable[..., Result]) -> None:
     nowhere = "bigquery=localhost:9,bigquerystorage=localhost:9"
-    refused(run(api_endpoints=nowhere, retry_seconds=1), 1, "localhost:9 cannot be reached")
+    assert_one_line_error(
+        run(api_endpoints=nowhere, retry_seconds=1), 1, "localhost:9 cannot be reached"
+    )
 
 
 def load(tables: Tables, path: Path, name: str) -> str:
@@ -300,7 +303,9 @@ def test_a_run_that_fails_leaves_no_rows_and_nothing_of_its_own(
 ) -> None:
     torch.jit.save(torch.jit.script(DropsTheLastRow()), tmp_path / "model.pt")
     columns = {"model": tmp_path / "model.pt", "feature_columns": ",".join(FEATURES)}
-    refused(run(**columns, temp_location="gs://bucket/failed"), 1, "output 'output'", "expected")
+    assert_one_line_error(
+        run(**columns, temp_location="gs://bucket/failed"), 1, "output 'output'", "expected"
+    )
     assert tables.counts("scores") == {}
     assert tables.made() == {"scores", "scores_dead_letters"}
     assert not list(emulators.cloud.storage().list_blobs("bucket", prefix="failed"))
@@ -438,7 +443,7 @@ DEATHS: Sequence[tuple[str, Callable[[str, str, str], bool], bool]] = (
 def test_a_process_killed_again_and_again_leaves_each_row_once_when_it_is_let_be(
     emulators: LocalCloud, flags: dict[str, Any], tables: Tables, example: Path
 ) -> None:
-    command = [sys.executable, "-m", "pipelines.batch_local", *arguments(flags)]
+    command = [sys.executable, "-m", "pipelines.batch_local", *words(flags)]
     for service, deadly, after in DEATHS:
         gate = Gate(getattr(emulators.endpoints, service), deadly, after)
         with listening(gate) as address:

@@ -10,7 +10,8 @@ import pytest
 import uvicorn
 from faulty_endpoint import SERVER_ERROR, TOO_FEW, faulty_endpoint, in_turn
 from same_scores import assert_predictions
-from serving_client import Client, Running, running, wait_until
+from serving_client import Client, Running, running
+from waiting import wait_until
 
 from benchmarks.http_load import run
 from benchmarks.minimal_fastapi import make_app

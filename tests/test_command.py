@@ -10,7 +10,6 @@ from common.errors import (
     InputError,
     MillraceError,
     TooManyDeadLetters,
-    UsageError,
     suggest,
 )
 from pipelines.batch.progress import progress_line
@@ -73,10 +72,6 @@ def test_the_help_names_beams_flags_where_they_are_taken(
 )
 def test_nearest_names(name: str, known: list[str], expected: str) -> None:
     assert suggest(name, known) == expected
-
-
-def test_usage_errors_are_errors_of_this_project() -> None:
-    assert issubclass(UsageError, MillraceError)
 
 
 def report() -> dict[str, object]:

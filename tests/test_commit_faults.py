@@ -41,7 +41,7 @@ def bucket(emulators: LocalCloud) -> Iterator[LocalCloud]:
         yield emulators
 
 
-@pytest.fixture(params=["disk", "bucket"])
+@pytest.fixture(params=["disk", "emulators"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Place]:
     """A name -> an empty place."""
     if request.param == "disk":
@@ -58,7 +58,7 @@ def through_all_steps(most: int) -> Iterator[int]:
 @pytest.mark.parametrize(
     ("place", "layout", "done"),
     [("disk", layout, done) for layout in (ONE, TWO) for done in (False, True)]
-    + [("bucket", ONE, True), ("bucket", TWO, False)],
+    + [("emulators", ONE, True), ("emulators", TWO, False)],
     indirect=["place"],
 )
 def test_a_commit_killed_at_any_step_leaves_the_old_result_or_the_new_one(

@@ -388,6 +388,7 @@ def test_a_wrong_flag_is_told_in_one_line_before_anything_is_read(
     assert captured.out == ""
 
 
+@pytest.mark.usefixtures("beam_processes")
 def test_a_job_can_be_written_without_asking_anybody(
     example: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,7 +3,6 @@
 import io
 import json
 import re
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from google.cloud.dataflow_v1beta3 import GetJobRequest, Job, JobState, UpdateJo
 from google.protobuf.json_format import MessageToDict
 from same_scores import assert_scores
 from serving_client import running
+from waiting import wait_until
 
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
@@ -271,8 +271,7 @@ def ask(session: Session, ident: str, state: JobState) -> None:
     Cloud(PROJECT, Endpoints(dataflow=session.google.url)).dataflow().jobs.update_job(
         request=request
     )
-    while job_of(session, ident).current_state != state:
-        time.sleep(0.01)
+    wait_until(lambda: job_of(session, ident).current_state == state)
 
 
 def test_a_job_that_is_refused_is_told_in_one_line_and_leaves_nothing(session: Session) -> None:

@@ -34,6 +34,7 @@ from faulty_endpoint import (
     retry_after,
 )
 from google.auth.exceptions import RefreshError, TransportError
+from waiting import wait_until
 
 from cloud import pacing
 from cloud.endpoint_answers import BadAnswer, RequestRefused, error_text
@@ -396,8 +397,7 @@ def test_a_client_goes_on_after_one_who_asked_was_stopped(connect: Connect) -> N
 
         async def ask_and_stop() -> None:
             tasks = [asyncio.ensure_future(client.post(BODY, read)) for _ in range(3)]
-            while endpoint.in_flight < 2:
-                await asyncio.sleep(0.001)
+            await asyncio.to_thread(wait_until, lambda: endpoint.in_flight == 2)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -452,8 +452,7 @@ def test_who_waits_for_a_client_that_is_closed_is_told(connect: Connect) -> None
         client = connect(endpoint)
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(post, client)
-            while not endpoint.in_flight:
-                time.sleep(0.001)
+            wait_until(lambda: endpoint.in_flight)
             client.close()
             assert waiting.exception(10) is not None
         with pytest.raises(RuntimeError, match="the client of endpoint e was closed"):

@@ -18,7 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from same_scores import assert_scores
 from torch import Tensor, nn
-from torch.export.pt2_archive._package import load_pt2
 
 from common.errors import ManifestError, ModelError, UnsafeModel
 from examples.transactions.model import OUTPUTS, TransactionAutoencoder
@@ -380,6 +379,9 @@ def test_a_pt2_that_would_run_code_is_refused(scorer: bytes, tmp_path: Path, att
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_the_attacks_are_real(scorer: bytes, tmp_path: Path, attack: str) -> None:
+    # Two seconds, which only this test needs.
+    from torch.export.pt2_archive._package import load_pt2
+
     marker = tmp_path / "marker"
     data = ATTACKS[attack](scorer, marker)
     # Most break the model as well, once they ran.

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 from google.api_core import exceptions
-from google.cloud import aiplatform_v1
-from google.cloud.aiplatform_v1.types import AcceleratorType
 
 from cloud.clients import Cloud, Vertex
 from cloud.endpoints import Endpoints
@@ -158,6 +156,9 @@ def test_an_operation_ends_after_its_polls_and_only_then_takes_effect() -> None:
 
 
 def test_google_s_own_client_is_understood_enums_as_numbers_included(google: GoogleApi) -> None:
+    # It takes more than a second.
+    from google.cloud import aiplatform_v1
+
     vertex = clients(google)
     parent = PARENT.removeprefix("/v1/")
     spec = aiplatform_v1.ModelContainerSpec(image_uri="some/image")
@@ -168,7 +169,7 @@ def test_google_s_own_client_is_understood_enums_as_numbers_included(google: Goo
     vertex.endpoints.create_endpoint(
         parent=parent, endpoint=aiplatform_v1.Endpoint(display_name="e"), endpoint_id="e"
     )
-    machine = aiplatform_v1.MachineSpec(accelerator_type=AcceleratorType.NVIDIA_L4)
+    machine = aiplatform_v1.MachineSpec(accelerator_type=aiplatform_v1.AcceleratorType.NVIDIA_L4)
     deployed = aiplatform_v1.DeployedModel(
         model=f"{parent}/models/m@1",
         dedicated_resources=aiplatform_v1.DedicatedResources(

@@ -87,6 +87,7 @@ def batch(world: World, example: Path, tmp_path: Path) -> list[str]:
     return [*PLACE, *(text for name, path in flags.items() for text in (f"--{name}", str(path)))]
 
 
+@pytest.mark.usefixtures("beam_processes")
 def test_a_run_from_source_is_followed_to_its_report(world: World, batch: list[str]) -> None:
     argv = ("--labels", "team=fraud", "--run_id", "r1", "--wait", "--poll_seconds", "0")
     code, out, err = world.launch("batch_local", *batch, *argv)
@@ -103,6 +104,7 @@ def test_a_run_from_source_is_followed_to_its_report(world: World, batch: list[s
     assert job["labels"]["team"] == "fraud"
 
 
+@pytest.mark.usefixtures("beam_processes")
 def test_a_start_does_not_wait_and_the_job_can_be_followed_later(
     world: World, batch: list[str]
 ) -> None:
@@ -120,6 +122,7 @@ def test_a_start_does_not_wait_and_the_job_can_be_followed_later(
     assert re.search(r"\nscored +1,980\n", out)
 
 
+@pytest.mark.usefixtures("beam_processes")
 def test_a_launch_that_waits_prints_the_report_and_nothing_else(
     world: World, batch: list[str]
 ) -> None:
@@ -130,6 +133,7 @@ def test_a_launch_that_waits_prints_the_report_and_nothing_else(
     assert "\nfollow        python -m pipelines.launch --attach " in err
 
 
+@pytest.mark.usefixtures("beam_processes")
 def test_a_job_that_cannot_be_looked_at_after_its_start_goes_on(
     world: World, batch: list[str]
 ) -> None:
@@ -156,6 +160,7 @@ def test_ctrl_c_while_a_job_is_started_from_source_does_not_say_that_nothing_was
     assert world.paste(err)[0] == 0
 
 
+@pytest.mark.usefixtures("beam_processes")
 def test_too_many_dead_letters_fail_the_launch_that_waits(world: World, batch: list[str]) -> None:
     argv = ("--max_dead_letter_share", "0.001", "--wait", "--poll_seconds", "0")
     code, _, err = world.launch("batch_local", *batch, *argv)

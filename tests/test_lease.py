@@ -1,6 +1,5 @@
 """A lease of messages, on the Pub/Sub emulator with real clients."""
 
-import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,56 +9,12 @@ from typing import Any
 
 import pytest
 from google.api_core import exceptions
+from pubsub_mailbox import Mailbox
 
-from cloud.clients import Cloud
 from common.errors import InputError
 from examples.local_cloud import PROJECT, LocalCloud
 from transforms.messages import lease as module
 from transforms.messages.lease import Lease, leased
-
-
-@dataclass(frozen=True)
-class Mailbox:
-    """A topic and a subscription of it; messages that are not acknowledged come again in 10 s."""
-
-    cloud: Cloud
-    name: str
-
-    @property
-    def topic(self) -> str:
-        return f"projects/{PROJECT}/topics/{self.name}"
-
-    @property
-    def subscription(self) -> str:
-        return f"projects/{PROJECT}/subscriptions/{self.name}"
-
-    def create(self) -> "Mailbox":
-        self.cloud.publisher().create_topic(name=self.topic)
-        self.cloud.subscriber().create_subscription(
-            name=self.subscription, topic=self.topic, ack_deadline_seconds=10
-        )
-        return self
-
-    def publish(self, *bodies: bytes) -> None:
-        messages = [{"data": body} for body in bodies]
-        self.cloud.publisher().publish(topic=self.topic, messages=messages)
-
-    def read(self, seconds: float) -> list[bytes]:
-        """What another reader gets, waiting some seconds for it, without keeping it."""
-        client: Any = self.cloud.subscriber()
-        request = {"subscription": self.subscription, "max_messages": 1000}
-        deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
-            # The emulator may answer early, without a message.
-            with suppress(exceptions.DeadlineExceeded):
-                found = client.pull(request=request, retry=None, timeout=left).received_messages
-                if found:
-                    ids = [one.ack_id for one in found]
-                    client.modify_ack_deadline(
-                        subscription=self.subscription, ack_ids=ids, ack_deadline_seconds=0
-                    )
-                    return sorted(one.message.data for one in found)
-        return []
 
 
 @pytest.fixture
@@ -74,38 +29,38 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_all_messages_are_pulled_once_and_given_back_at_the_end(mailbox: Mailbox) -> None:
     bodies = [b"%04d" % i for i in range(1500)]
-    mailbox.publish(*bodies[:1000])
-    mailbox.publish(*bodies[1000:])
+    mailbox.publish(bodies[:1000])
+    mailbox.publish(bodies[1000:])
     with leased(mailbox.cloud, mailbox.subscription) as lease:
         pulled = [message.data for message in lease.pull(10_000)]
         assert sorted(pulled) == bodies
-        assert mailbox.read(1.0) == []
+        assert mailbox.look(1) == []
     with leased(mailbox.cloud, mailbox.subscription) as lease:
         assert sorted(message.data for message in lease.pull(10_000)) == bodies
 
 
 def test_no_more_are_pulled_than_asked_for(mailbox: Mailbox) -> None:
-    mailbox.publish(*[b"%d" % i for i in range(5)])
+    mailbox.publish([b"%d" % i for i in range(5)])
     with leased(mailbox.cloud, mailbox.subscription) as lease:
         first = [message.data for message in lease.pull(3)]
         assert len(first) == 3
-        assert len(mailbox.read(1.0)) == 2
+        assert len(mailbox.look(2)) == 2
 
 
 def test_what_is_acknowledged_is_gone_and_the_rest_is_not(mailbox: Mailbox) -> None:
-    mailbox.publish(b"gone", b"left")
+    mailbox.publish([b"gone", b"left"])
     with leased(mailbox.cloud, mailbox.subscription) as lease:
         ids = {message.data: message.message_id for message in lease.pull(10)}
         lease.acknowledge([ids[b"gone"]])
-    assert mailbox.read(2.0) == [b"left"]
+    assert mailbox.bodies(1, 2.0) == [b"left"]
 
 
 def test_an_error_gives_everything_back(mailbox: Mailbox) -> None:
-    mailbox.publish(b"one", b"two")
+    mailbox.publish([b"one", b"two"])
     with suppress(RuntimeError), leased(mailbox.cloud, mailbox.subscription) as lease:
         assert len(list(lease.pull(10))) == 2
         raise RuntimeError
-    assert mailbox.read(2.0) == [b"one", b"two"]
+    assert mailbox.bodies(2, 2.0) == [b"one", b"two"]
 
 
 def test_messages_stay_ours_beyond_their_deadline(
@@ -113,12 +68,12 @@ def test_messages_stay_ours_beyond_their_deadline(
 ) -> None:
     monkeypatch.setattr(module, "DEADLINE_SECONDS", 2)
     monkeypatch.setattr(module, "RENEW_SECONDS", 0.5)
-    mailbox.publish(b"one", b"two")
+    mailbox.publish([b"one", b"two"])
     with leased(mailbox.cloud, mailbox.subscription) as lease:
         assert len(list(lease.pull(10))) == 2
         # Two deadlines long: another reader waits in vain.
-        assert mailbox.read(4.0) == []
-    assert mailbox.read(2.0) == [b"one", b"two"]
+        assert mailbox.look(1, 4.0) == []
+    assert mailbox.bodies(2, 2.0) == [b"one", b"two"]
 
 
 def test_a_message_that_comes_again_is_acknowledged_under_its_last_id(
@@ -126,7 +81,7 @@ def test_a_message_that_comes_again_is_acknowledged_under_its_last_id(
 ) -> None:
     monkeypatch.setattr(Lease, "_set_deadline", lambda *_: None)
     client: Any = mailbox.cloud.subscriber()
-    mailbox.publish(b"one")
+    mailbox.publish([b"one"])
     lease = Lease(mailbox.cloud, mailbox.subscription)
     (first,) = lease.pull(10)
     (ack_id,) = lease._held.values()
@@ -138,7 +93,7 @@ def test_a_message_that_comes_again_is_acknowledged_under_its_last_id(
     assert list(lease._held) == [first.message_id]
     assert list(lease._held.values()) != [ack_id]
     lease.acknowledge([first.message_id])
-    assert mailbox.read(1.0) == []
+    assert mailbox.look(1) == []
 
 
 def test_a_pull_that_waits_is_answered_when_it_is_stopped_and_no_other_begins(
@@ -150,9 +105,9 @@ def test_a_pull_that_waits_is_answered_when_it_is_stopped_and_no_other_begins(
         pulled = executor.submit(lambda: list(lease.pull(10)))
         lease.stop()
         assert pulled.result(30) == []
-    mailbox.publish(b"one")
+    mailbox.publish([b"one"])
     assert list(lease.pull(10)) == []
-    assert mailbox.read(5.0) == [b"one"]
+    assert mailbox.bodies(1, 5.0) == [b"one"]
 
 
 def test_a_missing_subscription_is_told(stream_emulators: LocalCloud) -> None:

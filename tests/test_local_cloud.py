@@ -1,6 +1,5 @@
 """The stand-ins for Google Cloud, started by hand."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -9,17 +8,16 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
-from conftest import NO_EMULATORS
+from stand_ins import need_emulators
 
-from examples.local_cloud import PROJECT, is_installed
+from examples.local_cloud import PROJECT
 
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_they_run_until_they_are_ended_and_say_how_they_are_found(number: signal.Signals) -> None:
-    if not is_installed():
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(NO_EMULATORS)
+    need_emulators()
     command = [sys.executable, "-m", "examples.local_cloud"]
     found: dict[str, str] = {}
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:

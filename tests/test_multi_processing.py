@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 import pyarrow.parquet as pq
 import pytest
+from command_line import words
 from same_scores import assert_same_rows
 from serving_client import running
 
@@ -25,7 +26,7 @@ def score(command: Command, example: Path, out: Path, **given: Any) -> None:
         "run_id": "r",
         "direct_num_workers": 1,
     } | given
-    assert main(command, [t for n, v in flags.items() for t in (f"--{n}", str(v))]) == 0
+    assert main(command, words(flags)) == 0
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
@@ -47,7 +48,11 @@ def not_here(_: Any) -> NoReturn:
     "command", [batch_local.COMMAND, batch_vertex.COMMAND], ids=lambda c: c.name
 )
 def test_workers_in_processes_of_their_own_give_what_this_process_gives(
-    command: Command, example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command,
+    example: Path,
+    tmp_path: Path,
+    multi_processing: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with running(example / "model") as served:
         url = f"http://{served.client.address}"
@@ -56,8 +61,7 @@ def test_workers_in_processes_of_their_own_give_what_this_process_gives(
         score(command, example, tmp_path / "here", **given)
         for handler in (TorchModelHandler, VertexEndpointHandler):
             monkeypatch.setattr(handler, "load_model", not_here)
-        processes = {"direct_running_mode": "multi_processing"}
-        score(command, example, tmp_path / "there", **given, **processes)
+        score(command, example, tmp_path / "there", **given, **multi_processing)
     assert len(rows(tmp_path / "there")) == 1_980
     assert_same_rows(rows(tmp_path / "there"), rows(tmp_path / "here"))
     assert letters(tmp_path / "there") == letters(tmp_path / "here")

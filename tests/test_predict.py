@@ -39,27 +39,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 Make = Callable[..., Any]
 
 
-class Tiny(torch.nn.Module):
-    """Sum of a row and its first two values; fails on a = -7, answers NaN to b = -7."""
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if bool((x[:, 0] == -7).any()):
-            raise ValueError("seven is not wanted")
-        total = torch.where(x[:, 1] == -7, torch.full_like(x[:, 1], float("nan")), x.sum(dim=1))
-        return total, x[:, :2]
-
-
-@pytest.fixture(scope="session")
-def package(tmp_path_factory: pytest.TempPathFactory, make_manifest: Make) -> tuple[str, Manifest]:
-    """A model package of Tiny: its path and manifest."""
-    folder = tmp_path_factory.mktemp("tiny")
-    torch.jit.script(Tiny()).save(str(folder / "model.pt"))
-    digest = hashlib.sha256((folder / "model.pt").read_bytes()).hexdigest()
-    manifest: Manifest = make_manifest(sha256=digest)
-    (folder / "model.json").write_text(manifest.to_json())
-    return str(folder), manifest
-
-
 def answered(
     make_source: Make, scores: list[Any], errors: list[Any], kind: pa.DataType
 ) -> pa.RecordBatch:
@@ -124,9 +103,9 @@ def test_a_fault_of_a_score_says_what_the_model_answered(make_source: Make) -> N
 
 
 def test_predict_needs_a_handler_and_a_manifest_only(
-    package: tuple[str, Manifest], make_source: Make
+    tiny_package: tuple[str, Manifest], make_source: Make
 ) -> None:
-    path, manifest = package
+    path, manifest = tiny_package
     source = make_source({"a": [1.0, -7.0, None, 1.0], "b": [2.0, 2.0, 2.0, -7.0], "c": [3.0] * 4})
     with beam.Pipeline(runner="FnApiRunner") as pipeline:
         batches = pipeline | beam.Create([source.slice(0, 1), source.slice(1)])
@@ -231,7 +210,7 @@ def json_reason(text: str, row: list[Any], fault: str) -> str | None:
 @settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(st.lists(TABLE, min_size=3, max_size=3), st.lists(LINE_FAULTS, min_size=12, max_size=12))
 def test_every_row_of_every_file_is_scored_or_dead_lettered_once(
-    package: tuple[str, Manifest],
+    tiny_package: tuple[str, Manifest],
     provenance: Provenance,
     tmp_path_factory: pytest.TempPathFactory,
     tables: list[list[list[Any]]],
@@ -251,7 +230,7 @@ def test_every_row_of_every_file_is_scored_or_dead_lettered_once(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(file_ranges, "RANGE_BYTES", 40)
         patch.setattr(file_ranges, "RANGE_ROWS", 4)
-        report = score_files(folder, *package, provenance)
+        report = score_files(folder, *tiny_package, provenance)
 
     scored = pq.read_table(folder / "out/r/scores").to_pylist() if report["rows_scored"] else []
     letters = [

@@ -4,7 +4,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -16,6 +16,7 @@ from apache_beam.transforms.trigger import AccumulationMode, AfterWatermark
 from apache_beam.transforms.window import FixedWindows, TimestampCombiner, TimestampedValue
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
 from google.api_core import exceptions
+from waiting import wait_until
 
 from cloud.clients import Cloud
 from common.errors import InputError
@@ -32,13 +33,6 @@ from transforms.messages.pull import Intake, PullMessages, open_intake
 def polled() -> None:
     """The runner can run PullMessages, as in a stream."""
     add_polled_source(PullMessages, module.POLL_SECONDS)
-
-
-def wait_until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
 
 
 # When a message is acknowledged

@@ -132,8 +132,8 @@ def test_the_coder_is_the_one_that_a_shuffle_uses(
     assert sorted(encoded)[-1] == 7
 
 
-def test_batches_pass_between_processes(tmp_path: Path) -> None:
-    options = PipelineOptions(direct_num_workers=2, direct_running_mode="multi_processing")
+def test_batches_pass_between_processes(tmp_path: Path, multi_processing: dict[str, Any]) -> None:
+    options = PipelineOptions(**multi_processing)
     with beam.Pipeline(runner="FnApiRunner", options=options) as pipeline:
         batches = (
             pipeline

@@ -8,10 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +24,15 @@ import pytest
 from apache_beam.internal.gcp import auth
 from apache_beam.runners.portability.fn_api_runner import worker_handlers
 from apache_beam.runners.worker import data_plane
-from google.api_core import exceptions
+from command_line import Result, RunCommand, assert_one_line_error
+from pubsub_mailbox import Mailbox
 from same_scores import assert_scores
 
-from cloud.clients import Cloud
 from examples.local_cloud import PROJECT, LocalCloud
 from examples.transactions.data import FEATURES
 from model_handlers.package import read_manifest
 from pipelines import batch_local
 from pipelines.beam_args import beam_flags
-from pipelines.command import main
 from pipelines.options import all_flags
 from pipelines.replay import command as replay
 from pipelines.stream import subscription
@@ -54,7 +51,6 @@ from transforms.validate import validate
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 ROWS = 2_000  # of the fixture `example`
 PUBLISHED = datetime.datetime(2024, 5, 6, 12, 30, 1, tzinfo=datetime.UTC)
-Result = tuple[int, str, str]
 
 
 @pytest.fixture(scope="module")
@@ -71,32 +67,16 @@ def cured(example: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(
-    example: Path, cured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    example: Path, cured: Path, tmp_path: Path, run_command: RunCommand
 ) -> Callable[..., Result]:
     """A command's module and flags -> (exit code, standard output, standard error)."""
 
     def call(command: Any, **flags: Any) -> Result:
         own = {"model": cured} if command is replay else {"model": example / "model", "run_id": "r"}
-        values = {"output_files": tmp_path / "out", "direct_num_workers": 1, **own, **flags}
-        argv = [t for n, v in values.items() if v is not None for t in (f"--{n}", str(v))]
-        code = main(command.COMMAND, argv)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        here = {"output_files": tmp_path / "out", "direct_num_workers": 1}
+        return run_command(command.COMMAND, here | own | flags)
 
     return call
-
-
-def refused(result: Result, code: int, *parts: str) -> None:
-    """An error is one line that names its cause, with the right exit code."""
-    got, out, err = result
-    assert got == code, err
-    assert out == ""
-    assert err.count("\n") == 1
-    assert err.startswith("error: ")
-    for wrong in ("Traceback", "while running"):
-        assert wrong not in err
-    for part in parts:
-        assert part in err
 
 
 def reports(folder: Path) -> dict[str, dict[str, Any]]:
@@ -278,7 +258,9 @@ def test_a_replay_without_a_cure_fails_and_keeps_the_letters(
     code, out, err = run(replay, input_files=source, model=example / "model")
     assert code == 1
     assert "batch_replay" in out
-    refused((code, "", err), 1, f"{len(letters)} of {len(letters)} rows, 100.00 % are dead letters")
+    assert_one_line_error(
+        (code, "", err), 1, f"{len(letters)} of {len(letters)} rows, 100.00 % are dead letters"
+    )
     again = dead_letters(tmp_path / "out" / replay_of(tmp_path / "out")["run_id"])
     assert Counter((x["row_id"], x["reason"]) for x in again) == Counter(
         (x["row_id"], x["reason"]) for x in letters
@@ -435,7 +417,7 @@ def test_letters_of_streams_and_of_batch_runs_are_not_replayed_together(
     write_letters(refusals(faulty, example / "model"), tmp_path / "out/stream")
     for pipeline, rows in (("batch_local", len(letters)), ("stream_local", len(faulty))):
         result = run(replay, input_files=tmp_path / "out")
-        refused(result, 1, "dead letters of", "as well", "with --pipeline")
+        assert_one_line_error(result, 1, "dead letters of", "as well", "with --pipeline")
         target = tmp_path / pipeline
         assert (
             run(replay, input_files=tmp_path / "out", pipeline=pipeline, output_files=target)[0]
@@ -473,21 +455,35 @@ def test_wrong_flags_are_told_in_a_line(
 ) -> None:
     source = {"input_files": tmp_path / "out/r"}
     subscription = "projects/p/subscriptions/s"
-    refused(run(replay, model=None), 2, "--input_files", "--model", "python -m pipelines.replay")
-    refused(run(replay, **source, output_files=None), 2, "missing --output_files")
-    refused(run(replay, **source, input_table="p.d.t"), 2, "expected one of them")
-    refused(run(replay, **source, stage="validat"), 2, "--stage", "nearest: validate")
-    refused(run(replay, **source, reason="null,wrong_typ"), 2, "--reason", "nearest: wrong_type")
-    refused(run(replay, **source, stage="write"), 2, "--stage write", "cannot be scored again")
-    refused(run(replay, **source, since="yesterday"), 2, "--since", "2026-11-20T12:00:00Z")
-    refused(run(replay, **source, run_id="r"), 2, "--run_id r", "choose another")
-    refused(run(replay, **source, message_format="arrow"), 2, "--message_format", "of streams")
-    refused(run(replay, **source, window_seconds=60), 2, "--window_seconds", "of streams")
-    refused(run(replay, **source, max_message_bytes=9), 2, "--max_message_bytes", "of streams")
-    refused(run(replay, input_subscription="s"), 2, "--input_subscription")
-    refused(run(replay, **source, output_topic="t"), 2, "--output_topic")
-    refused(run(replay, **source, reasons="null"), 2, "--reasons (nearest: --reason")
-    refused(
+    assert_one_line_error(
+        run(replay, model=None), 2, "--input_files", "--model", "python -m pipelines.replay"
+    )
+    assert_one_line_error(run(replay, **source, output_files=None), 2, "missing --output_files")
+    assert_one_line_error(run(replay, **source, input_table="p.d.t"), 2, "expected one of them")
+    assert_one_line_error(run(replay, **source, stage="validat"), 2, "--stage", "nearest: validate")
+    assert_one_line_error(
+        run(replay, **source, reason="null,wrong_typ"), 2, "--reason", "nearest: wrong_type"
+    )
+    assert_one_line_error(
+        run(replay, **source, stage="write"), 2, "--stage write", "cannot be scored again"
+    )
+    assert_one_line_error(
+        run(replay, **source, since="yesterday"), 2, "--since", "2026-11-20T12:00:00Z"
+    )
+    assert_one_line_error(run(replay, **source, run_id="r"), 2, "--run_id r", "choose another")
+    assert_one_line_error(
+        run(replay, **source, message_format="arrow"), 2, "--message_format", "of streams"
+    )
+    assert_one_line_error(
+        run(replay, **source, window_seconds=60), 2, "--window_seconds", "of streams"
+    )
+    assert_one_line_error(
+        run(replay, **source, max_message_bytes=9), 2, "--max_message_bytes", "of streams"
+    )
+    assert_one_line_error(run(replay, input_subscription="s"), 2, "--input_subscription")
+    assert_one_line_error(run(replay, **source, output_topic="t"), 2, "--output_topic")
+    assert_one_line_error(run(replay, **source, reasons="null"), 2, "--reasons (nearest: --reason")
+    assert_one_line_error(
         run(replay, input_subscription=subscription, runner="DataflowRunner"),
         2,
         "--input_subscription is read by this process",
@@ -499,17 +495,19 @@ def test_wrong_flags_are_told_in_a_line(
 def test_input_that_holds_no_dead_letters_is_told(
     run: Callable[..., Result], letters: list[dict[str, Any]], example: Path, tmp_path: Path
 ) -> None:
-    refused(run(replay, input_files=tmp_path / "none"), 1, "no input file matches")
-    refused(run(replay, input_files=example / "model"), 1, "ends in .jsonl")
-    refused(run(replay, input_files=tmp_path / "out/r/scores"), 1, "ends in .jsonl")
+    assert_one_line_error(run(replay, input_files=tmp_path / "none"), 1, "no input file matches")
+    assert_one_line_error(run(replay, input_files=example / "model"), 1, "ends in .jsonl")
+    assert_one_line_error(run(replay, input_files=tmp_path / "out/r/scores"), 1, "ends in .jsonl")
     (tmp_path / "rows.jsonl").write_text('{"row_id":"t1","score":1.5}\n')
-    refused(
+    assert_one_line_error(
         run(replay, input_files=tmp_path / "rows.jsonl"), 1, "rows.jsonl: expected dead letters"
     )
     (tmp_path / "cut.jsonl").write_bytes(
         next((tmp_path / "out/r").rglob("*.jsonl")).read_bytes()[:-9]
     )
-    refused(run(replay, input_files=tmp_path / "cut.jsonl"), 1, "cut.jsonl: expected dead letters")
+    assert_one_line_error(
+        run(replay, input_files=tmp_path / "cut.jsonl"), 1, "cut.jsonl: expected dead letters"
+    )
     assert list(reports(tmp_path / "out")) == ["r"]
 
 
@@ -633,7 +631,9 @@ def test_a_replay_of_all_letters_takes_the_place_of_one_of_some(
     # What one of all has done, one of some cannot take the place of.
     result = run(replay, **source, reason=some, run_id="part")
     if reasons[some] < sum(reasons.values()):
-        refused(result, 1, "and-again has replayed some of these", name, "choose filters")
+        assert_one_line_error(
+            result, 1, "and-again has replayed some of these", name, "choose filters"
+        )
     assert set(places(servers, name).values()) == {1}
 
 
@@ -665,7 +665,7 @@ def test_a_run_whose_letters_were_replayed_with_those_of_others_is_refused(
     after = balance(servers, name)
     assert after.keys() > before.keys()
     result = rerun(run, tmp_path, **table)
-    refused(result, 1, "run both", "this run and of q", "DELETE FROM", name)
+    assert_one_line_error(result, 1, "run both", "this run and of q", "DELETE FROM", name)
     assert balance(servers, name) == after
 
 
@@ -678,7 +678,7 @@ def test_without_a_column_of_the_run_a_second_replay_is_refused(
     assert run(replay, input_table=letters, run_id="first", **flags)[0] == 0
     before = rows_of(servers, f"SELECT instance_id FROM `{name}`")
     result = run(replay, input_table=letters, run_id="second", **flags)
-    refused(result, 1, name, "replayed by first", "without a column run_id")
+    assert_one_line_error(result, 1, name, "replayed by first", "without a column run_id")
     assert rows_of(servers, f"SELECT instance_id FROM `{name}`") == before
     # The same replay again finds its own rows.
     assert run(replay, input_table=letters, run_id="first", **flags)[0] == 0
@@ -699,7 +699,7 @@ def test_after_a_crash_the_same_command_leaves_each_row_once(
     flags = {"input_table": f"{name}_dead_letters", "reason": "null,not_finite", **table}
     with monkeypatch.context() as broken:
         broken.setattr(commit_files, "replace", crash)
-        refused(run(replay, **flags), 1, "the machine is gone")
+        assert_one_line_error(run(replay, **flags), 1, "the machine is gone")
     halfway = balance(servers, name)
     assert len(halfway) > 300 - 3
     assert run(replay, **flags)[0] == 0
@@ -727,38 +727,12 @@ def test_a_table_that_holds_no_dead_letters_is_told(
     other = f"{PROJECT}.streams.of_another_kind"
     servers.cloud.bigquery().query(f"CREATE TABLE `{other}` (row_id STRING, stage STRING)").result()
     flags = {"project": PROJECT, "retry_seconds": 20}
-    refused(run(replay, input_table=other, **flags), 1, "no table of dead letters", "failed_at")
-    refused(run(replay, input_table=f"{PROJECT}.streams.none", **flags), 1, "cannot be read")
-
-
-@dataclasses.dataclass(frozen=True)
-class Mailbox:
-    """A topic and its subscription."""
-
-    cloud: Cloud
-    topic: str
-    subscription: str
-
-    def read(self) -> list[Any]:
-        """All messages; they stay there."""
-        client: Any = self.cloud.subscriber()
-        found: dict[str, Any] = {}
-        request = {"subscription": self.subscription, "max_messages": 1000}
-        until = time.monotonic() + 1.0
-        while (left := until - time.monotonic()) > 0:
-            with suppress(exceptions.DeadlineExceeded):
-                answer = client.pull(request=request, retry=None, timeout=left)
-                found |= {one.message.message_id: one for one in answer.received_messages}
-        if found:
-            client.modify_ack_deadline(
-                subscription=self.subscription,
-                ack_ids=[one.ack_id for one in found.values()],
-                ack_deadline_seconds=0,
-            )
-        return [one.message for one in found.values()]
-
-    def bodies(self) -> list[bytes]:
-        return sorted(message.data for message in self.read())
+    assert_one_line_error(
+        run(replay, input_table=other, **flags), 1, "no table of dead letters", "failed_at"
+    )
+    assert_one_line_error(
+        run(replay, input_table=f"{PROJECT}.streams.none", **flags), 1, "cannot be read"
+    )
 
 
 @pytest.fixture
@@ -767,13 +741,7 @@ def mailbox(servers: LocalCloud, request: pytest.FixtureRequest) -> Callable[[st
 
     def make(name: str) -> Mailbox:
         own = re.sub(r"\W", "-", f"{request.node.name[:150]}-{name}")
-        topic = f"projects/{PROJECT}/topics/{own}"
-        subscription = f"projects/{PROJECT}/subscriptions/{own}"
-        servers.cloud.publisher().create_topic(name=topic)
-        servers.cloud.subscriber().create_subscription(
-            name=subscription, topic=topic, ack_deadline_seconds=10
-        )
-        return Mailbox(servers.cloud, topic, subscription)
+        return Mailbox(servers.cloud, own).create()
 
     return make
 
@@ -809,8 +777,8 @@ def test_from_a_subscription_what_is_replayed_is_gone_and_the_rest_stays(
     rows = scores(tmp_path / "out", first["run_id"])
     assert rows["row_id"].to_pylist() == ["m-0", "m-1", "m-2", "m-3"]
     assert rows["sequence"].to_pylist() == [0, 1, 2, 3]
-    assert sorted(m.attributes["row_id"] for m in results.read()) == ["m-0", "m-1", "m-2", "m-3"]
-    (letter,) = hopeless.read()
+    assert sorted(m.attributes["row_id"] for m in results.look()) == ["m-0", "m-1", "m-2", "m-3"]
+    (letter,) = hopeless.look()
     assert letter.data == faulty[5].data
     told = dict(letter.attributes)
     assert (told["millrace_attempts"], told["millrace_row_id"]) == ("2", "m-5")
@@ -862,22 +830,10 @@ def test_messages_are_acknowledged_after_the_report_and_a_crash_between_doubles_
     assert box.bodies() == [b"a stranger"]
 
 
-def hold(box: Mailbox, seconds: int) -> None:
-    """The letters are taken as by a replay that is killed then, whose lease lasts so long."""
-    client: Any = box.cloud.subscriber()
-    held: dict[str, str] = {}
-    while len(held) < 7:
-        answer = client.pull(subscription=box.subscription, max_messages=7)
-        held |= {one.message.message_id: one.ack_id for one in answer.received_messages}
-    client.modify_ack_deadline(
-        subscription=box.subscription, ack_ids=[*held.values()], ack_deadline_seconds=seconds
-    )
-
-
 def test_letters_that_a_killed_replay_holds_are_waited_for(
     run: Callable[..., Result], box: Mailbox, tmp_path: Path
 ) -> None:
-    hold(box, 20)
+    box.hold(7, 20)
     code, _, err = run(replay, input_subscription=box.subscription)
     assert code == 0
     assert "more, since a reader that was killed may hold messages for so long" in err
@@ -967,8 +923,10 @@ def test_subscriptions_and_topics_that_cannot_be_used_are_told(
 ) -> None:
     source = {"input_subscription": box.subscription}
     none = f"projects/{PROJECT}/subscriptions/none"
-    refused(run(replay, input_subscription=none), 1, f"{none} cannot be read")
-    refused(run(replay, **source, output_topic=box.topic), 2, "--output_topic", "choose another")
+    assert_one_line_error(run(replay, input_subscription=none), 1, f"{none} cannot be read")
+    assert_one_line_error(
+        run(replay, **source, output_topic=box.topic), 2, "--output_topic", "choose another"
+    )
     code, out, err = run(replay, **source, output_topic=f"projects/{PROJECT}/topics/none")
     assert (code, out) == (1, "")
     assert "topics/none cannot be published to" in err.splitlines()[-1]

@@ -1,6 +1,5 @@
 """The graph of a stream: messages in = rows + dead letters, and one bad message costs itself."""
 
-import hashlib
 import json
 import math
 import time
@@ -13,7 +12,6 @@ from typing import Any
 import apache_beam as beam
 import pyarrow.parquet as pq
 import pytest
-import torch
 from apache_beam.io.gcp.pubsub import PubsubMessage
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.portability import common_urns
@@ -47,27 +45,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 Make = Callable[..., Any]
 
 
-class Tiny(torch.nn.Module):
-    """Sum of a row and its first two values; fails on a = -7, answers NaN to b = -7."""
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if bool((x[:, 0] == -7).any()):
-            raise ValueError("seven is not wanted")
-        total = torch.where(x[:, 1] == -7, torch.full_like(x[:, 1], float("nan")), x.sum(dim=1))
-        return total, x[:, :2]
-
-
-@pytest.fixture(scope="session")
-def package(tmp_path_factory: pytest.TempPathFactory, make_manifest: Make) -> tuple[str, Manifest]:
-    """A model package of Tiny: its path and manifest."""
-    folder = tmp_path_factory.mktemp("tiny-stream")
-    torch.jit.script(Tiny()).save(str(folder / "model.pt"))
-    digest = hashlib.sha256((folder / "model.pt").read_bytes()).hexdigest()
-    manifest: Manifest = make_manifest(sha256=digest)
-    (folder / "model.json").write_text(manifest.to_json())
-    return str(folder), manifest
-
-
 class Scored:
     """What a run wrote into a folder, and what its counters say."""
 
@@ -92,11 +69,11 @@ Run = Callable[..., Scored]
 
 @pytest.fixture(scope="session")
 def run(
-    package: tuple[str, Manifest],
+    tiny_package: tuple[str, Manifest],
     provenance: Provenance,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Run:
-    path, manifest = package
+    path, manifest = tiny_package
 
     def score(
         source: beam.PTransform,
@@ -247,9 +224,9 @@ def test_messages_far_behind_the_watermark_are_scored_as_all_others(run: Run) ->
 
 
 def test_the_graph_can_be_sent_to_a_service(
-    package: tuple[str, Manifest], provenance: Provenance
+    tiny_package: tuple[str, Manifest], provenance: Provenance
 ) -> None:
-    path, manifest = package
+    path, manifest = tiny_package
     fields = choose_fields(manifest, stream=True)
     table = TableName("some-project", "d", "t")
     sinks = StreamSinks("projects/some-project/topics/out", table, "gs://bucket/out", 300)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import requests
 from same_scores import assert_predictions, assert_scores
-from serving_client import Client, Running, half_a_request, running, wait_until
+from serving_client import Client, Running, half_a_request, running
+from waiting import wait_until
 
 from common.errors import DeviceError
 from common.record_batch import OUTPUTS as OUTPUTS_COLUMN

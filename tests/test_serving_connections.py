@@ -16,8 +16,8 @@ from serving_client import (
     read_answer,
     running,
     until_ready,
-    wait_until,
 )
+from waiting import wait_until
 
 from serving.connection import MAX_HEAD_BYTES
 

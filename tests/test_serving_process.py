@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from serving_client import half_a_request, process, read_answer, until_ready, wait_until
+from serving_client import half_a_request, process, read_answer, until_ready
+from waiting import wait_until
 
 from common.errors import UsageError
 from serving.__main__ import main

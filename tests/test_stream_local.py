@@ -9,10 +9,9 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from command_line import words
 from google.api_core import exceptions
+from pubsub_mailbox import Mailbox
 from same_scores import assert_predictions
 from serving_client import running
+from waiting import wait_until
 
-from cloud.clients import Cloud
 from examples.local_cloud import LocalCloud
 from pipelines.command import Command, main
 from pipelines.stream import subscription
@@ -54,75 +55,6 @@ POISON = [
 ]
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 90.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
-
-
-@dataclass
-class Mail:
-    """A topic with a subscription, and what was published: body by message id."""
-
-    cloud: Cloud
-    name: str
-    sent: dict[str, bytes] = field(default_factory=dict)
-
-    @property
-    def topic(self) -> str:
-        return f"projects/{self.cloud.project}/topics/{self.name}"
-
-    @property
-    def subscription(self) -> str:
-        return f"projects/{self.cloud.project}/subscriptions/{self.name}"
-
-    def create(self) -> "Mail":
-        self.cloud.publisher().create_topic(name=self.topic)
-        self.cloud.subscriber().create_subscription(
-            name=self.subscription, topic=self.topic, ack_deadline_seconds=10
-        )
-        return self
-
-    def publish(self, bodies: Sequence[bytes], **attributes: str) -> None:
-        # A message without data must have an attribute.
-        attributes = attributes or {"from": "a test"}
-        for start in range(0, len(bodies), 100):
-            part = bodies[start : start + 100]
-            messages = [{"data": body, "attributes": attributes} for body in part]
-            answer = self.cloud.publisher().publish(topic=self.topic, messages=messages)
-            self.sent |= dict(zip(answer.message_ids, part, strict=True))
-
-    def hold(self, count: int, seconds: int) -> None:
-        """So many messages are taken as by a reader that is killed then, and lasts so long."""
-        client, held = self.cloud.subscriber(), 0
-        while held < count:
-            pulled = client.pull(subscription=self.subscription, max_messages=count)
-            ids = [one.ack_id for one in pulled.received_messages]
-            client.modify_ack_deadline(
-                subscription=self.subscription, ack_ids=ids, ack_deadline_seconds=seconds
-            )
-            held += len(ids)
-
-    def read(self, count: int, seconds: float = 3.0) -> list[Any]:
-        """So many messages, or those that come until none came for some seconds; taken."""
-        found: list[Any] = []
-        client = self.cloud.subscriber()
-        while len(found) < count:
-            try:
-                pulled = client.pull(
-                    subscription=self.subscription, max_messages=1000, timeout=seconds, retry=None
-                ).received_messages
-            except exceptions.DeadlineExceeded:
-                break
-            if not pulled:
-                break
-            ids = [one.ack_id for one in pulled]
-            client.acknowledge(subscription=self.subscription, ack_ids=ids)
-            found += [one.message for one in pulled]
-        return found
-
-
 @dataclass
 class Stream:
     """A stream's topics, tables and folder, and the example's rows to send."""
@@ -135,7 +67,8 @@ class Stream:
     def __post_init__(self) -> None:
         self.id = uuid.uuid4().hex[:12]
         self.input, self.output, self.letters = (
-            Mail(self.cloud.cloud, f"{kind}-{self.id}").create() for kind in ("in", "out", "dead")
+            Mailbox(self.cloud.cloud, f"{kind}-{self.id}").create()
+            for kind in ("in", "out", "dead")
         )
         self.table = f"{self.cloud.cloud.project}.streams.t{self.id}"
         self.model = self.example / "model"
@@ -154,7 +87,7 @@ class Stream:
         ]
 
     def flags(self, **given: Any) -> list[str]:
-        values = {
+        own = {
             "input_subscription": self.input.subscription,
             "model": self.model,
             "score_output": SCORE,
@@ -162,8 +95,8 @@ class Stream:
             "stop_after_seconds": 1,
             "report_seconds": 1,
             "retry_seconds": 20,
-        } | given
-        return [t for n, v in values.items() if v is not None for t in (f"--{n}", str(v))]
+        }
+        return words(own | given)
 
     def run(self, command: Command = COMMAND, **given: Any) -> tuple[int, str]:
         """Flags -> the exit code of a run in this very process, and what it said."""
@@ -251,7 +184,7 @@ def test_every_message_is_scored_or_a_dead_letter_in_every_sink(stream: Stream) 
     stream.input.publish([*bad[:3], *first, *bad[3:6]])
     seen: list[Any] = []
     sender = meanwhile(
-        lambda: seen.extend(stream.output.read(1, seconds=60)),
+        lambda: seen.extend(stream.output.take(1, seconds=60)),
         lambda: stream.input.publish([*second, carried, *bad[6:]]),
     )
     code, told = stream.run(
@@ -274,7 +207,7 @@ def test_every_message_is_scored_or_a_dead_letter_in_every_sink(stream: Stream) 
     count, dead = len(published), len(published) - len(expected)
     assert (count, dead) == (391 + len(POISON), len(POISON) + sum(map(has_null, stream.rows[:390])))
 
-    messages = seen + stream.output.read(len(expected) - len(seen))
+    messages = seen + stream.output.take(len(expected) - len(seen))
     rows = [json.loads(message.data) for message in messages]
     close(only(rows, "row_id", "score"), expected)
     close(only(stream.query(stream.table), "row_id", "score"), expected)
@@ -286,7 +219,7 @@ def test_every_message_is_scored_or_a_dead_letter_in_every_sink(stream: Stream) 
     assert {dict(m.attributes)["row_id"] for m in messages} == set(expected)
 
     payloads = {i: body for i, body in published.items() if i not in expected}
-    letters = stream.letters.read(dead)
+    letters = stream.letters.take(dead)
     told_of = {m.attributes["millrace_row_id"]: m for m in letters}
     assert len(letters) == len(told_of) == dead
     assert {i: m.data for i, m in told_of.items()} == payloads
@@ -303,7 +236,7 @@ def test_every_message_is_scored_or_a_dead_letter_in_every_sink(stream: Stream) 
     assert f"scored                 {len(expected)}\n" in told
     assert "balance       rows received = scored + dead letters\n" in told
     assert f"{count:>10,} received  {len(expected):>10,} scored" in told
-    assert stream.input.read(1) == []
+    assert stream.input.take(1) == []
 
 
 def test_a_run_that_loses_a_message_fails(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,9 +265,9 @@ def test_the_model_may_be_behind_an_endpoint(stream: Stream) -> None:
         asked = server.client.metric('millrace_requests_total{status="200"}')
     assert code == 0, told
     expected = stream.expected_scores()
-    rows = [json.loads(m.data) for m in stream.output.read(len(expected))]
+    rows = [json.loads(m.data) for m in stream.output.take(len(expected))]
     close(only(rows, "row_id", "score"), expected)
-    assert len(stream.letters.read(len(bad))) >= len(bad)
+    assert len(stream.letters.take(len(bad))) >= len(bad)
     # Bundles of many rows, and the row that it has to know.
     assert 1 < asked < len(expected)
 
@@ -407,9 +340,9 @@ def test_messages_of_other_formats_are_scored(stream: Stream, kind: str, tmp_pat
         wanted = module(values)[SCORE].tolist()
     ids = list(stream.input.sent)
     expected = ids[:-1] if kind == "avro" else [f"{ids[0]}-{i}" for i in range(len(rows))]
-    got = [json.loads(message.data) for message in stream.output.read(len(rows))]
+    got = [json.loads(message.data) for message in stream.output.take(len(rows))]
     close(only(got, "row_id", "score"), dict(zip(expected, wanted, strict=True)))
-    (letter,) = stream.letters.read(1)
+    (letter,) = stream.letters.take(1)
     assert letter.attributes["millrace_reason"] == f"invalid_{kind}"
 
 
@@ -443,9 +376,9 @@ def test_a_signal_ends_a_run_when_what_it_took_is_written_and_the_rest_is_left(
     assert STOPPING in told
     assert "balance       rows received = scored + dead letters\n" in told
     written = only(stream.files(), "row_id", "score")
-    published = [m.attributes["row_id"] for m in stream.output.read(500)]
-    letters = [m.attributes["millrace_row_id"] for m in stream.letters.read(500, seconds=1.5)]
-    left = [message.message_id for message in stream.input.read(500, seconds=1.5)]
+    published = [m.attributes["row_id"] for m in stream.output.take(500)]
+    letters = [m.attributes["millrace_row_id"] for m in stream.letters.take(500, seconds=1.5)]
+    left = [message.message_id for message in stream.input.take(500, seconds=1.5)]
     assert sorted(written) == sorted(published)
     assert sorted([*published, *letters, *left]) == sorted(stream.input.sent)
     assert len(published) >= 90
@@ -488,7 +421,7 @@ def test_a_second_signal_leaves_no_unfinished_file(stream: Stream, number: int) 
         assert process.wait(60) == 128 + number, told
     assert "20 messages are not acknowledged: they come again" in told
     assert [path for path in stream.folder.rglob("*") if path.is_file()] == []
-    assert len(stream.input.read(20, seconds=15)) == 20
+    assert len(stream.input.take(20, seconds=15)) == 20
 
 
 def wait_for(process: subprocess.Popen[str], words: str) -> str:
@@ -522,7 +455,7 @@ def test_a_sink_that_is_gone_ends_the_run_with_an_error_and_the_next_run_finishe
 
     def arrived() -> bool:
         if kind == "topic":
-            return bool(stream.output.read(1, seconds=60))
+            return bool(stream.output.take(1, seconds=60))
         return len(stream.query(stream.table)) > 0
 
     stream.input.publish(stream.bodies(0, 50))
@@ -574,7 +507,7 @@ def test_a_table_whose_server_is_away_is_waited_for(stream: Stream) -> None:
         try:
             stream.input.publish([*stream.bodies(30, 60), b"not JSON"])
             # It is asked for the rows by now, and does not answer.
-            assert stream.letters.read(1, seconds=60)
+            assert stream.letters.take(1, seconds=60)
         finally:
             server.start()
 
@@ -652,7 +585,7 @@ def test_wrong_flags_are_told_in_a_line_and_nothing_is_read(
     assert (code, told.count("\n")) == (2, 1)
     assert told.startswith("error: ")
     assert words in told
-    assert len(stream.input.read(1)) == 1
+    assert len(stream.input.take(1)) == 1
 
 
 @pytest.mark.parametrize(
@@ -685,7 +618,7 @@ def test_what_is_missing_is_told_before_anything_is_read(
     code, told = stream.run(**{name: names.get(value, value) for name, value in given.items()})
     assert (code, told.count("\n")) == (1, 1)
     assert words in told
-    assert len(stream.input.read(1)) == 1
+    assert len(stream.input.take(1)) == 1
 
 
 def test_messages_that_a_killed_reader_holds_are_waited_for(stream: Stream) -> None:
@@ -695,7 +628,7 @@ def test_messages_that_a_killed_reader_holds_are_waited_for(stream: Stream) -> N
     assert code == 0
     assert "s more, since a reader that was killed may hold messages" in told
     assert "no message came within" not in told.splitlines()[-1]
-    assert len(stream.output.read(20)) == 20
+    assert len(stream.output.take(20)) == 20
 
 
 @pytest.mark.parametrize("labels", [True, False])
@@ -722,7 +655,7 @@ def test_after_a_kill_the_next_stream_gets_what_the_killed_one_held(
     code, told = stream.run(**given, stop_after_seconds=3)
     assert code == 0, told
     assert "s more, since a reader that was killed may hold messages" in told
-    letters = [message.attributes["millrace_row_id"] for message in stream.letters.read(100)]
+    letters = [message.attributes["millrace_row_id"] for message in stream.letters.take(100)]
     # The killed one may have written dead letters that come again.
     assert {row["row_id"] for row in stream.files()} | set(letters) == set(stream.input.sent)
     close(only(stream.files(), "row_id", "score"), stream.expected_scores())

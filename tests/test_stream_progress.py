@@ -1,6 +1,7 @@
 """What a stream tells of itself: counts that add up, and nothing kept where nobody asks."""
 
 import datetime
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
@@ -163,16 +164,17 @@ class Endless:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
+        self._ended = threading.Event()
 
     def run(self) -> "Endless":
         return self
 
     def wait_until_finish(self) -> None:
-        while "end" not in self.calls:
-            time.sleep(0.01)
+        self._ended.wait()
 
     def end(self) -> None:
         self.calls.append("end")
+        self._ended.set()
 
     def finish(self) -> None:
         self.calls.append("finish")

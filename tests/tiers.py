@@ -1,0 +1,137 @@
+"""The tier of each test, by what it costs: found from its fixtures and from what it refers to."""
+
+import inspect
+import os
+import signal
+import subprocess
+import sys
+import threading
+import types
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, NoReturn
+
+import apache_beam as beam
+import pytest
+
+TIERS = {
+    "pure": "no runner of Beam and no other process",
+    "beam": "pipelines in this process",
+    "emulators": "the servers that stand in for Google Cloud",
+    "process": "starts processes",
+    "bench": "of the programs in benchmarks/",
+}
+FAST = ("pure", "beam")
+TESTS = Path(__file__).parent
+EMULATORS = {"emulators", "stream_emulators"}
+PROCESSES = {"subprocess", "multiprocessing"}
+# What runs a pipeline without a name of Beam in the test.
+RUNS_BEAM = {"pipelines.command.main", "pipelines.command.run_command"}
+
+
+def tier_of(item: pytest.Function) -> str:
+    """A collected test -> the most expensive tier of which there is evidence."""
+    if item.path.name.startswith("test_benchmark_"):
+        return "bench"
+    if uses_emulators(item):
+        return "emulators"
+    names = set(references(functions_of(item)))
+    packages = {name.partition(".")[0] for name in names}
+    if packages & PROCESSES or "beam_processes" in item.fixturenames:
+        return "process"
+    if names & RUNS_BEAM or "apache_beam" in packages:
+        return "beam"
+    return "pure"
+
+
+def uses_emulators(item: pytest.Function) -> bool:
+    """Whether a test needs the servers that stand in for Google Cloud."""
+    # A fixture may take them where its parameter says so.
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    return any(name in EMULATORS for name in (*item.fixturenames, *map(str, parameters)))
+
+
+def functions_of(item: pytest.Function) -> Iterator[Any]:
+    """A collected test -> its function and those of its fixtures."""
+    yield item.function
+    for definitions in item._fixtureinfo.name2fixturedefs.values():
+        for definition in definitions:
+            yield definition.func
+
+
+def references(functions: Iterable[Any]) -> Iterator[str]:
+    """Functions -> the full names of what they refer to, through what else the tests define."""
+    waiting, seen = list(functions), set()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, types.ModuleType):
+            yield value.__name__
+        elif isinstance(value, type | types.FunctionType) and id(value) not in seen:
+            seen.add(id(value))
+            yield f"{value.__module__}.{value.__qualname__}"
+            if is_of_tests(value):
+                waiting += parts(value) if isinstance(value, type) else used(value)
+
+
+def is_of_tests(value: Any) -> bool:
+    """Whether the tests define a function or class."""
+    file = getattr(sys.modules.get(value.__module__), "__file__", None)
+    return file is not None and Path(file).parent == TESTS
+
+
+def parts(kind: type) -> Iterator[Any]:
+    """A class -> its bases and its methods."""
+    yield from kind.__bases__
+    for value in vars(kind).values():
+        yield getattr(value, "fget", getattr(value, "__func__", value))
+
+
+def used(function: types.FunctionType) -> Iterator[Any]:
+    """A function -> the values that its code names."""
+    # A property test of Hypothesis, and what functools.wraps has covered.
+    property_test = getattr(function, "hypothesis", None)
+    function = inspect.unwrap(property_test.inner_test if property_test else function)
+    for name in names_of(function.__code__):
+        yield function.__globals__.get(name)
+    for cell in function.__closure__ or ():
+        yield cell.cell_contents
+
+
+def names_of(code: types.CodeType) -> Iterator[str]:
+    """A function's code -> the names in it, and in the functions and classes inside it."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from names_of(constant)
+
+
+@contextmanager
+def confined(tier: str) -> Iterator[list[str]]:
+    """A tier -> a block where what only a more expensive tier does fails; what was tried in it.
+
+    The list is for a failure that the code under test catches.
+    """
+    tried: list[str] = []
+
+    def forbid(owner: Any, name: str, deed: str) -> None:
+        def fail(*_: Any, **__: Any) -> NoReturn:
+            tried.append(f"this test {deed}, but tests/tiers.py found it to be `{tier}`")
+            # Whoever waits for a thread would wait forever for one that failed here.
+            main = threading.main_thread()
+            if main.ident and main is not threading.current_thread():
+                signal.pthread_kill(main.ident, signal.SIGUSR1)
+            pytest.fail(tried[-1])
+
+        patch.setattr(owner, name, fail)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if tier in FAST:
+            forbid(subprocess.Popen, "__init__", "starts a process")
+            forbid(BaseProcess, "start", "starts a process")
+            forbid(os, "fork", "starts a process")
+        if tier == "pure":
+            forbid(beam.Pipeline, "run", "runs a pipeline")
+        signal.signal(signal.SIGUSR1, lambda *_: pytest.fail(tried[-1]) if tried else None)
+        yield tried
