@@ -15,8 +15,8 @@ TORCHSERVE := .torchserve
 AIRFLOW ?= 3
 AIRFLOW_ENV := .airflow/$(AIRFLOW)
 
-# The stamp of .venv holds its build of torch, which stays until TORCH names the other one. Where the
-# goal is an image, TORCH is that of the image.
+# The stamp of .venv holds the build of torch that was chosen, which stays until TORCH names the other.
+# Where the goal is an image, TORCH is that of the image.
 BUILT := $(shell cat $(STAMP) 2>/dev/null)
 WANTED := $(or $(if $(filter image template,$(MAKECMDGOALS)),,$(TORCH)),$(BUILT),cpu)
 SAME := $(filter $(WANTED),$(BUILT))
@@ -27,7 +27,7 @@ SAME := $(filter $(WANTED),$(BUILT))
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
-setup: $(STAMP)  ## make .venv with the pinned versions of everything: TORCH=cuda for a GPU
+setup: $(STAMP)  ## make .venv with the pinned versions of everything; TORCH=cuda for a GPU
 
 $(STAMP): pyproject.toml constraints.txt setup.py $(if $(SAME),,torch_differs)
 	$(call one_of,TORCH,cpu cuda)
@@ -67,8 +67,7 @@ torchserve: $(TORCHSERVE)/.installed  ## serve the example's .mar with TorchServ
 
 # Torch and the rest are borrowed from .venv.
 $(TORCHSERVE)/.installed: torchserve.txt $(STAMP)
-	@$(BIN)/python -m venv --without-pip $(TORCHSERVE)
-	@$(BIN)/uv pip install --quiet --python $(TORCHSERVE) --no-deps -r torchserve.txt
+	@$(BIN)/python tools/install.py $(TORCHSERVE) --no-deps -r torchserve.txt
 	@$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > borrowed.pth.tmp
 	@mv borrowed.pth.tmp $$($(TORCHSERVE)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/borrowed.pth
 	@touch $@

@@ -125,7 +125,7 @@ class Machine:
         return {name for name in names if not name.startswith(("pip-", "setuptools-"))}
 
     def installers(self) -> set[str]:
-        """Who installed these."""
+        """The programs that installed torch."""
         found = self.folder.glob("env/lib/python*/site-packages/torch-*.dist-info/INSTALLER")
         return {path.read_text().strip() for path in found}
 
@@ -167,12 +167,12 @@ def test_the_cpu_build_comes_from_its_own_index(
     # 2.13.0+cpu is what `torch==2.13.0` asks for, and the ordinary 2.13.0 does not replace it.
     assert machine_with_uv.installed() == {"torch-2.13.0+cpu"}
     assert machine_with_uv.installers() == {"uv"}
-    # An update leaves torch as it is, and so does not look for it.
+    # An update leaves torch as it is, and does not ask its index.
     wheel(index.folder / "all/more", "more", "1.0")
     machine_with_uv.environment["TORCH_INDEX"] = refusing
     assert machine_with_uv.install("--keep", *SETUP, "more")[0] == "updating env"
     assert machine_with_uv.installed() == {"torch-2.13.0+cpu", "more-1.0"}
-    # From the beginning, nothing is left of what was there; torch's index is not asked for CUDA's.
+    # Without --keep nothing of before is left. The CUDA build does not come from torch's index.
     index.asked.clear()
     machine_with_uv.environment["TORCH_INDEX"] = f"{index.address}/cpu"
     assert len(machine_with_uv.install("--torch", "cuda", *SETUP[2:])) == 2
@@ -201,14 +201,14 @@ def test_without_that_index_one_line_says_so_and_the_ordinary_build_is_installed
     _, line, _ = machine_with_uv.install(*SETUP)
     assert line.startswith(f"torch's CPU build is not available at {where} (")
     assert reason in line
-    assert line.endswith("; installing the ordinary build, several GB on Linux")
+    assert line.endswith("; installing the ordinary build, which takes several GB on Linux")
     assert machine_with_uv.installed() == {"torch-2.13.0", "cudart-13.0.0"}
 
 
 def test_where_uv_is_missing_pip_fetches_the_pinned_one_once(
     machine: Machine, index: Index
 ) -> None:
-    # A name on the path that cannot be run, as of pyenv.
+    # pyenv puts such names on the path.
     shim = machine.folder / "bin" / "uv"
     shim.write_text("#!/bin/sh\nexit 127\n")
     shim.chmod(0o755)
@@ -225,7 +225,7 @@ def test_where_uv_cannot_be_fetched_pip_installs(machine: Machine) -> None:
     assert machine.install(*SETUP)[1:-1] == [
         "fetching uv==0.13.9 into .uv",
         "uv cannot be fetched (ERROR: No matching distribution found for uv==0.13.9); "
-        "pip installs instead, which takes minutes",
+        "pip installs instead, which may take minutes",
     ]
     assert machine.installed() == {"torch-2.13.0+cpu"}
     assert machine.installers() == {"pip"}
@@ -236,7 +236,7 @@ def test_what_neither_can_install_is_an_error(machine_with_uv: Machine) -> None:
     assert done.returncode != 0
     assert done.stdout.splitlines() == [
         "making env",
-        "uv cannot install this; pip tries it, which takes minutes",
+        "uv failed; pip tries the same, which may take minutes",
     ]
     assert "No matching distribution found for unheard-of" in done.stderr
 

@@ -2,9 +2,9 @@
 
 python3.11 tools/install.py --torch cpu .venv -c constraints.txt -e '.[dev]'
 
-The last words are those of `pip install`. Where uv is not on the path, pip fetches the version that
-constraints.txt pins into .uv. Where that fails, pip installs everything.
-TORCH_INDEX is the index of torch's CPU build.
+The words after the folder are arguments of `pip install`. Where uv is not on the path, pip fetches
+the version that constraints.txt pins into .uv. Where that fails, pip installs everything.
+The variable TORCH_INDEX names another index for torch's CPU build than PyTorch's own.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def pinned(package: str) -> str:
 
 
 def runs(program: str | Path) -> bool:
-    """Whether a program can be run; pyenv puts names on the path that cannot."""
+    """Whether a program runs; pyenv puts names on the path that only print an error."""
     try:
         return (
             subprocess.run([program, "--version"], capture_output=True, check=False).returncode == 0
@@ -70,7 +70,7 @@ def find_uv(pip: list[str]) -> str:
     if runs(uv):
         return str(uv)
     say(f"fetching {requirement} into .uv")
-    # A wheel or nothing: its source takes a compiler of Rust, and longer than pip would.
+    # Building uv needs a Rust compiler, and takes longer than pip's installation of everything.
     options = ["--only-binary", ":all:", "--no-deps", "--upgrade", "--target", str(folder)]
     done = subprocess.run(
         [*pip, "install", "--quiet", *options, requirement],
@@ -81,7 +81,7 @@ def find_uv(pip: list[str]) -> str:
     if runs(uv):
         return str(uv)
     reason = (done.stderr.strip() or "it does not run here").splitlines()[-1]
-    say(f"uv cannot be fetched ({reason}); pip installs instead, which takes minutes")
+    say(f"uv cannot be fetched ({reason}); pip installs instead, which may take minutes")
     return ""
 
 
@@ -101,7 +101,7 @@ def why_not(index: str) -> str:
         except (OSError, ValueError, HTTPException) as error:
             reason = str(getattr(error, "reason", error))
 
-    # Beside this thread, as no timeout ends a search for the address of a name.
+    # In a thread of its own, because no timeout limits the lookup of a host name.
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(PATIENCE_S)
@@ -109,7 +109,7 @@ def why_not(index: str) -> str:
 
 
 class Installer:
-    """Installs into the environment of a folder, with uv if there is one."""
+    """Installs into the environment of a folder: with uv, or with pip where there is no uv."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -118,9 +118,9 @@ class Installer:
         self.environment = pip_settings(self.pip) | os.environ
 
     def install(self, *words: str, index: str = "") -> None:
-        """Words of `pip install` -> what they name is installed, of an index or the configured one.
+        """Arguments of `pip install` -> installs from `index`, or from the configured one.
 
-        Raises CalledProcessError when pip cannot do it either; the reason is on stderr.
+        Raises CalledProcessError when pip fails as well; uv and pip print why.
         """
         if self.uv:
             command = [self.uv, "pip", "install", "--quiet", "--python", str(self.folder)]
@@ -128,14 +128,14 @@ class Installer:
             done = subprocess.run([*command, *chosen, *words], env=self.environment, check=False)
             if not done.returncode:
                 return
-            say("uv cannot install this; pip tries it, which takes minutes")
+            say("uv failed; pip tries the same, which may take minutes")
         chosen = ["--index-url", index] if index else []
         subprocess.run([*self.pip, "install", "--quiet", *chosen, *words], check=True)
 
     def install_cpu_torch(self) -> None:
-        """Torch's CPU build is installed, unless its index cannot be used: then a line says so."""
+        """Installs torch's CPU build; where its index cannot be used, only prints a line."""
         torch = pinned("torch")
-        # In an environment that is kept; a local version follows that of the pin.
+        # An environment that is kept may have it, with or without a suffix such as +cpu.
         if any(self.folder.glob(f"lib/*/site-packages/{torch.replace('==', '-')}*.dist-info")):
             return
         index = os.environ.get("TORCH_INDEX", TORCH_INDEX).rstrip("/")
@@ -143,15 +143,15 @@ class Installer:
         if reason:
             say(
                 f"torch's CPU build is not available at {index} ({reason}); "
-                "installing the ordinary build, several GB on Linux"
+                "installing the ordinary build, which takes several GB on Linux"
             )
         else:
-            # The index has old versions of other packages as well: of it, torch alone.
+            # Its index also holds old versions of other packages, so only torch comes from there.
             self.install("--no-deps", torch, index=index)
 
 
 def disk_use(folder: Path) -> str:
-    """A folder -> what it takes of the disk, as in `1.4 GB`."""
+    """A folder -> the disk space that it takes, as in `1.4 GB`."""
     paths = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
     size = sum(path.lstat().st_blocks * 512 for path in paths)
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
@@ -160,10 +160,14 @@ def disk_use(folder: Path) -> str:
 def main() -> int:
     """Makes the environment that the command line names, and prints its size."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--torch", choices=("cpu", "cuda"), help="its build, if it is installed")
-    parser.add_argument("--keep", action="store_true", help="update what is in the folder")
+    parser.add_argument(
+        "--torch", choices=("cpu", "cuda"), help="the build of torch, if it is installed"
+    )
+    parser.add_argument(
+        "--keep", action="store_true", help="update the folder instead of emptying it"
+    )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("words", nargs=argparse.REMAINDER, help="of `pip install`")
+    parser.add_argument("words", nargs=argparse.REMAINDER, help="arguments of `pip install`")
     options = parser.parse_args()
     say(f"{'updating' if options.keep else 'making'} {options.folder}")
     try:
