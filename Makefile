@@ -15,19 +15,24 @@ TORCHSERVE := .torchserve
 AIRFLOW ?= 3
 AIRFLOW_ENV := .airflow/$(AIRFLOW)
 
-.PHONY: help templates setup emulators demo demo-bigquery demo-stream local-cloud serve torchserve test test-fast coverage test-dags check format example image template image-check lock bench bench-bigquery bench-stream bench-serving bench-endpoint fuzz kills dist clean all
+# The stamp of .venv holds the build of torch that was chosen, which stays until TORCH names the other.
+# Where the goal is an image, TORCH is that of the image.
+BUILT := $(shell cat $(STAMP) 2>/dev/null)
+WANTED := $(or $(if $(filter image template,$(MAKECMDGOALS)),,$(TORCH)),$(BUILT),cpu)
+SAME := $(filter $(WANTED),$(BUILT))
+
+.PHONY: help torch_differs templates setup emulators demo demo-bigquery demo-stream local-cloud serve torchserve test test-fast coverage test-dags check format example image template image-check lock bench bench-bigquery bench-stream bench-serving bench-endpoint fuzz kills dist clean distclean all
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
-setup: $(STAMP)  ## make .venv with the pinned versions of everything
+setup: $(STAMP)  ## make .venv with the pinned versions of everything; TORCH=cuda for a GPU
 
-$(STAMP): pyproject.toml constraints.txt setup.py
-	@echo "making $(VENV): 1.9 GB, one or two minutes"
-	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@touch $@
+$(STAMP): pyproject.toml constraints.txt setup.py $(if $(SAME),,torch_differs)
+	$(call one_of,TORCH,cpu cuda)
+	@$(PYTHON) tools/install.py --torch $(WANTED) $(if $(SAME),--keep) $(VENV) -c constraints.txt -e '.[dev]'
+	@echo $(WANTED) > $@
 
 demo: $(STAMP)  ## score 200,000 example transactions and show what happened
 	@$(BIN)/python -m examples.transactions.demo --output $(DEMO)
@@ -35,9 +40,7 @@ demo: $(STAMP)  ## score 200,000 example transactions and show what happened
 emulators: $(EMULATORS)/.installed  ## install the servers that stand in for Google Cloud (Python 3.13)
 
 $(EMULATORS)/.installed: emulators.txt
-	@echo "making $(EMULATORS): 700 MB, about a minute"
-	@$(PYTHON313) -m venv $(EMULATORS)
-	@$(EMULATORS)/bin/python -m pip install --quiet --disable-pip-version-check -r emulators.txt
+	@$(PYTHON313) tools/install.py $(EMULATORS) -r emulators.txt
 	@mkdir -p $(EXTENSIONS)
 	@cp $(EMULATORS)/lib/python3.13/site-packages/duckdb_extension_*/extensions/v1.5.5/*.duckdb_extension $(EXTENSIONS)/
 	@touch $@
@@ -64,9 +67,7 @@ torchserve: $(TORCHSERVE)/.installed  ## serve the example's .mar with TorchServ
 
 # Torch and the rest are borrowed from .venv.
 $(TORCHSERVE)/.installed: torchserve.txt $(STAMP)
-	@echo "making $(TORCHSERVE): 40 MB, a few seconds"
-	@$(BIN)/python -m venv --without-pip $(TORCHSERVE)
-	@$(BIN)/python -m pip --python $(TORCHSERVE) install --quiet --disable-pip-version-check --no-deps -r torchserve.txt
+	@$(BIN)/python tools/install.py $(TORCHSERVE) --no-deps -r torchserve.txt
 	@$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > borrowed.pth.tmp
 	@mv borrowed.pth.tmp $$($(TORCHSERVE)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/borrowed.pth
 	@touch $@
@@ -90,9 +91,7 @@ test-dags: $(STAMP) $(EMULATORS)/.installed $(AIRFLOW_ENV)/.installed  ## the DA
 	PYTHONPATH=. $(AIRFLOW_ENV)/bin/python -m pytest tests_dags
 
 $(AIRFLOW_ENV)/.installed: airflow-$(AIRFLOW).txt
-	@echo "making $(AIRFLOW_ENV): 2 GB, three minutes"
-	@$(PYTHON) -m venv $(AIRFLOW_ENV)
-	@$(AIRFLOW_ENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r airflow-$(AIRFLOW).txt
+	@$(PYTHON) tools/install.py $(AIRFLOW_ENV) --no-deps -r airflow-$(AIRFLOW).txt
 	@touch $@
 
 # Of what is in constraints.txt, the same for CPU and GPU but for torch. Where torch's index cannot be
@@ -182,5 +181,8 @@ dist: $(STAMP)  ## build the sdist and the wheel into dist/
 
 clean:  ## remove what was built, keep .venv
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+distclean: clean  ## remove what was built and what was installed
+	rm -rf $(VENV) $(EMULATORS) $(TORCHSERVE) .airflow .uv
 
 all: emulators check test demo demo-bigquery  ## what CI runs
