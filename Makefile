@@ -21,7 +21,7 @@ BUILT := $(shell cat $(STAMP) 2>/dev/null)
 WANTED := $(or $(if $(filter image template,$(MAKECMDGOALS)),,$(TORCH)),$(BUILT),cpu)
 SAME := $(filter $(WANTED),$(BUILT))
 
-.PHONY: help torch_differs templates setup emulators demo demo-bigquery demo-stream local-cloud serve torchserve test test-fast coverage test-dags check format example image template image-check lock bench bench-bigquery bench-stream bench-serving bench-endpoint fuzz kills dist clean distclean all
+.PHONY: help torch_differs templates setup emulators demo demo-bigquery demo-stream local-cloud serve torchserve test test-fast coverage test-dags check format example image template image-check lock bench bench-bigquery bench-stream bench-serving bench-endpoint fuzz kills dist release clean distclean all
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -179,10 +179,13 @@ kills: $(STAMP) $(EMULATORS)/.installed  ## kill 300 runs at random moments: no 
 dist: $(STAMP)  ## build the sdist and the wheel into dist/
 	$(BIN)/python -m build --no-isolation --outdir dist .
 
+release: $(STAMP)  ## check and build a release, and set its tag: VERSION=0.1.0, DRY_RUN=1 sets none
+	$(BIN)/python tools/release.py $(VERSION) $(if $(DRY_RUN),--dry-run)
+
 clean:  ## remove what was built, keep .venv
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 distclean: clean  ## remove what was built and what was installed
-	rm -rf $(VENV) $(EMULATORS) $(TORCHSERVE) .airflow .uv
+	rm -rf $(VENV) $(EMULATORS) $(TORCHSERVE) .airflow .release .uv
 
 all: emulators check test demo demo-bigquery  ## what CI runs

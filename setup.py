@@ -5,6 +5,7 @@ from setuptools import find_packages, setup
 PACKAGES = (
     "cloud",
     "common",
+    "examples",
     "millrace",
     "model_handlers",
     "pipelines",

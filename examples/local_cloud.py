@@ -226,7 +226,9 @@ def main(argv: Sequence[str]) -> None:
         "variables by which commands in other terminals find them.",
     ).parse_args(argv)
     if not is_installed():
-        raise SystemExit(f"error: the emulators are missing; run: {INSTALL_COMMAND}")
+        raise SystemExit(
+            f"error: the emulators are missing; run in a checkout of the source: {INSTALL_COMMAND}"
+        )
     with_pubsub = pubsub_jar() is not None
     if not with_pubsub:
         print(f"# without Pub/Sub, whose emulator is missing: {PUBSUB_COMMAND}")

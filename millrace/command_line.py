@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from common.command_names import naming
-from common.errors import MillraceError, UsageError, suggest
+from common.errors import UsageError, suggest
 from millrace.commands import COMMANDS, NAMES, Entry
 
 
@@ -26,10 +26,10 @@ def run(argv: Sequence[str]) -> int:
         return 0
     try:
         name, rest = choose(argv)
-        start = _import(name, COMMANDS[name])
-    except MillraceError as error:
+    except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
+        return 2
+    start = _import(COMMANDS[name])
     arguments = [*COMMANDS[name].first, *rest]
     # Beam reads the arguments of the process as well, where it makes options of its own.
     sys.argv[1:] = arguments
@@ -71,18 +71,9 @@ def choose(argv: Sequence[str]) -> tuple[str, Sequence[str]]:
     return name, rest
 
 
-def _import(name: str, entry: Entry) -> Callable[[Sequence[str]], int | None]:
-    """A command -> its function. Raises MillraceError for one that is not installed."""
+def _import(entry: Entry) -> Callable[[Sequence[str]], int | None]:
+    """A command -> its function."""
     module, _, function = entry.run.partition(":")
-    try:
-        found: Callable[[Sequence[str]], int | None]
-        found = getattr(importlib.import_module(module), function)
-    except ModuleNotFoundError as error:
-        package = module.partition(".")[0]
-        if package != "examples" or not (error.name or "").startswith(package):
-            raise
-        raise MillraceError(
-            f"millrace {name} needs the folder examples/ of the repository, which is not part of "
-            "the installed package: run it in a checkout"
-        ) from error
+    found: Callable[[Sequence[str]], int | None]
+    found = getattr(importlib.import_module(module), function)
     return found

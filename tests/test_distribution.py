@@ -12,6 +12,7 @@ def shipped() -> set[str]:
     packages = shipped_packages()
     paths = [path for package in packages for path in modules(package)]
     paths += [ROOT / package / "py.typed" for package in packages]
+    paths.append(ROOT / "examples" / "transactions" / "config.properties")
     return {str(path.relative_to(ROOT)) for path in paths}
 
 

@@ -65,7 +65,7 @@ def test_imports_go_down(floor: int) -> None:
 
 def test_every_package_has_its_floor() -> None:
     assert {path.parent.name for path in ROOT.glob("*/__init__.py")} == PACKAGES
-    assert set(shipped_packages()) == PACKAGES - {"examples", "benchmarks"}
+    assert set(shipped_packages()) == PACKAGES - {"benchmarks"}
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:

@@ -185,17 +185,19 @@ def test_score_runs_the_model_here_or_behind_an_endpoint(example: Path, tmp_path
             assert (report["pipeline"], report["rows_scored"]) == (pipeline, 1_980)
 
 
-def test_without_a_checkout_the_examples_are_missed_in_one_line(
+def test_without_a_checkout_the_example_is_there_and_the_emulators_are_missed_in_one_line(
     distribution: Path, tmp_path: Path
 ) -> None:
     (wheel,) = distribution.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
-    for name in ("demo", "local-cloud"):
-        done = start("-m", "millrace", name, cwd=tmp_path, path=tmp_path)
-        assert (done.returncode, done.stdout) == (1, "")
-        (line,) = done.stderr.splitlines()
-        assert line.startswith(f"error: millrace {name} needs the folder examples/ of the repo")
+    done = start("-m", "millrace", "demo", "--help", cwd=tmp_path, path=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: millrace demo")
+    done = start("-m", "millrace", "local-cloud", cwd=tmp_path, path=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: the emulators are missing; run in a checkout")
 
 
 def test_a_script_finds_modules_of_the_working_directory_after_all_others(tmp_path: Path) -> None:

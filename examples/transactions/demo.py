@@ -104,8 +104,12 @@ def main(argv: list[str] | None = None) -> int:
         return finished.returncode
     scores = open_result(str(args.output / RUN_ID)).to_table()
     picture = args.output / RUN_ID / "scores.png"
-    plot_scores(scores, picture)
-    print(f"histogram     {picture}\n\nthe ten most anomalous transactions:\n{show_top(scores)}\n")
+    try:
+        plot_scores(scores, picture)
+        print(f"histogram     {picture}")
+    except ModuleNotFoundError:
+        print("histogram     pip install 'millrace[plots]' draws one")
+    print(f"\nthe ten most anomalous transactions:\n{show_top(scores)}\n")
     print(show_detection(json.loads((args.example / "detection.json").read_text())))
     return 0
 
