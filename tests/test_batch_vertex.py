@@ -219,7 +219,10 @@ def test_an_endpoint_that_cannot_be_used_costs_no_row_and_is_told_in_one_line(
         ),
         ({"endpoint_url": "http://h", "endpoint_parameters": "[]"}, "expected an object of JSON"),
         ({"endpoint_url": "http://h", "device": "cpu"}, "--device is a flag of other pipelines"),
-        ({"endpoint_url": "http://h", "endpoint_concurrency": "0"}, "--endpoint_concurrency: '0'"),
+        (
+            {"endpoint_url": "http://h", "endpoint_concurrency": "0"},
+            "--endpoint_concurrency must be at least 1, got 0",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )

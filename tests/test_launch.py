@@ -324,8 +324,11 @@ def test_a_dry_run_of_a_template_shows_no_secret(templated: World) -> None:
         ),
         ((*FROM, "--staging_location", "/tmp"), "--staging_location /tmp: expected gs://BUCKET"),
         ((*FROM, "--model", "m.pt"), "--model m.pt: workers of Dataflow cannot reach this machine"),
-        ((*FROM, "--input_table", "a.b.c"), "--input_files and --input_table: expected one source"),
-        ((*FROM, "--cluster_by", "score"), "--cluster_by and --write_disposition are for --output"),
+        (
+            (*FROM, "--input_table", "a.b.c"),
+            "--input_files and --input_table: expected one of them",
+        ),
+        ((*FROM, "--cluster_by", "score"), "--cluster_by has no effect without --output_table"),
     ],
 )
 def test_a_template_that_does_not_fit_is_told_before_anything_is_started(
@@ -630,10 +633,10 @@ def test_ctrl_c_ends_the_program_and_not_the_job() -> None:
 def test_help_loads_neither_beam_nor_torch() -> None:
     code = (
         "import sys\n"
-        "from pipelines.launch.command import PIPELINES, choose\n"
+        "from pipelines.launch.command import PIPELINES, choose_command\n"
         "from pipelines.options.flag import build_parser\n"
         "for name in PIPELINES:\n"
-        "    command, _ = choose([name])\n"
+        "    command, _ = choose_command([name])\n"
         "    build_parser(command.name, command.about, command.options).format_help()\n"
         "heavy = {'apache_beam', 'torch', 'google.auth', 'pyarrow'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

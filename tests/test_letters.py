@@ -97,7 +97,7 @@ def letter(**fields: Any) -> Letter:
         "reason": "invalid_json",
         "row_id": "m-1",
         "payload": b"{",
-        "told": {},
+        "attributes": {},
         "attempts": 1,
     }
     return Letter(**values | fields)

@@ -268,7 +268,7 @@ def topics() -> Iterator[tuple[Topics, Cloud]]:
 def run(batches: list[pa.RecordBatch], sink: PublishBatches, counts: Any, large: Any) -> None:
     with beam.Pipeline("FnApiRunner") as pipeline:
         published = pipeline | beam.Create(batches) | sink
-        assert_that(published.published, counts, label="counts")
+        assert_that(published.good, counts, label="counts")
         assert_that(published.failures, large, label="failures")
 
 

@@ -21,12 +21,12 @@ class Split(NamedTuple):
 
 
 def split_outputs(
-    elements: beam.PCollection[Any], dofn: beam.DoFn, good_type: Any = pa.RecordBatch
+    elements: beam.PCollection[Any], dofn: beam.DoFn, *, counts: bool = False
 ) -> Split:
     """Elements and a DoFn that tags what it refuses as `failures` -> its two outputs.
 
-    good_type: of the elements of the main output.
+    counts: its main output is counts instead of record batches.
     """
     outputs = elements | beam.ParDo(dofn).with_outputs("failures", main="good")
-    outputs.good.element_type = good_type
-    return Split(outputs.good, typed(outputs.failures))
+    good = outputs.good if counts else typed(outputs.good)
+    return Split(good, typed(outputs.failures))

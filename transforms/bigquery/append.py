@@ -315,4 +315,4 @@ class AppendToTable(beam.PTransform):
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> Split:
         """One DoFn, which keeps a connection for its life."""
         dofn = _AppendDoFn(self.cloud, self.table, self.schema, self.provenance, self.batch_bytes)
-        return split_outputs(batches, dofn, good_type=Any)
+        return split_outputs(batches, dofn, counts=True)

@@ -235,4 +235,4 @@ class PublishBatches(beam.PTransform):
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> Split:
         """One DoFn."""
         dofn = _PublishDoFn(self.cloud, self.topic, self.kind, self.provenance)
-        return split_outputs(batches, dofn, good_type=Any)
+        return split_outputs(batches, dofn, counts=True)
