@@ -1,8 +1,10 @@
 """Batch runs that are killed: into files, into a table, and several attempts at one run at once.
 
 Each scenario keeps one run id and scores two inputs in turn, so that the old result and the new
-one can be told apart by their rows. Whatever a kill leaves, a reader must find one of the two
-whole; the same command once more must leave the new one, each row once.
+one differ in their rows. Whatever a kill leaves, a reader must find one of the two whole; the same
+command once more must leave the new one, each row once. Files of rows and of dead letters change
+together, by the report that lists both. The two tables change one after the other, each whole: a
+reader may find the rows of one result beside the dead letters of the other.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,9 @@ INPUTS = ("odd", "even")
 RUN_ID = "killed"
 
 Ids = dict[str, frozenset[str]]
+# Ids by part: "scores" and "dead_letters".
+Parts = dict[str, list[str]]
+PARTS = ("scores", "dead_letters")
 
 
 def make_inputs(folder: Path) -> Ids:
@@ -82,13 +88,17 @@ class Files:
         scores = self.folder / "out" / RUN_ID / "scores"
         return sorted(os.listdir(scores)) if scores.is_dir() else []
 
-    def read(self) -> list[str]:
-        """The ids of the result as a reader finds it, of dead letters as well."""
+    def read(self) -> Parts:
+        """The ids of the result as a reader finds it, by part."""
         folder = str(self.folder / "out" / RUN_ID)
-        found: list[str] = []
-        for part in ("scores", "dead_letters"):
-            found += open_result(folder, part).to_table(columns=["row_id"])["row_id"].to_pylist()
-        return found
+        return {
+            part: open_result(folder, part).to_table(columns=["row_id"])["row_id"].to_pylist()
+            for part in PARTS
+        }
+
+    def is_whole(self, found: Parts, results: Sequence[Parts]) -> bool:
+        """What a reader found -> whether it is one of the results."""
+        return found in results
 
 
 @dataclass
@@ -111,16 +121,20 @@ class Table(Files):
         """Whether there are staged files: the time from then on is that of load jobs."""
         return [blob.name for blob in self.cloud.storage().list_blobs("bucket", prefix="tmp/")]
 
-    def read(self) -> list[str]:
+    def read(self) -> Parts:
         """The ids in the table and in that of dead letters."""
-        found: list[str] = []
-        for table in (self.table, f"{self.table}_dead_letters"):
+        found: Parts = {}
+        for part, table in zip(PARTS, (self.table, f"{self.table}_dead_letters"), strict=True):
             try:
                 rows = self.cloud.bigquery().query(f"SELECT row_id FROM `{table}`").result()
             except exceptions.NotFound:
-                continue
-            found += [row["row_id"] for row in rows]
+                rows = ()
+            found[part] = [row["row_id"] for row in rows]
         return found
+
+    def is_whole(self, found: Parts, results: Sequence[Parts]) -> bool:
+        """What a reader found -> whether each table is that of one of the results."""
+        return all(any(found[part] == one[part] for one in results) for part in PARTS)
 
 
 @dataclass(kw_only=True)
@@ -133,6 +147,7 @@ class Kills:
     tally: Tally = field(default_factory=Tally)
     number: int = 0
     seconds: float = 0.0
+    results: dict[str, Parts] = field(default_factory=dict)
 
     def start(self, name: str) -> Attempt:
         """An input's name -> the next attempt."""
@@ -140,25 +155,31 @@ class Kills:
         return self.run.start(name, self.number)
 
     def prepare(self) -> None:
-        """The first result, whole."""
-        self.start(INPUTS[0]).finish()
+        """Both results, each of a run that nobody kills; the first is in place."""
         # Without the imports, which the first run alone waits for.
-        self.seconds = timed(lambda: self.start(INPUTS[0]).finish())
-        self.look(INPUTS[0])
+        self.start(INPUTS[0]).finish()
+        for name in reversed(INPUTS):
+            self.seconds = timed(lambda name=name: self.start(name).finish())  # type: ignore[misc]
+            self.results[name] = self.read()
+            self.tally.count_rows(self.ids[name], _all(self.results[name]))
+
+    def read(self) -> Parts:
+        """What a reader finds, in order."""
+        return {part: sorted(ids) for part, ids in self.run.read().items()}
 
     def look(self, *allowed: str) -> str | None:
         """Names of inputs -> whose result is there, counted as gone if it is none of theirs."""
-        got = sorted(self.run.read())
-        for name in allowed:
-            if got == sorted(self.ids[name]):
-                return name
-        self.tally.gone += 1
-        return None
+        got = self.read()
+        if not self.run.is_whole(got, [self.results[name] for name in allowed]):
+            self.tally.gone += 1
+            print("neither result is whole:", {part: len(ids) for part, ids in got.items()})
+            return None
+        return next((name for name in allowed if self.results[name] == got), None)
 
     def rerun(self, name: str) -> None:
         """An input's name -> its result, which must be there, each row once."""
         self.start(name).finish()
-        self.tally.count_rows(self.ids[name], self.run.read())
+        self.tally.count_rows(self.ids[name], _all(self.run.read()))
 
     def strike(self, attempt: Attempt) -> None:
         """A running attempt -> killed at some moment, and counted."""
@@ -168,6 +189,10 @@ class Kills:
             self.tally.kills += 1
         else:
             self.tally.ended += 1
+
+
+def _all(parts: Parts) -> list[str]:
+    return [row_id for part in PARTS for row_id in parts[part]]
 
 
 def kill_one(kills: Kills, count: int) -> Tally:
