@@ -20,10 +20,10 @@ WITHOUT = """
 import sys
 sys.modules["common.private_beam.in_process"] = None
 from pipelines.command import main
-from pipelines.launch.command import PIPELINES, choose
+from pipelines.launch.command import PIPELINES, choose_command
 command, argv = PIPELINES.get(sys.argv[1]), sys.argv[2:]
 if command is None:
-    command, argv = choose(argv)
+    command, argv = choose_command(argv)
 sys.exit(main(command, argv))
 """
 
