@@ -75,11 +75,11 @@ $(TORCHSERVE)/.installed: torchserve.txt $(STAMP)
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest -n auto --dist loadgroup
 
-# Compiled tests are kept, whatever the environment says: to compile them takes seconds.
+# Python keeps the compiled tests, whatever the environment says: to compile them takes seconds.
 test-fast: $(STAMP)  ## run the tests without other processes: for every save (under two minutes)
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto $(FAST)
 
-FAST := -m 'pure or beam' --ignore-glob='*/test_benchmark_*'
+FAST := -m 'pure or beam' --ignore-glob='*/test_benchmark_*' --hypothesis-profile fast
 
 coverage: $(STAMP)  ## run the tests, print branches that none takes: TESTS="-m 'pure or beam'"
 	@rm -rf build/coverage

@@ -1,5 +1,6 @@
 """Fixtures that several test modules share; each gives a function, so that nothing is imported."""
 
+import gc
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from command_line import Result, RunCommand, words
-from hypothesis import settings
+from property_tests import register_profiles
 from stand_ins import NO_EMULATORS, NO_PUBSUB, need_emulators
 from tiers import TIERS, confined, tier_of, uses_emulators
 
@@ -32,9 +33,7 @@ from transforms.provenance import Provenance
 # signals, and what they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-# No test depends on how fast the machine is.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
+register_profiles()
 
 
 @pytest.fixture(scope="session")
@@ -208,6 +207,12 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
         item.add_marker(tier)
         if uses_emulators(item):
             item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
+def pytest_collection_finish() -> None:
+    # What is imported by now stays: the garbage collector need not look through it in each test.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from property_tests import examples
 
 from common.errors import (
     DigestMismatch,
@@ -314,7 +315,7 @@ def test_a_mar_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
         assert len(told.splitlines()) == 1
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 @given(st.lists(st.tuples(st.integers(0, len(MAR) - 1), st.integers(0, 255)), min_size=1))
 def test_a_damaged_mar_gives_the_right_bytes_or_an_error_of_ours(
     tmp_path_factory: pytest.TempPathFactory, damage: list[tuple[int, int]]

@@ -15,6 +15,7 @@ from google.api_core import exceptions
 from google.cloud import bigquery
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from property_tests import examples
 
 import transforms.bigquery.jobs
 from cloud.clients import Cloud
@@ -338,7 +339,9 @@ PLANS = st.builds(
 
 
 @settings(
-    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+    max_examples=examples(60),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    deadline=None,
 )
 @given(st.lists(PLANS, max_size=3), st.lists(PLANS, min_size=ATTEMPTS, max_size=ATTEMPTS))
 def test_whatever_becomes_of_jobs_one_succeeds_or_the_last_failure_is_raised(

@@ -20,6 +20,7 @@ from google.cloud import bigquery
 from google.cloud.bigquery import SchemaField
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from property_tests import examples
 
 from examples.local_cloud import LocalCloud
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec
@@ -251,7 +252,7 @@ def round_trip(
 
 
 @settings(
-    max_examples=6,
+    max_examples=examples(6),
     deadline=None,
     # Each example takes a second: to make a failing one smaller would take minutes.
     phases=[Phase.explicit, Phase.reuse, Phase.generate],

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from property_tests import examples
 
 from examples.transactions import data
 from examples.transactions.data import BLOCK_ROWS, FEATURES, SCHEMA, generate, write_parquet
@@ -37,7 +38,7 @@ def test_same_seed_gives_the_same_rows_and_another_seed_others() -> None:
     assert not table(1_000, seed=7)["V1"].equals(table(1_000, seed=8)["V1"])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(rows=st.integers(0, 3 * BLOCK_ROWS), batch_rows=st.integers(500, 2 * BLOCK_ROWS))
 def test_rows_depend_on_neither_the_count_nor_the_batch(rows: int, batch_rows: int) -> None:
     batches = list(generate(rows, seed=3, batch_rows=batch_rows))

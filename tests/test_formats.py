@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from property_tests import examples
 from same_scores import assert_scores
 from torch import Tensor, nn
 
@@ -748,7 +749,7 @@ def test_one_wrong_bit_in_the_weights_is_found(
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(data=st.data())
 def test_a_damaged_file_loads_or_gives_an_error_of_ours(
     files: dict[str, bytes], kind: str, data: st.DataObject

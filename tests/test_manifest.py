@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from property_tests import examples
 
 from common.errors import ManifestError, UsageError
 from model_handlers.manifest import (
@@ -312,7 +313,7 @@ def read(text: str) -> Manifest | str:
         return str(error)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 @given(st.sampled_from(PLACES), json_values | st.just(...))
 def test_a_mutated_manifest_is_read_whole_or_refused_with_a_manifest_error(
     path: tuple[str | int, ...], value: Any

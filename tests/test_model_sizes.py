@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from property_tests import examples
 from test_formats import Scorer, always, edited, export, load, rewritten, safetensors, saved, script
 from torch import nn
 
@@ -189,7 +190,7 @@ def test_a_manifest_of_outputs_that_fit_nowhere_is_refused(
 
 
 @pytest.mark.parametrize("kind", ["torchscript", "pt2", "state_dict"])
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(data=st.data())
 def test_a_mutated_record_loads_or_gives_an_error_of_ours(
     files: dict[str, bytes], kind: str, data: st.DataObject

@@ -20,6 +20,7 @@ from google.api_core import exceptions
 from google.cloud import storage
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from property_tests import examples
 
 from common.errors import OutputError
 from examples.local_cloud import PROJECT, LocalCloud
@@ -190,7 +191,7 @@ def test_who_is_overtaken_between_any_two_requests_fails_or_is_replaced(
     assert len(outcomes) == 2 or not earlier
 
 
-@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(10), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(order=st.lists(st.integers(0, 1), max_size=60), layout=st.sampled_from([ONE, TWO]))
 def test_however_two_attempts_interleave_a_reader_finds_one_whole_result(
     place: Bucket, order: list[int], layout: Layout

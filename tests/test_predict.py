@@ -19,6 +19,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.util import assert_that, equal_to
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from property_tests import examples
 
 from common.record_batch import ERROR, ERROR_TYPE, OUTPUTS
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec
@@ -207,7 +208,10 @@ def json_reason(text: str, row: list[Any], fault: str) -> str | None:
     return "wrong_width" if fault else expected_reason(row)
 
 
-@settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(
+    max_examples=examples(12),
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
 @given(st.lists(TABLE, min_size=3, max_size=3), st.lists(LINE_FAULTS, min_size=12, max_size=12))
 def test_every_row_of_every_file_is_scored_or_dead_lettered_once(
     tiny_package: tuple[str, Manifest],

@@ -25,6 +25,7 @@ from google.cloud.bigquery import SchemaField
 from google.cloud.bigquery_storage_v1 import types
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from property_tests import examples
 
 import transforms.bigquery.read
 from cloud.clients import Cloud
@@ -229,7 +230,7 @@ def test_a_stream_that_breaks_anywhere_any_number_of_times_gives_each_row_once_i
     reads = Reads(numbered(0))
     with serving(reads) as cloud:
 
-        @settings(max_examples=60)
+        @settings(max_examples=examples(60))
         @given(
             st.integers(0, 40),
             st.lists(st.integers(1, 7), min_size=1, max_size=4),

@@ -14,6 +14,7 @@ import pytest
 from apache_beam.testing.util import assert_that, equal_to
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from property_tests import examples
 
 from common.errors import InputError
 from model_handlers.manifest import InputSpec
@@ -74,7 +75,7 @@ JSON_LINE = st.one_of(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(
     st.sampled_from(["csv", "jsonl"]),
     st.data(),
@@ -120,7 +121,7 @@ def as_numbers(row: dict[str, Any]) -> dict[str, Any]:
     return {name: str(value).removesuffix(".0") for name, value in row.items()}
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(
     st.lists(st.integers(0, 9), max_size=5),
     st.integers(1, 12),

@@ -22,6 +22,7 @@ from apache_beam.testing.test_stream import TestStream as Script
 from apache_beam.transforms.window import TimestampedValue
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from property_tests import examples
 
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
@@ -152,7 +153,7 @@ BODIES = st.one_of(
 )
 
 
-@settings(max_examples=15)
+@settings(max_examples=examples(15))
 @given(bodies=st.lists(BODIES, max_size=12))
 def test_messages_are_rows_plus_dead_letters(run: Run, bodies: list[Any]) -> None:
     scored = run(create(bodies))

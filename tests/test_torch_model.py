@@ -20,6 +20,7 @@ from apache_beam.testing.test_pipeline import TestPipeline as LocalPipeline
 from apache_beam.testing.util import assert_that
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from property_tests import examples
 from same_scores import assert_predictions, assert_scores
 from torch import Tensor, nn
 
@@ -267,7 +268,7 @@ def test_answers_do_not_depend_on_batches(package: Package, kind: str) -> None:
     handler = TorchModelHandler(path, manifest)
     model = handler.load_model()
 
-    @settings(deadline=None, max_examples=60)
+    @settings(deadline=None, max_examples=examples(60))
     @given(slicings(), st.integers(1, 70))
     def check(sizes: list[int], batch_rows: int) -> None:
         whole = features(rows_of(sum(sizes)))

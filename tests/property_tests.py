@@ -1,0 +1,18 @@
+"""How many examples a property test tries: fewer in the fast tiers than in the whole suite."""
+
+from hypothesis import settings
+
+WHOLE = 100
+
+
+def register_profiles() -> None:
+    """Makes the profiles `whole`, which is used from here on, and `fast`, for the command line."""
+    # No test depends on how fast the machine is.
+    settings.register_profile("whole", deadline=None, max_examples=WHOLE)
+    settings.register_profile("fast", deadline=None, max_examples=WHOLE // 5)
+    settings.load_profile("whole")
+
+
+def examples(count: int) -> int:
+    """The examples that a test tries in the whole suite -> those that it tries in this run."""
+    return max(1, count * settings().max_examples // WHOLE)
