@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import zipfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from common.command_line import CommandParser, positive
 from common.command_names import as_typed
 from common.errors import (
     ContractBroken,
@@ -232,24 +231,9 @@ def _numbers(table: pa.Table, column: str, path: str) -> np.ndarray:
         ) from error
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see --help")
-
-
-def _above_zero(text: str) -> float:
-    """A flag's text -> a number above 0."""
-    with suppress(ValueError):
-        if 0 < float(text) < math.inf:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog=as_typed("model_handlers.package"),
-        description="Make a model package: model.json beside the model file.",
-        allow_abbrev=False,
+    parser = CommandParser(
+        "model_handlers.package", "Make a model package: model.json beside the model file."
     )
     parser.add_argument("model", help="model file: .pt2, TorchScript .pt, .safetensors, state dict")
     parser.add_argument("--feature_columns", required=True, help="input columns in order: A,B,C")
@@ -269,7 +253,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--allow_batch_dependence",
         metavar="TOLERANCE",
-        type=_above_zero,
+        type=positive,
         help="accept a model whose answer to a row depends on the rows beside it, up to this "
         "difference, absolute and relative; the manifest and each report record it",
     )

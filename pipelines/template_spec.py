@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from common.command_names import as_typed
 from common.errors import MillraceError, OutputError, UsageError, suggest
 from pipelines.metadata import TEMPLATES, template
-from pipelines.options.flag import _Parser
 
 if TYPE_CHECKING:
     from cloud.clients import Cloud
@@ -63,11 +61,10 @@ def write_spec(cloud: Cloud, bucket: str, name: str, spec: dict[str, Any]) -> st
 
 
 def _run(argv: Sequence[str]) -> str:
-    parser = _Parser(
-        prog=as_typed("pipelines.template_spec"),
-        description="Write the file of a Flex Template: which image launches a pipeline, and with "
-        "which parameters.",
-        allow_abbrev=False,
+    parser = CommandParser(
+        "pipelines.template_spec",
+        "Write the file of a Flex Template: which image launches a pipeline, and with which "
+        "parameters.",
     )
     parser.add_argument("pipeline", metavar="PIPELINE")
     parser.add_argument("--bucket", required=True, help="bucket for templates/PIPELINE.json")

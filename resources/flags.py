@@ -7,10 +7,9 @@ import re
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import NoReturn
 
-from common.command_names import as_typed
-from common.errors import UsageError, suggest
+from common.command_line import CommandParser, names
+from common.errors import suggest
 from resources.config import CONFIG_NAME, PIPELINES
 from resources.kinds.names import JOB, NAMES, REMOVABLE
 
@@ -22,25 +21,13 @@ _GROUPS = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see --help")
-
-
 def _list(text: str) -> tuple[str, ...]:
     return tuple(part for part in text.split(",") if part)
 
 
-def _names(text: str) -> tuple[str, ...]:
-    # An empty one, as of a variable that is not set, would otherwise choose everything.
-    if not all(text.split(",")):
-        raise argparse.ArgumentTypeError(f"expected names with a comma between them, got {text!r}")
-    return tuple(text.split(","))
-
-
 def _pipelines(text: str) -> tuple[str, ...]:
     chosen: dict[str, None] = {}
-    for name in _names(text):
+    for name in names(text):
         if name not in (*PIPELINES, *_GROUPS):
             raise argparse.ArgumentTypeError(
                 f"{name!r} is no pipeline{suggest(name, (*PIPELINES, *_GROUPS))}: expected some of "
@@ -52,13 +39,13 @@ def _pipelines(text: str) -> tuple[str, ...]:
 
 def _kinds(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
     def parse(text: str) -> tuple[str, ...]:
-        for name in _names(text):
+        for name in names(text):
             if name not in known:
                 raise argparse.ArgumentTypeError(
                     f"{name!r} is no kind that this command takes{suggest(name, known)}: expected "
                     f"some of {', '.join(known)}"
                 )
-        return _names(text)
+        return names(text)
 
     return parse
 
@@ -89,10 +76,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def make_parser() -> argparse.ArgumentParser:
     """Nothing -> the parser of the four commands."""
-    parser = _Parser(
-        prog=as_typed("resources"),
-        description="Set up, look at and remove what the pipelines need of Google Cloud.",
-        allow_abbrev=False,
+    parser = CommandParser(
+        "resources", "Set up, look at and remove what the pipelines need of Google Cloud."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, about, known in (
@@ -101,7 +86,7 @@ def make_parser() -> argparse.ArgumentParser:
         ("status", "what there is, what waits and what runs", (*NAMES, JOB)),
         ("cleanup", "what would be removed; --yes removes it", REMOVABLE),
     ):
-        command = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
+        command = commands.add_parser(name, help=about, description=about)
         _add_common(command, known)
         _ADDERS[name](command)
     return parser
@@ -189,7 +174,7 @@ def _add_cleanup(command: argparse.ArgumentParser) -> None:
     )
     add(
         "--jobs",
-        type=_names,
+        type=names,
         default=(),
         metavar="A,B",
         help="only jobs of these names, or of a pattern as '*-test-*'; nothing else but them",

@@ -9,10 +9,10 @@ import argparse
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NoReturn
+from typing import Any
 
 from common.addresses import path_fault
-from common.command_names import as_typed
+from common.command_line import CommandParser, names, non_negative, positive, positive_integer
 from common.errors import UsageError
 
 # What `python -m serving deploy` tells the container; one that is not ours ignores it.
@@ -54,42 +54,10 @@ class Settings:
     ends_when_failed: bool = False
 
 
-class Parser(argparse.ArgumentParser):
-    """One that raises UsageError where argparse would end the process."""
-
-    def error(self, message: str) -> NoReturn:
-        """What argparse finds wrong -> UsageError."""
-        raise UsageError(f"{message}; see --help")
-
-
-def above_zero(text: str) -> int:
-    """A flag's text -> a whole number from 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
-    return int(text)
-
-
 def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, got {text!r}")
     return int(text)
-
-
-def _from_zero(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number from 0, got {text!r}")
-    return number
-
-
-def _seconds(text: str) -> float:
-    number = _from_zero(text)
-    if number == 0:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
-    return number
 
 
 def _route(text: str) -> str:
@@ -101,17 +69,10 @@ def _route(text: str) -> str:
     return text
 
 
-def names(text: str) -> tuple[str, ...]:
-    """A flag's text, `A,B` -> the names."""
-    return tuple(text.split(","))
-
-
 def make_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     """The environment, which has the defaults -> the parser of a server's flags."""
-    parser = Parser(
-        prog=as_typed("serving"),
-        description="Serve a model package over HTTP, as Vertex AI's containers do.",
-        allow_abbrev=False,
+    parser = CommandParser(
+        "serving", "Serve a model package over HTTP, as Vertex AI's containers do."
     )
     _add_model_flags(parser.add_argument_group("model").add_argument, environment)
     _add_server_flags(parser.add_argument, environment)
@@ -163,7 +124,9 @@ def _add_model_flags(model: Callable[..., Any], environment: Mapping[str, str]) 
     )
     model("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     model("--precision", default="float32", choices=("float32", "bf16", "fp16"))
-    model("--threads", type=above_zero, default=1, help="threads of one operation (default: 1)")
+    model(
+        "--threads", type=positive_integer, default=1, help="threads of one operation (default: 1)"
+    )
 
 
 def _add_server_flags(add: Callable[..., Any], environment: Mapping[str, str]) -> None:
@@ -176,23 +139,28 @@ def _add_server_flags(add: Callable[..., Any], environment: Mapping[str, str]) -
     )
     add("--health_route", type=_route, default=environment.get("AIP_HEALTH_ROUTE") or None)
     add("--predict_route", type=_route, default=environment.get("AIP_PREDICT_ROUTE") or None)
-    add("--max_request_bytes", type=above_zero, default=MAX_REQUEST_BYTES)
+    add("--max_request_bytes", type=positive_integer, default=MAX_REQUEST_BYTES)
     _add_limits(add)
 
 
 def _add_limits(add: Callable[..., Any]) -> None:
     """How much the server takes at once, and for how long."""
-    add("--max_batch_rows", type=above_zero, default=4096, help="rows of one pass (default: 4096)")
+    add(
+        "--max_batch_rows",
+        type=positive_integer,
+        default=4096,
+        help="rows of one pass (default: 4096)",
+    )
     add(
         "--max_batch_wait_ms",
-        type=_from_zero,
+        type=non_negative,
         default=0.0,
         help="how long a request may wait for others after a pass; never where the model is idle "
         "(default: 0)",
     )
     add(
         "--read_timeout_seconds",
-        type=_seconds,
+        type=positive,
         default=30.0,
         metavar="SECONDS",
         help="how long a client may take to send a whole request, and as long again to take its "
@@ -200,7 +168,7 @@ def _add_limits(add: Callable[..., Any]) -> None:
     )
     add(
         "--max_connections",
-        type=above_zero,
+        type=positive_integer,
         default=1024,
         metavar="N",
         help="above it, a new connection ends the one that has waited longest without a whole "
@@ -208,13 +176,13 @@ def _add_limits(add: Callable[..., Any]) -> None:
     )
     add(
         "--max_in_flight",
-        type=above_zero,
+        type=positive_integer,
         default=512,
         help="whole requests beyond are answered 503 at once (default: 512)",
     )
     add(
         "--drain_seconds",
-        type=_from_zero,
+        type=non_negative,
         default=30.0,
         help="how long requests in flight may take after SIGTERM (default: 30)",
     )

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from beam_specs import remember_specs
 from command_line import Result, RunCommand, words
-from property_tests import register_profiles
+from hypothesis import settings
+from property_tests import WHOLE, register_profiles, thinned
 from stand_ins import NO_EMULATORS, NO_PUBSUB, need_emulators
 from tiers import TIERS, confined, tier_of, uses_emulators
 
@@ -196,12 +199,25 @@ def dataset(emulators: LocalCloud, request: pytest.FixtureRequest) -> Iterator[s
     emulators.cloud.bigquery().delete_dataset(name, delete_contents=True, not_found_ok=True)
 
 
+def leave_out_cases(items: list[pytest.Function]) -> None:
+    """Keep those cases of each test marked `exhaustive` that this run takes."""
+    lists = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("exhaustive"):
+            lists[item.function].append(item)
+    left_out = {item for cases in lists.values() for item in {*cases}.difference(thinned(cases))}
+    items[:] = [item for item in items if item not in left_out]
+    for item in left_out:
+        item.config.hook.pytest_deselected(items=[item])
+
+
 TIER, TRIED = pytest.StashKey[str](), pytest.StashKey[list[str]]()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
     """Each test gets its tier; those of a file on the emulators run in one process."""
+    leave_out_cases(items)
     for item in items:
         item.stash[TIER] = tier = tier_of(item)
         item.add_marker(tier)
@@ -231,6 +247,9 @@ def pytest_runtest_teardown(item: pytest.Function) -> Iterator[None]:
 def pytest_configure(config: pytest.Config) -> None:
     for tier, cost in TIERS.items():
         config.addinivalue_line("markers", f"{tier}: {cost}")
+    config.addinivalue_line("markers", "exhaustive: goes through a whole list, case by case")
+    if settings().max_examples < WHOLE:
+        remember_specs()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -169,19 +169,26 @@ def test_rows_that_come_again_are_asked_for_once(
     assert endpoint.rows[200] < 1.5 * len(scores(local))
 
 
+UNUSABLE = [
+    (refusal(400, "wrong number of features"), "does not answer as model pytorch-autoencoder"),
+    (refusal(401), "no token was sent"),
+    (refusal(403), "roles/aiplatform.user"),
+    (refusal(404), "check --endpoint"),
+    (HTML, "expected JSON, got a page of HTML"),
+    (refusal(503), "at last with: 503 Service Unavailable"),
+]
+
+
+# Without the check the pipeline itself meets the answer. It treats three kinds differently: the
+# endpoint refuses the rows, it refuses the caller, or it stays down.
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("skip", "fault", "told"),
     [
-        (refusal(400, "wrong number of features"), "does not answer as model pytorch-autoencoder"),
-        (refusal(401), "no token was sent"),
-        (refusal(403), "roles/aiplatform.user"),
-        (refusal(404), "check --endpoint"),
-        (HTML, "expected JSON, got a page of HTML"),
-        (refusal(503), "at last with: 503 Service Unavailable"),
+        *[("false", *case) for case in UNUSABLE],
+        *[("true", *case) for case in (UNUSABLE[0], UNUSABLE[2], UNUSABLE[5])],
     ],
     ids=lambda value: value.name if isinstance(value, Fault) else "",
 )
-@pytest.mark.parametrize("skip", ["true", "false"])
 def test_an_endpoint_that_cannot_be_used_costs_no_row_and_is_told_in_one_line(
     example: Path,
     tmp_path: Path,

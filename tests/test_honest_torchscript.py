@@ -145,6 +145,7 @@ def check_loads(
         torch.testing.assert_close(loaded(*example), module(*example), equal_nan=True)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_module_of_torch_nn_loads(name: str, way: str) -> None:

@@ -14,10 +14,10 @@ import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from common.addresses import NO_USER, address_fault, path_fault
-from common.command_names import as_typed
+from common.command_line import CommandParser
 from common.errors import UsageError
 from pipelines.options.forms import Form
 
@@ -56,13 +56,6 @@ def flag(
     return field(default=default, metadata=metadata)
 
 
-class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are UsageErrors."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
-
-
 @dataclass(frozen=True)
 class Parsed:
     """A command line, read: an instance of each options class, and Beam's own flags."""
@@ -86,10 +79,9 @@ def build_parser(
 
     beam: it takes Beam's flags as well.
     """
-    parser = _Parser(
-        prog=as_typed(f"pipelines.{program}"),
-        description=about,
-        allow_abbrev=False,
+    parser = CommandParser(
+        f"pipelines.{program}",
+        about,
         epilog="All flags of Apache Beam and its runners are accepted as well, for instance "
         "--runner DataflowRunner --project P --region R --temp_location gs://B/tmp."
         if beam

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from cloud.endpoints import Endpoints, is_plain
 from cloud.regions import region_fault
 from common.addresses import path_fault
+from common.command_line import CommandParser, names, positive_integer
 from common.command_names import as_typed
 from common.errors import CredentialsError, UsageError
-from serving.settings import Parser, above_zero, names
 
 if TYPE_CHECKING:
     from cloud.clients import Cloud
@@ -58,9 +58,7 @@ def _labels(text: str) -> dict[str, str]:
 
 
 def _parser(command: str, description: str) -> argparse.ArgumentParser:
-    parser = Parser(
-        prog=as_typed(f"serving {command}"), description=description, allow_abbrev=False
-    )
+    parser = CommandParser(f"serving {command}", description)
     add = parser.add_argument
     add("--project", help="default: that of the credentials")
     add("--region", type=_region, default="us-central1", help="default: us-central1")
@@ -128,8 +126,8 @@ def _add_machines(parser: argparse.ArgumentParser) -> None:
         help="flags of your own image: --container_args='--outputs all'",
     )
     add("--machine_type", default="n1-standard-4", help="default: n1-standard-4")
-    add("--min_replicas", type=above_zero, default=1, help="default: 1")
-    add("--max_replicas", type=above_zero, help="default: as many as --min_replicas")
+    add("--min_replicas", type=positive_integer, default=1, help="default: 1")
+    add("--max_replicas", type=positive_integer, help="default: as many as --min_replicas")
     add("--accelerator", metavar="TYPE[:N]", help="as NVIDIA_L4 or NVIDIA_TESLA_T4:2")
 
 
