@@ -151,30 +151,30 @@ format: $(STAMP)  ## format the code and mend what lint can mend
 	$(BIN)/ruff check --fix .
 
 bench: $(STAMP)  ## compare with stock Beam and with a plain loop (about five minutes)
-	$(BIN)/python -m benchmarks.files
+	$(BIN)/python -m benchmarks.files.compare
 	$(BIN)/python -m benchmarks.predict_cost
 
 bench-bigquery: $(STAMP) $(EMULATORS)/.installed  ## BigQuery in and out, beside stock Beam's (under ten minutes)
-	$(BIN)/python -m benchmarks.bigquery_read
-	$(BIN)/python -m benchmarks.bigquery_write
-	$(BIN)/python -m benchmarks.bigquery_table
+	$(BIN)/python -m benchmarks.bigquery.read
+	$(BIN)/python -m benchmarks.bigquery.write
+	$(BIN)/python -m benchmarks.bigquery.table
 
 bench-serving: $(STAMP)  ## the server beside a plain FastAPI app, and TorchServe where it is installed
-	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.serving.servers
 
 bench-endpoint: $(STAMP)  ## asking an endpoint, beside Beam's handler and a plain load generator
-	$(BIN)/python -m benchmarks.endpoint
+	$(BIN)/python -m benchmarks.serving.endpoint
 
 bench-stream: $(STAMP) $(EMULATORS)/.installed  ## streams, beside stock Beam and the reference (under fifteen minutes)
-	$(BIN)/python -m benchmarks.stream_core
-	$(BIN)/python -m benchmarks.stream_latency
-	$(BIN)/python -m benchmarks.stream_memory
+	$(BIN)/python -m benchmarks.stream.core
+	$(BIN)/python -m benchmarks.stream.latency
+	$(BIN)/python -m benchmarks.stream.memory
 
 fuzz: $(STAMP)  ## 300,000 messages of every bad kind through a stream: none lost (five minutes, 6 GB)
-	$(BIN)/python -m benchmarks.stream_fuzz
+	$(BIN)/python -m benchmarks.stream.fuzz
 
 kills: $(STAMP) $(EMULATORS)/.installed  ## kill 300 runs at random moments: no row lost, none doubled (under an hour)
-	$(BIN)/python -m benchmarks.kill_runs
+	$(BIN)/python -m benchmarks.kills.runs
 
 dist: $(STAMP)  ## build the sdist and the wheel into dist/
 	$(BIN)/python -m build --no-isolation --outdir dist .

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from common.command_line import CommandParser
 from common.errors import MillraceError, OutputError, UsageError, suggest
 from pipelines.metadata import TEMPLATES, template
 

@@ -13,10 +13,14 @@ from apache_beam.io.gcp.bigquery_tools import BigQueryWrapper
 from google.cloud import bigquery
 from google.cloud.bigquery_storage_v1 import types
 
-from benchmarks import bigquery_read, bigquery_sinks, bigquery_table, bigquery_write, timed_run
-from benchmarks.bigquery_decoders import CONTESTANTS, Decoding, read_kept
-from benchmarks.bigquery_recording import Recording, ReplayingClient, cut
-from benchmarks.bigquery_sinks import Writing, from_dicts, output_rows, table_rows, table_schema
+from benchmarks.bigquery import read as bigquery_read
+from benchmarks.bigquery import sinks as bigquery_sinks
+from benchmarks.bigquery import table as bigquery_table
+from benchmarks.bigquery import timed_run
+from benchmarks.bigquery import write as bigquery_write
+from benchmarks.bigquery.decoders import CONTESTANTS, Decoding, read_kept
+from benchmarks.bigquery.recording import Recording, ReplayingClient, cut
+from benchmarks.bigquery.sinks import Writing, from_dicts, output_rows, table_rows, table_schema
 from benchmarks.contestant import ID_COLUMN, Clock, Report, read_report
 from benchmarks.measure import ContestantError, Measured
 from benchmarks.row_costs import costs, ratio, report_rows, take_turns

@@ -8,7 +8,7 @@ import pytest
 from faulty_endpoint import faulty_endpoint
 from serving_client import Running, running
 
-from benchmarks.endpoint_client import CONTESTANTS, find_fault, measure, millrace
+from benchmarks.serving.endpoint_client import CONTESTANTS, find_fault, measure, millrace
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from benchmarks.chart import draw
 from benchmarks.contestant import Report, Task, read_report
+from benchmarks.files.chart import draw
+from benchmarks.files.millrace import command_line
+from benchmarks.files.plain_loop import run, to_matrix
 from benchmarks.gate import Scores, find_faults, read_scores, reference
 from benchmarks.machine import describe_machine, versions
 from benchmarks.measure import Measured, measure
-from benchmarks.millrace import command_line
-from benchmarks.plain_loop import run, to_matrix
 from benchmarks.summary import ratios, spread, summarise
 from benchmarks.two_outputs import load_two_outputs
 from examples.transactions.data import FEATURES, generate, write_parquet
@@ -220,7 +220,7 @@ def test_our_command_names_every_flag_once() -> None:
 def test_our_contestant_tells_how_many_rows_it_wrote(example: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.parquet"
     write_parquet(rows, 300, seed=4)
-    command = [sys.executable, "-m", "benchmarks.millrace", "--input", str(rows)]
+    command = [sys.executable, "-m", "benchmarks.files.millrace", "--input", str(rows)]
     command += ["--output", str(tmp_path / "out"), "--model", str(example / "model")]
     assert measure(command).report.rows == 300
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kill_process import Attempt
-from benchmarks.kill_runs import METHOD, SHARES
-from benchmarks.kill_tally import Tally, as_table
+from benchmarks.kills.process import Attempt
+from benchmarks.kills.runs import METHOD, SHARES
+from benchmarks.kills.tally import Tally, as_table
 
 
 def test_a_row_that_is_missing_is_lost_and_one_that_is_there_twice_or_unasked_is_doubled() -> None:

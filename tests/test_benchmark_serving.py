@@ -13,9 +13,9 @@ from same_scores import assert_predictions
 from serving_client import Client, Running, running
 from waiting import wait_until
 
-from benchmarks.http_load import run
-from benchmarks.minimal_fastapi import make_app
-from benchmarks.serving import GATE_ROWS, body_of, find_fault
+from benchmarks.serving.http_load import run
+from benchmarks.serving.minimal_fastapi import make_app
+from benchmarks.serving.servers import GATE_ROWS, body_of, find_fault
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

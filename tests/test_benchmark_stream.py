@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.stream_fuzz import KINDS, decode_all
-from benchmarks.stream_latency import beside, figures, schedule
-from benchmarks.stream_memory import SETTLING, growth
-from benchmarks.stream_run import Arrivals, numbered
+from benchmarks.stream.fuzz import KINDS, decode_all
+from benchmarks.stream.latency import beside, figures, schedule
+from benchmarks.stream.memory import SETTLING, growth
+from benchmarks.stream.run import Arrivals, numbered
 from model_handlers.package import read_manifest
 from transforms.messages.decode import decode_messages
 
@@ -72,6 +72,6 @@ def test_a_fuzzed_message_that_is_lost_is_told(
     def forgetful(messages: Any, *rest: Any) -> Any:
         return decode_messages(messages[1:], *rest)
 
-    monkeypatch.setattr("benchmarks.stream_fuzz.decode_messages", forgetful)
+    monkeypatch.setattr("benchmarks.stream.fuzz.decode_messages", forgetful)
     with pytest.raises(SystemExit, match=r"seed 3, messages from 0 on: .*are not those of the mes"):
         decode_all(read_manifest(str(example / "model")), 100, seed=3)

@@ -5,6 +5,7 @@ import graphlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import TypeGuard
 
 import pytest
 from source_tree import ROOT, imported, module_name, module_names, modules, shipped_packages
@@ -150,16 +151,31 @@ def test_the_manifest_can_be_read_without_torch_or_beam() -> None:
         assert not heads(imported(ROOT / path)) & {"torch", "apache_beam"}
 
 
+def lines_of(node: ast.stmt) -> int:
+    return (node.end_lineno or 0) - node.lineno + 1
+
+
+def is_docstring(node: ast.AST) -> TypeGuard[ast.stmt]:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
+
+
 LIMITS = {"module": 400, "function": 45}
 
 
 @pytest.mark.parametrize("package", [*sorted(PACKAGES), "dags", "templates"])
 def test_modules_and_functions_are_short_enough_to_be_read(package: str) -> None:
-    """The limits of CONTRIBUTING; 300 and 40 are what to aim at."""
+    """The limits of CONTRIBUTING; 300 and 40 are what to aim at. Docstrings do not count."""
     for path in modules(package):
         text = path.read_text()
-        assert text.count("\n") <= LIMITS["module"], path
-        for node in ast.walk(ast.parse(text)):
+        tree = ast.parse(text)
+        described = sum(lines_of(node) for node in ast.walk(tree) if is_docstring(node))
+        assert text.count("\n") - described <= LIMITS["module"], path
+        for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                lines = (node.end_lineno or 0) - node.lineno + 1
+                described = sum(lines_of(inner) for inner in node.body if is_docstring(inner))
+                lines = lines_of(node) - described
                 assert lines <= LIMITS["function"], f"{path}: {node.name} has {lines} lines"

@@ -1,6 +1,6 @@
 """Responses of the Storage Read API to the model's matrix: ours and Beam's, on the same bytes.
 
-python -m benchmarks.bigquery_read --rows 200000 --rounds 3
+python -m benchmarks.bigquery.read --rows 200000 --rounds 3
 
 Responses of the local BigQuery are recorded, and then replayed to each contestant in turn, in
 a process of its own. Each must first find the ids and the matrix of the file that the table
@@ -22,10 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from google.cloud.bigquery_storage_v1 import types
 
-from benchmarks.bigquery_decoders import read_kept
-from benchmarks.bigquery_recording import Recording, cut, record
+from benchmarks.bench import Bench
+from benchmarks.bigquery.decoders import read_kept
+from benchmarks.bigquery.recording import Recording, cut, record
 from benchmarks.contestant import ID_COLUMN
-from benchmarks.files import Bench
 from benchmarks.measure import measure
 from benchmarks.row_costs import METHOD, costs, ratio, take_turns, write_results
 from cloud.clients import Cloud
@@ -122,7 +122,7 @@ def find_faults(
 def command(entrant: Entrant, folder: Path, model: Path, *more: str) -> list[str]:
     """Who takes part -> the command line of its process."""
     flags = ["--recording", str(folder / entrant.recording), "--model", str(model), *more]
-    return [sys.executable, "-m", "benchmarks.bigquery_decoders", entrant.decoder, *flags]
+    return [sys.executable, "-m", "benchmarks.bigquery.decoders", entrant.decoder, *flags]
 
 
 def gate(folder: Path, data: Path, model: Path) -> bool:

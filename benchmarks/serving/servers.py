@@ -1,6 +1,6 @@
 """Servers of one model, side by side: Millrace's, a minimal FastAPI app, TorchServe.
 
-python -m benchmarks.serving --rows 1 10 50 100 --rounds 3
+python -m benchmarks.serving.servers --rows 1 10 50 100 --rounds 3
 
 Each must first predict as the model itself does. Then they take turns under the same load, one
 at a time, the others idle. TorchServe takes part where `make torchserve` has installed it.
@@ -64,7 +64,10 @@ def contestants(model: Path, folder: Path, workers: int) -> Iterator[dict[str, s
         for name, command in (
             ("millrace_2", f"serving --model_path {model}/model --outputs score"),
             ("millrace_13", f"serving --model_path {model}/model --outputs all"),
-            ("fastapi_2", f"benchmarks.minimal_fastapi --model_file {model}/model/model.pt"),
+            (
+                "fastapi_2",
+                f"benchmarks.serving.minimal_fastapi --model_file {model}/model/model.pt",
+            ),
         ):
             address = f"http://127.0.0.1:{(port := free_port())}"
             started.enter_context(server(f"{command} --port {port}", f"{address}/health", folder))
@@ -103,7 +106,7 @@ def find_fault(url: str, model: Path) -> str:
 
 def load(url: str, body: Path, seconds: float, connections: int) -> dict[str, Any]:
     """A server and a body -> what the load generator saw, in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.http_load", url, "--body", str(body)]
+    command = [sys.executable, "-m", "benchmarks.serving.http_load", url, "--body", str(body)]
     command += ["--seconds", str(seconds), "--connections", str(connections)]
     limit = seconds + 60
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=limit)

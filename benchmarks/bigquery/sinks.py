@@ -1,6 +1,6 @@
 """Contestants of the writing: output rows to a file to be loaded, or to requests that append.
 
-python -m benchmarks.bigquery_sinks NAME --rows 500000
+python -m benchmarks.bigquery.sinks NAME --rows 500000
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Contestants of the reading: recorded responses of a table to ids and a float32 matrix.
 
-python -m benchmarks.bigquery_decoders NAME --recording FOLDER --model FOLDER
+python -m benchmarks.bigquery.decoders NAME --recording FOLDER --model FOLDER
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from apache_beam.metrics import Metrics, MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
 from google.cloud.bigquery_storage_v1 import reader, types
 
-from benchmarks.bigquery_recording import Recording, ReplayingClient, ReplayingCloud
+from benchmarks.bigquery.recording import Recording, ReplayingClient, ReplayingCloud
 from benchmarks.contestant import ID_COLUMN, timed
 from benchmarks.row_costs import report_rows
 from common.record_batch import INPUTS, ROW_ID, rebatch, struct_columns
@@ -260,6 +260,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     # Beam sends functions to its workers by the name of their module, which is not __main__.
-    from benchmarks.bigquery_decoders import main as run_main
+    from benchmarks.bigquery.decoders import main as run_main
 
     run_main()

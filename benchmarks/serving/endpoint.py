@@ -1,6 +1,6 @@
 """Predictions of an endpoint: VertexEndpointHandler, Beam's own handler, a plain load generator.
 
-python -m benchmarks.endpoint --rounds 3
+python -m benchmarks.serving.endpoint --rounds 3
 
 The same server, rows a request and requests in flight for all; each handler must first predict
 as the model does. They take turns, the server in a process of its own.
@@ -19,10 +19,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.endpoint_client import CONTESTANTS, GATE_ROWS
 from benchmarks.machine import describe_machine, versions
 from benchmarks.measure import ENVIRONMENT
-from benchmarks.serving import body_of, example, load, server
+from benchmarks.serving.endpoint_client import CONTESTANTS, GATE_ROWS
+from benchmarks.serving.servers import body_of, example, load, server
 from benchmarks.summary import spread
 from examples.local_cloud import free_port
 from model_handlers.tolerance import TOLERANCE
@@ -32,7 +32,7 @@ LOAD = "plain_load"
 
 def ask(contestant: str, url: str, model: Path, args: argparse.Namespace) -> dict[str, float]:
     """A handler and a server -> its figures, from a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.endpoint_client", contestant, url]
+    command = [sys.executable, "-m", "benchmarks.serving.endpoint_client", contestant, url]
     command += ["--model", str(model), "--seconds", str(args.seconds)]
     command += ["--rows", str(args.rows), "--concurrency", str(args.concurrency)]
     done = subprocess.run(

@@ -1,6 +1,6 @@
 """How long a message takes through `pipelines.stream_local`, at rates that are given.
 
-python -m benchmarks.stream_latency
+python -m benchmarks.stream.latency
 
 Open loop: when each message is to be sent is fixed beforehand (a Poisson process of a seed),
 whatever the pipeline does. Latency is from that time to the arrival of the result at a subscriber
@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from benchmarks.files import Bench
+from benchmarks.bench import Bench
 from benchmarks.row_costs import write_results
-from benchmarks.stream_run import (
+from benchmarks.stream.run import (
     LIMITS,
     WARM_UP,
     Arrivals,

@@ -1,6 +1,6 @@
 """Output rows to what is loaded or appended: ours and Beam's, from the same rows.
 
-python -m benchmarks.bigquery_write --rows 2000000 --rounds 3
+python -m benchmarks.bigquery.write --rows 2000000 --rounds 3
 
 Each contestant must first write a small number of rows so that the table would hold them
 exactly; then they take turns, each in a process of its own.
@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.bigquery_sinks import (
+from benchmarks.bigquery.sinks import (
     BATCH_ROWS,
     CONTESTANTS,
     PROVENANCE,
@@ -43,7 +43,7 @@ STREAMING_INSERTS = ("beam_streaming_inserts",)
 
 def command(name: str, rows: int, *more: str) -> list[str]:
     """Contestant and rows -> the command line of its process."""
-    program = [sys.executable, "-m", "benchmarks.bigquery_sinks", name]
+    program = [sys.executable, "-m", "benchmarks.bigquery.sinks", name]
     return [*program, "--rows", str(rows), *more]
 
 

@@ -1,6 +1,6 @@
 """What a message costs from its bytes to the JSON of its score, beside stock Beam.
 
-python -m benchmarks.stream_core --output benchmarks/results
+python -m benchmarks.stream.core --output benchmarks/results
 
 The same serialized PubsubMessages go through both on FnApiRunner, in batches of 1, 10,
 100 and 1,000 messages, as a streaming runner's bundles would bring them. Two outputs of

@@ -18,8 +18,8 @@ from typing import Any
 import pyarrow.parquet as pq
 from google.api_core import exceptions
 
-from benchmarks.kill_process import Attempt
-from benchmarks.kill_tally import Tally
+from benchmarks.kills.process import Attempt
+from benchmarks.kills.tally import Tally
 from cloud.clients import Cloud
 
 # A message each so often; every tenth is no JSON.

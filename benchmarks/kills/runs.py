@@ -1,6 +1,6 @@
 """Kills runs with `kill -9` at random moments, runs them again, and counts what is lost or doubled.
 
-python -m benchmarks.kill_runs
+python -m benchmarks.kills.runs
 
 Batch runs into files and into a table, two attempts at one run at once, and streams with each
 sink, on servers of this machine that stand in for Google Cloud.
@@ -18,12 +18,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.files import Bench
-from benchmarks.kill_batch import Files, Kills, Table, kill_of_two, kill_one, make_inputs
-from benchmarks.kill_streams import StreamRun, kill_stream
-from benchmarks.kill_tally import Tally, as_table
+from benchmarks.bench import Bench
+from benchmarks.kills.batch import Files, Kills, Table, kill_of_two, kill_one, make_inputs
+from benchmarks.kills.streams import StreamRun, kill_stream
+from benchmarks.kills.tally import Tally, as_table
 from benchmarks.row_costs import write_results
-from benchmarks.stream_run import make_bodies
+from benchmarks.stream.run import make_bodies
 from examples.local_cloud import LocalCloud, local_cloud
 
 SEED = 20_261_128

@@ -1,6 +1,6 @@
 """File to file: Millrace, stock Beam and a plain loop score the same Parquet files.
 
-python -m benchmarks.files --rows 1000000 10000000 --rounds 3
+python -m benchmarks.files.compare --rows 1000000 10000000 --rounds 3
 
 Each contestant must first score a small file exactly as the eager model does; then they take
 turns, each run in a process of its own.
@@ -9,74 +9,24 @@ turns, each run in a process of its own.
 import argparse
 import datetime
 import json
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.chart import draw
+from benchmarks.bench import GATE_ROWS, Bench
 from benchmarks.contestant import LATENT
+from benchmarks.files.chart import draw
 from benchmarks.gate import find_faults, read_scores, reference
 from benchmarks.machine import describe_machine, versions
-from benchmarks.measure import ENVIRONMENT, SAMPLE_SECONDS, ContestantError, Measured, measure
+from benchmarks.measure import ENVIRONMENT, SAMPLE_SECONDS, ContestantError, Measured
 from benchmarks.summary import summarise
-from examples.transactions.build import build
-from examples.transactions.data import write_parquet
 from model_handlers.tolerance import TOLERANCE
 
 CONTESTANTS = ("millrace", "stock_beam", "plain_loop")
 STOCK = "stock_beam"
-SEED = 11
-GATE_ROWS = 20_000
 NOISE = 0.05
-
-
-@dataclass(frozen=True)
-class Bench:
-    """A folder for data, model and outputs, and who takes part."""
-
-    folder: Path
-    contestants: tuple[str, ...]
-
-    def data(self, rows: int) -> Path:
-        """Row count -> a Parquet file of as many transactions, made if it is missing."""
-        path = self.folder / f"transactions-{rows}.parquet"
-        if not path.exists():
-            print(f"making {rows:,} transactions", flush=True)
-            unfinished = path.with_suffix(".unfinished")
-            write_parquet(unfinished, rows, seed=SEED)
-            unfinished.rename(path)
-        return path
-
-    def model(self) -> Path:
-        """-> the folder of the model package, made if it is missing."""
-        example = self.folder / "example"
-        package = example / "model"
-        if not (package / "model.json").exists():
-            print("training and packaging the model", flush=True)
-            build(example, rows=1_000, train_rows=100_000, seed=SEED)
-        return package
-
-    def output(self, name: str) -> Path:
-        """Contestant -> an empty place for what it writes."""
-        folder = self.folder / "out" / name
-        shutil.rmtree(folder, ignore_errors=True)
-        return folder
-
-    def run(self, name: str, rows: int) -> Measured:
-        """Contestant and row count -> one measured run.
-
-        Raises:
-            ContestantError: It failed, or wrote another number of rows.
-        """
-        command = [sys.executable, "-m", f"benchmarks.{name}"]
-        command += ["--input", str(self.data(rows)), "--output", str(self.output(name))]
-        measured = measure([*command, "--model", str(self.model())])
-        if measured.report.rows != rows:
-            raise ContestantError(f"{name} wrote {measured.report.rows} rows of {rows}")
-        return measured
 
 
 def gate(bench: Bench, rows: int) -> dict[str, list[str]]:

@@ -1,6 +1,6 @@
 """Table to table: `pipelines.batch_local` between tables of the local BigQuery.
 
-python -m benchmarks.bigquery_table --rows 5000000
+python -m benchmarks.bigquery.table --rows 5000000
 
 The scores of a small table must first be those of the eager model. The servers run beside the
 process that is measured. How long they take says nothing of the service: what counts are the
@@ -23,8 +23,8 @@ from unittest.mock import patch
 
 import numpy as np
 
+from benchmarks.bench import GATE_ROWS, Bench
 from benchmarks.contestant import ID_COLUMN, LATENT, LATENT_OUTPUT, SCORE_OUTPUT
-from benchmarks.files import GATE_ROWS, Bench
 from benchmarks.gate import Scores, find_faults, reference
 from benchmarks.measure import ContestantError, Measured, measure
 from benchmarks.row_costs import PEAK_MEMORY, write_results
@@ -67,7 +67,7 @@ def command(model: Path) -> list[str]:
         "run_id": RUN_ID,
     }
     pairs = [text for name, value in flags.items() for text in (f"--{name}", value)]
-    return [sys.executable, "-m", "benchmarks.timed_run", *pairs]
+    return [sys.executable, "-m", "benchmarks.bigquery.timed_run", *pairs]
 
 
 def score_table(servers: LocalCloud, data: Path, model: Path) -> Outcome:

@@ -10,7 +10,7 @@ import json
 import sys
 
 from benchmarks.contestant import timed
-from benchmarks.millrace import HEAVY
+from benchmarks.files.millrace import HEAVY
 from benchmarks.row_costs import report_rows
 from pipelines.batch_local import COMMAND
 from pipelines.command import main as run_command

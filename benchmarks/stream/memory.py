@@ -1,6 +1,6 @@
 """The memory of `pipelines.stream_local` over a long run: it must not grow.
 
-python -m benchmarks.stream_memory
+python -m benchmarks.stream.memory
 
 Messages are published as fast as their results come back, with some thousand on their way.
 """
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.files import Bench
+from benchmarks.bench import Bench
 from benchmarks.row_costs import write_results
-from benchmarks.stream_run import (
+from benchmarks.stream.run import (
     LIMITS,
     PATIENCE_SECONDS,
     WARM_UP,

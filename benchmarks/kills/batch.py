@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from google.api_core import exceptions
 
-from benchmarks.kill_process import Attempt, at_random, timed
-from benchmarks.kill_tally import Tally
+from benchmarks.kills.process import Attempt, at_random, timed
+from benchmarks.kills.tally import Tally
 from cloud.clients import Cloud
 from examples.transactions.data import write_parquet
 from transforms.results import open_result

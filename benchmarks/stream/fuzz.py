@@ -1,6 +1,6 @@
 """Messages of every bad kind through a stream's decoding, and some of them through its whole graph.
 
-python -m benchmarks.stream_fuzz
+python -m benchmarks.stream.fuzz
 
 Each message must be scored or be one dead letter with its exact bytes; nothing may raise. The
 first that is not is told, with the seed that made it.
@@ -24,7 +24,7 @@ import fastavro
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.files import Bench
+from benchmarks.bench import Bench
 from benchmarks.row_costs import write_results
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints

@@ -1,0 +1,1 @@
+"""Files to files: Millrace, stock Beam and a plain loop."""

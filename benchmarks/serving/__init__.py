@@ -1,0 +1,1 @@
+"""Servers of a model, and clients of an endpoint."""

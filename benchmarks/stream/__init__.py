@@ -1,0 +1,1 @@
+"""Streams: cost, latency, memory, malformed messages."""
