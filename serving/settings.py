@@ -124,9 +124,7 @@ def _add_model_flags(model: Callable[..., Any], environment: Mapping[str, str]) 
     )
     model("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     model("--precision", default="float32", choices=("float32", "bf16", "fp16"))
-    model(
-        "--threads", type=positive_integer, default=1, help="threads of one operation (default: 1)"
-    )
+    model("--threads", type=positive_integer, default=1, help="threads per operation (default: 1)")
 
 
 def _add_server_flags(add: Callable[..., Any], environment: Mapping[str, str]) -> None:
