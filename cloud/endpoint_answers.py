@@ -9,7 +9,7 @@ from typing import NoReturn
 import aiohttp
 import orjson
 
-from cloud.pacing import parse_retry_after
+from cloud.retry_pacing import parse_retry_after
 from common.addresses import host_of
 from common.errors import EndpointError, one_line
 

@@ -2,7 +2,7 @@
 
 One a process. What passes by itself is asked again, with backoff, a budget and fewer
 requests in flight; what cannot pass fails at once and says what to do; what may be the
-rows' fault is told as Refused, and the caller finds the rows (model_handlers/vertex_endpoint.py).
+rows' fault is told as Refused, and the caller finds the rows (model_handlers/endpoint_handler.py).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 
 from cloud.endpoint_answers import BadAnswer, Passing, RequestRefused, connection_text, raise_for
-from cloud.pacing import AdaptiveLimit, RetryBudget, backoff
+from cloud.retry_pacing import AdaptiveLimit, RetryBudget, backoff
 from common.errors import CredentialsError, EndpointError, one_line
 
 T = TypeVar("T")

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cloud.vertex import EndpointAddress
     from common.errors import MillraceError
+    from model_handlers.endpoint_handler import RequestLimits, VertexEndpointHandler
     from model_handlers.manifest import InputSpec, Manifest, OutputSpec
     from model_handlers.package import read_manifest, write_package
     from model_handlers.torch_model import TorchModelHandler
-    from model_handlers.vertex_endpoint import RequestLimits, VertexEndpointHandler
     from transforms.encode import EncodeRows, choose_fields
     from transforms.predict import Predict
     from transforms.provenance import Provenance
@@ -60,10 +60,10 @@ _MODULES = {
     "Predict": "transforms.predict",
     "Provenance": "transforms.provenance",
     "RecordBatchesToRows": "transforms.rows",
-    "RequestLimits": "model_handlers.vertex_endpoint",
+    "RequestLimits": "model_handlers.endpoint_handler",
     "RowsToRecordBatches": "transforms.rows",
     "TorchModelHandler": "model_handlers.torch_model",
-    "VertexEndpointHandler": "model_handlers.vertex_endpoint",
+    "VertexEndpointHandler": "model_handlers.endpoint_handler",
     "__version__": "millrace.version",
     "choose_fields": "transforms.encode",
     "external_table": "transforms.results",

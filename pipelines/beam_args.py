@@ -20,18 +20,9 @@ from apache_beam.options.pipeline_options import (
 from common.addresses import address_fault, path_fault
 from common.errors import UsageError, one_line, suggest
 from common.private_beam.any_runner import flag_parser
+from pipelines.dataflow.job_name import job_name
 from pipelines.options import all_flags
 from pipelines.runners import IN_PROCESS, IN_PROCESS_STREAM, choose_runner, is_dataflow
-from transforms.provenance import utc_now
-
-# As the reference names them; `python -m resources` finds jobs by these names.
-JOB_NAMES = {
-    "batch_local": "pytorch-batch",
-    "batch_vertex": "pytorch-batch-vertex",
-    "stream_local": "pytorch-streaming",
-    "stream_vertex": "pytorch-streaming-vertex",
-    "replay": "pytorch-batch-replay",
-}
 
 _FOLDERS = ("--temp_location", "--staging_location", "--template_location")
 _SECRET = re.compile(r"secret|password|token|connection_string|access_key|gbek")
@@ -87,7 +78,7 @@ def beam_options(
             direct.direct_running_mode = "multi_threading"
     google = options.view_as(GoogleCloudOptions)
     if name is not None and google.job_name is None:
-        google.job_name = f"{JOB_NAMES[name]}-{utc_now():%Y%m%d-%H%M%S}"
+        google.job_name = job_name(name)
     # The code is a package on the workers; what __main__ holds is nobody's concern.
     options.view_as(SetupOptions).save_main_session = False
     return options

@@ -8,11 +8,11 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 
 from cloud.endpoints import Endpoints
 from cloud.vertex import EndpointAddress
+from model_handlers.endpoint_handler import RequestLimits, VertexEndpointHandler
 from model_handlers.formats.architecture import check_trusted
 from model_handlers.manifest import Manifest
 from model_handlers.package import read_manifest
 from model_handlers.torch_model import TorchModelHandler
-from model_handlers.vertex_endpoint import RequestLimits, VertexEndpointHandler
 from pipelines.config import ModelConfig, ScoringConfig
 from pipelines.options import DeviceOptions, EndpointOptions
 from transforms.encode import OutputFields

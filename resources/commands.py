@@ -11,13 +11,13 @@ from datetime import UTC, datetime
 from resources import status as statuses
 from resources.cleaning import run_cleanup
 from resources.declaration import Resource, declare
+from resources.differences import Step
 from resources.jobs import PipelineJobs
 from resources.kinds.catalog import Kinds, open_kinds
 from resources.kinds.names import JOB
 from resources.kinds.storage import Models
 from resources.package import open_package
 from resources.place import DONE, FAILED, check_project, configure
-from resources.plan import Step
 from resources.progress import aligned, progressing
 from resources.setup import plan, set_up
 

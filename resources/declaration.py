@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from resources.config import PIPELINES, Config
 from transforms.bigquery.schema import table_fields, type_name
-from transforms.row_schemas import FAILURE_SCHEMA, REFERENCE_SCHEMA, REFERENCE_STREAM_SCHEMA
+from transforms.dead_letters import FAILURE_SCHEMA
+from transforms.row_schemas import REFERENCE_SCHEMA, REFERENCE_STREAM_SCHEMA
 
 # The label of everything that is made here, and by `python -m serving deploy`.
 # Of a configuration, with its name behind it: a resource that several use carries one of each.

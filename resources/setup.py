@@ -12,9 +12,9 @@ from google.api_core.retry import Retry
 from cloud.errors import is_disabled
 from common.errors import MillraceError, OutputError
 from resources.declaration import LABEL, LABELLED, Resource
+from resources.differences import Step, make_step, wanted
 from resources.kinds.base import Kind, resource_errors
 from resources.kinds.catalog import Kinds, look_at
-from resources.plan import Step, make_step, wanted
 from resources.progress import Progress
 
 Patient = Callable[[Callable[[], Any]], Any]

@@ -32,7 +32,7 @@ from model_handlers.numpy_json import dump_objects
 from serving.instances import BadInstances, unique_instances
 from serving.refusals import Disconnected, Refusal, json_response
 from serving.service import Service, State, arrays_of
-from transforms.failures import Fault
+from transforms.dead_letters import Fault
 
 logger = logging.getLogger("serving")
 

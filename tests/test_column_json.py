@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from common.record_batch import INPUTS, ROW_ID
 from model_handlers.manifest import FeatureStatistics, InputSpec, Manifest
-from transforms.failures import payloads
+from transforms.dead_letters import payloads
 from transforms.json_rows.columns import column_values
 from transforms.json_rows.decode import decode_rows
 from transforms.json_rows.row_format import RowFormat

@@ -13,8 +13,8 @@ from common.errors import (
     suggest,
 )
 from pipelines.batch.progress import progress_line
+from pipelines.batch.report_text import summarise
 from pipelines.batch.run import check_dead_letters
-from pipelines.batch.summary import summarise
 from pipelines.command import as_known_error, main
 from pipelines.launch.command import choose_command
 

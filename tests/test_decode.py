@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from model_handlers.manifest import FeatureStatistics, InputSpec, Manifest
-from transforms.failures import Fault
+from transforms.dead_letters import Fault
 from transforms.json_rows.decode import Decoded, decode_json, decode_rows
 from transforms.json_rows.row_format import RowFormat
 from transforms.row_ids import content_id

@@ -36,7 +36,7 @@ from faulty_endpoint import (
 from google.auth.exceptions import RefreshError, TransportError
 from waiting import wait_until
 
-from cloud import pacing
+from cloud import retry_pacing
 from cloud.endpoint_answers import BadAnswer, RequestRefused, error_text
 from cloud.endpoint_client import DIGEST_HEADER, EndpointClient
 from common.errors import CredentialsError, EndpointError
@@ -46,7 +46,7 @@ BODY = b'{"instances":[1,2,3]}'
 
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pacing, "FIRST_BACKOFF", 0.001)
+    monkeypatch.setattr(retry_pacing, "FIRST_BACKOFF", 0.001)
 
 
 def double(instances: list[Any]) -> list[Any]:
@@ -238,10 +238,10 @@ def impatient(
     def open_client(endpoint: FaultyEndpoint, retry_seconds: float) -> EndpointClient:
         client = connect(endpoint, retry_seconds=retry_seconds)
         if request.param == "jitter":
-            monkeypatch.setattr(pacing, "FIRST_BACKOFF", 1e9)
-            monkeypatch.setattr(pacing, "LONGEST_BACKOFF", 1e9)
+            monkeypatch.setattr(retry_pacing, "FIRST_BACKOFF", 1e9)
+            monkeypatch.setattr(retry_pacing, "LONGEST_BACKOFF", 1e9)
         else:
-            client._budget = pacing.RetryBudget(most=-1_000)
+            client._budget = retry_pacing.RetryBudget(most=-1_000)
         return client
 
     return open_client

@@ -16,7 +16,7 @@ from model_handlers.endpoint_codec import EndpointCodec
 from model_handlers.manifest import FeatureStatistics, InputSpec, Manifest
 from model_handlers.manifest_json import parse_manifest
 from serving.instances import BadInstances, InstanceReader, unique_instances
-from transforms.failures import Fault
+from transforms.dead_letters import Fault
 from transforms.files.ranges import FileRange
 from transforms.files.read import Columns, read_range
 from transforms.json_rows.decode import decode_json

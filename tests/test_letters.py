@@ -19,16 +19,7 @@ from msgspec import structs
 from common.errors import InputError, UsageError
 from common.record_batch import INPUTS, MESSAGE, ROW_ID, struct_columns
 from model_handlers.manifest import FeatureStatistics, InputSpec, Manifest
-from transforms.dead_letters.letters import (
-    Letter,
-    Selection,
-    from_message,
-    last_letters,
-    moment,
-    read_letter,
-    to_message,
-)
-from transforms.failures import Fault, Stage, failed_rows, failure_batch
+from transforms.dead_letters import Fault, Stage, failed_rows, failure_batch
 from transforms.files.writers import JsonLinesBatchWriter, to_json_line
 from transforms.json_rows.row_format import RowFormat
 from transforms.lineage import BATCH_REPLAY, STREAM_REPLAY
@@ -42,6 +33,15 @@ from transforms.messages.message import (
 )
 from transforms.messages.publish import MESSAGE_BYTES, failure_messages
 from transforms.provenance import Provenance, utc_now
+from transforms.replay.letters import (
+    Letter,
+    Selection,
+    from_message,
+    last_letters,
+    moment,
+    read_letter,
+    to_message,
+)
 from transforms.validate import validate
 
 NOON = datetime.datetime(2024, 5, 6, 12, tzinfo=datetime.UTC)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms.dead_letters.letters import Letter, lineage_of
 from transforms.lineage import Lineage
+from transforms.replay.letters import Letter, lineage_of
 
 NOON = datetime.datetime(2024, 5, 6, 12, tzinfo=datetime.UTC)
 

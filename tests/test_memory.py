@@ -26,7 +26,7 @@ from model_handlers.run_model import run_model
 from pipelines.command import as_known_error
 from resources.__main__ import main as resources_main
 from serving.__main__ import main as serving_main
-from transforms.failures import Fault
+from transforms.dead_letters import Fault
 from transforms.files.ranges import FileRange
 from transforms.files.read import Columns, read_range
 from transforms.files.text_lines import open_text

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from common.record_batch import MESSAGE_TYPE
-from transforms.failures import describe_messages
+from transforms.dead_letters import describe_messages
 from transforms.messages.message import (
     ATTEMPTS,
     Message,

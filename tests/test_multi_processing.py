@@ -10,8 +10,8 @@ from command_line import words
 from same_scores import assert_same_rows
 from serving_client import running
 
+from model_handlers.endpoint_handler import VertexEndpointHandler
 from model_handlers.torch_model import TorchModelHandler
-from model_handlers.vertex_endpoint import VertexEndpointHandler
 from pipelines import batch_local, batch_vertex
 from pipelines.command import Command, main
 

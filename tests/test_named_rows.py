@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from model_handlers.manifest import InputSpec, Manifest
-from transforms.failures import Fault
+from transforms.dead_letters import Fault
 from transforms.json_rows.row_format import RowFormat, build_columns, read_row
 from transforms.json_rows.values import read_json_values
 from transforms.messages.named_rows import NamedRows

@@ -12,8 +12,9 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 from cloud.endpoints import Endpoints
 from common.errors import UsageError
 from pipelines.batch_local import COMMAND
-from pipelines.beam_args import JOB_NAMES, beam_flags, beam_options, runs_in_process
+from pipelines.beam_args import beam_flags, beam_options, runs_in_process
 from pipelines.command import Command
+from pipelines.dataflow.job_name import JOB_NAMES
 from pipelines.handlers import make_handler
 from pipelines.metadata import TEMPLATES
 from pipelines.options import (

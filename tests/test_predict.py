@@ -24,8 +24,8 @@ from property_tests import examples
 from common.record_batch import ERROR, ERROR_TYPE, OUTPUTS
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec
 from model_handlers.torch_model import TorchModelHandler
+from transforms.dead_letters import FAILURE_SCHEMA, Fault
 from transforms.encode import EncodeRows, choose_fields
-from transforms.failures import Fault
 from transforms.files import ranges as file_ranges
 from transforms.files.destination import FolderDestination
 from transforms.files.read import Columns, ReadFiles
@@ -33,8 +33,7 @@ from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder
 from transforms.files.stage import StageFiles
 from transforms.predict import Predict, split_answer
 from transforms.provenance import Provenance
-from transforms.reconcile import CommitRun, CountFailures, CountRows
-from transforms.row_schemas import FAILURE_SCHEMA
+from transforms.run_report import CommitRun, CountFailures, CountRows
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 Make = Callable[..., Any]

@@ -303,7 +303,7 @@ def test_a_users_own_pipeline_runs_as_without_this_project_until_a_run_starts_he
     )
     installs = (
         "from common.private_beam import in_process\n"
-        "from transforms.messages.pull import PullMessages\n"
+        "from transforms.messages.in_process_source import PullMessages\n"
         "in_process.add_polled_source(PullMessages, 0.1), in_process.keep_buffers_whole()\n"
     )
     plain = run(USERS_OWN)

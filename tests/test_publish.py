@@ -23,8 +23,8 @@ from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from common.record_batch import OUTPUTS, to_rows
 from examples.local_cloud import LocalCloud
+from transforms.dead_letters import Fault, failure_batch
 from transforms.encode import OutputFields, encode
-from transforms.failures import Fault, failure_batch
 from transforms.messages import publish
 from transforms.messages.message import Message, message_column
 from transforms.messages.publish import (

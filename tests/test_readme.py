@@ -12,7 +12,7 @@ from pipelines.options.flag import build_parser
 from resources.flags import make_parser as resources_parser
 from serving.deploy.flags import deploy_parser, status_parser, undeploy_parser
 from serving.settings import make_parser
-from transforms.failures import REASONS
+from transforms.dead_letters import REASONS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

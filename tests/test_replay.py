@@ -36,8 +36,7 @@ from pipelines.beam_args import beam_flags
 from pipelines.options import all_flags
 from pipelines.replay import command as replay
 from pipelines.stream import subscription
-from transforms.dead_letters.read import LetterFiles
-from transforms.failures import failed_rows
+from transforms.dead_letters import failed_rows
 from transforms.files import commit as commit_files
 from transforms.files.writers import JsonLinesBatchWriter
 from transforms.json_rows.row_format import RowFormat
@@ -46,6 +45,7 @@ from transforms.messages.decode import MessageFormat, decode_messages
 from transforms.messages.message import Message
 from transforms.messages.publish import PublishBatches
 from transforms.provenance import Provenance, utc_now
+from transforms.replay.read import LetterFiles
 from transforms.validate import validate
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -33,13 +33,13 @@ from resources.__main__ import main
 from resources.cleanup import Choice, choose_removals, lost_rows
 from resources.config import PIPELINES, Config, read_config
 from resources.declaration import ROLES, Resource, declare
+from resources.differences import make_step
 from resources.flags import parse_arguments
 from resources.jobs import PipelineJob, pipeline_of
 from resources.kinds.base import Found
 from resources.kinds.catalog import KINDS
 from resources.kinds.names import NAMES, REMOVABLE
 from resources.package import open_package
-from resources.plan import make_step
 from resources.progress import Progress
 from resources.status import Status, shared
 from transforms.row_schemas import REFERENCE_SCHEMA, REFERENCE_STREAM_SCHEMA

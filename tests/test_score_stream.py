@@ -35,9 +35,9 @@ from pipelines.stream.progress import start_tally, summary
 from transforms.bigquery.schema import TableName
 from transforms.encode import OutputFields, choose_fields, output_schema
 from transforms.json_rows.row_format import RowFormat
+from transforms.messages.beam_source import ReadMessages
 from transforms.messages.decode import MessageFormat
 from transforms.messages.message import Message, serialize
-from transforms.messages.read import ReadMessages
 from transforms.provenance import Provenance
 from transforms.row_schemas import CARRIED
 

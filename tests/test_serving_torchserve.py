@@ -21,9 +21,9 @@ from examples.transactions.torchserve import (
     torchserve,
 )
 from model_handlers.endpoint_codec import InstanceFormat
+from model_handlers.endpoint_handler import VertexEndpointHandler
 from model_handlers.package import read_manifest
 from model_handlers.torch_model import TorchModelHandler
-from model_handlers.vertex_endpoint import VertexEndpointHandler
 from transforms.validate import validate
 
 ROWS = np.random.default_rng(5).normal(size=(20, 30)).tolist()

@@ -33,7 +33,7 @@ from pipelines.stream.progress import (
     take_latencies,
 )
 from transforms.accounts import found
-from transforms.failures import Fault, failure_batch
+from transforms.dead_letters import Fault, failure_batch
 from transforms.messages.message import Message, message_column
 from transforms.provenance import Provenance
 

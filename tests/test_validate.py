@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from common.errors import InputError
 from common.record_batch import INPUTS, concat_batches, source_batch, struct_columns
 from model_handlers.manifest import FeatureStatistics, InputSpec, Manifest
-from transforms.failures import Fault
+from transforms.dead_letters import Fault
 from transforms.provenance import Provenance
 from transforms.validate import ValidateFeatures, source_columns, validate
 

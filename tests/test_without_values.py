@@ -23,14 +23,14 @@ from model_handlers.manifest import InputSpec, Manifest
 from model_handlers.without_values import without_cells, without_numbers
 from serving.instances import BadInstances, InstanceReader
 from transforms.bigquery.append import _unfit
-from transforms.dead_letters.letters import read_letter
-from transforms.failures import Fault, failed_rows, failure_batch
+from transforms.dead_letters import Fault, failed_rows, failure_batch
 from transforms.files.csv_lines import read_lines
 from transforms.json_rows.decode import Decoded, decode_json
 from transforms.json_rows.row_format import RowFormat
 from transforms.messages.decode import MessageFormat, decode_messages
 from transforms.messages.message import Message
 from transforms.provenance import Provenance, utc_now
+from transforms.replay.letters import read_letter
 from transforms.row_schemas import CARRIED
 from transforms.validate import validate
 

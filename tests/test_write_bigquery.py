@@ -25,13 +25,12 @@ from transforms.bigquery import commit as commit_table
 from transforms.bigquery.destination import TableDestination, loads_from
 from transforms.bigquery.load import run_table
 from transforms.bigquery.schema import JSON_METADATA, TableName
-from transforms.failures import Fault, failure_batch
+from transforms.dead_letters import FAILURE_SCHEMA, Fault, failure_batch
 from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
 from transforms.files.stage import conform_to_files
 from transforms.files.store import create_file, delete
 from transforms.files.writers import open_writer
 from transforms.provenance import Provenance
-from transforms.row_schemas import FAILURE_SCHEMA
 
 NOON = datetime(2024, 5, 6, 12, tzinfo=UTC)
 TIME = pa.timestamp("us", tz="UTC")

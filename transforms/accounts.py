@@ -4,7 +4,7 @@ Whoever finds something to read promises it: a file, the bytes of a text file, t
 a Parquet file, the streams of a table. Whoever reads says which part of it was read. Both
 travel as elements, on paths of their own, and meet here: a part that got lost on its way
 to a worker was promised and never read. They are elements like the counts of
-transforms/reconcile.py, since Beam's metrics count a repeated bundle twice.
+transforms/run_report.py, since Beam's metrics count a repeated bundle twice.
 """
 
 from __future__ import annotations

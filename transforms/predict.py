@@ -13,7 +13,7 @@ from apache_beam.ml.inference.base import ModelHandler, RunInference
 
 from common.record_batch import ERROR, OUTPUTS, typed
 from model_handlers.manifest import Manifest
-from transforms.failures import Fault, failed_rows
+from transforms.dead_letters import Fault, failed_rows
 from transforms.provenance import Provenance, utc_now
 from transforms.split import Split, split_outputs
 from transforms.validate import ValidateFeatures

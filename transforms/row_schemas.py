@@ -1,4 +1,4 @@
-"""The schemas of rows that are the same for every model: dead letters, the reference's rows.
+"""The schemas of the reference's rows, the same for every model.
 
 Declared without Beam, so that whoever makes the tables need not load it.
 """
@@ -8,24 +8,6 @@ from __future__ import annotations
 import pyarrow as pa
 
 _TIME = pa.timestamp("us", tz="UTC")
-
-FAILURE_SCHEMA = pa.schema(
-    [
-        ("failed_at", _TIME),
-        ("run_id", pa.string()),
-        ("pipeline", pa.string()),
-        ("stage", pa.string()),
-        ("reason", pa.string()),
-        ("message", pa.string()),
-        ("row_id", pa.string()),
-        ("payload", pa.binary()),
-        ("attributes", pa.string()),
-        ("model_name", pa.string()),
-        ("model_version", pa.string()),
-        ("model_digest", pa.string()),
-        ("attempts", pa.int64()),
-    ]
-)
 
 # What senders of the reference's messages put beside the features, and its type.
 CARRIED = (

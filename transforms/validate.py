@@ -29,7 +29,7 @@ from transforms.cells import (
     limits,
     read_cells,
 )
-from transforms.failures import Fault, failed_rows
+from transforms.dead_letters import Fault, failed_rows
 from transforms.provenance import Provenance, utc_now
 from transforms.split import Split, split_outputs
 

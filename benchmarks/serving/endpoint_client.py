@@ -35,7 +35,7 @@ Ask = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 def millrace(url: str, model: Path, rows: int, concurrency: int) -> Ask:
     """VertexEndpointHandler, given record batches as in a pipeline."""
     from cloud.vertex import EndpointAddress
-    from model_handlers.vertex_endpoint import RequestLimits, VertexEndpointHandler
+    from model_handlers.endpoint_handler import RequestLimits, VertexEndpointHandler
 
     manifest = read_manifest(str(model))
     handler = VertexEndpointHandler(

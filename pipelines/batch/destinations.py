@@ -13,11 +13,11 @@ from pipelines.batch.config import FilesSink, RunConfig, TableSink
 from pipelines.cloud_access import GCS
 from transforms.bigquery.destination import TableDestination
 from transforms.bigquery.schema import TableName
+from transforms.dead_letters import FAILURE_SCHEMA
 from transforms.files.destination import Destination, FolderDestination
 from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder
 from transforms.lineage import Lineage
 from transforms.provenance import Provenance
-from transforms.row_schemas import FAILURE_SCHEMA
 
 
 @dataclass(frozen=True)

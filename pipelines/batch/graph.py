@@ -20,7 +20,7 @@ from transforms.files.stage import StageFiles
 from transforms.messages.publish import PublishBatches
 from transforms.predict import Predict
 from transforms.provenance import Provenance
-from transforms.reconcile import CommitRun, CountFailures, CountRows
+from transforms.run_report import CommitRun, CountFailures, CountRows
 from transforms.score_figures import DescribeScores
 
 

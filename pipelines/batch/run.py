@@ -31,8 +31,8 @@ from pipelines.batch.destinations import (
 )
 from pipelines.batch.graph import ScoreRows
 from pipelines.batch.progress import progress_line
+from pipelines.batch.report_text import summarise
 from pipelines.batch.sources import Source, open_source
-from pipelines.batch.summary import summarise
 from pipelines.beam_args import beam_options, is_dry_run, runs_in_process, runs_on_dataflow
 from pipelines.cloud_access import make_cloud
 from pipelines.config import ModelConfig
@@ -47,7 +47,7 @@ from transforms.files.listing import read_report
 from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder
 from transforms.files.staging import discard
 from transforms.provenance import Provenance, utc_now
-from transforms.reconcile import too_many
+from transforms.run_report import too_many
 
 # Of glibc's malloc.h.
 M_ARENA_MAX = -8

@@ -221,8 +221,8 @@ class Monitor:
 
     def _report(self, job: Job, took: float) -> int:
         """A batch job that is done -> its report, told. Raises TooManyDeadLetters."""
+        from pipelines.batch.report_text import summarise
         from pipelines.batch.run import check_dead_letters
-        from pipelines.batch.summary import summarise
         from pipelines.cloud_access import open_storage
         from transforms.files.listing import read_report
 

@@ -40,9 +40,9 @@ def launch(name: str, parsed: Parsed) -> int:
 
     Raises UsageError and whatever the pipeline's own command raises, before anything starts.
     """
-    from pipelines.beam_args import JOB_NAMES, given_flags
+    from pipelines.beam_args import given_flags
+    from pipelines.dataflow.job_name import job_name
     from pipelines.runners import DATAFLOW, is_dataflow
-    from transforms.provenance import utc_now
 
     flags = parsed.get(LaunchOptions)
     given = given_flags(parsed.beam_args)
@@ -56,7 +56,7 @@ def launch(name: str, parsed: Parsed) -> int:
     check = check_stream if name.startswith("stream") else check_batch
     check(name, parsed, f"launch {name}", **needed)
     job = complete(given, flags, name) | {"runner": DATAFLOW}
-    job.setdefault("job_name", f"{JOB_NAMES[name]}-{utc_now():%Y%m%d-%H%M%S}")
+    job.setdefault("job_name", job_name(name))
     own = Parsed(
         {kind: parsed.groups[kind] for kind in PIPELINES[name].options},
         [*parsed.beam_args, *added_args(given, job)],

@@ -23,7 +23,7 @@ from pipelines.replay.selection import FILTERS, select
 from pipelines.stream.config import MessageConfig
 
 if TYPE_CHECKING:
-    from transforms.dead_letters.letters import Selection
+    from transforms.replay.letters import Selection
 
 # Flags of messages, which dead letters of batch runs are not.
 _OF_MESSAGES = ("message_format", "avro_schema", "max_message_bytes", "window_seconds")

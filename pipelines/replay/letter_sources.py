@@ -25,17 +25,17 @@ from pipelines.replay.config import (
 from pipelines.stream.subscription import HELD, hidden_seconds
 from transforms.bigquery.schema import TableName
 from transforms.bigquery.source import BigQuerySource, at_one_moment
-from transforms.dead_letters.letters import (
+from transforms.files.writers import to_json_line
+from transforms.messages.lease import PATIENCE_SECONDS, Lease, leased
+from transforms.messages.message import Message
+from transforms.provenance import utc_now
+from transforms.replay.letters import (
     Letter,
     Selection,
     from_message,
     read_letter,
 )
-from transforms.dead_letters.read import LetterFiles, Letters, LetterTable
-from transforms.files.writers import to_json_line
-from transforms.messages.lease import PATIENCE_SECONDS, Lease, leased
-from transforms.messages.message import Message
-from transforms.provenance import utc_now
+from transforms.replay.read import LetterFiles, Letters, LetterTable
 from transforms.row_ids import content_id
 
 

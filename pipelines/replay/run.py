@@ -31,14 +31,14 @@ from pipelines.replay.letter_sources import Replay, open_letters
 from pipelines.stream.messages import message_format, stream_fields
 from transforms.bigquery.schema import TableName, arrow_schema
 from transforms.bigquery.tables import find_table
-from transforms.dead_letters.letters import Letter, lineage_of
-from transforms.dead_letters.read import ReadLetters, selected
 from transforms.encode import OutputFields, output_schema
 from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder
 from transforms.json_rows.row_format import RowFormat
 from transforms.lineage import BATCH_REPLAY, STREAM_REPLAY, Lineage
 from transforms.messages.decode import MessageFormat
 from transforms.provenance import Provenance
+from transforms.replay.letters import Letter, lineage_of
+from transforms.replay.read import ReadLetters, selected
 
 
 def run_local(parsed: Parsed) -> None:

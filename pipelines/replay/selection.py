@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from common.errors import UsageError, suggest
 from pipelines.options import ReplayOptions
-from transforms.dead_letters.letters import UNREPLAYABLE, Selection, moment
-from transforms.failures import REASONS
+from transforms.dead_letters import REASONS
+from transforms.replay.letters import UNREPLAYABLE, Selection, moment
 
 FILTERS = ("reason", "stage", "since", "pipeline", "replayed_run_id")
 STAGES = ("decode", "validate", "infer", "encode")

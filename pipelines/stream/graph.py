@@ -20,6 +20,7 @@ from pipelines.stream.progress import (
 )
 from transforms.bigquery.append import AppendToTable
 from transforms.bigquery.schema import TableName
+from transforms.dead_letters import FAILURE_SCHEMA
 from transforms.encode import EncodeRows, OutputFields
 from transforms.files.windows import WriteWindows
 from transforms.messages.decode import DecodeMessages, MessageFormat
@@ -27,7 +28,6 @@ from transforms.messages.gather import DropDuplicates, GatherMessages
 from transforms.messages.publish import PublishBatches
 from transforms.predict import Predict
 from transforms.provenance import Provenance
-from transforms.row_schemas import FAILURE_SCHEMA
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from pipelines.options import StreamRunOptions
 from pipelines.stream.progress import Tally, check_balance, report_line, start_tally, summary
 from pipelines.stream.subscription import HELD, LEASE_SECONDS, renew
 from transforms.files.unfinished import remove_begun
-from transforms.messages.pull import Intake
+from transforms.messages.in_process_source import Intake
 
 _POLL_SECONDS = 0.1
 STOPPING = "stopping: what was taken is scored and written first (Ctrl-C again: at once)"

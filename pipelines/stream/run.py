@@ -1,8 +1,8 @@
 """Streams: options to a graph, the graph to an endless run.
 
 What a run in this process promises: a message is acknowledged when its row, or its dead
-letter, is in every sink (transforms/messages/pull.py). A run that is stopped, by Ctrl-C,
-by SIGTERM or by --stop_after_seconds, first ends what it has taken; one that fails or dies
+letter, is in every sink (transforms/messages/in_process_source.py). A run that is stopped, by
+Ctrl-C, by SIGTERM or by --stop_after_seconds, first ends what it has taken; one that fails or dies
 leaves the rest to the next reader. So nothing is lost, and after a failure some rows are
 written again, with the same row_id. What it cannot promise:
 
@@ -57,8 +57,8 @@ from pipelines.stream.subscription import (
     temporary,
 )
 from transforms.encode import OutputFields, output_schema
-from transforms.messages.pull import POLL_SECONDS, PullMessages, open_intake
-from transforms.messages.read import ReadMessages
+from transforms.messages.beam_source import ReadMessages
+from transforms.messages.in_process_source import POLL_SECONDS, PullMessages, open_intake
 from transforms.provenance import Provenance, utc_now
 
 

@@ -15,11 +15,11 @@ from pipelines.options import StreamFailureOptions, StreamSinkOptions
 from pipelines.stream.graph import StreamSinks
 from transforms.bigquery.schema import TableName
 from transforms.bigquery.tables import check_table, create_table, find_table
+from transforms.dead_letters import FAILURE_SCHEMA
 from transforms.encode import OutputFields
 from transforms.files.run_folder import DEAD_LETTERS, SCORES
 from transforms.files.unfinished import remove_dead
 from transforms.files.windows import check_folder
-from transforms.row_schemas import FAILURE_SCHEMA
 
 
 def open_sinks(

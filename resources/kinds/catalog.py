@@ -8,6 +8,7 @@ from cloud.clients import Cloud
 from cloud.owner import OWNER
 from resources.config import Config
 from resources.declaration import IN_USE, Resource, config_label
+from resources.differences import is_absent
 from resources.kinds.base import Found, Kind, resource_errors
 from resources.kinds.bigquery import Datasets, Tables
 from resources.kinds.project import Accounts, Roles, Services
@@ -15,7 +16,6 @@ from resources.kinds.pubsub import Subscriptions, Topics
 from resources.kinds.registry import RegistryModels
 from resources.kinds.storage import Buckets, Models, UploadedFiles
 from resources.package import Package
-from resources.plan import is_absent
 from resources.progress import Progress
 
 KINDS: Mapping[str, type[Kind]] = {

@@ -35,7 +35,7 @@ from common.record_batch import concat_batches, to_rows
 from model_handlers.isolate import isolate
 from model_handlers.without_values import without_cells
 from transforms.bigquery.schema import TableName, arrow_schema, table_fields
-from transforms.failures import Fault, failure_batch
+from transforms.dead_letters import Fault, failure_batch
 from transforms.plain_json import to_json
 from transforms.provenance import Provenance, utc_now
 from transforms.split import Split, split_outputs

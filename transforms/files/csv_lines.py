@@ -20,7 +20,7 @@ import pyarrow.csv as pa_csv
 
 from common.errors import InputError
 from model_handlers.isolate import isolate
-from transforms.failures import Fault
+from transforms.dead_letters import Fault
 from transforms.files.text_lines import open_text
 
 _NEWLINE, _RETURN, _QUOTE = b'\n\r"'

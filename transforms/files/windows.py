@@ -147,7 +147,7 @@ class WriteWindows(beam.PTransform):
             FixedWindows(self.seconds),
             trigger=AfterWatermark(late=AfterCount(1)),
             accumulation_mode=AccumulationMode.DISCARDING,
-            # Until they are written, rows hold the watermark back (transforms/messages/pull.py).
+            # Rows hold the watermark back until they are written (messages/in_process_source.py).
             timestamp_combiner=TimestampCombiner.OUTPUT_AT_EARLIEST,
             allowed_lateness=86_400,
         )

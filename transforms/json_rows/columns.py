@@ -1,4 +1,4 @@
-"""A row's columns that were written as JSON (transforms/failures.py: to_json) -> their values.
+"""A row's columns that were written as JSON (transforms/dead_letters.py: to_json) -> their values.
 
 Columns of a table or of a CSV file hold what JSON has no word for, or has another one for:
 NaN, integers of any size, decimals, numbers as text. A dead letter of such a row is

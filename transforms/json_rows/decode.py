@@ -14,7 +14,7 @@ import apache_beam as beam
 import pyarrow as pa
 
 from common.record_batch import PAYLOAD, ROW_ID, SOURCE
-from transforms.failures import Fault, failure_batch
+from transforms.dead_letters import Fault, failure_batch
 from transforms.json_rows.row_format import RowFormat, build_columns, own_id, read_plain, read_row
 from transforms.json_rows.values import read_json_values
 from transforms.provenance import Provenance, utc_now

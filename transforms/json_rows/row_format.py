@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 
 from model_handlers.manifest import InputSpec, Manifest
 from transforms.cells import FINE, INFINITE, NAN, exact_integer, limits
-from transforms.failures import Fault
+from transforms.dead_letters import Fault
 from transforms.plain_json import to_json
 from transforms.validate import VECTOR_COLUMN
 

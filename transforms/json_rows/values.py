@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 
 from model_handlers.unique_keys import doubled_key, doubled_text, load_marked
-from transforms.failures import Fault
+from transforms.dead_letters import Fault
 
 # Of the bytes up to a quote, JSON allows no others before a colon than quotes and spaces.
 _COLON, _QUOTE = b':"'

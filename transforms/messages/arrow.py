@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from common.errors import InputError, one_line
 from common.memory import check_memory
 from common.record_batch import derived_ids, source_batch
-from transforms.failures import Fault
+from transforms.dead_letters import Fault
 from transforms.files.read import Columns
 from transforms.json_rows.row_format import RowFormat, to_text
 

@@ -11,7 +11,7 @@ import fastavro
 from common.errors import UsageError, one_line
 from common.memory import check_memory
 from model_handlers.unique_keys import load_unique
-from transforms.failures import Fault
+from transforms.dead_letters import Fault
 
 _FILE = b"Obj\x01"
 

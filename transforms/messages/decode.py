@@ -27,7 +27,7 @@ from apache_beam.utils.timestamp import Timestamp
 
 from common.record_batch import MESSAGE, concat_batches, typed
 from transforms.accounts import found
-from transforms.failures import Fault, failure_batch
+from transforms.dead_letters import Fault, failure_batch
 from transforms.files.read import Read
 from transforms.json_rows.columns import column_values
 from transforms.json_rows.decode import decode_rows, source_rows

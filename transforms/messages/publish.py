@@ -21,7 +21,7 @@ from cloud.clients import Cloud
 from cloud.errors import retry, translate_errors
 from common.errors import OutputError
 from transforms.accounts import Count
-from transforms.failures import Fault, failure_batch
+from transforms.dead_letters import Fault, failure_batch
 from transforms.json_rows.write import json_objects
 from transforms.provenance import Provenance, utc_now
 from transforms.row_ids import content_id
@@ -38,7 +38,7 @@ ATTRIBUTE_BYTES = 1024
 # Attributes that only Pub/Sub itself may set.
 RESERVED = "goog"
 OWN = "millrace_"
-# What a dead letter says of the message that it was, as transforms/failures.py names it.
+# What a dead letter says of the message that it was, as transforms/dead_letters.py names it.
 MESSAGE_ATTRIBUTES = {
     f"{OWN}message_id": "id",
     f"{OWN}event_time": "event_time",

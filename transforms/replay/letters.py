@@ -16,11 +16,11 @@ from typing import Any
 import orjson
 
 from common.errors import InputError, UsageError
+from transforms.dead_letters import FAILURE_SCHEMA
 from transforms.lineage import BATCH_REPLAY, STREAM_REPLAY, LetterKind, Lineage, Taken
 from transforms.messages.message import ATTEMPTS, REPLAYED_ID, STAGE, Message, attempts_of
 from transforms.messages.publish import MESSAGE_ATTRIBUTES, OWN
 from transforms.row_ids import content_id
-from transforms.row_schemas import FAILURE_SCHEMA
 
 # What the append of a scored row refuses holds no features.
 UNREPLAYABLE = "write"

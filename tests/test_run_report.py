@@ -15,13 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import BalanceError
-from transforms.failures import Fault, failure_batch
+from transforms.dead_letters import FAILURE_SCHEMA, Fault, failure_batch
 from transforms.files.destination import Destination, FolderDestination
 from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
 from transforms.files.stage import StageFiles
 from transforms.provenance import Provenance, utc_now
-from transforms.reconcile import CommitRun, CountFailures, CountRows, build_report, count_failures
-from transforms.row_schemas import FAILURE_SCHEMA
+from transforms.run_report import CommitRun, CountFailures, CountRows, build_report, count_failures
 
 Counts = dict[tuple[str, ...], int]
 Run = tuple[Counts, list[StagedFile], list[Destination]]

@@ -25,7 +25,7 @@ from transforms.bigquery.read import (
 )
 from transforms.bigquery.schema import TableName
 from transforms.bigquery.source import BigQuerySource, describe_source
-from transforms.dead_letters.letters import Letter, Selection, last_letters, read_letter, to_message
+from transforms.dead_letters import FAILURE_SCHEMA
 from transforms.files.pins import unchanged
 from transforms.files.ranges import FileRange, match_files, plan_file, split_file
 from transforms.files.read import Read
@@ -34,7 +34,7 @@ from transforms.files.writers import to_json_line
 from transforms.messages.decode import DecodeMessages, MessageFormat
 from transforms.messages.message import serialize
 from transforms.provenance import Provenance
-from transforms.row_schemas import FAILURE_SCHEMA
+from transforms.replay.letters import Letter, Selection, last_letters, read_letter, to_message
 
 
 class Chunk(NamedTuple):

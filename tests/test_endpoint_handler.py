@@ -41,21 +41,21 @@ from faulty_endpoint import (
 from same_scores import assert_scores
 from serving_client import running
 
-from cloud import pacing
+from cloud import retry_pacing
 from cloud.endpoint_client import DIGEST_HEADER
 from cloud.vertex import EndpointAddress
 from common.errors import EndpointError, UsageError
 from common.record_batch import to_rows, typed
 from examples.transactions.data import FEATURES
-from model_handlers.manifest import GoldenRows, InputSpec, Manifest, OutputSpec
-from model_handlers.package import read_manifest
-from model_handlers.torch_model import TorchModelHandler
-from model_handlers.vertex_endpoint import (
+from model_handlers.endpoint_handler import (
     CONFIRMATIONS,
     Endpoint,
     RequestLimits,
     VertexEndpointHandler,
 )
+from model_handlers.manifest import GoldenRows, InputSpec, Manifest, OutputSpec
+from model_handlers.package import read_manifest
+from model_handlers.torch_model import TorchModelHandler
 from transforms.predict import Predict
 from transforms.validate import validate
 
@@ -65,7 +65,7 @@ Make = Callable[..., Any]
 
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pacing, "FIRST_BACKOFF", 0.001)
+    monkeypatch.setattr(retry_pacing, "FIRST_BACKOFF", 0.001)
 
 
 def score(instances: list[Any]) -> list[Any]:

@@ -17,7 +17,24 @@ import pyarrow as pa
 from common.record_batch import MESSAGE, PAYLOAD, ROW_ID, SOURCE, to_rows
 from transforms.plain_json import to_json
 from transforms.provenance import Provenance
-from transforms.row_schemas import FAILURE_SCHEMA
+
+FAILURE_SCHEMA = pa.schema(
+    [
+        ("failed_at", pa.timestamp("us", tz="UTC")),
+        ("run_id", pa.string()),
+        ("pipeline", pa.string()),
+        ("stage", pa.string()),
+        ("reason", pa.string()),
+        ("message", pa.string()),
+        ("row_id", pa.string()),
+        ("payload", pa.binary()),
+        ("attributes", pa.string()),
+        ("model_name", pa.string()),
+        ("model_version", pa.string()),
+        ("model_digest", pa.string()),
+        ("attempts", pa.int64()),
+    ]
+)
 
 Stage = Literal["decode", "validate", "infer", "encode", "write"]
 # Of rows of any stage; README.md says what each means.

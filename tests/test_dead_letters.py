@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 
 from common.record_batch import source_batch
 from model_handlers.manifest import Manifest
-from transforms.failures import Fault, failed_rows, failure_batch, payloads
+from transforms.dead_letters import FAILURE_SCHEMA, Fault, failed_rows, failure_batch, payloads
 from transforms.plain_json import to_json
 from transforms.provenance import Provenance, utc_now
-from transforms.row_schemas import FAILURE_SCHEMA
 
 NOW = datetime.datetime(2024, 1, 2, 3, 4, 5, 6, tzinfo=datetime.UTC)
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud.pacing import (
+from cloud.retry_pacing import (
     FIRST_BACKOFF,
     LONGEST_BACKOFF,
     AdaptiveLimit,

@@ -22,11 +22,11 @@ from cloud.clients import Cloud
 from common.errors import InputError
 from common.private_beam.in_process import add_polled_source
 from examples.local_cloud import LocalCloud
-from transforms.messages import pull as module
+from transforms.messages import in_process_source as module
 from transforms.messages.gather import DropDuplicates, GatherMessages
+from transforms.messages.in_process_source import Intake, PullMessages, open_intake
 from transforms.messages.lease import Lease
 from transforms.messages.message import Message, parse_message
-from transforms.messages.pull import Intake, PullMessages, open_intake
 
 
 @pytest.fixture(autouse=True, scope="module")
