@@ -76,8 +76,9 @@ test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 # Python keeps the compiled tests, whatever the environment says: to compile them takes seconds.
-test-fast: $(STAMP)  ## run the tests without other processes: for every save (under two minutes)
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto $(FAST)
+# Some tests wait, so there is one worker more than there are cores.
+test-fast: $(STAMP)  ## run the tests without other processes: for every save (90 s on two cores)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --dist worksteal $(FAST)
 
 FAST := -m 'pure or beam' --ignore-glob='*/test_benchmark_*' --hypothesis-profile fast
 

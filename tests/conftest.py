@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 from beam_specs import remember_specs
 from command_line import Result, RunCommand, words
+from filelock import FileLock
 from hypothesis import settings
 from property_tests import WHOLE, register_profiles, thinned
 from stand_ins import NO_EMULATORS, NO_PUBSUB, need_emulators
@@ -116,13 +117,21 @@ def tiny_package(
 
 
 @pytest.fixture(scope="session")
-def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The example's folder, small: 2,000 rows to score, 20 of them faulty, and the packages."""
+def example(tmp_path_factory: pytest.TempPathFactory, testrun_uid: str) -> Path:
+    """The example's folder, small: 2,000 rows to score, 20 of them faulty, and the packages.
+
+    All workers of pytest-xdist share it: to build it takes seconds.
+    """
     # Torch takes seconds, and many a test does without.
     from examples.transactions.build import build
 
-    folder = tmp_path_factory.mktemp("example")
-    build(folder, rows=2_000, train_rows=3_000, seed=7)
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if base.name.startswith("popen-") else base) / f"example-{testrun_uid}"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            unfinished = tmp_path_factory.mktemp("example")
+            build(unfinished, rows=2_000, train_rows=3_000, seed=7)
+            unfinished.rename(folder)
     return folder
 
 
@@ -244,12 +253,16 @@ def pytest_runtest_teardown(item: pytest.Function) -> Iterator[None]:
         pytest.fail(item.stash[TRIED][0], pytrace=False)
 
 
+def pytest_sessionstart() -> None:
+    # Hypothesis has read its profile by now.
+    if settings().max_examples < WHOLE:
+        remember_specs()
+
+
 def pytest_configure(config: pytest.Config) -> None:
     for tier, cost in TIERS.items():
         config.addinivalue_line("markers", f"{tier}: {cost}")
     config.addinivalue_line("markers", "exhaustive: goes through a whole list, case by case")
-    if settings().max_examples < WHOLE:
-        remember_specs()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

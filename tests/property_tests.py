@@ -13,7 +13,7 @@ def register_profiles() -> None:
     """Makes the profiles `whole`, which is used from here on, and `fast`, for the command line."""
     # No test depends on how fast the machine is.
     settings.register_profile("whole", deadline=None, max_examples=WHOLE)
-    settings.register_profile("fast", deadline=None, max_examples=WHOLE // 5)
+    settings.register_profile("fast", deadline=None, max_examples=WHOLE // 10)
     settings.load_profile("whole")
 
 
@@ -23,5 +23,5 @@ def examples(count: int) -> int:
 
 
 def thinned(cases: Sequence[T]) -> Sequence[T]:
-    """Return all cases in the whole suite, every fifth one in the fast tiers."""
+    """Return all cases in the whole suite, every tenth one in the fast tiers."""
     return cases[:: WHOLE // settings().max_examples]

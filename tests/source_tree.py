@@ -1,6 +1,7 @@
 """The product's own source: its packages, modules, and what they import."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -17,6 +18,7 @@ def shipped_packages() -> list[str]:
     return list(ast.literal_eval(value))
 
 
+@cache
 def modules(package: str) -> list[Path]:
     """A package -> the files of its modules, of its rooms as well."""
     return sorted((ROOT / package).rglob("*.py"))
@@ -28,12 +30,14 @@ def module_name(path: Path) -> str:
     return name.removesuffix(".__init__")
 
 
+@cache
 def module_names(package: str) -> list[str]:
     """A package -> the names of its modules that may be imported anywhere."""
     names = [module_name(path) for path in modules(package)]
     return [name for name in names if not name.endswith("__main__")]
 
 
+@cache
 def imported(path: Path) -> set[str]:
     """A module's file -> what it imports, by full name: modules and names in them."""
     names = set()

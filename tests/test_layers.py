@@ -4,6 +4,7 @@ import ast
 import graphlib
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import TypeGuard
 
@@ -30,9 +31,15 @@ def heads(names: set[str]) -> set[str]:
     return {name.split(".")[0] for name in names}
 
 
+@cache
+def all_modules() -> set[str]:
+    return {name for package in PACKAGES for name in module_names(package)}
+
+
+@cache
 def own_modules(path: Path) -> set[str]:
     """A module's file -> the modules of this project that it imports."""
-    known = {name for package in PACKAGES for name in module_names(package)}
+    known = all_modules()
     found = imported(path)
     parents = {name.rpartition(".")[0] for name in found}
     # Of a name in a module, the module; of a module in a package, not the package as well.
