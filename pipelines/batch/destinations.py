@@ -111,7 +111,8 @@ def _open_table(
         raise TypeError(f"expected a Cloud to write {sink.name}")
     if attempt.temp is None:
         raise UsageError(
-            "a BigQuery table is loaded from files in a bucket: pass --temp_location gs://BUCKET/FOLDER"
+            "a BigQuery table is loaded from files in a bucket: pass "
+            "--temp_location gs://BUCKET/FOLDER"
         )
     table = TableName.parse(sink.name, sink.flag, cloud.project)
     check_cluster_by(sink.cluster_by, rows.schema)
