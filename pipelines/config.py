@@ -35,7 +35,13 @@ class ModelConfig:
 
     @classmethod
     def of(cls, flags: ModelOptions, output_schema: OutputSchema, default_rows: int) -> ModelConfig:
-        """Return the configuration for the flags. default_rows holds without `--batch_rows`."""
+        """Return the configuration of the model that the flags name.
+
+        Args:
+            flags: The flags of the model.
+            output_schema: The columns of the results.
+            default_rows: The maximum number of rows in a batch if the flags do not set it.
+        """
         return cls(
             path=str(flags.model),
             digest=flags.model_digest,

@@ -54,7 +54,13 @@ class RowsToWrite:
 
 
 def new_attempt(run_id: str, token: str, options: PipelineOptions) -> Attempt:
-    """Return an attempt at a run, with its folder in the temp location of Beam's options."""
+    """Return an attempt at a run.
+
+    Args:
+        run_id: The id of the run.
+        token: A random text that distinguishes the attempts at a run.
+        options: Beam's options, whose temp location holds the folder of the attempt.
+    """
     location = options.view_as(GoogleCloudOptions).temp_location
     if not (location or "").startswith(GCS):
         return Attempt(run_id, token, None)
