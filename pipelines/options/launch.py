@@ -38,7 +38,8 @@ class LaunchOptions:
     preset: PresetName | None = flag(
         "workers of the job. batch: 2 to 10; stream: 2 to 20; gpu: 1 to 4, each with an NVIDIA L4; "
         "cheap: FlexRS for batch, which starts within 6 hours, and small workers for streams. "
-        "Dataflow's own flags override the preset (default: batch or stream, as the pipeline is)",
+        "Dataflow's own flags override the preset (default: batch or stream, "
+        "to match the pipeline)",
         label="Preset",
         in_template=False,
     )
@@ -64,7 +65,7 @@ class LaunchOptions:
     )
     gpu_sharing: GpuSharing | None = flag(
         "one_process: one SDK process per worker uses the GPU; mps: one SDK process per vCPU, "
-        "which share it through NVIDIA's Multi-Process Service, each with its own copy of the "
+        "all sharing the GPU through NVIDIA's Multi-Process Service, each with its own copy of the "
         "model in memory (default: one_process)",
         label="GPU sharing",
         in_template=False,
