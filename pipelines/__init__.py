@@ -1,1 +1,1 @@
-"""The pipelines: `python -m pipelines.batch_local --help`."""
+"""The pipelines and the commands that start them; see `python -m pipelines.batch_local --help`."""

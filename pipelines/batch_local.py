@@ -1,4 +1,4 @@
-"""Score files or tables with a model in the worker.
+"""Score files or tables with a model that runs in the worker.
 
 python -m pipelines.batch_local --input_files rows.parquet --model package/ --output_files out/
 python -m pipelines.batch_local --input_table p.d.rows --model package/ --output_table p.d.scores
@@ -22,8 +22,8 @@ from pipelines.options import (
 COMMAND = Command(
     name="batch_local",
     title="Millrace: batch, model in the worker",
-    about="Score files or tables with a PyTorch model in the worker: every row scored or "
-    "dead-lettered, proven by a report.",
+    about="Score files or tables with a PyTorch model that runs in the worker. Every row is scored "
+    "or becomes a dead letter, and a report proves that the counts add up.",
     options=(
         SourceOptions,
         ModelOptions,

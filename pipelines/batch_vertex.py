@@ -24,8 +24,8 @@ from pipelines.options import (
 COMMAND = Command(
     name="batch_vertex",
     title="Millrace: batch, model behind a Vertex AI endpoint",
-    about="Score files or tables with a model behind a Vertex AI endpoint: every row scored or "
-    "dead-lettered, proven by a report.",
+    about="Score files or tables with a model behind a Vertex AI endpoint. Every row is scored or "
+    "becomes a dead letter, and a report proves that the counts add up.",
     options=(
         SourceOptions,
         ModelOptions,

@@ -1,4 +1,4 @@
-"""Beam's own flags: checked for typing mistakes, completed for a run in this process."""
+"""Beam's own flags: rejected if misspelled, and completed for a run in this process."""
 
 from __future__ import annotations
 
@@ -33,12 +33,13 @@ _Options = TypeVar("_Options", bound=PipelineOptions)
 class CachedOptions(PipelineOptions):
     """Pipeline options that build each of their views once.
 
-    Beam asks for a view for every transform, hundreds of times per pipeline, and builds a parser
-    each time: a third of the CPU time of building a pipeline. All views share their values.
+    Beam requests a view for every transform, hundreds of times per pipeline, and builds a parser
+    each time. That took a third of the CPU time of building a pipeline. All views share their
+    values.
     """
 
     def view_as(self, cls: type[_Options]) -> _Options:
-        """Return the view of a class, which changes with these options."""
+        """Return the view of a class. Its values are those of these options."""
         views: dict[type[PipelineOptions], PipelineOptions]
         views = self.__dict__.setdefault("_views", {})
         if cls not in views:
@@ -46,23 +47,31 @@ class CachedOptions(PipelineOptions):
         return cast(_Options, views[cls])
 
     def __getstate__(self) -> dict[str, Any]:
-        # Beam's own leaves out what must not travel to a worker; the views would keep it.
+        # Beam removes what must not be sent to a worker. The views would still hold it.
         return {key: value for key, value in super().__getstate__().items() if key != "_views"}
 
 
 def beam_options(
     args: Sequence[str], *, streaming: bool = False, name: str | None = None
 ) -> PipelineOptions:
-    """Flags that are not ours -> Beam's options. Raises UsageError for one nobody knows.
+    """Return Beam's options for the flags that no options class declares.
 
-    name: of the pipeline, by which its job is named where no flag does. Beam itself drops
-    a flag that it does not know. Without `--runner` the pipeline runs in this process, a
-    batch one with one worker thread a core. Raises UsageError for a runner that does not fit.
+    Without `--runner`, the pipeline runs in this process. A batch pipeline then has one worker
+    thread per core.
+
+    Args:
+        args: The flags of Beam and its runners.
+        streaming: Whether the pipeline is a stream.
+        name: The pipeline, from which the job gets its name unless `--job_name` is given.
+
+    Raises:
+        UsageError: If Beam does not know a flag (Beam itself would ignore it), if the runner
+            does not exist or cannot run the pipeline, or if an address holds credentials.
     """
     args = _with_value(args)
     _check_addresses(args)
     known, unknown = flag_parser().parse_known_args(args)
-    # First: a runner that is refused may have flags of its own.
+    # Before unknown flags are rejected: a rejected runner may have flags that Beam does not know.
     runner = choose_runner(known.runner, streaming=streaming)
     _check_class(runner)
     _refuse(unknown)
@@ -79,13 +88,17 @@ def beam_options(
     google = options.view_as(GoogleCloudOptions)
     if name is not None and google.job_name is None:
         google.job_name = job_name(name)
-    # The code is a package on the workers; what __main__ holds is nobody's concern.
+    # The code is installed on the workers as a package, so they do not need the state of __main__.
     options.view_as(SetupOptions).save_main_session = False
     return options
 
 
 def given_flags(args: Sequence[str]) -> dict[str, Any]:
-    """Flags that are not ours -> those that say something, by Beam's names. Raises UsageError."""
+    """Return the flags of Beam that do not have their default value, by Beam's option names.
+
+    Raises:
+        UsageError: If Beam does not know a flag, or if an address holds credentials.
+    """
     args = _with_value(args)
     _check_addresses(args)
     _refuse(flag_parser().parse_known_args(args)[1])
@@ -94,19 +107,19 @@ def given_flags(args: Sequence[str]) -> dict[str, Any]:
 
 
 def is_secret(option: str) -> bool:
-    """The name of an option of Beam's -> whether its value is not to be shown."""
+    """Return whether the value of a Beam option must not be shown."""
     return _SECRET.search(option) is not None
 
 
 def is_dry_run(options: PipelineOptions) -> bool:
-    """Whether the run is to be told, and not started."""
+    """Return whether the run must be printed and not started."""
     return bool(options.view_as(TestOptions).dry_run)
 
 
 def _check_class(runner: str) -> None:
-    """A runner -> nothing. Raises UsageError for a path that leads to no class.
+    """Raise UsageError if a runner is given by a path at which there is no class.
 
-    Beam would look for it after a stream has claimed its subscription.
+    Beam would look for the class only after a stream has claimed its subscription.
     """
     module, _, name = runner.rpartition(".")
     if not module:
@@ -115,13 +128,13 @@ def _check_class(runner: str) -> None:
         getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UsageError(
-            f"--runner {runner}: expected one of Beam's names or the path of a class: "
+            f"--runner {runner} must be the name of a Beam runner or the path of a class: "
             f"{one_line(error)}"
         ) from error
 
 
 def _with_value(args: Sequence[str]) -> list[str]:
-    """Flags -> the same, a `--dry_run` alone as `--dry_run=true`: Beam wants a value."""
+    """Return the flags with `--dry_run=true` for a bare `--dry_run`: Beam requires a value."""
     following = [*args[1:], "--"]
     return [
         "--dry_run=true" if arg == "--dry_run" and after.startswith("--") else arg
@@ -130,31 +143,31 @@ def _with_value(args: Sequence[str]) -> list[str]:
 
 
 def _read_dry_run(options: PipelineOptions) -> None:
-    """Beam takes any text for true. Raises UsageError."""
+    """Set dry_run to a truth value, or raise UsageError. Beam would take any text for true."""
     test = options.view_as(TestOptions)
     text = str(test.dry_run).lower()
     if text not in ("true", "false"):
-        raise UsageError(f"--dry_run: expected true or false, got {test.dry_run!r}")
+        raise UsageError(f"--dry_run must be true or false, got {test.dry_run!r}")
     test.dry_run = text == "true"
 
 
 def runs_in_process(options: PipelineOptions) -> bool:
-    """Whether the pipeline runs in this very process, or in children of it."""
+    """Return whether the pipeline runs in this process or in its child processes."""
     return options.view_as(StandardOptions).runner in (IN_PROCESS, IN_PROCESS_STREAM)
 
 
 def runs_on_dataflow(options: PipelineOptions) -> bool:
-    """Whether the pipeline becomes a job of Dataflow, which goes on after this process."""
+    """Return whether the pipeline becomes a Dataflow job, which outlives this process."""
     return is_dataflow(options.view_as(StandardOptions).runner)
 
 
 def beam_flags() -> dict[str, bool]:
-    """Nothing -> every flag of Beam and its runners, and whether it takes a value."""
+    """Return every flag of Beam and its runners, and whether it takes a value."""
     return flag_parser().flags()
 
 
 def _check_addresses(args: Sequence[str]) -> None:
-    """Flags -> nothing. Raises UsageError for an address that holds credentials."""
+    """Raise UsageError if the value of a flag is an address that holds credentials."""
     flag = ""
     for arg in args:
         value = arg
@@ -166,12 +179,12 @@ def _check_addresses(args: Sequence[str]) -> None:
 
 
 def _refuse(unknown: Sequence[str]) -> None:
-    """What no flag of Beam takes -> nothing if that is nothing. Raises UsageError."""
+    """Raise UsageError if there are arguments that Beam does not know."""
     flags = [arg.split("=")[0] for arg in unknown if arg.startswith("-")]
     if flags and flags[0] in all_flags():
-        raise UsageError(f"{flags[0]} is a flag of other pipelines, not of this one: see --help")
+        raise UsageError(f"this pipeline does not take {flags[0]}, other pipelines do: see --help")
     if flags:
         known = all_flags().union(beam_flags())
         raise UsageError(f"unknown flag {flags[0]}{suggest(flags[0], known)}: see --help")
     if unknown:
-        raise UsageError(f"unexpected argument {unknown[0]!r}: every value belongs to a --flag")
+        raise UsageError(f"unexpected argument {unknown[0]!r}: put a --flag before each value")

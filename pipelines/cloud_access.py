@@ -1,4 +1,4 @@
-"""From flags to Google Cloud: which project pays, where the services are, may we at all."""
+"""Access to Google Cloud from flags: the billing project, service addresses and credentials."""
 
 from __future__ import annotations
 
@@ -20,14 +20,20 @@ GCS = "gs://"
 
 
 def connect(parsed: Parsed, options: PipelineOptions) -> Endpoints:
-    """Flags -> the endpoints, with Beam's file access to Cloud Storage made ready.
+    """Return the service addresses, and prepare Beam's file access to Cloud Storage.
 
-    Raises CredentialsError where a flag names a bucket and there are no credentials:
-    Beam would try for half a minute, then go on without.
+    Args:
+        parsed: The command line.
+        options: Beam's options.
+
+    Raises:
+        CredentialsError: If a flag names a bucket and there are no credentials. Beam would
+            search for them for half a minute and then continue without.
+        UsageError: If an address in --api_endpoints is malformed.
     """
     endpoints = Endpoints.resolve(parsed.get(CloudOptions).api_endpoints or ())
     if is_plain(endpoints.pubsub):
-        # The local runner's own clients read nothing else.
+        # The clients that the local runner creates read only this variable.
         os.environ["PUBSUB_EMULATOR_HOST"] = grpc_target(endpoints.pubsub or "")
     texts = _texts(parsed, options)
     open_storage(endpoints, needed=any(text.removeprefix("@").startswith(GCS) for text in texts))
@@ -35,7 +41,15 @@ def connect(parsed: Parsed, options: PipelineOptions) -> Endpoints:
 
 
 def open_storage(endpoints: Endpoints, *, needed: bool) -> None:
-    """Endpoints -> Beam's file access to Cloud Storage is ready. Raises CredentialsError."""
+    """Prepare Beam's file access to Cloud Storage.
+
+    Args:
+        endpoints: The service addresses.
+        needed: Whether the run reads or writes Cloud Storage.
+
+    Raises:
+        CredentialsError: If Cloud Storage is needed and there are no credentials.
+    """
     if endpoints.storage is not None:
         os.environ["STORAGE_EMULATOR_HOST"] = rest_url(endpoints.storage)
     if needed and is_plain(endpoints.storage):
@@ -45,7 +59,7 @@ def open_storage(endpoints: Endpoints, *, needed: bool) -> None:
 
 
 def _texts(parsed: Parsed, options: PipelineOptions) -> list[str]:
-    """Flags -> every text that is given, lists apart."""
+    """Return every text value of the flags, and every element of their lists."""
     google = options.view_as(GoogleCloudOptions)
     values = [google.temp_location, google.staging_location]
     for group in parsed.groups.values():
@@ -61,9 +75,17 @@ def make_cloud(
     endpoints: Endpoints,
     tables: Iterable[str | None] = (),
 ) -> Cloud:
-    """Flags, endpoints and the names of tables -> the Cloud that pays.
+    """Return the Cloud whose project is billed.
 
-    Raises UsageError where no project is named, CredentialsError.
+    Args:
+        cloud: The flags for Google Cloud.
+        options: Beam's options, of which --project names a project.
+        endpoints: The service addresses.
+        tables: Names of tables. The project of one is billed if nothing else names a project.
+
+    Raises:
+        UsageError: If neither a flag, nor the credentials, nor a table names a project.
+        CredentialsError: If no project is named and there are no usable credentials.
     """
     project = (
         cloud.billing_project
@@ -72,5 +94,5 @@ def make_cloud(
         or next(filter(None, (project_of(table or "") for table in tables)), None)
     )
     if project is None:
-        raise UsageError("which project pays? say --billing_project or --project")
+        raise UsageError("no billing project: pass --billing_project or --project")
     return Cloud(project, endpoints, float(cloud.retry_seconds))

@@ -1,8 +1,8 @@
-"""From a command line to an exit code: what all pipelines do around their graph.
+"""From a command line to an exit code: what every pipeline does around its graph.
 
-Exit codes: 0 done, 1 the run failed, 2 the command line is wrong, 128 + a signal's number where
-one ended it: 130 for Ctrl-C, 143 for SIGTERM, 129 where the terminal was closed.
-An error is one line on standard error; `--debug` shows the traceback as well.
+Exit codes: 0 done, 1 the run failed, 2 the command line is wrong, 128 plus the number of the
+signal that ended the run: 130 for Ctrl-C, 143 for SIGTERM, 129 if the terminal was closed.
+An error is one line on standard error. With `--debug`, its traceback is shown.
 """
 
 from __future__ import annotations
@@ -28,12 +28,16 @@ from pipelines.options.flag import Parsed, parse_flags
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """A pipeline's command.
+    """The command of a pipeline.
 
-    run: `module:function`, called with Parsed; imported only when flags are read, so
-        that `--help` does not wait for torch and Beam. What it returns is the exit code, None
-        for 0.
-    beam: it takes Beam's flags as well. title: of its template, where it has one.
+    Attributes:
+        name: The module after `pipelines.`, such as `batch_local`.
+        about: The description for `--help` and for the template.
+        options: The options classes whose flags it takes.
+        run: `module:function`, called with Parsed. It returns the exit code, or None for 0. It is
+            imported only after the flags are parsed, so `--help` does not wait for torch and Beam.
+        beam: Whether it also takes the flags of Beam.
+        title: The title of its Flex Template. Empty if it has none.
     """
 
     name: str
@@ -45,7 +49,7 @@ class Command:
 
 
 def main(command: Command, argv: Sequence[str]) -> int:
-    """A command and its arguments -> the exit code."""
+    """Run a command with these arguments and return its exit code. Errors are printed."""
     with ended_by_signals() as ended_by:
         try:
             return _main(command, argv)
@@ -62,7 +66,7 @@ def _main(command: Command, argv: Sequence[str]) -> int:
         _set_logging(debug)
         return _run(command, parsed) or 0
     except Exception as error:
-        # The one place where every error ends: told in a line, or raised for --debug.
+        # Every error ends here: printed on one line, or raised again for --debug.
         if debug:
             raise
         known = as_known_error(error)
@@ -71,15 +75,15 @@ def _main(command: Command, argv: Sequence[str]) -> int:
 
 
 def run_and_exit(command: Command, argv: Sequence[str]) -> NoReturn:
-    """A command and its arguments -> the end of the process, with the exit code.
+    """Run a command and end the process with its exit code.
 
-    Beam's worker threads may still run: after a failure native code, which crashes when
-    the interpreter is taken down around it, and in a stream for ever. So the process
-    ends at once.
+    The process ends at once, without cleaning up the interpreter, because Beam's worker threads
+    may still run. The threads of a stream never end, and after a failure a thread may be in native
+    code, which crashes when the interpreter shuts down.
     """
     end_when_threads_fail()
     code = main(command, argv)
-    # The terminal may be closed.
+    # Flushing fails if the terminal is closed.
     with suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -88,16 +92,19 @@ def run_and_exit(command: Command, argv: Sequence[str]) -> NoReturn:
 
 @contextmanager
 def ended_by_signals() -> Iterator[list[int]]:
-    """During the block SIGTERM and SIGHUP interrupt as Ctrl-C does; gives the one that came.
+    """Let SIGTERM and SIGHUP raise KeyboardInterrupt in the block, as Ctrl-C does.
 
-    It interrupts once: a shell that closes sends SIGHUP a second time, which must not stop the
-    cleaning up. Under nohup SIGHUP stays ignored.
+    Only the first signal interrupts: a shell that closes sends SIGHUP twice, and the second one
+    must not stop the cleanup. Under nohup, SIGHUP stays ignored.
+
+    Yields:
+        A list that holds the number of the signal once it has been received.
     """
-    came: list[int] = []
+    received: list[int] = []
 
     def interrupt(number: int, _: Any) -> None:
-        if not came:
-            came.append(number)
+        if not received:
+            received.append(number)
             raise KeyboardInterrupt
 
     before = {}
@@ -106,14 +113,14 @@ def ended_by_signals() -> Iterator[list[int]]:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 before[number] = signal.signal(number, interrupt)
     try:
-        yield came
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def say(line: str) -> None:
-    """A line -> standard error, at once, if anybody is there to read it."""
+    """Print a line on standard error at once, unless standard error is closed."""
     with suppress(OSError):
         print(line, file=sys.stderr, flush=True)
 
@@ -124,21 +131,23 @@ def _run(command: Command, parsed: Parsed) -> int | None:
 
 
 def _set_logging(debug: bool) -> None:
-    """Beam logs each error of a worker with its traceback; without --debug one line says it."""
+    """Show Beam's log only with --debug: it holds a traceback for each error of a worker."""
     logging.basicConfig(level=logging.INFO if debug else logging.WARNING)
     guard_output()
     if not debug:
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
-        # It tells each question to Google's metadata server that nobody answered.
+        # It warns about each request to Google's metadata server that gets no response.
         logging.getLogger("google.auth").setLevel(logging.ERROR)
         for handler in logging.getLogger().handlers:
             handler.addFilter(_is_news)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Not: RunInference cannot measure a model's memory without SciPy, said once a worker.
+    """Return whether a log record is of use to the user.
 
-    Nor what gRPC logs of lack of memory, which one line says at the end.
+    Two kinds are not: the warning of RunInference that it cannot measure the memory of a model
+    without SciPy, which each worker logs, and what gRPC logs when memory is short, which one line
+    reports at the end.
     """
     raised = record.exc_info[1] if record.exc_info else None
     if raised is not None and is_of_memory(raised):
@@ -151,18 +160,18 @@ _NAMES = {
     for name, kind in vars(errors).items()
     if isinstance(kind, type) and issubclass(kind, errors.MillraceError)
 }
-# What Beam says of a worker process whose connection is gone.
+# In the error that Beam raises when the connection to a worker process is lost.
 _WORKER_GONE = "Channel closed prematurely"
-# Beam adds the step's name to whatever a worker raises.
+# Beam adds the name of the step to every exception of a worker.
 _WHERE = re.compile(r" \[while running '[^']*'\]")
 _RAISED = re.compile(rf"^(?:[\w.]+\.)?({'|'.join(_NAMES)}): (.*)$", re.MULTILINE)
 
 
 def as_known_error(error: BaseException) -> errors.MillraceError:
-    """Any exception -> the error of ours that caused it, else one that tells it in a line.
+    """Return the project error that caused an exception, or a new one that reports it in a line.
 
-    A worker's exception reaches the runner as the text of its traceback, so ours are
-    looked for in the text as well.
+    The exception of a worker reaches the runner as the text of its traceback, so the text is
+    searched for project errors as well.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -178,22 +187,22 @@ def as_known_error(error: BaseException) -> errors.MillraceError:
         return out_of_memory(last_line(str(error)))
     if _WORKER_GONE in str(error):
         return errors.MillraceError(
-            "a worker process ended in the midst of its work, as one does that the system kills "
-            f"for lack of memory; {ADVICE}"
+            "a worker process ended unexpectedly, perhaps because the system ran out of memory and "
+            f"killed it; {ADVICE}"
         )
     return errors.MillraceError(
-        f"unexpected {type(error).__name__}: {last_line(str(error))}; run again with --debug for "
-        "the traceback"
+        f"unexpected {type(error).__name__}: {last_line(str(error))}; run again with --debug to "
+        "see the traceback"
     )
 
 
 def find_raised(text: str) -> errors.MillraceError | None:
-    """A traceback, or several -> the last error of ours in it, None if there is none."""
+    """Return the last project error in the text of one or more tracebacks, or None."""
     found = _RAISED.findall(text)
     return _NAMES[found[-1][0]](_WHERE.sub("", found[-1][1])) if found else None
 
 
 def last_line(text: str) -> str:
-    """A text -> its last line, without the step in which it was said; empty if there is none."""
+    """Return the last line of a text that is not blank, without the step's name, or ""."""
     lines = [line.strip() for line in _WHERE.sub("", text).splitlines() if line.strip()]
     return lines[-1] if lines else ""

@@ -1,4 +1,4 @@
-"""What every command that scores is asked to do, as values: made of flags once, at its start."""
+"""The configuration that batch runs, streams and replays share, built once from the flags."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from pipelines.options import CloudOptions, DeviceOptions, EndpointOptions, Mode
 from pipelines.options.flag import Parsed
 from pipelines.options.shared import OutputSchema
 
-# What runs the model: this worker, or the endpoint that has it.
+# Where the model runs: in the worker, or behind an endpoint.
 Predictor = DeviceOptions | EndpointOptions
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The model, and what of its answers is written.
+    """The model, and which of its outputs are written.
 
-    score_output, output_fields: None for the manifest's. batch_rows: rows of a record batch at
-    most, and of one forward pass in the worker.
+    Attributes:
+        path: The package, the archive or the model file.
+        digest: The SHA-256 that the model file must have, or None for any.
+        score_output: The output that is the score, or None for the one that the manifest names.
+        output_fields: The outputs and source columns to write, or None for those of the manifest.
+        batch_rows: The maximum number of rows in a batch, and in a forward pass in the worker.
     """
 
     path: str
@@ -31,7 +35,13 @@ class ModelConfig:
 
     @classmethod
     def of(cls, flags: ModelOptions, output_schema: OutputSchema, default_rows: int) -> ModelConfig:
-        """Flags that name a model, and the rows of a batch where they do not say -> the model."""
+        """Return the configuration of the model that the flags name.
+
+        Args:
+            flags: The flags of the model.
+            output_schema: The columns of the results.
+            default_rows: The maximum number of rows in a batch if the flags do not set it.
+        """
         return cls(
             path=str(flags.model),
             digest=flags.model_digest,
@@ -46,7 +56,12 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringConfig:
-    """What batch runs, streams and replays have in common. pipeline: its name."""
+    """The part of the configuration that batch runs, streams and replays have in common.
+
+    Attributes:
+        pipeline: The name of the pipeline.
+        predictor: How the model runs in the worker, or the endpoint that serves it.
+    """
 
     pipeline: str
     model: ModelConfig
@@ -55,7 +70,7 @@ class ScoringConfig:
 
 
 def predictor_of(parsed: Parsed) -> Predictor:
-    """Flags -> the endpoint that they name, else how the model runs in the worker."""
+    """Return the endpoint if the flags name one, else how the model runs in the worker."""
     endpoint = parsed.find(EndpointOptions)
     if endpoint is not None and (endpoint.endpoint or endpoint.endpoint_url):
         return endpoint

@@ -1,7 +1,7 @@
-"""A thread that dies, or cannot start, for lack of memory: the process ends instead of waiting.
+"""Ends the process if a thread dies, or cannot start, for lack of memory.
 
-Beam's runner in this process and gRPC hand work to threads of theirs and wait for them without
-an end. Where memory is short one of them may be missing, and the run would hang.
+Beam's in-process runner and gRPC hand work to their own threads and wait for them without a
+timeout. If memory is short, such a thread may be missing, and the run would hang.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from typing import Any
 from common.errors import one_line
 from common.memory import is_of_memory, out_of_memory
 
-# The run may still end by itself, with an error that says more.
+# Within this time the run may end on its own, with an error that says more.
 GRACE_SECONDS = 15.0
 
 
 class _Watch(logging.Handler):
-    """Notices lack of memory in any thread, and ends the process if it does not end itself."""
+    """A watch that ends the process after a thread has reported lack of memory."""
 
     def __init__(self, grace_seconds: float) -> None:
         super().__init__()
         self._grace, self._what = grace_seconds, ""
         self._noticed = threading.Event()
-        # Begun while there is memory for it.
+        # Started now, while there is enough memory for it.
         threading.Thread(target=self._end, name="millrace-memory", daemon=True).start()
 
     def notice(self, error: BaseException | None) -> None:
-        """What was raised in a thread -> nothing; the process ends soon if memory lacked."""
+        """End the process after the grace period if a thread raised an error of lack of memory."""
         if error is not None and is_of_memory(error) and not self._noticed.is_set():
             self._what = one_line(error, 120)
             self._noticed.set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """gRPC logs what its handlers raise, and goes on."""
+        """Check a log record: gRPC logs the exceptions of its handlers and continues."""
         self.notice(record.exc_info[1] if record.exc_info else None)
 
     def _end(self) -> None:
@@ -49,12 +49,13 @@ class _Watch(logging.Handler):
 
 
 def end_when_threads_fail(grace_seconds: float = GRACE_SECONDS) -> None:
-    """Nothing -> from now on the process ends, with code 1, when memory for a thread lacks.
+    """From now on, end the process with code 1 when a thread lacks memory.
 
-    grace_seconds: how long it may still end by itself.
+    Args:
+        grace_seconds: How long to wait first, in seconds, for the run to end on its own.
     """
     watch = _Watch(grace_seconds)
-    # Not on its way to the root: what is filtered there must be noticed as well.
+    # On this logger, because the handlers of the root logger filter such records out.
     logging.getLogger("grpc").addHandler(watch)
     start, hook = threading.Thread.start, threading.excepthook
 
@@ -67,7 +68,7 @@ def end_when_threads_fail(grace_seconds: float = GRACE_SECONDS) -> None:
 
     def noticed(args: Any) -> None:
         watch.notice(args.exc_value)
-        # One line will say it.
+        # One line reports the lack of memory.
         if args.exc_value is None or not is_of_memory(args.exc_value):
             hook(args)
 

@@ -1,4 +1,4 @@
-"""What predicts: the model in the worker, or the endpoint that has it."""
+"""Builds the handler that scores: a model in the worker, or an endpoint that serves it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ Handler = TorchModelHandler | VertexEndpointHandler
 
 
 def read_model(model: ModelConfig) -> Manifest:
-    """A model -> its manifest, as it is.
+    """Read the manifest of a model, unchanged.
 
-    Raises ModelError; UnsafeModel if it names code that the flags do not trust.
+    Raises:
+        ModelError: If there is no usable model package.
+        UnsafeModel: If the package names modules that --trusted_modules does not list.
     """
     manifest = read_manifest(model.path, digest=model.digest, feature_columns=model.feature_columns)
     check_trusted(manifest, model.trusted_modules)
@@ -38,10 +40,20 @@ def make_handler(
     options: PipelineOptions,
     endpoints: Endpoints,
 ) -> Handler:
-    """What is asked for, a model's own manifest and what is written -> the handler.
+    """Return the handler that scores. An endpoint is first checked with one test row.
 
-    An endpoint is asked for a row that it has to know first, unless a flag says otherwise.
-    Raises UsageError, EndpointError, CredentialsError.
+    Args:
+        config: The configuration of the run.
+        manifest: The manifest of the model, unchanged.
+        fields: The fields that are written, which determine the outputs that are needed.
+        options: Beam's options, with the default project and region of an endpoint.
+        endpoints: The service addresses.
+
+    Raises:
+        UsageError: If the flags for the endpoint or the device are invalid.
+        EndpointError: If the endpoint does not respond or serves another model. Not with
+            --skip_endpoint_check.
+        CredentialsError: If there are no usable credentials for the endpoint.
     """
     predictor = config.predictor
     if isinstance(predictor, DeviceOptions):
@@ -49,7 +61,7 @@ def make_handler(
     address = _address(predictor, options, endpoints)
     if not predictor.skip_endpoint_check:
         checker = _endpoint_handler(config, predictor, manifest, fields, address)
-        # What does not answer at the start is told soon.
+        # At the start, an endpoint that does not respond is reported soon.
         seconds = min(CHECK_SECONDS, checker.limits.retry_seconds)
         checker.limits = dataclasses.replace(checker.limits, retry_seconds=seconds)
         connected = checker.load_model()
@@ -65,7 +77,7 @@ def _torch_handler(
 ) -> TorchModelHandler:
     return TorchModelHandler(
         model.path,
-        # Its golden rows come with its bytes.
+        # The worker reads the known-good rows from the package together with the model.
         manifest.without_rows(),
         outputs=fields.needed,
         device=device.device,
@@ -84,7 +96,7 @@ def _address(
         endpoint=endpoint.endpoint,
         url=endpoint.endpoint_url,
         project=endpoint.endpoint_project or google.project,
-        # Beam's own default of the region is a question to gcloud.
+        # Beam's own default for the region runs gcloud, so only a given region is read.
         location=endpoint.endpoint_location
         or google.get_all_options(drop_default=True).get("region"),
         service=endpoints.aiplatform,
@@ -98,8 +110,8 @@ def _endpoint_handler(
     fields: OutputFields,
     address: EndpointAddress,
 ) -> VertexEndpointHandler:
-    # Endpoints of the reference's form call the model's own score `anomaly_score`, whichever
-    # output is chosen here.
+    # Endpoints in the format of the reference name the model's own score `anomaly_score`,
+    # whichever output is chosen here. The handler therefore needs the manifest's own choice.
     if manifest.score_output is None:
         manifest = manifest.choose(config.model.score_output)
     limits = RequestLimits(

@@ -1,7 +1,7 @@
-"""What the flags say in other places: the metadata of Flex Templates, and tables of the docs.
+"""Files generated from the flags: metadata of the Flex Templates, and the tables in the docs.
 
 python -m pipelines.metadata            # writes templates/*.json and docs/flags.md
-python -m pipelines.metadata --check    # fails where these are not what the flags say
+python -m pipelines.metadata --check    # fails if one of them is out of date
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from pipelines.options.flag import as_text, choices_of, plain_type
 from pipelines.replay import command as replay
 
 TEMPLATES = tuple(launch.PIPELINES.values())
-# Whatever else is missing has an alternative, which the pipeline names.
+# Every other flag that a pipeline needs has alternatives, which the pipeline's error names.
 _REQUIRED = {"model"}
 FOLDER = Path(__file__).parent.parent
 
 
 def template(command: Command) -> dict[str, Any]:
-    """A pipeline's command -> the metadata of its Flex Template, as the console reads it.
+    """Return the metadata of a pipeline's Flex Template, as the Dataflow console reads it.
 
     Source of the fields: Dataflow's TemplateMetadata and ParameterMetadata.
     """
@@ -37,7 +37,7 @@ def template(command: Command) -> dict[str, Any]:
         "parameters": [_parameter(kind, f) for kind, f in _fields(command, in_template=True)],
     }
     if command.name.startswith("stream"):
-        # The sinks write at least once in either mode; this one costs less.
+        # The sinks deliver at least once in either mode, and this mode costs less.
         metadata |= {
             "streaming": True,
             "supportsAtLeastOnce": True,
@@ -84,12 +84,12 @@ def _sentence(text: str) -> str:
 
 
 def flag_tables(commands: Sequence[Command]) -> str:
-    """Commands -> a page of Markdown with a table of the flags of each."""
+    """Return a page of Markdown with tables of the flags of each command."""
     lines = [
         "# Flags",
         "",
-        "Made from `pipelines/options/` by `make templates`. Flags of Apache Beam and its",
-        "runners are accepted as well. Lists are separated by commas or spaces.",
+        "Generated from `pipelines/options/` by `make templates`. The commands also accept the",
+        "flags of Apache Beam and its runners. Commas or spaces separate the values of a list.",
     ]
     for command in commands:
         lines += ["", f"## python -m pipelines.{command.name}", "", command.about]
@@ -120,7 +120,7 @@ def _value(kind: type[Any], f: dataclasses.Field[Any]) -> str:
 
 
 def pages() -> dict[Path, bytes]:
-    """Nothing -> each file that is made of the flags, and its content."""
+    """Return the path and the content of each file that is generated from the flags."""
     options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
     found = {
         FOLDER / "templates" / f"{command.name}.json": orjson.dumps(
@@ -133,20 +133,20 @@ def pages() -> dict[Path, bytes]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command line -> the exit code: 1 where `--check` found something to write."""
+    """Write the files that are out of date; with `--check`, report them and return exit code 1."""
     stale = [
         path
         for path, content in pages().items()
         if not path.exists() or path.read_bytes() != content
     ]
     for path in stale:
-        print(f"{path.relative_to(FOLDER)} is not what the flags say", file=sys.stderr)
+        print(f"{path.relative_to(FOLDER)} is out of date", file=sys.stderr)
         if "--check" not in argv:
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(pages()[path])
-            print(f"{path.relative_to(FOLDER)} is written", file=sys.stderr)
+            print(f"wrote {path.relative_to(FOLDER)}", file=sys.stderr)
     if stale and "--check" in argv:
-        print("type: make templates", file=sys.stderr)
+        print("to update them, run: make templates", file=sys.stderr)
         return 1
     return 0
 

@@ -1,10 +1,10 @@
-"""Which runner a pipeline gets, by the name that `--runner` gives it. Pure: none is loaded.
+"""The choice of the runner from the name in `--runner`, without loading it.
 
-A stream runs where Pub/Sub is read so that no message gets lost: on Dataflow, or in this process
-by PullMessages. Beam's other runners either have no source for Pub/Sub, and then fail late or wait
-for ever, or acknowledge messages before anything is done with them. PortableRunner leaves it to a
-job service which it is, and no job service of Beam reads Pub/Sub. A runner of somebody else, named
-by the path of its class, is taken at its word.
+A stream runs only where Pub/Sub is read without losing messages: on Dataflow, or in this process
+by PullMessages. Beam's other runners either have no source for Pub/Sub, and then fail late or hang,
+or acknowledge messages before they are processed. PortableRunner sends the pipeline to a job
+service, and no job service of Beam reads Pub/Sub. A runner that does not belong to Beam, given by
+the path of its class, is accepted.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ IN_PROCESS = "FnApiRunner"
 IN_PROCESS_STREAM = "BundleBasedDirectRunner"
 
 _KNOWN = tuple(StandardOptions.KNOWN_RUNNER_NAMES)
-# Beam has it without naming it.
+# Beam has this runner, but does not list it in KNOWN_RUNNER_NAMES.
 _DASK = "DaskRunner"
-# By default they download another runner, Prism, and start it beside this process.
+# By default, these download another runner, Prism, and start it as a second process.
 _DIRECT = ("DirectRunner", "SwitchingDirectRunner")
-# As Beam takes them: in any case, and without their last word.
+# Beam accepts the names in upper or lower case, with or without `Runner` at the end.
 _BY_WORD = {
     word: name
     for name in (*_KNOWN, _DASK)
@@ -31,9 +31,14 @@ _BY_WORD = {
 
 
 def choose_runner(name: str | None, *, streaming: bool) -> str:
-    """The value of `--runner`, None where it is not given -> the runner, as Beam takes its name.
+    """Return the runner of a pipeline, by a name that Beam accepts.
 
-    Raises UsageError for one that Beam does not have, or that does not fit.
+    Args:
+        name: The value of `--runner`, or None if it is not given.
+        streaming: Whether the pipeline is a stream.
+
+    Raises:
+        UsageError: If Beam does not have the runner, or if it would lose rows or messages.
     """
     runner = None if name is None else _full_name(name)
     if runner is None or runner in _DIRECT:
@@ -42,21 +47,22 @@ def choose_runner(name: str | None, *, streaming: bool) -> str:
         _check_reads_pubsub(str(name), runner)
     if runner == _DASK:
         raise UsageError(
-            f"--runner {name} loses rows: Beam's {_DASK} drops what steps give at the end of a "
-            "bundle (seen with Beam 2.77); choose another runner, or leave --runner out"
+            f"--runner {name} loses rows: Beam's {_DASK} drops the elements that a step emits at "
+            "the end of a bundle (seen with Beam 2.77); choose another runner, or leave "
+            "--runner out"
         )
     return runner
 
 
 def is_dataflow(name: str | None) -> bool:
-    """The name of a runner -> whether a pipeline becomes a job of Dataflow there."""
+    """Return whether a pipeline becomes a Dataflow job with the runner of this name."""
     return _BY_WORD.get(str(name).rpartition(".")[2].lower()) == DATAFLOW
 
 
 def _full_name(name: str) -> str:
-    """A runner's name as it was typed -> its class's, or the path of one that Beam does not name.
+    """Return Beam's own name for a runner, or the path of a class that Beam does not list.
 
-    Raises UsageError for a name that is neither.
+    Raises UsageError if the name is neither.
     """
     path, _, word = name.rpartition(".")
     if path and not _is_beams(name):
@@ -64,7 +70,7 @@ def _full_name(name: str) -> str:
     found = _BY_WORD.get(word.lower())
     if found is None and not path:
         raise UsageError(
-            f"--runner {name}: expected one of {', '.join(_KNOWN)}{suggest(name, _KNOWN)}"
+            f"unknown --runner {name}{suggest(name, _KNOWN)}; choose from {', '.join(_KNOWN)}"
         )
     return found or name
 
@@ -74,12 +80,12 @@ def _is_beams(runner: str) -> bool:
 
 
 def _check_reads_pubsub(given: str, runner: str) -> None:
-    """A runner of a stream -> nothing, or UsageError."""
+    """Raise UsageError unless a stream can read Pub/Sub with this runner."""
     if runner in (DATAFLOW, IN_PROCESS_STREAM) or not _is_beams(runner):
         return
     own = ""
     if runner == "PortableRunner":
-        own = "; if your job service reads Pub/Sub, name a runner class of your own for it"
+        own = "; if your job service reads Pub/Sub, pass the path of a runner class for it"
     raise UsageError(
         f"--runner {given} cannot read a stream from Pub/Sub: use {DATAFLOW}, or leave --runner "
         f"out to run in this process{own}"

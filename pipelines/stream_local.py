@@ -1,4 +1,4 @@
-"""Score messages of a Pub/Sub subscription as they come, with a model in the worker.
+"""Score messages of a Pub/Sub subscription as they arrive, with a model in the worker.
 
 python -m pipelines.stream_local --input_subscription projects/P/subscriptions/S \
     --model package/ --output_topic projects/P/topics/T --dead_letter_topic projects/P/topics/D
@@ -22,8 +22,8 @@ from pipelines.options import (
 COMMAND = Command(
     name="stream_local",
     title="Millrace: stream, model in the worker",
-    about="Score messages as they come with a PyTorch model in the worker: every one of them is "
-    "scored or dead-lettered.",
+    about="Score Pub/Sub messages as they arrive, with a PyTorch model that runs in the worker. "
+    "Every message is scored or becomes a dead letter.",
     options=(
         StreamSourceOptions,
         ModelOptions,

@@ -1,4 +1,4 @@
-"""Score messages of a Pub/Sub subscription as they come, with a model behind an endpoint.
+"""Score messages of a Pub/Sub subscription as they arrive, with a model behind an endpoint.
 
 python -m pipelines.stream_vertex --input_subscription projects/P/subscriptions/S \
     --model package/ --endpoint projects/P/locations/L/endpoints/ID \
@@ -23,8 +23,8 @@ from pipelines.options import (
 COMMAND = Command(
     name="stream_vertex",
     title="Millrace: stream, model behind a Vertex AI endpoint",
-    about="Score messages as they come with a model behind a Vertex AI endpoint: every one of them "
-    "is scored or dead-lettered.",
+    about="Score Pub/Sub messages as they arrive, with a model behind a Vertex AI endpoint. Every "
+    "message is scored or becomes a dead letter.",
     options=(
         StreamSourceOptions,
         ModelOptions,

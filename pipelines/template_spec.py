@@ -1,4 +1,4 @@
-"""The file of a Flex Template: which image launches a pipeline, and with which parameters.
+"""The spec file of a Flex Template: the launcher image of a pipeline, and its parameters.
 
 python -m pipelines.template_spec batch_local --bucket B --image REPOSITORY@sha256:...
 """
@@ -24,15 +24,22 @@ BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 
 
 def template_container(metadata: dict[str, Any], image: str) -> dict[str, Any]:
-    """A template's metadata, an image by its digest -> the spec that Dataflow reads.
+    """Return the spec of a Flex Template, as Dataflow reads it.
 
-    The workers get the launcher's image, so that both have the same code for ever. Source of
-    the fields: Dataflow's ContainerSpec. Raises UsageError.
+    The workers use the image of the launcher, so both always run the same code. Source of the
+    fields: Dataflow's ContainerSpec.
+
+    Args:
+        metadata: The metadata of the template.
+        image: The image as REPOSITORY@sha256:DIGEST.
+
+    Raises:
+        UsageError: If the image is not named by its digest.
     """
     if not BY_DIGEST.fullmatch(image):
         raise UsageError(
-            f"--image {image!r}: expected REPOSITORY@sha256:DIGEST of a registry; a tag may "
-            "come to mean another image"
+            f"--image must be REPOSITORY@sha256:DIGEST in a registry, got {image!r}; a tag can "
+            "later point to another image"
         )
     return {
         "image": image,
@@ -43,7 +50,18 @@ def template_container(metadata: dict[str, Any], image: str) -> dict[str, Any]:
 
 
 def write_spec(cloud: Cloud, bucket: str, name: str, spec: dict[str, Any]) -> str:
-    """A spec -> its address in Cloud Storage. Raises OutputError, CredentialsError."""
+    """Write the spec of a Flex Template to Cloud Storage and return its address.
+
+    Args:
+        cloud: The Cloud that writes.
+        bucket: The name of the bucket.
+        name: The name of the pipeline. The object is `templates/NAME.json`.
+        spec: The spec.
+
+    Raises:
+        OutputError: If the bucket does not exist or cannot be written.
+        CredentialsError: If there are no usable credentials.
+    """
     from google.api_core import exceptions
 
     from cloud.errors import retry, translate_errors
@@ -57,27 +75,33 @@ def write_spec(cloud: Cloud, bucket: str, name: str, spec: dict[str, Any]) -> st
                 retry=retry(cloud.retry_seconds),
             )
         except exceptions.NotFound as error:
-            raise OutputError(f"there is no bucket {bucket}: make it, or name another") from error
+            raise OutputError(
+                f"bucket {bucket} does not exist: create it, or choose another"
+            ) from error
     return f"gs://{bucket}/{path}"
 
 
 def _run(argv: Sequence[str]) -> str:
     parser = CommandParser(
         "pipelines.template_spec",
-        "Write the file of a Flex Template: which image launches a pipeline, and with which "
-        "parameters.",
+        "Write the spec file of a Flex Template, which names the launcher image of a pipeline and "
+        "describes its parameters.",
     )
-    parser.add_argument("pipeline", metavar="PIPELINE")
+    parser.add_argument("pipeline", metavar="PIPELINE", help="name of the pipeline")
     parser.add_argument("--bucket", required=True, help="bucket for templates/PIPELINE.json")
-    parser.add_argument("--image", required=True, help="image as REPOSITORY@sha256:DIGEST")
+    parser.add_argument("--image", required=True, help="launcher image: REPOSITORY@sha256:DIGEST")
     flags = parser.parse_args(argv)
     templates = {command.name: command for command in TEMPLATES}
     if flags.pipeline not in templates:
         near = suggest(flags.pipeline, templates)
-        raise UsageError(f"{flags.pipeline}: expected one of {', '.join(templates)}{near}")
+        raise UsageError(
+            f"unknown pipeline {flags.pipeline!r}{near}; choose from {', '.join(templates)}"
+        )
     bucket = flags.bucket.removeprefix("gs://").rstrip("/")
     if not BUCKET.fullmatch(bucket):
-        raise UsageError(f"--bucket {flags.bucket!r}: expected a bucket's name alone")
+        raise UsageError(
+            f"--bucket must be the name of a bucket, without a path, got {flags.bucket!r}"
+        )
     from cloud.clients import Cloud
 
     spec = template_container(template(templates[flags.pipeline]), flags.image)
@@ -85,7 +109,7 @@ def _run(argv: Sequence[str]) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command line -> the exit code: 0 written, 1 not written, 2 wrong flags."""
+    """Run the command and return its exit code: 0 written, 1 not written, 2 wrong flags."""
     try:
         print(f"template  {_run(argv)}")
     except MillraceError as error:

@@ -1,4 +1,4 @@
-"""batch_local as a user runs it: real files, in-process Beam, the exit code and what is printed."""
+"""batch_local as a user runs it: real files, in-process Beam, the exit code and the output."""
 
 import hashlib
 import json
@@ -29,12 +29,12 @@ from transforms.encode import output_schema
 from transforms.files.writers import open_writer
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-ROWS = 2_000  # of the fixture `example`
+ROWS = 2_000  # in the fixture `example`
 
 
 @pytest.fixture
 def run(example: Path, tmp_path: Path, run_command: RunCommand) -> Callable[..., Result]:
-    """batch_local with flags -> (exit code, standard output, standard error)."""
+    """A function that runs batch_local: flags -> (exit code, standard output, standard error)."""
 
     def call(**flags: Any) -> Result:
         own = {
@@ -81,7 +81,7 @@ def test_every_row_is_scored_or_dead_lettered_once(run: Any, example: Path, tmp_
     assert f"{ROWS:,}" in out
 
 
-def test_scores_are_the_models_and_say_where_they_come_from(
+def test_scores_are_those_of_the_model_and_name_the_model_and_the_run(
     run: Any, example: Path, tmp_path: Path
 ) -> None:
     run(id_column="transaction_id", output_fields="encoded,normalized_MAE,Amount,Class")
@@ -110,7 +110,7 @@ def test_scores_are_the_models_and_say_where_they_come_from(
     assert table["scored_at"].null_count == 0
 
 
-def test_the_three_packages_give_equal_scores(run: Any, example: Path, tmp_path: Path) -> None:
+def test_the_three_packages_produce_equal_scores(run: Any, example: Path, tmp_path: Path) -> None:
     results = {}
     for name in ("model", "model_pt2", "pytorch_autoencoder.mar"):
         fields = "normalized_reconstruction,denormalized_MSLE,encoded"
@@ -127,7 +127,7 @@ def test_the_three_packages_give_equal_scores(run: Any, example: Path, tmp_path:
             assert_scores(a, b, column)
 
 
-def test_a_second_run_replaces_the_first_and_another_stands_beside_it(
+def test_a_second_run_replaces_the_first_and_another_run_id_keeps_both(
     run: Any, tmp_path: Path
 ) -> None:
     for run_id, fmt in (("r", "parquet"), ("r", "jsonl"), ("other", "parquet")):
@@ -143,7 +143,7 @@ def test_json_summary_is_the_report(run: Any, tmp_path: Path) -> None:
     assert json.loads(out) == json.loads((tmp_path / "out/r/report.json").read_text())
 
 
-def test_the_report_says_what_the_scores_are(run: Any, tmp_path: Path) -> None:
+def test_the_report_has_the_statistics_of_the_scores(run: Any, tmp_path: Path) -> None:
     out = run(run_id="a")[1]
     found = json.loads((tmp_path / "out/a/report.json").read_text())["scores"]
     values = scores(tmp_path / "out", "a")["score"].to_numpy().astype(np.float64)
@@ -152,7 +152,7 @@ def test_the_report_says_what_the_scores_are(run: Any, tmp_path: Path) -> None:
     assert f"mean {found['mean']:.4g}, std {found['std']:.4g}, from {found['min']:.4g} to" in out
 
 
-def test_dead_letters_can_have_a_folder_of_their_own(run: Any, tmp_path: Path) -> None:
+def test_dead_letters_can_have_another_folder(run: Any, tmp_path: Path) -> None:
     run(dead_letter_files=tmp_path / "bad")
     assert len(dead_letters(tmp_path / "bad")) == ROWS // 100
     assert not (tmp_path / "out/r/dead_letters").exists()
@@ -161,7 +161,7 @@ def test_dead_letters_can_have_a_folder_of_their_own(run: Any, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
-def test_text_files_give_the_same_scores_as_parquet(
+def test_text_files_produce_the_same_scores_as_parquet(
     run: Any, example: Path, tmp_path: Path, suffix: str
 ) -> None:
     table = pq.read_table(example / "transactions.parquet")
@@ -170,7 +170,7 @@ def test_text_files_give_the_same_scores_as_parquet(
         pa_csv.write_csv(table, text)
     else:
         lines = (json.dumps(row) for row in table.to_pylist())
-        # NaN and Infinity are no JSON: these lines become dead letters of decoding.
+        # NaN and Infinity are not valid JSON: these lines become dead letters of stage decode.
         text.write_text("".join(f"{line}\n" for line in lines))
     assert run(id_column="transaction_id", run_id="a")[0] == 0
     assert run(id_column="transaction_id", run_id="b", input_files=text)[0] == 0
@@ -195,7 +195,7 @@ def test_output_formats_hold_the_same_rows(run: Any, tmp_path: Path, output_form
     assert_scores(other.sort_by("row_id")["score"], table["score"])
 
 
-def test_bad_rows_of_a_text_file_go_one_by_one_with_their_reasons(run: Any, tmp_path: Path) -> None:
+def test_bad_rows_of_a_text_file_become_dead_letters_one_by_one(run: Any, tmp_path: Path) -> None:
     good = dict.fromkeys(FEATURES, 0.5)
     lines = [
         json.dumps(good),
@@ -229,8 +229,8 @@ def test_a_run_that_scores_nothing_fails_and_keeps_its_dead_letters(
     (tmp_path / "rows.jsonl").write_text('{"Time": 1}\n{"Time": 2}\n')
     code, out, err = run(input_files=tmp_path / "rows.jsonl")
     assert (code, len(dead_letters(tmp_path / "out"))) == (1, 2)
-    assert "2 of 2 rows, 100.00 % are dead letters, more than --max_dead_letter_share 50 %" in err
-    assert f"mostly missing_feature at decode: they are in {tmp_path}/out/r/dead_letters" in err
+    assert "2 of 2 rows (100.00 %) are dead letters, more than --max_dead_letter_share 50 %" in err
+    assert f"mostly missing_feature at decode: see {tmp_path}/out/r/dead_letters" in err
     assert "out/r/scores" not in out
 
 
@@ -238,7 +238,7 @@ def test_the_share_of_dead_letters_can_be_limited(run: Any) -> None:
     assert run(max_dead_letter_share=0.01)[0] == 0
     code, _, err = run(max_dead_letter_share=0.009)
     assert (code, "run again with --run_id r" in err) == (1, True)
-    assert "1.00 % are dead letters, more than --max_dead_letter_share 0.9 %" in err
+    assert "(1.00 %) are dead letters, more than --max_dead_letter_share 0.9 %" in err
     assert_one_line_error(run(max_dead_letter_share=2), 2, "--max_dead_letter_share")
 
 
@@ -259,7 +259,7 @@ def test_a_feature_of_a_csv_file_is_written_as_a_number_in_every_file(
     ("suffix", "layout"),
     [("parquet", "default"), ("csv", "default"), ("jsonl", "default"), ("parquet", "reference")],
 )
-def test_rows_have_the_schema_that_was_told_before_the_run(
+def test_rows_have_the_schema_that_was_determined_before_the_run(
     run: Any,
     example: Path,
     tmp_path: Path,
@@ -275,25 +275,25 @@ def test_rows_have_the_schema_that_was_told_before_the_run(
         pa_csv.write_csv(table, rows)
     else:
         rows.write_text("".join(f"{json.dumps(row)}\n" for row in table.to_pylist()))
-    told, written = [], []
+    planned, written = [], []
 
-    def say(*args: Any) -> pa.Schema:
-        told.append(output_schema(*args))
-        return told[-1]
+    def plan(*args: Any) -> pa.Schema:
+        planned.append(output_schema(*args))
+        return planned[-1]
 
     def write(handle: Any, schema: pa.Schema, kind: Any) -> Any:
         written.append((kind, schema))
         return open_writer(handle, schema, kind)
 
-    monkeypatch.setattr("pipelines.batch.run.output_schema", say)
+    monkeypatch.setattr("pipelines.batch.run.output_schema", plan)
     monkeypatch.setattr("transforms.files.stage.open_writer", write)
     fields = "encoded,normalized_reconstruction,Time,Amount,Class" if layout == "default" else None
     assert run(input_files=rows, output_schema=layout, output_fields=fields)[0] == 0
     (schema,) = [schema for kind, schema in written if kind == "parquet"]
-    assert schema.equals(told[0]), f"{schema}\n\n{told[0]}"
+    assert schema.equals(planned[0]), f"{schema}\n\n{planned[0]}"
 
 
-def test_rows_of_the_reference_pipeline_are_written_with_the_sources_ids(
+def test_rows_of_the_reference_pipeline_have_the_ids_of_the_source(
     run: Any, example: Path, tmp_path: Path
 ) -> None:
     assert run(run_id="own", id_column="transaction_id", output_fields="encoded")[0] == 0
@@ -317,7 +317,7 @@ def test_rows_of_the_reference_pipeline_are_written_with_the_sources_ids(
     assert len(dead_letters(tmp_path / "out", "its")) == ROWS // 100
 
 
-def test_ids_of_the_reference_are_the_same_in_every_run(run: Any, tmp_path: Path) -> None:
+def test_ids_of_reference_rows_are_the_same_in_every_run(run: Any, tmp_path: Path) -> None:
     for run_id in ("a", "b"):
         assert run(run_id=run_id, output_schema="reference")[0] == 0
     first, second = (scores(tmp_path / "out", name)["instance_id"].to_pylist() for name in "ab")
@@ -325,7 +325,7 @@ def test_ids_of_the_reference_are_the_same_in_every_run(run: Any, tmp_path: Path
     assert sorted(first) == sorted(second)
 
 
-def test_rows_of_the_reference_want_a_model_and_flags_that_fit(run: Any, tmp_path: Path) -> None:
+def test_rows_of_the_reference_need_a_model_and_flags_that_fit(run: Any, tmp_path: Path) -> None:
     assert_one_line_error(
         run(output_schema="reference", output_fields="encoded"), 2, "drop --output_fields"
     )
@@ -354,7 +354,9 @@ def save_script(module: torch.nn.Module, path: Path) -> Path:
     return path
 
 
-def test_a_model_that_raises_on_rows_costs_exactly_these_rows(run: Any, tmp_path: Path) -> None:
+def test_if_the_model_raises_on_some_rows_only_these_rows_are_dead_letters(
+    run: Any, tmp_path: Path
+) -> None:
     (batch,) = generate(500, seed=1, batch_rows=500)
     amounts = batch.column("Amount").to_numpy().copy()
     negative = [3, 4, 77, 499]
@@ -379,7 +381,7 @@ def test_a_model_that_raises_on_rows_costs_exactly_these_rows(run: Any, tmp_path
     assert "model_error at infer" in out
 
 
-def test_a_model_that_raises_on_most_rows_fails_the_run_and_tells_of_each_row(
+def test_a_model_that_raises_on_most_rows_fails_the_run_and_each_row_is_a_dead_letter(
     run: Any, tmp_path: Path
 ) -> None:
     (batch,) = generate(3_000, seed=1, batch_rows=3_000)
@@ -397,7 +399,7 @@ def test_a_model_that_raises_on_most_rows_fails_the_run_and_tells_of_each_row(
         direct_num_workers=1,
     )
     letters = dead_letters(tmp_path / "out")
-    share = f"{len(letters) / 30:.2f} % are dead letters, more than --max_dead_letter_share 50 %"
+    share = f"({len(letters) / 30:.2f} %) are dead letters, more than --max_dead_letter_share 50 %"
     assert (code, share in err) == (1, True)
     assert f"{tmp_path}/out/r/dead_letters" in err
     report = json.loads((tmp_path / "out/r/report.json").read_text())
@@ -412,11 +414,11 @@ def test_a_model_that_raises_on_most_rows_fails_the_run_and_tells_of_each_row(
     )
     left = [x for x in letters if x["message"].startswith("not tried alone, since most rows of")]
     assert len(left) > 2_000
-    # Each can be replayed: it holds its whole row.
+    # Each can be replayed, because it holds its whole row.
     assert all(json.loads(letter["payload"]).keys() >= set(FEATURES) for letter in left)
 
 
-def test_a_model_that_answers_fewer_rows_fails_the_run(run: Any, tmp_path: Path) -> None:
+def test_a_model_that_returns_fewer_rows_fails_the_run(run: Any, tmp_path: Path) -> None:
     result = run(
         model=save_script(DropsTheLastRow(), tmp_path / "m.pt"), feature_columns=",".join(FEATURES)
     )
@@ -440,15 +442,19 @@ def test_missing_and_unknown_flags(run: Any, tmp_path: Path) -> None:
 def test_flags_that_do_not_agree(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in VARIABLES.values():
         monkeypatch.delenv(variable, raising=False)
-    # Nobody answers there: whatever is told is told before anyone is asked.
+    # No server listens on this port: every error is found before the first request.
     nowhere = {"api_endpoints": "bigquery=http://localhost:1"}
     table = {"input_files": None, "input_table": "project.data.rows"}
     query = {"input_files": None, "input_query": "SELECT 1"}
     assert_one_line_error(
-        run(input_table="d.t"), 2, "--input_files and --input_table: expected one of them"
+        run(input_table="d.t"),
+        2,
+        "--input_files and --input_table cannot be combined: use only one",
     )
     assert_one_line_error(
-        run(**table, input_query="SELECT 1"), 2, "--input_table and --input_query: expected"
+        run(**table, input_query="SELECT 1"),
+        2,
+        "--input_table and --input_query cannot be combined",
     )
     assert_one_line_error(
         run(row_restriction="a > 1"), 2, "--row_restriction has no effect without --input_table"
@@ -483,7 +489,7 @@ def test_flags_that_do_not_agree(run: Any, tmp_path: Path, monkeypatch: pytest.M
         ("storage=", "expected SERVICE=ADDRESS"),
     ],
 )
-def test_an_endpoint_of_a_service_nobody_knows_is_told(
+def test_a_malformed_api_endpoint_is_reported(
     run: Any, tmp_path: Path, given: str, near: str
 ) -> None:
     assert_one_line_error(run(api_endpoints=given), 2, "--api_endpoints", repr(given), near)
@@ -494,13 +500,13 @@ def test_an_endpoint_of_a_service_nobody_knows_is_told(
 def without_credentials(tmp_path: Path) -> dict[str, str]:
     """The environment of a child that finds no credentials and no emulators."""
     (tmp_path / "home").mkdir()
-    told = ("GOOGLE_", "CLOUDSDK_", *VARIABLES.values())
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(told)}
-    # A machine of Google's would lend its own account.
+    removed = ("GOOGLE_", "CLOUDSDK_", *VARIABLES.values())
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(removed)}
+    # On a machine of Google Cloud, the metadata server would provide the machine's account.
     return {**kept, "HOME": str(tmp_path / "home"), "NO_GCE_CHECK": "true"}
 
 
-def test_a_bucket_without_credentials_is_told_whichever_flag_names_it(
+def test_missing_credentials_are_reported_whichever_flag_names_the_bucket(
     example: Path, tmp_path: Path, without_credentials: dict[str, str]
 ) -> None:
     rows, query = str(example / "transactions.parquet"), {"input_files": None}
@@ -533,15 +539,15 @@ def test_a_bucket_without_credentials_is_told_whichever_flag_names_it(
         check=False,
     )
     assert done.stdout == f"{[1] * len(calls)}\n", done.stderr
-    told = done.stderr.splitlines()
-    assert len(told) == len(calls)
-    for line in told:
+    errors = done.stderr.splitlines()
+    assert len(errors) == len(calls)
+    for line in errors:
         assert "no usable Google Cloud credentials" in line
         assert "gcloud auth application-default login" in line
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home"]
 
 
-def test_the_command_ends_with_one_line_where_there_are_no_credentials(
+def test_without_credentials_the_command_ends_with_one_line(
     example: Path, without_credentials: dict[str, str]
 ) -> None:
     flags = ["--input_files", "gs://bucket/rows.parquet", "--model", str(example / "model")]
@@ -599,11 +605,11 @@ def test_a_damaged_page_is_an_error_not_a_score(run: Any, example: Path, tmp_pat
 
 def test_output_that_cannot_be_written(run: Any, tmp_path: Path) -> None:
     blocked = tmp_path / "file"
-    blocked.write_text("in the way")
+    blocked.write_text("not a folder")
     assert_one_line_error(
         run(output_files=blocked / "out"), 1, str(blocked), "choose another folder"
     )
-    assert blocked.read_text() == "in the way"
+    assert blocked.read_text() == "not a folder"
 
 
 def copy_package(example: Path, target: Path, **changes: Any) -> Path:
@@ -614,7 +620,7 @@ def copy_package(example: Path, target: Path, **changes: Any) -> Path:
     return target
 
 
-def test_models_that_are_not_what_they_should_be(run: Any, example: Path, tmp_path: Path) -> None:
+def test_unusable_models_are_reported(run: Any, example: Path, tmp_path: Path) -> None:
     assert_one_line_error(run(model=tmp_path / "none"), 1, "no model at")
     assert_one_line_error(run(model_digest="0" * 64), 1, "--model_digest", "0" * 64)
     wrong = copy_package(example, tmp_path / "wrong", sha256="1" * 64)
@@ -649,7 +655,7 @@ class Payload:
         return (Path.touch, (self.marker,))
 
 
-def test_a_pickle_posing_as_a_model_is_not_run(run: Any, tmp_path: Path) -> None:
+def test_a_pickle_that_claims_to_be_a_model_is_not_executed(run: Any, tmp_path: Path) -> None:
     marker = tmp_path / "executed"
     raw = tmp_path / "raw.pt"
     raw.write_bytes(pickle.dumps(Payload(marker)))
@@ -667,7 +673,7 @@ def write_mar(path: Path, entries: dict[str, bytes]) -> Path:
     return path
 
 
-def test_hostile_archives_are_refused(run: Any, example: Path, tmp_path: Path) -> None:
+def test_hostile_archives_are_rejected(run: Any, example: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(example / "pytorch_autoencoder.mar") as archive:
         good = {name: archive.read(name) for name in archive.namelist()}
     up = write_mar(tmp_path / "up.mar", good | {"../../evil.py": b""})
@@ -691,18 +697,16 @@ def test_an_unexpected_error_is_one_line_and_a_traceback_with_debug(
     run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
-        raise LookupError("something nobody thought of")
+        raise LookupError("something unexpected")
 
     monkeypatch.setattr("pipelines.handlers.read_manifest", fail)
-    assert_one_line_error(
-        run(), 1, "unexpected LookupError", "something nobody thought of", "--debug"
-    )
+    assert_one_line_error(run(), 1, "unexpected LookupError", "something unexpected", "--debug")
     with pytest.raises(LookupError):
         run(debug="true")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_the_run_and_leaves_nothing(
+def test_a_signal_ends_the_run_and_leaves_no_files(
     example: Path, tmp_path: Path, number: int
 ) -> None:
     table = pq.read_table(example / "transactions.parquet")

@@ -1,4 +1,4 @@
-"""batch_vertex: the rows, scores and dead letters of batch_local, whatever the endpoint does."""
+"""batch_vertex returns the rows, scores and dead letters of batch_local, even if requests fail."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -68,7 +68,7 @@ def letters(folder: Path) -> dict[str, tuple[str, str, str]]:
 
 
 def assert_same(got: Path, wanted: Path) -> None:
-    """Scores and latent values agree, dead letters are equal."""
+    """Assert that scores and latent values agree and that dead letters are equal."""
     mine, theirs = scores(got), scores(wanted)
     assert mine.keys() == theirs.keys()
     for part in (0, 1):
@@ -77,7 +77,7 @@ def assert_same(got: Path, wanted: Path) -> None:
 
 
 @pytest.mark.parametrize("given", [{}, {"instance_format": "named"}, {"endpoint_request_rows": 1}])
-def test_an_endpoint_gives_what_the_worker_gives(
+def test_an_endpoint_returns_what_a_model_in_the_worker_returns(
     example: Path, served: Running, local: Path, tmp_path: Path, given: dict[str, Any]
 ) -> None:
     url = f"http://{served.client.address}"
@@ -89,7 +89,7 @@ def test_an_endpoint_gives_what_the_worker_gives(
 
 @pytest.fixture(scope="module")
 def predict(example: Path) -> Callable[[list[Any]], list[Any]]:
-    """Instances -> predictions as the reference's container gives them, by torch alone."""
+    """A function that predicts as the reference's container does, with torch only."""
     manifest = json.loads((example / "model" / "model.json").read_text())
     module, score = torch.jit.load(example / "model" / "model.pt"), manifest["score_output"]
 
@@ -112,7 +112,7 @@ def test_nothing_is_lost_or_wrong_while_one_request_in_five_fails(
     assert_same(tmp_path / "r", local)
 
 
-def test_a_row_that_the_endpoint_refuses_costs_itself(
+def test_if_the_endpoint_refuses_a_row_only_that_row_is_lost(
     example: Path, local: Path, tmp_path: Path, predict: Any
 ) -> None:
     good = scores(local).keys()
@@ -132,7 +132,7 @@ def test_a_row_that_the_endpoint_refuses_costs_itself(
     assert scores(tmp_path / "r").keys() == good - refused
 
 
-def test_another_score_is_never_taken_from_what_the_endpoint_calls_its_score(
+def test_the_endpoints_own_score_never_stands_for_another_score(
     example: Path,
     served: Running,
     tmp_path: Path,
@@ -151,7 +151,7 @@ def test_another_score_is_never_taken_from_what_the_endpoint_calls_its_score(
     assert_same(tmp_path / "all" / "r", tmp_path / "local" / "r")
 
 
-def test_rows_that_come_again_are_asked_for_once(
+def test_repeated_rows_are_requested_once(
     example: Path, local: Path, tmp_path: Path, predict: Any
 ) -> None:
     source = example / "transactions.parquet"
@@ -165,7 +165,7 @@ def test_rows_that_come_again_are_asked_for_once(
         command[1:2] = [str(source), str(tmp_path / "2.parquet")]
         assert main(COMMAND, command) == 0
     assert len(scores(tmp_path / "r")) == 2 * len(scores(local))
-    # Of the second file nothing, but what was in flight when it came.
+    # Rows of the second file are cached, except those whose first request was still in flight.
     assert endpoint.rows[200] < 1.5 * len(scores(local))
 
 
@@ -179,23 +179,23 @@ UNUSABLE = [
 ]
 
 
-# Without the check the pipeline itself meets the answer. It treats three kinds differently: the
-# endpoint refuses the rows, it refuses the caller, or it stays down.
+# Without the check, the pipeline itself receives the response. It treats three kinds differently:
+# the endpoint refuses the rows, it refuses the caller, or it stays down.
 @pytest.mark.parametrize(
-    ("skip", "fault", "told"),
+    ("skip", "fault", "message"),
     [
         *[("false", *case) for case in UNUSABLE],
         *[("true", *case) for case in (UNUSABLE[0], UNUSABLE[2], UNUSABLE[5])],
     ],
     ids=lambda value: value.name if isinstance(value, Fault) else "",
 )
-def test_an_endpoint_that_cannot_be_used_costs_no_row_and_is_told_in_one_line(
+def test_an_unusable_endpoint_loses_no_row_and_is_reported_in_one_line(
     example: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     predict: Any,
     fault: Fault,
-    told: str,
+    message: str,
     skip: str,
 ) -> None:
     def always(_: Request) -> Fault:
@@ -210,12 +210,12 @@ def test_an_endpoint_that_cannot_be_used_costs_no_row_and_is_told_in_one_line(
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == 1
     assert errors[0].startswith("error: endpoint ")
-    assert told in errors[0]
+    assert message in errors[0]
     assert not list(tmp_path.glob("r/*"))
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ({}, "missing --endpoint (or --endpoint_url)"),
         ({"endpoint": "fraud"}, "give --endpoint_project and --endpoint_location"),
@@ -225,7 +225,10 @@ def test_an_endpoint_that_cannot_be_used_costs_no_row_and_is_told_in_one_line(
             "--endpoint_url must begin with http:// or https://, got",
         ),
         ({"endpoint_url": "http://h", "endpoint_parameters": "[]"}, "expected an object of JSON"),
-        ({"endpoint_url": "http://h", "device": "cpu"}, "--device is a flag of other pipelines"),
+        (
+            {"endpoint_url": "http://h", "device": "cpu"},
+            "this pipeline does not take --device, other pipelines do",
+        ),
         (
             {"endpoint_url": "http://h", "endpoint_concurrency": "0"},
             "--endpoint_concurrency must be at least 1, got 0",
@@ -233,14 +236,14 @@ def test_an_endpoint_that_cannot_be_used_costs_no_row_and_is_told_in_one_line(
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
-def test_a_wrong_flag_is_told_before_anything_is_asked(
+def test_a_wrong_flag_is_reported_before_any_request(
     example: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     given: dict[str, Any],
-    told: str,
+    message: str,
 ) -> None:
     assert main(COMMAND, flags(example, tmp_path, **given)) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert told in error
+    assert message in error

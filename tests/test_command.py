@@ -1,4 +1,4 @@
-"""Around the graph: errors found in a runner's text, the summary, the progress line."""
+"""The command around a graph: errors found in a traceback, the summary, the progress line."""
 
 import io
 import time
@@ -31,28 +31,28 @@ common.errors.InputError: a.parquet lacks column 'V1' [while running 'Read-ptran
 """
 
 
-def test_an_error_of_ours_is_found_in_a_runners_text() -> None:
+def test_a_project_error_is_found_in_the_traceback_of_a_runner() -> None:
     found = as_known_error(RuntimeError(TRACEBACK))
     assert type(found) is InputError
     assert str(found) == "a.parquet lacks column 'V1'"
 
 
-def test_an_error_of_ours_is_found_among_the_causes() -> None:
+def test_a_project_error_is_found_among_the_causes() -> None:
     outer = RuntimeError("bundle failed")
     outer.__cause__ = BalanceError("rows are missing")
     assert str(as_known_error(outer)) == "rows are missing"
 
 
-def test_any_other_error_is_told_in_one_line() -> None:
-    told = as_known_error(KeyError("a\nb"))
-    assert type(told) is MillraceError
-    assert "\n" not in str(told)
-    assert "KeyError" in str(told)
-    assert "--debug" in str(told)
+def test_any_other_error_is_reported_in_one_line() -> None:
+    reported = as_known_error(KeyError("a\nb"))
+    assert type(reported) is MillraceError
+    assert "\n" not in str(reported)
+    assert "KeyError" in str(reported)
+    assert "--debug" in str(reported)
 
 
 @pytest.mark.parametrize(("argv", "takes"), [(["batch_local", "--help"], True), ([], False)])
-def test_the_help_names_beams_flags_where_they_are_taken(
+def test_the_help_mentions_beams_flags_if_the_command_takes_them(
     argv: list[str], takes: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command, rest = choose_command(argv)
@@ -93,7 +93,7 @@ def report() -> dict[str, object]:
     }
 
 
-def test_the_summary_says_what_happened() -> None:
+def test_the_summary_states_counts_score_rate_and_outputs() -> None:
     text = summarise(report(), 2.0)
     for part in (
         "probability",
@@ -124,21 +124,23 @@ def test_a_run_without_a_score_says_how_to_choose_one() -> None:
 
 @pytest.mark.parametrize(("dead", "limit"), [(10, 0.0), (10, 0.009), (1000, 1.0)])
 def test_more_dead_letters_than_allowed_fail_the_run(dead: int, limit: float) -> None:
-    told = rf"{dead:,} of 1,000 rows, .* null at validate: .* out/r1/dead_letters or p.d.letters"
-    with pytest.raises(TooManyDeadLetters, match=told):
+    message = (
+        rf"{dead:,} of 1,000 rows \(.* null at validate: .* out/r1/dead_letters or p.d.letters"
+    )
+    with pytest.raises(TooManyDeadLetters, match=message):
         check_dead_letters(report() | {"rows_dead_lettered": dead}, limit)
 
 
 @pytest.mark.parametrize(("dead", "limit"), [(0, 0.0), (10, 0.01), (10, 1.0), (999, 1.0)])
-def test_as_many_dead_letters_as_allowed_do_not(dead: int, limit: float) -> None:
+def test_as_many_dead_letters_as_allowed_do_not_fail_the_run(dead: int, limit: float) -> None:
     check_dead_letters(report() | {"rows_dead_lettered": dead}, limit)
 
 
 def test_the_progress_line_is_removed_at_the_end() -> None:
     stream = io.StringIO()
     with progress_line(stream, every=0.001):
-        begin = time.monotonic()
-        while "rows/s" not in stream.getvalue() and time.monotonic() - begin < 10:
+        started = time.monotonic()
+        while "rows/s" not in stream.getvalue() and time.monotonic() - started < 10:
             pass
     assert "0 rows  0 rows/s" in stream.getvalue()
     assert stream.getvalue().endswith("\r\x1b[K")

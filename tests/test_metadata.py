@@ -1,4 +1,4 @@
-"""Flex Template metadata and the docs' tables say what the flags say."""
+"""The metadata of the Flex Templates and the tables in the docs match the flags."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ from pipelines.options import all_flags
 from pipelines.options.flag import parse_flags
 
 ROOT = Path(__file__).parent.parent
-# Values that each pattern takes, and values that it must not.
+# Values that each pattern must match, and values that it must not match.
 VALUES = {
     "model_digest": (["a" * 64, "sha256:" + "0" * 64], ["a" * 63, "md5:" + "a" * 64, "g" * 64]),
     "device": (["auto", "cpu", "cuda", "cuda:1"], ["gpu", "cuda:", "CPU", "cpu "]),
@@ -36,11 +36,11 @@ def command(request: pytest.FixtureRequest) -> Command:
     return request.param  # type: ignore[no-any-return]
 
 
-def test_what_is_committed_is_what_the_flags_say(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_committed_files_are_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--check"]) == 0, capsys.readouterr().err
 
 
-def test_drift_is_told(
+def test_files_that_are_out_of_date_are_reported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("pipelines.metadata.FOLDER", tmp_path)
@@ -70,9 +70,9 @@ def parameters(command: Command) -> dict[str, dict[str, Any]]:
     return {p["name"]: p for p in template(command)["parameters"]}
 
 
-def test_a_default_is_a_value_that_the_pipeline_takes(command: Command) -> None:
+def test_a_default_is_a_value_that_the_pipeline_accepts(command: Command) -> None:
     given = {n: p["defaultValue"] for n, p in parameters(command).items() if "defaultValue" in p}
-    # As the launcher passes them on.
+    # The launcher passes them on in this form.
     argv = [f"--{name}={value}" for name, value in given.items()]
     explicit = parse_flags(command.name, command.about, command.options, argv)
     assert explicit == parse_flags(command.name, command.about, command.options, [])
@@ -81,7 +81,7 @@ def test_a_default_is_a_value_that_the_pipeline_takes(command: Command) -> None:
         assert not choices or value in choices
 
 
-def test_patterns_take_good_values_and_no_others(command: Command) -> None:
+def test_patterns_match_good_values_and_no_others(command: Command) -> None:
     patterned = {n: p for n, p in parameters(command).items() if "regexes" in p}
     assert patterned
     for name, parameter in patterned.items():
@@ -93,7 +93,7 @@ def test_patterns_take_good_values_and_no_others(command: Command) -> None:
             assert not re.search(pattern, value), (name, value)
 
 
-def test_flags_of_a_terminal_are_no_parameters(command: Command) -> None:
+def test_flags_for_a_terminal_are_not_parameters(command: Command) -> None:
     assert not {"debug", "json_summary", "stop_after_seconds"} & parameters(command).keys()
 
 

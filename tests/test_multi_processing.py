@@ -1,4 +1,4 @@
-"""The SDK harness in a process of its own, as on Dataflow: all that a step needs reaches it."""
+"""The SDK harness as a separate process, as on Dataflow: it receives all that a step needs."""
 
 import json
 from pathlib import Path
@@ -47,7 +47,7 @@ def not_here(_: Any) -> NoReturn:
 @pytest.mark.parametrize(
     "command", [batch_local.COMMAND, batch_vertex.COMMAND], ids=lambda c: c.name
 )
-def test_workers_in_processes_of_their_own_give_what_this_process_gives(
+def test_separate_worker_processes_return_what_this_process_returns(
     command: Command,
     example: Path,
     tmp_path: Path,

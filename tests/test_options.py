@@ -1,4 +1,4 @@
-"""Flags: parsing, errors, and what help needs."""
+"""Flags: how they are parsed, their errors, and their help."""
 
 import dataclasses
 import re
@@ -50,7 +50,7 @@ def test_lists_are_split_at_commas_and_spaces() -> None:
     assert given.get(SinkOptions).cluster_by == ("a",)
 
 
-def test_defaults_hold_where_nothing_is_said() -> None:
+def test_flags_that_are_not_given_have_their_defaults() -> None:
     model, device = parsed().get(ModelOptions), parsed().get(DeviceOptions)
     assert (device.device, device.precision) == ("auto", "float32")
     assert (model.batch_rows, model.model) == (None, None)
@@ -59,7 +59,7 @@ def test_defaults_hold_where_nothing_is_said() -> None:
 def test_the_help_names_the_default_rows_of_a_batch() -> None:
     kind = ModelOptions
     (text,) = [f.metadata["help"] for f in dataclasses.fields(kind) if f.name == "batch_rows"]
-    assert text.endswith(f"(default: {BATCH_ROWS}, of streams {STREAM_BATCH_ROWS})")
+    assert text.endswith(f"(default: {BATCH_ROWS}, for streams {STREAM_BATCH_ROWS})")
 
 
 def flags_of(command: Command, *argv: str) -> Parsed:
@@ -67,7 +67,7 @@ def flags_of(command: Command, *argv: str) -> Parsed:
 
 
 @pytest.mark.parametrize("rows", [None, "9000"])
-def test_a_stream_uses_the_rows_of_a_batch_as_they_are_given(
+def test_a_stream_uses_the_given_number_of_rows_per_batch(
     make_manifest: Any, rows: str | None
 ) -> None:
     flags = {"model": "m", "input_subscription": SUBSCRIPTION, "output_table": "p.d.t"}
@@ -85,7 +85,7 @@ def test_a_stream_uses_the_rows_of_a_batch_as_they_are_given(
 @pytest.mark.parametrize(
     ("text", "value"), [((), True), (("true",), True), (("FALSE",), False)], ids=str
 )
-def test_switches_take_an_optional_truth_value(text: tuple[str, ...], value: bool) -> None:
+def test_boolean_flags_take_an_optional_value(text: tuple[str, ...], value: bool) -> None:
     assert parsed("--json_summary", *text).get(RunOptions).json_summary is value
 
 
@@ -137,14 +137,14 @@ def test_a_wrong_value_is_described_in_words(argv: tuple[str, ...], message: str
     assert str(caught.value) == message
 
 
-def test_no_form_of_a_value_is_described_by_its_pattern() -> None:
+def test_no_error_describes_a_value_by_a_regular_expression() -> None:
     for kind in {kind for command in [*TEMPLATES, REPLAY] for kind in command.options}:
         for f in dataclasses.fields(kind):
             if form := f.metadata["form"]:
                 assert not re.search(r"[\\^$|*?]|\[", form.must), f.name
 
 
-def test_unknown_flags_are_left_for_beam_and_told_if_beam_does_not_know_them() -> None:
+def test_unknown_flags_are_left_to_beam_and_rejected_if_beam_does_not_know_them() -> None:
     assert parsed("--runner", "FnApiRunner").beam_args == ["--runner", "FnApiRunner"]
     with pytest.raises(UsageError, match=r"--input_file \(nearest: --input_files"):
         beam_options(["--input_file", "x"])
@@ -152,7 +152,7 @@ def test_unknown_flags_are_left_for_beam_and_told_if_beam_does_not_know_them() -
         beam_options(["stray"])
 
 
-def test_a_job_has_a_name_by_which_it_is_found() -> None:
+def test_a_job_is_named_after_its_pipeline_unless_a_flag_names_it() -> None:
     google = beam_options([], name="stream_vertex").view_as(GoogleCloudOptions)
     assert re.fullmatch(r"pytorch-streaming-vertex-\d{8}-\d{6}", google.job_name)
     given = beam_options(["--job_name", "mine"], name="batch_local")
@@ -161,18 +161,20 @@ def test_a_job_has_a_name_by_which_it_is_found() -> None:
 
 
 @pytest.mark.parametrize("name", ["FooRunner", "Dataflo", "Runner"])
-def test_a_runner_that_beam_does_not_have_is_told(name: str) -> None:
-    with pytest.raises(UsageError, match=f"--runner {name}: expected one of DataflowRunner, "):
+def test_a_runner_that_beam_does_not_have_is_rejected(name: str) -> None:
+    with pytest.raises(
+        UsageError, match=f"unknown --runner {name}.*; choose from DataflowRunner, "
+    ):
         beam_options(["--runner", name])
 
 
 @pytest.mark.parametrize("name", ["dataflow", "DataflowRunner", "PRISMRUNNER"])
-def test_runners_are_named_as_beam_takes_them(name: str) -> None:
+def test_runners_can_be_named_as_beam_accepts_them(name: str) -> None:
     assert not runs_in_process(beam_options(["--runner", name]))
 
 
-def test_an_empty_value_is_no_value() -> None:
-    with pytest.raises(UsageError, match="--id_column: expected a value, got none"):
+def test_an_empty_value_is_rejected() -> None:
+    with pytest.raises(UsageError, match="--id_column has an empty value"):
         parsed("--id_column", "")
 
 
@@ -187,7 +189,7 @@ def test_no_flag_is_declared_twice_or_owned_by_beam() -> None:
     assert not all_flags() & beam_flags().keys()
 
 
-def test_every_flag_carries_what_a_template_needs() -> None:
+def test_every_flag_has_what_a_template_needs() -> None:
     for kind in COMMAND.options:
         for f in dataclasses.fields(kind):
             assert f.metadata["label"]

@@ -1,4 +1,4 @@
-"""replay as a user runs it: dead letters of batch runs and streams, on files and the emulators."""
+"""replay as a user runs it: dead letters of batch runs and streams, in files and on emulators."""
 
 import dataclasses
 import datetime
@@ -49,13 +49,13 @@ from transforms.replay.read import LetterFiles
 from transforms.validate import validate
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-ROWS = 2_000  # of the fixture `example`
+ROWS = 2_000  # in the fixture `example`
 PUBLISHED = datetime.datetime(2024, 5, 6, 12, 30, 1, tzinfo=datetime.UTC)
 
 
 @pytest.fixture(scope="module")
 def cured(example: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The example's package, mended: it takes the mean for nulls and NaN. Infinities stay wrong."""
+    """The fixed package of the example: nulls and NaN become the mean. Infinities still fail."""
     package = tmp_path_factory.mktemp("cured") / "model"
     shutil.copytree(example / "model", package)
     manifest = json.loads((package / "model.json").read_text())
@@ -69,7 +69,7 @@ def cured(example: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(
     example: Path, cured: Path, tmp_path: Path, run_command: RunCommand
 ) -> Callable[..., Result]:
-    """A command's module and flags -> (exit code, standard output, standard error)."""
+    """A function that runs a command: module, flags -> (exit code, standard output and error)."""
 
     def call(command: Any, **flags: Any) -> Result:
         own = {"model": cured} if command is replay else {"model": example / "model", "run_id": "r"}
@@ -80,7 +80,7 @@ def run(
 
 
 def reports(folder: Path) -> dict[str, dict[str, Any]]:
-    """The reports below a folder, by run id; each balances."""
+    """Return the reports below a folder by run id, and assert that each balances."""
     found = [json.loads(path.read_text()) for path in folder.rglob("report.json")]
     for report in found:
         assert report["balanced"]
@@ -89,7 +89,7 @@ def reports(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def replay_of(folder: Path) -> dict[str, Any]:
-    """A folder with one replay in it -> its report."""
+    """Return the report of the only replay in a folder."""
     (report,) = (r for r in reports(folder).values() if r["pipeline"].endswith("_replay"))
     return report
 
@@ -102,7 +102,7 @@ def scores(folder: Path, run_id: str) -> pa.Table:
 
 
 def dead_letters(folder: Path) -> list[dict[str, Any]]:
-    """All letters in files below a folder."""
+    """Return all dead letters in files below a folder."""
     files = sorted(folder.rglob("*.jsonl"))
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
@@ -128,11 +128,11 @@ def letters(run: Callable[..., Result], example: Path, tmp_path: Path) -> list[d
 
 
 def infinite(letter: dict[str, Any]) -> bool:
-    """Whether the fault is one that the cure does not help."""
+    """Return whether the fixed package still rejects the row of a dead letter."""
     return "infinite" in letter["message"]
 
 
-def test_a_cured_row_is_scored_as_if_it_had_never_failed(
+def test_a_row_that_a_fixed_package_accepts_is_scored_as_if_it_had_never_failed(
     run: Callable[..., Result],
     letters: list[dict[str, Any]],
     example: Path,
@@ -154,11 +154,11 @@ def test_a_cured_row_is_scored_as_if_it_had_never_failed(
     }.items()
     assert (report["rows_in"], report["rows_dead_lettered"]) == (len(letters), len(again))
     replayed, first = scores(out, report["run_id"]), scores(out, "r")
-    # Each row is in one place.
+    # Each row is in exactly one place.
     every = [*replayed["row_id"].to_pylist(), *first["row_id"].to_pylist(), *ids_of(again)]
     source = pq.read_table(example / "transactions.parquet")["transaction_id"].to_pylist()
     assert sorted(every) == sorted(source)
-    # The same rows, scored from the file by the mended package.
+    # Compare with the same rows, scored from the file with the fixed package.
     run(
         batch_local,
         input_files=example / "transactions.parquet",
@@ -172,7 +172,7 @@ def test_a_cured_row_is_scored_as_if_it_had_never_failed(
     for name in ("row_id", "model_digest"):
         assert replayed[name].to_pylist() == expected[name].to_pylist()
     for name in ("score", "encoded", "Amount"):
-        # As of JSON lines, columns that are no features come as text.
+        # As in JSON Lines, columns that are not features are passed through as strings.
         got, wanted = (np.array(t[name].to_pylist(), np.float64) for t in (replayed, expected))
         assert_scores(got, wanted, name)
     assert replayed.column_names == expected.column_names
@@ -183,7 +183,7 @@ def test_the_same_replay_again_replaces_the_first(
     run: Callable[..., Result], letters: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    # The folder of everything: of the replay's own letters none is taken.
+    # The folder also holds the dead letters of the replay itself, which are not replayed.
     seen = []
     for _ in range(2):
         assert run(replay, input_files=out)[0] == 0
@@ -194,13 +194,13 @@ def test_the_same_replay_again_replaces_the_first(
     assert set(reports(out)) == {"r", seen[0][0]}
 
 
-def test_another_replay_takes_the_last_letter_of_each_row(
+def test_another_replay_scores_the_last_dead_letter_of_each_row(
     run: Callable[..., Result], letters: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     assert run(replay, input_files=out, run_id="second")[0] == 0
     assert run(replay, input_files=out, run_id="third")[0] == 0
-    # Letters of the second run lie there now as well; the rows are the same.
+    # The folder now also holds dead letters of the second run, which are of the same rows.
     assert reports(out)["third"]["rows_in"] == len(letters)
     tries = {x["row_id"]: x["attempts"] for x in dead_letters(out / "third")}
     assert tries == {x["row_id"]: 3 for x in letters if infinite(x)}
@@ -235,7 +235,7 @@ def test_filters_choose_what_is_replayed(
     ],
     ids=lambda filters: next(iter(filters)),
 )
-def test_where_nothing_is_found_nothing_is_done(
+def test_without_matching_dead_letters_no_run_starts(
     run: Callable[..., Result],
     letters: list[dict[str, Any]],
     tmp_path: Path,
@@ -246,12 +246,12 @@ def test_where_nothing_is_found_nothing_is_done(
     ((name, value),) = filters.items()
     assert out == f"no dead letters in {tmp_path / 'out'}, --{name} {value}: nothing to replay\n"
     assert list(reports(tmp_path / "out")) == ["r"]
-    # A report that was asked for is not a line of text.
+    # With --json_summary, standard output holds only a report.
     quiet = run(replay, input_files=tmp_path / "out", **filters, json_summary="true")
     assert quiet == (0, "", out)
 
 
-def test_a_replay_without_a_cure_fails_and_keeps_the_letters(
+def test_a_replay_with_the_same_package_fails_and_keeps_the_dead_letters(
     run: Callable[..., Result], letters: list[dict[str, Any]], example: Path, tmp_path: Path
 ) -> None:
     source = tmp_path / "out/r/dead_letters"
@@ -259,7 +259,7 @@ def test_a_replay_without_a_cure_fails_and_keeps_the_letters(
     assert code == 1
     assert "batch_replay" in out
     assert_one_line_error(
-        (code, "", err), 1, f"{len(letters)} of {len(letters)} rows, 100.00 % are dead letters"
+        (code, "", err), 1, f"{len(letters)} of {len(letters)} rows (100.00 %) are dead letters"
     )
     again = dead_letters(tmp_path / "out" / replay_of(tmp_path / "out")["run_id"])
     assert Counter((x["row_id"], x["reason"]) for x in again) == Counter(
@@ -273,7 +273,7 @@ def test_rows_of_csv_are_read_as_their_columns_were(
 ) -> None:
     table = pq.read_table(example / "transactions.parquet").slice(0, 40).select(FEATURES)
     texts = table.cast(pa.schema([(name, pa.string()) for name in FEATURES])).to_pylist()
-    # One text that is no number makes texts of the whole column.
+    # One value that is not a number makes the whole column a column of strings.
     for row, name, text in ((0, "V1", "abc"), (1, "V1", ""), (2, "V2", ""), (3, "V2", " inf ")):
         texts[row][name] = text
     pa_csv.write_csv(pa.Table.from_pylist(texts), tmp_path / "rows.csv")
@@ -284,7 +284,7 @@ def test_rows_of_csv_are_read_as_their_columns_were(
     before = {x["row_id"]: x["reason"] for x in dead_letters(tmp_path / "out/r")}
     assert sorted(again.values()) == ["not_finite", "wrong_type"]
     assert again.items() <= before.items()
-    # What the mended package makes of the file itself.
+    # Compare with the file itself, scored with the fixed package.
     rows = tmp_path / "rows.csv"
     assert run(batch_local, input_files=rows, model=cured, run_id="cured")[0] == 0
     expected = scores(tmp_path / "out", "cured")
@@ -311,7 +311,7 @@ def test_equal_rows_of_equal_ids_are_all_replayed(
 
 
 def refusals(messages: list[Message], package: Path) -> pa.RecordBatch:
-    """Messages -> what a stream with the package writes of those that it cannot score."""
+    """Return the failure records of the messages that a stream with this package cannot score."""
     manifest = read_manifest(str(package))
     provenance = Provenance.of(manifest, "live", "stream_local")
     read = MessageFormat(RowFormat(manifest))
@@ -334,7 +334,7 @@ def message(number: int, data: bytes) -> Message:
 
 @pytest.fixture
 def faulty() -> list[Message]:
-    """Six messages: four without a feature that the cure replaces, two that cannot be helped."""
+    """Six messages: four lack a feature that the fixed package replaces, two are not fixable."""
     good = [{name: float(i) for i, name in enumerate(FEATURES)} | {"sequence": n} for n in range(5)]
     bodies = [orjson.dumps(row | {"V1": None}) for row in good[:4]]
     bodies += [b"\xff not JSON", orjson.dumps(good[4] | {"V2": "text"})]
@@ -342,7 +342,7 @@ def faulty() -> list[Message]:
 
 
 def write_letters(failures: pa.RecordBatch, folder: Path) -> Path:
-    """Failure records -> files as a stream writes them."""
+    """Write failure records to files as a stream does, and return the folder."""
     path = folder / "dead_letters/2024-05-06/12-30-00-300s-0-of-1-pane-0.jsonl"
     path.parent.mkdir(parents=True)
     with path.open("wb") as file:
@@ -350,10 +350,10 @@ def write_letters(failures: pa.RecordBatch, folder: Path) -> Path:
     return folder
 
 
-def test_messages_of_a_stream_are_written_as_the_stream_writes_them(
+def test_replayed_messages_have_the_columns_that_the_stream_writes(
     run: Callable[..., Result], faulty: list[Message], example: Path, tmp_path: Path
 ) -> None:
-    # Streams write letters at least once.
+    # Streams write dead letters at least once, so two of them are doubled here.
     twice = refusals(faulty + faulty[:2], example / "model")
     source = write_letters(twice, tmp_path / "stream")
     code, out, err = run(
@@ -372,12 +372,12 @@ def test_messages_of_a_stream_are_written_as_the_stream_writes_them(
     again = dead_letters(tmp_path / "out")
     assert {x["row_id"]: x["reason"] for x in again} == {"m-4": "invalid_json", "m-5": "wrong_type"}
     assert {x["attempts"] for x in again} == {2}
-    told = json.loads(again[0]["attributes"])["message"]
-    assert told["attributes"]["sender"] == "test"
+    described = json.loads(again[0]["attributes"])["message"]
+    assert described["attributes"]["sender"] == "test"
 
 
 def start(cured: Path, root: Path, *flags: str, **given: Any) -> subprocess.Popen[str]:
-    """A replay into root / out, as a process of its own."""
+    """Start a replay into root / out as a separate process."""
     command = [sys.executable, "-m", "pipelines.replay", "--model", str(cured)]
     command += ["--output_files", str(root / "out"), *flags]
     return subprocess.Popen(
@@ -427,7 +427,7 @@ def test_letters_of_streams_and_of_batch_runs_are_not_replayed_together(
     assert list(reports(tmp_path / "out")) == ["r"]
 
 
-def test_with_several_workers_no_clock_sends_what_is_being_written(
+def test_with_several_workers_no_timer_sends_a_buffer_that_is_being_written(
     run: Callable[..., Result],
     letters: list[dict[str, Any]],
     tmp_path: Path,
@@ -445,12 +445,12 @@ def test_with_several_workers_no_clock_sends_what_is_being_written(
     flags = {"direct_num_workers": 2, "direct_running_mode": "multi_threading"}
     assert run(replay, input_files=tmp_path / "out/r", **flags)[0] == 0
     assert replay_of(tmp_path / "out")["rows_in"] == len(letters)
-    # Elements that are added while a clock's thread sends are lost.
+    # Elements that are added while the thread of a timer sends are lost.
     assert intervals
     assert min(intervals) > 86_400
 
 
-def test_wrong_flags_are_told_in_a_line(
+def test_wrong_flags_are_reported_in_one_line(
     run: Callable[..., Result], letters: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     source = {"input_files": tmp_path / "out/r"}
@@ -459,7 +459,7 @@ def test_wrong_flags_are_told_in_a_line(
         run(replay, model=None), 2, "--input_files", "--model", "python -m pipelines.replay"
     )
     assert_one_line_error(run(replay, **source, output_files=None), 2, "missing --output_files")
-    assert_one_line_error(run(replay, **source, input_table="p.d.t"), 2, "expected one of them")
+    assert_one_line_error(run(replay, **source, input_table="p.d.t"), 2, "use only one of them")
     assert_one_line_error(run(replay, **source, stage="validat"), 2, "--stage", "nearest: validate")
     assert_one_line_error(
         run(replay, **source, reason="null,wrong_typ"), 2, "--reason", "nearest: wrong_type"
@@ -492,7 +492,7 @@ def test_wrong_flags_are_told_in_a_line(
     assert list(reports(tmp_path / "out")) == ["r"]
 
 
-def test_input_that_holds_no_dead_letters_is_told(
+def test_input_without_dead_letters_is_reported(
     run: Callable[..., Result], letters: list[dict[str, Any]], example: Path, tmp_path: Path
 ) -> None:
     assert_one_line_error(run(replay, input_files=tmp_path / "none"), 1, "no input file matches")
@@ -511,7 +511,7 @@ def test_input_that_holds_no_dead_letters_is_told(
     assert list(reports(tmp_path / "out")) == ["r"]
 
 
-def test_of_a_folder_only_lines_of_dead_letters_are_read(
+def test_only_the_files_of_dead_letters_in_a_folder_are_read(
     letters: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     files = LetterFiles((str(tmp_path / "out"),))
@@ -527,12 +527,12 @@ def test_no_flag_is_declared_twice_or_owned_by_beam() -> None:
     assert not {f"--{name}" for name in names} & beam_flags().keys()
 
 
-# On the emulators.
+# Tests on the emulators.
 
 
 @pytest.fixture
 def servers(stream_emulators: LocalCloud, monkeypatch: pytest.MonkeyPatch) -> LocalCloud:
-    """The emulators, found by the environment; what a run tells Beam of them is taken back."""
+    """The emulators, found through environment variables. Beam's settings are restored after."""
     for variable, address in stream_emulators.environment.items():
         monkeypatch.setenv(variable, address)
     monkeypatch.setattr(auth._Credentials, "_credentials_init", True)
@@ -552,7 +552,7 @@ def table(
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> dict[str, Any]:
-    """Flags that write into a table of scores, with 300 rows of the example in it, 3 dead."""
+    """Flags that write to a table of scores that already has 300 rows, 3 of them dead letters."""
     name = f"{PROJECT}.streams.{request.node.name[:60]}"
     flags = {
         "output_table": name,
@@ -572,11 +572,11 @@ def table(
 
 
 def balance(servers: LocalCloud, table: str) -> Counter[tuple[str, str]]:
-    """(run, row) of all scores in a table, each counted."""
+    """Return how often each (run id, row id) is in a table of scores."""
     return Counter((r["run_id"], r["row_id"]) for r in rows_of(servers, f"SELECT * FROM `{table}`"))
 
 
-def test_from_a_table_into_the_same_tables_each_row_once(
+def test_a_replay_into_the_tables_of_its_run_leaves_each_row_once(
     servers: LocalCloud, run: Callable[..., Result], table: dict[str, Any]
 ) -> None:
     name = table["output_table"]
@@ -588,7 +588,7 @@ def test_from_a_table_into_the_same_tables_each_row_once(
         assert "batch_replay" in out
         rows = rows_of(servers, f"SELECT * FROM `{name}`")
         letters = rows_of(servers, f"SELECT * FROM `{name}_dead_letters`")
-        # The second replay takes none of the first's letters, and replaces all that it wrote.
+        # The second replay does not score dead letters of the first, and replaces its output.
         first = [row for row in letters if row["run_id"] == "r"]
         again = [row for row in letters if row["run_id"] != "r"]
         assert first == dead
@@ -596,27 +596,27 @@ def test_from_a_table_into_the_same_tables_each_row_once(
         assert {row["attempts"] for row in again} <= {2}
         ids = [row["row_id"] for row in rows]
         assert len(ids) == len(set(ids)) == 300 - len(again)
-        # A column of integers gets integers, though a letter's JSON does not say what they were.
+        # The integer column gets integers, although the JSON of a dead letter has no types.
         assert {row["Class"] for row in rows} <= {0, 1}
     assert {row["run_id"] for row in rows} == {"r", *{row["run_id"] for row in rows} - {"r"}}
     assert len({row["run_id"] for row in rows}) == 2
 
 
 def rerun(run: Callable[..., Result], tmp_path: Path, **flags: Any) -> Result:
-    """The run `r` of the fixture `table` once more."""
+    """Run the run `r` of the fixture `table` again."""
     few = {"input_files": tmp_path / "few.parquet", "id_column": "transaction_id"}
     return run(batch_local, **few, **flags)
 
 
 def places(servers: LocalCloud, name: str) -> Counter[str]:
-    """The ids of a table's scores and of its dead letters, each row counted once."""
+    """Count the row ids in a table of scores and, for rows not in it, in its dead letters."""
     scored = rows_of(servers, f"SELECT row_id FROM `{name}`")
     dead = {x["row_id"] for x in rows_of(servers, f"SELECT row_id FROM `{name}_dead_letters`")}
     ids = [row["row_id"] for row in scored]
     return Counter([*ids, *dead.difference(ids)])
 
 
-def test_a_replay_of_all_letters_takes_the_place_of_one_of_some(
+def test_a_replay_of_all_dead_letters_replaces_a_replay_of_some(
     servers: LocalCloud, run: Callable[..., Result], table: dict[str, Any]
 ) -> None:
     name = table["output_table"]
@@ -628,7 +628,7 @@ def test_a_replay_of_all_letters_takes_the_place_of_one_of_some(
         assert (code, err) == (0, ""), err
         assert set(places(servers, name).values()) == {1}
     assert len(places(servers, name)) == 300
-    # What one of all has done, one of some cannot take the place of.
+    # A replay of some dead letters cannot replace a replay of all.
     result = run(replay, **source, reason=some, run_id="part")
     if reasons[some] < sum(reasons.values()):
         assert_one_line_error(
@@ -637,7 +637,7 @@ def test_a_replay_of_all_letters_takes_the_place_of_one_of_some(
     assert set(places(servers, name).values()) == {1}
 
 
-def test_the_run_again_takes_the_place_of_what_was_replayed(
+def test_a_rerun_replaces_what_was_replayed(
     servers: LocalCloud,
     run: Callable[..., Result],
     table: dict[str, Any],
@@ -654,12 +654,12 @@ def test_the_run_again_takes_the_place_of_what_was_replayed(
     assert {letter["run_id"] for letter in letters} <= {"r"}
 
 
-def test_a_run_whose_letters_were_replayed_with_those_of_others_is_refused(
+def test_a_rerun_is_refused_if_its_dead_letters_were_replayed_with_those_of_another_run(
     servers: LocalCloud, run: Callable[..., Result], table: dict[str, Any], tmp_path: Path
 ) -> None:
     name = table["output_table"]
     assert rerun(run, tmp_path, **table, run_id="q")[0] == 0
-    # Letters of a row of two runs are of the last one; a filter takes those of each.
+    # If two runs have dead letters of the same row, those of the last run are replayed.
     before = balance(servers, name)
     assert run(replay, input_table=f"{name}_dead_letters", run_id="both", **table)[0] == 0
     after = balance(servers, name)
@@ -680,7 +680,7 @@ def test_without_a_column_of_the_run_a_second_replay_is_refused(
     result = run(replay, input_table=letters, run_id="second", **flags)
     assert_one_line_error(result, 1, name, "replayed by first", "without a column run_id")
     assert rows_of(servers, f"SELECT instance_id FROM `{name}`") == before
-    # The same replay again finds its own rows.
+    # The same replay, run again, finds its own rows.
     assert run(replay, input_table=letters, run_id="first", **flags)[0] == 0
     assert rows_of(servers, f"SELECT instance_id FROM `{name}`") == before
 
@@ -707,7 +707,7 @@ def test_after_a_crash_the_same_command_leaves_each_row_once(
     assert set(halfway.values()) == {1}
 
 
-def test_of_a_table_only_letters_since_a_time_are_read(
+def test_since_limits_the_dead_letters_read_from_a_table(
     servers: LocalCloud, run: Callable[..., Result], table: dict[str, Any]
 ) -> None:
     source = f"{table['output_table']}_dead_letters"
@@ -721,7 +721,7 @@ def test_of_a_table_only_letters_since_a_time_are_read(
     assert "batch_replay" in out
 
 
-def test_a_table_that_holds_no_dead_letters_is_told(
+def test_a_table_without_dead_letters_is_reported(
     servers: LocalCloud, run: Callable[..., Result]
 ) -> None:
     other = f"{PROJECT}.streams.of_another_kind"
@@ -737,7 +737,7 @@ def test_a_table_that_holds_no_dead_letters_is_told(
 
 @pytest.fixture
 def mailbox(servers: LocalCloud, request: pytest.FixtureRequest) -> Callable[[str], Mailbox]:
-    """A name -> a topic of the test's own, with a subscription."""
+    """A function that creates a topic of this name for the test, with a subscription."""
 
     def make(name: str) -> Mailbox:
         own = re.sub(r"\W", "-", f"{request.node.name[:150]}-{name}")
@@ -748,7 +748,7 @@ def mailbox(servers: LocalCloud, request: pytest.FixtureRequest) -> Callable[[st
 
 @pytest.fixture
 def box(mailbox: Callable[[str], Mailbox], faulty: list[Message], example: Path) -> Mailbox:
-    """A dead letter topic with the letters of `faulty`, and a message that is none."""
+    """A dead letter topic with the dead letters of `faulty` and one other message."""
     made = mailbox("dead")
     with beam.Pipeline("FnApiRunner") as pipeline:
         letters = pipeline | beam.Create([refusals(faulty, example / "model")])
@@ -757,7 +757,7 @@ def box(mailbox: Callable[[str], Mailbox], faulty: list[Message], example: Path)
     return made
 
 
-def test_from_a_subscription_what_is_replayed_is_gone_and_the_rest_stays(
+def test_replayed_messages_leave_the_subscription_and_the_others_stay(
     run: Callable[..., Result],
     box: Mailbox,
     mailbox: Callable[[str], Mailbox],
@@ -771,7 +771,10 @@ def test_from_a_subscription_what_is_replayed_is_gone_and_the_rest_stays(
     code, out, err = run(replay, **flags, reason="null,wrong_type")
     assert code == 0, err
     assert "stream_replay" in out
-    assert err == f"2 messages stay in {box.subscription}: no dead letters, or left out\n"
+    assert err == (
+        f"2 messages stay in {box.subscription}: they are not dead letters, or the filters exclude "
+        "them\n"
+    )
     first = replay_of(tmp_path / "out")
     assert (first["rows_in"], first["rows_scored"]) == (5, 4)
     rows = scores(tmp_path / "out", first["run_id"])
@@ -780,34 +783,34 @@ def test_from_a_subscription_what_is_replayed_is_gone_and_the_rest_stays(
     assert sorted(m.attributes["row_id"] for m in results.look()) == ["m-0", "m-1", "m-2", "m-3"]
     (letter,) = hopeless.look()
     assert letter.data == faulty[5].data
-    told = dict(letter.attributes)
-    assert (told["millrace_attempts"], told["millrace_row_id"]) == ("2", "m-5")
-    assert told["sender"] == "test"
+    attributes = dict(letter.attributes)
+    assert (attributes["millrace_attempts"], attributes["millrace_row_id"]) == ("2", "m-5")
+    assert attributes["sender"] == "test"
     assert box.bodies() == [b"a stranger", faulty[4].data]
-    # Again: of what was asked for, nothing is left.
+    # The same command again finds no dead letters that match.
     code, out, err = run(replay, **flags, reason="null,wrong_type")
     assert code == 0
     assert out.endswith("nothing to replay\n")
     assert list(reports(tmp_path / "out")) == [first["run_id"]]
 
 
-def test_a_subscriptions_letters_that_fail_again_stay_there(
+def test_messages_stay_in_the_subscription_if_too_many_fail_again(
     run: Callable[..., Result], box: Mailbox, faulty: list[Message], tmp_path: Path
 ) -> None:
     code, out, err = run(replay, input_subscription=box.subscription, max_dead_letter_share=0.1)
     assert code == 1
     assert "stream_replay" in out
-    assert "2 of 6 rows, 33.33 % are dead letters, more than --max_dead_letter_share 10 %" in err
-    assert "type the same command again" in err
+    assert "2 of 6 rows (33.33 %) are dead letters, more than --max_dead_letter_share 10 %" in err
+    assert "run the same command again" in err
     assert box.bodies() == sorted([b"a stranger", *(m.data for m in faulty)])
     first = replay_of(tmp_path / "out")
-    # The next run finds the same letters, and replaces the first one's rows.
+    # The next run finds the same dead letters, and replaces the rows of the first.
     assert run(replay, input_subscription=box.subscription)[0] == 0
     assert replay_of(tmp_path / "out")["run_id"] == first["run_id"]
     assert box.bodies() == [b"a stranger"]
 
 
-def test_messages_are_acknowledged_after_the_report_and_a_crash_between_doubles_nothing(
+def test_messages_are_acknowledged_after_the_report_and_a_crash_between_doubles_no_row(
     run: Callable[..., Result],
     box: Mailbox,
     tmp_path: Path,
@@ -830,7 +833,7 @@ def test_messages_are_acknowledged_after_the_report_and_a_crash_between_doubles_
     assert box.bodies() == [b"a stranger"]
 
 
-def test_letters_that_a_killed_replay_holds_are_waited_for(
+def test_a_replay_waits_for_messages_that_a_killed_one_holds(
     run: Callable[..., Result], box: Mailbox, tmp_path: Path
 ) -> None:
     box.hold(7, 20)
@@ -840,7 +843,7 @@ def test_letters_that_a_killed_replay_holds_are_waited_for(
     assert replay_of(tmp_path / "out")["rows_in"] == 6
 
 
-def test_a_subscription_without_letters_is_waited_for_no_longer_than_one_may_be_held(
+def test_a_replay_of_an_empty_subscription_waits_no_longer_than_a_message_may_be_held(
     run: Callable[..., Result],
     mailbox: Callable[[str], Mailbox],
     monkeypatch: pytest.MonkeyPatch,
@@ -856,7 +859,7 @@ def test_a_subscription_without_letters_is_waited_for_no_longer_than_one_may_be_
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_wait_for_letters_that_may_be_held(
+def test_a_signal_ends_the_wait_for_held_messages(
     mailbox: Callable[[str], Mailbox],
     servers: LocalCloud,
     cured: Path,
@@ -869,7 +872,7 @@ def test_a_signal_ends_the_wait_for_letters_that_may_be_held(
     assert "waiting 50 s more" in process.stderr.readline()
     process.send_signal(number)
     out, err = process.communicate(timeout=300)
-    # It did not come to its end, which it would have told.
+    # It was interrupted before its end, which it would have reported on standard output.
     assert (process.returncode, out) == (128 + number, "")
     assert err == "\ninterrupted: nothing was written\n"
 
@@ -894,7 +897,7 @@ def test_two_replays_of_one_subscription_do_not_replace_each_other(
     ]
 
 
-def test_letters_that_went_back_to_their_topic_count_on_and_double_nothing(
+def test_dead_letters_published_to_their_own_topic_count_attempts_and_double_no_row(
     run: Callable[..., Result], box: Mailbox, example: Path, tmp_path: Path
 ) -> None:
     flags = {"input_subscription": box.subscription}
@@ -911,14 +914,14 @@ def test_letters_that_went_back_to_their_topic_count_on_and_double_nothing(
 def test_max_messages_bounds_a_replay(
     run: Callable[..., Result], box: Mailbox, tmp_path: Path
 ) -> None:
-    # Seven there are, of which one is no letter.
+    # The subscription holds seven messages, one of which is not a dead letter.
     flags = {"max_messages": 3, "max_dead_letter_share": 1}
     assert run(replay, input_subscription=box.subscription, **flags)[0] == 0
     assert 2 <= replay_of(tmp_path / "out")["rows_in"] <= 3
     assert len(box.bodies()) == 7 - replay_of(tmp_path / "out")["rows_in"]
 
 
-def test_subscriptions_and_topics_that_cannot_be_used_are_told(
+def test_unusable_subscriptions_and_topics_are_reported(
     run: Callable[..., Result], box: Mailbox, tmp_path: Path
 ) -> None:
     source = {"input_subscription": box.subscription}

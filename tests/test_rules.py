@@ -1,4 +1,4 @@
-"""Which flags go together: each rule by an example, in the words that a user reads."""
+"""Which flags go together: an example of each rule, with the message that a user reads."""
 
 from typing import Any
 
@@ -49,7 +49,7 @@ NEEDED: dict[str, dict[str, str]] = {
 
 
 def flags(command: Command, **changed: str | None) -> Parsed:
-    """All that a command needs, changed: a flag that is None is left out."""
+    """The flags that a command needs, with changes. A flag that is None is left out."""
     given = {**NEEDED[command.name], **changed}
     argv = [text for name, value in given.items() if value for text in (f"--{name}", value)]
     return parse_flags(command.name, command.about, command.options, argv)
@@ -65,7 +65,7 @@ def check(command: Command, parsed: Parsed) -> None:
 @pytest.mark.parametrize(
     "command", [BATCH, BATCH_VERTEX, STREAM, STREAM_VERTEX, REPLAY], ids=lambda c: c.name
 )
-def test_what_a_command_needs_is_enough(command: Command) -> None:
+def test_the_flags_that_a_command_needs_are_enough(command: Command) -> None:
     check(command, flags(command))
 
 
@@ -109,45 +109,47 @@ def test_what_a_command_needs_is_enough(command: Command) -> None:
         (
             BATCH,
             {"input_table": "p.d.t"},
-            "--input_files and --input_table: expected one of them",
+            "--input_files and --input_table cannot be combined: use only one of them",
         ),
         (
             BATCH,
             {"input_files": None, "input_table": "p.d.t", "input_query": "SELECT 1"},
-            "--input_table and --input_query: expected one of them",
+            "--input_table and --input_query cannot be combined: use only one of them",
         ),
         (
             REPLAY,
             {"input_subscription": SUB},
-            "--input_files and --input_subscription: expected one of them",
+            "--input_files and --input_subscription cannot be combined: use only one of them",
         ),
         (
             STREAM,
             {"input_topic": IN, "create_subscription": "true"},
-            "--input_subscription and --input_topic: expected one of them",
+            "--input_subscription and --input_topic cannot be combined: use only one of them",
         ),
         (
             STREAM,
             {"input_subscription": None, "input_topic": IN},
-            "--input_topic alone has no messages: say --create_subscription to make a subscription",
+            "--input_topic needs a subscription: add --create_subscription to create one for this "
+            "run, or use --input_subscription instead",
         ),
         (
             STREAM,
             {"input_subscription": None, "input_topic": OUT, "create_subscription": "true"},
-            f"{OUT} is input and output: choose another topic",
+            f"{OUT} is both the input and an output: choose another topic",
         ),
         (
             STREAM,
             {"dead_letter_topic": OUT},
-            f"--dead_letter_topic {OUT} is --output_topic: expected another",
+            f"--dead_letter_topic and --output_topic are both {OUT}: choose another topic for one "
+            "of them",
         ),
-        (STREAM, {"message_format": "avro"}, "--message_format avro: --avro_schema is missing"),
+        (STREAM, {"message_format": "avro"}, "--message_format avro needs --avro_schema"),
         (
             REPLAY,
             {"avro_schema": "{}"},
-            "--avro_schema: expected --message_format avro, got json",
+            "--avro_schema needs --message_format avro, got json",
         ),
-        # Without an effect.
+        # No effect.
         (
             BATCH,
             {"row_restriction": "a > 1"},
@@ -183,13 +185,13 @@ def test_what_a_command_needs_is_enough(command: Command) -> None:
         (
             BATCH,
             {"output_schema": "reference", "output_fields": "a"},
-            "--output_fields has no effect beside --output_schema, which has fields of its own: "
+            "--output_fields has no effect with --output_schema, which sets the fields itself: "
             "drop --output_fields",
         ),
         (
             REPLAY,
             {"device": "cpu", "endpoint_url": "http://h"},
-            "--device has no effect beside --endpoint_url, which runs the model: drop --device",
+            "--device has no effect with --endpoint_url, which runs the model: drop --device",
         ),
         (REPLAY, {"endpoint_cache_rows": "5"}, "--endpoint_cache_rows has no effect without --end"),
         (
@@ -211,7 +213,7 @@ def test_what_a_command_needs_is_enough(command: Command) -> None:
     ],
     ids=lambda value: value.name if isinstance(value, Command) else "",
 )
-def test_flags_that_do_not_go_together_are_refused(
+def test_flags_that_do_not_go_together_are_rejected(
     command: Command, changed: dict[str, str | None], message: str
 ) -> None:
     with pytest.raises(UsageError) as caught:
@@ -270,7 +272,7 @@ def test_a_batch_run_has_the_sinks_that_its_flags_name(
     assert (config.sinks, config.letter_sinks) == (sinks, letters)
 
 
-def test_a_model_runs_in_the_worker_or_behind_the_endpoint_that_is_named() -> None:
+def test_a_model_runs_in_the_worker_or_behind_the_given_endpoint() -> None:
     assert isinstance(batch_config("batch_local", flags(BATCH)).predictor, DeviceOptions)
     vertex = batch_config("batch_vertex", flags(BATCH_VERTEX)).predictor
     assert isinstance(vertex, EndpointOptions)
@@ -279,7 +281,7 @@ def test_a_model_runs_in_the_worker_or_behind_the_endpoint_that_is_named() -> No
     assert isinstance(at, EndpointOptions)
 
 
-def test_a_stream_reads_an_existing_subscription_or_one_of_its_own() -> None:
+def test_a_stream_reads_an_existing_subscription_or_creates_one() -> None:
     existing = stream_config("stream_local", flags(STREAM))
     assert (existing.source, existing.project) == (Subscription(name=SUB), "p")
     changed = {"input_subscription": None, "input_topic": IN, "create_subscription": "true"}

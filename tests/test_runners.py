@@ -1,4 +1,4 @@
-"""Which runner a pipeline gets, in each of the ways to name it, and which ones are refused."""
+"""The runner that a pipeline gets for each way to name one, and the runners that are rejected."""
 
 import re
 import uuid
@@ -17,7 +17,7 @@ from pipelines.runners import choose_runner, is_dataflow
 
 STREAM, BATCH = "BundleBasedDirectRunner", "FnApiRunner"
 DASK = "apache_beam.runners.dask.dask_runner.DaskRunner"
-# Each runner of Beam's -> what it is for a batch run and for a stream, None where it is refused.
+# Each runner of Beam: the runner that a batch run and a stream get, None if it is rejected.
 CHOSEN: dict[str, tuple[str | None, str | None]] = {
     "BundleBasedDirectRunner": (STREAM, STREAM),
     "DaskRunner": (None, None),
@@ -38,7 +38,7 @@ PATHS = {path.rpartition(".")[2]: path for path in (*StandardOptions.ALL_KNOWN_R
 
 
 def spellings(name: str) -> list[str]:
-    """A runner's name -> how it may be typed."""
+    """Return the ways to type the name of a runner."""
     short = name.removesuffix("Runner")
     return [name, name.lower(), name.upper(), short, short.lower(), PATHS[name]]
 
@@ -46,12 +46,12 @@ def spellings(name: str) -> list[str]:
 CASES = [(typed, *chosen) for name, chosen in CHOSEN.items() for typed in spellings(name)]
 
 
-def test_each_runner_that_beam_names_has_its_place() -> None:
+def test_every_runner_that_beam_lists_is_in_the_table() -> None:
     assert CHOSEN.keys() == {*StandardOptions.KNOWN_RUNNER_NAMES, "DaskRunner"}
 
 
 @pytest.mark.parametrize(("typed", "batch", "stream"), CASES)
-def test_a_runner_is_chosen_however_it_is_typed(
+def test_a_runner_is_chosen_in_every_spelling(
     typed: str, batch: str | None, stream: str | None
 ) -> None:
     for streaming, expected in ((False, batch), (True, stream)):
@@ -77,7 +77,7 @@ def test_a_batch_run_and_a_stream_without_a_runner_run_in_this_process() -> None
 
 
 @pytest.mark.parametrize("typed", spellings("DataflowRunner"))
-def test_dataflow_is_known_however_it_is_typed(typed: str) -> None:
+def test_dataflow_is_recognised_in_every_spelling(typed: str) -> None:
     assert is_dataflow(typed)
     for streaming in (False, True):
         assert runs_on_dataflow(beam_options(["--runner", typed], streaming=streaming))
@@ -88,11 +88,11 @@ def test_other_runners_are_not_dataflow(typed: str | None) -> None:
     assert not is_dataflow(typed)
 
 
-def test_a_runner_of_somebody_else_is_taken_at_its_word() -> None:
+def test_a_runner_class_that_does_not_belong_to_beam_is_accepted() -> None:
     for typed in ("own.module.SparkRunner", "apache_beam_too.Runner"):
         assert choose_runner(typed, streaming=True) == typed
         assert choose_runner(typed, streaming=False) == typed
-    # One that Beam may have, and does not name.
+    # A class in a package of Beam that Beam does not list.
     unnamed = "apache_beam.runners.some.SomeRunner"
     assert choose_runner(unnamed, streaming=False) == unnamed
     with pytest.raises(UsageError, match="SomeRunner cannot read a stream from Pub/Sub"):
@@ -100,35 +100,39 @@ def test_a_runner_of_somebody_else_is_taken_at_its_word() -> None:
 
 
 @pytest.mark.parametrize("typed", ["no_such_module.Runner", "pipelines.runners.No", "..x", "a."])
-def test_a_path_that_leads_to_no_class_is_refused(typed: str) -> None:
+def test_a_path_without_a_class_is_rejected(typed: str) -> None:
     for streaming in (False, True):
-        with pytest.raises(UsageError, match="expected one of Beam's names or the path of a class"):
+        with pytest.raises(
+            UsageError, match="must be the name of a Beam runner or the path of a class"
+        ):
             beam_options([f"--runner={typed}"], streaming=streaming)
 
 
-def test_a_runner_class_of_ones_own_is_accepted() -> None:
-    # Any class will do here: it is not made.
+def test_a_runner_class_of_your_own_becomes_the_runner() -> None:
+    # Any class will do, because no instance is created.
     options = beam_options(["--runner=unittest.TestCase"], streaming=True)
     assert options.view_as(StandardOptions).runner == "unittest.TestCase"
 
 
-def test_a_job_service_that_reads_pubsub_has_a_way() -> None:
-    with pytest.raises(UsageError, match="if your job service reads Pub/Sub, name a runner class"):
+def test_the_error_for_portable_runner_says_what_to_do_if_the_job_service_reads_pubsub() -> None:
+    with pytest.raises(
+        UsageError, match="if your job service reads Pub/Sub, pass the path of a runner class"
+    ):
         choose_runner("portable", streaming=True)
 
 
 @pytest.mark.parametrize("typed", ["dask", "DaskRunner", DASK])
-def test_dask_is_refused_before_its_own_flags_are(typed: str) -> None:
+def test_dask_is_rejected_before_its_own_flags_are(typed: str) -> None:
     with pytest.raises(UsageError, match=re.escape(f"--runner {typed} loses rows: Beam's Dask")):
         beam_options(["--runner", typed, "--dask_client_address", "localhost:1"])
 
 
 @pytest.mark.parametrize("typed", ["Flink", "spark", "PrismRunner", DASK, "FnApiRunner"])
 @pytest.mark.parametrize("command", ["stream_local", "stream_vertex"])
-def test_a_stream_is_refused_in_one_line_before_anything_is_asked(
+def test_a_stream_is_rejected_in_one_line_before_any_request(
     command: str, typed: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Nobody listens there: a call would wait, and then say so.
+    # No server listens on this port: a request would wait and then fail with another error.
     monkeypatch.setenv("PUBSUB_EMULATOR_HOST", f"localhost:{free_port()}")
     flags = {
         "input_subscription": "projects/p/subscriptions/s",
@@ -148,7 +152,7 @@ def test_a_stream_is_refused_in_one_line_before_anything_is_asked(
         assert err.startswith(f"error: --runner {typed} cannot read a stream from Pub/Sub: ")
 
 
-def test_no_subscription_is_made_for_a_stream_that_is_refused(
+def test_no_subscription_is_created_for_a_rejected_stream(
     stream_emulators: LocalCloud, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cloud = stream_emulators.cloud
@@ -164,7 +168,7 @@ def test_no_subscription_is_made_for_a_stream_that_is_refused(
 
 
 @pytest.mark.parametrize("command", [batch_local.COMMAND, REPLAY], ids=lambda one: one.name)
-def test_dask_is_refused_for_batch_runs(
+def test_dask_is_rejected_for_batch_runs(
     command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = ["--input_files", "x", "--model", "m", "--output_files", "o", "--runner", "dask"]

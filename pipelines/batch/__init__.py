@@ -1,1 +1,1 @@
-"""Batch runs: files or tables in, scored rows and a report out."""
+"""Batch runs: they score the rows of files or tables, and write results and a report."""

@@ -1,4 +1,4 @@
-"""What a batch run is asked to do: its source and its sinks, of the kind that the flags name."""
+"""The configuration of a batch run, built from the flags: its source and its sinks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,12 @@ FileFormat = Literal["parquet", "csv", "jsonl"]
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """Files of rows. file_format: None where each file's suffix tells it."""
+    """Files of rows.
+
+    Attributes:
+        patterns: Paths, globs or folders.
+        file_format: The format of all files, or None to detect it from the suffix of each.
+    """
 
     patterns: tuple[str, ...]
     file_format: FileFormat | None
@@ -32,7 +37,11 @@ class Files:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table of BigQuery. row_restriction: which of its rows, as in a WHERE clause."""
+    """A BigQuery table to read.
+
+    Attributes:
+        row_restriction: A SQL condition, as in a WHERE clause, or None for all rows.
+    """
 
     name: str
     row_restriction: str | None
@@ -41,7 +50,12 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """A query of BigQuery. sql: its text, or @ and the path of a file that holds it."""
+    """A BigQuery query to read.
+
+    Attributes:
+        sql: The text of the query, or @ and the path of a file with it.
+        max_bytes: The maximum number of bytes that it may scan, or None.
+    """
 
     sql: str
     max_bytes: int | None
@@ -50,7 +64,7 @@ class Query:
 
 @dataclass(frozen=True, kw_only=True)
 class FilesSink:
-    """A folder, in which each run has its own."""
+    """A folder to write to, in which each run has its own folder."""
 
     folder: str
     file_format: FileFormat
@@ -58,7 +72,11 @@ class FilesSink:
 
 @dataclass(frozen=True, kw_only=True)
 class TableSink:
-    """A table of BigQuery. flag: that names it, for errors."""
+    """A BigQuery table to write.
+
+    Attributes:
+        flag: The flag that names the table, for errors.
+    """
 
     name: str
     flag: str
@@ -72,9 +90,12 @@ Sink = FilesSink | TableSink
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(ScoringConfig):
-    """A run that ends: where its rows and dead letters go.
+    """The configuration of a batch run or of a replay.
 
-    max_dead_letter_share: of all rows; with more the run fails.
+    Attributes:
+        sinks: The sinks of the scored rows.
+        letter_sinks: The sinks of the dead letters.
+        max_dead_letter_share: The share of the rows, from 0 to 1, above which the run fails.
     """
 
     sinks: tuple[Sink, ...]
@@ -84,26 +105,38 @@ class RunConfig(ScoringConfig):
 
     @property
     def tables(self) -> tuple[str, ...]:
-        """The names of the tables of BigQuery that are written."""
+        """The names of the BigQuery tables that are written."""
         sinks = (*self.sinks, *self.letter_sinks)
         return tuple(sink.name for sink in sinks if isinstance(sink, TableSink))
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig(RunConfig):
-    """A batch run. id_column: None where ids are derived."""
+    """The configuration of a batch run.
+
+    Attributes:
+        id_column: The column with the row ids, or None to derive them.
+    """
 
     source: Source
     id_column: str | None
 
     @property
     def reads_bigquery(self) -> bool:
-        """Whether the source is a table or a query."""
+        """Whether the source is a BigQuery table or query."""
         return not isinstance(self.source, Files)
 
 
 def batch_config(pipeline: str, parsed: Parsed) -> BatchConfig:
-    """A pipeline's name and its flags -> what it is asked to do. Raises UsageError."""
+    """Build the configuration of a batch run.
+
+    Args:
+        pipeline: The name of the pipeline, such as `batch_local`.
+        parsed: The command line.
+
+    Raises:
+        UsageError: If flags are missing, contradict each other, or have no effect.
+    """
     check_batch(pipeline, parsed)
     sinks = sinks_of(parsed.get(SinkOptions))
     return BatchConfig(
@@ -123,7 +156,7 @@ def batch_config(pipeline: str, parsed: Parsed) -> BatchConfig:
 
 
 def _source(flags: SourceOptions) -> Source:
-    """Flags that name one source -> it."""
+    """Return the one source that the flags name."""
     if flags.input_table is not None:
         return Table(
             name=flags.input_table,
@@ -139,7 +172,7 @@ def _source(flags: SourceOptions) -> Source:
 
 
 def sinks_of(flags: SinkOptions) -> tuple[Sink, ...]:
-    """Flags -> the folder and the table that they name."""
+    """Return the sinks that the flags name: a folder, a table or both."""
     found: list[Sink] = []
     if flags.output_files is not None:
         found.append(FilesSink(folder=flags.output_files, file_format=flags.output_format))
@@ -156,7 +189,12 @@ def sinks_of(flags: SinkOptions) -> tuple[Sink, ...]:
 
 
 def letter_sinks_of(flags: FailureOptions, sinks: tuple[Sink, ...]) -> tuple[Sink, ...]:
-    """Flags, and where the rows go -> where the dead letters go: beside the rows by default."""
+    """Return the sinks of the dead letters.
+
+    Args:
+        flags: The flags that name sinks for dead letters.
+        sinks: The sinks of the rows. Without flags, dead letters go next to the first one.
+    """
     found: list[Sink] = []
     if flags.dead_letter_files is not None:
         found.append(FilesSink(folder=flags.dead_letter_files, file_format="jsonl"))
@@ -166,7 +204,7 @@ def letter_sinks_of(flags: FailureOptions, sinks: tuple[Sink, ...]) -> tuple[Sin
 
 
 def _beside(sink: Sink) -> Sink:
-    """The first of the sinks of rows -> that of their dead letters where no flag names one."""
+    """Return the sink of the dead letters next to a sink of rows."""
     if isinstance(sink, FilesSink):
         return FilesSink(folder=sink.folder, file_format="jsonl")
     return TableSink(name=f"{sink.name}_dead_letters", flag="dead_letter_table")

@@ -1,4 +1,4 @@
-"""The places of the scored rows, of the dead letters and of the report."""
+"""The destinations of the scored rows, of the dead letters and of the report."""
 
 from __future__ import annotations
 
@@ -22,20 +22,31 @@ from transforms.provenance import Provenance
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt at a run. temp: its folder in the temp location, if there is one."""
+    """One attempt at a run.
+
+    Attributes:
+        token: A random text that distinguishes the attempts at a run.
+        temp: The folder of the attempt in the temp location, or None if that is not a bucket.
+    """
 
     run_id: str
     token: str
     temp: RunFolder | None
 
     def folder(self, root: str) -> RunFolder:
-        """A root folder -> the run's in it."""
+        """Return the folder of the run in a root folder."""
         return RunFolder(root, self.run_id, self.token)
 
 
 @dataclass(frozen=True)
 class RowsToWrite:
-    """What is known of rows before the run. time_column: by which new tables are partitioned."""
+    """What is known of the output rows before the run.
+
+    Attributes:
+        schema: Their columns.
+        time_column: The column by which new tables are partitioned.
+        provenance: The run and the model that they name.
+    """
 
     schema: pa.Schema
     time_column: str
@@ -43,11 +54,17 @@ class RowsToWrite:
 
 
 def new_attempt(run_id: str, token: str, options: PipelineOptions) -> Attempt:
-    """A run's id, the attempt's token and Beam's options -> the attempt."""
+    """Return an attempt at a run.
+
+    Args:
+        run_id: The id of the run.
+        token: A random text that distinguishes the attempts at a run.
+        options: Beam's options, whose temp location holds the folder of the attempt.
+    """
     location = options.view_as(GoogleCloudOptions).temp_location
     if not (location or "").startswith(GCS):
         return Attempt(run_id, token, None)
-    # BigQuery takes two slashes in a file's address for one, and finds nothing there.
+    # BigQuery reads two slashes in the address of a file as one, and then does not find the file.
     parts = [part for part in location.removeprefix(GCS).split("/") if part]
     return Attempt(run_id, token, RunFolder(f"{GCS}{'/'.join(parts)}/millrace", run_id, token))
 
@@ -59,14 +76,23 @@ def open_destinations(
     cloud: Cloud | None,
     lineage: Lineage | None = None,
 ) -> list[Destination]:
-    """A run, its attempt and its rows -> the destinations of these and of its dead letters.
+    """Return the destinations of the rows and of the dead letters of a run.
 
-    cloud: given where a table is written. lineage: of a replay. Raises UsageError.
+    Args:
+        config: The configuration of the run.
+        attempt: The attempt at the run.
+        rows: The rows to write.
+        cloud: The Cloud that writes tables. Needed only for tables.
+        lineage: The dead letters that a replay scores, or None for other runs.
+
+    Raises:
+        UsageError: If a table needs a temp location, if two sinks are the same table, or if
+            --cluster_by does not fit the rows.
     """
     letters = replace(rows, schema=FAILURE_SCHEMA, time_column="failed_at")
     sinks = [(SCORES, sink, rows) for sink in config.sinks]
     sinks += [(DEAD_LETTERS, sink, letters) for sink in config.letter_sinks]
-    # The report goes where the first of them goes: beside files, where there are any.
+    # The report goes to the first destination: next to files, if the run writes any.
     sinks.sort(key=lambda entry: isinstance(entry[1], TableSink))
     found: list[Destination] = []
     for part, sink, kind in sinks:
@@ -76,7 +102,9 @@ def open_destinations(
             continue
         table = replace(_open_table(part, sink, kind, attempt, cloud), lineage=lineage)
         if any(other.place == table.place for other in found):
-            raise UsageError(f"--{sink.flag} {table.place} is --output_table: expected another")
+            raise UsageError(
+                f"--{sink.flag} and --output_table are both {table.place}: choose another table"
+            )
         found.append(table)
     return found
 
@@ -84,12 +112,13 @@ def open_destinations(
 def _open_table(
     part: str, sink: TableSink, rows: RowsToWrite, attempt: Attempt, cloud: Cloud | None
 ) -> TableDestination:
-    """A table by name, and the rows for it -> their destination. Raises UsageError."""
+    """Return the destination of rows in a table. Raises UsageError."""
     if cloud is None:
         raise TypeError(f"expected a Cloud to write {sink.name}")
     if attempt.temp is None:
         raise UsageError(
-            "a table is loaded from files in a bucket: say --temp_location gs://BUCKET/FOLDER"
+            "a BigQuery table is loaded from files in a bucket: pass "
+            "--temp_location gs://BUCKET/FOLDER"
         )
     table = TableName.parse(sink.name, sink.flag, cloud.project)
     check_cluster_by(sink.cluster_by, rows.schema)
@@ -107,17 +136,17 @@ def _open_table(
 
 
 def check_cluster_by(names: tuple[str, ...], schema: pa.Schema) -> None:
-    """Columns to cluster by, of the rows' schema -> nothing, or UsageError."""
+    """Raise UsageError unless a table of the rows can be clustered by these columns."""
     for name in names:
         if name not in schema.names:
             raise UsageError(
-                f"--cluster_by: {name!r} is not written{suggest(name, schema.names)}; the columns "
-                f"are {', '.join(schema.names)}"
+                f"--cluster_by: no output column {name!r}{suggest(name, schema.names)}; "
+                f"choose from {', '.join(schema.names)}"
             )
     if len(names) > 4:
-        raise UsageError(f"--cluster_by: expected four columns at most, got {len(names)}")
+        raise UsageError(f"--cluster_by takes at most four columns, got {len(names)}")
 
 
 def report_folder(destinations: list[Destination]) -> RunFolder:
-    """The destinations -> the folder of the report: beside the first's files, or in temp."""
+    """Return the folder of the report: the folder of the first destination."""
     return destinations[0].folder

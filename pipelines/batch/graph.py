@@ -1,4 +1,4 @@
-"""The graph of a batch run: how a source, a model handler and destinations are put together."""
+"""The graph of a batch run: how a source, a model handler and destinations are connected."""
 
 from __future__ import annotations
 
@@ -26,12 +26,16 @@ from transforms.score_figures import DescribeScores
 
 @dataclass(kw_only=True)
 class ScoreRows(beam.PTransform):
-    """Nothing -> the report of a batch run.
+    """A PTransform that scores the rows of a source and returns the report of the batch run.
 
-    source: a PTransform that returns transforms.files.read.Read. topics: of Pub/Sub, by
-    the part whose rows are published as well; at least once, and before the commit.
-    cloud: given where there are topics. temporary: folders whose staged files nobody needs
-    after the commit. launcher: this process's id, where workers are children of it.
+    Attributes:
+        source: A PTransform that returns transforms.files.read.Read.
+        facts: What the report states besides its counts.
+        topics: Pub/Sub topics by part (scores or dead letters). Their rows are also published, at
+            least once and before the commit.
+        cloud: The Cloud that publishes. Needed only for topics.
+        temporary: Folders whose staged files are deleted after the commit.
+        launcher: The id of this process if the workers are its threads or children, else None.
     """
 
     source: beam.PTransform
@@ -49,7 +53,7 @@ class ScoreRows(beam.PTransform):
     launcher: int | None = None
 
     def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[dict[str, Any]]:
-        """source -> predict -> encode -> sinks, failures -> dead letter sinks, all counted."""
+        """Read, predict, encode and stage the rows; stage the failures; count both and commit."""
         read = pipeline | "Read" >> self.source
         predicted = read.good | "Predict" >> Predict(self.handler, self.manifest, self.provenance)
         rows = predicted.good | "Encode" >> EncodeRows(self.fields, self.provenance)

@@ -1,8 +1,8 @@
-"""A progress line for runs in this process: rows so far and rows a second.
+"""A progress line for runs in this process: rows so far, and rows per second.
 
-Beam's runners say nothing while a bundle runs, and an in-process batch run is one
-bundle a worker. The count is therefore kept here, in the module, by a DoFn that is
-added to the graph only for a terminal.
+Beam's runners report nothing while a bundle runs, and an in-process batch run is one bundle per
+worker. A DoFn therefore counts the rows in a variable of this module. It is added to the graph only
+if standard error is a terminal.
 """
 
 from __future__ import annotations
@@ -29,16 +29,21 @@ def _add(batch: pa.RecordBatch) -> None:
 
 @dataclass
 class ShowProgress(beam.PTransform):
-    """Record batches -> nothing; their rows are added to the progress line."""
+    """A PTransform that adds the rows of record batches to the progress line."""
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[None]:
-        """One Map."""
+        """Count the rows of each batch."""
         return batches | beam.Map(_add)
 
 
 @contextmanager
 def progress_line(stream: TextIO, every: float = 0.5) -> Iterator[None]:
-    """A terminal -> a line that is rewritten while the block runs, and removed after it."""
+    """Keep a progress line on a terminal while the block runs, and remove it afterwards.
+
+    Args:
+        stream: The terminal.
+        every: How often to rewrite the line, in seconds.
+    """
     global _rows
     _rows = 0
     done = threading.Event()
@@ -54,12 +59,12 @@ def progress_line(stream: TextIO, every: float = 0.5) -> Iterator[None]:
 
 
 def _rewrite(stream: TextIO, every: float, done: threading.Event) -> None:
-    begin = first = time.monotonic()
+    started = first = time.monotonic()
     while not done.wait(every):
         now, rows = time.monotonic(), _rows
         if not rows:
-            # Start-up is not held against the rate.
+            # The rate does not include the start-up.
             first = now
         rate = rows / (now - first) if rows else 0.0
-        stream.write(f"\r\x1b[K{rows:,} rows  {rate:,.0f} rows/s  {now - begin:.0f} s")
+        stream.write(f"\r\x1b[K{rows:,} rows  {rate:,.0f} rows/s  {now - started:.0f} s")
         stream.flush()

@@ -1,4 +1,4 @@
-"""The report of a run, for a person's eyes."""
+"""The report of a run as text for people."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from typing import Any
 
 
 def summarise(report: Mapping[str, Any], seconds: float) -> str:
-    """A run's report and how long it took -> some lines of text."""
+    """Return the summary of a run, several lines of text.
+
+    Args:
+        report: The report of the run.
+        seconds: How long the run took.
+    """
     model = report["model"]
     rows_in, dead = report["rows_in"], report["rows_dead_lettered"]
     share = f"{dead / rows_in:.2%} of the rows" if rows_in else ""
@@ -33,7 +38,7 @@ def summarise(report: Mapping[str, Any], seconds: float) -> str:
 
 
 def _score(report: Mapping[str, Any]) -> str:
-    """A report -> the score's name and what its values are."""
+    """Return the name of the score and the statistics of its values."""
     name, scores = report["score_output"], report.get("scores")
     if name is None:
         return "none: neither --score_output nor the model's manifest names an output"
@@ -44,7 +49,7 @@ def _score(report: Mapping[str, Any]) -> str:
 
 
 def _reasons(letters: list[dict[str, Any]]) -> list[tuple[int, str]]:
-    """Dead letters by kind -> (rows, reason with its worst columns), most rows first."""
+    """Return (rows, reason with its most frequent columns) per reason, most rows first."""
     by_reason = sorted(letters, key=lambda letter: (letter["stage"], letter["reason"]))
     result = []
     for (stage, reason), group in groupby(by_reason, key=lambda x: (x["stage"], x["reason"])):

@@ -1,4 +1,4 @@
-"""Batch runs: options to a graph, the graph to a report, the report to the user."""
+"""Batch runs: builds the graph from the flags, runs it, and prints the report."""
 
 from __future__ import annotations
 
@@ -49,23 +49,29 @@ from transforms.files.staging import discard
 from transforms.provenance import Provenance, utc_now
 from transforms.run_report import too_many
 
-# Of glibc's malloc.h.
+# From malloc.h of glibc.
 M_ARENA_MAX = -8
 
 
 def run_local(parsed: Parsed) -> None:
-    """The flags of batch_local -> a finished run and its summary."""
+    """Run batch_local, and print the summary of the run."""
     run_batch("batch_local", parsed)
 
 
 def run_vertex(parsed: Parsed) -> None:
-    """The flags of batch_vertex -> a finished run and its summary."""
+    """Run batch_vertex, and print the summary of the run."""
     run_batch("batch_vertex", parsed)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
-    """What is scored with what: a run's name, its configuration, its model and what is written."""
+    """What a run scores with, and what it writes.
+
+    Attributes:
+        name: The name of the pipeline, for the report and the output rows.
+        manifest: The manifest of the model, with the chosen score and without known-good rows.
+        fields: The fields that are written of each row.
+    """
 
     name: str
     config: RunConfig
@@ -75,7 +81,15 @@ class Scoring:
 
 
 def run_batch(name: str, parsed: Parsed) -> None:
-    """A pipeline's name and its flags -> a finished run, or a job that is started."""
+    """Run a batch pipeline to its end in this process, or start it as a job.
+
+    Args:
+        name: The name of the pipeline, such as `batch_local`.
+        parsed: The command line.
+
+    Raises:
+        MillraceError: If the run cannot start, fails, or leaves too many dead letters.
+    """
     options = beam_options(parsed.beam_args, name=name)
     config = batch_config(name, parsed)
     endpoints = reach(parsed, options)
@@ -98,7 +112,15 @@ def run_batch(name: str, parsed: Parsed) -> None:
 
 
 def fields_of(model: ModelConfig, manifest: Manifest) -> OutputFields:
-    """What is asked for and a manifest -> what is written of each row. Raises UsageError."""
+    """Return the fields to write of each row.
+
+    Args:
+        model: The configuration of the model, which names the fields.
+        manifest: The manifest, which names them otherwise.
+
+    Raises:
+        UsageError: If the model or the source cannot have these fields.
+    """
     if model.output_schema == "reference":
         return reference_fields(manifest)
     return choose_fields(manifest, model.output_fields)
@@ -110,16 +132,24 @@ def score_rows(
     cloud: Cloud | None,
     open_it: Callable[[Provenance, RunFolder | None], Source],
 ) -> ScoreRows:
-    """What is scored, and how its source is opened -> the graph, source and sinks looked at first.
+    """Return the graph of a run, after checking the source and preparing the destinations.
 
-    cloud: given where BigQuery is read or written. open_it: the run's provenance and its folder in
-    the temp location -> the source. Raises InputError, UsageError, OutputError: whatever would fail
-    the run is reported before it starts.
+    Args:
+        scoring: What the run scores with, and what it writes.
+        options: Beam's options. With --dry_run, the destinations are not prepared.
+        cloud: The Cloud that reads and writes BigQuery. Needed only for BigQuery.
+        open_it: Returns the source for the provenance of the run and its folder in the temp
+            location.
+
+    Raises:
+        InputError: If the source is missing, unreadable or lacks columns.
+        UsageError: If flags do not fit the source, the model or the destinations.
+        OutputError: If a destination cannot be written.
     """
     config, manifest, fields = scoring.config, scoring.manifest, scoring.fields
     started = utc_now()
     token = uuid.uuid4().hex[:8]
-    # Of two runs that start in one second, neither may take the other for its first attempt.
+    # With the token, two runs that start in the same second do not count as attempts at one run.
     run_id = config.run.run_id or f"{started:%Y%m%dT%H%M%SZ}-{token}"
     attempt = new_attempt(run_id, token, options)
     provenance = Provenance.of(manifest, run_id, scoring.name)
@@ -151,7 +181,7 @@ def _facts(
     source: Source,
     destinations: list[Destination],
 ) -> dict[str, Any]:
-    """What a report says besides its counts."""
+    """Return what the report states besides its counts."""
     return {
         "run_id": provenance.run_id,
         "pipeline": provenance.pipeline,
@@ -173,9 +203,19 @@ def _facts(
 def run(
     graph: ScoreRows, options: PipelineOptions, config: RunConfig, endpoints: Endpoints
 ) -> None:
-    """A graph -> run to its end, its report printed; or a job of Dataflow, started and left.
+    """Run a graph to its end and print its report, or start it as a job on Dataflow.
 
-    What an aborted run staged is removed; for a job, whoever follows it does that.
+    If the run is interrupted or fails, its staged files are removed. Those of a job are removed by
+    the process that follows the job.
+
+    Args:
+        graph: The graph.
+        options: Beam's options. With --dry_run, the pipeline is printed and not started.
+        config: The configuration of the run.
+        endpoints: The service addresses.
+
+    Raises:
+        MillraceError: If the run fails or leaves too many dead letters.
     """
     facts = _job_facts(graph, config.max_dead_letter_share)
     if runs_on_dataflow(options):
@@ -187,7 +227,7 @@ def run(
         print(describe_pipeline(pipeline, facts))
         return
     as_json = config.run.json_summary
-    begin = time.monotonic()
+    started = time.monotonic()
     try:
         if runs_on_dataflow(options):
             start(pipeline, facts, endpoints, as_json=as_json)
@@ -199,21 +239,21 @@ def run(
             discard(folder)
         if isinstance(error, KeyboardInterrupt) and is_in_place(graph.report_folder):
             raise KeyboardInterrupt(
-                f"the run was complete already, see {graph.report_folder.report}"
+                f"the run was already complete, see {graph.report_folder.report}"
             ) from error
         raise
     report = read_report(graph.report_folder.report)
     if as_json:
         print(orjson.dumps(report).decode())
     else:
-        print(summarise(report, time.monotonic() - begin))
+        print(summarise(report, time.monotonic() - started))
     check_dead_letters(report, config.max_dead_letter_share)
 
 
 def _run_to_end(
     pipeline: beam.Pipeline, graph: ScoreRows, options: PipelineOptions, *, debug: bool
 ) -> None:
-    """A pipeline that runs in this process, or that this process waits for -> its end."""
+    """Run a pipeline in this process, or wait for it on another runner."""
     if runs_in_process(options):
         from common.private_beam.in_process import keep_buffers_whole
 
@@ -227,7 +267,7 @@ def _run_to_end(
 
 
 def _job_facts(graph: ScoreRows, max_dead_letter_share: float) -> JobFacts:
-    """A graph, and the share of dead letters that is allowed -> what its job says of itself."""
+    """Return the facts that the job of a graph carries, for the process that follows it."""
     report = graph.report_folder
     folders = (report, *graph.temporary, *(d.folder for d in graph.destinations))
     return JobFacts.of(
@@ -240,10 +280,16 @@ def _job_facts(graph: ScoreRows, max_dead_letter_share: float) -> JobFacts:
 
 
 def check_dead_letters(report: Mapping[str, Any], limit: float) -> None:
-    """A finished run's report -> nothing, or TooManyDeadLetters. The output stays in place.
+    """Raise TooManyDeadLetters if a finished run left too many. Its output stays in place.
 
-    limit: the largest share of the rows. A run that scored nothing fails whatever the limit:
-    its input is not the model's.
+    A run that scored no row fails whatever the limit is: its input does not belong to the model.
+
+    Args:
+        report: The report of the run.
+        limit: The maximum share of the rows, from 0 to 1.
+
+    Raises:
+        TooManyDeadLetters: If more rows are dead letters, or if no row was scored.
     """
     rows, dead = report["rows_in"], report["rows_dead_lettered"]
     if not too_many(dead, rows, limit):
@@ -251,24 +297,24 @@ def check_dead_letters(report: Mapping[str, Any], limit: float) -> None:
     kind, places = report["dead_letters"][0], " or ".join(report["dead_letter_output"])
     why = f"more than --max_dead_letter_share {limit * 100:g} %"
     if dead <= limit * rows:
-        why = "and a run that scores no row fails"
+        why = "and a run fails if it scores no row"
     todo = f"fix the source or the model, and run again with --run_id {report['run_id']}"
     if report["pipeline"].endswith("_replay"):
         todo = (
-            "fix the model or the sender, and type the same command again: the letters that were "
-            "replayed are still there"
+            "fix the model or the sender, and run the same command again: the replayed dead "
+            "letters are still in their source"
         )
     raise TooManyDeadLetters(
-        f"{dead:,} of {rows:,} rows, {dead / rows * 100:.2f} % are dead letters, {why}; mostly "
-        f"{kind['reason']} at {kind['stage']}: they are in {places}, with the reasons; {todo}"
+        f"{dead:,} of {rows:,} rows ({dead / rows * 100:.2f} %) are dead letters, {why}; mostly "
+        f"{kind['reason']} at {kind['stage']}: see {places} for the rows and reasons; {todo}"
     )
 
 
 def share_memory() -> None:
-    """Lets the threads of this process take memory from two pools, where the C library is glibc.
+    """Limit the memory pools of this process to two, if its C library is glibc.
 
-    It has eight a core by default, and each keeps what its threads have freed: hundreds of
-    megabytes in a run of large batches.
+    The default is eight pools per core. Each keeps the memory that its threads have freed, which
+    adds up to hundreds of megabytes in a run with large batches.
     """
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").mallopt(M_ARENA_MAX, 2)
@@ -276,10 +322,11 @@ def share_memory() -> None:
 
 @contextmanager
 def quiet_workers() -> Iterator[None]:
-    """A run in this process -> what its workers print on standard error, told only if it ends well.
+    """Hold back what workers in this process print on standard error, and drop it on failure.
 
-    Beam prints the traceback of each failing bundle, several times; the error itself
-    is told once, at the end. Logging is not held back.
+    Beam prints the traceback of each failing bundle several times, while the error itself is
+    reported once, at the end. If the block succeeds, the held output is printed. Logging is not
+    held back.
     """
     held = io.StringIO()
     with redirect_stderr(held):

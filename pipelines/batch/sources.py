@@ -1,4 +1,4 @@
-"""The source of a batch run, looked at first so that what is wrong is reported at once."""
+"""The source of a batch run, checked before the run starts."""
 
 from __future__ import annotations
 
@@ -28,11 +28,14 @@ from transforms.provenance import Provenance
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where the rows come from.
+    """The source of the rows of a run.
 
-    transform: a PTransform that returns transforms.files.read.Read. schema: the columns,
-    None where each row names its own. names: for the report. lineage: of a replay. exports:
-    it writes files of its own in the temp location.
+    Attributes:
+        transform: A PTransform that returns transforms.files.read.Read.
+        schema: The columns, or None if each row names its own.
+        names: The names of the source for the report.
+        lineage: The dead letters that a replay scores, or None for other runs.
+        exports: Whether reading writes files to the temp location.
     """
 
     transform: beam.PTransform
@@ -51,9 +54,19 @@ def open_source(
     cloud: Cloud | None,
     folder: RunFolder | None,
 ) -> Source:
-    """A batch run -> its source, looked at. Raises InputError, UsageError.
+    """Check the source of a batch run, and return it.
 
-    cloud: given where BigQuery is read. folder: in the temp location, if there is one.
+    Args:
+        config: The configuration of the run.
+        manifest: The manifest of the model.
+        fields: The fields that are written of each row.
+        provenance: The run and the model.
+        cloud: The Cloud that reads BigQuery. Needed only for BigQuery.
+        folder: The folder of the run in the temp location, or None if there is none.
+
+    Raises:
+        InputError: If the source is missing, unreadable, empty or lacks columns.
+        UsageError: If flags do not fit the source.
     """
     columns = Columns(manifest, config.id_column, fields.source)
     if isinstance(config.source, Files):
@@ -73,7 +86,7 @@ def open_source(
 def _open_files(
     source: Files, columns: Columns, fields: OutputFields, provenance: Provenance, batch_rows: int
 ) -> Source:
-    """Files -> their source, the first with rows looked at. Raises InputError, UsageError."""
+    """Return files as a source, after checking the first that has rows."""
     schema = check_files(source.patterns, source.file_format, columns, fields)
     transform = ReadFiles(
         patterns=source.patterns,
@@ -91,24 +104,46 @@ def check_files(
     columns: Columns,
     fields: OutputFields,
 ) -> pa.Schema | None:
-    """Input patterns -> the columns of the first file with rows, None where rows name their own.
+    """Check the first file that has rows. Each worker checks the columns of its own files.
 
-    Raises InputError, UsageError if there are no rows, or columns are missing. Each
-    worker looks at those of its own files.
+    Args:
+        patterns: Paths, globs or folders.
+        file_format: The format of all files, or None to detect it from the suffix of each.
+        columns: The columns that are read.
+        fields: The fields that are written of each row.
+
+    Returns:
+        The columns of a Parquet file. None for text, whose types are known only row by row.
+
+    Raises:
+        InputError: If no file has rows, or if columns are missing.
+        UsageError: If --id_column or a field is missing.
     """
     files = [(file.path, file_format or format_of(file.path)) for file in match_files(patterns)]
     found = next((file for file in files if has_rows(*file)), None)
     if found is None:
-        raise InputError(f"the input is empty: {files[0][0]} holds no rows, nor does any other")
+        raise InputError(
+            f"the input is empty: {files[0][0]} has no rows, and neither has any other file"
+        )
     schema = file_schema(*found)
     if schema is not None:
         check_columns(schema, found[0], columns, fields)
-    # Of text, the types are only known row by row.
     return schema if found[1] == "parquet" else None
 
 
 def check_columns(schema: pa.Schema, place: str, columns: Columns, fields: OutputFields) -> None:
-    """A source's columns -> nothing, or an error with the nearest names if some are missing."""
+    """Raise an error with the nearest names if a source lacks columns.
+
+    Args:
+        schema: The columns of the source.
+        place: The name of the source, for errors.
+        columns: The columns that are read.
+        fields: The fields that are written of each row.
+
+    Raises:
+        UsageError: If --id_column or a field is missing.
+        InputError: If a column that the model reads is missing or has the wrong type.
+    """
     id_column = columns.id_column
     if id_column is not None and id_column not in schema.names:
         raise UsageError(
@@ -128,10 +163,10 @@ def _open_bigquery(
     folder: RunFolder | None,
     batch_rows: int,
 ) -> Source:
-    """A table or a query -> its source, its columns looked at. Raises InputError, UsageError."""
+    """Return a table or a query as a source, after checking its columns."""
     if source.method == "export" and folder is None:
         raise UsageError(
-            "--read_method export writes files: say --temp_location gs://BUCKET/FOLDER"
+            "--read_method export writes files to a bucket: pass --temp_location gs://BUCKET/FOLDER"
         )
     if isinstance(source, Table):
         table = TableName.parse(source.name, "input_table", cloud.project)
@@ -154,13 +189,21 @@ def _open_bigquery(
 
 
 def read_text(text: str, flag: str) -> str:
-    """A flag's text, or @ and the path of a file that holds it -> the text. Raises UsageError."""
+    """Return the text of a flag, which may be @ and the path of a file with the text.
+
+    Args:
+        text: The value of the flag.
+        flag: The name of the flag, for errors.
+
+    Raises:
+        UsageError: If the file cannot be read.
+    """
     if not text.startswith("@"):
         return text
     what = f"--{flag}: {text[1:]} cannot be read"
     try:
         with translate_errors(UsageError, what), FileSystems.open(text[1:]) as handle:
-            # Some editors on Windows mark the begin of a file as UTF-8.
+            # Some editors on Windows put a byte order mark at the start of a file.
             return str(handle.read().decode("utf-8-sig"))
     except (BeamIOError, OSError, UnicodeDecodeError) as error:
         check_memory(error, what)

@@ -1,7 +1,7 @@
-"""Every flag of every pipeline, once: a frozen dataclass per concern, a field per flag.
+"""Every flag of every pipeline: one frozen dataclass for each concern, one field for each flag.
 
-A field's metadata holds what the command line's help and a Flex Template's parameter
-need (pipelines/options/flag.py).
+The metadata of a field holds what `--help` and the parameters of a Flex Template need
+(pipelines/options/flag.py).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = [
 
 
 def all_flags() -> set[str]:
-    """Nothing -> every flag of every options class, those of a launch too."""
+    """Return every flag of the pipelines, of replay and of launch, as `--name`."""
     kinds = (
         ModelOptions,
         DeviceOptions,

@@ -1,4 +1,4 @@
-"""Flags of a batch run: where its rows come from, and where they go."""
+"""Flags of a batch run: where its rows come from, and where its results go."""
 
 from __future__ import annotations
 
@@ -24,48 +24,49 @@ class SourceOptions:
     """Where the rows come from."""
 
     input_files: tuple[str, ...] | None = flag(
-        "paths, globs or folders of Parquet, CSV or JSON lines files",
+        "paths, globs or folders of Parquet, CSV or JSON Lines files",
         label="Input files",
         param_type="GCS_READ_FILE",
         metavar="PATTERN",
     )
     input_format: Literal["auto", "parquet", "csv", "jsonl"] = flag(
-        "format of the input files; auto tells it by each file's suffix",
+        "format of the input files; auto detects it from the suffix of each file",
         "auto",
         label="Input format",
         param_type="ENUM",
     )
     input_table: str | None = flag(
-        "table of BigQuery: project.dataset.table",
+        "BigQuery table to read, as project.dataset.table",
         label="Input table",
         param_type="BIGQUERY_TABLE",
         metavar="TABLE",
     )
     input_query: str | None = flag(
-        "query in standard SQL whose result is read; @path takes it from a file",
+        "GoogleSQL query whose result is the input; @PATH reads the query from a file",
         label="Input query",
         metavar="SQL",
     )
     row_restriction: str | None = flag(
-        "rows of --input_table that are read, as in a WHERE clause; only these leave BigQuery",
+        "condition, as in a WHERE clause; only rows of --input_table that match it leave BigQuery",
         label="Row restriction",
         metavar="SQL",
     )
     read_method: ReadMethod = flag(
-        "direct reads by the Storage Read API; export by way of Parquet files in the temp location",
+        "direct uses the BigQuery Storage Read API; export first writes Parquet files to the temp "
+        "location",
         "direct",
         label="Read method",
         param_type="ENUM",
     )
     max_bytes_billed: int | None = flag(
-        "a query that would scan more bytes is refused",
-        label="Largest bytes billed",
+        "reject --input_query if it would scan more than this many bytes",
+        label="Maximum bytes billed",
         param_type="NUMBER",
         form=AT_LEAST_1,
     )
     id_column: str | None = flag(
-        "column that identifies a row, kept as row_id (default: derived, of files from the row's "
-        "place, of tables from its features)",
+        "column that identifies a row, written as row_id (default: an id derived from the file and "
+        "position of a row, or from its features in BigQuery)",
         label="Id column",
         metavar="NAME",
     )
@@ -90,7 +91,8 @@ class SinkOptions:
     output_table: str | None = output_table_flag()
     output_schema: OutputSchema = output_schema_flag()
     write_disposition: WriteDisposition = flag(
-        "append to the rows of --output_table, truncate it first, or demand that it is empty",
+        "append adds rows to --output_table, truncate replaces its rows, empty requires that "
+        "it has none",
         "append",
         label="Write disposition",
         param_type="ENUM",
@@ -100,21 +102,21 @@ class SinkOptions:
 
 @dataclass(frozen=True)
 class FailureOptions:
-    """Where the rows go that cannot be scored."""
+    """Dead letters, the rows that cannot be scored."""
 
     dead_letter_files: str | None = flag(
-        "folder for dead letters, FOLDER/RUN_ID/dead_letters/ (default: the output folder)",
+        "folder for dead letters: FOLDER/RUN_ID/dead_letters/ (default: the output folder)",
         label="Dead letter folder",
         param_type="GCS_WRITE_FOLDER",
         metavar="FOLDER",
     )
     dead_letter_table: str | None = dead_letter_table_flag()
     max_dead_letter_share: float = flag(
-        "the run fails (exit code 1) if more than this share of the rows are dead letters, from 0 "
-        "to 1; it always fails if no row is scored. What it wrote stays in place, and its report "
-        "says so",
+        "fail the run (exit code 1) if a larger share of its rows, from 0 to 1, are dead letters; "
+        "a run that scores no row always fails. The output stays in place, and the report says "
+        "that the run failed",
         0.5,
-        label="Largest share of dead letters",
+        label="Maximum share of dead letters",
         param_type="NUMBER",
         form=SHARE,
         metavar="SHARE",

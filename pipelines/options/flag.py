@@ -1,7 +1,7 @@
-"""Flags as fields of dataclasses: declared once, read from a command line, told in its help.
+"""Flags as fields of dataclasses, from which the parser, `--help` and the templates are built.
 
-Nothing of Beam is imported, so that `--help` answers at once; flags that are not
-declared are Beam's and are passed on to it.
+This module does not import Beam, so `--help` responds at once. Flags that no dataclass declares
+are passed on to Beam.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipelines.options.forms import Form
 T = TypeVar("T")
 _METAVARS = {int: "N"}
 _NUMBERS = {int: "a whole number", float: "a number"}
-# Of `int | None`, and of `Literal["a"] | None`.
+# The origins of `int | None` and of `Literal["a"] | None`.
 _UNIONS = (types.UnionType, typing.Union)
 
 
@@ -38,12 +38,18 @@ def flag(
     metavar: str | None = None,
     in_template: bool = True,
 ) -> Any:
-    """Help text, default and template metadata -> a dataclass field that is a flag.
+    """Return a dataclass field that is a flag.
 
-    A default of None means: not given. A Literal as the field's type lists the values that the
-    flag takes. param_type, label: of the Flex Template parameter. form: of the value, checked by
-    the console and on the command line. in_template: False where a flag means something on a
-    terminal alone.
+    If the type of the field is a Literal, the flag takes only the values that it lists.
+
+    Args:
+        text: The help text, without the default.
+        default: The value if the flag is not given. None means that it has none.
+        label: The label of the Flex Template parameter.
+        param_type: The type of the Flex Template parameter.
+        form: The form of the value. The Dataflow console and the command line check it.
+        metavar: The placeholder for the value in the help.
+        in_template: False if the flag is useful only on a terminal.
     """
     metadata = {
         "help": text,
@@ -58,31 +64,40 @@ def flag(
 
 @dataclass(frozen=True)
 class Parsed:
-    """A command line, read: an instance of each options class, and Beam's own flags."""
+    """A parsed command line.
+
+    Attributes:
+        groups: An instance of each options class of the command.
+        beam_args: The arguments that no options class declares. Beam parses them.
+    """
 
     groups: dict[type[Any], Any]
     beam_args: list[str]
 
     def get(self, kind: type[T]) -> T:
-        """An options class -> its instance."""
+        """Return the instance of an options class of the command."""
         return typing.cast(T, self.groups[kind])
 
     def find(self, kind: type[T]) -> T | None:
-        """An options class -> its instance, None where the pipeline has no such flags."""
+        """Return the instance of an options class, or None if the command has no such flags."""
         return typing.cast(T | None, self.groups.get(kind))
 
 
 def build_parser(
     program: str, about: str, kinds: Sequence[type[Any]], *, beam: bool = True
 ) -> argparse.ArgumentParser:
-    """A pipeline's name, its description and its options classes -> the parser.
+    """Build the parser of a command.
 
-    beam: it takes Beam's flags as well.
+    Args:
+        program: The command after `pipelines.`, such as `batch_local`.
+        about: The description for `--help`.
+        kinds: The options classes. The first line of a docstring is the title of a flag group.
+        beam: Whether the help says that the command also takes the flags of Beam.
     """
     parser = CommandParser(
         f"pipelines.{program}",
         about,
-        epilog="All flags of Apache Beam and its runners are accepted as well, for instance "
+        epilog="All flags of Apache Beam and its runners are accepted as well, for example "
         "--runner DataflowRunner --project P --region R --temp_location gs://B/tmp."
         if beam
         else None,
@@ -112,14 +127,14 @@ def _add_flag(group: Any, f: dataclasses.Field[Any], hint: Any) -> None:
 
 
 def choices_of(hint: Any) -> tuple[str, ...]:
-    """`Literal["a", "b"] | None` -> the texts that it lists; none of another type."""
+    """Return the values of `Literal["a", "b"]` or `Literal["a", "b"] | None`, else nothing."""
     parts = typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else (hint,)
     found = (typing.get_args(p) for p in parts if typing.get_origin(p) is typing.Literal)
     return next(found, ())
 
 
 def plain_type(hint: Any) -> Any:
-    """`int | None`, `tuple[str, ...]`, `Literal["a"]` -> int, tuple, str."""
+    """Return int for `int | None`, tuple for `tuple[str, ...]`, str for `Literal["a"]`."""
     if choices_of(hint):
         return str
     if typing.get_origin(hint) in _UNIONS:
@@ -136,7 +151,18 @@ def _parse_bool(text: str) -> bool:
 def parse_flags(
     program: str, about: str, kinds: Sequence[type[Any]], argv: Sequence[str], *, beam: bool = True
 ) -> Parsed:
-    """A command line -> Parsed. Raises UsageError; `--help` prints and exits."""
+    """Parse a command line. `--help` prints the help and exits.
+
+    Args:
+        program: The command after `pipelines.`, such as `batch_local`.
+        about: The description for `--help`.
+        kinds: The options classes of the command.
+        argv: The arguments.
+        beam: Whether the command also takes the flags of Beam.
+
+    Raises:
+        UsageError: If the value of a flag is missing, malformed or out of range.
+    """
     parser = build_parser(program, about, kinds, beam=beam)
     known, beam_args = parser.parse_known_args(list(argv))
     groups: dict[type[Any], Any] = {}
@@ -151,28 +177,25 @@ def parse_flags(
 
 
 def as_text(value: Any) -> str:
-    """A flag's value -> the text that, typed, is that value."""
+    """Return the text with which a user gives a flag this value."""
     if isinstance(value, tuple):
         return ",".join(value)
     if isinstance(value, float):
-        # Patterns know no exponents.
+        # The patterns of numbers do not match exponents.
         return f"{Decimal(repr(value)):f}"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _checked(f: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
-    """A flag, its type and what was typed -> the value, lists split at commas.
-
-    Raises UsageError.
-    """
+    """Return the value of a flag from its text, or raise UsageError. Lists are split at commas."""
     _check_addresses(f, value if isinstance(value, list) else [value])
     if isinstance(value, list):
         parts = tuple(part.strip() for item in value for part in item.split(",") if part.strip())
         if not parts:
-            raise UsageError(f"--{f.name}: expected at least one value, got {' '.join(value)!r}")
+            raise UsageError(f"--{f.name} must list at least one value, got {' '.join(value)!r}")
         return parts
     if value == "":
-        raise UsageError(f"--{f.name}: expected a value, got none: leave the flag out instead")
+        raise UsageError(f"--{f.name} has an empty value: give it a value, or leave the flag out")
     if isinstance(value, bool):
         return value
     choices, plain = choices_of(hint), plain_type(hint)
@@ -190,10 +213,10 @@ def _checked(f: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
 
 
 def _check_addresses(f: dataclasses.Field[Any], values: Sequence[Any]) -> None:
-    """A flag and its values -> nothing. Raises UsageError for what must not be in an address."""
+    """Raise UsageError if a value is an address with credentials, or a path of the wrong kind."""
     fault_of = path_fault if f.metadata["param_type"].startswith("GCS_") else address_fault
     for value in values:
-        # @PATH stands for what is in the file.
+        # @PATH stands for the content of the file.
         if isinstance(value, str) and (fault := fault_of(value.strip().removeprefix("@"))):
             raise UsageError(f"--{f.name}: {fault}")
         if f.metadata["metavar"] == "URL" and "@" in value.partition("://")[0]:

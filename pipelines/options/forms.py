@@ -1,4 +1,4 @@
-"""Forms of values: patterns for Flex Templates, and the same in words for people."""
+"""Forms of flag values: a pattern for Flex Templates, and the same rule in words for people."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Form:
-    """What a flag's value looks like.
+    """The form that the value of a flag must have.
 
-    regex: that the whole value matches; the console checks it as well. must: what an error says
-    of it, as in `--batch_rows must be at least 1, got 0`.
+    Attributes:
+        regex: A pattern that the whole value matches. The Dataflow console checks it as well.
+        must: The rule in words, as an error states it after `--batch_rows must`.
     """
 
     regex: str
@@ -27,9 +28,9 @@ SUBSCRIPTION = Form(r"projects/[^/]+/subscriptions/[^/]+", "be projects/PROJECT/
 TOPIC = Form(r"projects/[^/]+/topics/[^/]+", "be projects/PROJECT/topics/NAME")
 RUN_ID = Form(
     r"[A-Za-z0-9][A-Za-z0-9._+:=-]{0,127}",
-    "be up to 128 letters, digits or . _ + : = -, the first a letter or a digit",
+    "start with a letter or digit, and have at most 128 letters, digits and . _ + : = -",
 )
 GCS_PATH = Form(r"gs://[^/]+/.+", "be gs://BUCKET/PATH")
 ACCELERATOR = Form(
-    r"nvidia-[a-z0-9-]+(:[1-9]\d?)?", "be a type of GPU, as nvidia-l4, or TYPE:COUNT"
+    r"nvidia-[a-z0-9-]+(:[1-9]\d?)?", "be a GPU type such as nvidia-l4, or TYPE:COUNT"
 )

@@ -1,4 +1,4 @@
-"""The flags of `python -m pipelines.launch`, beside those of the pipeline that it starts."""
+"""The flags that `python -m pipelines.launch` adds to those of the pipeline that it starts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GpuSharing = Literal["one_process", "mps"]
 
 def _poll_seconds() -> Any:
     return flag(
-        "how often a job that is followed is looked at",
+        "how often to check the state of the followed job, in seconds",
         30,
         label="Poll seconds",
         form=AT_LEAST_0,
@@ -25,50 +25,53 @@ def _poll_seconds() -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchOptions:
-    """The launch."""
+    """The launch on Dataflow."""
 
     template: str | None = flag(
         "Flex Template to start, as `make template` writes it: gs://BUCKET/.../NAME.json "
-        "(default: this source, by the pipeline's own command)",
+        "(default: submit the job from this source tree)",
         label="Template",
         form=GCS_PATH,
         metavar="GS_PATH",
         in_template=False,
     )
     preset: PresetName | None = flag(
-        "batch: 2 to 10 workers; stream: 2 to 20; gpu: 1 to 4 with an NVIDIA L4; cheap: FlexRS for "
-        "batch, which starts within 6 hours, and small workers for streams. Dataflow's own flags "
-        "win over it (default: by the pipeline)",
+        "workers of the job. batch: 2 to 10; stream: 2 to 20; gpu: 1 to 4, each with an NVIDIA L4; "
+        "cheap: FlexRS for batch, which starts within 6 hours, and small workers for streams. "
+        "Dataflow's own flags override the preset (default: batch or stream, "
+        "to match the pipeline)",
         label="Preset",
         in_template=False,
     )
     min_num_workers: int | None = flag(
-        "workers that Dataflow keeps at least (default: the preset's)",
-        label="Fewest workers",
+        "minimum number of workers that Dataflow keeps (default: from the preset)",
+        label="Minimum number of workers",
         form=AT_LEAST_1,
         in_template=False,
     )
     streaming_mode: StreamingMode | None = flag(
-        "of a stream: at_least_once costs less, and is what the sinks promise in either mode "
-        "(default: at_least_once)",
+        "mode of a stream; at_least_once costs less, and the sinks guarantee at-least-once "
+        "delivery in either mode (default: at_least_once)",
         label="Streaming mode",
         in_template=False,
     )
     accelerator: str | None = flag(
-        "GPU of each worker, and how many: nvidia-l4, nvidia-tesla-t4:2 (default: the preset's)",
+        "type and number of GPUs per worker, such as nvidia-l4 or nvidia-tesla-t4:2 (default: from "
+        "the preset)",
         label="Accelerator",
         form=ACCELERATOR,
         metavar="TYPE[:COUNT]",
         in_template=False,
     )
     gpu_sharing: GpuSharing | None = flag(
-        "one_process: one SDK process a worker has the GPU; mps: one for each vCPU, by NVIDIA's "
-        "Multi-Process Service, each with the model in memory (default: one_process)",
+        "one_process: one SDK process per worker uses the GPU; mps: one SDK process per vCPU, "
+        "all sharing the GPU through NVIDIA's Multi-Process Service, each with its own copy of the "
+        "model in memory (default: one_process)",
         label="GPU sharing",
         in_template=False,
     )
     wait: bool = flag(
-        "follow the job to its end; Ctrl-C leaves it running",
+        "follow the job to its end; Ctrl-C stops following and leaves the job running",
         False,
         label="Wait",
         in_template=False,
@@ -78,10 +81,10 @@ class LaunchOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class AttachOptions:
-    """A job that was started before."""
+    """An existing job."""
 
     attach: str | None = flag(
-        "id or name of a job to follow to its end",
+        "id or name of the job to follow to its end",
         label="Attach",
         metavar="JOB",
         in_template=False,
@@ -90,14 +93,14 @@ class AttachOptions:
         "project of the job", label="Project", metavar="PROJECT", in_template=False
     )
     region: str | None = flag(
-        "region of the job (default: looked for)",
+        "region of the job (default: search all regions)",
         label="Region",
         metavar="REGION",
         in_template=False,
     )
     poll_seconds: int = _poll_seconds()
     json_summary: bool = flag(
-        "print the report of a batch run as JSON on standard output instead of a summary",
+        "print the report of a batch run as JSON on standard output instead of the summary",
         False,
         label="JSON summary",
         in_template=False,

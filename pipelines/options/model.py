@@ -1,4 +1,4 @@
-"""Flags of the model: which it is, where it runs, and what of its answers is written."""
+"""Flags of the model: which model to use, where to run it, and which outputs to write."""
 
 from __future__ import annotations
 
@@ -10,52 +10,53 @@ from pipelines.options.forms import AT_LEAST_0, AT_LEAST_1, DEVICE, HTTP_URL, SH
 
 Precision = Literal["float32", "bf16", "fp16"]
 InstanceFormat = Literal["list", "named"]
-# Rows of a record batch. Rows of a stream wait for the rest of theirs.
+# The default number of rows in a batch: fewer in streams, where a row waits for the rest of its
+# batch to be scored.
 BATCH_ROWS, STREAM_BATCH_ROWS = 32_768, 4_096
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """The model, and what of its answers is written."""
+    """The model, and which of its outputs are written."""
 
     model: str | None = flag(
-        "model package: a folder with model.json, a .mar, or a model file",
+        "model package: a folder with model.json, a .mar archive, or a model file",
         label="Model package",
         param_type="GCS_READ_FOLDER",
         metavar="PATH",
     )
     model_digest: str | None = flag(
-        "sha256 that the model file must have; the run fails if it has another",
+        "SHA-256 that the model file must have; the run fails if the file has another",
         label="Model digest",
         form=SHA256,
         metavar="SHA256",
     )
     trusted_modules: tuple[str, ...] | None = flag(
-        "top-level Python modules that the model package's `architecture` may import; workers "
-        "need them installed (default: none)",
+        "top-level Python modules that the `architecture` of the model package may import; they "
+        "must be installed on the workers (default: none)",
         label="Trusted modules",
         metavar="A,B",
     )
     feature_columns: tuple[str, ...] | None = flag(
-        "for a model file without model.json: its input columns, in order",
+        "input columns in order, for a model file without model.json",
         label="Feature columns",
         metavar="A,B,C",
     )
     score_output: str | None = flag(
-        "model output written as the column `score` (default: the manifest's)",
+        "model output to write as the column `score` (default: the one that the manifest names)",
         label="Score output",
         metavar="NAME",
     )
     output_fields: tuple[str, ...] | None = flag(
-        "model outputs and source columns to write besides id, score and lineage "
-        "(default: the manifest's)",
+        "model outputs and source columns to write in addition to id, score and lineage "
+        "(default: those that the manifest names)",
         label="Output fields",
         metavar="A,B",
     )
     batch_rows: int | None = flag(
-        "rows of a record batch at most, and with the model in the worker of one forward pass "
-        "(default: 32768, of streams 4096)",
-        label="Rows a batch",
+        "maximum number of rows in a batch; a model in the worker scores a batch in one forward "
+        "pass (default: 32768, for streams 4096)",
+        label="Rows per batch",
         param_type="NUMBER",
         form=AT_LEAST_1,
     )
@@ -66,19 +67,19 @@ class DeviceOptions:
     """How the model runs in the worker."""
 
     device: str = flag(
-        "auto, cpu, cuda or cuda:N",
+        "device that runs the model: auto, cpu, cuda or cuda:N; auto uses CUDA if it is available",
         "auto",
         label="Device",
         form=DEVICE,
     )
     precision: Precision = flag(
-        "bf16 and fp16 run the model under autocast; they pay on CUDA",
+        "numeric precision of the model; bf16 and fp16 use autocast, which is faster only on CUDA",
         "float32",
         label="Precision",
         param_type="ENUM",
     )
     compile: bool = flag(
-        "torch.compile the model (not for TorchScript); pays on CUDA",
+        "compile the model with torch.compile, which is faster only on CUDA; not for TorchScript",
         False,
         label="Compile the model",
         param_type="BOOLEAN",
@@ -87,7 +88,7 @@ class DeviceOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointOptions:
-    """The endpoint that has the model."""
+    """The endpoint that serves the model."""
 
     endpoint: str | None = flag(
         "Vertex AI endpoint: projects/P/locations/L/endpoints/ID, an id, or a display name",
@@ -95,64 +96,66 @@ class EndpointOptions:
         metavar="NAME",
     )
     endpoint_url: str | None = flag(
-        "address of the endpoint where it is not Google's public one: of a private endpoint in "
-        "your network, or of any server that answers as Vertex AI does",
+        "address of the endpoint if it is not Google's public one: a private endpoint in your "
+        "network, or any server that responds like Vertex AI",
         label="Endpoint URL",
         form=HTTP_URL,
         metavar="URL",
     )
     endpoint_project: str | None = flag(
-        "project of the endpoint, for an id or a display name (default: --project)",
+        "project of the endpoint, if --endpoint is an id or a display name (default: --project)",
         label="Endpoint project",
         metavar="PROJECT",
     )
     endpoint_location: str | None = flag(
-        "location of the endpoint, for an id or a display name (default: --region)",
+        "location of the endpoint, if --endpoint is an id or a display name (default: --region)",
         label="Endpoint location",
         metavar="LOCATION",
     )
     instance_format: InstanceFormat = flag(
-        "list sends the features of a row in order, named an object by column",
+        "list sends a row as the list of its features in order; named sends it as an object with "
+        "column names",
         "list",
         label="Instance format",
         param_type="ENUM",
     )
     endpoint_parameters: str | None = flag(
-        "JSON object that is sent as the parameters of each request",
+        "JSON object to send as the parameters of each request",
         label="Endpoint parameters",
         metavar="JSON",
     )
     endpoint_request_rows: int = flag(
-        "rows of one request at most; it is split as well where it would be too large",
+        "maximum number of rows in a request; a request with too many bytes is split as well",
         100,
-        label="Rows a request",
+        label="Rows per request",
         param_type="NUMBER",
         form=AT_LEAST_1,
     )
     endpoint_concurrency: int = flag(
-        "requests that a worker process has in flight at most; fewer while the endpoint pushes "
-        "back",
+        "maximum number of requests that a worker process has in flight; fewer while the endpoint "
+        "is overloaded",
         8,
         label="Requests in flight",
         param_type="NUMBER",
         form=AT_LEAST_1,
     )
     endpoint_timeout_seconds: int = flag(
-        "how long one request may take",
+        "how long to wait for the response to a request, in seconds",
         60,
         label="Request timeout",
         param_type="NUMBER",
         form=AT_LEAST_1,
     )
     endpoint_cache_rows: int = flag(
-        "predictions that a worker process remembers, by the features of their row; 0 for none",
+        "number of predictions that a worker process caches for rows with equal features; 0 "
+        "disables the cache",
         0,
         label="Cached predictions",
         param_type="NUMBER",
         form=AT_LEAST_0,
     )
     skip_endpoint_check: bool = flag(
-        "start without asking the endpoint for one known row first",
+        "start without first sending a test row to the endpoint",
         False,
         label="Skip the endpoint check",
         param_type="BOOLEAN",

@@ -1,6 +1,6 @@
-"""Which flags go together: what is missing, what contradicts, and what would have no effect.
+"""Rules between flags: which are missing, which contradict, and which would have no effect.
 
-Pure: flags in, nothing or one UsageError out. What the flags name is looked at by the pipelines.
+The functions look only at the flags. The pipelines look at the files and tables that they name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipelines.options.model import EndpointOptions, ModelOptions
 from pipelines.options.replay import ReplayOptions
 from pipelines.options.stream import StreamFailureOptions, StreamSinkOptions, StreamSourceOptions
 
-# A flag -> those of which it needs one.
+# Flags that have an effect only together with one of the others.
 _NEEDS = {
     "endpoint_project": ("endpoint",),
     "endpoint_location": ("endpoint",),
@@ -39,20 +39,20 @@ _NEEDS = {
     "create_subscription": ("input_topic",),
     "max_messages": ("input_subscription",),
 }
-# A flag -> those beside which it has no effect, and why.
+# Flags that have no effect together with one of the others, and why.
 _IDLE_BESIDE = {
     **dict.fromkeys(
         ("device", "precision", "compile"), (("endpoint", "endpoint_url"), "which runs the model")
     ),
-    "output_fields": (("output_schema",), "which has fields of its own"),
+    "output_fields": (("output_schema",), "which sets the fields itself"),
 }
-# Of these flags, one at most.
+# Groups of flags of which a command takes at most one.
 _ONE_OF = (
     ("input_files", "input_table", "input_query"),
     ("input_files", "input_table", "input_subscription"),
     ("input_subscription", "input_topic"),
 )
-# What does as well as a flag that is missing.
+# Flags that can replace a missing one.
 _ALTERNATIVES = {
     "input_files": ("input_table", "input_query"),
     "replay input_files": ("input_table", "input_subscription"),
@@ -65,9 +65,16 @@ _ALTERNATIVES = {
 
 
 def check_batch(pipeline: str, parsed: Parsed, program: str | None = None, **also: Any) -> None:
-    """A batch pipeline's name and flags -> nothing, or a UsageError.
+    """Raise UsageError unless the flags of a batch pipeline are complete and go together.
 
-    program: what is to be typed, if not the pipeline's own command. also: what it needs besides.
+    Args:
+        pipeline: The name of the pipeline, such as `batch_local`.
+        parsed: The command line.
+        program: The command that errors name, if it is not the pipeline itself.
+        also: Further flags that the command needs, by name. None marks a missing one.
+
+    Raises:
+        UsageError: If a flag is missing, contradicts another, or would have no effect.
     """
     source, sink = parsed.get(SourceOptions), parsed.get(SinkOptions)
     require(
@@ -82,7 +89,17 @@ def check_batch(pipeline: str, parsed: Parsed, program: str | None = None, **als
 
 
 def check_stream(pipeline: str, parsed: Parsed, program: str | None = None, **also: Any) -> None:
-    """A stream's name and flags -> nothing, or a UsageError. program, also: as for check_batch."""
+    """Raise UsageError unless the flags of a stream are complete and go together.
+
+    Args:
+        pipeline: The name of the pipeline, such as `stream_local`.
+        parsed: The command line.
+        program: The command that errors name, if it is not the pipeline itself.
+        also: Further flags that the command needs, by name. None marks a missing one.
+
+    Raises:
+        UsageError: If a flag is missing, contradicts another, or would have no effect.
+    """
     source, sink = parsed.get(StreamSourceOptions), parsed.get(StreamSinkOptions)
     letters = parsed.get(StreamFailureOptions)
     places = letters.dead_letter_topic or letters.dead_letter_table or letters.dead_letter_files
@@ -99,20 +116,21 @@ def check_stream(pipeline: str, parsed: Parsed, program: str | None = None, **al
     topic = source.input_topic
     if topic is not None and not source.create_subscription:
         raise UsageError(
-            "--input_topic alone has no messages: say --create_subscription to make a subscription "
-            "of its own, or --input_subscription"
+            "--input_topic needs a subscription: add --create_subscription to create one for this "
+            "run, or use --input_subscription instead"
         )
     if topic is not None and topic in (sink.output_topic, letters.dead_letter_topic):
-        raise UsageError(f"{topic} is input and output: choose another topic")
+        raise UsageError(f"{topic} is both the input and an output: choose another topic")
     if sink.output_topic is not None and sink.output_topic == letters.dead_letter_topic:
         raise UsageError(
-            f"--dead_letter_topic {sink.output_topic} is --output_topic: expected another"
+            f"--dead_letter_topic and --output_topic are both {sink.output_topic}: choose another "
+            "topic for one of them"
         )
     _check_avro(source.message_format, source.avro_schema)
 
 
 def check_replay(parsed: Parsed) -> None:
-    """The flags of a replay -> nothing, or a UsageError."""
+    """Raise UsageError unless the flags of a replay are complete and go together."""
     flags, sink = parsed.get(ReplayOptions), parsed.get(SinkOptions)
     require(
         "replay",
@@ -125,7 +143,15 @@ def check_replay(parsed: Parsed) -> None:
 
 
 def require(program: str, **flags: Any) -> None:
-    """Flags that a command cannot do without -> nothing, or one UsageError with all missing."""
+    """Raise UsageError if a flag that the command needs is missing.
+
+    Args:
+        program: The command after `pipelines.`, such as `batch_local`.
+        flags: The flags that the command needs, by name. None marks a missing one.
+
+    Raises:
+        UsageError: If a flag is missing. The message names all missing flags.
+    """
     missing = [_with_alternatives(program, name) for name, value in flags.items() if value is None]
     if missing:
         example = " ".join(f"--{name} {name.upper()}" for name in flags)
@@ -134,12 +160,12 @@ def require(program: str, **flags: Any) -> None:
 
 
 def check_together(parsed: Parsed) -> None:
-    """Flags -> nothing, or a UsageError for two that contradict, or one without an effect."""
+    """Raise UsageError if flags contradict each other, or if one would have no effect."""
     given = {name for group in parsed.groups.values() for name in _given(group)}
     for names in _ONE_OF:
         both = [f"--{name}" for name in names if name in given]
         if len(both) > 1:
-            raise UsageError(f"{' and '.join(both)}: expected one of them")
+            raise UsageError(f"{' and '.join(both)} cannot be combined: use only one of them")
     for name, others in _NEEDS.items():
         if name in given and given.isdisjoint(others):
             raise UsageError(
@@ -147,11 +173,11 @@ def check_together(parsed: Parsed) -> None:
             )
     for name, (others, why) in _IDLE_BESIDE.items():
         if name in given and (other := next((o for o in others if o in given), None)):
-            raise UsageError(f"--{name} has no effect beside --{other}, {why}: drop --{name}")
+            raise UsageError(f"--{name} has no effect with --{other}, {why}: drop --{name}")
 
 
 def _given(group: Any) -> set[str]:
-    """An options class' instance -> its flags that have another value than the default."""
+    """Return the flags of an options class whose value is not the default."""
     fields = dataclasses.fields(group)
     return {f.name for f in fields if getattr(group, f.name) != f.default}
 
@@ -173,6 +199,6 @@ def _endpoint(parsed: Parsed) -> dict[str, Any]:
 
 def _check_avro(message_format: str, schema: str | None) -> None:
     if message_format == "avro" and schema is None:
-        raise UsageError("--message_format avro: --avro_schema is missing")
+        raise UsageError("--message_format avro needs --avro_schema")
     if message_format != "avro" and schema is not None:
-        raise UsageError(f"--avro_schema: expected --message_format avro, got {message_format}")
+        raise UsageError(f"--avro_schema needs --message_format avro, got {message_format}")

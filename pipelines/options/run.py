@@ -1,4 +1,4 @@
-"""Flags of every run: Google Cloud, and the run itself."""
+"""Flags of every run: access to Google Cloud, and the run itself."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ class CloudOptions:
     """Google Cloud."""
 
     billing_project: str | None = flag(
-        "project that pays for queries, jobs and reads (default: --project, or the credentials')",
+        "project to bill for queries, jobs and reads (default: --project, or the project of the "
+        "credentials)",
         label="Billing project",
         metavar="PROJECT",
     )
     api_endpoints: tuple[str, ...] | None = flag(
-        "other addresses of bigquery, bigquerystorage, storage and pubsub: private endpoints, or "
-        "emulators (default: BIGQUERY_EMULATOR_HOST, BIGQUERY_STORAGE_EMULATOR_HOST, "
-        "STORAGE_EMULATOR_HOST, PUBSUB_EMULATOR_HOST)",
+        "addresses of services such as bigquery, bigquerystorage, storage and pubsub, if they are "
+        "not the public ones: private endpoints, or emulators (default: BIGQUERY_EMULATOR_HOST, "
+        "BIGQUERY_STORAGE_EMULATOR_HOST, STORAGE_EMULATOR_HOST, PUBSUB_EMULATOR_HOST)",
         label="API endpoints",
         metavar="SERVICE=ADDRESS",
     )
     retry_seconds: int = flag(
-        "how long errors of Google's services that pass by themselves are waited out",
+        "how long to retry transient errors of Google Cloud and of prediction endpoints, in "
+        "seconds",
         120,
         label="Retry seconds",
         param_type="NUMBER",
@@ -35,17 +37,17 @@ class CloudOptions:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The run itself."""
+    """The run."""
 
     run_id: str | None = flag(
         "name of the run; a second run with the same name replaces the first "
-        "(default: the time of the start)",
+        "(default: the start time and a random suffix; for a replay, derived from its input)",
         label="Run id",
         form=RUN_ID,
         metavar="NAME",
     )
     json_summary: bool = flag(
-        "print the report as JSON on standard output instead of a summary",
+        "print the report as JSON on standard output instead of the summary",
         False,
         label="JSON summary",
         param_type="BOOLEAN",

@@ -10,9 +10,9 @@ OutputSchema = Literal["default", "reference"]
 
 
 def output_table_flag() -> Any:
-    """The flag --output_table."""
+    """Return the field of --output_table."""
     return flag(
-        "table of BigQuery for the results, made if it is not there: project.dataset.table",
+        "BigQuery table for the results, as project.dataset.table; created if it does not exist",
         label="Output table",
         param_type="BIGQUERY_TABLE",
         metavar="TABLE",
@@ -20,10 +20,10 @@ def output_table_flag() -> Any:
 
 
 def output_schema_flag() -> Any:
-    """The flag --output_schema."""
+    """Return the field of --output_schema."""
     return flag(
-        "reference writes the rows of the reference pipeline: instance_id, anomaly_score, encoded, "
-        "timestamp",
+        "columns of the results; reference writes the columns of the reference pipeline: "
+        "instance_id, anomaly_score, encoded, timestamp",
         "default",
         label="Output schema",
         param_type="ENUM",
@@ -31,19 +31,19 @@ def output_schema_flag() -> Any:
 
 
 def cluster_by_flag() -> Any:
-    """The flag --cluster_by."""
+    """Return the field of --cluster_by."""
     return flag(
-        "columns by which a new --output_table is clustered, four at most",
+        "columns to cluster a new --output_table by, at most four",
         label="Cluster by",
         metavar="A,B",
     )
 
 
 def dead_letter_table_flag() -> Any:
-    """The flag --dead_letter_table."""
+    """Return the field of --dead_letter_table."""
     return flag(
-        "table of BigQuery for dead letters, made if it is not there (default, where no files are "
-        "written: OUTPUT_TABLE_dead_letters)",
+        "BigQuery table for dead letters, as project.dataset.table; created if it does not exist "
+        "(default: OUTPUT_TABLE_dead_letters, if dead letters have no other destination)",
         label="Dead letter table",
         param_type="BIGQUERY_TABLE",
         metavar="TABLE",

@@ -1,4 +1,4 @@
-"""Flags of a stream: where its messages come from, and where rows go."""
+"""Flags of a stream: where its messages come from, and where its results go."""
 
 from __future__ import annotations
 
@@ -23,71 +23,74 @@ class StreamSourceOptions:
     """Where the messages come from, and how they are read."""
 
     input_subscription: str | None = flag(
-        "subscription of Pub/Sub: projects/PROJECT/subscriptions/NAME",
+        "Pub/Sub subscription to read, as projects/PROJECT/subscriptions/NAME",
         label="Input subscription",
         param_type="PUBSUB_SUBSCRIPTION",
         form=SUBSCRIPTION,
         metavar="SUBSCRIPTION",
     )
     input_topic: str | None = flag(
-        "topic of Pub/Sub, with --create_subscription: projects/PROJECT/topics/NAME",
+        "Pub/Sub topic to read with --create_subscription, as projects/PROJECT/topics/NAME",
         label="Input topic",
         param_type="PUBSUB_TOPIC",
         form=TOPIC,
         metavar="TOPIC",
     )
     create_subscription: bool = flag(
-        "make a subscription of --input_topic for this run; one that runs in this process removes "
-        "it at its end",
+        "create a subscription to --input_topic for this run; a local run deletes it at the end",
         False,
         label="Create a subscription",
         param_type="BOOLEAN",
     )
     allow_shared_subscription: bool = flag(
-        "read a subscription that another job's label says it reads: each gets a part of the "
-        "messages",
+        "read the subscription even if its label names another reader; each reader then receives "
+        "only part of the messages",
         False,
         label="Allow a shared subscription",
         param_type="BOOLEAN",
     )
     message_format: MessageKind = flag(
-        "json: one row a message; avro: one record of --avro_schema; arrow: an IPC stream of rows",
+        "content of a message. json: one row; avro: one record of --avro_schema; arrow: an IPC "
+        "stream of rows",
         "json",
         label="Message format",
         param_type="ENUM",
     )
     avro_schema: str | None = flag(
-        "schema that Avro messages are written with: JSON, or @path of a file",
+        "schema with which the Avro messages were written, as JSON; @PATH reads it from a file",
         label="Avro schema",
         metavar="JSON",
     )
     max_message_bytes: int = flag(
-        "a larger message, compressed or not, is a dead letter",
+        "maximum size of a message in bytes, before and after decompression; a larger message "
+        "becomes a dead letter",
         1 << 20,
-        label="Largest message",
+        label="Maximum message size",
         param_type="NUMBER",
         form=AT_LEAST_1,
     )
     id_column: str | None = flag(
-        "field that identifies a row, kept as row_id (default: the message id)",
+        "field that identifies a row, written as row_id (default: the message id)",
         label="Id field",
         metavar="NAME",
     )
     deduplicate_seconds: int | None = flag(
-        "drop a message whose message id, Pub/Sub's own, came already within this time (default: "
-        "none is dropped)",
+        "drop a message if Pub/Sub delivered the same message id within this many seconds before "
+        "(default: keep duplicates)",
         label="Deduplicate seconds",
         param_type="NUMBER",
         form=AT_LEAST_1,
     )
     max_batch_wait_ms: int | None = flag(
-        "wait so long for messages of other bundles, for larger batches (default: no wait)",
-        label="Longest wait for a batch",
+        "wait up to this many milliseconds for messages from other bundles, to build larger "
+        "batches (default: do not wait)",
+        label="Maximum wait for a batch",
         param_type="NUMBER",
         form=AT_LEAST_1,
     )
     window_seconds: int | None = flag(
-        "write window_start and window_end of windows of this length; nothing waits for them",
+        "add window_start and window_end of windows of this many seconds to each row; rows do not "
+        "wait for a window to close",
         label="Window seconds",
         param_type="NUMBER",
         form=AT_LEAST_1,
@@ -96,10 +99,10 @@ class StreamSourceOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamSinkOptions:
-    """Where the scored rows go; any of these together."""
+    """Where the scored rows go: a topic, a table, a folder, or any of them together."""
 
     output_topic: str | None = flag(
-        "topic of Pub/Sub for the results, one message of JSON a row",
+        "Pub/Sub topic for the results, as projects/PROJECT/topics/NAME; one JSON message per row",
         label="Output topic",
         param_type="PUBSUB_TOPIC",
         form=TOPIC,
@@ -113,7 +116,7 @@ class StreamSinkOptions:
         metavar="FOLDER",
     )
     file_seconds: int = flag(
-        "span of time of one file of results or dead letters",
+        "time span that each file of results or dead letters covers, in seconds",
         300,
         label="File seconds",
         param_type="NUMBER",
@@ -125,10 +128,11 @@ class StreamSinkOptions:
 
 @dataclass(frozen=True)
 class StreamFailureOptions:
-    """Where the messages go that cannot be scored; at least one of these."""
+    """Dead letters, the messages that cannot be scored."""
 
     dead_letter_topic: str | None = flag(
-        "topic of Pub/Sub for dead letters: the messages as they came, the reason in attributes",
+        "Pub/Sub topic for dead letters, as projects/PROJECT/topics/NAME; each message is "
+        "unchanged and has the reason in its attributes",
         label="Dead letter topic",
         param_type="PUBSUB_TOPIC",
         form=TOPIC,
@@ -145,16 +149,16 @@ class StreamFailureOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamRunOptions:
-    """The run itself."""
+    """The run."""
 
     run_id: str | None = flag(
-        "name of the run, written into every row (default: the time of the start)",
+        "name of the run, written into every row (default: the start time and a random suffix)",
         label="Run id",
         form=RUN_ID,
         metavar="NAME",
     )
     report_seconds: int = flag(
-        "a run in this process tells its rates and latencies so often",
+        "print rates and latencies every N seconds; only for a run in this process",
         10,
         label="Report seconds",
         param_type="NUMBER",
@@ -162,15 +166,16 @@ class StreamRunOptions:
         in_template=False,
     )
     stop_after_seconds: int | None = flag(
-        "a run in this process stops when so long no message came (default: it runs until Ctrl-C)",
+        "stop after N seconds without a message; only for a run in this process (default: run "
+        "until Ctrl-C)",
         label="Stop after seconds",
         param_type="NUMBER",
         form=AT_LEAST_1,
         in_template=False,
     )
     allow_state_loss: bool = flag(
-        "of --update: a --transform_name_mapping may drop steps with the messages that they hold, "
-        "which are acknowledged already",
+        "with --update, accept a --transform_name_mapping that drops steps together with the "
+        "messages that they hold; these messages are already acknowledged and are lost",
         False,
         label="Allow state loss",
         in_template=False,

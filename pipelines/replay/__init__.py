@@ -1,1 +1,1 @@
-"""Replays: `python -m pipelines.replay --help`."""
+"""Replays, which score dead letters again; see `python -m pipelines.replay --help`."""

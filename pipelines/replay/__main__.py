@@ -1,4 +1,4 @@
-"""python -m pipelines.replay"""
+"""Entry point of `python -m pipelines.replay`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Score dead letters once more, with attempts + 1, into the sinks they were meant for.
+"""Score dead letters again, and write the rows to the sinks for which they were meant.
 
 python -m pipelines.replay --input_files out/RUN_ID/dead_letters --model package/ \
     --output_files out/
@@ -25,8 +25,8 @@ from pipelines.options import (
 
 COMMAND = Command(
     name="replay",
-    about="Score dead letters of batch runs or of streams once more: a row that succeeds goes to "
-    "the sinks, one that fails is a dead letter again, with one attempt more.",
+    about="Score the dead letters of batch runs or of streams again. A row that is scored goes to "
+    "the sinks; a row that fails becomes a dead letter again, with its attempts increased by one.",
     options=(
         ReplayOptions,
         ModelOptions,
@@ -42,5 +42,5 @@ COMMAND = Command(
 
 
 def main(argv: Sequence[str]) -> NoReturn:
-    """A command line -> the process ends with the command's exit code."""
+    """Run the command and end the process with its exit code."""
     run_and_exit(COMMAND, argv)

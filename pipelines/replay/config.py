@@ -1,4 +1,4 @@
-"""What a replay is asked to do: whose dead letters, how they are read, where rows go."""
+"""The configuration of a replay, built from the flags: its dead letters and its sinks."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from pipelines.stream.config import MessageConfig
 if TYPE_CHECKING:
     from transforms.replay.letters import Selection
 
-# Flags of messages, which dead letters of batch runs are not.
+# Flags that apply only to dead letters of streams, which are messages.
 _OF_MESSAGES = ("message_format", "avro_schema", "max_message_bytes", "window_seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LettersInFiles:
-    """Files of dead letters."""
+    """Files of dead letters: paths, globs or folders."""
 
     patterns: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LettersInTable:
-    """A table of dead letters."""
+    """A BigQuery table of dead letters."""
 
     name: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class LettersInSubscription:
-    """Messages of a subscription, `limit` of them at most."""
+    """Dead letters in a subscription, of which at most `limit` messages are read."""
 
     subscription: str
     limit: int
@@ -53,11 +53,15 @@ class LettersInSubscription:
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayConfig(RunConfig):
-    """A replay.
+    """The configuration of a replay.
 
-    filters: as they were typed, for the report. messages: how those of a stream are read.
-    of_messages: flags that only these have, as far as they were typed. topics: that get the
-    results and the dead letters as well.
+    Attributes:
+        selection: Which dead letters are replayed.
+        filters: The filter flags with their values, for the report.
+        messages: How to read the messages of a stream.
+        of_messages: The given flags that apply only to dead letters of streams.
+        output_topic: A topic to which the results are published as well, or None.
+        dead_letter_topic: A topic to which the dead letters are published as well, or None.
     """
 
     source: LettersInFiles | LettersInTable | LettersInSubscription
@@ -70,7 +74,11 @@ class ReplayConfig(RunConfig):
 
 
 def replay_config(parsed: Parsed) -> ReplayConfig:
-    """The flags of a replay -> what it is asked to do. Raises UsageError."""
+    """Build the configuration of a replay.
+
+    Raises:
+        UsageError: If flags are missing, invalid, contradict each other, or have no effect.
+    """
     check_replay(parsed)
     flags, sinks = parsed.get(ReplayOptions), sinks_of(parsed.get(SinkOptions))
     filters = [(name, getattr(flags, name)) for name in FILTERS]
@@ -110,7 +118,7 @@ def replay_config(parsed: Parsed) -> ReplayConfig:
 
 
 def _source(flags: ReplayOptions) -> LettersInFiles | LettersInTable | LettersInSubscription:
-    """Flags that name one source -> it."""
+    """Return the one source that the flags name."""
     if flags.input_table is not None:
         return LettersInTable(name=flags.input_table)
     if flags.input_subscription is not None:

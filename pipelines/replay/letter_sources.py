@@ -1,7 +1,7 @@
-"""From flags to the dead letters that are replayed, looked at before the run.
+"""The sources of the dead letters of a replay, opened before the run.
 
-Letters of files and tables stay where they are. A subscription's are held by this
-process, and gone from there once their rows are written.
+Dead letters in files and tables stay there. Those in a subscription are leased by this process and
+acknowledged, which removes them, once their rows are written.
 """
 
 from __future__ import annotations
@@ -41,7 +41,13 @@ from transforms.row_ids import content_id
 
 @dataclass(frozen=True)
 class Replay:
-    """What is replayed. names: sources and filters, for the report."""
+    """The dead letters of a replay.
+
+    Attributes:
+        letters: All dead letters of the source.
+        selection: Which of them are replayed.
+        names: The sources and the filters, for the report.
+    """
 
     letters: Letters
     selection: Selection
@@ -49,15 +55,23 @@ class Replay:
 
     @property
     def run_id(self) -> str:
-        """The id of the run that replays it."""
+        """The run id of the replay."""
         return self.selection.run_id or ""
 
 
 @contextlib.contextmanager
 def open_letters(config: ReplayConfig, cloud: Cloud | None) -> Iterator[Replay]:
-    """A replay and its Cloud -> what is replayed.
+    """Open the dead letters of a replay for the duration of the block.
 
-    Letters of a subscription are gone from there if the block ends well.
+    Those of a subscription are acknowledged, which removes them, if the block succeeds.
+
+    Args:
+        config: The configuration of the replay.
+        cloud: The Cloud that reads a table or a subscription. Not needed for files.
+
+    Raises:
+        InputError: If the source cannot be read.
+        UsageError: If the subscription belongs to --output_topic, or if the table is misnamed.
     """
     if isinstance(config.source, LettersInSubscription) and cloud is not None:
         with _pull(config, config.source, cloud) as (letters, chosen):
@@ -70,12 +84,17 @@ def open_letters(config: ReplayConfig, cloud: Cloud | None) -> Iterator[Replay]:
 
 
 def derived_run_id(parts: tuple[str, ...], name: str = "replay") -> str:
-    """What is replayed -> a run id: the same replay, run twice, replaces its first rows."""
+    """Derive a run id from what is replayed, so a replay that is run again replaces its rows.
+
+    Args:
+        parts: The texts that identify what is replayed, such as sources and filters.
+        name: The start of the run id.
+    """
     return f"{name}-{content_id(chr(0).join(parts).encode())[:12]}"
 
 
 def _at_rest(config: ReplayConfig, cloud: Cloud | None) -> tuple[Letters, tuple[str, ...]]:
-    """A replay of files or a table -> the letters, and the names of their sources."""
+    """Return the dead letters in files or in a table, and the names of their sources."""
     source = config.source
     if isinstance(source, LettersInFiles):
         return LetterFiles(source.patterns), source.patterns
@@ -93,16 +112,16 @@ def _at_rest(config: ReplayConfig, cloud: Cloud | None) -> tuple[Letters, tuple[
 def _pull(
     config: ReplayConfig, source: LettersInSubscription, cloud: Cloud
 ) -> Iterator[tuple[Letters, Selection]]:
-    """A replay of a subscription -> its letters, in a file; they are acknowledged at the end.
+    """Pull the dead letters of a subscription into a file, and acknowledge them at the end.
 
-    The run id is derived from them, a given one followed by what is derived: a subscription
-    never holds the same ones again, and rows of an earlier replay must not be replaced by
-    those of another.
+    The run id is derived from them. A given run id gets the derived part as a suffix, because a
+    subscription does not hold the same dead letters again, and a replay must not replace the rows
+    of an earlier one.
     """
     name, selection = source.subscription, config.selection
     _check_subscription(name, config.output_topic, cloud)
     hidden = hidden_seconds(name, cloud)
-    taken, keys, left = [], set(), 0
+    replayed, keys, left = [], set(), 0
     with leased(cloud, name) as lease, tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "letters.jsonl")
         with open(path, "wb") as file:
@@ -114,24 +133,26 @@ def _pull(
                     left += 1
                     continue
                 file.write(line)
-                taken.append(message.message_id)
+                replayed.append(message.message_id)
                 keys.add(letter.key)
         if left:
             print(
-                f"{left:,} messages stay in {name}: no dead letters, or left out", file=sys.stderr
+                f"{left:,} messages stay in {name}: they are not dead letters, or the filters "
+                "exclude them",
+                file=sys.stderr,
             )
         own = derived_run_id(tuple(sorted(keys)), config.run.run_id or "replay")
         yield LetterFiles((path,)), replace(selection, run_id=own, own=True)
-        lease.acknowledge(taken)
+        lease.acknowledge(replayed)
 
 
 def _pulled(lease: Lease, limit: int, name: str, hidden: float) -> Iterator[Message]:
-    """A lease -> its messages; where none comes, those that another reader may still hold."""
+    """Yield messages. If none arrives, wait for those that another reader may still hold."""
     first = next(found := lease.pull(limit), None)
     if first is None and hidden > PATIENCE_SECONDS:
         left = hidden - PATIENCE_SECONDS
         print(
-            f"no message of {name} came within {PATIENCE_SECONDS:,.0f} s: waiting {left:,.0f} s "
+            f"no message from {name} within {PATIENCE_SECONDS:,.0f} s: waiting {left:,.0f} s "
             f"more, {HELD}",
             file=sys.stderr,
         )
@@ -142,7 +163,7 @@ def _pulled(lease: Lease, limit: int, name: str, hidden: float) -> Iterator[Mess
 
 
 def _letter(line: bytes, place: str) -> Letter | None:
-    """A line that was made of a message -> its letter, None if it was no dead letter."""
+    """Return the dead letter in a line, or None if the message was not a dead letter."""
     try:
         return read_letter(line, place)
     except InputError:
@@ -156,6 +177,6 @@ def _check_subscription(name: str, output_topic: str | None, cloud: Cloud) -> No
         )
     if found.topic == output_topic:
         raise UsageError(
-            f"{found.topic} is the topic of {name} and --output_topic: scored rows are no dead "
-            "letters; choose another topic"
+            f"--output_topic {found.topic} is also the topic of {name}: scored rows would be mixed "
+            "with dead letters; choose another topic"
         )

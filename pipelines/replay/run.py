@@ -1,4 +1,4 @@
-"""Replays: dead letters from wherever they lie through the graph of a batch run."""
+"""Replays: score dead letters from files, a table or a subscription as a batch run."""
 
 from __future__ import annotations
 
@@ -42,20 +42,25 @@ from transforms.replay.read import ReadLetters, selected
 
 
 def run_local(parsed: Parsed) -> None:
-    """The flags of replay -> a finished run and its summary, or a line that there is none."""
+    """Run a replay and print its summary, or one line if there are no dead letters.
+
+    Raises:
+        MillraceError: If the run cannot start, fails, or leaves too many dead letters.
+    """
     options = beam_options(parsed.beam_args, name="replay")
     config = replay_config(parsed)
     if isinstance(config.source, LettersInSubscription) and not runs_in_process(options):
         raise UsageError(
             "--input_subscription is read by this process, which holds the messages until their "
-            "rows are written: leave --runner out, or let a stream write dead letters to a table"
+            "rows are written: leave --runner out, or have the stream write its dead letters to a "
+            "table and replay that"
         )
     endpoints = reach(parsed, options)
     cloud = _make_cloud(config, options, endpoints)
     with open_letters(config, cloud) as found:
         first = next(selected(found.letters, found.selection), None)
         if first is None:
-            # Standard output is for a report alone where it is asked for as JSON.
+            # With --json_summary, standard output holds only the report.
             out = sys.stderr if config.run.json_summary else sys.stdout
             print(f"no dead letters in {', '.join(found.names)}: nothing to replay", file=out)
             return
@@ -66,7 +71,7 @@ def run_local(parsed: Parsed) -> None:
 def _make_cloud(
     config: ReplayConfig, options: PipelineOptions, endpoints: Endpoints
 ) -> Cloud | None:
-    """A replay -> the Cloud, None where none is needed. For Pub/Sub alone nobody pays here."""
+    """Return the Cloud, or None if no service is used. For Pub/Sub any project will do."""
     source = config.source
     if isinstance(source, LettersInTable) or config.tables:
         tables = (*config.tables, source.name if isinstance(source, LettersInTable) else None)
@@ -89,7 +94,7 @@ def _replay(
     endpoints: Endpoints,
     cloud: Cloud | None,
 ) -> None:
-    """What is replayed, and its first letter -> a finished run. Raises TooManyDeadLetters."""
+    """Run a replay to its end. The first dead letter decides whether it is one of a stream."""
     topics = _topics(config, cloud)
     model = read_model(config.model)
     manifest = model.choose(config.model.score_output).without_rows()
@@ -122,9 +127,10 @@ def _replay(
 
 
 def _lineage(config: ReplayConfig, found: Replay) -> Lineage | None:
-    """What is replayed into a table -> its lineage; None where nothing replaces what it wrote.
+    """Return the lineage of a replay into a table, or None if no run can replace its rows.
 
-    Letters of a subscription are gone from there when they are replayed.
+    Dead letters of a subscription are removed when they are replayed, so no later replay or run
+    scores them again.
     """
     if isinstance(config.source, LettersInSubscription) or not config.tables:
         return None
@@ -132,7 +138,7 @@ def _lineage(config: ReplayConfig, found: Replay) -> Lineage | None:
 
 
 def _topics(config: ReplayConfig, cloud: Cloud | None) -> dict[str, str]:
-    """A replay -> the topics by part, each there. Raises OutputError."""
+    """Return the topics by part. Raises OutputError if one does not exist."""
     given = {SCORES: config.output_topic, DEAD_LETTERS: config.dead_letter_topic}
     topics = {part: topic for part, topic in given.items() if topic is not None}
     for topic in topics.values():
@@ -143,9 +149,12 @@ def _topics(config: ReplayConfig, cloud: Cloud | None) -> dict[str, str]:
 
 
 def _row_format(config: ReplayConfig, manifest: Manifest, fields: OutputFields) -> MessageFormat:
-    """A replay of letters of batch runs -> how their rows are read. Raises UsageError."""
+    """Return how to read the rows of batch runs. Raises UsageError for flags of streams."""
     for flag in config.of_messages:
-        raise UsageError(f"--{flag} is for dead letters of streams; these are of batch runs")
+        raise UsageError(
+            f"--{flag} applies only to dead letters of streams, and these are of batch runs: "
+            f"drop --{flag}"
+        )
     row_format = RowFormat(manifest, config.messages.id_column, fields.source)
     return MessageFormat(row_format, max_bytes=sys.maxsize)
 
@@ -153,9 +162,9 @@ def _row_format(config: ReplayConfig, manifest: Manifest, fields: OutputFields) 
 def _passed_on(
     config: ReplayConfig, manifest: Manifest, fields: OutputFields, cloud: Cloud | None
 ) -> pa.Schema | None:
-    """The types of source columns that are passed on to a table: its own, None without one.
+    """Return the types of the source columns that are passed on to a table, or None without one.
 
-    JSON does not say what they were.
+    They are the types in the table, because the JSON of a dead letter does not state them.
     """
     name = next((sink.name for sink in config.sinks if isinstance(sink, TableSink)), None)
     if name is None or cloud is None:

@@ -1,4 +1,4 @@
-"""Which dead letters a replay takes, from its flags."""
+"""The choice of the dead letters that a replay scores, from its flags."""
 
 from __future__ import annotations
 
@@ -12,29 +12,34 @@ STAGES = ("decode", "validate", "infer", "encode")
 
 
 def select(flags: ReplayOptions) -> Selection:
-    """Flags -> which letters are replayed. Raises UsageError."""
+    """Return the selection of dead letters that the flags describe.
+
+    Raises:
+        UsageError: If a stage or a reason does not exist or cannot be replayed, or if --since is
+            not a time.
+    """
     for stage in flags.stage or ():
         if stage == UNREPLAYABLE:
             raise UsageError(
-                f"--stage {stage}: these dead letters hold scored rows that a table refused, not "
-                "what they were scored from: they cannot be scored again"
+                f"--stage {stage}: these dead letters cannot be scored again, because they hold "
+                "scored rows that a table rejected, and not the features of the rows"
             )
         if stage not in STAGES:
             raise UsageError(
-                f"--stage: {stage!r} is no stage{suggest(stage, STAGES)}; "
-                f"expected {', '.join(STAGES)}"
+                f"unknown --stage {stage!r}{suggest(stage, STAGES)}; choose from "
+                f"{', '.join(STAGES)}"
             )
     for reason in flags.reason or ():
         if reason not in REASONS:
             raise UsageError(
-                f"--reason: {reason!r} is no reason{suggest(reason, REASONS)}; expected "
+                f"unknown --reason {reason!r}{suggest(reason, REASONS)}; choose from "
                 f"{', '.join(REASONS)}"
             )
     try:
         since = None if flags.since is None else moment(flags.since)
     except ValueError as error:
         raise UsageError(
-            f"--since: {flags.since!r}: expected a time as 2026-11-20T12:00:00Z, or a day"
+            f"--since must be a day or a time such as 2026-11-20T12:00:00Z, got {flags.since!r}"
         ) from error
     return Selection(
         reasons=flags.reason,
