@@ -1,6 +1,6 @@
-"""Files generated from the flags: metadata of the Flex Templates, and the tables in the docs.
+"""The metadata of the Flex Templates, generated from the flags.
 
-python -m pipelines.metadata            # writes templates/*.json and docs/flags.md
+python -m pipelines.metadata            # writes templates/*.json
 python -m pipelines.metadata --check    # fails if one of them is out of date
 """
 
@@ -17,8 +17,7 @@ import orjson
 
 from pipelines.command import Command
 from pipelines.launch import command as launch
-from pipelines.options.flag import as_text, choices_of, plain_type
-from pipelines.replay import command as replay
+from pipelines.options.flag import as_text, choices_of
 
 TEMPLATES = tuple(launch.PIPELINES.values())
 # Every other flag that a pipeline needs has alternatives, which the pipeline's error names.
@@ -34,7 +33,7 @@ def template(command: Command) -> dict[str, Any]:
     metadata: dict[str, Any] = {
         "name": command.title,
         "description": command.about,
-        "parameters": [_parameter(kind, f) for kind, f in _fields(command, in_template=True)],
+        "parameters": [_parameter(kind, f) for kind, f in _fields(command)],
     }
     if command.name.startswith("stream"):
         # The sinks deliver at least once in either mode, and this mode costs less.
@@ -47,12 +46,11 @@ def template(command: Command) -> dict[str, Any]:
     return metadata
 
 
-def _fields(
-    command: Command, *, in_template: bool
-) -> Iterator[tuple[type[Any], dataclasses.Field[Any]]]:
+def _fields(command: Command) -> Iterator[tuple[type[Any], dataclasses.Field[Any]]]:
+    """Yield the flags that a template has as parameters, each with its options class."""
     for kind in command.options:
         for f in dataclasses.fields(kind):
-            if f.metadata["in_template"] or not in_template:
+            if f.metadata["in_template"]:
                 yield kind, f
 
 
@@ -83,53 +81,15 @@ def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def flag_tables(commands: Sequence[Command]) -> str:
-    """Return a page of Markdown with tables of the flags of each command."""
-    lines = [
-        "# Flags",
-        "",
-        "Generated from `pipelines/options/` by `make templates`. The commands also accept the",
-        "flags of Apache Beam and its runners. Commas or spaces separate the values of a list.",
-    ]
-    for command in commands:
-        lines += ["", f"## python -m pipelines.{command.name}", "", command.about]
-        group = ""
-        for kind, f in _fields(command, in_template=False):
-            if _group(kind) != group:
-                group = _group(kind)
-                lines += [
-                    "",
-                    f"**{group}**",
-                    "",
-                    "| flag | value | default | |",
-                    "|---|---|---|---|",
-                ]
-            default = "" if f.default in (None, False) else f"`{as_text(f.default)}`"
-            text = f.metadata["help"].replace("|", "\\|")
-            lines.append(f"| `--{f.name}` | {_value(kind, f)} | {default} | {text} |")
-    return "\n".join(lines) + "\n"
-
-
-def _value(kind: type[Any], f: dataclasses.Field[Any]) -> str:
-    hint = typing.get_type_hints(kind)[f.name]
-    if choices := choices_of(hint):
-        return ", ".join(f"`{choice}`" for choice in choices)
-    plain = plain_type(hint)
-    names = {bool: "true or false", int: "N", float: "number"}
-    return f"{f.metadata['metavar'] or names.get(plain, 'text')}".replace("|", "\\|")
-
-
 def pages() -> dict[Path, bytes]:
     """Return the path and the content of each file that is generated from the flags."""
     options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
-    found = {
+    return {
         FOLDER / "templates" / f"{command.name}.json": orjson.dumps(
             template(command), option=options
         )
         for command in TEMPLATES
     }
-    commands = [*TEMPLATES, replay.COMMAND, launch.FLAGS]
-    return found | {FOLDER / "docs" / "flags.md": flag_tables(commands).encode()}
 
 
 def main(argv: Sequence[str]) -> int:

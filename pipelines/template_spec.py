@@ -81,7 +81,8 @@ def write_spec(cloud: Cloud, bucket: str, name: str, spec: dict[str, Any]) -> st
     return f"gs://{bucket}/{path}"
 
 
-def _run(argv: Sequence[str]) -> str:
+def make_parser() -> CommandParser:
+    """Return the parser of the command's flags."""
     parser = CommandParser(
         "pipelines.template_spec",
         "Write the spec file of a Flex Template, which names the launcher image of a pipeline and "
@@ -90,7 +91,11 @@ def _run(argv: Sequence[str]) -> str:
     parser.add_argument("pipeline", metavar="PIPELINE", help="name of the pipeline")
     parser.add_argument("--bucket", required=True, help="bucket for templates/PIPELINE.json")
     parser.add_argument("--image", required=True, help="launcher image: REPOSITORY@sha256:DIGEST")
-    flags = parser.parse_args(argv)
+    return parser
+
+
+def _run(argv: Sequence[str]) -> str:
+    flags = make_parser().parse_args(argv)
     templates = {command.name: command for command in TEMPLATES}
     if flags.pipeline not in templates:
         near = suggest(flags.pipeline, templates)

@@ -4,6 +4,7 @@ import dataclasses
 import re
 
 import pytest
+from tools import flag_pages
 from docs_pages import PAGES, ROOT, in_code, marked, section, tables
 
 from benchmarks import cost
@@ -15,6 +16,10 @@ from resources.declaration import ROLES
 from serving.metrics import Metrics
 from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.dead_letters import REASONS
+
+
+def test_the_pages_of_flags_are_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
+    assert flag_pages.main(["--check"]) == 0, capsys.readouterr().err
 
 
 def test_every_reason_is_described_and_used() -> None:

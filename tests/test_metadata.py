@@ -1,4 +1,4 @@
-"""The metadata of the Flex Templates and the tables in the docs match the flags."""
+"""The metadata of the Flex Templates matches the flags."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,6 @@ from google.cloud.dataflow_v1beta3.types import ParameterType, TemplateMetadata
 
 from pipelines.command import Command
 from pipelines.metadata import TEMPLATES, main, pages, template
-from pipelines.options import all_flags
 from pipelines.options.flag import parse_flags
 
 ROOT = Path(__file__).parent.parent
@@ -95,8 +94,3 @@ def test_patterns_match_good_values_and_no_others(command: Command) -> None:
 
 def test_flags_for_a_terminal_are_not_parameters(command: Command) -> None:
     assert not {"debug", "json_summary", "stop_after_seconds"} & parameters(command).keys()
-
-
-def test_every_flag_is_in_the_docs() -> None:
-    page = (ROOT / "docs" / "flags.md").read_text()
-    assert set(re.findall(r"^\| `(--[a-z_]+)`", page, re.MULTILINE)) == all_flags()
