@@ -305,8 +305,8 @@ def _subscriber_client(address: str | None) -> SubscriberClient:
     return _grpc_client(SubscriberClient, SubscriberGrpcTransport, address)  # type: ignore[no-any-return]
 
 
-# Pings detect a connection that a proxy dropped silently, so that calls on it do not hang. Emulators
-# get none, because gRPC's Python servers close a connection that pings so often.
+# Pings detect a connection that a proxy dropped silently, which would otherwise hang calls.
+# Emulators get no pings, because gRPC's Python servers close a connection that pings so often.
 _KEEPALIVE = (("grpc.keepalive_time_ms", 30_000), ("grpc.keepalive_timeout_ms", 10_000))
 
 

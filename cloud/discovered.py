@@ -1,4 +1,4 @@
-"""Sends requests of clients from `Cloud.discovered`, with the errors and retries of other clients."""
+"""Sends requests of `Cloud.discovered` clients, with the errors and retries of other clients."""
 
 from __future__ import annotations
 

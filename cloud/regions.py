@@ -65,4 +65,6 @@ def region_fault(region: str) -> str:
     if region in REGIONS:
         return ""
     near = suggest(region, REGIONS)
-    return f"{region!r}: expected a region such as us-central1; Google Cloud has no such region{near}"
+    return (
+        f"{region!r}: expected a region such as us-central1; Google Cloud has no such region{near}"
+    )
