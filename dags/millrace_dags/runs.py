@@ -59,7 +59,7 @@ def needed(place: str, given: Mapping[str, Any], names: tuple[str, ...]) -> None
     missing = [name for name in names if not given.get(name)]
     if missing:
         raise SettingsError(
-            f"{place}: {', '.join(missing)} missing: see the example in docs/runbook.md"
+            f"{place}: missing {', '.join(missing)}: see the example in docs/runbook.md"
         )
 
 
