@@ -233,7 +233,7 @@ Impatient = Callable[[FaultyEndpoint, float], EndpointClient]
 def impatient(
     connect: Connect, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Impatient:
-    """A function that builds a client whose next retry would be sent long after its time is over."""
+    """A function that builds a client whose next retry would be long after its time is over."""
 
     def open_client(endpoint: FaultyEndpoint, retry_seconds: float) -> EndpointClient:
         client = connect(endpoint, retry_seconds=retry_seconds)
