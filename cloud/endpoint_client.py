@@ -202,7 +202,7 @@ class EndpointClient:
             await self._limit.acquire()
         began = time.monotonic()
         try:
-            answer = await self._ask(body)
+            answer = await self._request(body)
         except Passing as trouble:
             if trouble.overloaded:
                 self._limit.pushed_back(began, time.monotonic())
@@ -221,7 +221,7 @@ class EndpointClient:
         self.last_answered = time.monotonic()
         return result
 
-    async def _ask(self, body: bytes) -> bytes:
+    async def _request(self, body: bytes) -> bytes:
         """Send one request and return the body of its response. Raises the same errors as _try."""
         headers = await self._headers()
         token = self._credentials and self._credentials.token
