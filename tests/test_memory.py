@@ -145,7 +145,7 @@ def test_a_thread_that_fails_for_another_reason_does_not_end_the_run() -> None:
     assert "ZeroDivisionError" in done.stderr
 
 
-def test_the_watch_outlives_threads_that_fail_otherwise() -> None:
+def test_the_watch_survives_threads_that_fail_for_another_reason() -> None:
     how = """
 from concurrent.futures import ThreadPoolExecutor
 thread = threading.Thread(target=lambda: 1 / 0)
@@ -170,14 +170,14 @@ print("alive")
     assert (done.returncode, done.stdout) == (0, "alive\n")
 
 
-# Where it was reported as something else
+# Lack of memory that was once reported as another error
 
 
 def test_a_worker_that_the_system_killed_is_reported_with_the_usual_cause() -> None:
-    printed = str(as_known_error(RuntimeError("Channel closed prematurely.")))
-    assert printed.startswith("a worker process ended in the midst of its work")
-    assert "memory" in printed
-    assert printed.endswith(ADVICE)
+    message = str(as_known_error(RuntimeError("Channel closed prematurely.")))
+    assert message.startswith("a worker process ended in the midst of its work")
+    assert "memory" in message
+    assert message.endswith(ADVICE)
 
 
 @pytest.mark.parametrize("error", OF_MEMORY[1:], ids=str)

@@ -21,7 +21,7 @@ ANY_RUNNER = "common/private_beam/any_runner.py"
 
 
 class Needed(NamedTuple):
-    """A private name of Beam: its module, its path in it, and which needs it and why."""
+    """A private name of Beam: its module, its path in the module, its user and the reason."""
 
     module: str
     path: str

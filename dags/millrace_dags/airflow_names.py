@@ -1,4 +1,4 @@
-"""Names that differ between Airflow 2 and 3, and one function that both need in different forms."""
+"""Hides the differences between Airflow 2 and 3: moved names, and the order of XCom values."""
 
 from __future__ import annotations
 
