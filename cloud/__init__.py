@@ -1,5 +1,5 @@
-"""Google Cloud: where its services are, their clients, and what their errors mean.
+"""Google Cloud: the addresses of its services, their clients, and the meaning of their errors.
 
-Knows Google's client libraries, but neither Beam nor a flag. Importing this package
-loads none of them.
+This package uses Google's client libraries, but neither Beam nor flags. Importing it loads none of
+the libraries.
 """

@@ -1,8 +1,8 @@
-"""The one place where clients of Google's services are built.
+"""Builds all clients of Google's services.
 
-A `Cloud` is a value that travels to workers; clients are made where they are used.
-Emulators and other plain addresses get no credentials; everything else takes those
-of the environment and fails at once, in one line, where there are none.
+A `Cloud` is a value that travels to workers, which build their clients themselves. Emulators and
+other addresses without encryption get no credentials. All other clients use the credentials of the
+environment, and building one fails with a CredentialsError if there are none.
 """
 
 from __future__ import annotations
@@ -32,17 +32,19 @@ if TYPE_CHECKING:
     from google.pubsub_v1.services.subscriber import SubscriberClient
 
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"
-# Of one request: a server that says nothing for so long is taken for dead.
+# The timeout of one request of BigQuery's REST client.
 REQUEST_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
 class Cloud:
-    """Where calls go and who pays for them.
+    """The addresses of Google's services, and the project that pays for calls.
 
-    project: billed for jobs and read sessions. endpoints: by default what the emulator
-    variables say, as Google's own clients read them. retry_seconds: how long errors that
-    pass by themselves are waited out.
+    Attributes:
+        project: The project that is billed for jobs and read sessions.
+        endpoints: The address of each service. By default the emulator variables set them, which
+            Google's own clients read too.
+        retry_seconds: How long transient errors are retried, in seconds.
     """
 
     project: str
@@ -50,7 +52,11 @@ class Cloud:
     retry_seconds: float = RETRY_SECONDS
 
     def bigquery(self) -> bigquery.Client:
-        """A REST client of BigQuery: tables and jobs. Raises CredentialsError."""
+        """Return a new REST client of BigQuery, for tables and jobs.
+
+        Raises:
+            CredentialsError: There are no usable credentials.
+        """
         from google.cloud import bigquery
 
         address = self.endpoints.bigquery
@@ -63,23 +69,43 @@ class Cloud:
         )
 
     def bigquery_read(self) -> BigQueryReadClient:
-        """The Storage Read API's client, one a process. Raises CredentialsError."""
+        """Return the client of BigQuery's Storage Read API, one per process.
+
+        Raises:
+            CredentialsError: There are no usable credentials.
+        """
         return _read_client(self.endpoints.bigquerystorage)
 
     def bigquery_write(self) -> BigQueryWriteClient:
-        """The Storage Write API's client, one a process. Raises CredentialsError."""
+        """Return the client of BigQuery's Storage Write API, one per process.
+
+        Raises:
+            CredentialsError: There are no usable credentials.
+        """
         return _write_client(self.endpoints.bigquerystorage)
 
     def publisher(self) -> PublisherClient:
-        """Pub/Sub's client for topics, one a process. Raises CredentialsError."""
+        """Return Pub/Sub's client for topics, one per process.
+
+        Raises:
+            CredentialsError: There are no usable credentials.
+        """
         return _publisher_client(self.endpoints.pubsub)
 
     def subscriber(self) -> SubscriberClient:
-        """Pub/Sub's client for subscriptions, one a process. Raises CredentialsError."""
+        """Return Pub/Sub's client for subscriptions, one per process.
+
+        Raises:
+            CredentialsError: There are no usable credentials.
+        """
         return _subscriber_client(self.endpoints.pubsub)
 
     def storage(self) -> storage.Client:
-        """A client of Cloud Storage. Raises CredentialsError."""
+        """Return a new client of Cloud Storage.
+
+        Raises:
+            CredentialsError: There are no usable credentials.
+        """
         from google.cloud import storage
 
         address = self.endpoints.storage
@@ -90,7 +116,11 @@ class Cloud:
         )
 
     def vertex(self, region: str) -> Vertex:
-        """The clients of Vertex AI in a region, over REST. Raises CredentialsError."""
+        """Return new clients of Vertex AI in a region, over REST.
+
+        Raises:
+            CredentialsError: There are no usable credentials.
+        """
         from google.api_core.operations_v1 import AbstractOperationsClient, OperationsRestTransport
         from google.cloud.aiplatform_v1 import EndpointServiceClient, ModelServiceClient
 
@@ -103,12 +133,17 @@ class Cloud:
             client(transport=client.get_transport_class("rest")(**place))
             for client in (ModelServiceClient, EndpointServiceClient)
         )
-        # The clients' own would ask under /ui, which the API's documents do not have.
+        # The clients' own operations client requests paths under /ui, which the API does not
+        # document.
         operations = OperationsRestTransport(**place)
         return Vertex(models, endpoints, AbstractOperationsClient(transport=operations))
 
     def dataflow(self) -> Dataflow:
-        """The clients of Dataflow, over REST. Raises CredentialsError."""
+        """Return new clients of Dataflow, over REST.
+
+        Raises:
+            CredentialsError: There are no usable credentials.
+        """
         from google.cloud.dataflow_v1beta3 import (
             FlexTemplatesServiceClient,
             JobsV1Beta3Client,
@@ -134,10 +169,17 @@ class Cloud:
         )
 
     def discovered(self, service: str, version: str) -> Any:
-        """A service, as `Endpoints` names it -> its client as Google's document describes it.
+        """Return a new client that is generated from a service's discovery document.
 
-        For services that are asked a few times a run. cloud.discovered.execute runs its
-        requests. Raises CredentialsError.
+        It is for services that a run calls only a few times. `cloud.discovered.execute` sends its
+        requests.
+
+        Args:
+            service: The service, as the fields of `Endpoints` name it.
+            version: The version of its API, for example `v1`.
+
+        Raises:
+            CredentialsError: There are no usable credentials.
         """
         from googleapiclient.discovery import build
 
@@ -153,7 +195,7 @@ class Cloud:
 
 @dataclass(frozen=True)
 class Dataflow:
-    """The clients of Dataflow: jobs, what they used, what happened to them, and templates."""
+    """The clients of Dataflow: jobs, their metrics and log messages, and Flex Templates."""
 
     jobs: JobsV1Beta3Client
     metrics: MetricsV1Beta3Client
@@ -163,7 +205,7 @@ class Dataflow:
 
 @dataclass(frozen=True)
 class Vertex:
-    """The clients of Vertex AI: models, endpoints, and the operations that these start."""
+    """The clients of Vertex AI: models, endpoints, and the operations that both start."""
 
     models: ModelServiceClient
     endpoints: EndpointServiceClient
@@ -171,7 +213,17 @@ class Vertex:
 
 
 def credentials(address: str | None = None) -> Any:
-    """A service's address -> credentials for it. Raises CredentialsError."""
+    """Return the credentials for a service.
+
+    Args:
+        address: The address of the service, None for Google's own host.
+
+    Returns:
+        Anonymous credentials for an address without encryption, else those of the environment.
+
+    Raises:
+        CredentialsError: The environment has no usable credentials.
+    """
     if is_plain(address):
         from google.auth.credentials import AnonymousCredentials
 
@@ -180,9 +232,10 @@ def credentials(address: str | None = None) -> Any:
 
 
 def default_project() -> str | None:
-    """Nothing -> the project that the environment's credentials name, if any.
+    """Return the project that the environment's credentials name, or None if they name none.
 
-    Raises CredentialsError where there are none.
+    Raises:
+        CredentialsError: The environment has no usable credentials.
     """
     return _default()[1]
 
@@ -192,8 +245,8 @@ def _default() -> tuple[Any, str | None]:
     import google.auth
     from google.auth.exceptions import GoogleAuthError
 
-    # Where the answer is no, each question to Google's metadata server takes seconds; where it
-    # is yes and the server is slow, the machine's firmware says so as well.
+    # Outside Google Cloud, each attempt to reach the metadata server takes seconds. On a machine
+    # of Google with a slow server, the firmware still identifies the machine.
     os.environ.setdefault("GCE_METADATA_DETECT_RETRIES", "1")
     try:
         return google.auth.default(scopes=[SCOPE])  # type: ignore[no-any-return]
@@ -202,7 +255,7 @@ def _default() -> tuple[Any, str | None]:
 
 
 def _session(found: Any) -> Any:
-    """Credentials -> the session of BigQuery's client, which itself would wait for ever."""
+    """Return a session with a timeout for BigQuery's client, which by itself would wait forever."""
     from google.auth.transport.requests import AuthorizedSession
 
     class Session(AuthorizedSession):  # type: ignore[misc]
@@ -214,7 +267,8 @@ def _session(found: Any) -> Any:
     return session
 
 
-# A channel carries any number of calls at once; opening one costs a handshake.
+# A process shares one channel: it carries any number of concurrent calls, and opening another one
+# costs a handshake.
 @functools.cache
 def _read_client(address: str | None) -> BigQueryReadClient:
     from google.cloud.bigquery_storage_v1.services.big_query_read import BigQueryReadClient
@@ -251,8 +305,8 @@ def _subscriber_client(address: str | None) -> SubscriberClient:
     return _grpc_client(SubscriberClient, SubscriberGrpcTransport, address)  # type: ignore[no-any-return]
 
 
-# A connection that a proxy dropped without a word is found out, instead of waited on. Not on
-# emulators: gRPC's servers in Python hang up on whoever asks so often.
+# Pings detect a connection that a proxy dropped silently, which would otherwise hang calls.
+# Emulators get no pings, because gRPC's Python servers close a connection that pings so often.
 _KEEPALIVE = (("grpc.keepalive_time_ms", 30_000), ("grpc.keepalive_timeout_ms", 10_000))
 
 
@@ -269,7 +323,7 @@ def _grpc_client(client: Any, transport: Any, address: str | None) -> Any:
         )
     import grpc
 
-    # A response may be larger than gRPC's default of 4 MB, as in the clients' own channels.
+    # A response may be larger than gRPC's default of 4 MB. The clients' own channels allow it too.
     unlimited = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
     channel = grpc.insecure_channel(grpc_target(address), options=unlimited)
     return client(transport=transport(channel=channel))

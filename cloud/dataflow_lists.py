@@ -1,4 +1,4 @@
-"""Lists of Dataflow's jobs, which leave out the regions that do not answer, and name them."""
+"""Reads lists of Dataflow's jobs, and finds the regions that did not respond to the request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ if TYPE_CHECKING:
 def read_jobs(
     pages: Iterable[ListJobsResponse], most: int | None = None
 ) -> tuple[list[Job], list[str]]:
-    """Answers of jobs.list or jobs.aggregated -> at most so many jobs, regions not among them."""
+    """Read the jobs of a list, and the regions that are missing from it.
+
+    Args:
+        pages: The responses of `jobs.list` or `jobs.aggregated`.
+        most: The number of jobs after which to stop, None for all.
+
+    Returns:
+        At most `most` jobs, and the sorted names of the regions that did not respond.
+    """
     jobs: list[Job] = []
     unseen: set[str] = set()
     for page in pages:
@@ -24,5 +32,5 @@ def read_jobs(
 
 
 def not_listed(regions: Sequence[str]) -> str:
-    """Regions that did not answer -> what is told of them."""
+    """Return the message about regions that did not respond."""
     return f"jobs of {' and '.join(regions)} could not be listed"

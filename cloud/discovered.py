@@ -1,4 +1,4 @@
-"""Requests of clients that `Cloud.discovered` builds, with the errors and retries of all others."""
+"""Sends requests of `Cloud.discovered` clients, with the errors and retries of other clients."""
 
 from __future__ import annotations
 
@@ -10,12 +10,25 @@ from cloud.errors import retry
 
 
 def execute(request: Any, seconds: float) -> dict[str, Any]:
-    """A request, how long what passes is waited out -> the answer. Raises GoogleAPIError."""
+    """Send a request, retry transient errors, and return the response.
+
+    Args:
+        request: The request.
+        seconds: How long transient errors are retried.
+
+    Raises:
+        GoogleAPIError: The request failed.
+    """
     return retry(seconds)(execute_once)(request)  # type: ignore[no-any-return]
 
 
 def execute_once(request: Any) -> dict[str, Any]:
-    """A request -> the answer, for callers who try again themselves. Raises GoogleAPIError."""
+    """Send a request once, for callers that retry themselves, and return the response.
+
+    Raises:
+        GoogleAPIError: The request failed.
+        ConnectionError: The service cannot be reached.
+    """
     from googleapiclient.errors import HttpError
     from httplib2 import HttpLib2Error
 
@@ -38,7 +51,7 @@ def _is_info(detail: dict[str, Any]) -> bool:
 
 
 def _error_info(detail: dict[str, Any]) -> Any:
-    """The reason of an error, as JSON -> as the message that Google's exceptions keep."""
+    """Convert the ErrorInfo of an error from JSON to the message that Google's exceptions hold."""
     from google.protobuf import json_format
     from google.rpc.error_details_pb2 import ErrorInfo
 

@@ -1,4 +1,4 @@
-"""Answers of an endpoint that are no predictions: what each means, and what to do about it."""
+"""Explains responses of an endpoint that are not predictions, and raises the right errors."""
 
 from __future__ import annotations
 
@@ -16,17 +16,22 @@ from common.errors import EndpointError, one_line
 _OVERLOADED = {408, 425, 429, 503, 504}
 _REFUSING = {400, 413, 422}
 _ADVICE = {
-    401: "the credentials were refused: log in again, or give the worker's service account",
+    401: "the credentials were rejected: log in again, or set the worker's service account",
     403: "grant the account the role roles/aiplatform.user (permission aiplatform.endpoints."
     "predict) in the endpoint's project",
     404: "check {flags}, and that a model is deployed there",
 }
-_NO_TOKEN = "no token was sent, since the address is none of Google's over https"
+_NO_TOKEN = "no token was sent, because only Google's own https addresses get one"
 _PRECONDITION = "FAILED_PRECONDITION"
 
 
 class RequestRefused(Exception):
-    """A request that may be refused because of its rows. status: 0 where the answer is unusable."""
+    """A request that the endpoint may have refused because of its rows.
+
+    Args:
+        status: The HTTP status, or 0 if the request failed too often or got unusable answers.
+        message: What the endpoint said.
+    """
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -34,13 +39,18 @@ class RequestRefused(Exception):
 
 
 class BadAnswer(Exception):
-    """An answer that is none: raised by those who read it."""
+    """An answer that cannot be read as predictions. The function that reads answers raises it."""
 
 
 class Passing(Exception):
-    """What may be gone when it is asked again.
+    """A transient failure of a request.
 
-    suspicious: the rows may be why. unusable: there was an answer, of another form.
+    Args:
+        message: What failed.
+        suspicious: Whether the rows may be the cause.
+        unusable: Whether there was an answer, but not one that can be read as predictions.
+        overloaded: Whether the server has too many requests.
+        retry_after: How many seconds the server asks to wait.
     """
 
     def __init__(
@@ -66,16 +76,26 @@ def raise_for(
     has_token: bool,
     flags: str,
 ) -> NoReturn:
-    """An endpoint's name and an answer whose status is not 200 -> what it means, raised.
+    """Raise the error that a response with a status other than 200 means.
 
-    has_token: whether the request had one. flags: that led to the endpoint.
-    Raises Passing, Refused, EndpointError.
+    Args:
+        name: The name of the endpoint, for messages.
+        status: The HTTP status.
+        headers: The headers of the response.
+        answer: The body of the response.
+        has_token: Whether the request had a token.
+        flags: The flags that chose the endpoint, for messages.
+
+    Raises:
+        Passing: The failure is transient.
+        RequestRefused: The rows may be the cause.
+        EndpointError: Any other request would fail in the same way.
     """
     text = status_text(status, answer)
     if status in _OVERLOADED or (status >= 500 and status not in (501, 505)):
         raise Passing(
             text,
-            # Whoever is asked too often has not looked at the rows.
+            # A server with too many requests has not read the rows.
             suspicious=status >= 500,
             overloaded=status in _OVERLOADED,
             retry_after=parse_retry_after(headers.get("Retry-After")),
@@ -86,12 +106,12 @@ def raise_for(
     if status in _REFUSING:
         if _PRECONDITION not in text:
             raise RequestRefused(status, text)
-        advice = "see whether a model is deployed there and ready"
+        advice = "check that a model is deployed there and ready"
     raise EndpointError(f"endpoint {name}: {text}; {advice.format(flags=flags)}")
 
 
 def status_text(status: int, answer: bytes) -> str:
-    """A status and its body -> both in one line, as far as they say anything."""
+    """Return the status of a response and the error in its body, in one line."""
     try:
         status_line = f"{status} {HTTPStatus(status).phrase}"
     except ValueError:
@@ -101,12 +121,12 @@ def status_text(status: int, answer: bytes) -> str:
 
 
 def error_text(answer: bytes) -> str:
-    """The body of an answer that is an error -> what it says, in one line; empty if nothing."""
+    """Return the message in the body of an error, in one line, or an empty text if it has none."""
     try:
         error = orjson.loads(answer)
     except orjson.JSONDecodeError:
         text = answer[:500].decode(errors="replace").strip()
-        return "a page of HTML" if text[:1] == "<" else _cut(text)
+        return "an HTML page" if text[:1] == "<" else _cut(text)
     if isinstance(error, dict):
         error = error.get("error", error.get("message", error.get("detail", error)))
     if isinstance(error, dict) and isinstance(error.get("message"), str):
@@ -121,12 +141,12 @@ def _cut(text: str) -> str:
 
 
 def connection_text(error: Exception, url: str) -> str:
-    """What went wrong with a connection, and to which URL -> one line."""
+    """Describe an error of the connection to a URL in one line."""
     host = host_of(url)
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return f"{host} cannot be found (DNS)"
     if isinstance(error, aiohttp.ClientPayloadError):
-        return f"{host} broke off in the middle of its answer"
+        return f"{host} closed the connection in the middle of its response"
     if isinstance(error, aiohttp.ClientConnectorError) and not error.strerror:
         return f"{host} cannot be reached"
     return f"{host}: {one_line(Exception(getattr(error, 'strerror', None) or error), 150)}"

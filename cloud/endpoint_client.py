@@ -1,8 +1,11 @@
-"""A client of prediction endpoints over HTTP: many requests in flight from one thread.
+"""A client of prediction endpoints over HTTP, with many requests in flight from one thread.
 
-One a process. What passes by itself is asked again, with backoff, a budget and fewer
-requests in flight; what cannot pass fails at once and says what to do; what may be the
-rows' fault is told as Refused, and the caller finds the rows (model_handlers/endpoint_handler.py).
+A process needs only one client. The client handles failures in three ways:
+
+- It retries transient failures, with backoff, a budget, and fewer requests in flight.
+- It raises EndpointError or CredentialsError at once for failures that are not transient.
+- It raises RequestRefused if the rows of a request may be the cause. The caller
+  (model_handlers/endpoint_handler.py) then finds these rows.
 """
 
 from __future__ import annotations
@@ -29,11 +32,11 @@ from common.errors import CredentialsError, EndpointError, one_line
 
 T = TypeVar("T")
 
-# How a server may say which model has answered: the file's sha256.
+# With this header a server may name its model, by the SHA-256 digest of the model file.
 DIGEST_HEADER = "X-Model-Digest"
-# After so many failures of one request its rows are suspected.
+# After this many failures of one request, its rows are suspected.
 SUSPECT = 4
-# aiohttp copies a body that is larger than this piece by piece, if it is asked to.
+# aiohttp sends a larger body piece by piece if it is passed as a file object.
 _LARGE_BODY = 1 << 20
 
 FLAGS = "--endpoint, --endpoint_project and --endpoint_location"
@@ -43,10 +46,14 @@ _CLOSE_SECONDS = 10.0
 
 @dataclass(kw_only=True)
 class Stats:
-    """What a client did since it was last asked: counts, and seconds of each request.
+    """What a client has done since its statistics were last taken.
 
-    answers: by class, `2xx`, or what came instead: `timeout`, `connection`, `bad_answer`.
-    throttled: whole seconds in which requests waited because the server had pushed back.
+    Attributes:
+        throttled: Whole seconds during which requests waited because the server was overloaded.
+        most_in_flight: The highest number of concurrent requests.
+        answers: The number of responses by status class, for example `2xx`, and the numbers of
+            `timeout`, `connection` and `bad_answer` failures.
+        seconds: The duration of each request that got a response, in seconds.
     """
 
     requests: int = 0
@@ -59,12 +66,17 @@ class Stats:
 
 
 class EndpointClient:
-    """Requests to one URL. Closed with the process.
+    """A client that sends requests to one URL. It is closed at the end of the process.
 
-    url: of predictions. name: of the endpoint, for messages. credentials: Google's, None
-    to send none. concurrency: requests in flight at most. timeout_seconds: of a request.
-    retry_seconds: how long what passes is waited out. digest: of the model; a server that
-    says another is refused. flags: that led to the URL, for messages.
+    Args:
+        url: The URL of predictions.
+        name: The name of the endpoint, for messages.
+        credentials: Google credentials, or None to send none.
+        concurrency: The most requests in flight.
+        timeout_seconds: The timeout of one request.
+        retry_seconds: How long transient failures are retried.
+        digest: The SHA-256 digest of the model file. A server that names another is rejected.
+        flags: The flags that chose the URL, for messages.
     """
 
     def __init__(
@@ -85,7 +97,7 @@ class EndpointClient:
         self._retry_seconds = retry_seconds
         self._limit, self._budget = AdaptiveLimit(concurrency), RetryBudget()
         self._stats, self._lock = Stats(), threading.Lock()
-        # How many requests are held back, since when, and for how long it was so before.
+        # How many requests are throttled, since when, and for how many seconds before.
         self._throttled, self._throttled_since, self._throttled_seconds = 0, 0.0, 0.0
         self._sessions: list[aiohttp.ClientSession] = []
         self._refreshing = asyncio.Lock()
@@ -99,7 +111,10 @@ class EndpointClient:
         thread.start()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """A coroutine of this client's -> what it returns. From any thread but its own."""
+        """Run a coroutine of this client and return its result.
+
+        It may be called from any thread except the client's own.
+        """
         if self._loop.is_closed():
             coroutine.close()
             raise RuntimeError(f"the client of endpoint {self.name} was closed")
@@ -111,7 +126,7 @@ class EndpointClient:
             raise
 
     def take_stats(self) -> Stats:
-        """Nothing -> what was done since the last time."""
+        """Return what the client has done since the last call, and start to count again."""
         with self._lock:
             taken, self._stats = self._stats, Stats()
             self._note_throttled()
@@ -120,7 +135,7 @@ class EndpointClient:
         return taken
 
     def close(self) -> None:
-        """Nothing -> no connection stays open. It is done when the client goes, or the process."""
+        """Close all connections. The end of the client or of the process closes them too."""
         self._end()
 
     async def post(
@@ -131,11 +146,20 @@ class EndpointClient:
         patience: int = SUSPECT,
         innocent: bool = False,
     ) -> T:
-        """A request's body and what reads its answer -> what that returns.
+        """Send a request, retry transient failures, and return what `read` makes of the answer.
 
-        read: raises BadAnswer for what is no answer. patience: how many failures there may
-        be before the rows are suspected. innocent: the rows are known to be good, so only
-        answers that are none count. Raises Refused, EndpointError, CredentialsError.
+        Args:
+            body: The body of the request, JSON.
+            read: Reads the body of a response. It raises BadAnswer if it cannot.
+            patience: The number of failures after which the rows are suspected.
+            innocent: Whether the rows are known to be good, so that only unusable answers count as
+                failures.
+
+        Raises:
+            RequestRefused: The rows may be the cause of the failure.
+            EndpointError: The endpoint failed for `retry_seconds`, or in a way that is not
+                transient.
+            CredentialsError: No token could be fetched.
         """
         begin, failures = time.monotonic(), 0
         for attempt in itertools.count():
@@ -151,13 +175,14 @@ class EndpointClient:
             if left <= 0 or trouble.retry_after > left:
                 asks = f" (Retry-After: {trouble.retry_after:.0f} s)" * (trouble.retry_after > 0)
                 raise EndpointError(
-                    f"endpoint {self.name} failed {attempt + 1} times in {now - begin:.0f} s, at "
-                    f"last with: {trouble}{asks}; no row was given up: look at the endpoint, and "
-                    "run again"
+                    f"endpoint {self.name} failed {attempt + 1} times in {now - begin:.0f} s, the "
+                    f"last time with: {trouble}{asks}; no row became a dead letter: check the "
+                    "endpoint, and run again"
                 )
             with self._lock:
                 self._stats.retries += 1
-            # The last one goes when the time is up, whoever else waits: it may be over by then.
+            # The last retry is sent when the time is up, even if other requests still wait for the
+            # budget: the endpoint may have recovered by then.
             wait = min(backoff(attempt, trouble.retry_after), left)
             wait += self._budget.spend(now, left - wait)
             with self._throttling(trouble.overloaded):
@@ -165,22 +190,26 @@ class EndpointClient:
         raise AssertionError
 
     async def _try(self, body: bytes, read: Callable[[bytes], T]) -> T:
-        """One request, when it is its turn -> what is read of its answer.
+        """Wait for a free place in flight, send one request, and return what `read` returns.
 
-        Raises Passing, Refused, EndpointError, CredentialsError.
+        Raises:
+            Passing: The failure is transient.
+            RequestRefused: The rows may be the cause of the failure.
+            EndpointError: The failure is not transient.
+            CredentialsError: No token could be fetched.
         """
         with self._throttling(self._limit.is_lowered):
             await self._limit.acquire()
         began = time.monotonic()
         try:
-            answer = await self._ask(body)
+            answer = await self._request(body)
         except Passing as trouble:
             if trouble.overloaded:
                 self._limit.pushed_back(began, time.monotonic())
             raise
         finally:
             self._limit.release()
-        # Whoever waited sends its request, and the server works while this one is read.
+        # Let a waiting request go out first, so that the server works while this answer is read.
         await asyncio.sleep(0)
         try:
             result = read(answer)
@@ -192,13 +221,13 @@ class EndpointClient:
         self.last_answered = time.monotonic()
         return result
 
-    async def _ask(self, body: bytes) -> bytes:
-        """One request -> the body of its answer. Raises as _try does."""
+    async def _request(self, body: bytes) -> bytes:
+        """Send one request and return the body of its response. Raises the same errors as _try."""
         headers = await self._headers()
         token = self._credentials and self._credentials.token
         response, answer = await self._send(body, headers)
         if response.status == 401 and token:
-            # Withdrawn before its time; others in flight may have seen it before.
+            # The token was revoked. Another request in flight may have noticed first.
             if self._credentials.token == token:
                 self._credentials.token = None
             response, answer = await self._send(body, await self._headers())
@@ -214,9 +243,9 @@ class EndpointClient:
         served = response.headers.get(DIGEST_HEADER)
         if served is not None and self._digest is not None and served != self._digest:
             raise EndpointError(
-                f"endpoint {self.name} serves another model: expected the one with digest "
-                f"{self._digest[:12]}, got {served[:12]}; deploy that one, or give the package of "
-                "the one that is"
+                f"endpoint {self.name} serves another model: expected digest {self._digest[:12]}, "
+                f"got {served[:12]}; deploy the model of your package, or use the package of the "
+                "deployed model"
             )
         return answer
 
@@ -231,13 +260,13 @@ class EndpointClient:
     async def _send(
         self, body: bytes, headers: dict[str, str]
     ) -> tuple[aiohttp.ClientResponse, bytes]:
-        """One request -> its answer, whatever the status. Raises Passing, EndpointError."""
+        """Send one request and return the response and its body, for any status."""
         if not self._sessions:
             self._sessions.append(
                 aiohttp.ClientSession(
                     connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300),
                     timeout=self._timeout,
-                    # Kept by none, and looked through for each request.
+                    # No endpoint needs cookies, and a jar is searched for each request.
                     cookie_jar=aiohttp.DummyCookieJar(),
                 )
             )
@@ -263,7 +292,7 @@ class EndpointClient:
             raise EndpointError(f"endpoint {self.name}: {one_line(error, 150)}") from None
         except (aiohttp.ClientError, OSError) as error:
             self._count("connection")
-            # A row may be too much for the server's process.
+            # A row may have crashed the server's process.
             raise Passing(connection_text(error, self.url), suspicious=True) from None
         self._count(f"{response.status // 100}xx", time.monotonic() - began)
         return response, answer
@@ -275,7 +304,12 @@ class EndpointClient:
                 self._stats.seconds.append(seconds)
 
     async def _refresh(self) -> None:
-        """Nothing -> a token for the next hour. Raises CredentialsError."""
+        """Fetch a new token.
+
+        Raises:
+            Passing: The failure is transient.
+            CredentialsError: The credentials are invalid.
+        """
         from google.auth.exceptions import GoogleAuthError, TransportError
         from google.auth.transport.requests import Request
 
@@ -288,14 +322,14 @@ class EndpointClient:
             except GoogleAuthError as error:
                 reason = one_line(error, 150)
                 if error.retryable or isinstance(error, TransportError):
-                    raise Passing(f"no token could be fetched: {reason}") from None
+                    raise Passing(f"cannot fetch a token: {reason}") from None
                 raise CredentialsError(
-                    f"no token for endpoint {self.name}: {reason}; log in again"
+                    f"cannot fetch a token for endpoint {self.name}: {reason}; log in again"
                 ) from None
 
     @contextmanager
     def _throttling(self, is_throttled: bool) -> Iterator[None]:
-        """Time in the block counts as throttled, once for all requests that wait meanwhile."""
+        """Count the time in the block as throttled, once for all concurrent requests."""
         if not is_throttled:
             yield
             return
@@ -317,7 +351,7 @@ class EndpointClient:
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:
-    """Runs a client's loop until it is stopped; whoever still waits then is told so."""
+    """Run a client's loop until it is stopped, then cancel the tasks that are left."""
     try:
         loop.run_forever()
     finally:
@@ -337,7 +371,7 @@ def _close(
     sessions: list[aiohttp.ClientSession],
     thread: threading.Thread,
 ) -> None:
-    """Ends a client's connections and its thread."""
+    """Close a client's connections and end its thread."""
 
     async def end() -> None:
         for session in sessions:
@@ -345,6 +379,6 @@ def _close(
         loop.stop()
 
     asyncio.run_coroutine_threadsafe(end(), loop)
-    # A client may be dropped by the last of its own tasks.
+    # The last task of a client may drop the client, in the client's own thread.
     if threading.current_thread() is not thread:
         thread.join(_CLOSE_SECONDS)

@@ -1,4 +1,4 @@
-"""Where Google's services are: Google's own hosts, private endpoints, or emulators."""
+"""The addresses of Google's services: Google's own hosts, private endpoints, or emulators."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass, fields
 from common.addresses import NO_USER, shown
 from common.errors import UsageError, suggest
 
-# The variables that Google's own tools and clients read; Google has none for the Storage APIs
-# of BigQuery and for those from Vertex AI on, so these names follow the others.
+# Google's own tools and clients read some of these variables. Google has no variable for BigQuery's
+# Storage APIs, for Vertex AI and for the services after it: those names follow the same pattern.
 VARIABLES = {
     "bigquery": "BIGQUERY_EMULATOR_HOST",
     "bigquerystorage": "BIGQUERY_STORAGE_EMULATOR_HOST",
@@ -32,11 +32,16 @@ _ADDRESS = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoints:
-    """One address a service, None for Google's own host.
+    """The address of each service, None for Google's own host.
 
-    bigquery: REST; bigquerystorage: gRPC of the Storage Read and Write APIs;
-    storage: REST of Cloud Storage; pubsub: gRPC; aiplatform: REST of Vertex AI; so are all
-    others. Fields are named as Google's hosts are.
+    The fields have the names of Google's hosts. All services use REST, unless noted otherwise.
+
+    Attributes:
+        bigquery: BigQuery's tables and jobs.
+        bigquerystorage: BigQuery's Storage Read and Write APIs, over gRPC.
+        storage: Cloud Storage.
+        pubsub: Pub/Sub, over gRPC.
+        aiplatform: Vertex AI.
     """
 
     bigquery: str | None = None
@@ -54,20 +59,29 @@ class Endpoints:
     def resolve(
         cls, pairs: Sequence[str] = (), environment: Mapping[str, str] = os.environ
     ) -> Endpoints:
-        """`SERVICE=ADDRESS` pairs, then the emulator variables -> Endpoints. Raises UsageError."""
-        # An empty variable is how a shell unsets one for a command.
+        """Return the endpoints that pairs and emulator variables name; pairs take precedence.
+
+        Args:
+            pairs: Texts of the form `SERVICE=ADDRESS`, from `--api_endpoints`.
+            environment: The environment variables.
+
+        Raises:
+            UsageError: A pair or a variable is invalid.
+        """
+        # Shells unset a variable for one command by making it empty.
         found = {name: environment.get(variable) or None for name, variable in VARIABLES.items()}
         places = dict(VARIABLES)
         known = [field.name for field in fields(cls)]
-        # A comma in a password makes two pairs of it, so none of them is shown.
+        # A password with a comma is split into two pairs, so the message shows none of the pairs.
         if any("@" in pair for pair in pairs):
             raise UsageError(f"--api_endpoints: {NO_USER}")
         for pair in pairs:
             name, _, address = pair.partition("=")
             if name not in known or not address:
                 raise UsageError(
-                    f"--api_endpoints: {pair!r}: expected SERVICE=ADDRESS with one of "
-                    f"{', '.join(known)}{suggest(name, known)}, as in bigquery=http://localhost:9050"
+                    f"--api_endpoints: {pair!r}: expected SERVICE=ADDRESS, for example "
+                    f"bigquery=http://localhost:9050, with one of the services {', '.join(known)}"
+                    f"{suggest(name, known)}"
                 )
             found[name], places[name] = address, "--api_endpoints"
         for name, given in found.items():
@@ -77,9 +91,9 @@ class Endpoints:
 
 
 def is_plain(address: str | None) -> bool:
-    """Whether an address is spoken to without encryption, as emulators are.
+    """Return whether requests to an address are not encrypted, as to an emulator.
 
-    Credentials are never sent there.
+    Credentials are never sent to such an address.
     """
     if address is None:
         return False
@@ -88,25 +102,29 @@ def is_plain(address: str | None) -> bool:
 
 
 def rest_url(address: str) -> str:
-    """An address with or without a scheme -> the URL of a REST service."""
+    """Return the URL of a REST service at an address with or without a scheme."""
     _, host, port = _parts(address)
     return f"{'http' if is_plain(address) else 'https'}://{host}{port and f':{port}'}"
 
 
 def grpc_target(address: str) -> str:
-    """An address with or without a scheme -> host:port for gRPC."""
+    """Return `host:port` for gRPC, from an address with or without a scheme."""
     _, host, port = _parts(address)
     return f"{host}:{port or (80 if is_plain(address) else 443)}"
 
 
 def _parts(address: str, place: str = "address") -> tuple[str, str, str]:
-    """An address -> scheme, host and port, empty where it has none. Raises UsageError."""
+    """Split an address into scheme, host and port, which are empty if they are missing.
+
+    Raises:
+        UsageError: The address is invalid. The message starts with `place`.
+    """
     found = _ADDRESS.fullmatch(address)
     if "@" in address:
         raise UsageError(f"{place}: {NO_USER}")
     if found is None:
         raise UsageError(
-            f"{place}: {shown(address)!r}: expected HOST, HOST:PORT or a URL of these, as in "
+            f"{place}: {shown(address)!r}: expected HOST, HOST:PORT or a URL such as "
             "http://localhost:9050"
         )
     return (found["scheme"] or "").lower(), found["host"].lower(), found["port"] or ""

@@ -1,4 +1,4 @@
-"""Errors of Google's clients, in one line that says what to do; and which are worth a retry."""
+"""Explains the errors of Google's clients in one line, and decides which are worth a retry."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from common.addresses import host_of
 from common.errors import CredentialsError, MillraceError, one_line
 from common.memory import mentions_memory, out_of_memory
 
-# Of one call or of one job: how long errors that pass by themselves are waited out.
+# How long transient errors of one call or one job are retried.
 RETRY_SECONDS = 120.0
 
-# Source: BigQuery's and Cloud Storage's documentation of error codes. A rate passes; a quota
-# (quotaExceeded) of the day, or of a project, does not.
+# Source: the documentation of error codes of BigQuery and Cloud Storage. An exceeded rate is
+# transient. An exceeded quota (quotaExceeded) of the day or of the project is not.
 _PASSING_REASONS = {
     "rateLimitExceeded",
     "userRateLimitExceeded",
@@ -31,10 +31,10 @@ _PASSING_REASONS = {
     "jobInternalError",
     "tableUnavailable",
 }
-# Of Vertex AI, which says it with the status of a rate.
+# Vertex AI reports an exceeded quota with the status of an exceeded rate.
 _QUOTA = re.compile(r"quota metrics exceed|quotas? (is|are) exceeded", re.IGNORECASE)
 _PERMISSION = re.compile(r"\b(?P<service>[a-z]+)\.[a-zA-Z]+\.[a-zA-Z]+\b")
-# The least of Google's roles that has what this project needs of a service.
+# The smallest of Google's roles with the permissions that Millrace needs for a service.
 _ROLES = {
     "aiplatform": "roles/aiplatform.user",
     "artifactregistry": "roles/artifactregistry.reader",
@@ -43,7 +43,7 @@ _ROLES = {
     "pubsub": "roles/pubsub.editor",
     "storage": "roles/storage.objectUser",
 }
-# How BigQuery says that a value of a row is none of a type; then it quotes the value.
+# The words with which BigQuery reports that a value cannot be converted. The value follows them.
 _CONVERSION = (
     r"(?P<what>\b(?:bad \w+ value|invalid (?:\w+ (?:value|string|literal)|date|time|datetime|"
     r"timestamp|numeric|bignumeric|interval|number)|failed to parse(?: input)?(?: string)?|"
@@ -55,7 +55,7 @@ _QUOTED_VALUE = re.compile(
 )
 _BARE_VALUE = re.compile(_CONVERSION + r":\s*+)(?!['\".])[^;]+?(?=;|\. |$)", re.IGNORECASE)
 _IMAGE = re.compile(r"\bimage\b.*(not found|does not exist|pull|access)", re.IGNORECASE)
-# Said by what stands before a service, so that a reason beside it tells nothing.
+# Proxies in front of a service raise these, so the reason code beside them means nothing.
 _GATEWAYS = (exceptions.BadGateway, exceptions.ServiceUnavailable, exceptions.GatewayTimeout)
 _PASSING = (
     *_GATEWAYS,
@@ -66,11 +66,11 @@ _PASSING = (
     google.auth.exceptions.TransportError,
     exceptions.TooManyRequests,
     exceptions.InternalServerError,
-    # What gRPC says of a connection that broke.
+    # gRPC raises it if a connection breaks.
     exceptions.Unknown,
     exceptions.Aborted,
 )
-# A connection's errors, and those that gRPC has of itself.
+# Errors of a connection, and errors that gRPC raises itself.
 _OF_THIS_MACHINE = (
     ConnectionError,
     requests.exceptions.ConnectionError,
@@ -86,9 +86,9 @@ _FOREIGN = (
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether an error of a client, or of a job, may be gone at the next attempt."""
+    """Return whether an error of a client or of a job is transient."""
     if isinstance(error, requests.exceptions.SSLError):
-        # A certificate stays as it is; a connection that was cut is told as an SSLError too.
+        # A bad certificate is permanent, but an interrupted connection is also an SSLError.
         return "EOF" in str(error)
     reason = reason_of(error)
     if reason and not isinstance(error, _GATEWAYS):
@@ -97,9 +97,11 @@ def is_passing(error: BaseException) -> bool:
 
 
 def retry(seconds: float = RETRY_SECONDS, *also: type[Exception]) -> Retry:
-    """How long -> the retry of all calls to Google's services: backoff with jitter.
+    """Return the retry policy of all calls to Google's services: backoff with jitter.
 
-    also: errors that pass in this one call.
+    Args:
+        seconds: How long to retry.
+        *also: Errors that are transient in this call, in addition to those of `is_passing`.
     """
     return Retry(
         lambda error: isinstance(error, also) or is_passing(error),
@@ -111,7 +113,7 @@ def retry(seconds: float = RETRY_SECONDS, *also: type[Exception]) -> Retry:
 
 
 def reason_of(error: BaseException) -> str:
-    """An error of a REST client -> its reason code, empty if it has none."""
+    """Return the reason code of a REST client's error, or an empty text if it has none."""
     details: Any = getattr(error, "errors", None) or []
     first = details[0] if details else {}
     return str(first.get("reason", "")) if isinstance(first, dict) else ""
@@ -121,10 +123,18 @@ def reason_of(error: BaseException) -> str:
 def translate_errors(
     kind: type[MillraceError], what: str, role: str | None = None
 ) -> Iterator[None]:
-    """What cannot be done -> errors of Google's clients in the block raised as one of ours.
+    """Raise the errors of Google's clients in the block as an error of Millrace.
 
-    They become CredentialsError where credentials are at fault, else the given kind. role: that
-    this takes, advised in place of a guess where the account lacks it.
+    Args:
+        kind: The error to raise.
+        what: What failed, the start of the message.
+        role: The role that the calls in the block need. The message advises to grant it if the
+            account lacks a permission; without it, the message guesses the role.
+
+    Raises:
+        MillraceError: `kind`, for any error that has no better class.
+        CredentialsError: The credentials are missing or invalid.
+        OutOfMemory: This machine has too little memory.
     """
     try:
         yield
@@ -140,7 +150,11 @@ def translate_errors(
 
 
 def lacks_role(error: BaseException) -> bool:
-    """Whether an error says that the account may not: no quota, no API that is not enabled."""
+    """Return whether an error means that the account lacks a permission.
+
+    Google refuses a call in the same way if a quota is exceeded or an API is disabled. Those errors
+    do not count.
+    """
     return (
         isinstance(error, exceptions.Forbidden)
         and not is_passing(error)
@@ -150,17 +164,14 @@ def lacks_role(error: BaseException) -> bool:
 
 
 def is_disabled(error: BaseException) -> bool:
-    """Whether an error says that an API is not enabled."""
+    """Return whether an error says that an API is not enabled."""
     reason = getattr(error, "reason", None)
     text = str(error)
     return reason == "SERVICE_DISABLED" or "it is disabled" in text or "accessNotConf" in text
 
 
 def _check_memory(error: BaseException, what: str) -> None:
-    """An error of a client -> nothing. Raises OutOfMemory where this machine lacked memory.
-
-    What a service says of its own memory is its error.
-    """
+    """Raise OutOfMemory if this machine had too little memory, not if the service had."""
     cause = cause_of(error)
     here = isinstance(cause, _OF_THIS_MACHINE)
     if here and mentions_memory(text := _bottom(cause)):
@@ -168,55 +179,55 @@ def _check_memory(error: BaseException, what: str) -> None:
 
 
 def explain(error: BaseException) -> str:
-    """An error of a client -> its message and what to do, in one line."""
+    """Return the message of a client's error and what to do about it, in one line."""
     cause = cause_of(error)
     text, advice = _text(cause), _advice(cause)
     if cause is not error:
-        text, advice = f"gave up after repeated attempts ({text})", advice or "run it again later"
+        text, advice = f"failed after repeated attempts: {text}", advice or "try again later"
     if not advice:
         return text
     return f"{text if text.endswith('...') else text.removesuffix('.')}; {advice}"
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """Of an error that was retried in vain the last one, else the error itself."""
+    """Return the last error that was retried in vain, or the error itself if it was not retried."""
     return (error.cause or error) if isinstance(error, exceptions.RetryError) else error
 
 
 def _text(error: BaseException) -> str:
-    """An error -> its message without what only a program can read."""
+    """Return the message of an error without the parts that only a program can read."""
     if isinstance(error, google.auth.exceptions.GoogleAuthError):
         if isinstance(error, google.auth.exceptions.TransportError):
-            return f"credentials could not be fetched: {one_line(error, 150)}"
+            return f"cannot fetch credentials: {one_line(error, 150)}"
         return f"no usable Google Cloud credentials ({one_line(error, 150).split('. ')[0]})"
     request = getattr(error, "request", None)
     if isinstance(error, requests.exceptions.RequestException) and request is not None:
-        # The text is that of an object within an object; what happened is said at the bottom.
+        # The error wraps others. The innermost says what happened.
         return f"{host_of(request.url)} cannot be reached: {_bottom(error)}"
     message = getattr(error, "message", None)
     if not isinstance(message, str):
         return one_line(error)
     if message.startswith(("GET ", "POST ", "PUT ", "PATCH ", "DELETE ")):
-        # REST clients put the URL before the message, and the job behind it.
+        # REST clients put the URL before the message.
         message = message.split(": ", 1)[-1]
-    # Of a job, its list of errors repeats the first.
+    # For a job, the text ends with its location, or with a list that repeats the first error.
     message = message.split("\n\nLocation:")[0].split("; reason: ")[0]
     return one_line(Exception(without_quotes(message) or type(error).__name__))
 
 
 def without_quotes(text: str) -> str:
-    """A message of BigQuery -> it without the value of a row that could not be converted."""
+    """Return a message of BigQuery without the value that BigQuery could not convert."""
     text = _QUOTED_VALUE.sub(r"\g<what>\g<quote>...\g<quote>", text)
     return _BARE_VALUE.sub(r"\g<what>...", text)
 
 
 def _bottom(error: BaseException) -> str:
-    """An error of a connection -> what the system said, else the innermost that says anything."""
+    """Return the system's message in an error of a connection, or else the innermost message."""
     texts = [type(error).__name__]
     below: BaseException | None = error
     while below is not None:
         texts.append(str(getattr(below, "strerror", None) or below))
-        # requests puts urllib3's error into its own; the context may be a retry that is at its end.
+        # requests wraps urllib3's error. Its context may be a retry that gave up.
         reason = getattr(below.args[0], "reason", None) if below.args else None
         below = reason if isinstance(reason, Exception) else below.__cause__ or below.__context__
     return one_line(Exception([text for text in texts if text][-1]), 150)
@@ -233,23 +244,23 @@ def _advice(error: BaseException) -> str:
     if reason == "quotaExceeded" or _QUOTA.search(str(error)):
         return "a quota of the project is used up: raise it in the console, or wait"
     if is_passing(error):
-        return "this may pass: run it again later"
+        return "this error is usually temporary, try again later"
     if _IMAGE.search(str(error)):
         return (
-            "check the image's name, and that the service agents of Vertex AI may read it "
-            "(roles/artifactregistry.reader)"
+            "check the image's name, and grant the service agents of Vertex AI "
+            "roles/artifactregistry.reader"
         )
     if isinstance(error, exceptions.Forbidden):
         return _forbidden(error)
     if isinstance(error, exceptions.Unauthorized):
-        return "the credentials were refused: log in again"
+        return "the credentials were rejected: log in again"
     if isinstance(error, exceptions.NotFound):
         return "check the project, the dataset, the name and the location"
     return ""
 
 
 def _forbidden(error: exceptions.Forbidden) -> str:
-    """What to do where Google says no."""
+    """Return what to do if Google refuses a permission."""
     service = (error.metadata or {}).get("service") if error.reason == "SERVICE_DISABLED" else None
     if service:
         return f"run `gcloud services enable {service}` for the project, and wait a minute"
@@ -257,4 +268,4 @@ def _forbidden(error: exceptions.Forbidden) -> str:
     if named and (role := _ROLES.get(named["service"])):
         other = ", or use another --billing_project" if named["service"] == "bigquery" else ""
         return f"grant the account the role {role}{other}"
-    return "grant the account the role that is missing, or use another --billing_project"
+    return "grant the account the missing role, or use another --billing_project"

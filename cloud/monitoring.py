@@ -1,4 +1,4 @@
-"""Cloud Monitoring: the last values of metrics."""
+"""Reads the latest values of metrics from Cloud Monitoring."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ from typing import Any
 from cloud.clients import Cloud
 from cloud.discovered import execute
 
-# Metrics come up to some minutes late.
+# Metrics arrive up to a few minutes late.
 _BACK = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
 class Value:
-    """The last value of one series. resource: the labels of what was measured."""
+    """The latest value of one time series.
+
+    Attributes:
+        number: The value.
+        resource: The labels of the resource that was measured.
+    """
 
     number: float
     resource: Mapping[str, str]
@@ -25,10 +30,18 @@ class Value:
 def latest(
     cloud: Cloud, project: str, metric: str, labels: Mapping[str, str] | None = None
 ) -> list[Value]:
-    """A project, a metric's type, labels such as `metric.labels.job_id` -> its last values.
+    """Return the latest value of each time series of a metric, for example of each stage of a job.
 
-    One a series, as of each stage of a job. Raises GoogleAPIError; ModuleNotFoundError without
-    google-api-python-client.
+    Args:
+        cloud: Where and how to call Cloud Monitoring.
+        project: The project that holds the metric.
+        metric: The type of the metric, for example `dataflow.googleapis.com/job/system_lag`.
+        labels: The value that each label must have, for example of `metric.labels.job_id`.
+
+    Raises:
+        GoogleAPIError: The request failed.
+        CredentialsError: There are no usable credentials.
+        ModuleNotFoundError: google-api-python-client is not installed.
     """
     now = datetime.now(UTC)
     conditions = [f'metric.type = "{metric}"', *(f'{k} = "{v}"' for k, v in (labels or {}).items())]
@@ -49,7 +62,7 @@ def latest(
 
 
 def _newest(series: Mapping[str, Any]) -> Value:
-    """A series -> its first point, which is the newest."""
+    """Return the first point of a series, which is the newest."""
     (number,) = series["points"][0]["value"].values()
     return Value(float(number), series["resource"].get("labels", {}))
 

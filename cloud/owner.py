@@ -1,4 +1,4 @@
-"""The label by which what this project makes in Google Cloud is known as its own."""
+"""The label of all resources in Google Cloud that Millrace creates."""
 
 from __future__ import annotations
 

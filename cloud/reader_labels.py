@@ -1,4 +1,4 @@
-"""The labels of a subscription that say who reads it, and until when that is believed."""
+"""The labels of a subscription that name its reader, and the time until which they are valid."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from collections.abc import Mapping
 
 READER = "millrace_reader"
 UNTIL = "millrace_reader_until"
-# What UNTIL says of a job that runs elsewhere; of a run in this process, a time.
+# The value of UNTIL if a job elsewhere is the reader. For a run in this process it is a Unix time.
 LASTING = "0"
 
 
 def seconds_left(labels: Mapping[str, str]) -> float:
-    """A subscription's labels -> for how long its reader is believed to live.
+    """Return for how many seconds the labels of a subscription still name a valid reader.
 
-    Infinite for a job that runs elsewhere, not above 0 where nobody is believed to read.
+    The result is infinite for a job that runs elsewhere, and 0 or less if the subscription has no
+    valid reader.
     """
     until = labels.get(UNTIL, "")
     if not labels.get(READER):

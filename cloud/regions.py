@@ -1,13 +1,13 @@
-"""The regions of Google Cloud in which jobs run and endpoints are."""
+"""The regions of Google Cloud that can hold jobs and endpoints."""
 
 from __future__ import annotations
 
 from common.errors import suggest
 
 # Source: the locations in the discovery documents of Dataflow and Vertex AI, which
-# google-api-python-client ships. A list in the source, since a wrong region is to be noticed
-# before any API is enabled, and most services answer of a region that does not exist as of one
-# that holds nothing.
+# google-api-python-client ships. The list is part of the source because a wrong region must be
+# noticed before any API is enabled, and because most services respond to a region that does not
+# exist as to an empty one.
 REGIONS = (
     "africa-south1",
     "asia-east1",
@@ -61,8 +61,10 @@ REGIONS = (
 
 
 def region_fault(region: str) -> str:
-    """A region -> what is wrong with it, empty where it exists."""
+    """Return what is wrong with a region, or an empty text if the region exists."""
     if region in REGIONS:
         return ""
     near = suggest(region, REGIONS)
-    return f"{region!r}: expected a region as us-central1; Google Cloud has no such region{near}"
+    return (
+        f"{region!r}: expected a region such as us-central1; Google Cloud has no such region{near}"
+    )

@@ -1,6 +1,6 @@
-"""How fast a server is asked: requests in flight, and retries, held back when it says so.
+"""Limits how many requests are in flight and how often they are retried, so that servers recover.
 
-Values of one event loop; times are seconds of its clock.
+The objects belong to one event loop. All times are in seconds of `time.monotonic()`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ FIRST_BACKOFF, LONGEST_BACKOFF = 0.25, 20.0
 
 
 class AdaptiveLimit:
-    """How many requests may be in flight: halved when the server pushes back, at most `most`.
+    """A limit on the requests in flight that follows the load of the server.
 
-    It grows by one for as many good answers as it is high, and is lowered once for all
-    requests that were in flight together. Source: additive increase, multiplicative
-    decrease, as TCP has it.
+    A limit of N grows by about one per N good answers. It is halved when the server is overloaded,
+    but only once for all requests that were in flight at the same time. Source: TCP's additive
+    increase and multiplicative decrease.
+
+    Args:
+        most: The limit at the start, and the highest one.
     """
 
     def __init__(self, most: int) -> None:
@@ -30,11 +33,11 @@ class AdaptiveLimit:
 
     @property
     def is_lowered(self) -> bool:
-        """Whether less is allowed than could be."""
+        """Whether the limit is below the highest one."""
         return int(self.limit) < self.most
 
     async def acquire(self) -> None:
-        """Waits for its turn, first come, first served."""
+        """Wait for a free place, first come, first served."""
         if self.in_flight < int(self.limit) and not self._waiting:
             self.in_flight += 1
             return
@@ -48,17 +51,22 @@ class AdaptiveLimit:
             raise
 
     def release(self) -> None:
-        """A request has ended, however it did."""
+        """Free the place of a request that has ended."""
         self.in_flight -= 1
         self._hand_on()
 
     def answered(self) -> None:
-        """A good answer came."""
+        """Raise the limit for a good answer."""
         self.limit = min(self.limit + 1 / self.limit, float(self.most))
         self._hand_on()
 
     def pushed_back(self, began: float, now: float) -> None:
-        """A request that began at a time was told, or shown, that it is too much."""
+        """Lower the limit for a request that found the server overloaded.
+
+        Args:
+            began: When the request was sent.
+            now: The current time.
+        """
         if began > self._lowered:
             self.limit, self._lowered = max(self.limit / 2, 1.0), now
 
@@ -71,9 +79,12 @@ class AdaptiveLimit:
 
 
 class RetryBudget:
-    """Retries are paid by good answers, half a one each, so that an outage is not amplified.
+    """A budget of retries that good answers and time refill, so that an outage gets few retries.
 
-    most: how many may be saved, and are there at the start. Without any, one a second goes.
+    Args:
+        most: How many retries the budget holds at the start and at most.
+        per_answer: How many retries a good answer adds.
+        per_second: How many retries a second adds.
     """
 
     def __init__(
@@ -83,34 +94,47 @@ class RetryBudget:
         self._saved, self._at = most, float("-inf")
 
     def answered(self) -> None:
-        """A good answer came."""
+        """Add the retries for a good answer."""
         self._saved = min(self._saved + self._per_answer, self._most)
 
     def spend(self, now: float, most: float = float("inf")) -> float:
-        """A retry is wanted -> the seconds that it has to wait, at most as many as it can."""
+        """Take one retry from the budget, and return how many seconds it has to wait.
+
+        Args:
+            now: The current time.
+            most: The most seconds that the retry can wait.
+        """
         if self._at > float("-inf"):
             earned = (now - self._at) * self._per_second
             self._saved = min(self._saved + earned, self._most)
         self._at = now
         wait = max(0.0, (1 - self._saved) / self._per_second)
-        # One that waits as long as it can is the last of its request: others do not pay for it.
+        # A retry that waits as long as it can is the last one of its request. It is free,
+        # because it must not delay others.
         if wait <= most:
             self._saved -= 1
         return min(wait, most)
 
 
 def backoff(attempt: int, retry_after: float = 0.0) -> float:
-    """How often it was tried, and what the server asks for -> seconds to wait, with full jitter.
+    """Return how many seconds to wait before the next attempt, with full jitter.
 
     Source: AWS Architecture Blog, Exponential Backoff And Jitter.
+
+    Args:
+        attempt: The number of the failed attempt, from 0.
+        retry_after: How many seconds the server asks to wait, at least.
     """
     ceiling = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** min(attempt, 16))
-    # Those who were told the same time must not come back together.
+    # Clients that got the same Retry-After must not retry at the same moment.
     return retry_after + random.uniform(0, ceiling)
 
 
 def parse_retry_after(text: str | None) -> float:
-    """The header Retry-After, seconds or a date -> seconds from now, 0 where it says nothing."""
+    """Return how many seconds from now a Retry-After header names.
+
+    The header holds a number of seconds or a date. The result is 0 if it is missing or invalid.
+    """
     if text is None:
         return 0.0
     try:

@@ -1,4 +1,4 @@
-"""Which URL predictions of a Vertex AI endpoint are asked from."""
+"""Finds the URL for predictions of a Vertex AI endpoint or a compatible server."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from common.addresses import address_fault, host_of, shown
 from common.errors import CredentialsError, EndpointError, UsageError, one_line, suggest
 
 _NAME = re.compile(r"projects/(?P<project>[^/]+)/locations/(?P<location>[^/]+)/endpoints/[^/]+")
-# Tokens are sent to nobody else.
+# Tokens are sent only to these hosts.
 _GOOGLE = (".googleapis.com", ".vertexai.goog")
 _LOOKUP_SECONDS = 30.0
-# Many workers ask at once when a job starts.
+# When a job starts, many workers look up the endpoint at the same time.
 _LOOKUP_RETRIES, _LOOKUP_BACKOFF, _RETRIED = 4, 0.5, (429, 500, 502, 503, 504)
 _LOOKUP_ADVICE = {
-    401: "log in again, or give the worker's service account",
+    401: "log in again, or set the worker's service account",
     403: "grant the account the role roles/aiplatform.user in the endpoint's project",
     404: "check the name, --endpoint_project and --endpoint_location",
 }
@@ -30,11 +30,18 @@ _LOOKUP_ADVICE = {
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointAddress:
-    """What a user says of an endpoint; travels to workers, which find it.
+    """The endpoint that a user names. It travels to workers, which look up its URL.
 
-    endpoint: a full name, an id or a display name. url: of the server, in place of
-    Google's: an endpoint's private address, or any compatible server. service: address of
-    the Vertex AI API, Google's own by default.
+    Attributes:
+        endpoint: The full name of the endpoint, its id or its display name.
+        url: The URL of a server to use instead of Google's: the private address of an endpoint, or
+            any compatible server.
+        project: The project of the endpoint, needed unless `endpoint` is a full name.
+        location: The region of the endpoint, needed unless `endpoint` is a full name.
+        service: The address of the Vertex AI API, Google's own by default.
+
+    Raises:
+        UsageError: The values are invalid or incomplete.
     """
 
     endpoint: str | None = None
@@ -61,13 +68,13 @@ class EndpointAddress:
             raise UsageError(f"--endpoint_location: {fault}")
         if self.url is None and self._full is None and not (self.project and self.location):
             raise UsageError(
-                f"--endpoint {self.endpoint} is an id or a display name: give --endpoint_project "
+                f"--endpoint {self.endpoint} is an id or a display name: pass --endpoint_project "
                 "and --endpoint_location too, or the full name"
             )
 
     @property
     def _full(self) -> str | None:
-        """The endpoint's full name, where it needs no search."""
+        """The full name of the endpoint, or None if it must be looked up."""
         endpoint = self.endpoint or ""
         if _NAME.fullmatch(endpoint):
             return endpoint
@@ -77,16 +84,21 @@ class EndpointAddress:
 
     @property
     def label(self) -> str:
-        """What it is called in messages."""
+        """The name of the endpoint in messages."""
         return self.endpoint or shown(self.url or "")
 
     def connect(self, **limits: Any) -> EndpointClient:
-        """Nothing -> a client of it, its URL looked up first where that takes a question.
+        """Return a client of the endpoint, and look up its URL first if needed.
 
-        limits: of EndpointClient. Raises EndpointError, CredentialsError.
+        Args:
+            **limits: Further arguments of EndpointClient.
+
+        Raises:
+            EndpointError: The endpoint does not exist, has no model or cannot be looked up.
+            CredentialsError: There are no usable credentials.
         """
         if (url := self._url_given()) is not None:
-            limits["flags"] = f"--endpoint_url ({shown(url)} was asked)"
+            limits["flags"] = f"--endpoint_url ({shown(url)} was requested)"
         else:
             url = self._look_up()
         return EndpointClient(url, self.label, token_for(url), **limits)
@@ -102,7 +114,7 @@ class EndpointAddress:
         return f"{base}/v1/{self._full}:predict" if self._full else f"{base}/predict"
 
     def _look_up(self) -> str:
-        """The endpoint as Vertex AI describes it -> the URL of its predictions."""
+        """Return the URL for predictions, as Vertex AI describes the endpoint."""
         location = self.location
         if self._full is not None and (found := _NAME.fullmatch(self._full)):
             location = found["location"]
@@ -119,8 +131,8 @@ class EndpointAddress:
             return str(private["predictHttpUri"])
         if resource.get("privateServiceConnectConfig", {}).get("enablePrivateServiceConnect"):
             raise EndpointError(
-                f"endpoint {self.label} is reached through Private Service Connect only: give its "
-                "address in your network as --endpoint_url"
+                f"endpoint {self.label} can only be reached through Private Service Connect: pass "
+                "its address in your network as --endpoint_url"
             )
         if resource.get("dedicatedEndpointEnabled"):
             return f"https://{resource['dedicatedEndpointDns']}/v1/{name}:predict"
@@ -132,7 +144,7 @@ class EndpointAddress:
         parent = f"{service}/v1/projects/{self.project}/locations/{self.location}/endpoints"
         filtered = quote(f'display_name="{self.endpoint}"')
         found = _get(f"{parent}?filter={filtered}", self.label).get("endpoints", [])
-        # Names are not unique, and a server may know no filters.
+        # Display names are not unique, and a server may ignore the filter.
         same = [one for one in found if one.get("displayName") == self.endpoint]
         if len(same) == 1:
             return dict(same[0])
@@ -140,21 +152,23 @@ class EndpointAddress:
             names = ", ".join(str(one["name"]) for one in same)
             raise EndpointError(
                 f"endpoint {self.endpoint}: {len(same)} endpoints have that display name ({names}):"
-                " give the full name of one"
+                " pass the full name of one"
             )
         every = [
             str(one.get("displayName")) for one in _get(parent, self.label).get("endpoints", [])
         ]
         raise EndpointError(
-            f"endpoint {self.endpoint}: project {self.project} has none of that display name in "
-            f"{self.location}{suggest(self.endpoint or '', every)}; check it and the location"
+            f"endpoint {self.endpoint}: project {self.project} has no endpoint with that display "
+            f"name in {self.location}{suggest(self.endpoint or '', every)}; check the name and the "
+            "location"
         )
 
 
 def token_for(url: str) -> Any:
-    """A URL -> the credentials for it: Google's where it is Google's, None elsewhere.
+    """Return the environment's credentials if a URL is one of Google's over https, else None.
 
-    Raises CredentialsError.
+    Raises:
+        CredentialsError: The environment has no usable credentials.
     """
     parts = urlsplit(url)
     is_googles = parts.scheme == "https" and f".{parts.hostname}".endswith(_GOOGLE)
@@ -162,7 +176,12 @@ def token_for(url: str) -> Any:
 
 
 def _get(url: str, label: str) -> dict[str, Any]:
-    """A URL of the Vertex AI API -> the resource there. Raises EndpointError, CredentialsError."""
+    """Return the resource at a URL of the Vertex AI API.
+
+    Raises:
+        EndpointError: The resource cannot be read.
+        CredentialsError: The credentials are missing or invalid.
+    """
     import requests
     from google.auth.exceptions import GoogleAuthError
     from google.auth.transport.requests import AuthorizedSession
@@ -177,7 +196,7 @@ def _get(url: str, label: str) -> dict[str, Any]:
         backoff_jitter=_LOOKUP_BACKOFF,
         status_forcelist=_RETRIED,
         raise_on_status=False,
-        # It may ask for any time.
+        # The server may ask for a wait of any length.
         respect_retry_after_header=False,
     )
     adapter = HTTPAdapter(max_retries=retries)
@@ -194,7 +213,7 @@ def _get(url: str, label: str) -> dict[str, Any]:
         ) from error
     status = response.status_code
     if status != 200:
-        advice = _LOOKUP_ADVICE.get(status, "look at the service, and run again")
+        advice = _LOOKUP_ADVICE.get(status, "check the service, and run again")
         raise EndpointError(f"endpoint {label}: {status_text(status, response.content)}; {advice}")
     try:
         answer = response.json()
@@ -202,13 +221,13 @@ def _get(url: str, label: str) -> dict[str, Any]:
         answer = None
     if not isinstance(answer, dict):
         raise EndpointError(
-            f"endpoint {label}: {shown(url)} answers no object of JSON: is it the Vertex AI API?"
+            f"endpoint {label}: {shown(url)} did not return a JSON object: is it the Vertex AI API?"
         )
     return answer
 
 
 def _connection_text(error: Exception) -> str:
-    """An error of requests -> what it is, without the layers that passed it on."""
+    """Return the cause of an error of requests, without the errors that wrap it."""
     from urllib3.exceptions import NameResolutionError
 
     reason = getattr(error.args[0] if error.args else error, "reason", error)

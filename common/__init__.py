@@ -1,1 +1,4 @@
-"""What every package may use, and what uses none of them: errors, addresses, memory, batches."""
+"""Code that every package may import: errors, addresses, memory and batches.
+
+It imports no other package of this project.
+"""

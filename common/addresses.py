@@ -1,7 +1,7 @@
-"""Addresses as they may be shown: without user information and without their query.
+"""Addresses as they may be shown: without user information and without a query.
 
-Both hold credentials: a password, a signature, a key. Errors (common/errors.py) leave
-them out of every message; whatever prints an address in another way calls these functions.
+Both may hold credentials: a password, a signature or a key. MillraceError (common/errors.py) hides
+them in every message. Code that prints an address in another way must call these functions.
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ from typing import Any
 
 HIDDEN = "..."
 NO_USER = (
-    "expected an address without user and password, which would end up in logs: use Application "
-    "Default Credentials, an access token or network rules"
+    "expected an address without user and password, because they would end up in logs: use "
+    "Application Default Credentials, an access token or network rules"
 )
-# The console's own links are made here, of names.
+# Millrace builds the links to the console itself, from names.
 _OURS = re.compile(r"https://console\.cloud\.google\.com/", re.IGNORECASE)
 _SCHEME = r"[a-z][a-z0-9+.-]*://"
-# Up to the last @ of the host; a password with a slash shows where the port should be.
+# User information ends at the last @ of the host. A password that contains a slash is recognized
+# by the text after the colon, which is not a port.
 _USER = re.compile(
     rf"({_SCHEME})(?:[^/\s'\"<>@]*:(?!\d+(?:[/?#\s'\"<>,;)]|$))[^\s'\"<>]*@|[^/\s'\"<>]*@)",
     re.IGNORECASE,
 )
-# In a path of files, ? stands for any character. What is hidden already keeps the sign behind it.
+# In the path of a file, ? stands for any character. The punctuation after a query that is already
+# hidden stays.
 _QUERY = re.compile(
     r"(?P<url>https?://[^\s'\"<>?#]*)[?#](?!\.{3}[:;,]?(?:\s|$))[^\s'\"<>]*|\?[\w.%~-]+=[^\s'\"<>]*",
     re.IGNORECASE,
@@ -34,7 +36,7 @@ _FILE_QUERY = re.compile(rf"{_SCHEME}.*\?[\w.%~-]+=", re.IGNORECASE | re.DOTALL)
 
 
 def without_secrets(text: str) -> str:
-    """Any text -> the same with each address in it as it may be shown."""
+    """Return the text with the user information and query of each address in it hidden."""
     if "@" not in text and "?" not in text and "#" not in text:
         return text
     return _QUERY.sub(_hide_query, _USER.sub(rf"\1{HIDDEN}@", text))
@@ -48,9 +50,9 @@ def _hide_query(found: re.Match[str]) -> str:
 
 
 def shown(address: str) -> str:
-    """One address or path -> as it may be shown; what is before an @ of its host is left out.
+    """Return one address or path with its user information and query hidden.
 
-    Unlike in a text, a password may hold spaces and quotes.
+    Unlike in `without_secrets`, a password may hold spaces and quotes.
     """
     scheme, mark, rest = address.partition("://")
     if mark and has_user(address):
@@ -61,12 +63,12 @@ def shown(address: str) -> str:
 
 
 def host_of(url: str) -> str:
-    """A URL -> its host and port."""
+    """Return the host and port of a URL."""
     return re.split(r"[/?#]", url.partition("://")[2])[0].rpartition("@")[2]
 
 
 def has_user(address: str) -> bool:
-    """Whether an address with a scheme has a user, a password or a token before its host."""
+    """Return whether an address with a scheme has a user, a password or a token before its host."""
     if not re.match(_SCHEME, address, re.IGNORECASE):
         return False
     host, slash, path = address.partition("://")[2].partition("/")
@@ -75,38 +77,38 @@ def has_user(address: str) -> bool:
 
 
 def address_fault(address: str) -> str | None:
-    """An address -> why it is refused, None if it may be used."""
+    """Return why an address is refused, or None if it may be used."""
     return NO_USER if has_user(address) else None
 
 
 def path_fault(path: str) -> str | None:
-    """A path of files -> why it is refused, None if it may be used."""
+    """Return why a path of files is refused, or None if it may be used."""
     if fault := address_fault(path):
         return fault
     if re.match(r"https?://", path, re.IGNORECASE) or _FILE_QUERY.match(path):
         return (
-            f"{shown(path)}: expected a path of this machine or gs://BUCKET/PATH, not a web "
-            "address or a signed URL: grant the account that runs this access to the bucket, by "
-            "Application Default Credentials"
+            f"{shown(path)}: expected a local path or gs://BUCKET/PATH, not a web address or a "
+            "signed URL: log in with Application Default Credentials, and grant that account "
+            "access to the bucket"
         )
     return None
 
 
 def _print_error(*error: Any) -> None:
-    """An error that nobody caught, as Python gives it -> its traceback, printed."""
+    """Print the traceback of an uncaught error, as Python's own hook does, without secrets."""
     sys.stderr.write(without_secrets("".join(traceback.format_exception(*error))))
 
 
 class SafeFormatter(logging.Formatter):
-    """A formatter of log records, tracebacks included, without secrets of addresses."""
+    """A formatter of log records that hides the secrets of addresses, also in tracebacks."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """A record -> its text."""
+        """Return the text of a record."""
         return without_secrets(super().format(record))
 
 
 def guard_output() -> None:
-    """Nothing -> the root logger's handlers and uncaught errors show no secrets of addresses."""
+    """Make uncaught errors and the root logger's handlers hide the secrets of addresses."""
     sys.excepthook = _print_error
     for handler in logging.getLogger().handlers:
         given = handler.formatter

@@ -16,7 +16,7 @@ from common.errors import UsageError
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An ArgumentParser that raises UsageError where argparse would end the process.
+    """An ArgumentParser that raises UsageError instead of ending the process.
 
     Args:
         command: The command as `python -m` takes it; None for the parser of a subcommand.
@@ -36,7 +36,7 @@ class CommandParser(argparse.ArgumentParser):
 def positive_integer(text: str) -> int:
     """Return the whole number, 1 or more, that the text spells."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
 
 
@@ -45,7 +45,7 @@ def non_negative(text: str) -> float:
     with suppress(ValueError):
         if 0 <= float(text) < math.inf:
             return float(text)
-    raise argparse.ArgumentTypeError(f"expected a number from 0, got {text!r}")
+    raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text!r}")
 
 
 def positive(text: str) -> float:
@@ -57,10 +57,10 @@ def positive(text: str) -> float:
 
 
 def names(text: str) -> tuple[str, ...]:
-    """Split `A,B` into names, none of them empty.
+    """Split a text such as `A,B` into names, and reject empty names.
 
-    An empty text, as of an environment variable that is not set, would otherwise mean all or none.
+    An empty text, which a script passes if a variable is not set, would otherwise mean all or none.
     """
     if not all(text.split(",")):
-        raise argparse.ArgumentTypeError(f"expected names with a comma between them, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected comma-separated names, got {text!r}")
     return tuple(text.split(","))

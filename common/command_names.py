@@ -1,6 +1,7 @@
-"""What a user types for a command: `python -m` and its module, or a name of the `millrace` command.
+"""What a user types to run a command: `python -m` and a module, or `millrace` and a name.
 
-Usage lines and the advice of errors name commands by `as_typed`, so that they can be copied.
+Usage lines and error messages pass the commands that they mention through `as_typed`, so that users
+can copy them.
 """
 
 from __future__ import annotations
@@ -12,10 +13,14 @@ _names: Mapping[str, str] = {}
 
 
 def as_typed(command: str) -> str:
-    """A command as `python -m` takes it -> what the user types for it, arguments included.
+    """Return what the user types to run a command.
 
-    `serving status` is `python -m serving status`, or `millrace deploy status` where the process
-    was started as `millrace`.
+    Args:
+        command: The module and arguments as `python -m` takes them, for example `serving status`.
+
+    Returns:
+        `python -m serving status`, or `millrace deploy status` if the process was started as
+        `millrace`.
     """
     module, space, arguments = command.partition(" ")
     if command in _names:
@@ -25,9 +30,12 @@ def as_typed(command: str) -> str:
 
 @contextmanager
 def naming(names: Mapping[str, str]) -> Iterator[None]:
-    """Commands as `python -m` takes them, and what is typed for them -> `as_typed` in the block.
+    """Make `as_typed` use these names inside the block.
 
-    It holds for all threads: a process has one command line.
+    The names hold for all threads, because a process has one command line.
+
+    Args:
+        names: From a command as `python -m` takes it to what the user types for it.
     """
     global _names
     before, _names = _names, names

@@ -1,24 +1,24 @@
-"""The one exception tree of the project.
+"""The exceptions of Millrace, all derived from MillraceError.
 
 MillraceError
-    UsageError         a flag is missing, unknown or has a value that cannot be
-    ModelError         the model package cannot be used at all
-        ManifestError      model.json is not what the format asks for
-        DigestMismatch     the bytes are not the ones that were promised
-        UnsafeModel        reading the file could run code or exhaust the machine
+    UsageError         a flag is missing, unknown or invalid
+    ModelError         the model package cannot be used
+        ManifestError      model.json does not follow the format of a manifest
+        DigestMismatch     a file does not have the expected digest
+        UnsafeModel        reading the model file could run code or exhaust the machine
         ContractBroken     the model does not do what its manifest says
-    DeviceError        the accelerator is missing or failed
-    OutOfMemory        the machine, or the process' limit, has too little memory
+    DeviceError        the accelerator is missing or has failed
+    OutOfMemory        the machine or the process has too little memory
     InputError         a source is missing, unreadable or lacks columns
     OutputError        a destination cannot be written
-    EndpointError      a prediction endpoint is missing, refuses us or stays down
-    CredentialsError   there are no Google Cloud credentials that can be used
-    JobError           a job elsewhere cannot be started, or has failed
+    EndpointError      a prediction endpoint is missing, refuses requests or stays down
+    CredentialsError   no usable Google Cloud credentials were found
+    JobError           a Dataflow job cannot be started or monitored, or has failed
     TooManyDeadLetters more rows failed than the user allows
-    BalanceError       rows in differ from rows scored plus rows dead-lettered
+    BalanceError       the rows read differ from the rows scored plus the dead letters
 
-Each message says what was expected, what came and what to do. None of these is
-ever turned into a dead letter: they are faults of the run, not of a row.
+Each message states what was expected, what was found and what to do. These errors are faults of
+the run, not of a row, so none of them ever becomes a dead letter.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ from common.addresses import without_secrets
 
 
 class MillraceError(Exception):
-    """A run cannot start or go on; the message is written for the user.
+    """A run cannot start or continue.
 
-    Addresses in it are shown without user information and query.
+    Args:
+        message: One line for the user. User information and queries of the addresses in it are
+            hidden.
     """
 
     def __init__(self, message: str = "") -> None:
@@ -40,23 +42,23 @@ class MillraceError(Exception):
 
 
 class UsageError(MillraceError):
-    """A flag is missing, unknown or has a value that cannot be."""
+    """A flag is missing, unknown or invalid."""
 
 
 class ModelError(MillraceError):
-    """The model package cannot be used at all."""
+    """The model package cannot be used."""
 
 
 class ManifestError(ModelError):
-    """model.json is not what the format asks for."""
+    """model.json does not follow the format of a manifest."""
 
 
 class DigestMismatch(ModelError):
-    """The bytes read are not the ones that were promised."""
+    """A file does not have the expected digest."""
 
 
 class UnsafeModel(ModelError):
-    """Reading the file could run code or exhaust the machine."""
+    """Reading the model file could run code or exhaust the machine."""
 
 
 class ContractBroken(ModelError):
@@ -64,11 +66,11 @@ class ContractBroken(ModelError):
 
 
 class DeviceError(MillraceError):
-    """The accelerator is missing or failed."""
+    """The accelerator is missing or has failed."""
 
 
 class OutOfMemory(MillraceError):
-    """The machine, or the process' limit, has too little memory."""
+    """The machine or the process has too little memory."""
 
 
 class InputError(MillraceError):
@@ -80,15 +82,15 @@ class OutputError(MillraceError):
 
 
 class EndpointError(MillraceError):
-    """A prediction endpoint is missing, refuses us or stays down."""
+    """A prediction endpoint is missing, refuses requests or stays down."""
 
 
 class CredentialsError(MillraceError):
-    """There are no Google Cloud credentials that can be used."""
+    """No usable Google Cloud credentials were found."""
 
 
 class JobError(MillraceError):
-    """A job elsewhere cannot be started, or has failed."""
+    """A Dataflow job cannot be started or monitored, or has failed."""
 
 
 class TooManyDeadLetters(MillraceError):
@@ -96,22 +98,37 @@ class TooManyDeadLetters(MillraceError):
 
 
 class BalanceError(MillraceError):
-    """Rows in differ from rows scored plus rows dead-lettered."""
+    """The rows read differ from the rows scored plus the dead letters."""
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """A wrong name, the right ones -> ` (nearest: A, B)`, or nothing if none is near."""
+    """Return the question that names the known names similar to an unknown one.
+
+    Args:
+        name: The unknown name.
+        known: The names that exist.
+
+    Returns:
+        ` (did you mean 'A' or 'B'?)` with up to three names, or an empty text if none is similar.
+    """
     lowered = {k.lower(): k for k in known}
     close = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.6)
-    return f" (nearest: {', '.join(lowered[c] for c in close)})" if close else ""
+    similar = " or ".join(f"'{lowered[c]}'" for c in close)
+    return f" (did you mean {similar}?)" if close else ""
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
-    """An exception -> its message in one line, shortened; its class if it has none.
+    """Return the message of an exception in one line.
 
-    Addresses are shown without user information and query.
+    Args:
+        error: The exception.
+        limit: The number of characters after which the message is cut.
+
+    Returns:
+        The message, in which user information and queries of addresses are hidden. The name of the
+        exception's class if it has no message.
     """
-    # Torch may add the frames of its C++ stack.
+    # Torch may append the frames of its C++ stack.
     text = " ".join(str(error).split("Exception raised from")[0].split())
     text = without_secrets(text) or type(error).__name__
     return text if len(text) <= limit else f"{text[:limit]}..."

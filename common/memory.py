@@ -1,4 +1,4 @@
-"""Lack of memory, in whatever form libraries report it, as the one error that says so."""
+"""Recognizes lack of memory in the errors of all libraries, and raises OutOfMemory for it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from common.errors import OutOfMemory, one_line
 
 ADVICE = "lower --batch_rows, use fewer workers (--direct_num_workers 1), or allow more memory"
-# Where no rows are read in batches.
+# The advice for commands that do not read rows in batches.
 MORE_MEMORY = "allow this process more memory"
 _TEXTS = re.compile(
     r"MemoryError|can't start new thread|std::bad_alloc|Cannot allocate memory"
@@ -19,7 +19,7 @@ _TEXTS = re.compile(
 
 
 def is_of_memory(error: BaseException) -> bool:
-    """Whether an exception, of Python, Arrow, torch or the system, tells of lack of memory."""
+    """Return whether an exception of Python, Arrow, torch or the system means lack of memory."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM or mentions_memory(str(error))
     if isinstance(error, MemoryError):
@@ -28,16 +28,25 @@ def is_of_memory(error: BaseException) -> bool:
 
 
 def mentions_memory(text: str) -> bool:
-    """Whether a text, such as a worker's traceback, tells of lack of memory."""
+    """Return whether a text, such as a worker's traceback, mentions lack of memory."""
     return _TEXTS.search(text) is not None
 
 
 def out_of_memory(what: str, advice: str = ADVICE) -> OutOfMemory:
-    """What could not be done -> the error that says so, and what to do."""
+    """Return the OutOfMemory error that names what failed and what to do about it."""
     return OutOfMemory(f"out of memory: {what}; {advice}")
 
 
 def check_memory(error: BaseException, place: str, advice: str = ADVICE) -> None:
-    """An exception and where it came up -> nothing. Raises OutOfMemory where memory lacked."""
+    """Raise OutOfMemory if an exception means lack of memory.
+
+    Args:
+        error: The exception.
+        place: Where it was raised, for example the path of a file.
+        advice: What the user can do about it.
+
+    Raises:
+        OutOfMemory: The exception means lack of memory.
+    """
     if is_of_memory(error):
         raise out_of_memory(f"{place}: {one_line(error, 120)}", advice) from error

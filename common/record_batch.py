@@ -1,18 +1,18 @@
-"""The element type: an Arrow record batch, its layout and its coder.
+"""The element type of the pipelines: an Arrow record batch, its layout and its coder.
 
-Between source and sink every element is a `pyarrow.RecordBatch` of some thousand
-rows with these columns, added from left to right as it moves along:
+Between source and sink every element is a `pyarrow.RecordBatch` of a few thousand rows. The steps
+of a pipeline add these columns from top to bottom:
 
-    row_id   string     the source's id, or a deterministic one
-    source   struct     the source's columns as they came
-    payload  binary     the message as it came (only where the source has messages)
-    message  struct     its id, times and attributes (only of a stream)
+    row_id   string     the id from the source, or a deterministic id
+    source   struct     the columns of the source, unchanged
+    payload  binary     the unchanged message (only if the source has messages)
+    message  struct     its id, times and attributes (only in a stream)
     inputs   struct     one column per input tensor, validated
     outputs  struct     one column per output tensor
-    error    struct     reason and message where the row failed, else null
+    error    struct     reason and message if the row failed, else null
 
-The nesting keeps the columns of the user, of the model and our own apart, and
-costs nothing: a struct only refers to its children.
+The structs keep the columns of the user, of the model and of Millrace apart. They cost nothing,
+because a struct only refers to its children.
 """
 
 from __future__ import annotations
@@ -51,28 +51,36 @@ ERROR_TYPE = pa.struct([("reason", pa.string()), ("message", pa.string())])
 def source_batch(
     row_ids: pa.Array, columns: pa.RecordBatch, payload: pa.Array | None = None
 ) -> pa.RecordBatch:
-    """Ids and columns as read -> the batch a source emits."""
+    """Build the batch that a source emits.
+
+    Args:
+        row_ids: The id of each row, string [rows].
+        columns: The columns of the source, as read.
+        payload: The unchanged message of each row, binary [rows]; None for sources without
+            messages.
+    """
     arrays = {ROW_ID: row_ids, SOURCE: columns.to_struct_array()}
     return pa.record_batch(arrays if payload is None else arrays | {PAYLOAD: payload})
 
 
 def struct_columns(batch: pa.RecordBatch, name: str) -> dict[str, pa.Array]:
-    """A batch and one of its struct columns -> the struct's columns by name."""
+    """Return the children of a struct column, by name."""
     column = batch.column(name)
     return {f.name: column.field(i) for i, f in enumerate(column.type)}
 
 
 def flat_values(lists: pa.FixedSizeListArray) -> pa.Array:
-    """Fixed size lists, none of them null -> their values, without a copy.
+    """Return the values of fixed size lists, without a copy.
 
-    For small batches: flatten() takes several times as long.
+    For small batches this takes a fraction of the time of `flatten()`. None of the lists may be
+    null.
     """
     size = lists.type.list_size
     return lists.values.slice(lists.offset * size, len(lists) * size)
 
 
 def to_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
-    """A batch -> one dict a row. Times lose what is finer than a microsecond, as in Python."""
+    """Return one dict per row. Times are cut to microseconds, as Python's types need it."""
     schema = pa.schema([f.with_type(_in_microseconds(f.type)) for f in batch.schema])
     same = schema.equals(batch.schema)
     return list((batch if same else batch.cast(schema, safe=False)).to_pylist())
@@ -91,25 +99,28 @@ def _in_microseconds(kind: pa.DataType) -> pa.DataType:
 
 
 def derived_ids(prefix: str, positions: np.ndarray) -> pa.Array:
-    """A prefix and integers [rows] -> `prefix-position` of each, as strings."""
+    """Return the ids `prefix-position`, string [rows], of rows at these positions, int [rows]."""
     return pc.binary_join_element_wise(prefix, pc.cast(pa.array(positions), pa.string()), "-")
 
 
 def slices(rows: int, size: int) -> Iterator[slice]:
-    """A number of rows -> consecutive slices of at most `size` that cover them."""
+    """Return consecutive slices of at most `size` rows that cover a number of rows."""
     return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 
 def concat_batches(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
-    """Batches of one schema, at least one -> one batch, copied only if there are several."""
+    """Join one or more batches of the same schema, and copy only if there are several."""
     return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
 
 
 def rebatch(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
-    """Batches of any size -> the same rows in the same order, none of more than `rows`.
+    """Yield the same rows, in the same order, in batches of at most `rows` rows.
 
-    Small neighbours of one schema are put together; a batch is never split unless
-    it is too large.
+    Small adjacent batches of the same schema are joined. A batch is only split if it is too large.
+
+    Args:
+        batches: Batches of any size.
+        rows: The most rows that a batch may have.
     """
     waiting: list[pa.RecordBatch] = []
     for batch in batches:
@@ -128,40 +139,43 @@ def rebatch(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordB
 
 
 class RecordBatchCoder(coders.Coder):  # type: ignore[misc]
-    """Record batch <-> Arrow IPC stream bytes.
+    """A coder that writes a record batch as an Arrow IPC stream.
 
-    A slice is written without the rows around it; pickle would write them all.
+    It writes a slice without the rows around it. Pickle would write all of them.
     """
 
     def encode(self, value: pa.RecordBatch) -> bytes:
-        """Record batch -> bytes."""
+        """Return the bytes of a record batch."""
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, value.schema) as writer:
             writer.write_batch(value)
         return sink.getvalue().to_pybytes()
 
     def decode(self, encoded: bytes) -> pa.RecordBatch:
-        """Bytes -> record batch; its buffers lie in `encoded`."""
+        """Return the record batch, whose buffers refer to `encoded`."""
         with pa.ipc.open_stream(encoded) as reader:
             return reader.read_next_batch()
 
     def estimate_size(self, value: pa.RecordBatch) -> int:
-        """Record batch -> about its bytes. Runners sample sizes; encoding to know one is dear."""
+        """Return about how many bytes a batch takes.
+
+        Runners sample sizes, and encoding a batch to measure it is expensive.
+        """
         return int(value.nbytes)
 
     def is_deterministic(self) -> bool:
-        """Not promised: Arrow may lay out equal batches differently."""
+        """Return False, because Arrow may lay out equal batches differently."""
         return False
 
     def to_type_hint(self) -> type[pa.RecordBatch]:
-        """The type this coder is registered for."""
+        """Return the type for which this coder is registered."""
         return pa.RecordBatch
 
 
 def typed(batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[pa.RecordBatch]:
-    """One output of several -> the same, with the element type that chooses the coder above.
+    """Set the element type of a tagged output, so that Beam uses RecordBatchCoder for it.
 
-    Beam gives every output of a DoFn with tagged outputs the type Any, hence pickle.
+    Beam assigns the type Any to every tagged output of a DoFn, and would pickle its elements.
     """
     batches.element_type = pa.RecordBatch
     return batches

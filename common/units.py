@@ -1,10 +1,10 @@
-"""Quantities as people read them."""
+"""Formats quantities for people."""
 
 from __future__ import annotations
 
 
 def in_bytes(size: float) -> str:
-    """Bytes -> a text of three digits and a unit."""
+    """Format a number of bytes with three digits and a unit, for example `1.23 MB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:,.3g} {unit}"

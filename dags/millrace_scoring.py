@@ -1,8 +1,8 @@
-"""Score a day's rows: a batch job on Dataflow, a gate on its report, then whoever uses the scores.
+"""Score the rows of a day: run a batch job on Dataflow, check its report, then trigger another DAG.
 
-The Variable `millrace_scoring` says what and where (docs/runbook.md has an example), the params
-`parameters` and `limits` change it for one run. The run id follows from the logical date: a
-retry, a cleared task and a run that is repeated write the same run again.
+The Variable `millrace_scoring` holds the settings (see the example in docs/runbook.md). The params
+`parameters` and `limits` override them for one run. The run id depends on the logical date, so a
+retry, a cleared task and a repeated run all write the same run again.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def make_plan(
     data_interval_start: datetime | None = None,
     dag_run: Any = None,
 ) -> dict[str, Any]:
-    """The Variable, params and dates -> the run. A manual run may have no logical date."""
+    """Plan the run from the Variable, the params and the dates."""
+    # A manual run may have no logical date.
     moment = logical_date or dag_run.run_after
     settings = Variable.get(VARIABLE, deserialize_json=True)
     try:
@@ -50,12 +51,12 @@ def make_plan(
 
 @task(task_id="gate")
 def check_quality(plan: dict[str, Any], ti: Any = None) -> dict[str, Any]:
-    """The run -> its figures, if it is fit to be used; nobody tries again if it is not."""
+    """Return the figures of the run, or fail without a retry if its scores must not be used."""
     report = google.read_json(plan["report"])
     if report is None:
         raise AirflowException(
-            f"expected the report of run {plan['run_id']} at {plan['report']}, found none: look "
-            "whether the template is of this version, and at the job's log"
+            f"expected the report of run {plan['run_id']} at {plan['report']}, found none: check "
+            "that the template is of this version, and look at the job's log"
         )
     previous = pull_last(ti, "gate")
     found = judge_run(plan["run_id"], report, previous, plan["limits"])
@@ -67,13 +68,13 @@ def check_quality(plan: dict[str, Any], ti: Any = None) -> dict[str, Any]:
 
 @task.short_circuit(task_id="is_followed")
 def is_followed(plan: dict[str, Any]) -> bool:
-    """The run -> whether another DAG uses its scores."""
+    """Return whether another DAG uses the scores of the run."""
     return plan["downstream_dag"] is not None
 
 
 @task(task_id="alert", trigger_rule="one_failed")
 def alert(plan: dict[str, Any] | None = None, ti: Any = None) -> None:
-    """Whatever failed -> a message to the alert topic, or an error in the log."""
+    """Log what failed, and publish it to the alert topic if there is one."""
     send_alert("millrace_scoring", plan, ti.xcom_pull(task_ids=["score", "gate"], key="failure"))
 
 
@@ -89,14 +90,16 @@ def alert(plan: dict[str, Any] | None = None, ti: Any = None) -> None:
         "retry_exponential_backoff": True,
     },
     params={
-        "parameters": Param({}, type="object", description="of the template, for this run alone"),
-        "limits": Param({}, type="object", description="of the gate, for this run alone"),
+        "parameters": Param(
+            {}, type="object", description="parameters of the template, only for this run"
+        ),
+        "limits": Param({}, type="object", description="limits of the gate, only for this run"),
     },
     doc_md=__doc__,
     tags=["millrace"],
 )
 def millrace_scoring() -> None:
-    """plan -> score -> gate -> the DAG that follows; alert if any fails."""
+    """Plan, score, check the report and trigger the next DAG; send an alert if a task fails."""
     plan = make_plan()
     score = ScoreOperator(
         task_id="score",
@@ -108,7 +111,7 @@ def millrace_scoring() -> None:
     follow = TriggerDagRunOperator(
         task_id="follow",
         trigger_dag_id="{{ ti.xcom_pull(task_ids='plan')['downstream_dag'] }}",
-        # One run of the other DAG for one run of this, however often it is repeated.
+        # A repeated run of this DAG repeats the same run of the other one.
         trigger_run_id="millrace__{{ ti.xcom_pull(task_ids='plan')['run_id'] }}",
         reset_dag_run=True,
         conf={

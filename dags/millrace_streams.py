@@ -1,7 +1,7 @@
-"""Look after streaming jobs: that they run, keep up, and do not reject what comes.
+"""Watch streaming jobs: check that they run, keep up, and do not reject too many messages.
 
-The Variable `millrace_streams` names them, with limits (docs/runbook.md has an example). A run
-that finds something fails, and tells the alert topic.
+The Variable `millrace_streams` names the jobs and their limits (see the example in
+docs/runbook.md). A run that finds a problem fails, and publishes it to the alert topic.
 """
 
 from __future__ import annotations
@@ -23,7 +23,13 @@ _PUBSUB = "pubsub.googleapis.com/subscription/"
 
 
 def look_at(project: str, job: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
-    """A job as it is wanted and as Dataflow lists it -> what judge_stream wants to see."""
+    """Return the current state of a job, as judge_stream takes it.
+
+    Args:
+        project: The project of the job.
+        job: The job in the Variable.
+        found: The job in Dataflow's list.
+    """
     metrics = google.job_metrics(project, found["location"], found["id"])
     ours, subscription = counters(metrics), job["subscription"]
     waiting = oldest = None
@@ -45,7 +51,7 @@ def look_at(project: str, job: Mapping[str, Any], found: Mapping[str, Any]) -> d
 
 @task(task_id="check")
 def check(ti: Any = None) -> None:
-    """The jobs of the Variable -> nothing, if all are well."""
+    """Check the jobs of the Variable, and fail if one has a problem."""
     try:
         settings = read_settings(Variable.get(VARIABLE, deserialize_json=True))
     except SettingsError as error:
@@ -67,11 +73,11 @@ def check(ti: Any = None) -> None:
 
 @task(task_id="alert", trigger_rule="one_failed")
 def alert(ti: Any = None) -> None:
-    """What is wrong -> a message to the alert topic, or an error in the log."""
+    """Log what is wrong, and publish it to the alert topic if there is one."""
     settings = Variable.get(VARIABLE, deserialize_json=True)
     send_alert("millrace_streams", settings, [ti.xcom_pull(task_ids="check", key="failure")])
-    # Otherwise the run would count as a success.
-    raise AirflowFailException("a stream is not well: see the task `check`")
+    # Without an error, the run would count as a success.
+    raise AirflowFailException("a stream has a problem: see the task `check`")
 
 
 @dag(
@@ -85,7 +91,7 @@ def alert(ti: Any = None) -> None:
     tags=["millrace"],
 )
 def millrace_streams() -> None:
-    """check; alert if it fails."""
+    """Check the streams, and send an alert if the check fails."""
     check() >> alert()
 
 

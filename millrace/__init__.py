@@ -1,11 +1,11 @@
-"""Millrace's names for programs: handlers, transforms, model packages and results.
+"""The public API of Millrace: handlers, transforms, model packages and results.
 
     import millrace
 
     manifest = millrace.read_manifest("package/")
     handler = millrace.TorchModelHandler("package/", manifest)
 
-A name is imported when it is first used, so `import millrace` loads neither torch nor Beam.
+Each name is imported when it is first used, so `import millrace` loads neither torch nor Beam.
 """
 
 from __future__ import annotations
@@ -73,11 +73,11 @@ _MODULES = {
 }
 
 
-# To a type checker it would mean that the module has names of any kind.
+# A type checker would conclude from this function that the module has every name.
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
-        """A public name that was not used before -> what it names."""
+        """Import a public name that was not used before."""
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(_MODULES[name]), name)
@@ -86,5 +86,5 @@ if not TYPE_CHECKING:
 
 
 def __dir__() -> list[str]:
-    """All public names, used before or not."""
+    """Return all public names, used before or not."""
     return sorted({*globals(), *__all__})

@@ -8,9 +8,9 @@ from millrace.command_line import run
 
 
 def main() -> int:
-    """The command line of the process -> its exit code."""
-    # `python -m` finds modules of the working directory, such as those of --trusted_modules; a
-    # script does not. Here they come after all others, so that they cannot hide any.
+    """Run the command line of the process and return the exit code."""
+    # `python -m` finds modules in the working directory, for example for --trusted_modules, but a
+    # script does not. The directory is added at the end, where its modules cannot hide others.
     if not sys.flags.safe_path:
         sys.path.append("")
     return run(sys.argv[1:])

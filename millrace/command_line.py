@@ -1,4 +1,4 @@
-"""From the command line of `millrace` to the command that it names."""
+"""Reads the command line of `millrace`, and runs the command that it names."""
 
 from __future__ import annotations
 
@@ -12,9 +12,15 @@ from millrace.commands import COMMANDS, NAMES, Entry
 
 
 def run(argv: Sequence[str]) -> int:
-    """A command line -> the exit code: the command's own, 2 for one that does not exist.
+    """Run a command line and return the exit code.
 
-    Commands that run a pipeline end the process.
+    Commands that run a pipeline do not return, but end the process.
+
+    Args:
+        argv: The arguments of `millrace`.
+
+    Returns:
+        The exit code of the command, or 2 if the command does not exist.
     """
     if not argv or argv[0] in ("-h", "--help"):
         print(overview())
@@ -31,14 +37,14 @@ def run(argv: Sequence[str]) -> int:
         return 2
     start = _import(COMMANDS[name])
     arguments = [*COMMANDS[name].first, *rest]
-    # Beam reads the arguments of the process as well, where it makes options of its own.
+    # Beam also reads the arguments of the process when it builds options itself.
     sys.argv[1:] = arguments
     with naming(NAMES):
         return start(arguments) or 0
 
 
 def overview() -> str:
-    """Nothing -> the help of `millrace` itself: each command in a line."""
+    """Return the help of `millrace` itself, with one line per command."""
     width = max(map(len, COMMANDS))
     return "\n".join(
         (
@@ -56,7 +62,11 @@ def overview() -> str:
 
 
 def choose(argv: Sequence[str]) -> tuple[str, Sequence[str]]:
-    """Arguments -> the name of their command, and the rest of them. Raises UsageError."""
+    """Split arguments into the name of a command and the arguments of that command.
+
+    Raises:
+        UsageError: The command does not exist.
+    """
     pair = " ".join(argv[:2])
     if pair in COMMANDS and len(argv) > 1:
         return pair, argv[2:]
@@ -72,7 +82,7 @@ def choose(argv: Sequence[str]) -> tuple[str, Sequence[str]]:
 
 
 def _import(entry: Entry) -> Callable[[Sequence[str]], int | None]:
-    """A command -> its function."""
+    """Import the function of a command."""
     module, _, function = entry.run.partition(":")
     found: Callable[[Sequence[str]], int | None]
     found = getattr(importlib.import_module(module), function)

@@ -1,4 +1,4 @@
-"""The commands of `millrace`: what each does, and which entry point it starts."""
+"""The commands of `millrace`: what each one does, and which function it runs."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Entry:
-    """A command. about: one line. same_as: what `python -m` takes for the same.
+    """A command.
 
-    run: `module:function`, called with the arguments; imported only when the command is chosen,
-        so that its `--help` does not wait for the modules of the others.
-    first: arguments that go before those of the user.
+    Attributes:
+        about: One line of help.
+        same_as: The arguments of `python -m` that run the same command.
+        run: The function that runs the command, as `module:function`. It is imported only when the
+            command is chosen, because the modules of some commands take seconds to import.
+        first: Arguments that the function gets before those of the user.
     """
 
     about: str
@@ -22,17 +25,17 @@ class Entry:
 
 COMMANDS = {
     "score": Entry(
-        "score files or tables of BigQuery",
+        "score files or BigQuery tables",
         ("pipelines.batch_local", "pipelines.batch_vertex"),
         "millrace.scoring:score",
     ),
     "stream": Entry(
-        "score messages of Pub/Sub as they come",
+        "score Pub/Sub messages as they arrive",
         ("pipelines.stream_local", "pipelines.stream_vertex"),
         "millrace.scoring:stream",
     ),
     "replay": Entry(
-        "score dead letters once more",
+        "score dead letters again",
         ("pipelines.replay",),
         "pipelines.replay.command:main",
     ),
@@ -53,30 +56,30 @@ COMMANDS = {
         ("run",),
     ),
     "deploy": Entry(
-        "put a model package behind an endpoint of Vertex AI",
+        "deploy a model package to a Vertex AI endpoint",
         ("serving deploy",),
         "serving.__main__:main",
         ("deploy",),
     ),
     "deploy status": Entry(
-        "list endpoints of Vertex AI and what is deployed there",
+        "list Vertex AI endpoints and their deployed models",
         ("serving status",),
         "serving.__main__:main",
         ("status",),
     ),
     "deploy undeploy": Entry(
-        "take models away from an endpoint of Vertex AI",
+        "remove models from a Vertex AI endpoint",
         ("serving undeploy",),
         "serving.__main__:main",
         ("undeploy",),
     ),
     "resources": Entry(
-        "set up, inspect and remove resources of Google Cloud",
+        "set up, inspect and remove Google Cloud resources",
         ("resources",),
         "resources.__main__:main",
     ),
     "template": Entry(
-        "write the file of a Flex Template",
+        "write the specification file of a Flex Template",
         ("pipelines.template_spec",),
         "pipelines.template_spec:main",
     ),
@@ -86,7 +89,7 @@ COMMANDS = {
         "examples.transactions.demo:main",
     ),
     "local-cloud": Entry(
-        "run servers that stand in for Google Cloud until Ctrl-C",
+        "run stand-ins for Google Cloud on this machine until Ctrl-C",
         ("examples.local_cloud",),
         "examples.local_cloud:main",
     ),

@@ -1,4 +1,4 @@
-"""The commands that have two pipelines: the model in the worker, or behind an endpoint."""
+"""The commands with two pipelines: one runs the model in the worker, one behind an endpoint."""
 
 from __future__ import annotations
 
@@ -12,25 +12,31 @@ from pipelines.options import DeviceOptions, EndpointOptions
 
 _OF_ENDPOINT = {f"--{field.name}" for field in dataclasses.fields(EndpointOptions)}
 _WHERE = (
-    "With --endpoint or --endpoint_url the model is behind an endpoint of Vertex AI, without them "
+    "With --endpoint or --endpoint_url, the model runs behind a Vertex AI endpoint. Without them, "
     "it runs in the worker."
 )
 
 
 def score(argv: Sequence[str]) -> NoReturn:
-    """The command line of `millrace score` -> the end of the process, with the exit code."""
+    """Run `millrace score` with these arguments, and exit the process with its exit code."""
     run_and_exit(choose(argv, batch_local.COMMAND, batch_vertex.COMMAND), argv)
 
 
 def stream(argv: Sequence[str]) -> NoReturn:
-    """The command line of `millrace stream` -> the end of the process, with the exit code."""
+    """Run `millrace stream` with these arguments, and exit the process with its exit code."""
     run_and_exit(choose(argv, stream_local.COMMAND, stream_vertex.COMMAND), argv)
 
 
 def choose(argv: Sequence[str], local: Command, vertex: Command) -> Command:
-    """A command line and the two pipelines -> the one whose flags it has.
+    """Return the pipeline whose flags a command line has.
 
-    For `--help` one with the flags of both.
+    Args:
+        argv: The command line.
+        local: The pipeline with the model in the worker.
+        vertex: The pipeline with the model behind an endpoint.
+
+    Returns:
+        One of the two pipelines, or for `--help` a command with the flags of both.
     """
     if not {"-h", "--help"}.isdisjoint(argv):
         return _either(local)
@@ -39,7 +45,7 @@ def choose(argv: Sequence[str], local: Command, vertex: Command) -> Command:
 
 
 def _either(local: Command) -> Command:
-    """The pipeline with the model in the worker -> a command that has an endpoint's flags too."""
+    """Return the pipeline with the model in the worker, with the flags of an endpoint added."""
     at = local.options.index(DeviceOptions) + 1
     return dataclasses.replace(
         local,

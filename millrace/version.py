@@ -1,4 +1,4 @@
-"""The version of the package: of the checkout that it is imported from, else as installed."""
+"""The version of Millrace, from the checkout that it is imported from or the installed package."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ NAME = "millrace"
 
 
 def find_version(folder: Path) -> str:
-    """The folder that the packages lie in -> the version of what lies there."""
-    # Of a checkout this file is right, whatever was installed before.
+    """Return the version of Millrace in a folder, the one that contains its packages."""
+    # In a checkout this file is right, whichever version is installed.
     try:
         project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
     except (OSError, ValueError, KeyError):

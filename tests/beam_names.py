@@ -1,4 +1,4 @@
-"""Which underscore names of Beam a module of this project uses, as its syntax tree shows them."""
+"""Finds the underscore names of Beam that a module of this project uses, in its syntax tree."""
 
 import ast
 import importlib
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from source_tree import ROOT, imported, module_name, modules, shipped_packages
 
-# Underscore names that no module of ours defines, and that are not Beam's.
+# Underscore names of other libraries, and where they come from.
 OTHERS = {
     "_asdict": "a named tuple",
     "_codegen": "a graph of torch.fx",
@@ -24,17 +24,17 @@ _PATH = re.compile(r"apache_beam(?:\.\w+)+")
 
 
 def is_private(name: str) -> bool:
-    """A name -> whether it begins with one underscore, or is mangled."""
+    """Return whether a name starts with an underscore and does not end with two."""
     return name.startswith("_") and not name.endswith("__")
 
 
 def private_names(path: Path) -> dict[str, int]:
-    """A module's file -> the underscore names of Beam in it, each with a line."""
+    """Return the underscore names of Beam in a module's file, with a line for each."""
     return names_in(path.read_text(), path)
 
 
 def names_in(source: str, path: Path = ROOT / "unknown.py") -> dict[str, int]:
-    """A module's text, and its file if it has one -> the same."""
+    """Return the underscore names of Beam in the text of a module, with a line for each."""
     tree = ast.parse(source)
     origins = _origins(tree)
     own = _defined(tree).union(*map(_defined_in, _own_files(path)))
@@ -48,7 +48,7 @@ def names_in(source: str, path: Path = ROOT / "unknown.py") -> dict[str, int]:
 
 
 def _own_files(path: Path) -> Iterator[Path]:
-    """A module's file -> those of our modules that it imports."""
+    """Yield the files of the product's modules that a module imports."""
     if not path.exists():
         return
     files = _files()
@@ -60,7 +60,7 @@ def _own_files(path: Path) -> Iterator[Path]:
 
 @cache
 def _files() -> dict[str, Path]:
-    """Nothing -> the product's modules by name."""
+    """Return the files of the product's modules by module name."""
     return {module_name(path): path for name in shipped_packages() for path in modules(name)}
 
 
@@ -70,7 +70,7 @@ def _defined_in(path: Path) -> set[str]:
 
 
 def _defined(tree: ast.AST) -> set[str]:
-    """A syntax tree -> the names that it gives to functions, classes and fields."""
+    """Return the names of the functions, classes and fields that a module defines."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -87,7 +87,7 @@ def _defined(tree: ast.AST) -> set[str]:
 
 
 def _origins(tree: ast.AST) -> dict[str, str]:
-    """A syntax tree -> what its names stand for that it imports."""
+    """Return the full names of everything that a module imports, by local name."""
     found = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -116,7 +116,7 @@ def _imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
 
 
 def _paths(tree: ast.AST) -> Iterator[tuple[str, int]]:
-    """Texts that are dotted paths of Beam's."""
+    """Yield the private parts of texts that are dotted paths in Beam."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and _PATH.fullmatch(str(node.value)):
             parts = str(node.value).split(".")
@@ -124,14 +124,14 @@ def _paths(tree: ast.AST) -> Iterator[tuple[str, int]]:
 
 
 def _root(node: ast.AST) -> str:
-    """An expression -> the name that it begins with, or an empty one."""
+    """Return the name at the start of an expression, or an empty text."""
     while isinstance(node, ast.Attribute | ast.Call | ast.Subscript):
         node = node.func if isinstance(node, ast.Call) else node.value
     return node.id if isinstance(node, ast.Name) else ""
 
 
 def _attributes(tree: ast.AST, origins: dict[str, str], own: set[str]) -> Iterator[tuple[str, int]]:
-    """Underscore attributes of what Beam gave, and those of anything else that nobody explains."""
+    """Yield underscore attributes of Beam's objects, and those whose origin is unknown."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             owner, name = node.value, node.attr
@@ -149,7 +149,7 @@ def _attributes(tree: ast.AST, origins: dict[str, str], own: set[str]) -> Iterat
 
 
 def _overrides(tree: ast.AST, origins: dict[str, str]) -> Iterator[tuple[str, int]]:
-    """Underscore names that a class defines, and that its base of Beam's has as well."""
+    """Yield underscore names that a class defines and that its base class in Beam has too."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.ClassDef):
             continue
@@ -163,6 +163,6 @@ def _overrides(tree: ast.AST, origins: dict[str, str]) -> Iterator[tuple[str, in
 
 
 def _load(path: str) -> object:
-    """The dotted path of a class -> it."""
+    """Import a class by its dotted path."""
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name)

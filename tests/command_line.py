@@ -1,4 +1,4 @@
-"""A command as a user types it, and what is printed where it fails."""
+"""Builds command lines, and checks the error line that a failed command prints."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,12 +11,15 @@ RunCommand = Callable[[Command, Mapping[str, Any]], Result]
 
 
 def words(flags: Mapping[str, Any]) -> list[str]:
-    """Flags by name, None for one that is left out -> the words of the command line."""
+    """Return the words of a command line from flags by name. Flags that are None are left out."""
     return [w for n, v in flags.items() if v is not None for w in (f"--{n}", str(v))]
 
 
 def assert_one_line_error(result: Result, code: int, *parts: str) -> None:
-    """The run ended with that code and printed one line of error: the parts and no internals."""
+    """Check the exit code, and that the only output is one error line with all parts.
+
+    The line must not contain internals such as a traceback.
+    """
     got, out, err = result
     assert got == code, err
     assert out == ""

@@ -1,4 +1,7 @@
-"""Fixtures that several test modules share; each gives a function, so that nothing is imported."""
+"""Fixtures that several test modules share, and the hooks that put each test into its tier.
+
+Many fixtures return functions, because test modules do not import from this module.
+"""
 
 import gc
 import shutil
@@ -33,8 +36,8 @@ from model_handlers.manifest import InputSpec, Manifest, OutputSpec
 from pipelines.command import Command, main
 from transforms.provenance import Provenance
 
-# Whoever starts the tests in the background of a shell, or under nohup, has them ignore these
-# signals, and what they start.
+# In the background of a shell, or under nohup, the tests and the processes that they start would
+# ignore these signals.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 register_profiles()
@@ -42,7 +45,10 @@ register_profiles()
 
 @pytest.fixture(scope="session")
 def make_manifest() -> Callable[..., Manifest]:
-    """Inputs (one of three float32 columns a, b, c by default) and fields -> a manifest."""
+    """A function that builds a manifest from inputs and fields.
+
+    The default input has three float32 columns: a, b and c.
+    """
 
     def make(*inputs: InputSpec, **fields: Any) -> Manifest:
         values: dict[str, Any] = {
@@ -62,7 +68,7 @@ def make_manifest() -> Callable[..., Manifest]:
 
 @pytest.fixture(scope="session")
 def make_source() -> Callable[..., pa.RecordBatch]:
-    """Columns by name -> a source batch with ids r-0, r-1, ..."""
+    """A function that builds a source batch with the ids r-0, r-1, ... from columns by name."""
 
     def make(columns: Mapping[str, Any]) -> pa.RecordBatch:
         rows = pa.record_batch({name: pa.array(values) for name, values in columns.items()})
@@ -84,7 +90,10 @@ def provenance() -> Provenance:
 
 @pytest.fixture
 def run_command(capsys: pytest.CaptureFixture[str]) -> RunCommand:
-    """A command and its flags, None for one left out -> exit code, standard output and error."""
+    """A function that runs a command with flags, and returns exit code, stdout and stderr.
+
+    Flags with the value None are left out.
+    """
 
     def run(command: Command, flags: Mapping[str, Any]) -> Result:
         code = main(command, words(flags))
@@ -96,12 +105,12 @@ def run_command(capsys: pytest.CaptureFixture[str]) -> RunCommand:
 
 @pytest.fixture
 def beam_processes() -> None:
-    """For tests in which Beam starts processes: its workers, or those that pack a job's sources."""
+    """Marks tests in which Beam starts processes: workers, or the packaging of a job's sources."""
 
 
 @pytest.fixture
 def multi_processing(beam_processes: None) -> dict[str, Any]:
-    """The flags of Beam's local runner with which each worker is a process of its own."""
+    """The flags that make Beam's local runner start each worker as a separate process."""
     return {"direct_running_mode": "multi_processing", "direct_num_workers": 2}
 
 
@@ -109,7 +118,7 @@ def multi_processing(beam_processes: None) -> dict[str, Any]:
 def tiny_package(
     tmp_path_factory: pytest.TempPathFactory, make_manifest: Callable[..., Manifest]
 ) -> tuple[str, Manifest]:
-    """A package of the model of tests/tiny_model.py: its path and manifest."""
+    """The path and the manifest of a package with the model of tests/tiny_model.py."""
     from tiny_model import write_tiny
 
     folder = tmp_path_factory.mktemp("tiny")
@@ -118,11 +127,11 @@ def tiny_package(
 
 @pytest.fixture(scope="session")
 def example(tmp_path_factory: pytest.TempPathFactory, testrun_uid: str) -> Path:
-    """The example's folder, small: 2,000 rows to score, 20 of them faulty, and the packages.
+    """The folder of a small example: its packages and 2,000 rows to score, 20 of which are faulty.
 
-    All workers of pytest-xdist share it: to build it takes seconds.
+    All workers of pytest-xdist share it, because building it takes seconds.
     """
-    # Torch takes seconds, and many a test does without.
+    # Importing torch takes seconds, and many tests do not need it.
     from examples.transactions.build import build
 
     base = tmp_path_factory.getbasetemp()
@@ -142,7 +151,7 @@ ROOT = Path(__file__).parent.parent
 def distribution(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the wheel and the sdist.
 
-    They are built from a copy: setuptools writes into the folder that it builds, where
+    They are built from a copy, because setuptools writes into the folder that it builds, and
     another process may be doing the same.
     """
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
@@ -160,7 +169,7 @@ def distribution(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def emulators(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCloud]:
-    """BigQuery and Cloud Storage of this machine, with an empty bucket `bucket`."""
+    """Emulators of BigQuery and Cloud Storage, with an empty bucket `bucket`."""
     need_emulators()
     with local_cloud(tmp_path_factory.mktemp("emulators")) as servers:
         servers.cloud.storage().create_bucket("bucket")
@@ -169,7 +178,7 @@ def emulators(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCloud]:
 
 @pytest.fixture(scope="session")
 def stream_emulators(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCloud]:
-    """The same with Pub/Sub, and with an empty dataset `streams`."""
+    """Emulators of Pub/Sub too, with an empty bucket `bucket` and an empty dataset `streams`."""
     need_emulators(pubsub=True)
     folder = tmp_path_factory.mktemp("stream_emulators")
     with local_cloud(folder, with_pubsub=True, with_labels=False) as servers:
@@ -180,7 +189,7 @@ def stream_emulators(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local
 
 @pytest.fixture(scope="session")
 def labelled_emulators(stream_emulators: LocalCloud) -> Iterator[LocalCloud]:
-    """The same, where topics and subscriptions keep their labels."""
+    """The stream emulators behind a proxy that keeps the labels of topics and subscriptions."""
     port, endpoints = free_port(), stream_emulators.endpoints
     with keeping_labels(str(endpoints.pubsub), port):
         yield replace(stream_emulators, endpoints=replace(endpoints, pubsub=f"localhost:{port}"))
@@ -190,8 +199,8 @@ def labelled_emulators(stream_emulators: LocalCloud) -> Iterator[LocalCloud]:
 def make_world(
     labelled_emulators: LocalCloud, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Callable[..., Any]]:
-    """The name of a project of its own, its pipelines -> the World of tests/resources_world.py."""
-    # Not before a test wants it: clients of Google take seconds.
+    """A function that builds the World of tests/resources_world.py for a project and pipelines."""
+    # Imported here, because importing Google's clients takes seconds.
     from resources_world import worlds
 
     with worlds(labelled_emulators, tmp_path, capsys) as make:
@@ -200,16 +209,16 @@ def make_world(
 
 @pytest.fixture
 def dataset(emulators: LocalCloud, request: pytest.FixtureRequest) -> Iterator[str]:
-    """The name of a dataset of the test's own, with its project."""
+    """The name, with its project, of a dataset that only this test uses."""
     name = f"{emulators.cloud.project}.d{abs(hash(request.node.nodeid)):x}"
     emulators.cloud.bigquery().create_dataset(name)
     yield name
-    # The emulator answers the slower the more tables it has.
+    # The emulator gets slower with each table that it holds.
     emulators.cloud.bigquery().delete_dataset(name, delete_contents=True, not_found_ok=True)
 
 
 def leave_out_cases(items: list[pytest.Function]) -> None:
-    """Keep those cases of each test marked `exhaustive` that this run takes."""
+    """Deselect the cases of tests marked `exhaustive` that this run skips."""
     lists = defaultdict(list)
     for item in items:
         if item.get_closest_marker("exhaustive"):
@@ -225,7 +234,7 @@ TIER, TRIED = pytest.StashKey[str](), pytest.StashKey[list[str]]()
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """Each test gets its tier; those of a file on the emulators run in one process."""
+    """Mark each test with its tier, and keep a file's tests on the emulators in one process."""
     leave_out_cases(items)
     for item in items:
         item.stash[TIER] = tier = tier_of(item)
@@ -235,7 +244,8 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    # What is imported by now stays: the garbage collector need not look through it in each test.
+    # The modules imported by now stay loaded. The garbage collector does not need to search them in
+    # each test.
     gc.collect()
     gc.freeze()
 
@@ -254,7 +264,7 @@ def pytest_runtest_teardown(item: pytest.Function) -> Iterator[None]:
 
 
 def pytest_sessionstart() -> None:
-    # Hypothesis has read its profile by now.
+    # By now Hypothesis has read its profile.
     if settings().max_examples < WHOLE:
         remember_specs()
 
@@ -262,7 +272,7 @@ def pytest_sessionstart() -> None:
 def pytest_configure(config: pytest.Config) -> None:
     for tier, cost in TIERS.items():
         config.addinivalue_line("markers", f"{tier}: {cost}")
-    config.addinivalue_line("markers", "exhaustive: goes through a whole list, case by case")
+    config.addinivalue_line("markers", "exhaustive: checks each case of a long list")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -272,5 +282,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         ]
         if skipped:
             terminalreporter.write_line(
-                f"{len(skipped)} tests were skipped, since {lacking}", yellow=True
+                f"{len(skipped)} tests were skipped: {lacking}", yellow=True
             )

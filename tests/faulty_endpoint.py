@@ -1,11 +1,12 @@
-"""An endpoint on a real socket that answers as Vertex AI does, and goes wrong when it is told to.
+"""An endpoint on a real socket that answers like Vertex AI, and fails on request.
 
     with faulty_endpoint(predict, at_rate(0.2, seed=1)) as endpoint:
         post(endpoint.predict_url, {"instances": [...]})
     assert endpoint.statuses[200] == ...
 
-`predict` has the predictions of one request's instances; `faults` has the fault of one request,
-or None. Both run in the server's own thread, one request after the other, in order of arrival.
+`predict` returns the predictions for the instances of one request. `faults` returns the fault of
+one request, or None. Both run in the server's own thread, for one request at a time, in order of
+arrival.
 """
 
 import asyncio
@@ -29,13 +30,13 @@ RESOURCE = {
     "displayName": "pytorch-autoencoder-endpoint",
     "deployedModels": [{"id": "1", "displayName": "pytorch-autoencoder"}],
 }
-# Force a reset where the connection is closed: linger on, for no time.
+# SO_LINGER with a timeout of 0 makes the connection end with a reset when it is closed.
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 @dataclass(frozen=True)
 class Request:
-    """One POST: its number by arrival from 0, path, headers (lower case), JSON body."""
+    """A POST request. Requests are numbered from 0; names of headers are in lower case."""
 
     number: int
     path: str
@@ -49,11 +50,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong with one answer; a field at its default leaves that part as it is.
+    """What goes wrong with one response. A field at its default changes nothing.
 
-    `delay` seconds pass before the answer. `status`, `headers` and `body` replace the answer's;
-    `change` changes the predictions. `break_off`: "hang" never answers, "reset" resets the
-    connection, "truncate" closes it in the middle of the body.
+    `delay` is the number of seconds before the response. `status`, `headers` and `body` replace
+    those of the response. `change` changes the predictions. `break_off` ends the request: "hang"
+    never answers, "reset" resets the connection, "truncate" closes it in the middle of the body.
     """
 
     name: str
@@ -68,7 +69,7 @@ class Fault:
 def refusal(
     status: int, message: str = "", headers: tuple[tuple[str, str], ...] = (), name: str = ""
 ) -> Fault:
-    """A status -> the fault that answers with it and Google's error body."""
+    """Return the fault that answers with a status and an error body like Google's."""
     error = {
         "code": status,
         "message": message or HTTPStatus(status).phrase,
@@ -83,13 +84,13 @@ def latency(seconds: float) -> Fault:
 
 
 def retry_after(value: str, status: int = 429) -> Fault:
-    """The value of Retry-After, seconds or a date -> the fault that refuses with it."""
+    """Return the fault that answers with this Retry-After header, seconds or a date."""
     headers = (("Retry-After", value),)
     return refusal(status, headers=headers, name=f"{status} with Retry-After")
 
 
 def put_in_first_leaf(value: Any, leaf: Any) -> Any:
-    """A JSON value -> the same with its first number replaced."""
+    """Return a JSON value with its first number replaced."""
     if isinstance(value, dict):
         (name, first), *rest = value.items()
         return {name: put_in_first_leaf(first, leaf), **dict(rest)}
@@ -115,7 +116,7 @@ NULL = Fault("null", change=lambda rows: put_in_first_leaf(rows, None))
 ERROR_WITH_200 = Fault("error with 200", body=orjson.dumps({"error": "Prediction failed"}))
 HTML = Fault("HTML", headers=(("Content-Type", "text/html; charset=utf-8"),), body=HTML_PAGE)
 
-# All of them but the hang, which costs each request its deadline.
+# All faults that do not wait for a timeout.
 QUICK_FAULTS = (
     LATENCY,
     THROTTLED,
@@ -142,13 +143,13 @@ def no_faults(_: Request) -> None:
 
 
 def at_rate(share: float, seed: int, kinds: Sequence[Fault] = QUICK_FAULTS) -> Faults:
-    """A share of the requests, a seed -> faults of all kinds, evenly, on that share."""
+    """Return faults for a share of the requests, with all kinds equally likely."""
     chance = random.Random(seed)
     return lambda _: chance.choice(kinds) if chance.random() < share else None
 
 
 def in_turn(*faults: Fault | None) -> Faults:
-    """Faults -> the first for the first request and so on, none after the last."""
+    """Return the given faults for the first requests, in order, and None after the last."""
     return lambda request: faults[request.number] if request.number < len(faults) else None
 
 
@@ -156,8 +157,8 @@ def in_turn(*faults: Fault | None) -> Faults:
 class FaultyEndpoint:
     """A running endpoint: its address, and what it has done so far.
 
-    `statuses` and `rows` count requests and their instances by the status that was sent (0: none
-    was, the connection hung or was reset); `faults` counts requests by the fault's name.
+    `statuses` and `rows` count requests and their instances by the status of the response. Status 0
+    means that the connection hung or was reset. `faults` counts requests by the name of the fault.
     """
 
     predict: Predict
@@ -180,11 +181,11 @@ class FaultyEndpoint:
         return f"{self.endpoint_url}:predict"
 
     def answer(self, path: str, headers: Mapping[str, str], raw: bytes) -> tuple[Fault, bytes]:
-        """One POST -> what goes wrong with it, and the body of the answer."""
+        """Return the fault of a POST request and the body of its response."""
         try:
             body = orjson.loads(raw)
             if not isinstance(body["instances"], list):
-                raise TypeError("instances is no list")
+                raise TypeError("instances is not a list")
         except (ValueError, KeyError, TypeError) as error:
             self.statuses[400] += 1
             refused = refusal(400, f"Invalid JSON payload received. {error}")
@@ -203,12 +204,12 @@ class FaultyEndpoint:
         if fault.change:
             predictions = fault.change(predictions)
         answer = {"predictions": predictions, "deployedModelId": "1"}
-        # The standard module writes NaN, orjson null.
+        # The standard library writes NaN. orjson would write null.
         return fault, json.dumps(answer).encode() if fault.change else orjson.dumps(answer)
 
 
 class Connection(asyncio.Protocol):
-    """One HTTP/1.1 connection; requests are answered one after the other."""
+    """An HTTP/1.1 connection that answers one request at a time."""
 
     def __init__(self, endpoint: FaultyEndpoint, connections: list["Connection"]) -> None:
         self.endpoint = endpoint
@@ -298,7 +299,7 @@ class Connection(asyncio.Protocol):
 
 @contextmanager
 def faulty_endpoint(predict: Predict, faults: Faults = no_faults) -> Iterator[FaultyEndpoint]:
-    """How to predict, what goes wrong -> an endpoint on a free port of this machine."""
+    """Run an endpoint on a free local port in the block."""
     endpoint = FaultyEndpoint(predict, faults)
     loop = asyncio.new_event_loop()
     connections: list[Connection] = []

@@ -1,4 +1,4 @@
-"""Predictions compared as the product does: within its tolerance, whatever the batches were."""
+"""Compares predictions within the product's tolerance: scores vary slightly with the batch."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from model_handlers.tolerance import TOLERANCE, Tolerance
 def assert_scores(
     got: npt.ArrayLike, expected: npt.ArrayLike, name: str = "", tolerance: Tolerance = TOLERANCE
 ) -> None:
-    """Two arrays of predictions must have one shape, and agree."""
+    """Check that two arrays of predictions have the same shape and agree."""
     mine, theirs = np.asarray(got), np.asarray(expected)
     assert mine.shape == theirs.shape, name
     bad = np.argwhere(~tolerance.agree(mine, theirs))
@@ -21,7 +21,7 @@ def assert_scores(
 
 
 def assert_predictions(got: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """The predictions of one row, or of several, by name: the same names, and they agree."""
+    """Check that predictions of one row or several have the same names and agree."""
     assert list(got) == list(expected)
     for name, values in expected.items():
         assert_scores(got[name], values, name)
@@ -32,7 +32,7 @@ def assert_same_rows(
     expected: Sequence[Mapping[str, Any]],
     predicted: Collection[str] = ("score", "encoded"),
 ) -> None:
-    """Rows must be equal, but for their predictions, which must agree."""
+    """Check that rows are equal, except for their predictions, which only have to agree."""
 
     def others(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         return [{k: v for k, v in row.items() if k not in predicted} for row in rows]

@@ -1,4 +1,4 @@
-"""The product's own source: its packages, modules, and what they import."""
+"""Reads the product's source: its packages, its modules and their imports."""
 
 import ast
 from functools import cache
@@ -8,7 +8,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def shipped_packages() -> list[str]:
-    """The packages of the wheel, as setup.py names them."""
+    """Return the packages of the wheel, as setup.py lists them."""
     tree = ast.parse((ROOT / "setup.py").read_text())
     (value,) = (
         node.value
@@ -20,26 +20,26 @@ def shipped_packages() -> list[str]:
 
 @cache
 def modules(package: str) -> list[Path]:
-    """A package -> the files of its modules, of its rooms as well."""
+    """Return the files of all modules in a package and its subpackages."""
     return sorted((ROOT / package).rglob("*.py"))
 
 
 def module_name(path: Path) -> str:
-    """A module's file -> the name by which it is imported."""
+    """Return the name under which the module in a file is imported."""
     name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
     return name.removesuffix(".__init__")
 
 
 @cache
 def module_names(package: str) -> list[str]:
-    """A package -> the names of its modules that may be imported anywhere."""
+    """Return the names of a package's modules, without those that run when they are imported."""
     names = [module_name(path) for path in modules(package)]
     return [name for name in names if not name.endswith("__main__")]
 
 
 @cache
 def imported(path: Path) -> set[str]:
-    """A module's file -> what it imports, by full name: modules and names in them."""
+    """Return the full names of the modules, and of the names in modules, that a file imports."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""Whether the servers that stand in for Google Cloud are installed."""
+"""Skips tests if the stand-ins for Google Cloud are not installed."""
 
 import os
 
@@ -11,7 +11,7 @@ NO_PUBSUB = f"the emulator of Pub/Sub is not installed: {PUBSUB_COMMAND}"
 
 
 def need_emulators(*, pubsub: bool = False) -> None:
-    """Skips the test where the servers are not installed; with CI=true it fails."""
+    """Skip the test if the stand-ins are not installed, or fail it if CI=true is set."""
     lacking = NO_EMULATORS if not is_installed() else None
     if pubsub and not lacking and pubsub_jar() is None:
         lacking = NO_PUBSUB

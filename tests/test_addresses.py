@@ -1,4 +1,4 @@
-"""Credentials in addresses: refused before the start, and shown nowhere."""
+"""Credentials in addresses are refused before a run starts, and are never shown."""
 
 import logging
 import os
@@ -33,7 +33,7 @@ KINDS = (CloudOptions, EndpointOptions, ModelOptions, SinkOptions, SourceOptions
 SECRET = "QXZJ0987secret"
 SIGNED = f"https://storage.googleapis.com/b/m.pt?X-Goog-Signature={SECRET}&X-Goog-Date=2026"
 USER = f"https://user:{SECRET}@host.example:8080/predict"
-# In a password @, / and : may stand, in a query anything but a space.
+# A password may contain @, / and :. A query may contain anything but a space.
 PASSWORDS = st.text("ab@:/%.-", max_size=8).map(lambda t: f"{t}{SECRET}{t}")
 
 
@@ -79,7 +79,7 @@ def test_an_address_is_shown_without_its_secrets_and_other_text_stays(
     assert without_secrets(expected) == expected
 
 
-def test_a_host_is_shown_alone() -> None:
+def test_only_the_host_of_an_address_is_shown() -> None:
     assert host_of(USER) == "host.example:8080"
     assert host_of("http://[::1]:80?x=1") == "[::1]:80"
 
@@ -96,26 +96,26 @@ def refusal(*argv: str) -> str:
     [USER, f"https://{SECRET}@h/predict", f"http://u:pa/{SECRET}@h/x", f"http://u:p@{SECRET}@h"],
 )
 def test_user_information_is_refused_by_its_flag(flag: str, address: str) -> None:
-    told = refusal(f"--{flag}", address)
-    assert told.startswith(f"--{flag}: expected an address without user and password")
-    assert "Application Default Credentials" in told
-    assert SECRET not in told
-    assert "user" not in told.replace("user and password", "")
+    message = refusal(f"--{flag}", address)
+    assert message.startswith(f"--{flag}: expected an address without user and password")
+    assert "Application Default Credentials" in message
+    assert SECRET not in message
+    assert "user" not in message.replace("user and password", "")
 
 
 @pytest.mark.parametrize("address", [f"user:{SECRET}@h:80", f"{SECRET}@h"])
-def test_so_it_is_without_a_scheme(address: str) -> None:
-    told = refusal("--endpoint_url", address)
-    assert SECRET not in told
-    assert "without user and password" in told
+def test_user_information_without_a_scheme_is_refused(address: str) -> None:
+    message = refusal("--endpoint_url", address)
+    assert SECRET not in message
+    assert "without user and password" in message
 
 
 @pytest.mark.parametrize("flag", ["model", "input_files", "output_files"])
 @pytest.mark.parametrize("address", [SIGNED, f"gs://b/m.pt?X-Goog-Signature={SECRET}"])
-def test_a_signed_url_is_no_path(flag: str, address: str) -> None:
-    told = refusal(f"--{flag}", address)
-    assert "not a web address or a signed URL" in told
-    assert SECRET not in told
+def test_a_signed_url_is_refused_as_a_path(flag: str, address: str) -> None:
+    message = refusal(f"--{flag}", address)
+    assert "not a web address or a signed URL" in message
+    assert SECRET not in message
 
 
 @pytest.mark.parametrize(
@@ -127,31 +127,33 @@ def test_a_signed_url_is_no_path(flag: str, address: str) -> None:
         f"bigquery=http://u:a,{SECRET}@h",
     ],
 )
-def test_addresses_of_services_have_no_user(pair: str) -> None:
-    with pytest.raises(UsageError, match=r"^--api_endpoints: expected an address without") as told:
+def test_user_information_is_refused_in_addresses_of_services(pair: str) -> None:
+    with pytest.raises(
+        UsageError, match=r"^--api_endpoints: expected an address without"
+    ) as raised:
         Endpoints.resolve(pair.split(","), {})
-    assert SECRET not in str(told.value)
+    assert SECRET not in str(raised.value)
 
 
 @pytest.mark.parametrize("variable", VARIABLES.values())
-def test_neither_have_those_of_the_environment(variable: str) -> None:
-    with pytest.raises(UsageError, match=f"^{variable}: expected an address without") as told:
+def test_user_information_is_refused_in_environment_variables(variable: str) -> None:
+    with pytest.raises(UsageError, match=f"^{variable}: expected an address without") as raised:
         Endpoints.resolve((), {variable: f"user:{SECRET}@h:1"})
-    assert SECRET not in str(told.value)
+    assert SECRET not in str(raised.value)
 
 
-def test_flags_of_beam_are_looked_at() -> None:
+def test_flags_of_beam_are_checked() -> None:
     for args in (["--dataflow_endpoint", USER], [f"--temp_location={USER}"]):
-        with pytest.raises(UsageError, match=f"^{args[0].split('=')[0]}: .*without user") as told:
+        with pytest.raises(UsageError, match=f"^{args[0].split('=')[0]}: .*without user") as raised:
             beam_options(args)
-        assert SECRET not in str(told.value)
+        assert SECRET not in str(raised.value)
     for folder in ("--temp_location", "--staging_location"):
-        with pytest.raises(UsageError, match=f"^{folder}: .*signed URL") as told:
+        with pytest.raises(UsageError, match=f"^{folder}: .*signed URL") as raised:
             beam_options([folder, f"gs://b/t?sig={SECRET}"])
-        assert SECRET not in str(told.value)
+        assert SECRET not in str(raised.value)
 
 
-def test_the_library_refuses_them_as_flags_do(tmp_path: Path) -> None:
+def test_the_library_refuses_the_same_addresses_as_the_flags(tmp_path: Path) -> None:
     for wrong in (
         lambda: EndpointAddress(url=USER),
         lambda: read_package(USER),
@@ -161,12 +163,12 @@ def test_the_library_refuses_them_as_flags_do(tmp_path: Path) -> None:
         lambda: parse_server([], {"AIP_STORAGE_URI": USER}),
         lambda: parse_deploy(["--model", SIGNED, "--staging", "gs://b/f"]),
     ):
-        with pytest.raises(UsageError) as told:
+        with pytest.raises(UsageError) as raised:
             wrong()
-        assert SECRET not in str(told.value)
+        assert SECRET not in str(raised.value)
 
 
-def test_a_query_of_an_endpoint_is_used_and_not_shown() -> None:
+def test_the_query_of_an_endpoint_is_used_but_not_shown() -> None:
     address = EndpointAddress(url=f"http://localhost:1/predict?key={SECRET}")
     assert address.label == "http://localhost:1/predict?..."
     client = address.connect()

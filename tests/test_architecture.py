@@ -1,4 +1,4 @@
-"""Code that a package names: imported only if the user named its module, never from the package."""
+"""Code that a package names is imported only if the user named it, and never from the package."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from serving.settings import parse_settings
 
 ROOT = Path(__file__).parents[1]
 PIPELINES = ("batch_local", "batch_vertex", "stream_local", "stream_vertex", "replay")
-# Says that it runs before anything else.
+# The module creates a file as soon as it runs.
 SOURCE = """
 import pathlib, torch
 pathlib.Path({mark!r}).touch()
@@ -65,7 +65,7 @@ def manifest(architecture: str) -> Manifest:
 
 
 def write_module(path: Path, value: int = 0) -> Path:
-    """A path -> the file that shows whether the module there was ever run."""
+    """Write a module, and return the path of the file that it creates when it runs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     mark = path.with_suffix(".ran")
     path.write_text(SOURCE.format(mark=str(mark), value=value))
@@ -74,7 +74,7 @@ def write_module(path: Path, value: int = 0) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The working directory, first in the path of modules as `python -m` has it."""
+    """The working directory, which is first in the path of modules, as with `python -m`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     loaded = set(sys.modules)
@@ -122,7 +122,7 @@ FLAGS["stream_vertex"] += ["--output_files", "out", "--dead_letter_files", "out"
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
-def test_a_run_refuses_code_that_the_package_alone_names(
+def test_a_run_refuses_code_that_only_the_package_names(
     run: Run, folder: Path, pipeline: str
 ) -> None:
     mark = write_module(folder / "models" / "v1" / "evil.py")
@@ -155,7 +155,7 @@ def test_a_run_imports_a_module_that_the_user_named(run: Run, folder: Path) -> N
     assert row["score"] == pytest.approx(nn.Linear(2, 1)(torch.tensor([1.0, 2.0])).item() + 5)
 
 
-def test_a_server_refuses_code_that_the_package_alone_names(run: Run, folder: Path) -> None:
+def test_a_server_refuses_code_that_only_the_package_names(run: Run, folder: Path) -> None:
     mark = write_module(folder / "models" / "v1" / "evil.py")
     write_package(folder / "models" / "v1", weights(), manifest("models.v1.evil:Net"))
     done = run("serving", "--model_path", "models/v1", "--port", "0")
@@ -188,7 +188,7 @@ def test_code_never_comes_from_the_packages_folder(
     assert not mark.exists()
 
 
-def test_neither_does_it_by_a_link_or_a_parent_package(folder: Path) -> None:
+def test_code_never_comes_from_a_link_or_a_parent_in_the_package(folder: Path) -> None:
     mark = write_module(folder / "models" / "v1" / "evil.py")
     (folder / "linked.py").symlink_to("models/v1/evil.py")
     with pytest.raises(UnsafeModel, match="module linked lies in the model package's own folder"):
@@ -253,7 +253,7 @@ def test_a_module_that_was_hidden_already_is_not_used(
     "architecture",
     ["os:system", "subprocess:Popen", "torch:load", "builtins:eval", "torch.hub:load"],
 )
-def test_only_a_class_of_a_model_is_called(folder: Path, architecture: str) -> None:
+def test_only_a_class_of_a_module_is_called(folder: Path, architecture: str) -> None:
     with pytest.raises(ManifestError, match=r"is not a torch\.nn\.Module class"):
         build(folder, architecture, architecture.partition(":")[0].partition(".")[0])
 
@@ -272,21 +272,21 @@ def test_a_package_whose_file_holds_its_code_needs_no_trust() -> None:
 
 
 @pytest.mark.parametrize("name", ["a.b", "a b", "", "./a"])
-def test_trust_is_given_by_top_level_names(name: str) -> None:
+def test_trusted_modules_are_top_level_names(name: str) -> None:
     with pytest.raises(UsageError, match="--trusted_modules: expected top-level module names"):
         TrustedCode((name,))
     with pytest.raises(UsageError, match="--trusted_modules"):
         Config(project="some-project", trusted_modules=(name,))
 
 
-def test_packaging_refuses_as_runs_do(run: Run, folder: Path) -> None:
+def test_packaging_refuses_the_same_code_as_runs(run: Run, folder: Path) -> None:
     mark = write_module(folder / "nets.py")
     (folder / "w.pt").write_bytes(weights())
     flags = ["w.pt", "--feature_columns", "a,b", "--output", "o", "--architecture", "nets:Net"]
     done = run("model_handlers.package", *flags)
     assert (done.returncode, mark.exists()) == (1, False)
     assert "--trusted_modules nets" in done.stderr
-    # Beside the weights, since there is no package yet.
+    # There is no package yet, so the module may be next to the weights.
     assert run("model_handlers.package", *flags, "--trusted_modules", "nets").returncode == 0
 
 
@@ -301,14 +301,14 @@ def test_resources_upload_only_what_is_trusted(folder: Path) -> None:
     assert read_config(config, {"trusted_modules": ("other",)}).trusted_modules == ("other",)
 
 
-def test_a_server_is_told_by_its_flag_or_its_environment() -> None:
+def test_a_server_takes_trusted_modules_from_its_flag_or_its_environment() -> None:
     argv = ["--model_path", "m"]
     assert parse_settings(argv, {}).trusted_modules == ()
     assert parse_settings([*argv, "--trusted_modules", "a,b"], {}).trusted_modules == ("a", "b")
     assert parse_settings(argv, {"MILLRACE_TRUSTED_MODULES": "a,b"}).trusted_modules == ("a", "b")
 
 
-def test_a_template_gets_the_names_in_one_parameter() -> None:
+def test_a_template_receives_the_names_in_one_parameter() -> None:
     flags = ["--trusted_modules", "nets,layers"]
     parsed = read_flags("batch_local", "about", (ModelOptions,), flags)
     assert parameters_of(parsed.groups) == {"trusted_modules": "nets,layers"}

@@ -1,4 +1,4 @@
-"""Clients on servers of this machine: where they call, and what they show of themselves."""
+"""Clients of local servers: which addresses they call, and where they send credentials."""
 
 import datetime
 import ipaddress
@@ -46,7 +46,7 @@ KEY_PEM = KEY.private_bytes(
 
 
 class Server:
-    """Answers every request with an empty table or bucket, or a token, and notes its headers."""
+    """A server that answers with an empty table, a bucket or a token, and records all headers."""
 
     def __init__(self, certificate: Path | None = None) -> None:
         self.headers: list[dict[str, str]] = []
@@ -87,7 +87,7 @@ class Server:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Server]]:
-    """A function that starts a Server; all are closed at the end."""
+    """A function that starts a Server, which is closed after the test."""
     servers: list[Server] = []
 
     def start(certificate: Path | None = None) -> Server:
@@ -101,11 +101,11 @@ def serve() -> Iterator[Callable[..., Server]]:
 
 @pytest.fixture
 def certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file with a key and a certificate of 127.0.0.1, which REST clients trust."""
+    """A file with a key and a certificate for 127.0.0.1, which REST clients trust."""
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = datetime.datetime.now(datetime.UTC)
     host = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    made = (
+    signed = (
         x509.CertificateBuilder(name, name, KEY.public_key(), 1)
         .not_valid_before(now - datetime.timedelta(hours=1))
         .not_valid_after(now + datetime.timedelta(hours=1))
@@ -113,7 +113,7 @@ def certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         .sign(KEY, hashes.SHA256())
     )
     path = tmp_path / "certificate.pem"
-    path.write_bytes(KEY_PEM + made.public_bytes(serialization.Encoding.PEM))
+    path.write_bytes(KEY_PEM + signed.public_bytes(serialization.Encoding.PEM))
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
     return path
 
@@ -122,7 +122,7 @@ def certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def tokens(
     serve: Callable[..., Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Server]:
-    """Credentials of a service account in the environment -> the server that gives its tokens."""
+    """The server that issues tokens for the service account in the environment's credentials."""
     server = serve()
     account = {
         "type": "service_account",
@@ -142,12 +142,12 @@ def tokens(
 
 
 @pytest.fixture
-def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An environment without credentials, on a machine that is none of Google's."""
+def no_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An environment without credentials, on a machine outside Google Cloud."""
     for name in ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_PROJECT", *VARIABLES.values()):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
-    # Refuses, where the real address would perhaps only be silent.
+    # This address refuses connections. The real one might just not respond.
     monkeypatch.setenv("GCE_METADATA_IP", "127.0.0.1:1")
     _default.cache_clear()
     yield
@@ -187,7 +187,7 @@ def test_credentials_are_never_sent_to_a_plain_address(
 
 
 @pytest.mark.parametrize("service", CALLS)
-def test_an_address_given_goes_before_the_variable_that_the_client_itself_reads(
+def test_a_given_address_overrides_the_variable_that_the_client_reads(
     service: str, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given, other = serve(), serve()
@@ -197,7 +197,7 @@ def test_an_address_given_goes_before_the_variable_that_the_client_itself_reads(
 
 
 @pytest.mark.parametrize("service", CALLS)
-def test_a_cloud_without_endpoints_takes_those_of_the_variables(
+def test_a_cloud_without_endpoints_uses_the_variables(
     service: str, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch, tokens: Server
 ) -> None:
     server = serve()
@@ -209,9 +209,9 @@ def test_a_cloud_without_endpoints_takes_those_of_the_variables(
 
 @pytest.fixture
 def grpc_calls() -> Iterator[tuple[int, list[dict[str, str]]]]:
-    """A server of the Storage Read API: its port, and the metadata of the calls it gets.
+    """The port of a server of the Storage Read API, and the metadata of the calls that it receives.
 
-    Its answer is larger than what gRPC takes by default.
+    Its response is larger than gRPC allows by default.
     """
     calls: list[dict[str, str]] = []
 
@@ -236,7 +236,7 @@ def grpc_calls() -> Iterator[tuple[int, list[dict[str, str]]]]:
 
 
 @pytest.mark.parametrize("scheme", ["", "http://"])
-def test_the_storage_apis_speak_plainly_without_credentials_and_take_large_answers(
+def test_the_storage_apis_work_unencrypted_without_credentials_and_accept_large_responses(
     scheme: str, grpc_calls: tuple[int, list[dict[str, str]]], tokens: Server
 ) -> None:
     port, calls = grpc_calls
@@ -250,7 +250,7 @@ def test_the_storage_apis_speak_plainly_without_credentials_and_take_large_answe
     assert tokens.headers == []
 
 
-def test_a_process_opens_one_channel_an_address() -> None:
+def test_a_process_opens_one_channel_per_address() -> None:
     first, same, other = (
         Cloud(project, Endpoints(bigquerystorage=f"127.0.0.1:{port}"))
         for project, port in (("p", 1), ("q", 1), ("p", 2))
@@ -260,7 +260,7 @@ def test_a_process_opens_one_channel_an_address() -> None:
         assert kind(first) is not kind(other)
 
 
-def test_a_cloud_travels_to_workers() -> None:
+def test_a_cloud_can_be_sent_to_workers() -> None:
     cloud = Cloud(
         "p",
         Endpoints(
@@ -271,7 +271,7 @@ def test_a_cloud_travels_to_workers() -> None:
     assert pickle.loads(pickle.dumps(cloud)) == cloud
 
 
-def test_the_project_is_the_credentials(tokens: Server) -> None:
+def test_the_default_project_is_that_of_the_credentials(tokens: Server) -> None:
     assert default_project() == "the-accounts-project"
     assert tokens.headers == []
 
@@ -301,7 +301,7 @@ def cloud_of(parsed: Parsed, options: PipelineOptions) -> Cloud:
         ),
     ],
 )
-def test_the_project_that_pays_is_the_one_said_then_the_credentials_then_the_tables(
+def test_the_billed_project_is_the_flags_then_the_credentials_then_the_tables(
     flags: list[str], project: str, tokens: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for variable in VARIABLES.values():
@@ -316,7 +316,7 @@ def test_the_project_that_pays_is_the_one_said_then_the_credentials_then_the_tab
 
 
 @pytest.mark.parametrize("table", ["d.t", "nonsense"])
-def test_where_nobody_names_a_project_the_flag_is_named(table: str) -> None:
+def test_without_a_project_the_error_names_the_flag(table: str) -> None:
     flags = [*LOCAL, "--input_table", table]
     parsed = parse_flags(COMMAND.name, COMMAND.about, COMMAND.options, flags)
     options = beam_options(parsed.beam_args)
@@ -327,7 +327,9 @@ def test_where_nobody_names_a_project_the_flag_is_named(table: str) -> None:
 @pytest.mark.parametrize(
     "use", [Cloud.bigquery, Cloud.bigquery_read, Cloud.bigquery_write, Cloud.storage]
 )
-def test_without_credentials_no_client_is_made(use: Callable[[Cloud], Any], nobody: None) -> None:
+def test_without_credentials_no_client_is_created(
+    use: Callable[[Cloud], Any], no_credentials: None
+) -> None:
     with pytest.raises(CredentialsError) as raised:
         use(Cloud("p"))
     assert str(raised.value) == (
@@ -336,15 +338,15 @@ def test_without_credentials_no_client_is_made(use: Callable[[Cloud], Any], nobo
     )
 
 
-def test_a_credentials_file_that_is_none_is_told(
-    nobody: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_missing_credentials_file_is_reported(
+    no_credentials: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "nothing.json"))
     with pytest.raises(CredentialsError, match=r"nothing\.json was not found.*gcloud auth"):
         credentials()
 
 
-def test_whether_the_machine_is_googles_is_asked_once(nobody: None) -> None:
+def test_the_metadata_server_is_tried_once(no_credentials: None) -> None:
     listener = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
     asked = []
 
@@ -392,9 +394,9 @@ def test_whether_the_machine_is_googles_is_asked_once(nobody: None) -> None:
     ],
     ids=lambda flags: " ".join(flags[:4]),
 )
-def test_a_run_that_lacks_credentials_ends_with_one_line(
+def test_a_run_without_credentials_prints_one_line(
     flags: list[str],
-    nobody: None,
+    no_credentials: None,
     example: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -402,8 +404,8 @@ def test_a_run_that_lacks_credentials_ends_with_one_line(
     places = {"out": tmp_path / "out", "rows": example / "transactions.parquet"}
     argv = [flag.format(**places) for flag in flags]
     code = main(COMMAND, [*argv, "--model", str(example / "model")])
-    printed, told = capsys.readouterr()
+    printed, message = capsys.readouterr()
     assert (code, printed) == (1, "")
-    assert told.startswith("error: no usable Google Cloud credentials (")
-    assert told.count("\n") == 1
+    assert message.startswith("error: no usable Google Cloud credentials (")
+    assert message.count("\n") == 1
     assert not (tmp_path / "out").exists()

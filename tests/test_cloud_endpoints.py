@@ -1,4 +1,4 @@
-"""Addresses of services: which are given, which are plain, and what is made of them."""
+"""Addresses of services: where they are set, which are plain, and the resulting URLs."""
 
 from dataclasses import fields
 
@@ -12,7 +12,7 @@ from common.errors import UsageError
 HOSTS = st.sampled_from(["localhost", "127.0.0.1", "[::1]", "bq.corp.example", "x.googleapis.com"])
 
 
-def test_without_flags_and_variables_all_services_are_googles_own() -> None:
+def test_without_flags_and_variables_all_services_have_googles_hosts() -> None:
     assert Endpoints.resolve((), {}) == Endpoints(bigquery=None, bigquerystorage=None, storage=None)
 
 
@@ -21,33 +21,36 @@ def test_every_service_has_a_variable() -> None:
 
 
 @pytest.mark.parametrize("service", VARIABLES)
-def test_a_variable_says_where_its_service_is_and_a_flag_goes_before_it(service: str) -> None:
+def test_a_variable_sets_an_address_and_a_flag_overrides_it(service: str) -> None:
     environment = {VARIABLES[service]: "http://localhost:1", "OTHER": "http://localhost:3"}
     found = Endpoints.resolve((), environment)
     assert found == Endpoints(**{service: "http://localhost:1"})
     found = Endpoints.resolve([f"{service}=localhost:2"], environment)
     assert found == Endpoints(**{service: "localhost:2"})
-    # A private endpoint of Google's is told by the flag even where a variable names an emulator.
+    # The flag can name a private endpoint of Google even if the variable names an emulator.
     found = Endpoints.resolve([f"{service}=https://{service}.googleapis.com"], environment)
     assert not is_plain(getattr(found, service))
 
 
-def test_a_flag_for_one_service_leaves_the_others_variables_alone() -> None:
+def test_a_flag_for_one_service_keeps_the_variables_of_others() -> None:
     environment = {variable: f"localhost:{i}" for i, variable in enumerate(VARIABLES.values())}
     found = Endpoints.resolve(["storage=localhost:99"], environment)
     assert found.storage == "localhost:99"
     assert (found.bigquery, found.bigquerystorage) == ("localhost:0", "localhost:1")
 
 
-def test_an_empty_variable_is_as_none() -> None:
-    # Otherwise Google's own host would be called, without credentials.
+def test_an_empty_variable_counts_as_unset() -> None:
+    # Otherwise the clients would call Google's own host without credentials.
     assert Endpoints.resolve((), dict.fromkeys(VARIABLES.values(), "")) == Endpoints()
 
 
 @pytest.mark.parametrize(
     ("pair", "parts"),
     [
-        ("bigqueri=localhost:1", ("bigqueri=localhost:1", "nearest: bigquery", "SERVICE=ADDRESS")),
+        (
+            "bigqueri=localhost:1",
+            ("bigqueri=localhost:1", "did you mean 'bigquery'", "SERVICE=ADDRESS"),
+        ),
         ("localhost:9050", ("'localhost:9050'", "bigquery, bigquerystorage, storage")),
         ("bigquery=", ("'bigquery='", "SERVICE=ADDRESS")),
         ("bigquery=ftp://localhost", ("'ftp://localhost'", "HOST:PORT")),
@@ -56,14 +59,14 @@ def test_an_empty_variable_is_as_none() -> None:
         ("bigquery=user@localhost", ("without user and password", "Application Default")),
     ],
 )
-def test_a_wrong_pair_is_told_with_what_was_expected(pair: str, parts: tuple[str, ...]) -> None:
+def test_a_wrong_pair_is_reported_with_the_expected_form(pair: str, parts: tuple[str, ...]) -> None:
     with pytest.raises(UsageError, match=r"^--api_endpoints: ") as raised:
         Endpoints.resolve([pair], {})
     for part in parts:
         assert part in str(raised.value)
 
 
-def test_a_wrong_address_in_a_variable_is_told_with_the_variables_name() -> None:
+def test_a_wrong_address_in_a_variable_is_reported_with_the_variable() -> None:
     with pytest.raises(UsageError, match=r"^BIGQUERY_EMULATOR_HOST: 'local host'"):
         Endpoints.resolve((), {"BIGQUERY_EMULATOR_HOST": "local host"})
 
@@ -95,7 +98,7 @@ def test_a_wrong_address_in_a_variable_is_told_with_the_variables_name() -> None
             "https://bigquery.googleapis.com:443",
             "bigquery.googleapis.com:443",
         ),
-        # Private Service Connect, as Google's documentation names its hosts.
+        # A host of Private Service Connect, as in Google's documentation.
         (
             "bigquery-x.p.googleapis.com",
             False,
@@ -109,7 +112,7 @@ def test_a_wrong_address_in_a_variable_is_told_with_the_variables_name() -> None
             "https://bq.corp.example:8443",
             "bq.corp.example:8443",
         ),
-        # Anyone can own a name that only ends alike.
+        # Anyone can register a name with the same ending.
         ("evilgoogleapis.com", True, "http://evilgoogleapis.com", "evilgoogleapis.com:80"),
         (
             "googleapis.com.evil.example",
@@ -119,7 +122,7 @@ def test_a_wrong_address_in_a_variable_is_told_with_the_variables_name() -> None
         ),
     ],
 )
-def test_an_address_is_plain_unless_it_is_https_or_googles(
+def test_an_address_is_plain_unless_it_is_https_or_a_host_of_google(
     address: str, plain: bool, url: str, target: str
 ) -> None:
     assert Endpoints.resolve([f"bigquery={address}"], {}).bigquery == address

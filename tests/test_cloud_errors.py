@@ -1,4 +1,4 @@
-"""Errors of Google's clients as a scripted server gives them: which are retried, what is said."""
+"""Errors of Google's clients, from a scripted server: which are retried, and their messages."""
 
 import json
 import threading
@@ -21,13 +21,13 @@ from common.errors import CredentialsError, InputError
 from examples.local_cloud import free_port
 
 TABLE = {"tableReference": {"projectId": "p", "datasetId": "d", "tableId": "t"}}
-# Instead of a status: the connection ends without an answer, or the answer comes too late.
+# Instead of a status: the connection is closed without a response, or the response is late.
 CUT, SILENT = 0, -1
 Answer = tuple[int, Any]
 
 
 class Server:
-    """Gives the answers of a list one after the other, the last one for ever."""
+    """A server that sends the answers in a list in order, and then repeats the last one."""
 
     def __init__(self) -> None:
         self.answers: list[Answer] = []
@@ -80,13 +80,13 @@ def server() -> Iterator[Server]:
 
 
 def failure(status: int, reason: str, message: str = "it is so") -> Answer:
-    """An error as BigQuery's REST API answers it."""
+    """Return an error as BigQuery's REST API sends it."""
     details = [{"reason": reason, "message": message, "domain": "global"}] if reason else []
     return status, {"error": {"code": status, "message": message, "errors": details}}
 
 
 def name(answer: Answer) -> str:
-    """An answer -> the name of its test."""
+    """Return the id of the test of an answer."""
     status, body = answer
     details = body["error"]["errors"] if isinstance(body, dict) else []
     return f"{status}-{details[0]['reason'] if details else ''}"
@@ -97,13 +97,13 @@ def get_table(server: Server, seconds: float = 30.0) -> Any:
     return client.get_table("p.d.t", retry=retry(seconds))
 
 
-PASSING = [
+TRANSIENT = [
     failure(500, "internalError"),
     failure(500, "backendError"),
     (500, b"not even JSON"),
     (502, b"<html>bad gateway</html>"),
     failure(503, "backendError"),
-    # Of a balancer in between, which has reasons of its own.
+    # A load balancer in between uses other reasons.
     failure(503, "unknownReason"),
     failure(504, ""),
     failure(429, "rateLimitExceeded"),
@@ -112,7 +112,7 @@ PASSING = [
     failure(400, "tableUnavailable"),
     (CUT, None),
 ]
-LASTING = [
+PERMANENT = [
     failure(400, "invalid"),
     failure(400, "invalidQuery"),
     failure(403, "accessDenied"),
@@ -127,8 +127,8 @@ LASTING = [
 ]
 
 
-@pytest.mark.parametrize("answer", PASSING, ids=name)
-def test_an_error_that_passes_is_waited_out(
+@pytest.mark.parametrize("answer", TRANSIENT, ids=name)
+def test_a_transient_error_is_retried(
     server: Server, answer: Answer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
@@ -139,8 +139,8 @@ def test_an_error_that_passes_is_waited_out(
     assert len(waits) == 3
 
 
-@pytest.mark.parametrize("answer", LASTING, ids=name)
-def test_an_error_that_lasts_is_told_after_one_request(server: Server, answer: Answer) -> None:
+@pytest.mark.parametrize("answer", PERMANENT, ids=name)
+def test_a_permanent_error_is_raised_after_one_request(server: Server, answer: Answer) -> None:
     server.answers = [answer]
     with pytest.raises(exceptions.GoogleAPICallError):
         get_table(server)
@@ -157,17 +157,18 @@ def test_waits_grow_up_to_a_limit_and_vary(server: Server, monkeypatch: pytest.M
     assert len(set(waits)) == 12
 
 
-def test_what_does_not_pass_within_the_time_is_given_up(server: Server) -> None:
+def test_retries_end_when_the_time_is_over(server: Server) -> None:
     server.answers = [failure(503, "backendError", "come back later")]
     with pytest.raises(exceptions.RetryError) as raised:
         get_table(server, seconds=1.0)
     assert server.calls > 1
     assert explain(raised.value) == (
-        "gave up after repeated attempts (come back later); this may pass: run it again later"
+        "failed after repeated attempts: come back later; this error is usually temporary, try "
+        "again later"
     )
 
 
-def test_a_server_that_never_answers_is_taken_for_dead(
+def test_a_request_without_a_response_times_out_and_is_retried(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cloud.clients, "REQUEST_SECONDS", 0.1)
@@ -178,20 +179,20 @@ def test_a_server_that_never_answers_is_taken_for_dead(
     assert server.calls == 2
 
 
-def test_a_port_where_nobody_listens_is_told_with_its_address(server: Server) -> None:
+def test_a_refused_connection_is_reported_with_its_address(server: Server) -> None:
     server.close()
     with pytest.raises(exceptions.RetryError) as raised:
         get_table(server, seconds=0.1)
     assert explain(raised.value) == (
-        f"gave up after repeated attempts ({server.address} cannot be reached: Connection "
-        "refused); check the network and --api_endpoints"
+        f"failed after repeated attempts: {server.address} cannot be reached: Connection "
+        "refused; check the network and --api_endpoints"
     )
 
 
 @pytest.mark.parametrize("kind", [StopIteration, TimeoutError])
-def test_what_the_system_said_is_told_when_a_retry_was_at_its_end(kind: type[Exception]) -> None:
+def test_the_systems_message_is_reported_when_retries_end(kind: type[Exception]) -> None:
     url = f"http://127.0.0.1:{free_port()}/x"
-    # As Beam's client of Dataflow raises it: the context is the end of its waits.
+    # Beam's client of Dataflow raises such an error, whose context is the end of its retries.
     try:
         requests.get(url, timeout=5.0)
     except requests.exceptions.ConnectionError as error:
@@ -202,14 +203,14 @@ def test_what_the_system_said_is_told_when_a_retry_was_at_its_end(kind: type[Exc
     )
 
 
-def test_a_connection_that_says_nothing_is_told_by_its_class() -> None:
+def test_a_connection_error_without_a_message_is_reported_by_its_class() -> None:
     error = requests.exceptions.ConnectionError(request=requests.Request("GET", "http://h:1/x"))
     assert explain(error).startswith("h:1 cannot be reached: ConnectionError; ")
     error.__context__ = StopIteration()
     assert explain(error).startswith("h:1 cannot be reached: ConnectionError; ")
 
 
-def test_https_where_plain_http_is_spoken_is_told_at_once(server: Server) -> None:
+def test_https_to_a_server_of_plain_http_fails_at_once(server: Server) -> None:
     server.answers = [(200, TABLE)]
     with pytest.raises(requests.exceptions.SSLError) as raised:
         retry(30.0)(requests.get)(f"https://{server.address}")
@@ -227,8 +228,8 @@ def test_https_where_plain_http_is_spoken_is_told_at_once(server: Server) -> Non
         ),
         (
             failure(403, "accessDenied", "Access Denied: Table p:d.t."),
-            "Access Denied: Table p:d.t; grant the account the role that is missing, or use "
-            "another --billing_project",
+            "Access Denied: Table p:d.t; grant the account the missing role, or use another "
+            "--billing_project",
         ),
         (
             failure(403, "quotaExceeded", "Quota exceeded: bytes a day"),
@@ -243,7 +244,7 @@ def test_https_where_plain_http_is_spoken_is_told_at_once(server: Server) -> Non
     ],
     ids=["missing", "denied", "quota", "long", "lines"],
 )
-def test_an_error_is_explained_in_a_line_without_the_url(
+def test_an_error_is_explained_in_one_line_without_the_url(
     server: Server, answer: Answer, said: str
 ) -> None:
     server.answers = [answer]
@@ -258,13 +259,17 @@ def test_an_error_is_explained_in_a_line_without_the_url(
 @pytest.mark.parametrize(
     ("error", "passing", "parts"),
     [
-        # What gRPC's errors become.
-        (exceptions.ServiceUnavailable("Socket closed"), True, ("Socket closed", "run it again")),
-        (exceptions.Unknown("Stream removed"), True, ("Stream removed", "run it again")),
+        # The exceptions for gRPC's errors.
+        (
+            exceptions.ServiceUnavailable("Socket closed"),
+            True,
+            ("Socket closed", "try again later"),
+        ),
+        (exceptions.Unknown("Stream removed"), True, ("Stream removed", "try again later")),
         (exceptions.Aborted("try again"), True, ("try again",)),
         (exceptions.DeadlineExceeded("too slow"), True, ("too slow",)),
         (exceptions.ResourceExhausted("rows a second"), True, ("rows a second",)),
-        # Vertex AI says both with one status: what a minute has, and what a project may have.
+        # Vertex AI reports an exceeded rate and an exceeded quota with the same status.
         (exceptions.TooManyRequests("Quota exceeded for requests per minute"), True, ("again",)),
         (
             exceptions.TooManyRequests("The following quota metrics exceed quota limits: CPUs"),
@@ -283,7 +288,7 @@ def test_an_error_is_explained_in_a_line_without_the_url(
         (exceptions.InvalidArgument("row_restriction"), False, ("row_restriction",)),
         (exceptions.NotFound(""), False, ("NotFound", "check the project")),
         (ConnectionResetError(104, "Connection reset by peer"), True, ("reset by peer",)),
-        # What a job's error becomes, with a reason that no status belongs to, so that it is 500.
+        # The exceptions for a job's errors. A reason without a status becomes a 500.
         (
             exceptions.InternalServerError("job timed out", errors=[{"reason": "timeout"}]),
             False,
@@ -292,27 +297,27 @@ def test_an_error_is_explained_in_a_line_without_the_url(
         (
             exceptions.InternalServerError("oh", errors=[{"reason": "jobInternalError"}]),
             True,
-            ("oh", "run it again"),
+            ("oh", "try again later"),
         ),
         (google.auth.exceptions.TransportError("no route"), True, ("no route", "network")),
         (google.auth.exceptions.RefreshError("revoked"), False, ("revoked", "gcloud auth")),
     ],
     ids=repr,
 )
-def test_errors_without_a_rest_answer(
+def test_errors_without_a_rest_response(
     error: Exception, passing: bool, parts: tuple[str, ...]
 ) -> None:
     assert is_passing(error) == passing
     for part in parts:
         assert part in explain(error)
     given_up = explain(exceptions.RetryError("no", cause=error))
-    assert given_up.startswith("gave up after repeated attempts (")
+    assert given_up.startswith("failed after repeated attempts: ")
     assert parts[0] in given_up
     assert "\n" not in given_up
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_errors_of_credentials_are_told_as_such(wrapped: bool) -> None:
+def test_errors_of_credentials_become_credentials_errors(wrapped: bool) -> None:
     error: Exception = google.auth.exceptions.RefreshError("revoked")
     match = r"^it cannot be read: .*revoked"
     with (
@@ -322,14 +327,14 @@ def test_errors_of_credentials_are_told_as_such(wrapped: bool) -> None:
         raise exceptions.RetryError("no", cause=error) if wrapped else error
 
 
-@pytest.mark.parametrize("error", [ValueError("a bug"), InputError("told already")])
-def test_what_is_no_error_of_a_client_passes_through(error: Exception) -> None:
+@pytest.mark.parametrize("error", [ValueError("a bug"), InputError("reported already")])
+def test_an_error_that_is_not_from_a_client_passes_through(error: Exception) -> None:
     with pytest.raises(type(error)) as raised, translate_errors(InputError, "it cannot be read"):
         raise error
     assert raised.value is error
 
 
-def test_an_error_that_passes_only_here_is_retried_only_here(
+def test_an_additional_transient_error_is_retried_only_in_that_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(time, "sleep", lambda _: None)

@@ -1,4 +1,4 @@
-"""What the DAGs decide, without Airflow; `make test-dags` runs them in it."""
+"""The decisions of the DAGs, without Airflow. `make test-dags` runs the DAGs in Airflow."""
 
 import ast
 import sys
@@ -50,14 +50,14 @@ def report(rows: int = 1_000, dead: int = 0, **changes: Any) -> dict[str, Any]:
 
 
 def judged(
-    told: dict[str, Any],
+    run_report: dict[str, Any],
     previous: dict[str, Any] | None = None,
     **limits: Any,
 ) -> list[str]:
-    return judge_run("r", told, previous, LIMITS | limits)
+    return judge_run("r", run_report, previous, LIMITS | limits)
 
 
-def test_the_folder_of_dags_imports_airflow_googles_client_and_itself_alone() -> None:
+def test_the_folder_of_dags_imports_only_airflow_googles_client_and_itself() -> None:
     allowed = {"airflow", "googleapiclient", "millrace_dags", *sys.stdlib_module_names}
     paths = list((ROOT / "dags").rglob("*.py"))
     assert paths
@@ -69,14 +69,14 @@ def test_the_folder_of_dags_imports_airflow_googles_client_and_itself_alone() ->
             assert {name.split(".")[0] for name in names} <= allowed, path.name
 
 
-def test_the_run_id_follows_from_the_logical_date_alone() -> None:
+def test_the_run_id_depends_only_on_the_logical_date() -> None:
     first, again = plan(), plan({"parameters": {"batch_rows": 10}})
     assert first["run_id"] == again["run_id"] == "scheduled-20261120T050000Z"
     assert first["request"]["launchParameter"]["parameters"]["run_id"] == first["run_id"]
 
 
 def test_parameters_are_texts_with_the_date_filled_in() -> None:
-    told = plan(
+    texts = plan(
         **parameters(
             row_restriction="day = '{date}'",
             batch_rows=10,
@@ -85,9 +85,9 @@ def test_parameters_are_texts_with_the_date_filled_in() -> None:
             trusted_modules=["nets", "layers"],
         )
     )["request"]["launchParameter"]["parameters"]
-    assert told["row_restriction"] == "day = '2026-11-20'"
-    assert (told["batch_rows"], told["compile"], told["output_fields"]) == ("10", "true", "a,b")
-    assert told["trusted_modules"] == "nets,layers"
+    assert texts["row_restriction"] == "day = '2026-11-20'"
+    assert (texts["batch_rows"], texts["compile"], texts["output_fields"]) == ("10", "true", "a,b")
+    assert texts["trusted_modules"] == "nets,layers"
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_parameters_are_texts_with_the_date_filled_in() -> None:
         ({"dead_letter_files": "gs://b/dead"}, "gs://b/dead/RUN/report.json"),
     ],
 )
-def test_the_report_is_looked_for_where_the_pipeline_writes_it(
+def test_the_report_is_read_from_where_the_pipeline_writes_it(
     changes: dict[str, str], path: str
 ) -> None:
     found = plan(**parameters(**changes))
@@ -106,23 +106,23 @@ def test_the_report_is_looked_for_where_the_pipeline_writes_it(
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
-        ({"project": "", "template": None}, "project, template missing"),
-        ({"limit": {}}, "unknown key 'limit' (did you mean limits?)"),
-        ({"limits": {"min_row": 1}}, "did you mean min_rows?"),
+        ({"project": "", "template": None}, "missing project, template: see the example"),
+        ({"limit": {}}, "unknown key 'limit' (did you mean 'limits'?)"),
+        ({"limits": {"min_row": 1}}, "did you mean 'min_rows'?"),
         ({"pipeline": "stream_local"}, "streams are not scheduled"),
-        ({"name": "Daily"}, "expected small letters"),
+        ({"name": "Daily"}, "expected lowercase letters"),
         ({"template": "templates/x.json"}, "expected gs://BUCKET/FILE"),
         ({"environment": {}}, "tempLocation is missing"),
-        (parameters(run_id="x"), "parameters.run_id is the DAG's to choose"),
+        (parameters(run_id="x"), "parameters.run_id: the DAG chooses the run id"),
         (parameters(output_table=None), "output_table or output_files is missing"),
     ],
 )
-def test_wrong_settings_say_what_is_wrong(changes: dict[str, Any], told: str) -> None:
+def test_errors_in_settings_are_reported(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError) as caught:
         plan(**changes)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_the_gate_is_open_for_a_good_run() -> None:
@@ -130,14 +130,14 @@ def test_the_gate_is_open_for_a_good_run() -> None:
 
 
 @given(rows=st.integers(1, 10**9), share=st.floats(0, 1))
-def test_the_gate_holds_the_limit_of_dead_letters_exactly(rows: int, share: float) -> None:
+def test_the_gate_applies_the_limit_of_dead_letters_exactly(rows: int, share: float) -> None:
     dead = int(rows * share)
     found = judged(report(rows, dead), max_dead_letter_share=0.25)
     assert bool(found) == (dead > 0.25 * rows)
 
 
 @pytest.mark.parametrize(
-    ("told", "expected"),
+    ("run_report", "expected"),
     [
         (report(run_id="other"), "expected the report of run r, found one of run other"),
         (report(rows_scored=999), "expected rows in = scored + dead letters, got 1,000 and 999"),
@@ -146,12 +146,12 @@ def test_the_gate_holds_the_limit_of_dead_letters_exactly(rows: int, share: floa
         (report(dead=11), "expected at most 1.00% dead letters, got 1.10% (11 of 1,000; null at"),
     ],
 )
-def test_the_gate_says_what_it_expected(told: dict[str, Any], expected: str) -> None:
-    (found,) = judged(told)
+def test_the_gate_states_what_it_expected(run_report: dict[str, Any], expected: str) -> None:
+    (found,) = judged(run_report)
     assert found.startswith(expected)
 
 
-def test_scores_may_move_by_the_spread_of_the_last_good_run() -> None:
+def test_scores_may_shift_within_the_spread_of_the_last_good_run() -> None:
     def now(mean: float) -> dict[str, Any]:
         return report(scores={"mean": mean, "std": 9.0})
 
@@ -164,7 +164,7 @@ def test_scores_may_move_by_the_spread_of_the_last_good_run() -> None:
     assert found.startswith("expected a mean score from 0 to 4, got 5")
 
 
-def test_a_run_without_scores_has_none_that_could_move() -> None:
+def test_a_run_without_scores_passes_the_limits_of_scores() -> None:
     assert judged(report(scores=None), figures_of(report()), score_mean=[2, 3]) == []
     assert judged(report(), figures_of(report(scores=None))) == []
 
@@ -178,31 +178,31 @@ JOB = {"name": "s", "subscription": "in", "limits": STREAM_LIMITS}
 
 
 @pytest.mark.parametrize(
-    ("now", "told"),
+    ("now", "problem"),
     [
         (None, "s: expected a running job, found none"),
         (seen(state="JOB_STATE_DRAINING"), "s: expected JOB_STATE_RUNNING, got JOB_STATE_DRAINING"),
         (seen(lag=121), "s: expected a system lag in seconds of at most 120, got 121"),
         (seen(waiting=100_001), "s: expected a number of waiting messages of at most 100,000"),
         (seen(oldest=601), "s: expected an age of the oldest message in seconds of at most 600"),
-        (seen(dead=11), "s: expected at most 1.00% dead letters since the last look, got 1.10%"),
+        (seen(dead=11), "s: expected at most 1.00% dead letters since the last check, got 1.10%"),
     ],
 )
-def test_a_stream_that_is_not_well_is_told(now: dict[str, Any] | None, told: str) -> None:
+def test_a_problem_of_a_stream_is_reported(now: dict[str, Any] | None, problem: str) -> None:
     (found,) = judge_stream(JOB, now, None, "--project p --region r")
-    assert found.startswith(told)
+    assert found.startswith(problem)
 
 
-def test_dead_letters_of_before_the_last_look_are_not_told_again() -> None:
+def test_dead_letters_before_the_last_check_are_not_reported_again() -> None:
     place, before = "--project p --region r", seen(dead=500)
     assert judge_stream(JOB, seen(received=2_000, dead=500), before, place) == []
     assert judge_stream(JOB, seen(lag=None, waiting=None, oldest=None), None, place) == []
-    # Another job counts from 0.
+    # The counters of another job start at 0.
     (found,) = judge_stream(JOB, seen(id="k", received=100, dead=50), before, place)
     assert "50.00% (50 of 100)" in found
 
 
-def test_counters_that_are_only_tried_are_left_out() -> None:
+def test_tentative_counters_are_ignored() -> None:
     def update(step: str, value: int, **context: str) -> dict[str, Any]:
         name = {"origin": "user", "name": "rows_received", "context": {"step": step, **context}}
         return {"name": name, "scalar": value}
@@ -218,5 +218,5 @@ def test_settings_of_streams_are_completed_and_checked() -> None:
     assert found == JOB
     with pytest.raises(SettingsError, match="unknown key 'job'"):
         read_settings({"project": "p", "region": "r", "job": []})
-    with pytest.raises(SettingsError, match="name missing"):
+    with pytest.raises(SettingsError, match="missing name"):
         read_settings(given | {"jobs": [{"subscription": "in"}]})

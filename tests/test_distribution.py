@@ -1,4 +1,4 @@
-"""What is built and installed: the packages, their files, and nothing else."""
+"""The wheel and the sdist hold the packages and their files, and nothing else."""
 
 import re
 import tarfile
@@ -16,13 +16,13 @@ def shipped() -> set[str]:
     return {str(path.relative_to(ROOT)) for path in paths}
 
 
-def test_the_wheel_holds_every_module_its_types_and_no_test(distribution: Path) -> None:
+def test_the_wheel_holds_all_modules_and_types_and_no_tests(distribution: Path) -> None:
     (wheel,) = distribution.glob("*.whl")
     names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
     assert names == shipped()
 
 
-def test_the_wheel_brings_the_command(distribution: Path) -> None:
+def test_the_wheel_installs_the_command(distribution: Path) -> None:
     (wheel,) = distribution.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         (path,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
@@ -30,7 +30,7 @@ def test_the_wheel_brings_the_command(distribution: Path) -> None:
     assert scripts.split("\n")[:2] == ["[console_scripts]", "millrace = millrace.__main__:main"]
 
 
-def test_the_sdist_can_be_built_from_again(distribution: Path) -> None:
+def test_the_sdist_holds_everything_for_another_build(distribution: Path) -> None:
     (sdist,) = distribution.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[-1] for name in archive.getnames()}

@@ -1,4 +1,4 @@
-"""The client of endpoints: what passes is asked again, what cannot pass is said in one line."""
+"""The endpoint client: it retries transient failures, and reports others in one line."""
 
 import asyncio
 import gc
@@ -68,7 +68,7 @@ Connect = Callable[..., EndpointClient]
 
 @pytest.fixture
 def connect() -> Iterator[Connect]:
-    """A server and settings -> a client of it, closed after the test."""
+    """A function that builds a client of a server, which is closed after the test."""
     clients = []
 
     def open_client(endpoint: FaultyEndpoint | str, **settings: Any) -> EndpointClient:
@@ -107,7 +107,7 @@ def test_an_answer_is_read_and_counted(connect: Connect) -> None:
         assert "authorization" not in endpoint.requests[0].headers
 
 
-def test_connections_are_used_again(connect: Connect) -> None:
+def test_connections_are_reused(connect: Connect) -> None:
     with faulty_endpoint(double) as endpoint:
         client = connect(endpoint)
         for _ in range(20):
@@ -116,7 +116,7 @@ def test_connections_are_used_again(connect: Connect) -> None:
 
 
 @pytest.mark.parametrize("fault", [*QUICK_FAULTS[1:9], ERROR_WITH_200, HTML], ids=lambda f: f.name)
-def test_what_passes_is_asked_again(connect: Connect, fault: Fault) -> None:
+def test_a_transient_failure_is_retried(connect: Connect, fault: Fault) -> None:
     with faulty_endpoint(double, in_turn(fault, fault)) as endpoint:
         client = connect(endpoint)
         assert post(client) == [2, 4, 6]
@@ -125,7 +125,7 @@ def test_what_passes_is_asked_again(connect: Connect, fault: Fault) -> None:
         assert stats.answers["2xx"] >= 1
 
 
-def test_what_does_not_answer_in_time_is_asked_again(connect: Connect) -> None:
+def test_a_request_that_times_out_is_retried(connect: Connect) -> None:
     with faulty_endpoint(double, in_turn(HANG)) as endpoint:
         client = connect(endpoint, timeout_seconds=0.1)
         assert post(client) == [2, 4, 6]
@@ -133,35 +133,35 @@ def test_what_does_not_answer_in_time_is_asked_again(connect: Connect) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "reported"),
     [
         (SERVER_ERROR, "500 Internal Server Error: Internal Server Error"),
         (UNAVAILABLE, "503 Service Unavailable: Service Unavailable"),
         (TOO_FEW, "2 predictions"),
         (HTML, "no answer: JSONDecodeError"),
-        (TRUNCATED, "broke off in the middle of its answer"),
+        (TRUNCATED, "closed the connection in the middle of its response"),
         (RESET, "127.0.0.1:"),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_after_some_failures_the_rows_are_suspected(
-    connect: Connect, fault: Fault, told: str
+    connect: Connect, fault: Fault, reported: str
 ) -> None:
     with faulty_endpoint(double, lambda _: fault) as endpoint:
-        assert told in failure(connect(endpoint), RequestRefused, patience=3)
+        assert reported in failure(connect(endpoint), RequestRefused, patience=3)
         assert len(endpoint.requests) == 3
 
 
-def test_being_asked_too_often_is_never_the_rows_fault(connect: Connect) -> None:
+def test_throttling_is_never_blamed_on_the_rows(connect: Connect) -> None:
     with faulty_endpoint(double, lambda _: THROTTLED) as endpoint:
-        told = failure(connect(endpoint, retry_seconds=0.05), EndpointError, patience=1)
-        assert told.startswith("endpoint e failed ")
-        assert "at last with: 429 Too Many Requests: Quota exceeded" in told
-        assert "no row was given up" in told
+        reported = failure(connect(endpoint, retry_seconds=0.05), EndpointError, patience=1)
+        assert reported.startswith("endpoint e failed ")
+        assert "the last time with: 429 Too Many Requests: Quota exceeded" in reported
+        assert "no row became a dead letter" in reported
         assert len(endpoint.requests) > 1
 
 
-def test_failures_of_rows_known_to_be_good_are_waited_out(connect: Connect) -> None:
+def test_failures_of_known_good_rows_are_retried(connect: Connect) -> None:
     faults = [SERVER_ERROR, RESET, TRUNCATED, UNAVAILABLE] * 2
     with faulty_endpoint(double, in_turn(*faults)) as endpoint:
         assert post(connect(endpoint), innocent=True) == [2, 4, 6]
@@ -170,7 +170,7 @@ def test_failures_of_rows_known_to_be_good_are_waited_out(connect: Connect) -> N
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
-def test_what_refuses_the_rows_says_so_at_once(connect: Connect, status: int) -> None:
+def test_a_refusal_of_the_rows_is_raised_at_once(connect: Connect, status: int) -> None:
     with faulty_endpoint(double, lambda _: refusal(status, "row 2 has no Amount")) as endpoint:
         with pytest.raises(RequestRefused, match=f"^{status} .*: row 2 has no Amount$") as raised:
             post(connect(endpoint))
@@ -182,45 +182,45 @@ PRECONDITION = orjson.dumps({"error": {"status": "FAILED_PRECONDITION", "message
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "reported"),
     [
-        (refusal(401), "no token was sent, since the address is none of Google's"),
+        (refusal(401), "no token was sent, because only Google's own https addresses get one"),
         (refusal(403), "grant the account the role roles/aiplatform.user"),
         (refusal(404), "check --endpoint, --endpoint_project and --endpoint_location"),
         (refusal(405), "check that it is the URL of an endpoint for predictions"),
         (refusal(501), "check that it is the URL of an endpoint for predictions"),
         (Fault("redirect", status=302, headers=(("Location", "/"),)), "check that it is the URL"),
-        (Fault("p", status=400, body=PRECONDITION), "FAILED_PRECONDITION: not ready; see whether"),
-        (Fault("HTML", status=404, body=HTML_PAGE), "404 Not Found: a page of HTML; check --endp"),
+        (Fault("p", status=400, body=PRECONDITION), "FAILED_PRECONDITION: not ready; check that"),
+        (Fault("HTML", status=404, body=HTML_PAGE), "404 Not Found: an HTML page; check --endp"),
         (Fault("empty", status=403, body=b""), "endpoint e: 403 Forbidden; grant"),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
-def test_what_cannot_pass_fails_at_once_and_says_what_to_do(
-    connect: Connect, fault: Fault, told: str
+def test_a_permanent_failure_is_raised_at_once_with_advice(
+    connect: Connect, fault: Fault, reported: str
 ) -> None:
     with faulty_endpoint(double, lambda _: fault) as endpoint:
-        assert told in failure(connect(endpoint), EndpointError)
+        assert reported in failure(connect(endpoint), EndpointError)
         assert len(endpoint.requests) == 1
 
 
-def test_a_host_that_is_none_and_a_port_where_nobody_listens_are_told(connect: Connect) -> None:
-    told = failure(connect("http://nowhere.invalid/predict", retry_seconds=0), EndpointError)
-    assert "at last with: nowhere.invalid cannot be found (DNS)" in told
+def test_an_unknown_host_and_a_refused_connection_are_reported(connect: Connect) -> None:
+    reported = failure(connect("http://nowhere.invalid/predict", retry_seconds=0), EndpointError)
+    assert "the last time with: nowhere.invalid cannot be found (DNS)" in reported
     with faulty_endpoint(double) as endpoint:
         url = endpoint.predict_url
-    told = failure(connect(url, retry_seconds=0), EndpointError, innocent=True)
-    assert "Connect" in told
+    reported = failure(connect(url, retry_seconds=0), EndpointError, innocent=True)
+    assert "Connect" in reported
 
 
-def test_what_the_server_asks_for_is_waited_if_there_is_time(connect: Connect) -> None:
+def test_retry_after_is_respected_if_there_is_time(connect: Connect) -> None:
     with faulty_endpoint(double, in_turn(retry_after("0.2"))) as endpoint:
         client, began = connect(endpoint), time.monotonic()
         assert post(client) == [2, 4, 6]
         assert time.monotonic() - began >= 0.2
     with faulty_endpoint(double, lambda _: retry_after("3600")) as endpoint:
-        told = failure(connect(endpoint), EndpointError)
-        assert "(Retry-After: 3600 s); no row was given up" in told
+        reported = failure(connect(endpoint), EndpointError)
+        assert "(Retry-After: 3600 s); no row became a dead letter" in reported
         assert len(endpoint.requests) == 1
     with faulty_endpoint(double, lambda _: retry_after("inf")) as endpoint:
         failure(connect(endpoint), EndpointError)
@@ -233,7 +233,7 @@ Impatient = Callable[[FaultyEndpoint, float], EndpointClient]
 def impatient(
     connect: Connect, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Impatient:
-    """A server, seconds to wait -> a client whose next retry would go long after these."""
+    """A function that builds a client whose next retry would be long after its time is over."""
 
     def open_client(endpoint: FaultyEndpoint, retry_seconds: float) -> EndpointClient:
         client = connect(endpoint, retry_seconds=retry_seconds)
@@ -247,12 +247,12 @@ def impatient(
     return open_client
 
 
-def test_an_outage_shorter_than_the_time_to_wait_fails_nothing(impatient: Impatient) -> None:
+def test_an_outage_shorter_than_the_retry_time_fails_nothing(impatient: Impatient) -> None:
     with faulty_endpoint(double, in_turn(UNAVAILABLE)) as endpoint:
         assert post(impatient(endpoint, 0.1)) == [2, 4, 6]
 
 
-def test_nothing_is_given_up_before_its_time_is_over(impatient: Impatient) -> None:
+def test_a_request_is_retried_until_its_time_is_over(impatient: Impatient) -> None:
     with faulty_endpoint(double, lambda _: UNAVAILABLE) as endpoint:
         client, began = impatient(endpoint, 0.2), time.monotonic()
         assert "e failed 2 times in" in failure(client, EndpointError, innocent=True)
@@ -266,7 +266,7 @@ def at_once(client: EndpointClient, number: int) -> list[list[int]]:
     return client.run(ask())
 
 
-def test_no_more_are_in_flight_than_allowed_whoever_asks(connect: Connect) -> None:
+def test_the_limit_on_requests_in_flight_holds_for_all_threads(connect: Connect) -> None:
     with faulty_endpoint(double, lambda _: latency(0.01)) as endpoint:
         client = connect(endpoint, concurrency=3)
         with ThreadPoolExecutor(6) as pool:
@@ -276,14 +276,14 @@ def test_no_more_are_in_flight_than_allowed_whoever_asks(connect: Connect) -> No
         assert client.take_stats().most_in_flight == 3
 
 
-def test_pushed_back_it_asks_less_at_once_and_counts_the_time(connect: Connect) -> None:
+def test_an_overloaded_server_gets_fewer_requests_and_the_time_is_counted(connect: Connect) -> None:
     overloaded = [retry_after("1.1")] * 4
     with faulty_endpoint(double, in_turn(*overloaded)) as endpoint:
         client = connect(endpoint, concurrency=4)
         at_once(client, 12)
         stats = client.take_stats()
         assert client._limit.limit < 4 + 1e-9
-        # Once, though four waited.
+        # The time counts once, although four requests waited.
         assert stats.throttled == 1
         assert stats.retries == 4
 
@@ -298,16 +298,17 @@ def test_an_outage_is_not_amplified(connect: Connect) -> None:
 
         errors = client.run(ask())
         assert {type(error) for error in errors} == {EndpointError}
-        # Each once and at its end, what was saved, and one a second.
+        # Each request has a first and a last attempt, and the budget allows 50 retries and one per
+        # second.
         assert len(endpoint.requests) <= 2 * 100 + 50 + 2
 
 
 class Credentials:
-    """As Google's: a token a refresh, of which some have been withdrawn."""
+    """Credentials like Google's: each refresh fetches a token, and some tokens are revoked."""
 
-    def __init__(self, *withdrawn: str, error: Exception | None = None) -> None:
+    def __init__(self, *revoked: str, error: Exception | None = None) -> None:
         self.token: str | None = None
-        self.withdrawn, self.error, self.refreshed = withdrawn, error, 0
+        self.revoked, self.error, self.refreshed = revoked, error, 0
 
     @property
     def valid(self) -> bool:
@@ -325,10 +326,10 @@ class Credentials:
 
     def fault(self, request: Any) -> Fault | None:
         token = request.headers["authorization"].removeprefix("Bearer ")
-        return refusal(401, f"no such token {token}") if token in self.withdrawn else None
+        return refusal(401, f"no such token {token}") if token in self.revoked else None
 
 
-def test_a_token_is_fetched_once_for_all(connect: Connect) -> None:
+def test_a_token_is_fetched_once_for_all_requests(connect: Connect) -> None:
     credentials = Credentials()
     with faulty_endpoint(double, credentials.fault) as endpoint:
         client = connect(endpoint, credentials=credentials)
@@ -337,7 +338,7 @@ def test_a_token_is_fetched_once_for_all(connect: Connect) -> None:
         assert {r.headers["authorization"] for r in endpoint.requests} == {"Bearer t1"}
 
 
-def test_a_token_that_was_withdrawn_is_renewed_once_for_all(connect: Connect) -> None:
+def test_a_revoked_token_is_renewed_once_for_all_requests(connect: Connect) -> None:
     credentials = Credentials("t1")
     credentials.refresh(None)
     with faulty_endpoint(
@@ -349,22 +350,24 @@ def test_a_token_that_was_withdrawn_is_renewed_once_for_all(connect: Connect) ->
         assert endpoint.statuses[200] == 10
 
 
-def test_a_token_that_stays_refused_is_an_error_of_one_line(connect: Connect) -> None:
+def test_a_token_that_stays_rejected_is_an_error_in_one_line(connect: Connect) -> None:
     credentials = Credentials("t1", "t2")
     with faulty_endpoint(double, credentials.fault) as endpoint:
-        told = failure(connect(endpoint, credentials=credentials), EndpointError)
-        assert "401 Unauthorized" in told
-        assert "log in again, or give the worker's service account" in told
+        reported = failure(connect(endpoint, credentials=credentials), EndpointError)
+        assert "401 Unauthorized" in reported
+        assert "log in again, or set the worker's service account" in reported
         assert len(endpoint.requests) == 2
 
 
-def test_no_token_to_be_had_is_an_error_and_one_that_may_come_is_waited_for(
+def test_invalid_credentials_are_an_error_and_transient_failures_are_retried(
     connect: Connect,
 ) -> None:
     with faulty_endpoint(double) as endpoint:
         expired = Credentials(error=RefreshError("invalid_grant: expired or revoked"))
-        told = failure(connect(endpoint, credentials=expired), CredentialsError)
-        assert told == "no token for endpoint e: invalid_grant: expired or revoked; log in again"
+        reported = failure(connect(endpoint, credentials=expired), CredentialsError)
+        assert reported == (
+            "cannot fetch a token for endpoint e: invalid_grant: expired or revoked; log in again"
+        )
         for error in (TransportError("no route"), RefreshError("busy", retryable=True)):
             later = Credentials(error=error)
             assert post(connect(endpoint, credentials=later)) == [2, 4, 6]
@@ -374,13 +377,13 @@ def test_no_token_to_be_had_is_an_error_and_one_that_may_come_is_waited_for(
 def test_an_answer_of_another_model_is_an_error(connect: Connect) -> None:
     said = Fault("digest", headers=((DIGEST_HEADER, "b" * 64),))
     with faulty_endpoint(double, lambda _: said) as endpoint:
-        told = failure(connect(endpoint, digest="a" * 64), EndpointError)
-        assert told.startswith("endpoint e serves another model: expected the one with digest aaaa")
+        reported = failure(connect(endpoint, digest="a" * 64), EndpointError)
+        assert reported.startswith("endpoint e serves another model: expected digest aaaa")
         assert post(connect(endpoint, digest="b" * 64)) == [2, 4, 6]
         assert post(connect(endpoint)) == [2, 4, 6]
 
 
-def test_a_large_body_is_sent_whole_without_a_warning(
+def test_a_large_body_is_sent_completely_without_a_warning(
     connect: Connect, recwarn: pytest.WarningsRecorder
 ) -> None:
     body = orjson.dumps({"instances": [1] * 800_000})
@@ -391,7 +394,7 @@ def test_a_large_body_is_sent_whole_without_a_warning(
     assert [w for w in recwarn if issubclass(w.category, ResourceWarning)] == []
 
 
-def test_a_client_goes_on_after_one_who_asked_was_stopped(connect: Connect) -> None:
+def test_a_client_works_on_after_requests_were_cancelled(connect: Connect) -> None:
     with faulty_endpoint(double, in_turn(HANG, HANG)) as endpoint:
         client = connect(endpoint, concurrency=2)
 
@@ -413,7 +416,7 @@ def threads() -> set[threading.Thread]:
 
 def test_a_client_that_is_dropped_ends_its_thread_and_its_connections() -> None:
     with faulty_endpoint(double) as endpoint:
-        # Other tests' clients may still be there.
+        # Clients of other tests may still exist.
         before = threads()
         client = EndpointClient(endpoint.predict_url, "e")
         post(client)
@@ -428,7 +431,7 @@ def test_a_client_that_is_dropped_ends_its_thread_and_its_connections() -> None:
 
 def test_a_client_may_be_dropped_by_its_own_thread() -> None:
     with faulty_endpoint(double) as endpoint:
-        # Other tests' clients may still be there.
+        # Clients of other tests may still exist.
         before = threads()
         client = EndpointClient(endpoint.predict_url, "e")
         (thread,) = threads() - before
@@ -447,7 +450,7 @@ def test_a_client_may_be_dropped_by_its_own_thread() -> None:
         assert not thread.is_alive()
 
 
-def test_who_waits_for_a_client_that_is_closed_is_told(connect: Connect) -> None:
+def test_a_request_to_a_client_that_is_closed_fails(connect: Connect) -> None:
     with faulty_endpoint(double, lambda _: HANG) as endpoint:
         client = connect(endpoint)
         with ThreadPoolExecutor(1) as pool:
@@ -459,7 +462,7 @@ def test_who_waits_for_a_client_that_is_closed_is_told(connect: Connect) -> None
             post(client)
 
 
-def test_a_process_ends_though_its_client_is_still_there() -> None:
+def test_a_process_ends_although_its_client_is_open() -> None:
     with faulty_endpoint(double) as endpoint:
         program = (
             "from cloud.endpoint_client import EndpointClient\n"
@@ -478,7 +481,7 @@ def test_a_process_ends_though_its_client_is_still_there() -> None:
         (b"", ""),
         (b"  \n", ""),
         (b'"why"', "why"),
-        (b"<html>", "a page of HTML"),
+        (b"<html>", "an HTML page"),
         (b'{"error": "why"}', "why"),
         (b'{"message": "why"}', "why"),
         (b'{"detail": "why"}', "why"),

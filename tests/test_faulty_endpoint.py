@@ -1,4 +1,4 @@
-"""The endpoint that other tests rely on: each fault is what it says, and is counted."""
+"""The endpoint that other tests use: each fault does what its name says, and is counted."""
 
 import http.client
 import json
@@ -38,7 +38,7 @@ def double(instances: list[Any]) -> list[Any]:
 def post(
     endpoint: FaultyEndpoint, body: Any, timeout: float = 10
 ) -> tuple[int, dict[str, str], bytes]:
-    """One POST on a connection of its own -> status, headers, body."""
+    """Send a POST request on a new connection, and return status, headers and body."""
     connection = http.client.HTTPConnection(endpoint.url.removeprefix("http://"), timeout=timeout)
     try:
         connection.request("POST", f"/v1/{NAME}:predict", json.dumps(body))
@@ -95,7 +95,7 @@ def test_a_refusal_has_its_status_and_an_error_body(
     ],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_predictions_that_are_wrong_come_with_200(fault: Fault, expected: list[Any]) -> None:
+def test_wrong_predictions_have_status_200(fault: Fault, expected: list[Any]) -> None:
     with faulty_endpoint(double, in_turn(fault)) as endpoint:
         status, _, body = post(endpoint, INSTANCES)
         assert (status, json.loads(body)["predictions"]) == (200, expected)
@@ -106,7 +106,7 @@ def test_nan_is_written_as_the_bare_word() -> None:
         assert b'[{"score": NaN}, {"score": 4}' in post(endpoint, INSTANCES)[2]
 
 
-def test_bodies_that_are_no_predictions_come_with_200() -> None:
+def test_bodies_without_predictions_have_status_200() -> None:
     with faulty_endpoint(double, in_turn(ERROR_WITH_200, HTML)) as endpoint:
         status, _, body = post(endpoint, INSTANCES)
         assert (status, list(json.loads(body))) == (200, ["error"])
@@ -114,7 +114,7 @@ def test_bodies_that_are_no_predictions_come_with_200() -> None:
         assert (status, headers["Content-Type"][:9], body[:5]) == (200, "text/html", b"<!DOC")
 
 
-def test_a_connection_hangs_is_reset_or_ends_in_the_middle() -> None:
+def test_a_connection_can_hang_be_reset_or_end_in_the_middle() -> None:
     with faulty_endpoint(double, in_turn(HANG, RESET, TRUNCATED)) as endpoint:
         with pytest.raises(socket.timeout):
             post(endpoint, INSTANCES, timeout=0.1)
@@ -125,7 +125,7 @@ def test_a_connection_hangs_is_reset_or_ends_in_the_middle() -> None:
         assert endpoint.rows == {0: 6, 200: 3}
 
 
-def test_a_late_answer_is_right_and_requests_in_flight_are_counted() -> None:
+def test_a_late_answer_is_correct_and_requests_in_flight_are_counted() -> None:
     with (
         faulty_endpoint(double, lambda _: latency(0.05)) as endpoint,
         ThreadPoolExecutor(8) as pool,
@@ -136,14 +136,14 @@ def test_a_late_answer_is_right_and_requests_in_flight_are_counted() -> None:
         assert endpoint.connections == 16
 
 
-def test_what_is_no_request_is_refused() -> None:
+def test_an_invalid_request_is_refused() -> None:
     with faulty_endpoint(double) as endpoint:
         assert post(endpoint, {"rows": []})[0] == 400
         assert post(endpoint, {"instances": 3})[0] == 400
         assert endpoint.statuses == {400: 2}
 
 
-def test_the_resource_and_the_list_can_be_asked_for_on_one_connection() -> None:
+def test_the_resource_and_the_list_can_be_read_on_one_connection() -> None:
     with faulty_endpoint(double) as endpoint:
         connection = http.client.HTTPConnection(endpoint.url.removeprefix("http://"), timeout=10)
         for path, status in [(f"/v1/{NAME}", 200), (f"/v1/{NAME[:-2]}", 200), ("/other", 404)]:
@@ -154,7 +154,7 @@ def test_the_resource_and_the_list_can_be_asked_for_on_one_connection() -> None:
         assert endpoint.connections == 1
 
 
-def test_a_rate_gives_the_same_faults_for_the_same_seed() -> None:
+def test_a_rate_has_the_same_faults_for_the_same_seed() -> None:
     with faulty_endpoint(double) as endpoint:
         post(endpoint, INSTANCES)
         request = endpoint.requests[0]

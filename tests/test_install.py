@@ -1,4 +1,4 @@
-"""What `make setup` installs, from an index on this machine: which torch, and by uv or pip."""
+"""What `make setup` installs from a local index: which build of torch, and with uv or pip."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ SETUP = ("--torch", "cpu", "env", "-c", "constraints.txt", "torch")
 
 
 def wheel(folder: Path, name: str, version: str, needs: str = "", program: str = "") -> None:
-    """A wheel with nothing in it but what it needs, and a program of the package's name."""
+    """Write a wheel without modules, with an optional requirement and an optional program."""
     files = {"METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"}
     if needs:
         files["METADATA"] += f"Requires-Dist: {needs}\n"
@@ -38,16 +38,16 @@ def wheel(folder: Path, name: str, version: str, needs: str = "", program: str =
 
 
 class Index:
-    """A package index on a port of its own: folders of wheels, and the paths asked for."""
+    """A local package index that serves folders of wheels and records the requested paths."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.asked: list[str] = []
+        self.requested: list[str] = []
         index = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                index.asked.append(self.path)
+                index.requested.append(self.path)
                 self.answer(index.folder / self.path.strip("/").replace("%2B", "+"))
 
             def do_HEAD(self) -> None:
@@ -75,7 +75,7 @@ class Index:
 
 @pytest.fixture
 def index(tmp_path: Path) -> Iterator[Index]:
-    """Torch's own index under /cpu, and under /all one of everything but uv."""
+    """An index like torch's own under /cpu, and one with all packages except uv under /all."""
     wheel(tmp_path / "index/cpu/torch", "torch", "2.13.0+cpu")
     wheel(tmp_path / "index/cpu/torch", "torch", "2.14.0+cpu")
     wheel(tmp_path / "index/all/torch", "torch", "2.13.0", needs="cudart")
@@ -102,7 +102,7 @@ class Machine:
         }
 
     def install(self, *words: str) -> list[str]:
-        """Words of the command line -> the lines that it printed; it succeeded."""
+        """Run the command line, check that it succeeds, and return the printed lines."""
         done = self.run(*words)
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
@@ -119,13 +119,13 @@ class Machine:
         )
 
     def installed(self) -> set[str]:
-        """What is in the environment, as name-version, without pip's own."""
+        """Return the packages in the environment, as name-version, without pip and setuptools."""
         found = self.folder.glob("env/lib/python*/site-packages/*.dist-info")
         names = {path.name.removesuffix(".dist-info") for path in found}
         return {name for name in names if not name.startswith(("pip-", "setuptools-"))}
 
     def installers(self) -> set[str]:
-        """The programs that installed torch."""
+        """Return the programs that installed torch."""
         found = self.folder.glob("env/lib/python*/site-packages/torch-*.dist-info/INSTALLER")
         return {path.read_text().strip() for path in found}
 
@@ -145,9 +145,9 @@ def machine_with_uv(machine: Machine) -> Machine:
 @pytest.fixture
 def refusing() -> Iterator[str]:
     """The address of an index that takes no connections."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
 
 
 @pytest.fixture
@@ -161,24 +161,24 @@ def test_the_cpu_build_comes_from_its_own_index(
     machine_with_uv: Machine, index: Index, refusing: str
 ) -> None:
     first, last = machine_with_uv.install(*SETUP)
-    assert first == "making env"
+    assert first == "creating env"
     assert last.startswith("env: ")
     assert last.endswith(" MB")
-    # 2.13.0+cpu is what `torch==2.13.0` asks for, and the ordinary 2.13.0 does not replace it.
+    # 2.13.0+cpu satisfies `torch==2.13.0`, and the ordinary 2.13.0 does not replace it.
     assert machine_with_uv.installed() == {"torch-2.13.0+cpu"}
     assert machine_with_uv.installers() == {"uv"}
-    # An update leaves torch as it is, and does not ask its index.
+    # An update keeps torch, and does not contact its index.
     wheel(index.folder / "all/more", "more", "1.0")
     machine_with_uv.environment["TORCH_INDEX"] = refusing
     assert machine_with_uv.install("--keep", *SETUP, "more")[0] == "updating env"
     assert machine_with_uv.installed() == {"torch-2.13.0+cpu", "more-1.0"}
-    # Without --keep nothing of before is left. The CUDA build does not come from torch's index.
-    index.asked.clear()
+    # Without --keep the environment is emptied. The CUDA build does not come from torch's index.
+    index.requested.clear()
     machine_with_uv.environment["TORCH_INDEX"] = f"{index.address}/cpu"
     assert len(machine_with_uv.install("--torch", "cuda", *SETUP[2:])) == 2
     assert machine_with_uv.installed() == {"torch-2.13.0", "cudart-13.0.0"}
-    assert index.asked
-    assert not [path for path in index.asked if path.startswith("/cpu")]
+    assert index.requested
+    assert not [path for path in index.requested if path.startswith("/cpu")]
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_the_cpu_build_comes_from_its_own_index(
         ("missing", "HTTP Error 404: Not Found"),
     ],
 )
-def test_without_that_index_one_line_says_so_and_the_ordinary_build_is_installed(
+def test_without_that_index_the_ordinary_build_is_installed_and_one_line_says_so(
     machine_with_uv: Machine,
     index: Index,
     request: pytest.FixtureRequest,
@@ -205,10 +205,8 @@ def test_without_that_index_one_line_says_so_and_the_ordinary_build_is_installed
     assert machine_with_uv.installed() == {"torch-2.13.0", "cudart-13.0.0"}
 
 
-def test_where_uv_is_missing_pip_fetches_the_pinned_one_once(
-    machine: Machine, index: Index
-) -> None:
-    # pyenv puts such names on the path.
+def test_pip_fetches_the_pinned_uv_once_if_uv_is_missing(machine: Machine, index: Index) -> None:
+    # pyenv puts such programs on the path.
     shim = machine.folder / "bin" / "uv"
     shim.write_text("#!/bin/sh\nexit 127\n")
     shim.chmod(0o755)
@@ -221,28 +219,28 @@ def test_where_uv_is_missing_pip_fetches_the_pinned_one_once(
     assert machine.installed() == {"torch-2.13.0", "cudart-13.0.0"}
 
 
-def test_where_uv_cannot_be_fetched_pip_installs(machine: Machine) -> None:
+def test_pip_installs_if_it_cannot_fetch_uv(machine: Machine) -> None:
     assert machine.install(*SETUP)[1:-1] == [
         "fetching uv==0.13.9 into .uv",
-        "uv cannot be fetched (ERROR: No matching distribution found for uv==0.13.9); "
-        "pip installs instead, which may take minutes",
+        "cannot fetch uv (ERROR: No matching distribution found for uv==0.13.9); "
+        "installing with pip, which may take minutes",
     ]
     assert machine.installed() == {"torch-2.13.0+cpu"}
     assert machine.installers() == {"pip"}
 
 
-def test_what_neither_can_install_is_an_error(machine_with_uv: Machine) -> None:
+def test_a_package_that_neither_can_install_is_an_error(machine_with_uv: Machine) -> None:
     done = machine_with_uv.run("env", "unheard-of")
     assert done.returncode != 0
     assert done.stdout.splitlines() == [
-        "making env",
-        "uv failed; pip tries the same, which may take minutes",
+        "creating env",
+        "uv failed; trying again with pip, which may take minutes",
     ]
     assert "No matching distribution found for unheard-of" in done.stderr
 
 
 def make(folder: Path, *words: str) -> str:
-    """Words of a make command line -> what make would do, or its error."""
+    """Return what make would do for a command line, or its error."""
     environment = {name: value for name, value in os.environ.items() if name != "TORCH"}
     done = subprocess.run(
         ["make", "--dry-run", *words],
@@ -257,7 +255,7 @@ def make(folder: Path, *words: str) -> str:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A folder with what make looks at, all of it older than the environment that was made."""
+    """A folder with the files that make checks, all of them older than the environment."""
     for name in ("Makefile", "pyproject.toml", "constraints.txt", "setup.py"):
         shutil.copy(ROOT / name, tmp_path)
         os.utime(tmp_path / name, (1, 1))
@@ -279,7 +277,7 @@ def checkout(tmp_path: Path) -> Path:
         ("cpu", ("TORCH=gpu",), "*** TORCH='gpu': expected one of cpu cuda.  Stop.\n"),
     ],
 )
-def test_a_choice_stays_until_another_is_made(
+def test_the_build_of_torch_stays_until_another_is_chosen(
     checkout: Path, built: str, words: tuple[str, ...], does: str
 ) -> None:
     if built:
@@ -290,7 +288,7 @@ def test_a_choice_stays_until_another_is_made(
     assert ("tools/install.py" in printed) == ("--torch" in does)
 
 
-def test_the_torch_of_an_image_is_not_that_of_the_environment(checkout: Path) -> None:
+def test_the_torch_of_an_image_does_not_change_the_environment(checkout: Path) -> None:
     (checkout / ".venv" / ".installed").write_text("cpu\n")
     printed = make(checkout, "image", "TORCH=cuda")
     assert "TORCH=cuda" in printed

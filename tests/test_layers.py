@@ -1,4 +1,4 @@
-"""The direction of imports, as ARCHITECTURE.md states it."""
+"""The direction of imports, as ARCHITECTURE.md describes it."""
 
 import ast
 import graphlib
@@ -11,7 +11,7 @@ from typing import TypeGuard
 import pytest
 from source_tree import ROOT, imported, module_name, module_names, modules, shipped_packages
 
-# From the ground up: a package imports those before its own floor, and itself.
+# From the ground up: a package may import packages of lower floors, and itself.
 FLOORS = (
     {"common"},
     {"cloud"},
@@ -23,7 +23,7 @@ FLOORS = (
     {"benchmarks"},
 )
 PACKAGES = set().union(*FLOORS)
-# The example's rows are made of nothing of ours: they may be used on any floor.
+# The rows of the example import nothing of the project, so any floor may use them.
 ANYWHERE = ("examples.transactions.data.",)
 
 
@@ -38,18 +38,19 @@ def all_modules() -> set[str]:
 
 @cache
 def own_modules(path: Path) -> set[str]:
-    """A module's file -> the modules of this project that it imports."""
+    """Return the modules of this project that a module imports."""
     known = all_modules()
     found = imported(path)
     parents = {name.rpartition(".")[0] for name in found}
-    # Of a name in a module, the module; of a module in a package, not the package as well.
+    # A name in a module counts as the module. A module in a package does not also count as the
+    # package.
     exact = found & known
     found = exact | ((parents & known) - {name.rpartition(".")[0] for name in exact})
     return found - {module_name(path)}
 
 
-def circles(arrows: dict[str, set[str]]) -> list[str]:
-    """A graph -> the names of one circle in it, if there is one."""
+def cycles(arrows: dict[str, set[str]]) -> list[str]:
+    """Return the names of one cycle in a graph, if it has one."""
     try:
         graphlib.TopologicalSorter(arrows).prepare()
     except graphlib.CycleError as error:
@@ -71,21 +72,21 @@ def test_imports_go_down(floor: int) -> None:
             assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}"
 
 
-def test_every_package_has_its_floor() -> None:
+def test_every_package_has_a_floor() -> None:
     assert {path.parent.name for path in ROOT.glob("*/__init__.py")} == PACKAGES
     assert set(shipped_packages()) == PACKAGES - {"benchmarks"}
 
 
-def test_no_module_imports_itself_by_way_of_others() -> None:
+def test_modules_do_not_import_each_other_in_a_cycle() -> None:
     arrows = {
         module_name(path): own_modules(path) for package in PACKAGES for path in modules(package)
     }
     assert len(arrows) > 200
-    assert not circles(arrows)
+    assert not cycles(arrows)
 
 
 @pytest.mark.parametrize("package", sorted(PACKAGES))
-def test_rooms_of_a_package_do_not_need_each_other_both_ways(package: str) -> None:
+def test_subpackages_do_not_import_each_other_in_a_cycle(package: str) -> None:
     rooms = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}
     arrows: dict[str, set[str]] = {room: set() for room in rooms}
     for room in rooms:
@@ -94,13 +95,13 @@ def test_rooms_of_a_package_do_not_need_each_other_both_ways(package: str) -> No
                 name.split(".")[1] for name in own_modules(path) if name.startswith(f"{package}.")
             }
             arrows[room] |= own & rooms - {room}
-    assert not circles(arrows)
+    assert not cycles(arrows)
 
 
 def test_clients_of_google_are_built_without_beam() -> None:
     for path in modules("cloud"):
         assert not heads(imported(path)) & {"apache_beam", "torch"}, path.relative_to(ROOT)
-    # Nor does what they import load it.
+    # The modules that they import must not load them either.
     code = (
         "import sys\n"
         f"import {', '.join(module_names('cloud'))}\n"
@@ -146,7 +147,7 @@ def test_clients_of_google_are_built_in_one_place() -> None:
 def test_flags_are_read_only_in_pipelines() -> None:
     for package in ("common", "cloud", "model_handlers", "transforms"):
         for path in modules(package):
-            # It makes Beam's parser, which pipelines use.
+            # This module builds Beam's parser for the pipelines.
             if path.relative_to(ROOT).as_posix() == "common/private_beam/any_runner.py":
                 continue
             wrong = {name for name in imported(path) if "pipeline_options" in name}
@@ -174,8 +175,8 @@ LIMITS = {"module": 400, "function": 45}
 
 
 @pytest.mark.parametrize("package", [*sorted(PACKAGES), "dags", "templates"])
-def test_modules_and_functions_are_short_enough_to_be_read(package: str) -> None:
-    """The limits of CONTRIBUTING; 300 and 40 are what to aim at. Docstrings do not count."""
+def test_modules_and_functions_are_short_enough_to_read(package: str) -> None:
+    """The limits in CONTRIBUTING.md. Aim at 300 and 40 lines. Docstrings do not count."""
     for path in modules(package):
         text = path.read_text()
         tree = ast.parse(text)

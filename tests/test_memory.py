@@ -1,4 +1,4 @@
-"""Lack of memory is reported as such, and ends a run that would wait for ever."""
+"""Lack of memory is reported as such, and ends a run that would otherwise wait forever."""
 
 import errno
 import subprocess
@@ -47,9 +47,9 @@ OF_MEMORY = [
 
 
 @pytest.mark.parametrize("error", OF_MEMORY, ids=str)
-def test_lack_of_memory_is_known_in_every_form(error: Exception) -> None:
+def test_lack_of_memory_is_recognized_in_every_form(error: Exception) -> None:
     assert is_of_memory(error)
-    # As it comes from a worker, too: as the text of a traceback.
+    # A worker reports it as the text of a traceback.
     text = f"Traceback:\n{type(error).__name__}: {error} [while running 'Read']"
     for raised in (error, RuntimeError(text)):
         found = as_known_error(raised)
@@ -64,7 +64,7 @@ def test_lack_of_memory_is_known_in_every_form(error: Exception) -> None:
     [OSError(errno.ENOSPC, "No space left"), RuntimeError("size mismatch"), ValueError("memory")],
     ids=str,
 )
-def test_other_errors_are_not_of_memory(error: Exception) -> None:
+def test_other_errors_do_not_count_as_lack_of_memory(error: Exception) -> None:
     assert not is_of_memory(error)
     assert not isinstance(as_known_error(error), OutOfMemory)
 
@@ -124,7 +124,7 @@ except RuntimeError:
 
 
 @pytest.mark.parametrize("how", HOWS)
-def test_a_run_that_waits_for_a_thread_that_is_gone_ends(how: str) -> None:
+def test_a_run_that_waits_for_a_dead_thread_ends(how: str) -> None:
     code = WAITS.format(how=HOWS[how])
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
@@ -135,7 +135,7 @@ def test_a_run_that_waits_for_a_thread_that_is_gone_ends(how: str) -> None:
     assert lines[-1].endswith(ADVICE)
 
 
-def test_a_thread_that_fails_otherwise_ends_nothing() -> None:
+def test_a_thread_that_fails_for_another_reason_does_not_end_the_run() -> None:
     how = "threading.Thread(target=lambda: 1 / 0).start()\nprint(threading.active_count())"
     code = WAITS.format(how=how).replace("threading.Event().wait()", "")
     done = subprocess.run(
@@ -145,7 +145,7 @@ def test_a_thread_that_fails_otherwise_ends_nothing() -> None:
     assert "ZeroDivisionError" in done.stderr
 
 
-def test_the_watch_outlives_threads_that_fail_otherwise() -> None:
+def test_the_watch_survives_threads_that_fail_for_another_reason() -> None:
     how = """
 from concurrent.futures import ThreadPoolExecutor
 thread = threading.Thread(target=lambda: 1 / 0)
@@ -170,14 +170,14 @@ print("alive")
     assert (done.returncode, done.stdout) == (0, "alive\n")
 
 
-# Where it was reported as something else
+# Lack of memory that was once reported as another error
 
 
 def test_a_worker_that_the_system_killed_is_reported_with_the_usual_cause() -> None:
-    told = str(as_known_error(RuntimeError("Channel closed prematurely.")))
-    assert told.startswith("a worker process ended in the midst of its work")
-    assert "memory" in told
-    assert told.endswith(ADVICE)
+    message = str(as_known_error(RuntimeError("Channel closed prematurely.")))
+    assert message.startswith("a worker process ended in the midst of its work")
+    assert "memory" in message
+    assert message.endswith(ADVICE)
 
 
 @pytest.mark.parametrize("error", OF_MEMORY[1:], ids=str)
@@ -218,7 +218,7 @@ def test_a_message_is_not_blamed_for_lack_of_memory(
     monkeypatch.setattr(pa.ipc, "open_stream", fail(64))
     with pytest.raises(OutOfMemory, match="Arrow"):
         read_arrow(b"", "id", row_format, 1_000)
-    # What it claims of itself is its own fault.
+    # A message that claims an impossible size is itself at fault.
     monkeypatch.setattr(pa.ipc, "open_stream", fail(1 << 50))
     found = read_arrow(b"", "id", row_format, 1_000)
     assert isinstance(found, Fault)
@@ -232,7 +232,7 @@ def fail_with_memory(*_: Any) -> Any:
     raise MemoryError
 
 
-def test_an_arrow_message_that_claims_more_than_there_is_costs_itself_alone(
+def test_an_arrow_message_that_claims_too_many_bytes_is_a_dead_letter(
     make_manifest: Make,
 ) -> None:
     columns = dict.fromkeys("abc", np.zeros(1_000, np.float64))
@@ -241,7 +241,7 @@ def test_an_arrow_message_that_claims_more_than_there_is_costs_itself_alone(
     with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
         writer.write_table(table)
     body = sink.getvalue().to_pybytes()
-    # Before each compressed buffer stands its length.
+    # The uncompressed length precedes each compressed buffer.
     length = (8_000).to_bytes(8, "little")
     assert length in body
     claim = body.replace(length, (1 << 50).to_bytes(8, "little"))
@@ -263,7 +263,7 @@ def test_a_service_is_not_blamed_for_lack_of_memory(error: Exception) -> None:
             raise error
 
 
-def test_what_a_service_says_of_its_own_memory_is_its_error() -> None:
+def test_lack_of_memory_in_a_service_is_an_error_of_the_service() -> None:
     error = exceptions.BadRequest("Resources exceeded: not enough memory for the query")
     with (
         pytest.raises(InputError, match="not enough memory"),
@@ -273,7 +273,7 @@ def test_what_a_service_says_of_its_own_memory_is_its_error() -> None:
 
 
 @pytest.mark.parametrize("command", [package_main, resources_main, serving_main])
-def test_commands_report_lack_of_memory_in_a_line(
+def test_commands_report_lack_of_memory_in_one_line(
     command: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("model_handlers.package.make_package", fail_with_memory)
@@ -281,5 +281,5 @@ def test_commands_report_lack_of_memory_in_a_line(
     monkeypatch.setattr("serving.__main__.run", fail_with_memory)
     flags = ["m.pt", "--feature_columns", "a", "--output", "o"] if command is package_main else []
     assert command(flags) == 1
-    told = capsys.readouterr().err
-    assert told == "error: out of memory: MemoryError; allow this process more memory\n"
+    printed = capsys.readouterr().err
+    assert printed == "error: out of memory: MemoryError; allow this process more memory\n"

@@ -1,4 +1,4 @@
-"""The `millrace` command: its list, its dispatch, and the names that errors and usage lines use."""
+"""The `millrace` command: its help, its dispatch, and the command names in its messages."""
 
 import json
 import os
@@ -28,7 +28,7 @@ LISTED = [
     *("score", "stream", "replay", "launch", "package", "serve", "deploy", "deploy status"),
     *("deploy undeploy", "resources", "template", "demo", "local-cloud"),
 ]
-# None of them is needed for a line of help, and each takes longer than the rest of it.
+# Help needs none of these modules, and importing one takes longer than everything else.
 HEAVY = {"torch", "apache_beam", "google.cloud.bigquery", "google.pubsub_v1", "uvicorn"}
 
 Done = subprocess.CompletedProcess[str]
@@ -46,7 +46,7 @@ def start(*argv: str, cwd: Path = ROOT, path: Path = ROOT) -> Done:
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
-def test_all_commands_are_listed_in_a_line_each(
+def test_each_command_is_listed_on_one_line(
     argv: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(argv) == 0
@@ -57,31 +57,37 @@ def test_all_commands_are_listed_in_a_line_each(
     assert all(len(line) <= 80 for line in out.splitlines())
 
 
-def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--version"]) == 0
     assert capsys.readouterr().out == f"millrace {millrace.__version__}\n"
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "message"),
     [
-        (["scor"], "unknown command 'scor' (nearest: score): see `millrace --help`"),
-        (["Stream", "x"], "unknown command 'Stream' (nearest: stream): see `millrace --help`"),
+        (["scor"], "unknown command 'scor' (did you mean 'score'?): see `millrace --help`"),
+        (
+            ["Stream", "x"],
+            "unknown command 'Stream' (did you mean 'stream'?): see `millrace --help`",
+        ),
         (["qqq"], "unknown command 'qqq': see `millrace --help`"),
         (["--qqq"], "unknown command '--qqq': see `millrace --help`"),
-        (["deploy", "statsu"], "unknown command 'deploy statsu' (nearest: deploy status, deploy)"),
+        (
+            ["deploy", "statsu"],
+            "unknown command 'deploy statsu' (did you mean 'deploy status' or 'deploy'?)",
+        ),
     ],
 )
-def test_an_unknown_command_is_told_in_one_line(
-    argv: list[str], told: str, capsys: pytest.CaptureFixture[str]
+def test_an_unknown_command_is_reported_in_one_line(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(argv) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {told}")
+    assert line.startswith(f"error: {message}")
 
 
 @pytest.mark.parametrize("name", [*COMMANDS, "launch batch_local", "resources status"])
-def test_help_names_what_was_typed_and_loads_nothing_heavy(name: str) -> None:
+def test_help_names_the_typed_command_and_loads_nothing_heavy(name: str) -> None:
     done = start("-X", "importtime", "-m", "millrace", *name.split(), "--help")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"usage: millrace {name} [-h]")
@@ -99,7 +105,7 @@ def test_modules_keep_their_own_names(name: str) -> None:
     assert not re.search(rf"millrace ({'|'.join(COMMANDS)})", done.stdout)
 
 
-def test_names_hold_in_the_block_alone() -> None:
+def test_names_hold_only_in_the_block() -> None:
     link = ("p", "r", "j", Endpoints())
     assert as_typed("serving status") == "python -m serving status"
     with naming(NAMES):
@@ -115,7 +121,7 @@ def test_names_hold_in_the_block_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "message"),
     [
         (["score"], "; type: millrace score --input_files INPUT_FILES --model MODEL"),
         (["score", "--endpoint_concurrency", "2"], "--endpoint (or --endpoint_url)"),
@@ -129,14 +135,14 @@ def test_names_hold_in_the_block_alone() -> None:
         (["template", "batch_local"], "the following arguments are required: --bucket, --image"),
     ],
 )
-def test_wrong_flags_end_with_2_and_advice_that_names_the_command(
-    argv: list[str], told: str
+def test_wrong_flags_exit_with_2_and_advice_that_names_the_command(
+    argv: list[str], message: str
 ) -> None:
     done = start("-m", "millrace", *argv)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
-    assert told in line
+    assert message in line
     assert "python -m" not in line
 
 
@@ -185,7 +191,7 @@ def test_score_runs_the_model_here_or_behind_an_endpoint(example: Path, tmp_path
             assert (report["pipeline"], report["rows_scored"]) == (pipeline, 1_980)
 
 
-def test_without_a_checkout_the_example_is_there_and_the_emulators_are_missed_in_one_line(
+def test_without_a_checkout_the_demo_works_and_missing_emulators_are_reported_in_one_line(
     distribution: Path, tmp_path: Path
 ) -> None:
     (wheel,) = distribution.glob("*.whl")
@@ -214,7 +220,7 @@ def test_a_script_finds_modules_of_the_working_directory_after_all_others(tmp_pa
     assert start("-P", str(script), cwd=here).stdout == "False\n"
 
 
-def test_the_table_of_the_readme_is_that_of_the_code() -> None:
+def test_the_readme_lists_the_same_commands() -> None:
     lines = ["| command | | the same as |", "|---|---|---|"]
     for name, entry in COMMANDS.items():
         same = ", ".join(f"`python -m {other}`" for other in entry.same_as)

@@ -1,4 +1,4 @@
-"""What Beam does not promise is used in two modules, and is still there in the Beam installed."""
+"""Private names of Beam are used in only two modules, and exist in the installed Beam."""
 
 import dis
 import importlib
@@ -21,7 +21,7 @@ ANY_RUNNER = "common/private_beam/any_runner.py"
 
 
 class Needed(NamedTuple):
-    """A name of Beam that Beam does not promise: its module, its path in there, who needs it."""
+    """A private name of Beam: its module, its path in the module, its user and the reason."""
 
     module: str
     path: str
@@ -38,13 +38,13 @@ class Needed(NamedTuple):
 
 _EVALUATORS = "apache_beam.runners.direct.transform_evaluator"
 _OPTIONS = "apache_beam.options.pipeline_options"
-_PUT_IN = "its evaluators of PullMessages and of ParDo are put in there"
+_PUT_IN = "it registers its evaluators of PullMessages and ParDo there"
 NEEDED = [
     Needed(
         "apache_beam.runners.direct.executor",
         "_ExecutorService._ExecutorServiceWorker.TIMEOUT",
         IN_PROCESS,
-        "a stream that ended would sleep for seconds",
+        "a stream that has ended would sleep for seconds",
     ),
     Needed(
         _EVALUATORS, "TransformEvaluatorRegistry._test_evaluators_overrides", IN_PROCESS, _PUT_IN
@@ -53,15 +53,15 @@ NEEDED = [
         _EVALUATORS,
         "_TransformEvaluator._evaluation_context",
         IN_PROCESS,
-        "it makes the bundles of messages",
+        "it creates the bundles of messages",
     ),
     Needed(
         _EVALUATORS,
         "_TransformEvaluator._applied_ptransform",
         IN_PROCESS,
-        "its transform is the source that is asked for messages",
+        "its transform is the source of the messages",
     ),
-    Needed(_EVALUATORS, "_TransformEvaluator._outputs", IN_PROCESS, "messages go there"),
+    Needed(_EVALUATORS, "_TransformEvaluator._outputs", IN_PROCESS, "it outputs messages there"),
     Needed(
         _EVALUATORS,
         "_ParDoEvaluator._perform_dofn_pickle_test",
@@ -72,7 +72,7 @@ NEEDED = [
         "apache_beam.runners.direct.evaluation_context",
         "EvaluationContext._watermark_manager",
         IN_PROCESS,
-        "messages are acknowledged by the watermarks in it",
+        "messages are acknowledged by its watermarks",
     ),
     Needed(
         "apache_beam.runners.direct.watermark_manager",
@@ -84,7 +84,7 @@ NEEDED = [
         "apache_beam.runners.direct.util",
         "TransformResult",
         IN_PROCESS,
-        "an evaluator returns its messages in one",
+        "an evaluator returns its messages in such an object",
     ),
     Needed(
         "apache_beam.runners.portability.fn_api_runner.worker_handlers",
@@ -93,25 +93,25 @@ NEEDED = [
         "a batch run with several workers would lose rows",
     ),
     Needed(
-        _OPTIONS, "_BeamArgumentParser._option_string_actions", ANY_RUNNER, "it knows Beam's flags"
+        _OPTIONS, "_BeamArgumentParser._option_string_actions", ANY_RUNNER, "it lists Beam's flags"
     ),
     Needed(
         _OPTIONS,
         "PipelineOptions._add_argparse_args",
         ANY_RUNNER,
-        "each group of options adds its flags by it",
+        "each group of options adds its flags with it",
     ),
     Needed(
         "apache_beam.io.gcp.pubsub",
         "ReadFromPubSub._source",
         ANY_RUNNER,
-        "ReadMessages reads it without making an object of each message",
+        "ReadMessages reads it without creating an object per message",
     ),
     Needed(
         "apache_beam.io.gcp.gcsfilesystem",
         "GCSFileSystem._gcsIO",
         ANY_RUNNER,
-        "objects are pinned and replaced by the client that reads them",
+        "objects are pinned and replaced with the client that reads them",
     ),
     Needed(
         "apache_beam.internal.gcp.auth",
@@ -127,7 +127,7 @@ def product() -> list[Path]:
 
 
 def has(owner: Any, name: str) -> bool:
-    """Whether a class, or a module, has an attribute, or its methods give one to its objects."""
+    """Return whether a class or module has an attribute, or a method of the class sets it."""
     if hasattr(owner, name):
         return True
     functions = [
@@ -144,7 +144,7 @@ def has(owner: Any, name: str) -> bool:
 
 
 def check(needed: Needed) -> None:
-    """Raises AssertionError where the Beam that is installed lacks a name."""
+    """Raise AssertionError if the installed Beam does not have a name."""
     try:
         owner: Any = importlib.import_module(needed.module)
     except ImportError:
@@ -157,7 +157,7 @@ def check(needed: Needed) -> None:
 
 
 @pytest.mark.parametrize("needed", NEEDED, ids=lambda needed: needed.path)
-def test_beam_still_has_what_it_does_not_promise(needed: Needed) -> None:
+def test_beam_still_has_the_private_names(needed: Needed) -> None:
     check(needed)
 
 
@@ -170,7 +170,9 @@ def test_beam_still_has_what_it_does_not_promise(needed: Needed) -> None:
         (_OPTIONS, "_BeamArgumentParser._moved"),
     ],
 )
-def test_what_a_release_moves_is_named_with_who_needs_it(module: str, path: str) -> None:
+def test_a_name_that_a_release_moves_is_reported_with_the_module_that_needs_it(
+    module: str, path: str
+) -> None:
     with pytest.raises(AssertionError) as raised:
         check(Needed(module, path, IN_PROCESS, "for a test"))
     assert str(raised.value).startswith(
@@ -184,7 +186,7 @@ def test_each_underscore_name_of_the_two_modules_is_checked(path: str) -> None:
     checked = {part for one in NEEDED if one.by == path for part in one.path.split(".")}
     assert used
     assert used <= checked
-    # Of an attribute that is read through a parameter.
+    # This attribute is set through the parameter of a constructor.
     assert {part for part in checked if part.startswith("_")} - used <= {
         "_perform_dofn_pickle_test"
     }
@@ -196,8 +198,8 @@ def test_each_underscore_name_of_the_two_modules_is_checked(path: str) -> None:
 def test_underscore_names_of_beam_are_used_nowhere_else(path: Path) -> None:
     found = private_names(path)
     assert not found, (
-        f"{path.relative_to(ROOT)} uses {found} (name: line), which Beam does not promise: put it "
-        f"into {IN_PROCESS} or {ANY_RUNNER}"
+        f"{path.relative_to(ROOT)} uses {found} (name: line), which are private names of Beam: "
+        f"move them to {IN_PROCESS} or {ANY_RUNNER}"
     )
 
 
@@ -211,7 +213,7 @@ def test_underscore_names_of_beam_are_used_nowhere_else(path: Path) -> None:
         ("from apache_beam.io import FileSystems as F\nF.get('p')._gcsIO()", ["_gcsIO"]),
         ("from apache_beam.io import Read\ngetattr(Read, '_x')", ["_x"]),
         ("from apache_beam.io import Read\nRead('x')[0]._y", ["_y"]),
-        # What a parameter holds nobody knows: no name of ours is no name of anybody's.
+        # The type of a parameter is unknown, so any name that no module defines may be Beam's.
         ("def f(context):\n    return context._watermarks", ["_watermarks"]),
         ("class A(B):\n    def f(self):\n        return self._source", ["_source"]),
         ("__import__('apache_beam.runners._private')", ["_private"]),
@@ -237,16 +239,16 @@ def test_an_underscore_name_of_beam_is_found(source: str, names: list[str]) -> N
         "def f(row):\n    return row._replace(a=1)",
     ],
 )
-def test_names_of_others_are_left_alone(source: str) -> None:
+def test_names_of_other_libraries_are_ignored(source: str) -> None:
     assert names_in(source) == {}
 
 
-def test_names_of_others_are_listed_only_while_they_are_used() -> None:
+def test_listed_names_of_other_libraries_are_used() -> None:
     text = "".join(path.read_text() for path in product())
     assert not [name for name in OTHERS if f".{name}" not in text and f'"{name}"' not in text]
 
 
-def test_the_beam_that_is_tested_is_the_last_one_allowed() -> None:
+def test_the_tested_beam_is_the_latest_one_allowed() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     (allowed,) = (
         one.specifier
@@ -258,7 +260,7 @@ def test_the_beam_that_is_tested_is_the_last_one_allowed() -> None:
     assert not allowed.contains(f"{tested.major}.{tested.minor + 1}.0")
 
 
-# A pipeline of a user's own counts how often its step is pickled.
+# A user's own pipeline, which counts how often its step is pickled.
 USERS_OWN = """
 import sys
 import apache_beam as beam
@@ -266,7 +268,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.direct.executor import _ExecutorService
 from apache_beam.runners.portability.fn_api_runner import worker_handlers
 
-# Where copies of the step find it as well.
+# Copies of the step find the list there too.
 sys.pickled = []
 
 class Step(beam.DoFn):
@@ -292,8 +294,8 @@ def run(code: str) -> str:
     return done.stdout
 
 
-def test_a_users_own_pipeline_runs_as_without_this_project_until_a_run_starts_here() -> None:
-    # Fronts of the emulators are imported where these are installed.
+def test_imports_do_not_change_how_a_users_own_pipeline_runs() -> None:
+    # The examples import the emulators, which may not be installed.
     packages = [package for package in shipped_packages() if package != "examples"]
     names = [name for package in packages for name in module_names(package)]
     imports = (
@@ -308,6 +310,6 @@ def test_a_users_own_pipeline_runs_as_without_this_project_until_a_run_starts_he
     )
     plain = run(USERS_OWN)
     assert run(imports + USERS_OWN) == plain
-    # What this looks at is what the patches change.
+    # The printed values are those that the patches change.
     patched = run(installs + USERS_OWN)
     assert not set(plain.split()) & set(patched.split())

@@ -1,4 +1,4 @@
-"""`import millrace`: the names that a program may rely on, each loaded when it is used."""
+"""The public names of `import millrace`, each of which is loaded when it is first used."""
 
 import ast
 import importlib
@@ -39,7 +39,7 @@ NAMES = [
 
 
 def printed(code: str, path: Path = ROOT) -> str:
-    """Code and where its packages are -> what a fresh process prints."""
+    """Return what a new process prints for this code, with packages from this path."""
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -52,24 +52,24 @@ def printed(code: str, path: Path = ROOT) -> str:
     return done.stdout.strip()
 
 
-def test_the_public_names_are_these() -> None:
+def test_the_list_of_public_names() -> None:
     assert millrace.__all__ == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_public_name_is_what_its_module_has(name: str) -> None:
+def test_a_public_name_is_the_object_in_its_module(name: str) -> None:
     module = importlib.import_module(millrace._MODULES[name])
     assert getattr(millrace, name) is getattr(module, name)
 
 
-def test_type_checkers_are_shown_the_same_names() -> None:
+def test_type_checkers_see_the_same_names() -> None:
     shown = {name.rpartition(".")[2]: name.rpartition(".")[0] for name in types_of_names()}
     assert shown | {"__version__": "millrace.version"} == millrace._MODULES
     assert sorted(millrace._MODULES) == NAMES
 
 
 def types_of_names() -> set[str]:
-    """What the block for type checkers imports."""
+    """Return the full names that the block for type checkers imports."""
     path = ROOT / "millrace" / "__init__.py"
     others = {"importlib", "typing.TYPE_CHECKING", "__future__.annotations"}
     (block,) = (
@@ -81,7 +81,7 @@ def types_of_names() -> set[str]:
     return imported(path) - others
 
 
-def test_the_import_loads_nothing_heavy_and_none_of_our_other_packages() -> None:
+def test_the_import_loads_no_other_package() -> None:
     code = (
         "import sys\n"
         "before = set(sys.modules)\n"
@@ -93,29 +93,29 @@ def test_the_import_loads_nothing_heavy_and_none_of_our_other_packages() -> None
     assert loaded - set(sys.stdlib_module_names) == {"millrace"}
 
 
-def test_a_star_import_gives_all_names() -> None:
+def test_a_star_import_imports_all_names() -> None:
     code = "from millrace import *\nprint(*sorted(n for n in dir() if n[:2] != '__'), __version__)"
     assert printed(code).split() == [*(n for n in NAMES if n[:2] != "__"), millrace.__version__]
 
 
-def test_dir_lists_names_that_nobody_has_used() -> None:
+def test_dir_lists_names_that_were_not_used() -> None:
     assert set(NAMES) <= set(printed("import millrace\nprint(*dir(millrace))").split())
 
 
-def test_other_names_are_not_there() -> None:
+def test_other_names_do_not_exist() -> None:
     with pytest.raises(AttributeError, match="module 'millrace' has no attribute 'Predicter'"):
         millrace.Predicter  # type: ignore[attr-defined] # noqa: B018
     with pytest.raises(ImportError, match="cannot import name 'Predicter' from 'millrace'"):
         from millrace import Predicter  # type: ignore[attr-defined] # noqa: F401
 
 
-def test_the_version_of_a_checkout_is_that_of_its_pyproject() -> None:
+def test_the_version_of_a_checkout_comes_from_its_pyproject() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert millrace.__version__ == find_version(ROOT) == project["version"]
 
 
 @pytest.mark.parametrize("other", [None, '[project]\nname = "other"\nversion = "9"\n', "[", ""])
-def test_the_version_of_an_installed_package_is_that_of_its_metadata(
+def test_the_version_of_an_installed_package_comes_from_its_metadata(
     distribution: Path, tmp_path: Path, other: str | None
 ) -> None:
     (wheel,) = distribution.glob("*.whl")
@@ -123,7 +123,7 @@ def test_the_version_of_an_installed_package_is_that_of_its_metadata(
         archive.extractall(tmp_path)
     (metadata,) = tmp_path.glob("*.dist-info/METADATA")
     metadata.write_text(metadata.read_text().replace("\nVersion: ", "\nVersion: 5."))
-    # Some packages bring a file of this name.
+    # Some packages install a file with this name.
     if other is not None:
         (tmp_path / "pyproject.toml").write_text(other)
     found = printed("import millrace\nprint(millrace.__version__)", tmp_path)

@@ -1,4 +1,4 @@
-"""The element type: what a coder must keep, what rebatching must not change."""
+"""The element type: what its coder must preserve, and what rebatching must not change."""
 
 import datetime
 from collections.abc import Callable
@@ -69,7 +69,7 @@ def batches(draw: st.DrawFn) -> pa.RecordBatch:
 
 
 @given(batches(), st.data())
-def test_the_coder_gives_back_any_batch_and_any_slice_of_it(
+def test_the_coder_returns_any_batch_and_any_slice_of_it(
     batch: pa.RecordBatch, data: st.DataObject
 ) -> None:
     start = data.draw(st.integers(0, batch.num_rows))
@@ -108,7 +108,7 @@ class TwoOutputs(beam.DoFn):
 
 
 @pytest.mark.parametrize("shuffle", [beam.Reshuffle, beam.GroupByKey], ids=lambda s: s.__name__)
-def test_the_coder_is_the_one_that_a_shuffle_uses(
+def test_a_shuffle_uses_the_coder(
     shuffle: Callable[[], beam.PTransform], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded = spy_on_encode(monkeypatch)
@@ -161,18 +161,18 @@ def test_rebatching_keeps_rows_order_and_bounds(
     assert [v for batch in result for v in batch.column("a").to_pylist()] == list(range(start))
     assert all(0 < batch.num_rows <= rows for batch in result)
     if change_at >= len(sizes) and all(size < rows for size in sizes):
-        # Neighbours are put together as long as they fit.
+        # Adjacent batches are joined as long as they fit.
         assert all(a.num_rows + b.num_rows > rows for a, b in pairwise(result))
 
 
-def test_rebatching_does_not_copy_what_fits() -> None:
+def test_rebatching_does_not_copy_a_batch_that_fits() -> None:
     batch = pa.record_batch({"a": pa.array(range(5))})
     (same,) = rebatch([batch], 5)
     assert same.column("a").buffers()[1].address == batch.column("a").buffers()[1].address
     assert concat_batches([batch]) is batch
 
 
-def test_batches_with_dictionaries_of_their_own_can_be_put_together() -> None:
+def test_batches_with_different_dictionaries_can_be_joined() -> None:
     parts = [pa.record_batch({"a": pa.array([v]).dictionary_encode()}) for v in "xyx"]
     (whole,) = rebatch(parts, 10)
     assert whole.column("a").to_pylist() == ["x", "y", "x"]
@@ -186,7 +186,7 @@ def test_slices_cover_all_rows_in_order(rows: int, size: int) -> None:
 
 
 @given(st.lists(st.integers(0, 2**62), unique=True))
-def test_derived_ids_differ_where_positions_differ(positions: list[int]) -> None:
+def test_derived_ids_differ_if_positions_differ(positions: list[int]) -> None:
     ids = derived_ids("f", np.array(positions, dtype=np.int64))
     assert ids.type == pa.string()
     assert ids.to_pylist() == [f"f-{position}" for position in positions]

@@ -1,11 +1,11 @@
-"""The list of regions is Google's."""
+"""The list of regions is the same as Google's."""
 
 import pytest
 
 from cloud.regions import REGIONS, region_fault
 
 
-def test_regions_are_those_of_googles_documents() -> None:
+def test_regions_match_googles_documents() -> None:
     import json
     from importlib import resources
 
@@ -21,10 +21,14 @@ def test_regions_are_those_of_googles_documents() -> None:
 
 
 @pytest.mark.parametrize(
-    ("region", "told"),
-    [("us-centrall1", "nearest: us-central1"), ("US-central1", "nearest: us-central1"), ("us", "")],
+    ("region", "hint"),
+    [
+        ("us-centrall1", "did you mean 'us-central1'"),
+        ("US-central1", "did you mean 'us-central1'"),
+        ("us", ""),
+    ],
 )
-def test_a_region_that_there_is_not_names_the_nearest(region: str, told: str) -> None:
+def test_an_unknown_region_is_reported_with_a_similar_one(region: str, hint: str) -> None:
     fault = region_fault(region)
-    assert f"{region!r}: expected a region as us-central1" in fault
-    assert told in fault
+    assert f"{region!r}: expected a region such as us-central1" in fault
+    assert hint in fault

@@ -1,4 +1,4 @@
-"""A release is refused where its changelog or its version does not say what it should."""
+"""A release is refused if its changelog or its version is wrong."""
 
 import sys
 
@@ -34,10 +34,10 @@ UNRELEASED = "# Changelog\n\n## [Unreleased]\n\n### Added\n\n- A thing.\n"
 
 
 def test_a_dated_section_with_changes_is_enough() -> None:
-    assert check_changelog(GOOD, "1.2.0", dry_run=False) == "CHANGELOG.md: 1.2.0 of 2026-11-29"
+    assert check_changelog(GOOD, "1.2.0", dry_run=False) == "CHANGELOG.md: 1.2.0, dated 2026-11-29"
 
 
-def test_what_is_unreleased_is_enough_for_a_dry_run_alone() -> None:
+def test_an_unreleased_section_is_enough_only_for_a_dry_run() -> None:
     found = check_changelog(UNRELEASED, "0.1.0", dry_run=True)
     assert found == "CHANGELOG.md: [Unreleased] would become [0.1.0]"
     with pytest.raises(ReleaseError, match=r"no section for 0\.1\.0: expected ## \[0\.1\.0\] - Y"):
@@ -47,14 +47,14 @@ def test_what_is_unreleased_is_enough_for_a_dry_run_alone() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("2026-11-29", "29.11.2026", "got date 29.11.2026"),
-        (" - 2026-11-29", "", "got date None"),
+        ("2026-11-29", "29.11.2026", "got 29.11.2026"),
+        (" - 2026-11-29", "", "got no date"),
         ("- A thing.", "", "the section of 1.2.0 lists no change"),
         ("### Added", "### New", "CHANGELOG.md:7: expected one of Added, Changed"),
         ("## [1.2.0]", "## 1.2.0", "CHANGELOG.md:5: expected ## [Unreleased] or"),
     ],
 )
-def test_another_form_is_refused_with_its_place(old: str, new: str, message: str) -> None:
+def test_another_form_is_refused_with_its_line(old: str, new: str, message: str) -> None:
     with pytest.raises(ReleaseError) as caught:
         check_changelog(GOOD.replace(old, new, 1), "1.2.0", dry_run=False)
     assert message in str(caught.value)
@@ -62,16 +62,16 @@ def test_another_form_is_refused_with_its_place(old: str, new: str, message: str
 
 @pytest.mark.parametrize("version", ["1", "v0.1.0", "0.1", "0.1.0-beta"])
 def test_a_version_has_three_numbers(version: str) -> None:
-    with pytest.raises(ReleaseError, match=r"VERSION must be as 0\.1\.0"):
+    with pytest.raises(ReleaseError, match=r"VERSION must look like 0\.1\.0"):
         check_version(version)
 
 
-def test_the_version_is_that_of_the_project(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version_must_be_the_projects(capsys: pytest.CaptureFixture[str]) -> None:
     check_version(project_version())
     assert main(["9.9.9", "--dry-run"]) == 1
-    told = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert (
-        told
+        printed
         == f"error: VERSION is 9.9.9, but pyproject.toml says {project_version()}: change one\n"
     )
 

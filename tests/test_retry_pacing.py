@@ -1,4 +1,4 @@
-"""How fast a server is asked: turns, the limit on them, the price of retries, their waits."""
+"""The pace of requests: the limit on requests in flight, the budget of retries, and backoff."""
 
 import asyncio
 import math
@@ -25,12 +25,12 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
 
 
 async def settle() -> None:
-    """Every task goes on as far as it can."""
+    """Let every task run as far as it can."""
     for _ in range(5):
         await asyncio.sleep(0)
 
 
-def test_no_more_are_in_flight_than_the_limit_and_the_first_to_come_goes_first() -> None:
+def test_requests_in_flight_stay_within_the_limit_in_order_of_arrival() -> None:
     async def test() -> None:
         limit, went = AdaptiveLimit(2), []
 
@@ -53,7 +53,7 @@ def test_no_more_are_in_flight_than_the_limit_and_the_first_to_come_goes_first()
     run(test)
 
 
-def test_who_gives_up_waiting_takes_no_turn() -> None:
+def test_a_cancelled_wait_takes_no_place() -> None:
     async def test() -> None:
         limit = AdaptiveLimit(1)
         await limit.acquire()
@@ -68,13 +68,13 @@ def test_who_gives_up_waiting_takes_no_turn() -> None:
     run(test)
 
 
-def test_a_turn_given_to_one_who_is_cancelled_at_that_moment_goes_on_to_the_next() -> None:
+def test_a_place_of_a_task_that_is_cancelled_at_that_moment_goes_to_the_next() -> None:
     async def test() -> None:
         limit = AdaptiveLimit(1)
         await limit.acquire()
         first, second = (asyncio.create_task(limit.acquire()) for _ in range(2))
         await settle()
-        limit.release()  # the turn is the first one's, who has not run yet
+        limit.release()  # this gives the place to the first task, which has not run yet
         first.cancel()
         await asyncio.wait_for(second, 10)
         assert first.cancelled()
@@ -83,7 +83,7 @@ def test_a_turn_given_to_one_who_is_cancelled_at_that_moment_goes_on_to_the_next
     run(test)
 
 
-def test_the_limit_is_halved_once_for_requests_that_were_in_flight_together() -> None:
+def test_the_limit_is_halved_once_for_concurrent_requests() -> None:
     limit = AdaptiveLimit(8)
     limit.pushed_back(began=1.0, now=2.0)
     assert limit.limit == 4
@@ -96,7 +96,7 @@ def test_the_limit_is_halved_once_for_requests_that_were_in_flight_together() ->
     assert limit.limit == 1
 
 
-def test_the_limit_grows_by_one_for_as_many_answers_as_it_is_high() -> None:
+def test_a_limit_of_n_grows_by_one_per_n_answers() -> None:
     limit = AdaptiveLimit(8)
     limit.pushed_back(1.0, 2.0)
     for _ in range(4):
@@ -109,7 +109,7 @@ def test_the_limit_grows_by_one_for_as_many_answers_as_it_is_high() -> None:
     assert not limit.is_lowered
 
 
-def test_those_who_wait_go_when_the_limit_grows() -> None:
+def test_waiting_requests_are_sent_when_the_limit_grows() -> None:
     async def test() -> None:
         limit = AdaptiveLimit(2)
         limit.pushed_back(1.0, 2.0)
@@ -128,7 +128,7 @@ STEPS = st.sampled_from(["take", "end", "end", "cancel", "push"])
 
 
 @given(st.lists(st.tuples(STEPS, st.integers(0, 9))))
-def test_turns_are_never_lost_nor_doubled_whatever_happens(steps: list[tuple[str, int]]) -> None:
+def test_places_are_never_lost_or_duplicated(steps: list[tuple[str, int]]) -> None:
     async def test() -> None:
         limit, tasks = AdaptiveLimit(3), []
         held: list[asyncio.Task[None]] = []
@@ -154,7 +154,7 @@ def test_turns_are_never_lost_nor_doubled_whatever_happens(steps: list[tuple[str
             gone = [task for task in tasks if task.done()]
             held += [task for task in gone if not task.cancelled()]
             tasks = [task for task in tasks if not task.done()]
-            assert held or not tasks, "somebody waits though nobody has a turn"
+            assert held or not tasks, "a task waits although all places are free"
             if held:
                 held.pop()
                 limit.release()
@@ -164,19 +164,19 @@ def test_turns_are_never_lost_nor_doubled_whatever_happens(steps: list[tuple[str
     run(test)
 
 
-def test_retries_are_free_until_the_savings_are_spent_and_then_go_at_one_a_second() -> None:
+def test_retries_are_free_until_the_budget_is_spent_and_then_one_per_second() -> None:
     budget = RetryBudget(most=2, per_second=1)
     assert [budget.spend(10.0) for _ in range(4)] == [0, 0, 1, 2]
-    assert budget.spend(13.0) == 0  # three seconds paid the debt of two, and this one
+    assert budget.spend(13.0) == 0  # three seconds pay for the two owed retries and this one
     assert budget.spend(13.0) == 1
 
 
-def test_a_retry_that_can_wait_no_longer_goes_and_leaves_the_others_no_debt() -> None:
+def test_a_last_retry_does_not_delay_others() -> None:
     budget = RetryBudget(most=1)
     assert [budget.spend(10.0, most) for most in (5, 5, 0.5, 0.0, 5)] == [0, 1, 0.5, 0, 2]
 
 
-def test_two_good_answers_pay_a_retry_and_savings_have_a_limit() -> None:
+def test_two_good_answers_pay_for_a_retry_and_the_budget_has_a_limit() -> None:
     budget = RetryBudget(most=2, per_answer=0.5)
     for _ in range(100):
         budget.answered()
@@ -187,14 +187,14 @@ def test_two_good_answers_pay_a_retry_and_savings_have_a_limit() -> None:
     assert [budget.spend(1_000.0) for _ in range(3)] == [0, 0, 1]
 
 
-def test_waits_double_with_full_jitter_up_to_the_longest() -> None:
+def test_waits_double_with_full_jitter_up_to_a_limit() -> None:
     for attempt, ceiling in ((0, FIRST_BACKOFF), (3, 8 * FIRST_BACKOFF), (99, LONGEST_BACKOFF)):
         waits = [backoff(attempt) for _ in range(500)]
         assert 0 <= min(waits) < ceiling / 10
         assert ceiling * 0.9 < max(waits) <= ceiling
 
 
-def test_what_the_server_asks_for_is_waited_at_least_and_not_by_all_alike() -> None:
+def test_retry_after_is_the_shortest_wait_and_waits_differ() -> None:
     waits = {backoff(0, 7.0) for _ in range(50)}
     assert min(waits) >= 7
     assert max(waits) <= 7 + FIRST_BACKOFF

@@ -1,4 +1,4 @@
-"""A test has the tier of the most expensive thing that it uses, and may use nothing beyond."""
+"""A test has the tier of the most expensive thing that it uses, and may not exceed its tier."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ def starts_a_process() -> None:
 
 
 class Scores:
-    """What a test reaches through a method of its own helper."""
+    """A helper of a test that runs a pipeline in a property."""
 
     @property
     def total(self) -> int:
@@ -36,7 +36,7 @@ def test_a_pipeline_in_a_helper_of_the_test_counts(request: pytest.FixtureReques
     assert isinstance(Scores, type)
 
 
-def test_a_command_that_is_run_here_counts(
+def test_a_command_that_runs_in_this_process_counts(
     request: pytest.FixtureRequest, run_command: object
 ) -> None:
     assert tier_of(request.node) == "beam"
@@ -65,7 +65,7 @@ def test_a_process_in_a_fast_tier_fails_the_test(tier: str) -> None:
     starts_a_process()
 
 
-def test_a_pipeline_in_a_pure_test_fails_it() -> None:
+def test_a_pipeline_in_a_pure_test_fails_the_test() -> None:
     pipeline = beam.Pipeline()
     _ = pipeline | beam.Create([1])
     with confined("pure"), pytest.raises(pytest.fail.Exception, match="runs a pipeline"):

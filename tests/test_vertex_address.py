@@ -1,4 +1,4 @@
-"""Which URL an endpoint's predictions are asked from, however the endpoint is called."""
+"""The URL for predictions of an endpoint, found by its full name, its id or its display name."""
 
 import pickle
 import threading
@@ -27,7 +27,7 @@ def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def api(answer: Callable[[str], Answer]) -> Iterator[str]:
-    """What the Vertex AI API answers for a path -> its address."""
+    """Run a Vertex AI API in the block that answers each path, and yield its address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -77,13 +77,13 @@ def test_an_endpoint_is_found_by_its_full_name_its_id_and_its_display_name(endpo
         assert by_name(endpoint, server.url) == server.predict_url
 
 
-def test_a_full_name_needs_no_project_and_goes_before_one() -> None:
+def test_a_full_name_needs_no_project_and_overrides_one() -> None:
     with faulty_endpoint(lambda rows: rows) as server:
         assert url_of(NAME, server.url) == server.predict_url
         assert url_of(NAME, server.url, project="x", location="y") == server.predict_url
 
 
-def test_a_display_name_is_asked_for_by_a_filter() -> None:
+def test_a_display_name_is_looked_up_with_a_filter() -> None:
     asked = []
 
     def answer(path: str) -> Answer:
@@ -97,22 +97,27 @@ def test_a_display_name_is_asked_for_by_a_filter() -> None:
     assert parse_qs(url.query) == {"filter": [f'display_name="{DISPLAY_NAME}"']}
 
 
-def test_several_endpoints_of_a_display_name_are_told_by_their_full_names() -> None:
+def test_several_endpoints_of_a_display_name_are_reported_with_their_full_names() -> None:
     other = RESOURCE | {"name": NAME[:-1] + "2"}
     with api(lambda _: {"endpoints": [RESOURCE, other]}) as service:
-        told = failure(DISPLAY_NAME, service)
-    assert f"2 endpoints have that display name ({NAME}, {NAME[:-1]}2)" in told
+        message = failure(DISPLAY_NAME, service)
+    assert f"2 endpoints have that display name ({NAME}, {NAME[:-1]}2)" in message
 
 
-def test_a_display_name_that_none_has_is_told_with_the_nearest() -> None:
+def test_an_unknown_display_name_is_reported_with_a_similar_one() -> None:
     with api(lambda _: {"endpoints": [RESOURCE]}) as service:
-        told = failure("pytorch-autoencoder-endpiont", service)
-    assert f"none of that display name in us-central1 (nearest: {DISPLAY_NAME})" in told
+        message = failure("pytorch-autoencoder-endpiont", service)
+    assert (
+        "has no endpoint with that display name in us-central1 "
+        f"(did you mean '{DISPLAY_NAME}'?)" in message
+    )
     with api(lambda _: {}) as service:
-        assert "project demo-project has none of that display name" in failure("x", service)
+        assert "project demo-project has no endpoint with that display name in" in failure(
+            "x", service
+        )
 
 
-def test_a_dedicated_endpoint_has_a_host_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dedicated_endpoint_has_its_own_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vertex, "credentials", lambda: None)
     host = "1.us-central1-7.prediction.vertexai.goog"
     dedicated = RESOURCE | {"dedicatedEndpointEnabled": True, "dedicatedEndpointDns": host}
@@ -127,53 +132,55 @@ def test_a_private_endpoint_has_a_url_in_the_network() -> None:
         assert by_name("1", service) == uri
 
 
-def test_behind_private_service_connect_the_address_has_to_be_given() -> None:
+def test_behind_private_service_connect_the_address_is_required() -> None:
     behind = RESOURCE | {"privateServiceConnectConfig": {"enablePrivateServiceConnect": True}}
     with api(lambda _: behind) as service:
-        assert "give its address in your network as --endpoint_url" in failure("1", service)
-    # So that it is not even asked for.
+        assert "pass its address in your network as --endpoint_url" in failure("1", service)
+    # With an address, the service is not called.
     url = url_of(NAME, service, url="http://10.1.2.3")
     assert url == f"http://10.1.2.3/v1/{NAME}:predict"
 
 
-def test_an_address_where_nothing_is_found_is_told_with_the_flag_that_gave_it() -> None:
+def test_an_address_without_an_endpoint_is_reported_with_its_flag() -> None:
     with faulty_endpoint(lambda rows: rows, lambda _: refusal(404)) as server:
         for endpoint in (None, NAME):
             address = EndpointAddress(endpoint=endpoint, url=f"{server.url}/folder")
             client = address.connect()
             with pytest.raises(EndpointError) as raised:
                 client.run(client.post(b'{"instances":[1]}', len))
-            asked = f"; check --endpoint_url ({client.url} was asked), and that a model is deployed"
+            asked = (
+                f"; check --endpoint_url ({client.url} was requested), and that a model is deployed"
+            )
             assert asked in str(raised.value)
             client.close()
 
 
 @pytest.mark.parametrize(
-    ("answer", "told"),
+    ("answer", "message"),
     [
         ((403, refusal(403, "denied").body), "403 Forbidden: denied; grant the account the role"),
         ((404, refusal(404, "no such").body), "404 Not Found: no such; check the name, --endpoint"),
         ((401, refusal(401).body), "401 Unauthorized: Unauthorized; log in again"),
-        ((404, HTML_PAGE), "404 Not Found: a page of HTML; check"),
-        ((503, b""), "503 Service Unavailable; look at the service"),
-        ((200, HTML_PAGE), "answers no object of JSON: is it the Vertex AI API?"),
-        ((200, b"[1]"), "answers no object of JSON: is it the Vertex AI API?"),
+        ((404, HTML_PAGE), "404 Not Found: an HTML page; check"),
+        ((503, b""), "503 Service Unavailable; check the service"),
+        ((200, HTML_PAGE), "did not return a JSON object: is it the Vertex AI API?"),
+        ((200, b"[1]"), "did not return a JSON object: is it the Vertex AI API?"),
         ({**RESOURCE, "deployedModels": []}, "endpoint 1: no model is deployed there; deploy one"),
         ({"name": NAME}, "endpoint 1: no model is deployed there; deploy one"),
     ],
 )
-def test_what_the_api_refuses_is_told_in_a_line(answer: Answer, told: str) -> None:
+def test_errors_of_the_api_are_reported_in_one_line(answer: Answer, message: str) -> None:
     with api(lambda _: answer) as service:
-        assert told in failure("1", service)
+        assert message in failure("1", service)
 
 
-def test_the_api_is_asked_again_where_it_is_busy() -> None:
+def test_a_lookup_is_retried_if_the_api_is_busy() -> None:
     answers = [(429, b""), (503, b""), RESOURCE]
     with api(lambda _: answers.pop(0)) as service:  # type: ignore[arg-type,return-value]
         assert by_name("1", service) == f"{service}/v1/{NAME}:predict"
 
 
-def test_an_api_that_cannot_be_reached_is_told() -> None:
+def test_an_api_that_cannot_be_reached_is_reported() -> None:
     assert failure("1", "http://nowhere.invalid") == (
         "endpoint 1: nowhere.invalid cannot be found (DNS)"
     )
@@ -197,35 +204,37 @@ def test_an_api_that_cannot_be_reached_is_told() -> None:
         ("fraud", "http://h", "http://h/predict"),
     ],
 )
-def test_a_url_is_taken_as_it_is_meant(endpoint: str | None, url: str, expected: str) -> None:
+def test_the_path_for_predictions_is_added_to_a_url_if_it_is_missing(
+    endpoint: str | None, url: str, expected: str
+) -> None:
     assert url_of(endpoint, url=url) == expected
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "message"),
     [
         ({}, "expected --endpoint, --endpoint_url, or both"),
         ({"url": "localhost:80"}, "--endpoint_url localhost:80: expected http://... or https"),
         ({"endpoint": "projects/p/endpoints/1"}, "expected projects/PROJECT/locations/LOCATION/"),
-        ({"endpoint": "1"}, "give --endpoint_project and --endpoint_location too"),
+        ({"endpoint": "1"}, "pass --endpoint_project and --endpoint_location too"),
         ({"endpoint": "fraud", "project": "p"}, "--endpoint fraud is an id or a display name"),
         (
             {"endpoint": "fraud", "project": "p", "location": "us-centrall1"},
-            "--endpoint_location: 'us-centrall1': expected a region .*nearest: us-central1",
+            "--endpoint_location: 'us-centrall1': expected a region .*did you mean 'us-central1'",
         ),
     ],
 )
-def test_an_address_that_says_too_little_is_refused(fields: Any, told: str) -> None:
-    with pytest.raises(UsageError, match=told.replace("/", "\\/").replace("...", ".*")):
+def test_an_incomplete_address_is_refused(fields: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message.replace("/", "\\/").replace("...", ".*")):
         EndpointAddress(**fields)
 
 
-def test_an_address_travels() -> None:
+def test_an_address_can_be_pickled() -> None:
     address = EndpointAddress(endpoint="fraud", project="p", location="l")
     assert pickle.loads(pickle.dumps(address)) == address
 
 
-def test_tokens_go_to_google_alone_and_never_without_encryption(
+def test_tokens_are_sent_only_to_google_and_only_encrypted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(vertex, "credentials", lambda: "a token")

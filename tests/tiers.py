@@ -1,4 +1,4 @@
-"""The tier of each test, by what it costs: found from its fixtures and from what it refers to."""
+"""Finds the tier of each test, by cost, from its fixtures and from the names that it uses."""
 
 import inspect
 import os
@@ -17,22 +17,22 @@ import apache_beam as beam
 import pytest
 
 TIERS = {
-    "pure": "no runner of Beam and no other process",
-    "beam": "pipelines in this process",
-    "emulators": "the servers that stand in for Google Cloud",
+    "pure": "runs no Beam pipeline and starts no process",
+    "beam": "runs pipelines in this process",
+    "emulators": "needs the stand-ins for Google Cloud",
     "process": "starts processes",
-    "bench": "of the programs in benchmarks/",
+    "bench": "tests the programs in benchmarks/",
 }
 FAST = ("pure", "beam")
 TESTS = Path(__file__).parent
 EMULATORS = {"emulators", "stream_emulators"}
 PROCESSES = {"subprocess", "multiprocessing"}
-# What runs a pipeline without a name of Beam in the test.
+# These functions run a pipeline, although the test names nothing of Beam.
 RUNS_BEAM = {"pipelines.command.main", "pipelines.command.run_command"}
 
 
 def tier_of(item: pytest.Function) -> str:
-    """A collected test -> the most expensive tier of which there is evidence."""
+    """Return the most expensive tier for which a collected test gives evidence."""
     if item.path.name.startswith("test_benchmark_"):
         return "bench"
     if uses_emulators(item):
@@ -47,14 +47,14 @@ def tier_of(item: pytest.Function) -> str:
 
 
 def uses_emulators(item: pytest.Function) -> bool:
-    """Whether a test needs the servers that stand in for Google Cloud."""
-    # A fixture may take them where its parameter says so.
+    """Return whether a test needs the stand-ins for Google Cloud."""
+    # Some fixtures request them only if a parameter names them.
     parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
     return any(name in EMULATORS for name in (*item.fixturenames, *map(str, parameters)))
 
 
 def functions_of(item: pytest.Function) -> Iterator[Any]:
-    """A collected test -> its function and those of its fixtures."""
+    """Yield the function of a collected test and the functions of its fixtures."""
     yield item.function
     for definitions in item._fixtureinfo.name2fixturedefs.values():
         for definition in definitions:
@@ -62,7 +62,7 @@ def functions_of(item: pytest.Function) -> Iterator[Any]:
 
 
 def references(functions: Iterable[Any]) -> Iterator[str]:
-    """Functions -> the full names of what they refer to, through what else the tests define."""
+    """Yield the full names that functions use, also through other code of the tests."""
     waiting, seen = list(functions), set()
     while waiting:
         value = waiting.pop()
@@ -76,21 +76,21 @@ def references(functions: Iterable[Any]) -> Iterator[str]:
 
 
 def is_of_tests(value: Any) -> bool:
-    """Whether the tests define a function or class."""
+    """Return whether a function or class is defined in the tests."""
     file = getattr(sys.modules.get(value.__module__), "__file__", None)
     return file is not None and Path(file).parent == TESTS
 
 
 def parts(kind: type) -> Iterator[Any]:
-    """A class -> its bases and its methods."""
+    """Yield the bases and methods of a class."""
     yield from kind.__bases__
     for value in vars(kind).values():
         yield getattr(value, "fget", getattr(value, "__func__", value))
 
 
 def used(function: types.FunctionType) -> Iterator[Any]:
-    """A function -> the values that its code names."""
-    # A property test of Hypothesis, and what functools.wraps has covered.
+    """Yield the values that the code of a function names."""
+    # Unwrap property tests of Hypothesis and functions under functools.wraps.
     property_test = getattr(function, "hypothesis", None)
     function = inspect.unwrap(property_test.inner_test if property_test else function)
     for name in names_of(function.__code__):
@@ -100,7 +100,7 @@ def used(function: types.FunctionType) -> Iterator[Any]:
 
 
 def names_of(code: types.CodeType) -> Iterator[str]:
-    """A function's code -> the names in it, and in the functions and classes inside it."""
+    """Yield the names in a function's code and in the functions and classes inside it."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
@@ -109,16 +109,16 @@ def names_of(code: types.CodeType) -> Iterator[str]:
 
 @contextmanager
 def confined(tier: str) -> Iterator[list[str]]:
-    """A tier -> a block where what only a more expensive tier does fails; what was tried in it.
+    """Fail everything in the block that only a more expensive tier may do.
 
-    The list is for a failure that the code under test catches.
+    Yield a list of these failures, because the code under test may catch them.
     """
     tried: list[str] = []
 
     def forbid(owner: Any, name: str, deed: str) -> None:
         def fail(*_: Any, **__: Any) -> NoReturn:
             tried.append(f"this test {deed}, but tests/tiers.py found it to be `{tier}`")
-            # Whoever waits for a thread would wait forever for one that failed here.
+            # The main thread would wait forever for a thread that failed here.
             main = threading.main_thread()
             if main.ident and main is not threading.current_thread():
                 signal.pthread_kill(main.ident, signal.SIGUSR1)

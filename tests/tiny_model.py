@@ -1,4 +1,4 @@
-"""A model small enough to check by hand, with rows that it fails on."""
+"""A model that is small enough to check by hand, and that fails on some rows."""
 
 import hashlib
 from collections.abc import Callable
@@ -10,7 +10,10 @@ from model_handlers.manifest import Manifest
 
 
 class Tiny(torch.nn.Module):
-    """Sum of a row and its first two values; fails on a = -7, answers NaN to b = -7."""
+    """A model that returns the sum of a row and its first two values.
+
+    It raises an error if a is -7, and returns NaN as the sum if b is -7.
+    """
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if bool((x[:, 0] == -7).any()):
@@ -20,7 +23,7 @@ class Tiny(torch.nn.Module):
 
 
 def write_tiny(folder: Path, make_manifest: Callable[..., Manifest]) -> Manifest:
-    """An empty folder -> the manifest of the package of Tiny that is then in it."""
+    """Write a package with Tiny into an empty folder and return its manifest."""
     torch.jit.script(Tiny()).save(str(folder / "model.pt"))
     manifest = make_manifest(sha256=hashlib.sha256((folder / "model.pt").read_bytes()).hexdigest())
     (folder / "model.json").write_text(manifest.to_json())

@@ -1,4 +1,4 @@
-"""Airflow on this machine, with Google's APIs and the emulators beside it."""
+"""A local Airflow, with local servers for Google's APIs and the emulators."""
 
 # ruff: noqa: E402
 import json
@@ -19,7 +19,7 @@ from examples.local_cloud import LocalCloud, local_cloud
 
 HOME = tempfile.TemporaryDirectory(prefix="airflow-")
 DAGS = Path(__file__).parent.parent / "dags"
-# Airflow reads them when it is imported.
+# Airflow reads these variables when it is imported.
 os.environ |= {
     "AIRFLOW_HOME": HOME.name,
     "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS),
@@ -42,12 +42,12 @@ IS_AIRFLOW_2 = airflow_version.startswith("2.")
 @pytest.fixture(scope="session", autouse=True)
 def _database() -> None:
     if IS_AIRFLOW_2:
-        # Its tables refer to those of users, which only the web server loads.
+        # Airflow's tables refer to the tables of users, which only the web server loads.
         import airflow.providers.fab.auth_manager.models  # noqa: F401
     command = [sys.executable, "-m", "airflow", "db", "migrate"]
     subprocess.run(command, check=True, capture_output=True, cwd=HOME.name)
     if IS_AIRFLOW_2:
-        # Airflow 3 does so itself before it runs a DAG.
+        # Airflow 3 does this itself before it runs a DAG.
         parse().sync_to_db()
 
 
@@ -61,7 +61,7 @@ def emulators(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCloud]:
 
 @pytest.fixture
 def world(emulators: LocalCloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """The hooks of Airflow and the DAGs' own calls, pointed at servers of this machine."""
+    """Local servers that the hooks of Airflow and the DAGs' own calls use."""
     from airflow.providers.google.cloud.hooks import dataflow as hooks
     from google.auth.credentials import AnonymousCredentials
     from google.cloud.dataflow_v1beta3 import JobsV1Beta3Client
@@ -72,9 +72,9 @@ def world(emulators: LocalCloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wo
 
     services = (Templates(emulators.environ()), Metrics(), Alerts())
     with google_api(*services) as google:
-        made = World(emulators, google, *services)
-        monkeypatch.setattr(calls, "build", made.build)
-        monkeypatch.setattr(hooks, "build", made.build)
+        world = World(emulators, google, *services)
+        monkeypatch.setattr(calls, "build", world.build)
+        monkeypatch.setattr(hooks, "build", world.build)
 
         async def client(*_: Any) -> RestJobs:
             transport = JobsV1Beta3RestTransport(
@@ -83,11 +83,11 @@ def world(emulators: LocalCloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wo
             return RestJobs(JobsV1Beta3Client(transport=transport))
 
         monkeypatch.setattr(hooks.AsyncDataflowHook, "initialize_client", client)
-        yield made
+        yield world
 
 
 def parse() -> Any:
-    """Nothing -> the DAGs, parsed anew: Airflow keeps the params of one run in the DAG."""
+    """Parse the DAGs again, because Airflow keeps the params of one run in the DAG."""
     try:
         from airflow.dag_processing.dagbag import DagBag
     except ImportError:
@@ -102,12 +102,12 @@ def dag_bag() -> Any:
 
 @pytest.fixture
 def run_dag() -> Callable[..., Any]:
-    """A DAG's id, a date and conf -> the states of its tasks, and of the run as `run`."""
+    """A function that runs a DAG, and returns the states of its tasks and, as `run`, of the run."""
 
     def run(dag_id: str, moment: datetime, **conf: Any) -> dict[str, str]:
         dag = parse().dags[dag_id]
         for task in dag.tasks:
-            # Retries and looks at jobs are real, without the wait.
+            # Retries and polls are real, but do not wait.
             task.retry_delay, task.retry_exponential_backoff = timedelta(0), False
             task.poll_sleep = 0
         date = {"execution_date" if IS_AIRFLOW_2 else "logical_date": moment}

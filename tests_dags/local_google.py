@@ -1,4 +1,4 @@
-"""Google's APIs as the DAGs see them: the emulators, and servers of this machine."""
+"""Local servers for the Google APIs that the DAGs use: the emulators and scripted services."""
 
 import os
 import subprocess
@@ -17,14 +17,14 @@ from examples.local_cloud import LocalCloud
 
 ROOT = Path(__file__).parent.parent
 PROJECT, REGION = "millrace-test", "us-central1"
-# Where the pipelines are installed: Airflow's environment has no torch.
+# The Python with the pipelines. Airflow's environment does not have torch.
 PIPELINE_PYTHON = os.environ.get("MILLRACE_PYTHON", str(ROOT / ".venv/bin/python"))
 
 
 class Templates(Dataflow):
-    """Dataflow whose Flex Templates really run their pipeline, in a process of its own.
+    """A Dataflow service that runs the pipeline of a Flex Template in a new process.
 
-    runs: whether they do. Jobs end as the processes did.
+    The job ends in the same state as the process. If `runs` is False, nothing runs.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
@@ -34,9 +34,9 @@ class Templates(Dataflow):
     def flex_templates_launch(self, call: Call) -> dict[str, Any]:
         answer = super().flex_templates_launch(call)
         if self.runs:
-            asked = call.body["launchParameter"]
-            given = {**asked["parameters"], "project": PROJECT}
-            given["temp_location"] = asked["environment"]["tempLocation"]
+            launch = call.body["launchParameter"]
+            given = {**launch["parameters"], "project": PROJECT}
+            given["temp_location"] = launch["environment"]["tempLocation"]
             flags = [f"--{name}={value}" for name, value in given.items()]
             done = subprocess.run(
                 [PIPELINE_PYTHON, "-m", "pipelines.batch_local", *flags],
@@ -53,7 +53,7 @@ class Templates(Dataflow):
 
 
 class Alerts(Service):
-    """Pub/Sub, as far as it takes messages."""
+    """A Pub/Sub service that only accepts messages."""
 
     document = "pubsub.v1"
 
@@ -67,7 +67,7 @@ class Alerts(Service):
 
 
 class Metrics(Monitoring):
-    """values: by metric and the value of the label that is asked for."""
+    """A Cloud Monitoring service whose values are set by metric and by the value of a label."""
 
     def time_series_list(self, call: Call) -> dict[str, Any]:
         metric, label = call.values["filter"].split(" AND ")
@@ -79,14 +79,14 @@ class Metrics(Monitoring):
 
 
 class World:
-    """What a DAG sees of Google Cloud."""
+    """The services of Google Cloud that the DAGs use."""
 
     def __init__(self, emulators: LocalCloud, google: GoogleApi, *services: Any) -> None:
         self.emulators, self.google = emulators, google
         self.templates, self.metrics, self.alerts = services
 
     def build(self, service: str, version: str, **given: Any) -> Any:
-        """As googleapiclient's, of the servers here."""
+        """Build a client like googleapiclient's, but for the local servers."""
         endpoints = self.emulators.endpoints
         address = {
             "storage": f"{endpoints.storage}/storage/v1/",
@@ -95,7 +95,7 @@ class World:
         return build(service, version, **given | {"client_options": {"api_endpoint": address}})
 
     def launched(self) -> list[dict[str, Any]]:
-        """What was asked of templates."""
+        """Return the launch parameters of all launched templates."""
         return [
             call.body["launchParameter"]
             for call in self.google.calls
@@ -104,7 +104,7 @@ class World:
 
 
 class RestJobs:
-    """Dataflow's asynchronous client, which speaks gRPC, as the local server understands it."""
+    """A replacement for Dataflow's asynchronous gRPC client that uses the local REST server."""
 
     def __init__(self, client: Any) -> None:
         self._client = client

@@ -1,4 +1,4 @@
-"""The DAGs in a real Airflow: parsed alone, and run against servers of this machine."""
+"""The DAGs in a real Airflow: parsed without this project, and run against local servers."""
 
 import base64
 import json
@@ -31,7 +31,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(
     example: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, Any]:
-    """The Variable; tests that change it write it again."""
+    """The settings in the Variable. A test that changes them must set the Variable again."""
     name = request.node.name.replace("_", "-")[:30].rstrip("-")
     found = {
         "project": PROJECT,
@@ -55,7 +55,7 @@ def settings(
 
 @pytest.fixture
 def day(request: pytest.FixtureRequest) -> datetime:
-    """A logical date of the test's own, later than those before: Airflow keeps their runs."""
+    """A logical date later than those of earlier tests, because Airflow keeps their runs."""
     return datetime(2026, 3, 1, 5, tzinfo=UTC) + timedelta(
         days=2 * request.session.items.index(request.node)
     )
@@ -71,8 +71,8 @@ def alerts(world: World) -> list[str]:
     return [base64.b64decode(m["data"]).decode() for m in world.alerts.published]
 
 
-def test_the_folder_alone_is_enough(tmp_path: Path) -> None:
-    # As Composer has it: the dags folder, and nothing of this project installed.
+def test_the_dags_folder_is_enough_to_parse_the_dags(tmp_path: Path) -> None:
+    # Composer has only the dags folder. The project is not installed there.
     shutil.copytree(ROOT / "dags", tmp_path / "dags")
     code = (
         "import sys; sys.path.insert(0, 'dags')\n"
@@ -120,7 +120,7 @@ def test_tasks_follow_each_other_as_documented(dag_bag: Any) -> None:
 
 
 @pytest.mark.usefixtures("settings")
-def test_a_days_rows_are_scored_once_however_often_the_day_is_run(
+def test_repeated_runs_of_a_day_score_its_rows_once(
     world: World,
     settings: dict[str, Any],
     run_dag: Run,
@@ -143,7 +143,7 @@ def test_a_days_rows_are_scored_once_however_often_the_day_is_run(
     first, second = world.launched()
     assert first["parameters"]["run_id"] == f"{settings['name']}-{day:%Y%m%dT%H%M%SZ}"
     assert first["parameters"] == second["parameters"]
-    # Of 2,000 rows of the example 20 are faulty.
+    # 20 of the 2,000 rows of the example are faulty.
     assert rows(world, settings) == 1_980
     assert alerts(world) == []
 
@@ -161,13 +161,13 @@ def test_the_gate_stops_a_run_with_too_many_dead_letters(
         "alert": "success",
         "run": "failed",
     }
-    (told,) = alerts(world)
-    assert told.startswith("expected at most 0.10% dead letters, got 1.00% (20 of 2,000;")
-    # The scores are there; nobody was told to use them.
+    (message,) = alerts(world)
+    assert message.startswith("expected at most 0.10% dead letters, got 1.00% (20 of 2,000;")
+    # The scores are in the table, but no DAG was triggered.
     assert rows(world, settings) == 1_980
 
 
-def test_the_gate_stops_scores_that_moved_from_the_last_good_run(
+def test_the_gate_stops_scores_that_shifted_since_the_last_good_run(
     world: World, settings: dict[str, Any], run_dag: Run, day: datetime
 ) -> None:
     assert run_dag("millrace_scoring", day)["run"] == "success"
@@ -177,12 +177,12 @@ def test_the_gate_stops_scores_that_moved_from_the_last_good_run(
         parameters={"score_output": "denormalized_MAE"},
     )
     assert (states["score"], states["gate"]) == ("success", "failed")
-    (told,) = alerts(world)
+    (message,) = alerts(world)
     name = f"{settings['name']}-{day:%Y%m%dT%H%M%SZ}"
-    assert told.startswith(f"expected a mean score within 0.5 standard deviations of run {name}")
+    assert message.startswith(f"expected a mean score within 0.5 standard deviations of run {name}")
 
 
-def test_a_job_that_fails_is_tried_again_and_told_in_dataflows_words(
+def test_a_job_that_fails_is_retried_and_reported_with_dataflows_message(
     world: World, settings: dict[str, Any], run_dag: Run, day: datetime
 ) -> None:
     states = run_dag("millrace_scoring", day, parameters={"model": "gs://bucket/nowhere/"})
@@ -195,15 +195,15 @@ def test_a_job_that_fails_is_tried_again_and_told_in_dataflows_words(
     names = [launch["jobName"] for launch in world.launched()]
     stem = f"pytorch-batch-{settings['name']}-{day:%Y%m%dt%H%M%S}"
     assert names == [f"{stem}-1", f"{stem}-2", f"{stem}-3"]
-    (told,) = alerts(world)
-    assert "expected JOB_STATE_DONE, got JOB_STATE_FAILED: " in told
-    assert "gs://bucket/nowhere/" in told
+    (message,) = alerts(world)
+    assert "expected JOB_STATE_DONE, got JOB_STATE_FAILED: " in message
+    assert "gs://bucket/nowhere/" in message
 
 
-def test_a_job_of_an_earlier_try_is_found_again(
+def test_the_job_of_an_earlier_try_is_used_again(
     world: World, settings: dict[str, Any], run_dag: Run, day: datetime
 ) -> None:
-    # Written by a job whose task lost its machine right after the launch.
+    # The task of the first job lost its machine right after the launch.
     assert run_dag("millrace_scoring", day)["run"] == "success"
     world.templates._last = "DONE"
     stem = f"pytorch-batch-{settings['name']}-{day:%Y%m%dt%H%M%S}"
@@ -212,7 +212,7 @@ def test_a_job_of_an_earlier_try_is_found_again(
     assert len(world.launched()) == 1
 
 
-def test_who_cancels_a_job_gets_no_other(
+def test_a_cancelled_job_is_not_started_again(
     world: World, settings: dict[str, Any], run_dag: Run, day: datetime
 ) -> None:
     world.templates.runs = False
@@ -222,7 +222,7 @@ def test_who_cancels_a_job_gets_no_other(
     assert "got JOB_STATE_CANCELLED" in alerts(world)[0]
 
 
-def test_wrong_settings_are_told_before_anything_is_launched(
+def test_wrong_settings_are_reported_before_anything_is_launched(
     world: World,
     settings: dict[str, Any],
     run_dag: Run,
@@ -239,7 +239,7 @@ STREAM = "pytorch-streaming-fraud"
 
 @pytest.fixture
 def stream(world: World, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A streaming job that is well, and the Variable that names it."""
+    """A healthy streaming job, and the Variable that names it."""
     variable = {
         "project": PROJECT,
         "region": REGION,
@@ -266,23 +266,25 @@ def count(world: World, job: dict[str, Any], received: int, dead: int) -> None:
     ]
 
 
-def test_a_stream_that_is_well_raises_no_alarm(
+def test_a_healthy_stream_sends_no_alert(
     world: World, stream: dict[str, Any], run_dag: Run, day: datetime
 ) -> None:
     assert run_dag("millrace_streams", day)["run"] == "success"
     assert alerts(world) == []
 
 
-def test_a_stream_that_lags_is_told(
+def test_a_stream_that_lags_sends_an_alert(
     world: World, stream: dict[str, Any], run_dag: Run, day: datetime
 ) -> None:
     world.metrics.values_by_metric["dataflow.googleapis.com/job/system_lag"][STREAM] = 500
     assert run_dag("millrace_streams", day)["run"] == "failed"
-    (told,) = alerts(world)
-    assert told.startswith(f"{STREAM}: expected a system lag in seconds of at most 120, got 500:")
+    (message,) = alerts(world)
+    assert message.startswith(
+        f"{STREAM}: expected a system lag in seconds of at most 120, got 500:"
+    )
 
 
-def test_a_stream_that_ended_is_told(
+def test_a_stream_that_ended_sends_an_alert(
     world: World, stream: dict[str, Any], run_dag: Run, day: datetime
 ) -> None:
     stream["currentState"] = "JOB_STATE_FAILED"
@@ -290,7 +292,7 @@ def test_a_stream_that_ended_is_told(
     assert alerts(world)[0].startswith(f"{STREAM}: expected a running job, found none")
 
 
-def test_dead_letters_are_judged_since_the_last_look(
+def test_dead_letters_count_since_the_last_check(
     world: World, stream: dict[str, Any], run_dag: Run, day: datetime
 ) -> None:
     assert run_dag("millrace_streams", day)["run"] == "success"

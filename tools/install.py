@@ -1,10 +1,10 @@
-"""Makes a virtual environment of the Python that runs this, and installs into it with uv.
+"""Creates a virtual environment for the Python that runs this script, and installs into it with uv.
 
 python3.11 tools/install.py --torch cpu .venv -c constraints.txt -e '.[dev]'
 
-The words after the folder are arguments of `pip install`. Where uv is not on the path, pip fetches
-the version that constraints.txt pins into .uv. Where that fails, pip installs everything.
-The variable TORCH_INDEX names another index for torch's CPU build than PyTorch's own.
+The words after the folder are arguments of `pip install`. If uv is not on the path, pip fetches the
+version that constraints.txt pins into .uv. If that fails too, pip installs everything. Set
+TORCH_INDEX to install torch's CPU build from another index than PyTorch's own.
 """
 
 import argparse
@@ -27,18 +27,18 @@ FROM_PIP = {"index-url": "UV_DEFAULT_INDEX", "cert": "SSL_CERT_FILE"}
 
 
 def say(text: str) -> None:
-    """Prints a line at once, in its place among those of uv and pip."""
+    """Print a line at once, so that it appears in order with the output of uv and pip."""
     print(text, flush=True)
 
 
 def pinned(package: str) -> str:
-    """A package -> its requirement in constraints.txt, as in `torch==2.13.0`."""
+    """Return the requirement of a package in constraints.txt, for example `torch==2.13.0`."""
     lines = Path("constraints.txt").read_text().splitlines()
     return next(line for line in lines if line.startswith(f"{package}=="))
 
 
 def runs(program: str | Path) -> bool:
-    """Whether a program runs; pyenv puts names on the path that only print an error."""
+    """Return whether a program runs. Some that pyenv puts on the path only print an error."""
     try:
         return (
             subprocess.run([program, "--version"], capture_output=True, check=False).returncode == 0
@@ -48,7 +48,11 @@ def runs(program: str | Path) -> bool:
 
 
 def pip_settings(pip: list[str]) -> dict[str, str]:
-    """How pip runs -> the variables that say to uv what pip is configured to use."""
+    """Return the variables that make uv use the configured index and certificates of pip.
+
+    Args:
+        pip: The command that runs pip.
+    """
     done = subprocess.run([*pip, "config", "list"], capture_output=True, text=True, check=False)
     settings = {}
     for section in ("global", "install", ":env:"):
@@ -60,7 +64,11 @@ def pip_settings(pip: list[str]) -> dict[str, str]:
 
 
 def find_uv(pip: list[str]) -> str:
-    """How pip runs -> the path of uv, which pip fetches where it is missing; '' if that fails."""
+    """Return the path of uv, which pip fetches if it is missing, or '' if that fails.
+
+    Args:
+        pip: The command that runs pip.
+    """
     found = shutil.which("uv")
     if found and runs(found):
         return found
@@ -70,7 +78,7 @@ def find_uv(pip: list[str]) -> str:
     if runs(uv):
         return str(uv)
     say(f"fetching {requirement} into .uv")
-    # Building uv needs a Rust compiler, and takes longer than pip's installation of everything.
+    # Building uv needs a Rust compiler, and takes longer than installing everything with pip.
     options = ["--only-binary", ":all:", "--no-deps", "--upgrade", "--target", str(folder)]
     done = subprocess.run(
         [*pip, "install", "--quiet", *options, requirement],
@@ -81,12 +89,12 @@ def find_uv(pip: list[str]) -> str:
     if runs(uv):
         return str(uv)
     reason = (done.stderr.strip() or "it does not run here").splitlines()[-1]
-    say(f"uv cannot be fetched ({reason}); pip installs instead, which may take minutes")
+    say(f"cannot fetch uv ({reason}); installing with pip, which may take minutes")
     return ""
 
 
 def why_not(index: str) -> str:
-    """The address of an index -> why torch cannot be installed from it, '' if it can."""
+    """Return why torch cannot be installed from an index, or '' if it can."""
     reason = f"no answer within {PATIENCE_S} s"
 
     def ask() -> None:
@@ -101,7 +109,7 @@ def why_not(index: str) -> str:
         except (OSError, ValueError, HTTPException) as error:
             reason = str(getattr(error, "reason", error))
 
-    # In a thread of its own, because no timeout limits the lookup of a host name.
+    # A separate thread, because no timeout limits the lookup of a host name.
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(PATIENCE_S)
@@ -109,7 +117,7 @@ def why_not(index: str) -> str:
 
 
 class Installer:
-    """Installs into the environment of a folder: with uv, or with pip where there is no uv."""
+    """Installs packages into the environment in a folder, with uv or else with pip."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -118,9 +126,14 @@ class Installer:
         self.environment = pip_settings(self.pip) | os.environ
 
     def install(self, *words: str, index: str = "") -> None:
-        """Arguments of `pip install` -> installs from `index`, or from the configured one.
+        """Install packages.
 
-        Raises CalledProcessError when pip fails as well; uv and pip print why.
+        Args:
+            *words: Arguments of `pip install`.
+            index: The index to install from, by default the configured one.
+
+        Raises:
+            CalledProcessError: Both uv and pip failed. They print why.
         """
         if self.uv:
             command = [self.uv, "pip", "install", "--quiet", "--python", str(self.folder)]
@@ -128,14 +141,14 @@ class Installer:
             done = subprocess.run([*command, *chosen, *words], env=self.environment, check=False)
             if not done.returncode:
                 return
-            say("uv failed; pip tries the same, which may take minutes")
+            say("uv failed; trying again with pip, which may take minutes")
         chosen = ["--index-url", index] if index else []
         subprocess.run([*self.pip, "install", "--quiet", *chosen, *words], check=True)
 
     def install_cpu_torch(self) -> None:
-        """Installs torch's CPU build; where its index cannot be used, only prints a line."""
+        """Install torch's CPU build, or only print a line if its index cannot be used."""
         torch = pinned("torch")
-        # An environment that is kept may have it, with or without a suffix such as +cpu.
+        # A kept environment may already have it, with or without a suffix such as +cpu.
         if any(self.folder.glob(f"lib/*/site-packages/{torch.replace('==', '-')}*.dist-info")):
             return
         index = os.environ.get("TORCH_INDEX", TORCH_INDEX).rstrip("/")
@@ -146,22 +159,22 @@ class Installer:
                 "installing the ordinary build, which takes several GB on Linux"
             )
         else:
-            # Its index also holds old versions of other packages, so only torch comes from there.
+            # The index also holds old versions of other packages, so install only torch from it.
             self.install("--no-deps", torch, index=index)
 
 
 def disk_use(folder: Path) -> str:
-    """A folder -> the disk space that it takes, as in `1.4 GB`."""
+    """Return the disk space that a folder takes, for example `1.4 GB`."""
     paths = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
     size = sum(path.lstat().st_blocks * 512 for path in paths)
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 def main() -> int:
-    """Makes the environment that the command line names, and prints its size."""
+    """Create the environment that the command line names, print its size, return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument(
-        "--torch", choices=("cpu", "cuda"), help="the build of torch, if it is installed"
+        "--torch", choices=("cpu", "cuda"), help="the build of torch to install, if any"
     )
     parser.add_argument(
         "--keep", action="store_true", help="update the folder instead of emptying it"
@@ -169,7 +182,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("words", nargs=argparse.REMAINDER, help="arguments of `pip install`")
     options = parser.parse_args()
-    say(f"{'updating' if options.keep else 'making'} {options.folder}")
+    say(f"{'updating' if options.keep else 'creating'} {options.folder}")
     try:
         clear = [] if options.keep else ["--clear"]
         subprocess.run([sys.executable, "-m", "venv", *clear, str(options.folder)], check=True)

@@ -1,8 +1,8 @@
-"""Checks and builds a release: changelog, packages, and the wheel in a clean environment.
+"""Checks the changelog, builds the packages of a release, and tries the wheel in a new environment.
 
 python tools/release.py 0.1.0 --dry-run
 
-Without --dry-run it also sets the tag; nothing is pushed or uploaded.
+Without --dry-run, it also sets the tag. It never pushes or uploads anything.
 """
 
 import argparse
@@ -30,13 +30,20 @@ _HEADING = re.compile(r"## \[(?P<version>[^\]]+)\](?: - (?P<date>\S+))?")
 
 
 class ReleaseError(Exception):
-    """Something stands in the way of a release; the message is one line."""
+    """A release is not possible. The message is one line."""
 
 
 def sections(text: str) -> dict[str, tuple[str | None, list[str]]]:
-    """A changelog -> version -> its date, None where it has none, and the lines of its section.
+    """Return the sections of a changelog.
 
-    Raises ReleaseError where a heading or a line has another form than Keep a Changelog's.
+    Args:
+        text: The changelog.
+
+    Returns:
+        For each version its date, None if the heading has none, and the lines of its section.
+
+    Raises:
+        ReleaseError: A heading does not have the form of Keep a Changelog.
     """
     found: dict[str, tuple[str | None, list[str]]] = {}
     version = None
@@ -58,9 +65,15 @@ def sections(text: str) -> dict[str, tuple[str | None, list[str]]]:
 
 
 def check_changelog(text: str, version: str, *, dry_run: bool) -> str:
-    """A changelog and a version -> a line about its section. Raises ReleaseError.
+    """Check the section of a version, and return a line about it.
 
-    dry_run: the section may still be named Unreleased.
+    Args:
+        text: The changelog.
+        version: The version.
+        dry_run: Whether the section may still be named Unreleased.
+
+    Raises:
+        ReleaseError: The section is missing, has no date or lists no change.
     """
     known = sections(text)
     if version not in known:
@@ -76,29 +89,29 @@ def check_changelog(text: str, version: str, *, dry_run: bool) -> str:
         datetime.date.fromisoformat(date or "")
     except ValueError as error:
         raise ReleaseError(
-            f"CHANGELOG.md: expected ## [{version}] - YYYY-MM-DD, got date {date}"
+            f"CHANGELOG.md: expected ## [{version}] - YYYY-MM-DD, got {date or 'no date'}"
         ) from error
     if not any(line.startswith("- ") for line in lines):
         raise ReleaseError(f"CHANGELOG.md: the section of {version} lists no change")
-    return f"CHANGELOG.md: {version} of {date}"
+    return f"CHANGELOG.md: {version}, dated {date}"
 
 
 def check_version(version: str) -> None:
-    """A version -> it is the one of pyproject.toml. Raises ReleaseError."""
+    """Raise ReleaseError unless a version is valid and the one in pyproject.toml."""
     if not _VERSION.fullmatch(version):
-        raise ReleaseError(f"VERSION must be as 0.1.0 or 0.2.0rc1, got {version}")
+        raise ReleaseError(f"VERSION must look like 0.1.0 or 0.2.0rc1, got {version}")
     own = project_version()
     if own != version:
         raise ReleaseError(f"VERSION is {version}, but pyproject.toml says {own}: change one")
 
 
 def project_version() -> str:
-    """The version in pyproject.toml."""
+    """Return the version in pyproject.toml."""
     return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
 
 
 def git(*words: str) -> str:
-    """A git command -> what it prints. Raises ReleaseError."""
+    """Run a git command and return what it prints. Raise ReleaseError if it fails."""
     done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ReleaseError(f"git {' '.join(words)}: {done.stderr.strip()}")
@@ -106,9 +119,9 @@ def git(*words: str) -> str:
 
 
 def check_tree(version: str) -> None:
-    """A version -> its tag is free, and everything is committed. Raises ReleaseError."""
+    """Raise ReleaseError if the tag of a version exists or a file is not committed."""
     if git("tag", "--list", f"v{version}"):
-        raise ReleaseError(f"the tag v{version} exists: choose another VERSION")
+        raise ReleaseError(f"the tag v{version} already exists: choose another VERSION")
     if changed := git("status", "--porcelain"):
         raise ReleaseError(
             f"{len(changed.splitlines())} files are not committed: commit them first"
@@ -116,7 +129,7 @@ def check_tree(version: str) -> None:
 
 
 def run(*words: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = None) -> None:
-    """A command -> it ended well. Raises ReleaseError."""
+    """Print and run a command. Raise ReleaseError if it fails."""
     print(f"$ {' '.join(map(str, words))}", flush=True)
     done = subprocess.run(words, cwd=cwd, env=env, check=False)
     if done.returncode:
@@ -124,7 +137,7 @@ def run(*words: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = None)
 
 
 def build() -> tuple[Path, Path]:
-    """Nothing -> the wheel and the source archive, built and checked by twine."""
+    """Build the wheel and the source archive, check them with twine, and return their paths."""
     shutil.rmtree(DIST, ignore_errors=True)
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", DIST, ROOT)
     run(sys.executable, "tools/install.py", TOOLS, "--no-deps", "-r", "release.txt")
@@ -134,7 +147,7 @@ def build() -> tuple[Path, Path]:
 
 
 def try_wheel(wheel: Path, version: str) -> None:
-    """A wheel -> its demo runs in a clean environment, away from the checkout."""
+    """Run the demo of a wheel in a new environment, outside of the checkout."""
     with tempfile.TemporaryDirectory(prefix="millrace-release-") as folder:
         place = Path(folder)
         environment = place / "venv"
@@ -142,7 +155,7 @@ def try_wheel(wheel: Path, version: str) -> None:
             *(sys.executable, "tools/install.py", "--torch", os.environ.get("TORCH") or "cpu"),
             *(environment, "-c", "constraints.txt", f"{wheel}[plots]"),
         )
-        # Nothing of the checkout may help.
+        # The commands must not use anything from the checkout.
         clean = {n: v for n, v in os.environ.items() if not n.startswith("PYTHON")}
         command = environment / "bin" / "millrace"
         done = subprocess.run(
@@ -159,7 +172,7 @@ def try_wheel(wheel: Path, version: str) -> None:
 
 
 def describe(wheel: Path, archive: Path) -> str:
-    """The packages -> what they hold, and their sums."""
+    """Return lines about what the packages hold, their sizes and their checksums."""
     names = [name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
     folders = Counter(name.split("/")[0] for name in names)
     lines = [f"{wheel.name} holds {', '.join(f'{n} ({c} files)' for n, c in folders.items())}"]
@@ -170,7 +183,7 @@ def describe(wheel: Path, archive: Path) -> str:
 
 
 def release(version: str, *, dry_run: bool) -> None:
-    """A version -> its packages, built and tried; with its tag unless dry_run."""
+    """Check, build and try a release, and set its tag unless `dry_run`."""
     check_version(version)
     print(check_changelog((ROOT / "CHANGELOG.md").read_text(), version, dry_run=dry_run))
     if not dry_run:
@@ -179,14 +192,14 @@ def release(version: str, *, dry_run: bool) -> None:
     try_wheel(wheel, version)
     print(describe(wheel, archive))
     if dry_run:
-        print(f"dry run: no tag was set; make release VERSION={version} sets v{version}")
+        print(f"dry run: no tag was set; run make release VERSION={version} to set v{version}")
         return
     git("tag", "--annotate", f"v{version}", "--message", f"Millrace {version}")
     print(f"the tag v{version} is set; to publish: git push origin v{version}, twine upload dist/*")
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command line -> the exit code."""
+    """Run the command line and return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("version", nargs="?", default=project_version())
     parser.add_argument("--dry-run", action="store_true")

@@ -1,1 +1,1 @@
-"""The parts of Beam that Beam does not promise to keep, in the only two modules that use them."""
+"""The only two modules that use private names of Beam, which any release of Beam may change."""

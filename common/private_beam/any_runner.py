@@ -1,7 +1,7 @@
-"""What a run on any runner needs of Beam, and Beam does not promise: its option parser, its
-source for Pub/Sub, its access to Cloud Storage.
+"""The private names of Beam that runs on any runner need.
 
-tests/test_private_beam.py lists the names, and fails for each that a release of Beam moves.
+They are Beam's option parser, its source for Pub/Sub and its access to Cloud Storage.
+tests/test_private_beam.py lists the names and fails if a release of Beam moves one of them.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentP
 
 from common.errors import UsageError
 
-# Options that jobs carry, and that nobody types.
+# Options that travel with a job, but that users cannot pass as flags.
 _carried: set[type[PipelineOptions]] = set()
 
 
 class FlagParser(_BeamArgumentParser):
-    """Beam's parser, which by itself prints all flags and exits where a value is wrong."""
+    """Beam's parser, except that it raises UsageError instead of printing all flags and exiting."""
 
     def error(self, message: str) -> NoReturn:
-        """A fault -> UsageError that says it in one line."""
+        """Raise UsageError with argparse's message in one line."""
         message = message.removeprefix("argument ")
         raise UsageError(message.replace("invalid loads value", "invalid JSON"))
 
     def flags(self) -> dict[str, bool]:
-        """Nothing -> every flag, and whether it takes a value."""
+        """Return every flag, and whether it takes a value."""
         return {flag: action.nargs != 0 for flag, action in self._option_string_actions.items()}
 
 
 def flag_parser() -> FlagParser:
-    """Nothing -> the parser of all flags of Beam and its runners."""
+    """Return the parser of all flags of Beam and its runners."""
     parser = FlagParser(allow_abbrev=False)
     for kind in PipelineOptions.__subclasses__():
         if kind not in _carried:
@@ -42,7 +42,7 @@ def flag_parser() -> FlagParser:
 
 
 def carried_options(names: Iterable[str]) -> type[PipelineOptions]:
-    """Names -> a view of pipeline options with these names, which are no flags of a command."""
+    """Return a view of pipeline options with these names, which no command accepts as flags."""
     names = tuple(names)
 
     class CarriedOptions(PipelineOptions):
@@ -58,17 +58,17 @@ def carried_options(names: Iterable[str]) -> type[PipelineOptions]:
 
 
 def serialized_source(reading: ReadFromPubSub) -> Any:
-    """Beam's transform for Pub/Sub -> the source in it, which gives serialized messages."""
+    """Return the source inside Beam's transform for Pub/Sub, which emits serialized messages."""
     return reading._source
 
 
 def storage_client(path: str) -> Any:
-    """The path of an object -> the client of Cloud Storage by which Beam reads it."""
+    """Return the client of Cloud Storage with which Beam reads the object at this path."""
     return FileSystems.get_filesystem(path)._gcsIO().client
 
 
 def use_no_credentials() -> None:
-    """Nothing -> Beam asks Google's services without credentials, as if it had found none."""
+    """Make Beam use anonymous credentials."""
     from apache_beam.internal.gcp import auth
 
     auth._Credentials._credentials_init = True

@@ -1,9 +1,9 @@
-"""What a run in this process needs of Beam's runners, and Beam does not promise.
+"""The private names of Beam's runners that runs in this process need.
 
-Nothing changes when this module is imported: whoever starts a run in this process calls the
-functions first. A run elsewhere imports nothing of it.
+Importing this module changes nothing. The code that starts a run in this process calls these
+functions first. Runs elsewhere do not import the module.
 
-tests/test_private_beam.py lists the names, and fails for each that a release of Beam moves.
+tests/test_private_beam.py lists the names and fails if a release of Beam moves one of them.
 """
 
 from __future__ import annotations
@@ -25,21 +25,25 @@ from apache_beam.utils.timestamp import TIME_GRANULARITY
 
 
 def keep_buffers_whole() -> None:
-    """Nothing -> FnApiRunner sends what workers put out when it is complete.
+    """Make FnApiRunner send the output of workers only when it is complete.
 
-    With several workers a clock sends it every second as well, from another thread, while
-    elements are added: those added meanwhile are lost (apache_beam/runners/worker/data_plane.py,
-    TimeBasedBufferingClosableOutputStream; seen with Beam 2.77, hundreds of 200,000 elements).
+    With several workers, Beam also sends the output every second, from another thread, while
+    elements are added. It loses the elements that are added meanwhile: hundreds of 200,000 with
+    Beam 2.77 (TimeBasedBufferingClosableOutputStream in apache_beam/runners/worker/data_plane.py).
     """
     worker_handlers.DATA_BUFFER_TIME_LIMIT_MS = 10**9
 
 
 def add_polled_source(source: type[beam.PTransform], idle_seconds: float) -> None:
-    """A kind of source -> BundleBasedDirectRunner can run it, all pipelines of this process.
+    """Make BundleBasedDirectRunner able to run a polled source, in all pipelines of this process.
 
-    source: a root transform with `take(passed)`: the time up to which every step has come -> the
-    time now, and the elements of the next bundle, None at the end. It is called when no step has
-    work. idle_seconds: how long the runner's thread sleeps before it sees that a pipeline ended.
+    Args:
+        source: The class of a root transform with a method `take(passed)`. The runner calls it
+            when no step has work, with the lowest output watermark of all steps. It returns the
+            current time and the elements of the next bundle, or None instead of the elements at
+            the end.
+        idle_seconds: How long the runner's thread sleeps before it notices that a pipeline has
+            ended.
     """
     TransformEvaluatorRegistry._test_evaluators_overrides |= {
         source: _PollEvaluator,
@@ -49,10 +53,10 @@ def add_polled_source(source: type[beam.PTransform], idle_seconds: float) -> Non
 
 
 class _PollEvaluator(_TransformEvaluator):
-    """What the runner does for such a source: asks it for elements when no step has work."""
+    """An evaluator that requests elements from a polled source when no step has work."""
 
     def process_element(self, element: Any) -> None:
-        """What keeps the source alive is no element."""
+        """Ignore the element, which only keeps the source alive."""
 
     def finish_bundle(self) -> TransformResult:
         context, source = self._evaluation_context, self._applied_ptransform.transform
@@ -63,15 +67,17 @@ class _PollEvaluator(_TransformEvaluator):
         bundle = context.create_bundle(next(iter(self._outputs)))
         for element in elements:
             bundle.output(GlobalWindows.windowed_value(element, timestamp=now))
-        # A bundle that waits holds the watermark just before the time of what is in it.
+        # A pending bundle holds the watermark just before the time of its element.
         again = context.create_bundle(PBegin(source.pipeline))
         again.output(GlobalWindows.windowed_value(None, timestamp=now + TIME_GRANULARITY))
         return TransformResult(self, [bundle] if elements else [], [again], None, None)
 
 
 class _StepEvaluator(_ParDoEvaluator):
-    """What the runner does for a ParDo, without pickling it for each bundle: half of the time
-    that a bundle of one message takes. It is set up and torn down with each as before.
+    """An evaluator of a ParDo that does not pickle the DoFn for each bundle.
+
+    Pickling takes half of the time of a bundle of one message. The DoFn is still set up and torn
+    down for each bundle.
     """
 
     def __init__(self, *args: Any) -> None:

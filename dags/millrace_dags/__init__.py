@@ -1,1 +1,1 @@
-"""What the DAGs are made of. Nothing of this project has to be installed beside them."""
+"""The code of the DAGs, which runs without Millrace being installed in Airflow."""

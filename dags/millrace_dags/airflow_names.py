@@ -1,4 +1,4 @@
-"""Names of Airflow that version 3 moved, and what it does otherwise."""
+"""Hides the differences between Airflow 2 and 3: moved names, and the order of XCom values."""
 
 from __future__ import annotations
 
@@ -24,8 +24,12 @@ except ImportError:
 
 
 def pull_last(ti: Any, task_id: str, key: str = "return_value") -> Any | None:
-    """A task instance, a task and a key -> the value of this run or else of the last before it.
+    """Return the XCom value of a task in this run, or else in the last run before it.
 
-    Without `map_indexes` Airflow 3 gives the values of all runs, in no order.
+    Args:
+        ti: The task instance that pulls the value.
+        task_id: The task that pushed the value.
+        key: The key of the value.
     """
+    # Without `map_indexes`, Airflow 3 returns the values of all runs, in no defined order.
     return ti.xcom_pull(task_ids=task_id, key=key, map_indexes=-1, include_prior_dates=True)

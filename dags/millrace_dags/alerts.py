@@ -1,4 +1,4 @@
-"""Who is told when something is wrong."""
+"""Sends alerts to the log and to a topic."""
 
 from __future__ import annotations
 
@@ -14,9 +14,15 @@ log = logging.getLogger(__name__)
 def send_alert(
     dag_id: str, settings: Mapping[str, Any] | None, failures: Iterable[str | None]
 ) -> None:
-    """A DAG, what it works by (if it got so far) and what is wrong -> a message, or a log entry.
+    """Log what is wrong, and publish it to the alert topic if there is one.
 
-    The run fails in any case, which Composer counts (`composer.googleapis.com/workflow/run_count`).
+    The run fails in either case, and Composer counts failed runs in
+    `composer.googleapis.com/workflow/run_count`.
+
+    Args:
+        dag_id: The DAG.
+        settings: The settings of the run, None if it failed before it could read them.
+        failures: What is wrong. None entries are ignored.
     """
     text = "\n".join(filter(None, failures)) or "a task failed: see its log"
     log.error("%s: %s", dag_id, text)

@@ -1,4 +1,4 @@
-"""What the DAGs ask of Google Cloud, beside the job itself: REST, with Airflow's connection."""
+"""The DAGs' calls to Google Cloud, except those of the job: REST, with Airflow's connection."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from googleapiclient.errors import HttpError
 
 CONNECTION = "google_cloud_default"
 _RETRIES = 5
-# Metrics come up to some minutes late.
+# Metrics arrive up to a few minutes late.
 _BACK = timedelta(minutes=10)
 
 
 def connect(service: str, version: str) -> Any:
-    """A service of Google and its version -> its client, with the connection's credentials."""
+    """Return the client of a Google service, with the credentials of Airflow's connection."""
     credentials = GoogleBaseHook(gcp_conn_id=CONNECTION).get_credentials()
     return build(service, version, credentials=credentials, cache_discovery=False)
 
 
 def execute(request: Any) -> Any:
-    """A request -> its answer; errors that pass by themselves are waited out."""
+    """Send a request, retry transient errors, and return the response."""
     return request.execute(num_retries=_RETRIES)
 
 
 def read_json(path: str) -> Any | None:
-    """`gs://BUCKET/FILE` -> what it holds, None where it is not there."""
+    """Return the JSON value in `gs://BUCKET/FILE`, or None if the file does not exist."""
     bucket, _, name = path.removeprefix("gs://").partition("/")
     try:
         request = connect("storage", "v1").objects().get_media(bucket=bucket, object=name)
@@ -43,7 +43,7 @@ def read_json(path: str) -> Any | None:
 
 
 def active_jobs(project: str, region: str) -> list[dict[str, Any]]:
-    """A place -> its jobs that have not ended."""
+    """Return the jobs of a region that have not ended."""
     jobs = connect("dataflow", "v1b3").projects().locations().jobs()
     request = jobs.list(projectId=project, location=region, filter="ACTIVE")
     found: list[dict[str, Any]] = []
@@ -55,19 +55,24 @@ def active_jobs(project: str, region: str) -> list[dict[str, Any]]:
 
 
 def find_try(jobs: list[dict[str, Any]], stem: str) -> dict[str, Any] | None:
-    """Active jobs and what a run's jobs begin with -> the one of an earlier try, if one goes on."""
+    """Return the job that an earlier try of a run started, or None.
+
+    Args:
+        jobs: The active jobs.
+        stem: The name of the run's jobs, without the number of the try.
+    """
     pattern = re.compile(re.escape(stem) + r"-\d+")
     return next((job for job in jobs if pattern.fullmatch(job["name"])), None)
 
 
 def get_job(project: str, region: str, job_id: str) -> dict[str, Any]:
-    """A job's id -> the job."""
+    """Return the job with an id."""
     jobs = connect("dataflow", "v1b3").projects().locations().jobs()
     return dict(execute(jobs.get(projectId=project, location=region, jobId=job_id)))
 
 
 def job_errors(project: str, region: str, job_id: str) -> list[str]:
-    """A job -> its errors in Dataflow's words, the last ones of them."""
+    """Return the last three error messages that Dataflow logged for a job."""
     messages = connect("dataflow", "v1b3").projects().locations().jobs().messages()
     request = messages.list(
         projectId=project, location=region, jobId=job_id, minimumImportance="JOB_MESSAGE_ERROR"
@@ -81,14 +86,24 @@ def job_errors(project: str, region: str, job_id: str) -> list[str]:
 
 
 def job_metrics(project: str, region: str, job_id: str) -> list[dict[str, Any]]:
-    """A job -> its metrics."""
+    """Return the metrics of a job, as MetricUpdates."""
     jobs = connect("dataflow", "v1b3").projects().locations().jobs()
     request = jobs.getMetrics(projectId=project, location=region, jobId=job_id)
     return list(execute(request).get("metrics", []))
 
 
 def last_value(project: str, metric: str, label: str, value: str) -> int | None:
-    """A metric of Cloud Monitoring and a label of its resource -> the last value, None if none."""
+    """Return the latest value of a metric in Cloud Monitoring, or None if it has no recent value.
+
+    Args:
+        project: The project that holds the metric.
+        metric: The type of the metric.
+        label: A label of the measured resource.
+        value: The value that the label must have.
+
+    Returns:
+        The highest of the latest values of the matching series.
+    """
     now = datetime.now(UTC)
     series = connect("monitoring", "v3").projects().timeSeries()
     request = series.list(
@@ -99,7 +114,7 @@ def last_value(project: str, metric: str, label: str, value: str) -> int | None:
         view="FULL",
     )
     values = [
-        # The newest point is the first.
+        # The first point is the newest.
         int(one["points"][0]["value"]["int64Value"])
         for one in execute(request).get("timeSeries", [])
     ]
@@ -111,7 +126,7 @@ def _time(moment: datetime) -> str:
 
 
 def publish(topic: str, text: str, attributes: Mapping[str, str]) -> None:
-    """`projects/P/topics/T`, a text and attributes -> a message."""
+    """Publish a message to the topic `projects/P/topics/T`."""
     message = {"data": base64.b64encode(text.encode()).decode(), "attributes": dict(attributes)}
     topics = connect("pubsub", "v1").projects().topics()
     execute(topics.publish(topic=topic, body={"messages": [message]}))

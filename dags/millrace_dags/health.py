@@ -1,4 +1,4 @@
-"""Streaming jobs: are they there, and do they keep up? Pure."""
+"""Decides whether streaming jobs run and keep up. It makes no calls to Google Cloud or Airflow."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ _TOP: dict[str, Any] = {
 
 
 def read_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The Variable -> the same, complete, with the limits of each job. Raises SettingsError."""
+    """Check the Variable, and fill in its defaults and the limits of each job.
+
+    Raises:
+        SettingsError: The Variable is invalid.
+    """
     place = "Variable millrace_streams"
     chosen = known(place, settings, _TOP)
     needed(place, chosen, ("project", "region", "jobs"))
@@ -36,16 +40,20 @@ def read_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         job = known(f"{place}: jobs", given, _JOB)
         needed(f"{place}: jobs", job, ("name",))
         limits = known(f"{place}: {job['name']}: limits", job["limits"], common)
-        # The full name is what flags want, the short one what Cloud Monitoring has.
+        # Flags take the full name of a subscription. Cloud Monitoring uses the short one.
         short = job["subscription"].rpartition("/")[2] if job["subscription"] else None
         jobs.append({"name": job["name"], "subscription": short, "limits": limits})
     return {**chosen, "jobs": jobs}
 
 
 def counters(updates: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """MetricUpdates of a job -> our counters by name, summed over steps.
+    """Return Millrace's counters of a job by name, summed over steps.
 
-    Each is told as attempted (tentative) and as certain; only the latter is taken.
+    Dataflow reports each counter twice, with its tentative and its committed value. The function
+    uses the committed values.
+
+    Args:
+        updates: The MetricUpdates of the job.
     """
     found: dict[str, int] = {}
     for update in updates:
@@ -63,24 +71,28 @@ def judge_stream(
     before: Mapping[str, Any] | None,
     place: str,
 ) -> list[str]:
-    """A job as it is wanted, as it is, as it was at the last look -> what is wrong.
+    """Return what is wrong with a streaming job, one sentence per problem.
 
-    seen: `id`, `state`, `lag`, `waiting`, `oldest`, `received`, `dead`, None for what is not
-    known; None altogether where no such job is active. place: flags that name project and
-    region.
+    Args:
+        job: The name and the limits of the job, from the Variable.
+        seen: The current `id`, `state`, `lag`, `waiting`, `oldest`, `received` and `dead` of the
+            job. Unknown values are None. None if no such job is active.
+        before: The same values at the last check, or None.
+        place: The flags that name project and region, for the commands in the messages.
     """
     name, limits = job["name"], job["limits"]
     if seen is None:
         return [
-            f"{name}: expected a running job, found none: its subscription keeps the messages for "
-            f"its retention time; start it again with python -m pipelines.launch --job_name {name}"
+            f"{name}: expected a running job, found none: start it again with python -m "
+            f"pipelines.launch --job_name {name}; until then its subscription keeps the messages "
+            "for its retention time"
         ]
     attach = f"python -m pipelines.launch --attach {seen['id']} {place}"
     if seen["state"] != "JOB_STATE_RUNNING":
         return [f"{name}: expected JOB_STATE_RUNNING, got {seen['state']}: {attach}"]
     found = [
-        f"{name}: expected {what} of at most {limits[limit]:,}, got {seen[key]:,}: {attach}; more "
-        "workers (--max_num_workers), or an error that is repeated"
+        f"{name}: expected {what} of at most {limits[limit]:,}, got {seen[key]:,}: {attach}; allow "
+        "more workers (--max_num_workers), or fix the error if one repeats"
         for key, what, limit in (
             ("lag", "a system lag in seconds", "max_system_lag_seconds"),
             ("waiting", "a number of waiting messages", "max_waiting_messages"),
@@ -97,13 +109,13 @@ def _letters(
     before: Mapping[str, Any] | None,
     limit: float,
 ) -> Iterator[str]:
-    # Counters begin anew with a job that replaces another.
+    # The counters of a job that replaces another start at 0.
     if before is None or before["id"] != seen["id"]:
         before = {"received": 0, "dead": 0}
     received, dead = (seen[key] - before[key] for key in ("received", "dead"))
     if received > 0 and dead > limit * received:
         yield (
-            f"{name}: expected at most {limit:.2%} dead letters since the last look, got "
-            f"{dead / received:.2%} ({dead:,} of {received:,}): look at their topic or table, mend "
-            "what sends them, then python -m pipelines.replay"
+            f"{name}: expected at most {limit:.2%} dead letters since the last check, got "
+            f"{dead / received:.2%} ({dead:,} of {received:,}): look at their topic or table, fix "
+            "the sender, then replay them with python -m pipelines.replay"
         )

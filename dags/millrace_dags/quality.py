@@ -1,4 +1,4 @@
-"""The gate: is the result of a run fit to be used? Pure."""
+"""The quality gate of a run. It makes no calls to Google Cloud or Airflow."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def figures_of(report: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's report -> what later runs compare with."""
+    """Return the figures of a report with which the gate compares later runs."""
     rows, dead, scores = report["rows_in"], report["rows_dead_lettered"], report.get("scores") or {}
     return {
         "run_id": report["run_id"],
@@ -24,16 +24,22 @@ def judge_run(
     previous: Mapping[str, Any] | None,
     limits: Mapping[str, Any],
 ) -> list[str]:
-    """A run id, its report, figures of the last good run, limits -> what is wrong.
+    """Return what is wrong with a run, one sentence per problem.
 
-    Each finding says what was expected, what came and what to do; none means that the gate is
-    open. limits: `max_dead_letter_share` from 0 to 1, `min_rows`, `score_mean` as (least, most)
-    or None, `max_score_shift` in standard deviations of the last good run's scores or None.
+    Each problem states what was expected, what was found and what to do. The gate is open if there
+    are no problems.
+
+    Args:
+        run_id: The run.
+        report: The report of the run.
+        previous: The figures of the last good run, or None.
+        limits: `max_dead_letter_share`, from 0 to 1; `min_rows`; `score_mean`, as (least, most) or
+            None; `max_score_shift`, in standard deviations of the last good run's scores, or None.
     """
     if report.get("run_id") != run_id:
         return [
             f"expected the report of run {run_id}, found one of run {report.get('run_id')}: two "
-            "pipelines write to one folder, give each its own"
+            "pipelines write to the same folder; use a separate folder for each"
         ]
     return [
         *_balance(report),
@@ -52,15 +58,15 @@ def _balance(report: Mapping[str, Any]) -> Iterator[str]:
     if rows != scored + dead or report.get("balanced") is not True:
         yield (
             f"expected rows in = scored + dead letters, got {rows:,} and {scored:,} + {dead:,}: "
-            "rows are lost or doubled; use nothing of this run and report it"
+            "rows are missing or duplicated; do not use this run, and report the problem"
         )
 
 
 def _size(report: Mapping[str, Any], limits: Mapping[str, Any]) -> Iterator[str]:
     if report["rows_in"] < limits["min_rows"]:
         yield (
-            f"expected at least {limits['min_rows']:,} rows, got {report['rows_in']:,}: look "
-            f"whether the source was complete ({', '.join(report['input'])}), then clear `score`"
+            f"expected at least {limits['min_rows']:,} rows, got {report['rows_in']:,}: check that "
+            f"the source is complete ({', '.join(report['input'])}), then clear `score`"
         )
 
 
@@ -75,8 +81,8 @@ def _letters(report: Mapping[str, Any], limits: Mapping[str, Any]) -> Iterator[s
         )
         yield (
             f"expected at most {limit:.2%} dead letters, got {dead / rows:.2%} ({dead:,} of "
-            f"{rows:,}; {worst}): look at {' or '.join(report['dead_letter_output'])}, mend the "
-            "source and clear `score`, or replay them"
+            f"{rows:,}; {worst}): look at {' or '.join(report['dead_letter_output'])}, then fix "
+            "the source and clear `score`, or replay them"
         )
 
 
@@ -87,7 +93,7 @@ def _drift(
 ) -> Iterator[str]:
     if scores is None:
         return
-    mean, todo = scores["mean"], "look at the source and at the model before the scores are used"
+    mean, todo = scores["mean"], "check the source and the model before you use the scores"
     if limits["score_mean"] is not None:
         least, most = limits["score_mean"]
         if not least <= mean <= most:

@@ -1,4 +1,4 @@
-"""One scheduled run: settings and a date -> its run id, its job and the request. Pure."""
+"""Plans a scheduled run from settings and a date. It makes no calls to Google Cloud or Airflow."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DEFAULTS: dict[str, Any] = {
     "downstream_dag": None,
     "alert_topic": None,
 }
-# Names of jobs by which `python -m resources` knows a pipeline's.
+# `python -m resources` recognizes the jobs of a pipeline by this part of their names.
 _STEMS = {"batch_local": "batch", "batch_vertex": "batch-vertex"}
 LIMITS: dict[str, Any] = {
     "max_dead_letter_share": 0.01,
@@ -30,30 +30,36 @@ LIMITS: dict[str, Any] = {
 
 
 class SettingsError(ValueError):
-    """A Variable or params of the DAG are not what the DAG wants. Never passes by itself."""
+    """A Variable or the params of a DAG are invalid. A retry cannot succeed."""
 
 
 def known(place: str, given: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:
-    """Given values and all names with their defaults -> the values, complete.
+    """Return given values, completed with defaults.
 
-    Raises SettingsError for a name that is none.
+    Args:
+        place: Where the values are set, for messages.
+        given: The given values.
+        names: All names that exist, with their defaults.
+
+    Raises:
+        SettingsError: A given name does not exist.
     """
     for name in given:
         if name not in names:
             near = difflib.get_close_matches(name, names, 1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
+            hint = f" (did you mean '{near[0]}'?)" if near else ""
             raise SettingsError(
-                f"{place}: unknown key {name!r}{hint}: expected some of {', '.join(names)}"
+                f"{place}: unknown key {name!r}{hint}: choose from {', '.join(names)}"
             )
     return {**names, **given}
 
 
 def needed(place: str, given: Mapping[str, Any], names: tuple[str, ...]) -> None:
-    """Raises SettingsError that names all that is missing."""
+    """Raise SettingsError with all names that are missing."""
     missing = [name for name in names if not given.get(name)]
     if missing:
         raise SettingsError(
-            f"{place}: {', '.join(missing)} missing: docs/runbook.md has an example"
+            f"{place}: missing {', '.join(missing)}: see the example in docs/runbook.md"
         )
 
 
@@ -63,11 +69,19 @@ def plan_run(
     logical_date: datetime,
     day: datetime,
 ) -> dict[str, Any]:
-    """Settings, what a single run has instead, its logical date, the day it is about -> the run.
+    """Plan one run: its run id, the path of its report, its limits and the launch request.
 
-    overrides: `parameters` and `limits`, laid over those of the settings. The run id follows
-    from the logical date alone, so that every try of a run writes the same. Raises
-    SettingsError.
+    The run id depends only on the settings and the logical date, so every try of a run writes the
+    same output.
+
+    Args:
+        settings: The Variable `millrace_scoring`.
+        overrides: `parameters` and `limits` for this run, which override those of the settings.
+        logical_date: The logical date of the run.
+        day: The day whose rows the run scores. It replaces `{date}` in the parameters.
+
+    Raises:
+        SettingsError: The settings or the overrides are invalid.
     """
     chosen = _checked(settings)
     moment = logical_date.astimezone(UTC)
@@ -79,7 +93,7 @@ def plan_run(
     limits = {**chosen["limits"], **(overrides.get("limits") or {})}
     stem = f"{chosen['job_prefix']}-{_STEMS[chosen['pipeline']]}-{chosen['name']}"
     launch = {
-        # The task adds the number of its try: Dataflow wants other names of jobs.
+        # The task appends the number of its try, because Dataflow needs a new name for each job.
         "jobName": f"{stem}-{moment:%Y%m%dt%H%M%S}",
         "containerSpecGcsPath": chosen["template"],
         "parameters": {**parameters, "run_id": run_id},
@@ -96,7 +110,7 @@ def plan_run(
 
 
 def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings -> the same, complete. Raises SettingsError."""
+    """Check settings and fill in their defaults. Raise SettingsError if they are invalid."""
     chosen = known(PLACE, settings, dict.fromkeys(_NEEDED) | _DEFAULTS)
     needed(PLACE, chosen, _NEEDED)
     if chosen["pipeline"] not in _STEMS:
@@ -107,8 +121,8 @@ def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("name", "job_prefix"):
         if not re.fullmatch(r"[a-z]([a-z0-9-]{0,28}[a-z0-9])?", chosen[name]):
             raise SettingsError(
-                f"{PLACE}: {name} {chosen[name]!r}: expected small letters, digits and -, at most "
-                "30"
+                f"{PLACE}: {name} {chosen[name]!r}: expected lowercase letters, digits and -, at "
+                "most 30 characters, starting with a letter and not ending with -"
             )
     if not re.fullmatch(r"gs://[^/]+/.+", chosen["template"]):
         raise SettingsError(f"{PLACE}: template {chosen['template']!r}: expected gs://BUCKET/FILE")
@@ -116,9 +130,9 @@ def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parameters(given: Mapping[str, Any], values: Mapping[str, str]) -> dict[str, str]:
-    """Parameters as people write them -> texts, as a template takes them."""
+    """Convert the values of parameters to texts, as a template takes them."""
     if "run_id" in given:
-        raise SettingsError(f"{PLACE}: parameters.run_id is the DAG's to choose: leave it out")
+        raise SettingsError(f"{PLACE}: parameters.run_id: the DAG chooses the run id: leave it out")
     return {name: _text(value, values) for name, value in given.items() if value is not None}
 
 
@@ -126,17 +140,25 @@ def _text(value: Any, values: Mapping[str, str]) -> str:
     if isinstance(value, list):
         return ",".join(_text(one, values) for one in value)
     text = str(value).lower() if isinstance(value, bool) else str(value)
-    # Not str.format: SQL and JSON have braces of their own.
+    # str.format would fail on the braces of SQL and JSON.
     for name, filled in values.items():
         text = text.replace(f"{{{name}}}", filled)
     return text
 
 
 def report_path(parameters: Mapping[str, str], temp: str | None, run_id: str) -> str:
-    """Parameters of a run -> where its report will be. Raises SettingsError.
+    """Return the path of the report of a run.
 
-    It is beside the first files that are written, or in the temp location where only tables
-    are.
+    The report is in the run's folder of the first files that the run writes. If it writes only
+    tables, the report is in the temp location.
+
+    Args:
+        parameters: The parameters of the template.
+        temp: The temp location, None if there is none.
+        run_id: The run.
+
+    Raises:
+        SettingsError: The run has no output, or a table has no temp location.
     """
     if not (parameters.get("output_files") or parameters.get("output_table")):
         raise SettingsError(f"{PLACE}: parameters: output_table or output_files is missing")

@@ -1,4 +1,4 @@
-"""The task that scores: a job of a Flex Template, found again by whatever tries to start it."""
+"""The task that scores: it starts a job of a Flex Template, or finds the job of an earlier try."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _ENDED = (_DONE, _CANCELLED, "JOB_STATE_FAILED", "JOB_STATE_STOPPED", "JOB_STATE
 
 
 class ScoreOperator(DataflowStartFlexTemplateOperator):
-    """A launch request whose jobName is the run's -> the job, once it is done.
+    """An operator that starts the job of a launch request, and waits until it is done.
 
-    Each try names its job anew, and takes the job of an earlier try that still goes on. It
-    waits by the trigger of Airflow's job sensor: the operator's own waits for ever for a job
-    that was cancelled, and a sensor beside it could not start the job again.
+    Each try starts a job with a new name, unless the job of an earlier try is still running. The
+    operator uses the trigger of Airflow's job sensor, because its own trigger never ends if the job
+    is cancelled. A separate sensor could not start the job again.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -33,12 +33,12 @@ class ScoreOperator(DataflowStartFlexTemplateOperator):
         )
 
     def execute(self, context: Any) -> None:
-        """Starts the job, or finds it; then waits without a worker."""
+        """Start the job or find it, then wait without occupying a worker."""
         place = (self.project_id, self.location)
         stem = self.body["launchParameter"]["jobName"]
         job = google.find_try(google.active_jobs(*place), stem)
         if job is None:
-            # A copy, so that what was rendered stays what the next try starts from.
+            # A copy, because the next try starts from the rendered request.
             launch = {
                 **self.body["launchParameter"],
                 "jobName": f"{stem}-{context['ti'].try_number}",
@@ -69,7 +69,12 @@ class ScoreOperator(DataflowStartFlexTemplateOperator):
         )
 
     def finish(self, context: Any, event: dict[str, Any]) -> dict[str, Any]:
-        """What the trigger saw -> the job. Raises AirflowException with Dataflow's reason."""
+        """Return the job, or raise an error with Dataflow's reason if it is not done.
+
+        Raises:
+            AirflowException: The job failed or cannot be watched, and another try may help.
+            AirflowFailException: Someone cancelled the job.
+        """
         place = (self.project_id, self.location)
         job_id = context["ti"].xcom_pull(task_ids=self.task_id, key="job_id")
         if event["status"] == "success":
@@ -77,14 +82,14 @@ class ScoreOperator(DataflowStartFlexTemplateOperator):
         state = google.get_job(*place, job_id)["currentState"]
         if state not in _ENDED:
             raise AirflowException(
-                f"job {job_id} could not be watched ({event['message']}); it goes on, and the next "
-                "try finds it"
+                f"job {job_id} could not be watched ({event['message']}); it is still running, and "
+                "the next try will find it"
             )
         why = "; ".join(google.job_errors(*place, job_id)) or event["message"]
         text = (
-            f"job {job_id}: expected {_DONE}, got {state}: {why}. A new try starts a new job of "
-            "the same run, nothing is written twice"
+            f"job {job_id}: expected {_DONE}, got {state}: {why}. A new try starts a new job for "
+            "the same run, and writes nothing twice"
         )
         context["ti"].xcom_push(key="failure", value=text)
-        # Who cancelled a job wants no other.
+        # After a cancellation, the task must not start another job.
         raise (AirflowFailException if state == _CANCELLED else AirflowException)(text)
