@@ -43,7 +43,7 @@ def chosen(environ: Mapping[str, str]) -> Command:
 
 
 def given(args: Iterable[str]) -> list[str]:
-    """Return the arguments that have a value: a field left blank in the console comes empty."""
+    """Return the arguments that have a value: a field left blank in the console arrives empty."""
     kept: list[str] = []
     for arg in args:
         if arg == "" and kept and kept[-1].startswith("--") and "=" not in kept[-1]:

@@ -145,9 +145,9 @@ def claim(name: str, reader: str, cloud: Cloud, *, lasting: bool, shared: bool) 
         labels = _labels(name, cloud)
         other, left = labels.get(READER, ""), seconds_left(labels)
         if other != reader and left > 0 and not shared:
-            until = "" if math.isinf(left) else f" for {left:,.0f} s more"
+            until = "" if math.isinf(left) else f" for another {left:,.0f} s"
             raise UsageError(
-                f"{name} is read by {other}, according to its label {READER}{until}: each of two "
+                f"{name} is read by {other}{until}, according to its label {READER}: each of two "
                 "readers would get only a part of the messages; stop the other reader, or remove "
                 f"the label if that reader is gone ({unlabel_command(name)}), or pass "
                 "--allow_shared_subscription"
