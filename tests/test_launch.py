@@ -221,7 +221,7 @@ def test_all_missing_flags_are_reported_at_once(world: World) -> None:
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (("--attach", "nobody"), f"project {PROJECT} has no job nobody"),
+        (("--attach", "missing-job"), f"project {PROJECT} has no job missing-job"),
         (("--attach", "a-job", "--region", "europe-west1"), "pass --region us-central1"),
         (("--atach", "a-job"), "unknown flag --atach: expected the name of a pipeline first"),
         ((), "missing --attach; type: python -m pipelines.launch --attach"),

@@ -384,23 +384,23 @@ def test_a_job_is_found_by_id_or_name_and_its_region_is_named(world: World) -> N
     assert world.jobs.find(job["id"], None).region == REGION
     with pytest.raises(UsageError, match=f"is not in europe-west1: pass --region {REGION}"):
         world.jobs.find(job["id"], "europe-west1")
-    with pytest.raises(UsageError, match="project a-project has no job nobody: check the id"):
-        world.jobs.find("nobody", REGION)
+    with pytest.raises(UsageError, match="project a-project has no job missing-job: check the id"):
+        world.jobs.find("missing-job", REGION)
 
 
 def test_a_job_in_a_region_that_does_not_respond_is_not_reported_as_missing(world: World) -> None:
     here, silent = world.add(), world.dataflow.add("a-job", PROJECT, "europe-west1")
     world.dataflow.silent = "europe-west1"
     lacks = "jobs of europe-west1 could not be listed; this may pass: run it again later"
-    for ident in ("nobody", silent["id"], "a-job"):
+    for ident in ("missing-job", silent["id"], "a-job"):
         with pytest.raises(JobError, match=f"job {ident} cannot be looked up: {lacks}"):
             world.jobs.find(ident, None)
     # A job that is listed, or whose id and region are given, is found all the same.
     assert world.jobs.find("a-job", REGION).ident == here["id"]
     assert world.jobs.find(here["id"], None).region == REGION
     assert world.jobs.find(silent["id"], "europe-west1").ident == silent["id"]
-    with pytest.raises(UsageError, match="has no job nobody"):
-        world.jobs.find("nobody", REGION)
+    with pytest.raises(UsageError, match="has no job missing-job"):
+        world.jobs.find("missing-job", REGION)
 
 
 def test_a_launch_fails_if_jobs_of_the_same_name_cannot_be_listed(world: World) -> None:

@@ -193,7 +193,7 @@ def summary(tally: Tally, seconds: float) -> str:
         ("dead letters", f"{tally.dead_letters:>12,}"),
     ]
     if tally.refused:
-        note = "scored, then rejected by a sink: also dead letters"
+        note = "scored, then refused by a sink: also dead letters"
         lines.append(("refused", f"{tally.refused:>12,}  {note}"))
     if tally.pulled:
         lines.insert(
