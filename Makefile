@@ -1,4 +1,4 @@
-# `make help` lists the commands; each makes what it needs.
+# `make help` lists the commands. Each command first builds and installs what it needs.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,17 +6,17 @@ STAMP := $(VENV)/.installed
 EXAMPLE := build/example
 DEMO := build/demo
 
-# The emulators need Python 3.13; pyenv may have it without its being on the path.
+# The emulators need Python 3.13. pyenv may have it, although it is not on the PATH.
 PYTHON313 ?= $(firstword $(wildcard $(shell pyenv root 2>/dev/null)/versions/3.13*/bin/python3.13) python3.13)
 EMULATORS := .emulators
 EXTENSIONS := $(EMULATORS)/home/.duckdb/extensions/v1.5.5/linux_amd64
 TORCHSERVE := .torchserve
-# 2 is the oldest that the DAGs are for.
+# Airflow 2 is the oldest version that the DAGs support.
 AIRFLOW ?= 3
 AIRFLOW_ENV := .airflow/$(AIRFLOW)
 
-# The stamp of .venv holds the build of torch that was chosen, which stays until TORCH names the other.
-# Where the goal is an image, TORCH is that of the image.
+# The stamp of .venv holds the build of torch that is installed, which stays until TORCH names the other
+# one. If the goal is an image, TORCH is the build for the image instead.
 BUILT := $(shell cat $(STAMP) 2>/dev/null)
 WANTED := $(or $(if $(filter image template,$(MAKECMDGOALS)),,$(TORCH)),$(BUILT),cpu)
 SAME := $(filter $(WANTED),$(BUILT))
@@ -27,17 +27,17 @@ SAME := $(filter $(WANTED),$(BUILT))
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
-setup: $(STAMP)  ## make .venv with the pinned versions of everything; TORCH=cuda for a GPU
+setup: $(STAMP)  ## create .venv with pinned versions of all packages; TORCH=cuda for a GPU
 
 $(STAMP): pyproject.toml constraints.txt setup.py $(if $(SAME),,torch_differs)
 	$(call one_of,TORCH,cpu cuda)
 	@$(PYTHON) tools/install.py --torch $(WANTED) $(if $(SAME),--keep) $(VENV) -c constraints.txt -e '.[dev]'
 	@echo $(WANTED) > $@
 
-demo: $(STAMP)  ## score 200,000 example transactions and show what happened
+demo: $(STAMP)  ## score 200,000 example transactions and show the result
 	@$(BIN)/python -m examples.transactions.demo --output $(DEMO)
 
-emulators: $(EMULATORS)/.installed  ## install the servers that stand in for Google Cloud (Python 3.13)
+emulators: $(EMULATORS)/.installed  ## install the stand-ins for Google Cloud (needs Python 3.13)
 
 $(EMULATORS)/.installed: emulators.txt
 	@$(PYTHON313) tools/install.py $(EMULATORS) -r emulators.txt
@@ -45,16 +45,16 @@ $(EMULATORS)/.installed: emulators.txt
 	@cp $(EMULATORS)/lib/python3.13/site-packages/duckdb_extension_*/extensions/v1.5.5/*.duckdb_extension $(EXTENSIONS)/
 	@touch $@
 
-demo-bigquery: $(STAMP) $(EMULATORS)/.installed  ## score a table of the local BigQuery into another
+demo-bigquery: $(STAMP) $(EMULATORS)/.installed  ## score a table of a local BigQuery into another table
 	@$(BIN)/python -m examples.transactions.demo_bigquery
 
-demo-stream: $(STAMP) $(EMULATORS)/.installed  ## score a stream of the local Pub/Sub (needs gcloud's emulator)
+demo-stream: $(STAMP) $(EMULATORS)/.installed  ## score a stream of a local Pub/Sub (needs gcloud's emulator)
 	@$(BIN)/python -m examples.transactions.demo_stream
 
-local-cloud: $(STAMP) $(EMULATORS)/.installed  ## stand-ins for Google Cloud until Ctrl-C; prints how they are found
+local-cloud: $(STAMP) $(EMULATORS)/.installed  ## run stand-ins for Google Cloud until Ctrl-C, and print their addresses
 	@$(BIN)/python -m examples.local_cloud
 
-example: $(STAMP)  ## make the example's data and model packages under build/example
+example: $(STAMP)  ## create the example's data and model packages in build/example
 	@$(BIN)/python -m examples.transactions.build --output $(EXAMPLE)
 
 serve: $(STAMP)  ## serve the example's model on http://127.0.0.1:8080
@@ -65,7 +65,7 @@ torchserve: $(TORCHSERVE)/.installed  ## serve the example's .mar with TorchServ
 	@test -e $(EXAMPLE)/model/model.json || $(BIN)/python -m examples.transactions.build --output $(EXAMPLE)
 	@$(BIN)/python -m examples.transactions.torchserve --mar $(EXAMPLE)/pytorch_autoencoder.mar
 
-# Torch and the rest are borrowed from .venv.
+# TorchServe uses torch and the other packages of .venv.
 $(TORCHSERVE)/.installed: torchserve.txt $(STAMP)
 	@$(BIN)/python tools/install.py $(TORCHSERVE) --no-deps -r torchserve.txt
 	@$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > borrowed.pth.tmp
@@ -75,37 +75,38 @@ $(TORCHSERVE)/.installed: torchserve.txt $(STAMP)
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest -n auto --dist loadgroup
 
-# Python keeps the compiled tests, whatever the environment says: to compile them takes seconds.
+# Compiling the tests takes seconds, so Python keeps the compiled files, whatever the environment says.
 # Some tests wait, so there is one worker more than there are cores.
-test-fast: $(STAMP)  ## run the tests without other processes: for every save (90 s on two cores)
+test-fast: $(STAMP)  ## run the tests of the tiers pure and beam, for every save (90 s on two cores)
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --dist worksteal $(FAST)
 
 FAST := -m 'pure or beam' --ignore-glob='*/test_benchmark_*' --hypothesis-profile fast
 
-coverage: $(STAMP)  ## run the tests, print branches that none takes: TESTS="-m 'pure or beam'"
+coverage: $(STAMP)  ## run the tests, print untested lines and branches: TESTS="-m 'pure or beam'"
 	@rm -rf build/coverage
 	$(BIN)/coverage run -m pytest -n auto --dist loadgroup $(TESTS)
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
 
-test-dags: $(STAMP) $(EMULATORS)/.installed $(AIRFLOW_ENV)/.installed  ## the DAGs in a real Airflow 3, or AIRFLOW=2 (three minutes)
+test-dags: $(STAMP) $(EMULATORS)/.installed $(AIRFLOW_ENV)/.installed  ## test the DAGs in Airflow 3, or 2 with AIRFLOW=2 (three minutes)
 	PYTHONPATH=. $(AIRFLOW_ENV)/bin/python -m pytest tests_dags
 
 $(AIRFLOW_ENV)/.installed: airflow-$(AIRFLOW).txt
 	@$(PYTHON) tools/install.py $(AIRFLOW_ENV) --no-deps -r airflow-$(AIRFLOW).txt
 	@touch $@
 
-# Of what is in constraints.txt, the same for CPU and GPU but for torch. Where torch's index cannot be
-# reached: TORCH_CPU='--find-links FOLDER', which has its wheel.
+# The versions are those of constraints.txt, the same for CPU and GPU except for torch. If torch's index
+# cannot be reached, set TORCH_CPU='--find-links FOLDER' to a folder with its wheel.
 TORCH_CPU ?= --torch-backend cpu
 LOCK := uv pip compile --quiet --upgrade --generate-hashes --no-annotate --custom-compile-command 'make lock' \
 	--python-version 3.11 --python-platform x86_64-manylinux_2_28 -c constraints.txt --extra safetensors pyproject.toml
 
-lock: $(STAMP)  ## write templates/requirements-*.txt, what the images install, with hashes
+lock: $(STAMP)  ## write templates/requirements-*.txt for the images, with hashes
 	$(BIN)/$(LOCK) $(TORCH_CPU) --output-file templates/requirements-cpu.txt
 	$(BIN)/$(LOCK) --output-file templates/requirements-cuda.txt
 
-# The tag says how images differ. BUILDER=cloud is Cloud Build, for who has no docker.
+# The tag names the pipeline and the build of torch. Set BUILDER=cloud to use Cloud Build if you do not
+# have Docker.
 IMAGE ?= millrace
 TORCH ?= cpu
 BUILDER ?= docker
@@ -122,71 +123,71 @@ DIGEST_docker = docker inspect --format '{{join .RepoDigests "\n"}}' $(TAG) | gr
 DIGEST_cloud = gcloud artifacts docker images describe $(TAG) --format 'value(image_summary.fully_qualified_digest)'
 one_of = $(if $(filter $(2),$($(1))),,$(error $(1)='$($(1))': expected one of $(2)))
 
-image:  ## build the image of launcher and workers: IMAGE=..., TORCH=cuda, BUILDER=cloud
+image:  ## build the image for launcher and workers: IMAGE=..., TORCH=cuda, BUILDER=cloud
 	$(call one_of,TORCH,cpu cuda)$(call one_of,BUILDER,docker cloud)$(if $(PIPELINE),$(call one_of,PIPELINE,$(PIPELINES)))
 	$(BUILD_$(BUILDER))
 
-template: $(STAMP)  ## make a Flex Template: PIPELINE=batch_local BUCKET=... IMAGE=REGION-docker.pkg.dev/...
-	$(call one_of,PIPELINE,$(PIPELINES))$(if $(BUCKET),,$(error BUCKET is missing: the template is written to gs://BUCKET/templates/))
-	$(if $(findstring /,$(patsubst %/,%,$(BUCKET:gs://%=%))),$(error BUCKET='$(BUCKET)': expected a bucket's name alone))
-	$(if $(findstring /,$(IMAGE)),,$(error IMAGE='$(IMAGE)': expected a repository, REGION-docker.pkg.dev/PROJECT/REPOSITORY/millrace))
+template: $(STAMP)  ## create a Flex Template: PIPELINE=batch_local BUCKET=... IMAGE=REGION-docker.pkg.dev/...
+	$(call one_of,PIPELINE,$(PIPELINES))$(if $(BUCKET),,$(error BUCKET is missing: it names the bucket for the template, gs://BUCKET/templates/))
+	$(if $(findstring /,$(patsubst %/,%,$(BUCKET:gs://%=%))),$(error BUCKET='$(BUCKET)': expected only the name of a bucket))
+	$(if $(findstring /,$(IMAGE)),,$(error IMAGE='$(IMAGE)': expected a path in a repository, REGION-docker.pkg.dev/PROJECT/REPOSITORY/millrace))
 	$(MAKE) --no-print-directory image
 	$(PUSH_$(BUILDER))
 	$(BIN)/python -m pipelines.template_spec $(PIPELINE) --bucket $(BUCKET) --image "$$($(DIGEST_$(BUILDER)))"
 
-image-check: $(STAMP)  ## build the image on a stand-in base without an engine, and run it (Debian, root)
+image-check: $(STAMP)  ## build the image on stand-in bases without Docker, and run it (Debian, root)
 	BIN=$(BIN) templates/check_image
 
-templates: $(STAMP)  ## write templates/*.json and docs/flags.md from the flags
+templates: $(STAMP)  ## generate templates/*.json and docs/flags.md from the flags
 	$(BIN)/python -m pipelines.metadata
 
-check: $(STAMP)  ## formatting, lint, types, and what is made of the flags
+check: $(STAMP)  ## check formatting, lint, types and generated files
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/hadolint templates/Dockerfile serving/Dockerfile
 	$(BIN)/python -m pipelines.metadata --check
 
-format: $(STAMP)  ## format the code and mend what lint can mend
+format: $(STAMP)  ## format the code and fix what the linter can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP)  ## compare with stock Beam and with a plain loop (about five minutes)
+bench: $(STAMP)  ## compare with stock Beam and a plain loop (about five minutes)
 	$(BIN)/python -m benchmarks.files.compare
 	$(BIN)/python -m benchmarks.predict_cost
 
-bench-bigquery: $(STAMP) $(EMULATORS)/.installed  ## BigQuery in and out, beside stock Beam's (under ten minutes)
+bench-bigquery: $(STAMP) $(EMULATORS)/.installed  ## compare reading and writing BigQuery with stock Beam (under ten minutes)
 	$(BIN)/python -m benchmarks.bigquery.read
 	$(BIN)/python -m benchmarks.bigquery.write
 	$(BIN)/python -m benchmarks.bigquery.table
 
-bench-serving: $(STAMP)  ## the server beside a plain FastAPI app, and TorchServe where it is installed
+bench-serving: $(STAMP)  ## compare the server with a plain FastAPI app, and with TorchServe if installed
 	$(BIN)/python -m benchmarks.serving.servers
 
-bench-endpoint: $(STAMP)  ## asking an endpoint, beside Beam's handler and a plain load generator
+bench-endpoint: $(STAMP)  ## compare requests to an endpoint with Beam's handler and a plain load generator
 	$(BIN)/python -m benchmarks.serving.endpoint
 
-bench-stream: $(STAMP) $(EMULATORS)/.installed  ## streams, beside stock Beam and the reference (under fifteen minutes)
+bench-stream: $(STAMP) $(EMULATORS)/.installed  ## compare streams with stock Beam and the reference (under fifteen minutes)
 	$(BIN)/python -m benchmarks.stream.core
 	$(BIN)/python -m benchmarks.stream.latency
 	$(BIN)/python -m benchmarks.stream.memory
 
-fuzz: $(STAMP)  ## 300,000 messages of every bad kind through a stream: none lost (five minutes, 6 GB)
+fuzz: $(STAMP)  ## stream 300,000 bad messages of every kind, and lose none (five minutes, 6 GB)
 	$(BIN)/python -m benchmarks.stream.fuzz
 
-kills: $(STAMP) $(EMULATORS)/.installed  ## kill 300 runs at random moments: no row lost, none doubled (under an hour)
+kills: $(STAMP) $(EMULATORS)/.installed  ## kill 300 runs at random moments: no row is lost or duplicated (under an hour)
 	$(BIN)/python -m benchmarks.kills.runs
 
 dist: $(STAMP)  ## build the sdist and the wheel into dist/
 	$(BIN)/python -m build --no-isolation --outdir dist .
 
-release: $(STAMP)  ## check and build a release, and set its tag: VERSION=0.1.0, DRY_RUN=1 sets none
+release: $(STAMP)  ## check and build a release, and set its tag: VERSION=0.1.0; DRY_RUN=1 sets no tag
 	$(BIN)/python tools/release.py $(VERSION) $(if $(DRY_RUN),--dry-run)
 
-clean:  ## remove what was built, keep .venv
+clean:  ## remove all built files, keep .venv
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
-distclean: clean  ## remove what was built and what was installed
+distclean: clean  ## remove all built files and environments
 	rm -rf $(VENV) $(EMULATORS) $(TORCHSERVE) .airflow .release .uv
 
-all: emulators check test demo demo-bigquery  ## what CI runs
+all: emulators check test demo demo-bigquery  ## run what CI runs

@@ -1,8 +1,9 @@
-"""What the launcher of a Flex Template runs: the pipeline that MILLRACE_PIPELINE names.
+"""The program that the launcher of a Flex Template runs: it starts the template's pipeline.
 
-The launcher gives the template's parameters and the service's own flags as `--name=value`.
-Those that were left empty count as not given; the service's that Beam does not know are
-dropped with a warning. All others are the pipeline's: it refuses what it does not know.
+The variable MILLRACE_PIPELINE names the pipeline. The launcher passes the template's parameters and
+the flags of the Dataflow service as `--name=value`. Flags with an empty value count as not given.
+Flags of the service that Beam does not know are dropped with a warning. The pipeline gets all other
+flags, and rejects those that it does not know.
 """
 
 from __future__ import annotations
@@ -24,18 +25,25 @@ VARIABLE = "MILLRACE_PIPELINE"
 
 
 def chosen(environ: Mapping[str, str]) -> Command:
-    """The environment -> the command that it names. Raises UsageError."""
+    """Return the command of the pipeline that the environment names.
+
+    Args:
+        environ: The variables of the environment.
+
+    Raises:
+        UsageError: MILLRACE_PIPELINE does not name a pipeline.
+    """
     name = environ.get(VARIABLE, "")
     if name not in COMMANDS:
         raise UsageError(
             f"{VARIABLE}={name!r}: expected one of {', '.join(COMMANDS)}{suggest(name, COMMANDS)}: "
-            "make the template with make template PIPELINE=..."
+            "create the template with `make template PIPELINE=...`"
         )
     return COMMANDS[name]
 
 
 def given(args: Iterable[str]) -> list[str]:
-    """Arguments -> those with a value: a field of the console that nobody touched is empty."""
+    """Return the arguments that have a value: a field left blank in the console arrives empty."""
     kept: list[str] = []
     for arg in args:
         if arg == "" and kept and kept[-1].startswith("--") and "=" not in kept[-1]:
@@ -46,7 +54,7 @@ def given(args: Iterable[str]) -> list[str]:
 
 
 def as_switches(args: Iterable[str]) -> list[str]:
-    """Arguments -> the same, with Beam's switches as it wants them: there, or not there."""
+    """Turn Beam's switches from `--name=true` into the form that Beam takes: present or absent."""
     kept, known = [], beam_flags()
     for arg in args:
         flag, _, value = arg.partition("=")
@@ -61,10 +69,17 @@ def as_switches(args: Iterable[str]) -> list[str]:
 
 
 def without_the_services(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Arguments -> those for the pipeline, and flags that are nobody's but the service's.
+    """Separate the arguments for the pipeline from the flags that only the service knows.
 
-    A flag that nobody knows is the service's, unless it is so near to one of ours that a user
-    must have misspelt that; fields of the service's environment may be as near as they like.
+    A flag that neither the pipeline nor Beam knows belongs to the service, unless it is so similar
+    to a flag of the pipeline that the user must have misspelled it. A field of the service's
+    environment always belongs to the service, however similar it is.
+
+    Args:
+        args: The arguments of the program.
+
+    Returns:
+        The arguments for the pipeline, and the names of the flags that are dropped.
     """
     known = all_flags().union(beam_flags())
     fields = {name.replace("_", "") for name in FlexTemplateRuntimeEnvironment.meta.fields}
@@ -85,7 +100,15 @@ def without_the_services(args: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def main(args: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Arguments and the environment -> the exit code, where no pipeline is started."""
+    """Start the pipeline that the environment names, and end the process with its exit code.
+
+    Args:
+        args: The arguments of the program.
+        environ: The variables of the environment.
+
+    Returns:
+        The exit code, if no pipeline was started.
+    """
     try:
         command = chosen(environ)
     except UsageError as error:
@@ -95,7 +118,7 @@ def main(args: Sequence[str], environ: Mapping[str, str]) -> int:
     if dropped:
         message = f"warning: {', '.join(dropped)}: neither the pipeline nor Beam has such a flag"
         print(message, file=sys.stderr)
-    # Beam reads the process's arguments as well, where it makes options of its own.
+    # Beam reads the arguments of the process too, when it creates options of its own.
     sys.argv[1:] = kept
     run_and_exit(command, kept)
 

@@ -1,4 +1,4 @@
-"""A job for Dataflow needs nothing of Beam's runners in this process: without it, all goes on."""
+"""Starting a Dataflow job works without the module that reaches into Beam's in-process runner."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from examples.local_cloud import LocalCloud
 
 ROOT = Path(__file__).parent.parent
 PROJECT = "a-project"
-# The module cannot be imported, as where a release of Beam has moved what it uses.
+# Makes the import of the module fail, as it would if a release of Beam moved what the module uses.
 WITHOUT = """
 import sys
 sys.modules["common.private_beam.in_process"] = None
@@ -29,7 +29,7 @@ sys.exit(main(command, argv))
 
 
 def without(command: str, *argv: str, env: Any = None) -> "subprocess.CompletedProcess[str]":
-    """A command and its arguments -> what it did without the module."""
+    """Run a command without the module."""
     return subprocess.run(
         [sys.executable, "-c", WITHOUT, command, *argv],
         capture_output=True,
@@ -41,6 +41,7 @@ def without(command: str, *argv: str, env: Any = None) -> "subprocess.CompletedP
 
 
 def texts(flags: dict[str, Any]) -> list[str]:
+    """Return flags as arguments."""
     return [text for name, value in flags.items() for text in (f"--{name}", str(value))]
 
 
@@ -52,7 +53,7 @@ def google() -> Iterator[GoogleApi]:
 
 @pytest.fixture
 def job(google: GoogleApi, tmp_path: Path) -> dict[str, Any]:
-    """The flags of a job on the stand-in, whose workers have this machine's files."""
+    """The flags of a job on the stand-in, whose workers can read the files of this machine."""
     (tmp_path / "tmp").mkdir()
     return {
         "project": PROJECT,
@@ -91,19 +92,19 @@ def stream(stream_emulators: LocalCloud, example: Path) -> dict[str, Any]:
 
 
 def started(google: GoogleApi) -> list[str]:
-    """The methods of Dataflow that were called and begin something."""
+    """Return the methods of Dataflow that were called and start something."""
     return [call.method for call in google.calls if call.method.endswith("create")]
 
 
 @pytest.mark.parametrize("launched", [False, True], ids=["itself", "launch"])
-def test_a_batch_job_is_started_without_it(
+def test_a_batch_job_starts_without_the_module(
     google: GoogleApi, job: dict[str, Any], batch: dict[str, Any], launched: bool
 ) -> None:
     own = ["launch", "batch_local"] if launched else ["batch_local", "--runner", "DataflowRunner"]
     argv = [*own, *texts(job | batch)]
     dry = without(*argv, "--dry_run")
     assert dry.returncode == 0, dry.stderr
-    assert "nothing was made or started" in dry.stdout
+    assert "nothing was created or started" in dry.stdout
     assert started(google) == []
     done = without(*argv)
     assert done.returncode == 0, done.stderr
@@ -111,7 +112,7 @@ def test_a_batch_job_is_started_without_it(
 
 
 @pytest.mark.parametrize("launched", [False, True], ids=["itself", "launch"])
-def test_a_stream_is_started_without_it(
+def test_a_stream_starts_without_the_module(
     google: GoogleApi,
     job: dict[str, Any],
     stream: dict[str, Any],
@@ -129,13 +130,13 @@ def test_a_stream_is_started_without_it(
     assert len(started(google)) == 1
 
 
-def test_a_run_in_this_process_needs_it(batch: dict[str, Any]) -> None:
+def test_a_run_in_this_process_needs_the_module(batch: dict[str, Any]) -> None:
     done = without("batch_local", *texts(batch), "--json_summary")
     assert done.returncode == 1
     assert "common.private_beam.in_process" in done.stderr
     assert done.stdout == ""
 
 
-def test_a_dry_run_in_this_process_does_not(batch: dict[str, Any]) -> None:
+def test_a_dry_run_in_this_process_does_not_need_the_module(batch: dict[str, Any]) -> None:
     done = without("batch_local", *texts(batch), "--dry_run")
     assert done.returncode == 0, done.stderr

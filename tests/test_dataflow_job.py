@@ -1,4 +1,4 @@
-"""What a job of Dataflow is made of, looked at without one: facts, steps, coders, labels, hints."""
+"""The content of a Dataflow job that is not started: facts, steps, coders, labels and hints."""
 
 import base64
 import bz2
@@ -48,13 +48,13 @@ FACTS = JobFacts(
 
 
 def argv(**flags: Any) -> list[str]:
-    """Flags -> arguments; True is a flag without a value, None none."""
+    """Return flags as arguments: True is a flag without a value, and None is left out."""
     given = {name: value for name, value in flags.items() if value is not None}
     return [t for n, v in given.items() for t in ([f"--{n}"] if v is True else [f"--{n}", str(v)])]
 
 
 def upload(cloud: Cloud, folder: Path, place: str) -> None:
-    """A folder's files -> under a place in the emulator's bucket."""
+    """Copy the files of a folder to a place in the emulator's bucket."""
     bucket = cloud.storage().bucket("bucket")
     for path in folder.rglob("*"):
         if path.is_file():
@@ -65,15 +65,15 @@ def upload(cloud: Cloud, folder: Path, place: str) -> None:
     "facts",
     [FACTS, JobFacts(pipeline="stream_local", run_id="r", model="m 1", model_digest="0" * 64)],
 )
-def test_whoever_attaches_reads_the_facts_that_a_job_carries(facts: JobFacts) -> None:
+def test_the_facts_that_a_job_carries_can_be_read_again(facts: JobFacts) -> None:
     assert read_facts({"project": "p", **facts.options()}) == facts
 
 
-def test_a_foreign_job_has_no_facts() -> None:
+def test_a_job_that_millrace_did_not_start_has_no_facts() -> None:
     assert read_facts({"project": "p", "runner": "DataflowRunner"}) is None
 
 
-def test_labels_hold_what_google_allows() -> None:
+def test_labels_hold_only_characters_that_google_allows() -> None:
     assert FACTS.labels() == {
         "millrace_pipeline": "batch_local",
         "millrace_run": "r_1",
@@ -83,7 +83,7 @@ def test_labels_hold_what_google_allows() -> None:
     assert label_value("x" * 99) == "x" * 63
 
 
-def test_a_job_is_found_again_by_link_and_by_command() -> None:
+def test_a_job_has_a_link_to_the_console_and_a_command_that_follows_it() -> None:
     assert console_link("p", "r", "j").endswith("/dataflow/jobs/r/j?project=p")
     command = attach_command("p", "r", "j", Endpoints())
     assert command == "python -m pipelines.launch --attach j --project p --region r"
@@ -94,7 +94,7 @@ def test_a_job_is_found_again_by_link_and_by_command() -> None:
 
 
 class Jobs:
-    """The four pipelines as jobs that are written, not started: JSON, and the staged pipeline."""
+    """The four pipelines, written as jobs but not started: the JSON and the staged pipelines."""
 
     def __init__(self, servers: LocalCloud, example: Path) -> None:
         self.cloud = servers.cloud
@@ -138,6 +138,7 @@ class Jobs:
         }
 
     def write(self, name: str) -> None:
+        """Write the job of a pipeline to the bucket."""
         common = {
             "runner": "DataflowRunner",
             "project": "my-project",
@@ -171,20 +172,20 @@ def jobs(stream_emulators: LocalCloud, example: Path) -> Iterator[Jobs]:
     with pytest.MonkeyPatch.context() as patch:
         for variable, address in stream_emulators.environment.items():
             patch.setenv(variable, address)
-        made = Jobs(stream_emulators, example)
+        jobs = Jobs(stream_emulators, example)
         for name in COMMANDS:
-            made.write(name)
-        yield made
+            jobs.write(name)
+        yield jobs
 
 
 PROTOS = pytest.mark.parametrize("name", COMMANDS)
 
 
 @PROTOS
-def test_steps_keep_their_names_by_which_update_hands_their_state_over(
+def test_steps_keep_the_names_by_which_an_update_hands_over_their_state(
     name: str, jobs: Jobs
 ) -> None:
-    """A step that was renamed on purpose is renamed in the file too, and told in CHANGELOG."""
+    """If you rename a step on purpose, rename it in the file too, and say so in the CHANGELOG."""
     known = json.loads((Path(__file__).parent / "dataflow_steps.json").read_text())
     steps = jobs.pipeline(name).components.transforms.values()
     assert (
@@ -193,7 +194,7 @@ def test_steps_keep_their_names_by_which_update_hands_their_state_over(
 
 
 @PROTOS
-def test_steps_that_hold_state_are_known_by_their_names(name: str, jobs: Jobs) -> None:
+def test_steps_that_hold_state_are_recognized_by_their_names(name: str, jobs: Jobs) -> None:
     steps = [
         step
         for step in jobs.pipeline(name).components.transforms.values()
@@ -206,12 +207,13 @@ def test_steps_that_hold_state_are_known_by_their_names(name: str, jobs: Jobs) -
 
 
 def tree(coder: coders.Coder) -> str:
-    """A coder -> its name with those in it."""
+    """Return the name of a coder with the names of the coders in it."""
     parts = [tree(part) for part in coder._get_component_coders() or ()]
     return f"{type(coder).__name__}({', '.join(parts)})" if parts else type(coder).__name__
 
 
-# Of paths of files, of what was staged, and of counts: some objects a file, none a row.
+# These steps shuffle paths, staged files and counts: a few objects for each file, but none for a
+# row.
 PICKLED = {
     "ScoreRows/Read/SpreadFiles/ReshufflePerKey/GroupByKey",
     "ScoreRows/Read/SpreadRanges/ReshufflePerKey/GroupByKey",
@@ -251,7 +253,7 @@ def keeps_state(step: Any) -> bool:
 
 
 def unpacked(content: bytes) -> bytes:
-    """A staged pipeline -> it, and all that Beam has packed in it, by bz2 or zlib."""
+    """Return a staged pipeline with everything that Beam has compressed in it by bz2 or zlib."""
     for text in re.findall(rb"(?:eN|Qlpo)[A-Za-z0-9+/]{20,}=*", content):
         packed = base64.b64decode(text[: len(text) // 4 * 4])
         reader = bz2.BZ2Decompressor() if text.startswith(b"Q") else zlib.decompressobj()
@@ -274,7 +276,7 @@ def test_a_job_holds_no_row_no_weights_and_no_credentials(
     given += [row["transaction_id"].encode() for row in rows]
     weights = (example / "model" / manifest["file"]).read_bytes()
     given += [weights[at : at + 48] for at in range(2_000, len(weights) - 48, 1_000)]
-    # As pickle writes a float.
+    # pickle writes a float as eight bytes, the highest first.
     own = [cell for row in manifest["golden"]["inputs"]["transaction"] for cell in row]
     own += [found[edge] for found in manifest["statistics"].values() for edge in ("min", "max")]
     given += [struct.pack(">d", value) for value in own if value != round(value)]
@@ -285,7 +287,7 @@ def test_a_job_holds_no_row_no_weights_and_no_credentials(
 
 
 @PROTOS
-def test_the_job_tells_its_run_and_carries_labels_of_ours_and_of_the_user(
+def test_a_job_names_its_run_and_carries_the_labels_of_millrace_and_of_the_user(
     name: str, jobs: Jobs
 ) -> None:
     job, facts = jobs.json(name), read_facts(jobs.options(name))
@@ -304,12 +306,12 @@ def test_the_job_tells_its_run_and_carries_labels_of_ours_and_of_the_user(
 
 
 @PROTOS
-def test_workers_are_asked_for_an_accelerator_where_the_model_runs_on_one(
+def test_workers_with_an_accelerator_are_requested_for_a_model_that_runs_on_one(
     name: str, jobs: Jobs
 ) -> None:
     (environment,) = jobs.pipeline(name).components.environments.values()
-    asked = {common_urns.resource_hints.ACCELERATOR.urn: ACCELERATOR.partition("=")[2].encode()}
-    assert dict(environment.resource_hints) == (asked if name == "batch_local" else {})
+    requested = {common_urns.resource_hints.ACCELERATOR.urn: ACCELERATOR.partition("=")[2].encode()}
+    assert dict(environment.resource_hints) == (requested if name == "batch_local" else {})
     (pool,) = jobs.json(name)["environment"]["workerPools"]
     assert pool["workerHarnessContainerImage"] == "gcr.io/my-project/millrace:1"
 
@@ -318,7 +320,7 @@ def test_workers_are_asked_for_an_accelerator_where_the_model_runs_on_one(
     ("flag", "hints"),
     [
         ("--dataflow_service_options=worker_accelerator=type:nvidia-l4;count:1", []),
-        # So the launcher of Flex Templates gives them.
+        # The launcher of Flex Templates passes service options as experiments.
         ("--experiments=worker_accelerator=type:nvidia-l4;count:1", []),
         (
             "--resource_hints=accelerator=type:nvidia-l4;count:1",
@@ -327,7 +329,7 @@ def test_workers_are_asked_for_an_accelerator_where_the_model_runs_on_one(
         ("--resource_hints=min_ram=16GB", ["min_ram=16GB", ACCELERATOR]),
     ],
 )
-def test_an_accelerator_that_is_named_is_the_one(flag: str, hints: list[str]) -> None:
+def test_an_accelerator_that_a_flag_names_is_the_only_one(flag: str, hints: list[str]) -> None:
     options = beam_options([flag])
     ask_for_accelerator(DeviceOptions(device="cuda"), options)
     assert list(options.view_as(StandardOptions).resource_hints) == hints
@@ -346,50 +348,54 @@ GOOD = {
 
 
 @pytest.mark.parametrize(
-    ("flags", "code", "told"),
+    ("flags", "code", "expected"),
     [
         (
             {"project": None, "region": None, "temp_location": None},
             2,
             "add --project P --region us-central1 --temp_location gs://BUCKET/tmp",
         ),
-        ({"region": None}, 2, "DataflowRunner needs more: add --region us-central1\n"),
+        ({"region": None}, 2, "DataflowRunner needs more flags: add --region us-central1\n"),
         ({"runner": "dataflow", "region": None}, 2, "add --region us-central1\n"),
-        ({"region": "us-central1-a"}, 2, "--region us-central1-a: expected a region such as"),
-        ({"project": "123456"}, 2, "--project 123456: expected a project's id"),
-        ({"job_name": "Fraud_1"}, 2, "--job_name Fraud_1: expected small letters"),
+        ({"region": "us-central1-a"}, 2, "--region us-central1-a: unknown region"),
+        ({"project": "123456"}, 2, "--project 123456 is invalid: use the id of the project"),
+        ({"job_name": "Fraud_1"}, 2, "--job_name Fraud_1 is invalid: use lowercase letters"),
         ({"num_workers": 9, "max_num_workers": 2}, 2, "--num_workers 9 is more than --max_num_w"),
-        ({"labels": "Team=x"}, 2, "--labels Team=x: expected KEY=VALUE"),
+        ({"labels": "Team=x"}, 2, "--labels Team=x is invalid: use KEY=VALUE"),
         ({"sdk_container_image": None}, 2, "add --sdk_container_image IMAGE"),
-        ({"input_files": "/data/rows.parquet"}, 2, "--input_files /data/rows.parquet: workers of"),
-        ({"model": "model"}, 2, "say --model gs://BUCKET/..."),
-        ({"output_files": "out"}, 2, "say --output_files gs://BUCKET/..."),
-        ({"dead_letter_files": "bad"}, 2, "say --dead_letter_files gs://BUCKET/..."),
+        (
+            {"input_files": "/data/rows.parquet"},
+            2,
+            "--input_files /data/rows.parquet: Dataflow workers",
+        ),
+        ({"model": "model"}, 2, "pass --model gs://BUCKET/..."),
+        ({"output_files": "out"}, 2, "pass --output_files gs://BUCKET/..."),
+        ({"dead_letter_files": "bad"}, 2, "pass --dead_letter_files gs://BUCKET/..."),
         ({"temp_location": "/tmp"}, 2, "--temp_location /tmp: expected gs://BUCKET/FOLDER"),
         ({"staging_location": "gs://b"}, 2, "--staging_location gs://b: expected gs://BUCKET/FOL"),
         ({"dry_run": "perhaps"}, 2, "--dry_run: expected true or false, got 'perhaps'"),
         ({}, 1, "no usable Google Cloud credentials"),
     ],
 )
-def test_a_wrong_flag_is_told_in_one_line_before_anything_is_read(
+def test_a_wrong_flag_is_reported_in_one_line_before_anything_is_read(
     flags: dict[str, Any],
     code: int,
-    told: str,
+    expected: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for variable in VARIABLES.values():
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/there/is/none.json")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/missing/credentials.json")
     assert main(batch_local.COMMAND, argv(**GOOD | flags)) == code
     captured = capsys.readouterr()
-    assert told in captured.err
+    assert expected in captured.err
     assert captured.err.count("\n") == 1
     assert captured.out == ""
 
 
 @pytest.mark.usefixtures("beam_processes")
-def test_a_job_can_be_written_without_asking_anybody(
+def test_a_job_can_be_written_without_a_service(
     example: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = GOOD | {
@@ -402,13 +408,13 @@ def test_a_job_can_be_written_without_asking_anybody(
     }
     assert main(batch_local.COMMAND, argv(**flags)) == 0
     assert json.loads((tmp_path / "new/job.json").read_text())["type"] == "JOB_TYPE_BATCH"
-    told = capsys.readouterr().out
-    assert str(tmp_path / "new/job.json") in told
-    assert "--attach" not in told
+    printed = capsys.readouterr().out
+    assert str(tmp_path / "new/job.json") in printed
+    assert "--attach" not in printed
 
 
 @pytest.mark.parametrize("runner", [None, "DataflowRunner"])
-def test_a_dry_run_tells_the_job_and_makes_nothing(
+def test_a_dry_run_prints_the_job_and_creates_nothing(
     runner: str | None, example: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = {
@@ -427,18 +433,18 @@ def test_a_dry_run_tells_the_job_and_makes_nothing(
             "s3_secret_access_key": "hush",
         }
     assert main(batch_local.COMMAND, argv(**flags, dry_run=True)) == 0
-    told = capsys.readouterr().out
-    assert "nothing was made" in told
-    assert re.search(r"^run_id +r$", told, re.MULTILINE)
-    assert ("label" in told) == (runner is not None)
-    assert "hush" not in told
-    steps = re.findall(r"^step +(.*)$", told, re.MULTILINE)
+    printed = capsys.readouterr().out
+    assert "nothing was created or started" in printed
+    assert re.search(r"^run_id +r$", printed, re.MULTILINE)
+    assert ("label" in printed) == (runner is not None)
+    assert "hush" not in printed
+    steps = re.findall(r"^step +(.*)$", printed, re.MULTILINE)
     assert steps[:2] == ["ScoreRows/Read", "ScoreRows/Predict"]
     assert steps[-1] == "ScoreRows/Commit"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dry_run_of_a_stream_asks_nobody(
+def test_a_dry_run_of_a_stream_needs_no_service(
     example: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PUBSUB_EMULATOR_HOST", "localhost:1")
@@ -453,6 +459,6 @@ def test_a_dry_run_of_a_stream_asks_nobody(
         "dead_letter_topic": "projects/my-project/topics/bad",
     }
     assert main(stream_local.COMMAND, argv(**flags, dry_run=True)) == 0
-    told = capsys.readouterr().out
-    assert re.search(r"^label +millrace_pipeline=stream_local$", told, re.MULTILINE)
-    assert re.search(r"^step +ScoreStream/Predict$", told, re.MULTILINE)
+    printed = capsys.readouterr().out
+    assert re.search(r"^label +millrace_pipeline=stream_local$", printed, re.MULTILINE)
+    assert re.search(r"^step +ScoreStream/Predict$", printed, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Jobs submitted to a Dataflow that checks them by Google's documents, and really runs them."""
+"""Jobs for a stand-in of Dataflow, which checks them by Google's documents and executes them."""
 
 import io
 import json
@@ -34,7 +34,7 @@ PROJECT = "my-project"
 
 
 class Session:
-    """A user beside a Dataflow: commands typed, what they said, files of the bucket."""
+    """A user of Dataflow: types commands, reads their output, and looks at files of the bucket."""
 
     def __init__(
         self, google: GoogleApi, service: ExecutingDataflow, cloud: Cloud, capsys: Any, home: str
@@ -44,7 +44,7 @@ class Session:
         self._capsys, self.home = capsys, home
 
     def type(self, command: Command, **given: Any) -> tuple[int, str, str]:
-        """Flags -> the exit code, standard output and standard error."""
+        """Run a command; return the exit code, standard output and standard error."""
         values = {name: value for name, value in given.items() if value is not None}
         argv = [t for n, v in values.items() for t in (f"--{n}", *([] if v is True else [str(v)]))]
         code = main(command, argv)
@@ -52,7 +52,7 @@ class Session:
         return code, captured.out, captured.err
 
     def submit(self, command: Command, **given: Any) -> tuple[int, str, str]:
-        """The same as a job."""
+        """Run a command as a job; return the same as `type`."""
         job = {
             "runner": "DataflowRunner",
             "project": PROJECT,
@@ -82,7 +82,7 @@ class Session:
         return {blob.name: blob.download_as_bytes() for blob in blobs}
 
     def rows(self, folder: str) -> list[dict[str, Any]]:
-        """A run's scored rows, without when and by which attempt."""
+        """Return the scored rows of a run, without their times and run id."""
         files = self.files(f"{folder}/scores/").values()
         rows = pa.concat_tables([pq.read_table(pa.BufferReader(f)) for f in files]).to_pylist()
         return sorted(
@@ -102,7 +102,7 @@ class Session:
 
 @pytest.fixture(scope="module")
 def bucket(stream_emulators: LocalCloud, example: Path) -> Iterator[Cloud]:
-    """The example in the emulator's bucket, a subscription and topics."""
+    """The emulated cloud, with the example in its bucket, a subscription and topics."""
     cloud = stream_emulators.cloud
     there = cloud.storage().bucket("bucket")
     there.blob("rows.parquet").upload_from_filename(str(example / "transactions.parquet"))
@@ -127,24 +127,24 @@ def session(bucket: Cloud, capsys: pytest.CaptureFixture[str], tmp_path: Path) -
         yield Session(google, service, bucket, capsys, f"gs://bucket/{tmp_path.name}")
 
 
-def told(out: str) -> dict[str, str]:
-    """Lines of a name and a value -> them."""
+def printed(out: str) -> dict[str, str]:
+    """Return the values of printed lines by their names."""
     return dict(line.split(maxsplit=1) for line in out.splitlines())  # type: ignore[misc]
 
 
-def test_a_job_is_started_and_left_and_scores_as_a_run_in_this_process(session: Session) -> None:
+def test_a_job_scores_the_same_rows_as_a_run_in_this_process(session: Session) -> None:
     code, out, err = session.submit(batch_local.COMMAND, **session.batch())
     assert (code, err) == (0, "")
     assert session.google.methods() == ["jobs.create"]
-    said = told(out)
-    assert said["run"] == "r"
-    assert said["report"] == f"{session.home}/out/r/report.json"
-    assert said["console"].endswith(f"us-central1/{said['job']}?project={PROJECT}")
-    place = f"--attach {said['job']} --project {PROJECT} --region us-central1"
-    assert f"{place} --api_endpoints dataflow=http://localhost:" in said["follow"]
+    lines = printed(out)
+    assert lines["run"] == "r"
+    assert lines["report"] == f"{session.home}/out/r/report.json"
+    assert lines["console"].endswith(f"us-central1/{lines['job']}?project={PROJECT}")
+    place = f"--attach {lines['job']} --project {PROJECT} --region us-central1"
+    assert f"{place} --api_endpoints dataflow=http://localhost:" in lines["follow"]
 
-    assert session.service.wait(said["job"])["currentState"] == "JOB_STATE_DONE"
-    code, out, _ = attach(session, said["job"])
+    assert session.service.wait(lines["job"])["currentState"] == "JOB_STATE_DONE"
+    code, out, _ = attach(session, lines["job"])
     assert code == 0
     assert re.search(r"^scored +1,980$", out, re.MULTILINE)
 
@@ -175,14 +175,14 @@ def attach(session: Session, ident: str, **flags: Any) -> tuple[int, str, str]:
     return session.type(launch.ATTACH, **place, api_endpoints=f"dataflow={session.url}", **flags)
 
 
-def test_a_job_with_an_endpoint_scores_as_a_run_in_this_process(
+def test_a_job_with_an_endpoint_scores_the_same_rows_as_a_run_in_this_process(
     session: Session, example: Path
 ) -> None:
     with running(example / "model") as served:
         flags = {"endpoint_url": f"http://{served.client.address}", "run_id": "v"}
         code, out, _ = session.submit(batch_vertex.COMMAND, **session.batch(**flags))
         assert code == 0
-        assert session.service.wait(told(out)["job"])["currentState"] == "JOB_STATE_DONE"
+        assert session.service.wait(printed(out)["job"])["currentState"] == "JOB_STATE_DONE"
         here = session.batch(**flags, output_files=f"{session.home}/here")
         assert session.type(batch_vertex.COMMAND, **here)[0] == 0
     job, local = (session.rows(f"{session.home}/{part}/v") for part in ("out", "here"))
@@ -191,7 +191,7 @@ def test_a_job_with_an_endpoint_scores_as_a_run_in_this_process(
     assert_scores([r["score"] for r in job], [r["score"] for r in local])
 
 
-def test_a_table_that_was_exported_leaves_no_file_in_the_temp_location(session: Session) -> None:
+def test_a_job_removes_the_files_of_an_exported_table(session: Session) -> None:
     client, table = session.cloud.bigquery(), f"{session.cloud.project}.streams.exported"
     config = bigquery.LoadJobConfig(source_format="PARQUET")
     rows = io.BytesIO(session.files("gs://bucket/rows.parquet")["rows.parquet"])
@@ -202,13 +202,13 @@ def test_a_table_that_was_exported_leaves_no_file_in_the_temp_location(session: 
         **session.batch(**source, billing_project=session.cloud.project),
     )
     assert (code, err) == (0, "")
-    job = session.service.wait(told(out)["job"])
+    job = session.service.wait(printed(out)["job"])
     assert job["currentState"] == "JOB_STATE_DONE", session.service.messages[job["id"]]
     assert len(session.rows(f"{session.home}/out/r")) == 1_980
     assert session.files(f"{session.home}/tmp/millrace") == {}
 
 
-def test_a_failed_job_says_why_and_what_it_left_can_be_removed_by_its_facts(
+def test_a_failed_job_says_why_and_its_facts_name_the_files_to_remove(
     session: Session,
 ) -> None:
     bucket = session.cloud.storage().bucket("bucket")
@@ -229,7 +229,7 @@ def test_a_failed_job_says_why_and_what_it_left_can_be_removed_by_its_facts(
     )
     assert facts is not None
     (staging,) = facts.staging
-    # A worker that dies leaves what it had written.
+    # A worker that is killed leaves the files that it had written.
     left = f"{staging.removeprefix('gs://bucket/')}/{facts.attempt}-half.parquet"
     bucket.blob(left).upload_from_string("x")
     code, _, err = attach(session, ident)
@@ -243,9 +243,9 @@ def test_a_failed_job_says_why_and_what_it_left_can_be_removed_by_its_facts(
 def test_a_stream_is_started_replaced_and_drained(session: Session) -> None:
     flags = session.stream(max_batch_wait_ms=50)
     code, out, err = session.submit(stream_local.COMMAND, **flags)
-    # The emulator takes no labels, so that none is to be removed.
+    # The emulator does not accept labels, so there is no advice to remove one.
     assert (code, err) == (0, "")
-    first = told(out)
+    first = printed(out)
     assert first["subscription"] == flags["input_subscription"]
     assert job_of(session, first["job"]).type_.name == "JOB_TYPE_STREAMING"
     again = {"update": True, "job_name": first["name"]}
@@ -255,16 +255,16 @@ def test_a_stream_is_started_replaced_and_drained(session: Session) -> None:
 
     code, out, err = session.submit(stream_local.COMMAND, **flags | again)
     assert code == 0, err
-    second = told(out)
+    second = printed(out)
     assert second["name"] == first["name"]
     old = job_of(session, first["job"])
     assert old.current_state.name == "JOB_STATE_UPDATED"
     assert old.replaced_by_job_id == second["job"]
-    ask(session, second["job"], JobState.JOB_STATE_DRAINED)
+    request_state(session, second["job"], JobState.JOB_STATE_DRAINED)
 
 
-def ask(session: Session, ident: str, state: JobState) -> None:
-    """A job -> in the state that was asked for, looked at until it is."""
+def request_state(session: Session, ident: str, state: JobState) -> None:
+    """Request a state of a job, and wait until the job is in it."""
     request = UpdateJobRequest(
         project_id=PROJECT, location="us-central1", job_id=ident, job=Job(requested_state=state)
     )
@@ -274,7 +274,7 @@ def ask(session: Session, ident: str, state: JobState) -> None:
     wait_until(lambda: job_of(session, ident).current_state == state)
 
 
-def test_a_job_that_is_refused_is_told_in_one_line_and_leaves_nothing(session: Session) -> None:
+def test_a_rejected_job_is_reported_in_one_line_and_leaves_no_files(session: Session) -> None:
     fault = permission_denied("dataflow.jobs.create", "projects/my-project")
     session.google.faults = lambda call: fault if call.method.endswith("jobs.create") else None
     code, out, err = session.submit(batch_local.COMMAND, **session.batch())
@@ -286,7 +286,7 @@ def test_a_job_that_is_refused_is_told_in_one_line_and_leaves_nothing(session: S
     assert session.files(f"{session.home}/out") == {}
 
 
-def test_a_second_job_of_one_name_is_refused_and_the_first_can_be_cancelled(
+def test_a_second_job_with_the_name_of_a_running_job_is_rejected(
     session: Session,
 ) -> None:
     flags = session.stream(job_name="the-one")
@@ -295,13 +295,13 @@ def test_a_second_job_of_one_name_is_refused_and_the_first_can_be_cancelled(
     code, _, err = session.submit(stream_local.COMMAND, **flags, allow_shared_subscription=True)
     assert code == 1
     assert "already an active job named the-one" in err
-    assert "choose another --job_name, or --update that job" in err
+    assert "choose another --job_name, or pass --update to replace that job" in err
     assert err.count("\n") == 1
-    ask(session, told(out)["job"], JobState.JOB_STATE_CANCELLED)
+    request_state(session, printed(out)["job"], JobState.JOB_STATE_CANCELLED)
 
 
 @pytest.mark.parametrize("flag", ["temp_location", "staging_location"])
-def test_a_bucket_that_is_not_there_is_told_at_once(session: Session, flag: str) -> None:
+def test_a_missing_bucket_is_reported_before_the_start(session: Session, flag: str) -> None:
     flags = session.batch() | {flag: "gs://no-such-bucket/tmp"}
     code, _, err = session.submit(batch_local.COMMAND, **flags)
     assert code == 1

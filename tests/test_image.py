@@ -1,4 +1,4 @@
-"""The image of templates and workers, and the file that makes a Flex Template of it."""
+"""The image of launchers and workers, and the spec file that makes it a Flex Template."""
 
 import json
 import re
@@ -24,6 +24,7 @@ IMAGE = f"us-docker.pkg.dev/p/r/millrace@sha256:{'0a' * 32}"
 
 
 def pins(path: Path) -> dict[str, str]:
+    """Return the versions that a requirements file pins, by normalized package name."""
     found = re.findall(r"^([\w.-]+)==([^\s;]+)", path.read_text(), re.MULTILINE)
     return {re.sub(r"[-_.]+", "-", name.lower()): version for name, version in found}
 
@@ -35,7 +36,7 @@ def test_hadolint_finds_nothing(path: str) -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_every_package_is_copied_and_let_through() -> None:
+def test_every_package_is_copied_and_not_ignored() -> None:
     packages = set(shipped_packages())
     assert set(re.findall(r"^COPY (\w+)/ \1/$", DOCKERFILE, re.MULTILINE)) == packages
     files = re.findall(r"^COPY ([\w. /${}-]+) (?:\./|/t\S+)$", DOCKERFILE, re.MULTILINE)
@@ -54,13 +55,13 @@ def test_beam_in_the_image_is_the_version_whose_boot_is_copied() -> None:
     assert {pins(path)["apache-beam"] for path in LOCKS.values()} == {version}
 
 
-def test_nobody_is_root_and_nothing_is_left_to_install() -> None:
+def test_the_image_does_not_run_as_root_and_installs_nothing_at_start() -> None:
     assert re.findall(r"^USER (.*)$", DOCKERFILE, re.MULTILINE) == ["1000"]
     assert "RUN_PYTHON_SDK_IN_DEFAULT_ENVIRONMENT=1" in DOCKERFILE
     assert not re.search(r"FLEX_TEMPLATE_PYTHON_(REQUIREMENTS|SETUP)_FILE=", DOCKERFILE)
 
 
-def test_a_change_of_code_comes_after_the_dependencies() -> None:
+def test_code_is_copied_after_the_dependencies_are_installed() -> None:
     first, *later = re.split(r"^FROM dependencies", DOCKERFILE, flags=re.MULTILINE)
     assert "--require-hashes" in first
     assert re.findall(r"^COPY (\S+) ", first, re.MULTILINE) == [
@@ -69,7 +70,7 @@ def test_a_change_of_code_comes_after_the_dependencies() -> None:
     assert all("--require-hashes" not in stage for stage in later)
 
 
-def test_the_locks_pin_what_is_tested_with_hashes() -> None:
+def test_the_locks_pin_the_tested_versions_with_hashes() -> None:
     tested = pins(ROOT / "constraints.txt")
     for name, path in LOCKS.items():
         text, found = path.read_text(), pins(path)
@@ -78,7 +79,7 @@ def test_the_locks_pin_what_is_tested_with_hashes() -> None:
         torch = found.pop("torch")
         assert torch.partition("+")[0] == tested["torch"]
         assert (torch.partition("+")[2] == "cpu") == (name == "cpu")
-        # Of torch alone, for a GPU.
+        # Only torch for a GPU needs further packages.
         others = {n for n in found if n not in tested}
         assert all(re.match(r"nvidia-|cuda-|triton", n) for n in others)
         assert bool(others) == (name == "cuda")
@@ -87,7 +88,7 @@ def test_the_locks_pin_what_is_tested_with_hashes() -> None:
         }
 
 
-def test_the_locks_hold_all_that_the_package_needs() -> None:
+def test_the_locks_hold_all_dependencies_of_the_package() -> None:
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -102,7 +103,7 @@ def test_the_locks_hold_all_that_the_package_needs() -> None:
 
 
 @pytest.mark.parametrize("command", TEMPLATES, ids=lambda command: command.name)
-def test_the_spec_is_dataflows_container_spec(command: Command) -> None:
+def test_the_spec_file_is_a_container_spec_of_dataflow(command: Command) -> None:
     metadata = template(command)
     spec = ContainerSpec.from_json(json.dumps(template_container(metadata, IMAGE)))
     assert spec.image == IMAGE
@@ -114,13 +115,13 @@ def test_the_spec_is_dataflows_container_spec(command: Command) -> None:
 
 
 @pytest.mark.parametrize("image", ["", "millrace", "r/millrace:1", "r/millrace@sha256:12", "a b/c"])
-def test_an_image_without_its_digest_is_refused(image: str) -> None:
+def test_an_image_without_a_digest_is_rejected(image: str) -> None:
     with pytest.raises(UsageError, match="expected REPOSITORY@sha256:DIGEST"):
         template_container({}, image)
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "expected"),
     [
         (["batch_locl", "--bucket", "bucket", "--image", IMAGE], "nearest: batch_local"),
         (["batch_local", "--bucket", "gs://b/c", "--image", IMAGE], "expected a bucket's name"),
@@ -129,13 +130,13 @@ def test_an_image_without_its_digest_is_refused(image: str) -> None:
         (["batch_local", "--bucket", "bucket", "--imag", IMAGE], "required: --image"),
     ],
 )
-def test_wrong_flags_are_told_in_one_line(
-    args: list[str], told: str, capsys: pytest.CaptureFixture[str]
+def test_a_wrong_flag_is_reported_in_one_line(
+    args: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(args) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
-    assert told in line
+    assert expected in line
 
 
 def test_the_spec_is_written_to_the_bucket(emulators: LocalCloud) -> None:
@@ -146,7 +147,7 @@ def test_the_spec_is_written_to_the_bucket(emulators: LocalCloud) -> None:
     assert json.loads(blob.download_as_bytes()) == spec | {"image": "other"}
 
 
-def test_a_bucket_that_is_not_there_is_told(emulators: LocalCloud) -> None:
+def test_a_missing_bucket_is_reported(emulators: LocalCloud) -> None:
     with pytest.raises(
         OutputError, match=r"^there is no bucket no-such: make it, or name another$"
     ):
@@ -158,27 +159,33 @@ MAKE = pytest.mark.skipif(shutil.which("make") is None, reason="no make")
 
 @MAKE
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "expected"),
     [
         ("template", "PIPELINE='': expected one of batch_local"),
         ("template PIPELINE=batch BUCKET=b IMAGE=r/i", "PIPELINE='batch': expected one of"),
         ("template PIPELINE=batch_local IMAGE=r/i", "BUCKET is missing"),
-        ("template PIPELINE=batch_local BUCKET=b", "IMAGE='millrace': expected a repository"),
-        ("template PIPELINE=batch_local BUCKET=gs://b/c IMAGE=r/i", "BUCKET='gs://b/c': expected"),
+        (
+            "template PIPELINE=batch_local BUCKET=b",
+            "IMAGE='millrace': expected a path in a repository",
+        ),
+        (
+            "template PIPELINE=batch_local BUCKET=gs://b/c IMAGE=r/i",
+            "BUCKET='gs://b/c': expected only the name of a bucket",
+        ),
         ("image TORCH=gpu", "TORCH='gpu': expected one of cpu cuda"),
         ("image BUILDER=podman", "BUILDER='podman': expected one of docker cloud"),
     ],
 )
-def test_make_refuses_wrong_values_before_it_builds(args: str, told: str) -> None:
+def test_make_rejects_wrong_values_before_it_builds(args: str, expected: str) -> None:
     command = ["make", "-C", str(ROOT), "--no-print-directory", "STAMP=", *args.split()]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert told in done.stderr
+    assert expected in done.stderr
     assert done.stdout == ""
 
 
 @MAKE
-def test_make_template_builds_pushes_and_writes_the_spec_of_what_was_pushed(
+def test_make_template_builds_and_pushes_the_image_and_writes_its_spec(
     emulators: LocalCloud, tmp_path: Path
 ) -> None:
     docker = tmp_path / "docker"

@@ -1,4 +1,4 @@
-"""`python -m pipelines.launch` on the stand-in: from source, from templates, replaced, followed."""
+"""`python -m pipelines.launch` on the stand-in: from source or a template, update, follow."""
 
 import json
 import os
@@ -39,7 +39,7 @@ ROOT = Path(__file__).parent.parent
 
 @dataclass
 class World:
-    """A server for Dataflow, and the command line of whoever uses it."""
+    """A stand-in for Dataflow, and the command line of its user."""
 
     google: GoogleApi
     dataflow: ExecutingDataflow
@@ -58,10 +58,10 @@ class World:
         out, err = self.capsys.readouterr()
         return code, out, err
 
-    def paste(self, told: str) -> tuple[int, str, str]:
-        """A text that ends with the command that follows a job -> what that command does."""
-        _, _, command = told.rpartition("python -m pipelines.launch ")
-        assert command, told
+    def paste(self, text: str) -> tuple[int, str, str]:
+        """Run the command that follows a job, with which a text ends."""
+        _, _, command = text.rpartition("python -m pipelines.launch ")
+        assert command, text
         return self.run(*shlex.split(command), "--poll_seconds", "0")
 
 
@@ -74,7 +74,7 @@ def world(capsys: pytest.CaptureFixture[str]) -> Iterator[World]:
 
 @pytest.fixture
 def batch(world: World, example: Path, tmp_path: Path) -> list[str]:
-    """The flags of a batch run whose files are on this machine, as the stand-in's workers are."""
+    """The flags of a batch run with files of this machine, which the stand-in can read."""
     flags = {
         "input_files": example / "transactions.parquet",
         "model": example / "model",
@@ -105,25 +105,33 @@ def test_a_run_from_source_is_followed_to_its_report(world: World, batch: list[s
 
 
 @pytest.mark.usefixtures("beam_processes")
-def test_a_start_does_not_wait_and_the_job_can_be_followed_later(
+def test_a_launch_returns_at_once_and_the_job_can_be_followed_later(
     world: World, batch: list[str]
 ) -> None:
     code, out, _ = world.launch("batch_local", *batch, "--json_summary")
     assert code == 0
-    told = json.loads(out)
-    world.dataflow.wait(told["job"])
-    argv = ("--attach", told["job"], "--project", PROJECT, "--poll_seconds", "0", "--json_summary")
+    started = json.loads(out)
+    world.dataflow.wait(started["job"])
+    argv = (
+        "--attach",
+        started["job"],
+        "--project",
+        PROJECT,
+        "--poll_seconds",
+        "0",
+        "--json_summary",
+    )
     code, out, err = world.launch(*argv)
     assert code == 0, err
-    # Nothing else is on standard output.
+    # Standard output has nothing else.
     assert json.loads(out)["rows_scored"] == 1_980
-    code, out, err = world.paste(told["follow"])
+    code, out, err = world.paste(started["follow"])
     assert code == 0, err
     assert re.search(r"\nscored +1,980\n", out)
 
 
 @pytest.mark.usefixtures("beam_processes")
-def test_a_launch_that_waits_prints_the_report_and_nothing_else(
+def test_a_launch_that_waits_prints_only_the_report_on_standard_output(
     world: World, batch: list[str]
 ) -> None:
     argv = ("--wait", "--poll_seconds", "0", "--json_summary")
@@ -134,19 +142,19 @@ def test_a_launch_that_waits_prints_the_report_and_nothing_else(
 
 
 @pytest.mark.usefixtures("beam_processes")
-def test_a_job_that_cannot_be_looked_at_after_its_start_goes_on(
+def test_a_job_that_cannot_be_monitored_after_its_start_keeps_running(
     world: World, batch: list[str]
 ) -> None:
     denied = permission_denied("dataflow.jobs.list", PROJECT)
     world.google.faults = lambda call: denied if call.method.endswith("aggregated") else None
     code, _, err = world.launch("batch_local", *batch, "--job_name", "a-job", "--wait")
     assert code == 4
-    assert "the job goes on; follow it: python -m pipelines.launch --attach a-job " in err
+    assert "the job is still running; follow it: python -m pipelines.launch --attach a-job " in err
     world.google.faults = lambda _: None
     assert world.paste(err)[0] == 0
 
 
-def test_ctrl_c_while_a_job_is_started_from_source_does_not_say_that_nothing_was(
+def test_ctrl_c_during_a_launch_from_source_says_that_the_job_may_have_started(
     world: World, batch: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: object) -> None:
@@ -155,7 +163,7 @@ def test_ctrl_c_while_a_job_is_started_from_source_does_not_say_that_nothing_was
     monkeypatch.setattr(beam.Pipeline, "run", interrupt)
     code, out, err = world.launch("batch_local", *batch, "--job_name", "a-job")
     assert (code, out) == (130, "")
-    assert "interrupted: the job may have been started; follow it: python -m" in err
+    assert "interrupted: the job may have started; follow it: python -m" in err
     world.dataflow.add("a-job", PROJECT, REGION)
     assert world.paste(err)[0] == 0
 
@@ -177,30 +185,33 @@ def test_a_dry_run_starts_nothing(world: World, batch: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "expected"),
     [
         (("--preset", "cheep"), "--preset must be one of batch, stream, gpu, cheap, got cheep"),
         (("--mim_num_workers", "3"), "unknown flag --mim_num_workers (nearest: --min_num_workers"),
         (("--num_workers", "x"), "--num_workers: invalid int value: 'x'"),
-        (("--runner", "DirectRunner"), "--runner DirectRunner: a launch is on Dataflow"),
-        (("--update",), "--update replaces a stream, batch_local is none"),
+        (
+            ("--runner", "DirectRunner"),
+            "--runner DirectRunner: this command always runs on Dataflow",
+        ),
+        (("--update",), "--update replaces a stream; batch_local is a batch pipeline"),
         (("--transform_name_mapping", "{a"), "--transform_name_mapping: invalid JSON"),
         (("--transform_name_mapping", "{}"), ""),
         (("--batch_rows", "0"), "--batch_rows must be at least 1, got 0"),
         (("--region", "us"), "--region: 'us': expected a region"),
     ],
 )
-def test_a_wrong_flag_is_one_line_and_nothing_is_started(
-    world: World, batch: list[str], argv: tuple[str, ...], told: str
+def test_a_wrong_flag_is_reported_in_one_line_and_nothing_starts(
+    world: World, batch: list[str], argv: tuple[str, ...], expected: str
 ) -> None:
     code, _, err = world.launch("batch_local", *batch, *argv, "--dry_run")
-    assert told in err
-    assert code == (2 if told else 0)
-    assert err.count("\n") == (1 if told else 0)
+    assert expected in err
+    assert code == (2 if expected else 0)
+    assert err.count("\n") == (1 if expected else 0)
     assert world.google.calls == []
 
 
-def test_all_that_is_missing_is_told_at_once(world: World) -> None:
+def test_all_missing_flags_are_reported_at_once(world: World) -> None:
     code, _, err = world.launch("stream_vertex", "--project", PROJECT)
     assert code == 2
     for flag in ("input_subscription", "model", "endpoint", "output_topic", "region", "temp_loc"):
@@ -208,21 +219,21 @@ def test_all_that_is_missing_is_told_at_once(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "expected"),
     [
-        (("--attach", "nobody"), f"project {PROJECT} has no job nobody"),
-        (("--attach", "a-job", "--region", "europe-west1"), "say --region us-central1"),
-        (("--atach", "a-job"), "unknown flag --atach: expected a pipeline's name first"),
+        (("--attach", "missing-job"), f"project {PROJECT} has no job missing-job"),
+        (("--attach", "a-job", "--region", "europe-west1"), "pass --region us-central1"),
+        (("--atach", "a-job"), "unknown flag --atach: expected the name of a pipeline first"),
         ((), "missing --attach; type: python -m pipelines.launch --attach"),
     ],
 )
-def test_a_job_that_cannot_be_found_is_one_line(
-    world: World, argv: tuple[str, ...], told: str
+def test_a_job_that_cannot_be_found_is_reported_in_one_line(
+    world: World, argv: tuple[str, ...], expected: str
 ) -> None:
     world.dataflow.add("a-job", PROJECT, REGION)
     code, _, err = world.launch("--project", PROJECT, *argv)
     assert code == 2
-    assert told in err
+    assert expected in err
     assert err.count("\n") == 1
 
 
@@ -231,7 +242,7 @@ def test_a_job_that_cannot_be_found_is_one_line(
 
 @pytest.fixture
 def templated(emulators: LocalCloud, world: World) -> World:
-    """Templates of the four pipelines in the emulator's bucket."""
+    """The world, with templates of the four pipelines in the emulator's bucket."""
     bucket = emulators.cloud.storage().bucket("bucket")
     for command in TEMPLATES:
         spec = {"image": "r/i", "metadata": template(command)}
@@ -249,7 +260,7 @@ FROM = ("--template", "gs://bucket/launch/batch_local.json")
 STREAM_FROM = ("--template", "gs://bucket/launch/stream_local.json")
 
 
-def test_a_template_is_started_with_what_a_dry_run_shows(templated: World) -> None:
+def test_a_template_is_started_with_the_request_that_a_dry_run_shows(templated: World) -> None:
     argv = (*BATCH, *FROM, "--job_name", "a-job", "--subnetwork", f"regions/{REGION}/subnetworks/s")
     code, out, err = templated.launch(*argv, "--dry_run")
     assert code == 0, err
@@ -264,7 +275,10 @@ def test_a_template_is_started_with_what_a_dry_run_shows(templated: World) -> No
 
 
 class _Templated(ExecutingDataflow):
-    """What its templates start are runs of ours that have ended. report: where theirs is."""
+    """A Dataflow whose templates start runs of Millrace that have ended.
+
+    report: Where their report is.
+    """
 
     report = ""
 
@@ -281,7 +295,7 @@ class _Templated(ExecutingDataflow):
         return answer
 
 
-def test_a_template_that_is_waited_for_leaves_the_report_alone_on_standard_output(
+def test_a_launch_of_a_template_that_waits_prints_only_the_report_on_standard_output(
     templated: World, tmp_path: Path
 ) -> None:
     report = {"rows_in": 10, "rows_scored": 10, "rows_dead_lettered": 0}
@@ -309,21 +323,27 @@ def test_a_dry_run_of_a_template_shows_no_secret(templated: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "expected"),
     [
-        (("--template", "gs://bucket/launch/nothing.json"), "there is no such file: `make templ"),
-        (("--template", "gs://bucket/launch/none.json"), "is no spec file of a Flex Template"),
+        (
+            ("--template", "gs://bucket/launch/nothing.json"),
+            "nothing.json does not exist: create it with `make templ",
+        ),
+        (("--template", "gs://bucket/launch/none.json"), "is not the spec file of a Flex Template"),
         (("--template", "bucket/x.json"), "--template must be gs://BUCKET/PATH, got bucket/x.json"),
-        (("--template", "gs://bucket/launch/stream_local.json"), "is that of stream_local"),
-        (("--template", "gs://bucket/launch/batch_vertex.json"), "is that of batch_vertex"),
-        ((*FROM, "--setup_file", "./setup.py"), "--setup_file: the template's image has it all"),
+        (("--template", "gs://bucket/launch/stream_local.json"), "is a template of stream_local"),
+        (("--template", "gs://bucket/launch/batch_vertex.json"), "is a template of batch_vertex"),
+        ((*FROM, "--setup_file", "./setup.py"), "--setup_file does not apply to a template"),
         ((*FROM, "--impersonate_service_account", "a@p"), "gcloud auth application-default login"),
         (
             (*FROM, "--temp_location", "gs://b"),
             "--temp_location gs://b: expected gs://BUCKET/FOLDER",
         ),
         ((*FROM, "--staging_location", "/tmp"), "--staging_location /tmp: expected gs://BUCKET"),
-        ((*FROM, "--model", "m.pt"), "--model m.pt: workers of Dataflow cannot reach this machine"),
+        (
+            (*FROM, "--model", "m.pt"),
+            "--model m.pt: Dataflow workers cannot reach the files of this mac",
+        ),
         (
             (*FROM, "--input_table", "a.b.c"),
             "--input_files and --input_table: expected one of them",
@@ -331,18 +351,18 @@ def test_a_dry_run_of_a_template_shows_no_secret(templated: World) -> None:
         ((*FROM, "--cluster_by", "score"), "--cluster_by has no effect without --output_table"),
     ],
 )
-def test_a_template_that_does_not_fit_is_told_before_anything_is_started(
-    templated: World, argv: tuple[str, ...], told: str
+def test_a_template_that_does_not_fit_is_reported_before_anything_starts(
+    templated: World, argv: tuple[str, ...], expected: str
 ) -> None:
     code, _, err = templated.launch(*BATCH, *argv)
     assert code in (1, 2)
-    assert told in err
+    assert expected in err
     assert err.count("\n") == 1
     assert templated.google.calls == []
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "expected"),
     [
         ((), "--input_topic alone has no messages: say --create_subscription"),
         (("--input_subscription", "projects/a-project/subscriptions/s"), "expected one of them"),
@@ -352,24 +372,24 @@ def test_a_template_that_does_not_fit_is_told_before_anything_is_started(
         ),
     ],
 )
-def test_flags_of_a_stream_that_do_not_go_together_are_told_before_it_is_launched(
-    templated: World, argv: tuple[str, ...], told: str
+def test_flags_of_a_stream_that_exclude_each_other_are_reported_before_it_starts(
+    templated: World, argv: tuple[str, ...], expected: str
 ) -> None:
     flags = ("--input_topic", "projects/a-project/topics/t", "--model", "gs://b/m", *CLOUD)
     sinks = ("--output_files", "gs://b/o", "--dead_letter_files", "gs://b/bad")
     code, _, err = templated.launch("stream_local", *flags, *sinks, *STREAM_FROM, *argv)
     assert code == 2
-    assert told in err
+    assert expected in err
     assert err.count("\n") == 1
     assert templated.google.calls == []
 
 
-def test_a_name_that_is_taken_is_refused(templated: World) -> None:
+def test_a_launch_with_the_name_of_a_running_job_is_rejected(templated: World) -> None:
     templated.dataflow.add("a-job", PROJECT, REGION)
     templated.dataflow.polls = 10
     code, _, err = templated.launch(*BATCH, *FROM, "--job_name", "a-job")
     assert code == 2
-    assert "--job_name a-job: such a job runs already" in err
+    assert "--job_name a-job: a job of this name is already running" in err
 
 
 def test_a_launch_without_permission_names_the_role(templated: World) -> None:
@@ -379,7 +399,7 @@ def test_a_launch_without_permission_names_the_role(templated: World) -> None:
     assert "grant the account the role roles/dataflow.developer" in err
 
 
-def test_ctrl_c_while_a_template_is_started_does_not_say_that_nothing_was(
+def test_ctrl_c_during_a_launch_of_a_template_says_that_the_job_may_have_started(
     templated: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: object) -> str:
@@ -388,7 +408,7 @@ def test_ctrl_c_while_a_template_is_started_does_not_say_that_nothing_was(
     monkeypatch.setattr(Jobs, "launch", interrupt)
     code, _, err = templated.launch(*BATCH, *FROM, "--job_name", "a-job")
     assert code == 130
-    assert "interrupted: the job may have been started; follow it: python -m" in err
+    assert "interrupted: the job may have started; follow it: python -m" in err
     templated.dataflow.add("a-job", PROJECT, REGION)
     assert templated.paste(err)[0] == 0
 
@@ -398,7 +418,7 @@ def request_for(name: str) -> dict[str, Any]:
     return {"projectId": PROJECT, "location": REGION, "launchParameter": parameter}
 
 
-def test_a_launch_whose_answer_got_lost_is_not_repeated() -> None:
+def test_a_launch_whose_response_is_lost_is_not_repeated() -> None:
     dataflow, lost = Dataflow(polls=10), [True]
     with google_api(dataflow) as google:
         google.faults = lambda call: (
@@ -411,7 +431,7 @@ def test_a_launch_whose_answer_got_lost_is_not_repeated() -> None:
 
 
 class _Slow(Dataflow):
-    """Jobs that are replaced run on, and new ones are seen late, as Dataflow has it."""
+    """A Dataflow where replaced jobs keep running for a while, and new ones are listed late."""
 
     unseen = 0
 
@@ -430,7 +450,7 @@ class _Slow(Dataflow):
         return super().jobs_list(call)
 
 
-def test_a_replacement_whose_answer_got_lost_is_not_repeated() -> None:
+def test_an_update_whose_response_is_lost_is_not_repeated() -> None:
     dataflow, lost = _Slow(polls=10), [True]
     old = dataflow.add(
         "a-stream", PROJECT, REGION, type="JOB_TYPE_STREAMING", currentState="JOB_STATE_RUNNING"
@@ -446,7 +466,7 @@ def test_a_replacement_whose_answer_got_lost_is_not_repeated() -> None:
         assert list(dataflow.jobs) == [old["id"], ident]
 
 
-def test_a_lost_launch_that_is_seen_late_is_found_at_the_next_attempt() -> None:
+def test_a_job_that_is_listed_late_is_found_at_the_next_attempt() -> None:
     dataflow, lost = _Slow(polls=10), [True]
     dataflow.unseen = 1
     with google_api(dataflow) as google:
@@ -469,7 +489,7 @@ def test_a_launch_that_never_arrived_is_repeated() -> None:
         assert google.methods().count("flexTemplates.launch") == 2
 
 
-def test_a_refused_template_is_a_job_error() -> None:
+def test_a_rejected_template_is_a_job_error() -> None:
     with google_api(Dataflow()) as google:
         jobs = Jobs(Cloud(PROJECT, Endpoints(dataflow=google.url), retry_seconds=0.0))
         request = request_for("a-job")
@@ -486,20 +506,20 @@ OLD = {"Read": "read", "Score/Predict": "par_do", "Score/Group": "group_by_key",
 
 def test_the_same_steps_and_more_can_replace_a_job() -> None:
     assert compare(OLD, OLD | {"Count": "par_do"}, {}) == []
-    # Dataflow may tell the parts of a step, or the whole.
+    # Dataflow may list the parts of a step, or the whole step.
     assert compare({"Read/Split": "par_do", "Write": "par_do"}, OLD, {}) == []
 
 
-def test_a_step_that_is_gone_is_named_with_what_it_may_have_become() -> None:
+def test_a_missing_step_is_named_with_the_step_that_it_probably_became() -> None:
     new = {name.replace("Predict", "Predicted"): kind for name, kind in OLD.items()}
     gone, advice = compare(OLD, new, {})
-    assert gone == "a step is gone: Score/Predict"
+    assert gone == "the new pipeline lacks the step Score/Predict"
     assert '--transform_name_mapping \'{"Score/Predict": "Score/Predicted"}\'' in advice
     assert compare(OLD, new, {"Score/Predict": "Score/Predicted"}) == []
     assert compare(OLD, new, {"Score/Predict": ""}) == []
 
 
-def test_the_mapping_that_may_be_meant_can_be_typed_as_it_is_told() -> None:
+def test_the_suggested_mapping_can_be_pasted_into_a_shell() -> None:
     name = "Map(<lambda 'x' at \"y\">)"
     _, advice = compare({name: "par_do"}, {}, {})
     words = shlex.split(advice)
@@ -514,26 +534,26 @@ GATHERED = {
 GROUP = list(GATHERED)[1]
 
 
-def test_no_mapping_is_told_that_would_drop_what_a_step_holds() -> None:
-    told = "; ".join(compare(OLD | GATHERED, OLD, {}))
-    assert f"these steps are gone: {', '.join(GATHERED)}" in told
-    assert f"{GROUP} may hold messages that are acknowledged already" in told
-    assert "drain the running job" in told
-    assert "--transform_name_mapping" not in told
+def test_no_mapping_is_suggested_that_would_drop_the_state_of_a_step() -> None:
+    message = "; ".join(compare(OLD | GATHERED, OLD, {}))
+    assert f"the new pipeline lacks the steps {', '.join(GATHERED)}" in message
+    assert f"{GROUP} may hold messages that are already acknowledged" in message
+    assert "drain the running job" in message
+    assert "--transform_name_mapping" not in message
     for name, kind in (("Score/Group", "group_by_key"), ("Read", "read")):
-        told = "; ".join(compare({name: kind}, {}, {}))
-        assert f"{name} may hold messages" in told
-        assert "--transform_name_mapping" not in told
-    # Renamed, its state has a place; a step without state that looks like it has none.
+        message = "; ".join(compare({name: kind}, {}, {}))
+        assert f"{name} may hold messages" in message
+        assert "--transform_name_mapping" not in message
+    # A renamed step can hold the state. A step without state cannot, however similar its name is.
     renamed = GROUP.replace("Gather", "Gathered")
     assert f'{{"{GROUP}": "{renamed}"}}' in compare({GROUP: "par_do"}, {renamed: "par_do"}, {})[1]
     stateless = GROUP.replace("GroupIntoBatches", "GroupInBatches")
-    told = "; ".join(compare({GROUP: "par_do"}, {stateless: "par_do"}, {}))
-    assert "--transform_name_mapping" not in told
+    message = "; ".join(compare({GROUP: "par_do"}, {stateless: "par_do"}, {}))
+    assert "--transform_name_mapping" not in message
 
 
 @pytest.mark.parametrize("target", ["", "Score/Predict"])
-def test_a_mapping_that_drops_what_a_step_holds_is_refused_without_the_flag(target: str) -> None:
+def test_a_mapping_that_drops_the_state_of_a_step_is_rejected_without_the_flag(target: str) -> None:
     mapping = dict.fromkeys(GATHERED, "") | {GROUP: target}
     (fault,) = compare(OLD | GATHERED, OLD, mapping)
     assert fault.startswith(f"--transform_name_mapping drops the state of {GROUP}: ")
@@ -542,27 +562,29 @@ def test_a_mapping_that_drops_what_a_step_holds_is_refused_without_the_flag(targ
 
 
 @pytest.mark.parametrize("allow", [False, True])
-def test_a_mapping_of_a_group_of_steps_is_refused_with_the_names_of_its_steps(allow: bool) -> None:
-    told = compare(OLD | GATHERED, OLD, {"Gather": ""}, allow_state_loss=allow)
-    assert told[0].startswith("--transform_name_mapping: Gather is not a step of the running job")
-    assert told[0].endswith(f"by its own name: {', '.join(GATHERED)}")
-    # It does nothing, and so its steps are gone all the same.
-    assert "these steps are gone" in told[1]
-    (told_of_new,) = compare({"Read": "read"}, {"In/Read": "", "In/Map": ""}, {"Read": "In"})
-    assert "In is not a step of the new pipeline but a group of steps" in told_of_new
-    assert told_of_new.endswith("In/Read, In/Map")
+def test_a_mapping_of_a_group_of_steps_is_rejected_with_the_names_of_its_steps(allow: bool) -> None:
+    faults = compare(OLD | GATHERED, OLD, {"Gather": ""}, allow_state_loss=allow)
+    assert faults[0].startswith(
+        "--transform_name_mapping: Gather is a group of steps of the running job, not a step"
+    )
+    assert faults[0].endswith(f"by its own name: {', '.join(GATHERED)}")
+    # Dataflow ignores the mapping, so the steps are still missing.
+    assert "the new pipeline lacks the steps" in faults[1]
+    (fault,) = compare({"Read": "read"}, {"In/Read": "", "In/Map": ""}, {"Read": "In"})
+    assert "In is a group of steps of the new pipeline, not a step" in fault
+    assert fault.endswith("In/Read, In/Map")
     assert "the new pipeline has no step Out" in compare(OLD, OLD, {"Write": "Out"})[0]
 
 
-def test_a_step_of_another_kind_and_a_mapping_of_nothing_are_named() -> None:
+def test_a_step_that_changes_its_kind_and_a_mapping_of_an_unknown_step_are_named() -> None:
     assert compare(OLD, OLD | {"Score/Group": "par_do"}, {}) == [
-        "step Score/Group was a group_by_key and is a par_do"
+        "step Score/Group changes its kind from group_by_key to par_do"
     ]
     assert "the running job has no step Nothing" in compare(OLD, OLD, {"Nothing": ""})[0]
 
 
 def stream(url: str, label: str, name: str = "a-stream", **mapping: str) -> beam.Pipeline:
-    """A tiny pipeline with a step of that label, to replace the job of that name."""
+    """Return a tiny pipeline with a step of that label, to replace the job of that name."""
     argv = [*PLACE, "--job_name", name, "--update", "--dataflow_endpoint", url]
     argv += ["--transform_name_mapping", json.dumps(mapping)] if mapping else []
     pipeline = beam.Pipeline(options=PipelineOptions(argv))
@@ -573,24 +595,29 @@ def stream(url: str, label: str, name: str = "a-stream", **mapping: str) -> beam
 def test_a_running_job_is_compared_step_by_step_before_it_is_replaced() -> None:
     dataflow = Dataflow(polls=10)
     with google_api(dataflow) as google:
-        told = steps(stream(google.url, "Score").to_runner_api())
+        running = steps(stream(google.url, "Score").to_runner_api())
         dataflow.add(
             "a-stream",
             PROJECT,
             REGION,
             type="JOB_TYPE_STREAMING",
             currentState="JOB_STATE_RUNNING",
-            pipelineDescription={"originalPipelineTransform": told},
+            pipelineDescription={"originalPipelineTransform": running},
         )
         dataflow.add("a-batch", PROJECT, REGION)
         cloud = Cloud("billed", Endpoints())
         check_update(stream(google.url, "Score"), cloud)
         check_update(stream(google.url, "Rescore", **{"Score": "Rescore"}), cloud)
-        with pytest.raises(UsageError, match="cannot become this pipeline: a step is gone: Score"):
+        with pytest.raises(
+            UsageError,
+            match=r"cannot replace job a-stream .*: the new pipeline lacks the step Score",
+        ):
             check_update(stream(google.url, "Rescore"), cloud)
-        with pytest.raises(UsageError, match="no job another runs in us-central1: say --job_name"):
+        with pytest.raises(
+            UsageError, match="no job another is running in us-central1: pass the --job_name"
+        ):
             check_update(stream(google.url, "Score", "another"), cloud)
-        with pytest.raises(UsageError, match="job a-batch is batch, only a stream can be"):
+        with pytest.raises(UsageError, match="job a-batch is a batch job; only a stream can be"):
             check_update(stream(google.url, "Score", "a-batch"), cloud)
 
 
@@ -603,13 +630,13 @@ def program(*argv: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
-def test_the_program_names_its_pipelines_and_corrects_a_name() -> None:
+def test_the_program_lists_its_pipelines_and_suggests_a_name() -> None:
     done = program()
     assert done.returncode == 0
     assert all(name in done.stdout for name in PIPELINES)
     done = program("batch_loacl")
     assert done.returncode == 2
-    assert "'batch_loacl' is no pipeline (nearest: batch_local" in done.stderr
+    assert "unknown pipeline 'batch_loacl' (nearest: batch_local" in done.stderr
 
 
 def test_ctrl_c_ends_the_program_and_not_the_job() -> None:
@@ -623,9 +650,12 @@ def test_ctrl_c_ends_the_program_and_not_the_job() -> None:
             assert process.stderr.readline().startswith("running")
             process.send_signal(signal.SIGINT)
             assert process.wait() == 130
-            told = process.stderr.read()
-    assert "interrupted: job a-job goes on; follow it again: python -m pipelines.launch" in told
-    assert f" --api_endpoints dataflow={google.url}" in told
+            message = process.stderr.read()
+    assert (
+        "interrupted: job a-job is still running; follow it again: python -m pipelines.launch"
+        in message
+    )
+    assert f" --api_endpoints dataflow={google.url}" in message
     assert job["currentState"] == "JOB_STATE_RUNNING"
     assert "jobs.update" not in google.methods()
 

@@ -1,4 +1,4 @@
-"""Messages of jobs that failed, as they were seen, told in few lines."""
+"""Real messages of failed jobs, shortened to a few lines."""
 
 import pytest
 
@@ -22,7 +22,7 @@ WORKFLOW = (
 )
 
 
-def test_a_workers_traceback_becomes_our_own_errors_line() -> None:
+def test_a_traceback_of_a_worker_becomes_the_line_of_its_millrace_error() -> None:
     assert reasons([WORKER, WORKER, WORKFLOW]) == ["model gs://b/m: has another digest"]
 
 
@@ -31,7 +31,7 @@ def test_a_foreign_traceback_becomes_its_last_line() -> None:
     assert reasons([text, WORKFLOW]) == ["ZeroDivisionError: by zero"]
 
 
-def test_where_nothing_else_is_said_that_is_told() -> None:
+def test_a_message_without_a_reason_is_kept_if_there_is_no_other() -> None:
     assert "a work item has failed 4 times" in reasons([WORKFLOW])[-1]
     assert reasons([]) == []
 
@@ -49,7 +49,7 @@ def test_where_nothing_else_is_said_that_is_told() -> None:
             "(1b2c3d4e5f60718a): Workflow failed. Causes: (aa00aa00bb00bb00): ZONE_RESOURCE_POOL_"
             "EXHAUSTED: The zone does not have enough resources available.",
             "ZONE_RESOURCE_POOL_EXHAUSTED",
-            "another --machine_type, --worker_zone or --region",
+            "try another --machine_type, --worker_zone or --region",
         ),
         (
             "Error syncing pod: failed to pull and unpack image us-docker.pkg.dev/p/r/i: not found",
@@ -68,7 +68,7 @@ def test_where_nothing_else_is_said_that_is_told() -> None:
         ),
     ],
 )
-def test_known_reasons_say_what_to_do(text: str, kept: str, advice: str) -> None:
+def test_known_reasons_come_with_advice(text: str, kept: str, advice: str) -> None:
     first, last = reasons([text])
     assert kept in first
     assert not first.startswith("(")
@@ -76,26 +76,26 @@ def test_known_reasons_say_what_to_do(text: str, kept: str, advice: str) -> None
     assert advice in last
 
 
-def test_a_reason_that_only_sounds_like_another_gets_no_advice() -> None:
+def test_a_reason_that_only_resembles_a_known_one_gets_no_advice() -> None:
     assert reasons(["cannot update table p.d.t: it is gone"]) == [
         "cannot update table p.d.t: it is gone"
     ]
 
 
-def test_a_launcher_that_fails_names_its_log() -> None:
+def test_the_log_of_a_failed_launcher_is_named() -> None:
     log = "gs://b/staging/template_launches/2026-11-21_00_00_00-1/console_logs"
-    told = reasons(
+    lines = reasons(
         ["Error occurred in the launcher container: Template launch failed. See console logs."],
         ["Worker pool started.", f"Console log from launcher will be available at {log}."],
     )
-    assert told == [
+    assert lines == [
         "Error occurred in the launcher container: Template launch failed. See console logs.",
         f"read the launcher's log: gcloud storage cat {log}",
     ]
 
 
-def test_many_reasons_are_cut_to_the_last_ones_and_long_ones_shortened() -> None:
-    told = reasons([f"reason {i}" for i in range(9)])
-    assert told == ["reason 6", "reason 7", "reason 8"]
+def test_only_the_last_reasons_are_kept_and_long_ones_are_shortened() -> None:
+    lines = reasons([f"reason {i}" for i in range(9)])
+    assert lines == ["reason 6", "reason 7", "reason 8"]
     (long,) = reasons(["x" * 5_000])
     assert len(long) < 500

@@ -1,4 +1,4 @@
-"""Presets, and what cannot be together: pure."""
+"""Presets, and flags that exclude each other."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def flags(pipeline: str, launch: LaunchOptions | None = None, **given: Any) -> d
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
-def test_a_pipeline_gets_the_workers_of_its_kind_with_a_real_minimum(pipeline: str) -> None:
+def test_a_pipeline_gets_the_workers_of_its_kind_with_a_minimum(pipeline: str) -> None:
     found = flags(pipeline)
     most = 20 if pipeline.startswith("stream") else 10
     assert (found["num_workers"], found["max_num_workers"]) == (2, most)
@@ -41,18 +41,18 @@ def test_flags_of_dataflow_win_over_a_preset() -> None:
     assert flags("batch_local", max_num_workers=1)["num_workers"] == 1
 
 
-def test_a_minimum_given_to_dataflow_is_what_the_job_starts_with() -> None:
+def test_a_minimum_given_as_a_service_option_is_the_initial_number() -> None:
     found = flags("batch_local", dataflow_service_options=["min_num_workers=6"])
     assert found["num_workers"] == 6
 
 
-def test_a_mode_given_to_dataflow_is_the_mode() -> None:
+def test_a_streaming_mode_given_as_a_service_option_wins() -> None:
     mode = "streaming_mode_exactly_once"
     found = flags("stream_local", dataflow_service_options=[mode])
     assert found["dataflow_service_options"] == [mode, "min_num_workers=2"]
 
 
-def test_only_what_was_not_given_is_added_to_the_arguments() -> None:
+def test_only_flags_that_were_not_given_are_added_to_the_arguments() -> None:
     given: dict[str, Any] = {"machine_type": "e2-standard-8", "experiments": ["a"]}
     added = added_args(given, flags("batch_local", **given))
     assert "--experiments=use_runner_v2" in added
@@ -61,7 +61,7 @@ def test_only_what_was_not_given_is_added_to_the_arguments() -> None:
     assert "--dataflow_service_options=min_num_workers=2" in added
 
 
-def test_streams_run_at_least_once_unless_exactly_once_is_wanted() -> None:
+def test_streams_run_at_least_once_unless_exactly_once_is_requested() -> None:
     mode = "streaming_mode_at_least_once"
     assert mode in flags("stream_local")["dataflow_service_options"]
     exactly = LaunchOptions(streaming_mode="exactly_once")
@@ -106,44 +106,52 @@ GOOD: dict[str, Any] = {
 }
 
 
-def test_what_is_right_is_not_refused() -> None:
+def test_correct_flags_are_accepted() -> None:
     shared = "https://www.googleapis.com/compute/v1/projects/h/regions/us-central1/subnetworks/a"
     assert flags("batch_local", **GOOD | {"subnetwork": shared})["use_public_ips"] is False
 
 
 @pytest.mark.parametrize(
-    ("launch", "given", "told"),
+    ("launch", "given", "expected"),
     [
         ({}, {"region": "us"}, "--region: 'us': expected a region as us-central1"),
-        ({}, {"project": "12345"}, "--project: '12345': expected 6 to 30"),
-        ({}, {"job_name": "My_Job"}, "--job_name: 'My_Job': expected 1 to 63"),
-        ({}, {"service_account_email": "me"}, "--service_account_email: 'me': expected an acc"),
-        ({}, {"subnetwork": "default"}, "--subnetwork: 'default': expected regions/REGION/"),
-        ({}, {"dataflow_kms_key": "key"}, "--dataflow_kms_key: 'key': expected projects/P/"),
-        ({}, {"labels": ["Team=A"]}, "--labels Team=A: expected KEY=VALUE"),
-        ({}, {"labels": ["{team"]}, "--labels {team: expected KEY=VALUE"),
-        ({}, {"labels": ["{'team': 1}"]}, "--labels {'team': 1}: expected KEY=VALUE"),
+        ({}, {"project": "12345"}, "--project '12345' is invalid: use 6 to 30"),
+        ({}, {"job_name": "My_Job"}, "--job_name 'My_Job' is invalid: use 1 to 63"),
+        (
+            {},
+            {"service_account_email": "me"},
+            "--service_account_email 'me' is invalid: use the email",
+        ),
+        ({}, {"subnetwork": "default"}, "--subnetwork 'default' is invalid: use regions/REGION/"),
+        ({}, {"dataflow_kms_key": "key"}, "--dataflow_kms_key 'key' is invalid: use projects/P/"),
+        ({}, {"labels": ["Team=A"]}, "--labels Team=A is invalid: use KEY=VALUE"),
+        ({}, {"labels": ["{team"]}, "--labels {team is invalid: use KEY=VALUE"),
+        ({}, {"labels": ["{'team': 1}"]}, "--labels {'team': 1} is invalid: use KEY=VALUE"),
         (
             {},
             {"subnetwork": "regions/europe-west1/subnetworks/a"},
-            "--subnetwork is of europe-west1, the job of --region us-central1",
+            "--subnetwork is in europe-west1, but --region is us-central1",
         ),
         (
             {},
             {"dataflow_kms_key": "projects/p/locations/asia1/keyRings/r/cryptoKeys/k"},
-            "--dataflow_kms_key is of asia1",
+            "--dataflow_kms_key is in asia1, but --region is",
         ),
         ({"min_num_workers": 11}, {}, "--min_num_workers 11 is more than --max_num_workers 10"),
-        ({}, {"max_num_workers": 0}, "--max_num_workers 0: expected at least 1"),
-        ({}, {"disk_size_gb": -1}, "--disk_size_gb -1: expected at least 1"),
+        ({}, {"max_num_workers": 0}, "--max_num_workers must be at least 1, got 0"),
+        ({}, {"disk_size_gb": -1}, "--disk_size_gb must be at least 1, got -1"),
         ({}, {"num_workers": 30}, "--num_workers 30 is more than --max_num_workers 10"),
-        ({"preset": "stream"}, {}, "--preset stream: batch_local takes batch, gpu or cheap"),
-        ({"streaming_mode": "exactly_once"}, {}, "--streaming_mode is for streams"),
+        (
+            {"preset": "stream"},
+            {},
+            "--preset stream does not apply to batch_local; choose from batch, gpu, cheap",
+        ),
+        ({"streaming_mode": "exactly_once"}, {}, "--streaming_mode applies to streaming pipelines"),
         ({"gpu_sharing": "mps"}, {}, "--gpu_sharing needs a GPU"),
         (
             {"accelerator": "nvidia-l4"},
             {},
-            "--machine_type n1-standard-4 cannot have nvidia-l4: expected g2-...",
+            "--machine_type n1-standard-4 cannot have nvidia-l4: expected a g2-* machine",
         ),
         (
             {"preset": "gpu", "gpu_sharing": "mps"},
@@ -155,11 +163,11 @@ def test_what_is_right_is_not_refused() -> None:
     ],
 )
 def test_each_wrong_parameter_is_named(
-    launch: dict[str, Any], given: dict[str, Any], told: str
+    launch: dict[str, Any], given: dict[str, Any], expected: str
 ) -> None:
     with pytest.raises(UsageError) as error:
         flags("batch_local", LaunchOptions(**launch), **GOOD | given)
-    assert told in str(error.value)
+    assert expected in str(error.value)
 
 
 def test_all_wrong_parameters_are_named_at_once() -> None:
@@ -170,7 +178,7 @@ def test_all_wrong_parameters_are_named_at_once() -> None:
 
 
 def test_a_model_behind_an_endpoint_needs_no_gpu() -> None:
-    with pytest.raises(UsageError, match="behind an endpoint, its workers need no GPU"):
+    with pytest.raises(UsageError, match="behind an endpoint, so its workers need no GPU"):
         flags("batch_vertex", LaunchOptions(preset="gpu"))
-    with pytest.raises(UsageError, match="--flexrs_goal is for batch"):
+    with pytest.raises(UsageError, match="--flexrs_goal applies to batch"):
         flags("stream_local", flexrs_goal="COST_OPTIMIZED")

@@ -1,4 +1,4 @@
-"""The request that starts a template: made of flags, taken by Google's client and documents."""
+"""The request that starts a template: built from flags, and valid for Google's client."""
 
 from typing import Any
 
@@ -49,18 +49,20 @@ def request(name: str, **fields: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ["batch_local", "stream_local"])
 @pytest.mark.parametrize("given", [GIVEN, EVERYTHING])
-def test_google_takes_the_request_and_loses_nothing(name: str, given: dict[str, Any]) -> None:
-    made = request(name, **given)
+def test_googles_client_and_document_accept_the_whole_request(
+    name: str, given: dict[str, Any]
+) -> None:
+    built = request(name, **given)
     message = LaunchFlexTemplateRequest()
-    ParseDict(made, type(message).pb(message))
-    assert MessageToDict(type(message).pb(message)) == made
+    ParseDict(built, type(message).pb(message))
+    assert MessageToDict(type(message).pb(message)) == built
     document = load_document("dataflow.v1b3")
     (method,) = (m for m in document.methods if m.id.endswith("flexTemplates.launch"))
-    body = {"launchParameter": made["launchParameter"]}
+    body = {"launchParameter": built["launchParameter"]}
     assert document.read_body(method, body, partial=False)[1] == []
 
 
-def test_every_flag_has_its_place() -> None:
+def test_every_flag_is_in_its_field() -> None:
     launched = request("stream_local", **EVERYTHING)["launchParameter"]
     assert launched["update"]
     assert launched["transformNameMappings"] == {"old": "new"}
@@ -86,7 +88,7 @@ def test_every_flag_has_its_place() -> None:
     }
 
 
-def test_beam_reads_its_options_as_they_were_given() -> None:
+def test_beam_reads_its_options_back_as_they_were_given() -> None:
     argv = ["--no_pipeline_type_check", "--worker_disk_type", "a/b", "--profile_cpu"]
     argv += ["--resource_hints", "min_ram=4GB", "--resource_hints", "accelerator=type:a;count:1"]
     argv += ["--sdk_harness_log_level_overrides", '{"a.b": "DEBUG"}', "--profile_sample_rate", "1"]
@@ -115,8 +117,10 @@ def test_flexrs_and_exactly_once_have_their_fields() -> None:
     assert environment["streamingMode"] == "STREAMING_MODE_EXACTLY_ONCE"
 
 
-def test_what_only_source_can_have_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"--setup_file: the template's image has it all"):
+def test_a_flag_that_only_a_launch_from_source_can_use_is_rejected() -> None:
+    with pytest.raises(
+        UsageError, match=r"--setup_file does not apply to a template, whose image is complete"
+    ):
         request("batch_local", **GIVEN, setup_file="./setup.py")
 
 
@@ -136,13 +140,13 @@ def test_parameters_are_the_flags_that_differ_from_their_defaults() -> None:
 
 
 @pytest.mark.parametrize("text", ["0.00001", "0.5", "1.0"])
-def test_a_small_share_is_a_number_without_an_exponent(text: str) -> None:
+def test_a_small_share_is_written_without_an_exponent(text: str) -> None:
     given = parameters(batch_local.COMMAND, "--model", "m", "--max_dead_letter_share", text)
     assert given.get("max_dead_letter_share", "0.5") == text
     assert check("batch_local", given) == ""
 
 
-def test_values_travel_as_they_are() -> None:
+def test_values_are_passed_on_unchanged() -> None:
     query = "SELECT `a`, 'b=\"c\"'\nFROM t WHERE n = 'Zoë, 1'"
     argv = ["--input_query", query, "--model", "gs://b/a b=c"]
     assert parameters(batch_local.COMMAND, *argv) == {"input_query": query, "model": argv[3]}
@@ -161,27 +165,29 @@ def check(name: str, given: dict[str, str], pipeline: str = "batch_local") -> st
     return ""
 
 
-def test_parameters_are_held_against_those_of_the_template() -> None:
+def test_parameters_are_checked_against_the_template() -> None:
     assert check("batch_local", {"model": "m", "precision": "bf16", "batch_rows": "5"}) == ""
-    told = check("batch_local", {"mode": "m", "precision": "int8", "batch_rows": "0"})
-    assert "--mode: the template has no such parameter (nearest: model" in told
-    assert "--model is missing: Model package" in told
-    assert "--precision must be one of float32, bf16, fp16, got int8" in told
-    assert "--batch_rows 0: the template expects: Rows of a record batch at most" in told
+    message = check("batch_local", {"mode": "m", "precision": "int8", "batch_rows": "0"})
+    assert "the template has no parameter --mode (nearest: model" in message
+    assert "--model is missing: Model package" in message
+    assert "--precision must be one of float32, bf16, fp16, got int8" in message
+    assert "--batch_rows 0 is invalid for the template: Rows of a record batch at most" in message
 
 
-def test_a_template_of_another_kind_is_refused() -> None:
+def test_a_template_of_another_pipeline_is_rejected() -> None:
     for other in ("batch_vertex", "stream_local"):
-        told = check(other, {"model": "m"})
-        assert f"is that of {other}: expected one of batch_local, or" in told
+        message = check(other, {"model": "m"})
+        assert f"is a template of {other}: pass a template of batch_local, or run" in message
     own = {"name": "Mine", "streaming": True, "parameters": [{"name": "model"}]}
-    with pytest.raises(UsageError, match="is for streams: Mine"):
+    with pytest.raises(
+        UsageError, match=r"\(Mine\) starts a stream: pass a template of batch_local"
+    ):
         check_parameters("batch_local", PATH, {"metadata": own}, {})
     with pytest.raises(UsageError, match="has no parameters in its metadata"):
         check_parameters("batch_local", PATH, {"image": "r/i"}, {})
 
 
-def test_a_stream_has_its_parameters_too() -> None:
+def test_the_parameters_of_a_stream_are_accepted() -> None:
     argv = ["--input_subscription", "projects/p/subscriptions/s", "--model", "m"]
     argv += ["--output_files", "o"]
     assert check("stream_local", parameters(stream_local.COMMAND, *argv), "stream_local") == ""

@@ -1,4 +1,4 @@
-"""Jobs on the stand-in followed to every end that they can have."""
+"""Jobs on the stand-in, followed to each state in which a job can end."""
 
 import io
 import json
@@ -36,7 +36,10 @@ SUBSCRIPTION = f"projects/{PROJECT}/subscriptions/input"
 
 
 class _WithWorkers(Dataflow):
-    """Its jobs tell how many workers they have. silent: a region that does not answer."""
+    """A Dataflow that reports the workers of its jobs.
+
+    silent: A region that does not respond.
+    """
 
     workers = 0
     silent = ""
@@ -60,7 +63,7 @@ class _WithWorkers(Dataflow):
 
 @dataclass
 class World:
-    """A server, and a monitor whose sleep does what comes next in `script`."""
+    """A server, and a monitor whose sleep executes the next step of `script`."""
 
     google: GoogleApi
     dataflow: _WithWorkers
@@ -72,7 +75,7 @@ class World:
 
     @property
     def jobs(self) -> Jobs:
-        # Nobody answers for Pub/Sub: a label that cannot be removed changes nothing.
+        # No server responds for Pub/Sub. A label that cannot be removed changes nothing.
         endpoints = Endpoints(
             dataflow=self.google.url, monitoring=self.google.url, pubsub="http://localhost:1"
         )
@@ -110,6 +113,8 @@ def world() -> Iterator[World]:
 
 
 def enter(world: World, job: Any, state: str, **fields: Any) -> Callable[[], None]:
+    """Return a step of the script after which a job is in a state."""
+
     def then() -> None:
         job.update(fields, currentState=f"JOB_STATE_{state}")
 
@@ -177,7 +182,7 @@ def test_a_batch_job_is_shown_and_ends_with_its_report(world: World, tmp_path: P
     assert set(world.slept) == {30.0}
 
 
-def test_the_report_is_printed_as_json_on_demand(
+def test_the_report_is_printed_as_json_if_requested(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     facts = make_facts(tmp_path)
@@ -186,9 +191,7 @@ def test_the_report_is_printed_as_json_on_demand(
     assert json.loads(capsys.readouterr().out) == report
 
 
-def test_more_dead_letters_than_the_job_was_started_with_fail_it(
-    world: World, tmp_path: Path
-) -> None:
+def test_a_job_with_more_dead_letters_than_it_allows_fails(world: World, tmp_path: Path) -> None:
     facts = make_facts(tmp_path, max_dead_letter_share=0.05)
     write_report(facts, 90, 10)
     with pytest.raises(
@@ -199,16 +202,18 @@ def test_more_dead_letters_than_the_job_was_started_with_fail_it(
 
 
 def test_a_done_job_without_its_report_is_an_error(world: World, tmp_path: Path) -> None:
-    with pytest.raises(JobError, match="is done, but its report is not there"):
+    with pytest.raises(JobError, match="is done, but its report cannot be read"):
         world.follow(world.add(make_facts(tmp_path)))
 
 
-def test_a_foreign_job_is_followed_as_well(world: World) -> None:
+def test_a_job_that_millrace_did_not_start_can_be_followed_too(world: World) -> None:
     assert world.follow(world.add()) == DONE
-    assert "no run of ours" in world.out.getvalue()
+    assert "this job was not started by Millrace, so there is no report" in world.out.getvalue()
 
 
-def test_a_failed_job_tells_why_and_leaves_nothing_staged(world: World, tmp_path: Path) -> None:
+def test_a_failed_job_says_why_and_its_staged_files_are_removed(
+    world: World, tmp_path: Path
+) -> None:
     staging = tmp_path / ".staging" / "run-1"
     staging.mkdir(parents=True)
     for attempt in ("aaaaaaaa", "bbbbbbbb"):
@@ -223,15 +228,15 @@ def test_a_failed_job_tells_why_and_leaves_nothing_staged(world: World, tmp_path
     )
     with pytest.raises(JobError, match=r"job a-job failed after .*:\n  rows\.parquet is gone$"):
         world.follow(job)
-    # Of another attempt at the run, which may go on, all stays.
+    # The files of another attempt at the run stay, because that attempt may still be running.
     assert [path.name for path in staging.iterdir()] == ["bbbbbbbb-part.parquet"]
 
 
-def test_who_may_not_remove_what_a_job_left_learns_why_it_failed(
+def test_an_account_that_may_not_clean_up_still_learns_why_a_job_failed(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_: JobFacts) -> None:
-        # As Beam's file access raises it where files may be listed and not be read.
+        # Beam's file access raises this if an account may list files, but not read them.
         raise exceptions.Forbidden("storage.objects.get denied")
 
     monkeypatch.setattr("pipelines.dataflow.start.remove_staged", refuse)
@@ -242,7 +247,9 @@ def test_who_may_not_remove_what_a_job_left_learns_why_it_failed(
         world.follow(job)
 
 
-def test_what_a_job_that_had_ended_before_left_stays(world: World, tmp_path: Path) -> None:
+def test_the_staged_files_of_a_job_that_had_ended_before_are_kept(
+    world: World, tmp_path: Path
+) -> None:
     staging = tmp_path / ".staging" / "run-1"
     staging.mkdir(parents=True)
     (staging / "of-a-run-of-the-same-name").write_text("x")
@@ -253,7 +260,7 @@ def test_what_a_job_that_had_ended_before_left_stays(world: World, tmp_path: Pat
     assert len(list(staging.iterdir())) == 1
 
 
-def test_a_cancelled_job_has_an_exit_code_of_its_own(world: World) -> None:
+def test_a_cancelled_job_has_its_own_exit_code(world: World) -> None:
     job = world.add()
     world.script = [enter(world, job, "CANCELLED")]
     world.dataflow.polls = 10
@@ -269,12 +276,12 @@ def test_ctrl_c_leaves_the_job_alone_and_says_how_to_follow_it_again(world: Worl
 
     world.script = [interrupt]
     command = f"python -m pipelines.launch --attach {job['id']} --project {PROJECT}"
-    with pytest.raises(KeyboardInterrupt, match=f"goes on; follow it again: {command}"):
+    with pytest.raises(KeyboardInterrupt, match=f"is still running; follow it again: {command}"):
         world.follow(job)
     assert "jobs.update" not in world.google.methods()
 
 
-def test_lost_permission_keeps_the_job_and_names_the_role(
+def test_a_lost_permission_leaves_the_job_running_and_names_the_role(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = world.add(currentState="JOB_STATE_RUNNING")
@@ -287,11 +294,11 @@ def test_lost_permission_keeps_the_job_and_names_the_role(
     assert world.follow(job) == LOST
     (line,) = capsys.readouterr().err.splitlines()
     assert "Permission 'dataflow.jobs.get' denied" in line
-    assert "grant the account the role roles/dataflow.viewer; the job goes on" in line
+    assert "grant the account the role roles/dataflow.viewer; the job is still running" in line
     assert f"--attach {job['id']} --project {PROJECT} --region {REGION}" in line
 
 
-def test_faults_of_the_network_are_waited_out_longer_and_longer(world: World) -> None:
+def test_network_errors_are_retried_after_longer_and_longer_pauses(world: World) -> None:
     job = world.add()
     found = world.jobs.find(job["id"], REGION)
     ends: list[Fault] = [HangUp(), Refusal(503, "Try later."), HangUp(), Refusal(500, "Oops.")]
@@ -302,7 +309,7 @@ def test_faults_of_the_network_are_waited_out_longer_and_longer(world: World) ->
         == DONE
     )
     assert world.slept[:4] == [60.0, 120.0, 240.0, 300.0]
-    assert "Dataflow does not answer (Try later); tried again in 120 s" in world.out.getvalue()
+    assert "Dataflow does not respond (Try later); retrying in 120 s" in world.out.getvalue()
 
 
 def test_a_stream_shows_latency_backlog_and_dead_letters_until_it_drains(world: World) -> None:
@@ -338,14 +345,14 @@ def test_a_stream_shows_latency_backlog_and_dead_letters_until_it_drains(world: 
     assert "100 messages  latency 100 ms  lag 7 s" in lines[0]
     assert lines[0].endswith("backlog 345 messages, 2.5 MB, 12 s")
     assert re.search(r"300 messages, \S+/s", lines[1])
-    # Of what came since the last look alone.
+    # The latency of only those messages that arrived since the last look.
     assert "4 dead letters  latency 400 ms" in lines[1]
     assert lines[2].startswith("draining")
     assert lines[3].startswith("drained")
-    assert "all that it had taken in is written" in world.out.getvalue()
+    assert "all messages that it had received are written" in world.out.getvalue()
 
 
-def test_without_the_right_to_see_metrics_the_backlog_alone_is_missing(world: World) -> None:
+def test_without_permission_for_metrics_only_the_backlog_is_missing(world: World) -> None:
     job = world.add(None, "STREAMING", currentState="JOB_STATE_RUNNING")
     denied = permission_denied("monitoring.timeSeries.list", PROJECT)
     world.google.faults = lambda call: denied if "timeSeries" in call.method else None
@@ -360,48 +367,50 @@ def test_an_updated_stream_names_the_job_that_replaces_it(world: World) -> None:
     job = world.add(None, "STREAMING", currentState="JOB_STATE_RUNNING")
     world.script = [enter(world, job, "UPDATED", replacedByJobId="2026-11-21_00_00_00-7")]
     assert world.follow(job) == DONE
-    told = "replaced by 2026-11-21_00_00_00-7; follow the new job: python -m pipelines.launch "
-    assert f"{told}--attach 2026-11-21_00_00_00-7 --project" in world.out.getvalue()
+    line = "replaced by 2026-11-21_00_00_00-7; follow the new job: python -m pipelines.launch "
+    assert f"{line}--attach 2026-11-21_00_00_00-7 --project" in world.out.getvalue()
 
 
-def test_who_replaces_a_stream_is_found_by_name_where_dataflow_does_not_tell(world: World) -> None:
+def test_the_new_job_of_an_updated_stream_is_named_if_its_id_is_not_reported(world: World) -> None:
     job = world.add(None, "STREAMING", currentState="JOB_STATE_RUNNING")
     world.script = [enter(world, job, "UPDATED")]
     assert world.follow(job) == DONE
     assert "follow the new job: python -m pipelines.launch --attach a-job" in world.out.getvalue()
 
 
-def test_a_job_is_found_by_id_or_name_and_its_region_is_told(world: World) -> None:
+def test_a_job_is_found_by_id_or_name_and_its_region_is_named(world: World) -> None:
     job = world.add()
     assert world.jobs.find("a-job", None).ident == job["id"]
     assert world.jobs.find(job["id"], None).region == REGION
-    with pytest.raises(UsageError, match=f"is not in europe-west1: say --region {REGION}"):
+    with pytest.raises(UsageError, match=f"is not in europe-west1: pass --region {REGION}"):
         world.jobs.find(job["id"], "europe-west1")
-    with pytest.raises(UsageError, match="project a-project has no job nobody: check the id"):
-        world.jobs.find("nobody", REGION)
+    with pytest.raises(UsageError, match="project a-project has no job missing-job: check the id"):
+        world.jobs.find("missing-job", REGION)
 
 
-def test_a_job_of_a_region_that_does_not_answer_is_not_said_to_be_none(world: World) -> None:
+def test_a_job_in_a_region_that_does_not_respond_is_not_reported_as_missing(world: World) -> None:
     here, silent = world.add(), world.dataflow.add("a-job", PROJECT, "europe-west1")
     world.dataflow.silent = "europe-west1"
     lacks = "jobs of europe-west1 could not be listed; this may pass: run it again later"
-    for ident in ("nobody", silent["id"], "a-job"):
-        with pytest.raises(JobError, match=f"job {ident} cannot be looked at: {lacks}"):
+    for ident in ("missing-job", silent["id"], "a-job"):
+        with pytest.raises(JobError, match=f"job {ident} cannot be looked up: {lacks}"):
             world.jobs.find(ident, None)
-    # What is known does not hang on it.
+    # A job that is listed, or whose id and region are given, is found all the same.
     assert world.jobs.find("a-job", REGION).ident == here["id"]
     assert world.jobs.find(here["id"], None).region == REGION
     assert world.jobs.find(silent["id"], "europe-west1").ident == silent["id"]
-    with pytest.raises(UsageError, match="has no job nobody"):
-        world.jobs.find("nobody", REGION)
+    with pytest.raises(UsageError, match="has no job missing-job"):
+        world.jobs.find("missing-job", REGION)
 
 
-def test_a_name_is_not_taken_for_free_where_jobs_cannot_be_listed(world: World) -> None:
+def test_a_launch_fails_if_jobs_of_the_same_name_cannot_be_listed(world: World) -> None:
     world.add()
     world.dataflow.silent = REGION
     parameter = {"jobName": "a-job", "containerSpecGcsPath": "gs://b/t.json"}
     request = {"projectId": PROJECT, "location": REGION, "launchParameter": parameter}
-    with pytest.raises(JobError, match="cannot be looked for: jobs of us-central1 could not be li"):
+    with pytest.raises(
+        JobError, match="jobs named a-job cannot be listed: jobs of us-central1 could"
+    ):
         world.jobs.launch(request)
     assert "flexTemplates.launch" not in world.google.methods()
 
@@ -416,7 +425,7 @@ def test_a_job_is_found_by_name_among_any_number_of_others(
     assert world.jobs.find("a-job", None).ident == job["id"]
 
 
-def test_a_job_that_tells_hardly_anything_does_not_hide_the_others(world: World) -> None:
+def test_a_job_with_few_fields_does_not_hide_the_others(world: World) -> None:
     bare = world.dataflow.add("bare", PROJECT, REGION)
     del bare["createTime"], bare["currentStateTime"]
     bare["currentState"] = "JOB_STATE_UNKNOWN"
@@ -428,7 +437,7 @@ def test_a_job_that_tells_hardly_anything_does_not_hide_the_others(world: World)
 @pytest.mark.parametrize(
     "state", ["QUEUED", "RESOURCE_CLEANING_UP", "PAUSED", "PAUSING", "STOPPED", "CANCELLING"]
 )
-def test_a_job_is_followed_through_states_that_are_no_end(world: World, state: str) -> None:
+def test_a_job_is_followed_through_states_that_are_not_final(world: World, state: str) -> None:
     job = world.add(currentState="JOB_STATE_RUNNING")
     world.dataflow.polls = 10
     world.script = [enter(world, job, state), enter(world, job, "DONE")]
@@ -442,13 +451,13 @@ def test_a_clock_that_is_behind_dataflows_shows_no_negative_time(world: World) -
     assert job.seconds(datetime(2026, 11, 21, 10, 1, tzinfo=UTC)) == 60
 
 
-def test_certain_values_win_over_tentative_ones_and_steps_are_summed() -> None:
+def test_committed_values_win_over_tentative_ones_and_steps_are_summed() -> None:
     updates = [
         counter("rows_inferred", 5, step="s1"),
         counter("rows_inferred", 9, step="s1", tentative="true"),
         counter("rows_inferred", 2, step="s2", tentative="true"),
         distribution("total_ms", count=2, sum=30, min=10, max=20),
-        # Dataflow tells each distribution so as well.
+        # Dataflow also reports each distribution as counters.
         counter("total_ms_COUNT", 2),
         {"name": {"origin": "dataflow/v1b3", "name": "CurrentVcpuCount"}, "scalar": 8.0},
     ]
@@ -459,7 +468,7 @@ def test_certain_values_win_over_tentative_ones_and_steps_are_summed() -> None:
         assert found.service == {"CurrentVcpuCount": 8}
 
 
-def test_a_rate_is_of_two_looks_at_different_times() -> None:
+def test_a_rate_needs_two_looks_at_different_times() -> None:
     looks = [
         Look(state="running", seconds=s, metrics=JobMetrics({"rows_inferred": n}))
         for s, n in ((10, 0), (30, 5_000))

@@ -1,4 +1,4 @@
-"""stream_local on the Pub/Sub emulator: published = scored + dead-lettered, however it ends."""
+"""stream_local on the Pub/Sub emulator: published = scored + dead-lettered, however a run ends."""
 
 import base64
 import io
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 ROOT = Path(__file__).parent.parent
 SCORE = "normalized_MAE"
-# Each one dead letter, with its reason.
+# Messages that each become one dead letter, with its reason.
 POISON = [
     (b"not JSON", "invalid_json"),
     (b"\xff\xfe\x00", "invalid_json"),
@@ -80,13 +80,14 @@ class Stream:
         ]
 
     def bodies(self, start: int, stop: int) -> list[bytes]:
-        """Rows of the example as JSON, by name and as lists in turn."""
+        """Return rows of the example as JSON: every fifth as a list, the others by name."""
         return [
             json.dumps({"features": list(row.values())} if i % 5 == 0 else row).encode()
             for i, row in enumerate(self.rows[start:stop], start)
         ]
 
     def flags(self, **given: Any) -> list[str]:
+        """Return the arguments of a run; a flag that is None is left out."""
         own = {
             "input_subscription": self.input.subscription,
             "model": self.model,
@@ -99,7 +100,7 @@ class Stream:
         return words(own | given)
 
     def run(self, command: Command = COMMAND, **given: Any) -> tuple[int, str]:
-        """Flags -> the exit code of a run in this very process, and what it said."""
+        """Run a stream in this process; return the exit code and standard error."""
         code = main(command, self.flags(**given))
         captured = self.capsys.readouterr()
         assert captured.out == ""
@@ -110,7 +111,7 @@ class Stream:
         return [dict(row.items()) for row in client.query(f"SELECT * FROM `{table}`").result()]
 
     def files(self) -> list[dict[str, Any]]:
-        """The rows of all files of scores."""
+        """Return the rows of all files of scores."""
         paths = (self.folder / "scores").glob("*/*.parquet")
         return [row for path in paths for row in pq.read_table(path).to_pylist()]
 
@@ -119,7 +120,7 @@ class Stream:
         return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
 
     def expected_scores(self) -> dict[str, float]:
-        """The messages that are good -> their scores, by torch alone."""
+        """Return the scores of the good messages by message id, computed by torch directly."""
         good: dict[str, list[float]] = {}
         for message_id, body in self.input.sent.items():
             try:
@@ -149,7 +150,7 @@ def stream(
 
 
 def meanwhile(*steps: Callable[[], Any]) -> threading.Thread:
-    """Steps, done one after the other beside a run."""
+    """Execute steps one after the other, in a thread beside a run."""
 
     def do() -> None:
         for step in steps:
@@ -165,13 +166,13 @@ def close(got: Mapping[str, float], wanted: Mapping[str, float]) -> None:
 
 
 def only(rows: Iterable[dict[str, Any]], key: str, value: str) -> dict[str, Any]:
-    """Rows -> a value by a key, of which none is there twice."""
+    """Return a value of each row by a key that must be unique."""
     pairs = [(row[key], row[value]) for row in rows]
     assert len(dict(pairs)) == len(pairs)
     return dict(pairs)
 
 
-# All of it
+# Complete runs
 
 
 def test_every_message_is_scored_or_a_dead_letter_in_every_sink(stream: Stream) -> None:
@@ -180,14 +181,14 @@ def test_every_message_is_scored_or_a_dead_letter_in_every_sink(stream: Stream) 
         {**stream.rows[0], "test_id": "", "sequence": 0, "publish_time": 0, "message_id": "mine"}
     ).encode()
     bad, reasons = [body for body, _ in POISON], dict(POISON)
-    # Poison before, between and after the good ones.
+    # The bad messages are before, between and after the good ones.
     stream.input.publish([*bad[:3], *first, *bad[3:6]])
     seen: list[Any] = []
     sender = meanwhile(
         lambda: seen.extend(stream.output.take(1, seconds=60)),
         lambda: stream.input.publish([*second, carried, *bad[6:]]),
     )
-    code, told = stream.run(
+    code, err = stream.run(
         output_topic=stream.output.topic,
         output_table=stream.table,
         output_files=stream.folder,
@@ -202,7 +203,7 @@ def test_every_message_is_scored_or_a_dead_letter_in_every_sink(stream: Stream) 
         stop_after_seconds=3,
     )
     sender.join()
-    assert code == 0, told
+    assert code == 0, err
     expected, published = stream.expected_scores(), stream.input.sent
     count, dead = len(published), len(published) - len(expected)
     assert (count, dead) == (391 + len(POISON), len(POISON) + sum(map(has_null, stream.rows[:390])))
@@ -220,22 +221,22 @@ def test_every_message_is_scored_or_a_dead_letter_in_every_sink(stream: Stream) 
 
     payloads = {i: body for i, body in published.items() if i not in expected}
     letters = stream.letters.take(dead)
-    told_of = {m.attributes["millrace_row_id"]: m for m in letters}
-    assert len(letters) == len(told_of) == dead
-    assert {i: m.data for i, m in told_of.items()} == payloads
+    by_id = {m.attributes["millrace_row_id"]: m for m in letters}
+    assert len(letters) == len(by_id) == dead
+    assert {i: m.data for i, m in by_id.items()} == payloads
     for i, body in payloads.items():
-        # JSON has no word for infinity.
+        # JSON cannot express infinity.
         reason = reasons.get(body) or ("invalid_json" if b"Infinity" in body else "null")
-        assert told_of[i].attributes["millrace_reason"] == reason
-        assert told_of[i].attributes["from"] == "a test"
+        assert by_id[i].attributes["millrace_reason"] == reason
+        assert by_id[i].attributes["from"] == "a test"
     assert only(stream.query(f"{stream.table}_letters"), "row_id", "payload") == payloads
     lines = only(map(decoded, stream.letter_files()), "row_id", "payload")
     assert lines == payloads
 
-    assert f"received               {count}  in " in told
-    assert f"scored                 {len(expected)}\n" in told
-    assert "balance       rows received = scored + dead letters\n" in told
-    assert f"{count:>10,} received  {len(expected):>10,} scored" in told
+    assert f"received               {count}  in " in err
+    assert f"scored                 {len(expected)}\n" in err
+    assert "balance       rows received = scored + dead letters\n" in err
+    assert f"{count:>10,} received  {len(expected):>10,} scored" in err
     assert stream.input.take(1) == []
 
 
@@ -245,9 +246,9 @@ def test_a_run_that_loses_a_message_fails(stream: Stream, monkeypatch: pytest.Mo
         decode_messages, "decode_messages", lambda messages, *more: whole(messages[1:], *more)
     )
     stream.input.publish(stream.bodies(0, 20))
-    code, told = stream.run(output_topic=stream.output.topic)
+    code, err = stream.run(output_topic=stream.output.topic)
     assert code == 1
-    (error,) = errors(told)
+    (error,) = errors(err)
     found = re.fullmatch(r"error: messages are missing or doubled: 20 were pulled, (\d+) .*", error)
     assert found, error
     assert int(found[1]) < 20
@@ -257,19 +258,19 @@ def test_the_model_may_be_behind_an_endpoint(stream: Stream) -> None:
     bad = [body for body, _ in POISON[:4]]
     stream.input.publish([*stream.bodies(0, 300), *bad])
     with running(stream.model, outputs="all") as server:
-        code, told = stream.run(
+        code, err = stream.run(
             STREAM_VERTEX,
             output_topic=stream.output.topic,
             endpoint_url=f"http://{server.client.address}",
         )
-        asked = server.client.metric('millrace_requests_total{status="200"}')
-    assert code == 0, told
+        requests = server.client.metric('millrace_requests_total{status="200"}')
+    assert code == 0, err
     expected = stream.expected_scores()
     rows = [json.loads(m.data) for m in stream.output.take(len(expected))]
     close(only(rows, "row_id", "score"), expected)
     assert len(stream.letters.take(len(bad))) >= len(bad)
-    # Bundles of many rows, and the row that it has to know.
-    assert 1 < asked < len(expected)
+    # One request for each bundle of many rows, and one for the known-good row.
+    assert 1 < requests < len(expected)
 
 
 def has_null(row: Mapping[Any, Any]) -> bool:
@@ -277,13 +278,13 @@ def has_null(row: Mapping[Any, Any]) -> bool:
 
 
 def decoded(line: dict[str, Any]) -> dict[str, Any]:
-    """A line of a file of dead letters -> its id and the bytes of the message."""
+    """Return the row id and the bytes of the message of a line in a file of dead letters."""
     payload = line.get("payload")
     found = base64.b64decode(line["payload_base64"]) if payload is None else payload.encode()
     return {"row_id": line["row_id"], "payload": found}
 
 
-def test_a_subscription_of_its_own_is_made_and_removed_and_a_table_of_dead_letters_is_made(
+def test_a_run_creates_and_deletes_its_subscription_and_creates_a_table_of_dead_letters(
     stream: Stream,
 ) -> None:
     publisher = stream.cloud.cloud.publisher()
@@ -295,7 +296,7 @@ def test_a_subscription_of_its_own_is_made_and_removed_and_a_table_of_dead_lette
         lambda: wait_until(lambda: len(subscriptions()) == 2),
         lambda: stream.input.publish([*stream.bodies(0, 20), b"not JSON"]),
     )
-    code, told = stream.run(
+    code, err = stream.run(
         input_subscription=None,
         input_topic=stream.input.topic,
         create_subscription=True,
@@ -304,7 +305,7 @@ def test_a_subscription_of_its_own_is_made_and_removed_and_a_table_of_dead_lette
         stop_after_seconds=4,
     )
     sender.join()
-    assert code == 0, told
+    assert code == 0, err
     assert subscriptions() == [stream.input.subscription]
     close(only(stream.query(stream.table), "row_id", "score"), stream.expected_scores())
     (letter,) = stream.query(f"{stream.table}_dead_letters")
@@ -332,8 +333,8 @@ def test_messages_of_other_formats_are_scored(stream: Stream, kind: str, tmp_pat
             writer.write(table)
         bodies = [sink.getvalue().to_pybytes()]
     stream.input.publish([*bodies, b"neither of them"])
-    code, told = stream.run(message_format=kind, output_topic=stream.output.topic, **flags)
-    assert code == 0, told
+    code, err = stream.run(message_format=kind, output_topic=stream.output.topic, **flags)
+    assert code == 0, err
     module = torch.jit.load(stream.model / "model.pt")
     with torch.inference_mode():
         values = torch.tensor([list(row.values()) for row in rows], dtype=torch.float32)
@@ -346,11 +347,11 @@ def test_messages_of_other_formats_are_scored(stream: Stream, kind: str, tmp_pat
     assert letter.attributes["millrace_reason"] == f"invalid_{kind}"
 
 
-# How it ends
+# How a run ends
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_a_run_when_what_it_took_is_written_and_the_rest_is_left(
+def test_a_signal_ends_a_run_after_its_received_messages_are_written(
     stream: Stream, number: int
 ) -> None:
     stream.input.publish(stream.bodies(0, 100))
@@ -367,14 +368,14 @@ def test_a_signal_ends_a_run_when_what_it_took_is_written_and_the_rest_is_left(
         command, cwd=ROOT, env=stream.cloud.environ(), stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stderr is not None
-        # A report of rows that were scored: the run is in full swing.
+        # Once a report has latencies, rows are scored.
         wait_for(process, "latency ms")
         stream.input.publish(stream.bodies(100, 500))
         process.send_signal(number)
-        told = process.stderr.read()
-        assert process.wait(60) == 0, told
-    assert STOPPING in told
-    assert "balance       rows received = scored + dead letters\n" in told
+        err = process.stderr.read()
+        assert process.wait(60) == 0, err
+    assert STOPPING in err
+    assert "balance       rows received = scored + dead letters\n" in err
     written = only(stream.files(), "row_id", "score")
     published = [m.attributes["row_id"] for m in stream.output.take(500)]
     letters = [m.attributes["millrace_row_id"] for m in stream.letters.take(500, seconds=1.5)]
@@ -384,7 +385,7 @@ def test_a_signal_ends_a_run_when_what_it_took_is_written_and_the_rest_is_left(
     assert len(published) >= 90
 
 
-# A stream that never ends writing its first file.
+# A program that runs a stream and hangs while it writes its first file.
 STUCK = """
 import sys, threading
 from pipelines.command import run_and_exit
@@ -417,30 +418,31 @@ def test_a_second_signal_leaves_no_unfinished_file(stream: Stream, number: int) 
         process.send_signal(number)
         wait_for(process, STOPPING)
         process.send_signal(number)
-        told = process.stderr.read()
-        assert process.wait(60) == 128 + number, told
-    assert "20 messages are not acknowledged: they come again" in told
+        err = process.stderr.read()
+        assert process.wait(60) == 128 + number, err
+    assert "20 messages are not acknowledged: they will be delivered again" in err
     assert [path for path in stream.folder.rglob("*") if path.is_file()] == []
     assert len(stream.input.take(20, seconds=15)) == 20
 
 
 def wait_for(process: subprocess.Popen[str], words: str) -> str:
-    """A process and words -> the line of its standard error that has them."""
+    """Read standard error up to the line that contains the words, and return that line."""
     assert process.stderr is not None
-    told = []
+    lines = []
     for line in process.stderr:
-        told.append(line)
+        lines.append(line)
         if words in line:
             return line
-    raise AssertionError("".join(told))
+    raise AssertionError("".join(lines))
 
 
-def errors(told: str) -> list[str]:
-    return [line for line in told.splitlines() if line.startswith("error: ")]
+def errors(text: str) -> list[str]:
+    """Return the lines of a text that report an error."""
+    return [line for line in text.splitlines() if line.startswith("error: ")]
 
 
 @pytest.mark.parametrize("kind", ["topic", "table"])
-def test_a_sink_that_is_gone_ends_the_run_with_an_error_and_the_next_run_finishes_its_work(
+def test_a_sink_that_is_deleted_ends_the_run_and_the_next_run_completes_its_work(
     stream: Stream, kind: str
 ) -> None:
     cloud = stream.cloud.cloud
@@ -464,11 +466,11 @@ def test_a_sink_that_is_gone_ends_the_run_with_an_error_and_the_next_run_finishe
         remove,
         lambda: stream.input.publish(stream.bodies(50, 100)),
     )
-    code, told = stream.run(**flags, stop_after_seconds=60)
+    code, err = stream.run(**flags, stop_after_seconds=60)
     remover.join()
-    assert code == 1, told
+    assert code == 1, err
     place = stream.output.topic if kind == "topic" else stream.table
-    (error,) = errors(told)
+    (error,) = errors(err)
     assert error.startswith(
         f"error: {kind} {place} cannot be written"
         if kind == "table"
@@ -476,28 +478,29 @@ def test_a_sink_that_is_gone_ends_the_run_with_an_error_and_the_next_run_finishe
     )
     assert "ot found" in error
     assert "; check the project" in error
-    # The rows that wait for the hour's file as well.
-    (count,) = re.findall(r"^(\d+) messages are not acknowledged: they come again", told, re.M)
+    # The count includes the rows that wait for their file.
+    found = r"^(\d+) messages are not acknowledged: they will be delivered again"
+    (count,) = re.findall(found, err, re.M)
     assert 50 < int(count) <= 100
     assert stream.files() == []
     if kind == "topic":
         cloud.publisher().create_topic(name=stream.output.topic)
-    code, told = stream.run(**flags, stop_after_seconds=2)
-    assert code == 0, told
+    code, err = stream.run(**flags, stop_after_seconds=2)
+    assert code == 0, err
     close(only(stream.files(), "row_id", "score"), stream.expected_scores())
     if kind == "table":
         close(only(stream.query(stream.table), "row_id", "score"), stream.expected_scores())
 
 
 def _quietly(condition: Callable[[], bool]) -> bool:
-    """A condition -> whether it holds; it does not while what it asks for is not there."""
+    """Return whether a condition holds; it does not if Google's clients raise an error."""
     try:
         return condition()
     except exceptions.GoogleAPIError:
         return False
 
 
-def test_a_table_whose_server_is_away_is_waited_for(stream: Stream) -> None:
+def test_an_append_is_retried_until_the_server_is_back(stream: Stream) -> None:
     server = stream.cloud.bigquery
     stream.input.publish(stream.bodies(0, 30))
 
@@ -506,21 +509,21 @@ def test_a_table_whose_server_is_away_is_waited_for(stream: Stream) -> None:
         server.kill()
         try:
             stream.input.publish([*stream.bodies(30, 60), b"not JSON"])
-            # It is asked for the rows by now, and does not answer.
+            # By now the run sends rows to the server, which does not respond.
             assert stream.letters.take(1, seconds=60)
         finally:
             server.start()
 
     killer = meanwhile(crash)
-    code, told = stream.run(output_table=stream.table, stop_after_seconds=3)
+    code, err = stream.run(output_table=stream.table, stop_after_seconds=3)
     killer.join()
-    assert code == 0, told
+    assert code == 0, err
     rows = stream.query(stream.table)
-    # At least once: an append whose answer is lost is sent again.
+    # Delivery is at least once: an append whose response is lost is sent again.
     close({row["row_id"]: row["score"] for row in rows}, stream.expected_scores())
 
 
-# What is told before it starts
+# Errors before a run starts
 
 
 @pytest.mark.parametrize(
@@ -536,7 +539,7 @@ def test_a_table_whose_server_is_away_is_waited_for(stream: Stream) -> None:
         ({"output_topic": "DEAD"}, "is --output_topic: expected another"),
         (
             {"output_table": "some-p.d.t", "dead_letter_table": "some-p.d.t"},
-            "--dead_letter_table some-p.d.t is --output_table: expected another",
+            "--dead_letter_table some-p.d.t is also --output_table: choose another table",
         ),
         (
             {"output_topic": "OUT", "cluster_by": "row_id"},
@@ -573,18 +576,21 @@ def test_a_table_whose_server_is_away_is_waited_for(stream: Stream) -> None:
             {"output_topic": "OUT", "create_subscription": "true"},
             "--create_subscription has no effect without --input_topic",
         ),
-        ({"output_topic": "IN"}, "and an output: each result would be scored again, for ever"),
+        (
+            {"output_topic": "IN"},
+            "and also an output: each result would be scored again, without end",
+        ),
     ],
 )
-def test_wrong_flags_are_told_in_a_line_and_nothing_is_read(
+def test_wrong_flags_are_reported_in_one_line_and_nothing_is_read(
     stream: Stream, flags: Mapping[str, Any], words: str
 ) -> None:
     names = {"IN": stream.input.topic, "OUT": stream.output.topic, "DEAD": stream.letters.topic}
     stream.input.publish([b"{}"])
-    code, told = stream.run(**{name: names.get(value, value) for name, value in flags.items()})
-    assert (code, told.count("\n")) == (2, 1)
-    assert told.startswith("error: ")
-    assert words in told
+    code, err = stream.run(**{name: names.get(value, value) for name, value in flags.items()})
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith("error: ")
+    assert words in err
     assert len(stream.input.take(1)) == 1
 
 
@@ -603,7 +609,7 @@ def test_wrong_flags_are_told_in_a_line_and_nothing_is_read(
         ({"model": "/nowhere"}, "/nowhere"),
     ],
 )
-def test_what_is_missing_is_told_before_anything_is_read(
+def test_missing_resources_are_reported_before_anything_is_read(
     stream: Stream, flags: Mapping[str, Any], words: str, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -615,24 +621,24 @@ def test_what_is_missing_is_told_before_anything_is_read(
     }
     stream.input.publish([b"{}"])
     given: Any = {"output_topic": stream.output.topic} | dict(flags)
-    code, told = stream.run(**{name: names.get(value, value) for name, value in given.items()})
-    assert (code, told.count("\n")) == (1, 1)
-    assert words in told
+    code, err = stream.run(**{name: names.get(value, value) for name, value in given.items()})
+    assert (code, err.count("\n")) == (1, 1)
+    assert words in err
     assert len(stream.input.take(1)) == 1
 
 
-def test_messages_that_a_killed_reader_holds_are_waited_for(stream: Stream) -> None:
+def test_a_run_waits_for_messages_that_a_killed_reader_holds(stream: Stream) -> None:
     stream.input.publish(stream.bodies(0, 20))
     stream.input.hold(20, 15)
-    code, told = stream.run(output_topic=stream.output.topic)
+    code, err = stream.run(output_topic=stream.output.topic)
     assert code == 0
-    assert "s more, since a reader that was killed may hold messages" in told
-    assert "no message came within" not in told.splitlines()[-1]
+    assert "s more, because a reader that was killed may hold messages" in err
+    assert "no message arrived within" not in err.splitlines()[-1]
     assert len(stream.output.take(20)) == 20
 
 
 @pytest.mark.parametrize("labels", [True, False])
-def test_after_a_kill_the_next_stream_gets_what_the_killed_one_held(
+def test_after_a_kill_the_next_stream_gets_the_messages_that_the_killed_one_held(
     stream: Stream,
     labelled_emulators: LocalCloud,
     monkeypatch: pytest.MonkeyPatch,
@@ -642,7 +648,7 @@ def test_after_a_kill_the_next_stream_gets_what_the_killed_one_held(
     for name, value in cloud.environment.items():
         monkeypatch.setenv(name, value)
     stream.input.publish(stream.bodies(0, 100))
-    # Its rows wait for their file, so that no message is acknowledged.
+    # The rows wait for their file, so no message is acknowledged yet.
     given: dict[str, Any] = {"output_files": stream.folder, "file_seconds": 3_600, "run_id": "r"}
     flags = stream.flags(**given, stop_after_seconds=None)
     command = [sys.executable, "-m", "pipelines.stream_local", *flags]
@@ -652,17 +658,17 @@ def test_after_a_kill_the_next_stream_gets_what_the_killed_one_held(
         wait_for(process, "latency ms")
         process.kill()
     assert stream.files() == []
-    code, told = stream.run(**given, stop_after_seconds=3)
-    assert code == 0, told
-    assert "s more, since a reader that was killed may hold messages" in told
+    code, err = stream.run(**given, stop_after_seconds=3)
+    assert code == 0, err
+    assert "s more, because a reader that was killed may hold messages" in err
     letters = [message.attributes["millrace_row_id"] for message in stream.letters.take(100)]
-    # The killed one may have written dead letters that come again.
+    # The killed run may have written dead letters whose messages are delivered again.
     assert {row["row_id"] for row in stream.files()} | set(letters) == set(stream.input.sent)
     close(only(stream.files(), "row_id", "score"), stream.expected_scores())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_wait_for_what_a_killed_reader_may_hold(
+def test_a_signal_ends_the_wait_for_messages_of_a_killed_reader(
     stream: Stream, number: int
 ) -> None:
     flags = stream.flags(output_topic=stream.output.topic)
@@ -671,26 +677,26 @@ def test_a_signal_ends_the_wait_for_what_a_killed_reader_may_hold(
         command, cwd=ROOT, env=stream.cloud.environ(), stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stderr is not None
-        wait_for(process, "s more, since a reader that was killed may hold messages")
+        wait_for(process, "s more, because a reader that was killed may hold messages")
         process.send_signal(number)
-        told = process.stderr.read()
-        assert process.wait(60) == 0, told
-    assert STOPPING in told
-    found = re.fullmatch(r"no message came within (\d+) s", told.splitlines()[-1])
+        err = process.stderr.read()
+        assert process.wait(60) == 0, err
+    assert STOPPING in err
+    found = re.fullmatch(r"no message arrived within (\d+) s", err.splitlines()[-1])
     assert found is not None
     assert int(found[1]) < lease.DEADLINE_SECONDS
 
 
-def test_a_stream_without_any_message_waits_no_longer_than_one_may_be_held(
+def test_a_stream_without_messages_waits_only_as_long_as_they_may_be_held(
     stream: Stream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subscription, "DEADLINE_SECONDS", 3)
     # The subscription's own deadline is 10 s.
-    code, told = stream.run(output_topic=stream.output.topic)
-    lines = told.splitlines()
+    code, err = stream.run(output_topic=stream.output.topic)
+    lines = err.splitlines()
     assert code == 0
     (waiting,) = [line for line in lines if "waiting" in line]
-    assert waiting.endswith("may hold messages for so long (Ctrl-C ends)")
-    found = re.fullmatch(r"no message came within (\d+) s", lines[-1])
+    assert waiting.endswith("may hold messages for that long (Ctrl-C stops)")
+    found = re.fullmatch(r"no message arrived within (\d+) s", lines[-1])
     assert found is not None
     assert 10 <= int(found[1]) < 60

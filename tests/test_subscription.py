@@ -1,4 +1,4 @@
-"""Subscriptions that would lose messages are refused, and so is a second reader."""
+"""Subscriptions that would lose messages are rejected, and so is a second reader."""
 
 import time
 from collections.abc import Iterator
@@ -42,20 +42,15 @@ TOPIC = "projects/some-project/topics/in"
 
 
 class Subscriptions:
-    """Pub/Sub's service Subscriber as far as it is needed, with labels as the service has them.
-
-    Google's emulator refuses to change labels.
-    """
+    """A stand-in for Pub/Sub's service Subscriber, with labels, which Google's emulator rejects."""
 
     def __init__(self) -> None:
         self.known: dict[str, Subscription] = {}
         self.errors: dict[str, list[grpc.StatusCode]] = {}
-        self.asked: list[str] = []
 
     def _enter(self, method: str, name: str, context: grpc.ServicerContext) -> None:
-        self.asked.append(method)
         if waiting := self.errors.get(method):
-            context.abort(waiting.pop(0), "told so")
+            context.abort(waiting.pop(0), "as requested")
         if method != "CreateSubscription" and name not in self.known:
             context.abort(grpc.StatusCode.NOT_FOUND, f"Resource not found (resource={name}).")
 
@@ -67,7 +62,7 @@ class Subscriptions:
         self._enter("UpdateSubscription", request.subscription.name, context)
         assert list(request.update_mask.paths) == ["labels"]
         for text in (*request.subscription.labels, *request.subscription.labels.values()):
-            # Pub/Sub's own rule for labels.
+            # Pub/Sub has these rules for labels.
             assert len(text) <= 63
             assert all(c.isdigit() or c.islower() or c in "_-" for c in text)
         self.known[request.subscription.name].labels = dict(request.subscription.labels)
@@ -76,7 +71,7 @@ class Subscriptions:
     def CreateSubscription(self, request: Any, context: Any) -> Subscription:  # noqa: N802
         if request.name in self.known:
             context.abort(grpc.StatusCode.ALREADY_EXISTS, "it exists")
-        # A request may be carried out and its answer be lost.
+        # A request may be executed although its response is lost.
         self.known[request.name] = request
         self._enter("CreateSubscription", request.name, context)
         return self.known[request.name]
@@ -120,17 +115,17 @@ def server() -> Iterator[tuple[Subscriptions, Cloud]]:
     grpc_server.stop(None).wait()
 
 
-# What would lose messages
+# Subscriptions that would lose messages
 
 
 def subscription(**fields: Any) -> Subscription:
-    """A subscription as it is by default: messages kept for 7 days, itself for 31 without use."""
+    """Return a subscription with defaults: it keeps messages for 7 days, and expires after 31."""
     kept, lasts = timedelta(days=7), {"ttl": timedelta(days=31)}
     values = {"message_retention_duration": kept, "expiration_policy": lasts} | fields
     return Subscription(name=NAME, topic=TOPIC, **values)
 
 
-def test_a_subscription_as_it_is_by_default_is_fine() -> None:
+def test_a_subscription_with_defaults_is_accepted() -> None:
     check_subscription(subscription(), ["projects/some-project/topics/out"])
     check_subscription(subscription(expiration_policy={}), [])
     check_subscription(subscription(expiration_policy={"ttl": timedelta(days=7)}), [])
@@ -146,31 +141,35 @@ def test_a_subscription_as_it_is_by_default_is_fine() -> None:
         ),
         (
             {"expiration_policy": {"ttl": timedelta(days=1)}},
-            "expires after 24 hours without a reader, and its messages with it, which are kept "
-            "for 168: set --expiration-period=never",
+            "expires after 24 hours without a reader, before the 168 hours for which it keeps "
+            "messages: set --expiration-period=never",
         ),
-        ({"push_config": {"push_endpoint": "https://x"}}, "pushes its messages: expected a subsc"),
-        ({"bigquery_config": {"table": "p.d.t"}}, "writes its messages to BigQuery: expected"),
+        ({"push_config": {"push_endpoint": "https://x"}}, "pushes its messages: use a pull subsc"),
+        ({"bigquery_config": {"table": "p.d.t"}}, "writes its messages to BigQuery: use a pull"),
         ({"cloud_storage_config": {"bucket": "b"}}, "writes its messages to Cloud Storage: "),
-        ({"detached": True}, "is detached from its topic: expected"),
+        ({"detached": True}, "is detached from its topic: use a pull"),
     ],
 )
-def test_what_loses_messages_or_gives_none_is_refused(fields: dict[str, Any], words: str) -> None:
+def test_a_subscription_that_loses_or_never_delivers_messages_is_rejected(
+    fields: dict[str, Any], words: str
+) -> None:
     with pytest.raises(UsageError, match=rf"^{NAME} {words}"):
         check_subscription(subscription(**fields), [])
 
 
-def test_an_output_that_is_the_input_is_refused(server: tuple[Subscriptions, Cloud]) -> None:
+def test_an_output_that_is_also_the_input_is_rejected(server: tuple[Subscriptions, Cloud]) -> None:
     _, cloud = server
     source = Existing(name=NAME)
-    with pytest.raises(UsageError, match=f"{TOPIC} is the topic of {NAME} and an output: each"):
+    with pytest.raises(
+        UsageError, match=f"{TOPIC} is the topic of {NAME} and also an output: each"
+    ):
         open_subscription(source, cloud, ["projects/some-project/topics/out", TOPIC])
 
 
 # Which subscription
 
 
-def test_a_subscription_that_is_there_is_taken_and_left_there(
+def test_an_existing_subscription_is_used_and_kept(
     server: tuple[Subscriptions, Cloud],
 ) -> None:
     service, cloud = server
@@ -181,21 +180,25 @@ def test_a_subscription_that_is_there_is_taken_and_left_there(
     assert NAME in service.known
 
 
-def test_one_that_is_missing_or_denied_is_told(server: tuple[Subscriptions, Cloud]) -> None:
+def test_a_missing_or_forbidden_subscription_is_reported(
+    server: tuple[Subscriptions, Cloud],
+) -> None:
     service, cloud = server
     missing = NAME + "-2"
     with pytest.raises(InputError, match=f"subscription {missing} cannot be read: Resource not fo"):
         open_subscription(Existing(name=missing), cloud, [])
     service.errors["GetSubscription"] = [grpc.StatusCode.PERMISSION_DENIED]
-    with pytest.raises(InputError, match="cannot be read: told so; grant the account the role"):
+    with pytest.raises(
+        InputError, match="cannot be read: as requested; grant the account the role"
+    ):
         open_subscription(Existing(name=NAME), cloud, [])
 
 
-def test_one_is_made_of_a_topic_and_removed_however_the_run_ends(
+def test_a_subscription_is_created_for_a_topic_and_deleted_however_the_run_ends(
     server: tuple[Subscriptions, Cloud],
 ) -> None:
     service, cloud = server
-    # The answer to the first attempt is lost.
+    # The response to the first attempt is lost.
     service.errors["CreateSubscription"] = [grpc.StatusCode.UNAVAILABLE]
     source = OwnSubscription(topic=TOPIC)
     name, made = open_subscription(source, cloud, [])
@@ -212,16 +215,20 @@ def test_one_is_made_of_a_topic_and_removed_however_the_run_ends(
     with pytest.raises(ValueError, match="the run failed"):
         fail()
     assert name not in service.known
-    # Somebody else was faster.
+    # Deleting it again, after someone else has deleted it, is no error.
     with pytest.raises(ValueError, match="the run failed"):
         fail()
 
 
-def test_on_the_emulator_one_is_made_and_removed(stream_emulators: LocalCloud) -> None:
+def test_on_the_emulator_a_subscription_is_created_and_deleted(
+    stream_emulators: LocalCloud,
+) -> None:
     cloud = stream_emulators.cloud
     topic = f"projects/{cloud.project}/topics/made-of"
     source = OwnSubscription(topic=topic)
-    with pytest.raises(InputError, match=f"a subscription of {topic} cannot be made: .*not exist"):
+    with pytest.raises(
+        InputError, match=f"a subscription of {topic} cannot be created: .*not exist"
+    ):
         open_subscription(source, cloud, [])
     cloud.publisher().create_topic(name=topic)
     name, made = open_subscription(source, cloud, [])
@@ -239,26 +246,26 @@ def test_on_the_emulator_one_is_made_and_removed(stream_emulators: LocalCloud) -
 # One reader
 
 
-def test_a_second_reader_is_refused_while_the_first_lives(
+def test_a_second_reader_is_rejected_while_the_first_is_alive(
     server: tuple[Subscriptions, Cloud],
 ) -> None:
     service, cloud = server
     assert claim(NAME, "one", cloud, lasting=False, shared=False)
     assert service.labels().keys() == {"team", READER, UNTIL}
     assert int(service.labels()[UNTIL]) == pytest.approx(time.time() + LEASE_SECONDS, abs=30)
-    told = (
-        f"{NAME} is read by one, as its label {READER} says for [0-9]+ s more: two readers .*"
+    message = (
+        f"{NAME} is read by one for another [0-9]+ s, according to its label {READER}: each .*"
         f"--remove-labels={READER},{UNTIL}.*--allow_shared_subscription"
     )
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         claim(NAME, "two", cloud, lasting=False, shared=False)
-    # The same reader, started again, may.
+    # The same reader may start again.
     assert claim(NAME, "one", cloud, lasting=False, shared=False)
     assert claim(NAME, "two", cloud, lasting=False, shared=True)
     assert service.labels()[READER] == "two"
 
 
-def test_a_reader_that_did_not_say_so_again_is_taken_for_dead(
+def test_a_reader_that_did_not_renew_its_label_counts_as_dead(
     server: tuple[Subscriptions, Cloud], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service, cloud = server
@@ -278,14 +285,16 @@ def test_a_job_elsewhere_reads_until_its_label_is_removed(
     service, cloud = server
     claim(NAME, "job", cloud, lasting=True, shared=False)
     assert service.labels()[UNTIL] == "0"
-    with pytest.raises(UsageError, match=f"is read by job, as its label {READER} says: two"):
+    with pytest.raises(
+        UsageError, match=f"is read by job, according to its label {READER}: each of two"
+    ):
         claim(NAME, "two", cloud, lasting=False, shared=False)
     service.known[NAME].labels = {READER: "someone"}
     with pytest.raises(UsageError, match="is read by someone"):
         claim(NAME, "two", cloud, lasting=False, shared=False)
 
 
-def test_what_a_job_leaves_behind_is_told_with_the_command() -> None:
+def test_the_command_that_cleans_up_after_a_job_is_printed() -> None:
     command = f"gcloud pubsub subscriptions update {NAME} --remove-labels={READER},{UNTIL}"
     followed = left_behind(NAME, made=False, labelled=True, followed=True)
     assert "launch --attach removes it" in followed
@@ -297,7 +306,7 @@ def test_what_a_job_leaves_behind_is_told_with_the_command() -> None:
     assert f"delete {NAME}" in left_behind(NAME, made=True, labelled=True, followed=True)
 
 
-def test_who_lets_go_removes_its_own_label_alone(server: tuple[Subscriptions, Cloud]) -> None:
+def test_a_reader_removes_only_its_own_label(server: tuple[Subscriptions, Cloud]) -> None:
     service, cloud = server
     claim(NAME, "one", cloud, lasting=False, shared=False)
     release(NAME, "two", cloud)
@@ -308,7 +317,7 @@ def test_who_lets_go_removes_its_own_label_alone(server: tuple[Subscriptions, Cl
 
 
 @pytest.mark.parametrize(("always", "fails"), [(True, False), (True, True), (False, True)])
-def test_a_run_that_ends_here_or_does_not_start_elsewhere_lets_go(
+def test_a_run_that_ends_here_or_does_not_start_elsewhere_removes_its_label(
     server: tuple[Subscriptions, Cloud], always: bool, fails: bool
 ) -> None:
     service, cloud = server
@@ -327,7 +336,7 @@ def test_a_run_that_ends_here_or_does_not_start_elsewhere_lets_go(
     assert service.labels() == {"team": "fraud"}
 
 
-def test_a_job_that_is_not_replaced_has_its_label_again(
+def test_a_job_that_is_not_replaced_after_all_gets_its_label_back(
     server: tuple[Subscriptions, Cloud],
 ) -> None:
     service, cloud = server
@@ -353,7 +362,7 @@ def test_a_job_that_started_elsewhere_keeps_its_label(server: tuple[Subscription
 @pytest.mark.parametrize(
     "code", [grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.INVALID_ARGUMENT]
 )
-def test_an_account_that_may_only_read_reads_without_a_label(
+def test_an_account_that_may_only_read_runs_without_a_label(
     server: tuple[Subscriptions, Cloud], code: grpc.StatusCode
 ) -> None:
     service, cloud = server
@@ -362,7 +371,7 @@ def test_an_account_that_may_only_read_reads_without_a_label(
     assert service.labels() == {"team": "fraud"}
 
 
-def test_a_label_that_cannot_be_renewed_now_stops_no_run(
+def test_a_label_that_cannot_be_renewed_now_does_not_stop_a_run(
     server: tuple[Subscriptions, Cloud],
 ) -> None:
     service, cloud = server

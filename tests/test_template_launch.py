@@ -1,4 +1,4 @@
-"""templates/launch.py as the launcher of a Flex Template runs it: by path, from elsewhere."""
+"""templates/launch.py, run by path from another folder, as the launcher of a Flex Template does."""
 
 import importlib.util
 import json
@@ -38,15 +38,15 @@ def test_empty_fields_of_the_console_count_as_not_given(launch: ModuleType) -> N
     assert launch.given(args) == ["--model=m", "--labels=a=", "--debug"]
 
 
-def test_beams_switches_may_have_a_value(launch: ModuleType) -> None:
+def test_switches_of_beam_may_have_a_value(launch: ModuleType) -> None:
     args = ["--enable_streaming_engine=true", "--no_use_public_ips=false", "--compile=true"]
     assert launch.as_switches(args) == ["--enable_streaming_engine", "--compile=true"]
     assert launch.as_switches(["--use_public_ips=False"]) == ["--no_use_public_ips"]
-    # What is no truth value is Beam's to refuse.
+    # Beam itself rejects other values.
     assert launch.as_switches(["--streaming=perhaps"]) == ["--streaming=perhaps"]
 
 
-# As the launcher and the environment of a Flex Template give them.
+# Flags that the launcher and the environment of a Flex Template pass.
 SERVICE = [
     "--runner=DataflowRunner",
     "--project=p-123456",
@@ -65,7 +65,7 @@ SERVICE = [
 
 
 @pytest.mark.parametrize("flag", SERVICE)
-def test_what_beam_knows_goes_through(launch: ModuleType, flag: str) -> None:
+def test_flags_of_beam_are_kept(launch: ModuleType, flag: str) -> None:
     assert launch.without_the_services([flag]) == ([flag], [])
 
 
@@ -73,36 +73,38 @@ def test_what_beam_knows_goes_through(launch: ModuleType, flag: str) -> None:
     "flag",
     ["max_workers", "launcher_machine_type", "streamingMode", "additional_user_labels", "foo"],
 )
-def test_what_only_the_service_knows_is_dropped(launch: ModuleType, flag: str) -> None:
+def test_flags_that_only_the_service_knows_are_dropped(launch: ModuleType, flag: str) -> None:
     args = ["--model=m", f"--{flag}=1", f"--{flag}", "2", "--run_id=r"]
     assert launch.without_the_services(args) == (["--model=m", "--run_id=r"], [f"--{flag}"] * 2)
 
 
 @pytest.mark.parametrize("flag", ["input_file", "inputFiles", "modle", "outptu_table", "batch_row"])
-def test_what_is_misspelt_stays_for_the_pipeline_to_refuse(launch: ModuleType, flag: str) -> None:
+def test_misspelled_flags_are_kept_for_the_pipeline_to_reject(
+    launch: ModuleType, flag: str
+) -> None:
     assert launch.without_the_services([f"--{flag}=1"]) == ([f"--{flag}=1"], [])
 
 
 @pytest.mark.parametrize(
-    ("environ", "told"),
+    ("environ", "expected"),
     [
         ({}, "MILLRACE_PIPELINE='': expected one of batch_local, batch_vertex, stream_local"),
         ({"MILLRACE_PIPELINE": "stream_locl"}, "nearest: stream_local"),
     ],
 )
-def test_an_image_without_a_pipeline_says_so(
+def test_an_image_without_a_pipeline_is_reported(
     launch: ModuleType,
     environ: dict[str, str],
-    told: str,
+    expected: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert launch.main([], environ) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
-    assert told in line
+    assert expected in line
 
 
-def test_a_launch_finds_the_package_as_it_is_built_and_installed(
+def test_the_program_finds_the_package_as_it_is_built_and_installed(
     distribution: Path, tmp_path: Path
 ) -> None:
     steps = (
@@ -111,12 +113,13 @@ def test_a_launch_finds_the_package_as_it_is_built_and_installed(
         f"--find-links {distribution} millrace",
     )
     for step in steps:
-        # Elsewhere, since pip takes a checkout that it stands in for the installed package.
+        # Run pip in another folder, because in a checkout it would mistake that for the installed
+        # package.
         done = subprocess.run(
             step.split(), capture_output=True, text=True, check=False, cwd=tmp_path
         )
         assert done.returncode == 0, done.stdout + done.stderr
-    # All else is borrowed from this environment; of the checkout nothing is on the path.
+    # The other packages are those of this environment. The checkout is not on the path.
     (site,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
     (site / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
     shutil.copy(PATH, tmp_path)
@@ -135,7 +138,7 @@ def test_a_launch_finds_the_package_as_it_is_built_and_installed(
 
 @pytest.fixture(scope="module")
 def bucket(stream_emulators: LocalCloud, example: Path) -> LocalCloud:
-    """The example in the emulator's bucket, a subscription and topics."""
+    """The emulators, with the example in the bucket, a subscription and topics."""
     cloud = stream_emulators.cloud
     folder = cloud.storage().bucket("bucket")
     for path in (example / "transactions.parquet", *(example / "model").iterdir()):
@@ -174,7 +177,7 @@ ENDPOINT = ("--endpoint_url=http://endpoint.test", "--skip_endpoint_check=true")
         ("stream_vertex", (*MESSAGES, *ENDPOINT)),
     ],
 )
-def test_a_launch_writes_the_job_and_ends(
+def test_the_program_writes_the_job_and_ends(
     bucket: LocalCloud, tmp_path: Path, pipeline: str, flags: tuple[str, ...]
 ) -> None:
     job = tmp_path / "job_object"

@@ -1,1 +1,1 @@
-"""Jobs of Dataflow: started, found, followed and explained."""
+"""Dataflow jobs: start them, find them, and explain how they went."""

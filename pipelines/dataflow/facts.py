@@ -1,7 +1,7 @@
-"""What a job says of itself, for whoever attaches to it later, from any machine.
+"""The facts that a Dataflow job carries, which `launch --attach` reads on any machine.
 
-The facts are pipeline options of the job, which Dataflow keeps and the console shows: in the
-answer of `jobs.get` with JOB_VIEW_ALL they are `environment.sdkPipelineOptions.options`.
+The facts are pipeline options of the job. Dataflow keeps them, and the console shows them. The
+response of `jobs.get` with JOB_VIEW_ALL has them in `environment.sdkPipelineOptions.options`.
 """
 
 from __future__ import annotations
@@ -19,19 +19,23 @@ if TYPE_CHECKING:
     from transforms.provenance import Provenance
 
 PREFIX = "millrace_"
-# Source: Dataflow's documentation of labels.
+# Source: the documentation of Dataflow's labels.
 _LABEL = re.compile(r"[a-z][a-z0-9_-]{0,62}=[a-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobFacts:
-    """The facts of a run that goes on elsewhere.
+    """The facts of a run that Dataflow executes.
 
-    model: its name and version. report: where a batch run writes its report at its end.
-    staging: folders in which a batch run that did not end well left files.
-    max_dead_letter_share: above which the run counts as failed. subscription: that a stream
-    reads; the label that says so is to be removed when it has ended. attempt: the token with
-    which the names of a batch run's staged files begin; attempts at one run share the folders.
+    Attributes:
+        model: The name and version of the model.
+        report: Where a batch run writes its report when it ends.
+        staging: Folders in which a batch run leaves staged files if it does not end well.
+        max_dead_letter_share: The share of dead letters above which the run counts as failed.
+        subscription: The subscription that a stream reads. When the stream has ended, the label
+            that names it as the reader must be removed.
+        attempt: The token with which the names of a batch run's staged files start. Attempts at
+            one run share the folders.
     """
 
     pipeline: str
@@ -46,7 +50,12 @@ class JobFacts:
 
     @classmethod
     def of(cls, provenance: Provenance, **others: Any) -> JobFacts:
-        """What every row carries, and the other facts -> the facts."""
+        """Return the facts of a run.
+
+        Args:
+            provenance: The pipeline, run id and model, as each row carries them.
+            others: The remaining facts, by field name.
+        """
         return cls(
             pipeline=provenance.pipeline,
             run_id=provenance.run_id,
@@ -56,13 +65,13 @@ class JobFacts:
         )
 
     def options(self) -> dict[str, Any]:
-        """The facts by the names of pipeline options; what is None is left out."""
+        """Return the facts that are not None, by the names of pipeline options."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         values["staging"] = list(self.staging)
         return {PREFIX + name: value for name, value in values.items() if value is not None}
 
     def labels(self) -> dict[str, str]:
-        """The labels of the job, in Dataflow's characters."""
+        """Return the labels of the job, in the characters that Dataflow allows."""
         values = {
             "pipeline": self.pipeline,
             "run": self.run_id,
@@ -73,12 +82,16 @@ class JobFacts:
 
 
 def option_names() -> list[str]:
-    """The names of the pipeline options that carry the facts."""
+    """Return the names of the pipeline options that carry the facts."""
     return [PREFIX + f.name for f in dataclasses.fields(JobFacts)]
 
 
 def read_facts(options: Mapping[str, Any]) -> JobFacts | None:
-    """`options` of a job's environment -> its facts, None where the job is none of ours."""
+    """Return the facts of a job, or None if Millrace did not start it.
+
+    Args:
+        options: The `options` in the `sdkPipelineOptions` of the job's environment.
+    """
     given = {
         f.name: options[PREFIX + f.name]
         for f in dataclasses.fields(JobFacts)
@@ -90,14 +103,21 @@ def read_facts(options: Mapping[str, Any]) -> JobFacts | None:
 
 
 def label_value(text: str) -> str:
-    """Any text -> the nearest that a label of Google Cloud may hold."""
+    """Return a text as a Google Cloud label value, at most 63 characters long.
+
+    Letters become lowercase, and each character that a label cannot hold becomes an underscore.
+    """
     return re.sub(r"[^a-z0-9_-]", "_", text.lower())[:63]
 
 
 def labels_of(texts: Sequence[str]) -> dict[str, str]:
-    """--labels, each KEY=VALUE or, as the service itself gives them, a dict -> the labels.
+    """Return the labels that the values of `--labels` name.
 
-    Raises UsageError.
+    Args:
+        texts: Each is KEY=VALUE, or a dict of several labels, as Dataflow itself passes them.
+
+    Raises:
+        UsageError: A text is neither.
     """
     labels: dict[str, str] = {}
     for text in texts:
@@ -110,7 +130,7 @@ def labels_of(texts: Sequence[str]) -> dict[str, str]:
 
 
 def _labels_of_dict(text: str) -> dict[str, str]:
-    """A dict as Beam reads it -> itself. Raises UsageError."""
+    """Parse a dict of labels as Beam does. Raise UsageError for any other text."""
     try:
         found = ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -118,5 +138,6 @@ def _labels_of_dict(text: str) -> dict[str, str]:
     if isinstance(found, dict) and all(isinstance(v, str) for kv in found.items() for v in kv):
         return found
     raise UsageError(
-        f"--labels {text}: expected KEY=VALUE of small letters, digits, _ and -, a letter first"
+        f"--labels {text} is invalid: use KEY=VALUE with lowercase letters, digits, _ and -, "
+        "starting with a letter"
     )

@@ -1,6 +1,6 @@
-"""Which steps of a stream hold messages that Pub/Sub has been told to forget, told by their names.
+"""Find out, by their names, which steps of a stream hold messages that are acknowledged already.
 
-Dataflow says of a running job's step its name and whether it is a ParDo, not whether it has state.
+Dataflow reports the name and kind of each step of a running job, but not whether it has state.
 """
 
 from __future__ import annotations
@@ -8,21 +8,33 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-# Shuffles hold what waits for its window, reads what was handed out and is not done yet.
+# A shuffle holds messages that wait for their window. A read holds messages that it has handed out
+# and that are not processed yet.
 _KINDS = {"group_by_key", "read"}
-# ParDos with state or timers, ours and Beam's.
+# Names of ParDos with state or timers, of Millrace and of Beam.
 _NAMES = re.compile(r"GroupIntoBatches|Deduplicate|ReadMessages|[Ss]tateful")
 
 
 def holds_state(name: str, kind: str) -> bool:
-    """A step's name and kind -> whether it may hold messages that come from nowhere else again."""
+    """Return whether a step may hold messages that Pub/Sub will not deliver again.
+
+    Args:
+        name: The full name of the step.
+        kind: Its kind as Dataflow names it, such as `par_do` or `group_by_key`.
+    """
     return kind in _KINDS or _NAMES.search(name) is not None
 
 
 def losing(old: Mapping[str, str], new: Mapping[str, str], mapping: Mapping[str, str]) -> list[str]:
-    """Steps of the running job and of the new one, a mapping -> steps whose state it gives away.
+    """Return the steps of the running job whose state a mapping drops.
 
-    Into nothing, or into a step that has no place for it.
+    A mapping drops a step's state if it maps the step to an empty name, or to a step that holds no
+    state.
+
+    Args:
+        old: The steps of the running job: their kinds by name.
+        new: The steps of the new pipeline: their kinds by name.
+        mapping: Old names to new names.
     """
     return [
         name
@@ -33,5 +45,5 @@ def losing(old: Mapping[str, str], new: Mapping[str, str], mapping: Mapping[str,
 
 
 def leaves(name: str, steps: Iterable[str]) -> list[str]:
-    """A step's name -> the steps within it; none where it has no parts."""
+    """Return the steps within a group of steps; empty if the name is not a group's."""
     return [step for step in steps if step.startswith(f"{name}/")]

@@ -1,8 +1,8 @@
-"""The name of a Dataflow job, where `--job_name` does not give one."""
+"""The name of a Dataflow job that is started without `--job_name`."""
 
 from transforms.provenance import utc_now
 
-# As the reference names them; `python -m resources` finds jobs by these names.
+# The names that the reference pipelines use. `python -m resources` finds jobs by these names.
 JOB_NAMES = {
     "batch_local": "pytorch-batch",
     "batch_vertex": "pytorch-batch-vertex",

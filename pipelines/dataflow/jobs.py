@@ -1,4 +1,7 @@
-"""Jobs of Dataflow, as they are found, looked at and started by templates. Loads no Beam."""
+"""Find Dataflow jobs, read their state, and start them from templates.
+
+This module does not import Beam.
+"""
 
 from __future__ import annotations
 
@@ -26,15 +29,22 @@ if TYPE_CHECKING:
 VIEWER, DEVELOPER = "roles/dataflow.viewer", "roles/dataflow.developer"
 _ID = re.compile(r"\d{4}-\d\d-\d\d_\d\d_\d\d_\d\d-\d+")
 _ENDED = {"done", "failed", "cancelled", "updated", "drained"}
-# Regions of a project without jobs are asked as well; more pages are nobody's patience.
+# The list has pages for regions without jobs too, and a project may have very many jobs: reading
+# all of them would take too long.
 _MOST_LISTED = 2_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A job as it was at one moment. facts: None where it does not tell them, or not yet.
+    """A job as it was at one moment.
 
-    steps: name and kind of each transform; empty unless all of the job was asked for.
+    Attributes:
+        ident: The id of the job.
+        state: Dataflow's state in lowercase, such as `running` or `done`.
+        changed: When the job entered this state.
+        replaced_by: The id of the job that replaced it; empty if there is none.
+        facts: None if the job carries no facts, or does not carry them yet.
+        steps: The kind of each transform, by name. Empty unless the whole job was requested.
     """
 
     ident: str
@@ -51,13 +61,16 @@ class Job:
 
     @property
     def has_ended(self) -> bool:
-        """Whether its state stays as it is."""
+        """Whether the job is in a final state."""
         return self.state in _ENDED
 
     def seconds(self, now: datetime) -> float:
-        """The present -> how long it has been there, to its end where it has ended.
+        """Return the age of the job in seconds, up to its end if it has ended.
 
-        This machine's clock may be behind Dataflow's.
+        The age is never negative, although this machine's clock may be behind Dataflow's.
+
+        Args:
+            now: The current time.
         """
         end = self.changed if self.has_ended else now
         return max(0.0, (end - self.created).total_seconds())
@@ -65,7 +78,13 @@ class Job:
 
 @dataclass(frozen=True)
 class JobMessages:
-    """What happened to a job. errors: texts, oldest first; news: all others. workers: now."""
+    """The messages of a job.
+
+    Attributes:
+        errors: The texts of error messages, oldest first.
+        news: The texts of all other messages, oldest first.
+        workers: How many workers the job has now; None if no message says it.
+    """
 
     errors: Sequence[str] = ()
     news: Sequence[str] = ()
@@ -74,12 +93,21 @@ class JobMessages:
 
 @dataclass(frozen=True)
 class Jobs:
-    """The jobs of a cloud's project. Methods raise errors of Google's clients, unless they say."""
+    """The jobs of a cloud's project.
+
+    Unless a method documents otherwise, it raises the errors of Google's clients.
+    """
 
     cloud: Cloud
 
     def get(self, ident: str, region: str, *, whole: bool = False) -> Job:
-        """A job's id and region -> the job; whole with its facts and steps."""
+        """Return a job.
+
+        Args:
+            ident: The id of the job.
+            region: The region of the job.
+            whole: Whether to read its facts and steps too.
+        """
         from google.cloud.dataflow_v1beta3 import GetJobRequest, JobView
 
         view = JobView.JOB_VIEW_ALL if whole else JobView.JOB_VIEW_SUMMARY
@@ -89,12 +117,19 @@ class Jobs:
         return _job(self._clients.jobs.get_job(request=request, **self._patience))
 
     def find(self, ident: str, region: str | None) -> Job:
-        """A job's id or name, its region if it is known -> the job, whole.
+        """Return a job with its facts and steps; if several have the name, the newest.
 
-        By name the newest. Raises UsageError where there is none, CredentialsError, and JobError
-        where it may be in a region that could not be listed.
+        Args:
+            ident: The id or name of the job.
+            region: Its region; None if it is not known.
+
+        Raises:
+            UsageError: There is no such job, or it is in another region.
+            CredentialsError: There are no credentials that can be used.
+            JobError: Dataflow cannot be queried, or the job may be in a region that could not be
+                listed.
         """
-        with job_errors(f"job {ident} cannot be looked at", VIEWER):
+        with job_errors(f"job {ident} cannot be looked up", VIEWER):
             if region is not None and _ID.fullmatch(ident):
                 try:
                     return self.get(ident, region, whole=True)
@@ -104,7 +139,8 @@ class Jobs:
             listed, unseen = self.listed(name)
             found = [job for job in listed if ident in (job.ident, job.name)]
             here = [job for job in found if region in (None, job.region)]
-            # An id is that of one job, but of a name the newest may not be listed.
+            # An id belongs to one job, but the newest job of a name may be in a region that could
+            # not be listed.
             may_lack = bool(unseen) and region in (None, *unseen)
             if may_lack and (name is not None or not here):
                 raise exceptions.ServiceUnavailable(not_listed(unseen))
@@ -112,14 +148,21 @@ class Jobs:
                 newest = max(here, key=lambda job: job.created)
                 return self.get(newest.ident, newest.region, whole=True)
         if found:
-            raise UsageError(f"job {ident} is not in {region}: say --region {found[0].region}")
+            raise UsageError(f"job {ident} is not in {region}: pass --region {found[0].region}")
         raise UsageError(
-            f"project {self.cloud.project} has no job {ident}: check the id and --project; "
-            f"gcloud dataflow jobs list --project {self.cloud.project} lists them"
+            f"project {self.cloud.project} has no job {ident}: check the id and --project; to list "
+            f"the jobs, run gcloud dataflow jobs list --project {self.cloud.project}"
         )
 
     def listed(self, name: str | None = None) -> tuple[list[Job], list[str]]:
-        """A name, or none for all -> jobs, without facts and steps; regions without an answer."""
+        """List the jobs of the project, in all regions.
+
+        Args:
+            name: List only jobs of this name; None for all.
+
+        Returns:
+            The jobs, without facts and steps, and the regions that did not respond.
+        """
         from google.cloud.dataflow_v1beta3 import JobView, ListJobsRequest
 
         request = ListJobsRequest(
@@ -133,7 +176,12 @@ class Jobs:
         return list(map(_job, jobs)), unseen
 
     def active(self, name: str, region: str) -> list[Job]:
-        """A job's name and region -> those that have not ended: while one is replaced, two."""
+        """Return the jobs of a name that have not ended: two while one replaces the other.
+
+        Args:
+            name: The name of the jobs.
+            region: The region of the jobs.
+        """
         from google.cloud.dataflow_v1beta3 import JobView, ListJobsRequest
 
         request = ListJobsRequest(
@@ -149,14 +197,19 @@ class Jobs:
         return [_job(job) for job in jobs if job.name == name]
 
     def metrics(self, job: Job) -> JobMetrics:
-        """A job -> its metrics."""
+        """Return the metrics of a job."""
         from google.cloud.dataflow_v1beta3 import MetricUpdate
 
         answer = self._clients.metrics.get_job_metrics(request=_named(job), **self._patience)
         return read_metrics(MetricUpdate.to_dict(update) for update in answer.metrics)
 
     def messages(self, job: Job, since: datetime | None = None) -> JobMessages:
-        """A job -> what happened to it, from a moment on."""
+        """Return the messages of a job.
+
+        Args:
+            job: The job.
+            since: Leave out earlier messages; None for all.
+        """
         from google.cloud.dataflow_v1beta3 import JobMessageImportance, ListJobMessagesRequest
 
         basic = JobMessageImportance.JOB_MESSAGE_BASIC
@@ -175,9 +228,12 @@ class Jobs:
         return JobMessages(errors, news, workers)
 
     def backlog(self, job: Job) -> dict[str, float]:
-        """A stream -> what waits: `lag`, `seconds` and `bytes` of the job, `messages` of Pub/Sub.
+        """Return how much a stream has still to process, as far as Cloud Monitoring knows it.
 
-        What Cloud Monitoring does not know, or not yet, is left out.
+        Returns:
+            `lag` (seconds), `seconds` of estimated processing time and `bytes` of the job, and
+            `messages` in its subscription. Values that Cloud Monitoring does not have, or does not
+            have yet, are left out.
         """
         ours = {"metric.labels.job_id": job.ident}
 
@@ -195,7 +251,8 @@ class Jobs:
             metric = "pubsub.googleapis.com/subscription/num_undelivered_messages"
             label = {"resource.labels.subscription_id": name}
             found["messages"] = [v.number for v in latest(self.cloud, project, metric, label)]
-        # Of stages that work at once the slowest counts, but what waits waits in all.
+        # Stages run concurrently, so the slowest one determines times. Bytes wait in all of them,
+        # so they add up.
         return {
             kind: sum(values) if kind == "bytes" else max(values)
             for kind, values in found.items()
@@ -203,29 +260,37 @@ class Jobs:
         }
 
     def launch(self, request: Mapping[str, Any]) -> str:
-        """A LaunchFlexTemplateRequest as JSON -> the id of the job.
+        """Start a Flex Template and return the id of the job.
 
-        Where an answer gets lost, the job is looked for before it is started again. Raises
-        JobError, CredentialsError.
+        If a response is lost, the job may have started. This method looks for it before it sends
+        the request again.
+
+        Args:
+            request: A LaunchFlexTemplateRequest as JSON.
+
+        Raises:
+            UsageError: A job of this name is running, and the request does not replace it.
+            JobError: The job cannot be started.
+            CredentialsError: There are no credentials that can be used.
         """
         from google.cloud.dataflow_v1beta3 import LaunchFlexTemplateRequest
         from google.protobuf.json_format import ParseDict
 
-        asked = LaunchFlexTemplateRequest()
-        ParseDict(request, type(asked).pb(asked))
-        name, region = asked.launch_parameter.job_name, asked.location
-        before = self._active_before(name, region, update=asked.launch_parameter.update)
+        message = LaunchFlexTemplateRequest()
+        ParseDict(request, type(message).pb(message))
+        name, region = message.launch_parameter.job_name, message.location
+        before = self._active_before(name, region, update=message.launch_parameter.update)
         lost = False
 
         def started() -> str:
             nonlocal lost
             try:
                 answer = self._clients.templates.launch_flex_template(
-                    request=asked, timeout=REQUEST_SECONDS
+                    request=message, timeout=REQUEST_SECONDS
                 )
             except Exception as error:
                 lost = lost or is_passing(error)
-                # One that was not to be seen yet makes the next attempt a conflict.
+                # A job that was started, but is not listed yet, makes the next attempt a conflict.
                 if not (is_passing(error) or (lost and isinstance(error, exceptions.Conflict))):
                     raise
                 new = [job for job in self.active(name, region) if job.ident not in before]
@@ -238,12 +303,12 @@ class Jobs:
             return str(retry(self.cloud.retry_seconds)(started)())
 
     def _active_before(self, name: str, region: str, *, update: bool) -> set[str]:
-        with job_errors(f"job {name} cannot be looked for", DEVELOPER):
+        with job_errors(f"jobs named {name} cannot be listed", DEVELOPER):
             found = self.active(name, region)
         if found and not update:
             raise UsageError(
-                f"--job_name {name}: such a job runs already ({found[0].ident}): choose another "
-                "name, or say --update to replace a stream"
+                f"--job_name {name}: a job of this name is already running ({found[0].ident}): "
+                "choose another name, or pass --update to replace a stream"
             )
         return {job.ident for job in found}
 
@@ -257,7 +322,14 @@ class Jobs:
 
 
 def job_errors(what: str, role: str) -> AbstractContextManager[None]:
-    """What cannot be done, the role that it takes -> errors of the block raised as JobError."""
+    """Raise the errors of Google's clients in the block as JobError.
+
+    Missing credentials become a CredentialsError.
+
+    Args:
+        what: What cannot be done; the message starts with it.
+        role: The role that the account needs for it, for the message.
+    """
     return translate_errors(JobError, what, role)
 
 
@@ -266,12 +338,12 @@ def _named(job: Job) -> dict[str, str]:
 
 
 def _moment(given: datetime | None, otherwise: datetime) -> datetime:
-    """A time of Google's client, which knows nanoseconds, or None -> a time."""
+    """Convert a time of Google's client, which has nanoseconds; None becomes `otherwise`."""
     return datetime.fromtimestamp(given.timestamp(), UTC) if given else otherwise
 
 
 def _job(answer: Any) -> Job:
-    """A Job of Google's client -> a Job."""
+    """Convert a Job of Google's client."""
     from google.cloud.dataflow_v1beta3 import JobState, JobType, KindType
     from google.protobuf.json_format import MessageToDict
 

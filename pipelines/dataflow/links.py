@@ -1,4 +1,4 @@
-"""How a job that goes on elsewhere is found again: its page, and the command that follows it."""
+"""How to find a Dataflow job again: its console page, and the command that follows it."""
 
 from __future__ import annotations
 
@@ -9,29 +9,41 @@ from contextlib import contextmanager
 from cloud.endpoints import Endpoints
 from common.command_names import as_typed
 
-# Whom a follower asks: for the job, a stream's backlog, the report, the label of a reader.
-_ASKED = ("dataflow", "monitoring", "storage", "pubsub")
+# The services that following a job needs: for the job, a stream's backlog, the report, and the
+# label of the stream's subscription.
+_SERVICES = ("dataflow", "monitoring", "storage", "pubsub")
 
 
 def console_link(project: str, region: str, job_id: str) -> str:
-    """A job -> its page in the console."""
+    """Return the address of a job's page in the Google Cloud console."""
     return f"https://console.cloud.google.com/dataflow/jobs/{region}/{job_id}?project={project}"
 
 
 def attach_command(project: str, region: str, job_id: str, endpoints: Endpoints) -> str:
-    """A job, by id or name, and where the services are -> the command that follows it.
+    """Return the command that follows a job, quoted so that it can be pasted into a shell.
 
-    It can be typed as it is, in any shell.
+    Args:
+        project: The project of the job.
+        region: The region of the job.
+        job_id: The id or name of the job.
+        endpoints: The addresses of the services; those that are set become `--api_endpoints`.
     """
     words = ["--attach", job_id, "--project", project, "--region", region]
-    places = {name: getattr(endpoints, name) for name in _ASKED}
+    places = {name: getattr(endpoints, name) for name in _SERVICES}
     if given := ",".join(f"{name}={place}" for name, place in places.items() if place):
         words += ["--api_endpoints", given]
     return as_typed(f"pipelines.launch {shlex.join(words)}")
 
 
 def links(project: str, region: str, job_id: str, endpoints: Endpoints) -> dict[str, str]:
-    """A job that was started -> the lines that tell where it is to be seen."""
+    """Return the lines that say where to find a started job: `console` and `follow`.
+
+    Args:
+        project: The project of the job.
+        region: The region of the job.
+        job_id: The id of the job.
+        endpoints: As for `attach_command`.
+    """
     return {
         "console": console_link(project, region, job_id),
         "follow": attach_command(project, region, job_id, endpoints),
@@ -40,7 +52,7 @@ def links(project: str, region: str, job_id: str, endpoints: Endpoints) -> dict[
 
 @contextmanager
 def interrupted(message: str) -> Iterator[None]:
-    """What Ctrl-C in the block leaves behind -> told where it comes."""
+    """Raise KeyboardInterrupt with a message if the block is interrupted."""
     try:
         yield
     except KeyboardInterrupt:
@@ -49,7 +61,17 @@ def interrupted(message: str) -> Iterator[None]:
 
 @contextmanager
 def starting(project: str, region: str, name: str, endpoints: Endpoints) -> Iterator[None]:
-    """A job that the block starts -> where Ctrl-C comes, how to look for it."""
+    """If Ctrl-C interrupts the block that starts a job, report how to look for the job.
+
+    Args:
+        project: The project of the job.
+        region: The region of the job.
+        name: The name of the job.
+        endpoints: As for `attach_command`.
+
+    Raises:
+        KeyboardInterrupt: The block was interrupted.
+    """
     by_name = attach_command(project, region, name, endpoints)
-    with interrupted(f"the job may have been started; follow it: {by_name}"):
+    with interrupted(f"the job may have started; follow it: {by_name}"):
         yield

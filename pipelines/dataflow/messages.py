@@ -1,4 +1,4 @@
-"""Why a job failed: its messages as a few lines that say what to do. Pure."""
+"""Why a job failed: its messages, shortened to a few lines that say what to do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipelines.command import find_raised, last_line
 # Dataflow puts an id before some of its messages.
 _ID = re.compile(r"^\([0-9a-f]{8,}\): ")
 _TRACEBACK = "Traceback (most recent call last)"
-# What a service says beside the reason, or of something else that failed before.
+# Messages that only say that something failed, or that something else had failed before.
 _EMPTY = re.compile(
     r"a work item (has failed|was attempted)|^Workflow failed\.?$|^S\d+:.*failed\.?$"
     r"|Workers? .* (shut|stopp)|Step setup_resource",
@@ -20,25 +20,25 @@ _EMPTY = re.compile(
 _ADVICE = (
     (
         r"quota",
-        "raise the quota in the console, or ask for less: --max_num_workers, --machine_type, "
+        "raise the quota in the console, or request less with --max_num_workers, --machine_type or "
         "another --region",
     ),
     (
         r"ZONE_RESOURCE_POOL_EXHAUSTED|does not have enough resources|stockout",
-        "the zone has no such machines now: another --machine_type, --worker_zone or --region",
+        "the zone has no such machines now: try another --machine_type, --worker_zone or --region",
     ),
     (
         r"(image|container).*(not found|pull|does not exist|denied|unauthori)|ImagePull",
-        "check --sdk_container_image, and that the workers' account may read it "
+        "check --sdk_container_image, and that the workers' service account may read the image "
         "(roles/artifactregistry.reader)",
     ),
     (
         r"launcher",
-        "the launcher's log has the whole story",
+        "see the launcher's log for details",
     ),
     (
         r"subnetwork|network .*not|private google access",
-        "check --subnetwork: it must be of the job's region, and with --no_use_public_ips have "
+        "check --subnetwork: it must be in the job's region, and with --no_use_public_ips it needs "
         "Private Google Access",
     ),
     (
@@ -48,32 +48,37 @@ _ADVICE = (
     ),
     (
         r"service account|actAs",
-        "check --service_account_email: it needs roles/dataflow.worker, and you "
+        "check --service_account_email: the account needs roles/dataflow.worker, and you need "
         "roles/iam.serviceAccountUser on it",
     ),
     (
         r"compatib|transform_name_mapping|transformNameMapping",
         "name each renamed step in --transform_name_mapping, or drain the old job and start the "
-        "new one without --update; a step that is mapped to nothing loses what it holds",
+        "new one without --update; a step that is mapped to an empty name loses its state",
     ),
 )
 _CONSOLE_LOG = re.compile(r"gs://\S+/console_logs")
 
 
 def reasons(texts: Sequence[str], news: Sequence[str] = (), most: int = 3) -> list[str]:
-    """Error messages of a job, oldest first, and all its others -> why it failed, `most` lines.
+    """Return why a job failed, in a few lines, with a line of advice if the reason is known.
 
-    Tracebacks become their last line; what only says that something failed is left out unless
-    there is nothing else.
+    A traceback is shortened to its last line. Messages that only say that something failed are
+    left out unless there are no others.
+
+    Args:
+        texts: The job's error messages, oldest first.
+        news: All other messages of the job.
+        most: How many reasons to return at most: the last ones.
     """
-    told: dict[str, None] = {}
+    causes: dict[str, None] = {}
     empty: dict[str, None] = {}
     for text in texts:
         for cause in re.split(r",? Causes?: |, (?=S\d+:)", _last_line(text)):
             line = _ID.sub("", cause.strip())
             if line:
-                (empty if _EMPTY.search(line) else told)[line] = None
-    lines = list(told or empty)[-most:]
+                (empty if _EMPTY.search(line) else causes)[line] = None
+    lines = list(causes or empty)[-most:]
     log = next((found[0] for text in news if (found := _CONSOLE_LOG.search(text))), None)
     advice = next((a for pattern, a in _ADVICE if _mentions(pattern, lines)), "")
     if log and _mentions("launcher", lines):
@@ -86,7 +91,7 @@ def _mentions(pattern: str, lines: Sequence[str]) -> bool:
 
 
 def _last_line(text: str) -> str:
-    """A message -> in one line; of a traceback what our error says, or its last line."""
+    """Return a message in one line: of a traceback, Millrace's own error, or the last line."""
     ours = find_raised(text)
     if ours is not None:
         return str(ours)

@@ -1,4 +1,4 @@
-"""What a job's metrics say: rows, rates and latencies, as numbers and as a line. Pure."""
+"""Read a job's metrics, and show its rows, rates and latencies in one line."""
 
 from __future__ import annotations
 
@@ -9,55 +9,64 @@ from typing import Any
 
 from common.units import in_bytes
 
-# Of transforms, handlers and pipelines: the namespace of our own metrics.
+# The namespace of the metrics of transforms, model handlers and pipelines.
 NAMESPACE = "millrace"
-# Dataflow tells a distribution as four numbers as well, for its own pages.
+# For its own pages, Dataflow also reports each distribution as four counters with these endings.
 _PARTS = ("_MIN", "_MAX", "_MEAN", "_COUNT")
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """How many values there were, their sum, and the largest."""
+    """The number of some values, their sum, and the largest of them."""
 
     count: float = 0.0
     total: float = 0.0
     largest: float = 0.0
 
     def __add__(self, other: Distribution) -> Distribution:
-        """Of two steps, one."""
+        """Combine the distributions of two steps."""
         return Distribution(
             self.count + other.count, self.total + other.total, max(self.largest, other.largest)
         )
 
     def since(self, before: Distribution) -> float | None:
-        """An earlier one -> the mean of what came after it, None where nothing did."""
+        """Return the mean of the values added since `before`; None if there are none."""
         count = self.count - before.count
         return (self.total - before.total) / count if count > 0 else None
 
 
 @dataclass(frozen=True)
 class JobMetrics:
-    """Counters and distributions of all steps together, by name; those of the service apart."""
+    """The metrics of a job by name, summed over its steps.
+
+    Attributes:
+        counters: The pipeline's own counters.
+        distributions: The pipeline's own distributions.
+        service: The metrics of the Dataflow service.
+    """
 
     counters: Mapping[str, float] = field(default_factory=dict)
     distributions: Mapping[str, Distribution] = field(default_factory=dict)
     service: Mapping[str, float] = field(default_factory=dict)
 
     def rows(self) -> int:
-        """Rows that came in; the model's, where nothing else was counted."""
+        """Return how many rows were received; if that was not counted, how many were inferred."""
         received = self.counters.get("rows_received", 0)
         return int(received or self.counters.get("rows_inferred", 0))
 
     def dead_letters(self) -> int:
-        """Rows that became dead letters."""
+        """Return how many rows became dead letters."""
         return int(self.counters.get("rows_dead_lettered", 0))
 
 
 def read_metrics(updates: Iterable[Mapping[str, Any]]) -> JobMetrics:
-    """MetricUpdates of a job, as dicts -> Metrics.
+    """Read the metrics of a job.
 
-    A metric is told twice, as what was attempted (tentative) and as what is certain; the latter
-    counts where it is there. Metrics of one name are summed over the steps that have them.
+    Dataflow reports a metric twice: a tentative value, and a committed value. The committed one
+    counts if both are there. Metrics of one name are summed over the steps that have them.
+
+    Args:
+        updates: MetricUpdates of Dataflow, as dicts.
     """
     chosen: dict[tuple[str, str, str], Mapping[str, Any]] = {}
     for update in updates:
@@ -84,9 +93,12 @@ def read_metrics(updates: Iterable[Mapping[str, Any]]) -> JobMetrics:
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """A job as it was at one moment. seconds: since its start. workers: None if not known.
+    """The progress of a job at one moment.
 
-    backlog: by what it is of, as `messages`, `bytes`, `seconds`; lag: seconds.
+    Attributes:
+        seconds: Time since the job was created.
+        workers: How many workers the job has; None if that is not known.
+        backlog: As `Jobs.backlog` returns it: `lag`, `messages`, `bytes` and `seconds`.
     """
 
     state: str
@@ -97,19 +109,29 @@ class Look:
 
 
 def rate(now: Look, before: Look | None) -> float | None:
-    """A look and an earlier one -> rows a second between them, None where it cannot be told."""
+    """Return the rows per second between two looks; None if they cannot be computed."""
     if before is None or now.seconds <= before.seconds:
         return None
     return max(0.0, (now.metrics.rows() - before.metrics.rows()) / (now.seconds - before.seconds))
 
 
 def batch_line(now: Look, before: Look | None) -> str:
-    """A look at a batch job and the one before -> a line."""
+    """Return the progress line of a batch job.
+
+    Args:
+        now: The current look.
+        before: The previous look, for the rate; None if there was none.
+    """
     return _line(now, before, "rows", ())
 
 
 def stream_line(now: Look, before: Look | None) -> str:
-    """A look at a stream and the one before -> a line, with mean latency, lag and backlog."""
+    """Return the progress line of a stream, with mean latency, lag and backlog.
+
+    Args:
+        now: The current look.
+        before: The previous look, for rate and latency; None if there was none.
+    """
     return _line(now, before, "messages", (*_latency(now, before), *_backlog(now.backlog)))
 
 
@@ -139,18 +161,18 @@ def _latency(now: Look, before: Look | None) -> Iterable[str]:
 def _backlog(backlog: Mapping[str, float]) -> Iterable[str]:
     if "lag" in backlog:
         yield f"lag {backlog['lag']:,.0f} s"
-    told = []
+    parts = []
     if "messages" in backlog:
-        told.append(f"{backlog['messages']:,.0f} messages")
+        parts.append(f"{backlog['messages']:,.0f} messages")
     if "bytes" in backlog:
-        told.append(in_bytes(backlog["bytes"]))
+        parts.append(in_bytes(backlog["bytes"]))
     if "seconds" in backlog:
-        told.append(f"{backlog['seconds']:,.0f} s")
-    if told:
-        yield f"backlog {', '.join(told)}"
+        parts.append(f"{backlog['seconds']:,.0f} s")
+    if parts:
+        yield f"backlog {', '.join(parts)}"
 
 
 def elapsed(seconds: float) -> str:
-    """Seconds -> hours, minutes and seconds."""
+    """Return seconds as `H:MM:SS`."""
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

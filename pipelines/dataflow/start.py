@@ -1,7 +1,7 @@
-"""A run that goes on at Dataflow: looked at before, started, told, and left alone.
+"""Start a run as a Dataflow job: check it, submit it, and print where to find it.
 
-The process that starts a job ends at once. Who follows it, from whichever machine, reads the
-facts that it carries (pipelines/dataflow/facts.py).
+The process that starts a job ends at once. `launch --attach` can follow the job from any machine,
+because the job carries the facts that it needs (pipelines/dataflow/facts.py).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from pipelines.options.flag import Parsed
 from transforms.files.run_folder import RunFolder
 from transforms.files.staging import check_writable, discard, discard_dead
 
-# What a job with `--device cuda` gets where no flag says otherwise: it fits the default machines.
+# The default for a job with `--device cuda`: it fits the default machine types.
 ACCELERATOR = "accelerator=type:nvidia-tesla-t4;count:1;install-nvidia-driver"
 FOLDERS = ("temp_location", "staging_location")
 _NAME = re.compile(PipelineOptionsValidator.JOB_PATTERN)
@@ -56,9 +56,18 @@ _PROJECT = re.compile(PipelineOptionsValidator.PROJECT_ID_PATTERN)
 
 
 def reach(parsed: Parsed, options: PipelineOptions) -> Endpoints:
-    """Flags -> the endpoints; where the run is a job of Dataflow, what would fail it is told.
+    """Return the endpoints of a run; for a Dataflow job, first check what would make it fail.
 
-    Raises UsageError, CredentialsError, OutputError: before anything is read or made.
+    The checks happen before anything is read or created.
+
+    Args:
+        parsed: All flags of the run.
+        options: Beam's options of the run. This function sets their Dataflow address.
+
+    Raises:
+        UsageError: A flag is missing or invalid.
+        CredentialsError: There are no credentials that can be used.
+        OutputError: A folder of the job cannot be written.
     """
     if not runs_on_dataflow(options):
         return connect(parsed, options)
@@ -83,7 +92,7 @@ def reach(parsed: Parsed, options: PipelineOptions) -> Endpoints:
 
 
 def _region(google: GoogleCloudOptions) -> str | None:
-    """The flag's value: Beam's own default is a question to gcloud."""
+    """Return the value of the flag, not Beam's default, for which it would run gcloud."""
     return google.get_all_options(drop_default=True).get("region")  # type: ignore[no-any-return]
 
 
@@ -96,20 +105,23 @@ def _check_present(options: PipelineOptions) -> None:
     }
     missing = [flag for flag, value in given.items() if not value]
     if missing:
-        raise UsageError(f"--runner DataflowRunner needs more: add {' '.join(missing)}")
+        raise UsageError(f"--runner DataflowRunner needs more flags: add {' '.join(missing)}")
 
 
 def _check_names(google: GoogleCloudOptions) -> None:
-    """What Beam or Dataflow would refuse later, in other words."""
+    """Raise UsageError, in clearer words, for names that Beam or Dataflow would reject later."""
     region = _region(google) or ""
     if region not in REGIONS:
         near = suggest(region, REGIONS)
-        raise UsageError(f"--region {region}: expected a region such as us-central1{near}")
+        raise UsageError(f"--region {region}: unknown region{near}; use one such as us-central1")
     if not _PROJECT.fullmatch(google.project):
-        raise UsageError(f"--project {google.project}: expected a project's id, not its number")
+        raise UsageError(
+            f"--project {google.project} is invalid: use the id of the project, not its number"
+        )
     if not _NAME.fullmatch(google.job_name):
         raise UsageError(
-            f"--job_name {google.job_name}: expected small letters, digits and -, a letter first"
+            f"--job_name {google.job_name} is invalid: use lowercase letters, digits and -, "
+            "starting with a letter"
         )
     labels_of(google.labels or ())
 
@@ -121,37 +133,43 @@ def _check_workers(workers: WorkerOptions) -> None:
 
 
 def _on_this_machine(google: GoogleCloudOptions) -> bool:
-    """Whether the service has its workers here, as a stand-in for it has: Beam's own rule."""
+    """Return whether the workers run on this machine, as with a stand-in; Beam's own rule."""
     return "localhost" in google.dataflow_endpoint
 
 
 def _check_image(options: PipelineOptions) -> None:
-    """Workers have Beam, and nothing of ours, unless a flag brings it."""
+    """Raise UsageError unless a flag provides the workers with Millrace and torch."""
     setup = options.view_as(SetupOptions)
-    brings = (
+    providers = (
         options.view_as(WorkerOptions).sdk_container_image,
         setup.setup_file,
         setup.extra_packages,
         setup.requirements_file,
         setup.prebuild_sdk_container_engine,
     )
-    if not any(brings):
+    if not any(providers):
         raise UsageError(
-            "workers of Dataflow lack this package and torch: add --sdk_container_image IMAGE "
-            "(`make image` makes one), or --setup_file ./setup.py, which each installs at its start"
+            "Dataflow workers lack this package and torch: add --sdk_container_image IMAGE "
+            "(`make image` builds one), or --setup_file ./setup.py, which each worker installs at "
+            "its start"
         )
 
 
 def check_paths(parsed: Parsed, folders: Mapping[str, str | None]) -> None:
-    """Flags whose values are files, Beam's folders -> nothing, or UsageError.
+    """Check that a Dataflow job can reach its files and folders.
 
-    Raises it for a path of this machine, or a bucket alone.
+    Args:
+        parsed: All flags of the run.
+        folders: The folders that Beam uses, by flag; None for a flag that was not given.
+
+    Raises:
+        UsageError: A path is on this machine, or a folder is not a folder in a bucket.
     """
     for flag, path in _paths(parsed):
         if "://" not in path:
             raise UsageError(
-                f"--{flag} {path}: workers of Dataflow cannot reach this machine's files: copy it "
-                f"to a bucket, and say --{flag} gs://BUCKET/..."
+                f"--{flag} {path}: Dataflow workers cannot reach the files of this machine: use a "
+                f"bucket, and pass --{flag} gs://BUCKET/..."
             )
     for flag, folder in folders.items():
         if folder is not None and not re.fullmatch(r"gs://[a-z0-9][\w.-]+/.+", folder):
@@ -159,7 +177,7 @@ def check_paths(parsed: Parsed, folders: Mapping[str, str | None]) -> None:
 
 
 def _paths(parsed: Parsed) -> Iterator[tuple[str, str]]:
-    """Flags -> each that names files, and one of its values."""
+    """Yield the name of each flag that takes paths, with each of its paths."""
     for group in parsed.groups.values():
         for field in fields(group):
             if field.metadata["param_type"].startswith("GCS_"):
@@ -169,17 +187,17 @@ def _paths(parsed: Parsed) -> Iterator[tuple[str, str]]:
 
 
 def _aim(google: GoogleCloudOptions, endpoints: Endpoints) -> None:
-    """Beam is told the address of Dataflow; a plain one gets no credentials."""
+    """Set the address of Dataflow in Beam's options, without credentials for plain HTTP."""
     if endpoints.dataflow is not None:
         google.dataflow_endpoint = rest_url(endpoints.dataflow)
     if is_plain(google.dataflow_endpoint):
-        # The one name by which Beam knows a server that speaks REST.
+        # Beam recognizes a server with a REST API only by this host name.
         google.dataflow_endpoint = google.dataflow_endpoint.replace("127.0.0.1", "localhost")
         google.no_auth = True
 
 
 def _check_folder(flag: str, path: str) -> None:
-    """A folder -> files can be made in it, or OutputError: Beam would try for eight minutes."""
+    """Raise OutputError if a folder cannot be written; Beam would retry for eight minutes."""
     folder = RunFolder(path.rstrip("/"), f"start-{uuid.uuid4().hex}", "of")
     try:
         check_writable(folder, f"--{flag} {path}")
@@ -187,32 +205,43 @@ def _check_folder(flag: str, path: str) -> None:
         discard(folder)
 
 
-# The facts of pipelines/dataflow/facts.py, which travel with a job.
+# Beam options for the facts of pipelines/dataflow/facts.py, which a job carries.
 _FactOptions = carried_options(option_names())
 
 
 def carry(options: PipelineOptions, facts: JobFacts) -> None:
-    """Beam's options -> with the facts and labels of a run. The user's own labels go before."""
+    """Add the facts and labels of a run to Beam's options.
+
+    A label that the user has set wins over one of the run.
+
+    Args:
+        options: Beam's options of the run, which are changed.
+        facts: The facts of the run.
+    """
     carried = options.view_as(_FactOptions)
     for name, value in facts.options().items():
         setattr(carried, name, value)
     google = options.view_as(GoogleCloudOptions)
     own = [f"{name}={value}" for name, value in facts.labels().items()]
-    # Beam lets the last of two with one key win.
+    # If two labels have the same key, Beam uses the last one.
     google.labels = own + list(google.labels or ())
 
 
 def ask_for_accelerator(predictor: Predictor, options: PipelineOptions) -> None:
-    """`--device cuda` -> workers that have one, unless flags of Beam or Dataflow say which.
+    """Request workers with a GPU for `--device cuda`, unless other flags name an accelerator.
 
-    A hint for the whole pipeline, not for the step that predicts: Dataflow would give that
-    step workers of its own, and send every row to them and back.
+    The resource hint applies to the whole pipeline. With a hint for the predicting step only,
+    Dataflow would run that step on separate workers, and send every row to them and back.
+
+    Args:
+        predictor: The part of the flags that chooses how to predict.
+        options: Beam's options of the run, which are changed.
     """
     standard = options.view_as(StandardOptions)
     given = [
         *(standard.resource_hints or ()),
         *(options.view_as(GoogleCloudOptions).dataflow_service_options or ()),
-        # As the launcher of Flex Templates gives options of the service.
+        # The launcher of Flex Templates passes service options as experiments.
         *(options.view_as(DebugOptions).experiments or ()),
     ]
     if (
@@ -226,28 +255,39 @@ def ask_for_accelerator(predictor: Predictor, options: PipelineOptions) -> None:
 def start(
     pipeline: beam.Pipeline, facts: JobFacts, endpoints: Endpoints, *, as_json: bool = False
 ) -> None:
-    """A pipeline with its facts -> a job, named on standard output. Nothing waits for it.
+    """Submit a pipeline as a job, print where to find it, and return without waiting for it.
 
-    With --template_location the job is written there, and nothing is started. Raises JobError,
-    KeyboardInterrupt with how to look for the job.
+    With `--template_location` the job is written to that place, and nothing is started.
+
+    Args:
+        pipeline: The pipeline, with the options of the run.
+        facts: The facts of the run.
+        endpoints: The addresses of the services.
+        as_json: Whether to print one JSON object instead of lines.
+
+    Raises:
+        JobError: The job cannot be started.
+        CredentialsError: There are no credentials that can be used.
+        KeyboardInterrupt: Ctrl-C was pressed; the message says how to look for the job.
     """
     google = pipeline.options.view_as(GoogleCloudOptions)
     place, endpoints = (google.project, _region(google) or ""), _with_dataflow(endpoints, google)
-    is_made = google.template_location is None
+    is_started = google.template_location is None
     log = logging.getLogger("apache_beam")
     if log.level == logging.CRITICAL:
-        # Beam logs what Dataflow answers before it raises it.
+        # Beam logs the response of Dataflow before it raises it as an error.
         log.setLevel(logging.CRITICAL + 1)
     what = f"job {google.job_name} cannot be started"
-    may_be_there = starting(*place, google.job_name, endpoints) if is_made else nullcontext()
-    with job_errors(what, DEVELOPER), may_be_there:
+    interruptible = starting(*place, google.job_name, endpoints) if is_started else nullcontext()
+    with job_errors(what, DEVELOPER), interruptible:
         try:
             result = pipeline.run()
         except requests.exceptions.RequestException:
             raise
         except exceptions.Conflict as error:
             raise JobError(
-                f"{what}: {explain(error)}; choose another --job_name, or --update that job"
+                f"{what}: {explain(error)}; choose another --job_name, or pass --update to "
+                "replace that job"
             ) from error
         except (OSError, ValueError, PermanentException) as error:
             raise JobError(f"{what}: {one_line(error)}") from error
@@ -262,13 +302,13 @@ def start(
 
 
 def _with_dataflow(endpoints: Endpoints, google: GoogleCloudOptions) -> Endpoints:
-    """Endpoints -> with Dataflow's address, for which Beam has a flag of its own."""
+    """Return the endpoints with the value of Beam's own `--dataflow_endpoint`, if it is given."""
     aimed = google.get_all_options(drop_default=True).get("dataflow_endpoint")
     return replace(endpoints, dataflow=aimed) if aimed else endpoints
 
 
 def _lines(job: str | None, google: GoogleCloudOptions, facts: JobFacts) -> dict[str, str]:
-    """A started job, or none where it was written -> what its user has to know."""
+    """Return what to print about a job that was started, or written if `job` is None."""
     found = {"template": google.template_location} if job is None else {"job": job}
     found |= {"name": google.job_name, "run": facts.run_id}
     for name in ("report", "subscription"):
@@ -278,9 +318,10 @@ def _lines(job: str | None, google: GoogleCloudOptions, facts: JobFacts) -> dict
 
 
 def remove_staged(facts: JobFacts) -> None:
-    """The facts of a batch run that did not end well -> nothing unfinished of it is left.
+    """Remove the staged files of a batch run that did not end well.
 
-    Of a job of an earlier version, which does not tell its attempt, only what is a day old.
+    Jobs of earlier versions do not carry their attempt. Of their files, this removes only those of
+    attempts that have written nothing for a day.
     """
     for path in facts.staging:
         root = path.removesuffix(f"/.staging/{facts.run_id}")
@@ -290,14 +331,19 @@ def remove_staged(facts: JobFacts) -> None:
 
 
 def describe_pipeline(pipeline: beam.Pipeline, facts: JobFacts) -> str:
-    """A pipeline that is not started -> what it would be, in some lines. Secrets are left out."""
+    """Return the text of a dry run: the facts, labels, options and steps, without secrets.
+
+    Args:
+        pipeline: The pipeline, which is not started.
+        facts: The facts of the run.
+    """
     options = pipeline.options
     carried, own = facts.options(), {"dry_run", "labels", *facts.options()}
     given = options.get_all_options(drop_default=True, retain_unknown_options=True)
     labels = options.view_as(GoogleCloudOptions).labels or ()
     shown = {n: v for n, v in sorted(given.items()) if n not in own and not is_secret(n)}
     lines = [
-        ("dry run", "nothing was made or started; sinks were not looked at"),
+        ("dry run", "nothing was created or started; sinks were not checked"),
         *((name.removeprefix(PREFIX), _text(value)) for name, value in carried.items()),
         *(("label", label) for label in labels),
         *(("option", f"--{name} {_text(value)}") for name, value in shown.items()),
@@ -312,7 +358,7 @@ def _text(value: Any) -> str:
 
 
 def _steps(pipeline: beam.Pipeline) -> list[str]:
-    """A pipeline -> the steps of its graph, in their order."""
+    """Return the top steps of a pipeline's graph, in order."""
     proto = pipeline.to_runner_api()
     transforms = proto.components.transforms
     graphs = transforms[proto.root_transform_ids[0]].subtransforms

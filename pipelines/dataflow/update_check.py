@@ -1,7 +1,7 @@
-"""Whether a stream that runs can be replaced by a new one, told before anything is started.
+"""Check whether a new stream can replace a running one, before anything is started.
 
-Dataflow hands over what is on its way by the names of steps. It refuses a new job that lacks a
-step of the old one; so do we, minutes earlier and with the mapping that may be meant.
+Dataflow hands over messages in flight by the names of steps, and rejects a new job that lacks a
+step of the old one. This check finds the same faults minutes earlier, and suggests a mapping.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from common.errors import UsageError
 from pipelines.dataflow.held_state import holds_state, leaves, losing
 from pipelines.dataflow.jobs import VIEWER, Jobs, job_errors
 
-# Of the steps that carry state or a shuffle from one job to the next.
+# The kinds of steps that hand over state or a shuffle from one job to the next.
 _KINDS = {
     common_urns.primitives.PAR_DO.urn: "par_do",
     common_urns.primitives.GROUP_BY_KEY.urn: "group_by_key",
@@ -30,8 +30,8 @@ _KINDS = {
 }
 
 _LOSS = (
-    "the messages in it are acknowledged already and would be lost; drain the running job first, "
-    "or say --allow_state_loss"
+    "the messages in it are already acknowledged and would be lost; drain the running job first, "
+    "or pass --allow_state_loss"
 )
 
 
@@ -42,11 +42,16 @@ def compare(
     *,
     allow_state_loss: bool = False,
 ) -> list[str]:
-    """Steps of the job that runs, those of the new one, names to kinds -> what stands against it.
+    """Return what prevents a new pipeline from replacing the running job; empty if nothing does.
 
-    mapping: old names to new ones; an empty new name says that the step may go. A step of one is
-    found in the other as well if it lies above or below it: Dataflow cuts some in parts.
-    allow_state_loss: steps may go with the messages that they hold.
+    A step counts as found in the other pipeline if that has the step itself, a group that contains
+    it, or a part of it, because Dataflow splits some steps into parts.
+
+    Args:
+        old: The steps of the running job: their kinds by name.
+        new: The steps of the new pipeline: their kinds by name.
+        mapping: Old names to new names. An empty new name says that the step may be removed.
+        allow_state_loss: Whether steps may be removed together with the messages that they hold.
     """
     faults = [*_wrong_names(old, new, mapping)]
     lost = [] if allow_state_loss else losing(old, new, mapping)
@@ -61,22 +66,22 @@ def compare(
             continue
         other = new.get(found, "")
         if target and kind in _KINDS.values() and other in _KINDS.values() and kind != other:
-            faults.append(f"step {name} was a {kind} and is a {other}")
+            faults.append(f"step {name} changes its kind from {kind} to {other}")
     return [*faults, *_about_gone([name for name in gone if name not in mapping], old, new)]
 
 
 def _wrong_names(
     old: Mapping[str, str], new: Mapping[str, str], mapping: Mapping[str, str]
 ) -> Iterator[str]:
-    """Names in a mapping that Dataflow would silently pass over."""
+    """Yield a fault for each name in a mapping that Dataflow would silently ignore."""
     flag = "--transform_name_mapping"
     for name, target in mapping.items():
         for which, steps, given in (("running job", old, name), ("new pipeline", new, target)):
             parts = leaves(given, steps) if given and given not in steps else []
             if parts:
                 yield (
-                    f"{flag}: {given} is not a step of the {which} but a group of steps, which "
-                    f"Dataflow ignores: map each step by its own name: {', '.join(parts)}"
+                    f"{flag}: {given} is a group of steps of the {which}, not a step, and Dataflow "
+                    f"ignores it: map each step by its own name: {', '.join(parts)}"
                 )
             elif given and _find(given, steps) is None:
                 yield f"{flag}: the {which} has no step {given}"
@@ -85,26 +90,26 @@ def _wrong_names(
 def _about_gone(
     gone: Sequence[str], old: Mapping[str, str], new: Mapping[str, str]
 ) -> Iterator[str]:
-    """Steps that the new pipeline lacks -> what to do about them, without loss of messages."""
+    """Yield which steps the new pipeline lacks, and what to do without losing messages."""
     if not gone:
         return
-    yield f"{'these steps are' if len(gone) > 1 else 'a step is'} gone: {', '.join(gone)}"
-    meant = {name: _likeliest(name, old, new) for name in gone}
-    kept = [name for name in gone if not meant[name] and holds_state(name, old[name])]
+    yield f"the new pipeline lacks the step{'s' if len(gone) > 1 else ''} {', '.join(gone)}"
+    likely = {name: _likeliest(name, old, new) for name in gone}
+    kept = [name for name in gone if not likely[name] and holds_state(name, old[name])]
     if kept:
         yield (
-            f"{', '.join(kept)} may hold messages that are acknowledged already: start the new "
-            "pipeline with the flag that makes this step, or drain the running job first"
+            f"{', '.join(kept)} may hold messages that are already acknowledged: start the new "
+            "pipeline with the flag that adds this step, or drain the running job first"
         )
         return
     yield (
-        "if they were renamed, or may go, say "
-        f'--transform_name_mapping {quote(json.dumps(meant))} ("" removes a step)'
+        "if they were renamed, or may be removed, pass "
+        f'--transform_name_mapping {quote(json.dumps(likely))} ("" removes a step)'
     )
 
 
 def _find(name: str, steps: Mapping[str, str]) -> str | None:
-    """A step's name -> that in `steps` which it is, or lies above or below."""
+    """Return the step of that name; if there is none, a group that contains it, or a part of it."""
     if name in steps:
         return name
     near = (s for s in steps if s.startswith(f"{name}/") or name.startswith(f"{s}/"))
@@ -112,9 +117,9 @@ def _find(name: str, steps: Mapping[str, str]) -> str | None:
 
 
 def _likeliest(name: str, old: Mapping[str, str], new: Mapping[str, str]) -> str:
-    """A step that is gone -> the new one of its kind that it may have become, or an empty name.
+    """Return the new step that a missing step probably became, or an empty name.
 
-    What has no place for the state of the old one is none that it may have become.
+    It must be of the same kind, and hold state if the missing step may hold messages.
     """
     kind = old[name]
     fresh = [s for s in new if new[s] == kind and _find(s, old) is None]
@@ -124,7 +129,7 @@ def _likeliest(name: str, old: Mapping[str, str], new: Mapping[str, str]) -> str
 
 
 def steps_of(pipeline: beam.Pipeline) -> dict[str, str]:
-    """A pipeline that is not started -> its primitive steps by name, with their kinds."""
+    """Return the primitive steps of a pipeline: their kinds by name."""
     transforms = pipeline.to_runner_api().components.transforms.values()
     return {
         step.unique_name: _KINDS.get(step.spec.urn, "")
@@ -134,24 +139,35 @@ def steps_of(pipeline: beam.Pipeline) -> dict[str, str]:
 
 
 def check_update(pipeline: beam.Pipeline, cloud: Cloud, *, allow_state_loss: bool = False) -> None:
-    """A stream that is to replace one that runs -> nothing, or UsageError that names each step.
+    """Check that a stream can replace the running job that has its name.
 
-    allow_state_loss: as of `compare`.
+    Args:
+        pipeline: The new stream, which is not started. Its options name the job.
+        cloud: The project, the endpoints and how long to retry.
+        allow_state_loss: As for `compare`.
+
+    Raises:
+        UsageError: No such stream is running, or the new one cannot replace it; the message names
+            each step that is in the way.
+        JobError: Dataflow cannot be queried.
+        CredentialsError: There are no credentials that can be used.
     """
     google = pipeline.options.view_as(GoogleCloudOptions)
     jobs = Jobs(replace(cloud, project=google.project, endpoints=_endpoints(cloud, google)))
-    with job_errors(f"job {google.job_name} cannot be looked at", VIEWER):
+    with job_errors(f"job {google.job_name} cannot be looked up", VIEWER):
         active = jobs.active(google.job_name, google.region)
         if not active:
             streams = [job.name for job in jobs.listed()[0] if job.streaming and not job.has_ended]
-            known = f"; these run: {', '.join(sorted(streams))}" if streams else ""
+            known = f"; running streams: {', '.join(sorted(streams))}" if streams else ""
             raise UsageError(
-                f"--update: no job {google.job_name} runs in {google.region}: say --job_name of "
-                f"the stream to replace{known}"
+                f"--update: no job {google.job_name} is running in {google.region}: pass the "
+                f"--job_name of the stream to replace{known}"
             )
         running = jobs.get(active[0].ident, active[0].region, whole=True)
     if not running.streaming:
-        raise UsageError(f"--update: job {running.name} is batch, only a stream can be replaced")
+        raise UsageError(
+            f"--update: job {running.name} is a batch job; only a stream can be replaced"
+        )
     faults = compare(
         running.steps,
         steps_of(pipeline),
@@ -160,11 +176,11 @@ def check_update(pipeline: beam.Pipeline, cloud: Cloud, *, allow_state_loss: boo
     )
     if faults:
         raise UsageError(
-            f"--update: job {running.name} ({running.ident}) cannot become this pipeline: "
+            f"--update: this pipeline cannot replace job {running.name} ({running.ident}): "
             f"{'; '.join(faults)}; or drain it, and start the new one without --update"
         )
 
 
 def _endpoints(cloud: Cloud, google: Any) -> Any:
-    """Where Beam was told to find Dataflow."""
+    """Return the endpoints with the address of Dataflow that Beam uses."""
     return replace(cloud.endpoints, dataflow=google.dataflow_endpoint)

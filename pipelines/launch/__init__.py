@@ -1,1 +1,1 @@
-"""The launch on Dataflow: `python -m pipelines.launch --help`."""
+"""Start and follow Dataflow jobs: see `python -m pipelines.launch --help`."""

@@ -1,4 +1,4 @@
-"""python -m pipelines.launch"""
+"""Run `python -m pipelines.launch`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Start a pipeline on Dataflow, from this source or a Flex Template, and follow it.
+"""Start a pipeline on Dataflow, from this source or from a Flex Template, and follow the job.
 
 python -m pipelines.launch batch_local --input_files gs://B/rows/ --model gs://B/model/ \
     --output_files gs://B/scored --project P --region R --temp_location gs://B/tmp \
@@ -23,40 +23,47 @@ PIPELINES = {
     module.COMMAND.name: module.COMMAND
     for module in (batch_local, batch_vertex, stream_local, stream_vertex)
 }
-# Its parser puts what was typed for %(prog)s.
+# The parser replaces %(prog)s with the command as it was typed.
 ATTACH = Command(
     name="launch",
-    about="Follows a job of Dataflow to its end. To start one: %(prog)s NAME, "
+    about="Follow a Dataflow job to its end. To start a job, run %(prog)s NAME, "
     f"with NAME one of {', '.join(PIPELINES)}; NAME --help lists its flags. Exit codes: 0 done, "
-    "1 failed, 2 wrong flags, 3 the job was cancelled, 4 it can be followed no more, 130 Ctrl-C, "
-    "which leaves it running.",
+    "1 failed, 2 a flag is wrong, 3 the job was cancelled, 4 the job can no longer be monitored, "
+    "130 Ctrl-C, which leaves the job running.",
     options=(AttachOptions, CloudOptions),
     run="pipelines.launch.run:attach",
     beam=False,
 )
-# For the docs.
+# The command as docs/flags.md shows it.
 FLAGS = replace(
     ATTACH,
-    about="`python -m pipelines.launch NAME` starts a pipeline on Dataflow. It takes all flags of "
-    "the pipeline and of Dataflow as well.",
+    about="`python -m pipelines.launch NAME` starts a pipeline on Dataflow. It also takes all "
+    "flags of the pipeline and of Dataflow.",
     options=(LaunchOptions,),
 )
 
 
 def command(name: str) -> Command:
-    """A pipeline's name -> the command that starts it on Dataflow."""
+    """Return the command that starts the pipeline of that name on Dataflow."""
     pipeline = PIPELINES[name]
     return Command(
         name=f"launch {name}",
-        about=f"{pipeline.about} Started on Dataflow, from this source or a template; --dry_run "
-        "checks everything, prints the whole request and starts nothing.",
+        about=f"{pipeline.about} Runs on Dataflow, from this source or from a template; --dry_run "
+        "checks everything and prints the whole request, but starts nothing.",
         options=(LaunchOptions, *pipeline.options),
         run=f"pipelines.launch.run:{name}",
     )
 
 
 def choose_command(argv: Sequence[str]) -> tuple[Command | None, Sequence[str]]:
-    """A command line -> the command and its arguments; None where its pipeline is none of ours."""
+    """Return the command that a command line names, and its arguments.
+
+    Args:
+        argv: The arguments of `python -m pipelines.launch`.
+
+    Returns:
+        The command, or None if no pipeline has the name, and the arguments for it.
+    """
     if not argv:
         return ATTACH, ["--help"]
     if argv[0].startswith("-"):
@@ -65,11 +72,11 @@ def choose_command(argv: Sequence[str]) -> tuple[Command | None, Sequence[str]]:
 
 
 def main(argv: Sequence[str]) -> NoReturn:
-    """A command line -> the process ends with the command's exit code."""
+    """Run a command line, and end the process with the exit code."""
     chosen, rest = choose_command(argv)
     if chosen is None:
         near = suggest(argv[0], PIPELINES)
         known = ", ".join(PIPELINES)
-        sys.stderr.write(f"error: {argv[0]!r} is no pipeline{near}: expected one of {known}\n")
+        sys.stderr.write(f"error: unknown pipeline {argv[0]!r}{near}; choose from {known}\n")
         sys.exit(2)
     run_and_exit(chosen, rest)

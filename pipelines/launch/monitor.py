@@ -1,7 +1,8 @@
-"""A job followed to its end: looked at now and then, shown, summed up.
+"""Follow a job to its end: poll it, show its progress, and summarize how it ended.
 
-Exit codes: 0 it did what it should; 1 it failed, or left too many dead letters; 3 it was
-cancelled; 4 it goes on, and can be followed no more. Ctrl-C leaves it running (130).
+Exit codes: 0 if the job did what it should; 1 if it failed or left too many dead letters; 3 if it
+was cancelled; 4 if it is still running and can no longer be monitored; 130 after Ctrl-C, which
+leaves the job running.
 """
 
 from __future__ import annotations
@@ -28,28 +29,38 @@ from pipelines.dataflow.messages import reasons
 from pipelines.dataflow.metrics import Look, batch_line, elapsed, stream_line
 
 DONE, FAILED, CANCELLED, LOST = 0, 1, 3, 4
-# After faults of the network it is looked at less and less often.
+# The longest pause between two attempts, in seconds, while Dataflow does not respond.
 _LONGEST_WAIT = 300.0
-# So much later than it happened a message may be told.
+# Dataflow may report a message this long after it happened.
 _LATE = timedelta(minutes=5)
 _CLEAR = "\r\x1b[K"
 
 
 @dataclass
 class Screen:
-    """out: lines that stay. A terminal gets the present on a line that is rewritten as well."""
+    """Where a monitor prints.
+
+    Attributes:
+        out: Gets the lines that stay.
+        line: Gets the progress: on a terminal, one line that is rewritten again and again.
+    """
 
     out: TextIO = field(default_factory=lambda: sys.stdout)
     line: TextIO = field(default_factory=lambda: sys.stderr)
     _last: str = ""
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         self.clear()
         print(text, file=self.out, flush=True)
 
     def now(self, text: str, key: str) -> None:
-        """The present. key: what must have changed for a line of its own off a terminal."""
+        """Show the current progress.
+
+        Args:
+            text: The line to show.
+            key: If `line` is not a terminal, the text is printed only when the key has changed.
+        """
         if self.line.isatty():
             # A line that wraps cannot be rewritten.
             width = shutil.get_terminal_size().columns - 1
@@ -60,7 +71,7 @@ class Screen:
         self._last = key
 
     def clear(self) -> None:
-        """The rewritten line is gone."""
+        """Erase the line that is rewritten."""
         if self._last and self.line.isatty():
             self.line.write(_CLEAR)
             self.line.flush()
@@ -68,7 +79,14 @@ class Screen:
 
 @dataclass(kw_only=True)
 class Monitor:
-    """poll_seconds: between two looks. sleep, now: the clock's."""
+    """A monitor of the jobs of one project.
+
+    Attributes:
+        poll_seconds: Seconds between two looks at a job.
+        json_summary: Whether to print the report of a batch run as JSON.
+        sleep: Waits for some seconds.
+        now: Returns the current time.
+    """
 
     jobs: Jobs
     screen: Screen = field(default_factory=Screen)
@@ -81,36 +99,42 @@ class Monitor:
     _reported_until: datetime | None = field(default=None, init=False)
 
     def follow(self, job: Job) -> int:
-        """A job -> the exit code, when it has ended or cannot be followed any more.
+        """Follow a job until it has ended or can no longer be monitored; return the exit code.
 
-        Raises JobError where it failed, TooManyDeadLetters, KeyboardInterrupt with how to
-        follow it again.
+        Args:
+            job: The job, with its facts if it carries them already.
+
+        Raises:
+            JobError: The job failed, or its report cannot be read.
+            TooManyDeadLetters: The run left more dead letters than its flags allow.
+            KeyboardInterrupt: Ctrl-C was pressed; the message says how to follow the job again.
         """
         again = f"follow it again: {self._attach(job, job.ident)}"
-        # What an old batch job left may be what a run of the same id stages now.
+        # If a batch job had ended before, a new run with the same id may be using its staging
+        # folder now.
         may_clean_up = job.streaming or not job.has_ended
         try:
             job = self._to_end(job)
         except KeyboardInterrupt:
             self.screen.clear()
-            raise KeyboardInterrupt(f"job {job.name} goes on; {again}") from None
+            raise KeyboardInterrupt(f"job {job.name} is still running; {again}") from None
         except MillraceError as error:
             self.screen.clear()
-            print(f"error: {error}; the job goes on; {again}", file=sys.stderr)
+            print(f"error: {error}; the job is still running; {again}", file=sys.stderr)
             return LOST
         self.screen.clear()
         if may_clean_up and job.state not in ("done", "updated"):
-            # Whoever may not do that learns all the same how the job ended.
-            with suppress(MillraceError, OSError), translate_errors(JobError, "what it left stays"):
+            # An account that may not clean up still learns how the job ended.
+            with suppress(MillraceError, OSError), translate_errors(JobError, "cannot clean up"):
                 self._clean_up(job)
         return self._end_stream(job) if job.streaming else self._end_batch(job)
 
     def _to_end(self, job: Job) -> Job:
-        """Raises CredentialsError, JobError where it cannot be looked at any more."""
+        """Poll the job until it has ended; raise JobError if it can no longer be monitored."""
         before: Look | None = None
         faults = 0
         while True:
-            with job_errors(f"job {job.name} cannot be looked at any more", VIEWER):
+            with job_errors(f"job {job.name} can no longer be monitored", VIEWER):
                 try:
                     job = self._refreshed(job)
                     look = self._look(job)
@@ -118,7 +142,7 @@ class Monitor:
                     if not is_passing(cause_of(error)):
                         raise
                     faults += 1
-                    self._wait_out(error, faults)
+                    self._wait_to_retry(error, faults)
                     continue
             faults = 0
             self._show(job, look, before)
@@ -128,7 +152,7 @@ class Monitor:
             self.sleep(self.poll_seconds)
 
     def _refreshed(self, job: Job) -> Job:
-        """A job -> as it is now. What it says of itself comes with the launcher's end."""
+        """Return the job as it is now; a template's job has its facts after the launcher ended."""
         found = self.jobs.get(job.ident, job.region, whole=job.facts is None)
         return replace(found, facts=found.facts or job.facts, steps={})
 
@@ -149,20 +173,20 @@ class Monitor:
         )
 
     def _backlog(self, job: Job) -> dict[str, float]:
-        """Who may not see metrics of Cloud Monitoring sees all the rest."""
+        """Return the backlog; empty if this account may not read it from Cloud Monitoring."""
         if not self._sees_backlog:
             return {}
         try:
             return self.jobs.backlog(job)
         except ModuleNotFoundError:
-            self._without_backlog("pip install 'millrace[resources]' for it")
+            self._without_backlog("install it with pip install 'millrace[resources]'")
         except exceptions.Forbidden as error:
             advice = "grant the account the role roles/monitoring.viewer"
             self._without_backlog(f"{explain(error).partition('; ')[0]}; {advice}")
         except CredentialsError as error:
             self._without_backlog(str(error))
         except (exceptions.GoogleAPIError, OSError) as error:
-            # What cannot be reached now may be next time; the job matters more.
+            # The job matters more, and an error that is transient may be gone at the next look.
             if not (isinstance(error, OSError) or is_passing(cause_of(error))):
                 self._without_backlog(explain(error))
         return {}
@@ -171,10 +195,10 @@ class Monitor:
         self.screen.say(f"the backlog is not shown: {reason}")
         self._sees_backlog = False
 
-    def _wait_out(self, error: Exception, faults: int) -> None:
+    def _wait_to_retry(self, error: Exception, faults: int) -> None:
         seconds = min(max(self.poll_seconds, 1.0) * 2 ** min(faults, 10), _LONGEST_WAIT)
         reason = explain(cause_of(error)).partition("; ")[0]
-        self.screen.say(f"Dataflow does not answer ({reason}); tried again in {seconds:,.0f} s")
+        self.screen.say(f"Dataflow does not respond ({reason}); retrying in {seconds:,.0f} s")
         self.sleep(seconds)
 
     def _show(self, job: Job, look: Look, before: Look | None) -> None:
@@ -185,7 +209,7 @@ class Monitor:
     def _end_batch(self, job: Job) -> int:
         took = job.seconds(self.now())
         if job.state == "done":
-            # A job that was never seen to run has no rate.
+            # A job that was never seen running has taken no time, and would have no rate.
             return self._report(job, max(took, 1.0))
         if job.state == "failed":
             raise JobError(self._failure(job))
@@ -195,7 +219,7 @@ class Monitor:
     def _end_stream(self, job: Job) -> int:
         took = elapsed(job.seconds(self.now()))
         if job.state == "updated":
-            # Who replaces it has its name, and may not be told at once.
+            # Dataflow may not report the id of the new job at once; the job has the same name.
             follow = self._attach(job, job.replaced_by or job.name)
             by = f": replaced by {job.replaced_by}" if job.replaced_by else ""
             self.screen.say(f"updated after {took}{by}; follow the new job: {follow}")
@@ -204,37 +228,41 @@ class Monitor:
             raise JobError(self._failure(job))
         if job.state == "cancelled":
             self.screen.say(
-                f"cancelled after {took}: what it had not written is in the subscription still"
+                f"cancelled after {took}: messages that it had not acknowledged are still in the "
+                "subscription"
             )
             return CANCELLED
-        self.screen.say(f"{job.state} after {took}: all that it had taken in is written")
+        self.screen.say(f"{job.state} after {took}: all messages that it had received are written")
         return DONE
 
     def _failure(self, job: Job) -> str:
         with job_errors(f"job {job.name} failed, and its messages cannot be read", VIEWER):
             messages = self.jobs.messages(job)
         lines = reasons(messages.errors, messages.news) or [
-            f"it did not say why: see {console_link(job.project, job.region, job.ident)}"
+            f"it reported no reason: see {console_link(job.project, job.region, job.ident)}"
         ]
         took = elapsed(job.seconds(self.now()))
         return "\n  ".join([f"job {job.name} failed after {took}:", *lines])
 
     def _report(self, job: Job, took: float) -> int:
-        """A batch job that is done -> its report, told. Raises TooManyDeadLetters."""
+        """Print the report of a batch job that is done; raise TooManyDeadLetters if it has them."""
         from pipelines.batch.report_text import summarise
         from pipelines.batch.run import check_dead_letters
         from pipelines.cloud_access import open_storage
         from transforms.files.listing import read_report
 
         if job.facts is None or job.facts.report is None:
-            self.screen.say(f"done after {elapsed(took)}; it is no run of ours: it has no report")
+            self.screen.say(
+                f"done after {elapsed(took)}; this job was not started by Millrace, so there is no "
+                "report"
+            )
             return DONE
         open_storage(self._endpoints, needed=job.facts.report.startswith("gs://"))
         try:
             report = read_report(job.facts.report)
         except MillraceError as error:
             raise JobError(
-                f"job {job.name} is done, but its report is not there: {error}"
+                f"job {job.name} is done, but its report cannot be read: {error}"
             ) from error
         if self.json_summary:
             print(orjson.dumps(report).decode(), flush=True)
@@ -244,7 +272,7 @@ class Monitor:
         return DONE
 
     def _clean_up(self, job: Job) -> None:
-        """What a batch run had staged is of no use; a stream reads its subscription no more."""
+        """Remove a batch run's staged files, and the label of the subscription of a stream."""
         facts = job.facts
         if facts is not None and facts.staging:
             from pipelines.cloud_access import open_storage

@@ -1,7 +1,7 @@
-"""Presets: what a job on Dataflow gets where no flag says it.
+"""Presets: the workers and options of a Dataflow job for which no flag was given.
 
-`complete` is pure: Dataflow's flags as they were given, and the launch's own, become all flags
-of the job. Flags that were given always win.
+`complete` turns the flags that were given, Dataflow's and the launch command's, into all flags of
+the job. Flags that were given always win over a preset.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from pipelines.options.launch import LaunchOptions
 
 _DRIVER = "install-nvidia-driver"
 ONE_PROCESS, MPS = "no_use_multiple_sdk_containers", "use_nvidia_mps"
-# A type of machine has the GPUs that Google builds into it, N1 those that are added to it.
+# The family of machine types that can have a GPU. Other families come with their GPUs; only N1
+# machines have them attached.
 _MACHINES = {
     "nvidia-l4": "g2-",
     "nvidia-tesla-t4": "n1-",
@@ -33,7 +34,14 @@ _MACHINES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """Workers: how many, of which type, with how many GB of disk; what else differs."""
+    """The workers of a job.
+
+    Attributes:
+        fewest: The smallest number of workers; None leaves it to Dataflow.
+        most: The largest number of workers.
+        accelerator: The GPUs of each worker, as TYPE:COUNT.
+        flexrs_goal: The goal of FlexRS scheduling.
+    """
 
     fewest: int | None
     most: int
@@ -43,18 +51,19 @@ class Preset:
     flexrs_goal: str | None = None
 
 
-# As the reference's jobs: n1-standard-4, 2 to 10 workers in batch, 2 to 20 in streams.
+# The jobs of the reference pipelines use n1-standard-4, with 2 to 10 workers for batch and 2 to 20
+# for streams.
 _PRESETS = {
     ("batch", False): Preset(fewest=2, most=10, machine_type="n1-standard-4"),
     ("stream", True): Preset(fewest=2, most=20, machine_type="n1-standard-4"),
-    # The image with CUDA alone takes 10 GB.
+    # The image with CUDA needs 10 GB of disk.
     ("gpu", False): Preset(
         fewest=1, most=4, machine_type="g2-standard-4", disk_size_gb=50, accelerator="nvidia-l4:1"
     ),
     ("gpu", True): Preset(
         fewest=1, most=4, machine_type="g2-standard-4", disk_size_gb=50, accelerator="nvidia-l4:1"
     ),
-    # FlexRS chooses how many workers it starts with.
+    # FlexRS chooses the initial number of workers itself.
     ("cheap", False): Preset(
         fewest=None, most=10, machine_type="n1-standard-2", flexrs_goal="COST_OPTIMIZED"
     ),
@@ -63,33 +72,50 @@ _PRESETS = {
 
 
 def choose_preset(launch: LaunchOptions, pipeline: str) -> Preset:
-    """The launch's flags and a pipeline's name -> the preset. Raises UsageError."""
+    """Return the preset of a job.
+
+    Args:
+        launch: The flags of the launch command.
+        pipeline: The name of the pipeline, such as `batch_local`.
+
+    Raises:
+        UsageError: The pipeline cannot use the preset.
+    """
     streaming = pipeline.startswith("stream")
     name = launch.preset or ("stream" if streaming else "batch")
     if (name, streaming) not in _PRESETS:
         other = "stream" if name == "batch" else "batch"
-        raise UsageError(f"--preset {name}: {pipeline} takes {other}, gpu or cheap")
+        raise UsageError(
+            f"--preset {name} does not apply to {pipeline}; choose from {other}, gpu, cheap"
+        )
     preset = _PRESETS[name, streaming]
     if (preset.accelerator or launch.accelerator) and pipeline.endswith("vertex"):
         raise UsageError(
-            f"the model of {pipeline} is behind an endpoint, its workers need no GPU: leave "
+            f"the model of {pipeline} is behind an endpoint, so its workers need no GPU: leave "
             "--preset gpu and --accelerator out"
         )
     return preset
 
 
 def complete(given: Mapping[str, Any], launch: LaunchOptions, pipeline: str) -> dict[str, Any]:
-    """Dataflow's flags that were given, the launch's, a pipeline -> all flags of the job.
+    """Return all flags of a job: those that were given, completed from its preset.
 
-    given: by Beam's names of options, lists as lists. Raises UsageError for flags that
-    cannot be together.
+    Args:
+        given: Dataflow's flags that were given, by Beam's names of options, lists as lists.
+        launch: The flags of the launch command.
+        pipeline: The name of the pipeline, such as `batch_local`.
+
+    Raises:
+        UsageError: A flag is invalid, or flags exclude each other.
     """
     preset, streaming = choose_preset(launch, pipeline), pipeline.startswith("stream")
     if launch.streaming_mode and not streaming:
-        raise UsageError(f"--streaming_mode is for streams, {pipeline} is none")
+        raise UsageError(
+            f"--streaming_mode applies to streaming pipelines; {pipeline} is a batch pipeline"
+        )
     accelerator = launch.accelerator or preset.accelerator
     if launch.gpu_sharing and not accelerator:
-        raise UsageError("--gpu_sharing needs a GPU: say --preset gpu or --accelerator TYPE")
+        raise UsageError("--gpu_sharing needs a GPU: pass --preset gpu or --accelerator TYPE")
     flags = {
         "machine_type": preset.machine_type,
         "disk_size_gb": preset.disk_size_gb,
@@ -118,14 +144,14 @@ def complete(given: Mapping[str, Any], launch: LaunchOptions, pipeline: str) -> 
 
 
 def _fewest(preset: Preset, flags: Mapping[str, Any]) -> int | None:
-    """A preset's smallest number of workers, never more than what was given as the largest."""
+    """Return a preset's smallest number of workers, at most the largest number of the flags."""
     if preset.fewest is None or flags.get("autoscaling_algorithm") == "NONE":
         return None
     return min(preset.fewest, int(flags["max_num_workers"])) or None
 
 
 def _gpu(accelerator: str, sharing: str) -> tuple[str, list[str]]:
-    """A GPU and how it is shared -> the service option, and experiments."""
+    """Return the service option and the experiments for a GPU."""
     kind, _, count = accelerator.partition(":")
     service = f"worker_accelerator=type:{kind};count:{count or 1};{_DRIVER}"
     if sharing == "mps":
@@ -134,25 +160,38 @@ def _gpu(accelerator: str, sharing: str) -> tuple[str, list[str]]:
 
 
 def merged(given: Sequence[str], preset: Sequence[str]) -> list[str]:
-    """Options as given and of a preset, `name` or `name=value` -> all; of one name that given."""
+    """Return the options that were given, and those of a preset with other names.
+
+    Args:
+        given: Options that were given, each `name` or `name=value`.
+        preset: Options of the preset, in the same form.
+    """
     names = {option.partition("=")[0] for option in given}
     return [*given, *(option for option in preset if option.partition("=")[0] not in names)]
 
 
 def value_of(options: Sequence[str], name: str) -> str | None:
-    """Options `name=value`, a name -> its value, None where it is not there."""
+    """Return the value of the option of that name; None if there is none.
+
+    Args:
+        options: Options, each `name` or `name=value`.
+        name: The name of the option.
+    """
     return next((o.partition("=")[2] for o in options if o.partition("=")[0] == name), None)
 
 
 _PROJECT = r"([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]"
 _PATTERNS = {
-    "project": (_PROJECT, "6 to 30 of a-z, 0-9 and -"),
-    "job_name": (r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", "1 to 63 of a-z, 0-9 and -, a letter first"),
-    "service_account_email": (r"[^@\s]+@[^@\s]+\.[^@\s]+", "an account's email"),
+    "project": (_PROJECT, "6 to 30 of a-z, 0-9 and -, starting with a letter"),
+    "job_name": (
+        r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?",
+        "1 to 63 of a-z, 0-9 and -, starting with a letter",
+    ),
+    "service_account_email": (r"[^@\s]+@[^@\s]+\.[^@\s]+", "the email address of an account"),
     "subnetwork": (
         r"(https://www\.googleapis\.com/compute/v1/projects/[^/]+/)?"
         r"regions/[^/]+/subnetworks/[^/]+",
-        "regions/REGION/subnetworks/NAME, or of a shared VPC the whole URL",
+        "regions/REGION/subnetworks/NAME, or the whole URL for a shared VPC",
     ),
     "dataflow_kms_key": (
         r"projects/[^/]+/locations/[^/]+/keyRings/[^/]+/cryptoKeys/[^/]+",
@@ -162,9 +201,17 @@ _PATTERNS = {
 
 
 def check(flags: Mapping[str, Any], streaming: bool) -> None:
-    """All flags of a job -> nothing, or one UsageError that names every wrong one."""
+    """Check all flags of a job.
+
+    Args:
+        flags: All flags of the job, by Beam's names of options.
+        streaming: Whether the job is a stream.
+
+    Raises:
+        UsageError: At least one flag is invalid; the message names all of them.
+    """
     wrong = [
-        f"--{name}: {flags[name]!r}: expected {expected}"
+        f"--{name} {flags[name]!r} is invalid: use {expected}"
         for name, (pattern, expected) in _PATTERNS.items()
         if flags.get(name) is not None and not re.fullmatch(pattern, str(flags[name]))
     ]
@@ -188,12 +235,14 @@ def _check_workers(flags: Mapping[str, Any]) -> list[str]:
     fewest = value_of(options, "min_num_workers")
     first, most = flags.get("num_workers"), flags["max_num_workers"]
     wrong = [
-        f"--{name} {flags[name]}: expected at least 1"
+        f"--{name} must be at least 1, got {flags[name]}"
         for name in ("num_workers", "max_num_workers", "disk_size_gb")
         if flags.get(name) is not None and flags[name] < 1
     ]
     if fewest is not None and not fewest.isdecimal():
-        wrong.append(f"min_num_workers={fewest}: expected a number")
+        wrong.append(
+            f"--dataflow_service_options min_num_workers={fewest}: expected a whole number"
+        )
     elif fewest is not None and int(fewest) > most:
         wrong.append(f"--min_num_workers {fewest} is more than --max_num_workers {most}")
     if first is not None and first > most:
@@ -202,9 +251,9 @@ def _check_workers(flags: Mapping[str, Any]) -> list[str]:
     kind = re.sub(r"^type:([^;]*).*", r"\1", accelerator)
     family, machine = _MACHINES.get(kind), flags["machine_type"]
     if family and not machine.startswith((family, "custom")):
-        wrong.append(f"--machine_type {machine} cannot have {kind}: expected {family}...")
+        wrong.append(f"--machine_type {machine} cannot have {kind}: expected a {family}* machine")
     if accelerator and MPS in accelerator and ONE_PROCESS in flags["experiments"]:
-        wrong.append(f"--experiments {ONE_PROCESS} is the opposite of {MPS}: drop one")
+        wrong.append(f"--experiments {ONE_PROCESS} is the opposite of {MPS}: leave one out")
     return wrong
 
 
@@ -213,10 +262,10 @@ def _check_places(flags: Mapping[str, Any]) -> list[str]:
     for name, part in (("subnetwork", "regions"), ("dataflow_kms_key", "locations")):
         found = re.search(rf"{part}/([^/]+)/", str(flags.get(name, "")))
         if found and region and found[1] not in (region, "global"):
-            wrong.append(f"--{name} is of {found[1]}, the job of --region {region}")
+            wrong.append(f"--{name} is in {found[1]}, but --region is {region}")
     zone = flags.get("worker_zone")
     if zone and flags.get("worker_region"):
-        wrong.append("--worker_zone and --worker_region: expected one of them")
+        wrong.append("--worker_zone and --worker_region exclude each other: leave one out")
     return wrong
 
 
@@ -225,7 +274,7 @@ def _check_scheduling(flags: Mapping[str, Any], streaming: bool) -> list[str]:
         return []
     wrong = []
     if streaming:
-        wrong.append("--flexrs_goal is for batch, this is a stream: leave it out")
+        wrong.append("--flexrs_goal applies to batch pipelines; this is a stream: leave it out")
     if value_of(flags["dataflow_service_options"], "worker_accelerator"):
         wrong.append("FlexRS has no GPUs: leave --flexrs_goal or the accelerator out")
     if flags.get("worker_zone") or flags.get("zone"):

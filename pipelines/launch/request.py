@@ -1,4 +1,4 @@
-"""The request that starts a Flex Template, made of flags. Pure: nothing is asked or started."""
+"""Build the request that starts a Flex Template from flags. Nothing is sent or started here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipelines.dataflow.facts import labels_of
 from pipelines.launch.command import PIPELINES
 from pipelines.options.flag import as_text
 
-# Beam's names of options -> those of the template's environment, where the value stays.
+# Options by Beam's names, and the fields of a template's environment that take the same values.
 _ENVIRONMENT = {
     "num_workers": "numWorkers",
     "max_num_workers": "maxWorkers",
@@ -32,24 +32,25 @@ _ENVIRONMENT = {
     "sdk_container_image": "sdkContainerImage",
 }
 _AUTOSCALING = {"NONE": "NONE", "THROUGHPUT_BASED": "BASIC"}
-# Of the request itself, or told by the template.
+# Options that another part of the request carries, or that the template itself sets.
 _ELSEWHERE = {
     *("project", "region", "job_name", "runner", "streaming", "update", "transform_name_mapping"),
     *("experiments", "dataflow_service_options", "labels", "use_public_ips", "flexrs_goal"),
     *("autoscaling_algorithm", "enable_streaming_engine", "save_main_session", "dry_run"),
     *("dataflow_endpoint", "no_auth"),
 }
-# What only a launch from source can do: a template's image has it all.
+# Options that only a launch from source can use: the image of a template is complete.
 _OF_SOURCE = (
     *("setup_file", "requirements_file", "extra_packages", "template_location"),
     "prebuild_sdk_container_engine",
 )
-# Beam's flag is for who submits the job. Of a template that is the launcher, in the service; the
-# launch, and all that is looked at before and after it, is asked for by this machine.
+# Beam's flag chooses the account that submits the job. The job of a template is submitted by the
+# launcher, within Dataflow. The launch itself, and all requests before and after it, come from this
+# machine.
 _IMPERSONATE = (
-    "--impersonate_service_account: a template is launched with the credentials of this machine: "
-    "leave it out, and say `gcloud auth application-default login --impersonate-service-account "
-    "ACCOUNT` before; the job runs as --service_account_email"
+    "--impersonate_service_account does not apply to a template, which is launched with the "
+    "credentials of this machine: leave it out, and first run `gcloud auth application-default "
+    "login --impersonate-service-account ACCOUNT`; the job runs as --service_account_email"
 )
 _MODES = {
     True: "STREAMING_MODE_AT_LEAST_ONCE",
@@ -65,12 +66,19 @@ def launch_request(
     *,
     streaming: bool,
 ) -> dict[str, Any]:
-    """A template's path, all flags of the job, its parameters -> LaunchFlexTemplateRequest as JSON.
+    """Return the LaunchFlexTemplateRequest of a job as JSON.
 
-    Raises UsageError for flags that a template cannot have.
+    Args:
+        template: The path of the template's spec file, gs://BUCKET/PATH.
+        flags: All flags of the job, by Beam's names of options.
+        parameters: The parameters of the template.
+        streaming: Whether the job is a stream.
+
+    Raises:
+        UsageError: A flag cannot be used with a template.
     """
     wrong = [
-        f"--{name}: the template's image has it all: leave it out"
+        f"--{name} does not apply to a template, whose image is complete: leave it out"
         for name in _OF_SOURCE
         if flags.get(name)
     ]
@@ -96,7 +104,7 @@ def launch_request(
 
 
 def _environment(flags: Mapping[str, Any], streaming: bool) -> dict[str, Any]:
-    """All flags of a job -> FlexTemplateRuntimeEnvironment as JSON."""
+    """Return the FlexTemplateRuntimeEnvironment of a job as JSON."""
     found = {
         field: flags[name] for name, field in _ENVIRONMENT.items() if flags.get(name) is not None
     }
@@ -105,7 +113,7 @@ def _environment(flags: Mapping[str, Any], streaming: bool) -> dict[str, Any]:
         found["enableStreamingEngine"] = True
         found["streamingMode"] = _MODES[AT_LEAST_ONCE in services]
         services = [option for option in services if option != AT_LEAST_ONCE]
-    # The launcher makes options of the service out of experiments of these names.
+    # The launcher turns experiments with these names into service options.
     found["additionalExperiments"] = [*flags.get("experiments", ()), *services]
     if flags.get("labels"):
         found["additionalUserLabels"] = labels_of(flags["labels"])
@@ -127,9 +135,9 @@ def _environment(flags: Mapping[str, Any], streaming: bool) -> dict[str, Any]:
 
 
 def _options(name: str, value: Any) -> list[str]:
-    """One of Beam's options -> the flags that say it.
+    """Return one of Beam's options as flags.
 
-    Beam takes a list one by one, and has a flag of its own for what is switched off.
+    Beam takes the values of a list one by one, and switches an option off with a separate flag.
     """
     if value is False:
         return [f"no_{name}=true"]
@@ -138,7 +146,11 @@ def _options(name: str, value: Any) -> list[str]:
 
 
 def parameters_of(groups: Mapping[type[Any], Any]) -> dict[str, str]:
-    """A pipeline's flags -> the template's parameters: those that are not their default."""
+    """Return the parameters of a template: the pipeline's flags that differ from their defaults.
+
+    Args:
+        groups: The values of the pipeline's flags, by group.
+    """
     return {
         f.name: as_text(getattr(group, f.name))
         for kind, group in groups.items()
@@ -150,29 +162,41 @@ def parameters_of(groups: Mapping[type[Any], Any]) -> dict[str, str]:
 def check_parameters(
     name: str, template: str, spec: Mapping[str, Any], parameters: Mapping[str, str]
 ) -> None:
-    """A pipeline, a template's path and spec file, parameters -> nothing, or one UsageError.
+    """Check that a template fits the pipeline and the parameters.
 
-    A template may be older or newer than this source, or that of another pipeline.
+    A template may be older or newer than this source, or belong to another pipeline.
+
+    Args:
+        name: The name of the pipeline, such as `batch_local`.
+        template: The path of the template's spec file, for messages.
+        spec: The content of the spec file.
+        parameters: The parameters for the template.
+
+    Raises:
+        UsageError: The template does not fit; the message names all wrong parameters.
     """
     metadata = spec.get("metadata") or {}
     known = {parameter["name"]: parameter for parameter in metadata.get("parameters", [])}
     if not known:
         raise UsageError(
-            f"--template {template} has no parameters in its metadata: make it with `make template`"
+            f"--template {template} has no parameters in its metadata: create it with "
+            "`make template`"
         )
     title = str(metadata.get("name", ""))
     of_title = {command.title: other for other, command in PIPELINES.items()}
     other = of_title.get(title, name)
     if other != name:
         raise UsageError(
-            f"--template {template} is that of {other}: expected one of {name}, or "
+            f"--template {template} is a template of {other}: pass a template of {name}, or run "
             f"{as_typed(f'pipelines.launch {other}')}"
         )
     if bool(metadata.get("streaming")) != name.startswith("stream"):
-        kind = "streams" if metadata.get("streaming") else "batch"
-        raise UsageError(f"--template {template} is for {kind}: {title}")
+        kind = "stream" if metadata.get("streaming") else "batch run"
+        raise UsageError(
+            f"--template {template} ({title}) starts a {kind}: pass a template of {name}"
+        )
     wrong = [
-        f"--{given}: the template has no such parameter{suggest(given, known)}"
+        f"the template has no parameter --{given}{suggest(given, known)}"
         for given in parameters
         if given not in known
     ]
@@ -183,8 +207,8 @@ def check_parameters(
                 wrong.append(f"--{flag} is missing: {parameter.get('helpText', '')}".rstrip(": "))
             continue
         if not all(re.search(pattern, value) for pattern in parameter.get("regexes", [])):
-            asked = parameter.get("helpText", "another value")
-            wrong.append(f"--{flag} {value}: the template expects: {asked}".rstrip("."))
+            help_text = parameter.get("helpText", "use another value")
+            wrong.append(f"--{flag} {value} is invalid for the template: {help_text}".rstrip("."))
         choices = [option["value"] for option in parameter.get("enumOptions", [])]
         if choices and value not in choices:
             wrong.append(f"--{flag} must be one of {', '.join(choices)}, got {value}")

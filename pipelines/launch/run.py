@@ -1,4 +1,4 @@
-"""What `python -m pipelines.launch` does: all is checked, then one job is started or followed."""
+"""What `python -m pipelines.launch` does: check everything, then start or follow one job."""
 
 from __future__ import annotations
 
@@ -31,14 +31,24 @@ from pipelines.options.flag import Parsed
 from pipelines.options.launch import AttachOptions, LaunchOptions
 from pipelines.options.rules import check_batch, check_stream, require
 
-# A poll that hangs is given up for the next one.
+# How long one poll is retried, in seconds: the next poll follows soon.
 _POLL_RETRY_SECONDS = 20.0
 
 
 def launch(name: str, parsed: Parsed) -> int:
-    """A pipeline's name and all flags -> the exit code.
+    """Start a pipeline on Dataflow, and follow the job if `--wait` is given.
 
-    Raises UsageError and whatever the pipeline's own command raises, before anything starts.
+    Args:
+        name: The name of the pipeline, such as `batch_local`.
+        parsed: All flags.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UsageError: A flag is invalid. Nothing has started, as with all errors that the pipeline's
+            own command raises.
+        JobError: The job cannot be started, or it failed.
     """
     from pipelines.beam_args import given_flags
     from pipelines.dataflow.job_name import job_name
@@ -47,11 +57,13 @@ def launch(name: str, parsed: Parsed) -> int:
     flags = parsed.get(LaunchOptions)
     given = given_flags(parsed.beam_args)
     if not is_dataflow(given.get("runner", DATAFLOW)):
-        raise UsageError(f"--runner {given['runner']}: a launch is on Dataflow: leave it out")
+        raise UsageError(
+            f"--runner {given['runner']}: this command always runs on Dataflow: leave it out"
+        )
     if given.get("update") and not name.startswith("stream"):
-        raise UsageError(f"--update replaces a stream, {name} is none: leave it out")
+        raise UsageError(f"--update replaces a stream; {name} is a batch pipeline: leave it out")
     if given.get("transform_name_mapping") and not given.get("update"):
-        raise UsageError("--transform_name_mapping belongs to --update")
+        raise UsageError("--transform_name_mapping has no effect without --update")
     needed = {flag: given.get(flag) for flag in ("project", "region", "temp_location")}
     check = check_stream if name.startswith("stream") else check_batch
     check(name, parsed, f"launch {name}", **needed)
@@ -66,7 +78,12 @@ def launch(name: str, parsed: Parsed) -> int:
 
 
 def added_args(given: Mapping[str, Any], job: Mapping[str, Any]) -> list[str]:
-    """Flags as given, all flags of the job -> what the latter have more, as arguments. Pure."""
+    """Return as arguments the flags of a job that were not given.
+
+    Args:
+        given: Flags that were given, by Beam's names of options, lists as lists.
+        job: All flags of the job, in the same form.
+    """
     added = []
     for name, value in job.items():
         if isinstance(value, list):
@@ -77,7 +94,7 @@ def added_args(given: Mapping[str, Any], job: Mapping[str, Any]) -> list[str]:
 
 
 def _run(name: str, parsed: Parsed) -> None:
-    """A pipeline's own command, in this process."""
+    """Run a pipeline's own command in this process."""
     module, _, function = PIPELINES[name].run.partition(":")
     getattr(importlib.import_module(module), function)(parsed)
 
@@ -121,10 +138,10 @@ def _from_template(name: str, flags: LaunchOptions, own: Parsed, job: Mapping[st
 
 
 def _follow(jobs: Jobs, ident: str, region: str, flags: LaunchOptions, own: Parsed) -> int:
-    """A job that was started, by id or name -> the exit code, when it has ended."""
+    """Follow a started job, given by id or name, to its end, and return the exit code."""
     cloud = jobs.cloud
     command = attach_command(cloud.project, region, ident, cloud.endpoints)
-    again = f"the job goes on; follow it: {command}"
+    again = f"the job is still running; follow it: {command}"
     try:
         with interrupted(again):
             job = jobs.find(ident, region)
@@ -135,7 +152,7 @@ def _follow(jobs: Jobs, ident: str, region: str, flags: LaunchOptions, own: Pars
 
 
 def _shown(request: Mapping[str, Any]) -> dict[str, Any]:
-    """A request -> the same, without the values of secrets."""
+    """Return a request without the values of secrets."""
     from pipelines.beam_args import is_secret
 
     launched = request["launchParameter"]
@@ -150,7 +167,7 @@ def _shown(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_spec(template: str, own: Parsed, job: Mapping[str, Any]) -> dict[str, Any]:
-    """A template's path -> its spec file. Raises InputError, CredentialsError."""
+    """Read the spec file of a template; raise InputError if it cannot be read."""
     cloud = _cloud(own, job)
     bucket, _, path = template.removeprefix("gs://").partition("/")
     with translate_errors(InputError, f"--template {template} cannot be read"):
@@ -159,7 +176,7 @@ def _read_spec(template: str, own: Parsed, job: Mapping[str, Any]) -> dict[str, 
             content = blob.download_as_bytes(retry=retry(cloud.retry_seconds))
         except exceptions.NotFound as error:
             raise InputError(
-                f"--template {template}: there is no such file: `make template` writes it"
+                f"--template {template} does not exist: create it with `make template`"
             ) from error
     try:
         spec = orjson.loads(content)
@@ -167,15 +184,16 @@ def _read_spec(template: str, own: Parsed, job: Mapping[str, Any]) -> dict[str, 
         spec = None
     if not isinstance(spec, dict) or "image" not in spec:
         raise InputError(
-            f"--template {template} is no spec file of a Flex Template: `make template` writes one"
+            f"--template {template} is not the spec file of a Flex Template: create one with "
+            "`make template`"
         )
     return spec
 
 
 def _check_update(name: str, own: Parsed, job: Mapping[str, Any]) -> None:
-    """The pipeline as this source makes it is compared with the job that runs: a dry run does it.
+    """Compare the running job with the pipeline of this source, by a dry run.
 
-    The template's image is taken to be of the same version.
+    This assumes that the template's image has the same version as this source.
     """
     args = [*own.beam_args, "--dry_run=true"]
     if not job.get("sdk_container_image"):
@@ -200,7 +218,7 @@ def _as_json(own: Parsed) -> bool:
 
 
 def _without_json(own: Parsed) -> Parsed:
-    """Flags -> the same, with lines for people."""
+    """Return the flags with `--json_summary` switched off."""
     groups = {
         kind: replace(group, json_summary=False) if hasattr(group, "json_summary") else group
         for kind, group in own.groups.items()
@@ -209,7 +227,7 @@ def _without_json(own: Parsed) -> Parsed:
 
 
 def _for_people(own: Parsed) -> TextIO:
-    """Flags -> where lines are told that are not the report, which standard output may be for."""
+    """Return the stream for lines: with `--json_summary`, standard output has only the report."""
     return sys.stderr if _as_json(own) else sys.stdout
 
 
@@ -223,7 +241,20 @@ def _monitor(jobs: Jobs, poll_seconds: int, own: Parsed) -> Monitor:
 
 
 def attach(parsed: Parsed) -> int:
-    """The flags of `--attach` -> the exit code, when the job has ended. Raises UsageError."""
+    """Follow a job that is already started to its end.
+
+    Args:
+        parsed: The flags of `launch --attach`.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UsageError: A flag is missing or invalid, or there is no such job.
+        JobError: The job cannot be found, or it failed.
+        CredentialsError: There are no credentials that can be used.
+        TooManyDeadLetters: The run left more dead letters than its flags allow.
+    """
     flags = parsed.get(AttachOptions)
     _refuse_others(parsed.beam_args)
     require("launch", attach=flags.attach)
@@ -244,8 +275,8 @@ def attach(parsed: Parsed) -> int:
 def _refuse_others(args: Sequence[str]) -> None:
     if args:
         raise UsageError(
-            f"unknown flag {args[0]}: expected a pipeline's name first ({', '.join(PIPELINES)}), "
-            "or --attach JOB --project P --region R"
+            f"unknown flag {args[0]}: expected the name of a pipeline first "
+            f"({', '.join(PIPELINES)}), or --attach JOB --project P --region R"
         )
 
 

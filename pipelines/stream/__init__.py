@@ -1,1 +1,1 @@
-"""Streams: messages in, scored rows out as they come."""
+"""Streams: score messages as they arrive, and write the rows."""

@@ -1,4 +1,4 @@
-"""What a stream is asked to do: where its messages come from, how they are read, where rows go."""
+"""The configuration of a stream: its source, the format of its messages, its model and sinks."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from pipelines.options.stream import MessageKind
 
 @dataclass(frozen=True, kw_only=True)
 class Subscription:
-    """An existing subscription: projects/PROJECT/subscriptions/NAME."""
+    """An existing subscription, named projects/PROJECT/subscriptions/NAME."""
 
     name: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class OwnSubscription:
-    """A subscription that this run makes, of a topic: projects/PROJECT/topics/NAME."""
+    """A subscription that the run creates for a topic, named projects/PROJECT/topics/NAME."""
 
     topic: str
 
@@ -37,8 +37,12 @@ class OwnSubscription:
 class MessageConfig:
     """How messages are read.
 
-    avro_schema: JSON, or @ and the path of a file. id_column: None for the message's own id.
-    window_seconds: of the windows that are written with each row, None for none.
+    Attributes:
+        avro_schema: The schema as JSON, or `@` and the path of a file that holds it.
+        max_bytes: The size in bytes above which a message becomes a dead letter.
+        id_column: The field with the row id; None for the id of the message.
+        window_seconds: The length of the windows whose bounds are written with each row; None for
+            rows without a window.
     """
 
     kind: MessageKind
@@ -50,10 +54,16 @@ class MessageConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamConfig(ScoringConfig):
-    """A stream.
+    """The configuration of a stream.
 
-    allow_shared: the subscription may have another reader. deduplicate_seconds,
-    max_batch_wait_ms: None for neither. topics: that are written.
+    Attributes:
+        allow_shared: Whether the subscription may have another reader.
+        deduplicate_seconds: For how long a message id is remembered, to drop duplicates; None to
+            keep them.
+        max_batch_wait_ms: How long a message may wait for others, in milliseconds; None to score
+            each bundle by itself.
+        sinks: Where rows are written.
+        letter_sinks: Where dead letters are written.
     """
 
     source: Subscription | OwnSubscription
@@ -67,13 +77,21 @@ class StreamConfig(ScoringConfig):
 
     @property
     def project(self) -> str:
-        """The project of the subscription, or of its topic."""
+        """The project of the subscription or of its topic."""
         source = self.source
         return (source.name if isinstance(source, Subscription) else source.topic).split("/")[1]
 
 
 def stream_config(pipeline: str, parsed: Parsed) -> StreamConfig:
-    """A pipeline's name and its flags -> what it is asked to do. Raises UsageError."""
+    """Return the configuration that a stream's flags describe.
+
+    Args:
+        pipeline: The name of the pipeline, such as `stream_local`.
+        parsed: All flags.
+
+    Raises:
+        UsageError: A flag is missing or invalid.
+    """
     check_stream(pipeline, parsed)
     flags, sinks = parsed.get(StreamSourceOptions), parsed.get(StreamSinkOptions)
     source: Subscription | OwnSubscription

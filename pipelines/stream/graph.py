@@ -1,4 +1,4 @@
-"""The graph of a stream: how messages, a model handler and sinks are put together."""
+"""The graph of a stream: read messages, predict, and write rows and dead letters."""
 
 from __future__ import annotations
 
@@ -32,9 +32,11 @@ from transforms.provenance import Provenance
 
 @dataclass(frozen=True)
 class StreamSinks:
-    """Where a stream's rows, or its dead letters, go: any of these together.
+    """Where a stream's rows, or its dead letters, are written: to all of the sinks that are set.
 
-    folder: of the part, with a file for each span of `file_seconds`.
+    Attributes:
+        folder: The folder of the scores, or of the dead letters.
+        file_seconds: Each file holds the rows of this many seconds.
     """
 
     topic: str | None = None
@@ -45,10 +47,14 @@ class StreamSinks:
 
 @dataclass(kw_only=True)
 class ScoreStream(beam.PTransform):
-    """Nothing -> an endless run: messages scored and written as they come.
+    """A transform that scores messages as they arrive, and writes rows and dead letters.
 
-    source: a PTransform that gives what transforms.messages.message.parse takes. schema: of the
-    output rows. deduplicate_seconds, max_batch_wait_ms: None for neither.
+    Attributes:
+        source: A transform whose elements transforms.messages.message.parse takes.
+        schema: The schema of the output rows.
+        deduplicate_seconds: As in StreamConfig.
+        max_batch_wait_ms: As in StreamConfig.
+        batch_rows: The largest number of rows in a batch.
     """
 
     source: beam.PTransform
@@ -66,7 +72,7 @@ class ScoreStream(beam.PTransform):
     batch_rows: int = 4_096
 
     def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[pa.RecordBatch]:
-        """source -> decode -> predict -> encode -> sinks, failures -> dead letter sinks."""
+        """Read, decode, predict, encode and write; return the encoded rows."""
         messages = pipeline | "ReadMessages" >> self.source
         if self.deduplicate_seconds is not None:
             messages = messages | "DropDuplicates" >> DropDuplicates(self.deduplicate_seconds)
@@ -89,7 +95,7 @@ class ScoreStream(beam.PTransform):
         return rows
 
     def _write(self, rows: beam.PCollection[pa.RecordBatch]) -> list[beam.PCollection]:
-        """Rows -> the sinks; what one of them refuses comes back as failure records."""
+        """Write rows to the sinks; return the failure records of rows that a sink rejects."""
         to, refused = self.sinks, []
         if to.topic is not None:
             publish = PublishBatches(self.cloud, to.topic, "rows", self.provenance)
@@ -123,8 +129,8 @@ class ScoreStream(beam.PTransform):
 
 
 def raise_refused(failures: pa.RecordBatch) -> None:
-    """Dead letters that even their table refuses -> OutputError: they must not vanish."""
+    """Raise OutputError for dead letters that their own table rejects: they must not get lost."""
     raise OutputError(
-        f"the dead letter table refuses {failures.num_rows} rows: "
+        f"the dead letter table rejects {failures.num_rows} rows: "
         f"{failures.column('message')[0].as_py()}"
     )

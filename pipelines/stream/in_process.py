@@ -1,4 +1,4 @@
-"""A stream that runs in this process: until Ctrl-C, or until no message came for long enough."""
+"""A stream that runs in this process, until Ctrl-C or until no message arrives for some time."""
 
 from __future__ import annotations
 
@@ -24,23 +24,25 @@ from transforms.files.unfinished import remove_begun
 from transforms.messages.in_process_source import Intake
 
 _POLL_SECONDS = 0.1
-STOPPING = "stopping: what was taken is scored and written first (Ctrl-C again: at once)"
+STOPPING = (
+    "stopping after the received messages are scored and written (Ctrl-C again stops at once)"
+)
 
 
-# Models of this process. Beam keeps the last object alive that it shares, and with each bundle
-# shares two: without another reference it would load the model anew for every bundle.
+# The models of this process. Beam keeps only the last shared object alive, and shares two for each
+# bundle. Without another reference it would load the model again for every bundle.
 _loaded: list[Any] = []
 
 
 class KeptModelHandler(BatchHandler[Any]):
-    """Another handler, whose model stays loaded for the life of the process."""
+    """A handler that keeps the model of another handler loaded as long as the process lives."""
 
     def __init__(self, handler: BatchHandler[Any]) -> None:
         super().__init__(handler.manifest, handler.outputs, handler.batch_rows)
         self._handler = handler
 
     def load_model(self) -> Any:
-        """The model, which Beam finds again."""
+        """Load the model, and keep a reference to it."""
         model = self._handler.load_model()
         _loaded.append(model)
         return model
@@ -48,15 +50,19 @@ class KeptModelHandler(BatchHandler[Any]):
     def predict(
         self, model: Any, arrays: Sequence[np.ndarray], rows: int
     ) -> tuple[pa.StructArray, pa.StructArray]:
-        """As the other handler."""
+        """Predict with the other handler."""
         return self._handler.predict(model, arrays, rows)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """A subscription and who reads it. made: it was made for this run, and goes with it.
+    """A subscription that a run in this process reads.
 
-    hidden_seconds: how long a reader that is gone may keep messages from this one.
+    Attributes:
+        subscription: The full name of the subscription.
+        reader: The name of the run in the subscription's label.
+        made: Whether the subscription was created for this run, and is deleted with it.
+        hidden_seconds: For how long messages may still be leased to a reader that was killed.
     """
 
     subscription: str
@@ -66,21 +72,35 @@ class Reading:
     hidden_seconds: float = 0.0
 
     def left(self, count: int) -> str:
-        """How many messages are not acknowledged -> what becomes of them."""
-        fate = "they are gone with the run's own subscription" if self.made else "they come again"
+        """Return a line that says what happens to the messages that are not acknowledged."""
+        fate = (
+            "they are lost with the run's own subscription"
+            if self.made
+            else "they will be delivered again"
+        )
         return f"{count:,} messages are not acknowledged: {fate}"
 
 
 def watch(
     pipeline: beam.Pipeline, intake: Intake, reading: Reading, options: StreamRunOptions
 ) -> None:
-    """A pipeline that reads an Intake -> run; its rates and its balance on standard error.
+    """Run a stream in this process, and report its rates and its balance on standard error.
 
-    Raises what the pipeline raised, KeyboardInterrupt where it was not let end.
+    Args:
+        pipeline: The pipeline, which reads the intake.
+        intake: The messages of the subscription.
+        reading: The subscription, and the run as its reader.
+        options: When to report and when to stop.
+
+    Raises:
+        BalanceError: Messages or rows are missing, or there are too many.
+        KeyboardInterrupt: A second Ctrl-C stopped the run at once; the message says how many
+            messages are not acknowledged.
+        Exception: Whatever the pipeline raised.
     """
-    tally, begin = start_tally(), time.monotonic()
+    tally, started = start_tally(), time.monotonic()
     with _terminated_as_interrupted():
-        # wait_until_finish alone tells that a step failed for good.
+        # Only wait_until_finish reports that a step has failed for good.
         ended = ThreadPoolExecutor(1).submit(pipeline.run().wait_until_finish)
         try:
             try:
@@ -93,11 +113,11 @@ def watch(
             intake.end()
             _wait(ended)
             tally.pulled = intake.given
-            seconds = time.monotonic() - begin
+            seconds = time.monotonic() - started
             say(summary(tally, seconds))
             if not intake.given:
-                say(f"no message came within {seconds:,.0f} s")
-            # Before the rest is acknowledged: what got lost may still come again.
+                say(f"no message arrived within {seconds:,.0f} s")
+            # Check before the last messages are acknowledged: lost ones can be delivered again.
             check_balance(tally, intake.again)
             intake.finish()
         except KeyboardInterrupt as interrupt:
@@ -111,47 +131,47 @@ def watch(
 
 @dataclass
 class _Ending:
-    """When a run ends by itself: when no message came for `patience` seconds, None for never.
+    """When a run ends by itself: after `patience` seconds without a message; None for never.
 
-    Where none came at all, messages may be there that a reader which is gone still holds: the
-    run goes on until they come, `hidden` seconds at most.
+    If no message has arrived at all, a reader that was killed may still hold messages. The run
+    then waits for them, at most `hidden` seconds.
     """
 
     patience: int | None
     hidden: float
-    told: bool = False
+    announced: bool = False
 
     def is_now(self, intake: Intake) -> bool:
-        """Whether the run is to end; tells once why it does not yet."""
+        """Return whether the run should end now; print once why it waits longer."""
         quiet = intake.quiet_seconds
         if self.patience is None or quiet <= self.patience:
             return False
         if intake.given or quiet > self.hidden:
             return True
-        if not self.told:
-            self.told = True
+        if not self.announced:
+            self.announced = True
             left = self.hidden - quiet
-            say(f"no message came within {quiet:,.0f} s: waiting {left:,.0f} s more, {HELD}")
+            say(f"no message arrived within {quiet:,.0f} s: waiting {left:,.0f} s more, {HELD}")
         return False
 
 
 def _reported(
     ended: Future[Any], intake: Intake, tally: Tally, report_seconds: int, ending: _Ending
 ) -> Iterator[None]:
-    """A run -> nothing, again and again until it has ended or is to end; tells its rates."""
-    told, rows = time.monotonic(), 0
+    """Yield at intervals until a run has ended or should end, and report its rates."""
+    reported, rows = time.monotonic(), 0
     while not wait([ended], _POLL_SECONDS).done:
         now = time.monotonic()
-        if now - told >= report_seconds:
-            say(report_line(tally, tally.received - rows, now - told))
-            rows, told = tally.received, now
+        if now - reported >= report_seconds:
+            say(report_line(tally, tally.received - rows, now - reported))
+            rows, reported = tally.received, now
         if ending.is_now(intake):
             return
         yield
 
 
 def _every(seconds: float, steps: Iterator[None]) -> Iterator[None]:
-    """Steps -> those of them that are so far apart."""
+    """Yield for those steps that are at least so many seconds apart."""
     last = time.monotonic()
     for _ in steps:
         if time.monotonic() - last > seconds:
@@ -160,7 +180,7 @@ def _every(seconds: float, steps: Iterator[None]) -> Iterator[None]:
 
 
 def _wait(ended: Future[Any]) -> None:
-    """Waits as Ctrl-C may interrupt it. Raises what the pipeline raised."""
+    """Wait so that Ctrl-C can interrupt it; raise what the pipeline raised."""
     while not wait([ended], _POLL_SECONDS).done:
         pass
     ended.result()
@@ -168,11 +188,11 @@ def _wait(ended: Future[Any]) -> None:
 
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Containers and service managers end a process by SIGTERM: as Ctrl-C, a second time too."""
+    """Treat each SIGTERM as Ctrl-C: containers and service managers stop a process with it."""
     before = signal.getsignal(signal.SIGTERM)
 
     def interrupt(number: int, frame: Any) -> None:
-        # The command's own handler interrupts once, and keeps which signal it was.
+        # The command's own handler raises only once, and records which signal arrived.
         if callable(before):
             before(number, frame)
         raise KeyboardInterrupt

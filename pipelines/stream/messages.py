@@ -1,4 +1,4 @@
-"""How a stream's messages are read, and what is written of each."""
+"""The format of a stream's messages, and the fields that are written of each row."""
 
 from __future__ import annotations
 
@@ -20,7 +20,16 @@ from transforms.validate import VECTOR_COLUMN
 def stream_fields(
     model: ModelConfig, window_seconds: int | None, manifest: Manifest
 ) -> OutputFields:
-    """What is asked for and a manifest -> what is written of each row. Raises UsageError."""
+    """Return the fields that are written of each row.
+
+    Args:
+        model: The flags of the model, which choose the fields.
+        window_seconds: The length of the windows written with each row; None for no windows.
+        manifest: The manifest of the model.
+
+    Raises:
+        UsageError: The model has no such field, or the field cannot be chosen.
+    """
     if model.output_schema == "reference":
         return replace(reference_fields(manifest), stream=True, window_seconds=window_seconds)
     fields = choose_fields(manifest, model.output_fields, stream=True)
@@ -30,7 +39,16 @@ def stream_fields(
 def message_format(
     messages: MessageConfig, manifest: Manifest, fields: OutputFields
 ) -> MessageFormat:
-    """What is asked for, a manifest and the fields -> how messages are read. Raises UsageError."""
+    """Return the format in which messages are read.
+
+    Args:
+        messages: The flags of the messages.
+        manifest: The manifest of the model.
+        fields: The fields that are written, which include columns of the messages.
+
+    Raises:
+        UsageError: The Avro schema is not valid, or lacks a feature.
+    """
     carried = tuple((n, kind) for n, kind in CARRIED if n not in manifest.features)
     row_format = RowFormat(manifest, messages.id_column, fields.source, carried)
     text = messages.avro_schema

@@ -1,7 +1,7 @@
-"""Rates and latencies of a stream: as metrics of Beam, and for a run in this process as lines.
+"""Rates and latencies of a stream, as Beam metrics and as lines for a run in this process.
 
-A stream has no end at which it could be summed up, so the counts are kept here, in the
-module, by DoFns that the graph has in any case.
+A stream does not end, so its results cannot be summed up by the graph. Instead, DoFns of the graph
+add their counts to a tally in this module.
 """
 
 from __future__ import annotations
@@ -21,16 +21,21 @@ from common.errors import BalanceError
 from common.record_batch import MESSAGE, struct_columns
 from transforms.accounts import Count
 
-# Updating a metric takes a microsecond, so large batches give a sample of their rows.
+# Updating a metric takes a microsecond, so only a sample of the rows of a large batch is measured.
 SAMPLED_ROWS = 100
 
 
 @dataclass(kw_only=True)
 class Tally:
-    """What has happened since the start. latencies: milliseconds since the last report.
+    """The counts of a run in this process since its start.
 
-    refused: rows that were scored, of which a sink made dead letters. pulled, decoded:
-    messages, where this process pulls them itself.
+    Attributes:
+        received: Rows that were decoded, or failed to decode.
+        dead_letters: Rows that failed before a sink.
+        refused: Rows that were scored, and became dead letters because a sink rejected them.
+        latencies: Latencies since the last report, in milliseconds.
+        pulled: Messages that this process pulled.
+        decoded: Messages that were decoded.
     """
 
     received: int = 0
@@ -43,19 +48,19 @@ class Tally:
 
 
 _lock = threading.Lock()
-# Only where somebody takes the latencies they are kept.
+# None unless a run in this process has started it: otherwise no one would take the latencies.
 _tally: Tally | None = None
 
 
 def start_tally() -> Tally:
-    """Nothing -> a new tally, which the DoFns below add to from now on."""
+    """Return a new tally, to which the DoFns below add from now on."""
     global _tally
     _tally = Tally()
     return _tally
 
 
 def count_received(batch: pa.RecordBatch) -> None:
-    """Rows that were decoded, or failed to be -> nothing; they are counted."""
+    """Count rows that were decoded, or failed to decode."""
     Metrics.counter("millrace", "rows_received").inc(batch.num_rows)
     with _lock:
         if _tally is not None:
@@ -63,14 +68,14 @@ def count_received(batch: pa.RecordBatch) -> None:
 
 
 def count_decoded(count: Count) -> None:
-    """How many messages were decoded -> nothing; they are counted."""
+    """Count messages that were decoded."""
     with _lock:
         if _tally is not None:
             _tally.decoded += count[1]
 
 
 def count_dead_letters(failures: pa.RecordBatch) -> None:
-    """Failure records -> nothing; they are counted."""
+    """Count failure records."""
     Metrics.counter("millrace", "rows_dead_lettered").inc(failures.num_rows)
     with _lock:
         if _tally is not None:
@@ -80,14 +85,14 @@ def count_dead_letters(failures: pa.RecordBatch) -> None:
 
 
 def take_latencies(tally: Tally) -> np.ndarray:
-    """A tally -> the latencies since the last call, in milliseconds."""
+    """Return the latencies since the last call, in milliseconds, float64 [rows]."""
     with _lock:
         latencies, tally.latencies = tally.latencies, []
     return np.concatenate(latencies) if latencies else np.empty(0)
 
 
 class _MeasureDoFn(beam.DoFn):
-    """Predicted batches -> the same; how long their rows took goes to metrics and the tally."""
+    """A DoFn that adds the latencies of predicted batches to the metrics and the tally."""
 
     def __init__(self) -> None:
         names = ("waited_ms", "processed_ms", "total_ms")
@@ -114,19 +119,25 @@ class _MeasureDoFn(beam.DoFn):
 
 @dataclass
 class MeasureLatency(beam.PTransform):
-    """Predicted batches of a stream -> the same, measured.
+    """A transform that measures the latency of predicted batches, and passes them on unchanged.
 
-    Distributions: waited_ms from publishing to a worker, processed_ms from there to the
-    score, total_ms of both.
+    It updates three distributions: waited_ms from publishing to a worker, processed_ms from there
+    to the score, and total_ms for both.
     """
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[pa.RecordBatch]:
-        """One DoFn."""
+        """Measure each batch."""
         return batches | beam.ParDo(_MeasureDoFn()).with_output_types(pa.RecordBatch)
 
 
 def report_line(tally: Tally, rows: int, seconds: float) -> str:
-    """A tally, and rows received within some seconds -> a line for a terminal."""
+    """Return a progress line, and clear the latencies that it reports.
+
+    Args:
+        tally: The counts of the run.
+        rows: Rows received since the last report.
+        seconds: Time since the last report.
+    """
     latencies = take_latencies(tally)
     line = (
         f"{tally.received:>10,} received  {tally.scored:>10,} scored  "
@@ -139,27 +150,39 @@ def report_line(tally: Tally, rows: int, seconds: float) -> str:
 
 
 def check_balance(tally: Tally, again: int) -> None:
-    """A tally at the end of a run -> nothing, or BalanceError.
+    """Check the counts at the end of a run.
 
-    Every message that was pulled has to be decoded, but for those that came `again` and may
-    have been dropped as duplicates; every row has to be scored or a dead letter.
+    Every message that was pulled must be decoded, except those that may have been dropped as
+    duplicates. Every row must be scored or a dead letter.
+
+    Args:
+        tally: The counts of the run.
+        again: How many messages were delivered again, and may have been dropped.
+
+    Raises:
+        BalanceError: Messages or rows are missing, or there are too many.
     """
     if not tally.pulled - again <= tally.decoded <= tally.pulled:
         raise BalanceError(
             f"messages are missing or doubled: {tally.pulled:,} were pulled, {tally.decoded:,} "
-            "decoded; those that are not acknowledged come again: run again, and report this if "
-            "it happens again"
+            "decoded; messages that are not acknowledged will be delivered again: run again, and "
+            "report this if it happens again"
         )
     if tally.received != tally.scored + tally.dead_letters:
         raise BalanceError(
             f"rows are missing or doubled: {tally.received:,} were received, {tally.scored:,} "
             f"scored, {tally.dead_letters:,} are dead letters; messages that are not acknowledged "
-            "come again: run again, and report this if it happens again"
+            "will be delivered again: run again, and report this if it happens again"
         )
 
 
 def summary(tally: Tally, seconds: float) -> str:
-    """A tally at the end of a run -> some lines of text, with the balance."""
+    """Return the lines that sum up a run, with its balance.
+
+    Args:
+        tally: The counts of the run.
+        seconds: How long the run took.
+    """
     missing = tally.received - tally.scored - tally.dead_letters
     balance = "rows received = scored + dead letters"
     if missing:
@@ -170,9 +193,11 @@ def summary(tally: Tally, seconds: float) -> str:
         ("dead letters", f"{tally.dead_letters:>12,}"),
     ]
     if tally.refused:
-        note = "scored, then refused by an output: dead letters as well"
+        note = "scored, then refused by a sink: also dead letters"
         lines.append(("refused", f"{tally.refused:>12,}  {note}"))
     if tally.pulled:
-        lines.insert(0, ("messages", f"{tally.pulled:>12,}  of them decoded {tally.decoded:,}"))
+        lines.insert(
+            0, ("messages", f"{tally.pulled:>12,}  of which {tally.decoded:,} were decoded")
+        )
     lines.append(("balance", balance))
     return "\n".join(f"{name:<13} {value}".rstrip() for name, value in lines)

@@ -1,21 +1,21 @@
-"""Streams: options to a graph, the graph to an endless run.
+"""Run a stream: turn its flags into a graph, and run the graph here or start it elsewhere.
 
-What a run in this process promises: a message is acknowledged when its row, or its dead
-letter, is in every sink (transforms/messages/in_process_source.py). A run that is stopped, by
-Ctrl-C, by SIGTERM or by --stop_after_seconds, first ends what it has taken; one that fails or dies
-leaves the rest to the next reader. So nothing is lost, and after a failure some rows are
-written again, with the same row_id. What it cannot promise:
+A run in this process acknowledges a message when its row, or its dead letter, is in every sink
+(transforms/messages/in_process_source.py). A run that is stopped by Ctrl-C, SIGTERM or
+--stop_after_seconds first scores and writes the messages that it has received. A run that fails or
+is killed leaves its messages to the next reader. So no message is lost, and after a failure some
+rows are written again, with the same row_id. A run in this process has limits:
 
-- One thread does all steps, one after the other, for one bundle at a time, and sets every
-  step up anew for each bundle: rates and latencies say nothing about Dataflow's.
-- A step that fails is repeated four times at once; then the run ends with its error. On
-  Dataflow it would be repeated for ever, while the others go on.
-- What waits is kept in memory: the rows of a span of --output_files, and with
-  --deduplicate_seconds all ids that ever came, which also slow every step down.
-- Ids are known since the start: what an earlier run had taken is no duplicate.
-- Messages with an ordering key are scored in order, but not held back for one another.
-- A subscription that was made for the run (--create_subscription) goes with it, and with it
-  what a run that failed had not acknowledged.
+- One thread executes all steps, one after the other, for one bundle at a time, and sets up every
+  step again for each bundle. Its rates and latencies say nothing about those on Dataflow.
+- A step that fails is tried four times without a pause, and then the run ends with the error.
+  Dataflow would retry the step without end, while other steps continue.
+- Waiting data is kept in memory: the rows of a span of --output_files, and with
+  --deduplicate_seconds all ids that have ever arrived, which also slow down every step.
+- Ids are remembered only within a run: a message that an earlier run has read is not a duplicate.
+- Messages with an ordering key are scored in order, but none is held back for another one.
+- A subscription that the run has created (--create_subscription) is deleted when the run ends. If
+  the run failed, the messages that it had not acknowledged are lost with it.
 """
 
 from __future__ import annotations
@@ -63,17 +63,27 @@ from transforms.provenance import Provenance, utc_now
 
 
 def run_local(parsed: Parsed) -> None:
-    """The flags of stream_local -> an endless run."""
+    """Run stream_local with its flags."""
     run_stream("stream_local", parsed)
 
 
 def run_vertex(parsed: Parsed) -> None:
-    """The flags of stream_vertex -> an endless run."""
+    """Run stream_vertex with its flags."""
     run_stream("stream_vertex", parsed)
 
 
 def run_stream(name: str, parsed: Parsed) -> None:
-    """A pipeline's name and its flags -> an endless run, or a job that is started."""
+    """Run a stream in this process until it is stopped, or start it as a job elsewhere.
+
+    Args:
+        name: The name of the pipeline, such as `stream_local`.
+        parsed: All flags.
+
+    Raises:
+        UsageError: A flag is missing or invalid.
+        MillraceError: The run cannot start, or has failed. Whatever would make it fail is
+            reported before it starts, as far as it can be known.
+    """
     options = beam_options(parsed.beam_args, streaming=True, name=name)
     config = stream_config(name, parsed)
     cloud = stream_cloud(config, options, reach(parsed, options))
@@ -87,7 +97,15 @@ def run_stream(name: str, parsed: Parsed) -> None:
 
 
 def stream_cloud(config: StreamConfig, options: PipelineOptions, endpoints: Endpoints) -> Cloud:
-    """A stream -> the Cloud; who pays, if no flag says so, is the project of the subscription."""
+    """Return the Cloud of a stream.
+
+    Unless a flag names another project, the project of the subscription is billed.
+
+    Args:
+        config: The configuration of the stream.
+        options: Beam's options of the run.
+        endpoints: The addresses of the services.
+    """
     named = config.cloud.billing_project or options.view_as(GoogleCloudOptions).project
     return Cloud(named or config.project, endpoints, float(config.cloud.retry_seconds))
 
@@ -101,14 +119,25 @@ def score_stream(
     options: PipelineOptions,
     cloud: Cloud,
 ) -> None:
-    """A stream, its handler and model -> an endless run, or a job started elsewhere.
+    """Run a stream with a model handler in this process, or start it as a job elsewhere.
 
-    Raises InputError, OutputError, UsageError: whatever would fail the run is reported
-    before it starts.
+    Args:
+        config: The configuration of the stream.
+        handler: The model handler that predicts.
+        manifest: The manifest of the model.
+        fields: The fields that are written of each row.
+        options: Beam's options of the run.
+        cloud: The project, the endpoints and how long to retry.
+
+    Raises:
+        UsageError: The flags exclude each other, or do not fit the model.
+        InputError: The subscription cannot be read.
+        OutputError: A sink cannot be written.
     """
     if config.run.stop_after_seconds is not None and not runs_in_process(options):
         raise UsageError(
-            "--stop_after_seconds is for a run in this process: drop it; a job is drained"
+            "--stop_after_seconds applies only to runs in this process: leave it out, and drain "
+            "the job to stop it"
         )
     run_id = config.run.run_id or f"{utc_now():%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
     provenance = Provenance.of(manifest, run_id, config.pipeline)
@@ -145,7 +174,7 @@ def _start(
     score: functools.partial[ScoreStream],
     cloud: Cloud,
 ) -> None:
-    """A stream that nothing speaks against -> run here to its end, or started elsewhere."""
+    """Run a stream that has been checked, or start it elsewhere."""
     provenance = score.keywords["provenance"]
     reader = label_value(f"{config.pipeline}-{provenance.run_id}")
     topics = [to for to in (config.sinks.output_topic, config.letter_sinks.dead_letter_topic) if to]
@@ -181,12 +210,12 @@ def _look_at(
     score: functools.partial[ScoreStream],
     cloud: Cloud,
 ) -> None:
-    """A run that is not started yet -> shown, or compared with the job that it would replace."""
+    """Print a stream for a dry run, or compare it with the job that it would replace."""
     source = config.source
     if isinstance(source, Subscription):
         place, facts = source.name, JobFacts.of(provenance, subscription=source.name)
     else:
-        # That of a topic is made when the stream is started.
+        # The subscription of a topic is created when the stream starts.
         place, facts = source.topic.replace("/topic", "/subscription"), JobFacts.of(provenance)
     planned = _pipeline(config, options, facts, score(source=ReadMessages(place)))
     if options.view_as(GoogleCloudOptions).update:
@@ -201,7 +230,7 @@ def _run_here(
     reading: Reading,
     run: StreamRunOptions,
 ) -> None:
-    """A stream in this process -> run to its end."""
+    """Run a stream in this process to its end."""
     from common.private_beam.in_process import add_polled_source
 
     add_polled_source(PullMessages, POLL_SECONDS)
@@ -216,7 +245,7 @@ def _run_here(
 def _pipeline(
     config: StreamConfig, options: PipelineOptions, facts: JobFacts, graph: ScoreStream
 ) -> beam.Pipeline:
-    """A graph that runs elsewhere, and the facts about it -> its pipeline."""
+    """Return the pipeline of a graph that runs elsewhere."""
     if runs_on_dataflow(options):
         carry(options, facts)
         ask_for_accelerator(config.predictor, options)
@@ -233,20 +262,21 @@ def _subscription(
     topics: list[str],
     cloud: Cloud,
 ) -> Iterator[tuple[str, bool, bool]]:
-    """A stream -> the subscription, and whether it was made for it and its label says it is read.
+    """Open the subscription of a stream, and set its label while the block runs.
 
-    topics: that are written. A subscription that was made for a run in this process is removed
-    when the block ends.
+    Yields the name of the subscription, whether it was created for this stream, and whether its
+    label names the stream. When the block ends, a subscription that was created for a run in this
+    process is deleted. `topics` are the topics that the stream writes to.
     """
     in_process = runs_in_process(options)
     name, made = open_subscription(config.source, cloud, topics)
     update = bool(options.view_as(GoogleCloudOptions).update)
     shared = config.allow_shared or update
     with temporary(name, made and in_process, cloud):
-        # A job that is to be replaced, and is not, goes on.
+        # If the job is not replaced after all, it keeps reading, and needs its labels again.
         before = reader_labels(name, cloud) if update else {}
         labelled = claim(name, reader, cloud, lasting=not in_process, shared=shared)
         if not (labelled or is_plain(cloud.endpoints.pubsub)):
-            say(f"{name} cannot be labelled by this account: a second reader is not noticed")
+            say(f"this account cannot set labels of {name}, so a second reader will not be refused")
         with released(name, reader, cloud, always=in_process, before=before):
             yield name, made, labelled

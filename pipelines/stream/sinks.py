@@ -1,4 +1,4 @@
-"""From flags to the places of a stream's rows and dead letters, looked at before it starts."""
+"""The sinks of a stream's rows and dead letters: read from flags, and checked before the start."""
 
 from __future__ import annotations
 
@@ -25,7 +25,17 @@ from transforms.files.windows import check_folder
 def open_sinks(
     sink: StreamSinkOptions, failures: StreamFailureOptions, cloud: Cloud
 ) -> tuple[StreamSinks, StreamSinks]:
-    """Flags -> the sinks of the rows and those of the dead letters. Raises UsageError."""
+    """Return the sinks of the rows, and the sinks of the dead letters.
+
+    Args:
+        sink: The flags of the sinks for rows.
+        failures: The flags of the sinks for dead letters. If they name no topic and no files, dead
+            letters go to a table beside the table of the rows.
+        cloud: The project for tables that are named without one.
+
+    Raises:
+        UsageError: A table's name is invalid, or both tables are the same.
+    """
     rows = StreamSinks(
         sink.output_topic,
         _table(sink.output_table, "output_table", cloud),
@@ -44,7 +54,9 @@ def open_sinks(
         sink.file_seconds,
     )
     if rows.table is not None and rows.table == letters.table:
-        raise UsageError(f"--dead_letter_table {rows.table} is --output_table: expected another")
+        raise UsageError(
+            f"--dead_letter_table {rows.table} is also --output_table: choose another table"
+        )
     return rows, letters
 
 
@@ -61,9 +73,19 @@ def prepare_sinks(
     cluster_by: tuple[str, ...],
     cloud: Cloud,
 ) -> None:
-    """Looks at every sink before the run, and makes tables and folders that are not there.
+    """Check every sink before the run, and create tables and folders that do not exist.
 
-    schema: of the rows. Raises OutputError, UsageError.
+    Args:
+        rows: The sinks of the rows.
+        letters: The sinks of the dead letters.
+        schema: The schema of the rows.
+        fields: The fields that are written of each row.
+        cluster_by: The columns by which a new table of rows is clustered.
+        cloud: The project, the endpoints and how long to retry.
+
+    Raises:
+        OutputError: A sink cannot be written.
+        UsageError: `cluster_by` names a column that cannot be used.
     """
     check_cluster_by(cluster_by, schema)
     _prepare(rows, schema, fields.time_column, cluster_by, cloud)
@@ -89,9 +111,9 @@ def _prepare(
 
 
 def _check_topic(topic: str, cloud: Cloud) -> None:
-    """A topic -> it is there. Raises GoogleAPICallError."""
+    """Raise an error of Google's client if a topic does not exist."""
     try:
         cloud.publisher().get_topic(topic=topic, retry=retry(cloud.retry_seconds))
     except exceptions.PermissionDenied:
-        # Whoever may publish need not be allowed to look.
+        # An account that may publish need not have the permission to look up the topic.
         return

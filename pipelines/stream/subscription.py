@@ -1,4 +1,4 @@
-"""The subscription of a stream: made if asked for, looked at, and marked as read by one job."""
+"""The subscription of a stream: create it if requested, check it, and label it with its reader."""
 
 from __future__ import annotations
 
@@ -20,26 +20,34 @@ from common.errors import InputError, MillraceError, UsageError
 from pipelines.stream.config import OwnSubscription, Subscription
 from transforms.messages.lease import DEADLINE_SECONDS
 
-# How long a run in this process is believed to live after it last said so.
+# A run in this process counts as alive for this many seconds after it last renewed its label.
 LEASE_SECONDS = 120
-# Why a subscription that gives no message is waited for.
-HELD = "since a reader that was killed may hold messages for so long (Ctrl-C ends)"
+# Why a run waits for a subscription that delivers no messages.
+HELD = "because a reader that was killed may hold messages for that long (Ctrl-C stops)"
 
 
 def check_subscription(subscription: Any, output_topics: list[str]) -> None:
-    """A subscription and the topics written -> nothing, or UsageError if messages would be lost."""
+    """Check that a stream can read a subscription without losing messages.
+
+    Args:
+        subscription: The Subscription of Google's client.
+        output_topics: The topics that the stream writes to.
+
+    Raises:
+        UsageError: Messages would be lost, would come back as input, or would not be delivered.
+    """
     name = subscription.name
     if subscription.topic in output_topics:
         raise UsageError(
-            f"{subscription.topic} is the topic of {name} and an output: each result would be "
-            "scored again, for ever; choose another topic"
+            f"{subscription.topic} is the topic of {name} and also an output: each result would be "
+            "scored again, without end; choose another output topic"
         )
     if subscription.dead_letter_policy.dead_letter_topic:
         raise UsageError(
             f"{name} has a dead letter policy: Pub/Sub would move messages to "
-            f"{subscription.dead_letter_policy.dead_letter_topic} after some deliveries, though "
+            f"{subscription.dead_letter_policy.dead_letter_topic} after some deliveries, even if "
             "they are only waiting; remove it (gcloud pubsub subscriptions update NAME "
-            "--clear-dead-letter-policy), dead letters are what --dead_letter_* is for"
+            "--clear-dead-letter-policy), and use the --dead_letter_* flags for dead letters"
         )
     for kind, target in (
         ("pushes its messages", subscription.push_config.push_endpoint),
@@ -48,22 +56,32 @@ def check_subscription(subscription: Any, output_topics: list[str]) -> None:
         ("is detached from its topic", subscription.detached),
     ):
         if target:
-            raise UsageError(f"{name} {kind}: expected a subscription that is pulled")
+            raise UsageError(f"{name} {kind}: use a pull subscription")
     lifetime = subscription.expiration_policy.ttl.total_seconds()
     kept = subscription.message_retention_duration.total_seconds()
     if lifetime and lifetime < kept:
         raise UsageError(
-            f"{name} expires after {lifetime / 3600:,.0f} hours without a reader, and its messages "
-            f"with it, which are kept for {kept / 3600:,.0f}: set --expiration-period=never"
+            f"{name} expires after {lifetime / 3600:,.0f} hours without a reader, before the "
+            f"{kept / 3600:,.0f} hours for which it keeps messages: set --expiration-period=never"
         )
 
 
 def open_subscription(
     source: Subscription | OwnSubscription, cloud: Cloud, output_topics: list[str]
 ) -> tuple[str, bool]:
-    """A source -> the subscription's name, checked, and whether it was made for this run.
+    """Check an existing subscription, or create one for a topic.
 
-    Raises UsageError, InputError.
+    Args:
+        source: The subscription, or the topic for which to create one.
+        cloud: The project, the endpoints and how long to retry.
+        output_topics: The topics that the stream writes to.
+
+    Returns:
+        The full name of the subscription, and whether it was created for this run.
+
+    Raises:
+        UsageError: The subscription cannot be used for a stream.
+        InputError: The subscription cannot be read or created.
     """
     if isinstance(source, Subscription):
         with translate_errors(InputError, f"subscription {source.name} cannot be read"):
@@ -74,9 +92,9 @@ def open_subscription(
         return source.name, False
     _, project, _, topic = source.topic.split("/")
     name = f"projects/{project}/subscriptions/millrace-{topic[:200]}-{uuid.uuid4().hex[:8]}"
-    # The name is new: if it is there, an attempt before this one made it.
+    # The name is random: if it exists, an earlier attempt of this call has created it.
     with (
-        translate_errors(InputError, f"a subscription of {source.topic} cannot be made"),
+        translate_errors(InputError, f"a subscription of {source.topic} cannot be created"),
         contextlib.suppress(exceptions.AlreadyExists),
     ):
         cloud.subscriber().create_subscription(
@@ -87,10 +105,17 @@ def open_subscription(
 
 
 def hidden_seconds(name: str, cloud: Cloud) -> float:
-    """A subscription -> how long a reader that is gone may keep its messages from others.
+    """Return for how many seconds a reader that was killed may hold messages of a subscription.
 
-    Its own deadline is not enough: a run of ours sets a longer one, and neither Pub/Sub nor the
-    label of the reader tells whether one was killed just now. Raises InputError.
+    This can be longer than the deadline of the subscription, because Millrace's readers set a
+    longer one. Neither Pub/Sub nor the label says whether a reader was killed just now.
+
+    Args:
+        name: The full name of the subscription.
+        cloud: The project, the endpoints and how long to retry.
+
+    Raises:
+        InputError: The subscription cannot be read.
     """
     with translate_errors(InputError, f"subscription {name} cannot be read"):
         found = cloud.subscriber().get_subscription(
@@ -100,21 +125,32 @@ def hidden_seconds(name: str, cloud: Cloud) -> float:
 
 
 def claim(name: str, reader: str, cloud: Cloud, *, lasting: bool, shared: bool) -> bool:
-    """A subscription and who reads it -> whether its label now says so.
+    """Label a subscription with its reader.
 
-    lasting: the reader goes on after this process. shared: another reader is fine.
-    Raises UsageError where the label names another reader, InputError. Where labels cannot
-    be set, by the emulator or by this account, the answer is False.
+    Args:
+        name: The full name of the subscription.
+        reader: The name of the reader, as a label value.
+        cloud: The project, the endpoints and how long to retry.
+        lasting: Whether the reader continues after this process, as a job does.
+        shared: Whether the subscription may have another reader.
+
+    Returns:
+        Whether the label is set. It is not if the emulator or this account cannot set labels.
+
+    Raises:
+        UsageError: The label names another reader that may be alive.
+        InputError: The subscription cannot be read.
     """
     with translate_errors(InputError, f"subscription {name} cannot be read"):
         labels = _labels(name, cloud)
         other, left = labels.get(READER, ""), seconds_left(labels)
         if other != reader and left > 0 and not shared:
-            until = "" if math.isinf(left) else f" for {left:,.0f} s more"
+            until = "" if math.isinf(left) else f" for another {left:,.0f} s"
             raise UsageError(
-                f"{name} is read by {other}, as its label {READER} says{until}: two readers would "
-                "each get a part of the messages. Stop that job; if it is gone, remove the label "
-                f"({unlabel_command(name)}); or say --allow_shared_subscription"
+                f"{name} is read by {other}{until}, according to its label {READER}: each of two "
+                "readers would get only a part of the messages; stop the other reader, or remove "
+                f"the label if that reader is gone ({unlabel_command(name)}), or pass "
+                "--allow_shared_subscription"
             )
         labels[READER] = reader
         labels[UNTIL] = LASTING if lasting else str(int(time.time() + LEASE_SECONDS))
@@ -122,7 +158,15 @@ def claim(name: str, reader: str, cloud: Cloud, *, lasting: bool, shared: bool) 
 
 
 def reader_labels(name: str, cloud: Cloud) -> dict[str, str]:
-    """A subscription -> its labels that say who reads it. Raises InputError."""
+    """Return the labels of a subscription that name its reader.
+
+    Args:
+        name: The full name of the subscription.
+        cloud: The project, the endpoints and how long to retry.
+
+    Raises:
+        InputError: The subscription cannot be read.
+    """
     with translate_errors(InputError, f"subscription {name} cannot be read"):
         labels = _labels(name, cloud)
     return {key: labels[key] for key in (READER, UNTIL) if key in labels}
@@ -134,28 +178,38 @@ def _labels(name: str, cloud: Cloud) -> dict[str, str]:
 
 
 def unlabel_command(name: str) -> str:
-    """A subscription -> the command that removes the label of its reader."""
+    """Return the command that removes the labels of a subscription's reader."""
     return f"gcloud pubsub subscriptions update {name} --remove-labels={READER},{UNTIL}"
 
 
 def left_behind(name: str, *, made: bool, labelled: bool, followed: bool) -> str:
-    """A subscription that a job elsewhere reads -> what is to be done at its end, or nothing.
+    """Return what the user must do when a job has ended; an empty text if there is nothing.
 
-    made: for the job. followed: `launch --attach` looks after the label.
+    Args:
+        name: The full name of the subscription that the job reads.
+        made: Whether the subscription was created for the job.
+        labelled: Whether a label names the job as the reader.
+        followed: Whether `launch --attach` can remove the label.
     """
     if made:
-        return f"when the job has ended, delete {name}, which was made for it"
+        return f"when the job has ended, delete {name}, which was created for it"
     if not labelled:
         return ""
     if followed:
-        end = "launch --attach removes it when it sees the job's end, else remove it then"
+        end = "launch --attach removes it if it sees the job end; otherwise, remove it yourself"
     else:
-        end = "when the job has ended, remove it"
+        end = "remove it when the job has ended"
     return f"the label {READER} keeps other readers from {name}: {end}: {unlabel_command(name)}"
 
 
 def renew(name: str, reader: str, cloud: Cloud) -> None:
-    """A subscription that was claimed -> its label lasts; if not now, then at the next call."""
+    """Renew the label of a reader in this process; ignore errors, since the next call may succeed.
+
+    Args:
+        name: The full name of the subscription.
+        reader: The name of the reader, as for `claim`.
+        cloud: The project and the endpoints.
+    """
     with contextlib.suppress(MillraceError):
         claim(name, reader, replace(cloud, retry_seconds=1.0), lasting=False, shared=True)
 
@@ -163,9 +217,13 @@ def renew(name: str, reader: str, cloud: Cloud) -> None:
 def release(
     name: str, reader: str, cloud: Cloud, before: Mapping[str, str] = MappingProxyType({})
 ) -> None:
-    """A subscription and who read it -> without its label, if it is still there.
+    """Remove the label of a reader from a subscription, if it still names that reader.
 
-    before: labels of who read it before, and goes on.
+    Args:
+        name: The full name of the subscription.
+        reader: The name of the reader, as for `claim`.
+        cloud: The project, the endpoints and how long to retry.
+        before: The labels of an earlier reader that continues, to set instead.
     """
     with contextlib.suppress(exceptions.GoogleAPIError):
         labels = _labels(name, replace(cloud, retry_seconds=min(cloud.retry_seconds, 10.0)))
@@ -197,7 +255,15 @@ def released(
     always: bool,
     before: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[None]:
-    """A subscription that was claimed -> released when the block fails, or always at its end."""
+    """Release a claimed subscription when the block fails, or at its end if `always` is set.
+
+    Args:
+        name: The full name of the subscription.
+        reader: The name of the reader, as for `claim`.
+        cloud: The project, the endpoints and how long to retry.
+        always: Whether to release it also after a block that succeeds.
+        before: As for `release`.
+    """
     try:
         yield
     except BaseException:
@@ -209,7 +275,13 @@ def released(
 
 @contextlib.contextmanager
 def temporary(name: str, made: bool, cloud: Cloud) -> Iterator[None]:
-    """A subscription that was made for this run -> removed when the block ends."""
+    """Delete a subscription when the block ends, if it was created for this run.
+
+    Args:
+        name: The full name of the subscription.
+        made: Whether it was created for this run.
+        cloud: The project, the endpoints and how long to retry.
+    """
     try:
         yield
     finally:
