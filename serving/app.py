@@ -237,7 +237,7 @@ class Predict:
 
 
 def _too_large(error: Exception) -> Refusal:
-    """Return the refusal of a request for which the memory did not suffice.
+    """Return the refusal of a request for which there was not enough memory.
 
     It is a 503, since the next request may be smaller, or run when no other one does.
     """

@@ -82,7 +82,7 @@ class Batcher:
         Raises:
             DeviceError: If the accelerator failed.
             ContractBroken: If the model does not do what its manifest says.
-            MemoryError: If the memory does not suffice for the pass.
+            MemoryError: If there is not enough memory for the pass.
         """
         loop = asyncio.get_running_loop()
         request = _Waiting(inputs, len(inputs[0]), time.monotonic(), loop.create_future())

@@ -78,7 +78,7 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse received bytes; the time limit of a request starts with its first byte."""
+        """Parse received bytes; the time limit of a further request starts with its first byte."""
         if self._link.is_closing():
             self._link.discard()
             return

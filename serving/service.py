@@ -207,7 +207,7 @@ class Service:
         Raises:
             DeviceError: If the accelerator failed; the state is FAILED then.
             ContractBroken: If the model does not do what its manifest says.
-            MemoryError: If the memory does not suffice for the pass.
+            MemoryError: If there is not enough memory for the pass.
         """
         try:
             return await batcher.predict(inputs)

@@ -205,8 +205,8 @@ def _add_limits(add: Callable[..., Any]) -> None:
         type=positive,
         default=30.0,
         metavar="SECONDS",
-        help="time in which a client must send a complete request, or gets status 408; also the "
-        "time in which it must read the answer, or is disconnected (default: 30)",
+        help="seconds that a client may take to send a complete request, and again to read the "
+        "answer; after that, it gets status 408 or is disconnected (default: 30)",
     )
     add(
         "--max_connections",
