@@ -1,7 +1,7 @@
-"""Starts local-bigquery such that a table's row count is exact, as Google's is.
+"""Start local-bigquery with exact row counts of tables, as Google reports them.
 
-It tells DuckDB's estimate, which still counts rows that were deleted. Run by the emulator's own
-Python: python bigquery_emulator.py serve --host H --port P ...
+By default, the emulator reports DuckDB's estimate, which still counts deleted rows. Run this module
+with the emulator's own Python: python bigquery_emulator.py serve --host H --port P ...
 """
 
 import sys
@@ -13,7 +13,11 @@ look_up = tables._lookup
 
 
 def counted(*table: str) -> tuple[str, int] | None:
-    """A table's project, dataset and name -> its kind and its rows, None if it is not there."""
+    """Return the kind and the number of rows of a table, or None if the table does not exist.
+
+    Args:
+        table: The project, dataset and name of the table.
+    """
     found = look_up(*table)
     if found is None or found[0] != "TABLE":
         return found  # type: ignore[no-any-return]

@@ -1,10 +1,11 @@
 """Servers on this machine that stand in for Google Cloud, for tests, demos and benchmarks.
 
-`make emulators` installs them under .emulators: local-bigquery (REST, and gRPC of the
-Storage Read and Write APIs) and gcp-storage-emulator. Google's own emulator of Pub/Sub
-comes with the Google Cloud CLI and needs Java. Where they differ from Google's services,
-`bigquery_emulator.py`, `pubsub_labels.py` and `storage_emulator.py` help. They listen on free
-ports of the loopback and end with the block that started them. By hand:
+`make emulators` installs two of them under .emulators: local-bigquery (REST, and gRPC of the
+Storage Read and Write APIs) and gcp-storage-emulator. Google's own emulator of Pub/Sub is part of
+the Google Cloud CLI and needs Java. `bigquery_emulator.py`, `pubsub_labels.py` and
+`storage_emulator.py` correct some differences from Google's services. The servers listen on free
+ports of the loopback interface, and stop at the end of the block that started them. To start them
+by hand:
 
 python -m examples.local_cloud
 """
@@ -41,13 +42,13 @@ PROJECT = "millrace-test"
 
 
 def is_installed() -> bool:
-    """Whether `make emulators` has been run."""
+    """Return whether `make emulators` has been run."""
     return (INSTALLED / ".installed").exists()
 
 
 @functools.cache
 def pubsub_jar() -> Path | None:
-    """Nothing -> the Pub/Sub emulator of the Google Cloud CLI, None if it is not there."""
+    """Return the Pub/Sub emulator of the Google Cloud CLI, or None if it is not installed."""
     if not (shutil.which("gcloud") and shutil.which("java")):
         return None
     command = ["gcloud", "info", "--format=value(installation.sdk_root)"]
@@ -57,7 +58,14 @@ def pubsub_jar() -> Path | None:
 
 
 class Server:
-    """A server process on a port that stays the same when it is started again."""
+    """A server process, which keeps its port when it is started again.
+
+    Args:
+        command: The command line; its program may be one of .emulators.
+        ready: A URL that answers once the server is ready.
+        log: The file to which the output of the process is appended.
+        environment: Further environment variables of the process.
+    """
 
     def __init__(self, command: str, ready: str, log: Path, environment: Mapping[str, str]) -> None:
         program, *rest = command.split()
@@ -68,7 +76,14 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, seconds: float = 60.0) -> None:
-        """Starts the process and waits until it answers. Raises RuntimeError with its log."""
+        """Start the process, and wait until it answers.
+
+        Args:
+            seconds: How long to wait.
+
+        Raises:
+            RuntimeError: If the process exits or does not answer in time; contains its log.
+        """
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._arguments, stdout=log, stderr=log, env=self._environment
@@ -83,13 +98,13 @@ class Server:
             time.sleep(0.05)
 
     def kill(self) -> None:
-        """Ends the process as a crash would."""
+        """Kill the process, as in a crash."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
 
     def stop(self) -> None:
-        """Ends the process."""
+        """Stop the process; kill it if it does not stop within 10 seconds."""
         if self._process is not None:
             self._process.terminate()
             try:
@@ -109,12 +124,12 @@ def _answers(url: str) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """How many -> ports of the loopback that nobody has, no two the same.
+    """Return this many different free ports of the loopback interface.
 
-    They are none of those that the system itself gives to connections meanwhile.
+    They lie outside the range from which the system assigns ports to outgoing connections.
     """
     found: list[int] = []
-    # Not the generator that tests seed: others look for ports at the same time.
+    # Tests seed the global generator, and would look for the same ports at the same time.
     chance = random.SystemRandom()
     with ExitStack() as held:
         while len(found) < count:
@@ -126,13 +141,20 @@ def free_ports(count: int) -> list[int]:
 
 
 def free_port() -> int:
-    """Nothing -> a port of the loopback that nobody has."""
+    """Return a free port of the loopback interface."""
     return free_ports(1)[0]
 
 
 @dataclass(frozen=True)
 class LocalCloud:
-    """The running servers and where they are."""
+    """The running servers and their addresses.
+
+    Attributes:
+        endpoints: The addresses of the servers.
+        bigquery: The stand-in for BigQuery.
+        storage: The stand-in for Cloud Storage.
+        pubsub: The stand-in for Pub/Sub, or None if it was not started.
+    """
 
     endpoints: Endpoints
     bigquery: Server
@@ -141,24 +163,24 @@ class LocalCloud:
 
     @property
     def cloud(self) -> Cloud:
-        """What the transforms take, with short waits."""
+        """A connection to the servers, for the transforms; it retries for 20 seconds."""
         return Cloud(PROJECT, self.endpoints, retry_seconds=20.0)
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables by which a process finds the servers."""
+        """The environment variables by which a process finds the servers."""
         addresses = {v: getattr(self.endpoints, name) for name, v in VARIABLES.items()}
         return {variable: address for variable, address in addresses.items() if address}
 
     def environ(self) -> dict[str, str]:
-        """This process's environment with them, for a child."""
+        """Return the environment of this process with these variables, for a child process."""
         return {**os.environ, **self.environment}
 
 
 def _servers(
     folder: Path, messages: int, pubsub_memory: str, *, gcs: int, rest: int, grpc: int
 ) -> tuple[Server, Server, Server]:
-    """A folder and ports -> the servers of Pub/Sub, Cloud Storage and BigQuery, not started."""
+    """Return the servers of Pub/Sub, Cloud Storage and BigQuery, which are not started yet."""
     pubsub = Server(
         f"java -Xmx{pubsub_memory} -jar {pubsub_jar()} --host=localhost --port={messages}",
         f"http://localhost:{messages}/",
@@ -177,7 +199,7 @@ def _servers(
         f"--port {rest} --grpc-port {grpc} --project {PROJECT} --data-dir {folder / 'bigquery'}",
         f"http://127.0.0.1:{rest}/bigquery/v2/projects/{PROJECT}/datasets",
         folder / "bigquery.log",
-        # DuckDB looks for its extensions under the home folder.
+        # DuckDB looks for its extensions in the home folder.
         {"HOME": str(INSTALLED / "home"), "STORAGE_EMULATOR_HOST": f"http://localhost:{gcs}"},
     )
     return pubsub, storage, bigquery
@@ -191,10 +213,18 @@ def local_cloud(
     pubsub_memory: str = "512m",
     with_labels: bool = True,
 ) -> Iterator[LocalCloud]:
-    """A folder for data and logs -> the servers, running until the block ends.
+    """Run the servers until the block ends.
 
-    pubsub_memory: as Java has it. The emulator keeps messages that were acknowledged.
-    with_labels: topics and subscriptions keep their labels, by a front that each call goes through.
+    Args:
+        folder: The folder for data and logs.
+        with_pubsub: Whether to start the emulator of Pub/Sub too.
+        pubsub_memory: The memory of the Pub/Sub emulator, in Java's notation. It must hold all
+            messages, since the emulator keeps acknowledged ones.
+        with_labels: Whether topics and subscriptions keep their labels. Each call to Pub/Sub then
+            goes through a proxy.
+
+    Raises:
+        RuntimeError: If a server does not start.
     """
     rest, grpc, gcs, messages, front = free_ports(5)
     kept = front if with_labels else messages
@@ -219,11 +249,11 @@ def local_cloud(
 
 
 def main(argv: Sequence[str]) -> None:
-    """Starts all that are there, prints by which variables they are found, runs until Ctrl-C."""
+    """Start all installed servers, print the variables that name them, and run until Ctrl-C."""
     argparse.ArgumentParser(
         prog=as_typed("examples.local_cloud"),
         description="Run servers that stand in for Google Cloud until Ctrl-C, and print the "
-        "variables by which commands in other terminals find them.",
+        "variables with which commands in other terminals use them.",
     ).parse_args(argv)
     if not is_installed():
         raise SystemExit(
@@ -231,8 +261,8 @@ def main(argv: Sequence[str]) -> None:
         )
     with_pubsub = pubsub_jar() is not None
     if not with_pubsub:
-        print(f"# without Pub/Sub, whose emulator is missing: {PUBSUB_COMMAND}")
-    # Else they would go on without it.
+        print(f"# without Pub/Sub, since its emulator is not installed: {PUBSUB_COMMAND}")
+    # Without this handler, SIGTERM would end this process and leave the servers running.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with (
         suppress(KeyboardInterrupt),
@@ -241,7 +271,7 @@ def main(argv: Sequence[str]) -> None:
     ):
         for variable, address in servers.environment.items():
             print(f"export {variable}={address}")
-        print(f"# project {PROJECT}; they run until Ctrl-C, and then all is gone", flush=True)
+        print(f"# project {PROJECT}; Ctrl-C stops the servers and deletes their data", flush=True)
         threading.Event().wait()
 
 

@@ -1,7 +1,7 @@
-"""A front for Google's emulator of Pub/Sub that keeps labels, which the emulator drops.
+"""A proxy for Google's emulator of Pub/Sub that keeps labels, which the emulator drops.
 
-It speaks gRPC, as the clients do. Every call goes on to the emulator as it came; labels of
-topics and subscriptions are kept here, and added to the answers.
+It speaks gRPC, as the clients do. It forwards every call to the emulator. It keeps the labels of
+topics and subscriptions itself, and adds them to the answers.
 """
 
 from __future__ import annotations
@@ -16,18 +16,26 @@ from typing import Any
 import grpc
 from google.pubsub_v1 import types
 
-# Of messages of any size, as the emulator itself takes them.
+# The emulator accepts messages of any size, so the proxy does too.
 _UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-# A pull occupies a thread while it waits for messages, a streaming pull for as long as it is open.
+# A pull occupies a thread while it waits for messages, and a streaming pull while it is open.
 _THREADS = 256
 
-# A method and a request -> the emulator's answer.
+# Sends a request to a method of the emulator, and returns the answer.
 Forward = Callable[[str, bytes], bytes]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Kind:
-    """What has labels. field: of requests; get, update, page: types of requests and lists."""
+    """A kind of resource that has labels.
+
+    Attributes:
+        field: The field of requests that holds the resource or its name.
+        one: The type of the resource.
+        get: The type of the request that reads one.
+        update: The type of the request that changes one.
+        page: The type of the answer that lists several.
+    """
 
     field: str
     one: Any
@@ -35,8 +43,8 @@ class _Kind:
     update: Any
     page: Any
 
-    def asked(self, name: str) -> bytes:
-        """A name -> the request for what has it."""
+    def read_request(self, name: str) -> bytes:
+        """Return the request that reads the resource with this name."""
         return bytes(self.get.pb()(**{self.field: name}).SerializeToString())
 
 
@@ -59,7 +67,7 @@ _KINDS = {
 
 
 class _Labels:
-    """Labels by full name, and the calls that they take part in."""
+    """The labels of resources by full name, and the calls that read or change them."""
 
     def __init__(self) -> None:
         self._known: dict[str, dict[str, str]] = {}
@@ -71,27 +79,27 @@ class _Labels:
             self._answers[f"List{name}s"] = partial(self._list, kind)
 
     def answer(self, method: str, request: bytes, forward: Forward) -> bytes:
-        """A call -> its answer, with labels where it has some."""
+        """Answer a call, with the labels of the resources in the answer."""
         found = self._answers.get(method.rpartition("/")[2])
         return found(method, request, forward) if found else forward(method, request)
 
     def _create(self, kind: _Kind, method: str, request: bytes, forward: Forward) -> bytes:
-        asked, answer = kind.one.pb().FromString(request), forward(method, request)
-        self._known[asked.name] = dict(asked.labels)
+        wanted, answer = kind.one.pb().FromString(request), forward(method, request)
+        self._known[wanted.name] = dict(wanted.labels)
         return self._with_labels(kind, answer)
 
     def _get(self, kind: _Kind, method: str, request: bytes, forward: Forward) -> bytes:
         return self._with_labels(kind, forward(method, request))
 
     def _update(self, kind: _Kind, method: str, request: bytes, forward: Forward) -> bytes:
-        asked = kind.update.pb().FromString(request)
-        new, paths = getattr(asked, kind.field), list(asked.update_mask.paths)
+        wanted = kind.update.pb().FromString(request)
+        new, paths = getattr(wanted, kind.field), list(wanted.update_mask.paths)
         others = [path for path in paths if path != "labels"]
         if others or not paths:
-            asked.update_mask.paths[:] = others
-            answer = forward(method, asked.SerializeToString())
+            wanted.update_mask.paths[:] = others
+            answer = forward(method, wanted.SerializeToString())
         else:
-            answer = forward(method.replace("/Update", "/Get"), kind.asked(new.name))
+            answer = forward(method.replace("/Update", "/Get"), kind.read_request(new.name))
         if len(others) < len(paths):
             self._known[new.name] = dict(new.labels)
         return self._with_labels(kind, answer)
@@ -109,19 +117,19 @@ class _Labels:
 
     def _label(self, found: Any) -> None:
         if found.name in self._known:
-            # The emulator may know those with which it was made.
+            # The emulator may still have the labels with which the resource was created.
             found.labels.clear()
             found.labels.update(self._known[found.name])
 
 
 class _Front(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Calls of any method, as bytes. channel: to the emulator."""
+    """A handler of calls of any method, as bytes, which it forwards to the emulator's channel."""
 
     def __init__(self, channel: grpc.Channel) -> None:
         self._channel, self._labels = channel, _Labels()
 
     def service(self, details: Any) -> Any:
-        """A call -> what answers it."""
+        """Return the function that answers calls of a method."""
         method = details.method
         if method.endswith("/StreamingPull"):
             return grpc.stream_stream_rpc_method_handler(partial(self._stream, method))
@@ -139,7 +147,7 @@ class _Front(grpc.GenericRpcHandler):  # type: ignore[misc]
         def forward(method: str, request: bytes) -> bytes:
             left = context.time_remaining()
             call = self._channel.unary_unary(method).future(request, timeout=left)
-            # Else a pull that nobody waits for any more would take messages.
+            # Otherwise, a pull whose client has left would still take messages.
             context.add_callback(call.cancel)
             return bytes(call.result())
 
@@ -152,9 +160,11 @@ class _Front(grpc.GenericRpcHandler):  # type: ignore[misc]
 
 @contextmanager
 def keeping_labels(target: str, port: int) -> Iterator[None]:
-    """The emulator's host and port -> the front listens on a port of the loopback.
+    """Run the proxy on a port of the loopback interface until the block ends.
 
-    It ends with the block.
+    Args:
+        target: The host and port of the emulator.
+        port: The port on which the proxy listens.
     """
     with grpc.insecure_channel(target, options=_UNLIMITED) as channel:
         server = grpc.server(

@@ -1,9 +1,11 @@
-"""Starts gcp-storage-emulator such that it keeps what Google promises and it does not.
+"""Start gcp-storage-emulator with some guarantees of Cloud Storage that it lacks.
 
-A new bucket keeps its labels, where the emulator drops them until the bucket is changed. A write on
-condition of a generation (`ifGenerationMatch`) is refused when the object has another, and a
-generation that has been replaced cannot be read any more; what is read has its generation as a
-header. Run by the emulator's own Python:
+- A new bucket keeps its labels. By default, the emulator drops them until the bucket is changed.
+- A write with the condition `ifGenerationMatch` is refused if the object has another generation.
+- A generation that has been replaced cannot be read any more, and each read returns the generation
+  in a header.
+
+Run this module with the emulator's own Python:
 python storage_emulator.py start --host H --port P --in-memory
 """
 
@@ -13,13 +15,13 @@ from gcp_storage_emulator.exceptions import NotFound  # type: ignore[import-not-
 from gcp_storage_emulator.handlers import buckets, objects  # type: ignore[import-not-found]
 
 create = buckets.insert
-# The handlers that write an object; the server takes one request at a time.
+# The handlers that write an object. They need no lock: the server handles one request at a time.
 WRITING = ("insert", "copy", "rewrite", "delete", "patch")
 READING = ("get", "download")
 
 
 def insert(request, response, storage, *args, **kwargs):  # type: ignore[no-untyped-def]
-    """The handler of POST /storage/v1/b."""
+    """Create a bucket with its labels, for POST /storage/v1/b."""
     create(request, response, storage, *args, **kwargs)
     name, labels = request.data.get("name"), request.data.get("labels")
     if labels and response.status == 200:
@@ -27,13 +29,13 @@ def insert(request, response, storage, *args, **kwargs):  # type: ignore[no-unty
 
 
 def generation(request, storage):  # type: ignore[no-untyped-def]
-    """A request -> the generation of the object that it writes or reads, "0" of one not there."""
+    """Return the generation of the object of a request, or "0" if the object does not exist."""
     params, query = request.params, request.query
     bucket = params.get("dest_bucket_name") or params["bucket_name"]
     name = params.get("dest_object_id") or params.get("object_id")
     if name is None:
-        # An upload. Its body is read before any answer: closing a connection on unread bytes
-        # would take the answer away.
+        # This is an upload. Its body is read before any answer: if the connection were closed with
+        # unread bytes, the client would lose the answer.
         body = request.data
         name = query["name"][0] if "name" in query else body.get("meta", body)["name"]
     try:
@@ -43,7 +45,14 @@ def generation(request, storage):  # type: ignore[no-untyped-def]
 
 
 def guarded(handler, parameter, status, reason):  # type: ignore[no-untyped-def]
-    """A handler -> one that refuses a request whose parameter is not the object's generation."""
+    """Wrap a handler so that it refuses requests for another generation of the object.
+
+    Args:
+        handler: The handler of the emulator.
+        parameter: The query parameter with the expected generation.
+        status: The status of a refusal.
+        reason: The reason of a refusal, as Google words it.
+    """
 
     def handle(request, response, storage, *args, **kwargs):  # type: ignore[no-untyped-def]
         (wanted,), found = request.query.get(parameter, [None]), generation(request, storage)
@@ -58,7 +67,7 @@ def guarded(handler, parameter, status, reason):  # type: ignore[no-untyped-def]
     return handle
 
 
-# Before the server is imported, which takes its handlers from there.
+# These handlers must be replaced before the server is imported, which looks them up then.
 buckets.insert = insert
 for name in WRITING:
     guard = guarded(getattr(objects, name), "ifGenerationMatch", 412, "conditionNotMet")

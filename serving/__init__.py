@@ -1,6 +1,6 @@
-"""The container that serves a model package over HTTP, as Vertex AI calls it.
+"""A server that answers prediction requests over HTTP, in the form that Vertex AI uses.
 
-instances.py and predictions.py are pure: JSON values to arrays, arrays to JSON. batcher.py
-runs requests together, service.py is the model and its state, app.py the routes, server.py
-the process.
+`settings.py` reads the flags and `server.py` runs the process. `app.py` holds the routes, and
+`service.py` the model and its state. `instances.py` turns JSON rows into arrays, `batcher.py` runs
+waiting requests together, and `predictions.py` chooses the outputs that an answer contains.
 """

@@ -1,8 +1,8 @@
 """Serve a model package: python -m serving --model_path build/example/model
 
-`python -m serving run` is the same. `deploy`, `undeploy` and `status` put packages behind
-endpoints of Vertex AI. Exit codes: 0 ended as it was told to, 1 it could not be done,
-2 wrong flags, 130 Ctrl-C.
+`python -m serving run` is the same command. `deploy` puts a package behind a Vertex AI endpoint,
+`undeploy` removes it, and `status` lists endpoints and their models. Exit codes: 0 success, or a
+server that was stopped by a signal; 1 the command failed; 2 wrong flags; 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -15,31 +15,45 @@ from common.memory import MORE_MEMORY, out_of_memory
 
 
 def run(argv: Sequence[str]) -> int:
-    """A server's flags -> the exit code, when it has ended."""
+    """Run a server with these flags until it is stopped, and return the exit code.
+
+    Raises:
+        UsageError: If a flag is wrong.
+        MillraceError: If the server cannot listen on its address.
+    """
     from serving.listening import listen
     from serving.settings import parse_settings
 
     settings = parse_settings(argv)
     listener = listen(settings.host, settings.port)
-    # After the flags and the port: torch and Beam take seconds.
+    # Imported only now, so that a wrong flag or a port in use is reported at once: importing torch
+    # and Beam takes seconds.
     from serving.server import serve
 
     return serve(settings, listener)
 
 
 def deploy(argv: Sequence[str]) -> int:
-    """Deploy's flags -> the exit code."""
+    """Deploy a package to a Vertex AI endpoint, and return the exit code.
+
+    Raises:
+        MillraceError: If a flag is wrong or a step of the deployment fails.
+    """
     from serving.deploy.flags import parse_deploy
 
     args = parse_deploy(argv)
-    # After the flags: Google's clients take their time.
+    # Imported only now, so that a wrong flag is reported at once: Google's clients load slowly.
     from serving.deploy.run import deploy
 
     return deploy(args)
 
 
 def undeploy(argv: Sequence[str]) -> int:
-    """Undeploy's flags -> the exit code."""
+    """Remove models from a Vertex AI endpoint, and return the exit code.
+
+    Raises:
+        MillraceError: If a flag is wrong or a model cannot be removed.
+    """
     from serving.deploy.flags import parse_undeploy
 
     args = parse_undeploy(argv)
@@ -49,7 +63,11 @@ def undeploy(argv: Sequence[str]) -> int:
 
 
 def status(argv: Sequence[str]) -> int:
-    """Status' flags -> the exit code."""
+    """Print the Vertex AI endpoints and their models, and return the exit code.
+
+    Raises:
+        MillraceError: If a flag is wrong or the endpoints cannot be read.
+    """
     from serving.deploy.flags import status_parser
 
     args = status_parser().parse_args(argv)
@@ -67,14 +85,14 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command line -> the exit code. Without a command it is `run`."""
+    """Run the command that the command line names, `run` by default, and return the exit code."""
     try:
         if not argv or argv[0].startswith("-"):
             return run(argv)
         if argv[0] not in COMMANDS:
             raise UsageError(
-                f"unknown command {argv[0]!r}{suggest(argv[0], COMMANDS)}: expected one of "
-                f"{', '.join(COMMANDS)}, or flags; see --help"
+                f"unknown command {argv[0]!r}{suggest(argv[0], COMMANDS)}; choose from "
+                f"{', '.join(COMMANDS)}, or pass only flags to run the server; see --help"
             )
         return COMMANDS[argv[0]](argv[1:])
     except MillraceError as error:
@@ -84,7 +102,9 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {out_of_memory(one_line(error), MORE_MEMORY)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as interrupt:
-        message = str(interrupt) or "what is done is found again when the command is repeated"
+        message = (
+            str(interrupt) or "run the command again to continue; no finished step is repeated"
+        )
         print(f"stopped: {message}", file=sys.stderr)
         return 130
 

@@ -1,7 +1,7 @@
-"""The routes: predictions, health and metrics, with status codes that mean what they say.
+"""The routes of the server: predictions, health and metrics.
 
-Starlette, on which FastAPI is built, is used directly: nothing here is declared for
-pydantic, and a request passes no layer that it does not need.
+The app uses Starlette directly. FastAPI, which is built on it, would add layers that these requests
+do not need: nothing here is declared for pydantic.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from transforms.dead_letters import Fault
 
 logger = logging.getLogger("serving")
 
-# Of a request's bad rows these many are told one by one.
+# How many bad rows of a request the error lists.
 SHOWN_ROWS = 20
 
 
 def make_app(service: Service) -> Starlette:
-    """A service, not yet loaded -> its app, which loads it when it starts."""
+    """Return the app of a service; the app loads the model when it starts."""
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        # The health route answers meanwhile.
+        # In a task, so that the health route answers while the model loads.
         loading = asyncio.create_task(service.load())
         yield
         loading.cancel()
@@ -77,7 +77,7 @@ def _paths(chosen: str | None, others: Sequence[str]) -> list[str]:
 
 
 async def _refuse_route(request: Request, error: Exception) -> Response:
-    """No such path, or not with this method."""
+    """Answer a request whose path or method no route has."""
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path[:200]}: {error.detail}"
     return Refusal(error.status_code, message, headers=error.headers or {}).response()
@@ -85,35 +85,35 @@ async def _refuse_route(request: Request, error: Exception) -> Response:
 
 @dataclass(frozen=True)
 class Health:
-    """GET -> 200 where predictions are answered, 503 before and after, 500 where they never are."""
+    """The health route: 200 if ready, 503 while loading or draining, 500 if the model failed."""
 
     service: Service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Answer with the state of the service as JSON."""
         service = self.service
         status = {State.READY: 200, State.FAILED: 500}.get(service.state, 503)
-        told: dict[str, Any] = {"status": service.state.value}
+        content: dict[str, Any] = {"status": service.state.value}
         if service.state is State.FAILED:
-            told["reason"] = service.reason
+            content["reason"] = service.reason
         if service.state is State.READY:
             manifest = service.manifest
-            told["model"] = {
+            content["model"] = {
                 "name": manifest.name,
                 "version": manifest.version,
                 "sha256": manifest.sha256,
             }
-        await json_response(orjson.dumps(told), status)(scope, receive, send)
+        await json_response(orjson.dumps(content), status)(scope, receive, send)
 
 
 @dataclass(frozen=True)
 class Exposition:
-    """GET -> the metrics in Prometheus' text form."""
+    """The metrics route, in Prometheus' text format."""
 
     service: Service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Answer with the metrics of the service."""
         text = generate_latest(self.service.metrics.registry)
         headers = {"Content-Type": CONTENT_TYPE_LATEST}
         await Response(text, headers=headers)(scope, receive, send)
@@ -121,18 +121,22 @@ class Exposition:
 
 @dataclass(frozen=True)
 class Predict:
-    """POST `{"instances": [...], "parameters": {...}}` -> `{"predictions": [...]}`."""
+    """The predict route, which answers `{"instances": [...], "parameters": {...}}`.
+
+    The answer is `{"predictions": [...]}`, or `{"error": {...}}` with a status that says why.
+    """
 
     service: Service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Answer one request, and count it by its status."""
         service, started = self.service, time.perf_counter()
         try:
             response = await self._respond(scope, receive)
         except Disconnected:
             return
-        # Counted before it is sent: whoever has the answer finds it in the metrics.
+        # The request is counted before the answer is sent: a client that has the answer can rely
+        # on the metrics to include it.
         service.metrics.requests.labels(str(response.status_code)).inc()
         service.metrics.seconds.observe(time.perf_counter() - started)
         await response(scope, receive, send)
@@ -154,17 +158,17 @@ class Predict:
             return self._failed(error).response()
 
     def _failed(self, error: Exception) -> Refusal:
-        """What the machine or the model raised -> the answer, and a line in the log."""
+        """Log an error of the machine or the model, and return the refusal for the client."""
         if isinstance(error, MillraceError):
-            logger.error("a pass failed: %s", one_line(error))
+            logger.error("a forward pass failed: %s", one_line(error))
             return Refusal(500, f"the model cannot be run: {one_line(error)}")
-        # Without its message, which may hold values of a row.
+        # The message of the error is left out, since it may contain values of a row.
         where = "".join(traceback.format_tb(error.__traceback__))
         logger.error("unexpected %s\n%s", type(error).__name__, where)
-        return Refusal(500, f"unexpected {type(error).__name__}; see the log")
+        return Refusal(500, f"unexpected {type(error).__name__}; see the server's log")
 
     def _admit(self) -> None:
-        """Raises Refused where no request can be taken now."""
+        """Raise Refusal unless the server is ready."""
         service = self.service
         if service.state is State.FAILED:
             raise Refusal(500, f"the model cannot be served: {service.reason}")
@@ -174,7 +178,10 @@ class Predict:
 
     @contextmanager
     def _in_flight(self) -> Iterator[None]:
-        """A request that has arrived whole counts until its answer is made. Raises Refused."""
+        """Count a completely received request until its answer is ready.
+
+        Raises Refusal if too many requests are in flight.
+        """
         service = self.service
         if service.in_flight >= service.settings.max_in_flight:
             message = f"{service.settings.max_in_flight} requests are in flight: try again later"
@@ -186,7 +193,7 @@ class Predict:
             service.in_flight -= 1
 
     async def _answer(self, body: bytes) -> bytes:
-        """A request's body -> its answer's. Raises Refused."""
+        """Return the body of the answer to a request's body, or raise Refusal."""
         service = self.service
         instances, outputs = parse_request(body)
         try:
@@ -195,7 +202,11 @@ class Predict:
             raise Refusal(400, f"parameters.outputs: {error}") from error
         batcher = service.batcher(fields)
         if batcher is None:
-            raise Refusal(400, "parameters.outputs: this server was started with --fixed_outputs")
+            raise Refusal(
+                400,
+                "parameters.outputs: this server was started with --fixed_outputs, and computes "
+                "no other outputs",
+            )
         if not instances:
             return b'{"predictions":[]}'
         try:
@@ -212,30 +223,36 @@ class Predict:
         )
 
     def _refuse_rows(self, faults: Mapping[int, Fault], rows: int) -> Refusal:
-        """Bad rows by index -> the refusal of the whole request, which names them."""
+        """Count the bad rows, and return the refusal of the whole request, which lists them."""
         for fault in faults.values():
             self.service.metrics.bad_rows.labels(fault.reason).inc()
-        told = [
+        listed = [
             {"index": index, "reason": fault.reason, "message": fault.message}
             for index, fault in list(faults.items())[:SHOWN_ROWS]
         ]
-        first = told[0]
+        first = listed[0]
         message = f"{len(faults)} of {rows} instances cannot be predicted: instance "
         message += f"{first['index']}: {first['message']}"
-        return Refusal(400, message, {"bad_instances": len(faults), "instances": told})
+        return Refusal(400, message, {"bad_instances": len(faults), "instances": listed})
 
 
 def _too_large(error: Exception) -> Refusal:
-    """Lack of memory for a request -> its refusal. The next one may be smaller, or alone."""
-    told = out_of_memory(
+    """Return the refusal of a request for which there was not enough memory.
+
+    It is a 503, since the next request may be smaller, or run when no other one does.
+    """
+    lack = out_of_memory(
         describe_error(error), "send fewer instances, or allow the server more memory"
     )
-    logger.error("%s", told)
-    return Refusal(503, str(told), headers={"Retry-After": "1"})
+    logger.error("%s", lack)
+    return Refusal(503, str(lack), headers={"Retry-After": "1"})
 
 
 async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """A request -> its body. Raises Refused above the limit, before more is kept; Disconnected."""
+    """Return the body of a request, of at most `limit` bytes.
+
+    Raises Refusal as soon as the body exceeds the limit, and Disconnected if the client leaves.
+    """
     too_large = Refusal(
         413,
         f"the request has more than {limit:,} bytes: send fewer instances",
@@ -258,7 +275,15 @@ async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
 
 
 def parse_request(body: bytes) -> tuple[list[Any], str | list[str] | None]:
-    """A request's body -> its instances, and `parameters.outputs` if given. Raises Refused."""
+    """Parse the body of a prediction request.
+
+    Returns:
+        The instances, and the value of `parameters.outputs`, or None if the request has none. An
+        instance with a duplicate key is replaced by its Fault.
+
+    Raises:
+        Refusal: If the body is not a prediction request.
+    """
     try:
         request = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -276,7 +301,7 @@ def parse_request(body: bytes) -> tuple[list[Any], str | list[str] | None]:
         raise Refusal(400, f"parameters: expected an object, got {type(parameters).__name__}")
     for name in parameters:
         if name != "outputs":
-            raise Refusal(400, f"unknown parameter {name[:40]!r}: there is only outputs")
+            raise Refusal(400, f"unknown parameter {name[:40]!r}: the only parameter is outputs")
     outputs = parameters.get("outputs")
     names = outputs if isinstance(outputs, list) else [outputs]
     if outputs is not None and not all(isinstance(name, str) for name in names):
@@ -285,7 +310,7 @@ def parse_request(body: bytes) -> tuple[list[Any], str | list[str] | None]:
 
 
 def _nan_advice(body: bytes) -> str:
-    """A body that is no JSON -> what to do, where it may be so for the sake of a number."""
+    """Return advice for a body that may not be JSON because of a NaN or an infinity."""
     if b"NaN" in body or b"Infinity" in body:
-        return "; NaN and the infinities are no numbers of JSON: leave such rows out"
+        return "; JSON has no NaN and no Infinity: leave such rows out"
     return ""

@@ -1,8 +1,8 @@
-"""Requests that come together are run together.
+"""Requests that wait at the same time are run in one forward pass.
 
-An idle model takes a request at once. While a pass runs, requests gather; the next pass
-takes them all, up to a limit. So nobody waits for company, and under load batches grow by
-themselves; a wait can be asked for where passes are dear.
+An idle model runs a request at once. While a pass runs, requests queue; the next pass takes all of
+them, up to a limit. A single request therefore never waits for others, and batches grow under load.
+If passes are expensive, `max_wait` makes requests wait longer, so that more of them share a pass.
 """
 
 from __future__ import annotations
@@ -29,11 +29,16 @@ class _Waiting:
 
 
 class Batcher:
-    """Gathers requests of one model; all methods are called in the event loop.
+    """A queue of requests for one model; call its methods only in the event loop.
 
-    executor: of one thread, in which the model runs. max_rows: of a pass; a larger request
-    runs alone, in several. max_wait: seconds that a request may wait for others after a pass,
-    never where the model was idle. observe: told requests, rows and seconds of each pass.
+    Args:
+        model: The model that runs the requests.
+        executor: An executor of one thread, in which the model runs.
+        max_rows: The most rows of one pass. A larger request gets a pass of its own, which the
+            model may split.
+        max_wait: How many seconds a request may wait for others after a pass. A request to an idle
+            model never waits.
+        observe: A function that is called with the requests, rows and seconds of each pass.
     """
 
     def __init__(
@@ -57,16 +62,28 @@ class Batcher:
 
     @property
     def model(self) -> LoadedModel:
-        """What runs."""
+        """The model that runs the requests."""
         return self._model
 
     @property
     def waiting(self) -> int:
-        """Requests that no pass has taken yet."""
+        """The number of requests that no pass has taken yet."""
         return len(self._waiting)
 
     async def predict(self, inputs: list[np.ndarray]) -> Answer:
-        """A request's arrays, one or more rows -> its Answer. Raises what the machine raises."""
+        """Run the model on the rows of one request.
+
+        Args:
+            inputs: One array per input of the model, `[rows, ...]`, with one or more rows.
+
+        Returns:
+            The outputs of these rows, and the rows on which the model raised.
+
+        Raises:
+            DeviceError: If the accelerator failed.
+            ContractBroken: If the model does not do what its manifest says.
+            MemoryError: If there is not enough memory for the pass.
+        """
         loop = asyncio.get_running_loop()
         request = _Waiting(inputs, len(inputs[0]), time.monotonic(), loop.create_future())
         self._waiting.append(request)
@@ -75,12 +92,12 @@ class Batcher:
             self._start.cancel()
             self._start = None
         if not self._running and self._start is None:
-            # After what the loop has already read: that may be requests too.
+            # Not at once: the loop may have read more requests, which then share the pass.
             self._start = loop.call_soon(self._begin)
         return await request.answer
 
     def _begin(self) -> None:
-        """Takes what waits, up to the limit, and runs it in the thread."""
+        """Take waiting requests, up to the limit, and run them in the model's thread."""
         self._start, self._running = None, True
         batch = [self._waiting.popleft()]
         rows = batch[0].rows
@@ -97,16 +114,17 @@ class Batcher:
         arrays = (
             inputs[0] if len(inputs) == 1 else [*map(np.concatenate, zip(*inputs, strict=True))]
         )
-        # The rows of a request must not suffer from those of another, whatever these cost.
+        # A request must not suffer from bad rows in another one. So the model tries every row,
+        # even where it could give up on a pass with many bad rows.
         answer = run_model(self._model, arrays, rows, to_the_end=True)
         return answer, time.perf_counter() - started
 
     def _end(self, batch: list[_Waiting], passed: asyncio.Future[tuple[Answer, float]]) -> None:
-        """Hands the pass's answer out, and begins the next."""
+        """Start the next pass, and give each request its part of the answer."""
         self._running = False
         if self._waiting:
             self._begin_soon()
-        # A request that was given up is no longer waited for.
+        # The future of a request that was cancelled is done already.
         asked = [request for request in batch if not request.answer.done()]
         if (error := passed.exception()) is not None:
             for request in asked:

@@ -1,6 +1,6 @@
-"""One connection: how long and how much a client may take to send a request and take its answer.
+"""The limits of one connection: how long and how much a client may send and read.
 
-uvicorn's protocol parses and answers; what it leaves without a limit has one here.
+uvicorn's protocol parses requests and writes answers. This module adds the limits that it lacks.
 """
 
 from __future__ import annotations
@@ -15,14 +15,19 @@ from serving.lingering import Lingering
 from serving.refusals import Refusal
 from serving.service import Service, State
 
-# Of one request: its line and headers, and in a chunked body what is neither data nor its size.
+# The limit for the request line and headers of one request together. In a chunked body, extensions
+# and trailers count too.
 MAX_HEAD_BYTES = 65_536
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's connection with limits: time to read and write, bytes of headers, neighbours.
+    """A connection of uvicorn with limits on time, header bytes and the number of connections.
 
-    service: its settings hold the limits, its state says whether the server drains.
+    Args:
+        service: The service, whose settings hold the limits and whose state says whether the server
+            is draining.
+        args: Positional arguments of HttpToolsProtocol.
+        kwargs: Keyword arguments of HttpToolsProtocol.
     """
 
     def __init__(self, service: Service, *args: Any, **kwargs: Any) -> None:
@@ -32,18 +37,18 @@ class Connection(HttpToolsProtocol):
         self._link: Lingering = None  # type: ignore[assignment]
         self._reading: asyncio.TimerHandle | None = None
         self._writing: asyncio.TimerHandle | None = None
-        # Whether a request has begun that has not arrived whole.
+        # Whether a request has started to arrive and is not complete yet.
         self._is_partial = False
-        # What `cycle`, of the last request with a whole head, was before that one came.
+        # `cycle` belongs to the last request with complete headers. This is the cycle before it.
         self._before: Any = None
-        # Bytes of the head so far, and bytes that came since the parser last handed some on; what
-        # the parser keeps of a read in which it handed some on is not counted.
+        # The bytes of the head so far, and the bytes received since the parser last passed any on.
+        # Bytes that the parser holds back after it has passed some on are not counted.
         self._head = self._silent = 0
         self.waits_since = time.monotonic()
 
     @property
     def is_answering(self) -> bool:
-        """Whether a request that arrived whole has no answer yet."""
+        """Whether a complete request has no answer yet."""
         cycle = self.cycle
         return bool(self.pipeline) or (
             cycle is not None and not cycle.more_body and not cycle.response_complete
@@ -51,13 +56,13 @@ class Connection(HttpToolsProtocol):
 
     @property
     def is_busy(self) -> bool:
-        """Whether the client is in the middle of a request or of its answer."""
+        """Whether the client is still sending a request or reading an answer."""
         return (
             not self._link.is_closing() and (self._is_partial or self.is_answering)
         ) or self._link.has_unsent()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A new connection; where there are too many, another one has to go."""
+        """Start the time limit, and close another connection if there are too many."""
         self._link = Lingering(transport, self.loop, self._seconds)
         super().connection_made(cast(asyncio.Transport, self._link))
         self._await_request()
@@ -65,7 +70,7 @@ class Connection(HttpToolsProtocol):
             self._make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Its end, whoever ended it."""
+        """Cancel the timers when the connection has ended."""
         self._link.lost()
         for timer in (self._reading, self._writing):
             if timer is not None:
@@ -73,7 +78,7 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of a client -> its requests; the time begins to count with the first one."""
+        """Parse received bytes; the time limit of a further request starts with its first byte."""
         if self._link.is_closing():
             self._link.discard()
             return
@@ -89,10 +94,11 @@ class Connection(HttpToolsProtocol):
             self._await_request()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """The client sends nothing more -> whether it still gets answers."""
+        """Return whether a client that has finished sending still gets answers."""
         self._link.ended()
         if self.pipeline and self.pipeline[0][0].more_body:
-            # It waits behind others and will never be whole; the one before it is the last.
+            # This request waits behind others and will never be complete, so the request before it
+            # is the last one to answer.
             self.pipeline.popleft()
             self.cycle = self._before
         if self._link.is_closing() or not self.is_answering:
@@ -101,71 +107,75 @@ class Connection(HttpToolsProtocol):
         return True
 
     def on_message_begin(self) -> None:
-        """The first byte of a request."""
+        """Note that a request has started."""
         self._is_partial, self._head = True, 0
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        """A part of the request's path."""
+        """Count a part of the request's path."""
         self._count_head(len(url))
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header, or a trailer after a chunked body."""
+        """Count a header, or a trailer after a chunked body."""
         self._count_head(len(name) + len(value) + 4)
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """The head is whole: the app begins."""
+        """Start the app on the request, whose headers are complete."""
         self._before = self.cycle
         super().on_headers_complete()
         if self._service.state is State.DRAINING:
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
-        """A part of the body."""
+        """Pass on a part of the body."""
         self._silent = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The request has arrived whole."""
+        """Note that the request is complete."""
         self._is_partial, self._silent = False, 0
         super().on_message_complete()
-        # Also where the answer was sent before the body had come.
+        # uvicorn does not do this if the answer was sent before the whole body had arrived.
         self.cycle.more_body = False
 
     def send_400_response(self, msg: str) -> None:
-        """What is not HTTP, or too much of it."""
+        """Refuse bytes that are not HTTP, or a head that is too large."""
         if self._head > MAX_HEAD_BYTES:
             self._refuse_head()
         else:
             self._refuse(Refusal(400, "the request is not valid HTTP/1.1"))
 
     def pause_writing(self) -> None:
-        """The client takes its answer more slowly than it is written."""
+        """Start a timer for a client that reads its answer too slowly."""
         super().pause_writing()
         self._writing = self.loop.call_later(self._seconds, self._link.abort)
 
     def resume_writing(self) -> None:
-        """The client has taken most of it."""
+        """Stop the timer, since the client has read most of the answer."""
         super().resume_writing()
         if self._writing is not None:
             self._writing.cancel()
             self._writing = None
 
     def leave(self) -> None:
-        """From now on an answer is the connection's last."""
+        """Let the connection close after an answer, instead of waiting for further requests."""
         if self.cycle is not None:
             self.cycle.keep_alive = False
         for cycle, _ in self.pipeline:
             cycle.keep_alive = False
 
     def shutdown(self) -> None:
-        """The server ends: what is being answered is, the rest is refused or closed."""
+        """End the connection as the server shuts down, after the answers that are under way.
+
+        A request that is still arriving is refused, and an idle connection is closed.
+        """
         if self.is_answering:
             self.leave()
         elif self._is_partial:
-            self._refuse(Refusal(503, "this server ends", headers={"Retry-After": "1"}))
+            message = "this server is shutting down"
+            self._refuse(Refusal(503, message, headers={"Retry-After": "1"}))
         else:
             self._link.close()
 
@@ -173,7 +183,7 @@ class Connection(HttpToolsProtocol):
         self._silent = 0
         self._head += size
         if self._head > MAX_HEAD_BYTES:
-            # The parser stops, and the caller asks for send_400_response.
+            # The parser stops, and its caller calls send_400_response.
             raise ValueError
 
     def _await_request(self) -> None:
@@ -185,30 +195,31 @@ class Connection(HttpToolsProtocol):
             self._reading = None
 
     def _read_too_long(self) -> None:
-        """The time for a whole request is over."""
+        """Refuse a request that did not arrive in time, or close an idle connection."""
         if self.is_answering:
-            # Requests before this one hold it up.
+            # This request waits for the answers to earlier ones, so its time starts again.
             self._await_request()
         elif self._is_partial:
             self._refuse(
                 Refusal(
                     408,
-                    f"the request did not arrive whole within {self._seconds:g} s: send it faster, "
-                    "or send fewer instances",
+                    f"the request did not arrive completely within {self._seconds:g} s: send it "
+                    "faster, or send fewer instances",
                 )
             )
         else:
             self._link.close()
 
     def _refuse_head(self) -> None:
-        self._refuse(Refusal(431, f"the headers have more than {MAX_HEAD_BYTES:,} bytes"))
+        message = f"the request line and headers have more than {MAX_HEAD_BYTES:,} bytes"
+        self._refuse(Refusal(431, message))
 
     def _refuse(self, refused: Refusal) -> None:
-        """Answers the request that has not arrived whole, and closes."""
+        """Answer the request that is not complete, and close the connection."""
         if self._link.is_closing():
             return
         if self.is_answering:
-            # Its answer comes first, and is the last.
+            # An earlier request gets its answer first, and that answer is the last one.
             self._link.pause_reading()
             self.leave()
             return
@@ -216,7 +227,7 @@ class Connection(HttpToolsProtocol):
         if cycle is None or not cycle.more_body:
             self._answer(refused)
         elif not cycle.response_started:
-            # The app waits for the body.
+            # The app still waits for the body. Answer, and wake it as for a client that left.
             self._answer(refused)
             cycle.disconnected = True
             cycle.message_event.set()
@@ -234,8 +245,9 @@ class Connection(HttpToolsProtocol):
         self._service.metrics.requests.labels(str(refused.status)).inc()
 
     def _make_room(self) -> None:
-        """Ends the connection that has waited longest for a request; this one if all are busy."""
+        """Close the connection that has waited longest for a request; this one if all are busy."""
         others = [c for c in self.connections if c is not self and isinstance(c, Connection)]
+        # Connections that linger after close() still count, so one of them is ended at once.
         for closing in (c for c in others if c._link.is_closing()):
             closing._link.abort()
             break
@@ -247,6 +259,7 @@ class Connection(HttpToolsProtocol):
             return
         longest = min(waiting, key=lambda c: c.waits_since)
         if longest._is_partial:
-            longest._refuse(Refusal(408, "others need the connection: send the request faster"))
+            message = "the server needs the connection for other clients: send the request faster"
+            longest._refuse(Refusal(408, message))
         else:
             longest._link.close()

@@ -1,4 +1,4 @@
-"""A model package in Cloud Storage to a folder of this machine."""
+"""Copy a model package from Cloud Storage to a folder on this machine."""
 
 from __future__ import annotations
 
@@ -19,10 +19,22 @@ SCHEME = "gs://"
 
 
 def fetch_package(path: str, folder: Path, cloud: Cloud) -> str:
-    """A package's path and an empty folder -> the package's path on this machine.
+    """Return the path of a package on this machine, after fetching it from Cloud Storage if needed.
 
-    Of a folder of Cloud Storage the model's files alone are fetched. A folder without
-    model.json that holds one .mar means that. Raises ModelError, CredentialsError.
+    From a folder in Cloud Storage, only the files of the model are fetched. If the folder has no
+    model.json and contains one .mar, the package is that .mar.
+
+    Args:
+        path: The package: a local path, or `gs://BUCKET/PATH` of a folder or a file.
+        folder: An empty folder for the fetched files.
+        cloud: The connection to Google Cloud.
+
+    Returns:
+        A path in `folder` for a package in Cloud Storage, otherwise a local path.
+
+    Raises:
+        ModelError: If there is no package, or it cannot be read.
+        CredentialsError: If there are no usable Google Cloud credentials.
     """
     if path.startswith(SCHEME):
         with translate_errors(ModelError, f"model {path} cannot be read"):
@@ -40,7 +52,7 @@ def _fetch(path: str, folder: Path, client: storage.Client) -> str:
     blobs = {posixpath.basename(blob.name): blob for blob in listed}
     blobs.pop("", None)
     if not blobs and name and not name.endswith("/"):
-        # Not a folder: one file.
+        # The path is a file, not a folder.
         target = folder / posixpath.basename(name)
         client.bucket(bucket).blob(name).download_to_filename(str(target), retry=retry())
         return str(target)
@@ -50,11 +62,13 @@ def _fetch(path: str, folder: Path, client: storage.Client) -> str:
         wanted = [MANIFEST_NAME, parse_manifest(text).file]
     for found in wanted:
         if found not in blobs:
-            raise ModelError(f"model {path}: {MANIFEST_NAME} names {found}, which is not there")
+            raise ModelError(
+                f"model {path}: {MANIFEST_NAME} names {found}, which is not in the folder"
+            )
         blobs[found].download_to_filename(str(folder / found), retry=retry())
     if not wanted:
         raise ModelError(
-            f"no model at {path}: expected {MANIFEST_NAME} or a .mar in the folder, which holds "
+            f"no model at {path}: expected a folder with {MANIFEST_NAME} or a .mar, found "
             f"{', '.join(sorted(blobs)[:10]) or 'nothing'}"
         )
     return str(folder)

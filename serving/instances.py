@@ -1,8 +1,8 @@
-"""Instances of a request to the model's arrays, judged by the same rules as a worker's rows.
+"""Turn the instances of a request into arrays, with the checks that pipelines apply to rows.
 
-An instance is a list of the features in order (for a model of one input) or an object by
-name. Requests of plain numbers are judged all at once; others row by row, by the functions
-of the pipelines, which also say what is wrong.
+An instance is an object with the features by name or, if the model has one input, a list of the
+features in order. A request of plain numbers is checked as one array. Any other request is checked
+row by row with the functions of the pipelines, which also say what is wrong.
 """
 
 from __future__ import annotations
@@ -29,9 +29,17 @@ _NUMBERS = {float, int}
 
 
 def unique_instances(request: dict[str, Any], body: bytes) -> list[Any]:
-    """A request and its JSON -> its instances, with a Fault for each that has a key twice.
+    """Return the instances of a request, with a Fault in place of each that repeats a key.
 
-    Raises ValueError for a key twice outside the instances.
+    Args:
+        request: The decoded body of the request.
+        body: The same body as JSON text, in which duplicate keys can still be found.
+
+    Returns:
+        The instances in order.
+
+    Raises:
+        ValueError: If a key is repeated outside the instances, or the JSON is nested too deeply.
     """
     instances: list[Any] = request["instances"]
     objects = [one for one in (request, request.get("parameters"), *instances) if type(one) is dict]
@@ -41,7 +49,7 @@ def unique_instances(request: dict[str, Any], body: bytes) -> list[Any]:
     try:
         marked = load_marked(body)
     except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+        raise ValueError("the request is nested too deeply") from error
     twins = [] if isinstance(marked, Doubled) else marked.pop("instances")
     if (key := doubled_key(marked)) is not None:
         raise ValueError(doubled_text(key))
@@ -54,13 +62,23 @@ def unique_instances(request: dict[str, Any], body: bytes) -> list[Any]:
 
 @dataclass
 class BadInstances(Exception):
-    """Rows of a request that the model cannot take: index -> what is wrong, in order."""
+    """The rows of a request that the model cannot take.
+
+    Attributes:
+        faults: The fault of each of these rows, by the row's index in the request, in order.
+    """
 
     faults: dict[int, Fault]
 
 
 class InstanceReader:
-    """Reads the instances of a model: what can be known before the first request is known."""
+    """A reader of the instances for one model.
+
+    It prepares everything that does not depend on a request.
+
+    Args:
+        manifest: The manifest of the model.
+    """
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
@@ -69,13 +87,17 @@ class InstanceReader:
         first = manifest.inputs[0]
         numbers = first.dtype.startswith("float") and bool(first.shape)
         self._plain = first if self._format.vector and numbers else None
-        # Of one name, itemgetter gives no tuple.
+        # With a single name, itemgetter would not return a tuple.
         self._take = itemgetter(*first.columns) if len(first.columns) > 1 else None
 
     def read(self, instances: Sequence[Any]) -> list[np.ndarray]:
-        """One or more instances -> an array an input, [rows, width] or [rows], of its dtype.
+        """Return the model's input arrays for one or more instances.
 
-        Raises BadInstances with every row at fault.
+        Returns:
+            One array per input, `[rows, width]` or `[rows]`, of the input's dtype.
+
+        Raises:
+            BadInstances: If any row is bad; it lists all of them.
         """
         if self._plain is not None:
             values = self._plain_values(instances, self._plain)
@@ -84,7 +106,10 @@ class InstanceReader:
         return self._judge(instances)
 
     def _plain_values(self, instances: Sequence[Any], spec: InputSpec) -> list[Any] | None:
-        """Instances that are all lists, or all objects, of the right names -> their values."""
+        """Return the values of instances that are all complete lists, or all complete objects.
+
+        None for all other instances.
+        """
         kinds, lengths = set(map(type, instances)), set[int]()
         if kinds in ({list}, {dict}):
             lengths = set(map(len, instances))
@@ -98,7 +123,7 @@ class InstanceReader:
         return None
 
     def _judge(self, instances: Sequence[Any]) -> list[np.ndarray]:
-        """The same, row by row."""
+        """Do the same as `read`, row by row."""
         read = [self._read_one(instance) for instance in instances]
         faults = {i: row for i, row in enumerate(read) if isinstance(row, Fault)}
         good = [i for i in range(len(read)) if i not in faults]
@@ -114,7 +139,7 @@ class InstanceReader:
         return [_array(inputs[spec.name], spec) for spec in self._manifest.inputs]
 
     def _read_one(self, instance: Any) -> Any:
-        """One instance -> its features, or the Fault that it has."""
+        """Return the features of one instance, or its Fault."""
         row = self._named(instance) if isinstance(instance, list) else instance
         if isinstance(row, dict) and (unknown := [name for name in row if name not in self._known]):
             text = f"unknown feature {unknown[0][:40]!r}{suggest(unknown[0], self._known)}"
@@ -123,12 +148,12 @@ class InstanceReader:
         return read_row(row, self._format)
 
     def _named(self, instance: list[Any]) -> dict[str, Any] | Fault:
-        """The features in order -> the same by name, or the Fault that it has."""
+        """Return the features of a list by name, or its Fault."""
         spec = self._manifest.inputs[0]
         if not self._format.vector:
             inputs = len(self._manifest.inputs)
-            message = f"expected an object by name, since the model has {inputs} inputs; got a list"
-            return Fault("not_an_object", message)
+            message = f"since the model has {inputs} inputs, got a list"
+            return Fault("not_an_object", f"expected an object with features by name, {message}")
         if len(instance) != spec.width:
             return Fault("wrong_width", f"expected {spec.width} values, got {len(instance)}")
         if spec.is_list_column:
@@ -137,11 +162,11 @@ class InstanceReader:
 
 
 def _matrix(values: list[Any], spec: InputSpec) -> np.ndarray | None:
-    """Values of all rows -> [rows, width]; None unless each is a number that fits."""
+    """Return the values as `[rows, width]`, or None unless each is a number that fits the dtype."""
     if not set(map(type, values)) <= _NUMBERS:
         return None
     try:
-        # By way of float64, as a worker reads JSON.
+        # Via float64, so that the numbers are rounded as when a worker reads JSON.
         with np.errstate(over="ignore"):
             matrix = np.array(values, np.float64).astype(spec.dtype, copy=False)
     except OverflowError:
@@ -150,7 +175,7 @@ def _matrix(values: list[Any], spec: InputSpec) -> np.ndarray | None:
 
 
 def _array(column: pa.Array, spec: InputSpec) -> np.ndarray:
-    """A validated input column -> its values."""
+    """Return the values of a validated input column as an array."""
     flat = column.flatten() if spec.shape else column
     values = flat.to_numpy(zero_copy_only=False)
     return values.reshape(-1, spec.width) if spec.shape else values

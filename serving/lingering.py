@@ -1,7 +1,8 @@
-"""A transport that closes so that what was written arrives.
+"""A transport that closes without losing the last answer.
 
-A socket that is closed while bytes wait to be read is reset, and a reset takes the answer away
-that the client has not read yet. So only the sending half is closed at first.
+If a socket is closed while received bytes are still unread, the system resets the connection, and
+the client loses the part of the answer that it has not read yet. This transport therefore closes
+only the sending half at first.
 """
 
 from __future__ import annotations
@@ -9,16 +10,21 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-# After close(), how long a client may do nothing.
+# How long a client may stay idle after close() before the connection is ended.
 LINGER_SECONDS = 1.0
 
 
 class Lingering:
-    """A connection's transport, with another close().
+    """A wrapper of a connection's transport whose close() waits for the client to read.
 
-    After close() nothing more is written and what still comes goes to discard(). The connection
-    ends when the client closes it, when it neither sends nor reads for LINGER_SECONDS, and after
-    `seconds` in any case.
+    After close(), nothing more is written, and the connection calls discard() for bytes that still
+    arrive. The connection ends when the client closes it, when the client neither sends nor reads
+    for LINGER_SECONDS, or after `seconds` at the latest.
+
+    Args:
+        transport: The transport of the connection.
+        loop: The event loop of the transport.
+        seconds: The longest time between close() and the end of the connection.
     """
 
     def __init__(
@@ -31,21 +37,21 @@ class Lingering:
         self._has_ended = False
         self._end: asyncio.TimerHandle | None = None
         self._ends_at = 0.0
-        # What was left to send when it was last looked at, and whether anything came since.
+        # The unsent bytes at the last check, and whether any bytes arrived since then.
         self._unsent = 0
-        self._came = False
+        self._received = False
 
     def write(self, data: bytes) -> None:
-        """Sends the bytes, unless it is closing."""
+        """Send the bytes, unless the connection is closing."""
         if not self.is_closing():
             self._transport.write(data)
 
     def close(self) -> None:
-        """Says that nothing more comes, once what was written is sent."""
+        """Close the sending half once all written bytes are sent, and wait for the client."""
         if self.is_closing():
             return
         if self._has_ended:
-            # Nothing waits to be read.
+            # The client has finished sending, so no unread bytes can cause a reset.
             self._transport.close()
             return
         self.resume_reading()
@@ -54,53 +60,53 @@ class Lingering:
         self._linger()
 
     def ended(self) -> None:
-        """The client sends nothing more."""
+        """Note that the client has finished sending."""
         self._has_ended = True
 
     def discard(self) -> None:
-        """Something came after close()."""
-        self._came = True
+        """Note that bytes arrived after close()."""
+        self._received = True
 
     def lost(self) -> None:
-        """The connection is gone."""
+        """Stop the timer, since the connection is lost."""
         if self._end is not None:
             self._end.cancel()
 
     def abort(self) -> None:
-        """Ends the connection at once."""
+        """End the connection at once."""
         self._transport.abort()
 
     def is_closing(self) -> bool:
-        """Whether close() was called, or the connection has ended."""
+        """Return whether close() was called or the connection has ended."""
         return self._end is not None or self._transport.is_closing()
 
     def has_unsent(self) -> bool:
-        """Whether the client has yet to take a part of what was written."""
+        """Return whether written bytes are still waiting to be sent."""
         return not self._transport.is_closing() and self._transport.get_write_buffer_size() > 0
 
     def pause_reading(self) -> None:
-        """Reads nothing until resume_reading()."""
+        """Stop reading until resume_reading() is called."""
         if not self.is_closing() and not self._paused:
             self._paused = True
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """Reads again."""
+        """Start reading again."""
         if self._paused and not self._transport.is_closing():
             self._paused = False
             self._transport.resume_reading()
 
     def _linger(self) -> None:
-        self._unsent, self._came = self._transport.get_write_buffer_size(), False
+        self._unsent, self._received = self._transport.get_write_buffer_size(), False
         self._end = self._loop.call_later(LINGER_SECONDS, self._look)
 
     def _look(self) -> None:
-        goes_on = self._came or self._transport.get_write_buffer_size() < self._unsent
+        goes_on = self._received or self._transport.get_write_buffer_size() < self._unsent
         if goes_on and self._loop.time() < self._ends_at:
             self._linger()
         else:
             self._transport.abort()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """As of the transport: addresses, the socket."""
+        """Return information about the transport, such as its addresses or its socket."""
         return self._transport.get_extra_info(name, default)

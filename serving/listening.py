@@ -1,4 +1,4 @@
-"""The address that a server listens on; taken before torch is imported and a model loaded."""
+"""The socket that a server listens on, opened before torch is imported and the model loaded."""
 
 from __future__ import annotations
 
@@ -12,22 +12,30 @@ import sys
 
 from common.errors import MillraceError
 
-# Files of a process that are no connections: the model's, libraries', the loop's.
+# The open files that a process needs besides its connections, such as the model and libraries.
 _OTHER_FILES = 256
-# Of Linux; Python has no name for it.
+# A socket option of Linux, for which Python has no name.
 _SO_ATTACH_FILTER = 26
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """An address, port 0 for a free one -> the socket that listens there. Raises MillraceError."""
+    """Return a socket that listens on an address.
+
+    Args:
+        host: The host name, IPv4 or IPv6 address.
+        port: The port; 0 picks a free one.
+
+    Raises:
+        MillraceError: If the port is in use, or the server cannot listen on this address.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise MillraceError(
-                f"port {port} of {host} is in use: end what listens there, or choose another "
-                "--port (0 takes a free one)"
+                f"port {port} of {host} is in use: stop the process that uses it, or choose "
+                "another --port (0 picks a free one)"
             ) from None
         raise MillraceError(
             f"cannot listen on port {port} of {host}: {error.strerror}; check --host and --port"
@@ -35,7 +43,14 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def allow_connections(wanted: int) -> int:
-    """How many connections are wanted -> how many the process may have; raises its limit."""
+    """Raise the process' limit of open files for a number of connections.
+
+    Args:
+        wanted: The number of connections that the server should accept.
+
+    Returns:
+        The number of connections that the limit allows, at most `wanted`.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = wanted + _OTHER_FILES
     if hard != resource.RLIM_INFINITY:
@@ -46,7 +61,7 @@ def allow_connections(wanted: int) -> int:
 
 
 class _Instruction(ctypes.Structure):
-    """One of a socket filter. Source: linux/filter.h."""
+    """One instruction of a socket filter. Source: linux/filter.h."""
 
     _fields_ = (
         ("code", ctypes.c_uint16),
@@ -57,11 +72,11 @@ class _Instruction(ctypes.Structure):
 
 
 def refuse_connections(listener: socket.socket) -> None:
-    """A listening socket -> it takes no new connection; those that have begun are still accepted.
+    """Make a listening socket ignore new connections; connections in its queue are still accepted.
 
-    A socket that is closed resets the connections that nobody has accepted yet. So their first
-    packet is dropped before: a client repeats it a second later, and is refused then. Where the
-    system has no such filter nothing happens.
+    Closing the socket would reset connections that are not accepted yet. Call this function a
+    moment before: it drops the first packet of new connections, which the client sends again a
+    second later, when the closed socket refuses it. Does nothing on systems without such a filter.
     """
     if sys.platform != "linux":
         return

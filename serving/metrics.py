@@ -1,4 +1,4 @@
-"""What a server counts, in Prometheus' text form at /metrics."""
+"""The metrics of a server, which it shows at /metrics in Prometheus' text format."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from model_handlers.manifest import Manifest
 try:
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 except ImportError as error:  # pragma: no cover
-    raise ImportError("serving needs its extra: pip install 'millrace[serving]'") from error
+    raise ImportError(
+        "serving needs the packages of its extra: pip install 'millrace[serving]'"
+    ) from error
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _ROWS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
@@ -17,13 +19,13 @@ _REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
 class Metrics:
-    """One server's counts, in a registry of its own."""
+    """The metrics of one server, in their own registry."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         self.requests = Counter(
             "millrace_requests",
-            "Prediction requests, and requests refused while they were read, by status",
+            "Prediction requests by status, including requests refused while they were read",
             ["status"],
             registry=registry,
         )
@@ -33,38 +35,43 @@ class Metrics:
         )
         self.seconds = Histogram(
             "millrace_request_seconds",
-            "From a request's first byte to its answer",
+            "Time from the end of a request's headers to its answer",
             buckets=_SECONDS,
             registry=registry,
         )
         self.pass_seconds = Histogram(
-            "millrace_pass_seconds", "One pass of the model", buckets=_SECONDS, registry=registry
+            "millrace_pass_seconds", "Time of one forward pass", buckets=_SECONDS, registry=registry
         )
         self.pass_rows = Histogram(
-            "millrace_pass_rows", "Rows of one pass", buckets=_ROWS, registry=registry
+            "millrace_pass_rows", "Rows in one forward pass", buckets=_ROWS, registry=registry
         )
         self.pass_requests = Histogram(
-            "millrace_pass_requests", "Requests of one pass", buckets=_REQUESTS, registry=registry
+            "millrace_pass_requests",
+            "Requests in one forward pass",
+            buckets=_REQUESTS,
+            registry=registry,
         )
         self.in_flight = Gauge(
             "millrace_in_flight", "Requests that are being answered", registry=registry
         )
-        self.waiting = Gauge("millrace_waiting", "Requests that wait for a pass", registry=registry)
+        self.waiting = Gauge(
+            "millrace_waiting", "Requests that wait for a forward pass", registry=registry
+        )
         self.model = Info("millrace_model", "The model that is served", registry=registry)
 
     def watch(self, in_flight: Callable[[], int], waiting: Callable[[], int]) -> None:
-        """Functions that have the gauges' values when they are asked for."""
+        """Set the functions that return the values of the gauges."""
         self.in_flight.set_function(in_flight)
         self.waiting.set_function(waiting)
 
     def serve(self, manifest: Manifest) -> None:
-        """The model that is served from now on."""
+        """Show this model as the one that is served."""
         self.model.info(
             {"name": manifest.name, "version": manifest.version, "sha256": manifest.sha256}
         )
 
     def passed(self, requests: int, rows: int, seconds: float) -> None:
-        """One pass of the model."""
+        """Record one forward pass of the model."""
         self.pass_requests.observe(requests)
         self.pass_rows.observe(rows)
         self.pass_seconds.observe(seconds)

@@ -1,4 +1,4 @@
-"""Which of the model's outputs a prediction shows, and under which keys."""
+"""The outputs of the model that a prediction contains, and their keys."""
 
 from __future__ import annotations
 
@@ -8,24 +8,29 @@ from dataclasses import dataclass
 from common.errors import UsageError
 from model_handlers.manifest import Manifest
 
-# What the reference's container calls the score.
+# The reference implementation's container uses this name for the score.
 SCORE_KEY = "anomaly_score"
 ALL, SCORE = "all", "score"
 
 
 @dataclass(frozen=True)
 class Field:
-    """A key of each prediction, and the model's output that it shows."""
+    """A key of each prediction, and the model output that is its value."""
 
     key: str
     output: str
 
 
 def prediction_fields(manifest: Manifest, choice: str | Sequence[str]) -> tuple[Field, ...]:
-    """A model and what is wanted of it -> the fields of a prediction. Raises UsageError.
+    """Return the fields of a prediction.
 
-    choice: `all` outputs by their names; `score`: `anomaly_score` and the manifest's
-    output_fields; or names of outputs, of which `anomaly_score` may be one.
+    Args:
+        manifest: The manifest of the model.
+        choice: `all` for all outputs by name; `score` for `anomaly_score` and the manifest's output
+            fields; or the names of outputs, which may include `anomaly_score`.
+
+    Raises:
+        UsageError: If an output does not exist, or the model has no score output.
     """
     known = {spec.name for spec in manifest.outputs}
     if choice == ALL:
@@ -39,11 +44,11 @@ def prediction_fields(manifest: Manifest, choice: str | Sequence[str]) -> tuple[
         if name == SCORE_KEY and name not in known:
             if manifest.score_output is None:
                 raise UsageError(
-                    f"model {manifest.name} has no score: choose one with --score_output, or other "
-                    f"outputs with --outputs, of {', '.join(sorted(known))}"
+                    f"model {manifest.name} has no score output: choose one with --score_output, "
+                    f"or choose outputs with --outputs, from {', '.join(sorted(known))}"
                 )
             output = manifest.score_output
         fields.append(Field(name, manifest.output(output).name))
     if not fields:
-        raise UsageError(f"outputs: expected {ALL}, {SCORE} or names of outputs, got none")
+        raise UsageError(f"outputs: expected {ALL}, {SCORE} or names of outputs, got an empty list")
     return tuple(fields)

@@ -1,4 +1,4 @@
-"""Answers that refuse a request: their status, and `{"error": {...}}`."""
+"""Error answers to requests: a status and `{"error": {...}}`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,14 @@ _STATUS = {
 
 @dataclass
 class Refusal(Exception):
-    """A request that gets an error: its status, message, further members and headers."""
+    """An error answer to a request.
+
+    Attributes:
+        status: The HTTP status.
+        message: The message for the client.
+        details: Further fields of the `error` object.
+        headers: Further HTTP headers.
+    """
 
     status: int
     message: str
@@ -32,7 +39,7 @@ class Refusal(Exception):
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def response(self) -> Response:
-        """The answer `{"error": {...}}`."""
+        """Return the answer `{"error": {...}}`."""
         error = {
             "code": self.status,
             "status": _STATUS.get(self.status, "UNKNOWN"),
@@ -43,11 +50,11 @@ class Refusal(Exception):
 
 
 class Disconnected(Exception):
-    """The client is gone, or was refused already: nobody reads an answer."""
+    """The client has left, or has already got an error answer, so no answer is needed."""
 
 
 def json_response(
     body: bytes, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """A JSON text, its status and headers -> the response."""
+    """Return a response with a JSON body."""
     return Response(body, status, headers, media_type="application/json")

@@ -1,4 +1,4 @@
-"""The process: listens, drains on SIGTERM, ends."""
+"""The server process, which listens, drains on SIGTERM and exits."""
 
 from __future__ import annotations
 
@@ -21,16 +21,19 @@ from serving.listening import allow_connections, refuse_connections
 from serving.service import Service, State
 from serving.settings import Settings
 
-# After a drain, how long connections that are open are still answered: 503.
+# How long the server still answers open connections after a drain, with status 503.
 _LAST_CALL_SECONDS = 1.0
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which goes on answering while requests in flight are finished.
+    """A uvicorn server that keeps answering while it finishes the requests in flight.
 
-    Meanwhile health is 503 and new requests are refused, so that whoever balances load can
-    tell that this server ends from its being broken. Each answer closes its connection, and
-    what was sent before the end is answered.
+    During this drain, the health route and new requests get status 503, so that a load balancer
+    sees a server that is shutting down and not a broken one. Each answer closes its connection.
+    Every request that was sent before the end gets an answer.
+
+    Args:
+        settings: The settings of the server.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -44,9 +47,9 @@ class Server(uvicorn.Server):
             access_log=False,
             log_config=None,
             server_header=False,
-            # Above what load balancers keep theirs, so that they close first.
+            # Longer than load balancers keep idle connections, so that they close first.
             timeout_keep_alive=620,
-            # What is still in flight after the drain is cut off.
+            # Requests that are still in flight after the drain are cut off.
             timeout_graceful_shutdown=2,
             lifespan="on",
             http=cast(type[asyncio.Protocol], partial(Connection, self.service)),
@@ -56,32 +59,32 @@ class Server(uvicorn.Server):
 
     @property
     def url(self) -> str:
-        """Where it listens, once it is started."""
+        """The address on which the started server listens."""
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listens; tells where."""
+        """Start listening, and log the address."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         if self.started:
             logging.getLogger("serving").info("listening on %s", self.url)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal to end: the first drains, the second ends at once."""
+        """Drain on the first signal, and exit at once on the second one."""
         self.should_exit = self._deadline is not None
         self.drain()
 
     def drain(self) -> None:
-        """No new requests from now on; ends when none is in flight."""
+        """Refuse new requests from now on, and exit when no request is in flight."""
         self.service.drain()
         self._deadline = time.monotonic() + self.service.settings.drain_seconds
         if self._loop is not None:
-            # A signal comes in the middle of anything, and so do calls of other threads.
+            # A signal, or a call from another thread, can interrupt the event loop anywhere.
             self._loop.call_soon_threadsafe(self._leave)
 
     def _leave(self) -> None:
-        """The answer that each connection waits for is its last."""
+        """Let each connection close after the answer that it waits for."""
         for connection in self._connections():
             connection.leave()
 
@@ -89,7 +92,7 @@ class Server(uvicorn.Server):
         return [c for c in self.server_state.connections if isinstance(c, Connection)]
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second: whether to end."""
+        """Return whether to exit; uvicorn calls this ten times a second."""
         if self._deadline is not None:
             is_busy = self.service.in_flight or any(c.is_busy for c in self._connections())
             if not is_busy or time.monotonic() > self._deadline:
@@ -99,7 +102,7 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Ends; after a drain, when those who had connected by then are answered."""
+        """Shut down; after a drain, first answer the clients that have connected by then."""
         if self._deadline is not None and not self.should_exit:
             for server in self.servers:
                 for listener in server.sockets:
@@ -109,11 +112,19 @@ class Server(uvicorn.Server):
 
 
 def serve(settings: Settings, listener: socket.socket) -> int:
-    """Settings, a socket -> the exit code, when the server has ended: 1 if it could not serve."""
+    """Run a server until it is stopped.
+
+    Args:
+        settings: The settings of the server.
+        listener: The socket that it listens on.
+
+    Returns:
+        The exit code: 0, or 1 if the server did not start or the model failed.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     guard_output()
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    # Else a thread that wants the interpreter waits 5 ms for one that computes.
+    # By default, a thread that needs the interpreter waits up to 5 ms for a thread that computes.
     sys.setswitchinterval(0.0005)
     allowed = allow_connections(settings.max_connections)
     server = Server(replace(settings, max_connections=allowed))

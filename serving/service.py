@@ -1,4 +1,4 @@
-"""The model that is served, and the state that the health route tells."""
+"""The model that is served, and the state that the health route reports."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ logger = logging.getLogger("serving")
 
 
 class State(Enum):
-    """What a server can do now."""
+    """The state of a server."""
 
     LOADING = "loading"
     READY = "ready"
@@ -43,7 +43,14 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model package in memory. whole: with all outputs, where requests may choose."""
+    """A model package in memory.
+
+    Attributes:
+        manifest: The manifest, with the chosen score output.
+        fields: The fields of a prediction unless a request chooses others.
+        chosen: The model with the outputs of these fields.
+        whole: The model with all outputs, or None if requests cannot choose fields.
+    """
 
     manifest: Manifest
     fields: tuple[Field, ...]
@@ -52,9 +59,14 @@ class Loaded:
 
 
 def load(settings: Settings, folder: Path) -> Loaded:
-    """Settings, a folder for what is fetched -> the model, checked as on a worker.
+    """Fetch, load and check a model package, with the same checks as on a worker.
 
-    Raises MillraceError.
+    Args:
+        settings: The settings of the server.
+        folder: An empty folder for files from Cloud Storage.
+
+    Raises:
+        MillraceError: If the package cannot be read or loaded, or a setting does not fit it.
     """
     path = fetch_package(settings.model_path, folder, Cloud("serving"))
     manifest = read_manifest(
@@ -85,7 +97,7 @@ def _load_model(
     )
     model = handler.load_model()
     if manifest.golden is not None:
-        # TorchScript compiles during its first passes, which no request should wait for.
+        # TorchScript compiles during its first passes, so run them before the first request.
         rows = [np.asarray(manifest.golden.inputs[s.name], s.dtype) for s in manifest.inputs]
         for _ in range(3):
             model.forward(rows, slice(0, len(rows[0])))
@@ -93,7 +105,19 @@ def _load_model(
 
 
 class Service:
-    """A model that loads, serves and ends; used in one event loop."""
+    """The model of a server, from loading to shutdown; use it in one event loop.
+
+    Args:
+        settings: The settings of the server.
+
+    Attributes:
+        state: The state of the server.
+        reason: Why the server failed; empty in other states.
+        in_flight: The number of requests that are being answered.
+        manifest: The manifest of the model, once it is loaded.
+        fields: The default fields of a prediction, once the model is loaded.
+        reader: The reader of instances, once the model is loaded.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -103,19 +127,19 @@ class Service:
         self.reason = ""
         self.in_flight = 0
         self._batchers: list[Batcher] = []
-        # One thread: torch keeps its number of threads by thread, and a device does one thing
-        # at a time.
+        # One thread, since torch keeps its number of threads per thread, and a device runs one pass
+        # at a time anyway.
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="model")
 
     async def load(self) -> None:
-        """Loads the model; the state tells how it went."""
+        """Load the model; afterwards the state is READY, or FAILED with a reason."""
         loop = asyncio.get_running_loop()
         try:
             with tempfile.TemporaryDirectory(prefix="millrace-model-") as folder:
                 loaded = await loop.run_in_executor(
                     self._executor, load, self.settings, Path(folder)
                 )
-        except Exception as error:  # whatever it is, the health route has to tell it
+        except Exception as error:  # the health route has to report any error
             if is_of_memory(error):
                 error = out_of_memory(one_line(error), MORE_MEMORY)
             known = isinstance(error, MillraceError)
@@ -144,39 +168,62 @@ class Service:
         return batcher
 
     def fail(self, reason: str) -> None:
-        """The reason for which nothing can be served any more."""
+        """Log why the model cannot be served any more, and set the state to FAILED."""
         self.state, self.reason = State.FAILED, reason
         logger.error("%s", reason)
 
     def drain(self) -> None:
-        """Takes no new requests; those in flight go on."""
+        """Refuse new requests; requests in flight are still answered."""
         if self.state is not State.FAILED:
             self.state = State.DRAINING
 
     def close(self) -> None:
-        """Ends the model's thread after the pass that runs."""
+        """Stop the model's thread after the current pass."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     def choose(self, outputs: str | Sequence[str] | None) -> tuple[Field, ...]:
-        """`parameters.outputs` of a request -> its fields. Raises UsageError."""
+        """Return the fields of the answer to a request.
+
+        Args:
+            outputs: `parameters.outputs` of the request; None for the default fields.
+
+        Raises:
+            UsageError: If an output does not exist.
+        """
         return self.fields if outputs is None else prediction_fields(self.manifest, outputs)
 
     def batcher(self, fields: Sequence[Field]) -> Batcher | None:
-        """Fields -> the model that has them, None if it is not loaded."""
+        """Return the batcher of a model with these fields, or None if no such model is loaded."""
         has = {spec.name for spec in self._chosen.model.outputs}
         return self._chosen if has.issuperset(f.output for f in fields) else self._whole
 
     async def predict(self, batcher: Batcher, inputs: list[np.ndarray]) -> Answer:
-        """A model and checked inputs -> the Answer. Raises what the machine raises."""
+        """Run the model of a batcher on the rows of one request.
+
+        Args:
+            batcher: The batcher that `batcher` returned.
+            inputs: Checked input arrays, one per input of the model.
+
+        Raises:
+            DeviceError: If the accelerator failed; the state is FAILED then.
+            ContractBroken: If the model does not do what its manifest says.
+            MemoryError: If there is not enough memory for the pass.
+        """
         try:
             return await batcher.predict(inputs)
         except DeviceError as error:
-            # After that every pass fails; a new container may be luckier.
+            # Every later pass would fail too. A new container may get a working device.
             self.fail(str(error))
             raise
 
 
 def arrays_of(batcher: Batcher, answer: Answer, fields: Sequence[Field]) -> list[Any]:
-    """An answer and the fields that are wanted -> the array of each."""
+    """Return the array of each field, in the order of the fields.
+
+    Args:
+        batcher: The batcher of the model that gave the answer.
+        answer: The answer, with an array for each output of that model.
+        fields: The fields of the prediction.
+    """
     by_name = {s.name: a for s, a in zip(batcher.model.outputs, answer.arrays, strict=True)}
     return [by_name[field.output] for field in fields]

@@ -1,4 +1,4 @@
-"""The command line of a server, and the variables that Vertex AI sets in its container.
+"""The flags of a server, and the variables that Vertex AI sets in its container.
 
 Source: "Custom container requirements" of Vertex AI's documentation.
 """
@@ -15,7 +15,7 @@ from common.addresses import path_fault
 from common.command_line import CommandParser, names, non_negative, positive, positive_integer
 from common.errors import UsageError
 
-# What `python -m serving deploy` tells the container; one that is not ours ignores it.
+# `python -m serving deploy` sets these variables in the container. Other images ignore them.
 DIGEST_VARIABLE = "MILLRACE_MODEL_DIGEST"
 TRUSTED_VARIABLE = "MILLRACE_TRUSTED_MODULES"
 # Vertex AI refuses requests above 1.5 MB before they reach a container.
@@ -24,10 +24,11 @@ MAX_REQUEST_BYTES = 1_500_000
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a server needs to know; the flags of the same names say what each is.
+    """The settings of a server, named like the flags that set them.
 
-    ends_when_failed: no balancer asks for its health, which would tell; somebody has started it
-    and waits.
+    Attributes:
+        ends_when_failed: Whether the server exits if the model fails. It does so if someone started
+            it by hand. In a container it keeps running, and its health route reports the reason.
     """
 
     model_path: str
@@ -61,7 +62,7 @@ def _port(text: str) -> int:
 
 
 def _route(text: str) -> str:
-    # A brace would be a parameter to Starlette.
+    # Starlette would read a brace as the start of a path parameter.
     if not text.startswith("/") or {*"{}"} & {*text}:
         raise argparse.ArgumentTypeError(
             f"expected a path that starts with / and has no braces, got {text!r}"
@@ -70,9 +71,13 @@ def _route(text: str) -> str:
 
 
 def make_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
-    """The environment, which has the defaults -> the parser of a server's flags."""
+    """Return the parser of a server's flags.
+
+    Args:
+        environment: The environment variables, which set some of the defaults.
+    """
     parser = CommandParser(
-        "serving", "Serve a model package over HTTP, as Vertex AI's containers do."
+        "serving", "Serve a model package over HTTP, in the form that Vertex AI uses."
     )
     _add_model_flags(parser.add_argument_group("model").add_argument, environment)
     _add_server_flags(parser.add_argument, environment)
@@ -86,14 +91,14 @@ def _add_model_flags(model: Callable[..., Any], environment: Mapping[str, str]) 
         "--model_path",
         default=environment.get("AIP_STORAGE_URI") or None,
         metavar="PATH",
-        help="model package: a folder with model.json or with one .mar, a .mar, or a model file; "
-        "gs:// as well (default: AIP_STORAGE_URI)",
+        help="model package: a folder with model.json or with one .mar, a .mar, or a model file, "
+        "on this machine or in Cloud Storage (default: AIP_STORAGE_URI)",
     )
     model(
         "--model_digest",
         default=environment.get(DIGEST_VARIABLE) or None,
         metavar="SHA256",
-        help=f"sha256 that the model file must have (default: {DIGEST_VARIABLE})",
+        help=f"expected sha256 of the model file (default: {DIGEST_VARIABLE})",
     )
     model(
         "--trusted_modules",
@@ -101,93 +106,140 @@ def _add_model_flags(model: Callable[..., Any], environment: Mapping[str, str]) 
         default=environment.get(TRUSTED_VARIABLE) or (),
         metavar="A,B",
         help="top-level Python modules that the package's architecture may import (default: "
-        f"{TRUSTED_VARIABLE}, else none)",
+        f"{TRUSTED_VARIABLE}, or none)",
     )
     model(
         "--feature_columns",
         type=names,
         metavar="A,B,C",
-        help="for a model file without model.json: its input columns, in order",
+        help="input columns in order, for a model file without model.json",
     )
-    model("--score_output", metavar="NAME", help="output that is the score (default: manifest's)")
+    _add_inference_flags(model)
+
+
+def _add_inference_flags(model: Callable[..., Any]) -> None:
+    """Add the flags that say what the model computes, and how."""
+    model(
+        "--score_output",
+        metavar="NAME",
+        help="output that is the score (default: the manifest's score output)",
+    )
     model(
         "--outputs",
         default="score",
         metavar="all|score|A,B",
-        help="fields of a prediction: all outputs; anomaly_score and the manifest's output fields; "
-        "or names (default: score). `parameters.outputs` of a request may choose others",
+        help="fields of a prediction: all outputs; for score, anomaly_score and the manifest's "
+        "output fields; or the named outputs (default: score). A request can choose other fields "
+        "with `parameters.outputs`",
     )
     model(
         "--fixed_outputs",
         action="store_true",
-        help="requests may choose no others, which saves a second copy of the model",
+        help="do not let requests choose other outputs, which saves a second copy of the model",
     )
-    model("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    model("--precision", default="float32", choices=("float32", "bf16", "fp16"))
-    model("--threads", type=positive_integer, default=1, help="threads per operation (default: 1)")
+    model("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    model(
+        "--precision",
+        default="float32",
+        choices=("float32", "bf16", "fp16"),
+        help="precision in which the model runs (default: float32)",
+    )
+    model(
+        "--threads",
+        type=positive_integer,
+        default=1,
+        help="CPU threads of one torch operation (default: 1)",
+    )
 
 
 def _add_server_flags(add: Callable[..., Any], environment: Mapping[str, str]) -> None:
-    add("--host", default="127.0.0.1", help="address to listen on; a container needs 0.0.0.0")
+    add(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; a container needs 0.0.0.0 (default: 127.0.0.1)",
+    )
     add(
         "--port",
         type=_port,
         default=environment.get("AIP_HTTP_PORT") or "8080",
-        help="default: AIP_HTTP_PORT, else 8080; 0 takes a free one",
+        help="port to listen on; 0 picks a free one (default: AIP_HTTP_PORT, or 8080)",
     )
-    add("--health_route", type=_route, default=environment.get("AIP_HEALTH_ROUTE") or None)
-    add("--predict_route", type=_route, default=environment.get("AIP_PREDICT_ROUTE") or None)
-    add("--max_request_bytes", type=positive_integer, default=MAX_REQUEST_BYTES)
+    add(
+        "--health_route",
+        type=_route,
+        default=environment.get("AIP_HEALTH_ROUTE") or None,
+        help="further path of the health route (default: AIP_HEALTH_ROUTE)",
+    )
+    add(
+        "--predict_route",
+        type=_route,
+        default=environment.get("AIP_PREDICT_ROUTE") or None,
+        help="further path of the predict route (default: AIP_PREDICT_ROUTE)",
+    )
+    add(
+        "--max_request_bytes",
+        type=positive_integer,
+        default=MAX_REQUEST_BYTES,
+        help=f"largest body of a request, in bytes (default: {MAX_REQUEST_BYTES})",
+    )
     _add_limits(add)
 
 
 def _add_limits(add: Callable[..., Any]) -> None:
-    """How much the server takes at once, and for how long."""
+    """Add the flags that limit how much the server accepts at once, and for how long."""
     add(
         "--max_batch_rows",
         type=positive_integer,
         default=4096,
-        help="rows of one pass (default: 4096)",
+        help="most rows of one forward pass (default: 4096)",
     )
     add(
         "--max_batch_wait_ms",
         type=non_negative,
         default=0.0,
-        help="how long a request may wait for others after a pass; never where the model is idle "
-        "(default: 0)",
+        help="milliseconds that a request may wait for others after a forward pass, to share the "
+        "next one; an idle model never waits (default: 0)",
     )
     add(
         "--read_timeout_seconds",
         type=positive,
         default=30.0,
         metavar="SECONDS",
-        help="how long a client may take to send a whole request, and as long again to take its "
-        "answer; 408 after that (default: 30)",
+        help="seconds that a client may take to send a complete request, and again to read the "
+        "answer; after that, it gets status 408 or is disconnected (default: 30)",
     )
     add(
         "--max_connections",
         type=positive_integer,
         default=1024,
         metavar="N",
-        help="above it, a new connection ends the one that has waited longest without a whole "
-        "request (default: 1024)",
+        help="most connections at the same time; a further one closes the connection that has "
+        "waited longest for a complete request (default: 1024)",
     )
     add(
         "--max_in_flight",
         type=positive_integer,
         default=512,
-        help="whole requests beyond are answered 503 at once (default: 512)",
+        help="most complete requests at the same time; further ones get status 503 (default: 512)",
     )
     add(
         "--drain_seconds",
         type=non_negative,
         default=30.0,
-        help="how long requests in flight may take after SIGTERM (default: 30)",
+        help="seconds that requests in flight may take after SIGTERM (default: 30)",
     )
 
 
 def parse_settings(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> Settings:
-    """The command line, the environment -> Settings. Raises UsageError."""
+    """Return the settings of a server.
+
+    Args:
+        argv: The flags of the command line.
+        environment: The environment variables, which set some of the defaults.
+
+    Raises:
+        UsageError: If a flag is wrong, or no model package is named.
+    """
     args = make_parser(environment).parse_args(argv)
     if args.model_path is None:
         raise UsageError("--model_path is missing: expected the path of a model package")

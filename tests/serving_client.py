@@ -1,4 +1,4 @@
-"""A server on a real socket, of this process or of its own, and a plain client for it."""
+"""A server on a real socket, in this process or in its own, and a plain client for it."""
 
 import http.client
 import io
@@ -42,7 +42,7 @@ class Answer:
 
 @dataclass
 class Client:
-    """Asks a server, each time on a connection of its own."""
+    """A client that opens a new connection for each request."""
 
     address: str
 
@@ -63,7 +63,7 @@ class Client:
         return self.ask("POST", "/predict", json.dumps(request))
 
     def metric(self, name: str) -> float:
-        """The value of one line of /metrics."""
+        """Return the value of one line of /metrics, or 0 if there is no such line."""
         lines = self.get("/metrics").body.decode().splitlines()
         found = [line.rpartition(" ")[2] for line in lines if line.rpartition(" ")[0] == name]
         return float(found[0]) if found else 0.0
@@ -80,7 +80,7 @@ class Running:
 
 @contextmanager
 def running(model: Path, *, until_ready: bool = True, **settings: Any) -> Iterator[Running]:
-    """A package and settings -> a server of this process, listening until the block ends."""
+    """Run a server in this process until the block ends."""
     server = Server(Settings(model_path=str(model), port=0, **settings))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -97,15 +97,15 @@ def running(model: Path, *, until_ready: bool = True, **settings: Any) -> Iterat
 
 
 def connect(client: Client) -> socket.socket:
-    """A client -> a connection to its server, on which nothing was sent yet."""
+    """Open a connection to the client's server, on which nothing has been sent yet."""
     host, _, port = client.address.partition(":")
     return socket.create_connection((host, int(port)), timeout=SECONDS)
 
 
 def half_a_request(client: Client, instances: Any) -> tuple[socket.socket, bytes]:
-    """A client and rows -> a connection on which half of a request was sent, and the other half.
+    """Send half of a request; return the connection, and the other half.
 
-    The server has asked for the body by then.
+    By then, the server has asked for the body.
     """
     body = json.dumps({"instances": instances}).encode()
     connection = connect(client)
@@ -118,7 +118,7 @@ def half_a_request(client: Client, instances: Any) -> tuple[socket.socket, bytes
 
 
 def read_answer(connection: socket.socket) -> Answer:
-    """A connection on which a request was sent -> its answer, and not a byte of the next one."""
+    """Read the answer to a request, and not a byte of the next answer."""
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         head += _received(connection, 1)
@@ -129,7 +129,7 @@ def read_answer(connection: socket.socket) -> Answer:
 
 
 def _received(connection: socket.socket, count: int) -> bytes:
-    """A connection -> so many bytes. Raises EOFError where it ends before."""
+    """Read this many bytes; raise EOFError if the connection ends before."""
     found = b""
     while len(found) < count:
         if not (part := connection.recv(count - len(found))):
@@ -142,7 +142,7 @@ def _received(connection: socket.socket, count: int) -> bytes:
 def process(
     *flags: str, environment: Mapping[str, str] | None = None
 ) -> Iterator[tuple[subprocess.Popen[str], Client]]:
-    """Flags -> the running process, once it listens, and a client for it."""
+    """Start a server process; yield it once it listens, with a client for it."""
     running = subprocess.Popen(
         [sys.executable, "-m", "serving", "run", "--port", "0", *flags],
         cwd=ROOT,

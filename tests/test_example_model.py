@@ -1,4 +1,4 @@
-"""The autoencoder: 13 outputs as the formulas say, alike in eager mode, script and export."""
+"""The 13 outputs of the autoencoder follow the formulas, in eager mode, script and export."""
 
 from collections.abc import Callable
 
@@ -26,7 +26,7 @@ def model() -> TransactionAutoencoder:
 
 
 def transactions(rows: int) -> Tensor:
-    """Rows about as wide as the fixture's statistics, zero and negative values included."""
+    """Return rows on the scale of the fixture's statistics, with zeros and negative values."""
     generator = torch.Generator().manual_seed(rows)
     x = torch.randn(rows, len(FEATURES), generator=generator) * torch.logspace(-1, 2, len(FEATURES))
     x[:, 0] = 0.0
@@ -34,7 +34,7 @@ def transactions(rows: int) -> Tensor:
 
 
 def layers(weights: dict[str, Floats], part: str, x: Floats, last: str) -> Floats:
-    """Applies each dense layer of `part`, ReLU after all but `last`."""
+    """Apply each dense layer of `part`, with ReLU after all but `last`."""
     names = [name.removesuffix(".weight") for name in weights if name.endswith(".weight")]
     for name in (name for name in names if name.startswith(part)):
         x = x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
@@ -49,7 +49,7 @@ def log_error(value: Floats, reconstruction: Floats) -> Floats:
 
 
 def naive(model: TransactionAutoencoder, rows: Tensor) -> dict[str, Floats]:
-    """The 13 outputs by their formulas, in numpy and float64."""
+    """Compute the 13 outputs by their formulas, in numpy and float64."""
     weights = {name: value.double().numpy() for name, value in model.state_dict().items()}
     x = rows.double().numpy()
     scale = np.sqrt(weights["variance"] + 1e-7)
@@ -89,14 +89,16 @@ def exported(model: TransactionAutoencoder) -> Callable[[Tensor], dict[str, Tens
     return torch.export.export(model, (transactions(3),), dynamic_shapes=shapes).module()
 
 
-def test_parameter_count() -> None:
+def test_the_model_has_the_expected_parameters_and_buffers() -> None:
     model = TransactionAutoencoder()
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 1_362
     assert [name for name, _ in model.named_buffers()] == ["mean", "variance"]
 
 
 @pytest.mark.parametrize("rows", [0, 1, 6])
-def test_outputs_are_those_declared(model: TransactionAutoencoder, rows: int) -> None:
+def test_outputs_have_the_declared_names_shapes_and_dtypes(
+    model: TransactionAutoencoder, rows: int
+) -> None:
     outputs = model(transactions(rows))
     shapes = tuple((name, tuple(value.shape)) for name, value in outputs.items())
     assert shapes == tuple((name, (rows, *shape)) for name, shape in OUTPUTS)
@@ -113,7 +115,7 @@ def test_outputs_follow_the_formulas(model: TransactionAutoencoder) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("form", [scripted, exported])
-def test_script_and_export_equal_eager(
+def test_script_and_export_equal_eager_mode(
     model: TransactionAutoencoder,
     form: Callable[[TransactionAutoencoder], Callable[[Tensor], dict[str, Tensor]]],
 ) -> None:
@@ -122,7 +124,7 @@ def test_script_and_export_equal_eager(
         assert_same(compiled(transactions(rows)), model(transactions(rows)))
 
 
-def test_state_dict_restores_a_model_built_with_the_defaults(
+def test_a_state_dict_restores_a_model_created_with_the_defaults(
     model: TransactionAutoencoder,
 ) -> None:
     restored = TransactionAutoencoder()
@@ -130,7 +132,7 @@ def test_state_dict_restores_a_model_built_with_the_defaults(
     assert_same(restored.eval()(transactions(9)), model(transactions(9)))
 
 
-def test_normalizer_gives_unit_scale_and_its_inverse_the_values() -> None:
+def test_normalized_values_have_unit_scale_and_the_inverse_restores_the_values() -> None:
     x = transactions(500)
     model = TransactionAutoencoder(x.mean(dim=0), x.var(dim=0, correction=0))
     xn = model.normalize(x)
@@ -147,7 +149,7 @@ def test_a_constant_feature_stays_finite() -> None:
     assert all(bool(torch.isfinite(value).all()) for value in model(x).values())
 
 
-def test_clock_makes_up_the_denormalized_error() -> None:
+def test_the_time_makes_up_most_of_the_denormalized_error() -> None:
     mean, variance = [94_896.0, *[0.0] * 28, 88.4], [47_498.0**2, *[1.0] * 28, 254.0**2]
     model = TransactionAutoencoder(mean, variance).eval()
     x = torch.tensor(mean) + torch.randn(200, 30) * torch.tensor(variance).sqrt()

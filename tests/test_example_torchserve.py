@@ -1,4 +1,4 @@
-"""The handler inside the .mar: TorchServe's forms of a row, all 13 outputs back."""
+"""The handler in the .mar accepts TorchServe's forms of a row and returns all 13 outputs."""
 
 import importlib.util
 import json
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 @pytest.fixture(scope="module")
 def handler(example: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The archive unpacked and its handler.py loaded, as TorchServe does it."""
+    """The handler of the unpacked archive, loaded as TorchServe loads it."""
     folder = tmp_path_factory.mktemp("mar")
     with zipfile.ZipFile(example / "pytorch_autoencoder.mar") as archive:
         archive.extractall(folder)
@@ -29,9 +29,9 @@ def handler(example: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    made = module.TransactionHandler()
-    made.initialize(SimpleNamespace(system_properties={"model_dir": str(folder)}))
-    return made
+    loaded = module.TransactionHandler()
+    loaded.initialize(SimpleNamespace(system_properties={"model_dir": str(folder)}))
+    return loaded
 
 
 ROW = [float(i) for i in range(30)]
@@ -51,7 +51,7 @@ NAMED = dict(zip(FEATURES, ROW, strict=True))
     ],
     ids=lambda row: f"{type(row).__name__}-{str(row)[:12]}",
 )
-def test_every_form_of_a_row_gives_the_models_outputs(
+def test_every_form_of_a_row_gets_the_models_outputs(
     handler: Any, example: Path, request_row: Any
 ) -> None:
     (answer,) = handler.handle([request_row], None)
@@ -70,10 +70,10 @@ def test_a_batch_is_answered_in_order(handler: Any) -> None:
         assert_predictions(answer, handler.handle([row], None)[0])
 
 
-def test_what_is_no_row_is_a_value_error(handler: Any) -> None:
-    lacking = {name: value for name, value in NAMED.items() if name != "V3"}
+def test_a_request_that_is_not_a_row_is_a_value_error(handler: Any) -> None:
+    incomplete = {name: value for name, value in NAMED.items() if name != "V3"}
     with pytest.raises(ValueError, match="missing features: V3"):
-        handler.handle([{"body": lacking}], None)
+        handler.handle([{"body": incomplete}], None)
     with pytest.raises(ValueError, match="expected 30 features"):
         handler.handle([ROW[:29]], None)
     with pytest.raises(ValueError, match="expected 30 features"):

@@ -1,4 +1,4 @@
-"""Training lowers the loss, learns from the rows it should, and the report's figures are right."""
+"""Training lowers the loss and learns only from the intended rows; the report is correct."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def first_weight(model: TransactionAutoencoder) -> torch.Tensor:
 def train_with_losses(
     monkeypatch: pytest.MonkeyPatch, losses: list[float], table: pa.Table, *, epochs: int
 ) -> TransactionAutoencoder:
-    """Trains with these validation losses, one an epoch; runs out of them past the last."""
+    """Train with these validation losses, one per epoch; a further epoch would raise."""
     given_losses = iter(losses)
     monkeypatch.setattr(training, "_validation_loss", lambda model, rows: next(given_losses))
     return train(table, seed=3, epochs=epochs, patience=2)
@@ -62,7 +62,9 @@ def test_training_lowers_the_loss(model: TransactionAutoencoder, table: pa.Table
     assert after["test_MAE"] < 0.97 * of_the_mean
 
 
-def test_normalized_error_finds_frauds_that_the_clock_hides(model: TransactionAutoencoder) -> None:
+def test_the_normalized_error_finds_frauds_that_the_denormalized_error_hides(
+    model: TransactionAutoencoder,
+) -> None:
     report = detection_report(model, transactions(150_000, seed=8))
     assert report["rows"] == pytest.approx(15_000, rel=0.05)
     assert report["frauds"] > 10
@@ -75,7 +77,7 @@ def test_normalized_error_finds_frauds_that_the_clock_hides(model: TransactionAu
     assert report["normalized_MAE_average_precision"] < 0.8
 
 
-def test_same_seed_gives_the_same_weights_and_leaves_torch_as_it_was() -> None:
+def test_equal_seeds_train_equal_weights_and_torchs_state_is_restored() -> None:
     table = transactions(3_000)
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     one = train(table, seed=5, epochs=2, max_train_rows=1_000)
@@ -87,11 +89,11 @@ def test_same_seed_gives_the_same_weights_and_leaves_torch_as_it_was() -> None:
     assert not torch.equal(first_weight(one), first_weight(other))
 
 
-def test_only_sound_normal_training_rows_count() -> None:
+def test_only_valid_normal_training_rows_count() -> None:
     spoiled = transactions(4_000, fault_share=0.2)
     values = np.stack([spoiled[name].to_numpy() for name in FEATURES], axis=1)
-    sound = spoiled.filter(pa.array(np.isfinite(values).all(axis=1)))
-    normal = sound.filter(pc.equal(sound["Class"], 0))
+    valid = spoiled.filter(pa.array(np.isfinite(values).all(axis=1)))
+    normal = valid.filter(pc.equal(valid["Class"], 0))
     normal = normal.filter(pc.not_equal(normal["splits"], "TEST"))
     model = train(spoiled, seed=1, epochs=1, max_train_rows=None)
     assert_same_weights(model, train(normal, seed=1, epochs=1, max_train_rows=None))
@@ -101,14 +103,14 @@ def test_only_sound_normal_training_rows_count() -> None:
     assert model.variance[-1].item() == pytest.approx(amounts.var())
 
 
-def test_file_trains_like_its_table_whatever_the_column_order(tmp_path: Path) -> None:
+def test_a_file_trains_like_its_table_in_any_column_order(tmp_path: Path) -> None:
     table = transactions(2_000)
     path = tmp_path / "shuffled.parquet"
     pq.write_table(table.select(table.column_names[::-1]), path)
     assert_same_weights(train(path, seed=2, epochs=1), train(table, seed=2, epochs=1))
 
 
-def test_best_epoch_is_kept_and_patience_ends_the_training(
+def test_the_best_epoch_is_kept_and_patience_stops_the_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     table = transactions(2_000)
@@ -120,14 +122,14 @@ def test_best_epoch_is_kept_and_patience_ends_the_training(
 
 
 @pytest.mark.parametrize("split", ["TRAIN", "VALIDATE"])
-def test_missing_rows_are_named(split: str) -> None:
+def test_missing_rows_of_a_split_are_reported(split: str) -> None:
     table = transactions(500)
     without = table.filter(pc.not_equal(table["splits"], split))
-    with pytest.raises(ValueError, match=f"expected sound rows with splits {split} and Class 0"):
+    with pytest.raises(ValueError, match=f"expected valid rows with splits {split} and Class 0"):
         train(without, seed=1)
 
 
-def test_report_without_test_rows_is_refused() -> None:
+def test_a_report_without_test_rows_is_refused() -> None:
     with pytest.raises(ValueError, match="splits TEST and Class 0, found none among 0 rows"):
         detection_report(TransactionAutoencoder(), transactions(0))
 
@@ -138,14 +140,14 @@ def test_counts_below_one_are_refused(name: str) -> None:
         train(transactions(100), seed=1, **{name: 0})
 
 
-def test_report_of_a_split_without_fraud_has_no_average_precision() -> None:
+def test_a_report_on_a_split_without_fraud_has_no_average_precision() -> None:
     table = transactions(2_000)
     report = detection_report(TransactionAutoencoder(), table.filter(pc.equal(table["Class"], 0)))
     assert report["frauds"] == 0
     assert np.isnan(report["normalized_MAE_average_precision"])
 
 
-def test_average_precision_by_hand() -> None:
+def test_average_precision_equals_values_computed_by_hand() -> None:
     labels = np.array([0, 1, 0, 1, 0])
     assert average_precision(labels, np.array([1, 9, 8, 7, 2], np.float32)) == pytest.approx(5 / 6)
     assert average_precision(labels, np.ones(5, np.float32)) == pytest.approx(2 / 5)
@@ -170,7 +172,7 @@ def test_precision_at_counts_the_highest_scores() -> None:
     assert [precision_at(k, labels, scores) for k in (1, 2, 100)] == [1.0, 0.5, 0.5]
 
 
-def test_command_line_prints_the_report_and_keeps_the_weights(
+def test_the_command_prints_the_report_and_saves_the_weights(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, target = tmp_path / "in.parquet", tmp_path / "model.pt"

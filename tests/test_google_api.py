@@ -1,4 +1,4 @@
-"""The stand-in for Google's REST APIs: it knows what Google's documents know, and no more."""
+"""The stand-in for Google's REST APIs accepts only requests that Google's documents describe."""
 
 import http.client
 import json
@@ -20,7 +20,7 @@ MODEL = {"displayName": "m", "containerSpec": CONTAINER}
 
 
 def ask(google: GoogleApi, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-    """A request -> the status and the body of its answer."""
+    """Send a request; return the status and the body of the answer."""
     connection = http.client.HTTPConnection(google.url.removeprefix("http://"), timeout=60)
     try:
         connection.request(method, path, None if body is None else json.dumps(body))
@@ -57,8 +57,8 @@ def google() -> Iterator[GoogleApi]:
         ("GET", "/models?page_size=3", None, "page_size: unknown query parameter (nearest: pageS"),
         ("GET", "/models?pageSize=many", None, "pageSize: expected int32, got str 'many'"),
         ("GET", "/models?$alt=xml", None, "$alt: unknown value 'xml'"),
-        ("GET", "/modells", None, "is in none of the documents"),
-        ("PUT", "/models/m", {}, "is in none of the documents"),
+        ("GET", "/modells", None, "is not in any of the documents"),
+        ("PUT", "/models/m", {}, "is not in any of the documents"),
         (
             "POST",
             "/endpoints/e:deployModel",
@@ -71,11 +71,11 @@ def google() -> Iterator[GoogleApi]:
             {"deployedModel": {"dedicatedResources": {"machineSpec": {"acceleratorType": 999}}}},
             "acceleratorType: unknown value 999",
         ),
-        ("POST", "/models/m:copy", None, "is in none of the documents"),
-        ("POST", "/models/m:export", {"outputConfig": {}}, "models.export is not served here"),
+        ("POST", "/models/m:copy", None, "is not in any of the documents"),
+        ("POST", "/models/m:export", {"outputConfig": {}}, "models.export has no handler"),
     ],
 )
-def test_what_the_document_does_not_know_is_refused_and_fails_the_block(
+def test_a_request_unknown_to_the_document_is_refused_and_fails_the_block(
     method: str, path: str, body: Any, reason: str
 ) -> None:
     with (  # noqa: PT012
@@ -88,9 +88,9 @@ def test_what_the_document_does_not_know_is_refused_and_fails_the_block(
     assert reason in str(raised.value)
 
 
-def test_a_body_that_is_no_json_is_refused() -> None:
+def test_a_body_that_is_not_json_is_refused() -> None:
     with (  # noqa: PT012
-        pytest.raises(AssertionError, match="no JSON"),
+        pytest.raises(AssertionError, match="the body is not JSON"),
         google_api(VertexAI()) as google,
     ):
         connection = http.client.HTTPConnection(google.url.removeprefix("http://"), timeout=60)
@@ -99,15 +99,15 @@ def test_a_body_that_is_no_json_is_refused() -> None:
         connection.close()
 
 
-def test_a_block_in_which_all_was_known_ends_well(google: GoogleApi) -> None:
+def test_a_block_with_only_known_requests_does_not_raise(google: GoogleApi) -> None:
     assert ask(google, "GET", f"{PARENT}/models") == (200, {})
     assert google.methods() == ["models.list"]
     assert not google.rejected
 
 
-def test_resources_are_made_found_changed_and_deleted(google: GoogleApi) -> None:
-    made = ask(google, "POST", f"{PARENT}/endpoints?endpointId=e", {"displayName": "one"})
-    name = made[1]["response"]["name"]
+def test_resources_are_created_found_changed_and_deleted(google: GoogleApi) -> None:
+    created = ask(google, "POST", f"{PARENT}/endpoints?endpointId=e", {"displayName": "one"})
+    name = created[1]["response"]["name"]
     assert name == "projects/123456789012/locations/us-central1/endpoints/e"
     assert ask(google, "POST", f"{PARENT}/endpoints?endpointId=e", {"displayName": "o"})[0] == 409
     _, endpoint = ask(google, "GET", f"{PARENT}/endpoints/e")
@@ -116,14 +116,14 @@ def test_resources_are_made_found_changed_and_deleted(google: GoogleApi) -> None
     path = f"{PARENT}/endpoints/e?updateMask=displayName"
     _, changed = ask(google, "PATCH", path, change)
     assert (changed["displayName"], "description" in changed) == ("two", False)
-    # Its etag is that of before.
+    # The etag of this request is outdated now.
     status, refused = ask(google, "PATCH", path, change)
     assert (status, refused["error"]["status"]) == (409, "ABORTED")
     assert ask(google, "DELETE", f"{PARENT}/endpoints/e")[0] == 200
     assert ask(google, "GET", f"{PARENT}/endpoints/e")[0] == 404
 
 
-def test_lists_come_in_pages_and_obey_filters(google: GoogleApi) -> None:
+def test_lists_have_pages_and_apply_filters(google: GoogleApi) -> None:
     for i in range(5):
         body = {"displayName": f"e{i % 2}", "labels": {"parity": str(i % 2)}}
         ask(google, "POST", f"{PARENT}/endpoints?endpointId=e{i}", body)
@@ -155,8 +155,8 @@ def test_an_operation_ends_after_its_polls_and_only_then_takes_effect() -> None:
         assert ask(google, "GET", f"{PARENT}/endpoints/e")[0] == 200
 
 
-def test_google_s_own_client_is_understood_enums_as_numbers_included(google: GoogleApi) -> None:
-    # It takes more than a second.
+def test_requests_of_googles_client_are_understood_with_enums_as_numbers(google: GoogleApi) -> None:
+    # Imported only here, since the import takes more than a second.
     from google.cloud import aiplatform_v1
 
     vertex = clients(google)
@@ -188,7 +188,7 @@ def test_google_s_own_client_is_understood_enums_as_numbers_included(google: Goo
     assert (found.model_version_id, dict(endpoint.traffic_split)) == ("1", {found.id: 100})
 
 
-def test_a_split_that_is_no_hundred_is_refused(google: GoogleApi) -> None:
+def test_a_traffic_split_that_does_not_add_up_to_100_is_refused(google: GoogleApi) -> None:
     ask(google, "POST", f"{PARENT}/models:upload", {"model": MODEL, "modelId": "m"})
     ask(google, "POST", f"{PARENT}/endpoints?endpointId=e", {"displayName": "e"})
     body = {"deployedModel": {"model": f"{PARENT[4:]}/models/m"}, "trafficSplit": {"0": 90}}
@@ -196,7 +196,7 @@ def test_a_split_that_is_no_hundred_is_refused(google: GoogleApi) -> None:
     assert (status, answer["error"]["message"]) == (400, "traffic_split adds up to 90, not to 100.")
 
 
-def test_faults_refuse_a_call_fail_its_operation_or_end_its_connection() -> None:
+def test_a_fault_refuses_a_call_fails_its_operation_or_closes_its_connection() -> None:
     faults: list[Fault] = [
         throttled(),
         Later(Refusal(404, "Image not found.")),
@@ -222,6 +222,6 @@ def test_faults_refuse_a_call_fail_its_operation_or_end_its_connection() -> None
         assert ask(google, "GET", f"{PARENT}/endpoints/e")[0] == 200
 
 
-def test_the_client_raises_what_it_raises_at_google() -> None:
+def test_googles_client_raises_its_own_errors() -> None:
     with google_api(VertexAI()) as google, pytest.raises(exceptions.NotFound, match="models/none"):
         clients(google).models.get_model(name=f"{PARENT.removeprefix('/v1/')}/models/none")

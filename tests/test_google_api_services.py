@@ -1,4 +1,4 @@
-"""The services of the stand-in beside Vertex AI, asked by Google's own clients where they are."""
+"""The other services of the stand-in, called with Google's own clients."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -24,7 +24,7 @@ EMAIL = f"scoring@{PROJECT}.iam.gserviceaccount.com"
 
 @pytest.fixture
 def google() -> Iterator[GoogleApi]:
-    """All services at one address, as no path is of two of them."""
+    """All services at one address, since no path belongs to two of them."""
     iam = IAM()
     services = (
         VertexAI(),
@@ -38,13 +38,13 @@ def google() -> Iterator[GoogleApi]:
 
 
 def client(google: GoogleApi, kind: Any) -> Any:
-    """A client of Google's library -> one for the server, over REST."""
+    """Return a client of Google's library for the server, over REST."""
     transport = kind.get_transport_class("rest")
     return kind(transport=transport(host=google.url, credentials=AnonymousCredentials()))
 
 
 def discovered(google: GoogleApi, name: str) -> Any:
-    """A service without a library of its own -> its client, made of the document."""
+    """Return a client built from the document of a service that has no client library."""
     return googleapiclient.discovery.build(
         name,
         "v1",
@@ -54,7 +54,7 @@ def discovered(google: GoogleApi, name: str) -> Any:
     )
 
 
-def test_apis_are_enabled_when_the_operation_has_ended(google: GoogleApi) -> None:
+def test_apis_are_enabled_after_the_operation_has_ended(google: GoogleApi) -> None:
     usage = discovered(google, "serviceusage")
     parent, name = f"projects/{PROJECT}", "dataflow.googleapis.com"
     found = usage.services().list(parent=parent, filter="state:ENABLED").execute()
@@ -68,26 +68,26 @@ def test_apis_are_enabled_when_the_operation_has_ended(google: GoogleApi) -> Non
         usage.services().batchEnable(parent=parent, body={"serviceIds": ["no.such"]}).execute()
 
 
-def test_service_accounts_are_made_found_and_deleted(google: GoogleApi) -> None:
+def test_service_accounts_are_created_found_and_deleted(google: GoogleApi) -> None:
     accounts = discovered(google, "iam").projects().serviceAccounts()
     body = {"accountId": "scoring", "serviceAccount": {"displayName": "Scoring"}}
-    made = accounts.create(name=f"projects/{PROJECT}", body=body).execute()
-    assert (made["email"], made["displayName"]) == (EMAIL, "Scoring")
+    created = accounts.create(name=f"projects/{PROJECT}", body=body).execute()
+    assert (created["email"], created["displayName"]) == (EMAIL, "Scoring")
     with pytest.raises(HttpError, match="already exists"):
         accounts.create(name=f"projects/{PROJECT}", body=body).execute()
     name = f"projects/-/serviceAccounts/{EMAIL}"
-    assert accounts.get(name=name).execute() == made
-    assert accounts.list(name=f"projects/{PROJECT}").execute() == {"accounts": [made]}
-    policy = accounts.getIamPolicy(resource=made["name"]).execute()
+    assert accounts.get(name=name).execute() == created
+    assert accounts.list(name=f"projects/{PROJECT}").execute() == {"accounts": [created]}
+    policy = accounts.getIamPolicy(resource=created["name"]).execute()
     policy["bindings"] = [{"role": "roles/iam.serviceAccountUser", "members": ["user:a@b.example"]}]
-    kept = accounts.setIamPolicy(resource=made["name"], body={"policy": policy}).execute()
+    kept = accounts.setIamPolicy(resource=created["name"], body={"policy": policy}).execute()
     assert kept["bindings"] == policy["bindings"]
     accounts.delete(name=name).execute()
     with pytest.raises(HttpError, match="not found"):
         accounts.get(name=name).execute()
 
 
-def test_a_policy_that_was_changed_meanwhile_is_not_overwritten(google: GoogleApi) -> None:
+def test_a_policy_that_has_changed_since_it_was_read_is_not_overwritten(google: GoogleApi) -> None:
     projects = client(google, resourcemanager_v3.ProjectsClient)
     project = projects.get_project(name=f"projects/{PROJECT}")
     assert (project.project_id, project.state.name) == (PROJECT, "ACTIVE")
@@ -106,7 +106,9 @@ def test_a_policy_that_was_changed_meanwhile_is_not_overwritten(google: GoogleAp
         projects.set_iam_policy(request=request)
 
 
-def test_projects_and_permissions_that_are_not_ours_are_told(google: GoogleApi) -> None:
+def test_unknown_projects_are_refused_and_missing_permissions_are_left_out(
+    google: GoogleApi,
+) -> None:
     projects = client(google, resourcemanager_v3.ProjectsClient)
     with pytest.raises(exceptions.Forbidden, match=r"'resourcemanager\.projects\.get' denied"):
         projects.get_project(name="projects/another")
@@ -141,7 +143,7 @@ def states(google: GoogleApi, job_id: str, looks: int) -> list[str]:
     return [state.removeprefix("JOB_STATE_") for state in found]
 
 
-def test_a_batch_job_goes_on_to_its_end_and_says_so(google: GoogleApi) -> None:
+def test_a_batch_job_runs_to_its_end_and_reports_its_states(google: GoogleApi) -> None:
     job = launch(google, "batch-1")
     assert states(google, job.id, 5) == ["PENDING", "RUNNING", "RUNNING", "DONE", "DONE"]
     request = dataflow.ListJobMessagesRequest(
@@ -175,7 +177,7 @@ def test_a_streaming_job_runs_until_it_is_drained_or_cancelled(google: GoogleApi
     assert states(google, other.id, 2) == ["CANCELLING", "CANCELLED"]
 
 
-def test_an_update_takes_the_place_of_the_running_job(google: GoogleApi) -> None:
+def test_an_update_replaces_the_running_job(google: GoogleApi) -> None:
     old = launch(google, "streaming-1")
     new = launch(google, "streaming-1", update=True)
     assert states(google, old.id, 1) == ["UPDATED"]
@@ -209,7 +211,7 @@ def test_jobs_are_listed_by_region_and_state(google: GoogleApi) -> None:
     assert names("ACTIVE", None) == ["forgotten", "streaming-1"]
 
 
-def test_metrics_are_what_was_put_there(google: GoogleApi) -> None:
+def test_metrics_are_the_ones_that_a_test_has_set(google: GoogleApi) -> None:
     service = google.services[-1]
     assert isinstance(service, Dataflow)
     job = service.add("batch-1", PROJECT, REGION)

@@ -1,4 +1,4 @@
-"""The stand-ins for Google Cloud, started by hand."""
+"""The stand-ins for Google Cloud, started as a command."""
 
 import signal
 import subprocess
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_they_run_until_they_are_ended_and_say_how_they_are_found(number: signal.Signals) -> None:
+def test_the_command_prints_the_addresses_and_runs_until_a_signal(number: signal.Signals) -> None:
     need_emulators()
     command = [sys.executable, "-m", "examples.local_cloud"]
     found: dict[str, str] = {}

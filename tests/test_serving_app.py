@@ -1,4 +1,4 @@
-"""The served app on a real socket: predictions as the workers', errors with true codes."""
+"""The app on a real socket: predictions equal a worker's, and errors have the right status."""
 
 import json
 import threading
@@ -48,7 +48,7 @@ def rows(count: int, seed: int = 0) -> list[list[float]]:
 
 @pytest.fixture(scope="module")
 def worker_outputs(example: Path, make_source: Any) -> Any:
-    """Rows -> the outputs of TorchModelHandler, as a worker has them."""
+    """Return a function that computes outputs with TorchModelHandler, as a worker does."""
     manifest = read_manifest(str(example / "model"))
     handler = TorchModelHandler(str(example / "model"), manifest)
     model = handler.load_model()
@@ -62,7 +62,7 @@ def worker_outputs(example: Path, make_source: Any) -> Any:
     return outputs
 
 
-def test_all_outputs_are_those_of_the_worker(client: Client, worker_outputs: Any) -> None:
+def test_all_outputs_equal_the_outputs_of_a_worker(client: Client, worker_outputs: Any) -> None:
     instances = rows(57)
     answer = client.predict(instances, outputs="all")
     assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
@@ -75,7 +75,7 @@ def test_all_outputs_are_those_of_the_worker(client: Client, worker_outputs: Any
             assert_scores(got[name], row[name], name)
 
 
-def test_by_default_a_prediction_is_that_of_the_references_container(
+def test_a_prediction_has_the_fields_of_the_references_container_by_default(
     client: Client, worker_outputs: Any
 ) -> None:
     instances = rows(3)
@@ -104,7 +104,7 @@ def test_lists_and_names_in_any_order_are_the_same_row(client: Client) -> None:
         assert_predictions(other, first)
 
 
-def test_no_instances_are_no_predictions(client: Client) -> None:
+def test_an_empty_request_gets_no_predictions(client: Client) -> None:
     assert client.predict([]).json == {"predictions": []}
 
 
@@ -147,26 +147,26 @@ def test_a_bad_row_is_refused_with_its_index_and_reason(
 ) -> None:
     answer = client.predict([GOOD, bad, GOOD])
     assert (answer.status, answer.error["status"]) == (400, "INVALID_ARGUMENT")
-    (told,) = answer.error["instances"]
-    assert (told["index"], told["reason"]) == (1, reason)
-    assert told["message"].startswith(message)
+    (listed,) = answer.error["instances"]
+    assert (listed["index"], listed["reason"]) == (1, reason)
+    assert listed["message"].startswith(message)
     assert answer.error["bad_instances"] == 1
     assert "1 of 3 instances cannot be predicted: instance 1:" in answer.error["message"]
 
 
-def test_a_row_with_a_key_twice_is_refused(client: Client) -> None:
+def test_a_row_with_a_duplicate_key_is_refused(client: Client) -> None:
     good = json.dumps(without(""))
     body = f'{{"instances": [{good}, {good[:-1]}, "V1": 0}}, {good}]}}'.encode()
     answer = client.ask("POST", "/predict", body)
-    (told,) = answer.error["instances"]
-    assert (answer.status, told["index"], told["reason"]) == (400, 1, "duplicate_key")
-    assert told["message"] == "key 'V1' is there twice"
+    (listed,) = answer.error["instances"]
+    assert (answer.status, listed["index"], listed["reason"]) == (400, 1, "duplicate_key")
+    assert listed["message"] == "key 'V1' is there twice"
 
 
-def test_all_bad_rows_are_counted_and_the_first_twenty_told(client: Client) -> None:
+def test_all_bad_rows_are_counted_and_the_first_twenty_listed(client: Client) -> None:
     error = client.predict([GOOD, *[with_value(None)] * 30, *[GOOD[:3]] * 2]).error
     assert error["bad_instances"] == 32
-    assert [told["index"] for told in error["instances"]] == list(range(1, 21))
+    assert [listed["index"] for listed in error["instances"]] == list(range(1, 21))
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_all_bad_rows_are_counted_and_the_first_twenty_told(client: Client) -> N
     [
         (b"", "the body is not JSON"),
         (b'{"instances": [[1', "the body is not JSON"),
-        (b'{"instances": [[NaN]]}', "NaN and the infinities are no numbers of JSON"),
+        (b'{"instances": [[NaN]]}', "JSON has no NaN and no Infinity: leave such rows out"),
         (b"\xff\xfe", "the body is not JSON"),
         (b"[" * 5000, "the body is not JSON"),
         (b"[[1, 2]]", 'expected {"instances": [...]}'),
@@ -182,22 +182,25 @@ def test_all_bad_rows_are_counted_and_the_first_twenty_told(client: Client) -> N
         (b'{"instances": [], "instances": []}', "key 'instances' is there twice"),
         (b'{"rows": []}', 'expected {"instances": [...]}'),
         (b'{"instances": [], "parameters": 3}', "parameters: expected an object, got int"),
-        (b'{"instances": [], "parameters": {"output": "all"}}', "there is only outputs"),
+        (
+            b'{"instances": [], "parameters": {"output": "all"}}',
+            "unknown parameter 'output': the only parameter is outputs",
+        ),
         (b'{"instances": [], "parameters": {"outputs": 0}}', "all, score, or a list of names"),
         (b'{"instances": [], "parameters": {"outputs": 3}}', "all, score, or a list of names"),
         (b'{"instances": [], "parameters": {"outputs": [null]}}', "or a list of names"),
-        (b'{"instances": [], "parameters": {"outputs": []}}', "names of outputs, got none"),
+        (b'{"instances": [], "parameters": {"outputs": []}}', "of outputs, got an empty list"),
         (b'{"instances": [], "parameters": {"outputs": "encodd"}}', "(nearest: encoded"),
     ],
     ids=str,
 )
-def test_a_body_that_is_no_request_is_refused(client: Client, body: bytes, message: str) -> None:
+def test_a_body_that_is_not_a_request_is_refused(client: Client, body: bytes, message: str) -> None:
     answer = client.ask("POST", "/predict", body)
     assert answer.status == answer.error["code"] == 400
     assert message in answer.error["message"]
 
 
-def test_a_request_above_the_limit_is_refused_whether_its_length_is_told_or_not(
+def test_a_request_above_the_limit_is_refused_with_and_without_a_declared_length(
     example: Path,
 ) -> None:
     with running(example / "model", max_request_bytes=20_000) as server:
@@ -207,14 +210,14 @@ def test_a_request_above_the_limit_is_refused_whether_its_length_is_told_or_not(
         answer = client.ask("POST", "/predict", large)
         assert (answer.status, answer.error["code"]) == (413, 413)
         assert "20,000 bytes" in answer.error["message"]
-        # An iterable is sent in chunks, without a length.
+        # http.client sends an iterable in chunks, without a length.
         assert client.ask("POST", "/predict", iter([small[:99], small[99:]])).status == 200
         pieces = iter([large[i : i + 1000] for i in range(0, len(large), 1000)])
         assert client.ask("POST", "/predict", pieces).status == 413
         assert client.metric('millrace_requests_total{status="413"}') == 2
 
 
-def test_wrong_paths_and_methods_have_their_codes(client: Client) -> None:
+def test_wrong_paths_and_methods_get_their_status(client: Client) -> None:
     missing = client.get("/predictions")
     assert (missing.status, missing.error["status"]) == (404, "NOT_FOUND")
     wrong = client.get("/predict")
@@ -232,13 +235,13 @@ def test_wrong_paths_and_methods_have_their_codes(client: Client) -> None:
         "/v1/projects/p/locations/us-central1/endpoints/12:rawPredict",
     ],
 )
-def test_the_routes_of_vertex_predict(client: Client, path: str) -> None:
+def test_the_predict_routes_of_vertex_ai_work(client: Client, path: str) -> None:
     answer = client.ask("POST", path, json.dumps({"instances": [GOOD]}))
     assert len(answer.json["predictions"]) == 1
 
 
 @pytest.mark.parametrize("path", ["/health", "/ping", "/v1/endpoints/12/deployedModels/34"])
-def test_health_tells_the_model(client: Client, example: Path, path: str) -> None:
+def test_health_names_the_model(client: Client, example: Path, path: str) -> None:
     answer = client.get(path)
     manifest = read_manifest(str(example / "model"))
     assert answer.status == 200
@@ -252,7 +255,7 @@ def test_health_tells_the_model(client: Client, example: Path, path: str) -> Non
     }
 
 
-def test_a_package_that_cannot_be_used_is_told_by_the_health_route(
+def test_the_health_route_reports_a_package_that_cannot_be_used(
     example: Path, tmp_path: Path
 ) -> None:
     manifest = read_manifest(str(example / "model"))
@@ -267,7 +270,7 @@ def test_a_package_that_cannot_be_used_is_told_by_the_health_route(
 
 
 class Gate:
-    """Holds the model's passes until it is opened."""
+    """A gate that holds the model's forward passes until it is opened."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.sizes: list[int] = []
@@ -282,7 +285,7 @@ class Gate:
         monkeypatch.setattr(LoadedModel, "forward", wait)
 
 
-def test_loading_is_told_and_predictions_are_refused_meanwhile(
+def test_while_the_model_loads_health_says_so_and_predictions_are_refused(
     example: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate(monkeypatch)
@@ -297,14 +300,15 @@ def test_loading_is_told_and_predictions_are_refused_meanwhile(
         assert server.client.predict([GOOD]).status == 200
 
 
-def test_requests_that_come_during_a_pass_share_the_next(
+def test_requests_that_arrive_during_a_pass_share_the_next_one(
     served: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, gate = served.client, Gate(monkeypatch)
     alone = {}
     with ThreadPoolExecutor(6) as pool:
         first = pool.submit(client.predict, rows(2, seed=9))
-        # Not the model is awaited but the request for it: idle, it takes a lone one at once.
+        # An idle model takes a single request at once. Wait until this pass holds the model, so
+        # that the later requests queue.
         wait_until(lambda: gate.sizes == [2])
         later = [pool.submit(client.predict, rows(n, seed=n)) for n in (1, 3, 5)]
         wait_until(lambda: client.metric("millrace_waiting") == 3)
@@ -318,7 +322,7 @@ def test_requests_that_come_during_a_pass_share_the_next(
             assert_predictions(got, expected)
 
 
-def test_more_requests_than_may_be_in_flight_are_refused_at_once(
+def test_requests_beyond_max_in_flight_are_refused_at_once(
     example: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running(example / "model", max_in_flight=2) as server, ThreadPoolExecutor(2) as pool:
@@ -331,7 +335,7 @@ def test_more_requests_than_may_be_in_flight_are_refused_at_once(
         assert [done.result().status for done in held] == [200, 200]
 
 
-def test_a_drained_server_refuses_finishes_and_ends(
+def test_a_draining_server_refuses_new_requests_and_finishes_the_others(
     example: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running(example / "model") as server, ThreadPoolExecutor(1) as pool:
@@ -346,7 +350,7 @@ def test_a_drained_server_refuses_finishes_and_ends(
         assert held.result().status == 200
 
 
-def test_a_request_that_never_ends_holds_the_server_no_longer_than_the_drain(
+def test_an_incomplete_request_does_not_prolong_the_drain(
     example: Path,
 ) -> None:
     with running(example / "model", drain_seconds=0.1) as server:
@@ -357,7 +361,7 @@ def test_a_request_that_never_ends_holds_the_server_no_longer_than_the_drain(
         connection.close()
 
 
-def test_a_device_that_failed_makes_the_server_unhealthy(
+def test_a_failed_device_makes_the_server_unhealthy(
     example: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any) -> Any:
@@ -372,7 +376,7 @@ def test_a_device_that_failed_makes_the_server_unhealthy(
 
 
 @pytest.mark.parametrize("where", ["model", "instances"])
-def test_a_request_that_does_not_fit_into_memory_is_503_and_the_next_one_is_answered(
+def test_a_request_that_exhausts_memory_gets_503_and_the_next_one_is_answered(
     served: Running, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any) -> Any:
@@ -382,7 +386,7 @@ def test_a_request_that_does_not_fit_into_memory_is_503_and_the_next_one_is_answ
 
     model = served.server.service._chosen.model
     with monkeypatch.context() as patched:
-        # It is halved when memory runs out, and other tests use the same server.
+        # The model halves batch_rows when memory runs out, and other tests use the same server.
         patched.setattr(model, "batch_rows", model.batch_rows)
         if where == "model":
             patched.setattr(LoadedModel, "_forward", broken)
@@ -398,7 +402,7 @@ def test_a_request_that_does_not_fit_into_memory_is_503_and_the_next_one_is_answ
     assert served.client.predict([GOOD] * 2).status == 200
 
 
-def test_an_unexpected_error_is_500_and_its_text_stays_out_of_answer_and_log(
+def test_an_unexpected_error_gets_500_and_its_message_is_neither_sent_nor_logged(
     served: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(instances: Any) -> Any:
@@ -432,7 +436,8 @@ def test_fixed_outputs_are_not_chosen_by_requests(example: Path) -> None:
     with running(example / "model", fixed_outputs=True, outputs="encoded") as server:
         assert list(server.client.predict([GOOD]).json["predictions"][0]) == ["encoded"]
         refused = server.client.predict([GOOD], outputs="all")
-        assert (refused.status, "--fixed_outputs" in refused.error["message"]) == (400, True)
+        assert refused.status == 400
+        assert "--fixed_outputs, and computes no other outputs" in refused.error["message"]
 
 
 def test_the_score_and_the_routes_can_be_chosen_at_the_start(example: Path) -> None:
@@ -461,7 +466,7 @@ def test_one_connection_carries_any_number_of_requests(served: Running) -> None:
 
 @pytest.fixture(scope="module")
 def fragile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A package whose model raises on rows with a 13, and takes a named and an imputed input."""
+    """A package of a model with two features, which raises on rows with a 13."""
     import hashlib
     import io
 
@@ -470,7 +475,7 @@ def fragile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     class Fragile(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
             if bool((x == 13).any()):
-                raise ValueError("13 is no number for me")
+                raise ValueError("this model refuses a 13")
             return {"total": x.sum(1), "ratio": x[:, 0] / x[:, 1]}
 
     buffer = io.BytesIO()
@@ -491,7 +496,7 @@ def fragile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_row_that_the_model_cannot_bear_is_refused_alone(
+def test_a_row_on_which_the_model_raises_fails_only_its_request(
     fragile: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running(fragile) as server, ThreadPoolExecutor(3) as pool:
@@ -506,18 +511,18 @@ def test_a_row_that_the_model_cannot_bear_is_refused_alone(
         assert [row["anomaly_score"] for row in good.result().json["predictions"]] == [5, 9]
         refused = bad.result()
         assert refused.status == 400
-        (told,) = refused.error["instances"]
-        assert (told["index"], told["reason"]) == (1, "model_error")
-        assert "13 is no number for me" in told["message"]
+        (listed,) = refused.error["instances"]
+        assert (listed["index"], listed["reason"]) == (1, "model_error")
+        assert "this model refuses a 13" in listed["message"]
 
 
-def test_an_answer_that_is_no_number_is_null(fragile: Path) -> None:
+def test_a_nan_or_an_infinity_in_an_output_becomes_null(fragile: Path) -> None:
     with running(fragile, outputs="all") as server:
         predictions = server.client.predict([[0, 0], [1, 0], [1, 2]]).json["predictions"]
         assert [row["ratio"] for row in predictions] == [None, None, 0.5]
 
 
-def test_a_request_larger_than_a_pass_is_answered_in_several(fragile: Path) -> None:
+def test_a_request_larger_than_a_pass_takes_several_passes(fragile: Path) -> None:
     with running(fragile, max_batch_rows=8) as server:
         predictions = server.client.predict([[n, 1] for n in range(20, 45)]).json["predictions"]
         assert [row["anomaly_score"] for row in predictions] == list(range(21, 46))

@@ -1,4 +1,4 @@
-"""Requests run together get what each would get alone."""
+"""Requests that share a pass get the same answers as each would get in its own pass."""
 
 import asyncio
 import threading
@@ -22,7 +22,7 @@ Make = Callable[..., Manifest]
 
 
 def sums(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Raises where a row has a 13, whichever rows stand beside it."""
+    """Raise if any row has a 13, so that good rows in the same pass fail too."""
     if bool((x == 13).any()):
         raise ValueError("a 13")
     return x.sum(1) + y, x * 2
@@ -52,7 +52,7 @@ def inputs_of(values: list[int]) -> list[np.ndarray]:
 async def ask_together(
     model: Any, requests: list[list[int]], **settings: Any
 ) -> tuple[list[Any], list[int]]:
-    """Requests, all at once -> their answers or errors, and the rows of each pass."""
+    """Send requests at the same time; return their answers or errors, and the rows of each pass."""
     passes: list[int] = []
     with ThreadPoolExecutor(1) as executor:
         batcher = Batcher(
@@ -69,7 +69,7 @@ async def ask_together(
 
 def assert_same(got: Answer, expected: Answer) -> None:
     assert list(got.faults) == list(expected.faults)
-    # Where all rows are at fault there may be no arrays; those of rows at fault mean nothing.
+    # If all rows are bad, there may be no arrays. The values of bad rows mean nothing.
     for a, b in zip(got.arrays, expected.arrays, strict=False):
         bad = list(expected.faults)
         np.testing.assert_array_equal(np.delete(a, bad, 0), np.delete(b, bad, 0))
@@ -81,7 +81,7 @@ def assert_same(got: Answer, expected: Answer) -> None:
     ),
     max_wait=st.sampled_from([0.0, 0.001]),
 )
-def test_together_and_alone_are_the_same(
+def test_answers_are_the_same_together_and_alone(
     model: LoadedModel, requests: list[list[int]], max_wait: float
 ) -> None:
     answers, passes = asyncio.run(ask_together(model, requests, max_wait=max_wait))
@@ -91,20 +91,20 @@ def test_together_and_alone_are_the_same(
         assert_same(answer, run_model(model, inputs_of(values), len(values)))
 
 
-def test_rows_at_fault_are_found_and_the_others_answered(model: LoadedModel) -> None:
+def test_bad_rows_are_found_and_good_rows_are_answered(model: LoadedModel) -> None:
     answer = run_model(model, inputs_of([1, 13, 2, 13, 3]), 5)
     assert list(answer.faults) == [1, 3]
     assert answer.arrays[0][[0, 2, 4]].tolist() == [1103, 1106, 1109]
     assert list(answer.part(slice(3, 5)).faults) == [0]
 
 
-def test_what_comes_at_once_runs_at_once_up_to_the_limit(model: LoadedModel) -> None:
+def test_simultaneous_requests_share_a_pass_up_to_the_limit(model: LoadedModel) -> None:
     _, passes = asyncio.run(ask_together(model, [[1] * 9] * 5, max_rows=20))
     assert passes == [18, 18, 9]
 
 
 class Slow:
-    """A model whose first pass waits until it is let go."""
+    """A model whose first pass waits for an event."""
 
     batch_rows = 100
 
@@ -131,7 +131,7 @@ def test_a_wait_ends_when_a_pass_is_full(max_wait: float) -> None:
                 max_wait=max_wait,
                 observe=lambda *_: None,
             )
-            # Idle, the model takes a lone request without any wait.
+            # An idle model takes a single request without any wait.
             first = asyncio.create_task(batcher.predict(inputs_of([1])))
             await asyncio.to_thread(model.begun.wait, 60)
             second = asyncio.create_task(batcher.predict(inputs_of([2])))
@@ -148,7 +148,9 @@ def test_a_wait_ends_when_a_pass_is_full(max_wait: float) -> None:
     assert asyncio.run(ask()) == ([1, 1, 3] if max_wait == 0 else [1, 4])
 
 
-def test_a_fault_of_the_machine_is_told_to_all_and_the_next_pass_runs(model: LoadedModel) -> None:
+def test_a_device_error_fails_all_requests_of_the_pass_and_the_next_pass_runs(
+    model: LoadedModel,
+) -> None:
     class FailsOnce:
         batch_rows = 100
         failed = False
@@ -164,15 +166,15 @@ def test_a_fault_of_the_machine_is_told_to_all_and_the_next_pass_runs(model: Loa
     assert passes == [1]
 
 
-def test_a_request_that_is_given_up_harms_no_other(model: LoadedModel) -> None:
+def test_a_cancelled_request_does_not_affect_others(model: LoadedModel) -> None:
     async def ask() -> Any:
         with ThreadPoolExecutor(1) as executor:
             batcher = Batcher(model, executor, max_rows=20, max_wait=0, observe=lambda *_: None)
-            kept, given_up = (
+            kept, cancelled = (
                 asyncio.create_task(batcher.predict(inputs_of(values))) for values in ([1], [2])
             )
             await asyncio.sleep(0)
-            given_up.cancel()
+            cancelled.cancel()
             return await kept
 
     assert_same(asyncio.run(ask()), run_model(model, inputs_of([1]), 1))

@@ -1,4 +1,4 @@
-"""Clients that send or read slowly, too much, or while the server ends: on raw sockets."""
+"""Clients on raw sockets that are slow, send too much, or send while the server shuts down."""
 
 import json
 import signal
@@ -30,20 +30,20 @@ CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 
 @pytest.fixture(scope="module")
 def hasty(example: Path) -> Iterator[Running]:
-    """A server that waits for nobody."""
+    """A server with a short time limit."""
     with running(example / "model", read_timeout_seconds=0.5, max_in_flight=4) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def patient(example: Path) -> Iterator[Running]:
-    """A server with the limits that it has by itself."""
+    """A server with the default limits."""
     with running(example / "model") as server:
         yield server
 
 
 def is_closed(connection: socket.socket) -> bool:
-    """Whether the server ends the connection, in order, without another byte."""
+    """Return whether the server closes the connection, without a reset or another byte."""
     return connection.recv(1) == b""
 
 
@@ -59,7 +59,7 @@ STALLED = {
 
 
 @pytest.mark.parametrize("sent", STALLED.values(), ids=STALLED)
-def test_a_request_that_stalls_is_given_up_at_the_deadline(hasty: Running, sent: bytes) -> None:
+def test_a_stalled_request_is_refused_at_the_deadline(hasty: Running, sent: bytes) -> None:
     with connect(hasty.client) as connection:
         connection.sendall(sent)
         answer = read_answer(connection)
@@ -70,7 +70,7 @@ def test_a_request_that_stalls_is_given_up_at_the_deadline(hasty: Running, sent:
 
 
 @pytest.mark.parametrize(
-    ("begun", "drop"),
+    ("start", "drop"),
     [
         (HEAD + b"X: ", b"x"),
         (HEAD, b"X: x\r\n"),
@@ -79,14 +79,14 @@ def test_a_request_that_stalls_is_given_up_at_the_deadline(hasty: Running, sent:
     ],
     ids=["a header", "headers", "chunks", "a chunk"],
 )
-def test_a_drop_now_and_then_does_not_put_the_deadline_off(
-    hasty: Running, begun: bytes, drop: bytes
+def test_a_trickle_of_bytes_does_not_postpone_the_deadline(
+    hasty: Running, start: bytes, drop: bytes
 ) -> None:
     with connect(hasty.client) as connection:
-        connection.sendall(begun)
+        connection.sendall(start)
         connection.settimeout(0.05)
         answered = b""
-        # By itself it would go on for a minute.
+        # Without an answer, this loop would go on for a minute.
         for _ in range(1_200):
             try:
                 answered = connection.recv(12)
@@ -101,7 +101,7 @@ def test_a_connection_that_sends_nothing_is_closed_without_an_answer(hasty: Runn
         assert is_closed(connection)
 
 
-def test_stalled_requests_hold_up_nobody(hasty: Running) -> None:
+def test_stalled_requests_do_not_delay_other_clients(hasty: Running) -> None:
     stalled = [half_a_request(hasty.client, [ROW]) for _ in range(16)]
     assert hasty.client.predict([ROW]).status == 200
     assert hasty.client.metric("millrace_in_flight") == 0
@@ -110,7 +110,7 @@ def test_stalled_requests_hold_up_nobody(hasty: Running) -> None:
         connection.close()
 
 
-def test_the_next_request_of_a_connection_has_its_own_time(hasty: Running) -> None:
+def test_each_request_of_a_connection_has_its_own_deadline(hasty: Running) -> None:
     with connect(hasty.client) as connection:
         for _ in range(3):
             connection.sendall(WHOLE)
@@ -119,7 +119,7 @@ def test_the_next_request_of_a_connection_has_its_own_time(hasty: Running) -> No
         assert read_answer(connection).status == 408
 
 
-def test_a_whole_request_is_answered_before_the_stalled_one_behind_it(hasty: Running) -> None:
+def test_a_complete_request_is_answered_before_the_stalled_one_behind_it(hasty: Running) -> None:
     with connect(hasty.client) as connection:
         connection.sendall(WHOLE + WHOLE[:-1])
         file = connection.makefile("rb")
@@ -128,7 +128,7 @@ def test_a_whole_request_is_answered_before_the_stalled_one_behind_it(hasty: Run
         assert answers.count(b"HTTP/1.1 408") == 1
 
 
-# What the server reads at once may exceed the limit.
+# The server may read more than the limit at once.
 LARGE = b"x" * (MAX_HEAD_BYTES + 600_000)
 OVERSIZED = {
     "a header": HEAD + b"X: " + LARGE,
@@ -143,22 +143,22 @@ OVERSIZED = {
 
 
 @pytest.mark.parametrize("sent", OVERSIZED.values(), ids=OVERSIZED)
-def test_headers_without_end_are_refused(patient: Running, sent: bytes) -> None:
+def test_endless_headers_are_refused(patient: Running, sent: bytes) -> None:
     with connect(patient.client) as connection:
-        # Whatever is sent still, the answer arrives.
+        # The answer arrives although the client sends more.
         connection.sendall(sent + sent[-10:])
         answer = read_answer(connection)
         assert (answer.status, answer.headers["connection"]) == (431, "close")
         assert "more than 65,536 bytes" in answer.error["message"]
 
 
-def test_headers_up_to_the_limit_are_read(hasty: Running) -> None:
+def test_headers_below_the_limit_are_accepted(hasty: Running) -> None:
     with connect(hasty.client) as connection:
         connection.sendall(WHOLE.replace(b"Host: x", b"Host: x\r\nX: " + LARGE[:60_000]))
         assert read_answer(connection).status == 200
 
 
-def test_a_client_that_sends_on_can_read_why_it_was_refused(example: Path) -> None:
+def test_a_client_that_keeps_sending_can_read_why_it_was_refused(example: Path) -> None:
     limited = running(example / "model", max_request_bytes=1000)
     with limited as server, connect(server.client) as connection:
         connection.sendall(HEAD + b"Content-Length: 3000000\r\n\r\n")
@@ -167,20 +167,20 @@ def test_a_client_that_sends_on_can_read_why_it_was_refused(example: Path) -> No
         assert is_closed(connection)
 
 
-def test_what_is_not_http_is_refused_in_the_same_form(hasty: Running) -> None:
+def test_bytes_that_are_not_http_are_refused_in_the_same_form(hasty: Running) -> None:
     with connect(hasty.client) as connection:
         connection.sendall(b"\x16\x03\x01\x02\x00\x01")
         answer = read_answer(connection)
         assert (answer.status, answer.error["code"]) == (400, 400)
 
 
-def test_a_client_that_does_not_read_is_given_up(example: Path) -> None:
+def test_a_client_that_does_not_read_is_disconnected(example: Path) -> None:
     with running(example / "model", outputs="all", read_timeout_seconds=0.5) as server:
         connection = connect(server.client)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         body = json.dumps({"instances": [ROW] * 2000}).encode()
         request = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
-        # More answers than all buffers hold.
+        # These answers do not fit into all buffers together.
         with pytest.raises(ConnectionError):
             connection.sendall(request * 200)
         wait_until(lambda: not server.server.server_state.connections)
@@ -188,7 +188,7 @@ def test_a_client_that_does_not_read_is_given_up(example: Path) -> None:
         connection.close()
 
 
-def test_a_new_connection_takes_the_place_of_the_one_that_waited_longest(example: Path) -> None:
+def test_a_new_connection_replaces_the_one_that_has_waited_longest(example: Path) -> None:
     with running(example / "model", max_connections=2) as server:
         oldest, stalled = connect(server.client), half_a_request(server.client, [ROW])[0]
         assert server.client.predict([ROW]).status == 200
@@ -199,8 +199,8 @@ def test_a_new_connection_takes_the_place_of_the_one_that_waited_longest(example
             connection.close()
 
 
-def test_no_request_that_was_sent_around_sigterm_is_reset(example: Path) -> None:
-    """Of many clients, on kept and on new connections, each is answered or not let in."""
+def test_no_request_around_sigterm_is_reset(example: Path) -> None:
+    """Each request is answered or its connection refused, on kept and on new connections."""
     answers: list[int] = []
     with process("--model_path", str(example / "model")) as (server, client):
         until_ready(client)
@@ -211,7 +211,7 @@ def test_no_request_that_was_sent_around_sigterm_is_reset(example: Path) -> None
                 try:
                     connection = connection or connect(client)
                 except (ConnectionRefusedError, ConnectionResetError):
-                    # Not let in; a reset of a connection that was never made is that too.
+                    # The server refused the connection, or reset it before it was established.
                     return
                 connection.sendall(WHOLE)
                 answer = read_answer(connection)
@@ -230,7 +230,7 @@ def test_no_request_that_was_sent_around_sigterm_is_reset(example: Path) -> None
     assert {*answers} == {200, 503}
 
 
-def test_an_idle_connection_is_answered_during_the_drain_and_closed_in_order(
+def test_an_idle_connection_is_answered_during_the_drain_and_closed_without_a_reset(
     example: Path,
 ) -> None:
     with process("--model_path", str(example / "model")) as (server, client):
@@ -252,7 +252,7 @@ def test_an_idle_connection_is_answered_during_the_drain_and_closed_in_order(
 
 
 @pytest.mark.parametrize("requests", [1, 5])
-def test_a_client_that_sends_nothing_more_still_gets_its_answers(
+def test_a_client_that_has_finished_sending_still_gets_its_answers(
     patient: Running, requests: int
 ) -> None:
     with connect(patient.client) as connection:

@@ -1,7 +1,7 @@
-"""serving deploy, undeploy and status: Google's real client on a server that checks each request.
+"""serving deploy, undeploy and status: Google's real client with a stand-in for Vertex AI.
 
-Requests are checked against Google's discovery document; a block with one that it does not know
-fails at its end.
+The stand-in checks each request against Google's discovery document. A test that sent a request
+unknown to the document fails at the end.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ from serving.settings import parse_settings
 IMAGE = "us-docker.pkg.dev/a-project/images/serving:1"
 PARENT = "projects/123456789012/locations/us-central1"
 ENDPOINT = f"{PARENT}/endpoints/pytorch-autoencoder-custom-endpoint"
-# What deploy does in a project where nothing is there.
+# The requests of a deployment to an empty project.
 FIRST = [
     "endpoints.list",
     "models.listVersions",
@@ -52,7 +52,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def package(tmp_path: Path, make_manifest: Callable[..., Manifest]) -> Callable[[str], Path]:
-    """A version -> the folder of a package, and beside it the same as a .mar."""
+    """Return a function that writes a package of a version, and next to it the same as a .mar."""
 
     def make(version: str = "1") -> Path:
         data = f"weights {version}".encode()
@@ -73,7 +73,7 @@ def bucket(emulators: LocalCloud, request: pytest.FixtureRequest) -> storage.Buc
 
 @pytest.fixture
 def staging(request: pytest.FixtureRequest) -> str:
-    """A folder of Cloud Storage of the test's own."""
+    """A folder in Cloud Storage that no other test uses."""
     return f"gs://bucket/deploy/{abs(hash(request.node.nodeid)):x}"
 
 
@@ -85,7 +85,7 @@ def google() -> Iterator[GoogleApi]:
 
 @pytest.fixture
 def run(google: GoogleApi, emulators: LocalCloud, capsys: pytest.CaptureFixture[str]) -> Run:
-    """A command and flags -> its exit code, what it printed, and what it said meanwhile."""
+    """Return a function that runs a command; it returns the exit code, the output and stderr."""
     addresses = f"aiplatform={google.url},storage={emulators.endpoints.storage}"
 
     def run(command: str, *flags: str | Path) -> tuple[int, str, str]:
@@ -101,7 +101,7 @@ def custom(package: Path, staging: str, *flags: str) -> list[str]:
 
 
 def body_of(google: GoogleApi, method: str) -> Any:
-    """A method -> the body of the last call of it."""
+    """Return the body of the last call of a method."""
     return next(c.body for c in reversed(google.calls) if c.method.endswith(method))
 
 
@@ -110,12 +110,12 @@ def endpoint_of(google: GoogleApi) -> dict[str, Any]:
 
 
 def changes(google: GoogleApi) -> list[str]:
-    """The calls that changed something, in order."""
+    """Return the calls that changed something, in order."""
     reads = {"endpoints.list", "endpoints.get", "models.listVersions", "operations.get"}
     return [method for method in google.methods() if method not in reads]
 
 
-def test_the_container_trusts_the_modules_that_deploy_was_given(
+def test_the_container_trusts_the_modules_that_the_flag_names(
     google: GoogleApi, run: Run, package: Callable[..., Path], staging: str
 ) -> None:
     folder = package()
@@ -133,7 +133,7 @@ def test_the_container_trusts_the_modules_that_deploy_was_given(
     assert settings.trusted_modules == ("nets", "layers")
 
 
-def test_a_package_is_staged_uploaded_and_deployed_with_what_the_flags_say(
+def test_a_package_is_staged_uploaded_and_deployed_as_the_flags_say(
     google: GoogleApi,
     run: Run,
     package: Callable[..., Path],
@@ -162,7 +162,7 @@ def test_a_package_is_staged_uploaded_and_deployed_with_what_the_flags_say(
         "predictRoute": "/predict",
         "healthRoute": "/health",
     }
-    # The server reads it as it was meant.
+    # The server in the container parses these values into the intended settings.
     variables = {pair["name"]: pair["value"] for pair in model["containerSpec"]["env"]}
     settings = parse_settings(model["containerSpec"]["args"], variables | {"AIP_STORAGE_URI": uri})
     assert (settings.model_digest, settings.outputs) == (sha256, "all")
@@ -191,7 +191,7 @@ def test_a_package_is_staged_uploaded_and_deployed_with_what_the_flags_say(
     assert "deploying Fraud Model-1 to pytorch-autoencoder-custom-endpoint ..." in said
 
 
-def test_a_second_run_finds_all_and_changes_nothing(
+def test_a_second_run_finds_everything_and_changes_nothing(
     google: GoogleApi, run: Run, package: Callable[..., Path], staging: str
 ) -> None:
     command = ["deploy", *custom(package(), staging)]
@@ -199,12 +199,12 @@ def test_a_second_run_finds_all_and_changes_nothing(
     before = changes(google)
     code, _, said = run(*command)
     assert (code, changes(google)) == (0, before)
-    assert "has this content as version 1" in said
-    # What is there already by its content is not written again.
+    assert "already has this content as version 1" in said
+    # Files that exist with the same content are not written again.
     assert said.count("uploaded gs://") == 0
 
 
-def test_a_second_version_shares_the_traffic_and_can_be_taken_back(
+def test_a_second_version_shares_the_traffic_and_can_be_rolled_back(
     google: GoogleApi, run: Run, package: Callable[..., Path], staging: str
 ) -> None:
     old, new = package("1"), package("2")
@@ -216,7 +216,8 @@ def test_a_second_version_shares_the_traffic_and_can_be_taken_back(
     second = endpoint_of(google)["deployedModels"][1]["id"]
     assert endpoint_of(google)["trafficSplit"] == {first: 90, second: 10}
     assert f"90 % to {first}, 10 % to {second}" in out
-    # More for the new one, then all for the old one again: nothing is uploaded or deployed.
+    # The new version gets more traffic, then the old one gets all of it again. Nothing is uploaded
+    # or deployed.
     del google.calls[:]
     run("deploy", *custom(new, staging, "--traffic_percent", "50"))
     assert endpoint_of(google)["trafficSplit"] == {first: 50, second: 50}
@@ -225,7 +226,7 @@ def test_a_second_version_shares_the_traffic_and_can_be_taken_back(
     assert changes(google) == ["endpoints.patch", "endpoints.patch"]
 
 
-def test_google_s_container_gets_the_archive_under_the_name_that_it_looks_for(
+def test_googles_container_gets_the_archive_under_the_name_that_it_expects(
     google: GoogleApi, run: Run, package: Callable[..., Path], staging: str, bucket: storage.Bucket
 ) -> None:
     archive = package().with_suffix(".mar")
@@ -241,7 +242,7 @@ def test_google_s_container_gets_the_archive_under_the_name_that_it_looks_for(
     assert "/locations/europe-west4/endpoints/pytorch-autoencoder-endpoint" in out
 
 
-def test_a_folder_of_cloud_storage_is_used_where_it_is(
+def test_a_folder_in_cloud_storage_is_used_without_a_copy(
     google: GoogleApi, run: Run, package: Callable[..., Path], staging: str, bucket: storage.Bucket
 ) -> None:
     for path in package().iterdir():
@@ -250,7 +251,7 @@ def test_a_folder_of_cloud_storage_is_used_where_it_is(
     assert body_of(google, "upload")["model"]["artifactUri"] == f"gs://bucket/{staging[12:]}"
 
 
-def test_another_image_makes_another_version_of_the_same_model(
+def test_another_image_creates_another_version_of_the_same_model(
     google: GoogleApi, run: Run, package: Callable[..., Path], staging: str
 ) -> None:
     folder = package()
@@ -260,12 +261,12 @@ def test_another_image_makes_another_version_of_the_same_model(
 
 
 def printed_requests(out: str) -> list[tuple[str, str, Any]]:
-    """What --dry_run prints -> method, path and body of each request of Vertex AI."""
+    """Parse the output of --dry_run: method, path and body of each request to Vertex AI."""
     found = re.findall(r"^(GET|POST|PATCH|DELETE) (/\S+)\n(\{\n.*?^\})?", out, re.S | re.M)
     return [(method, path, json.loads(body) if body else None) for method, path, body in found]
 
 
-def test_a_dry_run_prints_just_the_requests_that_are_sent_without_it(
+def test_a_dry_run_prints_the_requests_that_a_real_run_sends(
     google: GoogleApi, run: Run, package: Callable[..., Path], staging: str
 ) -> None:
     command = ["deploy", *custom(package(), staging, "--min_replicas", "2")]
@@ -281,10 +282,10 @@ def test_a_dry_run_prints_just_the_requests_that_are_sent_without_it(
         assert json.loads(text) == (call.body or None), path
 
 
-def test_a_dry_run_needs_no_credentials_and_reads_nothing_of_cloud_storage(
+def test_a_dry_run_needs_no_credentials_and_reads_nothing_from_cloud_storage(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cloud.clients, "_default", lambda: pytest.fail("asked for credentials"))
+    monkeypatch.setattr(cloud.clients, "_default", lambda: pytest.fail("it looked for credentials"))
     flags = ["--model", "gs://nowhere/model", "--project", "p", "--traffic_percent", "20"]
     assert main(["deploy", *flags, "--dry_run"]) == 0
     (deployed,) = [r for r in printed_requests(capsys.readouterr().out) if "deployModel" in r[1]]
@@ -292,7 +293,7 @@ def test_a_dry_run_needs_no_credentials_and_reads_nothing_of_cloud_storage(
 
 
 @pytest.mark.parametrize("model", ["here/model.mar", "gs://bucket/model.mar", "gs://b/model.json"])
-def test_a_package_that_no_container_can_read_where_it_is_needs_a_staging_folder(
+def test_a_package_outside_a_folder_of_cloud_storage_needs_a_staging_folder(
     capsys: pytest.CaptureFixture[str], model: str
 ) -> None:
     assert main(["deploy", "--model", model, "--project", "p", "--dry_run"]) == 2
@@ -301,7 +302,7 @@ def test_a_package_that_no_container_can_read_where_it_is_needs_a_staging_folder
     assert said.err.startswith("error: --staging is missing: expected gs://BUCKET/FOLDER")
 
 
-def test_a_dry_run_without_credentials_asks_for_the_project_and_not_for_them(
+def test_a_dry_run_without_credentials_needs_the_project_but_no_credentials(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse() -> None:
@@ -336,7 +337,7 @@ def test_status_shows_models_versions_traffic_and_replicas(
     assert found["deployed_models"][0]["accelerator"] == "NVIDIA_TESLA_T4"
 
 
-def test_undeploy_leaves_nobody_without_an_answer_unless_it_is_told_to(
+def test_undeploy_keeps_the_last_model_with_traffic_unless_all_is_passed(
     google: GoogleApi, run: Run, package: Callable[..., Path], staging: str
 ) -> None:
     run("deploy", *custom(package("1"), staging))
@@ -347,16 +348,16 @@ def test_undeploy_leaves_nobody_without_an_answer_unless_it_is_told_to(
     run("deploy", *custom(package("2"), staging, "--traffic_percent", "25"))
     first, second = (d["id"] for d in endpoint_of(google)["deployedModels"])
     code, _, said = run("undeploy", *name)
-    assert (code, f"name one with --deployed_model ({first}, {second})" in said) == (2, True)
+    assert (code, f"choose one with --deployed_model ({first}, {second})" in said) == (2, True)
     code, _, said = run("undeploy", *name, "--deployed_model", first, "--delete_endpoint")
-    assert (code, "models would be left" in said) == (2, True)
+    assert (code, f"would keep some of its models ({first}, {second})" in said) == (2, True)
     assert "undeployModel" not in str(google.methods())
-    # One of two: the other takes its traffic.
+    # The other model takes the traffic of the removed one.
     assert run("undeploy", *name, "--deployed_model", first)[0] == 0
     assert endpoint_of(google)["trafficSplit"] == {second: 100}
 
 
-def test_undeploy_all_takes_every_model_and_the_endpoint_on_demand(
+def test_undeploy_all_removes_every_model_and_the_endpoint_on_demand(
     google: GoogleApi, run: Run, package: Callable[..., Path], staging: str
 ) -> None:
     for version, percent in (("1", 100), ("2", 25), ("3", 0)):
@@ -371,11 +372,12 @@ def test_undeploy_all_takes_every_model_and_the_endpoint_on_demand(
     assert google.methods()[before:] == ["endpoints.list"]
     code, out, _ = run("undeploy", *flags)
     assert code == 0
-    assert "undeployed 3 of endpoint pytorch-autoencoder-custom-endpoint, 0 left" in out
+    endpoint = "endpoint pytorch-autoencoder-custom-endpoint"
+    assert f"undeployed 3 of 3 models from {endpoint}, 0 left" in out
     assert run("status")[1].startswith("no endpoints")
 
 
-def test_killed_after_any_call_and_run_again_it_ends_in_the_same_state(
+def test_a_deployment_killed_after_any_call_and_run_again_ends_in_the_same_state(
     emulators: LocalCloud,
     package: Callable[..., Path],
     staging: str,
@@ -389,7 +391,7 @@ def test_killed_after_any_call_and_run_again_it_ends_in_the_same_state(
         return main(["deploy", *custom(folder, staging), *place])
 
     for survives in range(len(FIRST) + 1):
-        # From then on nothing comes through any more.
+        # After that many calls, every call is refused.
         broken: list[Fault] = [permission_denied("aiplatform.any.thing", "all")]
 
         def fault(call: Call, after: int = survives, broken: list[Fault] = broken) -> Fault:
@@ -407,7 +409,7 @@ def test_killed_after_any_call_and_run_again_it_ends_in_the_same_state(
     capsys.readouterr()
 
 
-def test_ctrl_c_says_what_goes_on_and_how_to_look(
+def test_ctrl_c_names_the_running_operation_and_how_to_check_it(
     emulators: LocalCloud,
     package: Callable[..., Path],
     staging: str,
@@ -428,12 +430,12 @@ def test_ctrl_c_says_what_goes_on_and_how_to_look(
         assert main(["deploy", *custom(package(), staging), *place]) == 130
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("stopped: deploying Fraud Model-1 to pytorch-autoencoder-custom-endp")
-    assert f"goes on at Google, as operation {ENDPOINT}/operations/" in said
+    assert f"continues on Google Cloud, as operation {ENDPOINT}/operations/" in said
     assert "`python -m serving status --project a-project --region us-central1`" in said
 
 
 @pytest.mark.parametrize("name", ["pytorch-autoencoder-custom-endpoint", "another"])
-def test_an_endpoint_that_another_makes_meanwhile_is_used_if_it_is_that_one(
+def test_an_endpoint_that_another_deployment_creates_first_is_used_if_the_name_matches(
     name: str, google: GoogleApi, run: Run, package: Callable[..., Path], staging: str
 ) -> None:
     endpoint = {"name": ENDPOINT, "displayName": name, "etag": "e"}
@@ -490,7 +492,7 @@ def test_an_endpoint_that_another_makes_meanwhile_is_used_if_it_is_that_one(
     ],
     ids=["upload role", "act as", "API", "quota", "image", "server", "project"],
 )
-def test_what_google_refuses_is_told_in_one_line(
+def test_a_refusal_by_google_is_reported_in_one_line(
     method: str,
     fault: Fault,
     parts: list[str],
@@ -511,20 +513,26 @@ def test_what_google_refuses_is_told_in_one_line(
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--traffic_percent", "30"], "no other model of the endpoint takes the other 70 %"),
+        (
+            ["--traffic_percent", "30"],
+            "no other model of the endpoint has traffic, so none can take the remaining 70 %",
+        ),
         (["--staging", "/tmp/x"], "--staging: expected gs://BUCKET/FOLDER, got '/tmp/x'"),
         (["--accelerator", "NVIDIA_TESLA_T5"], "(nearest: NVIDIA_TESLA_T4"),
         (["--min_replicas", "3", "--max_replicas", "2"], "--max_replicas 2 is below"),
         (["--region", "us-central"], "expected a region as us-central1"),
-        (["--labels", "Team=x"], "expected KEY=VALUE of small letters"),
+        (
+            ["--labels", "Team=x"],
+            "expected KEY=VALUE, each of at most 63 lower-case letters, digits, _ and -",
+        ),
         (["--traffic_percent", "101"], "expected a whole number from 0 to 100"),
-        (["--image", "us-docker.pkg.dev/vertex-ai/prediction/x:latest"], "container takes a .mar"),
+        (["--image", "us-docker.pkg.dev/vertex-ai/prediction/x:latest"], "container needs a .mar"),
         (["--model_digest", "0" * 64], "--model_digest promises sha256 000"),
         (["--model", "/nowhere"], "no model at /nowhere"),
         (["--mode", "x"], "unrecognized arguments: --mode"),
     ],
 )
-def test_flags_that_cannot_be_are_told_before_anything_is_made(
+def test_wrong_flags_are_reported_before_anything_is_created(
     flags: list[str], said: str, google: GoogleApi, run: Run, package: Callable[..., Path]
 ) -> None:
     code, _, err = run("deploy", *custom(package(), "gs://bucket/s", *flags))
@@ -533,20 +541,20 @@ def test_flags_that_cannot_be_are_told_before_anything_is_made(
     assert changes(google) == []
 
 
-def test_what_is_deployed_is_not_changed_behind_ones_back(
+def test_a_deployed_version_or_endpoint_is_not_changed_silently(
     google: GoogleApi, run: Run, package: Callable[..., Path], staging: str
 ) -> None:
     folder = package()
     run("deploy", *custom(folder, staging))
     code, _, said = run("deploy", *custom(folder, staging, "--max_replicas", "4"))
     assert code == 2
-    assert "--max_replicas: this version is deployed already" in said
+    assert "--max_replicas 4: this version is already deployed" in said
     code, _, said = run("deploy", *custom(folder, staging, "--dedicated"))
-    assert (code, "is a shared one" in said) == (2, True)
+    assert (code, "has a shared address, which cannot be changed" in said) == (2, True)
     assert changes(google) == FIRST[2:]
 
 
-def test_an_endpoint_that_is_not_there_or_not_one_is_told(google: GoogleApi, run: Run) -> None:
+def test_an_endpoint_that_is_missing_or_ambiguous_is_reported(google: GoogleApi, run: Run) -> None:
     vertex = google.services[0]
     for ident in ("1", "2"):
         name = f"{PARENT}/endpoints/{ident}"
@@ -561,10 +569,10 @@ def test_an_endpoint_that_is_not_there_or_not_one_is_told(google: GoogleApi, run
     assert run("status", "--endpoint", "3")[0] == 1
     elsewhere = ENDPOINT.replace("us-central1", "europe-west4")
     code, _, said = run("status", "--endpoint", elsewhere)
-    assert (code, "is not in us-central1: say --region too" in said) == (2, True)
+    assert (code, "is not in us-central1: pass its region as --region" in said) == (2, True)
 
 
-def test_without_credentials_it_is_told_at_once(
+def test_missing_credentials_are_reported_at_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere.json")

@@ -1,4 +1,4 @@
-"""The container's build has what the wheel needs, and runs what the README says."""
+"""The Dockerfile copies everything that the wheel needs, and starts the server."""
 
 import json
 import re
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 DOCKERFILE = (ROOT / "serving" / "Dockerfile").read_text()
 
 
-def test_every_package_is_copied_and_let_through() -> None:
+def test_every_package_is_copied_and_not_ignored() -> None:
     packages = set(shipped_packages())
     copied = re.findall(r"^COPY (\w+)/ \1/$", DOCKERFILE, re.MULTILINE)
     assert set(copied) == packages
@@ -24,7 +24,7 @@ def test_every_package_is_copied_and_let_through() -> None:
     assert all((ROOT / name).exists() for line in files for name in line.split())
 
 
-def test_the_entrypoint_is_the_server_for_everybody_and_never_root() -> None:
+def test_the_entrypoint_starts_the_server_on_all_addresses_and_not_as_root() -> None:
     (entry,) = re.findall(r"^ENTRYPOINT (.*)$", DOCKERFILE, re.MULTILINE)
     command = json.loads(entry)
     assert command[:3] == ["python", "-m", "serving"]

@@ -1,4 +1,4 @@
-"""A package of Cloud Storage comes to this machine, and nothing besides."""
+"""Only the files of a package are fetched from Cloud Storage to this machine."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ from serving.fetch import fetch_package
 
 @pytest.fixture
 def upload(emulators: LocalCloud, request: pytest.FixtureRequest) -> Callable[..., str]:
-    """Names and bytes -> the folder of Cloud Storage that holds them."""
+    """Return a function that uploads files and returns their folder in Cloud Storage."""
 
     def put(files: Mapping[str, bytes]) -> str:
         folder = f"fetch/{abs(hash(request.node.nodeid)):x}"
@@ -31,7 +31,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("slash", ["", "/"])
-def test_of_a_folder_the_models_files_alone_are_fetched(
+def test_only_the_models_files_are_fetched_from_a_folder(
     emulators: LocalCloud, upload: Callable[..., str], example: Path, tmp_path: Path, slash: str
 ) -> None:
     package = files_of(example / "model")
@@ -41,7 +41,7 @@ def test_of_a_folder_the_models_files_alone_are_fetched(
     assert read_manifest(path).name == "pytorch-autoencoder"
 
 
-def test_a_folder_with_one_mar_and_a_mar_by_its_name_are_that_mar(
+def test_a_mar_is_fetched_by_its_folder_and_by_its_name(
     emulators: LocalCloud, upload: Callable[..., str], example: Path, tmp_path: Path
 ) -> None:
     data = (example / "pytorch_autoencoder.mar").read_bytes()
@@ -54,7 +54,7 @@ def test_a_folder_with_one_mar_and_a_mar_by_its_name_are_that_mar(
         assert Path(path).read_bytes() == data
 
 
-def test_a_path_of_this_machine_stays_where_it_is(
+def test_a_local_path_is_returned_unchanged(
     emulators: LocalCloud, example: Path, tmp_path: Path
 ) -> None:
     for path in ("model", "model/model.pt", "pytorch_autoencoder.mar"):
@@ -63,13 +63,13 @@ def test_a_path_of_this_machine_stays_where_it_is(
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_no_package_is_told(
+def test_a_path_without_a_package_is_an_error(
     emulators: LocalCloud, upload: Callable[..., str], example: Path, tmp_path: Path
 ) -> None:
     manifest = (example / "model" / "model.json").read_bytes()
-    with pytest.raises(ModelError, match=r"which holds notes\.txt"):
+    with pytest.raises(ModelError, match=r"or a \.mar, found notes\.txt"):
         fetch_package(upload({"notes.txt": b""}), tmp_path, emulators.cloud)
-    with pytest.raises(ModelError, match=r"names model\.pt, which is not there"):
+    with pytest.raises(ModelError, match=r"names model\.pt, which is not in the folder"):
         fetch_package(upload({"model.json": manifest}), tmp_path, emulators.cloud)
     with pytest.raises(ManifestError):
         fetch_package(upload({"model.json": b"{}"}), tmp_path, emulators.cloud)

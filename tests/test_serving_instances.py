@@ -1,4 +1,4 @@
-"""Instances to arrays: whichever way is taken, the same numbers and the same verdicts."""
+"""Instances become the same arrays and faults, whether checked at once or row by row."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +26,7 @@ instances = st.lists(st.one_of(good_lists, good_objects, lists, objects), min_si
 
 
 def outcome(reader: InstanceReader, rows: Any, *, one_by_one: bool) -> Any:
-    """Either the matrix, or index and reason of the rows at fault."""
+    """Return the matrix, or the reason of each bad row by its index."""
     try:
         (matrix,) = reader._judge(rows) if one_by_one else reader.read(rows)
     except BadInstances as bad:
@@ -38,14 +38,14 @@ def outcome(reader: InstanceReader, rows: Any, *, one_by_one: bool) -> Any:
 @given(
     rows=st.one_of(instances, st.lists(good_lists, min_size=1), st.lists(good_objects, min_size=1))
 )
-def test_all_at_once_and_one_by_one_agree(make_manifest: Make, rows: Any) -> None:
+def test_checking_all_rows_at_once_and_one_by_one_agree(make_manifest: Make, rows: Any) -> None:
     reader = InstanceReader(make_manifest())
     rows = orjson.loads(orjson.dumps(rows))
     assert outcome(reader, rows, one_by_one=False) == outcome(reader, rows, one_by_one=True)
 
 
 @given(rows=st.lists(st.one_of(good_lists, good_objects, lists, objects), min_size=1, max_size=6))
-def test_a_row_is_judged_as_if_it_were_alone(make_manifest: Make, rows: Any) -> None:
+def test_other_rows_do_not_change_how_a_row_is_judged(make_manifest: Make, rows: Any) -> None:
     reader = InstanceReader(make_manifest())
     alone = [outcome(reader, [row], one_by_one=False) for row in rows]
     together = outcome(reader, rows, one_by_one=False)
@@ -53,7 +53,7 @@ def test_a_row_is_judged_as_if_it_were_alone(make_manifest: Make, rows: Any) -> 
     assert together == (bad or [found[0] for found in alone])
 
 
-def test_several_inputs_come_by_name(make_manifest: Make) -> None:
+def test_a_model_with_several_inputs_takes_them_by_name(make_manifest: Make) -> None:
     manifest = make_manifest(
         InputSpec("amount", ("amount",), shape=()),
         InputSpec("pixels", ("pixels",), shape=(2, 2)),
@@ -69,7 +69,9 @@ def test_several_inputs_come_by_name(make_manifest: Make) -> None:
         reader.read([row, [1.5], row | {"kind": 1.5}, row | {"pixels": [1]}])
     reasons = {index: fault.reason for index, fault in raised.value.faults.items()}
     assert reasons == {1: "not_an_object", 2: "wrong_type", 3: "wrong_width"}
-    assert "since the model has 3 inputs" in raised.value.faults[1].message
+    assert raised.value.faults[1].message == (
+        "expected an object with features by name, since the model has 3 inputs, got a list"
+    )
 
 
 def test_a_list_column_takes_the_list_itself(make_manifest: Make) -> None:
@@ -79,7 +81,7 @@ def test_a_list_column_takes_the_list_itself(make_manifest: Make) -> None:
         assert matrix.tolist() == [[1, 2, 3]] * 2
 
 
-def test_only_what_the_manifest_imputes_is_imputed(make_manifest: Make) -> None:
+def test_only_features_that_the_manifest_imputes_are_imputed(make_manifest: Make) -> None:
     manifest = make_manifest(
         InputSpec("x", ("a", "b", "c"), shape=(3,), impute={"b": "mean"}),
         statistics={"b": FeatureStatistics(count=2, mean=7.0, std=1.0, min=6.0, max=8.0)},

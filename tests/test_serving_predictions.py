@@ -1,4 +1,4 @@
-"""Arrays to predictions: any dtype and shape comes back from the JSON as it was."""
+"""Arrays become predictions, whose JSON decodes to the same values for every dtype and shape."""
 
 import json
 import re
@@ -19,7 +19,7 @@ Make = Callable[..., Manifest]
 
 
 @given(data=st.data(), rows=st.integers(0, 5), keys=st.lists(st.text(), min_size=1, unique=True))
-def test_what_is_encoded_is_what_is_decoded(
+def test_decoded_predictions_equal_the_encoded_arrays(
     data: st.DataObject, rows: int, keys: list[str]
 ) -> None:
     keys = [key for key in keys if key.isprintable()] or ["%b"]
@@ -44,7 +44,7 @@ def test_numbers_are_as_short_as_their_dtype() -> None:
     assert dump_objects(["a"], [columns]) == dump_objects(["a"], [floats])
 
 
-def test_fields_are_chosen_by_word_or_by_name(make_manifest: Make) -> None:
+def test_fields_are_chosen_by_keyword_or_by_name(make_manifest: Make) -> None:
     outputs = (OutputSpec("total"), OutputSpec("mean"), OutputSpec("code", shape=(2,)))
     manifest = make_manifest(outputs=outputs, output_fields=("code",))
     score, code = Field("anomaly_score", "total"), Field("code", "code")
@@ -56,7 +56,7 @@ def test_fields_are_chosen_by_word_or_by_name(make_manifest: Make) -> None:
     assert prediction_fields(other, "score")[0] == Field("anomaly_score", "mean")
 
 
-def test_an_output_may_have_the_name_of_a_word(make_manifest: Make) -> None:
+def test_an_output_may_have_the_name_of_a_keyword(make_manifest: Make) -> None:
     outputs = (OutputSpec("score"), OutputSpec("anomaly_score"))
     manifest = make_manifest(outputs=outputs, score_output="score")
     assert prediction_fields(manifest, "score") == (Field("score", "score"),)
@@ -69,11 +69,13 @@ def test_an_output_may_have_the_name_of_a_word(make_manifest: Make) -> None:
     ("choice", "message"),
     [
         ("totl", "no output 'totl' (nearest: total)"),
-        ([], "expected all, score or names of outputs, got none"),
-        ("score", "has no score: choose one with --score_output"),
+        ([], "expected all, score or names of outputs, got an empty list"),
+        ("score", "has no score output: choose one with --score_output"),
     ],
     ids=str,
 )
-def test_what_cannot_be_chosen_is_told(make_manifest: Make, choice: str, message: str) -> None:
+def test_a_choice_that_is_not_possible_is_an_error(
+    make_manifest: Make, choice: str, message: str
+) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
         prediction_fields(make_manifest(score_output=None), choice)

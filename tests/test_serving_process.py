@@ -1,4 +1,4 @@
-"""The command: its flags, its exit codes, a process that ends as it is told to."""
+"""The serving command: its flags, its exit codes, and how its process stops."""
 
 import re
 import signal
@@ -17,7 +17,7 @@ from serving.settings import MAX_REQUEST_BYTES, Settings, parse_settings
 ROW = [0.1] * 30
 
 
-def test_vertex_sets_the_defaults_and_flags_win() -> None:
+def test_variables_of_vertex_ai_set_the_defaults_and_flags_override_them() -> None:
     variables = {
         "AIP_STORAGE_URI": "gs://bucket/model",
         "AIP_HTTP_PORT": "9000",
@@ -52,19 +52,21 @@ def test_vertex_sets_the_defaults_and_flags_win() -> None:
         (["--model_path", "m", "--prot", "1"], {}, "unrecognized arguments: --prot"),
     ],
 )
-def test_wrong_flags_are_told_in_one_line(
+def test_wrong_flags_are_reported_in_one_line(
     argv: list[str], environment: Mapping[str, str], message: str
 ) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
         parse_settings(argv, environment)
 
 
-def test_an_unknown_command_is_told_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_command_is_reported_with_the_nearest_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert main(["runn", "--port", "1"]) == 2
     assert capsys.readouterr().err.startswith("error: unknown command 'runn' (nearest: run)")
 
 
-def test_sigterm_lets_a_request_in_flight_finish_and_refuses_others(example: Path) -> None:
+def test_after_sigterm_a_request_in_flight_finishes_and_others_are_refused(example: Path) -> None:
     with process("--model_path", str(example / "model")) as (running, client):
         until_ready(client)
         connection, rest = half_a_request(client, [ROW])
@@ -80,7 +82,7 @@ def test_sigterm_lets_a_request_in_flight_finish_and_refuses_others(example: Pat
         connection.close()
 
 
-def test_in_a_container_a_model_that_cannot_be_loaded_is_told_until_it_is_ended(
+def test_in_a_container_a_server_without_a_model_runs_and_reports_the_reason(
     tmp_path: Path,
 ) -> None:
     container = {"AIP_STORAGE_URI": str(tmp_path)}
@@ -92,37 +94,38 @@ def test_in_a_container_a_model_that_cannot_be_loaded_is_told_until_it_is_ended(
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "name"),
     [
         (["--model_path", "build/nope"], "build/nope"),
         (["--outputs", "nope"], "nope"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_by_hand_a_server_that_cannot_serve_ends_and_says_why_in_one_line(
-    example: Path, caplog: pytest.LogCaptureFixture, flags: list[str], told: str
+def test_a_server_started_by_hand_exits_with_one_line_if_it_cannot_serve(
+    example: Path, caplog: pytest.LogCaptureFixture, flags: list[str], name: str
 ) -> None:
     model = ["--model_path", str(example / "model")]
     assert main(["run", "--port", "0", *model, *flags]) == 1
     (error,) = (record for record in caplog.records if record.levelname == "ERROR")
-    assert told in error.getMessage()
+    assert name in error.getMessage()
     assert "\n" not in error.getMessage()
 
 
-def test_a_port_that_is_taken_is_told_with_what_to_do_before_anything_is_loaded(
+def test_a_port_in_use_is_reported_with_advice_before_anything_is_loaded(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = str(taken.getsockname()[1])
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
         assert main(["--model_path", "nowhere", "--port", port]) == 1
     said = capsys.readouterr().err
-    assert said.startswith(f"error: port {port} of 127.0.0.1 is in use: end what listens there, or")
+    expected = f"error: port {port} of 127.0.0.1 is in use: stop the process that uses it, or"
+    assert said.startswith(expected)
     assert said.count("\n") == 1
 
 
-def test_an_address_that_is_not_this_machines_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_address_of_another_machine_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     for host in ("192.0.2.1", "nowhere.invalid", "2001:db8::1"):
         assert main(["--model_path", "nowhere", "--port", "0", "--host", host]) == 1
         said = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The packed .mar in real TorchServe, over a socket: the reference's pre-built container."""
+"""The .mar of the example in real TorchServe, as in Google's pre-built container."""
 
 import os
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ from transforms.validate import validate
 ROWS = np.random.default_rng(5).normal(size=(20, 30)).tolist()
 
 
-def test_it_listens_on_this_machine_alone_and_has_no_management() -> None:
+def test_it_listens_only_on_this_machine_and_offers_no_management() -> None:
     lines = [line for line in CONFIG.read_text().splitlines() if not line.startswith("#")]
     config = dict(line.split("=", 1) for line in lines)
     assert config["inference_address"].startswith("http://127.0.0.1:")
@@ -42,14 +42,14 @@ def test_it_listens_on_this_machine_alone_and_has_no_management() -> None:
 @pytest.fixture(scope="module")
 def url(example: Path) -> Iterator[str]:
     if not is_installed():
-        # Not part of the emulators: asked for by its variable alone.
+        # TorchServe is not one of the emulators: only its own variable makes it required.
         wanted = os.environ.get("TORCHSERVE") == "true"
-        (pytest.fail if wanted else pytest.skip)(f"TorchServe is not there: {INSTALL_COMMAND}")
+        (pytest.fail if wanted else pytest.skip)(f"TorchServe is not installed: {INSTALL_COMMAND}")
     with torchserve(example / "pytorch_autoencoder.mar") as found:
         yield found
 
 
-def test_it_answers_as_our_own_server_does(url: str, example: Path) -> None:
+def test_it_answers_like_the_server_of_millrace(url: str, example: Path) -> None:
     named = [dict(zip(FEATURES, row, strict=True)) for row in ROWS]
     with running(example / "model", outputs="all") as server:
         for instances in (ROWS, named, ROWS[:1]):
@@ -65,13 +65,13 @@ def test_it_answers_as_our_own_server_does(url: str, example: Path) -> None:
 
 
 def test_a_bad_row_fails_the_request(url: str) -> None:
-    # TorchServe has one status for whatever a handler raises, and no reason.
+    # TorchServe answers every error of a handler with this status, without a reason.
     answer = requests.post(url, json={"instances": [ROWS[0][:3]]}, timeout=60)
     assert answer.status_code == 503
     assert answer.json()["message"] == "Prediction failed"
 
 
-def test_the_endpoint_handler_gets_from_it_what_a_worker_answers(
+def test_the_endpoint_handler_gets_the_outputs_of_a_worker_from_it(
     url: str, example: Path, make_source: Any
 ) -> None:
     manifest = read_manifest(str(example / "model"))

@@ -1,4 +1,4 @@
-"""Shares of an endpoint's traffic: whole percent that always add up."""
+"""The shares of an endpoint's traffic are whole percentages that always add up."""
 
 import pytest
 from hypothesis import given
@@ -10,7 +10,7 @@ from serving.deploy.traffic import Split, give, scale, without
 
 @st.composite
 def splits(draw: st.DrawFn) -> Split:
-    """Shares that add up to 100."""
+    """Draw shares that add up to 100."""
     cuts = sorted(draw(st.lists(st.integers(0, 100), max_size=4)))
     shares = [b - a for a, b in zip([0, *cuts], [*cuts, 100], strict=True)]
     return {f"m{i}": share for i, share in enumerate(shares)}
@@ -42,7 +42,7 @@ def test_a_model_gets_its_share_and_the_others_the_rest(
 
 
 @given(splits())
-def test_what_a_model_leaves_goes_to_the_others(split: Split) -> None:
+def test_the_share_of_a_removed_model_goes_to_the_others(split: Split) -> None:
     shares = without(split, "m0")
     assert "m0" not in shares
     assert sum(shares.values()) == (100 if split["m0"] < 100 else 0)

@@ -1,4 +1,4 @@
-"""Service accounts, and who may do what: IAM and the policies of projects."""
+"""Stand-ins for IAM and the Resource Manager: service accounts, projects and their policies."""
 
 from __future__ import annotations
 
@@ -15,18 +15,26 @@ _ACCOUNT_ID = re.compile(r"[a-z][a-z0-9-]{4,28}[a-z0-9]")
 
 
 class _Policies(Service):
-    """Policies by resource. Who writes one that was changed since it was read is refused."""
+    """The policies of resources; a write is refused if the policy has changed since it was read."""
 
     def __init__(self) -> None:
         super().__init__()
         self._policies: dict[str, dict[str, Any]] = {}
 
     def policy(self, resource: str) -> dict[str, Any]:
-        """A resource -> its policy."""
+        """Return the policy of a resource."""
         return self._policies.setdefault(resource, {"version": 1, "etag": self._etag()})
 
     def set_policy(self, resource: str, policy: dict[str, Any]) -> dict[str, Any]:
-        """A resource, a policy read before and changed -> the policy as it is kept."""
+        """Replace the policy of a resource, and return the stored policy.
+
+        Args:
+            resource: The name of the resource.
+            policy: The new policy, with the etag of the policy that was read.
+
+        Raises:
+            Refusal: If the policy has changed since it was read.
+        """
         if policy.get("etag", self.policy(resource)["etag"]) != self.policy(resource)["etag"]:
             message = (
                 "There were concurrent policy changes. Please retry the whole read-modify-write "
@@ -41,65 +49,68 @@ class _Policies(Service):
 
 
 class IAM(_Policies):
-    """Service accounts with their policies."""
+    """The stand-in for IAM: service accounts and their policies."""
 
     document = "iam.v1"
 
     def service_accounts_create(self, call: Call) -> dict[str, Any]:
-        """A new one."""
+        """Create a service account."""
         project, ident = call.name.removeprefix("projects/"), call.body.get("accountId", "")
         if not _ACCOUNT_ID.fullmatch(ident):
-            raise Refusal(400, f"{ident!r} is no id of a service account.")
+            raise Refusal(400, f"{ident!r} is not an id of a service account.")
         email = f"{ident}@{project}.iam.gserviceaccount.com"
         name = f"projects/{project}/serviceAccounts/{email}"
         fixed = {"name": name, "projectId": project, "email": email, "uniqueId": str(self.number())}
         return self.store.create(name, call.body.get("serviceAccount", {}) | fixed)
 
     def service_accounts_get(self, call: Call) -> dict[str, Any]:
-        """One; the project may be `-`."""
+        """Return a service account; the project in its name may be `-`."""
         return self.store.get(_full(call.name))
 
     def service_accounts_list(self, call: Call) -> dict[str, Any]:
-        """Those of a project."""
+        """List the service accounts of a project."""
         return listed(call, "accounts", self.store.under(f"{call.values['name']}/serviceAccounts"))
 
     def service_accounts_patch(self, call: Call) -> dict[str, Any]:
-        """Fields named in the mask."""
+        """Change the fields that the update mask names."""
         account = self.store.get(_full(call.name))
         patched(account, call.body["serviceAccount"], call.body["updateMask"])
         return account
 
     def service_accounts_delete(self, call: Call) -> dict[str, Any]:
-        """Away with one."""
+        """Delete a service account."""
         self.store.delete(_full(call.name))
         return {}
 
     def service_accounts_get_iam_policy(self, call: Call) -> dict[str, Any]:
-        """Who may use one."""
+        """Return the policy of a service account."""
         self.store.get(_full(call.name))
         return self.policy(_full(call.name))
 
     def service_accounts_set_iam_policy(self, call: Call) -> dict[str, Any]:
-        """Change who may use one."""
+        """Replace the policy of a service account."""
         self.store.get(_full(call.name))
         return self.set_policy(_full(call.name), call.body["policy"])
 
     def emails(self) -> set[str]:
-        """Of all accounts."""
+        """Return the email addresses of all service accounts."""
         return {account["email"] for account in self.store.all()}
 
 
 def _full(name: str) -> str:
-    """A name whose project may be `-` -> the name, by the account's email."""
+    """Return a name with the project of the account's email in place of `-`."""
     email = name.rpartition("/")[2]
     project = email.partition("@")[2].removesuffix(".iam.gserviceaccount.com")
     return name.replace("projects/-/", f"projects/{project}/")
 
 
 class ResourceManager(_Policies):
-    """Projects and their policies. granted: permissions of the caller, all by default.
+    """The stand-in for the Resource Manager: projects and their policies.
 
-    accounts: whose service accounts alone a policy may name, as with Google.
+    Args:
+        projects: The ids of the projects.
+        granted: The permissions of the caller; None grants all of them.
+        accounts: The service accounts that a policy may name, as with Google; None allows any.
     """
 
     document = "cloudresourcemanager.v3"
@@ -120,16 +131,16 @@ class ResourceManager(_Policies):
         }
 
     def projects_get(self, call: Call) -> dict[str, Any]:
-        """One, by id or number."""
+        """Return a project by its id or number."""
         return self._project(call.name, "resourcemanager.projects.get")
 
     def projects_get_iam_policy(self, call: Call) -> dict[str, Any]:
-        """Who may do what in one."""
+        """Return the policy of a project."""
         found = self._project(call.name, "resourcemanager.projects.getIamPolicy")
         return self.policy(found["name"])
 
     def projects_set_iam_policy(self, call: Call) -> dict[str, Any]:
-        """Change who may do what."""
+        """Replace the policy of a project."""
         found = self._project(call.name, "resourcemanager.projects.setIamPolicy")
         policy = call.body["policy"]
         for binding in policy.get("bindings", []):
@@ -141,9 +152,9 @@ class ResourceManager(_Policies):
         return self.set_policy(found["name"], policy)
 
     def projects_test_iam_permissions(self, call: Call) -> dict[str, Any]:
-        """Which of some permissions the caller has."""
-        asked = call.body.get("permissions", [])
-        return {"permissions": [p for p in asked if self.granted is None or p in self.granted]}
+        """Return the permissions of the request that the caller has."""
+        named = call.body.get("permissions", [])
+        return {"permissions": [p for p in named if self.granted is None or p in self.granted]}
 
     def _project(self, name: str, permission: str) -> dict[str, Any]:
         for ident, project in self._projects.items():

@@ -1,4 +1,4 @@
-"""Dataflow: jobs whose states go on with each look, and templates that start some."""
+"""The stand-in for Dataflow: jobs whose state advances with each read, and templates."""
 
 from __future__ import annotations
 
@@ -15,19 +15,28 @@ from examples.google_api.store import listed
 Job = dict[str, Any]
 
 _ACTIVE = ("PENDING", "QUEUED", "RUNNING", "DRAINING", "CANCELLING")
-# What comes after some looks, and what was asked for becomes at once.
+# The state that follows after some reads.
 _NEXT = {"PENDING": "RUNNING", "DRAINING": "DRAINED", "CANCELLING": "CANCELLED"}
-_ASKED = {"DRAINED": "DRAINING", "CANCELLED": "CANCELLING"}
-# What only JOB_VIEW_ALL shows.
+# The state that a job enters at once when a client requests another one.
+_REQUESTED = {"DRAINED": "DRAINING", "CANCELLED": "CANCELLING"}
+# The fields that only JOB_VIEW_ALL shows.
 _WHOLE = ("environment", "pipelineDescription")
 _IMPORTANCE = ("UNKNOWN", "DEBUG", "DETAILED", "BASIC", "WARNING", "ERROR")
 
 
 class Dataflow(Service):
-    """Jobs by id. polls: looks after which a job goes on from a state.
+    """The stand-in for Dataflow; tests add jobs with `add`, and fill `messages` and `metrics`.
 
-    is_streaming: told a template's launch parameters. last: the state in which batch jobs end.
-    Tests add jobs with `add`, and fill `messages` and `metrics`.
+    Args:
+        polls: How many reads leave a job in a state before it enters the next one.
+        is_streaming: A function that says from the launch parameters of a template whether the job
+            is a stream.
+        last: The state in which batch jobs end.
+
+    Attributes:
+        jobs: The jobs by id.
+        messages: The messages of a job, by its id.
+        metrics: The metrics of a job, by its id.
     """
 
     document = "dataflow.v1b3"
@@ -48,7 +57,17 @@ class Dataflow(Service):
         self._looks: dict[str, int] = {}
 
     def add(self, name: str, project: str, location: str, **fields: Any) -> Job:
-        """A name and fields of a job -> the job, pending and of batch unless they say else."""
+        """Add a job, by default a pending batch job.
+
+        Args:
+            name: The name of the job.
+            project: The id of its project.
+            location: Its region.
+            fields: Further fields of the job, which override the defaults.
+
+        Returns:
+            The job.
+        """
         job = {
             "id": f"2026-01-01_00_00_00-{self.number()}",
             "name": name,
@@ -66,27 +85,27 @@ class Dataflow(Service):
     # Jobs
 
     def jobs_create(self, call: Call) -> Job:
-        """A job as a runner submits it."""
+        """Start a job that a runner submits."""
         return self._launch(call, call.body["name"], call.body, bool(call.body.get("replaceJobId")))
 
     def jobs_get(self, call: Call) -> Job:
-        """One, a look older."""
+        """Return a job, whose state may advance with this read."""
         return self._seen(call, self._look(self._job(call)))
 
     def jobs_list(self, call: Call) -> dict[str, Any]:
-        """Those of a region, each a look older."""
+        """List the jobs of a region, whose states may advance with this read."""
         return self._listed(call, lambda job: job["location"] == call.values["location"])
 
     def jobs_aggregated(self, call: Call) -> dict[str, Any]:
-        """Those of all regions."""
+        """List the jobs of all regions, whose states may advance with this read."""
         return self._listed(call, lambda _: True)
 
     def jobs_update(self, call: Call) -> Job:
-        """Drain or cancel."""
+        """Drain or cancel a job."""
         job = self._job(call)
         wanted = call.body.get("requestedState", "").removeprefix("JOB_STATE_")
         state = _state(job)
-        if wanted not in _ASKED:
+        if wanted not in _REQUESTED:
             raise Refusal(400, f"Requested state {wanted or 'none'} is not supported.")
         if state not in _ACTIVE:
             message = f"Job {job['id']} is in terminal state {state} and cannot be changed."
@@ -94,16 +113,16 @@ class Dataflow(Service):
         if wanted == "DRAINED" and job["type"] != "JOB_TYPE_STREAMING":
             raise Refusal(400, "Batch jobs cannot be drained.")
         job["requestedState"] = f"JOB_STATE_{wanted}"
-        self._enter(job, _ASKED[wanted])
+        self._enter(job, _REQUESTED[wanted])
         return job
 
     def jobs_get_metrics(self, call: Call) -> dict[str, Any]:
-        """Counters and times."""
+        """Return the metrics of a job."""
         job = self._job(call)
         return {"metricTime": self.now(), "metrics": self.metrics.get(job["id"], [])}
 
     def messages_list(self, call: Call) -> dict[str, Any]:
-        """What happened, from an importance on."""
+        """List the messages of a job that have at least an importance."""
         least = call.values.get("minimumImportance", "JOB_MESSAGE_UNKNOWN")
         found = [
             message
@@ -113,23 +132,29 @@ class Dataflow(Service):
         return listed(call, "jobMessages", found)
 
     def flex_templates_launch(self, call: Call) -> dict[str, Any]:
-        """A job of a template, or only a check of its parameters."""
-        asked = call.body["launchParameter"]
-        if not asked.get("containerSpecGcsPath", "").startswith("gs://"):
-            raise Refusal(400, "containerSpecGcsPath is no path of Cloud Storage.")
+        """Start a job from a template, or only check its parameters."""
+        launch = call.body["launchParameter"]
+        if not launch.get("containerSpecGcsPath", "").startswith("gs://"):
+            raise Refusal(400, "containerSpecGcsPath is not a path in Cloud Storage.")
         if call.body.get("validateOnly"):
             return {}
-        kind = "STREAMING" if self._is_streaming(asked) else "BATCH"
-        labels = asked.get("environment", {}).get("additionalUserLabels", {})
+        kind = "STREAMING" if self._is_streaming(launch) else "BATCH"
+        labels = launch.get("environment", {}).get("additionalUserLabels", {})
         fields = {"type": f"JOB_TYPE_{kind}", "labels": labels}
-        return {"job": self._launch(call, asked["jobName"], fields, asked.get("update", False))}
+        return {"job": self._launch(call, launch["jobName"], fields, launch.get("update", False))}
 
     def tell(self, job: Job, importance: str, text: str) -> None:
-        """A message of a job, as `messages_list` answers it."""
-        told = self.messages.setdefault(job["id"], [])
-        told.append(
+        """Add a message to a job, which `messages_list` returns.
+
+        Args:
+            job: The job.
+            importance: The importance, without Google's prefix `JOB_MESSAGE_`.
+            text: The text of the message.
+        """
+        stored = self.messages.setdefault(job["id"], [])
+        stored.append(
             {
-                "id": f"msg{len(told)}",
+                "id": f"msg{len(stored)}",
                 "time": self.now(),
                 "messageText": text,
                 "messageImportance": f"JOB_MESSAGE_{importance}",
@@ -138,7 +163,7 @@ class Dataflow(Service):
 
     @staticmethod
     def _seen(call: Call, job: Job) -> Job:
-        """A job -> as much of it as the view shows that was asked for."""
+        """Return the fields of a job that the requested view shows."""
         if call.values.get("view") == "JOB_VIEW_ALL":
             return job
         return {name: value for name, value in job.items() if name not in _WHOLE}
@@ -150,9 +175,9 @@ class Dataflow(Service):
             raise Refusal(409, message)
         if update and not running:
             raise Refusal(400, f"There is no active job named {name} to update.")
-        taken = {k: v for k, v in fields.items() if k not in ("id", "currentState", "name")}
+        kept = {k: v for k, v in fields.items() if k not in ("id", "currentState", "name")}
         place = (call.values["projectId"], call.values["location"])
-        job = self.add(name, *place, **taken)
+        job = self.add(name, *place, **kept)
         for old in running:
             old["replacedByJobId"], job["replaceJobId"] = job["id"], old["id"]
             self._enter(old, "UPDATED")
@@ -181,12 +206,12 @@ class Dataflow(Service):
         ]
         if name := call.values.get("name"):
             kept = [job for job in kept if job["name"] == name]
-        # `filter` is an enum here, no condition.
+        # In this API, `filter` is an enum and not a condition.
         values = {k: v for k, v in call.values.items() if k != "filter"}
         return listed(Call(call.number, call.method, values, None), "jobs", kept)
 
     def _look(self, job: Job) -> Job:
-        """A job -> itself, one look older."""
+        """Count a read of a job, which may advance its state, and return the job."""
         state = _state(job)
         follows = _NEXT.get(state)
         if state == "RUNNING" and job["type"] == "JOB_TYPE_BATCH":

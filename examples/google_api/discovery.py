@@ -1,4 +1,4 @@
-"""Google's discovery documents: which requests a service knows, and what is wrong with one."""
+"""Check requests and answers against Google's discovery documents."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from common.errors import suggest
 
 Schema = Mapping[str, Any]
 
-# Google's servers know it of every method; the documents do not tell.
+# Google's servers accept this parameter for every method; the documents do not list it.
 _ALT = "$alt"
 _NUMBER = re.compile(r"-?\d+")
 _FORMATS = {
@@ -31,7 +31,7 @@ _FORMATS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """One method of a service: its id, HTTP verb, path, parameters and messages."""
+    """One method of a service, as its document describes it."""
 
     id: str
     http: str
@@ -42,12 +42,12 @@ class Method:
     response: Schema | None
 
     def matches(self, segments: Sequence[str]) -> bool:
-        """Whether a path, cut at its slashes, is of this method."""
+        """Return whether a path, split at its slashes, belongs to this method."""
         own = self.flat_path.split("/")
         return len(own) == len(segments) and all(map(_fits, own, segments))
 
     def path_values(self, path: str) -> dict[str, str]:
-        """A path that matches -> its parameters by name."""
+        """Return the parameters in a matching path by name."""
         found = re.fullmatch(
             re.sub(
                 r"\\\{(\\\+)?(\w+)\\\}",
@@ -60,7 +60,7 @@ class Method:
 
 
 def _fits(own: str, given: str) -> bool:
-    """A segment of a template such as `{jobsId}:cancel`, one of a path -> whether they agree."""
+    """Return whether a segment of a path matches one of a template, such as `{jobsId}:cancel`."""
     if not own.startswith("{"):
         return own == given
     _, _, verb = own.partition(":")
@@ -70,7 +70,14 @@ def _fits(own: str, given: str) -> bool:
 
 @dataclass
 class Document:
-    """A discovery document. enums: of the client, whose numbers its requests may use."""
+    """A discovery document.
+
+    Attributes:
+        schemas: The schemas of messages by name.
+        parameters: The query parameters that all methods accept.
+        methods: The methods of the service.
+        enums: The enums of Google's client, whose numbers its requests may contain.
+    """
 
     schemas: Mapping[str, Schema]
     parameters: Mapping[str, Schema]
@@ -78,17 +85,30 @@ class Document:
     enums: Sequence[type[IntEnum]] = field(default=())
 
     def find(self, http: str, path: str) -> Method | None:
-        """An HTTP verb and a path without its first slash -> the method, if there is one."""
+        """Return the method for a request, or None.
+
+        Args:
+            http: The HTTP method, such as `GET`.
+            path: The path of the request, without its first slash.
+        """
         segments = path.split("/")
         return next((m for m in self.methods if m.http == http and m.matches(segments)), None)
 
     def read_query(
         self, method: Method, query: Mapping[str, str]
     ) -> tuple[dict[str, str], list[str]]:
-        """A method and a request's query -> itself with enums by name; faults."""
+        """Check the query of a request.
+
+        Args:
+            method: The method of the request.
+            query: The query parameters.
+
+        Returns:
+            The query with enums by name, and the faults that were found.
+        """
         own = {n: p for n, p in method.parameters.items() if p["location"] == "query"}
         known = {**self.parameters, **own}
-        check = _Check(self, asks=False)
+        check = _Check(self, complete=False)
         read = dict(query)
         for name, text in query.items():
             if name == _ALT:
@@ -105,7 +125,7 @@ class Document:
         return read, check.faults
 
     def check_path(self, method: Method, values: Mapping[str, str]) -> list[str]:
-        """A method and its path's values -> what is wrong with them."""
+        """Return the faults of the parameters in a path."""
         return [
             f"{name}: {values.get(name)!r} does not match {parameter['pattern']}"
             for name, parameter in method.parameters.items()
@@ -115,28 +135,38 @@ class Document:
         ]
 
     def read_body(self, method: Method, body: Any, *, partial: bool) -> tuple[Any, list[str]]:
-        """A request's body -> itself with enums by name, without what only Google sets; faults.
+        """Check the body of a request.
 
-        partial: of an update, whose required fields may be missing.
+        Args:
+            method: The method of the request.
+            body: The decoded body, or None.
+            partial: Whether this is an update, which may lack required fields.
+
+        Returns:
+            The body with enums by name and without fields that only Google sets, and the faults
+            that were found.
         """
         if method.request is None:
             return None, ["this method takes no body"] if body else []
-        check = _Check(self, asks=not partial)
+        check = _Check(self, complete=not partial)
         return check.value(method.request, {} if body is None else body, ""), check.faults
 
     def check_answer(self, method: Method, answer: Any) -> list[str]:
-        """A method and an answer to it -> what is wrong with it."""
-        check = _Check(self, asks=False, answer=True)
+        """Return the faults of an answer to a method."""
+        check = _Check(self, complete=False, answer=True)
         check.value(method.response or {}, answer, "")
         return check.faults
 
 
 @dataclass
 class _Check:
-    """One walk through a JSON value beside its schema; `faults` is what was found wrong."""
+    """One walk through a JSON value and its schema, which collects `faults`.
+
+    `complete` says whether required fields must be present, `answer` whether this is an answer.
+    """
 
     document: Document
-    asks: bool
+    complete: bool
     answer: bool = False
     faults: list[str] = field(default_factory=list)
 
@@ -144,7 +174,7 @@ class _Check:
         self.faults.append(f"{where}: {what}" if where else what)
 
     def value(self, schema: Schema, value: Any, where: str) -> Any:
-        """A value and its schema -> the value as it is kept."""
+        """Check a value, and return it as it is stored."""
         if "$ref" in schema:
             schema = self.document.schemas[schema["$ref"]]
         kind = schema.get("type", "any")
@@ -180,14 +210,14 @@ class _Check:
                 self.fail(at, f"unknown field{suggest(name, known)}")
         for name, part in known.items():
             needed = part.get("description", "").startswith("Required.")
-            if self.asks and needed and value.get(name) in (None, "", {}, []):
+            if self.complete and needed and value.get(name) in (None, "", {}, []):
                 self.fail(f"{where}.{name}" if where else name, "a required field is missing")
         return kept
 
     def _enum(self, names: Sequence[str], value: Any, where: str) -> Any:
         if isinstance(value, int) and not isinstance(value, bool):
-            # Clients that ask for numbers send numbers too. The documents have none, so that the
-            # client's enum that is most like theirs has to tell.
+            # Clients that request enums as numbers also send numbers. The documents do not have the
+            # numbers, so take them from the client's enum that is most like the document's.
             alike = max(
                 self.document.enums,
                 key=lambda known: len(set(names) & set(known.__members__)),
@@ -211,15 +241,15 @@ _KINDS: Mapping[str, Callable[[Any], bool]] = {
 
 
 def _written(schema: Schema, value: Any) -> bool:
-    """Whether a value is of the schema's type, in JSON's other way to write it.
+    """Return whether a value is a 64-bit integer written as a number.
 
-    64 bits are strings by the book, and numbers are taken too.
+    The documents describe these integers as strings, but Google accepts numbers too.
     """
     return schema.get("format") in ("int64", "uint64") and _KINDS["integer"](value)
 
 
 def _parsed(text: str, schema: Schema) -> Any:
-    """A query parameter's text -> the JSON value that it stands for."""
+    """Return the JSON value that the text of a query parameter stands for."""
     if schema.get("repeated"):
         return text
     if "enum" in schema and _NUMBER.fullmatch(text):
@@ -233,7 +263,7 @@ def _parsed(text: str, schema: Schema) -> Any:
 
 
 def enums_of(holder: Any) -> list[type[IntEnum]]:
-    """A module of messages of a client, or a message -> the enums in it."""
+    """Return the enums in a message, or in a module of messages, of Google's client."""
     found: list[type[IntEnum]] = []
     for value in vars(holder).values():
         if isinstance(value, type) and issubclass(value, IntEnum):
@@ -244,7 +274,15 @@ def enums_of(holder: Any) -> list[type[IntEnum]]:
 
 
 def load_document(name: str, enums: Sequence[type[IntEnum]] = ()) -> Document:
-    """A document's name, as in `aiplatform.v1` -> the Document. Raises ModuleNotFoundError."""
+    """Read a discovery document.
+
+    Args:
+        name: The name of the document, such as `aiplatform.v1`.
+        enums: The enums of Google's client, whose numbers its requests may contain.
+
+    Raises:
+        ModuleNotFoundError: If google-api-python-client is not installed.
+    """
     schemas, parameters, methods = _read(name)
     return Document(schemas, parameters, methods, enums)
 
@@ -253,10 +291,13 @@ def load_document(name: str, enums: Sequence[type[IntEnum]] = ()) -> Document:
 def _read(name: str) -> tuple[Mapping[str, Schema], Mapping[str, Schema], list[Method]]:
     found = importlib.util.find_spec("googleapiclient")
     if found is None or found.origin is None:
-        raise ModuleNotFoundError("google-api-python-client, which has Google's documents")
+        raise ModuleNotFoundError(
+            "google-api-python-client, which contains Google's discovery documents, is missing: "
+            "pip install google-api-python-client"
+        )
     folder = Path(found.origin).parent / "discovery_cache" / "documents"
     document = json.loads((folder / f"{name}.json").read_bytes())
-    # Older services have what all their paths begin with apart.
+    # Older services keep the common prefix of their paths in a separate field.
     base = document["servicePath"]
     methods = [
         Method(

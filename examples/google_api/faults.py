@@ -1,4 +1,4 @@
-"""Faults that a service can have: what Google answers, and how."""
+"""Faults that a stand-in can simulate, worded as Google words them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,14 @@ _STATUS = {
 
 @dataclass(frozen=True)
 class Call:
-    """One request that the documents know: its number from 0, method id, values and body."""
+    """One request that a document knows.
+
+    Attributes:
+        number: The number of the request, from 0.
+        method: The id of the method.
+        values: The parameters of the path and the query.
+        body: The decoded body, or None.
+    """
 
     number: int
     method: str
@@ -31,13 +38,20 @@ class Call:
 
     @property
     def name(self) -> str:
-        """The resource in the path: `name`, `parent` or what else the method calls it."""
+        """The resource in the path, whose parameter is `name`, `parent` or similar."""
         return next(iter(self.values.values()), "")
 
 
 @dataclass
 class Refusal(Exception):
-    """An answer that is an error, as Google words it. status: of HTTP. kind: of google.rpc."""
+    """An error answer.
+
+    Attributes:
+        status: The HTTP status.
+        message: The message, as Google words it.
+        kind: The name of the google.rpc code; by default, the one that belongs to the status.
+        details: The details of the error.
+    """
 
     status: int
     message: str
@@ -45,7 +59,7 @@ class Refusal(Exception):
     details: Sequence[Mapping[str, Any]] = ()
 
     def answer(self) -> dict[str, Any]:
-        """The body."""
+        """Return the body of the answer."""
         error = {
             "code": self.status,
             "message": self.message,
@@ -57,14 +71,18 @@ class Refusal(Exception):
 
 @dataclass(frozen=True)
 class Later:
-    """A call that is taken, and whose operation ends with the error."""
+    """A fault that accepts the call, and ends its operation with the error."""
 
     refusal: Refusal
 
 
 @dataclass(frozen=True)
 class HangUp:
-    """The connection ends without an answer. done: after the call was carried out."""
+    """A fault that closes the connection without an answer.
+
+    Attributes:
+        done: Whether the call is carried out before.
+    """
 
     done: bool = False
 
@@ -74,7 +92,7 @@ Faults = Callable[[Call], Fault]
 
 
 def permission_denied(permission: str, resource: str) -> Refusal:
-    """A permission and a resource -> how Google says that it is missing."""
+    """Return Google's error for a missing permission on a resource."""
     return Refusal(
         403,
         f"Permission '{permission}' denied on resource '{resource}' (or it may not exist).",
@@ -83,7 +101,7 @@ def permission_denied(permission: str, resource: str) -> Refusal:
 
 
 def api_disabled(service: str, project: str) -> Refusal:
-    """A service's host and a project -> how Google says that it was not enabled."""
+    """Return Google's error for a service that is not enabled in a project."""
     return Refusal(
         403,
         f"{service} has not been used in project {project} before or it is disabled. Enable it by "
@@ -94,12 +112,12 @@ def api_disabled(service: str, project: str) -> Refusal:
 
 
 def quota_exceeded(quota: str) -> Refusal:
-    """A quota's name -> how Google says that it is used up."""
+    """Return Google's error for a quota that is used up."""
     return Refusal(429, f"The following quota metrics exceed quota limits: {quota}")
 
 
 def throttled() -> Refusal:
-    """Too many requests at once."""
+    """Return Google's error for too many requests per minute."""
     return Refusal(429, "Quota exceeded for requests per minute.")
 
 

@@ -1,4 +1,4 @@
-"""Cloud Monitoring: the last values of metrics of subscriptions and of Dataflow's jobs."""
+"""The stand-in for Cloud Monitoring: the latest metrics of subscriptions and Dataflow jobs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ _SUBSCRIPTION, _JOB = "resource.labels.subscription_id", "metric.labels.job_id"
 
 
 class Monitoring(Service):
-    """values_by_metric: by metric and the id of a subscription, or of a job; set by tests."""
+    """The stand-in for Cloud Monitoring.
+
+    Attributes:
+        values_by_metric: The values, which tests set, by metric and by the id of a subscription or
+            job.
+    """
 
     document = "monitoring.v3"
 
@@ -23,7 +28,7 @@ class Monitoring(Service):
         self.values_by_metric: dict[str, dict[str, int]] = {}
 
     def time_series_list(self, call: Call) -> dict[str, Any]:
-        """One series a subscription or job, of one point; all, or that of a label's value."""
+        """List time series of one point each, for all resources or for the one of the filter."""
         found = _FILTER.fullmatch(call.values["filter"])
         if found is None:
             raise Refusal(400, f"Invalid filter: {call.values['filter']}")
@@ -41,7 +46,7 @@ class Monitoring(Service):
 
 
 def _series(metric: str, ident: str, value: int) -> dict[str, Any]:
-    """A metric, the id of what has it and its value -> a series of one point."""
+    """Return a time series of one point for a resource."""
     if metric.startswith("dataflow."):
         labels = {"metric": {"type": metric, "labels": {"job_id": ident}}}
         resource: dict[str, Any] = {"type": "dataflow_job"}

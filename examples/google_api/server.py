@@ -1,4 +1,4 @@
-"""The server: requests to the handlers of services, with state, operations and faults."""
+"""The server of the stand-ins: it checks requests and passes them to the services' handlers."""
 
 from __future__ import annotations
 
@@ -21,13 +21,19 @@ from examples.google_api.discovery import Document, Method, load_document
 from examples.google_api.faults import Call, Faults, HangUp, Later, Refusal
 from examples.google_api.store import Store
 
-# google.rpc.Code's numbers, which operations that failed have.
+# The numbers of google.rpc.Code, which failed operations contain.
 _CODES = {400: 3, 403: 7, 404: 5, 409: 6, 429: 8, 500: 13, 503: 14}
 
 
 @dataclass
 class Operation:
-    """One that goes on: polls left, what ends it, and how it ended."""
+    """An operation that takes some polls to end.
+
+    Attributes:
+        left: The number of polls until it ends.
+        finish: The function that carries it out at the end.
+        ended: The response or the error, once it has ended.
+    """
 
     left: int
     finish: Callable[[], dict[str, Any]]
@@ -35,14 +41,23 @@ class Operation:
 
 
 class Service:
-    """A service: its document and, for each method that is used, a function of the Call.
+    """A stand-in for a service, with a handler for each method that clients use.
 
-    `aiplatform.projects.locations.models.listVersions` is `models_list_versions`. What a
-    function returns is answered; a Refusal that it raises too.
+    A handler takes the Call, and is named after the last two parts of the method's id: the handler
+    of `aiplatform.projects.locations.models.listVersions` is `models_list_versions`. The server
+    answers with the value that the handler returns, or with the Refusal that it raises.
+
+    Args:
+        polls: The number of polls after which an operation ends.
+
+    Attributes:
+        document: The name of the service's discovery document.
+        enums: The enums of Google's client, if it sends enums as numbers.
+        store: The resources.
+        later: The error with which the operation of the current call ends, or None.
     """
 
     document: ClassVar[str]
-    # Of the client library, where it sends enums as numbers.
     enums: ClassVar[Sequence[type[IntEnum]]] = ()
 
     def __init__(self, *, polls: int = 1) -> None:
@@ -51,24 +66,32 @@ class Service:
         self.later: Refusal | None = None
         self._operations: dict[str, Operation] = {}
         self._numbers = itertools.count(1)
-        # Each moment is another, so that what is newer can be told.
+        # Each call of now() returns a later time, so that resources can be sorted by age.
         self._clock = datetime.now(UTC)
 
     def values(self, values: dict[str, str]) -> dict[str, str]:
-        """A request's path and query -> the same as the handlers want them."""
+        """Return the parameters of a request in the form that the handlers expect."""
         return values
 
     def now(self) -> str:
-        """The time, as in Google's JSON; later than any told before."""
+        """Return the time as in Google's JSON, later than at every call before."""
         self._clock += timedelta(milliseconds=1)
         return self._clock.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
     def number(self) -> int:
-        """A number that was not given before."""
+        """Return a new number."""
         return next(self._numbers)
 
     def start(self, parent: str, finish: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """A resource, and what is done at the end -> the operation, which ends after some polls."""
+        """Start an operation, which ends after `polls` polls.
+
+        Args:
+            parent: The name of the resource that the operation belongs to, or an empty text.
+            finish: The function that carries the operation out, and returns the response.
+
+        Returns:
+            The operation as JSON.
+        """
         name = f"{parent}/operations/{self.number()}" if parent else f"operations/{self.number()}"
         refusal = self.later
 
@@ -76,20 +99,24 @@ class Service:
             raise refusal or AssertionError
 
         self._operations[name] = Operation(self.polls, fail if refusal else finish)
-        return self._told(name)
+        return self._state_of(name)
 
     def started(self, name: str) -> bool:
-        """Whether an operation of that name is of this service."""
+        """Return whether this service has started an operation of this name."""
         return name in self._operations
 
     def poll(self, name: str) -> dict[str, Any]:
-        """An operation's name -> the operation, one poll older."""
+        """Count a poll of an operation, and return the operation as JSON.
+
+        Raises:
+            Refusal: If there is no such operation.
+        """
         if name not in self._operations:
             raise Refusal(404, f"The operation {name} is not found.")
         self._operations[name].left -= 1
-        return self._told(name)
+        return self._state_of(name)
 
-    def _told(self, name: str) -> dict[str, Any]:
+    def _state_of(self, name: str) -> dict[str, Any]:
         operation = self._operations[name]
         if operation.left > 0:
             return {"name": name, "done": False}
@@ -103,14 +130,22 @@ class Service:
 
 
 def _handler_name(method: str) -> str:
-    """A method's id -> the function's name: its last two parts."""
+    """Return the name of the handler of a method: the last two parts of its id."""
     parts = [re.sub(r"([A-Z])", r"_\1", part).lower() for part in method.split(".")[-2:]]
     return "_".join(parts)
 
 
 @dataclass(kw_only=True)
 class GoogleApi:
-    """A running server: its address, what was called, and what was refused as unknown."""
+    """A running server.
+
+    Attributes:
+        services: The stand-ins.
+        faults: A function that returns the fault of a call, or None.
+        url: The address of the server.
+        calls: The calls so far.
+        rejected: The reasons of requests and answers that do not match the documents.
+    """
 
     services: Sequence[Service]
     faults: Faults = lambda _: None
@@ -120,15 +155,24 @@ class GoogleApi:
 
     def __post_init__(self) -> None:
         self._documents = [load_document(s.document, s.enums) for s in self.services]
-        # One request at a time: state needs no locks of its own.
+        # The server handles one request at a time, so the services need no locks.
         self._lock = threading.Lock()
 
     def methods(self) -> list[str]:
-        """The last two parts of each called method's id, in order."""
+        """Return the last two parts of each called method's id, in order."""
         return [".".join(call.method.split(".")[-2:]) for call in self.calls]
 
     def answer(self, http: str, target: str, body: bytes) -> tuple[int, Any] | None:
-        """A request -> status and body of the answer; None where the connection is to end."""
+        """Answer a request.
+
+        Args:
+            http: The HTTP method.
+            target: The path and the query.
+            body: The body, which may be empty.
+
+        Returns:
+            The status and the decoded body of the answer, or None to close the connection.
+        """
         with self._lock:
             try:
                 return self._answer(http, target, body)
@@ -145,7 +189,7 @@ class GoogleApi:
         try:
             content = json.loads(body) if body else None
         except ValueError as error:
-            raise self._reject(f"{method.id}: the body is no JSON: {error}") from error
+            raise self._reject(f"{method.id}: the body is not JSON: {error}") from error
         read, wrong = document.read_body(method, content, partial=http in ("PATCH", "PUT"))
         if faults or wrong:
             raise self._reject(f"{method.id}: {'; '.join(faults + wrong)}")
@@ -163,7 +207,7 @@ class GoogleApi:
         return None if isinstance(fault, HangUp) else (200, answer)
 
     def _find(self, http: str, path: str) -> tuple[Service, Document, Method]:
-        """A verb and a path -> who answers. Raises Refusal."""
+        """Return the service, document and method for a request, or raise Refusal."""
         known, found = None, []
         for service, document in zip(self.services, self._documents, strict=True):
             method = document.find(http, path)
@@ -172,11 +216,11 @@ class GoogleApi:
                 if hasattr(service, _handler_name(method.id)):
                     found.append((service, document, method))
         if found:
-            # Operations of two services may have the same path.
+            # Two services may have the same path for operations.
             return next((f for f in found if f[0].started(path.partition("/")[2])), found[0])
         if known is None:
-            raise self._reject(f"{http} /{path} is in none of the documents")
-        raise self._reject(f"{known.id} is not served here: write its handler", 501)
+            raise self._reject(f"{http} /{path} is not in any of the documents")
+        raise self._reject(f"{known.id} has no handler in this stand-in: write one", 501)
 
     def _reject(self, reason: str, status: int = 400) -> Refusal:
         self.rejected.append(reason)
@@ -186,7 +230,7 @@ class GoogleApi:
 def _handler(google: GoogleApi) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        # Else the body waits until the client has acknowledged the head: 40 ms.
+        # With Nagle's algorithm, the body would wait 40 ms for the acknowledgement of the headers.
         disable_nagle_algorithm = True
 
         def _serve(self) -> None:
@@ -215,16 +259,21 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        # A client may end at any time, and tests end some.
+        # A client may disconnect at any time, and some tests kill their client.
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
 
 @contextmanager
 def google_api(*services: Service, faults: Faults = lambda _: None) -> Iterator[GoogleApi]:
-    """Services -> the server, listening until the block ends.
+    """Run a server with these services until the block ends.
 
-    Raises AssertionError at the end if a request was not what the documents say.
+    Args:
+        services: The stand-ins.
+        faults: A function that returns the fault of a call, or None.
+
+    Raises:
+        AssertionError: At the end of the block, if a request did not match the documents.
     """
     google = GoogleApi(services=services, faults=faults)
     http = _Server(("127.0.0.1", 0), _handler(google))

@@ -1,4 +1,4 @@
-"""Service Usage: which APIs of a project are enabled."""
+"""The stand-in for Service Usage: the enabled APIs of projects."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from examples.google_api.server import Service
 from examples.google_api.store import listed
 
 _TYPE = "type.googleapis.com/google.api.serviceusage.v1."
-# There are more; what this project needs is among them.
+# Google has more services. These include all that Millrace needs.
 KNOWN = tuple(
     f"{name}.googleapis.com"
     for name in (
@@ -21,7 +21,12 @@ KNOWN = tuple(
 
 
 class ServiceUsage(Service):
-    """enabled: by project; a service that is in no list is not enabled."""
+    """The stand-in for Service Usage; all projects have the same services enabled.
+
+    Args:
+        enabled: The hosts of the services that are enabled at the start.
+        polls: The number of polls after which an operation ends.
+    """
 
     document = "serviceusage.v1"
 
@@ -30,16 +35,16 @@ class ServiceUsage(Service):
         self.enabled = set(enabled)
 
     def services_list(self, call: Call) -> dict[str, Any]:
-        """All that are known, or those of a state."""
+        """List all services, or the services in a state."""
         parent = call.values["parent"]
         return listed(call, "services", [self._service(f"{parent}/services/{n}") for n in KNOWN])
 
     def services_get(self, call: Call) -> dict[str, Any]:
-        """One."""
+        """Return a service."""
         return self._service(call.name)
 
     def services_batch_enable(self, call: Call) -> dict[str, Any]:
-        """At most 20 at once, all of which are known."""
+        """Enable up to 20 services."""
         names = call.body.get("serviceIds", [])
         if not 0 < len(names) <= 20:
             raise Refusal(400, f"A batch has 1 to 20 services, not {len(names)}.")
@@ -55,7 +60,7 @@ class ServiceUsage(Service):
         return self.start("", finish)
 
     def operations_get(self, call: Call) -> dict[str, Any]:
-        """An operation, one poll older."""
+        """Count a poll of an operation, and return the operation."""
         return self.poll(call.name)
 
     def _service(self, name: str) -> dict[str, Any]:

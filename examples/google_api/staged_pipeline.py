@@ -1,4 +1,4 @@
-"""Dataflow as it is to a runner: the pipeline that a job staged is read, told and really run."""
+"""A stand-in for Dataflow that reads the staged pipeline of a job and runs it in this process."""
 
 from __future__ import annotations
 
@@ -26,10 +26,14 @@ _KINDS = {
 
 
 class ExecutingDataflow(Dataflow):
-    """Dataflow whose batch jobs, as a runner submits them, run in this process.
+    """A stand-in for Dataflow whose batch jobs run in this process.
 
-    They end as their pipeline does. Streams run until they are drained or cancelled, without
-    reading a message. Needs what the staged pipeline needs: its files within reach.
+    A batch job that a runner submits succeeds or fails as its pipeline does. The files of the
+    pipeline must be accessible from this process. A stream only has the state RUNNING until it is
+    drained or cancelled, and reads no messages.
+
+    Args:
+        polls: How many reads leave a job in a state before it enters the next one.
     """
 
     def __init__(self, *, polls: int = 1) -> None:
@@ -37,7 +41,7 @@ class ExecutingDataflow(Dataflow):
         self._ends: dict[str, threading.Thread] = {}
 
     def jobs_create(self, call: Call) -> Job:
-        """A job as a runner submits it, begun."""
+        """Start a job that a runner submits."""
         job = super().jobs_create(call)
         pipeline = staged_pipeline(job)
         job["pipelineDescription"] = {"originalPipelineTransform": steps(pipeline)}
@@ -49,7 +53,7 @@ class ExecutingDataflow(Dataflow):
         return job
 
     def wait(self, job_id: str) -> Job:
-        """A batch job -> itself, when it has ended."""
+        """Wait for a batch job to end, and return it."""
         self._ends[job_id].join()
         return self.jobs[job_id]
 
@@ -61,28 +65,35 @@ class ExecutingDataflow(Dataflow):
         try:
             self.metrics[job["id"]] = run_here(pipeline)
         except Exception as error:
-            # Whatever a step raises is what Dataflow tells of a job that failed.
+            # Dataflow reports the error of a step in a message of the job.
             self.tell(job, "ERROR", str(error))
             end = "FAILED"
         else:
             end = "DONE"
-        # One that was cancelled meanwhile stays so.
+        # A job that was cancelled in the meantime stays cancelled.
         if job["currentState"] == "JOB_STATE_RUNNING":
             self._enter(job, end)
 
 
 def staged_pipeline(job: Mapping[str, Any]) -> beam_runner_api_pb2.Pipeline:
-    """A job's JSON -> the pipeline that it says it staged. Raises ValueError if it is another."""
+    """Read the pipeline that a job has staged.
+
+    Args:
+        job: The job as JSON, which names the file of the pipeline and its digest.
+
+    Raises:
+        ValueError: If the file does not have this digest.
+    """
     options = job["environment"]["sdkPipelineOptions"]["options"]
     with FileSystems.open(options["pipelineUrl"]) as handle:
         content = handle.read()
     if hashlib.sha256(content).hexdigest() != options["pipelineProtoHash"]:
-        raise ValueError(f"{options['pipelineUrl']} is not what the job was submitted with")
+        raise ValueError(f"{options['pipelineUrl']} does not have the digest that the job names")
     return beam_runner_api_pb2.Pipeline.FromString(content)
 
 
 def steps(pipeline: beam_runner_api_pb2.Pipeline) -> list[dict[str, str]]:
-    """A pipeline -> its primitive steps, as Dataflow tells them."""
+    """Return the primitive steps of a pipeline, in the form of Dataflow's API."""
     return [
         {"id": ident, "name": step.unique_name, "kind": _KINDS.get(step.spec.urn, "UNKNOWN_KIND")}
         for ident, step in pipeline.components.transforms.items()
@@ -91,14 +102,19 @@ def steps(pipeline: beam_runner_api_pb2.Pipeline) -> list[dict[str, str]]:
 
 
 def run_here(pipeline: beam_runner_api_pb2.Pipeline) -> list[dict[str, Any]]:
-    """A staged pipeline -> its metrics, once it has run to its end. Raises what its steps raise.
+    """Run a staged pipeline to its end, with the code of this process in place of its container.
 
-    Instead of its container, the code of this process does the steps.
+    Args:
+        pipeline: The pipeline, whose environments are changed.
+
+    Returns:
+        The counters of the pipeline, in the form of Dataflow's API. An error of a step is raised
+        as the step raised it.
     """
     here = EmbeddedPythonEnvironment.default().to_runner_api(None)
     for environment in pipeline.components.environments.values():
         environment.urn, environment.payload = here.urn, here.payload
-        # They are in this process already.
+        # This process already has the dependencies.
         del environment.dependencies[:]
     result = FnApiRunner().run_via_runner_api(pipeline, PipelineOptions([]))
     result.wait_until_finish()
@@ -106,7 +122,7 @@ def run_here(pipeline: beam_runner_api_pb2.Pipeline) -> list[dict[str, Any]]:
 
 
 def _metric(counter: Any) -> dict[str, Any]:
-    """A counter of Beam's -> as Dataflow tells it."""
+    """Return a counter of Beam in the form of Dataflow's API."""
     return {
         "name": {
             "origin": "user",

@@ -1,4 +1,4 @@
-"""Resources by their names: kept, listed and changed as Google does."""
+"""Resources by name, and functions that list and change them as Google does."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from examples.google_api.faults import Call, Refusal
 
 
 class Store:
-    """Resources by full name, in the order in which they were made."""
+    """Resources by full name, in the order in which they were created."""
 
     def __init__(self) -> None:
         self._resources: dict[str, dict[str, Any]] = {}
 
     def get(self, name: str) -> dict[str, Any]:
-        """A name -> the resource itself. Raises Refusal 404."""
+        """Return the resource itself, or raise Refusal with status 404."""
         if name not in self._resources:
             raise Refusal(404, f"The resource {name} is not found.")
         return self._resources[name]
 
     def create(self, name: str, resource: dict[str, Any]) -> dict[str, Any]:
-        """A name and a resource -> the resource, kept. Raises Refusal 409."""
+        """Store a resource and return it, or raise Refusal with status 409 if the name exists."""
         if name in self._resources:
             raise Refusal(409, f"The resource {name} already exists.")
         self._resources[name] = resource
         return resource
 
     def delete(self, name: str) -> None:
-        """A name -> nothing is there any more. Raises Refusal 404."""
+        """Delete a resource, or raise Refusal with status 404."""
         self.get(name)
         del self._resources[name]
 
     def all(self) -> list[dict[str, Any]]:
-        """Nothing -> all resources."""
+        """Return all resources."""
         return list(self._resources.values())
 
     def under(self, prefix: str) -> list[dict[str, Any]]:
-        """A collection's name -> its resources, those below them left out."""
+        """Return the resources of a collection, without resources below them."""
         prefix = f"{prefix}/"
         return [
             resource
@@ -53,9 +53,17 @@ _CONDITION = re.compile(r'\s*([\w.-]+)\s*(=|:)\s*("[^"]*"|[\w.*-]+)\s*')
 def listed(
     call: Call, key: str, resources: Sequence[Mapping[str, Any]], page_size: int = 100
 ) -> dict[str, Any]:
-    """A list call and resources -> the page asked for: pageSize, pageToken and filter obeyed.
+    """Return the page of resources that a list call requests with pageSize, pageToken and filter.
 
-    Filters are conditions `field="text"` or `labels.key:*` joined by AND.
+    Args:
+        call: The call. Its filter consists of conditions `field="text"` or `labels.key:*`, joined
+            by AND.
+        key: The field of the answer that holds the resources.
+        resources: All resources.
+        page_size: The default and the maximum number of resources on a page.
+
+    Raises:
+        Refusal: If the filter is not valid.
     """
     found = [r for r in resources if _passes(call.values.get("filter", ""), r)]
     start = int(call.values.get("pageToken") or 0)
@@ -80,7 +88,13 @@ def _passes(text: str, resource: Mapping[str, Any]) -> bool:
 
 
 def patched(resource: dict[str, Any], body: Mapping[str, Any], mask: str) -> None:
-    """A resource, a body and an update mask -> the resource changed in these fields alone."""
+    """Change only the fields of a resource that an update mask names.
+
+    Args:
+        resource: The resource, which is changed.
+        body: The new values of fields; a named field without a value is removed.
+        mask: The names of the fields, separated by commas; if empty, all fields of the body.
+    """
     for path in mask.split(",") if mask else list(body):
         camel = re.sub(r"_(\w)", lambda m: m[1].upper(), path)
         if camel in body:

@@ -1,4 +1,4 @@
-"""Vertex AI: models with versions, and endpoints that models are deployed to."""
+"""The stand-in for Vertex AI: models with versions, and endpoints that serve them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ PROJECT_NUMBER = "123456789012"
 
 
 class VertexAI(Service):
-    """The registry of models and the endpoints. As Google's, it answers with project numbers."""
+    """The stand-in for Vertex AI; like Google, it answers with the number of the project."""
 
     document = "aiplatform.v1"
     enums: ClassVar = (AcceleratorType,)
 
     def values(self, values: dict[str, str]) -> dict[str, str]:
-        """Names with the project's number, whichever was given."""
+        """Return the parameters with the project's number in place of its id."""
         return {key: _numbered(value) for key, value in values.items()}
 
     # Models
 
     def models_upload(self, call: Call) -> dict[str, Any]:
-        """A new model, or a new version of one."""
+        """Upload a new model, or a new version of a model."""
         body, model = call.body, call.body["model"]
         if body.get("parentModel"):
             name = _numbered(body["parentModel"])
@@ -41,7 +41,8 @@ class VertexAI(Service):
         def finish() -> dict[str, Any]:
             number = str(len(self.store.under(f"{name}/versions")) + 1)
             now = self.now()
-            # Labels of the model and of the version are merged; the documents do not say who wins.
+            # Labels of the model and the version are merged. Google's documents do not say which
+            # of two labels with the same key wins.
             first = self.store.get(f"{name}/versions/1") if number != "1" else {}
             version = {
                 **model,
@@ -61,23 +62,23 @@ class VertexAI(Service):
         return self.start(name, finish)
 
     def models_get(self, call: Call) -> dict[str, Any]:
-        """A model, by default its default version, with where it is deployed."""
+        """Return a version of a model, by default the default version, and its deployments."""
         model = self._model(call.name)
         deployed = self._deployed(model["name"])
         return {**model, "deployedModels": deployed} if deployed else model
 
     def models_list(self, call: Call) -> dict[str, Any]:
-        """The default version of each."""
+        """List the default version of each model."""
         return listed(call, "models", self.store.under(f"{call.values['parent']}/models"))
 
     def models_list_versions(self, call: Call) -> dict[str, Any]:
-        """All versions of one."""
+        """List all versions of a model."""
         name = call.values["name"]
         self.store.get(name)
         return listed(call, "models", self.store.under(f"{name}/versions"))
 
     def models_delete(self, call: Call) -> dict[str, Any]:
-        """Of one that no endpoint serves, with its versions."""
+        """Delete a model that no endpoint serves, with all its versions."""
         self.store.get(call.name)
         for deployed in self._deployed(call.name):
             message = f"Model {call.name} is deployed on {deployed['endpoint']}."
@@ -109,7 +110,7 @@ class VertexAI(Service):
     # Endpoints
 
     def endpoints_create(self, call: Call) -> dict[str, Any]:
-        """A new endpoint."""
+        """Create an endpoint."""
         parent = call.values["parent"]
         name = f"{parent}/endpoints/{call.values.get('endpointId') or self.number()}"
         if any(found["name"] == name for found in self.store.under(f"{parent}/endpoints")):
@@ -127,15 +128,15 @@ class VertexAI(Service):
         return self.start(name, finish)
 
     def endpoints_get(self, call: Call) -> dict[str, Any]:
-        """One."""
+        """Return an endpoint."""
         return self.store.get(call.name)
 
     def endpoints_list(self, call: Call) -> dict[str, Any]:
-        """All of a region."""
+        """List the endpoints of a region."""
         return listed(call, "endpoints", self.store.under(f"{call.values['parent']}/endpoints"))
 
     def endpoints_patch(self, call: Call) -> dict[str, Any]:
-        """Fields named in the mask."""
+        """Change the fields that the update mask names."""
         endpoint = self.store.get(call.values["name"])
         if call.body.get("etag") not in (None, endpoint["etag"]):
             raise Refusal(409, f"Etag of {call.name} is not the current one.", "ABORTED")
@@ -145,7 +146,7 @@ class VertexAI(Service):
         return self._changed(endpoint)
 
     def endpoints_delete(self, call: Call) -> dict[str, Any]:
-        """Of one without models."""
+        """Delete an endpoint that has no models."""
         if _ids(self.store.get(call.name)):
             message = f"Endpoint {call.name} has deployed or being-deployed DeployedModel(s)."
             raise Refusal(400, message, "FAILED_PRECONDITION")
@@ -157,19 +158,19 @@ class VertexAI(Service):
         return self.start(call.name, finish)
 
     def endpoints_deploy_model(self, call: Call) -> dict[str, Any]:
-        """A model on an endpoint, with its share of the traffic."""
+        """Deploy a model to an endpoint, with its share of the traffic."""
         endpoint = self.store.get(call.name)
-        asked = call.body["deployedModel"]
-        model = self._model(_numbered(asked["model"]))
-        ident = asked.get("id") or str(10**15 + self.number())
+        requested = call.body["deployedModel"]
+        model = self._model(_numbered(requested["model"]))
+        ident = requested.get("id") or str(10**15 + self.number())
         split = call.body.get("trafficSplit", {})
         _check_split(split, [*_ids(endpoint), "0"])
 
         def finish() -> dict[str, Any]:
-            wanted = asked.get("dedicatedResources", {}).get("minReplicaCount", 1)
+            wanted = requested.get("dedicatedResources", {}).get("minReplicaCount", 1)
             deployed = {
                 "displayName": model["displayName"],
-                **asked,
+                **requested,
                 "id": ident,
                 "model": model["name"],
                 "modelVersionId": model["versionId"],
@@ -186,7 +187,7 @@ class VertexAI(Service):
         return self.start(call.name, finish)
 
     def endpoints_undeploy_model(self, call: Call) -> dict[str, Any]:
-        """A deployed model that gets no traffic, or none with the split that is given."""
+        """Remove a deployed model, which must have no traffic now or in the new split."""
         endpoint = self.store.get(call.name)
         gone, ids = call.body["deployedModelId"], _ids(endpoint)
         if gone not in ids:
@@ -211,7 +212,7 @@ class VertexAI(Service):
         return endpoint
 
     def operations_get(self, call: Call) -> dict[str, Any]:
-        """An operation, one poll older."""
+        """Count a poll of an operation, and return the operation."""
         return self.poll(call.name)
 
 

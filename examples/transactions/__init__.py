@@ -1,1 +1,1 @@
-"""Card transactions: a data generator, an anomaly autoencoder and its training."""
+"""The example: generated card transactions, an anomaly autoencoder and its training."""

@@ -1,12 +1,13 @@
-"""Make the example: transactions to score, a trained model, and its packages.
+"""Build the example: transactions to score, a trained model, and its packages.
 
 python -m examples.transactions.build --output build/example
 
     transactions.parquet      rows to score, 1 % of them faulty
+    training.parquet          rows on which the model was trained
     model/                    the package: model.json and a TorchScript model.pt
-    model_pt2/                the same model by torch.export
+    model_pt2/                a package of the same model in the format of torch.export
     pytorch_autoencoder.mar   the same model for TorchServe
-    detection.json            how well it finds the frauds
+    detection.json            figures on how well the model detects fraud
 """
 
 from __future__ import annotations
@@ -38,17 +39,17 @@ from model_handlers.package import (
 
 
 def to_torchscript(model: torch.nn.Module) -> bytes:
-    """A module -> the bytes of a TorchScript file."""
+    """Return a module as the bytes of a TorchScript file."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        # Deprecated, yet what most deployed models still are.
+        # TorchScript is deprecated, but most deployed models still use it.
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.jit.save(torch.jit.script(model), buffer)
     return buffer.getvalue()
 
 
 def to_pt2(model: torch.nn.Module) -> bytes:
-    """A module -> the bytes of a torch.export file that takes any number of rows."""
+    """Return a module as the bytes of a torch.export file that takes any number of rows."""
     buffer = io.BytesIO()
     batch = torch.export.Dim("batch")
     rows = torch.zeros(2, len(FEATURES))
@@ -57,7 +58,14 @@ def to_pt2(model: torch.nn.Module) -> bytes:
 
 
 def build_packages(model: TransactionAutoencoder, table_path: Path, folder: Path) -> None:
-    """A trained model and its training rows -> the three packages in a folder."""
+    """Write the three packages of a trained model to a folder.
+
+    Args:
+        model: The trained model.
+        table_path: The Parquet file of its training rows, from which the manifest takes the
+            statistics of the features and the known-good rows.
+        folder: The folder for the packages.
+    """
     features, _ = sound_rows(read_table(table_path), "TRAIN")
     for name, file, save in (
         ("model", "model.pt", to_torchscript),
@@ -78,10 +86,15 @@ def build_packages(model: TransactionAutoencoder, table_path: Path, folder: Path
 def make_manifest(
     model: TransactionAutoencoder, file: str, save: Callable[[torch.nn.Module], bytes]
 ) -> tuple[bytes, Manifest]:
-    """A model, a file name and how to save it -> the file's bytes and its manifest.
+    """Return the bytes of a model file and its manifest.
 
-    The score is denormalized_MAE, as in the reference. It is mostly the clock; for
-    finding frauds choose normalized_MAE.
+    The score is denormalized_MAE, as in the reference implementation. Most of it is the error of
+    the feature `Time`. To detect fraud, choose normalized_MAE.
+
+    Args:
+        model: The trained model.
+        file: The name of the model file.
+        save: A function that returns the model as bytes.
     """
     data = save(model)
     return data, Manifest(
@@ -98,7 +111,14 @@ def make_manifest(
 
 
 def build(folder: Path, *, rows: int, train_rows: int, seed: int) -> None:
-    """An empty folder -> the whole example in it."""
+    """Build the whole example in a folder.
+
+    Args:
+        folder: The folder, which is created if needed.
+        rows: The number of rows to score.
+        train_rows: The number of rows to train on.
+        seed: The seed of the rows and the training.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     training = folder / "training.parquet"
     write_parquet(training, train_rows, seed=seed)
@@ -110,22 +130,36 @@ def build(folder: Path, *, rows: int, train_rows: int, seed: int) -> None:
 
 
 def ensure_example(folder: Path) -> None:
-    """A folder -> the example of the demos in it, made if it is not there."""
+    """Build the example of the demos in a folder, unless it exists."""
     if not (folder / "model_pt2" / "model.json").exists():
         print("making 200,000 transactions and training the autoencoder ...", flush=True)
         build(folder, rows=200_000, train_rows=100_000, seed=7)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line -> the example's folder."""
+    """Build the example in the folder that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--output", type=Path, default=Path("build/example"))
-    parser.add_argument("--rows", type=int, default=200_000, help="rows to score")
-    parser.add_argument("--train_rows", type=int, default=100_000, help="rows to train on")
-    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("build/example"),
+        help="folder for the example (default: build/example)",
+    )
+    parser.add_argument(
+        "--rows", type=int, default=200_000, help="number of rows to score (default: 200000)"
+    )
+    parser.add_argument(
+        "--train_rows",
+        type=int,
+        default=100_000,
+        help="number of rows to train on (default: 100000)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=7, help="seed of the rows and the training (default: 7)"
+    )
     args = parser.parse_args(argv)
     build(args.output, rows=args.rows, train_rows=args.train_rows, seed=args.seed)
-    print(f"made {args.output}: transactions.parquet, model/, model_pt2/, pytorch_autoencoder.mar")
+    print(f"built {args.output}: transactions.parquet, model/, model_pt2/, pytorch_autoencoder.mar")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Seed -> card transactions as Arrow record batches or a Parquet file; made up, true to scale.
+"""Generate card transactions with realistic values, as Arrow record batches or a Parquet file.
 
-Two days of payments: 30 float32 features (`Time` in seconds, the components `V1` to `V28`,
-`Amount`), an id, the label `Class` (1 is fraud) and the split the row belongs to. The population
-does not depend on the seed, so a model trained on one seed can score the rows of another.
+The rows are two days of payments. Each has 30 float32 features (`Time` in seconds, the components
+`V1` to `V28`, and `Amount`), an id, the label `Class` (1 is fraud) and a split. The population does
+not depend on the seed, so a model trained on the rows of one seed can score the rows of another.
 """
 
 import argparse
@@ -70,8 +70,8 @@ _COMPONENT_STD = np.geomspace(1.93, 0.34, len(COMPONENTS)).astype(np.float32)
 _FACTORS = 4
 _TAIL = 0.25
 
-# Shifts of a fraud in units of the component's own spread. The third pattern has none: those
-# frauds look like any other payment, so no reconstruction error can find them.
+# How far a fraud shifts components, in units of the component's standard deviation. The third
+# pattern shifts none: its frauds look like other payments, so no reconstruction error finds them.
 _FRAUD_PATTERNS: tuple[dict[str, float], ...] = (
     {"V3": -5, "V4": 4, "V7": -5, "V10": -6, "V11": 5, "V12": -8, "V14": -9, "V16": -6, "V17": -8},
     {"V2": 2, "V4": 3, "V9": -2, "V10": -3, "V11": 3, "V14": -4, "V21": 2, "V27": 2},
@@ -84,21 +84,25 @@ _FRAUD_SEVERITY_LOG_STD = 0.5
 def generate(
     rows: int, *, seed: int, fault_share: float = 0.0, batch_rows: int = BLOCK_ROWS
 ) -> Iterator[pa.RecordBatch]:
-    """Seed -> record batches of `SCHEMA`, `batch_rows` rows each, the last one shorter.
+    """Generate record batches of card transactions.
 
-    A row depends on the seed and its position only: fewer rows are a prefix of more rows,
-    `batch_rows` changes nothing, and faults change nothing but the one value they spoil.
+    A row depends only on the seed and its position. The rows of a smaller count are therefore a
+    prefix of the rows of a larger one, `batch_rows` does not change any row, and a fault changes
+    only the value that it replaces.
 
     Args:
-        rows: How many rows, 0 or more.
-        seed: Any integer from 0.
-        fault_share: Share of faulty rows, 0 to 1, in steps of a millionth. Of the first n rows
-            `floor(n * fault_share)` are faulty: in turn a null, a NaN, an infinity, each in one
-            feature drawn at random.
-        batch_rows: Rows of a batch, 1 or more.
+        rows: The number of rows, 0 or more.
+        seed: The seed, 0 or more.
+        fault_share: The share of faulty rows, 0 to 1, in steps of a millionth. Among the first n
+            rows, `floor(n * fault_share)` are faulty. They have in turn a null, a NaN and an
+            infinity, in one feature drawn at random.
+        batch_rows: The number of rows of a batch, 1 or more. The last batch may be shorter.
+
+    Returns:
+        An iterator of batches with the schema `SCHEMA`.
 
     Raises:
-        ValueError: An argument is out of its range.
+        ValueError: If an argument is out of its range.
     """
     if rows < 0 or seed < 0 or batch_rows < 1:
         raise ValueError(
@@ -119,10 +123,20 @@ def write_parquet(
     fault_share: float = 0.0,
     row_group_rows: int = ROW_GROUP_ROWS,
 ) -> int:
-    """Seed -> one Parquet file in row groups of `row_group_rows`; returns the rows written.
+    """Generate card transactions and write them to a Parquet file.
+
+    Args:
+        path: The path of the file.
+        rows: The number of rows, 0 or more.
+        seed: The seed, 0 or more.
+        fault_share: The share of faulty rows, 0 to 1; see `generate`.
+        row_group_rows: The number of rows of a row group, 1 or more.
+
+    Returns:
+        The number of rows written.
 
     Raises:
-        ValueError: An argument is out of its range; see `generate`.
+        ValueError: If an argument is out of its range.
     """
     batches = generate(rows, seed=seed, fault_share=fault_share, batch_rows=row_group_rows)
     written = 0
@@ -135,7 +149,7 @@ def write_parquet(
 
 @dataclass(frozen=True)
 class _Faults:
-    """The faulty cells of one block: row, feature and kind (0 null, 1 NaN, 2 infinity)."""
+    """The faulty values of one block: row, feature and kind (0 null, 1 NaN, 2 infinity)."""
 
     rows: Ints
     features: Ints
@@ -143,13 +157,13 @@ class _Faults:
 
 
 def _blocks(rows: int, seed: int, share: Fraction) -> Iterator[pa.RecordBatch]:
-    """Row count -> blocks of `BLOCK_ROWS` rows, the last one cut to the count."""
+    """Generate blocks of `BLOCK_ROWS` rows, the last one cut to the number of rows."""
     for block in range(-(-rows // BLOCK_ROWS)):
         yield _block(seed, block, share).slice(0, rows - block * BLOCK_ROWS)
 
 
 def _rebatch(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:
-    """Batches of any size -> batches of `size` rows, the last one shorter."""
+    """Cut batches of any size into batches of `size` rows; the last one may be shorter."""
     held: list[pa.RecordBatch] = []
     missing = size
     for batch in batches:
@@ -166,7 +180,7 @@ def _rebatch(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Record
 
 
 def _block(seed: int, block: int, share: Fraction) -> pa.RecordBatch:
-    """Seed and block number -> the `BLOCK_ROWS` rows of that block."""
+    """Return the `BLOCK_ROWS` rows of a block."""
     rng = _rng(seed, block, stream=0)
     labels = (rng.random(BLOCK_ROWS) < FRAUD_SHARE).astype(np.int64)
     splits = np.searchsorted(np.cumsum(list(SPLITS.values()))[:-1], rng.random(BLOCK_ROWS), "right")
@@ -184,14 +198,14 @@ def _rng(seed: int, block: int, *, stream: int) -> np.random.Generator:
 
 
 def _ids(block: int) -> pa.Array:
-    """Block number -> the ids of its rows: `t000000000`, `t000000001` and so on."""
+    """Return the ids of the rows of a block: `t000000000`, `t000000001` and so on."""
     first = block * BLOCK_ROWS
     numbers = pa.array(np.arange(first, first + BLOCK_ROWS)).cast(pa.string())
     return pc.binary_join_element_wise("t", pc.utf8_lpad(numbers, 9, "0"), "")
 
 
 def _times(rng: np.random.Generator, rows: int) -> Floats:
-    """Uniform draws -> whole seconds since the first payment, few of them at night."""
+    """Draw `[rows]` whole seconds since the first payment, few of them at night."""
     weights = np.tile(_HOUR_WEIGHTS, 2)
     knots = np.arange(weights.size + 1) * 3_600.0
     cumulated = np.concatenate([[0.0], np.cumsum(weights) / weights.sum()])
@@ -201,16 +215,17 @@ def _times(rng: np.random.Generator, rows: int) -> Floats:
 
 
 def _amounts(factor: Floats) -> Floats:
-    """[rows] normal draws -> [rows] amounts, log-normal, to two decimals."""
+    """Turn `[rows]` normal draws into `[rows]` log-normal amounts with two decimals."""
     amounts = np.exp(_AMOUNT_LOG_MEAN + _AMOUNT_LOG_STD * factor.astype(np.float64))
     return np.round(np.minimum(amounts, _AMOUNT_MAX), 2).astype(np.float32)
 
 
 def _components(rng: np.random.Generator, factors: Floats, labels: Ints) -> Floats:
-    """[factors, rows] draws and [rows] labels -> [28, rows] values of `V1` to `V28`.
+    """Draw the `[28, rows]` values of `V1` to `V28`.
 
-    The factors carry the correlation among the components and with the amount. One spread per
-    row, log-normal with a mean square of 1, gives the heavy tails of the normal payments.
+    The `[factors, rows]` draws create the correlation among the components and with the amount. A
+    factor per row, log-normal with a mean square of 1, creates the heavy tails of normal payments.
+    The `[rows]` labels say which rows are frauds.
     """
     loadings, own = _population()
     rows = labels.size
@@ -225,7 +240,7 @@ def _components(rng: np.random.Generator, factors: Floats, labels: Ints) -> Floa
 
 
 def _population() -> tuple[Floats, Floats]:
-    """-> [factors, 28] loadings and [28] spreads of what the factors leave; unit variance."""
+    """Return `[factors, 28]` loadings and `[28]` residual deviations, for unit variance."""
     rng = np.random.default_rng(28)
     shared = rng.uniform(0.4, 0.8, len(COMPONENTS))
     directions = rng.standard_normal((_FACTORS, len(COMPONENTS)))
@@ -234,7 +249,7 @@ def _population() -> tuple[Floats, Floats]:
 
 
 def _fraud_shifts(rng: np.random.Generator, frauds: int) -> Floats:
-    """Number of frauds -> [28, frauds] shifts in units of each component's spread."""
+    """Draw `[28, frauds]` shifts, in units of each component's standard deviation."""
     patterns = np.array([[p.get(name, 0.0) for name in COMPONENTS] for p in _FRAUD_PATTERNS])
     chosen = rng.choice(len(patterns), size=frauds, p=_FRAUD_PATTERN_SHARES)
     severity = np.exp(_FRAUD_SEVERITY_LOG_STD * rng.standard_normal((len(COMPONENTS), frauds)))
@@ -242,18 +257,18 @@ def _fraud_shifts(rng: np.random.Generator, frauds: int) -> Floats:
 
 
 def _faults(seed: int, block: int, share: Fraction) -> _Faults:
-    """Share of faulty rows -> the faulty cells of a block, spread evenly over the rows."""
+    """Return the faulty values of a block, spread evenly over its rows."""
     rows = np.arange(BLOCK_ROWS, dtype=np.int64)
     ends = (block * BLOCK_ROWS + rows + 1) * share.numerator // share.denominator
     starts = (block * BLOCK_ROWS + rows) * share.numerator // share.denominator
     hit = ends > starts
-    # Drawn for every row, so that a row's faulty feature does not depend on the share.
+    # A feature is drawn for every row, since the faulty feature must not depend on the share.
     features = _rng(seed, block, stream=1).integers(len(FEATURES), size=BLOCK_ROWS)
     return _Faults(rows[hit], features[hit], starts[hit] % 3)
 
 
 def _feature_columns(features: Floats, faults: _Faults) -> list[pa.Array]:
-    """[30, rows] features and their faults -> one Arrow array a feature, faults put in."""
+    """Return an Arrow array for each of the `[30, rows]` features, with their faults."""
     null = faults.kinds == 0
     features[faults.features[faults.kinds == 1], faults.rows[faults.kinds == 1]] = np.nan
     features[faults.features[faults.kinds == 2], faults.rows[faults.kinds == 2]] = np.inf
@@ -268,11 +283,13 @@ def _feature_columns(features: Floats, faults: _Faults) -> list[pa.Array]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Command line -> a Parquet file."""
-    parser = argparse.ArgumentParser(description="Write made-up card transactions to Parquet.")
-    parser.add_argument("--rows", type=int, default=284_807)
-    parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--fault_share", type=float, default=0.0, help="share of faulty rows, 0..1")
+    """Write the Parquet file that the command line describes."""
+    parser = argparse.ArgumentParser(description="Write generated card transactions to Parquet.")
+    parser.add_argument("--rows", type=int, default=284_807, help="rows (default: 284807)")
+    parser.add_argument("--seed", type=int, default=7, help="seed of the rows (default: 7)")
+    parser.add_argument(
+        "--fault_share", type=float, default=0.0, help="share of faulty rows, 0 to 1 (default: 0)"
+    )
     parser.add_argument("--output", required=True, help="path of the Parquet file")
     args = parser.parse_args(argv)
     rows = write_parquet(args.output, args.rows, seed=args.seed, fault_share=args.fault_share)

@@ -1,4 +1,4 @@
-"""The two-minute tour: make the example, score it, look at what came out.
+"""A tour of two minutes: build the example, score it and show the results.
 
 python -m examples.transactions.demo --output build/demo
 """
@@ -23,7 +23,12 @@ RUN_ID = "demo"
 
 
 def command(example: Path, output: Path) -> list[str]:
-    """Folders of the example and for the results -> the command that scores it."""
+    """Return the command that scores the example.
+
+    Args:
+        example: The folder of the example.
+        output: The folder for the results.
+    """
     flags = {
         "input_files": example / "transactions.parquet",
         "model": example / "model",
@@ -38,7 +43,12 @@ def command(example: Path, output: Path) -> list[str]:
 
 
 def show_top(scores: pa.Table, rows: int = 10) -> str:
-    """Scored rows -> the ones with the highest scores, as lines of text."""
+    """Return the rows with the highest scores as lines of text.
+
+    Args:
+        scores: The scored rows.
+        rows: How many rows to show.
+    """
     top = scores.sort_by([("score", "descending")]).slice(0, rows).to_pylist()
     lines = [f"{'row_id':<12} {'score':>7} {'Amount':>10}  fraud"]
     for row in top:
@@ -50,7 +60,7 @@ def show_top(scores: pa.Table, rows: int = 10) -> str:
 
 
 def show_detection(report: Mapping[str, float]) -> str:
-    """The trained model's detection report -> how well each score finds frauds, as text."""
+    """Return the detection report of the trained model as lines of text."""
     lines = [
         f"as a detector of fraud, on {report['rows']:,.0f} rows that it was not trained on, "
         f"{report['frauds']:.0f} of them frauds:",
@@ -63,7 +73,15 @@ def show_detection(report: Mapping[str, float]) -> str:
 
 
 def plot_scores(scores: pa.Table, path: Path) -> None:
-    """Scored rows -> a PNG with the distribution of the scores, frauds apart."""
+    """Draw a histogram of the scores, with separate colors for frauds and normal payments.
+
+    Args:
+        scores: The scored rows.
+        path: The path of the PNG file.
+
+    Raises:
+        ModuleNotFoundError: If matplotlib is not installed.
+    """
     import matplotlib as mpl
     import numpy as np
 
@@ -84,15 +102,26 @@ def plot_scores(scores: pa.Table, path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line -> the exit code of the scoring run."""
+    """Run the demo, and return the exit code of its scoring run."""
     parser = argparse.ArgumentParser(
         prog=as_typed("examples.transactions.demo"),
-        description="Build the example, score it and show the result.",
+        description="Build the example, score it and show the results.",
     )
-    parser.add_argument("--output", type=Path, default=Path("build/demo"))
-    parser.add_argument("--example", type=Path, default=Path("build/example"))
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("build/demo"),
+        help="folder for the results (default: build/demo)",
+    )
+    parser.add_argument(
+        "--example",
+        type=Path,
+        default=Path("build/example"),
+        help="folder of the example, which is built if it does not exist (default: build/example)",
+    )
     args = parser.parse_args(argv)
-    # After the flags: torch and Beam take seconds.
+    # Imported only now, so that a wrong flag is reported at once: importing torch and Beam takes
+    # seconds.
     from examples.transactions.build import ensure_example
     from transforms.results import open_result
 

@@ -1,4 +1,4 @@
-"""Table to table on this machine, with the BigQuery and Cloud Storage of `make emulators`.
+"""Score a BigQuery table into another one on this machine, with the servers of `make emulators`.
 
 python -m examples.transactions.demo_bigquery
 """
@@ -26,7 +26,7 @@ QUERIES = {
         f"SELECT row_id, ROUND(score, 3) AS score, Amount, Class FROM `{SCORES}` "
         "ORDER BY score DESC LIMIT 5"
     ),
-    "one row, whole": f"SELECT * FROM `{SCORES}` WHERE row_id = 't000000001'",
+    "one complete row": f"SELECT * FROM `{SCORES}` WHERE row_id = 't000000001'",
     "why rows were not scored": (
         f"SELECT stage, reason, COUNT(*) AS n FROM `{SCORES}_dead_letters` "
         "GROUP BY stage, reason ORDER BY n DESC"
@@ -35,7 +35,7 @@ QUERIES = {
 
 
 def command(example: Path) -> list[str]:
-    """The example's folder -> the command that scores the table."""
+    """Return the command that scores the table with the model of the example's folder."""
     flags = {
         "input_table": SOURCE,
         "model": example / "model",
@@ -52,7 +52,15 @@ def command(example: Path) -> list[str]:
 
 
 def fill(servers: LocalCloud, path: Path) -> int:
-    """Servers and a Parquet file -> the source table and an empty bucket; the number of rows."""
+    """Load a Parquet file into the source table, and create an empty bucket.
+
+    Args:
+        servers: The running servers.
+        path: The path of the Parquet file.
+
+    Returns:
+        The number of rows of the table.
+    """
     client = servers.cloud.bigquery()
     client.create_dataset(SOURCE.rsplit(".", 1)[0])
     config = bigquery.LoadJobConfig(source_format="PARQUET")
@@ -63,7 +71,7 @@ def fill(servers: LocalCloud, path: Path) -> int:
 
 
 def show(rows: list[dict[str, Any]]) -> str:
-    """Rows -> a table as text; a single row as one line a column."""
+    """Return rows as a text table, or a single row with one line per column."""
     if len(rows) == 1:
         return "\n".join(f"  {name:<15} {_text(value)}" for name, value in rows[0].items())
     cells = [list(rows[0])] + [[_text(value) for value in row.values()] for row in rows]
@@ -81,12 +89,19 @@ def _text(value: Any) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line -> the exit code of the scoring run."""
-    parser = argparse.ArgumentParser(description="score a table of the local BigQuery")
-    parser.add_argument("--example", type=Path, default=Path("build/example"))
+    """Run the demo, and return the exit code of its scoring run."""
+    parser = argparse.ArgumentParser(
+        description="Score a table of the local BigQuery into another."
+    )
+    parser.add_argument(
+        "--example",
+        type=Path,
+        default=Path("build/example"),
+        help="folder of the example, which is built if it does not exist (default: build/example)",
+    )
     args = parser.parse_args(argv)
     if not is_installed():
-        print(f"error: the emulators are not installed: {INSTALL_COMMAND}", file=sys.stderr)
+        print(f"error: the emulators are not installed: run {INSTALL_COMMAND}", file=sys.stderr)
         return 1
     ensure_example(args.example)
     with tempfile.TemporaryDirectory() as folder, local_cloud(Path(folder)) as servers:

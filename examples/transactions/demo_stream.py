@@ -1,8 +1,9 @@
-"""A stream on this machine: messages in, scores and dead letters out, all of them accounted for.
+"""Score a stream of messages on this machine, and check that every message is accounted for.
 
 python -m examples.transactions.demo_stream
 
-Pub/Sub is Google's emulator, of the Google Cloud CLI; BigQuery that of `make emulators`.
+It needs Google's emulator of Pub/Sub, which is part of the Google Cloud CLI, and the servers of
+`make emulators`.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ TABLE = f"{PROJECT}.frameworks.pytorch_autoencoder_streaming"
 
 
 def command(example: Path) -> list[str]:
-    """The example's folder -> the command that scores the stream."""
+    """Return the command that scores the stream with the model of the example's folder."""
     flags = {
         "input_subscription": SUBSCRIPTIONS["input"],
         "model": example / "model",
@@ -63,9 +64,14 @@ def command(example: Path) -> list[str]:
 
 
 def messages(path: Path, features: Sequence[str], rows: int) -> Iterator[bytes]:
-    """A Parquet file of transactions -> a message each, as senders of the reference write them.
+    """Generate one message per transaction, in the form of the reference implementation.
 
-    NaN and the infinities have no JSON: such faulty values become null.
+    Faulty values become null, since JSON has no NaN and no Infinity.
+
+    Args:
+        path: The Parquet file of transactions.
+        features: The names of the features that a message contains.
+        rows: The number of messages.
     """
     for number, row in enumerate(pq.read_table(path).slice(0, rows).to_pylist()):
         values = {name: row[name] for name in features}
@@ -75,17 +81,26 @@ def messages(path: Path, features: Sequence[str], rows: int) -> Iterator[bytes]:
 
 
 def publish(servers: LocalCloud, bodies: Iterator[bytes], rate: float) -> int:
-    """Messages -> published at a rate, however fast they are read; their number."""
-    client, begin, count = servers.cloud.publisher(), time.monotonic(), 0
+    """Publish messages to the input topic at a rate, however fast they are read.
+
+    Args:
+        servers: The running servers.
+        bodies: The messages.
+        rate: The number of messages per second.
+
+    Returns:
+        The number of messages.
+    """
+    client, start, count = servers.cloud.publisher(), time.monotonic(), 0
     for body in bodies:
-        time.sleep(max(0.0, begin + count / rate - time.monotonic()))
+        time.sleep(max(0.0, start + count / rate - time.monotonic()))
         client.publish(topic=TOPICS["input"], messages=[{"data": body}])
         count += 1
     return count
 
 
 def pull(servers: LocalCloud, kind: str) -> list[Any]:
-    """A topic's kind -> all messages that wait in its subscription."""
+    """Pull and acknowledge all messages of the topic of a kind, which is a key of `TOPICS`."""
     client, found = servers.cloud.subscriber(), []
     request = {
         "subscription": SUBSCRIPTIONS[kind],
@@ -103,7 +118,17 @@ def pull(servers: LocalCloud, kind: str) -> list[Any]:
 def show(
     published: int, scored: list[Any], letters: list[Any], rows_in_table: int
 ) -> tuple[bool, str]:
-    """What was published and what came out -> whether it balances, and that as text."""
+    """Compare the published messages with the results.
+
+    Args:
+        published: The number of published messages.
+        scored: The messages of the output topic.
+        letters: The messages of the dead-letter topic.
+        rows_in_table: The number of row ids in the output table.
+
+    Returns:
+        Whether the counts agree, and lines of text that show them.
+    """
     ids = {json.loads(one.data)["row_id"] for one in scored}
     dead = {one.attributes["millrace_row_id"] for one in letters}
     balanced = published == len(ids) + len(dead) and rows_in_table == len(ids)
@@ -114,27 +139,41 @@ def show(
         "the first results on the output topic:",
         *(f"  {one.data.decode()}" for one in scored[:2]),
         "",
-        "the first dead letter, the message as it came and why it was not scored:",
+        "the first dead letter, with the original message and why it was not scored:",
         *(f"  {one.data.decode()[:100]}..." for one in letters[:1]),
-        *(f"  {name}: {value}" for one in letters[:1] for name, value in _told(one)),
+        *(f"  {name}: {value}" for one in letters[:1] for name, value in _attributes(one)),
     ]
     return balanced, "\n".join(lines)
 
 
-def _told(message: Any) -> list[tuple[str, str]]:
+def _attributes(message: Any) -> list[tuple[str, str]]:
+    """Return the attributes that Millrace has added to a message."""
     return sorted((k, v) for k, v in message.attributes.items() if k.startswith("millrace_"))
 
 
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Score a stream on this machine.")
+    parser.add_argument(
+        "--example",
+        type=Path,
+        default=Path("build/example"),
+        help="folder of the example, which is built if it does not exist (default: build/example)",
+    )
+    parser.add_argument(
+        "--messages", type=int, default=2_000, help="number of messages (default: 2000)"
+    )
+    parser.add_argument(
+        "--rate", type=float, default=100.0, help="messages per second (default: 100)"
+    )
+    return parser.parse_args(argv)
+
+
 def main(argv: list[str] | None = None) -> int:
-    """The command line -> the exit code: 0 if nothing is missing."""
-    parser = argparse.ArgumentParser(description="score a stream on this machine")
-    parser.add_argument("--example", type=Path, default=Path("build/example"))
-    parser.add_argument("--messages", type=int, default=2_000)
-    parser.add_argument("--rate", type=float, default=100.0, help="messages a second")
-    args = parser.parse_args(argv)
-    for there, how in ((pubsub_jar(), PUBSUB_COMMAND), (is_installed(), INSTALL_COMMAND)):
-        if not there:
-            print(f"error: an emulator is not there: {how}", file=sys.stderr)
+    """Run the demo, and return the exit code: 0 if every message is accounted for."""
+    args = _parse(argv)
+    for installed, how in ((pubsub_jar(), PUBSUB_COMMAND), (is_installed(), INSTALL_COMMAND)):
+        if not installed:
+            print(f"error: an emulator is not installed: run {how}", file=sys.stderr)
             return 1
     ensure_example(args.example)
     features = read_manifest(str(args.example / "model")).features
@@ -163,8 +202,8 @@ def main(argv: list[str] | None = None) -> int:
         scored, letters = pull(servers, "output"), pull(servers, "dead-letter")
         sql = f"SELECT COUNT(DISTINCT row_id) AS n FROM `{TABLE}`"
         (row,) = servers.cloud.bigquery().query(sql).result()
-    balanced, told = show(args.messages, scored, letters, row["n"])
-    print(f"\n{told}")
+    balanced, text = show(args.messages, scored, letters, row["n"])
+    print(f"\n{text}")
     return 0 if balanced else 1
 
 

@@ -1,4 +1,7 @@
-"""Card transactions [B, 30] -> reconstructions, their errors and a latent code: 13 outputs."""
+"""An autoencoder of card transactions, with 13 outputs.
+
+They are reconstructions, their errors and a latent code.
+"""
 
 from collections.abc import Sequence
 
@@ -28,17 +31,18 @@ OUTPUTS: tuple[tuple[str, tuple[int, ...]], ...] = (
 
 
 class TransactionAutoencoder(nn.Module):
-    """[B, 30] float32 in the order of `FEATURES` -> dict of `OUTPUTS`, float32.
+    """A dense autoencoder with layers of 30-16-8-4-8-16-30 units.
 
-    A dense autoencoder 30-16-8-4-8-16-30 on values normalized with a mean and a population
-    variance, which are buffers: built with the defaults, `load_state_dict` restores them.
+    It normalizes its inputs with a mean and a population variance. Both are buffers, so
+    `load_state_dict` restores them in a model that was created with the defaults.
 
     Args:
-        mean: 30 means of the features; zeros by default.
-        variance: 30 population variances of the features; ones by default.
+        mean: The 30 means of the features; zeros by default.
+        variance: The 30 population variances of the features; ones by default.
 
     Raises:
-        ValueError: `mean` or `variance` does not hold 30 finite values, or a variance is negative.
+        ValueError: If `mean` or `variance` does not have 30 finite values, or a variance is
+            negative.
     """
 
     mean: Tensor
@@ -61,19 +65,26 @@ class TransactionAutoencoder(nn.Module):
         self.decoder = nn.Sequential(*_hidden(LATENT, 8), *_hidden(8, 16), nn.Linear(16, width))
 
     def scale(self) -> Tensor:
-        """-> [30] standard deviations, the 1e-7 keeping that of a constant feature above 0."""
+        """Return the `[30]` standard deviations; 1e-7 keeps a constant feature's above 0."""
         return torch.sqrt(self.variance + 1e-7)
 
     def normalize(self, x: Tensor) -> Tensor:
-        """[B, 30] raw values -> [B, 30] values of mean 0 and variance 1."""
+        """Scale `[rows, 30]` raw values to mean 0 and variance 1."""
         return (x - self.mean) / self.scale()
 
     def denormalize(self, xn: Tensor) -> Tensor:
-        """[B, 30] normalized values -> [B, 30] raw values; the inverse of `normalize`."""
+        """Scale `[rows, 30]` normalized values back to raw values; the inverse of `normalize`."""
         return xn * self.scale() + self.mean
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """[B, 30] raw values -> the 13 outputs, [B], [B, 4] or [B, 30] each."""
+        """Compute the 13 outputs.
+
+        Args:
+            x: Raw values, float32 `[rows, 30]`, in the order of `FEATURES`.
+
+        Returns:
+            The outputs by the names in `OUTPUTS`, float32 `[rows]`, `[rows, 4]` or `[rows, 30]`.
+        """
         xn = self.normalize(x)
         encoded = self.encoder(xn)
         rn = self.decoder(encoded)
@@ -98,7 +109,7 @@ class TransactionAutoencoder(nn.Module):
 
 
 def _msle(value: Tensor, reconstruction: Tensor) -> Tensor:
-    """Two [B, 30] -> [B] mean squared difference of log1p, negative values counted as 0."""
+    """Return the `[rows]` mean squared differences of log1p; negative values count as 0."""
     difference = torch.log1p(torch.relu(reconstruction)) - torch.log1p(torch.relu(value))
     return torch.mean(difference**2, dim=1)
 
@@ -108,7 +119,7 @@ def _hidden(inputs: int, outputs: int) -> tuple[nn.Module, nn.Module, nn.Module]
 
 
 def _statistic(name: str, values: Tensor | Sequence[float]) -> Tensor:
-    """30 numbers -> [30] float32 of its own memory."""
+    """Copy 30 numbers to a `[30]` float32 tensor, or raise ValueError."""
     statistic = torch.as_tensor(values, dtype=torch.float32).detach().clone()
     if statistic.shape != (len(FEATURES),) or not bool(torch.isfinite(statistic).all()):
         raise ValueError(

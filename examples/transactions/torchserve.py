@@ -1,8 +1,9 @@
-"""Serve the example's .mar with TorchServe, all 13 outputs, on this machine alone.
+"""Serve the example's .mar with TorchServe, only on this machine, with all 13 outputs.
 
 python -m examples.transactions.torchserve --mar build/example/pytorch_autoencoder.mar
 
-`make torchserve` installs it under .torchserve, which borrows torch from .venv. It needs Java.
+`make torchserve` installs TorchServe under .torchserve, where it uses the torch of .venv. It needs
+Java.
 """
 
 from __future__ import annotations
@@ -24,17 +25,27 @@ MODEL = "pytorch-autoencoder"
 
 
 def is_installed() -> bool:
-    """Whether TorchServe and Java are there."""
+    """Return whether TorchServe and Java are installed."""
     return (INSTALLED / ".installed").exists() and shutil.which("java") is not None
 
 
 @contextmanager
 def torchserve(mar: Path, port: int = 0, workers: int = 1) -> Iterator[str]:
-    """A .mar -> the URL that predicts, while the block runs. Port 0 takes a free one.
+    """Run TorchServe with a .mar until the block ends.
 
-    Raises RuntimeError if it does not start.
+    Args:
+        mar: The path of the .mar.
+        port: The port; 0 picks a free one.
+        workers: The number of worker processes.
+
+    Yields:
+        The URL for predictions.
+
+    Raises:
+        RuntimeError: If TorchServe does not start.
     """
-    # Its own launcher keeps one process a machine, and leaves it behind when it is ended itself.
+    # Java is started without TorchServe's own launcher. The launcher allows only one server per
+    # machine, and leaves the server running when it is stopped itself.
     with tempfile.TemporaryDirectory(prefix="torchserve-") as name:
         folder, port = Path(name), port or free_port()
         address = f"http://127.0.0.1:{port}"
@@ -46,7 +57,7 @@ def torchserve(mar: Path, port: int = 0, workers: int = 1) -> Iterator[str]:
             "grpc_management_port": free_port(),
             "default_workers_per_model": workers,
         }
-        # Of a key that is there twice, the last counts.
+        # If a key occurs twice in the file, the last value counts.
         lines = "".join(f"{key}={value}\n" for key, value in ours.items())
         (folder / "config.properties").write_text(f"{CONFIG.read_text()}\n{lines}")
         (folder / "store").mkdir()
@@ -62,7 +73,7 @@ def torchserve(mar: Path, port: int = 0, workers: int = 1) -> Iterator[str]:
             {
                 "LOG_LOCATION": f"{folder}/logs",
                 "METRICS_LOCATION": f"{folder}/logs",
-                # Workers whose threads spin take the cores from each other.
+                # With more threads, the workers would compete for the cores.
                 "OMP_NUM_THREADS": "1",
             },
         )
@@ -74,14 +85,21 @@ def torchserve(mar: Path, port: int = 0, workers: int = 1) -> Iterator[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line -> a server that runs until it is interrupted."""
+    """Run TorchServe until it is interrupted."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--mar", type=Path, default=Path("build/example/pytorch_autoencoder.mar"))
-    parser.add_argument("--port", type=int, default=8085)
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument(
+        "--mar",
+        type=Path,
+        default=Path("build/example/pytorch_autoencoder.mar"),
+        help="the .mar to serve (default: build/example/pytorch_autoencoder.mar)",
+    )
+    parser.add_argument(
+        "--port", type=int, default=8085, help="port; 0 picks a free one (default: 8085)"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="worker processes (default: 1)")
     args = parser.parse_args(argv)
     with torchserve(args.mar, args.port, args.workers) as url:
-        print(f"POST {{'instances': [...]}} to {url}; Ctrl-C ends it", flush=True)
+        print(f"POST {{'instances': [...]}} to {url}; Ctrl-C stops the server", flush=True)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with suppress(KeyboardInterrupt):
             signal.pause()

@@ -1,7 +1,8 @@
-"""TorchServe handler of the `.mar`: rows as lists or by feature name, all outputs back.
+"""The TorchServe handler of the `.mar`, which answers rows with all outputs.
 
-It is packed into the archive as handler.py and needs only torch and TorchServe. A
-row is bytes or decoded JSON under `body` or `data`; a missing feature is a ValueError.
+It is packed into the archive as handler.py, and needs only torch and TorchServe. A row is a list or
+an object with the features by name. TorchServe passes it as bytes or decoded JSON, under `body` or
+`data`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 
 
 class TransactionHandler:
-    """Loads `model.json` and the TorchScript file beside it; answers batches of rows."""
+    """A handler that loads `model.json` and its TorchScript file, and answers batches of rows."""
 
     def __init__(self) -> None:
         self.features: list[str] = []
@@ -22,7 +23,7 @@ class TransactionHandler:
         self.device = torch.device("cpu")
 
     def initialize(self, context: Any) -> None:
-        """TorchServe's context -> a loaded model."""
+        """Load the model from the folder that TorchServe's context names."""
         properties = context.system_properties
         folder = properties["model_dir"]
         with open(os.path.join(folder, "model.json")) as handle:
@@ -34,7 +35,11 @@ class TransactionHandler:
         self.model = torch.jit.load(path, map_location=self.device).eval()
 
     def row(self, request: Any) -> list[float]:
-        """One request -> its features in order. Raises ValueError."""
+        """Return the features of one request, in order.
+
+        Raises:
+            ValueError: If a feature is missing, or the number of features is wrong.
+        """
         value = request
         if isinstance(request, dict) and ("body" in request or "data" in request):
             value = request.get("body", request.get("data"))
@@ -50,7 +55,7 @@ class TransactionHandler:
         return [float(item) for item in value]
 
     def handle(self, requests: list[Any], context: Any) -> list[dict[str, Any]]:
-        """A batch of requests -> one dict of outputs by name for each."""
+        """Return the outputs by name for each request of a batch."""
         rows = torch.tensor([self.row(request) for request in requests], device=self.device)
         with torch.inference_mode():
             outputs = {name: tensor.tolist() for name, tensor in self.model(rows).items()}

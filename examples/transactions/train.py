@@ -1,4 +1,4 @@
-"""Table of transactions -> a trained `TransactionAutoencoder` and how well it finds the frauds."""
+"""Train a `TransactionAutoencoder` on a table of transactions, and measure how it detects fraud."""
 
 import argparse
 import copy
@@ -22,8 +22,8 @@ SCORES: tuple[str, ...] = ("normalized_MAE", "denormalized_MAE")
 TOP = 100
 _SCORED_ROWS = 65_536
 _NO_ROWS = (
-    "expected sound rows with splits {split} and Class 0, found none among {rows} rows; "
-    "give a larger table or one with a {split} split"
+    "expected valid rows with splits {split} and Class 0, found none among {rows} rows; "
+    "use a larger table, or one with a {split} split"
 )
 
 Floats = npt.NDArray[np.float32]
@@ -40,23 +40,27 @@ def train(
     patience: int = 5,
     max_train_rows: int | None = 60_000,
 ) -> TransactionAutoencoder:
-    """Parquet file or table of transactions -> the autoencoder of its best epoch, in eval mode.
+    """Train an autoencoder on transactions.
 
-    Learns from the sound rows with `splits` TRAIN and `Class` 0 only: a row with a null, a NaN or
-    an infinity among its features is left out. Adam lowers the mean absolute error on normalized
-    values; the same error on the VALIDATE rows of `Class` 0 picks the epoch to keep.
+    It learns only from valid rows with `splits` TRAIN and `Class` 0. A row with a null, a NaN or an
+    infinity in a feature is not valid. The loss is the mean absolute error on normalized values,
+    and the same error on the valid VALIDATE rows with `Class` 0 decides which epoch is kept.
 
     Args:
-        path_or_table: Columns `FEATURES`, `Class` and `splits`, in any order.
-        seed: Of the weights, the dropout, the order of the rows and the choice of rows.
-        epochs: Most passes over the rows.
-        batch: Rows of a step; the last step of an epoch takes what is left.
-        lr: Learning rate of Adam.
-        patience: Epochs without a better validation error before training stops.
-        max_train_rows: Most rows to learn from, drawn at random; None takes them all.
+        path_or_table: A Parquet file or a table with the columns `FEATURES`, `Class` and `splits`,
+            in any order.
+        seed: The seed of the weights, the dropout, and the choice and order of the rows.
+        epochs: The most passes over the rows.
+        batch: The rows of a step; the last step of an epoch may have fewer.
+        lr: The learning rate of Adam.
+        patience: The epochs without a better validation error after which training stops.
+        max_train_rows: The most rows to learn from, drawn at random; None for all.
+
+    Returns:
+        The model of the best epoch, in eval mode.
 
     Raises:
-        ValueError: TRAIN or VALIDATE has no sound row of `Class` 0, or a count is below 1.
+        ValueError: If TRAIN or VALIDATE has no valid row with `Class` 0, or a count is below 1.
     """
     for count in (epochs, batch, patience, 1 if max_train_rows is None else max_train_rows):
         if count < 1:
@@ -70,15 +74,20 @@ def train(
 
 
 def detection_report(model: TransactionAutoencoder, table: pa.Table) -> dict[str, float]:
-    """Model and table -> figures on the sound rows of the TEST split, by name.
+    """Measure how well a model detects fraud in the valid rows of the TEST split.
 
-    `rows` and `frauds` count them. `test_MAE` is the mean `normalized_MAE` of `Class` 0, the error
-    that training lowers. For each of `SCORES` there are `{score}_precision_at_100`, the share of
-    frauds among the 100 highest scores, and `{score}_average_precision`; both 0 to 1, and the
-    latter is NaN without a fraud.
+    Args:
+        model: The trained model.
+        table: A table with the columns `FEATURES`, `Class` and `splits`.
+
+    Returns:
+        Figures by name. `rows` and `frauds` are counts. `test_MAE` is the mean `normalized_MAE` of
+        `Class` 0, the error that training lowers. For each of `SCORES`,
+        `{score}_precision_at_100` is the share of frauds among the 100 highest scores, and
+        `{score}_average_precision` the average precision, NaN without a fraud. Both are 0 to 1.
 
     Raises:
-        ValueError: TEST has no sound row of `Class` 0.
+        ValueError: If TEST has no valid row with `Class` 0.
     """
     features, labels = sound_rows(read_table(table), "TEST")
     if labels.all():
@@ -96,7 +105,15 @@ def detection_report(model: TransactionAutoencoder, table: pa.Table) -> dict[str
 
 
 def score(model: TransactionAutoencoder, features: Floats) -> dict[str, Floats]:
-    """[rows, 30] features -> [rows] values of each of `SCORES`; leaves eval mode on."""
+    """Compute the scores of rows, and leave the model in eval mode.
+
+    Args:
+        model: The trained model.
+        features: The features, float32 `[rows, 30]`.
+
+    Returns:
+        The values of each of `SCORES`, float32 `[rows]`.
+    """
     model.eval()
     parts: dict[str, list[Floats]] = {name: [] for name in SCORES}
     with torch.inference_mode():
@@ -108,16 +125,29 @@ def score(model: TransactionAutoencoder, features: Floats) -> dict[str, Floats]:
 
 
 def precision_at(count: int, labels: Ints, scores: Floats) -> float:
-    """[rows] labels 0 or 1 and scores -> share of ones among the `count` highest scores."""
+    """Return the share of frauds among the rows with the highest scores.
+
+    Args:
+        count: How many rows to take.
+        labels: The labels 0 or 1, `[rows]`.
+        scores: The scores, `[rows]`.
+    """
     highest = np.argsort(-scores, kind="stable")[:count]
     return float(labels[highest].mean())
 
 
 def average_precision(labels: Ints, scores: Floats) -> float:
-    """[rows] labels 0 or 1 and scores -> sum of precision times the gain in recall, 0 to 1.
+    """Return the average precision: the sum of precision times the gain in recall.
 
-    The sum runs over the distinct scores from the highest down, so tied rows count together.
-    NaN where no label is 1, since recall is not defined then.
+    The sum runs over the distinct scores from the highest down, so rows with equal scores count
+    together.
+
+    Args:
+        labels: The labels 0 or 1, `[rows]`.
+        scores: The scores, `[rows]`.
+
+    Returns:
+        A number from 0 to 1, or NaN if no label is 1, since recall is not defined then.
     """
     if not labels.any():
         return float("nan")
@@ -131,7 +161,7 @@ def average_precision(labels: Ints, scores: Floats) -> float:
 
 
 def read_table(path_or_table: str | Path | pa.Table) -> pa.Table:
-    """Parquet file or table -> table of `FEATURES`, `Class` and `splits`."""
+    """Return the columns `FEATURES`, `Class` and `splits` of a Parquet file or a table."""
     columns = [*FEATURES, "Class", "splits"]
     if isinstance(path_or_table, pa.Table):
         return path_or_table.select(columns)
@@ -139,16 +169,27 @@ def read_table(path_or_table: str | Path | pa.Table) -> pa.Table:
 
 
 def sound_rows(table: pa.Table, split: str) -> tuple[Floats, Ints]:
-    """Table -> [rows, 30] features and [rows] labels of the split's rows without a fault."""
+    """Return the valid rows of a split: those whose features are all finite.
+
+    Args:
+        table: A table with the columns `FEATURES`, `Class` and `splits`.
+        split: The name of the split.
+
+    Returns:
+        The features, float32 `[rows, 30]`, and the labels, int64 `[rows]`.
+    """
     chosen = table.filter(pc.and_(pc.equal(table["splits"], split), pc.is_valid(table["Class"])))
-    # Arrow turns a null of a float column into NaN here, so one check finds all the faults.
+    # Arrow turns a null in a float column into NaN here, so one check finds all faults.
     features = np.stack([chosen[name].to_numpy() for name in FEATURES], axis=1)
     sound = np.isfinite(features).all(axis=1)
     return features[sound].astype(np.float32), chosen["Class"].to_numpy()[sound]
 
 
 def _normal_rows(table: pa.Table, split: str) -> Floats:
-    """Table -> [rows, 30] features of the split's sound rows of `Class` 0, at least one."""
+    """Return the `[rows, 30]` features of a split's valid rows with `Class` 0.
+
+    Raises ValueError if there are none.
+    """
     features, labels = sound_rows(table, split)
     normal: Floats = features[labels == 0]
     if not len(normal):
@@ -158,9 +199,9 @@ def _normal_rows(table: pa.Table, split: str) -> Floats:
 
 @contextmanager
 def _reproducible(seed: int) -> Iterator[None]:
-    """Seed -> torch seeded and on one thread inside; the caller's state is back afterwards."""
+    """Seed torch and limit it to one thread in the block; restore the state afterwards."""
     threads = torch.get_num_threads()
-    # Layers this narrow lose more to handing work over than a second thread gains.
+    # For layers this narrow, distributing the work costs more than a second thread gains.
     torch.set_num_threads(1)
     try:
         with torch.random.fork_rng(devices=[]):
@@ -173,7 +214,7 @@ def _reproducible(seed: int) -> Iterator[None]:
 def _fit(
     rows: Floats, validation: Floats, *, epochs: int, batch: int, lr: float, patience: int
 ) -> TransactionAutoencoder:
-    """[rows, 30] features to learn from and to validate on -> the model of its best epoch."""
+    """Train on `[rows, 30]` features, and return the model of the best epoch."""
     wide = rows.astype(np.float64)
     model = TransactionAutoencoder(
         torch.from_numpy(wide.mean(axis=0)), torch.from_numpy(wide.var(axis=0))
@@ -197,7 +238,7 @@ def _fit(
 def _train_epoch(
     model: TransactionAutoencoder, rows: Tensor, optimizer: torch.optim.Optimizer, batch: int
 ) -> None:
-    """Normalized rows -> one optimizer step a batch, the rows in a new random order."""
+    """Make one optimizer step per batch of normalized rows, in a new random order."""
     model.train()
     shuffled = rows[torch.randperm(len(rows))]
     for start in range(0, len(shuffled), batch):
@@ -209,20 +250,26 @@ def _train_epoch(
 
 
 def _validation_loss(model: TransactionAutoencoder, rows: Tensor) -> float:
-    """[rows, 30] normalized values -> their mean absolute error, dropout off."""
+    """Return the mean absolute error on `[rows, 30]` normalized values, without dropout."""
     model.eval()
     with torch.inference_mode():
         return functional.l1_loss(model.decoder(model.encoder(rows)), rows).item()
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Command line -> a trained model and its report on the TEST split."""
-    parser = argparse.ArgumentParser(description="Train the autoencoder, report its detection.")
+    """Train a model, and print its report on the TEST split."""
+    parser = argparse.ArgumentParser(
+        description="Train the autoencoder and report how well it detects fraud."
+    )
     parser.add_argument("--input", required=True, help="Parquet file of transactions")
-    parser.add_argument("--output", help="path for the model's state_dict")
-    parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--max_train_rows", type=int, default=60_000)
+    parser.add_argument("--output", help="path for the model's state_dict (default: not saved)")
+    parser.add_argument("--seed", type=int, default=7, help="seed of the training (default: 7)")
+    parser.add_argument(
+        "--epochs", type=int, default=10, help="most passes over the rows (default: 10)"
+    )
+    parser.add_argument(
+        "--max_train_rows", type=int, default=60_000, help="most rows to train on (default: 60000)"
+    )
     args = parser.parse_args(argv)
     table = read_table(args.input)
     model = train(table, seed=args.seed, epochs=args.epochs, max_train_rows=args.max_train_rows)

@@ -1,1 +1,1 @@
-"""A model package behind an endpoint of Vertex AI: `python -m serving deploy --help`."""
+"""Deploy model packages to Vertex AI endpoints: `python -m serving deploy --help`."""

@@ -1,4 +1,4 @@
-"""A model package as a container of Vertex AI reads it: files of a folder in Cloud Storage."""
+"""The files of a model package, in the folder of Cloud Storage that a container reads."""
 
 from __future__ import annotations
 
@@ -21,13 +21,21 @@ from serving.fetch import SCHEME, fetch_package
 if TYPE_CHECKING:
     from model_handlers.artifact import ModelPackage
 
-# The pre-built containers look for no other name.
+# The pre-built containers look only for this name.
 ARCHIVE_NAME = "model.mar"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """A checked package. sha256: of its model file. folder: of Cloud Storage, if it has one."""
+    """A checked package.
+
+    Attributes:
+        name: The name of the model.
+        version: The version of the model.
+        sha256: The digest of the model file.
+        files: The content of each file by name.
+        folder: The folder in Cloud Storage where the package already is, or None.
+    """
 
     name: str
     version: str
@@ -37,13 +45,13 @@ class Artifact:
 
     @property
     def id(self) -> str:
-        """Its name as an id of Vertex AI's registry of models."""
+        """The name of the model, as an id in Vertex AI's model registry."""
         text = re.sub(r"[^a-z0-9_-]", "-", self.name.lower()).lstrip("-0123456789")
         return text[:63] or "model"
 
     @property
     def digest(self) -> str:
-        """Hex sha256 over all files and their names."""
+        """The sha256 of all files and their names, in hexadecimal."""
         digest = hashlib.sha256()
         for name, data in sorted(self.files.items()):
             digest.update(hashlib.sha256(name.encode()).digest() + hashlib.sha256(data).digest())
@@ -51,7 +59,7 @@ class Artifact:
 
 
 def is_in_place(path: str) -> bool:
-    """A package's path -> whether a container can read it there: a folder of Cloud Storage."""
+    """Return whether a container can read the package at this path: a folder in Cloud Storage."""
     return path.startswith(SCHEME) and not path.endswith((".mar", MANIFEST_NAME))
 
 
@@ -63,10 +71,19 @@ def read_artifact(
     digest: str | None,
     trusted_modules: Sequence[str] = (),
 ) -> Artifact:
-    """A package's path, here or in Cloud Storage -> the Artifact.
+    """Read and check a package.
 
-    prebuilt: for a container of Google's, which takes a .mar alone. Raises ModelError;
-    UnsafeModel if the package names code of another module than the trusted ones.
+    Args:
+        path: The package, on this machine or in Cloud Storage.
+        cloud: The connection to Google Cloud.
+        prebuilt: Whether the package is for one of Google's containers, which read only a .mar.
+        digest: The expected sha256 of the model file, or None.
+        trusted_modules: The top-level Python modules that the package's architecture may import.
+
+    Raises:
+        ModelError: If the package cannot be used.
+        UnsafeModel: If the package imports a module that is not trusted.
+        CredentialsError: If there are no usable Google Cloud credentials.
     """
     from model_handlers.artifact import read_package
 
@@ -81,14 +98,14 @@ def read_artifact(
 def _artifact(package: ModelPackage, local: Path, path: str, *, prebuilt: bool) -> Artifact:
     if package.manifest is None:
         raise ModelError(
-            f"model {path} has no {MANIFEST_NAME}: make a package with "
+            f"model {path} has no {MANIFEST_NAME}: create a package with "
             f"{as_typed('model_handlers.package')}"
         )
     is_archive = local.suffix == ".mar"
     if prebuilt and not is_archive:
         raise ModelError(
-            f"model {path}: the pre-built container takes a .mar; give one, or an --image of "
-            "your own (serving/Dockerfile)"
+            f"model {path}: Google's pre-built container needs a .mar: pass one, or pass an "
+            "--image of your own (see serving/Dockerfile)"
         )
     if is_archive:
         name = ARCHIVE_NAME if prebuilt else local.name
@@ -99,8 +116,8 @@ def _artifact(package: ModelPackage, local: Path, path: str, *, prebuilt: bool) 
     in_place = is_in_place(path)
     if in_place and prebuilt and local.name != ARCHIVE_NAME:
         raise ModelError(
-            f"model {path}: the pre-built container wants the archive to be called "
-            f"{ARCHIVE_NAME}, and it is {local.name}: name the file itself and --staging"
+            f"model {path}: Google's pre-built container expects an archive named {ARCHIVE_NAME}, "
+            f"got {local.name}: pass the path of the file itself and --staging"
         )
     folder = path.rstrip("/") if in_place else None
     return Artifact(
@@ -113,10 +130,17 @@ def _artifact(package: ModelPackage, local: Path, path: str, *, prebuilt: bool) 
 
 
 def stage(artifact: Artifact, staging: str, put: Callable[[str, str, bytes], None]) -> str:
-    """An artifact, a folder gs://BUCKET/PREFIX -> the folder of Cloud Storage that has it.
+    """Copy a package to Cloud Storage, unless it is there already.
 
-    put: called with bucket, name and bytes. Each content has a folder of its own, so nothing
-    that is served ever changes.
+    Each content gets its own folder, so a package that is being served never changes.
+
+    Args:
+        artifact: The package.
+        staging: The folder for all packages, `gs://BUCKET/PREFIX`.
+        put: A function that writes a file, called with its bucket, name and bytes.
+
+    Returns:
+        The folder in Cloud Storage that contains the package.
     """
     if artifact.folder is not None:
         return artifact.folder
@@ -128,7 +152,16 @@ def stage(artifact: Artifact, staging: str, put: Callable[[str, str, bytes], Non
 
 
 def uploader(cloud: Cloud, say: Callable[[str], None]) -> Callable[[str, str, bytes], None]:
-    """A Cloud, a printer of lines -> what `stage` calls. Raises OutputError, CredentialsError."""
+    """Return a function for `stage` that uploads a file to Cloud Storage.
+
+    Args:
+        cloud: The connection to Google Cloud.
+        say: A function that prints a line for each uploaded file.
+
+    Raises:
+        OutputError: If a file cannot be written.
+        CredentialsError: If there are no usable Google Cloud credentials.
+    """
     from google.api_core.exceptions import PreconditionFailed
 
     client = cloud.storage()
@@ -144,7 +177,7 @@ def uploader(cloud: Cloud, say: Callable[[str], None]) -> Callable[[str, str, by
                     retry=retry(cloud.retry_seconds),
                 )
             except PreconditionFailed:
-                # Its folder is named by the content: it is there already.
+                # The file exists. Its folder is named after the content, so it is the same file.
                 return
             say(f"uploaded {SCHEME}{bucket}/{name} ({len(data):,} bytes)")
 

@@ -1,4 +1,4 @@
-"""The command lines of deploy, undeploy and status."""
+"""The flags of deploy, undeploy and status."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from common.errors import CredentialsError, UsageError
 if TYPE_CHECKING:
     from cloud.clients import Cloud
 
-# Of the system whose names are kept: served by Google's container, or by one of one's own.
+# The endpoint names of the reference implementation, for Google's container and for a custom one.
 PREBUILT_ENDPOINT = "pytorch-autoencoder-endpoint"
 CUSTOM_ENDPOINT = "pytorch-autoencoder-custom-endpoint"
-# Source: "Prebuilt containers for inference" of Vertex AI's documentation. The newest one there
-# is; tags other than latest are not supported.
+# The newest image with TorchServe; Google supports only its tag `latest`. Source: "Prebuilt
+# containers for inference" in Vertex AI's documentation.
 _PREBUILT = "{}-docker.pkg.dev/vertex-ai/prediction/pytorch-{}.2-4:latest"
-# How long an error that passes by itself is waited out; somebody sits before the screen.
+# How long transient errors are retried. It is short, since a user is waiting at the terminal.
 _RETRY_SECONDS = 20.0
 
 
@@ -52,7 +52,8 @@ def _labels(text: str) -> dict[str, str]:
             r"[a-z0-9_-]{0,63}", value
         ):
             raise argparse.ArgumentTypeError(
-                f"expected KEY=VALUE of small letters, digits, _ and -, got {key}={value}"
+                "expected KEY=VALUE, each of at most 63 lower-case letters, digits, _ and -, and "
+                f"KEY starting with a letter, got {key}={value}"
             )
     return found
 
@@ -60,89 +61,146 @@ def _labels(text: str) -> dict[str, str]:
 def _parser(command: str, description: str) -> argparse.ArgumentParser:
     parser = CommandParser(f"serving {command}", description)
     add = parser.add_argument
-    add("--project", help="default: that of the credentials")
-    add("--region", type=_region, default="us-central1", help="default: us-central1")
+    add("--project", help="project id (default: the project of the credentials)")
+    add(
+        "--region",
+        type=_region,
+        default="us-central1",
+        help="region of the endpoint (default: us-central1)",
+    )
     add("--endpoint", metavar="NAME", help="display name, id or full name of the endpoint")
     add(
         "--api_endpoints",
         default="",
         metavar="SERVICE=ADDRESS,...",
-        help="other addresses of aiplatform and storage, as in aiplatform=http://localhost:8090",
+        help="addresses to use instead of Google's for aiplatform and storage, for example "
+        "aiplatform=http://localhost:8090",
     )
     return parser
 
 
 def deploy_parser() -> argparse.ArgumentParser:
-    """Nothing -> the parser of deploy's flags."""
-    parser = _parser("deploy", "Serve a model package with an endpoint of Vertex AI.")
+    """Return the parser of deploy's flags."""
+    parser = _parser("deploy", "Deploy a model package to a Vertex AI endpoint.")
     parser.epilog = (
-        f"`{as_typed('serving status')}` lists endpoints and what is deployed there, "
-        f"`{as_typed('serving undeploy')}` takes a model away."
+        f"`{as_typed('serving status')}` lists endpoints and their models. "
+        f"`{as_typed('serving undeploy')}` removes a model from an endpoint."
     )
+    _add_package(parser)
+    _add_target(parser)
+    _add_machines(parser)
+    return parser
+
+
+def _add_package(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for the package and its version in the model registry."""
     add = parser.add_argument
-    add("--model", required=True, metavar="PATH", help="model package; gs:// as well")
-    add("--model_digest", metavar="SHA256", help="sha256 that the model file must have")
+    add(
+        "--model",
+        required=True,
+        metavar="PATH",
+        help="model package, on this machine or in Cloud Storage",
+    )
+    add("--model_digest", metavar="SHA256", help="expected sha256 of the model file")
     add(
         "--trusted_modules",
         type=names,
         default=(),
         metavar="A,B",
-        help="top-level Python modules that the package's architecture may import; the --image "
-        "needs them installed (default: none)",
+        help="top-level Python modules that the package's architecture may import; they must be "
+        "installed in the --image (default: none)",
     )
-    add("--model_id", help="id in the registry (default: the package's name)")
+    add("--model_id", help="id in the model registry (default: from the package's name)")
     add(
         "--staging",
         type=_folder,
         metavar="gs://BUCKET/FOLDER",
-        help="where a package is uploaded to that is no folder of Cloud Storage",
+        help="folder for uploaded packages; required unless --model is a folder in Cloud Storage",
     )
-    add("--service_account", metavar="EMAIL", help="that the container runs as")
-    add("--labels", type=_labels, default={}, metavar="KEY=VALUE,...")
-    add("--dedicated", action="store_true", help="a new endpoint gets an address of its own")
+
+
+def _add_target(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for the deployed model and its endpoint."""
+    add = parser.add_argument
+    add(
+        "--service_account",
+        metavar="EMAIL",
+        help="service account that the container runs as (default: Vertex AI's default)",
+    )
+    add(
+        "--labels",
+        type=_labels,
+        default={},
+        metavar="KEY=VALUE,...",
+        help="labels of the model and of a new endpoint",
+    )
+    add(
+        "--dedicated",
+        action="store_true",
+        help="give a new endpoint its own network address",
+    )
     add(
         "--dry_run",
         action="store_true",
-        help="print the requests for a project that is empty yet; send nothing",
+        help="print the requests that a first deployment would send, but send nothing",
     )
     add(
         "--traffic_percent",
         type=_percent,
         default=100,
         metavar="N",
-        help="share of the new model; the others keep the rest in their proportions (default: 100)",
+        help="percentage of the traffic for the new model; the other models share the rest in the "
+        "same proportions as before (default: 100)",
     )
-    _add_machines(parser)
-    return parser
 
 
 def _add_machines(parser: argparse.ArgumentParser) -> None:
-    """Which container runs, on what."""
+    """Add the flags for the container and its machines."""
     add = parser.add_argument_group("container").add_argument
-    add("--image", help="container image, as of serving/Dockerfile (default: Google's TorchServe)")
+    add(
+        "--image",
+        help="container image, for example built from serving/Dockerfile (default: Google's "
+        "TorchServe image)",
+    )
     add(
         "--container_args",
         default="",
-        help="flags of your own image: --container_args='--outputs all'",
+        help="flags for a container of your own, as in --container_args='--outputs all'",
     )
-    add("--machine_type", default="n1-standard-4", help="default: n1-standard-4")
-    add("--min_replicas", type=positive_integer, default=1, help="default: 1")
-    add("--max_replicas", type=positive_integer, help="default: as many as --min_replicas")
-    add("--accelerator", metavar="TYPE[:N]", help="as NVIDIA_L4 or NVIDIA_TESLA_T4:2")
+    add(
+        "--machine_type",
+        default="n1-standard-4",
+        help="machine type of each replica (default: n1-standard-4)",
+    )
+    add("--min_replicas", type=positive_integer, default=1, help="fewest replicas (default: 1)")
+    add(
+        "--max_replicas",
+        type=positive_integer,
+        help="most replicas (default: the same as --min_replicas)",
+    )
+    add(
+        "--accelerator",
+        metavar="TYPE[:N]",
+        help="accelerators of each replica, as in NVIDIA_L4 or NVIDIA_TESLA_T4:2 (default: none)",
+    )
 
 
 def parse_deploy(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line of deploy -> its flags. Raises UsageError."""
+    """Return the flags of deploy, with defaults filled in.
+
+    Raises:
+        UsageError: If a flag is missing or wrong, or flags contradict each other.
+    """
     args = deploy_parser().parse_args(argv)
-    # After `--help`: it loads Google's clients.
+    # Imported only now, so that `--help` is fast: this import loads Google's clients.
     from serving.deploy.artifact import is_in_place
 
     if fault := path_fault(args.model):
         raise UsageError(f"--model: {fault}")
     if args.staging is None and not is_in_place(args.model):
         raise UsageError(
-            "--staging is missing: expected gs://BUCKET/FOLDER, where the model is uploaded to "
-            "for the container to read it"
+            "--staging is missing: expected gs://BUCKET/FOLDER, to which the model is uploaded for "
+            "the container"
         )
     args.max_replicas = args.max_replicas or args.min_replicas
     if args.max_replicas < args.min_replicas:
@@ -151,7 +209,10 @@ def parse_deploy(argv: Sequence[str]) -> argparse.Namespace:
         )
     args.prebuilt = args.image is None or "/vertex-ai/prediction/" in args.image
     if args.prebuilt and args.container_args:
-        raise UsageError("--container_args: Google's own containers take none")
+        raise UsageError(
+            "--container_args applies to an --image of your own: Google's containers take no "
+            "arguments"
+        )
     if args.image is None:
         continent = args.region.partition("-")[0]
         place = continent if continent in ("europe", "asia") else "us"
@@ -161,41 +222,64 @@ def parse_deploy(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def undeploy_parser() -> argparse.ArgumentParser:
-    """Nothing -> the parser of undeploy's flags."""
-    parser = _parser("undeploy", "Take a model, or all of them, from an endpoint of Vertex AI.")
+    """Return the parser of undeploy's flags."""
+    parser = _parser("undeploy", "Remove one model or all models from a Vertex AI endpoint.")
     add = parser.add_argument
-    add("--deployed_model", metavar="ID", help="which one, as `status` lists them")
-    add("--all", action="store_true", help="all models, and so the last one with traffic")
-    add("--delete_endpoint", action="store_true", help="and the endpoint, if none is left")
+    add(
+        "--deployed_model",
+        metavar="ID",
+        help="id of the deployed model, as `status` shows it (default: the only model)",
+    )
+    add(
+        "--all",
+        action="store_true",
+        help="remove all models, including the last one that answers requests",
+    )
+    add(
+        "--delete_endpoint",
+        action="store_true",
+        help="also delete the endpoint; all its models must be removed",
+    )
     add(
         "--dry_run",
         action="store_true",
-        help="read what is there and print the requests that would change it; change nothing",
+        help="read the endpoint and print the requests that would change it, but change nothing",
     )
     return parser
 
 
 def parse_undeploy(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line of undeploy -> its flags. Raises UsageError."""
+    """Return the flags of undeploy.
+
+    Raises:
+        UsageError: If a flag is missing or wrong, or flags contradict each other.
+    """
     args = undeploy_parser().parse_args(argv)
     if args.endpoint is None:
         raise UsageError("--endpoint is missing: expected its display name, id or full name")
     if args.all and args.deployed_model:
-        raise UsageError("--all and --deployed_model exclude each other")
+        raise UsageError("--all and --deployed_model cannot be used together: choose one of them")
     return args
 
 
 def status_parser() -> argparse.ArgumentParser:
-    """Nothing -> the parser of status' flags."""
-    parser = _parser("status", "Endpoints of Vertex AI with their models (default: all).")
-    parser.add_argument("--json", action="store_true", help="for programs")
+    """Return the parser of status' flags."""
+    parser = _parser("status", "List Vertex AI endpoints and their models (default: all).")
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     return parser
 
 
 def make_cloud(args: argparse.Namespace, *, sends_nothing: bool = False) -> Cloud:
-    """The flags of a command -> where it goes. Raises UsageError, CredentialsError.
+    """Return the project and addresses that the flags of a command name.
 
-    sends_nothing: no credentials are needed, though they may name the project.
+    Args:
+        args: The flags of the command.
+        sends_nothing: Whether the command sends no requests. It then needs no credentials, but
+            still takes the project from them if there are any.
+
+    Raises:
+        UsageError: If no project is named, or an address is wrong.
+        CredentialsError: If credentials are needed and there are none.
     """
     from cloud.clients import Cloud, default_project
 

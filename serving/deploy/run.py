@@ -1,8 +1,8 @@
-"""python -m serving deploy: a model package behind an endpoint of Vertex AI.
+"""python -m serving deploy: put a model package behind a Vertex AI endpoint.
 
-What is there already is found and not made twice: the content in Cloud Storage by its digest,
-the model's version by its description, the endpoint by its name, the deployed model by its
-version. So a run that was broken off can be run again.
+The command finds what exists and creates nothing twice. It finds the files in Cloud Storage by
+their digest, the version of the model by its description, the endpoint by its name and the deployed
+model by its version. An interrupted deployment can therefore be run again.
 """
 
 from __future__ import annotations
@@ -34,25 +34,39 @@ if TYPE_CHECKING:
         ModelContainerSpec,
     )
 
-# Labels, by which things are found, but no version is known again: Google merges those of a model
-# with those of its versions.
+# A label by which users find a model. It cannot identify a version, since Google merges the labels
+# of a model with the labels of its versions.
 DIGEST_LABEL = "model_digest"
 
 
 def say(line: str) -> None:
-    """A line of progress, beside the output."""
+    """Print a line of progress to standard error."""
     print(line, file=sys.stderr, flush=True)
 
 
 def _nothing(_: str) -> None:
-    """Of a dry run, whose output says it all."""
+    """Print no progress in a dry run, which prints its requests instead."""
 
 
 def deploy(args: argparse.Namespace) -> int:
-    """The flags, as parse_deploy gives them -> the exit code. Raises MillraceError."""
+    """Deploy a model package, and print the endpoint, the deployed model and the traffic.
+
+    Args:
+        args: The flags, as `parse_deploy` returns them.
+
+    Returns:
+        The exit code 0.
+
+    Raises:
+        UsageError: If a flag is wrong, or does not fit the existing endpoint.
+        ModelError: If the package cannot be used.
+        OutputError: If the package cannot be uploaded.
+        EndpointError: If Vertex AI refuses a step.
+        CredentialsError: If there are no usable Google Cloud credentials.
+    """
     cloud, resources = make_cloud(args, sends_nothing=args.dry_run), _resources(args)
     if args.dry_run:
-        # A plain address, to which no credentials go.
+        # No credentials are sent to a plain HTTP address.
         cloud = replace(cloud, endpoints=Endpoints(aiplatform="http://dry-run"))
     region = VertexRegion(cloud, args.region, _nothing if args.dry_run else say)
     if args.dry_run:
@@ -67,7 +81,7 @@ def deploy(args: argparse.Namespace) -> int:
             digest=args.model_digest,
             trusted_modules=args.trusted_modules,
         )
-    # What the flags cannot have is told before anything is made.
+    # Report flags that do not fit the endpoint before anything is created.
     endpoint = region.find(args.endpoint)
     _check_endpoint(args, endpoint)
     put = _print_upload if args.dry_run else uploader(cloud, say)
@@ -81,7 +95,10 @@ def deploy(args: argparse.Namespace) -> int:
 
 
 def _imagined(args: argparse.Namespace, parent: str) -> dict[str, Any] | None:
-    """The endpoint that a dry run takes for granted: one with a model, if it is to share."""
+    """Return the endpoint that a dry run assumes.
+
+    It is None, or an endpoint with another model if the new model gets only part of the traffic.
+    """
     if args.traffic_percent == 100:
         return None
     return {
@@ -93,7 +110,7 @@ def _imagined(args: argparse.Namespace, parent: str) -> dict[str, Any] | None:
 
 
 def _unread(args: argparse.Namespace) -> Artifact:
-    """A package in Cloud Storage that is not to be read -> what can be said of it."""
+    """Return a stand-in for a package in Cloud Storage, which a dry run does not read."""
     return Artifact(
         name="model",
         version="VERSION",
@@ -108,7 +125,14 @@ def _print_upload(bucket: str, name: str, data: bytes) -> None:
 
 
 def model_container(args: argparse.Namespace, artifact: Artifact) -> ModelContainerSpec:
-    """Flags, a model -> its container. Google's own know routes and port by themselves."""
+    """Return the container for a model.
+
+    Google's own containers need only the image: they know their routes and their port.
+
+    Args:
+        args: The flags, as `parse_deploy` returns them.
+        artifact: The package that the container serves.
+    """
     from google.cloud.aiplatform_v1 import types
 
     if args.prebuilt:
@@ -129,7 +153,7 @@ def model_container(args: argparse.Namespace, artifact: Artifact) -> ModelContai
 def _ensure_version(
     region: VertexRegion, args: argparse.Namespace, artifact: Artifact, folder: str
 ) -> Model:
-    """The version of the model that is made of just this; uploaded if there is none."""
+    """Return the version of the model with this content and container, uploaded if needed."""
     container = model_container(args, artifact)
     content = [artifact.digest, folder, type(container).to_json(container, sort_keys=True)]
     build = hashlib.sha256("\n".join(content).encode()).hexdigest()[:32]
@@ -137,11 +161,11 @@ def _ensure_version(
     versions = region.versions(model_id)
     description = f"{artifact.name} {artifact.version}, build {build}"
     for found in (v for v in versions if v.version_description == description):
-        region.say(f"model {model_id} has this content as version {found.version_id}")
+        region.say(f"model {model_id} already has this content as version {found.version_id}")
         return found
-    # A label has 63 characters; a digest one more.
+    # A label holds at most 63 characters, and a digest has 64.
     labels = args.labels | OWNER | {DIGEST_LABEL: artifact.sha256[:63].lower()}
-    made = region.upload(
+    uploaded = region.upload(
         model_id,
         is_new=not versions,
         description=description,
@@ -149,17 +173,17 @@ def _ensure_version(
         container=container,
         labels=labels,
     )
-    region.say(f"model {model_id} has a new version: {made.version_id}")
-    return made
+    region.say(f"model {model_id} has a new version: {uploaded.version_id}")
+    return uploaded
 
 
 def _check_endpoint(args: argparse.Namespace, endpoint: Endpoint | None) -> None:
-    """Flags, the endpoint if there is one -> nothing. Raises UsageError."""
+    """Raise UsageError if the flags do not fit the endpoint, which may not exist yet."""
     give(shares_of(endpoint) if endpoint else {}, "0", args.traffic_percent)
     if endpoint and args.dedicated and not endpoint.dedicated_endpoint_enabled:
         raise UsageError(
-            f"--dedicated: endpoint {args.endpoint} is a shared one, which cannot be changed: "
-            "name another --endpoint"
+            f"--dedicated: endpoint {args.endpoint} has a shared address, which cannot be changed: "
+            "choose another --endpoint"
         )
 
 
@@ -172,7 +196,7 @@ def _ensure_deployed(
     artifact: Artifact,
     resources: DedicatedResources,
 ) -> None:
-    """The version serves with its share of the traffic; deployed if it is not yet."""
+    """Make the version serve its share of the traffic, and deploy it first if needed."""
     split, found = shares_of(endpoint), deployed_on(endpoint, model)
     if found is None:
         split = give(split, "0", args.traffic_percent)
@@ -209,7 +233,7 @@ def _wanted(
 def _check_same(
     args: argparse.Namespace, found: DeployedModel, resources: DedicatedResources
 ) -> None:
-    """A version that is deployed already, what is asked for -> nothing. Raises UsageError."""
+    """Raise UsageError if a version is already deployed, on other machines than requested."""
     has, wants = found.dedicated_resources, resources
     pairs: dict[str, tuple[Any, Any]] = {
         "--machine_type": (has.machine_spec.machine_type, wants.machine_spec.machine_type),
@@ -224,13 +248,13 @@ def _check_same(
     for flag, (is_now, wanted) in pairs.items():
         if is_now != wanted:
             raise UsageError(
-                f"{flag}: this version is deployed already, as {found.id} with {is_now or 'none'} "
-                f"where {wanted or 'none'} is asked for: undeploy it first"
+                f"{flag} {wanted or 'none'}: this version is already deployed as {found.id}, with "
+                f"{is_now or 'none'}: undeploy it first"
             )
 
 
 def _resources(args: argparse.Namespace) -> DedicatedResources:
-    """Flags -> the machines. Raises UsageError."""
+    """Return the machines that the flags describe, or raise UsageError."""
     from google.cloud.aiplatform_v1 import types
 
     machine = types.MachineSpec(machine_type=args.machine_type)
@@ -240,7 +264,7 @@ def _resources(args: argparse.Namespace) -> DedicatedResources:
         if name not in known or not (count or "1").isdecimal():
             raise UsageError(
                 f"--accelerator {args.accelerator}: expected TYPE or TYPE:N"
-                f"{suggest(name, known)}, as NVIDIA_TESLA_T4:2"
+                f"{suggest(name, known)}, for example NVIDIA_TESLA_T4:2"
             )
         machine.accelerator_type = types.AcceleratorType[name]
         machine.accelerator_count = int(count or 1)

@@ -1,4 +1,4 @@
-"""python -m serving status: the endpoints of Vertex AI and what is deployed there."""
+"""python -m serving status: list Vertex AI endpoints and their models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,19 @@ _COLUMNS = (
 
 
 def status(args: argparse.Namespace) -> int:
-    """The flags, as status_parser reads them -> the exit code. Raises MillraceError."""
+    """Print endpoints and their deployed models, as a table or as JSON.
+
+    Args:
+        args: The flags, as `status_parser` parses them.
+
+    Returns:
+        The exit code 0.
+
+    Raises:
+        UsageError: If a flag is wrong.
+        EndpointError: If there is no such endpoint, or the endpoints cannot be read.
+        CredentialsError: If there are no usable Google Cloud credentials.
+    """
     region = VertexRegion(make_cloud(args), args.region, say)
     endpoints = [region.get(args.endpoint)] if args.endpoint else region.endpoints()
     found = [describe_endpoint(endpoint) for endpoint in endpoints]
@@ -36,7 +48,7 @@ def status(args: argparse.Namespace) -> int:
 
 
 def describe_endpoint(endpoint: Endpoint) -> dict[str, Any]:
-    """An endpoint -> what there is to know of it, as JSON."""
+    """Return an endpoint and its deployed models as a JSON object."""
     return {
         "endpoint": endpoint.name,
         "display_name": endpoint.display_name,
@@ -75,7 +87,12 @@ def _time(resource: Endpoint | DeployedModel) -> str:
 
 
 def table(endpoints: Sequence[dict[str, Any]], now: datetime) -> str:
-    """Endpoints as `describe` has them -> lines, one a deployed model, columns aligned."""
+    """Return a text table of endpoints, with one line per deployed model.
+
+    Args:
+        endpoints: The endpoints, as `describe_endpoint` returns them.
+        now: The current time, from which the ages are computed.
+    """
     rows: list[tuple[str, ...]] = [_COLUMNS]
     for endpoint in endpoints:
         head = (endpoint["display_name"], endpoint["endpoint"].rpartition("/")[2])
@@ -104,7 +121,7 @@ def _cells(deployed: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _age(created: str, now: datetime) -> str:
-    """A moment -> how long ago it was, in its largest unit."""
+    """Return how long ago a moment was, in the largest unit that fits."""
     seconds = (now - datetime.fromisoformat(created)).total_seconds()
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= size:

@@ -1,4 +1,4 @@
-"""Shares of an endpoint's traffic, in whole percent by the id of a deployed model."""
+"""The traffic split of an endpoint: whole percentages by the id of a deployed model."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ Split = dict[str, int]
 
 
 def scale(split: Mapping[str, int], total: int) -> Split:
-    """Shares, what they are to add up to -> the same in proportion; those of nothing left out.
+    """Scale shares to a new total, and leave out shares of 0.
 
-    What rounding leaves goes to the largest remainders, so the sum is exact.
+    The shares are rounded down. The rest goes to the largest remainders, so the sum is exact.
+
+    Args:
+        split: The shares in percent, by the id of a deployed model.
+        total: The new sum of the shares, in percent.
     """
     whole = sum(split.values())
     if not whole:
@@ -25,19 +29,32 @@ def scale(split: Mapping[str, int], total: int) -> Split:
 
 
 def give(split: Mapping[str, int], ident: str, percent: int) -> Split:
-    """Shares, a model and its new share -> all shares; the others keep their proportions.
+    """Set the share of one model; the other models keep their proportions.
 
-    Raises UsageError where nobody is there to take the rest.
+    Args:
+        split: The shares in percent, by the id of a deployed model.
+        ident: The id of the model.
+        percent: Its new share, 0 to 100.
+
+    Returns:
+        The new shares of all models, without shares of 0.
+
+    Raises:
+        UsageError: If no other model has traffic and could take the rest.
+
+    Example:
+        >>> give({"old": 100}, "new", 10)
+        {'old': 90, 'new': 10}
     """
     others = {other: share for other, share in split.items() if other != ident and share}
     if percent < 100 and not others:
         raise UsageError(
-            f"--traffic_percent {percent}: no other model of the endpoint takes the other "
-            f"{100 - percent} %: leave the flag out"
+            f"--traffic_percent {percent}: no other model of the endpoint has traffic, so none can "
+            f"take the remaining {100 - percent} %: leave out the flag"
         )
     return scale(others, 100 - percent) | ({ident: percent} if percent else {})
 
 
 def without(split: Mapping[str, int], ident: str) -> Split:
-    """Shares, a model -> those of the others when it is gone; empty where it was the last."""
+    """Return the shares after a model is removed; empty if no other model has traffic."""
     return scale({other: share for other, share in split.items() if other != ident}, 100)

@@ -1,4 +1,4 @@
-"""python -m serving undeploy: models away from an endpoint of Vertex AI."""
+"""python -m serving undeploy: remove models from a Vertex AI endpoint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,19 @@ if TYPE_CHECKING:
 
 
 def undeploy(args: argparse.Namespace) -> int:
-    """The flags, as parse_undeploy gives them -> the exit code. Raises MillraceError."""
+    """Remove models from an endpoint, and delete the endpoint if the flags say so.
+
+    Args:
+        args: The flags, as `parse_undeploy` returns them.
+
+    Returns:
+        The exit code 0.
+
+    Raises:
+        UsageError: If it is unclear which model to remove, or no model would answer requests.
+        EndpointError: If there is no such endpoint, or Vertex AI refuses a step.
+        CredentialsError: If there are no usable Google Cloud credentials.
+    """
     region = VertexRegion(make_cloud(args), args.region, say)
     if args.dry_run:
         send_nothing(region, sys.stdout, reads=True)
@@ -32,17 +44,25 @@ def undeploy(args: argparse.Namespace) -> int:
         region.delete(endpoint)
     if args.dry_run:
         return 0
-    left = len(endpoint.deployed_models) - len(chosen)
-    print(f"undeployed {len(chosen)} of endpoint {endpoint.display_name}, {left} left")
+    total = len(endpoint.deployed_models)
+    print(
+        f"undeployed {len(chosen)} of {total} models from endpoint {endpoint.display_name}, "
+        f"{total - len(chosen)} left"
+    )
     if args.delete_endpoint:
         print(f"deleted endpoint {endpoint.name}")
     return 0
 
 
 def choose_deployed(args: argparse.Namespace, endpoint: Endpoint) -> list[DeployedModel]:
-    """Flags, an endpoint -> the models to take away, those without traffic first.
+    """Return the models to remove, models without traffic first.
 
-    Raises UsageError where it is unclear which, or where nobody would answer afterwards.
+    Args:
+        args: The flags, as `parse_undeploy` returns them.
+        endpoint: The endpoint with its models.
+
+    Raises:
+        UsageError: If it is unclear which model to remove, or no model would answer requests.
     """
     there, split = list(endpoint.deployed_models), shares_of(endpoint)
     if args.all:
@@ -51,19 +71,23 @@ def choose_deployed(args: argparse.Namespace, endpoint: Endpoint) -> list[Deploy
     chosen = [d for d in there if args.deployed_model in (None, d.id)]
     if args.deployed_model and not chosen:
         raise UsageError(
-            f"--deployed_model {args.deployed_model}: endpoint {args.endpoint} has {ids or 'none'}"
+            f"--deployed_model {args.deployed_model} is not on endpoint {args.endpoint}, which has "
+            f"{ids or 'no models'}"
         )
     if len(chosen) > 1:
         raise UsageError(
-            f"endpoint {args.endpoint} has {len(there)} models: name one with --deployed_model "
-            f"({ids}), or say --all"
+            f"endpoint {args.endpoint} has {len(there)} models: choose one with --deployed_model "
+            f"({ids}), or pass --all"
         )
     for deployed in chosen:
         if split.get(deployed.id) == 100:
             raise UsageError(
                 f"deployed model {deployed.id} answers all requests of endpoint {args.endpoint}: "
-                "give another its traffic first (deploy --traffic_percent), or say --all"
+                "move its traffic to another model first (deploy --traffic_percent), or pass --all"
             )
     if args.delete_endpoint and len(chosen) < len(there):
-        raise UsageError(f"--delete_endpoint: models would be left ({ids}): say --all")
+        raise UsageError(
+            f"--delete_endpoint: endpoint {args.endpoint} would keep some of its models ({ids}): "
+            "pass --all"
+        )
     return chosen

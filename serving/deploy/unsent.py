@@ -1,4 +1,4 @@
-"""Requests that are printed instead of sent, for --dry_run."""
+"""Print requests instead of sending them, for --dry_run."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ _TYPE = "type.googleapis.com/google.cloud.aiplatform.v1."
 
 
 class Unsent(HTTPAdapter):
-    """Prints each request with its body, and answers as if all went well.
+    """An HTTP adapter that prints each request with its body, and answers as if it had succeeded.
 
-    endpoint: the only thing that is there, if anything is. reads: requests that only read are
-    sent, unprinted.
+    Args:
+        out: The file to print to.
+        endpoint: The only existing resource for the answers, or None.
+        reads: Whether requests that only read are sent, without being printed.
     """
 
     def __init__(self, out: TextIO, endpoint: Resource | None, *, reads: bool) -> None:
@@ -28,7 +30,7 @@ class Unsent(HTTPAdapter):
         self._out, self._endpoint, self._reads = out, endpoint, reads
 
     def send(self, request: requests.PreparedRequest, *args: Any, **rest: Any) -> requests.Response:
-        """A request -> the answer to it, or to be made of it."""
+        """Return the answer to a request, a real one only for reads that are sent."""
         if self._reads and request.method == "GET":
             return super().send(request, *args, **rest)
         url = urlsplit(request.url or "")
@@ -41,7 +43,7 @@ class Unsent(HTTPAdapter):
         if body:
             print(json.dumps(body, indent=2), file=self._out)
         if request.method == "GET":
-            status, answer = self._there(str(url.path))
+            status, answer = self._found(str(url.path))
         else:
             status, answer = 200, _changed(str(request.method), str(url.path), body)
         response = requests.Response()
@@ -49,17 +51,17 @@ class Unsent(HTTPAdapter):
         response._content = json.dumps(answer).encode()
         return response
 
-    def _there(self, path: str) -> tuple[int, Resource]:
-        """What is read -> the status and the body of the answer."""
+    def _found(self, path: str) -> tuple[int, Resource]:
+        """Return the status and the body of the answer to a read."""
         if path.endswith("/endpoints"):
             return 200, {"endpoints": [self._endpoint]} if self._endpoint else {}
         if self._endpoint and "/endpoints/" in path:
             return 200, self._endpoint
-        return 404, {"error": {"code": 404, "message": "it is not there"}}
+        return 404, {"error": {"code": 404, "message": "not found"}}
 
 
 def _changed(method: str, path: str, body: Resource) -> Resource:
-    """A request that changes something -> what it brings: the operation, already ended."""
+    """Return the answer to a request that changes something: an operation that is already done."""
     parent = path.removeprefix("/v1/").rpartition("/")[0]
     if method == "PATCH":
         return body
@@ -85,7 +87,14 @@ def _changed(method: str, path: str, body: Resource) -> Resource:
 def send_nothing(
     region: VertexRegion, out: TextIO, endpoint: Resource | None = None, *, reads: bool = False
 ) -> None:
-    """A region -> its clients send nothing from now on, or only what reads."""
+    """Make the clients of a region print their requests instead of sending them.
+
+    Args:
+        region: The region whose clients are changed.
+        out: The file to print to.
+        endpoint: The only existing resource for the answers, or None.
+        reads: Whether requests that only read are still sent, without being printed.
+    """
     for client in (region.clients.models, region.clients.endpoints):
         session = client.transport._session
         for scheme in ("http://", "https://"):

@@ -1,7 +1,7 @@
-"""Vertex AI in one region: what is there, and changes, which are waited for.
+"""The models and endpoints of Vertex AI in one region, and methods that change them.
 
-Every change is one method that says what it does, waits for Google's operation and raises
-EndpointError in one line where it fails.
+Each method that changes something prints what it does and waits for Google's operation. It raises
+EndpointError, with a message of one line, if the operation fails.
 """
 
 from __future__ import annotations
@@ -24,19 +24,28 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 _FULL_NAME = re.compile(r"projects/[^/]+/locations/(?P<region>[^/]+)/endpoints/[^/]+")
-# What Vertex AI takes as the id of an endpoint that is to be made.
+# The ids that Vertex AI accepts for a new endpoint.
 _ENDPOINT_ID = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
-# Between two questions whether an operation has ended: from, to and by which factor.
+# The pause between two polls of an operation, in seconds, and the factor by which it grows.
 _FIRST_PAUSE, _LAST_PAUSE, _GROWTH = 0.05, 10.0, 1.5
 _SAY_SECONDS = 30.0
 
 
 class Detached(KeyboardInterrupt):
-    """Ctrl-C while an operation runs; the message says what goes on and how to look."""
+    """Ctrl-C while an operation runs; the message says how to check the operation."""
 
 
 class VertexRegion:
-    """Models and endpoints of a project in a region. say: told each step, in one line."""
+    """The models and endpoints of a project in one region.
+
+    All methods raise EndpointError if Vertex AI refuses a request, and CredentialsError if there
+    are no usable Google Cloud credentials.
+
+    Args:
+        cloud: The connection to Google Cloud.
+        region: The region.
+        say: A function that is called with one line of progress for each step.
+    """
 
     def __init__(self, cloud: Cloud, region: str, say: Say) -> None:
         self.say = say
@@ -47,10 +56,10 @@ class VertexRegion:
         self._once: dict[str, Any] = {"timeout": REQUEST_SECONDS, "retry": None}
         self._call = self._once | {"retry": retry(self._seconds)}
 
-    # What is there
+    # Reads
 
     def versions(self, model_id: str) -> list[Model]:
-        """A model's id -> its versions; none where there is no such model."""
+        """Return the versions of a model; an empty list if the model does not exist."""
         from google.api_core.exceptions import NotFound
 
         name = f"{self.parent}/models/{model_id}"
@@ -61,19 +70,27 @@ class VertexRegion:
                 return []
 
     def endpoints(self, filter: str = "") -> list[Endpoint]:
-        """A filter -> the endpoints that pass it."""
+        """Return the endpoints that match a filter, in Vertex AI's syntax."""
         request = {"parent": self.parent, "filter": filter}
         with self._vertex_errors(f"endpoints of {self.region} cannot be listed"):
             return list(self.clients.endpoints.list_endpoints(request=request, **self._call))
 
     def find(self, endpoint: str) -> Endpoint | None:
-        """A full name, an id of digits or a display name -> the endpoint, None if there is none.
+        """Find an endpoint by its display name, id or full name.
 
-        Raises EndpointError where several have the name, UsageError of another region.
+        Returns:
+            The endpoint, or None if no endpoint has this display name.
+
+        Raises:
+            EndpointError: If several endpoints have this display name, or there is no endpoint with
+                this id or full name.
+            UsageError: If the full name is in another region.
         """
         full = _FULL_NAME.fullmatch(endpoint)
         if full and full["region"] != self.region:
-            raise UsageError(f"--endpoint {endpoint} is not in {self.region}: say --region too")
+            raise UsageError(
+                f"--endpoint {endpoint} is not in {self.region}: pass its region as --region"
+            )
         if full or endpoint.isdecimal():
             name = endpoint if full else f"{self.parent}/endpoints/{endpoint}"
             with self._vertex_errors(f"endpoint {endpoint} cannot be read"):
@@ -83,12 +100,17 @@ class VertexRegion:
             names = ", ".join(e.name.rpartition("/")[2] for e in found)
             raise EndpointError(
                 f"{len(found)} endpoints of {self.region} have the display name {endpoint}: "
-                f"give --endpoint the id of one: {names}"
+                f"pass the id of one of them as --endpoint: {names}"
             )
         return found[0] if found else None
 
     def get(self, endpoint: str) -> Endpoint:
-        """As `find`, of an endpoint that must be there. Raises EndpointError."""
+        """Return an endpoint by its display name, id or full name.
+
+        Raises:
+            EndpointError: If there is no such endpoint, or several have this display name.
+            UsageError: If the full name is in another region.
+        """
         found = self.find(endpoint)
         if found is None:
             every = [e.display_name for e in self.endpoints()]
@@ -110,7 +132,19 @@ class VertexRegion:
         container: ModelContainerSpec,
         labels: Mapping[str, str],
     ) -> Model:
-        """What a model is made of -> its new version. is_new: the first of this id."""
+        """Upload a new version of a model.
+
+        Args:
+            model_id: The id of the model in the registry.
+            is_new: Whether this is the first version of the model.
+            description: The description of the version, by which it is found again.
+            folder: The folder in Cloud Storage with the files of the package.
+            container: The container that serves the model.
+            labels: The labels of the model.
+
+        Returns:
+            The new version, with its name, id and display name.
+        """
         from google.cloud.aiplatform_v1 import types
 
         model = types.Model(
@@ -120,7 +154,7 @@ class VertexRegion:
             container_spec=container,
             labels=labels,
         )
-        # The id of a model is ours to choose, so that two at once cannot make two models.
+        # Choosing the id here keeps two deployments at the same time from creating two models.
         named = (
             {"model_id": model_id}
             if is_new
@@ -136,7 +170,16 @@ class VertexRegion:
         )
 
     def create(self, display_name: str, labels: Mapping[str, str], *, dedicated: bool) -> Endpoint:
-        """A display name -> a new endpoint, whose id is the name where it can be one."""
+        """Create an endpoint, whose id is its display name if Vertex AI accepts that as an id.
+
+        Args:
+            display_name: The display name of the endpoint.
+            labels: The labels of the endpoint.
+            dedicated: Whether the endpoint gets its own network address.
+
+        Returns:
+            The new endpoint, or the one with this name that another deployment has created.
+        """
         from google.api_core.exceptions import Conflict, NotFound
         from google.cloud.aiplatform_v1 import types
 
@@ -151,18 +194,27 @@ class VertexRegion:
             try:
                 started = self.clients.endpoints.create_endpoint(request=request, **self._once)
             except Conflict:
-                # Another run makes it, or one that was broken off did.
+                # Another deployment is creating this endpoint, or an interrupted one has.
                 name = f"{self.parent}/endpoints/{display_name}"
                 patient = self._once | {"retry": retry(self._seconds, NotFound)}
-                made = self.clients.endpoints.get_endpoint(name=name, **patient)
-                if made.display_name != display_name:
+                found = self.clients.endpoints.get_endpoint(name=name, **patient)
+                if found.display_name != display_name:
                     raise
-                return made
+                return found
             what = f"creating endpoint {display_name}"
             return self._wait(started.operation, what, types.Endpoint)
 
     def deploy(self, endpoint: Endpoint, deployed: DeployedModel, split: Split) -> str:
-        """An endpoint, what to deploy, shares with "0" for it -> the id that it got."""
+        """Deploy a model to an endpoint.
+
+        Args:
+            endpoint: The endpoint.
+            deployed: The model and its machines.
+            split: The traffic of all models by id; the new model has the id "0" here.
+
+        Returns:
+            The id of the deployed model.
+        """
         from google.cloud.aiplatform_v1 import types
 
         what = f"deploying {deployed.display_name} to {endpoint.display_name}"
@@ -176,7 +228,13 @@ class VertexRegion:
         return str(answer.deployed_model.id)
 
     def set_traffic(self, endpoint: Endpoint, split: Split) -> None:
-        """An endpoint as it was read, shares -> they hold, unless it was changed meanwhile."""
+        """Set the traffic of an endpoint.
+
+        Args:
+            endpoint: The endpoint as it was read. Vertex AI refuses the change if the endpoint has
+                changed since then.
+            split: The traffic of all models by id.
+        """
         from google.cloud.aiplatform_v1 import types
         from google.protobuf.field_mask_pb2 import FieldMask
 
@@ -187,7 +245,13 @@ class VertexRegion:
             )
 
     def undeploy(self, endpoint: Endpoint, deployed: DeployedModel, split: Split) -> None:
-        """An endpoint, a model on it, the shares of those that stay -> it is gone."""
+        """Remove a model from an endpoint.
+
+        Args:
+            endpoint: The endpoint.
+            deployed: The model to remove.
+            split: The traffic of the remaining models by id.
+        """
         from google.cloud.aiplatform_v1 import types
 
         what = f"undeploying {deployed.id} ({deployed.display_name}) from {endpoint.display_name}"
@@ -201,7 +265,7 @@ class VertexRegion:
             self._wait(started.operation, what, types.UndeployModelResponse)
 
     def delete(self, endpoint: Endpoint) -> None:
-        """An endpoint without models -> it is gone."""
+        """Delete an endpoint that has no models."""
         with self._vertex_errors(f"endpoint {endpoint.display_name} cannot be deleted"):
             started = self.clients.endpoints.delete_endpoint(name=endpoint.name, **self._call)
             self._wait(started.operation, f"deleting endpoint {endpoint.display_name}", None)
@@ -212,7 +276,7 @@ class VertexRegion:
             yield
 
     def _wait(self, operation: Any, what: str, kind: Any) -> Any:
-        """An operation just started, the type of its answer -> the answer, when it has ended."""
+        """Wait for an operation to end, and return its answer of type `kind`."""
         from google.api_core.exceptions import from_grpc_status
 
         started = said = time.monotonic()
@@ -228,7 +292,7 @@ class VertexRegion:
                     self.say(f"{what} ... {said - started:.0f} s")
         except KeyboardInterrupt as interrupt:
             raise Detached(
-                f"{what} goes on at Google, as operation {operation.name}; look with "
+                f"{what} continues on Google Cloud, as operation {operation.name}; check it with "
                 f"`{as_typed('serving status')} --project {self.project} --region {self.region}`"
             ) from interrupt
         if operation.HasField("error"):
@@ -243,9 +307,10 @@ class VertexRegion:
 
 
 def deployed_on(endpoint: Endpoint, model: Model) -> DeployedModel | None:
-    """An endpoint, a version of a model -> that version as deployed there, None if it is not.
+    """Return a version of a model as it is deployed on an endpoint, or None if it is not.
 
-    Names are compared behind the project, for which Google answers a number.
+    Names are compared without the project, since Google's answers contain the project's number in
+    place of its id.
     """
     wanted = model.name.partition("/locations/")[2].partition("@")[0]
     for deployed in endpoint.deployed_models:
@@ -256,5 +321,5 @@ def deployed_on(endpoint: Endpoint, model: Model) -> DeployedModel | None:
 
 
 def shares_of(endpoint: Endpoint) -> Split:
-    """An endpoint -> the traffic of its models, in percent by id."""
+    """Return the traffic of an endpoint's models, in percent by id, without shares of 0."""
     return {ident: share for ident, share in endpoint.traffic_split.items() if share}
