@@ -2,6 +2,8 @@
 
 MillraceError
     UsageError         a flag is missing, unknown or invalid
+        SubscriptionInUse  another job reads the subscription of a stream
+        UpdateRefused      a stream cannot replace the running one
     ModelError         the model package cannot be used
         ManifestError      model.json does not follow the format of a manifest
         DigestMismatch     a file does not have the expected digest
@@ -10,10 +12,13 @@ MillraceError
     DeviceError        the accelerator is missing or has failed
     OutOfMemory        the machine or the process has too little memory
     InputError         a source is missing, unreadable or lacks columns
+        InputChanged       a file changed while the run was reading it
     OutputError        a destination cannot be written
+        AttemptConflict    another attempt, or a file that no run wrote, is in the way
     EndpointError      a prediction endpoint is missing, refuses requests or stays down
     CredentialsError   no usable Google Cloud credentials were found
-    JobError           a Dataflow job cannot be started or monitored, or has failed
+    JobError           a Dataflow job cannot be started, or has failed
+        JobNotMonitored    a job can no longer be monitored
     TooManyDeadLetters more rows failed than the user allows
     BalanceError       the rows read differ from the rows scored plus the dead letters
 
@@ -35,7 +40,13 @@ class MillraceError(Exception):
     Args:
         message: One line for the user. User information and queries of the addresses in it are
             hidden.
+
+    Attributes:
+        page: The code of the page in docs/operate that explains the error. Empty if the message
+            says everything.
     """
+
+    page = "unexpected"
 
     def __init__(self, message: str = "") -> None:
         super().__init__(without_secrets(message))
@@ -44,9 +55,26 @@ class MillraceError(Exception):
 class UsageError(MillraceError):
     """A flag is missing, unknown or invalid."""
 
+    # Its message says everything.
+    page = ""
+
+
+class SubscriptionInUse(UsageError):
+    """Another job reads the subscription of a stream."""
+
+    page = "subscription-locked"
+
+
+class UpdateRefused(UsageError):
+    """A stream cannot replace the running one."""
+
+    page = "update-refused"
+
 
 class ModelError(MillraceError):
     """The model package cannot be used."""
+
+    page = "model-refused"
 
 
 class ManifestError(ModelError):
@@ -68,37 +96,73 @@ class ContractBroken(ModelError):
 class DeviceError(MillraceError):
     """The accelerator is missing or has failed."""
 
+    page = "device"
+
 
 class OutOfMemory(MillraceError):
     """The machine or the process has too little memory."""
+
+    page = "out-of-memory"
 
 
 class InputError(MillraceError):
     """A source is missing, unreadable or lacks columns."""
 
+    page = "input"
+
+
+class InputChanged(InputError):
+    """A file changed while the run was reading it."""
+
+    page = "input-changed"
+
 
 class OutputError(MillraceError):
     """A destination cannot be written."""
+
+    page = "output"
+
+
+class AttemptConflict(OutputError):
+    """Another attempt, or a file that no run wrote, is in the way."""
+
+    page = "attempts"
 
 
 class EndpointError(MillraceError):
     """A prediction endpoint is missing, refuses requests or stays down."""
 
+    page = "endpoint-fails"
+
 
 class CredentialsError(MillraceError):
     """No usable Google Cloud credentials were found."""
 
+    page = "permissions"
+
 
 class JobError(MillraceError):
-    """A Dataflow job cannot be started or monitored, or has failed."""
+    """A Dataflow job cannot be started, or has failed."""
+
+    page = "job-failed"
+
+
+class JobNotMonitored(JobError):
+    """A job can no longer be monitored."""
+
+    page = "cannot-follow"
 
 
 class TooManyDeadLetters(MillraceError):
     """More rows failed than the user allows."""
 
+    page = "too-many-dead-letters"
+
 
 class BalanceError(MillraceError):
     """The rows read differ from the rows scored plus the dead letters."""
+
+    page = "input-changed"
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -83,6 +83,11 @@ COMMANDS = {
         ("pipelines.template_spec",),
         "pipelines.template_spec:main",
     ),
+    "explain": Entry(
+        "explain an error, by the code at its end",
+        ("millrace explain",),
+        "millrace.explain:main",
+    ),
     "demo": Entry(
         "build the example, score it and show the result",
         ("examples.transactions.demo",),

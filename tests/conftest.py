@@ -161,6 +161,7 @@ def distribution(tmp_path_factory: pytest.TempPathFactory) -> Path:
         elif (path / "__init__.py").exists() or path.name == "tests":
             leave = shutil.ignore_patterns("__pycache__")
             shutil.copytree(path, source / path.name, ignore=leave)
+    shutil.copytree(ROOT / "docs" / "operate", source / "docs" / "operate")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

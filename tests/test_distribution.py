@@ -16,10 +16,14 @@ def shipped() -> set[str]:
     return {str(path.relative_to(ROOT)) for path in paths}
 
 
+def operate_pages() -> set[str]:
+    return {path.name for path in (ROOT / "docs" / "operate").glob("*.md")}
+
+
 def test_the_wheel_holds_all_modules_and_types_and_no_tests(distribution: Path) -> None:
     (wheel,) = distribution.glob("*.whl")
     names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
-    assert names == shipped()
+    assert names == shipped() | {f"millrace/operate/{name}" for name in operate_pages()}
 
 
 def test_the_wheel_installs_the_command(distribution: Path) -> None:
@@ -35,6 +39,7 @@ def test_the_sdist_holds_everything_for_another_build(distribution: Path) -> Non
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[-1] for name in archive.getnames()}
     assert {"setup.py", "pyproject.toml", "LICENSE", "README.md"} | shipped() <= names
+    assert {f"docs/operate/{name}" for name in operate_pages()} <= names
 
 
 def test_every_direct_dependency_is_pinned() -> None:

@@ -51,7 +51,9 @@ def test_there_are_commands_to_check() -> None:
 
 
 @pytest.mark.parametrize(
-    ("page", "args"), our_commands(), ids=lambda value: value if isinstance(value, str) else value[1]
+    ("page", "args"),
+    our_commands(),
+    ids=lambda value: value if isinstance(value, str) else value[1],
 )
 def test_commands_have_the_flags_that_they_name(page: str, args: list[str]) -> None:
     name, rest = args[1], args[2:]

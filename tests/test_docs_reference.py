@@ -4,8 +4,8 @@ import dataclasses
 import re
 
 import pytest
-from tools import flag_pages
 from docs_pages import PAGES, ROOT, in_code, marked, section, tables
+from transforms.dead_letter_schema import FAILURE_SCHEMA
 
 from benchmarks import cost
 from common import errors
@@ -14,7 +14,7 @@ from model_handlers.manifest import Manifest
 from resources.config import PIPELINES, Config
 from resources.declaration import ROLES
 from serving.metrics import Metrics
-from transforms.dead_letter_schema import FAILURE_SCHEMA
+from tools import flag_pages
 from transforms.dead_letters import REASONS
 
 

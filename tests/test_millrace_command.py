@@ -26,7 +26,7 @@ from resources.kinds.registry import RegistryModels
 README = (ROOT / "README.md").read_text()
 LISTED = [
     *("score", "stream", "replay", "launch", "package", "serve", "deploy", "deploy status"),
-    *("deploy undeploy", "resources", "template", "demo", "local-cloud"),
+    *("deploy undeploy", "resources", "template", "explain", "demo", "local-cloud"),
 ]
 # Help needs none of these modules, and importing one takes longer than everything else.
 HEAVY = {"torch", "apache_beam", "google.cloud.bigquery", "google.pubsub_v1", "uvicorn"}

@@ -75,7 +75,8 @@ PATTERNS_COMPILED = {pattern: compiled(pattern) for pattern in PATTERNS}
 def is_allowed(path: str, pattern: str) -> bool:
     """Return whether the file may contain the pattern."""
     return any(
-        fnmatch.fnmatch(path, files) and allowed in ("*", pattern) for files, allowed, _ in EXCEPTIONS
+        fnmatch.fnmatch(path, files) and allowed in ("*", pattern)
+        for files, allowed, _ in EXCEPTIONS
     )
 
 
