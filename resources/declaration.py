@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from resources.config import PIPELINES, Config
 from transforms.bigquery.schema import table_fields, type_name
-from transforms.dead_letters import FAILURE_SCHEMA
+from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.row_schemas import REFERENCE_SCHEMA, REFERENCE_STREAM_SCHEMA
 
 # The label of everything that is made here, and by `python -m serving deploy`.

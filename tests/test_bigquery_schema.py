@@ -23,7 +23,7 @@ from transforms.bigquery.schema import (
     unfit_times,
     without_json,
 )
-from transforms.dead_letters import FAILURE_SCHEMA
+from transforms.dead_letter_schema import FAILURE_SCHEMA
 
 JSON = pa.field("j", pa.string(), metadata=JSON_METADATA)
 

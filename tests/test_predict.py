@@ -24,7 +24,8 @@ from property_tests import examples
 from common.record_batch import ERROR, ERROR_TYPE, OUTPUTS
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec
 from model_handlers.torch_model import TorchModelHandler
-from transforms.dead_letters import FAILURE_SCHEMA, Fault
+from transforms.dead_letter_schema import FAILURE_SCHEMA
+from transforms.dead_letters import Fault
 from transforms.encode import EncodeRows, choose_fields
 from transforms.files import ranges as file_ranges
 from transforms.files.destination import FolderDestination

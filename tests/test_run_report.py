@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import BalanceError
-from transforms.dead_letters import FAILURE_SCHEMA, Fault, failure_batch
+from transforms.dead_letter_schema import FAILURE_SCHEMA
+from transforms.dead_letters import Fault, failure_batch
 from transforms.files.destination import Destination, FolderDestination
 from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
 from transforms.files.stage import StageFiles

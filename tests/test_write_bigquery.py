@@ -25,7 +25,8 @@ from transforms.bigquery import commit as commit_table
 from transforms.bigquery.destination import TableDestination, loads_from
 from transforms.bigquery.load import run_table
 from transforms.bigquery.schema import JSON_METADATA, TableName
-from transforms.dead_letters import FAILURE_SCHEMA, Fault, failure_batch
+from transforms.dead_letter_schema import FAILURE_SCHEMA
+from transforms.dead_letters import Fault, failure_batch
 from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
 from transforms.files.stage import conform_to_files
 from transforms.files.store import create_file, delete

@@ -15,26 +15,9 @@ import orjson
 import pyarrow as pa
 
 from common.record_batch import MESSAGE, PAYLOAD, ROW_ID, SOURCE, to_rows
+from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.plain_json import to_json
 from transforms.provenance import Provenance
-
-FAILURE_SCHEMA = pa.schema(
-    [
-        ("failed_at", pa.timestamp("us", tz="UTC")),
-        ("run_id", pa.string()),
-        ("pipeline", pa.string()),
-        ("stage", pa.string()),
-        ("reason", pa.string()),
-        ("message", pa.string()),
-        ("row_id", pa.string()),
-        ("payload", pa.binary()),
-        ("attributes", pa.string()),
-        ("model_name", pa.string()),
-        ("model_version", pa.string()),
-        ("model_digest", pa.string()),
-        ("attempts", pa.int64()),
-    ]
-)
 
 Stage = Literal["decode", "validate", "infer", "encode", "write"]
 # Of rows of any stage; README.md says what each means.

@@ -13,7 +13,7 @@ from pipelines.batch.config import FilesSink, RunConfig, TableSink
 from pipelines.cloud_access import GCS
 from transforms.bigquery.destination import TableDestination
 from transforms.bigquery.schema import TableName
-from transforms.dead_letters import FAILURE_SCHEMA
+from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.files.destination import Destination, FolderDestination
 from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder
 from transforms.lineage import Lineage

@@ -20,7 +20,7 @@ from pipelines.stream.progress import (
 )
 from transforms.bigquery.append import AppendToTable
 from transforms.bigquery.schema import TableName
-from transforms.dead_letters import FAILURE_SCHEMA
+from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.encode import EncodeRows, OutputFields
 from transforms.files.windows import WriteWindows
 from transforms.messages.decode import DecodeMessages, MessageFormat

@@ -15,7 +15,7 @@ from pipelines.options import StreamFailureOptions, StreamSinkOptions
 from pipelines.stream.graph import StreamSinks
 from transforms.bigquery.schema import TableName
 from transforms.bigquery.tables import check_table, create_table, find_table
-from transforms.dead_letters import FAILURE_SCHEMA
+from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.encode import OutputFields
 from transforms.files.run_folder import DEAD_LETTERS, SCORES
 from transforms.files.unfinished import remove_dead

@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from common.errors import InputError, UsageError
-from transforms.dead_letters import FAILURE_SCHEMA
+from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.lineage import BATCH_REPLAY, STREAM_REPLAY, LetterKind, Lineage, Taken
 from transforms.messages.message import ATTEMPTS, REPLAYED_ID, STAGE, Message, attempts_of
 from transforms.messages.publish import MESSAGE_ATTRIBUTES, OWN

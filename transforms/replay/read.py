@@ -25,7 +25,7 @@ from transforms.bigquery.read import (
 )
 from transforms.bigquery.schema import TableName
 from transforms.bigquery.source import BigQuerySource, describe_source
-from transforms.dead_letters import FAILURE_SCHEMA
+from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.files.pins import unchanged
 from transforms.files.ranges import FileRange, match_files, plan_file, split_file
 from transforms.files.read import Read
