@@ -100,7 +100,7 @@ def read_bytes(path: str) -> bytes:
         from apache_beam.io.filesystem import CompressionTypes
         from apache_beam.io.filesystems import FileSystems
 
-        # AUTO would decompress a file whose name ends in .gz, but the digest is that of the file.
+        # AUTO would decompress a file whose name ends in .gz. The digest covers the file as it is.
         kind = CompressionTypes.UNCOMPRESSED
         with FileSystems.open(path, compression_type=kind) as handle:
             return bytes(handle.read())
@@ -167,8 +167,8 @@ def _read_mar(path: str) -> ModelPackage:
             manifest = parse_manifest(_member(archive, MANIFEST_NAME))
             if manifest.file != file:
                 raise ManifestError(
-                    f"{path}: {MANIFEST_NAME} describes {manifest.file!r}, but the archive "
-                    f"serves {file!r}"
+                    f"{path}: {MANIFEST_NAME} describes {manifest.file!r}, but {MAR_MANIFEST} "
+                    f"names the model file {file!r}"
                 )
         return ModelPackage(file, _member(archive, file), manifest)
 
@@ -183,7 +183,9 @@ def _serialized_file(archive: zipfile.ZipFile, path: str) -> str:
             "writes it; the archive may be truncated"
         ) from error
     if not isinstance(file, str) or file not in archive.namelist():
-        raise ModelError(f"{path}: {MAR_MANIFEST} serves {file!r}, which is not in the archive")
+        raise ModelError(
+            f"{path}: {MAR_MANIFEST} names the model file {file!r}, which is not in the archive"
+        )
     return file
 
 

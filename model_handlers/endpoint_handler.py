@@ -163,7 +163,8 @@ class Endpoint:
         Without known-good rows, any valid answer to a test row is accepted.
 
         Raises:
-            EndpointError: The endpoint does not answer, or not like the manifest's model.
+            EndpointError: The endpoint does not answer, or answers differently than the manifest's
+                model.
         """
         outputs = self.client.run(self._ask_for_known())
         golden = self.codec.manifest.golden

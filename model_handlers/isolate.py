@@ -43,7 +43,7 @@ def isolate(
     """Run a function over a range of rows, and halve failing parts until the bad rows are alone.
 
     If k of n rows are bad, this takes at most 1 + 2 k ceil(log2(n)) calls, and never more than
-    2 n - 1.
+    2 n - 1. A range of more than SMALL_BATCH rows may take SUSPECTS more calls, for the sample.
 
     Args:
         run: A function that takes a slice, and returns the answer for exactly these rows or

@@ -253,9 +253,9 @@ def test_a_bomb_with_a_wrong_size_is_read_only_up_to_that_size(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("file", ["../x", "/etc/passwd", "missing.pt", "", 5, None, [], {}, ["a"]])
-def test_a_mar_that_serves_a_missing_file_is_refused(tmp_path: Path, file: Any) -> None:
+def test_a_mar_that_names_a_missing_file_is_refused(tmp_path: Path, file: Any) -> None:
     path = write_zip(tmp_path / "m.mar", [("model.pt", DATA), (MAR_MANIFEST, listing(file))])
-    with pytest.raises(ModelError, match=r"serves .*, which is not in the archive"):
+    with pytest.raises(ModelError, match=r"names the model file .*, which is not in the archive"):
         read_package(path)
 
 
@@ -282,7 +282,8 @@ def test_a_mar_whose_manifest_describes_another_file_is_refused(tmp_path: Path) 
         ],
     )
     with pytest.raises(
-        ManifestError, match=r"describes 'other.pt', but the archive serves 'model."
+        ManifestError,
+        match=r"describes 'other.pt', but MAR-INF/MANIFEST.json names the model file 'model.pt'",
     ):
         read_package(path)
 

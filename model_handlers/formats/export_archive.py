@@ -93,7 +93,7 @@ def check_export(data: bytes) -> None:
         load_plain(archive.read_bytes("data/sample_inputs/model.pt"), "the .pt2's sample inputs")
         text = archive.read_string("models/model.json")
         if len(text) > _MAX_PROGRAM_BYTES:
-            _refuse("a graph that is too long, in characters", f"{len(text):,}")
+            _refuse("a graph whose number of characters is too large,", f"{len(text):,}")
         check_program(json.loads(text))
 
 

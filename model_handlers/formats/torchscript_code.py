@@ -313,7 +313,7 @@ def _bindings(function: ast.FunctionDef) -> tuple[Counter[str], Counter[str], Co
 
 def _refuse(where: str, what: str) -> NoReturn:
     raise UnsafeModel(
-        f"the TorchScript file contains {what}, in {where!r}, which is not among the operators on "
-        "tensors that a model may use (model_handlers/formats/operators.py): remove it from the "
-        "model, and save the model again with torch.jit.save"
+        f"the TorchScript file contains {what}, in {where!r}; a model may only use operators on "
+        "tensors (model_handlers/formats/operators.py): remove it from the model, and save the "
+        "model again with torch.jit.save"
     )
