@@ -1,4 +1,4 @@
-"""The model package and the ModelHandlers that run it over Arrow record batches.
+"""Model packages, and the ModelHandlers that run models over Arrow record batches.
 
-Nothing is imported here: the manifest can be read without torch.
+This module imports nothing, so that a program can read manifests without importing torch.
 """

@@ -1,9 +1,8 @@
-"""A model package as bytes: read once, checked, and only then handed to a loader.
+"""Read a model package as bytes, and check it before anything is loaded.
 
-`read_package` takes a folder with `model.json`, a `.mar`, or a bare model file, on
-any filesystem Beam knows, which is loaded only for paths of other machines. The digest is
-computed over the very bytes that are returned, so nothing can change between the check and
-the load.
+`read_package` reads a folder with `model.json`, a `.mar`, or a bare model file, from any filesystem
+that Beam supports. Beam is imported only for paths that are not on this machine. The digest is
+computed from the bytes that are returned, so the file cannot change between the check and the load.
 """
 
 from __future__ import annotations
@@ -31,13 +30,19 @@ from model_handlers.model_errors import as_model_error
 
 MAR_MANIFEST = "MAR-INF/MANIFEST.json"
 MAX_ARCHIVE_BYTES = 32 << 30
-# A model's weights hardly compress; a bomb's zeros do, about 1,000 times.
+# The weights of a model hardly compress. The zeros of a zip bomb compress about 1,000 times.
 MAX_EXPANSION = 100
 
 
 @dataclass(frozen=True)
 class ModelPackage:
-    """The model file's bytes, its name, and the manifest if the package has one."""
+    """The content of a model package.
+
+    Attributes:
+        file: The name of the model file.
+        data: The bytes of the model file.
+        manifest: The manifest, or None if the package has none.
+    """
 
     file: str
     data: bytes
@@ -45,22 +50,27 @@ class ModelPackage:
 
     @property
     def sha256(self) -> str:
-        """Hex digest of `data`."""
+        """The hex digest of `data`."""
         return hashlib.sha256(self.data).hexdigest()
 
 
 def read_package(path: str, digest: str | None = None) -> ModelPackage:
-    """A package's path, and the digest it must have -> its checked bytes and manifest.
+    """Read a model package, and check its digest.
 
-    digest: hex sha256 of the model file, with or without the prefix `sha256:`. The
-    manifest's own digest is checked as well.
+    Args:
+        path: The path of a folder with `model.json`, a `.mar`, or a model file.
+        digest: The hex sha256 that the model file must have, with or without the prefix
+            `sha256:`; None to check only the digest in the manifest.
+
+    Returns:
+        The bytes of the model file, and the manifest if there is one.
 
     Raises:
-        ModelError: the path does not exist or is not a model package.
+        ModelError: The path does not exist or is not a model package.
         ManifestError: `model.json` is not valid.
-        DigestMismatch: the bytes are not the promised ones.
-        UnsafeModel: an archive with paths, links or sizes that no model needs.
-        UsageError: the path is a web address, or holds credentials.
+        DigestMismatch: The model file has another digest than expected.
+        UnsafeModel: The archive has paths, links or sizes that no model needs.
+        UsageError: The path is a web address or contains credentials.
     """
     if fault := path_fault(path):
         raise UsageError(f"model: {fault}")
@@ -76,21 +86,21 @@ def read_package(path: str, digest: str | None = None) -> ModelPackage:
 def _check_digest(path: str, package: ModelPackage, expected: str, source: str) -> None:
     if package.sha256 != expected:
         raise DigestMismatch(
-            f"model {path}: {source} promises sha256 {expected}, the file {package.file} has "
-            f"{package.sha256}: the model was changed or damaged; package it again, or give the "
+            f"model {path}: {source} expects sha256 {expected}, but the file {package.file} has "
+            f"{package.sha256}: the model was changed or damaged; package it again, or pass the "
             "digest of the model that you want"
         )
 
 
 def read_bytes(path: str) -> bytes:
-    """A path on any Beam filesystem -> the file's bytes. Raises ModelError."""
+    """Return the bytes of a file on any Beam filesystem. Raise ModelError if it cannot be read."""
     with as_model_error(f"{path} cannot be read"):
         if _is_local(path):
             return Path(path).read_bytes()
         from apache_beam.io.filesystem import CompressionTypes
         from apache_beam.io.filesystems import FileSystems
 
-        # AUTO would silently decompress a name that ends in .gz: a digest is over the file.
+        # AUTO would decompress a file whose name ends in .gz. The digest covers the file as it is.
         kind = CompressionTypes.UNCOMPRESSED
         with FileSystems.open(path, compression_type=kind) as handle:
             return bytes(handle.read())
@@ -109,7 +119,7 @@ def _exists(path: str) -> bool:
 
 
 def _read_folder_or_file(path: str) -> ModelPackage:
-    """A folder with a manifest, or one model file beside or without a manifest -> package."""
+    """Read the package in a folder, or a model file with or without a manifest next to it."""
     manifest_path = posixpath.join(path, MANIFEST_NAME)
     if path.endswith(MANIFEST_NAME):
         path, manifest_path = posixpath.split(path)[0], path
@@ -117,7 +127,7 @@ def _read_folder_or_file(path: str) -> ModelPackage:
         manifest = parse_manifest(read_bytes(manifest_path))
         data = read_bytes(posixpath.join(path, manifest.file))
         return ModelPackage(manifest.file, data, manifest)
-    # A folder of this machine exists without a slash as well.
+    # A local folder also exists without a slash at the end of its path.
     if not _exists(path) or path.endswith("/") or Path(path).is_dir():
         raise ModelError(
             f"no model at {path}: expected a folder with {MANIFEST_NAME}, a .mar, or a model file "
@@ -127,7 +137,7 @@ def _read_folder_or_file(path: str) -> ModelPackage:
 
 
 def _read_file(path: str) -> ModelPackage:
-    """One model file -> package, with the manifest of its folder if that one names it."""
+    """Read a model file, and the manifest of its folder if that manifest names the file."""
     data = read_bytes(path)
     folder, name = posixpath.split(path)
     beside = posixpath.join(folder, MANIFEST_NAME) if folder else MANIFEST_NAME
@@ -139,13 +149,14 @@ def _read_file(path: str) -> ModelPackage:
 
 
 def _read_mar(path: str) -> ModelPackage:
-    """A TorchServe archive -> its serialized file. The handler in it is never run.
+    """Read the serialized file of a TorchServe archive.
 
-    Nothing is extracted to disk. Raises UnsafeModel, ModelError.
+    Nothing is extracted to disk, and the archive's handler is never run. Raise UnsafeModel or
+    ModelError if the archive cannot be used.
     """
     data = read_bytes(path)
     with (
-        as_model_error(f"{path} is not a readable .mar (a zip archive), it may be truncated"),
+        as_model_error(f"{path} is not a readable .mar (a zip archive) and may be truncated"),
         zipfile.ZipFile(io.BytesIO(data)) as archive,
     ):
         check_names(archive, path)
@@ -156,14 +167,14 @@ def _read_mar(path: str) -> ModelPackage:
             manifest = parse_manifest(_member(archive, MANIFEST_NAME))
             if manifest.file != file:
                 raise ManifestError(
-                    f"{path}: {MANIFEST_NAME} describes {manifest.file!r}, but the archive "
-                    f"serves {file!r}"
+                    f"{path}: {MANIFEST_NAME} describes {manifest.file!r}, but {MAR_MANIFEST} "
+                    f"names the model file {file!r}"
                 )
         return ModelPackage(file, _member(archive, file), manifest)
 
 
 def _serialized_file(archive: zipfile.ZipFile, path: str) -> str:
-    """An open .mar -> the name of the model file that its MANIFEST.json serves."""
+    """Return the name of the model file in an open .mar, from its MANIFEST.json."""
     try:
         file = json.loads(_member(archive, MAR_MANIFEST))["model"]["serializedFile"]
     except (KeyError, TypeError, ValueError) as error:
@@ -172,15 +183,25 @@ def _serialized_file(archive: zipfile.ZipFile, path: str) -> str:
             "writes it; the archive may be truncated"
         ) from error
     if not isinstance(file, str) or file not in archive.namelist():
-        raise ModelError(f"{path}: {MAR_MANIFEST} serves {file!r}, which the archive lacks")
+        raise ModelError(
+            f"{path}: {MAR_MANIFEST} names the model file {file!r}, which is not in the archive"
+        )
     return file
 
 
 def check_names(archive: zipfile.ZipFile, path: str) -> None:
-    """An open zip -> nothing, or UnsafeModel: absolute or `..` paths, links, two of one name.
+    """Raise UnsafeModel if a zip archive has entries that no model file needs.
 
-    Other compressions than torch-model-archiver's are refused too: Python's readers of
-    these cannot be told how much to unpack.
+    Such entries are absolute paths, paths with `..`, links, two entries with the same name, and
+    compression that torch-model-archiver does not use. Python's readers of other compressions
+    cannot limit how much they unpack.
+
+    Args:
+        archive: The open archive.
+        path: The name of the archive in error messages.
+
+    Raises:
+        UnsafeModel: The archive has such an entry.
     """
     entries = archive.infolist()
     for entry in entries:
@@ -190,22 +211,33 @@ def check_names(archive: zipfile.ZipFile, path: str) -> None:
         if stat.S_ISLNK(entry.external_attr >> 16):
             raise UnsafeModel(f"{path}: entry {entry.filename!r} is a link")
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise UnsafeModel(f"{path}: entry {entry.filename!r} is neither stored nor deflated")
+            raise UnsafeModel(
+                f"{path}: entry {entry.filename!r} is compressed, but not with deflate"
+            )
     if len({entry.filename for entry in entries}) != len(entries):
-        raise UnsafeModel(f"{path}: two entries share one name")
+        raise UnsafeModel(f"{path}: two entries have the same name")
 
 
 def check_size(archive: zipfile.ZipFile, packed: int, path: str) -> None:
-    """An open zip of `packed` bytes -> nothing, or UnsafeModel: it expands beyond all measure."""
+    """Raise UnsafeModel if a zip archive would expand to more than a model file does.
+
+    Args:
+        archive: The open archive.
+        packed: The size of the archive, in bytes.
+        path: The name of the archive in error messages.
+
+    Raises:
+        UnsafeModel: The archive would expand too much.
+    """
     size = sum(entry.file_size for entry in archive.infolist())
     if size > MAX_ARCHIVE_BYTES or size > MAX_EXPANSION * packed:
         raise UnsafeModel(
-            f"{path}: {packed:,} bytes would expand to {size:,}; at most {MAX_EXPANSION} times "
-            f"and {MAX_ARCHIVE_BYTES:,} bytes are accepted"
+            f"{path}: {packed:,} bytes would expand to {size:,}; the limits are {MAX_EXPANSION} "
+            f"times the size of the archive, and {MAX_ARCHIVE_BYTES:,} bytes"
         )
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """An open, checked zip and an entry -> its bytes, never more than its header promises."""
+    """Read an entry of a checked archive, at most one byte more than its header states."""
     with archive.open(name) as handle:
         return handle.read(archive.getinfo(name).file_size + 1)

@@ -1,7 +1,7 @@
-"""RunInference over Arrow record batches, whatever answers: a model here, or an endpoint.
+"""RunInference over Arrow record batches, with a model in the worker or an endpoint.
 
-Record batches in, the same rows out with two columns more, `outputs` and `error`
-(see common/record_batch.py). Row count in = row count out, always.
+RunInference returns the record batches that it gets, with two more columns, `outputs` and `error`
+(see common/record_batch.py). It never adds or drops a row.
 """
 
 from __future__ import annotations
@@ -25,7 +25,16 @@ M = TypeVar("M")
 
 
 class BatchHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, M], Generic[M]):  # type: ignore[misc]
-    """What the handlers of record batches share. batch_rows: that Beam gathers, at most."""
+    """The base class of the ModelHandlers for record batches.
+
+    Args:
+        manifest: The manifest of the model.
+        outputs: The names of the outputs to return, or None for all.
+        batch_rows: The most rows that Beam gathers for one call of run_inference.
+
+    Raises:
+        UsageError: The model does not have one of the outputs.
+    """
 
     def __init__(self, manifest: Manifest, outputs: Sequence[str] | None, batch_rows: int) -> None:
         super().__init__(
@@ -41,10 +50,15 @@ class BatchHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, M], Generic[M]):
     def predict(
         self, model: M, arrays: Sequence[np.ndarray], rows: int
     ) -> tuple[pa.StructArray, pa.StructArray]:
-        """What load_model gave, and an array an input -> the columns `outputs` and `error`.
+        """Return the columns `outputs` and `error` for validated inputs.
 
-        arrays: [rows, width], or [rows] of an input of single numbers. Where a row has an
-        error, its outputs are null.
+        Args:
+            model: The object that load_model returned.
+            arrays: One array per input, `[rows, width]`, or `[rows]` for single numbers.
+            rows: The number of rows.
+
+        Returns:
+            Two columns of `rows` rows. The outputs of a row that has an error are null.
         """
 
     def run_inference(
@@ -53,9 +67,9 @@ class BatchHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, M], Generic[M]):
         model: M,
         inference_args: dict[str, Any] | None = None,
     ) -> list[pa.RecordBatch]:
-        """Record batches with `inputs` -> the same, in order, with `outputs` and `error`."""
+        """Return record batches that have `inputs`, in order, with `outputs` and `error` added."""
         if not batch:
-            # Beam gathers nothing before an element of more than batch_rows.
+            # Before an element of more than batch_rows, Beam passes on an empty batch.
             return []
         columns = [part.column(INPUTS) for part in batch]
         arrays = [
@@ -78,11 +92,11 @@ class BatchHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, M], Generic[M]):
         return results
 
     def get_num_bytes(self, batch: Sequence[pa.RecordBatch]) -> int:
-        """Record batches -> bytes of their input tensors, from their sizes alone."""
+        """Return the size of the input tensors in bytes."""
         return sum(part.column(INPUTS).nbytes for part in batch)
 
     def get_metrics_namespace(self) -> str:
-        """The namespace of all counters of this project."""
+        """Return the namespace of all metrics of this project."""
         return NAMESPACE
 
 
@@ -92,7 +106,15 @@ def outputs_column(
     failed: Sequence[int],
     rows: int,
 ) -> pa.StructArray:
-    """Arrays of all rows but the failed ones, in parts -> the column `outputs`."""
+    """Build the column `outputs` from arrays of parts of the rows.
+
+    Args:
+        specs: The outputs.
+        parts: Row numbers, and one array `[rows, *shape]` per output for these rows. Together the
+            parts contain all rows except the failed ones.
+        failed: The numbers of the failed rows, whose outputs are null.
+        rows: The number of all rows.
+    """
     mask = None
     if failed:
         mask = np.zeros(rows, dtype=bool)
@@ -113,7 +135,7 @@ def outputs_column(
 
 
 def _to_arrow(values: np.ndarray, spec: OutputSpec) -> pa.Array:
-    """An output's array [rows, *shape] -> its Arrow column, without a copy where Arrow allows."""
+    """Convert an output's array `[rows, *shape]` to Arrow, without a copy if Arrow allows it."""
     column = pa.array(values.reshape(-1))
     for size in reversed(spec.shape):
         column = pa.FixedSizeListArray.from_arrays(column, size)
@@ -123,15 +145,20 @@ def _to_arrow(values: np.ndarray, spec: OutputSpec) -> pa.Array:
 def error_column(
     faults: Mapping[int, tuple[str, str]], arrays: Sequence[np.ndarray], rows: int
 ) -> pa.StructArray:
-    """Failed rows, their reason and message, the inputs of all rows -> the column `error`.
+    """Build the column `error`.
 
-    A message that a model or an endpoint wrote may quote its row: the row's values are left out.
+    A message from a model or an endpoint may quote the row, so the row's values are removed.
+
+    Args:
+        faults: The reason and the message of each failed row, by row number.
+        arrays: The inputs of all rows, one array per input.
+        rows: The number of all rows.
     """
     if not faults:
         return pa.nulls(rows, ERROR_TYPE)
     values: list[dict[str, str] | None] = [None] * rows
     for row, (reason, message) in faults.items():
-        # The status of an answer is not a value, whatever the row holds.
+        # An HTTP status at the start of a message stays, even if the row contains that number.
         start = 3 if re.match(r"\d{3} [A-Z]", message) else 0
         text = without_numbers(message[start:], [array[row] for array in arrays])
         values[row] = {"reason": reason, "message": message[:start] + text}
@@ -139,7 +166,7 @@ def error_column(
 
 
 def _to_numpy(column: pa.Array) -> np.ndarray:
-    """An input column -> its values, [rows * width] as [rows, width], without a copy."""
+    """Return the values of an input column as `[rows, width]` or `[rows]`, without a copy."""
     if pa.types.is_fixed_size_list(column.type):
         flat = flat_values(column).to_numpy(zero_copy_only=False)
         return flat.reshape(len(column), column.type.list_size)

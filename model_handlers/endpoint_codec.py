@@ -1,4 +1,4 @@
-"""Requests and answers of a prediction endpoint: JSON of Vertex AI's form, from and to arrays."""
+"""Encode arrays as prediction requests in Vertex AI's JSON format, and decode the answers."""
 
 from __future__ import annotations
 
@@ -20,16 +20,23 @@ from model_handlers.numpy_json import dump_objects, dump_rows, member_reader, re
 from model_handlers.unique_keys import doubled_key, doubled_text, load_marked
 
 InstanceFormat = Literal["list", "named"]
-# What the reference's container calls the score.
+# The name of the score in the answers of the reference's container.
 SCORE_KEY = "anomaly_score"
 
 
 @dataclass(frozen=True)
 class EndpointCodec:
-    """How rows become a request, and an answer the model's outputs.
+    """The JSON format of the requests to an endpoint and of its answers.
 
-    outputs: the ones to bring back. instance_format: `list`, the features in order, or
-    `named`, an object by column. parameters: of every request, JSON of an object.
+    Attributes:
+        manifest: The manifest of the model.
+        outputs: The outputs to decode.
+        instance_format: `list` to send each row as a list of its features in order, or `named` to
+            send an object with the names of the columns as keys.
+        parameters: The `parameters` of every request, as the text of a JSON object; None for none.
+
+    Raises:
+        UsageError: A value is invalid, or the format cannot represent the model's inputs.
     """
 
     manifest: Manifest
@@ -39,10 +46,10 @@ class EndpointCodec:
 
     def __post_init__(self) -> None:
         if self.instance_format not in get_args(InstanceFormat):
-            raise UsageError(f"instance_format: expected list or named, got {self.instance_format}")
+            raise UsageError(f"instance_format must be list or named, got {self.instance_format}")
         if self.instance_format == "list" and len(self.manifest.inputs) > 1:
             raise UsageError(
-                f"model {self.manifest.name} has {len(self.manifest.inputs)} inputs: choose "
+                f"model {self.manifest.name} has {len(self.manifest.inputs)} inputs: use "
                 "--instance_format named"
             )
         if self.parameters is not None:
@@ -51,12 +58,17 @@ class EndpointCodec:
             except orjson.JSONDecodeError:
                 is_object = False
             if not is_object:
-                raise UsageError("--endpoint_parameters: expected an object of JSON")
+                raise UsageError("--endpoint_parameters must be a JSON object")
             if (key := doubled_key(load_marked(self.parameters))) is not None:
                 raise UsageError(f"--endpoint_parameters: {doubled_text(key)}")
 
     def encode(self, arrays: Sequence[np.ndarray], rows: slice | np.ndarray) -> bytes:
-        """An array an input, [rows, width] or [rows], and which rows -> the request's body."""
+        """Return the body of a request for some rows.
+
+        Args:
+            arrays: One array per input, `[rows, width]` or `[rows]`.
+            rows: The rows of the arrays to send.
+        """
         parts = [array[rows] for array in arrays]
         if self.instance_format == "list":
             instances = dump_rows(parts[0].reshape(-1, *self.manifest.inputs[0].shape))
@@ -72,9 +84,17 @@ class EndpointCodec:
         return b'{"instances":%b,"parameters":%b}' % (instances, self.parameters.encode())
 
     def decode(self, body: bytes, rows: int) -> list[np.ndarray]:
-        """An answer and how many rows were asked for -> an array [rows, *shape] an output.
+        """Return the predictions in an answer.
 
-        Null and NaN are NaN. Raises BadAnswer for whatever is not one prediction a row.
+        Args:
+            body: The body of the answer.
+            rows: The number of rows in the request.
+
+        Returns:
+            One array `[rows, *shape]` per output; null becomes NaN.
+
+        Raises:
+            BadAnswer: The answer does not contain one valid prediction per row.
         """
         arrays = self._decode_objects(body, rows)
         if arrays is not None:
@@ -85,12 +105,12 @@ class EndpointCodec:
         return [self._read(spec, predictions) for spec in self.outputs]
 
     def _decode_objects(self, body: bytes, rows: int) -> list[np.ndarray] | None:
-        """As decode, for objects of all outputs; None for any other answer.
+        """Decode predictions that are objects with all requested outputs; None for other answers.
 
-        Of 13 outputs two take a third of the time of reading all.
+        Reading 2 of 13 outputs takes a third of the time of reading all.
         """
         score = self.manifest.score_output
-        # The name goes before, whatever it names.
+        # The manifest's name of the score takes precedence if it occurs anywhere in the answer.
         key = score if score is None or f'"{score}"'.encode() in body else SCORE_KEY
         members = [
             (key if spec.name == score else spec.name, spec.dtype, len(spec.shape))
@@ -121,12 +141,12 @@ class EndpointCodec:
         return array
 
     def _values(self, spec: OutputSpec, predictions: Sequence[Any]) -> Sequence[Any]:
-        """An output -> its value in each prediction: by name, or the prediction as it is."""
+        """Return an output's value in each prediction; the prediction may be the value itself."""
         if {*map(type, predictions)} != {dict}:
             if len(self.manifest.outputs) == 1:
                 return predictions
             raise BadAnswer(
-                f"expected predictions that are objects with {self._wanted()}, got "
+                f"expected each prediction to be an object with {self._wanted()}, got "
                 f"{_shown(next(one for one in predictions if not isinstance(one, dict)))}"
             )
         keys = [spec.name]
@@ -138,13 +158,13 @@ class EndpointCodec:
             except KeyError:
                 continue
         odd = next(one for one in predictions if spec.name not in one)
-        # As our own server answers, and others of its kind, unless they are asked for more.
+        # Millrace's own server, and others of its kind, return only the score by default.
         advice = (
-            f"; {as_typed('serving')} answers all outputs with --outputs all, or to "
+            f"; {as_typed('serving')} returns all outputs if it runs with --outputs all, or with "
             """--endpoint_parameters '{"outputs":"all"}'"""
         ) * (SCORE_KEY in odd)
         raise BadAnswer(
-            f"expected predictions with {self._wanted()}, got one with "
+            f"expected each prediction to have {self._wanted()}, got one with "
             f"{', '.join(map(repr, odd))[:100] or 'nothing'}{advice}"
         )
 
@@ -153,24 +173,24 @@ class EndpointCodec:
 
 
 def _shown(value: Any) -> str:
-    """What came in place of a prediction -> its beginning."""
+    """Return the start of an unexpected value as JSON."""
     return json.dumps(value)[:60]
 
 
 def _columns(array: np.ndarray, spec: InputSpec) -> Sequence[tuple[str, np.ndarray]]:
-    """An input's array -> its columns by name."""
+    """Return the columns of an input's array, with their names."""
     if array.ndim == 1 or spec.is_list_column:
         return [(spec.columns[0], array)]
     return list(zip(spec.columns, array.T, strict=True))
 
 
 def _predictions(body: bytes) -> list[Any]:
-    """An answer's body -> its predictions. Raises BadAnswer."""
+    """Return the predictions in the body of an answer. Raise BadAnswer if there are none."""
     try:
         answer = orjson.loads(body)
     except orjson.JSONDecodeError:
         try:
-            # Python's servers write NaN, which is no JSON.
+            # Servers in Python may write NaN, which is not valid JSON.
             answer = json.loads(body)
         except (ValueError, RecursionError):
             raise BadAnswer(f"expected JSON, got {error_text(body) or 'nothing'}") from None

@@ -1,8 +1,8 @@
-"""VertexEndpointHandler: RunInference over record batches, the model behind an endpoint.
+"""VertexEndpointHandler: RunInference over record batches with a model behind an endpoint.
 
-The same contract as TorchModelHandler's: every row comes back, failed ones carry an
-error. A row is at fault only where the endpoint answers others meanwhile; an endpoint that
-is dead, or serves another model, fails the bundle, which Beam tries again.
+Like TorchModelHandler, it returns every row, and failed rows have an error. A row is at fault only
+if the endpoint answers other rows at the same time. If the endpoint is down or serves another
+model, the bundle fails, and Beam retries it.
 """
 
 from __future__ import annotations
@@ -30,27 +30,35 @@ from model_handlers.isolate import MOSTLY, SMALL_BATCH, SUSPECTS, random_rows
 from model_handlers.manifest import InputSpec, Manifest
 from model_handlers.prediction_cache import PredictionCache, row_keys, rows_with_gaps
 
-# Source: Vertex AI's quotas, 1.5 MB a request of a public endpoint.
+# Source: Vertex AI's quotas, which allow 1.5 MB per request to a public endpoint.
 REQUEST_BYTES = 1_500_000
 REQUEST_ROWS = 100
-# Each batch waits for its slowest request; the more there are, the less that costs.
+# Each batch waits for its slowest request. In a batch of many requests, that wait matters less.
 BATCH_ROWS = 16_384
-# What a feature is where nothing is known of the model's; the reference asks for its health so.
+# The value of each feature in the test row if the manifest has no known values. The health check of
+# the reference uses the same value.
 _SOME_VALUE = 0.1
-# A row that failed is asked for so often again, each time after one that the endpoint knew:
-# one that fails one time in five, whatever it is asked, wrongs not one row in a million.
+# How often a failed row is sent again, each time after a row that the endpoint must know. An
+# endpoint that fails one request in five at random makes fewer than one row in a million fail.
 CONFIRMATIONS = 6
-# And so often those where a number was missing.
+# How often rows are sent again if an output in their answer is missing.
 GAP_ANSWERS = 4
-_CHECK = "check that this model is deployed there, and --instance_format"
+_CHECK = "check that this model is deployed there, and check --instance_format"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RequestLimits:
-    """What one request may be, and how they are sent.
+    """The limits of the requests to an endpoint.
 
-    rows, bytes: of a request. concurrency: requests in flight a process. timeout_seconds:
-    of each; retry_seconds: how long what passes by itself is waited out.
+    Attributes:
+        rows: The most rows of a request.
+        bytes: The most bytes of a request's body.
+        concurrency: The most requests of a process that are in flight at the same time.
+        timeout_seconds: The timeout of one request, in seconds.
+        retry_seconds: How long transient errors are retried, in seconds.
+
+    Raises:
+        UsageError: A limit is too small.
     """
 
     rows: int = REQUEST_ROWS
@@ -61,17 +69,26 @@ class RequestLimits:
 
     def __post_init__(self) -> None:
         if self.rows < 1 or self.bytes < 1 or self.concurrency < 1:
-            raise UsageError("rows, bytes and concurrency of requests start at 1")
+            raise UsageError(
+                "rows, bytes and concurrency of requests must be at least 1, got "
+                f"{self.rows}, {self.bytes} and {self.concurrency}"
+            )
         if not (self.timeout_seconds > 0 and self.retry_seconds >= 0):
-            raise UsageError("a request's timeout is above 0 s, and retry_seconds not below")
+            raise UsageError(
+                "timeout_seconds must be above 0 and retry_seconds at least 0, got "
+                f"{self.timeout_seconds} and {self.retry_seconds}"
+            )
 
 
 @dataclass
 class _Batch:
-    """Arrays of some rows, and what is known of how many of them fail.
+    """The inputs of some rows, and how many of the rows are known to fail.
 
-    alone: rows that failed alone. reason: why the others that fail are not asked for alone;
-    judged: whether most rows fail was found out.
+    Attributes:
+        alone: The number of rows that failed alone.
+        judged: Whether a sample has shown if most rows fail.
+        reason: The reason and the message for the other failing rows, which are not sent alone;
+            None if each failing row is sent alone.
     """
 
     arrays: Sequence[np.ndarray]
@@ -82,15 +99,18 @@ class _Batch:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
-# Rows, and the outputs of all of them, or the reason and the message of the one that failed.
+# Rows, with the outputs of all of them, or a single row with the reason and message of its failure.
 _Part = tuple[slice, list[np.ndarray] | tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What is known of some rows: outputs by rows, and reason and message by row at fault.
+    """The answers of an endpoint to some rows.
 
-    hits: how many rows were not asked for, since they had been before.
+    Attributes:
+        outputs: Row numbers, with one array per output for these rows.
+        faults: The reason and the message of each failed row, by row number.
+        hits: How many rows were found in the cache.
     """
 
     outputs: Sequence[tuple[slice | np.ndarray, list[np.ndarray]]]
@@ -100,7 +120,7 @@ class Answers:
 
 @dataclass
 class Endpoint:
-    """An endpoint that is connected: what load_model gives, one a process."""
+    """A connected endpoint, which load_model returns; one per process."""
 
     client: EndpointClient
     codec: EndpointCodec
@@ -108,7 +128,16 @@ class Endpoint:
     cache: PredictionCache | None = None
 
     def predict(self, arrays: Sequence[np.ndarray], rows: int) -> Answers:
-        """An array an input -> the answers. Raises EndpointError, CredentialsError."""
+        """Return the endpoint's answers to some rows.
+
+        Args:
+            arrays: One array per input, `[rows, width]` or `[rows]`.
+            rows: The number of rows.
+
+        Raises:
+            EndpointError: The endpoint cannot be used, or serves another model.
+            CredentialsError: There are no credentials that can be used.
+        """
         if self.cache is None:
             parts = self.client.run(self._predict(arrays, rows))
             answered = [(some, part) for some, part in parts if isinstance(part, list)]
@@ -129,7 +158,14 @@ class Endpoint:
         return Answers(found, faults, len(known))
 
     def check(self) -> None:
-        """Nothing -> it answers one row as the model does. Raises EndpointError."""
+        """Check that the endpoint answers a known-good row as the manifest says.
+
+        Without known-good rows, any valid answer to a test row is accepted.
+
+        Raises:
+            EndpointError: The endpoint does not answer, or answers differently than the manifest's
+                model.
+        """
         outputs = self.client.run(self._ask_for_known())
         golden = self.codec.manifest.golden
         if golden is None:
@@ -140,7 +176,7 @@ class Endpoint:
             expected = np.asarray(golden.outputs[spec.name][:1], np.float64)
             if not self.codec.manifest.tolerance.agree(got, expected).all():
                 raise EndpointError(
-                    f"{self._as_another()}: output {spec.name!r} of a golden row: expected "
+                    f"{self._as_another()}: output {spec.name!r} of a known-good row: expected "
                     f"{expected[0].tolist()}, got {got[0].tolist()}; {_CHECK}"
                 )
 
@@ -153,30 +189,32 @@ class Endpoint:
             for some in waiting:
                 parts.extend(await self._answer(batch, some))
 
-        # Two more, so that a request is ready when another one ends.
+        # Two more workers than requests in flight, to have a request ready when another one ends.
         workers = min(self.limits.concurrency + 2, math.ceil(rows / self.limits.rows))
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(workers):
                     group.create_task(answer_some())
         except ExceptionGroup as errors:
-            # Of one outage each request tells.
+            # During an outage every request fails with the same error.
             raise errors.exceptions[0] from None
         return parts
 
     async def _answer(self, batch: _Batch, rows: slice) -> list[_Part]:
-        """Rows -> their answers, of one request if all goes well."""
+        """Return the answers to some rows, from a single request if it succeeds."""
         count, begin = rows.stop - rows.start, time.monotonic()
         body = self.codec.encode(batch.arrays, rows)
         if len(body) > self.limits.bytes:
             if count > 1:
                 return await self._halves(batch, rows)
-            message = f"{len(body):,} bytes: a request takes {self.limits.bytes:,} at most"
+            message = (
+                f"expected a request of at most {self.limits.bytes:,} bytes, got {len(body):,}"
+            )
             return [(rows, ("too_large", message))]
         try:
             outputs = await self._post(body, count)
         except RequestRefused as refusal:
-            # What is not the rows' fault is waited out here, by one row instead of many.
+            # The rows may not be at fault. One test row is retried here, instead of many rows.
             if self.client.last_answered < begin:
                 await self._ask_for_known()
             if count > 1:
@@ -200,9 +238,9 @@ class Endpoint:
         return first + await self._answer(batch, slice(middle, rows.stop))
 
     async def _why_not_alone(self, batch: _Batch) -> tuple[str, str] | None:
-        """A batch -> reason and message of its rows that fail together, None to halve them.
+        """Return the reason and message for rows that fail together, or None to halve them.
 
-        Once many rows have failed alone, a few at random tell whether most do, as in isolate.
+        When many rows have failed alone, a random sample shows whether most do, as in isolate.
         """
         if batch.rows <= SMALL_BATCH or batch.alone < SUSPECTS:
             return None
@@ -215,8 +253,8 @@ class Endpoint:
                 if len(failed) > MOSTLY * len(sample):
                     kind, message = failed[0]
                     reason = (
-                        f"not asked for alone, since most rows of its batch fail: {len(failed)} "
-                        f"of {len(sample)} that were, taken at random, one with: {message}"
+                        f"not sent alone, because most rows of its batch fail: {len(failed)} of "
+                        f"{len(sample)} rows sent at random failed, for example with: {message}"
                     )
                     batch.reason = kind, reason[:300]
             return batch.reason
@@ -228,9 +266,10 @@ class Endpoint:
     async def _confirm(
         self, body: bytes, refusal: RequestRefused
     ) -> list[np.ndarray] | RequestRefused:
-        """A row that failed again and again -> that it still does while others do not.
+        """Send a row that has failed several times again, each time after a row that must succeed.
 
-        Otherwise its outputs. Raises EndpointError where the others fail as well.
+        Return its outputs, or the last refusal if it always fails while the other row succeeds.
+        Raise EndpointError if the other row fails too.
         """
         for _ in range(CONFIRMATIONS):
             await self._ask_for_known()
@@ -243,9 +282,9 @@ class Endpoint:
     async def _fill_gaps(
         self, arrays: Sequence[np.ndarray], rows: slice, outputs: list[np.ndarray]
     ) -> list[np.ndarray]:
-        """Rows and their outputs -> the same with the numbers that got lost on the way.
+        """Send rows with NaN in an output again, in case the numbers were lost on the way.
 
-        What the model itself says stays: it says so again.
+        A NaN from the model itself stays, because the model returns it again.
         """
         for _ in range(GAP_ANSWERS):
             gaps = rows_with_gaps(outputs)
@@ -260,9 +299,10 @@ class Endpoint:
         return outputs
 
     async def _ask_for_known(self) -> list[np.ndarray]:
-        """Nothing -> the outputs of a row that the endpoint has to know, perhaps after a while.
+        """Return the outputs of a row that the endpoint must be able to process.
 
-        Raises EndpointError where it does not answer, or in the form of another model.
+        Transient errors are retried. Raise EndpointError if the endpoint does not answer, or
+        answers like another model.
         """
         manifest = self.codec.manifest
         arrays = [_known_row(manifest, spec) for spec in manifest.inputs]
@@ -274,13 +314,13 @@ class Endpoint:
     def _as_another(self) -> str:
         manifest = self.codec.manifest
         return (
-            f"endpoint {self.client.name} does not answer as model {manifest.name} "
-            f"{manifest.version} does"
+            f"endpoint {self.client.name} does not answer like model {manifest.name} "
+            f"{manifest.version}"
         )
 
 
 def _known_row(manifest: Manifest, spec: InputSpec) -> np.ndarray:
-    """A model and one of its inputs -> a row that it can take, [1, width] or [1]."""
+    """Return a row of an input that the model can process, `[1, width]` or `[1]`."""
     shape = (1, spec.width) if spec.shape else (1,)
     if manifest.golden is not None:
         return np.asarray(manifest.golden.inputs[spec.name][:1], spec.dtype).reshape(shape)
@@ -292,14 +332,22 @@ def _known_row(manifest: Manifest, spec: InputSpec) -> np.ndarray:
 
 
 class VertexEndpointHandler(BatchHandler[Endpoint]):
-    """Asks an endpoint for the predictions of record batches.
+    """A ModelHandler that gets the predictions of record batches from an endpoint.
 
-    address: of the endpoint; it is looked up on the worker, nothing is asked where the
-        pipeline is built.
-    manifest: the model's contract; its bytes are not read.
-    outputs: names of the outputs to bring back, all by default.
-    cache_rows: how many rows' predictions a process keeps, for rows that come again; for an
-        endpoint whose model stays the same while the pipeline runs.
+    Args:
+        address: The address of the endpoint. It is resolved on the worker; building the pipeline
+            sends no request.
+        manifest: The manifest of the model; the model file is not read.
+        outputs: The names of the outputs to return; all by default.
+        instance_format: `list` or `named`; see EndpointCodec.
+        parameters: The `parameters` of every request, as the text of a JSON object.
+        limits: The limits of requests.
+        batch_rows: The most rows of a batch.
+        cache_rows: How many predictions a process caches, for rows that occur again; 0 for no
+            cache. Use it only if the endpoint's model does not change while the pipeline runs.
+
+    Raises:
+        UsageError: An argument is invalid.
     """
 
     def __init__(
@@ -316,14 +364,19 @@ class VertexEndpointHandler(BatchHandler[Endpoint]):
     ) -> None:
         super().__init__(manifest, outputs, batch_rows)
         if cache_rows < 0:
-            raise UsageError(f"cache_rows starts at 0, got {cache_rows}")
+            raise UsageError(f"cache_rows must be at least 0, got {cache_rows}")
         self.address, self.limits = address, limits or RequestLimits()
         self.cache_rows = cache_rows
         specs = tuple(manifest.output(name) for name in self.outputs)
         self.codec = EndpointCodec(manifest, specs, instance_format, parameters)
 
     def load_model(self) -> Endpoint:
-        """The endpoint, found and connected. Raises EndpointError, CredentialsError."""
+        """Find the endpoint and connect to it; called by Beam once per process.
+
+        Raises:
+            EndpointError: The endpoint does not exist or cannot be used.
+            CredentialsError: There are no credentials that can be used.
+        """
         client = self.address.connect(
             concurrency=self.limits.concurrency,
             timeout_seconds=self.limits.timeout_seconds,
@@ -336,7 +389,7 @@ class VertexEndpointHandler(BatchHandler[Endpoint]):
     def predict(
         self, model: Endpoint, arrays: Sequence[np.ndarray], rows: int
     ) -> tuple[pa.StructArray, pa.StructArray]:
-        """A connected endpoint and the inputs -> the columns `outputs` and `error`."""
+        """Get predictions from the endpoint, and return the columns `outputs` and `error`."""
         hits = 0
         try:
             answers = model.predict(arrays, rows)
@@ -347,13 +400,13 @@ class VertexEndpointHandler(BatchHandler[Endpoint]):
         return columns, error_column(answers.faults, arrays, rows)
 
     def _count(self, stats: Stats, hits: int) -> None:
-        """What the client did -> Beam's counters, which only a bundle's own thread can write."""
+        """Add the client's statistics to Beam's metrics; only the thread of a bundle can do so."""
         counts = {
             "endpoint_requests": stats.requests,
             "endpoint_retries": stats.retries,
             "endpoint_bytes_sent": stats.bytes_sent,
             "endpoint_cache_hits": hits,
-            # Under this name Dataflow's autoscaler takes note, and does not add workers.
+            # Dataflow's autoscaler reads this metric, and adds no workers while it grows.
             "cumulativeThrottlingSeconds": stats.throttled,
             **{f"endpoint_answers_{kind}": count for kind, count in stats.answers.items()},
         }

@@ -1,4 +1,4 @@
-"""A bare model file -> its manifest, told from what the model answers."""
+"""Infer the manifest of a bare model file from the answers of the model."""
 
 from __future__ import annotations
 
@@ -30,14 +30,25 @@ def infer_manifest(
     batch_dependence: float | None = None,
     sampled: bool = False,
 ) -> Manifest:
-    """A bare model file and its columns -> a manifest, from what the model answers to zeros.
+    """Infer the manifest of a bare model file from the model's answers to rows of zeros.
 
-    One float32 input [rows, columns]; outputs are named by the model's dict, else
-    `output` or `output_0`, `output_1`, ... architecture: `module:Class`, for weights, whose
-    top-level module has to be one of trusted_modules. batch_dependence: how far answers to a
-    row may differ between batches. sampled: rows of a sample will be tried, so none are made
-    up here.
-    Raises ContractBroken if the answers do not have one row per row, or depend on the batch.
+    The model must have one float32 input `[rows, columns]`. Outputs get the names of the model's
+    dict, or else `output`, or `output_0`, `output_1`, ...
+
+    Args:
+        package: The model file.
+        feature_columns: The columns of the input, in order.
+        name: The name of the model; the file name without its suffix by default.
+        version: The version of the model.
+        architecture: `module:Class` to load weights into, for files that contain only weights.
+        trusted_modules: The top-level modules that `architecture` may import.
+        batch_dependence: The accepted difference between answers to a row in different batches.
+        sampled: Whether the caller will try the model on rows of a sample. If not, it is tried on
+            random rows here.
+
+    Raises:
+        ModelError: The model cannot be loaded.
+        ContractBroken: The answers do not have one row per row, or depend on the batch.
     """
     found = sniff(package.data)
     draft = Manifest(
@@ -67,14 +78,14 @@ def infer_manifest(
 
 
 def _score_of(outputs: Sequence[OutputSpec]) -> str | None:
-    """A model's outputs -> the one that is a score, None where that is for the user to say."""
-    # An integer is a class or a count more often than a score.
+    """Return the output that is the score, or None if the user has to choose one."""
+    # An integer is more often a class or a count than a score.
     scalars = [s.name for s in outputs if s.shape == () and s.dtype.startswith("float")]
     return scalars[0] if len(scalars) == 1 else None
 
 
 def _probe(module: torch.nn.Module, draft: Manifest) -> tuple[OutputSpec, ...]:
-    """A module of one input -> its outputs, told from 2 and 3 rows of zeros."""
+    """Return the outputs of a module with one input, from its answers to 2 and 3 rows of zeros."""
     two, three = (_answer(module, draft, rows) for rows in (2, 3))
     if list(two) != list(three):
         raise ContractBroken(
@@ -95,7 +106,7 @@ def _probe(module: torch.nn.Module, draft: Manifest) -> tuple[OutputSpec, ...]:
 
 
 def _answer(module: torch.nn.Module, draft: Manifest, rows: int) -> dict[str, torch.Tensor]:
-    """A module and a number of rows -> its tensors by name, for zeros."""
+    """Return the tensors of a module's answer to rows of zeros, by name."""
     try:
         with torch.inference_mode():
             answer = module(torch.zeros(rows, *draft.inputs[0].shape))
@@ -103,8 +114,8 @@ def _answer(module: torch.nn.Module, draft: Manifest, rows: int) -> dict[str, to
         check_memory(error, f"model {draft.file}", MORE_MEMORY)
         raise ContractBroken(
             f"model {draft.file} fails on {rows} rows of {draft.inputs[0].width} zeros: "
-            f"{describe_error(error)}; check --feature_columns, and that a .pt2 was exported with "
-            "a dynamic batch dimension"
+            f"{describe_error(error)}; check --feature_columns, and export a .pt2 with a dynamic "
+            "batch dimension"
         ) from error
     named: Mapping[Any, Any] = {"output": answer}
     if isinstance(answer, Mapping):

@@ -1,4 +1,4 @@
-"""Bisection: find the rows that make a batch fail, and get answers for the others."""
+"""Find the rows that make a batch fail by bisection, and get answers for the other rows."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ import numpy as np
 
 T = TypeVar("T")
 
-# Once this many rows of a batch have failed alone, so many of its rows, taken at random, are
-# tried alone. A batch in which more than MOSTLY of these fail is not bisected further: each of
-# its rows would cost two calls. One in which a quarter fails is taken for such a batch once in
-# 10^18 times; of one in which half fails, once in a hundred.
+# When SUSPECTS rows of a batch have failed alone, SUSPECTS random rows of it are tried alone. If
+# more than the share MOSTLY of that sample fails, the batch is not bisected further, because each
+# of its rows would cost two calls. A batch in which a quarter of the rows fails is given up by
+# mistake once in 10^18 times, and a batch in which half of the rows fail once in 100 times.
 SUSPECTS = 128
 MOSTLY = 0.6
-# A batch of so many rows is bisected to its end whatever fails: it costs a moment.
+# A batch of at most this many rows is always bisected to the end, because that is fast.
 SMALL_BATCH = 512
 
 
 class NotTried(Exception):
-    """A row that was not tried alone, since most of its batch fails.
+    """The result of a row that was not tried alone, because most rows of its batch fail.
 
-    tried: rows of the batch that were, taken at random; failed: of these; example: why one did.
+    Attributes:
+        tried: The number of random rows of the batch that were tried alone.
+        failed: How many of those rows failed.
+        example: The exception of one of them.
     """
 
     def __init__(self, tried: int, failed: int, example: Exception) -> None:
@@ -37,17 +40,22 @@ def isolate(
     *,
     to_the_end: bool = False,
 ) -> Iterator[tuple[slice, T | Exception]]:
-    """A function over rows and a range -> the range's parts in order, each with its result.
+    """Run a function over a range of rows, and halve failing parts until the bad rows are alone.
 
-    run: called with a slice, answers for exactly these rows or raises.
-    permanent: exceptions that say the rows are at fault. A failing slice is halved
-        until the guilty rows stand alone; these come with their exception. Any other
-        exception passes through: a fault of the machine is not a fault of the data.
-    to_the_end: also where most rows of a large range fail; otherwise the rows that are left
-        then come with NotTried, and cost nothing.
+    If k of n rows are bad, this takes at most 1 + 2 k ceil(log2(n)) calls, and never more than
+    2 n - 1. A range of more than SMALL_BATCH rows may take SUSPECTS more calls, for the sample.
 
-    n rows, k of them guilty, cost at most 1 + 2 k ceil(log2(n)) calls, and never more
-    than 2 n - 1.
+    Args:
+        run: A function that takes a slice, and returns the answer for exactly these rows or
+            raises.
+        rows: The range of rows.
+        permanent: Exceptions that mean that the rows are at fault. Any other exception passes
+            through, because a fault of the machine is not a fault of the data.
+        to_the_end: Whether to go on even if most rows of a large range fail. Otherwise the
+            remaining rows get NotTried as their result, without further calls.
+
+    Yields:
+        The parts of the range in order, each with its answer or with its exception.
     """
     patient = to_the_end or rows.stop - rows.start <= SMALL_BATCH
     waiting, alone = [rows], 0
@@ -72,7 +80,7 @@ def isolate(
 
 
 def random_rows(rows: slice) -> list[int]:
-    """A range of rows -> SUSPECTS of them in order, taken at random, the same each time."""
+    """Return SUSPECTS random row numbers of a range in order, always the same for one length."""
     random = np.random.default_rng(rows.stop - rows.start)
     found = random.choice(rows.stop - rows.start, SUSPECTS, replace=False)
     return sorted(rows.start + int(row) for row in found)
@@ -81,7 +89,15 @@ def random_rows(rows: slice) -> list[int]:
 def mostly_fails(
     sample: dict[int, T | Exception], permanent: tuple[type[Exception], ...]
 ) -> NotTried | None:
-    """Rows tried alone and their results -> why no other is tried, None where too few failed."""
+    """Decide from a sample whether most rows of a batch fail.
+
+    Args:
+        sample: The result of each row that was tried alone, by row number.
+        permanent: The exceptions that count as a failure of the row.
+
+    Returns:
+        The result for the rows that will not be tried, or None if too few rows failed.
+    """
     failed = [result for result in sample.values() if isinstance(result, permanent)]
     if len(failed) <= MOSTLY * len(sample):
         return None
@@ -91,18 +107,18 @@ def mostly_fails(
 def _attempt(
     run: Callable[[slice], T], part: slice, permanent: tuple[type[Exception], ...]
 ) -> T | Exception:
-    """A slice -> its answer, or what the rows made `run` raise."""
+    """Return the answer for a slice, or the exception that `run` raised because of its rows."""
     try:
         return run(part)
     except permanent as error:
-        # The frames in its traceback would keep the batch in memory.
+        # The frames of the traceback would keep the batch in memory.
         return error.with_traceback(None)
 
 
 def _give_up(
     rest: slice, sample: dict[int, T | Exception], reason: NotTried
 ) -> Iterator[tuple[slice, T | Exception]]:
-    """What is left of a range -> its parts: rows of the sample, and between them NotTried."""
+    """Yield the rest of a range: the rows of the sample, and NotTried for the rows between them."""
     start = rest.start
     for row, result in sample.items():
         if row < rest.start:

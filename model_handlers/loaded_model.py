@@ -1,6 +1,6 @@
-"""A PyTorch model in memory, on its device: numpy arrays in, checked numpy arrays out.
+"""A PyTorch model on its device, which takes numpy arrays and returns checked numpy arrays.
 
-torch_model.py puts it behind RunInference.
+torch_model.py makes it available to RunInference.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from model_handlers.isolate import NotTried
 from model_handlers.manifest import Manifest, OutputSpec
 from model_handlers.tolerance import Tolerance
 
-# What a model may raise because of what is in a row. Not MemoryError, not an error
-# of the accelerator, and none of this project's own: these fail the bundle.
-# torch.jit.Error is what an exception raised inside TorchScript comes out as.
+# Exceptions that a model may raise because of the values of a row. MemoryError, errors of the
+# accelerator and this project's own errors are not among them: they fail the bundle.
+# TorchScript turns an exception that a script raises into torch.jit.Error.
 ROW_FAULTS = (
     ArithmeticError,
     AssertionError,
@@ -34,37 +34,48 @@ ROW_FAULTS = (
     ValueError,
     torch.jit.Error,
 )
-# TorchScript tells errors of the machine as plain RuntimeErrors.
+# TorchScript reports errors of the machine as plain RuntimeErrors.
 _NO_DEVICE = re.compile(r"CUDA error|cuDNN error|CUBLAS_STATUS")
-# Half precision keeps 8 (bf16) to 11 (fp16) bits: golden rows are compared to what that allows.
+# Half precision keeps 8 (bf16) to 11 (fp16) bits, so known-good rows are compared less strictly.
 _HALF_TOLERANCE = 5e-2
 
 
 def check_device(device: str) -> str:
-    """A device's name -> itself. Raises UsageError unless it is auto, cpu, cuda or cuda:N."""
+    """Return the name of a device. Raise UsageError unless it is auto, cpu, cuda or cuda:N."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-        raise UsageError(f"device: expected auto, cpu, cuda or cuda:N, got {device!r}")
+        raise UsageError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}")
     return device
 
 
 def resolve_device(device: str) -> torch.device:
-    """A checked name -> the device of this worker. Raises DeviceError if it has none such."""
+    """Return the device of this worker that a checked name stands for.
+
+    Args:
+        device: A name that `check_device` accepts; `auto` is the GPU if the worker has one.
+
+    Raises:
+        DeviceError: This worker does not have the device.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     resolved = torch.device(device)
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
         raise DeviceError(
-            f"device {device}: this worker has {torch.cuda.device_count()} CUDA devices; use "
-            "--device auto or cpu, or workers with a GPU and its driver"
+            f"device {device} is not available: this worker has {torch.cuda.device_count()} CUDA "
+            "devices; use --device auto or cpu, or workers with a GPU and its driver"
         )
     return resolved
 
 
 @dataclass(eq=False, kw_only=True)
 class LoadedModel:
-    """A model on its device, with all that is needed to run it; one per process.
+    """A model on its device, with everything that is needed to run it; one per process.
 
-    batch_rows: rows of one forward pass at most; halved when memory runs out.
+    Attributes:
+        module: The model in eval mode, on the device.
+        outputs: The outputs that `forward` returns, in this order.
+        batch_rows: The most rows of one forward pass; lowered when memory runs out.
+        autocast: The dtype of torch.autocast, or None to compute in the model's own dtype.
     """
 
     module: Callable[..., Any]
@@ -76,14 +87,28 @@ class LoadedModel:
 
     @property
     def tolerance(self) -> Tolerance:
-        """How far its answers may lie from those of the model that was packaged."""
+        """How far the answers may differ from the answers of the model when it was packaged."""
         slack = _HALF_TOLERANCE if self.autocast is not None else 0.0
         return self.manifest.tolerance.at_least(slack)
 
     def forward(self, inputs: Sequence[np.ndarray], rows: slice) -> list[np.ndarray]:
-        """Input arrays and a range of rows -> one array per output, in memory of the host.
+        """Run the model on a range of rows.
 
-        Raises ContractBroken, DeviceError, MemoryError, and whatever the model raises.
+        If memory runs out, the range is run again in smaller passes.
+
+        Args:
+            inputs: One array per input of the manifest, `[rows, width]` or `[rows]`.
+            rows: The rows of the arrays to run.
+
+        Returns:
+            One array `[rows, *shape]` per output, in the memory of the host.
+
+        Raises:
+            ContractBroken: The answer does not have the outputs of the manifest, or the model
+                cannot process this number of rows.
+            DeviceError: The accelerator failed.
+            MemoryError: There is not enough memory for a single row.
+            Exception: Any exception that the model itself raises.
         """
         try:
             return self._forward([array[rows] for array in inputs], rows.stop - rows.start)
@@ -93,40 +118,40 @@ class LoadedModel:
                 raise
             if rows.stop - rows.start <= 1:
                 raise MemoryError(
-                    f"one row is too much for this worker: {describe_error(error)}"
+                    f"this worker has too little memory for one row: {describe_error(error)}"
                 ) from error
         except AssertionError as error:
-            # A guard of torch.export speaks of sizes, never of values.
+            # The guards of torch.export check sizes, never values.
             if not str(error).startswith("Guard failed"):
                 raise
             raise ContractBroken(
-                f"model {self.manifest.name} cannot take {count_of(rows.stop - rows.start)}: "
-                f"{one_line(error)}; export it with a dynamic batch dimension, and describe its "
-                "inputs in the manifest as they are"
+                f"model {self.manifest.name} cannot process {count_of(rows.stop - rows.start)}: "
+                f"{one_line(error)}; export it with a dynamic batch dimension, and check that the "
+                "manifest describes its inputs correctly"
             ) from error
-        # Out of the except block, whose traceback would keep the tensors in memory.
+        # This call is outside the except block: a traceback would keep the tensors in memory.
         return self._in_smaller_passes(inputs, rows)
 
     def _in_smaller_passes(self, inputs: Sequence[np.ndarray], rows: slice) -> list[np.ndarray]:
-        """The same rows, at most half of them at a time from now on."""
+        """Run the rows in passes of at most half as many rows, now and in later calls."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         self.batch_rows = min(self.batch_rows, (rows.stop - rows.start) // 2)
         Metrics.counter("millrace", "out_of_memory_halvings").inc()
         parts, start = [], rows.start
         while start < rows.stop:
-            # Read anew each time: a part may have to be halved again.
+            # batch_rows may have become smaller, because a part had to be halved again.
             stop = min(start + self.batch_rows, rows.stop)
             parts.append(self.forward(inputs, slice(start, stop)))
             start = stop
         return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
     def _forward(self, inputs: list[np.ndarray], rows: int) -> list[np.ndarray]:
-        # Entered for nothing, autocast would cost as much as a small batch.
+        # Entering autocast costs as much as a small batch, so it is entered only when needed.
         lower = torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext()
         with torch.inference_mode(), lower:
-            # Copied: a model that works in place must not write into Arrow's memory. NumPy
-            # does it in a third of the time that torch.tensor takes.
+            # The inputs are copied, because a model that works in place must not write into Arrow's
+            # memory. NumPy copies in a third of the time of torch.tensor.
             tensors = [
                 torch.from_numpy(array.reshape(rows, *spec.shape).copy()).to(self.device)
                 for array, spec in zip(inputs, self.manifest.inputs, strict=True)
@@ -135,18 +160,18 @@ class LoadedModel:
             return [self._to_host(named, spec, rows) for spec in self.outputs]
 
     def _to_host(self, named: Mapping[str, Any], spec: OutputSpec, rows: int) -> np.ndarray:
-        """The model's answer and an output -> its array, checked against the manifest."""
+        """Return the array of an output, after checking it against the manifest."""
         tensor = named.get(spec.name)
         if not isinstance(tensor, torch.Tensor):
             raise ContractBroken(
                 f"model {self.manifest.name}: expected an output tensor {spec.name!r}, "
-                f"got {type(tensor).__name__} among {list(named)}"
+                f"got {type(tensor).__name__}; the model returned {list(named)}"
             )
         if tensor.dtype == self.autocast and spec.dtype.startswith("float"):
             tensor = tensor.to(getattr(torch, spec.dtype))
         expected = (rows, *spec.shape)
         if rows == 1 and tensor.numel() == math.prod(expected):
-            # A model that ends in squeeze() drops the batch dimension of one row alone.
+            # A model that ends in squeeze() drops the batch dimension of a batch of one row.
             tensor = tensor.reshape(expected)
         if (tensor.dtype, tensor.shape) != (getattr(torch, spec.dtype), expected):
             raise ContractBroken(
@@ -159,28 +184,37 @@ class LoadedModel:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, of the GPU or of the host."""
+    """Return whether the GPU or the host ran out of memory."""
     if isinstance(error, torch.OutOfMemoryError) or is_of_memory(error):
         return True
     return "ALLOC_FAILED" in str(error)
 
 
 def _check_device_works(error: Exception) -> None:
-    """An error in a forward pass -> nothing, or DeviceError if it is the accelerator's.
+    """Raise DeviceError if an error in a forward pass is an error of the accelerator.
 
-    After some of these every later call fails, so no row is to blame.
+    After some of these errors every later call fails, so the rows are not to blame.
     """
     if isinstance(error, torch.AcceleratorError) or _NO_DEVICE.search(str(error)):
         raise DeviceError(f"the accelerator failed: {describe_error(error)}") from error
 
 
 def count_of(rows: int) -> str:
-    """A number of rows -> as a sentence has it."""
+    """Return a number of rows as text, such as `1 row` or `4,096 rows`."""
     return "1 row" if rows == 1 else f"{rows:,} rows"
 
 
 def name_outputs(answer: Any, manifest: Manifest) -> Mapping[str, Any]:
-    """What a module returned -> output name -> tensor: a dict, a tuple in order, or one tensor."""
+    """Return the tensors of a module's answer by output name.
+
+    Args:
+        answer: What the module returned: a dict, a tuple or list in the order of the manifest's
+            outputs, or a single tensor.
+        manifest: The manifest of the model.
+
+    Raises:
+        ContractBroken: The number of tensors differs from the number of outputs.
+    """
     if isinstance(answer, Mapping):
         return answer
     values = list(answer) if isinstance(answer, (tuple, list)) else [answer]
@@ -194,14 +228,15 @@ def name_outputs(answer: Any, manifest: Manifest) -> Mapping[str, Any]:
 
 
 def describe_error(error: BaseException) -> str:
-    """What a model raised -> one line: the class and the message.
+    """Return the class and the message of an exception that a model raised, in one line.
 
-    TorchScript puts its own traceback before the message of the raised exception.
+    TorchScript's own traceback, which precedes the message, is left out.
     """
     if isinstance(error, NotTried):
         return (
-            f"not tried alone, since most rows of its batch fail: {error.failed} of {error.tried} "
-            f"that were, taken at random, one with {describe_error(error.example)}"
+            f"not tried alone, because most rows of its batch fail: {error.failed} of "
+            f"{error.tried} rows tried at random failed, for example with "
+            f"{describe_error(error.example)}"
         )[:300]
     text = str(error).strip()
     if "TorchScript interpreter" in text:

@@ -1,8 +1,8 @@
-"""What a model takes and gives: the manifest `model.json` of a model package.
+"""The manifest `model.json` of a model package, which describes the inputs and outputs of a model.
 
-The manifest is the contract between whoever trained the model and every worker
-that runs it: which columns make up which tensor, in which order, and what comes
-out. Nothing here reads a file or knows torch. manifest_json.py parses the text.
+The manifest is the contract between the person who trained the model and the workers that run it.
+It says which columns form which input tensor, in which order, and which outputs the model returns.
+This module reads no files and does not import torch. manifest_json.py parses the text.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from model_handlers.tolerance import ATOL, RTOL, TOLERANCE, Tolerance
 
 MANIFEST_NAME = "model.json"
 SCHEMA_VERSION = 1
-# Elements of a row; an image of 4,000 x 5,000 pixels has 60 million. Two rows are tried at once.
+# The most elements of a row. An image of 4,000 x 5,000 pixels in three colors has 60 million. Two
+# rows are in memory when a model is tried.
 MAX_WIDTH = 1 << 26
-# NumPy and Arrow take this many at least; every one is a list within a list.
+# NumPy and Arrow support at least this many dimensions. Each dimension is a list within a list.
 MAX_DIMENSIONS = 30
 
 DType = Literal["float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"]
@@ -33,7 +34,12 @@ Format = Literal["torchscript", "pt2", "state_dict", "safetensors"]
 
 @functools.cache
 def arrow_type(dtype: str, shape: tuple[int, ...]) -> pa.DataType:
-    """Element dtype and shape of one row -> Arrow type; each dimension is a fixed size list."""
+    """Return the Arrow type of one row of a tensor; each dimension becomes a fixed size list.
+
+    Args:
+        dtype: The dtype of the elements.
+        shape: The shape of one row, without the batch dimension; () for a single number.
+    """
     result = pa.bool_() if dtype == "bool" else pa.type_for_alias(dtype)
     for size in reversed(shape):
         result = pa.list_(result, size)
@@ -42,13 +48,16 @@ def arrow_type(dtype: str, shape: tuple[int, ...]) -> pa.DataType:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One input tensor.
+    """One input tensor of a model.
 
-    columns: source columns in tensor order. One column per element of a row, or a
-        single list column that holds the whole row of several elements.
-    shape: of one row, without the batch dimension; () is one number.
-    impute: feature -> "mean": what to put for a missing, null or NaN value. A
-        feature that is not named here has its faulty rows dead-lettered.
+    Attributes:
+        columns: The source columns in tensor order: one column per element of a row, or a single
+            list column that contains all elements of a row.
+        dtype: The dtype of the elements.
+        shape: The shape of one row, without the batch dimension; () for a single number.
+        impute: "mean" for each feature whose missing, null and NaN values are replaced by the mean
+            in the manifest's statistics. For other features, a row with such a value becomes a
+            dead letter.
     """
 
     name: str
@@ -60,23 +69,27 @@ class InputSpec:
 
     @property
     def width(self) -> int:
-        """Elements of one row."""
+        """The number of elements of one row."""
         return math.prod(self.shape)
 
     @property
     def is_list_column(self) -> bool:
-        """Whether one list column holds the whole row."""
+        """Whether one list column contains all elements of a row."""
         return len(self.columns) == 1 and self.width > 1
 
     @property
     def arrow_type(self) -> pa.DataType:
-        """The type a validated batch holds this tensor in: flat, one list a row."""
+        """The type of the input's column in a validated batch: a flat list per row, or a number."""
         return arrow_type(self.dtype, (self.width,) if self.shape else ())
 
 
 @dataclass(frozen=True)
 class OutputSpec:
-    """One output tensor: name, dtype and the shape of one row; () is one number."""
+    """One output tensor of a model.
+
+    Attributes:
+        shape: The shape of one row, without the batch dimension; () for a single number.
+    """
 
     name: str
     dtype: DType = "float32"
@@ -90,10 +103,13 @@ class OutputSpec:
 
 @dataclass(frozen=True)
 class GoldenRows:
-    """Rows with known answers, run each time the model is loaded.
+    """Known-good rows: rows with known answers, which are run each time the model is loaded.
 
-    inputs: tensor name -> rows, flat. outputs: output name -> rows.
-    rtol, atol: how far an answer may lie from the expected one, see Tolerance.
+    Attributes:
+        inputs: The rows of each input, by name. Each row is a flat list, or a number.
+        outputs: The expected rows of each output, by name.
+        rtol: The relative tolerance of answers; see Tolerance.
+        atol: The absolute tolerance of answers; see Tolerance.
     """
 
     inputs: Mapping[str, list[Any]]
@@ -104,7 +120,11 @@ class GoldenRows:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureStatistics:
-    """Of one feature over the training rows; quantiles maps "0.5" to the median."""
+    """Statistics of one feature over the training rows.
+
+    Attributes:
+        quantiles: The values of quantiles; "0.5" is the key of the median.
+    """
 
     count: int
     mean: float
@@ -116,14 +136,20 @@ class FeatureStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """A model package's `model.json`.
+    """The content of `model.json`.
 
-    file: the model file's name, beside the manifest. sha256: hex digest of that
-    file. score_output: the output that is the score, None if there is none.
-    output_fields: outputs written when the user names none; empty means all.
-    architecture: `module:Class` of the torch.nn.Module a state dict belongs to, and
-    architecture_args the keyword arguments it is built with. batch_dependence: how far the
-    answer to a row may differ with the rows beside it, where somebody accepted that it does.
+    Attributes:
+        file: The name of the model file, in the folder of the manifest.
+        sha256: The hex digest of the model file.
+        score_output: The output that is the score, or None.
+        output_fields: The outputs to write if the user names none; empty for all.
+        golden: The known-good rows, or None.
+        statistics: Statistics of the training rows, by feature.
+        architecture: `module:Class` of the torch.nn.Module that weights are loaded into; only for
+            the formats state_dict and safetensors.
+        architecture_args: The keyword arguments with which that class is created.
+        batch_dependence: The accepted difference, absolute and relative, between answers to a row
+            in different batches; None if the answer must not depend on the batch.
     """
 
     name: str
@@ -147,17 +173,17 @@ class Manifest:
 
     @property
     def features(self) -> tuple[str, ...]:
-        """Every source column the model needs, in order."""
+        """All source columns that the model needs, in order."""
         return tuple(column for spec in self.inputs for column in spec.columns)
 
     @property
     def tolerance(self) -> Tolerance:
-        """How far two answers to one row may lie apart, wherever and beside whichever rows."""
+        """The largest difference between answers to one row, on any machine and in any batch."""
         own = Tolerance(self.golden.rtol, self.golden.atol) if self.golden else TOLERANCE
         return own.at_least(self.batch_dependence or 0.0)
 
     def output(self, name: str) -> OutputSpec:
-        """An output's name -> its spec. Raises UsageError with the nearest names."""
+        """Return the output with this name. Raise UsageError if there is none."""
         for spec in self.outputs:
             if spec.name == name:
                 return spec
@@ -168,9 +194,10 @@ class Manifest:
         )
 
     def without_rows(self) -> Manifest:
-        """This manifest without what some row held: golden rows, extremes and quantiles.
+        """Return this manifest without values of single rows.
 
-        A job carries it where others may read it.
+        Known-good rows, extremes and quantiles are removed. A job carries this manifest to places
+        where other people may read it.
         """
         means = {
             column: replace(found, min=found.mean, max=found.mean, quantiles={})
@@ -179,36 +206,50 @@ class Manifest:
         return replace(self, golden=None, statistics=means)
 
     def choose(self, score_output: str | None) -> Manifest:
-        """This manifest with another output as the score. Raises UsageError.
+        """Return this manifest with another output as the score.
 
-        A score is one number a row, so an output of any other shape is refused.
+        Args:
+            score_output: The name of the output, or None to keep the manifest's own.
+
+        Raises:
+            UsageError: There is no such output, or it has more than one number per row.
         """
         name = score_output or self.score_output
         if name is None:
             return self
         if self.output(name).shape != ():
             raise UsageError(
-                f"output {name!r} has shape {list(self.output(name).shape)} a row and cannot be "
-                f"the score, which is one number: {self.score_advice()}"
+                f"output {name!r} has shape {list(self.output(name).shape)} per row, so it cannot "
+                f"be the score, which is one number per row: {self.score_advice()}"
             )
         return replace(self, score_output=name)
 
     def score_advice(self) -> str:
-        """Manifest -> what to do for a score: an output to choose, or how the model gets one."""
+        """Return advice for an error message: how to get an output that can be the score."""
         scalars = [spec.name for spec in self.outputs if spec.shape == ()]
         if scalars:
-            return f"--score_output takes {', '.join(scalars)}"
+            return f"choose --score_output from {', '.join(scalars)}"
         if any(spec.shape == (1,) for spec in self.outputs):
-            return "this model answers lists of one number; let it end in .squeeze(-1)"
-        return "this model has no such output; let it return one, for instance one class's column"
+            return "this model returns lists of one number; end it with .squeeze(-1)"
+        return "this model has no such output; make it return one, for example one class's column"
 
     def to_json(self) -> str:
-        """Manifest -> the text of `model.json`."""
+        """Return the text of `model.json`."""
         return json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
 
 
 def refuse_manifest(where: str, expected: object, got: object, hint: str = "") -> NoReturn:
-    """A place in the manifest and what is wrong there -> ManifestError, in one line."""
+    """Raise a ManifestError of one line.
+
+    Args:
+        where: The place in the manifest, such as `inputs.features.shape`.
+        expected: What is allowed there.
+        got: The value that was found; shortened in the message.
+        hint: Text to add to the end of the message.
+
+    Raises:
+        ManifestError: Always.
+    """
     shown = repr(got)
     shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
     message = f"{MANIFEST_NAME}: {where}: expected {expected}, got {shown}{hint}"
@@ -216,13 +257,13 @@ def refuse_manifest(where: str, expected: object, got: object, hint: str = "") -
 
 
 def _check(manifest: Manifest) -> None:
-    """A manifest's parts must agree with each other. Raises ManifestError."""
+    """Raise ManifestError unless the parts of a manifest agree with each other."""
     if manifest.schema_version != SCHEMA_VERSION:
         refuse_manifest("schema_version", SCHEMA_VERSION, manifest.schema_version)
     if "/" in manifest.file or "\\" in manifest.file or manifest.file in ("", ".", ".."):
-        refuse_manifest("file", "a file name beside the manifest, without a folder", manifest.file)
+        refuse_manifest("file", "the name of a file in the manifest's folder", manifest.file)
     if len(manifest.sha256) != 64 or set(manifest.sha256) - set("0123456789abcdef"):
-        refuse_manifest("sha256", "64 lower case hex digits", manifest.sha256)
+        refuse_manifest("sha256", "64 lowercase hex digits", manifest.sha256)
     _check_tensors("inputs", manifest.inputs)
     _check_tensors("outputs", manifest.outputs)
     for spec in manifest.inputs:
@@ -238,7 +279,7 @@ def _check(manifest: Manifest) -> None:
                     where, f"one of the outputs {', '.join(known)}", name, suggest(name, known)
                 )
     if manifest.score_output and manifest.output(manifest.score_output).shape != ():
-        refuse_manifest("score_output", "an output of one number a row", manifest.score_output)
+        refuse_manifest("score_output", "an output with one number per row", manifest.score_output)
     if manifest.batch_dependence is not None and not manifest.batch_dependence > 0:
         refuse_manifest("batch_dependence", "a number above 0, or null", manifest.batch_dependence)
     if manifest.golden is not None:
@@ -246,31 +287,37 @@ def _check(manifest: Manifest) -> None:
 
 
 def _check_tensors(where: str, specs: tuple[InputSpec, ...] | tuple[OutputSpec, ...]) -> None:
-    """At least one tensor, names that differ, sizes that fit a machine. Raises ManifestError."""
+    """Raise ManifestError unless the names and shapes of tensors are valid."""
     names = [spec.name for spec in specs]
     if not names or len(set(names)) != len(names):
-        refuse_manifest(where, "one or more, with names that differ", names)
+        refuse_manifest(where, "one or more tensors with different names", names)
     for spec in specs:
         if len(spec.shape) > MAX_DIMENSIONS:
             refuse_manifest(
-                f"{where}.{spec.name}.shape", f"{MAX_DIMENSIONS} sizes at most", len(spec.shape)
+                f"{where}.{spec.name}.shape", f"at most {MAX_DIMENSIONS} sizes", len(spec.shape)
             )
         if min(spec.shape, default=1) < 1 or math.prod(spec.shape) > MAX_WIDTH:
-            expected = f"positive sizes without the batch, of {MAX_WIDTH:,} elements at most"
+            expected = (
+                f"positive sizes, without the batch dimension, of at most {MAX_WIDTH:,} elements"
+            )
             refuse_manifest(f"{where}.{spec.name}.shape", expected, list(spec.shape))
 
 
 def _check_columns(spec: InputSpec, statistics: Mapping[str, FeatureStatistics]) -> None:
-    """An input's columns and shape must agree. Raises ManifestError."""
+    """Raise ManifestError unless the columns of an input match its shape."""
     where = f"inputs.{spec.name}"
     if len(set(spec.columns)) != len(spec.columns) or not spec.columns:
-        refuse_manifest(f"{where}.columns", "one or more columns, each once", list(spec.columns))
+        refuse_manifest(
+            f"{where}.columns", "one or more columns, none of them twice", list(spec.columns)
+        )
     if not spec.is_list_column and len(spec.columns) != spec.width:
         expected = f"{spec.width} columns, for shape {list(spec.shape)}"
         refuse_manifest(f"{where}.columns", expected, len(spec.columns))
     for column, how in spec.impute.items():
         if column not in spec.columns or spec.is_list_column:
-            refuse_manifest(f"{where}.impute", "columns of this input", column)
+            refuse_manifest(
+                f"{where}.impute", "a column of this input with one number per row", column
+            )
         if how != "mean" or column not in statistics:
             refuse_manifest(
                 f"{where}.impute.{column}", "'mean', with statistics for the column", how
@@ -278,14 +325,14 @@ def _check_columns(spec: InputSpec, statistics: Mapping[str, FeatureStatistics])
 
 
 def _check_golden(golden: GoldenRows, manifest: Manifest) -> None:
-    """Golden rows must have the manifest's tensors and shapes. Raises ManifestError."""
+    """Raise ManifestError unless the known-good rows have the manifest's tensors and shapes."""
     inputs = {spec.name for spec in manifest.inputs}
     outputs = {spec.name for spec in manifest.outputs}
     if set(golden.inputs) != inputs or not golden.outputs or set(golden.outputs) - outputs:
-        expected = "rows of every input and of one or more outputs"
+        expected = "rows for every input and for one or more outputs"
         refuse_manifest("golden", expected, [*golden.inputs, *golden.outputs])
     if not (golden.rtol >= 0 and golden.atol >= 0):
-        refuse_manifest("golden", "rtol and atol from 0", [golden.rtol, golden.atol])
+        refuse_manifest("golden", "rtol and atol of at least 0", [golden.rtol, golden.atol])
     first = golden.inputs[manifest.inputs[0].name]
     for spec in manifest.inputs:
         shape = (spec.width,) if spec.shape else ()
@@ -306,4 +353,4 @@ def _check_rows(where: str, rows: list[Any], dtype: str, shape: tuple[int, ...])
     except (ValueError, TypeError, OverflowError):
         numbers = False
     if not numbers or array.shape != shape or shape[0] < 1:
-        refuse_manifest(where, f"one or more rows of {dtype}, {list(shape)} in all", rows)
+        refuse_manifest(where, f"one or more rows of {dtype} in the shape {list(shape)}", rows)

@@ -1,7 +1,7 @@
-"""The text of `model.json` -> Manifest, every value checked against the dataclass' type.
+"""Parse `model.json` into a Manifest, and check every value against the type of its field.
 
-Whatever the text holds, what comes out is a Manifest that can be written again, or a
-ManifestError of one line with the place, what was expected and what came.
+For any text, the result is either a Manifest that can be written again, or a ManifestError of one
+line that names the place, the expected value and the actual value.
 """
 
 from __future__ import annotations
@@ -18,21 +18,28 @@ from model_handlers.unique_keys import DoubledKeyError, load_unique
 
 
 def parse_manifest(text: str | bytes) -> Manifest:
-    """The text of `model.json` -> Manifest. Raises ManifestError."""
+    """Return the Manifest that a `model.json` describes.
+
+    Args:
+        text: The content of the file.
+
+    Raises:
+        ManifestError: The text is not valid JSON, or does not describe a manifest.
+    """
     try:
         value = load_unique(text)
-        # NaN, infinity and half a surrogate pair can be read as JSON, but not written.
+        # Python reads NaN, infinity and half a surrogate pair from JSON, but cannot write them.
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except DoubledKeyError as error:
         raise ManifestError(f"{MANIFEST_NAME}: {error}") from error
     except (ValueError, RecursionError) as error:
-        raise ManifestError(f"{MANIFEST_NAME} is not JSON: {one_line(error)}") from error
+        raise ManifestError(f"{MANIFEST_NAME} is not valid JSON: {one_line(error)}") from error
     manifest: Manifest = _parse(Manifest, value, "")
     return manifest
 
 
 def _parse(kind: Any, value: Any, where: str) -> Any:
-    """A type of the contract and decoded JSON -> a value of that type. Raises ManifestError."""
+    """Convert decoded JSON to a type of the manifest. Raise ManifestError if it does not match."""
     origin, args = get_origin(kind), get_args(kind)
     if isinstance(kind, type) and is_dataclass(kind):
         return _parse_object(kind, value, where)
@@ -51,11 +58,11 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
 
 
 def _parse_plain(kind: type, value: Any, where: str) -> Any:
-    """str, int or float and decoded JSON -> the value; a whole number is a float as well."""
+    """Return a str, int or float; a float field also accepts a whole number."""
     if kind is float and type(value) is int and abs(value) < 2**1023:
         return float(value)
     if type(value) is not kind:
-        names = {str: "text", int: "an integer", float: "a finite number"}
+        names = {str: "a string", int: "an integer", float: "a finite number"}
         refuse_manifest(where, names[kind], value)
     return value
 
@@ -68,19 +75,19 @@ def _items(value: Any, where: str) -> Any:
 
 def _members(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        refuse_manifest(where or "the whole", "a JSON object", value)
+        refuse_manifest(where or "top level", "a JSON object", value)
     return dict(value)
 
 
 def _parse_object(kind: type[Any], value: Any, where: str) -> Any:
-    """A dataclass and a JSON object -> an instance. Raises ManifestError."""
+    """Create an instance of a dataclass from a JSON object. Raise ManifestError if it is wrong."""
     members, hints = _members(value, where), get_type_hints(kind)
     prefix = f"{where}." if where else ""
     for name in members:
         if name not in hints:
             hint = f": unknown member {name!r}{suggest(name, hints)}"
             refuse_manifest(
-                where or "the whole", f"no members but {', '.join(hints)}", list(members), hint
+                where or "top level", f"only the members {', '.join(hints)}", list(members), hint
             )
     for f in fields(kind):
         required = f.default is MISSING and f.default_factory is MISSING

@@ -1,4 +1,4 @@
-"""What foreign code raises when it reads a model, as the errors of this project."""
+"""Turn the exceptions of libraries that read models into errors of this project."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ from common.memory import check_memory
 
 @contextmanager
 def as_model_error(what: str) -> Iterator[None]:
-    """What cannot be done -> any foreign exception in the block raised as a ModelError of one line.
+    """Raise any foreign exception in the block as a ModelError of one line.
 
-    Filesystems, zip and torch's loaders answer damaged or foreign bytes with exceptions
-    of many kinds. MemoryError passes: it says nothing about the model. Raises OutOfMemory where
-    another exception tells of it.
+    Filesystems, zipfile and torch's loaders raise many kinds of exceptions for damaged or foreign
+    bytes. A MemoryError passes through, because it says nothing about the model.
+
+    Args:
+        what: What failed, for example "model m.pt cannot be read". The message starts with it.
+
+    Raises:
+        ModelError: The block raised an exception of another library.
+        OutOfMemory: Such an exception reports a lack of memory.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Make a model package: the manifest for a model file, golden rows and statistics from a sample.
+"""Create a model package: a manifest with known-good rows and statistics, next to a model file.
 
 python -m model_handlers.package model.pt --feature_columns Time,V1,Amount \\
     --sample rows.parquet --output package/
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from model_handlers.loaded_model import LoadedModel
 
 GOLDEN_ROWS = 8
-# Rows of the sample that stand beside the golden ones when the model is tried.
+# Rows of the sample that are put into one batch with the known-good rows when the model is tried.
 OTHER_ROWS = 56
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
@@ -45,11 +45,17 @@ QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 def read_manifest(
     path: str, *, digest: str | None = None, feature_columns: Sequence[str] | None = None
 ) -> Manifest:
-    """A model package's path -> its manifest; inferred from the model if it has none.
+    """Return the manifest of a model package, or infer one from the model if there is none.
 
-    digest: what the model file must have. feature_columns: for a model without a
-    manifest, the columns of its only input, in order.
-    Raises ModelError, UsageError.
+    Args:
+        path: The path of the package, on any Beam filesystem.
+        digest: The hex sha256 that the model file must have, or None.
+        feature_columns: The columns of the model's only input in order, for a model without a
+            manifest.
+
+    Raises:
+        ModelError: The package cannot be read, or the model cannot be used.
+        UsageError: `feature_columns` is missing, or differs from the manifest.
     """
     from model_handlers.artifact import read_package
     from model_handlers.infer import infer_manifest
@@ -58,20 +64,28 @@ def read_manifest(
     if package.manifest is None:
         if not feature_columns:
             raise UsageError(
-                f"model {path} has no {MANIFEST_NAME}: name its columns in order with "
-                f"--feature_columns, or make a package with {as_typed('model_handlers.package')}"
+                f"model {path} has no {MANIFEST_NAME}: pass its columns in order with "
+                f"--feature_columns, or create a package with {as_typed('model_handlers.package')}"
             )
         return infer_manifest(package, feature_columns)
     if feature_columns and tuple(feature_columns) != package.manifest.features:
         raise UsageError(
             f"--feature_columns differs from {MANIFEST_NAME} of {path}, which has "
-            f"{','.join(package.manifest.features)}: leave the flag out"
+            f"{','.join(package.manifest.features)}: omit the flag"
         )
     return package.manifest
 
 
 def describe_features(columns: Sequence[str], values: np.ndarray) -> dict[str, FeatureStatistics]:
-    """Column names and finite values [rows, columns] -> statistics by column."""
+    """Compute the statistics of feature columns.
+
+    Args:
+        columns: The names of the columns.
+        values: Their values `[rows, columns]`, all finite.
+
+    Returns:
+        The statistics by column.
+    """
     values = values.astype(np.float64)
     quantiles = np.quantile(values, QUANTILES, axis=0)
     return {
@@ -94,12 +108,20 @@ def with_golden_rows(
     others: Mapping[str, np.ndarray] | None = None,
     trusted_modules: Sequence[str] = (),
 ) -> Manifest:
-    """A model, its manifest and some inputs -> the manifest with these rows and their answers.
+    """Run a model on some rows, and return its manifest with them as known-good rows.
 
-    others: further rows, to stand beside them when the model is tried. trusted_modules:
-    top-level names of what the manifest's architecture may import. Raises ContractBroken
-    if the model fails on the rows, answers NaN or an infinity, or answers a row differently
-    in another batch.
+    Args:
+        data: The bytes of the model file.
+        manifest: The manifest of the model.
+        inputs: The rows of each input, by name.
+        others: More rows of each input, to put into one batch with the first ones when the model
+            is tried; None to use only random ones.
+        trusted_modules: The top-level modules that the manifest's architecture may import.
+
+    Raises:
+        ModelError: The model cannot be loaded.
+        ContractBroken: The model fails on the rows, returns NaN or infinity, or answers a row
+            differently in another batch.
     """
     import torch
 
@@ -132,9 +154,9 @@ def with_golden_rows(
 
 
 def _finite_answers(model: LoadedModel, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """A model and golden rows, an array an input -> its answers, an array an output.
+    """Return a model's answers to known-good rows, one array per output.
 
-    Raises ContractBroken if it fails, or answers NaN or an infinity.
+    Raise ContractBroken if the model fails, or returns NaN or infinity.
     """
     from model_handlers.loaded_model import ROW_FAULTS, describe_error
 
@@ -148,21 +170,28 @@ def _finite_answers(model: LoadedModel, arrays: Sequence[np.ndarray]) -> list[np
     for spec, answer in zip(model.manifest.outputs, answers, strict=True):
         if not np.isfinite(answer).all():
             raise ContractBroken(
-                f"model {name} answers NaN or an infinity as {spec.name} to the first {rows} "
-                "sound rows: choose other golden rows"
+                f"model {name} returns NaN or infinity as {spec.name} for the first {rows} valid "
+                "rows: choose other known-good rows"
             )
     return answers
 
 
 def write_package(folder: Path, data: bytes, manifest: Manifest) -> None:
-    """A model file's bytes and its manifest -> a package folder."""
+    """Write a model file and its manifest to a package folder, which is created if needed."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / manifest.file).write_bytes(data)
     (folder / MANIFEST_NAME).write_text(manifest.to_json())
 
 
 def write_mar(path: Path, data: bytes, manifest: Manifest, handler: str) -> None:
-    """A model file's bytes, its manifest and a TorchServe handler's source -> a `.mar`."""
+    """Write a TorchServe archive (`.mar`) that is also a model package.
+
+    Args:
+        path: The path of the archive.
+        data: The bytes of the model file.
+        manifest: The manifest of the model.
+        handler: The Python source of the TorchServe handler.
+    """
     from model_handlers.artifact import MAR_MANIFEST
 
     listing = {
@@ -188,9 +217,18 @@ def write_mar(path: Path, data: bytes, manifest: Manifest, handler: str) -> None
 
 
 def sound_rows(path: str, columns: Sequence[str]) -> np.ndarray:
-    """A Parquet file and its numeric columns -> [rows, columns], rows with a fault left out.
+    """Read the rows of a Parquet file in which no value is null, NaN or infinite.
 
-    Raises InputError.
+    Args:
+        path: The path of a local Parquet file.
+        columns: The numeric columns to read.
+
+    Returns:
+        The values, float64 `[rows, columns]`.
+
+    Raises:
+        InputError: The file cannot be read, lacks a column, has a column that is not numeric, or
+            has no valid row.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -201,23 +239,25 @@ def sound_rows(path: str, columns: Sequence[str]) -> np.ndarray:
         names = pq.read_schema(path).names
         for column in columns:
             if column not in names:
-                raise InputError(f"sample {path} lacks column {column!r}{suggest(column, names)}")
+                raise InputError(f"sample {path} has no column {column!r}{suggest(column, names)}")
         table = pq.read_table(path, columns=list(columns))
     except (OSError, pa.ArrowException) as error:
         check_memory(error, f"sample {path}", MORE_MEMORY)
         raise InputError(
-            f"sample {path}: expected a Parquet file, and it cannot be read as one "
+            f"sample {path}: expected a Parquet file, but it cannot be read as one "
             f"({type(error).__name__})"
         ) from error
     values = np.stack([_numbers(table, column, path) for column in columns], axis=1)
     values = values[np.isfinite(values).all(axis=1)]
     if not len(values):
-        raise InputError(f"sample {path} has not one row without null, NaN or infinity")
+        raise InputError(
+            f"sample {path}: expected at least one row without null, NaN or infinity, got none"
+        )
     return values
 
 
 def _numbers(table: pa.Table, column: str, path: str) -> np.ndarray:
-    """A column of a sample -> its values as float64 [rows]."""
+    """Return a column of a sample as float64 `[rows]`."""
     import pyarrow as pa
 
     found = table.column(column)
@@ -225,7 +265,7 @@ def _numbers(table: pa.Table, column: str, path: str) -> np.ndarray:
         return np.asarray(found.cast(pa.float64()).to_numpy())
     except pa.ArrowException as error:
         check_memory(error, f"sample {path}")
-        # Its message may quote a value.
+        # The message of Arrow may quote a value.
         raise InputError(
             f"sample {path}: expected numbers in column {column!r}, got {found.type}"
         ) from error
@@ -233,17 +273,29 @@ def _numbers(table: pa.Table, column: str, path: str) -> np.ndarray:
 
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
-        "model_handlers.package", "Make a model package: model.json beside the model file."
+        "model_handlers.package",
+        "Create a model package: a folder with a model file and model.json.",
     )
-    parser.add_argument("model", help="model file: .pt2, TorchScript .pt, .safetensors, state dict")
-    parser.add_argument("--feature_columns", required=True, help="input columns in order: A,B,C")
-    parser.add_argument("--output", required=True, help="folder of the package")
-    parser.add_argument("--sample", help="Parquet file for golden rows and training statistics")
-    parser.add_argument("--name", help="the model's name; the file's by default")
-    parser.add_argument("--version", default="1")
-    parser.add_argument("--score_output", help="the output that is the score")
     parser.add_argument(
-        "--architecture", help="module:Class that holds the weights of a state dict"
+        "model", help="model file: .pt2, TorchScript .pt, .safetensors or state dict"
+    )
+    parser.add_argument(
+        "--feature_columns", required=True, help="columns of the model's input in order: A,B,C"
+    )
+    parser.add_argument("--output", required=True, help="folder to write the package to")
+    parser.add_argument(
+        "--sample",
+        help="Parquet file of training rows, to compute known-good rows and statistics from",
+    )
+    parser.add_argument("--name", help="name of the model (default: the file name, without suffix)")
+    parser.add_argument("--version", default="1", help="version of the model (default: 1)")
+    parser.add_argument(
+        "--score_output",
+        help="output that is the score (default: the only output of one float per row)",
+    )
+    parser.add_argument(
+        "--architecture",
+        help="module:Class to load weights into, for a state dict or .safetensors file",
     )
     parser.add_argument(
         "--trusted_modules",
@@ -254,14 +306,27 @@ def _parser() -> argparse.ArgumentParser:
         "--allow_batch_dependence",
         metavar="TOLERANCE",
         type=positive,
-        help="accept a model whose answer to a row depends on the rows beside it, up to this "
-        "difference, absolute and relative; the manifest and each report record it",
+        help="accept a model whose answer to a row depends on the other rows of the batch, up to "
+        "this absolute and relative difference; the manifest and every report record it",
     )
     return parser
 
 
 def make_package(args: argparse.Namespace) -> Manifest:
-    """The command line's arguments -> the package they ask for, written; its manifest."""
+    """Create and write the package that the command line describes.
+
+    Args:
+        args: The parsed arguments of the command.
+
+    Returns:
+        The manifest of the package.
+
+    Raises:
+        ModelError: The model cannot be read, loaded or packaged.
+        InputError: The sample cannot be used.
+        OutputError: The package cannot be written.
+        UsageError: An argument is invalid.
+    """
     from model_handlers.artifact import ModelPackage, read_bytes
     from model_handlers.infer import infer_manifest
 
@@ -294,7 +359,11 @@ def make_package(args: argparse.Namespace) -> Manifest:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line -> exit code: 0 done, 1 it cannot be packaged, 2 wrong arguments."""
+    """Run the command, and return its exit code.
+
+    Returns:
+        0 if the package was written, 1 if the model cannot be packaged, 2 for wrong arguments.
+    """
     try:
         args = _parser().parse_args(argv)
         manifest = make_package(args)
@@ -305,8 +374,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {out_of_memory(one_line(error), MORE_MEMORY)}", file=sys.stderr)
         return 1
     outputs = ", ".join(spec.name for spec in manifest.outputs)
-    print(f"made {args.output}: {manifest.name} {manifest.version}, sha256 {manifest.sha256}")
-    print(f"outputs {outputs}; score {manifest.score_output or f'none: {manifest.score_advice()}'}")
+    print(f"created {args.output}: {manifest.name} {manifest.version}, sha256 {manifest.sha256}")
+    print(
+        f"outputs: {outputs}; score: {manifest.score_output or f'none, {manifest.score_advice()}'}"
+    )
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Predictions of rows that were asked for before, by the bytes of the rows' inputs."""
+"""A cache of predictions, whose keys are the bytes of the rows' inputs."""
 
 from __future__ import annotations
 
@@ -12,19 +12,28 @@ from model_handlers.manifest import OutputSpec
 
 
 class PredictionCache:
-    """The predictions of as many rows at most; those that were wanted longest ago go first.
+    """A least-recently-used cache of the predictions of one model; safe to use from many threads.
 
-    Of one model: whoever has another makes another. May be used by several threads.
+    Args:
+        outputs: The outputs of a prediction.
+        rows: The most rows to keep.
     """
 
     def __init__(self, outputs: Sequence[OutputSpec], rows: int) -> None:
-        # A row's outputs as one value of fixed size: far smaller than an object each.
+        # The outputs of a row are packed into one value, far smaller than an object per output.
         self._dtype = np.dtype([(f"f{i}", o.dtype, o.shape) for i, o in enumerate(outputs)])
         self._rows, self._lock = rows, threading.Lock()
         self._kept: OrderedDict[bytes, bytes] = OrderedDict()
 
     def find(self, keys: Sequence[bytes]) -> tuple[np.ndarray, list[np.ndarray]]:
-        """A key a row -> the numbers of the rows that are here, and an array an output of them."""
+        """Look up rows.
+
+        Args:
+            keys: The key of each row, from `row_keys`.
+
+        Returns:
+            The numbers of the rows that were found, and one array per output with their values.
+        """
         rows, values = [], []
         with self._lock:
             for row, key in enumerate(keys):
@@ -38,7 +47,12 @@ class PredictionCache:
         return np.array(rows, np.intp), columns
 
     def keep(self, keys: Sequence[bytes], outputs: Sequence[np.ndarray]) -> None:
-        """A key a row, and an array an output -> they are kept, but for rows with gaps."""
+        """Add the predictions of rows, except rows in which an output is NaN.
+
+        Args:
+            keys: The key of each row, from `row_keys`.
+            outputs: One array `[rows, *shape]` per output.
+        """
         table = np.empty(len(keys), self._dtype)
         for name, array in zip(self._dtype.names or (), outputs, strict=True):
             table[name] = array
@@ -55,7 +69,11 @@ class PredictionCache:
 
 
 def row_keys(arrays: Sequence[np.ndarray]) -> list[bytes]:
-    """An array [rows, ...] an input, the same inputs always -> the bytes of each row."""
+    """Return the key of each row: the bytes of its inputs.
+
+    Args:
+        arrays: One array `[rows, ...]` per input, always in the same order.
+    """
     columns = [_split(array.tobytes(), len(array)) for array in arrays]
     if len(columns) == 1:
         return columns[0]
@@ -63,7 +81,11 @@ def row_keys(arrays: Sequence[np.ndarray]) -> list[bytes]:
 
 
 def rows_with_gaps(outputs: Sequence[np.ndarray]) -> np.ndarray:
-    """An array [rows, ...] an output -> the numbers of the rows in which any is NaN."""
+    """Return the numbers of the rows in which an output is NaN.
+
+    Args:
+        outputs: One array `[rows, ...]` per output.
+    """
     missing: np.ndarray | None = None
     for array in outputs:
         if array.dtype.kind == "f" and (gaps := np.isnan(array)).any():
@@ -73,6 +95,6 @@ def rows_with_gaps(outputs: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _split(data: bytes, rows: int) -> list[bytes]:
-    """The bytes of rows of one size -> each one's."""
+    """Split the bytes of rows of equal size into the bytes of each row."""
     size = len(data) // max(rows, 1)
     return [data[start : start + size] for start in range(0, len(data), size or 1)]

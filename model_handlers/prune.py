@@ -1,7 +1,7 @@
-"""Drop from a model what the outputs that are wanted do not need.
+"""Remove the parts of a model that the requested outputs do not need.
 
-The example's model has 13 outputs; computing the two that are written takes a third
-to a fifth of the time. The graph is cut, the arithmetic that is left is the same.
+The model of the example has 13 outputs. Computing only the two that are written takes a fifth to a
+third of the time. The graph is cut; the remaining arithmetic does not change.
 """
 
 from __future__ import annotations
@@ -18,10 +18,17 @@ from model_handlers.manifest import Manifest
 def keep_outputs(
     module: torch.nn.Module, manifest: Manifest, names: Sequence[str]
 ) -> torch.nn.Module:
-    """A loaded module and the outputs wanted -> a module that returns only these, by name.
+    """Return a module that computes only some outputs of a model.
 
-    The module comes back as it is where it cannot be cut: plain Python modules, and
-    answers that are neither a dict of tensors nor a tuple of them.
+    Args:
+        module: The loaded module.
+        manifest: Its manifest, with all outputs in order.
+        names: The outputs to keep.
+
+    Returns:
+        A module whose answer is a dict of the outputs by name. If the module cannot be cut, the
+        module itself: plain Python modules, and modules that return neither a dict nor a tuple of
+        tensors.
     """
     if isinstance(module, torch.jit.ScriptModule):
         return _cut_script(module, manifest, names)
@@ -31,7 +38,7 @@ def keep_outputs(
 
 
 class _Selected(torch.jit.ScriptModule):
-    """A script module within another, whose forward is defined from source."""
+    """A script module that contains another, with a forward method defined from source."""
 
     def __init__(self, model: torch.jit.ScriptModule) -> None:
         super().__init__()
@@ -41,7 +48,7 @@ class _Selected(torch.jit.ScriptModule):
 def _cut_script(
     module: torch.jit.ScriptModule, manifest: Manifest, names: Sequence[str]
 ) -> torch.nn.Module:
-    """A script module -> a frozen one: freezing drops what nobody asks for."""
+    """Return a frozen script module: freezing removes what the kept outputs do not use."""
     returns = str(module.forward.schema.returns[0].type)  # type: ignore[attr-defined]
     every = [spec.name for spec in manifest.outputs]
     if returns.startswith("Dict[str, Tensor]"):
@@ -68,7 +75,7 @@ def _cut_script(
 def _cut_graph(
     module: torch.fx.GraphModule, manifest: Manifest, names: Sequence[str]
 ) -> torch.nn.Module:
-    """A graph module of torch.export -> the same with fewer outputs and no dead nodes."""
+    """Reduce the outputs of a torch.export graph module, and remove its dead nodes."""
     codegen = module.graph._codegen
     if not isinstance(codegen, torch.fx.graph._PyTreeCodeGen):
         return module

@@ -1,4 +1,4 @@
-"""A model over any number of rows: in passes, with the rows that it cannot take set apart."""
+"""Run a model over any number of rows, and find the rows on which it fails."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from model_handlers.loaded_model import ROW_FAULTS, LoadedModel
 
 @dataclass
 class Answer:
-    """One array an output, [rows, ...], and the rows on which the model raised.
+    """The answer of a model to some rows.
 
-    There are no arrays where it raised on every row; else a failed row is zero in each. A fault
-    is NotTried where most rows of a batch failed, and this one was not tried alone.
+    Attributes:
+        arrays: One array `[rows, *shape]` per output, with zeros for failed rows. Empty if every
+            row failed.
+        faults: The exception of each failed row, by row number. It is NotTried if most rows of a
+            batch failed and this row was not tried alone.
     """
 
     arrays: list[np.ndarray]
     faults: dict[int, Exception]
 
     def part(self, rows: slice) -> Answer:
-        """A range of rows -> the answer for these alone."""
+        """Return the answer for a range of the rows."""
         faults = {i - rows.start: e for i, e in self.faults.items() if rows.start <= i < rows.stop}
         return Answer([array[rows] for array in self.arrays], faults)
 
@@ -31,16 +34,27 @@ class Answer:
 def run_model(
     model: LoadedModel, inputs: Sequence[np.ndarray], rows: int, *, to_the_end: bool = False
 ) -> Answer:
-    """A model and checked input arrays of one or more rows -> the Answer.
+    """Run a model over rows, in passes of at most `model.batch_rows`.
 
-    to_the_end: every row that fails is found alone, however many there are.
-    A fault of the machine is raised, as DeviceError, MemoryError or ContractBroken.
+    Args:
+        model: The model.
+        inputs: One array per input, `[rows, width]` or `[rows]`, already validated.
+        rows: The number of rows, 1 or more.
+        to_the_end: Whether to try every failing row alone, even if most rows fail.
+
+    Returns:
+        The outputs, and the exceptions of the rows on which the model raised.
+
+    Raises:
+        ContractBroken: The model does not do what its manifest says.
+        DeviceError: The accelerator failed.
+        MemoryError: There is not enough memory for a single row.
     """
     arrays: list[np.ndarray] = []
     faults: dict[int, Exception] = {}
     start = 0
     while start < rows:
-        # Read anew each time: running out of memory lowers it.
+        # batch_rows is read in each round, because running out of memory lowers it.
         window = slice(start, min(start + model.batch_rows, rows))
         for part, result in isolate(
             lambda s: model.forward(inputs, s), window, ROW_FAULTS, to_the_end=to_the_end

@@ -1,4 +1,4 @@
-"""TorchModelHandler: RunInference over Arrow record batches, model in the worker."""
+"""TorchModelHandler: RunInference over Arrow record batches with a model in the worker."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ from model_handlers.try_rows import check_golden_rows, check_model
 
 Precision = Literal["float32", "bf16", "fp16"]
 
-# Measured with the example on 2 cores: a forward pass costs about the same from 4,096 to
-# 32,768 rows, everything around it less the larger the batch. Beyond, memory grows for little.
+# Measured with the example on 2 cores: the cost of a row in the forward pass is about the same for
+# 4,096 to 32,768 rows, and everything around it costs less the larger the batch is. Larger batches
+# use more memory and gain little.
 BATCH_ROWS = 32_768
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -39,10 +40,15 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def predict_columns(
     model: LoadedModel, arrays: Sequence[np.ndarray], rows: int
 ) -> tuple[pa.StructArray, pa.StructArray]:
-    """A model and its validated inputs -> the columns `outputs` and `error`, row by row.
+    """Run a model over validated inputs, and return the columns `outputs` and `error`.
 
-    arrays: one an input, [rows, width] or [rows]. Where a row has an error, its outputs
-    are null.
+    Args:
+        model: The model.
+        arrays: One array per input, `[rows, width]` or `[rows]`.
+        rows: The number of rows.
+
+    Returns:
+        Two columns of `rows` rows. The outputs of a row that has an error are null.
     """
     answer = run_model(model, arrays, rows)
     parts = [(slice(0, rows), answer.arrays)] if answer.arrays else []
@@ -56,17 +62,24 @@ def predict_columns(
 
 
 class TorchModelHandler(BatchHandler[LoadedModel]):
-    """Runs a PyTorch model over record batches, on the CPU or a CUDA device.
+    """A ModelHandler that runs a PyTorch model over record batches, on the CPU or a CUDA device.
 
-    model: path of the model package, on any Beam filesystem; read on the worker.
-    manifest: its contract, as read where the pipeline is built. The worker refuses
-        bytes whose digest is another.
-    outputs: names of the outputs to bring back; all by default.
-    device: auto, cpu, cuda or cuda:N. precision: float32, bf16 or fp16 (autocast).
-    compile: torch.compile, for models that are not TorchScript.
-    batch_rows: rows of one forward pass. threads: torch's intra-op threads a process.
-    trusted_modules: top-level names of the modules that the manifest's architecture may
-        import; by default none.
+    Args:
+        model: The path of the model package, on any Beam filesystem; read on the worker.
+        manifest: The model's manifest, read where the pipeline is built. The worker refuses a
+            model file with another digest.
+        outputs: The names of the outputs to return; all by default.
+        device: auto, cpu, cuda or cuda:N.
+        precision: float32, or bf16 or fp16 with torch.autocast.
+        compile: Whether to use torch.compile; not possible for TorchScript.
+        batch_rows: The most rows of one forward pass.
+        threads: The number of torch's intra-op threads per process.
+        trusted_modules: The top-level modules that the manifest's architecture may import; none
+            by default.
+
+    Raises:
+        UsageError: An argument is invalid.
+        UnsafeModel: The architecture would import a module that is not trusted.
     """
 
     def __init__(
@@ -85,11 +98,13 @@ class TorchModelHandler(BatchHandler[LoadedModel]):
         super().__init__(manifest, outputs, batch_rows)
         check_trusted(manifest, trusted_modules)
         if batch_rows < 1 or threads < 1:
-            raise UsageError(f"batch_rows and threads start at 1, got {batch_rows} and {threads}")
+            raise UsageError(
+                f"batch_rows and threads must be at least 1, got {batch_rows} and {threads}"
+            )
         if precision != "float32" and precision not in _AUTOCAST:
-            raise UsageError(f"precision: expected float32, bf16 or fp16, got {precision!r}")
+            raise UsageError(f"precision must be float32, bf16 or fp16, got {precision!r}")
         if compile and manifest.format == "torchscript":
-            raise UsageError("compile: a TorchScript model cannot be compiled; use a .pt2")
+            raise UsageError("compile is not possible for a TorchScript model; use a .pt2")
         self.model = model
         self.device = check_device(device)
         self.precision = precision
@@ -98,16 +113,25 @@ class TorchModelHandler(BatchHandler[LoadedModel]):
         self.code = TrustedCode.of_package(trusted_modules, model)
 
     def load_model(self) -> LoadedModel:
-        """The package's bytes, checked -> the model, checked against its golden rows."""
+        """Read, load and check the model; called by Beam once per process.
+
+        Raises:
+            ModelError: The package cannot be used, or the model does not answer its known-good
+                rows as the manifest says.
+            DeviceError: The worker does not have the device.
+        """
         package = read_package(self.model, self.manifest.sha256)
         manifest = self.manifest
         if package.manifest is not None:
             manifest = replace(manifest, golden=package.manifest.golden)
         torch.set_num_threads(self.threads)
         device = resolve_device(self.device)
-        # On its device first: freezing a script turns its weights into constants.
+        # The module is moved to its device before it is pruned, because freezing a script turns
+        # its weights into constants.
         whole = load_module(package.data, self.manifest, device, self.code)
-        with as_model_error(f"model {self.manifest.name} has not the outputs of its manifest"):
+        with as_model_error(
+            f"model {self.manifest.name} does not have the outputs of its manifest"
+        ):
             module: Any = keep_outputs(whole, self.manifest, self.outputs)
         model = LoadedModel(
             module=module,
@@ -127,5 +151,5 @@ class TorchModelHandler(BatchHandler[LoadedModel]):
     def predict(
         self, model: LoadedModel, arrays: Sequence[np.ndarray], rows: int
     ) -> tuple[pa.StructArray, pa.StructArray]:
-        """A loaded model and its validated inputs -> the columns `outputs` and `error`."""
+        """Run the loaded model over validated inputs; see predict_columns."""
         return predict_columns(model, arrays, rows)

@@ -1,7 +1,7 @@
-"""What a model does with rows, tried when it is packaged and when it is loaded.
+"""Try a model on some rows, when it is packaged and when it is loaded.
 
-It has to answer its golden rows as its manifest says, and each row the same whatever rows
-stand beside it: a batch is only what happened to come together.
+A model must answer its known-good rows as its manifest says. Its answer to a row must not depend on
+the other rows of the batch, because it is a matter of chance which rows form a batch.
 """
 
 from __future__ import annotations
@@ -16,42 +16,56 @@ from common.errors import ContractBroken
 from model_handlers.loaded_model import ROW_FAULTS, LoadedModel, count_of, describe_error
 from model_handlers.manifest import GoldenRows, InputSpec, Manifest
 
-# Enough that each row has several others beside it; and many others.
+# Batches in which each row has several other rows, and many other rows.
 MADE_UP_ROWS = 5
 CROWD_ROWS = 48
 _FLAG = "--allow_batch_dependence"
-_USUAL = "usually .eval() was not called before the model was saved"
+_USUAL = "the usual cause is that .eval() was not called before the model was saved"
 
 Arrays = Sequence[np.ndarray]
-# The tolerance that would accept it, and what differs.
+# The tolerance that would accept a difference, and the text that describes it.
 _Difference = tuple[float, str]
 
 
 def check_model(model: LoadedModel) -> None:
-    """A model just loaded -> nothing, or ContractBroken if it is not what its manifest says.
+    """Check that a model that was just loaded does what its manifest says.
 
-    It must answer its golden rows as expected, together and one of them alone. One that has
-    none must answer rows of zeros, and rows that are made up in the same way.
+    The model must answer its known-good rows as expected, all in one batch and one of them alone. A
+    model without known-good rows is checked with rows of zeros and with random rows instead.
+
+    Args:
+        model: The loaded model.
+
+    Raises:
+        ContractBroken: The model does not do what its manifest says.
     """
     golden = model.manifest.golden
     if golden is None:
         arrays, answers = _made_up(model)
     else:
         arrays, answers = check_golden_rows(model, golden)
-    # The row that the others would change most: what they share is scaled by the largest.
+    # The row with the smallest values: if rows influence each other, it changes the most.
     sizes = sum(np.abs(array.reshape(len(array), -1).astype(np.float64)).sum(1) for array in arrays)
     _refuse(model, _alone(model, arrays, answers, [int(np.argmin(sizes))]))
 
 
 def check_golden_rows(model: LoadedModel, golden: GoldenRows) -> tuple[Arrays, Arrays]:
-    """A model and rows with known answers -> these rows, an array an input, and its answers.
+    """Run a model on rows with known answers.
 
-    Raises ContractBroken unless it answers as expected.
+    Args:
+        model: The model.
+        golden: The known-good rows and the expected answers.
+
+    Returns:
+        The rows, one array per input, and the model's answers, one array per output.
+
+    Raises:
+        ContractBroken: The model fails on the rows, or an answer differs from the expected one.
     """
     arrays = [
         np.asarray(golden.inputs[spec.name], dtype=spec.dtype) for spec in model.manifest.inputs
     ]
-    answers = _answer(model, arrays, "its golden rows")
+    answers = _answer(model, arrays, "its known-good rows")
     for spec, answer in zip(model.outputs, answers, strict=True):
         if spec.name not in golden.outputs:
             continue
@@ -60,17 +74,22 @@ def check_golden_rows(model: LoadedModel, golden: GoldenRows) -> tuple[Arrays, A
         if not close.all():
             at = tuple(int(i) for i in np.argwhere(~close)[0])
             raise ContractBroken(
-                f"model {model.manifest.name} {model.manifest.version}: golden row {at[0]}, output "
-                f"{spec.name}: expected {expected[at]}, got {answer[at]}: this is not the model "
-                "that was packaged, or it runs differently here; package it again where it is right"
+                f"model {model.manifest.name} {model.manifest.version}: known-good row {at[0]}, "
+                f"output {spec.name}: expected {expected[at]}, got {answer[at]}: this is not the "
+                "model that was packaged, or it computes differently on this machine; package it "
+                "again on a machine where its answers are right"
             )
     return arrays, answers
 
 
 def check_made_up_rows(model: LoadedModel) -> None:
-    """A model to be packaged without a sample -> nothing, or ContractBroken.
+    """Check a model that is packaged without a sample, on random rows.
 
-    Its answers to made-up rows must not depend on the batch, see check_independence.
+    Args:
+        model: The model.
+
+    Raises:
+        ContractBroken: The model fails, or its answers depend on the batch.
     """
     check_independence(model, *_made_up(model))
 
@@ -78,11 +97,19 @@ def check_made_up_rows(model: LoadedModel) -> None:
 def check_independence(
     model: LoadedModel, arrays: Arrays, answers: Arrays, others: Arrays | None = None
 ) -> None:
-    """A model, rows and its answers to them together -> nothing, or ContractBroken.
+    """Check that a model's answer to a row does not depend on the other rows of its batch.
 
-    The same rows are run again, one by one, and among others: further rows that the model
-    can take, made up where there are none. arrays, others: one an input; answers: one an
-    output, which must come back within the model's tolerance.
+    The rows are run again in one batch, one by one, and together with other rows.
+
+    Args:
+        model: The model.
+        arrays: The rows, one array per input.
+        answers: The model's answers to the rows in one batch, one array per output.
+        others: More rows that the model can process, one array per input; None to use only random
+            rows and the rows themselves.
+
+    Raises:
+        ContractBroken: An answer differs by more than the model's tolerance, or the model fails.
     """
     rows = len(arrays[0])
     again = _answer(model, arrays, "the same rows again")
@@ -94,7 +121,7 @@ def check_independence(
         try:
             among = model.forward(crowd, slice(0, count + rows))
         except ROW_FAULTS:
-            # The fault may be one of the other rows', which nobody vouches for.
+            # One of the other rows may be at fault, because the model need not accept them.
             continue
         behind = [array[count:] for array in among]
         found += _differences(
@@ -106,9 +133,9 @@ def check_independence(
 def _alone(
     model: LoadedModel, arrays: Arrays, answers: Arrays, rows: Sequence[int]
 ) -> list[_Difference]:
-    """Answers to all rows together -> where some of them alone get another.
+    """Run rows alone, and return how their answers differ from those in one batch.
 
-    Raises ContractBroken if the model cannot take one row.
+    Raise ContractBroken if the model cannot process a batch of one row.
     """
     found: list[_Difference] = []
     for row in rows:
@@ -117,9 +144,9 @@ def _alone(
         except (*ROW_FAULTS, ContractBroken) as error:
             why = str(error) if isinstance(error, ContractBroken) else describe_error(error)
             raise ContractBroken(
-                f"model {model.manifest.name} fails on a batch of one row, which any batch may be: "
-                f"{why}; keep the batch dimension, for instance by squeeze(-1) instead "
-                f"of squeeze(); or {_USUAL}"
+                f"model {model.manifest.name} fails on a batch of one row, and any batch can have "
+                f"one row: {why}; keep the batch dimension, for example with squeeze(-1) instead "
+                "of squeeze(), and call .eval() before the model is saved"
             ) from error
         together = [array[row : row + 1] for array in answers]
         found += _differences(model, together, alone, [row], "alone")
@@ -129,11 +156,12 @@ def _alone(
 def _differences(
     model: LoadedModel, answers: Arrays, others: Arrays, rows: Sequence[int], how: str
 ) -> list[_Difference]:
-    """Two answers to the same rows -> the largest difference of each output that has one.
+    """Return the largest difference between two answers to the same rows, for each output.
 
-    rows: their numbers. how: the second answer came about.
+    `rows` has the numbers of the rows, and `how` describes how the rows of the second answer were
+    run. Outputs that agree are left out.
     """
-    kind = "made-up row" if model.manifest.golden is None else "golden row"
+    kind = "random row" if model.manifest.golden is None else "known-good row"
     found = []
     for spec, first, other in zip(model.outputs, answers, others, strict=True):
         if model.tolerance.agree(other, first).all():
@@ -141,29 +169,35 @@ def _differences(
         needed = tolerance_of(other, first)
         at = tuple(int(i) for i in np.unravel_index(needed.argmax(), needed.shape))
         difference = (
-            f"output {spec.name} of {kind} {rows[at[0]]} is {first[at]} in a batch of all, and "
-            f"{other[at]} {how}"
+            f"output {spec.name} of {kind} {rows[at[0]]} is {first[at]} in a batch of all rows, "
+            f"but {other[at]} {how}"
         )
         found.append((float(needed[at]), difference))
     return found
 
 
 def _refuse(model: LoadedModel, found: Sequence[_Difference]) -> None:
-    """What differs -> nothing if nothing does, or ContractBroken with the largest difference."""
+    """Raise ContractBroken with the largest of the differences, if there are any."""
     if not found:
         return
     needed, difference = max(found)
     value = f"{round_up(needed):g}" if needed < math.inf else "TOLERANCE"
     raise ContractBroken(
         f"model {model.manifest.name} answers a row differently in another batch: {difference}, "
-        f"beyond {model.tolerance}; {_USUAL}; if it is meant, package it with {_FLAG} {value}"
+        f"beyond {model.tolerance}; {_USUAL}; if this is intended, package it with {_FLAG} {value}"
     )
 
 
 def tolerance_of(got: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """Two arrays of one shape -> for each value, the Tolerance(t, t) within which they agree.
+    """Return the smallest t for each pair of values with which they agree in Tolerance(t, t).
 
-    Infinity where there is none: one is NaN or infinite, and the other another.
+    Args:
+        got: The values.
+        expected: The expected values, of the same shape.
+
+    Returns:
+        An array of the same shape. It is infinity for values that agree in no tolerance, such as
+        NaN and a number.
     """
     a, b = (np.asarray(array, np.float64) for array in (got, expected))
     with np.errstate(invalid="ignore"):
@@ -174,14 +208,14 @@ def tolerance_of(got: np.ndarray, expected: np.ndarray) -> np.ndarray:
 
 
 def round_up(value: float) -> float:
-    """A number above 0 -> the next one of a single digit, as 0.02 for 0.0123."""
+    """Round a number above 0 up to one significant digit, for example 0.0123 to 0.02."""
     unit = 10.0 ** math.floor(math.log10(value))
-    # As text has it: 3e-05, not 3.0000000000000004e-05.
+    # Going through text gives 3e-05 instead of 3.0000000000000004e-05.
     return float(f"{math.ceil(value / unit) * unit:.1g}")
 
 
 def _answer(model: LoadedModel, arrays: Arrays, what: str) -> list[np.ndarray]:
-    """Rows that the model must be able to take -> its answers. Raises ContractBroken."""
+    """Return the answers to rows, and raise ContractBroken if the model fails on them."""
     try:
         return model.forward(arrays, slice(0, len(arrays[0])))
     except ROW_FAULTS as error:
@@ -191,9 +225,10 @@ def _answer(model: LoadedModel, arrays: Arrays, what: str) -> list[np.ndarray]:
 
 
 def _made_up(model: LoadedModel) -> tuple[Arrays, Arrays]:
-    """A model -> rows that it takes, of which nothing is known, and its answers to them.
+    """Return rows that the model can process, and its answers to them.
 
-    It must take zeros, and is only then asked for others. Raises ContractBroken.
+    The model must be able to process rows of zeros, or ContractBroken is raised. Random rows are
+    used if the model accepts them, and rows of zeros otherwise.
     """
     zeros = [np.zeros_like(array[:2]) for array in made_up_rows(model.manifest)]
     try:
@@ -201,22 +236,30 @@ def _made_up(model: LoadedModel) -> tuple[Arrays, Arrays]:
     except ROW_FAULTS as error:
         raise ContractBroken(
             f"model {model.manifest.name} fails on two rows of zeros: "
-            f"{describe_error(error)}; check the manifest's inputs, or give "
-            "it golden rows if it cannot take zeros"
+            f"{describe_error(error)}; check the manifest's inputs, or package the model with "
+            "known-good rows (--sample) if it cannot process zeros"
         ) from error
     rows = made_up_rows(model.manifest)
     try:
         return rows, model.forward(rows, slice(0, MADE_UP_ROWS))
     except ROW_FAULTS:
-        # A model may well refuse rows that mean nothing.
+        # A model may reject random rows, because they have no meaning.
         return zeros, answers
 
 
 def made_up_rows(manifest: Manifest, rows: int = MADE_UP_ROWS) -> list[np.ndarray]:
-    """A manifest -> an array of values an input, [rows, width] or [rows], the same each time.
+    """Create random rows for a model, which are always the same for the same manifest.
 
-    Normally distributed about the training mean where it is known, else about 0; where whole
-    numbers are asked for, their sizes rounded.
+    The values have a normal distribution, with the mean and deviation of the training rows if the
+    manifest has them, or else with mean 0 and deviation 1. For inputs of whole numbers, the
+    absolute values are rounded.
+
+    Args:
+        manifest: The manifest of the model.
+        rows: The number of rows.
+
+    Returns:
+        One array per input, `[rows, width]` or `[rows]`.
     """
     random = np.random.default_rng(0)
     return [_made_up_input(spec, manifest, rows, random) for spec in manifest.inputs]
@@ -227,7 +270,7 @@ def _made_up_input(spec: InputSpec, manifest: Manifest, rows: int, random: Any) 
     known = [manifest.statistics.get(column) for column in spec.columns]
     for i, found in enumerate(known if len(known) == spec.width else ()):
         if found is not None:
-            # Of a single row there is no deviation, and equal rows would show nothing.
+            # Statistics of a single row have deviation 0, and equal rows would show no difference.
             values[:, i] = found.mean + (found.std or 1.0) * values[:, i]
     if not spec.dtype.startswith("float"):
         values = np.abs(values).round()
@@ -236,9 +279,9 @@ def _made_up_input(spec: InputSpec, manifest: Manifest, rows: int, random: Any) 
 
 
 def _crowds(manifest: Manifest, arrays: Arrays, others: Arrays | None) -> Iterator[Arrays]:
-    """Rows -> several groups of rows to stand before them."""
+    """Yield groups of rows to put before some rows in a batch."""
     if others is not None and len(others[0]):
         yield others
     yield made_up_rows(manifest, CROWD_ROWS)
-    # Its own rows again, of which the first weighs more than in a batch of all.
+    # The rows themselves, with a larger share of the first row than in a batch of all rows.
     yield [np.concatenate([array[:1]] * 3 + [array[::-1]]) for array in arrays]

@@ -1,4 +1,4 @@
-"""Keys that an object of JSON names twice: readers take the last of them and say nothing."""
+"""Find keys that appear twice in a JSON object; most readers silently use the last value."""
 
 from __future__ import annotations
 
@@ -9,17 +9,25 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Doubled:
-    """Stands for an object of JSON that names a key twice."""
+    """The value of a JSON object in which a key appears twice."""
 
     key: str
 
 
 class DoubledKeyError(ValueError):
-    """An object of JSON names a key twice."""
+    """A key appears twice in a JSON object."""
 
 
 def load_unique(text: str | bytes) -> Any:
-    """JSON -> its value. Raises ValueError, DoubledKeyError where a key is twice in an object."""
+    """Return the value of a JSON text.
+
+    Args:
+        text: The JSON text.
+
+    Raises:
+        ValueError: The text is not valid JSON.
+        DoubledKeyError: A key appears twice in an object.
+    """
     value = json.loads(text, object_pairs_hook=_unique)
     if (key := doubled_key(value)) is not None:
         raise DoubledKeyError(doubled_text(key))
@@ -27,16 +35,21 @@ def load_unique(text: str | bytes) -> Any:
 
 
 def load_marked(text: str | bytes) -> Any:
-    """JSON -> its value, with Doubled for each object that has a key twice, all numbers floats.
+    """Return the value of a JSON text, with Doubled in place of each object with a repeated key.
 
-    Raises RecursionError where it is nested too deeply.
+    Args:
+        text: The JSON text. All its numbers are read as floats.
+
+    Raises:
+        ValueError: The text is not valid JSON.
+        RecursionError: The text is nested too deeply.
     """
-    # Python refuses to read integers of many digits as such.
+    # Python refuses to read very long integers as int.
     return json.loads(text, object_pairs_hook=_unique, parse_int=float)
 
 
 def doubled_key(value: Any) -> str | None:
-    """A value of `load_marked` -> a key that an object anywhere in it has twice, if any."""
+    """Return a key that appears twice in an object in a value of `load_marked`, or None."""
     waiting = [value]
     while waiting:
         value = waiting.pop()
@@ -50,8 +63,8 @@ def doubled_key(value: Any) -> str | None:
 
 
 def doubled_text(key: str) -> str:
-    """A key that is there twice -> what an error says of it."""
-    return f"key {key[:60]!r} is there twice"
+    """Return the text of an error about a key that appears twice."""
+    return f"key {key[:60]!r} appears twice"
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any] | Doubled:

@@ -1,6 +1,6 @@
-"""A message of a model or of a service without the values of the row that it is about.
+"""Remove the values of a row from a message that a model or a service wrote about the row.
 
-What others say of a row may quote it; a value of a row is written into its payload alone.
+Such a message may quote the row, but values of a row may be written only to its payload.
 """
 
 from __future__ import annotations
@@ -17,12 +17,17 @@ _NUMBER = re.compile(
     r"(?<![\w.])[-+]?(?:\d{1,3}(?:[,_]\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:[eE][-+]?\d+)?(?![\w])"
 )
 _QUOTED = re.compile(r"(?P<quote>['\"`])(?P<text>.*?)(?P=quote)")
-# A shorter text is a part of too many words.
+# A shorter text is part of too many words.
 _LONG = 4
 
 
 def without_numbers(text: str, values: Sequence[np.ndarray]) -> str:
-    """A text and the numbers of a row -> the text without those, also where they are rounded."""
+    """Replace the numbers of a row in a text by "...", even if the text rounds them.
+
+    Args:
+        text: The text.
+        values: Arrays of the row's numbers.
+    """
     if _NUMBER.search(text) is None:
         return text
     numbers = np.concatenate([np.ravel(v).astype(np.float64) for v in values] or [np.empty(0)])
@@ -34,17 +39,22 @@ def without_numbers(text: str, values: Sequence[np.ndarray]) -> str:
 
 
 def _is_one_of(shown: str, numbers: np.ndarray) -> bool:
-    """A number as it is written -> whether one of the numbers would be written so."""
+    """Return whether one of the numbers, rounded to the digits of a written number, equals it."""
     mantissa, _, exponent = re.sub("[,_]", "", shown).lower().partition("e")
     places = len(mantissa.partition(".")[2])
-    # A whole number has to be the number: rounded, too many are 0 or 1.
+    # A whole number must match exactly, because too many numbers round to 0 or 1.
     slack = 0.5000001 * 10.0 ** (int(exponent or 0) - places) if places or exponent else 0.0
     with np.errstate(invalid="ignore", over="ignore"):
         return bool((np.abs(numbers - float(f"{mantissa}e{exponent or 0}")) <= slack).any())
 
 
 def without_cells(text: str, row: Mapping[str, Any]) -> str:
-    """A text and a row's columns -> the text without what is in the cells."""
+    """Replace the values of a row in a text by "...".
+
+    Args:
+        text: The text.
+        row: The values of the row, by column name. Names of columns stay in the text.
+    """
     cells = list(_leaves(list(row.values())))
     numbers = [float(cell) for cell in cells if isinstance(cell, (int, float, Decimal))]
     texts = [str(cell) for cell in cells if not isinstance(cell, (int, float, Decimal))]
@@ -53,7 +63,7 @@ def without_cells(text: str, row: Mapping[str, Any]) -> str:
             text = text.replace(cell, HIDDEN)
 
     def hide(found: re.Match[str]) -> str:
-        # Services shorten what they quote.
+        # Services shorten the values that they quote, and end them with "...".
         start = found["text"].removesuffix("...")
         if found["text"] in row or not any(cell.startswith(start) for cell in texts):
             return found.group()
@@ -63,7 +73,7 @@ def without_cells(text: str, row: Mapping[str, Any]) -> str:
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    """A value -> what is in it that holds no others; no nulls."""
+    """Yield all values within nested objects and lists, except nulls."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, (list, tuple)):

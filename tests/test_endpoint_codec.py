@@ -1,4 +1,4 @@
-"""Requests and answers of an endpoint: arrays to JSON, and whatever comes to arrays or one line."""
+"""Tests of encoding requests to an endpoint and decoding its answers."""
 
 import json
 import math
@@ -47,7 +47,7 @@ def refusal(codec: EndpointCodec, body: bytes, rows: int) -> str:
     return message
 
 
-def test_instances_are_the_features_in_order_and_as_short_as_their_dtype(
+def test_instances_are_the_features_in_order_with_the_digits_of_their_dtype(
     codec: EndpointCodec,
 ) -> None:
     assert codec.encode([ROWS], ALL) == b'{"instances":[[1.5,2.0,0.1],[4.0,5.0,-6.25]]}'
@@ -78,7 +78,7 @@ def test_a_list_has_the_shape_of_the_tensor(make_manifest: MakeManifest) -> None
 
 
 @pytest.mark.parametrize("dtype", get_args(DType))
-def test_inputs_and_outputs_of_every_dtype_go_and_come(
+def test_inputs_and_outputs_of_every_dtype_are_converted(
     make_manifest: MakeManifest, dtype: DType
 ) -> None:
     outputs = (OutputSpec("y", dtype, (2,)), OutputSpec("z", dtype))
@@ -95,7 +95,7 @@ def test_inputs_and_outputs_of_every_dtype_go_and_come(
 
 
 @given(rows=st.lists(st.lists(st.floats(width=32, allow_infinity=False), min_size=3, max_size=3)))
-def test_float32_numbers_survive_the_way_there_and_back(
+def test_float32_numbers_survive_a_round_trip(
     make_manifest: MakeManifest, rows: list[list[float]]
 ) -> None:
     manifest = make_manifest(outputs=(OutputSpec("x", shape=(3,)),), score_output=None)
@@ -112,22 +112,22 @@ def test_parameters_go_with_every_request(make_manifest: MakeManifest) -> None:
 
 
 @pytest.mark.parametrize("parameters", ["", "{", "[1]", '"all"', "NaN"])
-def test_parameters_that_are_no_object_are_refused(
+def test_parameters_that_are_not_an_object_are_refused(
     make_manifest: MakeManifest, parameters: str
 ) -> None:
-    with pytest.raises(UsageError, match="--endpoint_parameters: expected an object of JSON"):
+    with pytest.raises(UsageError, match="--endpoint_parameters must be a JSON object"):
         codec_of(make_manifest(), parameters=parameters)
 
 
-def test_several_inputs_cannot_be_one_list(make_manifest: MakeManifest) -> None:
+def test_several_inputs_cannot_be_sent_as_one_list(make_manifest: MakeManifest) -> None:
     manifest = make_manifest(InputSpec("x", ("a",)), InputSpec("y", ("b",)))
-    with pytest.raises(UsageError, match="tiny has 2 inputs: choose --instance_format named"):
+    with pytest.raises(UsageError, match="tiny has 2 inputs: use --instance_format named"):
         codec_of(manifest)
-    with pytest.raises(UsageError, match="expected list or named, got pairs"):
+    with pytest.raises(UsageError, match="instance_format must be list or named, got pairs"):
         codec_of(manifest, instance_format="pairs")
 
 
-def test_all_outputs_come_by_their_names_and_what_else_comes_is_left(codec: EndpointCodec) -> None:
+def test_outputs_are_read_by_name_and_other_members_are_ignored(codec: EndpointCodec) -> None:
     body = answer(
         {"total": 1.5, "code": [1, 2], "more": "?"},
         {"code": [3.5, 4], "total": 2},
@@ -145,27 +145,29 @@ def test_the_score_may_be_called_anomaly_score(make_manifest: MakeManifest) -> N
     total, _ = codec.decode(answer({"anomaly_score": 3.5, "code": [1, 2]}), 1)
     assert total.tolist() == [3.5]
     other = codec_of(make_manifest(score_output=None), "total")
-    told = refusal(other, answer({"anomaly_score": 3.5, "code": [1, 2]}), 1)
-    assert told == (
-        "expected predictions with 'total', got one with 'anomaly_score', 'code'; "
-        "python -m serving answers all outputs with --outputs all, or to "
+    message = refusal(other, answer({"anomaly_score": 3.5, "code": [1, 2]}), 1)
+    assert message == (
+        "expected each prediction to have 'total', got one with 'anomaly_score', 'code'; "
+        "python -m serving returns all outputs if it runs with --outputs all, or with "
         """--endpoint_parameters '{"outputs":"all"}'"""
     )
 
 
-def test_the_name_goes_before_anomaly_score(make_manifest: MakeManifest) -> None:
+def test_the_name_of_the_score_takes_precedence_over_anomaly_score(
+    make_manifest: MakeManifest,
+) -> None:
     codec = codec_of(make_manifest(), "total")
     (total,) = codec.decode(answer({"anomaly_score": 1.0, "total": 2.0}), 1)
     assert total.tolist() == [2.0]
 
 
-def test_only_the_outputs_that_are_wanted_are_looked_at(make_manifest: MakeManifest) -> None:
+def test_only_the_requested_outputs_are_read(make_manifest: MakeManifest) -> None:
     codec = codec_of(make_manifest(), "code")
     (code,) = codec.decode(answer({"total": "what", "code": [1, 2]}), 1)
     assert code.tolist() == [[1, 2]]
 
 
-def test_a_model_of_one_output_may_answer_without_its_name(make_manifest: MakeManifest) -> None:
+def test_an_endpoint_may_leave_out_the_name_of_the_only_output(make_manifest: MakeManifest) -> None:
     codec = codec_of(make_manifest(outputs=(OutputSpec("total"),)))
     (total,) = codec.decode(answer(1.5, 2), 2)
     assert total.tolist() == [1.5, 2]
@@ -187,7 +189,7 @@ GOOD = {"total": 1.0, "code": [1.0, 2.0]}
 
 
 @pytest.mark.parametrize(
-    ("predictions", "told"),
+    ("predictions", "message"),
     [
         ([], "expected 2 predictions, got 0"),
         ([GOOD], "expected 2 predictions, got 1"),
@@ -198,21 +200,24 @@ GOOD = {"total": 1.0, "code": [1.0, 2.0]}
         ([GOOD | {"code": [[1, 2]]}, GOOD], "output 'code': expected float32 [2], got [[1, 2]]"),
         ([GOOD | {"code": None}, GOOD], "output 'code': expected float32 [2], got null"),
         ([GOOD | {"code": True}, GOOD], "output 'code': expected float32 [2], got true"),
-        ([{"code": [1, 2]}] * 2, "expected predictions with 'total', 'code', got one with 'code'"),
-        ([GOOD, {}], "expected predictions with 'total', 'code', got one with nothing"),
-        ([GOOD, 7], "expected predictions that are objects with 'total', 'code', got 7"),
-        ([1, 2], "expected predictions that are objects with 'total', 'code', got 1"),
-        ([None, None], "expected predictions that are objects with 'total', 'code', got null"),
+        (
+            [{"code": [1, 2]}] * 2,
+            "expected each prediction to have 'total', 'code', got one with 'code'",
+        ),
+        ([GOOD, {}], "expected each prediction to have 'total', 'code', got one with nothing"),
+        ([GOOD, 7], "expected each prediction to be an object with 'total', 'code', got 7"),
+        ([1, 2], "expected each prediction to be an object with 'total', 'code', got 1"),
+        ([None, None], "expected each prediction to be an object with 'total', 'code', got null"),
     ],
 )
-def test_whatever_is_not_one_prediction_a_row_is_told_in_a_line(
-    codec: EndpointCodec, predictions: list[Any], told: str
+def test_predictions_that_do_not_fit_the_rows_are_reported_in_one_line(
+    codec: EndpointCodec, predictions: list[Any], message: str
 ) -> None:
-    assert refusal(codec, answer(*predictions), 2) == told
+    assert refusal(codec, answer(*predictions), 2) == message
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "message"),
     [
         (b"", "expected JSON, got nothing"),
         (HTML_PAGE, "expected JSON, got a page of HTML"),
@@ -232,17 +237,19 @@ def test_whatever_is_not_one_prediction_a_row_is_told_in_a_line(
         (b"[" * 100_000, "expected JSON, got [[["),
     ],
 )
-def test_what_is_no_answer_is_told_in_a_line(codec: EndpointCodec, body: bytes, told: str) -> None:
-    assert refusal(codec, body, 1).startswith(told)
+def test_an_invalid_answer_is_reported_in_one_line(
+    codec: EndpointCodec, body: bytes, message: str
+) -> None:
+    assert refusal(codec, body, 1).startswith(message)
 
 
-def test_values_are_told_by_their_beginning_alone(codec: EndpointCodec) -> None:
+def test_messages_quote_only_the_start_of_a_value(codec: EndpointCodec) -> None:
     many = {"total": 1.0, "code": [0.123456] * 10_000}
-    told = refusal(codec, answer(many), 1)
-    assert told.count("0.123456") < 10
+    message = refusal(codec, answer(many), 1)
+    assert message.count("0.123456") < 10
     odd = {f"key {i}": 1 for i in range(1_000)}
     assert len(refusal(codec, answer(odd), 1)) < 300
-    # What json reads and orjson does not write.
+    # Python's json reads these values, but orjson cannot write them.
     assert "99999" in refusal(codec, b'{"predictions": [{"total": [%s, NaN]}]}' % (b"9" * 40), 1)
     refusal(codec, b'{"predictions": [{"total": "\\ud800"}]}', 1)
 
@@ -257,7 +264,7 @@ def test_values_are_told_by_their_beginning_alone(codec: EndpointCodec) -> None:
         max_leaves=10,
     )
 )
-def test_any_json_is_an_answer_or_a_bad_one(make_manifest: MakeManifest, value: Any) -> None:
+def test_any_json_is_decoded_or_raises_bad_answer(make_manifest: MakeManifest, value: Any) -> None:
     codec = codec_of(make_manifest())
     body = json.dumps({"predictions": value}).encode()
     with suppress(BadAnswer):
@@ -265,7 +272,9 @@ def test_any_json_is_an_answer_or_a_bad_one(make_manifest: MakeManifest, value: 
 
 
 @given(st.binary(max_size=50))
-def test_any_bytes_are_an_answer_or_a_bad_one(make_manifest: MakeManifest, body: bytes) -> None:
+def test_bytes_that_are_not_an_answer_raise_bad_answer(
+    make_manifest: MakeManifest, body: bytes
+) -> None:
     with pytest.raises(BadAnswer):
         codec_of(make_manifest()).decode(body, 1)
 
@@ -291,7 +300,7 @@ NUMBERS = st.none() | st.integers(-(2**70), 2**70) | st.floats() | st.booleans()
         max_size=3,
     )
 )
-def test_objects_are_read_as_any_other_answer_is(
+def test_the_fast_reader_of_objects_agrees_with_the_general_one(
     make_manifest: MakeManifest, predictions: list[Any]
 ) -> None:
     def decoded(codec: EndpointCodec) -> str:

@@ -1,4 +1,4 @@
-"""VertexEndpointHandler: every row once, none wrong, none blamed for the endpoint's faults."""
+"""Tests of VertexEndpointHandler: each row is answered once and correctly, despite faults."""
 
 import gc
 import pickle
@@ -82,7 +82,7 @@ Connected = tuple[VertexEndpointHandler, Endpoint]
 
 @contextmanager
 def connected(url: str, manifest: Manifest, **settings: Any) -> Iterator[Connected]:
-    """A server and settings -> a handler and what it loads, closed after the block."""
+    """Yield a handler for a server, and its connected endpoint, which is closed after the block."""
     names = RequestLimits.__dataclass_fields__
     limits = {"retry_seconds": 2.0} | {n: settings.pop(n) for n in names if n in settings}
     address = EndpointAddress(url=url)
@@ -96,7 +96,7 @@ def connected(url: str, manifest: Manifest, **settings: Any) -> Iterator[Connect
 
 @pytest.fixture
 def serve(make_manifest: Make) -> Make:
-    """Faults and settings -> a running endpoint, a handler for it and what it has loaded."""
+    """Return a function that starts an endpoint with faults, and a handler connected to it."""
 
     @contextmanager
     def start(
@@ -113,7 +113,7 @@ def serve(make_manifest: Make) -> Make:
 
 
 def check_rows(got: tuple[pa.StructArray, pa.StructArray], rows: np.ndarray, *bad: int) -> None:
-    """What predict returned is right in each row, and in the bad ones an error."""
+    """Check that good rows have the right outputs, and bad rows an error."""
     outputs, error = got
     assert len(outputs) == len(error) == len(rows)
     assert np.flatnonzero(np.asarray(error.is_valid())).tolist() == list(bad)
@@ -138,7 +138,7 @@ def failure(handler: VertexEndpointHandler, model: Endpoint, rows: np.ndarray) -
     return message
 
 
-def test_rows_are_answered_in_order_in_requests_of_the_size_asked_for(serve: Make) -> None:
+def test_rows_are_answered_in_order_with_requests_of_the_chosen_size(serve: Make) -> None:
     rows = some_rows(1_050)
     with serve(rows=100) as (endpoint, handler, model):
         check_rows(handler.predict(model, [rows], len(rows)), rows)
@@ -146,7 +146,7 @@ def test_rows_are_answered_in_order_in_requests_of_the_size_asked_for(serve: Mak
 
 
 @pytest.mark.parametrize("count", [0, 1, 99, 100, 101])
-def test_any_number_of_rows_comes_back(serve: Make, count: int) -> None:
+def test_any_number_of_rows_is_returned(serve: Make, count: int) -> None:
     rows = some_rows(count)
     with serve(rows=100) as (_, handler, model):
         check_rows(handler.predict(model, [rows], count), rows)
@@ -167,7 +167,7 @@ def test_a_request_that_hangs_costs_no_row(serve: Make) -> None:
         check_rows(handler.predict(model, [rows], len(rows)), rows)
 
 
-def test_with_a_fifth_of_all_requests_failing_each_row_comes_once_and_right(serve: Make) -> None:
+def test_each_row_is_answered_correctly_if_a_fifth_of_the_requests_fail(serve: Make) -> None:
     rows = some_rows(100_000)
     settings: dict[str, Any] = {"rows": 100, "concurrency": 16, "retry_seconds": 60}
     with serve(at_rate(0.2, seed=5), **settings) as (endpoint, handler, model):
@@ -176,7 +176,7 @@ def test_with_a_fifth_of_all_requests_failing_each_row_comes_once_and_right(serv
         assert {*endpoint.faults} >= {fault.name for fault in QUICK_FAULTS}
 
 
-def test_single_rows_are_not_wronged_by_faults_either(serve: Make) -> None:
+def test_faults_are_not_blamed_on_rows_in_requests_of_one_row(serve: Make) -> None:
     rows = some_rows(300)
     settings: dict[str, Any] = {"rows": 1, "concurrency": 16, "retry_seconds": 60}
     with serve(at_rate(0.2, seed=6), **settings) as (_, handler, model):
@@ -184,7 +184,7 @@ def test_single_rows_are_not_wronged_by_faults_either(serve: Make) -> None:
 
 
 def refuse_rows(fault: Fault, *bad: int) -> Faults:
-    """Requests with any of these rows fail."""
+    """Make requests with any of the bad rows fail."""
 
     def choose(request: Request) -> Fault | None:
         return fault if {a for a, *_ in request.instances} & {*bad} else None
@@ -193,9 +193,7 @@ def refuse_rows(fault: Fault, *bad: int) -> Faults:
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
-def test_a_refused_request_is_halved_until_the_guilty_rows_stand_alone(
-    serve: Make, status: int
-) -> None:
+def test_a_refused_request_is_halved_until_the_bad_rows_are_alone(serve: Make, status: int) -> None:
     rows, bad = some_rows(400), (7, 8, 199, 399)
     faults = refuse_rows(refusal(status, "no such Amount"), *bad)
     with serve(faults, rows=100) as (endpoint, handler, model):
@@ -211,7 +209,7 @@ def test_a_refused_request_is_halved_until_the_guilty_rows_stand_alone(
 @pytest.mark.parametrize(
     "fault", [SERVER_ERROR, UNAVAILABLE, RESET, TOO_FEW, ERROR_WITH_200], ids=lambda f: f.name
 )
-def test_a_row_that_the_endpoint_always_fails_on_costs_itself_alone(
+def test_a_row_on_which_the_endpoint_always_fails_costs_no_other_row(
     serve: Make, fault: Fault
 ) -> None:
     rows = some_rows(200)
@@ -223,7 +221,7 @@ def test_a_row_that_the_endpoint_always_fails_on_costs_itself_alone(
         assert len(alone) >= CONFIRMATIONS
 
 
-def test_a_row_that_hangs_the_endpoint_costs_itself_alone(serve: Make) -> None:
+def test_a_row_that_hangs_the_endpoint_costs_no_other_row(serve: Make) -> None:
     rows = some_rows(4)
     settings: dict[str, Any] = {"rows": 4, "timeout_seconds": 0.02, "retry_seconds": 60}
     with serve(refuse_rows(HANG, 2), **settings) as (_, handler, model):
@@ -232,7 +230,7 @@ def test_a_row_that_hangs_the_endpoint_costs_itself_alone(serve: Make) -> None:
         assert reasons(got) == ["endpoint_failed"]
 
 
-def test_what_the_model_itself_leaves_out_stays_out(serve: Make) -> None:
+def test_an_output_that_the_model_leaves_out_stays_missing(serve: Make) -> None:
     def predict(instances: list[Any]) -> list[Any]:
         return [row | ({"total": None} if row["total"] == 6 else {}) for row in score(instances)]
 
@@ -242,19 +240,19 @@ def test_what_the_model_itself_leaves_out_stays_out(serve: Make) -> None:
         assert error.null_count == 50
         total = np.array(outputs.field("total"))
         assert np.flatnonzero(np.isnan(total)).tolist() == [3]
-        # Only the row itself is asked for again.
+        # Only the row itself is sent again.
         assert {len(request.instances) for request in endpoint.requests[1:]} == {1}
 
 
 @pytest.mark.parametrize("fault", [NOT_A_NUMBER, NULL], ids=lambda fault: fault.name)
-def test_a_number_that_got_lost_comes_the_next_time(serve: Make, fault: Fault) -> None:
+def test_a_number_that_was_lost_arrives_with_a_later_request(serve: Make, fault: Fault) -> None:
     rows = some_rows(50)
     with serve(in_turn(fault, fault, None)) as (endpoint, handler, model):
         check_rows(handler.predict(model, [rows], len(rows)), rows)
         assert len(endpoint.requests) == 3
 
 
-def test_an_outage_of_a_while_costs_no_row_and_no_bundle(serve: Make) -> None:
+def test_a_short_outage_costs_no_row_and_no_bundle(serve: Make) -> None:
     rows, outage = some_rows(300), [UNAVAILABLE, RESET, SERVER_ERROR] * 10
     settings: dict[str, Any] = {"rows": 50, "concurrency": 2, "retry_seconds": 60}
     with serve(in_turn(None, *outage), **settings) as (_, handler, model):
@@ -270,15 +268,15 @@ def test_a_dead_endpoint_fails_the_bundle_and_blames_no_row(
 ) -> None:
     rows = some_rows(count)
     with serve(lambda _: fault, retry_seconds=0.3) as (endpoint, handler, model):
-        told = failure(handler, model, rows)
-        assert told.startswith(f"endpoint {endpoint.predict_url} failed ")
-        assert "no row was given up" in told
-        # And is used again when it lives again.
+        message = failure(handler, model, rows)
+        assert message.startswith(f"endpoint {endpoint.predict_url} failed ")
+        assert "no row was given up" in message
+        # When the endpoint answers again, it is used again.
         endpoint.choose_fault = no_faults
         check_rows(handler.predict(model, [rows], len(rows)), rows)
 
 
-def test_an_endpoint_that_dies_meanwhile_blames_no_row(serve: Make) -> None:
+def test_an_endpoint_that_goes_down_during_a_batch_blames_no_row(serve: Make) -> None:
     def dies(request: Request) -> Fault | None:
         return SERVER_ERROR if request.number > 3 else None
 
@@ -288,31 +286,31 @@ def test_an_endpoint_that_dies_meanwhile_blames_no_row(serve: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "expected"),
     [
         (refusal(400, "expected 7 features"), "400 Bad Request: expected 7 features"),
         (HTML, "expected JSON, got a page of HTML"),
         (ERROR_WITH_200, "expected predictions, got Prediction failed"),
         (
             Fault("other", change=lambda rows: [{"label": "cat"}] * len(rows)),
-            "expected predictions with 'total', 'code', got one with 'label'",
+            "expected each prediction to have 'total', 'code', got one with 'label'",
         ),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
 @pytest.mark.parametrize("count", [1, 300])
-def test_an_endpoint_of_another_model_fails_the_bundle_in_one_line(
-    serve: Make, fault: Fault, told: str, count: int
+def test_an_endpoint_of_another_model_fails_the_bundle_with_one_line(
+    serve: Make, fault: Fault, expected: str, count: int
 ) -> None:
     with serve(lambda _: fault) as (endpoint, handler, model):
         message = failure(handler, model, some_rows(count))
-        assert f"does not answer as model tiny 3 does: {told}" in message
+        assert f"does not answer like model tiny 3: {expected}" in message
         assert "check that this model is deployed there" in message
-        # It is found out before requests are halved.
+        # This is noticed before requests are halved.
         assert len(endpoint.requests) < 60
 
 
-def test_a_row_larger_than_a_request_may_be_costs_itself_alone(make_manifest: Make) -> None:
+def test_a_row_that_is_too_large_for_a_request_costs_no_other_row(make_manifest: Make) -> None:
     manifest = make_manifest(
         InputSpec("x", ("vector",), shape=(5,)), outputs=(OutputSpec("total"),)
     )
@@ -326,13 +324,13 @@ def test_a_row_larger_than_a_request_may_be_costs_itself_alone(make_manifest: Ma
         assert np.flatnonzero(np.asarray(error.is_valid())).tolist() == [17]
         assert error[17].as_py() == {
             "reason": "too_large",
-            "message": "112 bytes: a request takes 110 at most",
+            "message": "expected a request of at most 110 bytes, got 112",
         }
         assert outputs.field("total")[16].as_py() == 5
         assert {len(r.instances) for r in endpoint.requests} <= {1, 2, 3, 4, 5}
 
 
-def test_no_more_are_in_flight_than_allowed_however_many_threads_ask(serve: Make) -> None:
+def test_the_limit_of_requests_in_flight_holds_for_all_threads_together(serve: Make) -> None:
     rows = some_rows(400)
     faults = at_rate(1.0, seed=1, kinds=[latency(0.002)])
     with serve(faults, rows=20, concurrency=3) as (endpoint, handler, model):
@@ -343,7 +341,7 @@ def test_no_more_are_in_flight_than_allowed_however_many_threads_ask(serve: Make
         assert endpoint.most_in_flight == endpoint.connections == 3
 
 
-def test_a_handler_travels_and_connects_where_it_arrives(make_manifest: Make) -> None:
+def test_a_pickled_handler_connects_where_it_is_loaded(make_manifest: Make) -> None:
     handler = VertexEndpointHandler(EndpointAddress(url="http://nowhere.invalid"), make_manifest())
     again = pickle.loads(pickle.dumps(handler))
     assert (again.address, again.codec, again.limits) == (
@@ -360,12 +358,12 @@ def test_a_handler_travels_and_connects_where_it_arrives(make_manifest: Make) ->
     assert not thread.is_alive()
 
 
-def test_settings_that_cannot_be_are_refused(make_manifest: Make) -> None:
+def test_invalid_settings_are_refused(make_manifest: Make) -> None:
     for wrong in ({"rows": 0}, {"bytes": 0}, {"concurrency": 0}, {"timeout_seconds": 0}):
         with pytest.raises(UsageError):
             RequestLimits(**wrong)  # type: ignore[arg-type]
     address = EndpointAddress(url="http://nowhere.invalid")
-    with pytest.raises(UsageError, match="cache_rows starts at 0"):
+    with pytest.raises(UsageError, match="cache_rows must be at least 0, got -1"):
         VertexEndpointHandler(address, make_manifest(), cache_rows=-1)
     with pytest.raises(UsageError, match="has no output 'totl'"):
         VertexEndpointHandler(address, make_manifest(), outputs=["totl"])
@@ -374,7 +372,7 @@ def test_settings_that_cannot_be_are_refused(make_manifest: Make) -> None:
 GOLDEN = GoldenRows({"x": [[1.0, 2.0, 3.0]]}, {"total": [2.0], "code": [[2.0, 3.0]]})
 
 
-def test_a_check_asks_for_a_golden_row(serve: Make, make_manifest: Make) -> None:
+def test_a_check_sends_a_known_good_row(serve: Make, make_manifest: Make) -> None:
     with serve(manifest=make_manifest(golden=GOLDEN)) as (endpoint, _, model):
         model.check()
         assert [request.instances for request in endpoint.requests] == [[[1, 2, 3]]]
@@ -382,20 +380,20 @@ def test_a_check_asks_for_a_golden_row(serve: Make, make_manifest: Make) -> None
     with (
         serve(manifest=make_manifest(golden=wrong)) as (_, _, model),
         pytest.raises(
-            EndpointError, match=r"'total' of a golden row: expected 2\.5, got 2\.0; check"
+            EndpointError, match=r"'total' of a known-good row: expected 2\.5, got 2\.0; check"
         ),
     ):
         model.check()
 
 
-def test_rows_that_come_again_are_not_asked_for(serve: Make) -> None:
+def test_rows_that_occur_again_are_not_sent_again(serve: Make) -> None:
     rows = some_rows(60)
     faults = refuse_rows(refusal(400), 5)
     with serve(faults, rows=10, cache_rows=1_000) as (endpoint, handler, model):
         for count in (40, 60, 60, 60):
             check_rows(handler.predict(model, [rows[:count]], count), rows[:count], 5)
         asked = [a for r in endpoint.requests for a, *_ in r.instances if len(r.instances) == 1]
-        # The row at fault is not kept, nor anything about it.
+        # A failed row is not cached.
         assert asked.count(5) == 4
         shuffled = rows[::-1][:30].copy()
         before = len(endpoint.requests)
@@ -474,7 +472,7 @@ def test_through_beam_the_cache_is_counted(make_manifest: Make, make_source: Mak
 
 @pytest.fixture(scope="module")
 def inputs(example: Path, make_source: Make) -> tuple[Manifest, pa.RecordBatch]:
-    """The example's manifest, and validated rows of its form."""
+    """Return the example's manifest, and validated rows for it."""
     manifest = read_manifest(str(example / "model"))
     values = np.random.default_rng(4).normal(size=(30, 500)) * 2
     values[0] = np.arange(500) * 300.0
@@ -507,24 +505,24 @@ def test_the_served_model_and_the_one_in_the_worker_agree(
         assert_scores(ours, theirs, field.name)
 
 
-def test_where_most_rows_are_refused_few_are_asked_for_alone(serve: Make) -> None:
+def test_if_most_rows_are_refused_few_are_sent_alone(serve: Make) -> None:
     rows = some_rows(3_000)
     bad = {row for row in range(3_000) if row % 10}
     faults = refuse_rows(refusal(400, "no such row"), *bad)
     with serve(faults, rows=100) as (_, handler, model):
         _, error = handler.predict(model, [rows], len(rows))
-    told = {row: fault for row, fault in enumerate(error.to_pylist()) if fault is not None}
-    assert told.keys() >= bad
-    assert {fault["reason"] for fault in told.values()} == {"endpoint_refused"}
-    texts = [fault["message"] for fault in told.values()]
-    left = [text for text in texts if text.startswith("not asked for alone, since most rows of")]
+    faults_by_row = {i: fault for i, fault in enumerate(error.to_pylist()) if fault is not None}
+    assert faults_by_row.keys() >= bad
+    assert {fault["reason"] for fault in faults_by_row.values()} == {"endpoint_refused"}
+    texts = [fault["message"] for fault in faults_by_row.values()]
+    left = [text for text in texts if text.startswith("not sent alone, because most rows of")]
     assert len(left) > 2_000
     assert "no such row" in left[0]
-    # Ten workers may each have been at a request of 100 rows when it was found out.
+    # Ten workers may each have been at work on a request of 100 rows at that time.
     assert len(texts) - len(left) < 1_200
 
 
-def test_many_refused_rows_side_by_side_cost_only_themselves(serve: Make) -> None:
+def test_many_adjacent_refused_rows_cost_no_other_row(serve: Make) -> None:
     rows = some_rows(3_000)
     bad = set(range(450, 810))
     for concurrency in (1, 8):

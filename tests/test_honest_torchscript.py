@@ -1,4 +1,4 @@
-"""Models that people do have load as TorchScript: none may be taken for an attack."""
+"""Tests that ordinary TorchScript models load and are not mistaken for attacks."""
 
 import io
 import warnings
@@ -20,7 +20,7 @@ IMAGES = {d: torch.linspace(-2, 3, 12 * 8**d).reshape(2, 6, *[8] * d) for d in (
 CLASSES = torch.tensor([1, 2, 3, 4])
 WORDS = torch.tensor([[1, 2], [3, 4]])
 
-# Of each class: its arguments, then the tensors it takes.
+# For each class: its arguments, then its input tensors.
 MODULES: dict[str, tuple[Any, ...]] = {
     "Linear": ((6, 3), ROW),
     "Bilinear": ((6, 6, 3), ROW, ROW),
@@ -95,12 +95,12 @@ for d, images in IMAGES.items():
         MODULES[f"{kind}{d}d"] = ((2,), images)
     for kind in ("ReflectionPad", "ReplicationPad", "ZeroPad", "CircularPad"):
         MODULES[f"{kind}{d}d"] = ((1,), images)
-# Containers, bases and what is made at its first call have nothing to run; what runs Python or
-# several machines is no TorchScript.
+# Containers and base classes have nothing to run. Modules that call Python or use several machines
+# cannot be scripted.
 LEFT_OUT = {"CrossMapLRN2d", "DataParallel", "SyncBatchNorm", "NLLLoss2d", "Container", "Module"}
 LEFT_OUT |= {"ModuleDict", "ModuleList", "ParameterDict", "ParameterList", "RNNBase", "RNNCellBase"}
 LEFT_OUT |= {"TransformerDecoder", "TransformerEncoder", "Buffer", "Sequential"}
-# Random, or without a forward of its own once it is scripted: its callers choose an overload.
+# Modules that are random, or that have no forward once scripted because callers choose an overload.
 LOADED_ALONE = {"FractionalMaxPool2d", "FractionalMaxPool3d", "LSTM", "GRU", "RNN"}
 NAMES = [
     name
@@ -129,7 +129,7 @@ WAYS: dict[str, Callable[..., bytes]] = {
     "scripted": lambda module, *_: script(module),
     "frozen": frozen,
 }
-# Of these torch itself cannot make one or the other.
+# torch itself cannot script the first of these groups, and can neither trace nor script the other.
 TRACED_ALONE = {"AdaptiveLogSoftmaxWithLoss", "GaussianNLLLoss", "LinearCrossEntropyLoss"}
 TRACED_ALONE |= {"TripletMarginWithDistanceLoss"}
 NEITHER = {"MaxUnpool1d", "MaxUnpool2d", "MaxUnpool3d"}
@@ -150,7 +150,7 @@ def check_loads(
 @pytest.mark.parametrize("name", NAMES)
 def test_every_module_of_torch_nn_loads(name: str, way: str) -> None:
     if name in NEITHER or (name in TRACED_ALONE and way != "traced"):
-        pytest.skip("torch itself cannot make this")
+        pytest.skip("torch itself cannot save this model")
     default = ((), ROW, ROW.abs()) if name.endswith("Loss") else ((), ROW)
     args, *example = MODULES.get(name, default)
     torch.manual_seed(1)
@@ -159,7 +159,7 @@ def test_every_module_of_torch_nn_loads(name: str, way: str) -> None:
 
 
 class Residual(nn.Module):
-    """A block as in ResNet, then as in MobileNet, then as in DenseNet."""
+    """A block like in ResNet, then one like in MobileNet, then one like in DenseNet."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ class Residual(nn.Module):
 
 
 class Patches(nn.Module):
-    """A vision transformer in small."""
+    """A small vision transformer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -202,7 +202,7 @@ class Patches(nn.Module):
 
 
 class Controlled(nn.Module):
-    """Loops, branches, containers, text, errors, no_grad, fork and attributes of every name."""
+    """Loops, branches, containers, text, errors, no_grad, fork, and attributes with any name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -285,11 +285,11 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", NETS)
-def test_nets_load(name: str, way: str) -> None:
+def test_whole_networks_load(name: str, way: str) -> None:
     torch.manual_seed(1)
     make, example = NETS[name]
     if name == "weight norm" and way != "traced":
-        pytest.skip("torch itself cannot make this")
+        pytest.skip("torch itself cannot save this model")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module = make().eval()

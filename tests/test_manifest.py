@@ -1,4 +1,4 @@
-"""The manifest: written and read again it is the same; all else is refused in one line."""
+"""Tests that manifests survive a round trip, and that other text is refused with one line."""
 
 import json
 import math
@@ -27,7 +27,7 @@ DTYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "u
 
 
 def manifest(**changes: Any) -> Manifest:
-    """A manifest with one of everything."""
+    """Return a manifest in which every field is used."""
     values: dict[str, Any] = {
         "name": "fraud",
         "version": "3",
@@ -152,7 +152,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
 
 
 def edited(path: tuple[str | int, ...], value: Any) -> str:
-    """The JSON of a good manifest with one value set, or removed if it is `...`."""
+    """Return the JSON of a valid manifest with one value set, or removed if it is `...`."""
     whole = json.loads(manifest().to_json())
     place = whole
     for key in path[:-1]:
@@ -166,12 +166,12 @@ def edited(path: tuple[str | int, ...], value: Any) -> str:
 
 @settings(deadline=None)
 @given(manifests())
-def test_a_manifest_written_and_read_is_the_same(made: Manifest) -> None:
+def test_a_manifest_survives_a_round_trip(made: Manifest) -> None:
     assert parse_manifest(made.to_json()) == made
     assert parse_manifest(made.to_json().encode()) == made
 
 
-def test_what_is_left_out_has_its_default() -> None:
+def test_a_member_that_is_left_out_has_its_default() -> None:
     whole = json.loads(manifest().to_json())
     required = {"name", "version", "format", "file", "sha256"}
     small = {key: whole[key] for key in required}
@@ -184,21 +184,21 @@ def test_what_is_left_out_has_its_default() -> None:
 
 MALFORMED = [
     (("name",), ..., "name: expected a value, got None"),
-    (("name",), 3, "name: expected text, got 3"),
+    (("name",), 3, "name: expected a string, got 3"),
     (("format",), "onnx", "format: expected one of torchscript, pt2, state_dict, safetensors"),
     (("format",), ["pt2"], "format: expected one of .*, got \\['pt2'\\]"),
-    (("file",), "../model.pt", "file: expected a file name .*, got '../model.pt'"),
-    (("file",), "a\\b.pt", "file: expected a file name"),
-    (("file",), "..", "file: expected a file name"),
-    (("file",), "", "file: expected a file name"),
-    (("sha256",), "ABC", "sha256: expected 64 lower case hex digits, got 'ABC'"),
-    (("sha256",), "A" * 64, "sha256: expected 64 lower case hex digits"),
+    (("file",), "../model.pt", "file: expected the name of a file .*, got '../model.pt'"),
+    (("file",), "a\\b.pt", "file: expected the name of a file"),
+    (("file",), "..", "file: expected the name of a file"),
+    (("file",), "", "file: expected the name of a file"),
+    (("sha256",), "ABC", "sha256: expected 64 lowercase hex digits, got 'ABC'"),
+    (("sha256",), "A" * 64, "sha256: expected 64 lowercase hex digits"),
     (("schema_version",), 2, "schema_version: expected 1, got 2"),
     (("schema_version",), True, "schema_version: expected an integer, got True"),
     (
         ("inptus",),
         [],
-        "the whole: expected no members but name, .*: unknown member 'inptus' \\(nearest: inputs",
+        "top level: expected only the members name, .*: unknown member 'inptus' \\(nearest: inputs",
     ),
     (("inputs",), {}, "inputs: expected a list, got {}"),
     (("inputs",), [], "inputs: expected one or more"),
@@ -207,11 +207,19 @@ MALFORMED = [
     (("inputs", 0), 5, r"inputs\[0\]: expected a JSON object, got 5"),
     (("inputs", 0, "columns"), ..., r"inputs\[0\].columns: expected a value"),
     (("inputs", 0, "columns"), "Time", r"inputs\[0\].columns: expected a list, got 'Time'"),
-    (("inputs", 0, "columns"), ["Time", 5], r"inputs\[0\].columns\[1\]: expected text, got 5"),
+    (("inputs", 0, "columns"), ["Time", 5], r"inputs\[0\].columns\[1\]: expected a string, got 5"),
     (("inputs", 0, "columns"), [], "inputs.amounts.columns: expected one or more columns"),
-    (("inputs", 0, "columns"), ["Time", "Time"], "inputs.amounts.columns: expected .* each once"),
+    (
+        ("inputs", 0, "columns"),
+        ["Time", "Time"],
+        "inputs.amounts.columns: expected .* none of them twice",
+    ),
     (("inputs", 0, "columns"), ["a", "b", "c"], "columns: expected 2 columns, for shape .*, got 3"),
-    (("inputs", 0, "name"), "merchant", "inputs: expected one or more, with names that differ"),
+    (
+        ("inputs", 0, "name"),
+        "merchant",
+        "inputs: expected one or more tensors with different names",
+    ),
     (("inputs", 0, "dtype"), "float8", r"inputs\[0\].dtype: expected one of float32, "),
     (("inputs", 0, "shape"), [2.0], r"inputs\[0\].shape\[0\]: expected an integer, got 2.0"),
     (("inputs", 0, "shape"), [True], r"inputs\[0\].shape\[0\]: expected an integer, got True"),
@@ -219,26 +227,42 @@ MALFORMED = [
     (("inputs", 0, "shape"), [-2], "inputs.amounts.shape: expected positive sizes"),
     (("outputs", 1, "shape"), [2**16, 2**16], "outputs.code.shape: expected positive sizes"),
     (("inputs", 0, "impute"), ["Amount"], r"inputs\[0\].impute: expected a JSON object"),
-    (("inputs", 0, "impute"), {"Class": "mean"}, "impute: expected columns of this input"),
+    (("inputs", 0, "impute"), {"Class": "mean"}, "impute: expected a column of this input"),
     (("inputs", 0, "impute"), {"Amount": "median"}, "impute.Amount: expected 'mean', with stat"),
     (("inputs", 0, "impute"), {"Time": "mean"}, "impute.Time: expected 'mean', with statistics"),
-    (("inputs", 2, "impute"), {"history": "mean"}, "impute: expected columns of this input"),
+    (
+        ("inputs", 2, "impute"),
+        {"history": "mean"},
+        "impute: expected a column of this input with one number per row, got 'history'",
+    ),
     (("score_output",), "scroe", r"score_output: expected one of .*, got 'scroe' \(nearest: score"),
-    (("score_output",), "code", "score_output: expected an output of one number a row"),
+    (("score_output",), "code", "score_output: expected an output with one number per row"),
     (("output_fields",), ["codes"], "output_fields: expected one of the outputs score, code"),
     (("golden",), [], "golden: expected a JSON object"),
-    (("golden", "rtol"), -1, "golden: expected rtol and atol from 0"),
+    (("golden", "rtol"), -1, "golden: expected rtol and atol of at least 0"),
     (("golden", "rtol"), "1e-4", "golden.rtol: expected a finite number, got '1e-4'"),
-    (("golden", "inputs", "history"), ..., "golden: expected rows of every input"),
-    (("golden", "inputs", "other"), [1, 2], "golden: expected rows of every input"),
-    (("golden", "outputs"), {}, "golden: expected rows of every input and of one or more outputs"),
-    (("golden", "outputs", "else"), [1, 2], "golden: expected rows of every input"),
-    (("golden", "inputs", "merchant"), [1], r"golden.inputs.merchant: .* int64, \[2\] in all"),
+    (("golden", "inputs", "history"), ..., "golden: expected rows for every input"),
+    (("golden", "inputs", "other"), [1, 2], "golden: expected rows for every input"),
+    (
+        ("golden", "outputs"),
+        {},
+        "golden: expected rows for every input and for one or more outputs",
+    ),
+    (("golden", "outputs", "else"), [1, 2], "golden: expected rows for every input"),
+    (("golden", "inputs", "merchant"), [1], r"golden.inputs.merchant: .* int64 in the shape \[2\]"),
     (("golden", "inputs", "merchant"), ["1", "2"], "golden.inputs.merchant: expected one or more"),
     (("golden", "inputs", "merchant"), [1, 10**30], "golden.inputs.merchant: expected one or more"),
-    (("golden", "inputs", "amounts"), [], r"golden.inputs.amounts: .* float32, \[0, 2\]"),
+    (
+        ("golden", "inputs", "amounts"),
+        [],
+        r"golden.inputs.amounts: .* float32 in the shape \[0, 2\]",
+    ),
     (("golden", "inputs", "amounts"), [[1], [2, 3]], "golden.inputs.amounts: expected one or more"),
-    (("golden", "outputs", "code"), [1, 2], r"golden.outputs.code: .*float64, \[2, 2, 2\] in all"),
+    (
+        ("golden", "outputs", "code"),
+        [1, 2],
+        r"golden.outputs.code: .*float64 in the shape \[2, 2, 2\]",
+    ),
     (("statistics",), [1], "statistics: expected a JSON object"),
     (("statistics", "Amount"), 5, "statistics.Amount: expected a JSON object"),
     (("statistics", "Amount", "mean"), None, "statistics.Amount.mean: expected a finite number"),
@@ -250,13 +274,13 @@ MALFORMED = [
         {"0.5": "x"},
         "quantiles.0.5: expected a finite number",
     ),
-    (("architecture",), 5, "architecture: expected text, got 5"),
+    (("architecture",), 5, "architecture: expected a string, got 5"),
     (("architecture_args",), [1], "architecture_args: expected a JSON object"),
 ]
 
 
 @pytest.mark.parametrize(("path", "value", "message"), MALFORMED)
-def test_a_malformed_manifest_is_refused_in_a_line_that_names_the_place(
+def test_a_malformed_manifest_is_refused_with_a_line_that_names_the_place(
     path: tuple[str | int, ...], value: Any, message: str
 ) -> None:
     with pytest.raises(ManifestError, match=message) as caught:
@@ -268,19 +292,19 @@ def test_a_malformed_manifest_is_refused_in_a_line_that_names_the_place(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is not JSON"),
-        (b"\xff\xfe\x00", "is not JSON"),
-        ('{"name": "x"', "is not JSON"),
-        ("[" * 100_000, "is not JSON"),
-        ("[]", r"the whole: expected a JSON object, got \[\]"),
-        ("null", "the whole: expected a JSON object, got None"),
-        ('{"name": NaN}', "is not JSON"),
-        ('{"name": 1e999}', "is not JSON"),
-        ('{"name": "\\ud800"}', "is not JSON"),
-        ("9" * 5000, "is not JSON"),
+        ("", "is not valid JSON"),
+        (b"\xff\xfe\x00", "is not valid JSON"),
+        ('{"name": "x"', "is not valid JSON"),
+        ("[" * 100_000, "is not valid JSON"),
+        ("[]", r"top level: expected a JSON object, got \[\]"),
+        ("null", "top level: expected a JSON object, got None"),
+        ('{"name": NaN}', "is not valid JSON"),
+        ('{"name": 1e999}', "is not valid JSON"),
+        ('{"name": "\\ud800"}', "is not valid JSON"),
+        ("9" * 5000, "is not valid JSON"),
     ],
 )
-def test_what_is_no_json_object_is_refused(text: str | bytes, message: str) -> None:
+def test_text_that_is_not_a_json_object_is_refused(text: str | bytes, message: str) -> None:
     with pytest.raises(ManifestError, match=message) as caught:
         parse_manifest(text)
     assert len(str(caught.value).splitlines()) == 1
@@ -306,7 +330,7 @@ PLACES = [path for path in places(json.loads(manifest().to_json())) if path]
 
 
 def read(text: str) -> Manifest | str:
-    """The manifest, or what is wrong with it."""
+    """Return the manifest, or the message of a ManifestError."""
     try:
         return parse_manifest(text)
     except ManifestError as error:
@@ -315,7 +339,7 @@ def read(text: str) -> Manifest | str:
 
 @settings(deadline=None, max_examples=examples(300))
 @given(st.sampled_from(PLACES), json_values | st.just(...))
-def test_a_mutated_manifest_is_read_whole_or_refused_with_a_manifest_error(
+def test_a_mutated_manifest_is_read_or_raises_a_manifest_error(
     path: tuple[str | int, ...], value: Any
 ) -> None:
     made = read(edited(path, value))
@@ -328,13 +352,13 @@ def test_a_mutated_manifest_is_read_whole_or_refused_with_a_manifest_error(
 
 @settings(deadline=None)
 @given(json_values | st.text() | st.binary())
-def test_any_other_text_is_refused_with_a_manifest_error(value: Any) -> None:
+def test_any_other_text_raises_a_manifest_error(value: Any) -> None:
     text = value if isinstance(value, bytes) else json.dumps(value)
     with pytest.raises(ManifestError):
         parse_manifest(text)
 
 
-def test_types_of_inputs_are_flat_and_those_of_outputs_nested() -> None:
+def test_input_types_are_flat_and_output_types_are_nested() -> None:
     made = manifest()
     assert made.inputs[0].arrow_type == pa.list_(pa.float32(), 2)
     assert made.inputs[1].arrow_type == pa.int64()
@@ -363,7 +387,7 @@ def test_another_output_can_be_chosen_as_the_score() -> None:
     assert made.choose("other").score_output == "other"
     assert made.choose(None).score_output == "score"
     assert replace(made, score_output=None).choose(None).score_output is None
-    with pytest.raises(UsageError, match=r"'code' has shape \[2\] a row"):
+    with pytest.raises(UsageError, match=r"'code' has shape \[2\] per row"):
         made.choose("code")
     with pytest.raises(UsageError, match=r"no output 'scor' \(nearest: score.*its outputs are"):
         made.choose("scor")

@@ -1,4 +1,4 @@
-"""Packages: what is told from a bare model, and the command that writes model.json beside it."""
+"""Tests of packaging: inferring a manifest from a bare model, and the package command."""
 
 import hashlib
 import io
@@ -127,7 +127,7 @@ def bare(data: bytes) -> ModelPackage:
 
 
 def sample(path: Path, rows: int = 40) -> np.ndarray:
-    """Writes rows of COLUMNS, a few of them faulty, more columns around; returns the sound ones."""
+    """Write rows with COLUMNS and an id, some of them faulty, and return the valid rows."""
     values = np.random.default_rng(1).normal(size=(rows, 3)).astype(np.float32)
     table = {name: pa.array(values[:, i]) for i, name in enumerate(COLUMNS)}
     amounts = values[:, 2].tolist()
@@ -137,11 +137,11 @@ def sample(path: Path, rows: int = 40) -> np.ndarray:
     return np.delete(values, [0, 5, 7], axis=0)
 
 
-# From a bare model.
+# Inferring a manifest from a bare model.
 
 
 @pytest.mark.parametrize("save", [script, export])
-def test_outputs_of_a_dict_are_told_by_name(save: Any) -> None:
+def test_outputs_in_a_dict_keep_their_names(save: Any) -> None:
     data = save(Named())
     manifest = infer_manifest(bare(data), COLUMNS)
     assert manifest.outputs == (
@@ -154,7 +154,7 @@ def test_outputs_of_a_dict_are_told_by_name(save: Any) -> None:
     assert (manifest.name, manifest.version, manifest.file) == ("fraud", "0", "fraud.pt")
     assert manifest.format == {script: "torchscript", export: "pt2"}[save]
     assert manifest.sha256 == hashlib.sha256(data).hexdigest()
-    # Of the outputs that are one number a row only this one is no integer.
+    # This is the only output of one float per row.
     assert manifest.score_output == "score"
 
 
@@ -175,7 +175,7 @@ def test_outputs_without_names_are_numbered(
     assert (manifest.name, manifest.version) == ("n", "7")
 
 
-def test_a_model_of_one_column_takes_a_number_not_a_list() -> None:
+def test_a_model_of_one_column_takes_numbers_and_not_lists() -> None:
     spec = infer_manifest(bare(script(Single())), ["Amount"]).inputs[0]
     assert not spec.is_list_column
     assert spec.arrow_type == pa.list_(pa.float32(), 1)
@@ -219,8 +219,8 @@ def test_a_model_for_one_batch_size_is_refused() -> None:
         infer_manifest(bare(export(Single(), dynamic=False)), COLUMNS)
 
 
-def test_columns_given_twice_are_refused() -> None:
-    with pytest.raises(ManifestError, match="expected one or more columns, each once"):
+def test_repeated_columns_are_refused() -> None:
+    with pytest.raises(ManifestError, match="expected one or more columns, none of them twice"):
         infer_manifest(bare(script(Single())), ("a", "a"))
 
 
@@ -230,27 +230,27 @@ def test_columns_given_twice_are_refused() -> None:
 def test_the_manifest_of_a_bare_file_needs_columns(tmp_path: Path) -> None:
     (tmp_path / "m.pt").write_bytes(script(Single()))
     path = str(tmp_path / "m.pt")
-    with pytest.raises(UsageError, match=r"has no model.json: name its columns .*feature_columns"):
+    with pytest.raises(UsageError, match=r"has no model.json: pass its columns .*feature_columns"):
         read_manifest(path)
     manifest = read_manifest(path, feature_columns=COLUMNS)
     assert manifest.features == COLUMNS
     assert TorchModelHandler(path, manifest).load_model().manifest == manifest
 
 
-def test_the_manifest_of_a_package_is_its_own(tmp_path: Path) -> None:
+def test_the_manifest_of_a_package_is_read_from_it(tmp_path: Path) -> None:
     data = script(Single())
     manifest = infer_manifest(bare(data), COLUMNS)
     write_package(tmp_path, data, manifest)
     path = str(tmp_path)
     assert read_manifest(path) == manifest
     assert read_manifest(path, digest=manifest.sha256, feature_columns=COLUMNS) == manifest
-    with pytest.raises(UsageError, match=r"differs from model.json .*Time,V1,Amount: leave the"):
+    with pytest.raises(UsageError, match=r"differs from model.json .*Time,V1,Amount: omit the"):
         read_manifest(path, feature_columns=COLUMNS[::-1])
     with pytest.raises(ModelError, match="--model_digest"):
         read_manifest(path, digest="0" * 64)
 
 
-# Statistics and golden rows.
+# Statistics and known-good rows.
 
 
 @given(
@@ -260,10 +260,10 @@ def test_the_manifest_of_a_package_is_its_own(tmp_path: Path) -> None:
         elements=st.floats(-1e6, 1e6, width=32),
     )
 )
-def test_statistics_are_those_of_numpy(values: np.ndarray) -> None:
-    told = describe_features(["a", "b"], values)
-    assert list(told) == ["a", "b"]
-    for i, statistics in enumerate(told.values()):
+def test_statistics_agree_with_numpy(values: np.ndarray) -> None:
+    found = describe_features(["a", "b"], values)
+    assert list(found) == ["a", "b"]
+    for i, statistics in enumerate(found.values()):
         column = values[:, i].astype(np.float64)
         assert statistics.count == len(column)
         assert [statistics.min, statistics.max] == [column.min(), column.max()]
@@ -274,7 +274,7 @@ def test_statistics_are_those_of_numpy(values: np.ndarray) -> None:
         assert statistics.min <= statistics.quantiles["0.5"] <= statistics.max
 
 
-def test_golden_rows_are_what_the_model_answers(tmp_path: Path) -> None:
+def test_known_good_rows_have_the_answers_of_the_model(tmp_path: Path) -> None:
     module = Named()
     data = script(module)
     values = np.random.default_rng(3).normal(size=(5, 3))
@@ -289,7 +289,7 @@ def test_golden_rows_are_what_the_model_answers(tmp_path: Path) -> None:
         assert_scores(golden.outputs[name], tensor, name)
 
 
-def test_golden_rows_come_back_from_json_and_pass_at_load(tmp_path: Path) -> None:
+def test_known_good_rows_survive_a_round_trip_and_pass_at_load(tmp_path: Path) -> None:
     data = export(Named())
     manifest = infer_manifest(bare(data), COLUMNS)
     manifest = with_golden_rows(data, manifest, {"features": np.eye(3)})
@@ -298,17 +298,17 @@ def test_golden_rows_come_back_from_json_and_pass_at_load(tmp_path: Path) -> Non
     TorchModelHandler(str(tmp_path), manifest).load_model()
 
 
-def test_answers_that_json_cannot_hold_are_no_golden_rows() -> None:
+def test_rows_with_answers_that_json_cannot_represent_are_refused() -> None:
     data = script(Logarithm())
     manifest = infer_manifest(bare(data), COLUMNS)
-    with pytest.raises(ContractBroken, match="answers NaN or an infinity as output to the first 2"):
+    with pytest.raises(ContractBroken, match="returns NaN or infinity as output for the first 2"):
         with_golden_rows(data, manifest, {"features": -np.ones((2, 3))})
 
 
 # Archives for TorchServe.
 
 
-def test_a_mar_is_read_as_it_was_written_and_always_has_the_same_bytes(tmp_path: Path) -> None:
+def test_a_mar_survives_a_round_trip_and_always_has_the_same_bytes(tmp_path: Path) -> None:
     data = script(Single())
     manifest = infer_manifest(bare(data), COLUMNS)
     for name in ("a.mar", "folder/b.mar"):
@@ -335,10 +335,10 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_command_makes_a_package_that_runs(tmp_path: Path) -> None:
+def test_the_command_creates_a_package_that_runs(tmp_path: Path) -> None:
     data = script(Named())
     (tmp_path / "model.pt").write_bytes(data)
-    sound = sample(tmp_path / "rows.parquet")
+    valid = sample(tmp_path / "rows.parquet")
     done = run(
         *(tmp_path / "model.pt", "--feature_columns", "Time,V1,Amount"),
         *("--sample", tmp_path / "rows.parquet", "--output", tmp_path / "package"),
@@ -347,17 +347,17 @@ def test_the_command_makes_a_package_that_runs(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     manifest = read_manifest(str(tmp_path / "package"))
     assert done.stdout.splitlines() == [
-        f"made {tmp_path}/package: fraud 2.0, sha256 {hashlib.sha256(data).hexdigest()}",
-        "outputs code, score, flag, cube; score score",
+        f"created {tmp_path}/package: fraud 2.0, sha256 {hashlib.sha256(data).hexdigest()}",
+        "outputs: code, score, flag, cube; score: score",
     ]
     assert (manifest.name, manifest.version, manifest.score_output) == ("fraud", "2.0", "score")
     assert manifest.golden is not None
-    np.testing.assert_array_equal(manifest.golden.inputs["features"], sound[:8])
-    assert manifest.statistics == describe_features(COLUMNS, sound)
+    np.testing.assert_array_equal(manifest.golden.inputs["features"], valid[:8])
+    assert manifest.statistics == describe_features(COLUMNS, valid)
     TorchModelHandler(str(tmp_path / "package"), manifest).load_model()
 
 
-def test_help_needs_neither_torch_nor_beam() -> None:
+def test_help_imports_neither_torch_nor_beam() -> None:
     script = (
         "import sys; from model_handlers.package import main\n"
         "try: main(['--help'])\n"
@@ -372,7 +372,7 @@ def test_help_needs_neither_torch_nor_beam() -> None:
         assert flag in done.stdout
 
 
-def test_a_failing_command_says_so_in_a_line(tmp_path: Path) -> None:
+def test_a_failing_command_prints_one_line(tmp_path: Path) -> None:
     done = run(tmp_path / "none.pt", "--feature_columns", "a", "--output", tmp_path / "out")
     assert done.returncode == 1
     assert done.stdout == ""
@@ -387,7 +387,7 @@ def model(tmp_path: Path) -> Path:
     return tmp_path / "model.pt"
 
 
-def test_without_a_sample_there_are_no_golden_rows(model: Path, tmp_path: Path) -> None:
+def test_without_a_sample_there_are_no_known_good_rows(model: Path, tmp_path: Path) -> None:
     arguments = [str(model), "--feature_columns", "Time,V1,Amount", "--output", str(tmp_path / "o")]
     assert main(arguments) == 0
     manifest = read_manifest(str(tmp_path / "o"))
@@ -395,7 +395,9 @@ def test_without_a_sample_there_are_no_golden_rows(model: Path, tmp_path: Path) 
     assert (manifest.name, manifest.version, manifest.file) == ("model", "1", "model.pt")
 
 
-def test_a_package_is_made_anew_in_its_own_folder(model: Path, tmp_path: Path) -> None:
+def test_a_package_in_the_folder_of_its_model_can_be_created_again(
+    model: Path, tmp_path: Path
+) -> None:
     arguments = [str(model), "--feature_columns", "Time,V1,Amount", "--output", str(tmp_path)]
     assert main(arguments) == 0
     model.write_bytes(script(Single()))
@@ -418,14 +420,14 @@ def test_weights_are_packaged_with_their_class(
     TorchModelHandler(str(tmp_path / "o"), manifest, trusted_modules=[__name__]).load_model()
 
 
-def test_a_model_that_answers_lists_of_one_number_is_told_how_to_get_a_score(
+def test_advice_for_a_model_that_returns_lists_of_one_number(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "column.pt"
     path.write_bytes(script(torch.nn.Linear(3, 1)))
     arguments = [str(path), "--feature_columns", "Time,V1,Amount", "--output", str(tmp_path / "o")]
     assert main(arguments) == 0
-    assert "score none: this model answers lists of one number" in capsys.readouterr().out
+    assert "score: none, this model returns lists of one number" in capsys.readouterr().out
     assert main([*arguments, "--score_output", "output"]) == 2
     assert ".squeeze(-1)" in capsys.readouterr().err
 
@@ -436,7 +438,7 @@ def test_a_model_that_answers_lists_of_one_number_is_told_how_to_get_a_score(
         (["--output", "{}/o"], 2, "the following arguments are required: --feature_columns"),
         (["--feature_columns", "a", "--output", "{}/o", "--smaple", "x"], 2, "unrecognized argume"),
         (["--feature_columns", "a,b", "--output", "{}/o"], 1, "fails on 2 rows of 2 zeros"),
-        (["--feature_columns", "a,a,b", "--output", "{}/o"], 1, "columns, each once"),
+        (["--feature_columns", "a,a,b", "--output", "{}/o"], 1, "columns, none of them twice"),
         (
             ["--feature_columns", "a,b,c", "--output", "{}/o", "--score_output", "scroe"],
             2,
@@ -445,12 +447,12 @@ def test_a_model_that_answers_lists_of_one_number_is_told_how_to_get_a_score(
         (
             ["--feature_columns", "a,b,c", "--output", "{}/o", "--score_output", "code"],
             2,
-            "'code' has shape [2] a row and cannot be the score",
+            "'code' has shape [2] per row, so it cannot be the score",
         ),
         (
             ["--feature_columns", "Time,V1,Amont", "--output", "{}/o", "--sample", "{}/s.parquet"],
             1,
-            "lacks column 'Amont' (nearest: Amount)",
+            "has no column 'Amont' (nearest: Amount)",
         ),
         (
             ["--feature_columns", "Time,V1,id", "--output", "{}/o", "--sample", "{}/s.parquet"],
@@ -465,17 +467,17 @@ def test_a_model_that_answers_lists_of_one_number_is_told_how_to_get_a_score(
         (
             ["--feature_columns", "a,b,c", "--output", "{}/o", "--sample", "{}/model.pt"],
             1,
-            "model.pt: expected a Parquet file, and it cannot be read as one (Arrow",
+            "model.pt: expected a Parquet file, but it cannot be read as one (Arrow",
         ),
         (
             ["--feature_columns=Time,V1,Amount", "--output", "{}/o", "--sample", "{}/nan.parquet"],
             1,
-            "has not one row without null, NaN or infinity",
+            "expected at least one row without null, NaN or infinity, got none",
         ),
         (["--feature_columns", "a,b,c", "--output", "{}/model.pt/o"], 1, "cannot be written: "),
     ],
 )
-def test_wrong_arguments_are_told_in_a_line(
+def test_wrong_arguments_are_reported_in_one_line(
     model: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
 ) -> None:
     folder = model.parent
@@ -483,9 +485,9 @@ def test_wrong_arguments_are_told_in_a_line(
     nothing = pa.table({name: pa.array([None, float("nan")], pa.float64()) for name in COLUMNS})
     pq.write_table(nothing, folder / "nan.parquet")
     assert main([str(model), *(text.format(folder) for text in arguments)]) == code
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert told.err.startswith("error: ")
-    assert message in told.err
-    assert len(told.err.splitlines()) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert message in printed.err
+    assert len(printed.err.splitlines()) == 1
     assert not (folder / "o").exists()

@@ -1,4 +1,4 @@
-"""Predictions that are kept: those of the same bytes, as many as allowed, the oldest go first."""
+"""Tests of the prediction cache: it finds equal rows, and drops the least recently used ones."""
 
 from collections.abc import Sequence
 from typing import get_args
@@ -24,7 +24,7 @@ def keys_of(numbers: Sequence[int]) -> list[bytes]:
 
 
 def found(cache: PredictionCache, numbers: Sequence[int]) -> list[int]:
-    """Which of the numbers are there; each with its own outputs."""
+    """Return the numbers that are in the cache, after checking their outputs."""
     rows, outputs = cache.find(keys_of(numbers))
     here = [numbers[row] for row in rows]
     for got, expected in zip(outputs, outputs_of(here), strict=True):
@@ -33,7 +33,7 @@ def found(cache: PredictionCache, numbers: Sequence[int]) -> list[int]:
     return here
 
 
-def test_what_was_kept_is_found_and_nothing_else() -> None:
+def test_only_rows_that_were_kept_are_found() -> None:
     cache = PredictionCache(OUTPUTS, 10)
     assert found(cache, [1, 2]) == []
     cache.keep(keys_of([1, 2, 3]), outputs_of([1, 2, 3]))
@@ -41,7 +41,7 @@ def test_what_was_kept_is_found_and_nothing_else() -> None:
     assert found(cache, []) == []
 
 
-def test_those_wanted_longest_ago_go_first() -> None:
+def test_the_least_recently_used_rows_are_dropped_first() -> None:
     cache = PredictionCache(OUTPUTS, 3)
     cache.keep(keys_of([1, 2, 3]), outputs_of([1, 2, 3]))
     assert found(cache, [1]) == [1]
@@ -60,9 +60,7 @@ def test_a_row_with_a_gap_is_not_kept() -> None:
 
 
 @given(st.lists(st.lists(st.integers(0, 9), max_size=6), max_size=8), st.integers(1, 12))
-def test_it_holds_what_a_plain_list_of_the_last_ones_would(
-    batches: list[list[int]], most: int
-) -> None:
+def test_it_agrees_with_a_plain_list_of_the_last_rows(batches: list[list[int]], most: int) -> None:
     cache, last = PredictionCache(OUTPUTS, most), list[int]()
     for numbers in batches:
         here = found(cache, numbers)
@@ -77,7 +75,7 @@ def test_it_holds_what_a_plain_list_of_the_last_ones_would(
 
 
 @pytest.mark.parametrize("dtype", get_args(DType))
-def test_outputs_of_every_dtype_and_shape_come_back(dtype: DType) -> None:
+def test_outputs_of_every_dtype_and_shape_are_returned(dtype: DType) -> None:
     cache = PredictionCache([OutputSpec("x", dtype, (2, 2)), OutputSpec("y", dtype)], 5)
     array = np.array([[[0, 1], [1, 0]], [[1, 1], [0, 0]]]).astype(dtype)
     cache.keep([b"a", b"b"], [array, array[:, 0, 0]])
@@ -87,7 +85,7 @@ def test_outputs_of_every_dtype_and_shape_come_back(dtype: DType) -> None:
     np.testing.assert_array_equal(y, array[::-1, 0, 0])
 
 
-def test_a_key_is_all_inputs_of_a_row() -> None:
+def test_a_key_contains_all_inputs_of_a_row() -> None:
     x, y = np.array([[1.0, 2], [1, 2], [1, 3]], np.float32), np.array([1, 2, 1])
     assert len({*row_keys([x, y])}) == 3
     assert len({*row_keys([x])}) == 2

@@ -1,4 +1,4 @@
-"""Fewer outputs, the same numbers."""
+"""Tests that a model with fewer outputs returns the same numbers."""
 
 import io
 
@@ -34,7 +34,7 @@ class Single(torch.nn.Module):
 
 
 class Counts(torch.nn.Module):
-    """Changes its own state, which cannot be frozen."""
+    """A model that changes its own state, so it cannot be frozen."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Counts(torch.nn.Module):
 
 
 class Checks(torch.nn.Module):
-    """Raises for what only a dropped output would show."""
+    """A model that raises for values that matter only to one of its outputs."""
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         if bool((x < 0).any()):
@@ -88,7 +88,7 @@ X = torch.rand(5, 3)
     "names", [("y",), ("costly one",), ("total", "y"), ("y", "total", "costly one")]
 )
 @pytest.mark.parametrize("make", [script, lambda module: export(module, X)], ids=["script", "pt2"])
-def test_kept_outputs_are_equal_and_others_gone(make, names) -> None:  # type: ignore[no-untyped-def]
+def test_kept_outputs_are_equal_and_the_others_are_gone(make, names) -> None:  # type: ignore[no-untyped-def]
     module = Named()
     expected = module(X)
     cut = keep_outputs(make(module), manifest(1, "y", "total", "costly one"), names)
@@ -100,7 +100,7 @@ def test_kept_outputs_are_equal_and_others_gone(make, names) -> None:  # type: i
                 assert_scores(answer[name], expected[name][:rows].detach(), name)
 
 
-def test_what_is_not_wanted_is_not_computed() -> None:
+def test_outputs_that_are_not_requested_are_not_computed() -> None:
     every = manifest(1, "y", "total", "costly one")
     scripted = keep_outputs(script(Named()), every, ("total",))
     exported = keep_outputs(export(Named(), X), every, ("total",))
@@ -118,7 +118,7 @@ def test_a_tuple_is_named_by_the_manifest(make) -> None:  # type: ignore[no-unty
     assert_scores(answer["scaled"], X.mean(1) * X[:, 0])
 
 
-def test_what_cannot_be_cut_comes_back_as_it_was() -> None:
+def test_a_model_that_cannot_be_cut_is_returned_unchanged() -> None:
     single = script(Single())
     assert keep_outputs(single, manifest(1, "s"), ("s",)) is single
     plain = Named()
@@ -133,7 +133,7 @@ def test_a_model_with_state_still_counts() -> None:
     torch.testing.assert_close(second - first, torch.ones(5))
 
 
-def test_a_check_is_no_dead_code() -> None:
+def test_a_check_is_not_removed_as_dead_code() -> None:
     cut = keep_outputs(script(Checks()), manifest(1, "a", "b"), ("a",))
     with pytest.raises(torch.jit.Error, match="negative"):
         cut(-X)

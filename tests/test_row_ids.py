@@ -1,4 +1,4 @@
-"""Ids from a row's values: what must hold whatever the values, the batch and the process."""
+"""Tests that ids from a row's values do not depend on the batch or the process."""
 
 import os
 import struct
@@ -19,7 +19,7 @@ from transforms.row_ids import content_ids
 
 INTEGERS = st.integers(-(2**63), 2**63 - 1)
 FLOATS = st.floats() | st.sampled_from([0.0, -0.0, 1.0])
-# Few different texts, so that rows are often equal.
+# Only a few different texts, to make equal rows frequent.
 TEXTS = st.sampled_from(["", "a", "b", "NaN", "null", "ä" * 40])
 DECIMALS = st.decimals(-(10**20), 10**20, places=9)
 CELLS: list[tuple[pa.DataType, st.SearchStrategy[Any]]] = [
@@ -41,7 +41,7 @@ CELLS: list[tuple[pa.DataType, st.SearchStrategy[Any]]] = [
 ]
 
 
-def of(values: list[Any], kind: pa.DataType) -> pa.Array:
+def array_of(values: list[Any], kind: pa.DataType) -> pa.Array:
     if pa.types.is_timestamp(kind):
         return pa.array(values, pa.string()).cast(kind)
     return pa.array(values, kind)
@@ -49,7 +49,7 @@ def of(values: list[Any], kind: pa.DataType) -> pa.Array:
 
 @st.composite
 def types_and_cells(draw: st.DrawFn) -> tuple[pa.DataType, st.SearchStrategy[Any]]:
-    """A type of BigQuery's, perhaps as a list or within a struct, and its cells with nulls."""
+    """Draw a BigQuery type, perhaps as a list or in a struct, and its cells with nulls."""
     kind, cells = draw(st.sampled_from(CELLS))
     shape = draw(st.sampled_from(["plain", "list", "large_list", "fixed", "struct"]))
     if shape == "plain" or pa.types.is_timestamp(kind) or pa.types.is_dictionary(kind):
@@ -67,14 +67,16 @@ def types_and_cells(draw: st.DrawFn) -> tuple[pa.DataType, st.SearchStrategy[Any
 
 @st.composite
 def columns(draw: st.DrawFn) -> list[pa.Array]:
-    """One to four columns of up to 12 rows."""
+    """Draw one to four columns of up to 12 rows."""
     rows = draw(st.integers(0, 12))
     kinds = draw(st.lists(types_and_cells(), min_size=1, max_size=4))
-    return [of(draw(st.lists(cells, min_size=rows, max_size=rows)), kind) for kind, cells in kinds]
+    return [
+        array_of(draw(st.lists(cells, min_size=rows, max_size=rows)), kind) for kind, cells in kinds
+    ]
 
 
 def key(value: Any) -> Any:
-    """A value -> what tells it from others: for floats their bits."""
+    """Return a key that is equal only for equal values; for floats, their bits."""
     if isinstance(value, float):
         return struct.pack("<d", value)
     if isinstance(value, dict):
@@ -83,7 +85,7 @@ def key(value: Any) -> Any:
 
 
 @given(columns(), st.lists(st.integers(0, 12), max_size=3))
-def test_the_id_of_a_row_does_not_depend_on_the_batch_that_it_comes_in(
+def test_the_id_of_a_row_does_not_depend_on_its_batch(
     found: list[pa.Array], cuts: list[int]
 ) -> None:
     rows = len(found[0])
@@ -106,7 +108,7 @@ def test_rows_have_equal_ids_if_and_only_if_all_their_values_are_equal(
 
 
 @given(columns())
-def test_the_id_of_a_row_does_not_depend_on_how_its_batch_lies_in_memory(
+def test_the_id_of_a_row_does_not_depend_on_the_memory_layout_of_its_batch(
     found: list[pa.Array],
 ) -> None:
     batch = pa.record_batch(found, names=[str(i) for i in range(len(found))])
@@ -118,7 +120,7 @@ def test_the_id_of_a_row_does_not_depend_on_how_its_batch_lies_in_memory(
 
 
 @pytest.mark.parametrize("kind", [pa.int64(), pa.float64(), pa.decimal128(38, 9)])
-def test_what_lies_in_memory_under_a_null_makes_no_difference(kind: pa.DataType) -> None:
+def test_memory_under_a_null_makes_no_difference(kind: pa.DataType) -> None:
     values = pa.array([1, 2, 3]).cast(kind)
     validity = pa.array([True, False, True])
     mask = validity.buffers()[1]
@@ -135,7 +137,7 @@ def test_what_lies_in_memory_under_a_null_makes_no_difference(kind: pa.DataType)
         (0.0, None, pa.float64()),
         (0.0, -0.0, pa.float64()),
         (Decimal(0), None, pa.decimal128(38, 9)),
-        # Both halves of the 128 bits count.
+        # These numbers differ only in the upper half of the 128 bits.
         (Decimal(1), Decimal(1 + 2**70), pa.decimal128(38, 9)),
         (False, None, pa.bool_()),
         ("", None, pa.string()),
@@ -147,14 +149,12 @@ def test_what_lies_in_memory_under_a_null_makes_no_difference(kind: pa.DataType)
         (None, {"x": None}, pa.struct([("x", pa.int64())])),
     ],
 )
-def test_values_that_are_alike_but_differ_have_different_ids(
-    one: Any, other: Any, kind: pa.DataType
-) -> None:
+def test_similar_values_have_different_ids(one: Any, other: Any, kind: pa.DataType) -> None:
     first, second = content_ids([pa.array([one, other], kind)]).to_pylist()
     assert first != second
 
 
-def test_the_order_of_columns_and_what_goes_over_from_one_to_the_next_counts() -> None:
+def test_the_order_of_columns_and_the_borders_between_them_matter() -> None:
     a, b = pa.array(["a", "ab"]), pa.array(["bc", "c"])
     ids = content_ids([a, b]).to_pylist()
     assert len({*ids, *content_ids([b, a]).to_pylist()}) == 4
@@ -173,7 +173,7 @@ def test_ids_are_the_same_in_another_process() -> None:
     )
     printed = subprocess.run(
         [sys.executable, "-c", program],
-        # Python's own hash of a text depends on it.
+        # Python's own hash of a text depends on this variable.
         env=os.environ | {"PYTHONHASHSEED": "1"},
         capture_output=True,
         text=True,
@@ -183,8 +183,8 @@ def test_ids_are_the_same_in_another_process() -> None:
     assert printed == str(content_ids(here).to_pylist())
 
 
-def test_rows_that_differ_in_a_few_bits_have_ids_that_differ_in_both_halves() -> None:
+def test_rows_that_differ_in_few_bits_have_ids_that_differ_in_both_halves() -> None:
     rows = 100_000
     ids = content_ids([pa.array(np.arange(rows)), pa.array(np.zeros(rows))]).to_pylist()
-    # One half alone has no collision either, as 64 well spread bits have none.
+    # 64 well distributed bits have no collision, so each half of the ids is unique.
     assert len({row_id[:16] for row_id in ids}) == len({row_id[16:] for row_id in ids}) == rows

@@ -1,4 +1,4 @@
-"""TorchModelHandler: every row gets its answer or its error, whatever the batches are."""
+"""Tests of TorchModelHandler: every row gets an answer or an error, in any batch."""
 
 import functools
 import hashlib
@@ -42,13 +42,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
 
-# Packages of weights name classes of this module.
+# Packages of weights name classes in this module.
 TorchModelHandler = functools.partial(torch_model.TorchModelHandler, trusted_modules=(__name__,))
 FEATURES = InputSpec("features", ("Time", "V1", "Amount"), shape=(3,))
 
 
 class Scores(nn.Module):
-    """[B, 3] -> a score and a code of two."""
+    """A model of three numbers per row that returns a score and a code of two numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class RaisesOnNegative(Scores):
 
 
 class WorksInPlace(nn.Module):
-    """Changes what it is given, also where it then raises."""
+    """A model that changes its input, even if it then raises."""
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         x.sub_(1000.0)
@@ -80,14 +80,14 @@ class WorksInPlace(nn.Module):
 
 
 class Sum(nn.Module):
-    """[B, 3] -> [B]."""
+    """A model that returns the sum of each row."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.sum(1)
 
 
 class Greedy(nn.Module):
-    """Runs out of memory above 10 rows, as torch does on a GPU."""
+    """A model that runs out of memory above 10 rows, like torch on a GPU."""
 
     seen: ClassVar[list[int]] = []
 
@@ -99,7 +99,7 @@ class Greedy(nn.Module):
 
 
 class GreedyOnTheHost(nn.Module):
-    """Asks the host for 4 PB above 10 rows."""
+    """A model that requests 4 PB of the host above 10 rows."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.sum(1) + torch.zeros([x.shape[0] // 11, 1 << 50]).sum()
@@ -139,7 +139,7 @@ SAVED: dict[str, Callable[[nn.Module], bytes]] = {
 
 @pytest.fixture
 def package(tmp_path: Path) -> Callable[..., tuple[str, Manifest]]:
-    """Writes a package of a module of this file: its path and manifest."""
+    """Return a function that writes a package of a module, and returns its path and manifest."""
 
     def write(
         module: nn.Module,
@@ -185,7 +185,7 @@ def rows_of(count: int, seed: int = 0) -> np.ndarray:
 
 
 def tensor_column(values: np.ndarray) -> pa.Array:
-    """[rows] or [rows, width] -> an input's column."""
+    """Return the column of an input, for an array `[rows]` or `[rows, width]`."""
     flat = pa.array(values.reshape(-1))
     if values.ndim == 1:
         return flat
@@ -193,7 +193,7 @@ def tensor_column(values: np.ndarray) -> pa.Array:
 
 
 def batch_of(**inputs: np.ndarray) -> pa.RecordBatch:
-    """Tensors by name -> a validated batch."""
+    """Return a validated batch with these inputs."""
     columns = [tensor_column(values) for values in inputs.values()]
     rows = len(columns[0])
     return pa.record_batch(
@@ -211,7 +211,7 @@ def features(values: np.ndarray) -> pa.RecordBatch:
 def infer(
     handler: torch_model.TorchModelHandler, model: LoadedModel, *batches: pa.RecordBatch
 ) -> pa.RecordBatch:
-    """A handler's answers to batches, one after another, as one batch."""
+    """Return a handler's answers to batches as one batch."""
     answers = handler.run_inference(batches, model)
     assert [a.num_rows for a in answers] == [b.num_rows for b in batches]
     for answer, batch in zip(answers, batches, strict=True):
@@ -220,7 +220,7 @@ def infer(
 
 
 def numbers(answer: pa.RecordBatch, name: str) -> np.ndarray:
-    """An output -> [rows], or [rows, width] of a list column."""
+    """Return an output as an array `[rows]`, or `[rows, width]` for a list column."""
     column = struct_columns(answer, OUTPUTS)[name]
     if not pa.types.is_fixed_size_list(column.type):
         return np.asarray(column)
@@ -229,7 +229,7 @@ def numbers(answer: pa.RecordBatch, name: str) -> np.ndarray:
 
 
 def messages(answer: pa.RecordBatch) -> dict[int, tuple[str, str]]:
-    """Row -> reason and message of its error."""
+    """Return the reason and message of each row with an error."""
     errors = answer.column(ERROR).to_pylist()
     return {i: (e["reason"], e["message"]) for i, e in enumerate(errors) if e is not None}
 
@@ -238,7 +238,7 @@ def messages(answer: pa.RecordBatch) -> dict[int, tuple[str, str]]:
 
 
 @pytest.mark.parametrize("kind", SAVED)
-def test_answers_are_those_of_the_module(package: Package, kind: str) -> None:
+def test_answers_agree_with_the_module(package: Package, kind: str) -> None:
     module = Scores().eval()
     path, manifest = package(module, SCORES, kind)
     handler = TorchModelHandler(path, manifest)
@@ -285,7 +285,7 @@ def test_answers_do_not_depend_on_batches(package: Package, kind: str) -> None:
     check()
 
 
-def test_only_the_outputs_asked_for_come_back(package: Package) -> None:
+def test_only_the_requested_outputs_are_returned(package: Package) -> None:
     path, manifest = package(Scores(), SCORES)
     handler = TorchModelHandler(path, manifest, outputs=["code", "code"])
     answer = infer(handler, handler.load_model(), features(rows_of(4)))
@@ -295,7 +295,7 @@ def test_only_the_outputs_asked_for_come_back(package: Package) -> None:
 
 
 class Mixed(nn.Module):
-    """Four inputs of different kinds -> a tuple of three outputs."""
+    """A model with four inputs of different kinds that returns a tuple of three outputs."""
 
     def forward(
         self, features: Tensor, merchant: Tensor, amount: Tensor, history: Tensor
@@ -342,7 +342,7 @@ class Undefined(nn.Module):
         return x.sum(1) / 0.0
 
 
-def test_nan_and_infinity_come_back_as_they_are(package: Package) -> None:
+def test_nan_and_infinity_are_returned_unchanged(package: Package) -> None:
     path, manifest = package(Undefined(), SUM)
     handler = TorchModelHandler(path, manifest)
     values = np.array([[0, 0, 0], [1, 0, 0], [-1, 0, 0]], np.float32)
@@ -351,12 +351,12 @@ def test_nan_and_infinity_come_back_as_they_are(package: Package) -> None:
     assert answer.column(OUTPUTS).null_count == 0
 
 
-def test_beam_runs_it(package: Package) -> None:
+def test_beam_runs_the_handler(package: Package) -> None:
     path, manifest = package(Scores(), SCORES)
     handler = TorchModelHandler(path, manifest, batch_rows=16)
     whole = features(rows_of(100))
     expected = infer(handler, handler.load_model(), whole)
-    # Beam must not choke on elements larger than a batch, or on empty ones.
+    # Some elements are larger than a batch, and some are empty.
     sizes = [0, 40, 5, 5, 0, 17, 1, 32, 0]
     starts = np.cumsum([0, *sizes])[:-1].tolist()
 
@@ -378,7 +378,7 @@ def test_beam_runs_it(package: Package) -> None:
 
 @pytest.mark.parametrize("kind", ["torchscript", "state_dict"])
 @pytest.mark.parametrize("batch_rows", [1, 7, 1000])
-def test_a_model_that_raises_on_rows_costs_exactly_these(
+def test_exactly_the_rows_on_which_the_model_raises_fail(
     package: Package, kind: str, batch_rows: int
 ) -> None:
     path, manifest = package(RaisesOnNegative(), SCORES, kind)
@@ -386,20 +386,20 @@ def test_a_model_that_raises_on_rows_costs_exactly_these(
     model = handler.load_model()
     values = rows_of(60)
     sound = infer(handler, model, features(values))
-    guilty = [0, 13, 14, 59]
-    values[guilty, 2] *= -1
+    bad_rows = [0, 13, 14, 59]
+    values[bad_rows, 2] *= -1
     answer = infer(handler, model, features(values[:20]), features(values[20:]))
     fault = ("model_error", "ValueError: negative Amount")
-    assert messages(answer) == dict.fromkeys(guilty, fault)
+    assert messages(answer) == dict.fromkeys(bad_rows, fault)
     assert [row is None for row in answer.column(OUTPUTS).to_pylist()] == [
-        row in guilty for row in range(60)
+        row in bad_rows for row in range(60)
     ]
-    others = np.delete(np.arange(60), guilty)
+    others = np.delete(np.arange(60), bad_rows)
     for name in ("score", "code"):
         assert_scores(numbers(answer, name)[others], numbers(sound, name)[others], name)
 
 
-def test_a_batch_of_guilty_rows_has_no_outputs(package: Package) -> None:
+def test_a_batch_of_bad_rows_has_no_outputs(package: Package) -> None:
     path, manifest = package(RaisesOnNegative(), SCORES)
     handler = TorchModelHandler(path, manifest)
     answer = infer(handler, handler.load_model(), features(-1 - rows_of(9)))
@@ -407,28 +407,28 @@ def test_a_batch_of_guilty_rows_has_no_outputs(package: Package) -> None:
     assert answer.column(OUTPUTS).null_count == 9
 
 
-def test_where_most_rows_are_guilty_few_are_tried_alone(package: Package) -> None:
+def test_if_most_rows_are_bad_few_are_tried_alone(package: Package) -> None:
     path, manifest = package(RaisesOnNegative(), SCORES)
     handler = TorchModelHandler(path, manifest)
     values = rows_of(5_000)
     values[:4_500, 2] *= -1
     answer = infer(handler, handler.load_model(), features(values))
-    told = messages(answer)
-    assert set(told) >= set(range(4_500))
-    texts = {text for _, text in told.values()}
+    found = messages(answer)
+    assert set(found) >= set(range(4_500))
+    texts = {text for _, text in found.values()}
     (left,) = texts - {"ValueError: negative Amount"}
     assert re.fullmatch(
-        r"not tried alone, since most rows of its batch fail: \d+ of 128 that were, taken at "
-        "random, one with ValueError: negative Amount",
+        r"not tried alone, because most rows of its batch fail: \d+ of 128 rows tried at random "
+        "failed, for example with ValueError: negative Amount",
         left,
     )
-    assert {reason for reason, _ in told.values()} == {"model_error"}
-    alone = [row for row, (_, text) in told.items() if text != left]
+    assert {reason for reason, _ in found.values()} == {"model_error"}
+    alone = [row for row, (_, text) in found.items() if text != left]
     assert len(alone) < 300
     assert set(alone) <= set(range(4_500))
 
 
-def test_guilty_rows_are_found_within_beam(package: Package) -> None:
+def test_bad_rows_are_found_within_beam(package: Package) -> None:
     path, manifest = package(RaisesOnNegative(), SCORES)
     values = rows_of(50)
     values[[3, 30], 2] = -1
@@ -443,7 +443,7 @@ def test_guilty_rows_are_found_within_beam(package: Package) -> None:
 
 
 @pytest.mark.parametrize("kind", ["torchscript", "state_dict"])
-def test_a_model_that_works_in_place_harms_nobody(package: Package, kind: str) -> None:
+def test_a_model_that_works_in_place_does_not_change_the_batch(package: Package, kind: str) -> None:
     path, manifest = package(WorksInPlace(), SCORES, kind)
     handler = TorchModelHandler(path, manifest)
     values = rows_of(30)
@@ -458,7 +458,7 @@ def test_a_model_that_works_in_place_harms_nobody(package: Package, kind: str) -
 
 
 class Raises(nn.Module):
-    """Raises the exception it is told to, where a row is large."""
+    """A model that raises a chosen exception if a row is large."""
 
     error: BaseException = ValueError()
 
@@ -501,7 +501,7 @@ def test_faults_of_the_machine_are_not_blamed_on_rows(
         (AssertionError(), "AssertionError: AssertionError"),
     ],
 )
-def test_faults_of_rows_are_told_in_a_line(
+def test_faults_of_rows_are_reported_in_one_line(
     package: Package, error: Exception, message: str
 ) -> None:
     path, manifest = package(Raises(), SUM, "state_dict")
@@ -512,7 +512,7 @@ def test_faults_of_rows_are_told_in_a_line(
     assert messages(answer) == dict.fromkeys(range(2), ("model_error", message))
 
 
-def test_a_script_is_quoted_with_what_was_raised_in_it() -> None:
+def test_the_description_of_an_error_in_a_script_has_its_message() -> None:
     @torch.jit.script
     def divide(x: Tensor) -> Tensor:
         return x / x[:, 5]
@@ -522,7 +522,7 @@ def test_a_script_is_quoted_with_what_was_raised_in_it() -> None:
     assert describe_error(caught.value).startswith("RuntimeError: select(): index 5 out of range")
 
 
-# A model that is not what its manifest says.
+# Models that do not match their manifest.
 
 
 class Drops(nn.Module):
@@ -554,7 +554,7 @@ def test_a_model_that_returns_fewer_rows_fails_the_run(package: Package) -> None
         ((OutputSpec("a"), OutputSpec("b")), r"expected 2 outputs \(a, b\), got 1"),
     ],
 )
-def test_a_tensor_that_is_not_the_promised_one_is_refused_at_load(
+def test_a_tensor_that_differs_from_the_manifest_is_refused_at_load(
     package: Package, outputs: tuple[OutputSpec, ...], message: str
 ) -> None:
     path, manifest = package(Sum(), outputs)
@@ -563,7 +563,7 @@ def test_a_tensor_that_is_not_the_promised_one_is_refused_at_load(
 
 
 @pytest.mark.parametrize("kind", SAVED)
-def test_a_dict_without_the_promised_output_is_refused_at_load(package: Package, kind: str) -> None:
+def test_a_dict_that_lacks_an_output_is_refused_at_load(package: Package, kind: str) -> None:
     path, manifest = package(Scores(), (*SCORES, OutputSpec("reconstruction")), kind)
     with pytest.raises(ModelError, match="reconstruction") as caught:
         TorchModelHandler(path, manifest).load_model()
@@ -579,12 +579,12 @@ def test_a_dict_without_the_promised_output_is_refused_at_load(package: Package,
     ],
 )
 @pytest.mark.parametrize("kind", SAVED)
-def test_inputs_that_the_model_does_not_take_are_refused_at_load(
+def test_inputs_that_do_not_fit_the_model_are_refused_at_load(
     package: Package, kind: str, inputs: tuple[InputSpec, ...]
 ) -> None:
     path, manifest = package(Scores(), SCORES, kind, inputs)
     with pytest.raises(
-        ModelError, match=r"fails on two rows of zeros: |has not the o|size\(\)\[1\] =="
+        ModelError, match=r"fails on two rows of zeros: |does not have the outputs|size\(\)\[1\] =="
     ) as e:
         TorchModelHandler(path, manifest).load_model()
     assert len(str(e.value).splitlines()) == 1
@@ -596,7 +596,8 @@ def test_a_pt2_for_one_batch_size_is_refused(package: Package, tmp_path: Path) -
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()
     _, manifest = package(Sum(), SUM, "pt2", sha256=digest)
     write_package(tmp_path / "static", buffer.getvalue(), manifest)
-    with pytest.raises(ContractBroken, match=r"cannot take 2 rows: Guard failed.*dynamic batch"):
+    message = r"cannot process 2 rows: Guard failed.*dynamic batch"
+    with pytest.raises(ContractBroken, match=message):
         TorchModelHandler(str(tmp_path / "static"), manifest).load_model()
 
 
@@ -609,36 +610,40 @@ def golden(module: nn.Module, rows: int = 8, **changes: Any) -> GoldenRows:
 
 
 @pytest.mark.parametrize("kind", SAVED)
-def test_golden_rows_that_are_right_pass(package: Package, kind: str) -> None:
+def test_correct_known_good_rows_pass(package: Package, kind: str) -> None:
     module = Scores()
     path, manifest = package(module, SCORES, kind, golden=golden(module))
     TorchModelHandler(path, manifest).load_model()
     TorchModelHandler(path, manifest, outputs=["code"]).load_model()
 
 
-def test_golden_rows_that_differ_name_row_output_and_numbers(package: Package) -> None:
+def test_a_wrong_known_good_row_is_named_with_output_and_numbers(package: Package) -> None:
     module = Scores()
     expected = golden(module).outputs["code"]
     expected[3][1] += 0.01
     path, manifest = package(module, SCORES, golden=golden(module, code=expected))
-    told = re.escape(f"golden row 3, output code: expected {np.float32(expected[3][1])}, got ")
-    with pytest.raises(ContractBroken, match=rf"m 1: {told}.*: this is"):
+    message = re.escape(
+        f"known-good row 3, output code: expected {np.float32(expected[3][1])}, got "
+    )
+    with pytest.raises(ContractBroken, match=rf"m 1: {message}.*: this is"):
         TorchModelHandler(path, manifest).load_model()
-    # They are on the worker, with the model's bytes, where the job does not carry them.
-    with pytest.raises(ContractBroken, match=told):
+    # If the job does not carry the rows, the worker reads them together with the model.
+    with pytest.raises(ContractBroken, match=message):
         TorchModelHandler(path, manifest.without_rows()).load_model()
-    # What is not asked for is not computed, hence not compared.
+    # Outputs that are not requested are neither computed nor compared.
     TorchModelHandler(path, manifest, outputs=["score"]).load_model()
 
 
-def test_golden_rows_on_which_the_model_raises_are_told(package: Package) -> None:
+def test_known_good_rows_on_which_the_model_raises_are_reported(package: Package) -> None:
     rows = GoldenRows({"features": [[0, 0, -1]]}, {"score": [1]})
     path, manifest = package(RaisesOnNegative(), SCORES, golden=rows)
-    with pytest.raises(ContractBroken, match="fails on its golden rows: ValueError: negative Amou"):
+    with pytest.raises(
+        ContractBroken, match="fails on its known-good rows: ValueError: negative Amount"
+    ):
         TorchModelHandler(path, manifest).load_model()
 
 
-def test_golden_rows_of_integers_and_truths(package: Package) -> None:
+def test_known_good_rows_of_integers_and_booleans(package: Package) -> None:
     inputs = (InputSpec("merchant", ("merchant",), dtype="int64"),)
     outputs = (OutputSpec("next", "int64"), OutputSpec("even", "bool"))
 
@@ -658,7 +663,7 @@ class Counts(nn.Module):
 
 @pytest.mark.parametrize("kind", SAVED)
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_passes_its_golden_rows_and_answers_in_float32(
+def test_half_precision_passes_known_good_rows_and_returns_float32(
     package: Package, kind: str, precision: Any
 ) -> None:
     module = Scores()
@@ -690,7 +695,7 @@ def test_running_out_of_memory_halves_the_batch_and_goes_on(package: Package) ->
     assert max(Greedy.seen) == 8
 
 
-def test_so_does_running_out_of_memory_of_the_host_in_a_script(package: Package) -> None:
+def test_running_out_of_host_memory_in_a_script_halves_the_batch_too(package: Package) -> None:
     path, manifest = package(GreedyOnTheHost(), SUM)
     handler = TorchModelHandler(path, manifest, batch_rows=50)
     model = handler.load_model()
@@ -711,7 +716,9 @@ class Gluttonous(nn.Module):
 def test_one_row_that_exhausts_the_memory_is_not_blamed(package: Package) -> None:
     path, manifest = package(Gluttonous(), SUM)
     handler = TorchModelHandler(path, manifest)
-    with pytest.raises(MemoryError, match="one row is too much for this worker") as caught:
+    with pytest.raises(
+        MemoryError, match="this worker has too little memory for one row"
+    ) as caught:
         handler.run_inference([features(rows_of(4))], handler.load_model())
     assert len(str(caught.value).splitlines()) == 1
 
@@ -725,7 +732,7 @@ class RaisesAndIsGreedy(nn.Module):
         return x.sum(1)
 
 
-def test_guilty_rows_are_found_where_memory_is_short_too(package: Package) -> None:
+def test_bad_rows_are_found_even_if_memory_is_short(package: Package) -> None:
     path, manifest = package(RaisesAndIsGreedy(), SUM, "state_dict")
     handler = TorchModelHandler(path, manifest)
     values = rows_of(33)
@@ -736,29 +743,32 @@ def test_guilty_rows_are_found_where_memory_is_short_too(package: Package) -> No
     assert_scores(numbers(answer, "score")[others], values[others].sum(1))
 
 
-# Options, and what Beam asks of a handler.
+# Options, and the methods that Beam calls.
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:0", "cuda:12"])
-def test_devices_that_can_be_named(device: str) -> None:
+def test_valid_device_names_are_accepted(device: str) -> None:
     assert check_device(device) == device
 
 
 @pytest.mark.parametrize("device", ["gpu", "GPU", "CPU", "", "cuda:", "cuda:-1", "cuda:0 ", "mps"])
-def test_other_devices_are_refused_at_once(package: Package, device: str) -> None:
+def test_other_device_names_are_refused(package: Package, device: str) -> None:
     path, manifest = package(Sum(), SUM)
-    with pytest.raises(UsageError, match=r"device: expected auto, cpu, cuda or cuda:N, got"):
+    with pytest.raises(UsageError, match=r"device must be auto, cpu, cuda or cuda:N, got"):
         TorchModelHandler(path, manifest, device=device)
 
 
-def test_a_device_that_is_not_there_is_refused_on_the_worker(package: Package) -> None:
+def test_a_missing_device_is_refused_on_the_worker(package: Package) -> None:
     path, manifest = package(Sum(), SUM)
     handler = TorchModelHandler(path, manifest, device="cuda:99")
-    with pytest.raises(DeviceError, match=r"cuda:99: this worker has \d+ CUDA devices; use --devi"):
+    with pytest.raises(
+        DeviceError,
+        match=r"cuda:99 is not available: this worker has \d+ CUDA devices; use --device",
+    ):
         handler.load_model()
 
 
-def test_auto_takes_what_is_there() -> None:
+def test_auto_uses_the_gpu_if_there_is_one() -> None:
     expected = "cuda" if torch.cuda.is_available() else "cpu"
     assert resolve_device("auto").type == expected
     assert resolve_device("cpu").type == "cpu"
@@ -767,10 +777,10 @@ def test_auto_takes_what_is_there() -> None:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"batch_rows": 0}, "start at 1, got 0 and 1"),
-        ({"threads": 0}, r"start at 1, got \d+ and 0"),
-        ({"precision": "int8"}, "precision: expected float32, bf16 or fp16, got 'int8'"),
-        ({"compile": True}, "compile: a TorchScript model cannot be compiled; use a .pt2"),
+        ({"batch_rows": 0}, "must be at least 1, got 0 and 1"),
+        ({"threads": 0}, r"must be at least 1, got \d+ and 0"),
+        ({"precision": "int8"}, "precision must be float32, bf16 or fp16, got 'int8'"),
+        ({"compile": True}, "compile is not possible for a TorchScript model; use a .pt2"),
     ],
 )
 def test_options_out_of_range_are_refused(
@@ -788,7 +798,7 @@ def test_threads_are_set_where_the_model_is_loaded(package: Package) -> None:
         assert torch.get_num_threads() == threads
 
 
-def test_a_handler_travels_and_its_copy_answers_the_same(package: Package) -> None:
+def test_a_pickled_copy_of_a_handler_answers_the_same(package: Package) -> None:
     path, manifest = package(Scores(), SCORES)
     handler = TorchModelHandler(path, manifest, batch_rows=7, outputs=["score"])
     copy = pickler.loads(pickler.dumps(handler))
@@ -798,7 +808,7 @@ def test_a_handler_travels_and_its_copy_answers_the_same(package: Package) -> No
     assert infer(copy, copy.load_model(), batch).equals(expected)
 
 
-def test_loading_leaves_nothing_on_the_handler(package: Package) -> None:
+def test_loading_does_not_change_the_handler(package: Package) -> None:
     path, manifest = package(Sum(), SUM)
     handler = TorchModelHandler(path, manifest)
     before = dict(vars(handler))
@@ -816,7 +826,7 @@ def test_a_model_changed_after_the_pipeline_was_built_is_refused(package: Packag
         handler.load_model()
 
 
-def test_bytes_are_those_of_the_inputs_alone(package: Package) -> None:
+def test_the_size_of_a_batch_counts_only_the_inputs(package: Package) -> None:
     path, manifest = package(Sum(), SUM)
     handler = TorchModelHandler(path, manifest)
     batch = features(rows_of(1000))
@@ -840,7 +850,7 @@ def test_metrics_are_in_the_namespace_of_the_project(package: Package) -> None:
 
 
 class Linear(nn.Module):
-    """Nothing for which a C++ compiler would take its ten seconds."""
+    """A model that a C++ compiler does not take ten seconds to compile."""
 
     def __init__(self) -> None:
         super().__init__()

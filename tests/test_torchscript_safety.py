@@ -1,4 +1,4 @@
-"""A TorchScript file reaches no file, no process and no memory that is not its own."""
+"""Tests that a TorchScript file cannot reach other files, processes or memory."""
 
 import io
 import itertools
@@ -29,7 +29,7 @@ FUNCTION = b"def f(x: Tensor) -> Tensor:\n  return "
 
 
 class Stateful(nn.Module):
-    """Runs a statement while it is read."""
+    """A module with code that runs while it is read."""
 
     def __init__(self, path: str) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Stateful(nn.Module):
 
 
 def with_statement(path: Path, statement: str) -> bytes:
-    """A model whose __setstate__ has another statement at its end."""
+    """Return a model with a statement added to the end of its __setstate__."""
 
     def change(code: bytes) -> bytes:
         lines = code.decode().split("\n")
@@ -72,7 +72,9 @@ def test_a_file_is_not_overwritten_through_a_shared_mapping(tmp_path: Path) -> N
     victim = tmp_path / "victim.py"
     victim.write_text("x = 1234")
     data = with_statement(victim, MAPPED)
-    with pytest.raises(UnsafeModel, match=r"holds the operator 'ops\.aten\.from_file'") as caught:
+    with pytest.raises(
+        UnsafeModel, match=r"contains the operator 'ops\.aten\.from_file'"
+    ) as caught:
         load(data, "torchscript")
     assert victim.read_text() == "x = 1234"
     assert len(str(caught.value).splitlines()) == 1
@@ -103,9 +105,9 @@ def test_a_file_is_not_read_while_the_model_runs(tmp_path: Path) -> None:
         ('getattr(getattr(ops, "at" "en"), "save")(x, "p")', "operator 'ops.aten.save'"),
         ('getattr(ops, "aten").save(x, "p")', "operator 'ops.aten.save'"),
         ('getattr(torch, "\\141bs")(x)', "'abs', spelled with escapes"),
-        ('getattr(torch, x)(x, "p")', "a call of a Call"),
-        ('getattr(torch, "abs", torch.save(x, "p"))', "getattr of something other"),
-        ('getattr(getattr(x, "a", torch.save(x, "p")), "b")', "getattr of something other"),
+        ('getattr(torch, x)(x, "p")', "a call of a value of the kind Call"),
+        ('getattr(torch, "abs", torch.save(x, "p"))', "getattr with something other"),
+        ('getattr(getattr(x, "a", torch.save(x, "p")), "b")', "getattr with something other"),
         ('x.save("p")', "operator or method 'save'"),
         ('(x + x).save("p")', "operator or method 'save'"),
         ('getattr(x, "save")("p")', "operator or method 'save'"),
@@ -125,10 +127,10 @@ def test_a_file_is_not_read_while_the_model_runs(tmp_path: Path) -> None:
         ("x.resize_([10])", "operator or method 'resize_'"),
         ("print(x)", "the function 'print'"),
         ("open(x)", "the function 'open'"),
-        ("x[0](x)", "a call of a Subscript"),
-        ("(x if x else x)(x)", "a call of a IfExp"),
+        ("x[0](x)", "a call of a value of the kind Subscript"),
+        ("(x if x else x)(x)", "a call of a value of the kind IfExp"),
         ("[torch.save(y, x) for y in x]", "ListComp"),
-        ("(lambda: x)()", "a call of a Lambda"),
+        ("(lambda: x)()", "a call of a value of the kind Lambda"),
         ("(y := x)", "NamedExpr"),
         ("torch.abs(**x)", r"\*\* in a call"),
         ("__torch__.torch.classes.c10d.TCPStore(x)", "class '__torch__.torch.classes.c10d.TCPS"),
@@ -148,8 +150,8 @@ def test_a_file_is_not_read_while_the_model_runs(tmp_path: Path) -> None:
         ("(", "not plain TorchScript"),
     ],
 )
-def test_what_reaches_beyond_tensors_is_refused_by_its_name(text: str, named: str) -> None:
-    with pytest.raises(UnsafeModel, match=f"the TorchScript file holds .*{named}") as caught:
+def test_code_that_reaches_beyond_tensors_is_refused_by_name(text: str, named: str) -> None:
+    with pytest.raises(UnsafeModel, match=f"the TorchScript file contains .*{named}") as caught:
         check_code({"code/__torch__.py": FUNCTION + text.encode() + b"\n"})
     assert len(str(caught.value).splitlines()) == 1
 
@@ -194,7 +196,7 @@ def test_statements_that_hide_an_operator_are_refused(body: str, named: str) -> 
         b"@torch.save\ndef f():\n  pass\n",
     ],
 )
-def test_a_class_does_not_lend_its_names_to_operators(code: bytes) -> None:
+def test_a_class_cannot_hide_an_operator(code: bytes) -> None:
     with pytest.raises(
         UnsafeModel, match=r"'(torch\.)?save'|a base or decorator|decorated function"
     ):
@@ -212,11 +214,11 @@ def test_every_operator_that_is_not_listed_is_refused() -> None:
             if name in OPERATORS.get(space, ()):
                 check_code({"a.py": FUNCTION + form.encode() + b"\n"})
             else:
-                with pytest.raises(UnsafeModel, match=rf"holds the operator.*\b{name}'"):
+                with pytest.raises(UnsafeModel, match=rf"contains the operator.*\b{name}'"):
                     check_code({"a.py": FUNCTION + form.encode() + b"\n"})
 
 
-def test_the_list_names_operators_that_exist_and_none_that_trusts_blindly() -> None:
+def test_the_list_has_only_existing_operators_and_no_unsafe_ones() -> None:
     names = {schema.name for schema in torch._C._jit_get_all_schemas()}
     # torch defines these two in TorchScript itself.
     own = {"aten::T", "aten::H"}
@@ -235,8 +237,8 @@ def test_the_list_names_operators_that_exist_and_none_that_trusts_blindly() -> N
     ],
 )
 def test_an_operator_that_writes_or_reads_beyond_its_tensors_is_refused(call: str) -> None:
-    # Each ends the process where w has one element and x has millions of channels.
-    with pytest.raises(UnsafeModel, match=r"holds the operator 'torch\."):
+    # Each crashes the process if w has one element and x has millions of channels.
+    with pytest.raises(UnsafeModel, match=r"contains the operator 'torch\."):
         check_code({"a.py": FUNCTION + call.encode() + b"\n"})
 
 
@@ -247,7 +249,7 @@ def test_a_loop_that_runs_while_the_file_is_read_is_refused(tmp_path: Path, loop
 
 
 def chained(functions: int, line: str) -> bytes:
-    """A record in which each function calls the next one as the line says, from __setstate__ on."""
+    """Return code in which functions, starting with __setstate__, call the next one in a line."""
     names = ["__setstate__", *(f"f{i}" for i in range(functions)), "last"]
     code = [
         f"  def {name}(self, x: Tensor) -> Tensor:\n    return {line.replace('NEXT', after)}\n"
@@ -270,12 +272,12 @@ def test_calls_that_never_end_while_the_file_is_read_are_refused(functions: int,
     with pytest.raises(UnsafeModel, match=r"more than 1,000 calls that run while the file"):
         check_code({"a.py": chained(functions, line)})
     check_code({"a.py": chained(3, line.replace("f0", "NEXT"))})
-    # What runs with the rows may call as it likes.
+    # Code that runs when rows are scored has no such limit.
     check_code({"a.py": chained(functions, line).replace(b"__setstate__", b"forward")})
 
 
 @given(st.text("torch.save(x\"), \n\\#'r_[]=:", max_size=40) | st.text(max_size=40))
-def test_any_text_passes_or_is_refused(text: str) -> None:
+def test_any_text_is_accepted_or_refused(text: str) -> None:
     with suppress(UnsafeModel):
         check_code({"a.py": FUNCTION + text.encode() + b"\n"})
         assert not re.search(r"\bsave *\(", re.sub(r'"[^"]*"', "", text))
@@ -284,7 +286,7 @@ def test_any_text_passes_or_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["List[Dict[str, Tensor]]", "Tuple[int, __torch__.a.B]", "Dict[str, List[Any]]"]
 )
-def test_types_pass(text: str) -> None:
+def test_plain_types_are_accepted(text: str) -> None:
     check_type(text, "data.pkl")
 
 
@@ -303,13 +305,15 @@ def test_other_types_are_refused(text: str) -> None:
 def test_records_that_torch_jit_does_not_write_are_refused() -> None:
     data = script(nn.Linear(2, 2))
     for record in ("model.json", "bytecode.pkl", "code/../x", "data/x", "CONSTANTS.pkl", "x"):
-        with pytest.raises(ModelError, match=r"does not write|points outside|under another name"):
+        with pytest.raises(
+            ModelError, match=r"does not write|points outside|names torch and zip read differently"
+        ):
             load(rewritten(data, {}, added={record: b"{}"}), "torchscript")
     load(rewritten(data, {}, added={"extra/notes.py.txt": b"import os"}), "torchscript")
 
 
 def twice(data: bytes) -> bytes:
-    """The archive with its first record a second time, under the same name."""
+    """Return the archive with another record under the name of its first one."""
     buffer = io.BytesIO(data)
     with zipfile.ZipFile(buffer, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
         archive.writestr(archive.namelist()[0], b"other")
@@ -340,5 +344,7 @@ def test_an_archive_that_can_be_read_in_two_ways_is_refused(
     buffer = io.BytesIO()
     torch.save(nn.Linear(2, 2).state_dict(), buffer)
     data = script(nn.Linear(2, 2)) if kind == "torchscript" else buffer.getvalue()
-    with pytest.raises(ModelError, match=r"share one name|with a comment, or with bytes|damaged"):
+    with pytest.raises(
+        ModelError, match=r"have the same name|with a comment or with extra bytes|damaged"
+    ):
         load(change(data), kind, architecture="torch.nn:Linear")

@@ -1,4 +1,4 @@
-"""A row gets the same answer in any batch, or its model is neither packaged nor loaded."""
+"""Tests that a model whose answers depend on the batch is neither packaged nor loaded."""
 
 import dataclasses
 import io
@@ -46,7 +46,7 @@ COLUMNS = ("a", "b", "c")
 
 
 class Normalised(nn.Module):
-    """[B, 3] -> [B], through a layer that in training takes the batch's own mean."""
+    """A model with a layer that may use the mean of the batch when it is in training mode."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Squeezes(nn.Module):
 
 
 class SqueezesAndPicks(nn.Module):
-    """Fails on one row, of which squeeze() leaves no dimension to pick from."""
+    """A model that fails on one row, because squeeze() removes the batch dimension."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,14 +79,14 @@ class SqueezesAndPicks(nn.Module):
 
 
 class LoneRows(nn.Module):
-    """Answers one row with two."""
+    """A model that returns two rows for a batch of one row."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([x, x])[:, 0] if x.shape[0] == 1 else x[:, 0]
 
 
 class OfACrowd(nn.Module):
-    """Right up to 12 rows; in larger batches rows are shifted by their mean."""
+    """A model that subtracts the mean of the batch if it has more than 12 rows."""
 
     def forward(self, x: Tensor) -> Tensor:
         total = x.sum(1)
@@ -94,7 +94,7 @@ class OfACrowd(nn.Module):
 
 
 class Counts(nn.Module):
-    """Another answer each time."""
+    """A model with another answer in each call."""
 
     calls: int
 
@@ -118,7 +118,7 @@ class IsNoNumberAlone(nn.Module):
 
 
 class Choosy(nn.Module):
-    """Takes rows of zeros, and of ones, and no others."""
+    """A model that accepts only zeros and ones."""
 
     def forward(self, x: Tensor) -> Tensor:
         if bool(((x != 0) & (x != 1)).any()):
@@ -155,7 +155,7 @@ DEPENDENT: dict[str, Callable[[], bytes]] = {
 }
 HONEST: dict[str, Callable[[], bytes]] = {
     "batch norm": lambda: traced(Normalised(nn.BatchNorm1d(8)).eval()),
-    # The loader calls .eval() itself, which reaches what was not traced.
+    # The loader calls .eval() itself, which works for models that were not traced.
     "scripted in training": lambda: scripted(Normalised(nn.BatchNorm1d(8)).train()),
     "squeeze": lambda: scripted(Squeezes()),
     "choosy": lambda: scripted(Choosy()),
@@ -177,7 +177,7 @@ def bare(data: bytes) -> ModelPackage:
 
 
 def unprobed(data: bytes, **changes: Any) -> Manifest:
-    """A model file -> a manifest as one writes it by hand."""
+    """Return a manifest for a model file, like one that was written by hand."""
     values: dict[str, Any] = {
         "name": "m",
         "version": "1",
@@ -191,7 +191,7 @@ def unprobed(data: bytes, **changes: Any) -> Manifest:
 
 
 def package(folder: Path, data: bytes, *flags: str, sample: np.ndarray | None = None) -> int:
-    """The packaging command on a model file -> its exit code."""
+    """Run the package command on a model file, and return its exit code."""
     (folder / "m.pt").write_bytes(data)
     argv = [str(folder / "m.pt"), "--feature_columns", "a,b,c", "--output", str(folder / "package")]
     if sample is not None:
@@ -237,33 +237,37 @@ def test_the_refusal_names_values_cause_and_the_flag_that_accepts(
     data, sample = DEPENDENT["batch norm"](), rows_of(50)
     assert package(tmp_path, data, sample=sample) == 1
     err = capsys.readouterr().err
-    for part in ("output output of golden row", "in a batch of all", "beyond rtol 0.0001, atol"):
+    for part in (
+        "output output of known-good row",
+        "in a batch of all rows, but",
+        "beyond rtol 0.0001, atol",
+    ):
         assert part in err
-    accept = err.split("if it is meant, package it with ")[1].split()
+    accept = err.split("if this is intended, package it with ")[1].split()
     assert package(tmp_path, data, *accept, sample=sample) == 0
     manifest = read_manifest(str(tmp_path / "package"))
     assert manifest.batch_dependence == float(accept[1])
     assert "batch_dependence" in json.loads((tmp_path / "package/model.json").read_text())
-    # Half of that is not enough.
+    # Half of that tolerance is not enough.
     assert package(tmp_path, data, accept[0], str(float(accept[1]) / 2), sample=sample) == 1
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "x"])
-def test_the_flag_takes_a_number_above_zero(
+def test_the_flag_needs_a_number_above_zero(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], value: str
 ) -> None:
     assert package(tmp_path, scripted(Squeezes()), f"--allow_batch_dependence={value}") == 2
     assert f"expected a number above 0, got '{value}'" in capsys.readouterr().err
 
 
-def test_a_model_that_cannot_take_one_row_is_refused_with_the_reason(
+def test_a_model_that_cannot_process_one_row_is_refused_with_the_reason(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for module in (SqueezesAndPicks(), LoneRows()):
         for sample in (None, rows_of(5)):
             assert package(tmp_path, scripted(module), sample=sample) == 1
             err = capsys.readouterr().err
-            assert "fails on a batch of one row, which any batch may be: " in err
+            assert "fails on a batch of one row, and any batch can have one row: " in err
             assert "squeeze(-1)" in err
 
 
@@ -278,19 +282,19 @@ def test_other_rows_that_the_model_refuses_do_not_matter() -> None:
 # At load.
 
 
-def test_a_package_of_before_is_refused_at_load(tmp_path: Path) -> None:
+def test_a_package_that_was_not_checked_is_refused_at_load(tmp_path: Path) -> None:
     data = DEPENDENT["batch norm"]()
     accepted = infer_manifest(bare(data), COLUMNS, batch_dependence=10.0)
     accepted = with_golden_rows(data, accepted, {"features": rows_of(8)})
-    # As packages were made when nothing looked for it.
+    # Earlier versions created such packages, because they did not check this.
     manifest = dataclasses.replace(accepted, batch_dependence=None)
-    for made, kind in ((manifest, "golden row"), (unprobed(data), "made-up row")):
+    for made, kind in ((manifest, "known-good row"), (unprobed(data), "random row")):
         write_package(tmp_path, data, made)
         with pytest.raises(ContractBroken, match=rf"of {kind} \d is .* alone, beyond rtol .*eval"):
             TorchModelHandler(str(tmp_path), made).load_model()
     write_package(tmp_path, data, accepted)
     TorchModelHandler(str(tmp_path), accepted).load_model()
-    # The handler of a job has no rows, but has what was accepted.
+    # The manifest of a job has no rows, but it has the accepted difference.
     TorchModelHandler(str(tmp_path), accepted.without_rows()).load_model()
 
 
@@ -313,16 +317,16 @@ def test_a_bare_model_is_refused_before_a_run_starts(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_report_says_what_was_accepted(tmp_path: Path) -> None:
+def test_the_report_has_the_accepted_difference(tmp_path: Path) -> None:
     sample = rows_of(50)
-    for flags, told in (([], None), (["--allow_batch_dependence", "0.5"], 0.5)):
+    for flags, accepted in (([], None), (["--allow_batch_dependence", "0.5"], 0.5)):
         data = DEPENDENT["dynamic int8"]() if flags else scripted(Squeezes())
         assert package(tmp_path, data, *flags, sample=sample) == 0
         argv = ["--input_files", str(tmp_path / "sample.parquet"), "--run_id", "r"]
         argv += ["--output_files", str(tmp_path / "out"), "--model", str(tmp_path / "package")]
         assert run_command(batch_local.COMMAND, argv) == 0
         report = json.loads((tmp_path / "out/r/report.json").read_text())
-        assert report["model"]["batch_dependence"] == told
+        assert report["model"]["batch_dependence"] == accepted
 
 
 # One row.
@@ -340,7 +344,7 @@ def test_a_model_that_squeezes_scores_a_last_batch_of_one_row(
     assert (report["rows_in"], report["rows_scored"]) == (9, 9)
 
 
-def test_so_does_a_server(tmp_path: Path) -> None:
+def test_a_server_scores_one_row_with_a_model_that_squeezes(tmp_path: Path) -> None:
     assert package(tmp_path, scripted(Squeezes()), sample=rows_of(9)) == 0
     with running(tmp_path / "package") as server:
         for count in (1, 3):
@@ -349,13 +353,15 @@ def test_so_does_a_server(tmp_path: Path) -> None:
             assert len(answer.json["predictions"]) == count
 
 
-# What always holds.
+# Properties.
 
 
 @given(
     pair=st.tuples(*[arrays_of.arrays(np.float64, 5, elements=st.floats(-1e9, 1e9))] * 2),
 )
-def test_the_tolerance_that_is_named_accepts(pair: tuple[np.ndarray, np.ndarray]) -> None:
+def test_the_suggested_tolerance_accepts_the_difference(
+    pair: tuple[np.ndarray, np.ndarray],
+) -> None:
     got, expected = pair
     needed = float(tolerance_of(got, expected).max())
     if needed < 1e-300:
@@ -367,7 +373,7 @@ def test_the_tolerance_that_is_named_accepts(pair: tuple[np.ndarray, np.ndarray]
 
 
 class Exact(nn.Module):
-    """Any model whose rows stand alone."""
+    """A model whose answers do not depend on the batch."""
 
     seen: ClassVar[list[int]] = []
 
@@ -392,7 +398,7 @@ def test_rows_are_run_again_alone_and_among_others() -> None:
     assert Exact.seen == [4, 1, 1, 1, 1, 14, 52, 11]
 
 
-def test_made_up_rows_are_of_the_kind_of_the_inputs() -> None:
+def test_random_rows_have_the_dtypes_and_shapes_of_the_inputs() -> None:
     inputs = (
         InputSpec("x", COLUMNS, shape=(3,)),
         InputSpec("k", ("d",), dtype="int64"),

@@ -1,4 +1,4 @@
-"""The values of a row stay in its payload: no message, no attribute and no log repeats them."""
+"""Tests that no message, attribute or log repeats the values of a row outside its payload."""
 
 import datetime
 import io
@@ -41,7 +41,7 @@ AVRO = {
     "name": "row",
     "fields": [{"name": name, "type": ["null", "double", "string"]} for name in COLUMNS],
 }
-# Nothing else in a message looks like these. No secret is an int8, which n has to be.
+# No other part of a message looks like these cells. None of them fits n, which is an int8.
 WORDS = st.text("QXZJKWV", min_size=8, max_size=30)
 NUMBERS = st.integers(10**9 + 7, 10**12) | st.floats(1e9, 1e12).filter(lambda x: x != int(x))
 CELLS = st.tuples(WORDS | NUMBERS, WORDS | NUMBERS, WORDS | NUMBERS)
@@ -55,18 +55,18 @@ def manifest(make_manifest: Callable[..., Manifest]) -> Manifest:
     )
 
 
-def holds(text: str, cells: Sequence[Any]) -> bool:
-    """Whether a text has one of the cells in it, or the first digits or letters of one."""
+def contains(text: str, cells: Sequence[Any]) -> bool:
+    """Return whether a text contains a cell, or the first digits or letters of a cell."""
     return any(str(cell)[:8] in text for cell in cells)
 
 
 def check(records: pa.RecordBatch | None, cells: Sequence[Any]) -> None:
-    """Failure records -> there are some, and none of them has a cell outside of its payload."""
+    """Check that there are failure records, and that none has a cell outside its payload."""
     assert records is not None
     assert records.num_rows
     for record in to_rows(records):
-        told = {name: value for name, value in record.items() if name not in ("payload", "row_id")}
-        assert not holds(json.dumps(told, default=str), cells), told
+        rest = {name: value for name, value in record.items() if name not in ("payload", "row_id")}
+        assert not contains(json.dumps(rest, default=str), cells), rest
         assert record["message"]
 
 
@@ -100,7 +100,7 @@ def arrow(row: dict[str, Any]) -> bytes:
 @slow
 @given(cells=CELLS, cut=st.integers(0, 60))
 @pytest.mark.parametrize("kind", ["json", "avro", "arrow"])
-def test_messages(
+def test_messages_do_not_leak_values(
     manifest: Manifest,
     provenance: Provenance,
     caplog: pytest.LogCaptureFixture,
@@ -127,12 +127,12 @@ def test_messages(
     for batch in good:
         check(judged(batch, manifest, provenance), cells)
     assert failures is not None or good
-    assert not holds(caplog.text, cells)
+    assert not contains(caplog.text, cells)
 
 
 @slow
 @given(cells=CELLS)
-def test_lines_and_columns(
+def test_lines_and_columns_do_not_leak_values(
     manifest: Manifest,
     provenance: Provenance,
     caplog: pytest.LogCaptureFixture,
@@ -157,12 +157,12 @@ def test_lines_and_columns(
             rows = part.columns.combine_chunks().to_batches()[0]
             ids = pa.array([str(i) for i in range(rows.num_rows)])
             check(judged(source_batch(ids, rows), manifest, provenance), cells)
-    assert not holds(caplog.text, cells)
+    assert not contains(caplog.text, cells)
 
 
 @given(cells=CELLS)
 @slow
-def test_a_server_and_a_table(
+def test_a_server_and_a_table_do_not_leak_values(
     manifest: Manifest, provenance: Provenance, cells: Sequence[Any]
 ) -> None:
     instances = [dict(zip(COLUMNS[:2], cells, strict=False)), {"a": [cells[0]], "n": 1}]
@@ -175,11 +175,11 @@ def test_a_server_and_a_table(
 
 
 @given(cells=CELLS)
-def test_a_dead_letter_that_cannot_be_read(cells: Sequence[Any]) -> None:
+def test_an_unreadable_dead_letter_does_not_leak_values(cells: Sequence[Any]) -> None:
     for line in (json.dumps({"failed_at": cells[0], "payload": ""}), str(cells[0])):
         with pytest.raises(InputError) as raised:
             read_letter(line.encode(), "file:1")
-        assert not holds(str(raised.value), cells)
+        assert not contains(str(raised.value), cells)
         assert str(raised.value).startswith("file:1: expected dead letters")
 
 
@@ -188,7 +188,7 @@ def test_a_dead_letter_that_cannot_be_read(cells: Sequence[Any]) -> None:
     st.integers(2, 5),
     st.sampled_from(["bad amount {}", "IndexError: index {} is out of bounds", "[{}, 1]", "x={}."]),
 )
-def test_what_a_model_says_of_a_row(value: float, places: int, text: str) -> None:
+def test_values_are_removed_from_a_model_error(value: float, places: int, text: str) -> None:
     row = np.array([[1.5, value]], np.float32)
     for written in (repr(value), f"{value:.{places}f}", f"{value:,.2f}", f"{value:.7e}"):
         column = error_column({0: ("model_error", text.format(written))}, [row], 1)
@@ -205,18 +205,18 @@ def test_what_a_model_says_of_a_row(value: float, places: int, text: str) -> Non
         ("RuntimeError: 0.1000000015 is below 0.2", "RuntimeError: ... is below 0.2"),
     ],
 )
-def test_other_numbers_stay(text: str, shown: str | None) -> None:
+def test_other_numbers_are_kept(text: str, shown: str | None) -> None:
     values = [np.array([7.3, 20000, 0.1, -5], np.float32)]
     assert without_numbers(text, values) == (shown or text)
 
 
-def test_the_status_of_an_answer_stays_whatever_the_row_holds() -> None:
-    told = {0: ("endpoint_refused", "400 Bad Request: 400 is too much")}
-    (error,) = error_column(told, [np.array([[400.0]])], 1).to_pylist()
+def test_the_status_of_an_answer_is_kept_even_if_the_row_contains_it() -> None:
+    faults = {0: ("endpoint_refused", "400 Bad Request: 400 is too much")}
+    (error,) = error_column(faults, [np.array([[400.0]])], 1).to_pylist()
     assert error["message"] == "400 Bad Request: ... is too much"
 
 
-def test_what_bigquery_says_of_a_row() -> None:
+def test_values_are_removed_from_a_message_of_bigquery() -> None:
     row = {"id": "r1", "name": "Ada Lovelace", "code": "xy", "n": 12345, "more": ["second", None]}
     text = "Field name: bad value 'Ada Lov...' ('xy') for n 12345, Ada Lovelace, \"second\", 'n'"
     shown = "Field name: bad value '...' ('...') for n ..., ..., \"...\", 'n'"
@@ -234,12 +234,12 @@ def test_what_bigquery_says_of_a_row() -> None:
         ("Invalid value for field 'labels'", "same"),
     ],
 )
-def test_errors_of_bigquery(text: str, shown: str | None) -> None:
+def test_quotes_are_removed_from_errors_of_bigquery(text: str, shown: str | None) -> None:
     found = without_quotes(text)
     assert found == (text if shown == "same" else shown or found)
     assert "Ada" not in found
 
 
-def test_a_log_is_looked_at(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_check_finds_values_in_a_log(caplog: pytest.LogCaptureFixture) -> None:
     logging.getLogger("any").warning("QXZJKWVQ")
-    assert holds(caplog.text, ["QXZJKWVQXX"])
+    assert contains(caplog.text, ["QXZJKWVQXX"])

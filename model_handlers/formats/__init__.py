@@ -1,1 +1,1 @@
-"""Model files to torch modules, without running code from them."""
+"""Load model files as torch modules, without running code from them."""

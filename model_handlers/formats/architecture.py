@@ -1,7 +1,7 @@
-"""The class that a package's weights belong to: imported only if the user named its module.
+"""Import the class that a package's weights belong to, only if the user trusts its module.
 
-A package names code by `architecture`. Whoever starts a run decides which modules may be
-imported for it, by top-level name; a package alone never does, nor does it bring them.
+A package names this class in `architecture`. The user who starts a run decides which modules it may
+import, by their top-level names. A package never decides this itself, and never contains the code.
 """
 
 from __future__ import annotations
@@ -31,11 +31,15 @@ _IMPORTING = threading.RLock()
 
 @dataclass(frozen=True)
 class TrustedCode:
-    """What a package may have imported; by default nothing.
+    """The modules that may be imported for a package; none by default.
 
-    modules: top-level names. package: the folder that has the package, if it is on this
-    machine; no module may come from there. Raises UsageError for a name that is no
-    top-level module's.
+    Attributes:
+        modules: The top-level names of the modules.
+        package: The folder of the package if it is on this machine, or None. No module may come
+            from this folder.
+
+    Raises:
+        UsageError: A name is not the name of a top-level module.
     """
 
     modules: tuple[str, ...] = ()
@@ -46,7 +50,15 @@ class TrustedCode:
 
     @classmethod
     def of_package(cls, modules: Sequence[str], path: str) -> TrustedCode:
-        """Modules and a package's path, as read_package takes it -> TrustedCode."""
+        """Create a TrustedCode for a package.
+
+        Args:
+            modules: The top-level names of the trusted modules.
+            path: The path of the package, as read_package takes it.
+
+        Raises:
+            UsageError: A name is not the name of a top-level module.
+        """
         if "://" in path:
             return cls(tuple(modules))
         folder = path if os.path.isdir(path) else os.path.dirname(path)
@@ -54,7 +66,7 @@ class TrustedCode:
 
 
 def check_module_names(modules: Sequence[str]) -> None:
-    """Names of trusted modules -> nothing. Raises UsageError for one that is not top-level."""
+    """Raise UsageError unless all names of trusted modules are top-level module names."""
     for name in modules:
         if not name.isidentifier():
             top = name.partition(".")[0]
@@ -65,9 +77,16 @@ def check_module_names(modules: Sequence[str]) -> None:
 
 
 def check_trusted(manifest: Manifest, modules: Sequence[str]) -> None:
-    """A manifest, the top-level modules that the user trusts -> nothing; nothing is imported.
+    """Check, without importing anything, that a model's architecture is in a trusted module.
 
-    Raises UnsafeModel if loading the model would import another module, UsageError.
+    Args:
+        manifest: The manifest of the model.
+        modules: The top-level modules that the user trusts.
+
+    Raises:
+        UnsafeModel: Loading the model would import a module that is not trusted.
+        UsageError: A name is not the name of a top-level module.
+        ManifestError: The architecture is not of the form `module:Class`.
     """
     check_module_names(modules)
     if manifest.format not in _WEIGHTS or not manifest.architecture:
@@ -81,10 +100,16 @@ def check_trusted(manifest: Manifest, modules: Sequence[str]) -> None:
 
 
 def build_architecture(manifest: Manifest, code: TrustedCode) -> torch.nn.Module:
-    """A manifest whose `architecture` is `module:Class` -> an instance of that class.
+    """Create an instance of the class that a manifest's architecture names.
 
-    Raises UnsafeModel before anything is imported that is not trusted or comes from the
-    package; ManifestError if it is not a class of a model.
+    Args:
+        manifest: A manifest whose `architecture` is `module:Class`.
+        code: The modules that may be imported.
+
+    Raises:
+        UnsafeModel: The module is not trusted or comes from the package; it was not imported.
+        ManifestError: The architecture does not name a torch.nn.Module class.
+        ModelError: The module cannot be imported, or the class cannot be created.
     """
     import torch
 
@@ -95,18 +120,18 @@ def build_architecture(manifest: Manifest, code: TrustedCode) -> torch.nn.Module
         kind = getattr(_import(parts, code), class_name)
     if not (isinstance(kind, type) and issubclass(kind, torch.nn.Module)):
         raise ManifestError(f"architecture {name} is not a torch.nn.Module class")
-    with as_model_error(f"architecture {name} cannot be built with architecture_args"):
+    with as_model_error(f"architecture {name} cannot be created with architecture_args"):
         return kind(**manifest.architecture_args)
 
 
 def _parse(manifest: Manifest) -> tuple[list[str], str]:
-    """A manifest -> the parts of the module's name, and the class. Raises ManifestError."""
+    """Return the parts of the module's name, and the class. Raise ManifestError if invalid."""
     module, _, name = (manifest.architecture or "").partition(":")
     parts = module.split(".")
     if not all(part.isidentifier() for part in (*parts, name)):
         packaging = as_typed("model_handlers.package")
         raise ManifestError(
-            f"format {manifest.format!r} holds weights only: expected architecture "
+            f"format {manifest.format!r} contains only weights: expected architecture "
             f"'module:Class' in model.json (--architecture of {packaging}), "
             f"got {manifest.architecture!r}"
         )
@@ -114,7 +139,7 @@ def _parse(manifest: Manifest) -> tuple[list[str], str]:
 
 
 def _import(parts: Sequence[str], code: TrustedCode) -> Any:
-    """The parts of a trusted module's name -> the module; each is looked at before it runs."""
+    """Import a trusted module; each of its parent packages is checked before it is imported."""
     with _IMPORTING, _working_directory_last():
         is_installed = any(not _is_here(place, parts[0]) for place in _places(parts[0]))
         for size in range(1, len(parts) + 1):
@@ -122,7 +147,7 @@ def _import(parts: Sequence[str], code: TrustedCode) -> Any:
             spec = importlib.util.find_spec(name)
             if spec is None:
                 raise ModuleNotFoundError(f"No module named {name!r}")
-            # A folder without a file of its own runs nothing.
+            # Importing a namespace package, which has no file, runs no code.
             if spec.has_location and spec.origin:
                 _check_place(name, spec.origin, code.package)
                 if is_installed and _is_here(spec.origin, parts[0]):
@@ -137,14 +162,14 @@ def _import(parts: Sequence[str], code: TrustedCode) -> Any:
 def _check_place(name: str, file: str, package: str | None) -> None:
     if package and _is_inside(file, package):
         raise UnsafeModel(
-            f"module {name} lies in the model package's own folder {package}: code never comes "
-            "from a package; install the module, or keep the package in a folder of its own"
+            f"module {name} lies in the model package's own folder {package}, and code is never "
+            "imported from a package: install the module, or move the package to its own folder"
         )
 
 
 @contextmanager
 def _working_directory_last() -> Iterator[None]:
-    """Meanwhile a module of the working directory is found only if nothing else has its name."""
+    """Search the working directory last for modules while the block runs."""
     before = list(sys.path)
     here = [entry for entry in before if _is_working_directory(entry)]
     sys.path[:] = [entry for entry in before if entry not in here] + here
@@ -152,7 +177,7 @@ def _working_directory_last() -> Iterator[None]:
     try:
         yield
     finally:
-        # What a module adds while it is imported stays.
+        # Entries that a module adds while it is imported stay.
         sys.path[:] = before + [entry for entry in sys.path if entry not in during]
 
 
@@ -161,7 +186,7 @@ def _is_working_directory(entry: str) -> bool:
 
 
 def _places(top: str) -> Iterator[str]:
-    """A top-level name -> where each finder has it, also if it is imported already."""
+    """Yield the places where finders find a top-level module, even if it is already imported."""
     for finder in sys.meta_path:
         spec = finder.find_spec(top, None)
         if spec is not None:
@@ -169,15 +194,15 @@ def _places(top: str) -> Iterator[str]:
 
 
 def _is_here(place: str, top: str) -> bool:
-    """Whether a place is the working directory's `top`, or is inside of it."""
+    """Return whether a place is the module `top` of the working directory, or inside of it."""
     here = os.path.realpath(".")
     folders = [os.path.dirname(resolve(place)) for resolve in (os.path.abspath, os.path.realpath)]
-    # A module that is part of Python has a word for a place.
+    # A module that is built into Python has a word such as "built-in" instead of a path.
     return os.path.isabs(place) and (here in folders or _is_inside(place, os.path.join(here, top)))
 
 
 def _is_inside(place: str, folder: str) -> bool:
-    """Whether a path is a folder or in it, as it is written or with links resolved."""
+    """Return whether a path is a folder or in it, with or without following links."""
     return any(
         os.path.commonpath([resolve(place), resolve(folder)]) == resolve(folder)
         for resolve in (os.path.abspath, os.path.realpath)

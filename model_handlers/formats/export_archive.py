@@ -1,9 +1,9 @@
-"""What a torch.export file (.pt2) may hold, looked at before torch reads it.
+"""Check the content of a torch.export file (.pt2) before torch reads it.
 
-torch's loader trusts its file. It unpickles weights, constants and sample inputs, gives
-symbolic sizes to sympy, which evaluates them, and puts guards, names and operators into
-Python source that it compiles. Each of these would run code of whoever wrote the file,
-so only records, names, expressions and operators that torch.export.save writes pass.
+torch's loader trusts the file. It unpickles weights, constants and sample inputs. It passes
+symbolic sizes to sympy, which evaluates them. It puts guards, names and operators into Python
+source, which it compiles. In each of these ways the file could run code. Therefore only records,
+names, expressions and operators that torch.export.save writes are accepted.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ _PAYLOADS = {
     "data/weights/model_weights_config.json": re.compile(r"weight_\d+"),
     "data/constants/model_constants_config.json": re.compile(r"tensor_\d+"),
 }
-# Names become Python identifiers or attribute paths; labels stand in double quotes or in no code.
+# torch turns names into Python identifiers or attribute paths. It puts labels into code only within
+# double quotes, or not at all.
 _NAME = re.compile(r"[A-Za-z0-9_.]*")
 _LABEL = re.compile(r'[^"\\\x00-\x1f\x7f]*')
 _LABELS = {"fqn", "parameter_name", "buffer_name", "tensor_constant_name", "torch_version"}
 _LABELS |= {"range_constraints", "treespec_namedtuple_fields"}
-# Of a node, for people: torch splits and stores it.
+# Metadata of a node for human readers. torch only splits and stores it.
 _METADATA = {"stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "custom", "from_node"}
 
 _OPERATORS = re.compile(
@@ -46,7 +47,7 @@ _OPERATORS = re.compile(
     r"|lshift|rshift|getitem)"
     r"|torch\._?sym_[a-z0-9]+"
 )
-# Not those that make large numbers of small ones, as factorial and comb.
+# Functions that turn small numbers into very large ones, such as factorial and comb, are left out.
 _MATH = re.compile(
     r"math\.(a?(sin|cos|tan)h?|atan2|ceil|exp|fabs|floor|fmod|log(2|10|1p)?|pow|sqrt|trunc)"
 )
@@ -65,9 +66,16 @@ _TREES = {"builtins.tuple", "builtins.list", "builtins.dict", "collections.Order
 
 
 def check_export(data: bytes) -> None:
-    """The bytes of a .pt2 -> nothing, or UnsafeModel if reading it could run code.
+    """Raise UnsafeModel if loading a .pt2 could run code or exhaust the machine.
 
-    The records are read with torch's own reader, so that the loader sees the same ones.
+    The records are read with torch's own reader, which returns the records that the loader will
+    read.
+
+    Args:
+        data: The bytes of the .pt2.
+
+    Raises:
+        UnsafeModel: The file contains something that torch.export.save does not write.
     """
     from torch.export.pt2_archive._package import PT2ArchiveReader
 
@@ -78,28 +86,36 @@ def check_export(data: bytes) -> None:
         for name, payload in _PAYLOADS.items():
             for entry in json.loads(archive.read_string(name))["config"].values():
                 if entry.get("use_pickle") or not payload.fullmatch(entry["path_name"]):
-                    _refuse(f"in {name} an object that would be unpickled", entry["path_name"])
+                    _refuse(f"an object in {name} that would be unpickled,", entry["path_name"])
                 record = f"{name.rpartition('/')[0]}/{entry['path_name']}"
                 _check_tensor(entry["tensor_meta"], archive.archive_file.get_record_size(record))
-        # torch's loader first does the same, then tries again with objects.
+        # torch's loader first reads plain tensors too, but if that fails it unpickles objects.
         load_plain(archive.read_bytes("data/sample_inputs/model.pt"), "the .pt2's sample inputs")
         text = archive.read_string("models/model.json")
         if len(text) > _MAX_PROGRAM_BYTES:
-            _refuse("a graph of characters in the number of", f"{len(text):,}")
+            _refuse("a graph whose number of characters is too large,", f"{len(text):,}")
         check_program(json.loads(text))
 
 
 def _check_tensor(meta: Mapping[str, Any], found: int) -> None:
-    """A tensor's description and the bytes of its record -> nothing, or UnsafeModel."""
+    """Raise UnsafeModel if a tensor's description does not fit the size of its record."""
     sizes, strides = ([n["as_int"] for n in meta[key]] for key in ("sizes", "strides"))
-    # Bytes are at least as many as elements; torch compares these, but not where there are none.
+    # A record has at least as many bytes as elements. torch compares the exact numbers itself,
+    # except for tensors without elements.
     check_view(found, meta["storage_offset"]["as_int"], sizes, strides)
 
 
 def check_program(value: Any, key: str = "", in_argument: bool = False) -> None:
-    """The decoded graph of a .pt2, or a part of it -> nothing, or UnsafeModel.
+    """Raise UnsafeModel if the decoded graph of a .pt2 could run code when it is loaded.
 
-    key: the member's name. in_argument: of an operator, where text stays text.
+    Args:
+        value: The decoded graph, or a part of it.
+        key: The key of this part in its object.
+        in_argument: Whether the part is an argument of an operator, whose strings torch does not
+            put into code.
+
+    Raises:
+        UnsafeModel: The graph contains something that torch.export.save does not write.
     """
     if isinstance(value, list):
         for item in value:
@@ -114,14 +130,14 @@ def check_program(value: Any, key: str = "", in_argument: bool = False) -> None:
     elif isinstance(value, str):
         _check_text(value, key, in_argument)
     elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
-        _refuse(f"as {key} a number of more than 64 bits,", hex(value))
+        _refuse(f"a number of more than 64 bits as {key},", hex(value))
 
 
 def _check_growth(nodes: Any) -> None:
     try:
         check_nodes(nodes)
     except TooLarge:
-        _refuse("sizes that grow beyond", "64 bits")
+        _refuse("integers that can grow beyond", "640 bits")
 
 
 def _is_metadata(value: Any) -> bool:
@@ -146,7 +162,7 @@ def _check_text(text: str, key: str, in_argument: bool) -> None:
 
 
 def _check_tree(spec: Mapping[str, Any], names: re.Pattern[str]) -> None:
-    """A pytree's description -> nothing, or UnsafeModel: tuples, lists and dicts of tensors."""
+    """Raise UnsafeModel unless a pytree consists of tuples, lists and dicts of tensors."""
     if spec["type"] is not None and spec["type"] not in _TREES:
         _refuse("inputs or outputs of the type", spec["type"])
     context = json.loads(spec["context"] or "null")
@@ -159,7 +175,14 @@ def _check_tree(spec: Mapping[str, Any], names: re.Pattern[str]) -> None:
 
 
 def check_expression(text: str) -> None:
-    """A symbolic size or a guard -> nothing, or UnsafeModel if it is more than arithmetic."""
+    """Raise UnsafeModel unless a symbolic size or a guard is plain arithmetic.
+
+    Args:
+        text: The expression.
+
+    Raises:
+        UnsafeModel: The expression is not plain arithmetic, or its value can become too large.
+    """
     plain = text.isascii() and not re.search(r'["\\#\n\r]', text)
     if not plain or len(text) > _MAX_EXPRESSION:
         _refuse("the expression", text)
@@ -171,11 +194,11 @@ def check_expression(text: str) -> None:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         _refuse("the expression", text)
     except TooLarge:
-        _refuse("an expression of too large a value, the expression", text)
+        _refuse("an expression whose value can become too large,", text)
 
 
 def _is_arithmetic(node: ast.AST) -> bool:
-    """An expression's node -> whether it is made of names, numbers, operators and known calls."""
+    """Return whether a node consists of names, numbers, operators and known calls."""
     match node:
         case ast.Name() | ast.Constant(value=int() | float()):
             return True
@@ -207,7 +230,8 @@ def _check_name(text: Any, allowed: re.Pattern[str], what: str) -> None:
 
 def _refuse(what: str, text: Any) -> NoReturn:
     raise UnsafeModel(
-        f"the .pt2 holds {what} {str(text)[:120]!r}, which could run code when it is read, or "
-        "exhaust the machine; make the file with this version's torch.export.save, from a model of "
-        "PyTorch's own operators that returns tensors in plain dicts, lists or tuples"
+        f"the .pt2 contains {what} {str(text)[:120]!r}, which could run code or exhaust the "
+        "machine when the file is read; create it with torch.export.save of the installed PyTorch, "
+        "from a model that uses only PyTorch's own operators and returns tensors in plain dicts, "
+        "lists or tuples"
     )

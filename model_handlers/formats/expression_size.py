@@ -1,7 +1,7 @@
-"""How large a symbolic expression becomes when it is evaluated, told before it is.
+"""Estimate how large a symbolic expression becomes, before it is evaluated.
 
-`10**10**10` is a few characters, and fills the memory of whoever computes it; so does a power of
-a sum once it is multiplied out. Numbers are counted in bits, sums in their terms.
+`10**10**10` has few characters, but its value fills the memory of the machine. A power of a sum
+does the same when it is multiplied out. Numbers are measured in bits, and sums in terms.
 """
 
 from __future__ import annotations
@@ -11,25 +11,32 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# Sizes have 63 bits; what is computed of them on the way may have some more.
+# Sizes have 63 bits. Intermediate results may have more, up to _MAX_BITS.
 SIZE_BITS = 63
 _MAX_BITS = 640
 _MAX_TERMS = 1000
 _MAX_EXPONENT = 16
-# What stands for a number however it is written: the class, then its arguments.
+# Classes of numbers, which are called with the number as their first argument.
 _NUMBERS = {"Integer", "Float", "Rational"}
 _SUMS = {"Add", "And", "Or", "Max", "Min", "max", "min", "Piecewise", "ExprCondPair"}
 _POWERS = {"Pow", "PowByNatural", "FloatPow"}
 
 
 class TooLarge(Exception):
-    """The expression's value, or the expression multiplied out, is beyond all measure."""
+    """An expression is too large when it is evaluated or multiplied out."""
 
 
 def measure(node: ast.expr) -> tuple[int, int]:
-    """An expression -> bits of its value at most, and terms once it is multiplied out.
+    """Return upper limits of an expression's size.
 
-    Raises TooLarge.
+    Args:
+        node: The expression.
+
+    Returns:
+        The bits of its value, and the number of its terms when it is multiplied out.
+
+    Raises:
+        TooLarge: One of these is above the limit.
     """
     bits, terms = _measure(node)
     if bits > _MAX_BITS or terms > _MAX_TERMS:
@@ -60,7 +67,7 @@ def _measure(node: ast.expr) -> tuple[int, int]:
 
 
 def _combined(parts: Sequence[tuple[int, int]], product: bool) -> tuple[int, int]:
-    """Bits and terms of some parts -> those of their product, or of their sum or the like."""
+    """Combine the bits and terms of parts of a product, or of a sum or a similar expression."""
     if product:
         return sum(bits for bits, _ in parts), math.prod(terms for _, terms in parts)
     return max((bits for bits, _ in parts), default=0) + 1, sum(terms for _, terms in parts)
@@ -78,7 +85,7 @@ def _raised(base: ast.expr, exponent: ast.expr, shifted: bool) -> tuple[int, int
 
 
 def _number(node: ast.expr) -> float | None:
-    """A literal number, as `2`, `-1`, `Integer(2)` or `Rational(1, 2)` -> itself."""
+    """Return a literal number, such as `2`, `-1` or `Integer(2)`; None for other expressions."""
     match node:
         case ast.Constant(value=int() | float() as value):
             return float(value) if _bits(value) <= SIZE_BITS else None
@@ -91,7 +98,7 @@ def _number(node: ast.expr) -> float | None:
 
 
 def _bits(value: Any) -> int:
-    """A literal -> its bits. Raises TooLarge for one that is no size."""
+    """Return the bits of a literal. Raise TooLarge if it is larger than any size."""
     bits = value.bit_length() if isinstance(value, int) else SIZE_BITS
     if bits > SIZE_BITS + 1:
         raise TooLarge
@@ -99,7 +106,14 @@ def _bits(value: Any) -> int:
 
 
 def check_nodes(nodes: Sequence[Mapping[str, Any]]) -> None:
-    """Nodes of a .pt2's graph in order -> nothing, or TooLarge: their integers grow and grow."""
+    """Raise TooLarge if integers that a graph computes can become too large.
+
+    Args:
+        nodes: The nodes of the graph of a .pt2, in order.
+
+    Raises:
+        TooLarge: An integer can become too large.
+    """
     bits: dict[str, int] = {}
     for node in nodes:
         kind = str(node["target"]).removeprefix("_operator.")
@@ -121,7 +135,7 @@ def check_nodes(nodes: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _bits_of(argument: Mapping[str, Any], bits: Mapping[str, int]) -> int:
-    """An argument of a node -> bits of the integer that it is."""
+    """Return the most bits that the integer in an argument of a node can have."""
     name = (argument.get("as_sym_int") or {}).get("as_name")
     if isinstance(argument.get("as_int"), int):
         return int(argument["as_int"]).bit_length()

@@ -1,8 +1,8 @@
-"""The pickles in a model file, read without making what they name: only their form is looked at.
+"""Read the pickles in a model file without creating the objects that they name.
 
-Earlier versions of torch believe the sizes in a pickle: a tensor may claim more elements than
-its bytes hold, and then reads and writes the memory behind them. Here every storage is held
-against its record, every tensor against its storage, and every name against a short list.
+Earlier versions of torch trust the sizes in a pickle. A tensor can then claim more elements than it
+has bytes, and read and write the memory behind them. Here the size of every storage is compared
+with its record, the size of every tensor with its storage, and every name with a short list.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from common.errors import UnsafeModel
 
-# What torch's reader of TorchScript knows, and torch.save writes beside that.
+# The opcodes that torch's reader of TorchScript supports, and that torch.save writes.
 _OPCODES = {
     "PROTO", "MARK", "STOP", "EMPTY_LIST", "EMPTY_TUPLE", "EMPTY_DICT", "TUPLE", "TUPLE1",
     "TUPLE2", "TUPLE3", "APPEND", "APPENDS", "SETITEM", "SETITEMS", "NONE", "NEWTRUE",
@@ -31,20 +31,21 @@ _ITEM_BYTES = {
 }  # fmt: skip
 _MAX_DEPTH = 200
 _MAX_DIMENSIONS = 64
-# A view may repeat elements, as an expanded mask does: so often, or up to that many in all.
+# A view may repeat elements, as an expanded mask does: each element up to _MAX_REPEATS times on
+# average, or up to _FREE_ELEMENTS elements in total.
 _MAX_REPEATS = 100
 _FREE_ELEMENTS = 1 << 24
 
 
 class Tensor:
-    """A tensor that was not made. size: of each dimension."""
+    """A stand-in for a tensor that was not created; `size` is its shape."""
 
     def __init__(self, size: Sequence[int]) -> None:
         self.size = tuple(size)
 
 
 class Instance:
-    """An object that was not made. state: what it would be made of."""
+    """A stand-in for an object that was not created; `state` is what it would be created from."""
 
     state: Any = None
 
@@ -66,11 +67,21 @@ def read_inert(
     record_size: Callable[[str], int],
     find: Callable[[str, str], Any],
 ) -> Any:
-    """A pickle -> what it holds, with Tensor and Instance in the places of tensors and objects.
+    """Read a pickle, with Tensor and Instance in place of tensors and objects.
 
-    record_size: a storage's key -> bytes of its record. find: module and name -> what stands
-    for it, or an error; tensors, storages and plain containers are known here.
-    Raises UnsafeModel, and what unpickling a damaged file raises.
+    Args:
+        data: The pickle.
+        record_size: A function that returns the size of the record of a storage in bytes, for the
+            key of the storage.
+        find: A function that returns the stand-in for a name, for a module and a name, or raises.
+            It is not called for tensors, storages and plain containers.
+
+    Returns:
+        The value of the pickle.
+
+    Raises:
+        UnsafeModel: The pickle could read memory outside the model, or exhaust the machine.
+        Exception: Any exception that unpickling a damaged file raises.
     """
     _check_opcodes(data)
     found = _Reader(data, record_size, find).load()
@@ -101,7 +112,17 @@ class _Reader(pickle.Unpickler):
 
 
 def check_view(elements: int, offset: int, size: Sequence[int], stride: Sequence[int]) -> None:
-    """Elements that are there and a view of them -> nothing, or UnsafeModel: it reaches beyond."""
+    """Raise UnsafeModel if a tensor reaches beyond its storage, or repeats elements too often.
+
+    Args:
+        elements: The number of elements in the storage.
+        offset: The index of the tensor's first element.
+        size: The shape of the tensor.
+        stride: The strides of the tensor, in elements.
+
+    Raises:
+        UnsafeModel: The tensor does not fit its storage.
+    """
     numbers = (offset, *size, *stride)
     if any(type(n) is not int or not 0 <= n < 1 << 62 for n in numbers) or (
         len(size) != len(stride) or len(size) > _MAX_DIMENSIONS
@@ -143,12 +164,12 @@ def _rebuild_quantized(
             int() as axis,
         ) if 0 <= axis < len(tensor.size) and scales == zeros == (tensor.size[axis],):
             return tensor
-    _refuse("a quantized tensor with other scales than it has channels")
+    _refuse("a quantized tensor whose scales do not match its channels")
 
 
 def _rebuild_parameter(tensor: Any, *_: Any) -> Tensor:
     if not isinstance(tensor, Tensor):
-        _refuse("a parameter that is no tensor")
+        _refuse("a parameter that is not a tensor")
     return tensor
 
 
@@ -167,7 +188,7 @@ _KNOWN: dict[tuple[str, str], Any] = {
 
 
 def _check_opcodes(data: bytes) -> None:
-    """Only known opcodes, numbers of 64 bits, and a memo that grows one by one."""
+    """Accept only known opcodes, numbers of 64 bits, and a memo that grows one by one."""
     memo = 0
     for opcode, found, _ in pickletools.genops(data):
         argument: Any = found
@@ -182,7 +203,7 @@ def _check_opcodes(data: bytes) -> None:
 
 
 def _parts(value: Any) -> Iterator[Any]:
-    """What is directly within a value."""
+    """Yield the values directly within a value."""
     if isinstance(value, dict):
         yield from value.keys()
         yield from value.values()
@@ -194,9 +215,9 @@ def _parts(value: Any) -> Iterator[Any]:
 
 
 def _check_depth(root: Any) -> None:
-    """What a pickle holds -> nothing, or UnsafeModel if it is nested deeply or holds itself."""
+    """Raise UnsafeModel if the value of a pickle is nested too deeply or contains itself."""
     heights: dict[int, int] = {}
-    kept = [root]  # ids of what is thrown away are given again
+    kept = [root]  # Python reuses the ids of objects that are no longer referenced.
     way: list[tuple[int, Iterator[Any], list[int]]] = [(id(root), _parts(root), [0])]
     open_ids = {id(root)}
     while way:
@@ -220,6 +241,6 @@ def _check_depth(root: Any) -> None:
 
 def _refuse(what: str) -> NoReturn:
     raise UnsafeModel(
-        f"the model file holds {what}, which could read memory that is not the model's or exhaust "
-        "the machine: the file is damaged or made to harm; save the model again"
+        f"the model file contains {what}, which could read memory outside the model or exhaust the "
+        "machine: the file is damaged or malicious; save the model again"
     )

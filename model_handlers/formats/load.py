@@ -1,7 +1,7 @@
-"""Bytes of a model file -> a torch module, for each format, without running code from them.
+"""Load the bytes of a model file as a torch module, without running code from them.
 
-The format is told from the bytes, not from the file's name. A full pickle is refused
-whatever it is called, since unpickling runs code; so is what export_archive.py finds.
+The format is detected from the bytes, not from the name of the file. A full pickle is always
+refused, because unpickling runs code. So is content that export_archive.py refuses.
 """
 
 from __future__ import annotations
@@ -32,9 +32,18 @@ _NAMES = {
 
 
 def sniff(data: bytes) -> str:
-    """A model file's bytes -> its format. Raises ModelError, UnsafeModel.
+    """Detect the format of a model file.
 
-    "torch_save" is a zip written by torch.save: a state dict or a full pickle.
+    Args:
+        data: The bytes of the file.
+
+    Returns:
+        "pt2", "torchscript", "safetensors" or "torch_save". "torch_save" is a zip archive from
+        torch.save, which contains a state dict or a full pickle.
+
+    Raises:
+        ModelError: The bytes have none of these formats.
+        UnsafeModel: The file is a pickle, or an archive that readers could read differently.
     """
     if data[:4] == b"PK\x03\x04":
         return _sniff_zip(data)
@@ -43,8 +52,8 @@ def sniff(data: bytes) -> str:
     if data[:1] == b"\x80":
         raise UnsafeModel(f"the model file is a Python pickle: {PICKLE_ADVICE}")
     raise ModelError(
-        "the model file is none of torch.export (.pt2), TorchScript (.pt), safetensors or a "
-        f"state dict; it starts with {data[:8]!r} and has {len(data):,} bytes"
+        "the model file is not a torch.export (.pt2), TorchScript (.pt), safetensors or state dict "
+        f"file; it starts with {data[:8]!r} and has {len(data):,} bytes"
     )
 
 
@@ -57,7 +66,8 @@ def _sniff_zip(data: bytes) -> str:
     if "data.pkl" in names:
         return "torch_save"
     raise ModelError(
-        "the model file is a zip archive, but no PyTorch model; a .mar must end in .mar"
+        "the model file is a zip archive, but not a PyTorch model; the name of a .mar must end in "
+        ".mar"
     )
 
 
@@ -67,14 +77,21 @@ def load_module(
     device: torch.device = _CPU,
     code: TrustedCode = _NO_CODE,
 ) -> torch.nn.Module:
-    """Checked bytes and their manifest -> the module in eval mode, on the device.
+    """Load a model.
 
-    code: what the manifest's architecture may import.
+    Args:
+        data: The bytes of the model file, whose digest was checked.
+        manifest: The manifest of the model.
+        device: The device to put the module on.
+        code: The modules that the manifest's architecture may import.
+
+    Returns:
+        The module, in eval mode.
 
     Raises:
-        UnsafeModel: reading the bytes could run code that is in them, or that the manifest
-            names and nobody trusts.
-        ModelError: the bytes are damaged or of another format than the manifest says.
+        UnsafeModel: Reading the bytes could run code, or the manifest names code in a module that
+            is not trusted.
+        ModelError: The bytes are damaged, or have another format than the manifest says.
     """
     found = sniff(data)
     wanted = "torch_save" if manifest.format == "state_dict" else manifest.format
@@ -94,16 +111,16 @@ def load_module(
 
 
 def _load_torchscript(data: bytes) -> torch.nn.Module:
-    """TorchScript bytes -> module, once their code and sizes have been looked at."""
+    """Load TorchScript bytes, after checking their code and sizes."""
     check_torchscript(ModelArchive(data))
     return torch.jit.load(io.BytesIO(data), map_location="cpu").eval()
 
 
 def _load_pt2(data: bytes, device: torch.device) -> torch.nn.Module:
-    """torch.export bytes -> module, tensors that its graph makes on the same device.
+    """Load torch.export bytes; tensors that the graph creates are on the device too.
 
-    load_pt2 is called rather than torch.export.load, which falls back to an older
-    format that unpickles.
+    This calls load_pt2 instead of torch.export.load, which falls back to an older format that
+    unpickles objects.
     """
     from torch.export.passes import move_to_device_pass
     from torch.export.pt2_archive._package import load_pt2
@@ -116,19 +133,20 @@ def _load_pt2(data: bytes, device: torch.device) -> torch.nn.Module:
 
 
 def _load_safetensors(data: bytes) -> Any:
-    """safetensors bytes -> state dict."""
+    """Load the state dict in safetensors bytes."""
     try:
         from safetensors.torch import load
     except ImportError as error:
         raise ModelError(
-            "the model is a safetensors file: install it with pip install 'millrace[safetensors]'"
+            "the model is a safetensors file, and the package to read it is not installed: run "
+            "pip install 'millrace[safetensors]'"
         ) from error
     return load(data)
 
 
 def _with_weights(manifest: Manifest, weights: Any, code: TrustedCode) -> torch.nn.Module:
-    """A state dict and the manifest that names its class -> module in eval mode."""
+    """Create the class that the manifest names, load weights into it, and set eval mode."""
     module = build_architecture(manifest, code)
-    with as_model_error(f"the weights do not fit {manifest.architecture}"):
+    with as_model_error(f"the weights do not match {manifest.architecture}"):
         module.load_state_dict(weights)
     return module.eval()

@@ -1,8 +1,8 @@
-"""A model file that is a zip archive, opened so that everyone sees the same records in it.
+"""Open a model file that is a zip archive, and make sure that all readers find the same records.
 
-Python's reader and torch's find the records each in its own way: torch's whatever their case,
-Python's behind bytes that it skips. What is checked must be what is loaded, so an archive that the
-two could read differently is refused.
+Python's reader and torch's reader find records in different ways: torch ignores case, and Python
+skips bytes before the archive. The records that are checked must be the records that are loaded.
+Therefore an archive that the two could read differently is refused.
 """
 
 from __future__ import annotations
@@ -24,23 +24,31 @@ _LOCATOR = struct.Struct("<4sLQL")
 
 
 class ModelArchive:
-    """An archive's bytes -> its records, by their names without the archive's folder.
+    """The records of a model file that is a zip archive.
 
-    Raises UnsafeModel, ModelError.
+    Args:
+        data: The bytes of the file.
+
+    Attributes:
+        names: The names of the records, without the folder at the top of the archive.
+
+    Raises:
+        UnsafeModel: Readers could read the archive differently, or it expands too much.
+        ModelError: The archive is damaged.
     """
 
     def __init__(self, data: bytes) -> None:
         with (
-            as_model_error("the model file is truncated or damaged, copy it again"),
+            as_model_error("the model file is truncated or damaged and must be copied again"),
             zipfile.ZipFile(io.BytesIO(data)) as archive,
         ):
             _check_end(data)
             check_names(archive, "the model file")
             check_size(archive, len(data), "the model file")
-            # Torch does not look at checksums, and some damage ends the process it is read in.
+            # torch ignores checksums, and some damaged files crash the process that reads them.
             if damaged := archive.testzip():
                 raise ModelError(
-                    f"the model file is damaged (checksum of {damaged!r}); copy it again"
+                    f"the model file is damaged (wrong checksum of {damaged!r}); copy it again"
                 )
             entries = {entry.filename.split("/", 1)[-1]: entry for entry in archive.infolist()}
         self.names = list(entries)
@@ -49,31 +57,31 @@ class ModelArchive:
         self._reader: Any = None
 
     def read(self, name: str) -> bytes:
-        """A record's name -> its bytes as torch reads them."""
+        """Return the bytes of a record, as torch reads them."""
         return bytes(self._open().get_record(name))
 
     def size(self, name: str) -> int:
-        """A record's name -> its bytes, counted; 0 if the archive lacks it."""
+        """Return the size of a record in bytes, or 0 if the archive does not have the record."""
         self._open()
         entry = self._entries.get(name)
         return entry.file_size if entry else 0
 
     def _open(self) -> Any:
-        """torch's reader, once it has found the same records at the same places."""
+        """Return torch's reader, once it is known to find the same records at the same places."""
         if self._reader is None:
             reader: Any = torch._C.PyTorchFileReader(io.BytesIO(self._data))
             lowered = {name.lower() for name in self.names}
             same = sorted(reader.get_all_records()) == sorted(self.names)
             if not same or len(lowered) != len(self.names):
                 raise UnsafeModel(
-                    "the model file holds records that torch finds under another name than zip: "
+                    "the model file contains records whose names torch and zip read differently: "
                     "save the model again"
                 )
             for name, entry in self._entries.items():
                 place = reader.get_record_header_offset(name), reader.get_record_size(name)
                 if place != (entry.header_offset, entry.file_size):
                     raise UnsafeModel(
-                        f"the model file holds {name!r} twice, at {place[0]:,} and at "
+                        f"the model file contains {name!r} twice, at {place[0]:,} and at "
                         f"{entry.header_offset:,}: save the model again"
                     )
             self._reader = reader
@@ -81,7 +89,7 @@ class ModelArchive:
 
 
 def _check_end(data: bytes) -> None:
-    """The bytes of a zip -> nothing, or UnsafeModel: its directory must be the last thing in it."""
+    """Raise UnsafeModel unless the directory of a zip archive is at the very end of the file."""
     at = len(data) - _END.size
     signature, _, _, _, _, size, offset, _ = _END.unpack_from(data, max(at, 0))
     locator = at - _LOCATOR.size
@@ -93,6 +101,6 @@ def _check_end(data: bytes) -> None:
             offset = -1
     if signature != b"PK\x05\x06" or offset + size != at:
         raise UnsafeModel(
-            "the model file is a zip archive with a comment, or with bytes before, behind or "
-            "between its records' directory: save the model again"
+            "the model file is a zip archive with a comment, or with extra bytes before, within or "
+            "after its directory: save the model again"
         )

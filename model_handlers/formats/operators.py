@@ -1,12 +1,14 @@
 """The operators that a model may use: each one computes on tensors, numbers, text, lists or dicts.
 
-None opens a file, maps or shares memory, talks to another process, calls Python, changes what
-the process does outside the model, or changes a tensor's storage behind its back. A name stands for
-all its overloads. Left out on purpose, beside files and processes: what trusts its arguments
-instead of checking them (names with _unsafe, sparse and nested layouts, weights packed behind a
-raw pointer, solvers that take pivots from a file, normalization that believes its statistics
-to be as long as there are channels, backward kernels), and the seeds of the
-process. unsafe_chunk and its like are in: they are unsafe for autograd alone.
+None of them opens a file, maps or shares memory, communicates with another process, calls Python,
+changes what the process does outside the model, or replaces the storage of a tensor. A name stands
+for all overloads of the operator.
+
+Two more groups are left out on purpose. The first is operators that trust their arguments instead
+of checking them: names with _unsafe, sparse and nested layouts, weights packed behind a raw
+pointer, solvers that take pivots from a file, normalization that assumes as many statistics as
+channels, and backward kernels. The second is operators that set the seeds of the process.
+unsafe_chunk and similar operators are allowed, because they are unsafe only for autograd.
 """
 
 from __future__ import annotations
@@ -166,7 +168,7 @@ _ATEN = """
     view_as_complex view_as_complex_copy view_as_real view_as_real_copy view_copy vsplit vstack
     wait warn where xlogy xlogy_ zero zero_ zeros zeros_like zfill
 """
-# Of TorchScript's own: types and properties of values, and raising an error.
+# TorchScript's own operators: types and properties of values, and raising an error.
 _PRIM = """
     EnumName EnumValue ModuleContainerIndex NumToTensor RaiseException StringIndex TupleIndex
     TupleUnpack abs data device dtype index is_cpu is_cuda is_meta is_mkldnn is_mps is_nested
@@ -210,7 +212,7 @@ OPERATORS = {
     "prim": frozenset(_PRIM.split()),
     "quantized": frozenset(_QUANTIZED.split()),
 }
-# Classes of C++ that keep packed weights of quantised layers, and their methods.
+# C++ classes that contain packed weights of quantized layers, and their methods.
 PACKED_CLASSES = frozenset(
     "__torch__.torch.classes." + name
     for name in (

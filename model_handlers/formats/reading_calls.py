@@ -1,7 +1,7 @@
-"""What TorchScript code may do while its file is read: it has to come to an end, and soon.
+"""Check that the TorchScript code that runs while its file is read ends soon.
 
-`__setstate__` runs then. A loop there could keep the reader for ever, and so could some thirty
-functions each of which calls the next one twice.
+`__setstate__` runs while the file is read. A loop in it could run without end, and so could thirty
+functions that each call the next one twice.
 """
 
 from __future__ import annotations
@@ -10,14 +10,19 @@ import ast
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
-# Honest code packs the weights of one layer.
+# Honest code only packs the weights of one layer.
 MAX_CALLS = 1_000
-# These run only where they are named.
+# These methods run only if they are named.
 _NAMED = {"__init__", "__setstate__", "__getstate__"}
 
 
 class NeverEnds(Exception):
-    """Reading the file may take for ever; what makes it so, and in which function."""
+    """Reading the file may never end.
+
+    Attributes:
+        what: The cause, as a noun phrase.
+        function: The name of the function.
+    """
 
     def __init__(self, what: str, function: str) -> None:
         super().__init__(what, function)
@@ -25,14 +30,21 @@ class NeverEnds(Exception):
 
 
 def check_reading_calls(functions: Sequence[ast.FunctionDef]) -> None:
-    """Functions of an archive -> nothing. Raises NeverEnds.
+    """Check the calls that `__setstate__` can lead to.
 
-    Functions of one name are taken for one, since nothing says whose method a call means.
+    Functions with the same name are treated as one, because a call does not say which class's
+    method it means.
+
+    Args:
+        functions: All functions and methods of an archive.
+
+    Raises:
+        NeverEnds: Reading the file may run a loop, or too many calls.
     """
     names = {function.name for function in functions}
     if "__setstate__" not in names:
         return
-    # Operators and `with` call methods without naming them.
+    # Operators and `with` statements call methods without naming them.
     implicit = {name for name in names if name.startswith("__") and name.endswith("__")}
     calls: dict[str, Counter[str]] = defaultdict(Counter)
     loops = set()
@@ -48,10 +60,10 @@ def check_reading_calls(functions: Sequence[ast.FunctionDef]) -> None:
 
 
 def _called(node: ast.AST, names: set[str], operators: set[str]) -> Iterator[str]:
-    """A node -> the functions that it calls, or may."""
+    """Yield the functions that a node calls, or may call."""
     match node:
         case ast.Attribute(attr=name) | ast.Name(id=name) | ast.Constant(value=str() as name):
-            # Of getattr a constant is the name.
+            # A constant may be the name in a getattr.
             if name in names:
                 yield name
         case ast.BinOp() | ast.UnaryOp() | ast.Compare() | ast.Subscript() | ast.With():
@@ -63,11 +75,11 @@ def _called(node: ast.AST, names: set[str], operators: set[str]) -> Iterator[str
 def _measure(
     name: str, calls: dict[str, Counter[str]], loops: set[str], sizes: dict[str, int]
 ) -> int:
-    """A function's name -> the calls that it comes to. Raises NeverEnds."""
+    """Return how many calls a call of a function leads to. Raise NeverEnds if too many."""
     if name in loops:
         raise NeverEnds("a loop that runs", name)
     if name not in sizes:
-        # Until it is known: a call of itself is one too many.
+        # This value holds until the real one is known. It makes a recursive call one too many.
         sizes[name] = MAX_CALLS
         sizes[name] = 1 + sum(
             times * _measure(called, calls, loops, sizes) for called, times in calls[name].items()

@@ -1,8 +1,9 @@
-"""What a TorchScript file may hold, looked at before torch reads it.
+"""Check the content of a TorchScript file before torch reads it.
 
-Its code runs in torch's own interpreter, partly while it is read (__setstate__), and calls any
-operator of the process by its name. So its code, the classes that its pickles name, the sizes
-of its tensors and its records are checked; torchscript_code.py does it for the code.
+The code of the file runs in torch's own interpreter, and some of it (__setstate__) runs while the
+file is read. It can call every operator of the process by name. Therefore the code, the classes
+that the pickles name, the sizes of the tensors and the records are checked. torchscript_code.py
+checks the code.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from model_handlers.formats.inert_pickle import Instance, read_inert
 from model_handlers.formats.model_archive import ModelArchive
 from model_handlers.formats.torchscript_code import check_class, check_code, check_type
 
-# model.json, of an older form, names other records as code; torch.package has its own folders.
+# Left out are model.json, with which the older format names other records as code, and the folders
+# of torch.package.
 _RECORDS = re.compile(
     r"version|byteorder|\.format_version|\.storage_alignment|\.data/(version|serialization_id)"
     r"|(data|constants|traced_inputs)(\.pkl|/\d+)|code/.+\.py(\.debug_pkl)?|extra/.*"
@@ -24,8 +26,16 @@ _LISTS = {"build_intlist": int, "build_doublelist": float, "build_boollist": boo
 
 
 def check_torchscript(archive: ModelArchive) -> None:
-    """A TorchScript archive -> nothing. Raises UnsafeModel, ModelError."""
-    # Torch finds records whatever their case.
+    """Check a TorchScript file.
+
+    Args:
+        archive: The file.
+
+    Raises:
+        UnsafeModel: Loading or running the file could do more than compute on tensors.
+        ModelError: The file is damaged.
+    """
+    # torch ignores case when it looks up records.
     code = {name: archive.read(name) for name in archive.names if name.lower().endswith(".py")}
     check_code(code)
     for name in archive.names:
@@ -37,7 +47,7 @@ def check_torchscript(archive: ModelArchive) -> None:
 
 
 def _check_pickle(archive: ModelArchive, name: str) -> None:
-    """A record that is a pickle -> nothing. Raises UnsafeModel."""
+    """Raise UnsafeModel if a pickle names classes that TorchScript does not have."""
     folder = name.removesuffix(".pkl")
 
     def find(module: str, kind: str) -> Any:
@@ -51,27 +61,27 @@ def _check_pickle(archive: ModelArchive, name: str) -> None:
         if module == "__torch__" or module.startswith("__torch__."):
             check_class(f"{module}.{kind}", name)
             return Instance
-        _refuse(f"{module}.{kind} in {name!r}, which is no class of TorchScript")
+        _refuse(f"{module}.{kind} in {name!r}, which is not a class of TorchScript")
 
     read_inert(archive.read(name), lambda key: archive.size(f"{folder}/{key}"), find)
 
 
 def _typed(value: Any, text: Any, name: str) -> Any:
-    """A list or dict and the text of its type -> the same."""
+    """Return a list or dict, after checking it and the text of its type."""
     if not isinstance(value, list | dict) or not isinstance(text, str):
-        _refuse(f"a type of something other than a list or dict in {name!r}")
+        _refuse(f"a type for a value other than a list or dict in {name!r}")
     check_type(text, name)
     return value
 
 
 def _list_of(values: Any, kind: type) -> list[Any]:
     if not isinstance(values, list) or any(type(value) is not kind for value in values):
-        _refuse(f"a list of other values than {kind.__name__}")
+        _refuse(f"a list with values other than {kind.__name__}")
     return values
 
 
 def _refuse(what: str) -> NoReturn:
     raise UnsafeModel(
-        f"the TorchScript file holds {what}: save the model again with this version's "
-        "torch.jit.save"
+        f"the TorchScript file contains {what}: save the model again with torch.jit.save of the "
+        "installed PyTorch"
     )

@@ -1,9 +1,10 @@
-"""The code of a TorchScript file -> nothing, or UnsafeModel where it does more than compute.
+"""Check that the code of a TorchScript file does nothing but compute.
 
-TorchScript is written as Python, so `ast` reads it; what the two might read differently is
-refused before. Every name that leads to an operator is resolved, called or not, in code that
-nothing seems to call as well: torch.NAME, ops.SPACE.NAME, getattr with its literal, and methods,
-which TorchScript takes for operators where the value's class has none of that name.
+TorchScript has the syntax of Python, so the code is parsed with `ast`. Text that TorchScript might
+parse differently is refused first. Every name that leads to an operator is resolved, whether it is
+called or not, even in functions that no other code calls. Such names are torch.NAME,
+ops.SPACE.NAME, getattr with a literal, and methods: if the class of a value does not have a method,
+TorchScript calls the operator of that name.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from common.errors import UnsafeModel
 from model_handlers.formats.operators import OPERATORS, PACKED_CLASSES, PACKED_METHODS
 from model_handlers.formats.reading_calls import NeverEnds, check_reading_calls
 
-# The tokens that torch.jit.save writes: no comment, tab, prefix, triple quote or character beyond
-# ASCII, all of which Python and TorchScript may cut up differently.
+# The tokens that torch.jit.save writes. Comments, tabs, prefixes of strings, triple quotes and
+# characters beyond ASCII are left out: Python and TorchScript may tokenize them differently.
 _TOKENS = re.compile(
     r"""(?:[A-Za-z_][A-Za-z0-9_]*+(?!")
         |(?:\d++(?:\.\d*+)?+|\.\d++)(?:[eE][+-]?\d++)?+j?+(?![A-Za-z0-9_."])
@@ -48,9 +49,18 @@ _PLAIN = (
 
 
 def check_code(files: Mapping[str, bytes]) -> None:
-    """Every code record of an archive by name -> nothing. Raises UnsafeModel."""
+    """Check all code of a TorchScript file.
+
+    Args:
+        files: The content of each code record, by its name.
+
+    Raises:
+        UnsafeModel: The code could do more than compute on tensors, or is not plain TorchScript.
+    """
     if sum(map(len, files.values())) > MAX_CODE_BYTES:
-        raise UnsafeModel(f"the TorchScript file holds more than {MAX_CODE_BYTES:,} bytes of code")
+        raise UnsafeModel(
+            f"the TorchScript file contains more than {MAX_CODE_BYTES:,} bytes of code"
+        )
     trees = {name: _parse(name, code) for name, code in files.items()}
     functions = [
         node
@@ -72,7 +82,15 @@ def check_code(files: Mapping[str, bytes]) -> None:
 
 
 def check_type(text: str, where: str) -> None:
-    """The text of a type in a pickle, as `Dict[str, Tensor]` -> nothing. Raises UnsafeModel."""
+    """Check the text of a type in a pickle, such as `Dict[str, Tensor]`.
+
+    Args:
+        text: The text of the type.
+        where: The name of the record, for error messages.
+
+    Raises:
+        UnsafeModel: The text is not a plain type.
+    """
     tree = _parse(where, text.encode())
     if len(tree.body) != 1 or not isinstance(tree.body[0], ast.Expr):
         _refuse(where, f"the type {text[:80]!r}")
@@ -85,18 +103,26 @@ def check_type(text: str, where: str) -> None:
 
 
 def is_operator_allowed(space: str, name: str) -> bool:
-    """An operator's namespace and name -> whether it is listed."""
+    """Return whether models may use the operator with this namespace and name."""
     return name in OPERATORS.get(space, ())
 
 
 def check_class(name: str, where: str) -> None:
-    """A class that code or a pickle names, with its module -> nothing. Raises UnsafeModel."""
+    """Check the name of a class in code or in a pickle.
+
+    Args:
+        name: The name of the class, with its module.
+        where: The name of the record, for error messages.
+
+    Raises:
+        UnsafeModel: It is a C++ class that models may not use.
+    """
     if name.startswith("__torch__.torch.classes") and name not in PACKED_CLASSES:
         _refuse(where, f"the class {name!r}")
 
 
 def _is_operator(name: str) -> bool:
-    """Whether a method of this name could be an operator that is not listed."""
+    """Return whether a method of this name could be an operator that models may not use."""
     known = torch._C._jit_get_schemas_for_operator(f"aten::{name}")
     return bool(known) and name not in OPERATORS["aten"]
 
@@ -118,7 +144,7 @@ def _end_of_tokens(text: str) -> int:
 
 
 def _path(node: ast.AST) -> tuple[ast.AST, list[str]]:
-    """An expression -> where it starts and the attributes after that; getattr is one of them."""
+    """Split an expression into its start and the attributes after it, including literal getattr."""
     names: list[str] = []
     while True:
         match node:
@@ -137,14 +163,14 @@ def _path(node: ast.AST) -> tuple[ast.AST, list[str]]:
 
 
 class _Checker:
-    """Looks at the tree of one record. methods: names of methods that are no operators."""
+    """The checks of the tree of one record; `methods` has the names of methods of the file."""
 
     def __init__(self, where: str, methods: set[str] | frozenset[str]) -> None:
         self.where = where
         self.methods = methods
 
     def check(self, node: ast.AST, depth: int) -> None:
-        """A node and all below it -> nothing, or UnsafeModel."""
+        """Raise UnsafeModel if a node, or a node below it, is not allowed."""
         if depth > _MAX_DEPTH:
             _refuse(self.where, f"code nested more than {_MAX_DEPTH} deep")
         if not isinstance(node, _PLAIN):
@@ -166,26 +192,26 @@ class _Checker:
             self.check(child, depth + 1)
 
     def _children(self, node: ast.AST) -> Iterator[ast.AST]:
-        """What is left to check below a node: of a path only what it starts from."""
+        """Yield the nodes below a node that are still to be checked; for a path, only its start."""
         start, names = _path(node)
         if names and not isinstance(start, ast.Name):
             yield start
         elif names:
             return
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            # The name of an attribute; that of a variable is check_names' to judge.
+            # The target is an attribute, or a variable, which check_names checks.
             yield from filter(None, [node.annotation, node.value])
         elif isinstance(node, ast.Call) and _path(node.func)[0] is not node.func:
             yield from (node.func, *node.args, *node.keywords)
         elif isinstance(node, ast.Call):
-            # A plain name, looked at by _check_call; fork names a function first.
+            # _check_call checks the plain name. The first argument of fork is a function.
             forks = isinstance(node.func, ast.Name) and node.func.id == "fork"
             yield from (*node.args[1 if forks else 0 :], *node.keywords)
         else:
             yield from ast.iter_child_nodes(node)
 
     def _check_path(self, start: ast.AST, names: list[str]) -> None:
-        """torch, ops, CONSTANTS or __torch__ and what follows must lead to something known."""
+        """Check a path that starts with torch, ops, CONSTANTS or __torch__."""
         if not isinstance(start, ast.Name) or start.id not in _SPACES:
             return
         root, path = start.id, ".".join([start.id, *names])
@@ -207,7 +233,7 @@ class _Checker:
             return
         start, names = _path(call.func)
         if not names:
-            _refuse(self.where, f"a call of a {type(start).__name__}")
+            _refuse(self.where, f"a call of a value of the kind {type(start).__name__}")
         if isinstance(start, ast.Name) and start.id in _SPACES:
             return
         name = names[-1]
@@ -216,28 +242,30 @@ class _Checker:
             _refuse(self.where, f"the operator or method {name!r}")
 
     def _check_function(self, call: ast.Call, name: str) -> None:
-        """A call of a plain name; check_names looks at what it stands for."""
+        """Check a call of getattr; check_names checks calls of other plain names."""
         if name == "getattr":
             literal = call.args[1] if len(call.args) == 2 else None
             if call.keywords or not isinstance(literal, ast.Constant):
-                _refuse(self.where, "getattr of something other than a literal name")
+                _refuse(self.where, "getattr with something other than a literal name")
             width = (literal.end_col_offset or 0) - literal.col_offset
             self._check_path(*_path(call))
             if literal.lineno != literal.end_lineno or width != len(str(literal.value)) + 2:
-                _refuse(self.where, f"getattr of {str(literal.value)[:80]!r}, spelled with escapes")
+                _refuse(
+                    self.where, f"getattr with {str(literal.value)[:80]!r}, spelled with escapes"
+                )
 
     def outermost(self, tree: ast.Module) -> Iterator[ast.FunctionDef]:
-        """The functions of a record and the methods of its classes."""
+        """Yield the functions of a record and the methods of its classes."""
         for node in tree.body:
             for inner in node.body if isinstance(node, ast.ClassDef) else [node]:
                 if isinstance(inner, ast.FunctionDef):
                     yield inner
 
     def check_names(self, function: ast.FunctionDef) -> None:
-        """A function -> nothing, or UnsafeModel if a name that it calls may stand for anything.
+        """Raise UnsafeModel if a function calls a name that may stand for anything.
 
-        A local name may be called where it only ever stands for a function of the archive, and
-        forked where it is a function within this one.
+        A local name may be called if it always stands for a function of the archive. It may be
+        forked if it is a function within this one.
         """
         bound, aliases, inner = _bindings(function)
         if taken := _SPACES.intersection(bound):
@@ -249,7 +277,10 @@ class _Checker:
             if name == "fork" and not bound["fork"]:
                 first = node.args[0] if node.args else None
                 if not isinstance(first, ast.Name) or bound[first.id] != inner[first.id] > 0:
-                    _refuse(self.where, "a fork of something other than a function beside it")
+                    _refuse(
+                        self.where,
+                        "a fork of something other than a function within the same function",
+                    )
             elif name == "getattr" or name in _FUNCTIONS:
                 if bound[name]:
                     _refuse(self.where, f"a variable named {name!r}")
@@ -258,8 +289,11 @@ class _Checker:
 
 
 def _bindings(function: ast.FunctionDef) -> tuple[Counter[str], Counter[str], Counter[str]]:
-    """A function -> how often each local name is bound: at all, to a function of the archive's,
-    and as a function within this one."""
+    """Count how often a function binds each local name.
+
+    The first counter has all bindings, the second the bindings to functions of the archive, and the
+    third the functions that are defined within this one.
+    """
     bound: Counter[str] = Counter()
     aliases: Counter[str] = Counter()
     inner: Counter[str] = Counter()
@@ -279,7 +313,7 @@ def _bindings(function: ast.FunctionDef) -> tuple[Counter[str], Counter[str], Co
 
 def _refuse(where: str, what: str) -> NoReturn:
     raise UnsafeModel(
-        f"the TorchScript file holds {what}, in {where!r}, which is not among the operators on "
-        "tensors that a model may use (model_handlers/formats/operators.py): remove it from the "
-        "model and save it again with torch.jit.save"
+        f"the TorchScript file contains {what}, in {where!r}; a model may only use operators on "
+        "tensors (model_handlers/formats/operators.py): remove it from the model, and save the "
+        "model again with torch.jit.save"
     )
