@@ -365,8 +365,8 @@ class AppendToTable(beam.PTransform):
         table: The table to append to; it must exist.
         schema: The schema of the rows. The first column is the row id.
         provenance: The run and the model, for failure records.
-        batch_bytes: The size of an append, at most. Rows are also appended at the end of a
-            bundle, and with the first batch after BATCH_SECONDS.
+        batch_bytes: The largest size of an append, in bytes. Rows are also appended at the end of
+            a bundle, and with the first batch after BATCH_SECONDS.
     """
 
     cloud: Cloud

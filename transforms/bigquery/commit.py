@@ -44,7 +44,7 @@ class TableCommit(TableJobs):
     def is_done(self) -> bool:
         """Return whether this attempt has already put its rows into the table.
 
-        That is so when the step is repeated.
+        This happens when a step is repeated.
 
         Raises:
             BalanceError: The table received another number of rows than were staged.
@@ -63,7 +63,7 @@ class TableCommit(TableJobs):
     def filled_it(self) -> bool:
         """Return whether an earlier attempt put this run's rows into the table.
 
-        The table must not have been deleted and created again since.
+        Return False if the table was deleted and created again since then.
         """
         return self._is_in_table(self.earlier())
 
@@ -126,7 +126,7 @@ class TableCommit(TableJobs):
             files: The staged files that were loaded into the attempt's table.
 
         Raises:
-            OutputError: Rows in the destination would have to be replaced and cannot be.
+            OutputError: Rows of an earlier attempt or replay cannot be replaced.
             BalanceError: The destination received another number of rows than the files have.
         """
         replace(self, marks=self.marks_of(files))._place()
@@ -184,9 +184,9 @@ class TableCommit(TableJobs):
         for run, relation in relations.items():
             if relation == "overlaps":
                 raise OutputError(
-                    f"run {run} has already replayed some of these dead letters into table "
-                    f"{self.name}, which would then have their rows twice: choose filters that "
-                    "select all dead letters of that replay, or none"
+                    f"run {run} has replayed some of these dead letters into table {self.name}, "
+                    "which would then have their rows twice: choose filters that select all dead "
+                    "letters of that replay, or none"
                 )
         return [run for run, relation in relations.items() if relation == "covers"]
 

@@ -88,7 +88,7 @@ class TableDestination:
         return pa.schema([(f.name, file_type(rows.field(f.name).type, f.type)) for f in targets])
 
     def check(self, rows: pa.RecordBatch) -> None:
-        """Raise OutputError for a value with which the load job of all rows would fail."""
+        """Raise OutputError for a value that would make the load job of all rows fail."""
         for field, column in zip(rows.schema, rows.columns, strict=True):
             unfit = unfit_times(column)
             if unfit is not None and unfit.any():

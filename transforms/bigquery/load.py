@@ -46,7 +46,7 @@ class TableJobs:
         provenance: The run and the model.
         keys: The columns of the rows that identify the run; empty if no column does.
         write_disposition: What happens to rows that are in the table already.
-        time_column: The column of times, if any.
+        time_column: The column that says when a row was scored, if any.
         rows: The number of staged rows.
         marks: Labels that identify the rows if no column does.
     """
@@ -67,7 +67,7 @@ class TableJobs:
     def marks_of(self, files: Sequence[StagedFile]) -> dict[str, str]:
         """Return labels that distinguish the rows of staged files from others with the same ids.
 
-        There are none if key columns distinguish them, or if there is no column of times.
+        There are none if key columns distinguish them, or if there is no time column.
         """
         if self.keys or self.time_column is None:
             return {}

@@ -43,7 +43,7 @@ class Span:
 
         Args:
             files: The staged files.
-            column: The name of their column of times.
+            column: The name of their time column.
 
         Raises:
             OutputError: A file cannot be read.
@@ -74,7 +74,7 @@ def span_of(job: Any) -> Span | None:
 
 
 def is_of_model(job: Any, digest: str) -> bool:
-    """Return whether a job wrote rows of the model with a digest.
+    """Return whether a job wrote rows of the model with this digest.
 
     A job whose labels do not name a model is assumed to have done so.
     """

@@ -174,7 +174,7 @@ class ReadBigQuery(beam.PTransform):
     Attributes:
         source: The table or the query.
         columns: The columns to read.
-        batch_rows: The number of rows in a batch, at most.
+        batch_rows: The largest number of rows in a batch.
         method: `direct` reads with the Storage Read API, `export` exports to Parquet files first.
         folder: The run's folder, in which an export stages its files. The caller deletes them
             after the pipeline.

@@ -36,7 +36,7 @@ class ReplayMarks:
     location: str | None
 
     def add(self, lineage: Lineage) -> None:
-        """Record a replay that is about to write its rows, so that each of its runs finds it."""
+        """Record a replay that is about to write its rows, under each run for which they stand."""
         for kind, run_id in ((_OF, lineage.run_id), *((_INTO, run) for run in lineage.runs)):
             if lineage not in self._read(kind, run_id):
                 self._write(kind, run_id, lineage)
@@ -75,7 +75,7 @@ class ReplayMarks:
             yield _lineage_of(job)
 
     def _write(self, kind: str, run_id: str, lineage: Lineage) -> None:
-        """Record a lineage under the first free number, unless another replay is faster."""
+        """Record a lineage under the first number that no other replay takes."""
         text = bigquery.ScalarQueryParameter("lineage", "STRING", lineage.to_text())
         config = bigquery.QueryJobConfig(query_parameters=[text])
         for number in itertools.count(sum(1 for _ in self._read(kind, run_id))):

@@ -40,7 +40,7 @@ _TYPES = {
     "TIME": pa.time64("us"),
     "JSON": pa.string(),
 }
-# BigQuery's dates and times lie in the years 1 to 9999. In days since 1970, the end excluded.
+# BigQuery's dates and times lie in the years 1 to 9999: in days since 1970, without the end.
 _FIRST_DAY, _END_DAY = -719_162, 2_932_897
 _A_DAY = {"D": 1, "s": 86_400, "ms": 86_400_000, "us": 86_400_000_000}
 _STANDARD_NAMES = {

@@ -30,7 +30,7 @@ def read_arrow(
         id_prefix: The prefix of derived ids. Rows without an id of their own are numbered:
             id_prefix-0, id_prefix-1, ...
         row_format: The columns to read.
-        max_bytes: The size of the rows, uncompressed, at most.
+        max_bytes: The largest size of the uncompressed rows, in bytes.
     """
     if body.startswith(_FILE):
         return Fault("invalid_arrow", "expected an Arrow IPC stream, got an Arrow file")

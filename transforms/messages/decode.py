@@ -56,7 +56,7 @@ class MessageFormat:
         row_format: The columns to read.
         kind: The encoding of a message.
         avro_schema: The JSON text of the schema of Avro messages.
-        max_bytes: The size of a message, compressed and uncompressed, at most.
+        max_bytes: The largest size of a message in bytes, both compressed and uncompressed.
     """
 
     row_format: RowFormat
@@ -315,8 +315,8 @@ class DecodeMessages(beam.PTransform):
     Attributes:
         message_format: The format of the messages.
         provenance: The run and the model, for failure records.
-        batch_rows: The number of rows in a batch, at most. But an Arrow message of any number of
-            rows is a batch of its own.
+        batch_rows: The largest number of rows in a batch. But an Arrow message is a batch of its
+            own, whatever its number of rows.
     """
 
     message_format: MessageFormat
