@@ -466,7 +466,7 @@ def test_avro_of_another_schema_is_a_dead_letter(
     assert [r["payload"] for r in bad] == bodies
     reasons = [r["reason"] for r in bad]
     assert reasons == ["invalid_avro"] * 3 + ["empty_message"] + ["invalid_avro"] * 3
-    assert bad[0]["message"].startswith("the message does not match --avro_schema (")
+    assert bad[0]["message"].startswith("the message does not match the Avro schema (")
     assert bad[1]["message"] == "1 bytes follow the record: was it written with another schema?"
 
 

@@ -214,8 +214,8 @@ class ReadBigQuery(beam.PTransform):
             "counts", main="files"
         )
         # Reading Parquet makes no failure records, so this provenance is never written.
-        nobody = Provenance.of(self.columns.manifest)
-        read = read_matched(extracted.files, self.columns, nobody, "parquet", self.batch_rows)
+        unused = Provenance.of(self.columns.manifest)
+        read = read_matched(extracted.files, self.columns, unused, "parquet", self.batch_rows)
         counts = (read.counts, extracted.counts) | "AllCounts" >> beam.Flatten()
         return read._replace(counts=counts)
 

@@ -98,7 +98,8 @@ def avro_reader(schema: Any) -> Callable[[bytes], Any]:
                 )
             # The text of the error may quote bytes of the record.
             return Fault(
-                "invalid_avro", f"the message does not match --avro_schema ({type(error).__name__})"
+                "invalid_avro",
+                f"the message does not match the Avro schema ({type(error).__name__})",
             )
         if left := len(body) - stream.tell():
             return Fault(
