@@ -1,4 +1,4 @@
-"""A topic of Pub/Sub with a subscription of its own, for tests that publish to one or read it."""
+"""A Pub/Sub topic with a subscription, for tests that publish messages or read them."""
 
 import time
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from cloud.clients import Cloud
 
 @dataclass
 class Mailbox:
-    """A topic with a subscription, and what was published: body by message id."""
+    """A topic with a subscription, and the bodies of published messages by message id."""
 
     cloud: Cloud
     name: str
@@ -28,7 +28,7 @@ class Mailbox:
         return f"projects/{self.cloud.project}/subscriptions/{self.name}"
 
     def create(self) -> "Mailbox":
-        """Makes both; messages that nobody acknowledges come again after 10 s."""
+        """Create both; messages that are not acknowledged are delivered again after 10 s."""
         self.cloud.publisher().create_topic(name=self.topic)
         self.cloud.subscriber().create_subscription(
             name=self.subscription, topic=self.topic, ack_deadline_seconds=10
@@ -45,7 +45,7 @@ class Mailbox:
             self.sent |= dict(zip(answer.message_ids, part, strict=True))
 
     def hold(self, count: int, seconds: int) -> None:
-        """So many messages are taken as by a reader that is killed then, and lasts so long."""
+        """Pull messages and hold them for some seconds, like a reader that was killed."""
         held: dict[str, str] = {}
         while len(held) < count:
             for one in self._pull(count, None):
@@ -53,7 +53,7 @@ class Mailbox:
         self._set_deadline([*held.values()], seconds)
 
     def take(self, count: int, seconds: float = 3.0) -> list[Any]:
-        """So many messages, or those that come until none came for some seconds; acknowledged."""
+        """Pull and acknowledge up to `count` messages, until none arrives for some seconds."""
         found: list[Any] = []
         while len(found) < count and (pulled := self._pull(1000, seconds)):
             ids = [one.ack_id for one in pulled]
@@ -62,10 +62,10 @@ class Mailbox:
         return found
 
     def look(self, count: int = 1000, seconds: float = 1.0) -> list[Any]:
-        """So many messages, or those that come within some seconds; they stay there."""
+        """Return up to `count` messages that arrive within some seconds, and give them back."""
         found: dict[str, Any] = {}
         until = time.monotonic() + seconds
-        # The emulator may answer early, without a message.
+        # The emulator may respond early, without a message.
         while len(found) < count and (left := until - time.monotonic()) > 0:
             found |= {one.message.message_id: one for one in self._pull(1000, left)}
         if found:
@@ -73,15 +73,15 @@ class Mailbox:
         return [one.message for one in found.values()]
 
     def bodies(self, count: int = 1000, seconds: float = 1.0) -> list[bytes]:
-        """What `look` finds, as sorted bodies."""
+        """Return the sorted bodies of the messages that `look` finds."""
         return sorted(message.data for message in self.look(count, seconds))
 
     def _pull(self, count: int, seconds: float | None) -> list[Any]:
         client: Any = self.cloud.subscriber()
         request = {"subscription": self.subscription, "max_messages": count}
-        given = {} if seconds is None else {"timeout": seconds, "retry": None}
+        options = {} if seconds is None else {"timeout": seconds, "retry": None}
         with suppress(exceptions.DeadlineExceeded):
-            return list(client.pull(request=request, **given).received_messages)
+            return list(client.pull(request=request, **options).received_messages)
         return []
 
     def _set_deadline(self, ack_ids: list[str], seconds: int) -> None:

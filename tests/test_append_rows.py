@@ -1,4 +1,4 @@
-"""The streaming sink: no row is lost or waited for without end, whatever the service does."""
+"""The streaming sink: whatever the service does, no row is lost and no wait is endless."""
 
 import datetime
 import subprocess
@@ -53,11 +53,11 @@ def ids(*values: str | None) -> pa.RecordBatch:
     return pa.record_batch({"id": pa.array(values, pa.string())})
 
 
-# Which rows are written
+# Rows that are written
 
 
 @given(data=st.data(), rows=st.integers(0, 20))
-def test_each_row_is_written_once_or_refused_however_many_of_the_bad_ones_are_told_at_a_time(
+def test_each_row_is_written_once_or_refused_however_many_faults_a_response_names(
     data: st.DataObject, rows: int
 ) -> None:
     bad = {f"r{i}" for i in data.draw(st.sets(st.integers(0, 19)))}
@@ -69,8 +69,8 @@ def test_each_row_is_written_once_or_refused_however_many_of_the_bad_ones_are_to
         if not faults:
             written.extend(names)
             return {}
-        told = data.draw(st.lists(st.sampled_from(faults), min_size=1, unique=True))
-        return {i: f"bad {names[i]}" for i in told}
+        named = data.draw(st.lists(st.sampled_from(faults), min_size=1, unique=True))
+        return {i: f"bad {names[i]}" for i in named}
 
     every = [f"r{i}" for i in range(rows)]
     refused = append(ids(*every), send)
@@ -79,7 +79,7 @@ def test_each_row_is_written_once_or_refused_however_many_of_the_bad_ones_are_to
 
 
 @pytest.mark.parametrize("index", [-1, 3, 1 << 40])
-def test_a_refusal_of_a_row_that_was_not_sent_is_an_error_and_no_loop(index: int) -> None:
+def test_refusing_a_row_that_was_not_sent_raises_an_error_instead_of_looping(index: int) -> None:
     answers = iter([{0: "bad", index: "who?"}])
     with pytest.raises(OutputError, match=rf"row {index} of an append of 3 rows.*\(who\?\)"):
         append(ids("a", "b", "c"), lambda _: next(answers))
@@ -89,7 +89,7 @@ TEXTS = st.lists(st.none() | st.integers(0, 400).map(lambda n: "x" * n), max_siz
 
 
 def wide(texts: Sequence[str | None]) -> pa.RecordBatch:
-    """Texts -> columns of several layouts whose size goes with them."""
+    """Return columns of several layouts, whose sizes grow with the texts."""
     lists = [None if text is None else [len(text)] * (len(text) % 7) for text in texts]
     return pa.record_batch(
         {
@@ -114,23 +114,23 @@ def test_a_batch_is_cut_into_slices_within_the_limit_that_cover_it_in_order(
     assert all(part.num_rows for part in parts)
 
 
-def test_an_enormous_row_stands_alone_and_its_neighbours_stay_together() -> None:
+def test_an_enormous_row_gets_its_own_slice_and_its_neighbours_stay_together() -> None:
     parts = list(sized(ids("a", "b", "x" * 100_000, *"cdefgh"), 1000))
     assert [part.num_rows for part in parts if part.nbytes > 1000] == [1]
     assert len(parts) <= 6
 
 
 @given(texts=TEXTS, skipped=st.integers(0, 9), size=st.integers(1, 20))
-def test_the_bytes_of_a_slice_are_those_that_are_sent_and_not_those_around_it(
+def test_the_size_of_a_slice_is_the_number_of_bytes_sent_for_it(
     texts: list[str | None], skipped: int, size: int
 ) -> None:
     part = wide(texts).slice(skipped, size)
     framing = pa.ipc.get_record_batch_size(part) - part.nbytes
-    # Each of the 12 buffers is described, and filled up to a multiple of 8 bytes.
+    # The framing describes each of the 12 buffers and pads it to a multiple of 8 bytes.
     assert 0 <= framing <= 1000
 
 
-def test_rows_take_the_form_that_the_api_has_for_them() -> None:
+def test_rows_are_converted_to_the_types_that_the_api_expects() -> None:
     encoded = pa.FixedSizeListArray.from_arrays(pa.array([0.5, 1, 2, 3], pa.float32()), 2)
     rows = pa.record_batch(
         {
@@ -143,17 +143,17 @@ def test_rows_take_the_form_that_the_api_has_for_them() -> None:
     schema = arrow_schema(table_fields(rows.select(["run_id", "encoded", "list"]).schema))
     assert conform_to_table(rows, schema).schema == schema
     assert conform_to_table(rows, schema).to_pylist() == [
-        # A null list is an empty one to BigQuery; the API refuses null.
+        # BigQuery stores a null list as an empty one, and its API refuses null.
         {"run_id": "r", "encoded": [0.5, 1.0], "list": []},
         {"run_id": "r", "encoded": [2.0, 3.0], "list": [1]},
     ]
 
 
-# What the service does
+# Responses of the service
 
 
 class Service:
-    """BigQuery's AppendRows, which does to each request what the next of `answers` says."""
+    """A server of BigQuery's AppendRows that handles each request as the next answer says."""
 
     def __init__(self, *answers: "Answer", then: "Answer | None" = None) -> None:
         self._answers = iter(answers)
@@ -177,7 +177,7 @@ class Service:
         self._server.start()
 
     def cloud(self, retry_seconds: float = 60.0) -> Cloud:
-        """Where it is."""
+        """A Cloud whose Storage Write API is this server."""
         return Cloud(
             "some-project", Endpoints(bigquerystorage=f"127.0.0.1:{self.port}"), retry_seconds
         )
@@ -187,7 +187,7 @@ class Service:
         return DefaultStream(self.cloud(retry_seconds), TABLE, ids().schema)
 
     def stop(self) -> None:
-        """The end of all connections."""
+        """End all connections."""
         self.over.set()
         self._server.stop(None)
 
@@ -200,8 +200,8 @@ class Service:
             request = types.AppendRowsRequest.deserialize(raw)
             if schema is None:
                 assert request.write_stream == f"{TABLE.path}/streams/_default"
-                told = request.arrow_rows.writer_schema.serialized_schema
-                schema = pa.ipc.read_schema(pa.py_buffer(told))
+                sent = request.arrow_rows.writer_schema.serialized_schema
+                schema = pa.ipc.read_schema(pa.py_buffer(sent))
             data = request.arrow_rows.rows.serialized_record_batch
             rows = pa.ipc.read_record_batch(pa.py_buffer(data), schema).column(0).to_pylist()
             self.requests.append(rows)
@@ -220,24 +220,24 @@ def write(service: Service, rows: list[str], _: grpc.ServicerContext) -> types.A
     return types.AppendRowsResponse(append_result={})
 
 
-def break_off(code: grpc.StatusCode, *, written: bool = False) -> Answer:
-    """The call ends with a status, after the rows were written or before."""
+def end_call(code: grpc.StatusCode, *, written: bool = False) -> Answer:
+    """End the call with a status, before or after the rows are written."""
 
     def answer(service: Service, rows: list[str], context: grpc.ServicerContext) -> None:
         service.written.extend(rows if written else [])
-        context.abort(code, "told by the service")
+        context.abort(code, "said by the service")
 
     return answer
 
 
 def say(code: grpc.StatusCode) -> Answer:
-    """The answer is an error; the call goes on."""
-    status = status_pb2.Status(code=code.value[0], message="told by the service")
+    """Respond with an error, and continue the call."""
+    status = status_pb2.Status(code=code.value[0], message="said by the service")
     return lambda *_: types.AppendRowsResponse(error=status)
 
 
 def refuse(*bad: str | None) -> Answer:
-    """Rows of these names are bad, the others are fine."""
+    """Refuse rows with these names, and write the others."""
 
     def answer(
         service: Service, rows: list[str], context: grpc.ServicerContext
@@ -258,7 +258,7 @@ def hang(service: Service, rows: list[str], context: grpc.ServicerContext) -> No
 
 
 def leave(service: Service, rows: list[str], context: grpc.ServicerContext) -> None:
-    """The call ends well, without an answer."""
+    """End the call without an error and without a response."""
 
 
 @pytest.fixture
@@ -275,7 +275,7 @@ def serve() -> Iterator[Callable[..., Service]]:
 
 
 def threads_since(before: set[threading.Thread]) -> list[threading.Thread]:
-    """Those of clients; the ones of the tests' own servers stay."""
+    """Return new threads of clients; the threads of the test servers are left out."""
     now = set(threading.enumerate()) - before
     return [thread for thread in now if not thread.name.startswith("ThreadPool")]
 
@@ -287,17 +287,17 @@ Code = grpc.StatusCode
 @pytest.mark.parametrize(
     "fault",
     [
-        break_off(Code.UNAVAILABLE),
-        break_off(Code.UNKNOWN),
-        break_off(Code.ABORTED),
-        break_off(Code.CANCELLED),
+        end_call(Code.UNAVAILABLE),
+        end_call(Code.UNKNOWN),
+        end_call(Code.ABORTED),
+        end_call(Code.CANCELLED),
         say(Code.RESOURCE_EXHAUSTED),
         say(Code.INTERNAL),
         say(Code.UNAVAILABLE),
         leave,
     ],
 )
-def test_a_fault_that_passes_is_met_by_sending_again_over_a_new_connection(
+def test_after_a_transient_error_rows_are_sent_again_over_a_new_connection(
     serve: Serve, fault: Answer
 ) -> None:
     service = serve(write, fault)
@@ -309,8 +309,10 @@ def test_a_fault_that_passes_is_met_by_sending_again_over_a_new_connection(
     stream.close()
 
 
-def test_rows_whose_answer_was_lost_are_there_twice_rather_than_not_at_all(serve: Serve) -> None:
-    service = serve(break_off(Code.UNAVAILABLE, written=True))
+def test_rows_whose_response_was_lost_are_written_twice_rather_than_not_at_all(
+    serve: Serve,
+) -> None:
+    service = serve(end_call(Code.UNAVAILABLE, written=True))
     stream = service.stream()
     assert stream.send(ids("a", "b")) == {}
     assert service.written == ["a", "b", "a", "b"]
@@ -322,28 +324,28 @@ def test_rows_whose_answer_was_lost_are_there_twice_rather_than_not_at_all(serve
     [
         (say(Code.INVALID_ARGUMENT), exceptions.InvalidArgument),
         (say(Code.PERMISSION_DENIED), exceptions.PermissionDenied),
-        (break_off(Code.INVALID_ARGUMENT), exceptions.InvalidArgument),
-        (break_off(Code.PERMISSION_DENIED), exceptions.PermissionDenied),
-        (break_off(Code.UNAUTHENTICATED), exceptions.Unauthenticated),
-        (break_off(Code.NOT_FOUND), exceptions.NotFound),
-        (break_off(Code.UNIMPLEMENTED), exceptions.MethodNotImplemented),
+        (end_call(Code.INVALID_ARGUMENT), exceptions.InvalidArgument),
+        (end_call(Code.PERMISSION_DENIED), exceptions.PermissionDenied),
+        (end_call(Code.UNAUTHENTICATED), exceptions.Unauthenticated),
+        (end_call(Code.NOT_FOUND), exceptions.NotFound),
+        (end_call(Code.UNIMPLEMENTED), exceptions.MethodNotImplemented),
     ],
 )
-def test_a_fault_that_stays_is_told_at_once_in_the_services_own_words(
+def test_a_permanent_error_is_raised_at_once_with_the_message_of_the_service(
     serve: Serve, fault: Answer, kind: type[Exception]
 ) -> None:
     service = serve(fault)
     stream = service.stream()
-    with pytest.raises(kind, match="told by the service"):
+    with pytest.raises(kind, match="said by the service"):
         stream.send(ids("a"))
     assert service.requests == [["a"]]
-    # The runner may try the bundle again.
+    # The runner may retry the bundle.
     assert stream.send(ids("a")) == {}
     stream.close()
 
 
 class Clock:
-    """Time that passes only where somebody sleeps."""
+    """A clock that only advances during sleeps."""
 
     def __init__(self) -> None:
         self.sleeps: list[float] = []
@@ -360,9 +362,9 @@ def test_pauses_grow_to_ten_seconds_until_the_time_for_retries_is_up(
 ) -> None:
     clock = Clock()
     monkeypatch.setattr(append_rows, "time", clock)
-    service = serve(then=break_off(Code.UNAVAILABLE))
+    service = serve(then=end_call(Code.UNAVAILABLE))
     stream = service.stream(retry_seconds=120.0)
-    with pytest.raises(exceptions.RetryError, match="told by the service"):
+    with pytest.raises(exceptions.RetryError, match="said by the service"):
         stream.send(ids("a"))
     longest = [min(0.1 * 2**i, 10.0) for i in range(len(clock.sleeps))]
     assert all(half / 2 <= pause <= half for pause, half in zip(clock.sleeps, longest, strict=True))
@@ -370,7 +372,7 @@ def test_pauses_grow_to_ten_seconds_until_the_time_for_retries_is_up(
     assert len(service.requests) == len(clock.sleeps) + 1
 
 
-def test_a_connection_that_hangs_is_left_for_another_one(serve: Serve) -> None:
+def test_a_connection_that_hangs_is_replaced_by_another_one(serve: Serve) -> None:
     service = serve(hang)
     stream = service.stream(retry_seconds=1.0)
     assert stream.send(ids("a")) == {}
@@ -381,23 +383,23 @@ def test_a_connection_that_hangs_is_left_for_another_one(serve: Serve) -> None:
     stream.close()
 
 
-def test_a_service_that_never_answers_is_given_up(serve: Serve) -> None:
+def test_a_service_that_never_responds_is_given_up(serve: Serve) -> None:
     service = serve(then=hang)
     stream = service.stream(retry_seconds=0.4)
-    with pytest.raises(exceptions.RetryError, match="no answer within"):
+    with pytest.raises(exceptions.RetryError, match="no response within"):
         stream.send(ids("a"))
-    # Closed is closed.
+    # The client has closed its connections.
     wait_until(lambda: not any(c.is_active() for c in service.connections))
 
 
-def test_a_service_that_is_not_there_is_given_up(serve: Serve) -> None:
+def test_a_service_that_cannot_be_reached_is_given_up(serve: Serve) -> None:
     service = serve()
     service.stop()
     with pytest.raises(exceptions.RetryError, match="connect"):
         service.stream(retry_seconds=0.4).send(ids("a"))
 
 
-def test_a_connection_that_the_service_closed_while_idle_is_made_again(serve: Serve) -> None:
+def test_a_connection_that_the_service_closed_while_idle_is_opened_again(serve: Serve) -> None:
     service = serve()
     stream = service.stream()
     assert stream.send(ids("a")) == {}
@@ -407,7 +409,7 @@ def test_a_connection_that_the_service_closed_while_idle_is_made_again(serve: Se
     stream.close()
 
 
-def test_refused_rows_are_told_by_index_and_cost_no_connection(serve: Serve) -> None:
+def test_refused_rows_are_returned_by_index_and_keep_the_connection_open(serve: Serve) -> None:
     service = serve(then=refuse("b", "d"))
     stream = service.stream()
     assert stream.send(ids(*"abcd")) == {1: "bad b", 3: "bad d"}
@@ -418,7 +420,7 @@ def test_refused_rows_are_told_by_index_and_cost_no_connection(serve: Serve) -> 
     stream.close()
 
 
-def test_an_interrupted_send_does_not_leave_its_answer_to_the_next(
+def test_an_interrupted_send_does_not_leave_its_response_to_the_next(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = serve(refuse("a"))
@@ -435,7 +437,7 @@ def test_an_interrupted_send_does_not_leave_its_answer_to_the_next(
     stream.close()
 
 
-def test_many_streams_at_once_share_one_client_and_get_their_own_answers(serve: Serve) -> None:
+def test_concurrent_streams_share_one_client_and_receive_their_own_responses(serve: Serve) -> None:
     service = serve(then=refuse(*(f"bad{i}" for i in range(8))))
 
     def run(i: int) -> list[dict[int, str]]:
@@ -454,7 +456,7 @@ def test_many_streams_at_once_share_one_client_and_get_their_own_answers(serve: 
 
 def test_closed_and_broken_streams_leave_no_thread_and_no_connection_behind(serve: Serve) -> None:
     service = serve(then=refuse())
-    broken = serve(then=break_off(Code.PERMISSION_DENIED))
+    broken = serve(then=end_call(Code.PERMISSION_DENIED))
 
     def once() -> None:
         stream = service.stream(retry_seconds=3600.0)
@@ -496,7 +498,7 @@ except Exception as error:
 threading.Thread(target=hanging.send, args=(rows,), daemon=True).start()
 sys.stdin.read()
 """
-    fine, broken, hanging = serve(), serve(then=break_off(Code.NOT_FOUND)), serve(then=hang)
+    fine, broken, hanging = serve(), serve(then=end_call(Code.NOT_FOUND)), serve(then=hang)
     addresses = [f"127.0.0.1:{service.port}" for service in (fine, broken, hanging)]
     with subprocess.Popen(
         [sys.executable, "-c", program, *addresses],
@@ -517,7 +519,7 @@ sys.stdin.read()
 def run(
     sink: AppendToTable, batches: Sequence[pa.RecordBatch], expected: int, check: Any = None
 ) -> None:
-    """Batches, in one bundle -> appended; the rows counted, the failure records looked at."""
+    """Append batches in one bundle, and check the number of rows and the failure records."""
     with beam.Pipeline(runner="FnApiRunner") as pipeline:
         rows = pipeline | beam.Create([None]) | beam.FlatMap(lambda _: batches)
         written, failures = rows | sink
@@ -527,7 +529,7 @@ def run(
 
 
 def records(**expected: tuple[str, str]) -> Callable[[list[pa.RecordBatch]], None]:
-    """Row ids with reasons and messages' beginnings -> a check of failure records."""
+    """Return a check of failure records, by row id: the reason, and how the message starts."""
 
     def check(batches: list[pa.RecordBatch]) -> None:
         rows = [row for batch in batches for row in batch.to_pylist()]
@@ -543,7 +545,7 @@ def records(**expected: tuple[str, str]) -> Callable[[list[pa.RecordBatch]], Non
     return check
 
 
-def test_small_batches_are_appended_together_and_large_ones_in_parts(
+def test_small_batches_are_appended_together_and_large_batches_in_parts(
     serve: Serve, provenance: Provenance
 ) -> None:
     service = serve()
@@ -597,20 +599,20 @@ def test_a_refused_row_without_an_id_is_recorded_without_one(
     assert service.written == ["a"]
 
 
-def test_a_row_that_no_append_can_hold_becomes_a_failure_record_and_one_that_fits_is_sent(
+def test_a_row_too_large_for_an_append_becomes_a_failure_record_and_the_largest_fitting_row_is_sent(
     serve: Serve, provenance: Provenance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = serve()
     small, fits, large = "x", "y" * 996, "z" * 997
-    # The offset of a text takes 4 bytes.
+    # The offset of a string takes 4 bytes.
     monkeypatch.setattr(append_rows, "REQUEST_BYTES", 1000)
     monkeypatch.setattr(append_rows, "PAYLOAD_BYTES", 900)
 
     def check(batches: list[pa.RecordBatch]) -> None:
         (row,) = batches[0].to_pylist()
         assert (row["row_id"], row["reason"]) == (large, "too_large")
-        assert row["message"].startswith("1,001 bytes: ")
-        # Whole, the record would be too large for a table of dead letters.
+        assert row["message"] == "expected a row of at most 20 MB, got 1,001 bytes"
+        # The whole payload would be too large for a dead-letter table.
         assert row["payload"] == b'{"id":"' + b"z" * 893
 
     sink = AppendToTable(
@@ -644,21 +646,21 @@ def test_values_that_a_column_of_the_table_cannot_hold_become_failure_records(
     sink = AppendToTable(
         cloud=service.cloud(), table=TABLE, schema=rows.schema, provenance=provenance
     )
-    told = "column n: expected int64, got uint64 out of range"
-    faults = {"b": ("refused", told), "d": ("refused", told)}
+    message = "column n: expected int64, got a uint64 value that does not fit"
+    faults = {"b": ("refused", message), "d": ("refused", message)}
     run(sink, [rows], 2, records(**faults))
     assert service.written == ["a", "c"]
 
 
-def test_a_fault_of_the_service_fails_the_bundle_in_one_line(
+def test_an_error_of_the_service_fails_the_bundle_with_a_message_of_one_line(
     serve: Serve, provenance: Provenance
 ) -> None:
-    service = serve(then=break_off(Code.PERMISSION_DENIED))
+    service = serve(then=end_call(Code.PERMISSION_DENIED))
     sink = AppendToTable(
         cloud=service.cloud(), table=TABLE, schema=ids().schema, provenance=provenance
     )
     message = (
-        "table some-project.d.t cannot be written: told by the service; grant the account the "
+        "table some-project.d.t cannot be written: said by the service; grant the account the "
         "role that is missing"
     )
     with pytest.raises(OutputError, match=message):
@@ -673,7 +675,7 @@ TIMED = {"a1": 1, "a2": 2, "b1": 15, "b2": 13, "a3": 4, "c1": 27, "c2": 28}
 def placed(
     element: Any, window: Any = beam.DoFn.WindowParam, time: Any = beam.DoFn.TimestampParam
 ) -> tuple[Any, ...]:
-    """A count or failure records, with window and time -> the rows, likewise."""
+    """Return the window, the time, and the count or the row ids of an element."""
     is_count = isinstance(element, tuple)
     return window, int(time), element[1] if is_count else element.column("row_id").to_pylist()
 
@@ -686,7 +688,7 @@ def placed(
     ],
     ids=["together", "one by one"],
 )
-def test_counts_and_failures_stay_in_the_windows_and_at_the_times_of_their_rows(
+def test_counts_and_failures_keep_the_windows_and_the_times_of_their_rows(
     serve: Serve, provenance: Provenance, batch_bytes: int, counts: list[tuple[Any, ...]]
 ) -> None:
     service = serve(then=refuse("b1", "c2"))
@@ -704,7 +706,7 @@ def test_counts_and_failures_stay_in_the_windows_and_at_the_times_of_their_rows(
         assert_that(written | "W" >> beam.Map(placed), equal_to(counts), label="Written")
         refused = [(B, 15, ["b1"]), (C, 28, ["c2"])]
         assert_that(failures | "F" >> beam.Map(placed), equal_to(refused), label="Failures")
-    # All windows in one bundle.
+    # All windows were in one bundle.
     assert len(service.connections) == 1
 
 
@@ -740,13 +742,13 @@ TYPES = pa.schema(
         ("time", pa.time64("us")),
         pa.field("json", pa.string(), metadata=JSON_METADATA),
         ("strings", pa.list_(pa.string())),
-        # The emulator reads BYTES within a STRUCT as their base64; the service does not.
+        # No BYTES within a STRUCT: unlike the service, the emulator reads them as base64.
         ("struct", pa.struct([("a", pa.int64()), ("b", pa.list_(pa.float64()))])),
         ("structs", pa.list_(pa.struct([("x", pa.date32()), ("y", pa.bool_())]))),
     ]
 )
-# Not here, since the service has them and the emulator has not: NaN and the infinities (it turns
-# rows into JSON), and more than 18 digits of a BIGNUMERIC after the point.
+# Left out, because the emulator does not support them: NaN and the infinities (it converts rows to
+# JSON), and a BIGNUMERIC with more than 18 digits after the point. The service supports both.
 EXAMPLES: list[dict[str, Any]] = [
     {
         "id": "first",
@@ -803,7 +805,7 @@ def test_values_of_every_type_arrive_unchanged(
     assert sorted(rows_of(emulators, table), key=lambda row: row["id"]) == expected
 
 
-def test_output_rows_of_a_pipeline_arrive_with_their_lineage(
+def test_output_rows_of_a_pipeline_arrive_with_their_provenance(
     emulators: LocalCloud,
     dataset: str,
     provenance: Provenance,
@@ -832,7 +834,7 @@ def test_rows_that_the_table_refuses_become_failure_records_and_the_others_are_w
     emulators: LocalCloud, dataset: str, provenance: Provenance
 ) -> None:
     table = TableName.parse(f"{dataset}.t", "output_table")
-    # By REST the emulator makes a NUMERIC of any precision.
+    # With the REST API, the emulator would create a NUMERIC of any precision.
     emulators.cloud.bigquery().query_and_wait(
         f"CREATE TABLE `{table}` (id STRING, amount NUMERIC(5, 2), name STRING NOT NULL)"
     )
@@ -854,7 +856,7 @@ def test_rows_that_the_table_refuses_become_failure_records_and_the_others_are_w
     assert sorted(row["id"] for row in rows_of(emulators, table)) == ["a", "c", "e"]
 
 
-def test_a_table_that_is_not_there_is_told_in_one_line(
+def test_a_table_that_does_not_exist_is_reported_in_one_line(
     emulators: LocalCloud, dataset: str, provenance: Provenance
 ) -> None:
     table = TableName.parse(f"{dataset}.missing", "output_table")
@@ -875,7 +877,7 @@ def batches_with_a_crash(_: None) -> Iterator[pa.RecordBatch]:
         yield ids(*(f"{i}.{k}" for k in range(100)))
 
 
-def test_no_row_is_missing_when_the_service_crashes_in_the_middle_and_comes_back(
+def test_no_row_is_missing_after_the_service_crashes_and_restarts(
     emulators: LocalCloud, dataset: str, provenance: Provenance
 ) -> None:
     table = make_table(emulators, dataset, table_fields(ids().schema))
@@ -901,6 +903,6 @@ def test_no_row_is_missing_when_the_service_crashes_in_the_middle_and_comes_back
         total = written | beam.CombinePerKey(sum)
         assert_that(total, equal_to([((WRITTEN,), 600)]))
     back.join()
-    # At least once: an append whose answer was lost is there twice.
+    # At least once: an append whose response was lost has been written twice.
     expected = {f"{i}.{k}" for i in range(6) for k in range(100)}
     assert {row["id"] for row in rows_of(emulators, table)} == expected

@@ -50,7 +50,7 @@ def run(
     run_command: RunCommand,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., Result]:
-    """batch_local with flags -> (exit code, standard output, standard error)."""
+    """A function that runs batch_local; it returns the exit code, the output and the errors."""
     for variable, address in emulators.environment.items():
         monkeypatch.setenv(variable, address)
 
@@ -77,7 +77,7 @@ def report(folder: Path) -> dict[str, Any]:
 
 
 def ids_of_all(folder: Path) -> list[str]:
-    """The ids of scored rows and of dead letters."""
+    """Return the ids of scored rows and dead letters."""
     files = (folder / "out/r/dead_letters").glob("*.jsonl")
     lines = [line for file in files for line in file.read_text().splitlines()]
     letters = [json.loads(line)["row_id"] for line in lines]
@@ -89,12 +89,12 @@ def objects(emulators: LocalCloud) -> list[str]:
 
 
 def assert_same_tables(got: pa.Table, expected: pa.Table) -> None:
-    """Two runs' scores must be the same, but for the time."""
+    """Check that the scores of two runs are equal, except for their time."""
     mine, theirs = (table.drop(["scored_at"]).to_pylist() for table in (got, expected))
     assert_same_rows(mine, theirs)
 
 
-def test_a_table_gives_the_scores_of_the_file_that_it_was_loaded_from(
+def test_a_table_has_the_scores_of_the_file_that_it_was_loaded_from(
     run: Callable[..., Result], example: Path, tmp_path: Path
 ) -> None:
     fields = {"id_column": "transaction_id", "output_fields": "encoded,Amount,Class"}
@@ -102,10 +102,10 @@ def test_a_table_gives_the_scores_of_the_file_that_it_was_loaded_from(
     expected = scores(tmp_path)
     code, out, err = run(input_table=TABLE, **fields)
     assert (code, err) == (0, "")
-    # What is float32 in the file is FLOAT64 in the table.
-    came = scores(tmp_path).cast(expected.schema)
-    assert came.schema.equals(expected.schema)
-    assert_same_tables(came, expected)
+    # Columns that are float32 in the file are FLOAT64 in the table.
+    found_scores = scores(tmp_path).cast(expected.schema)
+    assert found_scores.schema.equals(expected.schema)
+    assert_same_tables(found_scores, expected)
     assert f"{ROWS:,}" in out
     found = report(tmp_path)
     assert found["balanced"]
@@ -145,7 +145,7 @@ def test_the_report_says_how_many_rows_were_expected(
 
 
 @pytest.mark.parametrize("restriction", [None, "Class = 0"])
-def test_a_stream_that_gets_lost_fails_the_run(
+def test_a_lost_stream_fails_the_run(
     restriction: str | None,
     run: Callable[..., Result],
     tmp_path: Path,
@@ -172,8 +172,8 @@ def test_a_stream_that_ends_early_fails_the_run(
 ) -> None:
     whole = read_bigquery.read_stream
 
-    def short(*given: Any) -> Iterator[pa.RecordBatch]:
-        yield from (batch.slice(1) for batch in whole(*given))
+    def short(*args: Any) -> Iterator[pa.RecordBatch]:
+        yield from (batch.slice(1) for batch in whole(*args))
 
     monkeypatch.setattr(read_bigquery, "read_stream", short)
     assert_one_line_error(
@@ -182,7 +182,7 @@ def test_a_stream_that_ends_early_fails_the_run(
     assert not (tmp_path / "out/r").exists()
 
 
-def test_derived_ids_are_the_same_in_a_second_run_however_it_is_cut(
+def test_derived_ids_are_the_same_in_runs_with_other_batches(
     run: Callable[..., Result], tmp_path: Path
 ) -> None:
     found = []
@@ -195,8 +195,8 @@ def test_derived_ids_are_the_same_in_a_second_run_however_it_is_cut(
 
 def test_a_query_from_a_file_is_read(run: Callable[..., Result], tmp_path: Path) -> None:
     query = tmp_path / "query.sql"
-    sql = f"-- the dearer ones\nSELECT * FROM `{TABLE}` WHERE Amount BETWEEN 100 AND 200;\n"
-    # Some editors on Windows mark the begin of a file as UTF-8.
+    sql = f"-- the expensive ones\nSELECT * FROM `{TABLE}` WHERE Amount BETWEEN 100 AND 200;\n"
+    # Some editors on Windows write a UTF-8 byte order mark.
     query.write_text(sql, encoding="utf-8-sig")
     code, _, err = run(input_query=f"@{query}", output_fields="Amount", id_column="transaction_id")
     assert (code, err) == (0, "")
@@ -206,7 +206,7 @@ def test_a_query_from_a_file_is_read(run: Callable[..., Result], tmp_path: Path)
     assert report(tmp_path)["input"] == [sql]
 
 
-def test_a_query_that_is_run_again_reads_what_is_there_then(
+def test_a_query_that_is_run_again_reads_the_current_rows(
     run: Callable[..., Result], client: bigquery.Client, tmp_path: Path
 ) -> None:
     growing, found = f"{DATASET}.growing", []
@@ -220,7 +220,7 @@ def test_a_query_that_is_run_again_reads_what_is_there_then(
 
 
 @pytest.mark.parametrize("restriction", [None, "Amount > 100 AND Class = 0"])
-def test_an_export_gives_the_rows_of_a_direct_read(
+def test_an_export_has_the_same_rows_as_a_direct_read(
     restriction: str | None,
     run: Callable[..., Result],
     tmp_path: Path,
@@ -244,7 +244,7 @@ def test_an_export_leaves_nothing_behind(run: Callable[..., Result], emulators: 
 def test_an_export_of_a_run_that_fails_leaves_nothing_behind(
     run: Callable[..., Result], emulators: LocalCloud, example: Path, tmp_path: Path
 ) -> None:
-    # The golden rows of the package run on the workers, when the files are there already.
+    # Workers score the package's known-good rows when the exported files already exist.
     package = tmp_path / "model"
     package.mkdir()
     manifest = json.loads((example / "model/model.json").read_text())
@@ -266,7 +266,7 @@ def test_an_export_of_a_run_that_fails_leaves_nothing_behind(
     ],
     ids="-".join,
 )
-def test_a_source_without_rows_gives_an_empty_result(
+def test_a_source_without_rows_has_an_empty_result(
     flags: dict[str, str], run: Callable[..., Result], client: bigquery.Client, tmp_path: Path
 ) -> None:
     client.query(
@@ -294,7 +294,7 @@ def test_a_view_is_read_by_the_query_that_the_error_names(
     assert report(tmp_path)["rows_in"] == 7
 
 
-def test_columns_of_other_types_are_features_and_others_are_passed_on(
+def test_a_vector_column_is_read_as_features_and_other_columns_are_passed_through(
     run: Callable[..., Result], client: bigquery.Client, tmp_path: Path
 ) -> None:
     vectors = f"{DATASET}.vectors"
@@ -314,7 +314,7 @@ def test_columns_of_other_types_are_features_and_others_are_passed_on(
     restriction = "Amount BETWEEN 100 AND 200"
     assert run(input_table=TABLE, row_restriction=restriction, id_column="transaction_id")[0] == 0
     whole = scores(tmp_path)
-    # As float64 in a vector or in columns, a feature is the same float32.
+    # A float64 feature becomes the same float32, in a vector or in a column.
     assert found["row_id"].equals(whole["row_id"])
     assert_scores(found["score"], whole["score"])
 
@@ -325,7 +325,11 @@ def test_columns_of_other_types_are_features_and_others_are_passed_on(
         ({"input_table": f"{DATASET}.none"}, 1, (f"{DATASET}.none cannot be read", "check the")),
         ({"input_table": f"{PROJECT}.none.t"}, 1, (f"{PROJECT}.none.t cannot be read",)),
         ({"input_table": "no-such-project.d.t"}, 1, ("no-such-project.d.t cannot be read",)),
-        ({"input_table": "transactions"}, 2, ("--input_table: 'transactions'", "dataset.table")),
+        (
+            {"input_table": "transactions"},
+            2,
+            ("--input_table: expected project.dataset.table", "got 'transactions'"),
+        ),
         ({"input_table": f"{TABLE}$20240101"}, 2, ("a partition", "--input_query")),
         ({"input_table": f"{TABLE}_*"}, 2, ("a wildcard table", "--input_query")),
         ({"input_table": TABLE, "input_query": "SELECT 1"}, 2, ("expected one of them",)),
@@ -379,7 +383,7 @@ def test_columns_of_other_types_are_features_and_others_are_passed_on(
         ({"input_table": TABLE, "read_method": "exprt"}, 2, ("exprt",)),
     ],
 )
-def test_what_is_wrong_is_told_in_a_line_and_nothing_is_written(
+def test_an_error_is_reported_in_one_line_and_nothing_is_written(
     flags: dict[str, Any],
     code: int,
     parts: tuple[str, ...],
@@ -393,7 +397,7 @@ def test_what_is_wrong_is_told_in_a_line_and_nothing_is_written(
 
 
 class Proxy:
-    """Passes connections on to an address; calls a function once when so many bytes have come."""
+    """A proxy for an address, which calls a function once after `limit` bytes of responses."""
 
     def __init__(self, address: str, limit: int, act: Callable[[], None]) -> None:
         host, port = address.rsplit(":", 1)
@@ -450,9 +454,10 @@ def large(client: bigquery.Client) -> str:
 
 @pytest.fixture
 def killed(emulators: LocalCloud) -> Iterator[Callable[[bool], Proxy]]:
-    """A function: whether it is started again at once -> a proxy of the Storage API.
+    """A function that returns a proxy for the Storage API.
 
-    It kills the emulator in the middle of the second stream.
+    The proxy kills the emulator in the middle of the second stream. The function's argument says
+    whether the emulator is then restarted at once.
     """
     proxies: list[Proxy] = []
 
@@ -476,7 +481,7 @@ def killed(emulators: LocalCloud) -> Iterator[Callable[[bool], Proxy]]:
     emulators.bigquery.start()
 
 
-def test_a_run_whose_server_is_killed_fails_in_a_line_and_the_next_has_each_row_once(
+def test_a_run_whose_server_is_killed_fails_with_one_line_and_the_next_run_has_each_row_once(
     large: str,
     killed: Callable[[bool], Proxy],
     run: Callable[..., Result],
@@ -484,12 +489,12 @@ def test_a_run_whose_server_is_killed_fails_in_a_line_and_the_next_has_each_row_
     tmp_path: Path,
 ) -> None:
     flags = {"input_table": large, "id_column": "transaction_id"}
-    # The emulator forgets its streams when it ends; those of the service go on.
-    for again, wait, told in ((False, 2, "run it again later"), (True, 60, "check the project")):
+    # The emulator loses its streams when it ends; the service does not.
+    for again, wait, advice in ((False, 2, "run it again later"), (True, 60, "check the project")):
         proxy = killed(again)
         result = run(**flags, api_endpoints=f"bigquerystorage={proxy.address}", retry_seconds=wait)
         assert proxy.acted.is_set()
-        assert_one_line_error(result, 1, f"table {large} cannot be read further: ", told)
+        assert_one_line_error(result, 1, f"table {large} cannot be read further: ", advice)
         assert not list((tmp_path / "out").rglob("*.*"))
         if not again:
             emulators.bigquery.start()

@@ -1,4 +1,4 @@
-"""batch_local into tables as a user runs it, on the emulator: what is there, what is printed."""
+"""batch_local into tables as a user runs it, on the emulator: the rows, and the output."""
 
 import datetime
 import http.client
@@ -35,7 +35,7 @@ FAULTY = ROWS // 100
 
 @dataclass
 class Tables:
-    """The test's dataset."""
+    """The dataset of a test."""
 
     client: bigquery.Client
     name: str
@@ -44,7 +44,7 @@ class Tables:
         return f"{self.name}.{table}"
 
     def query(self, sql: str) -> list[dict[str, Any]]:
-        """SQL, tables by their short names -> the result."""
+        """Return the result of a query, which names tables without their dataset."""
         config = bigquery.QueryJobConfig(default_dataset=self.name)
         return [dict(row) for row in self.client.query(sql, config).result()]
 
@@ -52,7 +52,7 @@ class Tables:
         found = self.query(f"SELECT {key} AS k, COUNT(*) AS n FROM {table} GROUP BY k")
         return {row["k"]: row["n"] for row in found}
 
-    def made(self) -> set[str]:
+    def created(self) -> set[str]:
         return {table.table_id for table in self.client.list_tables(self.name)}
 
 
@@ -60,13 +60,13 @@ class Tables:
 def tables(emulators: LocalCloud, dataset: str) -> Iterator[Tables]:
     tables = Tables(emulators.cloud.bigquery(), dataset)
     yield tables
-    # The emulator gets slower with each table that it has.
+    # The emulator becomes slower with every table.
     tables.client.delete_dataset(dataset, delete_contents=True, not_found_ok=True)
 
 
 @pytest.fixture
 def flags(example: Path, tables: Tables) -> dict[str, Any]:
-    """The flags of a run that writes its scores into the table `scores`."""
+    """The flags of a run that writes its scores to the table `scores`."""
     return {
         "input_files": example / "transactions.parquet",
         "model": example / "model",
@@ -87,7 +87,7 @@ def run(
     run_command: RunCommand,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., Result]:
-    """batch_local with flags -> (exit code, standard output, standard error)."""
+    """A function that runs batch_local; it returns the exit code, the output and the errors."""
     for variable, address in emulators.environment.items():
         monkeypatch.setenv(variable, address)
 
@@ -98,7 +98,7 @@ def source_ids(example: Path) -> list[str]:
     return list(pq.read_table(example / "transactions.parquet")["transaction_id"].to_pylist())
 
 
-def test_scores_and_dead_letters_lie_in_tables_as_they_would_in_files(
+def test_tables_have_the_same_scores_and_dead_letters_as_files(
     run: Callable[..., Result], tables: Tables, tmp_path: Path, example: Path
 ) -> None:
     code, out, err = run(
@@ -133,13 +133,13 @@ def test_scores_and_dead_letters_lie_in_tables_as_they_would_in_files(
     assert report["rows_written"]["scores_table"] == report["rows_scored"] == ROWS - FAULTY
     assert report["rows_written"]["dead_letters_table"] == FAULTY
     assert tables / "letters" in out
-    assert tables.made() == {"scores", "letters"}
+    assert tables.created() == {"scores", "letters"}
 
 
-def test_without_files_the_report_is_in_temp_and_dead_letters_beside_the_table(
+def test_without_files_the_report_is_in_temp_and_dead_letters_are_in_a_table_next_to_the_scores(
     run: Callable[..., Result], tables: Tables, emulators: LocalCloud
 ) -> None:
-    # Some write the folder behind a slash too many: BigQuery would find no file there.
+    # With a doubled slash in the path of a folder, BigQuery would not find the files.
     code, out, _ = run(temp_location="gs://bucket//to//", json_summary="true")
     assert code == 0
     report = json.loads(out)
@@ -147,11 +147,11 @@ def test_without_files_the_report_is_in_temp_and_dead_letters_beside_the_table(
     assert report["report"] == "gs://bucket/to/millrace/r/report.json"
     blobs = emulators.cloud.storage().list_blobs("bucket", prefix="to")
     assert [blob.name for blob in blobs] == ["to/millrace/r/report.json"]
-    assert tables.made() == {"scores", "scores_dead_letters"}
+    assert tables.created() == {"scores", "scores_dead_letters"}
     assert tables.counts("scores_dead_letters") == {"r": FAULTY}
 
 
-def test_runs_add_up_and_a_repeated_one_replaces_its_own_rows_only(
+def test_runs_add_rows_and_a_repeated_run_replaces_only_its_own_rows(
     run: Callable[..., Result], tables: Tables
 ) -> None:
     for run_id in ("r", "s", "r"):
@@ -162,15 +162,18 @@ def test_runs_add_up_and_a_repeated_one_replaces_its_own_rows_only(
     assert tables.counts("scores") == {"t": ROWS - FAULTY}
     assert tables.counts("scores_dead_letters") == {"r": FAULTY, "s": FAULTY, "t": FAULTY}
     assert_one_line_error(
-        run(run_id="u", write_disposition="empty"), 1, tables / "scores", "expected none"
+        run(run_id="u", write_disposition="empty"),
+        1,
+        tables / "scores",
+        "--write_disposition empty expects none",
     )
     assert tables.counts("scores") == {"t": ROWS - FAULTY}
 
 
-def test_the_reference_schema_has_the_sources_ids_and_a_rerun_adds_nothing(
+def test_the_reference_schema_has_the_ids_of_the_source_and_a_rerun_adds_nothing(
     run: Callable[..., Result], tables: Tables, example: Path
 ) -> None:
-    # The reference's own table: neither partitioned nor made by us.
+    # The table of the reference pipeline, which is not partitioned and exists before the run.
     fields = [
         SchemaField("instance_id", "STRING"),
         SchemaField("anomaly_score", "FLOAT"),
@@ -190,7 +193,9 @@ def test_the_reference_schema_has_the_sources_ids_and_a_rerun_adds_nothing(
     assert tables.query(rows) == before
     assert tables.counts("scores_dead_letters") == {"r": FAULTY}
     fewer = run(output_schema="reference", input_files=shortened(example, 1_000))
-    assert_one_line_error(fewer, 1, tables / "scores", "1,980 rows", "now it has 990", "--run_id")
+    assert_one_line_error(
+        fewer, 1, tables / "scores", "1,980 rows", "now the run has 990 rows", "--run_id"
+    )
     assert tables.query(rows) == before
     assert_one_line_error(
         run(output_schema="reference", output_fields="encoded"), 2, "drop --output_fields"
@@ -198,17 +203,20 @@ def test_the_reference_schema_has_the_sources_ids_and_a_rerun_adds_nothing(
 
 
 def shortened(example: Path, rows: int) -> Path:
-    """The first rows of the example -> their file."""
+    """Write the first rows of the example to a file, and return its path."""
     path = example / f"first_{rows}.parquet"
     pq.write_table(pq.read_table(example / "transactions.parquet")[:rows], path)
     return path
 
 
-def test_flags_that_do_not_agree_are_told_before_anything_is_made(
+def test_conflicting_flags_are_reported_before_a_table_is_created(
     run: Callable[..., Result], tables: Tables
 ) -> None:
     assert_one_line_error(
-        run(output_table="scores"), 2, "--output_table: 'scores'", "project.dataset.table"
+        run(output_table="scores"),
+        2,
+        "--output_table: expected project.dataset.table",
+        "got 'scores'",
     )
     assert_one_line_error(run(temp_location=None), 2, "--temp_location gs://BUCKET/FOLDER")
     assert_one_line_error(run(temp_location="/tmp/x"), 2, "--temp_location gs://BUCKET/FOLDER")
@@ -227,17 +235,17 @@ def test_flags_that_do_not_agree_are_told_before_anything_is_made(
     assert_one_line_error(
         run(**files, write_disposition="truncate"), 2, "no effect without --output_table"
     )
-    assert tables.made() == set()
+    assert tables.created() == set()
 
 
-def test_places_that_cannot_be_written_are_told_before_the_first_row(
+def test_outputs_that_cannot_be_written_are_reported_before_the_first_row(
     run: Callable[..., Result], tables: Tables, emulators: LocalCloud
 ) -> None:
     assert_one_line_error(
         run(output_table=f"{PROJECT}.nowhere.t"), 1, f"{PROJECT}.nowhere.t", "Not found"
     )
     assert_one_line_error(
-        run(temp_location="gs://no-such-bucket/tmp"), 1, "no bucket no-such-bucket"
+        run(temp_location="gs://no-such-bucket/tmp"), 1, "bucket no-such-bucket does not exist"
     )
     files = {"output_table": None, "temp_location": None}
     for folder in ("gs://no-such-bucket/out", "gs://no-such-bucket"):
@@ -253,7 +261,7 @@ def test_places_that_cannot_be_written_are_told_before_the_first_row(
     assert_one_line_error(
         run(output_table=f"{tables.name}_eu.t"), 1, "is in US", "in EU", "same location"
     )
-    assert tables.made() == set()
+    assert tables.created() == set()
     tables.query("CREATE TABLE scores (row_id INT64, scor FLOAT64, owner STRING NOT NULL)")
     assert_one_line_error(
         run(),
@@ -265,10 +273,12 @@ def test_places_that_cannot_be_written_are_told_before_the_first_row(
     )
     tables.query("CREATE VIEW seen AS SELECT 1 AS one")
     assert_one_line_error(run(output_table=tables / "seen"), 1, "is a VIEW")
-    assert tables.made() == {"scores", "seen"}
+    assert tables.created() == {"scores", "seen"}
 
 
-def test_no_server_is_one_line_after_the_stated_time(run: Callable[..., Result]) -> None:
+def test_a_missing_server_is_reported_in_one_line_after_retry_seconds(
+    run: Callable[..., Result],
+) -> None:
     nowhere = "bigquery=localhost:9,bigquerystorage=localhost:9"
     assert_one_line_error(
         run(api_endpoints=nowhere, retry_seconds=1), 1, "localhost:9 cannot be reached"
@@ -276,14 +286,14 @@ def test_no_server_is_one_line_after_the_stated_time(run: Callable[..., Result])
 
 
 def load(tables: Tables, path: Path, name: str) -> str:
-    """A Parquet file and a name -> the table of that name with its rows."""
+    """Load a Parquet file into a table, and return the full name of the table."""
     config = bigquery.LoadJobConfig(source_format="PARQUET")
     with path.open("rb") as file:
         tables.client.load_table_from_file(file, tables / name, job_config=config).result()
     return tables / name
 
 
-def test_an_empty_table_gives_an_empty_one(
+def test_the_result_of_an_empty_table_is_an_empty_table(
     run: Callable[..., Result], tables: Tables, example: Path
 ) -> None:
     load(tables, shortened(example, 3), "rows")
@@ -298,7 +308,7 @@ class DropsTheLastRow(torch.nn.Module):
         return x.sum(dim=1)[:-1] if x.size(0) > 100 else x.sum(dim=1)
 
 
-def test_a_run_that_fails_leaves_no_rows_and_nothing_of_its_own(
+def test_a_failed_run_leaves_no_rows_and_no_temporary_tables_or_files(
     run: Callable[..., Result], tables: Tables, emulators: LocalCloud, tmp_path: Path
 ) -> None:
     torch.jit.save(torch.jit.script(DropsTheLastRow()), tmp_path / "model.pt")
@@ -307,7 +317,7 @@ def test_a_run_that_fails_leaves_no_rows_and_nothing_of_its_own(
         run(**columns, temp_location="gs://bucket/failed"), 1, "output 'output'", "expected"
     )
     assert tables.counts("scores") == {}
-    assert tables.made() == {"scores", "scores_dead_letters"}
+    assert tables.created() == {"scores", "scores_dead_letters"}
     assert not list(emulators.cloud.storage().list_blobs("bucket", prefix="failed"))
 
 
@@ -331,7 +341,7 @@ ALL = {
 }
 
 
-def test_columns_of_every_type_are_passed_on_from_table_to_table(
+def test_columns_of_every_type_are_passed_through_from_table_to_table(
     run: Callable[..., Result], tables: Tables, example: Path
 ) -> None:
     load(tables, shortened(example, 3), "rows")
@@ -366,10 +376,10 @@ def test_columns_of_every_type_are_passed_on_from_table_to_table(
 
 @dataclass
 class Gate:
-    """Lets calls pass to a server, and ends a process at one of them.
+    """A proxy that passes calls to a server, and kills a process at one of them.
 
-    deadly: whether it is this call, told by its method, path and body. after: whether
-    the server gets the call before the process is gone.
+    `deadly` returns whether it is this call, from its method, path and body. If `after`, the server
+    receives the call before the process is killed.
     """
 
     address: str
@@ -402,7 +412,7 @@ class Gate:
         handler.wfile.write(content)
 
     def close(self) -> None:
-        """SIGKILL, and nothing passes any more."""
+        """Kill the process, and pass no more calls."""
         self.closed.set()
         assert self.process is not None
         self.process.kill()
@@ -410,7 +420,7 @@ class Gate:
 
 @contextmanager
 def listening(gate: Gate) -> Iterator[str]:
-    """A gate -> its address."""
+    """Serve a gate, and yield its address."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -432,7 +442,7 @@ def listening(gate: Gate) -> Iterator[str]:
             server.shutdown()
 
 
-# In the order of a run: which service is called how, and whether it gets the call.
+# In the order of a run: the service, the call, and whether the service receives the call.
 DEATHS: Sequence[tuple[str, Callable[[str, str, str], bool], bool]] = (
     ("storage", lambda method, path, body: "upload" in path and "PAR1" in body, False),
     ("bigquery", lambda method, path, body: '"copy": {' in body and '"scores"' in body, True),
@@ -440,7 +450,7 @@ DEATHS: Sequence[tuple[str, Callable[[str, str, str], bool], bool]] = (
 )
 
 
-def test_a_process_killed_again_and_again_leaves_each_row_once_when_it_is_let_be(
+def test_after_a_process_was_killed_repeatedly_a_rerun_writes_each_row_once(
     emulators: LocalCloud, flags: dict[str, Any], tables: Tables, example: Path
 ) -> None:
     command = [sys.executable, "-m", "pipelines.batch_local", *words(flags)]
@@ -453,9 +463,9 @@ def test_a_process_killed_again_and_again_leaves_each_row_once_when_it_is_let_be
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
             )
-            told, _ = gate.process.communicate(timeout=120)
-        assert gate.process.returncode == -signal.SIGKILL, told
-        # All rows of one attempt or none, whatever became of it.
+            output, _ = gate.process.communicate(timeout=120)
+        assert gate.process.returncode == -signal.SIGKILL, output
+        # The table has all rows of one attempt or none, wherever the attempt died.
         assert tables.counts("scores") in ({}, {"r": ROWS - FAULTY})
     finished = subprocess.run(command, env=emulators.environ(), capture_output=True, check=False)
     assert finished.returncode == 0, finished.stderr
@@ -463,6 +473,6 @@ def test_a_process_killed_again_and_again_leaves_each_row_once_when_it_is_let_be
         "SELECT row_id FROM scores UNION ALL SELECT row_id FROM scores_dead_letters"
     )
     assert sorted(row["row_id"] for row in found) == sorted(source_ids(example))
-    left = tables.made() - {"scores", "scores_dead_letters"}
+    left = tables.created() - {"scores", "scores_dead_letters"}
     assert left
     assert all(tables.client.get_table(tables / name).expires for name in left)

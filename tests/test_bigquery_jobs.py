@@ -1,4 +1,4 @@
-"""Jobs that are not run twice, against a server whose jobs end as a test says, and the emulator."""
+"""Jobs that must not run twice, on a scripted server and on the emulator."""
 
 import json
 import threading
@@ -30,10 +30,10 @@ BASE = job_id("copy", "a", "b")
 
 @dataclass
 class Plan:
-    """What becomes of a job: it is asked about so often until it ends, well or for a reason.
+    """The course of a job: how often it is polled before it ends, and why it fails, if it does.
 
-    insert: how the request to start it ends: `fine`, `lost` (it starts, the answer is
-    lost), `taken` (another has started it just before).
+    `insert` is the result of the request to start it: `fine`, `lost` (the job starts, but the
+    response is lost) or `duplicate` (another process has just started the job).
     """
 
     polls: int = 0
@@ -49,7 +49,7 @@ class Jobs:
     existing: dict[str, Plan] = field(default_factory=dict)
     plans: list[Plan] = field(default_factory=list)
     inserted: list[str] = field(default_factory=list)
-    # Requests that come to nothing first: of GETs after a Conflict, and of any to come.
+    # How many GETs do not find a job that was started, and how the next GETs are refused.
     unseen: int = 0
     refused: list[tuple[int, str]] = field(default_factory=list)
 
@@ -62,7 +62,7 @@ class Jobs:
             status, reason = self.refused.pop(0)
             return failure(status, reason)
         plan = self.existing.get(name)
-        # Outside the multi-regions a job is found only where it is.
+        # Outside the multi-regions, a job is found only with its location.
         if plan is None or place != PLACE:
             return failure(404, "notFound")
         if self.unseen and self.inserted:
@@ -77,13 +77,13 @@ class Jobs:
         assert body["jobReference"]["location"] == PLACE
         if name in self.existing:
             return failure(409, "duplicate")
-        assert not self.running, "a job is started while another runs"
+        assert not self.running, "a job was started while another was running"
         plan = self.plans.pop(0)
         self.existing[name] = plan
         self.inserted.append(name)
         if plan.insert == "lost":
             return None
-        return failure(409, "duplicate") if plan.insert == "taken" else (200, job(name, plan))
+        return failure(409, "duplicate") if plan.insert == "duplicate" else (200, job(name, plan))
 
 
 def failure(status: int, reason: str) -> tuple[int, Any]:
@@ -92,11 +92,11 @@ def failure(status: int, reason: str) -> tuple[int, Any]:
 
 
 def job(name: str, plan: Plan) -> dict[str, Any]:
-    """A plan -> the job as it is told."""
+    """Return the REST resource of a job."""
     status: dict[str, Any] = {"state": "RUNNING" if plan.polls else "DONE"}
     if not plan.polls and plan.reason:
-        told = {"reason": plan.reason, "message": plan.message}
-        status |= {"errorResult": told, "errors": [told]}
+        details = {"reason": plan.reason, "message": plan.message}
+        status |= {"errorResult": details, "errors": [details]}
     table = {"projectId": "p", "datasetId": "d", "tableId": "t"}
     return {
         "jobReference": {"projectId": "p", "jobId": name, "location": PLACE},
@@ -110,7 +110,7 @@ Serve = Callable[[Jobs], tuple[bigquery.Client, Cloud]]
 
 @pytest.fixture(scope="module")
 def serve() -> Iterator[Serve]:
-    """A function: Jobs to serve -> a client of them, and its Cloud."""
+    """A function that serves Jobs, and returns a client and its Cloud."""
     served: list[Jobs] = []
     lock = threading.Lock()
 
@@ -160,7 +160,7 @@ def serve() -> Iterator[Serve]:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds that would have been slept."""
+    """The seconds that the code would have slept."""
     slept: list[float] = []
     monkeypatch.setattr(time, "sleep", slept.append)
     return slept
@@ -177,28 +177,28 @@ def run(serve: Serve, jobs: Jobs) -> Any:
     return run_job(client, BASE, PLACE, cloud, begin)
 
 
-def test_an_id_is_that_of_its_parts_and_can_be_one_of_bigquerys() -> None:
+def test_an_id_depends_on_its_parts_and_is_valid_in_bigquery() -> None:
     assert job_id("load", "a", "b") == job_id("load", "a", "b")
     ids = {job_id("load", "a", "b"), job_id("load", "ab"), job_id("load", "b", "a")}
     assert len(ids | {job_id("copy", "a", "b")}) == 4
-    # Letters, digits, _ and -, 1,024 at most, whatever the parts are.
+    # BigQuery accepts up to 1,024 letters, digits, _ and -.
     assert job_id("query", "SELECT 'ü/*'\n" * 1_000).replace("-", "").isalnum()
     assert len(job_id("query", "x" * 10_000)) < 100
 
 
-def test_a_job_is_started_and_waited_for(serve: Serve, waits: list[float]) -> None:
+def test_run_job_starts_a_job_and_waits_for_it(serve: Serve, waits: list[float]) -> None:
     jobs = Jobs(plans=[Plan(polls=30)])
     done = run(serve, jobs)
     assert (done.job_id, done.state) == (f"{BASE}-0", "DONE")
     assert jobs.inserted == [f"{BASE}-0"]
-    # Short jobs are not kept waiting, long ones are not asked about all the time.
+    # A short job is not delayed, and a long job is polled rarely.
     assert waits[0] <= 0.1
     assert waits == sorted(waits)
     assert waits[-1] == 5.0
 
 
 @pytest.mark.parametrize("polls", [0, 3])
-def test_a_job_that_is_there_is_taken(serve: Serve, waits: list[float], polls: int) -> None:
+def test_an_existing_job_is_used(serve: Serve, waits: list[float], polls: int) -> None:
     jobs = Jobs(existing={f"{BASE}-0": Plan(polls)})
     assert run(serve, jobs).job_id == f"{BASE}-0"
     assert jobs.inserted == []
@@ -217,7 +217,7 @@ def test_a_job_that_failed_before_is_followed_by_the_next_number(
 
 
 @pytest.mark.parametrize("reason", ["backendError", "jobInternalError", "rateLimitExceeded"])
-def test_a_failure_that_may_pass_is_followed_by_another_attempt(
+def test_after_a_transient_failure_another_job_is_started(
     serve: Serve, waits: list[float], reason: str
 ) -> None:
     jobs = Jobs(plans=[Plan(reason=reason), Plan(reason=reason), Plan()])
@@ -233,7 +233,7 @@ ABORTED = (
 
 @pytest.mark.parametrize("message", ABORTED)
 @pytest.mark.parametrize("reason", ["invalidQuery", "transactionAborted"])
-def test_a_transaction_that_another_one_ended_is_run_again_a_few_times(
+def test_a_transaction_that_a_concurrent_update_ended_is_repeated_a_few_times(
     serve: Serve, waits: list[float], reason: str, message: str
 ) -> None:
     aborted = [Plan(reason=reason, message=message) for _ in range(ATTEMPTS)]
@@ -248,7 +248,7 @@ def test_a_transaction_that_another_one_ended_is_run_again_a_few_times(
 @pytest.mark.parametrize(
     "reason", ["invalidQuery", "notFound", "quotaExceeded", "accessDenied", "timeout", "stopped"]
 )
-def test_a_failure_that_lasts_is_raised_after_one_job(
+def test_a_permanent_failure_is_raised_after_one_job(
     serve: Serve, waits: list[float], reason: str
 ) -> None:
     jobs = Jobs(plans=[Plan(reason=reason)])
@@ -258,9 +258,7 @@ def test_a_failure_that_lasts_is_raised_after_one_job(
     assert waits == []
 
 
-def test_attempts_are_counted_and_the_last_failure_is_raised(
-    serve: Serve, waits: list[float]
-) -> None:
+def test_the_last_failure_is_raised_after_all_attempts(serve: Serve, waits: list[float]) -> None:
     jobs = Jobs(plans=[Plan(reason="backendError") for _ in range(ATTEMPTS + 1)])
     with pytest.raises(exceptions.InternalServerError, match="it failed"):
         run(serve, jobs)
@@ -269,17 +267,17 @@ def test_attempts_are_counted_and_the_last_failure_is_raised(
 
 
 @pytest.mark.parametrize("unseen", [0, 2])
-@pytest.mark.parametrize("insert", ["lost", "taken"])
-def test_a_job_that_was_started_unnoticed_is_taken(
+@pytest.mark.parametrize("insert", ["lost", "duplicate"])
+def test_a_job_that_was_started_unnoticed_is_used(
     serve: Serve, waits: list[float], insert: str, unseen: int
 ) -> None:
-    # What was started is sometimes not seen at once.
+    # A job that was started may take a moment to become visible.
     jobs = Jobs(plans=[Plan(1, insert=insert)], unseen=unseen)
     assert run(serve, jobs).job_id == f"{BASE}-0"
     assert jobs.inserted == [f"{BASE}-0"]
 
 
-def test_workers_that_start_it_at_the_same_time_get_one_job(
+def test_workers_that_start_a_job_at_the_same_time_share_one(
     serve: Serve, waits: list[float]
 ) -> None:
     jobs = Jobs(plans=[Plan(20, "backendError"), Plan(20)])
@@ -290,19 +288,19 @@ def test_workers_that_start_it_at_the_same_time_get_one_job(
 
 
 @pytest.mark.parametrize("ours", [False, True])
-def test_an_error_of_asking_about_a_job_starts_no_other(
+def test_an_error_while_polling_a_job_starts_no_other_job(
     serve: Serve, waits: list[float], ours: bool
 ) -> None:
     jobs = Jobs(plans=[Plan(9), Plan()])
     if not ours:
         jobs.existing[f"{BASE}-0"] = jobs.plans.pop(0)
     client, _ = serve(jobs)
-    asked = client.get_job
+    original = client.get_job
 
     def refuse(*args: Any, **rest: Any) -> Any:
         if jobs.existing and jobs.existing[f"{BASE}-0"].polls == 5:
             jobs.refused = [(403, "accessDenied")]
-        return asked(*args, **rest)
+        return original(*args, **rest)
 
     client.get_job = refuse
     try:
@@ -314,7 +312,7 @@ def test_an_error_of_asking_about_a_job_starts_no_other(
     assert jobs.running == 1
 
 
-def test_errors_of_asking_that_pass_are_waited_out(serve: Serve, waits: list[float]) -> None:
+def test_transient_errors_while_polling_are_retried(serve: Serve, waits: list[float]) -> None:
     jobs = Jobs(plans=[Plan(3)], refused=[(503, "backendError"), (403, "rateLimitExceeded")])
     assert run(serve, jobs).state == "DONE"
     assert len(jobs.inserted) == 1
@@ -334,7 +332,7 @@ PLANS = st.builds(
     Plan,
     polls=st.integers(0, 2),
     reason=st.sampled_from([None, "backendError", "invalidQuery", "jobInternalError"]),
-    insert=st.sampled_from(["fine", "lost", "taken"]),
+    insert=st.sampled_from(["fine", "lost", "duplicate"]),
 )
 
 
@@ -344,10 +342,10 @@ PLANS = st.builds(
     deadline=None,
 )
 @given(st.lists(PLANS, max_size=3), st.lists(PLANS, min_size=ATTEMPTS, max_size=ATTEMPTS))
-def test_whatever_becomes_of_jobs_one_succeeds_or_the_last_failure_is_raised(
+def test_however_jobs_end_one_succeeds_or_the_last_failure_is_raised(
     serve: Serve, waits: list[float], before: list[Plan], plans: list[Plan]
 ) -> None:
-    # That two jobs never run at once is seen to by the server.
+    # The server asserts that two jobs never run at the same time.
     names = [f"{BASE}-{i}" for i in range(20)]
     good = [plan.reason is None for plan in before]
     started = [plan.reason for plan in plans]
@@ -366,7 +364,7 @@ def test_whatever_becomes_of_jobs_one_succeeds_or_the_last_failure_is_raised(
         place = good.index(True) if any(good) else len(before) + started.index(None)
         assert done.job_id == names[place]
         assert len(jobs.inserted) == max(place + 1 - len(before), 0)
-        # Whoever asks again gets the same one, and nothing is started.
+        # Another call finds the same job, and starts none.
         client, cloud = serve(jobs)
         found = done_job(client, BASE, PLACE, cloud)
         assert found is not None
@@ -386,14 +384,14 @@ def test_the_job_that_succeeded_is_found_and_waited_for(serve: Serve, waits: lis
     assert (found.job_id, found.state) == (f"{BASE}-1", "DONE")
 
 
-def test_that_a_job_cannot_be_asked_about_does_not_mean_that_it_failed(serve: Serve) -> None:
-    # Its rows would be put in place twice.
+def test_done_job_raises_an_error_if_a_job_cannot_be_polled(serve: Serve) -> None:
+    # If the job counted as failed, its rows would be written twice.
     client, cloud = serve(Jobs(existing={f"{BASE}-0": Plan()}, refused=[(403, "accessDenied")]))
     with pytest.raises(exceptions.Forbidden):
         done_job(client, BASE, PLACE, cloud)
 
 
-def test_a_query_of_the_emulator_is_run_once(emulators: LocalCloud, dataset: str) -> None:
+def test_the_emulator_runs_a_query_once(emulators: LocalCloud, dataset: str) -> None:
     cloud, client = emulators.cloud, emulators.cloud.bigquery()
     client.query(f"CREATE TABLE `{dataset}.t` (n INT64)").result()
     base = job_id("query", dataset)
@@ -408,7 +406,7 @@ def test_a_query_of_the_emulator_is_run_once(emulators: LocalCloud, dataset: str
     assert client.get_table(f"{dataset}.t").num_rows == 1
 
 
-def test_a_query_of_the_emulator_that_fails_is_told_with_its_reason(
+def test_a_failed_query_in_the_emulator_is_raised_with_its_reason(
     emulators: LocalCloud, dataset: str
 ) -> None:
     cloud, client = emulators.cloud, emulators.cloud.bigquery()
@@ -421,7 +419,7 @@ def test_a_query_of_the_emulator_that_fails_is_told_with_its_reason(
         with pytest.raises(exceptions.BadRequest, match="oh") as raised:
             run_job(client, base, "US", cloud, begin)
         assert raised.value.errors[0]["reason"] == "invalidQuery"
-        # The second call is a second attempt of somebody's, under the next number.
+        # The second call is like a second attempt, which uses the next number.
         assert client.get_job(f"{base}-{number}").error_result is not None
         with pytest.raises(exceptions.NotFound):
             client.get_job(f"{base}-{number + 1}")

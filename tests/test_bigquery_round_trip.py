@@ -1,4 +1,4 @@
-"""Random tables of all types survive source -> sink unchanged."""
+"""Random tables of all types are read from a source and written to a sink unchanged."""
 
 import json
 import math
@@ -39,16 +39,16 @@ from transforms.files.writers import open_writer
 from transforms.provenance import Provenance
 
 LARGEST = (1 << 63) - 1
-# NUMERIC has 29 digits before and 9 behind the point. The emulator's BIGNUMERIC has 20 and 18,
-# the service's 38 and 38.
+# NUMERIC has 29 digits before and 9 digits after the point. BIGNUMERIC has 20 and 18 in the
+# emulator, and 38 and 38 in the service.
 NUMERIC = Decimal("99999999999999999999999999999.999999999")
 BIGNUMERIC = Decimal("99999999999999999999.999999999999999999")
 
 
 def decimals(limit: Decimal, scale: int) -> st.SearchStrategy[Decimal]:
-    """Decimals of all digits between a limit and its opposite."""
+    """Return decimals between a limit and its negative, with all digits."""
     largest = int(str(limit).replace(".", ""))
-    # Arithmetic would round to 28 digits.
+    # Build them from text, because arithmetic would round to 28 digits.
     return st.integers(-largest, largest).map(lambda n: Decimal(f"{n}E-{scale}"))
 
 
@@ -77,9 +77,9 @@ SCALARS = st.sampled_from(list(VALUES))
 
 @st.composite
 def fields(draw: st.DrawFn, name: str, depth: int = 0) -> SchemaField:
-    """A column of any type: a scalar, a struct, or an array of either."""
+    """Draw a column of any type: a scalar, a struct, or an array of either."""
     kind = draw(SCALARS if depth > 1 else SCALARS | st.just("RECORD"))
-    # The emulator's Read API answers an array of JSON as an array of structs.
+    # The emulator's Read API returns an array of JSON as an array of structs.
     mode = draw(st.sampled_from(["NULLABLE", "REPEATED"])) if kind != "JSON" else "NULLABLE"
     if kind != "RECORD":
         return SchemaField(name, kind, mode)
@@ -88,7 +88,7 @@ def fields(draw: st.DrawFn, name: str, depth: int = 0) -> SchemaField:
 
 
 def values(field: SchemaField) -> st.SearchStrategy[Any]:
-    """A column -> its values, nulls among them."""
+    """Return values of a column, including nulls."""
     if field.field_type == "RECORD":
         one = st.fixed_dictionaries({child.name: values(child) for child in field.fields})
     else:
@@ -98,7 +98,7 @@ def values(field: SchemaField) -> st.SearchStrategy[Any]:
 
 @dataclass
 class Rows:
-    """A table's columns and rows."""
+    """The columns and rows of a table."""
 
     fields: Sequence[SchemaField]
     rows: list[dict[str, Any]]
@@ -112,7 +112,7 @@ def tables(draw: st.DrawFn) -> Rows:
 
 
 def plain(value: Any, field: SchemaField) -> Any:
-    """A value as it was read -> one that equals another only if nothing was changed."""
+    """Convert a value to a form in which only unchanged values are equal."""
     if field.mode == "REPEATED":
         single = SchemaField(field.name, field.field_type, fields=field.fields)
         # In a table an array is never null.
@@ -134,7 +134,7 @@ def plain_rows(table: Rows) -> list[Any]:
 
 
 def narrow(kind: pa.DataType) -> pa.DataType:
-    """A type -> the same without decimals of more than 38 digits, floats to the emulator."""
+    """Narrow decimals of more than 38 digits, which the emulator would load as floats."""
     if pa.types.is_struct(kind):
         return pa.struct([f.with_type(narrow(f.type)) for f in kind])
     if pa.types.is_list(kind):
@@ -148,14 +148,14 @@ FEATURE = SchemaField("x", "FLOAT")
 
 @dataclass
 class RoundTrip:
-    """A table of its own, its way through source and sink, and what came out."""
+    """A round trip of tables through the source and the sink."""
 
     emulators: LocalCloud
     dataset: str
     numbers: Any
 
     def __call__(self, table: Rows) -> tuple[list[Any], list[Any]]:
-        """A table -> its rows, and those of the destination, both in a form to compare."""
+        """Return the rows of a table and the rows of the destination, in comparable form."""
         table = Rows(
             [ID, FEATURE, *table.fields],
             [{"id": f"{i:03}", "x": 0.5} | row for i, row in enumerate(table.rows)],
@@ -176,8 +176,8 @@ class RoundTrip:
     def _create(self, name: TableName, table: Rows) -> None:
         client = self.emulators.cloud.bigquery()
         client.create_table(bigquery.Table(str(name), schema=table.fields))
-        # JSON comes into a table as text. The service takes no Parquet file for such a column;
-        # there it would be a query.
+        # The emulator loads JSON from text. The service does not load Parquet files into JSON
+        # columns; there a query would be needed.
         texts = arrow_schema([without_json(field) for field in table.fields])
         texts = pa.schema([f.with_type(narrow(f.type)) for f in texts])
         buffer = BytesIO()
@@ -189,7 +189,7 @@ class RoundTrip:
         client.load_table_from_file(buffer, str(name), job_config=config).result()
 
     def _read(self, name: TableName, table: Rows) -> tuple[pa.Schema, list[pa.RecordBatch]]:
-        """A table's name -> its columns, and its rows by the Storage Read API."""
+        """Return the columns of a table, and its rows from the Storage Read API."""
         cloud = self.emulators.cloud
         manifest = Manifest(
             name="m",
@@ -210,7 +210,7 @@ class RoundTrip:
         return describe_source(source), batches
 
     def _write(self, name: TableName, schema: pa.Schema, batches: list[pa.RecordBatch]) -> None:
-        """Batches -> a new table of that name, staged as by StageFiles."""
+        """Stage batches like StageFiles does, and commit them to a new table."""
         folder = RunFolder("gs://bucket/round_trip", "r", name.table)
         own = Provenance(
             run_id="r",
@@ -246,7 +246,7 @@ def round_trip(
 ) -> Callable[[Rows], tuple[list[Any], list[Any]]]:
     for variable, address in emulators.environment.items():
         monkeypatch.setenv(variable, address)
-    # Beam's own access to the bucket: what pipelines/cloud_access.py does for a run.
+    # Give Beam access to the bucket, as pipelines/cloud_access.py does for a run.
     monkeypatch.setattr(auth._Credentials, "_credentials_init", True)
     return RoundTrip(emulators, dataset, count())
 
@@ -254,7 +254,7 @@ def round_trip(
 @settings(
     max_examples=examples(6),
     deadline=None,
-    # Each example takes a second: to make a failing one smaller would take minutes.
+    # An example takes a second, so shrinking a failing one would take minutes.
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -282,7 +282,7 @@ EXTREMES: dict[str, list[Any]] = {
 }
 
 
-def test_the_least_and_the_largest_values_of_every_type_survive_unchanged(
+def test_the_smallest_and_largest_values_of_every_type_survive_unchanged(
     round_trip: Callable[[Rows], tuple[list[Any], list[Any]]],
 ) -> None:
     every = [SchemaField(f"one_{kind}", kind) for kind in EXTREMES]

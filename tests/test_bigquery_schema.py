@@ -1,4 +1,4 @@
-"""Names, types and schemas: what of Arrow becomes what in a table, and what does not fit."""
+"""Names, types and schemas: which Arrow columns become which table columns, and which do not."""
 
 import re
 from typing import Any
@@ -29,17 +29,20 @@ JSON = pa.field("j", pa.string(), metadata=JSON_METADATA)
 
 
 def column(kind: pa.DataType) -> SchemaField:
-    """A type -> the column of a table that it becomes."""
+    """Return the table column for an Arrow type."""
     (found,) = table_fields(pa.schema([("c", kind)]))
     return found
 
 
-def test_only_where_tables_are_read_a_query_is_what_to_do_instead() -> None:
+def test_only_the_error_for_an_input_table_suggests_a_query() -> None:
     text = "my-project.data.t$20240101"
-    with pytest.raises(UsageError, match=re.escape(f"--output_table: {text!r}")) as caught:
+    expected = re.escape(
+        "--output_table: expected project.dataset.table, of letters, digits and _, "
+        "got 'my-project.data.t$20240101'"
+    )
+    with pytest.raises(UsageError, match=f"^{expected}$"):
         TableName.parse(text, "output_table")
-    assert "--input_query" not in str(caught.value)
-    with pytest.raises(UsageError, match="a partition or a wildcard table is read by"):
+    with pytest.raises(UsageError, match="use --input_query to read a partition or a wildcard"):
         TableName.parse(text, "input_table")
 
 
@@ -75,7 +78,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize(("kind", "name"), KINDS, ids=str)
-def test_types_of_columns_alone_in_lists_and_in_structs(kind: pa.DataType, name: str) -> None:
+def test_types_of_columns_plain_in_lists_and_in_structs(kind: pa.DataType, name: str) -> None:
     assert (column(kind).field_type, column(kind).mode) == (name, "NULLABLE")
     for many in (pa.list_(kind), pa.large_list(kind), pa.list_(kind, 3)):
         assert (column(many).field_type, column(many).mode) == (name, "REPEATED")
@@ -87,7 +90,7 @@ def test_types_of_columns_alone_in_lists_and_in_structs(kind: pa.DataType, name:
     ]
 
 
-def test_json_stays_json_by_its_mark() -> None:
+def test_json_columns_stay_json_by_their_metadata() -> None:
     schema = pa.schema(
         [JSON, pa.field("many", pa.list_(JSON)), pa.field("s", pa.struct([JSON, ("n", pa.int8())]))]
     )
@@ -114,18 +117,18 @@ def test_json_stays_json_by_its_mark() -> None:
         (pa.schema([("c", pa.decimal256(50, 40))]), ["'c'", "no type"]),
         (pa.schema([("c", pa.struct([]))]), ["'c'", "without fields"]),
         (pa.schema([("a b", pa.int8())]), ["'a b'", "letters, digits and _"]),
-        (pa.schema([("1st", pa.int8())]), ["'1st'", "not beginning with a digit"]),
-        (pa.schema([("x" * 301, pa.int8())]), ["cannot be in a table"]),
-        (pa.schema([("a", pa.int8()), ("A", pa.int8())]), ["'a' and 'A'", "one name"]),
-        (pa.schema([("a", pa.int8()), ("a", pa.int8())]), ["'a' and 'a'", "one name"]),
+        (pa.schema([("1st", pa.int8())]), ["'1st'", "not starting with a digit"]),
+        (pa.schema([("x" * 301, pa.int8())]), ["cannot be in a BigQuery table"]),
+        (pa.schema([("a", pa.int8()), ("A", pa.int8())]), ["'a' and 'A'", "the same name"]),
+        (pa.schema([("a", pa.int8()), ("a", pa.int8())]), ["'a' and 'a'", "the same name"]),
         (pa.schema([("c", pa.struct([("d-e", pa.int8())]))]), ["field 'd-e' of column 'c'"]),
         (
             pa.schema([("c", pa.list_(pa.struct([("d", pa.int8()), ("D", pa.int8())])))]),
-            ["fields 'd' and 'D' of column 'c'", "one name"],
+            ["fields 'd' and 'D' of column 'c'", "the same name"],
         ),
     ],
 )
-def test_what_a_table_cannot_hold_is_told(schema: pa.Schema, parts: list[str]) -> None:
+def test_columns_that_a_table_cannot_hold_are_reported(schema: pa.Schema, parts: list[str]) -> None:
     with pytest.raises(OutputError) as caught:
         table_fields(schema)
     assert "--output_fields" in str(caught.value)
@@ -133,13 +136,13 @@ def test_what_a_table_cannot_hold_is_told(schema: pa.Schema, parts: list[str]) -
         assert part in str(caught.value)
 
 
-def test_a_type_that_only_bigquery_has_is_not_passed_on() -> None:
+def test_a_type_that_only_bigquery_has_cannot_be_passed_through() -> None:
     schema = arrow_schema([SchemaField("place", "GEOGRAPHY")])
     with pytest.raises(OutputError, match=r"'place' is GEOGRAPHY.*STRING in --input_query"):
         table_fields(schema)
 
 
-def test_the_names_of_both_generations_are_one_type() -> None:
+def test_the_legacy_and_standard_names_of_a_type_are_equal() -> None:
     old = [SchemaField(n, n) for n in ("INTEGER", "FLOAT", "BOOLEAN", "NUMERIC", "BIGNUMERIC")]
     new = [SchemaField(o.name, n) for o, n in zip(old, NEW, strict=True)]
     assert drift("t", old, new) is None
@@ -150,7 +153,7 @@ def test_the_names_of_both_generations_are_one_type() -> None:
 NEW = ("INT64", "FLOAT64", "BOOL", "DECIMAL", "BIGDECIMAL")
 
 
-def test_a_table_may_have_more_columns_in_another_order_and_other_case() -> None:
+def test_a_table_may_have_more_columns_another_order_and_another_case() -> None:
     wanted = table_fields(pa.schema([("a", pa.int64()), ("b", pa.string())]))
     present = [
         SchemaField("extra", "STRING"),
@@ -161,7 +164,7 @@ def test_a_table_may_have_more_columns_in_another_order_and_other_case() -> None
     assert drift("t", wanted, present) is None
 
 
-def test_all_that_differs_is_told_at_once() -> None:
+def test_all_differences_are_reported_at_once() -> None:
     pair = pa.struct([("x", pa.int64()), ("y", pa.float64())])
     wanted = table_fields(
         pa.schema([("amount", pa.float64()), ("pair", pair), ("many", pa.list_(pa.int64()))])
@@ -172,9 +175,9 @@ def test_all_that_differs_is_told_at_once() -> None:
         SchemaField("many", "INTEGER"),
         SchemaField("owner", "STRING", "REQUIRED"),
     ]
-    told = drift("p.d.t", wanted, present) or ""
-    assert "\n" not in told
-    assert told.startswith("table p.d.t ")
+    message = drift("p.d.t", wanted, present) or ""
+    assert "\n" not in message
+    assert message.startswith("table p.d.t ")
     for part in (
         "lacks column amount FLOAT64 (nearest: amounts)",
         "has column pair STRUCT<y FLOAT64>, expected STRUCT<x INT64, y FLOAT64>",
@@ -182,10 +185,10 @@ def test_all_that_differs_is_told_at_once() -> None:
         "requires column owner, which is not written",
         "--output_fields",
     ):
-        assert part in told
+        assert part in message
 
 
-def test_the_order_of_a_structs_fields_is_no_drift_but_another_form() -> None:
+def test_another_order_of_struct_fields_fits_but_is_not_the_same_form() -> None:
     turned = SchemaField(
         "s", "RECORD", fields=[SchemaField("b", "STRING"), SchemaField("a", "INTEGER")]
     )
@@ -204,13 +207,13 @@ def test_the_order_of_a_structs_fields_is_no_drift_but_another_form() -> None:
         SchemaField("c", "BYTES"),
     ],
 )
-def test_a_copy_wants_columns_that_are_alike_in_every_respect(other: SchemaField) -> None:
+def test_a_copy_needs_columns_that_are_equal_in_every_respect(other: SchemaField) -> None:
     wanted = column(pa.string())
     assert same_form(wanted, SchemaField("c", "STRING", description="what it is"))
     assert not same_form(wanted, other)
 
 
-def test_limits_of_decimals_are_part_of_the_form() -> None:
+def test_the_precision_of_a_decimal_is_part_of_its_form() -> None:
     assert same_form(column(pa.decimal128(10, 2)), SchemaField("c", "NUMERIC"))
     bound = SchemaField("c", "NUMERIC", precision=10, scale=2)
     assert not same_form(column(pa.decimal128(10, 2)), bound)
@@ -237,15 +240,16 @@ def test_limits_of_decimals_are_part_of_the_form() -> None:
         ),
     ],
 )
-def test_files_hold_what_loads_and_no_more_bytes_than_the_rows(
+def test_files_have_types_that_load_and_are_not_larger_than_the_rows(
     actual: pa.DataType, expected: pa.DataType
 ) -> None:
     (target,) = arrow_schema(table_fields(pa.schema([("c", actual)])))
     assert file_type(actual, target.type) == expected
 
 
-def test_values_are_brought_into_the_form_of_the_table(emulators: LocalCloud) -> None:
-    # A struct of two fields of one type, turned round, with JSON and lists in it.
+def test_values_are_converted_to_the_form_of_the_table(emulators: LocalCloud) -> None:
+    # The fields of the struct are in another order in the table. Two of them have the same type,
+    # and others are JSON.
     inner = [
         SchemaField("b", "INTEGER"),
         SchemaField("j", "JSON"),
@@ -278,18 +282,18 @@ def test_values_are_brought_into_the_form_of_the_table(emulators: LocalCloud) ->
         "bs": [],
     }
     assert found[0] == full
-    # An array within an absent struct is null to the emulator, and empty to the service.
+    # In a struct that is null, an array is null in the emulator, and empty in the service.
     assert found[1] | {"js": 0} == none
     assert in_form(single, "s").index("AS `b`") < in_form(single, "s").index("AS `a`")
 
 
-def test_plain_columns_are_taken_as_they_are() -> None:
+def test_plain_columns_are_used_unchanged() -> None:
     for field in table_fields(FAILURE_SCHEMA):
         assert in_form(field, f"`{field.name}`") == f"`{field.name}`"
         assert same_form(field, without_json(field))
 
 
-# The last moment before the year 1, the first of it, the last of 9999, the first after it.
+# The moments just outside and just inside of the years 1 to 9999, at both ends.
 EDGES = np.array(
     ["0000-12-31T23:59:59", "0001-01-01", "9999-12-31T23:59:59", "10000-01-01"], "M8[s]"
 )
@@ -305,7 +309,7 @@ EDGES = np.array(
         (pa.timestamp("us", tz="Europe/Zurich"), "us"),
     ],
 )
-def test_times_outside_of_the_years_1_to_9999_are_found_wherever_they_are(
+def test_times_outside_the_years_1_to_9999_are_found_at_every_level(
     kind: pa.DataType, unit: str
 ) -> None:
     numbers = EDGES.astype(f"M8[{unit}]").astype("i8")
@@ -330,7 +334,7 @@ def test_times_finer_than_a_microsecond_are_found(kind: pa.DataType) -> None:
     assert list(found(column)) == [False, False, True, False]
 
 
-def test_columns_without_times_are_not_looked_at() -> None:
+def test_columns_without_times_are_skipped() -> None:
     for column_ in ([1], ["a"], [[1.5]], [{"a": 1}], [None]):
         assert unfit_times(pa.array(column_)) is None
 

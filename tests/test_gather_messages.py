@@ -1,4 +1,4 @@
-"""Across bundles no message is lost, and only what came before is dropped."""
+"""Across bundles, no message is lost, and only duplicates are dropped."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -13,8 +13,8 @@ from apache_beam.testing.util import assert_that, equal_to
 from transforms.messages.gather import DropDuplicates, GatherMessages, as_bytes
 from transforms.messages.message import Message, parse_message, serialize
 
-# The clock of a script begins at zero, and timers are set by the machine's: so many seconds
-# of the script are before any timer, and as many more after all of them.
+# The clock of a script starts at zero, but timers are set by the machine's clock. BEFORE seconds of
+# the script are earlier than any timer, and another AFTER seconds are later than all of them.
 BEFORE = int(time.time()) - 10_000
 AFTER = 1_000_000
 
@@ -24,7 +24,7 @@ def raw(number: int, text: str = "{}") -> bytes:
 
 
 def run(source: Script, step: beam.PTransform, check: Callable[[list[Any]], None]) -> None:
-    """A script through a step, on the one runner of Beam's own that knows scripts."""
+    """Send a script through a step, on the only runner of Beam that supports scripts."""
     with beam.Pipeline("BundleBasedDirectRunner", PipelineOptions(streaming=True)) as pipeline:
         assert_that(pipeline | source | step, check)
 
@@ -33,13 +33,13 @@ def ids(messages: Iterable[Any]) -> list[str]:
     return [parse_message(message).message_id for message in messages]
 
 
-def test_messages_are_serialized_once_whatever_form_they_come_in() -> None:
+def test_messages_of_every_form_are_serialized_once() -> None:
     message = raw(1)
     assert as_bytes(message) is message
     assert as_bytes(PubsubMessage._from_proto_str(message)) == message
 
 
-def test_duplicates_are_dropped_until_their_time_is_over() -> None:
+def test_duplicates_are_dropped_for_the_given_time() -> None:
     source = (
         Script()
         .add_elements([raw(1), raw(2), raw(1)])
@@ -54,7 +54,7 @@ def test_duplicates_are_dropped_until_their_time_is_over() -> None:
     run(source, DropDuplicates(60), equal_to(wanted))
 
 
-def test_messages_wait_for_those_of_other_bundles_and_none_is_lost() -> None:
+def test_messages_wait_for_messages_of_other_bundles_and_none_is_lost() -> None:
     source = Script()
     for i in range(7):
         source = source.add_elements([raw(i)])
@@ -65,14 +65,14 @@ def test_messages_wait_for_those_of_other_bundles_and_none_is_lost() -> None:
     def check(found: list[Any]) -> None:
         assert sorted(i for part in found for i in ids(part)) == [f"m{i}" for i in range(10)]
         assert all(type(part) is list for part in found)
-        # Full ones as soon as there are so many, what waited when its time was over, then the
-        # last one.
+        # Two full lists, a list of the message that waited until its time was over, and a list of
+        # the last message.
         assert sorted(map(len, found)) == [1, 1, 4, 4]
 
     run(source.advance_watermark_to_infinity(), GatherMessages(4, 50), check)
 
 
-def test_what_still_waits_at_the_end_comes_out() -> None:
+def test_messages_that_still_wait_at_the_end_are_emitted() -> None:
     with beam.Pipeline("FnApiRunner") as pipeline:
         gathered = pipeline | beam.Create(list(map(raw, range(5)))) | GatherMessages(1_000, 10**7)
 
@@ -87,10 +87,10 @@ def dropped_and_gathered(messages: beam.PCollection[bytes]) -> beam.PCollection[
     return messages | DropDuplicates(600) | GatherMessages(7, 100)
 
 
-def test_messages_of_many_bundles_that_are_dropped_and_gathered_are_each_there_once() -> None:
+def test_each_message_of_many_bundles_passes_both_steps_once() -> None:
     source = Script()
     for start in range(0, 200, 20):
-        # Each comes twice, half a script later.
+        # Each message arrives twice, the second time half a script later.
         source = source.add_elements([raw(i % 100) for i in range(start, start + 20)])
     source = source.advance_processing_time(BEFORE + AFTER).advance_watermark_to_infinity()
 

@@ -1,4 +1,4 @@
-"""The source of a stream in this process: nothing is acknowledged before all is done with it."""
+"""The source of a stream in this process: no message is acknowledged before all work on it."""
 
 import threading
 import time
@@ -31,15 +31,15 @@ from transforms.messages.message import Message, parse_message
 
 @pytest.fixture(autouse=True, scope="module")
 def polled() -> None:
-    """The runner can run PullMessages, as in a stream."""
+    """Make the runner able to run PullMessages, as in a stream."""
     add_polled_source(PullMessages, module.POLL_SECONDS)
 
 
-# When a message is acknowledged
+# The time at which a message is acknowledged
 
 
 class Leased:
-    """A lease of messages that are there from the start."""
+    """A lease whose messages are available from the start."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self.waiting = [Message(b"", {}, name, 0, "") for name in names]
@@ -99,12 +99,12 @@ def ids(taken: tuple[Timestamp, list[Message] | None]) -> list[str]:
     return [message.message_id for message in taken[1] or ()]
 
 
-def test_messages_are_acknowledged_when_every_step_is_past_the_time_they_were_done(
+def test_messages_are_acknowledged_when_every_step_has_passed_the_time_at_which_they_were_done(
     clock: type[Clock],
 ) -> None:
     with intake_of("a", "b") as (intake, lease):
         assert ids(intake.take(MIN_TIMESTAMP)) == ["a", "b"]
-        # However far the steps had been before.
+        # It does not matter how far the steps were before that.
         for clock.seconds in (1_001, 1_002):
             assert ids(intake.take(Timestamp(clock.seconds - 0.1))) == []
         assert (lease.acknowledged, intake.unfinished) == ([], 2)
@@ -114,7 +114,7 @@ def test_messages_are_acknowledged_when_every_step_is_past_the_time_they_were_do
         assert (lease.acknowledged, intake.unfinished) == (["a", "b"], 0)
 
 
-def test_what_may_be_kept_back_in_state_is_not_done_before_that_time_is_over(
+def test_messages_that_state_may_hold_back_are_done_after_that_time(
     clock: type[Clock],
 ) -> None:
     with intake_of("a", hold=5.0) as (intake, lease):
@@ -129,14 +129,14 @@ def test_what_may_be_kept_back_in_state_is_not_done_before_that_time_is_over(
         assert lease.acknowledged == ["a"]
 
 
-def test_a_timer_that_became_due_just_before_the_source_was_asked_is_waited_for(
+def test_the_source_waits_for_a_timer_that_has_just_become_due(
     clock: type[Clock],
 ) -> None:
     with intake_of("a", hold=5.0) as (intake, lease):
         intake.take(MIN_TIMESTAMP)
         clock.seconds = 1_001
         intake.take(MIN_TIMESTAMP)
-        # Timers were last looked after at some time since 1,001.
+        # Due timers were last fired at some time after 1,001.
         clock.seconds = 1_007
         now, _ = intake.take(MIN_TIMESTAMP)
         intake.take(now)
@@ -145,7 +145,7 @@ def test_a_timer_that_became_due_just_before_the_source_was_asked_is_waited_for(
         assert lease.acknowledged == ["a"]
 
 
-def test_what_cannot_be_acknowledged_ends_the_run_and_is_not_taken_for_done(
+def test_messages_that_cannot_be_acknowledged_end_the_run_and_do_not_count_as_done(
     clock: type[Clock],
 ) -> None:
     with intake_of("a") as (intake, lease):
@@ -153,14 +153,14 @@ def test_what_cannot_be_acknowledged_ends_the_run_and_is_not_taken_for_done(
         intake.take(MIN_TIMESTAMP)
         for clock.seconds in (1_001, 1_002):
             intake.take(MIN_TIMESTAMP)
-        # The runner asks four times.
+        # The runner calls the source four times.
         for _ in range(4):
             with pytest.raises(InputError, match="denied"):
                 intake.take(Timestamp(1_002))
         assert (lease.acknowledged, intake.unfinished) == ([], 1)
 
 
-def test_messages_pulled_ahead_are_bounded_by_number_and_by_bytes(
+def test_messages_pulled_ahead_are_limited_by_number_and_by_bytes(
     clock: type[Clock], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BUNDLE_MESSAGES", 4)
@@ -189,7 +189,9 @@ def test_a_clock_that_is_set_back_does_not_make_work_look_done(clock: type[Clock
         assert lease.acknowledged == []
 
 
-def test_at_the_end_nothing_more_is_given_and_what_waits_comes_first(clock: type[Clock]) -> None:
+def test_after_the_end_no_message_is_returned_and_waiting_messages_are_finished(
+    clock: type[Clock],
+) -> None:
     with intake_of("a", hold=5.0) as (intake, lease):
         intake.take(MIN_TIMESTAMP)
         lease.waiting.append(Message(b"", {}, "b", 0, ""))
@@ -204,9 +206,7 @@ def test_at_the_end_nothing_more_is_given_and_what_waits_comes_first(clock: type
 
 
 @pytest.mark.parametrize("once", [False, True])
-def test_messages_that_are_given_are_counted_and_those_that_come_again(
-    once: bool, clock: type[Clock]
-) -> None:
+def test_messages_and_duplicates_are_counted(once: bool, clock: type[Clock]) -> None:
     with intake_of("a", "b", once=once) as (intake, lease):
         intake.take(MIN_TIMESTAMP)
         for name in ("b", "c"):
@@ -216,7 +216,7 @@ def test_messages_that_are_given_are_counted_and_those_that_come_again(
         assert (intake.given, intake.again) == (4, once)
 
 
-def test_quiet_is_how_long_no_message_came(clock: type[Clock]) -> None:
+def test_quiet_seconds_is_the_time_without_a_message(clock: type[Clock]) -> None:
     with intake_of() as (intake, lease):
         assert intake.quiet_seconds == 0
         intake.take(MIN_TIMESTAMP)
@@ -229,7 +229,7 @@ def test_quiet_is_how_long_no_message_came(clock: type[Clock]) -> None:
         assert intake.quiet_seconds == 0
 
 
-def test_waiting_for_the_first_message_is_no_time_without_one(
+def test_quiet_seconds_does_not_include_the_wait_for_the_first_message(
     clock: type[Clock], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[float] = []
@@ -237,7 +237,7 @@ def test_waiting_for_the_first_message_is_no_time_without_one(
     with intake_of("a") as (intake, _):
 
         def look_and_take(ahead: module._Ahead) -> list[Message]:
-            # As whoever watches the run may look while the pipeline waits.
+            # A report may read the time while the pipeline waits.
             seen.append(intake.quiet_seconds)
             return take(ahead)
 
@@ -246,7 +246,7 @@ def test_waiting_for_the_first_message_is_no_time_without_one(
     assert seen == [0.0]
 
 
-def test_what_the_subscription_raised_is_raised_each_time(clock: type[Clock]) -> None:
+def test_an_error_of_the_subscription_is_raised_by_every_call(clock: type[Clock]) -> None:
     with intake_of() as (intake, lease):
         lease.error = InputError("subscription s cannot be read: gone")
         wait_until(lambda: intake._error)
@@ -255,8 +255,8 @@ def test_what_the_subscription_raised_is_raised_each_time(clock: type[Clock]) ->
                 intake.take(MIN_TIMESTAMP)
 
 
-def test_a_pipeline_gets_its_messages_from_the_intake_itself_and_not_from_a_copy() -> None:
-    # That of a real subscription cannot be pickled, which hides it.
+def test_a_pipeline_receives_its_messages_from_the_intake_itself_and_not_from_a_copy() -> None:
+    # This lease can be pickled. The lease of a real subscription cannot, which would hide a copy.
     with intake_of("a", "b") as (intake, lease):
         pipeline = beam.Pipeline("BundleBasedDirectRunner", PipelineOptions(streaming=True))
         pipeline | PullMessages(intake) | beam.Map(lambda _: None)
@@ -270,26 +270,29 @@ def test_a_pipeline_gets_its_messages_from_the_intake_itself_and_not_from_a_copy
 
 SEEN: list[str] = []
 FAILING: set[str] = set()
-# As often as a text is in here.
+# `note` raises an error once for each occurrence of a text in this list.
 TIMES: list[str] = []
 
 
 def note(element: Any) -> list[str]:
-    """Messages, or lists of them -> their data, which is kept. Raises for those in FAILING."""
+    """Return the texts of a message or a list of messages, and add them to SEEN.
+
+    Raises an error for a text in TIMES or FAILING.
+    """
     messages = [parse_message(one) for one in (element if type(element) is list else [element])]
     texts = [message.data.decode() for message in messages]
     for text in set(TIMES).intersection(texts):
         TIMES.remove(text)
         raise OSError("try again")
     if FAILING.intersection(texts):
-        raise ValueError(f"cannot take {texts}")
+        raise ValueError(f"cannot process {texts}")
     SEEN.extend(texts)
     return texts
 
 
 @pytest.fixture
 def mailbox(stream_emulators: LocalCloud) -> tuple[Cloud, str]:
-    """A Cloud and a name, which a topic and its subscription have."""
+    """A Cloud, and the name of a topic and its subscription."""
     SEEN.clear()
     FAILING.clear()
     TIMES.clear()
@@ -318,7 +321,7 @@ def publish(cloud: Cloud, name: str, texts: Iterable[str]) -> None:
 
 
 def left(cloud: Cloud, name: str, seconds: float = 2.0) -> list[str]:
-    """What another reader gets of a subscription now."""
+    """Return the texts that another reader receives from the subscription now."""
     found: list[str] = []
     while True:
         try:
@@ -339,7 +342,7 @@ def left(cloud: Cloud, name: str, seconds: float = 2.0) -> list[str]:
 def running(
     cloud: Cloud, name: str, step: Any, hold: float = 0.0
 ) -> Iterator[tuple[Intake, Future[Any]]]:
-    """A step over the messages of a subscription -> its intake and its end, while it runs."""
+    """Run a step on the messages of a subscription; yield its intake, and a future of its end."""
     options = PipelineOptions(streaming=True)
     with (
         open_intake(cloud, subscription_of(cloud, name), hold) as intake,
@@ -354,13 +357,13 @@ def running(
             intake.end()
 
 
-def test_every_message_comes_once_and_is_acknowledged(mailbox: tuple[Cloud, str]) -> None:
+def test_every_message_is_processed_once_and_acknowledged(mailbox: tuple[Cloud, str]) -> None:
     cloud, name = mailbox
     texts = [f"m{i}" for i in range(2_500)]
     publish(cloud, name, texts[:1_500])
     with running(cloud, name, beam.FlatMap(note)) as (intake, ended):
         publish(cloud, name, texts[1_500:])
-        # All acknowledged while it runs, not at its end.
+        # All messages are acknowledged while the stream runs, not only at its end.
         wait_until(lambda: len(SEEN) == 2_500 and intake.unfinished == 0)
         intake.end()
         assert ended.result(60) == "DONE"
@@ -368,7 +371,7 @@ def test_every_message_comes_once_and_is_acknowledged(mailbox: tuple[Cloud, str]
     assert left(cloud, name) == []
 
 
-def test_what_a_failed_step_had_taken_comes_again_and_the_run_ends_with_its_error(
+def test_messages_of_a_failed_step_are_delivered_again_and_the_run_ends_with_its_error(
     mailbox: tuple[Cloud, str],
 ) -> None:
     cloud, name = mailbox
@@ -377,15 +380,15 @@ def test_what_a_failed_step_had_taken_comes_again_and_the_run_ends_with_its_erro
         wait_until(lambda: SEEN and intake.unfinished == 0)
         FAILING.add("bad")
         publish(cloud, name, ["bad", "beside"])
-        with pytest.raises(ValueError, match="cannot take"):
+        with pytest.raises(ValueError, match="cannot process"):
             ended.result(60)
-        # Whatever the runner does meanwhile.
+        # This holds whatever else the runner has done in the meantime.
         assert intake.unfinished >= 1
     assert SEEN.count("good") == 1
     assert {"bad"} <= set(left(cloud, name)) <= {"bad", "beside"}
 
 
-def test_a_step_that_fails_and_then_works_loses_and_doubles_nothing(
+def test_a_step_that_fails_and_then_works_neither_loses_nor_duplicates_messages(
     mailbox: tuple[Cloud, str],
 ) -> None:
     cloud, name = mailbox
@@ -400,7 +403,7 @@ def test_a_step_that_fails_and_then_works_loses_and_doubles_nothing(
 
 @beam.ptransform_fn
 def in_windows(messages: Any) -> Any:
-    """Messages -> those of the same hour together, as transforms.files.windows has them."""
+    """Group messages by hour, as transforms.files.windows does."""
     return (
         messages
         | beam.Map(lambda message: TimestampedValue((0, message), Timestamp.now()))
@@ -415,16 +418,16 @@ def in_windows(messages: Any) -> Any:
     )
 
 
-def test_what_waits_for_its_window_is_not_acknowledged_and_comes_out_at_the_end(
+def test_messages_that_wait_for_their_window_are_acknowledged_at_the_end(
     mailbox: tuple[Cloud, str],
 ) -> None:
     cloud, name = mailbox
     publish(cloud, name, ["a", "b"])
     with running(cloud, name, in_windows()) as (intake, ended):
         wait_until(lambda: intake.unfinished == 2)
-        # So often the source was asked since, and each time it could have acknowledged them.
-        asked = intake._now
-        wait_until(lambda: intake._now > asked + 1)
+        # The source is called many times in this second, and could acknowledge them each time.
+        time_before = intake._now
+        wait_until(lambda: intake._now > time_before + 1)
         assert (SEEN, intake.unfinished) == ([], 2)
         intake.end()
         ended.result(60)
@@ -433,7 +436,7 @@ def test_what_waits_for_its_window_is_not_acknowledged_and_comes_out_at_the_end(
     assert left(cloud, name) == []
 
 
-def test_a_run_that_is_cut_off_leaves_what_waits_for_its_window_to_the_next(
+def test_an_interrupted_run_leaves_unacknowledged_messages_to_the_next_reader(
     mailbox: tuple[Cloud, str],
 ) -> None:
     cloud, name = mailbox
@@ -446,7 +449,7 @@ def test_a_run_that_is_cut_off_leaves_what_waits_for_its_window_to_the_next(
 
 
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt])
-def test_what_is_published_after_the_end_goes_to_the_next_reader_at_once(
+def test_messages_published_after_the_end_go_to_the_next_reader_at_once(
     mailbox: tuple[Cloud, str],
     monkeypatch: pytest.MonkeyPatch,
     error: type[BaseException] | None,
@@ -457,14 +460,14 @@ def test_what_is_published_after_the_end_goes_to_the_next_reader_at_once(
         pytest.raises(error) if error else nullcontext(),
         open_intake(cloud, subscription_of(cloud, name)) as intake,
     ):
-        # The next request is on its way then, and nothing that is given back answers it.
+        # Then the next request is in flight, and no message that is given back can answer it.
         wait_until(lambda: intake.take(MIN_TIMESTAMP)[1])
         intake.finish()
         if error:
             raise error
-    # The emulator need not give what comes to the request that waited first.
+    # No request may be left: the emulator could answer it instead of the next reader's request.
     assert [t.name for t in threading.enumerate() if t.name.endswith("(pull)")] == []
-    # As if the process had gone: whoever still waits for messages gives none of them back.
+    # As if the process had died: a request that is still waiting cannot give messages back.
     monkeypatch.setattr(Lease, "_set_deadline", lambda *_: None)
     texts = [f"m{i}" for i in range(100)]
     publish(cloud, name, texts)
@@ -474,12 +477,12 @@ def test_what_is_published_after_the_end_goes_to_the_next_reader_at_once(
         found.extend(left(cloud, name, 0.2))
         return len(found) == len(texts)
 
-    # Half of the subscription's deadline, at which messages that nobody has come again.
+    # Half of the subscription's deadline, after which lost messages are delivered again.
     wait_until(complete, seconds=5)
     assert sorted(found) == sorted(texts)
 
 
-def test_what_is_gathered_is_acknowledged_when_it_came_out_and_comes_out_at_the_end(
+def test_gathered_messages_are_acknowledged_when_they_are_emitted_which_the_end_forces(
     mailbox: tuple[Cloud, str],
 ) -> None:
     cloud, name = mailbox

@@ -39,7 +39,7 @@ def test_all_messages_are_pulled_once_and_given_back_at_the_end(mailbox: Mailbox
         assert sorted(message.data for message in lease.pull(10_000)) == bodies
 
 
-def test_no_more_are_pulled_than_asked_for(mailbox: Mailbox) -> None:
+def test_no_more_messages_are_pulled_than_the_limit(mailbox: Mailbox) -> None:
     mailbox.publish([b"%d" % i for i in range(5)])
     with leased(mailbox.cloud, mailbox.subscription) as lease:
         first = [message.data for message in lease.pull(3)]
@@ -47,7 +47,7 @@ def test_no_more_are_pulled_than_asked_for(mailbox: Mailbox) -> None:
         assert len(mailbox.look(2)) == 2
 
 
-def test_what_is_acknowledged_is_gone_and_the_rest_is_not(mailbox: Mailbox) -> None:
+def test_only_acknowledged_messages_are_removed(mailbox: Mailbox) -> None:
     mailbox.publish([b"gone", b"left"])
     with leased(mailbox.cloud, mailbox.subscription) as lease:
         ids = {message.data: message.message_id for message in lease.pull(10)}
@@ -55,7 +55,7 @@ def test_what_is_acknowledged_is_gone_and_the_rest_is_not(mailbox: Mailbox) -> N
     assert mailbox.bodies(1, 2.0) == [b"left"]
 
 
-def test_an_error_gives_everything_back(mailbox: Mailbox) -> None:
+def test_after_an_error_all_messages_are_given_back(mailbox: Mailbox) -> None:
     mailbox.publish([b"one", b"two"])
     with suppress(RuntimeError), leased(mailbox.cloud, mailbox.subscription) as lease:
         assert len(list(lease.pull(10))) == 2
@@ -63,7 +63,7 @@ def test_an_error_gives_everything_back(mailbox: Mailbox) -> None:
     assert mailbox.bodies(2, 2.0) == [b"one", b"two"]
 
 
-def test_messages_stay_ours_beyond_their_deadline(
+def test_messages_stay_leased_beyond_their_deadline(
     mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "DEADLINE_SECONDS", 2)
@@ -71,12 +71,12 @@ def test_messages_stay_ours_beyond_their_deadline(
     mailbox.publish([b"one", b"two"])
     with leased(mailbox.cloud, mailbox.subscription) as lease:
         assert len(list(lease.pull(10))) == 2
-        # Two deadlines long: another reader waits in vain.
+        # For two deadlines, another reader receives nothing.
         assert mailbox.look(1, 4.0) == []
     assert mailbox.bodies(2, 2.0) == [b"one", b"two"]
 
 
-def test_a_message_that_comes_again_is_acknowledged_under_its_last_id(
+def test_a_message_that_is_delivered_again_is_acknowledged_by_its_last_ack_id(
     mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Lease, "_set_deadline", lambda *_: None)
@@ -96,7 +96,7 @@ def test_a_message_that_comes_again_is_acknowledged_under_its_last_id(
     assert mailbox.look(1) == []
 
 
-def test_a_pull_that_waits_is_answered_when_it_is_stopped_and_no_other_begins(
+def test_stop_ends_a_waiting_pull_and_no_other_request_is_sent(
     mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PATIENCE_SECONDS", 3_600.0)
@@ -110,7 +110,7 @@ def test_a_pull_that_waits_is_answered_when_it_is_stopped_and_no_other_begins(
     assert mailbox.bodies(1, 5.0) == [b"one"]
 
 
-def test_a_missing_subscription_is_told(stream_emulators: LocalCloud) -> None:
+def test_a_missing_subscription_is_reported(stream_emulators: LocalCloud) -> None:
     name = f"projects/{PROJECT}/subscriptions/none"
     with (
         pytest.raises(InputError, match="subscriptions/none cannot be read"),
@@ -120,7 +120,7 @@ def test_a_missing_subscription_is_told(stream_emulators: LocalCloud) -> None:
 
 
 class Stub:
-    """A client that answers what it is told to, and counts."""
+    """A client that sends the given responses and counts calls."""
 
     def __init__(self, answers: list[Any]) -> None:
         self.answers = answers
@@ -132,7 +132,7 @@ class Stub:
     def pull(self, timeout: float, **_: Any) -> Any:
         self.timeouts.append(timeout)
         self.calls["pull"] += 1
-        # The last one again and again.
+        # The last response is repeated.
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, Exception):
             raise answer
@@ -176,16 +176,16 @@ def lease_of() -> Callable[..., tuple[Lease, Stub]]:
     return make
 
 
-def test_one_answer_without_messages_does_not_make_a_subscription_empty(
+def test_a_subscription_is_not_empty_after_one_response_without_messages(
     lease_of: Callable[..., tuple[Lease, Stub]],
 ) -> None:
-    late = exceptions.DeadlineExceeded("nothing came")
+    late = exceptions.DeadlineExceeded("no message arrived")
     lease, stub = lease_of(answer("a"), answer(), late, answer("b"), answer())
     assert [message.message_id for message in lease.pull(10)] == ["a", "b"]
     assert stub.calls["pull"] >= 5
 
 
-def test_what_comes_after_the_stop_is_given_back_and_what_came_before_is_kept(
+def test_messages_received_after_stop_are_given_back_and_earlier_ones_are_kept(
     lease_of: Callable[..., tuple[Lease, Stub]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lease, stub = lease_of(answer("a"), answer("b", "c"))
@@ -203,11 +203,11 @@ def test_what_comes_after_the_stop_is_given_back_and_what_came_before_is_kept(
     assert list(lease._held) == ["a"]
 
 
-def test_a_request_that_is_not_answered_in_time_is_given_more_until_one_is(
+def test_the_timeout_of_requests_grows_until_a_response_arrives(
     lease_of: Callable[..., tuple[Lease, Stub]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PATIENCE_SECONDS", 30.0)
-    late = exceptions.DeadlineExceeded("nothing came")
+    late = exceptions.DeadlineExceeded("no message arrived")
     lease, stub = lease_of(late, late, late, answer("a"), answer(), answer("b"))
     assert [message.message_id for message in lease.pull(2)] == ["a", "b"]
     assert stub.timeouts == [1, 2, 4, 8, 8, 1]
@@ -223,7 +223,7 @@ def test_deadlines_that_cannot_be_set_do_not_end_the_run(
     assert stub.calls["modify"] == 3
 
 
-def test_what_cannot_be_acknowledged_stays_ours_and_what_was_given_back_does_not(
+def test_messages_that_cannot_be_acknowledged_are_kept_until_they_are_given_back(
     lease_of: Callable[..., tuple[Lease, Stub]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lease, stub = lease_of(answer("a", "b"), answer())
@@ -244,7 +244,7 @@ def test_what_cannot_be_acknowledged_stays_ours_and_what_was_given_back_does_not
     assert stub.sizes == []
 
 
-def test_requests_are_of_a_size_that_the_service_takes(
+def test_requests_are_limited_to_the_size_that_the_service_accepts(
     lease_of: Callable[..., tuple[Lease, Stub]],
 ) -> None:
     ids = [f"m{i}" for i in range(2_500)]

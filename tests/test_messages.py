@@ -1,4 +1,4 @@
-"""Messages come through as they were, whichever form a runner gives them in."""
+"""Messages are parsed without loss, in whichever form a runner delivers them."""
 
 import datetime
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from transforms.messages.message import (
     serialize,
 )
 
-# Of 1970 to 2100.
+# From 1970 to 2100, in microseconds.
 TIMES = st.integers(0, 4_102_444_800_000_000)
 TEXT = st.text(max_size=20)
 MESSAGES = st.builds(
@@ -40,16 +40,16 @@ def plain(message: Message) -> Message:
 
 
 @given(MESSAGES)
-def test_a_message_comes_back_as_it_was_from_its_bytes(message: Message) -> None:
+def test_a_message_survives_serialization_unchanged(message: Message) -> None:
     assert plain(parse_message(serialize(message))) == message
 
 
 @given(MESSAGES)
-def test_beams_object_says_the_same_as_the_bytes(message: Message) -> None:
+def test_beams_object_and_the_bytes_are_parsed_alike(message: Message) -> None:
     assert plain(parse_message(PubsubMessage._from_proto_str(serialize(message)))) == message
 
 
-def test_messages_without_an_id_are_told_apart_by_what_they_hold() -> None:
+def test_messages_without_an_id_are_distinguished_by_their_content() -> None:
     one = serialize(Message(b"{}", {}, "", 1, ""))
     other = serialize(Message(b"[]", {}, "", 1, ""))
     assert (
@@ -73,14 +73,14 @@ def test_messages_without_an_id_are_told_apart_by_what_they_hold() -> None:
         ({ATTEMPTS: "9" * 1024}, 1),
     ],
 )
-def test_a_message_that_was_tried_before_says_how_often(
+def test_attempts_of_a_message_are_read_from_its_attributes(
     attributes: Mapping[str, str], attempts: int
 ) -> None:
     assert attempts_of(Message(b"", attributes, "1", 0, "")) == attempts
 
 
 @given(st.lists(MESSAGES, max_size=5))
-def test_the_column_holds_what_messages_say_of_themselves(messages: list[Message]) -> None:
+def test_the_column_has_the_fields_of_messages(messages: list[Message]) -> None:
     column = message_column(messages, NOW)
     assert column.type == MESSAGE_TYPE
     for row, message in zip(column.to_pylist(), messages, strict=True):
@@ -89,7 +89,7 @@ def test_the_column_holds_what_messages_say_of_themselves(messages: list[Message
         assert row["received_at"] == NOW
         assert (row["ordering_key"] or "") == message.ordering_key
         assert orjson.loads(row["attributes"] or "{}") == message.attributes
-    for told, message in zip(describe_messages(column), messages, strict=True):
-        assert told["id"] == message.message_id
-        assert told.get("attributes", {}) == message.attributes
-        assert told.get("ordering_key", "") == message.ordering_key
+    for described, message in zip(describe_messages(column), messages, strict=True):
+        assert described["id"] == message.message_id
+        assert described.get("attributes", {}) == message.attributes
+        assert described.get("ordering_key", "") == message.ordering_key

@@ -1,4 +1,4 @@
-"""Rows and dead letters as messages: whole, within Pub/Sub's limits, and none lost on the way."""
+"""Rows and dead letters as messages: unchanged, within Pub/Sub's limits, and none is lost."""
 
 import datetime
 import json
@@ -56,7 +56,7 @@ def rows(make_source: Make, provenance: Provenance) -> pa.RecordBatch:
     return encode(batch, OutputFields(score="total", outputs=(), source=("city",)), provenance, NOW)
 
 
-def test_a_row_is_an_object_with_its_id_and_run_as_attributes(rows: pa.RecordBatch) -> None:
+def test_a_row_is_a_json_object_with_its_id_and_run_as_attributes(rows: pa.RecordBatch) -> None:
     one, two = row_messages(rows)
     lineage = {
         "model_name": "tiny",
@@ -77,14 +77,14 @@ def test_a_row_is_an_object_with_its_id_and_run_as_attributes(rows: pa.RecordBat
 
 
 @pytest.mark.parametrize("letter", ["a", "é", "😀"])
-def test_ids_too_long_for_an_attribute_are_still_told_apart(letter: str) -> None:
+def test_ids_too_long_for_an_attribute_are_still_distinguished(letter: str) -> None:
     ids = [letter * 2000 + "1", letter * 2000 + "2", letter * 256]
     messages = row_messages(pa.record_batch({"row_id": ids}))
     assert [json.loads(m.data)["row_id"] for m in messages] == ids
-    told = [m.attributes["row_id"] for m in messages]
-    assert len(set(told)) == 3
-    assert told[2] == ids[2]
-    assert all(len(text.encode()) <= ATTRIBUTE_BYTES for text in told)
+    sent = [m.attributes["row_id"] for m in messages]
+    assert len(set(sent)) == 3
+    assert sent[2] == ids[2]
+    assert all(len(text.encode()) <= ATTRIBUTE_BYTES for text in sent)
 
 
 # Dead letters
@@ -93,13 +93,13 @@ def test_ids_too_long_for_an_attribute_are_still_told_apart(letter: str) -> None
 def letter(
     payload: bytes, attributes: Mapping[str, str], provenance: Provenance, **fault: str
 ) -> pa.RecordBatch:
-    """A message that could not be scored -> its failure record."""
+    """Return the failure record of a message that could not be scored."""
     message = Message(payload, attributes, "m1", 1_700_000_000_000_000, "")
-    told = Fault(fault.get("reason", "invalid_json"), fault.get("message", "not JSON"))
+    reported = Fault(fault.get("reason", "invalid_json"), fault.get("message", "not JSON"))
     return failure_batch(
         [fault.get("row_id", "m1")],
         [payload],
-        [told],
+        [reported],
         stage="decode",
         provenance=provenance,
         failed_at=NOW,
@@ -107,7 +107,9 @@ def letter(
     )
 
 
-def test_a_dead_letter_is_the_message_as_it_came_and_says_why(provenance: Provenance) -> None:
+def test_a_dead_letter_is_the_original_message_with_the_failure_as_attributes(
+    provenance: Provenance,
+) -> None:
     failures = letter(b"\xff\0", {"k": "v"}, provenance, message="not JSON: \n\u00e9")
     assert failure_messages(failures) == [
         Outgoing(
@@ -145,7 +147,7 @@ TEXT = st.text(max_size=400) | st.sampled_from(["", "é" * 512, "x" * 1024])
 @example(b"", {}, 91, "m1", "w")
 @example(b"", {}, 92, "m1", "w")
 @example(b"x", {"millrace_attempts": "7", "millrace_attributes_dropped": "9"}, 0, "m1", "w")
-def test_bytes_and_attributes_of_a_dead_letter_stay_as_far_as_there_is_room(
+def test_a_dead_letter_keeps_its_bytes_and_the_attributes_for_which_there_is_room(
     provenance: Provenance,
     payload: bytes,
     attributes: dict[str, str],
@@ -157,7 +159,7 @@ def test_bytes_and_attributes_of_a_dead_letter_stay_as_far_as_there_is_room(
     failures = letter(payload, attributes, provenance, row_id=row_id, message=words)
     (message,) = failure_messages(failures)
     assert message.data == payload
-    # Pub/Sub's own limits.
+    # The limits of Pub/Sub.
     assert len(message.attributes) <= 100
     assert all(len(text.encode()) <= 1024 for text in message.attributes.values())
     assert all(0 < len(name.encode()) <= 256 for name in message.attributes)
@@ -171,12 +173,12 @@ def test_bytes_and_attributes_of_a_dead_letter_stay_as_far_as_there_is_room(
     assert kept.items() <= theirs.items()
     dropped = int(own.get("millrace_attributes_dropped", 0))
     assert len(theirs) - len(kept) == dropped
-    # None is dropped for nothing.
+    # No attribute is dropped while there is room.
     assert dropped == 0 or len(message.attributes) == ATTRIBUTES
 
 
 @pytest.mark.parametrize("size", [MESSAGE_BYTES, 9_900_000])
-def test_of_a_message_as_large_as_they_may_be_the_end_makes_room(
+def test_the_end_of_a_message_of_the_largest_size_is_cut_for_the_attributes(
     provenance: Provenance, size: int
 ) -> None:
     payload = b"x" * size
@@ -199,7 +201,7 @@ SIZES = st.integers(0, 50) | st.sampled_from(
 
 
 @given(sizes=st.lists(SIZES, max_size=8), many=st.integers(0, 3000))
-def test_requests_hold_all_messages_in_order_and_no_more_than_they_may(
+def test_requests_hold_all_messages_in_order_within_their_limits(
     sizes: list[int], many: int
 ) -> None:
     buffers = {size: b"x" * size for size in sizes}
@@ -210,18 +212,18 @@ def test_requests_hold_all_messages_in_order_and_no_more_than_they_may(
     for part in found:
         assert 0 < len(part) <= REQUEST_MESSAGES
         assert len(part) == 1 or sum(map(size_of, part)) <= REQUEST_BYTES
-    # Two neighbours could not have gone together.
+    # Two neighbouring requests would not fit into one.
     for one, two in pairwise(found):
         joint = sum(map(size_of, one)) + size_of(two[0])
         assert len(one) == REQUEST_MESSAGES or joint > REQUEST_BYTES
 
 
 @given(data=st.binary(), attributes=st.dictionaries(st.text(), st.text(), max_size=20))
-def test_a_message_is_no_larger_than_it_is_taken_for(
+def test_a_message_is_not_larger_than_its_estimated_size(
     data: bytes, attributes: dict[str, str]
 ) -> None:
     request = PublishRequest(topic=TOPIC, messages=[{"data": data, "attributes": attributes}])
-    # Beside the topic's name and some bytes of framing.
+    # The room is for the topic's name and some bytes of framing.
     room = 10_000_000 - MESSAGE_BYTES
     assert PublishRequest.pb(request).ByteSize() <= size_of(Outgoing(data, attributes)) + room
 
@@ -230,16 +232,16 @@ def test_a_message_is_no_larger_than_it_is_taken_for(
 
 
 class Topics:
-    """Pub/Sub's Publish as far as it is needed: answers as it is told to, and keeps messages."""
+    """A server of Pub/Sub's Publish, which fails as a test says and records requests."""
 
     def __init__(self) -> None:
         self.requests: list[PublishRequest] = []
         self.errors: list[tuple[grpc.StatusCode, str]] = []
         self.always: tuple[grpc.StatusCode, str] | None = None
-        self.asked = 0
+        self.calls = 0
 
     def publish(self, request: PublishRequest, context: grpc.ServicerContext) -> PublishResponse:
-        self.asked += 1
+        self.calls += 1
         if error := self.always or (self.errors.pop(0) if self.errors else None):
             context.abort(*error)
         self.requests.append(request)
@@ -248,7 +250,7 @@ class Topics:
 
 @pytest.fixture
 def topics() -> Iterator[tuple[Topics, Cloud]]:
-    """A server of the service Publisher, and the Cloud to reach it."""
+    """A server of the Publisher service, and the Cloud that reaches it."""
     service = Topics()
     handler = grpc.unary_unary_rpc_method_handler(
         service.publish, PublishRequest.deserialize, PublishResponse.serialize
@@ -284,7 +286,7 @@ def adds_up_to(count: int) -> Callable[[list[Any]], None]:
     return check
 
 
-def test_rows_of_many_batches_go_in_full_requests(topics: tuple[Topics, Cloud]) -> None:
+def test_rows_of_many_batches_are_published_in_full_requests(topics: tuple[Topics, Cloud]) -> None:
     service, cloud = topics
     batches = [pa.record_batch({"row_id": [f"{b}-{i}" for i in range(300)]}) for b in range(8)]
     run(batches, PublishBatches(cloud, TOPIC), adds_up_to(2400), nothing)
@@ -294,7 +296,7 @@ def test_rows_of_many_batches_go_in_full_requests(topics: tuple[Topics, Cloud]) 
     assert len(service.requests) <= 5
 
 
-def test_errors_that_pass_are_waited_out_and_no_message_is_lost(
+def test_transient_errors_are_retried_and_no_message_is_lost(
     topics: tuple[Topics, Cloud], provenance: Provenance
 ) -> None:
     service, cloud = topics
@@ -308,7 +310,7 @@ def test_errors_that_pass_are_waited_out_and_no_message_is_lost(
         equal_to([((PUBLISHED,), 1)]),
         nothing,
     )
-    assert service.asked == 4
+    assert service.calls == 4
     (request,) = service.requests
     assert request.messages[0].data == b"\xff"
 
@@ -321,19 +323,21 @@ def test_errors_that_pass_are_waited_out_and_no_message_is_lost(
         ((grpc.StatusCode.UNAVAILABLE, "down"), "gave up after repeated attempts"),
     ],
 )
-def test_a_topic_that_cannot_be_published_to_is_told_in_one_line(
+def test_a_topic_that_cannot_be_published_to_is_reported_in_one_line(
     topics: tuple[Topics, Cloud], error: tuple[grpc.StatusCode, str], words: str
 ) -> None:
     service, cloud = topics
     service.always = error
     rows = pa.record_batch({"row_id": ["x"]})
-    with pytest.raises(Exception, match=f"topic {TOPIC} cannot be published to: .*{words}") as told:
+    with pytest.raises(
+        Exception, match=f"topic {TOPIC} cannot be published to: .*{words}"
+    ) as raised:
         run([rows], PublishBatches(cloud, TOPIC), nothing, nothing)
-    assert "OutputError" in repr(told.value)
+    assert "OutputError" in repr(raised.value)
     assert service.requests == []
     if error[0] != grpc.StatusCode.UNAVAILABLE:
-        # Asked once for each attempt of the runner at the bundle.
-        assert service.asked == 1
+        # There is one call for each attempt of the runner at the bundle.
+        assert service.calls == 1
 
 
 def test_a_row_too_large_for_a_message_is_a_dead_letter_and_the_others_are_published(
@@ -348,7 +352,7 @@ def test_a_row_too_large_for_a_message_is_a_dead_letter_and_the_others_are_publi
     def check(found: list[pa.RecordBatch]) -> None:
         ((record,),) = [to_rows(batch) for batch in found]
         assert (record["stage"], record["reason"], record["row_id"]) == ("write", "too_large", "2")
-        assert record["message"] == "12,024 bytes: a message of Pub/Sub takes 10 MB at most"
+        assert record["message"] == "expected a message of at most 10 MB, got 12,024 bytes"
         assert orjson.loads(record["payload"]) == {"row_id": "2", "text": texts[1]}
 
     run([rows], PublishBatches(cloud, TOPIC, "rows", provenance), adds_up_to(4), check)
@@ -356,7 +360,7 @@ def test_a_row_too_large_for_a_message_is_a_dead_letter_and_the_others_are_publi
     assert sorted(published) == list("1345")
 
 
-def test_where_no_dead_letter_can_be_made_a_row_too_large_is_an_error(
+def test_without_dead_letters_a_row_too_large_for_a_message_is_an_error(
     topics: tuple[Topics, Cloud], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, cloud = topics
@@ -369,11 +373,11 @@ def test_where_no_dead_letter_can_be_made_a_row_too_large_is_an_error(
 # On Google's emulator
 
 
-def test_what_is_published_is_what_a_subscriber_gets(
+def test_a_subscriber_receives_exactly_what_was_published(
     stream_emulators: LocalCloud, rows: pa.RecordBatch, provenance: Provenance
 ) -> None:
-    # The emulator looks at neither the number nor the size of attributes, nor at reserved
-    # names; the service refuses a request with one such message.
+    # The emulator does not check the number, the size and the names of attributes. The service
+    # refuses a whole request if one message exceeds a limit or uses a reserved name.
     cloud = stream_emulators.cloud
     name = f"projects/{cloud.project}/topics/t{uuid.uuid4().hex}"
     subscription = name.replace("topics", "subscriptions")
@@ -393,7 +397,7 @@ def test_what_is_published_is_what_a_subscriber_gets(
     assert sorted(got, key=lambda m: m.data) == sorted(wanted, key=lambda m: m.data)
 
 
-def test_a_topic_that_is_not_there_is_an_error_on_the_emulator_as_well(
+def test_a_missing_topic_is_an_error_on_the_emulator_too(
     stream_emulators: LocalCloud, rows: pa.RecordBatch
 ) -> None:
     cloud = stream_emulators.cloud

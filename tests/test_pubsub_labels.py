@@ -1,4 +1,4 @@
-"""The front before the emulator of Pub/Sub: labels are kept, all else goes through."""
+"""The proxy in front of the Pub/Sub emulator: it stores labels and passes on all other calls."""
 
 import threading
 import uuid
@@ -15,13 +15,13 @@ from examples.local_cloud import LocalCloud
 
 @pytest.fixture
 def names(labelled_emulators: LocalCloud) -> Iterator[tuple[Cloud, str, str]]:
-    """A cloud, a topic and its subscription, which carry the label team."""
+    """A cloud, a topic and its subscription, both with the label `team`."""
     cloud, name = labelled_emulators.cloud, f"l{uuid.uuid4().hex}"
     topic = f"projects/{cloud.project}/topics/{name}"
     subscription = f"projects/{cloud.project}/subscriptions/{name}"
     labels = {"team": "fraud"}
-    made = cloud.publisher().create_topic(request={"name": topic, "labels": labels})
-    assert dict(made.labels) == labels
+    created = cloud.publisher().create_topic(request={"name": topic, "labels": labels})
+    assert dict(created.labels) == labels
     request = {"name": subscription, "topic": topic, "labels": labels}
     assert dict(cloud.subscriber().create_subscription(request=request).labels) == labels
     yield cloud, topic, subscription
@@ -29,7 +29,7 @@ def names(labelled_emulators: LocalCloud) -> Iterator[tuple[Cloud, str, str]]:
     cloud.publisher().delete_topic(topic=topic)
 
 
-def test_labels_are_kept_changed_and_listed(names: tuple[Cloud, str, str]) -> None:
+def test_labels_are_stored_changed_and_listed(names: tuple[Cloud, str, str]) -> None:
     cloud, topic, subscription = names
     publisher, subscriber = cloud.publisher(), cloud.subscriber()
     new = {"team": "fraud", "more": "x"}
@@ -49,7 +49,7 @@ def test_labels_are_kept_changed_and_listed(names: tuple[Cloud, str, str]) -> No
     assert {t.name: dict(t.labels) for t in publisher.list_topics(project=place)}[topic] == new
 
 
-def test_what_is_made_again_has_no_labels_of_before(names: tuple[Cloud, str, str]) -> None:
+def test_a_topic_that_is_created_again_has_no_old_labels(names: tuple[Cloud, str, str]) -> None:
     cloud, topic, _ = names
     cloud.publisher().delete_topic(topic=topic)
     with pytest.raises(exceptions.NotFound):
@@ -64,7 +64,7 @@ def test_what_is_made_again_has_no_labels_of_before(names: tuple[Cloud, str, str
     assert dict(cloud.publisher().get_topic(topic=topic).labels) == {}
 
 
-def test_messages_go_through_by_pull_and_by_stream(names: tuple[Cloud, str, str]) -> None:
+def test_messages_pass_through_by_pull_and_by_streaming_pull(names: tuple[Cloud, str, str]) -> None:
     cloud, topic, subscription = names
     publisher, subscriber = cloud.publisher(), cloud.subscriber()
     messages: list[Any] = [{"data": b"%d" % n} for n in range(20)]

@@ -70,7 +70,7 @@ NOON = datetime.datetime(2024, 5, 6, 12, tzinfo=datetime.UTC)
         ("my-project.d.a table-with ü", ("my-project", "d", "a table-with ü")),
     ],
 )
-def test_a_table_can_be_named_as_the_console_the_bq_tool_and_sql_name_it(
+def test_a_table_name_may_be_spelled_as_in_the_console_the_bq_tool_or_sql(
     text: str, name: tuple[str, str, str]
 ) -> None:
     found = TableName.parse(text, "input_table", "payer-project")
@@ -96,14 +96,15 @@ def test_a_table_can_be_named_as_the_console_the_bq_tool_and_sql_name_it(
         "my-project/d/t",
     ],
 )
-def test_what_is_no_tables_name_is_refused_with_what_to_do(text: str) -> None:
+def test_an_invalid_table_name_is_refused_with_advice(text: str) -> None:
     with pytest.raises(UsageError) as raised:
         TableName.parse(text, "input_table", "payer-project")
-    assert str(raised.value).startswith(f"--input_table: {text!r}: expected project.dataset.table")
-    assert "a partition or a wildcard table is read by --input_query" in str(raised.value)
+    assert str(raised.value).startswith("--input_table: expected project.dataset.table")
+    assert f"got {text!r}" in str(raised.value)
+    assert "use --input_query to read a partition or a wildcard table" in str(raised.value)
 
 
-def test_a_name_without_a_project_needs_one() -> None:
+def test_a_table_name_without_a_project_needs_a_project() -> None:
     with pytest.raises(UsageError, match=r"expected project\.dataset\.table"):
         TableName.parse("dataset.table", "input_table", None)
 
@@ -112,7 +113,7 @@ def test_a_name_without_a_project_needs_one() -> None:
 
 
 def messages(table: pa.Table, rows: int, compression: str | None = "lz4") -> list[bytes]:
-    """A table -> its serialized schema, and its record batches of so many rows."""
+    """Return the serialized schema of a table, and its record batches of up to `rows` rows."""
     sink = pa.BufferOutputStream()
     options = pa.ipc.IpcWriteOptions(compression=compression)
     with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
@@ -123,10 +124,11 @@ def messages(table: pa.Table, rows: int, compression: str | None = "lz4") -> lis
 
 @dataclass
 class Reads:
-    """The server: a table in streams, and what goes wrong.
+    """A server that has a table in streams, and can fail.
 
-    sizes: rows of a response, taken in turn, so that a stream is cut in another way each
-    time. breaks: of each call in turn, after how many responses it ends, and with what.
+    `sizes` are the numbers of rows in a response, used in turn, so every call cuts a stream in
+    another way. `breaks` are for each call in turn: after how many responses it ends, and with
+    which status.
     """
 
     table: pa.Table
@@ -162,11 +164,11 @@ class Reads:
             part, left = left[:size], left[size:]
             batch = types.ArrowRecordBatch(serialized_record_batch=messages(part, 1 << 20)[1])
             yield types.ReadRowsResponse(row_count=part.num_rows, arrow_record_batch=batch)
-            # Says how far the stream is, without a row.
+            # A response without rows that only reports the progress of the stream.
             yield types.ReadRowsResponse(row_count=0)
             count += 1
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-            # Instead of an end: silence.
+            # The call hangs instead of ending.
             self.hanging.wait(30)
         elif code is not None:
             context.abort(code, "it is so")
@@ -174,7 +176,7 @@ class Reads:
 
 @contextmanager
 def serving(reads: Reads) -> Iterator[Cloud]:
-    """A server -> a Cloud whose Storage Read API it is."""
+    """Yield a Cloud whose Storage Read API is the server."""
     service = "google.cloud.bigquery.storage.v1.BigQueryRead"
     handlers = {
         "CreateReadSession": grpc.unary_unary_rpc_method_handler(
@@ -218,15 +220,16 @@ PASSING = [
 
 @pytest.fixture
 def no_waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds that would have been slept."""
+    """The seconds that the code would have slept."""
     waits: list[float] = []
     monkeypatch.setattr(time, "sleep", waits.append)
     return waits
 
 
 @pytest.mark.usefixtures("no_waits")
-def test_a_stream_that_breaks_anywhere_any_number_of_times_gives_each_row_once_in_order() -> None:
-    # One server, so one connection, and no limit: without waits a slow machine uses it up.
+def test_a_stream_that_breaks_anywhere_any_number_of_times_yields_each_row_once_in_order() -> None:
+    # One server is shared to have only one connection. There is no time limit for retries, which a
+    # slow machine would exceed without waits.
     reads = Reads(numbered(0))
     with serving(reads) as cloud:
 
@@ -249,14 +252,16 @@ def test_a_stream_that_breaks_anywhere_any_number_of_times_gives_each_row_once_i
 
 
 @pytest.mark.parametrize("responses", range(5))
-def test_a_stream_that_breaks_goes_on_at_its_offset(responses: int, no_waits: list[float]) -> None:
+def test_a_stream_that_breaks_is_continued_at_its_offset(
+    responses: int, no_waits: list[float]
+) -> None:
     reads = Reads(numbered(12), breaks=[(responses, grpc.StatusCode.UNAVAILABLE)])
     with serving(reads) as cloud:
         assert read_all(reads, cloud).equals(reads.table)
     assert reads.offsets == [0, 3 * responses]
 
 
-def test_waits_grow_while_no_row_comes_and_are_short_again_after_one(
+def test_waits_grow_until_a_row_arrives_and_are_short_again_afterwards(
     no_waits: list[float],
 ) -> None:
     broken = grpc.StatusCode.UNAVAILABLE
@@ -269,7 +274,7 @@ def test_waits_grow_while_no_row_comes_and_are_short_again_after_one(
 
 
 @pytest.mark.parametrize("first", [0, 2])
-def test_a_stream_without_progress_is_given_up_after_the_time(first: int) -> None:
+def test_a_stream_without_progress_is_given_up_after_retry_seconds(first: int) -> None:
     broken = grpc.StatusCode.UNAVAILABLE
     reads = Reads(numbered(12), breaks=[(first, broken), *[(0, broken)] * 1_000])
     with serving(reads) as cloud, pytest.raises(exceptions.ServiceUnavailable, match="it is so"):
@@ -287,7 +292,9 @@ def test_a_stream_without_progress_is_given_up_after_the_time(first: int) -> Non
         grpc.StatusCode.UNAUTHENTICATED,
     ],
 )
-def test_an_error_that_lasts_is_raised_once(code: grpc.StatusCode, no_waits: list[float]) -> None:
+def test_a_permanent_error_is_raised_without_a_retry(
+    code: grpc.StatusCode, no_waits: list[float]
+) -> None:
     reads = Reads(numbered(12), breaks=[(1, code)])
     with serving(reads) as cloud, pytest.raises(exceptions.GoogleAPICallError) as raised:
         read_all(reads, cloud)
@@ -296,7 +303,7 @@ def test_an_error_that_lasts_is_raised_once(code: grpc.StatusCode, no_waits: lis
     assert no_waits == []
 
 
-def test_a_stream_that_falls_silent_is_read_on_in_another_call(
+def test_a_stream_that_hangs_is_continued_in_another_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(transforms.bigquery.read, "READ_SECONDS", 0.3)
@@ -311,7 +318,7 @@ def test_a_stream_that_falls_silent_is_read_on_in_another_call(
 
 @pytest.fixture
 def anonymous(emulators: LocalCloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beam's own access to the bucket: what pipelines/cloud_access.py does for a run."""
+    """Give Beam access to the bucket, as pipelines/cloud_access.py does for a run."""
     for variable, address in emulators.environment.items():
         monkeypatch.setenv(variable, address)
     monkeypatch.setattr(auth._Credentials, "_credentials_init", True)
@@ -326,7 +333,7 @@ def sql(emulators: LocalCloud) -> Callable[[str], None]:
 
 @pytest.fixture
 def source(emulators: LocalCloud, dataset: str, sql: Callable[[str], None]) -> BigQuerySource:
-    """A table of 20 rows: a, b, c, features of the manifest, an id and a column of each kind."""
+    """A table of 20 rows with the features a, b and c, an id, and another column."""
     sql(
         f"CREATE TABLE `{dataset}.t` AS SELECT CONCAT('id ', n) AS id, n AS a, n / 4 AS b, "
         "CAST(n AS NUMERIC) AS c, 'more' AS extra FROM UNNEST(GENERATE_ARRAY(0, 19)) AS n"
@@ -343,7 +350,7 @@ def read(
     folder: RunFolder | None = None,
     **options: Any,
 ) -> pa.Table:
-    """A source -> its rows, step by step as the transform does, without a runner."""
+    """Read the rows of a source with the steps of the transform, but without a runner."""
     transform = ReadBigQuery(
         source=source, columns=columns, method=method, folder=folder, **options
     )
@@ -378,7 +385,7 @@ def test_a_table_is_read_by_its_columns(source: BigQuerySource, columns: Columns
     ]
 
 
-def test_only_what_is_needed_is_asked_for_and_the_job_project_pays(
+def test_only_the_needed_columns_are_requested_and_the_job_project_pays(
     source: BigQuerySource, columns: Columns
 ) -> None:
     reads = Reads(pa.table({"a": [1.0], "b": [1.0], "c": [1.0]}))
@@ -389,8 +396,8 @@ def test_only_what_is_needed_is_asked_for_and_the_job_project_pays(
                 source.cloud.endpoints, **{"bigquerystorage": storage.endpoints.bigquerystorage}
             ),
         )
-        asked = replace(source, cloud=cloud, row_restriction="a > 3", snapshot=NOON)
-        streams = open_session(asked, replace(columns, keep=("extra",)))
+        wanted = replace(source, cloud=cloud, row_restriction="a > 3", snapshot=NOON)
+        streams = open_session(wanted, replace(columns, keep=("extra",)))
     assert len(streams) == 1
     request, session = reads.sessions[0], reads.sessions[0].read_session
     assert request.parent == "projects/payer-project"
@@ -413,7 +420,7 @@ def test_only_what_is_needed_is_asked_for_and_the_job_project_pays(
         (grpc.StatusCode.NOT_FOUND, ("it is so", "check the project")),
     ],
 )
-def test_a_session_that_is_refused_is_told_once(
+def test_a_refused_session_is_reported_without_a_retry(
     code: grpc.StatusCode, parts: tuple[str, ...], source: BigQuerySource, columns: Columns
 ) -> None:
     reads = Reads(numbered(0), refusals=[code] * 2)
@@ -428,7 +435,7 @@ def test_a_session_that_is_refused_is_told_once(
         assert part in str(raised.value)
 
 
-def test_a_session_is_asked_for_again_while_the_service_is_unavailable(
+def test_a_session_is_requested_again_while_the_service_is_unavailable(
     source: BigQuerySource, columns: Columns, no_waits: list[float]
 ) -> None:
     reads = Reads(numbered(0), streams=0, refusals=[grpc.StatusCode.UNAVAILABLE] * 3)
@@ -448,20 +455,20 @@ def test_building_a_pipeline_makes_no_call(columns: Columns) -> None:
     source = BigQuerySource(cloud=cloud, table=TableName("a-project", "d", "t"))
     folder = RunFolder("gs://bucket/tmp", "r", "token")
     pipeline = beam.Pipeline("FnApiRunner")
-    for asked in (source, replace(source, table=None, query="SELECT 1")):
+    for wanted in (source, replace(source, table=None, query="SELECT 1")):
         for method in ("direct", "export"):
-            label = f"{asked.label} {method}"
+            label = f"{wanted.label} {method}"
             pipeline | label >> ReadBigQuery(
-                source=asked, columns=columns, method=method, folder=folder
+                source=wanted, columns=columns, method=method, folder=folder
             )  # type: ignore[arg-type]
     assert pipeline.to_runner_api().components.transforms
-    # The test itself can see a call: the first one fails.
+    # The test would notice a call, because every call fails.
     with pytest.raises(InputError, match="cannot be reached"):
         describe_source(source)
 
 
 @pytest.mark.parametrize("method", ["direct", "export"])
-def test_in_a_pipeline_each_row_comes_once_and_none_as_a_failure(
+def test_a_pipeline_reads_each_row_once_and_none_as_a_failure(
     method: str, source: BigQuerySource, columns: Columns, anonymous: None
 ) -> None:
     def is_whole(batches: list[pa.RecordBatch]) -> None:
@@ -504,7 +511,7 @@ SCALARS = {
 
 @pytest.fixture
 def typed_table(emulators: LocalCloud, dataset: str, sql: Callable[[str], None]) -> BigQuerySource:
-    """A row with a column of every type, alone, repeated and in structs, and a row of nulls."""
+    """A table with columns of every type, plain, repeated and in structs, and a row of nulls."""
     declared = [f"{name.lower()}_ {name}" for name in SCALARS]
     declared += [f"{name.lower()}_list ARRAY<{name}>" for name in SCALARS]
     declared += ["s STRUCT<x INT64, y STRUCT<z STRING>>", "l ARRAY<STRUCT<x INT64, y BOOL>>"]
@@ -523,34 +530,40 @@ def one_feature(make_manifest: Callable[..., Manifest]) -> Manifest:
     return make_manifest(InputSpec("x", ("k",), shape=(1,)))
 
 
-def test_the_schema_told_before_the_run_is_the_one_that_is_read(
+def test_the_described_schema_is_the_schema_that_is_read(
     typed_table: BigQuerySource, one_feature: Manifest
 ) -> None:
-    told = describe_source(typed_table)
-    columns = Columns(one_feature, keep=tuple(told.names))
+    described = describe_source(typed_table)
+    columns = Columns(one_feature, keep=tuple(described.names))
     (stream,) = open_session(typed_table, columns)
-    came = pa.ipc.read_schema(pa.py_buffer(stream.schema))
-    assert came.names == told.names
-    # The emulator differs from the service in three types, and marks no column as JSON.
+    actual = pa.ipc.read_schema(pa.py_buffer(stream.schema))
+    assert actual.names == described.names
+    # The emulator differs from the service in three types, and does not mark JSON columns.
     differs = {"bignumeric_", "bignumeric_list", "json_list"}
-    for name in told.names:
-        assert (told.field(name).type == came.field(name).type) == (name not in differs), name
-    assert told.field("bignumeric_").type == pa.decimal256(76, 38)
-    assert told.field("json_list").type == pa.list_(pa.string())
+    for name in described.names:
+        assert (described.field(name).type == actual.field(name).type) == (name not in differs), (
+            name
+        )
+    assert described.field("bignumeric_").type == pa.decimal256(76, 38)
+    assert described.field("json_list").type == pa.list_(pa.string())
     mark = {b"ARROW:extension:name": b"google:sqlType:json"}
-    assert told.field("json_").metadata == told.field("json_list").type.value_field.metadata == mark
-    assert not told.field("k").nullable
+    assert (
+        described.field("json_").metadata
+        == described.field("json_list").type.value_field.metadata
+        == mark
+    )
+    assert not described.field("k").nullable
 
 
 @pytest.mark.parametrize("method", ["direct", "export"])
-def test_values_of_every_type_are_passed_on(
+def test_values_of_every_type_are_passed_through(
     method: ReadMethod, typed_table: BigQuerySource, one_feature: Manifest, anonymous: None
 ) -> None:
     columns = Columns(one_feature, id_column="k", keep=tuple(describe_source(typed_table).names))
     folder = RunFolder("gs://bucket/tmp", "r", method)
     full, empty = (row["source"] for row in sorted_rows(read(typed_table, columns, method, folder)))
     for name, (_, value) in SCALARS.items():
-        # The emulator wraps the JSON of lists, and does not pack that of files.
+        # The emulator wraps JSON in lists, and formats JSON in files with spaces.
         if name != "JSON":
             assert full[f"{name.lower()}_list"] == [value, value]
             assert full[f"{name.lower()}_"] == value
@@ -588,14 +601,14 @@ def test_a_repeated_column_is_the_whole_vector(
     assert set(found["source"].combine_chunks().type.names) == {"features"}
     good, _, faults = validate(concat_batches(found.to_batches()), columns.manifest)
     assert [row["inputs"]["x"] for row in to_rows(good)] == [[1.0, 2.0, 3.0]]
-    # BigQuery has no null lists: what was null is a list of nothing.
+    # BigQuery has no null lists: NULL was stored as an empty list.
     assert [fault.reason for fault in faults] == ["wrong_width", "wrong_width"]
 
 
 # Ids
 
 
-def test_rows_without_an_id_have_the_same_one_whatever_way_they_are_read(
+def test_derived_ids_are_the_same_whichever_way_rows_are_read(
     source: BigQuerySource, columns: Columns, anonymous: None
 ) -> None:
     folder = RunFolder("gs://bucket/tmp", "r", "ids")
@@ -636,7 +649,7 @@ def test_only_rows_whose_id_is_null_get_a_derived_one(
         ("a > 100", set()),
     ],
 )
-def test_a_restriction_leaves_rows_out_by_either_method(
+def test_a_restriction_leaves_rows_out_with_both_methods(
     method: ReadMethod,
     restriction: str | None,
     expected: set[int],
@@ -650,7 +663,7 @@ def test_a_restriction_leaves_rows_out_by_either_method(
     assert found.num_rows == len(expected)
 
 
-def test_an_export_of_fewer_rows_brings_only_the_needed_columns(
+def test_an_export_with_a_restriction_has_only_the_needed_columns(
     source: BigQuerySource, columns: Columns, anonymous: None
 ) -> None:
     folder = RunFolder("gs://bucket/tmp", "r", "narrow")
@@ -666,7 +679,7 @@ def test_an_export_of_fewer_rows_brings_only_the_needed_columns(
     assert describe_source(table).names == ["a", "b", "c"]
 
 
-def test_a_bundle_that_is_repeated_takes_the_jobs_of_the_first(
+def test_a_repeated_bundle_uses_the_jobs_of_the_first_one(
     source: BigQuerySource, columns: Columns, sql: Callable[[str], None], anonymous: None
 ) -> None:
     folder = RunFolder("gs://bucket/tmp", "r", "repeated")
@@ -680,7 +693,7 @@ def test_a_bundle_that_is_repeated_takes_the_jobs_of_the_first(
     assert sum(plan_file(file, "parquet").size for file in files) == 20
 
 
-def test_another_run_of_the_same_query_reads_what_is_there_then(
+def test_another_run_of_the_same_query_reads_the_current_rows(
     source: BigQuerySource, columns: Columns, sql: Callable[[str], None]
 ) -> None:
     def run() -> int:
@@ -692,20 +705,20 @@ def test_another_run_of_the_same_query_reads_what_is_there_then(
     assert run() == 10
 
 
-def test_an_empty_table_has_no_rows_by_either_method(
+def test_an_empty_table_has_no_rows_with_both_methods(
     source: BigQuerySource, columns: Columns, sql: Callable[[str], None], anonymous: None
 ) -> None:
-    # Not by DELETE, after which the emulator still counts the rows.
+    # Replace the table: after a DELETE the emulator would still count the rows.
     sql(f"CREATE OR REPLACE TABLE `{source.table}` AS SELECT 1 AS a, 2 AS b, 3 AS c LIMIT 0")
     for method in ("direct", "export"):
         folder = RunFolder("gs://bucket/tmp", "r", "none")
         assert read(source, columns, method, folder).num_rows == 0
-    # Nothing is exported: there may be no file then, where one is looked for.
+    # There is no extract job, because its files might be missing.
     with pytest.raises(exceptions.NotFound):
         source.cloud.bigquery().get_job(job_id("extract", source.attempt, str(source.table)) + "-0")
 
 
-# What is wrong is told before the run
+# Errors that are reported before the run
 
 
 @pytest.mark.parametrize(
@@ -722,7 +735,7 @@ def test_an_empty_table_has_no_rows_by_either_method(
         ({"table": None, "query": ""}, ("one SELECT", "no statement")),
     ],
 )
-def test_a_source_that_cannot_be_read_is_told(
+def test_a_source_that_cannot_be_read_is_reported(
     changes: dict[str, Any], parts: tuple[str, ...], source: BigQuerySource
 ) -> None:
     with pytest.raises(InputError) as raised:
@@ -731,7 +744,7 @@ def test_a_source_that_cannot_be_read_is_told(
         assert part in str(raised.value)
 
 
-def test_what_only_running_a_query_shows_is_told_once(
+def test_an_error_that_only_running_a_query_shows_is_reported_without_a_retry(
     source: BigQuerySource, columns: Columns
 ) -> None:
     failing = replace(source, table=None, query=f"SELECT *, ERROR('oh') AS x FROM `{source.table}`")
@@ -753,21 +766,19 @@ def test_what_only_running_a_query_shows_is_told_once(
 def test_a_statement_that_changes_a_table_is_refused_and_not_run(
     statement: str, kind: str, source: BigQuerySource, columns: Columns
 ) -> None:
-    # A dry run of these answers with the table's columns, as that of a SELECT does.
+    # A dry run of these statements returns the table's columns, like a dry run of a SELECT.
     with pytest.raises(InputError, match=f"expected one SELECT, got {kind}"):
         describe_source(replace(source, table=None, query=statement.format(t=source.table)))
     assert read(source, columns).num_rows == 20
 
 
-def test_a_comment_at_the_end_of_a_restriction_is_one(
-    source: BigQuerySource, columns: Columns
-) -> None:
+def test_a_restriction_may_end_with_a_comment(source: BigQuerySource, columns: Columns) -> None:
     restricted = replace(source, row_restriction="a < 2 -- the first two")
     assert describe_source(restricted) == describe_source(source)
     assert read(restricted, columns).num_rows == 2
 
 
-def test_a_view_is_read_by_a_query_as_the_message_says(
+def test_a_view_is_refused_and_the_query_in_the_message_reads_it(
     source: BigQuerySource, columns: Columns, dataset: str, sql: Callable[[str], None]
 ) -> None:
     sql(f"CREATE VIEW `{dataset}.v` AS SELECT * FROM `{dataset}.t` WHERE a < 3")
@@ -788,7 +799,7 @@ def test_a_view_is_read_by_a_query_as_the_message_says(
         ({"id_column": "raw"}, r"id column 'raw': expected text, integers or times, got binary"),
     ],
 )
-def test_columns_that_are_not_there_are_told_with_the_nearest(
+def test_missing_columns_are_reported_with_the_nearest_name(
     fields: dict[str, Any],
     message: str,
     source: BigQuerySource,
@@ -801,12 +812,12 @@ def test_columns_that_are_not_there_are_told_with_the_nearest(
         read(source, replace(columns, **fields))
 
 
-# Where the emulator says less than the service does
+# Responses of the service that the emulator does not have
 
 
 @pytest.fixture
 def answering() -> Iterator[Callable[..., Cloud]]:
-    """A function: statuses and bodies -> a Cloud whose REST API gives these in turn."""
+    """A function that returns a Cloud whose REST API sends the given responses in turn."""
     servers: list[HTTPServer] = []
 
     def start(*answers: tuple[int, Any]) -> Cloud:
@@ -858,7 +869,7 @@ def dry_run(scanned: int, kind: str = "SELECT") -> tuple[int, Any]:
 def test_a_query_that_would_scan_too_much_is_refused(
     limit: int | None, refused: bool, answering: Callable[..., Cloud]
 ) -> None:
-    # A dry run of the emulator scans 0 bytes.
+    # In the emulator, a dry run scans 0 bytes.
     source = BigQuerySource(cloud=answering(dry_run(1_000)), query="SELECT 1 AS a", max_bytes=limit)
     if not refused:
         assert describe_source(source) == pa.schema([("a", pa.int64())])
@@ -868,7 +879,7 @@ def test_a_query_that_would_scan_too_much_is_refused(
     assert "would scan 1,000 bytes, more than --max_bytes_billed 999" in str(raised.value)
 
 
-def test_a_query_runs_where_its_dry_run_says_with_the_limit_of_bytes(
+def test_a_query_runs_in_the_location_of_its_dry_run_with_the_limit_of_bytes(
     answering: Callable[..., Cloud], columns: Columns
 ) -> None:
     place = {"projectId": "p", "datasetId": "_anonymous", "tableId": "result"}
@@ -896,13 +907,15 @@ def test_a_query_runs_where_its_dry_run_says_with_the_limit_of_bytes(
         table = transform._to_table(source)
     assert table.table == TableName("p", "_anonymous", "result")
     assert table.label == "the result of --input_query"
-    _, asked, inserted = seen
-    assert asked["query_params"]["location"] == "europe-west1"
+    _, looked_up, inserted = seen
+    assert looked_up["query_params"]["location"] == "europe-west1"
     assert inserted["data"]["jobReference"]["location"] == "europe-west1"
     assert inserted["data"]["configuration"]["query"]["maximumBytesBilled"] == "77"
 
 
-def test_a_table_can_be_read_by_who_may_not_run_queries(answering: Callable[..., Cloud]) -> None:
+def test_an_account_that_may_not_run_queries_can_read_a_table(
+    answering: Callable[..., Cloud],
+) -> None:
     table = {
         "tableReference": {"projectId": "p", "datasetId": "d", "tableId": "t"},
         "type": "TABLE",
@@ -917,7 +930,7 @@ def test_a_table_can_be_read_by_who_may_not_run_queries(answering: Callable[...,
     assert describe_source(source).names == ["a"]
 
 
-def test_rows_that_an_export_would_leave_out_are_told(
+def test_rows_that_an_export_would_leave_out_are_reported(
     answering: Callable[..., Cloud], columns: Columns
 ) -> None:
     table = {
@@ -935,7 +948,7 @@ def test_rows_that_an_export_would_leave_out_are_told(
 
 
 @pytest.mark.parametrize(
-    ("kind", "told"),
+    ("kind", "shown"),
     [
         ("MATERIALIZED_VIEW", "a materialized view"),
         ("EXTERNAL", "an external"),
@@ -943,8 +956,8 @@ def test_rows_that_an_export_would_leave_out_are_told(
         ("SNAPSHOT", None),
     ],
 )
-def test_what_the_read_api_cannot_read_is_told(
-    kind: str, told: str | None, answering: Callable[..., Cloud]
+def test_tables_that_the_read_api_cannot_read_are_refused(
+    kind: str, shown: str | None, answering: Callable[..., Cloud]
 ) -> None:
     table = {
         "tableReference": {"projectId": "p", "datasetId": "d", "tableId": "t"},
@@ -952,14 +965,14 @@ def test_what_the_read_api_cannot_read_is_told(
         "schema": {"fields": [{"name": "a", "type": "INTEGER"}]},
     }
     source = BigQuerySource(cloud=answering((200, table)), table=TableName("a-project", "d", "t"))
-    if told is None:
+    if shown is None:
         assert describe_source(source).names == ["a"]
         return
-    with pytest.raises(InputError, match=f"a-project.d.t is {told}.*--input_query"):
+    with pytest.raises(InputError, match=f"a-project.d.t is {shown}.*--input_query"):
         describe_source(source)
 
 
-def test_a_type_without_a_place_in_arrow_is_text_with_its_name() -> None:
+def test_a_type_without_an_arrow_counterpart_becomes_text_with_its_name() -> None:
     schema = arrow_schema([SchemaField("g", "GEOGRAPHY"), SchemaField("i", "INTERVAL", "REPEATED")])
     assert schema.types == [pa.string(), pa.list_(pa.string())]
     assert schema.field("g").metadata == {b"ARROW:extension:name": b"google:sqlType:geography"}

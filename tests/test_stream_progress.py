@@ -1,4 +1,4 @@
-"""What a stream tells of itself: counts that add up, and nothing kept where nobody asks."""
+"""The progress of a stream: counts add up, and nothing is recorded unless it is reported."""
 
 import datetime
 import threading
@@ -46,7 +46,7 @@ def no_tally(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def batch(rows: int, age_ms: float = 0.0) -> pa.RecordBatch:
-    """Rows of messages that were published so long ago."""
+    """Return rows of messages that were published `age_ms` milliseconds ago."""
     published = round((time.time() * 1e3 - age_ms) * 1e3)
     messages = [Message(b"", {}, f"m{i}", published, "") for i in range(rows)]
     return pa.record_batch({MESSAGE: message_column(messages, NOW)})
@@ -65,15 +65,15 @@ def measure(*batches: pa.RecordBatch) -> None:
         assert list(dofn.process(one)) == [one]
 
 
-def test_where_nobody_asks_nothing_is_kept(provenance: Provenance) -> None:
-    # As on the workers of a service, for as long as a job runs.
+def test_nothing_is_recorded_unless_a_tally_was_started(provenance: Provenance) -> None:
+    # On the workers of a service, records would grow for as long as a job runs.
     count_received(batch(3))
     count_dead_letters(letters(provenance, "decode", 1))
     measure(batch(3), batch(0))
     assert stream_progress._tally is None
 
 
-def test_latencies_are_those_of_each_row_since_they_were_last_taken() -> None:
+def test_take_latencies_returns_each_row_since_the_last_call() -> None:
     tally = start_tally()
     measure(batch(300, 50.0), batch(1, 5_000.0))
     found = take_latencies(tally)
@@ -83,7 +83,7 @@ def test_latencies_are_those_of_each_row_since_they_were_last_taken() -> None:
     assert len(take_latencies(tally)) == 0
 
 
-def test_the_balance_holds_where_an_output_refuses_rows(provenance: Provenance) -> None:
+def test_the_balance_holds_if_an_output_refuses_rows(provenance: Provenance) -> None:
     tally = start_tally()
     count_received(batch(10))
     measure(batch(8))
@@ -102,10 +102,10 @@ def test_the_balance_holds_where_an_output_refuses_rows(provenance: Provenance) 
 @pytest.mark.parametrize(
     ("scored", "words"), [(7, "1 rows missing"), (9, "1 rows too many"), (8, "rows received =")]
 )
-def test_rows_that_are_missing_are_told(scored: int, words: str) -> None:
-    told = summary(Tally(received=10, scored=scored, dead_letters=2), 1.0)
-    assert told.splitlines()[-1].startswith(f"balance       {words}")
-    assert "refused" not in told
+def test_missing_rows_are_reported(scored: int, words: str) -> None:
+    printed = summary(Tally(received=10, scored=scored, dead_letters=2), 1.0)
+    assert printed.splitlines()[-1].startswith(f"balance       {words}")
+    assert "refused" not in printed
 
 
 @pytest.mark.parametrize(
@@ -128,16 +128,16 @@ def test_a_run_in_which_messages_or_rows_are_missing_fails(
         check_balance(tally, again)
 
 
-def test_decoded_messages_are_counted_where_somebody_asks() -> None:
+def test_decoded_messages_are_counted_after_a_tally_was_started() -> None:
     count_decoded(found("messages", 3))
     tally = start_tally()
     count_decoded(found("messages", 4))
     assert tally.decoded == 4
-    told = summary(replace(tally, pulled=5), 1.0).splitlines()
-    assert told[0] == "messages                 5  of them decoded 4"
+    printed = summary(replace(tally, pulled=5), 1.0).splitlines()
+    assert printed[0] == "messages                 5  of them decoded 4"
 
 
-def test_a_line_tells_rate_and_latencies() -> None:
+def test_a_progress_line_has_the_rate_and_latencies() -> None:
     tally = Tally(
         received=1_234,
         scored=1_200,
@@ -156,7 +156,7 @@ def test_a_line_tells_rate_and_latencies() -> None:
 
 
 class Endless:
-    """A pipeline, its result and its intake, which do not end."""
+    """A pipeline, its result and its intake in one object, which does not end."""
 
     unfinished = 7
     quiet_seconds = 0.0
@@ -181,7 +181,7 @@ class Endless:
 
 
 def interrupting(times: int, really: Callable[..., Any]) -> Callable[..., Any]:
-    """`wait` -> the same, but that Ctrl-C is pressed in the first calls."""
+    """Return `wait` with Ctrl-C pressed in the first calls."""
     presses: Iterator[int] = iter(range(times))
 
     def pressed(*args: Any) -> Any:
@@ -210,7 +210,7 @@ def test_ctrl_c_lets_the_run_end_and_a_second_one_does_not(
         fate = "they are gone with the run's own subscription" if made else "they come again"
         with pytest.raises(KeyboardInterrupt, match=f"7 messages are not acknowledged: {fate}"):
             run()
-    told = capsys.readouterr().err
-    assert told.startswith(f"\n{STOPPING}\n")
-    assert ("balance" in told) == (times == 1)
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"\n{STOPPING}\n")
+    assert ("balance" in printed) == (times == 1)
     assert endless.calls == (["end", "finish"] if times == 1 else ["end"])

@@ -1,4 +1,4 @@
-"""A table as a destination: looked at before the run, written once, all or nothing."""
+"""A table as a destination: it is checked before the run, and written once, all or nothing."""
 
 import itertools
 import json
@@ -45,13 +45,13 @@ SCORED = pa.schema(
         ("scored_at", TIME),
     ]
 )
-# As the rows of the reference pipeline, no column tells the run.
+# No column identifies the run, as in the rows of the reference pipeline.
 REFERENCE = pa.schema([("instance_id", pa.string()), ("anomaly_score", pa.float64()), ("at", TIME)])
 
 
 @pytest.fixture(autouse=True)
 def _anonymous(emulators: LocalCloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beam's own access to the bucket: what pipelines/cloud_access.py does for a run."""
+    """Give Beam access to the bucket, as pipelines/cloud_access.py does for a run."""
     for variable, address in emulators.environment.items():
         monkeypatch.setenv(variable, address)
     monkeypatch.setattr(auth._Credentials, "_credentials_init", True)
@@ -59,7 +59,7 @@ def _anonymous(emulators: LocalCloud, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass
 class Sink:
-    """A table of the test's dataset, and destinations for it."""
+    """A table in the test's dataset, from which destinations are created."""
 
     cloud: Cloud
     table: TableName
@@ -106,33 +106,33 @@ class Sink:
         return self.client.get_table(str(self.table))
 
     def query(self, sql: str) -> list[dict[str, Any]]:
-        """SQL, with T for the table -> the result."""
+        """Return the result of a query, in which T stands for the table."""
         job = self.client.query(sql.replace(" T", f" `{self.table}`"))
         return [dict(row) for row in job.result()]
 
     def ids(self) -> list[str]:
-        """The ids of all rows, sorted."""
+        """Return the ids of all rows, sorted."""
         key = self.schema.names[0]
         return [row["id"] for row in self.query(f"SELECT {key} AS id FROM T ORDER BY 1")]
 
     def tables(self) -> set[str]:
-        """The tables of the dataset."""
+        """Return the names of the tables in the dataset."""
         found = self.client.list_tables(f"{self.table.project}.{self.table.dataset}")
         return {table.table_id for table in found}
 
 
 @pytest.fixture
 def sink(emulators: LocalCloud, dataset: str) -> Iterator[Sink]:
-    # A server that is gone is not waited for long.
+    # Tests that stop the server should not retry for long.
     cloud = replace(emulators.cloud, retry_seconds=2.0)
     sink = Sink(cloud, TableName.parse(f"{dataset}.t", "output_table"))
     yield sink
-    # The emulator gets slower with each table that it has.
+    # The emulator becomes slower with every table.
     sink.client.delete_dataset(dataset, delete_contents=True, not_found_ok=True)
 
 
 def scored(destination: TableDestination, *ids: str, at: datetime = NOON) -> pa.RecordBatch:
-    """Ids -> rows of the destination's schema."""
+    """Return rows of the destination's schema with these ids."""
     values: dict[str, Any] = {
         "row_id": ids,
         "score": [0.1] * len(ids),
@@ -150,7 +150,7 @@ def scored(destination: TableDestination, *ids: str, at: datetime = NOON) -> pa.
 
 
 def stage(destination: TableDestination, *batches: pa.RecordBatch) -> list[StagedFile]:
-    """Batches -> a staged file of each."""
+    """Stage each batch as a file."""
     files = []
     for i, batch in enumerate(batches):
         schema = destination.file_schema(batch.schema)
@@ -164,14 +164,14 @@ def stage(destination: TableDestination, *batches: pa.RecordBatch) -> list[Stage
 
 
 def run(destination: TableDestination, *ids: str) -> TableDestination:
-    """Ids -> prepared, staged and committed."""
+    """Prepare the destination, and stage and commit rows with these ids."""
     destination.prepare()
     destination.commit(stage(destination, scored(destination, *ids)))
     return destination
 
 
 def fails(action: Callable[[], Any], *parts: str, kind: type[Exception] = OutputError) -> None:
-    """The action fails with one line that holds the parts."""
+    """Check that the action fails with a message of one line that contains the parts."""
     with pytest.raises(kind) as caught:
         action()
     assert "\n" not in str(caught.value)
@@ -202,23 +202,23 @@ def test_preparing_twice_changes_nothing(sink: Sink) -> None:
     assert sink.get().to_api_repr() == before
 
 
-def test_what_would_fail_the_commit_is_told_before_anything_is_made(
+def test_what_would_fail_the_commit_is_reported_before_a_table_is_created(
     sink: Sink, emulators: LocalCloud
 ) -> None:
     nowhere = TableName(sink.table.project, "nowhere", "t")
     fails(sink(table=nowhere).prepare, str(nowhere), "nowhere", "check")
     gone = RunFolder("gs://no-such-bucket/tmp", "r", "a")
-    fails(sink(folder=gone).prepare, "--temp_location", "no bucket no-such-bucket")
+    fails(sink(folder=gone).prepare, "--temp_location", "bucket no-such-bucket does not exist")
     bad = pa.schema([("a-b", pa.string())])
     fails(sink(schema=bad, time_column=None).prepare, "'a-b'", "letters")
     assert sink.tables() == set()
 
 
-def test_the_bucket_must_lie_where_the_dataset_loads_from(sink: Sink) -> None:
+def test_the_bucket_must_be_in_a_location_from_which_the_dataset_can_load(sink: Sink) -> None:
     dataset = bigquery.Dataset(f"{sink.table.project}.{sink.table.dataset}_eu")
     dataset.location = "EU"
     sink.client.create_dataset(dataset)
-    # The emulator's buckets all say US, and its tables, once made, say so as well.
+    # In the emulator, all buckets and all existing tables are in the US.
     abroad = TableName(sink.table.project, dataset.dataset_id, "t")
     fails(sink(table=abroad).prepare, "--temp_location is in US", str(abroad), "in EU")
     assert list(sink.client.list_tables(dataset)) == []
@@ -241,12 +241,14 @@ def test_the_bucket_must_lie_where_the_dataset_loads_from(sink: Sink) -> None:
         ("asia-northeast1", "ASIA-NORTHEAST1", True),
     ],
 )
-def test_locations_that_go_together(dataset: str, bucket: str, loads: bool) -> None:
+def test_which_bucket_locations_a_dataset_can_load_from(
+    dataset: str, bucket: str, loads: bool
+) -> None:
     assert loads_from(dataset, bucket, "region") is loads
     assert loads_from(dataset, bucket, "dual-region")
 
 
-def test_a_table_that_does_not_fit_is_told_in_one_line_with_all_that_differs(sink: Sink) -> None:
+def test_a_table_that_does_not_fit_is_reported_in_one_line_with_all_differences(sink: Sink) -> None:
     sink.create(
         SchemaField("row_id", "INTEGER"),
         SchemaField("Score", "FLOAT"),
@@ -266,18 +268,18 @@ def test_a_table_that_does_not_fit_is_told_in_one_line_with_all_that_differs(sin
     )
 
 
-def test_a_view_is_no_destination(sink: Sink) -> None:
+def test_a_view_is_refused_as_a_destination(sink: Sink) -> None:
     sink.query("CREATE VIEW T AS SELECT 'a' AS row_id")
     fails(sink().prepare, "VIEW", "expected a table")
 
 
-def test_clustering_is_for_new_tables(sink: Sink) -> None:
+def test_clustering_applies_to_new_tables_only(sink: Sink) -> None:
     sink(cluster_by=("row_id",)).prepare()
     sink(cluster_by=("row_id",)).prepare()
     fails(sink(cluster_by=("run_id",)).prepare, "by row_id, not by run_id", "--cluster_by")
 
 
-def test_rows_are_added_to_those_of_other_runs(sink: Sink) -> None:
+def test_rows_are_added_to_the_rows_of_other_runs(sink: Sink) -> None:
     run(sink("r", "a"), "1", "2")
     run(sink("s", "b"), "1", "3")
     assert Counter(sink.ids()) == Counter(["1", "2", "1", "3"])
@@ -292,7 +294,7 @@ def test_rows_are_added_to_those_of_other_runs(sink: Sink) -> None:
     }
 
 
-def test_truncating_leaves_only_the_runs_rows_and_the_tables_form(sink: Sink) -> None:
+def test_truncating_keeps_only_the_rows_of_the_run_and_the_layout_of_the_table(sink: Sink) -> None:
     run(sink("r", "a", cluster_by=("row_id",)), "1", "2")
     run(sink("s", "b", write_disposition="truncate"), "3")
     assert sink.ids() == ["3"]
@@ -301,7 +303,7 @@ def test_truncating_leaves_only_the_runs_rows_and_the_tables_form(sink: Sink) ->
     assert table.clustering_fields == ["row_id"]
 
 
-def test_a_step_that_is_repeated_when_all_is_tidied_up_finds_its_work_done(sink: Sink) -> None:
+def test_a_step_that_is_repeated_after_the_cleanup_finds_its_work_done(sink: Sink) -> None:
     for token, ids in (("a", "12"), ("b", "23")):
         destination = sink("r", token)
         files = stage(run(destination, *ids), scored(destination, *ids))
@@ -310,20 +312,20 @@ def test_a_step_that_is_repeated_when_all_is_tidied_up_finds_its_work_done(sink:
         assert sink.ids() == list(ids)
 
 
-def test_more_files_than_a_load_job_takes_are_loaded_by_several(
+def test_more_files_than_one_load_job_takes_are_loaded_by_several_jobs(
     sink: Sink, emulators: LocalCloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(commit_table, "FILES_A_LOAD", 2)
     destination = sink()
     destination.prepare()
     files = stage(destination, *(scored(destination, *ids) for ids in ("1", "", "23", "4")))
-    # Dead between the two loads: the first is not done again.
+    # The attempt dies between the two load jobs, and the first one is not repeated.
     assert commit_until(emulators, 2, destination, files, of_all=False)
     destination.commit(files)
     assert sink.ids() == ["1", "2", "3", "4"]
 
 
-def test_a_run_without_rows_adds_none_and_truncates_all_the_same(sink: Sink) -> None:
+def test_a_run_without_rows_adds_none_but_still_truncates(sink: Sink) -> None:
     run(sink("r", "a"), "1")
     run(sink("s", "b"))
     assert sink.ids() == ["1"]
@@ -331,24 +333,24 @@ def test_a_run_without_rows_adds_none_and_truncates_all_the_same(sink: Sink) -> 
     assert sink.ids() == []
 
 
-def test_a_table_that_must_be_empty_is_refused_with_rows_of_others(sink: Sink) -> None:
+def test_a_table_that_must_be_empty_is_refused_if_it_has_rows_of_other_runs(sink: Sink) -> None:
     run(sink("r", "a", write_disposition="empty"), "1")
     run(sink("r", "b", write_disposition="empty"), "1", "2")
     assert sink.ids() == ["1", "2"]
     other = sink("s", "c", write_disposition="empty")
-    fails(other.prepare, "expected none", "--write_disposition empty", "append")
+    fails(other.prepare, "has 2 rows", "--write_disposition empty expects none", "append")
 
 
-def test_rows_that_came_since_the_beginning_are_found_at_the_end(sink: Sink) -> None:
+def test_rows_added_by_others_during_the_run_are_found_at_the_commit(sink: Sink) -> None:
     late = sink("r", "a", write_disposition="empty")
     late.prepare()
     files = stage(late, scored(late, "1"))
     run(sink("s", "b"), "2")
-    fails(lambda: late.commit(files), "holds 1 rows", "expected none")
+    fails(lambda: late.commit(files), "has 1 rows", "expects none")
     assert sink.ids() == ["2"]
 
 
-def test_rows_that_came_at_the_last_moment_are_not_joined(
+def test_rows_added_by_others_at_the_last_moment_fail_the_commit_to_an_empty_table(
     sink: Sink, emulators: LocalCloud
 ) -> None:
     late = sink("r", "a", write_disposition="empty")
@@ -374,18 +376,18 @@ def test_only_the_runs_own_rows_are_replaced_by_each_further_attempt(sink: Sink)
         assert Counter((row["row_id"], row["run_id"]) for row in found) == Counter(expected)
 
 
-def test_a_mended_model_takes_the_place_of_the_broken_one_and_other_models_rows_stay(
+def test_rows_of_a_fixed_model_replace_the_broken_ones_and_rows_of_other_models_stay(
     sink: Sink,
 ) -> None:
     run(sink("r", "a", digest="broken"), "1", "2")
     run(sink("r", "b", model="other"), "1")
-    run(sink("r", "c", digest="mended"), "2", "3")
+    run(sink("r", "c", digest="fixed"), "2", "3")
     found = sink.query("SELECT row_id, model_name FROM T")
     expected = [("1", "other"), ("2", "tiny"), ("3", "tiny")]
     assert Counter((row["row_id"], row["model_name"]) for row in found) == Counter(expected)
 
 
-def test_of_two_pipelines_with_one_run_id_the_second_is_refused_before_anything_is_changed(
+def test_a_second_pipeline_with_the_same_run_id_is_refused_before_anything_changes(
     sink: Sink,
 ) -> None:
     run(sink("r", "a"), "1")
@@ -400,7 +402,7 @@ def test_of_two_pipelines_with_one_run_id_the_second_is_refused_before_anything_
     assert sink.ids() == ["4"]
 
 
-def test_a_pipeline_that_is_overtaken_by_another_of_its_run_id_leaves_its_rows(
+def test_a_pipeline_that_is_overtaken_by_another_with_its_run_id_keeps_the_rows_of_that_one(
     sink: Sink, emulators: LocalCloud
 ) -> None:
     slow, fast = sink("r", "a"), sink("r", "b", pipeline="batch_vertex")
@@ -417,7 +419,7 @@ def test_a_pipeline_that_is_overtaken_by_another_of_its_run_id_leaves_its_rows(
 
 
 @pytest.mark.parametrize("other", [{"pipeline": "batch_vertex"}, {"model": "other"}])
-def test_without_a_column_of_the_run_another_pipeline_or_model_adds_its_rows(
+def test_without_a_run_id_column_another_pipeline_or_model_adds_its_rows(
     sink: Sink, other: dict[str, str]
 ) -> None:
     sink.schema = REFERENCE
@@ -426,7 +428,7 @@ def test_without_a_column_of_the_run_another_pipeline_or_model_adds_its_rows(
     assert sink.ids() == ["1", "1", "2", "3"]
 
 
-# What a copy cannot do goes by an INSERT, first and when a run's rows are replaced.
+# Tables into which rows cannot be copied: they are inserted, also when they replace a run's rows.
 FORMS: dict[str, Sequence[SchemaField]] = {
     "extra columns": (
         SchemaField("note", "STRING"),
@@ -472,7 +474,7 @@ REQUIRED_REFERENCE = (
         ("required columns", "truncate"),
     ],
 )
-def test_tables_of_another_form_keep_it_and_get_the_rows(
+def test_tables_with_another_schema_keep_it_and_receive_the_rows(
     sink: Sink, form: str, disposition: str
 ) -> None:
     sink.create(*FORMS[form])
@@ -487,7 +489,7 @@ def test_tables_of_another_form_keep_it_and_get_the_rows(
     assert found.get("note") is None
 
 
-def test_a_table_without_partitions_is_copied_into(sink: Sink) -> None:
+def test_rows_are_copied_into_a_table_without_partitions(sink: Sink) -> None:
     sink.create(*FORMS["another order"][::-1])
     run(sink(), "1")
     assert sink.ids() == ["1"]
@@ -495,7 +497,7 @@ def test_a_table_without_partitions_is_copied_into(sink: Sink) -> None:
 
 @contextmanager
 def statements() -> Iterator[list[str]]:
-    """The statements of SQL that the block sends."""
+    """Yield a list of the SQL statements that the block sends."""
     send, seen = requests.Session.request, []
 
     def request(self: Any, method: str, url: str, *args: Any, **rest: Any) -> Any:
@@ -512,7 +514,7 @@ def statements() -> Iterator[list[str]]:
 @pytest.mark.parametrize(
     ("schema", "disposition"), [(SCORED, "append"), (SCORED, "truncate"), (REFERENCE, "append")]
 )
-def test_a_table_that_wants_its_partitions_filtered_is_written_and_stays_so(
+def test_a_table_that_requires_a_partition_filter_is_written_and_still_requires_it(
     sink: Sink, schema: pa.Schema, disposition: str
 ) -> None:
     sink.schema = schema
@@ -523,7 +525,7 @@ def test_a_table_that_wants_its_partitions_filtered_is_written_and_stays_so(
     with statements() as sent:
         for token in "ab":
             run(sink("r", token, write_disposition=disposition), "1", "2")
-    # The emulator asks for a filter where rows are read, the service where they are deleted too.
+    # The emulator only requires a filter to read rows, the service also to delete them.
     for sql in sent:
         assert sql.count("FROM `") == sql.count(f"OR `{column}` IS NOT NULL"), sql
     assert sink.get().require_partition_filter
@@ -531,7 +533,7 @@ def test_a_table_that_wants_its_partitions_filtered_is_written_and_stays_so(
     assert [row["id"] for row in rows] == ["1", "2"]
 
 
-def test_rows_of_a_table_whose_partitions_are_those_of_a_number_are_replaced(sink: Sink) -> None:
+def test_rows_of_a_table_partitioned_by_an_integer_are_replaced(sink: Sink) -> None:
     numbers = bigquery.PartitionRange(start=0, end=10, interval=1)
     sink.create(
         *FORMS["extra columns"],
@@ -548,7 +550,7 @@ def test_rows_of_a_table_whose_partitions_are_those_of_a_number_are_replaced(sin
     assert sink.ids() == ["2", "3"]
 
 
-def test_rows_of_a_table_partitioned_by_the_time_they_came_are_deleted_by_that_time(
+def test_rows_of_a_table_partitioned_by_ingestion_time_are_deleted_by_that_time(
     sink: Sink,
 ) -> None:
     sink.create(
@@ -558,7 +560,7 @@ def test_rows_of_a_table_partitioned_by_the_time_they_came_are_deleted_by_that_t
     )
     run(sink("r", "a"), "1")
     with statements() as sent:
-        # The emulator knows no such column.
+        # The emulator does not support that column.
         fails(lambda: run(sink("r", "b"), "2"), "_PARTITIONTIME")
     (delete,) = [sql for sql in sent if "DELETE" in sql]
     assert delete.endswith("AND (`_PARTITIONTIME` IS NULL OR `_PARTITIONTIME` IS NOT NULL)")
@@ -598,9 +600,9 @@ def json_rows(run_id: str) -> pa.RecordBatch:
     )
 
 
-def test_json_columns_are_json_again_wherever_they_are(sink: Sink) -> None:
+def test_json_columns_are_written_as_json_at_every_level(sink: Sink) -> None:
     sink.schema = JSON_SCHEMA
-    # A second attempt, so that the rows go both ways, alone and in a transaction.
+    # The first attempt inserts the rows, and the second one replaces them in a transaction.
     for token in "ab":
         destination = sink("r", token)
         destination.prepare()
@@ -626,9 +628,9 @@ def test_json_columns_are_json_again_wherever_they_are(sink: Sink) -> None:
     assert [row["inner_kind"] for row in rows] == ["object", "null", None, "number"]
 
 
-def test_fields_of_structs_go_by_their_names_not_by_their_places(sink: Sink) -> None:
-    # The emulator matches them by name whatever the query says; the service by place, so that
-    # in_form, tested in test_bigquery_schema.py, must put them in order.
+def test_fields_of_structs_are_matched_by_name_and_not_by_position(sink: Sink) -> None:
+    # The emulator always matches fields by name, but the service matches them by position. There
+    # in_form must put them in order, which test_bigquery_schema.py tests.
     pair = pa.struct([("low", pa.int64()), ("high", pa.int64())])
     sink.schema = pa.schema(
         [("row_id", pa.string()), ("span", pair), ("spans", pa.list_(pair)), ("scored_at", TIME)]
@@ -683,7 +685,7 @@ def test_dead_letters_have_the_schema_of_every_sink(sink: Sink) -> None:
     assert sink.query("SELECT * FROM T ORDER BY row_id NULLS LAST") == letters.to_pylist()
 
 
-def test_dead_letters_of_pipelines_and_models_with_one_run_id_stay_apart(sink: Sink) -> None:
+def test_dead_letters_of_pipelines_and_models_with_the_same_run_id_do_not_mix(sink: Sink) -> None:
     sink.fields = {"part": DEAD_LETTERS, "schema": FAILURE_SCHEMA, "time_column": "failed_at"}
     for token, pipeline, model, ids in (
         ("a", "batch_local", "tiny", "12"),
@@ -708,12 +710,12 @@ def test_dead_letters_of_pipelines_and_models_with_one_run_id_stay_apart(sink: S
 
 
 class Died(BaseException):
-    """The process is gone: nothing in it can catch this."""
+    """The death of a process, which no code of the process can catch."""
 
 
 @contextmanager
 def watching(emulators: LocalCloud, seen: Callable[[str, str], None]) -> Iterator[None]:
-    """Each call of the block to BigQuery: `seen` gets its method and path before it is sent."""
+    """Call `seen` with the method and the path of each call to BigQuery before it is sent."""
     send, address = requests.Session.request, f"{emulators.endpoints.bigquery}/bigquery/v2/"
     thread = threading.get_ident()
 
@@ -735,10 +737,10 @@ def commit_until(
     *,
     of_all: bool = True,
 ) -> bool:
-    """Commits, and dies before the call of that number; whether there was one.
+    """Commit, but die before the call with that number; return whether there was such a call.
 
-    of_all: else only calls that change something count: between two of them the process
-    may die wherever it likes, and leaves the same behind.
+    Unless `of_all`, only calls that change something are counted: wherever a process dies between
+    two of them, it leaves the same state.
     """
     left = itertools.count(number, -1)
 
@@ -756,7 +758,7 @@ def commit_until(
 
 @dataclass
 class Case:
-    """What a commit meets: the table's form and the ids in it, and what is there afterwards."""
+    """The table before a commit, its schema and its ids, and the ids after the commit."""
 
     fields: dict[str, Any] = field(default_factory=dict)
     form: Sequence[SchemaField] = ()
@@ -773,8 +775,8 @@ CASES = {
     "append": Case(),
     "truncate": Case({"write_disposition": "truncate"}, after="12"),
     "empty": Case({"write_disposition": "empty"}, present="", after="12"),
-    "no column of the run": Case({"schema": REFERENCE, "time_column": "at"}),
-    "in the place of an earlier attempt": Case(earlier="13"),
+    "no run_id column": Case({"schema": REFERENCE, "time_column": "at"}),
+    "replacing an earlier attempt": Case(earlier="13"),
     "by a query": Case(form=FORMS["required columns"]),
 }
 
@@ -782,7 +784,7 @@ CASES = {
 def crash_and_repeat(
     sink: Sink, emulators: LocalCloud, case: Case, number: int, again: str, *, of_all: bool
 ) -> bool:
-    """One table, one death, one repetition; whether the commit came to the call at all."""
+    """Die during a commit to a new table, and repeat it; return whether there was such a call."""
     sink.table = sink.table.sibling(f"t{number}")
     sink.schema = case.fields.get("schema", SCORED)
     sink.fields = case.fields
@@ -808,8 +810,9 @@ def crash_and_repeat(
     return died
 
 
-# The changes: a table of the attempt, its load job, the job that puts the rows in place. The
-# process dies before the last of them or after it; each case meets both, and both repetitions.
+# The changes of a commit: the attempt's table, its load job, and the job that writes the rows to
+# the destination. The process dies before or after the last one. Every case has both moments and
+# both ways to repeat the commit.
 CRASHES = [
     ("append", "before", "run"),
     ("append", "before", "step"),
@@ -819,17 +822,17 @@ CRASHES = [
     ("truncate", "after", "run"),
     ("empty", "before", "run"),
     ("empty", "after", "step"),
-    ("no column of the run", "before", "step"),
-    ("no column of the run", "after", "run"),
-    ("in the place of an earlier attempt", "before", "run"),
-    ("in the place of an earlier attempt", "after", "step"),
+    ("no run_id column", "before", "step"),
+    ("no run_id column", "after", "run"),
+    ("replacing an earlier attempt", "before", "run"),
+    ("replacing an earlier attempt", "after", "step"),
     ("by a query", "before", "step"),
     ("by a query", "after", "run"),
 ]
 
 
 @pytest.mark.parametrize(("name", "moment", "again"), CRASHES)
-def test_before_and_after_the_change_that_counts_a_process_may_die(
+def test_a_process_may_die_before_or_after_the_job_that_writes_the_rows(
     sink: Sink, emulators: LocalCloud, name: str, moment: str, again: str
 ) -> None:
     number = 2 if moment == "before" else 3
@@ -837,7 +840,7 @@ def test_before_and_after_the_change_that_counts_a_process_may_die(
     assert died is (moment == "before")
 
 
-def test_before_whichever_call_a_process_dies_each_row_is_there_once_in_the_end(
+def test_each_row_is_written_once_whichever_call_a_process_dies_before(
     sink: Sink, emulators: LocalCloud
 ) -> None:
     numbers = itertools.count()
@@ -847,7 +850,7 @@ def test_before_whichever_call_a_process_dies_each_row_is_there_once_in_the_end(
     assert next(numbers) > 8
 
 
-def test_what_a_dead_attempt_leaves_goes_by_itself_or_when_it_is_discarded(
+def test_the_remains_of_a_dead_attempt_expire_or_are_deleted_by_discard(
     sink: Sink, emulators: LocalCloud
 ) -> None:
     destination = sink()
@@ -857,12 +860,12 @@ def test_what_a_dead_attempt_leaves_goes_by_itself_or_when_it_is_discarded(
     (left,) = sink.tables() - {"t"}
     expires = sink.client.get_table(f"{sink.table.sibling(left)}").expires
     assert timedelta(hours=23) < expires - datetime.now(UTC) <= timedelta(hours=24)
-    # A wildcard over the destination's name does not find it.
+    # A wildcard over the destination's name does not match it.
     assert not left.startswith("t")
     destination.discard()
     assert sink.tables() == {"t"}
     (bucket,) = {path.split("/")[2] for path in (file.path for file in files)}
-    # Other tests' attempts stage in the same folder.
+    # Attempts of other tests stage files in the same folder.
     own = f"tmp/.staging/r/{destination.folder.token}-"
     assert not list(sink.cloud.storage().list_blobs(bucket, prefix=own))
 
@@ -872,7 +875,7 @@ def test_discarding_without_a_server_is_quiet(sink: Sink) -> None:
     sink(cloud=nowhere).discard()
 
 
-def test_a_table_of_the_attempt_that_has_gone_is_filled_again(
+def test_an_attempts_table_that_was_deleted_is_loaded_again(
     sink: Sink, emulators: LocalCloud
 ) -> None:
     destination = sink()
@@ -885,7 +888,7 @@ def test_a_table_of_the_attempt_that_has_gone_is_filled_again(
 
 
 def at_change(emulators: LocalCloud, number: int, action: Callable[[], Any]) -> Any:
-    """Before the change of that number in the block, counted from 0, the action is done."""
+    """Call the action before the change with that number in the block, counted from 0."""
     changes = itertools.count()
 
     def seen(method: str, _: str) -> None:
@@ -895,7 +898,7 @@ def at_change(emulators: LocalCloud, number: int, action: Callable[[], Any]) -> 
     return watching(emulators, seen)
 
 
-# The changes: the attempt's table, its load job, the job that puts the rows in place.
+# The changes: the attempt's table, its load job, and the job that writes the rows.
 @pytest.mark.parametrize(
     ("name", "number"),
     [
@@ -903,11 +906,11 @@ def at_change(emulators: LocalCloud, number: int, action: Callable[[], Any]) -> 
         ("append", 1),
         ("append", 2),
         ("truncate", 2),
-        ("no column of the run", 1),
-        ("no column of the run", 2),
+        ("no run_id column", 1),
+        ("no run_id column", 2),
     ],
 )
-def test_of_two_attempts_side_by_side_one_has_its_rows_there(
+def test_only_one_of_two_concurrent_attempts_leaves_its_rows(
     sink: Sink, emulators: LocalCloud, name: str, number: int
 ) -> None:
     sink.schema, sink.fields = CASES[name].fields.get("schema", SCORED), CASES[name].fields
@@ -927,7 +930,9 @@ def test_of_two_attempts_side_by_side_one_has_its_rows_there(
     assert sink.ids() == ["1", "2"]
 
 
-def test_attempts_at_the_same_moment_leave_the_rows_of_one_each_once(sink: Sink) -> None:
+def test_attempts_that_commit_at_the_same_moment_leave_the_rows_of_one_of_them_once(
+    sink: Sink,
+) -> None:
     attempts = [sink("r", token) for token in "abc"]
     attempts[0].prepare()
     rows = (("1", "2"), ("2", "3", "4"), ("5",))
@@ -936,7 +941,7 @@ def test_attempts_at_the_same_moment_leave_the_rows_of_one_each_once(sink: Sink)
 
     def commit(i: int) -> None:
         start.wait()
-        # BigQuery ends a transaction whose rows another one changes: in the end one may fail.
+        # BigQuery ends a transaction whose rows another one changes, so an attempt may fail.
         with suppress(OutputError):
             attempts[i].commit(staged[i])
 
@@ -970,18 +975,18 @@ def test_a_file_that_cannot_be_loaded_fails_the_run_and_changes_nothing(sink: Si
     assert run_table(sink.table, destination.folder).table not in sink.tables()
 
 
-def test_fewer_rows_loaded_than_staged_put_nothing_into_the_table(sink: Sink) -> None:
+def test_nothing_is_written_if_fewer_rows_are_loaded_than_staged(sink: Sink) -> None:
     destination = sink()
     destination.prepare()
     (file,) = stage(destination, scored(destination, "1", "2"))
     short = replace(file, rows=3)
-    fails(lambda: destination.commit([short]), "3 rows", "2 loaded", kind=BalanceError)
+    fails(lambda: destination.commit([short]), "3 rows", "2 were loaded", kind=BalanceError)
     assert sink.ids() == []
 
 
 @contextmanager
 def failing_copy(reason: str) -> Iterator[list[str]]:
-    """The first copy job in the block fails for that reason; the ids of all of them."""
+    """Make the first copy job in the block fail for a reason; yield the ids of all copy jobs."""
     send, ids = requests.Session.request, []
 
     def request(self: Any, method: str, url: str, *args: Any, **rest: Any) -> Any:
@@ -990,7 +995,8 @@ def failing_copy(reason: str) -> Iterator[list[str]]:
             job = json.loads(rest["data"])
             ids.append(job["jobReference"]["jobId"])
             if len(ids) == 1:
-                # The emulator fails it, since there is no such table; the reason is then changed.
+                # The job fails in the emulator, because there is no such table. The reason in the
+                # response is changed below.
                 job["configuration"]["copy"]["sourceTables"][0]["tableId"] = "none"
                 rest["data"] = json.dumps(job)
         response = send(self, method, url, *args, **rest)
@@ -1004,7 +1010,7 @@ def failing_copy(reason: str) -> Iterator[list[str]]:
         yield ids
 
 
-def test_a_copy_that_fails_for_a_while_is_done_again_under_the_next_number(
+def test_a_copy_with_a_transient_failure_is_repeated_under_the_next_number(
     sink: Sink, emulators: LocalCloud
 ) -> None:
     with failing_copy("jobRateLimitExceeded") as ids:
@@ -1015,7 +1021,7 @@ def test_a_copy_that_fails_for_a_while_is_done_again_under_the_next_number(
     assert sink.ids() == ["1", "2"]
 
 
-def test_a_copy_that_fails_for_good_is_told_once_and_a_rerun_takes_the_next_number(
+def test_a_copy_that_fails_for_good_is_reported_once_and_a_rerun_uses_the_next_number(
     sink: Sink, emulators: LocalCloud
 ) -> None:
     with failing_copy("quotaExceeded") as ids:
@@ -1027,7 +1033,7 @@ def test_a_copy_that_fails_for_good_is_told_once_and_a_rerun_takes_the_next_numb
     assert sink.ids() == ["1"]
 
 
-def test_rows_that_cannot_take_the_place_of_earlier_ones_leave_them(sink: Sink) -> None:
+def test_rows_that_cannot_be_inserted_leave_the_earlier_rows_in_the_table(sink: Sink) -> None:
     sink.create(*FORMS["required columns"])
     run(sink("r", "a"), "1")
     second = sink("r", "b")
@@ -1037,16 +1043,18 @@ def test_rows_that_cannot_take_the_place_of_earlier_ones_leave_them(sink: Sink) 
     assert sink.ids() == ["1"]
 
 
-def test_without_a_column_of_the_run_a_rerun_of_other_rows_is_refused(sink: Sink) -> None:
+def test_without_a_run_id_column_a_rerun_with_other_rows_is_refused(sink: Sink) -> None:
     sink.schema = REFERENCE
     run(sink("r", "a"), "1", "2")
-    fails(lambda: run(sink("r", "b"), "1", "2", "3"), "2 rows", "now it has 3", "--run_id")
+    fails(
+        lambda: run(sink("r", "b"), "1", "2", "3"), "2 rows", "now the run has 3 rows", "--run_id"
+    )
     assert sink.ids() == ["1", "2"]
     run(sink("r", "c", write_disposition="truncate"), "1", "2", "3")
     assert sink.ids() == ["1", "2", "3"]
 
 
-def test_without_a_column_of_the_run_rows_that_are_gone_are_put_there_again(sink: Sink) -> None:
+def test_without_a_run_id_column_deleted_rows_are_written_again(sink: Sink) -> None:
     sink.schema = REFERENCE
     run(sink("r", "a"), "1", "2")
     run(sink("s", "b", write_disposition="truncate"), "9")
@@ -1057,17 +1065,17 @@ def test_without_a_column_of_the_run_rows_that_are_gone_are_put_there_again(sink
     assert sink.ids() == ["1", "2"]
 
 
-def test_without_a_column_of_the_run_rows_that_are_gone_in_part_are_told(sink: Sink) -> None:
+def test_without_a_run_id_column_partly_deleted_rows_are_reported(sink: Sink) -> None:
     sink.schema = REFERENCE
     run(sink("r", "a"), "1", "2")
     sink.query("DELETE FROM T WHERE instance_id = '1'")
-    fails(lambda: run(sink("r", "b"), "1", "2"), "2 rows, of which 1", "--run_id", "truncate")
-    # Rows of another run with the same ids are none of this one's.
+    fails(lambda: run(sink("r", "b"), "1", "2"), "put 2 rows", "1 are left", "--run_id", "truncate")
+    # Rows of another run with the same ids do not belong to this run.
     destination = sink("s", "c", write_disposition="truncate")
     destination.prepare()
     late = datetime.now(UTC) + timedelta(hours=1)
     destination.commit(stage(destination, scored(destination, "1", "2", at=late)))
-    fails(lambda: run(sink("r", "d"), "1", "2"), "of which 0")
+    fails(lambda: run(sink("r", "d"), "1", "2"), "and 0 are left")
     assert sink.ids() == ["1", "2"]
 
 
@@ -1077,7 +1085,7 @@ def commit_at(destination: TableDestination, *ids: str, at: datetime) -> None:
 
 
 @pytest.mark.parametrize("form", [(), REQUIRED_REFERENCE], ids=["copied", "inserted"])
-def test_without_a_column_of_the_run_rows_of_another_run_are_not_taken_for_its_own(
+def test_without_a_run_id_column_rows_of_another_run_are_not_mistaken_for_the_runs_own(
     sink: Sink, form: Sequence[SchemaField]
 ) -> None:
     sink.schema = REFERENCE
@@ -1088,25 +1096,25 @@ def test_without_a_column_of_the_run_rows_of_another_run_are_not_taken_for_its_o
     commit_at(sink("r", "b"), "1", "2", at=second)
     moment = round(first.timestamp() * 1e6)
     sink.query(f"DELETE FROM T WHERE UNIX_MICROS(`at`) > {moment}")
-    fails(lambda: run(sink("r", "c"), "1", "2"), "run r", "of which 0", "--run_id", "truncate")
+    fails(lambda: run(sink("r", "c"), "1", "2"), "run r", "and 0 are left", "--run_id", "truncate")
     assert sink.ids() == ["1", "2"]
-    # As long as both are there nothing is missing.
+    # While the table has the rows of both runs, nothing is missing.
     commit_at(sink("t", "d"), "1", "2", at=second)
     run(sink("t", "e"), "1", "2")
     assert sink.ids() == ["1", "1", "2", "2"]
 
 
-def test_without_a_column_of_the_run_rows_of_the_same_time_are_told_not_counted(
+def test_without_a_run_id_column_ambiguous_rows_of_the_same_time_are_reported(
     sink: Sink,
 ) -> None:
     sink.schema = REFERENCE
     run(sink("r", "a"), "1", "2")
     run(sink("s", "b"), "1", "2")
-    fails(lambda: run(sink("r", "c"), "1", "2"), "4 cannot be told", "--run_id")
+    fails(lambda: run(sink("r", "c"), "1", "2"), "4 rows could belong to the run", "--run_id")
     assert sink.ids() == ["1", "1", "2", "2"]
 
 
-def test_without_a_column_of_the_run_another_model_file_is_told(sink: Sink) -> None:
+def test_without_a_run_id_column_another_model_file_is_reported(sink: Sink) -> None:
     sink.schema = REFERENCE
     run(sink("r", "a", digest="0" * 64), "1", "2")
     fails(lambda: run(sink("r", "b", digest="1" * 64), "1", "2"), "another model file", "truncate")
@@ -1116,14 +1124,14 @@ def test_without_a_column_of_the_run_another_model_file_is_told(sink: Sink) -> N
 
 @contextmanager
 def losing_a_row(emulators: LocalCloud, kind: str) -> Iterator[None]:
-    """Whatever copies or inserts rows of the attempt's table in the block leaves one out."""
+    """Make inserts in the block write only one row, or copies report one row instead of two."""
     send = requests.Session.request
 
     def request(self: Any, method: str, url: str, *args: Any, **rest: Any) -> Any:
         job = json.loads(rest["data"]) if method == "POST" and "/jobs" in url else {}
         query = job.get("configuration", {}).get("query", {})
         if "INSERT INTO" in query.get("query", ""):
-            # Whatever the condition was, without the last row.
+            # Leave out the last row, whatever the condition is.
             text = query["query"].replace("; ASSERT", " LIMIT 1; ASSERT")
             query["query"] = text if "TRANSACTION" in text else f"{text} LIMIT 1"
             rest["data"] = json.dumps(job)
@@ -1140,19 +1148,19 @@ def losing_a_row(emulators: LocalCloud, kind: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("kind", ["copy", "insert"])
-def test_fewer_rows_placed_than_staged_fail_the_run(
+def test_the_run_fails_if_fewer_rows_are_written_than_staged(
     sink: Sink, emulators: LocalCloud, kind: str
 ) -> None:
     if kind == "insert":
         sink.create(*FORMS["required columns"])
     with losing_a_row(emulators, kind):
-        fails(lambda: run(sink("r", "a"), "1", "2"), "2 rows", "put 1 into", kind=BalanceError)
-        # The step that is repeated finds its job, and what it did.
-        fails(lambda: run(sink("r", "a"), "1", "2"), "2 rows", "put 1 into", kind=BalanceError)
+        fails(lambda: run(sink("r", "a"), "1", "2"), "2 rows", "wrote 1:", kind=BalanceError)
+        # The repeated step finds its job, and how many rows the job wrote.
+        fails(lambda: run(sink("r", "a"), "1", "2"), "2 rows", "wrote 1:", kind=BalanceError)
 
 
 @pytest.mark.parametrize("disposition", ["append", "truncate"])
-def test_fewer_rows_than_staged_take_no_ones_place(
+def test_no_rows_are_replaced_if_fewer_rows_are_inserted_than_staged(
     sink: Sink, emulators: LocalCloud, disposition: str
 ) -> None:
     sink.create(*FORMS["required columns"])
@@ -1165,28 +1173,28 @@ def test_fewer_rows_than_staged_take_no_ones_place(
     assert sink.ids() == ["3", "4"]
 
 
-def test_a_table_made_anew_gets_the_rows_again(sink: Sink) -> None:
+def test_a_table_that_was_created_again_receives_the_rows_again(sink: Sink) -> None:
     run(sink("r", "a"), "1", "2")
     sink.client.delete_table(str(sink.table))
     run(sink("r", "b"), "1", "2")
     assert sink.ids() == ["1", "2"]
 
 
-def test_a_table_made_anew_and_filled_by_others_is_not_empty(sink: Sink) -> None:
+def test_a_table_that_was_created_again_and_filled_by_others_is_not_empty(sink: Sink) -> None:
     run(sink("r", "a", write_disposition="empty"), "1")
     sink.client.delete_table(str(sink.table))
     run(sink("s", "b"), "2")
-    fails(sink("r", "c", write_disposition="empty").prepare, "holds 1 rows", "expected none")
+    fails(sink("r", "c", write_disposition="empty").prepare, "has 1 rows", "expects none")
 
 
-def test_a_run_that_is_repeated_with_another_disposition_has_its_rows_once(sink: Sink) -> None:
+def test_a_run_that_is_repeated_with_another_disposition_writes_its_rows_once(sink: Sink) -> None:
     for token, disposition in (("a", "truncate"), ("b", "append"), ("c", "empty")):
         run(sink("r", token, write_disposition=disposition), "1", "2")
         assert sink.ids() == ["1", "2"]
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_a_server_that_dies_while_rows_are_written_costs_a_rerun_and_no_row(
+def test_after_a_server_dies_during_a_commit_a_rerun_writes_all_rows(
     sink: Sink, emulators: LocalCloud, number: int
 ) -> None:
     run(sink("s", "z"), "9")
@@ -1206,7 +1214,7 @@ def test_a_server_that_dies_while_rows_are_written_costs_a_rerun_and_no_row(
 
 @contextmanager
 def answering(answer: Callable[[str, str, Callable[[], Any]], Any]) -> Iterator[None]:
-    """Each call of the block: its method, its URL and how it is sent -> the response."""
+    """Let `answer` respond to each call: it receives the method, the URL and a way to send it."""
     send = requests.Session.request
 
     def request(self: Any, method: str, url: str, *args: Any, **rest: Any) -> Any:
@@ -1219,18 +1227,20 @@ def answering(answer: Callable[[str, str, Callable[[], Any]], Any]) -> Iterator[
 
 
 def response(status: int, reason: str, message: str) -> requests.Response:
-    """As Google's services answer what they refuse."""
-    made = requests.Response()
-    made.status_code = status
+    """Return the response with which Google's services refuse a request."""
+    refusal = requests.Response()
+    refusal.status_code = status
     errors = [{"reason": reason, "message": message}]
-    made._content = json.dumps({"error": {"message": message, "errors": errors}}).encode()
-    made.headers["Content-Type"] = "application/json"
-    made.request = requests.Request("GET", "http://localhost").prepare()
-    return made
+    refusal._content = json.dumps({"error": {"message": message, "errors": errors}}).encode()
+    refusal.headers["Content-Type"] = "application/json"
+    refusal.request = requests.Request("GET", "http://localhost").prepare()
+    return refusal
 
 
 @pytest.mark.parametrize("when", ["before it is sent", "when it is done"])
-def test_each_call_may_fail_once_in_passing(sink: Sink, emulators: LocalCloud, when: str) -> None:
+def test_each_call_may_fail_once_with_a_transient_error(
+    sink: Sink, emulators: LocalCloud, when: str
+) -> None:
     run(sink("r", "z"), "9")
     destination = sink("r", "a")
     destination.prepare()
@@ -1245,7 +1255,7 @@ def test_each_call_may_fail_once_in_passing(sink: Sink, emulators: LocalCloud, w
         if when == "before it is sent":
             return response(503, "backendError", "try again")
         send()
-        raise requests.exceptions.ConnectionError("the answer is lost")
+        raise requests.exceptions.ConnectionError("the response is lost")
 
     with answering(answer):
         destination.commit(files)
@@ -1261,7 +1271,7 @@ def test_each_call_may_fail_once_in_passing(sink: Sink, emulators: LocalCloud, w
         ("/upload/storage/v1/b/bucket/o", "storage.objects.create", "--temp_location gs://bucket"),
     ],
 )
-def test_what_may_not_be_done_is_told_with_what_would_help(
+def test_a_missing_permission_is_reported_with_advice(
     sink: Sink, path: str, permission: str, part: str
 ) -> None:
     def answer(method: str, url: str, send: Callable[[], Any]) -> Any:
@@ -1274,13 +1284,13 @@ def test_what_may_not_be_done_is_told_with_what_would_help(
     assert sink.tables() == set()
 
 
-def test_who_may_not_look_at_the_bucket_may_write_all_the_same(sink: Sink) -> None:
+def test_an_account_that_may_not_describe_the_bucket_may_still_write(sink: Sink) -> None:
     def answer(method: str, url: str, send: Callable[[], Any]) -> Any:
         if method == "GET" and url.split("?", maxsplit=1)[0].endswith("/storage/v1/b/bucket"):
             return response(403, "forbidden", "no storage.buckets.get access")
         return send()
 
-    # The files' own client looks at the bucket as well, but takes no for an answer.
+    # The client that writes files also describes the bucket, but accepts a refusal.
     destination = sink()
     with answering(answer):
         destination.prepare()

@@ -1,1 +1,1 @@
-"""BigQuery: a table or a query read as Arrow, a table written by a run or as rows come."""
+"""BigQuery: tables and queries read as Arrow; tables written by a run, or as rows arrive."""

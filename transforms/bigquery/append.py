@@ -1,10 +1,12 @@
-"""AppendToTable: record batches into a table of BigQuery as they come, over the Storage Write API.
+"""AppendToTable: record batches appended to a BigQuery table as they arrive.
 
-Rows go as Arrow, in pure Python. They are visible at once, and written at least once:
-an append whose answer is lost is sent again, and so is a bundle that the runner
-repeats, so that readers should take one row an id. Exactly once would need appends
-at offsets that a repeated bundle meets again with the same rows; Beam's Python SDK
-promises no such bundles. A batch run writes exactly once (transforms/bigquery/destination.py).
+Rows are sent as Arrow over the Storage Write API, in pure Python. They are visible at once. Each
+row is written at least once: an append is sent again if its response is lost, and the runner may
+repeat a bundle, so readers should take one row per id.
+
+To write each row exactly once, appends would need offsets, and a repeated bundle would have to
+send the same rows at the same offsets. Beam's Python SDK does not promise such bundles. A batch
+run writes each row exactly once (transforms/bigquery/destination.py).
 """
 
 from __future__ import annotations
@@ -42,10 +44,10 @@ from transforms.split import Split, split_outputs
 
 BATCH_BYTES = 5 << 20
 BATCH_SECONDS = 1.0
-# The service takes less than 20 MB a request; the rest is for the schema and the framing.
+# The service accepts less than 20 MB per request; the rest is for the schema and the framing.
 REQUEST_BYTES = 19_000_000
-# What a table or a topic of dead letters has room for. A row that is larger than that is cut,
-# or its failure record would be refused in its turn, again and again.
+# The largest payload that a dead-letter table or topic can hold. A longer payload is cut, because
+# otherwise the failure record itself would be refused, again and again.
 PAYLOAD_BYTES = 9_000_000
 WRITTEN = "written"
 
@@ -53,10 +55,18 @@ WRITTEN = "written"
 def append(
     rows: pa.RecordBatch, send: Callable[[pa.RecordBatch], Mapping[int, str]]
 ) -> dict[int, str]:
-    """Rows, and a function that writes all of a batch or none -> the refused rows' messages.
+    """Append rows, leaving out the refused ones until all others are written.
 
-    send: answers with a message for each row that is refused, empty when all are written.
-    Raises OutputError for an answer about rows that were not sent.
+    Args:
+        rows: The rows to write.
+        send: Writes all rows of a batch or none. Returns a message for each refused row, by the
+            row's index in that batch; nothing if all rows were written.
+
+    Returns:
+        The message of each refused row, by its index in `rows`.
+
+    Raises:
+        OutputError: `send` refused a row that it was not given.
     """
     refused: dict[int, str] = {}
     left = np.arange(rows.num_rows)
@@ -76,7 +86,7 @@ def append(
 
 
 def sized(rows: pa.RecordBatch, limit: int) -> Iterator[pa.RecordBatch]:
-    """A batch -> slices that cover it in order, each of at most `limit` bytes or of one row."""
+    """Yield slices that cover a batch in order, each of at most `limit` bytes or of one row."""
     if rows.nbytes > limit and rows.num_rows > 1:
         half = rows.num_rows // 2
         yield from sized(rows.slice(0, half), limit)
@@ -86,9 +96,16 @@ def sized(rows: pa.RecordBatch, limit: int) -> Iterator[pa.RecordBatch]:
 
 
 def conform_to_table(rows: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """Rows that have a schema's columns -> rows of that schema. Raises pa.ArrowInvalid.
+    """Return rows with the columns and types of a schema, and empty lists instead of null lists.
 
-    BigQuery has no null lists, and the API wants an empty one in their place.
+    BigQuery has no null lists; the API expects empty ones.
+
+    Args:
+        rows: Rows with at least the schema's columns, in any order.
+        schema: The columns and types to return.
+
+    Raises:
+        pa.ArrowInvalid: A value does not fit the type of its column.
     """
     cast = rows.select(schema.names).cast(schema)
     if not any(pa.types.is_list(c.type) and c.null_count for c in cast.columns):
@@ -98,23 +115,31 @@ def conform_to_table(rows: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 
 
 def _unfit(row: pa.RecordBatch, schema: pa.Schema) -> Fault:
-    """A row that is not of a schema -> the Fault that names its first such column."""
+    """Return the Fault of a row that does not fit a schema; it names the first such column."""
     for field in schema:
         column = row.column(field.name)
         try:
             column.cast(field.type)
         except pa.ArrowException as error:
             check_memory(error, "a row for BigQuery")
-            message = f"column {field.name}: expected {field.type}, got {column.type} out of range"
+            message = (
+                f"column {field.name}: expected {field.type}, got a {column.type} value that does "
+                "not fit"
+            )
             return Fault("refused", message, field.name)
-    return Fault("refused", "the row is not of the table's schema")
+    return Fault("refused", "the row does not match the table's schema")
 
 
 class AppendConnection:
-    """One call of AppendRows, which takes requests and answers each in its turn.
+    """A call of AppendRows, which takes requests and responds to each in order.
 
-    Made on the bare stub: the client's own method retries with requests that are gone by
-    then, and its AppendRowsStream waits without a limit and tells no cause of a failure.
+    It uses the bare stub. The client's own method would retry with requests that have already
+    been consumed, and its AppendRowsStream waits without a limit and does not report the cause of
+    a failure.
+
+    Args:
+        client: A BigQueryWriteClient.
+        stream: The full name of the stream to append to.
     """
 
     def __init__(self, client: Any, stream: str) -> None:
@@ -126,17 +151,26 @@ class AppendConnection:
         self._late = False
 
     def ask(self, request: types.AppendRowsRequest, seconds: float) -> types.AppendRowsResponse:
-        """A request -> its answer. After a GoogleAPICallError the connection is of no use."""
+        """Send a request and return its response.
+
+        Args:
+            request: The rows to append.
+            seconds: How long to wait for the response.
+
+        Raises:
+            GoogleAPICallError: The request failed, the connection was closed (Aborted), or no
+                response arrived in time (DeadlineExceeded). The connection cannot be used again.
+        """
         watch = threading.Timer(seconds, self._give_up)
         watch.start()
         self._requests.put(request)
         try:
             return next(self._call)
         except StopIteration:
-            raise exceptions.Aborted("the connection was closed before the answer") from None
+            raise exceptions.Aborted("the connection was closed before the response") from None
         except grpc.RpcError as error:
             if self._late:
-                raise exceptions.DeadlineExceeded(f"no answer within {seconds:g} s") from error
+                raise exceptions.DeadlineExceeded(f"no response within {seconds:g} s") from error
             raise exceptions.from_grpc_error(error) from error
         finally:
             watch.cancel()
@@ -146,13 +180,19 @@ class AppendConnection:
         self._call.cancel()
 
     def close(self) -> None:
-        """The call is over, and so is the thread in which gRPC waits for requests."""
+        """End the call, and the thread in which gRPC waits for requests."""
         self._requests.put(None)
         self._call.cancel()
 
 
 class DefaultStream:
-    """The stream of a table to which anyone may append; a connection that is made when needed."""
+    """The default stream of a table, with a connection that is opened when needed.
+
+    Args:
+        cloud: Makes the client, and limits retries.
+        table: The table to append to.
+        schema: The Arrow schema of the rows that are sent.
+    """
 
     def __init__(self, cloud: Cloud, table: TableName, schema: pa.Schema) -> None:
         self._cloud = cloud
@@ -161,9 +201,18 @@ class DefaultStream:
         self._connection: AppendConnection | None = None
 
     def send(self, rows: pa.RecordBatch) -> dict[int, str]:
-        """Rows -> written, or the messages of those that are refused, and then none is written.
+        """Write all rows, or none of them if any is refused.
 
-        What passes by itself is waited out for retry_seconds. Raises GoogleAPIError.
+        Transient errors are retried for `retry_seconds`.
+
+        Args:
+            rows: Rows of the stream's schema.
+
+        Returns:
+            The message of each refused row, by its index; empty if all rows were written.
+
+        Raises:
+            GoogleAPIError: The append failed, or kept failing with transient errors.
         """
         data = rows.serialize().to_pybytes()
         deadline, delay = time.monotonic() + self._cloud.retry_seconds, 0.1
@@ -171,7 +220,7 @@ class DefaultStream:
             try:
                 return self._ask(data)
             except exceptions.GoogleAPICallError as error:
-                # The service's own word for a call that it ended early.
+                # The service ends a call early with Cancelled; another call may succeed.
                 if not (is_passing(error) or isinstance(error, exceptions.Cancelled)):
                     raise
                 wait = delay * random.uniform(0.5, 1.0)
@@ -181,36 +230,42 @@ class DefaultStream:
             delay = min(delay * 2, 10.0)
 
     def _ask(self, data: bytes) -> dict[int, str]:
-        """Serialized rows -> what became of them, over a connection that is closed if it fails."""
+        """Send serialized rows once, and return the messages of refused rows.
+
+        The connection is closed if it fails.
+        """
         request = types.AppendRowsRequest()
-        # The bare message: by way of proto-plus the bytes would be copied once more.
+        # Set the bare protobuf message: proto-plus would copy the bytes once more.
         types.AppendRowsRequest.pb(request).arrow_rows.rows.serialized_record_batch = data
         if self._connection is None:
             self._connection = AppendConnection(self._cloud.bigquery_write(), self._name)
             request.write_stream = self._name
             request.arrow_rows.writer_schema.serialized_schema = self._schema
         try:
-            # A connection that hangs leaves time for another one.
+            # Half the time, to leave some for another connection if this one hangs.
             answer = self._connection.ask(request, self._cloud.retry_seconds / 2)
             if answer.row_errors:
                 return {int(error.index): str(error.message) for error in answer.row_errors}
             if answer.error.code:
                 raise exceptions.from_grpc_status(answer.error.code, answer.error.message)
         except BaseException:
-            # An answer that is still to come would be taken for that of the next request.
+            # A late response would be mistaken for the response to the next request.
             self.close()
             raise
         return {}
 
     def close(self) -> None:
-        """The connection is gone; the next rows make another."""
+        """Close the connection; the next rows open another."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
 
 class _AppendDoFn(beam.DoFn):
-    """Batches -> ((`written`,), rows) of each append; refused rows go to the output `failures`."""
+    """A DoFn that appends batches and yields ((`written`,), rows) for each append.
+
+    Refused rows go to the output `failures`.
+    """
 
     def __init__(
         self, cloud: Cloud, table: TableName, schema: pa.Schema, provenance: Provenance, limit: int
@@ -268,13 +323,14 @@ class _AppendDoFn(beam.DoFn):
                     yield self._failures(rows, faults, window, timestamp)
 
     def _append(self, rows: pa.RecordBatch) -> dict[int, Fault]:
-        """Rows within the limit, or one beyond it -> what is wrong with those not written."""
+        """Append rows within the limit, or one row beyond it; return the faults by index."""
         if rows.nbytes > REQUEST_BYTES:
-            return {0: Fault("too_large", f"{rows.nbytes:,} bytes: an append takes 20 MB at most")}
+            message = f"expected a row of at most 20 MB, got {rows.nbytes:,} bytes"
+            return {0: Fault("too_large", message)}
         assert self._stream is not None
         with translate_errors(OutputError, f"table {self._table} cannot be written"):
             refused = append(rows, self._stream.send)
-        # BigQuery may quote the value that it refuses.
+        # BigQuery may quote the value that it refuses, and messages must not contain values.
         bad = to_rows(rows.take(pa.array(list(refused), pa.int64())))
         return {
             index: Fault("refused", without_cells(message, row))
@@ -284,7 +340,7 @@ class _AppendDoFn(beam.DoFn):
     def _failures(
         self, rows: pa.RecordBatch, faults: dict[int, Fault], window: Any, timestamp: Any
     ) -> beam.pvalue.TaggedOutput:
-        """Rows, and what is wrong with some of them -> failure records of these."""
+        """Return failure records of the rows that have faults."""
         bad = to_rows(rows.take(pa.array(list(faults))))
         ids = [row[self._schema.names[0]] for row in bad]
         failures = failure_batch(
@@ -300,10 +356,17 @@ class _AppendDoFn(beam.DoFn):
 
 @dataclass(kw_only=True)
 class AppendToTable(beam.PTransform):
-    """Batches of output rows -> rows in a table, counted; those it refuses as failure records.
+    """A sink that appends batches of output rows to a table and counts the rows written.
 
-    schema: of the rows, whose first column is the id. batch_bytes: of one append at
-    most; what a bundle has is appended at its end, and after BATCH_SECONDS.
+    Rows that the table refuses become failure records.
+
+    Attributes:
+        cloud: Makes the client, and limits retries.
+        table: The table to append to; it must exist.
+        schema: The schema of the rows. The first column is the row id.
+        provenance: The run and the model, for failure records.
+        batch_bytes: The largest size of an append, in bytes. Rows are also appended at the end of
+            a bundle, and with the first batch after BATCH_SECONDS.
     """
 
     cloud: Cloud
@@ -313,6 +376,6 @@ class AppendToTable(beam.PTransform):
     batch_bytes: int = BATCH_BYTES
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> Split:
-        """One DoFn, which keeps a connection for its life."""
+        """Apply one DoFn, which keeps its connection open between bundles."""
         dofn = _AppendDoFn(self.cloud, self.table, self.schema, self.provenance, self.batch_bytes)
         return split_outputs(batches, dofn, counts=True)

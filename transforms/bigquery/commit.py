@@ -1,11 +1,11 @@
-"""TableCommit: a run's staged files into a table of BigQuery, all of them or none, never twice.
+"""TableCommit: the commit of a run's staged files to a BigQuery table, all or none, never twice.
 
-Load jobs put the files into a table of the attempt, and one job puts that table's rows
-into the destination: a copy, or a query where a copy cannot do it. Job ids are derived
-from what makes a run the same again, so that whatever is repeated finds what was done:
+Load jobs write the files to a table of the attempt. Then one job writes the rows of that table to
+the destination: a copy, or a query if a copy is not possible. Job ids are derived from the fields
+that identify the run, so a repeated step finds the jobs that have already run:
 
-    crash before that one job     the table of the attempt expires; a rerun starts over
-    crash after it                a rerun finds it and replaces the rows of its run
+    crash before that last job    the attempt's table expires; a rerun starts over
+    crash after it                a rerun finds the job and replaces the rows of its run
 """
 
 from __future__ import annotations
@@ -24,23 +24,30 @@ from transforms.bigquery.replay_marks import ReplayMarks
 from transforms.files.run_folder import StagedFile
 from transforms.lineage import Lineage
 
-# BigQuery's limit of source files of one load job.
+# BigQuery's limit of source files for one load job.
 FILES_A_LOAD = 10_000
-# Of a run's provenance, what makes it the same run again. Neither the model's version nor its
-# digest: the rows of a mended model take the place of the broken one's.
+# The fields of a run's provenance that identify the run. The model's version and digest are not
+# among them: the rows of a fixed model replace the rows of the broken one.
 IDENTITY = (RUN_ID, PIPELINE, "model_name")
 
 
 @dataclass(frozen=True)
 class TableCommit(TableJobs):
-    """What an attempt at a run does to a table, as it found it. lineage: of a replay."""
+    """The commit of one attempt at a run to a table.
+
+    Attributes:
+        lineage: The dead letters that the run replays; None unless the run is a replay.
+    """
 
     lineage: Lineage | None = None
 
     def is_done(self) -> bool:
-        """Whether this very attempt's rows are in the table: the step is repeated.
+        """Return whether this attempt has already put its rows into the table.
 
-        Raises BalanceError where not all of them are.
+        This happens when a step is repeated.
+
+        Raises:
+            BalanceError: The table received another number of rows than were staged.
         """
         job = done_job(self.client, self._attempt_job, self.table.location, self.cloud)
         job = job or self.earlier()
@@ -50,20 +57,23 @@ class TableCommit(TableJobs):
         return True
 
     def earlier(self) -> Any:
-        """The job of any attempt that put this run's rows into the table, None if none did."""
+        """Return the job with which any attempt put this run's rows into the table, or None."""
         return done_job(self.client, self._run_job, self.table.location, self.cloud)
 
     def filled_it(self) -> bool:
-        """Whether an earlier attempt at this run put its rows into this very table."""
+        """Return whether an earlier attempt put this run's rows into the table.
+
+        Return False if the table was deleted and created again since then.
+        """
         return self._is_in_table(self.earlier())
 
     def _is_in_table(self, earlier: Any) -> bool:
         return earlier is not None and bool(earlier.ended >= self.table.created)
 
     def check_pipeline(self) -> None:
-        """Raises OutputError where rows of another pipeline would be taken for this run's.
+        """Raise OutputError if another pipeline wrote rows that look like rows of this run.
 
-        Scores have no column that tells a pipeline.
+        The scores table has no pipeline column.
         """
         if PIPELINE in self._keys_of_job or self.write_disposition == "truncate":
             return
@@ -72,14 +82,15 @@ class TableCommit(TableJobs):
         if self._is_in_table(earlier) and other != self.provenance.pipeline:
             raise OutputError(
                 f"table {self.name} has rows of run {self.folder.run_id} with model "
-                f"{self.provenance.model_name} that {other} wrote, which could not be told from "
-                "those of this run: choose another --run_id"
+                f"{self.provenance.model_name} that {other} wrote; rows of this run could not be "
+                "distinguished from them: choose another --run_id"
             )
 
     def load(self, files: Sequence[StagedFile]) -> None:
-        """Staged files -> the attempt's table, of the destination's form if it can be copied.
+        """Load the staged files into the attempt's table, which is created if necessary.
 
-        Raises BalanceError.
+        Raises:
+            BalanceError: Another number of rows was loaded than was staged.
         """
         run_table = self.make_run_table()
         config = bigquery.LoadJobConfig(
@@ -89,33 +100,39 @@ class TableCommit(TableJobs):
             create_disposition="CREATE_NEVER",
             labels=self.labels,
         )
-        # Without this a list would become a record of a repeated record.
+        # Otherwise BigQuery would load a list as a record that contains a repeated record.
         config.parquet_options = bigquery.ParquetOptions()
         config.parquet_options.enable_list_inference = True
         paths = sorted(file.path for file in files if file.rows)
         loaded = 0
         for uris in (paths[i : i + FILES_A_LOAD] for i in range(0, len(paths), FILES_A_LOAD)):
-            # The time tells the table from one of the same name that has expired.
+            # The time distinguishes the table from an expired one with the same name.
             name = job_id("load", str(run_table.reference), str(run_table.created), *uris)
             load = self.client.load_table_from_uri
             job = self.run(name, load, uris, run_table.reference, job_config=config)
             loaded += job.output_rows
         if loaded != self.rows:
             raise BalanceError(
-                f"{self.rows:,} rows were staged for table {self.name}, and {loaded:,} loaded: "
-                "nothing was put into it. Please report this"
+                f"{self.rows:,} rows were staged for table {self.name}, but {loaded:,} were "
+                "loaded: nothing was written to the table; please report this"
             )
 
     def place(self, files: Sequence[StagedFile]) -> None:
-        """The attempt's table, which has the rows of these files -> its rows in the destination.
+        """Put the rows of the attempt's table into the destination.
 
-        Those of earlier attempts are gone then. Raises OutputError where that cannot be,
-        BalanceError where fewer rows came there than the files have.
+        They replace the rows of earlier attempts at the run.
+
+        Args:
+            files: The staged files that were loaded into the attempt's table.
+
+        Raises:
+            OutputError: Rows of an earlier attempt or replay cannot be replaced.
+            BalanceError: The destination received another number of rows than the files have.
         """
         replace(self, marks=self.marks_of(files))._place()
 
     def _place(self) -> None:
-        """One job, or none where an earlier one did it."""
+        """Run the job that puts the rows into the table, unless an earlier job has done it."""
         replayed = self.replayed()
         if self.lineage is not None:
             self._replay_marks.add(self.lineage)
@@ -123,7 +140,7 @@ class TableCommit(TableJobs):
         if self.is_ours(earlier):
             self.check_rows(earlier)
             return
-        # Another attempt's rows are there: a crashed one's, or one's that runs beside this.
+        # Another attempt put its rows there: it has crashed, or runs at the same time.
         if self.write_disposition == "truncate":
             self.replace_all(self._attempt_job)
         elif self.keys:
@@ -133,16 +150,19 @@ class TableCommit(TableJobs):
             self.append(self._attempt_job)
 
     def _put(self, name: str, replayed: Sequence[str]) -> Any:
-        """A job's id, and replays whose rows make room -> the job, done."""
+        """Run the job that puts the rows into the table and deletes the rows of `replayed`."""
         if self.write_disposition == "truncate":
             return self.replace_all(name)
         return self.replace_own(name, replayed) if replayed else self.append(name)
 
     def replayed(self) -> list[str]:
-        """Replays whose rows in the table stand for rows of this run, by run id.
+        """Return the run ids of the replays whose rows in the table this run replaces.
 
-        Of a replay, those of which it takes all letters. Raises OutputError where a row would be
-        there twice.
+        The rows of such a replay stand for rows of this run. If this run is a replay itself, it
+        replaces only earlier replays whose dead letters it takes completely.
+
+        Raises:
+            OutputError: A row would be in the table twice.
         """
         if self.write_disposition == "truncate":
             return []
@@ -165,28 +185,28 @@ class TableCommit(TableJobs):
             if relation == "overlaps":
                 raise OutputError(
                     f"run {run} has replayed some of these dead letters into table {self.name}, "
-                    "whose rows would be there twice: choose filters that take all of its letters, "
-                    "or none"
+                    "which would then have their rows twice: choose filters that select all dead "
+                    "letters of that replay, or none"
                 )
         return [run for run, relation in relations.items() if relation == "covers"]
 
     def _refuse_replayed(self, found: Iterable[str], origins: Iterable[str]) -> None:
-        """Raises OutputError, unless the table is empty."""
+        """Raise OutputError unless the table is empty."""
         if self.table.num_rows:
             raise OutputError(
                 f"table {self.name} has rows of run {', '.join(sorted(origins))} that were "
                 f"replayed by {', '.join(sorted(found))}; without a column {RUN_ID} they cannot be "
-                "replaced: write to another table, or say --write_disposition truncate"
+                "replaced: write to another table, or use --write_disposition truncate"
             )
 
     def _check_alone(self, run: str, others: Collection[str]) -> None:
-        """A replay, and other runs than this whose letters it took. Raises OutputError for any."""
+        """Raise OutputError if a replay also took dead letters of other runs than this one."""
         if others:
             raise OutputError(
                 f"run {run} has replayed dead letters of this run and of "
-                f"{', '.join(sorted(others))} into table {self.name}, and its rows cannot be told "
-                f"apart: delete them (DELETE FROM `{self.name}` WHERE {RUN_ID} = '{run}'), run "
-                "again, and replay the others"
+                f"{', '.join(sorted(others))} into table {self.name}, and its rows do not show "
+                f"which of them they belong to: delete the rows (DELETE FROM `{self.name}` WHERE "
+                f"{RUN_ID} = '{run}'), run again, and replay the others"
             )
 
     @property
@@ -195,17 +215,17 @@ class TableCommit(TableJobs):
 
     @property
     def _run_job(self) -> str:
-        """The job that puts a run's rows into the table, whichever attempt starts it."""
+        """The id of the job that puts a run's rows into the table, the same for all attempts."""
         return job_id("commit", str(self.name), *self._identity)
 
     @property
     def _attempt_job(self) -> str:
-        """The job by which this attempt puts its rows in the place of an earlier one's."""
+        """The id of the job with which this attempt replaces the rows of an earlier one."""
         return job_id("replace", str(self.name), *self._identity, self.folder.token)
 
     @property
     def _keys_of_job(self) -> tuple[str, ...]:
-        """What tells this run's job from others: what its rows tell, or all where they do not."""
+        """The fields that identify this run's job: the key columns, or all if there are none."""
         return self.keys or IDENTITY
 
     @property
@@ -213,10 +233,10 @@ class TableCommit(TableJobs):
         return [getattr(self.provenance, name) for name in self._keys_of_job]
 
     def _holds(self, earlier: Any) -> bool:
-        """Whether an earlier job's rows are still in a table without a column that tells a run's.
+        """Return whether an earlier job's rows are still in a table without key columns.
 
-        Raises OutputError where they cannot be told from others, where only some are there, or
-        where those of now differ: none can be replaced.
+        Raises OutputError if they cannot be distinguished from other rows, if only some are left,
+        or if the rows of this attempt differ. In such a table no row can be replaced.
         """
         there, span = rows_of(earlier) or 0, span_of(earlier)
         found = self._look_for(earlier, span)
@@ -230,26 +250,28 @@ class TableCommit(TableJobs):
         if is_whole and is_of_model(earlier, self.provenance.model_digest):
             return True
         advice = (
-            f"without a column {RUN_ID} the earlier ones cannot be replaced: choose another "
-            "--run_id, or --write_disposition truncate"
+            f"without a column {RUN_ID} the earlier rows cannot be replaced: choose another "
+            "--run_id, or use --write_disposition truncate"
         )
-        was = f"run {self.folder.run_id} was put into table {self.name} before, with {there:,} rows"
+        was = f"run {self.folder.run_id} has already put {there:,} rows into table {self.name}"
         if is_whole:
-            raise OutputError(f"{was} of another model file, and {advice}")
+            raise OutputError(f"{was}, with another model file; {advice}")
         if found.known > there or found.own > there:
             raise OutputError(
-                f"{was}; other rows with the same ids are there too, of which {found.own:,} cannot "
-                f"be told from these, and {advice}"
+                f"{was}; the table has other rows with the same ids too, and {found.own:,} rows "
+                f"could belong to the run; {advice}"
             )
         raise OutputError(
-            f"{was}, of which {min(found.own, there):,} are found; now it has {self.rows:,}, and "
+            f"{was}, and {min(found.own, there):,} are left; now the run has {self.rows:,} rows; "
             f"{advice}"
         )
 
     def _look_for(self, earlier: Any, span: Span | None) -> Any:
-        """An earlier job and the span of its rows -> what the table has of the attempt's ids.
+        """Count the rows of the table that have ids of the attempt.
 
-        known: rows, own: those that are of that time, first and last: the time of these.
+        Returns one row. `known` is the number of all such rows, and `own` the number of those
+        that the earlier job can have written, by their time. `first` and `last` are the earliest
+        and the latest time of the latter.
         """
         key, time = self.schema.names[0], f"UNIX_MICROS(`{self.time_column}`)"
         own = "TRUE"

@@ -1,6 +1,6 @@
-"""TableDestination: a table of BigQuery for a run's rows, looked at first, and then written.
+"""TableDestination: a BigQuery table that a run checks at its start and writes at its end.
 
-Workers stage Parquet files in the temp location; transforms/bigquery/commit.py puts them
+Workers stage Parquet files in the temp location. transforms/bigquery/commit.py puts their rows
 into the table, all or none.
 """
 
@@ -39,12 +39,21 @@ from transforms.provenance import Provenance
 
 @dataclass(frozen=True, kw_only=True)
 class TableDestination:
-    """A table for the rows of a part.
+    """A table for one part of a run's output.
 
-    schema: of the rows, with the marks of transforms/bigquery/schema.py; the first column
-    is the rows' id. folder: in the temp location. provenance: of the run, by which its rows
-    are known. time_column: new tables are partitioned by its day. cluster_by: of new tables.
-    lineage: of a replay.
+    Attributes:
+        part: The part: `scores` or `dead_letters`.
+        folder: The run's folder in the temp location.
+        cloud: Makes the clients, and limits retries.
+        table: The table's name.
+        schema: The schema of the rows, with the metadata of transforms/bigquery/schema.py. The
+            first column is the row id.
+        provenance: The run and the model, by which the run's rows are recognized.
+        write_disposition: `append` to the table's rows, `truncate` them, or require an `empty`
+            table.
+        time_column: The column by whose day a new table is partitioned, if any.
+        cluster_by: The columns by which a new table is clustered.
+        lineage: The dead letters that the run replays; None unless the run is a replay.
     """
 
     part: str
@@ -60,41 +69,43 @@ class TableDestination:
 
     @property
     def name(self) -> str:
-        """The part's, as a table."""
+        """The name of the part, followed by `_table`."""
         return f"{self.part}_table"
 
     @property
     def output_format(self) -> OutputFormat:
-        """What load jobs read by the column."""
+        """The format of the staged files: Parquet, which load jobs read by column."""
         return "parquet"
 
     @property
     def place(self) -> str:
-        """The table's name."""
+        """The full name of the table."""
         return str(self.table)
 
     def file_schema(self, rows: pa.Schema) -> pa.Schema:
-        """The rows' schema -> one that loads into the table."""
+        """Return the schema of staged files of the rows, which can be loaded into the table."""
         targets = arrow_schema(table_fields(self.schema))
         return pa.schema([(f.name, file_type(rows.field(f.name).type, f.type)) for f in targets])
 
     def check(self, rows: pa.RecordBatch) -> None:
-        """Raises OutputError for a value that would fail the load of all rows."""
+        """Raise OutputError for a value that would make the load job of all rows fail."""
         for field, column in zip(rows.schema, rows.columns, strict=True):
             unfit = unfit_times(column)
             if unfit is not None and unfit.any():
                 raise OutputError(
                     f"column {field.name!r} of row {rows.column(0)[int(unfit.argmax())]} cannot be "
-                    f"in table {self.table}: a {field.type} finer than a microsecond, or not of "
-                    "the years 1 to 9999; mend it in the source, or choose --output_fields "
-                    "without it"
+                    f"written to table {self.table}: its {field.type} is finer than a microsecond, "
+                    "or outside the years 1 to 9999; fix it in the source, or choose "
+                    "--output_fields without it"
                 )
 
     def prepare(self) -> None:
-        """Makes the table if it is not there. Raises OutputError for what would fail the commit:
+        """Check that the commit can succeed, and create the table if it does not exist.
 
-        no such dataset, no permission, columns that differ, rows where none may be, a temp
-        location that cannot be written or loaded from. No table is made then.
+        Raises:
+            OutputError: The dataset does not exist, a permission is missing, the table's columns
+                differ, the table has rows that must not be there, or the temp location cannot be
+                written or loaded from. Then no table was created.
         """
         client = self.cloud.bigquery()
         with self._table_errors():
@@ -109,10 +120,15 @@ class TableDestination:
         discard_dead(self.folder)
 
     def targets(self, files: Sequence[StagedFile]) -> None:
-        """None: load jobs take the staged files to the table."""
+        """Return None: the staged files are not moved, because load jobs read them."""
 
     def commit(self, files: Sequence[StagedFile]) -> None:
-        """The files -> their rows in the table, once. Raises OutputError, BalanceError."""
+        """Put the rows of the staged files into the table, once.
+
+        Raises:
+            OutputError: The table cannot be written, or rows in it cannot be replaced.
+            BalanceError: The table received another number of rows than were staged.
+        """
         client = self.cloud.bigquery()
         with self._table_errors():
             step = self._step(client, client.get_table(str(self.table), retry=self._retry))
@@ -123,7 +139,7 @@ class TableDestination:
                 step.place(files)
 
     def discard(self) -> None:
-        """The attempt's table and staged files are gone, as far as that can be done at once."""
+        """Delete the attempt's table and staged files; try once, and ignore errors."""
         with contextlib.suppress(MillraceError), self._table_errors():
             client, name = self.cloud.bigquery(), str(run_table(self.table, self.folder))
             client.delete_table(name, not_found_ok=True, retry=None, timeout=10.0)
@@ -146,8 +162,8 @@ class TableDestination:
 
     @property
     def _keys(self) -> tuple[str, ...]:
-        """Columns of the rows that tell this run's from those of others."""
-        # Of scores, a column of that name is the source's own.
+        """The columns that distinguish this run's rows from rows of other runs."""
+        # In the scores, a column named `pipeline` is a column of the source.
         own = IDENTITY if self.part == DEAD_LETTERS else [k for k in IDENTITY if k != PIPELINE]
         return tuple(name for name in own if name in self.schema.names)
 
@@ -175,7 +191,7 @@ class TableDestination:
         return client.create_table(table, exists_ok=True, retry=self._retry)
 
     def _check(self, step: TableCommit) -> None:
-        """The table as it is -> nothing, or OutputError if the rows cannot be put into it."""
+        """Raise OutputError if the run's rows cannot be put into the table."""
         table = step.table
         if table.table_type != "TABLE":
             raise OutputError(f"{self.table} is a {table.table_type}: expected a table")
@@ -185,46 +201,54 @@ class TableDestination:
         if self.cluster_by and present != self.cluster_by:
             raise OutputError(
                 f"table {self.table} is clustered by {', '.join(present) or 'nothing'}, not by "
-                f"{', '.join(self.cluster_by)}: leave --cluster_by out, which is for new tables"
+                f"{', '.join(self.cluster_by)}: omit --cluster_by, which applies to new tables"
             )
         step.check_pipeline()
         step.replayed()
         if self.write_disposition == "empty" and table.num_rows and not step.filled_it():
             raise OutputError(
-                f"table {self.table} holds {table.num_rows:,} rows: expected none, as "
-                "--write_disposition empty says; write to another table, or append"
+                f"table {self.table} has {table.num_rows:,} rows, but --write_disposition empty "
+                "expects none: write to another table, or use --write_disposition append"
             )
 
     def _check_jobs(self, client: bigquery.Client, location: str) -> None:
-        """Who may write a table may not run jobs for all that: a dry run finds out, for free."""
+        """Check with a dry run, which is free, that the account may run jobs.
+
+        The permission to write a table does not include it.
+        """
         dry = bigquery.QueryJobConfig(dry_run=True)
         client.query("SELECT 1", dry, location=location, retry=self._retry, job_retry=None)
 
     def _check_bucket(self, location: str) -> None:
-        """A dataset's location -> nothing, or OutputError if the bucket is none to load from."""
+        """Raise OutputError if a dataset in this location cannot load from the temp bucket."""
         name = self.folder.root.removeprefix("gs://").split("/")[0]
         with translate_errors(OutputError, f"--temp_location: bucket {name} cannot be used"):
             try:
                 bucket = self.cloud.storage().get_bucket(name, retry=self._retry)
             except exceptions.Forbidden:
-                # Writing files does not take the right to look at the bucket.
+                # An account may write files without the permission to describe the bucket.
                 return
             except exceptions.NotFound as error:
                 raise OutputError(
-                    f"--temp_location: there is no bucket {name}: make it, or name another"
+                    f"--temp_location: bucket {name} does not exist: create it, or choose another"
                 ) from error
         if not loads_from(location, bucket.location, bucket.location_type):
             raise OutputError(
                 f"--temp_location is in {bucket.location}, table {self.table} in {location}: "
-                "load jobs need a bucket of the same location"
+                "load jobs need a bucket in the same location"
             )
 
 
 def loads_from(dataset: str, bucket: str, bucket_type: str | None = None) -> bool:
-    """Where a dataset and a bucket lie -> whether load jobs can go from one to the other.
+    """Return whether load jobs can read a bucket into a dataset, by their locations.
 
-    bucket_type: a bucket of a dual-region does not say which two it is in, and may do.
     Source: BigQuery's documentation, "location considerations" of batch loading.
+
+    Args:
+        dataset: The location of the dataset.
+        bucket: The location of the bucket.
+        bucket_type: The bucket's location type. A dual-region bucket is always accepted, because
+            it does not say in which two regions it is.
     """
     dataset, bucket = dataset.upper(), bucket.upper()
     inside = {"EU": "EUROPE-"}.get(dataset, f"{dataset}-")

@@ -1,8 +1,8 @@
-"""Jobs of BigQuery with names of their own choosing, so that none is run twice.
+"""BigQuery jobs with chosen ids, so that no job runs twice.
 
-A job's id is derived from what it does. Whoever starts it again, a repeated bundle or
-a second attempt at a run, finds the first one and takes its result. An id cannot be
-used again after a failure, so a number is added: id-0, id-1, ...
+A job's id is derived from what the job does. A repeated bundle, or a second attempt at a run, finds
+the first job and uses its result. An id cannot be used again after a failure, so a number is
+appended: id-0, id-1, ...
 """
 
 from __future__ import annotations
@@ -19,19 +19,24 @@ from cloud.clients import Cloud
 from cloud.errors import is_passing, retry
 
 Job = Any
-# A job that fails for a reason that passes is run again until it was started this often.
+# How often a job is started if it fails with a transient error.
 ATTEMPTS = 5
-# BigQuery ends a transaction, or a statement, whose rows another one changes, and calls that an
-# invalid query: only the message tells. Source: its documentation of transactions, "concurrency".
+# BigQuery ends a transaction or a statement whose rows another one changes, and calls it an invalid
+# query: only the message names the cause. Source: its documentation of transactions, "concurrency".
 _ABORTED = "due to concurrent update"
-# Numbers that are looked through: far more than attempts can have used up.
+# How many numbers are tried: far more than attempts can use up.
 _NUMBERS = 1_000
-# BigQuery ends a job after six hours of waiting and six of running.
+# In seconds. BigQuery ends a job that has waited for six hours and run for six hours.
 _JOB_SECONDS = 13 * 3600.0
 
 
 def job_id(kind: str, *parts: str) -> str:
-    """What a job is for, and whatever tells it from others -> an id for it."""
+    """Return the id of a job, to which `run_job` appends a number.
+
+    Args:
+        kind: The purpose of the job, such as `load`.
+        parts: The texts that distinguish the job from others of its kind.
+    """
     digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
     return f"millrace-{kind}-{digest}"
 
@@ -43,14 +48,27 @@ def run_job(
     cloud: Cloud,
     begin: Callable[[str], Job],
 ) -> Job:
-    """A job's id, and a function that starts it under a full one -> the job, done.
+    """Run a job to its end, unless a job with its id exists: then wait for that one.
 
-    One that is there already is waited for instead; one that failed is tried again
-    under the next number, in this call as long as the failure may pass and ATTEMPTS
-    are not used up. An error of asking about a job is no failure of the job: the job
-    may run on, so that none is started beside it. location: of the data; a job outside
-    the multi-regions US and EU is found only with it. Raises GoogleAPICallError,
-    RetryError.
+    A job that has failed is followed by another under the next number. If this call started the
+    failed job, it starts another only after a transient failure, and at most ATTEMPTS jobs in all.
+    An error while polling a job is not a failure of the job: the job may still be running, so no
+    other one is started.
+
+    Args:
+        client: The client with which jobs are found.
+        base: The job's id, without a number.
+        location: The location of the data. Outside the multi-regions US and EU, a job is found
+            only with its location.
+        cloud: Limits the retries of each request.
+        begin: Starts the job under the full id that it is given, and returns the job.
+
+    Returns:
+        The job, which has succeeded.
+
+    Raises:
+        GoogleAPICallError: The job failed, or a request failed.
+        RetryError: A request kept failing with transient errors.
     """
     started = 0
     for number in range(_NUMBERS):
@@ -75,7 +93,14 @@ def _may_pass(failure: exceptions.GoogleAPICallError) -> bool:
 
 
 def done_job(client: bigquery.Client, base: str, location: str | None, cloud: Cloud) -> Job | None:
-    """A job's id -> the one that succeeded under it, waited for if it runs; None if none did."""
+    """Return the job that succeeded under an id, or None; wait for a job that is running.
+
+    Args:
+        client: The client with which jobs are found.
+        base: The job's id, without a number.
+        location: The location of the data.
+        cloud: Limits the retries of each request.
+    """
     for number in range(_NUMBERS):
         job = _find(client, f"{base}-{number}", location, cloud)
         if job is None or _wait(job, cloud) is None:
@@ -84,7 +109,7 @@ def done_job(client: bigquery.Client, base: str, location: str | None, cloud: Cl
 
 
 def _find(client: bigquery.Client, name: str, location: str | None, cloud: Cloud) -> Job | None:
-    """A job's full id -> the job, None if there is none."""
+    """Return the job with a full id, or None."""
     try:
         return client.get_job(name, location=location, retry=retry(cloud.retry_seconds))
     except exceptions.NotFound:
@@ -101,14 +126,14 @@ def _begin(
     try:
         return begin(name)
     except exceptions.Conflict:
-        # Started meanwhile by another, or by a request of ours whose answer was lost; it may
-        # take a moment until it can be seen.
+        # Another process has started the job in the meantime, or an earlier request did and its
+        # response was lost. The job may take a moment to become visible.
         again = retry(cloud.retry_seconds, exceptions.NotFound)
         return client.get_job(name, location=location, retry=again)
 
 
 def _wait(job: Job, cloud: Cloud) -> exceptions.GoogleAPICallError | None:
-    """A job -> None once it is done, or why it failed. Raises what asking about it raises."""
+    """Wait for a job to end, and return why it failed, or None. Errors of polling are raised."""
     deadline, delay = time.monotonic() + _JOB_SECONDS, 0.1
     while not job.done(retry=retry(cloud.retry_seconds)):
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""The jobs by which the rows of an attempt come into a table: loads, a copy or a query."""
+"""The jobs that write the rows of an attempt to a table: loads, a copy or a query."""
 
 from __future__ import annotations
 
@@ -36,10 +36,19 @@ OF_ATTEMPT, OF_PIPELINE = "millrace_attempt", "millrace_pipeline"
 
 @dataclass(frozen=True, kw_only=True)
 class TableJobs:
-    """A table, and one attempt at a run that writes into it.
+    """One attempt at a run, and the table that it writes to.
 
-    keys: what of the run's identity its rows have as columns, none where nothing tells runs apart.
-    rows: how many are staged. marks: labels that tell them apart where no column does.
+    Attributes:
+        name: The table's name.
+        table: The table as it was when the attempt looked at it.
+        schema: The schema of the rows.
+        folder: The run's folder in the temp location.
+        provenance: The run and the model.
+        keys: The columns of the rows that identify the run; empty if no column does.
+        write_disposition: What happens to rows that are in the table already.
+        time_column: The column that says when a row was scored, if any.
+        rows: The number of staged rows.
+        marks: Labels that identify the rows if no column does.
     """
 
     client: bigquery.Client
@@ -56,38 +65,41 @@ class TableJobs:
     marks: Mapping[str, str] = field(default_factory=dict)
 
     def marks_of(self, files: Sequence[StagedFile]) -> dict[str, str]:
-        """Staged files -> labels that tell their rows from others with the same ids."""
+        """Return labels that distinguish the rows of staged files from others with the same ids.
+
+        There are none if key columns distinguish them, or if there is no time column.
+        """
         if self.keys or self.time_column is None:
             return {}
         return span_labels(Span.of_files(files, self.time_column), self.provenance.model_digest)
 
     def check_rows(self, job: Any) -> None:
-        """Raises BalanceError where a job put fewer rows, or more, into the table than there are.
+        """Raise BalanceError if a job wrote another number of rows than were staged.
 
-        What goes by a transaction is checked within it.
+        A transaction checks the number itself.
         """
         came = rows_of(job)
         if self.rows and came is not None and came != self.rows:
             raise BalanceError(
-                f"{self.rows:,} rows were staged for table {self.name}, and job {job.job_id} put "
-                f"{came:,} into it: run it again with --write_disposition truncate, or another "
-                "--run_id. Please report this"
+                f"{self.rows:,} rows were staged for table {self.name}, but job {job.job_id} wrote "
+                f"{came:,}: run again with --write_disposition truncate, or with another --run_id; "
+                "please report this"
             )
 
     @property
     def labels(self) -> dict[str, str]:
-        """Of each job of the attempt."""
+        """The labels of every job of the attempt."""
         own = {OF_ATTEMPT: self.folder.token, OF_PIPELINE: self.provenance.pipeline}
         return {**own, **self.marks}
 
     def is_ours(self, job: Any) -> bool:
-        """Whether this attempt started the job."""
+        """Return whether this attempt started the job."""
         own = (OF_ATTEMPT, OF_PIPELINE)
         return all((job.labels or {}).get(name) == self.labels[name] for name in own)
 
     @property
     def copies(self) -> bool:
-        """Whether a table of the rows' columns alone can be copied into the destination."""
+        """Whether a table with only the rows' columns can be copied into the destination."""
         fields, table = table_fields(self.schema), self.table
         partitioned = table.time_partitioning
         return (
@@ -100,9 +112,10 @@ class TableJobs:
 
     @property
     def every_row(self) -> str:
-        """SQL that every row of the table fulfils, by its partitions where it wants them filtered.
+        """An SQL condition that every row of the table meets.
 
-        Source: dbt's BigQuery adapter, predicate_for_avoid_require_partition_filter.
+        It names the partition column if the table requires a partition filter. Source: dbt's
+        BigQuery adapter, predicate_for_avoid_require_partition_filter.
         """
         if not self.table.require_partition_filter:
             return "TRUE"
@@ -111,11 +124,14 @@ class TableJobs:
         return f"(`{column}` IS NULL OR `{column}` IS NOT NULL)"
 
     def make_run_table(self) -> bigquery.Table:
-        """The attempt's table, made unless it is there; one to copy has the destination's form."""
+        """Return the attempt's table, and create it if it does not exist.
+
+        If the table can be copied, it has the schema and the partitions of the destination.
+        """
         name, fields = run_table(self.name, self.folder), table_fields(self.schema)
         made = bigquery.Table(str(name), schema=list(map(without_json, fields)))
         if self.copies:
-            # A copy that truncates brings its own descriptions, partitioning and filter along.
+            # A copy that truncates also replaces the descriptions, partitions and filter rule.
             made.schema = self.table.schema
             made.time_partitioning = self.table.time_partitioning
             made.clustering_fields = self.table.clustering_fields
@@ -124,22 +140,32 @@ class TableJobs:
         return self.client.create_table(made, exists_ok=True, retry=self.retry)
 
     def append(self, name: str) -> Any:
-        """A job's id -> the job, done, which added the attempt's rows."""
+        """Run the job that adds the attempt's rows to the table, and return it.
+
+        Args:
+            name: The job's id, without a number.
+        """
         if not self.copies:
             return self.insert(name, None)
         empty = self.write_disposition == "empty"
         return self._copy(name, "WRITE_EMPTY" if empty else "WRITE_APPEND")
 
     def replace_all(self, name: str) -> Any:
-        """A job's id -> the job, done, which left none but the attempt's rows."""
+        """Run the job that replaces all rows of the table with the attempt's, and return it.
+
+        Args:
+            name: The job's id, without a number.
+        """
         if not self.copies:
             return self.insert(name, "TRUE")
         return self._copy(name, "WRITE_TRUNCATE")
 
     def replace_own(self, name: str, replayed: Sequence[str] = ()) -> Any:
-        """A job's id -> the job, done, which put the attempt's rows in the place of the run's.
+        """Run the job that replaces the run's rows with the attempt's, and return it.
 
-        replayed: other runs whose rows go as well.
+        Args:
+            name: The job's id, without a number.
+            replayed: Other runs whose rows are deleted too.
         """
         own = " AND ".join(f"{key} = @{key}" for key in self.keys)
         if replayed:
@@ -147,7 +173,7 @@ class TableJobs:
         return self.insert(name, own, replayed)
 
     def runs_in_table(self, run_ids: Sequence[str]) -> list[str]:
-        """Run ids -> those of which the table has rows."""
+        """Return the given run ids of which the table has rows, sorted."""
         given = bigquery.ArrayQueryParameter("runs", "STRING", list(run_ids))
         sql = (
             f"SELECT DISTINCT {RUN_ID} AS found FROM `{self.name}` "
@@ -158,10 +184,10 @@ class TableJobs:
         return sorted(row.found for row in job.result(retry=self.retry))
 
     def _copy(self, name: str, disposition: str) -> Any:
-        """A job's id -> the job, done.
+        """Run a copy job and return it.
 
-        A copy costs nothing and takes seconds whatever the size, but wants two tables of
-        one form, and cannot replace a part of one.
+        A copy is free and takes seconds at any size. But both tables need the same schema and
+        partitions, and a copy cannot replace some rows of a table.
         """
         config = bigquery.CopyJobConfig(
             write_disposition=disposition,
@@ -175,7 +201,14 @@ class TableJobs:
         return job
 
     def insert(self, name: str, replacing: str | None, replayed: Sequence[str] = ()) -> Any:
-        """A job's id, and which rows make room -> the job, done."""
+        """Run a query job that inserts the attempt's rows into the table, and return it.
+
+        Args:
+            name: The job's id, without a number.
+            replacing: An SQL condition of the rows to delete in the same transaction; None to
+                only insert.
+            replayed: The run ids to which the condition refers as `@replayed`.
+        """
         present = {field.name.lower(): field for field in self.table.schema}
         fields = [present[name.lower()] for name in self.schema.names]
         columns = ", ".join(f"`{field.name}`" for field in fields)
@@ -204,13 +237,20 @@ class TableJobs:
 
     @property
     def _count_check(self) -> str:
-        """SQL that fails a transaction whose last statement has not put in all staged rows."""
+        """SQL that fails a transaction unless its last statement inserted all staged rows."""
         message = f"expected {self.rows} rows of run {self.folder.run_id}, got another number"
         escaped = message.replace("\\", "\\\\").replace("'", "\\'")
         return f"ASSERT @@row_count = {self.rows} AS '{escaped}'"
 
     def run(self, name: str, start: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """A job's id, a method of the client and its arguments -> the job, done."""
+        """Run a job to its end and return it.
+
+        Args:
+            name: The job's id, without a number.
+            start: The client's method that starts the job.
+            args: Positional arguments of that method.
+            kwargs: Keyword arguments of that method, without the id, the location and the retry.
+        """
         place = self.table.location
         return run_job(
             self.client,
@@ -222,13 +262,14 @@ class TableJobs:
 
     @property
     def retry(self) -> Any:
-        """How long an error of the service that passes is waited for."""
+        """The retry of transient errors, for up to `retry_seconds`."""
         return retry(self.cloud.retry_seconds)
 
 
 def run_table(table: TableName, folder: RunFolder) -> TableName:
-    """A destination and an attempt -> the attempt's own table, in the same dataset.
+    """Return the name of the attempt's own table, which is in the dataset of the destination.
 
-    Its name begins in its own way: a wildcard over the destination's must not find it.
+    The name has a prefix of its own, because a wildcard over the destination's name must not
+    match it.
     """
     return table.sibling(f"millrace_run_{folder.token}_{table.table[:200]}")

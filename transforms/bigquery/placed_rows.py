@@ -1,7 +1,8 @@
-"""Which rows of a table one job put there: how many, and when the first and the last were scored.
+"""The rows that a job put into a table: how many, and when the first and the last were scored.
 
-For tables without a column that tells a run. A job found by its id says that it ended well, not
-that its rows are still there: they may be gone, and rows of another run have the same ids.
+This serves tables without a column that identifies the run. A job that is found by its id proves
+that it succeeded, but not that its rows are still in the table: they may have been deleted, and
+another run may have written rows with the same ids.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from common.memory import check_memory
 from transforms.files.run_folder import StagedFile
 
 _SPAN, _DIGEST = "millrace_span", "millrace_digest"
-# A label's value has 63 characters, a digest one more.
+# The value of a label has at most 63 characters; a digest has 64.
 _DIGEST_CHARACTERS = 40
 _READERS = 16
 
@@ -30,7 +31,7 @@ _READERS = 16
 class Span:
     """The times of an attempt's first and last row, in microseconds since 1970.
 
-    No other run has both the same.
+    No two runs have both times in common.
     """
 
     first: int
@@ -38,9 +39,14 @@ class Span:
 
     @classmethod
     def of_files(cls, files: Sequence[StagedFile], column: str) -> Span | None:
-        """Staged Parquet files and their column of times -> the span, from the footers.
+        """Return the span of staged Parquet files, from their footers; None if they have no rows.
 
-        None without rows. Raises OutputError.
+        Args:
+            files: The staged files.
+            column: The name of their time column.
+
+        Raises:
+            OutputError: A file cannot be read.
         """
         paths = [file.path for file in files if file.rows]
         if not paths:
@@ -51,25 +57,33 @@ class Span:
 
 
 def span_labels(span: Span | None, digest: str) -> dict[str, str]:
-    """An attempt's span and its model -> the labels of the job that puts its rows into a table."""
+    """Return the labels of the job that puts an attempt's rows into a table.
+
+    Args:
+        span: The span of the rows, if they have times.
+        digest: The digest of the model.
+    """
     labels = {_DIGEST: digest[:_DIGEST_CHARACTERS].lower()}
     return labels if span is None else labels | {_SPAN: f"{span.first}-{span.last}"}
 
 
 def span_of(job: Any) -> Span | None:
-    """A job -> the span that its labels tell, None where they tell none."""
+    """Return the span in a job's labels, or None if they have none."""
     first, _, last = (job.labels or {}).get(_SPAN, "").partition("-")
     return Span(int(first), int(last)) if first and last else None
 
 
 def is_of_model(job: Any, digest: str) -> bool:
-    """Whether a job put in rows of that model; of a job that does not say, it is assumed."""
+    """Return whether a job wrote rows of the model with this digest.
+
+    A job whose labels do not name a model is assumed to have done so.
+    """
     wanted = span_labels(None, digest)[_DIGEST]
     return bool((job.labels or {}).get(_DIGEST, wanted) == wanted)
 
 
 def rows_of(job: Any) -> int | None:
-    """A copy or an INSERT that is done -> how many rows it put in, None for a transaction."""
+    """Return how many rows a finished copy or INSERT wrote; None if it was a transaction."""
     if getattr(job, "statement_type", None) == "SCRIPT":
         return None
     copied = job._properties.get("statistics", {}).get("copy", {}).get("copiedRows")
@@ -78,13 +92,13 @@ def rows_of(job: Any) -> int | None:
 
 
 def _span_of_file(path: str, column: str) -> tuple[int, int]:
-    """Raises OutputError."""
+    """Return the first and the last time in a file. Raises OutputError if it cannot be read."""
     try:
         with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as handle:
             footer = parquet.read_metadata(handle)
     except (BeamIOError, OSError, pa.ArrowException) as error:
         check_memory(error, path)
-        raise OutputError(f"{path} cannot be read: {one_line(error)}; run it again") from error
+        raise OutputError(f"{path} cannot be read: {one_line(error)}; run again") from error
     names = [footer.schema.column(i).path for i in range(footer.num_columns)]
     column_number = names.index(column)
     groups = (footer.row_group(i) for i in range(footer.num_row_groups))

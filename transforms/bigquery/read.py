@@ -1,8 +1,8 @@
 """ReadBigQuery: a table or a query's result as source batches, read as Arrow.
 
-Rows come over the Storage Read API, one element a stream, and stay record batches;
-a stream that breaks goes on at its offset. Or, for projects that may not use that
-API, by an extract to Parquet files.
+With the Storage Read API, each stream of the read session is one element, and its rows stay record
+batches. A stream that breaks is continued at its offset. A project that cannot use that API can
+export the table to Parquet files instead.
 """
 
 from __future__ import annotations
@@ -50,16 +50,20 @@ from transforms.files.run_folder import RunFolder
 from transforms.provenance import Provenance
 
 ReadMethod = Literal["direct", "export"]
-# Of one call: a stream that takes longer, or hangs, goes on in another at its offset.
+# The timeout of one call. A stream that takes longer, or hangs, is continued in another call.
 READ_SECONDS = 600.0
 _NO_POSITIONS = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class ReadStream:
-    """One stream of a read session, and the Arrow schema of its batches, serialized.
+    """One stream of a read session.
 
-    number, of: which one it is of how many.
+    Attributes:
+        name: The full name of the stream.
+        schema: The Arrow schema of its batches, serialized.
+        number: Its index among the streams of the session, from 0.
+        of: The number of streams in the session.
     """
 
     name: str
@@ -69,18 +73,26 @@ class ReadStream:
 
     @classmethod
     def all_of(cls, session: types.ReadSession) -> list[ReadStream]:
-        """A session that was opened -> its streams."""
+        """Return the streams of an opened session."""
         schema, count = bytes(session.arrow_schema.serialized_schema), len(session.streams)
         return [cls(one.name, schema, i, count) for i, one in enumerate(session.streams)]
 
 
 def open_session(source: BigQuerySource, columns: Columns) -> list[ReadStream]:
-    """A table -> the streams of a read session over the columns that are wanted.
+    """Open a read session over some columns of a table, and return its streams.
 
-    There is no stream where there is no row. Raises InputError.
+    Args:
+        source: The table, with its snapshot and its row restriction.
+        columns: The columns to read.
+
+    Returns:
+        The streams; none if the table has no rows.
+
+    Raises:
+        InputError: The table cannot be read, or lacks a column.
     """
     if source.table is None:
-        raise ValueError("a query is run first: open_session reads tables")
+        raise ValueError("open_session reads tables: run the query first")
     names = columns.names(describe_source(replace(source, row_restriction=None)), str(source.table))
     compression = types.ArrowSerializationOptions.CompressionCodec.LZ4_FRAME
     session = types.ReadSession(
@@ -105,22 +117,29 @@ def open_session(source: BigQuerySource, columns: Columns) -> list[ReadStream]:
             )
         except exceptions.Forbidden as error:
             raise InputError(
-                f"{source.label} cannot be read: {explain(error)}, or read it with --read_method "
-                "export, which does without the Storage Read API"
+                f"{source.label} cannot be read: {explain(error)}, or use --read_method export, "
+                "which does not need the Storage Read API"
             ) from error
     return ReadStream.all_of(opened)
 
 
 def promise_streams(place: str, streams: Sequence[ReadStream]) -> Entry:
-    """A place and the streams of its session -> the promise of them all."""
+    """Return the entry that announces all streams of a place's session."""
     return promise(place, "streams", streams[0].of if streams else 0)
 
 
 def read_stream(stream: ReadStream, client: Any, retry_seconds: float) -> Iterator[pa.RecordBatch]:
-    """A stream -> its batches, each once, in order.
+    """Yield the batches of a stream, each once and in order.
 
-    A connection that breaks is made again at the first row that has not arrived, until
-    retry_seconds have passed since it broke without a row. Raises GoogleAPICallError.
+    After a transient error, the stream is continued at the first row that has not arrived.
+
+    Args:
+        stream: The stream to read.
+        client: A BigQueryReadClient.
+        retry_seconds: How long to retry without receiving a row.
+
+    Raises:
+        GoogleAPICallError: The stream cannot be read.
     """
     schema = pa.ipc.read_schema(pa.py_buffer(stream.schema))
     offset, delay, broken_at = 0, 0.1, math.inf
@@ -129,12 +148,12 @@ def read_stream(stream: ReadStream, client: Any, retry_seconds: float) -> Iterat
             for response in client.read_rows(
                 read_stream=stream.name, offset=offset, retry=None, timeout=READ_SECONDS
             ):
-                # The bare message: proto-plus would copy the rows twice, and hold the first
-                # copy while they are worked on.
+                # Read the bare protobuf message: proto-plus would copy the rows twice, and keep
+                # the first copy while they are processed.
                 bare = types.ReadRowsResponse.pb(response)
                 rows, body = bare.row_count, bare.arrow_record_batch.serialized_record_batch
                 del response, bare
-                # A response without rows only says how far the stream is.
+                # A response without rows only reports the progress of the stream.
                 if rows:
                     yield pa.ipc.read_record_batch(pa.py_buffer(body), schema)
                     offset += rows
@@ -150,10 +169,15 @@ def read_stream(stream: ReadStream, client: Any, retry_seconds: float) -> Iterat
 
 @dataclass(kw_only=True)
 class ReadBigQuery(beam.PTransform):
-    """Nothing -> source batches of a table's or a query's rows.
+    """A source that reads the rows of a table or a query as source batches.
 
-    columns: what is read of each row. folder: the run's staging folder, for an export;
-    whoever runs the pipeline has it discarded afterwards.
+    Attributes:
+        source: The table or the query.
+        columns: The columns to read.
+        batch_rows: The largest number of rows in a batch.
+        method: `direct` reads with the Storage Read API, `export` exports to Parquet files first.
+        folder: The run's folder, in which an export stages its files. The caller deletes them
+            after the pipeline.
     """
 
     source: BigQuerySource
@@ -166,7 +190,7 @@ class ReadBigQuery(beam.PTransform):
         self.columns = replace(self.columns, ids_by_content=True)
 
     def expand(self, pipeline: beam.Pipeline) -> Read:
-        """run the query -> open a session -> spread the streams -> read. Nothing fails by row."""
+        """Run the query, open a session, spread its streams and read them; no row can fail."""
         tables = (
             pipeline | "Source" >> beam.Create([self.source]) | "Query" >> beam.Map(self._to_table)
         )
@@ -189,20 +213,20 @@ class ReadBigQuery(beam.PTransform):
         extracted = tables | "Extract" >> beam.ParDo(self._extract).with_outputs(
             "counts", main="files"
         )
-        # No row of Parquet fails to be read, so no failure record says whose it is.
-        nobody = Provenance.of(self.columns.manifest)
-        read = read_matched(extracted.files, self.columns, nobody, "parquet", self.batch_rows)
+        # Reading Parquet makes no failure records, so this provenance is never written.
+        unused = Provenance.of(self.columns.manifest)
+        read = read_matched(extracted.files, self.columns, unused, "parquet", self.batch_rows)
         counts = (read.counts, extracted.counts) | "AllCounts" >> beam.Flatten()
         return read._replace(counts=counts)
 
     def _to_table(self, source: BigQuerySource) -> BigQuerySource:
-        """A source -> the same as a table: a query is run into a table that lasts a day."""
+        """Return the source as a table; a query is run into a table that expires after a day."""
         if source.table is not None and (self.method == "direct" or not source.row_restriction):
             return source
         client, cloud = source.cloud.bigquery(), source.cloud
         query = source.query or ""
         if source.table is not None:
-            # An extract takes whole tables.
+            # An extract job can only export a whole table.
             whole = replace(source, row_restriction=None)
             names = self.columns.names(describe_source(whole), source.label)
             query = restricted(source, [f"`{name}`" for name in names])
@@ -230,7 +254,7 @@ class ReadBigQuery(beam.PTransform):
         return replace(source, table=table, row_restriction=None, snapshot=None, rows=None)
 
     def _open(self, source: BigQuerySource) -> Iterator[ReadStream | beam.pvalue.TaggedOutput]:
-        """A table -> the streams of a session, and what they hold to the output `entries`."""
+        """Yield the streams of a session; what is expected of them goes to `entries`."""
         place, rows = self.source.label, source.rows
         with translate_errors(InputError, f"{place} cannot be read"):
             before = get_table(source) if rows is None else None
@@ -239,7 +263,7 @@ class ReadBigQuery(beam.PTransform):
                 rows = count_rows(before, get_table(source))
         yield from streams
         if source.row_restriction is not None:
-            rows = "only reading counts the rows of --row_restriction: streams are compared"
+            rows = "rows of --row_restriction are not counted before the read: streams are compared"
         if isinstance(rows, int):
             said = expect_rows(place, rows, source.counted_by)
         else:
@@ -250,7 +274,7 @@ class ReadBigQuery(beam.PTransform):
     def _read_stream(
         self, stream: ReadStream
     ) -> Iterator[pa.RecordBatch | beam.pvalue.TaggedOutput]:
-        """A stream -> its source batches, and that it has ended to the output `entries`."""
+        """Yield the source batches of a stream; what was read goes to the output `entries`."""
         cloud, place, rows = self.source.cloud, self.source.label, 0
         with translate_errors(InputError, f"{self.source.label} cannot be read further"):
             batches = read_stream(stream, cloud.bigquery_read(), cloud.retry_seconds)
@@ -262,7 +286,7 @@ class ReadBigQuery(beam.PTransform):
             yield beam.pvalue.TaggedOutput("entries", entry)
 
     def _extract(self, source: BigQuerySource) -> Iterator[FileMetadata | beam.pvalue.TaggedOutput]:
-        """A table -> the Parquet files that an extract job made of it, and its rows to `counts`."""
+        """Yield the Parquet files of an extract job; the table's row count goes to `counts`."""
         folder, cloud, client = self.folder, source.cloud, source.cloud.bigquery()
         if folder is None:
             raise ValueError("method 'export' needs a folder")
@@ -286,7 +310,7 @@ class ReadBigQuery(beam.PTransform):
                 cloud,
                 lambda name: client.extract_table(
                     table.reference,
-                    # Of this job alone: one that failed may have left files.
+                    # Use the job's own names: a job that failed may have left files.
                     f"{folder.staged(name)}-*.parquet",
                     job_id=name,
                     location=table.location,
@@ -296,7 +320,7 @@ class ReadBigQuery(beam.PTransform):
             )
             rows = count_rows(table, get_table(source))
         yield from match_files(job.destination_uris)
-        # Otherwise the footers alone say how many rows the job saw.
+        # If the count is not known, only the footers say how many rows the job exported.
         if isinstance(rows, int):
             counted = ("rows_expected", source.counted_by), rows
             yield beam.pvalue.TaggedOutput("counts", counted)

@@ -1,8 +1,8 @@
-"""What was replayed into a table: kept as jobs of BigQuery, where whoever repeats a run finds it.
+"""Replays into a table, recorded as BigQuery jobs, which a rerun on any machine can find.
 
-The rows of a replay carry its own run id. That they stand for rows of another run is told by jobs
-that do nothing: their ids are derived from the table and that run, and a number; their parameter
-is the replay's lineage. BigQuery keeps jobs for half a year.
+The rows of a replay carry the replay's own run id. Jobs that do nothing else record that these
+rows stand for rows of another run. The id of such a job is derived from the table, that run and a
+number. Its query parameter is the lineage of the replay. BigQuery keeps jobs for half a year.
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ _OF, _INTO = "lineage", "replayed"
 
 @dataclass(frozen=True)
 class ReplayMarks:
-    """The replays into one table. location: the table's."""
+    """The record of the replays into one table.
+
+    Attributes:
+        location: The location of the table.
+    """
 
     client: bigquery.Client
     cloud: Cloud
@@ -32,13 +36,13 @@ class ReplayMarks:
     location: str | None
 
     def add(self, lineage: Lineage) -> None:
-        """A replay that is about to write its rows -> it can be found by the runs it stands for."""
+        """Record a replay that is about to write its rows, under each run for which they stand."""
         for kind, run_id in ((_OF, lineage.run_id), *((_INTO, run) for run in lineage.runs)):
             if lineage not in self._read(kind, run_id):
                 self._write(kind, run_id, lineage)
 
     def origins(self, run_id: str) -> set[str]:
-        """A run -> the runs that its rows stand for: itself, unless it is a replay."""
+        """Return the runs for which a run's rows stand: the run itself, unless it is a replay."""
         found, open_runs, seen = set(), {run_id}, set[str]()
         while open_runs:
             run = open_runs.pop()
@@ -51,7 +55,7 @@ class ReplayMarks:
         return found
 
     def replays(self, run_ids: set[str]) -> dict[str, Lineage]:
-        """Runs -> the replays of their rows by run id, and the replays of these."""
+        """Return the replays of runs, and the replays of those replays, by run id."""
         found: dict[str, Lineage] = {}
         open_runs, seen = set(run_ids), set[str]()
         while open_runs:
@@ -63,7 +67,7 @@ class ReplayMarks:
         return found
 
     def _read(self, kind: str, run_id: str) -> Iterator[Lineage]:
-        """The lineages that are kept under a run, oldest first."""
+        """Yield the lineages that are recorded under a run, oldest first."""
         for number in itertools.count():
             job = done_job(self.client, self._name(kind, run_id, number), self.location, self.cloud)
             if job is None:
@@ -71,7 +75,7 @@ class ReplayMarks:
             yield _lineage_of(job)
 
     def _write(self, kind: str, run_id: str, lineage: Lineage) -> None:
-        """Under the first number that is free; another replay may take it meanwhile."""
+        """Record a lineage under the first number that no other replay takes."""
         text = bigquery.ScalarQueryParameter("lineage", "STRING", lineage.to_text())
         config = bigquery.QueryJobConfig(query_parameters=[text])
         for number in itertools.count(sum(1 for _ in self._read(kind, run_id))):

@@ -1,4 +1,4 @@
-"""BigQuery's names, types and schemas, and what they are in Arrow."""
+"""BigQuery's names, types and schemas, and their counterparts in Arrow."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TABLE = re.compile(
 )
 _COLUMN = re.compile(r"[A-Za-z_]\w{0,299}", re.ASCII)
 
-# A JSON column comes as text; this mark of the Read API tells it from a STRING.
+# A JSON column arrives as text; this metadata of the Read API distinguishes it from a STRING.
 _MARK = b"ARROW:extension:name"
 JSON_METADATA = {_MARK: b"google:sqlType:json"}
 
@@ -40,7 +40,7 @@ _TYPES = {
     "TIME": pa.time64("us"),
     "JSON": pa.string(),
 }
-# BigQuery's dates and times are of the years 1 to 9999: days since 1970, the end not among them.
+# BigQuery's dates and times lie in the years 1 to 9999: in days since 1970, without the end.
 _FIRST_DAY, _END_DAY = -719_162, 2_932_897
 _A_DAY = {"D": 1, "s": 86_400, "ms": 86_400_000, "us": 86_400_000_000}
 _STANDARD_NAMES = {
@@ -55,7 +55,7 @@ _STANDARD_NAMES = {
 
 @dataclass(frozen=True)
 class TableName:
-    """A table's full name."""
+    """The full name of a table."""
 
     project: str
     dataset: str
@@ -63,26 +63,32 @@ class TableName:
 
     @classmethod
     def parse(cls, text: str, flag: str, project: str | None = None) -> TableName:
-        """`project.dataset.table`, `project:dataset.table` or `dataset.table` -> TableName.
+        """Parse `project.dataset.table`, `project:dataset.table` or `dataset.table`.
 
-        project: where the text names none. Raises UsageError.
+        Args:
+            text: The name, with or without backticks.
+            flag: The flag that has the name, without dashes.
+            project: The project of a table whose name does not include one.
+
+        Raises:
+            UsageError: The text is not the name of a table, or the project is not known.
         """
         found = _TABLE.fullmatch(text.replace("`", ""))
-        hint = "; a partition or a wildcard table is read by --input_query" * ("input" in flag)
+        hint = "; use --input_query to read a partition or a wildcard table" * ("input" in flag)
         if found is None or not (found["project"] or project):
             raise UsageError(
-                f"--{flag}: {text!r}: expected project.dataset.table, of letters, digits and _"
+                f"--{flag}: expected project.dataset.table, of letters, digits and _, got {text!r}"
                 + hint
             )
         return cls(found["project"] or project or "", found["dataset"], found["table"])
 
     def sibling(self, table: str) -> TableName:
-        """A table's name -> the full name of that table in the same dataset."""
+        """Return the full name of another table in the same dataset."""
         return TableName(self.project, self.dataset, table)
 
     @property
     def path(self) -> str:
-        """The name as the Storage APIs have it."""
+        """The name as the Storage APIs spell it."""
         return f"projects/{self.project}/datasets/{self.dataset}/tables/{self.table}"
 
     def __str__(self) -> str:
@@ -90,28 +96,28 @@ class TableName:
 
 
 def project_of(text: str) -> str | None:
-    """A table's name as a user wrote it -> the project in it, if there is one."""
+    """Return the project in a table's name as a user wrote it, or None."""
     found = _TABLE.fullmatch(text.replace("`", ""))
     return found["project"] if found else None
 
 
 def type_name(field: SchemaField) -> str:
-    """A field -> its type as the REST API names it: INTEGER, not INT64."""
+    """Return the type of a field as the REST API names it: INTEGER, not INT64."""
     name = field.field_type.upper()
     return _STANDARD_NAMES.get(name, name)
 
 
 def arrow_schema(fields: Iterable[SchemaField]) -> pa.Schema:
-    """A table's schema -> Arrow's, as the Storage Read API answers it.
+    """Return the Arrow schema that the Storage Read API returns for a table's columns.
 
-    Types that Arrow has no column for here (GEOGRAPHY, INTERVAL, RANGE) become text
-    with the type's name as metadata.
+    Types without a counterpart here (GEOGRAPHY, INTERVAL, RANGE) become text, with the name of the
+    type as metadata.
     """
     return pa.schema([arrow_field(field) for field in fields])
 
 
 def arrow_field(field: SchemaField) -> pa.Field:
-    """A column of BigQuery -> one of Arrow."""
+    """Return the Arrow field of a BigQuery column."""
     name = type_name(field)
     if name == "RECORD":
         kind: pa.DataType = pa.struct([arrow_field(child) for child in field.fields])
@@ -125,25 +131,31 @@ def arrow_field(field: SchemaField) -> pa.Field:
 
 
 def table_fields(schema: pa.Schema) -> list[SchemaField]:
-    """Columns of Arrow -> a table's schema. Raises OutputError for what BigQuery cannot hold."""
+    """Return the BigQuery columns for an Arrow schema.
+
+    Raises:
+        OutputError: BigQuery cannot hold a column, or does not accept its name.
+    """
     _check_names(schema.names)
     return [_table_field(field) for field in schema]
 
 
 def _check_names(names: Sequence[str], where: str = "") -> None:
-    """Names of columns, or of a struct's fields and where it is -> OutputError for a wrong one."""
+    """Raise OutputError for a name that BigQuery does not accept.
+
+    The names belong to columns, or to the fields of a struct; then `where` says of which.
+    """
     what = "field" if where else "column"
     seen: dict[str, str] = {}
     for name in names:
         if not _COLUMN.fullmatch(name):
             raise OutputError(
-                f"{what} {name!r}{where} cannot be in a table of BigQuery: expected letters, "
-                "digits and _, not beginning with a digit; rename it, or choose --output_fields "
-                "without it"
+                f"{what} {name!r}{where} cannot be in a BigQuery table: expected letters, digits "
+                "and _, not starting with a digit; rename it, or choose --output_fields without it"
             )
         if (other := seen.get(name.lower())) is not None:
             raise OutputError(
-                f"{what}s {other!r} and {name!r}{where} are one name to BigQuery: choose "
+                f"{what}s {other!r} and {name!r}{where} are the same name to BigQuery: choose "
                 "--output_fields without one of them"
             )
         seen[name.lower()] = name
@@ -177,8 +189,8 @@ def _scalar_name(name: str, kind: pa.DataType, metadata: dict[bytes, bytes] | No
         sql = mark.rsplit(":", 1)[-1].upper()
         if sql not in _TYPES:
             raise OutputError(
-                f"column {name!r} is {sql}, which cannot be passed on: turn it into a STRING in "
-                "--input_query, or choose --output_fields without it"
+                f"column {name!r} is {sql}, which cannot be passed through: convert it to a STRING "
+                "in --input_query, or choose --output_fields without it"
             )
         return sql
     if mark:
@@ -204,13 +216,13 @@ def _scalar_name(name: str, kind: pa.DataType, metadata: dict[bytes, bytes] | No
         if is_kind(value):
             return found
     raise OutputError(
-        f"column {name!r} is {kind}, which BigQuery has no type for: choose --output_fields "
+        f"column {name!r} is {kind}, for which BigQuery has no type: choose --output_fields "
         "without it"
     )
 
 
 def _decimal_name(kind: pa.DataType) -> str | None:
-    """A decimal type -> the smallest type of BigQuery that holds it, None if none does."""
+    """Return the smallest BigQuery type that holds a decimal type, or None."""
     whole = kind.precision - kind.scale
     if kind.scale <= 9 and whole <= 29:
         return "NUMERIC"
@@ -218,9 +230,14 @@ def _decimal_name(kind: pa.DataType) -> str | None:
 
 
 def drift(table: str, wanted: Sequence[SchemaField], present: Sequence[SchemaField]) -> str | None:
-    """A table, the columns to write and those that it has -> what does not fit, or None.
+    """Return how a table differs from the columns to write, as the text of an error, or None.
 
     A column of the table that is not written must allow nulls.
+
+    Args:
+        table: The table's name.
+        wanted: The columns to write.
+        present: The columns of the table.
     """
     by_name = {field.name.lower(): field for field in present}
     problems = []
@@ -245,7 +262,7 @@ def drift(table: str, wanted: Sequence[SchemaField], present: Sequence[SchemaFie
 
 
 def _shown(field: SchemaField) -> str:
-    """A field -> its type in SQL's words."""
+    """Return the type of a field as SQL names it."""
     names = {old: new for new, old in _STANDARD_NAMES.items() if not new.endswith("DECIMAL")}
     names = {**names, "INTEGER": "INT64", "FLOAT": "FLOAT64", "BOOLEAN": "BOOL"}
     name = type_name(field)
@@ -257,19 +274,19 @@ def _shown(field: SchemaField) -> str:
 
 
 def without_json(field: SchemaField) -> SchemaField:
-    """A column -> the same with JSON as text, which is how a Parquet file can bring it."""
+    """Return a column with text in place of JSON, which Parquet files cannot hold."""
     kind = "STRING" if type_name(field) == "JSON" else field.field_type
     mode = "REPEATED" if field.mode == "REPEATED" else "NULLABLE"
     return SchemaField(field.name, kind, mode, fields=[without_json(f) for f in field.fields])
 
 
 def has_json(field: SchemaField) -> bool:
-    """Whether a column is JSON or has JSON within."""
+    """Return whether a column is JSON or contains JSON."""
     return type_name(field) == "JSON" or any(has_json(child) for child in field.fields)
 
 
 def same_form(wanted: SchemaField, present: SchemaField) -> bool:
-    """Whether a column to write is that of the table in every respect, order of fields included."""
+    """Return whether a column to write equals a table's, including the order of its fields."""
     return _form(wanted) == _form(present)
 
 
@@ -280,10 +297,15 @@ def _form(field: SchemaField) -> tuple[Any, ...]:
 
 
 def in_form(field: SchemaField, path: str, depth: int = 0) -> str:
-    """A column of the table, and where its values are -> SQL that brings them into its form.
+    """Return SQL that converts values to the type of a table's column.
 
-    JSON is text there. The fields of a struct are put in the order of the table's:
-    BigQuery matches them by place, whatever their names.
+    Text is parsed if the column is JSON. The fields of a struct are put into the table's order,
+    because BigQuery matches them by position and ignores their names.
+
+    Args:
+        field: The column of the table.
+        path: SQL of the values.
+        depth: How many arrays surround the values; it numbers the variables of subqueries.
     """
     name = type_name(field)
     if name not in ("RECORD", "JSON"):
@@ -303,9 +325,15 @@ def in_form(field: SchemaField, path: str, depth: int = 0) -> str:
 
 
 def unfit_times(column: pa.Array) -> np.ndarray | None:
-    """A column -> which rows hold a time that BigQuery cannot, [rows]; None if it has no times.
+    """Return which rows have a time that BigQuery cannot hold.
 
-    Such a time is finer than a microsecond, or not of the years 1 to 9999.
+    Such a time is finer than a microsecond, or outside the years 1 to 9999.
+
+    Args:
+        column: A column of any type; times may be nested in lists and structs.
+
+    Returns:
+        bool [rows], or None if the column has no times.
     """
     kind = column.type
     if pa.types.is_dictionary(kind) and pa.types.is_temporal(kind.value_type):
@@ -333,9 +361,13 @@ def _unfit(column: pa.Array) -> np.ndarray:
 
 
 def file_type(actual: pa.DataType, target: pa.DataType) -> pa.DataType:
-    """A column's type and the table's -> what a Parquet file for it holds.
+    """Return the type of a column in a Parquet file that is loaded into a table.
 
-    The table's, except where the column's own loads as it is and is smaller or exact.
+    It is the table's type, unless the column's own type can be loaded and is smaller or exact.
+
+    Args:
+        actual: The type of the column.
+        target: The type of the table's column.
     """
     if is_list(actual) and is_list(target):
         return pa.list_(file_type(actual.value_type, target.value_type))

@@ -1,4 +1,4 @@
-"""What is read of BigQuery: a table or a query, looked at before the run."""
+"""A BigQuery table or query as the source of a run, checked before the run."""
 
 from __future__ import annotations
 
@@ -24,13 +24,20 @@ _READABLE = ("TABLE", "SNAPSHOT", "CLONE")
 
 @dataclass(frozen=True, kw_only=True)
 class BigQuerySource:
-    """What is read: a table, or else a query's result.
+    """A source in BigQuery: a table, or the result of a query.
 
-    row_restriction: SQL of a WHERE clause, for a table. snapshot: the moment at which
-    a table is read, so that whatever is read again is the same. max_bytes: a query
-    that would scan more is refused. attempt: names the jobs, so that a repeated bundle
-    takes their results, and no other run does. rows: of the whole table at the snapshot, or
-    why they are not known; None: they are counted when it is read.
+    Attributes:
+        cloud: Makes the clients, and limits retries.
+        table: The table, or None if there is a query.
+        query: The SQL of the query, or None if there is a table.
+        row_restriction: The SQL condition of a WHERE clause, for a table.
+        snapshot: The time as of which a table is read. With it, reading again returns the same
+            rows.
+        max_bytes: The number of bytes that a query may scan.
+        attempt: Part of the job ids: a repeated bundle uses the results of its attempt's jobs,
+            and another run does not.
+        rows: The number of rows in the whole table at the snapshot, or the reason why it is not
+            known. If None, the rows are counted when the table is read.
     """
 
     cloud: Cloud
@@ -44,20 +51,22 @@ class BigQuerySource:
 
     @property
     def label(self) -> str:
-        """The source's name in messages."""
+        """The name of the source in messages."""
         return "the result of --input_query" if self.query else f"table {self.table}"
 
     @property
     def counted_by(self) -> str:
-        """Who counts its rows, for the report."""
+        """The origin of the row count, for the report."""
         return QUERY_ROWS if self.query else TABLE_ROWS
 
 
 def describe_source(source: BigQuerySource) -> pa.Schema:
-    """A source -> its columns, nothing read and nothing billed.
+    """Return the columns of a source; nothing is read or billed.
 
-    Raises InputError for a table that cannot be read, a query that is wrong or scans
-    more than it may, CredentialsError.
+    Raises:
+        InputError: The table cannot be read, or the query cannot be run.
+        UsageError: The query would scan more than `max_bytes`.
+        CredentialsError: There are no valid credentials.
     """
     client = source.cloud.bigquery()
     if source.table is None:
@@ -77,13 +86,23 @@ def describe_source(source: BigQuerySource) -> pa.Schema:
 
 
 def get_table(source: BigQuerySource) -> bigquery.Table:
-    """A source that is a table -> the table as it is now. Raises GoogleAPICallError."""
+    """Return the table of a source as it is now.
+
+    Raises:
+        GoogleAPICallError: The request failed.
+    """
     client, again = source.cloud.bigquery(), retry(source.cloud.retry_seconds)
     return client.get_table(str(source.table), retry=again)
 
 
 def at_one_moment(source: BigQuerySource) -> BigQuerySource:
-    """A source -> the same, a table as it is now, and its rows counted. Raises InputError."""
+    """Return a table source with the present moment as its snapshot, and its rows counted.
+
+    A query is returned unchanged.
+
+    Raises:
+        InputError: The table cannot be read.
+    """
     if source.table is None:
         return source
     with translate_errors(InputError, f"{source.label} cannot be read"):
@@ -95,7 +114,7 @@ def _describe_query(client: bigquery.Client, source: BigQuerySource) -> pa.Schem
     with translate_errors(InputError, "--input_query cannot be run"):
         job = dry_run(client, source.cloud, source.query or "")
     if job.statement_type != "SELECT":
-        # A dry run of others may answer with columns as well: those of the table they change.
+        # The dry run of another statement may return columns too, of the table that it changes.
         raise InputError(
             f"--input_query: expected one SELECT, got {job.statement_type or 'no statement'}"
         )
@@ -103,31 +122,36 @@ def _describe_query(client: bigquery.Client, source: BigQuerySource) -> pa.Schem
     if source.max_bytes is not None and scanned > source.max_bytes:
         raise UsageError(
             f"--input_query would scan {scanned:,} bytes, more than --max_bytes_billed "
-            f"{source.max_bytes:,}: select fewer columns or partitions, or allow more"
+            f"{source.max_bytes:,}: select fewer columns or partitions, or raise the limit"
         )
     return arrow_schema(job.schema)
 
 
 def _check_restriction(client: bigquery.Client, source: BigQuerySource) -> None:
-    """A dry run finds what is wrong with a restriction before the run, and costs nothing."""
+    """Check a row restriction with a dry run, which is free."""
     with translate_errors(
         InputError, f"--row_restriction {source.row_restriction!r} cannot be used"
     ):
         try:
             dry_run(client, source.cloud, restricted(source, ["1"]))
         except exceptions.Forbidden:
-            # Reading a table does not take the right to run queries.
+            # An account may read a table without the permission to run queries.
             return
 
 
 def restricted(source: BigQuerySource, columns: Sequence[str]) -> str:
-    """A table and SQL of columns -> the query of its rows that are wanted."""
-    # On a line of its own, so that a comment at its end does not reach the bracket.
+    """Return the query of a table's rows that meet the row restriction.
+
+    Args:
+        source: A table with a row restriction.
+        columns: The SQL of each column to select.
+    """
+    # The bracket is on its own line, in case the restriction ends with a comment.
     where = f"({source.row_restriction}\n)"
     return f"SELECT {', '.join(columns)} FROM `{source.table}` WHERE {where}"
 
 
 def dry_run(client: bigquery.Client, cloud: Cloud, sql: str) -> bigquery.QueryJob:
-    """SQL -> a job that says what it would do and where; nothing is run."""
+    """Return the job of a dry run, which says what a query would do and where; nothing is run."""
     config = bigquery.QueryJobConfig(dry_run=True, use_query_cache=False)
     return client.query(sql, config, retry=retry(cloud.retry_seconds), job_retry=None)

@@ -1,4 +1,4 @@
-"""Tables of BigQuery: their rows counted, made if they are not there, looked at if they are."""
+"""BigQuery tables: finding, creating and checking them, and counting their rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transforms.bigquery.schema import TableName, drift, table_fields
 
 
 def find_table(client: bigquery.Client, table: TableName, cloud: Cloud) -> bigquery.Table | None:
-    """A table's name -> the table, None if it is not there."""
+    """Return a table, or None if it does not exist."""
     try:
         return client.get_table(str(table), retry=retry(cloud.retry_seconds))
     except exceptions.NotFound:
@@ -25,9 +25,12 @@ def find_table(client: bigquery.Client, table: TableName, cloud: Cloud) -> bigqu
 def count_rows(
     before: bigquery.Table, after: bigquery.Table, moment: datetime.datetime | None = None
 ) -> int | str:
-    """A table just before and just after a moment -> its rows then, or why they are not known.
+    """Return the number of rows in a table at a moment, or the reason why it is not known.
 
-    moment: by the clock of this machine, where the table is read as it was then.
+    Args:
+        before: The table just before the moment.
+        after: The table just after it.
+        moment: The moment by this machine's clock, if the table is read as of then.
     """
     if before.streaming_buffer is not None or after.streaming_buffer is not None:
         return "the table has rows in its streaming buffer, which its row count leaves out"
@@ -35,7 +38,7 @@ def count_rows(
         return "the table has no row count"
     late = moment is not None and before.modified is not None and before.modified > moment
     if late or before.num_rows != after.num_rows:
-        return "the table was written while its rows were counted"
+        return "the table was written to while its rows were counted"
     return int(before.num_rows)
 
 
@@ -48,7 +51,16 @@ def create_table(
     cluster_by: tuple[str, ...],
     cloud: Cloud,
 ) -> bigquery.Table:
-    """A name and the schema of rows -> the table, partitioned by the day of its time column."""
+    """Create a table, unless it exists, and return it.
+
+    Args:
+        client: The client to use.
+        table: The table's name.
+        schema: The schema of the rows.
+        time_column: The column by whose day the table is partitioned, if any.
+        cluster_by: The columns by which the table is clustered.
+        cloud: Limits retries.
+    """
     new = bigquery.Table(str(table), schema=table_fields(schema))
     if time_column is not None:
         new.time_partitioning = bigquery.TimePartitioning(field=time_column)
@@ -57,7 +69,16 @@ def create_table(
 
 
 def check_table(table: bigquery.Table, schema: pa.Schema, cluster_by: tuple[str, ...]) -> None:
-    """A table as it is and the schema of rows -> nothing, or OutputError if they do not fit."""
+    """Raise OutputError unless a table can hold rows of a schema.
+
+    Args:
+        table: The table as it is.
+        schema: The schema of the rows.
+        cluster_by: The columns by which the table must be clustered; empty to accept any.
+
+    Raises:
+        OutputError: The table is a view or the like, or its columns or its clustering differ.
+    """
     name = f"{table.project}.{table.dataset_id}.{table.table_id}"
     if table.table_type != "TABLE":
         raise OutputError(f"{name} is a {table.table_type}: expected a table")
@@ -67,5 +88,5 @@ def check_table(table: bigquery.Table, schema: pa.Schema, cluster_by: tuple[str,
     if cluster_by and present != cluster_by:
         raise OutputError(
             f"table {name} is clustered by {', '.join(present) or 'nothing'}, not by "
-            f"{', '.join(cluster_by)}: leave --cluster_by out, which is for new tables"
+            f"{', '.join(cluster_by)}: omit --cluster_by, which applies to new tables"
         )

@@ -1,4 +1,4 @@
-"""Messages of Arrow: an IPC stream of any number of rows each."""
+"""Arrow messages: each is an IPC stream of any number of rows."""
 
 from __future__ import annotations
 
@@ -16,36 +16,45 @@ from transforms.files.read import Columns
 from transforms.json_rows.row_format import RowFormat, to_text
 
 _FILE = b"ARROW1"
-_PLACE = "a message of Arrow"
+_PLACE = "an Arrow message"
 _CLAIMED = re.compile(r"alloc of size (\d+) failed")
 
 
 def read_arrow(
     body: bytes, id_prefix: str, row_format: RowFormat, max_bytes: int
 ) -> pa.RecordBatch | Fault:
-    """An Arrow IPC stream -> its rows as one source batch, or the Fault that it has.
+    """Return the rows of an Arrow IPC stream as one source batch, or a Fault.
 
-    Rows without an id of their own are numbered: their ids are id_prefix-0, ...
-    max_bytes: of the rows, whose buffers may be compressed.
+    Args:
+        body: The stream.
+        id_prefix: The prefix of derived ids. Rows without an id of their own are numbered:
+            id_prefix-0, id_prefix-1, ...
+        row_format: The columns to read.
+        max_bytes: The largest size of the uncompressed rows, in bytes.
     """
     if body.startswith(_FILE):
-        return Fault("invalid_arrow", "not an Arrow IPC stream but an Arrow file")
+        return Fault("invalid_arrow", "expected an Arrow IPC stream, got an Arrow file")
     try:
         with pa.ipc.open_stream(body) as reader:
             table = reader.read_all()
-        # A stranger's offsets may point anywhere.
+        # The offsets of an untrusted message may point anywhere.
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         _check_memory(error, max_bytes)
-        # Its message may quote bytes of the message, or values.
+        # The text of the error may quote bytes or values of the message.
         return Fault(
-            "invalid_arrow", f"not an Arrow IPC stream, or a damaged one ({type(error).__name__})"
+            "invalid_arrow",
+            f"expected an Arrow IPC stream, got other or damaged data ({type(error).__name__})",
         )
     if not table.num_rows:
-        return Fault("empty_message", "the Arrow stream holds no rows")
-    # Nulls take no room: a few bytes may say that they are a billion rows of them.
+        return Fault("empty_message", "the Arrow stream has no rows")
+    # Nulls take no space, so a message of a few bytes may claim to have a billion rows of them.
     if table.num_rows > len(body):
-        return Fault("too_large", f"{table.num_rows:,} rows in {len(body):,} bytes")
+        return Fault(
+            "too_large",
+            f"expected at most one row per byte, got {table.num_rows:,} rows in {len(body):,} "
+            "bytes",
+        )
     if table.nbytes > max_bytes:
         return Fault("too_large", f"expected at most {max_bytes:,} bytes, got {table.nbytes:,}")
     try:
@@ -58,9 +67,9 @@ def read_arrow(
 
 
 def _check_memory(error: Exception, max_bytes: int) -> None:
-    """What reading a message raised -> nothing. Raises OutOfMemory where this process lacks it.
+    """Raise OutOfMemory if a message could not be read because this process lacks memory.
 
-    A stranger's message may claim any size of its own buffers: then it is the message's fault.
+    If an untrusted message claims buffers of more than `max_bytes`, the message is at fault.
     """
     claimed = _CLAIMED.search(str(error))
     if claimed is None or int(claimed[1]) <= max_bytes:
@@ -68,7 +77,7 @@ def _check_memory(error: Exception, max_bytes: int) -> None:
 
 
 def _source(table: pa.Table, id_prefix: str, row_format: RowFormat) -> pa.RecordBatch:
-    """Rows as they came -> a source batch, with the same types in every message."""
+    """Return the rows of a message as a source batch, whose types are equal in all messages."""
     columns = Columns(row_format.manifest, row_format.id_column, row_format.keep)
     names = columns.names(table.schema, "the message")
     for name in dict(row_format.typed):
@@ -89,7 +98,7 @@ def _source(table: pa.Table, id_prefix: str, row_format: RowFormat) -> pa.Record
 
 
 def _of_type(column: pa.Array, kind: pa.DataType, name: str) -> pa.Array:
-    """A column beside the features -> the same as text, or as the type it must have."""
+    """Return a column that is not a feature as text, or as the type that it must have."""
     if kind != pa.string():
         return _cast(column, kind, name)
     try:
@@ -104,7 +113,7 @@ def _of_type(column: pa.Array, kind: pa.DataType, name: str) -> pa.Array:
 
 
 def _cast(column: pa.Array, kind: pa.DataType, name: str) -> pa.Array:
-    """A column -> the same of a type. Raises InputError without the values of the column."""
+    """Cast a column, or raise an InputError that does not contain values of the column."""
     try:
         return column.cast(kind)
     except pa.ArrowException as error:

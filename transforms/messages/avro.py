@@ -1,4 +1,4 @@
-"""Messages of Avro: one record each, of a schema that is given and not sent along."""
+"""Avro messages: each is one record, whose schema is known and not part of the message."""
 
 from __future__ import annotations
 
@@ -17,16 +17,20 @@ _FILE = b"Obj\x01"
 
 
 def parse_schema(text: str) -> Any:
-    """JSON text -> a record's schema, parsed. Raises UsageError.
+    """Parse the JSON text of a record's schema.
 
-    Refused are schemas by which a few bytes could crash or fill a worker: records within
-    themselves, which fastavro reads on the C stack, and arrays of what takes no byte.
+    Some schemas are refused because a message of a few bytes could crash a worker or fill its
+    memory: records that contain themselves, which fastavro reads on the C stack, and arrays of
+    items that take no bytes.
+
+    Raises:
+        UsageError: The text is not the schema of a record, or the schema is refused.
     """
     try:
         schema = fastavro.parse_schema(load_unique(text))
-    # fastavro answers what is no schema with exceptions of many kinds.
+    # fastavro raises exceptions of many kinds for an invalid schema.
     except (ValueError, TypeError, KeyError, fastavro.schema.SchemaParseException) as error:
-        raise UsageError(f"--avro_schema: not a schema of Avro: {one_line(error)}") from error
+        raise UsageError(f"--avro_schema: not an Avro schema: {one_line(error)}") from error
     if not isinstance(schema, dict) or schema["type"] != "record":
         raise UsageError("--avro_schema: expected the schema of a record")
     _is_empty(schema, {})
@@ -34,9 +38,9 @@ def parse_schema(text: str) -> Any:
 
 
 def _is_empty(schema: Any, named: dict[str, bool | None]) -> bool:
-    """A schema -> whether its values take no byte. Raises UsageError.
+    """Return whether the values of a schema take no bytes. Raises UsageError if it is refused.
 
-    named: the same of the named schemas before it, None for those that it lies in.
+    `named` holds the same for each named schema so far, and None for those that surround it.
     """
     if isinstance(schema, list):
         for branch in schema:
@@ -45,7 +49,7 @@ def _is_empty(schema: Any, named: dict[str, bool | None]) -> bool:
     if isinstance(schema, str):
         empty = named.get(schema, schema == "null")
         if empty is None:
-            raise UsageError(f"--avro_schema: record {schema} within itself cannot be read")
+            raise UsageError(f"--avro_schema: record {schema} must not contain itself")
         return empty
     kind = schema["type"]
     if kind == "record":
@@ -57,7 +61,10 @@ def _is_empty(schema: Any, named: dict[str, bool | None]) -> bool:
         named[schema["name"]] = all(fields)
         return all(fields)
     if kind == "array" and _is_empty(schema["items"], named):
-        raise UsageError("--avro_schema: an array of null, or of nothing, cannot be read")
+        raise UsageError(
+            "--avro_schema: the items of an array must take at least one byte, and not be null or "
+            "an empty type"
+        )
     if kind == "map":
         _is_empty(schema["values"], named)
     if kind in ("fixed", "enum"):
@@ -67,26 +74,38 @@ def _is_empty(schema: Any, named: dict[str, bool | None]) -> bool:
 
 
 def field_names(schema: Mapping[str, Any]) -> list[str]:
-    """A parsed schema -> the names of its fields."""
+    """Return the names of a parsed schema's fields."""
     return [field["name"] for field in schema["fields"]]
 
 
 def avro_reader(schema: Any) -> Callable[[bytes], Any]:
-    """A parsed schema -> a function: a message's content -> its row, or the Fault that it has."""
+    """Return a function that reads the content of a message into a row, or returns its Fault.
+
+    Args:
+        schema: A schema that `parse_schema` returned.
+    """
 
     def read(body: bytes) -> Any:
         stream = io.BytesIO(body)
         try:
             row = fastavro.schemaless_reader(stream, schema, None)
-        # fastavro answers bytes of another schema with exceptions of any kind.
+        # fastavro raises exceptions of any kind for bytes of another schema.
         except Exception as error:
-            check_memory(error, "a message of Avro")
+            check_memory(error, "an Avro message")
             if body.startswith(_FILE):
-                return Fault("invalid_avro", "an Avro file, expected one record without a schema")
-            # Its message may quote bytes of the record.
-            return Fault("invalid_avro", f"not Avro of the given schema ({type(error).__name__})")
+                return Fault(
+                    "invalid_avro", "expected one record without a schema, got an Avro file"
+                )
+            # The text of the error may quote bytes of the record.
+            return Fault(
+                "invalid_avro",
+                f"the message does not match the Avro schema ({type(error).__name__})",
+            )
         if left := len(body) - stream.tell():
-            return Fault("invalid_avro", f"{left:,} bytes follow the record: another schema?")
+            return Fault(
+                "invalid_avro",
+                f"{left:,} bytes follow the record: was it written with another schema?",
+            )
         return row
 
     return read

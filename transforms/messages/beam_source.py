@@ -1,4 +1,4 @@
-"""ReadMessages: a Pub/Sub subscription as serialized messages, with ids and times kept."""
+"""ReadMessages: a Pub/Sub subscription as serialized messages, with their ids and times."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ from common.private_beam.any_runner import serialized_source
 
 
 class ReadMessages(ReadFromPubSub):  # type: ignore[misc]
-    """A subscription -> what transforms.messages.message.parse takes, one element a message.
+    """A source with one element per message, which `parse_message` reads.
 
-    Beam's own transform turns each message into an object of proto-plus, which takes
-    more time than all else that is done to it; this one leaves it serialized. Runners
-    know it by its base class.
+    Beam's own transform turns each message into a proto-plus object, which takes more time than
+    all other work on the message. This one leaves messages serialized. Runners recognize it by its
+    base class.
+
+    Args:
+        subscription: The full name of the subscription.
     """
 
     def __init__(self, subscription: str) -> None:
         super().__init__(subscription=subscription, with_attributes=True)
 
     def expand(self, pbegin: Any) -> beam.PCollection[Any]:
-        """The runner's own source."""
+        """Apply the runner's own source."""
         messages = pbegin.pipeline | Read(serialized_source(self))
         messages.element_type = bytes
         return messages

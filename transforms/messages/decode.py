@@ -1,12 +1,12 @@
-"""DecodeMessages: messages to source batches inside a bundle, without a window and without a wait.
+"""DecodeMessages: messages to source batches inside a bundle, without windows or delay.
 
-A message is one row of JSON or Avro, or many rows of Arrow. What cannot be read becomes
-one failure record with the message's exact bytes. Reasons, beside those of
-transforms/json_rows/values.py and transforms/json_rows/row_format.py: `empty_message`, `too_large`,
-`invalid_gzip`, `invalid_avro`, `invalid_arrow`, `wrong_schema`.
+A message is one row of JSON or Avro, or many rows of Arrow. A message that cannot be read becomes
+one failure record with its exact bytes. This module adds the reasons `empty_message`, `too_large`,
+`invalid_gzip`, `invalid_avro`, `invalid_arrow` and `wrong_schema` to those in
+transforms/json_rows/values.py and transforms/json_rows/row_format.py.
 
-A dead letter that is sent again says so in its attributes (transforms/messages/message.py): its
-row keeps its id, and one that had been decoded is read as its columns were.
+A dead letter that is sent again is marked by its attributes (transforms/messages/message.py). Its
+row keeps its id. If it had been decoded before it failed, it is read as the columns that it had.
 """
 
 from __future__ import annotations
@@ -42,18 +42,21 @@ from transforms.provenance import Provenance, utc_now
 MessageKind = Literal["json", "avro", "arrow"]
 
 ENCODING = "content-encoding"
-# Of the messages of a batch; as Python values they take several times as much.
+# The size of a batch's messages. As Python values they take several times as much memory.
 BATCH_BYTES = 32 << 20
-# Attributes that say how a message is to be read.
+# The attributes that change how a message is read.
 _DECODING_ATTRIBUTES = {ENCODING, REPLAYED_ID, STAGE}
 
 
 @dataclass(frozen=True)
 class MessageFormat:
-    """How a message becomes rows.
+    """The format of messages, and the rows to read from them.
 
-    avro_schema: JSON text of the schema the messages are written with. max_bytes: of a
-    message, compressed or not.
+    Attributes:
+        row_format: The columns to read.
+        kind: The encoding of a message.
+        avro_schema: The JSON text of the schema of Avro messages.
+        max_bytes: The largest size of a message in bytes, both compressed and uncompressed.
     """
 
     row_format: RowFormat
@@ -63,16 +66,16 @@ class MessageFormat:
 
     @cached_property
     def parsed_avro(self) -> Any:
-        """The Avro schema, parsed. Raises UsageError."""
+        """The parsed Avro schema. Raises UsageError if it cannot be used."""
         return parse_schema(self.avro_schema or "")
 
     @cached_property
     def named_rows(self) -> NamedRows:
-        """What reads rows that name every feature."""
+        """The reader of rows that name every feature."""
         return NamedRows(self.row_format)
 
     def __getstate__(self) -> dict[str, Any]:
-        # What is made of the fields need not travel to workers.
+        # Workers compute the cached properties themselves.
         made = ("parsed_avro", "named_rows")
         return {k: v for k, v in self.__dict__.items() if k not in made}
 
@@ -83,10 +86,20 @@ def decode_messages(
     provenance: Provenance,
     received_at: datetime.datetime,
 ) -> tuple[list[pa.RecordBatch], pa.RecordBatch | None]:
-    """Messages -> source batches with the column MESSAGE, in order, and failure records or None.
+    """Decode messages into source batches with the column MESSAGE, and failure records.
 
-    Every message is in exactly one of the two. Rows of Arrow messages are numbered:
-    their ids are message_id-0, message_id-1, ...
+    Every message is in exactly one of the two. The rows of an Arrow message are numbered: their ids
+    are message_id-0, message_id-1, ...
+
+    Args:
+        messages: The messages to decode.
+        message_format: Their format.
+        provenance: The run and the model, for failure records.
+        received_at: When the messages were received.
+
+    Returns:
+        The source batches, in the order of the messages, and the failure records, or None if there
+        are none.
     """
     if not messages:
         return [], None
@@ -104,12 +117,12 @@ def decode_messages(
 
 
 def _is_row(message: Message) -> bool:
-    """Whether a message is a single row of an Arrow message, sent again: those are JSON."""
+    """Return whether a message is a row of an Arrow message that is sent again, as JSON."""
     return message.data[:1] == b"{" and REPLAYED_ID in message.attributes
 
 
 def _row_id(message: Message) -> str:
-    """A message -> its row's id: its own, unless it is a row that had one."""
+    """Return the id of a message's row: the message's, unless the row had one when it failed."""
     attributes = message.attributes
     return (attributes and attributes.get(REPLAYED_ID)) or message.message_id
 
@@ -117,7 +130,7 @@ def _row_id(message: Message) -> str:
 def _decode_named(
     messages: Sequence[Message], message_format: MessageFormat, received_at: datetime.datetime
 ) -> pa.RecordBatch | None:
-    """Messages of named features and nothing unknown -> a source batch; None if any differs."""
+    """Return messages that only name known columns as a source batch, or None if one differs."""
     payloads = [message.data for message in messages]
     sizes = [len(payload) for payload in payloads]
     if (
@@ -142,7 +155,7 @@ def _decode_rows(
     provenance: Provenance,
     received_at: datetime.datetime,
 ) -> tuple[list[pa.RecordBatch], pa.RecordBatch | None]:
-    """Messages of one row each -> as decode_messages."""
+    """Decode messages of one row each, like decode_messages."""
     batch = _decode_named(messages, message_format, received_at)
     if batch is not None:
         return [batch], None
@@ -153,7 +166,7 @@ def _decode_rows(
     else:
         rows = read_json_values(bodies)
     for i, message in enumerate(messages):
-        # What got beyond decoding and is JSON was columns.
+        # A row that failed after it was decoded was sent as the JSON of its columns.
         if message.attributes and message.attributes.get(STAGE, "decode") != "decode":
             rows[i] = column_values(rows[i], message_format.row_format.manifest)
     payloads, ids = [m.data for m in messages], [_row_id(m) for m in messages]
@@ -189,13 +202,13 @@ def _failures(
 
 
 def _body(message: Message, message_format: MessageFormat) -> bytes | Fault:
-    """A message -> its content, uncompressed, or the Fault that it has."""
+    """Return the uncompressed content of a message, or its Fault."""
     data, limit = message.data, message_format.max_bytes
     if len(data) > limit:
         return Fault("too_large", f"expected at most {limit:,} bytes, got {len(data):,}")
     body: bytes | Fault = data
     if data and message.attributes and message.attributes.get(ENCODING) == "gzip":
-        # The row of an Arrow message is sent again with the message's attributes.
+        # A row of an Arrow message is sent again with the attributes of the whole message.
         is_plain = message_format.kind == "arrow" and _is_row(message)
         body = data if is_plain else _unzipped(data, limit)
     return body or Fault("empty_message", "the message has no data")
@@ -206,11 +219,11 @@ def _unzipped(data: bytes, limit: int) -> bytes | Fault:
     try:
         body = unzip.decompress(data, limit + 1)
     except zlib.error as error:
-        return Fault("invalid_gzip", f"{ENCODING} is gzip, but the data is not: {error}")
+        return Fault("invalid_gzip", f"{ENCODING} is gzip, but the data is not gzip: {error}")
     if len(body) > limit:
         return Fault("too_large", f"expected at most {limit:,} bytes uncompressed, got more")
     if not unzip.eof or unzip.unused_data:
-        return Fault("invalid_gzip", "the gzip data is cut off, or something follows it")
+        return Fault("invalid_gzip", "the gzip data is incomplete, or other data follows it")
     return body
 
 
@@ -238,9 +251,9 @@ def _decode_arrow(
 
 
 class _DecodeDoFn(beam.DoFn):
-    """Messages of a bundle, or lists of them -> source batches; the others to `failures`.
+    """A DoFn that decodes messages, or lists of messages, into source batches.
 
-    How many messages of a bundle were decoded goes to `counts`.
+    Failure records go to the output `failures`, and the number of messages in a bundle to `counts`.
     """
 
     def __init__(
@@ -254,7 +267,7 @@ class _DecodeDoFn(beam.DoFn):
         self._decoded = 0
 
     def process(self, element: Any) -> Iterable[Any]:
-        # No generator: of most messages nothing comes at once.
+        # This is not a generator, because most messages yield nothing yet.
         if isinstance(element, list):
             return chain.from_iterable(map(self._add, element))
         return self._add(element)
@@ -268,7 +281,7 @@ class _DecodeDoFn(beam.DoFn):
         return self._flush() if full else ()
 
     def finish_bundle(self) -> Iterator[Any]:
-        # The time of the bundle's rows as a whole: it is never behind the watermark.
+        # All rows of the bundle get the present time, which is never behind the watermark.
         now = Timestamp.now()
         for value in self._flush() if self._waiting else ():
             if isinstance(value, beam.pvalue.TaggedOutput):
@@ -291,15 +304,19 @@ class _DecodeDoFn(beam.DoFn):
         if self._format.kind == "arrow":
             self._decoded += len(messages)
         else:
-            # What came out of them: each is a row, good or bad.
+            # Count the results: each message is one row, in a batch or a failure record.
             self._decoded += sum(map(len, batches)) + (0 if failures is None else len(failures))
 
 
 @dataclass
 class DecodeMessages(beam.PTransform):
-    """Serialized PubsubMessages, or lists of them -> source batches and failure records.
+    """A step that decodes serialized PubsubMessages, or lists of them, into source batches.
 
-    batch_rows: of a batch; what a bundle has less is a batch of its own.
+    Attributes:
+        message_format: The format of the messages.
+        provenance: The run and the model, for failure records.
+        batch_rows: The largest number of rows in a batch. But an Arrow message is a batch of its
+            own, whatever its number of rows.
     """
 
     message_format: MessageFormat
@@ -307,7 +324,7 @@ class DecodeMessages(beam.PTransform):
     batch_rows: int = 4_096
 
     def expand(self, messages: beam.PCollection[Any]) -> Read:
-        """One DoFn with three outputs."""
+        """Apply one DoFn with three outputs."""
         dofn = _DecodeDoFn(self.message_format, self.provenance, self.batch_rows)
         decoded = messages | beam.ParDo(dofn).with_outputs("failures", "counts", main="good")
         return Read(typed(decoded.good), typed(decoded.failures), decoded.counts)

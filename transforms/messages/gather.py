@@ -1,7 +1,7 @@
-"""Across bundles: dropping messages that came before, and waiting for larger batches.
+"""Steps across bundles: one drops duplicate messages, one waits for larger batches.
 
-Both keep state and so cost a shuffle; without them messages are scored in the bundle
-that brings them.
+Both keep state and therefore need a shuffle. Without them, messages are scored in the bundle in
+which they arrive.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from transforms.messages.message import parse_message, serialize
 
 
 def as_bytes(element: Any) -> bytes:
-    """A message as a runner's source gives it -> serialized, for state and shuffles."""
+    """Return a message from a runner's source in serialized form, for state and shuffles."""
     return element if isinstance(element, bytes) else serialize(parse_message(element))
 
 
 @dataclass
 class DropDuplicates(beam.PTransform):
-    """Messages -> the same without those whose id came within `seconds` before.
+    """A step that drops a message if its id has arrived within the last `seconds`.
 
-    Pub/Sub delivers a message again when it is not acknowledged in time.
+    Pub/Sub delivers a message again if it is not acknowledged in time.
     """
 
     seconds: int
 
     def expand(self, messages: beam.PCollection[Any]) -> beam.PCollection[bytes]:
-        """by id -> Beam's deduplication -> without the key."""
+        """Key messages by id, apply Beam's deduplication, and drop the key."""
         return (
             messages
             | "Serialize" >> beam.Map(as_bytes).with_output_types(bytes)
@@ -47,16 +47,20 @@ class DropDuplicates(beam.PTransform):
 
 @dataclass
 class GatherMessages(beam.PTransform):
-    """Messages -> lists of `batch_rows`, or of those that came within `wait_ms`.
+    """A step that gathers messages into lists.
 
-    Messages of a worker's thread wait together, or as the runner shards them.
+    Messages of one worker thread are gathered together, or as the runner shards them.
+
+    Attributes:
+        batch_rows: The largest number of messages in a list.
+        wait_ms: How long a list waits for more messages, in milliseconds.
     """
 
     batch_rows: int
     wait_ms: int
 
     def expand(self, messages: beam.PCollection[Any]) -> beam.PCollection[list[bytes]]:
-        """one key -> Beam's GroupIntoBatches, sharded -> lists."""
+        """Give all messages one key, and apply Beam's GroupIntoBatches with sharded keys."""
         return (
             messages
             | "Serialize" >> beam.Map(as_bytes).with_output_types(bytes)

@@ -1,12 +1,13 @@
 """PullMessages: a subscription as the source of a stream that runs in this process.
 
-For Beam's in-process runner of streams, whose own source acknowledges messages before
-anything is done with them, ends unseen when none comes for two minutes, and keeps
-timers waiting while it waits. Here a message is acknowledged when all that comes of
-it is done: once the watermark of every step is past the time at which the last of its
-steps had ended. A step that failed for good holds its watermark back, and so do rows
-that wait for their file. So a run that dies loses nothing: what is not acknowledged
-comes again, to whoever reads the subscription next.
+It replaces the source of Beam's in-process runner of streams, which acknowledges messages before
+they are processed, stops silently if no message arrives for two minutes, and delays timers while
+it waits.
+
+This source acknowledges a message when all work on it is done: when the watermark of every step
+has passed the time at which the last of its steps ended. A step that has failed for good holds its
+watermark back, and so do rows that wait for their file. A run that crashes therefore loses
+nothing: Pub/Sub delivers unacknowledged messages again, to the next reader of the subscription.
 """
 
 from __future__ import annotations
@@ -27,20 +28,25 @@ from cloud.clients import Cloud
 from transforms.messages.lease import Lease, leased
 from transforms.messages.message import Message
 
-# Of a bundle, and pulled ahead for the next one; a single message may be larger.
+# The limits of a bundle, and of the messages pulled ahead for the next one. A single message may
+# be larger.
 BUNDLE_MESSAGES = 1_000
 BUNDLE_BYTES = 32 << 20
-# How long the runner's one thread waits for a message before it looks after timers.
+# How long the runner's only thread waits for a message before it fires timers.
 POLL_SECONDS = 0.1
-# How long the end waits for the last request: a little longer than that mostly takes.
+# How long the end waits for the last request: a little longer than a request usually takes.
 _END_SECONDS = 1.5
 
 
 @dataclass
 class _Taken:
-    """Messages that a bundle was made of, and when all that followed at once had been done.
+    """The messages of one bundle, and the times at which work on them ended.
 
-    done: none before `hold_seconds` more were over. Times are None until they are known.
+    Attributes:
+        ids: The ids of the messages.
+        settled: When all steps had processed the bundle; None until then.
+        done: When steps that hold messages back had processed it too, `hold_seconds` later; None
+            until then.
     """
 
     ids: list[str]
@@ -49,7 +55,7 @@ class _Taken:
 
 
 class _Ahead:
-    """Messages that were pulled ahead, of one thread for another; together a bundle."""
+    """Messages that one thread has pulled ahead for another; together they form a bundle."""
 
     def __init__(self) -> None:
         self._messages: list[Message] = []
@@ -57,7 +63,7 @@ class _Ahead:
         self._changed = threading.Condition()
 
     def put(self, message: Message) -> bool:
-        """A message -> whether there was room for it within POLL_SECONDS."""
+        """Add a message, and return whether there was room for it within POLL_SECONDS."""
         with self._changed:
             if not self._changed.wait_for(self._has_room, POLL_SECONDS):
                 return False
@@ -70,7 +76,7 @@ class _Ahead:
         return len(self._messages) < BUNDLE_MESSAGES and self._bytes < BUNDLE_BYTES
 
     def take(self) -> list[Message]:
-        """Nothing -> all of them, at least one unless none came within POLL_SECONDS."""
+        """Return and remove all messages; wait up to POLL_SECONDS for the first one."""
         with self._changed:
             self._changed.wait_for(lambda: self._messages, POLL_SECONDS)
             messages, self._messages, self._bytes = self._messages, [], 0
@@ -79,18 +85,23 @@ class _Ahead:
 
 
 class Intake:
-    """Messages between a subscription and a pipeline: pulled ahead, in work, acknowledged.
+    """The messages between a subscription and a pipeline: pulled ahead, in work, or acknowledged.
 
-    hold_seconds: how long the pipeline may keep messages back in state that holds no
-    watermark (transforms/messages/gather.py). once: whether the pipeline drops a message
-    whose id it had before.
-    given: how many messages the pipeline got. again: how many of these it may have dropped.
+    Args:
+        lease: The lease that pulls and acknowledges messages.
+        hold_seconds: How long the pipeline may keep messages in state that does not hold a
+            watermark back (transforms/messages/gather.py).
+        once: Whether the pipeline drops messages whose id it has seen before.
+
+    Attributes:
+        given: The number of messages that the pipeline has received.
+        again: How many of them it may have dropped as duplicates.
     """
 
     def __init__(self, lease: Lease, hold_seconds: float = 0.0, *, once: bool = False) -> None:
         self._lease, self._hold = lease, hold_seconds
         self.given = self.again = 0
-        # The step that drops duplicates keeps them all as well.
+        # The step that drops duplicates keeps all ids too.
         self._ids: set[str] | None = set() if once else None
         self._ahead = _Ahead()
         self._in_work: deque[_Taken] = deque()
@@ -99,11 +110,11 @@ class Intake:
         self._error: Exception | None = None
 
     def __reduce__(self) -> NoReturn:
-        # Beam runs a copy of what can be pickled, and no message would come to it.
+        # Beam runs a copy of an object that can be pickled, and a copy would receive no messages.
         raise TypeError("an Intake stays in its process")
 
     def pull(self) -> None:
-        """Nothing -> messages are pulled ahead until `end`."""
+        """Pull messages ahead until `end` is called; an error is raised by `take`."""
         try:
             while not self._over.is_set():
                 for message in self._lease.pull(1 << 40):
@@ -115,23 +126,31 @@ class Intake:
             self._error = error
 
     def take(self, passed: Timestamp) -> tuple[Timestamp, list[Message] | None]:
-        """How far every step is -> the time, and the messages of the next bundle, None at the end.
+        """Acknowledge messages that are done, and return the next bundle.
 
-        Asked for only when no step has anything to do, timers that were due included. Raises
-        what the subscription raised.
+        The runner calls it only when no step has work and all due timers have fired.
+
+        Args:
+            passed: The time that the watermark of every step has reached.
+
+        Returns:
+            The present time, and the messages of the next bundle, or None at the end.
+
+        Raises:
+            InputError: The subscription cannot be read, or messages cannot be acknowledged.
         """
         if self._error is not None:
             raise self._error
-        # A clock that is set back must not make old work look done.
+        # Time must not run backwards when the clock is set back: old work would look done.
         before, now = self._now, max(self._now + TIME_GRANULARITY, Timestamp.now())
         self._now = now
-        # Those that wait for their file alone may be very many, and are the oldest.
+        # Bundles that only wait for their file are the oldest, and may be very many: skip them.
         for taken in reversed(self._in_work):
             if taken.done is not None:
                 break
             if taken.settled is None:
                 taken.settled = now
-            # A timer may have become due since it was looked after, but not since `before`.
+            # All timers that were due at `before` have fired; later ones may not have.
             elif before - taken.settled >= self._hold:
                 taken.done = now
         self._acknowledge(passed)
@@ -154,7 +173,10 @@ class Intake:
             self.again += len(ids) - (len(self._ids) - before)
 
     def _acknowledge(self, passed: Timestamp) -> None:
-        """What is done is gone from the subscription, or the run ends: it would come for ever."""
+        """Acknowledge the messages that are done.
+
+        An error ends the run, because Pub/Sub would deliver the messages again and again.
+        """
         done = []
         for taken in self._in_work:
             if taken.done is None or taken.done > passed:
@@ -172,23 +194,27 @@ class Intake:
 
     @property
     def quiet_seconds(self) -> float:
-        """How long no message came, as of when the pipeline last asked for one."""
+        """How long no message had arrived, in seconds, when `take` was last called."""
         quiet = self._quiet
-        # While the pipeline waits for its first message, no time without one has passed yet.
+        # The time does not start before the pipeline is ready for its first message.
         return 0.0 if quiet == MIN_TIMESTAMP else float(self._now - quiet)
 
     @property
     def unfinished(self) -> int:
-        """How many messages are in work, or wait for their file."""
+        """The number of messages that are in work or wait for their file."""
         return sum(len(taken.ids) for taken in list(self._in_work))
 
     def end(self) -> None:
-        """Nothing -> no further message is given; the pipeline ends when the others are done."""
+        """Return no further messages from `take`; the pipeline ends when the others are done."""
         self._over.set()
         self._lease.stop()
 
     def finish(self) -> None:
-        """The pipeline ended well -> all that it got is acknowledged. Raises InputError."""
+        """Acknowledge all messages that the pipeline received, after it has succeeded.
+
+        Raises:
+            InputError: Messages cannot be acknowledged.
+        """
         self._lease.acknowledge([i for taken in self._in_work for i in taken.ids])
         self._in_work.clear()
 
@@ -197,7 +223,14 @@ class Intake:
 def open_intake(
     cloud: Cloud, subscription: str, hold_seconds: float = 0.0, *, once: bool = False
 ) -> Iterator[Intake]:
-    """A subscription -> an Intake; what is not acknowledged at the end is given back."""
+    """Yield an Intake of a subscription; at the end, give back unacknowledged messages.
+
+    Args:
+        cloud: Makes the client, and limits retries.
+        subscription: The full name of the subscription.
+        hold_seconds: See Intake.
+        once: See Intake.
+    """
     with leased(cloud, subscription) as lease:
         intake = Intake(lease, hold_seconds, once=once)
         puller = threading.Thread(target=intake.pull, daemon=True)
@@ -206,14 +239,14 @@ def open_intake(
             yield intake
         finally:
             intake.end()
-            # Its last request would take what is given back now.
+            # Its last request could receive the messages that are about to be given back.
             puller.join(_END_SECONDS)
 
 
 class PullMessages(beam.PTransform):
-    """An Intake -> its messages, as transforms.messages.message.parse takes them.
+    """A source of the messages of an Intake.
 
-    Beam's BundleBasedDirectRunner alone can run it, once it was given to
+    Only Beam's BundleBasedDirectRunner can run it, and only after the class has been passed to
     `common.private_beam.in_process.add_polled_source`.
     """
 
@@ -222,13 +255,13 @@ class PullMessages(beam.PTransform):
         self.intake = intake
 
     def take(self, passed: Timestamp) -> tuple[Timestamp, list[Message] | None]:
-        """As of the Intake; the runner calls it."""
+        """Return the next bundle of the Intake; the runner calls this."""
         return self.intake.take(passed)
 
     def expand(self, pbegin: PBegin) -> PCollection[Any]:
-        """The runner's own step."""
+        """Return an unbounded collection, which the runner fills."""
         return PCollection(pbegin.pipeline, element_type=Any, is_bounded=False)
 
     def get_windowing(self, inputs: Any) -> beam.Windowing:
-        """All in one window."""
+        """Put all messages into the global window."""
         return beam.Windowing(GlobalWindows())

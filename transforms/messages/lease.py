@@ -1,7 +1,7 @@
-"""Lease: messages pulled from a subscription that stay ours until all is done with them.
+"""Lease: messages that are pulled from a subscription and reserved until they are done.
 
-Pub/Sub gives a message to another reader when its deadline has passed; so deadlines
-are set anew, in a thread, until the messages are acknowledged or given back.
+Pub/Sub delivers a message to another reader when its deadline has passed. A thread therefore
+extends the deadlines until the messages are acknowledged or given back.
 """
 
 from __future__ import annotations
@@ -20,21 +20,26 @@ from cloud.errors import is_passing, retry, translate_errors
 from common.errors import InputError
 from transforms.messages.message import Message, parse_message
 
-# Of one request: ids of acknowledgement have some 200 bytes, a request 512 kB.
+# The messages of one request. An ack id has about 200 bytes, and a request takes 512 kB.
 REQUEST_MESSAGES = 1_000
 DEADLINE_SECONDS = 60
 RENEW_SECONDS = 20.0
-# A subscription that gave nothing for so long is empty; an answer without messages does not
-# say so.
+# A subscription counts as empty when it has returned no message for this long. A single response
+# without messages does not prove it.
 PATIENCE_SECONDS = 10.0
 _PAUSE_SECONDS = 0.1
-# Of one request. A request that is cancelled may still be given messages, which nobody has then:
-# so one is let end, and who stops waits for it.
+# The timeout of one request. Pub/Sub may assign messages to a request that has been cancelled, and
+# then no reader receives them. So no request is cancelled: `stop` lets the last one end.
 _WAIT_SECONDS = 1.0
 
 
 class Lease:
-    """The messages that were pulled, by their ids."""
+    """The messages that were pulled from a subscription and are not acknowledged yet.
+
+    Args:
+        cloud: Makes the client, and limits retries.
+        subscription: The full name of the subscription.
+    """
 
     def __init__(self, cloud: Cloud, subscription: str) -> None:
         self._cloud, self._subscription = cloud, subscription
@@ -45,10 +50,16 @@ class Lease:
         self._wait = _WAIT_SECONDS
 
     def pull(self, limit: int, first_seconds: float = PATIENCE_SECONDS) -> Iterator[Message]:
-        """How many at most -> messages, each once, until there are no more. Raises InputError.
+        """Yield messages, each once, until the subscription is empty or `stop` is called.
 
-        first_seconds: how long to wait for the first one. After `stop` no request begins, and
-        what the last one brings is given back.
+        After `stop` no request is sent, and messages that the last one receives are given back.
+
+        Args:
+            limit: The largest number of messages to hold.
+            first_seconds: How long to wait for the first message.
+
+        Raises:
+            InputError: The subscription cannot be read.
         """
         until = time.monotonic() + first_seconds
         while len(self._held) < limit and (left := until - time.monotonic()) > 0:
@@ -68,13 +79,13 @@ class Lease:
                 for one in received:
                     if one.message.message_id not in self._held:
                         new.append(one.message)
-                    # A message that came again has another id of acknowledgement.
+                    # A message that is delivered again has a new ack id.
                     self._held[one.message.message_id] = one.ack_id
             self._set_deadline([one.ack_id for one in received], DEADLINE_SECONDS)
             yield from (parse_message(PubsubMessage.serialize(message)) for message in new)
 
     def _pull(self, count: int, seconds: float) -> list[Any]:
-        """How many messages at most, and how long to wait for one -> those that came."""
+        """Pull up to `count` messages in one request, and wait for the first up to `seconds`."""
         request = {"subscription": self._subscription, "max_messages": count}
         again = retry(self._cloud.retry_seconds).with_predicate(
             lambda error: is_passing(error) and not isinstance(error, exceptions.DeadlineExceeded)
@@ -83,7 +94,7 @@ class Lease:
             try:
                 answer = self._client.pull(request=request, retry=again, timeout=seconds)
             except exceptions.DeadlineExceeded:
-                # An answer may be large and the line slow: in time it must come through.
+                # The response may be large and the connection slow: wait longer the next time.
                 self._wait = min(2 * self._wait, PATIENCE_SECONDS)
                 return []
         if not answer.received_messages:
@@ -91,13 +102,16 @@ class Lease:
         return list(answer.received_messages)
 
     def stop(self) -> None:
-        """Nothing -> a `pull` in another thread ends with its request, mostly within a second."""
+        """End a `pull` in another thread after its request, usually within a second."""
         self._over.set()
 
     def acknowledge(self, message_ids: Iterable[str]) -> None:
-        """Ids of messages -> they are gone from the subscription. Raises InputError.
+        """Acknowledge messages by their ids.
 
-        Those that were given back meanwhile are not: somebody else may have them.
+        Messages that have been given back are skipped, because another reader may have them.
+
+        Raises:
+            InputError: Messages cannot be acknowledged.
         """
         with self._lock:
             held = {i: self._held[i] for i in message_ids if i in self._held}
@@ -109,26 +123,26 @@ class Lease:
                     request={"subscription": self._subscription, "ack_ids": part},
                     retry=retry(self._cloud.retry_seconds),
                 )
-        # Not before: what could not be acknowledged is still ours, to keep or to give back.
+        # Only now: a message that could not be acknowledged is still held, and can be given back.
         with self._lock:
             for message_id in held:
                 self._held.pop(message_id, None)
 
     def renew(self) -> None:
-        """All that is held stays so for DEADLINE_SECONDS from now."""
+        """Extend the deadlines of all held messages to DEADLINE_SECONDS from now."""
         with self._lock:
             ack_ids = list(self._held.values())
         self._set_deadline(ack_ids, DEADLINE_SECONDS)
 
     def release(self) -> None:
-        """All that is held is given back: any reader may have it at once."""
+        """Give all held messages back; Pub/Sub can deliver them to any reader at once."""
         with self._lock:
             ack_ids = list(self._held.values())
             self._held.clear()
         self._set_deadline(ack_ids, 0)
 
     def _set_deadline(self, ack_ids: Sequence[str], seconds: int) -> None:
-        """A deadline that cannot be set leaves the old one; the message may come again then."""
+        """Set deadlines; errors are ignored, since a message would only be delivered again."""
         with contextlib.suppress(exceptions.GoogleAPIError):
             for part in _parts(ack_ids):
                 self._client.modify_ack_deadline(
@@ -148,7 +162,7 @@ def _parts(ack_ids: Sequence[str]) -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def leased(cloud: Cloud, subscription: str) -> Iterator[Lease]:
-    """A subscription -> a lease of its messages; what is held at the end is given back."""
+    """Yield a Lease of a subscription, renewed by a thread; at the end, give messages back."""
     lease, over = Lease(cloud, subscription), threading.Event()
 
     def keep() -> None:

@@ -1,4 +1,4 @@
-"""Pub/Sub messages as they arrive, and what of them travels with their rows."""
+"""Pub/Sub messages as they arrive, and the column of their fields that travels with rows."""
 
 from __future__ import annotations
 
@@ -15,19 +15,23 @@ from google.pubsub_v1.types import PubsubMessage as _ProtoPlusMessage
 from common.record_batch import MESSAGE_TYPE, UTC_MICROSECONDS
 from transforms.row_ids import content_id
 
-# What a dead letter that is sent again says of itself: how often it was tried, the id of its
-# row, and the stage that refused it.
+# Attributes of a dead letter that is sent again: how often it was tried, the id of its row, and
+# the stage in which it failed.
 ATTEMPTS = "millrace_attempts"
 REPLAYED_ID = "millrace_row_id"
 STAGE = "millrace_stage"
 
 _FIELDS = list(MESSAGE_TYPE)
-# The bare protobuf class: proto-plus around it costs ten times as much.
+# The bare protobuf class; its proto-plus wrapper takes ten times as long.
 _Proto = type(_ProtoPlusMessage.pb(_ProtoPlusMessage()))
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
-    """One message. event_time: microseconds since 1970, when it was published."""
+    """A Pub/Sub message.
+
+    Attributes:
+        event_time: When it was published, in microseconds since 1970.
+    """
 
     data: bytes
     attributes: Mapping[str, str]
@@ -37,9 +41,11 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 
 
 def parse_message(element: Any) -> Message:
-    """A serialized PubsubMessage, Beam's object of that name, or a Message -> a Message.
+    """Return an element of a message source as a Message.
 
-    Sources differ in what they give: Dataflow's the bytes, Beam's local one the object.
+    Args:
+        element: A serialized PubsubMessage (from Dataflow), Beam's object of that name (from
+            Beam's local source), or a Message.
     """
     if isinstance(element, bytes):
         proto = _Proto.FromString(element)
@@ -47,7 +53,7 @@ def parse_message(element: Any) -> Message:
         return Message(
             proto.data,
             proto.attributes,
-            # A runner that keeps the ids for itself leaves the message as such to tell it by.
+            # Some runners drop the ids; then the content of the message identifies it.
             proto.message_id or content_id(element),
             time.seconds * 1_000_000 + time.nanos // 1000,
             proto.ordering_key,
@@ -65,7 +71,7 @@ def parse_message(element: Any) -> Message:
 
 
 def serialize(message: Message) -> bytes:
-    """A Message -> a serialized PubsubMessage."""
+    """Return a message as a serialized PubsubMessage."""
     proto = _Proto(
         data=message.data,
         attributes=dict(message.attributes),
@@ -77,13 +83,18 @@ def serialize(message: Message) -> bytes:
 
 
 def attempts_of(message: Message) -> int:
-    """A message -> how often it was tried, this time included."""
+    """Return how often a message has been tried, including this time."""
     text = message.attributes.get(ATTEMPTS, "")
     return int(text) + 1 if text.isdecimal() and len(text) < 10 else 1
 
 
 def message_column(messages: Sequence[Message], received_at: datetime.datetime) -> pa.StructArray:
-    """The messages of rows, and when they came -> the column MESSAGE."""
+    """Return the column MESSAGE of rows, one message per row.
+
+    Args:
+        messages: The messages.
+        received_at: When they were received.
+    """
     rows = len(messages)
     keys, texts, attempts = _nulls(rows), _nulls(rows), _first(rows)
     if any(m.ordering_key for m in messages):
@@ -112,7 +123,7 @@ def _nulls(rows: int) -> pa.StringArray:
 
 @lru_cache(maxsize=64)
 def _first(rows: int) -> pa.Int64Array:
-    """Rows -> that each is tried for the first time."""
+    """Return the attempts of rows that are all tried for the first time."""
     return pa.repeat(pa.scalar(1, pa.int64()), rows)
 
 

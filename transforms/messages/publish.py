@@ -1,9 +1,10 @@
 """Publish: output rows and dead letters as messages on Pub/Sub topics.
 
-A scored row is one JSON object; its attributes let a receiver drop what comes twice.
-A dead letter is the message as it came, byte for byte, with what went wrong in
-attributes that begin with `millrace_`; so it can be read again as it is. Where these
-would be more than a message may have, own attributes of the message make room.
+A scored row is one JSON object. Its attributes let a receiver drop duplicates.
+
+A dead letter is the message as it arrived, byte for byte, so it can be read again. Attributes that
+start with `millrace_` describe the failure. If a message would then have too many attributes, some
+of its original ones are dropped.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ from transforms.provenance import Provenance, utc_now
 from transforms.row_ids import content_id
 from transforms.split import Split, split_outputs
 
-# Of one request to Pub/Sub, which takes 1,000 messages and 10 MB. A larger message goes
-# alone, and needs some room for the topic's name and the framing.
+# The limits of one request. Pub/Sub accepts 1,000 messages and 10 MB. A larger message is sent on
+# its own, and leaves some room for the topic's name and the framing.
 REQUEST_MESSAGES = 1_000
 REQUEST_BYTES = 8 << 20
 MESSAGE_BYTES = 9_990_000
-# Pub/Sub's limits: of a message's attributes, and of the value of one.
+# Pub/Sub's limits: the attributes of a message, and the bytes of an attribute's value.
 ATTRIBUTES = 100
 ATTRIBUTE_BYTES = 1024
-# Attributes that only Pub/Sub itself may set.
+# The prefix of attributes that only Pub/Sub itself may set.
 RESERVED = "goog"
 OWN = "millrace_"
-# What a dead letter says of the message that it was, as transforms/dead_letters.py names it.
+# Attributes with fields of the original message, by their names in transforms/dead_letters.py.
 MESSAGE_ATTRIBUTES = {
     f"{OWN}message_id": "id",
     f"{OWN}event_time": "event_time",
@@ -55,9 +56,12 @@ class Outgoing(NamedTuple):
 
 
 def row_messages(rows: pa.RecordBatch) -> list[Outgoing]:
-    """Output rows, whose first column is the id -> one message each, of JSON.
+    """Return one JSON message per output row.
 
-    Its attributes are the id and whatever is the same in the rows of a run.
+    The attributes are the row id, and the columns that are equal in all rows of a run.
+
+    Args:
+        rows: The rows, with the row id as the first column.
     """
     if not rows.num_rows:
         return []
@@ -74,18 +78,19 @@ def row_messages(rows: pa.RecordBatch) -> list[Outgoing]:
 
 
 def id_attribute(row_id: Any) -> str:
-    """A row's id -> the same as an attribute: its hash where it is too long for one."""
+    """Return a row id as the value of an attribute: its hash if it is too long."""
     text = str(row_id)
     fits = len(text) <= ATTRIBUTE_BYTES // 4 or len(text.encode()) <= ATTRIBUTE_BYTES
     return text if fits else content_id(text.encode())
 
 
 def failure_messages(failures: pa.RecordBatch) -> list[Outgoing]:
-    """Failure records -> the messages as they came, with what went wrong as attributes.
+    """Return the messages of failure records as they arrived, with the failure as attributes.
 
-    Left out are attributes that nobody may set, those of an earlier failure, and of more
-    than there is room for the last by name: `millrace_attributes_dropped` says how many.
-    Of a payload that leaves no room for them the end: `millrace_payload_bytes` is its size.
+    Attributes that only Pub/Sub may set are left out, and so are the attributes of an earlier
+    failure. If there are too many attributes, the last by name are dropped, and
+    `millrace_attributes_dropped` is their number. If the message is too large, the end of its
+    payload is cut off, and `millrace_payload_bytes` is its original size.
     """
     return [_failure_message(record) for record in failures.to_pylist()]
 
@@ -103,16 +108,16 @@ def _failure_message(record: Mapping[str, Any]) -> Outgoing:
     for name, key in MESSAGE_ATTRIBUTES.items():
         if message.get(key):
             own[name] = _shortened(message[key])
-    told = message.get("attributes", {})
-    names = sorted(name for name in told if not name.startswith((RESERVED, OWN)))
+    given = message.get("attributes", {})
+    names = sorted(name for name in given if not name.startswith((RESERVED, OWN)))
     if len(names) + len(own) > ATTRIBUTES:
         kept = ATTRIBUTES - len(own) - 1
         own[f"{OWN}attributes_dropped"] = str(len(names) - kept)
         names = names[:kept]
-    letter = Outgoing(record["payload"], {name: told[name] for name in names} | own)
+    letter = Outgoing(record["payload"], {name: given[name] for name in names} | own)
     if (excess := size_of(letter) - MESSAGE_BYTES) > 0:
         own = {f"{OWN}payload_bytes": str(len(letter.data))}
-        # As many bytes more as that attribute itself may take.
+        # Cut off 100 bytes more, for the attribute itself.
         return Outgoing(letter.data[: -excess - 100], {**letter.attributes, **own})
     return letter
 
@@ -122,14 +127,14 @@ def _shortened(text: str) -> str:
 
 
 def size_of(message: Outgoing) -> int:
-    """A message -> about its bytes in a request, not fewer."""
+    """Return an upper estimate of the bytes that a message takes in a request."""
     texts = (*message.attributes, *message.attributes.values())
     lengths = (len(text) if text.isascii() else len(text.encode()) for text in texts)
     return len(message.data) + sum(lengths) + 8 * len(texts)
 
 
 def requests(messages: Iterable[Outgoing]) -> Iterator[list[Outgoing]]:
-    """Messages -> lists of them that one request takes, in order."""
+    """Yield lists of messages that fit into one request each, in order."""
     waiting: list[Outgoing] = []
     size = 0
     for message in messages:
@@ -144,10 +149,18 @@ def requests(messages: Iterable[Outgoing]) -> Iterator[list[Outgoing]]:
 
 
 def publish(client: Any, topic: str, messages: list[Outgoing], retry_seconds: float) -> None:
-    """Messages -> published, all of them. Raises GoogleAPICallError.
+    """Publish messages in one request.
 
-    One request of many messages: the client's own batching takes a thread and ten
-    times the time.
+    The client's own batching would need a thread and ten times the time.
+
+    Args:
+        client: The generated PublisherClient, which does not batch.
+        topic: The full name of the topic.
+        messages: The messages of one request.
+        retry_seconds: How long to retry transient errors.
+
+    Raises:
+        GoogleAPICallError: The messages were not published.
     """
     from google.pubsub_v1.types import PublishRequest
 
@@ -160,7 +173,10 @@ def publish(client: Any, topic: str, messages: list[Outgoing], retry_seconds: fl
 
 
 class _PublishDoFn(beam.DoFn):
-    """Record batches -> ((`published`,), rows) once they are published, at a bundle's end."""
+    """A DoFn that publishes record batches and yields ((`published`,), rows) for each flush.
+
+    It flushes at the end of a bundle, or earlier if REQUEST_MESSAGES are waiting.
+    """
 
     def __init__(
         self,
@@ -177,7 +193,7 @@ class _PublishDoFn(beam.DoFn):
 
     def process(self, batch: pa.RecordBatch) -> Iterator[Any]:
         messages = self._encode(batch)
-        # Only of rows this large the size has to be known.
+        # Computing sizes takes time, so it is only done if a row is large.
         if any(len(message.data) > MESSAGE_BYTES // 2 for message in messages):
             sizes = [size_of(message) for message in messages]
             large = [i for i, size in enumerate(sizes) if size > MESSAGE_BYTES]
@@ -189,17 +205,17 @@ class _PublishDoFn(beam.DoFn):
             yield self._flush()
 
     def _refused(self, ids: pa.Array, messages: list[Outgoing]) -> beam.pvalue.TaggedOutput:
-        """Rows that are larger than a message may be -> failure records."""
-        told = f"{len(messages[0].data):,} bytes: a message of Pub/Sub takes 10 MB at most"
+        """Return failure records of rows that are larger than a message may be."""
+        limit = f"expected a message of at most 10 MB, got {len(messages[0].data):,} bytes"
         if self._provenance is None:
             raise OutputError(
-                f"row {ids[0]} cannot be published to {self._topic}: {told}; choose fewer "
+                f"row {ids[0]} cannot be published to {self._topic}: {limit}; choose fewer "
                 "--output_fields"
             )
         failures = failure_batch(
             ids.to_pylist(),
             [message.data for message in messages],
-            [Fault("too_large", told)] * len(messages),
+            [Fault("too_large", limit)] * len(messages),
             stage="write",
             provenance=self._provenance,
             failed_at=utc_now(),
@@ -221,10 +237,14 @@ class _PublishDoFn(beam.DoFn):
 
 @dataclass
 class PublishBatches(beam.PTransform):
-    """Batches of output rows, or failure records -> messages of a topic, counted.
+    """A sink that publishes output rows or failure records to a topic, and counts them.
 
-    provenance: what failure records say of rows that are too large for a message; without
-    it one such row is an OutputError.
+    Attributes:
+        cloud: Makes the client, and limits retries.
+        topic: The full name of the topic.
+        kind: `rows` for output rows, `failures` for failure records.
+        provenance: The run and the model, for failure records of rows that are too large for a
+            message. Without it, such a row raises OutputError.
     """
 
     cloud: Cloud
@@ -233,6 +253,6 @@ class PublishBatches(beam.PTransform):
     provenance: Provenance | None = None
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> Split:
-        """One DoFn."""
+        """Apply one DoFn."""
         dofn = _PublishDoFn(self.cloud, self.topic, self.kind, self.provenance)
         return split_outputs(batches, dofn, counts=True)
