@@ -135,7 +135,7 @@ def conform_to_files(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch
     except (pa.ArrowException, KeyError) as error:
         check_memory(error, "rows to be written")
         raise OutputError(
-            f"rows with different columns in one output: first {schema.names}, then "
+            f"rows with different columns or types in one output: first {schema.names}, then "
             f"{batch.schema.names}{_other_types(batch.schema, schema)}; make the input files agree "
             "in the columns of --output_fields"
         ) from error

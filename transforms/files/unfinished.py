@@ -51,7 +51,7 @@ def begun(path: str) -> Iterator[Any]:
     try:
         with create_file(hidden) as handle:
             if not is_remote(hidden):
-                # Some filesystems have no locks. The file can be written without.
+                # Some filesystems have no locks. There, remove_dead never removes a file.
                 with suppress(OSError):
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield handle

@@ -84,7 +84,13 @@ def decode_json(
 def source_rows(
     ids: Sequence[str], columns: Mapping[str, pa.Array], payloads: Sequence[bytes]
 ) -> pa.RecordBatch:
-    """Return the source batch of rows, given their ids, columns and payloads."""
+    """Return the source batch of rows.
+
+    Args:
+        ids: The id of each row.
+        columns: The columns of the source by name.
+        payloads: The original content of each row.
+    """
     return pa.RecordBatch.from_arrays(
         [
             pa.array(ids, pa.string()),

@@ -17,7 +17,7 @@ import orjson
 from model_handlers.unique_keys import doubled_key, doubled_text, load_marked
 from transforms.dead_letters import Fault
 
-# Among the bytes up to the quote character, JSON only allows whitespace and quotes before a colon.
+# Of all byte values up to that of a quote, JSON only allows quotes and whitespace before a colon.
 _COLON, _QUOTE = b':"'
 _KEY_END = re.compile(rb'"\s*:')
 _NESTED = {dict, list}
