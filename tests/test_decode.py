@@ -188,9 +188,9 @@ def test_both_message_forms_are_read(make_manifest: Make) -> None:
 @pytest.mark.parametrize(
     ("message", "reason", "column", "words"),
     [
-        (b"{", "invalid_json", None, "not valid JSON"),
-        (b"", "invalid_json", None, "not valid JSON"),
-        (b"\xff\xfe", "invalid_json", None, "not valid JSON"),
+        (b"{", "invalid_json", None, "not JSON"),
+        (b"", "invalid_json", None, "not JSON"),
+        (b"\xff\xfe", "invalid_json", None, "not JSON"),
         (b"\xef\xbb\xbf{}", "invalid_json", None, "BOM"),
         (b'{"a":1e400,"b":1,"c":1}', "invalid_json", None, "infinity"),
         (b"[1,2,3]", "not_an_object", None, "expected a JSON object, got list"),

@@ -56,7 +56,7 @@ def _value(text: bytes) -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        return Fault("invalid_json", f"not valid JSON: {error}")
+        return Fault("invalid_json", f"not JSON: {error}")
 
 
 def _checked(value: dict[str, Any], text: bytes) -> Any:
