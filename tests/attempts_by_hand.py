@@ -1,4 +1,4 @@
-"""Attempts at one run, made by hand: what they stage and commit, and what a reader finds then."""
+"""Attempts at a run without a pipeline: they stage and commit files, and readers check them."""
 
 import builtins
 import fcntl
@@ -25,20 +25,21 @@ from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedF
 from transforms.results import open_result
 
 FIRST, SECOND, THIRD = "aaaaaaaa", "bbbbbbbb", "cccccccc"
-# Where scores and dead letters go.
+# The folders of the scores and of the dead letters.
 ONE, TWO = ("out", "out"), ("out", "bad")
 Layout = tuple[str, str]
 
 
 class Killed(BaseException):
-    """The process is no more."""
+    """The process was killed."""
 
 
 @dataclass
 class Steps:
-    """Every way in which committing touches files. at: the step that is the last, or None.
+    """Counts every operation of a commit on files, and can stop at one of them.
 
-    done: whether that one still takes place. look: called before each step.
+    at: the last step, or None. done: whether that step still takes place. look: called before
+    each step.
     """
 
     at: int | None = None
@@ -48,7 +49,7 @@ class Steps:
     paused: bool = False
 
     def watch(self, real: Callable[..., Any]) -> Callable[..., Any]:
-        """A function -> one that counts as a step."""
+        """Wrap a function so that each call counts as a step."""
 
         def step(*args: Any, **kwargs: Any) -> Any:
             if self.paused or threading.current_thread() is not threading.main_thread():
@@ -57,7 +58,7 @@ class Steps:
             self.look()
             self.paused = False
             self.count += 1
-            # A process that was killed does nothing any more.
+            # A killed process does nothing any more.
             if self.at is not None and self.count > self.at - (not self.done):
                 if self.count == self.at and self.done:
                     real(*args, **kwargs)
@@ -71,20 +72,20 @@ class Steps:
 
 
 class Place(Protocol):
-    """Where results lie: folders of this machine, or of a bucket."""
+    """A place for results: folders on this machine, or in a bucket."""
 
     @property
     def root(self) -> str:
-        """The folder of all."""
+        """The folder that contains all others."""
 
     def write(self, path: str, content: bytes) -> None:
-        """A file at a path."""
+        """Write a file."""
 
     def names(self) -> set[str]:
-        """All files by their paths below the root."""
+        """Return the paths of all files, relative to the root."""
 
     def steps(self, steps: Steps) -> Any:
-        """What is done in the block counts as steps."""
+        """Count the operations in the block as steps."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,10 @@ def lines(values: Sequence[int]) -> bytes:
 
 @dataclass(frozen=True)
 class Attempt:
-    """An attempt at run r, whose rows tell it from others. scores, letters: files of two rows."""
+    """An attempt at run r, whose rows differ from those of other attempts.
+
+    scores, letters: the numbers of files, with two rows each.
+    """
 
     place: Place
     layout: Layout
@@ -163,7 +167,7 @@ class Attempt:
 
     @property
     def rows(self) -> tuple[list[int], list[int]]:
-        """The rows of its scores and of its dead letters."""
+        """The rows of the scores and of the dead letters."""
         start = 1000 * int(self.token[0], 16)
         scores = [start + i for i in range(2 * self.scores)]
         return scores, [start + 500 + i for i in range(2 * self.letters)]
@@ -187,13 +191,13 @@ class Attempt:
         commit(self.destinations, files, self.folder(self.layout[0]), report)
 
     def die(self) -> None:
-        """The system takes the locks back."""
+        """Release the locks, as the system does when a process ends."""
         for name in set(self.layout):
             staging._release(self.folder(name))
 
 
 def read(place: Place, name: str = "out") -> tuple[list[int], list[int]]:
-    """A reader that follows the report -> the rows of scores and dead letters."""
+    """Read the rows of scores and dead letters that the report lists."""
     found = []
     for part in (SCORES, DEAD_LETTERS):
         table = open_result(f"{place.root}/{name}/r", part).to_table()
@@ -202,7 +206,7 @@ def read(place: Place, name: str = "out") -> tuple[list[int], list[int]]:
 
 
 def bare(place: Place, layout: Layout) -> set[str]:
-    """The attempts whose files are in the run's folders."""
+    """Return the attempts whose files are in the run's folders."""
     folders = (f"{layout[0]}/r/scores/", f"{layout[1]}/r/dead_letters/")
     names = [name for name in place.names() if name.startswith(folders)]
     return {name.rsplit("-", 1)[-1].split(".")[0] for name in names}

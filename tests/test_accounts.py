@@ -1,4 +1,4 @@
-"""Accounts: whatever is lost or doubled between a source and its readers fails the run."""
+"""A run fails if rows are lost or duplicated between a source and its readers."""
 
 import gzip
 import itertools
@@ -39,7 +39,7 @@ ROWS = 2_000  # of the fixture `example`
 
 
 def counts_of(*entries: Entry) -> dict[tuple[str, ...], int]:
-    """Entries -> the sums of the counts that they give, as the pipeline makes them."""
+    """Sum the counts of entries as the pipeline does."""
     sums: Counter[tuple[str, ...]] = Counter()
     places = sorted({place for place, _ in entries})
     for place in places:
@@ -50,13 +50,13 @@ def counts_of(*entries: Entry) -> dict[tuple[str, ...], int]:
 
 @st.composite
 def tiles(draw: st.DrawFn) -> list[Span]:
-    """Spans side by side from 0 on, some of them empty."""
+    """Draw adjacent spans from 0 on, some of them empty."""
     bounds = [0, *itertools.accumulate(draw(st.lists(st.integers(0, 9), max_size=8)))]
     return list(itertools.pairwise(bounds))
 
 
 @given(tiles(), st.randoms())
-def test_spans_that_cover_everything_once_differ_in_nothing(spans: list[Span], random: Any) -> None:
+def test_spans_that_cover_everything_once_do_not_differ(spans: list[Span], random: Any) -> None:
     size = spans[-1][1] if spans else 0
     assert joined(spans) == ([(0, size)] if spans else [])
     random.shuffle(spans)
@@ -64,7 +64,7 @@ def test_spans_that_cover_everything_once_differ_in_nothing(spans: list[Span], r
 
 
 @given(tiles(), st.data())
-def test_a_span_that_is_lost_doubled_or_moved_differs(
+def test_a_span_that_is_lost_duplicated_or_moved_is_found(
     spans: list[Span], data: st.DataObject
 ) -> None:
     size = spans[-1][1] if spans else 0
@@ -75,12 +75,12 @@ def test_a_span_that_is_lost_doubled_or_moved_differs(
         moved = (lost[0] + 1, lost[1] + 1)
         for wrong in (others, [*spans, lost], [*others, moved], [*spans, (size, size + 1)]):
             assert difference(size, wrong)
-        # As many bytes as there are, and not the right ones.
+        # The number of bytes is right, but they are not the right ones.
         if doubled != lost:
             assert difference(size, [*others, doubled])
 
 
-def test_the_report_says_what_was_expected_by_whom() -> None:
+def test_the_report_says_what_was_expected_and_what_counted_it() -> None:
     parquet = [promise("a", "files", 1), taken("a", "files", 0, 1), promise("a", "rows", 5)]
     parquet += [taken("a", "rows", 0, 5), rows_read("a", 5), expect_rows("a", 5, "Parquet footers")]
     assert check_source(counts_of(*parquet), 5) == {
@@ -98,14 +98,20 @@ def test_the_report_says_what_was_expected_by_whom() -> None:
 @pytest.mark.parametrize(
     ("entries", "rows_in", "words"),
     [
-        ([promise("a", "files", 1)], 0, "files 0 to 1 were not read of a"),
-        ([taken("a", "bytes", 0, 9)], 0, "bytes 0 to 9 were read and not expected of a"),
-        ([expect_rows("t", 9, TABLE_ROWS)], 8, "9 rows were expected by the row count of the ta"),
+        ([promise("a", "files", 1)], 0, "a: files 0 to 1 were not read"),
+        ([taken("a", "bytes", 0, 9)], 0, "a: bytes 0 to 9 were read but not expected"),
+        (
+            [expect_rows("t", 9, TABLE_ROWS)],
+            8,
+            "9 rows were expected (from: row count of the table), but 8 arrived",
+        ),
         ([expect_rows("t", 9, TABLE_ROWS)], 8, "row-level access policies"),
-        ([rows_read("a", 9)], 8, "9 rows were read and 8 came"),
+        ([rows_read("a", 9)], 8, "9 rows were read, but 8 arrived"),
     ],
 )
-def test_what_differs_is_told_in_one_line(entries: list[Entry], rows_in: int, words: str) -> None:
+def test_a_difference_is_reported_in_one_line(
+    entries: list[Entry], rows_in: int, words: str
+) -> None:
     with pytest.raises(BalanceError) as caught:
         check_source(counts_of(*entries), rows_in)
     assert words in str(caught.value)
@@ -117,7 +123,7 @@ def test_what_differs_is_told_in_one_line(entries: list[Entry], rows_in: int, wo
 
 @pytest.fixture
 def source(example: Path, tmp_path: Path) -> Callable[[str], Path]:
-    """A format -> a file of the example's rows, of several ranges where it can have them."""
+    """Write the example's rows to a file of a format, with several ranges if it can be split."""
     table = pq.read_table(example / "transactions.parquet")
 
     def write(kind: str) -> Path:
@@ -144,7 +150,7 @@ def run(
     run_command: RunCommand,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[[Path], tuple[int, str]]:
-    """batch_local of a file -> (exit code, standard error)."""
+    """Run batch_local on a file; return the exit code and the standard error."""
     monkeypatch.setattr(file_ranges, "RANGE_ROWS", 500)
     monkeypatch.setattr(file_ranges, "RANGE_BYTES", 100_000)
 
@@ -183,14 +189,14 @@ def test_a_run_reports_what_it_had_to_read(
 
 
 def without_one(file: PlannedFile) -> Iterator[FileRange]:
-    """As split_file, but that one range gets lost."""
+    """Do the same as split_file, but lose one range."""
     ranges = list(file_ranges.split_file(file))
     del ranges[len(ranges) // 2]
     yield from ranges
 
 
 def one_for_another(file: PlannedFile) -> Iterator[FileRange]:
-    """As split_file, but that one range comes twice, and another of its size gets lost."""
+    """Do the same as split_file, but return one range twice, and lose another of the same size."""
     ranges = list(file_ranges.split_file(file))
     yield from [*ranges[:1], *ranges[:1], *ranges[2:]]
 
@@ -202,7 +208,7 @@ def one_for_another(file: PlannedFile) -> Iterator[FileRange]:
         *[(kind, one_for_another) for kind in ("parquet", "csv")],
     ],
 )
-def test_a_range_that_gets_lost_fails_the_run_and_nothing_is_written(
+def test_a_lost_range_fails_the_run_and_nothing_is_written(
     kind: str,
     split: Any,
     source: Any,
@@ -215,7 +221,7 @@ def test_a_range_that_gets_lost_fails_the_run_and_nothing_is_written(
     code, err = run(path)
     assert code == 1
     assert err.count("\n") == 1
-    assert "rows of the source are missing or doubled, so nothing was written" in err
+    assert "rows of the source are missing or duplicated, so nothing was written" in err
     assert str(path) in err
     assert not (tmp_path / "out/r").exists()
 
@@ -230,12 +236,13 @@ def test_a_reader_that_stops_early_fails_the_run(
 ) -> None:
     whole = read_files.read_range
     monkeypatch.setattr(read_files, "read_range", lambda *given: itertools.islice(whole(*given), 0))
-    code, err = run(source(kind))
-    assert (code, "were not read of" in err) == (1, True)
+    path = source(kind)
+    code, err = run(path)
+    assert (code, f"{path}: " in err, "were not read" in err) == (1, True, True)
     assert not (tmp_path / "out/r").exists()
 
 
-def test_a_file_that_gets_lost_fails_the_run(
+def test_a_lost_file_fails_the_run(
     source: Any,
     run: Callable[[Path], tuple[int, str]],
     tmp_path: Path,
@@ -245,4 +252,4 @@ def test_a_file_that_gets_lost_fails_the_run(
     monkeypatch.setattr(read_files, "split_file", lambda _: [])
     path = source("csv")
     code, err = run(path)
-    assert (code, f"files 0 to 1 were not read of {path}" in err) == (1, True)
+    assert (code, f"{path}: files 0 to 1 were not read" in err) == (1, True)

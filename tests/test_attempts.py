@@ -1,4 +1,4 @@
-"""Attempts at one run as processes: at the same time, killed, paused, and what they leave."""
+"""Processes that attempt the same run: concurrent, killed and paused, and what they leave."""
 
 import json
 import signal
@@ -17,7 +17,7 @@ ROWS = 2_000  # of the fixture `example`
 
 
 def start(example: Path, root: Path, *flags: str, times: int = 1) -> subprocess.Popen[str]:
-    """batch_local as run r of the example's rows; of several times as many, slowly."""
+    """Start batch_local as run r on the example's rows, or slowly on several copies of them."""
     source = example / "transactions.parquet"
     if times > 1:
         source = root / "many.parquet"
@@ -34,13 +34,13 @@ def start(example: Path, root: Path, *flags: str, times: int = 1) -> subprocess.
 
 
 def wait_for_staged(process: subprocess.Popen[str], root: Path) -> None:
-    """A run -> it has begun to stage rows."""
+    """Wait until a run has started to stage rows."""
     while not list((root / "out/.staging").rglob("*.parquet")):
         assert process.poll() is None, process.communicate()
 
 
 def check(root: Path) -> dict[str, Any]:
-    """A complete result, nothing beside it -> its report."""
+    """Check that there is a complete result and nothing else; return its report."""
     report: dict[str, Any] = json.loads((root / "out/r/report.json").read_text())
     scores, letters = (
         open_result(str(root / "out/r"), part) for part in ("scores", "dead_letters")
@@ -71,7 +71,7 @@ def test_after_a_kill_the_same_run_leaves_only_its_result(
     process = start(example, tmp_path, *flags, times=200)
     wait_for_staged(process, tmp_path)
     process.kill()
-    # Workers have the other end of these pipes too: the last one ends with the launcher.
+    # The workers also hold these pipes, which close when the last worker ends with the launcher.
     process.communicate(timeout=300)
     assert list((tmp_path / "out/.staging").rglob("*.parquet"))
     again = start(example, tmp_path)
@@ -80,7 +80,7 @@ def test_after_a_kill_the_same_run_leaves_only_its_result(
     assert check(tmp_path)["rows_in"] == ROWS
 
 
-def test_an_attempt_that_was_paused_ends_after_another_without_harm(
+def test_a_paused_attempt_that_ends_after_another_does_no_harm(
     example: Path, tmp_path: Path
 ) -> None:
     late = start(example, tmp_path, times=20)
@@ -90,18 +90,18 @@ def test_an_attempt_that_was_paused_ends_after_another_without_harm(
     out, err = other.communicate(timeout=300)
     assert other.returncode == 0, out + err
     before = json.loads((tmp_path / "out/r/report.json").read_text())
-    # It is not dead, so what it has staged is still there.
+    # The paused attempt is not dead, so its staged files still exist.
     assert list((tmp_path / "out/.staging").rglob("*.parquet"))
     for path in (tmp_path / "out/.staging").rglob("*.parquet"):
         path.unlink()
     late.send_signal(signal.SIGCONT)
     out, err = late.communicate(timeout=300)
     assert (late.returncode, out, err.count("\n")) == (1, "", 1)
-    assert "vanished before the run was complete" in err
+    assert "was removed before the run was complete" in err
     assert check(tmp_path) == before
 
 
-def test_under_nohup_a_closed_terminal_ends_no_run(example: Path, tmp_path: Path) -> None:
+def test_under_nohup_a_closed_terminal_does_not_end_a_run(example: Path, tmp_path: Path) -> None:
     ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         process = start(example, tmp_path, times=200)
@@ -110,5 +110,5 @@ def test_under_nohup_a_closed_terminal_ends_no_run(example: Path, tmp_path: Path
     wait_for_staged(process, tmp_path)
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGTERM)
-    # The first one would have been told by its own exit code.
+    # If SIGHUP had ended the run, the exit code would be the one of SIGHUP.
     assert (process.communicate(timeout=300)[0], process.returncode) == ("", 128 + signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Cells against an oracle in plain Python: each is judged as if it stood alone."""
+"""Compare cells with an oracle in plain Python that checks each cell independently."""
 
 import math
 from decimal import Decimal, InvalidOperation
@@ -62,7 +62,7 @@ COLUMNS: list[tuple[pa.DataType, st.SearchStrategy[Any]]] = [
 
 
 def judge(value: Any, dtype: str) -> tuple[int, Any]:
-    """A cell's Python value and a dtype -> its state, and its number where it is fine."""
+    """Return the state of a cell's Python value, and its number if the state is FINE."""
     if isinstance(value, str):
         value = value.strip()
     if value is None or value == "":
@@ -97,7 +97,7 @@ def is_truth(value: Any, dtype: str) -> bool:
 
 
 def is_finite_text(value: Any) -> bool:
-    """1e400 is finite as it is written, if not as a float."""
+    """Return whether a value is a string of a finite number: 1e400 is, although not as a float."""
     try:
         return isinstance(value, str) and Decimal(value).is_finite()
     except InvalidOperation:
@@ -118,7 +118,7 @@ def columns(draw: st.DrawFn) -> tuple[pa.Array, list[Any]]:
 @example((pa.array([2.0**63]), [2.0**63]), "int64", 0)
 @example((pa.array([2**64 - 1], pa.uint64()), [2**64 - 1]), "int64", 0)
 @example((pa.array([2**53 + 1, None]), [2**53 + 1, None]), "int64", 0)
-def test_each_cell_is_judged_as_if_alone(
+def test_each_cell_is_checked_independently(
     column: tuple[pa.Array, list[Any]], dtype: str, start: int
 ) -> None:
     array, cells = column[0].slice(start), column[1][start:]

@@ -1,4 +1,4 @@
-"""Rows that were written as JSON of their columns are read as the columns were."""
+"""Columns that were written as JSON give the same inputs as the original columns."""
 
 import math
 from collections.abc import Callable
@@ -43,7 +43,7 @@ Outcome = dict[str, tuple[float, ...] | str]
 
 
 def outcomes(batch: pa.RecordBatch, manifest: Manifest) -> Outcome:
-    """A source batch -> what becomes of each row: its inputs, or the reason that it has none."""
+    """Return the inputs of each row of a source batch, or the reason of its fault, by id."""
     good, bad, faults = validate(batch, manifest)
     values = [
         cell if isinstance(cell, list) else [cell]
@@ -55,7 +55,7 @@ def outcomes(batch: pa.RecordBatch, manifest: Manifest) -> Outcome:
 
 
 def replayed(batch: pa.RecordBatch, manifest: Manifest) -> Outcome:
-    """A source batch -> the same, by way of the rows' JSON."""
+    """Return the same after writing the rows as JSON and reading them."""
     rows = [column_values(orjson.loads(line), manifest) for line in payloads(batch)]
     ids = batch.column(ROW_ID).to_pylist()
     decoded = decode_rows(rows, [b""] * len(rows), ids, RowFormat(manifest), as_vector=True)
@@ -68,10 +68,10 @@ def agree(again: Outcome, found: Outcome) -> None:
     assert again.keys() == found.keys()
     for row_id, outcome in found.items():
         if isinstance(outcome, tuple):
-            # Arrow makes 0.009000000000000001 of the decimal 0.009.
+            # Arrow converts the decimal 0.009 to 0.009000000000000001.
             assert again[row_id] == pytest.approx(outcome, 1e-12, 0)
         else:
-            # Of a row with several faults, a text that is no number is found first.
+            # If a row has several faults, a string that is not a number is found first.
             assert again[row_id] in (outcome, "wrong_type")
 
 
@@ -86,7 +86,7 @@ def manifest_of(make: Callable[..., Manifest], dtype: str, impute: bool) -> Mani
 
 
 @given(st.tuples(*[st.one_of(COLUMNS)] * 3), st.sampled_from(["float32", "float64"]), st.booleans())
-def test_columns_of_any_type_give_the_same_inputs_by_way_of_json(
+def test_columns_of_any_type_give_the_same_inputs_through_json(
     make_manifest: Callable[..., Manifest],
     make_source: Callable[..., pa.RecordBatch],
     columns: tuple[pa.Array, ...],
@@ -110,7 +110,7 @@ WHOLE = [
 
 
 @given(st.tuples(*[st.one_of(WHOLE)] * 3), st.sampled_from(["int64", "int8", "bool"]))
-def test_so_do_integers_of_columns_that_hold_no_other_numbers(
+def test_integer_columns_give_the_same_inputs_through_json(
     make_manifest: Callable[..., Manifest],
     make_source: Callable[..., pa.RecordBatch],
     columns: tuple[pa.Array, ...],
@@ -125,7 +125,7 @@ def test_so_do_integers_of_columns_that_hold_no_other_numbers(
     st.lists(st.lists(FLOATS, min_size=3, max_size=3), min_size=1),
     st.sampled_from(["x", "features"]),
 )
-def test_a_list_column_is_read_under_the_name_of_its_input_as_well(
+def test_a_list_column_is_also_read_under_the_name_of_its_input(
     make_manifest: Callable[..., Manifest],
     make_source: Callable[..., pa.RecordBatch],
     rows: list[list[Any]],
@@ -137,11 +137,13 @@ def test_a_list_column_is_read_under_the_name_of_its_input_as_well(
 
 
 @pytest.mark.parametrize("row", [None, 3, "text", [1.0], [[]]], ids=repr)
-def test_what_is_no_row_stays_what_it_is(make_manifest: Callable[..., Manifest], row: Any) -> None:
+def test_a_value_that_is_not_a_row_is_unchanged(
+    make_manifest: Callable[..., Manifest], row: Any
+) -> None:
     assert column_values(row, make_manifest()) is row
 
 
-def test_other_columns_are_left_alone(make_manifest: Callable[..., Manifest]) -> None:
+def test_other_columns_are_unchanged(make_manifest: Callable[..., Manifest]) -> None:
     row = {"a": "1", "b": "NaN", "c": True, "note": "1", "x": "y"}
     read = column_values(row, make_manifest())
     assert (read["a"], read["c"], read["note"], read["x"]) == (1, 1, "1", "y")

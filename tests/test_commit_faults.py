@@ -1,4 +1,4 @@
-"""A commit stopped at any step, or watched between any two: the old result or the new one."""
+"""Readers find the old result or the new one, wherever a commit is stopped or observed."""
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -35,7 +35,7 @@ from transforms.files.run_folder import StagedFile
 
 @pytest.fixture(scope="module")
 def bucket(emulators: LocalCloud) -> Iterator[LocalCloud]:
-    """The storage emulator as Beam finds it."""
+    """The storage emulator, configured for Beam."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STORAGE_EMULATOR_HOST", emulators.endpoints.storage or "")
         patch.setattr(auth._Credentials, "_credentials_init", True)
@@ -44,7 +44,7 @@ def bucket(emulators: LocalCloud) -> Iterator[LocalCloud]:
 
 @pytest.fixture(params=["disk", "emulators"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Place]:
-    """A name -> an empty place."""
+    """Return an empty place with a name."""
     if request.param == "disk":
         return lambda name: Disk(str(tmp_path / name))
     servers = request.getfixturevalue("bucket")
@@ -53,7 +53,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Pla
 
 def through_all_steps(most: int) -> Iterator[int]:
     yield from range(1, most)
-    raise AssertionError("committing never came to its end")
+    raise AssertionError("the commit never ended")
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_commit_killed_at_any_step_leaves_the_old_result_or_the_new_one(
     slow = isinstance(place("new"), Bucket)
     taken = thinned(range(1, 400))
     for at in through_all_steps(400):
-        # Of a bucket's steps each case takes every fourth one: those that the others leave out.
+        # In a bucket, each of the four cases tests every fourth step, and all cases different ones.
         if at % 4 != (0 if layout == ONE else 1) + 2 * done if slow else at not in taken:
             continue
         here = place(f"at{at}")
@@ -82,7 +82,7 @@ def test_a_commit_killed_at_any_step_leaves_the_old_result_or_the_new_one(
         if not steps.takes_place():
             assert at > 15
             break
-        # Either the runner repeats the step, or the user the run.
+        # Either the runner retries the step, or the user reruns the run.
         again = ("step", "run")[(at // 4 if slow else at + done) % 2]
         if again == "run":
             new.die()
@@ -90,13 +90,14 @@ def test_a_commit_killed_at_any_step_leaves_the_old_result_or_the_new_one(
             files = new.stage()
         new.commit(files)
         assert read(here) == new.rows
-        # In a bucket, what a killed attempt has staged or put beside no report goes a day later.
+        # In a bucket, files that a killed attempt staged or put in a folder without a report are
+        # removed a day later.
         later = {SECOND} if isinstance(here, Bucket) and again == "run" else set()
         assert staged_by(here) <= later
         assert bare(here, layout) <= {new.token} | (later if layout == TWO else set())
 
 
-def test_who_looks_between_any_two_steps_finds_the_old_result_or_the_new_one(
+def test_a_reader_between_any_two_steps_finds_the_old_result_or_the_new_one(
     place: Callable[[str], Place],
 ) -> None:
     here, seen = place("out"), []
@@ -108,11 +109,11 @@ def test_who_looks_between_any_two_steps_finds_the_old_result_or_the_new_one(
         new.commit(files)
     assert steps.count == len(seen) > 15
     assert all(found in (old.rows, new.rows) for found in seen)
-    # Once new, it stays so.
+    # Once the new result was found, it is always found.
     assert seen == sorted(seen, key=lambda found: found == new.rows)
 
 
-def test_who_looks_between_any_two_steps_finds_the_first_result_or_none(
+def test_a_reader_between_any_two_steps_finds_the_first_result_or_no_result(
     place: Callable[[str], Place],
 ) -> None:
     here, seen = place("new"), []
@@ -131,10 +132,10 @@ def test_who_looks_between_any_two_steps_finds_the_first_result_or_none(
 
 
 @given(data=st.data())
-def test_whatever_attempts_do_one_after_the_other_the_report_lists_what_is_there(
+def test_after_any_sequence_of_attempts_the_report_lists_existing_files(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Attempts of any number, each killed anywhere, given up, or repeated, in any order."""
+    """Any number of attempts are killed at any step, abandoned or repeated, in any order."""
     place = Disk(str(tmp_path_factory.mktemp("runs")))
     complete: list[tuple[list[int], list[int]]] = []
     waiting: list[tuple[Attempt, list[StagedFile]]] = []

@@ -1,4 +1,4 @@
-"""Putting a run's files in place: whole or absent, repeatable, never mixed with another run's."""
+"""A commit puts a run's files in place completely or not at all, and can be repeated."""
 
 import json
 import os
@@ -22,14 +22,14 @@ Tree = dict[str, str]
 
 
 def tree(folder: Path) -> Tree:
-    """A folder -> its files by path below it, and what they hold; of a report nothing."""
+    """Return the contents of the files in a folder by relative path; reports count as empty."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     named = {path.relative_to(folder).as_posix(): path for path in files}
     return {n: "" if n.endswith("report.json") else p.read_text() for n, p in named.items()}
 
 
 def stage(folder: RunFolder, target: str, names: str, suffix: str = "jsonl") -> list[StagedFile]:
-    """A destination's name, and names of one letter each -> staged files that hold their names."""
+    """Stage a file for each one-letter name; its content is the name."""
     hold(folder, create=True)
     files = []
     for name in names:
@@ -44,7 +44,7 @@ def report(listing: Mapping[str, Any]) -> bytes:
 
 
 def folders(scores: RunFolder, letters: RunFolder | None = None) -> list[Destination]:
-    """Where the scores go, and the dead letters if elsewhere -> both destinations."""
+    """Return the destinations of scores and dead letters, by default in the same folder."""
     return [
         FolderDestination(SCORES, scores, "parquet"),
         FolderDestination(DEAD_LETTERS, letters or scores, "jsonl"),
@@ -110,7 +110,7 @@ def test_a_result_of_an_earlier_version_is_replaced(tmp_path: Path) -> None:
     }
 
 
-def test_runs_of_other_ids_and_other_files_are_left_alone(tmp_path: Path) -> None:
+def test_runs_with_other_ids_and_other_files_are_unchanged(tmp_path: Path) -> None:
     before = {"r2/scores/part-0.jsonl": "x", "notes.txt": "x", ".staging/r2/half.jsonl": "x"}
     before["r/scores.png"] = "a picture"
     for name, text in before.items():
@@ -120,7 +120,7 @@ def test_runs_of_other_ids_and_other_files_are_left_alone(tmp_path: Path) -> Non
     assert before.items() <= tree(tmp_path).items()
 
 
-def test_dead_letters_of_an_earlier_run_do_not_stay_beside_its_successor(tmp_path: Path) -> None:
+def test_dead_letters_of_an_earlier_attempt_are_removed(tmp_path: Path) -> None:
     def elsewhere(token: str) -> None:
         scores = RunFolder(str(tmp_path / "out"), "r", token)
         letters = RunFolder(str(tmp_path / "bad"), "r", token)
@@ -143,7 +143,7 @@ def test_dead_letters_of_an_earlier_run_do_not_stay_beside_its_successor(tmp_pat
     ]
 
 
-def test_dead_letters_leave_a_result_alone_that_is_in_their_folder(tmp_path: Path) -> None:
+def test_dead_letters_do_not_change_another_result_in_their_folder(tmp_path: Path) -> None:
     run(tmp_path / "bad", FIRST, "a", "x")
     before = tree(tmp_path / "bad")
     scores = RunFolder(str(tmp_path / "out"), "r", SECOND)
@@ -163,7 +163,7 @@ def test_a_folder_may_be_spelled_in_any_way(
         check_writable(folder)
         files = stage(folder, SCORES, "ab")
         commit(folders(folder), files, folder, report)
-        # A runner may repeat the last step.
+        # A runner may retry the last step.
         commit(folders(folder), files, folder, report)
     names = [path.rsplit("/", 1)[-1] for path in tree(tmp_path)]
     assert sorted(names) == [
@@ -175,14 +175,14 @@ def test_a_folder_may_be_spelled_in_any_way(
 
 @dataclass(frozen=True)
 class Second(FolderDestination):
-    """One more folder for the rows of a part."""
+    """A second folder for the rows of a part."""
 
     @property
     def name(self) -> str:
         return f"{self.part}_again"
 
 
-def test_two_destinations_of_a_part_get_each_its_own_files(tmp_path: Path) -> None:
+def test_each_of_two_destinations_of_a_part_gets_its_own_files(tmp_path: Path) -> None:
     out, again = (RunFolder(str(tmp_path / name), "r", FIRST) for name in ("out", "again"))
     files = stage(out, SCORES, "ab") + stage(out, DEAD_LETTERS, "x")
     files += stage(again, f"{SCORES}_again", "ab")
@@ -198,7 +198,7 @@ def test_two_destinations_of_a_part_get_each_its_own_files(tmp_path: Path) -> No
     assert not list(tmp_path.rglob(".staging"))
 
 
-def test_a_folder_takes_rows_as_they_are_and_says_where_they_go(tmp_path: Path) -> None:
+def test_a_folder_keeps_the_schema_of_rows_and_names_its_place(tmp_path: Path) -> None:
     folder = RunFolder(str(tmp_path / "out"), "r", FIRST)
     destination = FolderDestination(DEAD_LETTERS, folder, "jsonl")
     assert destination.name == DEAD_LETTERS
@@ -207,7 +207,7 @@ def test_a_folder_takes_rows_as_they_are_and_says_where_they_go(tmp_path: Path) 
     assert destination.file_schema(schema).equals(schema, check_metadata=True)
 
 
-def test_preparing_a_folder_leaves_a_lock_and_discarding_it_nothing(tmp_path: Path) -> None:
+def test_preparing_a_folder_creates_a_lock_and_discarding_it_leaves_nothing(tmp_path: Path) -> None:
     destination = FolderDestination(SCORES, RunFolder(str(tmp_path / "out"), "r", FIRST), "csv")
     destination.prepare()
     assert tree(tmp_path) == {f"out/.staging/r/{FIRST}-lock": ""}
@@ -216,7 +216,7 @@ def test_preparing_a_folder_leaves_a_lock_and_discarding_it_nothing(tmp_path: Pa
     assert list((tmp_path / "out").iterdir()) == []
 
 
-# An attempt that has come too late.
+# Attempts that are too late.
 
 
 @pytest.mark.parametrize("gone", ["a", "ab"])
@@ -228,24 +228,24 @@ def test_an_attempt_whose_staged_files_are_gone_removes_nothing(tmp_path: Path, 
     for name in gone:
         Path(files["ab".index(name)].path).unlink()
     before = tree(tmp_path / "r")
-    with pytest.raises(OutputError, match=r"vanished .*run it again"):
+    with pytest.raises(OutputError, match=r"was removed before the run was complete.*run it again"):
         commit(folders(late), files, late, report)
     assert tree(tmp_path / "r") == before
     assert (tmp_path / "r/report.json").read_text() == complete
 
 
-def test_a_staged_file_that_was_cut_is_not_put_in_place(tmp_path: Path) -> None:
+def test_a_truncated_staged_file_is_not_put_in_place(tmp_path: Path) -> None:
     run(tmp_path, FIRST, "pq", "y")
     folder = RunFolder(str(tmp_path), "r", SECOND)
     files = stage(folder, SCORES, "ab")
     os.truncate(files[1].path, 3)
     before = tree(tmp_path / "r")
-    with pytest.raises(OutputError, match=r"-b\.jsonl has 3 bytes: expected 17"):
+    with pytest.raises(OutputError, match=r"-b\.jsonl has 3 bytes, but 17 were written"):
         commit(folders(folder), files, folder, report)
     assert tree(tmp_path / "r") == before
 
 
-def test_a_commit_leaves_what_an_attempt_that_runs_has_staged(tmp_path: Path) -> None:
+def test_a_commit_keeps_the_staged_files_of_a_running_attempt(tmp_path: Path) -> None:
     running = RunFolder(str(tmp_path), "r", FIRST)
     files = stage(running, SCORES, "ab")
     run(tmp_path, SECOND, "pq", "y")
@@ -258,7 +258,7 @@ def test_a_commit_leaves_what_an_attempt_that_runs_has_staged(tmp_path: Path) ->
     ]
 
 
-def test_a_commit_removes_what_a_killed_attempt_has_staged(tmp_path: Path) -> None:
+def test_a_commit_removes_the_staged_files_of_a_killed_attempt(tmp_path: Path) -> None:
     killed = RunFolder(str(tmp_path), "r", FIRST)
     stage(killed, SCORES, "ab")
     staging._release(killed)
@@ -266,7 +266,7 @@ def test_a_commit_removes_what_a_killed_attempt_has_staged(tmp_path: Path) -> No
     assert not (tmp_path / ".staging").exists()
 
 
-def test_staged_files_without_a_lock_go_when_nobody_wrote_any_for_a_day(tmp_path: Path) -> None:
+def test_staged_files_without_a_lock_are_removed_a_day_after_the_last_write(tmp_path: Path) -> None:
     other = RunFolder(str(tmp_path), "r", FIRST)
     files = stage(other, SCORES, "ab")
     os.remove(other.staged("lock"))
@@ -280,7 +280,7 @@ def test_staged_files_without_a_lock_go_when_nobody_wrote_any_for_a_day(tmp_path
     assert not (tmp_path / ".staging").exists()
 
 
-def test_an_attempt_that_another_has_replaced_does_not_come_back(tmp_path: Path) -> None:
+def test_an_attempt_that_was_replaced_by_another_cannot_commit_again(tmp_path: Path) -> None:
     folder = RunFolder(str(tmp_path), "r", FIRST)
     files = stage(folder, SCORES, "ab")
     commit(folders(folder), files, folder, report)
@@ -291,12 +291,14 @@ def test_an_attempt_that_another_has_replaced_does_not_come_back(tmp_path: Path)
     assert tree(tmp_path) == before
 
 
-def test_two_attempts_do_not_commit_at_one_time(tmp_path: Path) -> None:
+def test_two_attempts_do_not_commit_at_the_same_time(tmp_path: Path) -> None:
     folder = RunFolder(str(tmp_path), "r", FIRST)
     other = RunFolder(str(tmp_path), "r", SECOND)
     with commit_lock([folder]):
         waiting = commit_lock([other], seconds=0.1)
-        with pytest.raises(OutputError, match="another attempt at run r is putting its result"):
+        with pytest.raises(
+            OutputError, match="another attempt at run r is still putting its result in place"
+        ):
             waiting.__enter__()
         with commit_lock([RunFolder(str(tmp_path), "r2", SECOND)], seconds=0.1):
             pass
@@ -305,16 +307,16 @@ def test_two_attempts_do_not_commit_at_one_time(tmp_path: Path) -> None:
     assert not (tmp_path / ".staging").exists()
 
 
-def test_what_a_failed_attempt_has_put_in_place_is_taken_back(tmp_path: Path) -> None:
+def test_files_that_a_failed_attempt_has_put_in_place_are_removed(tmp_path: Path) -> None:
     run(tmp_path, FIRST, "pq", "y")
     before = tree(tmp_path)
     folder = RunFolder(str(tmp_path), "r", SECOND)
     files = stage(folder, SCORES, "ab")
 
     def fail(_: Any) -> bytes:
-        raise OutputError("the report cannot be made")
+        raise OutputError("the report cannot be built")
 
-    with pytest.raises(OutputError, match="cannot be made"):
+    with pytest.raises(OutputError, match="cannot be built"):
         commit(folders(folder), files, folder, fail)
     assert before.items() < tree(tmp_path).items()
     abandon(folders(folder), folder)
@@ -322,18 +324,18 @@ def test_what_a_failed_attempt_has_put_in_place_is_taken_back(tmp_path: Path) ->
     assert not (tmp_path / ".staging").exists()
 
 
-def test_an_attempt_that_is_abandoned_after_its_end_keeps_its_result(tmp_path: Path) -> None:
+def test_abandoning_an_attempt_after_its_commit_keeps_its_result(tmp_path: Path) -> None:
     folder = run(tmp_path, FIRST, "pq", "y")
     before = tree(tmp_path)
     abandon(folders(folder), folder)
     assert tree(tmp_path) == before
 
 
-# What is not ours.
+# Files of other programs.
 
 
 def refused(root: Path, pattern: str) -> None:
-    """Preparing and committing a run are refused, and change nothing."""
+    """Check that preparing and committing a run fail, and change nothing."""
     before = tree(root)
     folder = RunFolder(str(root), "r", SECOND)
     with pytest.raises(OutputError, match=pattern):
@@ -358,7 +360,7 @@ def refused(root: Path, pattern: str) -> None:
         f"part-00000-of-00001-{FIRST}.parquet.bak",
     ],
 )
-def test_a_file_that_no_run_wrote_is_named_and_stays(tmp_path: Path, part: str, name: str) -> None:
+def test_a_file_that_no_run_wrote_is_named_and_kept(tmp_path: Path, part: str, name: str) -> None:
     run(tmp_path, FIRST, "a", "x")
     (tmp_path / "r" / part / name).parent.mkdir(exist_ok=True)
     (tmp_path / "r" / part / name).write_text("mine")
@@ -379,7 +381,7 @@ def test_nothing_is_written_or_removed_through_a_link(tmp_path: Path, link: str)
     assert tree(precious) == before
 
 
-def test_a_link_among_the_files_of_a_part_is_not_a_run_s(tmp_path: Path) -> None:
+def test_a_link_among_the_files_of_a_part_is_not_a_file_of_a_run(tmp_path: Path) -> None:
     run(tmp_path, FIRST, "a", "x")
     (tmp_path / "mine").write_text("mine")
     (tmp_path / f"r/scores/part-00001-of-00002-{FIRST}.parquet").symlink_to(tmp_path / "mine")
@@ -396,7 +398,7 @@ def test_an_output_folder_may_be_a_link(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["mine", "[]", "{}", '{"files": 3}', '{"run_id": "r"}'])
-def test_a_report_that_is_not_a_run_s_stays(tmp_path: Path, content: str) -> None:
+def test_a_report_that_no_run_wrote_is_kept(tmp_path: Path, content: str) -> None:
     (tmp_path / "r").mkdir()
     (tmp_path / "r/report.json").write_text(content)
     folder = RunFolder(str(tmp_path), "r", FIRST)
@@ -407,22 +409,24 @@ def test_a_report_that_is_not_a_run_s_stays(tmp_path: Path, content: str) -> Non
     assert (tmp_path / "r/report.json").read_text() == content
 
 
-def test_a_report_removes_nothing_that_no_run_of_its_id_wrote(tmp_path: Path) -> None:
+def test_files_that_no_run_of_the_same_id_wrote_are_kept_even_if_a_report_lists_them(
+    tmp_path: Path,
+) -> None:
     run(tmp_path, FIRST, "a", "x")
     name = f"part-00000-of-00001-{FIRST}.parquet"
     others = [tmp_path / "mine.txt", tmp_path / f"r2/scores/{name}", tmp_path / f"r/plots/{name}"]
     for path in others:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("mine")
-    told = json.loads((tmp_path / "r/report.json").read_text())
-    told["replaced"] = [str(others[0]), str(others[1])]
-    told["files"]["scores"].append({"name": f"plots/{name}", "rows": 1, "bytes": 4})
-    (tmp_path / "r/report.json").write_text(json.dumps(told))
+    written = json.loads((tmp_path / "r/report.json").read_text())
+    written["replaced"] = [str(others[0]), str(others[1])]
+    written["files"]["scores"].append({"name": f"plots/{name}", "rows": 1, "bytes": 4})
+    (tmp_path / "r/report.json").write_text(json.dumps(written))
     run(tmp_path, SECOND, "a", "x")
     assert all(path.read_text() == "mine" for path in others)
 
 
-def test_what_is_in_the_way_is_told(tmp_path: Path) -> None:
+def test_a_file_in_the_way_is_reported(tmp_path: Path) -> None:
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "scores").write_text("a file")
     folder = RunFolder(str(tmp_path), "r", FIRST)
@@ -434,7 +438,7 @@ def test_what_is_in_the_way_is_told(tmp_path: Path) -> None:
 # Staging folders.
 
 
-def test_discarding_removes_what_is_staged_and_nothing_else(tmp_path: Path) -> None:
+def test_discarding_removes_only_staged_files(tmp_path: Path) -> None:
     root = tmp_path / "out"
     committed = run(root, FIRST, "a", "x")
     before = tree(root)
@@ -451,7 +455,7 @@ def test_discarding_removes_what_is_staged_and_nothing_else(tmp_path: Path) -> N
     assert len(staged) == 4
 
 
-def test_discarding_keeps_a_folder_that_was_there_before(tmp_path: Path) -> None:
+def test_discarding_keeps_a_folder_that_existed_before(tmp_path: Path) -> None:
     folder = RunFolder(str(tmp_path / "out"), "r", FIRST)
     discard(folder)
     assert not (tmp_path / "out").exists()
@@ -462,12 +466,12 @@ def test_discarding_keeps_a_folder_that_was_there_before(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("run_id", ["", ".", "..", ".staging", "a/b", "a\\b", "r*", "r?", "r[1]"])
-def test_a_run_id_is_one_folder(run_id: str) -> None:
+def test_a_run_id_must_be_the_name_of_one_folder(run_id: str) -> None:
     with pytest.raises(UsageError, match="run id"):
         RunFolder("out", run_id, "t")
 
 
-def test_a_bucket_is_no_pattern() -> None:
+def test_a_path_in_a_bucket_must_not_be_a_pattern() -> None:
     with pytest.raises(UsageError, match="without"):
         RunFolder("gs://bucket/out*", "r", "t")
     assert RunFolder("gs://bucket/out", "r", "t").report == "gs://bucket/out/r/report.json"
@@ -476,7 +480,7 @@ def test_a_bucket_is_no_pattern() -> None:
 @pytest.mark.parametrize(
     "run_id", ["r", "20240101T000000Z", "scheduled__2024-01-01T00:00:00+00:00"]
 )
-def test_run_ids_of_other_systems_are_taken(tmp_path: Path, run_id: str) -> None:
+def test_run_ids_of_other_systems_are_accepted(tmp_path: Path, run_id: str) -> None:
     folder = RunFolder(str(tmp_path), run_id, FIRST)
     commit(folders(folder), stage(folder, SCORES, "a"), folder, report)
     assert (tmp_path / run_id / "report.json").exists()

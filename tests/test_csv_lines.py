@@ -1,4 +1,4 @@
-"""CSV: a line is a row or a fault of its own, whatever stands beside it."""
+"""CSV: each line is a row or a fault, independently of other lines."""
 
 import csv
 import io
@@ -60,7 +60,7 @@ LINES = st.lists(GOOD | ODD, max_size=8)
 def read_all(
     lines: list[bytes], end: bytes = b"\n", last: bytes = b""
 ) -> tuple[list[Any], list[Any]]:
-    """Lines -> (offset, values) of each row, and (offset, line, reason) of the others."""
+    """Return (offset, values) of each row, and (offset, line, reason) of each other line."""
     block = end.join(lines) + last
     rows, failed = [], []
     for part in read_lines(block, 1000, HEADER, TYPES):
@@ -72,7 +72,7 @@ def read_all(
 
 
 def as_text(row: dict[str, Any]) -> tuple[str | None, float | str | None]:
-    """A row, its number as a float if it is one: parts may hold it as text."""
+    """Return a row with its number as a float if it is one: some parts hold it as a string."""
     try:
         return row["name"], None if row["b"] in (None, "") else float(str(row["b"]).strip())
     except ValueError:
@@ -80,7 +80,7 @@ def as_text(row: dict[str, Any]) -> tuple[str | None, float | str | None]:
 
 
 def is_blank(line: bytes) -> bool:
-    """Of a line with its end, up to two CRs belong to the end."""
+    """Return whether a line is empty apart from its end, which may have up to two CRs."""
     return line.removesuffix(b"\n").removesuffix(b"\r").removesuffix(b"\r") == b""
 
 
@@ -90,9 +90,7 @@ def is_blank(line: bytes) -> bool:
 @example([b"y,1,2", b'x"a,"1,2'], b"\n", False)
 @example([b'"long', b'name",1,2', b"z,1,2"], b"\n", True)
 @example([b'"a', b"x,1,2", b'b",1,2'], b"\n", True)
-def test_every_line_is_a_row_or_a_fault_of_its_own(
-    lines: list[bytes], end: bytes, ended: bool
-) -> None:
+def test_every_line_is_a_row_or_a_fault(lines: list[bytes], end: bytes, ended: bool) -> None:
     rows, failed = read_all(lines, end, end if ended else b"")
     block = end.join(lines) + (end if ended else b"")
     texts, offset = {}, 1000
@@ -100,14 +98,14 @@ def test_every_line_is_a_row_or_a_fault_of_its_own(
         if not is_blank(line):
             texts[offset] = line
         offset += len(line)
-    # Each line that is not blank is in one place, known by where it begins.
+    # Each non-blank line is found once, identified by the offset at which it starts.
     assert sorted([at for at, _ in rows] + [at for at, _, _ in failed]) == list(texts)
     assert all(line == texts[at].rstrip(b"\r\n") for at, line, _ in failed)
     assert {reason for _, _, reason in failed} <= {"wrong_width", "invalid_csv"}
 
 
 @given(LINES)
-def test_a_line_is_read_the_same_whatever_is_beside_it(lines: list[bytes]) -> None:
+def test_a_line_is_read_the_same_next_to_any_other_lines(lines: list[bytes]) -> None:
     together_rows, together_failed = read_all(lines)
     alone_rows, alone_failed = [], []
     for line in lines:
@@ -119,14 +117,14 @@ def test_a_line_is_read_the_same_whatever_is_beside_it(lines: list[bytes]) -> No
 
 
 @given(st.lists(st.lists(FIELDS, min_size=3, max_size=3), max_size=8))
-def test_what_is_written_as_csv_is_read_back(table: list[list[str]]) -> None:
+def test_written_csv_is_read_back(table: list[list[str]]) -> None:
     rows, failed = read_all([write_line(fields) for fields in table])
     assert failed == []
     written = [{"name": fields[0] or None, "b": fields[2]} for fields in table]
     assert [values for _, values in rows] == [as_text(row) for row in written]
 
 
-def test_numbers_are_read_as_numbers_and_as_text_where_one_is_none() -> None:
+def test_a_column_is_read_as_strings_if_a_value_is_not_a_number() -> None:
     (part,) = read_lines(b"x,1,2.5\ny,1,\n", 0, HEADER, TYPES)
     assert part.columns.to_pydict() == {"name": ["x", "y"], "b": [2.5, None]}
     (part,) = read_lines(b"NA,1,2.5\nnull,1,NA\n", 0, HEADER, TYPES)
@@ -134,7 +132,7 @@ def test_numbers_are_read_as_numbers_and_as_text_where_one_is_none() -> None:
     assert part.columns.column("b").type == pa.string()
 
 
-def test_only_the_column_at_fault_stays_text() -> None:
+def test_only_the_column_at_fault_stays_a_string_column() -> None:
     types = {"name": pa.float64(), "a": pa.int64(), "b": pa.float64()}
     (part,) = read_lines(b"1.5,7,2.5\n2.5,8,x\n", 0, HEADER, types)
     assert part.columns.to_pydict() == {"name": [1.5, 2.5], "a": [7, 8], "b": ["2.5", "x"]}
@@ -148,7 +146,7 @@ def test_whole_numbers_are_not_rounded() -> None:
     assert part.columns.to_pydict() == {"b": ["9007199254740993", "0.5"]}
 
 
-def test_an_empty_quoted_text_is_no_null() -> None:
+def test_an_empty_quoted_field_is_not_null() -> None:
     (part,) = read_lines(b'"",1,2\n,1,2\n', 0, HEADER, TYPES)
     assert part.columns.column("name").to_pylist() == ["", None]
 
@@ -170,14 +168,14 @@ def test_faults_say_what_is_wrong() -> None:
 
 
 @pytest.mark.parametrize("beside", [[], [b"y,1,2"]])
-def test_a_quote_that_stays_open_is_never_closed_by_the_end(beside: list[bytes]) -> None:
-    # Two quotes, but the second one begins a field that does not end.
+def test_the_end_of_the_block_does_not_close_an_open_quote(beside: list[bytes]) -> None:
+    # There are two quotes, but the second one starts a field that does not end.
     rows, failed = read_all([*beside, b'x"y,1,"2'])
     assert len(rows) == len(beside)
     assert [(line, reason) for _, line, reason in failed] == [(b'x"y,1,"2', "invalid_csv")]
 
 
-def test_a_large_block_keeps_the_place_of_every_line() -> None:
+def test_a_large_block_keeps_the_offset_of_every_line() -> None:
     lines = [b"x,1,%d" % i for i in range(200_000)]
     broken = {5: b"x,1", 150_000: b'"x,1,2', 199_999: b"\xff,1,2"}
     for i, line in broken.items():
@@ -198,7 +196,7 @@ def test_a_line_may_be_long() -> None:
     assert [reason for _, _, reason in failed] == ["wrong_width"]
 
 
-def test_blank_lines_are_no_rows() -> None:
+def test_blank_lines_are_not_rows() -> None:
     assert list(read_lines(b"", 0, HEADER, TYPES)) == []
     assert list(read_lines(b"\n\r\n\n", 0, HEADER, TYPES)) == []
     rows, failed = read_all([b"", b"x,1,2", b"", b"", b"y,1", b""], b"\r\n")
@@ -230,7 +228,7 @@ def test_the_header_is_read(tmp_path: Path, text: bytes, names: list[str]) -> No
         (b"a,b\r1,2\r", "not a CSV header"),
     ],
 )
-def test_what_is_no_header_is_an_error(tmp_path: Path, text: bytes, words: str) -> None:
+def test_a_line_that_is_not_a_header_is_an_error(tmp_path: Path, text: bytes, words: str) -> None:
     (tmp_path / "h.csv").write_bytes(text)
     with pytest.raises(InputError, match=words):
         read_header(str(tmp_path / "h.csv"))

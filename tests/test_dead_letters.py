@@ -1,4 +1,4 @@
-"""The failure record: one schema, and the row as it came."""
+"""Dead letters have one schema and hold the original row."""
 
 import datetime
 import json
@@ -23,7 +23,7 @@ from transforms.provenance import Provenance, utc_now
 NOW = datetime.datetime(2024, 1, 2, 3, 4, 5, 6, tzinfo=datetime.UTC)
 
 
-def test_a_record_says_what_failed_where_and_why(provenance: Provenance) -> None:
+def test_a_dead_letter_says_what_failed_where_and_why(provenance: Provenance) -> None:
     batch = failure_batch(
         ["x", None],
         [b"one", b"\xff"],
@@ -54,7 +54,7 @@ def test_a_record_says_what_failed_where_and_why(provenance: Provenance) -> None
     )
 
 
-def test_lengths_that_differ_are_never_put_together(provenance: Provenance) -> None:
+def test_columns_of_different_lengths_are_an_error(provenance: Provenance) -> None:
     faults = [Fault("null", "m")]
     for ids, messages in ((["x", "y"], [b"1"]), (["x"], [b"1", b"2"])):
         with pytest.raises(ValueError, match="same length"):
@@ -90,7 +90,7 @@ def test_any_row_can_be_written_as_json(value: Any) -> None:
     assert orjson.loads(to_json(value)) == orjson.loads(to_json(orjson.loads(to_json(value))))
 
 
-def test_json_says_what_it_has_no_word_for() -> None:
+def test_values_that_json_cannot_express_become_strings() -> None:
     row = {
         "nan": [math.nan, math.inf, -math.inf],
         "bytes": b"\xff",
@@ -109,7 +109,7 @@ def test_json_says_what_it_has_no_word_for() -> None:
     }
 
 
-def test_what_json_cannot_hold_raises() -> None:
+def test_a_value_that_json_cannot_hold_raises() -> None:
     endless: list[Any] = []
     endless.append(endless)
     deep: Any = 0
@@ -120,7 +120,7 @@ def test_what_json_cannot_hold_raises() -> None:
             to_json(value)
 
 
-def test_provenance_is_the_models_unless_a_run_is_named(
+def test_provenance_names_the_model_and_the_run_if_given(
     make_manifest: Callable[..., Manifest],
 ) -> None:
     manifest = make_manifest()
@@ -134,5 +134,5 @@ def test_provenance_is_the_models_unless_a_run_is_named(
     assert Provenance.of(manifest).model_digest == manifest.sha256
 
 
-def test_the_present_has_a_time_zone() -> None:
+def test_the_current_time_has_a_time_zone() -> None:
     assert utc_now().utcoffset() == datetime.timedelta(0)

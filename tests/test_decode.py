@@ -1,4 +1,4 @@
-"""JSON rows to columns: every message ends in one place, and stands for itself alone."""
+"""JSON rows to columns: every message is decoded once, independently of the others."""
 
 import json
 import math
@@ -89,7 +89,7 @@ def faults_of(decoded: Decoded) -> list[tuple[str, str | None]]:
 
 @pytest.fixture(scope="session")
 def formats(make_manifest: Make) -> list[RowFormat]:
-    """One input of columns, one of a list, and several of both kinds, with all dtypes."""
+    """Formats with one input of columns, one input of a list, and several inputs of any dtype."""
     mean = FeatureStatistics(count=1, mean=0.5, std=1.0, min=0.0, max=1.0)
     several = make_manifest(
         InputSpec("x", ("a", "b"), dtype="int64", shape=(2,), impute={"a": "mean"}),
@@ -111,7 +111,7 @@ def formats(make_manifest: Make) -> list[RowFormat]:
 
 
 @given(st.lists(MESSAGES, max_size=8), st.integers(0, 7))
-def test_every_message_ends_in_one_place_in_order(
+def test_every_message_is_good_or_bad_and_in_order(
     formats: list[RowFormat], messages: list[bytes], which: int
 ) -> None:
     ids = [f"m-{i}" for i in range(len(messages))]
@@ -121,7 +121,7 @@ def test_every_message_ends_in_one_place_in_order(
     assert len(decoded.failed_ids) == len(bad) == len(decoded.faults)
     rest = list(messages)
     for part in (good, bad):
-        # Both are in the order of the messages, and together they are the messages.
+        # Both parts keep the order of the messages, and together they hold all messages.
         places = iter(messages)
         assert all(payload in places for payload in part)
     for payload in (*good, *bad):
@@ -135,7 +135,7 @@ def test_every_message_ends_in_one_place_in_order(
 
 @given(st.lists(MESSAGES, min_size=2, max_size=6), st.integers(0, 7))
 @example([b'{"a":1,"b":2,"c":3,"features":[7,8,9]}', b'{"a":1,"b":null,"c":3}'], 0)
-def test_a_message_is_read_the_same_whatever_is_beside_it(
+def test_a_message_is_read_the_same_next_to_any_other_messages(
     formats: list[RowFormat], messages: list[bytes], which: int
 ) -> None:
     row_format = formats[which]
@@ -147,7 +147,7 @@ def test_a_message_is_read_the_same_whatever_is_beside_it(
 
 
 def verdicts(decoded: Decoded, manifest: Manifest) -> list[tuple[bytes, str]]:
-    """Decoded -> (message, id and tensors or reason) of each row, validation included."""
+    """Validate decoded rows; return each message with its id, and its tensors or reason."""
     found = list(
         zip(
             decoded.failed_payloads,
@@ -210,7 +210,7 @@ def test_both_message_forms_are_read(make_manifest: Make) -> None:
         (b'{"features":[1,2,"x"]}', "wrong_type", "features[2]", "got str"),
     ],
 )
-def test_what_is_no_row_is_told(
+def test_a_message_that_is_not_a_row_is_a_fault(
     make_manifest: Make, message: bytes, reason: str, column: str | None, words: str
 ) -> None:
     good = b'{"a":1,"b":1,"c":1}'
@@ -231,7 +231,7 @@ def test_null_features_are_left_to_validation(make_manifest: Make) -> None:
     assert [(f.reason, f.column) for f in faults] == [("null", "a"), ("null", "b")]
 
 
-def test_a_missing_feature_that_is_imputed_is_a_null(make_manifest: Make) -> None:
+def test_a_missing_imputed_feature_is_null(make_manifest: Make) -> None:
     statistics = {"b": FeatureStatistics(count=2, mean=6.0, std=1.0, min=5.0, max=7.0)}
     spec = InputSpec("x", ("a", "b"), shape=(2,), impute={"b": "mean"})
     manifest = make_manifest(spec, statistics=statistics)
@@ -242,7 +242,7 @@ def test_a_missing_feature_that_is_imputed_is_a_null(make_manifest: Make) -> Non
     assert [row["inputs"]["x"] for row in good.to_pylist()] == [[1.0, 6.0], [2.0, 3.0]]
 
 
-def test_a_list_column_wants_lists_and_a_number_none(make_manifest: Make) -> None:
+def test_a_list_column_needs_lists_and_a_number_column_numbers(make_manifest: Make) -> None:
     manifest = make_manifest(InputSpec("l", ("v",), shape=(2,)), InputSpec("n", ("a",)))
     messages = [
         b'{"v":[1,2],"a":3}',
@@ -288,7 +288,7 @@ def test_integers_of_integer_tensors_are_not_rounded(make_manifest: Make) -> Non
         assert "expected int64, an integer from -92" in decoded.faults[0].message
 
 
-def test_truth_values_are_read_for_a_bool_tensor_only(make_manifest: Make) -> None:
+def test_booleans_are_only_read_for_a_bool_tensor(make_manifest: Make) -> None:
     manifest = make_manifest(InputSpec("t", ("t",), dtype="bool"), InputSpec("x", ("a",)))
     decoded = read([b'{"t":true,"a":1}', b'{"t":0,"a":1}', b'{"t":1,"a":false}'], manifest)
     assert faults_of(decoded) == [("wrong_type", "a")]
@@ -308,7 +308,7 @@ def test_truth_values_are_read_for_a_bool_tensor_only(make_manifest: Make) -> No
         (2**63, str(2**63)),
     ],
 )
-def test_ids_and_kept_columns_are_text_and_falsy_ones_stay(
+def test_ids_and_kept_columns_are_strings_and_falsy_values_are_kept(
     make_manifest: Make, value: Any, text: str
 ) -> None:
     message = orjson.dumps({"features": [1, 2, 3], "id": value, "city": value})
@@ -320,11 +320,11 @@ def test_ids_and_kept_columns_are_text_and_falsy_ones_stay(
     assert decoded.batch is not None
     assert decoded.batch.column("row_id").to_pylist() == [text, "other"]
     assert [row["city"] for row in source_of(decoded)] == [text, None]
-    # Type by type the same in every batch, so that batches can be written to one file.
+    # The type is the same in every batch, so batches can be written to one file.
     assert decoded.batch.schema.field("source").type.field("city").type == pa.string()
 
 
-def test_a_row_that_cannot_be_read_keeps_its_own_id(make_manifest: Make) -> None:
+def test_a_row_that_cannot_be_read_keeps_its_id(make_manifest: Make) -> None:
     decoded = decode_json(
         [b'{"id":"mine","a":"x","b":1,"c":1}', b'{"id":7}', b"[]", b"{"],
         ["d0", "d1", "d2", "d3"],
@@ -341,14 +341,14 @@ def test_a_kept_feature_stays_a_number(make_manifest: Make) -> None:
     assert source_of(decoded) == [{"a": 1.5, "b": 2.0, "c": 3.0, "features": "[1.5,2,3]"}]
 
 
-def test_derived_ids_are_those_of_the_content(make_manifest: Make) -> None:
+def test_derived_ids_depend_on_the_content(make_manifest: Make) -> None:
     messages = [b'{"features":[1,2,3]}', b'{"features":[1,2,3]}', b'{"features":[1,2,4]}']
     ids = read(messages, make_manifest()).batch.column("row_id").to_pylist()  # type: ignore[union-attr]
     assert ids[0] == ids[1] == content_id(messages[0]) != ids[2]
     assert len(ids[0]) == 32
 
 
-def test_a_row_with_a_doubled_key_is_a_failure(make_manifest: Make) -> None:
+def test_a_row_with_a_duplicate_key_is_a_failure(make_manifest: Make) -> None:
     good = b'{"a":1,"b":1,"c":1}'
     for beside in ([], [b"{"]):
         decoded = read([good, b'{"a":1,"a":2,"b":1,"c":1}', *beside], make_manifest())
@@ -389,7 +389,7 @@ def test_a_nan_of_an_integer_tensor_is_imputed_or_a_fault_and_rounds_no_other_ro
         assert faults_of(decoded) == [("not_finite", "a")] * (2 - len(expected))
 
 
-def test_no_messages_are_no_batch(make_manifest: Make) -> None:
+def test_no_messages_give_no_batch(make_manifest: Make) -> None:
     assert decode_json([], [], RowFormat(make_manifest())) == Decoded(
         batch=None, failed_ids=[], failed_payloads=[], faults=[]
     )

@@ -1,4 +1,4 @@
-"""Output rows: the fields that were chosen, and where they come from."""
+"""Output rows hold the chosen fields and their lineage."""
 
 import datetime
 import json
@@ -47,7 +47,7 @@ def predicted(make_source: Make) -> pa.RecordBatch:
     return batch
 
 
-def test_a_row_holds_what_was_chosen_and_its_lineage(
+def test_a_row_holds_the_chosen_fields_and_its_lineage(
     predicted: pa.RecordBatch, provenance: Provenance
 ) -> None:
     fields = OutputFields(score="total", outputs=("code", "total"), source=("city",))
@@ -69,18 +69,18 @@ def test_a_row_holds_what_was_chosen_and_its_lineage(
         "scored_at": NOW,
     }
     assert rows.num_rows == 2
-    # One byte a row for what is the same in all.
+    # Values that are the same in all rows take one byte per row.
     assert rows.schema.field("model_digest").type == pa.dictionary(pa.int8(), pa.string())
 
 
-def test_a_score_is_left_out_where_there_is_none(
+def test_rows_of_a_model_without_a_score_have_no_score(
     predicted: pa.RecordBatch, provenance: Provenance
 ) -> None:
     rows = encode(predicted, OutputFields(score=None, outputs=("total",)), provenance, NOW)
     assert rows.schema.names[:3] == ["row_id", "total", "model_name"]
 
 
-def test_fields_are_the_manifests_unless_they_are_named(make_manifest: Make) -> None:
+def test_fields_come_from_the_manifest_unless_they_are_named(make_manifest: Make) -> None:
     assert choose_fields(make_manifest()) == OutputFields(score="total", outputs=("code",))
     chosen = make_manifest(output_fields=("total",))
     assert choose_fields(chosen) == OutputFields(score="total", outputs=("total",))
@@ -93,12 +93,12 @@ def test_fields_are_the_manifests_unless_they_are_named(make_manifest: Make) -> 
 
 
 @pytest.mark.parametrize("name", ["row_id", "score", "run_id", "scored_at", "model_name"])
-def test_a_field_that_is_always_written_is_not_chosen(make_manifest: Make, name: str) -> None:
+def test_a_field_that_is_always_written_cannot_be_chosen(make_manifest: Make, name: str) -> None:
     with pytest.raises(UsageError, match=f"'{name}' is always written"):
         choose_fields(make_manifest(), ["code", name])
 
 
-def test_an_output_never_takes_the_place_of_a_column_of_our_own(make_manifest: Make) -> None:
+def test_an_output_never_replaces_a_lineage_column(make_manifest: Make) -> None:
     outputs = (OutputSpec("total"), OutputSpec("score"), OutputSpec("run_id"))
     with pytest.raises(UsageError, match=r"outputs 'run_id', 'score'.*--output_fields"):
         choose_fields(make_manifest(outputs=outputs))
@@ -117,7 +117,7 @@ def test_an_output_named_score_may_be_the_score(make_manifest: Make) -> None:
     assert none == OutputFields(score=None, outputs=("score", "code"))
 
 
-def test_an_unknown_field_is_told_with_the_nearest(make_manifest: Make) -> None:
+def test_an_unknown_field_is_reported_with_similar_names(make_manifest: Make) -> None:
     fields = choose_fields(make_manifest(), ["cod", "city"])
     with pytest.raises(UsageError, match=r"'cod' is neither an output.*nearest: code"):
         check_fields(fields, make_manifest(), ["city"])
@@ -137,13 +137,13 @@ def test_the_transform_encodes_each_batch(
 
 @pytest.fixture
 def latent(make_manifest: Make) -> Manifest:
-    """A model with what the reference's rows hold."""
+    """The manifest of a model with the outputs of the reference rows."""
     outputs = (OutputSpec("total"), OutputSpec("encoded", shape=(2,)))
     made: Manifest = make_manifest(outputs=outputs)
     return made
 
 
-def test_rows_of_the_reference_hold_its_columns_with_the_sources_id(
+def test_reference_rows_hold_the_reference_columns_and_the_row_id(
     predicted: pa.RecordBatch, latent: Manifest, provenance: Provenance
 ) -> None:
     fields = reference_fields(latent)
@@ -166,7 +166,7 @@ def test_rows_of_the_reference_hold_its_columns_with_the_sources_id(
     ]
 
 
-def test_a_handler_has_to_bring_what_the_rows_of_the_reference_hold(latent: Manifest) -> None:
+def test_a_handler_has_to_return_the_outputs_of_reference_rows(latent: Manifest) -> None:
     fields = reference_fields(latent)
     assert fields.needed == ("total", "encoded")
     assert fields.time_column == "timestamp"
@@ -183,17 +183,18 @@ def test_a_handler_has_to_bring_what_the_rows_of_the_reference_hold(latent: Mani
     ],
     ids=["no encoded", "one number", "two dimensions", "no score"],
 )
-def test_a_model_without_what_the_reference_writes_is_told(
+def test_a_model_without_the_outputs_of_reference_rows_is_an_error(
     make_manifest: Make, fields: dict[str, Any]
 ) -> None:
     manifest = make_manifest(**fields)
-    with pytest.raises(UsageError, match="--output_schema reference: expected a score") as caught:
+    expected = "--output_schema reference: expected a model with a score"
+    with pytest.raises(UsageError, match=expected) as caught:
         reference_fields(manifest)
     assert manifest.outputs[-1].name in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-# Source columns of a table that are passed on, of every kind.
+# Source columns of a table that are passed through, of every kind.
 PASSED = {
     "count": pa.array([1, None, 3], pa.int64()),
     "city": pa.array(["x", None, "z"]),
@@ -211,7 +212,7 @@ PASSED = {
 def encoded(
     path: Path, manifest: Manifest, fields: OutputFields, provenance: Provenance
 ) -> Iterator[pa.RecordBatch]:
-    """A file -> its sound rows as they are written, two a batch, the model's answers null."""
+    """Encode the valid rows of a file in batches of two, with null as the outputs of the model."""
     columns = Columns(manifest, None, fields.source)
     answers = pa.struct([(spec.name, spec.arrow_type) for spec in manifest.outputs])
     (file,) = match_files([str(path)])
@@ -224,10 +225,10 @@ def encoded(
             yield encode(batch, fields, provenance, NOW)
 
 
-def schema_told(
+def schema_before_run(
     path: Path, manifest: Manifest, fields: OutputFields, provenance: Provenance
 ) -> pa.Schema:
-    """A file -> the schema of its output rows, told before the run."""
+    """Return the schema of a file's output rows, as it is known before the run."""
     source = check_files((str(path),), None, Columns(manifest, None, fields.source), fields)
     return output_schema(fields, manifest, provenance, source)
 
@@ -245,13 +246,13 @@ def write_rows(path: Path, columns: dict[str, pa.Array]) -> Path:
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
 @pytest.mark.parametrize("layout", ["default", "reference"])
-def test_the_schema_told_before_a_run_is_that_of_the_rows_it_writes(
+def test_the_schema_before_a_run_is_the_schema_of_the_rows_that_it_writes(
     latent: Manifest, provenance: Provenance, tmp_path: Path, suffix: str, layout: str
 ) -> None:
     features = {
         "a": pa.array([1.5, 2.5, 3.5]),
         "b": pa.array([1, 2, 3], pa.int16()),
-        # Numbers as text; in JSON a text is no number.
+        # Parquet and CSV may hold numbers as strings; in JSON a string is not a number.
         "c": pa.array([1, 2, 3]) if suffix == "jsonl" else pa.array([" 1", "2", "no number"]),
     }
     passed = PASSED if suffix == "parquet" else {name: PASSED[name] for name in ("city", "count")}
@@ -259,15 +260,15 @@ def test_the_schema_told_before_a_run_is_that_of_the_rows_it_writes(
     fields = choose_fields(latent, ["encoded", "a", "b", "c", *passed])
     if layout == "reference":
         fields = reference_fields(latent)
-    told = schema_told(path, latent, fields, provenance)
+    schema = schema_before_run(path, latent, fields, provenance)
     batches = list(encoded(path, latent, fields, provenance))
     assert sum(batch.num_rows for batch in batches) == (3 if suffix == "jsonl" else 2)
     for batch in batches:
-        assert batch.schema.equals(told), f"{batch.schema}\n\n{told}"
+        assert batch.schema.equals(schema), f"{batch.schema}\n\n{schema}"
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
-def test_features_of_other_kinds_fit_the_schema_that_was_told(
+def test_features_of_other_kinds_fit_the_schema_before_the_run(
     make_manifest: Make, provenance: Provenance, tmp_path: Path, suffix: str
 ) -> None:
     manifest = make_manifest(
@@ -277,13 +278,13 @@ def test_features_of_other_kinds_fit_the_schema_that_was_told(
     rows = {"n": pa.array([1, 2, 3]), "many": pa.array([[1.0, 2], [3, 4], [5, 6]])}
     path = write_rows(tmp_path / f"rows.{suffix}", rows)
     fields = choose_fields(manifest, ["n", "many"])
-    told = schema_told(path, manifest, fields, provenance)
+    schema = schema_before_run(path, manifest, fields, provenance)
     for batch in encoded(path, manifest, fields, provenance):
-        # An integer of a text file may be told as a float, since another row may hold one.
-        assert conform_to_files(batch, told).to_pylist() == batch.to_pylist()
+        # The schema may have a float for an integer of a text file: another row may hold a float.
+        assert conform_to_files(batch, schema).to_pylist() == batch.to_pylist()
 
 
-def test_what_the_source_says_of_a_column_is_kept_in_the_schema(
+def test_the_metadata_of_a_source_column_is_kept_in_the_schema(
     make_manifest: Make, provenance: Provenance
 ) -> None:
     mark = {"ARROW:extension:name": "google:sqlType:json"}
@@ -299,7 +300,7 @@ def test_what_the_source_says_of_a_column_is_kept_in_the_schema(
     )
     manifest = make_manifest()
     fields = choose_fields(manifest, ["doc", "docs", "place"])
-    told = output_schema(fields, manifest, provenance, source)
-    assert "unread" not in told.names
+    schema = output_schema(fields, manifest, provenance, source)
+    assert "unread" not in schema.names
     for name in ("doc", "docs", "place"):
-        assert told.field(name).equals(source.field(name), check_metadata=True)
+        assert schema.field(name).equals(source.field(name), check_metadata=True)

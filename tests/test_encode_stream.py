@@ -1,4 +1,4 @@
-"""Rows of a stream: what a message says of itself is written, zero and empty values included."""
+"""Rows of a stream carry the ids and times of their messages, also zero and empty values."""
 
 import datetime
 import io
@@ -42,7 +42,7 @@ EVENT_TIME = datetime.datetime(2026, 11, 20, 11, 59, 58, 123_456, tzinfo=datetim
 
 @pytest.fixture(scope="session")
 def manifest(make_manifest: Make) -> Manifest:
-    """A model of three features with the outputs of the reference."""
+    """A model with three features and the outputs of the reference rows."""
     outputs = (OutputSpec("total"), OutputSpec("encoded", shape=(2,)))
     made: Manifest = make_manifest(outputs=outputs)
     return made
@@ -55,7 +55,7 @@ def scored(
     fields: OutputFields,
     kind: Any = "json",
 ) -> list[pa.RecordBatch]:
-    """Messages -> their batches, with outputs as a handler would add them."""
+    """Decode messages into batches, and add outputs as a handler would."""
     carried = tuple((n, t) for n, t in CARRIED if n not in manifest.features)
     row_format = RowFormat(manifest, None, fields.source, carried)
     read = MessageFormat(row_format, kind)
@@ -87,7 +87,7 @@ def written(
     return rows[0]
 
 
-def test_a_row_says_when_its_message_came_and_what_the_sender_said(
+def test_a_row_holds_the_times_of_its_message_and_the_values_of_the_sender(
     manifest: Manifest, provenance: Provenance
 ) -> None:
     fields = choose_fields(manifest, ("encoded", "city"), stream=True)
@@ -111,7 +111,7 @@ def test_a_row_says_when_its_message_came_and_what_the_sender_said(
     }
 
 
-def test_rows_of_the_reference_are_those_of_its_streaming_table(
+def test_reference_rows_have_the_columns_of_the_reference_streaming_table(
     manifest: Manifest, provenance: Provenance
 ) -> None:
     fields = replace(reference_fields(manifest), stream=True, window_seconds=60)
@@ -129,7 +129,7 @@ def test_rows_of_the_reference_are_those_of_its_streaming_table(
         "publish_time": PUBLISHED / 1e6,
         "sequence": None,
     }
-    # In the order and of the types of the table that exists.
+    # The order and the types of the columns are those of the existing table.
     schema = output_schema(fields, manifest, provenance, None)
     assert schema.names == list(row)
     assert {name: schema.field(name).type for name, _ in CARRIED} == dict(CARRIED)
@@ -147,7 +147,7 @@ def test_zero_and_empty_values_of_the_sender_are_written(
     fields = choose_fields(manifest, stream=True)
     row = written({"features": [1, 2, 3], **falsy}, manifest, provenance, fields)
     assert {name: row[name] for name in falsy} == falsy
-    # What the sender leaves out or sets to null is what Pub/Sub says, row by row.
+    # Values that the sender omits or sets to null are taken from Pub/Sub, row by row.
     rows: list[dict[str, Any]] = [falsy, {}, {"message_id": None, "sequence": 5}]
     messages = [message({"features": [1, 2, 3], **row}, i) for i, row in enumerate(rows)]
     (batch,) = scored(messages, manifest, provenance, fields)
@@ -160,7 +160,7 @@ def test_zero_and_empty_values_of_the_sender_are_written(
 
 
 @given(time=st.integers(-(10**15), 4 * 10**15), seconds=st.integers(1, 10**6))
-def test_a_window_holds_its_message_and_begins_at_a_multiple_of_its_length(
+def test_a_window_holds_its_message_and_starts_at_a_multiple_of_its_length(
     manifest: Manifest, provenance: Provenance, time: int, seconds: int
 ) -> None:
     fields = replace(choose_fields(manifest, stream=True), window_seconds=seconds)
@@ -174,7 +174,7 @@ def test_a_window_holds_its_message_and_begins_at_a_multiple_of_its_length(
     assert start % (seconds * 1_000_000) == 0
 
 
-def test_columns_of_windows_are_there_only_where_windows_are(
+def test_window_columns_are_only_written_if_windows_are_used(
     manifest: Manifest, provenance: Provenance
 ) -> None:
     fields = choose_fields(manifest, stream=True)
@@ -185,8 +185,8 @@ def test_columns_of_windows_are_there_only_where_windows_are(
 
 
 @pytest.mark.parametrize("name", ["event_time", "window_end", "sequence", "score", "run_id"])
-def test_names_that_are_written_in_any_case_cannot_be_chosen(manifest: Manifest, name: str) -> None:
-    with pytest.raises(UsageError, match=f"'{name}' is always written; leave it out"):
+def test_names_that_are_always_written_cannot_be_chosen(manifest: Manifest, name: str) -> None:
+    with pytest.raises(UsageError, match=f"'{name}' is always written, so leave it out"):
         choose_fields(manifest, (name,), stream=True)
 
 
@@ -245,11 +245,11 @@ def test_every_batch_has_the_schema_that_was_promised(
             rows = EncodeRows(fields, provenance, promised)._encode(batch)
             assert rows.schema.equals(promised)
             if form == "json":
-                # Of JSON even without being cast.
+                # Rows of JSON messages have it even without a cast.
                 assert encode(batch, fields, provenance, SCORED).schema.equals(promised)
 
 
-def test_a_feature_by_the_name_of_a_carried_field_does_not_become_it(
+def test_a_feature_with_the_name_of_a_carried_field_is_not_carried(
     make_manifest: Make, provenance: Provenance
 ) -> None:
     names = ("sequence", "test_id", "c")
@@ -264,7 +264,9 @@ def test_a_feature_by_the_name_of_a_carried_field_does_not_become_it(
         assert encoded.column("sequence").null_count == encoded.num_rows
 
 
-def test_a_transform_gives_rows_of_its_schema(manifest: Manifest, provenance: Provenance) -> None:
+def test_the_transform_returns_rows_of_its_schema(
+    manifest: Manifest, provenance: Provenance
+) -> None:
     fields = choose_fields(manifest, ("a",), stream=True)
     promised = output_schema(fields, manifest, provenance, None)
     messages = [part for kind, part in kinds_of_messages() if kind == "arrow"]

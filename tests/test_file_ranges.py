@@ -1,4 +1,4 @@
-"""Files found by patterns, and cut into ranges that cover each row once."""
+"""Files are found by patterns, and split into ranges that cover each row once."""
 
 from pathlib import Path
 from typing import Any
@@ -74,18 +74,18 @@ def test_a_pattern_without_a_file_is_an_error(tree: Path, pattern: str) -> None:
         ("a.b.JSONL.BZ2", "jsonl"),
     ],
 )
-def test_the_format_is_told_by_the_name(path: str, kind: str) -> None:
+def test_the_format_is_detected_from_the_name(path: str, kind: str) -> None:
     assert format_of(path) == kind
 
 
 @pytest.mark.parametrize("path", ["a", "a.txt", "a.gz", "csv", "a.csv.zip", "parquet/part-0"])
-def test_a_name_that_tells_nothing_is_an_error(path: str) -> None:
+def test_a_name_without_a_known_format_is_an_error(path: str) -> None:
     with pytest.raises(UsageError, match="--input_format"):
         format_of(path)
 
 
 @given(st.integers(0, 200), st.integers(1, 70))
-def test_text_is_cut_into_ranges_that_cover_it(
+def test_text_is_split_into_ranges_that_cover_it(
     tmp_path_factory: pytest.TempPathFactory, size: int, range_bytes: int
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "cut.csv"
@@ -107,7 +107,7 @@ def test_compressed_text_is_one_range(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @given(st.lists(st.integers(0, 9), max_size=6), st.integers(1, 12))
-def test_parquet_is_cut_between_row_groups(
+def test_parquet_is_split_between_row_groups(
     tmp_path_factory: pytest.TempPathFactory, groups: list[int], range_rows: int
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "groups.parquet"
@@ -138,7 +138,7 @@ def damage(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["cut", "half", "empty", "text", "footer"])
-def test_what_is_no_parquet_file_is_an_error_of_one_line(tmp_path: Path, how: str) -> None:
+def test_a_file_that_is_not_parquet_is_an_error_of_one_line(tmp_path: Path, how: str) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"a": range(100)}), path)
     damage(path, how)
@@ -147,6 +147,6 @@ def test_what_is_no_parquet_file_is_an_error_of_one_line(tmp_path: Path, how: st
     assert "\n" not in str(caught.value)
 
 
-def test_a_parquet_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_parquet_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"gone\.parquet"):
         open_parquet(str(tmp_path / "gone.parquet"))

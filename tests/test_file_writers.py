@@ -1,4 +1,4 @@
-"""Output formats: what is written is read back by other readers."""
+"""Output formats: other readers read back what was written."""
 
 import base64
 import datetime
@@ -23,7 +23,7 @@ NOW = datetime.datetime(2024, 5, 6, 7, 8, 9, 10, tzinfo=datetime.UTC)
 
 
 def rows_of(start: int, rows: int) -> pa.RecordBatch:
-    """Output rows as they leave a pipeline: id, score, a nested list, lineage."""
+    """Return output rows as a pipeline writes them: id, score, a nested list, lineage."""
     numbers = pa.array(np.arange(start, start + rows, dtype=np.float32) / 7)
     flat = pa.array(np.arange(4 * start, 4 * (start + rows), dtype=np.float64))
     inner = pa.FixedSizeListArray.from_arrays(flat, 2)
@@ -73,7 +73,7 @@ def read_csv(data: bytes) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("output_format", "read"), [("parquet", read_parquet), ("jsonl", read_jsonl), ("csv", read_csv)]
 )
-def test_every_format_gives_back_what_was_written(
+def test_every_format_returns_what_was_written(
     output_format: OutputFormat, read: Callable[[bytes], list[dict[str, Any]]]
 ) -> None:
     batches = [rows_of(0, 3), rows_of(3, 1), rows_of(4, 0), rows_of(4, 2)]
@@ -105,7 +105,7 @@ def test_row_groups_have_a_useful_size(sizes: list[int], group_rows: int) -> Non
     assert all(rows < group_rows + 30 for rows in groups)
 
 
-def test_pages_carry_checksums_and_constants_cost_almost_nothing() -> None:
+def test_pages_have_checksums_and_constants_take_almost_no_space() -> None:
     data = written([rows_of(0, 5000)], "parquet")
     file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
     assert file.read().num_rows == 5000
@@ -114,7 +114,7 @@ def test_pages_carry_checksums_and_constants_cost_almost_nothing() -> None:
     assert sizes["model_name"] < 200
 
 
-def test_json_lines_hold_what_json_can() -> None:
+def test_json_lines_replace_values_that_json_cannot_hold() -> None:
     row = {
         "nan": math.nan,
         "infinite": -math.inf,
@@ -137,19 +137,19 @@ def test_json_lines_hold_what_json_can() -> None:
     }
 
 
-def test_json_lines_take_nanosecond_times() -> None:
+def test_json_lines_accept_nanosecond_times() -> None:
     batch = pa.record_batch({"t": pa.array([1_999], pa.timestamp("ns"))})
     assert written([batch], "jsonl") == b'{"t":"1970-01-01T00:00:00.000001"}\n'
 
 
-def test_lists_become_columns_and_nulls_stay_where_they_are() -> None:
+def test_lists_become_columns_and_nulls_keep_their_rows() -> None:
     lists = pa.array([[1.0, 2.0], None, [3.0, None], [4.0, 5.0]], pa.list_(pa.float64(), 2))
     flat = flatten(pa.record_batch({"v": lists}).slice(1))
     assert flat.to_pydict() == {"v_0": [None, 3.0, 4.0], "v_1": [None, None, 5.0]}
     assert written([pa.record_batch({"v": lists})], "csv") == b'"v_0","v_1"\n1,2\n,\n3,\n4,5\n'
 
 
-def test_csv_tells_null_from_an_empty_text() -> None:
+def test_csv_distinguishes_null_from_an_empty_string() -> None:
     batch = pa.record_batch({"t": pa.array(["", None, "a\nb"]), "n": pa.array([1, 2, 3])})
     assert written([batch], "csv") == b'"t","n"\n"",1\n,2\n"a\nb",3\n'
 
@@ -157,6 +157,6 @@ def test_csv_tells_null_from_an_empty_text() -> None:
 @pytest.mark.parametrize(
     "column", [pa.array([[1]]), pa.array([{"u": 1}]), pa.array([b"\xff"]), pa.array([[b"x"]])]
 )
-def test_what_csv_cannot_hold_is_refused_before_the_first_row(column: pa.Array) -> None:
+def test_a_type_that_csv_cannot_hold_is_refused_before_the_first_row(column: pa.Array) -> None:
     with pytest.raises(pa.ArrowException):
         open_writer(io.BytesIO(), pa.schema([("c", column.type)]), "csv")

@@ -1,4 +1,4 @@
-"""Each reader of JSON rows gives the same answer: files, messages, the quick ways and the slow."""
+"""All readers of JSON rows agree: for files and messages, the fast readers and the slow ones."""
 
 import datetime
 import json
@@ -31,7 +31,7 @@ from transforms.validate import validate
 
 Make = Callable[..., Manifest]
 NOW = datetime.datetime(2026, 11, 20, 12, tzinfo=datetime.UTC)
-# A way that reads each message by itself is taken where an attribute says how.
+# With this attribute each message is read separately, by the slow reader.
 SLOWLY = {"content-encoding": "identity"}
 
 NUMBERS = [
@@ -60,7 +60,7 @@ def members(draw: st.DrawFn, names: Sequence[str]) -> str:
 
 @st.composite
 def texts(draw: st.DrawFn, beside: Sequence[str] = BESIDE) -> bytes:
-    """Mostly objects of all features, as text, with a few further members at any place."""
+    """Draw JSON texts, mostly objects with all features and a few other members anywhere."""
     first = draw(st.sampled_from(["named", "named", "listed", "none"]))
     found = [f'"{name}":{draw(st.sampled_from(NUMBERS[:9]))}' for name in FEATURES]
     if first != "named":
@@ -93,7 +93,7 @@ def manifests(make_manifest: Make) -> list[Manifest]:
 def verdicts(
     batches: Sequence[Any], failures: Sequence[tuple[Any, Fault]], row_format: RowFormat
 ) -> list[str]:
-    """What was read -> of each row its id, and its inputs and kept columns or its fault."""
+    """Return the id of each row, and its inputs and kept columns or its fault, as sorted texts."""
     found = [repr((row_id, fault.reason, fault.message)) for row_id, fault in failures]
     beside = {*dict(row_format.columns), *row_format.keep}
     for batch in batches:
@@ -137,7 +137,7 @@ def of_lines(bodies: Sequence[bytes], row_format: RowFormat) -> list[str]:
 @example([b'{"a":1,"b":2,"c":3,"id":18446744073709551616}'], 0, "id", (), CARRIED)
 @example([b'{"a":1,"b":2,"c":3,"city":"x","id":null}'], 0, "city", ("city",), CARRIED)
 @example([b'{"a":1,"sequence":1.5}'], 3, "sequence", (), CARRIED)
-def test_lines_and_messages_are_read_alike_quickly_and_slowly(
+def test_fast_and_slow_readers_agree_for_lines_and_messages(
     manifests: list[Manifest],
     provenance: Provenance,
     bodies: list[bytes],
@@ -160,17 +160,18 @@ def test_lines_and_messages_are_read_alike_quickly_and_slowly(
 
 
 @given(st.lists(texts(), min_size=1, max_size=4), st.integers(0, 5))
-def test_a_file_of_lines_gives_what_its_lines_give(
+def test_a_file_of_lines_is_read_like_its_single_lines(
     manifests: list[Manifest], tmp_path_factory: pytest.TempPathFactory, bodies: list[bytes],
     which: int,
 ) -> None:  # fmt: skip
-    # Only there the mark of the order of bytes is no part of the row.
+    # A byte order mark at the start of a file is not part of the row, unlike in a message. The
+    # first line keeps the others away from the start.
     bodies = [b"null", *bodies]
     path = tmp_path_factory.mktemp("lines") / "rows.jsonl"
     path.write_bytes(b"\r\n".join(bodies))
     size = path.stat().st_size
     part = FileRange(path=str(path), format="jsonl", start=0, stop=size)
-    # Every row has an id, so that none is known by its place.
+    # With an id column, ids do not depend on positions.
     row_format = RowFormat(manifests[which], "a", ("city",))
     for rows in (1, 100):
         read = list(read_range(part, Columns(manifests[which], "a", ("city",)), rows))
@@ -187,7 +188,7 @@ def test_a_file_of_lines_gives_what_its_lines_give(
 @given(st.lists(texts([]), min_size=1, max_size=4), st.integers(0, 5))
 @example([b'{"a":1,"b":2,"c":3,"a":1}', b'{"a":1,"b":2,"c":3}'], 0)
 @example([b'{"a":1,"b":2,"c":3}', b'{"a":{"y":1,"y":2},"b":2,"c":3}'], 0)
-def test_the_server_judges_rows_as_the_pipelines_do(
+def test_the_server_accepts_the_same_rows_as_the_pipelines(
     manifests: list[Manifest], bodies: list[bytes], which: int
 ) -> None:
     bodies = [body for body in bodies if is_json(body)]
@@ -214,7 +215,7 @@ def is_json(body: bytes) -> bool:
 def check_instances(
     read: Callable[..., Any], instances: list[Any], bodies: Sequence[bytes], manifest: Manifest
 ) -> None:
-    """Holds a way of reading instances against the lines of a file."""
+    """Compare a way of reading instances with the lines of a file."""
     decoded = decode_json(bodies, [str(i) for i in range(len(bodies))], RowFormat(manifest))
     reasons = {
         int(row_id): fault.reason
@@ -237,8 +238,8 @@ def check_instances(
         )
 
 
-def doubled_keys(body: bytes) -> set[str]:
-    """JSON -> the keys that an object of it has twice."""
+def duplicate_keys(body: bytes) -> set[str]:
+    """Return the keys that occur twice in an object of a JSON text."""
     found: set[str] = set()
 
     def note(pairs: list[tuple[str, Any]]) -> None:
@@ -250,7 +251,7 @@ def doubled_keys(body: bytes) -> set[str]:
 
 
 @given(st.lists(st.binary(max_size=3) | texts(), max_size=5))
-def test_only_texts_with_a_doubled_key_are_refused_for_it(bodies: list[bytes]) -> None:
+def test_exactly_the_texts_with_a_duplicate_key_are_rejected_for_it(bodies: list[bytes]) -> None:
     for body, value in zip(bodies, read_json_values(bodies), strict=True):
         try:
             wanted = orjson.loads(body)
@@ -258,12 +259,12 @@ def test_only_texts_with_a_doubled_key_are_refused_for_it(bodies: list[bytes]) -
             assert isinstance(value, Fault)
             assert value.reason == "invalid_json"
             continue
-        doubled = doubled_keys(body) if isinstance(wanted, dict) else set()
-        if doubled:
+        duplicates = duplicate_keys(body) if isinstance(wanted, dict) else set()
+        if duplicates:
             assert isinstance(value, Fault)
             assert value.reason == "duplicate_key"
-            inner = "a key of an object in it"
-            assert any(told in value.message for told in (inner, *map(repr, doubled)))
+            inner = "a nested object contains a key twice"
+            assert any(words in value.message for words in (inner, *map(repr, duplicates)))
         else:
             assert value == wanted
 
@@ -276,14 +277,12 @@ def test_only_texts_with_a_doubled_key_are_refused_for_it(bodies: list[bytes]) -
         (b'{"instances":[],"parameters":null,"parameters":{}}', "'parameters'"),
     ],
 )
-def test_a_request_with_a_doubled_key_of_its_own_is_refused(
-    request_body: bytes, message: str
-) -> None:
+def test_a_request_with_a_duplicate_key_is_rejected(request_body: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         unique_instances(orjson.loads(request_body), request_body)
 
 
-def test_settings_of_json_with_a_doubled_key_are_refused(make_manifest: Make) -> None:
+def test_json_settings_with_a_duplicate_key_are_rejected(make_manifest: Make) -> None:
     manifest = make_manifest()
     text = manifest.to_json().replace('"version"', '"name": "other", "version"', 1)
     with pytest.raises(ManifestError, match=r"model\.json: key 'name' is there twice"):

@@ -1,4 +1,4 @@
-"""Dead letters as values: what files and topics hold of them, and the messages they were."""
+"""Dead letters in files and topics, and the messages that they were."""
 
 import datetime
 import gzip
@@ -52,7 +52,7 @@ PROVENANCE = Provenance(
 
 
 def lines_of(failures: pa.RecordBatch) -> list[bytes]:
-    """Failure records -> the lines of a file of them."""
+    """Return the lines of a file of dead letters."""
     file = io.BytesIO()
     JsonLinesBatchWriter(file, failures.schema).write(failures)
     return file.getvalue().splitlines()
@@ -63,7 +63,7 @@ def letters_of(failures: pa.RecordBatch | None) -> list[Letter]:
 
 
 def published(failures: pa.RecordBatch) -> list[Message]:
-    """Failure records -> what a subscription of their topic gives."""
+    """Return the messages that a subscription to a dead letter topic delivers."""
     return [
         Message(one.data, one.attributes, f"d-{i}", MOMENT + 1, "")
         for i, one in enumerate(failure_messages(failures))
@@ -76,7 +76,7 @@ def from_topic(message: Message) -> Letter:
     return read_letter(to_json_line(record), "a topic")
 
 
-# Names that Pub/Sub keeps for itself do not go to a topic.
+# Names that Pub/Sub reserves cannot be published to a topic.
 NAMES = st.text(max_size=9).filter(lambda name: not name.startswith(("millrace_", "goog")))
 MESSAGES = st.builds(
     Message,
@@ -104,7 +104,7 @@ def letter(**fields: Any) -> Letter:
 
 
 @given(st.lists(MESSAGES, min_size=1, max_size=5))
-def test_a_letter_in_a_file_is_the_message_it_was_with_one_attempt_more(
+def test_a_letter_in_a_file_becomes_its_message_with_one_more_attempt(
     messages: list[Message],
 ) -> None:
     ids = [f"row {m.message_id}" for m in messages]
@@ -118,7 +118,7 @@ def test_a_letter_in_a_file_is_the_message_it_was_with_one_attempt_more(
         messages=message_column(messages, NOON),
     )
     for message, row_id, found in zip(messages, ids, letters_of(failures), strict=True):
-        # Over the wire, as the pipeline has it.
+        # The message is serialized and parsed, as in the pipeline.
         again = parse_message(serialize(to_message(found)))
         own = {"millrace_row_id": row_id, "millrace_attempts": "1", "millrace_stage": "decode"}
         assert structs.replace(again, attributes=dict(again.attributes)) == structs.replace(
@@ -128,7 +128,7 @@ def test_a_letter_in_a_file_is_the_message_it_was_with_one_attempt_more(
 
 
 @given(st.lists(MESSAGES, min_size=1, max_size=5), st.integers(1, 10**8))
-def test_a_topic_gives_the_letter_that_a_file_holds(messages: list[Message], tried: int) -> None:
+def test_a_topic_holds_the_same_letters_as_a_file(messages: list[Message], tried: int) -> None:
     given_again = [
         structs.replace(m, attributes={**m.attributes, "millrace_attempts": str(tried)})
         for m in messages
@@ -146,12 +146,12 @@ def test_a_topic_gives_the_letter_that_a_file_holds(messages: list[Message], tri
     for of_file, of_topic in pairs:
         assert of_file.attempts == tried + 1
         assert replace(of_topic, attributes={}) == replace(of_file, attributes={})
-        # With the id, the time and the ordering key that it had.
+        # The id, the time and the ordering key are those of the original message.
         assert to_message(of_topic) == to_message(of_file)
 
 
 @given(st.binary())
-def test_a_letter_of_a_batch_run_is_a_message_of_the_rows_own_id(payload: bytes) -> None:
+def test_a_letter_of_a_batch_run_becomes_a_message_with_the_row_id(payload: bytes) -> None:
     failures = failure_batch(
         ["t1", None],
         [payload, payload],
@@ -168,12 +168,12 @@ def test_a_letter_of_a_batch_run_is_a_message_of_the_rows_own_id(payload: bytes)
     assert [not one.of_stream for one in letters_of(failures)] == [True, True]
 
 
-def test_a_message_that_is_no_dead_letter_is_told_from_one() -> None:
+def test_a_message_that_is_not_a_dead_letter_is_recognized() -> None:
     other = Message(b"{}", {"millrace_stage": "decode", "run_id": "r"}, "m", MOMENT, "")
     assert from_message(other) is None
 
 
-def test_of_a_row_that_no_message_could_hold_nothing_is_made() -> None:
+def test_a_letter_whose_row_was_truncated_is_not_replayed() -> None:
     failures = failure_batch(
         ["m"],
         [b"x" * MESSAGE_BYTES],
@@ -201,13 +201,13 @@ def test_of_a_row_that_no_message_could_hold_nothing_is_made() -> None:
         b'"attributes":"{\\"message\\":{\\"event_time\\":\\"noon\\"}}"}',
     ],
 )
-def test_a_line_that_is_no_dead_letter_is_an_error_that_says_where(line: bytes) -> None:
+def test_a_line_that_is_not_a_dead_letter_is_an_error_that_names_the_file(line: bytes) -> None:
     with pytest.raises(InputError, match=r"scores/part\.jsonl: expected dead letters") as caught:
         read_letter(line, "scores/part.jsonl")
     assert "\n" not in str(caught.value)
 
 
-def test_payloads_of_damaged_base64_are_told() -> None:
+def test_payloads_of_damaged_base64_are_an_error() -> None:
     failures = failure_batch(
         ["t"],
         [b"\xff"],
@@ -223,7 +223,7 @@ def test_payloads_of_damaged_base64_are_told() -> None:
         read_letter(orjson.dumps(record | {"payload_base64": "/w!="}), "a file")
 
 
-def test_a_time_without_a_zone_is_in_utc() -> None:
+def test_a_time_without_a_zone_is_utc() -> None:
     assert moment("2024-05-06") == datetime.datetime(2024, 5, 6, tzinfo=datetime.UTC)
     assert moment("2024-05-06T14:00:00+02:00") == moment("2024-05-06T12:00:00Z") == NOON
 
@@ -246,7 +246,7 @@ def test_a_time_without_a_zone_is_in_utc() -> None:
     ],
     ids=repr,
 )
-def test_a_selection_takes_what_all_of_its_filters_take(selection: Selection, takes: bool) -> None:
+def test_a_selection_takes_letters_that_pass_all_filters(selection: Selection, takes: bool) -> None:
     assert selection.takes(letter()) is takes
 
 
@@ -254,34 +254,34 @@ def test_rows_that_a_table_refused_are_never_replayed() -> None:
     assert not Selection().takes(letter(stage="write", reason="refused"))
 
 
-def test_a_replay_under_the_id_of_the_replayed_run_is_refused() -> None:
+def test_a_replay_with_the_id_of_the_replayed_run_is_refused() -> None:
     with pytest.raises(UsageError, match=r"--run_id r .* choose another"):
         Selection(run_id="r").takes(letter())
-    # Only where the letter is wanted at all.
+    # Letters that are not selected do not matter.
     assert not Selection(reasons=("null",), run_id="r").takes(letter())
 
 
 @pytest.mark.parametrize("pipeline", [STREAM_REPLAY, BATCH_REPLAY])
-def test_a_replays_own_letters_are_left_out_where_their_origins_lie_too(pipeline: str) -> None:
+def test_the_letters_of_a_replay_itself_are_left_out_next_to_their_origins(pipeline: str) -> None:
     mine = letter(pipeline=pipeline, attempts=2)
     assert not Selection(run_id="r").takes(mine)
     assert Selection(run_id="r", own=True).takes(mine)
     assert Selection(run_id="another").takes(mine)
 
 
-def test_of_a_streams_letters_of_one_row_the_last_is_replayed() -> None:
+def test_the_last_letter_of_a_row_of_a_stream_is_replayed() -> None:
     once, later = letter(), letter(failed_at=NOON + datetime.timedelta(seconds=1))
     again = letter(pipeline=STREAM_REPLAY, run_id="replay", attempts=2)
     assert last_letters([later, once]) == [later]
     assert last_letters([later, again, once]) == [again]
-    # Which is the last does not hang on the order, nor on doubles.
+    # The result depends neither on the order nor on duplicates.
     assert last_letters([again, again, once]) == [again]
 
 
-def test_of_batch_runs_each_letter_of_the_last_is_replayed() -> None:
+def test_each_letter_of_the_last_batch_run_is_replayed() -> None:
     row = letter(pipeline="batch_local", stage="validate")
     again = replace(row, pipeline=BATCH_REPLAY, run_id="replay", attempts=2)
-    # Equal rows of a table have equal ids; none of them may be lost.
+    # Equal rows of a table have equal ids, but none of them may be lost.
     assert last_letters([row, row]) == [row, row]
     assert last_letters([row, again, row, again]) == [again, again]
 
@@ -295,7 +295,7 @@ def test_letters_of_different_rows_with_one_id_are_kept_apart() -> None:
 def refusals(
     messages: Sequence[Message], message_format: MessageFormat
 ) -> tuple[dict[str, list[float]], pa.RecordBatch | None]:
-    """Messages -> the inputs of rows that are decoded and valid, by id, and the others' letters."""
+    """Decode and validate messages; return the inputs of good rows by id, and the dead letters."""
     manifest = message_format.row_format.manifest
     batches, failures = decode_messages(messages, message_format, PROVENANCE, utc_now())
     inputs: dict[str, list[float]] = {}
@@ -334,7 +334,7 @@ def format_of(manifest: Manifest, kind: MessageKind = "json") -> MessageFormat:
 
 @pytest.fixture(scope="session")
 def imputing(make_manifest: Callable[..., Manifest]) -> Manifest:
-    """The manifest of the columns a, b and c that takes the mean, 7, for what is missing."""
+    """A manifest with the columns a, b and c that imputes missing values with their mean, 7."""
     names = ("a", "b", "c")
     statistics = dict.fromkeys(
         names, FeatureStatistics(count=9, mean=7.0, std=1.0, min=0.0, max=9.0)
@@ -349,12 +349,12 @@ BODIES = st.one_of(st.binary(), ROWS.map(orjson.dumps))
 
 
 @given(st.lists(BODIES, min_size=1, max_size=6), st.sampled_from(["json", "avro", "arrow"]))
-def test_without_a_cure_the_same_rows_fail_for_the_same_reasons(
+def test_without_a_fix_the_same_rows_fail_for_the_same_reasons(
     make_manifest: Callable[..., Manifest], bodies: list[bytes], kind: MessageKind
 ) -> None:
     read = format_of(make_manifest(), kind)
     if kind == "arrow":
-        # JSON instead of Arrow is taken, once it is sent again.
+        # A replayed message may hold JSON instead of Arrow, so make sure that it does not.
         bodies = [b"-" + body for body in bodies]
     messages = [Message(body, {}, f"m-{i}", MOMENT, "") for i, body in enumerate(bodies)]
     good, first = refusals(messages, read)
@@ -370,7 +370,7 @@ def test_without_a_cure_the_same_rows_fail_for_the_same_reasons(
     assert {to_message(one).event_time for one in letters} <= {MOMENT}
 
 
-def test_with_a_cure_rows_keep_their_ids_times_and_fields(
+def test_with_a_fix_rows_keep_their_ids_times_and_fields(
     make_manifest: Callable[..., Manifest], imputing: Manifest
 ) -> None:
     body = b'{"a": 1.0, "b": null, "c": 3.0}'
@@ -380,15 +380,15 @@ def test_with_a_cure_rows_keep_their_ids_times_and_fields(
     (batch,), none = decode_messages([to_message(one)], format_of(imputing), PROVENANCE, NOON)
     assert none is None
     assert batch.column(ROW_ID).to_pylist() == ["m-1"]
-    told = {name: column[0].as_py() for name, column in struct_columns(batch, MESSAGE).items()}
-    assert told["message_id"] == "m-1"
-    assert told["event_time"].timestamp() * 1e6 == MOMENT
-    assert (told["ordering_key"], told["attempts"]) == ("key", 2)
-    assert json.loads(told["attributes"])["k"] == "v"
+    found = {name: column[0].as_py() for name, column in struct_columns(batch, MESSAGE).items()}
+    assert found["message_id"] == "m-1"
+    assert found["event_time"].timestamp() * 1e6 == MOMENT
+    assert (found["ordering_key"], found["attempts"]) == ("key", 2)
+    assert json.loads(found["attributes"])["k"] == "v"
     assert validate(batch, imputing)[0].column(INPUTS).field(0).to_pylist() == [[1.0, 7.0, 3.0]]
 
 
-def test_an_id_column_goes_before_the_id_that_a_letter_has(imputing: Manifest) -> None:
+def test_an_id_column_takes_precedence_over_the_id_of_a_letter(imputing: Manifest) -> None:
     read = MessageFormat(RowFormat(imputing, id_column="id"))
     rows = [b'{"a":1,"b":2,"c":3,"id":"own"}', b'{"a":1,"b":2,"c":3}']
     messages = [to_message(letter(payload=row, row_id="m-7")) for row in rows]
@@ -408,7 +408,7 @@ def arrow_message(columns: Mapping[str, Any], **attributes: str) -> Message:
 
 
 @pytest.mark.parametrize("attributes", [{}, {"content-encoding": "gzip"}], ids=["plain", "gzip"])
-def test_a_row_of_an_arrow_message_is_replayed_by_itself(
+def test_a_row_of_an_arrow_message_is_replayed_separately(
     make_manifest: Callable[..., Manifest], imputing: Manifest, attributes: dict[str, str]
 ) -> None:
     columns = {"a": [1.0, 2.0, 3.0], "b": [1.0, float("nan"), None], "c": ["4", "5", "no"]}
@@ -417,19 +417,19 @@ def test_a_row_of_an_arrow_message_is_replayed_by_itself(
     assert good == {"m-0": [1.0, 1.0, 4.0]}
     assert reasons(failures) == {"m-1": "not_finite", "m-2": "null"}
     again = [to_message(one) for one in letters_of(failures)]
-    # Beside a message of the same subscription that was never tried.
+    # Replay the rows together with a new message of the same subscription.
     fresh = structs.replace(arrow_message({"a": [9.0], "b": [9.0], "c": [9.0]}), message_id="n")
     scored, left = refusals([*again, fresh], format_of(imputing, "arrow"))
     assert scored == {"m-1": [2.0, 7.0, 5.0], "n-0": [9.0] * 3}
     assert reasons(left) == {"m-2": "wrong_type"}
-    # And once more: the text of a column is still read as one.
+    # After another replay, the string of a column is still read as a number.
     (one,) = letters_of(left)
     third = to_message(replace(one, payload=one.payload.replace(b"no", b"6")))
     assert attempts_of(third) == 3
     assert refusals([third], format_of(imputing, "arrow"))[0] == {"m-2": [3.0, 7.0, 6.0]}
 
 
-def test_a_whole_arrow_message_gives_its_rows_the_ids_they_would_have_had(
+def test_rows_of_a_replayed_whole_arrow_message_have_their_original_ids(
     make_manifest: Callable[..., Manifest],
 ) -> None:
     lacking = arrow_message({"a": [1.0, 2.0], "b": [1.0, 2.0]})
@@ -442,7 +442,7 @@ def test_a_whole_arrow_message_gives_its_rows_the_ids_they_would_have_had(
     assert scored == {"m-0": [1.0] * 3, "m-1": [2.0] * 3}
 
 
-def test_texts_of_json_messages_stay_wrong_and_those_of_columns_are_numbers(
+def test_strings_are_numbers_in_columns_but_not_in_json_messages(
     make_manifest: Callable[..., Manifest],
 ) -> None:
     read = format_of(make_manifest())
@@ -453,7 +453,7 @@ def test_texts_of_json_messages_stay_wrong_and_those_of_columns_are_numbers(
     assert reasons(refusals([columns], read)[1]) == {"m-1": "not_finite"}
 
 
-def test_a_stream_that_reads_a_dead_letter_topic_counts_on(
+def test_a_stream_that_reads_a_dead_letter_topic_counts_attempts(
     make_manifest: Callable[..., Manifest],
 ) -> None:
     read = format_of(make_manifest())
@@ -467,7 +467,7 @@ def test_a_stream_that_reads_a_dead_letter_topic_counts_on(
         assert messages[0].attributes["k"] == "v"
 
 
-def test_gzip_messages_are_replayed_as_they_came(imputing: Manifest) -> None:
+def test_gzip_messages_are_replayed_unchanged(imputing: Manifest) -> None:
     body = gzip.compress(struct.pack("<d", 1.0))
     message = Message(body, {"content-encoding": "gzip"}, "m", MOMENT, "")
     _, first = refusals([message], format_of(imputing))

@@ -1,4 +1,4 @@
-"""Which replays meet: compared by what they took, and kept as text."""
+"""Lineages detect replays of the same dead letters, and can be stored as text."""
 
 import datetime
 
@@ -43,30 +43,30 @@ OF_REPLAY = letter("a", pipeline="batch_replay")
         (NULLS, [*NULLS, INFINITE], "overlaps"),
         (NULLS, [INFINITE], "apart"),
         (NULLS, [OTHER_RUN], "apart"),
-        # Letters that are gone meanwhile, by number and by time.
+        # Some letters were deleted meanwhile, which the number and the times show.
         (NULLS[:1], NULLS, "overlaps"),
         ([NULLS[1], letter(second=3)], NULLS, "overlaps"),
-        # Of a stream that goes on: what came since.
+        # The stream continued, and only newer letters are replayed.
         ([letter(second=3), letter(second=4)], NULLS, "apart"),
-        # A replay's letters are of rows of its source.
+        # The letters of a replay belong to rows of its source.
         (NULLS, [OF_REPLAY], "overlaps"),
         ([OF_REPLAY], NULLS, "overlaps"),
         ([*NULLS, OF_REPLAY], [OF_REPLAY], "covers"),
     ],
 )
-def test_replays_of_the_same_letters_are_known(
+def test_replays_of_the_same_letters_are_detected(
     new: list[Letter], earlier: list[Letter], relation: str
 ) -> None:
     assert lineage_of("new", new).to(lineage_of("earlier", earlier)) == relation
 
 
-def test_letters_of_a_replay_that_are_gone_are_taken_where_what_it_took_is() -> None:
+def test_deleted_letters_of_a_replay_count_as_covered_if_their_origins_are() -> None:
     first = lineage_of("a", NULLS)
     second = lineage_of("b", [*NULLS, OF_REPLAY])
     assert lineage_of("c", NULLS).to(second) == "overlaps"
     assert lineage_of("c", NULLS).to(second, {"a": first}) == "covers"
     assert lineage_of("c", NULLS[:1]).to(second, {"a": first}) == "overlaps"
-    # Two that took the letters of each other, one after the other.
+    # Two replays used the letters of each other, one after the other.
     known = {"a": lineage_of("a", [letter("b", pipeline="batch_replay")]), "b": second}
     assert lineage_of("c", NULLS).to(second, known) == "overlaps"
 
@@ -84,7 +84,7 @@ LETTERS = st.lists(
 
 
 @given(LETTERS, LETTERS)
-def test_whoever_shares_a_letter_is_not_apart(one: list[Letter], other: list[Letter]) -> None:
+def test_replays_that_share_a_letter_are_not_apart(one: list[Letter], other: list[Letter]) -> None:
     shared = lineage_of("a", [*one, *other])
     for part in (one, other):
         assert shared.to(lineage_of("b", part)) == "covers"
@@ -92,7 +92,7 @@ def test_whoever_shares_a_letter_is_not_apart(one: list[Letter], other: list[Let
 
 
 @given(LETTERS)
-def test_a_lineage_comes_back_from_its_text(letters: list[Letter]) -> None:
+def test_a_lineage_is_restored_from_its_text(letters: list[Letter]) -> None:
     lineage = lineage_of('an "id"', letters)
     assert Lineage.from_text(lineage.to_text()) == lineage
     assert lineage.runs == tuple(sorted({one.run_id for one in letters}))

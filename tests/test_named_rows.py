@@ -1,4 +1,4 @@
-"""Rows that name every feature are read as any other JSON is, only quicker."""
+"""Rows that name every feature are read like any other JSON, only faster."""
 
 import json
 from collections.abc import Callable
@@ -31,7 +31,7 @@ CARRIED_VALUES = {
     "city": st.text(max_size=2),
     "unknown": st.integers(),
 }
-# Put into a text anywhere, these make most of what can be wrong with it.
+# Inserted anywhere in a text, these cause most faults that a text can have.
 TOKENS = [
     *(b"", b"0", b"-", b"1e999", b"null", b"true", b"NaN", b'"', b'"a":1,', b'"\\u0061":2,', b" "),
     *(
@@ -70,7 +70,7 @@ def bodies(draw: st.DrawFn) -> bytes:
 
 @given(st.lists(bodies(), min_size=1, max_size=3))
 @example([b'{"a":1,"a":1,"odd name \xc3\xa9":1,"class":1,"test_id":null}'])
-def test_what_is_read_is_what_the_slower_way_reads(
+def test_the_fast_reader_reads_what_the_slow_reader_reads(
     row_format: RowFormat, bodies: list[bytes]
 ) -> None:
     found = NamedRows(row_format).read(bodies)
@@ -90,7 +90,7 @@ def test_what_is_read_is_what_the_slower_way_reads(
         assert columns[name].equals(wanted[name])
 
 
-def test_names_that_json_escapes_are_left_to_the_slower_way(
+def test_names_that_json_escapes_are_left_to_the_slow_reader(
     make_manifest: Callable[..., Manifest],
 ) -> None:
     manifest = make_manifest(InputSpec("x", ('a"', "b"), shape=(2,)))
@@ -111,7 +111,7 @@ def test_plain_rows_are_read(row_format: RowFormat) -> None:
     assert columns["publish_time"].type == pa.float64()
 
 
-def test_the_id_is_read_beside_the_columns_or_is_one_of_them(
+def test_the_id_is_a_further_column_or_one_of_the_others(
     make_manifest: Callable[..., Manifest],
 ) -> None:
     manifest = make_manifest(InputSpec("x", ("a",), shape=(1,)))
@@ -123,5 +123,5 @@ def test_the_id_is_read_beside_the_columns_or_is_one_of_them(
         assert found.ids == ["x:y", None, "" if id_column == "city" else None]
         assert list(found.columns) == ["features", "city", *dict(CARRIED)]
     for id_column in ("a", "sequence"):
-        # Whether 1 or 1.0 came is known to the slower way alone.
+        # Only the slow reader can distinguish 1 from 1.0.
         assert NamedRows(RowFormat(manifest, id_column, (), CARRIED)).read([b'{"a":1}']) is None

@@ -1,4 +1,4 @@
-"""Attempts at one run in a bucket at the same time: one has its result there, the other says so."""
+"""Concurrent attempts at a run in a bucket: one puts its result in place, the other reports it."""
 
 import os
 import subprocess
@@ -34,7 +34,7 @@ ROWS = 2_000  # of the fixture `example`
 
 @pytest.fixture
 def cloud(emulators: LocalCloud, monkeypatch: pytest.MonkeyPatch) -> LocalCloud:
-    """The servers as Beam and a run find them."""
+    """The emulators, configured for Beam and for runs."""
     for variable, address in emulators.environment.items():
         monkeypatch.setenv(variable, address)
     monkeypatch.setattr(auth._Credentials, "_credentials_init", True)
@@ -48,11 +48,11 @@ def place(cloud: LocalCloud, tmp_path: Path) -> Bucket:
 
 @pytest.fixture
 def blob(cloud: LocalCloud, tmp_path: Path) -> storage.Blob:
-    """An object that is not there yet."""
+    """An object that does not exist yet."""
     return cloud.cloud.storage().bucket("bucket").blob(f"{tmp_path.name}/an object")
 
 
-def test_a_write_on_condition_of_another_generation_is_refused(blob: storage.Blob) -> None:
+def test_a_write_conditional_on_another_generation_is_refused(blob: storage.Blob) -> None:
     blob.upload_from_string(b"1", if_generation_match=0)
     first = blob.generation
     for wrong in (0, first - 1):
@@ -68,20 +68,20 @@ def test_a_write_on_condition_of_another_generation_is_refused(blob: storage.Blo
     assert blob.bucket.blob(blob.name).download_as_bytes() == b"3"
 
 
-def test_a_file_that_was_written_since_it_was_read_is_not_replaced(
+def test_a_file_that_was_written_after_it_was_read_is_not_replaced(
     place: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = f"{place.root}/report.json"
     place.write(path, b"1")
     before = read_version(path)
-    # Even if the other writes when this one has looked for the last time.
+    # This also holds if the other write follows the last comparison.
     monkeypatch.setattr("transforms.files.store.read_version", lambda _: before)
     place.write(path, b"2")
     assert not replace(path, b"3", before, "unused")
     monkeypatch.undo()
 
 
-def test_a_file_that_is_replaced_again_and_again_is_always_there(place: Bucket) -> None:
+def test_a_file_that_is_constantly_replaced_always_exists(place: Bucket) -> None:
     path = f"{place.root}/report.json"
     place.write(path, b"0")
     steps = Steps()
@@ -95,10 +95,10 @@ def test_a_file_that_is_replaced_again_and_again_is_always_there(place: Bucket) 
 
 @dataclass
 class Turns:
-    """Two threads whose requests to the servers take place one by one.
+    """Two threads whose requests to the servers are executed one at a time.
 
-    order: whose request is next, 0 or 1. When that one has ended, and at the end, it is whose ever
-    comes.
+    order: whose request is next, 0 or 1. Once that thread or the list has ended, requests are
+    executed as they arrive.
     """
 
     order: list[int]
@@ -147,7 +147,7 @@ class Turns:
 
 
 def race(place: Bucket, layout: Layout, order: list[int]) -> Turns:
-    """Two attempts that commit, each request when it is its turn -> whose requests there were."""
+    """Let two attempts commit, with their requests in an order; return who made the requests."""
     attempts = [Attempt(place, layout, FIRST, 2, 1), Attempt(place, layout, SECOND, 1, 2)]
     staged = [attempt.stage() for attempt in attempts]
     turns = Turns(order)
@@ -162,7 +162,7 @@ def race(place: Bucket, layout: Layout, order: list[int]) -> Turns:
     for error in lost:
         assert "\n" not in str(error)
         assert "another attempt at run r has put its result in place meanwhile" in str(error)
-    # Of two that succeeded, one has replaced the other's result.
+    # If both succeeded, one has replaced the result of the other.
     complete = [a for a, error in zip(attempts, errors, strict=True) if error is None]
     found = read(place)
     (winner,) = [attempt for attempt in complete if attempt.rows == found]
@@ -171,9 +171,9 @@ def race(place: Bucket, layout: Layout, order: list[int]) -> Turns:
     return turns
 
 
-# Each case takes every other request, since each pair of attempts takes a second.
+# Each case tests every other request, because a pair of attempts takes a second.
 @pytest.mark.parametrize(("layout", "earlier", "start"), [(ONE, True, 0), (TWO, False, 1)])
-def test_who_is_overtaken_between_any_two_requests_fails_or_is_replaced(
+def test_an_attempt_overtaken_between_any_two_requests_fails_or_is_replaced(
     place: Bucket, layout: Layout, earlier: bool, start: int
 ) -> None:
     outcomes = set()
@@ -187,7 +187,7 @@ def test_who_is_overtaken_between_any_two_requests_fails_or_is_replaced(
         if 1 not in taken[: len(taken) - 1 - taken[::-1].index(0)]:
             break
     assert at > 15
-    # Either has its result there, by where the other overtook it.
+    # Each attempt succeeds in some cases, depending on where the other overtook it.
     assert len(outcomes) == 2 or not earlier
 
 
@@ -201,7 +201,7 @@ def test_however_two_attempts_interleave_a_reader_finds_one_whole_result(
 
 
 def batch(example: Path, **flags: object) -> list[str]:
-    """batch_local as run r, with flags -> its arguments."""
+    """Return the arguments of batch_local as run r, with further flags."""
     given: dict[str, object] = {
         "input_files": example / "transactions.parquet",
         "model": example / "model",
@@ -215,10 +215,10 @@ def batch(example: Path, **flags: object) -> list[str]:
 
 
 def overtaken(cloud: LocalCloud, late: list[str], other: list[str], moment: str = "report") -> int:
-    """Two runs' arguments -> the exit code of the late one.
+    """Let another run overtake a late one; return the exit code of the late run.
 
-    The other one runs from beginning to end when the late one is about to write its report, or
-    to put files in place, which is before its rows go into a table.
+    The other run is executed completely when the late one is about to write its report, or to
+    put files in place, which happens before its rows are loaded into a table.
     """
     send, done = requests.Session.send, threading.Event()
 
@@ -239,7 +239,7 @@ def overtaken(cloud: LocalCloud, late: list[str], other: list[str], moment: str 
     return code
 
 
-def test_a_run_that_is_overtaken_fails_in_one_line_and_leaves_the_other_s_result(
+def test_an_overtaken_run_fails_with_one_line_and_keeps_the_result_of_the_other(
     cloud: LocalCloud, place: Bucket, example: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = batch(example, output_files=f"{place.root}/out")
@@ -255,7 +255,7 @@ def test_a_run_that_is_overtaken_fails_in_one_line_and_leaves_the_other_s_result
 
 
 @pytest.mark.parametrize("moment", ["table", "report"])
-def test_a_run_that_is_overtaken_says_whose_rows_its_table_may_hold(
+def test_an_overtaken_run_says_that_a_table_may_hold_its_rows(
     cloud: LocalCloud,
     place: Bucket,
     dataset: str,
@@ -271,7 +271,7 @@ def test_a_run_that_is_overtaken_says_whose_rows_its_table_may_hold(
         "output_table": f"{dataset}.scores",
         "temp_location": f"{place.root}/tmp",
     }
-    # Which has other rows than the late one.
+    # The other run has different rows from the late one.
     other = batch(example, **flags | {"input_files": source})
     assert overtaken(cloud, batch(example, **flags), other, moment) == 1
     out, err = capsys.readouterr()
@@ -281,10 +281,10 @@ def test_a_run_that_is_overtaken_says_whose_rows_its_table_may_hold(
     assert (file_errors in err) is (moment == "report")
     count = f"SELECT COUNT(*) AS n, COUNT(DISTINCT row_id) AS d FROM `{dataset}.scores`"
     (found,) = cloud.cloud.bigquery().query(count).result()
-    # All rows are those of the other one, which was the last to write both.
+    # All rows belong to the other run, which was the last to write the table and the report.
     assert found["n"] == found["d"] == open_result(f"{place.root}/out/r").count_rows()
     assert 90 < found["n"] <= 100
-    # The advice: the same command makes table and report agree again.
+    # As the message advises, running the command again makes table and report agree.
     assert main(COMMAND, batch(example, **flags)) == 0
     (found,) = cloud.cloud.bigquery().query(count).result()
     assert open_result(f"{place.root}/out/r").count_rows() == found["n"] == ROWS - ROWS // 100

@@ -1,4 +1,4 @@
-"""A file that changes during a run is an error that names it, never a shorter input."""
+"""An input file that changes during a run causes an error that names it."""
 
 import bz2
 import gzip
@@ -33,7 +33,7 @@ NAMES = ["r.jsonl", "r.csv", "r.parquet", "r.jsonl.gz", "r.csv.zst", "r.jsonl.bz
 
 
 def content(name: str, rows: int = ROWS, value: int = 1) -> bytes:
-    """A file of so many rows a, b, c, in the format that its name says."""
+    """Return the content of a file with rows a, b, c, in the format that its name says."""
     if name.endswith(".parquet"):
         sink = pa.BufferOutputStream()
         table = pa.table({n: pa.array([float(value)] * rows) for n in "abc"})
@@ -60,7 +60,7 @@ def replace(path: Path) -> None:
 
 
 def rewrite(path: Path) -> None:
-    """Of the same size, and other rows."""
+    """Write other rows, with the same size."""
     before = path.stat()
     changed = content(path.name, value=7)
     path.write_bytes(changed.ljust(before.st_size, b"\n")[: before.st_size])
@@ -72,7 +72,7 @@ CHANGES = pytest.mark.parametrize("change", [truncate, append, replace, rewrite,
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ranges and blocks so small that a file has several."""
+    """Make ranges and blocks so small that a file has several."""
     monkeypatch.setattr(file_ranges, "RANGE_BYTES", 20_000)
     monkeypatch.setattr(file_ranges, "RANGE_ROWS", 700)
     monkeypatch.setattr(text_lines, "BLOCK_BYTES", 1_000)
@@ -93,12 +93,12 @@ def changed(read: Callable[..., Any], path: Path | str, *given: Any) -> None:
     message = str(caught.value)
     assert "\n" not in message
     assert f"input file {path} " in message
-    assert "changed during the run" in message or "vanished during the run" in message
+    assert "changed during the run" in message or "was removed during the run" in message
     assert "run again" in message
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_file_that_stays_as_it_is_is_read_whole(
+def test_an_unchanged_file_is_read_completely(
     name: str, make_manifest: Any, tmp_path: Path
 ) -> None:
     path = tmp_path / name
@@ -148,7 +148,7 @@ def test_a_file_that_changes_after_it_was_matched_is_an_error(
     changed(lambda: plan_file(file, None), path)
 
 
-def test_what_a_folder_gets_after_it_was_matched_is_not_read(tmp_path: Path) -> None:
+def test_a_file_that_is_added_after_the_folder_was_matched_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(content("a.jsonl"))
     files = match_files([str(tmp_path)])
     (tmp_path / "b.jsonl").write_bytes(content("b.jsonl"))
@@ -156,7 +156,7 @@ def test_what_a_folder_gets_after_it_was_matched_is_not_read(tmp_path: Path) -> 
     assert paths == {str(tmp_path / "a.jsonl")}
 
 
-def test_what_fails_in_a_file_that_stays_as_it_is_is_raised_itself(tmp_path: Path) -> None:
+def test_an_error_while_reading_an_unchanged_file_is_raised_unchanged(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x")
     with pytest.raises(ValueError, match="mine"), unchanged(pin(str(tmp_path / "a"))):
         raise ValueError("mine")
@@ -170,7 +170,7 @@ def test_a_text_file_that_ends_before_its_range_is_an_error(tmp_path: Path) -> N
 
 @pytest.fixture
 def bucket(emulators: LocalCloud, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """A bucket as Beam reads it, and the prefix of the test's own objects."""
+    """A bucket, configured for Beam, and the prefix of the test's objects."""
     for variable, address in emulators.environment.items():
         monkeypatch.setenv(variable, address)
     monkeypatch.setattr(auth._Credentials, "_credentials_init", True)

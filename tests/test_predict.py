@@ -1,4 +1,4 @@
-"""Predict: every row comes out once, scored or with the reason why not."""
+"""Predict returns every row once, scored or with the reason why not."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ Make = Callable[..., Any]
 def answered(
     make_source: Make, scores: list[Any], errors: list[Any], kind: pa.DataType
 ) -> pa.RecordBatch:
-    """What a handler gives back: a source batch with `outputs` and `error`."""
+    """Return the answer of a handler: a source batch with `outputs` and `error`."""
     outputs = pa.StructArray.from_arrays([pa.array(scores, kind)], names=["total"])
     source = make_source({"a": list(range(len(scores)))})
     return source.append_column(OUTPUTS, outputs).append_column(ERROR, pa.array(errors, ERROR_TYPE))
@@ -76,7 +76,7 @@ def test_splitting_keeps_every_row_once_and_in_order(
     assert good.schema == bad.schema == batch.schema
 
 
-def test_only_the_handler_judges_where_there_is_no_score(make_source: Make) -> None:
+def test_without_a_score_only_the_handler_marks_rows_as_failed(make_source: Make) -> None:
     error = {"reason": "model_error", "message": "no"}
     batch = answered(make_source, [math.nan, 1.0], [None, error], pa.float32())
     good, bad, faults = split_answer(batch)
@@ -94,16 +94,16 @@ def test_a_score_may_be_of_any_number_type(make_source: Make, kind: pa.DataType)
     assert (good.num_rows, faults) == (2, [])
 
 
-def test_a_fault_of_a_score_says_what_the_model_answered(make_source: Make) -> None:
+def test_a_fault_of_a_score_names_the_value_that_the_model_returned(make_source: Make) -> None:
     batch = answered(make_source, [-math.inf, None], [None, None], pa.float32())
     _, _, faults = split_answer(batch, "total")
     assert [fault.message for fault in faults] == [
-        "the model answered -inf as total",
-        "the model answered None as total",
+        "the model returned -inf as total",
+        "the model returned None as total",
     ]
 
 
-def test_predict_needs_a_handler_and_a_manifest_only(
+def test_predict_only_needs_a_handler_and_a_manifest(
     tiny_package: tuple[str, Manifest], make_source: Make
 ) -> None:
     path, manifest = tiny_package
@@ -138,7 +138,7 @@ class BrokenHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, list[int]]):  #
         raise ConnectionError("the endpoint is down")
 
 
-def test_a_fault_of_the_machine_is_not_blamed_on_rows(
+def test_an_error_of_the_handler_is_not_blamed_on_rows(
     make_manifest: Make, make_source: Make
 ) -> None:
     pipeline = beam.Pipeline(runner="FnApiRunner")
@@ -184,7 +184,7 @@ def write_parquet(path: Path, table: list[list[Any]], ids: Iterable[str]) -> dic
 def write_lines(
     path: Path, table: list[list[Any]], faults: list[str], ids: Iterable[str]
 ) -> dict[str, Any]:
-    """Rows as CSV or JSON lines, some of them cut or too wide -> each id's reason."""
+    """Write rows as CSV or JSON Lines, some of them cut or too wide; return reasons by id."""
     lines, reasons = [], {}
     for row, fault, row_id in zip(table, faults, ids, strict=False):
         if path.suffix == ".csv":
@@ -244,7 +244,7 @@ def test_every_row_of_every_file_is_scored_or_dead_lettered_once(
     ]
     found = [(row["row_id"], None) for row in scored]
     for letter in letters:
-        # A line that cannot be read has no id of its own; its payload says which it is.
+        # A line that cannot be read has a derived id; its payload identifies it.
         (row_id,) = re.findall(r"\b[pcj]\d+\b", letter["payload"])
         broken = {"j": "invalid_json", "c": "wrong_width"}.get(row_id[0])
         assert letter["row_id"] == row_id or letter["reason"] == broken
@@ -258,7 +258,7 @@ def test_every_row_of_every_file_is_scored_or_dead_lettered_once(
 def score_files(
     folder: Path, path: str, manifest: Manifest, provenance: Provenance
 ) -> dict[str, Any]:
-    """The files under folder/in -> scored into folder/out -> the report."""
+    """Score the files in folder/in into folder/out, and return the report."""
     options = PipelineOptions(direct_num_workers=2, direct_running_mode="multi_threading")
     out = RunFolder(str(folder / "out"), "r", "t")
     destinations = [
@@ -293,7 +293,7 @@ def score_files(
     return report
 
 
-def test_models_of_several_inputs_and_dtypes_are_fed(
+def test_models_with_several_inputs_and_dtypes_are_supported(
     tmp_path: Path, make_manifest: Make, make_source: Make, provenance: Provenance
 ) -> None:
     class Several(torch.nn.Module):

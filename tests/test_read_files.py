@@ -1,4 +1,4 @@
-"""Reading files: every row once, with an id that depends on the file alone."""
+"""Reading files returns every row once, with an id that depends only on the file."""
 
 import gzip
 import json
@@ -44,7 +44,7 @@ def read_file(
 
 
 def rows_of(parts: Iterator[Decoded]) -> tuple[dict[str, Any], dict[str, tuple[bytes, str]]]:
-    """Decoded parts -> source columns by id, and (payload, reason) by id of the others."""
+    """Return the source columns of good rows by id, and (payload, reason) of the others by id."""
     rows: dict[str, Any] = {}
     failed: dict[str, tuple[bytes, str]] = {}
     for part in parts:
@@ -83,7 +83,7 @@ JSON_LINE = st.one_of(
     st.booleans(),
     st.lists(st.tuples(st.integers(1, 80), st.integers(1, 40), st.integers(1, 4)), max_size=4),
 )
-def test_ids_and_rows_of_text_are_the_same_wherever_it_is_cut(
+def test_ids_and_rows_of_text_do_not_depend_on_how_it_is_split(
     make_manifest: Make,
     tmp_path_factory: pytest.TempPathFactory,
     suffix: str,
@@ -99,7 +99,7 @@ def test_ids_and_rows_of_text_are_the_same_wherever_it_is_cut(
     whole = rows_of(read_file(path, columns))
     full = [line for line in lines if (line if suffix == "csv" else line.strip())]
     assert len(whole[0]) + len(whole[1]) == len(full)
-    # Ids are places in the file.
+    # Ids are offsets in the file.
     text = path.read_bytes()
     for row_id, (payload, _) in whole[1].items():
         prefix, offset = row_id.split("-")
@@ -117,7 +117,7 @@ def test_ids_and_rows_of_text_are_the_same_wherever_it_is_cut(
 
 
 def as_numbers(row: dict[str, Any]) -> dict[str, Any]:
-    """Of a CSV column, what lies beside a text is read as text too."""
+    """Make rows comparable: a CSV value in a block with a string is read as a string too."""
     return {name: str(value).removesuffix(".0") for name, value in row.items()}
 
 
@@ -180,7 +180,7 @@ def test_parquet_rows_are_read_once_and_in_order(
     ],
     ids=lambda v: str(getattr(v, "type", "")),
 )
-def test_ids_of_any_type_become_text(
+def test_ids_of_any_type_become_strings(
     make_manifest: Make, tmp_path: Path, column: pa.Array, expected: list[str]
 ) -> None:
     path = tmp_path / "ids.parquet"
@@ -190,30 +190,30 @@ def test_ids_of_any_type_become_text(
 
 
 @pytest.mark.parametrize("column", [pa.array([b"\xff"]), pa.array([[1]]), pa.array([{"u": 1}])])
-def test_a_type_that_is_no_id_is_an_error(
+def test_a_type_that_cannot_be_an_id_is_an_error(
     make_manifest: Make, tmp_path: Path, column: pa.Array
 ) -> None:
     path = tmp_path / "ids.parquet"
     pq.write_table(pa.table({"a": [1], "b": [1], "c": [1], "k": column}), path)
-    with pytest.raises(InputError, match="id column 'k': expected text"):
+    with pytest.raises(InputError, match="id column 'k': expected strings, numbers or times, got"):
         list(read_file(path, Columns(make_manifest(), "k")))
 
 
-def test_ids_by_content_depend_on_the_features_and_on_nothing_else(make_manifest: Make) -> None:
+def test_ids_by_content_depend_only_on_the_features(make_manifest: Make) -> None:
     columns = Columns(make_manifest(), "id", ("city",), ids_by_content=True)
     features = {"a": [1.5, 1.5, 2.0, None, 1.5], "b": [1, 1, 1, 1, 2], "c": ["x"] * 5}
     rows = pa.record_batch({**features, "id": ["own", None, None, None, None], "city": [*"stuvw"]})
     ids = columns.with_ids(rows, "here", np.arange(5)).column("row_id").to_pylist()
     assert ids[0] == "own"
     assert len(set(ids)) == 5
-    # Elsewhere, in another order of rows and columns, beside other texts.
+    # Change the file, the order of rows and columns, and the values of other columns.
     moved = pa.record_batch({name: rows.column(name) for name in ("city", "c", "id", "b", "a")})
     moved = moved.take(pa.array([3, 1, 4, 2])).set_column(0, "city", pa.array([*"zzzz"]))
     again = columns.with_ids(moved, "there", np.arange(4) + 7)
     assert again.column("row_id").to_pylist() == [ids[i] for i in (3, 1, 4, 2)]
 
 
-def test_ids_of_files_are_places_even_of_equal_rows(make_manifest: Make) -> None:
+def test_ids_of_files_are_positions_even_for_equal_rows(make_manifest: Make) -> None:
     rows = pa.record_batch({"a": [1.0, 1.0], "b": [1.0, 1.0], "c": [1.0, 1.0]})
     batch = Columns(make_manifest()).with_ids(rows, "p", np.array([3, 8]))
     assert batch.column("row_id").to_pylist() == ["p-3", "p-8"]
@@ -227,7 +227,7 @@ def test_ids_of_files_are_places_even_of_equal_rows(make_manifest: Make) -> None
     ("columns", "missing", "near"),
     [({"id_column": "idd"}, "idd", "id"), ({"keep": ("citi",)}, "citi", "city"), ({}, "c", "cc")],
 )
-def test_a_missing_column_is_told_with_the_nearest(
+def test_a_missing_column_is_reported_with_similar_names(
     make_manifest: Make,
     tmp_path: Path,
     suffix: str,
@@ -248,7 +248,7 @@ def test_a_missing_column_is_told_with_the_nearest(
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])
-def test_a_column_that_is_there_twice_is_an_error(
+def test_a_column_that_occurs_twice_is_an_error(
     make_manifest: Make, tmp_path: Path, suffix: str
 ) -> None:
     names = ["a", "b", "c", "b", "z", "z"]
@@ -257,7 +257,7 @@ def test_a_column_that_is_there_twice_is_an_error(
         write(path, [",".join(names).encode(), b"1,1,1,2,3,3"])
     else:
         pq.write_table(pa.Table.from_arrays([pa.array([1])] * 6, names=names), path)
-    with pytest.raises(InputError, match="has 2 columns 'b'"):
+    with pytest.raises(InputError, match="has 2 columns named 'b'"):
         list(read_file(path, Columns(make_manifest())))
     single = make_manifest(InputSpec("x", ("a", "c"), shape=(2,)))
     rows, _ = rows_of(read_file(path, Columns(single)))
@@ -285,7 +285,7 @@ def test_a_damaged_page_is_an_error_of_one_line(make_manifest: Make, tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.csv", "a.jsonl", "a.csv.gz"])
-def test_files_without_rows_have_none(make_manifest: Make, tmp_path: Path, name: str) -> None:
+def test_empty_files_have_no_rows(make_manifest: Make, tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     if name == "a.parquet":
         pq.write_table(pa.table({n: pa.array([], pa.float64()) for n in "abc"}), path)
@@ -297,7 +297,7 @@ def test_files_without_rows_have_none(make_manifest: Make, tmp_path: Path, name:
     assert not has_rows(str(path), file_ranges.format_of(name))
 
 
-def test_bad_lines_of_a_csv_file_go_one_by_one(make_manifest: Make, tmp_path: Path) -> None:
+def test_bad_lines_of_a_csv_file_fail_one_by_one(make_manifest: Make, tmp_path: Path) -> None:
     lines = [
         b"id,a,b,c,city",
         b'r1,1,2,3,"Ulm, D"',
@@ -332,7 +332,7 @@ def test_a_kept_feature_of_a_csv_file_has_one_type(make_manifest: Make, tmp_path
         assert kinds == {pa.string()}
 
 
-def test_a_mark_of_utf8_at_the_begin_is_skipped(make_manifest: Make, tmp_path: Path) -> None:
+def test_a_byte_order_mark_at_the_start_is_skipped(make_manifest: Make, tmp_path: Path) -> None:
     mark = b"\xef\xbb\xbf"
     jsonl = write(tmp_path / "a.jsonl", [mark + b'{"a":1,"b":1,"c":1}', mark + b"{}"])
     rows, failed = rows_of(read_file(jsonl, Columns(make_manifest())))
@@ -342,7 +342,7 @@ def test_a_mark_of_utf8_at_the_begin_is_skipped(make_manifest: Make, tmp_path: P
     assert (list(rows.values()), failed) == ([{"a": 1, "b": 1, "c": 1}], {})
 
 
-def test_columns_of_a_file_are_told_before_it_is_read(tmp_path: Path) -> None:
+def test_columns_of_a_file_are_known_before_it_is_read(tmp_path: Path) -> None:
     write(tmp_path / "a.csv", [b"a,b"])
     pq.write_table(pa.table({"a": [1.0]}), tmp_path / "a.parquet")
     assert file_schema(str(tmp_path / "a.csv"), "csv") == pa.schema({"a": "string", "b": "string"})
@@ -396,7 +396,7 @@ def all_are(expected: Any) -> Callable[[list[Any]], None]:
     return check
 
 
-def test_files_of_different_columns_are_told_apart(
+def test_each_file_may_have_its_own_types_but_needs_all_columns(
     make_manifest: Make, tmp_path: Path, provenance: Provenance
 ) -> None:
     pq.write_table(pa.table({"a": [1], "b": [1], "c": [1]}), tmp_path / "1.parquet")

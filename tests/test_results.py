@@ -1,4 +1,4 @@
-"""Readers of a result follow its report: pyarrow, DuckDB, BigQuery, and our own sources."""
+"""Readers of a result follow its report: pyarrow, DuckDB, BigQuery, and Millrace's sources."""
 
 import json
 import re
@@ -29,14 +29,14 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 
 @pytest.fixture
 def cloud(emulators: LocalCloud, monkeypatch: pytest.MonkeyPatch) -> LocalCloud:
-    """The servers, with Cloud Storage as Beam and the reader find it."""
+    """The emulators, with Cloud Storage configured for Beam and the reader."""
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulators.endpoints.storage or "")
     monkeypatch.setattr(auth._Credentials, "_credentials_init", True)
     return emulators
 
 
 def score(root: str, token: str, values: list[int], kind: OutputFormat = "parquet") -> str:
-    """A finished run of some scores, a file each, and no dead letters -> its folder."""
+    """Commit a run with one file per score and no dead letters, and return its folder."""
     folder = RunFolder(root, "r", token)
     hold(folder, create=True)
     files = []
@@ -54,7 +54,7 @@ def score(root: str, token: str, values: list[int], kind: OutputFormat = "parque
 
 
 def stray(place: str) -> str:
-    """A run's folder -> a file in it of an attempt that has not ended."""
+    """Write a file of an unfinished attempt into a run's folder, and return its path."""
     path = f"{place}/scores/part-00000-of-00001-{SECOND}.parquet"
     with create_file(path) as handle:
         pq.write_table(pa.table({"a": [99]}), handle)
@@ -62,7 +62,7 @@ def stray(place: str) -> str:
 
 
 @pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
-def test_a_result_is_what_its_report_lists(tmp_path: Path, kind: OutputFormat) -> None:
+def test_a_result_consists_of_the_listed_files(tmp_path: Path, kind: OutputFormat) -> None:
     place = score(str(tmp_path / "out"), FIRST, [1, 2, 3], kind)
     stray(place)
     assert open_result(place).to_table().to_pydict() == {"a": [1, 2, 3]}
@@ -71,7 +71,7 @@ def test_a_result_is_what_its_report_lists(tmp_path: Path, kind: OutputFormat) -
     assert open_result(str(moved)).count_rows() == 3
 
 
-def test_a_result_in_cloud_storage_is_what_its_report_lists(
+def test_a_result_in_cloud_storage_consists_of_the_listed_files(
     cloud: LocalCloud, tmp_path: Path
 ) -> None:
     place = score(f"gs://bucket/{tmp_path.name}", FIRST, [1, 2, 3])
@@ -79,26 +79,29 @@ def test_a_result_in_cloud_storage_is_what_its_report_lists(
     assert open_result(place).to_table().to_pydict() == {"a": [1, 2, 3]}
 
 
-def test_a_result_of_an_earlier_version_is_its_folder(tmp_path: Path) -> None:
+def test_a_result_of_an_earlier_version_consists_of_all_files_in_its_folder(
+    tmp_path: Path,
+) -> None:
     place = score(str(tmp_path), FIRST, [1, 2, 3])
     Path(place, "report.json").write_text('{"run_id": "r", "rows_in": 3}')
     assert open_result(place).count_rows() == 3
     assert len(match_files([f"{place}/scores"])) == 3
 
 
-def test_what_is_no_result_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_a_result_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no report\.json: expected the folder of a complete"):
         open_result(str(tmp_path))
     place = score(str(tmp_path), FIRST, [1])
     report = json.loads(Path(place, "report.json").read_text())
     del report["files"]["dead_letters"]
     Path(place, "report.json").write_text(json.dumps(report))
-    with pytest.raises(InputError, match="lists no files of dead_letters, only of scores: look at"):
+    words = r"lists files of scores, but not of dead_letters: output and dead_letter_output in its"
+    with pytest.raises(InputError, match=words):
         open_result(place, DEAD_LETTERS)
 
 
 @pytest.mark.parametrize("pattern", ["r/scores", "r/scores/*.parquet", "r", "*/scores/part-*"])
-def test_a_source_leaves_out_what_the_report_does_not_list(tmp_path: Path, pattern: str) -> None:
+def test_a_source_leaves_out_unlisted_files(tmp_path: Path, pattern: str) -> None:
     place = score(str(tmp_path), FIRST, [1, 2])
     other = stray(place)
     (tmp_path / "r/report.json").rename(tmp_path / "kept.json")
@@ -110,15 +113,15 @@ def test_a_source_leaves_out_what_the_report_does_not_list(tmp_path: Path, patte
 
 
 def line_of(word: str) -> str:
-    """A word -> the one line of README's readers that holds it."""
+    """Return the only line of README's examples of readers that contains a word."""
     block = README.split("### Reading a result")[1].split("### ")[0]
     (line,) = [line.strip() for line in block.splitlines() if line[:4].isspace() and word in line]
     return line
 
 
-def test_the_line_for_duckdb_reads_what_the_report_lists(tmp_path: Path) -> None:
+def test_the_line_for_duckdb_reads_the_listed_files(tmp_path: Path) -> None:
     if not is_installed():
-        pytest.skip("DuckDB comes with the emulators")
+        pytest.skip("DuckDB is installed with the emulators, which are missing")
     place = score(str(tmp_path), FIRST, [1, 2, 3])
     stray(place)
     sql = line_of("getvariable").replace("OUTPUT/RUN_ID", place)
@@ -128,7 +131,7 @@ def test_the_line_for_duckdb_reads_what_the_report_lists(tmp_path: Path) -> None
     assert done.stdout == "[(1,), (2,), (3,)]\n", done.stderr
 
 
-def test_the_line_for_python_is_the_function(tmp_path: Path) -> None:
+def test_the_line_for_python_reads_the_listed_files(tmp_path: Path) -> None:
     place = score(str(tmp_path), FIRST, [1, 2, 3])
     source = line_of("to_table").replace("gs://BUCKET/OUTPUT/RUN_ID", place)
     names: dict[str, Any] = {}
@@ -136,7 +139,7 @@ def test_the_line_for_python_is_the_function(tmp_path: Path) -> None:
     assert names["table"].num_rows == 3
 
 
-def test_the_sql_of_an_external_table_names_the_files_that_the_report_lists(
+def test_the_sql_of_an_external_table_names_the_listed_files(
     cloud: LocalCloud, dataset: str, tmp_path: Path
 ) -> None:
     place = score(f"gs://bucket/{tmp_path.name}", FIRST, [1, 2, 3])
@@ -145,7 +148,7 @@ def test_the_sql_of_an_external_table_names_the_files_that_the_report_lists(
     form = r"CREATE OR REPLACE EXTERNAL TABLE `(.*)` OPTIONS \(format = '(\w+)', uris = \[(.*)\]\);"
     found = re.fullmatch(form, sql)
     assert found is not None
-    # The server of this machine has no external tables; its load jobs read the same list.
+    # The emulator has no external tables, but its load jobs can read the same list.
     client, uris = cloud.cloud.bigquery(), re.findall("'(.*?)'", found[3])
     config = LoadJobConfig(source_format=found[2])
     client.load_table_from_uri(uris, found[1], job_config=config).result()
@@ -153,6 +156,7 @@ def test_the_sql_of_an_external_table_names_the_files_that_the_report_lists(
     assert sorted(row["a"] for row in rows) == [1, 2, 3]
 
 
-def test_an_external_table_wants_files_in_cloud_storage(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="expected a run in Cloud Storage with rows in scores"):
+def test_an_external_table_needs_files_in_cloud_storage(tmp_path: Path) -> None:
+    words = r"expected a run in Cloud Storage \(gs://\) with rows in scores"
+    with pytest.raises(InputError, match=words):
         external_table(score(str(tmp_path), FIRST, [1]), "p.d.t")

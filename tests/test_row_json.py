@@ -1,4 +1,4 @@
-"""JSON made by the column says what JSON made by the row says."""
+"""JSON that is written column by column equals JSON that is written row by row."""
 
 import base64
 import datetime
@@ -55,7 +55,7 @@ CELLS[pa.list_(pa.int64(), 2)] = st.lists(st.none() | st.integers(-9, 9), min_si
 
 @st.composite
 def batches(draw: st.DrawFn) -> pa.RecordBatch:
-    """Rows of any columns, also sliced ones, with nulls, equal cells, and odd names."""
+    """Draw batches of any columns, some sliced, with nulls, equal cells and odd names."""
     rows, skipped = draw(st.integers(0, 4)), draw(st.integers(0, 2))
     kinds = draw(st.lists(st.sampled_from(list(CELLS)), min_size=1, max_size=5))
     names = draw(st.lists(st.text(), min_size=len(kinds), max_size=len(kinds), unique=True))
@@ -71,7 +71,7 @@ def batches(draw: st.DrawFn) -> pa.RecordBatch:
 
 
 def same(got: Any, wanted: Any, kind: pa.DataType) -> bool:
-    """Whether what JSON says is a cell's value."""
+    """Return whether a JSON value is the value of a cell."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     if wanted is None:
@@ -115,12 +115,12 @@ def test_an_object_holds_the_columns_that_are_not_null(rows: pa.RecordBatch) -> 
 
 
 def shortest(kind: Callable[[float], Any], value: float) -> str:
-    """The fewest digits by which a number of a width is told from the next."""
+    """Return the text with the fewest digits that identify a number of a width."""
     return next(text for n in range(1, 18) if kind(float(text := f"{value:.{n}g}")) == value)
 
 
 @given(st.lists(st.floats(0.0009765625, 10**6, width=32), min_size=1, max_size=3))
-def test_float32_takes_no_more_digits_than_it_has(values: list[float]) -> None:
+def test_float32_is_written_with_no_more_digits_than_needed(values: list[float]) -> None:
     plain = pa.array(values, pa.float32())
     columns = [
         plain,
@@ -141,6 +141,6 @@ def test_a_column_without_rows_has_no_cells(kind: pa.DataType) -> None:
     assert json_cells(pa.array([], kind)) == []
 
 
-def test_no_rows_are_no_objects_and_rows_of_nulls_are_empty_ones() -> None:
+def test_no_rows_give_no_objects_and_rows_of_nulls_give_empty_ones() -> None:
     assert json_objects(pa.record_batch({"x": pa.array([], pa.int8())})) == []
     assert json_objects(pa.record_batch({"x": pa.nulls(2, pa.int8())})) == [b"{}", b"{}"]

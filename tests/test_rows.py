@@ -1,4 +1,4 @@
-"""Rows of a pipeline of one's own: each ends up in a batch or among the failures, once."""
+"""Rows of a user's own pipeline end up once in a batch or among the dead letters."""
 
 import datetime
 import json
@@ -98,7 +98,7 @@ ROWS = st.lists(
 
 
 @given(ROWS, st.sampled_from([None, "id"]))
-def test_every_row_ends_in_one_place_in_order(
+def test_every_row_is_good_or_bad_and_in_order(
     make_manifest: Make, rows: list[Any], id_column: str | None
 ) -> None:
     decoded = batch_rows(rows, RowFormat(make_manifest(), id_column, ("a",)))
@@ -111,7 +111,7 @@ def test_every_row_ends_in_one_place_in_order(
 
 
 @pytest.mark.parametrize("batch_rows", [1, 3, 100])
-def test_batches_have_a_bound_and_lose_no_row(make_manifest: Make, batch_rows: int) -> None:
+def test_batches_are_limited_and_lose_no_row(make_manifest: Make, batch_rows: int) -> None:
     rows = [GOOD | {"n": str(i)} for i in range(10)] + [{"n": str(i)} for i in range(10, 12)]
     with beam.Pipeline(runner="FnApiRunner") as pipeline:
         to_batches = RowsToRecordBatches(make_manifest(), id_column="n", batch_rows=batch_rows)
@@ -129,7 +129,7 @@ def _sizes_fit(found: list[int], most: int) -> None:
     assert all(0 < rows <= most for rows in found)
 
 
-def test_what_is_no_row_is_a_failure_of_its_own(make_manifest: Make) -> None:
+def test_an_element_that_is_not_a_row_becomes_one_dead_letter(make_manifest: Make) -> None:
     deep: Any = 0
     for _ in range(300):
         deep = [deep]
@@ -139,7 +139,7 @@ def test_what_is_no_row_is_a_failure_of_its_own(make_manifest: Make) -> None:
         source = pipeline | beam.Create([0]) | beam.FlatMap(lambda _: rows).with_output_types(Any)
         good, failures = source | RowsToRecordBatches(make_manifest())
         assert_that(good | beam.Map(lambda b: b.num_rows), equal_to([1]), "good")
-        told = (
+        failed = (
             failures
             | RecordBatchesToRows()
             | "Told" >> beam.Map(lambda r: (r["reason"], r["run_id"]))
@@ -151,7 +151,7 @@ def test_what_is_no_row_is_a_failure_of_its_own(make_manifest: Make) -> None:
             "wrong_type",
             "invalid_json",
         ]
-        assert_that(told, equal_to([(reason, "unnamed") for reason in reasons]), "failures")
+        assert_that(failed, equal_to([(reason, "unnamed") for reason in reasons]), "failures")
 
 
 def test_windows_are_kept_apart(make_manifest: Make) -> None:
@@ -184,7 +184,7 @@ def test_windows_are_kept_apart(make_manifest: Make) -> None:
         )
 
 
-def test_arrays_of_several_dimensions_are_read_row_after_row(make_manifest: Make) -> None:
+def test_arrays_with_several_dimensions_are_flattened_in_c_order(make_manifest: Make) -> None:
     manifest: Manifest = make_manifest(InputSpec("x", ("image",), shape=(2, 2)))
     rows = [{"image": np.array([[1, 2], [3, 4]])}]
     decoded = batch_rows(rows, RowFormat(manifest))
@@ -192,7 +192,7 @@ def test_arrays_of_several_dimensions_are_read_row_after_row(make_manifest: Make
     assert decoded.batch.to_pylist()[0]["source"] == {"image": [1.0, 2.0, 3.0, 4.0]}
 
 
-def test_what_is_no_mapping_is_left_as_it_is() -> None:
+def test_a_value_that_is_not_a_mapping_is_unchanged() -> None:
     assert plain_row("text") == "text"
     assert plain_row(7) == 7
     assert plain_row({"a": (1, np.int64(2)), "b": {"c": 1}}) == {"a": [1, 2], "b": {"c": 1}}

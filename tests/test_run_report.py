@@ -1,4 +1,4 @@
-"""Reconciliation: a run balances, or it fails and says by how much."""
+"""The counts of a run balance, or the run fails and reports the difference."""
 
 import json
 from collections import Counter
@@ -29,7 +29,7 @@ Run = tuple[Counts, list[StagedFile], list[Destination]]
 
 @dataclass(frozen=True)
 class Second(FolderDestination):
-    """One more folder for the rows of a part."""
+    """A second folder for the rows of a part."""
 
     @property
     def name(self) -> str:
@@ -37,7 +37,7 @@ class Second(FolderDestination):
 
 
 def destinations_of(folder: RunFolder, second: RunFolder | None = None) -> list[Destination]:
-    """A folder, and one more for the same rows -> the destinations of a run."""
+    """Return the destinations of a run in a folder, and in a second one for the same rows."""
     found: list[Destination] = []
     for part in (SCORES, DEAD_LETTERS):
         found.append(FolderDestination(part, folder, "jsonl"))
@@ -95,9 +95,7 @@ def test_a_balanced_run_is_reported(run: Run) -> None:
 
 
 @given(balanced(), st.data(), st.sampled_from([-1, 1, 7]))
-def test_any_single_count_that_differs_fails_the_run(
-    run: Run, data: st.DataObject, change: int
-) -> None:
+def test_any_single_wrong_count_fails_the_run(run: Run, data: st.DataObject, change: int) -> None:
     counts, files, destinations = run
     wrong = list(files)
     keys = sorted({*counts, ("read",), ("scored",), ("failed", "decode", "null", "")})
@@ -107,12 +105,12 @@ def test_any_single_count_that_differs_fails_the_run(
     else:
         file = files[which - len(keys)]
         wrong[which - len(keys)] = StagedFile(file.destination, file.path, file.rows + change)
-    with pytest.raises(BalanceError, match="rows are missing or doubled"):
+    with pytest.raises(BalanceError, match="rows are missing or duplicated"):
         build_report(counts, wrong, destinations, {})
 
 
 @given(balanced())
-def test_a_file_that_is_lost_doubled_or_gone_elsewhere_fails_the_run(run: Run) -> None:
+def test_a_file_that_is_lost_duplicated_or_misplaced_fails_the_run(run: Run) -> None:
     counts, files, destinations = run
     for i, file in enumerate(files):
         others = files[:i] + files[i + 1 :]
@@ -177,7 +175,7 @@ def staged(folder: RunFolder, part: str, rows: int) -> StagedFile:
 def commit_run(
     pipeline: beam.Pipeline, folder: RunFolder, provenance: Provenance, rows: int, files: Any
 ) -> beam.PCollection[dict[str, Any]]:
-    """Rows in batches of 2 and one failure -> counted as a pipeline does, and committed."""
+    """Count rows in batches of 2 and one dead letter as a pipeline does, and commit them."""
     batches = [pa.record_batch({"a": [1, 2]})] * (rows // 2)
     good = pipeline | beam.Create(batches)
     bad = pipeline | "Bad" >> beam.Create([failures([Fault("null", "m", "a")], provenance)])

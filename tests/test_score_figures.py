@@ -1,4 +1,4 @@
-"""The scores of a run in a few numbers: however it is cut, they are those of all its rows."""
+"""The figures of a run's scores cover all its rows, however the rows are split."""
 
 import math
 from random import Random
@@ -16,14 +16,14 @@ VALUES = st.lists(st.floats(-1e6, 1e6), max_size=40)
 
 
 @given(st.lists(VALUES, max_size=6), st.randoms())
-def test_parts_merged_in_any_order_are_as_the_whole(
+def test_merging_parts_in_any_order_gives_the_figures_of_the_whole(
     parts: list[list[float]], any_order: Random
 ) -> None:
     whole = as_report(describe_scores(np.array([v for part in parts for v in part])))
     figures = [describe_scores(np.array(part)) for part in parts]
     any_order.shuffle(figures)
     at = any_order.randint(0, len(figures))
-    # In two steps, as a runner combines.
+    # Merge in two steps, as a runner does.
     found = as_report(merge([merge(figures[:at]), merge(figures[at:])]))
     assert (found is None) == (whole is None) == (not any(parts))
     if found is not None and whole is not None:
@@ -31,7 +31,7 @@ def test_parts_merged_in_any_order_are_as_the_whole(
             assert math.isclose(found[name], value, rel_tol=1e-9, abs_tol=1e-5), name
 
 
-def test_they_are_what_anybody_would_compute() -> None:
+def test_figures_are_the_usual_statistics() -> None:
     values = np.random.default_rng(1).normal(3, 2, 1_000).astype(np.float32)
     exact = values.astype(np.float64)
     found = as_report(describe_scores(values))
@@ -44,7 +44,7 @@ def test_they_are_what_anybody_would_compute() -> None:
     assert as_report(describe_scores(np.array([7]))) == {"mean": 7, "std": 0, "min": 7, "max": 7}
 
 
-def test_a_pipeline_gives_an_element_a_batch() -> None:
+def test_the_transform_returns_one_element_per_batch() -> None:
     batches = [pa.record_batch({"score": [1.0, 2.0]}), pa.record_batch({"score": [6.0]})]
     with beam.Pipeline(runner="FnApiRunner") as pipeline:
         figures = pipeline | beam.Create(batches) | DescribeScores("score")

@@ -1,4 +1,4 @@
-"""The graph of a stream: messages in = rows + dead letters, and one bad message costs itself."""
+"""The graph of a stream: every message becomes a row or a dead letter, whatever the others are."""
 
 import json
 import math
@@ -47,7 +47,7 @@ Make = Callable[..., Any]
 
 
 class Scored:
-    """What a run wrote into a folder, and what its counters say."""
+    """The rows and dead letters that a run wrote into a folder, and its summary."""
 
     def __init__(self, folder: Path, summary: str) -> None:
         tables = [pq.read_table(path) for path in (folder / "scores").glob("*/*.parquet")]
@@ -130,14 +130,14 @@ LOST = [
 ]
 
 
-def test_a_bad_message_of_any_kind_costs_itself_and_no_other(run: Run) -> None:
+def test_a_bad_message_of_any_kind_does_not_affect_others(run: Run) -> None:
     bodies = [body for lost, _ in LOST for body in (GOOD, lost, {"features": [1, 2, 3]})]
     scored = run(create(bodies))
     assert scored.ids == sorted(f"m{i}" for i in range(len(bodies)))
     assert {row["row_id"] for row in scored.rows} == {f"m{i}" for i in range(21) if i % 3 != 1}
     assert {row["score"] for row in scored.rows} == {6.0}
-    told = {letter["row_id"]: (letter["stage"], letter["reason"]) for letter in scored.letters}
-    assert told == {f"m{3 * i + 1}": reason for i, (_, reason) in enumerate(LOST)}
+    found = {letter["row_id"]: (letter["stage"], letter["reason"]) for letter in scored.letters}
+    assert found == {f"m{3 * i + 1}": reason for i, (_, reason) in enumerate(LOST)}
     for letter in scored.letters:
         body = bodies[int(letter["row_id"][1:])]
         sent = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -155,7 +155,7 @@ BODIES = st.one_of(
 
 @settings(max_examples=examples(15))
 @given(bodies=st.lists(BODIES, max_size=12))
-def test_messages_are_rows_plus_dead_letters(run: Run, bodies: list[Any]) -> None:
+def test_every_message_becomes_a_row_or_a_dead_letter(run: Run, bodies: list[Any]) -> None:
     scored = run(create(bodies))
     assert scored.ids == sorted(f"m{i}" for i in range(len(bodies)))
     assert all(math.isfinite(row["score"]) for row in scored.rows)
@@ -165,10 +165,10 @@ def test_messages_are_rows_plus_dead_letters(run: Run, bodies: list[Any]) -> Non
     assert "balance       rows received = scored + dead letters" in scored.summary
 
 
-def test_one_bundle_after_the_other_is_scored_on_the_runner_of_streams(run: Run) -> None:
+def test_bundles_are_scored_one_by_one_on_the_runner_of_streams(run: Run) -> None:
     source = Script()
     for start in range(0, 60, 20):
-        # Beam's own source of that runner gives objects instead of bytes.
+        # Beam's source for that runner returns objects instead of bytes.
         messages = [raw(i, GOOD if i % 10 else b"{") for i in range(start, start + 20)]
         source = source.add_elements(map(PubsubMessage._from_proto_str, messages))
     scored = run(source.advance_watermark_to_infinity(), "BundleBasedDirectRunner")
@@ -186,16 +186,16 @@ def test_the_model_of_a_run_in_this_process_is_loaded_once_for_all_bundles(run: 
     assert len(stream_in_process._loaded) == before + 1
 
 
-def test_duplicates_are_dropped_and_messages_gathered_before_they_are_scored(run: Run) -> None:
+def test_messages_are_deduplicated_and_gathered_before_they_are_scored(run: Run) -> None:
     bodies = [GOOD] * 30
     twice = [raw(i, body) for i, body in enumerate(bodies)] * 2
     scored = run(beam.Create(twice), deduplicate_seconds=600, max_batch_wait_ms=100)
     assert scored.ids == sorted(f"m{i}" for i in range(30))
 
 
-def test_what_waits_or_comes_twice_in_a_stream_is_scored_once(run: Run) -> None:
+def test_messages_that_wait_or_arrive_twice_are_scored_once(run: Run) -> None:
     messages = [raw(i, GOOD if i % 10 else b"{") for i in range(40)]
-    # The clock of a script begins at zero, timers are set by the machine's.
+    # The clock of a script starts at zero, but timers are set by the clock of the machine.
     source = (
         Script()
         .add_elements(messages[:25])
@@ -212,7 +212,7 @@ def test_what_waits_or_comes_twice_in_a_stream_is_scored_once(run: Run) -> None:
     assert "balance       rows received = scored + dead letters" in scored.summary
 
 
-def test_messages_far_behind_the_watermark_are_scored_as_all_others(run: Run) -> None:
+def test_messages_far_behind_the_watermark_are_scored_like_all_others(run: Run) -> None:
     source = (
         Script()
         .add_elements([raw(0, GOOD)])
@@ -253,7 +253,7 @@ def test_the_graph_can_be_sent_to_a_service(
         if step.spec.urn == common_urns.composites.PUBSUB_READ.urn
     ]
     payload = PubSubReadPayload.FromString(read.payload)
-    # With attributes a service gives whole messages, ids and times included.
+    # With attributes, a service delivers whole messages, including ids and times.
     assert payload.subscription == "projects/some-project/subscriptions/in-sub"
     assert payload.with_attributes
     back = beam.Pipeline.from_runner_api(proto, "FnApiRunner", PipelineOptions())
@@ -261,7 +261,7 @@ def test_the_graph_can_be_sent_to_a_service(
 
 
 @pytest.mark.parametrize("seconds", [None, 60])
-def test_windows_are_written_where_they_are_wanted(run: Run, seconds: int | None) -> None:
+def test_windows_are_only_written_if_they_are_requested(run: Run, seconds: int | None) -> None:
     bodies = [{**GOOD, "test_id": "", "sequence": 0, "city": "Ulm"}]
     scored = run(
         create(bodies),

@@ -1,4 +1,4 @@
-"""Blocks of lines: ranges side by side give each line once, wherever the cuts are."""
+"""Blocks of lines: adjacent ranges yield each line once, however the file is split."""
 
 import bz2
 import gzip
@@ -29,7 +29,7 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     st.lists(st.integers(1, 60), max_size=5),
     st.integers(1, 20),
 )
-def test_ranges_side_by_side_give_each_line_once(
+def test_adjacent_ranges_yield_each_line_once(
     tmp_path_factory: pytest.TempPathFactory,
     lines: list[bytes],
     ends: bool,
@@ -45,7 +45,7 @@ def test_ranges_side_by_side_give_each_line_once(
         ranges = itertools.pairwise(bounds)
         blocks = [block for start, stop in ranges for block in line_blocks(str(path), start, stop)]
     assert b"".join(block.lines for block in blocks) == text
-    # Of an empty file there is nothing to cover.
+    # An empty file has no blocks.
     assert joined(block.span for block in blocks) == ([(0, len(text))] if text else [])
     for offset, block, _ in blocks:
         assert text[offset : offset + len(block)] == block
@@ -69,24 +69,23 @@ def test_compressed_text_is_read_to_its_end(tmp_path: Path, suffix: str) -> None
     # The frames that zstandard writes by default hold no checksum.
     sorted({(s, d) for s in COMPRESS for d in ("cut", "changed", "plain")} - {("zst", "changed")}),
 )
-def test_a_compressed_file_that_is_damaged_is_an_error(
-    tmp_path: Path, suffix: str, damage: str
-) -> None:
+def test_a_damaged_compressed_file_is_an_error(tmp_path: Path, suffix: str, damage: str) -> None:
     text = b"".join(b"%d\n" % (i * i) for i in range(20_000))
     whole = COMPRESS[suffix](text)
     broken = {"cut": whole[:-9], "changed": whole[:200] + b"\0" * 99 + whole[299:], "plain": text}
     path = tmp_path / f"a.jsonl.{suffix}"
     path.write_bytes(broken[damage])
-    with pytest.raises(InputError, match=r"a\.jsonl\.\w+ cannot be read: .*is it complete"):
+    words = r"a\.jsonl\.\w+ cannot be read: .*; check that it is complete, and compressed as its"
+    with pytest.raises(InputError, match=words):
         list(line_blocks(str(path), 0, 1 << 62))
 
 
-def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"gone\.csv cannot be read: .*No such file"):
         list(line_blocks(str(tmp_path / "gone.csv"), 0, 10))
 
 
-def test_compression_is_told_by_the_name() -> None:
+def test_compression_is_detected_from_the_name() -> None:
     assert [compression_of(f"a{suffix}") for suffix in (".csv", ".csv.gz", ".GZ", ".zst")] == [
         None,
         "gzip",

@@ -1,4 +1,4 @@
-"""Validation: good rows and bad rows are the input's rows, judged as a row alone would be."""
+"""Validation splits a batch into good and bad rows, and checks each row independently."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ from transforms.validate import ValidateFeatures, source_columns, validate
 
 Make = Callable[..., Any]
 
-# One cell in eight is drawn from anything, so that most tables have rows of both kinds.
+# One cell in eight can be any value, so most tables have both good and bad rows.
 NUMBER = st.floats(-1e30, 1e30)
 ANY = st.one_of(st.none(), st.floats(width=64), st.sampled_from([1e300, -1e39]))
 CELL = st.integers(0, 7).flatmap(lambda n: NUMBER if n else ANY)
@@ -37,7 +37,7 @@ def inputs_of(batch: pa.RecordBatch) -> dict[str, list[Any]]:
 
 
 def judge_cell(value: Any) -> str | None:
-    """A cell for a float32 tensor -> the reason why it is none."""
+    """Return the reason why a cell does not fit a float32 tensor, or None."""
     if value is None or not str(value).strip():
         return "null"
     try:
@@ -49,7 +49,7 @@ def judge_cell(value: Any) -> str | None:
 
 
 def judge_row(row: dict[str, Any]) -> tuple[str, str] | None:
-    """A row of the model below -> reason and column of its first fault, input by input."""
+    """Return the reason and the column of the first fault of a row for the model below."""
     for column in ("a", "b"):
         if reason := judge_cell(row[column]):
             return reason, column
@@ -128,7 +128,7 @@ def test_every_row_is_good_or_bad_as_a_plain_loop_says(
 
 
 @pytest.mark.parametrize("kind", [pa.float32(), pa.float64(), pa.list_(pa.float32(), 1)])
-def test_the_source_is_not_written_to(make_manifest: Make, kind: pa.DataType) -> None:
+def test_the_source_is_not_modified(make_manifest: Make, kind: pa.DataType) -> None:
     values = pa.array([1.0, np.nan, np.inf, 4.0, None], pa.float32())
     is_list = pa.types.is_fixed_size_list(kind)
     column = pa.FixedSizeListArray.from_arrays(values, 1) if is_list else values.cast(kind)
@@ -159,7 +159,7 @@ def test_one_list_may_hold_all_features(make_manifest: Make, make_source: Make) 
         assert bad.column("row_id").to_pylist() == ["r-1", "r-2", "r-3"]
 
 
-def test_named_columns_go_before_a_list_that_holds_all(
+def test_named_columns_take_precedence_over_a_list_of_all_features(
     make_manifest: Make, make_source: Make
 ) -> None:
     source = make_source({"a": [1], "b": [2], "c": [3], "features": [[7, 8, 9]]})
@@ -184,7 +184,7 @@ def test_lists_of_any_layout_are_read(make_manifest: Make, vectors: pa.Array) ->
     assert [fault.reason for fault in faults] == ["null"]
 
 
-def test_a_list_without_a_row_that_fits(make_manifest: Make, make_source: Make) -> None:
+def test_a_list_column_may_have_no_row_that_fits(make_manifest: Make, make_source: Make) -> None:
     source = make_source({"features": pa.array([[], None, []])})
     good, bad, faults = validate(source, make_manifest())
     assert (good.num_rows, bad.num_rows) == (0, 3)
@@ -192,7 +192,7 @@ def test_a_list_without_a_row_that_fits(make_manifest: Make, make_source: Make) 
     assert good.schema.field(INPUTS).type == pa.struct([("x", pa.list_(pa.float32(), 3))])
 
 
-def test_integer_tensors_take_integers_only(make_manifest: Make, make_source: Make) -> None:
+def test_integer_tensors_only_accept_integers(make_manifest: Make, make_source: Make) -> None:
     manifest = make_manifest(
         InputSpec("x", ("a", "b"), dtype="int8", shape=(2,)), InputSpec("t", ("c",), dtype="bool")
     )
@@ -219,7 +219,9 @@ def test_integer_tensors_take_integers_only(make_manifest: Make, make_source: Ma
     )
 
 
-def test_a_list_for_an_integer_tensor(make_manifest: Make, make_source: Make) -> None:
+def test_a_list_for_an_integer_tensor_is_not_rounded(
+    make_manifest: Make, make_source: Make
+) -> None:
     manifest = make_manifest(InputSpec("x", ("ids",), dtype="int64", shape=(2,)))
     source = make_source({"ids": [[2**53 + 1, 1], [1, None], [3, 4]]})
     good, _, (fault,) = validate(source, manifest)
@@ -228,7 +230,7 @@ def test_a_list_for_an_integer_tensor(make_manifest: Make, make_source: Make) ->
 
 
 @pytest.mark.parametrize(("dtype", "mean"), [("float32", 2.5), ("int64", 2)])
-def test_imputed_columns_take_the_training_mean_for_null_and_nan(
+def test_null_and_nan_in_imputed_columns_become_the_training_mean(
     make_manifest: Make, make_source: Make, dtype: Any, mean: float
 ) -> None:
     statistics = {
@@ -255,7 +257,7 @@ def test_imputed_columns_take_the_training_mean_for_null_and_nan(
     assert (fault.reason, fault.column) == ("null", "b")
 
 
-def test_one_number_a_row_needs_no_list(make_manifest: Make, make_source: Make) -> None:
+def test_one_number_per_row_needs_no_list(make_manifest: Make, make_source: Make) -> None:
     source = make_source({"a": [1.5, None], "b": [[1.0], [2.0]]})
     manifest = make_manifest(InputSpec("s", ("a",)), InputSpec("l", ("a",), shape=(1,)))
     good, _, (fault,) = validate(source, manifest)
@@ -263,19 +265,19 @@ def test_one_number_a_row_needs_no_list(make_manifest: Make, make_source: Make) 
     assert fault.column == "a"
 
 
-def test_the_first_fault_of_a_row_is_told(make_manifest: Make, make_source: Make) -> None:
+def test_the_first_fault_of_a_row_is_reported(make_manifest: Make, make_source: Make) -> None:
     source = make_source({"a": [None], "b": ["x"], "c": [np.nan]})
     assert validate(source, make_manifest())[2] == [Fault("null", "column a: null", "a")]
 
 
-def test_no_rows_are_no_fault(make_manifest: Make, make_source: Make) -> None:
+def test_no_rows_have_no_faults(make_manifest: Make, make_source: Make) -> None:
     source = make_source({"a": [1], "b": ["x"], "c": [None]}).slice(1)
     good, bad, faults = validate(source, make_manifest())
     assert (good.num_rows, bad.num_rows, faults) == (0, 0, [])
     assert good.schema.names == ["row_id", "source", "inputs"]
 
 
-def test_a_missing_column_is_told_with_the_nearest_names(
+def test_a_missing_column_is_reported_with_similar_names(
     make_manifest: Make, make_source: Make
 ) -> None:
     manifest = make_manifest(InputSpec("x", ("Amount", "Time"), shape=(2,)))
@@ -315,14 +317,14 @@ def test_a_list_of_something_else_is_an_error_of_the_source(
         validate(make_source({"features": [items]}), make_manifest())
 
 
-def test_the_columns_to_read_are_told_from_a_schema(make_manifest: Make) -> None:
+def test_the_columns_to_read_are_found_in_a_schema(make_manifest: Make) -> None:
     floats = pa.schema([(name, pa.float64()) for name in "zcab"])
     assert source_columns(make_manifest(), floats) == {"x": ("a", "b", "c")}
     vector = pa.schema([("features", pa.list_(pa.float64()))])
     assert source_columns(make_manifest(), vector) == {"x": ("features",)}
 
 
-def test_the_transform_parts_rows_and_counts_each_once(
+def test_the_transform_returns_each_row_once(
     make_manifest: Make, make_source: Make, provenance: Provenance
 ) -> None:
     batches = [

@@ -1,4 +1,4 @@
-"""Staging: a bundle's rows lie in finished files, and nothing else counts."""
+"""Staging writes the rows of a bundle to finished files, and ignores other files."""
 
 import json
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def batch_of(*values: Any, kind: pa.DataType | None = None) -> pa.RecordBatch:
 
 
 def stage(folder: RunFolder, batches: list[pa.RecordBatch], fmt: OutputFormat = "jsonl") -> None:
-    """One bundle of batches -> staged; the elements are checked against the files."""
+    """Stage one bundle of batches, and compare the returned elements with the files."""
     with beam.Pipeline(runner="FnApiRunner") as pipeline:
         rows = pipeline | beam.Create([None]) | beam.FlatMap(lambda _: batches)
         staged = rows | StageFiles(FolderDestination(SCORES, folder, fmt))
@@ -63,14 +63,14 @@ def folder(tmp_path: Path) -> RunFolder:
     return made
 
 
-def test_a_bundle_is_one_file_whatever_its_batches(folder: RunFolder) -> None:
+def test_all_batches_of_a_bundle_go_to_one_file(folder: RunFolder) -> None:
     stage(folder, [batch_of(1, 2), batch_of(), batch_of(3)], "parquet")
     (file,) = files_of(folder)
     assert read(file) == [1, 2, 3]
     assert file.name.startswith("token-scores-")
 
 
-def test_a_large_bundle_is_cut_into_files(
+def test_a_large_bundle_is_split_into_files(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(write_files, "FILE_BYTES", 24)
@@ -78,7 +78,7 @@ def test_a_large_bundle_is_cut_into_files(
     assert sorted(map(read, files_of(folder))) == [[1, 2, 3], [4, 5, 6], [7]]
 
 
-def test_batches_that_differ_in_width_only_share_a_file(folder: RunFolder) -> None:
+def test_batches_that_only_differ_in_the_width_of_a_type_share_a_file(folder: RunFolder) -> None:
     stage(folder, [batch_of(1.5), batch_of(2, kind=pa.int32())], "parquet")
     (file,) = files_of(folder)
     assert read(file) == [1.5, 2.0]
@@ -93,13 +93,13 @@ def fails_with(folder: RunFolder, batches: list[pa.RecordBatch], fmt: OutputForm
     return str(caught.value)
 
 
-def test_batches_of_two_kinds_are_an_error_that_says_so(folder: RunFolder) -> None:
+def test_batches_with_different_types_are_an_error_that_says_so(folder: RunFolder) -> None:
     message = fails_with(folder, [batch_of(1), batch_of("x")], "jsonl")
-    assert "rows of two kinds" in message
+    assert "rows with different columns or types in one output" in message
     assert "--output_fields" in message
 
 
-def test_what_a_format_cannot_hold_is_an_error_that_says_so(folder: RunFolder) -> None:
+def test_a_type_that_a_format_cannot_hold_is_an_error_that_says_so(folder: RunFolder) -> None:
     message = fails_with(folder, [batch_of([1])], "csv")
     assert "cannot be written as csv" in message
     assert "parquet or jsonl" in message
@@ -108,7 +108,7 @@ def test_what_a_format_cannot_hold_is_an_error_that_says_so(folder: RunFolder) -
 @pytest.mark.parametrize(
     "far", [pa.array([0, 3_000_000], pa.date32()), pa.array([0, 1_001], pa.timestamp("ns"))]
 )
-def test_a_value_that_no_table_can_hold_is_told_with_its_row_before_anything_is_loaded(
+def test_a_value_that_no_table_can_hold_is_reported_with_its_row_before_anything_is_loaded(
     folder: RunFolder, far: pa.Array
 ) -> None:
     rows = pa.record_batch({"row_id": ["first", "second"], "paid": far})
@@ -133,24 +133,24 @@ def test_a_value_that_no_table_can_hold_is_told_with_its_row_before_anything_is_
     assert files_of(folder) == []
 
 
-def test_a_staging_folder_that_is_gone_is_not_made_again(folder: RunFolder) -> None:
-    # What is left of an aborted run must not write any more.
+def test_a_removed_staging_folder_is_not_created_again(folder: RunFolder) -> None:
+    # Workers that are left of an aborted run must not write any more.
     discard(folder)
     assert "cannot be written" in fails_with(folder, [batch_of(1)], "jsonl")
     assert not Path(folder.staging).exists()
 
 
-def test_conform_casts_or_refuses() -> None:
+def test_conform_casts_or_raises() -> None:
     schema = pa.schema([("a", pa.int64())])
     assert conform_to_files(batch_of(1, kind=pa.int8()), schema).schema == schema
     assert conform_to_files(batch_of(2.0), schema).to_pydict() == {"a": [2]}
     for wrong in (batch_of(1.5), batch_of("x"), pa.record_batch({"b": [1]})):
-        with pytest.raises(OutputError, match="rows of two kinds"):
+        with pytest.raises(OutputError, match="rows with different columns or types in one output"):
             conform_to_files(wrong, schema)
 
 
 class Narrow(FolderDestination):
-    """Takes two columns, in an order and of types of its own."""
+    """A destination with two columns, in its own order and with its own types."""
 
     @property
     def name(self) -> str:
@@ -160,7 +160,7 @@ class Narrow(FolderDestination):
         return pa.schema([("b", pa.string()), ("a", pa.float64())])
 
 
-def test_rows_are_staged_as_their_destination_wants_them(folder: RunFolder) -> None:
+def test_rows_are_staged_with_the_schema_of_their_destination(folder: RunFolder) -> None:
     batches = [
         pa.record_batch({"a": [1], "c": [0], "b": ["x"]}),
         pa.record_batch({"a": [2.0], "c": [0], "b": pa.array(["y"]).dictionary_encode()}),
@@ -169,8 +169,8 @@ def test_rows_are_staged_as_their_destination_wants_them(folder: RunFolder) -> N
         rows = pipeline | beam.Create([None]) | beam.FlatMap(lambda _: batches)
         wide = rows | "Wide" >> StageFiles(FolderDestination(SCORES, folder, "jsonl"))
         narrow = rows | "Narrow" >> StageFiles(Narrow(SCORES, folder, "parquet"))
-        told = (wide, narrow) | beam.Flatten() | beam.Map(lambda f: (f.destination, f.rows))
-        assert_that(told, equal_to([("scores", 2), ("narrow", 2)]))
+        staged = (wide, narrow) | beam.Flatten() | beam.Map(lambda f: (f.destination, f.rows))
+        assert_that(staged, equal_to([("scores", 2), ("narrow", 2)]))
     found = {path.name.split("-")[1]: path for path in files_of(folder)}
     table = pq.read_table(found["narrow"])
     assert table.schema.equals(pa.schema([("b", pa.string()), ("a", pa.float64())]))
@@ -179,7 +179,7 @@ def test_rows_are_staged_as_their_destination_wants_them(folder: RunFolder) -> N
 
 
 class FailsOnce(beam.DoFn):
-    """Fails after the bundle's batches are with the writer, the first time."""
+    """A DoFn that fails the first time, after the writer has received the bundle's batches."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -191,7 +191,7 @@ class FailsOnce(beam.DoFn):
             raise RuntimeError("the worker died")
 
 
-def test_a_bundle_that_failed_leaves_no_row(folder: RunFolder, tmp_path: Path) -> None:
+def test_a_failed_bundle_leaves_no_row(folder: RunFolder, tmp_path: Path) -> None:
     pipeline = beam.Pipeline(runner="FnApiRunner")
     rows = pipeline | beam.Create([batch_of(1, 2)]) | beam.ParDo(FailsOnce(tmp_path / "failed"))
     rows | StageFiles(FolderDestination(SCORES, folder, "jsonl"))
@@ -199,15 +199,15 @@ def test_a_bundle_that_failed_leaves_no_row(folder: RunFolder, tmp_path: Path) -
         pipeline.run()
     stray = files_of(folder)
     assert len(stray) == 1
-    # A runner repeats the bundle: its file is another one, and the only one that is told of.
+    # When a runner retries the bundle, it writes another file, and only returns that one.
     pipeline = beam.Pipeline(runner="FnApiRunner")
     rows = pipeline | beam.Create([batch_of(1, 2)]) | beam.ParDo(FailsOnce(tmp_path / "failed"))
-    told = (
+    staged = (
         rows
         | StageFiles(FolderDestination(SCORES, folder, "jsonl"))
         | beam.Map(lambda file: file.path)
     )
-    assert_that(told, lambda paths: _only_new(paths, stray))
+    assert_that(staged, lambda paths: _only_new(paths, stray))
     pipeline.run()
 
 
@@ -221,7 +221,7 @@ def folder_destination(root: Path) -> FolderDestination:
     return FolderDestination(SCORES, RunFolder(str(root), "r", "t"), "jsonl")
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_the_run(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_reported_before_the_run(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError, match=r"file.*choose another folder"):
         folder_destination(tmp_path / "file" / "out").prepare()

@@ -1,4 +1,4 @@
-"""Files of an endless run: each row is in exactly one of them, late, repeated or not."""
+"""Files of a stream: each row is in exactly one of them, even if it is late or retried."""
 
 import datetime
 import json
@@ -30,7 +30,7 @@ from transforms.files.unfinished import remove_dead
 from transforms.files.windows import WriteWindows, check_folder, file_name, write_file
 from transforms.files.writers import OutputFormat
 
-# 2026-11-20 12:34:00, the beginning of a minute and of an hour's part of it.
+# 2026-11-20 12:34:00, the start of a minute.
 START = 1_795_178_040
 
 
@@ -39,7 +39,7 @@ def batch(*ids: str) -> pa.RecordBatch:
 
 
 class Clock:
-    """What a worker's clock says: for each batch the next of the given seconds."""
+    """A worker's clock that returns the next of the given seconds for each batch."""
 
     seconds: Iterator[float]
 
@@ -55,7 +55,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> type[Clock]:
 
 
 def rows_of(folder: Path) -> dict[str, list[str]]:
-    """A folder -> the rows of each file in it, by its path."""
+    """Return the rows of each file in a folder by its path."""
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix == ".parquet":
@@ -67,11 +67,11 @@ def rows_of(folder: Path) -> dict[str, list[str]]:
 
 
 def run(source: beam.PTransform, write: WriteWindows) -> None:
-    """A source of batches -> written; the counts told are those of the files."""
+    """Write a source of batches, and compare the returned counts with the files."""
 
-    def check(told: list[tuple[str, int]]) -> None:
-        assert len({path for path, _ in told}) == len(told)
-        for path, rows in told:
+    def check(found: list[tuple[str, int]]) -> None:
+        assert len({path for path, _ in found}) == len(found)
+        for path, rows in found:
             assert len(rows_of(Path(path).parent)[Path(path).name]) == rows
 
     options = PipelineOptions(streaming=True)
@@ -83,10 +83,10 @@ def stream() -> Script:
     return Script(coder=RecordBatchCoder())
 
 
-def test_rows_lie_in_the_span_in_which_they_were_scored(tmp_path: Path, clock: type[Clock]) -> None:
+def test_rows_are_in_the_span_in_which_they_were_scored(tmp_path: Path, clock: type[Clock]) -> None:
     clock.seconds = iter([START, START + 59.9, START + 60, START + 86_400])
     source = stream().advance_watermark_to(START)
-    # Event times of the batches mean nothing.
+    # The event times of the batches do not matter.
     for i in range(4):
         source = source.add_elements([batch(f"r{i}")])
     run(
@@ -104,8 +104,8 @@ def test_rows_lie_in_the_span_in_which_they_were_scored(tmp_path: Path, clock: t
 def test_a_span_is_written_when_the_watermark_passes_its_end_and_late_rows_after_it(
     tmp_path: Path, clock: type[Clock]
 ) -> None:
-    # The third batch comes from a worker whose clock is behind the watermark, the last two
-    # when the span was written long ago.
+    # The third batch comes from a worker whose clock is behind the watermark. The last two arrive
+    # long after the span was written.
     clock.seconds = iter([START, START + 70, START + 1, START + 2, START + 3])
     source = (
         stream()
@@ -147,7 +147,7 @@ def test_rows_spread_over_shards_are_each_in_one_file(
     assert every == sorted(i for part in batches for i in part.column("id").to_pylist())
 
 
-def test_a_bundle_that_is_repeated_replaces_its_file(tmp_path: Path) -> None:
+def test_a_retried_bundle_replaces_its_file(tmp_path: Path) -> None:
     dofn = write_windows._WriteDoFn(str(tmp_path), 1, "x", "parquet")
     window = IntervalWindow(START, START + 60)
     pane = PANE_INFO_UNKNOWN
@@ -167,7 +167,7 @@ def test_a_second_run_in_the_same_span_keeps_the_files_of_the_first(
     assert sorted(rows_of(tmp_path).values()) == [["r0"], ["r1"]]
 
 
-def test_a_file_that_fails_half_way_leaves_nothing_a_reader_would_take(tmp_path: Path) -> None:
+def test_a_file_that_fails_while_it_is_written_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "day" / "a.jsonl"
 
     def broken() -> Iterator[pa.RecordBatch]:
@@ -194,7 +194,7 @@ write_file(sys.argv[1], batches(), "jsonl")
 """
 
 
-def test_what_a_killed_process_was_writing_goes_with_the_next_run(tmp_path: Path) -> None:
+def test_the_next_run_removes_unfinished_files_of_a_killed_process(tmp_path: Path) -> None:
     day = tmp_path / "2026-11-20"
     command = [sys.executable, "-c", WRITES]
     both = [
@@ -211,7 +211,7 @@ def test_what_a_killed_process_was_writing_goes_with_the_next_run(tmp_path: Path
         assert process.stdout.readline() == "begun\n"
     foreign = [day / ".hidden", tmp_path / f".a-{uuid.uuid4().hex}"]
     for path in foreign:
-        path.write_text("of somebody else")
+        path.write_text("of another program")
     both[0].kill()
     both[0].communicate()
     assert len(list(day.glob(".dead.jsonl-*"))) == 1
@@ -226,7 +226,7 @@ def test_what_a_killed_process_was_writing_goes_with_the_next_run(tmp_path: Path
 
 @pytest.fixture
 def storage(stream_emulators: LocalCloud, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The emulator of Cloud Storage, which Beam finds; it has a bucket `bucket`."""
+    """The emulator of Cloud Storage, configured for Beam, with a bucket `bucket`."""
     from apache_beam.internal.gcp import auth
 
     for name, value in stream_emulators.environment.items():
@@ -251,7 +251,7 @@ def test_in_a_bucket_an_unfinished_file_is_dead_after_a_day(
     assert not FileSystems.exists(path)
 
 
-def test_names_tell_the_span_and_sort_by_it() -> None:
+def test_names_contain_the_span_and_sort_by_it() -> None:
     def name(start: float, seconds: float) -> str:
         return file_name(start, start + seconds, 1, shards=2, pane=3, run="run", suffix="jsonl")
 
@@ -262,9 +262,10 @@ def test_names_tell_the_span_and_sort_by_it() -> None:
     assert name(START, 1).startswith(f"{day:%Y-%m-%d}/")
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match=r"file/scores cannot be made: Not a directory; choose"):
+    words = r"file/scores cannot be created: Not a directory; choose"
+    with pytest.raises(OutputError, match=words):
         check_folder(str(tmp_path / "file" / "scores"))
     check_folder(str(tmp_path / "new" / "scores"))
     assert list((tmp_path / "new" / "scores").iterdir()) == []
@@ -273,7 +274,7 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
         write_file(str(tmp_path / "day" / "a.parquet"), [batch("r0")], "parquet")
 
 
-def test_a_bucket_is_a_folder_as_well(storage: Any) -> None:
+def test_a_bucket_can_be_used_like_a_folder(storage: Any) -> None:
     check_folder("gs://bucket/windows/scores")
     path = "gs://bucket/windows/scores/a.parquet"
     for _ in range(2):

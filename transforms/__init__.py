@@ -1,4 +1,4 @@
-"""PTransforms over Arrow record batches: sources, validation, prediction, sinks.
+"""PTransforms over Arrow record batches: sources, validation, prediction and sinks.
 
-Nothing is imported here: `import transforms.predict` costs only what it needs.
+This package imports nothing, so `import transforms.predict` loads only what it needs.
 """

@@ -1,10 +1,10 @@
-"""Accounts: what a source was found to hold, against what was read of it.
+"""Compare what a source was found to hold with what was read from it.
 
-Whoever finds something to read promises it: a file, the bytes of a text file, the rows of
-a Parquet file, the streams of a table. Whoever reads says which part of it was read. Both
-travel as elements, on paths of their own, and meet here: a part that got lost on its way
-to a worker was promised and never read. They are elements like the counts of
-transforms/run_report.py, since Beam's metrics count a repeated bundle twice.
+A step that finds something to read promises it: a file, the bytes of a text file, the rows of
+a Parquet file, or the streams of a table. A step that reads records which part it has read.
+Promises and records travel through the pipeline as elements, on separate paths, and are compared
+here. A part that was lost on its way to a worker was promised but never read. Like the counts of
+transforms/run_report.py they are elements, because Beam's metrics count a retried bundle twice.
 """
 
 from __future__ import annotations
@@ -19,17 +19,23 @@ from common.errors import BalanceError
 
 Count = tuple[tuple[str, ...], int]
 Span = tuple[int, int]
-# Who counted the rows of a table, or of the one that a query left.
+# What counted the rows of a table, or of the table that a query wrote.
 TABLE_ROWS = "row count of the table"
 QUERY_ROWS = "row count of the query's result"
 
 
 class Part(NamedTuple):
-    """What one step says of a place.
+    """What one step recorded about a place: a file, a table or a pattern.
 
-    expected, read: what is there from start to stop, in units of `what`. counted: `stop` of
-    them were read, nobody knows where they lie. The others say of `stop` rows who expects
-    them, that they came, or why nobody knew of them before.
+    Attributes:
+        said: `expected` and `read` describe the span from `start` to `stop`. `counted` means
+            that `stop` units were read in an unknown order. `rows_expected`, `rows_read` and
+            `rows_unknown` describe `stop` rows: who expected them, that they were read, or why
+            their number was not known before reading.
+        what: The unit of the span, such as `files`, `bytes` or `rows`; for `rows_expected` what
+            counted the rows; for `rows_unknown` the reason.
+        start: The first unit of the span.
+        stop: The unit after the last one of the span, or a number of rows.
     """
 
     said: Literal["expected", "read", "counted", "rows_expected", "rows_read", "rows_unknown"]
@@ -42,60 +48,92 @@ Entry = tuple[str, Part]
 
 
 def promise(place: str, unit: str, size: int) -> Entry:
-    """A place, a unit and how many of them it holds -> the entry that says so."""
+    """Return the entry that promises units to be read.
+
+    Args:
+        place: The path of a file, or the name of a table.
+        unit: What is counted, such as `files` or `bytes`.
+        size: How many units the place holds.
+    """
     return place, Part("expected", unit, 0, size)
 
 
 def taken(place: str, unit: str, start: int, stop: int) -> Entry:
-    """A place, a unit and what was read of it -> the entry that says so."""
+    """Return the entry that records a span as read.
+
+    Args:
+        place: The path of a file, or the name of a table.
+        unit: What is counted, as in the promise.
+        start: The first unit that was read.
+        stop: The unit after the last one that was read.
+    """
     return place, Part("read", unit, start, stop)
 
 
 def counted(place: str, unit: str, count: int) -> Entry:
-    """A place, a unit without an order and how many were read -> the entry that says so.
+    """Return the entry that records how many units without an order were read.
 
-    Without a promise for the place it says nothing.
+    It has no effect if nothing was promised for the place.
+
+    Args:
+        place: The name of a table.
+        unit: What is counted, as in the promise.
+        count: How many units were read.
     """
     return place, Part("counted", unit, 0, count)
 
 
 def expect_rows(place: str, rows: int, counted_by: str) -> Entry:
-    """A place, how many rows it gives and who says so -> the entry."""
+    """Return the entry that records how many rows are expected from a place.
+
+    Args:
+        place: The path of a file, or the name of a table.
+        rows: How many rows are expected.
+        counted_by: What counted them, as the report names it.
+    """
     return place, Part("rows_expected", counted_by, 0, rows)
 
 
 def unknown_rows(place: str, why: str) -> Entry:
-    """A place whose rows only reading counts, and why -> the entry."""
+    """Return the entry for a place whose number of rows is not known before reading, and why."""
     return place, Part("rows_unknown", why, 0, 1)
 
 
 def rows_read(place: str, rows: int) -> Entry:
-    """A place and how many rows a reader made of a part of it -> the entry."""
+    """Return the entry that records how many rows a reader produced from a part of a place."""
     return place, Part("rows_read", "", 0, rows)
 
 
 def expect(unit: str, count: int) -> Count:
-    """A unit without an order -> the count of what was found, and later has to be there."""
+    """Return the count of units that were found and have to be read later."""
     return ("source", unit, "expected"), count
 
 
 def found(unit: str, count: int) -> Count:
-    """A unit without an order -> the count of what was there."""
+    """Return the count of units that were read, to be compared with those of `expect`."""
     return ("source", unit, "read"), count
 
 
 class Settle(beam.PTransform):
-    """Entries -> counts: what was promised and read by unit, and each place that differs."""
+    """A transform from entries to counts: the units promised and read, and each difference."""
 
     def expand(self, entries: beam.PCollection[Entry]) -> beam.PCollection[Count]:
-        """by place -> compare."""
+        """Group the entries by place, then compare those of each place."""
         return entries | "ByPlace" >> beam.GroupByKey() | "Compare" >> beam.FlatMapTuple(settle)
 
 
 def settle(place: str, parts: Iterable[Part]) -> Iterator[Count]:
-    """A place and all that was said of it -> counts by unit, and one for each difference.
+    """Compare everything that was recorded about one place.
 
-    Nothing differs if the parts that were read cover what was promised, each of it once.
+    The records agree if the spans that were read cover the promised span exactly once.
+
+    Args:
+        place: The path of a file, or the name of a table.
+        parts: All records about the place.
+
+    Returns:
+        The units expected and read, by unit, and a count of 1 with the key
+        `("differs", description)` for each unit that differs.
     """
     promised: dict[str, int] = defaultdict(int)
     spans: dict[str, list[Span]] = defaultdict(list)
@@ -109,7 +147,7 @@ def settle(place: str, parts: Iterable[Part]) -> Iterator[Count]:
             counts[part.what] += part.stop
         else:
             yield (part.said, part.what), part.stop
-    # What has no order is read from its begin, as far as it goes.
+    # Units without an order are treated as if they were read from the start.
     for unit in counts.keys() & promised.keys():
         spans[unit].append((0, counts[unit]))
     for unit in sorted(promised.keys() | spans.keys()):
@@ -117,11 +155,11 @@ def settle(place: str, parts: Iterable[Part]) -> Iterator[Count]:
         yield found(unit, sum(stop - start for start, stop in spans[unit]))
         wrong = difference(promised[unit], spans[unit])
         if wrong is not None:
-            yield ("differs", f"{unit} {wrong} of {place}"), 1
+            yield ("differs", f"{place}: {unit} {wrong}"), 1
 
 
 def difference(size: int, spans: Iterable[Span]) -> str | None:
-    """A size, and spans that have to cover it once -> the first fault in words, None without."""
+    """Describe the first place where spans do not cover a size exactly once; None if they do."""
     at = 0
     for start, stop in sorted(span for span in spans if span[0] < span[1]):
         if start > at:
@@ -131,11 +169,11 @@ def difference(size: int, spans: Iterable[Span]) -> str | None:
         at = stop
     if at < size:
         return f"{at:,} to {size:,} were not read"
-    return f"{size:,} to {at:,} were read and not expected" if at > size else None
+    return f"{size:,} to {at:,} were read but not expected" if at > size else None
 
 
 def joined(spans: Iterable[Span]) -> list[Span]:
-    """Spans in order -> the same, those that touch made one."""
+    """Return sorted spans with adjacent ones merged."""
     result: list[Span] = []
     for start, stop in spans:
         if result and result[-1][1] == start:
@@ -146,11 +184,19 @@ def joined(spans: Iterable[Span]) -> list[Span]:
 
 
 def check_source(counts: Mapping[tuple[str, ...], int], rows_in: int) -> dict[str, Any]:
-    """Sums of counts, and the rows that came -> what the report says of the source.
+    """Return the report's facts about the source, once they are found to agree.
 
-    rows_expected is None where only reading counts the rows; rows_expected_from says who
-    counted them, each of them all, or why nobody did. Of each unit, as `files` or `bytes`,
-    how much was expected and read. Raises BalanceError where something differs.
+    Args:
+        counts: The sums of all counts of the run.
+        rows_in: How many rows entered the pipeline.
+
+    Returns:
+        `rows_expected`, which is None if the number of rows was not known before reading;
+        `rows_expected_from`, which names everything that counted the rows, or says why nothing
+        did; and `UNIT_expected` and `UNIT_read` for each unit, such as `files` or `bytes`.
+
+    Raises:
+        BalanceError: What was read differs from what was expected.
     """
     units = sorted({key[1] for key in counts if key[0] == "source" and key[2] == "expected"})
     summary = {
@@ -161,25 +207,25 @@ def check_source(counts: Mapping[tuple[str, ...], int], rows_in: int) -> dict[st
     unknown = sorted(key[1] for key in counts if key[0] == "rows_unknown")
     counted = {key[1]: rows for key, rows in counts.items() if key[0] == "rows_expected"}
     wrong = sorted(key[1] for key in counts if key[0] == "differs") + [
-        f"{summary[f'{unit}_expected']:,} {unit} were expected, and "
-        f"{summary[f'{unit}_read']:,} read"
+        f"{summary[f'{unit}_expected']:,} {unit} were expected, but "
+        f"{summary[f'{unit}_read']:,} were read"
         for unit in units
         if summary[f"{unit}_expected"] != summary[f"{unit}_read"]
     ]
     wrong += [
-        f"{rows:,} rows were expected by the {by} and {rows_in:,} came"
+        f"{rows:,} rows were expected (from: {by}), but {rows_in:,} arrived"
         for by, rows in sorted(counted.items())
         if rows != rows_in and not unknown
     ]
     made = counts.get(("rows_read", ""), rows_in)
     if made != rows_in:
-        wrong.append(f"{made:,} rows were read and {rows_in:,} came")
+        wrong.append(f"{made:,} rows were read, but {rows_in:,} arrived")
     if wrong:
         raise BalanceError(_wrong(wrong, TABLE_ROWS in counted))
     return {
         "rows_expected": rows_in if counted and not unknown else None,
         "rows_expected_from": "; ".join(unknown or sorted(counted)) or None,
-        # Of rows, a part of the source may have been counted before.
+        # Counts of rows are left out: they may cover only a part of the source.
         **{name: count for name, count in summary.items() if not name.startswith("rows_")},
     }
 
@@ -188,8 +234,8 @@ def _wrong(differences: list[str], of_table: bool) -> str:
     others = len(differences) - 1
     advice = "run again, and report this if it happens again"
     if of_table:
-        advice += " (a table with row-level access policies is read with --input_query)"
+        advice += " (if the table has row-level access policies, read it with --input_query)"
     return (
-        "rows of the source are missing or doubled, so nothing was written: "
+        "rows of the source are missing or duplicated, so nothing was written: "
         f"{differences[0]}{f' ({others:,} more differences)' if others else ''}; {advice}"
     )

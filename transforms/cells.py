@@ -1,7 +1,7 @@
-"""Cells of an Arrow column: numbers of a tensor's dtype, or what is wrong with them.
+"""Convert the cells of an Arrow column to numbers of a tensor's dtype, and find invalid cells.
 
-A whole column is judged at once. Numbers are exact or refused: an integer tensor takes
-no fraction, no value beyond its range and none that was rounded on the way.
+A whole column is checked at once. Integers are exact or rejected: an integer tensor accepts no
+fraction, no value outside its range, and no value that was rounded on the way.
 """
 
 from __future__ import annotations
@@ -14,26 +14,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-# What a cell is. An empty text is a null; WRONG is no number, or none of the tensor's.
+# The states of a cell. An empty string is NULL. WRONG means not a number, or not one that the
+# tensor can hold.
 FINE, NULL, NAN, INFINITE, WRONG = range(5)
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether a type is text, which may hold numbers."""
+    """Return whether a type is a string type, whose cells may spell numbers."""
     return bool(
         pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     )
 
 
 def is_list(kind: pa.DataType) -> bool:
-    """Whether a type is a list of any of Arrow's layouts that can be read here."""
+    """Return whether a type is one of the Arrow list types that can be read here."""
     return bool(
         pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     )
 
 
 def is_number(kind: pa.DataType) -> bool:
-    """Whether cells of a type, text aside, can be numbers; a column of nulls only can."""
+    """Return whether a type other than a string type can hold numbers; the null type can."""
     return bool(
         pa.types.is_floating(kind)
         or pa.types.is_integer(kind)
@@ -45,14 +46,20 @@ def is_number(kind: pa.DataType) -> bool:
 
 @functools.cache
 def limits(dtype: str) -> tuple[int, int]:
-    """An integer dtype or bool -> its lowest and its highest value."""
+    """Return the lowest and the highest value of an integer dtype or of bool."""
     return (0, 1) if dtype == "bool" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
 
 
 def read_cells(array: pa.Array, dtype: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """A column of numbers or text and a dtype -> values of it, and the state of each cell.
+    """Convert a column of numbers or strings to a dtype.
 
-    The state is None where all cells are FINE. Values of other cells mean nothing.
+    Args:
+        array: The column, of a type that `is_number` or `is_text` accepts.
+        dtype: The NumPy dtype of the tensor, such as `float32` or `int64`.
+
+    Returns:
+        The values [rows], and the state of each cell [rows], or None if all cells are FINE.
+        The values of cells that are not FINE are undefined.
     """
     if is_text(array.type):
         trimmed = pc.utf8_trim_whitespace(array.cast(pa.large_string()))
@@ -63,11 +70,11 @@ def read_cells(array: pa.Array, dtype: str) -> tuple[np.ndarray, np.ndarray | No
 
 
 def _read_floats(array: pa.Array, dtype: str) -> tuple[np.ndarray, np.ndarray | None]:
-    # Beyond the dtype's range a value becomes an infinity, and is found as one.
+    # A value outside the range of the dtype becomes an infinity, and is detected as one.
     with np.errstate(over="ignore"):
         values = _to_numpy(array).astype(dtype, copy=False)
     finite = np.isfinite(values)
-    # Counting takes a small array a fraction of the time of all().
+    # For small arrays, counting takes a fraction of the time that all() takes.
     if np.count_nonzero(finite) == finite.size:
         return values, None
     state = np.where(np.isnan(values), NAN, INFINITE).astype(np.uint8)
@@ -82,7 +89,7 @@ def _read_text(array: pa.Array, dtype: str) -> tuple[np.ndarray, np.ndarray | No
     except pa.ArrowInvalid:
         numbers = [_parse_number(text) for text in array.to_pylist()]
     values, state = _read_floats(pa.array(numbers, pa.float64()), dtype)
-    # Where the text is not null and its number is, it is none.
+    # A cell that is not null but has no number is not a number.
     wrong = np.array([number is None for number in numbers]) & ~_null_mask(array)
     state = np.zeros(len(array), np.uint8) if state is None else state
     state[wrong] = WRONG
@@ -90,9 +97,9 @@ def _read_text(array: pa.Array, dtype: str) -> tuple[np.ndarray, np.ndarray | No
 
 
 def _parse_number(text: str | None) -> float | None:
-    """One text -> its number; None for null and for what is no number."""
+    """Return the number that a string spells; None for null and for other strings."""
     try:
-        # float() takes 1_000 as well, which is no number in any data format.
+        # float() also accepts 1_000, which is not a number in any data format.
         return None if text is None or "_" in text else float(text)
     except ValueError:
         return None
@@ -106,13 +113,13 @@ def _read_integers(array: pa.Array, dtype: str) -> tuple[np.ndarray, np.ndarray 
         state = np.array([found for _, found in cells], dtype=np.uint8)
         return numbers, state if state.any() else None
     if pa.types.is_integer(array.type):
-        # By way of NumPy a column with nulls would be rounded to float64.
+        # NumPy would convert a column with nulls to float64, and round it.
         numbers = array.fill_null(0).to_numpy()
         fits = (numbers >= low) & (numbers <= high)
         state = np.where(fits, FINE, WRONG).astype(np.uint8)
     else:
         numbers = _to_numpy(array).astype(np.float64, copy=False)
-        # As floats, 2**63 - 1 and 2**63 are one: the range is open at its upper end.
+        # As floats, 2**63 - 1 and 2**63 are equal, so the upper bound is exclusive.
         fits = (numbers >= low) & (numbers < float(high + 1)) & (numbers == np.trunc(numbers))
         state = np.where(fits, FINE, WRONG).astype(np.uint8)
         state[np.isinf(numbers)] = INFINITE
@@ -122,7 +129,16 @@ def _read_integers(array: pa.Array, dtype: str) -> tuple[np.ndarray, np.ndarray 
 
 
 def exact_integer(cell: Any, low: int, high: int) -> tuple[int, int]:
-    """A text, a number or None -> its integer and its state, never rounded."""
+    """Convert one cell to an integer without rounding.
+
+    Args:
+        cell: A string, a number or None.
+        low: The lowest value allowed.
+        high: The highest value allowed; 1 also allows `true` and `false`.
+
+    Returns:
+        The integer, or 0 if the cell is not FINE, and the state of the cell.
+    """
     if cell is None:
         return 0, NULL
     if high == 1 and str(cell).lower() in ("true", "false"):
@@ -133,7 +149,7 @@ def exact_integer(cell: Any, low: int, high: int) -> tuple[int, int]:
         return 0, WRONG
     if not number.is_finite():
         return 0, NAN if number.is_nan() else INFINITE
-    # The range first: 1e999999 is a short text and a long integer.
+    # Check the range first: 1e999999 is a short string but a very long integer.
     fits = low <= number <= high and number == number.to_integral_value()
     if not fits or "_" in str(cell):
         return 0, WRONG
@@ -141,7 +157,7 @@ def exact_integer(cell: Any, low: int, high: int) -> tuple[int, int]:
 
 
 def _to_numpy(array: pa.Array) -> np.ndarray:
-    """A column of any numeric type -> its values, NaN for null."""
+    """Return the values of a column of any numeric type, with NaN for null."""
     if pa.types.is_decimal(array.type) or pa.types.is_null(array.type):
         array = array.cast(pa.float64())
     elif pa.types.is_boolean(array.type):

@@ -1,7 +1,7 @@
-"""The failure record: one row that could not be scored, with why and what it was.
+"""Dead letters: rows that could not be scored, with the reason and their original content.
 
-One schema for every stage, every pipeline and every sink, so that dead letters can
-be counted, read and replayed wherever they came from.
+All stages, pipelines and sinks use one schema, so dead letters can be counted, read and replayed
+wherever they were written.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transforms.plain_json import to_json
 from transforms.provenance import Provenance
 
 Stage = Literal["decode", "validate", "infer", "encode", "write"]
-# Of rows of any stage; README.md says what each means.
+# The reasons of all stages. README.md explains each of them.
 REASONS = (
     "duplicate_key",
     "empty_message",
@@ -47,7 +47,13 @@ REASONS = (
 
 @dataclass(frozen=True)
 class Fault:
-    """Why one row failed: a stable reason code, a message, the column if one is to blame."""
+    """Why one row failed.
+
+    Attributes:
+        reason: A stable code, one of REASONS.
+        message: The explanation for the user.
+        column: The column that caused the failure, or None.
+    """
 
     reason: str
     message: str
@@ -64,9 +70,16 @@ def failure_batch(
     failed_at: datetime.datetime,
     messages: pa.StructArray | None = None,
 ) -> pa.RecordBatch:
-    """Failed rows' ids, payloads and faults, aligned -> a batch of FAILURE_SCHEMA.
+    """Return the dead letters of failed rows, as a batch of FAILURE_SCHEMA.
 
-    messages: the rows' column MESSAGE, where they came as messages.
+    Args:
+        row_ids: The id of each row.
+        payloads: The original content of each row.
+        faults: Why each row failed.
+        stage: The stage in which the rows failed.
+        provenance: The run and the model.
+        failed_at: When the rows failed.
+        messages: The column MESSAGE of the rows, if they arrived as messages.
     """
     rows = len(faults)
     attributes: list[dict[str, Any]] = [
@@ -105,7 +118,15 @@ def failed_rows(
     provenance: Provenance,
     failed_at: datetime.datetime,
 ) -> pa.RecordBatch:
-    """A batch of rows that all failed, and their faults -> a batch of FAILURE_SCHEMA."""
+    """Return the dead letters of a batch in which every row failed, as a batch of FAILURE_SCHEMA.
+
+    Args:
+        rows: A source batch that contains only failed rows.
+        faults: Why each row failed.
+        stage: The stage in which the rows failed.
+        provenance: The run and the model.
+        failed_at: When the rows failed.
+    """
     return failure_batch(
         rows.column(ROW_ID).to_pylist(),
         payloads(rows),
@@ -118,7 +139,7 @@ def failed_rows(
 
 
 def describe_messages(messages: pa.StructArray) -> list[dict[str, Any]]:
-    """The column MESSAGE -> what a failure record's attributes say of each message."""
+    """Return what the attributes of a dead letter record about each message of a column MESSAGE."""
     described = []
     for row in messages.to_pylist():
         attributes = {"id": row["message_id"], "event_time": row["event_time"].isoformat()}
@@ -131,7 +152,7 @@ def describe_messages(messages: pa.StructArray) -> list[dict[str, Any]]:
 
 
 def payloads(rows: pa.RecordBatch) -> list[bytes]:
-    """A batch -> each row as it came: its message, or its source columns as JSON."""
+    """Return the original content of each row: its message, or its source columns as JSON."""
     if PAYLOAD in rows.schema.names:
         return list(rows.column(PAYLOAD).to_pylist())
     return [to_json(row[SOURCE]) for row in to_rows(rows.select([SOURCE]))]

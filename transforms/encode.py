@@ -1,8 +1,8 @@
-"""Predictions to output rows: id, score, chosen fields, and where they come from.
+"""Turn predictions into output rows: the id, the score, the chosen fields and the lineage.
 
-Or, for tables that exist already, the rows of the reference pipeline: `instance_id,
-anomaly_score, encoded, timestamp`, where instance_id is the row's id. Rows of a stream
-carry what their message said of itself besides.
+For tables that already exist, rows can also have the layout of the reference pipeline:
+`instance_id, anomaly_score, encoded, timestamp`, where `instance_id` is the row id. Rows of a
+stream also carry the times and the ids of their messages.
 """
 
 from __future__ import annotations
@@ -45,15 +45,18 @@ OutputLayout = Literal["default", "reference"]
 
 @dataclass(frozen=True, kw_only=True)
 class OutputFields:
-    """What an output row holds beside its id and lineage.
+    """The columns of an output row besides its id and lineage.
 
-    score: the model output written as `score`, None for none.
-    outputs: model outputs, source: source columns, each under its own name.
-    numbers: those of `source` that are features. Where the source has them as text
-        (some batches of a CSV file, say) they are written as numbers all the same.
-    layout: `reference` for the rows of the reference pipeline.
-    stream: whether rows come as messages. window_seconds: the length of the windows
-        that WINDOW names, None for none.
+    Attributes:
+        score: The model output that is written as `score`, or None.
+        outputs: The model outputs to write, each under its own name.
+        source: The source columns to write, each under its own name.
+        numbers: The columns of `source` that are features. They are written as numbers even if
+            the source has them as strings, for example in some batches of a CSV file.
+        layout: `reference` for the rows of the reference pipeline.
+        stream: Whether rows arrive as messages.
+        window_seconds: The length in seconds of the windows in the columns WINDOW, or None to
+            leave out these columns.
     """
 
     score: str | None
@@ -66,19 +69,19 @@ class OutputFields:
 
     @property
     def time_column(self) -> str:
-        """The column that says when a row was scored."""
+        """The column with the time at which a row was scored."""
         return "timestamp" if self.layout == "reference" else "scored_at"
 
     @property
     def score_column(self) -> str | None:
-        """The column of the score, None for none."""
+        """The column of the score, or None if the rows have no score."""
         if self.layout == "reference":
             return "anomaly_score"
         return None if self.score is None else SCORE
 
     @property
     def needed(self) -> tuple[str, ...]:
-        """The outputs a handler has to bring back."""
+        """The model outputs that a handler has to return."""
         score = () if self.score is None or self.score in self.outputs else (self.score,)
         return (*score, *self.outputs)
 
@@ -86,11 +89,16 @@ class OutputFields:
 def choose_fields(
     manifest: Manifest, names: Sequence[str] | None = None, *, stream: bool = False
 ) -> OutputFields:
-    """A manifest and the names a user chose, or None -> OutputFields.
+    """Return the output fields for the names that a user chose.
 
-    A name is a model output, or else a source column. Without names the manifest's
-    own output_fields are taken, and all outputs if it has none. Raises UsageError
-    for a name of our own columns.
+    Args:
+        manifest: The manifest of the model.
+        names: Names of model outputs; other names are source columns. None means the
+            `output_fields` of the manifest, or all outputs if the manifest has none.
+        stream: Whether rows arrive as messages.
+
+    Raises:
+        UsageError: A name is one that output rows always use.
     """
     score = manifest.score_output
     every = tuple(spec.name for spec in manifest.outputs)
@@ -101,14 +109,15 @@ def choose_fields(
         if taken := sorted(own.intersection(chosen)):
             raise UsageError(
                 f"model {manifest.name} has outputs {', '.join(map(repr, taken))}, names that "
-                "output rows use otherwise: choose others with --output_fields"
+                "output rows already use for other columns: choose other outputs with "
+                "--output_fields"
             )
         return OutputFields(score=score, outputs=chosen, stream=stream)
     for name in names:
         if name in own:
             raise UsageError(
-                f"--output_fields: {name!r} is always written; leave it out (choose from the "
-                f"outputs {', '.join(every)} and the source's columns)"
+                f"--output_fields: {name!r} is always written, so leave it out; choose from the "
+                f"outputs {', '.join(every)} and the columns of the source"
             )
     distinct = dict.fromkeys(names)
     return OutputFields(
@@ -121,19 +130,28 @@ def choose_fields(
 
 
 def reference_fields(manifest: Manifest) -> OutputFields:
-    """A manifest -> the fields of the reference's rows. Raises UsageError without such outputs."""
+    """Return the fields of the reference rows; raise UsageError if the model lacks the outputs."""
     latent = [spec for spec in manifest.outputs if spec.name == ENCODED and len(spec.shape) == 1]
     if manifest.score_output is None or not latent:
         raise UsageError(
-            f"--output_schema reference: expected a score and an output {ENCODED!r} of one "
-            f"dimension; model {manifest.name} has the score {manifest.score_output} and the "
-            f"outputs {', '.join(spec.name for spec in manifest.outputs)}"
+            f"--output_schema reference: expected a model with a score and a one-dimensional "
+            f"output {ENCODED!r}; model {manifest.name} has the score {manifest.score_output} and "
+            f"the outputs {', '.join(spec.name for spec in manifest.outputs)}"
         )
     return OutputFields(score=manifest.score_output, outputs=(ENCODED,), layout="reference")
 
 
 def check_fields(fields: OutputFields, manifest: Manifest, available: Sequence[str]) -> None:
-    """Chosen fields and a source's columns -> nothing, or UsageError with the nearest names."""
+    """Raise UsageError unless the source has all columns that were chosen.
+
+    Args:
+        fields: The chosen fields.
+        manifest: The manifest of the model.
+        available: The columns of the source.
+
+    Raises:
+        UsageError: A name is neither an output nor a column; the message suggests similar names.
+    """
     known = [spec.name for spec in manifest.outputs] + list(available)
     for name in fields.source:
         if name not in available:
@@ -149,7 +167,14 @@ def encode(
     provenance: Provenance,
     scored_at: datetime.datetime,
 ) -> pa.RecordBatch:
-    """A batch with `outputs` -> output rows: row_id, score, fields, lineage columns."""
+    """Return the output rows of a batch of predictions.
+
+    Args:
+        batch: A batch with the column `outputs`.
+        fields: The columns to write.
+        provenance: The run and the model, for the lineage columns.
+        scored_at: When the batch was scored.
+    """
     outputs, every = batch.column(OUTPUTS), batch.column(SOURCE)
     rows = batch.num_rows
     time = pa.repeat(pa.scalar(scored_at, UTC_MICROSECONDS), rows)
@@ -193,9 +218,9 @@ def encode(
 def _message_columns(
     message: pa.StructArray, source: pa.StructArray, fields: OutputFields
 ) -> dict[str, pa.Array]:
-    """The columns MESSAGE and SOURCE -> what messages say of themselves, and their windows.
+    """Return the columns that describe the messages of rows, and their windows.
 
-    What a sender says goes before what Pub/Sub says.
+    A value from the sender takes precedence over the value from Pub/Sub.
     """
     columns = {name: message.field(name) for name in ("event_time", "received_at")}
     microseconds = columns["event_time"].view(pa.int64()).to_numpy()
@@ -213,7 +238,7 @@ def _message_columns(
     for name, kind in CARRIED:
         index = source.type.get_field_index(name)
         given = source.field(index) if index >= 0 else None
-        # A model's feature of that name is not what the sender says of the message.
+        # A column of another type is a feature of the model, not a statement of the sender.
         if given is None or given.type != kind or given.null_count == len(given):
             columns[name] = own[name] if name in own else pa.nulls(len(message), kind)
         else:
@@ -224,10 +249,14 @@ def _message_columns(
 def output_schema(
     fields: OutputFields, manifest: Manifest, provenance: Provenance, source: pa.Schema | None
 ) -> pa.Schema:
-    """What is written of which model, and the source's columns -> the schema of output rows.
+    """Return the schema of output rows.
 
-    source: None where each row names its own columns; what is passed on of these is
-    text, and features are numbers or lists of them.
+    Args:
+        fields: The columns to write.
+        manifest: The manifest of the model.
+        provenance: The run and the model.
+        source: The columns of the source, or None if each row names its own columns. Then the
+            columns passed through are strings, and features are numbers or lists of numbers.
     """
     if source is None:
         source = pa.schema([(name, _read_type(name, manifest)) for name in fields.source])
@@ -240,14 +269,14 @@ def output_schema(
     )
     schema = encode(batch, fields, provenance, utc_now()).schema
     for field in passed:
-        # What a column is to BigQuery beside its Arrow type is told by its metadata.
+        # The metadata of a column says what BigQuery type it has, if the Arrow type does not.
         index = schema.get_field_index(field.name)
         schema = schema.set(index, schema.field(index).with_metadata(field.metadata))
     return schema
 
 
 def _read_type(name: str, manifest: Manifest) -> pa.DataType:
-    """A column of rows that name their own -> the type it is read as."""
+    """Return the type as which a column is read if each row names its own columns."""
     for spec in manifest.inputs:
         if name in spec.columns:
             kind = pa.float64() if spec.dtype.startswith("float") else pa.int64()
@@ -257,16 +286,22 @@ def _read_type(name: str, manifest: Manifest) -> pa.DataType:
 
 @functools.lru_cache(maxsize=1024)
 def _constant(value: str, rows: int) -> pa.DictionaryArray:
-    """One text for all rows -> a dictionary column: one byte a row, and almost none in a file."""
+    """Return a dictionary column with one string for all rows.
+
+    It takes one byte per row in memory, and almost nothing in a file.
+    """
     return pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, dtype=np.int8)), [value])
 
 
 @dataclass
 class EncodeRows(beam.PTransform):
-    """Batches with `outputs` -> batches of output rows.
+    """A transform from batches with `outputs` to batches of output rows.
 
-    schema: that all of them shall have, where the source may have a column as one type in
-        one batch and as another in the next.
+    Attributes:
+        fields: The columns to write.
+        provenance: The run and the model, for the lineage columns.
+        schema: The schema of all output batches. It is needed if the type of a source column can
+            differ between batches. None keeps the types of each batch.
     """
 
     fields: OutputFields
@@ -277,9 +312,10 @@ class EncodeRows(beam.PTransform):
         rows = encode(batch, self.fields, self.provenance, utc_now())
         if self.schema is None or rows.schema.equals(self.schema):
             return rows
-        # Not safe: features were judged before, and an integer may become a float.
+        # The cast is not safe, so that an integer may become a float. Features were validated
+        # before.
         return rows.cast(self.schema, safe=False)
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[pa.RecordBatch]:
-        """One Map."""
+        """Apply one Map."""
         return typed(batches | beam.Map(self._encode))

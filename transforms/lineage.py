@@ -1,7 +1,7 @@
-"""Which dead letters a replay takes, so that two replays of one row are known as such.
+"""Record which dead letters a replay uses, to detect two replays of the same row.
 
-A replay has a run id of its own, and its rows carry that alone. Pure:
-transforms/bigquery/replay_marks.py keeps lineages.
+A replay has its own run id, and its rows carry only that id. This module has no side effects:
+transforms/bigquery/replay_marks.py stores lineages.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Relation = Literal["apart", "covers", "overlaps"]
 
 @dataclass(frozen=True)
 class LetterKind:
-    """What letters have in common: the run and the pipeline that wrote them, and why."""
+    """What dead letters have in common: the run, the pipeline, the stage and the reason."""
 
     run_id: str
     pipeline: str
@@ -28,15 +28,18 @@ class LetterKind:
 
     @property
     def of_replay(self) -> bool:
-        """Whether a replay wrote them: another run has letters of the same rows."""
+        """Whether a replay wrote them, so that another run has dead letters of the same rows."""
         return self.pipeline in (STREAM_REPLAY, BATCH_REPLAY)
 
 
 @dataclass(frozen=True)
 class Taken:
-    """How many letters of a kind are taken, and when the first and the last of them failed.
+    """How many dead letters of a kind a replay uses, and when the first and the last failed.
 
-    first, last: seconds since 1970.
+    Attributes:
+        count: The number of dead letters.
+        first: When the first one failed, in seconds since 1970.
+        last: When the last one failed, in seconds since 1970.
     """
 
     count: int
@@ -44,28 +47,35 @@ class Taken:
     last: float
 
     def add(self, time: float) -> Taken:
-        """With one letter more, that failed at this time."""
+        """Return the same with one more dead letter, which failed at a time in seconds."""
         return Taken(self.count + 1, min(self.first, time), max(self.last, time))
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """A replay's run id, and what it takes of which letters."""
+    """The run id of a replay, and how many dead letters of each kind it uses."""
 
     run_id: str
     letters: Mapping[LetterKind, Taken]
 
     @property
     def runs(self) -> tuple[str, ...]:
-        """The runs whose letters are taken."""
+        """The runs whose dead letters are replayed."""
         return tuple(sorted({kind.run_id for kind in self.letters}))
 
     def to(self, earlier: Lineage, known: Mapping[str, Lineage] | None = None) -> Relation:
-        """An earlier replay -> whether this one takes other letters, all of that one's, or some.
+        """Compare this replay with an earlier one.
 
-        known: replays by run id. What one of them wrote may be gone since: its letters are taken
-        where all that it took is. Letters are compared by kind, number and time, since rows may
-        share their ids.
+        Dead letters are compared by kind, number and time, because rows may share ids.
+
+        Args:
+            earlier: The earlier replay.
+            known: Further replays by run id. The dead letters that a replay wrote may have been
+                deleted since; they count as used if all dead letters that it used are used.
+
+        Returns:
+            `covers` if this replay uses all dead letters of the earlier one, `overlaps` if it may
+            use some of them, `apart` if it uses none.
         """
         if self._covers(earlier, known or {}, frozenset()):
             return "covers"
@@ -86,7 +96,7 @@ class Lineage:
         return True
 
     def to_text(self) -> str:
-        """As a line of JSON."""
+        """Return the lineage as a line of JSON."""
         letters = [
             [kind.run_id, kind.pipeline, kind.stage, kind.reason, t.count, t.first, t.last]
             for kind, t in self.letters.items()
@@ -95,7 +105,7 @@ class Lineage:
 
     @classmethod
     def from_text(cls, text: str) -> Lineage:
-        """What `to_text` made -> the lineage."""
+        """Return the lineage that `to_text` wrote."""
         value = orjson.loads(text)
         return cls(
             value["run_id"],
@@ -104,9 +114,9 @@ class Lineage:
 
 
 def _may_meet(new: Lineage, own: LetterKind, earlier: Lineage, other: LetterKind) -> bool:
-    """Whether letters of two kinds may be of one row."""
+    """Return whether dead letters of two kinds may be of the same row."""
     if own != other:
-        # A replay's letters are of rows of which other runs have letters as well.
+        # The rows of a replay's dead letters also have dead letters of other runs.
         return own.run_id != other.run_id and (own.of_replay or other.of_replay)
     ours, theirs = new.letters[own], earlier.letters[other]
     return ours.first <= theirs.last and theirs.first <= ours.last

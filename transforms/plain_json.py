@@ -1,4 +1,4 @@
-"""Values of a source as JSON, whatever they are."""
+"""Write the values of a source as JSON, of any type."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ import orjson
 
 
 def to_json(value: Any) -> bytes:
-    """A row -> JSON. NaN and the infinities become strings, bytes become base64.
+    """Write a row as JSON.
 
-    Raises TypeError or RecursionError for what JSON cannot hold, such as a list in itself.
+    NaN, the infinities and integers of more than 64 bits become strings, bytes become base64.
+
+    Raises:
+        TypeError: The value cannot be written as JSON.
+        RecursionError: The value is nested too deeply, such as a list that contains itself.
     """
     return orjson.dumps(_plain(value), default=str, option=orjson.OPT_NON_STR_KEYS)
 

@@ -1,4 +1,4 @@
-"""Predict: source batches in, predictions and failures out, whatever runs the model."""
+"""Predict: turn source batches into predictions and dead letters, with any model handler."""
 
 from __future__ import annotations
 
@@ -22,9 +22,16 @@ from transforms.validate import ValidateFeatures
 def split_answer(
     batch: pa.RecordBatch, score_output: str | None = None
 ) -> tuple[pa.RecordBatch, pa.RecordBatch, list[Fault]]:
-    """A handler's answer -> its good rows, its bad rows, and the bad rows' faults.
+    """Split the answer of a model handler into good and failed rows.
 
-    A row fails where the handler says so, or where its score is NaN or infinite.
+    A row fails if the handler marks it as failed, or if its score is NaN or infinite.
+
+    Args:
+        batch: The answer: a batch with the columns `outputs` and `error`.
+        score_output: The output that holds the score, or None.
+
+    Returns:
+        The good rows, the failed rows, and the fault of each failed row.
     """
     error, by_row = batch.column(ERROR), {}
     if error.null_count < len(error):
@@ -37,7 +44,7 @@ def split_answer(
         finite = np.isfinite(score.to_numpy(zero_copy_only=False))
         if np.count_nonzero(finite) < len(finite):
             for row in np.flatnonzero(~finite).tolist():
-                message = f"the model answered {score[row].as_py()} as {score_output}"
+                message = f"the model returned {score[row].as_py()} as {score_output}"
                 by_row.setdefault(row, Fault("not_finite_score", message, score_output))
     if not by_row:
         return batch, batch.slice(0, 0), []
@@ -51,7 +58,7 @@ def split_answer(
 
 
 class _SplitDoFn(beam.DoFn):
-    """A handler's answers -> good batches; failed rows go to the output `failures`."""
+    """A DoFn that passes on the good rows of a handler's answers; others go to `failures`."""
 
     def __init__(self, score_output: str | None, provenance: Provenance) -> None:
         self._score_output = score_output
@@ -70,24 +77,34 @@ class _SplitDoFn(beam.DoFn):
 
 @dataclass
 class SplitFailures(beam.PTransform):
-    """A handler's answers -> batches with `outputs` alone, and failure records."""
+    """A transform from a handler's answers to batches of good rows, and dead letters.
+
+    Attributes:
+        score_output: The output that holds the score, or None.
+        provenance: The run and the model that dead letters name.
+    """
 
     score_output: str | None
     provenance: Provenance
 
     def expand(self, answers: beam.PCollection[pa.RecordBatch]) -> Split:
-        """One DoFn."""
+        """Apply one DoFn."""
         return split_outputs(answers, _SplitDoFn(self.score_output, self.provenance))
 
 
 @dataclass
 class Predict(beam.PTransform):
-    """Source batches -> batches with `outputs`, and failure records: every row in one of them.
+    """A transform from source batches to batches with `outputs`, and dead letters.
 
-    handler: a ModelHandler over record batches that answers with as many rows as it
-        got, failed ones marked in `error`.
-    manifest: the model's contract; its score_output is the score that must be finite.
-    provenance: what failure records say of the run; of the manifest alone by default.
+    Every row ends up in exactly one of the two.
+
+    Attributes:
+        handler: A ModelHandler for record batches. It returns as many rows as it received, and
+            marks failed ones in the column `error`.
+        manifest: The manifest of the model. The score that its `score_output` names must be
+            finite.
+        provenance: The run and the model that dead letters name. By default the run and the
+            pipeline are `unnamed`.
     """
 
     handler: ModelHandler[pa.RecordBatch, pa.RecordBatch, Any]
@@ -95,7 +112,7 @@ class Predict(beam.PTransform):
     provenance: Provenance | None = None
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> Split:
-        """validate -> RunInference -> split."""
+        """Validate the rows, run the model, and separate the failed rows."""
         provenance = self.provenance or Provenance.of(self.manifest)
         validated = batches | "Validate" >> ValidateFeatures(self.manifest, provenance)
         answers = validated.good | "RunInference" >> RunInference(self.handler)

@@ -1,4 +1,4 @@
-"""Which run scored a row, with which model, and when."""
+"""Provenance: which run scored a row, and with which model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from model_handlers.manifest import Manifest
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Which run of which pipeline with which model: what every row that leaves carries."""
+    """The run, the pipeline and the model that every output row and dead letter names."""
 
     run_id: str
     pipeline: str
@@ -22,7 +22,13 @@ class Provenance:
     def of(
         cls, manifest: Manifest, run_id: str = "unnamed", pipeline: str = "unnamed"
     ) -> Provenance:
-        """A model's manifest, a run and a pipeline's name -> Provenance."""
+        """Return the provenance of rows that a run of a pipeline scores.
+
+        Args:
+            manifest: The manifest of the model.
+            run_id: The id of the run.
+            pipeline: The name of the pipeline.
+        """
         return cls(
             run_id=run_id,
             pipeline=pipeline,
@@ -33,5 +39,5 @@ class Provenance:
 
 
 def utc_now() -> datetime.datetime:
-    """The present moment, with its time zone."""
+    """Return the current time, in UTC and with its time zone."""
     return datetime.datetime.now(datetime.UTC)

@@ -1,10 +1,11 @@
-"""Readers of a run's result: the files that its report lists, never a mixture of two attempts'.
+"""Read the result of a run: the files that its report lists, all from the same attempt.
 
     open_result("gs://bucket/scored/RUN_ID").to_table()
 
-While a second run with the same id puts its result in place, for some seconds the folders hold
-the files of both; the report always lists those of one. Who has opened a result and reads on
-after it was replaced gets an error that a file is gone, and opens it again.
+While another attempt at the run puts its result in place, the folders hold the files of both
+attempts for some seconds. The report always lists the files of exactly one. If you have opened a
+result and it is replaced while you read it, reading fails because a file is missing: open the
+result again.
 """
 
 from __future__ import annotations
@@ -24,30 +25,51 @@ _FORMATS = {"parquet": "parquet", "csv": "csv", "jsonl": "json"}
 
 
 def result_files(run_folder: str, part: str = SCORES) -> list[str]:
-    """A run's folder and a part -> the paths of the files of its result.
+    """Return the paths of the files of a run's result.
 
-    Of a run of an earlier version, whose report lists none, those in the part's folder. Raises
-    InputError where no run is complete, or where the part went to a table.
+    The report of a run of an earlier version lists no files. Then the files in the folder of the
+    part are returned.
+
+    Args:
+        run_folder: The folder of the run, local or `gs://`.
+        part: `scores` or `dead_letters`.
+
+    Raises:
+        InputError: The folder holds no complete run, or the part was written to a table.
+        OutputError: The report.json in the folder is not the report of a run.
     """
     place = run_folder.rstrip("/")
     listing = read_listing(place)
     if listing.attempt is None:
-        raise InputError(f"{place} has no report.json: expected the folder of a complete run")
+        raise InputError(
+            f"{place} has no report.json: expected the folder of a complete run; check the path, "
+            "or wait until the run is complete"
+        )
     if listing.parts is None:
         names = sorted(entry.name for entry in entries(f"{place}/{part}"))
         return [f"{place}/{part}/{name}" for name in names if is_part_file(name)]
     if part not in listing.parts:
         raise InputError(
-            f"{place} lists no files of {part}, only of {', '.join(listing.parts) or 'nothing'}: "
-            "look at output and dead_letter_output in its report.json"
+            f"the report of {place} lists files of {', '.join(listing.parts) or 'nothing'}, but "
+            f"not of {part}: output and dead_letter_output in its report.json say where the rows "
+            "are"
         )
     return [file.path for file in listing.parts[part]]
 
 
 def open_result(run_folder: str, part: str = SCORES) -> ds.Dataset:
-    """A run's folder, local or gs://, and a part -> its rows, read when they are asked for.
+    """Open the result of a run as a dataset, which reads the rows on demand.
 
-    A part without rows has no columns. Raises InputError.
+    Args:
+        run_folder: The folder of the run, local or `gs://`.
+        part: `scores` or `dead_letters`.
+
+    Returns:
+        The dataset; it has no columns if the part has no rows.
+
+    Raises:
+        InputError: The folder holds no complete run, or the part was written to a table.
+        OutputError: The report.json in the folder is not the report of a run.
     """
     paths = result_files(run_folder, part)
     if not paths:
@@ -60,14 +82,25 @@ def open_result(run_folder: str, part: str = SCORES) -> ds.Dataset:
 
 
 def external_table(run_folder: str, table: str, part: str = SCORES) -> str:
-    """A run's folder in Cloud Storage, a table's name, a part -> the SQL that makes it BigQuery's.
+    """Return the SQL that creates an external BigQuery table over the result of a run.
 
-    The table reads the result that is in place now: run the SQL again after the run was run
-    again. Raises InputError.
+    The table reads the current files of the result: run the SQL again after you rerun the run.
+
+    Args:
+        run_folder: The folder of the run in Cloud Storage.
+        table: The name of the table to create.
+        part: `scores` or `dead_letters`.
+
+    Raises:
+        InputError: The folder holds no complete run, is not in Cloud Storage, or holds no rows of
+            the part.
+        OutputError: The report.json in the folder is not the report of a run.
     """
     paths = result_files(run_folder, part)
     if not paths or not paths[0].startswith("gs://"):
-        raise InputError(f"{run_folder}: expected a run in Cloud Storage with rows in {part}")
+        raise InputError(
+            f"{run_folder}: expected a run in Cloud Storage (gs://) with rows in {part}"
+        )
     kind = {"parquet": "PARQUET", "csv": "CSV", "jsonl": "JSON"}[paths[0].rsplit(".", 1)[-1]]
     uris = ", ".join(f"'{path}'" for path in paths)
     options = f"format = '{kind}', uris = [{uris}]"

@@ -1,4 +1,4 @@
-"""Ids of rows that bring none: from what a row holds, equal in every run and on every machine."""
+"""Derive ids for rows without one from their content, the same in every run on every machine."""
 
 from __future__ import annotations
 
@@ -14,18 +14,24 @@ import pyarrow.compute as pc
 from transforms.cells import is_list, is_text
 from transforms.plain_json import to_json
 
-# Odd constants with well spread bits, of the SplitMix64 and MurmurHash3 finalizers.
+# Odd constants with well-spread bits, from the SplitMix64 and MurmurHash3 finalizers.
 _MIX = np.uint64(0xBF58476D1CE4E5B9)
 _FIRST, _SECOND = np.uint64(0x94D049BB133111EB), np.uint64(0xC4CEB9FE1A85EC53)
 _NULL = np.uint64(0x9E3779B97F4A7C15)
 
 
 def content_ids(columns: Sequence[pa.Array]) -> pa.Array:
-    """Columns of equal length, at least one -> 32 hex digits a row, of all its values.
+    """Derive an id of 32 hex digits for each row from all its values.
 
-    Rows of equal values have equal ids, whatever other rows are in the batch. Not a
-    secret: anyone can find a row of a given id. The hash has 128 bits, so that different
-    rows practically never share one.
+    Rows with equal values have equal ids, independently of the other rows of the batch. The hash
+    has 128 bits, so different rows practically never share an id. It is not cryptographic: anyone
+    can construct a row with a given id.
+
+    Args:
+        columns: The columns of the rows, at least one, all of the same length.
+
+    Returns:
+        A string column [rows].
     """
     rows = len(columns[0])
     first, second = np.full(rows, _FIRST), np.full(rows, _SECOND)
@@ -39,7 +45,7 @@ def content_ids(columns: Sequence[pa.Array]) -> pa.Array:
 
 
 def _fold(first: np.ndarray, second: np.ndarray, words: np.ndarray) -> None:
-    """Two hashes a row, and the next 64 bits of each row -> the hashes with these in them."""
+    """Mix the next 64 bits of each row into its two hashes, in place."""
     mixed = words ^ (words >> np.uint64(32))
     mixed *= _MIX
     mixed ^= mixed >> np.uint64(29)
@@ -51,7 +57,7 @@ def _fold(first: np.ndarray, second: np.ndarray, words: np.ndarray) -> None:
 
 
 def _words(column: pa.Array) -> Iterator[np.ndarray]:
-    """A column -> 64-bit words [rows], as many for any column of the type."""
+    """Yield the 64-bit words [rows] of a column; their number depends only on its type."""
     kind = column.type
     if pa.types.is_dictionary(kind):
         return _words(column.dictionary_decode())
@@ -63,7 +69,7 @@ def _words(column: pa.Array) -> Iterator[np.ndarray]:
     elif pa.types.is_primitive(kind) or pa.types.is_decimal(kind):
         words = _of_bits(column)
     elif is_text(kind) or pa.types.is_binary(kind):
-        # Texts repeat.
+        # Strings often repeat, so each distinct one is hashed once.
         distinct = column.cast(pa.binary()).dictionary_encode()
         places = np.asarray(distinct.indices.fill_null(0))
         words = (word[places] for word in _of_values(distinct.dictionary, lambda value: value))
@@ -76,7 +82,7 @@ def _words(column: pa.Array) -> Iterator[np.ndarray]:
 
 
 def _of_bits(column: pa.Array) -> Iterator[np.ndarray]:
-    """A column of numbers or times -> their bits."""
+    """Yield the bits of a column of numbers or times as words."""
     kind = column.type
     if kind.bit_width < 32:
         return _of_bits(column.cast(pa.float64() if pa.types.is_float16(kind) else pa.int64()))
@@ -88,7 +94,7 @@ def _of_bits(column: pa.Array) -> Iterator[np.ndarray]:
 
 
 def _of_values(column: pa.Array, to_bytes: Callable[[Any], bytes]) -> Iterator[np.ndarray]:
-    """A column of any type, and what a value is in bytes -> the bytes' digests, in two words."""
+    """Return the digests of a column's values in two words, given how a value becomes bytes."""
     digests = b"".join(
         hashlib.blake2b(b"" if value is None else to_bytes(value), digest_size=16).digest()
         for value in column.to_pylist()
@@ -98,7 +104,7 @@ def _of_values(column: pa.Array, to_bytes: Callable[[Any], bytes]) -> Iterator[n
 
 
 def _of_lists(column: pa.Array) -> Iterator[np.ndarray]:
-    """A column of lists of any lengths -> two hashes of a list's length and elements."""
+    """Return two words that hash the length and the elements of each list of a column."""
     lengths = np.asarray(pc.fill_null(pc.list_value_length(column), 0)).astype(np.int64)
     starts = np.cumsum(lengths) - lengths
     first, second = lengths.astype(np.uint64), lengths.astype(np.uint64)
@@ -112,5 +118,5 @@ def _of_lists(column: pa.Array) -> Iterator[np.ndarray]:
 
 
 def content_id(message: bytes) -> str:
-    """A message -> an id derived from its bytes: the same each time, equal for equal messages."""
+    """Derive an id of 32 hex digits from the bytes of a message; equal messages have equal ids."""
     return hashlib.blake2b(message, digest_size=16).hexdigest()

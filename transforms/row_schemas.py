@@ -1,6 +1,6 @@
-"""The schemas of the reference's rows, the same for every model.
+"""The schemas of the rows of the reference pipeline, which are the same for every model.
 
-Declared without Beam, so that whoever makes the tables need not load it.
+This module does not import Beam, so commands that create the tables do not have to load it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import pyarrow as pa
 
 _TIME = pa.timestamp("us", tz="UTC")
 
-# What senders of the reference's messages put beside the features, and its type.
+# The fields, with their types, that senders of the reference pipeline add to the features.
 CARRIED = (
     ("test_id", pa.string()),
     ("message_id", pa.string()),

@@ -1,7 +1,7 @@
-"""Rows of a pipeline of one's own to record batches, and back.
+"""Turn the rows of your own pipeline into record batches, and back.
 
-For a PCollection of dicts, Beam Rows or named tuples that is to be scored with
-`Predict`; what reads files or tables makes record batches by itself.
+Use these transforms to score a PCollection of dicts, Beam Rows or named tuples with `Predict`.
+Transforms that read files or tables return record batches already.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from transforms.split import Split, split_outputs
 
 
 def plain_row(row: Any) -> Any:
-    """A dict, Beam Row or named tuple -> a dict of plain Python values; anything else as it is.
+    """Turn a dict, Beam Row or named tuple into a dict of plain Python values.
 
-    NumPy scalars become numbers; arrays and tuples become lists, of more than one
-    dimension row after row (C order).
+    NumPy scalars become numbers. Arrays and tuples become lists; arrays with several dimensions
+    are flattened in C order. Any other value is returned unchanged.
     """
     if not isinstance(row, Mapping):
         as_dict = getattr(row, "_asdict", None) or getattr(row, "as_dict", None)
@@ -48,9 +48,14 @@ def _plain(value: Any) -> Any:
 
 
 def batch_rows(rows: Iterable[Any], row_format: RowFormat) -> Decoded:
-    """Dicts, Beam Rows or named tuples -> Decoded, in order; a row's payload is its JSON.
+    """Decode dicts, Beam Rows or named tuples; their payloads are their JSON.
 
-    Ids are derived from the payloads where a row has none of its own.
+    Args:
+        rows: The rows.
+        row_format: The columns to read. A row without an id gets one derived from its payload.
+
+    Returns:
+        The decoded rows and the faults, in the order of the rows.
     """
     values: list[Any] = []
     payloads: list[bytes] = []
@@ -60,12 +65,15 @@ def batch_rows(rows: Iterable[Any], row_format: RowFormat) -> Decoded:
             values.append(row)
         except (TypeError, RecursionError) as error:
             payloads.append(b"")
-            values.append(Fault("invalid_json", f"cannot be written as JSON: {error}"))
+            values.append(Fault("invalid_json", f"the row cannot be written as JSON: {error}"))
     return decode_rows(values, payloads, [content_id(p) for p in payloads], row_format)
 
 
 class _BatchDoFn(beam.DoFn):
-    """Rows -> source batches, a bundle and a window at a time; bad rows to `failures`."""
+    """A DoFn that collects rows into source batches; bad rows go to the output `failures`.
+
+    A batch holds rows of one bundle and one window.
+    """
 
     def __init__(self, row_format: RowFormat, rows: int, provenance: Provenance) -> None:
         self._format = row_format
@@ -95,12 +103,19 @@ class _BatchDoFn(beam.DoFn):
 
 @dataclass
 class RowsToRecordBatches(beam.PTransform):
-    """Dicts, Beam Rows or named tuples -> source batches for `Predict`, and failure records.
+    """A transform from dicts, Beam Rows or named tuples to source batches, and dead letters.
 
-    id_column: the row's own id; by default one derived from the row's content, so
-        equal rows have equal ids. keep: further columns to pass on, as text.
-    batch_rows: rows of a batch at most; a batch holds rows of one bundle and window.
-    provenance: what failure records say of the run; of the manifest alone by default.
+    The source batches are the input of `Predict`.
+
+    Attributes:
+        manifest: The manifest of the model.
+        id_column: The column that holds the row id. By default the id is derived from the
+            content of the row, so equal rows have equal ids.
+        keep: Further columns to pass through, as strings.
+        batch_rows: The maximum number of rows in a batch. A batch holds rows of one bundle and
+            one window.
+        provenance: The run and the model that dead letters name. By default the run and the
+            pipeline are `unnamed`.
     """
 
     manifest: Manifest
@@ -111,7 +126,7 @@ class RowsToRecordBatches(beam.PTransform):
     provenance: Provenance | None = None
 
     def expand(self, rows: beam.PCollection[Any]) -> Split:
-        """One DoFn."""
+        """Apply one DoFn."""
         row_format = RowFormat(self.manifest, self.id_column, tuple(self.keep))
         provenance = self.provenance or Provenance.of(self.manifest)
         return split_outputs(rows, _BatchDoFn(row_format, self.batch_rows, provenance))
@@ -119,8 +134,8 @@ class RowsToRecordBatches(beam.PTransform):
 
 @dataclass
 class RecordBatchesToRows(beam.PTransform):
-    """Record batches, predictions or failure records -> one dict a row."""
+    """A transform from record batches (predictions, dead letters or others) to one dict per row."""
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[dict[str, Any]]:
-        """One FlatMap."""
+        """Apply one FlatMap."""
         return batches | beam.FlatMap(to_rows).with_output_types(dict[str, Any])

@@ -1,7 +1,7 @@
-"""Reconciliation: rows counted as elements at each stage, and the report that must balance.
+"""Count the rows of each stage, and build the report, whose counts must balance.
 
-Counts travel through the pipeline like the rows do. Beam's metrics count a repeated
-bundle twice; these do not.
+Counts travel through the pipeline as elements, like the rows. Beam's metrics count a retried
+bundle twice; these counts do not.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ from transforms.score_figures import Figures, as_report, merge
 
 @dataclass
 class CountRows(beam.PTransform):
-    """Record batches -> one ((stage,), rows) a batch."""
+    """A transform from record batches to one count, `((stage,), rows)`, per batch."""
 
     stage: str
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[Count]:
-        """One Map, which only reads the length."""
+        """Apply one Map, which only reads the length of the batches."""
         key = (self.stage,)
         return batches | "Count" >> beam.Map(lambda batch: (key, batch.num_rows))
 
 
 @dataclass
 class CountFailures(beam.PTransform):
-    """Failure records -> ((`failed`, stage, reason, column), rows) for each kind in a batch."""
+    """A transform from batches of dead letters to one count per kind and batch."""
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[Count]:
-        """One FlatMap."""
+        """Apply one FlatMap."""
         return batches | "Count" >> beam.FlatMap(count_failures)
 
 
 def count_failures(batch: pa.RecordBatch) -> Iterator[Count]:
-    """Failure records -> ((`failed`, stage, reason, column), rows) for each kind."""
+    """Yield the count `(("failed", stage, reason, column), rows)` of each kind of dead letter."""
     kinds = zip(
         batch.column("stage").to_pylist(),
         batch.column("reason").to_pylist(),
         (orjson.loads(text).get("column", "") for text in batch.column("attributes").to_pylist()),
         strict=True,
     )
-    # For who watches the run; the report's counts are these elements.
+    # This counter is for watching the run. The report uses the elements.
     Metrics.counter("millrace", "rows_dead_lettered").inc(batch.num_rows)
     for kind, rows in Counter(kinds).items():
         yield ("failed", *kind), rows
@@ -67,15 +67,23 @@ def build_report(
     destinations: Sequence[Destination],
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Counts by stage, finished files, where they go and facts about the run -> the report.
+    """Build the report of a run, after checking that its counts balance.
 
-    Raises BalanceError unless the source was read as it was found, rows read = scored +
-    dead-lettered, and the files of each destination hold exactly these rows.
+    Args:
+        counts: The sums of all counts of the run.
+        staged: The finished files.
+        destinations: Where the files go.
+        facts: What else the report says about the run.
+
+    Raises:
+        BalanceError: The source was not read exactly as it was found, the rows read differ from
+            the rows scored plus the dead letters, or the files of a destination do not hold
+            exactly these rows.
     """
     read, scored = counts.get(("read",), 0), counts.get(("scored",), 0)
     failed = {key[1:]: rows for key, rows in counts.items() if key[0] == "failed"}
     dead = sum(failed.values())
-    # Rows that could not be decoded never became rows of a batch.
+    # Rows that could not be decoded are in no batch, so they were not counted as read.
     rows_in = read + sum(rows for kind, rows in failed.items() if kind[0] == "decode")
     expected = {SCORES: scored, DEAD_LETTERS: dead}
     written = {
@@ -85,9 +93,9 @@ def build_report(
     balance = {"rows_in": rows_in, "rows_scored": scored, "rows_dead_lettered": dead}
     if rows_in != scored + dead or any(written[d.name] != expected[d.part] for d in destinations):
         raise BalanceError(
-            "rows are missing or doubled, so nothing was written: expected rows in = scored + "
-            f"dead-lettered, and as many in the files; got {balance}, in the files {written}. "
-            "Please report this"
+            "rows are missing or duplicated, so nothing was written: expected rows in = scored + "
+            f"dead-lettered, and the same numbers in the files; got {balance}, and in the files "
+            f"{written}; run again, and report this if it happens again"
         )
     source = check_source(counts, rows_in)
     letters = [
@@ -106,21 +114,31 @@ def build_report(
 
 
 def too_many(dead: int, rows: int, limit: float) -> bool:
-    """Dead letters, rows in and the largest share of these -> whether the run fails.
+    """Return whether a run has too many dead letters, and therefore fails.
 
-    One of which no row was scored always does, unless it had none.
+    A run in which no row was scored always fails, unless it had no rows.
+
+    Args:
+        dead: The number of dead letters.
+        rows: The number of rows that the run read.
+        limit: The largest share of dead letters that is allowed, from 0 to 1.
     """
     return dead > 0 and (dead == rows or dead > limit * rows)
 
 
 @dataclass
 class CommitRun(beam.PTransform):
-    """(counts, staged files) -> the report, once all is accounted for and in place.
+    """A transform that commits a run once its counts balance, and returns its report.
 
-    A third collection, of transforms.score_figures.Figures, tells the report of the scores.
-    report_folder: where the report goes. facts: what else it says. temporary: folders of
-    which nothing staged is needed any more. The rows of a run that does not balance stay in
-    the staging folder, and the pipeline fails.
+    The input is a tuple of the counts and the staged files. A third collection, of
+    transforms.score_figures.Figures, adds statistics of the scores to the report. If the counts
+    do not balance, the rows stay in the staging folder and the pipeline fails.
+
+    Attributes:
+        destinations: Where the staged files go.
+        report_folder: Where the report goes.
+        facts: What else the report says about the run.
+        temporary: Folders whose staged files are not needed after the commit.
     """
 
     destinations: Sequence[Destination]
@@ -152,11 +170,11 @@ class CommitRun(beam.PTransform):
     def expand(
         self, collections: tuple[beam.PCollection[Any], ...]
     ) -> beam.PCollection[dict[str, Any]]:
-        """Sum the counts, wait for all files, act once."""
+        """Sum the counts, wait for all files, then commit once."""
         counts, staged, *scores = collections
         totals = counts | "SumCounts" >> beam.CombinePerKey(sum)
-        # A runner may repeat a step whose input it can make again in another way; behind
-        # a shuffle the names of the finished files are fixed.
+        # If a runner retries a step, it may compute its input again, with other file names.
+        # After a shuffle the names of the finished files are fixed.
         fixed = staged | "FixStaged" >> beam.Reshuffle()
         return (
             counts.pipeline

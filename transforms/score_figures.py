@@ -1,4 +1,4 @@
-"""The scores of a run in a few numbers, merged as batches are scored."""
+"""Summary statistics of the scores of a run, merged as batches are scored."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-# Rows, mean, sum of squared deviations from it, least, most.
+# The number of rows, the mean, the sum of squared deviations from it, the minimum, the maximum.
 Figures = tuple[int, float, float, float, float]
 _NONE: Figures = (0, 0.0, 0.0, math.inf, -math.inf)
 
 
 def describe_scores(values: np.ndarray) -> Figures:
-    """Finite numbers [rows] -> their Figures."""
+    """Return the figures of finite numbers [rows]."""
     if not len(values):
         return _NONE
     values = values.astype(np.float64)
@@ -26,7 +26,7 @@ def describe_scores(values: np.ndarray) -> Figures:
 
 
 def merge(parts: Iterable[Figures]) -> Figures:
-    """Figures of some rows each -> those of all of them.
+    """Merge the figures of several sets of rows into the figures of all rows.
 
     Source: Chan, Golub, LeVeque, Algorithms for Computing the Sample Variance (1983).
     """
@@ -40,7 +40,12 @@ def merge(parts: Iterable[Figures]) -> Figures:
 
 
 def as_report(figures: Figures) -> dict[str, float] | None:
-    """Figures -> mean, std (of a sample; 0 of one row), min and max; None where nothing is."""
+    """Return the figures as the report shows them.
+
+    Returns:
+        `mean`, `std` (the sample standard deviation, 0 for one row), `min` and `max`; None if
+        there are no rows.
+    """
     rows, mean, squares, least, most = figures
     if not rows:
         return None
@@ -50,9 +55,10 @@ def as_report(figures: Figures) -> dict[str, float] | None:
 
 @dataclass
 class DescribeScores(beam.PTransform):
-    """Batches of output rows -> the Figures of each batch's scores.
+    """A transform from batches of output rows to the figures of their scores.
 
-    column: the score's, finite numbers.
+    Attributes:
+        column: The column of the score, which holds finite numbers.
     """
 
     column: str
@@ -61,5 +67,5 @@ class DescribeScores(beam.PTransform):
         return describe_scores(rows.column(self.column).to_numpy())
 
     def expand(self, rows: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[Figures]:
-        """One Map."""
+        """Apply one Map."""
         return rows | "Describe" >> beam.Map(self._describe).with_output_types(Figures)

@@ -1,4 +1,4 @@
-"""Steps that set failed rows apart: one result, one wiring."""
+"""The result and the wiring of steps that separate failed rows from good ones."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from common.record_batch import typed
 
 
 class Split(NamedTuple):
-    """What a step makes of its input.
+    """The two outputs of a step that separates failed rows.
 
-    good: record batches, of a sink counts of what it wrote. failures: failure records.
+    Attributes:
+        good: Record batches, or the counts of what a sink wrote.
+        failures: Dead letters, as batches of FAILURE_SCHEMA.
     """
 
     good: beam.PCollection[Any]
@@ -23,9 +25,12 @@ class Split(NamedTuple):
 def split_outputs(
     elements: beam.PCollection[Any], dofn: beam.DoFn, *, counts: bool = False
 ) -> Split:
-    """Elements and a DoFn that tags what it refuses as `failures` -> its two outputs.
+    """Apply a DoFn that tags dead letters as `failures`, and return its two outputs.
 
-    counts: its main output is counts instead of record batches.
+    Args:
+        elements: The input of the DoFn.
+        dofn: The DoFn.
+        counts: Whether its main output is counts instead of record batches.
     """
     outputs = elements | beam.ParDo(dofn).with_outputs("failures", main="good")
     good = outputs.good if counts else typed(outputs.good)

@@ -1,8 +1,8 @@
-"""Source columns to input tensors, row by row right or wrong, column by column at speed.
+"""Turn source columns into input tensors: check each row, but work on whole columns.
 
-Reasons: `null`, `not_finite`, `wrong_type` (text that is no number, a fraction where
-an integer belongs), `wrong_width` (a list of another length). A column that is not
-there at all, or of a type that is never a number, is a fault of the source.
+A row fails with one of the reasons `null`, `not_finite`, `wrong_type` (a string that is not a
+number, or a fraction for an integer) and `wrong_width` (a list of the wrong length). If a column
+is missing, or its type cannot hold numbers, the source is at fault and the run fails.
 """
 
 from __future__ import annotations
@@ -37,11 +37,18 @@ VECTOR_COLUMN = "features"
 
 
 def source_columns(manifest: Manifest, available: pa.Schema) -> dict[str, tuple[str, ...]]:
-    """A model and a source's columns -> input name -> the columns it is read from.
+    """Return the source columns that each input of a model is read from, by the input's name.
 
-    An input is read from its named columns, or from one list column that holds the
-    whole row: `features` (for a model of one input) or the input's own name.
-    Raises InputError, with the nearest names, if neither is there.
+    An input is read from its named columns, or from one list column that holds the whole row:
+    the column with the input's own name, or `features` if the model has one input.
+
+    Args:
+        manifest: The manifest of the model.
+        available: The columns of the source.
+
+    Raises:
+        InputError: Columns are missing (the message suggests similar names), or the type of a
+            column cannot hold the numbers of the input.
     """
     return {spec.name: _columns_of(spec, manifest, available) for spec in manifest.inputs}
 
@@ -67,15 +74,15 @@ def _columns_of(spec: InputSpec, manifest: Manifest, available: pa.Schema) -> tu
 
 
 def _check_type(column: str, kind: pa.DataType, spec: InputSpec, list_wanted: bool) -> None:
-    """Raises InputError for a type whose cells can never be what the input needs."""
+    """Raise InputError unless cells of a type can be what the input needs."""
     value = kind.value_type if is_list(kind) or pa.types.is_dictionary(kind) else kind
-    # Numbers as text are common in single columns, not in lists.
+    # Numbers spelled as strings are common in single columns, but not in lists.
     fits = is_number(value) or (is_text(value) and not list_wanted)
     if is_list(kind) != list_wanted or not fits:
         expected = f"a list of {spec.width} numbers" if list_wanted else "a number"
         raise InputError(
             f"column {column!r}: expected {expected}, got {kind}: convert it in the source, or "
-            "leave it out of the model's inputs"
+            "remove it from the model's inputs"
         )
 
 
@@ -94,10 +101,20 @@ class _Faults:
 def validate(
     batch: pa.RecordBatch, manifest: Manifest, names: dict[str, tuple[str, ...]] | None = None
 ) -> tuple[pa.RecordBatch, pa.RecordBatch, list[Fault]]:
-    """A source batch -> its good rows with `inputs`, its bad rows, and the bad rows' faults.
+    """Split a source batch into rows that the model accepts and rows that it cannot use.
 
-    names: the batch's source_columns, where the caller has them already. Rows keep their
-    order. Raises InputError if a column is missing or can hold no number.
+    Rows keep their order.
+
+    Args:
+        batch: A source batch.
+        manifest: The manifest of the model.
+        names: The result of `source_columns` for the batch; computed if None.
+
+    Returns:
+        The good rows with the column `inputs`, the bad rows, and the fault of each bad row.
+
+    Raises:
+        InputError: A column is missing, or its type cannot hold numbers.
     """
     source = batch.column(SOURCE)
     names = names or source_columns(manifest, pa.schema(list(source.type)))
@@ -124,7 +141,7 @@ def _decoded(array: pa.Array) -> pa.Array:
 
 
 def _struct(tensors: Sequence[np.ndarray], manifest: Manifest) -> pa.StructArray:
-    """Arrays [rows, width] by input -> the column `inputs`, without a copy."""
+    """Return the column `inputs` of arrays [rows, width], one per input, without a copy."""
     arrays = []
     for tensor, spec in zip(tensors, manifest.inputs, strict=True):
         flat = pa.array(tensor.reshape(-1))
@@ -135,7 +152,7 @@ def _struct(tensors: Sequence[np.ndarray], manifest: Manifest) -> pa.StructArray
 def _tensor(
     arrays: Sequence[pa.Array], spec: InputSpec, manifest: Manifest, faults: _Faults
 ) -> np.ndarray:
-    """The columns of an input -> [rows, width], imputed; rows with a fault go to `faults`."""
+    """Return the imputed tensor [rows, width] of an input's columns; add bad rows to `faults`."""
     state: np.ndarray | None
     if is_list(arrays[0].type):
         values, state = _from_list(arrays[0], spec, faults)
@@ -148,7 +165,7 @@ def _tensor(
 
 
 def _from_columns(arrays: Sequence[pa.Array], spec: InputSpec) -> tuple[np.ndarray, np.ndarray]:
-    """One column an element -> values and states of cells, both [rows, width]."""
+    """Read one column per element; return values and states of cells, both [rows, width]."""
     values = np.empty((len(arrays[0]), len(arrays)), dtype=spec.dtype)
     state = np.zeros(values.shape, dtype=np.uint8)
     for i, array in enumerate(arrays):
@@ -161,9 +178,9 @@ def _from_columns(arrays: Sequence[pa.Array], spec: InputSpec) -> tuple[np.ndarr
 def _from_list(
     array: pa.Array, spec: InputSpec, faults: _Faults
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """One list column -> values and states of cells, None where all are fine.
+    """Read one list column; return values and states of cells, the latter None if all are FINE.
 
-    Lists of another length go to `faults`.
+    Null lists and lists of the wrong length are added to `faults`.
     """
     if _is_matrix(array, spec):
         numbers, cells = read_cells(flat_values(array), spec.dtype)
@@ -186,13 +203,16 @@ def _from_list(
 
 
 def _is_matrix(array: pa.Array, spec: InputSpec) -> bool:
-    """Whether a list column is the tensor as it is; one that is imputed is copied first."""
+    """Return whether a list column can be used as the tensor without a copy.
+
+    A column that is imputed has to be copied first.
+    """
     whole = pa.types.is_fixed_size_list(array.type) and not array.null_count and not spec.impute
     return bool(whole and array.type.list_size == spec.width)
 
 
 def _impute(values: np.ndarray, state: np.ndarray, spec: InputSpec, manifest: Manifest) -> None:
-    """Nulls and NaNs of imputed columns become the training mean, rounded for integers."""
+    """Replace nulls and NaNs of imputed columns by the training mean, rounded for integers."""
     for i, column in enumerate(spec.columns):
         if column in spec.impute:
             mean = manifest.statistics[column].mean
@@ -204,7 +224,7 @@ def _impute(values: np.ndarray, state: np.ndarray, spec: InputSpec, manifest: Ma
 def _describe_faults(
     state: np.ndarray, arrays: Sequence[pa.Array], spec: InputSpec, faults: _Faults
 ) -> None:
-    """States of cells, [rows, width] -> what is wrong, added to `faults` column by column."""
+    """Add the faults that the states of cells [rows, width] describe, column by column."""
     names = spec.columns
     if len(names) != spec.width:
         names = tuple(f"{names[0]}[{i}]" for i in range(spec.width))
@@ -216,10 +236,10 @@ def _describe_faults(
         cells, name = state[:, i], names[i]
         faults.add(_where(cells == NULL), "null", name, "null")
         faults.add(_where(cells == NAN), "not_finite", name, "NaN")
-        infinite = f"infinite, or beyond {spec.dtype}"
+        infinite = f"infinite, or outside the range of {spec.dtype}"
         faults.add(_where(cells == INFINITE), "not_finite", name, infinite)
         kind = arrays[0].type.value_type if is_list(arrays[0].type) else arrays[i].type
-        # The value itself is in the payload alone.
+        # Messages never contain the value; it is in the payload.
         found = f"{kind} out of range" if pa.types.is_integer(kind) else f"{kind}"
         faults.add(_where(cells == WRONG), "wrong_type", name, f"expected {expected}, got {found}")
 
@@ -231,7 +251,7 @@ def _where(mask: np.ndarray) -> list[int]:
 
 @beam.typehints.with_input_types(pa.RecordBatch)
 class _ValidateDoFn(beam.DoFn):
-    """Source batches -> validated batches; bad rows go to the output `failures`."""
+    """A DoFn that validates source batches; bad rows go to the output `failures`."""
 
     def __init__(self, manifest: Manifest, provenance: Provenance) -> None:
         self._manifest = manifest
@@ -241,7 +261,7 @@ class _ValidateDoFn(beam.DoFn):
 
     def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch | beam.pvalue.TaggedOutput]:
         kind = batch.schema.field(SOURCE).type
-        # Looking the columns up takes longer than judging a small batch.
+        # Looking up the columns takes longer than checking a small batch.
         if kind != self._kind:
             self._kind, self._names = kind, source_columns(self._manifest, pa.schema(list(kind)))
         good, bad, faults = validate(batch, self._manifest, self._names)
@@ -256,11 +276,16 @@ class _ValidateDoFn(beam.DoFn):
 
 @dataclass
 class ValidateFeatures(beam.PTransform):
-    """Source batches -> batches whose `inputs` fit the model, and failure records."""
+    """A transform from source batches to batches whose `inputs` fit the model, and dead letters.
+
+    Attributes:
+        manifest: The manifest of the model.
+        provenance: The run and the model that dead letters name.
+    """
 
     manifest: Manifest
     provenance: Provenance
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> Split:
-        """One DoFn."""
+        """Apply one DoFn."""
         return split_outputs(batches, _ValidateDoFn(self.manifest, self.provenance))

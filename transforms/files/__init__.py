@@ -1,1 +1,1 @@
-"""Files: read in ranges, written by bundle, committed by run, on this machine or in a bucket."""
+"""Read files in ranges, write them per bundle, and commit them per run, locally or in a bucket."""

@@ -1,17 +1,18 @@
-"""The one step that puts a run's files in place, and never leaves less than there was.
+"""Commit a run: put its files in place in one step that never loses an earlier result.
 
-A run's result is what its `report.json` lists. An attempt at a run
+The result of a run consists of the files that its `report.json` lists. An attempt at a run
 
-    1. reads the report in place, and makes sure that all it needs is there
-    2. puts its files beside those in place; their names are its own
-    3. replaces the report, if it still is the one that was read
-    4. removes the files that the new report names as replaced, then what it had staged
+    1. reads the current report, and checks that everything it needs exists
+    2. puts its files next to the existing ones, under names that only this attempt uses
+    3. replaces the report, if it is still the one that was read
+    4. removes the files that the new report lists as replaced, then its staged files
 
-Stopped anywhere, even by kill -9, the report in place lists files that are all there: those of
-the earlier result, or of this one. On this machine a lock lets one attempt do this at a time. In
-an object store step 3 is a conditional write, so of two attempts that read the same report one
-fails. Step 4 removes what was there before step 3: files of attempts that must fail there, or
-that find themselves among the replaced when they read the report.
+Wherever the attempt is stopped, even by kill -9, all files that the current report lists exist:
+those of the earlier result or those of the new one. On this machine a lock allows only one
+attempt at a time to commit. In an object store step 3 is a conditional write, so if two attempts
+read the same report, one of them fails. Step 4 removes files that existed before step 3. If they
+belong to another attempt, that attempt fails at its own step 3, or finds its files listed as
+replaced when it reads the report.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from transforms.files.store import (
     sizes,
 )
 
-# Whoever gives up does not wait longer for a commit that goes on in another thread.
+# How long a failed attempt waits for a commit that is still running in another thread.
 ABANDON_SECONDS = 5.0
 Report = Callable[[Mapping[str, Any]], bytes]
 
@@ -59,12 +60,20 @@ def commit(
     report_folder: RunFolder,
     report: Report,
 ) -> None:
-    """A run's finished files and its report -> in their places, earlier ones gone.
+    """Put the finished files of a run and its report in place, and remove earlier ones.
 
-    report: what it shall say of files, `attempt`, `files` and `replaced` -> the report; asked
-    for when all rows are in place. Can be repeated after it stopped half-way. Dead letters come
-    first: a run whose scores are there has them all. Raises OutputError: then the result that
-    was in place still is.
+    It can be called again after it was interrupted. Dead letters are put in place first, so a
+    run whose scores exist also has all its dead letters.
+
+    Args:
+        destinations: Where the rows go.
+        staged: The finished files of the attempt.
+        report_folder: The folder of the report.
+        report: Returns the content of the report, given its facts about files (`attempt`, `files`
+            and `replaced`). It is called once all rows are in place.
+
+    Raises:
+        OutputError: The commit failed. The result that was in place before still is.
     """
     step = _Commit(destinations, staged, report_folder)
     folders = _folders(destinations, report_folder)
@@ -90,13 +99,19 @@ class _Commit:
     report_folder: RunFolder
 
     def replace(self, before: Version, found: Listing, report: Report) -> Listing:
-        """The report in place and what it lists -> what the new one lists, which is in place."""
+        """Replace the current report, and return what the new one lists.
+
+        Args:
+            before: The current report, as it was read.
+            found: What the current report lists.
+            report: Returns the content of the new report.
+        """
         targets = self._targets()
         earlier = self._check(found, targets)
         tables: list[str] = []
         for destination in sorted(self.destinations, key=lambda d: d.part == SCORES):
             if destination.targets(self._files_of(destination)) is None:
-                # Rows in a table replace those of the attempt whose report is in place.
+                # Rows in a table replace the rows of the attempt whose report is in place.
                 if read_version(self.report_folder.report) != before:
                     raise self._lost(targets, tables)
                 tables.append(destination.place)
@@ -107,7 +122,8 @@ class _Commit:
         make_folder(folder.staging)
         content = report(listing.facts())
         replaced = replace(folder.report, content, before, folder.staged("report.json"))
-        # Another has won, unless only the answer to a first request of ours was lost.
+        # Another attempt was faster, unless an earlier try of this request had succeeded and only
+        # its response was lost.
         if not replaced and not is_in_place(folder):
             raise self._lost(targets, tables)
         self._put_again(targets)
@@ -121,7 +137,7 @@ class _Commit:
         return {path: file for some in found for path, file in (some or {}).items()}
 
     def _check(self, found: Listing, targets: Mapping[str, StagedFile]) -> list[str]:
-        """What is in place and what is to be -> the files that are replaced. Raises OutputError."""
+        """Check that all files exist with their sizes; return the files that are replaced."""
         if not found.replaced.isdisjoint(targets):
             raise self._lost({})
         for folder in _folders(self.destinations, self.report_folder):
@@ -131,31 +147,30 @@ class _Commit:
             size = placed.get(target, staged.get(file.path))
             if size is None:
                 raise OutputError(
-                    f"{file.path} vanished before the run was complete: run it again; what was "
-                    "in place stays"
+                    f"{file.path} was removed before the run was complete: run it again; the "
+                    "earlier result was not changed"
                 )
             if file.size not in (None, size):
                 raise OutputError(
-                    f"{file.path} has {size:,} bytes: expected {file.size:,}, as were written; "
-                    "run it again"
+                    f"{file.path} has {size:,} bytes, but {file.size:,} were written: run it again"
                 )
         earlier = found.paths | found.replaced | set(self._seen())
         return sorted(filter(self.is_of_run, earlier - set(targets)))
 
     def is_of_run(self, path: str) -> bool:
-        """Whether a path can be that of a file that an attempt at this run put in place."""
+        """Return whether an attempt at this run can have put a file at a path."""
         part, name = os.path.split(path)
         run, part = os.path.split(part)
         ours = part in PARTS and os.path.basename(run) == self.report_folder.run_id
         return ours and is_part_file(name)
 
     def _seen(self) -> Iterator[str]:
-        """The files of any attempt at the run that are in place."""
+        """Yield the files in place of all attempts at the run."""
         for folder in _folders(self.destinations, self.report_folder):
             kept, before = frozenset[str](), math.inf
             if folder.place != self.report_folder.place:
-                # Another run of the same id may have its result here, and in an object store an
-                # attempt at that one is not stopped by this one's report.
+                # Another run with the same id may have its result here. In an object store, an
+                # attempt at that run is not stopped by the report of this one.
                 other = read_listing(folder.place)
                 if other.parts is None:
                     continue
@@ -172,10 +187,17 @@ class _Commit:
         before: str | None,
         tables: Sequence[str],
     ) -> Listing:
-        """What was put in place and what it replaces -> the listing. Raises OutputError.
+        """Return the listing of what was put in place and what it replaces.
 
-        before: the attempt whose report was read. If another's is there now, that one took the
-        files that are gone. tables: those that have the rows of this attempt.
+        Args:
+            targets: The staged files by the paths at which they were put.
+            earlier: The files that are replaced.
+            before: The attempt whose report was read. If the report is another one by now, that
+                attempt has removed the missing files.
+            tables: The tables that hold the rows of this attempt.
+
+        Raises:
+            OutputError: A file is missing.
         """
         placed = sizes(targets)
         parts: dict[str, list[ResultFile]] = {}
@@ -188,46 +210,56 @@ class _Commit:
                 if path not in placed:
                     if read_listing(self.report_folder.place).attempt != before:
                         raise self._lost(targets, tables)
-                    raise OutputError(f"{path} vanished before the run was complete: run it again")
+                    raise OutputError(
+                        f"{path} was removed before the run was complete: run it again"
+                    )
                 files.append(ResultFile(path, file.rows, placed[path]))
         folder = self.report_folder
         return Listing(folder.place, folder.token, parts, frozenset(earlier))
 
     def _put_again(self, targets: Mapping[str, StagedFile]) -> None:
-        """A copy that another attempt took for one of a dead attempt is made again."""
+        """Copy files again that another attempt removed because it took this one for dead."""
         if not is_remote(self.report_folder.root):
             return
         there = sizes(targets)
         gone = {target: file for target, file in targets.items() if target not in there}
         for target, file in gone.items():
             put(file.path, target)
-        # Unless that one has put its result in place, and removed what it replaced.
+        # If the other attempt has put its result in place meanwhile, it was right to remove them.
         if gone and not is_in_place(self.report_folder):
             delete(gone)
 
     def _lost(self, placed: Mapping[str, Any], tables: Sequence[str] = ()) -> OutputError:
-        """An attempt that another has overtaken -> its own files are gone; the error.
+        """Remove the files of this attempt, which another has overtaken, and return the error.
 
-        tables: those that this attempt has written.
+        Args:
+            placed: The paths at which this attempt put files.
+            tables: The tables that this attempt has written.
         """
         with contextlib.suppress(*FAULTS):
             delete(placed)
         if tables:
             rest = f"but {' and '.join(tables)} may hold the rows of this attempt: run it again"
         else:
-            rest = "and this one writes nothing"
+            rest = "and this attempt has written nothing"
         return OutputError(
             f"another attempt at run {self.report_folder.run_id} has put its result in place "
-            f"meanwhile, in {self.report_folder.place}: it stays, {rest}"
+            f"meanwhile, in {self.report_folder.place}: that result is kept, {rest}"
         )
 
 
 def abandon(destinations: Sequence[Destination], report_folder: RunFolder) -> None:
-    """What an attempt that failed leaves -> nothing of it, unless its result is in place."""
+    """Remove everything that a failed attempt left, unless its result is in place.
+
+    Args:
+        destinations: Where the rows of the attempt go.
+        report_folder: The folder of its report.
+    """
     for destination in destinations:
         destination.discard()
     discard(report_folder)
-    # In an object store a worker may be about to write the report: the next attempt removes them.
+    # Only local files are removed. In an object store a worker may be about to write the report;
+    # there the next attempt removes the files.
     folders = [f for f in _folders(destinations, report_folder) if os.path.isdir(f.place)]
     with contextlib.suppress(OutputError, *FAULTS):
         if folders:
@@ -236,7 +268,7 @@ def abandon(destinations: Sequence[Destination], report_folder: RunFolder) -> No
 
 
 def _take_back(folders: Sequence[RunFolder], report_folder: RunFolder) -> None:
-    """Folders of this machine -> no files of this attempt in place, unless they are the result."""
+    """Remove the files of this attempt from local folders, unless they are the result."""
     if is_in_place(report_folder):
         return
     for folder in folders:
@@ -250,12 +282,12 @@ def _take_back(folders: Sequence[RunFolder], report_folder: RunFolder) -> None:
 
 
 def is_in_place(report_folder: RunFolder) -> bool:
-    """A run's folder -> whether the result in place is this attempt's."""
+    """Return whether the result in place is the result of this attempt."""
     return read_listing(report_folder.place).attempt == report_folder.token
 
 
 def _folders(destinations: Sequence[Destination], report_folder: RunFolder) -> list[RunFolder]:
-    """The folders of a run in which files lie or are staged, each once."""
+    """Return the folders of a run that hold final or staged files, without duplicates."""
     found = [report_folder, *(destination.folder for destination in destinations)]
     return list({folder.place: folder for folder in found}.values())
 

@@ -1,9 +1,10 @@
-"""Blocks of CSV lines to columns: all at Arrow's speed, broken lines apart.
+"""Parse blocks of CSV lines into columns at Arrow's speed, and separate the broken lines.
 
-A line is a row: a quoted field ends in the line in which it begins. Lines that break
-this become faults, so a value that runs over several lines costs these lines and is
-never taken for anything else. Reasons: `wrong_width` (another number of fields than
-the header), `invalid_csv` (a quote without its other half, text that is not UTF-8).
+Every row is one line: a quoted field must end on the line on which it starts. Lines that violate
+this become faults, so a value that spans several lines costs only these lines, and is never
+mistaken for other rows. The reasons are `wrong_width` (the line and the header have different
+numbers of fields) and `invalid_csv` (an unbalanced quote, a stray CR, or bytes that are not
+UTF-8).
 """
 
 from __future__ import annotations
@@ -27,15 +28,17 @@ _NEWLINE, _RETURN, _QUOTE = b'\n\r"'
 
 
 class _BrokenLine(Exception):
-    """Some line among several is no row of its own."""
+    """At least one of several lines is not a row."""
 
 
 @dataclass
 class CsvRows:
-    """Consecutive lines of a file as columns, and which of them are no rows.
+    """Consecutive lines of a file as columns, and the lines that are not rows.
 
-    offsets: where each row's line begins in the file, in bytes. failed: offset, line
-    and fault of the others.
+    Attributes:
+        columns: The columns of the rows.
+        offsets: The byte of the file at which the line of each row starts, int64 [rows].
+        failed: The offset in bytes, the line and the fault of each line that is not a row.
     """
 
     columns: pa.Table
@@ -44,7 +47,7 @@ class CsvRows:
 
 
 def read_header(path: str) -> list[str]:
-    """A CSV file -> the names in its first line. Raises InputError."""
+    """Return the names in the first line of a CSV file; raise InputError if it is not a header."""
     with open_text(path) as handle:
         line = handle.readline()
     if not line.strip():
@@ -53,8 +56,8 @@ def read_header(path: str) -> list[str]:
         (names,) = csv.reader([line.decode("utf-8-sig").rstrip("\r\n")], strict=True)
     except (csv.Error, UnicodeDecodeError, ValueError) as error:
         raise InputError(
-            f"{path}: its first line is not a CSV header, names in UTF-8 "
-            f"between commas ({type(error).__name__})"
+            f"{path}: its first line is not a CSV header ({type(error).__name__}): expected column "
+            "names in UTF-8, separated by commas"
         ) from error
     return names
 
@@ -62,9 +65,14 @@ def read_header(path: str) -> list[str]:
 def read_lines(
     block: bytes, offset: int, header: Sequence[str], types: Mapping[str, pa.DataType]
 ) -> Iterator[CsvRows]:
-    """Whole lines and where they begin -> their columns, in parts if some line is broken.
+    """Parse whole lines into columns; the result comes in several parts if a line is broken.
 
-    types: the columns to read. A column with a number that is none stays text.
+    Args:
+        block: The lines.
+        offset: The byte of the file at which the block starts.
+        header: The names of all columns of the file.
+        types: The columns to read, and their types. A column with a value that is not of its type
+            stays a string column.
     """
     if not block.strip(b"\r\n"):
         return
@@ -87,12 +95,12 @@ def _what_is_wrong(line: bytes) -> str:
         return "expected UTF-8, got other bytes"
     if b"\r" in line.rstrip(b"\r\n"):
         return "expected CR only before LF, got one inside the line"
-    return "expected quoted fields to end in their line, got a quote without its other half"
+    return "expected quoted fields to end on their line, got one that does not"
 
 
 @dataclass(kw_only=True)
 class _Lines:
-    """A block and its lines that are not blank: where they begin and end, which are broken."""
+    """A block and its non-blank lines: where they start and end, and which ones are broken."""
 
     block: bytes
     starts: np.ndarray
@@ -102,9 +110,10 @@ class _Lines:
 
     @classmethod
     def of(cls, block: bytes) -> _Lines:
-        """A block -> its lines.
+        """Find the lines of a block.
 
-        Broken: an odd number of quotes, a CR that ends no line, bytes that are no UTF-8.
+        A line is broken if it has an odd number of quotes, a CR that does not end it, or bytes
+        that are not UTF-8.
         """
         data = np.frombuffer(block, dtype=np.uint8)
         ends = np.flatnonzero(data == _NEWLINE) + 1
@@ -118,7 +127,7 @@ class _Lines:
             broken |= np.bincount(quotes, minlength=len(starts)) % 2 == 1
         lengths = ends - starts - (data[ends - 1] == _NEWLINE)
         if b"\r" in block:
-            # Twice: Windows programs often write CR CR LF.
+            # Strip CR twice, because Windows programs often write CR CR LF.
             for _ in range(2):
                 lengths -= (lengths > 0) & (data[starts + lengths - 1] == _RETURN)
             returns = np.flatnonzero(data == _RETURN)
@@ -137,7 +146,7 @@ class _Lines:
         )
 
     def text(self, rows: slice) -> bytes:
-        """Lines, at least one -> their bytes, with the blank ones between them."""
+        """Return the bytes of one or more lines, including the blank lines between them."""
         return self.block[self.starts[rows.start] : self.ends[rows.stop - 1]]
 
 
@@ -152,7 +161,7 @@ def _is_utf8(text: bytes) -> bool:
 def _parse(
     lines: _Lines, rows: slice, offset: int, header: Sequence[str], types: Mapping[str, pa.DataType]
 ) -> CsvRows:
-    """Some of the lines -> their columns. Raises _BrokenLine if one of them is no row."""
+    """Parse some of the lines into columns. Raise _BrokenLine if one of them is not a row."""
     if lines.broken[rows].any():
         raise _BrokenLine
     failed: dict[int, Fault] = {}
@@ -164,10 +173,10 @@ def _parse(
 
     text, guards = lines.text(rows), 0
     if text.startswith(BOM_UTF8):
-        # Arrow would drop what is the begin of a file only, but not of a line.
+        # Arrow would drop a byte order mark, but it is only special at the start of the file.
         text = b"\n" + text
     if lines.quoted:
-        # A quote that is still open at the end takes this line in.
+        # A quote that is still open at the end swallows this extra line, which is noticed below.
         guard = b",".join([b"0"] * len(header)) + b"\n"
         text, guards = text + (guard if text.endswith(b"\n") else b"\n" + guard), 1
     starts = lines.starts[rows]
@@ -187,11 +196,15 @@ def _to_table(
     longest: int,
     reject: Any,
 ) -> pa.Table:
-    """Lines -> the columns of `types`, as text where one is not that. Raises _BrokenLine."""
+    """Parse lines into the columns of `types`; columns that do not fit become strings.
+
+    Raises:
+        _BrokenLine: Arrow cannot parse the lines.
+    """
     read = pa_csv.ReadOptions(
         column_names=list(header),
         use_threads=False,
-        # Arrow refuses a line that is longer than what it reads at once.
+        # Arrow rejects a line that is longer than a block.
         block_size=max(1 << 20, 2 * longest),
     )
     parse = pa_csv.ParseOptions(invalid_row_handler=reject)
@@ -199,7 +212,7 @@ def _to_table(
         convert = pa_csv.ConvertOptions(
             column_types=wanted,
             include_columns=list(types),
-            # One rule for all: an empty field is null, NA is a text.
+            # The same rule for all columns: an empty field is null, and NA is a string.
             null_values=[""],
             strings_can_be_null=True,
             quoted_strings_can_be_null=False,
@@ -214,7 +227,7 @@ def _to_table(
 
 
 def _cast_if_all(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    """A column of text or numbers -> one of a type if all of it is that, else itself."""
+    """Cast a column to a type if all its values allow it; otherwise return it unchanged."""
     try:
         return column.cast(kind)
     except pa.ArrowInvalid:
@@ -222,6 +235,6 @@ def _cast_if_all(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
 
 
 def _failed(lines: _Lines, line: int, offset: int, fault: Fault) -> tuple[int, bytes, Fault]:
-    """A line's number among those of a block -> where it begins in the file, itself, its fault."""
+    """Return where a line of a block starts in the file, its bytes without the end, its fault."""
     text = lines.text(slice(line, line + 1)).rstrip(b"\r\n")
     return offset + int(lines.starts[line]), text, fault

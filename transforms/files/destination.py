@@ -1,4 +1,4 @@
-"""Destination: a place for the rows of a part of a run, and the one that is a folder."""
+"""Destinations of the rows of a run: the protocol, and the destination that is a folder."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from transforms.files.writers import OutputFormat
 
 
 class Destination(Protocol):
-    """A place for the rows of a part: a folder, or a table.
+    """A place for the rows of a part: a folder or a table.
 
-    Rows are first staged as files in `folder`, by any number of workers; when all are
-    there one worker calls `commit`, which must bear repeating.
+    Any number of workers first stage the rows as files in `folder`. When all files are complete,
+    one worker calls `commit`. It may be called again, and must then have the same result.
     """
 
     @property
     def name(self) -> str:
-        """What tells it from the other destinations of the run."""
+        """The name, which is unique among the destinations of the run."""
 
     @property
     def part(self) -> str:
-        """Which rows it gets: SCORES or DEAD_LETTERS."""
+        """The rows that it receives: SCORES or DEAD_LETTERS."""
 
     @property
     def folder(self) -> RunFolder:
-        """Where its staged files lie."""
+        """The folders that hold its staged files."""
 
     @property
     def output_format(self) -> OutputFormat:
@@ -41,30 +41,30 @@ class Destination(Protocol):
 
     @property
     def place(self) -> str:
-        """Where its rows are in the end, for the report."""
+        """Where its rows are after the commit, for the report."""
 
     def file_schema(self, rows: pa.Schema) -> pa.Schema:
-        """The schema of rows -> that of the files they are staged in."""
+        """Return the schema of the staged files for the schema of the rows."""
 
     def check(self, rows: pa.RecordBatch) -> None:
-        """While rows are staged: a value that would fail the commit is told now."""
+        """Raise OutputError for rows that the commit could not write; called while staging."""
 
     def prepare(self) -> None:
-        """Before the run: whatever would fail its commit is told now."""
+        """Raise an error now if the commit would fail later; called before the run."""
 
     def targets(self, files: Sequence[StagedFile]) -> dict[str, StagedFile] | None:
-        """The attempt's files -> by the paths that they get in the end; None for a table."""
+        """Return the attempt's files by their final paths, or None for a table."""
 
     def commit(self, files: Sequence[StagedFile]) -> None:
-        """All of the attempt's files -> its rows in place; files of earlier attempts stay."""
+        """Put the rows of all the attempt's files in place; files of earlier attempts stay."""
 
     def discard(self) -> None:
-        """Nothing unfinished of the attempt is left."""
+        """Remove everything unfinished that the attempt left."""
 
 
 @dataclass(frozen=True)
 class FolderDestination:
-    """Files in a run's folder."""
+    """A destination whose rows are files in a run's folder."""
 
     part: str
     folder: RunFolder
@@ -72,38 +72,38 @@ class FolderDestination:
 
     @property
     def name(self) -> str:
-        """The part's."""
+        """The name of the part."""
         return self.part
 
     @property
     def place(self) -> str:
-        """The part's folder."""
+        """The folder of the part."""
         return self.folder.part(self.part)
 
     def file_schema(self, rows: pa.Schema) -> pa.Schema:
-        """The rows' own."""
+        """Return the schema of the rows unchanged."""
         return rows
 
     def check(self, rows: pa.RecordBatch) -> None:
-        """Files hold whatever rows do."""
+        """Do nothing: the writer of the files checks the rows."""
 
     def prepare(self) -> None:
-        """Raises OutputError if no file can be made in the folder, or others' files are in it."""
+        """Raise OutputError if the folder is not writable, or contains files of other programs."""
         remote = is_remote(self.folder.root)
         if remote:
-            # It says that there is no such bucket, where a listing only fails.
+            # This check reports a missing bucket; the listing below would only fail.
             check_writable(self.folder)
         with file_errors(f"output folder {self.folder.root} cannot be used"):
             self.folder.check()
             read_listing(self.folder.place)
         hold(self.folder, create=True)
         if not remote:
-            # Only now: nothing is written through a link.
+            # This comes after the check for links, so that nothing is written through a link.
             check_writable(self.folder)
         discard_dead(self.folder)
 
     def targets(self, files: Sequence[StagedFile]) -> dict[str, StagedFile]:
-        """Numbered in the order of their staged paths."""
+        """Return the files by their final paths, numbered in the order of their staged paths."""
         in_order = sorted(files, key=lambda file: file.path)
         return {
             self.folder.part_file(self.part, i, len(files), file.path.rsplit(".", 1)[-1]): file
@@ -111,9 +111,10 @@ class FolderDestination:
         }
 
     def commit(self, files: Sequence[StagedFile]) -> None:
-        """Puts the files in place. Raises OutputError.
+        """Put the files in place, unless an earlier try of this attempt has done so.
 
-        What an earlier step of this attempt has put in place already stays.
+        Raises:
+            OutputError: A file cannot be put in place.
         """
         targets = self.targets(files)
         with file_errors("the output cannot be put in place"):
@@ -124,5 +125,5 @@ class FolderDestination:
                     put(file.path, target)
 
     def discard(self) -> None:
-        """No staging files of this attempt are left, and no empty staging folder."""
+        """Remove the staged files of this attempt, and the staging folder if it is empty."""
         discard(self.folder)

@@ -1,11 +1,12 @@
-"""What a run's report says of the files of its result: which they are, and which went for them.
+"""The part of a run's report that lists the files of its result, and the files they replaced.
 
     "attempt": "3f0c2a71",
     "files": {"scores": [{"name": "scores/part-00000-of-00001-3f0c2a71.parquet", "rows": 990,
                           "bytes": 81220}], "dead_letters": [...]},
     "replaced": []
 
-Names are below the report's folder, so that the folder can be moved; full paths elsewhere.
+Names of files in the report's folder are relative to it, so the folder can be moved. Other files
+are listed with their full paths.
 """
 
 from __future__ import annotations
@@ -24,7 +25,13 @@ from transforms.files.store import file_errors, is_remote, read_version
 
 @dataclass(frozen=True)
 class ResultFile:
-    """A file of a result. size: in bytes."""
+    """A file of a result.
+
+    Attributes:
+        path: The full path.
+        rows: The number of rows in the file.
+        size: The size in bytes.
+    """
 
     path: str
     rows: int
@@ -33,11 +40,14 @@ class ResultFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """What the report in a folder lists, by full paths.
+    """The files that the report in a folder lists, by full paths.
 
-    attempt: whose report it is, None where there is none. parts: files by part, those that went
-    to folders; None where the report, of an earlier version, lists none. replaced: files of
-    earlier attempts, which are gone or about to go.
+    Attributes:
+        place: The folder of the report.
+        attempt: The attempt that wrote the report, or None if there is no report.
+        parts: The files of each part that went to a folder; None if the report was written by an
+            earlier version, which lists no files.
+        replaced: Files of earlier attempts that have been, or are about to be, removed.
     """
 
     place: str
@@ -47,11 +57,11 @@ class Listing:
 
     @property
     def paths(self) -> frozenset[str]:
-        """All files of the result, as far as they are listed."""
+        """All listed files of the result."""
         return frozenset(file.path for files in (self.parts or {}).values() for file in files)
 
     def facts(self) -> dict[str, Any]:
-        """The listing as a report has it."""
+        """Return the listing in the form of the report."""
         return {
             "attempt": self.attempt,
             "files": {
@@ -69,9 +79,13 @@ class Listing:
 
 
 def superseded(paths: Iterable[str]) -> set[str]:
-    """Paths -> those of files in a run's folder that are not of its result, as its report says.
+    """Return those files among paths that lie in a run's folder but do not belong to its result.
 
-    They are of an attempt that has ended half-way, or is about to end. Raises OutputError.
+    The report of the run does not list them: they were written by an attempt that was
+    interrupted, or that has not finished yet.
+
+    Raises:
+        OutputError: A report cannot be read, or is not the report of a run.
     """
     found: dict[str, set[str]] = {}
     for path in paths:
@@ -89,7 +103,7 @@ def superseded(paths: Iterable[str]) -> set[str]:
 
 
 def read_report(path: str) -> dict[str, Any]:
-    """The path of a run's report -> the report. Raises OutputError."""
+    """Read the report of a run; raise OutputError if it does not exist or cannot be read."""
     with file_errors(f"report {path} cannot be read"):
         content = read_version(path).content
     if content is None:
@@ -99,14 +113,19 @@ def read_report(path: str) -> dict[str, Any]:
 
 
 def read_listing(place: str) -> Listing:
-    """A folder -> what its report lists now. Raises OutputError."""
+    """Return what the current report in a folder lists; raise OutputError if it is no report."""
     return listing_of(place, read_version(f"{place.rstrip('/')}/report.json").content)
 
 
 def listing_of(place: str, content: bytes | None) -> Listing:
-    """A folder and what its report.json holds, None without one -> what is listed.
+    """Return what a report lists.
 
-    Raises OutputError where it is no report of a run.
+    Args:
+        place: The folder of the report.
+        content: The content of its `report.json`, or None if there is none.
+
+    Raises:
+        OutputError: The content is not the report of a run.
     """
     if content is None:
         return Listing(place)

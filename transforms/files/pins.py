@@ -1,4 +1,4 @@
-"""Pins: a file as it was when a run found it, so that one that changes is never half read."""
+"""Pins: detect input files that change while a run reads them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ from common.private_beam.any_runner import storage_client
 
 @dataclass(frozen=True)
 class Pin:
-    """A file at one moment.
+    """The state of a file at one moment.
 
-    size: in bytes. version: changes whenever the file is written: the generation on Cloud
-    Storage, elsewhere the time of the last modification, on this machine in nanoseconds.
+    Attributes:
+        path: The path of the file.
+        size: The size in bytes.
+        version: A text that changes whenever the file is written: the generation of an object in
+            Cloud Storage, or the modification time elsewhere (in nanoseconds on this machine).
     """
 
     path: str
@@ -30,9 +33,15 @@ class Pin:
 
 
 def pin(path: str) -> Pin:
-    """A path on any Beam filesystem -> its file as it is now. Raises InputError.
+    """Return the current state of a file.
 
-    It takes one `stat`, or one request for the metadata of an object.
+    This takes one `stat`, or one request for the metadata of an object.
+
+    Args:
+        path: A path on any Beam filesystem.
+
+    Raises:
+        InputError: The file does not exist any more, or cannot be read.
     """
     try:
         if path.startswith("gs://"):
@@ -43,19 +52,19 @@ def pin(path: str) -> Pin:
         file = FileSystems.get_filesystem(path).metadata(path)
         return Pin(path, file.size_in_bytes, f"{file.last_updated_in_seconds} s")
     except FileNotFoundError as error:
-        raise InputError(f"input file {path} vanished during the run: {_ADVICE}") from error
+        raise InputError(f"input file {path} was removed during the run: {_ADVICE}") from error
     except (BeamIOError, OSError, GoogleAPIError) as error:
         check_memory(error, path)
         raise InputError(f"input file {path} cannot be read: {one_line(error)}") from error
 
 
-_ADVICE = "run again when nothing writes to the input any more"
+_ADVICE = "run again once no other process changes the input"
 
 
 def _pin_object(path: str) -> Pin:
-    """An object of Cloud Storage -> its Pin. Raises FileNotFoundError if it is gone."""
+    """Return the pin of an object in Cloud Storage. Raise FileNotFoundError if it is gone."""
     bucket, _, name = path.removeprefix("gs://").partition("/")
-    # Beam's own client, which has the credentials of the reads.
+    # Beam's own client uses the same credentials as the reads.
     blob = storage_client(path).bucket(bucket).get_blob(name)
     if blob is None:
         raise FileNotFoundError(path)
@@ -64,10 +73,16 @@ def _pin_object(path: str) -> Pin:
 
 @contextmanager
 def unchanged(pinned: Pin | None) -> Iterator[None]:
-    """A file's Pin -> a block that reads it. Raises InputError if the file has changed since.
+    """Check at the end of a block that a file has not changed since it was pinned.
 
-    The file is looked at when the block ends, by itself or by an error: a version never comes
-    back, so a file that has it then had it all the time. None: nothing is looked at.
+    The check also runs if the block raises. A version never occurs twice, so a file that has the
+    pinned version at the end had it all the time.
+
+    Args:
+        pinned: The pin, or None to check nothing.
+
+    Raises:
+        InputError: The file has changed, or cannot be read.
     """
     try:
         yield
@@ -86,8 +101,14 @@ def _check(pinned: Pin | None) -> None:
 
 
 def changed_file(path: str, size: int, now: int) -> InputError:
-    """A file that changed, its size before and now -> the error that says so."""
+    """Return the error for a file that changed during the run.
+
+    Args:
+        path: The path of the file.
+        size: The size in bytes when the file was found.
+        now: The current size in bytes.
+    """
     what = f"expected {size:,} bytes, got {now:,}"
     if size == now:
-        what = "it has the same size, but was written again"
+        what = "it was written again, with the same size"
     return InputError(f"input file {path} changed during the run: {what}; {_ADVICE}")

@@ -1,4 +1,4 @@
-"""Input files to ranges that can be read in parallel: the pieces of a file source."""
+"""Find input files, and split them into ranges that can be read in parallel."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _SUFFIXES: dict[str, FileFormat] = {
     ".json": "jsonl",
 }
 
-# Small enough to keep every core busy to the end, large enough that opening a file
-# (about a millisecond) is not felt.
+# Ranges are small enough to keep every core busy until the end, and large enough that opening a
+# file (about a millisecond) does not matter.
 RANGE_ROWS = 131_072
 RANGE_BYTES = 64 << 20
 
@@ -42,9 +42,15 @@ RANGE_BYTES = 64 << 20
 class FileRange:
     """A part of a file.
 
-    start, stop: row groups of a Parquet file, bytes of a text file; a line belongs to
-        the range in which it begins. first_row, rows: of a Parquet range. pin: the file as
-        it was found, None where it may change.
+    Attributes:
+        path: The path of the file.
+        format: The format of the file.
+        start: The first row group of a Parquet file, or the first byte of a text file. A line
+            belongs to the range in which it starts.
+        stop: The row group or byte after the last one of the range.
+        first_row: The number of the first row in a Parquet file.
+        rows: The number of rows of a Parquet range.
+        pin: The state of the file when it was found, or None if it may change.
     """
 
     path: str
@@ -57,16 +63,20 @@ class FileRange:
 
     @property
     def unit(self) -> str:
-        """In what the reading of the file is measured."""
+        """The unit in which reading the file is measured: `rows` or `bytes`."""
         return unit_of(self.format)
 
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """A file as it was found, to be read just so.
+    """A file in the state in which it was found.
 
-    row_groups: the rows of each, of a Parquet file. size: of the whole, in units of `unit`:
-    bytes as they lie there, or the rows of Parquet's footer.
+    Attributes:
+        pin: The state of the file.
+        format: The format of the file.
+        size: The size of the file in units of `unit`: bytes (compressed if the file is), or the
+            number of rows in the footer of a Parquet file.
+        row_groups: The number of rows in each row group of a Parquet file.
     """
 
     pin: Pin
@@ -76,21 +86,27 @@ class PlannedFile:
 
     @property
     def unit(self) -> str:
-        """In what the reading of the file is measured."""
+        """The unit in which reading the file is measured: `rows` or `bytes`."""
         return unit_of(self.format)
 
 
 def unit_of(file_format: FileFormat) -> str:
-    """A format -> in what the reading of its files is measured."""
+    """Return the unit in which reading a file of a format is measured: `rows` or `bytes`."""
     return "rows" if file_format == "parquet" else "bytes"
 
 
 def match_files(patterns: Sequence[str]) -> list[FileMetadata]:
-    """Paths, globs or folders -> the files they name, by path, each once.
+    """Return the files that patterns name, sorted by path and without duplicates.
 
-    A folder means every file below it. Names that start with `_` or `.` are left out,
-    unless a pattern asks for such names, and of a run's result what its report does not list.
-    Raises InputError for a pattern that matches nothing.
+    A folder stands for all files below it. Names that start with `_` or `.` are left out, unless
+    the pattern itself contains such a name. Files in a run's folder that its report does not list
+    are left out too.
+
+    Args:
+        patterns: Paths, globs and folders.
+
+    Raises:
+        InputError: A pattern matches no file, or cannot be listed.
     """
     found: dict[str, FileMetadata] = {}
     for pattern in patterns:
@@ -98,10 +114,10 @@ def match_files(patterns: Sequence[str]) -> list[FileMetadata]:
         if not files:
             raise InputError(
                 f"no input file matches {pattern!r}: check the path, and quote globs so that the "
-                "shell leaves them alone"
+                "shell does not expand them"
             )
         for file in files:
-            # The same file under another spelling (./a, a) is the same file.
+            # Different spellings of a path (./a, a) name the same file.
             place = file.path if "://" in file.path else os.path.abspath(file.path)
             found.setdefault(place, file)
     try:
@@ -113,14 +129,14 @@ def match_files(patterns: Sequence[str]) -> list[FileMetadata]:
 
 
 def _match(pattern: str) -> list[FileMetadata]:
-    """One pattern -> its files; empty ones too, since an empty file is an error to be told."""
+    """Return the files of one pattern, including empty ones, which are reported as errors later."""
     if re.match(r"[^/]*[*?\[]", pattern):
-        # Beam finds nothing for a wildcard without a folder before it.
+        # Beam finds nothing if a wildcard has no folder before it.
         pattern = f"./{pattern}"
     try:
         if not pattern.endswith("/"):
             found = FileSystems.match([pattern])[0].metadata_list
-            # What a pattern says itself is wanted: the part before its first wildcard.
+            # Hidden names before the first wildcard are wanted, because the pattern spells them.
             said = re.split(r"[*?\[]", pattern)[0].rpartition("/")[0]
             asked = _is_hidden(pattern[len(said) :])
             files = [f for f in found if asked or not _is_hidden(f.path[len(said) :])]
@@ -135,30 +151,37 @@ def _match(pattern: str) -> list[FileMetadata]:
 
 
 def _is_hidden(path: str) -> bool:
-    """Whether a part of a path starts with `_` or `.`."""
+    """Return whether any name in a path starts with `_` or `.`."""
     return any(name.startswith(("_", ".")) for name in path.strip("/").split("/"))
 
 
 def format_of(path: str) -> FileFormat:
-    """A path -> its format by suffix, behind a compression's. Raises UsageError."""
+    """Return the format that the suffix of a path names, ignoring the suffix of a compression.
+
+    Raises:
+        UsageError: The suffix is not known.
+    """
     name = without_compression(path).lower()
     for suffix, found in _SUFFIXES.items():
         if name.endswith(suffix):
             return found
     raise UsageError(
-        f"cannot tell the format of {path} by its name ({', '.join(_SUFFIXES)}): say "
-        "--input_format parquet, csv or jsonl, or choose the files with a glob ('rows/*.csv')"
+        f"cannot detect the format of {path}: its name ends in none of {', '.join(_SUFFIXES)}; "
+        "pass --input_format parquet, csv or jsonl, or select files with a glob ('rows/*.csv')"
     )
 
 
 def open_parquet(path: str) -> pq.ParquetFile:
-    """A path -> an open Parquet file, its footer read. Raises InputError.
+    """Open a Parquet file and read its footer.
 
-    A local file is read by Arrow itself, without Python in between.
+    Arrow reads local files itself, without calling Python.
+
+    Raises:
+        InputError: The file is not a readable Parquet file.
     """
     try:
         if "://" not in path:
-            # Buffering a row group ahead hides a network's latency; on a disk it only costs memory.
+            # Buffering a row group ahead hides network latency. On a disk it only costs memory.
             return pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True)
         handle = FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
         return pq.ParquetFile(handle, pre_buffer=True, page_checksum_verification=True)
@@ -166,12 +189,16 @@ def open_parquet(path: str) -> pq.ParquetFile:
         check_memory(error, path)
         raise InputError(
             f"{path} is not a readable Parquet file: {one_line(error).rstrip('.')}; it may be "
-            "truncated, or of another format (--input_format)"
+            "truncated, or have another format (--input_format)"
         ) from error
 
 
 def file_schema(path: str, file_format: FileFormat) -> pa.Schema | None:
-    """A file -> its columns and types; None where each row names its own (JSON lines)."""
+    """Return the columns of a file; None for JSON Lines, where each row names its own columns.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
     if file_format == "parquet":
         with open_parquet(path) as parquet:
             return parquet.schema_arrow
@@ -181,7 +208,11 @@ def file_schema(path: str, file_format: FileFormat) -> pa.Schema | None:
 
 
 def has_rows(path: str, file_format: FileFormat) -> bool:
-    """A file -> whether it holds at least one row, told from its first bytes or its footer."""
+    """Return whether a file holds at least one row; only its first lines or its footer are read.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
     if file_format == "parquet":
         with open_parquet(path) as parquet:
             return bool(parquet.metadata.num_rows)
@@ -192,9 +223,15 @@ def has_rows(path: str, file_format: FileFormat) -> bool:
 
 
 def plan_file(file: FileMetadata, file_format: FileFormat | None) -> PlannedFile:
-    """A file that was matched -> the file as it is, pinned. Raises InputError, UsageError.
+    """Pin a matched file, and find out what it holds.
 
-    file_format: None tells it by the name.
+    Args:
+        file: The matched file.
+        file_format: The format of the file, or None to detect it from the suffix.
+
+    Raises:
+        InputError: The file has changed since it was matched, or cannot be read.
+        UsageError: The suffix of the file is not known.
     """
     kind = file_format or format_of(file.path)
     pinned = pin(file.path)
@@ -209,9 +246,10 @@ def plan_file(file: FileMetadata, file_format: FileFormat | None) -> PlannedFile
 
 
 def split_file(file: PlannedFile) -> Iterator[FileRange]:
-    """A file -> ranges that cover it. The cut depends on the file alone, never on the run.
+    """Split a file into ranges that cover it. The result depends only on the file, not on the run.
 
-    Parquet is cut between row groups, text at RANGE_BYTES; compressed text is one range.
+    Parquet files are split between row groups, text files every RANGE_BYTES. Compressed text is
+    one range.
     """
     path, size = file.pin.path, file.size
     if file.format == "parquet":

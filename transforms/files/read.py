@@ -1,4 +1,4 @@
-"""ReadFiles: Parquet, CSV and JSON lines as source batches, in parallel ranges."""
+"""Read Parquet, CSV and JSON Lines files as source batches, in parallel ranges."""
 
 from __future__ import annotations
 
@@ -49,16 +49,20 @@ from transforms.provenance import Provenance
 from transforms.row_ids import content_ids
 from transforms.validate import source_columns
 
-# What JSON allows around a value; Python would strip more.
+# The whitespace that JSON allows around a value. Python would strip more.
 _JSON_SPACE = b" \t\r\n"
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What is read of each row: the model's columns, the id's, and further ones.
+    """The columns to read: those of the model, the id, and further ones.
 
-    ids_by_content: a row without an id of its own gets one from its features' values,
-        for sources in which a row has no fixed place.
+    Attributes:
+        manifest: The manifest of the model.
+        id_column: The column that holds the row id, or None to derive the ids.
+        keep: Further columns to pass through.
+        ids_by_content: Whether ids are derived from the values of the features. It is needed for
+            sources in which a row has no fixed position.
     """
 
     manifest: Manifest
@@ -67,13 +71,24 @@ class Columns:
     ids_by_content: bool = False
 
     def names(self, available: pa.Schema, path: str) -> list[str]:
-        """A file's columns -> those to read, in the file's order. Raises InputError."""
+        """Return the columns to read from a file, in the order of the file.
+
+        Args:
+            available: The columns of the file.
+            path: The path of the file, for messages.
+
+        Raises:
+            InputError: A column is missing, occurs twice, or has a type that cannot be used.
+        """
         own = {*self.keep, *filter(None, [self.id_column])}
         counts = Counter(available.names)
         single = pa.schema([field for field in available if counts[field.name] == 1])
         for name in sorted(own.union(self.manifest.features)):
             if counts[name] > 1:
-                raise InputError(f"{path} has {counts[name]} columns {name!r}: expected one")
+                raise InputError(
+                    f"{path} has {counts[name]} columns named {name!r}: expected one; rename or "
+                    "remove the others"
+                )
         try:
             wanted = own.union(*source_columns(self.manifest, single).values())
         except InputError as error:
@@ -88,7 +103,10 @@ class Columns:
         return [name for name in single.names if name in wanted]
 
     def csv_types(self, names: Sequence[str]) -> dict[str, pa.DataType]:
-        """Names to read -> types to read them as: numbers, and text what is kept as it came."""
+        """Return the types as which to read columns of a CSV file.
+
+        Features are read as numbers. Columns that are passed through, and the id, are strings.
+        """
         types = dict.fromkeys(names, pa.string())
         for spec in self.manifest.inputs:
             number = pa.float64() if spec.dtype.startswith("float") else pa.int64()
@@ -96,9 +114,14 @@ class Columns:
         return types | {n: pa.string() for n in (*self.keep, self.id_column) if n in types}
 
     def with_ids(self, batch: pa.RecordBatch, prefix: str, positions: np.ndarray) -> pa.RecordBatch:
-        """Columns as read, and each row's position in its file -> a source batch.
+        """Return a source batch of columns as they were read.
 
-        A row whose id is null is still a row: it gets the derived one.
+        A row whose id is null gets the derived id.
+
+        Args:
+            batch: The columns.
+            prefix: The part of derived ids that stands for the file.
+            positions: The position of each row in the file [rows].
         """
         ids = None if self.id_column is None else batch.column(self.id_column).cast(pa.string())
         if ids is None or ids.null_count:
@@ -114,23 +137,31 @@ class Columns:
 
 
 def _check_id(path: str, column: pa.Field) -> None:
-    """Raises InputError for a type that has no text of its own, such as bytes or a list."""
+    """Raise InputError for a type that cannot be a row id, such as bytes or a list."""
     kind = column.type
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (is_text(value) or is_number(value) or pa.types.is_temporal(value)):
         raise InputError(
-            f"{path}: id column {column.name!r}: expected text, integers or times, got {kind}"
+            f"{path}: id column {column.name!r}: expected strings, numbers or times, got {kind}: "
+            "choose another --id_column"
         )
 
 
 def read_range(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[Decoded]:
-    """A range of a file -> its rows as source batches, with what could not be read.
+    """Read a range of a file as source batches, together with the rows that could not be read.
 
-    Rows without an id of their own get one from the file's path and their place in it:
-    a Parquet row's number, the byte at which a line begins. It is the same in every
-    run, however the file is cut. The spans of what is yielded cover the range: a Parquet
-    file's rows, the bytes of others. Raises InputError where the file as a whole is at
-    fault, or has changed since it was pinned.
+    Rows without an id get one that is derived from the path of the file and their position in
+    it: the number of a Parquet row, or the byte at which a line starts. The derived id is the
+    same in every run, however the file is split. The spans of the results cover the range, in
+    rows for Parquet and in bytes for other formats.
+
+    Args:
+        part: The range.
+        columns: The columns to read.
+        batch_rows: The maximum number of rows in a batch.
+
+    Raises:
+        InputError: The file as a whole cannot be read, or has changed since it was pinned.
     """
     readers = {"parquet": _read_parquet, "csv": _read_csv, "jsonl": _read_jsonl}
     with unchanged(part.pin):
@@ -138,7 +169,7 @@ def read_range(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[D
 
 
 def id_prefix(path: str) -> str:
-    """A file's path -> the part of a derived id that stands for the file, 12 hex digits."""
+    """Return the part of derived ids that stands for a file: 12 hex digits from its path."""
     return hashlib.blake2b(path.encode(), digest_size=6).hexdigest()
 
 
@@ -148,7 +179,7 @@ def _read_parquet(part: FileRange, columns: Columns, batch_rows: int) -> Iterato
         names = columns.names(parquet.schema_arrow, part.path)
         groups = list(range(part.start, part.stop))
         try:
-            # One thread: Beam's workers are the parallelism, and memory stays bounded.
+            # Use one thread: Beam's workers provide the parallelism, and memory stays bounded.
             for batch in rebatch(
                 parquet.iter_batches(batch_rows, groups, columns=names, use_threads=False),
                 batch_rows,
@@ -171,7 +202,10 @@ def _read_parquet(part: FileRange, columns: Columns, batch_rows: int) -> Iterato
                 f"{one_line(error)}"
             ) from error
     if rows != part.rows:
-        raise InputError(f"{part.path}: its footer promises {part.rows} rows, it holds {rows}")
+        raise InputError(
+            f"{part.path} is damaged in row groups {part.start} to {part.stop - 1}: its footer "
+            f"promises {part.rows} rows, but they hold {rows}"
+        )
 
 
 def _read_jsonl(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[Decoded]:
@@ -181,7 +215,7 @@ def _read_jsonl(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[
         lines, ids = [], []
         start = offset
         for line in block.split(b"\n"):
-            # Some editors on Windows mark the begin of a file as UTF-8.
+            # Some editors on Windows write a UTF-8 byte order mark at the start of a file.
             text = (line.removeprefix(BOM_UTF8) if start == 0 else line).strip(_JSON_SPACE)
             if text:
                 lines.append(text)
@@ -221,9 +255,12 @@ def _read_csv(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[De
 
 
 class Read(NamedTuple):
-    """What a source returns: source batches, and failure records of unreadable rows.
+    """The outputs of a source.
 
-    counts: of what was expected and what was read (transforms/accounts.py).
+    Attributes:
+        good: Source batches.
+        failures: Dead letters of rows that could not be read.
+        counts: What was expected and what was read (transforms/accounts.py).
     """
 
     good: beam.PCollection[pa.RecordBatch]
@@ -232,9 +269,10 @@ class Read(NamedTuple):
 
 
 class _ReadRangeDoFn(beam.DoFn):
-    """File ranges -> source batches; unreadable rows go to the output `failures`.
+    """A DoFn that reads file ranges as source batches.
 
-    What was read of which file goes to the output `entries`.
+    Rows that cannot be read go to the output `failures`. Entries that record what was read from
+    each file go to the output `entries`.
     """
 
     def __init__(self, columns: Columns, provenance: Provenance, batch_rows: int) -> None:
@@ -254,13 +292,15 @@ class _ReadRangeDoFn(beam.DoFn):
 
 
 def promise_file(file: PlannedFile) -> Iterator[Entry]:
-    """A file -> what it holds, and that it was looked at."""
+    """Yield the entries that record that a file was opened, and promise what it holds."""
     yield taken(file.pin.path, "files", 0, 1)
     yield promise(file.pin.path, file.unit, file.size)
     if file.format == "parquet":
         yield expect_rows(file.pin.path, file.size, "Parquet footers")
     else:
-        yield unknown_rows(file.pin.path, "only reading counts rows of text: bytes are compared")
+        yield unknown_rows(
+            file.pin.path, "rows of text files are only counted by reading them: bytes are compared"
+        )
 
 
 def read_matched(
@@ -270,10 +310,17 @@ def read_matched(
     file_format: FileFormat | None,
     batch_rows: int,
 ) -> Read:
-    """Files that were matched -> their rows: look at each, split it, spread the ranges, read.
+    """Read matched files: plan and split each one, distribute the ranges, and read them.
 
-    What is expected is said where the files are matched and looked at, what was read where
-    it is read.
+    The steps that match and plan files record what is expected. The step that reads them records
+    what was read.
+
+    Args:
+        files: The matched files.
+        columns: The columns to read.
+        provenance: The run and the model that dead letters name.
+        file_format: The format of all files, or None to detect it from each file's suffix.
+        batch_rows: The maximum number of rows in a batch.
     """
     matched = files | "Matched" >> beam.Map(lambda file: promise(file.path, "files", 1))
     planned = files | "SpreadFiles" >> beam.Reshuffle() | "Plan" >> beam.Map(plan_file, file_format)
@@ -293,10 +340,14 @@ def read_matched(
 
 @dataclass(kw_only=True)
 class ReadFiles(beam.PTransform):
-    """Nothing -> the rows of files as source batches, and failure records.
+    """A transform that reads files: it returns source batches, and dead letters of other rows.
 
-    patterns: paths, globs, folders. file_format: None tells it by each file's suffix.
-    batch_rows: rows of a batch at most.
+    Attributes:
+        patterns: Paths, globs and folders.
+        columns: The columns to read.
+        provenance: The run and the model that dead letters name.
+        file_format: The format of all files, or None to detect it from each file's suffix.
+        batch_rows: The maximum number of rows in a batch.
     """
 
     patterns: Sequence[str]
@@ -306,7 +357,7 @@ class ReadFiles(beam.PTransform):
     batch_rows: int = 32_768
 
     def expand(self, pipeline: beam.Pipeline) -> Read:
-        """match -> read what was matched."""
+        """Match the patterns, then read the files."""
         patterns = pipeline | "Patterns" >> beam.Create([list(self.patterns)])
         files = patterns | "Match" >> beam.FlatMap(match_files)
         return read_matched(files, self.columns, self.provenance, self.file_format, self.batch_rows)

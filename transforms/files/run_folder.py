@@ -1,4 +1,4 @@
-"""Where a run's files lie, what they are called, and what else must not lie beside them.
+"""The folders and the names of a run's files, and the check that no other files are among them.
 
     ROOT/RUN_ID/scores/part-00000-of-00002-TOKEN.parquet
     ROOT/RUN_ID/dead_letters/part-00000-of-00001-TOKEN.jsonl
@@ -27,9 +27,13 @@ _PART_FILE = re.compile(r"part-\d{5,}-of-\d{5,}-([0-9a-f]{8})\.(?:parquet|csv|js
 
 @dataclass(frozen=True)
 class StagedFile:
-    """A finished file in a staging folder: for which destination, rows and bytes in it.
+    """A finished file in a staging folder.
 
-    size: None where its writer did not say.
+    Attributes:
+        destination: The name of the destination that the file is for.
+        path: The path of the file.
+        rows: The number of rows in the file.
+        size: The size in bytes, or None if it is not known.
     """
 
     destination: str
@@ -40,7 +44,16 @@ class StagedFile:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run's files go. token: of this attempt, so that no two attempts mix."""
+    """The folders of a run.
+
+    Attributes:
+        root: The folder that the user chose, which can hold several runs.
+        run_id: The id of the run, which names its folder.
+        token: A token of this attempt, which keeps the files of two attempts apart.
+
+    Raises:
+        UsageError: The run id or the root cannot be part of a path.
+    """
 
     root: str
     run_id: str
@@ -49,11 +62,11 @@ class RunFolder:
     def __post_init__(self) -> None:
         if not self.run_id or self.run_id[0] == "." or set(self.run_id) & set("/\\*?[]"):
             raise UsageError(
-                f"run id {self.run_id!r}: expected a folder's name, not empty, without a dot at "
-                "its begin and without any of / \\ * ? [ ]"
+                f"run id {self.run_id!r}: expected the name of a folder, which is not empty, does "
+                "not start with a dot and contains none of / \\ * ? [ ]"
             )
         if is_remote(self.root) and set(self.root) & set("*?[]"):
-            raise UsageError(f"output folder {self.root!r}: expected one without * ? [ ]")
+            raise UsageError(f"output folder {self.root!r}: expected a path without * ? [ ]")
 
     @property
     def place(self) -> str:
@@ -61,48 +74,55 @@ class RunFolder:
         return FileSystems.join(self.root, self.run_id)
 
     def part(self, name: str) -> str:
-        """A part's name -> its folder."""
+        """Return the folder of a part."""
         return FileSystems.join(self.place, name)
 
     def staged(self, name: str) -> str:
-        """A name -> the path of a staging file of this attempt."""
+        """Return the path of a staged file of this attempt."""
         return FileSystems.join(self.staging, f"{self.token}-{name}")
 
     @property
     def staging(self) -> str:
-        """The folder of all unfinished files of this run id."""
+        """The folder of the staged files of all attempts at this run."""
         return FileSystems.join(self.root, ".staging", self.run_id)
 
     @property
     def report(self) -> str:
-        """The report's path: the mark of a complete run."""
+        """The path of the report, which exists only if the run is complete."""
         return FileSystems.join(self.place, "report.json")
 
     def part_file(self, part: str, number: int, count: int, suffix: str) -> str:
-        """A part, which of its files, how many there are, a suffix -> the file's path."""
+        """Return the path of a file of the result.
+
+        Args:
+            part: The name of the part.
+            number: The number of the file, from 0.
+            count: How many files the part has.
+            suffix: The suffix of the file's format, without a dot.
+        """
         name = f"part-{number:05d}-of-{count:05d}-{self.token}.{suffix}"
         return FileSystems.join(self.part(part), name)
 
     def check(self) -> None:
-        """Raises OutputError for a link, and for the first file in a part that is not a run's own.
+        """Raise OutputError if a folder is a link, or a part contains a file that is not a run's.
 
-        What somebody else wrote is never removed, and nothing through a link.
+        Files that other programs wrote are never removed, and nothing is removed through a link.
         """
         if not is_remote(self.root):
             parents = (self.staging, os.path.dirname(self.staging), self.place, self.report)
             for path in (*parents, *map(self.part, PARTS)):
                 if os.path.islink(path):
                     raise OutputError(
-                        f"{path} is a symbolic link, through which nothing is written or removed: "
-                        "remove the link, or choose another --run_id"
+                        f"{path} is a symbolic link, and runs do not write or remove anything "
+                        "through links: remove the link, or choose another --run_id"
                     )
         for part in PARTS:
             for entry in sorted(entries(self.part(part)), key=lambda found: found.name):
                 if not (entry.is_file and self._is_run_file(entry.name)):
                     raise OutputError(
-                        f"{FileSystems.join(self.part(part), entry.name)} is not a file of a run: "
-                        f"expected nothing else in this folder, which a run with --run_id "
-                        f"{self.run_id} replaces; move it away, or choose another --run_id"
+                        f"{FileSystems.join(self.part(part), entry.name)} is not a file of a run, "
+                        f"but --run_id {self.run_id} replaces all files in this folder: move it "
+                        "away, or choose another --run_id"
                     )
 
     def _is_run_file(self, name: str) -> bool:
@@ -110,5 +130,5 @@ class RunFolder:
 
 
 def is_part_file(name: str) -> bool:
-    """A file's name -> whether runs give such names to the files of their results."""
+    """Return whether a name is one that runs give to the files of their results."""
     return _PART_FILE.fullmatch(name) is not None

@@ -1,7 +1,7 @@
-"""StageFiles: record batches to finished files in a staging folder, one or more a bundle.
+"""Write record batches to files in a staging folder, one or more per bundle.
 
-They become output only when the run is complete (transforms/files/commit.py). A
-bundle that a runner repeats leaves a stray staging file, never a stray row.
+The files become output only when the run is complete (transforms/files/commit.py). If a runner
+retries a bundle, an unused staged file remains, but no row is duplicated.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ from transforms.files.store import create_file
 from transforms.files.writers import open_writer
 
 FILE_BYTES = 512 << 20
-# Processes with which this one ends.
+# The processes whose end also ends this process.
 _watched: set[int] = set()
 
 
 def end_with(launcher: int) -> None:
-    """A process's id -> this process ends when that one has; its own id is no news.
+    """End this process when the process with a given id ends. Its own id is ignored.
 
-    A worker would go on with its bundle, and commit it, beside the run that is started next.
+    Otherwise a worker would continue with its bundle, and commit it, while the next run is
+    already in progress.
     """
     if launcher == os.getpid() or launcher in _watched:
         return
@@ -44,7 +45,7 @@ def end_with(launcher: int) -> None:
     except ProcessLookupError:
         os._exit(1)
     except (OSError, AttributeError):
-        # No Linux, or an old one: what a commit promises holds without.
+        # pidfd_open needs a recent Linux. The guarantees of a commit also hold without it.
         return
     threading.Thread(target=_exit_after, args=(handle,), daemon=True).start()
 
@@ -55,7 +56,7 @@ def _exit_after(handle: int) -> None:
 
 
 class _StageDoFn(beam.DoFn):
-    """Record batches -> the files that a bundle wrote into the staging folder."""
+    """A DoFn that writes the record batches of a bundle to staged files, and yields these files."""
 
     def __init__(self, destination: Destination, launcher: int | None) -> None:
         self._destination, self._launcher = destination, launcher
@@ -86,8 +87,8 @@ class _StageDoFn(beam.DoFn):
     def _open(self, schema: pa.Schema) -> None:
         kind = self._destination.output_format
         name = f"{self._destination.name}-{uuid.uuid4().hex}.{kind}"
-        # The folder is there (check_writable). If it is gone the run was aborted, and a
-        # worker that has not noticed must not bring it back.
+        # The folder was created before the run (check_writable). If it is gone, the run was
+        # aborted, and a worker that has not noticed must not create it again.
         self._path = self._destination.folder.staged(name)
         self._handle = create_file(self._path)
         self._schema, self._rows, self._bytes = schema, 0, 0
@@ -122,23 +123,26 @@ class _StageDoFn(beam.DoFn):
 
 
 def conform_to_files(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """A batch of almost a schema (int32 for int64, say) -> one of that schema.
+    """Cast a batch to a similar schema, for example int32 to int64.
 
-    Raises OutputError: input files may differ in the type of a column passed through.
+    Input files may differ in the type of a column that is passed through.
+
+    Raises:
+        OutputError: The columns differ, or a value does not fit its type.
     """
     try:
         return batch.select(schema.names).cast(schema)
     except (pa.ArrowException, KeyError) as error:
         check_memory(error, "rows to be written")
         raise OutputError(
-            f"rows of two kinds in one output: first {schema.names}, then {batch.schema.names}"
-            f"{_other_types(batch.schema, schema)}; make the input files agree in the columns of "
-            "--output_fields"
+            f"rows with different columns or types in one output: first {schema.names}, then "
+            f"{batch.schema.names}{_other_types(batch.schema, schema)}; make the input files agree "
+            "in the columns of --output_fields"
         ) from error
 
 
 def _other_types(found: pa.Schema, expected: pa.Schema) -> str:
-    """Two schemas -> what differs in the types of their columns, as part of a message."""
+    """Return the part of a message that lists columns with different types."""
     file_errors = [
         f"column {field.name}: expected {field.type}, got {found.field(field.name).type}"
         for field in expected
@@ -149,15 +153,17 @@ def _other_types(found: pa.Schema, expected: pa.Schema) -> str:
 
 @dataclass
 class StageFiles(beam.PTransform):
-    """Record batches -> StagedFile of each finished file.
+    """A transform that writes record batches to staged files, and returns these files.
 
-    destination: whose folder was prepared before the run. launcher: the process that started
-    the run, where the workers are children of it, which end with it.
+    Attributes:
+        destination: The destination; its folder was prepared before the run.
+        launcher: The id of the process that started the run, if the workers are its children and
+            have to end with it.
     """
 
     destination: Destination
     launcher: int | None = None
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[StagedFile]:
-        """One DoFn that keeps a file open for the length of a bundle."""
+        """Apply one DoFn, which keeps a file open during a bundle."""
         return batches | beam.ParDo(_StageDoFn(self.destination, self.launcher))

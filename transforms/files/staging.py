@@ -1,13 +1,14 @@
-"""The staging folder of a run id: who still works in it, and what of it can go.
+"""The staging folder of a run id: which attempts still use it, and what can be removed.
 
-Each attempt removes what it staged itself. What a killed one left goes with the next attempt
-at the run, once it is sure that nobody works at it:
+Each attempt removes its own staged files. Files of a killed attempt are removed by the next
+attempt at the run, once no process can still be working on them:
 
-    on this machine      each process of an attempt holds a lock on TOKEN-lock, and the system
-                         takes it back when the process ends, however that happens
-    in an object store   there are no locks: when the attempt wrote nothing for a day
+    on this machine      each process of an attempt holds a lock on TOKEN-lock, which the system
+                         releases when the process ends for any reason
+    in an object store   there are no locks, so an attempt counts as dead after it has written
+                         nothing for a day
 
-An attempt that loses its staged files for all that fails, and removes nothing of others.
+If an attempt loses its staged files anyway, it fails, and removes no files of other attempts.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ from transforms.files.store import (
 
 _BUCKET = re.compile(r"gs://[a-z0-9][a-z0-9_.-]+(/|$)")
 _TOKEN = re.compile(r"[0-9a-f]{8}")
-# An attempt that wrote nothing for so long is dead, where no lock can tell.
+# Without locks, an attempt that has written nothing for this long counts as dead.
 DEAD_SECONDS = 24 * 3600.0
-# A commit waits so long for another attempt's, which may be loading a table.
+# How long a commit waits for the commit of another attempt, which may be loading a table.
 LOCK_SECONDS = 600.0
 _LOCK_POLL_SECONDS = 0.05
 
@@ -48,9 +49,15 @@ _guard = threading.Lock()
 
 
 def check_writable(folder: RunFolder, what: str | None = None) -> None:
-    """A run's folder -> nothing, or OutputError if no file can be made in it.
+    """Raise OutputError unless files can be created in a run's folder.
 
-    what: the folder as its user named it.
+    Args:
+        folder: The folder of the run.
+        what: The folder as the user named it, for messages; by default its path.
+
+    Raises:
+        UsageError: The path is not of the form `gs://BUCKET/FOLDER`.
+        OutputError: The bucket does not exist, or files cannot be written.
     """
     if not folder.root.startswith("gs://"):
         return _probe(folder)
@@ -68,7 +75,7 @@ def check_writable(folder: RunFolder, what: str | None = None) -> None:
         except exceptions.NotFound as error:
             name = folder.root.removeprefix("gs://").split("/")[0]
             raise OutputError(
-                f"{what}: there is no bucket {name}: make it, or name another"
+                f"{what}: bucket {name} does not exist: create it, or choose another"
             ) from error
 
 
@@ -82,10 +89,12 @@ def _probe(folder: RunFolder) -> None:
 
 
 def hold(folder: RunFolder, *, create: bool = False) -> None:
-    """An attempt's folder -> this process is known to work at it, until it ends or discards it.
+    """Mark this process as working on an attempt until it ends or discards the attempt.
 
-    create: by the process that begins the attempt. A worker does not bring back the folder of
-    an attempt that was aborted.
+    Args:
+        folder: The folder of the attempt.
+        create: Whether to create the lock file. Only the process that starts the attempt does
+            so: a worker must not bring back the folder of an attempt that was aborted.
     """
     path = os.path.abspath(folder.staged("lock"))
     with _guard:
@@ -97,7 +106,7 @@ def hold(folder: RunFolder, *, create: bool = False) -> None:
 
 
 def _open_lock(path: str) -> int:
-    """A path -> it, open; the folder is made again if another attempt's end removed it."""
+    """Open a lock file; create its folder again if another attempt has just removed it."""
     while True:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
@@ -112,7 +121,7 @@ def _release(folder: RunFolder) -> None:
 
 
 def discard(folder: RunFolder) -> None:
-    """A run's folder -> no staging files of this attempt, and no empty staging folder."""
+    """Remove the staged files of this attempt, and the staging folder if it is empty."""
     with contextlib.suppress(*FAULTS):
         staged = [e.name for e in entries(folder.staging) if e.name.startswith(f"{folder.token}-")]
         delete(f"{folder.staging}/{name}" for name in staged)
@@ -122,7 +131,7 @@ def discard(folder: RunFolder) -> None:
 
 
 def discard_dead(folder: RunFolder) -> None:
-    """A run's folder -> no staging files of attempts at this run that nobody works at any more."""
+    """Remove the staged files of dead attempts at this run."""
     with contextlib.suppress(*FAULTS):
         found: dict[str, list[Entry]] = {}
         for entry in entries(folder.staging):
@@ -137,7 +146,7 @@ def discard_dead(folder: RunFolder) -> None:
 
 
 def _is_dead(folder: RunFolder, staged: Sequence[Entry]) -> bool:
-    """Another attempt's folder and its staged files -> whether no process works at it."""
+    """Return whether no process works on another attempt any more, given its staged files."""
     lock = folder.staged("lock")
     if is_remote(folder.root) or not os.path.exists(lock):
         return max(entry.written for entry in staged) < time.time() - DEAD_SECONDS
@@ -145,7 +154,7 @@ def _is_dead(folder: RunFolder, staged: Sequence[Entry]) -> bool:
 
 
 def is_locked(path: str) -> bool:
-    """A file of this machine -> whether a process holds a lock on it. Raises OSError."""
+    """Return whether a process holds a lock on a local file; raise OSError if it is gone."""
     handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -164,26 +173,33 @@ def _remove_empty(folder: RunFolder) -> None:
 
 @contextlib.contextmanager
 def commit_lock(folders: Iterable[RunFolder], seconds: float = LOCK_SECONDS) -> Iterator[None]:
-    """Folders of a run -> no other attempt on this machine puts files there during the block.
+    """Keep other attempts on this machine from committing to a run's folders during the block.
 
-    Raises OutputError where another is at it for so long. In an object store what the report
-    was when it was read does instead (transforms/files/commit.py).
+    In an object store there is no lock: there the conditional write of the report protects the
+    result (transforms/files/commit.py).
+
+    Args:
+        folders: The folders of the run.
+        seconds: How long to wait for another attempt.
+
+    Raises:
+        OutputError: Another attempt still holds the lock after this time.
     """
     local = {os.path.abspath(f.staging): f for f in folders if not is_remote(f.root)}
     with contextlib.ExitStack() as held:
-        # In one order, so that no two wait for each other.
+        # All attempts acquire the locks in the same order, so no two wait for each other.
         for _, folder in sorted(local.items()):
             path = f"{folder.staging}/commit-lock"
             handle = _acquire(path, folder, time.monotonic() + seconds)
             held.callback(_remove_empty, folder)
             held.callback(os.close, handle)
-            # Whoever waits for it finds out that it is gone, and makes a new one.
+            # An attempt that waits for the lock finds that the file is gone, and creates a new one.
             held.callback(delete, [path])
         yield
 
 
 def _acquire(path: str, folder: RunFolder, deadline: float) -> int:
-    """The path of a lock -> it, open and held."""
+    """Open the lock file at a path and hold its lock."""
     while True:
         handle = _open_lock(path)
         try:
@@ -194,18 +210,18 @@ def _acquire(path: str, folder: RunFolder, deadline: float) -> int:
             if time.monotonic() > deadline:
                 os.close(handle)
                 raise OutputError(
-                    f"another attempt at run {folder.run_id} is putting its result in place in "
-                    f"{folder.root} and does not end: stop it, then run again"
+                    f"another attempt at run {folder.run_id} is still putting its result in place "
+                    f"in {folder.root}: wait until it ends or stop it, then run again"
                 ) from None
             time.sleep(_LOCK_POLL_SECONDS)
         except OSError:
-            # A filesystem without locks: what the report was tells of another attempt.
+            # The filesystem has no locks. The comparison of the report detects other attempts.
             return handle
         os.close(handle)
 
 
 def _is_at(handle: int, path: str) -> bool:
-    """Whether an open file is still the one at a path."""
+    """Return whether an open file is still the file at a path."""
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(handle), os.stat(path))
     return False

@@ -1,7 +1,7 @@
-"""Files of this machine and of object stores, as putting a result in place needs them.
+"""Operations on local files and objects that are needed to put a result in place.
 
-On the local filesystem not by Beam, which takes each path for a glob: in a folder called
-`out*` it would delete the files of others.
+Local files are not accessed through Beam, because Beam treats each path as a glob: in a folder
+called `out*` it would delete files of other folders.
 """
 
 from __future__ import annotations
@@ -27,9 +27,14 @@ FAULTS = (BeamIOError, OSError, exceptions.GoogleAPIError)
 
 @dataclass(frozen=True)
 class Entry:
-    """What lies in a folder. name: in an object store, where folders are names, any depth below.
+    """A file or folder within a folder.
 
-    written: in seconds since 1970.
+    Attributes:
+        name: The name, relative to the folder. In an object store it may contain `/`, because
+            objects at any depth are listed.
+        is_file: Whether it is a regular file, directly in the folder.
+        size: The size in bytes.
+        written: When it was last modified, in seconds since 1970.
     """
 
     name: str
@@ -40,20 +45,26 @@ class Entry:
 
 @dataclass(frozen=True)
 class Version:
-    """What a file held at a moment, None where it was not there, and what tells it from others."""
+    """The content of a file at one moment.
+
+    Attributes:
+        content: The bytes, or None if the file did not exist.
+        mark: A value that distinguishes this version from others: the generation of an object in
+            Cloud Storage, the content elsewhere.
+    """
 
     content: bytes | None
     mark: Any
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path is in an object store."""
+    """Return whether a path is in an object store."""
     return "://" in path
 
 
 @contextlib.contextmanager
 def file_errors(what: str) -> Iterator[None]:
-    """What cannot be done -> errors of files in the block raised as OutputError."""
+    """Raise file errors in the block as OutputError, with a text that says what failed."""
     with translate_errors(OutputError, what):
         try:
             yield
@@ -63,7 +74,7 @@ def file_errors(what: str) -> Iterator[None]:
 
 
 def entries(folder: str) -> list[Entry]:
-    """A folder -> what lies in it, links not followed; nothing if there is no such folder."""
+    """List a folder without following links; return an empty list if it does not exist."""
     if is_remote(folder):
         prefix = f"{folder.rstrip('/')}/"
         found = FileSystems.match([f"{prefix}**"])[0].metadata_list
@@ -86,7 +97,7 @@ def _local_entries(folder: str) -> Iterator[Entry]:
 
 
 def sizes(paths: Iterable[str]) -> dict[str, int]:
-    """Paths -> the bytes of those files that are there. Each folder is listed once."""
+    """Return the sizes in bytes of those files that exist. Each folder is listed once."""
     by_folder: dict[str, dict[str, str]] = {}
     for path in paths:
         folder, name = os.path.split(path)
@@ -100,7 +111,7 @@ def sizes(paths: Iterable[str]) -> dict[str, int]:
 
 
 def put(source: str, target: str) -> None:
-    """A whole file -> under another name, at once. In an object store the first one stays."""
+    """Put a complete file at another path in one step; in an object store the source is kept."""
     if is_remote(target):
         FileSystems.copy([source], [target])
     else:
@@ -108,10 +119,10 @@ def put(source: str, target: str) -> None:
 
 
 def delete(paths: Iterable[str]) -> None:
-    """Paths -> no such files. One that is gone already is no fault."""
+    """Remove files. Files that do not exist are ignored."""
     for path in paths:
         if path.startswith("gs://"):
-            # Beam matches a path before it deletes it, and fails if another deletes it meanwhile.
+            # Beam matches a path before it deletes it, and fails if the object is deleted between.
             with contextlib.suppress(exceptions.NotFound):
                 _blob(path).delete(retry=DEFAULT_RETRY)
         elif is_remote(path):
@@ -122,7 +133,7 @@ def delete(paths: Iterable[str]) -> None:
 
 
 def create_file(path: str) -> Any:
-    """A path on any Beam filesystem -> a file open for writing. Raises OutputError."""
+    """Open a file on any Beam filesystem for writing; raise OutputError if that fails."""
     try:
         if not is_remote(path):
             return open(path, "wb")
@@ -133,7 +144,10 @@ def create_file(path: str) -> Any:
 
 
 def make_folder(path: str) -> None:
-    """A folder's path -> it exists, on filesystems that have folders. Raises OutputError."""
+    """Create a local folder and its parents; raise OutputError if that fails.
+
+    Object stores have no folders, so nothing is done there.
+    """
     if is_remote(path):
         return
     try:
@@ -141,12 +155,12 @@ def make_folder(path: str) -> None:
     except OSError as error:
         check_memory(error, path)
         raise OutputError(
-            f"folder {path} cannot be made: {error.strerror}; choose another folder"
+            f"folder {path} cannot be created: {error.strerror}; choose another folder"
         ) from error
 
 
 def read_version(path: str) -> Version:
-    """A path -> what it holds now."""
+    """Read the current version of a file."""
     if path.startswith("gs://"):
         return _read_object(_blob(path))
     content = _read(path)
@@ -154,25 +168,34 @@ def read_version(path: str) -> Version:
 
 
 def _read_object(blob: Any) -> Version:
-    """An object -> what it holds now, with its generation: 0 where it is not there.
+    """Read an object and its generation, which is 0 if the object does not exist.
 
-    One request: between two another may replace it, and what the first one found would be gone.
+    This takes a single request, because the object may be replaced between two requests.
     """
     try:
         content = blob.download_as_bytes()
     except exceptions.NotFound:
         return Version(None, 0)
-    # The answer's headers have set it.
+    # The headers of the response have set the generation.
     return Version(content, blob.generation)
 
 
 def replace(path: str, content: bytes, before: Version, unfinished: str) -> bool:
-    """A path, and what it held when last looked at -> whether it holds the content now.
+    """Replace the content of a file, unless it has changed since it was read.
 
-    False where another has written it since: then nothing is changed. Readers see the one
-    content or the other. unfinished: a path beside it that nobody else uses.
+    Readers see either the old or the new content.
+
+    Args:
+        path: The path of the file.
+        content: The new content.
+        before: The version that was read.
+        unfinished: A path in a folder on the same filesystem that no other process uses.
+
+    Returns:
+        Whether the file holds the new content. False means that it had changed, and was left
+        unchanged.
     """
-    # Other object stores than Cloud Storage have no such condition as the one below.
+    # Only Cloud Storage supports the condition below. Elsewhere this comparison has to do.
     if read_version(path) != before:
         return False
     if path.startswith("gs://"):
@@ -205,6 +228,6 @@ def _read(path: str) -> bytes | None:
 
 
 def _blob(path: str) -> Any:
-    """The path of an object -> it, by Beam's own client, which knows the server and who asks."""
+    """Return an object through Beam's own client, which has the server and the credentials."""
     bucket, _, name = path.removeprefix("gs://").partition("/")
     return storage_client(path).bucket(bucket).blob(name)

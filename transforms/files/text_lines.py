@@ -1,4 +1,4 @@
-"""Text files to blocks of whole lines, from any byte range, compressed or not."""
+"""Read any byte range of a text file in blocks of whole lines, compressed or not."""
 
 from __future__ import annotations
 
@@ -20,21 +20,24 @@ _COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 
 
 def compression_of(path: str) -> str | None:
-    """A path -> how its bytes are compressed, told by its suffix."""
+    """Return the compression that the suffix of a path names, or None."""
     found = (kind for suffix, kind in _COMPRESSIONS.items() if path.lower().endswith(suffix))
     return next(found, None)
 
 
 def without_compression(path: str) -> str:
-    """A path -> the same without the suffix of a compression."""
+    """Return a path without the suffix of its compression."""
     return path[: path.rindex(".")] if compression_of(path) else path
 
 
 class Block(NamedTuple):
     """Whole lines of a text file.
 
-    offset: the byte of the text at which they begin. span: the bytes of the file that they
-    were read from, which are others where it is compressed.
+    Attributes:
+        offset: The byte of the decompressed text at which the lines start.
+        lines: The lines.
+        span: The first byte of the file that they were read from, and the byte after the last
+            one. If the file is compressed, these differ from the bytes of the text.
     """
 
     offset: int
@@ -44,16 +47,19 @@ class Block(NamedTuple):
 
 @contextmanager
 def open_text(path: str) -> Iterator[Any]:
-    """A path on any Beam filesystem -> its file, open and decompressed. Raises InputError."""
+    """Open a file on any Beam filesystem, and decompress it if its name says so.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
     with _open(path) as handle:
         yield _decompressed(handle, path)
 
 
 def _decompressed(handle: Any, path: str) -> Any:
-    """An open file -> the same, decompressed as its name says.
+    """Return a decompressed view of an open file, if its name says that it is compressed.
 
-    Arrow decompresses: it raises for a file that was cut off, where Beam would take
-    its end for the end of the text.
+    Arrow raises for a truncated file. Beam would treat the truncation as the end of the text.
     """
     kind = compression_of(path)
     if kind is None:
@@ -68,17 +74,28 @@ def _open(path: str) -> Iterator[Any]:
             yield handle
     except (BeamIOError, OSError, MemoryError) as error:
         check_memory(error, path)
-        hint = ": is it complete, and compressed as its name says?" if compression_of(path) else ""
+        hint = (
+            "; check that it is complete, and compressed as its name says"
+            if compression_of(path)
+            else ""
+        )
         raise InputError(f"input file {path} cannot be read: {one_line(error)}{hint}") from error
 
 
 def line_blocks(path: str, start: int, stop: int) -> Iterator[Block]:
-    """A byte range of a text file -> its lines in blocks of some megabytes.
+    """Read the lines of a byte range of a text file in blocks of some megabytes.
 
-    A line belongs to the range in which it begins, so ranges side by side give each
-    line once, and the spans of their blocks cover the file. Only the last line of the file
-    may lack its end. Compressed text is read whole. Raises InputError, also for a file that
-    ends before `stop`.
+    A line belongs to the range in which it starts. Adjacent ranges therefore yield each line
+    once, and the spans of their blocks cover the file. Only the last line of the file may lack a
+    line end. Compressed text is always read whole.
+
+    Args:
+        path: A path on any Beam filesystem.
+        start: The first byte of the range.
+        stop: The byte after the last one of the range.
+
+    Raises:
+        InputError: The file cannot be read, or ends before `stop`.
     """
     with _open(path) as handle:
         if compression_of(path):
@@ -90,7 +107,7 @@ def line_blocks(path: str, start: int, stop: int) -> Iterator[Block]:
 def _plain_blocks(handle: Any, path: str, start: int, stop: int) -> Iterator[Block]:
     offset = start
     if start > 0:
-        # The line that the byte before belongs to is the neighbour's.
+        # The line that contains the byte before the range belongs to the range before.
         handle.seek(start - 1)
         offset = start - 1 + len(handle.readline())
     while offset < stop:
@@ -107,7 +124,7 @@ def _plain_blocks(handle: Any, path: str, start: int, stop: int) -> Iterator[Blo
 
 
 def _compressed_blocks(handle: Any, path: str) -> Iterator[Block]:
-    """The last block may be empty: it is of what ends the compressed text."""
+    """Yield all lines. The last block is empty: it stands for the end of the compressed data."""
     text, offset, place = _decompressed(handle, path), 0, 0
     while lines := text.read(BLOCK_BYTES):
         if not lines.endswith(b"\n"):

@@ -1,10 +1,10 @@
-"""Files that a stream is writing: hidden beside where they will be, and locked meanwhile.
+"""Files that a stream is still writing: hidden next to their final path, and locked.
 
     FOLDER/scores/2026-11-20/.12-34-00-060s-0-of-1-pane-0-3f0c2a71.parquet-UUID
 
-Whoever fails or is interrupted removes its own. What a killed process left goes when the next
-run starts: on this machine the lock tells that nobody writes it any more, in an object store
-that nobody has for a day.
+A process that fails or is interrupted removes its own unfinished files. The next run removes the
+files of a killed process when it starts: on this machine once no process holds the lock, in an
+object store once the file has not been written for a day.
 """
 
 from __future__ import annotations
@@ -26,18 +26,24 @@ from transforms.files.store import FAULTS, Entry, create_file, delete, entries, 
 
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
 _NAME = re.compile(r"\..+-[0-9a-f]{32}")
-# In an object store a list of all days might have millions of names.
+# In an object store only these days are searched: a list of all days might be very long.
 _REMOTE_DAYS = 7
 
-# Paths of those of this process.
+# The paths of the unfinished files of this process.
 _begun: set[str] = set()
 
 
 @contextmanager
 def begun(path: str) -> Iterator[Any]:
-    """A path -> a file open for writing, which is at the path when the block has ended well.
+    """Open a file for writing that appears at its path only if the block succeeds.
 
-    Nobody sees a part of it. Raises OutputError, OSError and BeamIOError.
+    Args:
+        path: The final path.
+
+    Raises:
+        OutputError: The file cannot be created.
+        OSError: The file cannot be put at its path.
+        BeamIOError: The file cannot be put at its path.
     """
     folder, name = os.path.split(path)
     hidden = FileSystems.join(folder, f".{name}-{uuid.uuid4().hex}")
@@ -45,13 +51,13 @@ def begun(path: str) -> Iterator[Any]:
     try:
         with create_file(hidden) as handle:
             if not is_remote(hidden):
-                # Some filesystems have no locks: there nothing is taken for dead.
+                # Some filesystems have no locks. There, remove_dead never removes a file.
                 with suppress(OSError):
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield handle
         FileSystems.rename([hidden], [path])
     except BaseException:
-        # On a full disk it would stand in the way of the next attempt.
+        # On a full disk the file would leave no space for the next try.
         with suppress(*FAULTS):
             delete([hidden])
         raise
@@ -60,14 +66,14 @@ def begun(path: str) -> Iterator[Any]:
 
 
 def remove_begun() -> None:
-    """Files that this process has begun, and does not end, are gone: it is about to exit."""
+    """Remove the unfinished files of this process, which is about to exit."""
     for path in tuple(_begun):
         with suppress(*FAULTS):
             delete([path])
 
 
 def remove_dead(folder: str) -> None:
-    """The folder of a part -> without the files that killed processes have begun there."""
+    """Remove unfinished files that killed processes left in the folder of a part."""
     for day in _days(folder):
         with suppress(*FAULTS):
             for entry in entries(day):
@@ -76,7 +82,7 @@ def remove_dead(folder: str) -> None:
 
 
 def _days(folder: str) -> list[str]:
-    """The folder of a part -> those of its days in it that are looked at."""
+    """Return the day folders of a part that are searched for unfinished files."""
     if not is_remote(folder):
         names = [e.name for e in entries(folder) if _DAY.fullmatch(e.name)]
     else:
@@ -86,8 +92,8 @@ def _days(folder: str) -> list[str]:
 
 
 def _remove_if_dead(path: str, entry: Entry) -> None:
-    """The path of an unfinished file, and what is known of it -> removed if nobody writes it."""
-    # Its run may end, or remove it, just now.
+    """Remove an unfinished file if no process is writing it."""
+    # Its run may finish or remove the file at this moment.
     with suppress(*FAULTS):
         if is_remote(path):
             dead = entry.written < time.time() - DEAD_SECONDS

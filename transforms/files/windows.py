@@ -1,10 +1,10 @@
-"""WriteWindows: an endless run's rows as files, one or more for each span of time.
+"""Write the rows of a stream to files, one or more for each span of time.
 
     FOLDER/scores/2026-11-20/12-34-00-060s-0-of-1-pane-0-3f0c2a71.parquet
 
-The span is that in which the rows were scored: no row is late for it, and so none is
-dropped. A file is named by what it holds, so that a repeated bundle writes it again
-in place of the first; and by the run, so that the next run of the same span does not.
+The span is the one in which the rows were scored, so no row is late and none is dropped. The file
+name describes the content, so a retried bundle replaces the file that it wrote before. The name
+also contains a token of the run, so another run in the same span does not replace the file.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from transforms.files.writers import OutputFormat, open_writer
 
 
 def check_folder(folder: str) -> None:
-    """A folder -> it is there and files can be made in it, or OutputError."""
+    """Create a folder if it does not exist; raise OutputError unless files can be written to it."""
     make_folder(folder)
     probe = FileSystems.join(folder, f".probe-{uuid.uuid4().hex}")
     try:
@@ -44,19 +44,29 @@ def check_folder(folder: str) -> None:
         FileSystems.delete([probe])
     except OutputError:
         raise
-    # Cloud Storage's client answers what cannot be with exceptions of many kinds.
+    # The client of Cloud Storage raises exceptions of many kinds.
     except Exception as error:
         check_memory(error, folder)
         raise OutputError(
-            f"folder {folder} cannot be written: {one_line(error)}; check its name and the "
-            "account's roles"
+            f"folder {folder} cannot be written: {one_line(error)}; check its name and the roles "
+            "of the account"
         ) from error
 
 
 def file_name(
     start: float, end: float, shard: int, *, shards: int, pane: int, run: str, suffix: str
 ) -> str:
-    """A span in seconds since 1970, a shard, a pane and a run -> the file's name in its part."""
+    """Return the name of a file, relative to the folder of its part.
+
+    Args:
+        start: The start of the span, in seconds since 1970.
+        end: The end of the span, in seconds since 1970.
+        shard: The number of the shard, from 0.
+        shards: How many shards there are.
+        pane: The number of the pane, from 0.
+        run: The token of the run.
+        suffix: The suffix of the file's format, without a dot.
+    """
     moment = datetime.datetime.fromtimestamp(start, datetime.UTC)
     return (
         f"{moment:%Y-%m-%d}/{moment:%H-%M-%S}-{end - start:03.0f}s-{shard}-of-{shards}-"
@@ -65,9 +75,17 @@ def file_name(
 
 
 def write_file(path: str, batches: Iterable[pa.RecordBatch], output_format: OutputFormat) -> int:
-    """Batches of one schema, at least one -> a whole file at a path, and its number of rows.
+    """Write batches to a file and return its number of rows.
 
-    Raises OutputError. Nobody sees a part of it: it is moved there when it is whole.
+    The file appears at its path only when it is complete.
+
+    Args:
+        path: The path of the file.
+        batches: At least one batch; all have the same schema.
+        output_format: The format of the file.
+
+    Raises:
+        OutputError: The file cannot be written.
     """
     make_folder(os.path.dirname(path))
     rows, writer = 0, None
@@ -83,7 +101,7 @@ def write_file(path: str, batches: Iterable[pa.RecordBatch], output_format: Outp
 
 @contextmanager
 def _write_errors(path: str) -> Iterator[None]:
-    """A file's path -> what goes wrong with it in the block raised as an OutputError."""
+    """Raise errors of writing a file in the block as OutputError."""
     with translate_errors(OutputError, f"{path} cannot be written"):
         try:
             yield
@@ -97,7 +115,10 @@ def _now(batch: pa.RecordBatch) -> TimestampedValue:
 
 
 class _WriteDoFn(beam.DoFn):
-    """(shard, batches) of a window -> a file of them; gives its path and number of rows."""
+    """A DoFn that writes the batches of a shard and a window to one file.
+
+    It yields the path and the number of rows of the file.
+    """
 
     def __init__(self, folder: str, shards: int, run: str, output_format: OutputFormat) -> None:
         self._folder, self._shards, self._run = folder, shards, run
@@ -126,10 +147,16 @@ class _WriteDoFn(beam.DoFn):
 
 @dataclass(kw_only=True)
 class WriteWindows(beam.PTransform):
-    """Record batches -> (path, rows) of the files written, at the end of each span.
+    """A transform that writes record batches to files at the end of each span.
 
-    folder: of the part. seconds: length of a span. shards: files a span at most. run: a
-    name that no other run of the pipeline has.
+    It returns the path and the number of rows of each file.
+
+    Attributes:
+        folder: The folder of the part.
+        seconds: The length of a span in seconds.
+        output_format: The format of the files.
+        shards: The maximum number of files per span.
+        run: A token that no other run of the pipeline uses.
     """
 
     folder: str
@@ -141,13 +168,13 @@ class WriteWindows(beam.PTransform):
     def expand(
         self, batches: beam.PCollection[pa.RecordBatch]
     ) -> beam.PCollection[tuple[str, int]]:
-        """now as the event time -> fixed windows -> group by shard -> write."""
+        """Use the current time as event time, group by window and shard, then write."""
         shards = self.shards
         windows = beam.WindowInto(
             FixedWindows(self.seconds),
             trigger=AfterWatermark(late=AfterCount(1)),
             accumulation_mode=AccumulationMode.DISCARDING,
-            # Rows hold the watermark back until they are written (messages/in_process_source.py).
+            # Rows hold back the watermark until they are written (messages/in_process_source.py).
             timestamp_combiner=TimestampCombiner.OUTPUT_AT_EARLIEST,
             allowed_lateness=86_400,
         )

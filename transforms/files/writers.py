@@ -1,4 +1,4 @@
-"""Record batches to the bytes of a Parquet, CSV or JSON lines file."""
+"""Write record batches to a Parquet, CSV or JSON Lines file."""
 
 from __future__ import annotations
 
@@ -16,24 +16,32 @@ from common.record_batch import to_rows
 
 OutputFormat = Literal["parquet", "csv", "jsonl"]
 
-# A row group is the unit in which others read the file in parallel.
+# Readers read a Parquet file in parallel by row groups.
 ROW_GROUP_ROWS = 131_072
 
 
 class BatchWriter(Protocol):
-    """Writes record batches of one schema to an open file."""
+    """A writer of record batches of one schema to an open file."""
 
     def write(self, batch: pa.RecordBatch) -> None:
-        """One batch -> the file, or a buffer before it."""
+        """Write a batch to the file, or to a buffer."""
 
     def close(self) -> None:
-        """Whatever is buffered, and a footer if the format has one -> the file."""
+        """Write what is buffered, and a footer if the format has one."""
 
 
 def open_writer(handle: Any, schema: pa.Schema, output_format: OutputFormat) -> BatchWriter:
-    """An open file, a schema and a format -> a writer. Raises pa.ArrowException.
+    """Return a writer for a format.
 
-    CSV holds no bytes, objects or lists of varying length; the others hold all.
+    CSV cannot hold bytes, objects or lists of varying length. The other formats hold everything.
+
+    Args:
+        handle: A file that is open for writing bytes.
+        schema: The schema of all batches.
+        output_format: The format.
+
+    Raises:
+        pa.ArrowException: The format cannot hold the columns of the schema.
     """
     writers: dict[str, Callable[[Any, pa.Schema], BatchWriter]] = {
         "parquet": ParquetBatchWriter,
@@ -44,10 +52,10 @@ def open_writer(handle: Any, schema: pa.Schema, output_format: OutputFormat) -> 
 
 
 class ParquetBatchWriter:
-    """Record batches -> Parquet, gathered into row groups of a useful size."""
+    """A writer of Parquet that gathers batches into row groups of at least ROW_GROUP_ROWS rows."""
 
     def __init__(self, handle: Any, schema: pa.Schema) -> None:
-        # Only the lineage columns repeat; a dictionary of scores costs time and saves nothing.
+        # Only the lineage columns repeat. A dictionary of scores costs time and saves no space.
         repeated = [f.name for f in schema if pa.types.is_dictionary(f.type)]
         self._writer = pq.ParquetWriter(
             handle, schema, use_dictionary=repeated or False, write_page_checksum=True
@@ -57,7 +65,7 @@ class ParquetBatchWriter:
         self._rows = 0
 
     def write(self, batch: pa.RecordBatch) -> None:
-        """One batch -> the current row group."""
+        """Add a batch to the current row group."""
         self._waiting.append(batch)
         self._rows += batch.num_rows
         if self._rows >= ROW_GROUP_ROWS:
@@ -70,29 +78,30 @@ class ParquetBatchWriter:
             self._waiting, self._rows = [], 0
 
     def close(self) -> None:
-        """The last row group and the footer -> the file."""
+        """Write the last row group and the footer."""
         self._flush()
         self._writer.close()
 
 
 class JsonLinesBatchWriter:
-    """Record batches -> one JSON object a line."""
+    """A writer of JSON Lines: one object per line."""
 
     def __init__(self, handle: Any, schema: pa.Schema) -> None:
         self._handle = handle
 
     def write(self, batch: pa.RecordBatch) -> None:
-        """One batch -> lines."""
+        """Write one line per row."""
         self._handle.write(b"".join(to_json_line(row) for row in to_rows(batch)))
 
     def close(self) -> None:
-        """Nothing is buffered."""
+        """Do nothing, because nothing is buffered."""
 
 
 def to_json_line(row: dict[str, Any]) -> bytes:
-    """A row -> one line of JSON: times as ISO 8601, NaN and the infinities as null.
+    """Write a row as one line of JSON.
 
-    Bytes become text; where they are no UTF-8, base64 under the name NAME_base64.
+    Times are ISO 8601. NaN and the infinities become null. Bytes become a string if they are
+    UTF-8; otherwise they become base64 under the name `NAME_base64`.
     """
     plain: dict[str, Any] = {}
     for name, value in row.items():
@@ -107,7 +116,7 @@ def to_json_line(row: dict[str, Any]) -> bytes:
 
 
 class CsvBatchWriter:
-    """Record batches -> CSV with a header; a list becomes one column an element."""
+    """A writer of CSV with a header; a list becomes one column per element."""
 
     def __init__(self, handle: Any, schema: pa.Schema) -> None:
         flat = flatten(pa.RecordBatch.from_pylist([], schema=schema)).schema
@@ -117,16 +126,20 @@ class CsvBatchWriter:
         self._writer = pa_csv.CSVWriter(handle, flat)
 
     def write(self, batch: pa.RecordBatch) -> None:
-        """One batch -> lines."""
+        """Write one line per row."""
         self._writer.write_batch(flatten(batch))
 
     def close(self) -> None:
-        """The last lines -> the file."""
+        """Write the last lines."""
         self._writer.close()
 
 
 def flatten(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """A batch -> the same with `encoded_0`, `encoded_1`, ... for a list, text for a dictionary."""
+    """Return a batch without lists of fixed size and without dictionaries.
+
+    A list becomes one column per element (`encoded_0`, `encoded_1`, ...); a dictionary column is
+    decoded.
+    """
     columns: dict[str, pa.Array] = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         columns |= dict(_flat_columns(name, column))

@@ -1,1 +1,1 @@
-"""Rows of JSON: values to columns, columns to objects."""
+"""Read JSON values into columns, and write columns as JSON objects."""

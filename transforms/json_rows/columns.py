@@ -1,8 +1,8 @@
-"""A row's columns that were written as JSON (transforms/dead_letters.py: to_json) -> their values.
+"""Read the columns of a row that a dead letter holds as JSON (transforms/plain_json.py: to_json).
 
-Columns of a table or of a CSV file hold what JSON has no word for, or has another one for:
-NaN, integers of any size, decimals, numbers as text. A dead letter of such a row is
-read as its columns were.
+Columns of a table or a CSV file can hold values that JSON cannot express, or expresses
+differently: NaN, integers of any size, decimals, and numbers as strings. This module reads such
+a dead letter with the same result as the original columns.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ _TRUTHS = {"true": 1, "false": 0}
 
 
 def column_values(row: Any, manifest: Manifest) -> Any:
-    """A decoded JSON value and a model -> the same, its features as JSON messages have them.
+    """Convert the features of a row to the form that they have in JSON messages.
 
-    Texts that are numbers become numbers, empty ones null, truth values 0 and 1; a list
-    column that holds an input becomes the input's columns.
+    Strings that spell numbers become numbers, empty strings null, and booleans 0 or 1. A list
+    column that holds a whole input is split into the columns of the input.
+
+    Args:
+        row: A decoded JSON value. If it is not an object, it is returned unchanged.
+        manifest: The manifest of the model.
     """
     if not isinstance(row, dict):
         return row
@@ -36,7 +40,7 @@ def column_values(row: Any, manifest: Manifest) -> Any:
 
 
 def _number(value: Any, spec: InputSpec) -> Any:
-    """A cell, or a list of cells -> its number; as it is where it is none."""
+    """Convert a cell, or each cell of a list, to a number; other values stay unchanged."""
     if isinstance(value, list):
         return [_number(item, spec) for item in value]
     if isinstance(value, bool):

@@ -1,7 +1,7 @@
-"""JSON rows to columns: messages, lines of a file, or dicts of a user's own pipeline.
+"""Decode JSON rows into columns: messages, lines of a file, or dicts of a user's own pipeline.
 
-Reasons are those of transforms/json_rows/values.py and transforms/json_rows/row_format.py. A row
-without its id is still a row: it gets the derived one.
+The reasons of faults are listed in transforms/json_rows/values.py and
+transforms/json_rows/row_format.py. A row without an id gets the derived one.
 """
 
 from __future__ import annotations
@@ -23,10 +23,16 @@ from transforms.row_ids import content_id
 
 @dataclass(kw_only=True)
 class Decoded:
-    """Rows that could be read, as a source batch, and the ones that could not.
+    """Rows that could be read, as a source batch, and rows that could not.
 
-    good, bad: their places among all rows, where the rows have an order. span: the part of
-    a file that has been read with them.
+    Attributes:
+        batch: The rows that could be read, or None if there are none.
+        failed_ids: The ids of the other rows.
+        failed_payloads: The original content of the other rows.
+        faults: Why each of the other rows could not be read.
+        good: The positions among all rows of those in `batch`, if the rows have an order.
+        bad: The positions among all rows of the others, if the rows have an order.
+        span: The part of a file that was read with these rows.
     """
 
     batch: pa.RecordBatch | None
@@ -39,14 +45,14 @@ class Decoded:
 
     @property
     def rows(self) -> int:
-        """How many rows these are, good and bad together."""
+        """The number of all rows, good and bad."""
         return len(self.faults) + (0 if self.batch is None else self.batch.num_rows)
 
 
 def emit(
     decoded: Decoded, provenance: Provenance
 ) -> Iterator[pa.RecordBatch | beam.pvalue.TaggedOutput]:
-    """Decoded rows -> what a DoFn emits: their batch, and the others to its output `failures`."""
+    """Yield what a DoFn emits for decoded rows: their batch, and dead letters for `failures`."""
     if decoded.batch is not None and decoded.batch.num_rows:
         yield decoded.batch
     if decoded.faults:
@@ -64,10 +70,12 @@ def emit(
 def decode_json(
     messages: Sequence[bytes], ids: Sequence[str] | None, row_format: RowFormat
 ) -> Decoded:
-    """JSON messages and their derived ids -> Decoded, rows in order.
+    """Decode JSON messages, in order.
 
-    ids: used where a row has no id of its own that can be read; None derives them
-        from the messages' bytes.
+    Args:
+        messages: The messages.
+        ids: The ids of messages without a readable id; None derives them from the bytes.
+        row_format: The columns to read.
     """
     derived = ids if ids is not None else [content_id(message) for message in messages]
     return decode_rows(read_json_values(messages), messages, derived, row_format)
@@ -76,7 +84,13 @@ def decode_json(
 def source_rows(
     ids: Sequence[str], columns: Mapping[str, pa.Array], payloads: Sequence[bytes]
 ) -> pa.RecordBatch:
-    """Ids, a source's columns and the payloads of rows -> their source batch."""
+    """Return the source batch of rows.
+
+    Args:
+        ids: The id of each row.
+        columns: The columns of the source by name.
+        payloads: The original content of each row.
+    """
     return pa.RecordBatch.from_arrays(
         [
             pa.array(ids, pa.string()),
@@ -95,9 +109,14 @@ def decode_rows(
     *,
     as_vector: bool = False,
 ) -> Decoded:
-    """Decoded JSON values (or a Fault each), their bytes and derived ids -> Decoded.
+    """Decode rows that have already been parsed.
 
-    as_vector: the features may come out as one list column, which is faster.
+    Args:
+        rows: A JSON value or a Fault for each row.
+        payloads: The original content of each row.
+        ids: The derived id of each row, for rows without a readable id.
+        row_format: The columns to read.
+        as_vector: Whether the features may be returned as one list column, which is faster.
     """
     if row_format.id_column is not None:
         own = [own_id(row, row_format.id_column) for row in rows]
@@ -119,7 +138,7 @@ def decode_rows(
     batch = None
     if good:
         kept = [rows[i] for i in good]
-        # What is wrong with other rows makes these no slower to read.
+        # The good rows can still be read the fast way.
         plain = read_plain(kept, row_format) if as_vector else None
         columns = plain or build_columns([read[i] for i in good], kept, row_format)
         batch = source_rows([ids[i] for i in good], columns, [payloads[i] for i in good])

@@ -1,11 +1,10 @@
-"""Columns from JSON values: which of them are features, ids and kept texts, and what is wrong.
+"""Read columns from JSON values: features, ids and columns passed through; and find faults.
 
-Both message forms are read: named features (`{"Time": 0.0, "V1": ..}`) and, for a
-model of one input, a list (`{"features": [..]}`); a row that names every feature is
-read by name. Columns come out by name either way. Reasons: `not_an_object`,
-`missing_feature`, `wrong_type`, `wrong_width`, `not_finite`; null features are left to
-validation. What an integer tensor cannot take is told here: beside a fraction in its
-column the integers of other rows would be rounded.
+Rows can have two forms: named features (`{"Time": 0.0, "V1": ..}`) and, for a model with one
+input, a list (`{"features": [..]}`). A row that names every feature is read by name. The reasons
+of faults are `not_an_object`, `missing_feature`, `wrong_type`, `wrong_width` and `not_finite`.
+Null features are left to validation. Values that do not fit an integer tensor are rejected here:
+a fraction in a column would turn the column into floats, and round the integers of other rows.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ from transforms.validate import VECTOR_COLUMN
 _MISSING = object()
 _PLAIN = {float, int}
 _PLAIN_OR_NULL: set[type] = {float, int, type(None)}
-# What Arrow raises of values that do not fit a type.
+# What Arrow raises for values that do not fit a type.
 _REFUSED = (pa.ArrowException, ValueError, OverflowError)
-# What of a kept column Arrow takes just as the slower reading does.
+# The Python types that Arrow reads into a column exactly as the slower reader below does.
 _PLAIN_OF: dict[pa.DataType, set[type]] = {
     pa.string(): {str, type(None)},
     pa.float64(): _PLAIN_OR_NULL,
@@ -44,10 +43,13 @@ _PLAIN_OF: dict[pa.DataType, set[type]] = {
 
 @dataclass(frozen=True)
 class RowFormat:
-    """What is read from a JSON row.
+    """The columns to read from a JSON row.
 
-    id_column: the row's own id, None to derive one. keep: further columns, as text;
-    typed: such columns with a type of their own, float64, int64 or string.
+    Attributes:
+        manifest: The manifest of the model.
+        id_column: The column that holds the row id, or None to derive the ids.
+        keep: Further columns to pass through, as strings.
+        typed: Further columns to pass through, with their types: float64, int64 or string.
     """
 
     manifest: Manifest
@@ -57,18 +59,18 @@ class RowFormat:
 
     @cached_property
     def features(self) -> dict[str, InputSpec]:
-        """Columns of all inputs, in order, and the input that each is of."""
+        """The columns of all inputs, in order, and the input that each belongs to."""
         return {column: spec for spec in self.manifest.inputs for column in spec.columns}
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """Columns of all inputs, in order."""
+        """The columns of all inputs, in order."""
         return tuple(self.features)
 
     @cached_property
     def take(self) -> Callable[[Any], tuple[Any, ...]]:
-        """A row that names all features -> their values, in order."""
-        # Of one name, itemgetter gives no tuple.
+        """A function that returns the features of a row that names all of them, in order."""
+        # With a single name, itemgetter does not return a tuple.
         return itemgetter(*self.names) if len(self.names) > 1 else partial(_one, self.names[0])
 
     @cached_property
@@ -78,7 +80,7 @@ class RowFormat:
 
     @cached_property
     def scalars(self) -> bool:
-        """Whether each feature is one number, of a float tensor."""
+        """Whether each feature is a single number of a float tensor."""
         inputs = self.manifest.inputs
         return all(s.dtype.startswith("float") and not s.is_list_column for s in inputs)
 
@@ -87,7 +89,7 @@ class RowFormat:
         """Whether rows can be read by read_plain."""
         spec = self.manifest.inputs[0]
         fits = self.vector and spec.shape and spec.dtype.startswith("float")
-        # A column of that name would take the place of all features.
+        # A column with the name VECTOR_COLUMN would be mistaken for all features.
         return bool(
             fits
             and not spec.is_list_column
@@ -96,7 +98,7 @@ class RowFormat:
 
     @cached_property
     def columns(self) -> tuple[tuple[str, pa.DataType], ...]:
-        """Columns beside the features, and their types: those to keep as text, and `typed`."""
+        """The columns besides the features, with their types: `keep` (as strings) and `typed`."""
         typed = dict(self.typed)
         kept = dict.fromkeys(self.keep, pa.string()).items()
         return (*(own for own in kept if own[0] not in {**self.features, **typed}), *self.typed)
@@ -107,21 +109,27 @@ def _one(name: str, row: Any) -> tuple[Any, ...]:
 
 
 def read_plain(rows: Sequence[Any], row_format: RowFormat) -> dict[str, pa.Array] | None:
-    """Rows that all have their features, as plain numbers or nulls -> the source's columns.
+    """Read rows whose features are all plain numbers or nulls into columns.
 
-    None if any row is otherwise, or the model wants anything but floats of one input. All
-    features are one list column, VECTOR_COLUMN; those to keep are columns besides. Judges
-    all rows at once, in a fraction of the time that read_row takes for each.
+    All rows are checked at once, in a fraction of the time that `read_row` needs for each row.
+
+    Args:
+        rows: Decoded JSON values.
+        row_format: The columns to read.
+
+    Returns:
+        The features in one list column, VECTOR_COLUMN, and the other columns by name; None if a
+        row has another form, or the model has not just one input of floats.
     """
     if not row_format.plain or (values := _plain_values(rows, row_format)) is None:
         return None
     kept = [[row.get(name) for row in rows] for name, _ in row_format.columns]
     for cells, (_, kind) in zip(kept, row_format.columns, strict=True):
-        # Arrow would take bytes for a text, a truth for a number, and half of 1.5.
+        # Arrow would accept bytes as a string and a boolean as a number, and truncate 1.5.
         if not {*map(type, cells)} <= _PLAIN_OF[kind]:
             return None
     try:
-        # An integer that would be rounded is an error.
+        # Arrow raises for an integer that it would have to round.
         return plain_columns(pa.array(values, pa.float64()), kept, row_format)
     except _REFUSED:
         return None
@@ -130,9 +138,15 @@ def read_plain(rows: Sequence[Any], row_format: RowFormat) -> dict[str, pa.Array
 def plain_columns(
     values: pa.DoubleArray, kept: Sequence[Sequence[Any]], row_format: RowFormat
 ) -> dict[str, pa.Array] | None:
-    """Features, of one row after the other, and cells of each further column -> the columns.
+    """Build columns from the features of all rows and the cells of the other columns.
 
-    None if a cell does not fit its type.
+    Args:
+        values: The features of one row after the other [rows * features].
+        kept: The cells of each column of `row_format.columns` [columns][rows].
+        row_format: The columns to read.
+
+    Returns:
+        The columns by name, or None if a cell does not fit its type.
     """
     rows = len(values) // len(row_format.names)
     try:
@@ -150,14 +164,15 @@ def plain_columns(
 
 
 def _plain_values(rows: Sequence[Any], row_format: RowFormat) -> list[Any] | None:
-    """Rows that all name their features, or all list them -> the values of one after the other.
+    """Return the features of rows that all name them, or all list them, one row after the other.
 
-    None if any row does neither, or has a value that is neither number nor null.
+    Returns:
+        The values; None if a row does neither, or has a value that is not a number or null.
     """
     try:
         values = list(chain.from_iterable(map(row_format.take, rows)))
     except (KeyError, TypeError):
-        # A row that names its features is read by name, whatever it lists.
+        # A row that names its features is read by name, even if it also has a list.
         if any(type(row) is not dict or row_format.names[0] in row for row in rows):
             return None
         lists = [row.get(VECTOR_COLUMN) for row in rows]
@@ -168,7 +183,15 @@ def _plain_values(rows: Sequence[Any], row_format: RowFormat) -> list[Any] | Non
 
 
 def read_row(row: Any, row_format: RowFormat) -> Any:
-    """One decoded row -> its features (numbers, nulls, lists of such), or the Fault that it has."""
+    """Read the features of one row.
+
+    Args:
+        row: A decoded JSON value, or a Fault, which is returned as it is.
+        row_format: The columns to read.
+
+    Returns:
+        The features (numbers, nulls, or lists of them) in order, or the first Fault.
+    """
     if isinstance(row, Fault):
         return row
     if not isinstance(row, Mapping):
@@ -189,7 +212,7 @@ def read_row(row: Any, row_format: RowFormat) -> Any:
 
 
 def _read_values(values: Sequence[Any], row_format: RowFormat) -> Any:
-    """A row's features as they came -> as they are read, or the first Fault."""
+    """Read the features of a row, given as they arrived; return them or the first Fault."""
     read: list[Any] = []
     for value, (name, spec) in zip(values, row_format.features.items(), strict=True):
         if value is _MISSING and name not in spec.impute:
@@ -202,7 +225,7 @@ def _read_values(values: Sequence[Any], row_format: RowFormat) -> Any:
 
 
 def _read_vector(value: Any, spec: InputSpec) -> Any:
-    """The list that holds all features of a row -> these, or the Fault that it has."""
+    """Read the list that holds all features of a row; return the features or a Fault."""
     read = _read_list(value, VECTOR_COLUMN, spec)
     if isinstance(read, Fault):
         return read
@@ -215,7 +238,7 @@ def _read_vector(value: Any, spec: InputSpec) -> Any:
 
 
 def _read_number(value: Any, name: str, spec: InputSpec) -> Any:
-    """A JSON value -> a number or null, or the Fault that it has."""
+    """Read a JSON value as a number or null; return it or a Fault."""
     if isinstance(value, bool) and spec.dtype == "bool":
         return int(value)
     number = type(value) is float or type(value) is int or isinstance(value, Decimal)
@@ -233,7 +256,7 @@ def _read_number(value: Any, name: str, spec: InputSpec) -> Any:
 
 
 def _read_integer(value: float | Decimal, name: str, spec: InputSpec) -> int | Fault | None:
-    """A number for an integer tensor -> it, exact, or the Fault that it has; NaN may be null."""
+    """Read a number for an integer tensor without rounding; return it, null or a Fault."""
     low, high = limits(spec.dtype)
     if type(value) is int and low <= value <= high:
         return value
@@ -241,17 +264,17 @@ def _read_integer(value: float | Decimal, name: str, spec: InputSpec) -> int | F
     if state == FINE:
         return whole
     if state == NAN:
-        # Where nulls are imputed, NaNs are.
+        # If nulls are imputed, NaNs are imputed too.
         return None if spec.impute else Fault("not_finite", f"column {name}: NaN", name)
     if state == INFINITE:
-        message = f"column {name}: infinite, or beyond {spec.dtype}"
+        message = f"column {name}: infinite, or outside the range of {spec.dtype}"
         return Fault("not_finite", message, name)
     expected = f"expected {spec.dtype}, an integer from {low} to {high}"
     return Fault("wrong_type", f"column {name}: {expected}, got {found_type(value)}", name)
 
 
 def _read_list(value: Any, name: str, spec: InputSpec) -> Any:
-    """A JSON value -> a list of numbers and nulls, or null, or the Fault that it has."""
+    """Read a JSON value as a list of numbers and nulls, or null; return it or a Fault."""
     if value is None:
         return None
     if not isinstance(value, list):
@@ -272,7 +295,13 @@ def _all_fit(values: Sequence[int], spec: InputSpec) -> bool:
 def build_columns(
     values: Sequence[Any], rows: Sequence[Mapping[str, Any]], row_format: RowFormat
 ) -> dict[str, pa.Array]:
-    """Readable rows and their features -> the source's columns."""
+    """Build columns from rows without faults.
+
+    Args:
+        values: The features of each row, as `read_row` returned them.
+        rows: The rows.
+        row_format: The columns to read.
+    """
     columns: dict[str, pa.Array] = {}
     by_feature = zip(*values, strict=True)
     for (name, spec), column in zip(row_format.features.items(), by_feature, strict=True):
@@ -285,7 +314,7 @@ def build_columns(
 
 
 def _column_fault(value: Any, kind: pa.DataType, name: str) -> Fault | None:
-    """What a row has in a column beside the features -> its Fault, None if it is fine."""
+    """Return the Fault of a value in a column that is not a feature, or None."""
     if value is None or (type(value) is str and kind == pa.string()):
         return None
     if kind != pa.string():
@@ -297,18 +326,18 @@ def _column_fault(value: Any, kind: pa.DataType, name: str) -> Fault | None:
     try:
         to_text(value)
     except (TypeError, RecursionError):
-        return Fault("wrong_type", f"column {name}: nested too deeply for a text", name)
+        return Fault("wrong_type", f"column {name}: nested too deeply", name)
     return None
 
 
 def found_type(value: Any) -> str:
-    """A JSON value that does not fit -> what a message says of it: its type, never the value."""
+    """Describe a JSON value that does not fit, for a message: its type, but never the value."""
     kind = type(value).__name__
     return f"{kind} out of range" if kind == "int" else kind
 
 
 def own_id(row: Any, id_column: str) -> str | None:
-    """A decoded row, readable or not -> its own id, None if it has none."""
+    """Return the id in a column of a decoded row, even if the row has faults; None without one."""
     try:
         return to_text(row.get(id_column)) if isinstance(row, Mapping) else None
     except (TypeError, RecursionError):
@@ -316,7 +345,7 @@ def own_id(row: Any, id_column: str) -> str | None:
 
 
 def _list_column(values: Sequence[Sequence[Any] | None], spec: InputSpec) -> pa.Array:
-    """Numbers and nulls of each row, or null -> a list column."""
+    """Build a list column from the numbers and nulls of each row, or null."""
     try:
         return pa.array(values, pa.list_(_number_type(spec)))
     except (pa.ArrowInvalid, OverflowError):
@@ -325,16 +354,16 @@ def _list_column(values: Sequence[Sequence[Any] | None], spec: InputSpec) -> pa.
 
 
 def _number_column(values: Sequence[Any], spec: InputSpec) -> pa.Array:
-    """Numbers and nulls -> a column."""
+    """Build a column from numbers and nulls."""
     try:
         return pa.array(values, _number_type(spec))
     except (pa.ArrowInvalid, OverflowError):
-        # Of a float tensor: integers beyond 2**53, which Arrow does not round by itself.
+        # This happens in float tensors: Arrow does not round integers beyond 2**53.
         return pa.array([_as_float(value) for value in values], pa.float64())
 
 
 def _number_type(spec: InputSpec) -> pa.DataType:
-    """float64; int64 for an integer tensor, so that nothing is rounded."""
+    """Return float64 for a float tensor; int64 for an integer tensor, to avoid rounding."""
     return pa.float64() if spec.dtype.startswith("float") else pa.int64()
 
 
@@ -346,9 +375,10 @@ def _as_float(value: Any) -> float | None:
 
 
 def to_text(value: Any) -> str | None:
-    """A value -> text as it is, an object, a list or a truth value as JSON, null as null.
+    """Convert a value of a column that is passed through to a string.
 
-    Bytes, which Avro has, become base64.
+    Objects, lists and booleans become JSON; bytes, which can occur in Avro, become base64; null
+    stays null.
     """
     if value is None or isinstance(value, str):
         return value

@@ -1,8 +1,8 @@
-"""JSON texts to values: lines of files, messages and requests are read by the same rules.
+"""Parse JSON: lines of files, messages and requests are parsed by the same rules.
 
-orjson takes the last of two equal keys silently. Where no more colons may end a key than keys
-were read, no key is there twice; other texts are read again by Python's own reader, which shows
-every key.
+orjson silently keeps the last of two equal keys. To detect duplicate keys, the colons that can
+end a key are counted: if there are no more of them than keys were read, no key occurs twice.
+Other texts are parsed again by Python's own parser, which reports every key.
 """
 
 from __future__ import annotations
@@ -17,20 +17,24 @@ import orjson
 from model_handlers.unique_keys import doubled_key, doubled_text, load_marked
 from transforms.dead_letters import Fault
 
-# Of the bytes up to a quote, JSON allows no others before a colon than quotes and spaces.
+# Of all byte values up to that of a quote, JSON only allows quotes and whitespace before a colon.
 _COLON, _QUOTE = b':"'
 _KEY_END = re.compile(rb'"\s*:')
 _NESTED = {dict, list}
 
 
 def read_json_values(texts: Sequence[bytes | Fault]) -> list[Any]:
-    """JSON texts, or Faults -> the value of each, or the Fault that it has.
+    """Parse JSON texts.
 
-    Reasons: `invalid_json`, and `duplicate_key` for an object with a key that is twice in it,
-    or in an object within.
+    Args:
+        texts: JSON texts, or Faults, which are returned as they are.
+
+    Returns:
+        The value of each text, or its Fault. The reason is `invalid_json`, or `duplicate_key` if
+        an object, at any depth, contains a key twice.
     """
     try:
-        # A Fault is no JSON either.
+        # orjson also raises this error for a Fault.
         values = [orjson.loads(cast(bytes, text)) for text in texts]
     except orjson.JSONDecodeError:
         values = [text if isinstance(text, Fault) else _value(text) for text in texts]
@@ -56,7 +60,7 @@ def _value(text: bytes) -> Any:
 
 
 def _checked(value: dict[str, Any], text: bytes) -> Any:
-    """An object and its JSON -> the same, or its Fault."""
+    """Return an object, or its Fault if its JSON contains a key twice."""
     if len(_KEY_END.findall(text)) == _count_keys(value):
         return value
     try:
@@ -65,20 +69,20 @@ def _checked(value: dict[str, Any], text: bytes) -> Any:
         return Fault("invalid_json", "nested too deeply")
     if key is None:
         return value
-    # Within a value, a key is a part of that value.
-    message = doubled_text(key) if key in value else "a key of an object in it is there twice"
+    # A key of an inner object is part of a value, and messages never contain values.
+    message = doubled_text(key) if key in value else "a nested object contains a key twice"
     return Fault("duplicate_key", message)
 
 
 def _inner_keys(objects: Sequence[dict[str, Any]]) -> int:
-    """Objects of JSON -> the keys of objects in them, as far as the first has such members."""
+    """Count the keys of inner objects, only under names that hold an object in the first object."""
     names = [name for name, member in objects[0].items() if type(member) is dict]
     members = (one.get(name) for name in names for one in objects)
     return sum(len(member) for member in members if type(member) is dict)
 
 
 def _count_keys(value: Any) -> int:
-    """A value of JSON -> the keys of all objects in it."""
+    """Count the keys of all objects in a JSON value."""
     keys, waiting = 0, [value]
     while waiting:
         value = waiting.pop()
@@ -91,12 +95,16 @@ def _count_keys(value: Any) -> int:
 
 
 def count_key_ends(texts: Sequence[bytes], keys: int) -> int:
-    """Texts of JSON, and how many keys were read -> how many keys they have at most.
+    """Return an upper bound for the number of keys in JSON texts.
 
-    These are the colons after a quote or a space. All colons count where they are no more than
-    the keys that were read: finding them takes a third of the time.
+    The bound is the number of colons after a quote or whitespace. If there are no more colons
+    than keys were read, the number of all colons is returned, which takes a third of the time.
+
+    Args:
+        texts: JSON texts.
+        keys: How many keys were read.
     """
-    # As many at once as fit into the caches.
+    # Join only as many texts at once as fit into the caches.
     parts = [
         np.frombuffer(b"".join(texts[i : i + 256]), np.uint8) for i in range(0, len(texts), 256)
     ]

@@ -1,4 +1,4 @@
-"""Output rows to objects of JSON, by the column: several times as fast as by the row."""
+"""Write output rows as JSON objects column by column, several times as fast as row by row."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from common.record_batch import UTC_MICROSECONDS, flat_values
 
 
 def json_objects(rows: pa.RecordBatch) -> list[bytes]:
-    """Rows -> an object each, without the columns that are null in it.
+    """Write each row as a JSON object without its null columns.
 
-    Times are ISO 8601 in UTC; NaN and the infinities are null; float32 is as short as it is.
+    Times are ISO 8601, those with a time zone in UTC. NaN and the infinities become null. A
+    float32 is written with the fewest digits that identify it.
     """
     count = rows.num_rows
     if not count:
         return []
-    # What varies between the rows goes into the places that a pattern has for it.
+    # Build one pattern for all rows; the values that vary fill its placeholders.
     pattern, varying, constant = [], [], []
     for name, column in zip(rows.schema.names, rows.columns, strict=True):
         nulls = column.null_count
@@ -50,12 +51,15 @@ def _key(name: str) -> bytes:
 
 
 def _escaped(text: bytes) -> bytes:
-    """A text -> the pattern that gives it."""
+    """Escape a text so that it appears literally in a pattern."""
     return text.replace(b"%", b"%%")
 
 
 def _constant_cell(column: pa.Array) -> bytes | None:
-    """A column without nulls -> what all cells surely are, one word or one moment, or None."""
+    """Return the JSON of all cells if a column without nulls is known to be constant, or None.
+
+    Only dictionary columns with one entry, and times, are recognized.
+    """
     if pa.types.is_dictionary(column.type):
         words = column.dictionary
         return _json(words[0].as_py()) if len(words) == 1 else None
@@ -67,7 +71,7 @@ def _constant_cell(column: pa.Array) -> bytes | None:
 
 
 def json_cells(column: pa.Array) -> list[bytes | None]:
-    """A column -> each cell as JSON, None for null."""
+    """Write each cell of a column as JSON; null becomes None."""
     kind = column.type
     if not len(column):
         return []
@@ -88,7 +92,7 @@ def json_cells(column: pa.Array) -> list[bytes | None]:
 
 
 def _with_nulls(cells: Callable[[pa.Array], list[Any]], column: pa.Array) -> list[bytes | None]:
-    """A function of columns without nulls, and a column -> its cells, None for null."""
+    """Apply a function of columns without nulls to a column; null becomes None."""
     if not column.null_count:
         return cells(column)
     present = column.is_valid().to_pylist()
@@ -108,7 +112,7 @@ def _times(microseconds: np.ndarray, in_utc: bool) -> list[bytes]:
     try:
         return _json(moments, orjson.OPT_NAIVE_UTC if in_utc else 0)[1:-1].split(b",")
     except orjson.JSONEncodeError:
-        # Of years that Python has not.
+        # The year is outside the range that Python supports.
         texts = np.datetime_as_string(moments, unit="us").astype("S")
         return [b'"%bZ"' % text if in_utc else b'"%b"' % text for text in texts.tolist()]
 
@@ -118,12 +122,12 @@ def _numbers(column: pa.Array) -> list[bytes]:
 
 
 def _texts(column: pa.Array) -> list[bytes]:
-    # Within a text a quote comes after a backslash, and no line ends.
+    # In a JSON string, quotes are escaped and line breaks cannot occur, so this splits the cells.
     return _json(column.to_pylist())[1:-1].replace(b'","', b'"\n"').split(b"\n")
 
 
 def _lists(column: pa.Array) -> list[bytes | None] | None:
-    """A column of as many plain numbers in any row -> its cells; None for another."""
+    """Return the cells of a column of fixed-size lists of numbers; None for other columns."""
     shape = [len(column)]
     while pa.types.is_fixed_size_list(column.type):
         shape.append(column.type.list_size)

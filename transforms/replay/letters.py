@@ -1,7 +1,7 @@
-"""Dead letters as values: read from lines, chosen, and made the messages that they were.
+"""Read dead letters, select those to replay, and turn them back into messages.
 
-A letter is a line of JSON, as files hold it (transforms/files/writers.py); those of
-tables and topics become such lines first.
+Dead letters are read from lines of JSON, the form that files have (transforms/files/writers.py).
+Dead letters from tables and topics are converted to such lines first.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from transforms.messages.message import ATTEMPTS, REPLAYED_ID, STAGE, Message, a
 from transforms.messages.publish import MESSAGE_ATTRIBUTES, OWN
 from transforms.row_ids import content_id
 
-# What the append of a scored row refuses holds no features.
+# Dead letters of this stage are rows that were scored but could not be written. They hold no
+# features, so they cannot be scored again.
 UNREPLAYABLE = "write"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Letter:
-    """A dead letter, as far as a replay needs it. attributes: as a record has them."""
+    """The parts of a dead letter that a replay needs, with the names of FAILURE_SCHEMA."""
 
     failed_at: datetime.datetime
     run_id: str
@@ -42,23 +43,31 @@ class Letter:
 
     @property
     def of_stream(self) -> bool:
-        """Whether a stream wrote it."""
+        """Whether a stream wrote the dead letter."""
         return self.pipeline.startswith("stream")
 
     @property
     def key(self) -> str:
-        """The same for all letters of a row: an id may be less than unique."""
+        """A key that all dead letters of a row share. Ids are not enough: they may repeat."""
         return content_id(self.row_id.encode() + b"\0" + self.payload)
 
 
 def moment(text: str) -> datetime.datetime:
-    """A time of ISO 8601, in UTC where it names no zone -> it. Raises ValueError."""
+    """Parse an ISO 8601 time, in UTC if it has no zone; raise ValueError for other texts."""
     found = datetime.datetime.fromisoformat(text)
     return found if found.tzinfo else found.replace(tzinfo=datetime.UTC)
 
 
 def read_letter(line: bytes, place: str) -> Letter:
-    """A line of a file of dead letters, and where it is -> the letter. Raises InputError."""
+    """Read a dead letter from a line of JSON.
+
+    Args:
+        line: The line.
+        place: Where the line is, for messages.
+
+    Raises:
+        InputError: The line is not a dead letter.
+    """
     try:
         record = orjson.loads(line)
         if "payload_base64" in record:
@@ -78,14 +87,14 @@ def read_letter(line: bytes, place: str) -> Letter:
         )
     except (ValueError, TypeError, KeyError, AttributeError, binascii.Error) as error:
         raise InputError(
-            f"{place}: expected dead letters, lines of JSON with failed_at, stage, reason and "
-            f"payload; got {len(line):,} bytes without these ({type(error).__name__}); name the "
-            "folder dead_letters of a run"
+            f"{place}: expected dead letters, which are lines of JSON with failed_at, stage, "
+            f"reason and payload; got a line of {len(line):,} bytes without these "
+            f"({type(error).__name__}): choose the dead_letters folder of a run"
         ) from error
 
 
 def _read_attributes(text: str | None) -> dict[str, Any]:
-    """A letter's attributes -> as values. Raises ValueError where their time is none."""
+    """Parse the attributes of a dead letter; raise ValueError if their event time is invalid."""
     attributes: dict[str, Any] = orjson.loads(text or "{}")
     if "event_time" in attributes.get("message", {}):
         moment(attributes["message"]["event_time"])
@@ -94,10 +103,17 @@ def _read_attributes(text: str | None) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Which letters are replayed; None takes all.
+    """A selection of the dead letters to replay; None selects all.
 
-    run_id: of the replay itself. own: whether letters of its own earlier attempts are
-    taken; they are not where those that they came from lie as well.
+    Attributes:
+        reasons: The reasons to select.
+        stages: The stages to select.
+        since: The earliest time of failure to select.
+        pipelines: The pipelines whose dead letters to select.
+        run_ids: The runs whose dead letters to select.
+        run_id: The run id of the replay itself.
+        own: Whether to select dead letters that earlier attempts at this replay wrote. They are
+            left out if the dead letters that they came from are in the same source.
     """
 
     reasons: tuple[str, ...] | None = None
@@ -109,7 +125,11 @@ class Selection:
     own: bool = False
 
     def takes(self, letter: Letter) -> bool:
-        """Whether a letter is to be replayed. Raises UsageError for a run's own id."""
+        """Return whether to replay a dead letter.
+
+        Raises:
+            UsageError: The replay has the run id of the run that it would replay.
+        """
         wanted = (
             letter.stage != UNREPLAYABLE
             and (self.reasons is None or letter.reason in self.reasons)
@@ -124,15 +144,15 @@ class Selection:
             return self.own
         raise UsageError(
             f"--run_id {self.run_id} is the id of the run that is replayed, whose rows would be "
-            "replaced: choose another, or leave it out"
+            "replaced: choose another --run_id, or leave it out"
         )
 
 
 def last_letters(letters: Iterable[Letter]) -> list[Letter]:
-    """All letters of a row -> those to replay.
+    """Return the dead letters to replay among all dead letters of a row.
 
-    Of a stream's, one: it writes letters at least once. Of batch runs', all of the last
-    run: each stands for a row, even where rows are equal.
+    Streams write a dead letter at least once, so one of them is replayed. In a batch run each
+    dead letter stands for one row, even if rows are equal, so all of the last run are replayed.
     """
     ordered = sorted(letters, key=lambda letter: (letter.attempts, letter.failed_at))
     last = ordered[-1]
@@ -142,10 +162,11 @@ def last_letters(letters: Iterable[Letter]) -> list[Letter]:
 
 
 def to_message(letter: Letter) -> Message:
-    """A letter -> the message it was, or would have been, with what it says of itself."""
+    """Turn a dead letter into the message that it was, or that its row would have been."""
     before = letter.attributes.get("message", {})
     attributes = dict(before.get("attributes", {}))
-    # A row that was decoded once and then, by another model, was not, still is columns.
+    # A row that was once decoded is still stored as columns, even if a later replay with another
+    # model failed to decode it.
     earlier = attributes.get(STAGE, "decode")
     attributes = {name: text for name, text in attributes.items() if not name.startswith(OWN)}
     attributes[ATTEMPTS] = str(letter.attempts)
@@ -165,9 +186,11 @@ def to_message(letter: Letter) -> Message:
 
 
 def from_message(message: Message) -> dict[str, Any] | None:
-    """A message of a dead letter topic -> a record as of FAILURE_SCHEMA.
+    """Return a record with the columns of FAILURE_SCHEMA from a message of a dead letter topic.
 
-    None if it is none, or holds the row no longer: a message has its limits.
+    Returns:
+        The record. None if the message is not a dead letter, or does not hold the whole row
+        because of the size limit of messages.
     """
     own = {n: text for n, text in message.attributes.items() if n.startswith(OWN)}
     fields = {
@@ -189,7 +212,7 @@ def from_message(message: Message) -> dict[str, Any] | None:
 
 
 def lineage_of(run_id: str, letters: Iterable[Letter]) -> Lineage:
-    """A replay's run id and the letters that it takes -> its lineage."""
+    """Return the lineage of a replay, given its run id and the dead letters that it uses."""
     found: dict[LetterKind, Taken] = {}
     for letter in letters:
         kind = LetterKind(letter.run_id, letter.pipeline, letter.stage, letter.reason)

@@ -1,6 +1,6 @@
-"""ReadLetters: dead letters of files or a table as source batches, to be scored once more.
+"""Read dead letters from files or a table as source batches, to score their rows again.
 
-Of a row that failed several times, in runs and their replays, the last letter is read.
+If a row failed several times, in a run and its replays, the last dead letter is used.
 """
 
 from __future__ import annotations
@@ -38,48 +38,64 @@ from transforms.replay.letters import Letter, Selection, last_letters, read_lett
 
 
 class Chunk(NamedTuple):
-    """Some letters of a part as lines, and what has been read of the place with them."""
+    """Some dead letters of a part.
+
+    Attributes:
+        lines: The dead letters as lines of JSON.
+        read: The entry that records what has been read of the place (transforms/accounts.py).
+    """
 
     lines: list[bytes]
     read: Entry
 
 
 class Letters(Protocol):
-    """A place where dead letters lie: parts of it, and the lines of each."""
+    """A place that holds dead letters, and can be read in parts."""
 
     @property
     def place(self) -> str:
-        """Its name."""
+        """The name of the place, for messages."""
 
     def parts(self) -> tuple[list[Any], list[Entry]]:
-        """Nothing -> parts that can be read by themselves, what they hold. Raises InputError."""
+        """Return parts that can be read independently, and entries that promise what they hold.
+
+        Raises:
+            InputError: The place cannot be read, or holds no dead letters.
+        """
 
     def chunks(self, part: Any) -> Iterator[Chunk]:
-        """A part -> its letters. Raises InputError."""
+        """Yield the dead letters of a part; raise InputError if it cannot be read."""
 
 
 @dataclass(frozen=True)
 class LetterFiles:
-    """JSON lines files: paths, globs, folders. Of a folder, other files are left alone."""
+    """Dead letters in JSON Lines files.
+
+    Attributes:
+        patterns: Paths, globs and folders. Other files in a folder are ignored.
+    """
 
     patterns: tuple[str, ...]
 
     @property
     def place(self) -> str:
-        """The patterns."""
+        """The patterns, separated by commas."""
         return ", ".join(self.patterns)
 
     def parts(self) -> tuple[list[FileRange], list[Entry]]:
-        """Ranges of all files, which are pinned."""
+        """Return the ranges of all files, which are pinned, and what they hold."""
         files = [f for f in match_files(self.patterns) if _is_lines(f.path)]
         if not files:
-            raise InputError(f"no file of {self.place} ends in .jsonl: expected dead letters")
+            raise InputError(
+                f"no file in {self.place} ends in .jsonl: expected files of dead letters; choose "
+                "the dead_letters folder of a run"
+            )
         planned = [plan_file(file, "jsonl") for file in files]
         ranges = [part for file in planned for part in split_file(file)]
         return ranges, [promise(file.pin.path, file.unit, file.size) for file in planned]
 
     def chunks(self, part: FileRange) -> Iterator[Chunk]:
-        """The lines that begin in a range."""
+        """Yield the lines that start in a range."""
         with unchanged(part.pin):
             for _, block, span in line_blocks(part.path, part.start, part.stop):
                 lines = [line for line in block.split(b"\n") if line.strip()]
@@ -92,10 +108,14 @@ def _is_lines(path: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class LetterTable:
-    """A table of FAILURE_SCHEMA, as it was at a moment.
+    """Dead letters in a BigQuery table with the columns of FAILURE_SCHEMA.
 
-    since: earlier letters stay there. rows: of the table at that moment, or why they are not
-    known.
+    Attributes:
+        cloud: The clients of Google Cloud.
+        table: The name of the table.
+        moment: The table is read in the state that it had at this time.
+        since: The earliest time of failure to read, or None for all.
+        rows: The number of rows of the table at that moment, or why it is not known.
     """
 
     cloud: Cloud
@@ -106,20 +126,20 @@ class LetterTable:
 
     @property
     def place(self) -> str:
-        """The table's name."""
+        """The name of the table."""
         return f"table {self.table}"
 
     def parts(self) -> tuple[list[ReadStream], list[Entry]]:
-        """The streams of a read session; none where there is no letter."""
+        """Return the streams of a read session; the list is empty if there are no dead letters."""
         present = describe_source(BigQuerySource(cloud=self.cloud, table=self.table)).names
         missing = [name for name in FAILURE_SCHEMA.names if name not in present]
         if missing:
             raise InputError(
-                f"{self.place} is no table of dead letters: it lacks {', '.join(missing)}"
+                f"{self.place} is not a table of dead letters: it lacks {', '.join(missing)}"
             )
         options = types.ReadSession.TableReadOptions(selected_fields=FAILURE_SCHEMA.names)
         if self.since is not None:
-            # Of a table partitioned by failed_at, earlier days are not looked at.
+            # If the table is partitioned by failed_at, this skips the partitions of earlier days.
             options.row_restriction = f"failed_at >= TIMESTAMP '{self.since.isoformat()}'"
         session = types.ReadSession(
             table=self.table.path,
@@ -140,7 +160,7 @@ class LetterTable:
         return streams, promises
 
     def chunks(self, part: ReadStream) -> Iterator[Chunk]:
-        """The rows of a stream."""
+        """Yield the rows of a stream."""
         with translate_errors(InputError, f"{self.place} cannot be read further"):
             client = self.cloud.bigquery_read()
             for batch in read_stream(part, client, self.cloud.retry_seconds):
@@ -150,7 +170,16 @@ class LetterTable:
 
 
 def selected(letters: Letters, selection: Selection) -> Iterator[Letter]:
-    """Letters and which of them are replayed -> these."""
+    """Yield the dead letters of a place that are selected for a replay.
+
+    Args:
+        letters: The place.
+        selection: Which dead letters to replay.
+
+    Raises:
+        InputError: The place cannot be read, or holds something else than dead letters.
+        UsageError: The replay has the run id of the run that it would replay.
+    """
     for part in letters.parts()[0]:
         for line in (line for chunk in letters.chunks(part) for line in chunk.lines):
             letter = read_letter(line, letters.place)
@@ -160,9 +189,17 @@ def selected(letters: Letters, selection: Selection) -> Iterator[Letter]:
 
 @dataclass(kw_only=True)
 class ReadLetters(beam.PTransform):
-    """Nothing -> source batches of the letters' rows, and failure records.
+    """A transform that reads dead letters: it returns source batches of their rows.
 
-    of_stream: whether letters of streams are replayed, or those of batch runs.
+    Rows that cannot be decoded become new dead letters.
+
+    Attributes:
+        letters: The place that holds the dead letters.
+        selection: Which dead letters to replay.
+        of_stream: Whether dead letters of streams are replayed, or dead letters of batch runs.
+        message_format: How to decode the rows.
+        provenance: The run and the model that new dead letters name.
+        batch_rows: The maximum number of rows in a batch.
     """
 
     letters: Letters
@@ -193,9 +230,9 @@ class ReadLetters(beam.PTransform):
     def _check(self, letter: Letter) -> None:
         if letter.of_stream != self.of_stream:
             raise InputError(
-                f"{self.letters.place} holds dead letters of {letter.pipeline} and of "
-                f"{'batch runs' if letter.of_stream else 'streams'} as well: replay one after the "
-                f"other, with --pipeline {letter.pipeline}"
+                f"{self.letters.place} holds dead letters of both {letter.pipeline} and "
+                f"{'batch runs' if letter.of_stream else 'streams'}: replay them separately, "
+                f"starting with --pipeline {letter.pipeline}"
             )
 
     def _messages(
@@ -208,7 +245,7 @@ class ReadLetters(beam.PTransform):
             yield beam.pvalue.TaggedOutput("counts", count)
 
     def expand(self, pipeline: beam.Pipeline) -> Read:
-        """parts -> letters -> those of a row together -> messages -> decode."""
+        """Read the parts, group the dead letters of each row, and decode them as messages."""
         parts = (
             pipeline
             | "Letters" >> beam.Create([None])
@@ -219,7 +256,8 @@ class ReadLetters(beam.PTransform):
             | "SpreadParts" >> beam.Reshuffle()
             | "Select" >> beam.ParDo(self._select).with_outputs("entries", "counts", main="chosen")
         )
-        # Outputs of several have no type of their own, and would be pickled between workers.
+        # Beam infers no type for multiple outputs. Without a type the elements would be pickled
+        # between workers.
         chosen.chosen.element_type = beam.typehints.Tuple[str, bytes]
         made = (
             chosen.chosen
