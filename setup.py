@@ -23,6 +23,7 @@ class BuildWithPages(build_py):
     """Copies the pages of the operating guide into the wheel, for `millrace explain`."""
 
     def run(self) -> None:
+        """Build the modules, then copy the pages."""
         super().run()
         pages = Path("docs/operate")
         # The images are built without them: nobody types a command there.

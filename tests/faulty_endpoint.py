@@ -53,7 +53,7 @@ class Fault:
     """What goes wrong with one response. A field at its default changes nothing.
 
     `delay` is the number of seconds before the response. `status`, `headers` and `body` replace
-    those of the response. `change` changes the predictions. `break_off` ends the request: "hang"
+    those of the response. `change` changes the predictions. `cut_off` ends the request: "hang"
     never answers, "reset" resets the connection, "truncate" closes it in the middle of the body.
     """
 
@@ -63,7 +63,7 @@ class Fault:
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes | None = None
     change: Callable[[list[Any]], list[Any]] | None = None
-    break_off: str = ""
+    cut_off: str = ""
 
 
 def refusal(
@@ -106,9 +106,9 @@ THROTTLED = refusal(429, "Quota exceeded for online prediction requests.")
 THROTTLED_WITH_RETRY_AFTER = retry_after("1")
 SERVER_ERROR = refusal(500)
 UNAVAILABLE = refusal(503)
-HANG = Fault("hang", break_off="hang")
-RESET = Fault("reset", break_off="reset")
-TRUNCATED = Fault("truncated", break_off="truncate")
+HANG = Fault("hang", cut_off="hang")
+RESET = Fault("reset", cut_off="reset")
+TRUNCATED = Fault("truncated", cut_off="truncate")
 TOO_FEW = Fault("too few", change=lambda rows: rows[:-1])
 TOO_MANY = Fault("too many", change=lambda rows: [*rows, rows[-1]])
 NOT_A_NUMBER = Fault("NaN", change=lambda rows: put_in_first_leaf(rows, float("nan")))
@@ -195,10 +195,10 @@ class FaultyEndpoint:
         fault = self.choose_fault(request) or Fault("")
         if fault.name:
             self.faults[fault.name] += 1
-        sent = 0 if fault.break_off in ("hang", "reset") else fault.status
+        sent = 0 if fault.cut_off in ("hang", "reset") else fault.status
         self.statuses[sent] += 1
         self.rows[sent] += len(request.instances)
-        if fault.body is not None or fault.break_off in ("hang", "reset"):
+        if fault.body is not None or fault.cut_off in ("hang", "reset"):
             return fault, fault.body or b""
         predictions = self.predict(request.instances)
         if fault.change:
@@ -272,9 +272,9 @@ class Connection(asyncio.Protocol):
             self.send(missing, missing.body or b"")
 
     def finish(self, fault: Fault, body: bytes) -> None:
-        if fault.break_off == "hang" or self.transport.is_closing():
+        if fault.cut_off == "hang" or self.transport.is_closing():
             return
-        if fault.break_off == "reset":
+        if fault.cut_off == "reset":
             peer = self.transport.get_extra_info("socket")
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
             self.transport.abort()
@@ -290,7 +290,7 @@ class Connection(asyncio.Protocol):
         lines += [f"{name}: {value}" for name, value in headers.items()]
         lines += [f"Content-Length: {len(body)}", "", ""]
         head = "\r\n".join(lines).encode("latin-1")
-        if fault.break_off == "truncate":
+        if fault.cut_off == "truncate":
             self.transport.write(head + body[: len(body) // 2])
             self.transport.close()
         else:

@@ -430,11 +430,11 @@ def test_missing_and_unknown_flags(run: Any, tmp_path: Path) -> None:
     assert_one_line_error(
         run(model=None, input_files=None), 2, "--model", "--input_files", "python -m"
     )
-    assert_one_line_error(run(input_file="x"), 2, "--input_file (nearest: --input_files")
+    assert_one_line_error(run(input_file="x"), 2, "--input_file (did you mean '--input_files")
     assert_one_line_error(run(batch_rows=0), 2, "--batch_rows")
-    assert_one_line_error(run(score_output="normalised_MAE"), 2, "nearest: normalized_MAE")
-    assert_one_line_error(run(score_output="encoded"), 2, "encoded", "--score_output takes")
-    assert_one_line_error(run(output_fields="Amout"), 2, "nearest: Amount")
+    assert_one_line_error(run(score_output="normalised_MAE"), 2, "did you mean 'normalized_MAE")
+    assert_one_line_error(run(score_output="encoded"), 2, "encoded", "choose --score_output from")
+    assert_one_line_error(run(output_fields="Amout"), 2, "did you mean 'Amount")
     assert_one_line_error(run(output_fields="run_id"), 2, "always written")
     nothing_written(tmp_path / "out")
 
@@ -483,7 +483,7 @@ def test_flags_that_do_not_agree(run: Any, tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("given", "near"),
     [
-        ("bigqury=http://localhost:1", "nearest: bigquery"),
+        ("bigqury=http://localhost:1", "did you mean 'bigquery"),
         ("gcs=http://localhost:1", "one of bigquery, bigquerystorage, storage"),
         ("bigquery", "expected SERVICE=ADDRESS"),
         ("storage=", "expected SERVICE=ADDRESS"),
@@ -577,7 +577,7 @@ def test_input_that_cannot_be_read(run: Any, example: Path, tmp_path: Path) -> N
     table = pq.read_table(example / "transactions.parquet")
     pq.write_table(table.rename_columns({"Amount": "Amout"}), tmp_path / "lacks.parquet")
     assert_one_line_error(
-        run(input_files=tmp_path / "lacks.parquet"), 1, "'Amount'", "nearest: Amout"
+        run(input_files=tmp_path / "lacks.parquet"), 1, "'Amount'", "did you mean 'Amout"
     )
     pq.write_table(
         table.set_column(1, "Time", pa.array([None] * ROWS, pa.timestamp("us"))),
@@ -585,7 +585,7 @@ def test_input_that_cannot_be_read(run: Any, example: Path, tmp_path: Path) -> N
     )
     assert_one_line_error(run(input_files=tmp_path / "typed.parquet"), 1, "'Time'", "timestamp")
     assert_one_line_error(
-        run(id_column="transactionid"), 2, "--id_column", "nearest: transaction_id"
+        run(id_column="transactionid"), 2, "--id_column", "did you mean 'transaction_id"
     )
     assert_one_line_error(run(input_files=example / "model/model.pt"), 2, "--input_format")
     nothing_written(tmp_path / "out")
@@ -635,11 +635,11 @@ def test_unusable_models_are_reported(run: Any, example: Path, tmp_path: Path) -
     golden["outputs"]["denormalized_MAE"][2] += 1
     drifted = copy_package(example, tmp_path / "drifted", golden=golden)
     assert_one_line_error(
-        run(model=drifted), 1, "golden row 2", "denormalized_MAE", "expected", "got"
+        run(model=drifted), 1, "known-good row 2", "denormalized_MAE", "expected", "got"
     )
     unknown = copy_package(example, tmp_path / "unknown", score_outputs="x")
     assert_one_line_error(
-        run(model=unknown), 1, "unknown member 'score_outputs'", "nearest: score_output"
+        run(model=unknown), 1, "unknown member 'score_outputs'", "did you mean 'score_output"
     )
     assert_one_line_error(
         run(model=example / "model/model.pt", feature_columns="A,B"), 2, "--feature_columns"

@@ -3,6 +3,7 @@
 import datetime
 import http.client
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -205,8 +206,10 @@ def test_the_reference_schema_has_the_ids_of_the_source_and_a_rerun_adds_nothing
 def shortened(example: Path, rows: int) -> Path:
     """Write the first rows of the example to a file, and return its path."""
     path = example / f"first_{rows}.parquet"
-    pq.write_table(pq.read_table(example / "transactions.parquet")[:rows], path)
-    return path
+    # Other workers share the folder.
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    pq.write_table(pq.read_table(example / "transactions.parquet")[:rows], unfinished)
+    return unfinished.rename(path)
 
 
 def test_conflicting_flags_are_reported_before_a_table_is_created(
@@ -221,7 +224,7 @@ def test_conflicting_flags_are_reported_before_a_table_is_created(
     assert_one_line_error(run(temp_location=None), 2, "--temp_location gs://BUCKET/FOLDER")
     assert_one_line_error(run(temp_location="/tmp/x"), 2, "--temp_location gs://BUCKET/FOLDER")
     assert_one_line_error(
-        run(cluster_by="rowid"), 2, "'rowid' is not written (nearest: row_id)", "scored_at"
+        run(cluster_by="rowid"), 2, "no output column 'rowid' (did you mean 'row_id'?)", "scored_at"
     )
     assert_one_line_error(
         run(cluster_by="row_id,score,run_id,model_name,model_digest"), 2, "four columns"
@@ -250,7 +253,7 @@ def test_outputs_that_cannot_be_written_are_reported_before_the_first_row(
     files = {"output_table": None, "temp_location": None}
     for folder in ("gs://no-such-bucket/out", "gs://no-such-bucket"):
         assert_one_line_error(
-            run(**files, output_files=folder), 1, f"{folder}: there is no bucket no-such-bu"
+            run(**files, output_files=folder), 1, f"{folder}: bucket no-such-bucket does"
         )
     assert_one_line_error(
         run(**files, output_files="gs:///out"), 2, "gs:///out: expected gs://BUCKET/FOLDER"
@@ -267,7 +270,7 @@ def test_outputs_that_cannot_be_written_are_reported_before_the_first_row(
         run(),
         1,
         "row_id INT64, expected STRING",
-        "lacks column score FLOAT64 (nearest: scor)",
+        "lacks column score FLOAT64 (did you mean 'scor'?)",
         "lacks column encoded ARRAY<FLOAT64>",
         "requires column owner",
     )

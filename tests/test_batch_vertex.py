@@ -170,11 +170,11 @@ def test_repeated_rows_are_requested_once(
 
 
 UNUSABLE = [
-    (refusal(400, "wrong number of features"), "does not answer as model pytorch-autoencoder"),
+    (refusal(400, "wrong number of features"), "does not answer like model pytorch-autoencoder"),
     (refusal(401), "no token was sent"),
     (refusal(403), "roles/aiplatform.user"),
     (refusal(404), "check --endpoint"),
-    (HTML, "expected JSON, got a page of HTML"),
+    (HTML, "expected JSON, got an HTML page"),
     (refusal(503), "at last with: 503 Service Unavailable"),
 ]
 
@@ -218,7 +218,7 @@ def test_an_unusable_endpoint_loses_no_row_and_is_reported_in_one_line(
     ("given", "message"),
     [
         ({}, "missing --endpoint (or --endpoint_url)"),
-        ({"endpoint": "fraud"}, "give --endpoint_project and --endpoint_location"),
+        ({"endpoint": "fraud"}, "pass --endpoint_project and --endpoint_location"),
         ({"endpoint": "a/b"}, "expected projects/PROJECT/"),
         (
             {"endpoint_url": "localhost:80"},

@@ -179,7 +179,7 @@ def test_all_differences_are_reported_at_once() -> None:
     assert "\n" not in message
     assert message.startswith("table p.d.t ")
     for part in (
-        "lacks column amount FLOAT64 (nearest: amounts)",
+        "lacks column amount FLOAT64 (did you mean 'amounts'?)",
         "has column pair STRUCT<y FLOAT64>, expected STRUCT<x INT64, y FLOAT64>",
         "has column many INT64, expected ARRAY<INT64>",
         "requires column owner, which is not written",

@@ -320,7 +320,7 @@ def test_without_a_project_the_error_names_the_flag(table: str) -> None:
     flags = [*LOCAL, "--input_table", table]
     parsed = parse_flags(COMMAND.name, COMMAND.about, COMMAND.options, flags)
     options = beam_options(parsed.beam_args)
-    with pytest.raises(UsageError, match=r"which project pays.*--billing_project or --project"):
+    with pytest.raises(UsageError, match=r"no billing project.*--billing_project or --project"):
         cloud_of(parsed, options)
 
 

@@ -65,8 +65,8 @@ def test_the_help_mentions_beams_flags_if_the_command_takes_them(
 @pytest.mark.parametrize(
     ("name", "known", "expected"),
     [
-        ("Amout", ["Amount", "Time"], " (nearest: Amount)"),
-        ("amount", ["Amount"], " (nearest: Amount)"),
+        ("Amout", ["Amount", "Time"], " (did you mean 'Amount'?)"),
+        ("amount", ["Amount"], " (did you mean 'Amount'?)"),
         ("x", ["Amount"], ""),
     ],
 )

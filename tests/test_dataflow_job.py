@@ -373,7 +373,7 @@ GOOD = {
         ({"dead_letter_files": "bad"}, 2, "pass --dead_letter_files gs://BUCKET/..."),
         ({"temp_location": "/tmp"}, 2, "--temp_location /tmp: expected gs://BUCKET/FOLDER"),
         ({"staging_location": "gs://b"}, 2, "--staging_location gs://b: expected gs://BUCKET/FOL"),
-        ({"dry_run": "perhaps"}, 2, "--dry_run: expected true or false, got 'perhaps'"),
+        ({"dry_run": "perhaps"}, 2, "--dry_run must be true or false, got 'perhaps'"),
         ({}, 1, "no usable Google Cloud credentials"),
     ],
 )

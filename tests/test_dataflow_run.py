@@ -306,6 +306,6 @@ def test_a_missing_bucket_is_reported_before_the_start(session: Session, flag: s
     code, _, err = session.submit(batch_local.COMMAND, **flags)
     assert code == 1
     assert f"--{flag}" in err
-    assert "there is no bucket no-such-bucket" in err
+    assert "bucket no-such-bucket does not exist" in err
     assert err.count("\n") == 1
     assert session.google.calls == []

@@ -353,7 +353,7 @@ def test_a_row_with_a_duplicate_key_is_a_failure(make_manifest: Make) -> None:
     for beside in ([], [b"{"]):
         decoded = read([good, b'{"a":1,"a":2,"b":1,"c":1}', *beside], make_manifest())
         assert source_of(decoded) == [{"a": 1.0, "b": 1.0, "c": 1.0}]
-        assert decoded.faults[0] == Fault("duplicate_key", "key 'a' is there twice")
+        assert decoded.faults[0] == Fault("duplicate_key", "key 'a' appears twice")
 
 
 def test_decimals_of_a_database_are_numbers(make_manifest: Make) -> None:

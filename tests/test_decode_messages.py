@@ -183,7 +183,7 @@ BAD: list[tuple[bytes, str, str]] = [
     (b'{"features":[1,2,"3"]}', "wrong_type", "column features[2]: expected a number"),
     (b'{"features":"123"}', "wrong_type", "column features: expected a list, got str"),
     (b'{"features":null}', "null", "column features: expected a list, got null"),
-    (b'{"a":1,"a":1,"b":2,"c":3}', "duplicate_key", "key 'a' is there twice"),
+    (b'{"a":1,"a":1,"b":2,"c":3}', "duplicate_key", "key 'a' appears twice"),
     (b'{"a":1,"b":2,"c":3,"x":{"y":1,"y":2}}', "duplicate_key", "a key of an object in it"),
     (
         b'{"a":1,"b":2,"c":3,"x":[{"\\u0079":1,"y":2}]}',

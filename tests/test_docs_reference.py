@@ -5,7 +5,6 @@ import re
 
 import pytest
 from docs_pages import PAGES, ROOT, in_code, marked, section, tables
-from transforms.dead_letter_schema import FAILURE_SCHEMA
 
 from benchmarks import cost
 from common import errors
@@ -15,6 +14,7 @@ from resources.config import PIPELINES, Config
 from resources.declaration import ROLES
 from serving.metrics import Metrics
 from tools import flag_pages
+from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.dead_letters import REASONS
 
 

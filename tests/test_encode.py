@@ -119,7 +119,7 @@ def test_an_output_named_score_may_be_the_score(make_manifest: Make) -> None:
 
 def test_an_unknown_field_is_reported_with_similar_names(make_manifest: Make) -> None:
     fields = choose_fields(make_manifest(), ["cod", "city"])
-    with pytest.raises(UsageError, match=r"'cod' is neither an output.*nearest: code"):
+    with pytest.raises(UsageError, match=r"'cod' is neither an output.*did you mean 'code"):
         check_fields(fields, make_manifest(), ["city"])
     check_fields(choose_fields(make_manifest(), ["city"]), make_manifest(), ["city"])
 

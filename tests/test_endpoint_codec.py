@@ -220,7 +220,7 @@ def test_predictions_that_do_not_fit_the_rows_are_reported_in_one_line(
     ("body", "message"),
     [
         (b"", "expected JSON, got nothing"),
-        (HTML_PAGE, "expected JSON, got a page of HTML"),
+        (HTML_PAGE, "expected JSON, got an HTML page"),
         (b"upstream\nfailed", "expected JSON, got upstream failed"),
         (b'{"predictions": [', 'expected JSON, got {"predictions": ['),
         (b"\xff\xfe", "expected JSON, got "),

@@ -270,7 +270,7 @@ def test_a_dead_endpoint_fails_the_bundle_and_blames_no_row(
     with serve(lambda _: fault, retry_seconds=0.3) as (endpoint, handler, model):
         message = failure(handler, model, rows)
         assert message.startswith(f"endpoint {endpoint.predict_url} failed ")
-        assert "no row was given up" in message
+        assert "no row became a dead letter" in message
         # When the endpoint answers again, it is used again.
         endpoint.choose_fault = no_faults
         check_rows(handler.predict(model, [rows], len(rows)), rows)
@@ -282,14 +282,14 @@ def test_an_endpoint_that_goes_down_during_a_batch_blames_no_row(serve: Make) ->
 
     rows = some_rows(100)
     with serve(dies, rows=1, concurrency=1, retry_seconds=0.3) as (_, handler, model):
-        assert "no row was given up" in failure(handler, model, rows)
+        assert "no row became a dead letter" in failure(handler, model, rows)
 
 
 @pytest.mark.parametrize(
     ("fault", "expected"),
     [
         (refusal(400, "expected 7 features"), "400 Bad Request: expected 7 features"),
-        (HTML, "expected JSON, got a page of HTML"),
+        (HTML, "expected JSON, got an HTML page"),
         (ERROR_WITH_200, "expected predictions, got Prediction failed"),
         (
             Fault("other", change=lambda rows: [{"label": "cat"}] * len(rows)),
@@ -538,6 +538,6 @@ def test_a_server_of_another_package_is_refused(
     with (
         running(example / "model_pt2") as server,
         connected(f"{server.server.url}/predict", manifest) as (_, model),
-        pytest.raises(EndpointError, match="serves another model: expected the one with digest"),
+        pytest.raises(EndpointError, match="serves another model: expected digest"),
     ):
         model.check()

@@ -54,7 +54,12 @@ def google() -> Iterator[GoogleApi]:
             "model.containerSpec.imageUri: a required field is missing",
         ),
         ("POST", "/models:upload", {"model": {**MODEL, "labels": {"a": 1}}}, "model.labels.a: exp"),
-        ("GET", "/models?page_size=3", None, "page_size: unknown query parameter (nearest: pageS"),
+        (
+            "GET",
+            "/models?page_size=3",
+            None,
+            "page_size: unknown query parameter (did you mean 'p",
+        ),
         ("GET", "/models?pageSize=many", None, "pageSize: expected int32, got str 'many'"),
         ("GET", "/models?$alt=xml", None, "$alt: unknown value 'xml'"),
         ("GET", "/modells", None, "is not in any of the documents"),

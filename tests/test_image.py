@@ -116,16 +116,16 @@ def test_the_spec_file_is_a_container_spec_of_dataflow(command: Command) -> None
 
 @pytest.mark.parametrize("image", ["", "millrace", "r/millrace:1", "r/millrace@sha256:12", "a b/c"])
 def test_an_image_without_a_digest_is_rejected(image: str) -> None:
-    with pytest.raises(UsageError, match="expected REPOSITORY@sha256:DIGEST"):
+    with pytest.raises(UsageError, match="must be REPOSITORY@sha256:DIGEST"):
         template_container({}, image)
 
 
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
-        (["batch_locl", "--bucket", "bucket", "--image", IMAGE], "nearest: batch_local"),
-        (["batch_local", "--bucket", "gs://b/c", "--image", IMAGE], "expected a bucket's name"),
-        (["batch_local", "--bucket", "bucket", "--image", "a:1"], "expected REPOSITORY@sha256"),
+        (["batch_locl", "--bucket", "bucket", "--image", IMAGE], "did you mean 'batch_local"),
+        (["batch_local", "--bucket", "gs://b/c", "--image", IMAGE], "must be the name of a bucket"),
+        (["batch_local", "--bucket", "bucket", "--image", "a:1"], "must be REPOSITORY@sha256"),
         (["batch_local", "--image", IMAGE], "required: --bucket"),
         (["batch_local", "--bucket", "bucket", "--imag", IMAGE], "required: --image"),
     ],
@@ -149,7 +149,7 @@ def test_the_spec_is_written_to_the_bucket(emulators: LocalCloud) -> None:
 
 def test_a_missing_bucket_is_reported(emulators: LocalCloud) -> None:
     with pytest.raises(
-        OutputError, match=r"^there is no bucket no-such: make it, or name another$"
+        OutputError, match=r"^bucket no-such does not exist: create it, or choose another$"
     ):
         write_spec(emulators.cloud, "no-such", "one", {})
 

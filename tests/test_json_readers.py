@@ -272,7 +272,7 @@ def test_exactly_the_texts_with_a_duplicate_key_are_rejected_for_it(bodies: list
 @pytest.mark.parametrize(
     ("request_body", "message"),
     [
-        (b'{"instances":[[1,2,3]],"instances":[]}', "key 'instances' is there twice"),
+        (b'{"instances":[[1,2,3]],"instances":[]}', "key 'instances' appears twice"),
         (b'{"instances":[],"parameters":{"outputs":"all","outputs":"score"}}', "'outputs'"),
         (b'{"instances":[],"parameters":null,"parameters":{}}', "'parameters'"),
     ],
@@ -285,12 +285,12 @@ def test_a_request_with_a_duplicate_key_is_rejected(request_body: bytes, message
 def test_json_settings_with_a_duplicate_key_are_rejected(make_manifest: Make) -> None:
     manifest = make_manifest()
     text = manifest.to_json().replace('"version"', '"name": "other", "version"', 1)
-    with pytest.raises(ManifestError, match=r"model\.json: key 'name' is there twice"):
+    with pytest.raises(ManifestError, match=r"model\.json: key 'name' appears twice"):
         parse_manifest(text)
-    with pytest.raises(UsageError, match="--endpoint_parameters: key 'a' is there twice"):
+    with pytest.raises(UsageError, match="--endpoint_parameters: key 'a' appears twice"):
         EndpointCodec(manifest, manifest.outputs, parameters='{"a":1,"a":2}')
     record = '{"type":"record","name":"r","fields":[{"name":"a","type":"int"}%s]%s}'
-    with pytest.raises(UsageError, match="key 'name' is there twice"):
+    with pytest.raises(UsageError, match="key 'name' appears twice"):
         parse_schema(record % ("", ',"name":"s"'))
     with pytest.raises(UsageError, match="record r has field 'a' twice"):
         parse_schema(record % (',{"name":"a","type":"double"}', ""))

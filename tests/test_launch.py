@@ -173,7 +173,7 @@ def test_too_many_dead_letters_fail_the_launch_that_waits(world: World, batch: l
     argv = ("--max_dead_letter_share", "0.001", "--wait", "--poll_seconds", "0")
     code, _, err = world.launch("batch_local", *batch, *argv)
     assert code == 1
-    assert "1.00 % are dead letters, more than --max_dead_letter_share 0.1 %" in err
+    assert "(1.00 %) are dead letters, more than --max_dead_letter_share 0.1 %" in err
 
 
 def test_a_dry_run_starts_nothing(world: World, batch: list[str]) -> None:
@@ -188,7 +188,10 @@ def test_a_dry_run_starts_nothing(world: World, batch: list[str]) -> None:
     ("argv", "expected"),
     [
         (("--preset", "cheep"), "--preset must be one of batch, stream, gpu, cheap, got cheep"),
-        (("--mim_num_workers", "3"), "unknown flag --mim_num_workers (nearest: --min_num_workers"),
+        (
+            ("--mim_num_workers", "3"),
+            "unknown flag --mim_num_workers (did you mean '--min_num",
+        ),
         (("--num_workers", "x"), "--num_workers: invalid int value: 'x'"),
         (
             ("--runner", "DirectRunner"),
@@ -346,7 +349,7 @@ def test_a_dry_run_of_a_template_shows_no_secret(templated: World) -> None:
         ),
         (
             (*FROM, "--input_table", "a.b.c"),
-            "--input_files and --input_table: expected one of them",
+            "--input_files and --input_table cannot be combined: use only one of them",
         ),
         ((*FROM, "--cluster_by", "score"), "--cluster_by has no effect without --output_table"),
     ],
@@ -364,8 +367,11 @@ def test_a_template_that_does_not_fit_is_reported_before_anything_starts(
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        ((), "--input_topic alone has no messages: say --create_subscription"),
-        (("--input_subscription", "projects/a-project/subscriptions/s"), "expected one of them"),
+        ((), "--input_topic needs a subscription: add --create_subscription"),
+        (
+            ("--input_subscription", "projects/a-project/subscriptions/s"),
+            "cannot be combined: use only one of them",
+        ),
         (
             ("--create_subscription", "--output_topic", "projects/a-project/topics/t"),
             "is input and",
@@ -636,7 +642,7 @@ def test_the_program_lists_its_pipelines_and_suggests_a_name() -> None:
     assert all(name in done.stdout for name in PIPELINES)
     done = program("batch_loacl")
     assert done.returncode == 2
-    assert "unknown pipeline 'batch_loacl' (nearest: batch_local" in done.stderr
+    assert "unknown pipeline 'batch_loacl' (did you mean 'batch_local" in done.stderr
 
 
 def test_ctrl_c_ends_the_program_and_not_the_job() -> None:

@@ -114,7 +114,7 @@ def test_correct_flags_are_accepted() -> None:
 @pytest.mark.parametrize(
     ("launch", "given", "expected"),
     [
-        ({}, {"region": "us"}, "--region: 'us': expected a region as us-central1"),
+        ({}, {"region": "us"}, "--region: 'us': expected a region such as us-central1"),
         ({}, {"project": "12345"}, "--project '12345' is invalid: use 6 to 30"),
         ({}, {"job_name": "My_Job"}, "--job_name 'My_Job' is invalid: use 1 to 63"),
         (

@@ -168,7 +168,7 @@ def check(name: str, given: dict[str, str], pipeline: str = "batch_local") -> st
 def test_parameters_are_checked_against_the_template() -> None:
     assert check("batch_local", {"model": "m", "precision": "bf16", "batch_rows": "5"}) == ""
     message = check("batch_local", {"mode": "m", "precision": "int8", "batch_rows": "0"})
-    assert "the template has no parameter --mode (nearest: model" in message
+    assert "the template has no parameter --mode (did you mean 'model" in message
     assert "--model is missing: Model package" in message
     assert "--precision must be one of float32, bf16, fp16, got int8" in message
     assert "--batch_rows 0 is invalid for the template: Rows of a record batch at most" in message

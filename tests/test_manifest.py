@@ -198,7 +198,7 @@ MALFORMED = [
     (
         ("inptus",),
         [],
-        "top level: expected only the members name, .*: unknown member 'inptus' \\(nearest: inputs",
+        "top level: expected only the members name, .*: unknown member 'inptus' \\(did you",
     ),
     (("inputs",), {}, "inputs: expected a list, got {}"),
     (("inputs",), [], "inputs: expected one or more"),
@@ -235,7 +235,11 @@ MALFORMED = [
         {"history": "mean"},
         "impute: expected a column of this input with one number per row, got 'history'",
     ),
-    (("score_output",), "scroe", r"score_output: expected one of .*, got 'scroe' \(nearest: score"),
+    (
+        ("score_output",),
+        "scroe",
+        r"score_output: expected one of .*, got 'scroe' \(did you mean 's",
+    ),
     (("score_output",), "code", "score_output: expected an output with one number per row"),
     (("output_fields",), ["codes"], "output_fields: expected one of the outputs score, code"),
     (("golden",), [], "golden: expected a JSON object"),
@@ -389,5 +393,5 @@ def test_another_output_can_be_chosen_as_the_score() -> None:
     assert replace(made, score_output=None).choose(None).score_output is None
     with pytest.raises(UsageError, match=r"'code' has shape \[2\] per row"):
         made.choose("code")
-    with pytest.raises(UsageError, match=r"no output 'scor' \(nearest: score.*its outputs are"):
+    with pytest.raises(UsageError, match=r"no output 'scor' \(did you mean 'score.*outputs are"):
         made.choose("scor")

@@ -175,7 +175,7 @@ print("alive")
 
 def test_a_worker_that_the_system_killed_is_reported_with_the_usual_cause() -> None:
     message = str(as_known_error(RuntimeError("Channel closed prematurely.")))
-    assert message.startswith("a worker process ended in the midst of its work")
+    assert message.startswith("a worker process ended unexpectedly")
     assert "memory" in message
     assert message.endswith(ADVICE)
 
@@ -201,7 +201,7 @@ def test_a_row_is_not_blamed_for_lack_of_memory(
         device=torch.device("cpu"),
         batch_rows=4,
     )
-    with pytest.raises(MemoryError, match="one row is too much for this worker"):
+    with pytest.raises(MemoryError, match="this worker has too little memory for one row"):
         run_model(model, [np.zeros((4, 3), np.float32)], 4)
 
 

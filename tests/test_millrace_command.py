@@ -128,7 +128,7 @@ def test_names_hold_only_in_the_block() -> None:
         (["stream"], "; type: millrace stream --input_subscription "),
         (["replay"], "; type: millrace replay --input_files INPUT_FILES --model MODEL"),
         (["launch", "--project", "p"], "missing --attach; type: millrace launch --attach ATTACH"),
-        (["launch", "batch"], "'batch' is no pipeline"),
+        (["launch", "batch"], "unknown pipeline 'batch'"),
         (["package", "--output", "o"], "the following arguments are required: model"),
         (["deploy", "undeploy"], "--endpoint is missing"),
         (["resources", "look"], "argument COMMAND: invalid choice: 'look'"),

@@ -196,7 +196,7 @@ def test_a_job_with_more_dead_letters_than_it_allows_fails(world: World, tmp_pat
     write_report(facts, 90, 10)
     with pytest.raises(
         TooManyDeadLetters,
-        match=r"10.00 % are dead letters, more than --max_dead_letter_share 5 %; mostly null",
+        match=r"\(10.00 %\) are dead letters, more than --max_dead_letter_share 5 %; mostly null",
     ):
         world.follow(world.add(facts))
 
@@ -391,7 +391,9 @@ def test_a_job_is_found_by_id_or_name_and_its_region_is_named(world: World) -> N
 def test_a_job_in_a_region_that_does_not_respond_is_not_reported_as_missing(world: World) -> None:
     here, silent = world.add(), world.dataflow.add("a-job", PROJECT, "europe-west1")
     world.dataflow.silent = "europe-west1"
-    lacks = "jobs of europe-west1 could not be listed; this may pass: run it again later"
+    lacks = (
+        "jobs of europe-west1 could not be listed; this error is usually temporary, try again later"
+    )
     for ident in ("missing-job", silent["id"], "a-job"):
         with pytest.raises(JobError, match=f"job {ident} cannot be looked up: {lacks}"):
             world.jobs.find(ident, None)

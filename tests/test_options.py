@@ -146,7 +146,7 @@ def test_no_error_describes_a_value_by_a_regular_expression() -> None:
 
 def test_unknown_flags_are_left_to_beam_and_rejected_if_beam_does_not_know_them() -> None:
     assert parsed("--runner", "FnApiRunner").beam_args == ["--runner", "FnApiRunner"]
-    with pytest.raises(UsageError, match=r"--input_file \(nearest: --input_files"):
+    with pytest.raises(UsageError, match=r"--input_file \(did you mean '--input_files"):
         beam_options(["--input_file", "x"])
     with pytest.raises(UsageError, match="'stray'"):
         beam_options(["stray"])

@@ -442,7 +442,7 @@ def test_advice_for_a_model_that_returns_lists_of_one_number(
         (
             ["--feature_columns", "a,b,c", "--output", "{}/o", "--score_output", "scroe"],
             2,
-            "no output 'scroe' (nearest: score",
+            "no output 'scroe' (did you mean 'score",
         ),
         (
             ["--feature_columns", "a,b,c", "--output", "{}/o", "--score_output", "code"],
@@ -452,7 +452,7 @@ def test_advice_for_a_model_that_returns_lists_of_one_number(
         (
             ["--feature_columns", "Time,V1,Amont", "--output", "{}/o", "--sample", "{}/s.parquet"],
             1,
-            "has no column 'Amont' (nearest: Amount)",
+            "has no column 'Amont' (did you mean 'Amount'?)",
         ),
         (
             ["--feature_columns", "Time,V1,id", "--output", "{}/o", "--sample", "{}/s.parquet"],

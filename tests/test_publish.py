@@ -320,7 +320,7 @@ def test_transient_errors_are_retried_and_no_message_is_lost(
     [
         ((grpc.StatusCode.NOT_FOUND, "Resource not found (resource=out)."), "check the project"),
         ((grpc.StatusCode.PERMISSION_DENIED, "User not authorized."), "grant the account the role"),
-        ((grpc.StatusCode.UNAVAILABLE, "down"), "gave up after repeated attempts"),
+        ((grpc.StatusCode.UNAVAILABLE, "down"), "failed after repeated attempts"),
     ],
 )
 def test_a_topic_that_cannot_be_published_to_is_reported_in_one_line(

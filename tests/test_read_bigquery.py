@@ -794,9 +794,9 @@ def test_a_view_is_refused_and_the_query_in_the_message_reads_it(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({}, r"needs column 'b' and 1 more, which the source lacks \(nearest: bb\)"),
-        ({"keep": ("exra",)}, r"lacks column 'exra' \(nearest: extra\)"),
-        ({"id_column": "raw"}, r"id column 'raw': expected text, integers or times, got binary"),
+        ({}, r"needs column 'b' and 1 more, which the source lacks \(did you mean 'bb'\?\)"),
+        ({"keep": ("exra",)}, r"lacks column 'exra' \(did you mean 'extra'\?\)"),
+        ({"id_column": "raw"}, r"id column 'raw': expected strings, numbers or times, got binary"),
     ],
 )
 def test_missing_columns_are_reported_with_the_nearest_name(

@@ -242,7 +242,7 @@ def test_a_missing_column_is_reported_with_similar_names(
     else:
         pq.write_table(pa.table({name: [1] for name in names}), path)
     manifest = make_manifest(InputSpec("x", ("a", "b", "c"), shape=(3,)))
-    with pytest.raises(InputError, match=rf"{missing}'.*nearest: .*{near}") as caught:
+    with pytest.raises(InputError, match=rf"{missing}'.*did you mean .*{near}") as caught:
         list(read_file(path, Columns(manifest, **columns)))
     assert "\n" not in str(caught.value)
 

@@ -460,9 +460,9 @@ def test_wrong_flags_are_reported_in_one_line(
     )
     assert_one_line_error(run(replay, **source, output_files=None), 2, "missing --output_files")
     assert_one_line_error(run(replay, **source, input_table="p.d.t"), 2, "use only one of them")
-    assert_one_line_error(run(replay, **source, stage="validat"), 2, "--stage", "nearest: validate")
+    assert_one_line_error(run(replay, **source, stage="validat"), 2, "--stage", "did you mean 'val")
     assert_one_line_error(
-        run(replay, **source, reason="null,wrong_typ"), 2, "--reason", "nearest: wrong_type"
+        run(replay, **source, reason="null,wrong_typ"), 2, "--reason", "did you mean 'wrong_type"
     )
     assert_one_line_error(
         run(replay, **source, stage="write"), 2, "--stage write", "cannot be scored again"
@@ -482,7 +482,9 @@ def test_wrong_flags_are_reported_in_one_line(
     )
     assert_one_line_error(run(replay, input_subscription="s"), 2, "--input_subscription")
     assert_one_line_error(run(replay, **source, output_topic="t"), 2, "--output_topic")
-    assert_one_line_error(run(replay, **source, reasons="null"), 2, "--reasons (nearest: --reason")
+    assert_one_line_error(
+        run(replay, **source, reasons="null"), 2, "--reasons (did you mean '--rea"
+    )
     assert_one_line_error(
         run(replay, input_subscription=subscription, runner="DataflowRunner"),
         2,
@@ -839,7 +841,7 @@ def test_a_replay_waits_for_messages_that_a_killed_one_holds(
     box.hold(7, 20)
     code, _, err = run(replay, input_subscription=box.subscription)
     assert code == 0
-    assert "more, since a reader that was killed may hold messages for so long" in err
+    assert "more, because a reader that was killed may hold messages for that long" in err
     assert replay_of(tmp_path / "out")["rows_in"] == 6
 
 
@@ -853,7 +855,7 @@ def test_a_replay_of_an_empty_subscription_waits_no_longer_than_a_message_may_be
     assert code == 0
     assert err.count("\n") == 1
     assert err.endswith(
-        "more, since a reader that was killed may hold messages for so long (Ctrl-C ends)\n"
+        "more, because a reader that was killed may hold messages for that long (Ctrl-C stops)\n"
     )
     assert out.endswith("nothing to replay\n")
 

@@ -143,7 +143,7 @@ def test_jobs_by_name_are_all_that_goes(make_world: Callable[..., World]) -> Non
     before = there(world)
     job, other = (stream_job(world, f"named-streaming-{name}") for name in ("fraud", "other"))
     code, _, err = world.run("cleanup", "--jobs", "named-streaming-fruad", "--yes")
-    assert (code, "nearest: named-streaming-fraud" in err) == (2, True), err
+    assert (code, "did you mean 'named-streaming-fraud" in err) == (2, True), err
     for wrong in (("--kinds", "topic"), ("--truncate",)):
         code, _, err = world.run("cleanup", "--jobs", "named-streaming-fraud", "--yes", *wrong)
         assert (code, "--jobs chooses jobs" in err) == (2, True), err
@@ -441,7 +441,7 @@ def test_a_region_that_does_not_exist_is_noticed_before_anything_else(
     world = make_world("nowhere", region="us-centrall1")
     code, out, err = world.run(command)
     assert (code, out, world.google.calls) == (2, "", [])
-    assert re.search(r"millrace.toml: region = 'us-centrall1': .*nearest: us-central1", err)
+    assert re.search(r"millrace.toml: region = 'us-centrall1': .*did you mean 'us-central1", err)
     assert err.count("\n") == 1
 
 

@@ -142,7 +142,7 @@ def test_an_element_that_is_not_a_row_becomes_one_dead_letter(make_manifest: Mak
         failed = (
             failures
             | RecordBatchesToRows()
-            | "Told" >> beam.Map(lambda r: (r["reason"], r["run_id"]))
+            | "Failures" >> beam.Map(lambda r: (r["reason"], r["run_id"]))
         )
         reasons = [
             "not_an_object",

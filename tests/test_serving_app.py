@@ -128,10 +128,10 @@ GOOD = [0.5] * 30
         (with_value("1.5"), "wrong_type", "column V1: expected a number, got str"),
         (with_value(True), "wrong_type", "column V1: expected a number, got bool"),
         (with_value([1.0]), "wrong_type", "column V1: expected a number, got list"),
-        (with_value(1e39), "not_finite", "column V1: infinite, or beyond float32"),
-        (with_value(10**60), "not_finite", "column V1: infinite, or beyond float32"),
+        (with_value(1e39), "not_finite", "column V1: infinite, or outside the range of float32"),
+        (with_value(10**60), "not_finite", "column V1: infinite, or outside the range of float32"),
         (without("V3"), "missing_feature", "column V3: missing"),
-        (without("V3") | {"v3": 1.0}, "unknown_feature", "unknown feature 'v3' (nearest: V3"),
+        (without("V3") | {"v3": 1.0}, "unknown_feature", "unknown feature 'v3' (did you mean 'V3"),
         (without("") | {"Class": 0}, "unknown_feature", "unknown feature 'Class'"),
         (without("") | {"Amount": None}, "null", "column Amount: null"),
         (3, "not_an_object", "expected a JSON object, got int"),
@@ -160,7 +160,7 @@ def test_a_row_with_a_duplicate_key_is_refused(client: Client) -> None:
     answer = client.ask("POST", "/predict", body)
     (listed,) = answer.error["instances"]
     assert (answer.status, listed["index"], listed["reason"]) == (400, 1, "duplicate_key")
-    assert listed["message"] == "key 'V1' is there twice"
+    assert listed["message"] == "key 'V1' appears twice"
 
 
 def test_all_bad_rows_are_counted_and_the_first_twenty_listed(client: Client) -> None:
@@ -179,7 +179,7 @@ def test_all_bad_rows_are_counted_and_the_first_twenty_listed(client: Client) ->
         (b"[" * 5000, "the body is not JSON"),
         (b"[[1, 2]]", 'expected {"instances": [...]}'),
         (b'{"instances": {}}', 'expected {"instances": [...]}'),
-        (b'{"instances": [], "instances": []}', "key 'instances' is there twice"),
+        (b'{"instances": [], "instances": []}', "key 'instances' appears twice"),
         (b'{"rows": []}', 'expected {"instances": [...]}'),
         (b'{"instances": [], "parameters": 3}', "parameters: expected an object, got int"),
         (
@@ -190,7 +190,7 @@ def test_all_bad_rows_are_counted_and_the_first_twenty_listed(client: Client) ->
         (b'{"instances": [], "parameters": {"outputs": 3}}', "all, score, or a list of names"),
         (b'{"instances": [], "parameters": {"outputs": [null]}}', "or a list of names"),
         (b'{"instances": [], "parameters": {"outputs": []}}', "of outputs, got an empty list"),
-        (b'{"instances": [], "parameters": {"outputs": "encodd"}}', "(nearest: encoded"),
+        (b'{"instances": [], "parameters": {"outputs": "encodd"}}', "(did you mean 'encoded"),
     ],
     ids=str,
 )
@@ -264,7 +264,7 @@ def test_the_health_route_reports_a_package_that_cannot_be_used(
         wait_until(lambda: server.client.get("/health").status != 503)
         health = server.client.get("/health")
         assert (health.status, health.json["status"]) == (500, "failed")
-        assert "promises sha256" in health.json["reason"]
+        assert "expects sha256" in health.json["reason"]
         answer = server.client.predict([GOOD])
         assert (answer.status, answer.error["code"]) == (500, 500)
 

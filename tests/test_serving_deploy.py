@@ -518,16 +518,16 @@ def test_a_refusal_by_google_is_reported_in_one_line(
             "no other model of the endpoint has traffic, so none can take the remaining 70 %",
         ),
         (["--staging", "/tmp/x"], "--staging: expected gs://BUCKET/FOLDER, got '/tmp/x'"),
-        (["--accelerator", "NVIDIA_TESLA_T5"], "(nearest: NVIDIA_TESLA_T4"),
+        (["--accelerator", "NVIDIA_TESLA_T5"], "(did you mean 'NVIDIA_TESLA_T4"),
         (["--min_replicas", "3", "--max_replicas", "2"], "--max_replicas 2 is below"),
-        (["--region", "us-central"], "expected a region as us-central1"),
+        (["--region", "us-central"], "expected a region such as us-central1"),
         (
             ["--labels", "Team=x"],
             "expected KEY=VALUE, each of at most 63 lower-case letters, digits, _ and -",
         ),
         (["--traffic_percent", "101"], "expected a whole number from 0 to 100"),
         (["--image", "us-docker.pkg.dev/vertex-ai/prediction/x:latest"], "container needs a .mar"),
-        (["--model_digest", "0" * 64], "--model_digest promises sha256 000"),
+        (["--model_digest", "0" * 64], "--model_digest expects sha256 000"),
         (["--model", "/nowhere"], "no model at /nowhere"),
         (["--mode", "x"], "unrecognized arguments: --mode"),
     ],
@@ -562,7 +562,7 @@ def test_an_endpoint_that_is_missing_or_ambiguous_is_reported(google: GoogleApi,
         vertex.store.create(name, endpoint)
     code, _, said = run("status", "--endpoint", "scoers")
     assert (code, "no endpoint scoers in us-central1" in said) == (1, True)
-    assert "(nearest: scores" in said
+    assert "(did you mean 'scores" in said
     code, _, said = run("undeploy", "--endpoint", "scores")
     assert (code, "2 endpoints of us-central1 have the display name scores" in said) == (1, True)
     assert run("status", "--endpoint", f"{PARENT}/endpoints/2")[0] == 0

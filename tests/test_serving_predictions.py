@@ -68,7 +68,7 @@ def test_an_output_may_have_the_name_of_a_keyword(make_manifest: Make) -> None:
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ("totl", "no output 'totl' (nearest: total)"),
+        ("totl", "no output 'totl' (did you mean 'total'?)"),
         ([], "expected all, score or names of outputs, got an empty list"),
         ("score", "has no score output: choose one with --score_output"),
     ],

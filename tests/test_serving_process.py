@@ -46,8 +46,12 @@ def test_variables_of_vertex_ai_set_the_defaults_and_flags_override_them() -> No
         (["--model_path", "m"], {"AIP_HTTP_PORT": "70000"}, "from 0 to 65535, got '70000'"),
         (["--model_path", "m"], {"AIP_HEALTH_ROUTE": "health"}, "starts with / and has no braces"),
         (["--model_path", "m", "--predict_route", "/{x}"], {}, "no braces, got '/{x}'"),
-        (["--model_path", "m", "--max_batch_rows", "0"], {}, "whole number from 1, got '0'"),
-        (["--model_path", "m", "--max_batch_wait_ms", "-1"], {}, "a number from 0, got '-1'"),
+        (["--model_path", "m", "--max_batch_rows", "0"], {}, "whole number of at least 1, got '0'"),
+        (
+            ["--model_path", "m", "--max_batch_wait_ms", "-1"],
+            {},
+            "number of at least 0, got '-1'",
+        ),
         (["--model_path", "m", "--precision", "int4"], {}, "invalid choice: 'int4'"),
         (["--model_path", "m", "--prot", "1"], {}, "unrecognized arguments: --prot"),
     ],
@@ -63,7 +67,7 @@ def test_an_unknown_command_is_reported_with_the_nearest_one(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["runn", "--port", "1"]) == 2
-    assert capsys.readouterr().err.startswith("error: unknown command 'runn' (nearest: run)")
+    assert capsys.readouterr().err.startswith("error: unknown command 'runn' (did you mean 'run'?)")
 
 
 def test_after_sigterm_a_request_in_flight_finishes_and_others_are_refused(example: Path) -> None:

@@ -536,19 +536,22 @@ def test_an_append_is_retried_until_the_server_is_back(stream: Stream) -> None:
         ({}, "missing --output_topic (or --output_table, --output_files); type: python -m pipel"),
         ({"output_topic": "out"}, "--output_topic must be projects/PROJECT/topics/NAME, got out"),
         ({"output_topic": "OUT", "runner": "FnApiRunner"}, "FnApiRunner cannot read a stream from"),
-        ({"output_topic": "DEAD"}, "is --output_topic: expected another"),
+        ({"output_topic": "DEAD"}, "choose another topic for one of them"),
         (
             {"output_table": "some-p.d.t", "dead_letter_table": "some-p.d.t"},
-            "--dead_letter_table some-p.d.t is also --output_table: choose another table",
+            "--dead_letter_table and --output_table are both some-p.d.t: choose another table",
         ),
         (
             {"output_topic": "OUT", "cluster_by": "row_id"},
             "--cluster_by has no effect without --output_table",
         ),
-        ({"output_topic": "OUT", "message_format": "avro"}, "--avro_schema is missing"),
+        (
+            {"output_topic": "OUT", "message_format": "avro"},
+            "avro needs --avro_schema",
+        ),
         (
             {"output_topic": "OUT", "avro_schema": "{}"},
-            "--avro_schema: expected --message_format avro",
+            "--avro_schema needs --message_format avro, got json",
         ),
         (
             {"output_topic": "OUT", "message_format": "avro", "avro_schema": '"double"'},
@@ -564,13 +567,16 @@ def test_an_append_is_retried_until_the_server_is_back(stream: Stream) -> None:
         ),
         (
             {"output_topic": "OUT", "output_schema": "reference", "output_fields": "encoded"},
-            "--output_fields has no effect beside --output_schema, which has fields of its own",
+            "--output_fields has no effect with --output_schema, which sets the fields itself",
         ),
         ({"output_topic": "OUT", "output_fields": "sequence"}, "'sequence' is always written"),
-        ({"output_topic": "OUT", "outputtopic": "x"}, "unknown flag --outputtopic (nearest: --o"),
+        (
+            {"output_topic": "OUT", "outputtopic": "x"},
+            "unknown flag --outputtopic (did you mean '",
+        ),
         (
             {"output_topic": "OUT", "input_topic": "IN"},
-            "--input_subscription and --input_topic: expected one",
+            "--input_subscription and --input_topic cannot be combined: use only one of them",
         ),
         (
             {"output_topic": "OUT", "create_subscription": "true"},
@@ -600,7 +606,10 @@ def test_wrong_flags_are_reported_in_one_line_and_nothing_is_read(
         ({"output_topic": "MISSING"}, "cannot be published to: Topic not found; check the project"),
         ({"dead_letter_topic": "MISSING"}, "cannot be published to: Topic not found; check the"),
         ({"output_table": "some-p.missing.t"}, "table some-p.missing.t cannot be written: "),
-        ({"output_files": "FILE"}, "file/scores cannot be made: Not a directory; choose another"),
+        (
+            {"output_files": "FILE"},
+            "file/scores cannot be created: Not a directory; choose",
+        ),
         (
             {"output_files": "gs://missing-bucket/x"},
             "folder gs://missing-bucket/x/scores cannot be",

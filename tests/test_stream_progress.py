@@ -94,7 +94,7 @@ def test_the_balance_holds_if_an_output_refuses_rows(provenance: Provenance) -> 
         "received                10  in 12 s",
         "scored                   8",
         "dead letters             2",
-        "refused                  2  scored, then refused by an output: dead letters as well",
+        "refused                  2  scored, then refused by a sink: also dead letters",
         "balance       rows received = scored + dead letters",
     ]
 
@@ -134,7 +134,7 @@ def test_decoded_messages_are_counted_after_a_tally_was_started() -> None:
     count_decoded(found("messages", 4))
     assert tally.decoded == 4
     printed = summary(replace(tally, pulled=5), 1.0).splitlines()
-    assert printed[0] == "messages                 5  of them decoded 4"
+    assert printed[0] == "messages                 5  of which 4 were decoded"
 
 
 def test_a_progress_line_has_the_rate_and_latencies() -> None:
@@ -207,7 +207,11 @@ def test_ctrl_c_lets_the_run_end_and_a_second_one_does_not(
     if times == 1:
         run()
     else:
-        fate = "they are gone with the run's own subscription" if made else "they come again"
+        fate = (
+            "they are lost with the run's own subscription"
+            if made
+            else "they will be delivered again"
+        )
         with pytest.raises(KeyboardInterrupt, match=f"7 messages are not acknowledged: {fate}"):
             run()
     printed = capsys.readouterr().err

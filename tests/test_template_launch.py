@@ -89,7 +89,7 @@ def test_misspelled_flags_are_kept_for_the_pipeline_to_reject(
     ("environ", "expected"),
     [
         ({}, "MILLRACE_PIPELINE='': expected one of batch_local, batch_vertex, stream_local"),
-        ({"MILLRACE_PIPELINE": "stream_locl"}, "nearest: stream_local"),
+        ({"MILLRACE_PIPELINE": "stream_locl"}, "did you mean 'stream_local"),
     ],
 )
 def test_an_image_without_a_pipeline_is_reported(
@@ -133,7 +133,7 @@ def test_the_program_finds_the_package_as_it_is_built_and_installed(
     )
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: unknown flag --modle (nearest: --model")
+    assert line.startswith("error: unknown flag --modle (did you mean '--model")
 
 
 @pytest.fixture(scope="module")

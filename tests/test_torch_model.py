@@ -290,7 +290,7 @@ def test_only_the_requested_outputs_are_returned(package: Package) -> None:
     handler = TorchModelHandler(path, manifest, outputs=["code", "code"])
     answer = infer(handler, handler.load_model(), features(rows_of(4)))
     assert [f.name for f in answer.schema.field(OUTPUTS).type] == ["code"]
-    with pytest.raises(UsageError, match=r"no output 'scores' \(nearest: score"):
+    with pytest.raises(UsageError, match=r"no output 'scores' \(did you mean 'score"):
         TorchModelHandler(path, manifest, outputs=["scores"])
 
 

@@ -282,7 +282,7 @@ def test_a_missing_column_is_reported_with_similar_names(
 ) -> None:
     manifest = make_manifest(InputSpec("x", ("Amount", "Time"), shape=(2,)))
     with pytest.raises(
-        InputError, match=r"'Amount', which .*nearest: Amout.*source has Amout, Time"
+        InputError, match=r"'Amount', which .*did you mean 'Amout.*source has Amout, Time"
     ):
         validate(make_source({"Amout": [1], "Time": [1]}), manifest)
     with pytest.raises(InputError, match="'Amount' and 1 more"):

@@ -262,7 +262,7 @@ def test_a_table_that_does_not_fit_is_reported_in_one_line_with_all_differences(
         sink().prepare,
         str(sink.table),
         "column row_id INT64, expected STRING",
-        "lacks column encoded ARRAY<FLOAT64> (nearest: encoder)",
+        "lacks column encoded ARRAY<FLOAT64> (did you mean 'encoder'?)",
         "column run_id ARRAY<STRING>, expected STRING",
         "requires column owner",
     )

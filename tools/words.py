@@ -23,7 +23,7 @@ SUFFIXES = {".py", ".md", ".toml", ".yaml", ".yml", ".json", ".txt", ".ipynb", "
 
 # A pattern, and what to say instead.
 PATTERNS = {
-    r"t(old|ells?|elling)(?! apart)": "report, print, say, name or state",
+    r"t(old|ells?|elling)(?! apart|\()": "report, print, say, name or state",
     r"tell(s|ing)? apart": "distinguish",
     r"wait(s|ed|ing)? out": "retry, or wait for",
     r"pass(es)? by (it|them)sel(f|ves)": "is transient, are transient",
@@ -31,8 +31,8 @@ PATTERNS = {
     r"mend(s|ed|ing)?": "fix, or repair",
     r"broken off|breaks? off": "interrupted",
     r"shall": "must, should or will",
-    r"(is|are) none": "does not exist, or is not a ...",
-    r"of these": "name what is meant",
+    r"(?<!there )(is|are) none": "does not exist, or is not a ...",
+    r"of these(?= (is|are|was|were|has|have|do|does|can|may|fail)\b|\W*$|[^\w\s])": "name what is meant",
     r"who(ever)? reads|whoever": "the reader, or anyone who",
     r"no \w+ of ours|of ours": "of Millrace, or ours",
     r"(is|are) dear|dearer": "expensive",

@@ -36,7 +36,7 @@ def measure(node: ast.expr) -> tuple[int, int]:
         The bits of its value, and the number of its terms when it is multiplied out.
 
     Raises:
-        TooLarge: One of these is above the limit.
+        TooLarge: One of them is above the limit.
     """
     bits, terms = _measure(node)
     if bits > _MAX_BITS or terms > _MAX_TERMS:

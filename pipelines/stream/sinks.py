@@ -55,7 +55,7 @@ def open_sinks(
     )
     if rows.table is not None and rows.table == letters.table:
         raise UsageError(
-            f"--dead_letter_table {rows.table} is also --output_table: choose another table"
+            f"--dead_letter_table and --output_table are both {rows.table}: choose another table"
         )
     return rows, letters
 

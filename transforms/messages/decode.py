@@ -98,8 +98,8 @@ def decode_messages(
         received_at: When the messages were received.
 
     Returns:
-        The source batches, in the order of the messages, and the failure records, or None if there
-        are none.
+        The source batches, in the order of the messages, and the failure records, or None if no
+        message failed.
     """
     if not messages:
         return [], None
