@@ -29,6 +29,7 @@ from common.errors import (
     suggest,
 )
 from common.memory import MORE_MEMORY, check_memory, out_of_memory
+from common.pages import error_line
 from model_handlers.manifest import MANIFEST_NAME, FeatureStatistics, GoldenRows, Manifest
 
 if TYPE_CHECKING:
@@ -271,7 +272,8 @@ def _numbers(table: pa.Table, column: str, path: str) -> np.ndarray:
         ) from error
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command's flags."""
     parser = CommandParser(
         "model_handlers.package",
         "Create a model package: a folder with a model file and model.json.",
@@ -365,13 +367,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 if the package was written, 1 if the model cannot be packaged, 2 for wrong arguments.
     """
     try:
-        args = _parser().parse_args(argv)
+        args = make_parser().parse_args(argv)
         manifest = make_package(args)
     except MillraceError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error_line(error), file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except MemoryError as error:
-        print(f"error: {out_of_memory(one_line(error), MORE_MEMORY)}", file=sys.stderr)
+        print(error_line(out_of_memory(one_line(error), MORE_MEMORY)), file=sys.stderr)
         return 1
     outputs = ", ".join(spec.name for spec in manifest.outputs)
     print(f"created {args.output}: {manifest.name} {manifest.version}, sha256 {manifest.sha256}")

@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 from common import errors
 from common.addresses import guard_output
 from common.memory import ADVICE, is_of_memory, mentions_memory, out_of_memory
+from common.pages import error_line
 from pipelines.dead_threads import end_when_threads_fail
 from pipelines.options.flag import Parsed, parse_flags
 
@@ -70,7 +71,7 @@ def _main(command: Command, argv: Sequence[str]) -> int:
         if debug:
             raise
         known = as_known_error(error)
-        say(f"error: {known}")
+        say(error_line(known))
         return 2 if isinstance(known, errors.UsageError) else 1
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from common.errors import one_line
 from common.memory import is_of_memory, out_of_memory
+from common.pages import error_line
 
 # Within this time the run may end on its own, with an error that says more.
 GRACE_SECONDS = 15.0
@@ -43,7 +44,7 @@ class _Watch(logging.Handler):
     def _end(self) -> None:
         self._noticed.wait()
         time.sleep(self._grace)
-        line = f"error: {out_of_memory(self._what)}\n"
+        line = f"{error_line(out_of_memory(self._what))}\n"
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, line.encode())
         os._exit(1)
 

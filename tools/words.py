@@ -32,7 +32,7 @@ PATTERNS = {
     r"broken off|breaks? off": "interrupted",
     r"shall": "must, should or will",
     r"(?<!there )(is|are) none": "does not exist, or is not a ...",
-    r"of these(?= (is|are|was|were|has|have|do|does|can|may|fail)\b|\W*$|[^\w\s])": "name what is meant",
+    r"of these(?= (is|are|was|were|has|have|can|may|fail)\b|\W*$|[^\w\s])": "name what is meant",
     r"who(ever)? reads|whoever": "the reader, or anyone who",
     r"no \w+ of ours|of ours": "of Millrace, or ours",
     r"(is|are) dear|dearer": "expensive",

@@ -18,7 +18,7 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions
 from apache_beam.portability import common_urns
 
 from cloud.clients import Cloud
-from common.errors import UsageError
+from common.errors import UpdateRefused, UsageError
 from pipelines.dataflow.held_state import holds_state, leaves, losing
 from pipelines.dataflow.jobs import VIEWER, Jobs, job_errors
 
@@ -147,8 +147,9 @@ def check_update(pipeline: beam.Pipeline, cloud: Cloud, *, allow_state_loss: boo
         allow_state_loss: As for `compare`.
 
     Raises:
-        UsageError: No such stream is running, or the new one cannot replace it; the message names
-            each step that is in the way.
+        UsageError: No such stream is running.
+        UpdateRefused: The new stream cannot replace it; the message names each step that is in the
+            way.
         JobError: Dataflow cannot be queried.
         CredentialsError: There are no credentials that can be used.
     """
@@ -175,7 +176,7 @@ def check_update(pipeline: beam.Pipeline, cloud: Cloud, *, allow_state_loss: boo
         allow_state_loss=allow_state_loss,
     )
     if faults:
-        raise UsageError(
+        raise UpdateRefused(
             f"--update: this pipeline cannot replace job {running.name} ({running.ident}): "
             f"{'; '.join(faults)}; or drain it, and start the new one without --update"
         )

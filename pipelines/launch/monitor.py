@@ -21,7 +21,8 @@ from google.api_core import exceptions
 
 from cloud.endpoints import Endpoints
 from cloud.errors import cause_of, explain, is_passing, translate_errors
-from common.errors import CredentialsError, JobError, MillraceError
+from common.errors import CredentialsError, JobError, JobNotMonitored, MillraceError
+from common.pages import error_line
 from pipelines.dataflow.facts import label_value
 from pipelines.dataflow.jobs import VIEWER, Job, Jobs, job_errors
 from pipelines.dataflow.links import attach_command, console_link
@@ -120,7 +121,8 @@ class Monitor:
             raise KeyboardInterrupt(f"job {job.name} is still running; {again}") from None
         except MillraceError as error:
             self.screen.clear()
-            print(f"error: {error}; the job is still running; {again}", file=sys.stderr)
+            lost = JobNotMonitored(f"{error}; the job is still running; {again}")
+            print(error_line(lost), file=sys.stderr)
             return LOST
         self.screen.clear()
         if may_clean_up and job.state not in ("done", "updated"):

@@ -19,7 +19,8 @@ from cloud.endpoints import Endpoints
 from cloud.errors import retry, translate_errors
 from cloud.regions import region_fault
 from common.addresses import without_secrets
-from common.errors import InputError, MillraceError, UsageError
+from common.errors import InputError, JobNotMonitored, MillraceError, UsageError
+from common.pages import error_line
 from pipelines.dataflow.jobs import Jobs
 from pipelines.dataflow.links import attach_command, console_link, interrupted, links, starting
 from pipelines.launch.command import PIPELINES
@@ -146,7 +147,7 @@ def _follow(jobs: Jobs, ident: str, region: str, flags: LaunchOptions, own: Pars
         with interrupted(again):
             job = jobs.find(ident, region)
     except MillraceError as error:
-        print(f"error: {error}; {again}", file=sys.stderr)
+        print(error_line(JobNotMonitored(f"{error}; {again}")), file=sys.stderr)
         return LOST
     return _monitor(jobs, flags.poll_seconds, own).follow(job)
 

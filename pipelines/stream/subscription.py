@@ -16,7 +16,7 @@ from google.api_core import exceptions
 from cloud.clients import Cloud
 from cloud.errors import retry, translate_errors
 from cloud.reader_labels import LASTING, READER, UNTIL, seconds_left
-from common.errors import InputError, MillraceError, UsageError
+from common.errors import InputError, MillraceError, SubscriptionInUse, UsageError
 from pipelines.stream.config import OwnSubscription, Subscription
 from transforms.messages.lease import DEADLINE_SECONDS
 
@@ -138,7 +138,7 @@ def claim(name: str, reader: str, cloud: Cloud, *, lasting: bool, shared: bool) 
         Whether the label is set. It is not if the emulator or this account cannot set labels.
 
     Raises:
-        UsageError: The label names another reader that may be alive.
+        SubscriptionInUse: The label names another reader that may be alive.
         InputError: The subscription cannot be read.
     """
     with translate_errors(InputError, f"subscription {name} cannot be read"):
@@ -146,7 +146,7 @@ def claim(name: str, reader: str, cloud: Cloud, *, lasting: bool, shared: bool) 
         other, left = labels.get(READER, ""), seconds_left(labels)
         if other != reader and left > 0 and not shared:
             until = "" if math.isinf(left) else f" for another {left:,.0f} s"
-            raise UsageError(
+            raise SubscriptionInUse(
                 f"{name} is read by {other}{until}, according to its label {READER}: each of two "
                 "readers would get only a part of the messages; stop the other reader, or remove "
                 f"the label if that reader is gone ({unlabel_command(name)}), or pass "

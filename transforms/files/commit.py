@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from common.errors import OutputError
+from common.errors import AttemptConflict, OutputError
 from transforms.files.destination import Destination
 from transforms.files.listing import Listing, ResultFile, listing_of, read_listing
 from transforms.files.run_folder import PARTS, SCORES, RunFolder, StagedFile, is_part_file
@@ -146,12 +146,12 @@ class _Commit:
         for target, file in targets.items():
             size = placed.get(target, staged.get(file.path))
             if size is None:
-                raise OutputError(
+                raise AttemptConflict(
                     f"{file.path} was removed before the run was complete: run it again; the "
                     "earlier result was not changed"
                 )
             if file.size not in (None, size):
-                raise OutputError(
+                raise AttemptConflict(
                     f"{file.path} has {size:,} bytes, but {file.size:,} were written: run it again"
                 )
         earlier = found.paths | found.replaced | set(self._seen())
@@ -197,7 +197,7 @@ class _Commit:
             tables: The tables that hold the rows of this attempt.
 
         Raises:
-            OutputError: A file is missing.
+            AttemptConflict: A file is missing.
         """
         placed = sizes(targets)
         parts: dict[str, list[ResultFile]] = {}
@@ -210,7 +210,7 @@ class _Commit:
                 if path not in placed:
                     if read_listing(self.report_folder.place).attempt != before:
                         raise self._lost(targets, tables)
-                    raise OutputError(
+                    raise AttemptConflict(
                         f"{path} was removed before the run was complete: run it again"
                     )
                 files.append(ResultFile(path, file.rows, placed[path]))
@@ -229,7 +229,7 @@ class _Commit:
         if gone and not is_in_place(self.report_folder):
             delete(gone)
 
-    def _lost(self, placed: Mapping[str, Any], tables: Sequence[str] = ()) -> OutputError:
+    def _lost(self, placed: Mapping[str, Any], tables: Sequence[str] = ()) -> AttemptConflict:
         """Remove the files of this attempt, which another has overtaken, and return the error.
 
         Args:
@@ -242,7 +242,7 @@ class _Commit:
             rest = f"but {' and '.join(tables)} may hold the rows of this attempt: run it again"
         else:
             rest = "and this attempt has written nothing"
-        return OutputError(
+        return AttemptConflict(
             f"another attempt at run {self.report_folder.run_id} has put its result in place "
             f"meanwhile, in {self.report_folder.place}: that result is kept, {rest}"
         )

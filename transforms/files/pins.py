@@ -11,7 +11,7 @@ from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
 from google.api_core.exceptions import GoogleAPIError
 
-from common.errors import InputError, one_line
+from common.errors import InputChanged, InputError, one_line
 from common.memory import check_memory
 from common.private_beam.any_runner import storage_client
 
@@ -52,7 +52,7 @@ def pin(path: str) -> Pin:
         file = FileSystems.get_filesystem(path).metadata(path)
         return Pin(path, file.size_in_bytes, f"{file.last_updated_in_seconds} s")
     except FileNotFoundError as error:
-        raise InputError(f"input file {path} was removed during the run: {_ADVICE}") from error
+        raise InputChanged(f"input file {path} was removed during the run: {_ADVICE}") from error
     except (BeamIOError, OSError, GoogleAPIError) as error:
         check_memory(error, path)
         raise InputError(f"input file {path} cannot be read: {one_line(error)}") from error
@@ -82,7 +82,8 @@ def unchanged(pinned: Pin | None) -> Iterator[None]:
         pinned: The pin, or None to check nothing.
 
     Raises:
-        InputError: The file has changed, or cannot be read.
+        InputChanged: The file has changed.
+        InputError: The file cannot be read.
     """
     try:
         yield
@@ -111,4 +112,4 @@ def changed_file(path: str, size: int, now: int) -> InputError:
     what = f"expected {size:,} bytes, got {now:,}"
     if size == now:
         what = "it was written again, with the same size"
-    return InputError(f"input file {path} changed during the run: {what}; {_ADVICE}")
+    return InputChanged(f"input file {path} changed during the run: {what}; {_ADVICE}")

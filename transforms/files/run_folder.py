@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from apache_beam.io.filesystems import FileSystems
 
-from common.errors import OutputError, UsageError
+from common.errors import AttemptConflict, UsageError
 from transforms.files.store import entries, is_remote
 
 SCORES = "scores"
@@ -104,7 +104,7 @@ class RunFolder:
         return FileSystems.join(self.part(part), name)
 
     def check(self) -> None:
-        """Raise OutputError if a folder is a link, or a part contains a file that is not a run's.
+        """Raise AttemptConflict if a folder is a link, or a part has a file that is not a run's.
 
         Files that other programs wrote are never removed, and nothing is removed through a link.
         """
@@ -112,14 +112,14 @@ class RunFolder:
             parents = (self.staging, os.path.dirname(self.staging), self.place, self.report)
             for path in (*parents, *map(self.part, PARTS)):
                 if os.path.islink(path):
-                    raise OutputError(
+                    raise AttemptConflict(
                         f"{path} is a symbolic link, and runs do not write or remove anything "
                         "through links: remove the link, or choose another --run_id"
                     )
         for part in PARTS:
             for entry in sorted(entries(self.part(part)), key=lambda found: found.name):
                 if not (entry.is_file and self._is_run_file(entry.name)):
-                    raise OutputError(
+                    raise AttemptConflict(
                         f"{FileSystems.join(self.part(part), entry.name)} is not a file of a run, "
                         f"but --run_id {self.run_id} replaces all files in this folder: move it "
                         "away, or choose another --run_id"

@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from google.api_core import exceptions
 
 from cloud.errors import translate_errors
-from common.errors import OutputError, UsageError
+from common.errors import AttemptConflict, OutputError, UsageError
 from transforms.files.run_folder import RunFolder
 from transforms.files.store import (
     FAULTS,
@@ -183,7 +183,7 @@ def commit_lock(folders: Iterable[RunFolder], seconds: float = LOCK_SECONDS) -> 
         seconds: How long to wait for another attempt.
 
     Raises:
-        OutputError: Another attempt still holds the lock after this time.
+        AttemptConflict: Another attempt still holds the lock after this time.
     """
     local = {os.path.abspath(f.staging): f for f in folders if not is_remote(f.root)}
     with contextlib.ExitStack() as held:
@@ -209,7 +209,7 @@ def _acquire(path: str, folder: RunFolder, deadline: float) -> int:
         except BlockingIOError:
             if time.monotonic() > deadline:
                 os.close(handle)
-                raise OutputError(
+                raise AttemptConflict(
                     f"another attempt at run {folder.run_id} is still putting its result in place "
                     f"in {folder.root}: wait until it ends or stop it, then run again"
                 ) from None
