@@ -308,7 +308,7 @@ def _check(removal: Removal, still_there: Sequence[Resource]) -> None:
 
 
 def _carry_out(removal: Removal, choice: Choice, kinds: Kinds) -> None:
-    """Carry out a removal. Raise Kept if it was only released, or changed hands since."""
+    """Carry out a removal. Raise Kept if it was a release, or if others use the resource now."""
     resource, kind = removal.resource, kinds[removal.resource.kind]
     try:
         if resource.kind not in _OWNERS:

@@ -44,7 +44,7 @@ class PipelineJob:
         ident: The id of the job.
         name: The name of the job.
         region: The region of the job.
-        pipeline: The pipeline that the job runs, None if its name is not one of Millrace.
+        pipeline: The pipeline that the job runs according to its name, None for other names.
         state: The state in lower case, such as `running`.
         streaming: Whether the job is a streaming job.
         created: When the job was created.
@@ -103,7 +103,7 @@ class Usage:
 
 
 def pipeline_of(name: str, prefix: str) -> str | None:
-    """Return the pipeline that a job runs, None if its name is not one of Millrace.
+    """Return the pipeline that a job runs according to its name, None for other names.
 
     Args:
         name: The name of the job.
@@ -143,7 +143,8 @@ class PipelineJobs:
     def seen(self) -> tuple[list[PipelineJob], list[str]]:
         """Return the active jobs of all regions, and the regions that could not be listed.
 
-        The jobs are those with a name of Millrace, and others that read its subscriptions.
+        The jobs are those whose names match a pipeline, and those that read a subscription of the
+        configuration.
         """
         from google.cloud.dataflow_v1beta3 import JobState, JobView, ListJobsRequest
 

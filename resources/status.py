@@ -58,7 +58,7 @@ class Status:
 
         Args:
             now: The current time.
-            max_age: The age from which on a job is reported.
+            max_age: The age above which a job is reported.
         """
         return [
             *(
@@ -185,7 +185,7 @@ def as_text(status: Status, now: datetime, max_age: timedelta) -> str:
     Args:
         status: The result of `look`.
         now: The current time.
-        max_age: The age from which on a job is reported.
+        max_age: The age above which a job is reported.
     """
     parts = [aligned([_row(resource, found, status) for resource, found in status.found])]
     if status.jobs:
@@ -235,7 +235,7 @@ def as_json(status: Status, now: datetime, max_age: timedelta) -> dict[str, Any]
     Args:
         status: The result of `look`.
         now: The current time.
-        max_age: The age from which on a job is reported.
+        max_age: The age above which a job is reported.
     """
 
     def described(resource: Resource, found: Found | None) -> Mapping[str, Any]:
@@ -268,7 +268,7 @@ def as_json(status: Status, now: datetime, max_age: timedelta) -> dict[str, Any]
 
 
 def days(age: timedelta) -> str:
-    """Return an age as text, in the largest unit of which it has at least two."""
+    """Return an age as text, in the largest unit with a value of at least two."""
     seconds = age.total_seconds()
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:

@@ -43,11 +43,12 @@ def belongs(job: PipelineJob, config: Config, configs: Configs) -> bool | None:
     """Return whether a job belongs to a configuration, None if that is unknown.
 
     The job's own labels decide first. If it has none, the labels of the subscriptions that it reads
-    and of the buckets that it stages files in decide. If they have none, the job belongs to the
-    configuration if the configuration has a job prefix other than the default.
+    and of the buckets that it stages files in decide, unless they name other configurations, too.
+    If they have none, the job belongs to the configuration if the configuration has a job prefix
+    other than the default.
 
     Args:
-        job: A job with a name of Millrace.
+        job: A job whose name matches a pipeline.
         config: The configuration.
         configs: Returns the configurations whose labels a resource carries.
     """
