@@ -192,8 +192,8 @@ def _add_cleanup(command: argparse.ArgumentParser) -> None:
         type=names,
         default=(),
         metavar="A,B",
-        help="stop only the jobs with these names or patterns (such as '*-test-*'), and remove "
-        "nothing else",
+        help="stop only the jobs with these names or patterns (such as '*-test-*'); without "
+        "--kinds, remove nothing else",
     )
     add(
         "--truncate",
