@@ -1,1 +1,1 @@
-"""Benchmarks: programs that measure, their results committed beside them."""
+"""Benchmarks of Millrace. Their results are in the folder `results`."""

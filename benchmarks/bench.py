@@ -1,4 +1,4 @@
-"""The folder of a benchmark: its rows, its model, and what the contestants write."""
+"""The folder of a benchmark, with its rows, its model and the output of the contestants."""
 
 import shutil
 import sys
@@ -15,23 +15,23 @@ GATE_ROWS = 20_000
 
 @dataclass(frozen=True)
 class Bench:
-    """A folder for data, model and outputs, and who takes part."""
+    """A folder for data, model and outputs, and the names of the contestants."""
 
     folder: Path
     contestants: tuple[str, ...]
 
     def data(self, rows: int) -> Path:
-        """Row count -> a Parquet file of as many transactions, made if it is missing."""
+        """Return a Parquet file with that many transactions. Create it if it is missing."""
         path = self.folder / f"transactions-{rows}.parquet"
         if not path.exists():
-            print(f"making {rows:,} transactions", flush=True)
+            print(f"generating {rows:,} transactions", flush=True)
             unfinished = path.with_suffix(".unfinished")
             write_parquet(unfinished, rows, seed=SEED)
             unfinished.rename(path)
         return path
 
     def model(self) -> Path:
-        """-> the folder of the model package, made if it is missing."""
+        """Return the folder of the model package. Create it if it is missing."""
         example = self.folder / "example"
         package = example / "model"
         if not (package / "model.json").exists():
@@ -40,16 +40,16 @@ class Bench:
         return package
 
     def output(self, name: str) -> Path:
-        """Contestant -> an empty place for what it writes."""
+        """Return a path for the output of a contestant, where nothing exists."""
         folder = self.folder / "out" / name
         shutil.rmtree(folder, ignore_errors=True)
         return folder
 
     def run(self, name: str, rows: int) -> Measured:
-        """Contestant and row count -> one measured run.
+        """Measure one run of a contestant.
 
         Raises:
-            ContestantError: It failed, or wrote another number of rows.
+            ContestantError: The contestant failed or wrote the wrong number of rows.
         """
         command = [sys.executable, "-m", f"benchmarks.files.{name}"]
         command += ["--input", str(self.data(rows)), "--output", str(self.output(name))]

@@ -1,4 +1,4 @@
-"""What every contestant does the same: its flags, its columns, its clock and its one JSON line."""
+"""What all contestants share: the flags, the columns, the clock and the report."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ LATENT = 4
 
 @dataclass(frozen=True)
 class Task:
-    """What a contestant is to do: a Parquet file, a folder for its results, a model package."""
+    """The task of a contestant: a Parquet file, a folder for the results, and a model package."""
 
     input: Path
     output: Path
@@ -25,16 +25,19 @@ class Task:
 
     @property
     def torchscript(self) -> Path:
-        """The package -> its TorchScript file."""
+        """The TorchScript file in the package."""
         return self.model / "model.pt"
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a contestant says of itself.
+    """What a contestant reports about itself.
 
-    run_seconds: from its first read to its last write; imports and start-up are outside.
-    run_cpu_seconds: user and system time of the process and its ended children in that time.
+    Attributes:
+        rows: The number of rows that it wrote.
+        run_seconds: The time from its first read to its last write, without imports and start-up.
+        run_cpu_seconds: User and system time in this period, of the process and of its children
+            that have ended.
     """
 
     rows: int
@@ -44,14 +47,14 @@ class Report:
 
 @dataclass
 class Clock:
-    """Wall and CPU seconds of the block that `timed` encloses."""
+    """The wall and CPU seconds of a `timed` block."""
 
     seconds: float = 0.0
     cpu_seconds: float = 0.0
 
 
 def read_task(description: str, argv: Sequence[str] | None = None) -> Task:
-    """Command line -> the task; the output folder is made."""
+    """Parse the command line, create the output folder and return the task."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--input", type=Path, required=True, help="Parquet file of transactions")
     parser.add_argument("--output", type=Path, required=True, help="folder for the scores")
@@ -63,7 +66,7 @@ def read_task(description: str, argv: Sequence[str] | None = None) -> Task:
 
 @contextmanager
 def timed() -> Iterator[Clock]:
-    """A block -> its wall and CPU seconds, filled in when it ends without an error."""
+    """Measure a block. The clock is filled in when the block ends without an error."""
     clock = Clock()
     cpu, wall = _cpu_seconds(), time.perf_counter()
     yield clock
@@ -72,13 +75,13 @@ def timed() -> Iterator[Clock]:
 
 
 def print_scores_at(output: Path, clock: Clock) -> None:
-    """The written files and the clock -> the report as a line of JSON on standard output."""
+    """Print the report about the written files and the clock as a line of JSON."""
     report = Report(written_rows(output), clock.seconds, clock.cpu_seconds)
     print(json.dumps(asdict(report)), flush=True)
 
 
 def read_report(stdout: str) -> Report:
-    """What a contestant printed -> the report in its last line.
+    """Return the report in the last line that a contestant printed.
 
     Raises:
         ValueError: The last line is not a report.
@@ -91,7 +94,7 @@ def read_report(stdout: str) -> Report:
 
 
 def score_files(output: Path) -> list[Path]:
-    """A contestant's output folder -> its Parquet files of scores, in order."""
+    """Return the Parquet files of scores in an output folder, in order."""
     from transforms.files.listing import superseded
 
     found = {str(path) for path in output.rglob("part-*.parquet")}
@@ -99,13 +102,13 @@ def score_files(output: Path) -> list[Path]:
 
 
 def written_rows(output: Path) -> int:
-    """A contestant's output folder -> the rows in it, from the footers of its files."""
+    """Return the number of rows in an output folder, from the footers of the files."""
     import pyarrow.parquet as pq
 
     return sum(pq.read_metadata(path).num_rows for path in score_files(output))
 
 
 def _cpu_seconds() -> float:
-    """-> user and system seconds so far of this process and of its children that have ended."""
+    """Return the user and system seconds of this process and of its children that have ended."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)

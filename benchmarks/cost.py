@@ -1,6 +1,6 @@
-"""What a million rows cost on Dataflow, from measured CPU seconds and list prices.
+"""Estimates the cost of a million rows on Dataflow from measured CPU seconds and list prices.
 
-python -m benchmarks.cost     # the tables of docs/cost.md
+python -m benchmarks.cost     # prints the tables of docs/cost.md
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PRICES_AS_OF = "2026-09-08"
 
 @dataclass(frozen=True)
 class Prices:
-    """USD an hour of one vCPU, of a GB of memory, of a GB of disk, and USD a GB of data."""
+    """Prices in USD: per hour of a vCPU, a GB of memory and a GB of disk, and per GB of data."""
 
     vcpu: float
     memory: float
@@ -25,18 +25,18 @@ class Prices:
     data: float
 
 
-# us-central1. Source: "Dataflow pricing", https://cloud.google.com/dataflow/pricing. data is what
-# Dataflow Shuffle or Streaming Engine processes.
+# Prices of us-central1. Source: "Dataflow pricing", https://cloud.google.com/dataflow/pricing. The
+# price of data is for what Dataflow Shuffle or Streaming Engine processes.
 BATCH = Prices(vcpu=0.056, memory=0.003557, disk=0.000054, data=0.011)
 FLEXRS = Prices(vcpu=0.0336, memory=0.0021342, disk=0.000054, data=0.011)
 STREAMING = Prices(vcpu=0.069, memory=0.003557, disk=0.000054, data=0.018)
-# A GB that the Storage Read API sends. Source: "BigQuery pricing", 1.10 USD a TiB.
+# USD per GB that the Storage Read API sends. Source: "BigQuery pricing", 1.10 USD per TiB.
 READ_GB = 1.10 / 1024
 
 
 @dataclass(frozen=True)
 class Workers:
-    """A job's workers, by default the presets' of `pipelines.launch`."""
+    """The workers of a job, by default those of the presets of `pipelines.launch`."""
 
     count: int = 2
     vcpu: int = 4
@@ -44,7 +44,7 @@ class Workers:
     disk_gb: float = 30.0
 
     def dollars(self, prices: Prices, seconds: float) -> float:
-        """Prices and seconds -> USD for all of them."""
+        """Return the price of all workers for a number of seconds, in USD."""
         hourly = (
             self.vcpu * prices.vcpu + self.memory_gb * prices.memory + self.disk_gb * prices.disk
         )
@@ -53,7 +53,7 @@ class Workers:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a row takes: CPU microseconds from table to table, bytes that BigQuery sends."""
+    """The cost of a row: CPU microseconds from table to table, and bytes that BigQuery sends."""
 
     cpu_us: float
     bytes: float
@@ -61,12 +61,14 @@ class Measured:
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What cannot be measured here.
+    """Values that cannot be measured here.
 
-    start_seconds: that a worker is paid for before its first and after its last row: the
-    machine starts, pulls the image, loads the model, stops. slower: how much longer a vCPU of
-    n1, half a core, takes than a core of the benchmarks' machine. engine_bytes: of a message,
-    that pass through Streaming Engine.
+    Attributes:
+        start_seconds: How long a worker is billed before its first row and after its last one. In
+            this time the machine starts, pulls the image, loads the model and stops.
+        slower: How many times longer a vCPU of n1 (half a core) takes than a core of the machine
+            of the benchmarks.
+        engine_bytes: How many bytes per message pass through Streaming Engine.
     """
 
     start_seconds: float = 180.0
@@ -81,10 +83,10 @@ def batch_dollars(
     workers: Workers | None = None,
     assumed: Assumptions | None = None,
 ) -> dict[str, float]:
-    """Rows of one job and what a row takes -> USD: `start`, `rows`, `read`.
+    """Return the cost of a job in USD: `start`, `rows` and `read`.
 
-    Work is shared evenly and cannot be had for less than the workers that do it; what goes
-    through Dataflow Shuffle are counts and names of files, too little to count.
+    The workers share the work evenly. Only counts and names of files pass through Dataflow Shuffle,
+    which is too little to matter.
     """
     workers, assumed = workers or Workers(), assumed or Assumptions()
     seconds = rows * measured.cpu_us * 1e-6 * assumed.slower / workers.vcpu / workers.count
@@ -100,7 +102,7 @@ def stream_dollars(
     workers: Workers | None = None,
     assumed: Assumptions | None = None,
 ) -> dict[str, float]:
-    """A steady rate -> USD a million messages: `workers`, `engine`."""
+    """Return USD per million messages at a steady rate: `workers` and `engine`."""
     workers, assumed = workers or Workers(), assumed or Assumptions()
     seconds = 1e6 / messages_per_second
     return {
@@ -110,7 +112,7 @@ def stream_dollars(
 
 
 def read_measured() -> Measured:
-    """Nothing -> the results of the benchmarks: from table to table, start-up left out."""
+    """Return the cost of a row from the results of the benchmarks, without start-up."""
 
     def read(name: str) -> Any:
         return json.loads((RESULTS / f"{name}.json").read_text())
@@ -123,7 +125,7 @@ def read_measured() -> Measured:
 
 
 def batch_table(measured: Measured) -> list[str]:
-    """What a row takes -> a table of Markdown."""
+    """Return the lines of the Markdown table for batch jobs."""
     lines = ["| rows of a job | start | rows | read | together | a million rows |"]
     lines.append("|--:|--:|--:|--:|--:|--:|")
     for rows in (1e5, 1e6, 1e7, 1e8, 1e9):
@@ -136,7 +138,7 @@ def batch_table(measured: Measured) -> list[str]:
 
 
 def stream_table() -> list[str]:
-    """Nothing -> a table of Markdown."""
+    """Return the lines of the Markdown table for streams."""
     lines = ["| messages a second | workers | engine | a million messages |", "|--:|--:|--:|--:|"]
     for rate in (10, 100, 1_000, 5_000):
         parts = stream_dollars(rate)
@@ -145,7 +147,7 @@ def stream_table() -> list[str]:
 
 
 def usd(amount: float) -> str:
-    """USD -> two significant digits."""
+    """Return an amount with two to six decimals, enough for two significant digits."""
     digits = 2
     while digits < 6 and amount < 10 ** (1 - digits):
         digits += 1
@@ -157,7 +159,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def tables() -> Mapping[str, str]:
-    """Nothing -> the tables of docs/cost.md by name."""
+    """Return the tables of docs/cost.md, by name."""
     return {
         "batch": "\n".join(batch_table(read_measured())),
         "stream": "\n".join(stream_table()),
@@ -165,7 +167,7 @@ def tables() -> Mapping[str, str]:
 
 
 def main() -> None:
-    """Prints the tables."""
+    """Print the tables."""
     for name, table in tables().items():
         print(f"{name}, USD, prices of us-central1 as of {PRICES_AS_OF}\n\n{table}\n")
 

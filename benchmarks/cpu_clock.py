@@ -1,6 +1,6 @@
-"""CPU seconds of a bundle alone: without building and starting the pipeline, or loading a model.
+"""Measures the CPU seconds of a bundle, without pipeline construction and model loading.
 
-A module of its own, since classes of the module that is run are pickled with its globals.
+This is a separate module because Beam pickles classes of the main module together with its globals.
 """
 
 from __future__ import annotations
@@ -11,26 +11,26 @@ from typing import Any
 
 import apache_beam as beam
 
-# Of this process, when a bundle began and when it ended; the runner's workers are threads of it.
+# CPU seconds of this process at the start and the end of a bundle. Workers are threads in it.
 CPU_SECONDS: list[float] = []
 
 
 class CpuClock(beam.DoFn):
-    """Elements -> the same; notes the CPU seconds when a bundle begins, or when it ends."""
+    """Passes elements on, and records the CPU seconds at the start or the end of a bundle."""
 
     def __init__(self, *, at_end: bool) -> None:
         self._at_end = at_end
 
     def start_bundle(self) -> None:
-        """Notes the beginning."""
+        """Record the start."""
         if not self._at_end:
             CPU_SECONDS.append(time.process_time())
 
     def process(self, element: Any) -> Iterator[Any]:
-        """An element -> the same."""
+        """Pass the element on."""
         yield element
 
     def finish_bundle(self) -> None:
-        """Notes the end."""
+        """Record the end."""
         if self._at_end:
             CPU_SECONDS.append(time.process_time())

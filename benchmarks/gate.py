@@ -1,4 +1,4 @@
-"""Scores of a contestant against an eager reference -> the faults found, none if it may run."""
+"""Compares the scores of a contestant with an eager reference, before the contestant may run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from model_handlers.tolerance import TOLERANCE
 
 @dataclass(frozen=True)
 class Scores:
-    """Row ids [N], scores [N] and latent codes [N, 4], in any order of the rows."""
+    """Row ids `[rows]`, scores `[rows]` and latent codes `[rows, 4]`, with rows in any order."""
 
     ids: npt.NDArray[np.str_]
     score: npt.NDArray[np.floating[Any]]
@@ -33,9 +33,10 @@ class Scores:
 
 
 def find_faults(found: Scores, expected: Scores) -> list[str]:
-    """Scores and the reference's -> a line for each kind of fault.
+    """Return a line for each kind of fault.
 
-    Values match within the product's tolerance; the ids must be those of the reference, each once.
+    The ids must be those of the reference, each exactly once. Values must match within the
+    tolerance of `model_handlers`.
     """
     ids, counts = np.unique(found.ids, return_counts=True)
     faults = [
@@ -58,15 +59,15 @@ def find_faults(found: Scores, expected: Scores) -> list[str]:
 
 
 def _fault(kind: str, ids: npt.NDArray[np.str_]) -> str:
-    """Kind of fault and the ids that have it -> a line, empty if there are none."""
+    """Return a line about a kind of fault, empty if no id has it."""
     return f"{kind}: {ids.size} rows, the first is {ids[0]}" if ids.size else ""
 
 
 def read_scores(output: Path) -> Scores:
-    """Output folder of a contestant -> its scores.
+    """Read the scores that a contestant wrote.
 
     Raises:
-        ValueError: Nothing was written, a column is missing, has another type or holds nulls.
+        ValueError: There are no files, or a column is missing, has the wrong type or has nulls.
     """
     files = score_files(output)
     if not files:
@@ -88,7 +89,7 @@ def read_scores(output: Path) -> Scores:
 
 
 def reference(data: Path, model: Path) -> Scores:
-    """Parquet file of transactions, TorchScript file -> scores by the eager model in float64."""
+    """Score a Parquet file of transactions with the eager model in float64."""
     eager = TransactionAutoencoder()
     eager.load_state_dict(torch.jit.load(str(model)).state_dict())
     eager.eval().double()

@@ -1,4 +1,4 @@
-"""Nothing -> what the results were measured with and on, without names or paths."""
+"""Describes the software and the machine of a measurement, without names or paths."""
 
 import platform
 from importlib import metadata
@@ -10,13 +10,13 @@ PACKAGES = {"torch": "torch", "beam": "apache-beam", "pyarrow": "pyarrow", "nump
 
 
 def versions() -> dict[str, str]:
-    """-> the versions of Python and of the libraries that do the work."""
+    """Return the versions of Python and of the libraries that do the work."""
     found = {name: metadata.version(package) for name, package in PACKAGES.items()}
     return {"python": platform.python_version(), **found}
 
 
 def describe_machine() -> dict[str, str | int]:
-    """-> the processor's model, its cores and the memory in GB."""
+    """Return the model of the processor, the number of cores and the memory in GB."""
     return {
         "cpu": _cpu_model(),
         "cores": psutil.cpu_count() or 0,
@@ -26,7 +26,7 @@ def describe_machine() -> dict[str, str | int]:
 
 
 def _cpu_model() -> str:
-    """-> the processor's model as Linux tells it, elsewhere its architecture."""
+    """Return the model of the processor that Linux reports, or else the architecture."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -1,4 +1,4 @@
-"""Command line -> what its process tree cost: wall time, CPU time, peak memory."""
+"""Measures the wall time, CPU time and peak memory of the process tree of a command."""
 
 import os
 import subprocess
@@ -13,24 +13,25 @@ import psutil
 from benchmarks.contestant import Report, read_report
 
 SAMPLE_SECONDS = 0.05
-# Waiting threads of torch's pool sleep instead of spinning: a spinning pool of two threads on two
-# cores slows the forward pass tenfold as soon as anything else wants a core.
+# Idle threads of torch's pool sleep instead of spinning. On two cores, a spinning pool of two
+# threads makes the forward pass ten times slower as soon as anything else needs a core.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 class ContestantError(RuntimeError):
-    """A contestant ended with an error; holds the end of what it wrote to standard error."""
+    """A contestant failed. The message contains the end of its standard error."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
     """One run of a contestant.
 
-    process_seconds: wall time of the process, start-up and imports included.
-    cpu_seconds: user and system time of the process and of all its descendants.
-    peak_bytes: peak memory of the process tree, as `PeakMemory` counts it.
-    other_cpu_share: what the rest of the machine used meanwhile, 0 to 1 of all its cores.
-    report: what the contestant says of itself.
+    Attributes:
+        process_seconds: The wall time of the process, including start-up and imports.
+        cpu_seconds: User and system time of the process and of all its descendants.
+        peak_bytes: The peak memory of the process tree, as `PeakMemory` counts it.
+        other_cpu_share: The share of all cores that other processes used during the run, 0 to 1.
+        report: What the contestant reports about itself.
     """
 
     process_seconds: float
@@ -41,12 +42,12 @@ class Measured:
 
 
 class PeakMemory(threading.Thread):
-    """Process id -> peak memory of its tree in bytes, sampled until the process has ended.
+    """Samples the memory of a process tree until the process has ended, to find the peak in bytes.
 
-    A sample is the resident memory of the process itself, and of each descendant what it does
-    not share: pages that a child shares with its parent count once, at the price of leaving out
-    pages that only children share. Proportional shares would be exact, but reading them walks
-    the page tables and slows the process that is measured.
+    A sample is the resident memory of the process plus the unshared memory of each descendant. This
+    counts pages that a child shares with its parent once, but leaves out pages that only children
+    share. Proportional shares would be exact, but reading them walks the page tables and slows down
+    the measured process.
     """
 
     def __init__(self, pid: int) -> None:
@@ -64,7 +65,7 @@ class PeakMemory(threading.Thread):
                 return
 
     def stop(self) -> int:
-        """-> the peak in bytes."""
+        """Stop sampling and return the peak in bytes."""
         self._ended.set()
         self.join()
         return self.peak_bytes
@@ -81,20 +82,20 @@ class PeakMemory(threading.Thread):
 
 
 def measure(command: Sequence[str]) -> Measured:
-    """Command line of a contestant -> its cost, run in a process of its own.
+    """Run the command of a contestant in its own process and measure it.
 
     Raises:
-        ContestantError: It ended with an error, or without a report.
+        ContestantError: The contestant failed or printed no report.
     """
     with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
-        busy, begin = _busy_seconds(), time.perf_counter()
+        busy, start = _busy_seconds(), time.perf_counter()
         process = subprocess.Popen(
             command, stdout=stdout, stderr=stderr, env=os.environ | ENVIRONMENT
         )
         memory = PeakMemory(process.pid)
         memory.start()
         cpu_seconds = _wait(process)
-        wall = time.perf_counter() - begin
+        wall = time.perf_counter() - start
         peak_bytes = memory.stop()
         others = max(0.0, _busy_seconds() - busy - cpu_seconds) / (wall * psutil.cpu_count())
         stdout.seek(0)
@@ -110,22 +111,22 @@ def measure(command: Sequence[str]) -> Measured:
 
 
 def _wait(process: subprocess.Popen[bytes]) -> float:
-    """Running process -> its CPU seconds once it ended, those of its descendants included."""
+    """Wait for a process and return its CPU seconds, including those of its descendants."""
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     return usage.ru_utime + usage.ru_stime
 
 
 def _busy_seconds() -> float:
-    """-> CPU seconds that all cores of the machine have worked so far."""
+    """Return the busy CPU seconds of all cores of the machine so far."""
     times = psutil.cpu_times()
     idle = times.idle + getattr(times, "iowait", 0.0)
-    # Guest time is part of user time already.
+    # User time already includes guest time.
     return float(sum(times) - idle - getattr(times, "guest", 0.0))
 
 
 def _report(exit_code: int, stdout: str, stderr: str, command: Sequence[str]) -> Report:
-    """How a contestant ended and what it wrote -> its report."""
+    """Return the report of a contestant that has ended. Raise ContestantError if it failed."""
     if exit_code:
         tail = "\n".join(stderr.strip().splitlines()[-15:])
         raise ContestantError(f"{' '.join(command)} ended with {exit_code}:\n{tail}")

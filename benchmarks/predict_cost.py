@@ -1,9 +1,9 @@
-"""What Predict costs without its model: validation, RunInference, splitting, in a real pipeline.
+"""Measures the cost of Predict without its model: validation, RunInference and splitting.
 
 python -m benchmarks.predict_cost --output benchmarks/results
 
-The same batches go through a pipeline with Predict and through one without, in turn; the
-difference of the two is the cost. The model is TorchScript that returns one column.
+The same batches pass through a pipeline with Predict and through one without it, alternately. The
+difference between the two is the cost. The model is TorchScript that returns one column.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from transforms.predict import Predict
 
 
 class _FirstColumn(torch.nn.Module):
-    """[B, 30] -> [B], as cheap as a model can be."""
+    """The cheapest possible model. It maps `[rows, 30]` to `[rows]`."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, 30] -> its first column."""
+        """Return the first column."""
         return x[:, 0]
 
 
 def cheap_model(folder: Path) -> Manifest:
-    """An empty folder -> a model package in it that computes nothing."""
+    """Write the package of a model that computes nothing into an empty folder."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -62,7 +62,7 @@ def cheap_model(folder: Path) -> Manifest:
 
 
 def batches(start: int, count: int) -> Iterator[pa.RecordBatch]:
-    """A seed and a number -> that many source batches over the same random columns."""
+    """Yield source batches over the same random columns, which the seed `start` determines."""
     values = np.random.default_rng(start).standard_normal((len(FEATURES), BATCH_ROWS), np.float32)
     columns = pa.record_batch(dict(zip(FEATURES, values, strict=True)))
     ids = derived_ids("r", np.arange(BATCH_ROWS))
@@ -71,21 +71,22 @@ def batches(start: int, count: int) -> Iterator[pa.RecordBatch]:
 
 
 def run(count: int, folder: Path, manifest: Manifest, predict: bool) -> float:
-    """A number of batches -> seconds that a pipeline takes for them, with Predict or without."""
+    """Return the seconds that a pipeline takes for the batches, with or without Predict."""
     options = beam.options.pipeline_options.PipelineOptions(["--direct_num_workers=1"])
-    begin = time.perf_counter()
+    start = time.perf_counter()
     with beam.Pipeline("FnApiRunner", options) as pipeline:
         source = typed(pipeline | beam.Create([0]) | beam.FlatMap(batches, count))
         if predict:
             source = (source | Predict(TorchModelHandler(str(folder), manifest), manifest)).good
         source | "Drop" >> beam.Map(lambda _: None)
-    return time.perf_counter() - begin
+    return time.perf_counter() - start
 
 
 def cost(rounds: int, count: int) -> dict[str, float]:
-    """Rounds and batches a round -> microseconds a row that Predict adds, start-up apart.
+    """Return the microseconds per row that Predict adds, without start-up.
 
-    Each pipeline also runs with a tenth of the batches; what both lengths share is start-up.
+    Each pipeline also runs with a tenth of the batches. What both lengths have in common is
+    start-up, so the difference leaves it out.
     """
     found: list[float] = []
     with tempfile.TemporaryDirectory() as name:
@@ -103,7 +104,7 @@ def cost(rounds: int, count: int) -> dict[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line -> predict_cost.json."""
+    """Measure, and write predict_cost.json."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--rounds", type=int, default=5)
@@ -119,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "predict_cost.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(f"Predict without its model: {figures['median']} us a row (limit 0.5)")
+    print(f"Predict without its model: {figures['median']} us per row (limit 0.5)")
 
 
 if __name__ == "__main__":

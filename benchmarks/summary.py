@@ -1,4 +1,4 @@
-"""Rounds -> statistics and ratios, as they are written to the results."""
+"""Summarises rounds as statistics and ratios for the results."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ OPPONENTS = ("stock_beam", "plain_loop")
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """One or more values -> their minimum, median and maximum."""
+    """Return the minimum, median and maximum of at least one value."""
     return {
         "min": _rounded(min(values)),
         "median": _rounded(statistics.median(values)),
@@ -22,7 +22,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def as_record(measured: Measured) -> Record:
-    """One run -> its figures, rates and sizes worked out."""
+    """Return the figures of a run, including derived rates."""
     rows, report = measured.report.rows, measured.report
     return {
         "rows": rows,
@@ -38,7 +38,7 @@ def as_record(measured: Measured) -> Record:
 
 
 def summarise(rounds: Mapping[str, Sequence[Measured]]) -> Record:
-    """Contestant -> its runs, all of the same rows; each with the spread of each figure."""
+    """Summarise the runs of each contestant. All runs of one contestant have the same rows."""
     contestants = {}
     for name, runs in rounds.items():
         records = [as_record(run) for run in runs]
@@ -51,7 +51,7 @@ def summarise(rounds: Mapping[str, Sequence[Measured]]) -> Record:
 
 
 def ratios(contestants: Mapping[str, Record]) -> dict[str, float]:
-    """Summaries -> our median rate over each opponent's."""
+    """Return the ratio of Millrace's median rate to the median rate of each opponent."""
     if OURS not in contestants:
         return {}
     ours = contestants[OURS]["rows_per_second"]["median"]
@@ -63,5 +63,5 @@ def ratios(contestants: Mapping[str, Record]) -> dict[str, float]:
 
 
 def _rounded(value: float) -> float:
-    """Any number -> four significant digits, whole numbers above that."""
+    """Round a number to four significant digits, and from 10,000 on to a whole number."""
     return float(round(value)) if abs(value) >= 10_000 else float(f"{value:.4g}")

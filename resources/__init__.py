@@ -1,4 +1,5 @@
-"""Everything that the pipelines need of Google Cloud: declared once, set up, looked at, removed.
+"""Declares, sets up, inspects and removes the Google Cloud resources of the pipelines.
 
-python -m resources plan | setup | status | cleanup. Knows neither Beam nor torch.
+Run it with `python -m resources plan | setup | status | cleanup`. The package imports neither Beam
+nor torch.
 """

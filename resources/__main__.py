@@ -1,7 +1,7 @@
-"""python -m resources plan | setup | status | cleanup
+"""The command `python -m resources plan | setup | status | cleanup`.
 
-Exit codes: 0 done (of plan: nothing is to do), 1 something went wrong, 2 the command line or
-the config is wrong, 3 of plan: something is to do, 130 interrupted.
+Exit codes: 0 success (for plan: nothing to do), 1 failure, 2 an error in the command line or in the
+config file, 3 for plan if there is something to do, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from common.memory import MORE_MEMORY, is_of_memory, out_of_memory
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command line -> the exit code."""
+    """Run the command line and return the exit code."""
     from resources.flags import parse_arguments
 
     args: argparse.Namespace | None = None
-    # They tell each question to Google's metadata server that nobody answered, and each refusal.
+    # These loggers warn about every failed request to Google's metadata server and about every
+    # error response.
     for name in ("google.auth", "googleapiclient"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
@@ -31,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
 
         return COMMANDS[args.command](args)
     except KeyboardInterrupt:
-        print("\ninterrupted: run it again to go on", file=sys.stderr)
+        print("\ninterrupted: run the command again to continue", file=sys.stderr)
         return 130
     except Exception as error:
         if args is not None and args.debug:

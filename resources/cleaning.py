@@ -1,4 +1,4 @@
-"""The command cleanup: what it would do, and with --yes just that."""
+"""The command cleanup: previews the removal, and with --yes carries out exactly that."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ WAITING = "waiting messages"
 
 @dataclass(frozen=True)
 class _Running:
-    """Jobs that run, with whose they are by id."""
+    """Running jobs, and by id whether each belongs to this configuration (None: unknown)."""
 
     jobs: list[PipelineJob]
     whose: Mapping[str, bool | None]
 
 
 def run_cleanup(args: argparse.Namespace) -> int:
-    """Tells what would be removed; with --yes removes it."""
+    """Print what would be removed, or remove it if --yes is given."""
     config, cloud = configure(args)
     kinds, jobs, choice = (
         open_kinds(cloud, config),
@@ -60,7 +60,7 @@ def run_cleanup(args: argparse.Namespace) -> int:
         _confirm(args, config, removals, kinds)
         ended = stop_jobs(stops, jobs, args.wait.total_seconds(), args.cancel, progress)
         if removals and stops:
-            # A job that has not ended keeps what it uses.
+            # What a job uses is kept if the job did not end in time.
             running = _running(jobs, kinds, config)
             removals = _choose(resources, looked, choice, running, [])
         gone = remove(removals, choice, kinds, progress)
@@ -68,22 +68,24 @@ def run_cleanup(args: argparse.Namespace) -> int:
 
 
 def _choice(args: argparse.Namespace, config: Config) -> Choice:
-    """Arguments -> what they choose. Raises UsageError where they contradict each other."""
+    """Return what the arguments select. Raise UsageError if they contradict each other."""
     kinds = args.kinds
     if args.truncate and args.jobs and not kinds:
         raise UsageError(
-            "--jobs chooses jobs alone, --truncate tables alone: say --kinds job,table"
+            "--jobs selects jobs and --truncate selects tables: to do both, add --kinds job,table"
         )
     if args.jobs and kinds and JOB not in kinds:
-        raise UsageError(f"--jobs chooses jobs, and --kinds {','.join(kinds)} leaves them out")
+        raise UsageError(f"--jobs selects jobs, but --kinds {','.join(kinds)} leaves them out")
     kinds = kinds or ((JOB,) if args.jobs else ("table",) if args.truncate else REMOVABLE)
     if args.truncate and set(kinds) - {"table", JOB}:
-        raise UsageError("--truncate empties tables and removes nothing: expected --kinds table")
+        raise UsageError(
+            "--truncate empties tables and removes nothing: expected --kinds table, or job,table"
+        )
     pipelines = args.pipelines or config.pipelines
     if not set(pipelines).intersection(config.pipelines):
         raise UsageError(
-            f"--pipelines {','.join(pipelines)}: the configuration has none of them, but "
-            f"{', '.join(config.pipelines)}"
+            f"--pipelines {','.join(pipelines)}: the configuration does not include them; it "
+            f"includes {', '.join(config.pipelines)}"
         )
     return Choice(
         kinds=kinds,
@@ -95,14 +97,18 @@ def _choice(args: argparse.Namespace, config: Config) -> Choice:
 
 
 def _running(jobs: PipelineJobs, kinds: Kinds, config: Config) -> _Running:
-    """Raises OutputError where jobs cannot be seen, and so nothing can be removed safely."""
-    with resource_errors("jobs cannot be looked at", JOBS_ROLE):
+    """Return the running jobs.
+
+    Raises:
+        OutputError: The jobs cannot be listed, so that nothing can be removed safely.
+    """
+    with resource_errors("cannot inspect jobs", JOBS_ROLE):
         try:
             found = jobs.running()
             whole = [jobs.whole(job) if job.pipeline else job for job in found]
         except exceptions.Forbidden as error:
             if is_disabled(error):
-                # Where there is no Dataflow no job runs.
+                # Without the API of Dataflow no job can run.
                 return _Running([], {})
             raise
     there = [job for job in whole if job is not None]
@@ -118,9 +124,9 @@ def _running(jobs: PipelineJobs, kinds: Kinds, config: Config) -> _Running:
 
 
 def _configs(kinds: Kinds, kind: str, name: str) -> frozenset[str]:
-    """What a job uses -> the configurations whose labels it carries; none where it hides them."""
+    """Return the configurations whose labels a resource carries, empty if it cannot be read."""
     try:
-        with resource_errors(f"{kind} {name} cannot be looked at", kinds[kind].role):
+        with resource_errors(f"cannot inspect {kind} {name}", kinds[kind].role):
             found = kinds[kind].look(Resource(kind, name))
     except MillraceError:
         return frozenset()
@@ -136,18 +142,18 @@ def _stops(args: argparse.Namespace, choice: Choice, running: _Running) -> list[
 def _look(
     resources: Sequence[Resource], kinds: Kinds, choice: Choice, progress: Progress
 ) -> Looked:
-    """What is there, with what keeps it and what would be lost with it."""
+    """Return the existing resources, with what they hold and what removing them would lose."""
     looked = look_at([r for r in resources if r.kind in choice.looking], kinds, progress)
     there = [r for r in resources if choice.has(r) and looked.get(r.key) is not None]
     waiting = _waiting(kinds, [r for r in there if r.kind == "subscription"])
     for resource in there:
         found = looked[resource.key]
-        assert found is not None, "it is there"
+        assert found is not None, "missing resources were left out above"
         if resource.name in waiting and waiting[resource.name] != 0:
             found = replace(found, losses={WAITING: waiting[resource.name]})
         if not choice.truncate:
             kind = kinds[resource.kind]
-            with resource_errors(f"{resource} cannot be looked at", kind.role):
+            with resource_errors(f"cannot inspect {resource}", kind.role):
                 found = replace(found, holds=kind.holds(resource))
         looked[resource.key] = found
     progress.clear()
@@ -155,16 +161,14 @@ def _look(
 
 
 def _waiting(kinds: Kinds, subscriptions: Sequence[Resource]) -> dict[str, int | None]:
-    """Subscriptions -> messages that wait by Cloud Monitoring, None where it does not tell."""
+    """Return the number of waiting messages that Cloud Monitoring reports, None if unknown."""
     names = [resource.name for resource in subscriptions]
     cloud = kinds["subscription"].cloud
     knows = not (is_plain(cloud.endpoints.pubsub) and cloud.endpoints.monitoring is None)
     if not names or not knows:
         return dict.fromkeys(names)
     try:
-        with resource_errors(
-            "the backlog of subscriptions cannot be read", "roles/monitoring.viewer"
-        ):
+        with resource_errors("cannot read the backlog of subscriptions", "roles/monitoring.viewer"):
             return {name: found.messages for name, found in backlogs(cloud, names).items()}
     except MillraceError:
         return dict.fromkeys(names)
@@ -189,16 +193,16 @@ def _preview(removals: Sequence[Removal], stops: Sequence[Stop]) -> str:
     ]
     rows += [(r.action, r.resource.kind, r.resource.name, r.description) for r in removals]
     if not rows:
-        return "nothing is there to be removed"
+        return "nothing to remove"
     lost = losses(removals)
-    warning = f"; {lost_text(lost)} would be lost" if lost else ""
-    return f"{aligned(rows)}\nnothing was touched: --yes does it{warning}"
+    warning = f" ({lost_text(lost)} would be lost)" if lost else ""
+    return f"{aligned(rows)}\nnothing was changed; pass --yes to apply{warning}"
 
 
 def _confirm(
     args: argparse.Namespace, config: Config, removals: Sequence[Removal], kinds: Kinds
 ) -> None:
-    """Raises UsageError where something would be lost and nobody said the project's name."""
+    """Raise UsageError if anything would be lost and the project id does not confirm it."""
     said = args.project_confirm
     if said == config.project:
         return
@@ -210,19 +214,19 @@ def _confirm(
         return
     if said is None and sys.stdin.isatty():
         print(_preview(removals, ()))
-        said = input(f"{lost_text(lost)} will be lost. Type the project's name to go on: ").strip()
+        said = input(f"{lost_text(lost)} will be lost. Type the project id to continue: ").strip()
     if said != config.project:
-        wrong = f"got {said!r}" if said else "it was not given"
+        wrong = f"got {said!r}" if said else "but it is missing"
         raise UsageError(
             f"{lost_text(lost)} would be lost: expected --project_confirm {config.project}, "
-            f"{wrong}; nothing was touched"
+            f"{wrong}; nothing was changed"
         )
 
 
 def _peeked(removals: Sequence[Removal], kinds: Kinds) -> dict[str, int | None]:
-    """Removals -> messages that wait in their subscriptions now, as far as a look shows them.
+    """Return how many messages wait in the subscriptions to remove, as far as a pull shows.
 
-    Cloud Monitoring is minutes late, and knows nothing of a new subscription.
+    Cloud Monitoring is minutes late and has no value for a new subscription.
     """
     kind = kinds["subscription"]
     assert isinstance(kind, Subscriptions)
@@ -252,5 +256,5 @@ def _report(outcome: Outcome) -> int:
     for kept in outcome.kept:
         print(f"kept  {kept}")
     if outcome.errors:
-        print("run it again to go on", file=sys.stderr)
+        print("run the command again to continue", file=sys.stderr)
     return FAILED if errors else DONE

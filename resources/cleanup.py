@@ -1,4 +1,4 @@
-"""Removes what setup made for this configuration, and nothing that others or a job use."""
+"""Removes what setup created for this configuration, unless others or a job use it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from resources.kinds.catalog import KINDS, Kinds, Looked
 from resources.outcome import Outcome
 from resources.progress import Progress
 
-# What carries no label belongs to whom the thing belongs that it is in, or of.
+# These kinds carry no label. They belong to the owner of their account or bucket.
 _OWNERS = {"role": "account", "files": "bucket"}
 _DELETED_TOPIC = "_deleted-topic_"
 
@@ -29,10 +29,14 @@ Busy = Mapping[str, tuple[PipelineJob, bool]]
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What is to be removed. pipelines: whose resources; declared: those that there are.
+    """What the user selected for removal.
 
-    truncate: tables are emptied and stay, with what they are in. config: the name of the
-    configuration whose label it must carry, None for any.
+    Attributes:
+        kinds: The selected kinds of resources.
+        pipelines: The selected pipelines.
+        declared: All pipelines of the configuration.
+        truncate: Whether to empty tables instead of removing them.
+        config: The name of the configuration whose label a resource must carry, None for any.
     """
 
     kinds: Collection[str]
@@ -42,22 +46,26 @@ class Choice:
     config: str | None = None
 
     def has(self, resource: Resource) -> bool:
-        """Whether a resource is chosen: no pipeline that is not chosen needs it."""
+        """Return whether a resource is of a selected kind and only selected pipelines need it."""
         users = set(resource.pipelines) & set(self.declared)
         return resource.kind in self.kinds and users <= set(self.pipelines)
 
     @property
     def looking(self) -> set[str]:
-        """Kinds that are looked at: whose a role is tells its account."""
+        """The kinds to inspect, including those that say whom a role or files belong to."""
         return {*self.kinds, *(_OWNERS[kind] for kind in self.kinds if kind in _OWNERS)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Removal:
-    """One resource that is there, and what becomes of it.
+    """An existing resource, and what happens to it.
 
-    reason: why it is kept; of a release, who uses it too. job: that stands against it, and is
-    ours, so that it can be stopped.
+    Attributes:
+        resource: The resource as declared.
+        found: The resource as it exists.
+        action: `release` removes only the label of this configuration.
+        reason: Why the resource is kept. For a release, which configurations also use it.
+        job: The name of this configuration's running job that uses the resource, if any.
     """
 
     resource: Resource
@@ -68,7 +76,7 @@ class Removal:
 
     @property
     def description(self) -> str:
-        """What goes with it, or why it stays."""
+        """Why the resource is kept, or else what is lost with it, for the user."""
         if self.reason:
             return self.reason
         rows = f"{self.found.rows:,} rows" if self.resource.kind == "table" else ""
@@ -79,7 +87,7 @@ class Removal:
 
 @dataclass
 class _Choosing:
-    """What was decided of the resources before: names of those that go, those that stay."""
+    """The decisions so far: the names of resources to remove, and the resources to keep."""
 
     gone: set[str] = field(default_factory=set)
     staying: list[Resource] = field(default_factory=list)
@@ -91,10 +99,19 @@ def choose_removals(
     choice: Choice,
     busy: Busy | None = None,
 ) -> list[Removal]:
-    """A declaration, what is there of it, what a user chose -> removals, users before what is used.
+    """Decide what happens to each selected resource that exists.
 
-    busy: which job uses it, by pipeline and by name of a subscription or account. Pure: the
-    preview, and what is done, are this list.
+    It calls no service: the preview and the removal both use its result.
+
+    Args:
+        resources: The declaration.
+        looked: The resources as they exist.
+        choice: What the user selected.
+        busy: The jobs that keep resources, by pipeline and by name of a subscription or an account,
+            and whether each may belong to another configuration.
+
+    Returns:
+        The removals, each before the resources that it needs.
     """
     removals, so_far = list[Removal](), _Choosing()
     for resource in reversed(resources):
@@ -119,24 +136,24 @@ def _removal(
     so_far: _Choosing,
     busy: Busy,
 ) -> Removal:
-    """A resource and what is known -> what becomes of it."""
+    """Return what happens to an existing resource."""
     removal = partial(Removal, resource=resource, found=found)
     if reason := _foreign(resource, looked, choice) or _other_form(resource, found):
         return removal(action="keep", reason=reason)
     for used in (*resource.pipelines, resource.name, resource.properties.get("member", "")):
         if used in busy:
             job, is_others = busy[used]
-            reason = f"job {job.name} still runs"
+            reason = f"job {job.name} is still running"
             return removal(action="keep", reason=reason, job=None if is_others else job.name)
     if others := _others(resource, looked, choice):
         can_release = resource.kind in LABELLED and not choice.truncate
-        reason = f"configuration {', '.join(others)} uses it too"
+        reason = f"also used by configuration {', '.join(others)}"
         return removal(action="release" if can_release else "keep", reason=reason)
     if choice.truncate:
         return removal(action="truncate")
     for other in so_far.staying:
         if resource.key in other.needs:
-            return removal(action="keep", reason=f"{other} needs it, and stays")
+            return removal(action="keep", reason=f"{other} needs it and is kept")
     for held in found.holds:
         if held not in so_far.gone:
             return removal(action="keep", reason=KINDS[resource.kind].held_by(held))
@@ -144,7 +161,7 @@ def _removal(
 
 
 def _owner(resource: Resource, looked: Looked) -> tuple[Found | None, str]:
-    """A resource -> what carries the label that counts for it, and how that is called."""
+    """Return what carries the label that decides about a resource, and a word for it."""
     kind = _OWNERS.get(resource.kind)
     if kind is None:
         return looked.get(resource.key), "it"
@@ -152,17 +169,17 @@ def _owner(resource: Resource, looked: Looked) -> tuple[Found | None, str]:
 
 
 def _foreign(resource: Resource, looked: Looked, choice: Choice) -> str:
-    """A resource -> why it is not this configuration's to remove, empty where it is."""
+    """Return why this configuration may not remove a resource, empty if it may."""
     owner, it = _owner(resource, looked)
     if owner is None or not owner.ours:
-        lacks = ": it lacks our label" if it == "it" else ""
-        return f"{it} was not made here{lacks}"
+        lacks = ": it lacks the label created_by=millrace" if it == "it" else ""
+        return f"{it} was not created by Millrace{lacks}"
     if choice.config is None or resource.kind not in (*LABELLED, *_OWNERS):
         return ""
     if not owner.configs:
         return (
-            f"{it} carries no configuration's label, since an earlier version made it: run setup, "
-            "which adds the label, then cleanup again"
+            f"{it} carries no configuration's label because an earlier version created it: run "
+            "setup to add the label, then run cleanup again"
         )
     if choice.config not in owner.configs:
         return f"{it} belongs to configuration {', '.join(sorted(owner.configs))}"
@@ -170,7 +187,7 @@ def _foreign(resource: Resource, looked: Looked, choice: Choice) -> str:
 
 
 def _others(resource: Resource, looked: Looked, choice: Choice) -> list[str]:
-    """A resource of ours -> the other configurations that use it."""
+    """Return the names of the other configurations that use a resource."""
     owner, _ = _owner(resource, looked)
     if choice.config is None or owner is None:
         return []
@@ -178,24 +195,29 @@ def _others(resource: Resource, looked: Looked, choice: Choice) -> list[str]:
 
 
 def _other_form(resource: Resource, found: Found) -> str:
-    """What has our label and is something else by now -> what it is."""
+    """Return why an existing resource is not what was declared, empty if it is."""
     kind = found.properties.get("type", "").partition(" ")[0]
     if resource.kind == "table" and kind != "TABLE":
         return f"it is a {kind}, not a table"
     wanted = resource.properties.get("topic")
     topic = found.properties.get("topic", wanted)
     if topic not in (wanted, _DELETED_TOPIC):
-        return f"it is a subscription of {topic}, not of ours"
+        return f"it is a subscription of {topic}, not of {wanted}"
     return ""
 
 
 def lost_rows(removals: Sequence[Removal]) -> int:
-    """Removals -> rows of tables that go."""
+    """Return the number of rows in the tables that would be removed or emptied."""
     return sum(r.found.rows for r in _going(removals) if r.resource.kind == "table")
 
 
 def losses(removals: Sequence[Removal]) -> dict[str, int | None]:
-    """Removals -> what would be lost, how much of each; None where nobody knows how much."""
+    """Return what the removals would lose.
+
+    Returns:
+        Counts by what is counted (rows of tables, files, waiting messages), None if a count is
+        unknown.
+    """
     lost: dict[str, int | None] = {}
     unknown = set[str]()
     for removal in _going(removals):
@@ -204,14 +226,14 @@ def losses(removals: Sequence[Removal]) -> dict[str, int | None]:
                 unknown.add(what)
             else:
                 lost[what] = (lost.get(what) or 0) + count
-    lost |= {f"more {what}" if what in lost else what: None for what in sorted(unknown)}
+    lost |= {f"additional {what}" if what in lost else what: None for what in sorted(unknown)}
     if rows := lost_rows(removals):
         lost["rows of tables"] = rows
     return lost
 
 
 def lost_text(lost: Mapping[str, int | None]) -> str:
-    """Losses -> a text of them."""
+    """Return the losses as text."""
     return " and ".join(_counted(count, what) for what, count in lost.items())
 
 
@@ -226,9 +248,19 @@ def _counted(count: int | None, what: str) -> str:
 def remove(
     removals: Sequence[Removal], choice: Choice, kinds: Kinds, progress: Progress
 ) -> Outcome:
-    """Removals as they were chosen -> done, as far as nothing has changed since.
+    """Carry out the removals, and continue after errors.
 
-    Goes on after an error.
+    Except for roles and files, each resource is inspected again first. It is kept if it no longer
+    belongs to this configuration, or if another has started to use it.
+
+    Args:
+        removals: The decisions of `choose_removals`.
+        choice: What the user selected.
+        kinds: The kinds that reach the resources.
+        progress: Receives a line for each resource.
+
+    Returns:
+        What was removed and kept, and what failed.
     """
     outcome, still_there, blocked = Outcome(), list[Resource](), dict[str, list[Resource]]()
     for number, removal in enumerate(removals):
@@ -236,7 +268,7 @@ def remove(
         progress.now(f"{number + 1} of {len(removals)}: {resource}")
         try:
             _check(removal, still_there)
-            with resource_errors(f"{resource} cannot be removed", kinds[resource.kind].role):
+            with resource_errors(f"cannot remove {resource}", kinds[resource.kind].role):
                 _carry_out(removal, choice, kinds)
         except MillraceError as error:
             still_there.append(resource)
@@ -259,24 +291,24 @@ def remove(
 
 
 def _still_runs(job: str, kept: Sequence[Resource]) -> str:
-    what = str(kept[0]) if len(kept) == 1 else f"what it may use ({len(kept)} resources)"
+    what = str(kept[0]) if len(kept) == 1 else f"{len(kept)} resources that it may use"
     return (
-        f"{what} was not touched: job {job} still runs: stop it first, with "
-        f"`{as_typed('resources')} cleanup --kinds job --jobs {job} --yes` if it is yours"
+        f"job {job} is still running, so cleanup kept {what}: if the job is yours, stop it first "
+        f"with `{as_typed('resources')} cleanup --kinds job --jobs {job} --yes`"
     )
 
 
 def _check(removal: Removal, still_there: Sequence[Resource]) -> None:
-    """Raises Kept where it is kept, or needed by what could not be removed."""
+    """Raise Kept if the resource is to be kept, or if a resource that remains needs it."""
     if removal.action == "keep":
         raise Kept(removal.reason)
     for other in still_there:
         if removal.action == "remove" and removal.resource.key in other.needs:
-            raise Kept(f"{other} needs it, and is still there")
+            raise Kept(f"{other} needs it and still exists")
 
 
 def _carry_out(removal: Removal, choice: Choice, kinds: Kinds) -> None:
-    """A removal -> done; raises Kept where it is not ours any more, or only lost our label."""
+    """Carry out a removal. Raise Kept if it was a release, or if others use the resource now."""
     resource, kind = removal.resource, kinds[removal.resource.kind]
     try:
         if resource.kind not in _OWNERS:
@@ -286,16 +318,16 @@ def _carry_out(removal: Removal, choice: Choice, kinds: Kinds) -> None:
             looked: Looked = {resource.key: again}
             reason = _foreign(resource, looked, choice)
             if not reason and removal.action != "release" and _others(resource, looked, choice):
-                reason = "another configuration uses it by now"
+                reason = "another configuration has started to use it"
             if reason:
                 raise Kept(reason)
         if removal.action == "release" and choice.config is not None:
             kind.relabel(resource, {config_label(choice.config): None})
-            raise Kept(f"{removal.reason}; it has lost the label of this one")
+            raise Kept(f"{removal.reason}; the label of this configuration was removed")
         if removal.action == "truncate" and isinstance(kind, Tables):
             kind.truncate(resource)
         else:
             kind.delete(resource)
     except exceptions.NotFound:
-        # Somebody else was quicker, or an attempt before this one.
+        # Someone else removed it, or an earlier attempt whose response was lost.
         return

@@ -1,4 +1,4 @@
-"""The four commands: arguments in, exit code out."""
+"""The four commands. Each takes the parsed arguments and returns the exit code."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _of_kinds(resources: Sequence[Resource], kinds: Sequence[str] | None) -> lis
 
 
 def _wanted(args: argparse.Namespace) -> tuple[list[Resource], Kinds]:
-    """Arguments of plan and setup -> what is declared, and how it is reached."""
+    """Return the declared resources for plan and setup, and the kinds that reach them."""
     config, cloud = configure(args)
     with_model = config.model is not None and (args.kinds is None or "model" in args.kinds)
     package = open_package(str(config.model), config.trusted_modules) if with_model else None
@@ -43,7 +43,7 @@ def _wanted(args: argparse.Namespace) -> tuple[list[Resource], Kinds]:
 
 
 def run_plan(args: argparse.Namespace) -> int:
-    """Looks, and tells what setup would do."""
+    """Print what setup would do, and return 3 if there is anything to do."""
     resources, kinds = _wanted(args)
     with progressing() as progress:
         steps = plan(resources, kinds, progress)
@@ -59,28 +59,34 @@ def _as_table(steps: Sequence[Step]) -> str:
     rows = [
         (step.action, step.resource.kind, step.resource.name, step.description) for step in to_do
     ]
-    kept = f"{len(steps) - len(to_do)} of {len(steps)} resources are as the configuration says"
+    kept = f"{len(steps) - len(to_do)} of {len(steps)} resources are up to date"
     if conflicts := sum(step.action == "conflict" for step in steps):
         conflict = "1 conflict" if conflicts == 1 else f"{conflicts} conflicts"
-        kept += f"; {conflict}: setup makes nothing before that is resolved"
+        kept += f"; {conflict}: setup creates nothing until every conflict is resolved"
     return "\n".join(filter(None, (aligned(rows), kept)))
 
 
 def run_setup(args: argparse.Namespace) -> int:
-    """Makes what is missing."""
+    """Create the missing resources, and print the value for --model if there is a model."""
     resources, kinds = _wanted(args)
     with progressing() as progress:
         done = set_up(resources, kinds, progress)
-    print(f"all is there: {len(done)} {'step was' if len(done) == 1 else 'steps were'} taken")
+    print(f"setup complete: {len(done)} {'change' if len(done) == 1 else 'changes'} made")
     models = kinds["model"]
     if isinstance(models, Models) and models.package is not None:
         for resource in (r for r in resources if r.kind == "model"):
-            print(f"the model is --model {models.package.address(models.folder(resource))}")
+            print(
+                f"to use the model, pass --model {models.package.address(models.folder(resource))}"
+            )
     return DONE
 
 
 def run_status(args: argparse.Namespace) -> int:
-    """Looks, and tells what there is."""
+    """Print the existing resources, waiting messages, jobs and warnings.
+
+    Returns:
+        1 if anything could not be inspected, else 0.
+    """
     config, cloud = configure(args)
     check_project(cloud, args)
     jobs = PipelineJobs(cloud, config) if args.kinds is None or JOB in args.kinds else None

@@ -1,4 +1,4 @@
-"""millrace.toml: what is to be set up, where, and under which names."""
+"""Reads millrace.toml, which says what to set up, where, and under which names."""
 
 from __future__ import annotations
 
@@ -20,24 +20,42 @@ PIPELINES = ("batch_local", "batch_vertex", "stream_local", "stream_vertex")
 _LABEL_KEY = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _LABEL_VALUE = re.compile(r"[a-z0-9_-]{0,63}")
 _PATTERNS = {
-    # Of 63 characters of a label's key, less those of CONFIG_LABEL.
-    "name": (r"[a-z0-9][a-z0-9_-]{0,46}", "1 to 47 of a-z, 0-9, _ and -"),
-    # A domain-scoped project has its domain before it.
-    "project": (r"([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]", "6 to 30 of a-z, 0-9 and -"),
-    "location": (r"[A-Za-z]+[A-Za-z0-9-]*", "a region or a multi-region as US"),
-    "bucket": (r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]", "3 to 63 of a-z, 0-9, ., _ and -"),
+    # The key of a label has at most 63 characters. CONFIG_LABEL takes 16 of them.
+    "name": (
+        r"[a-z0-9][a-z0-9_-]{0,46}",
+        "1 to 47 characters: a-z, 0-9, _ and -, starting with a letter or digit",
+    ),
+    # The id of a domain-scoped project starts with its domain.
+    "project": (
+        r"([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]",
+        "6 to 30 characters: a-z, 0-9 and -, starting with a letter",
+    ),
+    "location": (r"[A-Za-z]+[A-Za-z0-9-]*", "a region, or a multi-region such as US"),
+    "bucket": (r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]", "3 to 63 characters: a-z, 0-9, . _ and -"),
     "dataset": (r"\w{1,1024}", "letters, digits and _"),
-    # Pub/Sub keeps the names that begin with goog for itself.
-    "prefix": (r"(?!goog)[a-z][a-z0-9-]{1,60}[a-z0-9]", "3 to 62 of a-z, 0-9 and -, not goog..."),
-    "folder": (r"[\w.-]+(/[\w.-]+)*", "a path as frameworks/model, without a / at its ends"),
-    "job_prefix": (r"[a-z]([a-z0-9-]*[a-z0-9])?", "a-z, 0-9 and -"),
+    # Pub/Sub reserves names that start with goog.
+    "prefix": (
+        r"(?!goog)[a-z][a-z0-9-]{1,60}[a-z0-9]",
+        "3 to 62 characters: a-z, 0-9 and -, starting with a letter but not with goog",
+    ),
+    "folder": (
+        r"[\w.-]+(/[\w.-]+)*",
+        "a path such as frameworks/model, without / at the start or the end",
+    ),
+    "job_prefix": (
+        r"[a-z]([a-z0-9-]*[a-z0-9])?",
+        "a-z, 0-9 and -, starting with a letter and not ending with -",
+    ),
     "source_table": (r"\w{1,1024}", "letters, digits and _"),
-    "service_account": (r"[a-z][a-z0-9-]{4,28}[a-z0-9]", "6 to 30 of a-z, 0-9 and -"),
+    "service_account": (
+        r"[a-z][a-z0-9-]{4,28}[a-z0-9]",
+        "6 to 30 characters: a-z, 0-9 and -, starting with a letter",
+    ),
 }
 
 
-# What a configuration's default name is made of: whatever names or places a resource or a job. The
-# rest (pipelines, labels, model) may change, and it is the same configuration.
+# The default name of a configuration is derived from the fields that name or place a resource or a
+# job. The others (pipelines, labels, model) may change without making it another configuration.
 _NAMING = (
     *("region", "bucket", "dataset", "prefix", "folder", "job_prefix", "source_table"),
     "service_account",
@@ -46,13 +64,24 @@ _NAMING = (
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What millrace.toml says; the defaults are the reference's names.
+    """The contents of millrace.toml, with the reference's names as defaults.
 
-    name: tells configurations of a project apart: what setup makes carries it as a label.
-    location: of bucket and dataset, by default the region. bucket: by default named as the
-    project. folder: of the bucket, that all files are in. prefix: of topics, subscriptions
-    and, with _ for -, tables. model: the package to upload, None for none. trusted_modules:
-    top-level names of those that its architecture may import.
+    Attributes:
+        project: The id of the project.
+        region: The region of the registered model.
+        location: The location of bucket and dataset, by default the region.
+        bucket: By default the id of the project, without its domain.
+        prefix: The start of the names of topics and subscriptions, and of tables with `_` for `-`.
+        folder: The folder in the bucket that holds all files of Millrace.
+        job_prefix: The start of the names of Dataflow jobs.
+        source_table: The table that `--load_example` fills.
+        service_account: The part before the @ of the account that workers run as.
+        model: The path of the package to upload, None to upload none.
+        trusted_modules: Top-level Python modules that the package's architecture may import.
+        labels: Labels for every resource that can carry some.
+        pipelines: The pipelines whose resources are declared.
+        name: Distinguishes the configurations of a project. Setup adds a label with this name to
+            every resource that can carry one.
     """
 
     project: str
@@ -72,9 +101,9 @@ class Config:
     name: str = ""
 
     def __post_init__(self) -> None:
-        """Fills what follows from other fields. Raises UsageError."""
+        """Derive the fields that are empty, and raise UsageError if any field is invalid."""
         object.__setattr__(self, "location", self.location or self.region)
-        # A domain-scoped project's name cannot be a bucket's.
+        # The name of a bucket cannot contain the domain of a domain-scoped project.
         object.__setattr__(self, "bucket", self.bucket or self.project.rpartition(":")[2])
         object.__setattr__(self, "name", self.name or self._default_name())
         if fault := region_fault(self.region):
@@ -88,25 +117,31 @@ class Config:
         for key, value in self.labels.items():
             if not (_LABEL_KEY.fullmatch(key) and _LABEL_VALUE.fullmatch(value)):
                 raise UsageError(
-                    f"label {key} = {value!r}: expected small letters, digits, _ and -, 63 at most"
+                    f"label {key} = {value!r}: expected a key and a value of at most 63 characters "
+                    "(a-z, 0-9, _ and -), the key starting with a letter"
                 )
         check_module_names(self.trusted_modules)
         check_pipelines(self.pipelines, "pipelines")
 
     def _default_name(self) -> str:
-        """The beginning of the prefix, for people, and a digest of all that names or places."""
+        """Return the start of the prefix and a digest of all fields that name or place anything."""
         named = "\n".join(getattr(self, field) for field in _NAMING)
         return f"{self.prefix[:38]}-{hashlib.sha256(named.encode()).hexdigest()[:8]}"
 
 
 def check_pipelines(names: tuple[str, ...], place: str) -> None:
-    """Names of pipelines -> nothing, or UsageError for one that is none."""
+    """Raise UsageError unless there is at least one name and every name is a pipeline.
+
+    Args:
+        names: The names to check.
+        place: The key or flag that they come from, for the message.
+    """
     if not names:
-        raise UsageError(f"{place}: expected some of {', '.join(PIPELINES)}")
+        raise UsageError(f"{place}: expected at least one of {', '.join(PIPELINES)}")
     for name in names:
         if name not in PIPELINES:
             raise UsageError(
-                f"{place}: {name!r} is no pipeline{suggest(name, PIPELINES)}: expected some of "
+                f"{place}: unknown pipeline {name!r}{suggest(name, PIPELINES)}; choose from "
                 f"{', '.join(PIPELINES)}"
             )
 
@@ -114,17 +149,27 @@ def check_pipelines(names: tuple[str, ...], place: str) -> None:
 def read_config(
     path: Path, given: Mapping[str, Any], find_project: Callable[[], str | None] = lambda: None
 ) -> Config:
-    """The config file, and what the command line says besides -> Config.
+    """Read the config file and combine it with the command line.
 
-    A file of the default name may be missing. find_project: asked where neither names a
-    project. Raises UsageError.
+    Args:
+        path: The config file. It may be missing if it has the default name.
+        given: Values of the command line, by field of Config. They override the file; None means
+            not given.
+        find_project: Returns the project's id if neither the file nor the command line names it.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        UsageError: The file cannot be read, a key is unknown, a value is invalid, or no project is
+            known.
     """
     values = _read(path)
     known = {f.name: str(f.type) for f in fields(Config)}
     for name, value in values.items():
         if name not in known:
             raise UsageError(
-                f"{path}: unknown key {name!r}{suggest(name, known)}: expected some of "
+                f"{path}: unknown key {name!r}{suggest(name, known)}; choose from "
                 f"{', '.join(known)}"
             )
         _check_type(path, name, value, known[name])
@@ -134,13 +179,14 @@ def read_config(
     if "project" not in values:
         values["project"] = find_project()
     if values["project"] is None:
-        raise UsageError(f'which project? say project = "..." in {path}, or --project')
+        raise UsageError(f'no project: set project = "..." in {path}, or pass --project')
     for name, default in (("pipelines", PIPELINES), ("trusted_modules", ())):
         values[name] = tuple(values.get(name, default))
     try:
         return Config(**values)
     except UsageError as error:
-        # Of a flag, or of a default that follows from one, the file says nothing.
+        # The message names the file only if the value is from the file, not from a flag or from a
+        # default.
         key = "labels" if str(error).startswith("label ") else re.split(r"\W", str(error))[0]
         raise UsageError(f"{path}: {error}" if key in written else str(error)) from error
 
@@ -151,18 +197,21 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         if path == Path(CONFIG_NAME):
             return {}
-        raise UsageError(f"--config {path}: there is no such file") from error
+        raise UsageError(f"--config {path} does not exist") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"--config {path} cannot be read: {error}") from error
 
 
 def _check_type(path: Path, name: str, value: Any, kind: str) -> None:
     if kind.startswith("Mapping"):
-        expected, fine = "a table of texts", isinstance(value, dict) and _all_texts(value.values())
+        expected, fine = (
+            "a table of strings",
+            isinstance(value, dict) and _all_texts(value.values()),
+        )
     elif kind.startswith("tuple"):
-        expected, fine = "a list of texts", isinstance(value, list) and _all_texts(value)
+        expected, fine = "a list of strings", isinstance(value, list) and _all_texts(value)
     else:
-        expected, fine = "a text", isinstance(value, str)
+        expected, fine = "a string", isinstance(value, str)
     if not fine:
         raise UsageError(f"{path}: {name} = {value!r}: expected {expected}")
 

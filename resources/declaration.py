@@ -1,6 +1,6 @@
-"""Every resource that the pipelines need, from one small config: the only list there is.
+"""Declares every resource that the pipelines need, derived from the configuration.
 
-`plan`, `setup`, `status` and `cleanup` all read it, so that none forgets what another made.
+`plan`, `setup`, `status` and `cleanup` all work from this one list.
 """
 
 from __future__ import annotations
@@ -15,18 +15,20 @@ from transforms.bigquery.schema import table_fields, type_name
 from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.row_schemas import REFERENCE_SCHEMA, REFERENCE_STREAM_SCHEMA
 
-# The label of everything that is made here, and by `python -m serving deploy`.
-# Of a configuration, with its name behind it: a resource that several use carries one of each.
+# The key of a configuration's label is this and the name of the configuration. A resource that
+# several configurations share carries a label of each.
 CONFIG_LABEL, IN_USE = "millrace_config_", "used"
+# The names of properties that stand for labels start with this.
 LABEL = "label "
-# Kinds that setup labels; of an account the description says it.
+# The kinds that setup labels. Accounts cannot have labels, so setup writes the same into their
+# description.
 LABELLED = ("account", "bucket", "dataset", "table", "topic", "subscription")
 ACKNOWLEDGE_SECONDS = 60
 
 BATCH, STREAM = ("batch_local", "batch_vertex"), ("stream_local", "stream_vertex")
 VERTEX = ("batch_vertex", "stream_vertex")
 
-# What each API is needed for is told in the README.
+# The README says what each API is for.
 SERVICES = {
     "artifactregistry.googleapis.com": PIPELINES,
     "bigquery.googleapis.com": PIPELINES,
@@ -41,7 +43,7 @@ SERVICES = {
     "aiplatform.googleapis.com": VERTEX,
     "pubsub.googleapis.com": STREAM,
 }
-# The least of Google's roles that have what a worker does.
+# The smallest of Google's roles that have the permissions of a worker.
 ROLES = {
     "roles/dataflow.worker": PIPELINES,
     "roles/artifactregistry.reader": PIPELINES,
@@ -58,11 +60,15 @@ ROLES = {
 
 @dataclass(frozen=True)
 class Resource:
-    """One thing that shall be there.
+    """A declared resource.
 
-    name: as Google has it, unique within the kind. properties: what it shall have. needs:
-    what must be there before it. pipelines: that need it. on_demand: made only if asked
-    for.
+    Attributes:
+        kind: A key of `KINDS`.
+        name: The name in Google Cloud, unique within the kind.
+        properties: The expected properties, as text.
+        needs: Kinds and names of the resources that must exist first.
+        pipelines: The pipelines that need it.
+        on_demand: Whether setup leaves it out unless the user requests it.
     """
 
     kind: str
@@ -75,7 +81,7 @@ class Resource:
 
     @property
     def key(self) -> tuple[str, str]:
-        """Kind and name."""
+        """The kind and the name."""
         return self.kind, self.name
 
     def __str__(self) -> str:
@@ -85,10 +91,13 @@ class Resource:
 def declare(
     config: Config, *, example_rows: int | None = None, model_digest: str | None = None
 ) -> list[Resource]:
-    """A config -> its resources, each after what it needs.
+    """Return the resources of a configuration, each after the resources that it needs.
 
-    example_rows: that the source table shall hold; model_digest: of the package that shall be
-    the current one; None where nobody asked.
+    Args:
+        config: The configuration.
+        example_rows: The number of example rows for the source table, None to leave it alone.
+        model_digest: The digest of the package that becomes the current model, None to leave the
+            model out.
     """
     chosen = set(config.pipelines)
     label = {f"{LABEL}{config_label(config.name)}": IN_USE}
@@ -102,7 +111,7 @@ def declare(
 
 
 def config_label(name: str) -> str:
-    """A configuration's name -> the key of the label of what it uses."""
+    """Return the key of the label that marks what a configuration uses."""
     return f"{CONFIG_LABEL}{name}"
 
 
@@ -141,7 +150,10 @@ def _all(config: Config, example_rows: int | None, model_digest: str | None) -> 
 
 
 def _account_domain(project: str) -> str:
-    """A project -> what follows the @ in its service accounts: the parts turned round."""
+    """Return what follows the @ in the names of a project's service accounts.
+
+    For a domain-scoped project `DOMAIN:NAME`, that is `NAME.DOMAIN.iam.gserviceaccount.com`.
+    """
     domain, _, name = project.rpartition(":")
     return ".".join(filter(None, (name, domain, "iam.gserviceaccount.com")))
 
@@ -178,7 +190,7 @@ def _tables(config: Config, dataset: Resource, example_rows: int | None) -> Iter
     ):
         yield table(f"{stem}_{name}", schema, (pipeline,))
         if schema is not keyed:
-            # Its name is the pipelines' default.
+            # The pipelines use this name by default.
             letters = f"{stem}_{name}_dead_letters"
             yield table(letters, FAILURE_SCHEMA, (pipeline,))
     rows = {} if example_rows is None else {"example rows": str(example_rows)}
@@ -192,12 +204,12 @@ def _tables(config: Config, dataset: Resource, example_rows: int | None) -> Iter
 
 
 def columns(schema: pa.Schema) -> dict[str, str]:
-    """The schema of rows -> a property for each column of their table."""
+    """Return a property for each column of the table that holds rows of a schema."""
     return {f"column {f.name}": shown(type_name(f), f.mode) for f in table_fields(schema)}
 
 
 def shown(name: str, mode: str | None) -> str:
-    """A column's type and mode -> one text."""
+    """Return a column's type and mode as one text, without the mode if it is NULLABLE."""
     return name if mode in ("NULLABLE", "", None) else f"{mode} {name}"
 
 
@@ -209,11 +221,12 @@ def _messages(config: Config) -> Iterator[Resource]:
 
 
 def _channel(config: Config, topic: str, subscription: str, pipeline: str) -> Iterator[Resource]:
-    """A topic and its subscription."""
+    """Yield a topic and its subscription."""
     service = (("service", "pubsub.googleapis.com"),)
     name = f"projects/{config.project}/topics/{config.prefix}-{topic}"
     yield Resource("topic", name, properties={}, needs=service, pipelines=(pipeline,))
-    # Pipelines read no subscription that may expire, or that moves messages away by itself.
+    # The pipelines refuse a subscription that may expire, or one with a dead letter policy, which
+    # takes messages away from them.
     properties = {
         "topic": name,
         "acknowledge deadline": f"{ACKNOWLEDGE_SECONDS} s",

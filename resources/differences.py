@@ -1,4 +1,4 @@
-"""What there is and what there shall be -> what is to be done. Pure."""
+"""Compares existing resources with the declaration, and decides what setup does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ Action = Literal["keep", "create", "change", "conflict"]
 
 @dataclass(frozen=True)
 class Difference:
-    """One property that is not as it shall be. found: None where it is missing."""
+    """A property that differs from the declaration.
+
+    Attributes:
+        name: The name of the property.
+        wanted: The declared value.
+        found: The existing value, None if the property is missing.
+    """
 
     name: str
     wanted: str
@@ -28,7 +34,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Step:
-    """A resource and what is to be done with it."""
+    """A resource and what setup does with it."""
 
     resource: Resource
     action: Action
@@ -36,12 +42,12 @@ class Step:
 
     @property
     def description(self) -> str:
-        """Why, for people."""
+        """The differences and, for a conflict, what to do about it, for the user."""
         text = "; ".join(map(str, self.differences))
         return f"{text}: {_ADVICE}" if self.action == "conflict" else text
 
     def as_json(self) -> dict[str, Any]:
-        """For programs."""
+        """Return the step as a JSON object."""
         return {
             "kind": self.resource.kind,
             "name": self.resource.name,
@@ -55,8 +61,15 @@ _ADVICE = "change or remove it, or choose another name in the config"
 
 
 def differences(resource: Resource, found: Found) -> tuple[Difference, ...]:
-    """A resource and what is there -> the properties that differ; what it has besides is fine."""
-    # Names of columns are the same in any case.
+    """Return the declared properties whose existing values differ.
+
+    Properties that are not declared do not count.
+
+    Args:
+        resource: The resource as declared.
+        found: The resource as it exists.
+    """
+    # The names of columns are case-insensitive.
     present = {name.lower(): value for name, value in found.properties.items()}
     return tuple(
         Difference(name, wanted, present.get(name.lower()))
@@ -68,15 +81,20 @@ def differences(resource: Resource, found: Found) -> tuple[Difference, ...]:
 def make_step(
     resource: Resource, found: Found | None, repairs: Callable[[str, str | None], bool]
 ) -> Step:
-    """A resource, what is there, which properties can be set -> the step.
+    """Return what setup does with a resource.
 
-    What was not made by us is never changed.
+    A resource that Millrace did not create is never changed.
+
+    Args:
+        resource: The resource as declared.
+        found: The resource as it exists, None if it does not.
+        repairs: Says whether a property can be set, given its name and its existing value.
     """
     if found is None:
         return Step(resource, "create")
     differing = differences(resource, found)
     if not found.ours:
-        # It is taken as it is, and does not become ours by being used.
+        # It is used as it is and does not get a label, so cleanup will not remove it.
         differing = tuple(d for d in differing if not d.name.startswith(LABEL))
     if not differing:
         return Step(resource, "keep")
@@ -87,14 +105,18 @@ def make_step(
 
 
 def wanted(resources: Sequence[Resource]) -> list[Resource]:
-    """A declaration -> what setup makes: all but what nobody asked for."""
+    """Return the resources that setup creates: all except those created on demand."""
     return [resource for resource in resources if not resource.on_demand]
 
 
 def is_absent(resource: Resource, looked: Mapping[tuple[str, str], Found | None]) -> bool:
-    """A resource, what was seen so far -> whether it cannot be there for lack of what it needs.
+    """Return whether a resource cannot exist because something that it needs does not.
 
-    A disabled API answers nothing about its resources, and what is not there holds none.
+    A disabled API cannot be asked about its resources, and a missing bucket or dataset holds none.
+
+    Args:
+        resource: The resource as declared.
+        looked: The resources that were inspected before it.
     """
     return any(
         kind in _HOLDERS and (kind, name) in looked and looked[kind, name] is None

@@ -1,4 +1,4 @@
-"""Dataflow jobs of the pipelines, found by their names, and others that read our messages."""
+"""Finds the Dataflow jobs of the pipelines by their names, and others that read their messages."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 ROLE = "roles/dataflow.developer"
 _POLL_SECONDS = 5.0
 _ENDED = ("DONE", "FAILED", "CANCELLED", "UPDATED", "DRAINED")
-# By pipeline: the reference's names. The longest that fits tells, since the first is the
-# beginning of the second.
+# The names that the reference uses, by pipeline. The longest match decides, because the name of a
+# local pipeline is the start of the other's.
 _STEMS = {
     "batch_local": "batch-",
     "batch_vertex": "batch-vertex-",
@@ -40,9 +40,18 @@ _STEMS = {
 class PipelineJob:
     """A job that has not ended.
 
-    pipeline: None where the name is not one of ours. subscriptions: that it reads, as Dataflow
-    tells them. Only `Jobs.whole` tells configs, those of its labels; buckets, that it stages in;
-    account, that its workers run as.
+    Attributes:
+        ident: The id of the job.
+        name: The name of the job.
+        region: The region of the job.
+        pipeline: The pipeline that the job runs according to its name, None for other names.
+        state: The state in lower case, such as `running`.
+        streaming: Whether the job is a streaming job.
+        created: When the job was created.
+        subscriptions: The subscriptions that the job reads, as far as Dataflow reports them.
+        configs: The configurations of the job's labels. Only `PipelineJobs.whole` fills it.
+        buckets: The buckets that the job stages files in. Only `PipelineJobs.whole` fills it.
+        account: The account that the workers run as. Only `PipelineJobs.whole` fills it.
     """
 
     ident: str
@@ -59,33 +68,47 @@ class PipelineJob:
 
     @property
     def drains(self) -> bool:
-        """Whether it can end by what it has taken in; one that has not begun cannot."""
+        """Whether the job can be drained: it is a streaming job that has started."""
         return self.streaming and self.state in ("running", "draining")
 
     def age(self, now: datetime) -> timedelta:
-        """The present -> how long it has been there."""
+        """Return the time since the job was created."""
         return now - self.created
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a job used so far. vcpu, memory and disk: seconds of one, of a GB, of a GB."""
+    """What a job has used so far.
+
+    Attributes:
+        vcpu: vCPU seconds.
+        memory: GB seconds of memory.
+        disk: GB seconds of disk.
+    """
 
     vcpu: float = 0.0
     memory: float = 0.0
     disk: float = 0.0
 
     def dollars(self, *, streaming: bool) -> float:
-        """An estimate, by the list prices of us-central1 for workers, shuffle left out.
+        """Return an estimate in USD at the hourly list prices of us-central1, without shuffle.
 
-        Source: "Dataflow pricing", prices an hour.
+        Source: "Dataflow pricing".
+
+        Args:
+            streaming: Whether the prices of streaming jobs apply.
         """
         hourly = self.vcpu * (0.069 if streaming else 0.056) + self.memory * 0.003557
         return (hourly + self.disk * 0.000054) / 3600
 
 
 def pipeline_of(name: str, prefix: str) -> str | None:
-    """A job's name, the prefix of ours -> the pipeline that it runs, None for a foreign one."""
+    """Return the pipeline that a job runs according to its name, None for other names.
+
+    Args:
+        name: The name of the job.
+        prefix: The configuration's prefix of job names.
+    """
     fitting = [
         (len(stem), pipeline)
         for pipeline, stem in _STEMS.items()
@@ -96,15 +119,17 @@ def pipeline_of(name: str, prefix: str) -> str | None:
 
 @dataclass(frozen=True)
 class PipelineJobs:
-    """Dataflow, as far as it is ours. Methods raise errors of Google's clients."""
+    """The Dataflow jobs of a configuration. The methods raise errors of Google's clients."""
 
     cloud: Cloud
     config: Config
 
     def running(self) -> list[PipelineJob]:
-        """Nothing -> our jobs that have not ended, of all regions, and who reads beside them.
+        """Return all jobs of `seen`, and retry until every region is listed.
 
-        Raises ServiceUnavailable where a region goes on not to be listed: jobs may run there.
+        Raises:
+            ServiceUnavailable: A region could not be listed until the retries ended. Jobs may run
+                there.
         """
 
         def listed() -> list[PipelineJob]:
@@ -116,7 +141,11 @@ class PipelineJobs:
         return self._retry(listed)()  # type: ignore[no-any-return]
 
     def seen(self) -> tuple[list[PipelineJob], list[str]]:
-        """Nothing -> jobs as `running` tells them, and regions that could not be listed."""
+        """Return the active jobs of all regions, and the regions that could not be listed.
+
+        The jobs are those whose names match a pipeline, and those that read a subscription of the
+        configuration.
+        """
         from google.cloud.dataflow_v1beta3 import JobState, JobView, ListJobsRequest
 
         request = ListJobsRequest(
@@ -132,7 +161,7 @@ class PipelineJobs:
         return kept, unseen
 
     def whole(self, job: PipelineJob) -> PipelineJob | None:
-        """A job -> itself with what a list does not tell; None if it has ended meanwhile."""
+        """Return the job with the fields that a list leaves out, None if it has ended since."""
         from google.cloud.dataflow_v1beta3 import GetJobRequest, JobState, JobView
 
         request = GetJobRequest(**self._named(job), view=JobView.JOB_VIEW_ALL)
@@ -156,7 +185,7 @@ class PipelineJobs:
         )
 
     def usage(self, job: PipelineJob) -> Usage:
-        """A job -> what it used, zeros where Dataflow does not tell yet."""
+        """Return what a job has used, with zeros for what Dataflow does not report yet."""
         answer = self._clients.metrics.get_job_metrics(request=self._named(job), retry=self._retry)
         totals = {
             metric.name.name: float(metric.scalar)
@@ -167,9 +196,16 @@ class PipelineJobs:
         return Usage(totals.get("TotalVcpuTime", 0.0), memory, totals.get("TotalPdUsage", 0.0))
 
     def stop(self, job: PipelineJob, *, cancel: bool) -> str:
-        """A job -> what it does: it drains, or is cancelled where it cannot drain or shall not.
+        """Drain or cancel a job.
 
-        One that does so already is left alone.
+        A job that is already stopping in this way is left alone.
+
+        Args:
+            job: The job.
+            cancel: Whether to cancel a job that could be drained.
+
+        Returns:
+            The state that the job enters: `draining` or `cancelling`.
         """
         from google.cloud.dataflow_v1beta3 import Job as Asked
         from google.cloud.dataflow_v1beta3 import JobState
@@ -184,7 +220,7 @@ class PipelineJobs:
         except exceptions.BadRequest:
             if self.whole(job) is not None:
                 raise
-            # It ended by itself in between.
+            # The job has ended since it was listed.
         return "draining" if drain else "cancelling"
 
     def wait(
@@ -193,7 +229,16 @@ class PipelineJobs:
         seconds: float,
         report: Callable[[Mapping[str, str]], None],
     ) -> list[PipelineJob]:
-        """Jobs that were told to stop, how long to wait -> those that have not ended by then."""
+        """Wait until jobs have ended.
+
+        Args:
+            jobs: The jobs to wait for.
+            seconds: How long to wait.
+            report: Receives the state of each remaining job, by name, at every poll.
+
+        Returns:
+            The jobs that have not ended in time.
+        """
         idents, end = {job.ident for job in jobs}, time.monotonic() + seconds
         while True:
             left = [job for job in self.running() if job.ident in idents]

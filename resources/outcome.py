@@ -1,4 +1,4 @@
-"""How a cleanup ended."""
+"""The outcome of a cleanup."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ from dataclasses import dataclass, field
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What was done, what was kept and why, what went wrong.
+    """What a cleanup did.
 
-    emptied: tables that stay. blocked: what a job of ours that runs stood against.
+    Attributes:
+        done: Resources that were removed, and jobs that ended.
+        emptied: Tables that were truncated.
+        kept: What was kept, with the reasons.
+        errors: Messages about what failed.
+        blocked: Messages about what was kept because one of this configuration's jobs still runs.
     """
 
     done: list[str] = field(default_factory=list)
@@ -19,7 +24,7 @@ class Outcome:
     blocked: list[str] = field(default_factory=list)
 
     def __add__(self, other: Outcome) -> Outcome:
-        """Another -> both, one after the other."""
+        """Return the combination of both outcomes."""
         return Outcome(
             done=self.done + other.done,
             emptied=self.emptied + other.emptied,

@@ -1,4 +1,4 @@
-"""A model package of this machine as the files that are uploaded."""
+"""Reads a local model package as the files that setup uploads."""
 
 from __future__ import annotations
 
@@ -18,9 +18,14 @@ from model_handlers.manifest import MANIFEST_NAME
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """A checked package. file: the model's, sha256: its digest.
+    """A checked model package.
 
-    version: empty where there is no manifest.
+    Attributes:
+        name: The name in the manifest. Without a manifest, the name of the model file.
+        version: The version in the manifest, empty if there is no manifest.
+        file: The name of the model file.
+        sha256: The hex digest of the model file.
+        files: The contents of all files to upload, by name.
     """
 
     name: str
@@ -31,18 +36,18 @@ class Package:
 
     @property
     def digest(self) -> str:
-        """Hex sha256 over all files and their names: a change of the manifest is a change too."""
+        """The hex SHA-256 of all names and contents, so that a new manifest changes it too."""
         digest = hashlib.sha256()
         for name, data in sorted(self.files.items()):
             digest.update(hashlib.sha256(name.encode()).digest() + hashlib.sha256(data).digest())
         return digest.hexdigest()
 
     def address(self, folder: str) -> str:
-        """The folder that has the files -> what pipelines take as --model."""
+        """Return the value of --model for a folder (ending with `/`) with the files."""
         return folder if MANIFEST_NAME in self.files else folder + self.file
 
     def pointer(self, folder: str) -> dict[str, Any]:
-        """The folder that has the files -> what current.json says."""
+        """Return the contents of current.json for a folder (ending with `/`) with the files."""
         return {
             "model": self.address(folder),
             "folder": folder,
@@ -55,22 +60,31 @@ class Package:
 
 
 def checksum_of(data: bytes) -> str:
-    """Bytes -> their CRC32C as Cloud Storage tells it of an object."""
+    """Return the CRC32C of the bytes in the form that Cloud Storage reports for an object."""
     import google_crc32c
 
     return base64.b64encode(google_crc32c.Checksum(data).digest()).decode()
 
 
 def open_package(path: str, trusted_modules: Sequence[str] = ()) -> Package:
-    """A folder with model.json, a .mar or a model file -> Package. Raises ModelError, UsageError.
+    """Read and check a local model package.
 
-    trusted_modules: top-level names of those that its architecture may import. Of a .mar
-    the model file is taken out, and uploaded beside it.
+    Args:
+        path: A folder with model.json, a .mar file or a model file. If it is a .mar file, the
+            package contains the archive and also the model file extracted from it.
+        trusted_modules: Top-level Python modules that the package's architecture may import.
+
+    Returns:
+        The package with the contents of its files.
+
+    Raises:
+        ModelError: The package cannot be used.
+        UsageError: The path is not a local path.
     """
     if fault := path_fault(path):
         raise UsageError(f"model: {fault}")
     if "://" in path:
-        raise UsageError(f"model {path}: expected a package of this machine, which is uploaded")
+        raise UsageError(f"model {path}: expected a local package, which setup uploads")
     package = read_package(path)
     files = {package.file: package.data}
     if path.endswith(".mar"):
@@ -85,7 +99,8 @@ def open_package(path: str, trusted_modules: Sequence[str] = ()) -> Package:
         )
     manifest = package.manifest
     check_trusted(manifest, trusted_modules)
-    # As it was read, except of a .mar.
+    # The manifest is uploaded byte for byte. That of a .mar file is inside the archive, in another
+    # form, so it is written again.
     beside = Path(path) / MANIFEST_NAME if Path(path).is_dir() else Path(path)
     if beside.name != MANIFEST_NAME:
         beside = beside.with_name(MANIFEST_NAME)

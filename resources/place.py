@@ -1,4 +1,4 @@
-"""Where a command works: its configuration and its project, looked at before anything else."""
+"""Reads the configuration of a command, and checks its project before anything else."""
 
 from __future__ import annotations
 
@@ -19,42 +19,57 @@ _VIEWER = "roles/browser"
 
 
 def configure(args: argparse.Namespace) -> tuple[Config, Cloud]:
-    """Arguments -> the configuration and its cloud. Raises UsageError, CredentialsError."""
+    """Return the configuration and the clients of a command.
+
+    Args:
+        args: The parsed arguments.
+
+    Raises:
+        UsageError: The configuration or an address is invalid.
+        CredentialsError: The project must come from credentials, and they cannot be used.
+    """
     endpoints = Endpoints.resolve(args.api_endpoints)
     names = ("project", "model", "trusted_modules")
     given = {name: getattr(args, name, None) for name in names}
-    # Whoever speaks to emulators has no credentials that could name one.
+    # With emulators there are no credentials to take the project from.
     is_googles = not any(vars(endpoints).values())
     config = read_config(args.config, given, default_project if is_googles else lambda: None)
     return config, Cloud(config.project, endpoints, args.retry_seconds)
 
 
 def check_project(cloud: Cloud, args: argparse.Namespace) -> None:
-    """A cloud, arguments -> nothing. Raises OutputError where the project is not there.
+    """Raise OutputError unless the project exists and is active.
 
-    Asked before anything else: most services answer of a project that does not exist as of one
-    that holds nothing.
+    This must be the first check, because most services respond to a project that does not exist as
+    to an empty one.
+
+    Args:
+        cloud: The clients of the project.
+        args: The parsed arguments, to name the source of the project's id in the message.
+
+    Raises:
+        OutputError: The project does not exist, cannot be seen, or is marked for deletion.
     """
     said = "--project" if args.project else f"project in {args.config}"
     addresses = vars(cloud.endpoints).values()
     if cloud.endpoints.cloudresourcemanager is None and any(map(is_plain, addresses)):
-        # Emulators know no projects.
+        # Emulators do not check projects.
         return
     projects = cloud.discovered("cloudresourcemanager", "v3").projects()
     request = projects.get(name=f"projects/{cloud.project}")
-    with resource_errors(f"project {cloud.project} cannot be looked at", _VIEWER):
+    with resource_errors(f"cannot inspect project {cloud.project}", _VIEWER):
         try:
             found = execute(request, cloud.retry_seconds)
         except (exceptions.Forbidden, exceptions.NotFound) as error:
             if is_disabled(error):
-                # Setup enables it.
+                # Setup enables the API later.
                 return
             if isinstance(error, exceptions.Forbidden) and not lacks_role(error):
                 raise
             raise OutputError(
-                f"projects/{cloud.project} does not exist, or you may not see it: is "
-                f"{cloud.project!r} the id that you meant ({said})? If it is, grant the account "
-                f"the role {_VIEWER}"
+                f"projects/{cloud.project} does not exist, or you may not see it: check the id "
+                f"{cloud.project!r} ({said}); if it is correct, grant the account the role "
+                f"{_VIEWER}"
             ) from error
     if found.get("state", "ACTIVE") != "ACTIVE":
-        raise OutputError(f"project {cloud.project} ({said}) is about to be deleted")
+        raise OutputError(f"project {cloud.project} ({said}) is marked for deletion")

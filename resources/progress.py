@@ -1,4 +1,4 @@
-"""What is being done: a line that is rewritten on a terminal, and a plain line for what is done."""
+"""Shows progress: one rewritten line on a terminal, and a plain line for each finished step."""
 
 from __future__ import annotations
 
@@ -13,26 +13,31 @@ _CLEAR = "\r\x1b[K"
 
 @dataclass
 class Progress:
-    """out: for lines that stay. line: for the one that is rewritten, where it is a terminal."""
+    """The progress of a command.
+
+    Attributes:
+        out: The stream for lines that stay.
+        line: The stream for the rewritten line, which is shown only if this is a terminal.
+    """
 
     out: TextIO
     line: TextIO
     _shown: bool = field(default=False, init=False)
 
     def now(self, text: str) -> None:
-        """What is being done; of use to people only."""
+        """Show the current step on the rewritten line."""
         if self.line.isatty():
             self.line.write(f"{_CLEAR}{text} ...")
             self.line.flush()
             self._shown = True
 
     def say(self, text: str) -> None:
-        """What is done."""
+        """Print a line that stays."""
         self.clear()
         print(text, file=self.out, flush=True)
 
     def clear(self) -> None:
-        """The rewritten line is gone."""
+        """Erase the rewritten line."""
         if self._shown:
             self.line.write(_CLEAR)
             self.line.flush()
@@ -41,7 +46,7 @@ class Progress:
 
 @contextmanager
 def progressing() -> Iterator[Progress]:
-    """Nothing -> progress of a command on its terminal, cleared at the end."""
+    """Show progress on standard output and standard error, and erase the line at the end."""
     progress = Progress(sys.stdout, sys.stderr)
     try:
         yield progress
@@ -50,7 +55,12 @@ def progressing() -> Iterator[Progress]:
 
 
 def aligned(rows: Sequence[tuple[str, ...]], indent: str = "") -> str:
-    """Rows of texts -> lines with their columns below one another."""
+    """Return rows as lines of text with aligned columns.
+
+    Args:
+        rows: The cells of each row. All rows have the same length.
+        indent: The text before each line.
+    """
     if not rows:
         return ""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -1,4 +1,4 @@
-"""Makes what is missing, one resource after the other; run again it goes on where it ended."""
+"""Creates missing resources one after the other. A second run continues after an interruption."""
 
 from __future__ import annotations
 
@@ -19,14 +19,26 @@ from resources.progress import Progress
 
 Patient = Callable[[Callable[[], Any]], Any]
 
-# An API that was just enabled is refused for a while.
+# Google refuses calls of an API for a while after it was enabled.
 _ENABLED_SECONDS, _PAUSE_SECONDS = 180.0, 1.0
 
 
 def plan(resources: Sequence[Resource], kinds: Kinds, progress: Progress) -> list[Step]:
-    """A declaration -> a step for each resource. Raises OutputError, CredentialsError.
+    """Decide what setup does with each resource.
 
-    What is made on demand is only labelled, where an earlier version made it.
+    Resources that are created on demand get a step only if their labels are to be updated.
+
+    Args:
+        resources: The declaration.
+        kinds: The kinds that reach the resources.
+        progress: Shows which resource is being inspected.
+
+    Returns:
+        A step for each resource.
+
+    Raises:
+        OutputError: A resource cannot be inspected.
+        CredentialsError: The credentials are missing or invalid.
     """
     chosen = wanted(resources)
     others = [r for r in resources if r.on_demand and r.kind in LABELLED]
@@ -37,10 +49,22 @@ def plan(resources: Sequence[Resource], kinds: Kinds, progress: Progress) -> lis
 
 
 def set_up(resources: Sequence[Resource], kinds: Kinds, progress: Progress) -> list[Step]:
-    """A declaration -> all of it is there; the steps that were taken. Raises OutputError.
+    """Create what is missing and change what differs.
 
-    APIs come first, since nothing can be looked at before. Where anything is there already
-    and differs in what cannot be set, nothing is made.
+    APIs are enabled first, because nothing else can be inspected before. After that, nothing is
+    created if an existing resource differs in a property that setup cannot or may not set.
+
+    Args:
+        resources: The declaration.
+        kinds: The kinds that reach the resources.
+        progress: Receives a line for each change.
+
+    Returns:
+        The steps that changed something.
+
+    Raises:
+        OutputError: There is a conflict, or a resource cannot be inspected, created or changed.
+        CredentialsError: The credentials are missing or invalid.
     """
     done: list[Step] = []
     for part in _parts(resources):
@@ -48,7 +72,7 @@ def set_up(resources: Sequence[Resource], kinds: Kinds, progress: Progress) -> l
         steps = patient(functools.partial(plan, part, kinds, progress))
         if wrong := [step for step in steps if step.action == "conflict"]:
             lines = "; ".join(f"{step.resource}: {step.description}" for step in wrong)
-            raise OutputError(f"nothing was made, since {lines}")
+            raise OutputError(f"nothing was created because of conflicts: {lines}")
         for number, step in enumerate(steps):
             if step.action != "keep":
                 progress.now(f"{number + 1} of {len(steps)}: {step.resource}")
@@ -59,34 +83,34 @@ def set_up(resources: Sequence[Resource], kinds: Kinds, progress: Progress) -> l
 
 
 def _parts(resources: Sequence[Resource]) -> tuple[list[Resource], list[Resource]]:
-    """A declaration -> APIs, and all else."""
+    """Split a declaration into the APIs and the other resources."""
     apis = [resource for resource in resources if resource.kind == "service"]
     return apis, [resource for resource in resources if resource.kind != "service"]
 
 
 def _take(step: Step, kinds: Kinds, patient: Patient, done: list[Step]) -> None:
-    """A step -> taken. Raises OutputError that says how far it went."""
+    """Carry out a step. If it fails, raise an error that says how many steps are done."""
     resource, kind = step.resource, kinds[step.resource.kind]
     names = [difference.name for difference in step.differences]
     try:
-        with resource_errors(f"{resource} cannot be made", kind.role):
+        with resource_errors(f"cannot {step.action} {resource}", kind.role):
             if step.action == "change":
                 _change(resource, names, kind)
                 return
             try:
                 patient(functools.partial(kind.create, resource))
             except exceptions.Conflict:
-                # Somebody else made it a moment ago; of the same form, or not.
+                # Someone else created it a moment ago, possibly with other properties.
                 found = kind.look(resource)
                 if found is None or make_step(resource, found, kind.repairs).action != "keep":
                     raise
     except MillraceError as error:
-        far = f"{len(done)} steps are done" if done else "nothing was done before"
-        raise type(error)(f"{error}; {far}: run it again to go on") from error
+        far = f"changes made so far: {len(done) or 'none'}"
+        raise type(error)(f"{error}; {far}; run setup again to continue") from error
 
 
 def _change(resource: Resource, names: Sequence[str], kind: Kind) -> None:
-    """A resource, properties that differ -> they are as they shall be."""
+    """Set the labels and properties that differ."""
     labels = {
         name.removeprefix(LABEL): resource.properties[name]
         for name in names
@@ -104,7 +128,7 @@ def _at_once(call: Callable[[], Any]) -> Any:
 
 
 def _until_enabled(call: Callable[[], Any]) -> Any:
-    """A call -> its answer, when the API is known to be enabled everywhere."""
+    """Retry a call until all of Google's servers know that its API is enabled."""
 
     def is_early(error: Exception) -> bool:
         return is_disabled(error) or is_disabled(error.__cause__ or error)

@@ -1,4 +1,4 @@
-"""What there is, what waits, what runs, and what somebody should look at."""
+"""Reports resources, waiting messages and jobs, with warnings about what needs attention."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _METRIC = "pubsub.googleapis.com/subscription/"
 
 @dataclass(frozen=True)
 class Backlog:
-    """Of a subscription: messages that were not acknowledged, and the age of the oldest."""
+    """The unacknowledged messages of a subscription, None if unknown."""
 
     messages: int | None = None
     oldest_seconds: int | None = None
@@ -35,9 +35,15 @@ class Backlog:
 
 @dataclass(kw_only=True)
 class Status:
-    """All of it. missing: what was asked for and could not be looked at, with the reason.
+    """What `look` found.
 
-    unseen: regions whose jobs could not be listed.
+    Attributes:
+        found: Each declared resource, and the resource as it exists.
+        backlogs: The backlog of each subscription, by name.
+        jobs: The active jobs, and what each has used.
+        lonely: The names of the topics without a subscription.
+        unseen: The regions whose jobs could not be listed.
+        missing: Messages about what could not be inspected.
     """
 
     found: list[tuple[Resource, Found | None]] = field(default_factory=list)
@@ -48,23 +54,27 @@ class Status:
     missing: list[str] = field(default_factory=list)
 
     def warnings(self, now: datetime, max_age: timedelta) -> list[str]:
-        """The present, how old a job may be -> what somebody should look at. Pure."""
+        """Return a line for everything that needs attention.
+
+        Args:
+            now: The current time.
+            max_age: The age above which a job is reported.
+        """
         return [
             *(
-                f"job {job.name} has been there for {days(job.age(now))}, more than "
-                f"{days(max_age)}: stop it with `{as_typed('resources')} cleanup --kinds job` if "
-                "nobody needs it"
+                f"job {job.name} is {days(job.age(now))} old, more than {days(max_age)}: if you no "
+                f"longer need it, stop it with `{as_typed('resources')} cleanup --kinds job`"
                 for job in self.jobs
                 if job.age(now) > max_age
             ),
             *shared(list(self.jobs)),
-            *((f"{not_listed(self.unseen)}: there may be more",) if self.unseen else ()),
+            *((f"{not_listed(self.unseen)}: more jobs may run there",) if self.unseen else ()),
             *(f"topic {name} has no subscription: its messages are lost" for name in self.lonely),
         ]
 
 
 def shared(jobs: Sequence[PipelineJob]) -> Iterator[str]:
-    """Jobs -> a warning for each subscription that several read."""
+    """Yield a warning for each subscription that several jobs read."""
     readers: dict[str, list[str]] = defaultdict(list)
     for job in jobs:
         for subscription in set(job.subscriptions):
@@ -72,21 +82,30 @@ def shared(jobs: Sequence[PipelineJob]) -> Iterator[str]:
     for subscription, names in readers.items():
         if len(names) > 1:
             yield (
-                f"jobs {' and '.join(sorted(names))} read {subscription}: each gets a part of "
-                "the messages"
+                f"jobs {' and '.join(sorted(names))} read {subscription}: each receives only part "
+                "of the messages"
             )
 
 
 def look(
     resources: Sequence[Resource], kinds: Kinds, jobs: PipelineJobs | None, progress: Progress
 ) -> Status:
-    """A declaration, the jobs if they are to be looked at -> Status.
+    """Inspect resources, messages and jobs.
 
-    What cannot be looked at is told in `missing`. Raises CredentialsError.
+    What cannot be inspected is reported in `Status.missing`.
+
+    Args:
+        resources: The declaration.
+        kinds: The kinds that reach the resources.
+        jobs: The jobs of the configuration, None to leave them out.
+        progress: Shows what is being inspected.
+
+    Raises:
+        CredentialsError: The credentials are missing or invalid.
     """
     status, looked = Status(), Looked()
     for number, resource in enumerate(resources):
-        progress.now(f"looking at {number + 1} of {len(resources)}: {resource}")
+        progress.now(f"inspecting {number + 1} of {len(resources)}: {resource}")
         try:
             look_at_one(resource, kinds, looked)
             status.found.append((resource, looked[resource.key]))
@@ -96,9 +115,9 @@ def look(
             status.missing.append(str(error))
     _look_at_messages(status, kinds, progress)
     if jobs is not None:
-        progress.now("looking at jobs")
+        progress.now("inspecting jobs")
         try:
-            with resource_errors("jobs cannot be looked at", JOBS_ROLE):
+            with resource_errors("cannot inspect jobs", JOBS_ROLE):
                 running, status.unseen = jobs.seen()
                 for job in running:
                     status.jobs[job] = jobs.usage(job)
@@ -111,29 +130,40 @@ def look(
 
 
 def _look_at_messages(status: Status, kinds: Kinds, progress: Progress) -> None:
-    """Fills in what subscriptions hold, and which topics have none."""
+    """Fill in the backlogs of subscriptions, and the topics without a subscription."""
     there = {r.name: r.kind for r, found in status.found if found is not None}
     subscriptions = [name for name, kind in there.items() if kind == "subscription"]
     topics = [r for r, found in status.found if r.kind == "topic" and found is not None]
     try:
         for topic in topics:
             kind = kinds["topic"]
-            with resource_errors(f"{topic} cannot be looked at", kind.role):
+            with resource_errors(f"cannot inspect {topic}", kind.role):
                 if isinstance(kind, Topics) and not kind.subscriptions(topic):
                     status.lonely.append(topic.name)
         if subscriptions:
-            progress.now("looking at messages")
+            progress.now("inspecting messages")
             with resource_errors(
-                "the backlog of subscriptions cannot be read", "roles/monitoring.viewer"
+                "cannot read the backlog of subscriptions", "roles/monitoring.viewer"
             ):
                 status.backlogs = backlogs(kinds["subscription"].cloud, subscriptions)
     except MillraceError as error:
-        # Whoever has no right to see metrics may see all the rest.
+        # An account that may not read metrics can still see everything else.
         status.missing.append(str(error))
 
 
 def backlogs(cloud: Cloud, subscriptions: Sequence[str]) -> dict[str, Backlog]:
-    """Full names -> the backlog of each, by Cloud Monitoring. Raises GoogleAPIError."""
+    """Return the backlogs of subscriptions, as reported by Cloud Monitoring.
+
+    Args:
+        cloud: The clients of the project.
+        subscriptions: The full names of the subscriptions.
+
+    Returns:
+        The backlog of each subscription, by full name.
+
+    Raises:
+        GoogleAPIError: Cloud Monitoring refuses the request or fails.
+    """
     messages = _latest(cloud, "num_undelivered_messages")
     oldest = _latest(cloud, "oldest_unacked_message_age")
     return {
@@ -144,13 +174,19 @@ def backlogs(cloud: Cloud, subscriptions: Sequence[str]) -> dict[str, Backlog]:
 
 
 def _latest(cloud: Cloud, metric: str) -> dict[str, int]:
-    """A metric of Pub/Sub -> its last value by the subscription's id."""
+    """Return the latest value of a metric of Pub/Sub, by the id of the subscription."""
     found = latest(cloud, cloud.project, f"{_METRIC}{metric}")
     return {value.resource["subscription_id"]: int(value.number) for value in found}
 
 
 def as_text(status: Status, now: datetime, max_age: timedelta) -> str:
-    """A status -> the page that people read."""
+    """Return the status as text for the user.
+
+    Args:
+        status: The result of `look`.
+        now: The current time.
+        max_age: The age above which a job is reported.
+    """
     parts = [aligned([_row(resource, found, status) for resource, found in status.found])]
     if status.jobs:
         rows = [("job", "state", "age", "cost so far, estimated")]
@@ -164,7 +200,8 @@ def as_text(status: Status, now: datetime, max_age: timedelta) -> str:
 
 def _row(resource: Resource, found: Found | None, status: Status) -> tuple[str, ...]:
     if found is None:
-        return ("missing" if not resource.on_demand else "none", resource.kind, resource.name, "")
+        word = "not created" if resource.on_demand else "missing"
+        return (word, resource.kind, resource.name, "")
     details = [found.details]
     if resource.kind == "table":
         details.append(f"{found.rows:,} rows, {in_bytes(found.size)}")
@@ -174,26 +211,32 @@ def _row(resource: Resource, found: Found | None, status: Status) -> tuple[str, 
     if backlog is not None and backlog.messages is not None:
         age = days(timedelta(seconds=backlog.oldest_seconds or 0))
         oldest = f", the oldest {age} old" if backlog.messages else ""
-        details.append(f"{backlog.messages:,} messages wait{oldest}")
+        details.append(f"{backlog.messages:,} waiting messages{oldest}")
     details.append(_whose(resource, found))
-    return ("there", resource.kind, resource.name, ", ".join(filter(None, details)))
+    return ("exists", resource.kind, resource.name, ", ".join(filter(None, details)))
 
 
 def _whose(resource: Resource, found: Found) -> str:
-    """A resource that is there -> whose it is, where it is not this configuration's alone."""
+    """Return whom a resource belongs to, empty if only this configuration uses it."""
     if resource.kind not in LABELLED:
         return ""
     if not found.ours:
-        return "lacks our label"
+        return "lacks the label created_by=millrace"
     if not found.configs:
-        return "made by an earlier version: setup labels it"
+        return "created by an earlier version: run setup to label it"
     own = {key for key in resource.properties if key.startswith(LABEL)}
     others = sorted(n for n in found.configs if f"{LABEL}{config_label(n)}" not in own)
     return f"used by configuration {', '.join(others)}" if others else ""
 
 
 def as_json(status: Status, now: datetime, max_age: timedelta) -> dict[str, Any]:
-    """A status -> the same for programs."""
+    """Return the status as a JSON object.
+
+    Args:
+        status: The result of `look`.
+        now: The current time.
+        max_age: The age above which a job is reported.
+    """
 
     def described(resource: Resource, found: Found | None) -> Mapping[str, Any]:
         backlog = status.backlogs.get(resource.name)
@@ -225,7 +268,7 @@ def as_json(status: Status, now: datetime, max_age: timedelta) -> dict[str, Any]
 
 
 def days(age: timedelta) -> str:
-    """An age -> a text in the unit that fits."""
+    """Return an age as text, in the largest unit with a value of at least two."""
     seconds = age.total_seconds()
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:

@@ -1,4 +1,4 @@
-"""Which jobs a cleanup stops, why it leaves the others alone, and how it stops them."""
+"""Decides which jobs a cleanup stops and why it keeps the others, and stops them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,20 @@ from resources.kinds.base import resource_errors
 from resources.outcome import Outcome
 from resources.progress import Progress
 
-# Kind and name of what a job uses -> the configurations whose labels it carries.
+# Returns the configurations whose labels a resource carries, given its kind and name.
 Configs = Callable[[str, str], frozenset[str]]
 _DEFAULT_PREFIX = Config.job_prefix
 
 
 @dataclass(frozen=True)
 class Stop:
-    """A job that runs, and what becomes of it. reason: why it is kept."""
+    """A running job, and what happens to it.
+
+    Attributes:
+        job: The job.
+        action: What happens to it.
+        reason: Why it is kept, empty if it is stopped.
+    """
 
     job: PipelineJob
     action: Literal["drain", "cancel", "keep"]
@@ -29,15 +35,22 @@ class Stop:
 
     @property
     def description(self) -> str:
-        """Its state, or why it is kept."""
+        """Why the job is kept, or else its state, for the user."""
         return self.reason or self.job.state
 
 
 def belongs(job: PipelineJob, config: Config, configs: Configs) -> bool | None:
-    """A job with our names -> whether it is this configuration's; None where nothing tells.
+    """Return whether a job belongs to a configuration, None if that is unknown.
 
-    Its own labels tell first, then those of the subscriptions that it reads and of the buckets that
-    it stages in. Where there are none, a prefix of the configuration's own tells.
+    The job's own labels decide first. If it has none, the labels of the subscriptions that it reads
+    and of the buckets that it stages files in decide, unless they name other configurations, too.
+    If they have none, the job belongs to the configuration if the configuration has a job prefix
+    other than the default.
+
+    Args:
+        job: A job whose name matches a pipeline.
+        config: The configuration.
+        configs: Returns the configurations whose labels a resource carries.
     """
     if job.configs:
         return config.name in job.configs
@@ -62,15 +75,28 @@ def choose_jobs(
     *,
     cancel: bool,
 ) -> list[Stop]:
-    """Jobs that run, whose they are by id, what a user chose -> what becomes of those he means.
+    """Decide what happens to each selected job.
 
-    names: with wildcards; none for all. Pure. Raises UsageError for a name that no job has.
+    Args:
+        jobs: The running jobs.
+        whose: Whether each job belongs to this configuration, by id, None if unknown.
+        pipelines: The selected pipelines.
+        names: Names or patterns of jobs. Empty for all jobs.
+        cancel: Whether to cancel streaming jobs instead of draining them.
+
+    Returns:
+        The decisions about the selected jobs.
+
+    Raises:
+        UsageError: A name without wildcards is not the name of a running job.
     """
     named = {job.name for job in jobs if job.pipeline is not None}
     for name in names:
         if not _is_pattern(name) and name not in named:
-            running = f"running: {', '.join(sorted(named))}" if named else "none of ours runs"
-            raise UsageError(f"--jobs {name}: no such job runs{suggest(name, named)}: {running}")
+            running = f"running jobs: {', '.join(sorted(named)) or 'none'}"
+            raise UsageError(
+                f"--jobs {name}: no such job is running{suggest(name, named)}; {running}"
+            )
     return [
         _stop(job, whose[job.ident], cancel=cancel, by_name=job.name in names)
         for job in jobs
@@ -99,17 +125,24 @@ def _stop(job: PipelineJob, ours: bool | None, *, cancel: bool, by_name: bool) -
 def used_by(
     running: Sequence[PipelineJob], whose: Mapping[str, bool | None], stopping: Collection[str]
 ) -> dict[str, tuple[PipelineJob, bool]]:
-    """Jobs that run, whose they are, ids of those that are stopped -> who uses what.
+    """Return which jobs keep which resources.
 
-    By pipeline and by name of a subscription or an account. With each job whether it may be of
-    another configuration, so that what it uses is kept and nothing went wrong.
+    Args:
+        running: The running jobs.
+        whose: Whether each job belongs to this configuration, by id, None if unknown.
+        stopping: The ids of the jobs that will be stopped.
+
+    Returns:
+        By pipeline, and by name of a subscription or an account: a job that uses it, and whether
+        the job may belong to another configuration. If so, keeping the resource is not an error.
     """
     found: dict[str, tuple[PipelineJob, bool]] = {}
     for job in running:
         if job.ident in stopping:
             continue
         ours = whose.get(job.ident)
-        # Of another configuration's job only what it is known to use is in use.
+        # The job of another configuration keeps only what it is known to use, not everything that
+        # its pipeline needs.
         pipeline = None if ours is False else job.pipeline
         for used in (pipeline, *job.subscriptions, job.account):
             if used:
@@ -120,14 +153,25 @@ def used_by(
 def stop_jobs(
     stops: Sequence[Stop], jobs: PipelineJobs, seconds: float, cancel: bool, progress: Progress
 ) -> Outcome:
-    """Jobs -> they have ended, as far as they did in time."""
+    """Stop jobs and wait until they have ended.
+
+    Args:
+        stops: The decisions of `choose_jobs`.
+        jobs: The jobs of the configuration.
+        seconds: How long to wait.
+        cancel: Whether to cancel streaming jobs instead of draining them.
+        progress: Receives a line for each job that is stopping, and for each that has ended.
+
+    Returns:
+        Which jobs ended and which were kept, and what failed.
+    """
     outcome, asked = Outcome(), list[PipelineJob]()
     for stop in stops:
         if stop.action == "keep":
             outcome.kept.append(f"job {stop.job.name}: {stop.reason}")
             continue
         try:
-            with resource_errors(f"job {stop.job.name} cannot be stopped", ROLE):
+            with resource_errors(f"cannot stop job {stop.job.name}", ROLE):
                 how = jobs.stop(stop.job, cancel=cancel)
         except MillraceError as error:
             outcome.errors.append(str(error))
@@ -139,7 +183,7 @@ def stop_jobs(
         progress.now("waiting for " + ", ".join(f"{name} ({s})" for name, s in states.items()))
 
     try:
-        with resource_errors("jobs cannot be looked at", ROLE):
+        with resource_errors("cannot inspect jobs", ROLE):
             left = {job.ident for job in (jobs.wait(asked, seconds, report) if asked else [])}
     except MillraceError as error:
         outcome.errors.append(str(error))
@@ -147,7 +191,8 @@ def stop_jobs(
     for job in asked:
         if job.ident in left:
             outcome.errors.append(
-                f"job {job.name} has not ended in {_length(seconds)}: run it again, or say --cancel"
+                f"job {job.name} did not end within {_length(seconds)}: run the command again, or "
+                "pass --cancel"
             )
         else:
             outcome.done.append(f"job {job.name}")

@@ -1,4 +1,4 @@
-"""A project of its own names on the emulators and the stand-in, for tests of resources."""
+"""A project with its own names on the emulators and the stand-in, for tests of resources."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -26,7 +26,12 @@ SMALL, VERTEX = ("stream_local",), ("stream_vertex",)
 
 
 class SilentDataflow(Dataflow):
-    """silent: a region that does not answer to so many lists of jobs."""
+    """Dataflow in which one region is missing from the first lists of jobs.
+
+    Attributes:
+        silent: The region.
+        times: The number of lists that the region is missing from.
+    """
 
     silent, times = "", 0
 
@@ -41,7 +46,7 @@ class SilentDataflow(Dataflow):
 
 @dataclass
 class World:
-    """A project of its own names on servers that tests share."""
+    """A project with its own names on servers that several tests share."""
 
     name: str
     folder: Path
@@ -64,7 +69,7 @@ class World:
     def config(self) -> dict[str, Any]:
         return {
             "project": PROJECT,
-            # What the emulator says of all buckets.
+            # The emulator reports this location for every bucket.
             "location": "us",
             "bucket": f"{self.name}-bucket",
             "dataset": self.name,
@@ -76,7 +81,7 @@ class World:
         }
 
     def run(self, *argv: str) -> tuple[int, str, str]:
-        """Arguments -> exit code, output, errors."""
+        """Run the command and return its exit code, standard output and standard error."""
         path = self.folder / "millrace.toml"
         lines = [f"{key} = {_toml(value)}" for key, value in self.config.items()]
         path.write_text("\n".join(lines))
@@ -85,17 +90,17 @@ class World:
         command, *rest = argv
         common = ("--config", str(path), "--api_endpoints", places, "--retry_seconds", "5")
         code = main([command, *common, *rest])
-        told = self.capsys.readouterr()
-        return code, told.out, told.err
+        printed = self.capsys.readouterr()
+        return code, printed.out, printed.err
 
     def fine(self, *argv: str) -> str:
-        """Arguments of a run that ends well -> its output."""
+        """Run the command, check that it succeeds, and return its output."""
         code, out, err = self.run(*argv)
         assert (code, err) == (0, ""), err
         return out
 
     def plan(self) -> dict[str, str]:
-        """Nothing -> the action for each resource that is not as it shall be."""
+        """Return the action of plan for each resource that is not up to date."""
         code, out, err = self.run("plan", "--json")
         assert not err
         steps = {f"{s['kind']} {s['name']}": s["action"] for s in json.loads(out)}
@@ -114,7 +119,7 @@ def _toml(value: Any) -> str:
 def worlds(
     servers: LocalCloud, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Callable[..., World]]:
-    """Emulators that keep labels, a folder -> a function: a world's name, its pipelines -> it."""
+    """Start the stand-in beside emulators that keep labels, and yield a maker of worlds."""
     iam, usage, dataflow = IAM(), ServiceUsage(polls=0), SilentDataflow(polls=0)
     monitoring, vertex = Monitoring(), VertexAI(polls=0)
     manager = ResourceManager(PROJECT, accounts=iam)

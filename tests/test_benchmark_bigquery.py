@@ -1,4 +1,4 @@
-"""The BigQuery benchmarks: replaying, the gates, and that every contestant passes them."""
+"""Tests the BigQuery benchmarks: replays, gates, and that every contestant passes the gates."""
 
 import json
 import sys
@@ -36,7 +36,7 @@ ROWS = 300
 
 
 def recorded(stream_rows: tuple[int, ...]) -> Recording:
-    """Rows of each stream -> a recording as of a table of transactions, a response a stream."""
+    """Return a recording of a table of transactions, with one response per stream."""
     names = [ID_COLUMN, *FEATURES]
     batch = next(generate(sum(stream_rows), seed=1)).select(names)
     schema = types.ArrowSchema(serialized_schema=batch.schema.serialize().to_pybytes())
@@ -75,14 +75,14 @@ def rows_of(recording: Recording) -> pa.Table:
     )
 
 
-def test_a_recording_is_saved_and_loaded_whole(tmp_path: Path) -> None:
+def test_a_recording_is_saved_and_loaded_completely(tmp_path: Path) -> None:
     recording = recorded((20, 30))
     recording.save(tmp_path / "new")
     assert Recording.load(tmp_path / "new") == recording
     assert (recording.rows, recording.response_rows) == (50, 30)
 
 
-def test_a_replay_names_its_streams_as_often_as_it_is_to_be_read() -> None:
+def test_a_replay_lists_its_streams_as_many_times_as_requested() -> None:
     client = ReplayingClient(recorded((20, 30)), times=2)
     session = client.create_read_session(parent="projects/p")
     assert [stream.name for stream in session.streams] == ["s0", "s1", "s0", "s1"]
@@ -111,7 +111,7 @@ def test_cut_responses_hold_the_same_rows_in_small_compressed_batches() -> None:
 
 @pytest.fixture
 def beam_unpatched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the benchmark replaces in Beam is put back after the test."""
+    """Restore what the benchmark replaces in Beam after the test."""
     for owner, name in (
         (beam_bigquery.bq_storage, "BigQueryReadClient"),
         (beam_bigquery._CustomBigQueryStorageSource, "_get_table_size"),
@@ -164,8 +164,10 @@ def test_the_gate_of_reading_detects_each_kind_of_fault() -> None:
         "doubled": (twice, matrix),
         "doubles": (ids, matrix.astype(np.float64)),
     }
-    told = {name: bigquery_read.find_faults(rows, expected_rows()) for name, rows in found.items()}
-    assert told == {
+    faults = {
+        name: bigquery_read.find_faults(rows, expected_rows()) for name, rows in found.items()
+    }
+    assert faults == {
         "none": [],
         "one value": ["values differ: 1 rows, the first is b"],
         "swapped": ["values differ: 2 rows, the first is a"],
@@ -205,7 +207,7 @@ def test_the_gate_of_writing_detects_each_kind_of_fault() -> None:
     assert narrower.startswith("expected the columns row_id: string\nscore: double")
 
 
-def test_batches_to_write_are_as_large_as_those_that_the_model_answers() -> None:
+def test_batches_to_write_are_as_large_as_those_of_the_model() -> None:
     assert bigquery_sinks.BATCH_ROWS == BATCH_ROWS
     assert [batch.num_rows for batch in output_rows(BATCH_ROWS + 5)] == [BATCH_ROWS, 5]
 
@@ -217,14 +219,18 @@ def test_rows_of_beam_are_read_back_with_their_times() -> None:
     assert from_dicts(rows, table_schema(batches)).equals(table_rows(batches))
 
 
-def told(rows: int) -> list[str]:
-    """A number of rows -> the command of a contestant that tells of them."""
+def reporting(rows: int) -> list[str]:
+    """Return the command of a contestant that reports a number of rows."""
     report = {"rows": rows, "run_seconds": 2.0, "run_cpu_seconds": 1.0}
     return [sys.executable, "-c", f"print({json.dumps(json.dumps(report))})"]
 
 
 def test_contestants_take_turns_and_their_costs_are_per_row() -> None:
-    commands = {"ours": told(1_000_000), "theirs": told(20_000), "others": told(50_000)}
+    commands = {
+        "ours": reporting(1_000_000),
+        "theirs": reporting(20_000),
+        "others": reporting(50_000),
+    }
     rows = {"ours": 1_000_000, "theirs": 20_000, "others": 50_000}
     measured = take_turns(commands, rows, rounds=2)
     found = costs(measured)
@@ -235,8 +241,8 @@ def test_contestants_take_turns_and_their_costs_are_per_row() -> None:
 
 
 def test_a_contestant_that_loses_rows_ends_the_benchmark() -> None:
-    with pytest.raises(ContestantError, match="ours did 9 rows of 10"):
-        take_turns({"ours": told(9)}, {"ours": 10}, rounds=1)
+    with pytest.raises(ContestantError, match="ours processed 9 rows of 10"):
+        take_turns({"ours": reporting(9)}, {"ours": 10}, rounds=1)
 
 
 def test_a_report_of_rows_is_read_back(capsys: pytest.CaptureFixture[str]) -> None:
@@ -244,7 +250,7 @@ def test_a_report_of_rows_is_read_back(capsys: pytest.CaptureFixture[str]) -> No
     assert read_report(capsys.readouterr().out) == Report(7, 2.5, 1.5)
 
 
-def test_a_timed_run_tells_how_many_rows_it_scored(example: Path, tmp_path: Path) -> None:
+def test_a_timed_run_returns_how_many_rows_it_scored(example: Path, tmp_path: Path) -> None:
     flags = {
         "input_files": example / "transactions.parquet",
         "model": example / "model",
@@ -271,7 +277,7 @@ def test_the_table_to_table_command_names_every_flag_once() -> None:
     assert len(set(flags)) == len(flags)
 
 
-def test_a_summary_of_runs_holds_the_highest_peak_against_the_target() -> None:
+def test_a_summary_of_runs_compares_the_highest_peak_with_the_target() -> None:
     def outcome(peak_bytes: int) -> bigquery_table.Outcome:
         measured = Measured(
             process_seconds=9.0,

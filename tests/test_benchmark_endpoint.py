@@ -1,4 +1,4 @@
-"""The benchmark of endpoint clients: both predict as the model, and a wrong one is found out."""
+"""Tests that both endpoint clients predict like the model, and that a wrong one is detected."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +20,7 @@ def served(example: Path) -> Iterator[Running]:
 
 
 @pytest.mark.parametrize("name", CONTESTANTS)
-def test_each_client_predicts_as_the_model_does(served: Running, example: Path, name: str) -> None:
+def test_each_client_predicts_like_the_model(served: Running, example: Path, name: str) -> None:
     ask = CONTESTANTS[name](f"{served.server.url}/predict", example / "model", 50, 2)
     assert find_fault(ask, example / "model") == ""
     before = served.client.metric("millrace_rows_total")
@@ -29,7 +29,7 @@ def test_each_client_predicts_as_the_model_does(served: Running, example: Path, 
     assert set(figures) == {"rows", "wall_seconds", "cpu_seconds"}
 
 
-def test_wrong_predictions_are_found_out(example: Path) -> None:
+def test_wrong_predictions_are_detected(example: Path) -> None:
     def wrong(instances: list[Any]) -> list[Any]:
         return [{"anomaly_score": 1.0, "encoded": [0.0] * 4} for _ in instances]
 

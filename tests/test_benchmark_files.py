@@ -1,4 +1,4 @@
-"""The pure parts of the file benchmark: its gate, its statistics, its reading of reports."""
+"""Tests the file benchmark: its gate, its statistics and its reports."""
 
 import sys
 from dataclasses import replace
@@ -113,13 +113,13 @@ def test_plain_loop_passes_the_gate(tmp_path: Path, torchscript: Path) -> None:
     assert find_faults(read_scores(tmp_path / "out"), reference(data, torchscript)) == []
 
 
-def test_two_outputs_leave_out_the_work_for_the_others(torchscript: Path) -> None:
+def test_a_model_with_two_outputs_does_not_compute_the_others(torchscript: Path) -> None:
     model = load_two_outputs(torchscript)
     assert "log1p" in str(torch.jit.load(str(torchscript)).inlined_graph)
     assert "log1p" not in str(model.inlined_graph)
 
 
-def test_plain_loop_refuses_rows_that_are_not_finite() -> None:
+def test_plain_loop_refuses_rows_with_values_that_are_not_finite() -> None:
     (sound,) = generate(100, seed=1)
     assert to_matrix(sound).shape == (100, len(FEATURES))
     for row in range(3):
@@ -136,7 +136,7 @@ def test_plain_loop_refuses_rows_that_are_not_finite() -> None:
         ({"row_id": pa.array([None], pa.string())}, "nulls"),
     ],
 )
-def test_scores_of_another_shape_are_refused(
+def test_scores_of_another_form_are_refused(
     tmp_path: Path, columns: dict[str, pa.Array], message: str
 ) -> None:
     good = {
@@ -156,7 +156,7 @@ def test_an_empty_output_is_refused(tmp_path: Path) -> None:
         read_scores(tmp_path)
 
 
-def test_spread_is_minimum_median_maximum() -> None:
+def test_spread_is_minimum_median_and_maximum() -> None:
     assert spread([3.0, 1.0, 2.0]) == {"min": 1.0, "median": 2.0, "max": 3.0}
     assert spread([1.0, 2.0]) == {"min": 1.0, "median": 1.5, "max": 2.0}
 
@@ -179,7 +179,7 @@ def rounds() -> dict[str, list[Measured]]:
     }
 
 
-def test_summary_takes_rates_costs_and_ratios_of_medians() -> None:
+def test_summary_has_rates_costs_and_ratios_of_medians() -> None:
     summary = summarise(rounds())
     ours = summary["contestants"]["millrace"]
     assert ours["rows_per_second"] == {"min": 5e5, "median": 1e6, "max": 2e6}
@@ -205,19 +205,21 @@ def test_a_report_is_the_last_line() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "noise", "{}", "[1]"])
-def test_what_is_no_report_is_refused(text: str) -> None:
+def test_output_without_a_report_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="expected a report"):
         read_report(text)
 
 
-def test_our_command_names_every_flag_once() -> None:
+def test_the_command_of_millrace_names_every_flag_once() -> None:
     flags = command_line(Task(Path("in.parquet"), Path("out"), Path("model")))
     names = flags[::2]
     assert all(name.startswith("--") for name in names)
     assert len(set(names)) == len(names)
 
 
-def test_our_contestant_tells_how_many_rows_it_wrote(example: Path, tmp_path: Path) -> None:
+def test_the_contestant_millrace_reports_how_many_rows_it_wrote(
+    example: Path, tmp_path: Path
+) -> None:
     rows = tmp_path / "rows.parquet"
     write_parquet(rows, 300, seed=4)
     command = [sys.executable, "-m", "benchmarks.files.millrace", "--input", str(rows)]
@@ -225,7 +227,7 @@ def test_our_contestant_tells_how_many_rows_it_wrote(example: Path, tmp_path: Pa
     assert measure(command).report.rows == 300
 
 
-def test_results_tell_versions_and_machine() -> None:
+def test_results_contain_versions_and_machine() -> None:
     assert versions()["torch"].startswith(torch.__version__.split("+")[0])
     assert describe_machine()["cores"] >= 1  # type: ignore[operator]
 

@@ -1,4 +1,4 @@
-"""What the benchmark of kills counts, and that its processes are killed as they should be."""
+"""Tests what the benchmark of kills counts, and that it kills its processes."""
 
 import signal
 from pathlib import Path
@@ -10,7 +10,7 @@ from benchmarks.kills.runs import METHOD, SHARES
 from benchmarks.kills.tally import Tally, as_table
 
 
-def test_a_row_that_is_missing_is_lost_and_one_that_is_there_twice_or_unasked_is_doubled() -> None:
+def test_a_missing_row_is_lost_and_a_repeated_or_unknown_row_is_doubled() -> None:
     tally = Tally()
     tally.count_rows(["a", "b", "c"], ["a", "c", "c", "x"])
     assert (tally.lost, tally.doubled, tally.faults) == (1, 2, 3)
@@ -18,7 +18,7 @@ def test_a_row_that_is_missing_is_lost_and_one_that_is_there_twice_or_unasked_is
     assert tally.faults == 3
 
 
-def test_what_a_stream_delivers_again_is_no_fault() -> None:
+def test_a_repeated_delivery_of_a_stream_is_not_a_fault() -> None:
     assert Tally(kills=3, ended=1, committed=2, again=7).faults == 0
     assert Tally(gone=1).faults == 1
 
@@ -32,12 +32,14 @@ def test_the_table_has_a_line_for_each_scenario_and_their_sum() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_an_attempt_prints_into_its_log_and_has_the_commands_exit_code(tmp_path: Path) -> None:
+def test_an_attempt_prints_to_its_log_and_ends_with_the_exit_code_of_the_command(
+    tmp_path: Path,
+) -> None:
     attempt = Attempt("batch_local", ["--modle", "m"], tmp_path / "log")
     assert attempt.wait() == 2
     assert "--modle" in (tmp_path / "log").read_text()
     assert not attempt.kill()
-    with pytest.raises(RuntimeError, match="ended with 2: error: "):
+    with pytest.raises(RuntimeError, match="ended with exit code 2: error: "):
         attempt.finish()
 
 

@@ -1,4 +1,4 @@
-"""The benchmark of Predict measures Predict: every row passes, the model does next to nothing."""
+"""Tests that the benchmark of Predict scores every row with a model that computes nothing."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def first_column_is_kept(batch: pa.RecordBatch) -> bool:
     return bool(np.array_equal(answer, struct_columns(batch, SOURCE)["Time"]))
 
 
-def test_all_rows_pass_and_the_answer_is_the_first_column(tmp_path: Path) -> None:
+def test_all_rows_pass_and_the_output_is_the_first_column(tmp_path: Path) -> None:
     manifest = cheap_model(tmp_path)
     with beam.Pipeline("FnApiRunner") as pipeline:
         source = typed(pipeline | beam.Create([0]) | beam.FlatMap(batches, 3))

@@ -1,4 +1,4 @@
-"""The benchmark of servers finds a wrong one, and its load is what a server sees."""
+"""Tests that the benchmark of servers detects a wrong one and counts the responses correctly."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ def served(example: Path) -> Iterator[Running]:
         yield server
 
 
-def test_our_server_passes_the_gate_and_a_wrong_one_does_not(
+def test_the_server_of_millrace_passes_the_gate_and_a_wrong_one_does_not(
     served: Running, example: Path
 ) -> None:
     assert find_fault(f"{served.server.url}/predict", example) == ""
@@ -39,7 +39,9 @@ def test_our_server_passes_the_gate_and_a_wrong_one_does_not(
         assert find_fault(endpoint.predict_url, example).startswith("anomaly_score differs")
 
 
-def test_the_minimal_app_predicts_as_our_server(served: Running, example: Path) -> None:
+def test_the_minimal_app_predicts_like_the_server_of_millrace(
+    served: Running, example: Path
+) -> None:
     body = body_of(3)
     app = make_app(str(example / "model" / "model.pt"))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None))
@@ -57,11 +59,11 @@ def test_the_minimal_app_predicts_as_our_server(served: Running, example: Path) 
         assert_predictions(our, their)
 
 
-def test_the_load_counts_what_the_server_answered() -> None:
+def test_the_load_generator_counts_the_responses_of_the_server() -> None:
     with faulty_endpoint(lambda rows: rows, in_turn(None, SERVER_ERROR)) as endpoint:
         load = asyncio.run(run(endpoint.predict_url, body_of(2), 2, 0.2, 0.0))
         answered = endpoint.statuses
-        # What is answered after the end is not counted.
+        # Responses after the end are not counted.
         assert 0 < load.statuses["200"] <= answered[200] <= load.statuses["200"] + 2
         assert load.statuses["500"] == answered[500] == 1
         assert len(load.latencies) == load.statuses.total()

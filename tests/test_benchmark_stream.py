@@ -1,4 +1,4 @@
-"""What the benchmarks of streams work out of what they saw."""
+"""Tests the figures that the stream benchmarks compute."""
 
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,18 @@ from model_handlers.package import read_manifest
 from transforms.messages.decode import decode_messages
 
 
-def test_when_messages_are_sent_is_fixed_beforehand_and_of_the_rate() -> None:
+def test_the_schedule_depends_only_on_the_seed_and_has_the_rate() -> None:
     times = schedule(50, 60, seed=1)
     assert times.tolist() == schedule(50, 60, seed=1).tolist()
     assert times.tolist() != schedule(50, 60, seed=2).tolist()
     assert (np.diff(times) > 0).all()
     assert 0 < times[0] < times[-1] < 60
-    # Of a Poisson process: mean and standard deviation of the gaps are the same.
+    # In a Poisson process, the gaps have equal mean and standard deviation.
     assert len(times) == pytest.approx(3_000, rel=0.1)
     assert np.diff(times).std() == pytest.approx(1 / 50, rel=0.1)
 
 
-def test_latency_is_from_the_time_intended_and_what_is_lost_or_doubled_is_told() -> None:
+def test_latency_starts_at_the_intended_time_and_lost_and_doubled_results_are_counted() -> None:
     due = np.array([10.0, 11.0, 12.0, 13.0])
     sent = due + 0.25
     arrivals = Arrivals(np.array([1, 0, 1, 3]), np.array([11.5, 11.75, 14.0, 13.5]))
@@ -38,19 +38,19 @@ def test_latency_is_from_the_time_intended_and_what_is_lost_or_doubled_is_told()
     assert found["kept_up"] == pytest.approx(2 / 3, abs=0.05)
 
 
-def test_only_recorded_figures_are_put_beside_ours() -> None:
+def test_only_recorded_figures_of_the_reference_are_compared() -> None:
     assert list(beside(10)) == ["10"]
     assert list(beside(50)) == ["40", "60"]
     assert beside(200) == {}
 
 
-def test_growth_is_that_of_the_memory_once_it_has_settled() -> None:
+def test_growth_is_measured_after_the_memory_has_settled() -> None:
     steep = [(n, n / 100) for n in range(0, SETTLING, 1_000)]
     flat = [(n, 300 + n / 50_000) for n in range(SETTLING, 10 * SETTLING, 1_000)]
     assert growth([*steep, *flat]) == pytest.approx(2.0)
 
 
-def test_messages_are_numbered_and_bodies_taken_in_turn() -> None:
+def test_messages_are_numbered_and_use_the_bodies_in_turn() -> None:
     messages = numbered([b'{"a":1', b'{"a":2'], [-1, 0, 1])
     assert [m["data"] for m in messages] == [
         b'{"a":2,"sequence":-1}',
@@ -66,9 +66,7 @@ def test_fuzzed_messages_of_every_kind_balance(example: Path) -> None:
     assert found["outcomes"]["good"] > 100
 
 
-def test_a_fuzzed_message_that_is_lost_is_told(
-    example: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lost_fuzzed_message_is_reported(example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forgetful(messages: Any, *rest: Any) -> Any:
         return decode_messages(messages[1:], *rest)
 

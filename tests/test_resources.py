@@ -1,4 +1,4 @@
-"""Setup, status and cleanup on the emulators and the stand-in: nothing to nothing, in any order."""
+"""Tests setup, status and cleanup on the emulators and the stand-in."""
 
 import io
 import json
@@ -37,44 +37,46 @@ from transforms.bigquery.schema import table_fields
 from transforms.row_schemas import REFERENCE_STREAM_SCHEMA
 
 
-def test_from_nothing_to_nothing_twice(make_world: Callable[..., World], example: Path) -> None:
+def test_setup_and_cleanup_run_twice_from_nothing_to_nothing(
+    make_world: Callable[..., World], example: Path
+) -> None:
     world = make_world("twice", model=str(example / "model"))
     for _ in range(2):
         assert set(world.plan().values()) == {"create"}
         made = world.fine("setup", "--load_example", "50")
         assert "created  table millrace-test.twice.twice_batch_results" in made
         assert world.plan() == {}
-        assert "0 steps" in world.fine("setup", "--load_example", "50")
+        assert "0 changes" in world.fine("setup", "--load_example", "50")
         code, _, err = world.run("cleanup", "--yes")
         assert (code, "50 rows of tables would be lost" in err) == (2, True), err
         world.fine("cleanup", "--yes", "--project_confirm", PROJECT)
-        assert "nothing is there" in world.fine("cleanup")
+        assert "nothing to remove" in world.fine("cleanup")
         # APIs stay enabled.
         world.usage.enabled.clear()
 
 
 class Killed(BaseException):
-    """The end of the process, as far as a test can have it."""
+    """Stands for the end of the process."""
 
 
 class Calls:
-    """Every request to any server; kills after so many of those that change something."""
+    """Counts the requests that change something, and raises Killed when `left` are used up."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.left: int | None = None
         self.changes: list[str] = []
-        for holder, name, told in (
+        for holder, name, describe in (
             (requests.Session, "send", lambda _, request, **__: (request.method, request.url)),
             (httplib2.Http, "request", lambda _, uri, method="GET", **__: (method, uri)),
             (_UnaryUnaryMultiCallable, "with_call", _grpc_call),
             (_UnaryUnaryMultiCallable, "__call__", _grpc_call),
         ):
-            monkeypatch.setattr(holder, name, self._counted(getattr(holder, name), told))
+            monkeypatch.setattr(holder, name, self._counted(getattr(holder, name), describe))
 
-    def _counted(self, carry_out: Any, told: Any) -> Any:
+    def _counted(self, carry_out: Any, describe: Any) -> Any:
         def counted(*args: Any, **rest: Any) -> Any:
             answer = carry_out(*args, **rest)
-            method, name = told(*args, **rest)
+            method, name = describe(*args, **rest)
             if method not in ("GET", "HEAD") and not name.endswith(":getIamPolicy?alt=json"):
                 self.changes.append(f"{method} {name}")
                 if self.left is not None:
@@ -92,7 +94,7 @@ def _grpc_call(callable_: Any, *_: Any, **__: Any) -> tuple[str, str]:
     return ("GET" if verb.startswith(("Get", "List")) else "POST", name)
 
 
-def test_killed_after_any_call_setup_and_cleanup_go_on_where_they_ended(
+def test_killed_after_any_call_setup_and_cleanup_continue_where_they_stopped(
     make_world: Callable[..., World], example: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = make_world("killed", SMALL, model=str(example / "pytorch_autoencoder.mar"))
@@ -101,7 +103,7 @@ def test_killed_after_any_call_setup_and_cleanup_go_on_where_they_ended(
     for command, action in ((("setup",), "keep"), (cleanup, "create")):
         kills = 0
         while True:
-            # Each run is killed after it has carried out one call that changes something.
+            # Each run is killed after its first call that changes something.
             calls.left = 0
             try:
                 code, _, err = world.run(*command)
@@ -111,7 +113,7 @@ def test_killed_after_any_call_setup_and_cleanup_go_on_where_they_ended(
             assert (code, err) == (0, "")
             break
         calls.left = None
-        # Of a call whose answer was lost nothing is made, or removed, a second time.
+        # A call whose response was lost is not made a second time.
         assert kills == len(calls.changes)
         calls.changes.clear()
         assert kills > 20
@@ -121,7 +123,7 @@ def test_killed_after_any_call_setup_and_cleanup_go_on_where_they_ended(
         assert not any(name.startswith("service") for name in left)
 
 
-def test_two_setups_at_once_end_in_one_state(
+def test_two_concurrent_setups_end_in_one_state(
     make_world: Callable[..., World], example: Path
 ) -> None:
     world = make_world("both", SMALL, model=str(example / "model"))
@@ -137,7 +139,7 @@ def test_two_setups_at_once_end_in_one_state(
             try:
                 set_up(resources, kinds, Progress(io.StringIO(), io.StringIO()))
             except OutputError as error:
-                # The emulator's way to serialise what it does; BigQuery itself has none of it.
+                # The emulator refuses concurrent changes in this way. BigQuery does not.
                 if "DuckLake" not in str(error):
                     raise
             else:
@@ -147,11 +149,11 @@ def test_two_setups_at_once_end_in_one_state(
         list(pool.map(run, range(2)))
     assert world.plan() == {}
     world.fine("cleanup", "--yes")
-    assert "nothing is there" in world.fine("cleanup")
+    assert "nothing to remove" in world.fine("cleanup")
 
 
 def everything(world: World) -> dict[str, Any]:
-    """A world -> all that the servers hold, whoever made it."""
+    """Return everything that the servers hold, including what setup did not create."""
     bigquery, storage = world.cloud.bigquery(), world.cloud.storage()
     place = f"projects/{PROJECT}"
     tables = [t for d in bigquery.list_datasets() for t in bigquery.list_tables(d.reference)]
@@ -173,13 +175,13 @@ def everything(world: World) -> dict[str, Any]:
     }
 
 
-# Names like ours, and such as nobody would think of.
+# Suffixes that lead to names like those of Millrace, and unusual ones.
 @pytest.mark.parametrize(
     "names",
     [["", "x", "c1-b_"], ["-input-vertex-2", "-output-sub-vertexx"], ["_batch_results_2", "-9"]],
     ids=["short", "vertex", "results"],
 )
-def test_what_is_not_declared_is_never_touched(
+def test_undeclared_resources_are_never_touched(
     make_world: Callable[..., World], request: pytest.FixtureRequest, names: list[str]
 ) -> None:
     world = make_world(f"among{request.node.callspec.id}", VERTEX)
@@ -190,7 +192,7 @@ def test_what_is_not_declared_is_never_touched(
     vertex = world.cloud.vertex("us-central1")
     bucket = storage.bucket(f"{stem}-bucket")
     parent = f"projects/{PROJECT}/locations/us-central1"
-    # Of the name that the source table and the registered model would have.
+    # This table has the name of the source table. The model below has that of the registered model.
     bigquery.query_and_wait(f"CREATE TABLE `{PROJECT}.{stem}.frameworks` AS SELECT 1 AS a")
     for name in names:
         table = re.sub(r"\W", "_", f"{stem}_other{name}")
@@ -211,10 +213,10 @@ def test_what_is_not_declared_is_never_touched(
                 job, PROJECT, "us-central1", type="JOB_TYPE_STREAMING",
                 currentState="JOB_STATE_RUNNING",
             )  # fmt: skip
-    # Of our topic, a subscription that somebody else made.
+    # Someone else subscribes to a topic of Millrace.
     ours = f"projects/{PROJECT}/topics/{stem}-output-vertex"
     subscriber.create_subscription(
-        name=f"projects/{PROJECT}/subscriptions/{stem}-somebodys", topic=ours
+        name=f"projects/{PROJECT}/subscriptions/{stem}-someones", topic=ours
     )
     vertex.models.upload_model(
         aiplatform_v1.UploadModelRequest(
@@ -230,7 +232,7 @@ def test_what_is_not_declared_is_never_touched(
     project = f"projects/{PROJECT}"
     now = policy.getIamPolicy(resource=project, body={}).execute()
     for binding in now["bindings"]:
-        binding["members"].append("user:somebody@example.com")
+        binding["members"].append("user:someone@example.com")
     conditional = {"title": "t", "expression": "true"}
     member, else_ = f"serviceAccount:{account}", "user:else@example.com"
     now["bindings"].append(
@@ -253,45 +255,45 @@ def test_what_is_not_declared_is_never_touched(
         assert before[kind] == after[kind], kind
     for binding in after["policy"]:
         assert member not in binding["members"]
-        assert "condition" in binding or "user:somebody@example.com" in binding["members"]
+        assert "condition" in binding or "user:someone@example.com" in binding["members"]
     assert len(after["policy"]) == len(before["policy"])
     assert ours in after["topics"]
     for kept in ("bucket", "dataset", "topic", "registry_model", "table"):
         assert f"kept  {kept} " in out
 
 
-def test_a_dry_run_touches_nothing_and_tells_what_would_be_lost(
+def test_a_preview_changes_nothing_and_reports_what_would_be_lost(
     make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = make_world("dry", SMALL)
     world.fine("setup", "--load_example", "30")
     calls = Calls(monkeypatch)
-    told = world.fine("cleanup")
-    assert "30 rows of tables would be lost" in told
-    assert re.search(r"remove +table +millrace-test\.dry\.frameworks +30 rows, [\d.]+ k?B", told)
+    preview = world.fine("cleanup")
+    assert "nothing was changed; pass --yes to apply (30 rows of tables would be lost)" in preview
+    assert re.search(r"remove +table +millrace-test\.dry\.frameworks +30 rows, [\d.]+ k?B", preview)
     assert calls.changes == []
     for wrong in ((), ("--project_confirm", "other")):
         code, _, err = world.run("cleanup", "--yes", *wrong)
         assert (code, "expected --project_confirm millrace-test" in err) == (2, True)
         assert calls.changes == []
-    # What only the streams need can go without a word, since no row is in it.
+    # What holds no rows can be removed without a confirmation.
     world.fine("cleanup", "--yes", "--kinds", "topic,subscription,role")
 
 
-def test_tables_are_truncated_and_stay(make_world: Callable[..., World]) -> None:
+def test_truncated_tables_are_kept(make_world: Callable[..., World]) -> None:
     world = make_world("cut", SMALL)
     world.fine("setup", "--load_example", "30")
-    told = world.fine("cleanup", "--truncate", "--yes", "--project_confirm", PROJECT)
-    assert "truncated  table millrace-test.cut.frameworks" in told
-    assert "4 emptied, 0 kept, 0 failed" in told
-    # The emulator's num_rows goes on counting rows that are gone.
+    out = world.fine("cleanup", "--truncate", "--yes", "--project_confirm", PROJECT)
+    assert "truncated  table millrace-test.cut.frameworks" in out
+    assert "4 emptied, 0 kept, 0 failed" in out
+    # The emulator's num_rows still counts the removed rows.
     count = f"SELECT COUNT(*) FROM `{PROJECT}.cut.frameworks`"
     assert [tuple(row) for row in world.cloud.bigquery().query_and_wait(count)] == [(0,)]
     assert world.plan() == {}
     world.fine("cleanup", "--yes", "--project_confirm", PROJECT)
 
 
-def test_jobs_are_drained_before_what_they_use_is_touched(
+def test_jobs_are_drained_before_their_resources_are_removed(
     make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("resources.jobs._POLL_SECONDS", 0.0)
@@ -303,14 +305,15 @@ def test_jobs_are_drained_before_what_they_use_is_touched(
             f"drain-{name}", PROJECT, "us-central1", type=f"JOB_TYPE_{kind}",
             currentState="JOB_STATE_RUNNING",
         )  # fmt: skip
-    # Whoever leaves the jobs alone cannot have what they use.
+    # While the jobs run, their resources are kept.
     code, _, err = world.run("cleanup", "--yes", "--kinds", "topic,subscription")
-    assert (code, "was not touched: job drain-streaming-1 still runs" in err) == (1, True)
-    # Nor whoever means another job.
+    running = "job drain-streaming-1 is still running, so cleanup kept "
+    assert (code, running in err) == (1, True)
+    # They are also kept if another job is selected.
     every = ("--kinds", ",".join(REMOVABLE))
     stream = (*every, "--pipelines", "stream")
     code, out, err = world.run("cleanup", "--yes", *stream, "--jobs", "*-9")
-    assert (code, "still runs" in err, "removed" in out.replace("0 removed", "")) == (
+    assert (code, "is still running" in err, "removed" in out.replace("0 removed", "")) == (
         1,
         True,
         False,
@@ -321,7 +324,7 @@ def test_jobs_are_drained_before_what_they_use_is_touched(
     states = {j["name"]: j["currentState"][10:] for j in world.dataflow.jobs.values()}
     assert states["drain-streaming-1"] == "DRAINED"
     assert calls.changes[0].startswith("PUT")
-    # What batch needs too is still there.
+    # Everything that the batch pipeline also needs still exists.
     left = world.plan()
     assert left
     assert all("input" in n or "output" in n or "roles/pubsub" in n or "stream" in n or
@@ -329,10 +332,10 @@ def test_jobs_are_drained_before_what_they_use_is_touched(
     out = world.fine("cleanup", "--yes")
     states = {j["name"]: j["currentState"][10:] for j in world.dataflow.jobs.values()}
     assert {states["drain-batch-1"], states["drain-batch-x-2"]} <= {"CANCELLED", "DONE"}
-    assert "nothing is there" in world.fine("cleanup")
+    assert "nothing to remove" in world.fine("cleanup")
 
 
-def test_jobs_of_a_region_that_does_not_answer_are_not_taken_for_none(
+def test_a_region_that_does_not_respond_does_not_count_as_one_without_jobs(
     make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("resources.jobs._POLL_SECONDS", 0.0)
@@ -345,12 +348,12 @@ def test_jobs_of_a_region_that_does_not_answer_are_not_taken_for_none(
     world.dataflow.polls, world.dataflow.silent = 10**6, "us-east1"
     world.dataflow.times = 10**6
     out = world.fine("status")
-    assert "warning: jobs of us-east1 could not be listed: there may be more" in out
+    assert "warning: jobs of us-east1 could not be listed: more jobs may run there" in out
     code, out, err = world.run("cleanup", "--yes", "--retry_seconds", "0")
     assert (code, "removed  " not in out) == (1, True)
-    assert "jobs cannot be looked at: " in err
+    assert "cannot inspect jobs: " in err
     assert "jobs of us-east1 could not be listed" in err
-    # What passes by itself is waited out, also while a job ends.
+    # Transient errors are retried, also while a job ends.
     world.dataflow.polls = 0
     world.dataflow.times = 1
     out = world.fine("cleanup", "--yes", "--cancel")
@@ -370,7 +373,7 @@ def test_a_job_that_does_not_end_in_time_keeps_what_it_uses(
         currentState="JOB_STATE_RUNNING",
     )  # fmt: skip
     code, out, err = world.run("cleanup", "--yes", "--wait", "0m")
-    assert (code, "slow-streaming-1 has not ended in 0 minutes" in err) == (1, True)
+    assert (code, "slow-streaming-1 did not end within 0 minutes" in err) == (1, True)
     assert "removed  " not in out
     assert world.plan() == {}
     world.dataflow.polls = 0
@@ -378,7 +381,7 @@ def test_a_job_that_does_not_end_in_time_keeps_what_it_uses(
     assert job["currentState"] in ("JOB_STATE_CANCELLED", "JOB_STATE_DRAINED")
 
 
-def test_cleanup_goes_on_after_an_error_and_tells_it_at_the_end(
+def test_cleanup_continues_after_an_error_and_reports_it_at_the_end(
     make_world: Callable[..., World],
 ) -> None:
     world = make_world("goes-on", SMALL, dataset="goes_on")
@@ -397,10 +400,10 @@ def test_cleanup_goes_on_after_an_error_and_tells_it_at_the_end(
     assert "kept  account goes-on-worker@" in out
     world.google.faults = lambda _: None
     world.fine("cleanup", "--yes")
-    assert "nothing is there" in world.fine("cleanup")
+    assert "nothing to remove" in world.fine("cleanup")
 
 
-def test_status_shows_what_runs_what_waits_and_what_somebody_should_look_at(
+def test_status_shows_jobs_waiting_messages_and_warnings(
     make_world: Callable[..., World],
 ) -> None:
     world = make_world("seen", SMALL)
@@ -426,14 +429,14 @@ def test_status_shows_what_runs_what_waits_and_what_somebody_should_look_at(
             )
         ]
     world.dataflow.polls = 100
-    # Of any name, if it reads our messages.
+    # A job of any name is shown if it reads a subscription of Millrace.
     world.dataflow.add(
         "third",
         PROJECT,
         "us-central1",
         jobMetadata={"pubsubDetails": [{"subscription": subscription}]},
     )
-    # Nobody else's, and of ours those in any region.
+    # A job of another prefix is not shown. A job of Millrace is shown in any region.
     world.dataflow.add("other-streaming-1", PROJECT, "us-central1")
     world.dataflow.add("seen-batch-vertex-1", PROJECT, "europe-west4")
     world.monitoring.values_by_metric = {
@@ -449,13 +452,13 @@ def test_status_shows_what_runs_what_waits_and_what_somebody_should_look_at(
     # 91 days of 4 processors, 15 GB of memory and 30 GB of disk, by the hour.
     cost = 91 * 24 * (4 * 0.069 + 15 * 0.003557 + 30 * 0.000054)
     assert re.search(rf"seen-streaming-forgotten +running +91 days +{cost:.2f} USD", text)
-    assert "warning: job seen-streaming-forgotten has been there for 91 days" in text
+    assert "warning: job seen-streaming-forgotten is 91 days old, more than 7 days" in text
     assert "other-streaming" not in text
     jobs = "seen-streaming-forgotten and seen-streaming-new and third"
     assert f"warning: jobs {jobs} read {subscription}" in text
     assert f"warning: topic {lonely} has no subscription" in text
-    assert re.search(rf"{subscription} +1,234 messages wait, the oldest 2 hours old", text)
-    assert re.search(r"there +table +millrace-test\.seen\.frameworks +20 rows, ", text)
+    assert re.search(rf"{subscription} +1,234 waiting messages, the oldest 2 hours old", text)
+    assert re.search(r"exists +table +millrace-test\.seen\.frameworks +20 rows, ", text)
     assert re.search(r"missing +subscription .*seen-output-sub-local", text)
 
     found = json.loads(world.fine("status", "--json", "--max_age", "100d"))
@@ -472,13 +475,13 @@ def test_status_shows_what_runs_what_waits_and_what_somebody_should_look_at(
     only = ("--kinds", "job,subscription")
     code, out, err = world.run("cleanup", "--yes", *only)
     assert code == 1
-    assert f"subscription {subscription} was not touched: job third still runs" in err
+    assert f"job third is still running, so cleanup kept subscription {subscription}: if the" in err
     assert (out.count("removed  "), third["currentState"]) == (2, "JOB_STATE_PENDING")
     third["currentState"] = "JOB_STATE_CANCELLED"
     world.fine("cleanup", "--yes", "--project_confirm", PROJECT)
 
 
-def test_status_tells_what_it_can_and_what_it_may_not_see(
+def test_status_shows_what_it_can_and_reports_what_it_cannot_see(
     make_world: Callable[..., World],
 ) -> None:
     world = make_world("partly", SMALL)
@@ -492,10 +495,10 @@ def test_status_tells_what_it_can_and_what_it_may_not_see(
     world.google.faults = refuse
     code, out, err = world.run("status")
     assert code == 1
-    assert "there  table " in out
+    assert "exists  table " in out
     assert "grant the account the role roles/monitoring.viewer" in err
     assert "gcloud services enable dataflow.googleapis.com" in err
-    # Without the API no job can run.
+    # No job can run while the API is disabled.
     world.google.faults = lambda call: refuse(call) if "jobs" in call.method else None
     world.fine("cleanup", "--yes")
 
@@ -513,7 +516,7 @@ def test_a_changed_model_is_never_skipped(make_world: Callable[..., World], exam
 
     world.fine("setup", *kinds, "--model", str(example / "pytorch_autoencoder.mar"))
     first = current()
-    # The model file was taken out of the archive, and makes a package by itself.
+    # Setup extracted the model file from the archive.
     assert set(first["files"]) == {"model.pt", "model.json", "pytorch_autoencoder.mar"}
     package = example.parent / "changed"
     shutil.copytree(example / "model", package)
@@ -525,35 +528,35 @@ def test_a_changed_model_is_never_skipped(make_world: Callable[..., World], exam
     second = current()
     assert second["model"] != first["model"]
     assert (second["version"], second["sha256"]) == ("2.0.0", first["sha256"])
-    # The first is still there for jobs that use it.
+    # The first package still exists for jobs that use it.
     for pointer in (first, second):
         bucket, _, folder = pointer["folder"].removeprefix("gs://").partition("/")
         for name in pointer["files"]:
             assert storage.bucket(bucket).blob(folder + name).exists()
-    assert "0 steps" in world.fine("setup", *kinds, "--model", str(package))
-    # What was damaged since is put in place again.
+    assert "0 changes" in world.fine("setup", *kinds, "--model", str(package))
+    # Setup uploads a damaged file again.
     storage.bucket(bucket).blob(f"{folder}model.pt").upload_from_string(b"something else")
     assert "changed  model" in world.fine("setup", *kinds, "--model", str(package))
-    # Not by the blob that was uploaded, which asks for its own generation.
+    # A new blob, because the one that was uploaded requests its own generation.
     blob = storage.bucket(bucket).blob(f"{folder}model.pt")
     assert blob.download_as_bytes() == (package / "model.pt").read_bytes()
     world.fine("cleanup", "--yes", "--kinds", "files,bucket")
 
 
-def test_setup_adds_columns_and_mends_what_it_made_and_nothing_else(
+def test_setup_adds_columns_and_repairs_only_what_it_created(
     make_world: Callable[..., World],
 ) -> None:
-    world = make_world("mended", SMALL)
+    world = make_world("repaired", SMALL)
     kinds = ("--kinds", "dataset,table,topic,subscription")
     world.fine("setup", *kinds)
     bigquery, subscriber = world.cloud.bigquery(), world.cloud.subscriber()
-    results = f"{PROJECT}.mended.mended_streaming_results"
+    results = f"{PROJECT}.repaired.repaired_streaming_results"
     wanted = bigquery.get_table(results)
     bigquery.delete_table(results)
     fewer = Table(results, schema=[f for f in wanted.schema if f.name != "sequence"])
     fewer.labels, fewer.time_partitioning = wanted.labels, wanted.time_partitioning
     bigquery.create_table(fewer)
-    subscription = f"projects/{PROJECT}/subscriptions/mended-output-sub-local"
+    subscription = f"projects/{PROJECT}/subscriptions/repaired-output-sub-local"
     subscriber.update_subscription(
         request={
             "subscription": {"name": subscription, "ack_deadline_seconds": 30},
@@ -563,27 +566,25 @@ def test_setup_adds_columns_and_mends_what_it_made_and_nothing_else(
     _, out, _ = world.run("plan", *kinds)
     assert "lacks column sequence (INTEGER)" in out
     assert "acknowledge deadline is 30 s, expected 60 s" in out
-    told = world.fine("setup", *kinds)
-    assert told.count("changed  ") == 2
+    out = world.fine("setup", *kinds)
+    assert out.count("changed  ") == 2
     assert world.run("plan", *kinds)[0] == 0
-    # The same where it was somebody else who made it.
+    # The same difference is a conflict if someone else created the table.
     bigquery.delete_table(results)
     fewer.labels = {}
     bigquery.create_table(fewer)
     code, _, err = world.run("setup", *kinds)
-    assert (code, "nothing was made, since table millrace-test.mended.mended_st" in err) == (
-        1,
-        True,
-    )
+    conflict = "nothing was created because of conflicts: table millrace-test.repaired.repaired_st"
+    assert (code, conflict in err) == (1, True)
     world.fine("cleanup", "--yes", *kinds)
 
 
-def test_a_pipeline_runs_on_what_was_set_up(
+def test_a_pipeline_runs_on_the_resources_of_setup(
     make_world: Callable[..., World], example: Path, stream_emulators: LocalCloud
 ) -> None:
     world = make_world("used", ("batch_local", "stream_local"), model=str(example / "model"))
-    told = world.fine("setup", "--load_example", "300")
-    model = told.split("the model is --model ")[1].strip()
+    out = world.fine("setup", "--load_example", "300")
+    model = out.split("to use the model, pass --model ")[1].strip()
     results = f"{PROJECT}.used.used_batch_results"
     flags = {
         "input_table": f"{PROJECT}.used.frameworks",
@@ -605,24 +606,24 @@ def test_a_pipeline_runs_on_what_was_set_up(
     assert done.returncode == 0, done.stderr
     count = f"SELECT COUNT(DISTINCT instance_id) FROM `{results}`"
     assert [tuple(row) for row in world.cloud.bigquery().query_and_wait(count)] == [(300,)]
-    # A stream would not refuse the subscription that it reads.
+    # A stream accepts the subscription.
     name = f"projects/{PROJECT}/subscriptions/used-input-sub-local"
     source = Subscription(name=name)
     output = f"projects/{PROJECT}/topics/used-output-local"
     assert open_subscription(source, world.cloud, [output]) == (name, False)
-    # Nothing of what the run left stands in the way.
+    # What the run left does not prevent the cleanup.
     out = world.fine("cleanup", "--yes", "--project_confirm", PROJECT)
     assert "0 kept, 0 failed" in out
 
 
-def test_what_is_there_already_is_taken_as_it_is_or_refused_before_anything_is_made(
+def test_existing_resources_are_used_unchanged_or_refused_before_anything_is_created(
     make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = make_world("there", SMALL)
     kinds = ("--kinds", "bucket,dataset,table,topic,subscription")
     bigquery = world.cloud.bigquery()
     bigquery.create_dataset(Dataset(f"{PROJECT}.there"))
-    # As the reference's notebook makes them: no label, no partitions, an expiry of 31 days.
+    # The reference's notebook creates them like this: no label, no partitions, 31 days to live.
     results = f"{PROJECT}.there.there_streaming_results"
     fields = table_fields(REFERENCE_STREAM_SCHEMA)
     bigquery.create_table(Table(results, schema=fields))
@@ -635,7 +636,7 @@ def test_what_is_there_already_is_taken_as_it_is_or_refused_before_anything_is_m
     _, out, _ = world.run("plan", *kinds)
     assert results not in out.replace(f"{results}_", "")
     assert subscription not in out
-    # A view in a table's place, another type of column, another place, another topic.
+    # A view instead of a table, another type of a column, another location, another topic.
     letters = f"{results}_dead_letters"
     bigquery.query_and_wait(f"CREATE VIEW `{letters}` AS SELECT 1 AS a")
     keyed = [*fields[:-1], SchemaField("sequence", "STRING"), SchemaField("model_id", "STRING")]
@@ -644,27 +645,27 @@ def test_what_is_there_already_is_taken_as_it_is_or_refused_before_anything_is_m
         name=f"projects/{PROJECT}/subscriptions/there-output-sub-local", topic=topic
     )
     world.extra["location"] = "europe-west4"
-    assert re.search(r"\d conflicts: setup makes nothing", world.run("plan", *kinds)[1])
+    assert re.search(r"\d conflicts: setup creates nothing until", world.run("plan", *kinds)[1])
     calls = Calls(monkeypatch)
     code, out, err = world.run("setup", *kinds)
     assert (code, out, calls.changes) == (1, "", [])
-    for told in (
+    for conflict in (
         f"dataset {PROJECT}.there: location is us, expected europe-west4",
         f"table {letters}: type is VIEW, expected TABLE",
         "column sequence is STRING, expected INTEGER",
         f"there-output-sub-local: topic is {topic}, expected",
         "change or remove it, or choose another name in the config",
     ):
-        assert told in err
+        assert conflict in err
     out = world.fine("cleanup", "--yes", *kinds)
-    # What is no table and what is of another topic stays; so does all that was made by others.
+    # Everything that others created is kept.
     for kept in (letters, results, f"{PROJECT}.there", topic, subscription):
-        assert f" {kept}  it was not made here: it lacks our label" in out
+        assert f" {kept}  it was not created by Millrace: it lacks the label created_by=" in out
     assert "0 removed or ended" in out
     bigquery.delete_dataset(f"{PROJECT}.there", delete_contents=True)
 
 
-def test_a_person_types_the_projects_name(
+def test_a_user_confirms_with_the_project_id_on_a_terminal(
     make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = make_world("typed", ("batch_local",))
@@ -674,10 +675,10 @@ def test_a_person_types_the_projects_name(
     for answer, code in (("yes", 2), (PROJECT, 0)):
         monkeypatch.setattr("builtins.input", lambda _, answer=answer: answer)
         assert world.run("cleanup", "--yes", *kinds)[0] == code
-    assert "nothing is there" in world.fine("cleanup", *kinds)
+    assert "nothing to remove" in world.fine("cleanup", *kinds)
 
 
-def test_a_registered_model_goes_when_it_is_ours_and_no_endpoint_serves_it(
+def test_a_registered_model_of_millrace_is_removed_if_no_endpoint_serves_it(
     make_world: Callable[..., World],
 ) -> None:
     world = make_world("known", VERTEX)
@@ -701,10 +702,10 @@ def test_a_registered_model_goes_when_it_is_ours_and_no_endpoint_serves_it(
     (found,) = vertex.endpoints.get_endpoint(name=f"{parent}/endpoints/e").deployed_models
     vertex.endpoints.undeploy_model(endpoint=f"{parent}/endpoints/e", deployed_model_id=found.id)
     assert "removed  registry_model" in world.fine("cleanup", "--yes", *kinds)
-    assert "nothing is there" in world.fine("cleanup", *kinds)
+    assert "nothing to remove" in world.fine("cleanup", *kinds)
 
 
-def test_all_that_is_made_carries_our_label_and_those_of_the_config(
+def test_created_resources_carry_the_owner_label_and_the_labels_of_the_config(
     make_world: Callable[..., World],
 ) -> None:
     world = make_world("labels", SMALL, labels={"team": "fraud"})

@@ -1,4 +1,4 @@
-"""What bad input gets: one line that says what to do. And the parts that need no server."""
+"""Tests that bad input is reported in one line, and tests of the parts that need no server."""
 
 import io
 import shutil
@@ -48,7 +48,7 @@ ROOT = Path(__file__).parent.parent
 CONFIG = Config(project="some-project")
 
 
-def test_names_are_those_of_the_reference() -> None:
+def test_names_match_the_reference() -> None:
     names = {r.name.rpartition("/")[2].rpartition(".")[2] for r in declare(CONFIG)}
     streaming = ("streaming_results", "streaming_results_vertex", "streaming_results_keyed")
     tables = ("batch_results", "batch_results_vertex", *streaming)
@@ -59,7 +59,7 @@ def test_names_are_those_of_the_reference() -> None:
     assert {f"pytorch-autoencoder-{name}" for name in channels} <= names
 
 
-def test_columns_are_those_of_the_pipelines_rows() -> None:
+def test_columns_match_the_rows_of_the_pipelines() -> None:
     by_name = {r.name: r for r in declare(CONFIG)}
     for name, schema in (
         ("batch_results", REFERENCE_SCHEMA),
@@ -73,7 +73,7 @@ def test_columns_are_those_of_the_pipelines_rows() -> None:
 
 
 @pytest.mark.parametrize("pipelines", [PIPELINES, *((name,) for name in PIPELINES)])
-def test_each_resource_comes_after_what_it_needs_and_serves_a_chosen_pipeline(
+def test_each_resource_follows_what_it_needs_and_serves_a_selected_pipeline(
     pipelines: tuple[str, ...],
 ) -> None:
     seen: set[tuple[str, str]] = set()
@@ -85,11 +85,11 @@ def test_each_resource_comes_after_what_it_needs_and_serves_a_chosen_pipeline(
         seen.add(resource.key)
 
 
-def test_the_command_line_names_all_kinds() -> None:
+def test_the_command_line_knows_all_kinds() -> None:
     assert tuple(KINDS) == NAMES
 
 
-def test_a_batch_worker_may_not_touch_topics_and_a_local_one_no_endpoint() -> None:
+def test_a_batch_worker_has_no_role_for_topics_nor_a_local_worker_for_endpoints() -> None:
     def roles(pipeline: str) -> set[str]:
         config = Config(project="some-project", pipelines=(pipeline,))
         return {r.name for r in declare(config) if r.kind == "role"}
@@ -101,73 +101,82 @@ def test_a_batch_worker_may_not_touch_topics_and_a_local_one_no_endpoint() -> No
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
-        ('buket = "b"', "unknown key 'buket' (did you mean 'bucket'?)"),
-        ("project = 3", "project = 3: expected a text"),
-        ('pipelines = "batch_local"', "expected a list of texts"),
-        ('pipelines = ["batch_locl"]', "'batch_locl' is no pipeline (did you mean 'batch_local"),
-        ("pipelines = []", "expected some of batch_local"),
-        ('bucket = "Bucket"', "bucket = 'Bucket': expected 3 to 63 of a-z"),
-        ('prefix = "google-topics"', "not goog..."),
-        ('folder = "/models/"', "without a / at its ends"),
+        ('buket = "b"', "unknown key 'buket' (did you mean 'bucket'?); choose from project, "),
+        ("project = 3", "project = 3: expected a string"),
+        ('pipelines = "batch_local"', "expected a list of strings"),
+        (
+            'pipelines = ["batch_locl"]',
+            "unknown pipeline 'batch_locl' (did you mean 'batch_local'",
+        ),
+        ("pipelines = []", "expected at least one of batch_local"),
+        ('bucket = "Bucket"', "bucket = 'Bucket': expected 3 to 63 characters: a-z"),
+        ('prefix = "google-topics"', "not with goog"),
+        ('folder = "/models/"', "without / at the start or the end"),
         ('region = "us"', "region = 'us': expected a region such as us-central1"),
-        ('region = "us-centrall1"', "no such region (did you mean 'us-central1"),
+        ('region = "us-centrall1"', "no such region (did you mean 'us-central1'"),
         ('location = "europe-west44"', "location = 'europe-west44': expected a region"),
-        ('name = "Fraud"', "name = 'Fraud': expected 1 to 47 of a-z"),
-        ('labels = {Team = "x"}', "label Team = 'x': expected small letters"),
+        ('name = "Fraud"', "name = 'Fraud': expected 1 to 47 characters: a-z"),
+        ('labels = {Team = "x"}', "label Team = 'x': expected a key and a value of at most"),
         ("project = ", "cannot be read: Invalid value"),
-        ('project = "p"', "project = 'p': expected 6 to 30"),
+        ('project = "p"', "project = 'p': expected 6 to 30 characters"),
     ],
 )
-def test_a_mistake_in_the_config_is_told_in_one_line(
-    text: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_an_error_in_the_config_is_reported_in_one_line(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "millrace.toml"
     path.write_text(text if "project" in text else f'project = "some-project"\n{text}')
     assert main(["plan", "--config", str(path)]) == 2
     error = capsys.readouterr().err
-    assert told in error
+    assert message in error
     assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["plam"], "invalid choice: 'plam'"),
         ([], "the following arguments are required: COMMAND"),
         (
             ["plan", "--kinds", "tabel"],
-            "'tabel' is no kind that this command takes (did you mean 'table",
+            "this command does not take the kind 'tabel' (did you mean 'table'",
         ),
-        (["cleanup", "--kinds", "service"], "'service' is no kind that this command takes"),
-        # As of a variable that is not set: they narrow nothing, and must not choose everything.
-        (["cleanup", "--yes", "--kinds", ""], "expected comma-separated names, got ''"),
-        (["cleanup", "--yes", "--pipelines", ""], "expected comma-separated names"),
-        (["cleanup", "--yes", "--jobs", ","], "expected comma-separated names"),
-        (["cleanup", "--pipelines", "streams"], "'streams' is no pipeline (did you mean 'stream"),
-        (["status", "--max_age", "week"], "expected a time as 30m, 12h or 7d, got 'week'"),
-        (["setup", "--load_example", "0"], "expected a number of rows from 1, got '0'"),
-        (["plan", "--config", "none.toml"], "none.toml: there is no such file"),
+        (["cleanup", "--kinds", "service"], "this command does not take the kind 'service'"),
+        # An unset variable leaves such a value. It must not select everything.
+        (["cleanup", "--yes", "--kinds", ""], "expected names with a comma between them, got ''"),
+        (["cleanup", "--yes", "--pipelines", ""], "expected names with a comma between them"),
+        (["cleanup", "--yes", "--jobs", ","], "expected names with a comma between them"),
+        (
+            ["cleanup", "--pipelines", "streams"],
+            "unknown pipeline 'streams' (did you mean 'stream'",
+        ),
+        (["status", "--max_age", "week"], "a duration such as 30m, 12h or 7d, got 'week'"),
+        (["setup", "--load_example", "0"], "expected 1 to 999999999 rows, got '0'"),
+        (["plan", "--config", "none.toml"], "none.toml does not exist"),
         (
             ["plan", "--project", "some-project", "--api_endpoints", "bigqery=x"],
-            "did you mean 'bigquery",
+            "did you mean 'bigquery'",
         ),
         (["cleanup", "--project", "some-project", "--truncate", "--kinds", "topic"], "--truncate"),
         (["plan", "--project", "some-project", "--model", "no/model"], "no model at no/model"),
-        (["plan", "--project", "some-project", "--model", "gs://b/m"], "of this machine"),
+        (
+            ["plan", "--project", "some-project", "--model", "gs://b/m"],
+            "gs://b/m: expected a local package",
+        ),
     ],
 )
-def test_a_mistake_on_the_command_line_is_told_in_one_line(
-    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+def test_an_error_in_the_command_line_is_reported_in_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) in (1, 2)
     error = capsys.readouterr().err
-    assert told in error
+    assert message in error
     assert error.count("\n") == 1
 
 
-def test_without_credentials_nothing_is_tried(
+def test_without_credentials_every_command_fails_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_PROJECT", *VARIABLES.values()):
@@ -184,7 +193,7 @@ def test_without_credentials_nothing_is_tried(
 
 
 class Storage(Service):
-    """A bucket that somebody else has."""
+    """A bucket that belongs to someone else."""
 
     document: ClassVar[str] = "storage.v1"
 
@@ -202,15 +211,15 @@ def google() -> Iterator[GoogleApi]:
 
 @pytest.fixture
 def run(google: GoogleApi, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    """Arguments -> the exit code and what was told, errors last."""
+    """Return a function that runs a command and returns its exit code and what it printed."""
 
     def run(*argv: str, project: str = "some-project") -> tuple[int, str]:
         places = ",".join(f"{f.name}={google.url}" for f in fields(Endpoints))
         common = ("--project", project, "--api_endpoints", places, "--retry_seconds", "1")
         code = main([argv[0], *common, *argv[1:]])
-        told = capsys.readouterr()
-        assert told.err.count("\n") <= 1
-        return code, told.out + told.err
+        printed = capsys.readouterr()
+        assert printed.err.count("\n") <= 1
+        return code, printed.out + printed.err
 
     return run
 
@@ -224,12 +233,14 @@ FAULTS = [
     (
         permission_denied("iam.serviceAccounts.create", "projects/some-project"),
         ["serviceAccounts.create"],
-        "grant the account the role roles/iam.serviceAccountAdmin; 12 steps are done: run it again",
+        "grant the account the role roles/iam.serviceAccountAdmin; changes made so far: 12; "
+        "run setup again to continue",
     ),
     (
         permission_denied("resourcemanager.projects.setIamPolicy", "projects/some-project"),
         ["setIamPolicy"],
-        "grant the account the role roles/resourcemanager.projectIamAdmin; 13 steps are done",
+        "grant the account the role roles/resourcemanager.projectIamAdmin; "
+        "changes made so far: 13; ",
     ),
     (
         api_disabled("iam.googleapis.com", "some-project"),
@@ -244,11 +255,11 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("refusal", "methods", "told"), FAULTS)
-def test_what_google_refuses_is_told_in_one_line_with_what_was_done(
+@pytest.mark.parametrize(("refusal", "methods", "message"), FAULTS)
+def test_a_refusal_by_google_is_reported_in_one_line_with_the_changes_made(
     refusal: Refusal,
     methods: list[str],
-    told: str,
+    message: str,
     google: GoogleApi,
     run: Callable[..., tuple[int, str]],
     monkeypatch: pytest.MonkeyPatch,
@@ -256,24 +267,24 @@ def test_what_google_refuses_is_told_in_one_line_with_what_was_done(
     monkeypatch.setattr("resources.setup._ENABLED_SECONDS", 0.0)
     google.faults = lambda call: refusal if call.method.endswith(tuple(methods)) else None
     code, text = run("setup", "--kinds", "service,account,role")
-    assert (code, told in text) == (1, True), text
-    # Each step that was taken has its line; whoever mends the cause goes on there.
+    assert (code, message in text) == (1, True), text
+    # After the cause is fixed, a second run continues where the first one stopped.
     google.faults = lambda _: None
     assert run("setup", "--kinds", "service,account,role")[0] == 0
     assert run("plan", "--kinds", "service,account,role")[0] == 0
 
 
-def test_a_bucket_of_somebody_else_is_told(run: Callable[..., tuple[int, str]]) -> None:
+def test_a_bucket_of_someone_else_is_reported(run: Callable[..., tuple[int, str]]) -> None:
     code, text = run("plan", "--kinds", "bucket")
     assert (code, "choose another `bucket` in the config" in text) == (1, True), text
 
 
-def test_a_project_that_is_not_there_is_told(run: Callable[..., tuple[int, str]]) -> None:
+def test_a_missing_project_is_reported(run: Callable[..., tuple[int, str]]) -> None:
     code, text = run("plan", "--kinds", "role", project="other-project")
     assert (code, "projects/other-project" in text, "grant the account" in text) == (1, True, True)
 
 
-def test_a_service_account_that_somebody_else_made_is_left_alone_with_its_roles(
+def test_a_service_account_of_someone_else_keeps_its_roles(
     google: GoogleApi, run: Callable[..., tuple[int, str]]
 ) -> None:
     assert run("setup", "--kinds", "account,role")[0] == 0
@@ -290,7 +301,7 @@ def test_a_service_account_that_somebody_else_made_is_left_alone_with_its_roles(
     st.sampled_from(["batch-", "batch-vertex-", "streaming-", "streaming-vertex-", "stream-", ""]),
     st.text("abc019-", max_size=8),
 )
-def test_a_job_is_ours_by_its_whole_prefix_and_of_the_longest_stem(
+def test_a_job_is_recognized_by_its_whole_prefix_and_the_longest_stem(
     prefix: str, stem: str, rest: str
 ) -> None:
     found = pipeline_of(f"{prefix}-{stem}{rest}", "pytorch")
@@ -301,14 +312,14 @@ def test_a_job_is_ours_by_its_whole_prefix_and_of_the_longest_stem(
 
 FOUND = st.none() | st.builds(
     Found,
-    properties=st.sampled_from([{"type": "TABLE"}, {"type": "VIEW"}, {"type": "TABLE that x"}]),
+    properties=st.sampled_from([{"type": "TABLE"}, {"type": "VIEW"}, {"type": "TABLE with x"}]),
     ours=st.booleans(),
     rows=st.integers(0, 9),
 )
 
 
 @given(st.data())
-def test_cleanup_chooses_only_what_is_declared_there_and_not_needed_by_others(
+def test_cleanup_selects_only_declared_resources_that_exist_and_that_no_other_needs(
     data: st.DataObject,
 ) -> None:
     resources = declare(CONFIG)
@@ -341,7 +352,7 @@ def test_cleanup_chooses_only_what_is_declared_there_and_not_needed_by_others(
 
 
 @given(st.booleans(), st.none() | st.dictionaries(st.sampled_from("abc"), st.sampled_from("xy")))
-def test_a_step_never_changes_what_was_not_made_here(
+def test_a_step_never_changes_what_millrace_did_not_create(
     ours: bool, present: dict[str, str] | None
 ) -> None:
     resource = Resource("table", "t", properties={"a": "x", "b": "x"})
@@ -358,7 +369,7 @@ def test_a_step_never_changes_what_was_not_made_here(
         assert "change or remove it" in step.description
 
 
-def test_jobs_are_warned_of_by_age_and_by_what_they_read() -> None:
+def test_old_jobs_and_shared_subscriptions_are_reported() -> None:
     now = datetime(2026, 11, 21, tzinfo=UTC)
     jobs = [
         PipelineJob(
@@ -376,12 +387,12 @@ def test_jobs_are_warned_of_by_age_and_by_what_they_read() -> None:
     assert [line.split(":")[0] for line in shared(jobs)] == ["jobs j2 and j91 read s"]
     assert list(shared(jobs[1:])) == []
     status = Status(jobs=dict.fromkeys(jobs))  # type: ignore[arg-type]
-    old = [line for line in status.warnings(now, timedelta(days=2)) if "has been there" in line]
+    old = [line for line in status.warnings(now, timedelta(days=2)) if " old, more than" in line]
     assert len(old) == 1
-    assert "j91 has been there for 91 days" in old[0]
+    assert "j91 is 91 days old, more than 2 days" in old[0]
 
 
-def test_the_default_config_may_be_missing_and_flags_go_before_it(tmp_path: Path) -> None:
+def test_the_default_config_may_be_missing_and_flags_override_it(tmp_path: Path) -> None:
     path = tmp_path / "millrace.toml"
     path.write_text('project = "some-project"\nlocation = "EU"\npipelines = ["batch_local"]')
     config = read_config(path, {"project": "other-project", "model": None})
@@ -390,11 +401,11 @@ def test_the_default_config_may_be_missing_and_flags_go_before_it(tmp_path: Path
         "EU",
         "other-project",
     )
-    with pytest.raises(UsageError, match="which project"):
+    with pytest.raises(UsageError, match="no project: set project"):
         read_config(Path("millrace.toml"), {})
 
 
-def test_help_is_told_without_a_client_library() -> None:
+def test_help_is_printed_without_a_client_library() -> None:
     code = (
         "import sys; from resources.__main__ import main\n"
         "try: main(['cleanup', '--help'])\n"
@@ -422,7 +433,7 @@ def test_progress_is_rewritten_on_a_terminal_and_plain_elsewhere() -> None:
         assert (out.getvalue(), line.getvalue()) == ("made\n", shown)
 
 
-def test_an_api_that_was_just_enabled_is_waited_for(
+def test_setup_waits_for_an_api_that_was_just_enabled(
     google: GoogleApi, run: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("resources.setup._PAUSE_SECONDS", 0.01)
@@ -449,13 +460,11 @@ def test_an_api_that_was_just_enabled_is_waited_for(
         ("batch_local,stream", ("batch_local", "stream_local", "stream_vertex")),
     ],
 )
-def test_pipelines_are_named_by_themselves_or_by_what_they_share(
-    text: str, names: tuple[str, ...]
-) -> None:
+def test_pipelines_are_named_one_by_one_or_as_a_group(text: str, names: tuple[str, ...]) -> None:
     assert parse_arguments(["cleanup", "--pipelines", text]).pipelines == names
 
 
-def test_a_mistake_of_a_flag_is_not_said_of_the_file(tmp_path: Path) -> None:
+def test_an_error_in_a_flag_does_not_name_the_file(tmp_path: Path) -> None:
     path = tmp_path / "millrace.toml"
     path.write_text('project = "some-project"\nregion = "us-east1"')
     with pytest.raises(UsageError, match=r"^project = 'p': expected"):
@@ -465,12 +474,12 @@ def test_a_mistake_of_a_flag_is_not_said_of_the_file(tmp_path: Path) -> None:
         read_config(path, {"project": "other-project"})
 
 
-def test_times_are_told_in_any_unit() -> None:
+def test_durations_may_have_any_unit() -> None:
     for text, seconds in (("30s", 30), ("2m", 120), ("1h", 3600), ("7d", 7 * 86400)):
         assert parse_arguments(["cleanup", "--wait", text]).wait == timedelta(seconds=seconds)
 
 
-def test_a_package_is_what_pipelines_take_and_its_digest_that_of_all_files(example: Path) -> None:
+def test_a_package_has_an_address_for_pipelines_and_a_digest_of_all_files(example: Path) -> None:
     folder = open_package(str(example / "model"))
     archive = open_package(str(example / "pytorch_autoencoder.mar"))
     assert folder.address("gs://b/d/") == archive.address("gs://b/d/") == "gs://b/d/"
@@ -487,7 +496,7 @@ def test_a_bare_model_file_is_its_own_address(example: Path, tmp_path: Path) -> 
     assert bare.address("gs://b/d/") == "gs://b/d/bare.pt"
 
 
-def test_a_policy_that_somebody_writes_meanwhile_and_a_rate_are_waited_out(
+def test_a_concurrent_policy_change_and_an_exceeded_rate_are_retried(
     google: GoogleApi, run: Callable[..., tuple[int, str]]
 ) -> None:
     faults = [throttled(), Refusal(409, "There were concurrent policy changes.", "ABORTED")]

@@ -1,4 +1,4 @@
-"""What cleanup may remove: what carries our label, of this configuration, and never by surprise."""
+"""Tests that cleanup removes only what carries the label of its configuration."""
 
 import json
 import re
@@ -30,14 +30,14 @@ PLACE = f"projects/{PROJECT}"
 
 
 def there(world: World) -> set[str]:
-    """A world -> kinds and names of all that status finds, jobs left out."""
+    """Return the kinds and names of all resources that status finds, without jobs."""
     kinds = ",".join(kind for kind in REMOVABLE if kind != "job")
     found = json.loads(world.fine("status", "--json", "--kinds", kinds))
     return {f"{r['kind']} {r['name']}" for r in found["resources"] if r["there"]}
 
 
 def stream_job(world: World, name: str, **fields: Any) -> dict[str, Any]:
-    """A streaming job of a name that runs."""
+    """Add a running streaming job."""
     return world.dataflow.add(
         name, PROJECT, "us-central1", type="JOB_TYPE_STREAMING",
         currentState="JOB_STATE_RUNNING", **fields,
@@ -45,15 +45,15 @@ def stream_job(world: World, name: str, **fields: Any) -> dict[str, Any]:
 
 
 def staged_in(bucket: str) -> dict[str, Any]:
-    """A bucket -> fields of a job whose files are staged there."""
+    """Return the fields of a job that stages its files in a bucket."""
     options = {"temp_location": f"gs://{bucket}/tmp"}
     return {"environment": {"sdkPipelineOptions": {"options": options}}}
 
 
-# What is not labelled
+# Resources without a label
 
 
-def test_what_setup_did_not_make_stays_whatever_it_is(make_world: Callable[..., World]) -> None:
+def test_resources_that_setup_did_not_create_are_kept(make_world: Callable[..., World]) -> None:
     world = make_world("theirs", ("stream_vertex",))
     world.fine("setup", "--kinds", "service")
     bigquery, cloud = world.cloud.bigquery(), world.cloud
@@ -63,8 +63,8 @@ def test_what_setup_did_not_make_stays_whatever_it_is(make_world: Callable[..., 
     bigquery.create_table(Table(table, schema=[SchemaField("other", "STRING")]))
     topic, name = f"{PLACE}/topics/theirs-input-vertex", "theirs-input-sub-vertex"
     cloud.publisher().create_topic(name=topic)
-    # Another's label is none.
-    labels = {"created_by": "somebody"}
+    # The label of someone else does not count.
+    labels = {"created_by": "someone"}
     request = {"name": f"{PLACE}/subscriptions/{name}", "topic": topic, "labels": labels}
     cloud.subscriber().create_subscription(request=request)
     accounts = cloud.discovered("iam", "v1").projects().serviceAccounts()
@@ -81,10 +81,8 @@ def test_what_setup_did_not_make_stays_whatever_it_is(make_world: Callable[..., 
     before = there(world)
     assert len(before) == 7
     preview = world.fine("cleanup")
-    assert (preview.count("it was not made here: it lacks our label"), "remove " in preview) == (
-        7,
-        False,
-    )
+    reason = "it was not created by Millrace: it lacks the label created_by=millrace"
+    assert (preview.count(reason), "remove " in preview) == (7, False)
     out = world.fine("cleanup", "--yes")
     assert "0 removed or ended, 7 kept, 0 failed" in out
     assert there(world) == before
@@ -102,7 +100,7 @@ FOUND = st.none() | st.builds(
 
 
 @given(st.data())
-def test_only_what_is_labelled_for_this_configuration_alone_goes(data: st.DataObject) -> None:
+def test_only_resources_of_no_other_configuration_are_removed(data: st.DataObject) -> None:
     resources = declare(Config(project="some-project"))
     looked = {r.key: data.draw(FOUND) for r in resources}
     choice = Choice(
@@ -131,24 +129,24 @@ def test_only_what_is_labelled_for_this_configuration_alone_goes(data: st.DataOb
         counts = [found.losses[what] for found in going if what in found.losses]
         known = [count for count in counts if count is not None]
         assert (lost.get(what) or 0) == sum(known)
-        assert (lost.get(f"more {what}" if known else what, 0) is None) == (None in counts)
+        assert (lost.get(f"additional {what}" if known else what, 0) is None) == (None in counts)
 
 
-# Flags that narrow
+# Flags that narrow the selection
 
 
-def test_jobs_by_name_are_all_that_goes(make_world: Callable[..., World]) -> None:
+def test_a_cleanup_of_named_jobs_removes_nothing_else(make_world: Callable[..., World]) -> None:
     world = make_world("named", SMALL)
     world.fine("setup")
     before = there(world)
     job, other = (stream_job(world, f"named-streaming-{name}") for name in ("fraud", "other"))
     code, _, err = world.run("cleanup", "--jobs", "named-streaming-fruad", "--yes")
-    assert (code, "did you mean 'named-streaming-fraud" in err) == (2, True), err
+    assert (code, "did you mean 'named-streaming-fraud'" in err) == (2, True), err
     for wrong in (("--kinds", "topic"), ("--truncate",)):
         code, _, err = world.run("cleanup", "--jobs", "named-streaming-fraud", "--yes", *wrong)
-        assert (code, "--jobs chooses jobs" in err) == (2, True), err
+        assert (code, "--jobs selects jobs" in err) == (2, True), err
     code, _, err = world.run("cleanup", "--pipelines", "batch", "--yes")
-    assert (code, "batch_local,batch_vertex: the configuration has none" in err) == (2, True), err
+    assert (code, "batch_local,batch_vertex: the configuration does not" in err) == (2, True), err
     preview = world.fine("cleanup", "--jobs", "named-streaming-fraud")
     assert preview.splitlines()[0].split() == ["drain", "job", "named-streaming-fraud", "running"]
     assert len(preview.splitlines()) == 2
@@ -165,7 +163,7 @@ def test_jobs_by_name_are_all_that_goes(make_world: Callable[..., World]) -> Non
 
 
 def two(make_world: Callable[..., World]) -> tuple[World, World]:
-    """Two configurations with one prefix, one account and one prefix of jobs, in their defaults."""
+    """Return two configurations that share the default prefix, account and job prefix."""
     first = make_world("pytorch-autoencoder", SMALL, bucket="one-bucket", dataset="one")
     same = {"job_prefix": "pytorch", "service_account": "millrace-worker"}
     first.extra |= same
@@ -173,7 +171,7 @@ def two(make_world: Callable[..., World]) -> tuple[World, World]:
     return first, second
 
 
-def test_a_second_configuration_leaves_the_first_as_it_was(
+def test_a_second_configuration_leaves_the_first_unchanged(
     make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("resources.jobs._POLL_SECONDS", 0.0)
@@ -183,14 +181,16 @@ def test_a_second_configuration_leaves_the_first_as_it_was(
     staged = stream_job(first, "pytorch-streaming-1", **staged_in("one-bucket"))
     mine = stream_job(first, "pytorch-streaming-2", **staged_in("two-bucket"))
     out = second.fine("setup")
-    # What both use is not made again, but carries both labels.
+    # Shared resources carry the labels of both.
     assert re.search(r"changed  topic .*lacks label millrace_config_", out)
     assert second.plan() == first.plan() == {}
     preview = second.fine("cleanup")
     assert re.search(
         r"keep +job +pytorch-streaming-1 +it belongs to another configuration", preview
     )
-    assert re.search(r"release +topic .*configuration pytorch-autoencoder-\w+ uses it too", preview)
+    assert re.search(
+        r"release +topic .*also used by configuration pytorch-autoencoder-\w+", preview
+    )
     second.dataflow.polls = 0
     out = second.fine(*CONFIRMED)
     assert (staged["currentState"], mine["currentState"]) == (
@@ -201,15 +201,15 @@ def test_a_second_configuration_leaves_the_first_as_it_was(
     assert first.plan() == {}
     left = there(second)
     assert left
-    assert left <= before, "what is left is the first one's"
-    # Alone again it may go.
+    assert left <= before, "everything left belongs to the first configuration"
+    # The resources of the first configuration can be removed now.
     out = first.fine(*CONFIRMED)
     assert staged["currentState"] == "JOB_STATE_DRAINED"
     assert there(first) == set()
     assert "0 kept, 0 failed" in out
 
 
-def test_what_an_earlier_version_made_is_labelled_by_setup_and_then_goes(
+def test_setup_labels_what_an_earlier_version_created_and_cleanup_removes_it(
     make_world: Callable[..., World],
 ) -> None:
     world = make_world("earlier", SMALL)
@@ -230,18 +230,18 @@ def test_what_an_earlier_version_made_is_labelled_by_setup_and_then_goes(
     }
     accounts.patch(name=name, body=body).execute()
     out = world.fine(*CONFIRMED, "--kinds", "account,role,topic")
-    assert re.search(rf"kept  topic {topic}  .* an earlier version made it: run setup", out)
+    assert re.search(rf"kept  topic {topic}  .* an earlier version created it: run setup", out)
     assert re.search(r"kept  account \S+  it carries no configuration's label", out)
     assert {f"topic {topic}", f"account {name.rpartition('/')[2]}"} <= there(world)
     assert world.plan()[f"topic {topic}"] == world.plan()[f"table {source}"] == "change"
-    assert "made by an earlier version: setup labels it" in world.fine("status")
+    assert "created by an earlier version: run setup to label it" in world.fine("status")
     out = world.fine("setup")
     assert f"changed  topic {topic}  lacks label millrace_config_earlier-" in out
     world.fine(*CONFIRMED)
     assert there(world) == set()
 
 
-def test_a_name_tells_configurations_apart_and_outlives_changes() -> None:
+def test_a_name_identifies_a_configuration_and_survives_changes() -> None:
     one = Config(project="some-project")
     assert one.name == Config(project="some-project", pipelines=SMALL, labels={"a": "b"}).name
     others = [
@@ -275,21 +275,21 @@ JOB = PipelineJob(
 @pytest.mark.parametrize(
     ("labels", "used", "prefix", "expected"),
     [
-        # Labels of the job itself tell first.
+        # The labels of the job itself decide first.
         (("me",), [("me",), ("other",)], "pytorch", True),
         (("other",), [("me",)], "own", False),
-        # Then what it uses.
+        # The labels of what it uses decide next.
         ((), [("me",), ()], "pytorch", True),
         ((), [("other",)], "own", False),
         ((), [("me", "other")], "own", None),
         ((), [("me", "other"), ("me",)], "pytorch", True),
         ((), [("me",), ("other",)], "pytorch", None),
-        # Where nothing tells, a prefix that was chosen.
+        # Without labels, a prefix other than the default decides.
         ((), [()], "own", True),
         ((), [], "pytorch", None),
     ],
 )
-def test_whose_a_job_is(
+def test_which_configuration_a_job_belongs_to(
     labels: tuple[str, ...], used: list[tuple[str, ...]], prefix: str, expected: bool | None
 ) -> None:
     config = Config(project="some-project", name="me", job_prefix=prefix)
@@ -298,11 +298,11 @@ def test_whose_a_job_is(
     assert belongs(job, config, lambda _, name: named[name]) is expected
 
 
-def test_a_job_that_may_be_anybodys_is_stopped_by_its_name_alone(
+def test_a_job_of_an_unknown_configuration_is_stopped_only_by_name(
     make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("resources.jobs._POLL_SECONDS", 0.0)
-    world = make_world("anybody", SMALL, job_prefix="pytorch")
+    world = make_world("unknown", SMALL, job_prefix="pytorch")
     world.fine("setup")
     before = there(world)
     job = stream_job(world, "pytorch-streaming-1")
@@ -317,10 +317,10 @@ def test_a_job_that_may_be_anybodys_is_stopped_by_its_name_alone(
     assert there(world) == set()
 
 
-# What would be lost, and what would be kept
+# What would be lost, and what is kept
 
 
-def test_waiting_messages_are_lost_only_by_whoever_says_so(
+def test_waiting_messages_are_removed_only_after_confirmation(
     make_world: Callable[..., World],
 ) -> None:
     world = make_world("waits", SMALL)
@@ -329,15 +329,15 @@ def test_waiting_messages_are_lost_only_by_whoever_says_so(
     known = world.monitoring.values_by_metric
     known["num_undelivered_messages"] = {"waits-input-sub-local": 5000}
     preview = world.fine("cleanup", *kinds)
-    assert "5,000 waiting messages and an unknown number of more waiting messages" in preview
+    assert "5,000 waiting messages and an unknown number of additional waiting messages" in preview
     code, _, err = world.run("cleanup", "--yes", *kinds)
     assert (code, "5,000 waiting messages" in err) == (2, True), err
-    # Cloud Monitoring is late: it may say none, or nothing at all.
+    # Cloud Monitoring is late: it may report zero messages, or nothing at all.
     publisher = world.cloud.publisher()
     messages: list[Any] = [{"data": b"x"}] * 3
     publisher.publish(topic=f"{PLACE}/topics/waits-input-local", messages=messages)
-    for said in ({"waits-input-sub-local": 0}, {}):
-        known["num_undelivered_messages"] = dict(said)
+    for reported in ({"waits-input-sub-local": 0}, {}):
+        known["num_undelivered_messages"] = dict(reported)
         preview = world.fine("cleanup", *kinds)
         assert "an unknown number of waiting messages" in preview
         code, _, err = world.run("cleanup", "--yes", *kinds)
@@ -346,24 +346,24 @@ def test_waiting_messages_are_lost_only_by_whoever_says_so(
             True,
         ), err
         assert world.run("plan", *kinds)[0] == 0
-    # The look took none.
+    # The check did not take any message.
     name = f"{PLACE}/subscriptions/waits-input-sub-local"
     pulled = world.cloud.subscriber().pull(subscription=name, max_messages=10, timeout=60)
     assert len(pulled.received_messages) == 3
     world.fine(*CONFIRMED, *kinds)
-    # Messages may also be held by a reader that was killed just now.
+    # A reader that was just killed may still hold messages.
     world.fine("setup", *kinds)
     reader = {"millrace_reader": "r", "millrace_reader_until": str(int(time.time()) + 120)}
     relabel(world, name, reader)
     code, _, err = world.run("cleanup", "--yes", *kinds)
     assert (code, "an unknown number of waiting messages would be lost" in err) == (2, True), err
-    # Without any it needs no word.
+    # Without waiting messages no confirmation is needed.
     relabel(world, name, reader | {"millrace_reader_until": "1"})
     assert "8 removed" in world.fine("cleanup", "--yes", *kinds)
 
 
 def relabel(world: World, name: str, labels: dict[str, str]) -> None:
-    """A subscription -> with some labels more."""
+    """Add labels to a subscription."""
     client = world.cloud.subscriber()
     old = dict(client.get_subscription(subscription=name).labels)
     subscription = {"name": name, "labels": old | labels}
@@ -372,7 +372,7 @@ def relabel(world: World, name: str, labels: dict[str, str]) -> None:
     )
 
 
-def test_files_of_runs_are_a_loss_and_copied_packages_are_none(
+def test_files_of_runs_count_as_a_loss_and_copied_packages_do_not(
     make_world: Callable[..., World], example: Path
 ) -> None:
     world = make_world("results", SMALL, model=str(example / "model"))
@@ -387,7 +387,7 @@ def test_files_of_runs_are_a_loss_and_copied_packages_are_none(
     assert "2 removed" in world.fine("cleanup", "--yes", *kinds)
 
 
-def test_the_preview_is_what_is_done(make_world: Callable[..., World]) -> None:
+def test_the_preview_matches_the_removal(make_world: Callable[..., World]) -> None:
     world = make_world("preview", ("stream_vertex",))
     world.fine("setup")
     cloud, topic = world.cloud, f"{PLACE}/topics/preview-output-vertex"
@@ -406,12 +406,13 @@ def test_the_preview_is_what_is_done(make_world: Callable[..., World]) -> None:
         f"dataset {PROJECT}.preview",
         "bucket preview-bucket",
     }
-    # They are repeated at the end, with their reasons.
+    # The end repeats them with the reasons.
     assert all(f"kept  {name}: " in tail for name in kept)
-    assert "mine is in it" in tail
+    assert f"it contains {PROJECT}.preview.mine" in tail
+    assert "it contains mine" in tail
 
 
-def test_a_job_that_runs_is_named_once_and_before_anything_is_touched(
+def test_a_running_job_is_reported_once_and_before_anything_is_removed(
     make_world: Callable[..., World],
 ) -> None:
     world = make_world("once", SMALL)
@@ -421,7 +422,7 @@ def test_a_job_that_runs_is_named_once_and_before_anything_is_touched(
     kinds = ("--kinds", "topic,subscription,role,account,table")
     preview = world.fine("cleanup", *kinds)
     assert "remove " not in preview
-    assert preview.count("keep ") == preview.count("job once-streaming-1 still runs")
+    assert preview.count("keep ") == preview.count("job once-streaming-1 is still running")
     code, _, err = world.run(*CONFIRMED, *kinds)
     assert (code, err.count("\n"), "cleanup --kinds job --jobs once-streaming-1" in err) == (
         1,
@@ -441,7 +442,7 @@ def test_a_region_that_does_not_exist_is_noticed_before_anything_else(
     world = make_world("nowhere", region="us-centrall1")
     code, out, err = world.run(command)
     assert (code, out, world.google.calls) == (2, "", [])
-    assert re.search(r"millrace.toml: region = 'us-centrall1': .*did you mean 'us-central1", err)
+    assert re.search(r"millrace.toml: region = 'us-centrall1': .*did you mean 'us-central1'", err)
     assert err.count("\n") == 1
 
 
@@ -452,10 +453,10 @@ def test_a_project_that_does_not_exist_is_noticed_before_anything_else(
     world = make_world("project", SMALL)
     code, out, err = world.run(command, "--project", "millrace-tset", "--kinds", "topic")
     assert (code, out) == (1, "")
-    assert "is 'millrace-tset' the id that you meant (--project)?" in err
+    assert "check the id 'millrace-tset' (--project)" in err
     assert world.google.methods() == ["projects.get"]
     (manager,) = (s for s in world.google.services if isinstance(s, ResourceManager))
     (project,) = manager._projects.values()
     project["state"] = "DELETE_REQUESTED"
     code, out, err = world.run(command, "--kinds", "topic")
-    assert (code, "is about to be deleted" in err) == (1, True), err
+    assert (code, "is marked for deletion" in err) == (1, True), err

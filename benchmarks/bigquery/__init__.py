@@ -1,1 +1,1 @@
-"""Tables: reading, writing, table to table."""
+"""Benchmarks of tables: reading, writing, and from table to table."""

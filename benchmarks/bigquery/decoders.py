@@ -1,4 +1,4 @@
-"""Contestants of the reading: recorded responses of a table to ids and a float32 matrix.
+"""The contestants of the read benchmark. They turn recorded responses into ids and a matrix.
 
 python -m benchmarks.bigquery.decoders NAME --recording FOLDER --model FOLDER
 """
@@ -42,8 +42,9 @@ from transforms.files.read import Columns
 from transforms.provenance import Provenance
 from transforms.validate import ValidateFeatures, validate
 
-# Tried on 2 cores with batches of 256, 1,000 and 10,000 dicts, us a row to the matrix: np.fromiter
-# over the values of operator.itemgetter 0.73, 0.76, 0.75; np.array of its tuples 0.86, 1.01, 1.14.
+# Measured on 2 cores with batches of 256, 1,000 and 10,000 dicts, in us per row up to the matrix:
+# np.fromiter over the values of operator.itemgetter 0.73, 0.76, 0.75; np.array of its tuples 0.86,
+# 1.01, 1.14.
 BEAM_BATCH_ROWS = 1_000
 OPTIONS = ("--runner=FnApiRunner", "--direct_running_mode=in_memory", "--direct_num_workers=1")
 TABLE = TableName("recorded-project", "recorded", "transactions")
@@ -51,10 +52,13 @@ TABLE = TableName("recorded-project", "recorded", "transactions")
 
 @dataclass(frozen=True)
 class Decoding:
-    """What a contestant gets.
+    """The task of a contestant.
 
-    times: how often the recording is read. output: a folder for what is found, or None
-    to drop it.
+    Attributes:
+        recording: The folder of the recording.
+        times: How many times to read the recording.
+        manifest: The manifest of the model.
+        output: The folder for the rows found, None to drop them.
     """
 
     recording: Path
@@ -63,12 +67,12 @@ class Decoding:
     output: Path | None
 
     def client(self) -> ReplayingClient:
-        """A new client that replays the recording."""
+        """Return a new client that replays the recording."""
         return ReplayingClient(Recording.load(self.recording), self.times)
 
 
 def keep(output: Path | None, ids: Any, matrix: np.ndarray) -> int:
-    """Ids [N] and a matrix [N, 30] -> N; both go into a file of the folder, if there is one."""
+    """Write ids and their matrix to a file if there is a folder, and return the number of rows."""
     if output is not None:
         text = np.asarray(ids).astype(np.str_)
         np.savez(output / f"{uuid.uuid4().hex}.npz", ids=text, matrix=matrix)
@@ -76,7 +80,7 @@ def keep(output: Path | None, ids: Any, matrix: np.ndarray) -> int:
 
 
 def read_kept(output: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The folder that `keep` filled -> ids [N] in order, and their rows of the matrix."""
+    """Return the sorted ids in a folder that `keep` filled, and their rows of the matrix."""
     parts = [np.load(path) for path in sorted(output.glob("*.npz"))]
     ids = np.concatenate([part["ids"] for part in parts])
     order = np.argsort(ids, kind="stable")
@@ -84,14 +88,14 @@ def read_kept(output: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def matrix_of(batch: pa.RecordBatch, manifest: Manifest) -> np.ndarray:
-    """A validated batch -> the model's input as the handler gives it to the model, uncopied."""
+    """Return the matrix that the handler passes to the model, without a copy."""
     (spec,) = manifest.inputs
     flat = struct_columns(batch, INPUTS)[spec.name].flatten()
     return flat.to_numpy().reshape(-1, spec.width)
 
 
 def matrix_of_dicts(rows: list[dict[str, Any]]) -> np.ndarray:
-    """Beam's rows -> [N, 30] float32.
+    """Return Beam's rows as a matrix, float32 `[rows, 30]`.
 
     Raises:
         ValueError: A value is not finite.
@@ -104,7 +108,7 @@ def matrix_of_dicts(rows: list[dict[str, Any]]) -> np.ndarray:
 
 
 def millrace(task: Decoding, id_column: str | None = ID_COLUMN) -> Callable[[], int]:
-    """Ours, without a runner: what ReadBigQuery and ValidateFeatures do of each stream."""
+    """Millrace without a runner: the work of ReadBigQuery and ValidateFeatures on each stream."""
     client = task.client()
     session = client.create_read_session()
     schema = bytes(session.arrow_schema.serialized_schema)
@@ -125,13 +129,13 @@ def millrace(task: Decoding, id_column: str | None = ID_COLUMN) -> Callable[[], 
 
 
 def millrace_content_ids(task: Decoding) -> Callable[[], int]:
-    """Ours, without a runner, of a table whose rows bring no id."""
+    """Millrace without a runner, for a table without an id column."""
     return millrace(task, id_column=None)
 
 
 def beam_rows(task: Decoding) -> Callable[[], int]:
-    """Beam's source, without a runner: its stream sources, and its dicts to a matrix."""
-    client = _give_to_beam(task)
+    """Beam without a runner: its sources of streams, and a matrix from its dicts."""
+    client = _replay_to_beam(task)
     session = client.create_read_session()
     native = session.data_format == types.DataFormat.ARROW
 
@@ -147,8 +151,8 @@ def beam_rows(task: Decoding) -> Callable[[], int]:
     return run
 
 
-def _give_to_beam(task: Decoding) -> ReplayingClient:
-    """The recording takes the place of the client that Beam makes for itself."""
+def _replay_to_beam(task: Decoding) -> ReplayingClient:
+    """Make Beam use the recording instead of its own client, and return the replaying client."""
     client = task.client()
 
     class Client:
@@ -159,15 +163,15 @@ def _give_to_beam(task: Decoding) -> ReplayingClient:
             return reader.ReadRowsStream(client, name, 0, {}, retry_delay_callback)
 
     beam_bigquery.bq_storage.BigQueryReadClient = Client
-    # The table's size, which it asks for to choose a number of streams, and the client of its
-    # clean-up, which has nothing to do here.
+    # Beam requests the size of the table to choose the number of streams. It also creates a client
+    # for its clean-up, which has nothing to do here.
     beam_bigquery._CustomBigQueryStorageSource._get_table_size = lambda *_: 1 << 30
     BigQueryWrapper._bigquery_client = staticmethod(lambda *_: object())
     return client
 
 
 def millrace_pipeline(task: Decoding) -> Callable[[], int]:
-    """Ours in a pipeline: ReadBigQuery and ValidateFeatures."""
+    """Millrace in a pipeline: ReadBigQuery and ValidateFeatures."""
     cloud = ReplayingCloud("recorded-project", folder=str(task.recording), times=task.times)
     source = BigQuerySource(cloud=cloud, table=TABLE)
     provenance = Provenance.of(task.manifest, "bench", "bench")
@@ -181,8 +185,8 @@ def millrace_pipeline(task: Decoding) -> Callable[[], int]:
 
 
 def beam_pipeline(task: Decoding) -> Callable[[], int]:
-    """Beam's ReadFromBigQuery in a pipeline, and its dicts to a matrix."""
-    native = _give_to_beam(task).create_read_session().data_format == types.DataFormat.ARROW
+    """Beam in a pipeline: ReadFromBigQuery, and a matrix from its dicts."""
+    native = _replay_to_beam(task).create_read_session().data_format == types.DataFormat.ARROW
 
     def wire(pipeline: beam.Pipeline) -> None:
         read = beam.io.ReadFromBigQuery(
@@ -214,7 +218,7 @@ def _keep_batch(batch: pa.RecordBatch, manifest: Manifest, output: Path | None) 
 
 
 class _KeepDicts(beam.DoFn):
-    """Row dicts -> nothing; gathered into batches within a bundle."""
+    """Collects the row dicts of a bundle into batches, and keeps them."""
 
     def __init__(self, output: Path | None) -> None:
         self._output = output
@@ -243,13 +247,17 @@ CONTESTANTS = {
 
 
 def main() -> None:
-    """The command line -> the contestant has run, and its report is told."""
+    """Run the contestant and print its report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("name", choices=CONTESTANTS)
     parser.add_argument("--recording", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--times", type=int, default=1, help="how often the recording is read")
-    parser.add_argument("--output", type=Path, help="a folder for ids and matrix")
+    parser.add_argument(
+        "--times", type=int, default=1, help="how many times to read the recording (default: 1)"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="folder for ids and matrix (default: drop them)"
+    )
     args = parser.parse_args()
     task = Decoding(args.recording, args.times, read_manifest(str(args.model)), args.output)
     run = CONTESTANTS[args.name](task)
@@ -259,7 +267,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # Beam sends functions to its workers by the name of their module, which is not __main__.
+    # Beam sends functions to its workers by module name, which must not be __main__.
     from benchmarks.bigquery.decoders import main as run_main
 
     run_main()

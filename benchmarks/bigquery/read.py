@@ -1,10 +1,10 @@
-"""Responses of the Storage Read API to the model's matrix: ours and Beam's, on the same bytes.
+"""Compares how Millrace and Beam turn responses of the Storage Read API into a matrix.
 
 python -m benchmarks.bigquery.read --rows 200000 --rounds 3
 
-Responses of the local BigQuery are recorded, and then replayed to each contestant in turn, in
-a process of its own. Each must first find the ids and the matrix of the file that the table
-was loaded from, bit by bit.
+The benchmark records responses of the local BigQuery and then replays them to each contestant in
+turn, in a separate process. First, each contestant must find exactly the ids and the matrix of the
+file that the table was loaded from.
 """
 
 from __future__ import annotations
@@ -37,28 +37,28 @@ from transforms.row_ids import content_ids
 
 US_PER_ROW = 0.5
 TIMES_BEAM = 30
-# A megabyte of 31 columns. The emulator's own responses are of 25 MB, which the service never
-# sends: it has at most 10 MB.
+# One megabyte of 31 columns. The emulator's own responses have 25 MB, but the service sends at most
+# 10 MB per response.
 SMALL_ROWS = 4_096
-# How often a contestant reads its recording. One reading takes ours too little time for a figure,
-# and a pipeline so little that most of it would be the pipeline's set-up, which is timed as well.
+# How many times a contestant reads its recording. Millrace reads it too fast to measure a single
+# pass. In a pipeline, most of the time would be the set-up, which is part of the measurement.
 TIMES = {"millrace": 10, "millrace_content_ids": 10, "millrace_pipeline": 10, "beam_pipeline": 3}
 
 
 class Entrant(NamedTuple):
-    """A contestant of bigquery_decoders and what it reads."""
+    """A contestant of `decoders` and the recording that it reads."""
 
     decoder: str
     recording: str
 
     @property
     def times(self) -> int:
-        """How often it reads its recording."""
+        """How many times it reads its recording."""
         return TIMES.get(self.decoder, 1)
 
     @property
     def has_ids(self) -> bool:
-        """Whether its rows bring an id."""
+        """Whether its rows have an id column."""
         return self.recording != "arrow_without_id"
 
 
@@ -75,7 +75,7 @@ ENTRANTS = {
 
 
 def record_all(cloud: Cloud, table: TableName) -> dict[str, Recording]:
-    """A table of transactions -> recordings of its rows, by name."""
+    """Record the rows of a table in every form, and return the recordings by name."""
     every = (ID_COLUMN, *FEATURES)
     arrow, avro = types.DataFormat.ARROW, types.DataFormat.AVRO
     whole = record(cloud, table, every, arrow)
@@ -88,9 +88,9 @@ def record_all(cloud: Cloud, table: TableName) -> dict[str, Recording]:
 
 
 def expected_rows(data: Path, with_ids: bool) -> tuple[np.ndarray, np.ndarray]:
-    """A Parquet file of transactions -> ids [N] in order, and their rows of the matrix.
+    """Return the sorted ids of a Parquet file of transactions, and their rows of the matrix.
 
-    Without ids: those that its values make, which are FLOAT64 in BigQuery.
+    Without the id column, the ids are derived from the values, which are FLOAT64 in BigQuery.
     """
     table = pq.read_table(data, columns=[ID_COLUMN, *FEATURES]).combine_chunks()
     ids = table[ID_COLUMN]
@@ -105,11 +105,11 @@ def expected_rows(data: Path, with_ids: bool) -> tuple[np.ndarray, np.ndarray]:
 def find_faults(
     found: tuple[np.ndarray, np.ndarray], expected: tuple[np.ndarray, np.ndarray]
 ) -> list[str]:
-    """Ids and matrix of a contestant, and those of the file -> a line for each kind of fault."""
+    """Compare the ids and the matrix of a contestant with the file, and return the first fault."""
     (ids, matrix), (expected_ids, expected_matrix) = found, expected
     if not np.array_equal(ids, expected_ids):
         wrong = np.setxor1d(ids, expected_ids)
-        example = wrong[0] if wrong.size else "one that comes twice"
+        example = wrong[0] if wrong.size else "an id that occurs twice"
         return [f"ids differ: {len(ids)} of {len(expected_ids)} rows, the first is {example}"]
     if matrix.dtype != np.float32:
         return [f"expected a float32 matrix, got {matrix.dtype}"]
@@ -120,13 +120,13 @@ def find_faults(
 
 
 def command(entrant: Entrant, folder: Path, model: Path, *more: str) -> list[str]:
-    """Who takes part -> the command line of its process."""
+    """Return the command line for a contestant."""
     flags = ["--recording", str(folder / entrant.recording), "--model", str(model), *more]
     return [sys.executable, "-m", "benchmarks.bigquery.decoders", entrant.decoder, *flags]
 
 
 def gate(folder: Path, data: Path, model: Path) -> bool:
-    """Recordings, and the file they were made of -> whether everyone finds its rows."""
+    """Return whether every contestant finds the rows of the file in its recording."""
     expected = {with_ids: expected_rows(data, with_ids) for with_ids in (True, False)}
     passed = True
     for name, entrant in ENTRANTS.items():
@@ -139,7 +139,7 @@ def gate(folder: Path, data: Path, model: Path) -> bool:
 
 
 def describe(recordings: Mapping[str, Recording]) -> dict[str, dict[str, int]]:
-    """Recordings -> what they are, for the results."""
+    """Describe the recordings for the results."""
     return {
         name: {
             "rows": recording.rows,
@@ -151,7 +151,7 @@ def describe(recordings: Mapping[str, Recording]) -> dict[str, dict[str, int]]:
 
 
 def compete(folder: Path, model: Path, rows: int, rounds: int) -> dict[str, object]:
-    """Recordings -> what a row costs everyone, the ratios, and what was to be reached."""
+    """Return the cost of a row for every contestant, the ratios, and the targets."""
     commands = {
         name: command(entrant, folder, model, "--times", str(entrant.times))
         for name, entrant in ENTRANTS.items()
@@ -174,7 +174,7 @@ def compete(folder: Path, model: Path, rows: int, rounds: int) -> dict[str, obje
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line -> bigquery_read.json in the output folder; 1 if the gate fails."""
+    """Write bigquery_read.json to the output folder. Return 1 if the gate fails."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--rounds", type=int, default=3)
@@ -188,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     bench = Bench(args.workdir, ())
     data, model, folder = bench.data(args.rows), bench.model(), args.workdir / "recordings"
     shutil.rmtree(folder, ignore_errors=True)
-    print(f"recording {args.rows:,} rows of the local BigQuery", flush=True)
+    print(f"recording {args.rows:,} rows from the local BigQuery", flush=True)
     with tempfile.TemporaryDirectory() as place, local_cloud(Path(place)) as servers:
         fill(servers, data)
         recordings = record_all(servers.cloud, TableName.parse(SOURCE, "source"))
@@ -201,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "columns": 1 + len(FEATURES),
         "recordings": describe(recordings),
         "gate": {"rows": args.rows, "passed": True},
-        "method": {**METHOD, "as pipelines": "the set-up of the pipeline is part of us_per_row"},
+        "method": {**METHOD, "as pipelines": "us_per_row includes the set-up of the pipeline"},
     }
     write_results(args.output / "bigquery_read.json", settings, results, args.rounds)
     print(f"ratios {results['ratios']}\ntargets {results['targets']}")

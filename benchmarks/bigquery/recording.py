@@ -1,4 +1,4 @@
-"""Responses of the Storage Read API: recorded once, replayed byte for byte to whoever reads."""
+"""Records responses of the Storage Read API and replays them byte for byte."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ _SESSION = "session"
 
 @dataclass(frozen=True)
 class Recording:
-    """A read session and, stream by stream, the responses as they came over the wire."""
+    """A serialized read session, and the serialized responses of each of its streams."""
 
     session: bytes
     streams: tuple[tuple[bytes, ...], ...]
 
     @property
     def rows(self) -> int:
-        """How many rows all responses hold."""
+        """The number of rows in all responses."""
         return sum(response.row_count for response in self._responses())
 
     @property
     def response_rows(self) -> int:
-        """The rows of the largest response."""
+        """The number of rows in the largest response."""
         return max(response.row_count for response in self._responses())
 
     @property
     def size(self) -> int:
-        """The bytes of all responses."""
+        """The size of all responses in bytes."""
         return sum(len(data) for stream in self.streams for data in stream)
 
     def _responses(self) -> Iterator[types.ReadRowsResponse]:
         return (types.ReadRowsResponse.deserialize(d) for stream in self.streams for d in stream)
 
     def save(self, folder: Path) -> None:
-        """A folder that is not there -> a file a message in it."""
+        """Write one file per message into a new folder."""
         folder.mkdir(parents=True)
         (folder / _SESSION).write_bytes(self.session)
         for i, stream in enumerate(self.streams):
@@ -52,7 +52,7 @@ class Recording:
 
     @classmethod
     def load(cls, folder: Path) -> Recording:
-        """The folder that `save` filled -> the recording."""
+        """Read a recording from a folder that `save` filled."""
         streams: dict[str, list[bytes]] = {}
         for path in sorted(folder.glob("*-*")):
             streams.setdefault(path.name.split("-")[0], []).append(path.read_bytes())
@@ -62,7 +62,7 @@ class Recording:
 def record(
     cloud: Cloud, table: TableName, columns: Sequence[str], data_format: types.DataFormat
 ) -> Recording:
-    """A table and columns of it -> what its server answers to one who reads them."""
+    """Record the responses to a read of some columns of a table."""
     client = cloud.bigquery_read()
     session = client.create_read_session(
         parent=f"projects/{cloud.project}",
@@ -80,10 +80,10 @@ def record(
 
 
 def cut(recording: Recording, rows: int) -> Recording:
-    """A recording of Arrow -> the same rows as LZ4 responses of at most so many rows.
+    """Return the rows of an Arrow recording as compressed (LZ4) responses with at most `rows` rows.
 
-    The emulator compresses nothing and answers 100,000 rows at once; the service does
-    what it is asked to and has at most 10 MB a response.
+    The emulator does not compress, and sends 100,000 rows per response. The service compresses on
+    request, and sends at most 10 MB per response.
     """
     session = types.ReadSession.deserialize(recording.session)
     schema = pa.ipc.read_schema(pa.py_buffer(session.arrow_schema.serialized_schema))
@@ -111,7 +111,7 @@ def cut(recording: Recording, rows: int) -> Recording:
 
 
 def _serialized(batch: pa.RecordBatch, options: pa.ipc.IpcWriteOptions) -> bytes:
-    """A batch -> its IPC message alone, without the schema's before it."""
+    """Return the IPC message of a batch, without the message of the schema."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema, options=options) as writer:
         writer.write_batch(batch)
@@ -121,10 +121,13 @@ def _serialized(batch: pa.RecordBatch, options: pa.ipc.IpcWriteOptions) -> bytes
 
 
 class ReplayingClient:
-    """In the place of BigQueryReadClient (the generated one): answers with a recording.
+    """Replaces the generated BigQueryReadClient, and responds with a recording.
 
-    Each response is parsed anew from its bytes, as gRPC does. times: how often the
-    session names each of its streams.
+    Like gRPC, it parses each response from its bytes.
+
+    Args:
+        recording: The recording.
+        times: How many times the session lists each of its streams.
     """
 
     def __init__(self, recording: Recording, times: int = 1) -> None:
@@ -134,36 +137,36 @@ class ReplayingClient:
         self._session.streams = [types.ReadStream(name=name) for name in names * times]
 
     def create_read_session(self, **_: Any) -> types.ReadSession:
-        """Whatever is asked for -> the recorded session."""
+        """Return the recorded session for any request."""
         return self._session
 
     def read_rows(
         self, *, read_stream: str, offset: int = 0, **_: Any
     ) -> Iterator[types.ReadRowsResponse]:
-        """A stream's name -> its responses, from the first."""
+        """Return the responses of a stream, from the first one on."""
         if offset:
-            raise ValueError(f"a recording is read from its begin, not from row {offset}")
+            raise ValueError(f"a recording can be read only from its start, not from row {offset}")
         return map(types.ReadRowsResponse.deserialize, self._answers[read_stream])
 
 
 @dataclass(frozen=True)
 class ReplayingCloud(Cloud):
-    """A `Cloud` whose one table is a recording, kept in a folder so that it can be sent about."""
+    """A `Cloud` whose only table is a recording in a folder, which keeps the object picklable."""
 
     folder: str = ""
     times: int = 1
 
     def bigquery_read(self) -> Any:
-        """The replaying client."""
+        """Return the replaying client."""
         return ReplayingClient(Recording.load(Path(self.folder)), self.times)
 
     def bigquery(self) -> Any:
-        """A client that knows the table's columns."""
+        """Return a client that knows the columns of the table."""
         return _TableClient(self.bigquery_read().create_read_session())
 
 
 class _TableClient:
-    """In the place of bigquery.Client, as far as a source looks at its table."""
+    """Replaces the methods of bigquery.Client that a source calls to inspect its table."""
 
     def __init__(self, session: types.ReadSession) -> None:
         schema = pa.ipc.read_schema(pa.py_buffer(session.arrow_schema.serialized_schema))

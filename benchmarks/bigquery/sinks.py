@@ -1,4 +1,4 @@
-"""Contestants of the writing: output rows to a file to be loaded, or to requests that append.
+"""The contestants of the write benchmark. They write a file to load, or requests that append.
 
 python -m benchmarks.bigquery.sinks NAME --rows 500000
 """
@@ -40,7 +40,7 @@ from transforms.files.stage import conform_to_files
 from transforms.files.writers import open_writer
 from transforms.provenance import Provenance
 
-# As the model's handler has it, whose module would import torch.
+# The value of the model's handler. Its module would import torch.
 BATCH_ROWS = 32_768
 SEED = 11
 SCORED_AT = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, datetime.UTC)
@@ -58,7 +58,7 @@ WRITTEN = "written.parquet"
 
 
 def output_rows(rows: int) -> list[pa.RecordBatch]:
-    """A number of rows -> as many output rows of the example, as the pipeline encodes them."""
+    """Return that many output rows of the example, in batches as the pipeline encodes them."""
     rng = np.random.default_rng(SEED)
     batches = []
     for part in slices(rows, BATCH_ROWS):
@@ -79,18 +79,18 @@ def output_rows(rows: int) -> list[pa.RecordBatch]:
 
 
 def table_rows(batches: list[pa.RecordBatch]) -> pa.Table:
-    """Batches of output rows -> the same as the table in BigQuery holds them."""
+    """Return output rows in the form in which the table in BigQuery holds them."""
     schema = table_schema(batches)
     return pa.Table.from_batches([conform_to_table(batch, schema) for batch in batches], schema)
 
 
 def table_schema(batches: list[pa.RecordBatch]) -> pa.Schema:
-    """Batches of output rows -> the columns of the table that they are written to."""
+    """Return the schema of the table for output rows."""
     return arrow_schema(table_fields(batches[0].schema))
 
 
 def dict_rows(batches: list[pa.RecordBatch]) -> list[dict[str, Any]]:
-    """Batches of output rows -> what Beam's sinks take; times as text, the least work for them."""
+    """Return output rows as dicts for Beam's sinks, with times as text, which is cheapest."""
     rows = [row for batch in batches for row in to_rows(batch)]
     for row in rows:
         row["scored_at"] = row["scored_at"].isoformat()
@@ -98,17 +98,19 @@ def dict_rows(batches: list[pa.RecordBatch]) -> list[dict[str, Any]]:
 
 
 def from_dicts(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Rows as Beam wrote them -> what the table then holds."""
+    """Return rows that Beam wrote in the form in which the table holds them."""
     text = schema.set(schema.get_field_index("scored_at"), pa.field("scored_at", pa.string()))
     return pa.Table.from_pylist(rows, text).cast(schema)
 
 
 @dataclass(frozen=True)
 class Writing:
-    """What a contestant gets.
+    """The task of a contestant.
 
-    batches: output rows. folder: for files. is_read: whether what it writes will be read,
-    and so has to be kept.
+    Attributes:
+        batches: The output rows.
+        folder: The folder for files.
+        is_read: Whether the written rows will be read back, and must be kept until then.
     """
 
     batches: list[pa.RecordBatch]
@@ -118,14 +120,14 @@ class Writing:
 
 @dataclass(frozen=True)
 class Contest:
-    """A contestant, ready: what is timed, and what it wrote, read back as rows of the table."""
+    """A prepared contestant: `run` is measured, and `read` returns the rows that it wrote."""
 
     run: Callable[[], None]
     read: Callable[[], pa.Table]
 
 
 def millrace_parquet(task: Writing) -> Contest:
-    """Ours in a batch run: staged as Parquet for a load job."""
+    """Millrace in a batch run: stages Parquet for a load job."""
     schema, path = task.batches[0].schema, task.folder / "staged.parquet"
     folder = RunFolder(str(task.folder), "bench", "bench")
     destination = TableDestination(
@@ -150,7 +152,7 @@ def millrace_parquet(task: Writing) -> Contest:
 
 
 def millrace_append(task: Writing) -> Contest:
-    """Ours in a streaming run: appends over the Storage Write API, up to the bytes of a request."""
+    """Millrace in a streaming run: appends over the Storage Write API in requests of full size."""
     schema, service = table_schema(task.batches), _Service(task.is_read)
     stream = DefaultStream(_ServedCloud(TABLE.project, service=service), TABLE, schema)
 
@@ -164,14 +166,14 @@ def millrace_append(task: Writing) -> Contest:
 
 
 class _Service:
-    """In the place of gRPC and the service: serializes each request, answers that all is well."""
+    """Replaces gRPC and the service: serializes each request and responds with success."""
 
     def __init__(self, keeps: bool) -> None:
         self._keeps = keeps
         self._sent: list[bytes] = []
 
     def append_rows(self, requests: Iterator[Any], **_: Any) -> _Answers:
-        """A call -> the answers to its requests."""
+        """Return the responses to the requests of a call."""
         return _Answers(requests, self._take)
 
     def _take(self, request: types.AppendRowsRequest) -> None:
@@ -180,7 +182,7 @@ class _Service:
             self._sent.append(data)
 
     def rows(self, schema: pa.Schema) -> pa.Table:
-        """What was sent, as the service would read it."""
+        """Return the rows that were sent, as the service would read them."""
         requests = [types.AppendRowsRequest.deserialize(data) for data in self._sent]
         bodies = [request.arrow_rows.rows.serialized_record_batch for request in requests]
         return pa.Table.from_batches(
@@ -189,7 +191,7 @@ class _Service:
 
 
 class _Answers:
-    """An iterator over answers that can be cancelled, as gRPC's calls are."""
+    """An iterator over responses that can be cancelled, like a call of gRPC."""
 
     def __init__(self, requests: Iterator[Any], take: Callable[[Any], None]) -> None:
         self._requests, self._take = requests, take
@@ -202,12 +204,12 @@ class _Answers:
         return types.AppendRowsResponse()
 
     def cancel(self) -> None:
-        """Nothing is under way."""
+        """Do nothing, because no request is pending."""
 
 
 @dataclass(frozen=True)
 class _ServedCloud(Cloud):
-    """A `Cloud` whose Storage Write API is in this process."""
+    """A `Cloud` with the Storage Write API in this process."""
 
     service: _Service | None = None
 
@@ -216,7 +218,7 @@ class _ServedCloud(Cloud):
 
 
 def beam_file_loads(task: Writing) -> Contest:
-    """Beam's FILE_LOADS: rows to a file of JSON lines."""
+    """Beam's FILE_LOADS: writes rows to a JSON Lines file."""
     schema = table_schema(task.batches)
 
     def read(path: Path) -> pa.Table:
@@ -262,13 +264,13 @@ def _file_loads(
 
 
 def beam_streaming_inserts(task: Writing) -> Contest:
-    """Beam's STREAMING_INSERTS in a worker that scores: torch is imported."""
+    """Beam's STREAMING_INSERTS in a worker that scores, where torch is imported."""
     importlib.import_module("torch")
     return _streaming_inserts(task)
 
 
 def beam_streaming_inserts_no_torch(task: Writing) -> Contest:
-    """The same in a worker without torch: Beam sizes a row by way of all imported modules."""
+    """Do the same in a worker without torch, because Beam sizes a row via all imported modules."""
     if "torch" in sys.modules:
         raise RuntimeError("expected a process without torch")
     return _streaming_inserts(task)
@@ -282,7 +284,7 @@ def _streaming_inserts(task: Writing) -> Contest:
             inserted.extend(json_rows)
             return []
 
-    # The fastest settings: the table is there, and is not asked for.
+    # The fastest settings: the table exists, and Beam does not check it.
     dofn = BigQueryWriteFn(
         batch_size=None,
         create_disposition=BigQueryDisposition.CREATE_NEVER,
@@ -314,11 +316,13 @@ CONTESTANTS: dict[str, Callable[[Writing], Contest]] = {
 
 
 def main() -> None:
-    """The command line -> the contestant has run, and its report is told."""
+    """Run the contestant and print its report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("name", choices=CONTESTANTS)
     parser.add_argument("--rows", type=int, required=True)
-    parser.add_argument("--output", type=Path, help="a folder for the rows that were written")
+    parser.add_argument(
+        "--output", type=Path, help="folder for the written rows (default: drop them)"
+    )
     args = parser.parse_args()
     batches = output_rows(args.rows)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,10 +1,10 @@
-"""Table to table: `pipelines.batch_local` between tables of the local BigQuery.
+"""Measures `pipelines.batch_local` between two tables of the local BigQuery.
 
 python -m benchmarks.bigquery.table --rows 5000000
 
-The scores of a small table must first be those of the eager model. The servers run beside the
-process that is measured. How long they take says nothing of the service: what counts are the
-memory and the CPU time of our own processes.
+First, the scores of a small table must match the eager model. The servers run on the same machine
+as the measured process. Their speed says nothing about the service: what counts are the memory and
+the CPU time of the pipeline.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from transforms.provenance import utc_now
 
 PEAK_MB = 1_000
 METHOD = {
-    "peak_mb": f"{PEAK_MEMORY} The servers are no descendants of the pipeline.",
-    "cpu_us_per_row": "user and system time of the pipeline's processes, start-up included, by "
-    "the rows",
-    "seconds": "start-up: until the pipeline has looked at its source and sinks. rest: what is "
+    "peak_mb": f"{PEAK_MEMORY} The servers are not descendants of the pipeline.",
+    "cpu_us_per_row": "user and system time of the pipeline's processes, including start-up, "
+    "divided by the rows",
+    "seconds": "start-up: until the pipeline has inspected its source and sinks. rest: the time "
     "between jobs, and the end of the process",
 }
 RUN_ID = "bench"
@@ -48,14 +48,14 @@ REPORT = f"tmp/millrace/{RUN_ID}/report.json"
 
 @dataclass(frozen=True)
 class Outcome:
-    """A run from table to table: what it cost, and seconds of its parts in their order."""
+    """A run from table to table: its cost, and the seconds of each part, in order."""
 
     measured: Measured
     seconds: Mapping[str, float]
 
 
 def command(model: Path) -> list[str]:
-    """The model's package -> the command that scores the table."""
+    """Return the command that scores the table."""
     flags = {
         "input_table": SOURCE,
         "id_column": ID_COLUMN,
@@ -71,13 +71,13 @@ def command(model: Path) -> list[str]:
 
 
 def score_table(servers: LocalCloud, data: Path, model: Path) -> Outcome:
-    """Servers without a table yet, a Parquet file and a model -> its rows scored into a table.
+    """Load a Parquet file into a table of new servers, and score it into another table.
 
     Raises:
-        ContestantError: The run failed, or the table does not hold each row once.
+        ContestantError: The run failed, or the table does not hold each row exactly once.
     """
     rows = fill(servers, data)
-    begin = utc_now()
+    start = utc_now()
     with patch.dict(os.environ, servers.environment):
         measured = measure(command(model))
     end = utc_now()
@@ -85,37 +85,37 @@ def score_table(servers: LocalCloud, data: Path, model: Path) -> Outcome:
     (found,) = servers.cloud.bigquery().query(sql).result()
     if (found["n"], found["ids"], measured.report.rows) != (rows, rows, rows):
         raise ContestantError(
-            f"expected {rows} rows, each once; the run tells of {measured.report.rows}, the table "
-            f"holds {found['n']} of {found['ids']} ids"
+            f"expected each of {rows} rows once; the run reports {measured.report.rows} rows, the "
+            f"table holds {found['n']} rows with {found['ids']} different ids"
         )
-    return Outcome(measured, _split(servers, begin, end))
+    return Outcome(measured, _split(servers, start, end))
 
 
 def _split(
-    servers: LocalCloud, begin: datetime.datetime, end: datetime.datetime
+    servers: LocalCloud, start: datetime.datetime, end: datetime.datetime
 ) -> dict[str, float]:
-    """When the process began and ended -> seconds of the parts of its run."""
+    """Return the seconds of each part of a run, given the start and the end of its process."""
     blob = servers.cloud.storage().bucket(BUCKET).blob(REPORT)
     started = datetime.datetime.fromisoformat(json.loads(blob.download_as_bytes())["started_at"])
     jobs = [job for job in servers.cloud.bigquery().list_jobs() if started <= job.created <= end]
     loads = [job for job in jobs if job.job_type == "load"]
     parts = {
-        "start-up": (started - begin).total_seconds(),
+        "start-up": (started - start).total_seconds(),
         "read, score, stage": (min(job.created for job in loads) - started).total_seconds(),
         "load jobs": _seconds(loads),
         "commit jobs": _seconds([job for job in jobs if job.job_type != "load"]),
     }
-    rest = (end - begin).total_seconds() - sum(parts.values())
+    rest = (end - start).total_seconds() - sum(parts.values())
     return {**parts, "rest": rest}
 
 
 def _seconds(jobs: Sequence[Any]) -> float:
-    """Jobs that are done -> how long they ran, one after the other."""
+    """Return the sum of the run times of finished jobs."""
     return float(sum((job.ended - job.started).total_seconds() for job in jobs))
 
 
 def read_table(servers: LocalCloud) -> Scores:
-    """Servers -> the scores that their table holds."""
+    """Return the scores in the table."""
     table = servers.cloud.bigquery().list_rows(SCORES).to_arrow(create_bqstorage_client=False)
     latent = table[LATENT_OUTPUT].combine_chunks().flatten().to_numpy()
     return Scores(
@@ -126,7 +126,7 @@ def read_table(servers: LocalCloud) -> Scores:
 
 
 def gate(bench: Bench, rows: int) -> list[str]:
-    """A small number of rows -> the faults of their scores in the table, none if it may run."""
+    """Score a small table, and return the faults of the scores."""
     data, model = bench.data(rows), bench.model()
     with tempfile.TemporaryDirectory() as place, local_cloud(Path(place)) as servers:
         score_table(servers, data, model)
@@ -134,7 +134,7 @@ def gate(bench: Bench, rows: int) -> list[str]:
 
 
 def run(bench: Bench, rows: int, rounds: int) -> dict[str, Any]:
-    """Rows and rounds -> the results; each round has servers of its own."""
+    """Measure every round on new servers, and return the results."""
     data, model = bench.data(rows), bench.model()
     outcomes = []
     for turn in range(rounds):
@@ -143,12 +143,12 @@ def run(bench: Bench, rows: int, rounds: int) -> dict[str, Any]:
         outcomes.append(outcome)
         seconds = ", ".join(f"{name} {value:.1f} s" for name, value in outcome.seconds.items())
         peak = outcome.measured.peak_bytes / 1e6
-        print(f"round {turn + 1}: {rows:,} rows, {peak:,.0f} MB at most; {seconds}", flush=True)
+        print(f"round {turn + 1}: {rows:,} rows, peak {peak:,.0f} MB; {seconds}", flush=True)
     return summarise(outcomes)
 
 
 def summarise(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Runs -> their figures, and what was to be reached."""
+    """Return the figures of the runs, and the targets."""
     records = [
         {**as_record(outcome.measured), "seconds": dict(outcome.seconds)} for outcome in outcomes
     ]
@@ -164,7 +164,7 @@ def summarise(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line -> bigquery_table.json in the output folder; 1 if the gate fails."""
+    """Write bigquery_table.json to the output folder. Return 1 if the gate fails."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=5_000_000)
     parser.add_argument("--rounds", type=int, default=1)

@@ -1,6 +1,7 @@
-"""What `python -m pipelines.batch_local` does, with a clock around it: its flags in, a report out.
+"""Runs `python -m pipelines.batch_local` with a clock around it, and prints a report.
 
-The process does not end as the pipeline's own would, at once, since the report is yet to be told.
+Unlike the process of the pipeline, this one must not exit as soon as the run is complete, because
+it still has to print the report.
 """
 
 import contextlib
@@ -17,10 +18,10 @@ from pipelines.command import main as run_command
 
 
 def run(flags: list[str]) -> int:
-    """The pipeline's flags -> the rows that it scored.
+    """Run the pipeline with these flags, and return the number of rows that it scored.
 
     Raises:
-        SystemExit: The pipeline failed; why is on standard error.
+        SystemExit: The pipeline failed. It has printed the reason to standard error.
     """
     summary = io.StringIO()
     with contextlib.redirect_stdout(summary):
@@ -31,7 +32,7 @@ def run(flags: list[str]) -> int:
 
 
 def main() -> None:
-    """The command line -> a finished run, and its report is told."""
+    """Run the pipeline and print the report."""
     for name in HEAVY:
         importlib.import_module(name)
     with timed() as clock:

@@ -1,9 +1,9 @@
-"""Output rows to what is loaded or appended: ours and Beam's, from the same rows.
+"""Compares how Millrace and Beam turn output rows into files to load or requests to append.
 
 python -m benchmarks.bigquery.write --rows 2000000 --rounds 3
 
-Each contestant must first write a small number of rows so that the table would hold them
-exactly; then they take turns, each in a process of its own.
+First, each contestant must write a small number of rows in a form from which the table would hold
+them exactly. Then they take turns, each in a separate process.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from benchmarks.row_costs import METHOD, costs, ratio, take_turns, write_results
 
 GATE_ROWS = 2_000
 US_PER_ROW = 1.0
-# Of the contestants' rows: a figure of the slow ones needs no more.
+# The share of the rows that slow contestants write. They need no more for a figure.
 SHARES = {
     "beam_file_loads": 1 / 20,
     "beam_file_loads_avro": 1 / 20,
@@ -42,13 +42,13 @@ STREAMING_INSERTS = ("beam_streaming_inserts",)
 
 
 def command(name: str, rows: int, *more: str) -> list[str]:
-    """Contestant and rows -> the command line of its process."""
+    """Return the command line for a contestant."""
     program = [sys.executable, "-m", "benchmarks.bigquery.sinks", name]
     return [*program, "--rows", str(rows), *more]
 
 
 def find_faults(found: pa.Table, expected: pa.Table) -> list[str]:
-    """The rows that a contestant wrote, and those it should -> a line for each kind of fault."""
+    """Compare the rows of a contestant with the expected ones, and return the first fault."""
     if found.num_rows != expected.num_rows:
         return [f"expected {expected.num_rows} rows, got {found.num_rows}"]
     if not found.schema.equals(expected.schema):
@@ -58,7 +58,7 @@ def find_faults(found: pa.Table, expected: pa.Table) -> list[str]:
 
 
 def gate(rows: int) -> bool:
-    """A number of rows -> whether everyone writes them exactly."""
+    """Return whether every contestant writes the rows exactly."""
     expected, passed = table_rows(output_rows(rows)), True
     for name in CONTESTANTS:
         with tempfile.TemporaryDirectory() as output:
@@ -70,7 +70,7 @@ def gate(rows: int) -> bool:
 
 
 def compete(rows: int, rounds: int) -> dict[str, object]:
-    """Rows of ours -> what a row costs everyone, the ratios, and what was to be reached."""
+    """Return the cost of a row for every contestant, the ratios, and the targets."""
     counts = {name: max(1, int(rows * SHARES.get(name, 1))) for name in CONTESTANTS}
     commands = {name: command(name, count) for name, count in counts.items()}
     contestants = costs(take_turns(commands, counts, rounds))
@@ -91,7 +91,7 @@ def compete(rows: int, rounds: int) -> dict[str, object]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line -> bigquery_write.json in the output folder; 1 if the gate fails."""
+    """Write bigquery_write.json to the output folder. Return 1 if the gate fails."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--rounds", type=int, default=3)

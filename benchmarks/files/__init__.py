@@ -1,1 +1,1 @@
-"""Files to files: Millrace, stock Beam and a plain loop."""
+"""Benchmark from files to files: Millrace, stock Beam and a plain loop."""

@@ -1,4 +1,4 @@
-"""Results -> a picture: rows a second of each contestant, a panel for each number of rows."""
+"""Draws the rows per second of each contestant, with a panel for each number of rows."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,14 +14,14 @@ COLOURS = {"millrace": "#1b6ca8", "plain_loop": "#8a8f98", "stock_beam": "#c98a2
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
-    """Results and a path -> a PNG; bars are medians, whiskers reach from minimum to maximum."""
+    """Write a PNG. Bars are medians, and whiskers reach from the minimum to the maximum."""
     sizes = results["sizes"]
     figure, panels = plt.subplots(
         len(sizes), 1, figsize=(9, 0.9 + 1.75 * len(sizes)), sharex=True, squeeze=False
     )
     for axes, size in zip(panels[:, 0], sizes, strict=True):
         _draw_size(axes, size)
-    panels[-1, 0].set_xlabel("million rows a second, file to file (median, min and max)")
+    panels[-1, 0].set_xlabel("million rows per second, from file to file (median, min and max)")
     machine = results["machine"]
     figure.suptitle(
         f"Parquet in, score + {results['latent']} latent values out, "
@@ -34,7 +34,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
 
 
 def _draw_size(axes: Axes, size: Mapping[str, Any]) -> None:
-    """One number of rows -> a panel with a bar for each contestant."""
+    """Draw a panel with a bar for each contestant."""
     contestants = size["contestants"]
     names = [name for name in LABELS if name in contestants]
     for place, name in enumerate(names):
@@ -58,7 +58,7 @@ def _draw_size(axes: Axes, size: Mapping[str, Any]) -> None:
 
 
 def _text(name: str, size: Mapping[str, Any]) -> str:
-    """Contestant -> its rate, how ours compares with it, and its rows if they were fewer."""
+    """Return the rate of a contestant, Millrace's multiple of it, and its rows if they differ."""
     contestant = size["contestants"][name]
     text = f"{contestant['rows_per_second']['median']:,.0f} rows/s"
     ratio = size["ratios"].get(f"{OURS}/{name}")

@@ -1,9 +1,9 @@
-"""File to file: Millrace, stock Beam and a plain loop score the same Parquet files.
+"""Compares how Millrace, stock Beam and a plain loop score the same Parquet files.
 
 python -m benchmarks.files.compare --rows 1000000 10000000 --rounds 3
 
-Each contestant must first score a small file exactly as the eager model does; then they take
-turns, each run in a process of its own.
+First, each contestant must score a small file like the eager model. Then they take turns, each run
+in a separate process.
 """
 
 import argparse
@@ -30,7 +30,7 @@ NOISE = 0.05
 
 
 def gate(bench: Bench, rows: int) -> dict[str, list[str]]:
-    """Contestants -> the faults of each on a small file; no fault, no entry."""
+    """Score a small file, and return the faults of each contestant that has any."""
     expected = reference(bench.data(rows), bench.model() / "model.pt")
     faults: dict[str, list[str]] = {}
     for name in bench.contestants:
@@ -46,7 +46,7 @@ def gate(bench: Bench, rows: int) -> dict[str, list[str]]:
 
 
 def compete(bench: Bench, rows: int, stock_rows: int, rounds: int) -> dict[str, Any]:
-    """Row count and number of rounds -> the summary; the contestants take turns in each round."""
+    """Run every contestant once per round, and return the summary."""
     measured: dict[str, list[Measured]] = {name: [] for name in bench.contestants}
     for turn in range(rounds):
         for name in bench.contestants:
@@ -54,19 +54,19 @@ def compete(bench: Bench, rows: int, stock_rows: int, rounds: int) -> dict[str, 
             _warm(bench.data(own_rows))
             run = bench.run(name, own_rows)
             measured[name].append(run)
-            _tell(name, turn, run)
+            _print_round(name, turn, run)
     return {"rows": rows, **summarise(measured)}
 
 
 def _warm(path: Path) -> None:
-    """File -> read once, so that all contestants find it in the page cache."""
+    """Read a file once, to put it into the page cache for every contestant."""
     with path.open("rb") as file:
         while file.read(1 << 24):
             pass
 
 
-def _tell(name: str, turn: int, run: Measured) -> None:
-    """One run -> a line; a busy neighbour is told, for it spoils the figures."""
+def _print_round(name: str, turn: int, run: Measured) -> None:
+    """Print a line about a run, with a note if other processes used much of the machine."""
     report = run.report
     line = f"round {turn + 1} {name:>10}: {report.rows:>11,} rows in {report.run_seconds:8.2f} s"
     line += f" {report.rows / report.run_seconds:>12,.0f} rows/s {run.peak_bytes / 1e6:6,.0f} MB"
@@ -76,7 +76,7 @@ def _tell(name: str, turn: int, run: Measured) -> None:
 
 
 def describe(args: argparse.Namespace, sizes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Settings and summaries -> the results as they are written."""
+    """Return the results as they are written."""
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "versions": versions(),
@@ -86,26 +86,26 @@ def describe(args: argparse.Namespace, sizes: Sequence[Mapping[str, Any]]) -> di
         "environment": ENVIRONMENT,
         "gate": {"rows": GATE_ROWS, "tolerance": asdict(TOLERANCE), "passed": True},
         "method": {
-            "run_seconds": "first read to last write; for the two Beam programs from the "
-            "construction of the pipeline on, the loading of the model included",
-            "process_seconds": "the whole process, start-up and imports included",
-            "cpu_seconds": "user and system time of the process tree, start-up included",
-            "run_cpu_seconds_per_million_rows": "the same during run_seconds only",
+            "run_seconds": "from the first read to the last write; for the two Beam programs, from "
+            "the construction of the pipeline on, including the loading of the model",
+            "process_seconds": "the whole process, including start-up and imports",
+            "cpu_seconds": "user and system time of the process tree, including start-up",
+            "run_cpu_seconds_per_million_rows": "user and system time during run_seconds",
             "peak_mb": "resident memory of the process plus unshared memory of its "
             f"descendants, sampled every {SAMPLE_SECONDS * 1000:.0f} ms, 10^6 bytes",
-            "ratios": "of the medians of rows_per_second",
+            "ratios": "ratios of the medians of rows_per_second",
         },
         "sizes": list(sizes),
     }
 
 
 def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Command line -> settings."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description="Compare file-to-file scoring.")
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
-        "--stock_rows", type=int, default=200_000, help="stock Beam scores at most as many rows"
+        "--stock_rows", type=int, default=200_000, help="maximum number of rows for stock Beam"
     )
     parser.add_argument("--workdir", type=Path, default=Path("build/bench"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
@@ -114,7 +114,7 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line -> files.json and files.png in the output folder; 1 if the gate fails."""
+    """Write files.json and files.png to the output folder. Return 1 if the gate fails."""
     args = read_arguments(argv)
     args.workdir.mkdir(parents=True, exist_ok=True)
     bench = Bench(args.workdir, tuple(args.contestants))
@@ -129,8 +129,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     (args.output / "files.json").write_text(json.dumps(results, indent=1) + "\n")
     draw(results, args.output / "files.png")
     for size in sizes:
-        told = ", ".join(f"{pair} {ratio:.3g}x" for pair, ratio in size["ratios"].items())
-        print(f"{size['rows']:,} rows: {told or 'no ratios'}")
+        text = ", ".join(f"{pair} {ratio:.3g}x" for pair, ratio in size["ratios"].items())
+        print(f"{size['rows']:,} rows: {text or 'no ratios'}")
     print(f"wrote {args.output / 'files.json'} and {args.output / 'files.png'}")
     return 0
 

@@ -1,4 +1,4 @@
-"""Millrace: what `python -m pipelines.batch_local` runs, with a clock around it."""
+"""The contestant Millrace: runs `python -m pipelines.batch_local` with a clock around it."""
 
 import contextlib
 import importlib
@@ -16,13 +16,13 @@ from benchmarks.contestant import (
 from pipelines.batch_local import COMMAND
 from pipelines.command import main as run_command
 
-# Imported before the clock starts, as the other contestants' imports are.
+# Imported before the clock starts, like the imports of the other contestants.
 HEAVY = ("apache_beam", "pyarrow.parquet", "torch", "pipelines.batch.run")
 RUN_ID = "bench"
 
 
 def command_line(task: Task) -> list[str]:
-    """Task -> the flags of the pipeline."""
+    """Return the flags of the pipeline."""
     return [
         *("--input_files", str(task.input), "--id_column", ID_COLUMN),
         *("--output_files", str(task.output), "--output_format", "parquet"),
@@ -32,7 +32,7 @@ def command_line(task: Task) -> list[str]:
 
 
 def run(task: Task) -> None:
-    """Task -> scores, as the command line makes them.
+    """Score the file like the command line does.
 
     Raises:
         SystemExit: The pipeline failed.
@@ -44,7 +44,7 @@ def run(task: Task) -> None:
 
 
 def main() -> None:
-    """Command line -> scores and a report."""
+    """Score the file and print the report."""
     task = read_task("Score a Parquet file with Millrace.")
     for name in HEAVY:
         importlib.import_module(name)

@@ -1,4 +1,4 @@
-"""Roofline: a loop over record batches with pyarrow and torch, without Beam."""
+"""The contestant plain loop: record batches with pyarrow and torch, without Beam (roofline)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,16 +21,18 @@ from benchmarks.contestant import (
 from benchmarks.two_outputs import load_two_outputs
 from examples.transactions.data import FEATURES
 
-# Tried on 2 cores with 10 million rows, a fresh process each, best rate in million rows a second:
-#   rows of a batch: 4,096 1.26; 8,192 1.48; 16,384 1.66; 32,768 2.00; 65,536 2.17; 131,072 1.99
-#   (1,024, tried with 1 million rows: half of 16,384);
+# Measured on 2 cores with 10 million rows, each in a new process, best rate in million rows per
+# second:
+#   rows per batch: 4,096 1.26; 8,192 1.48; 16,384 1.66; 32,768 2.00; 65,536 2.17; 131,072 1.99
+#   (1,024, measured with 1 million rows: half the rate of 16,384);
 #   torch threads: 2 (its default here) 2.17, 1 1.79;
 #   pyarrow's use_threads: on 2.17, off 1.98; pre_buffer: off 2.17, on 1.04 and 4 times the memory;
-#   memory_map and reading row group by row group: no gain.
-# Columns to matrix, us a row at 8,192 and 65,536 rows: RecordBatch.to_tensor 0.022 and 0.030,
-# np.stack(axis=1) and out[:, j] = column 0.029 and 0.034, a transposed copy by torch 0.031 twice,
-# by numpy 0.17 and 0.11; a transposed view 0.010 and 0.004, but then the forward pass takes 0.02
-# more. The dictionary that Parquet writers try by default costs more than the forward pass.
+#   memory_map, and reading one row group at a time: no gain.
+# From columns to a matrix, in us per row at 8,192 and 65,536 rows:
+#   RecordBatch.to_tensor 0.022 and 0.030; np.stack(axis=1) and out[:, j] = column 0.029 and 0.034;
+#   a transposed copy by torch 0.031 and 0.031, by numpy 0.17 and 0.11;
+#   a transposed view 0.010 and 0.004, but then the forward pass takes 0.02 more.
+# The dictionary encoding that Parquet writers try by default takes longer than the forward pass.
 BATCH_ROWS = 65_536
 ROW_GROUP_ROWS = 131_072
 SCHEMA = pa.schema(
@@ -43,10 +45,10 @@ SCHEMA = pa.schema(
 
 
 def to_matrix(batch: pa.RecordBatch) -> npt.NDArray[np.float32]:
-    """Record batch with 30 float32 columns -> [N, 30], row after row.
+    """Return a record batch with 30 float32 columns as a matrix `[rows, 30]` in row-major order.
 
     Raises:
-        ValueError: A null, a NaN or an infinity.
+        ValueError: A feature is null, NaN or infinite.
     """
     features = batch.select(FEATURES)
     if any(column.null_count for column in features.columns):
@@ -58,7 +60,7 @@ def to_matrix(batch: pa.RecordBatch) -> npt.NDArray[np.float32]:
 
 
 def scored(batches: Iterator[pa.RecordBatch], model: torch.nn.Module) -> Iterator[pa.RecordBatch]:
-    """Record batches of transactions -> record batches of `SCHEMA`, each as long as its input."""
+    """Score record batches of transactions, and yield a record batch of `SCHEMA` for each."""
     for batch in batches:
         outputs = model(torch.from_numpy(to_matrix(batch)))
         latent = pa.array(outputs[LATENT_OUTPUT].numpy().reshape(-1))
@@ -71,7 +73,7 @@ def scored(batches: Iterator[pa.RecordBatch], model: torch.nn.Module) -> Iterato
 
 
 def run(source: Path, target: Path, model: torch.nn.Module) -> None:
-    """Parquet file of transactions -> Parquet file of scores."""
+    """Score a Parquet file of transactions into another Parquet file."""
     reader = pq.ParquetFile(source, pre_buffer=False)
     batches = reader.iter_batches(BATCH_ROWS, columns=[ID_COLUMN, *FEATURES], use_threads=True)
     with (
@@ -83,7 +85,7 @@ def run(source: Path, target: Path, model: torch.nn.Module) -> None:
 
 
 def main() -> None:
-    """Command line -> scores and a report."""
+    """Score the file and print the report."""
     task = read_task("Score a Parquet file in a plain loop.")
     model = load_two_outputs(task.torchscript)
     with timed() as clock:

@@ -1,4 +1,4 @@
-"""Stock Beam, the documented way: row dicts, a tensor a row, keyed `RunInference`, row dicts."""
+"""The contestant stock Beam, as documented: row dicts, a tensor per row, keyed `RunInference`."""
 
 import tempfile
 from pathlib import Path
@@ -24,15 +24,16 @@ from benchmarks.contestant import (
 from benchmarks.two_outputs import load_two_outputs
 from examples.transactions.data import FEATURES
 
-# Tried on 2 cores with 200,000 rows, best rate in rows a second:
-#   outputs: two 21,700, all 13 15,100; a row's tensor by np.fromiter 20,800, torch.tensor 18,800;
+# Measured on 2 cores with 200,000 rows, best rate in rows per second:
+#   outputs: two 21,700, all 13 15,100;
+#   tensor of a row: by np.fromiter 20,800, by torch.tensor 18,800;
 #   max_batch_size: 32 19,600; 100 20,400; 256 21,700; 1,000 20,800; Beam's default 20,800;
 #   batches of exactly 1,000: 17,500;
 #   torch threads: 1 20,800, 2 20,400;
 #   multi_threading with 2 workers: 20,900 at nearly twice the CPU time;
 #   multi_processing with 2 workers: 15,300, on 500,000 rows 10,900, on a million 5,000.
-# Written as in Beam's examples (all 13 outputs, torch.tensor, no batch size) it is 12,300. The rate
-# of this configuration does not depend on the number of rows: 20,800 on 500,000.
+# The form of Beam's examples (all 13 outputs, torch.tensor, no batch size) reaches 12,300. The rate
+# of this configuration does not depend on the number of rows: 20,800 with 500,000 rows.
 MAX_BATCH_ROWS = 256
 TORCH_THREADS = 1
 SCHEMA = pa.schema(
@@ -46,13 +47,13 @@ OPTIONS = ("--runner=FnApiRunner", "--direct_running_mode=in_memory", "--direct_
 
 
 def to_keyed_tensor(row: dict[str, Any]) -> tuple[str, torch.Tensor]:
-    """Row -> its id and its [30] float32 features."""
+    """Return the id of a row and its features, float32 `[30]`."""
     features = np.fromiter((row[name] for name in FEATURES), np.float32, len(FEATURES))
     return row[ID_COLUMN], torch.from_numpy(features)
 
 
 def to_row(keyed: tuple[str, PredictionResult]) -> dict[str, Any]:
-    """Id and prediction -> row of `SCHEMA`."""
+    """Return an id and its prediction as a row of `SCHEMA`."""
     row_id, result = keyed
     return {
         "row_id": row_id,
@@ -62,7 +63,7 @@ def to_row(keyed: tuple[str, PredictionResult]) -> dict[str, Any]:
 
 
 def run(task: Task, model: Path) -> None:
-    """Parquet file of transactions, TorchScript file -> Parquet file of scores."""
+    """Score a Parquet file of transactions with a TorchScript file."""
     handler = PytorchModelHandlerTensor(
         torch_script_model_path=str(model), max_batch_size=MAX_BATCH_ROWS
     )
@@ -78,7 +79,7 @@ def run(task: Task, model: Path) -> None:
 
 
 def main() -> None:
-    """Command line -> scores and a report."""
+    """Score the file and print the report."""
     task = read_task("Score a Parquet file with stock Beam.")
     torch.set_num_threads(TORCH_THREADS)
     with tempfile.TemporaryDirectory() as folder:

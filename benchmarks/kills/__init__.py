@@ -1,1 +1,1 @@
-"""Kills at random moments: what is lost, doubled or destroyed."""
+"""Benchmark of kills at random moments, which counts lost and doubled rows."""

@@ -1,10 +1,10 @@
-"""Batch runs that are killed: into files, into a table, and several attempts at one run at once.
+"""Kills batch runs into files and into a table, and also two concurrent attempts at one run.
 
-Each scenario keeps one run id and scores two inputs in turn, so that the old result and the new
-one differ in their rows. Whatever a kill leaves, a reader must find one of the two whole; the same
-command once more must leave the new one, each row once. Files of rows and of dead letters change
-together, by the report that lists both. The two tables change one after the other, each whole: a
-reader may find the rows of one result beside the dead letters of the other.
+Each scenario keeps one run id and scores two inputs alternately, so the old and the new result have
+different rows. After a kill, a reader must find one of the two results complete. After the same
+command runs again, the new result must be in place, with each row once. Files of scores and of dead
+letters change together, because one report lists both. The two tables change one after the other,
+each in one step: a reader may find the scores of one result and the dead letters of the other.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ INPUTS = ("odd", "even")
 RUN_ID = "killed"
 
 Ids = dict[str, frozenset[str]]
-# Ids by part: "scores" and "dead_letters".
+# Row ids by part: "scores" and "dead_letters".
 Parts = dict[str, list[str]]
 PARTS = ("scores", "dead_letters")
 
 
 def make_inputs(folder: Path) -> Ids:
-    """A folder -> the ids of each of INPUTS, whose files are in a folder of its name there."""
+    """Write the files of each of INPUTS into a folder with its name, and return their row ids."""
     ids: Ids = {}
     for seed, name in enumerate(INPUTS):
         (folder / name).mkdir(parents=True)
@@ -59,14 +59,14 @@ def make_inputs(folder: Path) -> Ids:
 
 @dataclass
 class Files:
-    """A run into a folder."""
+    """A run that writes files."""
 
     folder: Path
     model: Path
     inputs: Path
 
     def start(self, name: str, number: int) -> Attempt:
-        """An input's name and a number -> an attempt at the run, its log named by the number."""
+        """Start an attempt at the run with an input. The number is the name of the log."""
         values = {
             "input_files": self.inputs / name,
             "model": self.model,
@@ -80,16 +80,16 @@ class Files:
         return Attempt("batch_local", flags, self.folder / f"{number}.log")
 
     def sinks(self) -> dict[str, Any]:
-        """The flags that say where results go."""
+        """Return the flags for the destination."""
         return {"output_files": self.folder / "out"}
 
     def state(self) -> object:
-        """What changes once an attempt begins to put its rows in place."""
+        """Return a value that changes when an attempt starts to commit."""
         scores = self.folder / "out" / RUN_ID / "scores"
         return sorted(os.listdir(scores)) if scores.is_dir() else []
 
     def read(self) -> Parts:
-        """The ids of the result as a reader finds it, by part."""
+        """Return the row ids that a reader finds, by part."""
         folder = str(self.folder / "out" / RUN_ID)
         return {
             part: open_result(folder, part).to_table(columns=["row_id"])["row_id"].to_pylist()
@@ -97,19 +97,19 @@ class Files:
         }
 
     def is_whole(self, found: Parts, results: Sequence[Parts]) -> bool:
-        """What a reader found -> whether it is one of the results."""
+        """Return whether a reader found one of the results complete."""
         return found in results
 
 
 @dataclass
 class Table(Files):
-    """A run into a table of the local BigQuery."""
+    """A run that writes to a table of the local BigQuery."""
 
     cloud: Cloud
     table: str
 
     def sinks(self) -> dict[str, Any]:
-        """The table, and where files for it are staged."""
+        """Return the flags for the table and its staged files."""
         return {
             "output_table": self.table,
             "temp_location": "gs://bucket/tmp",
@@ -118,11 +118,11 @@ class Table(Files):
         }
 
     def state(self) -> object:
-        """Whether there are staged files: the time from then on is that of load jobs."""
+        """Return the names of the staged files. After they appear, the load jobs start."""
         return [blob.name for blob in self.cloud.storage().list_blobs("bucket", prefix="tmp/")]
 
     def read(self) -> Parts:
-        """The ids in the table and in that of dead letters."""
+        """Return the row ids in the tables of scores and of dead letters."""
         found: Parts = {}
         for part, table in zip(PARTS, (self.table, f"{self.table}_dead_letters"), strict=True):
             try:
@@ -133,13 +133,23 @@ class Table(Files):
         return found
 
     def is_whole(self, found: Parts, results: Sequence[Parts]) -> bool:
-        """What a reader found -> whether each table is that of one of the results."""
+        """Return whether each table holds one of the results complete."""
         return all(any(found[part] == one[part] for one in results) for part in PARTS)
 
 
 @dataclass(kw_only=True)
 class Kills:
-    """A run that is killed again and again. seconds: of an attempt that nobody kills."""
+    """A run that is killed repeatedly.
+
+    Attributes:
+        run: The run.
+        ids: The row ids of each input.
+        chance: The source of random moments.
+        tally: The counts so far.
+        number: The number of attempts so far.
+        seconds: How long an attempt takes if it is not killed.
+        results: The complete result of each input.
+    """
 
     run: Files
     ids: Ids
@@ -150,13 +160,13 @@ class Kills:
     results: dict[str, Parts] = field(default_factory=dict)
 
     def start(self, name: str) -> Attempt:
-        """An input's name -> the next attempt."""
+        """Start the next attempt with an input."""
         self.number += 1
         return self.run.start(name, self.number)
 
     def prepare(self) -> None:
-        """Both results, each of a run that nobody kills; the first is in place."""
-        # Without the imports, which the first run alone waits for.
+        """Run each input without a kill to get its result. The first one is in place at the end."""
+        # Only the first run waits for imports, so it is not timed.
         self.start(INPUTS[0]).finish()
         for name in reversed(INPUTS):
             self.seconds = timed(lambda name=name: self.start(name).finish())  # type: ignore[misc]
@@ -164,25 +174,25 @@ class Kills:
             self.tally.count_rows(self.ids[name], _all(self.results[name]))
 
     def read(self) -> Parts:
-        """What a reader finds, in order."""
+        """Return the sorted row ids that a reader finds, by part."""
         return {part: sorted(ids) for part, ids in self.run.read().items()}
 
     def look(self, *allowed: str) -> str | None:
-        """Names of inputs -> whose result is there, counted as gone if it is none of theirs."""
+        """Return the input whose result is in place. Count it as gone if no result is complete."""
         got = self.read()
         if not self.run.is_whole(got, [self.results[name] for name in allowed]):
             self.tally.gone += 1
-            print("neither result is whole:", {part: len(ids) for part, ids in got.items()})
+            print("no result is complete:", {part: len(ids) for part, ids in got.items()})
             return None
         return next((name for name in allowed if self.results[name] == got), None)
 
     def rerun(self, name: str) -> None:
-        """An input's name -> its result, which must be there, each row once."""
+        """Run an input to its end, and count missing and doubled rows of the result."""
         self.start(name).finish()
         self.tally.count_rows(self.ids[name], _all(self.run.read()))
 
     def strike(self, attempt: Attempt) -> None:
-        """A running attempt -> killed at some moment, and counted."""
+        """Kill a running attempt at a random moment, and count it."""
         before = self.run.state()
         at_random(self.chance, attempt, self.seconds, lambda: self.run.state() != before)
         if attempt.kill():
@@ -196,7 +206,7 @@ def _all(parts: Parts) -> list[str]:
 
 
 def kill_one(kills: Kills, count: int) -> Tally:
-    """So many kills of a rerun that replaces a result, each followed by a rerun that is not."""
+    """Kill reruns that replace a result. After each kill, run the same input to its end."""
     kills.prepare()
     old, new = INPUTS
     while kills.tally.kills < count:
@@ -208,9 +218,10 @@ def kill_one(kills: Kills, count: int) -> Tally:
 
 
 def kill_of_two(kills: Kills, count: int) -> Tally:
-    """The same with two attempts at once, of which one is killed, or stopped while the other ends.
+    """Do the same with two concurrent attempts, of which one is killed.
 
-    Whichever of them says that it is done has left a whole result, its own or a later one.
+    In half of the cases it is first paused until the other ends. An attempt that reports success
+    must leave a complete result, its own or a later one.
     """
     kills.prepare()
     old, new = INPUTS

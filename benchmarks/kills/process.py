@@ -1,7 +1,7 @@
-"""A command as a process that can be killed at any moment, forked where all is imported already.
+"""Runs a command in a process that can be killed at any moment.
 
-Torch and Beam take seconds to import; forked from a process that has them, a run is under way
-within milliseconds, so that a kill meets its work and not its imports.
+Torch and Beam take seconds to import. The process is therefore forked from one that has already
+imported them: its run starts within milliseconds, and a kill hits its work, not its imports.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 PRELOADED = ("pipelines.batch.run", "pipelines.stream.run", "transforms.bigquery.destination")
-# The next look at a condition, and how long it may take to hold.
+# How often to check a condition, and how long to wait for it.
 POLL_SECONDS = 0.002
 PATIENCE_SECONDS = 300.0
-# About as long as rows are put in place, in a folder of this machine.
+# About how long a commit takes in a local folder.
 COMMIT_SECONDS = 0.02
 
 _fork = multiprocessing.get_context("forkserver")
@@ -27,7 +27,7 @@ _fork.set_forkserver_preload(list(PRELOADED))
 
 
 def _run(pipeline: str, argv: Sequence[str], log: str) -> None:
-    """In the child: the pipeline's own command, its output in the log."""
+    """Run the pipeline's command in the child process, with its output in the log."""
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(handle, stream)
@@ -37,7 +37,13 @@ def _run(pipeline: str, argv: Sequence[str], log: str) -> None:
 
 
 class Attempt:
-    """A running command: pipeline's name, its arguments, and a file for what it prints."""
+    """A running command.
+
+    Args:
+        pipeline: The name of the pipeline.
+        argv: The arguments of the command.
+        log: The file for everything that the command prints.
+    """
 
     def __init__(self, pipeline: str, argv: Sequence[str], log: Path) -> None:
         self.log = log
@@ -46,44 +52,45 @@ class Attempt:
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended yet."""
+        """Whether the command is still running."""
         return self._process.is_alive()
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends it a signal, if it runs."""
+        """Send a signal to the command if it is running."""
         if self._process.pid is not None and self._process.is_alive():
             os.kill(self._process.pid, number)
 
     def kill(self) -> bool:
-        """Ends it as `kill -9` does -> whether it was still running."""
+        """Kill the command like `kill -9`, and return whether it was still running."""
         self.signal(signal.SIGKILL)
         return self.wait() == -signal.SIGKILL
 
     def wait(self) -> int:
-        """-> its exit code, once it has ended. Raises TimeoutError with the end of its log."""
+        """Wait for the exit code. Raise TimeoutError with the end of the log after too long."""
         self._process.join(PATIENCE_SECONDS)
         if self._process.exitcode is None:
             self._process.kill()
-            raise TimeoutError(f"a run does not end: {self.log.read_text()[-2000:]}")
+            raise TimeoutError(f"a run did not end in time: {self.log.read_text()[-2000:]}")
         return self._process.exitcode
 
     def finish(self) -> None:
-        """Waits for a good end. Raises RuntimeError with its log if it ends otherwise."""
+        """Wait for success. Raise RuntimeError with the end of the log if the command fails."""
         if code := self.wait():
-            raise RuntimeError(f"a run ended with {code}: {self.log.read_text()[-2000:]}")
+            raise RuntimeError(f"a run ended with exit code {code}: {self.log.read_text()[-2000:]}")
 
 
 def at_random(
-    chance: random.Random, attempt: Attempt, seconds: float, begun: Callable[[], bool]
+    chance: random.Random, attempt: Attempt, seconds: float, started: Callable[[], bool]
 ) -> None:
-    """Waits until a moment to strike at a running attempt, or until it ends.
+    """Wait until a random moment for a kill, or until the attempt ends.
 
-    Half of the moments are anywhere in `seconds`, the time of a whole run; the other half
-    follow within COMMIT_SECONDS from when `begun` holds: the commit is short, and must be met.
+    Half of the moments are anywhere within `seconds`, the time of a complete run. The other half
+    are within COMMIT_SECONDS after `started` returns True, because the commit is short and kills
+    must hit it, too.
     """
     deadline = time.monotonic() + seconds
     if chance.random() < 0.5:
-        while attempt.running and not begun() and time.monotonic() < deadline + seconds:
+        while attempt.running and not started() and time.monotonic() < deadline + seconds:
             time.sleep(POLL_SECONDS)
         deadline = time.monotonic() + chance.random() * COMMIT_SECONDS
     else:
@@ -93,7 +100,7 @@ def at_random(
 
 
 def timed(act: Callable[[], object]) -> float:
-    """A step -> the seconds that it took."""
-    begin = time.monotonic()
+    """Return the seconds that a call takes."""
+    start = time.monotonic()
     act()
-    return time.monotonic() - begin
+    return time.monotonic() - start

@@ -1,9 +1,9 @@
-"""Kills runs with `kill -9` at random moments, runs them again, and counts what is lost or doubled.
+"""Kills runs with `kill -9` at random moments, runs them again, and counts lost and doubled rows.
 
 python -m benchmarks.kills.runs
 
-Batch runs into files and into a table, two attempts at one run at once, and streams with each
-sink, on servers of this machine that stand in for Google Cloud.
+The scenarios are batch runs into files and into a table, two concurrent attempts at one run, and
+streams with each sink. They use local servers that stand in for Google Cloud.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from benchmarks.stream.run import make_bodies
 from examples.local_cloud import LocalCloud, local_cloud
 
 SEED = 20_261_128
-# Kills by scenario, of 300.
+# The number of kills in each scenario, 300 in all.
 SHARES = {
     "batch files": 100,
     "batch table": 40,
@@ -38,19 +38,20 @@ SHARES = {
     "stream, files": 30,
 }
 METHOD = {
-    "kills": "SIGKILL, half of them anywhere in a run, half while its result is put in place",
-    "ended": "attempts that had ended before the kill; they are not counted as kills",
-    "committed": "kills after which the new result was in place already",
-    "gone": "looks of a reader that found neither the old nor the new result whole; the tables of "
-    "rows and of dead letters change one after the other, and each counts by itself",
+    "kills": "SIGKILL, half of them anywhere in a run, half during the commit of its result",
+    "ended": "attempts that had ended before the kill; they do not count as kills",
+    "committed": "kills after which the new result was already in place",
+    "gone": "checks by a reader that found neither the old nor the new result complete; the tables "
+    "of scores and of dead letters change one after the other, and each is checked separately",
     "lost": "rows that were missing after the rerun",
-    "doubled": "rows that were there twice, or must not be there, after the rerun",
-    "again": "rows of a stream that came twice with one id, as at least once means",
+    "doubled": "rows that existed twice, or should not exist, after the rerun",
+    "again": "rows that a stream delivered more than once with one id, as at-least-once delivery "
+    "allows",
 }
 
 
 def run_scenario(name: str, count: int, seed: int, on: LocalCloud, work: Path) -> Tally:
-    """A scenario's name, how many kills, servers and a folder -> what came of it."""
+    """Run a scenario with a number of kills, and return its counts."""
     chance, model = random.Random(f"{seed} {name}"), Bench(work, ()).model()
     folder = Path(tempfile.mkdtemp(dir=work))
     kind = name.rpartition(" ")[2]
@@ -69,7 +70,7 @@ def run_scenario(name: str, count: int, seed: int, on: LocalCloud, work: Path) -
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line -> kill_runs.json and a table; 1 if anything is lost, doubled or gone."""
+    """Write kill_runs.json and print a table. Return 1 if anything is lost, doubled or gone."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--workdir", type=Path, default=Path("build/bench"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
@@ -83,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tempfile.TemporaryDirectory(dir=args.workdir) as folder,
         local_cloud(Path(folder), with_pubsub=True, with_labels=False) as on,
     ):
-        # Before the first fork: the attempts find the servers by them.
+        # Set these before the first fork, because the attempts find the servers through them.
         os.environ.update(on.environment)
         on.cloud.storage().create_bucket("bucket")
         on.cloud.bigquery().create_dataset(f"{on.cloud.project}.kills")
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{name}: {tallies[name]}", flush=True)
     print(as_table(tallies))
     path = args.output / "kill_runs.json"
-    # Scenarios that did not run now keep what an earlier run found.
+    # Scenarios that did not run this time keep their earlier results.
     known = json.loads(path.read_text())["scenarios"] if path.exists() else {}
     scenarios = known | {name: asdict(tally) for name, tally in tallies.items()}
     results = {"seed": args.seed, "scenarios": {n: scenarios[n] for n in SHARES if n in scenarios}}

@@ -1,7 +1,7 @@
-"""Streams that are killed and started again, while messages keep coming.
+"""Kills streams and starts them again while messages continue to arrive.
 
-A stream promises at least once: after the last run each message is a row or a dead letter in the
-sink. What a sink holds twice has one id and is counted as `again`, not as doubled.
+A stream delivers at least once: after the last run, the sinks hold each message as a row or a dead
+letter. Repeated deliveries have the same id. They count as `again`, not as doubled.
 """
 
 from __future__ import annotations
@@ -22,18 +22,25 @@ from benchmarks.kills.process import Attempt
 from benchmarks.kills.tally import Tally
 from cloud.clients import Cloud
 
-# A message each so often; every tenth is no JSON.
+# The time between two messages. Every tenth message is not JSON.
 EVERY_SECONDS = 0.01
-# Of a run, from its start to the kill.
+# The shortest and longest time from the start of a run to its kill, in seconds.
 LIVES = (0.2, 3.0)
 ACK_SECONDS = 10
-# Longer than the messages of a killed run are leased: it had extended their deadlines to 60 s.
+# Longer than the leases of a killed run, which had extended the deadlines of its messages to 60 s.
 QUIET_SECONDS = 75
 
 
 @dataclass
 class Sender:
-    """Publishes rows until it is stopped. sent: the ids of the messages."""
+    """Publishes rows until it is stopped.
+
+    Attributes:
+        cloud: The clients of the project.
+        topic: The topic to publish to.
+        bodies: The bodies of the messages, which are used in turn.
+        sent: The ids of the published messages.
+    """
 
     cloud: Cloud
     topic: str
@@ -54,7 +61,7 @@ class Sender:
             self.sent += answer.message_ids
 
     def stop(self) -> list[str]:
-        """-> the ids of all messages that were published."""
+        """Stop, and return the ids of all published messages."""
         self._over.set()
         self._thread.join()
         return self.sent
@@ -62,7 +69,7 @@ class Sender:
 
 @dataclass
 class StreamRun:
-    """A stream into one kind of sink: `topic`, `table` or `files`."""
+    """A stream with one kind of sink: `topic`, `table` or `files`."""
 
     cloud: Cloud
     folder: Path
@@ -79,20 +86,20 @@ class StreamRun:
             )
 
     def topic(self, name: str) -> str:
-        """One of in, out and dead -> the topic's full name."""
+        """Return the full name of a topic: `in`, `out` or `dead`."""
         return f"projects/{self.cloud.project}/topics/kill-{self.kind}-{name}"
 
     def subscription(self, name: str) -> str:
-        """One of in, out and dead -> the full name of its subscription."""
+        """Return the full name of the subscription to a topic: `in`, `out` or `dead`."""
         return f"projects/{self.cloud.project}/subscriptions/kill-{self.kind}-{name}"
 
     @property
     def table(self) -> str:
-        """The table for rows; that for dead letters has a suffix."""
+        """The table for rows. The table for dead letters adds a suffix to its name."""
         return f"{self.cloud.project}.kills.stream"
 
     def start(self, number: int, **given: Any) -> Attempt:
-        """A number for the log, and further flags -> a run of the stream."""
+        """Start a run of the stream. The number is the name of its log."""
         sinks: dict[str, dict[str, Any]] = {
             "topic": {
                 "output_topic": self.topic("out"),
@@ -118,7 +125,7 @@ class StreamRun:
         return Attempt("stream_local", flags, self.folder / f"{number}.log")
 
     def read(self) -> list[str]:
-        """The ids of all rows and dead letters in the sinks."""
+        """Return the ids of all rows and dead letters in the sinks."""
         if self.kind == "topic":
             return [*self._pull("out", "row_id"), *self._pull("dead", "millrace_row_id")]
         if self.kind == "table":
@@ -154,7 +161,7 @@ class StreamRun:
 
 
 def kill_stream(run: StreamRun, bodies: list[bytes], chance: random.Random, count: int) -> Tally:
-    """A stream and how often -> killed while messages come, started again, and ended in the end."""
+    """Kill a stream repeatedly while messages arrive, then run it to its end and count the rows."""
     tally, number = Tally(), 0
     sender = Sender(run.cloud, run.topic("in"), bodies)
     while tally.kills < count:
@@ -164,11 +171,11 @@ def kill_stream(run: StreamRun, bodies: list[bytes], chance: random.Random, coun
         if attempt.kill():
             tally.kills += 1
         else:
-            raise RuntimeError(f"a stream ended by itself: {attempt.log.read_text()[-2000:]}")
+            raise RuntimeError(f"a stream ended before its kill: {attempt.log.read_text()[-2000:]}")
     sent = sender.stop()
     run.start(number + 1, stop_after_seconds=QUIET_SECONDS).finish()
     got = Counter(run.read())
-    # With one id more than once: delivered again, as at least once means.
+    # Rows with the same id were delivered again, which at-least-once delivery allows.
     tally.again = got.total() - len(got)
     tally.count_rows(sent, set(got))
     return tally

@@ -1,4 +1,4 @@
-"""What kills did: counted by scenario, and printed as a table."""
+"""Counts the effects of kills in each scenario, and formats them as a table."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from dataclasses import asdict, dataclass, fields
 
 @dataclass(kw_only=True)
 class Tally:
-    """Counts of a scenario.
+    """The counts of a scenario.
 
-    kills: runs that `kill -9` met while they ran. ended: attempts that were over before it.
-    committed: kills after which the new result was in place. lost, doubled: rows, after the
-    rerun. gone: looks at which neither the old nor the new result was whole. again: rows that a
-    stream delivered more than once, with one id, as it promises.
+    Attributes:
+        kills: Runs that `kill -9` hit while they were running.
+        ended: Attempts that had ended before the kill.
+        committed: Kills after which the new result was in place.
+        lost: Rows that were missing after the rerun.
+        doubled: Rows that existed twice, or should not exist, after the rerun.
+        gone: Checks that found neither the old nor the new result complete.
+        again: Rows that a stream delivered more than once with one id, which it may do.
     """
 
     kills: int = 0
@@ -27,13 +31,13 @@ class Tally:
 
     @property
     def faults(self) -> int:
-        """How much of it must not be."""
+        """The number of events that must not happen."""
         return self.lost + self.doubled + self.gone
 
     def count_rows(self, wanted: Iterable[str], got: Iterable[str]) -> None:
-        """Ids that must be there once, and those that are -> counted as lost and doubled.
+        """Count lost and doubled rows, given the ids that must exist once and the ids that exist.
 
-        An id that must not be there counts as doubled.
+        An id that must not exist counts as doubled.
         """
         expected, found = set(wanted), Counter(got)
         self.lost += len(expected - set(found))
@@ -41,7 +45,7 @@ class Tally:
 
 
 def as_table(tallies: Mapping[str, Tally]) -> str:
-    """Scenarios -> lines of text with a line for each, and their sum."""
+    """Return a table of text with a line for each scenario and one for their sum."""
     names = [field.name for field in fields(Tally)]
     rows: list[Sequence[str]] = [("scenario", *names)]
     total = Tally()

@@ -1,1 +1,1 @@
-"""Servers of a model, and clients of an endpoint."""
+"""Benchmarks of servers of a model, and of clients of an endpoint."""

@@ -1,9 +1,9 @@
-"""Predictions of an endpoint: VertexEndpointHandler, Beam's own handler, a plain load generator.
+"""Compares clients of an endpoint: VertexEndpointHandler, Beam's handler, a plain load generator.
 
 python -m benchmarks.serving.endpoint --rounds 3
 
-The same server, rows a request and requests in flight for all; each handler must first predict
-as the model does. They take turns, the server in a process of its own.
+All use the same server, the same number of rows per request and of requests in flight. First, each
+handler must predict like the model. Then they take turns. The server has a separate process.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LOAD = "plain_load"
 
 
 def ask(contestant: str, url: str, model: Path, args: argparse.Namespace) -> dict[str, float]:
-    """A handler and a server -> its figures, from a process of its own."""
+    """Run a handler in a separate process, and return its figures."""
     command = [sys.executable, "-m", "benchmarks.serving.endpoint_client", contestant, url]
     command += ["--model", str(model), "--seconds", str(args.seconds)]
     command += ["--rows", str(args.rows), "--concurrency", str(args.concurrency)]
@@ -44,17 +44,17 @@ def ask(contestant: str, url: str, model: Path, args: argparse.Namespace) -> dic
         env=os.environ | ENVIRONMENT,
     )
     lines = done.stdout.splitlines()
-    told: dict[str, Any] = json.loads(lines[-1]) if lines else {"fault": done.stderr[-500:]}
-    if "fault" in told:
-        raise RuntimeError(f"{contestant}: {told['fault']}")
+    found: dict[str, Any] = json.loads(lines[-1]) if lines else {"fault": done.stderr[-500:]}
+    if "fault" in found:
+        raise RuntimeError(f"{contestant}: {found['fault']}")
     return {
-        "rows_per_second": told["rows"] / told["wall_seconds"],
-        "cpu_microseconds_per_row": told["cpu_seconds"] / told["rows"] * 1e6,
+        "rows_per_second": found["rows"] / found["wall_seconds"],
+        "cpu_microseconds_per_row": found["cpu_seconds"] / found["rows"] * 1e6,
     }
 
 
 def compete(url: str, model: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """A server and its model -> each contestant's figures over interleaved rounds."""
+    """Run every contestant once per round, and return the figures of each."""
     body = args.workdir / "body.json"
     body.write_bytes(body_of(args.rows))
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in (LOAD, *CONTESTANTS)}
@@ -67,16 +67,18 @@ def compete(url: str, model: Path, args: argparse.Namespace) -> dict[str, Any]:
         name: {key: spread([one[key] for one in seen]) for key in seen[0]}
         for name, seen in rounds.items()
     }
-    for name, told in figures.items():
-        print(f"{name:>10}: {json.dumps(told)}", flush=True)
+    for name, found in figures.items():
+        print(f"{name:>10}: {json.dumps(found)}", flush=True)
     return figures
 
 
 def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Command line -> settings."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description="Compare clients of one endpoint.")
-    parser.add_argument("--rows", type=int, default=100, help="rows a request")
-    parser.add_argument("--concurrency", type=int, default=8, help="requests in flight")
+    parser.add_argument("--rows", type=int, default=100, help="rows per request (default: 100)")
+    parser.add_argument(
+        "--concurrency", type=int, default=8, help="requests in flight (default: 8)"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--workdir", type=Path, default=Path("build/bench/endpoint"))
@@ -85,7 +87,7 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line -> endpoint.json in the output folder."""
+    """Write endpoint.json to the output folder."""
     args = read_arguments(argv)
     args.workdir.mkdir(parents=True, exist_ok=True)
     before = os.getloadavg()[0]
@@ -106,9 +108,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "rounds": args.rounds,
         "seconds": args.seconds,
         "gate": {"rows": GATE_ROWS, "tolerance": asdict(TOLERANCE), "passed": True},
-        "method": "record batches to record batches, lists to dicts for Beam's handler in as many "
-        "threads as requests in flight; without a pipeline around either. The server and each "
-        "client in processes of their own on one machine; spread over interleaved rounds",
+        "method": "from record batches to record batches; for Beam's handler from lists to dicts, "
+        "in as many threads as requests in flight; both without a pipeline. The server and each "
+        "client run in separate processes on one machine; minimum, median and maximum of "
+        "interleaved rounds",
         "figures": figures,
         "rows_per_second_of_the_plain_load": round(ours[rate]["median"] / plain[rate]["median"], 3),
         "times_the_rows_per_second_of_beam": round(ours[rate]["median"] / beam[rate]["median"], 1),

@@ -1,6 +1,6 @@
-"""A handler and an endpoint -> what asking it cost this process, as a line of JSON.
+"""Measures what requests to an endpoint cost a handler, and prints a line of JSON.
 
-Run in a process of its own, so that nothing else's CPU time is in it.
+It runs in a separate process, so the CPU time contains nothing else.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ GATE_ROWS = 200
 NAME = "projects/p-12345/locations/us-central1/endpoints/1"
 RESOURCE = {"name": NAME, "deployedModels": [{"id": "1"}]}
 
-# Rows [n, 30] -> their scores [n] and codes [n, 4].
+# Returns the scores [rows] and the codes [rows, 4] of features [rows, 30].
 Ask = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def millrace(url: str, model: Path, rows: int, concurrency: int) -> Ask:
-    """VertexEndpointHandler, given record batches as in a pipeline."""
+    """Use VertexEndpointHandler, with record batches as in a pipeline."""
     from cloud.vertex import EndpointAddress
     from model_handlers.endpoint_handler import RequestLimits, VertexEndpointHandler
 
@@ -59,7 +59,7 @@ def millrace(url: str, model: Path, rows: int, concurrency: int) -> Ask:
 
 
 def endpoint_resource() -> str:
-    """Nothing -> the address of an API that describes the endpoint, and no more."""
+    """Start an API that only describes the endpoint, and return its address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -79,7 +79,7 @@ def endpoint_resource() -> str:
 
 
 def stock_beam(url: str, model: Path, rows: int, concurrency: int) -> Ask:
-    """Beam's VertexAIModelHandlerJSON, given lists of floats, in as many threads."""
+    """Use Beam's VertexAIModelHandlerJSON, with lists of floats, in `concurrency` threads."""
     from apache_beam.ml.inference.vertex_ai_inference import VertexAIModelHandlerJSON
     from google.auth.credentials import AnonymousCredentials
     from google.cloud import aiplatform
@@ -96,8 +96,8 @@ def stock_beam(url: str, model: Path, rows: int, concurrency: int) -> Ask:
     point_at(endpoint_resource())
     handler = VertexAIModelHandlerJSON("1", "p-12345", "us-central1")
     client = handler.create_client()
-    # Predictions are asked from the server that the others ask: the client for them is made
-    # when it is first needed, the one for the description is there.
+    # Requests for predictions go to the same server as those of the others. The client for them is
+    # created on first use, while the client for the description already exists.
     point_at(url.removesuffix("/predict"))
     pool = ThreadPoolExecutor(concurrency)
 
@@ -118,7 +118,7 @@ CONTESTANTS = {"millrace": millrace, "stock_beam": stock_beam}
 
 
 def find_fault(ask: Ask, model: Path) -> str:
-    """A contestant and the model -> what differs, empty if nothing does."""
+    """Return how the predictions differ from those of the model, empty if they do not."""
     values = np.random.default_rng(3).normal(size=(GATE_ROWS, 30)).astype(np.float32)
     with torch.inference_mode():
         expected = torch.jit.load(model / "model.pt")(torch.from_numpy(values))
@@ -131,7 +131,7 @@ def find_fault(ask: Ask, model: Path) -> str:
 
 
 def measure(ask: Ask, rows: int, seconds: float, warm: float = 1.0) -> dict[str, float]:
-    """What asks, rows of a batch -> rows, wall and CPU seconds of at least so many seconds."""
+    """Predict batches for at least `seconds`, and return rows, wall seconds and CPU seconds."""
     values = np.random.default_rng(5).normal(size=(rows, 30)).astype(np.float32)
     until = time.perf_counter() + warm
     while time.perf_counter() < until:
@@ -148,7 +148,7 @@ def measure(ask: Ask, rows: int, seconds: float, warm: float = 1.0) -> dict[str,
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line -> a line of JSON; 1 if the predictions are wrong."""
+    """Print the figures as a line of JSON. Return 1 if the predictions are wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("contestant", choices=CONTESTANTS)
     parser.add_argument("url")

@@ -1,7 +1,7 @@
-"""A URL, a body and a number of connections -> what a server did in some seconds, as JSON.
+"""Loads a server over several connections for some seconds, and prints the figures as JSON.
 
-Each connection sends the next request as soon as it has the answer. Run in a process of its
-own, so that it takes nothing from the server but the machine's cores.
+Each connection sends the next request as soon as it has received a response. The program runs in a
+separate process, so it shares nothing with the server except the cores of the machine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 @dataclass(kw_only=True)
 class Load:
-    """One measurement: when it ends, and what was seen. Latencies in seconds."""
+    """A measurement: its period, the latencies in seconds, and the statuses of the responses."""
 
     request: bytes
     warm_until: float
@@ -39,18 +39,18 @@ class Connection(asyncio.Protocol):
         self.sent = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Sends the first request."""
-        # uvloop's is one by what it does alone.
+        """Send the first request."""
+        # The class of uvloop has the methods of a Transport, but does not derive from it.
         self.transport = cast(asyncio.Transport, transport)
         self.send()
 
     def send(self) -> None:
-        """Sends the next request."""
+        """Send the next request."""
         self.sent = time.perf_counter()
         self.transport.write(self.load.request)
 
     def data_received(self, data: bytes) -> None:
-        """Counts an answer when it is whole."""
+        """Count a response when it is complete, and send the next request."""
         self.buffer += data
         if not self.expected:
             end = self.buffer.find(b"\r\n\r\n")
@@ -73,20 +73,20 @@ class Connection(asyncio.Protocol):
             self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Ends, early where the server hung up."""
+        """End the measurement of this connection, also if the server closed it early."""
         if not self.done.done():
             self.done.set_result(None)
 
 
 async def run(url: str, body: bytes, connections: int, seconds: float, warm: float) -> Load:
-    """A URL and how to load it -> what was seen after `warm` seconds."""
+    """Load a URL, and measure for `seconds` after the first `warm` seconds."""
     parts = urlsplit(url)
     head = (
         f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
-    begin = time.perf_counter() + warm
-    load = Load(request=head.encode() + body, warm_until=begin, until=begin + seconds)
+    start = time.perf_counter() + warm
+    load = Load(request=head.encode() + body, warm_until=start, until=start + seconds)
     loop = asyncio.get_running_loop()
     opened = []
     for _ in range(connections):
@@ -99,7 +99,7 @@ async def run(url: str, body: bytes, connections: int, seconds: float, warm: flo
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line -> a line of JSON: requests a second, percentiles in ms, statuses."""
+    """Print a line of JSON: requests per second, percentiles in ms, and statuses."""
     import uvloop
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -109,8 +109,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--warm", type=float, default=1.0)
     args = parser.parse_args(argv)
-    asked = run(args.url, args.body.read_bytes(), args.connections, args.seconds, args.warm)
-    load = uvloop.run(asked)
+    running = run(args.url, args.body.read_bytes(), args.connections, args.seconds, args.warm)
+    load = uvloop.run(running)
     latencies = sorted(load.latencies)
     result = {
         "requests_per_second": len(latencies) / args.seconds,

@@ -1,4 +1,4 @@
-"""The endpoint that a careful hand writes in an hour: FastAPI, torch, one dict a row."""
+"""The endpoint that a careful developer writes in an hour: FastAPI, torch, one dict per row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request
 
 
 def make_app(model_file: str) -> FastAPI:
-    """A TorchScript file -> the app: score and latent values of each instance."""
+    """Return an app that predicts the score and the latent values of each instance."""
     app = FastAPI()
     torch.set_num_threads(1)
     model = torch.jit.load(model_file).eval()

@@ -1,9 +1,9 @@
-"""Servers of one model, side by side: Millrace's, a minimal FastAPI app, TorchServe.
+"""Compares servers of one model: Millrace's, a minimal FastAPI app, and TorchServe.
 
 python -m benchmarks.serving.servers --rows 1 10 50 100 --rounds 3
 
-Each must first predict as the model itself does. Then they take turns under the same load, one
-at a time, the others idle. TorchServe takes part where `make torchserve` has installed it.
+First, each server must predict like the model. Then they take turns under the same load while the
+others are idle. TorchServe takes part if `make torchserve` has installed it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SCORES = ("anomaly_score", "denormalized_MAE")
 
 
 def example(folder: Path) -> Path:
-    """A folder -> the example in it, made if it is missing."""
+    """Return the folder of the example. Build the example if it is missing."""
     if not (folder / "model_pt2" / "model.json").exists():
         build(folder, rows=1_000, train_rows=20_000, seed=SEED)
     return folder
@@ -46,7 +46,7 @@ def example(folder: Path) -> Path:
 
 @contextmanager
 def server(command: str, health: str, folder: Path) -> Iterator[None]:
-    """A Python program of this project -> its server, until the block ends."""
+    """Run a Python module as a server until the block ends."""
     log = Path(tempfile.mkstemp(dir=folder, suffix=".log")[1])
     running = Server(f"{sys.executable} -m {command}", health, log, ENVIRONMENT)
     running.start()
@@ -58,7 +58,7 @@ def server(command: str, health: str, folder: Path) -> Iterator[None]:
 
 @contextmanager
 def contestants(model: Path, folder: Path, workers: int) -> Iterator[dict[str, str]]:
-    """The example, TorchServe's workers -> the URL of each server, until the block ends."""
+    """Run all servers until the block ends, and yield the URL of each."""
     with ExitStack() as started:
         urls = {}
         for name, command in (
@@ -80,13 +80,13 @@ def contestants(model: Path, folder: Path, workers: int) -> Iterator[dict[str, s
 
 
 def body_of(rows: int) -> bytes:
-    """A number of rows -> the body of a request with as many."""
+    """Return the body of a request with a number of rows."""
     values = np.random.default_rng(SEED).normal(size=(rows, 30)).round(6)
     return json.dumps({"instances": values.tolist()}).encode()
 
 
 def find_fault(url: str, model: Path) -> str:
-    """A server and the model -> what differs, empty if nothing does."""
+    """Return how the predictions differ from those of the model, empty if they do not."""
     body = body_of(GATE_ROWS)
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=120) as response:
@@ -105,21 +105,21 @@ def find_fault(url: str, model: Path) -> str:
 
 
 def load(url: str, body: Path, seconds: float, connections: int) -> dict[str, Any]:
-    """A server and a body -> what the load generator saw, in a process of its own."""
+    """Load a server from a separate process, and return the figures."""
     command = [sys.executable, "-m", "benchmarks.serving.http_load", url, "--body", str(body)]
     command += ["--seconds", str(seconds), "--connections", str(connections)]
     limit = seconds + 60
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=limit)
     result: dict[str, Any] = json.loads(done.stdout)
     if set(result["statuses"]) != {"200"}:
-        raise RuntimeError(f"{url} answered {result['statuses']}")
+        raise RuntimeError(f"{url} responded with statuses {result['statuses']}, expected only 200")
     return result
 
 
 def compete(
     urls: Mapping[str, str], rows: int, args: argparse.Namespace, folder: Path
 ) -> dict[str, Any]:
-    """Servers, rows a request -> medians of interleaved rounds, and every round."""
+    """Load every server once per round, and return the medians and all rounds."""
     body = folder / f"body-{rows}.json"
     body.write_bytes(body_of(rows))
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in urls}
@@ -134,23 +134,23 @@ def compete(
         }
         result[name] = {"rows_per_second": median["requests_per_second"] * rows, **median}
         result[name]["rounds"] = seen
-        told = result[name]
+        found = result[name]
         print(
-            f"{rows:4} rows a request {name:>14}: {told['rows_per_second']:>10,.0f} rows/s "
-            f"p50 {told['p50_ms']:7.2f} ms  p99 {told['p99_ms']:7.2f} ms",
+            f"{rows:4} rows per request {name:>14}: {found['rows_per_second']:>10,.0f} rows/s "
+            f"p50 {found['p50_ms']:7.2f} ms  p99 {found['p99_ms']:7.2f} ms",
             flush=True,
         )
     return result
 
 
 def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Command line -> settings."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description="Compare servers of one model.")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 10, 50, 100])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--connections", type=int, default=8)
-    # On two cores one worker answered more than two: the frontend and the load need cores too.
+    # On two cores, one worker was faster than two: the frontend and the load also need cores.
     parser.add_argument("--torchserve_workers", type=int, default=1)
     parser.add_argument("--workdir", type=Path, default=Path("build/bench/serving"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
@@ -158,7 +158,7 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line -> serving.json in the output folder; 1 if a server predicts wrongly."""
+    """Write serving.json to the output folder. Return 1 if a server predicts wrongly."""
     args = read_arguments(argv)
     args.workdir.mkdir(parents=True, exist_ok=True)
     model = example(args.workdir / "example")
@@ -179,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "torchserve_workers": args.torchserve_workers,
         "gate": {"rows": GATE_ROWS, "tolerance": asdict(TOLERANCE), "passed": True},
         "method": "closed loop on keep-alive connections from a process on the same machine, "
-        "after 1 s of warming; medians of interleaved rounds. _2 and _13: outputs answered",
+        "after 1 s of warm-up; medians of interleaved rounds. _2 and _13: outputs per response",
         "sizes": sizes,
     }
     args.output.mkdir(parents=True, exist_ok=True)

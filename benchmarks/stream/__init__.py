@@ -1,1 +1,1 @@
-"""Streams: cost, latency, memory, malformed messages."""
+"""Benchmarks of streams: cost, latency, memory, and malformed messages."""

@@ -1,12 +1,11 @@
-"""What a message costs from its bytes to the JSON of its score, beside stock Beam.
+"""Compares the cost of a message, from its bytes to the JSON of its score, with stock Beam.
 
 python -m benchmarks.stream.core --output benchmarks/results
 
-The same serialized PubsubMessages go through both on FnApiRunner, in batches of 1, 10,
-100 and 1,000 messages, as a streaming runner's bundles would bring them. Two outputs of
-the model's 13 are written. Stock Beam runs twice: with the model as it is, and with our
-cutting of the model to these two outputs given to it. What a pipeline costs that only
-passes the messages on is measured beside them and taken off.
+The same serialized PubsubMessages pass through both on FnApiRunner, in batches of 1, 10, 100 and
+1,000 messages, like the bundles of a streaming runner. Two of the model's 13 outputs are written.
+Stock Beam runs twice: with the complete model, and with the model that Millrace has cut to these
+two outputs. The cost of a pipeline that only passes messages on is also measured, and subtracted.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ Step = Callable[[beam.PCollection], beam.PCollection]
 
 
 def make_messages(path: Path, count: int) -> list[bytes]:
-    """A Parquet file of transactions -> its first rows as serialized PubsubMessages."""
+    """Return the first rows of a Parquet file of transactions as serialized PubsubMessages."""
     import pyarrow.parquet as pq
 
     rows = pq.read_table(path, columns=list(FEATURES)).slice(0, count).to_pylist()
@@ -68,7 +67,7 @@ def make_messages(path: Path, count: int) -> list[bytes]:
 
 
 def ours(model: Path, size: int) -> Step:
-    """A model package and messages a batch -> messages to the JSON of their scores, our way."""
+    """Return the step of Millrace from messages to the JSON of their scores."""
     manifest = read_manifest(str(model)).choose(SCORE_OUTPUT)
     fields = choose_fields(manifest, [LATENT_OUTPUT], stream=True)
     provenance = Provenance.of(manifest, "bench", "bench")
@@ -85,7 +84,7 @@ def ours(model: Path, size: int) -> Step:
 
 
 def stock(script: Path, size: int) -> Step:
-    """A TorchScript file and messages a batch -> the same, as Beam's documentation has it."""
+    """Return the same step in the form of Beam's documentation."""
     handler = PytorchModelHandlerTensor(
         torch_script_model_path=str(script), min_batch_size=size, max_batch_size=size
     )
@@ -117,24 +116,27 @@ def stock(script: Path, size: int) -> Step:
 
 
 def passed_on(messages: beam.PCollection) -> beam.PCollection:
-    """Messages -> the same."""
+    """Pass messages on."""
     return messages | "Pass" >> beam.Map(lambda raw: raw)
 
 
 def run(messages: Sequence[bytes], step: Step, keep: Path | None = None) -> float:
-    """Messages and what is done with them -> CPU seconds of the one bundle that they are.
+    """Run a step on the messages, and return the CPU seconds of their only bundle.
 
-    keep: a file to which the results are written, for the gate.
+    Args:
+        messages: The serialized messages.
+        step: The step.
+        keep: A file for the results, for the gate. None to drop them.
     """
     CPU_SECONDS.clear()
     with beam.Pipeline("FnApiRunner", PipelineOptions(OPTIONS)) as pipeline:
         source = pipeline | beam.Create(list(messages), reshuffle=False)
-        begun = source | "Begin" >> beam.ParDo(CpuClock(at_end=False))
-        results = begun | "Step" >> _Apply(step) | "End" >> beam.ParDo(CpuClock(at_end=True))
+        started = source | "Begin" >> beam.ParDo(CpuClock(at_end=False))
+        results = started | "Step" >> _Apply(step) | "End" >> beam.ParDo(CpuClock(at_end=True))
         if keep is not None:
             results | beam.io.WriteToText(str(keep), shard_name_template="", coder=_Bytes())
-    begin, end = CPU_SECONDS
-    return end - begin
+    start, end = CPU_SECONDS
+    return end - start
 
 
 class _Apply(beam.PTransform):
@@ -145,22 +147,22 @@ class _Apply(beam.PTransform):
         self._step = step
 
     def expand(self, messages: beam.PCollection) -> beam.PCollection:
-        """Whatever the function does."""
+        """Apply the function."""
         return self._step(messages)
 
 
 class _Bytes(beam.coders.BytesCoder):  # type: ignore[misc]
-    """Lines of bytes as they are."""
+    """Writes lines of bytes unchanged."""
 
 
 def scores(path: Path) -> dict[str, float]:
-    """A file of results -> row id -> score."""
+    """Return the scores in a file of results, by row id."""
     rows = [orjson.loads(line) for line in path.read_bytes().splitlines()]
     return {row["row_id"]: row["score"] for row in rows}
 
 
 def gate(messages: Sequence[bytes], steps: Mapping[str, Step], folder: Path) -> None:
-    """Raises SystemExit unless all give the same scores for the same ids."""
+    """Raise SystemExit unless all steps return the same scores for the same ids."""
     found = {}
     for name, step in steps.items():
         run(messages, step, folder / name)
@@ -176,7 +178,7 @@ def gate(messages: Sequence[bytes], steps: Mapping[str, Step], folder: Path) -> 
 def measure(
     messages: Sequence[bytes], steps: Mapping[str, Step], rounds: int
 ) -> dict[str, dict[str, float]]:
-    """Messages and contestants -> microseconds of CPU a message of each."""
+    """Return the microseconds of CPU per message of each contestant."""
     found: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
@@ -186,8 +188,8 @@ def measure(
 
 
 def compare(folder: Path, everything: Sequence[bytes], size: int, rounds: int) -> dict[str, Any]:
-    """The example's folder, messages, and how many of them a batch has -> what each costs."""
-    # What the first batches cost besides must not count in what a message does.
+    """Compare the contestants at one number of messages per batch."""
+    # Larger batches get more messages, so the extra cost of the first batches does not matter.
     messages = (list(everything) * 5)[: len(everything) * min(size, 25) // 5]
     steps = {
         "millrace": ours(folder / "model", size),
@@ -199,13 +201,13 @@ def compare(folder: Path, everything: Sequence[bytes], size: int, rounds: int) -
     own = found["millrace"]["median"]
     others = {name: costs["median"] for name, costs in found.items() if name != "millrace"}
     ratios = {name: round(cost / own, 2) for name, cost in others.items()}
-    told = "; ".join(f"{name} {cost:.1f}, {ratios[name]} times" for name, cost in others.items())
-    print(f"{size:>5} a batch: {own:8.1f} us a message; {told}", flush=True)
+    text = "; ".join(f"{name} {cost:.1f}, {ratios[name]} times" for name, cost in others.items())
+    print(f"{size:>5} per batch: {own:8.1f} us per message; {text}", flush=True)
     return {"messages_a_batch": size, **found, "ratios": ratios}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line -> stream_core.json, written after each size."""
+    """Write stream_core.json, again after each size."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--rounds", type=int, default=3)

@@ -1,9 +1,9 @@
-"""Messages of every bad kind through a stream's decoding, and some of them through its whole graph.
+"""Sends malformed messages of every kind through the decoding of a stream, and through its graph.
 
 python -m benchmarks.stream.fuzz
 
-Each message must be scored or be one dead letter with its exact bytes; nothing may raise. The
-first that is not is told, with the seed that made it.
+Each message must be either scored or written as one dead letter with its exact bytes, and no
+exception may be raised. The first violation is reported with the seed that reproduces it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from transforms.row_schemas import CARRIED
 from transforms.validate import validate
 
 SEED = 20_261_121
-# Of a batch, as bundles of a stream bring them.
+# The number of messages in a batch, like the bundles of a stream.
 SIZES = (1, 7, 100, 500)
 ROW = dict.fromkeys(FEATURES, 0.5)
 AVRO = {
@@ -54,19 +54,20 @@ NESTED = b'{"x":' * 5_000
 TOKENS = [b"null", b"NaN", b"1e999", b'"', b"{", b"]", b",", b"\xff", b"\\ud800", b"\0", b"9" * 40]
 VALUES: list[Any] = [None, "x", "", True, [], {}, [1.0], 10**40, 1e39, -0.0, "1.5", "NaN", 1 << 63]
 METHOD = {
-    "messages": "made by a seed; kinds: what was done to a good one, outcomes: what became of it",
-    "balance": "ids of rows and of dead letters together are those of the messages, each once, and "
-    "each dead letter has its message's bytes",
+    "messages": "generated from a seed; kinds: how a good message was changed, outcomes: what it "
+    "became",
+    "balance": "the ids of rows and dead letters together are those of the messages, each once; "
+    "each dead letter has the bytes of its message",
 }
 
 
 def named(rng: random.Random, **changes: Any) -> bytes:
-    """A good row with some values changed -> JSON by name."""
+    """Return a good row with some changed values as a JSON object."""
     return json.dumps(ROW | {rng.choice(FEATURES): rng.random()} | changes).encode()
 
 
 def mutated(rng: random.Random, body: bytes) -> bytes:
-    """A message -> the same cut, doubled, or with other bytes in it."""
+    """Return a message with a part cut out or doubled, or with other bytes in it."""
     at, until = sorted(rng.randrange(len(body) + 1) for _ in range(2))
     between = rng.choice([b"", rng.choice(TOKENS), rng.randbytes(3), body[at:until] * 2])
     return body[:at] + between + body[rng.choice([at, until]) :]
@@ -95,19 +96,19 @@ KINDS: dict[str, Callable[[random.Random], bytes]] = {
     "mutated": lambda rng: mutated(rng, named(rng)),
     "large": lambda rng: b'{"extra":"' + b"x" * rng.randrange(1 << 20, 3 << 20) + b'"}',
 }
-# One of so many is of 10 MB.
+# One message in this many has 10 MB.
 HUGE = 20_000
 
 
 def avro(rng: random.Random) -> bytes:
-    """A good row in Avro."""
+    """Return a good row in Avro."""
     out = io.BytesIO()
     fastavro.schemaless_writer(out, AVRO, ROW | {rng.choice(FEATURES): rng.random()})
     return out.getvalue()
 
 
 def arrow(rng: random.Random) -> bytes:
-    """A good row as an Arrow stream."""
+    """Return a good row as an Arrow stream."""
     sink = pa.BufferOutputStream()
     table = pa.table({name: [rng.random()] for name in FEATURES})
     with pa.ipc.new_stream(sink, table.schema) as writer:
@@ -116,7 +117,7 @@ def arrow(rng: random.Random) -> bytes:
 
 
 def any_message(rng: random.Random, kind: MessageKind, number: int) -> tuple[str, Message]:
-    """A seeded source of chance -> what was done, and the message."""
+    """Return a random message and the name of its kind."""
     attributes: dict[str, str] = {}
     if kind == "json":
         name = rng.choice(list(KINDS))
@@ -139,12 +140,12 @@ def any_message(rng: random.Random, kind: MessageKind, number: int) -> tuple[str
             " not at all": body,
         }[damage]
         name = f"gzip{damage}"
-    # Pub/Sub takes no message without data and attributes, but a source may give one.
+    # Pub/Sub rejects a message without data and attributes, but another source may return one.
     return name, Message(body, attributes, f"m{number}", 1_700_000_000_000_000, "")
 
 
 def formats(manifest: Manifest) -> dict[MessageKind, MessageFormat]:
-    """A model -> how the messages of each kind are read."""
+    """Return the format of the messages of each kind."""
     row_format = RowFormat(manifest, None, (), CARRIED)
     return {
         "json": MessageFormat(row_format),
@@ -154,28 +155,32 @@ def formats(manifest: Manifest) -> dict[MessageKind, MessageFormat]:
 
 
 def outcomes(messages: Sequence[Message], read: MessageFormat, own: Provenance) -> Counter[str]:
-    """Messages -> what became of them. Raises AssertionError unless each is in one place."""
+    """Count what messages became. Raise AssertionError unless each is in exactly one place."""
     batches, failures = decode_messages(messages, read, own, utc_now())
     manifest = read.row_format.manifest
     found: Counter[str] = Counter()
     rows = []
     for batch in batches:
         good, bad, faults = validate(batch, manifest)
-        assert good.num_rows + bad.num_rows == batch.num_rows, "a row is lost in validation"
+        assert good.num_rows + bad.num_rows == batch.num_rows, "validation lost a row"
         found += Counter(good=good.num_rows) + Counter(fault.reason for fault in faults)
         rows += [row["message_id"] for row in batch.column("message").to_pylist()]
     letters = [] if failures is None else failures.to_pylist()
     sent = {message.message_id: message.data for message in messages}
-    # A stream of Arrow may have become one of no rows, or of several.
+    # A mutated Arrow stream may hold no row, or several.
     kept = set(rows) if read.kind == "arrow" else rows
     ids = [*kept, *(letter["row_id"] for letter in letters)]
-    assert sorted(ids) == sorted(sent), "ids of rows and dead letters are not those of the messages"
-    assert all(sent[letter["row_id"]] == letter["payload"] for letter in letters), "other bytes"
+    assert sorted(ids) == sorted(sent), (
+        "the ids of rows and dead letters are not those of the messages"
+    )
+    assert all(sent[letter["row_id"]] == letter["payload"] for letter in letters), (
+        "a dead letter has other bytes than its message"
+    )
     return found + Counter(letter["reason"] for letter in letters)
 
 
 def decode_all(manifest: Manifest, count: int, seed: int) -> dict[str, Any]:
-    """A model and how many messages -> what they were and what became of them."""
+    """Decode random messages, and count their kinds and outcomes."""
     rng, own = random.Random(seed), Provenance.of(manifest, "fuzz", "fuzz")
     made: Counter[str] = Counter()
     found: Counter[str] = Counter()
@@ -193,7 +198,7 @@ def decode_all(manifest: Manifest, count: int, seed: int) -> dict[str, Any]:
 
 
 def score_all(model: Path, manifest: Manifest, count: int, seed: int) -> dict[str, Any]:
-    """A model and how many messages -> the balance of the whole graph on FnApiRunner."""
+    """Run random messages through the whole graph on FnApiRunner, and return the balance."""
     rng, own = random.Random(seed), Provenance.of(manifest, "fuzz", "fuzz")
     messages = [any_message(rng, "json", i)[1] for i in range(1, count + 1)]
     fields = choose_fields(manifest, stream=True)
@@ -216,7 +221,9 @@ def score_all(model: Path, manifest: Manifest, count: int, seed: int) -> dict[st
         lines = [x for p in Path(folder).glob("letters/*/*") for x in p.read_text().splitlines()]
     letters = [json.loads(line)["row_id"] for line in lines]
     if sorted(scored + letters) != sorted(message.message_id for message in messages):
-        raise SystemExit(f"seed {seed}: {count} messages, {len(scored)} rows, {len(letters)} dead")
+        raise SystemExit(
+            f"seed {seed}: {count} messages, but {len(scored)} rows and {len(letters)} dead letters"
+        )
     return {"messages": count, "scored": len(scored), "dead_letters": len(letters)}
 
 
@@ -225,7 +232,7 @@ def _ids(path: Path) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line -> stream_fuzz.json; an error at the first message that is lost."""
+    """Write stream_fuzz.json. Stop with an error at the first message that is lost."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--workdir", type=Path, default=Path("build/bench"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
@@ -239,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     decoded = decode_all(manifest, args.messages, args.seed)
     print(f"{decoded['messages']:,} messages decoded, none lost: {decoded['outcomes']}", flush=True)
     graph = score_all(model, manifest, args.graph_messages, args.seed)
-    print(f"{graph['messages']:,} of them through the graph: {graph}")
+    print(f"{graph['messages']:,} messages through the whole graph: {graph}")
     results = {"seed": args.seed, "decoded": decoded, "graph": graph}
     write_results(
         args.output / "stream_fuzz.json", {"method": METHOD, "environment": {}}, results, 1

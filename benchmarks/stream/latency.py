@@ -1,10 +1,10 @@
-"""How long a message takes through `pipelines.stream_local`, at rates that are given.
+"""Measures the latency of messages through `pipelines.stream_local` at fixed rates.
 
 python -m benchmarks.stream.latency
 
-Open loop: when each message is to be sent is fixed beforehand (a Poisson process of a seed),
-whatever the pipeline does. Latency is from that time to the arrival of the result at a subscriber
-of the output topic, in another process than the pipeline. The reference measured as much, on
+This is an open loop: a seed determines when each message is to be sent (a Poisson process), no
+matter how fast the pipeline is. Latency is the time from then until a subscriber of the output
+topic, in another process than the pipeline, receives the result. The reference measured the same on
 Dataflow with one worker.
 """
 
@@ -32,11 +32,11 @@ from benchmarks.stream.run import (
 )
 from benchmarks.summary import Record
 
-# Messages a second, and for how many seconds.
+# Messages per second, and for how many seconds.
 RATES = ((10, 60), (50, 60), (200, 20), (1_000, 20))
 SEED = 20_261_121
 BODIES = 2_000
-# Milliseconds that the reference recorded, by messages a second; 80 a second gave no result.
+# Milliseconds that the reference recorded, by messages per second. It has no result for 80.
 REFERENCE: dict[int, Record] = {
     10: {"mean": 331, "p50": 282, "p95": 837, "p99": 1_216},
     25: {"mean": 372, "p50": 347, "p95": 651, "p99": 979},
@@ -44,27 +44,27 @@ REFERENCE: dict[int, Record] = {
     60: {"mean": 455, "p95": 693, "p99": 830},
 }
 METHOD = {
-    "latency_ms": "from the time at which a message was to be sent to the arrival of its result at "
-    "a subscriber of the output topic",
-    "sent_late_ms": "how much later than intended it was sent, which is part of its latency",
-    "kept_up": "results that came while messages were still sent, a second",
-    "pipeline_cpu": "CPU seconds of the pipeline's process a second",
-    "machine_busy": "share of the machine that was used, by everything on it",
+    "latency_ms": "from the time at which a message was to be sent until a subscriber of the "
+    "output topic receives its result",
+    "sent_late_ms": "how much later than intended a message was sent; part of its latency",
+    "kept_up": "results per second that arrived while messages were still being sent",
+    "pipeline_cpu": "CPU seconds per second of the pipeline's process",
+    "machine_busy": "share of the machine that all processes on it used",
     "local_runner": LIMITS,
 }
 
 
 def schedule(rate: float, seconds: float, seed: int) -> np.ndarray:
-    """Messages a second, for how long, and a seed -> seconds at which each is to be sent."""
+    """Return the seconds at which each message is to be sent."""
     gaps = np.random.default_rng(seed).exponential(1 / rate, int(rate * seconds * 2) + 100)
     times = np.cumsum(gaps)
     return times[times < seconds]
 
 
 def send(running: Running, bodies: Sequence[bytes], due: np.ndarray) -> np.ndarray:
-    """When each message is to be sent, in seconds since 1970 -> when it was.
+    """Send each message when it is due, and return when it was sent, in seconds since 1970.
 
-    Those that are due go together, in one request.
+    All messages that are due go into one request, up to a thousand.
     """
     sent = np.empty(len(due))
     start = 0
@@ -80,9 +80,9 @@ def send(running: Running, bodies: Sequence[bytes], due: np.ndarray) -> np.ndarr
 
 
 def figures(due: np.ndarray, sent: np.ndarray, arrivals: Arrivals) -> Record:
-    """When messages were to be sent, when they were, and their results -> what is told of a rate.
+    """Return the figures of a rate.
 
-    Of a result that came more than once the first counts.
+    If a result arrives more than once, the first one counts.
     """
     numbers, first = np.unique(arrivals.numbers, return_index=True)
     latency = (arrivals.times[first] - due[numbers]) * 1e3
@@ -105,15 +105,15 @@ def _percentiles(values: np.ndarray) -> Record:
 
 
 def run_rate(model: Path, bodies: Sequence[bytes], rate: int, seconds: int) -> Record:
-    """A rate -> its figures, on servers and with a pipeline of its own."""
+    """Measure a rate with new servers and a new pipeline."""
     with local_servers() as on:
         with streaming(on, model, bodies) as running:
             due = time.time() + 1.0 + schedule(rate, seconds, SEED + rate)
-            cpu, begin = running.cpu_seconds, time.monotonic()
+            cpu, start = running.cpu_seconds, time.monotonic()
             psutil.cpu_percent()
             sent = send(running, bodies, due)
             load = {
-                "pipeline_cpu": round((running.cpu_seconds - cpu) / (time.monotonic() - begin), 2),
+                "pipeline_cpu": round((running.cpu_seconds - cpu) / (time.monotonic() - start), 2),
                 "machine_busy": round(psutil.cpu_percent() / 100, 2),
             }
             running.subscriber.wait_for(WARM_UP + len(due))
@@ -122,7 +122,10 @@ def run_rate(model: Path, bodies: Sequence[bytes], rate: int, seconds: int) -> R
 
 
 def beside(rate: int) -> dict[str, Record]:
-    """A rate -> what the reference recorded at it, or at the rates next to it; none beyond them."""
+    """Return what the reference recorded at a rate, or at the next lower and higher rates.
+
+    The result is empty if the rate is outside the range of the reference.
+    """
     below = [r for r in REFERENCE if r <= rate]
     above = [r for r in REFERENCE if r >= rate]
     near = {max(below), min(above)} if below and above else set()
@@ -130,7 +133,7 @@ def beside(rate: int) -> dict[str, Record]:
 
 
 def line(record: Record) -> str:
-    """Figures of a rate -> a line of the table."""
+    """Return a line about the figures of a rate."""
     latency = record["latency_ms"]
     return (
         f"{record['rate']:>5}/s for {record['seconds']} s: {record['sent']:>6,} sent, "
@@ -141,7 +144,7 @@ def line(record: Record) -> str:
 
 
 def targets(records: Sequence[Record]) -> Record:
-    """Figures of the rates -> what was to be reached, and what was."""
+    """Return the targets, and the measured values for them."""
     found: Record = {}
     for record in records:
         beaten = [r["p95"] for r in beside(record["rate"]).values()]
@@ -158,7 +161,7 @@ def targets(records: Sequence[Record]) -> Record:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line -> stream_latency.json."""
+    """Measure every rate, and write stream_latency.json."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--workdir", type=Path, default=Path("build/bench"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))

@@ -1,8 +1,8 @@
-"""The memory of `pipelines.stream_local` over a long run: it must not grow.
+"""Measures the memory of `pipelines.stream_local` over a long run. It must not grow.
 
 python -m benchmarks.stream.memory
 
-Messages are published as fast as their results come back, with some thousand on their way.
+Messages are published as fast as their results arrive, with a few thousand in flight.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ from benchmarks.stream.run import (
 from benchmarks.summary import Record
 
 BODIES = 2_000
-# On their way at most: published, and their results not yet received.
+# The most messages in flight: published, with a result that has not been received yet.
 AHEAD = 5_000
 REQUEST_MESSAGES = 500
 SAMPLE_SECONDS = 0.25
-# Until then caches and pools fill.
+# Caches and pools fill during the first messages.
 SETTLING = 20_000
 MB_PER_100_000 = 5.0
 METHOD = {
     "growth_mb_per_100_000": "slope of a line through the resident memory of the pipeline's "
-    f"process by the results received, after the first {SETTLING:,}",
-    "peak_mb": f"the most of the samples, one each {SAMPLE_SECONDS} s, 10^6 bytes",
+    f"process over the results received, after the first {SETTLING:,}",
+    "peak_mb": f"largest sample, one every {SAMPLE_SECONDS} s, 10^6 bytes",
     "local_runner": LIMITS,
 }
 
 
 def feed(running: Running, bodies: Sequence[bytes], count: int) -> list[tuple[int, float]]:
-    """How many messages -> published, all results received; (results, MB) again and again."""
+    """Publish messages until all results have arrived, and return samples (results, MB)."""
     samples: list[tuple[int, float]] = []
-    published, came, sampled = 0, time.monotonic(), 0.0
+    published, arrived, sampled = 0, time.monotonic(), 0.0
     while (received := running.subscriber.count - WARM_UP) < count:
         now = time.monotonic()
         if samples and received > samples[-1][0]:
-            came = now
-        if now - came > PATIENCE_SECONDS:
+            arrived = now
+        if now - arrived > PATIENCE_SECONDS:
             break
         if now - sampled > SAMPLE_SECONDS:
             samples.append((received, running.process.memory_info().rss / 1e6))
@@ -67,24 +67,24 @@ def feed(running: Running, bodies: Sequence[bytes], count: int) -> list[tuple[in
 
 
 def growth(samples: Sequence[tuple[int, float]]) -> float:
-    """Samples -> MB that the memory grows in 100,000 messages."""
+    """Return the growth of the memory in MB per 100,000 messages."""
     settled = np.array([sample for sample in samples if sample[0] >= SETTLING])
     return float(np.polyfit(settled[:, 0], settled[:, 1], 1)[0]) * 100_000
 
 
 def thinned(samples: Sequence[tuple[int, float]], count: int) -> list[list[float]]:
-    """Samples -> about ten of them, for a reader."""
+    """Return about ten of the samples, for the results."""
     wanted = [np.searchsorted([n for n, _ in samples], at) for at in np.linspace(0, count, 11)]
     return [[samples[i][0], round(samples[i][1], 1)] for i in wanted if i < len(samples)]
 
 
 def measure_run(model: Path, bodies: Sequence[bytes], count: int) -> Record:
-    """A model package, bodies and how many messages -> the figures of a run."""
+    """Measure a run, and return its figures."""
     with local_servers() as on:
         with streaming(on, model, bodies) as running:
-            cpu, begin = running.cpu_seconds, time.monotonic()
+            cpu, start = running.cpu_seconds, time.monotonic()
             samples = feed(running, bodies, count)
-            seconds, used = time.monotonic() - begin, running.cpu_seconds - cpu
+            seconds, used = time.monotonic() - start, running.cpu_seconds - cpu
         arrivals = running.subscriber.stop()
     distinct = len(np.unique(arrivals.numbers))
     return {
@@ -101,7 +101,7 @@ def measure_run(model: Path, bodies: Sequence[bytes], count: int) -> Record:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line -> stream_memory.json."""
+    """Measure a run, and write stream_memory.json."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--workdir", type=Path, default=Path("build/bench"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(
         f"{found['messages']:,} messages in {found['seconds']:,.0f} s, "
         f"{found['messages_per_second']:,}/s, {found['lost']} lost, {found['doubled']} doubled; "
-        f"{found['peak_mb']:,.0f} MB at most, {found['growth_mb_per_100_000']:+.2f} MB in 100,000"
+        f"peak {found['peak_mb']:,.0f} MB, {found['growth_mb_per_100_000']:+.2f} MB per 100,000"
     )
     target = {"at_most": MB_PER_100_000, "measured": found["growth_mb_per_100_000"]}
     results = {**found, "targets": {"growth_mb_per_100_000": target}}

@@ -1,6 +1,6 @@
-"""`pipelines.stream_local` as a process between a sender and a subscriber of its output topic.
+"""Runs `pipelines.stream_local` in a process between a sender and a subscriber of its output.
 
-Pub/Sub is Google's emulator. Messages are numbered by their field `sequence`, which results carry.
+Pub/Sub is Google's emulator. The field `sequence` numbers the messages, and the results contain it.
 """
 
 from __future__ import annotations
@@ -35,36 +35,37 @@ from examples.local_cloud import (
 )
 from examples.transactions.data import FEATURES, write_parquet
 
-# Of the emulator, which keeps what was acknowledged: 200,000 messages and as many results.
+# Memory of the emulator. It keeps acknowledged messages: 200,000, and as many results.
 PUBSUB_MEMORY = "4g"
 KINDS = ("in", "out", "dead")
-# Sent before anything is measured; their numbers are below zero.
+# The number of messages before the measurement. They have negative numbers.
 WARM_UP = 50
-# No result for so long: there comes none any more.
+# After this time without a result, no more results are expected.
 PATIENCE_SECONDS = 30.0
 LIMITS = (
-    "In process the pipeline runs on Beam's BundleBasedDirectRunner: one thread for all steps, one "
-    "bundle after the other, every step made anew for each. The emulator, the sender and the "
-    "subscriber share the machine with it. The figures say nothing about Dataflow's."
+    "In its own process, the pipeline runs on Beam's BundleBasedDirectRunner: one thread for all "
+    "steps, one bundle after the other, with every step created again for each bundle. The "
+    "emulator, the sender and the subscriber share the machine with it. The figures say nothing "
+    "about Dataflow."
 )
 
 
 def topic(kind: str) -> str:
-    """One of KINDS -> the topic's name."""
+    """Return the name of the topic of one of KINDS."""
     return f"projects/{PROJECT}/topics/bench-{kind}"
 
 
 def subscription(kind: str) -> str:
-    """One of KINDS -> the name of its subscription."""
+    """Return the name of the subscription of one of KINDS."""
     return f"projects/{PROJECT}/subscriptions/bench-{kind}-sub"
 
 
 @contextmanager
 def local_servers() -> Iterator[LocalCloud]:
-    """Nothing -> the emulators, with empty topics. Raises SystemExit where one is not installed."""
-    for there, how in ((pubsub_jar(), PUBSUB_COMMAND), (is_installed(), INSTALL_COMMAND)):
-        if not there:
-            raise SystemExit(f"error: an emulator is not there: {how}")
+    """Run the emulators with empty topics. Raise SystemExit if an emulator is not installed."""
+    for found, how in ((pubsub_jar(), PUBSUB_COMMAND), (is_installed(), INSTALL_COMMAND)):
+        if not found:
+            raise SystemExit(f"error: an emulator is not installed: {how}")
     with (
         tempfile.TemporaryDirectory() as folder,
         local_cloud(
@@ -80,7 +81,7 @@ def local_servers() -> Iterator[LocalCloud]:
 
 
 def make_bodies(count: int, seed: int = 11) -> list[bytes]:
-    """How many -> as many faultless transactions as JSON objects without their last brace."""
+    """Return valid transactions as JSON objects without the closing brace."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.parquet"
         write_parquet(path, count, seed=seed, fault_share=0.0)
@@ -89,20 +90,20 @@ def make_bodies(count: int, seed: int = 11) -> list[bytes]:
 
 
 def numbered(bodies: Sequence[bytes], numbers: Sequence[int]) -> list[dict[str, bytes]]:
-    """Bodies, taken in turn, and numbers -> messages to publish."""
+    """Return messages with the given numbers, which use the bodies in turn."""
     return [{"data": b'%b,"sequence":%d}' % (bodies[n % len(bodies)], n)} for n in numbers]
 
 
 @dataclass(frozen=True)
 class Arrivals:
-    """The numbers of the results that came, and when in seconds since 1970, as they came."""
+    """The numbers of the results in order of arrival, and the times (seconds since 1970)."""
 
     numbers: np.ndarray
     times: np.ndarray
 
 
 class Subscriber(threading.Thread):
-    """Receives and acknowledges what comes on the output topic, until it is stopped."""
+    """Receives and acknowledges the messages of the output topic until it is stopped."""
 
     def __init__(self, on: LocalCloud) -> None:
         super().__init__(daemon=True)
@@ -112,7 +113,7 @@ class Subscriber(threading.Thread):
         self.count = 0
 
     def run(self) -> None:
-        """Pull, note, acknowledge."""
+        """Pull, acknowledge and record messages."""
         while (pulled := self._pull()) or not self._over.is_set():
             if not pulled:
                 continue
@@ -134,7 +135,7 @@ class Subscriber(threading.Thread):
         return list(answer.received_messages)
 
     def wait_for(self, count: int) -> None:
-        """How many results in all -> when they came, or none came for PATIENCE_SECONDS."""
+        """Wait until that many results have arrived, or none has arrived for PATIENCE_SECONDS."""
         seen, since = self.count, time.monotonic()
         while self.count < count and time.monotonic() - since < PATIENCE_SECONDS:
             time.sleep(0.05)
@@ -142,7 +143,7 @@ class Subscriber(threading.Thread):
                 seen, since = self.count, time.monotonic()
 
     def stop(self) -> Arrivals:
-        """Nothing -> all that came but the warm-up, once nothing more comes."""
+        """Receive the remaining results, stop, and return all except those of the warm-up."""
         self._over.set()
         self.join()
         pairs = [(n, now) for now, numbers in self._found for n in numbers if n >= 0]
@@ -152,7 +153,7 @@ class Subscriber(threading.Thread):
 
 @dataclass(frozen=True)
 class Running:
-    """The pipeline while it runs, warm, and who reads its results."""
+    """The running pipeline after its warm-up, and the subscriber of its results."""
 
     process: psutil.Process
     subscriber: Subscriber
@@ -160,20 +161,21 @@ class Running:
 
     @property
     def cpu_seconds(self) -> float:
-        """What the pipeline has used since its start."""
+        """The CPU seconds of the pipeline since its start."""
         times = self.process.cpu_times()
         return float(times.user + times.system)
 
     def publish(self, messages: Sequence[dict[str, bytes]]) -> None:
-        """At most a thousand messages -> published in one request."""
+        """Publish up to a thousand messages in one request."""
         self.on.cloud.publisher().publish(topic=topic("in"), messages=list(messages))
 
 
 @contextmanager
 def streaming(on: LocalCloud, model: Path, bodies: Sequence[bytes]) -> Iterator[Running]:
-    """Servers, a model package and bodies for the warm-up -> the pipeline, ended with the block.
+    """Start the pipeline, warm it up, and stop it when the block ends.
 
-    Raises ContestantError where it fails or dead-letters anything.
+    Raises:
+        ContestantError: The pipeline failed or wrote a dead letter.
     """
     flags = {
         "input_subscription": subscription("in"),
@@ -197,6 +199,8 @@ def streaming(on: LocalCloud, model: Path, bodies: Sequence[bytes]) -> Iterator[
             yield running
         finally:
             process.terminate()
-            told = process.communicate()[1]
-    if process.returncode or "dead letters             0" not in told:
-        raise ContestantError(f"stream_local ended with {process.returncode}: {told[-1000:]}")
+            printed = process.communicate()[1]
+    if process.returncode or "dead letters             0" not in printed:
+        raise ContestantError(
+            f"stream_local ended with exit code {process.returncode}: {printed[-1000:]}"
+        )

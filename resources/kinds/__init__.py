@@ -1,1 +1,1 @@
-"""What can be looked at, made and removed: one module for each Google Cloud service."""
+"""The kinds of resources: one module for each Google Cloud service."""

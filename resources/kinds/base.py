@@ -1,4 +1,4 @@
-"""What can be done with a resource of any kind, and how errors of doing it are told."""
+"""The operations on a resource of any kind, and the translation of their errors."""
 
 from __future__ import annotations
 
@@ -16,11 +16,18 @@ from resources.declaration import CONFIG_LABEL, LABEL, Resource
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What is there: its properties, whether it carries our label, what would be lost with it.
+    """A resource as it exists in Google Cloud.
 
-    configs: names of the configurations whose labels it carries. losses: what would be lost
-    besides rows, by its name; None where nobody knows how much. holds: names of what is in it or
-    uses it, and so keeps it. details: beside rows and bytes, for people.
+    Attributes:
+        properties: The properties that can be compared with the declaration.
+        ours: Whether Millrace created it.
+        rows: The number of rows that it holds.
+        size: The number of bytes that it holds.
+        details: Anything else for the user to know.
+        configs: The names of the configurations whose labels it carries.
+        losses: What removing it would lose in addition to rows: counts by what is counted, None
+            for an unknown count.
+        holds: The names of what it contains, or of what uses it. They prevent its removal.
     """
 
     properties: Mapping[str, str] = field(default_factory=dict)
@@ -36,7 +43,13 @@ class Found:
     def labelled(
         cls, labels: Mapping[str, str] | None, properties: Mapping[str, str], **rest: Any
     ) -> Found:
-        """Labels and properties -> Found, with the labels among its properties."""
+        """Return a resource whose owner, configurations and some properties are from its labels.
+
+        Args:
+            labels: The labels of the resource. Each becomes a property, too.
+            properties: The other properties.
+            **rest: The other attributes.
+        """
         shown = {f"{LABEL}{key}": value for key, value in dict(labels or {}).items()}
         return cls(
             properties={**properties, **shown},
@@ -47,58 +60,61 @@ class Found:
 
 
 class Kept(MillraceError):
-    """It is not removed, since others use it; nothing went wrong."""
+    """A resource was kept because others use it. This is not a failure."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Resources of one kind. labels: of whatever is made.
+    """The operations on the resources of one kind.
 
-    look, create, repair and delete raise errors of Google's clients; `resource_errors` turns them
-    into ours.
+    They raise errors of Google's clients, which `resource_errors` translates.
+
+    Attributes:
+        cloud: The clients of the project.
+        labels: The labels of every resource that is created.
     """
 
     cloud: Cloud
     labels: Mapping[str, str] = field(default_factory=lambda: OWNER)
-    # Google's role that has what they take.
+    # The role with the permissions that the operations need.
     role: ClassVar[str] = ""
-    # How it is told that something keeps it.
-    held: ClassVar[str] = "{} is in it"
+    # The reason for keeping a resource, with the name of what it holds.
+    held: ClassVar[str] = "it contains {}"
 
     @classmethod
     def held_by(cls, holder: str) -> str:
-        """What keeps a resource of this kind -> why it is not removed."""
+        """Return the reason for keeping a resource, given one of the names of `Found.holds`."""
         return cls.held.format(holder)
 
     def look(self, resource: Resource) -> Found | None:
-        """A resource -> what is there of it, None if it is not there."""
+        """Return the resource as it exists, None if it does not."""
         raise NotImplementedError
 
     def create(self, resource: Resource) -> None:
-        """A resource that is not there -> made. Raises exceptions.Conflict if it is there."""
+        """Create the resource. Raise exceptions.Conflict if it exists."""
         raise NotImplementedError
 
     def repairs(self, name: str, found: str | None) -> bool:
-        """A property's name, its value as it is -> whether `mend` can set it."""
+        """Return whether `repair` can set a property, given its name and its existing value."""
         return False
 
     def repair(self, resource: Resource, names: list[str]) -> None:
-        """A resource of ours, names of properties -> with these as they shall be."""
+        """Set the named properties of a resource to their declared values."""
         raise NotImplementedError
 
     def relabel(self, resource: Resource, labels: Mapping[str, str | None]) -> None:
-        """A resource of ours, labels -> with these besides its own; without those that are None."""
+        """Add the labels to those of the resource, and remove those whose value is None."""
         raise NotImplementedError
 
     def holds(self, resource: Resource) -> tuple[str, ...]:
-        """A resource that is there -> names of what is in it or uses it, and so keeps it.
+        """Return the names of what the resource contains, or of what uses it.
 
-        As many as are needed to tell whether it can go.
+        There may be more. The names are enough to decide whether it can be removed.
         """
         return ()
 
     def delete(self, resource: Resource) -> None:
-        """A resource -> gone. Raises exceptions.NotFound, or Kept where others use it."""
+        """Delete the resource. Raise exceptions.NotFound, or Kept if others use it."""
         raise NotImplementedError
 
     @property
@@ -107,23 +123,28 @@ class Kind:
 
 
 def is_ours(labels: Mapping[str, str] | None) -> bool:
-    """Labels -> whether what carries them was made by us."""
+    """Return whether the labels are those of a resource that Millrace created."""
     return OWNER.items() <= dict(labels or {}).items()
 
 
 def configs_of(labels: Mapping[str, str] | None) -> frozenset[str]:
-    """Labels -> the names of the configurations that use what carries them."""
+    """Return the names of the configurations in the labels of a resource."""
     return frozenset(
         key.removeprefix(CONFIG_LABEL) for key in dict(labels or {}) if key.startswith(CONFIG_LABEL)
     )
 
 
 def merged_labels(labels: Mapping[str, str], changes: Mapping[str, str | None]) -> dict[str, str]:
-    """Labels as they are, changes as `relabel` takes them -> labels as they shall be."""
+    """Return the labels after the changes of a `relabel`."""
     merged = {**labels, **changes}
     return {key: value for key, value in merged.items() if value is not None}
 
 
 def resource_errors(what: str, role: str) -> AbstractContextManager[None]:
-    """What cannot be done, the role that it takes -> errors of the block raised as OutputError."""
+    """Raise errors of Google's clients in the block as OutputError.
+
+    Args:
+        what: What failed, for the message.
+        role: The role that the calls need, for the advice.
+    """
     return translate_errors(OutputError, what, role)

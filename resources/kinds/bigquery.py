@@ -1,4 +1,4 @@
-"""Datasets and tables."""
+"""Datasets and tables of BigQuery."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class _Kind(Kind):
 
     @functools.cached_property
     def client(self) -> bigquery.Client:
-        """One for all resources of the kind."""
+        """The client of all resources of the kind."""
         return self.cloud.bigquery()
 
 
 class Datasets(_Kind):
-    """Datasets, which are removed only when nothing is in them."""
+    """Datasets. Only an empty one is removed."""
 
     def look(self, resource: Resource) -> Found | None:
-        """Its location."""
+        """Return the dataset with its location, None if it does not exist."""
         try:
             dataset = self.client.get_dataset(resource.name, retry=self._retry)
         except exceptions.NotFound:
@@ -43,7 +43,7 @@ class Datasets(_Kind):
         return Found.labelled(dataset.labels, {"location": dataset.location.lower()})
 
     def create(self, resource: Resource) -> None:
-        """Empty, in its location."""
+        """Create an empty dataset in its location."""
         from google.cloud import bigquery
 
         dataset = bigquery.Dataset(resource.name)
@@ -52,19 +52,19 @@ class Datasets(_Kind):
         self.client.create_dataset(dataset, retry=self._retry)
 
     def relabel(self, resource: Resource, labels: Mapping[str, str | None]) -> None:
-        """In one change."""
+        """Change the labels in one update."""
         dataset = self.client.get_dataset(resource.name, retry=self._retry)
-        # What is None goes.
+        # The client removes labels whose value is None.
         dataset.labels = {**dataset.labels, **labels}
         self.client.update_dataset(dataset, ["labels"], retry=self._retry)
 
     def holds(self, resource: Resource) -> tuple[str, ...]:
-        """Its tables and views."""
+        """Return the names of its tables and views."""
         tables = self.client.list_tables(resource.name, retry=self._retry)
         return tuple(f"{t.project}.{t.dataset_id}.{t.table_id}" for t in tables)
 
     def delete(self, resource: Resource) -> None:
-        """The dataset, unless something is in it."""
+        """Delete the dataset, or raise Kept if it contains a table or a view."""
         for name in self.holds(resource):
             raise Kept(self.held_by(name))
         self.client.delete_dataset(resource.name, retry=self._retry)
@@ -74,7 +74,7 @@ class Tables(_Kind):
     """Tables with the columns that the pipelines write."""
 
     def look(self, resource: Resource) -> Found | None:
-        """Its columns and rows, those in the streaming buffer too."""
+        """Return the table with its columns and rows, including the streaming buffer."""
         try:
             table = self.client.get_table(resource.name, retry=self._retry)
         except exceptions.NotFound:
@@ -90,12 +90,13 @@ class Tables(_Kind):
         wanted = {name.lower() for name in resource.properties}
         for f in table.schema:
             if f.mode == "REQUIRED" and f"{_COLUMN}{f.name}".lower() not in wanted:
-                # Of the source table nothing is written, so its columns are its own affair.
-                properties["type"] += f" that requires {f.name}"
+                # The pipelines do not write such a column, so BigQuery would reject their rows. The
+                # source table declares no type, so its columns never count as a difference.
+                properties["type"] += f" with the required column {f.name}"
         return Found.labelled(table.labels, properties, rows=rows, size=size)
 
     def create(self, resource: Resource) -> None:
-        """Empty, partitioned by the day of its first time; or with example rows."""
+        """Create an empty table, partitioned by day, or one with example rows."""
         from google.cloud import bigquery
 
         if EXAMPLE_ROWS in resource.properties:
@@ -108,11 +109,11 @@ class Tables(_Kind):
         self.client.create_table(table, retry=self._retry)
 
     def repairs(self, name: str, found: str | None) -> bool:
-        """Columns can be added, example rows be loaded anew."""
+        """Return whether it is a missing column, or the number of example rows."""
         return (name.startswith(_COLUMN) and found is None) or name == EXAMPLE_ROWS
 
     def repair(self, resource: Resource, names: list[str]) -> None:
-        """Columns that are missing are added at the end."""
+        """Add missing columns at the end, or load the example rows again."""
         if EXAMPLE_ROWS in names:
             return self._load(resource)
         table = self.client.get_table(resource.name, retry=self._retry)
@@ -121,30 +122,30 @@ class Tables(_Kind):
         self.client.update_table(table, ["schema"], retry=self._retry)
 
     def relabel(self, resource: Resource, labels: Mapping[str, str | None]) -> None:
-        """In one change."""
+        """Change the labels in one update."""
         table = self.client.get_table(resource.name, retry=self._retry)
         table.labels = {**table.labels, **labels}
         self.client.update_table(table, ["labels"], retry=self._retry)
 
     def delete(self, resource: Resource) -> None:
-        """The table with its rows."""
+        """Delete the table with its rows."""
         self.client.delete_table(resource.name, retry=self._retry)
 
     def truncate(self, resource: Resource) -> None:
-        """Its rows. Not DELETE, which refuses rows that are in the streaming buffer."""
+        """Remove all rows. DELETE would not do, because it refuses rows in the streaming buffer."""
         job = self.client.query(f"TRUNCATE TABLE `{resource.name}`", retry=self._retry)
         job.result(retry=self._retry)
 
     def _load(self, resource: Resource) -> None:
-        """The source table -> holding the example's transactions, and nothing else."""
+        """Replace the rows of the source table with the example's transactions."""
         from google.cloud import bigquery
 
         try:
             from examples.transactions.data import SCHEMA, write_parquet
         except ModuleNotFoundError as error:
             raise UsageError(
-                "--load_example: the examples are in the project's repository, not in the "
-                "installed package: run it there"
+                "--load_example: the installed package does not contain the examples: run the "
+                "command in a checkout of the repository"
             ) from error
         from transforms.bigquery.schema import table_fields
 
@@ -162,7 +163,7 @@ class Tables(_Kind):
 
 
 def _fields(resource: Resource) -> list[bigquery.SchemaField]:
-    """A table -> the columns that its properties say."""
+    """Return the columns that the properties of a table declare."""
     from google.cloud.bigquery import SchemaField
 
     found = []

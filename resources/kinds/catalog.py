@@ -1,4 +1,4 @@
-"""Which class knows which kind of resource."""
+"""Maps each kind of resource to its class, and inspects resources of any kind."""
 
 from __future__ import annotations
 
@@ -37,7 +37,13 @@ Looked = dict[tuple[str, str], Found | None]
 
 
 def open_kinds(cloud: Cloud, config: Config, package: Package | None = None) -> Kinds:
-    """What is needed to reach resources -> one value a kind. package: for the model."""
+    """Return an instance of every kind, by name.
+
+    Args:
+        cloud: The clients of the project.
+        config: The configuration.
+        package: The package to upload, None if the model is not declared.
+    """
     labels = {**config.labels, **OWNER, config_label(config.name): IN_USE}
     kinds = {name: kind(cloud, labels) for name, kind in KINDS.items()}
     return {
@@ -49,19 +55,42 @@ def open_kinds(cloud: Cloud, config: Config, package: Package | None = None) -> 
 
 
 def look_at(resources: Sequence[Resource], kinds: Kinds, progress: Progress) -> Looked:
-    """Resources -> what is there of each. Raises OutputError, CredentialsError."""
+    """Inspect resources.
+
+    Args:
+        resources: The resources, each after those that it needs.
+        kinds: The kinds that reach the resources.
+        progress: Shows which resource is being inspected.
+
+    Returns:
+        Each resource as it exists, or None, by kind and name.
+
+    Raises:
+        OutputError: A resource cannot be inspected.
+        CredentialsError: The credentials are missing or invalid.
+    """
     looked: Looked = {}
     for number, resource in enumerate(resources):
-        progress.now(f"looking at {number + 1} of {len(resources)}: {resource}")
+        progress.now(f"inspecting {number + 1} of {len(resources)}: {resource}")
         look_at_one(resource, kinds, looked)
     progress.clear()
     return looked
 
 
 def look_at_one(resource: Resource, kinds: Kinds, looked: Looked) -> None:
-    """A resource, what was seen before -> it is in `looked` too."""
+    """Inspect a resource and store the result.
+
+    Args:
+        resource: The resource.
+        kinds: The kinds that reach the resources.
+        looked: The results so far. Receives the result of this resource.
+
+    Raises:
+        OutputError: The resource cannot be inspected.
+        CredentialsError: The credentials are missing or invalid.
+    """
     kind, found = kinds[resource.kind], None
     if not is_absent(resource, looked):
-        with resource_errors(f"{resource} cannot be looked at", kind.role):
+        with resource_errors(f"cannot inspect {resource}", kind.role):
             found = kind.look(resource)
     looked[resource.key] = found

@@ -1,4 +1,4 @@
-"""The names of all kinds, for a command line that answers before Google's clients are loaded."""
+"""The names of all kinds, which the command line needs before Google's clients are imported."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ NAMES = (
     *("topic", "subscription", "registry_model"),
 )
 JOB = "job"
-# What a user may choose: all but APIs, which others may use, and the model, which is a file.
+# The kinds that cleanup takes: not APIs, which others may use, and not the model, which is a file.
 REMOVABLE = (JOB, *(name for name in NAMES if name not in ("service", "model")))

@@ -1,4 +1,4 @@
-"""What belongs to the project itself: enabled APIs, the workers' account and its roles."""
+"""The enabled APIs of a project, the account of its workers, and the roles of the account."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from common.errors import OutputError
 from resources.declaration import IN_USE, Resource, config_label
 from resources.kinds.base import Found, Kind, configs_of, merged_labels
 
-# Accounts have no labels.
+# Accounts cannot have labels, so their description says who created and uses them.
 _MARK, _FOR = "created by millrace", " for "
 _POLL_SECONDS = 1.0
-# The version of policies that have conditions, which would be lost by asking for less.
+# Policies of this version may have conditions. A request for a lower version would lose them.
 _POLICY_VERSION = 3
 
 
 class Services(Kind):
-    """APIs. They are enabled, and never disabled: others may use them."""
+    """APIs. They are never disabled, because others may use them."""
 
     role: ClassVar = "roles/serviceusage.serviceUsageAdmin"
 
     @functools.cached_property
     def client(self) -> Any:
-        """One for all resources of the kind."""
+        """The client of all resources of the kind."""
         return self.cloud.discovered("serviceusage", "v1")
 
     def look(self, resource: Resource) -> Found | None:
-        """That it is enabled."""
+        """Return the API if it is enabled, else None."""
         request = self.client.services().get(name=self._name(resource))
         state = execute(request, self.cloud.retry_seconds).get("state")
         return Found(ours=False) if state == "ENABLED" else None
 
     def create(self, resource: Resource) -> None:
-        """Enabled, waited for."""
+        """Enable the API and wait until it is enabled."""
         seconds = self.cloud.retry_seconds
         parent, body = f"projects/{self.cloud.project}", {"serviceIds": [resource.name]}
         operation = execute(self.client.services().batchEnable(parent=parent, body=body), seconds)
@@ -48,11 +48,11 @@ class Services(Kind):
             time.sleep(_POLL_SECONDS)
             operation = execute(self.client.operations().get(name=operation["name"]), seconds)
         if "error" in operation:
-            message = operation["error"].get("message", "for no reason that is told")
-            raise OutputError(f"{resource} cannot be enabled: {message}")
+            message = operation["error"].get("message", "Google gave no reason")
+            raise OutputError(f"cannot enable {resource}: {message}")
 
     def delete(self, resource: Resource) -> None:
-        """Never."""
+        """Raise NotImplementedError, because APIs stay enabled."""
         raise NotImplementedError
 
     def _name(self, resource: Resource) -> str:
@@ -66,32 +66,32 @@ class Accounts(Kind):
 
     @functools.cached_property
     def client(self) -> Any:
-        """One for all resources of the kind."""
+        """The client of all resources of the kind."""
         return self.cloud.discovered("iam", "v1").projects().serviceAccounts()
 
     def look(self, resource: Resource) -> Found | None:
-        """Whose it is."""
+        """Return the account with its owner and configurations, None if it does not exist."""
         try:
             return Found.labelled(self._labels(resource), {})
         except exceptions.NotFound:
             return None
 
     def create(self, resource: Resource) -> None:
-        """With a description that says who made it."""
+        """Create the account with a description that says who created it."""
         account = {"displayName": "Millrace's workers", "description": _described(self.labels)}
         body = {"accountId": resource.name.partition("@")[0], "serviceAccount": account}
         request = self.client.create(name=f"projects/{self.cloud.project}", body=body)
         execute(request, self.cloud.retry_seconds)
 
     def relabel(self, resource: Resource, labels: Mapping[str, str | None]) -> None:
-        """Its description names the configurations."""
+        """Name the configurations in the description."""
         text = _described(merged_labels(self._labels(resource), labels))
         body = {"serviceAccount": {"description": text}, "updateMask": "description"}
         request = self.client.patch(name=self._name(resource), body=body)
         execute(request, self.cloud.retry_seconds)
 
     def _labels(self, resource: Resource) -> dict[str, str]:
-        """The account -> what labels would say. Accounts have none, but a description."""
+        """Return the labels that the description stands for."""
         request = self.client.get(name=self._name(resource))
         text = execute(request, self.cloud.retry_seconds).get("description", "")
         if not text.startswith(_MARK):
@@ -100,7 +100,7 @@ class Accounts(Kind):
         return {**OWNER, **{config_label(name): IN_USE for name in names if name}}
 
     def delete(self, resource: Resource) -> None:
-        """The account."""
+        """Delete the account."""
         execute(self.client.delete(name=self._name(resource)), self.cloud.retry_seconds)
 
     def _name(self, resource: Resource) -> str:
@@ -108,17 +108,17 @@ class Accounts(Kind):
 
 
 class Roles(Kind):
-    """Roles of the workers' account in the project: all else of the policy stays as it is."""
+    """Roles of the workers' account in the project. Other entries of the policy are kept."""
 
     role: ClassVar = "roles/resourcemanager.projectIamAdmin"
 
     @functools.cached_property
     def client(self) -> Any:
-        """One for all resources of the kind."""
+        """The client of all resources of the kind."""
         return self.cloud.discovered("cloudresourcemanager", "v3").projects()
 
     def look(self, resource: Resource) -> Found | None:
-        """Whether the account has it, without a condition."""
+        """Return the role if the account has it without a condition, else None."""
         member = _member(resource)
         has = any(
             b["role"] == resource.name and member in b["members"] and "condition" not in b
@@ -127,7 +127,7 @@ class Roles(Kind):
         return Found(properties={"member": resource.properties["member"]}) if has else None
 
     def create(self, resource: Resource) -> None:
-        """Granted."""
+        """Grant the role to the account."""
 
         def grant(bindings: list[dict[str, Any]]) -> None:
             member = _member(resource)
@@ -139,7 +139,7 @@ class Roles(Kind):
         self._change(grant)
 
     def delete(self, resource: Resource) -> None:
-        """Taken back."""
+        """Revoke the role from the account."""
 
         def take(bindings: list[dict[str, Any]]) -> None:
             for binding in _plain(bindings, resource.name):
@@ -159,7 +159,7 @@ class Roles(Kind):
         return execute(request, self.cloud.retry_seconds)
 
     def _change(self, change: Callable[[list[dict[str, Any]]], None]) -> None:
-        """Reads, changes and writes the policy; its etag tells if somebody wrote meanwhile."""
+        """Read, change and write the policy. The etag in it detects a concurrent change."""
 
         def once() -> None:
             policy = self._policy()
@@ -170,7 +170,7 @@ class Roles(Kind):
             try:
                 execute_once(request)
             except exceptions.BadRequest as error:
-                # An account is known to the policy some seconds after it was made.
+                # The policy accepts a new account only some seconds after its creation.
                 if "does not exist" in str(error):
                     raise exceptions.ServiceUnavailable(str(error)) from error
                 raise
@@ -179,7 +179,7 @@ class Roles(Kind):
 
 
 def _described(labels: Mapping[str, str]) -> str:
-    """Labels -> the description that says the same."""
+    """Return the description that stands for the labels."""
     names = ", ".join(sorted(configs_of(labels)))
     return f"{_MARK}{_FOR}{names}" if names else _MARK
 
@@ -189,5 +189,5 @@ def _member(resource: Resource) -> str:
 
 
 def _plain(bindings: list[dict[str, Any]], role: str) -> list[dict[str, Any]]:
-    """A policy's bindings -> those of a role that have no condition."""
+    """Return the bindings of a role that have no condition."""
     return [b for b in bindings if b["role"] == role and "condition" not in b]

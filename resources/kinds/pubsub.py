@@ -1,4 +1,4 @@
-"""Topics and subscriptions."""
+"""Topics and subscriptions of Pub/Sub."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from resources.kinds.base import Found, Kept, Kind, merged_labels
 if TYPE_CHECKING:
     from google.pubsub_v1.types import Subscription
 
-# Within which a subscription hands over what it has.
+# How long `peek` waits for the messages of a subscription.
 _PEEK_SECONDS = 5.0
 _MASKS = {
     "acknowledge deadline": "ack_deadline_seconds",
@@ -26,13 +26,13 @@ _MASKS = {
 
 
 class Topics(Kind):
-    """Topics, which are removed only when no subscription but ours is left."""
+    """Topics. Only one without subscriptions is removed."""
 
     role: ClassVar = "roles/pubsub.editor"
     held: ClassVar = "{} still subscribes to it"
 
     def look(self, resource: Resource) -> Found | None:
-        """That it is there."""
+        """Return the topic, None if it does not exist."""
         try:
             topic = self.cloud.publisher().get_topic(topic=resource.name, retry=self._retry)
         except exceptions.NotFound:
@@ -40,40 +40,40 @@ class Topics(Kind):
         return Found.labelled(topic.labels, {})
 
     def create(self, resource: Resource) -> None:
-        """With the labels."""
+        """Create the topic with the labels."""
         request = {"name": resource.name, "labels": dict(self.labels)}
         self.cloud.publisher().create_topic(request=request, retry=self._retry)
 
     def relabel(self, resource: Resource, labels: Mapping[str, str | None]) -> None:
-        """Reads and writes them."""
+        """Read, change and write the labels."""
         topic = self.cloud.publisher().get_topic(topic=resource.name, retry=self._retry)
         new = {"name": resource.name, "labels": merged_labels(topic.labels, labels)}
         request = {"topic": new, "update_mask": {"paths": ["labels"]}}
         self.cloud.publisher().update_topic(request=request, retry=self._retry)
 
     def holds(self, resource: Resource) -> tuple[str, ...]:
-        """Its subscriptions."""
+        """Return the names of its subscriptions."""
         return tuple(self.subscriptions(resource))
 
     def delete(self, resource: Resource) -> None:
-        """The topic, unless a subscription would be left without one."""
+        """Delete the topic, or raise Kept if it still has a subscription."""
         for name in self.holds(resource):
             raise Kept(self.held_by(name))
         self.cloud.publisher().delete_topic(topic=resource.name, retry=self._retry)
 
     def subscriptions(self, resource: Resource) -> list[str]:
-        """A topic -> the names of all subscriptions to it."""
+        """Return the full names of all subscriptions to a topic."""
         publisher = self.cloud.publisher()
         return list(publisher.list_topic_subscriptions(topic=resource.name, retry=self._retry))
 
 
 class Subscriptions(Kind):
-    """Subscriptions that are pulled."""
+    """Pull subscriptions."""
 
     role: ClassVar = "roles/pubsub.editor"
 
     def look(self, resource: Resource) -> Found | None:
-        """Its topic and how it keeps messages."""
+        """Return the subscription with its topic and settings, None if it does not exist."""
         try:
             found = self.cloud.subscriber().get_subscription(
                 subscription=resource.name, retry=self._retry
@@ -89,17 +89,17 @@ class Subscriptions(Kind):
         return Found.labelled(found.labels, properties)
 
     def create(self, resource: Resource) -> None:
-        """With its topic, which must be there."""
+        """Create a subscription to its topic, which must exist."""
         self.cloud.subscriber().create_subscription(
             request=self._wanted(resource), retry=self._retry
         )
 
     def repairs(self, name: str, found: str | None) -> bool:
-        """All but the topic."""
+        """Return whether it is any setting except the topic."""
         return name in _MASKS
 
     def repair(self, resource: Resource, names: list[str]) -> None:
-        """These set to what they shall be."""
+        """Set the named settings to their declared values."""
         request = {
             "subscription": self._wanted(resource),
             "update_mask": {"paths": [_MASKS[name] for name in names]},
@@ -107,7 +107,7 @@ class Subscriptions(Kind):
         self.cloud.subscriber().update_subscription(request=request, retry=self._retry)
 
     def relabel(self, resource: Resource, labels: Mapping[str, str | None]) -> None:
-        """Reads and writes them."""
+        """Read, change and write the labels."""
         subscriber = self.cloud.subscriber()
         found = subscriber.get_subscription(subscription=resource.name, retry=self._retry)
         new = {"name": resource.name, "labels": merged_labels(found.labels, labels)}
@@ -115,10 +115,16 @@ class Subscriptions(Kind):
         subscriber.update_subscription(request=request, retry=self._retry)
 
     def peek(self, resource: Resource) -> int | None:
-        """A subscription -> how many messages it hands over at once; it gets them back.
+        """Return how many messages a subscription delivers in one response.
 
-        None where it does not let itself be read, or where it hands over none and a reader, which
-        may have been killed, is believed to hold some.
+        The messages are released again right away.
+
+        Args:
+            resource: The subscription.
+
+        Returns:
+            The number of messages. None if the subscription cannot be read, or if it delivers no
+            message and its label names a reader that may hold some, even if it was killed.
         """
         count = self._handed_over(resource)
         return None if count == 0 and self._is_read(resource) else count
@@ -130,7 +136,8 @@ class Subscriptions(Kind):
             )
         except exceptions.NotFound:
             return False
-        # A job that runs elsewhere was looked for by itself, and may leave its label.
+        # The label of a Dataflow job never expires (infinity) and may outlive the job. It does not
+        # count here, because cleanup finds running jobs in another way.
         return 0 < seconds_left(found.labels) < math.inf
 
     def _handed_over(self, resource: Resource) -> int | None:
@@ -138,7 +145,7 @@ class Subscriptions(Kind):
 
         def requests() -> Iterator[dict[str, Any]]:
             yield {"subscription": resource.name, "stream_ack_deadline_seconds": 10}
-            # A stream whose requests have ended is closed by the server.
+            # The server closes a stream whose requests have ended.
             ended.wait(2 * _PEEK_SECONDS)
 
         try:
@@ -159,7 +166,7 @@ class Subscriptions(Kind):
 
     @staticmethod
     def _first(stream: Any) -> list[str]:
-        """A stream of answers -> the tickets of the first that has messages."""
+        """Return the acknowledgement ids in the first response that has messages."""
         for answer in stream:
             if answer.received_messages:
                 stream.cancel()
@@ -167,7 +174,7 @@ class Subscriptions(Kind):
         return []
 
     def delete(self, resource: Resource) -> None:
-        """The subscription with its messages."""
+        """Delete the subscription with its messages."""
         self.cloud.subscriber().delete_subscription(subscription=resource.name, retry=self._retry)
 
     def _wanted(self, resource: Resource) -> dict[str, Any]:
@@ -176,7 +183,7 @@ class Subscriptions(Kind):
             "name": resource.name,
             "topic": resource.properties["topic"],
             "ack_deadline_seconds": int(deadline),
-            # One without a time to live.
+            # Empty means that the subscription never expires.
             "expiration_policy": {},
             "labels": dict(self.labels),
         }

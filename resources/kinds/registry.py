@@ -1,4 +1,4 @@
-"""The model in Vertex AI's registry, which `python -m serving deploy` makes."""
+"""The model in Vertex AI's registry, which `python -m serving deploy` registers."""
 
 from __future__ import annotations
 
@@ -23,10 +23,13 @@ _POLL_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class RegistryModels(Kind):
-    """Registered models with all their versions. None is made here.
+    """Registered models with all their versions. Setup never creates one.
 
-    bucket: of the configuration. Whoever deploys knows no configuration, so a model is told to be
-    another's by the bucket that its files are in.
+    A deployment does not know the configuration. A model with files in another bucket therefore
+    counts as that of another configuration.
+
+    Attributes:
+        bucket: The bucket of the configuration.
     """
 
     bucket: str = ""
@@ -34,16 +37,16 @@ class RegistryModels(Kind):
 
     @functools.cached_property
     def clients(self) -> dict[str, Vertex]:
-        """By region."""
+        """The clients of Vertex AI, by region."""
         return {}
 
     @classmethod
     def held_by(cls, holder: str) -> str:
-        """The endpoint that serves a model -> why it is not removed."""
+        """Return the reason for keeping a model that an endpoint serves."""
         return f"{holder} serves it: run `{as_typed('serving undeploy')}` first"
 
     def look(self, resource: Resource) -> Found | None:
-        """Its versions."""
+        """Return the model with its endpoints, None if it does not exist."""
         try:
             model = self._clients(resource).models.get_model(name=resource.name, retry=self._retry)
         except exceptions.NotFound:
@@ -58,12 +61,12 @@ class RegistryModels(Kind):
         return Found(ours=is_ours(model.labels) and not elsewhere, details=details)
 
     def holds(self, resource: Resource) -> tuple[str, ...]:
-        """The endpoints that serve it."""
+        """Return the names of the endpoints that serve the model."""
         model = self._clients(resource).models.get_model(name=resource.name, retry=self._retry)
         return tuple(f"endpoint {deployed.endpoint}" for deployed in model.deployed_models)
 
     def delete(self, resource: Resource) -> None:
-        """The model, unless an endpoint serves it."""
+        """Delete the model, or raise Kept if an endpoint serves it."""
         clients = self._clients(resource)
         for endpoint in self.holds(resource):
             raise Kept(self.held_by(endpoint))
@@ -72,7 +75,7 @@ class RegistryModels(Kind):
             time.sleep(_POLL_SECONDS)
             operation = clients.operations.get_operation(operation.name, retry=self._retry)
         if operation.HasField("error"):
-            raise OutputError(f"{resource} cannot be removed: {operation.error.message}")
+            raise OutputError(f"cannot remove {resource}: {operation.error.message}")
 
     def _clients(self, resource: Resource) -> Vertex:
         region = resource.name.split("/")[3]

@@ -1,4 +1,4 @@
-"""The bucket, the model package in it, and all files of ours."""
+"""The bucket of Cloud Storage, the model package in it, and all other files of Millrace."""
 
 from __future__ import annotations
 
@@ -19,24 +19,28 @@ if TYPE_CHECKING:
     from google.cloud import storage
 
 SCHEME = "gs://"
-# What we and the pipelines put into the folder: all else in it is not ours.
+# What setup and the pipelines write into the folder. Everything else in it belongs to others.
 OURS = ("current.json", "models/", "tmp/", "staging/", "reports/")
 
 
 @dataclass(frozen=True)
 class Buckets(Kind):
-    """Buckets, which are removed only when they are empty. folder: in them, of our files."""
+    """Buckets. Only an empty one is removed.
+
+    Attributes:
+        folder: The folder of Millrace's files in a bucket, ending with `/`.
+    """
 
     folder: str = ""
     role: ClassVar = "roles/storage.admin"
 
     @functools.cached_property
     def client(self) -> storage.Client:
-        """One for all resources of the kind."""
+        """The client of all resources of the kind."""
         return self.cloud.storage()
 
     def look(self, resource: Resource) -> Found | None:
-        """Its location."""
+        """Return the bucket with its location, None if it does not exist."""
         try:
             bucket = self.client.get_bucket(resource.name, retry=self._retry)
         except exceptions.NotFound:
@@ -46,7 +50,7 @@ class Buckets(Kind):
         return Found.labelled(bucket.labels, {"location": bucket.location.lower()})
 
     def create(self, resource: Resource) -> None:
-        """With access by roles alone, and none for the public."""
+        """Create a bucket that only roles give access to, and never the public."""
         bucket = self.client.bucket(resource.name)
         bucket.labels = dict(self.labels)
         bucket.iam_configuration.uniform_bucket_level_access_enabled = True
@@ -56,19 +60,19 @@ class Buckets(Kind):
                 bucket, location=resource.properties["location"], retry=self._retry
             )
         except exceptions.Conflict as error:
-            # Ours by now if somebody ran the same at the same time.
+            # The bucket is visible if a concurrent setup of the same project created it.
             if self.look(resource) is None:
                 raise self._foreign(resource) from error
             raise
 
     def relabel(self, resource: Resource, labels: Mapping[str, str | None]) -> None:
-        """Read and written, unless somebody changes the bucket at the same time."""
+        """Change the labels, and fail if someone else changes the bucket at the same time."""
         bucket = self.client.get_bucket(resource.name, retry=self._retry)
         bucket.labels = merged_labels(bucket.labels, labels)
         bucket.patch(if_metageneration_match=bucket.metageneration, retry=self._retry)
 
     def holds(self, resource: Resource) -> tuple[str, ...]:
-        """The folder of our files if one is in it, and the first object that is not ours."""
+        """Return the folder if it holds files of Millrace, and the first other object."""
         files = f"{SCHEME}{resource.name}/{self.folder}"
         found: list[str] = []
         for blob in self.client.list_blobs(
@@ -80,33 +84,38 @@ class Buckets(Kind):
         return tuple(found)
 
     def delete(self, resource: Resource) -> None:
-        """The bucket, unless something is in it."""
+        """Delete the bucket, or raise Kept if it contains an object."""
         for blob in self.client.list_blobs(resource.name, max_results=1, retry=self._retry):
             raise Kept(self.held_by(blob.name))
         self.client.bucket(resource.name).delete(retry=self._retry)
 
     def _foreign(self, resource: Resource) -> MillraceError:
         return OutputError(
-            f"bucket {resource.name} is there and may not be seen: if it is somebody else's "
-            f"(names are one for all of Google) choose another `bucket` in the config, if it is "
-            f"yours grant the account the role {self.role}"
+            f"bucket {resource.name} exists, but the account has no access to it: if it belongs "
+            "to someone else (the name of a bucket is unique in all of Google Cloud), choose "
+            "another `bucket` in the config; if it is yours, grant the account the role "
+            f"{self.role}"
         )
 
 
 @dataclass(frozen=True)
 class Models(Kind):
-    """The pointer to the current model package. package: the one that it shall point to."""
+    """The pointer to the current model package.
+
+    Attributes:
+        package: The package that the pointer must name, None if none is to be uploaded.
+    """
 
     package: Package | None = None
     role: ClassVar = "roles/storage.objectUser"
 
     @functools.cached_property
     def client(self) -> storage.Client:
-        """One for all resources of the kind."""
+        """The client of all resources of the kind."""
         return self.cloud.storage()
 
     def look(self, resource: Resource) -> Found | None:
-        """The digest that the pointer names, where the files that it names are there."""
+        """Return the digest in the pointer, with a note if a file is missing or was changed."""
         pointer = read_pointer(self.client, resource.name, self._retry)
         if pointer is None:
             return None
@@ -115,12 +124,12 @@ class Models(Kind):
             blob = blob_at(self.client, f"{pointer['folder']}{name}")
             if self._checksum(blob) != checksum:
                 return Found(
-                    properties={"digest": f"{digest}, of which {name} is gone or was changed"}
+                    properties={"digest": f"{digest}, but {name} is missing or was changed"}
                 )
         return Found(properties={"digest": digest}, details=str(pointer["model"]))
 
     def create(self, resource: Resource) -> None:
-        """The package in the folder of its digest, compared by checksum; then the pointer."""
+        """Upload the package, compare it by checksum, and only then write the pointer."""
         package, folder = self._given(), self.folder(resource)
         for name, data in package.files.items():
             blob = blob_at(self.client, folder + name)
@@ -128,8 +137,8 @@ class Models(Kind):
                 blob.upload_from_string(data, "application/octet-stream", retry=self._retry)
                 if not self._holds(blob, data):
                     raise OutputError(
-                        f"{folder}{name} is not what was uploaded: the current model stays as it "
-                        "was; run it again"
+                        f"{folder}{name} differs from what was uploaded: the current model is "
+                        "unchanged; run setup again"
                     )
         text = json.dumps(package.pointer(folder), indent=1) + "\n"
         blob_at(self.client, resource.name).upload_from_string(
@@ -137,20 +146,20 @@ class Models(Kind):
         )
 
     def folder(self, resource: Resource) -> str:
-        """The pointer -> the folder of the package that it shall point to."""
+        """Return the address of the package's folder, ending with `/`."""
         package = self._given()
         beside = resource.name.rpartition("/")[0]
         return f"{beside}/models/{package.name}/{package.digest[:16]}/"
 
     def _given(self) -> Package:
-        assert self.package is not None, "a model is declared only where one is given"
+        assert self.package is not None, "a model is declared only if there is a package"
         return self.package
 
     def _holds(self, blob: storage.Blob, data: bytes) -> bool:
         return self._checksum(blob) == checksum_of(data)
 
     def _checksum(self, blob: storage.Blob) -> str | None:
-        """An object -> the checksum that Cloud Storage has of it, None if it is not there."""
+        """Return the checksum that Cloud Storage has for an object, None if it does not exist."""
         try:
             blob.reload(retry=self._retry)
         except exceptions.NotFound:
@@ -158,35 +167,35 @@ class Models(Kind):
         return str(blob.crc32c)
 
     def repairs(self, name: str, found: str | None) -> bool:
-        """The pointer moves when the new package is there."""
+        """Return True: setup can upload a package and change the pointer at any time."""
         return True
 
     def repair(self, resource: Resource, names: list[str]) -> None:
-        """The same as when there is none: packages of other digests are left alone."""
+        """Upload the package and write the pointer. Other packages are left alone."""
         self.create(resource)
 
     def delete(self, resource: Resource) -> None:
-        """The pointer; the packages go with the files."""
+        """Delete the pointer. The packages belong to the files."""
         blob_at(self.client, resource.name).delete(retry=self._retry)
 
 
 class UploadedFiles(Kind):
-    """All objects in the folder that we or the pipelines put there."""
+    """All objects that setup and the pipelines wrote into the folder."""
 
     role: ClassVar = "roles/storage.objectUser"
 
     @functools.cached_property
     def client(self) -> storage.Client:
-        """One for all resources of the kind."""
+        """The client of all resources of the kind."""
         return self.cloud.storage()
 
     def look(self, resource: Resource) -> Found | None:
-        """How many, and their bytes."""
+        """Return the number of files and their size, None if there are none."""
         blobs = list(self._blobs(resource))
         if not blobs:
             return None
         _, folder = split_gcs_path(resource.name)
-        # Packages were copied there by setup.
+        # Removing packages loses nothing, because setup copied them.
         lost = sum(not blob.name.startswith(_copies(folder)) for blob in blobs)
         size = sum(blob.size or 0 for blob in blobs)
         return Found(
@@ -194,7 +203,7 @@ class UploadedFiles(Kind):
         )
 
     def delete(self, resource: Resource) -> None:
-        """All of them."""
+        """Delete all files."""
         for blob in self._blobs(resource):
             try:
                 blob.delete(retry=self._retry)
@@ -213,8 +222,13 @@ class UploadedFiles(Kind):
 
 
 def is_of_ours(name: str, folder: str) -> bool:
-    """An object's name, our folder in the bucket -> whether we or the pipelines put it there."""
-    # A prefix that is a file's name begins other names too.
+    """Return whether setup or the pipelines wrote an object.
+
+    Args:
+        name: The name of the object.
+        folder: The folder of Millrace's files in the bucket, ending with `/`.
+    """
+    # The name of a file must match completely, because other names may start with it.
     return any(
         name.startswith(folder + part) if part.endswith("/") else name == folder + part
         for part in OURS
@@ -222,28 +236,37 @@ def is_of_ours(name: str, folder: str) -> bool:
 
 
 def _copies(folder: str) -> tuple[str, ...]:
-    """Our folder -> what the names of files begin with that setup copied from this machine."""
+    """Return the starts of the names of files that setup copied into a folder."""
     return f"{folder}current.json", f"{folder}models/"
 
 
 def read_pointer(client: storage.Client, name: str, retry: Any) -> dict[str, Any] | None:
-    """The pointer's address -> what it says, None if there is none."""
+    """Read the pointer to the current model package.
+
+    Args:
+        client: The client of Cloud Storage.
+        name: The address of the pointer.
+        retry: The retry of the request.
+
+    Returns:
+        The contents of the pointer, None if it does not exist, empty if it is not valid.
+    """
     try:
         return dict(json.loads(blob_at(client, name).download_as_bytes(retry=retry)))
     except exceptions.NotFound:
         return None
     except (ValueError, TypeError):
-        # Not ours, or cut off: it is written anew.
+        # The file is incomplete or not a pointer. Setup will write it again.
         return {}
 
 
 def blob_at(client: storage.Client, name: str) -> storage.Blob:
-    """gs://BUCKET/NAME -> the object."""
+    """Return the object at the address gs://BUCKET/NAME."""
     bucket, path = split_gcs_path(name)
     return client.bucket(bucket).blob(path)
 
 
 def split_gcs_path(name: str) -> tuple[str, str]:
-    """gs://BUCKET/NAME -> bucket and name."""
+    """Split the address gs://BUCKET/NAME into bucket and name."""
     bucket, _, path = name.removeprefix(SCHEME).partition("/")
     return bucket, path
