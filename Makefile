@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS := .docs
+MERMAID := docs/assets/mermaid.min.js
 EXAMPLE := build/example
 DEMO := build/demo
 
@@ -21,7 +23,7 @@ BUILT := $(shell cat $(STAMP) 2>/dev/null)
 WANTED := $(or $(if $(filter image template,$(MAKECMDGOALS)),,$(TORCH)),$(BUILT),cpu)
 SAME := $(filter $(WANTED),$(BUILT))
 
-.PHONY: help torch_differs templates setup emulators demo demo-bigquery demo-stream local-cloud serve torchserve test test-fast coverage test-dags check format example image template image-check lock bench bench-bigquery bench-stream bench-serving bench-endpoint fuzz kills dist release clean distclean all
+.PHONY: help torch_differs templates docs setup emulators demo demo-bigquery demo-stream local-cloud serve torchserve test test-fast coverage test-dags check format example image template image-check lock bench bench-bigquery bench-stream bench-serving bench-endpoint fuzz kills dist release clean distclean all
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -138,15 +140,33 @@ template: $(STAMP)  ## create a Flex Template: PIPELINE=batch_local BUCKET=... I
 image-check: $(STAMP)  ## build the image on stand-in bases without Docker, and run it (Debian, root)
 	BIN=$(BIN) templates/check_image
 
-templates: $(STAMP)  ## generate templates/*.json and docs/flags.md from the flags
+templates: $(STAMP)  ## generate templates/*.json and docs/reference/flags from the flags
 	$(BIN)/python -m pipelines.metadata
+	$(BIN)/python tools/flag_pages.py
 
-check: $(STAMP)  ## check formatting, lint, types and generated files
+docs: $(DOCS)/.installed $(MERMAID)  ## build the documentation site in build/site
+	@$(DOCS)/bin/zensical build --strict --clean
+
+$(DOCS)/.installed: docs.txt
+	@$(PYTHON) tools/install.py $(DOCS) --no-deps -r docs.txt
+	@touch $@
+
+# The site serves the script that draws its diagrams, so that a page asks no other host.
+$(MERMAID):
+	@mkdir -p build $(@D)
+	@npm pack --silent --pack-destination build mermaid@12.3.0 > build/mermaid.log
+	@tar -xzf build/mermaid-12.3.0.tgz -C build package/dist/mermaid.min.js
+	@mv build/package/dist/mermaid.min.js $@
+
+check: $(STAMP)  ## check formatting, lint, types, words and generated files
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/hadolint templates/Dockerfile serving/Dockerfile
 	$(BIN)/python -m pipelines.metadata --check
+	$(BIN)/python tools/flag_pages.py --check
+	$(BIN)/python tools/words.py
+	$(BIN)/codespell
 
 format: $(STAMP)  ## format the code and fix what the linter can fix
 	$(BIN)/ruff format .
@@ -188,6 +208,6 @@ clean:  ## remove all built files, keep .venv
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 distclean: clean  ## remove all built files and environments
-	rm -rf $(VENV) $(EMULATORS) $(TORCHSERVE) .airflow .release .uv
+	rm -rf $(VENV) $(EMULATORS) $(TORCHSERVE) $(DOCS) docs/assets .airflow .release .uv
 
 all: emulators check test demo demo-bigquery  ## run what CI runs

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from common.addresses import guard_output
 from common.errors import MillraceError, UsageError, one_line
 from common.memory import MORE_MEMORY, is_of_memory, out_of_memory
+from common.pages import error_line
 
 
 def main(argv: Sequence[str]) -> int:
@@ -37,12 +38,13 @@ def main(argv: Sequence[str]) -> int:
     except Exception as error:
         if args is not None and args.debug:
             raise
-        message = f"unexpected {type(error).__name__}: {one_line(error)}"
         if isinstance(error, MillraceError):
-            message = str(error)
+            known = error
         elif is_of_memory(error):
-            message = str(out_of_memory(one_line(error), MORE_MEMORY))
-        print(f"error: {message}", file=sys.stderr)
+            known = out_of_memory(one_line(error), MORE_MEMORY)
+        else:
+            known = MillraceError(f"unexpected {type(error).__name__}: {one_line(error)}")
+        print(error_line(known), file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
 
 

@@ -12,7 +12,8 @@ from google.api_core import exceptions
 
 from cloud.endpoints import is_plain
 from cloud.errors import is_disabled
-from common.errors import MillraceError, UsageError
+from common.errors import MillraceError, ResourceError, UsageError
+from common.pages import error_line
 from resources.cleanup import Choice, Removal, choose_removals, losses, lost_text, remove
 from resources.config import Config
 from resources.declaration import Resource, declare
@@ -100,7 +101,7 @@ def _running(jobs: PipelineJobs, kinds: Kinds, config: Config) -> _Running:
     """Return the running jobs.
 
     Raises:
-        OutputError: The jobs cannot be listed, so that nothing can be removed safely.
+        ResourceError: The jobs cannot be listed, so that nothing can be removed safely.
     """
     with resource_errors("cannot inspect jobs", JOBS_ROLE):
         try:
@@ -248,7 +249,7 @@ def _goes(removal: Removal) -> bool:
 def _report(outcome: Outcome) -> int:
     errors = [*outcome.errors, *outcome.blocked]
     for error in errors:
-        print(f"error: {error}", file=sys.stderr)
+        print(error_line(ResourceError(error)), file=sys.stderr)
     done = [f"{len(outcome.emptied)} emptied"] if outcome.emptied else []
     if outcome.done or not done:
         done.append(f"{len(outcome.done)} removed or ended")

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
+from common.errors import JobNotMonitored
+from common.pages import error_line
 from resources import status as statuses
 from resources.cleaning import run_cleanup
 from resources.declaration import Resource, declare
@@ -100,7 +102,7 @@ def run_status(args: argparse.Namespace) -> int:
     else:
         print(statuses.as_text(found, now, args.max_age))
         for error in found.missing:
-            print(f"error: {error}", file=sys.stderr)
+            print(error_line(JobNotMonitored(error)), file=sys.stderr)
     return FAILED if found.missing else DONE
 
 

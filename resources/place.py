@@ -10,7 +10,7 @@ from cloud.clients import Cloud, default_project
 from cloud.discovered import execute
 from cloud.endpoints import Endpoints, is_plain
 from cloud.errors import is_disabled, lacks_role
-from common.errors import OutputError
+from common.errors import ResourceError
 from resources.config import Config, read_config
 from resources.kinds.base import resource_errors
 
@@ -38,7 +38,7 @@ def configure(args: argparse.Namespace) -> tuple[Config, Cloud]:
 
 
 def check_project(cloud: Cloud, args: argparse.Namespace) -> None:
-    """Raise OutputError unless the project exists and is active.
+    """Raise ResourceError unless the project exists and is active.
 
     This must be the first check, because most services respond to a project that does not exist as
     to an empty one.
@@ -48,7 +48,7 @@ def check_project(cloud: Cloud, args: argparse.Namespace) -> None:
         args: The parsed arguments, to name the source of the project's id in the message.
 
     Raises:
-        OutputError: The project does not exist, cannot be seen, or is marked for deletion.
+        ResourceError: The project does not exist, cannot be seen, or is marked for deletion.
     """
     said = "--project" if args.project else f"project in {args.config}"
     addresses = vars(cloud.endpoints).values()
@@ -66,10 +66,10 @@ def check_project(cloud: Cloud, args: argparse.Namespace) -> None:
                 return
             if isinstance(error, exceptions.Forbidden) and not lacks_role(error):
                 raise
-            raise OutputError(
+            raise ResourceError(
                 f"projects/{cloud.project} does not exist, or you may not see it: check the id "
                 f"{cloud.project!r} ({said}); if it is correct, grant the account the role "
                 f"{_VIEWER}"
             ) from error
     if found.get("state", "ACTIVE") != "ACTIVE":
-        raise OutputError(f"project {cloud.project} ({said}) is marked for deletion")
+        raise ResourceError(f"project {cloud.project} ({said}) is marked for deletion")

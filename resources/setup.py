@@ -10,7 +10,7 @@ from google.api_core import exceptions
 from google.api_core.retry import Retry
 
 from cloud.errors import is_disabled
-from common.errors import MillraceError, OutputError
+from common.errors import MillraceError, ResourceError
 from resources.declaration import LABEL, LABELLED, Resource
 from resources.differences import Step, make_step, wanted
 from resources.kinds.base import Kind, resource_errors
@@ -37,7 +37,7 @@ def plan(resources: Sequence[Resource], kinds: Kinds, progress: Progress) -> lis
         A step for each resource.
 
     Raises:
-        OutputError: A resource cannot be inspected.
+        ResourceError: A resource cannot be inspected.
         CredentialsError: The credentials are missing or invalid.
     """
     chosen = wanted(resources)
@@ -63,7 +63,7 @@ def set_up(resources: Sequence[Resource], kinds: Kinds, progress: Progress) -> l
         The steps that changed something.
 
     Raises:
-        OutputError: There is a conflict, or a resource cannot be inspected, created or changed.
+        ResourceError: There is a conflict, or a resource cannot be inspected, created or changed.
         CredentialsError: The credentials are missing or invalid.
     """
     done: list[Step] = []
@@ -72,7 +72,7 @@ def set_up(resources: Sequence[Resource], kinds: Kinds, progress: Progress) -> l
         steps = patient(functools.partial(plan, part, kinds, progress))
         if wrong := [step for step in steps if step.action == "conflict"]:
             lines = "; ".join(f"{step.resource}: {step.description}" for step in wrong)
-            raise OutputError(f"nothing was created because of conflicts: {lines}")
+            raise ResourceError(f"nothing was created because of conflicts: {lines}")
         for number, step in enumerate(steps):
             if step.action != "keep":
                 progress.now(f"{number + 1} of {len(steps)}: {step.resource}")

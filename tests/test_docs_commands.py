@@ -19,7 +19,7 @@ import millrace
 from dags.millrace_dags.health import read_settings
 from dags.millrace_dags.runs import plan_run
 from model_handlers import package
-from pipelines import batch_local, batch_vertex, stream_local, stream_vertex
+from pipelines import batch_local, batch_vertex, stream_local, stream_vertex, template_spec
 from pipelines.beam_args import beam_flags
 from pipelines.launch import command as launch
 from pipelines.options import all_flags
@@ -83,6 +83,7 @@ def every_flag() -> set[str]:
     flags = set(beam_flags()) | all_flags()
     parsers = [settings.make_parser({}), *(make() for make in SERVING.values())]
     parsers += [build_parser("launch", "", launch.ATTACH.options), package.make_parser()]
+    parsers.append(template_spec.make_parser())
     (subcommands,) = resources.make_parser()._subparsers._group_actions  # type: ignore[union-attr]
     parsers += subcommands.choices.values()  # type: ignore[union-attr, attr-defined, arg-type]
     for parser in parsers:

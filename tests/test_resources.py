@@ -21,7 +21,7 @@ from google.cloud.bigquery import Dataset, SchemaField, Table
 from grpc._channel import _UnaryUnaryMultiCallable
 from resources_world import SMALL, VERTEX, World
 
-from common.errors import OutputError
+from common.errors import ResourceError
 from examples.google_api.faults import Call, Refusal, api_disabled, permission_denied
 from examples.local_cloud import PROJECT, LocalCloud
 from pipelines.stream.config import Subscription
@@ -138,7 +138,7 @@ def test_two_concurrent_setups_end_in_one_state(
         while True:
             try:
                 set_up(resources, kinds, Progress(io.StringIO(), io.StringIO()))
-            except OutputError as error:
+            except ResourceError as error:
                 # The emulator refuses concurrent changes in this way. BigQuery does not.
                 if "DuckLake" not in str(error):
                     raise

@@ -145,9 +145,9 @@ def test_an_error_in_the_config_is_reported_in_one_line(
         ),
         (["cleanup", "--kinds", "service"], "this command does not take the kind 'service'"),
         # An unset variable leaves such a value. It must not select everything.
-        (["cleanup", "--yes", "--kinds", ""], "expected names with a comma between them, got ''"),
-        (["cleanup", "--yes", "--pipelines", ""], "expected names with a comma between them"),
-        (["cleanup", "--yes", "--jobs", ","], "expected names with a comma between them"),
+        (["cleanup", "--yes", "--kinds", ""], "expected comma-separated names, got ''"),
+        (["cleanup", "--yes", "--pipelines", ""], "expected comma-separated names"),
+        (["cleanup", "--yes", "--jobs", ","], "expected comma-separated names"),
         (
             ["cleanup", "--pipelines", "streams"],
             "unknown pipeline 'streams' (did you mean 'stream'",

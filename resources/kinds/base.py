@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from cloud.clients import Cloud
 from cloud.errors import retry, translate_errors
 from cloud.owner import OWNER
-from common.errors import MillraceError, OutputError
+from common.errors import MillraceError, ResourceError
 from resources.declaration import CONFIG_LABEL, LABEL, Resource
 
 
@@ -141,10 +141,10 @@ def merged_labels(labels: Mapping[str, str], changes: Mapping[str, str | None]) 
 
 
 def resource_errors(what: str, role: str) -> AbstractContextManager[None]:
-    """Raise errors of Google's clients in the block as OutputError.
+    """Raise errors of Google's clients in the block as ResourceError.
 
     Args:
         what: What failed, for the message.
         role: The role that the calls need, for the advice.
     """
-    return translate_errors(OutputError, what, role)
+    return translate_errors(ResourceError, what, role)

@@ -66,7 +66,7 @@ def look_at(resources: Sequence[Resource], kinds: Kinds, progress: Progress) -> 
         Each resource as it exists, or None, by kind and name.
 
     Raises:
-        OutputError: A resource cannot be inspected.
+        ResourceError: A resource cannot be inspected.
         CredentialsError: The credentials are missing or invalid.
     """
     looked: Looked = {}
@@ -86,7 +86,7 @@ def look_at_one(resource: Resource, kinds: Kinds, looked: Looked) -> None:
         looked: The results so far. Receives the result of this resource.
 
     Raises:
-        OutputError: The resource cannot be inspected.
+        ResourceError: The resource cannot be inspected.
         CredentialsError: The credentials are missing or invalid.
     """
     kind, found = kinds[resource.kind], None

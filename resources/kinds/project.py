@@ -12,7 +12,7 @@ from google.api_core import exceptions
 from cloud.discovered import execute, execute_once
 from cloud.errors import retry
 from cloud.owner import OWNER
-from common.errors import OutputError
+from common.errors import ResourceError
 from resources.declaration import IN_USE, Resource, config_label
 from resources.kinds.base import Found, Kind, configs_of, merged_labels
 
@@ -49,7 +49,7 @@ class Services(Kind):
             operation = execute(self.client.operations().get(name=operation["name"]), seconds)
         if "error" in operation:
             message = operation["error"].get("message", "Google gave no reason")
-            raise OutputError(f"cannot enable {resource}: {message}")
+            raise ResourceError(f"cannot enable {resource}: {message}")
 
     def delete(self, resource: Resource) -> None:
         """Raise NotImplementedError, because APIs stay enabled."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from google.api_core import exceptions
 
 from common.command_names import as_typed
-from common.errors import OutputError
+from common.errors import ResourceError
 from resources.declaration import Resource
 from resources.kinds.base import Found, Kept, Kind, is_ours
 from resources.kinds.storage import split_gcs_path
@@ -75,7 +75,7 @@ class RegistryModels(Kind):
             time.sleep(_POLL_SECONDS)
             operation = clients.operations.get_operation(operation.name, retry=self._retry)
         if operation.HasField("error"):
-            raise OutputError(f"cannot remove {resource}: {operation.error.message}")
+            raise ResourceError(f"cannot remove {resource}: {operation.error.message}")
 
     def _clients(self, resource: Resource) -> Vertex:
         region = resource.name.split("/")[3]

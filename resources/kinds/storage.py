@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from google.api_core import exceptions
 
-from common.errors import MillraceError, OutputError
+from common.errors import MillraceError, ResourceError
 from resources.declaration import Resource
 from resources.kinds.base import Found, Kept, Kind, merged_labels
 from resources.package import Package, checksum_of
@@ -78,7 +78,7 @@ class Buckets(Kind):
         for blob in self.client.list_blobs(
             resource.name, fields="items(name),nextPageToken", retry=self._retry
         ):
-            if not is_of_ours(blob.name, self.folder):
+            if not is_of_millrace(blob.name, self.folder):
                 return (*found, blob.name)
             found = [files]
         return tuple(found)
@@ -90,7 +90,7 @@ class Buckets(Kind):
         self.client.bucket(resource.name).delete(retry=self._retry)
 
     def _foreign(self, resource: Resource) -> MillraceError:
-        return OutputError(
+        return ResourceError(
             f"bucket {resource.name} exists, but the account has no access to it: if it belongs "
             "to someone else (the name of a bucket is unique in all of Google Cloud), choose "
             "another `bucket` in the config; if it is yours, grant the account the role "
@@ -136,7 +136,7 @@ class Models(Kind):
             if not self._holds(blob, data):
                 blob.upload_from_string(data, "application/octet-stream", retry=self._retry)
                 if not self._holds(blob, data):
-                    raise OutputError(
+                    raise ResourceError(
                         f"{folder}{name} differs from what was uploaded: the current model is "
                         "unchanged; run setup again"
                     )
@@ -215,13 +215,13 @@ class UploadedFiles(Kind):
         try:
             for part in OURS:
                 for blob in self.client.list_blobs(bucket, prefix=folder + part, retry=self._retry):
-                    if is_of_ours(blob.name, folder):
+                    if is_of_millrace(blob.name, folder):
                         yield blob
         except exceptions.NotFound:
             return
 
 
-def is_of_ours(name: str, folder: str) -> bool:
+def is_of_millrace(name: str, folder: str) -> bool:
     """Return whether setup or the pipelines wrote an object.
 
     Args:
