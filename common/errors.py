@@ -19,6 +19,7 @@ MillraceError
     CredentialsError   no usable Google Cloud credentials were found
     JobError           a Dataflow job cannot be started, or has failed
         JobNotMonitored    a job can no longer be monitored
+    ServerError        the model server cannot start
     ResourceError      a Google Cloud resource cannot be inspected, created or removed
     TooManyDeadLetters more rows failed than the user allows
     BalanceError       the rows read differ from the rows scored plus the dead letters
@@ -152,6 +153,12 @@ class JobNotMonitored(JobError):
     """A job can no longer be monitored."""
 
     page = "cannot-follow"
+
+
+class ServerError(MillraceError):
+    """The model server cannot start."""
+
+    page = "server"
 
 
 class ResourceError(MillraceError):

@@ -10,7 +10,7 @@ import socket
 import struct
 import sys
 
-from common.errors import MillraceError
+from common.errors import ServerError
 
 # The open files that a process needs besides its connections, such as the model and libraries.
 _OTHER_FILES = 256
@@ -26,18 +26,18 @@ def listen(host: str, port: int) -> socket.socket:
         port: The port; 0 picks a free one.
 
     Raises:
-        MillraceError: If the port is in use, or the server cannot listen on this address.
+        ServerError: If the port is in use, or the server cannot listen on this address.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise MillraceError(
+            raise ServerError(
                 f"port {port} of {host} is in use: stop the process that uses it, or choose "
                 "another --port (0 picks a free one)"
             ) from None
-        raise MillraceError(
+        raise ServerError(
             f"cannot listen on port {port} of {host}: {error.strerror}; check --host and --port"
         ) from None
 

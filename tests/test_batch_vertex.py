@@ -143,7 +143,7 @@ def test_the_endpoints_own_score_never_stands_for_another_score(
     with faulty_endpoint(predict) as endpoint:
         given = {"endpoint_url": endpoint.predict_url, **other}
         assert main(COMMAND, flags(example, tmp_path / "two", **given)) == 1
-    assert "expected predictions with 'normalized_MAE'" in capsys.readouterr().err
+    assert "expected each prediction to have 'normalized_MAE'" in capsys.readouterr().err
     url = f"http://{served.client.address}"
     whole = {"endpoint_url": url, "endpoint_parameters": '{"outputs":"all"}', **other}
     assert main(COMMAND, flags(example, tmp_path / "all", **whole)) == 0
@@ -175,7 +175,7 @@ UNUSABLE = [
     (refusal(403), "roles/aiplatform.user"),
     (refusal(404), "check --endpoint"),
     (HTML, "expected JSON, got an HTML page"),
-    (refusal(503), "at last with: 503 Service Unavailable"),
+    (refusal(503), "the last time with: 503 Service Unavailable"),
 ]
 
 
@@ -224,7 +224,7 @@ def test_an_unusable_endpoint_loses_no_row_and_is_reported_in_one_line(
             {"endpoint_url": "localhost:80"},
             "--endpoint_url must begin with http:// or https://, got",
         ),
-        ({"endpoint_url": "http://h", "endpoint_parameters": "[]"}, "expected an object of JSON"),
+        ({"endpoint_url": "http://h", "endpoint_parameters": "[]"}, "must be a JSON object"),
         (
             {"endpoint_url": "http://h", "device": "cpu"},
             "this pipeline does not take --device, other pipelines do",

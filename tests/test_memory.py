@@ -282,4 +282,7 @@ def test_commands_report_lack_of_memory_in_one_line(
     flags = ["m.pt", "--feature_columns", "a", "--output", "o"] if command is package_main else []
     assert command(flags) == 1
     printed = capsys.readouterr().err
-    assert printed == "error: out of memory: MemoryError; allow this process more memory\n"
+    assert printed == (
+        "error: out of memory: MemoryError; allow this process more memory "
+        "[docs/operate/out-of-memory.md, or: python -m millrace explain out-of-memory]\n"
+    )

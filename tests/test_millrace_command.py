@@ -23,7 +23,6 @@ from pipelines import batch_local, batch_vertex, stream_local, stream_vertex
 from pipelines.dataflow.links import attach_command
 from resources.kinds.registry import RegistryModels
 
-README = (ROOT / "README.md").read_text()
 LISTED = [
     *("score", "stream", "replay", "launch", "package", "serve", "deploy", "deploy status"),
     *("deploy undeploy", "resources", "template", "explain", "demo", "local-cloud"),
@@ -218,13 +217,3 @@ def test_a_script_finds_modules_of_the_working_directory_after_all_others(tmp_pa
     )
     assert start(str(script), "package", "x", cwd=here).stdout == "True package x\n"
     assert start("-P", str(script), cwd=here).stdout == "False\n"
-
-
-def test_the_readme_lists_the_same_commands() -> None:
-    lines = ["| command | | the same as |", "|---|---|---|"]
-    for name, entry in COMMANDS.items():
-        same = ", ".join(f"`python -m {other}`" for other in entry.same_as)
-        lines.append(f"| `millrace {name}` | {entry.about} | {same} |")
-    section = README.split("## The millrace command\n")[1]
-    (table,) = re.findall(r"(?:^\|.*\n)+", section.split("\n#")[0], re.MULTILINE)
-    assert table.strip() == "\n".join(lines)

@@ -319,7 +319,10 @@ def test_transient_errors_are_retried_and_no_message_is_lost(
     ("error", "words"),
     [
         ((grpc.StatusCode.NOT_FOUND, "Resource not found (resource=out)."), "check the project"),
-        ((grpc.StatusCode.PERMISSION_DENIED, "User not authorized."), "grant the account the role"),
+        (
+            (grpc.StatusCode.PERMISSION_DENIED, "User not authorized."),
+            "grant the account the missing role",
+        ),
         ((grpc.StatusCode.UNAVAILABLE, "down"), "failed after repeated attempts"),
     ],
 )

@@ -417,7 +417,7 @@ def test_letters_of_streams_and_of_batch_runs_are_not_replayed_together(
     write_letters(refusals(faulty, example / "model"), tmp_path / "out/stream")
     for pipeline, rows in (("batch_local", len(letters)), ("stream_local", len(faulty))):
         result = run(replay, input_files=tmp_path / "out")
-        assert_one_line_error(result, 1, "dead letters of", "as well", "with --pipeline")
+        assert_one_line_error(result, 1, "dead letters of both", "separately", "with --pipeline")
         target = tmp_path / pipeline
         assert (
             run(replay, input_files=tmp_path / "out", pipeline=pipeline, output_files=target)[0]

@@ -313,7 +313,7 @@ def test_a_dry_run_without_credentials_needs_the_project_but_no_credentials(
     assert main([*flags, "--dry_run"]) == 2
     assert capsys.readouterr().err.startswith("error: --project is missing: expected the id")
     assert main(flags) == 1
-    assert capsys.readouterr().err == "error: no credentials: log in\n"
+    assert capsys.readouterr().err.startswith("error: no credentials: log in [docs/operate/perm")
 
 
 def test_status_shows_models_versions_traffic_and_replicas(

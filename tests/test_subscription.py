@@ -189,7 +189,7 @@ def test_a_missing_or_forbidden_subscription_is_reported(
         open_subscription(Existing(name=missing), cloud, [])
     service.errors["GetSubscription"] = [grpc.StatusCode.PERMISSION_DENIED]
     with pytest.raises(
-        InputError, match="cannot be read: as requested; grant the account the role"
+        InputError, match="cannot be read: as requested; grant the account the missing role"
     ):
         open_subscription(Existing(name=NAME), cloud, [])
 

@@ -345,6 +345,6 @@ def test_an_archive_that_can_be_read_in_two_ways_is_refused(
     torch.save(nn.Linear(2, 2).state_dict(), buffer)
     data = script(nn.Linear(2, 2)) if kind == "torchscript" else buffer.getvalue()
     with pytest.raises(
-        ModelError, match=r"have the same name|with a comment or with extra bytes|damaged"
+        ModelError, match=r"have the same name|with a comment, or with extra bytes|damaged"
     ):
         load(change(data), kind, architecture="torch.nn:Linear")

@@ -243,7 +243,7 @@ def test_the_refusal_names_values_cause_and_the_flag_that_accepts(
         "beyond rtol 0.0001, atol",
     ):
         assert part in err
-    accept = err.split("if this is intended, package it with ")[1].split()
+    accept = err.split("if this is intended, package it with ")[1].split(" [")[0].split()
     assert package(tmp_path, data, *accept, sample=sample) == 0
     manifest = read_manifest(str(tmp_path / "package"))
     assert manifest.batch_dependence == float(accept[1])
