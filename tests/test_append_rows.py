@@ -661,7 +661,7 @@ def test_an_error_of_the_service_fails_the_bundle_with_a_message_of_one_line(
     )
     message = (
         "table some-project.d.t cannot be written: said by the service; grant the account the "
-        "role that is missing"
+        "missing role"
     )
     with pytest.raises(OutputError, match=message):
         run(sink, [ids("a")], 1)
