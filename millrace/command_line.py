@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from common.command_names import naming
 from common.errors import UsageError, suggest
+from common.terminal import print_error
 from millrace.commands import COMMANDS, NAMES, Entry
 
 
@@ -33,7 +34,7 @@ def run(argv: Sequence[str]) -> int:
     try:
         name, rest = choose(argv)
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     start = _import(COMMANDS[name])
     arguments = [*COMMANDS[name].first, *rest]

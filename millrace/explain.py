@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from common.command_line import CommandParser
 from common.errors import MillraceError
 from common.pages import codes, read_page
+from common.terminal import print_error
 
 
 def make_parser() -> CommandParser:
@@ -27,6 +27,6 @@ def main(argv: Sequence[str]) -> int:
         code = make_parser().parse_args(argv).code
         print("\n".join(codes()) if code is None else read_page(code).rstrip())
     except MillraceError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     return 0

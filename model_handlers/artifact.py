@@ -24,6 +24,7 @@ from common.errors import (
     UnsafeModel,
     UsageError,
 )
+from common.terminal import long_step
 from model_handlers.manifest import MANIFEST_NAME, Manifest
 from model_handlers.manifest_json import parse_manifest
 from model_handlers.model_errors import as_model_error
@@ -74,7 +75,7 @@ def read_package(path: str, digest: str | None = None) -> ModelPackage:
     """
     if fault := path_fault(path):
         raise UsageError(f"model: {fault}")
-    with as_model_error(f"model {path} cannot be read"):
+    with as_model_error(f"model {path} cannot be read"), long_step(f"reading model {path}"):
         package = _read_mar(path) if path.endswith(".mar") else _read_folder_or_file(path)
     if package.manifest is not None:
         _check_digest(path, package, package.manifest.sha256, f"the manifest {MANIFEST_NAME}")

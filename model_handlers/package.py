@@ -29,7 +29,7 @@ from common.errors import (
     suggest,
 )
 from common.memory import MORE_MEMORY, check_memory, out_of_memory
-from common.pages import error_line
+from common.terminal import print_error
 from model_handlers.manifest import MANIFEST_NAME, FeatureStatistics, GoldenRows, Manifest
 
 if TYPE_CHECKING:
@@ -370,10 +370,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = make_parser().parse_args(argv)
         manifest = make_package(args)
     except MillraceError as error:
-        print(error_line(error), file=sys.stderr)
+        print_error(error)
         return 2 if isinstance(error, UsageError) else 1
     except MemoryError as error:
-        print(error_line(out_of_memory(one_line(error), MORE_MEMORY)), file=sys.stderr)
+        print_error(out_of_memory(one_line(error), MORE_MEMORY))
         return 1
     outputs = ", ".join(spec.name for spec in manifest.outputs)
     print(f"created {args.output}: {manifest.name} {manifest.version}, sha256 {manifest.sha256}")

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from common import errors
 from common.addresses import guard_output
 from common.memory import ADVICE, is_of_memory, mentions_memory, out_of_memory
-from common.pages import error_line
+from common.terminal import print_error
 from pipelines.dead_threads import end_when_threads_fail
 from pipelines.options.flag import Parsed, parse_flags
 
@@ -71,7 +71,7 @@ def _main(command: Command, argv: Sequence[str]) -> int:
         if debug:
             raise
         known = as_known_error(error)
-        say(error_line(known))
+        print_error(known)
         return 2 if isinstance(known, errors.UsageError) else 1
 
 

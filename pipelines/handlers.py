@@ -8,6 +8,7 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 
 from cloud.endpoints import Endpoints
 from cloud.vertex import EndpointAddress
+from common.terminal import long_step
 from model_handlers.endpoint_handler import RequestLimits, VertexEndpointHandler
 from model_handlers.formats.architecture import check_trusted
 from model_handlers.manifest import Manifest
@@ -66,7 +67,8 @@ def make_handler(
         checker.limits = dataclasses.replace(checker.limits, retry_seconds=seconds)
         connected = checker.load_model()
         try:
-            connected.check()
+            with long_step("waiting for the endpoint to score a test row"):
+                connected.check()
         finally:
             connected.client.close()
     return _endpoint_handler(config, predictor, manifest.without_rows(), fields, address)

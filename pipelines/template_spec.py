@@ -14,7 +14,7 @@ import orjson
 
 from common.command_line import CommandParser
 from common.errors import MillraceError, OutputError, UsageError, suggest
-from common.pages import error_line
+from common.terminal import print_error
 from pipelines.metadata import TEMPLATES, template
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         print(f"template  {_run(argv)}")
     except MillraceError as error:
-        print(error_line(error), file=sys.stderr)
+        print_error(error)
         return 2 if isinstance(error, UsageError) else 1
     return 0
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from common.addresses import guard_output
 from common.errors import MillraceError, UsageError, one_line
 from common.memory import MORE_MEMORY, is_of_memory, out_of_memory
-from common.pages import error_line
+from common.terminal import print_error
 
 
 def main(argv: Sequence[str]) -> int:
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
             known = out_of_memory(one_line(error), MORE_MEMORY)
         else:
             known = MillraceError(f"unexpected {type(error).__name__}: {one_line(error)}")
-        print(error_line(known), file=sys.stderr)
+        print_error(known)
         return 2 if isinstance(error, UsageError) else 1
 
 

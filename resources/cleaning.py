@@ -13,7 +13,7 @@ from google.api_core import exceptions
 from cloud.endpoints import is_plain
 from cloud.errors import is_disabled
 from common.errors import MillraceError, ResourceError, UsageError
-from common.pages import error_line
+from common.terminal import Progress, columns, print_error, progressing
 from resources.cleanup import Choice, Removal, choose_removals, losses, lost_text, remove
 from resources.config import Config
 from resources.declaration import Resource, declare
@@ -25,7 +25,6 @@ from resources.kinds.names import JOB, REMOVABLE
 from resources.kinds.pubsub import Subscriptions
 from resources.outcome import Outcome
 from resources.place import DONE, FAILED, check_project, configure
-from resources.progress import Progress, aligned, progressing
 from resources.status import backlogs
 from resources.stopping import Stop, belongs, choose_jobs, stop_jobs, used_by
 
@@ -197,7 +196,7 @@ def _preview(removals: Sequence[Removal], stops: Sequence[Stop]) -> str:
         return "nothing to remove"
     lost = losses(removals)
     warning = f" ({lost_text(lost)} would be lost)" if lost else ""
-    return f"{aligned(rows)}\nnothing was changed; pass --yes to apply{warning}"
+    return f"{columns(rows)}\nnothing was changed; pass --yes to apply{warning}"
 
 
 def _confirm(
@@ -249,7 +248,7 @@ def _goes(removal: Removal) -> bool:
 def _report(outcome: Outcome) -> int:
     errors = [*outcome.errors, *outcome.blocked]
     for error in errors:
-        print(error_line(ResourceError(error)), file=sys.stderr)
+        print_error(ResourceError(error))
     done = [f"{len(outcome.emptied)} emptied"] if outcome.emptied else []
     if outcome.done or not done:
         done.append(f"{len(outcome.done)} removed or ended")

@@ -11,6 +11,7 @@ from google.api_core import exceptions
 
 from common.command_names import as_typed
 from common.errors import MillraceError
+from common.terminal import Progress
 from common.units import in_bytes
 from resources.declaration import LABELLED, Resource, config_label
 from resources.jobs import PipelineJob
@@ -18,7 +19,6 @@ from resources.kinds.base import Found, Kept, resource_errors
 from resources.kinds.bigquery import Tables
 from resources.kinds.catalog import KINDS, Kinds, Looked
 from resources.outcome import Outcome
-from resources.progress import Progress
 
 # These kinds carry no label. They belong to the owner of their account or bucket.
 _OWNERS = {"role": "account", "files": "bucket"}
@@ -265,7 +265,7 @@ def remove(
     outcome, still_there, blocked = Outcome(), list[Resource](), dict[str, list[Resource]]()
     for number, removal in enumerate(removals):
         resource = removal.resource
-        progress.now(f"{number + 1} of {len(removals)}: {resource}")
+        progress.now(f"{number + 1} of {len(removals)}: {resource} ...")
         try:
             _check(removal, still_there)
             with resource_errors(f"cannot remove {resource}", kinds[resource.kind].role):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from common.errors import JobNotMonitored
-from common.pages import error_line
+from common.terminal import columns, print_error, progressing
 from resources import status as statuses
 from resources.cleaning import run_cleanup
 from resources.declaration import Resource, declare
@@ -20,7 +19,6 @@ from resources.kinds.names import JOB
 from resources.kinds.storage import Models
 from resources.package import open_package
 from resources.place import DONE, FAILED, check_project, configure
-from resources.progress import aligned, progressing
 from resources.setup import plan, set_up
 
 TO_DO = 3
@@ -65,7 +63,7 @@ def _as_table(steps: Sequence[Step]) -> str:
     if conflicts := sum(step.action == "conflict" for step in steps):
         conflict = "1 conflict" if conflicts == 1 else f"{conflicts} conflicts"
         kept += f"; {conflict}: setup creates nothing until every conflict is resolved"
-    return "\n".join(filter(None, (aligned(rows), kept)))
+    return "\n".join(filter(None, (columns(rows), kept)))
 
 
 def run_setup(args: argparse.Namespace) -> int:
@@ -102,7 +100,7 @@ def run_status(args: argparse.Namespace) -> int:
     else:
         print(statuses.as_text(found, now, args.max_age))
         for error in found.missing:
-            print(error_line(JobNotMonitored(error)), file=sys.stderr)
+            print_error(JobNotMonitored(error))
     return FAILED if found.missing else DONE
 
 

@@ -11,11 +11,11 @@ from google.api_core.retry import Retry
 
 from cloud.errors import is_disabled
 from common.errors import MillraceError, ResourceError
+from common.terminal import Progress
 from resources.declaration import LABEL, LABELLED, Resource
 from resources.differences import Step, make_step, wanted
 from resources.kinds.base import Kind, resource_errors
 from resources.kinds.catalog import Kinds, look_at
-from resources.progress import Progress
 
 Patient = Callable[[Callable[[], Any]], Any]
 
@@ -75,7 +75,7 @@ def set_up(resources: Sequence[Resource], kinds: Kinds, progress: Progress) -> l
             raise ResourceError(f"nothing was created because of conflicts: {lines}")
         for number, step in enumerate(steps):
             if step.action != "keep":
-                progress.now(f"{number + 1} of {len(steps)}: {step.resource}")
+                progress.now(f"{number + 1} of {len(steps)}: {step.resource} ...")
                 _take(step, kinds, patient, done)
                 progress.say(f"{step.action}d  {step.resource}  {step.description}".rstrip())
                 done.append(step)

@@ -13,6 +13,7 @@ from cloud.dataflow_lists import not_listed
 from cloud.monitoring import latest
 from common.command_names import as_typed
 from common.errors import CredentialsError, MillraceError
+from common.terminal import Progress, columns
 from common.units import in_bytes
 from resources.declaration import LABEL, LABELLED, Resource, config_label
 from resources.jobs import ROLE as JOBS_ROLE
@@ -20,7 +21,6 @@ from resources.jobs import PipelineJob, PipelineJobs, Usage
 from resources.kinds.base import Found, resource_errors
 from resources.kinds.catalog import Kinds, Looked, look_at_one
 from resources.kinds.pubsub import Topics
-from resources.progress import Progress, aligned
 
 _METRIC = "pubsub.googleapis.com/subscription/"
 
@@ -105,7 +105,7 @@ def look(
     """
     status, looked = Status(), Looked()
     for number, resource in enumerate(resources):
-        progress.now(f"inspecting {number + 1} of {len(resources)}: {resource}")
+        progress.now(f"inspecting {number + 1} of {len(resources)}: {resource} ...")
         try:
             look_at_one(resource, kinds, looked)
             status.found.append((resource, looked[resource.key]))
@@ -115,7 +115,7 @@ def look(
             status.missing.append(str(error))
     _look_at_messages(status, kinds, progress)
     if jobs is not None:
-        progress.now("inspecting jobs")
+        progress.now("inspecting jobs ...")
         try:
             with resource_errors("cannot inspect jobs", JOBS_ROLE):
                 running, status.unseen = jobs.seen()
@@ -141,7 +141,7 @@ def _look_at_messages(status: Status, kinds: Kinds, progress: Progress) -> None:
                 if isinstance(kind, Topics) and not kind.subscriptions(topic):
                     status.lonely.append(topic.name)
         if subscriptions:
-            progress.now("inspecting messages")
+            progress.now("inspecting messages ...")
             with resource_errors(
                 "cannot read the backlog of subscriptions", "roles/monitoring.viewer"
             ):
@@ -187,13 +187,13 @@ def as_text(status: Status, now: datetime, max_age: timedelta) -> str:
         now: The current time.
         max_age: The age above which a job is reported.
     """
-    parts = [aligned([_row(resource, found, status) for resource, found in status.found])]
+    parts = [columns([_row(resource, found, status) for resource, found in status.found])]
     if status.jobs:
         rows = [("job", "state", "age", "cost so far, estimated")]
         for job, usage in status.jobs.items():
             cost = usage.dollars(streaming=job.streaming)
             rows.append((job.name, job.state, days(job.age(now)), f"{cost:,.2f} USD"))
-        parts.append(aligned(rows))
+        parts.append(columns(rows))
     parts += [f"warning: {warning}" for warning in status.warnings(now, max_age)]
     return "\n\n".join(parts)
 

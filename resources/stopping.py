@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from common.errors import MillraceError, UsageError, suggest
+from common.terminal import Progress
 from resources.config import Config
 from resources.jobs import ROLE, PipelineJob, PipelineJobs
 from resources.kinds.base import resource_errors
 from resources.outcome import Outcome
-from resources.progress import Progress
 
 # Returns the configurations whose labels a resource carries, given its kind and name.
 Configs = Callable[[str, str], frozenset[str]]

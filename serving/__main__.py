@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from common.errors import MillraceError, UsageError, one_line, suggest
 from common.memory import MORE_MEMORY, out_of_memory
-from common.pages import error_line
+from common.terminal import print_error
 
 
 def run(argv: Sequence[str]) -> int:
@@ -97,10 +97,10 @@ def main(argv: Sequence[str]) -> int:
             )
         return COMMANDS[argv[0]](argv[1:])
     except MillraceError as error:
-        print(error_line(error), file=sys.stderr)
+        print_error(error)
         return 2 if isinstance(error, UsageError) else 1
     except MemoryError as error:
-        print(error_line(out_of_memory(one_line(error), MORE_MEMORY)), file=sys.stderr)
+        print_error(out_of_memory(one_line(error), MORE_MEMORY))
         return 1
     except KeyboardInterrupt as interrupt:
         message = (

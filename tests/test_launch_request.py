@@ -171,9 +171,7 @@ def test_parameters_are_checked_against_the_template() -> None:
     assert "the template has no parameter --mode (did you mean 'model" in message
     assert "--model is missing: Model package" in message
     assert "--precision must be one of float32, bf16, fp16, got int8" in message
-    assert (
-        "--batch_rows 0 is invalid for the template: Maximum number of rows" in message
-    )
+    assert "--batch_rows 0 is invalid for the template: Maximum number of rows" in message
 
 
 def test_a_template_of_another_pipeline_is_rejected() -> None:

@@ -15,6 +15,7 @@ from google.api_core import exceptions
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from common.errors import JobError, TooManyDeadLetters, UsageError
+from common.terminal import Progress
 from examples.google_api.dataflow import Dataflow
 from examples.google_api.faults import Call, Fault, HangUp, Refusal, permission_denied
 from examples.google_api.monitoring import Monitoring
@@ -29,7 +30,7 @@ from pipelines.dataflow.metrics import (
     rate,
     read_metrics,
 )
-from pipelines.launch.monitor import CANCELLED, DONE, LOST, Monitor, Screen
+from pipelines.launch.monitor import CANCELLED, DONE, LOST, Monitor
 
 PROJECT, REGION = "a-project", "us-central1"
 SUBSCRIPTION = f"projects/{PROJECT}/subscriptions/input"
@@ -98,7 +99,7 @@ class World:
         )
 
     def follow(self, job: Any, **fields: Any) -> int:
-        screen = Screen(self.out, self.line)
+        screen = Progress(self.out, self.line)
         monitor = Monitor(
             jobs=self.jobs, screen=screen, poll_seconds=30.0, sleep=self.sleep, **fields
         )
@@ -303,7 +304,7 @@ def test_network_errors_are_retried_after_longer_and_longer_pauses(world: World)
     found = world.jobs.find(job["id"], REGION)
     ends: list[Fault] = [HangUp(), Refusal(503, "Try later."), HangUp(), Refusal(500, "Oops.")]
     world.google.faults = lambda _: ends.pop(0) if ends else None
-    screen = Screen(world.out, world.line)
+    screen = Progress(world.out, world.line)
     assert (
         Monitor(jobs=world.jobs, screen=screen, poll_seconds=30.0, sleep=world.sleep).follow(found)
         == DONE

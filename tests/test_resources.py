@@ -22,6 +22,7 @@ from grpc._channel import _UnaryUnaryMultiCallable
 from resources_world import SMALL, VERTEX, World
 
 from common.errors import ResourceError
+from common.terminal import Progress
 from examples.google_api.faults import Call, Refusal, api_disabled, permission_denied
 from examples.local_cloud import PROJECT, LocalCloud
 from pipelines.stream.config import Subscription
@@ -31,7 +32,6 @@ from resources.declaration import declare
 from resources.kinds.catalog import open_kinds
 from resources.kinds.names import REMOVABLE
 from resources.package import open_package
-from resources.progress import Progress
 from resources.setup import set_up
 from transforms.bigquery.schema import table_fields
 from transforms.row_schemas import REFERENCE_STREAM_SCHEMA

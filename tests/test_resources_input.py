@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from cloud.clients import _default
 from cloud.endpoints import VARIABLES, Endpoints
 from common.errors import UsageError
+from common.terminal import Progress
 from examples.google_api.access import IAM, ResourceManager
 from examples.google_api.dataflow import Dataflow
 from examples.google_api.faults import (
@@ -40,7 +41,6 @@ from resources.kinds.base import Found
 from resources.kinds.catalog import KINDS
 from resources.kinds.names import NAMES, REMOVABLE
 from resources.package import open_package
-from resources.progress import Progress
 from resources.status import Status, shared
 from transforms.row_schemas import REFERENCE_SCHEMA, REFERENCE_STREAM_SCHEMA
 

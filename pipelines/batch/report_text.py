@@ -6,9 +6,18 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
+from common.terminal import facts
+
+STYLES = {"balance": "green", "output": "cyan", "report": "cyan"}
+
 
 def summarise(report: Mapping[str, Any], seconds: float) -> str:
-    """Return the summary of a run, several lines of text.
+    """Return the summary of a run as text. The arguments are those of `run_facts`."""
+    return facts(run_facts(report, seconds))
+
+
+def run_facts(report: Mapping[str, Any], seconds: float) -> list[tuple[str, str]]:
+    """Return the summary of a run, as labels and values.
 
     Args:
         report: The report of the run.
@@ -17,7 +26,7 @@ def summarise(report: Mapping[str, Any], seconds: float) -> str:
     model = report["model"]
     rows_in, dead = report["rows_in"], report["rows_dead_lettered"]
     share = f"{dead / rows_in:.2%} of the rows" if rows_in else ""
-    lines = [
+    return [
         ("run", f"{report['run_id']}  ({report['pipeline']})"),
         ("model", f"{model['name']} {model['version']}  sha256 {model['digest']}"),
         ("score", _score(report)),
@@ -34,7 +43,6 @@ def summarise(report: Mapping[str, Any], seconds: float) -> str:
         *(("dead letters", str(place)) for place in report["dead_letter_output"] if dead),
         ("report", str(report["report"])),
     ]
-    return "\n".join(f"{name:<13} {value}".rstrip() for name, value in lines)
 
 
 def _score(report: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from common.addresses import without_secrets
 from common.errors import TooManyDeadLetters
+from common.terminal import print_facts
 from model_handlers.manifest import Manifest
 from pipelines.batch.config import RunConfig, Table, batch_config
 from pipelines.batch.destinations import (
@@ -31,7 +32,7 @@ from pipelines.batch.destinations import (
 )
 from pipelines.batch.graph import ScoreRows
 from pipelines.batch.progress import progress_line
-from pipelines.batch.report_text import summarise
+from pipelines.batch.report_text import STYLES, run_facts
 from pipelines.batch.sources import Source, open_source
 from pipelines.beam_args import beam_options, is_dry_run, runs_in_process, runs_on_dataflow
 from pipelines.cloud_access import make_cloud
@@ -246,7 +247,7 @@ def run(
     if as_json:
         print(orjson.dumps(report).decode())
     else:
-        print(summarise(report, time.monotonic() - started))
+        print_facts(run_facts(report, time.monotonic() - started), STYLES)
     check_dead_letters(report, config.max_dead_letter_share)
 
 

@@ -34,6 +34,7 @@ from cloud.clients import credentials
 from cloud.endpoints import Endpoints, is_plain, rest_url
 from cloud.errors import explain
 from cloud.regions import REGIONS
+from common import terminal
 from common.addresses import without_secrets
 from common.errors import JobError, UsageError, one_line, suggest
 from common.private_beam.any_runner import carried_options
@@ -298,7 +299,7 @@ def start(
     if as_json:
         print(orjson.dumps(lines).decode())
     else:
-        print("\n".join(f"{name:<13} {value}" for name, value in lines.items()))
+        print(terminal.facts(lines.items()))
 
 
 def _with_dataflow(endpoints: Endpoints, google: GoogleCloudOptions) -> Endpoints:

@@ -7,14 +7,11 @@ leaves the job running.
 
 from __future__ import annotations
 
-import shutil
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import TextIO
 
 import orjson
 from google.api_core import exceptions
@@ -22,7 +19,7 @@ from google.api_core import exceptions
 from cloud.endpoints import Endpoints
 from cloud.errors import cause_of, explain, is_passing, translate_errors
 from common.errors import CredentialsError, JobError, JobNotMonitored, MillraceError
-from common.pages import error_line
+from common.terminal import Progress, print_error
 from pipelines.dataflow.facts import label_value
 from pipelines.dataflow.jobs import VIEWER, Job, Jobs, job_errors
 from pipelines.dataflow.links import attach_command, console_link
@@ -34,48 +31,6 @@ DONE, FAILED, CANCELLED, LOST = 0, 1, 3, 4
 _LONGEST_WAIT = 300.0
 # Dataflow may report a message this long after it happened.
 _LATE = timedelta(minutes=5)
-_CLEAR = "\r\x1b[K"
-
-
-@dataclass
-class Screen:
-    """Where a monitor prints.
-
-    Attributes:
-        out: Gets the lines that stay.
-        line: Gets the progress: on a terminal, one line that is rewritten again and again.
-    """
-
-    out: TextIO = field(default_factory=lambda: sys.stdout)
-    line: TextIO = field(default_factory=lambda: sys.stderr)
-    _last: str = ""
-
-    def say(self, text: str) -> None:
-        """Print a line that stays."""
-        self.clear()
-        print(text, file=self.out, flush=True)
-
-    def now(self, text: str, key: str) -> None:
-        """Show the current progress.
-
-        Args:
-            text: The line to show.
-            key: If `line` is not a terminal, the text is printed only when the key has changed.
-        """
-        if self.line.isatty():
-            # A line that wraps cannot be rewritten.
-            width = shutil.get_terminal_size().columns - 1
-            self.line.write(f"{_CLEAR}{text[:width]}")
-            self.line.flush()
-        elif key != self._last:
-            print(text, file=self.line, flush=True)
-        self._last = key
-
-    def clear(self) -> None:
-        """Erase the line that is rewritten."""
-        if self._last and self.line.isatty():
-            self.line.write(_CLEAR)
-            self.line.flush()
 
 
 @dataclass(kw_only=True)
@@ -90,7 +45,7 @@ class Monitor:
     """
 
     jobs: Jobs
-    screen: Screen = field(default_factory=Screen)
+    screen: Progress = field(default_factory=Progress)
     poll_seconds: float = 30.0
     json_summary: bool = False
     sleep: Callable[[float], None] = time.sleep
@@ -122,7 +77,7 @@ class Monitor:
         except MillraceError as error:
             self.screen.clear()
             lost = JobNotMonitored(f"{error}; the job is still running; {again}")
-            print(error_line(lost), file=sys.stderr)
+            print_error(lost)
             return LOST
         self.screen.clear()
         if may_clean_up and job.state not in ("done", "updated"):

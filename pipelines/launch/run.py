@@ -20,11 +20,11 @@ from cloud.errors import retry, translate_errors
 from cloud.regions import region_fault
 from common.addresses import without_secrets
 from common.errors import InputError, JobNotMonitored, MillraceError, UsageError
-from common.pages import error_line
+from common.terminal import Progress, facts, print_error
 from pipelines.dataflow.jobs import Jobs
 from pipelines.dataflow.links import attach_command, console_link, interrupted, links, starting
 from pipelines.launch.command import PIPELINES
-from pipelines.launch.monitor import LOST, Monitor, Screen
+from pipelines.launch.monitor import LOST, Monitor
 from pipelines.launch.presets import complete
 from pipelines.launch.request import check_parameters, launch_request, parameters_of
 from pipelines.options import CloudOptions
@@ -130,7 +130,7 @@ def _from_template(name: str, flags: LaunchOptions, own: Parsed, job: Mapping[st
     with starting(*place, job["job_name"], endpoints):
         ident = jobs.launch(request)
     started = {"job": ident, "name": job["job_name"], **links(*place, ident, endpoints)}
-    lines = "\n".join(f"{key:<13} {value}" for key, value in started.items())
+    lines = facts(started.items())
     if not flags.wait:
         print(orjson.dumps(started).decode() if _as_json(own) else lines)
         return 0
@@ -147,7 +147,7 @@ def _follow(jobs: Jobs, ident: str, region: str, flags: LaunchOptions, own: Pars
         with interrupted(again):
             job = jobs.find(ident, region)
     except MillraceError as error:
-        print(error_line(JobNotMonitored(f"{error}; {again}")), file=sys.stderr)
+        print_error(JobNotMonitored(f"{error}; {again}"))
         return LOST
     return _monitor(jobs, flags.poll_seconds, own).follow(job)
 
@@ -235,7 +235,7 @@ def _for_people(own: Parsed) -> TextIO:
 def _monitor(jobs: Jobs, poll_seconds: int, own: Parsed) -> Monitor:
     seconds = min(jobs.cloud.retry_seconds, _POLL_RETRY_SECONDS)
     jobs = Jobs(replace(jobs.cloud, retry_seconds=seconds))
-    screen = Screen(out=_for_people(own))
+    screen = Progress(out=_for_people(own))
     return Monitor(
         jobs=jobs, screen=screen, poll_seconds=float(poll_seconds), json_summary=_as_json(own)
     )
@@ -268,8 +268,8 @@ def attach(parsed: Parsed) -> int:
     jobs = Jobs(Cloud(str(project), endpoints, float(parsed.get(CloudOptions).retry_seconds)))
     job = jobs.find(str(flags.attach), flags.region)
     monitor = _monitor(jobs, flags.poll_seconds, parsed)
-    monitor.screen.say(f"{'job':<13} {job.name}  {job.ident}")
-    monitor.screen.say(f"{'console':<13} {console_link(job.project, job.region, job.ident)}")
+    console = console_link(job.project, job.region, job.ident)
+    monitor.screen.say(facts([("job", f"{job.name}  {job.ident}"), ("console", console)]))
     return monitor.follow(job)
 
 

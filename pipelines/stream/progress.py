@@ -19,6 +19,7 @@ from apache_beam.metrics import Metrics
 
 from common.errors import BalanceError
 from common.record_batch import MESSAGE, struct_columns
+from common.terminal import facts
 from transforms.accounts import Count
 
 # Updating a metric takes a microsecond, so only a sample of the rows of a large batch is measured.
@@ -200,4 +201,4 @@ def summary(tally: Tally, seconds: float) -> str:
             0, ("messages", f"{tally.pulled:>12,}  of which {tally.decoded:,} were decoded")
         )
     lines.append(("balance", balance))
-    return "\n".join(f"{name:<13} {value}".rstrip() for name, value in lines)
+    return facts(lines)

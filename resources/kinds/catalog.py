@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from cloud.clients import Cloud
 from cloud.owner import OWNER
+from common.terminal import Progress
 from resources.config import Config
 from resources.declaration import IN_USE, Resource, config_label
 from resources.differences import is_absent
@@ -16,7 +17,6 @@ from resources.kinds.pubsub import Subscriptions, Topics
 from resources.kinds.registry import RegistryModels
 from resources.kinds.storage import Buckets, Models, UploadedFiles
 from resources.package import Package
-from resources.progress import Progress
 
 KINDS: Mapping[str, type[Kind]] = {
     "service": Services,
@@ -71,7 +71,7 @@ def look_at(resources: Sequence[Resource], kinds: Kinds, progress: Progress) -> 
     """
     looked: Looked = {}
     for number, resource in enumerate(resources):
-        progress.now(f"inspecting {number + 1} of {len(resources)}: {resource}")
+        progress.now(f"inspecting {number + 1} of {len(resources)}: {resource} ...")
         look_at_one(resource, kinds, looked)
     progress.clear()
     return looked

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from common.terminal import columns
 from serving.deploy.flags import make_cloud
 from serving.deploy.run import say
 from serving.deploy.vertex import VertexRegion
@@ -101,8 +102,7 @@ def table(endpoints: Sequence[dict[str, Any]], now: datetime) -> str:
             rows.append((*head, "none", "", "", "", "", "", age))
         for deployed in endpoint["deployed_models"]:
             rows.append((*head, *_cells(deployed), _age(deployed["created"], now)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return columns(rows)
 
 
 def _cells(deployed: dict[str, Any]) -> tuple[str, ...]:

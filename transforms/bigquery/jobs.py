@@ -17,6 +17,7 @@ from google.cloud import bigquery
 
 from cloud.clients import Cloud
 from cloud.errors import is_passing, retry
+from common.terminal import long_step
 
 Job = Any
 # How often a job is started if it fails with a transient error.
@@ -135,9 +136,10 @@ def _begin(
 def _wait(job: Job, cloud: Cloud) -> exceptions.GoogleAPICallError | None:
     """Wait for a job to end, and return why it failed, or None. Errors of polling are raised."""
     deadline, delay = time.monotonic() + _JOB_SECONDS, 0.1
-    while not job.done(retry=retry(cloud.retry_seconds)):
-        if time.monotonic() > deadline:
-            raise exceptions.DeadlineExceeded(f"job {job.job_id} is still {job.state}")
-        time.sleep(delay)
-        delay = min(delay * 1.5, 5.0)
+    with long_step(f"waiting for BigQuery job {job.job_id}"):
+        while not job.done(retry=retry(cloud.retry_seconds)):
+            if time.monotonic() > deadline:
+                raise exceptions.DeadlineExceeded(f"job {job.job_id} is still {job.state}")
+            time.sleep(delay)
+            delay = min(delay * 1.5, 5.0)
     return job.exception() if job.error_result else None
