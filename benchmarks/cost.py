@@ -1,6 +1,6 @@
 """Estimates the cost of a million rows on Dataflow from measured CPU seconds and list prices.
 
-python -m benchmarks.cost     # prints the tables of docs/cost.md
+python -m benchmarks.cost     # prints the tables of docs/explanation/cost.md
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def tables() -> Mapping[str, str]:
-    """Return the tables of docs/cost.md, by name."""
+    """Return the tables of docs/explanation/cost.md, by name."""
     return {
         "batch": "\n".join(batch_table(read_measured())),
         "stream": "\n".join(stream_table()),
