@@ -69,7 +69,7 @@ def read_package(path: str, digest: str | None = None) -> ModelPackage:
     Raises:
         ModelError: The path does not exist or is not a model package.
         ManifestError: `model.json` is not valid.
-        DigestMismatch: The model file has another digest than expected.
+        DigestMismatch: The model file does not have the expected digest.
         UnsafeModel: The archive has paths, links or sizes that no model needs.
         UsageError: The path is a web address or contains credentials.
     """

@@ -30,7 +30,7 @@ class BatchHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, M], Generic[M]):
     Args:
         manifest: The manifest of the model.
         outputs: The names of the outputs to return, or None for all.
-        batch_rows: The most rows that Beam gathers for one call of run_inference.
+        batch_rows: The maximum number of rows that Beam gathers for one call of run_inference.
 
     Raises:
         UsageError: The model does not have one of the outputs.

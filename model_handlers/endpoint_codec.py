@@ -110,7 +110,7 @@ class EndpointCodec:
         Reading 2 of 13 outputs takes a third of the time of reading all.
         """
         score = self.manifest.score_output
-        # The manifest's name of the score takes precedence if it occurs anywhere in the answer.
+        # The manifest's name for the score takes precedence if it occurs anywhere in the answer.
         key = score if score is None or f'"{score}"'.encode() in body else SCORE_KEY
         members = [
             (key if spec.name == score else spec.name, spec.dtype, len(spec.shape))

@@ -38,10 +38,10 @@ BATCH_ROWS = 16_384
 # The value of each feature in the test row if the manifest has no known values. The health check of
 # the reference uses the same value.
 _SOME_VALUE = 0.1
-# How often a failed row is sent again, each time after a row that the endpoint must know. An
+# How many times a failed row is sent again, each time after a row that the endpoint must know. An
 # endpoint that fails one request in five at random makes fewer than one row in a million fail.
 CONFIRMATIONS = 6
-# How often rows are sent again if an output in their answer is missing.
+# How many times rows are sent again if an output in their answer is missing.
 GAP_ANSWERS = 4
 _CHECK = "check that this model is deployed there, and check --instance_format"
 
@@ -51,9 +51,9 @@ class RequestLimits:
     """The limits of the requests to an endpoint.
 
     Attributes:
-        rows: The most rows of a request.
-        bytes: The most bytes of a request's body.
-        concurrency: The most requests of a process that are in flight at the same time.
+        rows: The maximum number of rows in a request.
+        bytes: The maximum size of a request's body, in bytes.
+        concurrency: The maximum number of requests that a process has in flight at the same time.
         timeout_seconds: The timeout of one request, in seconds.
         retry_seconds: How long transient errors are retried, in seconds.
 
@@ -163,7 +163,7 @@ class Endpoint:
         Without known-good rows, any valid answer to a test row is accepted.
 
         Raises:
-            EndpointError: The endpoint does not answer, or answers differently than the manifest's
+            EndpointError: The endpoint does not answer, or answers differently from the manifest's
                 model.
         """
         outputs = self.client.run(self._ask_for_known())
@@ -189,11 +189,11 @@ class Endpoint:
             for some in waiting:
                 parts.extend(await self._answer(batch, some))
 
-        # Two more workers than requests in flight, to have a request ready when another one ends.
-        workers = min(self.limits.concurrency + 2, math.ceil(rows / self.limits.rows))
+        # Two more tasks than requests in flight, so that a request is ready when another one ends.
+        tasks = min(self.limits.concurrency + 2, math.ceil(rows / self.limits.rows))
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(workers):
+                for _ in range(tasks):
                     group.create_task(answer_some())
         except ExceptionGroup as errors:
             # During an outage every request fails with the same error.
@@ -342,7 +342,7 @@ class VertexEndpointHandler(BatchHandler[Endpoint]):
         instance_format: `list` or `named`; see EndpointCodec.
         parameters: The `parameters` of every request, as the text of a JSON object.
         limits: The limits of requests.
-        batch_rows: The most rows of a batch.
+        batch_rows: The maximum number of rows in a batch.
         cache_rows: How many predictions a process caches, for rows that occur again; 0 for no
             cache. Use it only if the endpoint's model does not change while the pipeline runs.
 

@@ -48,7 +48,7 @@ def infer_manifest(
 
     Raises:
         ModelError: The model cannot be loaded.
-        ContractBroken: The answers do not have one row per row, or depend on the batch.
+        ContractBroken: The outputs do not have one row per input row, or depend on the batch.
     """
     found = sniff(package.data)
     draft = Manifest(
@@ -97,7 +97,7 @@ def _probe(module: torch.nn.Module, draft: Manifest) -> tuple[OutputSpec, ...]:
         if shape[:1] != [2] or list(three[name].shape) != [3, *shape[1:]]:
             raise ContractBroken(
                 f"model {draft.file}: output {name!r} has shape {shape} for 2 rows and "
-                f"{list(three[name].shape)} for 3: expected one row per row"
+                f"{list(three[name].shape)} for 3: expected one output row per input row"
             )
     return tuple(
         OutputSpec(name, _dtype(draft, name, tensor), tuple(tensor.shape[1:]))

@@ -74,7 +74,7 @@ class LoadedModel:
     Attributes:
         module: The model in eval mode, on the device.
         outputs: The outputs that `forward` returns, in this order.
-        batch_rows: The most rows of one forward pass; lowered when memory runs out.
+        batch_rows: The maximum number of rows in a forward pass; lowered when memory runs out.
         autocast: The dtype of torch.autocast, or None to compute in the model's own dtype.
     """
 

@@ -22,8 +22,8 @@ from model_handlers.tolerance import ATOL, RTOL, TOLERANCE, Tolerance
 
 MANIFEST_NAME = "model.json"
 SCHEMA_VERSION = 1
-# The most elements of a row. An image of 4,000 x 5,000 pixels in three colors has 60 million. Two
-# rows are in memory when a model is tried.
+# The maximum number of elements in a row. An image of 4,000 x 5,000 pixels in three colors has 60
+# million. Two rows are in memory when a model is tried.
 MAX_WIDTH = 1 << 26
 # NumPy and Arrow support at least this many dimensions. Each dimension is a list within a list.
 MAX_DIMENSIONS = 30

@@ -72,7 +72,7 @@ def read_manifest(
     if feature_columns and tuple(feature_columns) != package.manifest.features:
         raise UsageError(
             f"--feature_columns differs from {MANIFEST_NAME} of {path}, which has "
-            f"{','.join(package.manifest.features)}: omit the flag"
+            f"{','.join(package.manifest.features)}: leave out --feature_columns"
         )
     return package.manifest
 
@@ -178,7 +178,13 @@ def _finite_answers(model: LoadedModel, arrays: Sequence[np.ndarray]) -> list[np
 
 
 def write_package(folder: Path, data: bytes, manifest: Manifest) -> None:
-    """Write a model file and its manifest to a package folder, which is created if needed."""
+    """Write a model file and its manifest to a package folder, which is created if needed.
+
+    Args:
+        folder: The folder of the package.
+        data: The bytes of the model file.
+        manifest: The manifest of the model. It names the model file.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / manifest.file).write_bytes(data)
     (folder / MANIFEST_NAME).write_text(manifest.to_json())

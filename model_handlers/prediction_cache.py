@@ -16,7 +16,7 @@ class PredictionCache:
 
     Args:
         outputs: The outputs of a prediction.
-        rows: The most rows to keep.
+        rows: The maximum number of rows to keep.
     """
 
     def __init__(self, outputs: Sequence[OutputSpec], rows: int) -> None:

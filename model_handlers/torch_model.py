@@ -67,12 +67,12 @@ class TorchModelHandler(BatchHandler[LoadedModel]):
     Args:
         model: The path of the model package, on any Beam filesystem; read on the worker.
         manifest: The model's manifest, read where the pipeline is built. The worker refuses a
-            model file with another digest.
+            model file that has a different digest.
         outputs: The names of the outputs to return; all by default.
         device: auto, cpu, cuda or cuda:N.
         precision: float32, or bf16 or fp16 with torch.autocast.
         compile: Whether to use torch.compile; not possible for TorchScript.
-        batch_rows: The most rows of one forward pass.
+        batch_rows: The maximum number of rows in a forward pass.
         threads: The number of torch's intra-op threads per process.
         trusted_modules: The top-level modules that the manifest's architecture may import; none
             by default.

@@ -383,7 +383,7 @@ def test_a_connection_that_hangs_is_replaced_by_another_one(serve: Serve) -> Non
     stream.close()
 
 
-def test_a_service_that_never_responds_is_given_up(serve: Serve) -> None:
+def test_a_service_that_never_responds_is_given_up_on(serve: Serve) -> None:
     service = serve(then=hang)
     stream = service.stream(retry_seconds=0.4)
     with pytest.raises(exceptions.RetryError, match="no response within"):
@@ -392,7 +392,7 @@ def test_a_service_that_never_responds_is_given_up(serve: Serve) -> None:
     wait_until(lambda: not any(c.is_active() for c in service.connections))
 
 
-def test_a_service_that_cannot_be_reached_is_given_up(serve: Serve) -> None:
+def test_a_service_that_cannot_be_reached_is_given_up_on(serve: Serve) -> None:
     service = serve()
     service.stop()
     with pytest.raises(exceptions.RetryError, match="connect"):
@@ -519,7 +519,7 @@ sys.stdin.read()
 def run(
     sink: AppendToTable, batches: Sequence[pa.RecordBatch], expected: int, check: Any = None
 ) -> None:
-    """Append batches in one bundle, and check the number of rows and the failure records."""
+    """Append batches in one bundle, and check the number of rows and the dead letters."""
     with beam.Pipeline(runner="FnApiRunner") as pipeline:
         rows = pipeline | beam.Create([None]) | beam.FlatMap(lambda _: batches)
         written, failures = rows | sink
@@ -529,7 +529,7 @@ def run(
 
 
 def records(**expected: tuple[str, str]) -> Callable[[list[pa.RecordBatch]], None]:
-    """Return a check of failure records, by row id: the reason, and how the message starts."""
+    """Return a check of dead letters, by row id: the reason, and how the message starts."""
 
     def check(batches: list[pa.RecordBatch]) -> None:
         rows = [row for batch in batches for row in batch.to_pylist()]
@@ -599,7 +599,7 @@ def test_a_refused_row_without_an_id_is_recorded_without_one(
     assert service.written == ["a"]
 
 
-def test_a_row_too_large_for_an_append_becomes_a_failure_record_and_the_largest_fitting_row_is_sent(
+def test_a_row_too_large_for_an_append_becomes_a_dead_letter_and_the_largest_fitting_row_is_sent(
     serve: Serve, provenance: Provenance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = serve()
@@ -611,7 +611,7 @@ def test_a_row_too_large_for_an_append_becomes_a_failure_record_and_the_largest_
     def check(batches: list[pa.RecordBatch]) -> None:
         (row,) = batches[0].to_pylist()
         assert (row["row_id"], row["reason"]) == (large, "too_large")
-        assert row["message"] == "expected a row of at most 20 MB, got 1,001 bytes"
+        assert row["message"] == "expected a row of at most 1,000 bytes, got 1,001"
         # The whole payload would be too large for a dead-letter table.
         assert row["payload"] == b'{"id":"' + b"z" * 893
 
@@ -633,7 +633,7 @@ def test_the_largest_append_is_within_the_limit_of_the_api(serve: Serve) -> None
     stream.close()
 
 
-def test_values_that_a_column_of_the_table_cannot_hold_become_failure_records(
+def test_values_that_a_column_of_the_table_cannot_hold_become_dead_letters(
     serve: Serve, provenance: Provenance
 ) -> None:
     service = serve()
@@ -652,7 +652,7 @@ def test_values_that_a_column_of_the_table_cannot_hold_become_failure_records(
     assert service.written == ["a", "c"]
 
 
-def test_an_error_of_the_service_fails_the_bundle_with_a_message_of_one_line(
+def test_an_error_of_the_service_fails_the_bundle_with_a_one_line_message(
     serve: Serve, provenance: Provenance
 ) -> None:
     service = serve(then=end_call(Code.PERMISSION_DENIED))
@@ -830,7 +830,7 @@ def test_output_rows_of_a_pipeline_arrive_with_their_provenance(
     assert sorted(rows_of(emulators, table), key=lambda row: row["row_id"]) == rows.to_pylist()
 
 
-def test_rows_that_the_table_refuses_become_failure_records_and_the_others_are_written(
+def test_rows_that_the_table_refuses_become_dead_letters_and_the_others_are_written(
     emulators: LocalCloud, dataset: str, provenance: Provenance
 ) -> None:
     table = TableName.parse(f"{dataset}.t", "output_table")

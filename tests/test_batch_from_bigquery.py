@@ -502,7 +502,7 @@ def test_a_run_whose_server_is_killed_fails_with_one_line_and_the_next_run_has_e
         proxy = killed(again)
         result = run(**flags, api_endpoints=f"bigquerystorage={proxy.address}", retry_seconds=wait)
         assert proxy.acted.is_set()
-        assert_one_line_error(result, 1, f"table {large} cannot be read further: ", advice)
+        assert_one_line_error(result, 1, f"reading table {large} failed part-way: ", advice)
         assert not list((tmp_path / "out").rglob("*.*"))
         if not again:
             emulators.bigquery.start()

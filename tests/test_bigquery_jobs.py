@@ -30,7 +30,7 @@ BASE = job_id("copy", "a", "b")
 
 @dataclass
 class Plan:
-    """The course of a job: how often it is polled before it ends, and why it fails, if it does.
+    """The course of a job: the polls before it ends, and why it fails, if it does.
 
     `insert` is the result of the request to start it: `fine`, `lost` (the job starts, but the
     response is lost) or `duplicate` (another process has just started the job).
@@ -318,7 +318,7 @@ def test_transient_errors_while_polling_are_retried(serve: Serve, waits: list[fl
     assert len(jobs.inserted) == 1
 
 
-def test_a_job_that_never_ends_is_given_up(
+def test_a_job_that_never_ends_is_given_up_on(
     serve: Serve, waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transforms.bigquery.jobs, "_JOB_SECONDS", 0.05)

@@ -54,7 +54,7 @@ def json_format(manifest: Manifest, **fields: Any) -> MessageFormat:
 def decode(
     messages: Sequence[Message], message_format: MessageFormat, provenance: Provenance
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return good rows and failure records, as dicts."""
+    """Return good rows and dead letters, as dicts."""
     batches, failures = decode_messages(messages, message_format, provenance, NOW)
     good = [row for batch in batches for row in to_rows(batch)]
     return good, [] if failures is None else to_rows(failures)

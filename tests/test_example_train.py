@@ -36,7 +36,7 @@ def first_weight(model: TransactionAutoencoder) -> torch.Tensor:
 def train_with_losses(
     monkeypatch: pytest.MonkeyPatch, losses: list[float], table: pa.Table, *, epochs: int
 ) -> TransactionAutoencoder:
-    """Train with these validation losses, one per epoch; a further epoch would raise."""
+    """Train with these validation losses, one per epoch; another epoch would raise."""
     given_losses = iter(losses)
     monkeypatch.setattr(training, "_validation_loss", lambda model, rows: next(given_losses))
     return train(table, seed=3, epochs=epochs, patience=2)

@@ -79,7 +79,7 @@ def test_the_locks_pin_the_tested_versions_with_hashes() -> None:
         torch = found.pop("torch")
         assert torch.partition("+")[0] == tested["torch"]
         assert (torch.partition("+")[2] == "cpu") == (name == "cpu")
-        # Only torch for a GPU needs further packages.
+        # Only torch for a GPU needs additional packages.
         others = {n for n in found if n not in tested}
         assert all(re.match(r"nvidia-|cuda-|triton", n) for n in others)
         assert bool(others) == (name == "cuda")

@@ -1,4 +1,4 @@
-"""The source of a stream in this process: no message is acknowledged before all work on it."""
+"""The source of a stream in this process: no message is acknowledged before work on it is done."""
 
 import threading
 import time

@@ -39,7 +39,8 @@ SUBSCRIPTION = f"projects/{PROJECT}/subscriptions/input"
 class _WithWorkers(Dataflow):
     """A Dataflow that reports the workers of its jobs.
 
-    silent: A region that does not respond.
+    Attributes:
+        silent: A region that does not respond.
     """
 
     workers = 0

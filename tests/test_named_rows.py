@@ -111,7 +111,7 @@ def test_plain_rows_are_read(row_format: RowFormat) -> None:
     assert columns["publish_time"].type == pa.float64()
 
 
-def test_the_id_is_a_further_column_or_one_of_the_others(
+def test_the_id_is_an_additional_column_or_one_of_the_others(
     make_manifest: Callable[..., Manifest],
 ) -> None:
     manifest = make_manifest(InputSpec("x", ("a",), shape=(1,)))

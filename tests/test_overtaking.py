@@ -201,7 +201,7 @@ def test_however_two_attempts_interleave_a_reader_finds_one_whole_result(
 
 
 def batch(example: Path, **flags: object) -> list[str]:
-    """Return the arguments of batch_local as run r, with further flags."""
+    """Return the arguments of batch_local as run r, with more flags."""
     given: dict[str, object] = {
         "input_files": example / "transactions.parquet",
         "model": example / "model",

@@ -194,7 +194,11 @@ def test_weights_need_an_architecture() -> None:
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (Fixed(), r"output 'output' has shape \[2\] for 2 rows and \[2\] for 3: expected one row"),
+        (
+            Fixed(),
+            r"output 'output' has shape \[2\] for 2 rows and \[2\] for 3: "
+            "expected one output row per input row",
+        ),
         (Total(), r"output 'output' has shape \[\] for 2 rows"),
         (Strange(), "expected a tensor, a tuple of tensors or .*, got int as output 'output_1'"),
         (ByNumber(), "expected a tensor, .*, got Tensor as output 1"),
@@ -244,7 +248,8 @@ def test_the_manifest_of_a_package_is_read_from_it(tmp_path: Path) -> None:
     path = str(tmp_path)
     assert read_manifest(path) == manifest
     assert read_manifest(path, digest=manifest.sha256, feature_columns=COLUMNS) == manifest
-    with pytest.raises(UsageError, match=r"differs from model.json .*Time,V1,Amount: omit the"):
+    message = r"differs from model.json .*Time,V1,Amount: leave out --feature_columns"
+    with pytest.raises(UsageError, match=message):
         read_manifest(path, feature_columns=COLUMNS[::-1])
     with pytest.raises(ModelError, match="--model_digest"):
         read_manifest(path, digest="0" * 64)

@@ -260,7 +260,7 @@ def test_the_tested_beam_is_the_latest_one_allowed() -> None:
     assert not allowed.contains(f"{tested.major}.{tested.minor + 1}.0")
 
 
-# A user's own pipeline, which counts how often its step is pickled.
+# A user's own pipeline, which counts how many times its step is pickled.
 USERS_OWN = """
 import sys
 import apache_beam as beam

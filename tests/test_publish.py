@@ -93,7 +93,7 @@ def test_ids_too_long_for_an_attribute_are_still_distinguished(letter: str) -> N
 def letter(
     payload: bytes, attributes: Mapping[str, str], provenance: Provenance, **fault: str
 ) -> pa.RecordBatch:
-    """Return the failure record of a message that could not be scored."""
+    """Return the dead letter of a message that could not be scored."""
     message = Message(payload, attributes, "m1", 1_700_000_000_000_000, "")
     reported = Fault(fault.get("reason", "invalid_json"), fault.get("message", "not JSON"))
     return failure_batch(
@@ -349,14 +349,23 @@ def test_a_row_too_large_for_a_message_is_a_dead_letter_and_the_others_are_publi
     service, cloud = topics
     monkeypatch.setattr(publish, "MESSAGE_BYTES", 10_000)
     # Some characters take six bytes in JSON.
-    texts = ["a", "\0" * 2_000, "b", "x" * 9_000, None]
-    rows = pa.record_batch({"row_id": list("12345"), "text": texts})
+    texts = ["a", "\0" * 2_000, "b", "x" * 9_000, None, "y" * 10_000]
+    rows = pa.record_batch({"row_id": list("123456"), "text": texts})
 
     def check(found: list[pa.RecordBatch]) -> None:
-        ((record,),) = [to_rows(batch) for batch in found]
-        assert (record["stage"], record["reason"], record["row_id"]) == ("write", "too_large", "2")
-        assert record["message"] == "expected a message of at most 10 MB, got 12,024 bytes"
-        assert orjson.loads(record["payload"]) == {"row_id": "2", "text": texts[1]}
+        (records,) = [to_rows(batch) for batch in found]
+        kinds = [(record["stage"], record["reason"], record["row_id"]) for record in records]
+        assert kinds == [("write", "too_large", "2"), ("write", "too_large", "6")]
+        # Each message states the size of its own row: the data, and 23 bytes for the attribute.
+        limit = "expected a message of at most 10,000 bytes with its attributes"
+        assert [record["message"] for record in records] == [
+            f"{limit}, got 12,047",
+            f"{limit}, got 10,047",
+        ]
+        assert [orjson.loads(record["payload"]) for record in records] == [
+            {"row_id": "2", "text": texts[1]},
+            {"row_id": "6", "text": texts[5]},
+        ]
 
     run([rows], PublishBatches(cloud, TOPIC, "rows", provenance), adds_up_to(4), check)
     published = [m.attributes["row_id"] for request in service.requests for m in request.messages]

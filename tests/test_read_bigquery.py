@@ -274,7 +274,7 @@ def test_waits_grow_until_a_row_arrives_and_are_short_again_afterwards(
 
 
 @pytest.mark.parametrize("first", [0, 2])
-def test_a_stream_without_progress_is_given_up_after_retry_seconds(first: int) -> None:
+def test_a_stream_without_progress_is_given_up_on_after_retry_seconds(first: int) -> None:
     broken = grpc.StatusCode.UNAVAILABLE
     reads = Reads(numbered(12), breaks=[(first, broken), *[(0, broken)] * 1_000])
     with serving(reads) as cloud, pytest.raises(exceptions.ServiceUnavailable, match="it is so"):

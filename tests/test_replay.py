@@ -311,7 +311,7 @@ def test_equal_rows_of_equal_ids_are_all_replayed(
 
 
 def refusals(messages: list[Message], package: Path) -> pa.RecordBatch:
-    """Return the failure records of the messages that a stream with this package cannot score."""
+    """Return the dead letters of the messages that a stream with this package cannot score."""
     manifest = read_manifest(str(package))
     provenance = Provenance.of(manifest, "live", "stream_local")
     read = MessageFormat(RowFormat(manifest))
@@ -342,7 +342,7 @@ def faulty() -> list[Message]:
 
 
 def write_letters(failures: pa.RecordBatch, folder: Path) -> Path:
-    """Write failure records to files as a stream does, and return the folder."""
+    """Write dead letters to files as a stream does, and return the folder."""
     path = folder / "dead_letters/2024-05-06/12-30-00-300s-0-of-1-pane-0.jsonl"
     path.parent.mkdir(parents=True)
     with path.open("wb") as file:
@@ -353,7 +353,7 @@ def write_letters(failures: pa.RecordBatch, folder: Path) -> Path:
 def test_replayed_messages_have_the_columns_that_the_stream_writes(
     run: Callable[..., Result], faulty: list[Message], example: Path, tmp_path: Path
 ) -> None:
-    # Streams write dead letters at least once, so two of them are doubled here.
+    # Streams write dead letters at least once, so two of them are duplicated here.
     twice = refusals(faulty + faulty[:2], example / "model")
     source = write_letters(twice, tmp_path / "stream")
     code, out, err = run(
@@ -574,7 +574,7 @@ def table(
 
 
 def balance(servers: LocalCloud, table: str) -> Counter[tuple[str, str]]:
-    """Return how often each (run id, row id) is in a table of scores."""
+    """Return how many times each (run id, row id) is in a table of scores."""
     return Counter((r["run_id"], r["row_id"]) for r in rows_of(servers, f"SELECT * FROM `{table}`"))
 
 
@@ -669,7 +669,7 @@ def test_a_rerun_is_refused_if_its_dead_letters_were_replayed_with_those_of_anot
     assert balance(servers, name) == after
 
 
-def test_without_a_column_of_the_run_a_second_replay_is_refused(
+def test_a_second_replay_into_a_table_without_a_run_id_column_is_refused(
     servers: LocalCloud, run: Callable[..., Result], table: dict[str, Any], tmp_path: Path
 ) -> None:
     name, letters = f"{table['output_table']}_reference", f"{table['output_table']}_dead_letters"

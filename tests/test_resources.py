@@ -56,7 +56,7 @@ def test_setup_and_cleanup_run_twice_from_nothing_to_nothing(
 
 
 class Killed(BaseException):
-    """Stands for the end of the process."""
+    """An exception that stands for the end of the process."""
 
 
 class Calls:

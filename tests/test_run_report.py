@@ -213,7 +213,7 @@ def test_a_run_that_does_not_balance_fails_and_writes_nothing(
     files = [staged(folder, SCORES, 5), staged(folder, DEAD_LETTERS, 1)]
     pipeline = beam.Pipeline(runner="FnApiRunner")
     commit_run(pipeline, folder, provenance, 6, files)
-    with pytest.raises(BalanceError, match=r"'rows_scored': 6, .*in the files {'scores': 5"):
+    with pytest.raises(BalanceError, match=r" 6 scored, .*in the files: 5 for scores, "):
         pipeline.run()
     assert not (tmp_path / "out/r").exists()
 

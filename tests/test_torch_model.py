@@ -643,7 +643,7 @@ def test_known_good_rows_on_which_the_model_raises_are_reported(package: Package
         TorchModelHandler(path, manifest).load_model()
 
 
-def test_known_good_rows_of_integers_and_booleans(package: Package) -> None:
+def test_known_good_rows_may_hold_integers_and_booleans(package: Package) -> None:
     inputs = (InputSpec("merchant", ("merchant",), dtype="int64"),)
     outputs = (OutputSpec("next", "int64"), OutputSpec("even", "bool"))
 

@@ -61,7 +61,7 @@ def contains(text: str, cells: Sequence[Any]) -> bool:
 
 
 def check(records: pa.RecordBatch | None, cells: Sequence[Any]) -> None:
-    """Check that there are failure records, and that none has a cell outside its payload."""
+    """Check that there are dead letters, and that none has a cell outside its payload."""
     assert records is not None
     assert records.num_rows
     for record in to_rows(records):

@@ -366,7 +366,7 @@ def test_rows_added_by_others_at_the_last_moment_fail_the_commit_to_an_empty_tab
     assert sink.ids() == ["2"]
 
 
-def test_only_the_runs_own_rows_are_replaced_by_each_further_attempt(sink: Sink) -> None:
+def test_only_the_runs_own_rows_are_replaced_by_each_later_attempt(sink: Sink) -> None:
     run(sink("r", "a"), "1", "2")
     run(sink("s", "b"), "1")
     for token, ids in (("c", "23"), ("d", "34")):

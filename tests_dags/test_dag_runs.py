@@ -292,7 +292,7 @@ def test_a_stream_that_ended_sends_an_alert(
     assert alerts(world)[0].startswith(f"{STREAM}: expected a running job, found none")
 
 
-def test_dead_letters_count_since_the_last_check(
+def test_dead_letters_are_counted_since_the_last_check(
     world: World, stream: dict[str, Any], run_dag: Run, day: datetime
 ) -> None:
     assert run_dag("millrace_streams", day)["run"] == "success"

@@ -28,12 +28,15 @@ class Part(NamedTuple):
     """What one step recorded about a place: a file, a table or a pattern.
 
     Attributes:
-        said: `expected` and `read` describe the span from `start` to `stop`. `counted` means
-            that `stop` units were read in an unknown order. `rows_expected`, `rows_read` and
-            `rows_unknown` describe `stop` rows: who expected them, that they were read, or why
-            their number was not known before reading.
-        what: The unit of the span, such as `files`, `bytes` or `rows`; for `rows_expected` what
-            counted the rows; for `rows_unknown` the reason.
+        said: What the record means.
+            `expected` and `read`: the span from `start` to `stop`.
+            `counted`: `stop` units were read, in no known order.
+            `rows_expected`: `stop` rows are expected, counted by `what`.
+            `rows_read`: `stop` rows were read.
+            `rows_unknown`: the number of rows was not known before reading, for the reason in
+            `what`.
+        what: The unit of the span, such as `files`, `bytes` or `rows`, unless stated otherwise
+            above.
         start: The first unit of the span.
         stop: The unit after the last one of the span, or a number of rows.
     """
@@ -95,22 +98,42 @@ def expect_rows(place: str, rows: int, counted_by: str) -> Entry:
 
 
 def unknown_rows(place: str, why: str) -> Entry:
-    """Return the entry for a place whose number of rows is not known before reading, and why."""
+    """Return the entry for a place whose number of rows is not known before reading.
+
+    Args:
+        place: The path of a file, or the name of a table.
+        why: The reason, as the report states it.
+    """
     return place, Part("rows_unknown", why, 0, 1)
 
 
 def rows_read(place: str, rows: int) -> Entry:
-    """Return the entry that records how many rows a reader produced from a part of a place."""
+    """Return the entry that records how many rows a reader produced from a part of a place.
+
+    Args:
+        place: The path of a file, or the name of a table.
+        rows: How many rows it produced.
+    """
     return place, Part("rows_read", "", 0, rows)
 
 
 def expect(unit: str, count: int) -> Count:
-    """Return the count of units that were found and have to be read later."""
+    """Return the count of units that were found and have to be read later.
+
+    Args:
+        unit: What is counted, such as `files` or `messages`.
+        count: How many units were found.
+    """
     return ("source", unit, "expected"), count
 
 
 def found(unit: str, count: int) -> Count:
-    """Return the count of units that were read, to be compared with those of `expect`."""
+    """Return the count of units that were read, to be compared with the count of `expect`.
+
+    Args:
+        unit: What is counted, as for `expect`.
+        count: How many units were read.
+    """
     return ("source", unit, "read"), count
 
 
@@ -173,7 +196,11 @@ def difference(size: int, spans: Iterable[Span]) -> str | None:
 
 
 def joined(spans: Iterable[Span]) -> list[Span]:
-    """Return sorted spans with adjacent ones merged."""
+    """Return spans with adjacent ones merged.
+
+    Args:
+        spans: Spans that do not overlap, sorted by their start.
+    """
     result: list[Span] = []
     for start, stop in spans:
         if result and result[-1][1] == start:

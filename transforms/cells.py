@@ -89,7 +89,7 @@ def _read_text(array: pa.Array, dtype: str) -> tuple[np.ndarray, np.ndarray | No
     except pa.ArrowInvalid:
         numbers = [_parse_number(text) for text in array.to_pylist()]
     values, state = _read_floats(pa.array(numbers, pa.float64()), dtype)
-    # A cell that is not null but has no number is not a number.
+    # A cell that is not null but spells no number is WRONG.
     wrong = np.array([number is None for number in numbers]) & ~_null_mask(array)
     state = np.zeros(len(array), np.uint8) if state is None else state
     state[wrong] = WRONG

@@ -20,7 +20,7 @@ from transforms.plain_json import to_json
 from transforms.provenance import Provenance
 
 Stage = Literal["decode", "validate", "infer", "encode", "write"]
-# The reasons of all stages. README.md explains each of them.
+# The reasons of all stages. docs/reference/dead-letter-reasons.md explains each of them.
 REASONS = (
     "duplicate_key",
     "empty_message",

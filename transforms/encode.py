@@ -238,7 +238,7 @@ def _message_columns(
     for name, kind in CARRIED:
         index = source.type.get_field_index(name)
         given = source.field(index) if index >= 0 else None
-        # A column of another type is a feature of the model, not a statement of the sender.
+        # A column of another type is a feature of the model, not a value that the sender set.
         if given is None or given.type != kind or given.null_count == len(given):
             columns[name] = own[name] if name in own else pa.nulls(len(message), kind)
         else:
@@ -276,7 +276,7 @@ def output_schema(
 
 
 def _read_type(name: str, manifest: Manifest) -> pa.DataType:
-    """Return the type as which a column is read if each row names its own columns."""
+    """Return the type with which a column is read if each row names its own columns."""
     for spec in manifest.inputs:
         if name in spec.columns:
             kind = pa.float64() if spec.dtype.startswith("float") else pa.int64()
@@ -312,8 +312,7 @@ class EncodeRows(beam.PTransform):
         rows = encode(batch, self.fields, self.provenance, utc_now())
         if self.schema is None or rows.schema.equals(self.schema):
             return rows
-        # The cast is not safe, so that an integer may become a float. Features were validated
-        # before.
+        # safe=False, so that an integer may become a float. Features have already been validated.
         return rows.cast(self.schema, safe=False)
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[pa.RecordBatch]:

@@ -70,7 +70,7 @@ class Lineage:
 
         Args:
             earlier: The earlier replay.
-            known: Further replays by run id. The dead letters that a replay wrote may have been
+            known: Other replays by run id. The dead letters that a replay wrote may have been
                 deleted since; they count as used if all dead letters that it used are used.
 
         Returns:

@@ -111,7 +111,7 @@ class RowsToRecordBatches(beam.PTransform):
         manifest: The manifest of the model.
         id_column: The column that holds the row id. By default the id is derived from the
             content of the row, so equal rows have equal ids.
-        keep: Further columns to pass through, as strings.
+        keep: Additional columns to pass through, as strings.
         batch_rows: The maximum number of rows in a batch. A batch holds rows of one bundle and
             one window.
         provenance: The run and the model that dead letters name. By default the run and the

@@ -92,10 +92,12 @@ def build_report(
     }
     balance = {"rows_in": rows_in, "rows_scored": scored, "rows_dead_lettered": dead}
     if rows_in != scored + dead or any(written[d.name] != expected[d.part] for d in destinations):
+        in_files = ", ".join(f"{rows:,} for {name}" for name, rows in written.items())
         raise BalanceError(
             "rows are missing or duplicated, so nothing was written: expected rows in = scored + "
-            f"dead-lettered, and the same numbers in the files; got {balance}, and in the files "
-            f"{written}; run again, and report this if it happens again"
+            f"dead letters, and the same numbers in the files; got {rows_in:,} rows in, {scored:,} "
+            f"scored, {dead:,} dead-lettered; rows in the files: {in_files}; run again, and report "
+            "this if it happens again"
         )
     source = check_source(counts, rows_in)
     letters = [

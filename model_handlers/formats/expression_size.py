@@ -135,7 +135,7 @@ def check_nodes(nodes: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _bits_of(argument: Mapping[str, Any], bits: Mapping[str, int]) -> int:
-    """Return the most bits that the integer in an argument of a node can have."""
+    """Return the maximum number of bits of the integer in an argument of a node."""
     name = (argument.get("as_sym_int") or {}).get("as_name")
     if isinstance(argument.get("as_int"), int):
         return int(argument["as_int"]).bit_length()

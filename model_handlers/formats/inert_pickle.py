@@ -38,14 +38,14 @@ _FREE_ELEMENTS = 1 << 24
 
 
 class Tensor:
-    """A stand-in for a tensor that was not created; `size` is its shape."""
+    """A placeholder for a tensor that was not created; `size` is its shape."""
 
     def __init__(self, size: Sequence[int]) -> None:
         self.size = tuple(size)
 
 
 class Instance:
-    """A stand-in for an object that was not created; `state` is what it would be created from."""
+    """A placeholder for an object that was not created; `state` holds what would create it."""
 
     state: Any = None
 
@@ -73,8 +73,8 @@ def read_inert(
         data: The pickle.
         record_size: A function that returns the size of the record of a storage in bytes, for the
             key of the storage.
-        find: A function that returns the stand-in for a name, for a module and a name, or raises.
-            It is not called for tensors, storages and plain containers.
+        find: A function that returns the placeholder for a module and a name in it, or raises. It
+            is not called for tensors, storages and plain containers.
 
     Returns:
         The value of the pickle.
@@ -112,7 +112,7 @@ class _Reader(pickle.Unpickler):
 
 
 def check_view(elements: int, offset: int, size: Sequence[int], stride: Sequence[int]) -> None:
-    """Raise UnsafeModel if a tensor reaches beyond its storage, or repeats elements too often.
+    """Raise UnsafeModel if a tensor reaches beyond its storage, or repeats elements too many times.
 
     Args:
         elements: The number of elements in the storage.

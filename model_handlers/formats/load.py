@@ -91,7 +91,8 @@ def load_module(
     Raises:
         UnsafeModel: Reading the bytes could run code, or the manifest names code in a module that
             is not trusted.
-        ModelError: The bytes are damaged, or have another format than the manifest says.
+        ModelError: The bytes are damaged, or have a different format from the one that the manifest
+            names.
     """
     found = sniff(data)
     wanted = "torch_save" if manifest.format == "state_dict" else manifest.format

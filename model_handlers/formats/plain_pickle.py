@@ -45,7 +45,7 @@ def load_plain(data: bytes, what: str = "the model file") -> Any:
         The tensors and containers, on the CPU.
 
     Raises:
-        UnsafeModel: The bytes contain other objects than tensors and plain containers.
+        UnsafeModel: The bytes contain objects other than tensors and plain containers.
         ModelError: The bytes are damaged.
     """
 

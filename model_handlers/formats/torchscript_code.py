@@ -289,7 +289,7 @@ class _Checker:
 
 
 def _bindings(function: ast.FunctionDef) -> tuple[Counter[str], Counter[str], Counter[str]]:
-    """Count how often a function binds each local name.
+    """Count how many times a function binds each local name.
 
     The first counter has all bindings, the second the bindings to functions of the archive, and the
     third the functions that are defined within this one.

@@ -44,10 +44,10 @@ from transforms.split import Split, split_outputs
 
 BATCH_BYTES = 5 << 20
 BATCH_SECONDS = 1.0
-# The service accepts less than 20 MB per request; the rest is for the schema and the framing.
+# The service accepts less than 20 MB per request. The difference is for the schema and the framing.
 REQUEST_BYTES = 19_000_000
 # The largest payload that a dead-letter table or topic can hold. A longer payload is cut, because
-# otherwise the failure record itself would be refused, again and again.
+# otherwise the dead letter itself would be refused, again and again.
 PAYLOAD_BYTES = 9_000_000
 WRITTEN = "written"
 
@@ -115,7 +115,7 @@ def conform_to_table(rows: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 
 
 def _unfit(row: pa.RecordBatch, schema: pa.Schema) -> Fault:
-    """Return the Fault of a row that does not fit a schema; it names the first such column."""
+    """Return the Fault of a row that does not fit; it names the first column that does not fit."""
     for field in schema:
         column = row.column(field.name)
         try:
@@ -325,7 +325,7 @@ class _AppendDoFn(beam.DoFn):
     def _append(self, rows: pa.RecordBatch) -> dict[int, Fault]:
         """Append rows within the limit, or one row beyond it; return the faults by index."""
         if rows.nbytes > REQUEST_BYTES:
-            message = f"expected a row of at most 20 MB, got {rows.nbytes:,} bytes"
+            message = f"expected a row of at most {REQUEST_BYTES:,} bytes, got {rows.nbytes:,}"
             return {0: Fault("too_large", message)}
         assert self._stream is not None
         with translate_errors(OutputError, f"table {self._table} cannot be written"):
@@ -340,7 +340,7 @@ class _AppendDoFn(beam.DoFn):
     def _failures(
         self, rows: pa.RecordBatch, faults: dict[int, Fault], window: Any, timestamp: Any
     ) -> beam.pvalue.TaggedOutput:
-        """Return failure records of the rows that have faults."""
+        """Return dead letters of the rows that have faults."""
         bad = to_rows(rows.take(pa.array(list(faults))))
         ids = [row[self._schema.names[0]] for row in bad]
         failures = failure_batch(
@@ -358,13 +358,13 @@ class _AppendDoFn(beam.DoFn):
 class AppendToTable(beam.PTransform):
     """A sink that appends batches of output rows to a table and counts the rows written.
 
-    Rows that the table refuses become failure records.
+    Rows that the table refuses become dead letters.
 
     Attributes:
         cloud: Makes the client, and limits retries.
         table: The table to append to; it must exist.
         schema: The schema of the rows. The first column is the row id.
-        provenance: The run and the model, for failure records.
+        provenance: The run and the model, for dead letters.
         batch_bytes: The largest size of an append, in bytes. Rows are also appended at the end of
             a bundle, and with the first batch after BATCH_SECONDS.
     """

@@ -47,7 +47,7 @@ class TableCommit(TableJobs):
         This happens when a step is repeated.
 
         Raises:
-            BalanceError: The table received another number of rows than were staged.
+            BalanceError: The table received a different number of rows than were staged.
         """
         job = done_job(self.client, self._attempt_job, self.table.location, self.cloud)
         job = job or self.earlier()
@@ -90,7 +90,7 @@ class TableCommit(TableJobs):
         """Load the staged files into the attempt's table, which is created if necessary.
 
         Raises:
-            BalanceError: Another number of rows was loaded than was staged.
+            BalanceError: A different number of rows were loaded than were staged.
         """
         run_table = self.make_run_table()
         config = bigquery.LoadJobConfig(
@@ -127,7 +127,7 @@ class TableCommit(TableJobs):
 
         Raises:
             OutputError: Rows of an earlier attempt or replay cannot be replaced.
-            BalanceError: The destination received another number of rows than the files have.
+            BalanceError: The destination received a different number of rows than the files hold.
         """
         replace(self, marks=self.marks_of(files))._place()
 
@@ -200,7 +200,7 @@ class TableCommit(TableJobs):
             )
 
     def _check_alone(self, run: str, others: Collection[str]) -> None:
-        """Raise OutputError if a replay also took dead letters of other runs than this one."""
+        """Raise OutputError if a replay also used dead letters of runs other than this one."""
         if others:
             raise OutputError(
                 f"run {run} has replayed dead letters of this run and of "

@@ -105,7 +105,7 @@ class TableDestination:
         Raises:
             OutputError: The dataset does not exist, a permission is missing, the table's columns
                 differ, the table has rows that must not be there, or the temp location cannot be
-                written or loaded from. Then no table was created.
+                written or loaded from. In that case, no table has been created.
         """
         client = self.cloud.bigquery()
         with self._table_errors():
@@ -127,7 +127,7 @@ class TableDestination:
 
         Raises:
             OutputError: The table cannot be written, or rows in it cannot be replaced.
-            BalanceError: The table received another number of rows than were staged.
+            BalanceError: The table received a different number of rows than were staged.
         """
         client = self.cloud.bigquery()
         with self._table_errors():
@@ -201,7 +201,8 @@ class TableDestination:
         if self.cluster_by and present != self.cluster_by:
             raise OutputError(
                 f"table {self.table} is clustered by {', '.join(present) or 'nothing'}, not by "
-                f"{', '.join(self.cluster_by)}: omit --cluster_by, which applies to new tables"
+                f"{', '.join(self.cluster_by)}: leave out --cluster_by, which applies only to new "
+                "tables"
             )
         step.check_pipeline()
         step.replayed()

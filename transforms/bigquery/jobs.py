@@ -20,7 +20,7 @@ from cloud.errors import is_passing, retry
 from common.terminal import long_step
 
 Job = Any
-# How often a job is started if it fails with a transient error.
+# How many times a job is started if it fails with a transient error.
 ATTEMPTS = 5
 # BigQuery ends a transaction or a statement whose rows another one changes, and calls it an invalid
 # query: only the message names the cause. Source: its documentation of transactions, "concurrency".

@@ -74,7 +74,7 @@ class TableJobs:
         return span_labels(Span.of_files(files, self.time_column), self.provenance.model_digest)
 
     def check_rows(self, job: Any) -> None:
-        """Raise BalanceError if a job wrote another number of rows than were staged.
+        """Raise BalanceError if a job wrote a different number of rows than were staged.
 
         A transaction checks the number itself.
         """
@@ -238,7 +238,7 @@ class TableJobs:
     @property
     def _count_check(self) -> str:
         """SQL that fails a transaction unless its last statement inserted all staged rows."""
-        message = f"expected {self.rows} rows of run {self.folder.run_id}, got another number"
+        message = f"expected {self.rows} rows of run {self.folder.run_id}, got a different number"
         escaped = message.replace("\\", "\\\\").replace("'", "\\'")
         return f"ASSERT @@row_count = {self.rows} AS '{escaped}'"
 

@@ -124,7 +124,12 @@ def open_session(source: BigQuerySource, columns: Columns) -> list[ReadStream]:
 
 
 def promise_streams(place: str, streams: Sequence[ReadStream]) -> Entry:
-    """Return the entry that announces all streams of a place's session."""
+    """Return the entry that promises all streams of a session to be read.
+
+    Args:
+        place: The name of the table or the query.
+        streams: The streams of the session.
+    """
     return promise(place, "streams", streams[0].of if streams else 0)
 
 
@@ -174,7 +179,7 @@ class ReadBigQuery(beam.PTransform):
     Attributes:
         source: The table or the query.
         columns: The columns to read.
-        batch_rows: The largest number of rows in a batch.
+        batch_rows: The maximum number of rows in a batch.
         method: `direct` reads with the Storage Read API, `export` exports to Parquet files first.
         folder: The run's folder, in which an export stages its files. The caller deletes them
             after the pipeline.
@@ -213,7 +218,7 @@ class ReadBigQuery(beam.PTransform):
         extracted = tables | "Extract" >> beam.ParDo(self._extract).with_outputs(
             "counts", main="files"
         )
-        # Reading Parquet makes no failure records, so this provenance is never written.
+        # Reading Parquet creates no dead letters, so this provenance is never written.
         unused = Provenance.of(self.columns.manifest)
         read = read_matched(extracted.files, self.columns, unused, "parquet", self.batch_rows)
         counts = (read.counts, extracted.counts) | "AllCounts" >> beam.Flatten()
@@ -263,7 +268,10 @@ class ReadBigQuery(beam.PTransform):
                 rows = count_rows(before, get_table(source))
         yield from streams
         if source.row_restriction is not None:
-            rows = "rows of --row_restriction are not counted before the read: streams are compared"
+            rows = (
+                "rows that match --row_restriction are not counted before the read, so streams "
+                "are compared"
+            )
         if isinstance(rows, int):
             said = expect_rows(place, rows, source.counted_by)
         else:
@@ -276,7 +284,7 @@ class ReadBigQuery(beam.PTransform):
     ) -> Iterator[pa.RecordBatch | beam.pvalue.TaggedOutput]:
         """Yield the source batches of a stream; what was read goes to the output `entries`."""
         cloud, place, rows = self.source.cloud, self.source.label, 0
-        with translate_errors(InputError, f"{self.source.label} cannot be read further"):
+        with translate_errors(InputError, f"reading {self.source.label} failed part-way"):
             batches = read_stream(stream, cloud.bigquery_read(), cloud.retry_seconds)
             for batch in rebatch(batches, self.batch_rows):
                 yield self.columns.with_ids(batch, "", _NO_POSITIONS)

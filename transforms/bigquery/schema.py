@@ -40,7 +40,7 @@ _TYPES = {
     "TIME": pa.time64("us"),
     "JSON": pa.string(),
 }
-# BigQuery's dates and times lie in the years 1 to 9999: in days since 1970, without the end.
+# BigQuery's dates and times lie in the years 1 to 9999. In days since 1970; the end is exclusive.
 _FIRST_DAY, _END_DAY = -719_162, 2_932_897
 _A_DAY = {"D": 1, "s": 86_400, "ms": 86_400_000, "us": 86_400_000_000}
 _STANDARD_NAMES = {
@@ -143,7 +143,10 @@ def table_fields(schema: pa.Schema) -> list[SchemaField]:
 def _check_names(names: Sequence[str], where: str = "") -> None:
     """Raise OutputError for a name that BigQuery does not accept.
 
-    The names belong to columns, or to the fields of a struct; then `where` says of which.
+    Args:
+        names: The names of columns, or of the fields of a struct.
+        where: For the fields of a struct, the column that they belong to, as part of the message;
+            empty for columns.
     """
     what = "field" if where else "column"
     seen: dict[str, str] = {}

@@ -152,6 +152,15 @@ def restricted(source: BigQuerySource, columns: Sequence[str]) -> str:
 
 
 def dry_run(client: bigquery.Client, cloud: Cloud, sql: str) -> bigquery.QueryJob:
-    """Return the job of a dry run, which says what a query would do and where; nothing is run."""
+    """Return the job of a dry run, which says what a query would do and where; nothing is run.
+
+    Args:
+        client: The client of the project that would run the query.
+        cloud: Limits retries.
+        sql: The query.
+
+    Raises:
+        GoogleAPICallError: The query is invalid, or the account may not run it.
+    """
     config = bigquery.QueryJobConfig(dry_run=True, use_query_cache=False)
     return client.query(sql, config, retry=retry(cloud.retry_seconds), job_retry=None)

@@ -88,5 +88,6 @@ def check_table(table: bigquery.Table, schema: pa.Schema, cluster_by: tuple[str,
     if cluster_by and present != cluster_by:
         raise OutputError(
             f"table {name} is clustered by {', '.join(present) or 'nothing'}, not by "
-            f"{', '.join(cluster_by)}: omit --cluster_by, which applies to new tables"
+            f"{', '.join(cluster_by)}: leave out --cluster_by, which applies only to new "
+            "tables"
         )

@@ -73,7 +73,7 @@ def commit(
             and `replaced`). It is called once all rows are in place.
 
     Raises:
-        OutputError: The commit failed. The result that was in place before still is.
+        OutputError: The commit failed. The earlier result is still in place.
     """
     step = _Commit(destinations, staged, report_folder)
     folders = _folders(destinations, report_folder)
@@ -192,8 +192,8 @@ class _Commit:
         Args:
             targets: The staged files by the paths at which they were put.
             earlier: The files that are replaced.
-            before: The attempt whose report was read. If the report is another one by now, that
-                attempt has removed the missing files.
+            before: The attempt whose report was read. If the report of another attempt has
+                replaced it since, that other attempt has removed the missing files.
             tables: The tables that hold the rows of this attempt.
 
         Raises:

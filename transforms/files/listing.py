@@ -113,7 +113,7 @@ def read_report(path: str) -> dict[str, Any]:
 
 
 def read_listing(place: str) -> Listing:
-    """Return what the current report in a folder lists; raise OutputError if it is no report."""
+    """Return what the current report in a folder lists; raise OutputError if it is not a report."""
     return listing_of(place, read_version(f"{place.rstrip('/')}/report.json").content)
 
 

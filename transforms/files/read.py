@@ -55,12 +55,12 @@ _JSON_SPACE = b" \t\r\n"
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns to read: those of the model, the id, and further ones.
+    """The columns to read: the model's features, the id, and additional columns.
 
     Attributes:
         manifest: The manifest of the model.
         id_column: The column that holds the row id, or None to derive the ids.
-        keep: Further columns to pass through.
+        keep: Additional columns to pass through.
         ids_by_content: Whether ids are derived from the values of the features. It is needed for
             sources in which a row has no fixed position.
     """
@@ -103,7 +103,7 @@ class Columns:
         return [name for name in single.names if name in wanted]
 
     def csv_types(self, names: Sequence[str]) -> dict[str, pa.DataType]:
-        """Return the types as which to read columns of a CSV file.
+        """Return the types with which columns of a CSV file are read.
 
         Features are read as numbers. Columns that are passed through, and the id, are strings.
         """
@@ -299,7 +299,8 @@ def promise_file(file: PlannedFile) -> Iterator[Entry]:
         yield expect_rows(file.pin.path, file.size, "Parquet footers")
     else:
         yield unknown_rows(
-            file.pin.path, "rows of text files are only counted by reading them: bytes are compared"
+            file.pin.path,
+            "rows of text files are counted only by reading them, so bytes are compared",
         )
 
 

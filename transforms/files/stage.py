@@ -32,10 +32,10 @@ _watched: set[int] = set()
 
 
 def end_with(launcher: int) -> None:
-    """End this process when the process with a given id ends. Its own id is ignored.
+    """End this process when the process with a given id ends.
 
     Otherwise a worker would continue with its bundle, and commit it, while the next run is
-    already in progress.
+    already in progress. The id of this process itself is ignored.
     """
     if launcher == os.getpid() or launcher in _watched:
         return
@@ -135,7 +135,7 @@ def conform_to_files(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch
     except (pa.ArrowException, KeyError) as error:
         check_memory(error, "rows to be written")
         raise OutputError(
-            f"rows with different columns or types in one output: first {schema.names}, then "
+            f"rows of one output have different columns or types: first {schema.names}, then "
             f"{batch.schema.names}{_other_types(batch.schema, schema)}; make the input files agree "
             "in the columns of --output_fields"
         ) from error

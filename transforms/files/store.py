@@ -111,7 +111,12 @@ def sizes(paths: Iterable[str]) -> dict[str, int]:
 
 
 def put(source: str, target: str) -> None:
-    """Put a complete file at another path in one step; in an object store the source is kept."""
+    """Put a complete file at another path in one step; an object store also keeps the source.
+
+    Args:
+        source: The path of the file.
+        target: The new path, on the same filesystem.
+    """
     if is_remote(target):
         FileSystems.copy([source], [target])
     else:
@@ -122,7 +127,7 @@ def delete(paths: Iterable[str]) -> None:
     """Remove files. Files that do not exist are ignored."""
     for path in paths:
         if path.startswith("gs://"):
-            # Beam matches a path before it deletes it, and fails if the object is deleted between.
+            # Beam matches a path before deleting it, and fails if the object is deleted in between.
             with contextlib.suppress(exceptions.NotFound):
                 _blob(path).delete(retry=DEFAULT_RETRY)
         elif is_remote(path):
@@ -195,7 +200,7 @@ def replace(path: str, content: bytes, before: Version, unfinished: str) -> bool
         Whether the file holds the new content. False means that it had changed, and was left
         unchanged.
     """
-    # Only Cloud Storage supports the condition below. Elsewhere this comparison has to do.
+    # Only Cloud Storage supports the condition below. Elsewhere this comparison will have to do.
     if read_version(path) != before:
         return False
     if path.startswith("gs://"):

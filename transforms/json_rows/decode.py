@@ -52,7 +52,12 @@ class Decoded:
 def emit(
     decoded: Decoded, provenance: Provenance
 ) -> Iterator[pa.RecordBatch | beam.pvalue.TaggedOutput]:
-    """Yield what a DoFn emits for decoded rows: their batch, and dead letters for `failures`."""
+    """Yield what a DoFn emits for decoded rows: their batch, and dead letters for `failures`.
+
+    Args:
+        decoded: The rows.
+        provenance: The run and the model, for dead letters.
+    """
     if decoded.batch is not None and decoded.batch.num_rows:
         yield decoded.batch
     if decoded.faults:

@@ -48,8 +48,8 @@ class RowFormat:
     Attributes:
         manifest: The manifest of the model.
         id_column: The column that holds the row id, or None to derive the ids.
-        keep: Further columns to pass through, as strings.
-        typed: Further columns to pass through, with their types: float64, int64 or string.
+        keep: Additional columns to pass through, as strings.
+        typed: Additional columns to pass through, with their types: float64, int64 or string.
     """
 
     manifest: Manifest
@@ -119,7 +119,7 @@ def read_plain(rows: Sequence[Any], row_format: RowFormat) -> dict[str, pa.Array
 
     Returns:
         The features in one list column, VECTOR_COLUMN, and the other columns by name; None if a
-        row has another form, or the model has not just one input of floats.
+        row has another form, or the model does not have exactly one float input.
     """
     if not row_format.plain or (values := _plain_values(rows, row_format)) is None:
         return None
@@ -337,7 +337,10 @@ def found_type(value: Any) -> str:
 
 
 def own_id(row: Any, id_column: str) -> str | None:
-    """Return the id in a column of a decoded row, even if the row has faults; None without one."""
+    """Return the id in a column of a decoded row, even if the row has faults.
+
+    None if there is none, or if it cannot be written as text.
+    """
     try:
         return to_text(row.get(id_column)) if isinstance(row, Mapping) else None
     except (TypeError, RecursionError):

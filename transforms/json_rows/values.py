@@ -1,7 +1,7 @@
 """Parse JSON: lines of files, messages and requests are parsed by the same rules.
 
 orjson silently keeps the last of two equal keys. To detect duplicate keys, the colons that can
-end a key are counted: if there are no more of them than keys were read, no key occurs twice.
+end a key are counted: if there are no more colons than keys, no key occurs twice.
 Other texts are parsed again by Python's own parser, which reports every key.
 """
 
@@ -75,7 +75,7 @@ def _checked(value: dict[str, Any], text: bytes) -> Any:
 
 
 def _inner_keys(objects: Sequence[dict[str, Any]]) -> int:
-    """Count the keys of inner objects, only under names that hold an object in the first object."""
+    """Count the keys of inner objects, but only under names with an object in the first row."""
     names = [name for name, member in objects[0].items() if type(member) is dict]
     members = (one.get(name) for name in names for one in objects)
     return sum(len(member) for member in members if type(member) is dict)
@@ -95,10 +95,10 @@ def _count_keys(value: Any) -> int:
 
 
 def count_key_ends(texts: Sequence[bytes], keys: int) -> int:
-    """Return an upper bound for the number of keys in JSON texts.
+    """Return an upper bound on the number of keys in JSON texts.
 
     The bound is the number of colons after a quote or whitespace. If there are no more colons
-    than keys were read, the number of all colons is returned, which takes a third of the time.
+    than keys, the number of all colons is returned, which takes a third of the time.
 
     Args:
         texts: JSON texts.

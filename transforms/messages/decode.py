@@ -1,8 +1,8 @@
 """DecodeMessages: messages to source batches inside a bundle, without windows or delay.
 
 A message is one row of JSON or Avro, or many rows of Arrow. A message that cannot be read becomes
-one failure record with its exact bytes. This module adds the reasons `empty_message`, `too_large`,
-`invalid_gzip`, `invalid_avro`, `invalid_arrow` and `wrong_schema` to those in
+one dead letter with its exact bytes. This module adds the reasons `empty_message`, `too_large`,
+`invalid_gzip`, `invalid_avro`, `invalid_arrow` and `wrong_schema` to the reasons in
 transforms/json_rows/values.py and transforms/json_rows/row_format.py.
 
 A dead letter that is sent again is marked by its attributes (transforms/messages/message.py). Its
@@ -86,7 +86,7 @@ def decode_messages(
     provenance: Provenance,
     received_at: datetime.datetime,
 ) -> tuple[list[pa.RecordBatch], pa.RecordBatch | None]:
-    """Decode messages into source batches with the column MESSAGE, and failure records.
+    """Decode messages into source batches with the column MESSAGE, and dead letters.
 
     Every message is in exactly one of the two. The rows of an Arrow message are numbered: their ids
     are message_id-0, message_id-1, ...
@@ -94,11 +94,11 @@ def decode_messages(
     Args:
         messages: The messages to decode.
         message_format: Their format.
-        provenance: The run and the model, for failure records.
+        provenance: The run and the model, for dead letters.
         received_at: When the messages were received.
 
     Returns:
-        The source batches, in the order of the messages, and the failure records, or None if no
+        The source batches, in the order of the messages, and the dead letters, or None if no
         message failed.
     """
     if not messages:
@@ -253,7 +253,7 @@ def _decode_arrow(
 class _DecodeDoFn(beam.DoFn):
     """A DoFn that decodes messages, or lists of messages, into source batches.
 
-    Failure records go to the output `failures`, and the number of messages in a bundle to `counts`.
+    Dead letters go to the output `failures`, and the number of messages in a bundle to `counts`.
     """
 
     def __init__(
@@ -304,7 +304,7 @@ class _DecodeDoFn(beam.DoFn):
         if self._format.kind == "arrow":
             self._decoded += len(messages)
         else:
-            # Count the results: each message is one row, in a batch or a failure record.
+            # Count the results: each message is one row, in a batch or a dead letter.
             self._decoded += sum(map(len, batches)) + (0 if failures is None else len(failures))
 
 
@@ -314,8 +314,8 @@ class DecodeMessages(beam.PTransform):
 
     Attributes:
         message_format: The format of the messages.
-        provenance: The run and the model, for failure records.
-        batch_rows: The largest number of rows in a batch. But an Arrow message is a batch of its
+        provenance: The run and the model, for dead letters.
+        batch_rows: The maximum number of rows in a batch. But an Arrow message is a batch of its
             own, whatever its number of rows.
     """
 

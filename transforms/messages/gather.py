@@ -52,7 +52,7 @@ class GatherMessages(beam.PTransform):
     Messages of one worker thread are gathered together, or as the runner shards them.
 
     Attributes:
-        batch_rows: The largest number of messages in a list.
+        batch_rows: The maximum number of messages in a list.
         wait_ms: How long a list waits for more messages, in milliseconds.
     """
 

@@ -5,9 +5,10 @@ they are processed, stops silently if no message arrives for two minutes, and de
 it waits.
 
 This source acknowledges a message when all work on it is done: when the watermark of every step
-has passed the time at which the last of its steps ended. A step that has failed for good holds its
-watermark back, and so do rows that wait for their file. A run that crashes therefore loses
-nothing: Pub/Sub delivers unacknowledged messages again, to the next reader of the subscription.
+has passed the time at which the last step finished the message. A step that has failed for good
+holds its watermark back, and so do rows that wait for their file. A run that crashes therefore
+loses nothing: Pub/Sub delivers unacknowledged messages again, to the next reader of the
+subscription.
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ class _Taken:
 
     Attributes:
         ids: The ids of the messages.
-        settled: When all steps had processed the bundle; None until then.
-        done: When steps that hold messages back had processed it too, `hold_seconds` later; None
-            until then.
+        settled: When all steps had processed the bundle, or None.
+        done: When steps that keep messages in state had also finished with it, `hold_seconds`
+            later, or None.
     """
 
     ids: list[str]
@@ -205,7 +206,7 @@ class Intake:
         return sum(len(taken.ids) for taken in list(self._in_work))
 
     def end(self) -> None:
-        """Return no further messages from `take`; the pipeline ends when the others are done."""
+        """Return no more messages from `take`; the pipeline ends when the others are done."""
         self._over.set()
         self._lease.stop()
 

@@ -55,7 +55,7 @@ class Lease:
         After `stop` no request is sent, and messages that the last one receives are given back.
 
         Args:
-            limit: The largest number of messages to hold.
+            limit: The maximum number of messages to hold.
             first_seconds: How long to wait for the first message.
 
         Raises:

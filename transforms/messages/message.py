@@ -15,8 +15,8 @@ from google.pubsub_v1.types import PubsubMessage as _ProtoPlusMessage
 from common.record_batch import MESSAGE_TYPE, UTC_MICROSECONDS
 from transforms.row_ids import content_id
 
-# Attributes of a dead letter that is sent again: how often it was tried, the id of its row, and
-# the stage in which it failed.
+# Attributes of a dead letter that is sent again: how many times it was tried, the id of its row,
+# and the stage in which it failed.
 ATTEMPTS = "millrace_attempts"
 REPLAYED_ID = "millrace_row_id"
 STAGE = "millrace_stage"
@@ -83,7 +83,7 @@ def serialize(message: Message) -> bytes:
 
 
 def attempts_of(message: Message) -> int:
-    """Return how often a message has been tried, including this time."""
+    """Return how many times a message has been tried, including this time."""
     text = message.attributes.get(ATTEMPTS, "")
     return int(text) + 1 if text.isdecimal() and len(text) < 10 else 1
 

@@ -85,7 +85,7 @@ def id_attribute(row_id: Any) -> str:
 
 
 def failure_messages(failures: pa.RecordBatch) -> list[Outgoing]:
-    """Return the messages of failure records as they arrived, with the failure as attributes.
+    """Return the messages of dead letters as they arrived, with the failure as attributes.
 
     Attributes that only Pub/Sub may set are left out, and so are the attributes of an earlier
     failure. If there are too many attributes, the last by name are dropped, and
@@ -205,17 +205,21 @@ class _PublishDoFn(beam.DoFn):
             yield self._flush()
 
     def _refused(self, ids: pa.Array, messages: list[Outgoing]) -> beam.pvalue.TaggedOutput:
-        """Return failure records of rows that are larger than a message may be."""
-        limit = f"expected a message of at most 10 MB, got {len(messages[0].data):,} bytes"
+        """Return dead letters of rows that are larger than a message may be."""
+        faults = [
+            f"expected a message of at most {MESSAGE_BYTES:,} bytes with its attributes, got "
+            f"{size_of(message):,}"
+            for message in messages
+        ]
         if self._provenance is None:
             raise OutputError(
-                f"row {ids[0]} cannot be published to {self._topic}: {limit}; choose fewer "
+                f"row {ids[0]} cannot be published to {self._topic}: {faults[0]}; choose fewer "
                 "--output_fields"
             )
         failures = failure_batch(
             ids.to_pylist(),
             [message.data for message in messages],
-            [Fault("too_large", limit)] * len(messages),
+            [Fault("too_large", fault) for fault in faults],
             stage="write",
             provenance=self._provenance,
             failed_at=utc_now(),
@@ -237,13 +241,13 @@ class _PublishDoFn(beam.DoFn):
 
 @dataclass
 class PublishBatches(beam.PTransform):
-    """A sink that publishes output rows or failure records to a topic, and counts them.
+    """A sink that publishes output rows or dead letters to a topic, and counts them.
 
     Attributes:
         cloud: Makes the client, and limits retries.
         topic: The full name of the topic.
-        kind: `rows` for output rows, `failures` for failure records.
-        provenance: The run and the model, for failure records of rows that are too large for a
+        kind: `rows` for output rows, `failures` for dead letters.
+        provenance: The run and the model, for dead letters of rows that are too large for a
             message. Without it, such a row raises OutputError.
     """
 

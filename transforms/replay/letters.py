@@ -144,7 +144,7 @@ class Selection:
             return self.own
         raise UsageError(
             f"--run_id {self.run_id} is the id of the run that is replayed, whose rows would be "
-            "replaced: choose another --run_id, or leave it out"
+            "replaced: choose another id, or leave out --run_id"
         )
 
 

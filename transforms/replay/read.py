@@ -161,7 +161,7 @@ class LetterTable:
 
     def chunks(self, part: ReadStream) -> Iterator[Chunk]:
         """Yield the rows of a stream."""
-        with translate_errors(InputError, f"{self.place} cannot be read further"):
+        with translate_errors(InputError, f"reading {self.place} failed part-way"):
             client = self.cloud.bigquery_read()
             for batch in read_stream(part, client, self.cloud.retry_seconds):
                 lines = list(map(to_json_line, to_rows(batch)))
@@ -177,7 +177,7 @@ def selected(letters: Letters, selection: Selection) -> Iterator[Letter]:
         selection: Which dead letters to replay.
 
     Raises:
-        InputError: The place cannot be read, or holds something else than dead letters.
+        InputError: The place cannot be read, or holds something other than dead letters.
         UsageError: The replay has the run id of the run that it would replay.
     """
     for part in letters.parts()[0]:
