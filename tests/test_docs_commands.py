@@ -193,6 +193,12 @@ def test_the_tutorial_on_your_own_model_works_as_written(tmp_path: Path) -> None
     run("-c", make)
     for _, block in ((p, b) for p, b in blocks("sh") if p == page):
         words = shlex.split(block.replace("\\\n", " "))
+        if words[0] == "cat":
+            (path,) = tmp_path.glob(words[1])
+            header, *rows = path.read_text().splitlines()
+            assert header.startswith('"row_id","score","height"')
+            assert len(rows) == 2
+            continue
         assert words[0] == ".venv/bin/python"
         out = run(*words[1:])
     assert re.search(r"^scored +2$", out, re.MULTILINE)
