@@ -1,4 +1,4 @@
-"""A cache for what Beam finds out about each DoFn repeatedly."""
+"""A cache for facts about each DoFn that Beam otherwise finds out again and again."""
 
 from types import MethodType
 from typing import Any

@@ -83,7 +83,7 @@ def test_gate_detects_a_missing_id(expected: Scores) -> None:
     assert find_faults(found, expected) == ["id missing: 1 rows, the first is t000"]
 
 
-def test_gate_detects_a_doubled_id(expected: Scores) -> None:
+def test_gate_detects_a_duplicate_id(expected: Scores) -> None:
     twice = np.append(np.arange(50), 4)
     found = Scores(expected.ids[twice], expected.score[twice], expected.encoded[twice])
     assert find_faults(found, expected) == ["id doubled: 1 rows, the first is t004"]

@@ -68,7 +68,7 @@ def test_a_cancelled_wait_takes_no_place() -> None:
     run(test)
 
 
-def test_a_place_of_a_task_that_is_cancelled_at_that_moment_goes_to_the_next() -> None:
+def test_the_place_of_a_task_that_is_cancelled_as_it_gets_it_goes_to_the_next() -> None:
     async def test() -> None:
         limit = AdaptiveLimit(1)
         await limit.acquire()
