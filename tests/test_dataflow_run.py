@@ -1,4 +1,7 @@
-"""Jobs for a stand-in of Dataflow, which checks them by Google's documents and executes them."""
+"""Jobs for a stand-in of Dataflow.
+
+It checks them against Google's discovery documents and executes them.
+"""
 
 import io
 import json
