@@ -253,7 +253,7 @@ def _check_same(
 
 def _gpu_name(machine: MachineSpec) -> str:
     """Return the type of the GPUs of a machine, or an empty text if it has none."""
-    return machine.accelerator_type.name if machine.accelerator_type else ""
+    return str(machine.accelerator_type.name) if machine.accelerator_type else ""
 
 
 def _resources(args: argparse.Namespace) -> DedicatedResources:
