@@ -133,7 +133,7 @@ class Cloud:
             client(transport=client.get_transport_class("rest")(**place))
             for client in (ModelServiceClient, EndpointServiceClient)
         )
-        # The clients' own operations client requests paths under /ui, which the API does not
+        # The operations client inside these clients uses paths under /ui, which the API does not
         # document.
         operations = OperationsRestTransport(**place)
         return Vertex(models, endpoints, AbstractOperationsClient(transport=operations))
@@ -245,8 +245,8 @@ def _default() -> tuple[Any, str | None]:
     import google.auth
     from google.auth.exceptions import GoogleAuthError
 
-    # Outside Google Cloud, each attempt to reach the metadata server takes seconds. On a machine
-    # of Google with a slow server, the firmware still identifies the machine.
+    # Outside Google Cloud, each attempt to reach the metadata server takes seconds. On a Google
+    # machine whose metadata server is slow, the firmware still identifies the machine.
     os.environ.setdefault("GCE_METADATA_DETECT_RETRIES", "1")
     try:
         return google.auth.default(scopes=[SCOPE])  # type: ignore[no-any-return]

@@ -29,7 +29,7 @@ class RequestRefused(Exception):
     """A request that the endpoint may have refused because of its rows.
 
     Args:
-        status: The HTTP status, or 0 if the request failed too often or got unusable answers.
+        status: The HTTP status, or 0 if the request failed too many times or got unusable answers.
         message: What the endpoint said.
     """
 
@@ -100,7 +100,7 @@ def raise_for(
             overloaded=status in _OVERLOADED,
             retry_after=parse_retry_after(headers.get("Retry-After")),
         )
-    advice = _ADVICE.get(status, "check that it is the URL of an endpoint for predictions")
+    advice = _ADVICE.get(status, "check {flags}: expected the URL of an endpoint for predictions")
     if status == 401 and not has_token:
         advice = _NO_TOKEN
     if status in _REFUSING:

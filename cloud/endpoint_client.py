@@ -50,7 +50,7 @@ class Stats:
 
     Attributes:
         throttled: Whole seconds during which requests waited because the server was overloaded.
-        most_in_flight: The highest number of concurrent requests.
+        most_in_flight: The maximum number of concurrent requests.
         answers: The number of responses by status class, for example `2xx`, and the numbers of
             `timeout`, `connection` and `bad_answer` failures.
         seconds: The duration of each request that got a response, in seconds.
@@ -97,7 +97,8 @@ class EndpointClient:
         self._retry_seconds = retry_seconds
         self._limit, self._budget = AdaptiveLimit(concurrency), RetryBudget()
         self._stats, self._lock = Stats(), threading.Lock()
-        # How many requests are throttled, since when, and for how many seconds before.
+        # The number of requests that are throttled, the time since when, and the throttled seconds
+        # before that.
         self._throttled, self._throttled_since, self._throttled_seconds = 0, 0.0, 0.0
         self._sessions: list[aiohttp.ClientSession] = []
         self._refreshing = asyncio.Lock()
@@ -266,7 +267,8 @@ class EndpointClient:
                 aiohttp.ClientSession(
                     connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300),
                     timeout=self._timeout,
-                    # No endpoint needs cookies, and a jar is searched for each request.
+                    # No endpoint needs cookies, and aiohttp would search a cookie jar at each
+                    # request.
                     cookie_jar=aiohttp.DummyCookieJar(),
                 )
             )

@@ -128,8 +128,8 @@ def translate_errors(
     Args:
         kind: The error to raise.
         what: What failed, the start of the message.
-        role: The role that the calls in the block need. The message advises to grant it if the
-            account lacks a permission; without it, the message guesses the role.
+        role: The role that the calls in the block need. If the account lacks a permission, the
+            message says to grant this role; if None, the message guesses the role.
 
     Raises:
         MillraceError: `kind`, for any error that has no better class.
@@ -244,7 +244,7 @@ def _advice(error: BaseException) -> str:
     if reason == "quotaExceeded" or _QUOTA.search(str(error)):
         return "a quota of the project is used up: raise it in the console, or wait"
     if is_passing(error):
-        return "this error is usually temporary, try again later"
+        return "this error is usually transient: try again later"
     if _IMAGE.search(str(error)):
         return (
             "check the image's name, and grant the service agents of Vertex AI "

@@ -6,8 +6,8 @@ from common.errors import suggest
 
 # Source: the locations in the discovery documents of Dataflow and Vertex AI, which
 # google-api-python-client ships. The list is part of the source because a wrong region must be
-# noticed before any API is enabled, and because most services respond to a region that does not
-# exist as to an empty one.
+# noticed before any API is enabled, and because most services treat a region that does not exist
+# like an empty one.
 REGIONS = (
     "africa-south1",
     "asia-east1",

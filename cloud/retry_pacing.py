@@ -1,4 +1,4 @@
-"""Limits how many requests are in flight and how often they are retried, so that servers recover.
+"""Limits how many requests are in flight and how many are retried, so that servers recover.
 
 The objects belong to one event loop. All times are in seconds of `time.monotonic()`.
 """

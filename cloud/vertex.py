@@ -91,7 +91,7 @@ class EndpointAddress:
         """Return a client of the endpoint, and look up its URL first if needed.
 
         Args:
-            **limits: Further arguments of EndpointClient.
+            **limits: Other arguments of EndpointClient.
 
         Raises:
             EndpointError: The endpoint does not exist, has no model or cannot be looked up.

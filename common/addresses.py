@@ -82,7 +82,7 @@ def address_fault(address: str) -> str | None:
 
 
 def path_fault(path: str) -> str | None:
-    """Return why a path of files is refused, or None if it may be used."""
+    """Return why a file path is refused, or None if it may be used."""
     if fault := address_fault(path):
         return fault
     if re.match(r"https?://", path, re.IGNORECASE) or _FILE_QUERY.match(path):

@@ -21,7 +21,7 @@ class CommandParser(argparse.ArgumentParser):
     Args:
         command: The command as `python -m` takes it; None for the parser of a subcommand.
         description: What the command does, for `--help`.
-        options: Further arguments of ArgumentParser. Flags cannot be abbreviated.
+        options: Other arguments of ArgumentParser. Flags cannot be abbreviated.
     """
 
     def __init__(self, command: str | None = None, description: str = "", **options: Any) -> None:

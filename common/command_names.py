@@ -35,7 +35,7 @@ def naming(names: Mapping[str, str]) -> Iterator[None]:
     The names hold for all threads, because a process has one command line.
 
     Args:
-        names: From a command as `python -m` takes it to what the user types for it.
+        names: What the user types, by the command as `python -m` takes it.
     """
     global _names
     before, _names = _names, names

@@ -2,7 +2,7 @@
 
 MillraceError
     UsageError         a flag is missing, unknown or invalid
-        SubscriptionInUse  another job reads the subscription of a stream
+        SubscriptionInUse  another reader has claimed the subscription of a stream
         UpdateRefused      a stream cannot replace the running one
     ModelError         the model package cannot be used
         ManifestError      model.json does not follow the format of a manifest
@@ -62,7 +62,7 @@ class UsageError(MillraceError):
 
 
 class SubscriptionInUse(UsageError):
-    """Another job reads the subscription of a stream."""
+    """Another reader has claimed the subscription of a stream."""
 
     page = "subscription-locked"
 
@@ -180,7 +180,7 @@ class BalanceError(MillraceError):
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Return the question that names the known names similar to an unknown one.
+    """Return a question that names the known names most similar to an unknown one.
 
     Args:
         name: The unknown name.

@@ -80,7 +80,7 @@ def flat_values(lists: pa.FixedSizeListArray) -> pa.Array:
 
 
 def to_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
-    """Return one dict per row. Times are cut to microseconds, as Python's types need it."""
+    """Return one dict per row. Times are cut to microseconds, since Python's types hold no more."""
     schema = pa.schema([f.with_type(_in_microseconds(f.type)) for f in batch.schema])
     same = schema.equals(batch.schema)
     return list((batch if same else batch.cast(schema, safe=False)).to_pylist())
@@ -104,7 +104,7 @@ def derived_ids(prefix: str, positions: np.ndarray) -> pa.Array:
 
 
 def slices(rows: int, size: int) -> Iterator[slice]:
-    """Return consecutive slices of at most `size` rows that cover a number of rows."""
+    """Return consecutive slices of at most `size` rows that together cover `rows` rows."""
     return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 

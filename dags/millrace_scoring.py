@@ -1,8 +1,9 @@
 """Score the rows of a day: run a batch job on Dataflow, check its report, then trigger another DAG.
 
-The Variable `millrace_scoring` holds the settings (see the example in docs/runbook.md). The params
-`parameters` and `limits` override them for one run. The run id depends on the logical date, so a
-retry, a cleared task and a repeated run all write the same run again.
+The Variable `millrace_scoring` holds the settings (see the example in
+docs/how-to/schedule-with-composer.md). The params `parameters` and `limits` override them for one
+run. The run id depends on the logical date, so a retry, a cleared task and a repeated run all write
+the same run again.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def check_quality(plan: dict[str, Any], ti: Any = None) -> dict[str, Any]:
     if report is None:
         raise AirflowException(
             f"expected the report of run {plan['run_id']} at {plan['report']}, found none: check "
-            "that the template is of this version, and look at the job's log"
+            "that the template has the same version as this DAG, and look at the job's log"
         )
     previous = pull_last(ti, "gate")
     found = judge_run(plan["run_id"], report, previous, plan["limits"])

@@ -1,7 +1,8 @@
 """Watch streaming jobs: check that they run, keep up, and do not reject too many messages.
 
 The Variable `millrace_streams` names the jobs and their limits (see the example in
-docs/runbook.md). A run that finds a problem fails, and publishes it to the alert topic.
+docs/how-to/schedule-with-composer.md). A run that finds a problem fails, and publishes it to the
+alert topic.
 """
 
 from __future__ import annotations

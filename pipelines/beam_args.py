@@ -182,7 +182,9 @@ def _refuse(unknown: Sequence[str]) -> None:
     """Raise UsageError if there are arguments that Beam does not know."""
     flags = [arg.split("=")[0] for arg in unknown if arg.startswith("-")]
     if flags and flags[0] in all_flags():
-        raise UsageError(f"this pipeline does not take {flags[0]}, other pipelines do: see --help")
+        raise UsageError(
+            f"this pipeline does not take {flags[0]}, but other pipelines do: see --help"
+        )
     if flags:
         known = all_flags().union(beam_flags())
         raise UsageError(f"unknown flag {flags[0]}{suggest(flags[0], known)}: see --help")

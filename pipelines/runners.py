@@ -49,7 +49,7 @@ def choose_runner(name: str | None, *, streaming: bool) -> str:
         raise UsageError(
             f"--runner {name} loses rows: Beam's {_DASK} drops the elements that a step emits at "
             "the end of a bundle (seen with Beam 2.77); choose another runner, or leave "
-            "--runner out"
+            "out --runner"
         )
     return runner
 
@@ -87,6 +87,6 @@ def _check_reads_pubsub(given: str, runner: str) -> None:
     if runner == "PortableRunner":
         own = "; if your job service reads Pub/Sub, pass the path of a runner class for it"
     raise UsageError(
-        f"--runner {given} cannot read a stream from Pub/Sub: use {DATAFLOW}, or leave --runner "
-        f"out to run in this process{own}"
+        f"--runner {given} cannot read a stream from Pub/Sub: use {DATAFLOW}, or leave out "
+        f"--runner to run in this process{own}"
     )

@@ -1,7 +1,7 @@
 """The command `python -m resources plan | setup | status | cleanup`.
 
 Exit codes: 0 success (for plan: nothing to do), 1 failure, 2 an error in the command line or in the
-config file, 3 for plan if there is something to do, 130 interrupted.
+configuration file, 3 for plan if there is something to do, 130 interrupted.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ WAITING = "waiting messages"
 
 @dataclass(frozen=True)
 class _Running:
-    """Running jobs, and by id whether each belongs to this configuration (None: unknown)."""
+    """The running jobs, and whether each belongs to this configuration, by id (None if unknown)."""
 
     jobs: list[PipelineJob]
     whose: Mapping[str, bool | None]
@@ -75,11 +75,14 @@ def _choice(args: argparse.Namespace, config: Config) -> Choice:
             "--jobs selects jobs and --truncate selects tables: to do both, add --kinds job,table"
         )
     if args.jobs and kinds and JOB not in kinds:
-        raise UsageError(f"--jobs selects jobs, but --kinds {','.join(kinds)} leaves them out")
+        raise UsageError(
+            f"--jobs selects jobs, but --kinds {','.join(kinds)} leaves them out: add job to "
+            "--kinds, or leave out --jobs"
+        )
     kinds = kinds or ((JOB,) if args.jobs else ("table",) if args.truncate else REMOVABLE)
     if args.truncate and set(kinds) - {"table", JOB}:
         raise UsageError(
-            "--truncate empties tables and removes nothing: expected --kinds table, or job,table"
+            "--truncate only empties tables: expected --kinds table, or --kinds job,table"
         )
     pipelines = args.pipelines or config.pipelines
     if not set(pipelines).intersection(config.pipelines):
@@ -100,7 +103,7 @@ def _running(jobs: PipelineJobs, kinds: Kinds, config: Config) -> _Running:
     """Return the running jobs.
 
     Raises:
-        ResourceError: The jobs cannot be listed, so that nothing can be removed safely.
+        ResourceError: The jobs cannot be listed, so nothing can be removed safely.
     """
     with resource_errors("cannot inspect jobs", JOBS_ROLE):
         try:
@@ -238,7 +241,7 @@ def _peeked(removals: Sequence[Removal], kinds: Kinds) -> dict[str, int | None]:
     if any(count is None for count in found):
         return {WAITING: None}
     total = sum(count for count in found if count is not None)
-    return {f"{WAITING} or more": total} if total else {}
+    return {f"or more {WAITING}": total} if total else {}
 
 
 def _goes(removal: Removal) -> bool:

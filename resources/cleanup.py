@@ -161,7 +161,7 @@ def _removal(
 
 
 def _owner(resource: Resource, looked: Looked) -> tuple[Found | None, str]:
-    """Return what carries the label that decides about a resource, and a word for it."""
+    """Return the resource whose label decides about this one, and the word for it in messages."""
     kind = _OWNERS.get(resource.kind)
     if kind is None:
         return looked.get(resource.key), "it"

@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
-from common.errors import JobNotMonitored
 from common.terminal import columns, print_error, progressing
 from resources import status as statuses
 from resources.cleaning import run_cleanup
@@ -62,7 +61,9 @@ def _as_table(steps: Sequence[Step]) -> str:
     kept = f"{len(steps) - len(to_do)} of {len(steps)} resources are up to date"
     if conflicts := sum(step.action == "conflict" for step in steps):
         conflict = "1 conflict" if conflicts == 1 else f"{conflicts} conflicts"
-        kept += f"; {conflict}: setup creates nothing until every conflict is resolved"
+        kept += (
+            f"; {conflict}: setup creates no resource except APIs until every conflict is resolved"
+        )
     return "\n".join(filter(None, (columns(rows), kept)))
 
 
@@ -100,7 +101,7 @@ def run_status(args: argparse.Namespace) -> int:
     else:
         print(statuses.as_text(found, now, args.max_age))
         for error in found.missing:
-            print_error(JobNotMonitored(error))
+            print_error(error)
     return FAILED if found.missing else DONE
 
 

@@ -28,15 +28,19 @@ _PATTERNS = {
     # The id of a domain-scoped project starts with its domain.
     "project": (
         r"([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]",
-        "6 to 30 characters: a-z, 0-9 and -, starting with a letter",
+        "6 to 30 characters: a-z, 0-9 and -, starting with a letter and not ending with -",
     ),
     "location": (r"[A-Za-z]+[A-Za-z0-9-]*", "a region, or a multi-region such as US"),
-    "bucket": (r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]", "3 to 63 characters: a-z, 0-9, . _ and -"),
+    "bucket": (
+        r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]",
+        "3 to 63 characters: a-z, 0-9, . _ and -, starting and ending with a letter or digit",
+    ),
     "dataset": (r"\w{1,1024}", "letters, digits and _"),
     # Pub/Sub reserves names that start with goog.
     "prefix": (
         r"(?!goog)[a-z][a-z0-9-]{1,60}[a-z0-9]",
-        "3 to 62 characters: a-z, 0-9 and -, starting with a letter but not with goog",
+        "3 to 62 characters: a-z, 0-9 and -, starting with a letter but not with goog, and not "
+        "ending with -",
     ),
     "folder": (
         r"[\w.-]+(/[\w.-]+)*",
@@ -49,7 +53,7 @@ _PATTERNS = {
     "source_table": (r"\w{1,1024}", "letters, digits and _"),
     "service_account": (
         r"[a-z][a-z0-9-]{4,28}[a-z0-9]",
-        "6 to 30 characters: a-z, 0-9 and -, starting with a letter",
+        "6 to 30 characters: a-z, 0-9 and -, starting with a letter and not ending with -",
     ),
 }
 
@@ -149,10 +153,10 @@ def check_pipelines(names: tuple[str, ...], place: str) -> None:
 def read_config(
     path: Path, given: Mapping[str, Any], find_project: Callable[[], str | None] = lambda: None
 ) -> Config:
-    """Read the config file and combine it with the command line.
+    """Read the configuration file and combine it with the command line.
 
     Args:
-        path: The config file. It may be missing if it has the default name.
+        path: The configuration file. It may be missing if it has the default name.
         given: Values of the command line, by field of Config. They override the file; None means
             not given.
         find_project: Returns the project's id if neither the file nor the command line names it.

@@ -15,8 +15,8 @@ from transforms.bigquery.schema import table_fields, type_name
 from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.row_schemas import REFERENCE_SCHEMA, REFERENCE_STREAM_SCHEMA
 
-# The key of a configuration's label is this and the name of the configuration. A resource that
-# several configurations share carries a label of each.
+# The key of a configuration's label is this prefix followed by the configuration's name. A resource
+# that several configurations share carries one label for each.
 CONFIG_LABEL, IN_USE = "millrace_config_", "used"
 # The names of properties that stand for labels start with this.
 LABEL = "label "
@@ -28,7 +28,6 @@ ACKNOWLEDGE_SECONDS = 60
 BATCH, STREAM = ("batch_local", "batch_vertex"), ("stream_local", "stream_vertex")
 VERTEX = ("batch_vertex", "stream_vertex")
 
-# The README says what each API is for.
 SERVICES = {
     "artifactregistry.googleapis.com": PIPELINES,
     "bigquery.googleapis.com": PIPELINES,
@@ -230,7 +229,7 @@ def _channel(config: Config, topic: str, subscription: str, pipeline: str) -> It
     properties = {
         "topic": name,
         "acknowledge deadline": f"{ACKNOWLEDGE_SECONDS} s",
-        "expires": "not before its messages",
+        "expiration": "later than its messages",
         "dead letter policy": "none",
     }
     yield Resource(

@@ -57,7 +57,7 @@ class Step:
 
 
 _HOLDERS = ("service", "bucket", "dataset")
-_ADVICE = "change or remove it, or choose another name in the config"
+_ADVICE = "change or remove it, or choose another name in the configuration file"
 
 
 def differences(resource: Resource, found: Found) -> tuple[Difference, ...]:

@@ -115,13 +115,13 @@ def _add_common(command: argparse.ArgumentParser, known: Sequence[str]) -> None:
     )
     add(
         "--project",
-        help="project id (default: from the config file, or else from the credentials)",
+        help="project id (default: from the configuration file, or else from the credentials)",
     )
     add(
         "--kinds",
         type=_kinds(known),
         metavar="A,B",
-        help=f"act only on these kinds: {', '.join(known)}",
+        help=f"act only on the given kinds; choose from {', '.join(known)}",
     )
     add(
         "--api_endpoints",
@@ -141,13 +141,17 @@ def _add_common(command: argparse.ArgumentParser, known: Sequence[str]) -> None:
 
 def _add_making(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--model", metavar="PATH", help="model package to upload (default: from the config file)")
+    add(
+        "--model",
+        metavar="PATH",
+        help="model package to upload (default: from the configuration file)",
+    )
     add(
         "--trusted_modules",
         type=_list,
         metavar="A,B",
         help="top-level Python modules that the package's architecture may import (default: from "
-        "the config file, or else none)",
+        "the configuration file, or else none)",
     )
     add(
         "--load_example",
@@ -185,7 +189,8 @@ def _add_cleanup(command: argparse.ArgumentParser) -> None:
         "--pipelines",
         type=_pipelines,
         metavar="A,B",
-        help="remove only what no other pipeline needs: names, or batch, stream, local, vertex",
+        help="pipelines to clean up; what another pipeline needs is kept. Names of pipelines, or "
+        "batch, stream, local, vertex",
     )
     add(
         "--jobs",

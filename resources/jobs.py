@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 ROLE = "roles/dataflow.developer"
 _POLL_SECONDS = 5.0
 _ENDED = ("DONE", "FAILED", "CANCELLED", "UPDATED", "DRAINED")
-# The names that the reference uses, by pipeline. The longest match decides, because the name of a
-# local pipeline is the start of the other's.
+# The parts of job names that the reference uses, by pipeline. The longest match decides, because
+# the name of a local pipeline is a prefix of the name of the Vertex pipeline.
 _STEMS = {
     "batch_local": "batch-",
     "batch_vertex": "batch-vertex-",
@@ -45,7 +45,7 @@ class PipelineJob:
         name: The name of the job.
         region: The region of the job.
         pipeline: The pipeline that the job runs according to its name, None for other names.
-        state: The state in lower case, such as `running`.
+        state: The state in lowercase, such as `running`.
         streaming: Whether the job is a streaming job.
         created: When the job was created.
         subscriptions: The subscriptions that the job reads, as far as Dataflow reports them.
@@ -128,8 +128,8 @@ class PipelineJobs:
         """Return all jobs of `seen`, and retry until every region is listed.
 
         Raises:
-            ServiceUnavailable: A region could not be listed until the retries ended. Jobs may run
-                there.
+            ServiceUnavailable: A region could still not be listed when the retries ended. Jobs may
+                run there.
         """
 
         def listed() -> list[PipelineJob]:

@@ -43,11 +43,11 @@ class Package:
         return digest.hexdigest()
 
     def address(self, folder: str) -> str:
-        """Return the value of --model for a folder (ending with `/`) with the files."""
+        """Return the value of --model if the files are in this folder, which ends with `/`."""
         return folder if MANIFEST_NAME in self.files else folder + self.file
 
     def pointer(self, folder: str) -> dict[str, Any]:
-        """Return the contents of current.json for a folder (ending with `/`) with the files."""
+        """Return the contents of current.json if the files are in this folder (ending with `/`)."""
         return {
             "model": self.address(folder),
             "folder": folder,

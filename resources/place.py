@@ -40,8 +40,8 @@ def configure(args: argparse.Namespace) -> tuple[Config, Cloud]:
 def check_project(cloud: Cloud, args: argparse.Namespace) -> None:
     """Raise ResourceError unless the project exists and is active.
 
-    This must be the first check, because most services respond to a project that does not exist as
-    to an empty one.
+    This must be the first check, because most services treat a project that does not exist like an
+    empty one.
 
     Args:
         cloud: The clients of the project.
@@ -67,9 +67,8 @@ def check_project(cloud: Cloud, args: argparse.Namespace) -> None:
             if isinstance(error, exceptions.Forbidden) and not lacks_role(error):
                 raise
             raise ResourceError(
-                f"projects/{cloud.project} does not exist, or you may not see it: check the id "
-                f"{cloud.project!r} ({said}); if it is correct, grant the account the role "
-                f"{_VIEWER}"
+                f"project {cloud.project} does not exist, or this account cannot see it: check the "
+                f"id ({said}); if it is correct, grant the account the role {_VIEWER}"
             ) from error
     if found.get("state", "ACTIVE") != "ACTIVE":
         raise ResourceError(f"project {cloud.project} ({said}) is marked for deletion")

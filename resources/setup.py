@@ -19,7 +19,7 @@ from resources.kinds.catalog import Kinds, look_at
 
 Patient = Callable[[Callable[[], Any]], Any]
 
-# Google refuses calls of an API for a while after it was enabled.
+# Google refuses calls to an API for a while after the API has been enabled.
 _ENABLED_SECONDS, _PAUSE_SECONDS = 180.0, 1.0
 
 
@@ -72,7 +72,9 @@ def set_up(resources: Sequence[Resource], kinds: Kinds, progress: Progress) -> l
         steps = patient(functools.partial(plan, part, kinds, progress))
         if wrong := [step for step in steps if step.action == "conflict"]:
             lines = "; ".join(f"{step.resource}: {step.description}" for step in wrong)
-            raise ResourceError(f"nothing was created because of conflicts: {lines}")
+            raise ResourceError(
+                f"conflicts: {lines}; no resource except APIs was created or changed"
+            )
         for number, step in enumerate(steps):
             if step.action != "keep":
                 progress.now(f"{number + 1} of {len(steps)}: {step.resource} ...")

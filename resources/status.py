@@ -12,7 +12,7 @@ from cloud.clients import Cloud
 from cloud.dataflow_lists import not_listed
 from cloud.monitoring import latest
 from common.command_names import as_typed
-from common.errors import CredentialsError, MillraceError
+from common.errors import CredentialsError, JobNotMonitored, MillraceError
 from common.terminal import Progress, columns
 from common.units import in_bytes
 from resources.declaration import LABEL, LABELLED, Resource, config_label
@@ -43,7 +43,7 @@ class Status:
         jobs: The active jobs, and what each has used.
         lonely: The names of the topics without a subscription.
         unseen: The regions whose jobs could not be listed.
-        missing: Messages about what could not be inspected.
+        missing: An error for everything that could not be inspected.
     """
 
     found: list[tuple[Resource, Found | None]] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Status:
     jobs: dict[PipelineJob, Usage] = field(default_factory=dict)
     lonely: list[str] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
+    missing: list[MillraceError] = field(default_factory=list)
 
     def warnings(self, now: datetime, max_age: timedelta) -> list[str]:
         """Return a line for everything that needs attention.
@@ -112,7 +112,7 @@ def look(
         except CredentialsError:
             raise
         except MillraceError as error:
-            status.missing.append(str(error))
+            status.missing.append(error)
     _look_at_messages(status, kinds, progress)
     if jobs is not None:
         progress.now("inspecting jobs ...")
@@ -124,7 +124,7 @@ def look(
         except CredentialsError:
             raise
         except MillraceError as error:
-            status.missing.append(str(error))
+            status.missing.append(JobNotMonitored(str(error)))
     progress.clear()
     return status
 
@@ -148,7 +148,7 @@ def _look_at_messages(status: Status, kinds: Kinds, progress: Progress) -> None:
                 status.backlogs = backlogs(kinds["subscription"].cloud, subscriptions)
     except MillraceError as error:
         # An account that may not read metrics can still see everything else.
-        status.missing.append(str(error))
+        status.missing.append(error)
 
 
 def backlogs(cloud: Cloud, subscriptions: Sequence[str]) -> dict[str, Backlog]:
@@ -263,7 +263,7 @@ def as_json(status: Status, now: datetime, max_age: timedelta) -> dict[str, Any]
             for job, usage in status.jobs.items()
         ],
         "warnings": status.warnings(now, max_age),
-        "errors": status.missing,
+        "errors": [str(error) for error in status.missing],
     }
 
 

@@ -190,10 +190,8 @@ def stop_jobs(
         return outcome
     for job in asked:
         if job.ident in left:
-            outcome.errors.append(
-                f"job {job.name} did not end within {_length(seconds)}: run the command again, or "
-                "pass --cancel"
-            )
+            todo = "run the command again" + ("" if cancel else ", or add --cancel")
+            outcome.errors.append(f"job {job.name} did not end within {_length(seconds)}: {todo}")
         else:
             outcome.done.append(f"job {job.name}")
             progress.say(f"ended  job {job.name}")

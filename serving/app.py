@@ -1,7 +1,7 @@
 """The routes of the server: predictions, health and metrics.
 
-The app uses Starlette directly. FastAPI, which is built on it, would add layers that these requests
-do not need: nothing here is declared for pydantic.
+The app uses Starlette directly. FastAPI, which is built on Starlette, would add validation with
+pydantic, which this app does not use.
 """
 
 from __future__ import annotations
@@ -289,7 +289,9 @@ def parse_request(body: bytes) -> tuple[list[Any], str | list[str] | None]:
     except orjson.JSONDecodeError as error:
         raise Refusal(400, f"the body is not JSON: {error}{_nan_advice(body)}") from error
     if not isinstance(request, dict) or not isinstance(request.get("instances"), list):
-        raise Refusal(400, 'expected {"instances": [...]}, a list of rows')
+        raise Refusal(
+            400, 'expected an object with a list of rows as "instances": {"instances": [...]}'
+        )
     try:
         instances = unique_instances(request, body)
     except ValueError as error:

@@ -34,8 +34,8 @@ class Batcher:
     Args:
         model: The model that runs the requests.
         executor: An executor of one thread, in which the model runs.
-        max_rows: The most rows of one pass. A larger request gets a pass of its own, which the
-            model may split.
+        max_rows: The maximum number of rows in one pass. A larger request gets a pass of its own,
+            which the model may split.
         max_wait: How many seconds a request may wait for others after a pass. A request to an idle
             model never waits.
         observe: A function that is called with the requests, rows and seconds of each pass.

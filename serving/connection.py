@@ -78,7 +78,7 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse received bytes; the time limit of a further request starts with its first byte."""
+        """Parse received bytes; the time limit of the next request starts with its first byte."""
         if self._link.is_closing():
             self._link.discard()
             return
@@ -160,7 +160,7 @@ class Connection(HttpToolsProtocol):
             self._writing = None
 
     def leave(self) -> None:
-        """Let the connection close after an answer, instead of waiting for further requests."""
+        """Let the connection close after an answer, instead of waiting for more requests."""
         if self.cycle is not None:
             self.cycle.keep_alive = False
         for cycle, _ in self.pipeline:

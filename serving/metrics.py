@@ -60,7 +60,12 @@ class Metrics:
         self.model = Info("millrace_model", "The model that is served", registry=registry)
 
     def watch(self, in_flight: Callable[[], int], waiting: Callable[[], int]) -> None:
-        """Set the functions that return the values of the gauges."""
+        """Set the functions that return the values of the gauges.
+
+        Args:
+            in_flight: Returns the number of requests that are being answered.
+            waiting: Returns the number of requests that wait for a forward pass.
+        """
         self.in_flight.set_function(in_flight)
         self.waiting.set_function(waiting)
 
@@ -71,7 +76,13 @@ class Metrics:
         )
 
     def passed(self, requests: int, rows: int, seconds: float) -> None:
-        """Record one forward pass of the model."""
+        """Record one forward pass of the model.
+
+        Args:
+            requests: How many requests shared the pass.
+            rows: How many rows they had together.
+            seconds: How long the pass took.
+        """
         self.pass_requests.observe(requests)
         self.pass_rows.observe(rows)
         self.pass_seconds.observe(seconds)

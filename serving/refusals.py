@@ -29,8 +29,8 @@ class Refusal(Exception):
     Attributes:
         status: The HTTP status.
         message: The message for the client.
-        details: Further fields of the `error` object.
-        headers: Further HTTP headers.
+        details: Other fields of the `error` object.
+        headers: Additional HTTP headers.
     """
 
     status: int

@@ -127,8 +127,8 @@ class Service:
         self.reason = ""
         self.in_flight = 0
         self._batchers: list[Batcher] = []
-        # One thread, since torch keeps its number of threads per thread, and a device runs one pass
-        # at a time anyway.
+        # One thread, because torch stores its thread count separately for each thread, and a device
+        # runs one pass at a time anyway.
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="model")
 
     async def load(self) -> None:

@@ -91,8 +91,8 @@ def _add_model_flags(model: Callable[..., Any], environment: Mapping[str, str]) 
         "--model_path",
         default=environment.get("AIP_STORAGE_URI") or None,
         metavar="PATH",
-        help="model package: a folder with model.json or with one .mar, a .mar, or a model file, "
-        "on this machine or in Cloud Storage (default: AIP_STORAGE_URI)",
+        help="model package: a folder that contains model.json or exactly one .mar; a .mar; or a "
+        "model file. On this machine or in Cloud Storage (default: AIP_STORAGE_URI)",
     )
     model(
         "--model_digest",
@@ -168,19 +168,19 @@ def _add_server_flags(add: Callable[..., Any], environment: Mapping[str, str]) -
         "--health_route",
         type=_route,
         default=environment.get("AIP_HEALTH_ROUTE") or None,
-        help="further path of the health route (default: AIP_HEALTH_ROUTE)",
+        help="additional path of the health route (default: AIP_HEALTH_ROUTE)",
     )
     add(
         "--predict_route",
         type=_route,
         default=environment.get("AIP_PREDICT_ROUTE") or None,
-        help="further path of the predict route (default: AIP_PREDICT_ROUTE)",
+        help="additional path of the predict route (default: AIP_PREDICT_ROUTE)",
     )
     add(
         "--max_request_bytes",
         type=positive_integer,
         default=MAX_REQUEST_BYTES,
-        help=f"largest body of a request, in bytes (default: {MAX_REQUEST_BYTES})",
+        help=f"maximum size of the body of a request, in bytes (default: {MAX_REQUEST_BYTES})",
     )
     _add_limits(add)
 
@@ -191,7 +191,7 @@ def _add_limits(add: Callable[..., Any]) -> None:
         "--max_batch_rows",
         type=positive_integer,
         default=4096,
-        help="most rows of one forward pass (default: 4096)",
+        help="maximum number of rows in one forward pass (default: 4096)",
     )
     add(
         "--max_batch_wait_ms",
@@ -213,14 +213,15 @@ def _add_limits(add: Callable[..., Any]) -> None:
         type=positive_integer,
         default=1024,
         metavar="N",
-        help="most connections at the same time; a further one closes the connection that has "
+        help="maximum number of connections; a new one beyond that closes the connection that has "
         "waited longest for a complete request (default: 1024)",
     )
     add(
         "--max_in_flight",
         type=positive_integer,
         default=512,
-        help="most complete requests at the same time; further ones get status 503 (default: 512)",
+        help="maximum number of complete requests at the same time; requests beyond that get "
+        "status 503 (default: 512)",
     )
     add(
         "--drain_seconds",

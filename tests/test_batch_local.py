@@ -229,7 +229,7 @@ def test_a_run_that_scores_nothing_fails_and_keeps_its_dead_letters(
     (tmp_path / "rows.jsonl").write_text('{"Time": 1}\n{"Time": 2}\n')
     code, out, err = run(input_files=tmp_path / "rows.jsonl")
     assert (code, len(dead_letters(tmp_path / "out"))) == (1, 2)
-    assert "2 of 2 rows (100.00 %) are dead letters, more than --max_dead_letter_share 50 %" in err
+    assert "2 of 2 rows (100.00 %) are dead letters, more than --max_dead_letter_share 0.5;" in err
     assert f"mostly missing_feature at decode: see {tmp_path}/out/r/dead_letters" in err
     assert "out/r/scores" not in out
 
@@ -238,7 +238,7 @@ def test_the_share_of_dead_letters_can_be_limited(run: Any) -> None:
     assert run(max_dead_letter_share=0.01)[0] == 0
     code, _, err = run(max_dead_letter_share=0.009)
     assert (code, "run again with --run_id r" in err) == (1, True)
-    assert "(1.00 %) are dead letters, more than --max_dead_letter_share 0.9 %" in err
+    assert "(1.00 %) are dead letters, more than --max_dead_letter_share 0.009;" in err
     assert_one_line_error(run(max_dead_letter_share=2), 2, "--max_dead_letter_share")
 
 
@@ -327,7 +327,7 @@ def test_ids_of_reference_rows_are_the_same_in_every_run(run: Any, tmp_path: Pat
 
 def test_rows_of_the_reference_need_a_model_and_flags_that_fit(run: Any, tmp_path: Path) -> None:
     assert_one_line_error(
-        run(output_schema="reference", output_fields="encoded"), 2, "drop --output_fields"
+        run(output_schema="reference", output_fields="encoded"), 2, "leave out --output_fields"
     )
     bare = save_script(RefusesNegativeAmounts(), tmp_path / "m.pt")
     result = run(output_schema="reference", model=bare, feature_columns=",".join(FEATURES))
@@ -399,7 +399,7 @@ def test_a_model_that_raises_on_most_rows_fails_the_run_and_each_row_is_a_dead_l
         direct_num_workers=1,
     )
     letters = dead_letters(tmp_path / "out")
-    share = f"({len(letters) / 30:.2f} %) are dead letters, more than --max_dead_letter_share 50 %"
+    share = f"({len(letters) / 30:.2f} %) are dead letters, more than --max_dead_letter_share 0.5;"
     assert (code, share in err) == (1, True)
     assert f"{tmp_path}/out/r/dead_letters" in err
     report = json.loads((tmp_path / "out/r/report.json").read_text())
@@ -570,7 +570,11 @@ def test_input_that_cannot_be_read(run: Any, example: Path, tmp_path: Path) -> N
     assert_one_line_error(run(input_files=empty), 1, "empty.parquet", "0 bytes")
     header = tmp_path / "header.csv"
     header.write_text(",".join(FEATURES) + "\n")
-    assert_one_line_error(run(input_files=header), 1, "empty")
+    found = run(input_files=header)
+    assert_one_line_error(found, 1, "the input is empty: ", "header.csv has no rows [")
+    (tmp_path / "header_2.csv").write_bytes(header.read_bytes())
+    found = run(input_files=tmp_path / "header*.csv")
+    assert_one_line_error(found, 1, "header.csv has no rows, nor does any other file")
     cut = tmp_path / "cut.parquet"
     cut.write_bytes((example / "transactions.parquet").read_bytes()[:-2000])
     assert_one_line_error(run(input_files=cut), 1, "cut.parquet", "truncated")

@@ -199,7 +199,7 @@ def test_the_reference_schema_has_the_ids_of_the_source_and_a_rerun_adds_nothing
     )
     assert tables.query(rows) == before
     assert_one_line_error(
-        run(output_schema="reference", output_fields="encoded"), 2, "drop --output_fields"
+        run(output_schema="reference", output_fields="encoded"), 2, "leave out --output_fields"
     )
 
 

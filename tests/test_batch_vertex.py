@@ -227,7 +227,7 @@ def test_an_unusable_endpoint_loses_no_row_and_is_reported_in_one_line(
         ({"endpoint_url": "http://h", "endpoint_parameters": "[]"}, "must be a JSON object"),
         (
             {"endpoint_url": "http://h", "device": "cpu"},
-            "this pipeline does not take --device, other pipelines do",
+            "this pipeline does not take --device, but other pipelines do",
         ),
         (
             {"endpoint_url": "http://h", "endpoint_concurrency": "0"},

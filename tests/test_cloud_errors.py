@@ -163,7 +163,7 @@ def test_retries_end_when_the_time_is_over(server: Server) -> None:
         get_table(server, seconds=1.0)
     assert server.calls > 1
     assert explain(raised.value) == (
-        "failed after repeated attempts: come back later; this error is usually temporary, try "
+        "failed after repeated attempts: come back later; this error is usually transient: try "
         "again later"
     )
 

@@ -182,9 +182,15 @@ JOB = {"name": "s", "subscription": "in", "limits": STREAM_LIMITS}
     [
         (None, "s: expected a running job, found none"),
         (seen(state="JOB_STATE_DRAINING"), "s: expected JOB_STATE_RUNNING, got JOB_STATE_DRAINING"),
-        (seen(lag=121), "s: expected a system lag in seconds of at most 120, got 121"),
-        (seen(waiting=100_001), "s: expected a number of waiting messages of at most 100,000"),
-        (seen(oldest=601), "s: expected an age of the oldest message in seconds of at most 600"),
+        (seen(lag=121), "s: the system lag in seconds is 121, expected at most 120: "),
+        (
+            seen(waiting=100_001),
+            "s: the number of waiting messages is 100,001, expected at most 100,000: ",
+        ),
+        (
+            seen(oldest=601),
+            "s: the age of the oldest message in seconds is 601, expected at most 600: ",
+        ),
         (seen(dead=11), "s: expected at most 1.00% dead letters since the last check, got 1.10%"),
     ],
 )

@@ -38,7 +38,7 @@ from waiting import wait_until
 
 from cloud import retry_pacing
 from cloud.endpoint_answers import BadAnswer, RequestRefused, error_text
-from cloud.endpoint_client import DIGEST_HEADER, EndpointClient
+from cloud.endpoint_client import DIGEST_HEADER, FLAGS, EndpointClient
 from common.errors import CredentialsError, EndpointError
 
 BODY = b'{"instances":[1,2,3]}'
@@ -187,9 +187,12 @@ PRECONDITION = orjson.dumps({"error": {"status": "FAILED_PRECONDITION", "message
         (refusal(401), "no token was sent, because only Google's own https addresses get one"),
         (refusal(403), "grant the account the role roles/aiplatform.user"),
         (refusal(404), "check --endpoint, --endpoint_project and --endpoint_location"),
-        (refusal(405), "check that it is the URL of an endpoint for predictions"),
-        (refusal(501), "check that it is the URL of an endpoint for predictions"),
-        (Fault("redirect", status=302, headers=(("Location", "/"),)), "check that it is the URL"),
+        (refusal(405), f"check {FLAGS}: expected the URL of an endpoint for predictions"),
+        (refusal(501), f"check {FLAGS}: expected the URL of an endpoint for predictions"),
+        (
+            Fault("redirect", status=302, headers=(("Location", "/"),)),
+            "expected the URL of an endpoint",
+        ),
         (Fault("p", status=400, body=PRECONDITION), "FAILED_PRECONDITION: not ready; check that"),
         (Fault("HTML", status=404, body=HTML_PAGE), "404 Not Found: an HTML page; check --endp"),
         (Fault("empty", status=403, body=b""), "endpoint e: 403 Forbidden; grant"),

@@ -151,14 +151,15 @@ def test_correct_flags_are_accepted() -> None:
         (
             {"accelerator": "nvidia-l4"},
             {},
-            "--machine_type n1-standard-4 cannot have nvidia-l4: expected a g2-* machine",
+            "--machine_type n1-standard-4 cannot have nvidia-l4: expected a machine type "
+            "that starts with g2-",
         ),
         (
             {"preset": "gpu", "gpu_sharing": "mps"},
             {"experiments": ["no_use_multiple_sdk_containers"]},
             "is the opposite of use_nvidia_mps",
         ),
-        ({"preset": "gpu"}, {"flexrs_goal": "COST_OPTIMIZED"}, "FlexRS has no GPUs"),
+        ({"preset": "gpu"}, {"flexrs_goal": "COST_OPTIMIZED"}, "FlexRS does not support GPUs"),
         ({"preset": "cheap"}, {"worker_zone": "us-central1-a"}, "FlexRS chooses the zone itself"),
     ],
 )
@@ -180,5 +181,8 @@ def test_all_wrong_parameters_are_named_at_once() -> None:
 def test_a_model_behind_an_endpoint_needs_no_gpu() -> None:
     with pytest.raises(UsageError, match="behind an endpoint, so its workers need no GPU"):
         flags("batch_vertex", LaunchOptions(preset="gpu"))
+    # The advice for another wrong preset does not name it either.
+    with pytest.raises(UsageError, match=r"to batch_vertex; choose from batch, cheap$"):
+        flags("batch_vertex", LaunchOptions(preset="stream"))
     with pytest.raises(UsageError, match="--flexrs_goal applies to batch"):
         flags("stream_local", flexrs_goal="COST_OPTIMIZED")

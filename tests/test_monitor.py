@@ -198,7 +198,7 @@ def test_a_job_with_more_dead_letters_than_it_allows_fails(world: World, tmp_pat
     write_report(facts, 90, 10)
     with pytest.raises(
         TooManyDeadLetters,
-        match=r"\(10.00 %\) are dead letters, more than --max_dead_letter_share 5 %; mostly null",
+        match=r"\(10.00 %\) are dead letters, more than --max_dead_letter_share 0.05; mostly null",
     ):
         world.follow(world.add(facts))
 
@@ -351,7 +351,7 @@ def test_a_stream_shows_latency_backlog_and_dead_letters_until_it_drains(world: 
     assert "4 dead letters  latency 400 ms" in lines[1]
     assert lines[2].startswith("draining")
     assert lines[3].startswith("drained")
-    assert "all messages that it had received are written" in world.out.getvalue()
+    assert "all messages that the job had received are written" in world.out.getvalue()
 
 
 def test_without_permission_for_metrics_only_the_backlog_is_missing(world: World) -> None:
@@ -394,7 +394,7 @@ def test_a_job_in_a_region_that_does_not_respond_is_not_reported_as_missing(worl
     here, silent = world.add(), world.dataflow.add("a-job", PROJECT, "europe-west1")
     world.dataflow.silent = "europe-west1"
     lacks = (
-        "jobs of europe-west1 could not be listed; this error is usually temporary, try again later"
+        "jobs of europe-west1 could not be listed; this error is usually transient: try again later"
     )
     for ident in ("missing-job", silent["id"], "a-job"):
         with pytest.raises(JobError, match=f"job {ident} cannot be looked up: {lacks}"):

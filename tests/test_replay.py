@@ -800,7 +800,7 @@ def test_messages_stay_in_the_subscription_if_too_many_fail_again(
     code, out, err = run(replay, input_subscription=box.subscription, max_dead_letter_share=0.1)
     assert code == 1
     assert "stream_replay" in out
-    assert "2 of 6 rows (33.33 %) are dead letters, more than --max_dead_letter_share 10 %" in err
+    assert "2 of 6 rows (33.33 %) are dead letters, more than --max_dead_letter_share 0.1;" in err
     assert "run the same command again" in err
     assert box.bodies() == sorted([b"a stranger", *(m.data for m in faulty)])
     first = replay_of(tmp_path / "out")

@@ -373,7 +373,8 @@ def test_a_job_that_does_not_end_in_time_keeps_what_it_uses(
         currentState="JOB_STATE_RUNNING",
     )  # fmt: skip
     code, out, err = world.run("cleanup", "--yes", "--wait", "0m")
-    assert (code, "slow-streaming-1 did not end within 0 minutes" in err) == (1, True)
+    todo = "run the command again, or add --cancel"
+    assert (code, f"slow-streaming-1 did not end within 0 minutes: {todo}" in err) == (1, True)
     assert "removed  " not in out
     assert world.plan() == {}
     world.dataflow.polls = 0
@@ -498,6 +499,9 @@ def test_status_shows_what_it_can_and_reports_what_it_cannot_see(
     assert "exists  table " in out
     assert "grant the account the role roles/monitoring.viewer" in err
     assert "gcloud services enable dataflow.googleapis.com" in err
+    backlog, jobs = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert backlog.endswith("explain resources]")
+    assert jobs.endswith("explain cannot-follow]")
     # No job can run while the API is disabled.
     world.google.faults = lambda call: refuse(call) if "jobs" in call.method else None
     world.fine("cleanup", "--yes")
@@ -574,8 +578,9 @@ def test_setup_adds_columns_and_repairs_only_what_it_created(
     fewer.labels = {}
     bigquery.create_table(fewer)
     code, _, err = world.run("setup", *kinds)
-    conflict = "nothing was created because of conflicts: table millrace-test.repaired.repaired_st"
+    conflict = "conflicts: table millrace-test.repaired.repaired_st"
     assert (code, conflict in err) == (1, True)
+    assert "; no resource except APIs was created or changed" in err
     world.fine("cleanup", "--yes", *kinds)
 
 
@@ -645,7 +650,9 @@ def test_existing_resources_are_used_unchanged_or_refused_before_anything_is_cre
         name=f"projects/{PROJECT}/subscriptions/there-output-sub-local", topic=topic
     )
     world.extra["location"] = "europe-west4"
-    assert re.search(r"\d conflicts: setup creates nothing until", world.run("plan", *kinds)[1])
+    assert re.search(
+        r"\d conflicts: setup creates no resource except APIs until", world.run("plan", *kinds)[1]
+    )
     calls = Calls(monkeypatch)
     code, out, err = world.run("setup", *kinds)
     assert (code, out, calls.changes) == (1, "", [])
@@ -654,7 +661,7 @@ def test_existing_resources_are_used_unchanged_or_refused_before_anything_is_cre
         f"table {letters}: type is VIEW, expected TABLE",
         "column sequence is STRING, expected INTEGER",
         f"there-output-sub-local: topic is {topic}, expected",
-        "change or remove it, or choose another name in the config",
+        "change or remove it, or choose another name in the configuration file",
     ):
         assert conflict in err
     out = world.fine("cleanup", "--yes", *kinds)

@@ -42,6 +42,7 @@ from resources.kinds.catalog import KINDS
 from resources.kinds.names import NAMES, REMOVABLE
 from resources.package import open_package
 from resources.status import Status, shared
+from resources.stopping import Stop, stop_jobs
 from transforms.row_schemas import REFERENCE_SCHEMA, REFERENCE_STREAM_SCHEMA
 
 ROOT = Path(__file__).parent.parent
@@ -276,12 +277,13 @@ def test_a_refusal_by_google_is_reported_in_one_line_with_the_changes_made(
 
 def test_a_bucket_of_someone_else_is_reported(run: Callable[..., tuple[int, str]]) -> None:
     code, text = run("plan", "--kinds", "bucket")
-    assert (code, "choose another `bucket` in the config" in text) == (1, True), text
+    assert (code, "choose another `bucket` in the configuration file" in text) == (1, True), text
 
 
 def test_a_missing_project_is_reported(run: Callable[..., tuple[int, str]]) -> None:
     code, text = run("plan", "--kinds", "role", project="other-project")
-    assert (code, "projects/other-project" in text, "grant the account" in text) == (1, True, True)
+    missing = "project other-project does not exist, or this account cannot see it: check the id"
+    assert (code, missing in text, "grant the account" in text) == (1, True, True)
 
 
 def test_a_service_account_of_someone_else_keeps_its_roles(
@@ -390,6 +392,33 @@ def test_old_jobs_and_shared_subscriptions_are_reported() -> None:
     old = [line for line in status.warnings(now, timedelta(days=2)) if " old, more than" in line]
     assert len(old) == 1
     assert "j91 is 91 days old, more than 2 days" in old[0]
+
+
+@pytest.mark.parametrize(
+    ("cancel", "todo"),
+    [(False, "run the command again, or add --cancel"), (True, "run the command again")],
+)
+def test_a_job_that_does_not_end_in_time_gets_advice_that_helps(cancel: bool, todo: str) -> None:
+    class Slow:
+        def stop(self, job: PipelineJob, *, cancel: bool) -> str:
+            return "cancelling" if cancel else "draining"
+
+        def wait(self, jobs: list[PipelineJob], *_: object) -> list[PipelineJob]:
+            return jobs
+
+    job = PipelineJob(
+        ident="1",
+        name="slow",
+        region="r",
+        pipeline="stream_local",
+        state="running",
+        streaming=True,
+        created=datetime(2026, 11, 21, tzinfo=UTC),
+        subscriptions=(),
+    )
+    stops, screen = [Stop(job, "cancel" if cancel else "drain")], Progress(out=io.StringIO())
+    outcome = stop_jobs(stops, Slow(), 600, cancel, screen)  # type: ignore[arg-type]
+    assert outcome.errors == [f"job slow did not end within 10 minutes: {todo}"]
 
 
 def test_the_default_config_may_be_missing_and_flags_override_it(tmp_path: Path) -> None:

@@ -163,15 +163,19 @@ def test_the_flags_that_a_command_needs_are_enough(command: Command) -> None:
         (
             BATCH,
             {"read_method": "export"},
-            "--read_method has no effect without --input_query or --input_table: add it, or drop "
-            "--read_method",
+            "--read_method has no effect without --input_query or --input_table: add one of them, "
+            "or leave out --read_method",
         ),
         (
             BATCH,
             {"input_files": None, "input_table": "p.d.t", "input_format": "csv"},
             "--input_format has no effect without --input_files",
         ),
-        (BATCH, {"cluster_by": "row_id"}, "--cluster_by has no effect without --output_table"),
+        (
+            BATCH,
+            {"cluster_by": "row_id"},
+            "--cluster_by has no effect without --output_table: add it, or leave out --cluster_by",
+        ),
         (
             BATCH,
             {"write_disposition": "truncate"},
@@ -186,12 +190,12 @@ def test_the_flags_that_a_command_needs_are_enough(command: Command) -> None:
             BATCH,
             {"output_schema": "reference", "output_fields": "a"},
             "--output_fields has no effect with --output_schema, which sets the fields itself: "
-            "drop --output_fields",
+            "leave out --output_fields",
         ),
         (
             REPLAY,
             {"device": "cpu", "endpoint_url": "http://h"},
-            "--device has no effect with --endpoint_url, which runs the model: drop --device",
+            "--device has no effect with --endpoint_url, which runs the model: leave out --device",
         ),
         (REPLAY, {"endpoint_cache_rows": "5"}, "--endpoint_cache_rows has no effect without --end"),
         (

@@ -62,7 +62,7 @@ def test_a_runner_is_chosen_in_every_spelling(
             choose_runner(typed, streaming=streaming)
         line = str(raised.value)
         assert line.startswith(f"--runner {typed} ")
-        assert "leave --runner out" in line
+        assert "leave out --runner" in line
         assert "\n" not in line
         assert ("loses rows" in line) != streaming
         assert ("cannot read a stream from Pub/Sub: use DataflowRunner" in line) == streaming

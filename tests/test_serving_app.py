@@ -117,6 +117,7 @@ def with_value(value: Any) -> list[Any]:
 
 
 GOOD = [0.5] * 30
+NO_ROWS = 'expected an object with a list of rows as "instances": {"instances": [...]}'
 
 
 @pytest.mark.parametrize(
@@ -177,10 +178,10 @@ def test_all_bad_rows_are_counted_and_the_first_twenty_listed(client: Client) ->
         (b'{"instances": [[NaN]]}', "JSON has no NaN and no Infinity: leave such rows out"),
         (b"\xff\xfe", "the body is not JSON"),
         (b"[" * 5000, "the body is not JSON"),
-        (b"[[1, 2]]", 'expected {"instances": [...]}'),
-        (b'{"instances": {}}', 'expected {"instances": [...]}'),
+        (b"[[1, 2]]", NO_ROWS),
+        (b'{"instances": {}}', NO_ROWS),
         (b'{"instances": [], "instances": []}', "key 'instances' appears twice"),
-        (b'{"rows": []}', 'expected {"instances": [...]}'),
+        (b'{"rows": []}', NO_ROWS),
         (b'{"instances": [], "parameters": 3}', "parameters: expected an object, got int"),
         (
             b'{"instances": [], "parameters": {"output": "all"}}',

@@ -350,7 +350,9 @@ def test_undeploy_keeps_the_last_model_with_traffic_unless_all_is_passed(
     code, _, said = run("undeploy", *name)
     assert (code, f"choose one with --deployed_model ({first}, {second})" in said) == (2, True)
     code, _, said = run("undeploy", *name, "--deployed_model", first, "--delete_endpoint")
-    assert (code, f"would keep some of its models ({first}, {second})" in said) == (2, True)
+    assert (code, f"would keep {second}: pass --all" in said) == (2, True)
+    code, _, said = run("undeploy", *name, "--deployed_model", "none")
+    assert (code, f", which has models {first}, {second}" in said) == (2, True)
     assert "undeployModel" not in str(google.methods())
     # The other model takes the traffic of the removed one.
     assert run("undeploy", *name, "--deployed_model", first)[0] == 0
@@ -430,7 +432,8 @@ def test_ctrl_c_names_the_running_operation_and_how_to_check_it(
         assert main(["deploy", *custom(package(), staging), *place]) == 130
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("stopped: deploying Fraud Model-1 to pytorch-autoencoder-custom-endp")
-    assert f"continues on Google Cloud, as operation {ENDPOINT}/operations/" in said
+    assert f"continues on Google Cloud (operation {ENDPOINT}/operations/" in said
+    assert "run the same command again to continue, or list endpoints with" in said
     assert "`python -m serving status --project a-project --region us-central1`" in said
 
 
@@ -523,7 +526,7 @@ def test_a_refusal_by_google_is_reported_in_one_line(
         (["--region", "us-central"], "expected a region such as us-central1"),
         (
             ["--labels", "Team=x"],
-            "expected KEY=VALUE, each of at most 63 lower-case letters, digits, _ and -",
+            "expected KEY=VALUE, each of at most 63 lowercase letters, digits, _ and -",
         ),
         (["--traffic_percent", "101"], "expected a whole number from 0 to 100"),
         (["--image", "us-docker.pkg.dev/vertex-ai/prediction/x:latest"], "container needs a .mar"),
@@ -548,7 +551,11 @@ def test_a_deployed_version_or_endpoint_is_not_changed_silently(
     run("deploy", *custom(folder, staging))
     code, _, said = run("deploy", *custom(folder, staging, "--max_replicas", "4"))
     assert code == 2
-    assert "--max_replicas 4: this version is already deployed" in said
+    assert "--max_replicas is 4, but this version is already deployed as " in said
+    code, _, said = run("deploy", *custom(folder, staging, "--accelerator", "NVIDIA_TESLA_T4:1"))
+    assert code == 2
+    assert "--accelerator is NVIDIA_TESLA_T4, but this version is already deployed as " in said
+    assert " with none: undeploy it first" in said
     code, _, said = run("deploy", *custom(folder, staging, "--dedicated"))
     assert (code, "has a shared address, which cannot be changed" in said) == (2, True)
     assert changes(google) == FIRST[2:]

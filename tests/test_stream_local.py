@@ -249,7 +249,9 @@ def test_a_run_that_loses_a_message_fails(stream: Stream, monkeypatch: pytest.Mo
     code, err = stream.run(output_topic=stream.output.topic)
     assert code == 1
     (error,) = errors(err)
-    found = re.fullmatch(r"error: messages are missing or doubled: 20 were pulled, (\d+) .*", error)
+    found = re.fullmatch(
+        r"error: messages are missing or duplicated: 20 were pulled, (\d+) .*", error
+    )
     assert found, error
     assert int(found[1]) < 20
 

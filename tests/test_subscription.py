@@ -136,13 +136,13 @@ def test_a_subscription_with_defaults_is_accepted() -> None:
     [
         (
             {"dead_letter_policy": {"dead_letter_topic": "projects/p/topics/d"}},
-            "has a dead letter policy: Pub/Sub would move messages to projects/p/topics/d .*"
+            "has a dead letter policy: Pub/Sub would move a message to projects/p/topics/d .*"
             "--clear-dead-letter-policy",
         ),
         (
             {"expiration_policy": {"ttl": timedelta(days=1)}},
-            "expires after 24 hours without a reader, before the 168 hours for which it keeps "
-            "messages: set --expiration-period=never",
+            "expires after 24 hours without a reader, although it keeps messages for 168 hours: "
+            "run gcloud pubsub subscriptions update .* --expiration-period=never",
         ),
         ({"push_config": {"push_endpoint": "https://x"}}, "pushes its messages: use a pull subsc"),
         ({"bigquery_config": {"table": "p.d.t"}}, "writes its messages to BigQuery: use a pull"),

@@ -4,7 +4,7 @@ python3.11 tools/install.py --torch cpu .venv -c constraints.txt -e '.[dev]'
 
 The words after the folder are arguments of `pip install`. If uv is not on the path, pip fetches the
 version that constraints.txt pins into .uv. If that fails too, pip installs everything. Set
-TORCH_INDEX to install torch's CPU build from another index than PyTorch's own.
+TORCH_INDEX to install torch's CPU build from an index other than PyTorch's own.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Find words that do not belong into the project's English.
+"""Find words that do not belong in the project's English.
 
 python tools/words.py [FILE ...]
 
@@ -86,7 +86,7 @@ def find(path: str, text: str) -> Iterator[Place]:
         if is_allowed(path, pattern):
             continue
         for number, line in enumerate(text.splitlines(), 1):
-            # None, the value, is no word.
+            # The value None is not a word.
             for match in regex.finditer(line.replace("None", "____")):
                 yield Place(path, number, match[0], PATTERNS[pattern])
 

@@ -1,4 +1,4 @@
-"""The private names of Beam that runs on any runner need.
+"""Private names of Beam that are needed for a run on any runner.
 
 They are Beam's option parser, its source for Pub/Sub and its access to Cloud Storage.
 tests/test_private_beam.py lists the names and fails if a release of Beam moves one of them.

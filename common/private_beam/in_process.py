@@ -1,4 +1,4 @@
-"""The private names of Beam's runners that runs in this process need.
+"""Private names of Beam's runners that are needed for a run in this process.
 
 Importing this module changes nothing. The code that starts a run in this process calls these
 functions first. Runs elsewhere do not import the module.

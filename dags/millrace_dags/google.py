@@ -1,4 +1,7 @@
-"""The DAGs' calls to Google Cloud, except those of the job: REST, with Airflow's connection."""
+"""The DAGs' calls to Google Cloud over REST, with the credentials of Airflow's connection.
+
+The operator makes the calls that start and wait for the job.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,12 @@ _BACK = timedelta(minutes=10)
 
 
 def connect(service: str, version: str) -> Any:
-    """Return the client of a Google service, with the credentials of Airflow's connection."""
+    """Return the client of a Google service, with the credentials of Airflow's connection.
+
+    Args:
+        service: The name of the service, such as `dataflow`.
+        version: The version of its API, such as `v1b3`.
+    """
     credentials = GoogleBaseHook(gcp_conn_id=CONNECTION).get_credentials()
     return build(service, version, credentials=credentials, cache_discovery=False)
 
@@ -43,7 +51,15 @@ def read_json(path: str) -> Any | None:
 
 
 def active_jobs(project: str, region: str) -> list[dict[str, Any]]:
-    """Return the jobs of a region that have not ended."""
+    """Return the jobs of a region that have not ended.
+
+    Args:
+        project: The id of the project.
+        region: The region.
+
+    Returns:
+        The jobs, as Dataflow's API returns them.
+    """
     jobs = connect("dataflow", "v1b3").projects().locations().jobs()
     request = jobs.list(projectId=project, location=region, filter="ACTIVE")
     found: list[dict[str, Any]] = []
@@ -66,13 +82,25 @@ def find_try(jobs: list[dict[str, Any]], stem: str) -> dict[str, Any] | None:
 
 
 def get_job(project: str, region: str, job_id: str) -> dict[str, Any]:
-    """Return the job with an id."""
+    """Return the job with an id, as Dataflow's API returns it.
+
+    Args:
+        project: The id of the project.
+        region: The region of the job.
+        job_id: The id of the job.
+    """
     jobs = connect("dataflow", "v1b3").projects().locations().jobs()
     return dict(execute(jobs.get(projectId=project, location=region, jobId=job_id)))
 
 
 def job_errors(project: str, region: str, job_id: str) -> list[str]:
-    """Return the last three error messages that Dataflow logged for a job."""
+    """Return the last three error messages that Dataflow logged for a job.
+
+    Args:
+        project: The id of the project.
+        region: The region of the job.
+        job_id: The id of the job.
+    """
     messages = connect("dataflow", "v1b3").projects().locations().jobs().messages()
     request = messages.list(
         projectId=project, location=region, jobId=job_id, minimumImportance="JOB_MESSAGE_ERROR"
@@ -86,7 +114,13 @@ def job_errors(project: str, region: str, job_id: str) -> list[str]:
 
 
 def job_metrics(project: str, region: str, job_id: str) -> list[dict[str, Any]]:
-    """Return the metrics of a job, as MetricUpdates."""
+    """Return the metrics of a job, as MetricUpdates.
+
+    Args:
+        project: The id of the project.
+        region: The region of the job.
+        job_id: The id of the job.
+    """
     jobs = connect("dataflow", "v1b3").projects().locations().jobs()
     request = jobs.getMetrics(projectId=project, location=region, jobId=job_id)
     return list(execute(request).get("metrics", []))
@@ -126,7 +160,13 @@ def _time(moment: datetime) -> str:
 
 
 def publish(topic: str, text: str, attributes: Mapping[str, str]) -> None:
-    """Publish a message to the topic `projects/P/topics/T`."""
+    """Publish a message.
+
+    Args:
+        topic: The topic, as `projects/P/topics/T`.
+        text: The text of the message, sent as UTF-8.
+        attributes: The attributes of the message.
+    """
     message = {"data": base64.b64encode(text.encode()).decode(), "attributes": dict(attributes)}
     topics = connect("pubsub", "v1").projects().topics()
     execute(topics.publish(topic=topic, body={"messages": [message]}))

@@ -83,20 +83,20 @@ def judge_stream(
     name, limits = job["name"], job["limits"]
     if seen is None:
         return [
-            f"{name}: expected a running job, found none: start it again with python -m "
-            f"pipelines.launch --job_name {name}; until then its subscription keeps the messages "
-            "for its retention time"
+            f"{name}: expected a running job, found none: start it again with the command that "
+            f"started it (python -m pipelines.launch stream_local ... --job_name {name}); until "
+            "then, its subscription keeps the messages for its retention time"
         ]
     attach = f"python -m pipelines.launch --attach {seen['id']} {place}"
     if seen["state"] != "JOB_STATE_RUNNING":
         return [f"{name}: expected JOB_STATE_RUNNING, got {seen['state']}: {attach}"]
     found = [
-        f"{name}: expected {what} of at most {limits[limit]:,}, got {seen[key]:,}: {attach}; allow "
+        f"{name}: the {what} is {seen[key]:,}, expected at most {limits[limit]:,}: {attach}; allow "
         "more workers (--max_num_workers), or fix the error if one repeats"
         for key, what, limit in (
-            ("lag", "a system lag in seconds", "max_system_lag_seconds"),
-            ("waiting", "a number of waiting messages", "max_waiting_messages"),
-            ("oldest", "an age of the oldest message in seconds", "max_oldest_message_seconds"),
+            ("lag", "system lag in seconds", "max_system_lag_seconds"),
+            ("waiting", "number of waiting messages", "max_waiting_messages"),
+            ("oldest", "age of the oldest message in seconds", "max_oldest_message_seconds"),
         )
         if seen[key] is not None and seen[key] > limits[limit]
     ]

@@ -103,7 +103,7 @@ def _drift(
         shift = abs(mean - previous["score_mean"]) / spread
         if shift > allowed:
             yield (
-                f"expected a mean score within {allowed:g} standard deviations of run "
-                f"{previous['run_id']} ({previous['score_mean']:g}, {spread:g}), got {mean:g}, "
-                f"{shift:.2f} away: {todo}"
+                f"expected a mean score within {allowed:g} standard deviations of that of run "
+                f"{previous['run_id']} (mean {previous['score_mean']:g}, standard deviation "
+                f"{spread:g}); got {mean:g}, which is {shift:.2f} away: {todo}"
             )

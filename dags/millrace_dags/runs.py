@@ -55,11 +55,21 @@ def known(place: str, given: Mapping[str, Any], names: Mapping[str, Any]) -> dic
 
 
 def needed(place: str, given: Mapping[str, Any], names: tuple[str, ...]) -> None:
-    """Raise SettingsError with all names that are missing."""
+    """Raise SettingsError with all names that are missing.
+
+    Args:
+        place: Where the values are set, for the message.
+        given: The given values.
+        names: The names that must have a value.
+
+    Raises:
+        SettingsError: A name has no value, or an empty one.
+    """
     missing = [name for name in names if not given.get(name)]
     if missing:
         raise SettingsError(
-            f"{place}: missing {', '.join(missing)}: see the example in docs/runbook.md"
+            f"{place}: missing {', '.join(missing)}: see the example in "
+            "docs/how-to/schedule-with-composer.md"
         )
 
 
@@ -132,7 +142,9 @@ def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _parameters(given: Mapping[str, Any], values: Mapping[str, str]) -> dict[str, str]:
     """Convert the values of parameters to texts, as a template takes them."""
     if "run_id" in given:
-        raise SettingsError(f"{PLACE}: parameters.run_id: the DAG chooses the run id: leave it out")
+        raise SettingsError(
+            f"{PLACE}: parameters.run_id: the DAG chooses the run id: leave out run_id"
+        )
     return {name: _text(value, values) for name, value in given.items() if value is not None}
 
 
@@ -149,8 +161,8 @@ def _text(value: Any, values: Mapping[str, str]) -> str:
 def report_path(parameters: Mapping[str, str], temp: str | None, run_id: str) -> str:
     """Return the path of the report of a run.
 
-    The report is in the run's folder of the first files that the run writes. If it writes only
-    tables, the report is in the temp location.
+    The report is in the run's folder, under --output_files or else --dead_letter_files. If the run
+    writes only tables, the report is in the temp location.
 
     Args:
         parameters: The parameters of the template.

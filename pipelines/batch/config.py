@@ -53,7 +53,7 @@ class Query:
     """A BigQuery query to read.
 
     Attributes:
-        sql: The text of the query, or @ and the path of a file with it.
+        sql: The text of the query, or @ followed by the path of a file that holds it.
         max_bytes: The maximum number of bytes that it may scan, or None.
     """
 

@@ -43,9 +43,9 @@ class RowsToWrite:
     """What is known of the output rows before the run.
 
     Attributes:
-        schema: Their columns.
+        schema: The columns of the rows.
         time_column: The column by which new tables are partitioned.
-        provenance: The run and the model that they name.
+        provenance: The run and the model that the rows name.
     """
 
     schema: pa.Schema

@@ -31,8 +31,8 @@ class ScoreRows(beam.PTransform):
     Attributes:
         source: A PTransform that returns transforms.files.read.Read.
         facts: What the report states besides its counts.
-        topics: Pub/Sub topics by part (scores or dead letters). Their rows are also published, at
-            least once and before the commit.
+        topics: A Pub/Sub topic for each part (scores or dead letters) that is also published. Its
+            rows are published at least once, before the commit.
         cloud: The Cloud that publishes. Needed only for topics.
         temporary: Folders whose staged files are deleted after the commit.
         launcher: The id of this process if the workers are its threads or children, else None.

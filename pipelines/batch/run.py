@@ -117,7 +117,7 @@ def fields_of(model: ModelConfig, manifest: Manifest) -> OutputFields:
 
     Args:
         model: The configuration of the model, which names the fields.
-        manifest: The manifest, which names them otherwise.
+        manifest: The manifest, whose fields are written if the configuration names none.
 
     Raises:
         UsageError: If the model or the source cannot have these fields.
@@ -240,7 +240,7 @@ def run(
             discard(folder)
         if isinstance(error, KeyboardInterrupt) and is_in_place(graph.report_folder):
             raise KeyboardInterrupt(
-                f"the run was already complete, see {graph.report_folder.report}"
+                f"the run was already complete: see {graph.report_folder.report}"
             ) from error
         raise
     report = read_report(graph.report_folder.report)
@@ -296,7 +296,7 @@ def check_dead_letters(report: Mapping[str, Any], limit: float) -> None:
     if not too_many(dead, rows, limit):
         return
     kind, places = report["dead_letters"][0], " or ".join(report["dead_letter_output"])
-    why = f"more than --max_dead_letter_share {limit * 100:g} %"
+    why = f"more than --max_dead_letter_share {limit:g}"
     if dead <= limit * rows:
         why = "and a run fails if it scores no row"
     todo = f"fix the source or the model, and run again with --run_id {report['run_id']}"

@@ -122,9 +122,8 @@ def check_files(
     files = [(file.path, file_format or format_of(file.path)) for file in match_files(patterns)]
     found = next((file for file in files if has_rows(*file)), None)
     if found is None:
-        raise InputError(
-            f"the input is empty: {files[0][0]} has no rows, and neither has any other file"
-        )
+        others = ", nor does any other file" if len(files) > 1 else ""
+        raise InputError(f"the input is empty: {files[0][0]} has no rows{others}")
     schema = file_schema(*found)
     if schema is not None:
         check_columns(schema, found[0], columns, fields)
@@ -189,7 +188,7 @@ def _open_bigquery(
 
 
 def read_text(text: str, flag: str) -> str:
-    """Return the text of a flag, which may be @ and the path of a file with the text.
+    """Return the text of a flag, which may be @ followed by the path of a file that holds it.
 
     Args:
         text: The value of the flag.

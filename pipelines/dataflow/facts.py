@@ -71,7 +71,7 @@ class JobFacts:
         return {PREFIX + name: value for name, value in values.items() if value is not None}
 
     def labels(self) -> dict[str, str]:
-        """Return the labels of the job, in the characters that Dataflow allows."""
+        """Return the labels of the job, with only the characters that Dataflow allows."""
         values = {
             "pipeline": self.pipeline,
             "run": self.run_id,
@@ -138,6 +138,6 @@ def _labels_of_dict(text: str) -> dict[str, str]:
     if isinstance(found, dict) and all(isinstance(v, str) for kv in found.items() for v in kv):
         return found
     raise UsageError(
-        f"--labels {text} is invalid: use KEY=VALUE with lowercase letters, digits, _ and -, "
-        "starting with a letter"
+        f"--labels {text} is invalid: use KEY=VALUE, both of lowercase letters, digits, _ and -, "
+        "with KEY starting with a letter"
     )

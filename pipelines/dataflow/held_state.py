@@ -45,5 +45,10 @@ def losing(old: Mapping[str, str], new: Mapping[str, str], mapping: Mapping[str,
 
 
 def leaves(name: str, steps: Iterable[str]) -> list[str]:
-    """Return the steps within a group of steps; empty if the name is not a group's."""
+    """Return the steps within a group of steps; empty if the name is not a group's.
+
+    Args:
+        name: The name of the group.
+        steps: The names of all steps.
+    """
     return [step for step in steps if step.startswith(f"{name}/")]

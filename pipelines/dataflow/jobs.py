@@ -228,7 +228,7 @@ class Jobs:
         return JobMessages(errors, news, workers)
 
     def backlog(self, job: Job) -> dict[str, float]:
-        """Return how much a stream has still to process, as far as Cloud Monitoring knows it.
+        """Return how much a stream still has to process, as far as Cloud Monitoring knows it.
 
         Returns:
             `lag` (seconds), `seconds` of estimated processing time and `bytes` of the job, and

@@ -25,7 +25,8 @@ _ADVICE = (
     ),
     (
         r"ZONE_RESOURCE_POOL_EXHAUSTED|does not have enough resources|stockout",
-        "the zone has no such machines now: try another --machine_type, --worker_zone or --region",
+        "the zone has no such machines available at the moment: try another --machine_type, "
+        "--worker_zone or --region",
     ),
     (
         r"(image|container).*(not found|pull|does not exist|denied|unauthori)|ImagePull",
@@ -69,7 +70,7 @@ def reasons(texts: Sequence[str], news: Sequence[str] = (), most: int = 3) -> li
     Args:
         texts: The job's error messages, oldest first.
         news: All other messages of the job.
-        most: How many reasons to return at most: the last ones.
+        most: The maximum number of reasons to return. The last ones are kept.
     """
     causes: dict[str, None] = {}
     empty: dict[str, None] = {}

@@ -50,7 +50,7 @@ class JobMetrics:
     service: Mapping[str, float] = field(default_factory=dict)
 
     def rows(self) -> int:
-        """Return how many rows were received; if that was not counted, how many were inferred."""
+        """Return how many rows were received, or else how many rows the model processed."""
         received = self.counters.get("rows_received", 0)
         return int(received or self.counters.get("rows_inferred", 0))
 
@@ -109,7 +109,12 @@ class Look:
 
 
 def rate(now: Look, before: Look | None) -> float | None:
-    """Return the rows per second between two looks; None if they cannot be computed."""
+    """Return the rows per second between two looks; None if they cannot be computed.
+
+    Args:
+        now: The later look.
+        before: The earlier look, None if there was none.
+    """
     if before is None or now.seconds <= before.seconds:
         return None
     return max(0.0, (now.metrics.rows() - before.metrics.rows()) / (now.seconds - before.seconds))

@@ -57,7 +57,7 @@ _PROJECT = re.compile(PipelineOptionsValidator.PROJECT_ID_PATTERN)
 
 
 def reach(parsed: Parsed, options: PipelineOptions) -> Endpoints:
-    """Return the endpoints of a run; for a Dataflow job, first check what would make it fail.
+    """Return the service addresses of a run, after a check of what would make a Dataflow job fail.
 
     The checks happen before anything is read or created.
 
@@ -93,7 +93,10 @@ def reach(parsed: Parsed, options: PipelineOptions) -> Endpoints:
 
 
 def _region(google: GoogleCloudOptions) -> str | None:
-    """Return the value of the flag, not Beam's default, for which it would run gcloud."""
+    """Return the value of the flag.
+
+    Beam's own default is not used, because Beam runs gcloud to find it.
+    """
     return google.get_all_options(drop_default=True).get("region")  # type: ignore[no-any-return]
 
 
@@ -117,12 +120,13 @@ def _check_names(google: GoogleCloudOptions) -> None:
         raise UsageError(f"--region {region}: unknown region{near}; use one such as us-central1")
     if not _PROJECT.fullmatch(google.project):
         raise UsageError(
-            f"--project {google.project} is invalid: use the id of the project, not its number"
+            f"--project {google.project} is invalid: use the id of the project: lowercase letters, "
+            "digits and -, starting with a letter (not its number or its name)"
         )
     if not _NAME.fullmatch(google.job_name):
         raise UsageError(
             f"--job_name {google.job_name} is invalid: use lowercase letters, digits and -, "
-            "starting with a letter"
+            "starting with a letter and not ending with -"
         )
     labels_of(google.labels or ())
 
@@ -134,7 +138,7 @@ def _check_workers(workers: WorkerOptions) -> None:
 
 
 def _on_this_machine(google: GoogleCloudOptions) -> bool:
-    """Return whether the workers run on this machine, as with a stand-in; Beam's own rule."""
+    """Return whether the workers run on this machine, as with a stand-in. This is Beam's rule."""
     return "localhost" in google.dataflow_endpoint
 
 
@@ -150,9 +154,9 @@ def _check_image(options: PipelineOptions) -> None:
     )
     if not any(providers):
         raise UsageError(
-            "Dataflow workers lack this package and torch: add --sdk_container_image IMAGE "
-            "(`make image` builds one), or --setup_file ./setup.py, which each worker installs at "
-            "its start"
+            "Dataflow workers lack Millrace and torch: add --sdk_container_image IMAGE (`make "
+            "image` builds one), or --setup_file ./setup.py, which each worker installs when it "
+            "starts"
         )
 
 
@@ -276,7 +280,7 @@ def start(
     is_started = google.template_location is None
     log = logging.getLogger("apache_beam")
     if log.level == logging.CRITICAL:
-        # Beam logs the response of Dataflow before it raises it as an error.
+        # Beam logs Dataflow's response and then raises it as an error.
         log.setLevel(logging.CRITICAL + 1)
     what = f"job {google.job_name} cannot be started"
     interruptible = starting(*place, google.job_name, endpoints) if is_started else nullcontext()
@@ -303,7 +307,7 @@ def start(
 
 
 def _with_dataflow(endpoints: Endpoints, google: GoogleCloudOptions) -> Endpoints:
-    """Return the endpoints with the value of Beam's own `--dataflow_endpoint`, if it is given."""
+    """Return the service addresses, with Beam's own `--dataflow_endpoint` if it is given."""
     aimed = google.get_all_options(drop_default=True).get("dataflow_endpoint")
     return replace(endpoints, dataflow=aimed) if aimed else endpoints
 

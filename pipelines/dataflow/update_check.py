@@ -30,8 +30,8 @@ _KINDS = {
 }
 
 _LOSS = (
-    "the messages in it are already acknowledged and would be lost; drain the running job first, "
-    "or pass --allow_state_loss"
+    "the messages in it are already acknowledged and would be lost; to accept this, pass "
+    "--allow_state_loss"
 )
 
 
@@ -99,7 +99,7 @@ def _about_gone(
     if kept:
         yield (
             f"{', '.join(kept)} may hold messages that are already acknowledged: start the new "
-            "pipeline with the flag that adds this step, or drain the running job first"
+            "pipeline with the flag that adds this step"
         )
         return
     yield (
@@ -143,7 +143,7 @@ def check_update(pipeline: beam.Pipeline, cloud: Cloud, *, allow_state_loss: boo
 
     Args:
         pipeline: The new stream, which is not started. Its options name the job.
-        cloud: The project, the endpoints and how long to retry.
+        cloud: The project, the service addresses and how long to retry.
         allow_state_loss: As for `compare`.
 
     Raises:
@@ -178,10 +178,11 @@ def check_update(pipeline: beam.Pipeline, cloud: Cloud, *, allow_state_loss: boo
     if faults:
         raise UpdateRefused(
             f"--update: this pipeline cannot replace job {running.name} ({running.ident}): "
-            f"{'; '.join(faults)}; or drain it, and start the new one without --update"
+            f"{'; '.join(faults)}. To start it anyway, drain the running job, and start this "
+            "pipeline without --update"
         )
 
 
 def _endpoints(cloud: Cloud, google: Any) -> Any:
-    """Return the endpoints with the address of Dataflow that Beam uses."""
+    """Return the service addresses with the address of Dataflow that Beam uses."""
     return replace(cloud.endpoints, dataflow=google.dataflow_endpoint)

@@ -48,8 +48,8 @@ def command(name: str) -> Command:
     pipeline = PIPELINES[name]
     return Command(
         name=f"launch {name}",
-        about=f"{pipeline.about} Runs on Dataflow, from this source or from a template; --dry_run "
-        "checks everything and prints the whole request, but starts nothing.",
+        about=f"{pipeline.about} This command runs it on Dataflow, from this source or from a "
+        "template; --dry_run checks everything and prints the whole request, but starts nothing.",
         options=(LaunchOptions, *pipeline.options),
         run=f"pipelines.launch.run:{name}",
     )

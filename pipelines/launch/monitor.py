@@ -136,7 +136,9 @@ class Monitor:
         try:
             return self.jobs.backlog(job)
         except ModuleNotFoundError:
-            self._without_backlog("install it with pip install 'millrace[resources]'")
+            self._without_backlog(
+                "google-api-python-client is not installed: run pip install 'millrace[resources]'"
+            )
         except exceptions.Forbidden as error:
             advice = "grant the account the role roles/monitoring.viewer"
             self._without_backlog(f"{explain(error).partition('; ')[0]}; {advice}")
@@ -185,11 +187,13 @@ class Monitor:
             raise JobError(self._failure(job))
         if job.state == "cancelled":
             self.screen.say(
-                f"cancelled after {took}: messages that it had not acknowledged are still in the "
-                "subscription"
+                f"cancelled after {took}: messages that the job had not acknowledged are still in "
+                "the subscription"
             )
             return CANCELLED
-        self.screen.say(f"{job.state} after {took}: all messages that it had received are written")
+        self.screen.say(
+            f"{job.state} after {took}: all messages that the job had received are written"
+        )
         return DONE
 
     def _failure(self, job: Job) -> str:

@@ -18,8 +18,8 @@ from pipelines.options.launch import LaunchOptions
 
 _DRIVER = "install-nvidia-driver"
 ONE_PROCESS, MPS = "no_use_multiple_sdk_containers", "use_nvidia_mps"
-# The family of machine types that can have a GPU. Other families come with their GPUs; only N1
-# machines have them attached.
+# The machine family for each type of GPU. A2, A3 and G2 machines come with their GPUs; GPUs are
+# attached only to N1 machines.
 _MACHINES = {
     "nvidia-l4": "g2-",
     "nvidia-tesla-t4": "n1-",
@@ -37,8 +37,8 @@ class Preset:
     """The workers of a job.
 
     Attributes:
-        fewest: The smallest number of workers; None leaves it to Dataflow.
-        most: The largest number of workers.
+        fewest: The minimum number of workers; None leaves it to Dataflow.
+        most: The maximum number of workers.
         accelerator: The GPUs of each worker, as TYPE:COUNT.
         flexrs_goal: The goal of FlexRS scheduling.
     """
@@ -85,14 +85,15 @@ def choose_preset(launch: LaunchOptions, pipeline: str) -> Preset:
     name = launch.preset or ("stream" if streaming else "batch")
     if (name, streaming) not in _PRESETS:
         other = "stream" if name == "batch" else "batch"
+        usable = (other, "cheap") if pipeline.endswith("vertex") else (other, "gpu", "cheap")
         raise UsageError(
-            f"--preset {name} does not apply to {pipeline}; choose from {other}, gpu, cheap"
+            f"--preset {name} does not apply to {pipeline}; choose from {', '.join(usable)}"
         )
     preset = _PRESETS[name, streaming]
     if (preset.accelerator or launch.accelerator) and pipeline.endswith("vertex"):
         raise UsageError(
-            f"the model of {pipeline} is behind an endpoint, so its workers need no GPU: leave "
-            "--preset gpu and --accelerator out"
+            f"the model of {pipeline} is behind an endpoint, so its workers need no GPU: leave out "
+            "--preset gpu and --accelerator"
         )
     return preset
 
@@ -101,7 +102,8 @@ def complete(given: Mapping[str, Any], launch: LaunchOptions, pipeline: str) -> 
     """Return all flags of a job: those that were given, completed from its preset.
 
     Args:
-        given: Dataflow's flags that were given, by Beam's names of options, lists as lists.
+        given: The given flags of Dataflow: a value, or a list of values, by Beam's name of the
+            option.
         launch: The flags of the launch command.
         pipeline: The name of the pipeline, such as `batch_local`.
 
@@ -144,7 +146,7 @@ def complete(given: Mapping[str, Any], launch: LaunchOptions, pipeline: str) -> 
 
 
 def _fewest(preset: Preset, flags: Mapping[str, Any]) -> int | None:
-    """Return a preset's smallest number of workers, at most the largest number of the flags."""
+    """Return a preset's minimum number of workers, but no more than --max_num_workers."""
     if preset.fewest is None or flags.get("autoscaling_algorithm") == "NONE":
         return None
     return min(preset.fewest, int(flags["max_num_workers"])) or None
@@ -182,10 +184,13 @@ def value_of(options: Sequence[str], name: str) -> str | None:
 
 _PROJECT = r"([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]"
 _PATTERNS = {
-    "project": (_PROJECT, "6 to 30 of a-z, 0-9 and -, starting with a letter"),
+    "project": (
+        _PROJECT,
+        "6 to 30 characters: a-z, 0-9 and -, starting with a letter and not ending with -",
+    ),
     "job_name": (
         r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?",
-        "1 to 63 of a-z, 0-9 and -, starting with a letter",
+        "1 to 63 characters: a-z, 0-9 and -, starting with a letter and not ending with -",
     ),
     "service_account_email": (r"[^@\s]+@[^@\s]+\.[^@\s]+", "the email address of an account"),
     "subnetwork": (
@@ -251,9 +256,12 @@ def _check_workers(flags: Mapping[str, Any]) -> list[str]:
     kind = re.sub(r"^type:([^;]*).*", r"\1", accelerator)
     family, machine = _MACHINES.get(kind), flags["machine_type"]
     if family and not machine.startswith((family, "custom")):
-        wrong.append(f"--machine_type {machine} cannot have {kind}: expected a {family}* machine")
+        wrong.append(
+            f"--machine_type {machine} cannot have {kind}: expected a machine type that "
+            f"starts with {family}"
+        )
     if accelerator and MPS in accelerator and ONE_PROCESS in flags["experiments"]:
-        wrong.append(f"--experiments {ONE_PROCESS} is the opposite of {MPS}: leave one out")
+        wrong.append(f"--experiments {ONE_PROCESS} is the opposite of {MPS}: leave out one of them")
     return wrong
 
 
@@ -265,7 +273,7 @@ def _check_places(flags: Mapping[str, Any]) -> list[str]:
             wrong.append(f"--{name} is in {found[1]}, but --region is {region}")
     zone = flags.get("worker_zone")
     if zone and flags.get("worker_region"):
-        wrong.append("--worker_zone and --worker_region exclude each other: leave one out")
+        wrong.append("--worker_zone and --worker_region exclude each other: leave out one of them")
     return wrong
 
 
@@ -274,11 +282,13 @@ def _check_scheduling(flags: Mapping[str, Any], streaming: bool) -> list[str]:
         return []
     wrong = []
     if streaming:
-        wrong.append("--flexrs_goal applies to batch pipelines; this is a stream: leave it out")
+        wrong.append(
+            "--flexrs_goal applies to batch pipelines; this is a stream: leave out --flexrs_goal"
+        )
     if value_of(flags["dataflow_service_options"], "worker_accelerator"):
-        wrong.append("FlexRS has no GPUs: leave --flexrs_goal or the accelerator out")
+        wrong.append("FlexRS does not support GPUs: leave out --flexrs_goal or the accelerator")
     if flags.get("worker_zone") or flags.get("zone"):
-        wrong.append("FlexRS chooses the zone itself: leave --worker_zone out")
+        wrong.append("FlexRS chooses the zone itself: leave out --worker_zone")
     if flags.get("autoscaling_algorithm") == "NONE":
-        wrong.append("FlexRS chooses the number of workers: leave --autoscaling_algorithm out")
+        wrong.append("FlexRS chooses the number of workers: leave out --autoscaling_algorithm")
     return wrong

@@ -39,7 +39,7 @@ _ELSEWHERE = {
     *("autoscaling_algorithm", "enable_streaming_engine", "save_main_session", "dry_run"),
     *("dataflow_endpoint", "no_auth"),
 }
-# Options that only a launch from source can use: the image of a template is complete.
+# Options that only a launch from source can use: the image of a template already contains all code.
 _OF_SOURCE = (
     *("setup_file", "requirements_file", "extra_packages", "template_location"),
     "prebuild_sdk_container_engine",
@@ -49,8 +49,9 @@ _OF_SOURCE = (
 # machine.
 _IMPERSONATE = (
     "--impersonate_service_account does not apply to a template, which is launched with the "
-    "credentials of this machine: leave it out, and first run `gcloud auth application-default "
-    "login --impersonate-service-account ACCOUNT`; the job runs as --service_account_email"
+    "credentials of this machine: leave out --impersonate_service_account, and first run `gcloud "
+    "auth application-default login --impersonate-service-account ACCOUNT`; the job runs as "
+    "--service_account_email"
 )
 _MODES = {
     True: "STREAMING_MODE_AT_LEAST_ONCE",
@@ -78,7 +79,8 @@ def launch_request(
         UsageError: A flag cannot be used with a template.
     """
     wrong = [
-        f"--{name} does not apply to a template, whose image is complete: leave it out"
+        f"--{name} does not apply to a template, because its image already contains all code: "
+        f"leave out --{name}"
         for name in _OF_SOURCE
         if flags.get(name)
     ]

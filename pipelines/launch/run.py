@@ -47,8 +47,8 @@ def launch(name: str, parsed: Parsed) -> int:
         The exit code.
 
     Raises:
-        UsageError: A flag is invalid. Nothing has started, as with all errors that the pipeline's
-            own command raises.
+        UsageError: A flag is invalid. Nothing has been started then. The same holds for all errors
+            of the pipeline's own command.
         JobError: The job cannot be started, or it failed.
     """
     from pipelines.beam_args import given_flags
@@ -59,10 +59,12 @@ def launch(name: str, parsed: Parsed) -> int:
     given = given_flags(parsed.beam_args)
     if not is_dataflow(given.get("runner", DATAFLOW)):
         raise UsageError(
-            f"--runner {given['runner']}: this command always runs on Dataflow: leave it out"
+            f"--runner {given['runner']}: this command always runs on Dataflow: leave out --runner"
         )
     if given.get("update") and not name.startswith("stream"):
-        raise UsageError(f"--update replaces a stream; {name} is a batch pipeline: leave it out")
+        raise UsageError(
+            f"--update replaces a stream; {name} is a batch pipeline: leave out --update"
+        )
     if given.get("transform_name_mapping") and not given.get("update"):
         raise UsageError("--transform_name_mapping has no effect without --update")
     needed = {flag: given.get(flag) for flag in ("project", "region", "temp_location")}
@@ -79,10 +81,11 @@ def launch(name: str, parsed: Parsed) -> int:
 
 
 def added_args(given: Mapping[str, Any], job: Mapping[str, Any]) -> list[str]:
-    """Return as arguments the flags of a job that were not given.
+    """Return, as arguments, the flags of a job that were not given.
 
     Args:
-        given: Flags that were given, by Beam's names of options, lists as lists.
+        given: The given flags of Dataflow: a value, or a list of values, by Beam's name of the
+            option.
         job: All flags of the job, in the same form.
     """
     added = []
@@ -192,7 +195,7 @@ def _read_spec(template: str, own: Parsed, job: Mapping[str, Any]) -> dict[str, 
 
 
 def _check_update(name: str, own: Parsed, job: Mapping[str, Any]) -> None:
-    """Compare the running job with the pipeline of this source, by a dry run.
+    """Compare the running job with the pipeline of this source, with a dry run.
 
     This assumes that the template's image has the same version as this source.
     """
@@ -242,7 +245,7 @@ def _monitor(jobs: Jobs, poll_seconds: int, own: Parsed) -> Monitor:
 
 
 def attach(parsed: Parsed) -> int:
-    """Follow a job that is already started to its end.
+    """Follow a running job to its end.
 
     Args:
         parsed: The flags of `launch --attach`.

@@ -112,9 +112,9 @@ class FailureOptions:
     )
     dead_letter_table: str | None = dead_letter_table_flag()
     max_dead_letter_share: float = flag(
-        "fail the run (exit code 1) if a larger share of its rows, from 0 to 1, are dead letters; "
-        "a run that scores no row always fails. The output stays in place, and the report says "
-        "that the run failed",
+        "fail the run (exit code 1) if the share of its rows that are dead letters is above this "
+        "number from 0 to 1; a run that scores no row always fails. The output stays in place, and "
+        "the report says that the run failed",
         0.5,
         label="Maximum share of dead letters",
         param_type="NUMBER",

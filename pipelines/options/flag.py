@@ -195,7 +195,7 @@ def _checked(f: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
             raise UsageError(f"--{f.name} must list at least one value, got {' '.join(value)!r}")
         return parts
     if value == "":
-        raise UsageError(f"--{f.name} has an empty value: give it a value, or leave the flag out")
+        raise UsageError(f"--{f.name} has an empty value: give it a value, or leave out --{f.name}")
     if isinstance(value, bool):
         return value
     choices, plain = choices_of(hint), plain_type(hint)

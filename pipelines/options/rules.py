@@ -71,7 +71,7 @@ def check_batch(pipeline: str, parsed: Parsed, program: str | None = None, **als
         pipeline: The name of the pipeline, such as `batch_local`.
         parsed: The command line.
         program: The command that errors name, if it is not the pipeline itself.
-        also: Further flags that the command needs, by name. None marks a missing one.
+        also: Other flags that the command needs, by name. None marks a missing one.
 
     Raises:
         UsageError: If a flag is missing, contradicts another, or would have no effect.
@@ -95,7 +95,7 @@ def check_stream(pipeline: str, parsed: Parsed, program: str | None = None, **al
         pipeline: The name of the pipeline, such as `stream_local`.
         parsed: The command line.
         program: The command that errors name, if it is not the pipeline itself.
-        also: Further flags that the command needs, by name. None marks a missing one.
+        also: Other flags that the command needs, by name. None marks a missing one.
 
     Raises:
         UsageError: If a flag is missing, contradicts another, or would have no effect.
@@ -168,12 +168,13 @@ def check_together(parsed: Parsed) -> None:
             raise UsageError(f"{' and '.join(both)} cannot be combined: use only one of them")
     for name, others in _NEEDS.items():
         if name in given and given.isdisjoint(others):
+            add = "add it" if len(others) == 1 else "add one of them"
             raise UsageError(
-                f"--{name} has no effect without {_flags(others)}: add it, or drop --{name}"
+                f"--{name} has no effect without {_flags(others)}: {add}, or leave out --{name}"
             )
     for name, (others, why) in _IDLE_BESIDE.items():
         if name in given and (other := next((o for o in others if o in given), None)):
-            raise UsageError(f"--{name} has no effect with --{other}, {why}: drop --{name}")
+            raise UsageError(f"--{name} has no effect with --{other}, {why}: leave out --{name}")
 
 
 def _given(group: Any) -> set[str]:

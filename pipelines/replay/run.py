@@ -52,7 +52,7 @@ def run_local(parsed: Parsed) -> None:
     if isinstance(config.source, LettersInSubscription) and not runs_in_process(options):
         raise UsageError(
             "--input_subscription is read by this process, which holds the messages until their "
-            "rows are written: leave --runner out, or have the stream write its dead letters to a "
+            "rows are written: leave out --runner, or have the stream write its dead letters to a "
             "table and replay that"
         )
     endpoints = reach(parsed, options)
@@ -153,7 +153,7 @@ def _row_format(config: ReplayConfig, manifest: Manifest, fields: OutputFields) 
     for flag in config.of_messages:
         raise UsageError(
             f"--{flag} applies only to dead letters of streams, and these are of batch runs: "
-            f"drop --{flag}"
+            f"leave out --{flag}"
         )
     row_format = RowFormat(manifest, config.messages.id_column, fields.source)
     return MessageFormat(row_format, max_bytes=sys.maxsize)

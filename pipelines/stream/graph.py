@@ -54,7 +54,7 @@ class ScoreStream(beam.PTransform):
         schema: The schema of the output rows.
         deduplicate_seconds: As in StreamConfig.
         max_batch_wait_ms: As in StreamConfig.
-        batch_rows: The largest number of rows in a batch.
+        batch_rows: The maximum number of rows in a batch.
     """
 
     source: beam.PTransform
@@ -95,7 +95,7 @@ class ScoreStream(beam.PTransform):
         return rows
 
     def _write(self, rows: beam.PCollection[pa.RecordBatch]) -> list[beam.PCollection]:
-        """Write rows to the sinks; return the failure records of rows that a sink rejects."""
+        """Write rows to the sinks; return the dead letters of rows that a sink rejects."""
         to, refused = self.sinks, []
         if to.topic is not None:
             publish = PublishBatches(self.cloud, to.topic, "rows", self.provenance)

@@ -171,7 +171,7 @@ def _reported(
 
 
 def _every(seconds: float, steps: Iterator[None]) -> Iterator[None]:
-    """Yield for those steps that are at least so many seconds apart."""
+    """Yield for steps that are at least `seconds` seconds apart."""
     last = time.monotonic()
     for _ in steps:
         if time.monotonic() - last > seconds:

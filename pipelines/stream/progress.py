@@ -76,7 +76,7 @@ def count_decoded(count: Count) -> None:
 
 
 def count_dead_letters(failures: pa.RecordBatch) -> None:
-    """Count failure records."""
+    """Count dead letters."""
     Metrics.counter("millrace", "rows_dead_lettered").inc(failures.num_rows)
     with _lock:
         if _tally is not None:
@@ -165,15 +165,15 @@ def check_balance(tally: Tally, again: int) -> None:
     """
     if not tally.pulled - again <= tally.decoded <= tally.pulled:
         raise BalanceError(
-            f"messages are missing or doubled: {tally.pulled:,} were pulled, {tally.decoded:,} "
-            "decoded; messages that are not acknowledged will be delivered again: run again, and "
-            "report this if it happens again"
+            f"messages are missing or duplicated: {tally.pulled:,} were pulled, {tally.decoded:,} "
+            "were decoded; messages that are not acknowledged will be delivered again: run again, "
+            "and report this if it happens again"
         )
     if tally.received != tally.scored + tally.dead_letters:
         raise BalanceError(
-            f"rows are missing or doubled: {tally.received:,} were received, {tally.scored:,} "
-            f"scored, {tally.dead_letters:,} are dead letters; messages that are not acknowledged "
-            "will be delivered again: run again, and report this if it happens again"
+            f"rows are missing or duplicated: {tally.received:,} were received, {tally.scored:,} "
+            f"were scored, {tally.dead_letters:,} are dead letters; messages that are not "
+            "acknowledged will be delivered again: run again, and report this if it happens again"
         )
 
 

@@ -127,7 +127,7 @@ def score_stream(
         manifest: The manifest of the model.
         fields: The fields that are written of each row.
         options: Beam's options of the run.
-        cloud: The project, the endpoints and how long to retry.
+        cloud: The project, the service addresses and how long to retry.
 
     Raises:
         UsageError: The flags exclude each other, or do not fit the model.
@@ -136,8 +136,8 @@ def score_stream(
     """
     if config.run.stop_after_seconds is not None and not runs_in_process(options):
         raise UsageError(
-            "--stop_after_seconds applies only to runs in this process: leave it out, and drain "
-            "the job to stop it"
+            "--stop_after_seconds applies only to runs in this process: leave out "
+            "--stop_after_seconds, and drain the job to stop it"
         )
     run_id = config.run.run_id or f"{utc_now():%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
     provenance = Provenance.of(manifest, run_id, config.pipeline)

@@ -81,7 +81,7 @@ def prepare_sinks(
         schema: The schema of the rows.
         fields: The fields that are written of each row.
         cluster_by: The columns by which a new table of rows is clustered.
-        cloud: The project, the endpoints and how long to retry.
+        cloud: The project, the service addresses and how long to retry.
 
     Raises:
         OutputError: A sink cannot be written.

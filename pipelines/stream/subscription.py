@@ -44,10 +44,11 @@ def check_subscription(subscription: Any, output_topics: list[str]) -> None:
         )
     if subscription.dead_letter_policy.dead_letter_topic:
         raise UsageError(
-            f"{name} has a dead letter policy: Pub/Sub would move messages to "
-            f"{subscription.dead_letter_policy.dead_letter_topic} after some deliveries, even if "
-            "they are only waiting; remove it (gcloud pubsub subscriptions update NAME "
-            "--clear-dead-letter-policy), and use the --dead_letter_* flags for dead letters"
+            f"{name} has a dead letter policy: Pub/Sub would move a message to "
+            f"{subscription.dead_letter_policy.dead_letter_topic} after several deliveries, even "
+            "if the message is only waiting; remove the policy (gcloud pubsub subscriptions update "
+            f"{name} --clear-dead-letter-policy), and use the --dead_letter_* flags for dead "
+            "letters"
         )
     for kind, target in (
         ("pushes its messages", subscription.push_config.push_endpoint),
@@ -61,8 +62,9 @@ def check_subscription(subscription: Any, output_topics: list[str]) -> None:
     kept = subscription.message_retention_duration.total_seconds()
     if lifetime and lifetime < kept:
         raise UsageError(
-            f"{name} expires after {lifetime / 3600:,.0f} hours without a reader, before the "
-            f"{kept / 3600:,.0f} hours for which it keeps messages: set --expiration-period=never"
+            f"{name} expires after {lifetime / 3600:,.0f} hours without a reader, although it "
+            f"keeps messages for {kept / 3600:,.0f} hours: run gcloud pubsub subscriptions update "
+            f"{name} --expiration-period=never"
         )
 
 
@@ -73,7 +75,7 @@ def open_subscription(
 
     Args:
         source: The subscription, or the topic for which to create one.
-        cloud: The project, the endpoints and how long to retry.
+        cloud: The project, the service addresses and how long to retry.
         output_topics: The topics that the stream writes to.
 
     Returns:
@@ -112,7 +114,7 @@ def hidden_seconds(name: str, cloud: Cloud) -> float:
 
     Args:
         name: The full name of the subscription.
-        cloud: The project, the endpoints and how long to retry.
+        cloud: The project, the service addresses and how long to retry.
 
     Raises:
         InputError: The subscription cannot be read.
@@ -130,7 +132,7 @@ def claim(name: str, reader: str, cloud: Cloud, *, lasting: bool, shared: bool) 
     Args:
         name: The full name of the subscription.
         reader: The name of the reader, as a label value.
-        cloud: The project, the endpoints and how long to retry.
+        cloud: The project, the service addresses and how long to retry.
         lasting: Whether the reader continues after this process, as a job does.
         shared: Whether the subscription may have another reader.
 
@@ -162,7 +164,7 @@ def reader_labels(name: str, cloud: Cloud) -> dict[str, str]:
 
     Args:
         name: The full name of the subscription.
-        cloud: The project, the endpoints and how long to retry.
+        cloud: The project, the service addresses and how long to retry.
 
     Raises:
         InputError: The subscription cannot be read.
@@ -208,7 +210,7 @@ def renew(name: str, reader: str, cloud: Cloud) -> None:
     Args:
         name: The full name of the subscription.
         reader: The name of the reader, as for `claim`.
-        cloud: The project and the endpoints.
+        cloud: The project and the service addresses.
     """
     with contextlib.suppress(MillraceError):
         claim(name, reader, replace(cloud, retry_seconds=1.0), lasting=False, shared=True)
@@ -222,7 +224,7 @@ def release(
     Args:
         name: The full name of the subscription.
         reader: The name of the reader, as for `claim`.
-        cloud: The project, the endpoints and how long to retry.
+        cloud: The project, the service addresses and how long to retry.
         before: The labels of an earlier reader that continues, to set instead.
     """
     with contextlib.suppress(exceptions.GoogleAPIError):
@@ -260,7 +262,7 @@ def released(
     Args:
         name: The full name of the subscription.
         reader: The name of the reader, as for `claim`.
-        cloud: The project, the endpoints and how long to retry.
+        cloud: The project, the service addresses and how long to retry.
         always: Whether to release it also after a block that succeeds.
         before: As for `release`.
     """
@@ -280,7 +282,7 @@ def temporary(name: str, made: bool, cloud: Cloud) -> Iterator[None]:
     Args:
         name: The full name of the subscription.
         made: Whether it was created for this run.
-        cloud: The project, the endpoints and how long to retry.
+        cloud: The project, the service addresses and how long to retry.
     """
     try:
         yield

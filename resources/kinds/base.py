@@ -95,15 +95,30 @@ class Kind:
         raise NotImplementedError
 
     def repairs(self, name: str, found: str | None) -> bool:
-        """Return whether `repair` can set a property, given its name and its existing value."""
+        """Return whether `repair` can set a property.
+
+        Args:
+            name: The name of the property.
+            found: Its existing value, None if the property is missing.
+        """
         return False
 
     def repair(self, resource: Resource, names: list[str]) -> None:
-        """Set the named properties of a resource to their declared values."""
+        """Set properties of a resource to their declared values.
+
+        Args:
+            resource: The resource as declared.
+            names: The names of the properties to set.
+        """
         raise NotImplementedError
 
     def relabel(self, resource: Resource, labels: Mapping[str, str | None]) -> None:
-        """Add the labels to those of the resource, and remove those whose value is None."""
+        """Change the labels of a resource. Other labels are left alone.
+
+        Args:
+            resource: The resource.
+            labels: The labels to set, by key; None as the value removes the label.
+        """
         raise NotImplementedError
 
     def holds(self, resource: Resource) -> tuple[str, ...]:
@@ -135,7 +150,12 @@ def configs_of(labels: Mapping[str, str] | None) -> frozenset[str]:
 
 
 def merged_labels(labels: Mapping[str, str], changes: Mapping[str, str | None]) -> dict[str, str]:
-    """Return the labels after the changes of a `relabel`."""
+    """Return the labels after the changes of a `relabel`.
+
+    Args:
+        labels: The existing labels.
+        changes: The labels to set, by key; None as the value removes the label.
+    """
     merged = {**labels, **changes}
     return {key: value for key, value in merged.items() if value is not None}
 

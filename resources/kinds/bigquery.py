@@ -109,7 +109,7 @@ class Tables(_Kind):
         self.client.create_table(table, retry=self._retry)
 
     def repairs(self, name: str, found: str | None) -> bool:
-        """Return whether it is a missing column, or the number of example rows."""
+        """Return whether the property is a missing column, or the number of example rows."""
         return (name.startswith(_COLUMN) and found is None) or name == EXAMPLE_ROWS
 
     def repair(self, resource: Resource, names: list[str]) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _PEEK_SECONDS = 5.0
 _MASKS = {
     "acknowledge deadline": "ack_deadline_seconds",
-    "expires": "expiration_policy",
+    "expiration": "expiration_policy",
     "dead letter policy": "dead_letter_policy",
 }
 
@@ -83,7 +83,7 @@ class Subscriptions(Kind):
         properties = {
             "topic": found.topic,
             "acknowledge deadline": f"{found.ack_deadline_seconds} s",
-            "expires": _expiry(found),
+            "expiration": _expiry(found),
             "dead letter policy": found.dead_letter_policy.dead_letter_topic or "none",
         }
         return Found.labelled(found.labels, properties)
@@ -95,7 +95,7 @@ class Subscriptions(Kind):
         )
 
     def repairs(self, name: str, found: str | None) -> bool:
-        """Return whether it is any setting except the topic."""
+        """Return whether the property is a setting other than the topic."""
         return name in _MASKS
 
     def repair(self, resource: Resource, names: list[str]) -> None:
@@ -194,4 +194,4 @@ def _expiry(subscription: Subscription) -> str:
     kept = subscription.message_retention_duration.total_seconds()
     if lifetime and lifetime < kept:
         return f"after {lifetime / 3600:,.0f} hours without a reader"
-    return "not before its messages"
+    return "later than its messages"

@@ -25,8 +25,8 @@ _POLL_SECONDS = 1.0
 class RegistryModels(Kind):
     """Registered models with all their versions. Setup never creates one.
 
-    A deployment does not know the configuration. A model with files in another bucket therefore
-    counts as that of another configuration.
+    A deployment does not record its configuration. A model whose files are in another bucket is
+    therefore treated as another configuration's.
 
     Attributes:
         bucket: The bucket of the configuration.

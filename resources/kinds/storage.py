@@ -50,7 +50,7 @@ class Buckets(Kind):
         return Found.labelled(bucket.labels, {"location": bucket.location.lower()})
 
     def create(self, resource: Resource) -> None:
-        """Create a bucket that only roles give access to, and never the public."""
+        """Create a bucket to which only roles give access, and which is never public."""
         bucket = self.client.bucket(resource.name)
         bucket.labels = dict(self.labels)
         bucket.iam_configuration.uniform_bucket_level_access_enabled = True
@@ -93,8 +93,8 @@ class Buckets(Kind):
         return ResourceError(
             f"bucket {resource.name} exists, but the account has no access to it: if it belongs "
             "to someone else (the name of a bucket is unique in all of Google Cloud), choose "
-            "another `bucket` in the config; if it is yours, grant the account the role "
-            f"{self.role}"
+            "another `bucket` in the configuration file; if it is yours, grant the account the "
+            f"role {self.role}"
         )
 
 
@@ -123,9 +123,7 @@ class Models(Kind):
         for name, checksum in pointer.get("files", {}).items():
             blob = blob_at(self.client, f"{pointer['folder']}{name}")
             if self._checksum(blob) != checksum:
-                return Found(
-                    properties={"digest": f"{digest}, but {name} is missing or was changed"}
-                )
+                return Found(properties={"digest": f"{digest} ({name} is missing or was changed)"})
         return Found(properties={"digest": digest}, details=str(pointer["model"]))
 
     def create(self, resource: Resource) -> None:
@@ -175,7 +173,7 @@ class Models(Kind):
         self.create(resource)
 
     def delete(self, resource: Resource) -> None:
-        """Delete the pointer. The packages belong to the files."""
+        """Delete the pointer. The packages are removed with the other uploaded files."""
         blob_at(self.client, resource.name).delete(retry=self._retry)
 
 

@@ -52,7 +52,7 @@ def _labels(text: str) -> dict[str, str]:
             r"[a-z0-9_-]{0,63}", value
         ):
             raise argparse.ArgumentTypeError(
-                "expected KEY=VALUE, each of at most 63 lower-case letters, digits, _ and -, and "
+                "expected KEY=VALUE, each of at most 63 lowercase letters, digits, _ and -, and "
                 f"KEY starting with a letter, got {key}={value}"
             )
     return found

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         DedicatedResources,
         DeployedModel,
         Endpoint,
+        MachineSpec,
         Model,
         ModelContainerSpec,
     )
@@ -110,7 +111,7 @@ def _imagined(args: argparse.Namespace, parent: str) -> dict[str, Any] | None:
 
 
 def _unread(args: argparse.Namespace) -> Artifact:
-    """Return a stand-in for a package in Cloud Storage, which a dry run does not read."""
+    """Return a placeholder for a package in Cloud Storage, which a dry run does not read."""
     return Artifact(
         name="model",
         version="VERSION",
@@ -239,18 +240,20 @@ def _check_same(
         "--machine_type": (has.machine_spec.machine_type, wants.machine_spec.machine_type),
         "--min_replicas": (has.min_replica_count, wants.min_replica_count),
         "--max_replicas": (has.max_replica_count, wants.max_replica_count),
-        "--accelerator": (
-            has.machine_spec.accelerator_type.name,
-            wants.machine_spec.accelerator_type.name,
-        ),
+        "--accelerator": (_gpu_name(has.machine_spec), _gpu_name(wants.machine_spec)),
         "--service_account": (found.service_account, args.service_account or ""),
     }
     for flag, (is_now, wanted) in pairs.items():
         if is_now != wanted:
             raise UsageError(
-                f"{flag} {wanted or 'none'}: this version is already deployed as {found.id}, with "
-                f"{is_now or 'none'}: undeploy it first"
+                f"{flag} is {wanted or 'none'}, but this version is already deployed as "
+                f"{found.id} with {is_now or 'none'}: undeploy it first"
             )
+
+
+def _gpu_name(machine: MachineSpec) -> str:
+    """Return the type of the GPUs of a machine, or an empty text if it has none."""
+    return str(machine.accelerator_type.name) if machine.accelerator_type else ""
 
 
 def _resources(args: argparse.Namespace) -> DedicatedResources:

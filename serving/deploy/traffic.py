@@ -50,11 +50,16 @@ def give(split: Mapping[str, int], ident: str, percent: int) -> Split:
     if percent < 100 and not others:
         raise UsageError(
             f"--traffic_percent {percent}: no other model of the endpoint has traffic, so none can "
-            f"take the remaining {100 - percent} %: leave out the flag"
+            f"take the remaining {100 - percent} %: leave out --traffic_percent"
         )
     return scale(others, 100 - percent) | ({ident: percent} if percent else {})
 
 
 def without(split: Mapping[str, int], ident: str) -> Split:
-    """Return the shares after a model is removed; empty if no other model has traffic."""
+    """Return the shares after a model is removed; empty if no other model has traffic.
+
+    Args:
+        split: The shares in percent, by the id of a deployed model.
+        ident: The id of the deployed model that is removed.
+    """
     return scale({other: share for other, share in split.items() if other != ident}, 100)

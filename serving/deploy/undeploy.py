@@ -72,7 +72,7 @@ def choose_deployed(args: argparse.Namespace, endpoint: Endpoint) -> list[Deploy
     if args.deployed_model and not chosen:
         raise UsageError(
             f"--deployed_model {args.deployed_model} is not on endpoint {args.endpoint}, which has "
-            f"{ids or 'no models'}"
+            + (f"models {ids}" if ids else "no models")
         )
     if len(chosen) > 1:
         raise UsageError(
@@ -86,8 +86,8 @@ def choose_deployed(args: argparse.Namespace, endpoint: Endpoint) -> list[Deploy
                 "move its traffic to another model first (deploy --traffic_percent), or pass --all"
             )
     if args.delete_endpoint and len(chosen) < len(there):
+        kept = ", ".join(deployed.id for deployed in there if deployed not in chosen)
         raise UsageError(
-            f"--delete_endpoint: endpoint {args.endpoint} would keep some of its models ({ids}): "
-            "pass --all"
+            f"--delete_endpoint: endpoint {args.endpoint} would keep {kept}: pass --all"
         )
     return chosen

@@ -21,7 +21,7 @@ class Unsent(HTTPAdapter):
 
     Args:
         out: The file to print to.
-        endpoint: The only existing resource for the answers, or None.
+        endpoint: The endpoint that answers to reads contain, or None if none exists.
         reads: Whether requests that only read are sent, without being printed.
     """
 
@@ -30,7 +30,7 @@ class Unsent(HTTPAdapter):
         self._out, self._endpoint, self._reads = out, endpoint, reads
 
     def send(self, request: requests.PreparedRequest, *args: Any, **rest: Any) -> requests.Response:
-        """Return the answer to a request, a real one only for reads that are sent."""
+        """Return an answer: the real one to a read that is sent, otherwise a made-up one."""
         if self._reads and request.method == "GET":
             return super().send(request, *args, **rest)
         url = urlsplit(request.url or "")
@@ -92,7 +92,7 @@ def send_nothing(
     Args:
         region: The region whose clients are changed.
         out: The file to print to.
-        endpoint: The only existing resource for the answers, or None.
+        endpoint: The endpoint that answers to reads contain, or None if none exists.
         reads: Whether requests that only read are still sent, without being printed.
     """
     for client in (region.clients.models, region.clients.endpoints):

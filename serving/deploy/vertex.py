@@ -292,8 +292,9 @@ class VertexRegion:
                     self.say(f"{what} ... {said - started:.0f} s")
         except KeyboardInterrupt as interrupt:
             raise Detached(
-                f"{what} continues on Google Cloud, as operation {operation.name}; check it with "
-                f"`{as_typed('serving status')} --project {self.project} --region {self.region}`"
+                f"{what} continues on Google Cloud (operation {operation.name}); run the same "
+                f"command again to continue, or list endpoints with `{as_typed('serving status')} "
+                f"--project {self.project} --region {self.region}`"
             ) from interrupt
         if operation.HasField("error"):
             status = operation.error
