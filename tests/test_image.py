@@ -24,7 +24,10 @@ IMAGE = f"us-docker.pkg.dev/p/r/millrace@sha256:{'0a' * 32}"
 
 
 def pins(path: Path) -> dict[str, str]:
-    """Return the versions that a requirements file pins, by normalized package name."""
+    """Return the versions that a requirements file pins, by normalized package name.
+
+    Of several versions of a package, the last one is that of the image's Python.
+    """
     found = re.findall(r"^([\w.-]+)==([^\s;]+)", path.read_text(), re.MULTILINE)
     return {re.sub(r"[-_.]+", "-", name.lower()): version for name, version in found}
 
