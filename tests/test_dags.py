@@ -158,7 +158,7 @@ def test_scores_may_shift_within_the_spread_of_the_last_good_run() -> None:
     previous = figures_of(report(run_id="q"))
     assert judged(now(1.9), previous) == []
     (found,) = judged(now(-0.2), previous)
-    assert "run q (1, 2), got -0.2, 0.60 away" in found
+    assert "run q (mean 1, standard deviation 2); got -0.2, which is 0.60 away" in found
     assert judged(now(-0.2), previous, max_score_shift=None) == []
     (found,) = judged(now(5.0), score_mean=[0, 4])
     assert found.startswith("expected a mean score from 0 to 4, got 5")
