@@ -114,7 +114,11 @@ def test_missing_rows_are_reported(scored: int, words: str) -> None:
         (Tally(pulled=9, decoded=8, received=8, scored=8), 0, "9 were pulled, 8 were decoded"),
         (Tally(pulled=9, decoded=10, received=9, scored=9), 2, "9 were pulled, 10 were decoded"),
         (Tally(pulled=9, decoded=6, received=6, scored=6), 2, "9 were pulled, 6 were decoded"),
-        (Tally(received=10, scored=7, dead_letters=2), 0, "10 were received, 7 were scored"),
+        (
+            Tally(received=10, scored=7, dead_letters=2),
+            0,
+            "10 were received, 7 were scored, 2 are dead letters",
+        ),
         (Tally(pulled=9, decoded=9, received=20, scored=18, dead_letters=2), 0, None),
         (Tally(pulled=9, decoded=7, received=7, scored=7), 2, None),
         (Tally(pulled=9, decoded=9, received=9, scored=9), 2, None),
