@@ -17,6 +17,8 @@ from typing import TextIO
 import apache_beam as beam
 import pyarrow as pa
 
+from common.interrupts import InterruptibleEvent
+
 _lock = threading.Lock()
 _rows = 0
 
@@ -41,7 +43,7 @@ def progress_line(stream: TextIO, every: float = 0.5) -> Iterator[None]:
     """A terminal -> a line that is rewritten while the block runs, and removed after it."""
     global _rows
     _rows = 0
-    done = threading.Event()
+    done = InterruptibleEvent()
     thread = threading.Thread(target=_rewrite, args=(stream, every, done), daemon=True)
     thread.start()
     try:
@@ -53,7 +55,7 @@ def progress_line(stream: TextIO, every: float = 0.5) -> Iterator[None]:
         stream.flush()
 
 
-def _rewrite(stream: TextIO, every: float, done: threading.Event) -> None:
+def _rewrite(stream: TextIO, every: float, done: InterruptibleEvent) -> None:
     begin = first = time.monotonic()
     while not done.wait(every):
         now, rows = time.monotonic(), _rows

@@ -18,6 +18,7 @@ from google.pubsub_v1.types import PubsubMessage
 from cloud.clients import Cloud
 from cloud.errors import is_passing, retry, translate_errors
 from common.errors import InputError
+from common.interrupts import InterruptibleEvent
 from transforms.messages.message import Message, parse_message
 
 # Of one request: ids of acknowledgement have some 200 bytes, a request 512 kB.
@@ -41,7 +42,7 @@ class Lease:
         self._client: Any = cloud.subscriber()
         self._held: dict[str, str] = {}
         self._lock = threading.Lock()
-        self._over = threading.Event()
+        self._over = InterruptibleEvent()
         self._wait = _WAIT_SECONDS
 
     def pull(self, limit: int, first_seconds: float = PATIENCE_SECONDS) -> Iterator[Message]:
@@ -149,7 +150,7 @@ def _parts(ack_ids: Sequence[str]) -> Iterator[list[str]]:
 @contextlib.contextmanager
 def leased(cloud: Cloud, subscription: str) -> Iterator[Lease]:
     """A subscription -> a lease of its messages; what is held at the end is given back."""
-    lease, over = Lease(cloud, subscription), threading.Event()
+    lease, over = Lease(cloud, subscription), InterruptibleEvent()
 
     def keep() -> None:
         while not over.wait(RENEW_SECONDS):
