@@ -2,7 +2,8 @@
 
 One a process. What passes by itself is asked again, with backoff, a budget and fewer
 requests in flight; what cannot pass fails at once and says what to do; what may be the
-rows' fault is told as Refused, and the caller finds the rows (model_handlers/endpoint_handler.py).
+rows' fault is raised as RequestRefused, and the caller finds the rows
+(model_handlers/endpoint_handler.py).
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class CachedOptions(PipelineOptions):
         return cast(_Options, views[cls])
 
     def __getstate__(self) -> dict[str, Any]:
-        # Beam's own leaves out what must not travel to a worker; the views would keep it.
+        # Beam may pickle a changed copy of the values, which these views would not share.
         return {key: value for key, value in super().__getstate__().items() if key != "_views"}
 
 

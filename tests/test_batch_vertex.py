@@ -182,7 +182,7 @@ UNUSABLE = [
 # Without the check the pipeline itself meets the answer. It treats three kinds differently: the
 # endpoint refuses the rows, it refuses the caller, or it stays down.
 @pytest.mark.parametrize(
-    ("skip", "fault", "told"),
+    ("skip", "fault", "words"),
     [
         *[("false", *case) for case in UNUSABLE],
         *[("true", *case) for case in (UNUSABLE[0], UNUSABLE[2], UNUSABLE[5])],
@@ -195,7 +195,7 @@ def test_an_endpoint_that_cannot_be_used_costs_no_row_and_is_told_in_one_line(
     capsys: pytest.CaptureFixture[str],
     predict: Any,
     fault: Fault,
-    told: str,
+    words: str,
     skip: str,
 ) -> None:
     def always(_: Request) -> Fault:
@@ -210,12 +210,12 @@ def test_an_endpoint_that_cannot_be_used_costs_no_row_and_is_told_in_one_line(
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == 1
     assert errors[0].startswith("error: endpoint ")
-    assert told in errors[0]
+    assert words in errors[0]
     assert not list(tmp_path.glob("r/*"))
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "words"),
     [
         ({}, "missing --endpoint (or --endpoint_url)"),
         ({"endpoint": "fraud"}, "give --endpoint_project and --endpoint_location"),
@@ -238,9 +238,9 @@ def test_a_wrong_flag_is_told_before_anything_is_asked(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     given: dict[str, Any],
-    told: str,
+    words: str,
 ) -> None:
     assert main(COMMAND, flags(example, tmp_path, **given)) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert told in error
+    assert words in error
