@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TextIO
 
 from common.errors import MillraceError
+from common.interrupts import InterruptibleEvent
 from common.pages import error_line
 
 _LABEL_WIDTH = 13
@@ -161,7 +162,7 @@ def long_step(text: str, stream: TextIO | None = None, every: float = 1.0) -> It
     if not stream.isatty() or threading.current_thread() is not threading.main_thread():
         yield
         return
-    progress, done, started = Progress(line=stream), threading.Event(), time.monotonic()
+    progress, done, started = Progress(line=stream), InterruptibleEvent(), time.monotonic()
 
     def show() -> None:
         while not done.wait(every):

@@ -206,7 +206,7 @@ BAD: list[tuple[bytes, str, str]] = [
     (b'{"a":1,"b":2,"c":3,"message_id":' + DEEP + b"}", "wrong_type", "nested too deeply"),
 ]
 if sys.version_info < (3, 12):
-    # Later versions of Python read such a message to its end, and so find that no key is twice.
+    # Later versions of Python can read the whole message, and find no duplicate key.
     BAD.append(
         (b'{"a":1,"b":2,"c":3,"x":{"y":' + DEEPER + b',"z":"\\":"}}', "invalid_json", "deep")
     )

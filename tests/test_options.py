@@ -1,13 +1,19 @@
 """Flags: how they are parsed, their errors, and their help."""
 
+import copy
 import dataclasses
+import pickle
 import re
 import subprocess
 import sys
 from typing import Any
 
 import pytest
-from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
+from apache_beam.options.pipeline_options import (
+    GoogleCloudOptions,
+    PipelineOptions,
+    StandardOptions,
+)
 
 from cloud.endpoints import Endpoints
 from common.errors import UsageError
@@ -181,6 +187,26 @@ def test_an_empty_value_is_rejected() -> None:
 def test_without_a_runner_the_pipeline_runs_in_this_process() -> None:
     assert runs_in_process(beam_options([]))
     assert not runs_in_process(beam_options(["--runner", "DataflowRunner"]))
+
+
+def test_a_view_of_beams_options_is_built_once_and_shares_its_values() -> None:
+    options = beam_options(["--project", "a-project"])
+    view = options.view_as(GoogleCloudOptions)
+    assert options.view_as(GoogleCloudOptions) is view
+    options.view_as(StandardOptions).streaming = True
+    view.project = "another"
+    assert options.get_all_options()["streaming"] is True
+    assert options.view_as(GoogleCloudOptions).project == "another"
+
+
+def test_copies_of_beams_options_have_views_of_their_own() -> None:
+    # Beam pickles a changed copy of these values, which earlier views would not share.
+    options = beam_options(["--impersonate_service_account", "someone@p"])
+    view = options.view_as(GoogleCloudOptions)
+    for copied in (copy.deepcopy(options), pickle.loads(pickle.dumps(options))):
+        copied.view_as(GoogleCloudOptions).project = "another"
+        assert copied.get_all_options()["project"] == "another"
+        assert view.project is None
 
 
 def test_no_flag_is_declared_twice_or_owned_by_beam() -> None:

@@ -17,6 +17,8 @@ from typing import TextIO
 import apache_beam as beam
 import pyarrow as pa
 
+from common.interrupts import InterruptibleEvent
+
 _lock = threading.Lock()
 _rows = 0
 
@@ -46,7 +48,7 @@ def progress_line(stream: TextIO, every: float = 0.5) -> Iterator[None]:
     """
     global _rows
     _rows = 0
-    done = threading.Event()
+    done = InterruptibleEvent()
     thread = threading.Thread(target=_rewrite, args=(stream, every, done), daemon=True)
     thread.start()
     try:
@@ -58,7 +60,7 @@ def progress_line(stream: TextIO, every: float = 0.5) -> Iterator[None]:
         stream.flush()
 
 
-def _rewrite(stream: TextIO, every: float, done: threading.Event) -> None:
+def _rewrite(stream: TextIO, every: float, done: InterruptibleEvent) -> None:
     started = first = time.monotonic()
     while not done.wait(every):
         now, rows = time.monotonic(), _rows

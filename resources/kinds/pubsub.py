@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from google.api_core import exceptions
 
 from cloud.reader_labels import seconds_left
+from common.interrupts import InterruptibleEvent
 from resources.declaration import Resource
 from resources.kinds.base import Found, Kept, Kind, merged_labels
 
@@ -141,7 +141,7 @@ class Subscriptions(Kind):
         return 0 < seconds_left(found.labels) < math.inf
 
     def _handed_over(self, resource: Resource) -> int | None:
-        subscriber, ended = self.cloud.subscriber(), threading.Event()
+        subscriber, ended = self.cloud.subscriber(), InterruptibleEvent()
 
         def requests() -> Iterator[dict[str, Any]]:
             yield {"subscription": resource.name, "stream_ack_deadline_seconds": 10}

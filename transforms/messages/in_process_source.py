@@ -26,6 +26,7 @@ from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, TIME_GRANULARITY, Timestamp
 
 from cloud.clients import Cloud
+from common.interrupts import InterruptibleEvent
 from transforms.messages.lease import Lease, leased
 from transforms.messages.message import Message
 
@@ -107,7 +108,7 @@ class Intake:
         self._ahead = _Ahead()
         self._in_work: deque[_Taken] = deque()
         self._now = self._quiet = MIN_TIMESTAMP
-        self._over = threading.Event()
+        self._over = InterruptibleEvent()
         self._error: Exception | None = None
 
     def __reduce__(self) -> NoReturn:

@@ -18,6 +18,7 @@ from google.pubsub_v1.types import PubsubMessage
 from cloud.clients import Cloud
 from cloud.errors import is_passing, retry, translate_errors
 from common.errors import InputError
+from common.interrupts import InterruptibleEvent
 from transforms.messages.message import Message, parse_message
 
 # The messages of one request. An ack id has about 200 bytes, and a request takes 512 kB.
@@ -46,7 +47,7 @@ class Lease:
         self._client: Any = cloud.subscriber()
         self._held: dict[str, str] = {}
         self._lock = threading.Lock()
-        self._over = threading.Event()
+        self._over = InterruptibleEvent()
         self._wait = _WAIT_SECONDS
 
     def pull(self, limit: int, first_seconds: float = PATIENCE_SECONDS) -> Iterator[Message]:
@@ -163,7 +164,7 @@ def _parts(ack_ids: Sequence[str]) -> Iterator[list[str]]:
 @contextlib.contextmanager
 def leased(cloud: Cloud, subscription: str) -> Iterator[Lease]:
     """Yield a Lease of a subscription, renewed by a thread; at the end, give messages back."""
-    lease, over = Lease(cloud, subscription), threading.Event()
+    lease, over = Lease(cloud, subscription), InterruptibleEvent()
 
     def keep() -> None:
         while not over.wait(RENEW_SECONDS):

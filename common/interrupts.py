@@ -1,0 +1,35 @@
+"""An event that stays usable if a signal interrupts the thread that sets it."""
+
+from __future__ import annotations
+
+from queue import Empty, SimpleQueue
+
+
+class InterruptibleEvent:
+    """A replacement for threading.Event in main threads where signals raise KeyboardInterrupt.
+
+    A KeyboardInterrupt inside `threading.Event.set` can leave the lock of the event acquired.
+    Every thread that then uses the event waits forever. Here, one reentrant C function sets the
+    event (see the documentation of `queue.SimpleQueue.put`).
+    """
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[None] = SimpleQueue()
+
+    def set(self) -> None:
+        """Make every current and later `wait` return."""
+        self._queue.put(None)
+
+    def is_set(self) -> bool:
+        """Return whether `set` has been called."""
+        return not self._queue.empty()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until the event is set, for at most `seconds`, and return whether it is set."""
+        try:
+            self._queue.get(timeout=seconds)
+        except Empty:
+            return False
+        # Wake the next waiting thread.
+        self._queue.put(None)
+        return True
