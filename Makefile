@@ -23,7 +23,7 @@ BUILT := $(shell cat $(STAMP) 2>/dev/null)
 WANTED := $(or $(if $(filter image template,$(MAKECMDGOALS)),,$(TORCH)),$(BUILT),cpu)
 SAME := $(filter $(WANTED),$(BUILT))
 
-.PHONY: help torch_differs templates docs setup emulators demo demo-bigquery demo-stream local-cloud serve torchserve test test-fast coverage test-dags check format example image template image-check lock bench bench-bigquery bench-stream bench-serving bench-endpoint fuzz kills dist release clean distclean all
+.PHONY: help torch_differs templates docs test-docs setup emulators demo demo-bigquery demo-stream local-cloud serve torchserve test test-fast coverage test-dags check format example image template image-check lock bench bench-bigquery bench-stream bench-serving bench-endpoint fuzz kills dist release clean distclean all
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -146,6 +146,9 @@ templates: $(STAMP)  ## generate templates/*.json and docs/reference/flags from 
 
 docs: $(DOCS)/.installed $(MERMAID)  ## build the documentation site in build/site
 	@$(DOCS)/bin/zensical build --strict --clean
+
+test-docs: docs  ## test the site in Chromium (skipped without it)
+	@$(DOCS)/bin/python -m pytest tests_docs
 
 $(DOCS)/.installed: docs.txt
 	@$(PYTHON) tools/install.py $(DOCS) --no-deps -r docs.txt

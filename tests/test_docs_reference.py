@@ -1,12 +1,14 @@
 """The reference lists what the code has: reasons, roles, metrics, columns, fields, costs."""
 
 import dataclasses
+import importlib
 import re
 import sys
 
 import pytest
 from docs_pages import PAGES, ROOT, in_code, marked, section, tables
 
+import millrace
 from benchmarks import cost
 from common import errors
 from millrace.commands import COMMANDS
@@ -61,6 +63,18 @@ def test_roles_are_those_that_setup_grants() -> None:
     assert marked(page, "roles") == "\n".join(lines)
     reasons = tables(PAGES[page])[1]
     assert {name for name in in_code(reasons) if name.startswith("roles/")} == ROLES.keys()
+
+
+def test_the_api_page_has_every_public_name() -> None:
+    page = PAGES["docs/reference/api.md"]
+    (table,) = tables(page)
+    named = [re.findall(r"`(\w+)`", row)[0] for row in table.splitlines()[2:]]
+    assert sorted(named) == sorted(millrace.__all__)
+    entries = re.findall(r"^::: ([\w.]+)$", page, re.MULTILINE)
+    assert [entry.rsplit(".", 1)[1] for entry in entries] == named[:-1]
+    for entry in entries:
+        module, _, name = entry.rpartition(".")
+        assert getattr(importlib.import_module(module), name) is getattr(millrace, name)
 
 
 def test_commands_are_those_of_millrace() -> None:
