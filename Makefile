@@ -23,7 +23,7 @@ BUILT := $(shell cat $(STAMP) 2>/dev/null)
 WANTED := $(or $(if $(filter image template,$(MAKECMDGOALS)),,$(TORCH)),$(BUILT),cpu)
 SAME := $(filter $(WANTED),$(BUILT))
 
-.PHONY: help torch_differs templates docs test-docs setup emulators demo demo-bigquery demo-stream local-cloud serve torchserve test test-fast coverage test-dags check format example image template image-check lock bench bench-bigquery bench-stream bench-serving bench-endpoint fuzz kills dist release clean distclean all
+.PHONY: help torch_differs templates docs test-docs setup emulators demo demo-bigquery demo-stream local-cloud serve torchserve test test-fast coverage test-dags check format example notebooks image template image-check lock bench bench-bigquery bench-stream bench-serving bench-endpoint fuzz kills dist release clean distclean all
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -102,6 +102,9 @@ $(AIRFLOW_ENV)/.installed: airflow-$(AIRFLOW).txt
 TORCH_CPU ?= --torch-backend cpu
 LOCK := uv pip compile --quiet --upgrade --generate-hashes --no-annotate --custom-compile-command 'make lock' \
 	--python-version 3.11 --python-platform x86_64-manylinux_2_28 -c constraints.txt --extra safetensors pyproject.toml
+
+notebooks: $(STAMP) $(EMULATORS)/.installed  ## run the notebooks and save their outputs (needs gcloud's emulator)
+	@$(BIN)/python tools/notebooks.py
 
 lock: $(STAMP)  ## write templates/requirements-*.txt for the images, with hashes
 	$(BIN)/$(LOCK) $(TORCH_CPU) --output-file templates/requirements-cpu.txt

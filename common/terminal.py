@@ -43,9 +43,14 @@ def columns(rows: Sequence[Sequence[str]], indent: str = "") -> str:
     return "\n".join((indent + "  ".join(map(str.ljust, row, widths))).rstrip() for row in rows)
 
 
+def is_terminal(stream: TextIO) -> bool:
+    """Return whether a stream is a terminal that can rewrite lines."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
 def is_coloured(stream: TextIO) -> bool:
     """Return whether output to a stream has colours."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return is_terminal(stream) and not os.environ.get("NO_COLOR")
 
 
 def print_facts(pairs: Sequence[tuple[str, str]], styles: Mapping[str, str]) -> None:
@@ -113,7 +118,7 @@ class Progress:
             key: If `line` is not a terminal, the text is printed when the key has changed, or not
                 at all if there is no key.
         """
-        if self.line.isatty():
+        if is_terminal(self.line):
             # A line that wraps cannot be rewritten.
             width = shutil.get_terminal_size().columns - 1
             self.line.write(f"{_CLEAR}{text[:width]}")
@@ -159,7 +164,7 @@ def long_step(text: str, stream: TextIO | None = None, every: float = 1.0) -> It
         every: How often to rewrite the line, in seconds.
     """
     stream = stream or sys.stderr
-    if not stream.isatty() or threading.current_thread() is not threading.main_thread():
+    if not is_terminal(stream) or threading.current_thread() is not threading.main_thread():
         yield
         return
     progress, done, started = Progress(line=stream), InterruptibleEvent(), time.monotonic()

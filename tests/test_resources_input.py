@@ -453,7 +453,10 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_progress_is_rewritten_on_a_terminal_and_plain_elsewhere() -> None:
+def test_progress_is_rewritten_on_a_terminal_and_plain_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
     for line, shown in ((Terminal(), "\r\x1b[Klooking\r\x1b[K"), (io.StringIO(), "")):
         out = io.StringIO()
         progress = Progress(out, line)

@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from common.errors import InputError
-from common.terminal import Progress, columns, facts, is_coloured, long_step, print_error
+from common.terminal import (
+    Progress,
+    columns,
+    facts,
+    is_coloured,
+    is_terminal,
+    long_step,
+    print_error,
+)
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = (
@@ -102,6 +110,9 @@ def test_colours_depend_on_the_stream_and_the_environment(monkeypatch: pytest.Mo
     assert not is_coloured(io.StringIO())
     monkeypatch.setenv("NO_COLOR", "1")
     assert not is_coloured(Terminal())
+    assert is_terminal(Terminal())
+    monkeypatch.setenv("TERM", "dumb")
+    assert not is_terminal(Terminal())
 
 
 def test_labels_and_cells_are_aligned() -> None:

@@ -42,6 +42,9 @@ PATTERNS = {
     r"one's own": "your own",
 }
 
+# A picture in the output of a notebook.
+PICTURE = re.compile('"image/png": ".*"')
+
 # Deliberate exceptions: which files, which pattern, and why.
 EXCEPTIONS = (
     ("tools/words.py", "*", "the list itself"),
@@ -86,8 +89,9 @@ def find(path: str, text: str) -> Iterator[Place]:
         if is_allowed(path, pattern):
             continue
         for number, line in enumerate(text.splitlines(), 1):
-            # The value None is not a word.
-            for match in regex.finditer(line.replace("None", "____")):
+            # The value None is not a word, and neither is anything in a picture.
+            words = PICTURE.sub("", line.replace("None", "____"))
+            for match in regex.finditer(words):
                 yield Place(path, number, match[0], PATTERNS[pattern])
 
 

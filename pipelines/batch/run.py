@@ -21,7 +21,7 @@ from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from common.addresses import without_secrets
 from common.errors import TooManyDeadLetters
-from common.terminal import print_facts
+from common.terminal import is_terminal, print_facts
 from model_handlers.manifest import Manifest
 from pipelines.batch.config import RunConfig, Table, batch_config
 from pipelines.batch.destinations import (
@@ -170,7 +170,7 @@ def score_rows(
         destinations=destinations,
         report_folder=report_folder(destinations),
         facts=facts | {"started_at": started},
-        show_progress=sys.stderr.isatty() and runs_in_process(options),
+        show_progress=is_terminal(sys.stderr) and runs_in_process(options),
         temporary=(attempt.temp,) if attempt.temp and source.exports else (),
         launcher=os.getpid() if runs_in_process(options) else None,
     )
