@@ -255,7 +255,7 @@ def _advice(error: BaseException) -> str:
     if isinstance(error, exceptions.Unauthorized):
         return "the credentials were rejected: log in again"
     if isinstance(error, exceptions.NotFound):
-        return "check the project, the dataset, the name and the location"
+        return "check the project, the name and the location"
     return ""
 
 
@@ -265,7 +265,9 @@ def _forbidden(error: exceptions.Forbidden) -> str:
     if service:
         return f"run `gcloud services enable {service}` for the project, and wait a minute"
     named = _PERMISSION.search(_text(error))
-    if named and (role := _ROLES.get(named["service"])):
-        other = ", or use another --billing_project" if named["service"] == "bigquery" else ""
-        return f"grant the account the role {role}{other}"
-    return "grant the account the missing role, or use another --billing_project"
+    role = _ROLES.get(named["service"]) if named else None
+    # Only BigQuery gives this reason for a refusal. The commands without --billing_project do not
+    # use BigQuery, or pass their own role to `translate_errors`.
+    bills = role == _ROLES["bigquery"] if role else reason_of(error) == "accessDenied"
+    other = ", or use another --billing_project" if bills else ""
+    return f"grant the account the {f'role {role}' if role else 'missing role'}{other}"

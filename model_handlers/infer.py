@@ -97,7 +97,9 @@ def _probe(module: torch.nn.Module, draft: Manifest) -> tuple[OutputSpec, ...]:
         if shape[:1] != [2] or list(three[name].shape) != [3, *shape[1:]]:
             raise ContractBroken(
                 f"model {draft.file}: output {name!r} has shape {shape} for 2 rows and "
-                f"{list(three[name].shape)} for 3: expected one output row per input row"
+                f"{list(three[name].shape)} for 3: expected the number of rows as the first "
+                "dimension; keep the batch dimension in the forward method, and export a .pt2 with "
+                "a dynamic batch dimension"
             )
     return tuple(
         OutputSpec(name, _dtype(draft, name, tensor), tuple(tensor.shape[1:]))

@@ -220,7 +220,7 @@ class Manifest:
         if self.output(name).shape != ():
             raise UsageError(
                 f"output {name!r} has shape {list(self.output(name).shape)} per row, so it cannot "
-                f"be the score, which is one number per row: {self.score_advice()}"
+                f"be the score, which is one number per row; {self.score_advice()}"
             )
         return replace(self, score_output=name)
 
@@ -230,8 +230,13 @@ class Manifest:
         if scalars:
             return f"choose --score_output from {', '.join(scalars)}"
         if any(spec.shape == (1,) for spec in self.outputs):
-            return "this model returns lists of one number; end it with .squeeze(-1)"
-        return "this model has no such output; make it return one, for example one class's column"
+            return (
+                "this model returns lists of one number: end its forward method with .squeeze(-1)"
+            )
+        return (
+            "no output of this model has one number per row: return one, for example the column of "
+            "one class"
+        )
 
     def to_json(self) -> str:
         """Return the text of `model.json`."""

@@ -384,7 +384,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     outputs = ", ".join(spec.name for spec in manifest.outputs)
     print(f"created {args.output}: {manifest.name} {manifest.version}, sha256 {manifest.sha256}")
     print(
-        f"outputs: {outputs}; score: {manifest.score_output or f'none, {manifest.score_advice()}'}"
+        f"outputs: {outputs}; score: {manifest.score_output or f'none; {manifest.score_advice()}'}"
     )
     return 0
 

@@ -189,8 +189,8 @@ def _add_cleanup(command: argparse.ArgumentParser) -> None:
         "--pipelines",
         type=_pipelines,
         metavar="A,B",
-        help="pipelines to clean up; what another pipeline needs is kept. Names of pipelines, or "
-        "batch, stream, local, vertex",
+        help="remove the resources of these pipelines, except those that other pipelines need: "
+        "names, or the groups batch, stream, local, vertex (default: all configured pipelines)",
     )
     add(
         "--jobs",

@@ -91,14 +91,16 @@ def _add_model_flags(model: Callable[..., Any], environment: Mapping[str, str]) 
         "--model_path",
         default=environment.get("AIP_STORAGE_URI") or None,
         metavar="PATH",
-        help="model package: a folder that contains model.json or exactly one .mar; a .mar; or a "
-        "model file. On this machine or in Cloud Storage (default: AIP_STORAGE_URI)",
+        help="model package: a folder that contains model.json or a single .mar, a .mar file, or a "
+        "model file; on this machine or in Cloud Storage (default: the environment variable "
+        "AIP_STORAGE_URI)",
     )
     model(
         "--model_digest",
         default=environment.get(DIGEST_VARIABLE) or None,
         metavar="SHA256",
-        help=f"expected sha256 of the model file (default: {DIGEST_VARIABLE})",
+        help="expected sha256 of the model file (default: the environment variable "
+        f"{DIGEST_VARIABLE})",
     )
     model(
         "--trusted_modules",
@@ -106,7 +108,7 @@ def _add_model_flags(model: Callable[..., Any], environment: Mapping[str, str]) 
         default=environment.get(TRUSTED_VARIABLE) or (),
         metavar="A,B",
         help="top-level Python modules that the package's architecture may import (default: "
-        f"{TRUSTED_VARIABLE}, or none)",
+        f"the environment variable {TRUSTED_VARIABLE}, or none)",
     )
     model(
         "--feature_columns",
@@ -128,14 +130,15 @@ def _add_inference_flags(model: Callable[..., Any]) -> None:
         "--outputs",
         default="score",
         metavar="all|score|A,B",
-        help="fields of a prediction: all outputs; for score, anomaly_score and the manifest's "
-        "output fields; or the named outputs (default: score). A request can choose other fields "
+        help="fields of a prediction. all: every output; score: anomaly_score and the manifest's "
+        "output fields; A,B: these outputs (default: score). A request can choose other fields "
         "with `parameters.outputs`",
     )
     model(
         "--fixed_outputs",
         action="store_true",
-        help="do not let requests choose other outputs, which saves a second copy of the model",
+        help="do not let requests choose other outputs; the server then keeps only one copy of the "
+        "model in memory",
     )
     model("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     model(
@@ -162,19 +165,22 @@ def _add_server_flags(add: Callable[..., Any], environment: Mapping[str, str]) -
         "--port",
         type=_port,
         default=environment.get("AIP_HTTP_PORT") or "8080",
-        help="port to listen on; 0 picks a free one (default: AIP_HTTP_PORT, or 8080)",
+        help="port to listen on; 0 picks a free one (default: the environment variable "
+        "AIP_HTTP_PORT, or 8080)",
     )
     add(
         "--health_route",
         type=_route,
         default=environment.get("AIP_HEALTH_ROUTE") or None,
-        help="additional path of the health route (default: AIP_HEALTH_ROUTE)",
+        help="additional path that answers health checks (default: the environment variable "
+        "AIP_HEALTH_ROUTE)",
     )
     add(
         "--predict_route",
         type=_route,
         default=environment.get("AIP_PREDICT_ROUTE") or None,
-        help="additional path of the predict route (default: AIP_PREDICT_ROUTE)",
+        help="additional path that answers predictions (default: the environment variable "
+        "AIP_PREDICT_ROUTE)",
     )
     add(
         "--max_request_bytes",
@@ -197,24 +203,24 @@ def _add_limits(add: Callable[..., Any]) -> None:
         "--max_batch_wait_ms",
         type=non_negative,
         default=0.0,
-        help="milliseconds that a request may wait for others after a forward pass, to share the "
-        "next one; an idle model never waits (default: 0)",
+        help="after a forward pass, wait up to this many milliseconds for more requests to share "
+        "the next one; an idle model never waits (default: 0)",
     )
     add(
         "--read_timeout_seconds",
         type=positive,
         default=30.0,
         metavar="SECONDS",
-        help="seconds that a client may take to send a complete request, and again to read the "
-        "answer; after that, it gets status 408 or is disconnected (default: 30)",
+        help="how long a client may take to send a complete request, and then to read the "
+        "response, in seconds; a slower client gets status 408 or is disconnected (default: 30)",
     )
     add(
         "--max_connections",
         type=positive_integer,
         default=1024,
         metavar="N",
-        help="maximum number of connections; a new one beyond that closes the connection that has "
-        "waited longest for a complete request (default: 1024)",
+        help="maximum number of open connections; a new one beyond that closes the connection "
+        "that has waited longest for a complete request (default: 1024)",
     )
     add(
         "--max_in_flight",

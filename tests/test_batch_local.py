@@ -229,7 +229,10 @@ def test_a_run_that_scores_nothing_fails_and_keeps_its_dead_letters(
     (tmp_path / "rows.jsonl").write_text('{"Time": 1}\n{"Time": 2}\n')
     code, out, err = run(input_files=tmp_path / "rows.jsonl")
     assert (code, len(dead_letters(tmp_path / "out"))) == (1, 2)
-    assert "2 of 2 rows (100.00 %) are dead letters, more than --max_dead_letter_share 0.5;" in err
+    assert (
+        "2 of 2 rows (100.00 %) are dead letters, more than --max_dead_letter_share 0.5 allows;"
+        in err
+    )
     assert f"mostly missing_feature at decode: see {tmp_path}/out/r/dead_letters" in err
     assert "out/r/scores" not in out
 
@@ -238,7 +241,7 @@ def test_the_share_of_dead_letters_can_be_limited(run: Any) -> None:
     assert run(max_dead_letter_share=0.01)[0] == 0
     code, _, err = run(max_dead_letter_share=0.009)
     assert (code, "run again with --run_id r" in err) == (1, True)
-    assert "(1.00 %) are dead letters, more than --max_dead_letter_share 0.009;" in err
+    assert "(1.00 %) are dead letters, more than --max_dead_letter_share 0.009 allows;" in err
     assert_one_line_error(run(max_dead_letter_share=2), 2, "--max_dead_letter_share")
 
 
@@ -399,7 +402,8 @@ def test_a_model_that_raises_on_most_rows_fails_the_run_and_each_row_is_a_dead_l
         direct_num_workers=1,
     )
     letters = dead_letters(tmp_path / "out")
-    share = f"({len(letters) / 30:.2f} %) are dead letters, more than --max_dead_letter_share 0.5;"
+    share = f"({len(letters) / 30:.2f} %) are dead letters, more than "
+    share += "--max_dead_letter_share 0.5 allows;"
     assert (code, share in err) == (1, True)
     assert f"{tmp_path}/out/r/dead_letters" in err
     report = json.loads((tmp_path / "out/r/report.json").read_text())

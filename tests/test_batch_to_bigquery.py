@@ -195,7 +195,7 @@ def test_the_reference_schema_has_the_ids_of_the_source_and_a_rerun_adds_nothing
     assert tables.counts("scores_dead_letters") == {"r": FAULTY}
     fewer = run(output_schema="reference", input_files=shortened(example, 1_000))
     assert_one_line_error(
-        fewer, 1, tables / "scores", "1,980 rows", "now the run has 990 rows", "--run_id"
+        fewer, 1, tables / "scores", "1,980 rows", "this attempt has 990 rows", "--run_id"
     )
     assert tables.query(rows) == before
     assert_one_line_error(

@@ -224,12 +224,16 @@ def test_https_to_a_server_of_plain_http_fails_at_once(server: Server) -> None:
     [
         (
             failure(404, "notFound", "Not found: Table p:d.t"),
-            "Not found: Table p:d.t; check the project, the dataset, the name and the location",
+            "Not found: Table p:d.t; check the project, the name and the location",
         ),
         (
             failure(403, "accessDenied", "Access Denied: Table p:d.t."),
             "Access Denied: Table p:d.t; grant the account the missing role, or use another "
             "--billing_project",
+        ),
+        (
+            failure(403, "forbidden", "Forbidden: the bucket"),
+            "Forbidden: the bucket; grant the account the missing role",
         ),
         (
             failure(403, "quotaExceeded", "Quota exceeded: bytes a day"),
@@ -238,11 +242,11 @@ def test_https_to_a_server_of_plain_http_fails_at_once(server: Server) -> None:
         ),
         (
             failure(404, "notFound", "x" * 301),
-            f"{'x' * 300}...; check the project, the dataset, the name and the location",
+            f"{'x' * 300}...; check the project, the name and the location",
         ),
         (failure(400, "invalid", "Bad:\n int64\tout of range."), "Bad: int64 out of range."),
     ],
-    ids=["missing", "denied", "quota", "long", "lines"],
+    ids=["missing", "denied", "forbidden", "quota", "long", "lines"],
 )
 def test_an_error_is_explained_in_one_line_without_the_url(
     server: Server, answer: Answer, said: str

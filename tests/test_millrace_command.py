@@ -122,11 +122,14 @@ def test_names_hold_only_in_the_block() -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["score"], "; type: millrace score --input_files INPUT_FILES --model MODEL"),
+        (["score"], "; for example: millrace score --input_files INPUT_FILES --model MODEL"),
         (["score", "--endpoint_concurrency", "2"], "--endpoint (or --endpoint_url)"),
-        (["stream"], "; type: millrace stream --input_subscription "),
-        (["replay"], "; type: millrace replay --input_files INPUT_FILES --model MODEL"),
-        (["launch", "--project", "p"], "missing --attach; type: millrace launch --attach ATTACH"),
+        (["stream"], "; for example: millrace stream --input_subscription "),
+        (["replay"], "; for example: millrace replay --input_files INPUT_FILES --model MODEL"),
+        (
+            ["launch", "--project", "p"],
+            "missing --attach; for example: millrace launch --attach ATTACH",
+        ),
         (["launch", "batch"], "unknown pipeline 'batch'"),
         (["package", "--output", "o"], "the following arguments are required: model"),
         (["deploy", "undeploy"], "--endpoint is missing"),

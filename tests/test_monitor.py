@@ -198,7 +198,8 @@ def test_a_job_with_more_dead_letters_than_it_allows_fails(world: World, tmp_pat
     write_report(facts, 90, 10)
     with pytest.raises(
         TooManyDeadLetters,
-        match=r"\(10.00 %\) are dead letters, more than --max_dead_letter_share 0.05; mostly null",
+        match=r"\(10.00 %\) are dead letters, more than --max_dead_letter_share 0.05 allows; "
+        "mostly null",
     ):
         world.follow(world.add(facts))
 

@@ -32,8 +32,8 @@ from pipelines.options import (
     SourceOptions,
     all_flags,
 )
-from pipelines.options.flag import Parsed, parse_flags
-from pipelines.options.model import BATCH_ROWS, STREAM_BATCH_ROWS
+from pipelines.options.flag import Parsed, build_parser, parse_flags
+from pipelines.options.model import BATCH_ROWS, STREAM_BATCH_ROWS, EndpointOptions
 from pipelines.replay.command import COMMAND as REPLAY
 from pipelines.stream.config import stream_config
 from pipelines.stream.messages import stream_fields
@@ -66,6 +66,21 @@ def test_the_help_names_the_default_rows_of_a_batch() -> None:
     kind = ModelOptions
     (text,) = [f.metadata["help"] for f in dataclasses.fields(kind) if f.name == "batch_rows"]
     assert text.endswith(f"(default: {BATCH_ROWS}, for streams {STREAM_BATCH_ROWS})")
+
+
+@pytest.mark.parametrize(
+    ("name", "ending"),
+    [
+        ("endpoint_cache_rows", "(default: 0)"),
+        ("endpoint_concurrency", "(default: 8)"),
+        ("skip_endpoint_check", "to the endpoint"),
+        ("endpoint_url", "responds like Vertex AI"),
+    ],
+)
+def test_the_help_shows_each_default_even_0(name: str, ending: str) -> None:
+    parser = build_parser("x", "about", [EndpointOptions])
+    (action,) = [a for a in parser._actions if a.dest == name]
+    assert str(action.help).endswith(ending)
 
 
 def flags_of(command: Command, *argv: str) -> Parsed:

@@ -197,7 +197,7 @@ def test_weights_need_an_architecture() -> None:
         (
             Fixed(),
             r"output 'output' has shape \[2\] for 2 rows and \[2\] for 3: "
-            "expected one output row per input row",
+            "expected the number of rows as the first dimension; keep the batch dimension",
         ),
         (Total(), r"output 'output' has shape \[\] for 2 rows"),
         (Strange(), "expected a tensor, a tuple of tensors or .*, got int as output 'output_1'"),
@@ -432,7 +432,10 @@ def test_advice_for_a_model_that_returns_lists_of_one_number(
     path.write_bytes(script(torch.nn.Linear(3, 1)))
     arguments = [str(path), "--feature_columns", "Time,V1,Amount", "--output", str(tmp_path / "o")]
     assert main(arguments) == 0
-    assert "score: none, this model returns lists of one number" in capsys.readouterr().out
+    assert (
+        "score: none; this model returns lists of one number: end its forward"
+        in capsys.readouterr().out
+    )
     assert main([*arguments, "--score_output", "output"]) == 2
     assert ".squeeze(-1)" in capsys.readouterr().err
 

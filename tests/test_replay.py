@@ -633,7 +633,9 @@ def test_a_replay_of_all_dead_letters_replaces_a_replay_of_some(
     # A replay of some dead letters cannot replace a replay of all.
     result = run(replay, **source, reason=some, run_id="part")
     if reasons[some] < sum(reasons.values()):
-        assert_one_line_error(result, 1, "and-again has replayed some of", name, "choose filters")
+        assert_one_line_error(
+            result, 1, "and-again has already replayed some of", name, "choose filters"
+        )
     assert set(places(servers, name).values()) == {1}
 
 
@@ -665,7 +667,9 @@ def test_a_rerun_is_refused_if_its_dead_letters_were_replayed_with_those_of_anot
     after = balance(servers, name)
     assert after.keys() > before.keys()
     result = rerun(run, tmp_path, **table)
-    assert_one_line_error(result, 1, "run both", "this run and of q", "DELETE FROM", name)
+    assert_one_line_error(
+        result, 1, "run both", "this run and of q", "DELETE FROM", name, "letters of q"
+    )
     assert balance(servers, name) == after
 
 
@@ -678,7 +682,9 @@ def test_a_second_replay_into_a_table_without_a_run_id_column_is_refused(
     assert run(replay, input_table=letters, run_id="first", **flags)[0] == 0
     before = rows_of(servers, f"SELECT instance_id FROM `{name}`")
     result = run(replay, input_table=letters, run_id="second", **flags)
-    assert_one_line_error(result, 1, name, "replayed by first", "without a column run_id")
+    assert_one_line_error(
+        result, 1, name, "that run first replayed into it", "has no column run_id"
+    )
     assert rows_of(servers, f"SELECT instance_id FROM `{name}`") == before
     # The same replay, run again, finds its own rows.
     assert run(replay, input_table=letters, run_id="first", **flags)[0] == 0
@@ -800,7 +806,10 @@ def test_messages_stay_in_the_subscription_if_too_many_fail_again(
     code, out, err = run(replay, input_subscription=box.subscription, max_dead_letter_share=0.1)
     assert code == 1
     assert "stream_replay" in out
-    assert "2 of 6 rows (33.33 %) are dead letters, more than --max_dead_letter_share 0.1;" in err
+    assert (
+        "2 of 6 rows (33.33 %) are dead letters, more than --max_dead_letter_share 0.1 allows;"
+        in err
+    )
     assert "run the same command again" in err
     assert box.bodies() == sorted([b"a stranger", *(m.data for m in faulty)])
     first = replay_of(tmp_path / "out")

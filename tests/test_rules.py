@@ -76,34 +76,55 @@ def test_the_flags_that_a_command_needs_are_enough(command: Command) -> None:
         (
             BATCH,
             {"model": None},
-            "missing --model; type: python -m pipelines.batch_local --input",
+            "missing --model; for example: python -m pipelines.batch_local --input",
         ),
         (
             BATCH,
             {"input_files": None, "output_files": None},
             "missing --input_files (or --input_table, --input_query), "
-            "--output_files (or --output_table); type: ",
+            "--output_files (or --output_table); for example: ",
         ),
-        (BATCH_VERTEX, {"endpoint": None}, "missing --endpoint (or --endpoint_url); type: "),
+        (BATCH_VERTEX, {"endpoint": None}, "missing --endpoint (or --endpoint_url); for example: "),
         (
             STREAM,
             {"input_subscription": None},
-            "missing --input_subscription (or --input_topic); type: ",
+            "missing --input_subscription (or --input_topic); for example: ",
         ),
         (
             STREAM,
             {"output_topic": None},
-            "missing --output_topic (or --output_table, --output_files); type: ",
+            "missing --output_topic (or --output_table, --output_files); for example: ",
         ),
         (
             STREAM,
             {"dead_letter_files": None},
-            "missing --dead_letter_topic (or --dead_letter_table, --dead_letter_files); type: ",
+            "missing --dead_letter_topic (or --dead_letter_table, --dead_letter_files); "
+            "for example: ",
         ),
         (
             REPLAY,
             {"input_files": None},
-            "missing --input_files (or --input_table, --input_subscription); type: ",
+            "missing --input_files (or --input_table, --input_subscription); for example: ",
+        ),
+        # The example in the message has the flags that were given.
+        (
+            BATCH,
+            {"input_files": None, "input_table": "p.d.t", "model": None},
+            "missing --model; for example: python -m pipelines.batch_local --input_table "
+            "INPUT_TABLE --model MODEL --output_files OUTPUT_FILES",
+        ),
+        (
+            STREAM_VERTEX,
+            {"endpoint": None, "endpoint_url": "http://h/x", "model": None},
+            "missing --model; for example: python -m pipelines.stream_vertex --input_subscription "
+            "INPUT_SUBSCRIPTION --model MODEL --endpoint_url ENDPOINT_URL --output_topic "
+            "OUTPUT_TOPIC --dead_letter_files DEAD_LETTER_FILES",
+        ),
+        (
+            REPLAY,
+            {"input_files": None, "input_subscription": SUB, "output_files": None},
+            "missing --output_files (or --output_table); for example: python -m pipelines.replay "
+            "--input_subscription INPUT_SUBSCRIPTION --model MODEL --output_files OUTPUT_FILES",
         ),
         # Contradictions.
         (

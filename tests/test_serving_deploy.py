@@ -251,6 +251,18 @@ def test_a_folder_in_cloud_storage_is_used_without_a_copy(
     assert body_of(google, "upload")["model"]["artifactUri"] == f"gs://bucket/{staging[12:]}"
 
 
+def test_googles_container_cannot_use_an_archive_in_place_that_has_another_name(
+    google: GoogleApi, run: Run, package: Callable[..., Path], staging: str, bucket: storage.Bucket
+) -> None:
+    archive = package().with_suffix(".mar")
+    bucket.blob(f"{staging[12:]}/other.mar").upload_from_filename(str(archive))
+    code, _, err = run("deploy", "--model", f"{staging}/")
+    assert code == 1
+    assert "expects an archive named model.mar, got other.mar: rename it, or pass --model " in err
+    assert f"--model {staging}/other.mar with --staging gs://BUCKET/FOLDER" in err
+    assert changes(google) == []
+
+
 def test_another_image_creates_another_version_of_the_same_model(
     google: GoogleApi, run: Run, package: Callable[..., Path], staging: str
 ) -> None:
@@ -551,11 +563,12 @@ def test_a_deployed_version_or_endpoint_is_not_changed_silently(
     run("deploy", *custom(folder, staging))
     code, _, said = run("deploy", *custom(folder, staging, "--max_replicas", "4"))
     assert code == 2
-    assert "--max_replicas is 4, but this version is already deployed as " in said
+    assert "this version is already deployed as " in said
+    assert " with --max_replicas 1, not 4: undeploy it first" in said
     code, _, said = run("deploy", *custom(folder, staging, "--accelerator", "NVIDIA_TESLA_T4:1"))
     assert code == 2
-    assert "--accelerator is NVIDIA_TESLA_T4, but this version is already deployed as " in said
-    assert " with none: undeploy it first" in said
+    assert "this version is already deployed as " in said
+    assert " with --accelerator none, not NVIDIA_TESLA_T4: undeploy it first" in said
     code, _, said = run("deploy", *custom(folder, staging, "--dedicated"))
     assert (code, "has a shared address, which cannot be changed" in said) == (2, True)
     assert changes(google) == FIRST[2:]

@@ -535,7 +535,11 @@ def test_an_append_is_retried_until_the_server_is_back(stream: Stream) -> None:
             {"input_subscription": None, "model": None, "dead_letter_topic": None},
             "missing --input_subscription (or --input_topic), --model, --output_topic (or ",
         ),
-        ({}, "missing --output_topic (or --output_table, --output_files); type: python -m pipel"),
+        (
+            {},
+            "missing --output_topic (or --output_table, --output_files); "
+            "for example: python -m pipelines.stream_local --input_subscription ",
+        ),
         ({"output_topic": "out"}, "--output_topic must be projects/PROJECT/topics/NAME, got out"),
         ({"output_topic": "OUT", "runner": "FnApiRunner"}, "FnApiRunner cannot read a stream from"),
         ({"output_topic": "DEAD"}, "choose another topic for one of them"),

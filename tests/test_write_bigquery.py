@@ -1047,7 +1047,7 @@ def test_without_a_run_id_column_a_rerun_with_other_rows_is_refused(sink: Sink) 
     sink.schema = REFERENCE
     run(sink("r", "a"), "1", "2")
     fails(
-        lambda: run(sink("r", "b"), "1", "2", "3"), "2 rows", "now the run has 3 rows", "--run_id"
+        lambda: run(sink("r", "b"), "1", "2", "3"), "2 rows", "this attempt has 3 rows", "--run_id"
     )
     assert sink.ids() == ["1", "2"]
     run(sink("r", "c", write_disposition="truncate"), "1", "2", "3")
@@ -1069,13 +1069,19 @@ def test_without_a_run_id_column_partly_deleted_rows_are_reported(sink: Sink) ->
     sink.schema = REFERENCE
     run(sink("r", "a"), "1", "2")
     sink.query("DELETE FROM T WHERE instance_id = '1'")
-    fails(lambda: run(sink("r", "b"), "1", "2"), "put 2 rows", "1 are left", "--run_id", "truncate")
+    fails(
+        lambda: run(sink("r", "b"), "1", "2"),
+        "written 2 rows",
+        "1 are left",
+        "--run_id",
+        "truncate",
+    )
     # Rows of another run with the same ids do not belong to this run.
     destination = sink("s", "c", write_disposition="truncate")
     destination.prepare()
     late = datetime.now(UTC) + timedelta(hours=1)
     destination.commit(stage(destination, scored(destination, "1", "2", at=late)))
-    fails(lambda: run(sink("r", "d"), "1", "2"), "and 0 are left")
+    fails(lambda: run(sink("r", "d"), "1", "2"), "of which 0 are left")
     assert sink.ids() == ["1", "2"]
 
 
@@ -1096,7 +1102,13 @@ def test_without_a_run_id_column_rows_of_another_run_are_not_mistaken_for_the_ru
     commit_at(sink("r", "b"), "1", "2", at=second)
     moment = round(first.timestamp() * 1e6)
     sink.query(f"DELETE FROM T WHERE UNIX_MICROS(`at`) > {moment}")
-    fails(lambda: run(sink("r", "c"), "1", "2"), "run r", "and 0 are left", "--run_id", "truncate")
+    fails(
+        lambda: run(sink("r", "c"), "1", "2"),
+        "run r",
+        "of which 0 are left",
+        "--run_id",
+        "truncate",
+    )
     assert sink.ids() == ["1", "2"]
     # While the table has the rows of both runs, nothing is missing.
     commit_at(sink("t", "d"), "1", "2", at=second)
@@ -1110,7 +1122,12 @@ def test_without_a_run_id_column_ambiguous_rows_of_the_same_time_are_reported(
     sink.schema = REFERENCE
     run(sink("r", "a"), "1", "2")
     run(sink("s", "b"), "1", "2")
-    fails(lambda: run(sink("r", "c"), "1", "2"), "4 rows could belong to the run", "--run_id")
+    fails(
+        lambda: run(sink("r", "c"), "1", "2"),
+        "other rows with the same ids",
+        "4 rows could belong to it",
+        "--run_id",
+    )
     assert sink.ids() == ["1", "1", "2", "2"]
 
 

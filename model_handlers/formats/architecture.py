@@ -162,8 +162,8 @@ def _import(parts: Sequence[str], code: TrustedCode) -> Any:
 def _check_place(name: str, file: str, package: str | None) -> None:
     if package and _is_inside(file, package):
         raise UnsafeModel(
-            f"module {name} lies in the model package's own folder {package}, and code is never "
-            "imported from a package: install the module, or move the package to its own folder"
+            f"module {name} is inside the folder of the model package, {package}, and code there "
+            "is never imported: install the module, or move the package to a folder without code"
         )
 
 

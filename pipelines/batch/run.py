@@ -296,7 +296,7 @@ def check_dead_letters(report: Mapping[str, Any], limit: float) -> None:
     if not too_many(dead, rows, limit):
         return
     kind, places = report["dead_letters"][0], " or ".join(report["dead_letter_output"])
-    why = f"more than --max_dead_letter_share {limit:g}"
+    why = f"more than --max_dead_letter_share {limit:g} allows"
     if dead <= limit * rows:
         why = "and a run fails if it scores no row"
     todo = f"fix the source or the model, and run again with --run_id {report['run_id']}"

@@ -99,12 +99,12 @@ def _about_gone(
     if kept:
         yield (
             f"{', '.join(kept)} may hold messages that are already acknowledged: start the new "
-            "pipeline with the flag that adds this step"
+            "pipeline with the same flags as the running job"
         )
         return
     yield (
-        "if they were renamed, or may be removed, pass "
-        f'--transform_name_mapping {quote(json.dumps(likely))} ("" removes a step)'
+        "if a step was renamed or removed on purpose, pass --transform_name_mapping "
+        f"{quote(json.dumps(likely))} (an empty name removes the step)"
     )
 
 
@@ -178,7 +178,7 @@ def check_update(pipeline: beam.Pipeline, cloud: Cloud, *, allow_state_loss: boo
     if faults:
         raise UpdateRefused(
             f"--update: this pipeline cannot replace job {running.name} ({running.ident}): "
-            f"{'; '.join(faults)}. To start it anyway, drain the running job, and start this "
+            f"{'; '.join(faults)}; to start it anyway, drain the running job, and start this "
             "pipeline without --update"
         )
 

@@ -47,7 +47,8 @@ class SourceOptions:
         metavar="SQL",
     )
     row_restriction: str | None = flag(
-        "condition, as in a WHERE clause; only rows of --input_table that match it leave BigQuery",
+        "read only the rows of --input_table that match this condition, as in a WHERE clause; "
+        "BigQuery applies it",
         label="Row restriction",
         metavar="SQL",
     )
@@ -66,7 +67,7 @@ class SourceOptions:
     )
     id_column: str | None = flag(
         "column that identifies a row, written as row_id (default: an id derived from the file and "
-        "position of a row, or from its features in BigQuery)",
+        "the position of the row; for BigQuery, from its features)",
         label="Id column",
         metavar="NAME",
     )
@@ -112,9 +113,9 @@ class FailureOptions:
     )
     dead_letter_table: str | None = dead_letter_table_flag()
     max_dead_letter_share: float = flag(
-        "fail the run (exit code 1) if the share of its rows that are dead letters is above this "
-        "number from 0 to 1; a run that scores no row always fails. The output stays in place, and "
-        "the report says that the run failed",
+        "maximum share of the rows, from 0 to 1, that may be dead letters; above it, or if no row "
+        "is scored, the run fails with exit code 1. The output stays in place, and the report says "
+        "that the run failed",
         0.5,
         label="Maximum share of dead letters",
         param_type="NUMBER",

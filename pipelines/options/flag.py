@@ -111,7 +111,9 @@ def build_parser(
 
 def _add_flag(group: Any, f: dataclasses.Field[Any], hint: Any) -> None:
     meta = f.metadata
-    shown = "" if f.default in (None, False) else f" (default: {f.default})"
+    # Not `in (None, False)`: 0 equals False, and is a default to show.
+    hidden = f.default is None or f.default is False
+    shown = "" if hidden else f" (default: {f.default})"
     common = {"default": None, "help": meta["help"].replace("%", "%%") + shown, "dest": f.name}
     plain = plain_type(hint)
     if plain is bool:

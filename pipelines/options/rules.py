@@ -6,7 +6,7 @@ The functions look only at the flags. The pipelines look at the files and tables
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from common.command_names import as_typed
@@ -79,6 +79,7 @@ def check_batch(pipeline: str, parsed: Parsed, program: str | None = None, **als
     source, sink = parsed.get(SourceOptions), parsed.get(SinkOptions)
     require(
         program or pipeline,
+        _all_given(parsed),
         input_files=source.input_files or source.input_table or source.input_query,
         model=parsed.get(ModelOptions).model,
         **_endpoint(parsed),
@@ -105,6 +106,7 @@ def check_stream(pipeline: str, parsed: Parsed, program: str | None = None, **al
     places = letters.dead_letter_topic or letters.dead_letter_table or letters.dead_letter_files
     require(
         program or pipeline,
+        _all_given(parsed),
         input_subscription=source.input_subscription or source.input_topic,
         model=parsed.get(ModelOptions).model,
         **_endpoint(parsed),
@@ -134,6 +136,7 @@ def check_replay(parsed: Parsed) -> None:
     flags, sink = parsed.get(ReplayOptions), parsed.get(SinkOptions)
     require(
         "replay",
+        _all_given(parsed),
         input_files=flags.input_files or flags.input_table or flags.input_subscription,
         model=parsed.get(ModelOptions).model,
         output_files=sink.output_files or sink.output_table,
@@ -142,11 +145,13 @@ def check_replay(parsed: Parsed) -> None:
     _check_avro(flags.message_format, flags.avro_schema)
 
 
-def require(program: str, **flags: Any) -> None:
+def require(program: str, given: Collection[str] | None = None, /, **flags: Any) -> None:
     """Raise UsageError if a flag that the command needs is missing.
 
     Args:
         program: The command after `pipelines.`, such as `batch_local`.
+        given: The flags of the command line, for the example in the message: it shows what was
+            given, and not the flag that this replaces. None shows all flags that are needed.
         flags: The flags that the command needs, by name. None marks a missing one.
 
     Raises:
@@ -154,14 +159,22 @@ def require(program: str, **flags: Any) -> None:
     """
     missing = [_with_alternatives(program, name) for name, value in flags.items() if value is None]
     if missing:
-        example = " ".join(f"--{name} {name.upper()}" for name in flags)
+        shown = list(flags)
+        if given is not None:
+            shown = [
+                one
+                for name, value in flags.items()
+                for one in ([name] if value is None else (name, *_replacing(program, name)))
+                if value is None or one in given
+            ]
+        example = " ".join(f"--{name} {name.upper()}" for name in shown)
         command = as_typed(f"pipelines.{program}")
-        raise UsageError(f"missing {', '.join(missing)}; type: {command} {example}")
+        raise UsageError(f"missing {', '.join(missing)}; for example: {command} {example}")
 
 
 def check_together(parsed: Parsed) -> None:
     """Raise UsageError if flags contradict each other, or if one would have no effect."""
-    given = {name for group in parsed.groups.values() for name in _given(group)}
+    given = _all_given(parsed)
     for names in _ONE_OF:
         both = [f"--{name}" for name in names if name in given]
         if len(both) > 1:
@@ -177,6 +190,11 @@ def check_together(parsed: Parsed) -> None:
             raise UsageError(f"--{name} has no effect with --{other}, {why}: leave out --{name}")
 
 
+def _all_given(parsed: Parsed) -> set[str]:
+    """Return the flags of a command line whose value is not the default."""
+    return {name for group in parsed.groups.values() for name in _given(group)}
+
+
 def _given(group: Any) -> set[str]:
     """Return the flags of an options class whose value is not the default."""
     fields = dataclasses.fields(group)
@@ -187,9 +205,13 @@ def _flags(names: Sequence[str]) -> str:
     return " or ".join(f"--{name}" for name in names)
 
 
+def _replacing(program: str, name: str) -> Sequence[str]:
+    """Return the flags that can replace a missing one."""
+    return _ALTERNATIVES.get(f"{program} {name}") or _ALTERNATIVES.get(name, ())
+
+
 def _with_alternatives(program: str, name: str) -> str:
-    found = _ALTERNATIVES.get(f"{program} {name}") or _ALTERNATIVES.get(name, ())
-    others = [f"--{other}" for other in found]
+    others = [f"--{other}" for other in _replacing(program, name)]
     return f"--{name} (or {', '.join(others)})" if others else f"--{name}"
 
 

@@ -22,8 +22,9 @@ def output_table_flag() -> Any:
 def output_schema_flag() -> Any:
     """Return the field of --output_schema."""
     return flag(
-        "columns of the results; reference writes the columns of the reference pipeline: "
-        "instance_id, anomaly_score, encoded, timestamp",
+        "columns of the results. default: those of Millrace; reference: only instance_id, "
+        "anomaly_score, encoded and timestamp, for existing tables with these columns; without "
+        "run_id, a rerun cannot replace the rows in a table",
         "default",
         label="Output schema",
         param_type="ENUM",

@@ -117,7 +117,8 @@ def _artifact(package: ModelPackage, local: Path, path: str, *, prebuilt: bool) 
     if in_place and prebuilt and local.name != ARCHIVE_NAME:
         raise ModelError(
             f"model {path}: Google's pre-built container expects an archive named {ARCHIVE_NAME}, "
-            f"got {local.name}: pass the path of the file itself and --staging"
+            f"got {local.name}: rename it, or pass --model {path.rstrip('/')}/{local.name} with "
+            "--staging gs://BUCKET/FOLDER"
         )
     folder = path.rstrip("/") if in_place else None
     return Artifact(

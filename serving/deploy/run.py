@@ -246,8 +246,8 @@ def _check_same(
     for flag, (is_now, wanted) in pairs.items():
         if is_now != wanted:
             raise UsageError(
-                f"{flag} is {wanted or 'none'}, but this version is already deployed as "
-                f"{found.id} with {is_now or 'none'}: undeploy it first"
+                f"this version is already deployed as {found.id} with {flag} {is_now or 'none'}, "
+                f"not {wanted or 'none'}: undeploy it first"
             )
 
 

@@ -77,8 +77,8 @@ def append(
         for index, message in faults.items():
             if not 0 <= index < len(left):
                 raise OutputError(
-                    f"row {index} of an append of {len(left)} rows was refused ({message}): "
-                    "expected the index of a row that was sent; please report this"
+                    f"BigQuery rejected row {index} of a request that has only {len(left)} rows "
+                    f"({message}): please report this"
                 )
             refused[int(left[index])] = message
         left = np.delete(left, list(faults))

@@ -184,9 +184,9 @@ class TableCommit(TableJobs):
         for run, relation in relations.items():
             if relation == "overlaps":
                 raise OutputError(
-                    f"run {run} has replayed some of these dead letters into table {self.name}, "
-                    "which would then have their rows twice: choose filters that select all dead "
-                    "letters of that replay, or none"
+                    f"run {run} has already replayed some of these dead letters into table "
+                    f"{self.name}, so their rows would be in it twice: choose filters that select "
+                    f"either all the dead letters that run {run} replayed, or none of them"
                 )
         return [run for run, relation in relations.items() if relation == "covers"]
 
@@ -194,19 +194,20 @@ class TableCommit(TableJobs):
         """Raise OutputError unless the table is empty."""
         if self.table.num_rows:
             raise OutputError(
-                f"table {self.name} has rows of run {', '.join(sorted(origins))} that were "
-                f"replayed by {', '.join(sorted(found))}; without a column {RUN_ID} they cannot be "
-                "replaced: write to another table, or use --write_disposition truncate"
+                f"table {self.name} has no column {RUN_ID}, so the rows of run "
+                f"{', '.join(sorted(origins))} that run {', '.join(sorted(found))} replayed into "
+                "it cannot be replaced: write to another table, or use --write_disposition truncate"
             )
 
     def _check_alone(self, run: str, others: Collection[str]) -> None:
         """Raise OutputError if a replay also used dead letters of runs other than this one."""
         if others:
+            rest = ", ".join(sorted(others))
             raise OutputError(
-                f"run {run} has replayed dead letters of this run and of "
-                f"{', '.join(sorted(others))} into table {self.name}, and its rows do not show "
-                f"which of them they belong to: delete the rows (DELETE FROM `{self.name}` WHERE "
-                f"{RUN_ID} = '{run}'), run again, and replay the others"
+                f"run {run} has replayed dead letters of this run and of {rest} into table "
+                f"{self.name}, and its rows do not show which run they come from: delete them "
+                f"(DELETE FROM `{self.name}` WHERE {RUN_ID} = '{run}'), run this command again, "
+                f"then replay the dead letters of {rest}"
             )
 
     @property
@@ -250,20 +251,20 @@ class TableCommit(TableJobs):
         if is_whole and is_of_model(earlier, self.provenance.model_digest):
             return True
         advice = (
-            f"without a column {RUN_ID} the earlier rows cannot be replaced: choose another "
+            f"the table has no column {RUN_ID}, so they cannot be replaced: choose another "
             "--run_id, or use --write_disposition truncate"
         )
-        was = f"run {self.folder.run_id} has already put {there:,} rows into table {self.name}"
+        was = f"run {self.folder.run_id} has already written {there:,} rows to table {self.name}"
         if is_whole:
             raise OutputError(f"{was}, with another model file; {advice}")
         if found.known > there or found.own > there:
             raise OutputError(
-                f"{was}; the table has other rows with the same ids too, and {found.own:,} rows "
-                f"could belong to the run; {advice}"
+                f"{was}; the table also has other rows with the same ids, so the rows of the run "
+                f"cannot be identified ({found.own:,} rows could belong to it); {advice}"
             )
         raise OutputError(
-            f"{was}, and {min(found.own, there):,} are left; now the run has {self.rows:,} rows; "
-            f"{advice}"
+            f"{was}, of which {min(found.own, there):,} are left, and this attempt has "
+            f"{self.rows:,} rows; {advice}"
         )
 
     def _look_for(self, earlier: Any, span: Span | None) -> Any:
