@@ -75,7 +75,7 @@ class Service:
 
     def now(self) -> str:
         """Return the time as in Google's JSON, later than at every call before."""
-        self._clock += timedelta(milliseconds=1)
+        self._clock = max(datetime.now(UTC), self._clock + timedelta(milliseconds=1))
         return self._clock.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
     def number(self) -> int:
