@@ -62,7 +62,7 @@ class World:
         """Run the command that follows a job, with which a text ends."""
         _, _, command = text.rpartition("python -m pipelines.launch ")
         assert command, text
-        return self.run(*shlex.split(command), "--poll_seconds", "0")
+        return self.run(*shlex.split(command.partition("`")[0]), "--poll_seconds", "0")
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_a_job_that_cannot_be_monitored_after_its_start_keeps_running(
     world.google.faults = lambda call: denied if call.method.endswith("aggregated") else None
     code, _, err = world.launch("batch_local", *batch, "--job_name", "a-job", "--wait")
     assert code == 4
-    assert "the job is still running; follow it: python -m pipelines.launch --attach a-job " in err
+    assert "the job is still running; follow it with `python -m pipelines.launch --attach a-job " in err
     world.google.faults = lambda _: None
     assert world.paste(err)[0] == 0
 
@@ -163,7 +163,7 @@ def test_ctrl_c_during_a_launch_from_source_says_that_the_job_may_have_started(
     monkeypatch.setattr(beam.Pipeline, "run", interrupt)
     code, out, err = world.launch("batch_local", *batch, "--job_name", "a-job")
     assert (code, out) == (130, "")
-    assert "interrupted: the job may have started; follow it: python -m" in err
+    assert "interrupted: the job may have started; follow it with `python -m" in err
     world.dataflow.add("a-job", PROJECT, REGION)
     assert world.paste(err)[0] == 0
 
@@ -374,7 +374,7 @@ def test_a_template_that_does_not_fit_is_reported_before_anything_starts(
         ),
         (
             ("--create_subscription", "--output_topic", "projects/a-project/topics/t"),
-            "is input and",
+            "is both the input and",
         ),
     ],
 )
@@ -414,7 +414,7 @@ def test_ctrl_c_during_a_launch_of_a_template_says_that_the_job_may_have_started
     monkeypatch.setattr(Jobs, "launch", interrupt)
     code, _, err = templated.launch(*BATCH, *FROM, "--job_name", "a-job")
     assert code == 130
-    assert "interrupted: the job may have started; follow it: python -m" in err
+    assert "interrupted: the job may have started; follow it with `python -m" in err
     templated.dataflow.add("a-job", PROJECT, REGION)
     assert templated.paste(err)[0] == 0
 
@@ -659,7 +659,7 @@ def test_ctrl_c_ends_the_program_and_not_the_job() -> None:
             assert process.wait() == 130
             message = process.stderr.read()
     assert (
-        "interrupted: job a-job is still running; follow it again: python -m pipelines.launch"
+        "interrupted: job a-job is still running; follow it again with `python -m pipelines.launch"
         in message
     )
     assert f" --api_endpoints dataflow={google.url}" in message

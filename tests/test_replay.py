@@ -734,7 +734,7 @@ def test_a_table_without_dead_letters_is_reported(
     servers.cloud.bigquery().query(f"CREATE TABLE `{other}` (row_id STRING, stage STRING)").result()
     flags = {"project": PROJECT, "retry_seconds": 20}
     assert_one_line_error(
-        run(replay, input_table=other, **flags), 1, "no table of dead letters", "failed_at"
+        run(replay, input_table=other, **flags), 1, "is not a table of dead letters", "failed_at"
     )
     assert_one_line_error(
         run(replay, input_table=f"{PROJECT}.streams.none", **flags), 1, "cannot be read"

@@ -1220,7 +1220,7 @@ def test_after_a_server_dies_during_a_commit_a_rerun_writes_all_rows(
     files = stage(first, scored(first, "1", "2"))
     try:
         with at_change(emulators, number, emulators.bigquery.kill):
-            fails(lambda: first.commit(files), str(sink.table), "gave up")
+            fails(lambda: first.commit(files), str(sink.table), "failed after repeated attempts")
         first.discard()
     finally:
         emulators.bigquery.start()

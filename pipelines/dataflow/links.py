@@ -73,5 +73,5 @@ def starting(project: str, region: str, name: str, endpoints: Endpoints) -> Iter
         KeyboardInterrupt: The block was interrupted.
     """
     by_name = attach_command(project, region, name, endpoints)
-    with interrupted(f"the job may have started; follow it: {by_name}"):
+    with interrupted(f"the job may have started; follow it with `{by_name}`"):
         yield

@@ -65,7 +65,7 @@ class Monitor:
             TooManyDeadLetters: The run left more dead letters than its flags allow.
             KeyboardInterrupt: Ctrl-C was pressed; the message says how to follow the job again.
         """
-        again = f"follow it again: {self._attach(job, job.ident)}"
+        again = f"follow it again with `{self._attach(job, job.ident)}`"
         # If a batch job had ended before, a new run with the same id may be using its staging
         # folder now.
         may_clean_up = job.streaming or not job.has_ended

@@ -145,7 +145,7 @@ def _follow(jobs: Jobs, ident: str, region: str, flags: LaunchOptions, own: Pars
     """Follow a started job, given by id or name, to its end, and return the exit code."""
     cloud = jobs.cloud
     command = attach_command(cloud.project, region, ident, cloud.endpoints)
-    again = f"the job is still running; follow it: {command}"
+    again = f"the job is still running; follow it with `{command}`"
     try:
         with interrupted(again):
             job = jobs.find(ident, region)
