@@ -149,7 +149,10 @@ def test_a_job_that_cannot_be_monitored_after_its_start_keeps_running(
     world.google.faults = lambda call: denied if call.method.endswith("aggregated") else None
     code, _, err = world.launch("batch_local", *batch, "--job_name", "a-job", "--wait")
     assert code == 4
-    assert "the job is still running; follow it with `python -m pipelines.launch --attach a-job " in err
+    assert (
+        "the job is still running; follow it with `python -m pipelines.launch --attach a-job "
+        in err
+    )
     world.google.faults = lambda _: None
     assert world.paste(err)[0] == 0
 

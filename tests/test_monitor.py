@@ -279,7 +279,9 @@ def test_ctrl_c_leaves_the_job_alone_and_says_how_to_follow_it_again(world: Worl
 
     world.script = [interrupt]
     command = f"python -m pipelines.launch --attach {job['id']} --project {PROJECT}"
-    with pytest.raises(KeyboardInterrupt, match=f"is still running; follow it again with `{command}"):
+    with pytest.raises(
+        KeyboardInterrupt, match=f"is still running; follow it again with `{command}"
+    ):
         world.follow(job)
     assert "jobs.update" not in world.google.methods()
 
