@@ -66,7 +66,7 @@ class SourceOptions:
     )
     id_column: str | None = flag(
         "column that identifies a row, written as row_id (default: an id derived from the file and "
-        "position of a row, or from its features in BigQuery)",
+        "the position of the row; for BigQuery, from its features)",
         label="Id column",
         metavar="NAME",
     )
