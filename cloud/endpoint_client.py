@@ -176,9 +176,9 @@ class EndpointClient:
             if left <= 0 or trouble.retry_after > left:
                 asks = f" (Retry-After: {trouble.retry_after:.0f} s)" * (trouble.retry_after > 0)
                 raise EndpointError(
-                    f"endpoint {self.name} failed {attempt + 1} times in {now - begin:.0f} s, the "
-                    f"last time with: {trouble}{asks}; no row became a dead letter: check the "
-                    "endpoint, and run again"
+                    f"endpoint {self.name} failed {attempt + 1} times in {now - begin:.0f} s; the "
+                    f"last error was: {trouble}{asks}; these rows were not written as dead "
+                    "letters: check the endpoint, and run again"
                 )
             with self._lock:
                 self._stats.retries += 1
@@ -245,8 +245,8 @@ class EndpointClient:
         if served is not None and self._digest is not None and served != self._digest:
             raise EndpointError(
                 f"endpoint {self.name} serves another model: expected digest {self._digest[:12]}, "
-                f"got {served[:12]}; deploy the model of your package, or use the package of the "
-                "deployed model"
+                f"got {served[:12]}; deploy the model that --model names, or pass the package of "
+                "the deployed model as --model"
             )
         return answer
 

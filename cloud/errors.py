@@ -242,7 +242,7 @@ def _advice(error: BaseException) -> str:
     if isinstance(error, (requests.exceptions.RequestException, ConnectionError)):
         return "check the network and --api_endpoints"
     if reason == "quotaExceeded" or _QUOTA.search(str(error)):
-        return "a quota of the project is used up: raise it in the console, or wait"
+        return "a quota of the project is exhausted: raise it in the console, or wait"
     if is_passing(error):
         return "this error is usually transient: try again later"
     if _IMAGE.search(str(error)):

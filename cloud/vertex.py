@@ -221,7 +221,8 @@ def _get(url: str, label: str) -> dict[str, Any]:
         answer = None
     if not isinstance(answer, dict):
         raise EndpointError(
-            f"endpoint {label}: {shown(url)} did not return a JSON object: is it the Vertex AI API?"
+            f"endpoint {label}: {shown(url)} did not return a JSON object: check --api_endpoints "
+            "(aiplatform)"
         )
     return answer
 

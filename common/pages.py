@@ -52,4 +52,4 @@ def error_line(error: MillraceError) -> str:
     if not error.page:
         return f"error: {error}"
     explain = as_typed("millrace explain")
-    return f"error: {error} [{address(error.page)}, or: {explain} {error.page}]"
+    return f"error: {error} [see {address(error.page)}, or run: {explain} {error.page}]"

@@ -84,7 +84,7 @@ COMMANDS = {
         "pipelines.template_spec:main",
     ),
     "explain": Entry(
-        "explain an error, by the code at its end",
+        "explain an error, given the code at the end of its message",
         ("millrace explain",),
         "millrace.explain:main",
     ),

@@ -33,6 +33,8 @@ MAR_MANIFEST = "MAR-INF/MANIFEST.json"
 MAX_ARCHIVE_BYTES = 32 << 30
 # The weights of a model hardly compress. The zeros of a zip bomb compress about 1,000 times.
 MAX_EXPANSION = 100
+# What to do if the entries of a .mar are wrong.
+_AGAIN = "create the archive again with torch-model-archiver"
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ def _read_mar(path: str) -> ModelPackage:
         as_model_error(f"{path} is not a readable .mar (a zip archive) and may be truncated"),
         zipfile.ZipFile(io.BytesIO(data)) as archive,
     ):
-        check_names(archive, path)
+        check_names(archive, path, _AGAIN)
         check_size(archive, len(data), path)
         file = _serialized_file(archive, path)
         manifest = None
@@ -169,7 +171,7 @@ def _read_mar(path: str) -> ModelPackage:
             if manifest.file != file:
                 raise ManifestError(
                     f"{path}: {MANIFEST_NAME} describes {manifest.file!r}, but {MAR_MANIFEST} "
-                    f"names the model file {file!r}"
+                    f"names the model file {file!r}; {_AGAIN}, from the files of one package"
                 )
         return ModelPackage(file, _member(archive, file), manifest)
 
@@ -185,12 +187,13 @@ def _serialized_file(archive: zipfile.ZipFile, path: str) -> str:
         ) from error
     if not isinstance(file, str) or file not in archive.namelist():
         raise ModelError(
-            f"{path}: {MAR_MANIFEST} names the model file {file!r}, which is not in the archive"
+            f"{path}: {MAR_MANIFEST} names the model file {file!r}, which is not in the archive; "
+            f"{_AGAIN}"
         )
     return file
 
 
-def check_names(archive: zipfile.ZipFile, path: str) -> None:
+def check_names(archive: zipfile.ZipFile, path: str, advice: str) -> None:
     """Raise UnsafeModel if a zip archive has entries that no model file needs.
 
     Such entries are absolute paths, paths with `..`, links, two entries with the same name, and
@@ -200,6 +203,7 @@ def check_names(archive: zipfile.ZipFile, path: str) -> None:
     Args:
         archive: The open archive.
         path: The name of the archive in error messages.
+        advice: What the user can do, for error messages.
 
     Raises:
         UnsafeModel: The archive has such an entry.
@@ -208,15 +212,17 @@ def check_names(archive: zipfile.ZipFile, path: str) -> None:
     for entry in entries:
         parts = entry.filename.replace("\\", "/").split("/")
         if entry.filename.startswith(("/", "\\")) or ".." in parts or ":" in parts[0]:
-            raise UnsafeModel(f"{path}: entry {entry.filename!r} points outside the archive")
+            raise UnsafeModel(
+                f"{path}: entry {entry.filename!r} points outside the archive; {advice}"
+            )
         if stat.S_ISLNK(entry.external_attr >> 16):
-            raise UnsafeModel(f"{path}: entry {entry.filename!r} is a link")
+            raise UnsafeModel(f"{path}: entry {entry.filename!r} is a link; {advice}")
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise UnsafeModel(
-                f"{path}: entry {entry.filename!r} is compressed, but not with deflate"
+                f"{path}: entry {entry.filename!r} is compressed, but not with deflate; {advice}"
             )
     if len({entry.filename for entry in entries}) != len(entries):
-        raise UnsafeModel(f"{path}: two entries have the same name")
+        raise UnsafeModel(f"{path}: two entries have the same name; {advice}")
 
 
 def check_size(archive: zipfile.ZipFile, packed: int, path: str) -> None:

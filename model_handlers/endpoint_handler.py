@@ -87,8 +87,8 @@ class _Batch:
     Attributes:
         alone: The number of rows that failed alone.
         judged: Whether a sample has shown if most rows fail.
-        reason: The reason and the message for the other failing rows, which are not sent alone;
-            None if each failing row is sent alone.
+        reason: The reason and the message for the other failing rows, which are not sent on
+            their own; None if each failing row is sent on its own.
     """
 
     arrays: Sequence[np.ndarray]
@@ -253,8 +253,9 @@ class Endpoint:
                 if len(failed) > MOSTLY * len(sample):
                     kind, message = failed[0]
                     reason = (
-                        f"not sent alone, because most rows of its batch fail: {len(failed)} of "
-                        f"{len(sample)} rows sent at random failed, for example with: {message}"
+                        f"not sent on its own, because most rows of its batch fail: of "
+                        f"{len(sample)} rows chosen at random, {len(failed)} failed, for example "
+                        f"with: {message}"
                     )
                     batch.reason = kind, reason[:300]
             return batch.reason

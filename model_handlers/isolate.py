@@ -20,7 +20,7 @@ SMALL_BATCH = 512
 
 
 class NotTried(Exception):
-    """The result of a row that was not tried alone, because most rows of its batch fail.
+    """The result of a row that was not tried on its own, because most rows of its batch fail.
 
     Attributes:
         tried: The number of random rows of the batch that were tried alone.

@@ -59,10 +59,12 @@ def resolve_device(device: str) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     resolved = torch.device(device)
-    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+    count = torch.cuda.device_count() if resolved.type == "cuda" else 0
+    if resolved.type == "cuda" and (resolved.index or 0) >= count:
         raise DeviceError(
-            f"device {device} is not available: this worker has {torch.cuda.device_count()} CUDA "
-            "devices; use --device auto or cpu, or workers with a GPU and its driver"
+            f"device {device} is not available: this worker has {count} CUDA "
+            f"device{'' if count == 1 else 's'}; use --device auto or cpu, or workers with a GPU "
+            "and its driver"
         )
     return resolved
 
@@ -234,8 +236,8 @@ def describe_error(error: BaseException) -> str:
     """
     if isinstance(error, NotTried):
         return (
-            f"not tried alone, because most rows of its batch fail: {error.failed} of "
-            f"{error.tried} rows tried at random failed, for example with "
+            f"not tried on its own, because most rows of its batch fail: of {error.tried} rows "
+            f"chosen at random, {error.failed} failed, for example with "
             f"{describe_error(error.example)}"
         )[:300]
     text = str(error).strip()

@@ -172,7 +172,7 @@ def _finite_answers(model: LoadedModel, arrays: Sequence[np.ndarray]) -> list[np
         if not np.isfinite(answer).all():
             raise ContractBroken(
                 f"model {name} returns NaN or infinity as {spec.name} for the first {rows} valid "
-                "rows: choose other known-good rows"
+                "rows: pass another --sample"
             )
     return answers
 
@@ -299,7 +299,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", default="1", help="version of the model (default: 1)")
     parser.add_argument(
         "--score_output",
-        help="output that is the score (default: the only output of one float per row)",
+        help="output to use as the score (default: the output with one float per row, if there is "
+        "only one)",
     )
     parser.add_argument(
         "--architecture",
@@ -314,8 +315,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--allow_batch_dependence",
         metavar="TOLERANCE",
         type=positive,
-        help="accept a model whose answer to a row depends on the other rows of the batch, up to "
-        "this absolute and relative difference; the manifest and every report record it",
+        help="accept a model whose outputs for a row depend on the other rows in the batch, if the "
+        "difference is at most this (absolute and relative); recorded in the manifest and in every "
+        "report",
     )
     return parser
 

@@ -19,7 +19,7 @@ class Answer:
         arrays: One array `[rows, *shape]` per output, with zeros for failed rows. Empty if every
             row failed.
         faults: The exception of each failed row, by row number. It is NotTried if most rows of a
-            batch failed and this row was not tried alone.
+            batch failed and this row was not tried on its own.
     """
 
     arrays: list[np.ndarray]

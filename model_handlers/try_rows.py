@@ -183,8 +183,9 @@ def _refuse(model: LoadedModel, found: Sequence[_Difference]) -> None:
     needed, difference = max(found)
     value = f"{round_up(needed):g}" if needed < math.inf else "TOLERANCE"
     raise ContractBroken(
-        f"model {model.manifest.name} answers a row differently in another batch: {difference}, "
-        f"beyond {model.tolerance}; {_USUAL}; if this is intended, package it with {_FLAG} {value}"
+        f"model {model.manifest.name} returns different outputs for the same row in another "
+        f"batch: {difference}, which exceeds the tolerance ({model.tolerance}); {_USUAL}; if this "
+        f"is intended, package it with {_FLAG} {value}"
     )
 
 

@@ -183,7 +183,7 @@ def _refuse(unknown: Sequence[str]) -> None:
     flags = [arg.split("=")[0] for arg in unknown if arg.startswith("-")]
     if flags and flags[0] in all_flags():
         raise UsageError(
-            f"this pipeline does not take {flags[0]}, but other pipelines do: see --help"
+            f"this pipeline does not take {flags[0]}, which belongs to other pipelines: see --help"
         )
     if flags:
         known = all_flags().union(beam_flags())

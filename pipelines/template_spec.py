@@ -90,7 +90,9 @@ def make_parser() -> CommandParser:
         "describes its parameters.",
     )
     parser.add_argument("pipeline", metavar="PIPELINE", help="name of the pipeline")
-    parser.add_argument("--bucket", required=True, help="bucket for templates/PIPELINE.json")
+    parser.add_argument(
+        "--bucket", required=True, help="bucket to write templates/PIPELINE.json to"
+    )
     parser.add_argument("--image", required=True, help="launcher image: REPOSITORY@sha256:DIGEST")
     return parser
 

@@ -219,10 +219,10 @@ def _confirm(
         print(_preview(removals, ()))
         said = input(f"{lost_text(lost)} will be lost. Type the project id to continue: ").strip()
     if said != config.project:
-        wrong = f"got {said!r}" if said else "but it is missing"
+        got = f" (got {said!r})" if said else ""
         raise UsageError(
-            f"{lost_text(lost)} would be lost: expected --project_confirm {config.project}, "
-            f"{wrong}; nothing was changed"
+            f"{lost_text(lost)} would be lost: to confirm, pass --project_confirm "
+            f"{config.project}{got}; nothing was changed"
         )
 
 

@@ -178,8 +178,8 @@ def _foreign(resource: Resource, looked: Looked, choice: Choice) -> str:
         return ""
     if not owner.configs:
         return (
-            f"{it} carries no configuration's label because an earlier version created it: run "
-            "setup to add the label, then run cleanup again"
+            f"{it} has no label that names its configuration, because an earlier version of "
+            "Millrace created it: run setup to add the label, then run cleanup again"
         )
     if choice.config not in owner.configs:
         return f"{it} belongs to configuration {', '.join(sorted(owner.configs))}"
@@ -215,7 +215,7 @@ def losses(removals: Sequence[Removal]) -> dict[str, int | None]:
     """Return what the removals would lose.
 
     Returns:
-        Counts by what is counted (rows of tables, files, waiting messages), None if a count is
+        Counts by what is counted (table rows, files, waiting messages), None if a count is
         unknown.
     """
     lost: dict[str, int | None] = {}
@@ -228,7 +228,7 @@ def losses(removals: Sequence[Removal]) -> dict[str, int | None]:
                 lost[what] = (lost.get(what) or 0) + count
     lost |= {f"additional {what}" if what in lost else what: None for what in sorted(unknown)}
     if rows := lost_rows(removals):
-        lost["rows of tables"] = rows
+        lost["table rows"] = rows
     return lost
 
 

@@ -71,4 +71,7 @@ def check_project(cloud: Cloud, args: argparse.Namespace) -> None:
                 f"id ({said}); if it is correct, grant the account the role {_VIEWER}"
             ) from error
     if found.get("state", "ACTIVE") != "ACTIVE":
-        raise ResourceError(f"project {cloud.project} ({said}) is marked for deletion")
+        raise ResourceError(
+            f"project {cloud.project} ({said}) is marked for deletion: restore it, or choose "
+            "another project"
+        )

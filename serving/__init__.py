@@ -1,4 +1,4 @@
-"""A server that answers prediction requests over HTTP, in the form that Vertex AI uses.
+"""A server that answers prediction requests over HTTP, with the interface that Vertex AI expects.
 
 `settings.py` reads the flags and `server.py` runs the process. `app.py` holds the routes, and
 `service.py` the model and its state. `instances.py` turns JSON rows into arrays, `batcher.py` runs

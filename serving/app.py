@@ -205,7 +205,7 @@ class Predict:
             raise Refusal(
                 400,
                 "parameters.outputs: this server was started with --fixed_outputs, and computes "
-                "no other outputs",
+                "no other outputs: leave the parameter out",
             )
         if not instances:
             return b'{"predictions":[]}'
@@ -231,8 +231,10 @@ class Predict:
             for index, fault in list(faults.items())[:SHOWN_ROWS]
         ]
         first = listed[0]
-        message = f"{len(faults)} of {rows} instances cannot be predicted: instance "
-        message += f"{first['index']}: {first['message']}"
+        message = (
+            f"no prediction was returned, because {len(faults)} of {rows} instances failed; the "
+            f"first is instance {first['index']}: {first['message']}"
+        )
         return Refusal(400, message, {"bad_instances": len(faults), "instances": listed})
 
 

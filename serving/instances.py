@@ -152,7 +152,7 @@ class InstanceReader:
         spec = self._manifest.inputs[0]
         if not self._format.vector:
             inputs = len(self._manifest.inputs)
-            message = f"since the model has {inputs} inputs, got a list"
+            message = f"got a list: the model has {inputs} inputs"
             return Fault("not_an_object", f"expected an object with features by name, {message}")
         if len(instance) != spec.width:
             return Fault("wrong_width", f"expected {spec.width} values, got {len(instance)}")

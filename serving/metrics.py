@@ -10,7 +10,7 @@ try:
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 except ImportError as error:  # pragma: no cover
     raise ImportError(
-        "serving needs the packages of its extra: pip install 'millrace[serving]'"
+        "the server needs more packages: run pip install 'millrace[serving]'"
     ) from error
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)

@@ -77,7 +77,7 @@ def make_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
         environment: The environment variables, which set some of the defaults.
     """
     parser = CommandParser(
-        "serving", "Serve a model package over HTTP, in the form that Vertex AI uses."
+        "serving", "Serve a model package over HTTP, with the interface that Vertex AI expects."
     )
     _add_model_flags(parser.add_argument_group("model").add_argument, environment)
     _add_server_flags(parser.add_argument, environment)
@@ -124,7 +124,7 @@ def _add_inference_flags(model: Callable[..., Any]) -> None:
     model(
         "--score_output",
         metavar="NAME",
-        help="output that is the score (default: the manifest's score output)",
+        help="output to use as the score (default: the manifest's score output)",
     )
     model(
         "--outputs",
@@ -186,7 +186,7 @@ def _add_server_flags(add: Callable[..., Any], environment: Mapping[str, str]) -
         "--max_request_bytes",
         type=positive_integer,
         default=MAX_REQUEST_BYTES,
-        help=f"maximum size of the body of a request, in bytes (default: {MAX_REQUEST_BYTES})",
+        help=f"maximum size of a request body, in bytes (default: {MAX_REQUEST_BYTES})",
     )
     _add_limits(add)
 
@@ -197,7 +197,7 @@ def _add_limits(add: Callable[..., Any]) -> None:
         "--max_batch_rows",
         type=positive_integer,
         default=4096,
-        help="maximum number of rows in one forward pass (default: 4096)",
+        help="maximum number of rows in a forward pass (default: 4096)",
     )
     add(
         "--max_batch_wait_ms",
@@ -226,14 +226,14 @@ def _add_limits(add: Callable[..., Any]) -> None:
         "--max_in_flight",
         type=positive_integer,
         default=512,
-        help="maximum number of complete requests at the same time; requests beyond that get "
-        "status 503 (default: 512)",
+        help="maximum number of complete requests in progress; further requests get status 503 "
+        "(default: 512)",
     )
     add(
         "--drain_seconds",
         type=non_negative,
         default=30.0,
-        help="seconds that requests in flight may take after SIGTERM (default: 30)",
+        help="how long requests in progress may take after SIGTERM, in seconds (default: 30)",
     )
 
 

@@ -175,7 +175,7 @@ UNUSABLE = [
     (refusal(403), "roles/aiplatform.user"),
     (refusal(404), "check --endpoint"),
     (HTML, "expected JSON, got an HTML page"),
-    (refusal(503), "the last time with: 503 Service Unavailable"),
+    (refusal(503), "the last error was: 503 Service Unavailable"),
 ]
 
 
@@ -227,7 +227,7 @@ def test_an_unusable_endpoint_loses_no_row_and_is_reported_in_one_line(
         ({"endpoint_url": "http://h", "endpoint_parameters": "[]"}, "must be a JSON object"),
         (
             {"endpoint_url": "http://h", "device": "cpu"},
-            "this pipeline does not take --device, but other pipelines do",
+            "this pipeline does not take --device, which belongs to other pipelines",
         ),
         (
             {"endpoint_url": "http://h", "endpoint_concurrency": "0"},

@@ -237,7 +237,7 @@ def test_https_to_a_server_of_plain_http_fails_at_once(server: Server) -> None:
         ),
         (
             failure(403, "quotaExceeded", "Quota exceeded: bytes a day"),
-            "Quota exceeded: bytes a day; a quota of the project is used up: raise it in the "
+            "Quota exceeded: bytes a day; a quota of the project is exhausted: raise it in the "
             "console, or wait",
         ),
         (
@@ -278,7 +278,7 @@ def test_an_error_is_explained_in_one_line_without_the_url(
         (
             exceptions.TooManyRequests("The following quota metrics exceed quota limits: CPUs"),
             False,
-            ("CPUs", "a quota of the project is used up"),
+            ("CPUs", "a quota of the project is exhausted"),
         ),
         (exceptions.InternalServerError("RST_STREAM"), True, ("RST_STREAM",)),
         (exceptions.PermissionDenied("no getData"), False, ("no getData", "grant", "role")),

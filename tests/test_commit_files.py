@@ -286,7 +286,10 @@ def test_an_attempt_that_was_replaced_by_another_cannot_commit_again(tmp_path: P
     commit(folders(folder), files, folder, report)
     run(tmp_path, SECOND, "pq", "y")
     before = tree(tmp_path)
-    with pytest.raises(OutputError, match="another attempt at run r has put its result in place"):
+    with pytest.raises(
+        OutputError,
+        match=r"another attempt at run r has finished first, and its result in .* is kept",
+    ):
         commit(folders(folder), files, folder, report)
     assert tree(tmp_path) == before
 

@@ -14,7 +14,7 @@ PRODUCT = (
 # Messages of Google's services.
 GOOGLES = ("already an active job named",)
 # Quotes that start with these words are commands, flags or names.
-OTHER = re.compile(r"(python|make|gcloud|bq|millrace|pip|export|curl|--|SELECT|DELETE)\b|--")
+OTHER = re.compile(r"(python|make|gcloud|bq|millrace|pip|export|curl|torch|SELECT|DELETE)\b|--")
 
 
 def strings() -> Iterator[str]:

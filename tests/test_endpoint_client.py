@@ -156,8 +156,8 @@ def test_throttling_is_never_blamed_on_the_rows(connect: Connect) -> None:
     with faulty_endpoint(double, lambda _: THROTTLED) as endpoint:
         reported = failure(connect(endpoint, retry_seconds=0.05), EndpointError, patience=1)
         assert reported.startswith("endpoint e failed ")
-        assert "the last time with: 429 Too Many Requests: Quota exceeded" in reported
-        assert "no row became a dead letter" in reported
+        assert "the last error was: 429 Too Many Requests: Quota exceeded" in reported
+        assert "these rows were not written as dead letters" in reported
         assert len(endpoint.requests) > 1
 
 
@@ -209,7 +209,7 @@ def test_a_permanent_failure_is_raised_at_once_with_advice(
 
 def test_an_unknown_host_and_a_refused_connection_are_reported(connect: Connect) -> None:
     reported = failure(connect("http://nowhere.invalid/predict", retry_seconds=0), EndpointError)
-    assert "the last time with: nowhere.invalid cannot be found (DNS)" in reported
+    assert "the last error was: nowhere.invalid cannot be found (DNS)" in reported
     with faulty_endpoint(double) as endpoint:
         url = endpoint.predict_url
     reported = failure(connect(url, retry_seconds=0), EndpointError, innocent=True)
@@ -223,7 +223,7 @@ def test_retry_after_is_respected_if_there_is_time(connect: Connect) -> None:
         assert time.monotonic() - began >= 0.2
     with faulty_endpoint(double, lambda _: retry_after("3600")) as endpoint:
         reported = failure(connect(endpoint), EndpointError)
-        assert "(Retry-After: 3600 s); no row became a dead letter" in reported
+        assert "(Retry-After: 3600 s); these rows were not written as dead letters" in reported
         assert len(endpoint.requests) == 1
     with faulty_endpoint(double, lambda _: retry_after("inf")) as endpoint:
         failure(connect(endpoint), EndpointError)

@@ -270,7 +270,7 @@ def test_a_dead_endpoint_fails_the_bundle_and_blames_no_row(
     with serve(lambda _: fault, retry_seconds=0.3) as (endpoint, handler, model):
         message = failure(handler, model, rows)
         assert message.startswith(f"endpoint {endpoint.predict_url} failed ")
-        assert "no row became a dead letter" in message
+        assert "these rows were not written as dead letters" in message
         # When the endpoint answers again, it is used again.
         endpoint.choose_fault = no_faults
         check_rows(handler.predict(model, [rows], len(rows)), rows)
@@ -282,7 +282,7 @@ def test_an_endpoint_that_goes_down_during_a_batch_blames_no_row(serve: Make) ->
 
     rows = some_rows(100)
     with serve(dies, rows=1, concurrency=1, retry_seconds=0.3) as (_, handler, model):
-        assert "no row became a dead letter" in failure(handler, model, rows)
+        assert "these rows were not written as dead letters" in failure(handler, model, rows)
 
 
 @pytest.mark.parametrize(
@@ -515,7 +515,7 @@ def test_if_most_rows_are_refused_few_are_sent_alone(serve: Make) -> None:
     assert faults_by_row.keys() >= bad
     assert {fault["reason"] for fault in faults_by_row.values()} == {"endpoint_refused"}
     texts = [fault["message"] for fault in faults_by_row.values()]
-    left = [text for text in texts if text.startswith("not sent alone, because most rows of")]
+    left = [text for text in texts if text.startswith("not sent on its own, because most rows of")]
     assert len(left) > 2_000
     assert "no such row" in left[0]
     # Ten workers may each have been at work on a request of 100 rows at that time.

@@ -33,12 +33,12 @@ def test_every_error_of_exit_code_1_has_a_page(kind: type[MillraceError]) -> Non
 
 def test_the_line_of_an_error_ends_with_its_page(monkeypatch: pytest.MonkeyPatch) -> None:
     error = InputError("no file matches rows/*.parquet")
-    line = "error: no file matches rows/*.parquet [docs/operate/input.md, or: {} input]"
+    line = "error: no file matches rows/*.parquet [see docs/operate/input.md, or run: {} input]"
     assert error_line(error) == line.format("python -m millrace explain")
     with naming(NAMES):
         assert error_line(error) == line.format("millrace explain")
     monkeypatch.setattr(pages, "SITE", "https://example.org/millrace")
-    assert "[https://example.org/millrace/operate/input.html, or:" in error_line(error)
+    assert "[see https://example.org/millrace/operate/input.html, or run:" in error_line(error)
 
 
 def test_a_wrong_flag_explains_itself() -> None:

@@ -598,7 +598,9 @@ def test_a_pickle_posing_as_a_model_is_refused(tmp_path: Path, kind: str, protoc
 
 
 def test_a_module_saved_as_a_whole_is_reported_as_a_pickle() -> None:
-    with pytest.raises(UnsafeModel, match=r"pickle with more than tensors .*Scorer.*: unpickling"):
+    with pytest.raises(
+        UnsafeModel, match=r"pickle that contains more than tensors .*Scorer.*: unpickling"
+    ):
         load(saved(Scorer()), "state_dict", architecture=AUTOENCODER)
     with pytest.raises(UnsafeModel, match="the model file is a Python pickle: unpickling it could"):
         load(pickle.dumps({"a": 1}), "state_dict", architecture=AUTOENCODER)

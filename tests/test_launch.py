@@ -59,8 +59,12 @@ class World:
         return code, out, err
 
     def paste(self, text: str) -> tuple[int, str, str]:
-        """Run the command that follows a job, with which a text ends."""
+        """Run the command that follows a job, with which a text ends.
+
+        The page that explains an error may come after the command.
+        """
         _, _, command = text.rpartition("python -m pipelines.launch ")
+        command, _, _ = command.partition(" [see docs/")
         assert command, text
         return self.run(*shlex.split(command.partition("`")[0]), "--poll_seconds", "0")
 
@@ -339,7 +343,7 @@ def test_a_dry_run_of_a_template_shows_no_secret(templated: World) -> None:
         (("--template", "bucket/x.json"), "--template must be gs://BUCKET/PATH, got bucket/x.json"),
         (("--template", "gs://bucket/launch/stream_local.json"), "is a template of stream_local"),
         (("--template", "gs://bucket/launch/batch_vertex.json"), "is a template of batch_vertex"),
-        ((*FROM, "--setup_file", "./setup.py"), "--setup_file does not apply to a template"),
+        ((*FROM, "--setup_file", "./setup.py"), "--setup_file cannot be used with --template"),
         ((*FROM, "--impersonate_service_account", "a@p"), "gcloud auth application-default login"),
         (
             (*FROM, "--temp_location", "gs://b"),

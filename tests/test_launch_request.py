@@ -120,8 +120,8 @@ def test_flexrs_and_exactly_once_have_their_fields() -> None:
 def test_a_flag_that_only_a_launch_from_source_can_use_is_rejected() -> None:
     with pytest.raises(
         UsageError,
-        match=r"--setup_file does not apply to a template, because its image already "
-        "contains all code: leave out --setup_file",
+        match=r"--setup_file cannot be used with --template, because the image of the template "
+        "already contains all code: leave out --setup_file",
     ):
         request("batch_local", **GIVEN, setup_file="./setup.py")
 

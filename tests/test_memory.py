@@ -284,5 +284,5 @@ def test_commands_report_lack_of_memory_in_one_line(
     printed = capsys.readouterr().err
     assert printed == (
         "error: out of memory: MemoryError; allow this process more memory "
-        "[docs/operate/out-of-memory.md, or: python -m millrace explain out-of-memory]\n"
+        "[see docs/operate/out-of-memory.md, or run: python -m millrace explain out-of-memory]\n"
     )

@@ -354,7 +354,9 @@ def test_a_stream_shows_latency_backlog_and_dead_letters_until_it_drains(world: 
     assert "4 dead letters  latency 400 ms" in lines[1]
     assert lines[2].startswith("draining")
     assert lines[3].startswith("drained")
-    assert "all messages that the job had received are written" in world.out.getvalue()
+    assert (
+        "the results of all messages that the job had received are written" in world.out.getvalue()
+    )
 
 
 def test_without_permission_for_metrics_only_the_backlog_is_missing(world: World) -> None:

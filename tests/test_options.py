@@ -65,7 +65,7 @@ def test_flags_that_are_not_given_have_their_defaults() -> None:
 def test_the_help_names_the_default_rows_of_a_batch() -> None:
     kind = ModelOptions
     (text,) = [f.metadata["help"] for f in dataclasses.fields(kind) if f.name == "batch_rows"]
-    assert text.endswith(f"(default: {BATCH_ROWS}, for streams {STREAM_BATCH_ROWS})")
+    assert text.endswith(f"(default: {BATCH_ROWS}; for streams, {STREAM_BATCH_ROWS})")
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ def race(place: Bucket, layout: Layout, order: list[int]) -> Turns:
     assert len(lost) < 2
     for error in lost:
         assert "\n" not in str(error)
-        assert "another attempt at run r has put its result in place meanwhile" in str(error)
+        assert "another attempt at run r has finished first, and its result in " in str(error)
     # If both succeeded, one has replaced the result of the other.
     complete = [a for a, error in zip(attempts, errors, strict=True) if error is None]
     found = read(place)
@@ -246,7 +246,7 @@ def test_an_overtaken_run_fails_with_one_line_and_keeps_the_result_of_the_other(
     assert overtaken(cloud, command, command) == 1
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
-    assert "another attempt at run r has put its result in place meanwhile" in err
+    assert "another attempt at run r has finished first, and its result in " in err
     scores = open_result(f"{place.root}/out/r").to_table()
     assert len(set(scores["row_id"].to_pylist())) == ROWS - ROWS // 100
     assert len({name for name in place.names() if "/scores/part-" in name}) == len(
@@ -276,8 +276,10 @@ def test_an_overtaken_run_says_that_a_table_may_hold_its_rows(
     assert overtaken(cloud, batch(example, **flags), other, moment) == 1
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
-    assert "another attempt at run r has put its result in place meanwhile" in err
-    file_errors = f"but {dataset}.scores may hold the rows of this attempt: run it again"
+    assert "another attempt at run r has finished first, and its result in " in err
+    file_errors = (
+        f"but {dataset}.scores may hold the rows of this attempt instead: run the command again"
+    )
     assert (file_errors in err) is (moment == "report")
     count = f"SELECT COUNT(*) AS n, COUNT(DISTINCT row_id) AS d FROM `{dataset}.scores`"
     (found,) = cloud.cloud.bigquery().query(count).result()

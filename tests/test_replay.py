@@ -488,7 +488,7 @@ def test_wrong_flags_are_reported_in_one_line(
     assert_one_line_error(
         run(replay, input_subscription=subscription, runner="DataflowRunner"),
         2,
-        "--input_subscription is read by this process",
+        "--input_subscription can only be replayed in this process",
         "--runner",
     )
     assert list(reports(tmp_path / "out")) == ["r"]

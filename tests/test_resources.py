@@ -48,7 +48,7 @@ def test_setup_and_cleanup_run_twice_from_nothing_to_nothing(
         assert world.plan() == {}
         assert "0 changes" in world.fine("setup", "--load_example", "50")
         code, _, err = world.run("cleanup", "--yes")
-        assert (code, "50 rows of tables would be lost" in err) == (2, True), err
+        assert (code, "50 table rows would be lost" in err) == (2, True), err
         world.fine("cleanup", "--yes", "--project_confirm", PROJECT)
         assert "nothing to remove" in world.fine("cleanup")
         # APIs stay enabled.
@@ -269,12 +269,12 @@ def test_a_preview_changes_nothing_and_reports_what_would_be_lost(
     world.fine("setup", "--load_example", "30")
     calls = Calls(monkeypatch)
     preview = world.fine("cleanup")
-    assert "nothing was changed; pass --yes to apply (30 rows of tables would be lost)" in preview
+    assert "nothing was changed; pass --yes to apply (30 table rows would be lost)" in preview
     assert re.search(r"remove +table +millrace-test\.dry\.frameworks +30 rows, [\d.]+ k?B", preview)
     assert calls.changes == []
     for wrong in ((), ("--project_confirm", "other")):
         code, _, err = world.run("cleanup", "--yes", *wrong)
-        assert (code, "expected --project_confirm millrace-test" in err) == (2, True)
+        assert (code, "to confirm, pass --project_confirm millrace-test" in err) == (2, True)
         assert calls.changes == []
     # What holds no rows can be removed without a confirmation.
     world.fine("cleanup", "--yes", "--kinds", "topic,subscription,role")

@@ -251,7 +251,7 @@ FAULTS = [
     (
         quota_exceeded("ServiceAccounts per project"),
         ["serviceAccounts.create"],
-        "a quota of the project is used up",
+        "a quota of the project is exhausted",
     ),
 ]
 

@@ -230,8 +230,10 @@ def test_setup_labels_what_an_earlier_version_created_and_cleanup_removes_it(
     }
     accounts.patch(name=name, body=body).execute()
     out = world.fine(*CONFIRMED, "--kinds", "account,role,topic")
-    assert re.search(rf"kept  topic {topic}  .* an earlier version created it: run setup", out)
-    assert re.search(r"kept  account \S+  it carries no configuration's label", out)
+    assert re.search(
+        rf"kept  topic {topic}  .* an earlier version of Millrace created it: run setup", out
+    )
+    assert re.search(r"kept  account \S+  it has no label that names its configuration", out)
     assert {f"topic {topic}", f"account {name.rpartition('/')[2]}"} <= there(world)
     assert world.plan()[f"topic {topic}"] == world.plan()[f"table {source}"] == "change"
     assert "created by an earlier version: run setup to label it" in world.fine("status")

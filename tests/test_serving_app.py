@@ -152,7 +152,7 @@ def test_a_bad_row_is_refused_with_its_index_and_reason(
     assert (listed["index"], listed["reason"]) == (1, reason)
     assert listed["message"].startswith(message)
     assert answer.error["bad_instances"] == 1
-    assert "1 of 3 instances cannot be predicted: instance 1:" in answer.error["message"]
+    assert "1 of 3 instances failed; the first is instance 1:" in answer.error["message"]
 
 
 def test_a_row_with_a_duplicate_key_is_refused(client: Client) -> None:
@@ -438,7 +438,7 @@ def test_fixed_outputs_are_not_chosen_by_requests(example: Path) -> None:
         assert list(server.client.predict([GOOD]).json["predictions"][0]) == ["encoded"]
         refused = server.client.predict([GOOD], outputs="all")
         assert refused.status == 400
-        assert "--fixed_outputs, and computes no other outputs" in refused.error["message"]
+        assert "--fixed_outputs, and computes no other outputs: leave" in refused.error["message"]
 
 
 def test_the_score_and_the_routes_can_be_chosen_at_the_start(example: Path) -> None:

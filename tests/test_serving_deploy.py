@@ -325,7 +325,9 @@ def test_a_dry_run_without_credentials_needs_the_project_but_no_credentials(
     assert main([*flags, "--dry_run"]) == 2
     assert capsys.readouterr().err.startswith("error: --project is missing: expected the id")
     assert main(flags) == 1
-    assert capsys.readouterr().err.startswith("error: no credentials: log in [docs/operate/perm")
+    assert capsys.readouterr().err.startswith(
+        "error: no credentials: log in [see docs/operate/perm"
+    )
 
 
 def test_status_shows_models_versions_traffic_and_replicas(
@@ -491,7 +493,7 @@ def test_an_endpoint_that_another_deployment_creates_first_is_used_if_the_name_m
         (
             "endpoints.deployModel",
             quota_exceeded("aiplatform.googleapis.com/custom_model_serving_cpus"),
-            ["custom_model_serving_cpus", "a quota of the project is used up"],
+            ["custom_model_serving_cpus", "a quota of the project is exhausted"],
         ),
         (
             "models.upload",

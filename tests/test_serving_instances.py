@@ -70,7 +70,7 @@ def test_a_model_with_several_inputs_takes_them_by_name(make_manifest: Make) -> 
     reasons = {index: fault.reason for index, fault in raised.value.faults.items()}
     assert reasons == {1: "not_an_object", 2: "wrong_type", 3: "wrong_width"}
     assert raised.value.faults[1].message == (
-        "expected an object with features by name, since the model has 3 inputs, got a list"
+        "expected an object with features by name, got a list: the model has 3 inputs"
     )
 
 

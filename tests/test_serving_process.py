@@ -134,4 +134,4 @@ def test_an_address_of_another_machine_is_reported(capsys: pytest.CaptureFixture
         assert main(["--model_path", "nowhere", "--port", "0", "--host", host]) == 1
         said = capsys.readouterr().err
         assert said.startswith(f"error: cannot listen on port 0 of {host}: ")
-        assert "; check --host and --port [docs/operate/server.md" in said
+        assert "; check --host and --port [see docs/operate/server.md" in said

@@ -94,7 +94,8 @@ def test_the_balance_holds_if_an_output_refuses_rows(provenance: Provenance) -> 
         "received                10  in 12 s",
         "scored                   8",
         "dead letters             2",
-        "refused                  2  scored, then refused by a sink: also dead letters",
+        "refused                  2  of the scored rows, refused by a sink and written as dead "
+        "letters, in addition to those above",
         "balance       rows received = scored + dead letters",
     ]
 

@@ -90,7 +90,8 @@ def test_without_colours_the_text_is_plain_and_rich_is_not_imported(
 def test_a_file_gets_plain_text(capsys: pytest.CaptureFixture[str]) -> None:
     print_error(InputError("no file matches x"))
     error = (
-        "error: no file matches x [docs/operate/input.md, or: python -m millrace explain input]\n"
+        "error: no file matches x "
+        "[see docs/operate/input.md, or run: python -m millrace explain input]\n"
     )
     assert capsys.readouterr().err == error
 

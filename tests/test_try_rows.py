@@ -240,7 +240,7 @@ def test_the_refusal_names_values_cause_and_the_flag_that_accepts(
     for part in (
         "output output of known-good row",
         "in a batch of all rows, but",
-        "beyond rtol 0.0001, atol",
+        "which exceeds the tolerance (rtol 0.0001, atol",
     ):
         assert part in err
     accept = err.split("if this is intended, package it with ")[1].split(" [")[0].split()
@@ -290,7 +290,10 @@ def test_a_package_that_was_not_checked_is_refused_at_load(tmp_path: Path) -> No
     manifest = dataclasses.replace(accepted, batch_dependence=None)
     for made, kind in ((manifest, "known-good row"), (unprobed(data), "random row")):
         write_package(tmp_path, data, made)
-        with pytest.raises(ContractBroken, match=rf"of {kind} \d is .* alone, beyond rtol .*eval"):
+        with pytest.raises(
+            ContractBroken,
+            match=rf"of {kind} \d is .* alone, which exceeds the tolerance \(rtol .*eval",
+        ):
             TorchModelHandler(str(tmp_path), made).load_model()
     write_package(tmp_path, data, accepted)
     TorchModelHandler(str(tmp_path), accepted).load_model()
@@ -312,7 +315,7 @@ def test_a_bare_model_is_refused_before_a_run_starts(
     argv = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
     assert run_command(batch_local.COMMAND, argv) == 1
     err = capsys.readouterr().err
-    assert "answers a row differently in another batch" in err
+    assert "returns different outputs for the same row in another batch" in err
     assert "package it with --allow_batch_dependence" in err
     assert not (tmp_path / "out").exists()
 

@@ -99,7 +99,7 @@ def load_module(
     if found != wanted:
         raise ManifestError(
             f"model.json says format {manifest.format!r}, but the file {manifest.file} is "
-            f"{_NAMES[found]}"
+            f"{_NAMES[found]}: package the model again"
         )
     loaders: dict[str, Callable[[], torch.nn.Module]] = {
         "torchscript": lambda: _load_torchscript(data),

@@ -43,7 +43,7 @@ class ModelArchive:
             zipfile.ZipFile(io.BytesIO(data)) as archive,
         ):
             _check_end(data)
-            check_names(archive, "the model file")
+            check_names(archive, "the model file", "save the model again")
             check_size(archive, len(data), "the model file")
             # torch ignores checksums, and some damaged files crash the process that reads them.
             if damaged := archive.testzip():

@@ -50,7 +50,9 @@ def load_plain(data: bytes, what: str = "the model file") -> Any:
     """
 
     def refuse(reason: str) -> NoReturn:
-        raise UnsafeModel(f"{what} is a pickle with more than tensors ({reason}): {PICKLE_ADVICE}")
+        raise UnsafeModel(
+            f"{what} is a pickle that contains more than tensors ({reason}): {PICKLE_ADVICE}"
+        )
 
     def find(module: str, name: str) -> Any:
         if module == "torch" and name in _DTYPES:

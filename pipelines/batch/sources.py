@@ -122,8 +122,12 @@ def check_files(
     files = [(file.path, file_format or format_of(file.path)) for file in match_files(patterns)]
     found = next((file for file in files if has_rows(*file)), None)
     if found is None:
-        others = ", nor does any other file" if len(files) > 1 else ""
-        raise InputError(f"the input is empty: {files[0][0]} has no rows{others}")
+        first = files[0][0]
+        if len(files) == 1:
+            raise InputError(f"the input is empty: {first} has no rows")
+        raise InputError(
+            f"the input is empty: none of the {len(files):,} files has rows (the first is {first})"
+        )
     schema = file_schema(*found)
     if schema is not None:
         check_columns(schema, found[0], columns, fields)

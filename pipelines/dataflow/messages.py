@@ -25,7 +25,7 @@ _ADVICE = (
     ),
     (
         r"ZONE_RESOURCE_POOL_EXHAUSTED|does not have enough resources|stockout",
-        "the zone has no such machines available at the moment: try another --machine_type, "
+        "the zone has no capacity for these machines at the moment: try another --machine_type, "
         "--worker_zone or --region",
     ),
     (

@@ -27,9 +27,9 @@ PIPELINES = {
 ATTACH = Command(
     name="launch",
     about="Follow a Dataflow job to its end. To start a job, run %(prog)s NAME, "
-    f"with NAME one of {', '.join(PIPELINES)}; NAME --help lists its flags. Exit codes: 0 done, "
-    "1 failed, 2 a flag is wrong, 3 the job was cancelled, 4 the job can no longer be monitored, "
-    "130 Ctrl-C, which leaves the job running.",
+    f"where NAME is one of {', '.join(PIPELINES)}; %(prog)s NAME --help lists its flags. Exit "
+    "codes: 0 done; 1 failed; 2 invalid flag; 3 job cancelled; 4 job can no longer be monitored; "
+    "130 interrupted with Ctrl-C (the job keeps running).",
     options=(AttachOptions, CloudOptions),
     run="pipelines.launch.run:attach",
     beam=False,

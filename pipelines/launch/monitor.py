@@ -192,7 +192,8 @@ class Monitor:
             )
             return CANCELLED
         self.screen.say(
-            f"{job.state} after {took}: all messages that the job had received are written"
+            f"{job.state} after {took}: the results of all messages that the job had received are "
+            "written"
         )
         return DONE
 

@@ -48,10 +48,10 @@ _OF_SOURCE = (
 # launcher, within Dataflow. The launch itself, and all requests before and after it, come from this
 # machine.
 _IMPERSONATE = (
-    "--impersonate_service_account does not apply to a template, which is launched with the "
-    "credentials of this machine: leave out --impersonate_service_account, and first run `gcloud "
-    "auth application-default login --impersonate-service-account ACCOUNT`; the job runs as "
-    "--service_account_email"
+    "--impersonate_service_account cannot be used with --template, because a template is launched "
+    "with the credentials of this machine: leave out --impersonate_service_account, and first run "
+    "`gcloud auth application-default login --impersonate-service-account ACCOUNT`; the job runs "
+    "as --service_account_email"
 )
 _MODES = {
     True: "STREAMING_MODE_AT_LEAST_ONCE",
@@ -79,8 +79,8 @@ def launch_request(
         UsageError: A flag cannot be used with a template.
     """
     wrong = [
-        f"--{name} does not apply to a template, because its image already contains all code: "
-        f"leave out --{name}"
+        f"--{name} cannot be used with --template, because the image of the template already "
+        f"contains all code: leave out --{name}"
         for name in _OF_SOURCE
         if flags.get(name)
     ]

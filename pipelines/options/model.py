@@ -55,7 +55,7 @@ class ModelOptions:
     )
     batch_rows: int | None = flag(
         "maximum number of rows in a batch; a model in the worker scores a batch in one forward "
-        "pass (default: 32768, for streams 4096)",
+        "pass (default: 32768; for streams, 4096)",
         label="Rows per batch",
         param_type="NUMBER",
         form=AT_LEAST_1,

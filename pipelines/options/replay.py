@@ -63,7 +63,7 @@ class ReplayOptions:
         "replay only dead letters of runs with these ids", label="Replayed runs", metavar="A,B"
     )
     message_format: MessageKind = flag(
-        "format of the messages, as the stream that wrote the dead letters read them",
+        "message format of the stream that wrote the dead letters",
         "json",
         label="Message format",
         param_type="ENUM",
@@ -87,8 +87,8 @@ class ReplayOptions:
         metavar="NAME",
     )
     window_seconds: int | None = flag(
-        "add window_start and window_end of windows of this many seconds to each row, as the "
-        "stream did",
+        "length of a window in seconds, as in the stream; adds to each row the window_start and "
+        "window_end of its window",
         label="Window seconds",
         param_type="NUMBER",
         form=AT_LEAST_1,

@@ -20,8 +20,9 @@ class CloudOptions:
     )
     api_endpoints: tuple[str, ...] | None = flag(
         "addresses of services such as bigquery, bigquerystorage, storage and pubsub, if they are "
-        "not the public ones: private endpoints, or emulators (default: BIGQUERY_EMULATOR_HOST, "
-        "BIGQUERY_STORAGE_EMULATOR_HOST, STORAGE_EMULATOR_HOST, PUBSUB_EMULATOR_HOST)",
+        "not the public ones: private endpoints, or emulators (default: the environment "
+        "variables BIGQUERY_EMULATOR_HOST, BIGQUERY_STORAGE_EMULATOR_HOST, STORAGE_EMULATOR_HOST, "
+        "PUBSUB_EMULATOR_HOST)",
         label="API endpoints",
         metavar="SERVICE=ADDRESS",
     )

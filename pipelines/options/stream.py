@@ -75,7 +75,7 @@ class StreamSourceOptions:
         metavar="NAME",
     )
     deduplicate_seconds: int | None = flag(
-        "drop a message if Pub/Sub delivered the same message id within this many seconds before "
+        "drop a message if Pub/Sub has delivered the same message id in the last N seconds "
         "(default: keep duplicates)",
         label="Deduplicate seconds",
         param_type="NUMBER",
@@ -89,8 +89,8 @@ class StreamSourceOptions:
         form=AT_LEAST_1,
     )
     window_seconds: int | None = flag(
-        "add window_start and window_end of windows of this many seconds to each row; rows do not "
-        "wait for a window to close",
+        "length of a window in seconds; adds to each row the window_start and window_end of its "
+        "window, without waiting for the window to close",
         label="Window seconds",
         param_type="NUMBER",
         form=AT_LEAST_1,
@@ -99,7 +99,7 @@ class StreamSourceOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamSinkOptions:
-    """Where the scored rows go: a topic, a table, a folder, or any of them together."""
+    """Where the scored rows go (a topic, a table, a folder, or several of them)."""
 
     output_topic: str | None = flag(
         "Pub/Sub topic for the results, as projects/PROJECT/topics/NAME; one JSON message per row",

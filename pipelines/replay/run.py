@@ -51,9 +51,9 @@ def run_local(parsed: Parsed) -> None:
     config = replay_config(parsed)
     if isinstance(config.source, LettersInSubscription) and not runs_in_process(options):
         raise UsageError(
-            "--input_subscription is read by this process, which holds the messages until their "
-            "rows are written: leave out --runner, or have the stream write its dead letters to a "
-            "table and replay that"
+            "--input_subscription can only be replayed in this process, which holds the messages "
+            "until their rows are written: leave out --runner, or let the stream write its dead "
+            "letters to a table and replay the table"
         )
     endpoints = reach(parsed, options)
     cloud = _make_cloud(config, options, endpoints)

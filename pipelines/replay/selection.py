@@ -22,7 +22,7 @@ def select(flags: ReplayOptions) -> Selection:
         if stage == UNREPLAYABLE:
             raise UsageError(
                 f"--stage {stage}: these dead letters cannot be scored again, because they hold "
-                "scored rows that a table rejected, and not the features of the rows"
+                "scored rows that a table refused, and not the features of the rows"
             )
         if stage not in STAGES:
             raise UsageError(

@@ -95,7 +95,7 @@ class ScoreStream(beam.PTransform):
         return rows
 
     def _write(self, rows: beam.PCollection[pa.RecordBatch]) -> list[beam.PCollection]:
-        """Write rows to the sinks; return the dead letters of rows that a sink rejects."""
+        """Write rows to the sinks; return the dead letters of rows that a sink refuses."""
         to, refused = self.sinks, []
         if to.topic is not None:
             publish = PublishBatches(self.cloud, to.topic, "rows", self.provenance)
@@ -129,8 +129,9 @@ class ScoreStream(beam.PTransform):
 
 
 def raise_refused(failures: pa.RecordBatch) -> None:
-    """Raise OutputError for dead letters that their own table rejects: they must not get lost."""
+    """Raise OutputError for dead letters that their own table refuses: they must not get lost."""
     raise OutputError(
-        f"the dead letter table rejects {failures.num_rows} rows: "
-        f"{failures.column('message')[0].as_py()}"
+        f"the dead letter table refuses {failures.num_rows} rows: "
+        f"{failures.column('message')[0].as_py()}; alter the table, or choose another "
+        "--dead_letter_table"
     )

@@ -33,7 +33,7 @@ class Tally:
     Attributes:
         received: Rows that were decoded, or failed to decode.
         dead_letters: Rows that failed before a sink.
-        refused: Rows that were scored, and became dead letters because a sink rejected them.
+        refused: Rows that were scored, and became dead letters because a sink refused them.
         latencies: Latencies since the last report, in milliseconds.
         pulled: Messages that this process pulled.
         decoded: Messages that were decoded.
@@ -166,14 +166,14 @@ def check_balance(tally: Tally, again: int) -> None:
     if not tally.pulled - again <= tally.decoded <= tally.pulled:
         raise BalanceError(
             f"messages are missing or duplicated: {tally.pulled:,} were pulled, {tally.decoded:,} "
-            "were decoded; messages that are not acknowledged will be delivered again: run again, "
-            "and report this if it happens again"
+            "were decoded; unacknowledged messages will be delivered again: run the command "
+            "again, and report this if it recurs"
         )
     if tally.received != tally.scored + tally.dead_letters:
         raise BalanceError(
             f"rows are missing or duplicated: {tally.received:,} were received, {tally.scored:,} "
-            f"were scored, {tally.dead_letters:,} are dead letters; messages that are not "
-            "acknowledged will be delivered again: run again, and report this if it happens again"
+            f"were scored, {tally.dead_letters:,} are dead letters; unacknowledged "
+            "messages will be delivered again: run the command again, and report this if it recurs"
         )
 
 
@@ -194,7 +194,10 @@ def summary(tally: Tally, seconds: float) -> str:
         ("dead letters", f"{tally.dead_letters:>12,}"),
     ]
     if tally.refused:
-        note = "scored, then refused by a sink: also dead letters"
+        note = (
+            "of the scored rows, refused by a sink and written as dead letters, in addition to "
+            "those above"
+        )
         lines.append(("refused", f"{tally.refused:>12,}  {note}"))
     if tally.pulled:
         lines.insert(

@@ -142,7 +142,8 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
     add(
         "--dry_run",
         action="store_true",
-        help="print the requests that a first deployment would send, but send nothing",
+        help="print the requests, but send nothing; Google Cloud is not read, so they are the "
+        "requests of a first deployment",
     )
     add(
         "--traffic_percent",
@@ -172,11 +173,16 @@ def _add_machines(parser: argparse.ArgumentParser) -> None:
         default="n1-standard-4",
         help="machine type of each replica (default: n1-standard-4)",
     )
-    add("--min_replicas", type=positive_integer, default=1, help="fewest replicas (default: 1)")
+    add(
+        "--min_replicas",
+        type=positive_integer,
+        default=1,
+        help="minimum number of replicas (default: 1)",
+    )
     add(
         "--max_replicas",
         type=positive_integer,
-        help="most replicas (default: the same as --min_replicas)",
+        help="maximum number of replicas (default: the same as --min_replicas)",
     )
     add(
         "--accelerator",
@@ -238,7 +244,7 @@ def undeploy_parser() -> argparse.ArgumentParser:
     add(
         "--delete_endpoint",
         action="store_true",
-        help="also delete the endpoint; all its models must be removed",
+        help="also delete the endpoint; refused if this command would leave models on it",
     )
     add(
         "--dry_run",
@@ -264,7 +270,11 @@ def parse_undeploy(argv: Sequence[str]) -> argparse.Namespace:
 
 def status_parser() -> argparse.ArgumentParser:
     """Return the parser of status' flags."""
-    parser = _parser("status", "List Vertex AI endpoints and their models (default: all).")
+    parser = _parser(
+        "status",
+        "List Vertex AI endpoints and their models: all endpoints, or only the one that "
+        "--endpoint names.",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     return parser
 

@@ -81,9 +81,9 @@ class TableCommit(TableJobs):
         other = earlier and earlier.labels.get(OF_PIPELINE)
         if self._is_in_table(earlier) and other != self.provenance.pipeline:
             raise OutputError(
-                f"table {self.name} has rows of run {self.folder.run_id} with model "
-                f"{self.provenance.model_name} that {other} wrote; rows of this run could not be "
-                "distinguished from them: choose another --run_id"
+                f"pipeline {other} has already written rows of run {self.folder.run_id} with model "
+                f"{self.provenance.model_name} to table {self.name}, and rows of this run could "
+                "not be distinguished from them: choose another --run_id"
             )
 
     def load(self, files: Sequence[StagedFile]) -> None:

@@ -86,7 +86,7 @@ def run_job(
             if started == ATTEMPTS or not _may_pass(failure):
                 raise failure
             time.sleep(min(2.0 ** (started - 1), 20.0))
-    raise exceptions.Conflict(f"{_NUMBERS:,} jobs {base}-... have failed")
+    raise exceptions.Conflict(f"{_NUMBERS:,} jobs {base}-... have failed: choose another --run_id")
 
 
 def _may_pass(failure: exceptions.GoogleAPICallError) -> bool:

@@ -225,7 +225,7 @@ class _Commit:
         gone = {target: file for target, file in targets.items() if target not in there}
         for target, file in gone.items():
             put(file.path, target)
-        # If the other attempt has put its result in place meanwhile, it was right to remove them.
+        # If the other attempt has finished first, it was right to remove them.
         if gone and not is_in_place(self.report_folder):
             delete(gone)
 
@@ -239,12 +239,15 @@ class _Commit:
         with contextlib.suppress(*FAULTS):
             delete(placed)
         if tables:
-            rest = f"but {' and '.join(tables)} may hold the rows of this attempt: run it again"
+            rest = (
+                f"but {' and '.join(tables)} may hold the rows of this attempt instead: run the "
+                "command again"
+            )
         else:
             rest = "and this attempt has written nothing"
         return AttemptConflict(
-            f"another attempt at run {self.report_folder.run_id} has put its result in place "
-            f"meanwhile, in {self.report_folder.place}: that result is kept, {rest}"
+            f"another attempt at run {self.report_folder.run_id} has finished first, and its "
+            f"result in {self.report_folder.place} is kept, {rest}"
         )
 
 

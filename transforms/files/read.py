@@ -198,14 +198,19 @@ def _read_parquet(part: FileRange, columns: Columns, batch_rows: int) -> Iterato
         except (pa.ArrowException, OSError) as error:
             check_memory(error, part.path)
             raise InputError(
-                f"{part.path} is damaged in row groups {part.start} to {part.stop - 1}: "
-                f"{one_line(error)}"
+                f"{part.path} is damaged in {_row_groups(part)}: {one_line(error)}"
             ) from error
     if rows != part.rows:
         raise InputError(
-            f"{part.path} is damaged in row groups {part.start} to {part.stop - 1}: its footer "
-            f"promises {part.rows} rows, but they hold {rows}"
+            f"{part.path} is damaged in {_row_groups(part)}: the footer says {part.rows} rows, but "
+            f"{rows} were read; write the file again"
         )
+
+
+def _row_groups(part: FileRange) -> str:
+    """Return the name of a range's row groups, such as `row group 3` or `row groups 0 to 2`."""
+    first, last = part.start, part.stop - 1
+    return f"row group {first}" if first == last else f"row groups {first} to {last}"
 
 
 def _read_jsonl(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[Decoded]:

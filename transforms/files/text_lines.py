@@ -115,7 +115,7 @@ def _plain_blocks(handle: Any, path: str, start: int, stop: int) -> Iterator[Blo
         if not lines:
             raise InputError(
                 f"input file {path} ends at byte {offset:,}, expected at least {stop:,}: it was "
-                "truncated during the run"
+                "truncated during the run; run again once no other process changes the input"
             )
         if not lines.endswith(b"\n"):
             lines += handle.readline()

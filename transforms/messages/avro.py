@@ -62,8 +62,8 @@ def _is_empty(schema: Any, named: dict[str, bool | None]) -> bool:
         return all(fields)
     if kind == "array" and _is_empty(schema["items"], named):
         raise UsageError(
-            "--avro_schema: the items of an array must take at least one byte, and not be null or "
-            "an empty type"
+            "--avro_schema: an array has items without content (null, a record of nulls, or fixed "
+            "of size 0), which take no bytes: choose another type for the items"
         )
     if kind == "map":
         _is_empty(schema["values"], named)

@@ -135,7 +135,8 @@ class LetterTable:
         missing = [name for name in FAILURE_SCHEMA.names if name not in present]
         if missing:
             raise InputError(
-                f"{self.place} is not a table of dead letters: it lacks {', '.join(missing)}"
+                f"{self.place} is not a table of dead letters, because it lacks "
+                f"{', '.join(missing)}: choose the dead letter table of a run"
             )
         options = types.ReadSession.TableReadOptions(selected_fields=FAILURE_SCHEMA.names)
         if self.since is not None:
