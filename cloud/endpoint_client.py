@@ -175,9 +175,10 @@ class EndpointClient:
             left = begin + self._retry_seconds - now
             if left <= 0 or trouble.retry_after > left:
                 asks = f" (Retry-After: {trouble.retry_after:.0f} s)" * (trouble.retry_after > 0)
+                times = "once" if attempt == 0 else f"{attempt + 1} times"
                 raise EndpointError(
-                    f"endpoint {self.name} failed {attempt + 1} times in {now - begin:.0f} s; the "
-                    f"last error was: {trouble}{asks}; these rows were not written as dead "
+                    f"endpoint {self.name} failed {times} in {now - begin:.0f} s; the last error "
+                    f"was: {trouble}{asks}; these rows were not written as dead "
                     "letters: check the endpoint, and run again"
                 )
             with self._lock:

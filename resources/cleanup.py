@@ -242,7 +242,9 @@ def _going(removals: Sequence[Removal]) -> list[Removal]:
 
 
 def _counted(count: int | None, what: str) -> str:
-    return f"an unknown number of {what}" if count is None else f"{count:,} {what}"
+    if count is None:
+        return f"an unknown number of {what}"
+    return f"{count:,} {what.removesuffix('s') if count == 1 else what}"
 
 
 def remove(

@@ -80,8 +80,9 @@ class TableCommit(TableJobs):
         earlier = self.earlier()
         other = earlier and earlier.labels.get(OF_PIPELINE)
         if self._is_in_table(earlier) and other != self.provenance.pipeline:
+            who = f"pipeline {other}" if other else "another pipeline"
             raise OutputError(
-                f"pipeline {other} has already written rows of run {self.folder.run_id} with model "
+                f"{who} has already written rows of run {self.folder.run_id} with model "
                 f"{self.provenance.model_name} to table {self.name}, and rows of this run could "
                 "not be distinguished from them: choose another --run_id"
             )
