@@ -384,7 +384,7 @@ def test_files_of_runs_count_as_a_loss_and_copied_packages_do_not(
     bucket = world.cloud.storage().bucket("results-bucket")
     bucket.blob(f"{folder}/tmp/millrace/first/report.json").upload_from_string(b"{}")
     code, _, err = world.run("cleanup", "--yes", *kinds)
-    assert (code, "1 files would be lost" in err) == (2, True), err
+    assert (code, "1 file would be lost" in err) == (2, True), err
     bucket.blob(f"{folder}/tmp/millrace/first/report.json").delete()
     assert "2 removed" in world.fine("cleanup", "--yes", *kinds)
 
@@ -455,7 +455,8 @@ def test_a_project_that_does_not_exist_is_noticed_before_anything_else(
     world = make_world("project", SMALL)
     code, out, err = world.run(command, "--project", "millrace-tset", "--kinds", "topic")
     assert (code, out) == (1, "")
-    assert "check the id 'millrace-tset' (--project)" in err
+    assert err.startswith("error: project millrace-tset does not exist")
+    assert "check the id (--project)" in err
     assert world.google.methods() == ["projects.get"]
     (manager,) = (s for s in world.google.services if isinstance(s, ResourceManager))
     (project,) = manager._projects.values()
