@@ -252,7 +252,7 @@ def test_an_export_of_a_run_that_fails_leaves_nothing_behind(
     (package / "model.json").write_text(json.dumps(manifest))
     (package / "model.pt").write_bytes((example / "model/model.pt").read_bytes())
     flags = {"read_method": "export", "temp_location": "gs://bucket/from", "model": package}
-    assert_one_line_error(run(input_table=TABLE, **flags), 1, "golden")
+    assert_one_line_error(run(input_table=TABLE, **flags), 1, "known-good row")
     assert objects(emulators) == []
 
 
@@ -385,7 +385,7 @@ def test_a_vector_column_is_read_as_features_and_other_columns_are_passed_throug
                 "retry_seconds": 1,
             },
             1,
-            (f"table {TABLE} cannot be read: failed after", "127.0.0.1:1", "run it again"),
+            (f"table {TABLE} cannot be read: failed after", "127.0.0.1:1", "try again later"),
         ),
         ({"input_table": TABLE, "api_endpoints": "bigquery"}, 2, ("SERVICE=ADDRESS",)),
         ({"input_table": TABLE, "read_method": "exprt"}, 2, ("exprt",)),

@@ -237,7 +237,7 @@ def test_a_failed_job_says_why_and_its_facts_name_the_files_to_remove(
     bucket.blob(left).upload_from_string("x")
     code, _, err = attach(session, ident)
     assert code == 1
-    assert "golden" in err.splitlines()[-1]
+    assert "known-good row" in err.splitlines()[-1]
     remove_staged(facts)
     assert session.files(staging) == {}
     assert session.files(facts.report or "") == {}

@@ -414,7 +414,7 @@ def test_a_pipeline_that_is_overtaken_by_another_with_its_run_id_keeps_the_rows_
             other.submit(run, fast, "2").result()
 
     with at_change(emulators, 2, overtake):
-        fails(lambda: slow.commit(files), "batch_vertex wrote", "--run_id")
+        fails(lambda: slow.commit(files), "pipeline batch_vertex has already written", "--run_id")
     assert sink.ids() == ["2"]
 
 
