@@ -21,7 +21,10 @@ _ADVICE = {
     "predict) in the endpoint's project",
     404: "check {flags}, and that a model is deployed there",
 }
-_NO_TOKEN = "no token was sent, because only Google's own https addresses get one"
+_NO_TOKEN = (
+    "no token was sent, because tokens go only to https addresses under googleapis.com and "
+    "vertexai.goog: use such an address, or let the server accept requests without a token"
+)
 _PRECONDITION = "FAILED_PRECONDITION"
 
 

@@ -177,9 +177,9 @@ class EndpointClient:
                 asks = f" (Retry-After: {trouble.retry_after:.0f} s)" * (trouble.retry_after > 0)
                 times = "once" if attempt == 0 else f"{attempt + 1} times"
                 raise EndpointError(
-                    f"endpoint {self.name} failed {times} in {now - begin:.0f} s; the last error "
-                    f"was: {trouble}{asks}; these rows were not written as dead "
-                    "letters: check the endpoint, and run again"
+                    f"a request to endpoint {self.name} failed {times} in {now - begin:.0f} s; the "
+                    f"last error was: {trouble}{asks}; its rows were neither scored nor written as "
+                    "dead letters: check the endpoint, and run again"
                 )
             with self._lock:
                 self._stats.retries += 1

@@ -74,10 +74,11 @@ def check_golden_rows(model: LoadedModel, golden: GoldenRows) -> tuple[Arrays, A
         if not close.all():
             at = tuple(int(i) for i in np.argwhere(~close)[0])
             raise ContractBroken(
-                f"model {model.manifest.name} {model.manifest.version}: known-good row {at[0]}, "
-                f"output {spec.name}: expected {expected[at]}, got {answer[at]}: this is not the "
-                "model that was packaged, or it computes differently on this machine; package it "
-                "again on a machine where its answers are right"
+                f"model {model.manifest.name} {model.manifest.version} does not reproduce the "
+                f"answers recorded in its model.json: for known-good row {at[0]}, output "
+                f"{spec.name} is {answer[at]}, expected {expected[at]}; this is not the model that "
+                "was packaged, or it computes differently on this machine: package it again on a "
+                "machine where its answers are right"
             )
     return arrays, answers
 

@@ -55,7 +55,7 @@ def run_cleanup(args: argparse.Namespace) -> int:
         looked = _look(resources, kinds, choice, progress)
         removals = _choose(resources, looked, choice, running, stops)
         if not args.yes:
-            progress.say(_preview(removals, stops))
+            progress.say(_preview(removals, stops, config.project))
             return DONE
         _confirm(args, config, removals, kinds)
         ended = stop_jobs(stops, jobs, args.wait.total_seconds(), args.cancel, progress)
@@ -190,16 +190,22 @@ def _choose(
     )
 
 
-def _preview(removals: Sequence[Removal], stops: Sequence[Stop]) -> str:
+def _table(removals: Sequence[Removal], stops: Sequence[Stop]) -> str:
     rows: list[tuple[str, ...]] = [
         (stop.action, JOB, stop.job.name, stop.description) for stop in stops
     ]
     rows += [(r.action, r.resource.kind, r.resource.name, r.description) for r in removals]
-    if not rows:
+    return columns(rows)
+
+
+def _preview(removals: Sequence[Removal], stops: Sequence[Stop], project: str) -> str:
+    if not removals and not stops:
         return "nothing to remove"
-    lost = losses(removals)
-    warning = f" ({lost_text(lost)} would be lost)" if lost else ""
-    return f"{columns(rows)}\nnothing was changed; pass --yes to apply{warning}"
+    todo = "pass --yes"
+    if lost := losses(removals):
+        # Without a terminal, --yes alone would be refused.
+        todo += f" and --project_confirm {project} ({lost_text(lost)} would be lost)"
+    return f"{_table(removals, stops)}\nnothing was changed; to apply, {todo}"
 
 
 def _confirm(
@@ -216,7 +222,7 @@ def _confirm(
     if not lost:
         return
     if said is None and sys.stdin.isatty():
-        print(_preview(removals, ()))
+        print(_table(removals, ()))
         said = input(f"{lost_text(lost)} will be lost. Type the project id to continue: ").strip()
     if said != config.project:
         got = f" (got {said!r})" if said else ""

@@ -195,6 +195,11 @@ def read_config(
         raise UsageError(f"{path}: {error}" if key in written else str(error)) from error
 
 
+def names_project(path: Path) -> bool:
+    """Return whether the configuration file names the project."""
+    return "project" in _read(path)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text())

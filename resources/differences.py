@@ -31,6 +31,13 @@ class Difference:
             return f"lacks {self.name} ({self.wanted})"
         return f"{self.name} is {self.found}, expected {self.wanted}"
 
+    @property
+    def change(self) -> str:
+        """What setup has done about the difference, for the user."""
+        if self.found is None:
+            return f"added {self.name} ({self.wanted})"
+        return f"{self.name} from {self.found} to {self.wanted}"
+
 
 @dataclass(frozen=True)
 class Step:
@@ -45,6 +52,11 @@ class Step:
         """The differences and, for a conflict, what to do about it, for the user."""
         text = "; ".join(map(str, self.differences))
         return f"{text}: {_ADVICE}" if self.action == "conflict" else text
+
+    @property
+    def changes(self) -> str:
+        """What the step has changed in an existing resource, for the user."""
+        return "; ".join(difference.change for difference in self.differences)
 
     def as_json(self) -> dict[str, Any]:
         """Return the step as a JSON object."""

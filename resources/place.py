@@ -11,7 +11,7 @@ from cloud.discovered import execute
 from cloud.endpoints import Endpoints, is_plain
 from cloud.errors import is_disabled, lacks_role
 from common.errors import ResourceError
-from resources.config import Config, read_config
+from resources.config import Config, names_project, read_config
 from resources.kinds.base import resource_errors
 
 DONE, FAILED = 0, 1
@@ -50,7 +50,12 @@ def check_project(cloud: Cloud, args: argparse.Namespace) -> None:
     Raises:
         ResourceError: The project does not exist, cannot be seen, or is marked for deletion.
     """
-    said = "--project" if args.project else f"project in {args.config}"
+    if args.project:
+        said = "--project"
+    elif names_project(args.config):
+        said = f"project in {args.config}"
+    else:
+        said = "the project of the credentials"
     addresses = vars(cloud.endpoints).values()
     if cloud.endpoints.cloudresourcemanager is None and any(map(is_plain, addresses)):
         # Emulators do not check projects.

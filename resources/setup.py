@@ -79,7 +79,7 @@ def set_up(resources: Sequence[Resource], kinds: Kinds, progress: Progress) -> l
             if step.action != "keep":
                 progress.now(f"{number + 1} of {len(steps)}: {step.resource} ...")
                 _take(step, kinds, patient, done)
-                progress.say(f"{step.action}d  {step.resource}  {step.description}".rstrip())
+                progress.say(f"{step.action}d  {step.resource}  {step.changes}".rstrip())
                 done.append(step)
     return done
 

@@ -69,7 +69,12 @@ class Status:
             ),
             *shared(list(self.jobs)),
             *((f"{not_listed(self.unseen)}: more jobs may run there",) if self.unseen else ()),
-            *(f"topic {name} has no subscription: its messages are lost" for name in self.lonely),
+            *(
+                f"topic {name} has no subscription, so messages published to it are lost: create a "
+                "subscription if you need them (gcloud pubsub subscriptions create NAME "
+                f"--topic={name})"
+                for name in self.lonely
+            ),
         ]
 
 

@@ -13,11 +13,13 @@ from typing import Any
 
 from common.addresses import path_fault
 from common.command_line import CommandParser, names, non_negative, positive, positive_integer
+from common.command_names import as_typed
 from common.errors import UsageError
 
 # `python -m serving deploy` sets these variables in the container. Other images ignore them.
 DIGEST_VARIABLE = "MILLRACE_MODEL_DIGEST"
 TRUSTED_VARIABLE = "MILLRACE_TRUSTED_MODULES"
+_OTHERS = ("deploy", "undeploy", "status")
 # Vertex AI refuses requests above 1.5 MB before they reach a container.
 MAX_REQUEST_BYTES = 1_500_000
 
@@ -77,7 +79,10 @@ def make_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
         environment: The environment variables, which set some of the defaults.
     """
     parser = CommandParser(
-        "serving", "Serve a model package over HTTP, with the interface that Vertex AI expects."
+        "serving",
+        "Serve a model package over HTTP, with the interface that Vertex AI expects.",
+        epilog=f"other commands: {', '.join(as_typed(f'serving {name}') for name in _OTHERS)}; "
+        "each lists its flags with --help",
     )
     _add_model_flags(parser.add_argument_group("model").add_argument, environment)
     _add_server_flags(parser.add_argument, environment)
@@ -219,8 +224,9 @@ def _add_limits(add: Callable[..., Any]) -> None:
         type=positive_integer,
         default=1024,
         metavar="N",
-        help="maximum number of open connections; a new one beyond that closes the connection "
-        "that has waited longest for a complete request (default: 1024)",
+        help="maximum number of open connections; beyond it, a new connection closes the one that "
+        "has waited longest for a complete request, or gets status 503 if all are busy (default: "
+        "1024)",
     )
     add(
         "--max_in_flight",

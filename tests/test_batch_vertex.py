@@ -209,7 +209,8 @@ def test_an_unusable_endpoint_loses_no_row_and_is_reported_in_one_line(
         assert run(endpoint) == 1
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == 1
-    assert errors[0].startswith("error: endpoint ")
+    what = "a request to endpoint" if fault.status == 503 else "endpoint"
+    assert errors[0].startswith(f"error: {what} ")
     assert message in errors[0]
     assert not list(tmp_path.glob("r/*"))
 

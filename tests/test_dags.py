@@ -181,8 +181,16 @@ JOB = {"name": "s", "subscription": "in", "limits": STREAM_LIMITS}
     ("now", "problem"),
     [
         (None, "s: expected a running job, found none"),
-        (seen(state="JOB_STATE_DRAINING"), "s: expected JOB_STATE_RUNNING, got JOB_STATE_DRAINING"),
-        (seen(lag=121), "s: the system lag in seconds is 121, expected at most 120: "),
+        (
+            seen(state="JOB_STATE_DRAINING"),
+            "s: expected JOB_STATE_RUNNING, got JOB_STATE_DRAINING: follow the job with python -m "
+            "pipelines.launch --attach ",
+        ),
+        (
+            seen(lag=121),
+            "s: the system lag in seconds is 121, expected at most 120: follow the job with python "
+            "-m pipelines.launch --attach ",
+        ),
         (
             seen(waiting=100_001),
             "s: the number of waiting messages is 100,001, expected at most 100,000: ",

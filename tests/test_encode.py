@@ -191,6 +191,9 @@ def test_a_model_without_the_outputs_of_reference_rows_is_an_error(
     with pytest.raises(UsageError, match=expected) as caught:
         reference_fields(manifest)
     assert manifest.outputs[-1].name in str(caught.value)
+    score = manifest.score_output
+    has = "has no score and" if score is None else f"has the score {score} and"
+    assert f"model {manifest.name} {has} the outputs " in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

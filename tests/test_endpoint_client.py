@@ -155,9 +155,9 @@ def test_after_some_failures_the_rows_are_suspected(
 def test_throttling_is_never_blamed_on_the_rows(connect: Connect) -> None:
     with faulty_endpoint(double, lambda _: THROTTLED) as endpoint:
         reported = failure(connect(endpoint, retry_seconds=0.05), EndpointError, patience=1)
-        assert reported.startswith("endpoint e failed ")
+        assert reported.startswith("a request to endpoint e failed ")
         assert "the last error was: 429 Too Many Requests: Quota exceeded" in reported
-        assert "these rows were not written as dead letters" in reported
+        assert "its rows were neither scored nor written as dead letters" in reported
         assert len(endpoint.requests) > 1
 
 
@@ -184,7 +184,11 @@ PRECONDITION = orjson.dumps({"error": {"status": "FAILED_PRECONDITION", "message
 @pytest.mark.parametrize(
     ("fault", "reported"),
     [
-        (refusal(401), "no token was sent, because only Google's own https addresses get one"),
+        (
+            refusal(401),
+            "no token was sent, because tokens go only to https addresses under googleapis.com and "
+            "vertexai.goog: use such an address, or let the server accept requests without a token",
+        ),
         (refusal(403), "grant the account the role roles/aiplatform.user"),
         (refusal(404), "check --endpoint, --endpoint_project and --endpoint_location"),
         (refusal(405), f"check {FLAGS}: expected the URL of an endpoint for predictions"),
@@ -223,7 +227,7 @@ def test_retry_after_is_respected_if_there_is_time(connect: Connect) -> None:
         assert time.monotonic() - began >= 0.2
     with faulty_endpoint(double, lambda _: retry_after("3600")) as endpoint:
         reported = failure(connect(endpoint), EndpointError)
-        assert "(Retry-After: 3600 s); these rows were not written as dead letters" in reported
+        assert "(Retry-After: 3600 s); its rows were neither scored nor written as" in reported
         assert len(endpoint.requests) == 1
     with faulty_endpoint(double, lambda _: retry_after("inf")) as endpoint:
         failure(connect(endpoint), EndpointError)

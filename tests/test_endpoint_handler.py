@@ -269,8 +269,8 @@ def test_a_dead_endpoint_fails_the_bundle_and_blames_no_row(
     rows = some_rows(count)
     with serve(lambda _: fault, retry_seconds=0.3) as (endpoint, handler, model):
         message = failure(handler, model, rows)
-        assert message.startswith(f"endpoint {endpoint.predict_url} failed ")
-        assert "these rows were not written as dead letters" in message
+        assert message.startswith(f"a request to endpoint {endpoint.predict_url} failed ")
+        assert "its rows were neither scored nor written as dead letters" in message
         # When the endpoint answers again, it is used again.
         endpoint.choose_fault = no_faults
         check_rows(handler.predict(model, [rows], len(rows)), rows)
@@ -282,7 +282,9 @@ def test_an_endpoint_that_goes_down_during_a_batch_blames_no_row(serve: Make) ->
 
     rows = some_rows(100)
     with serve(dies, rows=1, concurrency=1, retry_seconds=0.3) as (_, handler, model):
-        assert "these rows were not written as dead letters" in failure(handler, model, rows)
+        assert "its rows were neither scored nor written as dead letters" in failure(
+            handler, model, rows
+        )
 
 
 @pytest.mark.parametrize(

@@ -792,7 +792,8 @@ def zipped(entries: Mapping[str, bytes]) -> bytes:
 
 def test_a_zip_that_is_not_a_model_is_refused() -> None:
     with pytest.raises(
-        ModelError, match=r"not a PyTorch model; the name of a .mar must end in .mar"
+        ModelError,
+        match=r"not a PyTorch model; if it is a TorchServe archive, its name must end in \.mar",
     ):
         load(zipped({"MAR-INF/MANIFEST.json": b"{}"}), "torchscript")
 

@@ -154,8 +154,8 @@ def test_a_job_that_cannot_be_monitored_after_its_start_keeps_running(
     code, _, err = world.launch("batch_local", *batch, "--job_name", "a-job", "--wait")
     assert code == 4
     assert (
-        "the job is still running; follow it with `python -m pipelines.launch --attach a-job "
-        in err
+        "the job was not stopped and may still be running; follow it with "
+        "`python -m pipelines.launch --attach a-job " in err
     )
     world.google.faults = lambda _: None
     assert world.paste(err)[0] == 0
@@ -624,7 +624,8 @@ def test_a_running_job_is_compared_step_by_step_before_it_is_replaced() -> None:
         with pytest.raises(
             UsageError,
             match=r"cannot replace job a-stream .*: the new pipeline lacks the step Score.*; to "
-            r"start it anyway, drain the running job, and start this pipeline without --update$",
+            r"start the new pipeline anyway, drain job a-stream, and then start it without "
+            r"--update$",
         ):
             check_update(stream(google.url, "Rescore"), cloud)
         with pytest.raises(
@@ -666,8 +667,8 @@ def test_ctrl_c_ends_the_program_and_not_the_job() -> None:
             assert process.wait() == 130
             message = process.stderr.read()
     assert (
-        "interrupted: job a-job is still running; follow it again with `python -m pipelines.launch"
-        in message
+        "interrupted: job a-job was not stopped and may still be running; follow it again with "
+        "`python -m pipelines.launch" in message
     )
     assert f" --api_endpoints dataflow={google.url}" in message
     assert job["currentState"] == "JOB_STATE_RUNNING"

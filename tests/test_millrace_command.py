@@ -92,6 +92,8 @@ def test_help_names_the_typed_command_and_loads_nothing_heavy(name: str) -> None
     assert done.stdout.startswith(f"usage: millrace {name} [-h]")
     assert "python -m" not in done.stdout
     loaded = set(re.findall(r"\| +([\w.]+)$", done.stderr, re.MULTILINE))
+    others = "other commands: millrace deploy, millrace deploy undeploy, millrace deploy status;"
+    assert (others in " ".join(done.stdout.split())) == (name == "serve")
     assert "millrace.commands" in loaded
     assert not loaded & HEAVY
 

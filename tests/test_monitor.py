@@ -199,7 +199,7 @@ def test_a_job_with_more_dead_letters_than_it_allows_fails(world: World, tmp_pat
     with pytest.raises(
         TooManyDeadLetters,
         match=r"\(10.00 %\) are dead letters, more than --max_dead_letter_share 0.05 allows; "
-        "mostly null",
+        r"the largest group is reason null, stage validate, column a \(10 rows\): see ",
     ):
         world.follow(world.add(facts))
 
@@ -280,7 +280,8 @@ def test_ctrl_c_leaves_the_job_alone_and_says_how_to_follow_it_again(world: Worl
     world.script = [interrupt]
     command = f"python -m pipelines.launch --attach {job['id']} --project {PROJECT}"
     with pytest.raises(
-        KeyboardInterrupt, match=f"is still running; follow it again with `{command}"
+        KeyboardInterrupt,
+        match=f"was not stopped and may still be running; follow it again with `{command}",
     ):
         world.follow(job)
     assert "jobs.update" not in world.google.methods()
@@ -299,7 +300,10 @@ def test_a_lost_permission_leaves_the_job_running_and_names_the_role(
     assert world.follow(job) == LOST
     (line,) = capsys.readouterr().err.splitlines()
     assert "Permission 'dataflow.jobs.get' denied" in line
-    assert "grant the account the role roles/dataflow.viewer; the job is still running" in line
+    assert (
+        "grant the account the role roles/dataflow.viewer; the job was not stopped and may still "
+        "be running; follow it again with `"
+    ) in line
     assert f"--attach {job['id']} --project {PROJECT} --region {REGION}" in line
 
 
@@ -347,11 +351,11 @@ def test_a_stream_shows_latency_backlog_and_dead_letters_until_it_drains(world: 
     world.script = [more, enter(world, job, "DRAINING"), enter(world, job, "DRAINED")]
     assert world.follow(job) == DONE
     lines = world.line.getvalue().splitlines()
-    assert "100 messages  latency 100 ms  lag 7 s" in lines[0]
-    assert lines[0].endswith("backlog 345 messages, 2.5 MB, 12 s")
-    assert re.search(r"300 messages, \S+/s", lines[1])
+    assert "100 rows  mean latency 100 ms  system lag 7 s" in lines[0]
+    assert lines[0].endswith("backlog 345 messages, 2.5 MB, about 12 s to process")
+    assert re.search(r"300 rows, \S+/s", lines[1])
     # The latency of only those messages that arrived since the last look.
-    assert "4 dead letters  latency 400 ms" in lines[1]
+    assert "4 dead letters  mean latency 400 ms" in lines[1]
     assert lines[2].startswith("draining")
     assert lines[3].startswith("drained")
     assert (

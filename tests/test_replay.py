@@ -683,7 +683,11 @@ def test_a_second_replay_into_a_table_without_a_run_id_column_is_refused(
     before = rows_of(servers, f"SELECT instance_id FROM `{name}`")
     result = run(replay, input_table=letters, run_id="second", **flags)
     assert_one_line_error(
-        result, 1, name, "that run first replayed into it", "has no column run_id"
+        result,
+        1,
+        f"table {name} has no column run_id, so the rows that run first replayed into it for run ",
+        "cannot be replaced: write to another table, or replace all rows of the table with "
+        "--write_disposition truncate",
     )
     assert rows_of(servers, f"SELECT instance_id FROM `{name}`") == before
     # The same replay, run again, finds its own rows.

@@ -1,9 +1,11 @@
 """Tests that bad input is reported in one line, and tests of the parts that need no server."""
 
 import io
+import re
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
@@ -14,9 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud.clients import _default
+from cloud.clients import Cloud, _default
 from cloud.endpoints import VARIABLES, Endpoints
-from common.errors import UsageError
+from common.errors import ResourceError, UsageError
 from common.terminal import Progress
 from examples.google_api.access import IAM, ResourceManager
 from examples.google_api.dataflow import Dataflow
@@ -41,6 +43,7 @@ from resources.kinds.base import Found
 from resources.kinds.catalog import KINDS
 from resources.kinds.names import NAMES, REMOVABLE
 from resources.package import open_package
+from resources.place import check_project
 from resources.status import Status, shared
 from resources.stopping import Stop, stop_jobs
 from transforms.row_schemas import REFERENCE_SCHEMA, REFERENCE_STREAM_SCHEMA
@@ -284,6 +287,20 @@ def test_a_missing_project_is_reported(run: Callable[..., tuple[int, str]]) -> N
     code, text = run("plan", "--kinds", "role", project="other-project")
     missing = "project other-project does not exist, or this account cannot see it: check the id"
     assert (code, missing in text, "grant the account" in text) == (1, True, True)
+
+
+def test_a_project_of_the_credentials_is_not_said_to_be_in_the_file(
+    google: GoogleApi, tmp_path: Path
+) -> None:
+    cloud = Cloud("other-project", Endpoints(cloudresourcemanager=google.url), 1.0)
+    path = tmp_path / "millrace.toml"
+    path.write_text('bucket = "b-1"')
+    args = Namespace(project=None, config=path)
+    with pytest.raises(ResourceError, match=r"check the id \(the project of the credentials\)"):
+        check_project(cloud, args)
+    path.write_text('project = "other-project"')
+    with pytest.raises(ResourceError, match=re.escape(f"check the id (project in {path})")):
+        check_project(cloud, args)
 
 
 def test_a_service_account_of_someone_else_keeps_its_roles(

@@ -182,7 +182,7 @@ def test_a_second_configuration_leaves_the_first_unchanged(
     mine = stream_job(first, "pytorch-streaming-2", **staged_in("two-bucket"))
     out = second.fine("setup")
     # Shared resources carry the labels of both.
-    assert re.search(r"changed  topic .*lacks label millrace_config_", out)
+    assert re.search(r"changed  topic .*added label millrace_config_\S+ \(used\)", out)
     assert second.plan() == first.plan() == {}
     preview = second.fine("cleanup")
     assert re.search(
@@ -238,7 +238,7 @@ def test_setup_labels_what_an_earlier_version_created_and_cleanup_removes_it(
     assert world.plan()[f"topic {topic}"] == world.plan()[f"table {source}"] == "change"
     assert "created by an earlier version: run setup to label it" in world.fine("status")
     out = world.fine("setup")
-    assert f"changed  topic {topic}  lacks label millrace_config_earlier-" in out
+    assert f"changed  topic {topic}  added label millrace_config_earlier-" in out
     world.fine(*CONFIRMED)
     assert there(world) == set()
 
@@ -462,4 +462,5 @@ def test_a_project_that_does_not_exist_is_noticed_before_anything_else(
     (project,) = manager._projects.values()
     project["state"] = "DELETE_REQUESTED"
     code, out, err = world.run(command, "--kinds", "topic")
-    assert (code, "is marked for deletion" in err) == (1, True), err
+    said = f"(project in {world.folder / 'millrace.toml'})"
+    assert (code, f"{said} is marked for deletion" in err) == (1, True), err

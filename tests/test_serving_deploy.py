@@ -364,7 +364,7 @@ def test_undeploy_keeps_the_last_model_with_traffic_unless_all_is_passed(
     code, _, said = run("undeploy", *name)
     assert (code, f"choose one with --deployed_model ({first}, {second})" in said) == (2, True)
     code, _, said = run("undeploy", *name, "--deployed_model", first, "--delete_endpoint")
-    assert (code, f"would keep {second}: pass --all" in said) == (2, True)
+    assert (code, f"would still have models {second}: pass --all" in said) == (2, True)
     code, _, said = run("undeploy", *name, "--deployed_model", "none")
     assert (code, f", which has models {first}, {second}" in said) == (2, True)
     assert "undeployModel" not in str(google.methods())

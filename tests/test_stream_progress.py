@@ -94,8 +94,8 @@ def test_the_balance_holds_if_an_output_refuses_rows(provenance: Provenance) -> 
         "received                10  in 12 s",
         "scored                   8",
         "dead letters             2",
-        "refused                  2  of the scored rows, refused by a sink and written as dead "
-        "letters, in addition to those above",
+        "refused                  2  scored rows that a sink refused; they were also written as "
+        "dead letters, but are not counted in the line above",
         "balance       rows received = scored + dead letters",
     ]
 
@@ -130,7 +130,20 @@ def test_a_run_in_which_messages_or_rows_are_missing_fails(
     tally: Tally, again: int, words: str | None
 ) -> None:
     with nullcontext() if words is None else pytest.raises(BalanceError, match=words):
-        check_balance(tally, again)
+        check_balance(tally, again, made=False)
+
+
+@pytest.mark.parametrize(
+    "tally", [Tally(pulled=9, decoded=8, received=8, scored=8), Tally(received=1)]
+)
+def test_an_unbalanced_run_says_what_happens_to_its_messages(tally: Tally) -> None:
+    with pytest.raises(BalanceError, match="unacknowledged messages will be delivered again: run"):
+        check_balance(tally, 0, made=False)
+    lost = (
+        "unacknowledged messages are lost, because the subscription that was created for this run"
+    )
+    with pytest.raises(BalanceError, match=f"{lost} is deleted: run the command again"):
+        check_balance(tally, 0, made=True)
 
 
 def test_decoded_messages_are_counted_after_a_tally_was_started() -> None:
@@ -151,10 +164,13 @@ def test_a_progress_line_has_the_rate_and_latencies() -> None:
         latencies=[np.arange(1_001.0)],
     )
     assert report_line(tally, 500, 10.0) == (
-        "     1,234 received       1,200 scored      34 dead letters      50.0 rows/s"
-        "  latency ms p50 500  p95 950  p99 990"
+        "     1,234 received       1,200 scored      30 dead letters       4 refused"
+        "      50.0 rows/s  latency ms p50 500  p95 950  p99 990"
     )
-    assert report_line(tally, 0, 10.0).endswith("     0.0 rows/s")
+    tally.refused = 0
+    assert report_line(tally, 0, 10.0) == (
+        "     1,234 received       1,200 scored      30 dead letters       0.0 rows/s"
+    )
 
 
 # Ctrl-C
@@ -213,7 +229,7 @@ def test_ctrl_c_lets_the_run_end_and_a_second_one_does_not(
         run()
     else:
         fate = (
-            "they are lost with the run's own subscription"
+            "they are lost, because the subscription that was created for this run is deleted"
             if made
             else "they will be delivered again"
         )

@@ -136,8 +136,9 @@ def test_a_subscription_with_defaults_is_accepted() -> None:
     [
         (
             {"dead_letter_policy": {"dead_letter_topic": "projects/p/topics/d"}},
-            "has a dead letter policy: Pub/Sub would move a message to projects/p/topics/d .*"
-            "--clear-dead-letter-policy",
+            "has a dead letter policy: Pub/Sub would move a message to projects/p/topics/d "
+            "after several deliveries, even if nothing is wrong with the message and it only waits "
+            "to be scored; .*--clear-dead-letter-policy",
         ),
         (
             {"expiration_policy": {"ttl": timedelta(days=1)}},
@@ -254,8 +255,10 @@ def test_a_second_reader_is_rejected_while_the_first_is_alive(
     assert service.labels().keys() == {"team", READER, UNTIL}
     assert int(service.labels()[UNTIL]) == pytest.approx(time.time() + LEASE_SECONDS, abs=30)
     message = (
-        f"{NAME} is read by one for another [0-9]+ s, according to its label {READER}: each .*"
-        f"--remove-labels={READER},{UNTIL}.*--allow_shared_subscription"
+        f"{NAME} already has a reader: its label {READER} names one, and expires in [0-9]+ s "
+        "unless one renews it; each of two readers would get only a part of the messages: stop "
+        f"one, or remove the label if one is gone .*--remove-labels={READER},{UNTIL}.*"
+        "--allow_shared_subscription"
     )
     with pytest.raises(UsageError, match=message):
         claim(NAME, "two", cloud, lasting=False, shared=False)
@@ -274,7 +277,7 @@ def test_a_reader_that_did_not_renew_its_label_counts_as_dead(
         claim(NAME, "one", cloud, lasting=False, shared=False)
     assert claim(NAME, "two", cloud, lasting=False, shared=False)
     renew(NAME, "two", cloud)
-    with pytest.raises(UsageError, match="is read by two"):
+    with pytest.raises(UsageError, match=r"already has a reader: .* names two,"):
         claim(NAME, "three", cloud, lasting=False, shared=False)
     assert service.labels()["team"] == "fraud"
 
@@ -286,20 +289,23 @@ def test_a_job_elsewhere_reads_until_its_label_is_removed(
     claim(NAME, "job", cloud, lasting=True, shared=False)
     assert service.labels()[UNTIL] == "0"
     with pytest.raises(
-        UsageError, match=f"is read by job, according to its label {READER}: each of two"
+        UsageError, match=f"already has a reader: its label {READER} names job; each of two"
     ):
         claim(NAME, "two", cloud, lasting=False, shared=False)
     service.known[NAME].labels = {READER: "someone"}
-    with pytest.raises(UsageError, match="is read by someone"):
+    with pytest.raises(UsageError, match=r"already has a reader: .* names someone;"):
         claim(NAME, "two", cloud, lasting=False, shared=False)
 
 
 def test_the_command_that_cleans_up_after_a_job_is_printed() -> None:
     command = f"gcloud pubsub subscriptions update {NAME} --remove-labels={READER},{UNTIL}"
     followed = left_behind(NAME, made=False, labelled=True, followed=True)
-    assert "launch --attach removes it" in followed
+    refused = f"the label {READER} of {NAME} names this job, so other readers are refused: "
+    assert followed.startswith(f"{refused}launch --attach removes the label if it sees the job end")
+    assert "otherwise, remove it when the job has ended: " in followed
     assert followed.endswith(command)
     alone = left_behind(NAME, made=False, labelled=True, followed=False)
+    assert alone.startswith(f"{refused}remove the label when the job has ended: ")
     assert "--attach" not in alone
     assert alone.endswith(command)
     assert left_behind(NAME, made=False, labelled=False, followed=True) == ""

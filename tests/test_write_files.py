@@ -95,7 +95,7 @@ def fails_with(folder: RunFolder, batches: list[pa.RecordBatch], fmt: OutputForm
 
 def test_batches_with_different_types_are_an_error_that_says_so(folder: RunFolder) -> None:
     message = fails_with(folder, [batch_of(1), batch_of("x")], "jsonl")
-    assert "rows of one output have different columns or types" in message
+    assert "rows for the same output have different columns or types" in message
     assert "--output_fields" in message
 
 
@@ -145,7 +145,9 @@ def test_conform_casts_or_raises() -> None:
     assert conform_to_files(batch_of(1, kind=pa.int8()), schema).schema == schema
     assert conform_to_files(batch_of(2.0), schema).to_pydict() == {"a": [2]}
     for wrong in (batch_of(1.5), batch_of("x"), pa.record_batch({"b": [1]})):
-        with pytest.raises(OutputError, match="rows of one output have different columns or types"):
+        with pytest.raises(
+            OutputError, match="rows for the same output have different columns or types"
+        ):
             conform_to_files(wrong, schema)
 
 

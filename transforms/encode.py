@@ -108,8 +108,8 @@ def choose_fields(
         chosen = tuple(name for name in chosen if not name == score == SCORE)
         if taken := sorted(own.intersection(chosen)):
             raise UsageError(
-                f"model {manifest.name} has outputs {', '.join(map(repr, taken))}, names that "
-                "output rows already use for other columns: choose other outputs with "
+                f"model {manifest.name} has outputs {', '.join(map(repr, taken))}, but output rows "
+                "already have other columns with these names: choose other outputs with "
                 "--output_fields"
             )
         return OutputFields(score=score, outputs=chosen, stream=stream)
@@ -133,10 +133,12 @@ def reference_fields(manifest: Manifest) -> OutputFields:
     """Return the fields of the reference rows; raise UsageError if the model lacks the outputs."""
     latent = [spec for spec in manifest.outputs if spec.name == ENCODED and len(spec.shape) == 1]
     if manifest.score_output is None or not latent:
+        score = manifest.score_output
         raise UsageError(
             f"--output_schema reference: expected a model with a score and a one-dimensional "
-            f"output {ENCODED!r}; model {manifest.name} has the score {manifest.score_output} and "
-            f"the outputs {', '.join(spec.name for spec in manifest.outputs)}"
+            f"output {ENCODED!r}; model {manifest.name} has "
+            f"{'no score' if score is None else f'the score {score}'} and the outputs "
+            f"{', '.join(spec.name for spec in manifest.outputs)}"
         )
     return OutputFields(score=manifest.score_output, outputs=(ENCODED,), layout="reference")
 

@@ -87,12 +87,12 @@ def judge_stream(
             f"started it (python -m pipelines.launch stream_local ... --job_name {name}); until "
             "then, its subscription keeps the messages for its retention time"
         ]
-    attach = f"python -m pipelines.launch --attach {seen['id']} {place}"
+    follow = f"follow the job with python -m pipelines.launch --attach {seen['id']} {place}"
     if seen["state"] != "JOB_STATE_RUNNING":
-        return [f"{name}: expected JOB_STATE_RUNNING, got {seen['state']}: {attach}"]
+        return [f"{name}: expected JOB_STATE_RUNNING, got {seen['state']}: {follow}"]
     found = [
-        f"{name}: the {what} is {seen[key]:,}, expected at most {limits[limit]:,}: {attach}; allow "
-        "more workers (--max_num_workers), or fix the error if one repeats"
+        f"{name}: the {what} is {seen[key]:,}, expected at most {limits[limit]:,}: {follow}, and "
+        "allow more workers (--max_num_workers), or fix the error if one repeats"
         for key, what, limit in (
             ("lag", "system lag in seconds", "max_system_lag_seconds"),
             ("waiting", "number of waiting messages", "max_waiting_messages"),

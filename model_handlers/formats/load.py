@@ -66,8 +66,8 @@ def _sniff_zip(data: bytes) -> str:
     if "data.pkl" in names:
         return "torch_save"
     raise ModelError(
-        "the model file is a zip archive, but not a PyTorch model; the name of a .mar must end in "
-        ".mar"
+        "the model file is a zip archive, but not a PyTorch model; if it is a TorchServe archive, "
+        "its name must end in .mar"
     )
 
 

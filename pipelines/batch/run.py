@@ -295,7 +295,7 @@ def check_dead_letters(report: Mapping[str, Any], limit: float) -> None:
     rows, dead = report["rows_in"], report["rows_dead_lettered"]
     if not too_many(dead, rows, limit):
         return
-    kind, places = report["dead_letters"][0], " or ".join(report["dead_letter_output"])
+    largest, places = report["dead_letters"][0], " or ".join(report["dead_letter_output"])
     why = f"more than --max_dead_letter_share {limit:g} allows"
     if dead <= limit * rows:
         why = "and a run fails if it scores no row"
@@ -305,9 +305,12 @@ def check_dead_letters(report: Mapping[str, Any], limit: float) -> None:
             "fix the model or the sender, and run the same command again: the replayed dead "
             "letters are still in their source"
         )
+    column = f", column {largest['column']}" if largest["column"] else ""
     raise TooManyDeadLetters(
-        f"{dead:,} of {rows:,} rows ({dead / rows * 100:.2f} %) are dead letters, {why}; mostly "
-        f"{kind['reason']} at {kind['stage']}: see {places} for the rows and reasons; {todo}"
+        f"{dead:,} of {rows:,} rows ({dead / rows * 100:.2f} %) are dead letters, {why}; the "
+        f"largest group is reason {largest['reason']}, stage {largest['stage']}{column} "
+        f"({largest['rows']:,} {'row' if largest['rows'] == 1 else 'rows'}): see {places} for the "
+        f"rows and reasons; {todo}"
     )
 
 

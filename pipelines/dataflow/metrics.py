@@ -127,25 +127,25 @@ def batch_line(now: Look, before: Look | None) -> str:
         now: The current look.
         before: The previous look, for the rate; None if there was none.
     """
-    return _line(now, before, "rows", ())
+    return _line(now, before, ())
 
 
 def stream_line(now: Look, before: Look | None) -> str:
-    """Return the progress line of a stream, with mean latency, lag and backlog.
+    """Return the progress line of a stream, with mean latency, system lag and backlog.
 
     Args:
         now: The current look.
         before: The previous look, for rate and latency; None if there was none.
     """
-    return _line(now, before, "messages", (*_latency(now, before), *_backlog(now.backlog)))
+    return _line(now, before, (*_latency(now, before), *_backlog(now.backlog)))
 
 
-def _line(now: Look, before: Look | None, unit: str, more: Iterable[str]) -> str:
+def _line(now: Look, before: Look | None, more: Iterable[str]) -> str:
     parts = [f"{now.state:<10} {elapsed(now.seconds)}"]
     if now.workers is not None:
         parts.append(f"{now.workers} worker{'s' if now.workers != 1 else ''}")
     if rows := now.metrics.rows():
-        parts.append(f"{rows:,} {unit}")
+        parts.append(f"{rows:,} rows")
         speed = rate(now, before)
         if speed is not None:
             parts[-1] += f", {speed:,.{0 if speed >= 10 or not speed else 1}f}/s"
@@ -160,19 +160,19 @@ def _latency(now: Look, before: Look | None) -> Iterable[str]:
         earlier = before.metrics.distributions.get("total_ms") if before else None
         mean = found.since(earlier or Distribution())
         if mean is not None:
-            yield f"latency {mean:,.0f} ms"
+            yield f"mean latency {mean:,.0f} ms"
 
 
 def _backlog(backlog: Mapping[str, float]) -> Iterable[str]:
     if "lag" in backlog:
-        yield f"lag {backlog['lag']:,.0f} s"
+        yield f"system lag {backlog['lag']:,.0f} s"
     parts = []
     if "messages" in backlog:
         parts.append(f"{backlog['messages']:,.0f} messages")
     if "bytes" in backlog:
         parts.append(in_bytes(backlog["bytes"]))
     if "seconds" in backlog:
-        parts.append(f"{backlog['seconds']:,.0f} s")
+        parts.append(f"about {backlog['seconds']:,.0f} s to process")
     if parts:
         yield f"backlog {', '.join(parts)}"
 

@@ -178,8 +178,8 @@ def check_update(pipeline: beam.Pipeline, cloud: Cloud, *, allow_state_loss: boo
     if faults:
         raise UpdateRefused(
             f"--update: this pipeline cannot replace job {running.name} ({running.ident}): "
-            f"{'; '.join(faults)}; to start it anyway, drain the running job, and start this "
-            "pipeline without --update"
+            f"{'; '.join(faults)}; to start the new pipeline anyway, drain job {running.name}, and "
+            "then start it without --update"
         )
 
 

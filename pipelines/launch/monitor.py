@@ -1,8 +1,8 @@
 """Follow a job to its end: poll it, show its progress, and summarize how it ended.
 
 Exit codes: 0 if the job did what it should; 1 if it failed or left too many dead letters; 3 if it
-was cancelled; 4 if it is still running and can no longer be monitored; 130 after Ctrl-C, which
-leaves the job running.
+was cancelled; 4 if it can no longer be monitored; 130 after Ctrl-C. With 4
+and 130, the job is not stopped.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from pipelines.dataflow.messages import reasons
 from pipelines.dataflow.metrics import Look, batch_line, elapsed, stream_line
 
 DONE, FAILED, CANCELLED, LOST = 0, 1, 3, 4
+# What is known about a job that is no longer followed.
+NOT_STOPPED = "not stopped and may still be running"
 # The longest pause between two attempts, in seconds, while Dataflow does not respond.
 _LONGEST_WAIT = 300.0
 # Dataflow may report a message this long after it happened.
@@ -73,10 +75,10 @@ class Monitor:
             job = self._to_end(job)
         except KeyboardInterrupt:
             self.screen.clear()
-            raise KeyboardInterrupt(f"job {job.name} is still running; {again}") from None
+            raise KeyboardInterrupt(f"job {job.name} was {NOT_STOPPED}; {again}") from None
         except MillraceError as error:
             self.screen.clear()
-            lost = JobNotMonitored(f"{error}; the job is still running; {again}")
+            lost = JobNotMonitored(f"{error}; the job was {NOT_STOPPED}; {again}")
             print_error(lost)
             return LOST
         self.screen.clear()

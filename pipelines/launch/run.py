@@ -24,7 +24,7 @@ from common.terminal import Progress, facts, print_error
 from pipelines.dataflow.jobs import Jobs
 from pipelines.dataflow.links import attach_command, console_link, interrupted, links, starting
 from pipelines.launch.command import PIPELINES
-from pipelines.launch.monitor import LOST, Monitor
+from pipelines.launch.monitor import LOST, NOT_STOPPED, Monitor
 from pipelines.launch.presets import complete
 from pipelines.launch.request import check_parameters, launch_request, parameters_of
 from pipelines.options import CloudOptions
@@ -145,7 +145,7 @@ def _follow(jobs: Jobs, ident: str, region: str, flags: LaunchOptions, own: Pars
     """Follow a started job, given by id or name, to its end, and return the exit code."""
     cloud = jobs.cloud
     command = attach_command(cloud.project, region, ident, cloud.endpoints)
-    again = f"the job is still running; follow it with `{command}`"
+    again = f"the job was {NOT_STOPPED}; follow it with `{command}`"
     try:
         with interrupted(again):
             job = jobs.find(ident, region)

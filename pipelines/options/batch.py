@@ -53,8 +53,8 @@ class SourceOptions:
         metavar="SQL",
     )
     read_method: ReadMethod = flag(
-        "direct uses the BigQuery Storage Read API; export first writes Parquet files to the temp "
-        "location",
+        "how to read BigQuery: direct uses the BigQuery Storage Read API; export first writes "
+        "Parquet files to the temp location",
         "direct",
         label="Read method",
         param_type="ENUM",
@@ -92,8 +92,8 @@ class SinkOptions:
     output_table: str | None = output_table_flag()
     output_schema: OutputSchema = output_schema_flag()
     write_disposition: WriteDisposition = flag(
-        "append adds rows to --output_table, truncate replaces its rows, empty requires that "
-        "it has none",
+        "what happens to the existing rows of --output_table: append keeps them and adds rows, "
+        "truncate replaces them, empty requires that there are none",
         "append",
         label="Write disposition",
         param_type="ENUM",

@@ -43,13 +43,15 @@ class ModelOptions:
         metavar="A,B,C",
     )
     score_output: str | None = flag(
-        "model output to write as the column `score` (default: the one that the manifest names)",
+        "model output to write as the column `score` (default: score_output of model.json; without "
+        "model.json, the output with one float per row, if there is only one)",
         label="Score output",
         metavar="NAME",
     )
     output_fields: tuple[str, ...] | None = flag(
-        "model outputs and source columns to write in addition to id, score and lineage "
-        "(default: those that the manifest names)",
+        "model outputs and source columns to write in addition to row_id, score, scored_at and the "
+        "columns that name the run and the model (default: output_fields of model.json, or all "
+        "outputs if it has none)",
         label="Output fields",
         metavar="A,B",
     )
@@ -113,8 +115,8 @@ class EndpointOptions:
         metavar="LOCATION",
     )
     instance_format: InstanceFormat = flag(
-        "list sends a row as the list of its features in order; named sends it as an object with "
-        "column names",
+        "form of a row in a request: list is the list of its features in order; named is an object "
+        "with column names",
         "list",
         label="Instance format",
         param_type="ENUM",

@@ -22,9 +22,9 @@ def output_table_flag() -> Any:
 def output_schema_flag() -> Any:
     """Return the field of --output_schema."""
     return flag(
-        "columns of the results. default: those of Millrace; reference: only instance_id, "
-        "anomaly_score, encoded and timestamp, for existing tables with these columns; without "
-        "run_id, a rerun cannot replace the rows in a table",
+        "columns of the results: default writes Millrace's own columns; reference writes only "
+        "instance_id, anomaly_score, encoded and timestamp, for existing tables with these "
+        "columns, and has no run_id, so a rerun cannot replace its rows in a table",
         "default",
         label="Output schema",
         param_type="ENUM",

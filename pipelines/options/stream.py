@@ -37,7 +37,8 @@ class StreamSourceOptions:
         metavar="TOPIC",
     )
     create_subscription: bool = flag(
-        "create a subscription to --input_topic for this run; a local run deletes it at the end",
+        "create a subscription to --input_topic for this run; a run in this process deletes it at "
+        "the end, and a job leaves it for you to delete",
         False,
         label="Create a subscription",
         param_type="BOOLEAN",

@@ -18,7 +18,14 @@ from cloud.clients import Cloud
 from model_handlers.batch_handler import BatchHandler
 from pipelines.command import say
 from pipelines.options import StreamRunOptions
-from pipelines.stream.progress import Tally, check_balance, report_line, start_tally, summary
+from pipelines.stream.progress import (
+    Tally,
+    check_balance,
+    fate_of_messages,
+    report_line,
+    start_tally,
+    summary,
+)
 from pipelines.stream.subscription import HELD, LEASE_SECONDS, renew
 from transforms.files.unfinished import remove_begun
 from transforms.messages.in_process_source import Intake
@@ -73,12 +80,7 @@ class Reading:
 
     def left(self, count: int) -> str:
         """Return a line that says what happens to the messages that are not acknowledged."""
-        fate = (
-            "they are lost with the run's own subscription"
-            if self.made
-            else "they will be delivered again"
-        )
-        return f"{count:,} messages are not acknowledged: {fate}"
+        return f"{count:,} messages are not acknowledged: they {fate_of_messages(self.made)}"
 
 
 def watch(
@@ -118,7 +120,7 @@ def watch(
             if not intake.given:
                 say(f"no message arrived within {seconds:,.0f} s")
             # Check before the last messages are acknowledged: lost ones can be delivered again.
-            check_balance(tally, intake.again)
+            check_balance(tally, intake.again, made=reading.made)
             intake.finish()
         except KeyboardInterrupt as interrupt:
             remove_begun()

@@ -142,15 +142,29 @@ def report_line(tally: Tally, rows: int, seconds: float) -> str:
     latencies = take_latencies(tally)
     line = (
         f"{tally.received:>10,} received  {tally.scored:>10,} scored  "
-        f"{tally.dead_letters + tally.refused:>6,} dead letters  {rows / seconds:>8,.1f} rows/s"
+        f"{tally.dead_letters:>6,} dead letters  "
     )
+    if tally.refused:
+        line += f"{tally.refused:>6,} refused  "
+    line += f"{rows / seconds:>8,.1f} rows/s"
     if len(latencies):
         p50, p95, p99 = np.percentile(latencies, [50, 95, 99])
         line += f"  latency ms p50 {p50:,.0f}  p95 {p95:,.0f}  p99 {p99:,.0f}"
     return line
 
 
-def check_balance(tally: Tally, again: int) -> None:
+def fate_of_messages(made: bool) -> str:
+    """Return what happens to the messages that a run does not acknowledge, after "they".
+
+    Args:
+        made: Whether the subscription was created for the run, which then deletes it.
+    """
+    if made:
+        return "are lost, because the subscription that was created for this run is deleted"
+    return "will be delivered again"
+
+
+def check_balance(tally: Tally, again: int, *, made: bool) -> None:
     """Check the counts at the end of a run.
 
     Every message that was pulled must be decoded, except those that may have been dropped as
@@ -159,6 +173,7 @@ def check_balance(tally: Tally, again: int) -> None:
     Args:
         tally: The counts of the run.
         again: How many messages were delivered again, and may have been dropped.
+        made: Whether the subscription was created for the run.
 
     Raises:
         BalanceError: Messages or rows are missing, or there are too many.
@@ -166,14 +181,14 @@ def check_balance(tally: Tally, again: int) -> None:
     if not tally.pulled - again <= tally.decoded <= tally.pulled:
         raise BalanceError(
             f"messages are missing or duplicated: {tally.pulled:,} were pulled, {tally.decoded:,} "
-            "were decoded; unacknowledged messages will be delivered again: run the command "
+            f"were decoded; unacknowledged messages {fate_of_messages(made)}: run the command "
             "again, and report this if it recurs"
         )
     if tally.received != tally.scored + tally.dead_letters:
         raise BalanceError(
             f"rows are missing or duplicated: {tally.received:,} were received, {tally.scored:,} "
-            f"were scored, {tally.dead_letters:,} are dead letters; unacknowledged "
-            "messages will be delivered again: run the command again, and report this if it recurs"
+            f"were scored, {tally.dead_letters:,} are dead letters; unacknowledged messages "
+            f"{fate_of_messages(made)}: run the command again, and report this if it recurs"
         )
 
 
@@ -195,8 +210,8 @@ def summary(tally: Tally, seconds: float) -> str:
     ]
     if tally.refused:
         note = (
-            "of the scored rows, refused by a sink and written as dead letters, in addition to "
-            "those above"
+            "scored rows that a sink refused; they were also written as dead letters, but are not "
+            "counted in the line above"
         )
         lines.append(("refused", f"{tally.refused:>12,}  {note}"))
     if tally.pulled:

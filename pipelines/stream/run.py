@@ -277,6 +277,10 @@ def _subscription(
         before = reader_labels(name, cloud) if update else {}
         labelled = claim(name, reader, cloud, lasting=not in_process, shared=shared)
         if not (labelled or is_plain(cloud.endpoints.pubsub)):
-            say(f"this account cannot set labels of {name}, so a second reader will not be refused")
+            say(
+                f"this account cannot set labels of {name}, so a second reader would not be "
+                "refused and would take a part of the messages: grant the account the role "
+                "roles/pubsub.editor"
+            )
         with released(name, reader, cloud, always=in_process, before=before):
             yield name, made, labelled

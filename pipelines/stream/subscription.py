@@ -46,9 +46,9 @@ def check_subscription(subscription: Any, output_topics: list[str]) -> None:
         raise UsageError(
             f"{name} has a dead letter policy: Pub/Sub would move a message to "
             f"{subscription.dead_letter_policy.dead_letter_topic} after several deliveries, even "
-            "if the message is only waiting; remove the policy (gcloud pubsub subscriptions update "
-            f"{name} --clear-dead-letter-policy), and use the --dead_letter_* flags for dead "
-            "letters"
+            "if nothing is wrong with the message and it only waits to be scored; remove the "
+            f"policy (gcloud pubsub subscriptions update {name} --clear-dead-letter-policy), and "
+            "use the --dead_letter_* flags for dead letters"
         )
     for kind, target in (
         ("pushes its messages", subscription.push_config.push_endpoint),
@@ -147,11 +147,15 @@ def claim(name: str, reader: str, cloud: Cloud, *, lasting: bool, shared: bool) 
         labels = _labels(name, cloud)
         other, left = labels.get(READER, ""), seconds_left(labels)
         if other != reader and left > 0 and not shared:
-            until = "" if math.isinf(left) else f" for another {left:,.0f} s"
+            expiry = (
+                ""
+                if math.isinf(left)
+                else f", and expires in {left:,.0f} s unless {other} renews it"
+            )
             raise SubscriptionInUse(
-                f"{name} is read by {other}{until}, according to its label {READER}: each of two "
-                "readers would get only a part of the messages; stop the other reader, or remove "
-                f"the label if that reader is gone ({unlabel_command(name)}), or pass "
+                f"{name} already has a reader: its label {READER} names {other}{expiry}; each of "
+                f"two readers would get only a part of the messages: stop {other}, or remove the "
+                f"label if {other} is gone ({unlabel_command(name)}), or pass "
                 "--allow_shared_subscription"
             )
         labels[READER] = reader
@@ -198,10 +202,16 @@ def left_behind(name: str, *, made: bool, labelled: bool, followed: bool) -> str
     if not labelled:
         return ""
     if followed:
-        end = "launch --attach removes it if it sees the job end; otherwise, remove it yourself"
+        end = (
+            "launch --attach removes the label if it sees the job end; otherwise, remove it when "
+            "the job has ended"
+        )
     else:
-        end = "remove it when the job has ended"
-    return f"the label {READER} keeps other readers from {name}: {end}: {unlabel_command(name)}"
+        end = "remove the label when the job has ended"
+    return (
+        f"the label {READER} of {name} names this job, so other readers are refused: {end}: "
+        f"{unlabel_command(name)}"
+    )
 
 
 def renew(name: str, reader: str, cloud: Cloud) -> None:

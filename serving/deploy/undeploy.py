@@ -88,6 +88,7 @@ def choose_deployed(args: argparse.Namespace, endpoint: Endpoint) -> list[Deploy
     if args.delete_endpoint and len(chosen) < len(there):
         kept = ", ".join(deployed.id for deployed in there if deployed not in chosen)
         raise UsageError(
-            f"--delete_endpoint: endpoint {args.endpoint} would keep {kept}: pass --all"
+            f"--delete_endpoint: endpoint {args.endpoint} would still have models {kept}: pass "
+            "--all to undeploy them too, or leave out --delete_endpoint"
         )
     return chosen

@@ -195,9 +195,10 @@ class TableCommit(TableJobs):
         """Raise OutputError unless the table is empty."""
         if self.table.num_rows:
             raise OutputError(
-                f"table {self.name} has no column {RUN_ID}, so the rows of run "
-                f"{', '.join(sorted(origins))} that run {', '.join(sorted(found))} replayed into "
-                "it cannot be replaced: write to another table, or use --write_disposition truncate"
+                f"table {self.name} has no column {RUN_ID}, so the rows that run "
+                f"{', '.join(sorted(found))} replayed into it for run {', '.join(sorted(origins))} "
+                "cannot be replaced: write to another table, or replace all rows of the table with "
+                "--write_disposition truncate"
             )
 
     def _check_alone(self, run: str, others: Collection[str]) -> None:
@@ -253,7 +254,7 @@ class TableCommit(TableJobs):
             return True
         advice = (
             f"the table has no column {RUN_ID}, so they cannot be replaced: choose another "
-            "--run_id, or use --write_disposition truncate"
+            "--run_id, or replace all rows of the table with --write_disposition truncate"
         )
         was = f"run {self.folder.run_id} has already written {there:,} rows to table {self.name}"
         if is_whole:

@@ -94,9 +94,9 @@ class TableDestination:
             if unfit is not None and unfit.any():
                 raise OutputError(
                     f"column {field.name!r} of row {rows.column(0)[int(unfit.argmax())]} cannot be "
-                    f"written to table {self.table}: its {field.type} is finer than a microsecond, "
-                    "or outside the years 1 to 9999; fix it in the source, or choose "
-                    "--output_fields without it"
+                    f"written to table {self.table}: its value ({field.type}) is more precise than "
+                    "a microsecond, or outside the years 1 to 9999; fix it in the source, or "
+                    "choose --output_fields without it"
                 )
 
     def prepare(self) -> None:

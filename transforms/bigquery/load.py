@@ -82,8 +82,8 @@ class TableJobs:
         if self.rows and came is not None and came != self.rows:
             raise BalanceError(
                 f"{self.rows:,} rows were staged for table {self.name}, but job {job.job_id} wrote "
-                f"{came:,}: run again with --write_disposition truncate, or with another --run_id; "
-                "please report this"
+                f"{came:,}: run again with another --run_id, or replace all rows of the table with "
+                "--write_disposition truncate; please report this"
             )
 
     @property

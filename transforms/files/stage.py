@@ -135,9 +135,10 @@ def conform_to_files(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch
     except (pa.ArrowException, KeyError) as error:
         check_memory(error, "rows to be written")
         raise OutputError(
-            f"rows of one output have different columns or types: first {schema.names}, then "
-            f"{batch.schema.names}{_other_types(batch.schema, schema)}; make the input files agree "
-            "in the columns of --output_fields"
+            "rows for the same output have different columns or types: first "
+            f"{', '.join(schema.names)}, then {', '.join(batch.schema.names)}"
+            f"{_other_types(batch.schema, schema)}; all input files need the columns of "
+            "--output_fields, with the same types"
         ) from error
 
 
