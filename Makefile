@@ -149,6 +149,7 @@ templates: $(STAMP)  ## generate templates/*.json and docs/reference/flags from 
 
 docs: $(DOCS)/.installed $(MERMAID)  ## build the documentation site in build/site
 	@$(DOCS)/bin/zensical build --strict --clean
+	@echo "The site starts at build/site/index.html."
 
 test-docs: docs  ## test the site in Chromium (skipped without it)
 	@$(DOCS)/bin/python -m pytest tests_docs

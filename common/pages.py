@@ -44,6 +44,11 @@ def read_page(code: str) -> str:
     return path.read_text()
 
 
+def titles() -> list[tuple[str, str]]:
+    """Return the code and the title of each page."""
+    return [(code, read_page(code).partition("\n")[0].removeprefix("# ")) for code in codes()]
+
+
 def error_line(error: MillraceError) -> str:
     """Return the line that a command prints for an error.
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from common.command_line import CommandParser
 from common.errors import MillraceError
-from common.pages import codes, read_page
-from common.terminal import print_error
+from common.pages import read_page, titles
+from common.terminal import columns, print_error
 
 
 def make_parser() -> CommandParser:
@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     """Print a page, or the codes of all pages, and return the exit code."""
     try:
         code = make_parser().parse_args(argv).code
-        print("\n".join(codes()) if code is None else read_page(code).rstrip())
+        print(columns(titles()) if code is None else read_page(code).rstrip())
     except MillraceError as error:
         print_error(error)
         return 2

@@ -323,9 +323,12 @@ def _check_columns(spec: InputSpec, statistics: Mapping[str, FeatureStatistics])
             refuse_manifest(
                 f"{where}.impute", "a column of this input with one number per row", column
             )
-        if how != "mean" or column not in statistics:
-            refuse_manifest(
-                f"{where}.impute.{column}", "'mean', with statistics for the column", how
+        if how != "mean":
+            refuse_manifest(f"{where}.impute.{column}", "'mean'", how)
+        if column not in statistics:
+            raise ManifestError(
+                f"model.json: {where}.impute.{column}: statistics has no mean of the column: "
+                "package the model with --sample"
             )
 
 

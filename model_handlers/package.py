@@ -252,7 +252,7 @@ def sound_rows(path: str, columns: Sequence[str]) -> np.ndarray:
         check_memory(error, f"sample {path}", MORE_MEMORY)
         raise InputError(
             f"sample {path}: expected a Parquet file, but it cannot be read as one "
-            f"({type(error).__name__})"
+            f"({type(error).__name__}); convert other files to Parquet first"
         ) from error
     values = np.stack([_numbers(table, column, path) for column in columns], axis=1)
     values = values[np.isfinite(values).all(axis=1)]
@@ -388,6 +388,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(
         f"outputs: {outputs}; score: {manifest.score_output or f'none; {manifest.score_advice()}'}"
     )
+    if manifest.golden is None:
+        print("known-good rows: none, so workers cannot check the model; --sample adds them")
     return 0
 
 

@@ -228,8 +228,12 @@ MALFORMED = [
     (("outputs", 1, "shape"), [2**16, 2**16], "outputs.code.shape: expected positive sizes"),
     (("inputs", 0, "impute"), ["Amount"], r"inputs\[0\].impute: expected a JSON object"),
     (("inputs", 0, "impute"), {"Class": "mean"}, "impute: expected a column of this input"),
-    (("inputs", 0, "impute"), {"Amount": "median"}, "impute.Amount: expected 'mean', with stat"),
-    (("inputs", 0, "impute"), {"Time": "mean"}, "impute.Time: expected 'mean', with statistics"),
+    (("inputs", 0, "impute"), {"Amount": "median"}, "impute.Amount: expected 'mean', got 'median'"),
+    (
+        ("inputs", 0, "impute"),
+        {"Time": "mean"},
+        "impute.Time: statistics has no mean of the column",
+    ),
     (
         ("inputs", 2, "impute"),
         {"history": "mean"},
