@@ -125,7 +125,8 @@ def test_a_run_without_a_score_says_how_to_choose_one() -> None:
 @pytest.mark.parametrize(("dead", "limit"), [(10, 0.0), (10, 0.009), (1000, 1.0)])
 def test_more_dead_letters_than_allowed_fail_the_run(dead: int, limit: float) -> None:
     message = (
-        rf"{dead:,} of 1,000 rows \(.* null at validate: .* out/r1/dead_letters or p.d.letters"
+        rf"{dead:,} of 1,000 rows \(.* the largest group is reason null, stage validate, column V1 "
+        r"\(.*\): see out/r1/dead_letters or p.d.letters"
     )
     with pytest.raises(TooManyDeadLetters, match=message):
         check_dead_letters(report() | {"rows_dead_lettered": dead}, limit)
