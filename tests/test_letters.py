@@ -19,8 +19,8 @@ from msgspec import structs
 from common.errors import InputError, UsageError
 from common.record_batch import INPUTS, MESSAGE, ROW_ID, struct_columns
 from model_handlers.manifest import FeatureStatistics, InputSpec, Manifest
-from transforms.dead_letters import Fault, Stage, failed_rows, failure_batch
-from transforms.files.writers import JsonLinesBatchWriter, to_json_line
+from transforms.dead_letters import Fault, Stage, failed_rows, failure_batch, to_letter_line
+from transforms.files.writers import JsonLinesBatchWriter
 from transforms.json_rows.row_format import RowFormat
 from transforms.lineage import BATCH_REPLAY, STREAM_REPLAY
 from transforms.messages.decode import MessageFormat, MessageKind, decode_messages
@@ -73,7 +73,7 @@ def published(failures: pa.RecordBatch) -> list[Message]:
 def from_topic(message: Message) -> Letter:
     record = from_message(message)
     assert record is not None
-    return read_letter(to_json_line(record), "a topic")
+    return read_letter(to_letter_line(record), "a topic")
 
 
 # Names that Pub/Sub reserves cannot be published to a topic.

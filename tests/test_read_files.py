@@ -1,5 +1,6 @@
 """Reading files returns every row once, with an id that depends only on the file."""
 
+import datetime
 import gzip
 import json
 from collections.abc import Callable, Iterator
@@ -166,6 +167,23 @@ def test_parquet_rows_are_read_once_and_in_order(
     assert [row["row_id"] for row in rows] == [
         own if id_column and own else f"{prefix}-{i}" for i, own in enumerate(ids)
     ]
+
+
+def test_int96_times_beyond_the_range_of_nanoseconds_are_unchanged(
+    make_manifest: Make, tmp_path: Path
+) -> None:
+    times = [
+        datetime.datetime(9999, 12, 31),
+        datetime.datetime(1, 1, 1),
+        datetime.datetime(2020, 1, 2, 3, 4, 5, 678901),
+        None,
+    ]
+    table = pa.table({n: [1.0] * 4 for n in "abc"} | {"t": pa.array(times, pa.timestamp("us"))})
+    path = tmp_path / "spark.parquet"
+    pq.write_table(table, path, use_deprecated_int96_timestamps=True)
+    rows, _ = rows_of(read_file(path, Columns(make_manifest(), keep=("t",))))
+    assert [row["t"] for row in rows.values()] == times
+    assert file_schema(str(path), "parquet").field("t").type == pa.timestamp("us")
 
 
 @pytest.mark.parametrize(
