@@ -461,7 +461,7 @@ def test_avro_is_read_by_its_schema(make_manifest: Make, provenance: Provenance)
         "city": "Ulm",
         "sequence": 0,
         "raw": "/w==",
-        "at": "2026-11-20 12:00:00+00:00",
+        "at": "2026-11-20 12:00:00+00",
     }
 
 

@@ -7,8 +7,10 @@ import json
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import orjson
 import pyarrow as pa
 import pytest
@@ -20,6 +22,7 @@ from common.errors import InputError, UsageError
 from common.record_batch import INPUTS, MESSAGE, ROW_ID, struct_columns
 from model_handlers.manifest import FeatureStatistics, InputSpec, Manifest
 from transforms.dead_letters import Fault, Stage, failed_rows, failure_batch, to_letter_line
+from transforms.files.read import Columns
 from transforms.files.writers import JsonLinesBatchWriter
 from transforms.json_rows.row_format import RowFormat
 from transforms.lineage import BATCH_REPLAY, STREAM_REPLAY
@@ -74,6 +77,35 @@ def from_topic(message: Message) -> Letter:
     record = from_message(message)
     assert record is not None
     return read_letter(to_letter_line(record), "a topic")
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        pa.array([Decimal("123")], pa.decimal128(38, 9)),
+        pa.array([MOMENT], pa.timestamp("us", "UTC")),
+        pa.array([b"\xff\x01"]),
+        pa.array([12345678901234567890], pa.uint64()),
+        pa.array(["x" * 2_000]),
+    ],
+    ids=lambda ids: str(ids.type),
+)
+@pytest.mark.parametrize("from_a_topic", [False, True])
+def test_a_replayed_row_keeps_the_id_of_its_column(
+    make_manifest: Callable[..., Manifest], ids: pa.Array, from_a_topic: bool
+) -> None:
+    columns = Columns(make_manifest(), "k")
+    batch = pa.record_batch({"a": [1.0], "b": [1.0], "c": pa.nulls(1, pa.float64()), "k": ids})
+    source = columns.with_ids(batch, "f", np.array([0]))
+    fault = Fault("null", "no", "c")
+    failures = failed_rows(source, [fault], stage="validate", provenance=PROVENANCE, failed_at=NOON)
+    if from_a_topic:
+        (letter,) = map(from_topic, published(failures))
+    else:
+        (letter,) = letters_of(failures)
+    message_format = MessageFormat(RowFormat(columns.manifest, "k"))
+    (again,), _ = decode_messages([to_message(letter)], message_format, PROVENANCE, utc_now())
+    assert again.column(ROW_ID).to_pylist() == source.column(ROW_ID).to_pylist()
 
 
 # Names that Pub/Sub reserves cannot be published to a topic.

@@ -47,6 +47,7 @@ from transforms.json_rows.decode import Decoded, decode_json, emit
 from transforms.json_rows.row_format import RowFormat
 from transforms.provenance import Provenance
 from transforms.row_ids import content_ids
+from transforms.texts import id_column, is_binary
 from transforms.validate import source_columns
 
 # The whitespace that JSON allows around a value. Python would strip more.
@@ -123,7 +124,7 @@ class Columns:
             prefix: The part of derived ids that stands for the file.
             positions: The position of each row in the file [rows].
         """
-        ids = None if self.id_column is None else batch.column(self.id_column).cast(pa.string())
+        ids = None if self.id_column is None else id_column(batch.column(self.id_column))
         if ids is None or ids.null_count:
             derived = self._derived_ids(batch, prefix, positions)
             ids = derived if ids is None else pc.coalesce(ids, derived)
@@ -137,13 +138,16 @@ class Columns:
 
 
 def _check_id(path: str, column: pa.Field) -> None:
-    """Raise InputError for a type that cannot be a row id, such as bytes or a list."""
+    """Raise InputError for a type that cannot be a row id, such as a list."""
     kind = column.type
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (is_text(value) or is_number(value) or pa.types.is_temporal(value)):
+    if isinstance(value, pa.BaseExtensionType):
+        value = value.storage_type
+    is_simple = is_text(value) or is_number(value) or is_binary(value)
+    if not (is_simple or pa.types.is_temporal(value)):
         raise InputError(
-            f"{path}: id column {column.name!r}: expected strings, numbers or times, got {kind}: "
-            "choose another --id_column"
+            f"{path}: id column {column.name!r}: expected text, numbers, times, UUIDs or bytes, "
+            f"got {kind}: choose another --id_column"
         )
 
 

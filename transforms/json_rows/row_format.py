@@ -9,7 +9,6 @@ a fraction in a column would turn the column into floats, and round the integers
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ import pyarrow.compute as pc
 from model_handlers.manifest import InputSpec, Manifest
 from transforms.cells import FINE, INFINITE, NAN, exact_integer, limits
 from transforms.dead_letters import Fault
-from transforms.plain_json import to_json
+from transforms.texts import to_id, to_text
 from transforms.validate import VECTOR_COLUMN
 
 _MISSING = object()
@@ -102,6 +101,12 @@ class RowFormat:
         typed = dict(self.typed)
         kept = dict.fromkeys(self.keep, pa.string()).items()
         return (*(own for own in kept if own[0] not in {**self.features, **typed}), *self.typed)
+
+    @cached_property
+    def texts(self) -> tuple[str, ...]:
+        """The columns whose values become text: the id, and the columns passed through as text."""
+        own = () if self.id_column is None else (self.id_column,)
+        return (*own, *(name for name, kind in self.columns if kind == pa.string()))
 
 
 def _one(name: str, row: Any) -> tuple[Any, ...]:
@@ -342,7 +347,7 @@ def own_id(row: Any, id_column: str) -> str | None:
     None if there is none, or if it cannot be written as text.
     """
     try:
-        return to_text(row.get(id_column)) if isinstance(row, Mapping) else None
+        return to_id(row.get(id_column)) if isinstance(row, Mapping) else None
     except (TypeError, RecursionError):
         return None
 
@@ -375,19 +380,6 @@ def _as_float(value: Any) -> float | None:
         return None if value is None else float(value)
     except OverflowError:
         return float("inf") if value > 0 else float("-inf")
-
-
-def to_text(value: Any) -> str | None:
-    """Convert a value of a column that is passed through to a string.
-
-    Objects, lists and booleans become JSON; bytes, which can occur in Avro, become base64; null
-    stays null.
-    """
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    return to_json(value).decode() if isinstance(value, (bool, dict, list)) else str(value)
 
 
 def _whole(value: Any) -> int | None:
