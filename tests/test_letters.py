@@ -474,11 +474,11 @@ def test_rows_of_a_replayed_whole_arrow_message_have_their_original_ids(
     assert scored == {"m-0": [1.0] * 3, "m-1": [2.0] * 3}
 
 
-def test_strings_are_numbers_in_columns_but_not_in_json_messages(
+def test_booleans_are_numbers_in_columns_but_not_in_json_messages(
     make_manifest: Callable[..., Manifest],
 ) -> None:
     read = format_of(make_manifest())
-    row = b'{"a":"1","b":2,"c":"NaN"}'
+    row = b'{"a":true,"b":2,"c":"NaN"}'
     message = to_message(letter(payload=row, stage="decode", reason="wrong_type"))
     assert reasons(refusals([message], read)[1]) == {"m-1": "wrong_type"}
     columns = to_message(letter(payload=row, stage="validate", pipeline="batch_local"))
