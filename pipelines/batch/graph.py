@@ -13,6 +13,8 @@ from apache_beam.ml.inference.base import ModelHandler
 from cloud.clients import Cloud
 from model_handlers.manifest import Manifest
 from pipelines.batch.progress import ShowProgress
+from transforms.bigquery.destination import TableDestination
+from transforms.bigquery.unfit import RefuseUnfit
 from transforms.encode import EncodeRows, OutputFields
 from transforms.files.destination import Destination
 from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder
@@ -52,12 +54,24 @@ class ScoreRows(beam.PTransform):
     temporary: Sequence[RunFolder] = ()
     launcher: int | None = None
 
+    @property
+    def _tables(self) -> list[str]:
+        """The tables that receive the scores."""
+        tables = (d for d in self.destinations if isinstance(d, TableDestination))
+        return [table.place for table in tables if table.part == SCORES]
+
     def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[dict[str, Any]]:
         """Read, predict, encode and stage the rows; stage the failures; count both and commit."""
         read = pipeline | "Read" >> self.source
         predicted = read.good | "Predict" >> Predict(self.handler, self.manifest, self.provenance)
-        rows = predicted.good | "Encode" >> EncodeRows(self.fields, self.provenance)
-        failures = (read.failures, predicted.failures) | "Failures" >> beam.Flatten()
+        failed, scored = [read.failures, predicted.failures], predicted.good
+        for table in self._tables if self.fields.source else ():
+            names = self.fields.source
+            held = scored | f"Fit {table}" >> RefuseUnfit(table, names, self.provenance)
+            scored = held.good
+            failed.append(held.failures)
+        rows = scored | "Encode" >> EncodeRows(self.fields, self.provenance)
+        failures = failed | "Failures" >> beam.Flatten()
 
         parts = {SCORES: rows, DEAD_LETTERS: failures}
         staged = [

@@ -27,7 +27,6 @@ from transforms.bigquery.schema import (
     drift,
     file_type,
     table_fields,
-    unfit_times,
 )
 from transforms.files.listing import read_listing
 from transforms.files.run_folder import DEAD_LETTERS, RunFolder, StagedFile
@@ -86,18 +85,6 @@ class TableDestination:
         """Return the schema of staged files of the rows, which can be loaded into the table."""
         targets = arrow_schema(table_fields(self.schema))
         return pa.schema([(f.name, file_type(rows.field(f.name).type, f.type)) for f in targets])
-
-    def check(self, rows: pa.RecordBatch) -> None:
-        """Raise OutputError for a value that would make the load job of all rows fail."""
-        for field, column in zip(rows.schema, rows.columns, strict=True):
-            unfit = unfit_times(column)
-            if unfit is not None and unfit.any():
-                raise OutputError(
-                    f"column {field.name!r} of row {rows.column(0)[int(unfit.argmax())]} cannot be "
-                    f"written to table {self.table}: its {field.type} is finer than a microsecond, "
-                    "or outside the years 1 to 9999; fix it in the source, or choose "
-                    "--output_fields without it"
-                )
 
     def prepare(self) -> None:
         """Check that the commit can succeed, and create the table if it does not exist.
