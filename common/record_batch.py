@@ -92,7 +92,7 @@ def to_values(column: pa.Array) -> list[Any]:
     Python's times hold no more than microseconds, so finer times are cut. If a column has a time
     that Python cannot hold at all, its times are returned as text.
     """
-    kind = map_type(column.type, _in_microseconds)
+    kind = map_type(column.type, in_microseconds)
     if kind != column.type:
         column = column.cast(kind, safe=False)
     try:
@@ -122,7 +122,8 @@ def map_type(kind: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) ->
     return pa.large_list(item) if types.is_large_list(kind) else pa.list_(item)
 
 
-def _in_microseconds(kind: pa.DataType) -> pa.DataType:
+def in_microseconds(kind: pa.DataType) -> pa.DataType:
+    """Return the type with microseconds in place of nanoseconds; other types are unchanged."""
     if pa.types.is_timestamp(kind) and kind.unit == "ns":
         return pa.timestamp("us", kind.tz)
     if pa.types.is_duration(kind) and kind.unit == "ns":

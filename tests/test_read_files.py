@@ -185,7 +185,9 @@ def test_int96_times_beyond_the_range_of_nanoseconds_are_unchanged(
     pq.write_table(table, path, use_deprecated_int96_timestamps=True)
     rows, _ = rows_of(read_file(path, Columns(make_manifest(), keep=("t",))))
     assert [row["t"] for row in rows.values()] == times
-    assert file_schema(str(path), "parquet").field("t").type == pa.timestamp("us")
+    schema = file_schema(str(path), "parquet")
+    assert schema is not None
+    assert schema.field("t").type == pa.timestamp("us")
 
 
 @pytest.mark.parametrize(

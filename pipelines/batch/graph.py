@@ -37,6 +37,8 @@ class ScoreRows(beam.PTransform):
             rows are published at least once, before the commit.
         cloud: The Cloud that publishes. Needed only for topics.
         temporary: Folders whose staged files are deleted after the commit.
+        schema: The schema of the rows if files may differ in the type of a column, else None.
+        origins: For columns whose files differ in type, these types and files.
         launcher: The id of this process if the workers are its threads or children, else None.
     """
 
@@ -52,6 +54,8 @@ class ScoreRows(beam.PTransform):
     topics: Mapping[str, str] = field(default_factory=dict)
     cloud: Cloud | None = None
     temporary: Sequence[RunFolder] = ()
+    schema: pa.Schema | None = None
+    origins: Mapping[str, str] | None = None
     launcher: int | None = None
 
     @property
@@ -70,7 +74,8 @@ class ScoreRows(beam.PTransform):
             held = scored | f"Fit {table}" >> RefuseUnfit(table, names, self.provenance)
             scored = held.good
             failed.append(held.failures)
-        rows = scored | "Encode" >> EncodeRows(self.fields, self.provenance)
+        encode = EncodeRows(self.fields, self.provenance, self.schema, self.origins)
+        rows = scored | "Encode" >> encode
         failures = failed | "Failures" >> beam.Flatten()
 
         parts = {SCORES: rows, DEAD_LETTERS: failures}

@@ -29,7 +29,8 @@ def json_objects(rows: pa.RecordBatch, *, nulls: bool = False) -> list[bytes]:
     if not count:
         return []
     # Build one pattern for all rows; the values that vary fill its placeholders.
-    pattern, varying = [], []
+    pattern: list[bytes] = []
+    varying: list[list[bytes | None]] = []
     for name, column in zip(rows.schema.names, rows.columns, strict=True):
         key = _key(name)
         absent = key + b"null" if nulls else b""
