@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import apache_beam as beam
 import pyarrow as pa
@@ -228,7 +228,8 @@ def _open_bigquery(
     else:
         query = read_text(source.sql, "input_query")
         found = BigQuerySource(cloud=cloud, table=None, query=query, max_bytes=source.max_bytes)
-    schema = describe_source(found)
+    columns = replace(columns, any_case=True)
+    schema = columns.spelled(describe_source(found))
     check_columns(schema, found.label, columns, fields)
     found = at_one_moment(found)
     transform = ReadBigQuery(

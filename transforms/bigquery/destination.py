@@ -26,6 +26,7 @@ from transforms.bigquery.schema import (
     arrow_schema,
     drift,
     file_type,
+    same_names,
     table_fields,
 )
 from transforms.files.listing import read_listing
@@ -185,7 +186,7 @@ class TableDestination:
         if difference := drift(str(self.table), table_fields(self.schema), table.schema):
             raise OutputError(difference)
         present = tuple(table.clustering_fields or ())
-        if self.cluster_by and present != self.cluster_by:
+        if self.cluster_by and not same_names(present, self.cluster_by):
             raise OutputError(
                 f"table {self.table} is clustered by {', '.join(present) or 'nothing'}, not by "
                 f"{', '.join(self.cluster_by)}: leave out --cluster_by, which applies only to new "

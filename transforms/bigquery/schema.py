@@ -246,6 +246,11 @@ def _decimal_name(kind: pa.DataType) -> str | None:
     return "BIGNUMERIC" if kind.scale <= 38 and whole <= 38 else None
 
 
+def same_names(names: Sequence[str], others: Sequence[str]) -> bool:
+    """Return whether names of columns are equal to BigQuery, which ignores their case."""
+    return [name.lower() for name in names] == [name.lower() for name in others]
+
+
 def drift(table: str, wanted: Sequence[SchemaField], present: Sequence[SchemaField]) -> str | None:
     """Return how a table differs from the columns to write, as the text of an error, or None.
 
