@@ -358,7 +358,8 @@ def own_id(row: Any, id_column: str) -> str | None:
     None if there is none, or if it cannot be written as text.
     """
     try:
-        return to_id(row.get(id_column)) if isinstance(row, Mapping) else None
+        value = row.get(id_column) if isinstance(row, Mapping) else None
+        return value if type(value) is str else to_id(value)
     except (TypeError, RecursionError):
         return None
 

@@ -101,7 +101,10 @@ class NamedRows:
         if count_key_ends(bodies, keys) > keys:
             return None
         own = self._format.id_column
-        ids = None if own is None else list(map(to_id, kept[list(self._beside).index(own)]))
+        ids: Sequence[str | None] | None = None
+        if own is not None:
+            ids = kept[list(self._beside).index(own)]
+            ids = ids if set(map(type, ids)) == {str} else list(map(to_id, ids))
         # JSON has no NaN, so a NaN stands for null.
         values = pa.array(np.frombuffer(b"".join(packed)), from_pandas=nulls)
         columns = plain_columns(values, kept[: len(self._format.columns)], self._format)
