@@ -742,3 +742,61 @@ def test_a_signal_ends_the_run_and_leaves_no_files(
     code = 128 + number
     assert (process.returncode, out, err.strip()) == (code, "", "interrupted: nothing was written")
     nothing_written(tmp_path / "out")
+
+
+def in_parts(example: Path, folder: Path, **columns: list[pa.Array]) -> Path:
+    """Write the first rows of the example to one file for each array of a column."""
+    folder.mkdir()
+    rows = pq.read_table(example / "transactions.parquet")
+    for name, arrays in columns.items():
+        for i, array in enumerate(arrays):
+            part = rows.slice(10 * i, len(array)).append_column(name, array)
+            pq.write_table(part, folder / f"{i}.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("output_format", ["parquet", "jsonl"])
+@pytest.mark.parametrize(
+    ("parts", "kind", "values"),
+    [
+        ([pa.nulls(1), pa.array(["x"]), pa.nulls(1)], pa.string(), ["x"]),
+        ([pa.array([7]), pa.array([1.5])], pa.float64(), [1.5, 7.0]),
+        ([pa.array(["x"]).dictionary_encode(), pa.array(["y"])], pa.string(), ["x", "y"]),
+    ],
+    ids=["null", "number", "dictionary"],
+)
+def test_a_result_has_one_schema_however_the_files_differ(
+    run: Any,
+    example: Path,
+    tmp_path: Path,
+    parts: list[pa.Array],
+    kind: pa.DataType,
+    values: list[Any],
+    output_format: str,
+) -> None:
+    folder = in_parts(example, tmp_path / "in", note=parts)
+    code, _, err = run(input_files=folder, output_fields="note", output_format=output_format)
+    assert (code, err) == (0, "")
+    files = sorted((tmp_path / "out/r/scores").iterdir())
+    if output_format == "parquet":
+        assert {pq.read_schema(file).field("note").type for file in files} == {kind}
+        found = pa.concat_tables(map(pq.read_table, files))["note"].to_pylist()
+    else:
+        lines = [line for file in files for line in file.read_text().splitlines()]
+        found = [json.loads(line)["note"] for line in lines]
+    assert sorted(value for value in found if value is not None) == values
+    assert len(found) == len(parts)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [[pa.array([1]), pa.array(["x"])], [pa.array([2**53 + 1]), pa.array([1.5])]],
+    ids=["before the run", "at the row"],
+)
+def test_files_that_no_type_can_hold_are_named_and_nothing_is_written(
+    run: Any, example: Path, tmp_path: Path, parts: list[pa.Array]
+) -> None:
+    folder = in_parts(example, tmp_path / "in", note=parts)
+    named = [f"in {folder / name}" for name in ("0.parquet", "1.parquet")]
+    assert_one_line_error(run(input_files=folder, output_fields="note"), 1, "'note'", *named)
+    assert not list((tmp_path / "out").rglob("*.parquet"))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -375,6 +376,23 @@ def test_columns_of_every_type_are_passed_through_from_table_to_table(
     assert {f.name: kinds[f.name] for f in source if f.name in ALL} == {
         f.name: (f.field_type, f.mode) for f in source if f.name in ALL
     }
+
+
+def test_names_in_any_language_are_columns_and_an_integer_beyond_int64_is_a_dead_letter(
+    run: Callable[..., Result], tables: Tables, example: Path, tmp_path: Path
+) -> None:
+    rows = pq.read_table(shortened(example, 3))
+    height = pa.array([1, 2**63, 2**63 - 1], pa.uint64())
+    path = tmp_path / "heights.parquet"
+    pq.write_table(rows.append_column("Größe in cm", height), path)
+    code, _, err = run(input_files=path, output_fields="Größe in cm", max_dead_letter_share=0.5)
+    assert (code, err) == (0, "")
+    found = tables.query("SELECT * FROM scores ORDER BY row_id")
+    ids = rows["transaction_id"].to_pylist()
+    assert {row["row_id"]: row["Größe in cm"] for row in found} == {ids[0]: 1, ids[2]: 2**63 - 1}
+    (letter,) = tables.query("SELECT stage, reason, row_id, message FROM scores_dead_letters")
+    assert (letter["stage"], letter["reason"], letter["row_id"]) == ("encode", "refused", ids[1])
+    assert "column Größe in cm: table" in letter["message"]
 
 
 @dataclass

@@ -198,7 +198,7 @@ def test_both_message_forms_are_read(make_manifest: Make) -> None:
         (b"null", "not_an_object", None, "got NoneType"),
         (b"{}", "missing_feature", "a", "column a: missing"),
         (b'{"a":1,"c":1}', "missing_feature", "b", "column b: missing"),
-        (b'{"a":"1","b":1,"c":1}', "wrong_type", "a", "expected a number, got str"),
+        (b'{"a":"x","b":1,"c":1}', "wrong_type", "a", "expected a number, got str"),
         (b'{"a":1,"b":true,"c":1}', "wrong_type", "b", "got bool"),
         (b'{"a":1,"b":{},"c":1}', "wrong_type", "b", "got dict"),
         (b'{"a":1,"b":[1.0],"c":1}', "wrong_type", "b", "got list"),

@@ -16,7 +16,7 @@ from apache_beam.testing.util import assert_that, equal_to
 
 from common.errors import UsageError
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec
-from pipelines.batch.sources import check_files
+from pipelines.batch.sources import check_files, find_files, passed_on
 from transforms.encode import (
     EncodeRows,
     OutputFields,
@@ -232,7 +232,9 @@ def schema_before_run(
     path: Path, manifest: Manifest, fields: OutputFields, provenance: Provenance
 ) -> pa.Schema:
     """Return the schema of a file's output rows, as it is known before the run."""
-    source = check_files((str(path),), None, Columns(manifest, None, fields.source), fields)
+    files = find_files((str(path),), None)
+    check_files(files, Columns(manifest, None, fields.source), fields)
+    source, _ = passed_on(files, manifest, fields)
     return output_schema(fields, manifest, provenance, source)
 
 

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transforms.files import writers as file_writers
-from transforms.files.writers import OutputFormat, flatten, open_writer, to_json_line
+from transforms.files.writers import OutputFormat, flatten, open_writer
 
 NOW = datetime.datetime(2024, 5, 6, 7, 8, 9, 10, tzinfo=datetime.UTC)
 
@@ -116,30 +116,80 @@ def test_pages_have_checksums_and_constants_take_almost_no_space() -> None:
 
 def test_json_lines_replace_values_that_json_cannot_hold() -> None:
     row = {
-        "nan": math.nan,
-        "infinite": -math.inf,
-        "text": b'{"a":1}',
-        "bytes": b"\xff\x00",
-        "time": NOW,
-        "null": None,
-        "nested": {"list": [1, None]},
+        "nan": pa.array([math.nan]),
+        "infinite": pa.array([-math.inf]),
+        "text": pa.array([b'{"a":1}']),
+        "bytes": pa.array([b"\xff\x00"]),
+        "in_a_list": pa.array([[b"abcd"]]),
+        "time": pa.array([NOW]),
+        "null": pa.nulls(1),
+        "nested": pa.array([{"list": [1, None]}]),
     }
-    line = to_json_line(row)
+    line = written([pa.record_batch(row)], "jsonl")
     assert line.endswith(b"}\n")
     assert json.loads(line) == {
         "nan": None,
         "infinite": None,
-        "text": '{"a":1}',
-        "bytes_base64": base64.b64encode(b"\xff\x00").decode(),
+        "text": base64.b64encode(b'{"a":1}').decode(),
+        "bytes": base64.b64encode(b"\xff\x00").decode(),
+        "in_a_list": [base64.b64encode(b"abcd").decode()],
         "time": "2024-05-06T07:08:09.000010Z",
         "null": None,
         "nested": {"list": [1, None]},
     }
 
 
-def test_json_lines_accept_nanosecond_times() -> None:
-    batch = pa.record_batch({"t": pa.array([1_999], pa.timestamp("ns"))})
-    assert written([batch], "jsonl") == b'{"t":"1970-01-01T00:00:00.000001"}\n'
+@given(st.lists(st.none() | st.binary(max_size=6), min_size=1, max_size=5))
+def test_bytes_are_base64_under_one_name_in_every_row(values: list[bytes | None]) -> None:
+    rows = written([pa.record_batch({"raw": pa.array(values, pa.binary())})], "jsonl")
+    assert [json.loads(line) for line in rows.splitlines()] == [
+        {"raw": None if value is None else base64.b64encode(value).decode()} for value in values
+    ]
+
+
+NANOSECOND = 1_001
+TIMES: dict[pa.DataType, str] = {
+    pa.timestamp("ns"): "1970-01-01T00:00:00.000001",
+    pa.timestamp("ns", "UTC"): "1970-01-01T00:00:00.000001",
+    pa.time64("ns"): "00:00:00.000001",
+    pa.duration("ns"): "0:00:00.000001",
+}
+
+
+@pytest.mark.parametrize("kind", list(TIMES), ids=str)
+def test_json_lines_cut_times_of_nanoseconds_at_every_level(kind: pa.DataType) -> None:
+    time, text = pa.array([NANOSECOND], pa.int64()).view(kind), TIMES[kind]
+    ends, keys = pa.array([0, 1], pa.int32()), pa.array(["k"])
+    columns = {
+        "plain": (time, text),
+        "word": (time.dictionary_encode(), text),
+        "list": (pa.ListArray.from_arrays(ends, time), [text]),
+        "long": (pa.LargeListArray.from_arrays(ends.cast(pa.int64()), time), [text]),
+        "fixed": (pa.FixedSizeListArray.from_arrays(time, 1), [text]),
+        "struct": (pa.StructArray.from_arrays([time], names=["t"]), {"t": text}),
+        "map": (pa.MapArray.from_arrays(ends, keys, time), [["k", text]]),
+    }
+    batch = pa.record_batch({name: column for name, (column, _) in columns.items()})
+    found = json.loads(written([batch], "jsonl").replace(b'Z"', b'"').replace(b'+00:00"', b'"'))
+    assert found == {name: expected for name, (_, expected) in columns.items()}
+
+
+@pytest.mark.parametrize(
+    ("column", "text"),
+    [
+        (pa.array([2**62], pa.timestamp("us")), "148108-07-06T14:00:27.387904"),
+        (pa.array([2**60], pa.timestamp("s")), "36534630048-05-13T13:56:16"),
+        (pa.array([-(2**40)], pa.timestamp("ms", "UTC")), "1935-02-28T04:06:12.224000Z"),
+        (pa.array([2_932_897], pa.date32()), "10000-01-01"),
+        (pa.array([0], pa.date64()), "1970-01-01"),
+    ],
+    ids=lambda v: str(getattr(v, "type", "")),
+)
+def test_json_lines_write_every_time_that_arrow_can_hold(column: pa.Array, text: str) -> None:
+    nested = pa.StructArray.from_arrays([column], names=["t"])
+    found = json.loads(written([pa.record_batch({"t": column, "s": nested})], "jsonl"))
+    assert found["t"] == text
+    assert isinstance(found["s"]["t"], str)
 
 
 def test_lists_become_columns_and_nulls_keep_their_rows() -> None:

@@ -7,8 +7,10 @@ import json
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import orjson
 import pyarrow as pa
 import pytest
@@ -19,8 +21,9 @@ from msgspec import structs
 from common.errors import InputError, UsageError
 from common.record_batch import INPUTS, MESSAGE, ROW_ID, struct_columns
 from model_handlers.manifest import FeatureStatistics, InputSpec, Manifest
-from transforms.dead_letters import Fault, Stage, failed_rows, failure_batch
-from transforms.files.writers import JsonLinesBatchWriter, to_json_line
+from transforms.dead_letters import Fault, Stage, failed_rows, failure_batch, to_letter_line
+from transforms.files.read import Columns
+from transforms.files.writers import JsonLinesBatchWriter
 from transforms.json_rows.row_format import RowFormat
 from transforms.lineage import BATCH_REPLAY, STREAM_REPLAY
 from transforms.messages.decode import MessageFormat, MessageKind, decode_messages
@@ -73,7 +76,36 @@ def published(failures: pa.RecordBatch) -> list[Message]:
 def from_topic(message: Message) -> Letter:
     record = from_message(message)
     assert record is not None
-    return read_letter(to_json_line(record), "a topic")
+    return read_letter(to_letter_line(record), "a topic")
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        pa.array([Decimal("123")], pa.decimal128(38, 9)),
+        pa.array([MOMENT], pa.timestamp("us", "UTC")),
+        pa.array([b"\xff\x01"]),
+        pa.array([12345678901234567890], pa.uint64()),
+        pa.array(["x" * 2_000]),
+    ],
+    ids=lambda ids: str(ids.type),
+)
+@pytest.mark.parametrize("from_a_topic", [False, True])
+def test_a_replayed_row_keeps_the_id_of_its_column(
+    make_manifest: Callable[..., Manifest], ids: pa.Array, from_a_topic: bool
+) -> None:
+    columns = Columns(make_manifest(), "k")
+    batch = pa.record_batch({"a": [1.0], "b": [1.0], "c": pa.nulls(1, pa.float64()), "k": ids})
+    source = columns.with_ids(batch, "f", np.array([0]))
+    fault = Fault("null", "no", "c")
+    failures = failed_rows(source, [fault], stage="validate", provenance=PROVENANCE, failed_at=NOON)
+    if from_a_topic:
+        (letter,) = map(from_topic, published(failures))
+    else:
+        (letter,) = letters_of(failures)
+    message_format = MessageFormat(RowFormat(columns.manifest, "k"))
+    (again,), _ = decode_messages([to_message(letter)], message_format, PROVENANCE, utc_now())
+    assert again.column(ROW_ID).to_pylist() == source.column(ROW_ID).to_pylist()
 
 
 # Names that Pub/Sub reserves cannot be published to a topic.
@@ -442,11 +474,11 @@ def test_rows_of_a_replayed_whole_arrow_message_have_their_original_ids(
     assert scored == {"m-0": [1.0] * 3, "m-1": [2.0] * 3}
 
 
-def test_strings_are_numbers_in_columns_but_not_in_json_messages(
+def test_booleans_are_numbers_in_columns_but_not_in_json_messages(
     make_manifest: Callable[..., Manifest],
 ) -> None:
     read = format_of(make_manifest())
-    row = b'{"a":"1","b":2,"c":"NaN"}'
+    row = b'{"a":true,"b":2,"c":"NaN"}'
     message = to_message(letter(payload=row, stage="decode", reason="wrong_type"))
     assert reasons(refusals([message], read)[1]) == {"m-1": "wrong_type"}
     columns = to_message(letter(payload=row, stage="validate", pipeline="batch_local"))

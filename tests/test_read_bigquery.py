@@ -15,6 +15,7 @@ from typing import Any
 
 import apache_beam as beam
 import grpc
+import numpy as np
 import pyarrow as pa
 import pytest
 from apache_beam.internal.gcp import auth
@@ -383,6 +384,38 @@ def test_a_table_is_read_by_its_columns(source: BigQuerySource, columns: Columns
     assert found["source"].to_pylist() == [
         {"id": f"id {n}", "a": n, "b": n / 4, "c": Decimal(n), "extra": "more"} for n in range(20)
     ]
+
+
+@pytest.mark.parametrize("method", ["direct", "export"])
+def test_names_match_whatever_their_case(
+    source: BigQuerySource,
+    columns: Columns,
+    anonymous: None,
+    sql: Callable[[str], None],
+    method: ReadMethod,
+) -> None:
+    table = f"{source.table}_upper"
+    names = "id AS ID, a AS A, b, c AS C, extra AS Extra"
+    sql(f"CREATE TABLE `{table}` AS SELECT {names} FROM `{source.table}`")
+    upper = replace(source, table=TableName.parse(table, "input_table"))
+    wanted = replace(columns, id_column="Id", keep=("extra",))
+    folder = RunFolder("gs://bucket/tmp", "r", "token")
+    found = sorted_rows(read(upper, wanted, method, folder))
+    assert [row["row_id"] for row in found] == sorted(f"id {n}" for n in range(20))
+    assert {tuple(row["source"]) for row in found} == {("Id", "a", "b", "c", "extra")}
+
+
+def test_the_case_of_names_matters_except_in_bigquery(
+    make_manifest: Callable[..., Manifest],
+) -> None:
+    batch = pa.record_batch({"ID": ["x"], "A": [1.0], "b": [2.0], "C": [3.0], "more": [4]})
+    columns = Columns(make_manifest(), "id", any_case=True)
+    assert columns.names(batch.schema, "table t") == ["ID", "A", "b", "C"]
+    source = columns.with_ids(batch, "", np.array([]))
+    assert source.column("row_id").to_pylist() == ["x"]
+    assert [field.name for field in source.column("source").type] == ["id", "a", "b", "c", "more"]
+    with pytest.raises(InputError, match="needs column 'a'"):
+        replace(columns, any_case=False).names(batch.schema, "a file")
 
 
 def test_only_the_needed_columns_are_requested_and_the_job_project_pays(

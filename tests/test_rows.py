@@ -85,8 +85,8 @@ def test_the_payload_is_the_row_as_json(make_manifest: Make) -> None:
     assert found["source"] == {
         "b": 0.5,
         "c": None,
-        "when": "2024-01-02 00:00:00+00:00",
-        "price": "1.50",
+        "when": "2024-01-02 00:00:00+00",
+        "price": "1.5",
     }
 
 

@@ -126,7 +126,7 @@ NO_ROWS = 'expected an object with a list of rows as "instances": {"instances": 
         (GOOD[:29], "wrong_width", "expected 30 values, got 29"),
         ([], "wrong_width", "expected 30 values, got 0"),
         (with_value(None), "null", "column V1: null"),
-        (with_value("1.5"), "wrong_type", "column V1: expected a number, got str"),
+        (with_value("x"), "wrong_type", "column V1: expected a number, got str"),
         (with_value(True), "wrong_type", "column V1: expected a number, got bool"),
         (with_value([1.0]), "wrong_type", "column V1: expected a number, got list"),
         (with_value(1e39), "not_finite", "column V1: infinite, or outside the range of float32"),

@@ -309,7 +309,7 @@ def test_a_type_that_is_never_a_number_is_an_error_of_the_source(
         validate(source, make_manifest())
 
 
-@pytest.mark.parametrize("items", [["1"], [[1]], [{"u": 1}]], ids=["text", "lists", "objects"])
+@pytest.mark.parametrize("items", [[b"1"], [[1]], [{"u": 1}]], ids=["bytes", "lists", "objects"])
 def test_a_list_of_something_else_is_an_error_of_the_source(
     make_manifest: Make, make_source: Make, items: list[Any]
 ) -> None:

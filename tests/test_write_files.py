@@ -11,17 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
 
-from cloud.clients import Cloud
 from common.errors import OutputError
-from transforms.bigquery.destination import TableDestination
-from transforms.bigquery.schema import TableName
 from transforms.files import stage as write_files
 from transforms.files.destination import FolderDestination
 from transforms.files.run_folder import SCORES, RunFolder, StagedFile
 from transforms.files.stage import StageFiles, conform_to_files
 from transforms.files.staging import check_writable, discard
 from transforms.files.writers import OutputFormat
-from transforms.provenance import Provenance
 
 
 def batch_of(*values: Any, kind: pa.DataType | None = None) -> pa.RecordBatch:
@@ -103,34 +99,6 @@ def test_a_type_that_a_format_cannot_hold_is_an_error_that_says_so(folder: RunFo
     message = fails_with(folder, [batch_of([1])], "csv")
     assert "cannot be written as csv" in message
     assert "parquet or jsonl" in message
-
-
-@pytest.mark.parametrize(
-    "far", [pa.array([0, 3_000_000], pa.date32()), pa.array([0, 1_001], pa.timestamp("ns"))]
-)
-def test_a_value_that_no_table_can_hold_is_reported_with_its_row_before_anything_is_loaded(
-    folder: RunFolder, far: pa.Array
-) -> None:
-    rows = pa.record_batch({"row_id": ["first", "second"], "paid": far})
-    own = Provenance(
-        run_id="r",
-        pipeline="batch_local",
-        model_name="tiny",
-        model_version="1",
-        model_digest="0" * 64,
-    )
-    table = TableDestination(
-        part=SCORES,
-        folder=folder,
-        cloud=Cloud("p"),
-        table=TableName("p", "d", "t"),
-        schema=rows.schema,
-        provenance=own,
-    )
-    with pytest.raises(Exception, match=r"'paid' of row second .*p\.d\.t.* in the source"):  # noqa: SIM117
-        with beam.Pipeline(runner="FnApiRunner") as pipeline:
-            pipeline | beam.Create([None]) | beam.Map(lambda _: rows) | StageFiles(table)
-    assert files_of(folder) == []
 
 
 def test_a_removed_staging_folder_is_not_created_again(folder: RunFolder) -> None:

@@ -87,7 +87,7 @@ def _read_text(array: pa.Array, dtype: str) -> tuple[np.ndarray, np.ndarray | No
     try:
         return _read_floats(array.cast(pa.float64()), dtype)
     except pa.ArrowInvalid:
-        numbers = [_parse_number(text) for text in array.to_pylist()]
+        numbers = [parse_number(text) for text in array.to_pylist()]
     values, state = _read_floats(pa.array(numbers, pa.float64()), dtype)
     # A cell that is not null but spells no number is WRONG.
     wrong = np.array([number is None for number in numbers]) & ~_null_mask(array)
@@ -96,7 +96,7 @@ def _read_text(array: pa.Array, dtype: str) -> tuple[np.ndarray, np.ndarray | No
     return values, state
 
 
-def _parse_number(text: str | None) -> float | None:
+def parse_number(text: str | None) -> float | None:
     """Return the number that a string spells; None for null and for other strings."""
     try:
         # float() also accepts 1_000, which is not a number in any data format.

@@ -6,8 +6,9 @@ wherever they were written.
 
 from __future__ import annotations
 
+import base64
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -18,6 +19,8 @@ from common.record_batch import MESSAGE, PAYLOAD, ROW_ID, SOURCE, to_rows
 from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.plain_json import to_json
 from transforms.provenance import Provenance
+
+_LINE = orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z
 
 Stage = Literal["decode", "validate", "infer", "encode", "write"]
 # The reasons of all stages. docs/reference/dead-letter-reasons.md explains each of them.
@@ -156,3 +159,23 @@ def payloads(rows: pa.RecordBatch) -> list[bytes]:
     if PAYLOAD in rows.schema.names:
         return list(rows.column(PAYLOAD).to_pylist())
     return [to_json(row[SOURCE]) for row in to_rows(rows.select([SOURCE]))]
+
+
+def to_letter_line(letter: Mapping[str, Any]) -> bytes:
+    """Write a dead letter as one line of JSON.
+
+    A payload that is UTF-8 is written as text, so that people can read it. Any other payload
+    becomes base64, under the name `payload_base64`.
+
+    Args:
+        letter: The values of FAILURE_SCHEMA by name.
+    """
+    payload = letter["payload"]
+    if payload is None:
+        return orjson.dumps(letter, option=_LINE)
+    try:
+        own = {"payload": payload.decode()}
+    except UnicodeDecodeError:
+        own = {"payload_base64": base64.b64encode(payload).decode()}
+    others = {name: value for name, value in letter.items() if name != "payload"}
+    return orjson.dumps(others | own, option=_LINE)

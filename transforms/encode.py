@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.errors import UsageError, suggest
+from common.errors import InputError, UsageError, suggest
+from common.memory import check_memory
 from common.record_batch import (
     MESSAGE,
     MESSAGE_TYPE,
@@ -261,7 +262,7 @@ def output_schema(
             columns passed through are strings, and features are numbers or lists of numbers.
     """
     if source is None:
-        source = pa.schema([(name, _read_type(name, manifest)) for name in fields.source])
+        source = pa.schema([(name, read_type(name, manifest)) for name in fields.source])
     passed = [source.field(name) for name in fields.source]
     outputs = [(spec.name, spec.arrow_type) for spec in manifest.outputs]
     columns = [(ROW_ID, pa.string()), (SOURCE, pa.struct(passed)), (OUTPUTS, pa.struct(outputs))]
@@ -277,7 +278,7 @@ def output_schema(
     return schema
 
 
-def _read_type(name: str, manifest: Manifest) -> pa.DataType:
+def read_type(name: str, manifest: Manifest) -> pa.DataType:
     """Return the type with which a column is read if each row names its own columns."""
     for spec in manifest.inputs:
         if name in spec.columns:
@@ -295,6 +296,34 @@ def _constant(value: str, rows: int) -> pa.DictionaryArray:
     return pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, dtype=np.int8)), [value])
 
 
+def conform(
+    rows: pa.RecordBatch, schema: pa.Schema, origins: Mapping[str, str] | None = None
+) -> pa.RecordBatch:
+    """Return output rows in the types of a schema, without changing a value.
+
+    Args:
+        rows: The rows.
+        schema: The columns of the rows, in the same order.
+        origins: For columns whose files differ in type, these types and files, for the message.
+
+    Raises:
+        InputError: A value does not fit its type.
+    """
+    columns = []
+    for field, column in zip(schema, rows.columns, strict=True):
+        try:
+            columns.append(column if column.type == field.type else column.cast(field.type))
+        except pa.ArrowException as error:
+            check_memory(error, "rows to be written")
+            origin = (origins or {}).get(field.name, f"{column.type} in a file")
+            raise InputError(
+                f"column {field.name!r} cannot be written as {field.type} without changing a "
+                f"value: it is {origin}; convert one of the files, or choose --output_fields "
+                "without it"
+            ) from error
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
 @dataclass
 class EncodeRows(beam.PTransform):
     """A transform from batches with `outputs` to batches of output rows.
@@ -304,18 +333,22 @@ class EncodeRows(beam.PTransform):
         provenance: The run and the model, for the lineage columns.
         schema: The schema of all output batches. It is needed if the type of a source column can
             differ between batches. None keeps the types of each batch.
+        origins: For columns whose files differ in type, these types and files, for messages.
     """
 
     fields: OutputFields
     provenance: Provenance
     schema: pa.Schema | None = None
+    origins: Mapping[str, str] | None = None
 
     def _encode(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         rows = encode(batch, self.fields, self.provenance, utc_now())
         if self.schema is None or rows.schema.equals(self.schema):
             return rows
-        # safe=False, so that an integer may become a float. Features have already been validated.
-        return rows.cast(self.schema, safe=False)
+        if self.fields.stream:
+            # An integer may become a float: features of messages are floats.
+            return rows.cast(self.schema, safe=False)
+        return conform(rows, self.schema, self.origins)
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[pa.RecordBatch]:
         """Apply one Map."""

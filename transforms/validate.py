@@ -76,9 +76,7 @@ def _columns_of(spec: InputSpec, manifest: Manifest, available: pa.Schema) -> tu
 def _check_type(column: str, kind: pa.DataType, spec: InputSpec, list_wanted: bool) -> None:
     """Raise InputError unless cells of a type can be what the input needs."""
     value = kind.value_type if is_list(kind) or pa.types.is_dictionary(kind) else kind
-    # Numbers spelled as strings are common in single columns, but not in lists.
-    fits = is_number(value) or (is_text(value) and not list_wanted)
-    if is_list(kind) != list_wanted or not fits:
+    if is_list(kind) != list_wanted or not (is_number(value) or is_text(value)):
         expected = f"a list of {spec.width} numbers" if list_wanted else "a number"
         raise InputError(
             f"column {column!r}: expected {expected}, got {kind}: convert it in the source, or "

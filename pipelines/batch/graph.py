@@ -13,6 +13,8 @@ from apache_beam.ml.inference.base import ModelHandler
 from cloud.clients import Cloud
 from model_handlers.manifest import Manifest
 from pipelines.batch.progress import ShowProgress
+from transforms.bigquery.destination import TableDestination
+from transforms.bigquery.unfit import RefuseUnfit
 from transforms.encode import EncodeRows, OutputFields
 from transforms.files.destination import Destination
 from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder
@@ -35,6 +37,8 @@ class ScoreRows(beam.PTransform):
             rows are published at least once, before the commit.
         cloud: The Cloud that publishes. Needed only for topics.
         temporary: Folders whose staged files are deleted after the commit.
+        schema: The schema of the rows if files may differ in the type of a column, else None.
+        origins: For columns whose files differ in type, these types and files.
         launcher: The id of this process if the workers are its threads or children, else None.
     """
 
@@ -50,14 +54,29 @@ class ScoreRows(beam.PTransform):
     topics: Mapping[str, str] = field(default_factory=dict)
     cloud: Cloud | None = None
     temporary: Sequence[RunFolder] = ()
+    schema: pa.Schema | None = None
+    origins: Mapping[str, str] | None = None
     launcher: int | None = None
+
+    @property
+    def _tables(self) -> list[str]:
+        """The tables that receive the scores."""
+        tables = (d for d in self.destinations if isinstance(d, TableDestination))
+        return [table.place for table in tables if table.part == SCORES]
 
     def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[dict[str, Any]]:
         """Read, predict, encode and stage the rows; stage the failures; count both and commit."""
         read = pipeline | "Read" >> self.source
         predicted = read.good | "Predict" >> Predict(self.handler, self.manifest, self.provenance)
-        rows = predicted.good | "Encode" >> EncodeRows(self.fields, self.provenance)
-        failures = (read.failures, predicted.failures) | "Failures" >> beam.Flatten()
+        failed, scored = [read.failures, predicted.failures], predicted.good
+        for table in self._tables if self.fields.source else ():
+            names = self.fields.source
+            held = scored | f"Fit {table}" >> RefuseUnfit(table, names, self.provenance)
+            scored = held.good
+            failed.append(held.failures)
+        encode = EncodeRows(self.fields, self.provenance, self.schema, self.origins)
+        rows = scored | "Encode" >> encode
+        failures = failed | "Failures" >> beam.Flatten()
 
         parts = {SCORES: rows, DEAD_LETTERS: failures}
         staged = [

@@ -172,6 +172,8 @@ def score_rows(
         facts=facts | {"started_at": started},
         show_progress=is_terminal(sys.stderr) and runs_in_process(options),
         temporary=(attempt.temp,) if attempt.temp and source.exports else (),
+        schema=None if source.origins is None else schema,
+        origins=source.origins,
         launcher=os.getpid() if runs_in_process(options) else None,
     )
 

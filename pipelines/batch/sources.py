@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import apache_beam as beam
 import pyarrow as pa
@@ -18,7 +19,9 @@ from pipelines.batch.config import BatchConfig, Files, Query, Table
 from transforms.bigquery.read import ReadBigQuery
 from transforms.bigquery.schema import TableName
 from transforms.bigquery.source import BigQuerySource, at_one_moment, describe_source
-from transforms.encode import OutputFields, check_fields
+from transforms.cells import is_text
+from transforms.encode import OutputFields, check_fields, read_type
+from transforms.files.one_schema import Origin, one_type, parquet_origins
 from transforms.files.ranges import FileFormat, file_schema, format_of, has_rows, match_files
 from transforms.files.read import Columns, ReadFiles
 from transforms.files.run_folder import RunFolder
@@ -36,6 +39,8 @@ class Source:
         names: The names of the source for the report.
         lineage: The dead letters that a replay scores, or None for other runs.
         exports: Whether reading writes files to the temp location.
+        origins: For columns whose files differ in type, these types and files. None if the source
+            is not files, so that a column has only one type.
     """
 
     transform: beam.PTransform
@@ -43,6 +48,7 @@ class Source:
     names: tuple[str, ...]
     lineage: Lineage | None = None
     exports: bool = False
+    origins: Mapping[str, str] | None = None
 
 
 def open_source(
@@ -87,7 +93,9 @@ def _open_files(
     source: Files, columns: Columns, fields: OutputFields, provenance: Provenance, batch_rows: int
 ) -> Source:
     """Return files as a source, after checking the first that has rows."""
-    schema = check_files(source.patterns, source.file_format, columns, fields)
+    files = find_files(source.patterns, source.file_format)
+    check_files(files, columns, fields)
+    schema, origins = passed_on(files, columns.manifest, fields)
     transform = ReadFiles(
         patterns=source.patterns,
         columns=columns,
@@ -95,31 +103,73 @@ def _open_files(
         file_format=source.file_format,
         batch_rows=batch_rows,
     )
-    return Source(transform=transform, schema=schema, names=source.patterns)
+    return Source(transform=transform, schema=schema, names=source.patterns, origins=origins)
 
 
-def check_files(
-    patterns: tuple[str, ...],
-    file_format: FileFormat | None,
-    columns: Columns,
-    fields: OutputFields,
-) -> pa.Schema | None:
-    """Check the first file that has rows. Each worker checks the columns of its own files.
+def find_files(
+    patterns: tuple[str, ...], file_format: FileFormat | None
+) -> list[tuple[str, FileFormat]]:
+    """Return the paths of the input files with their formats, sorted by path.
 
     Args:
         patterns: Paths, globs or folders.
         file_format: The format of all files, or None to detect it from the suffix of each.
-        columns: The columns that are read.
+
+    Raises:
+        InputError: If a pattern matches no file.
+    """
+    return [(file.path, file_format or format_of(file.path)) for file in match_files(patterns)]
+
+
+def passed_on(
+    files: Sequence[tuple[str, FileFormat]], manifest: Manifest, fields: OutputFields
+) -> tuple[pa.Schema | None, dict[str, str]]:
+    """Return the one type of each source column that is written, from the schemas of all files.
+
+    Args:
+        files: The paths and formats of the files.
+        manifest: The manifest of the model.
         fields: The fields that are written of each row.
 
     Returns:
-        The columns of a Parquet file. None for text, whose types are known only row by row.
+        The types, or None if all files are text, whose rows always have the same types. And, for
+        columns that differ in type, their types and files as part of a message.
+
+    Raises:
+        InputError: If a file cannot be read, or two files differ in type irreconcilably.
+    """
+    paths = [path for path, kind in files if kind == "parquet"]
+    text = next((path for path, kind in files if kind != "parquet"), None)
+    if not paths:
+        return None, {}
+    types: dict[str, pa.DataType] = {}
+    differ: dict[str, str] = {}
+    for name, found in parquet_origins(paths if fields.source else (), fields.source).items():
+        texts = [] if text is None else [Origin(read_type(name, manifest), text)]
+        origins = found + texts
+        if name in fields.numbers:
+            # The text of a feature is written as a number (transforms/encode.py).
+            origins = [o._replace(kind=pa.float64()) if is_text(o.kind) else o for o in origins]
+        types[name] = one_type(name, origins)
+        if len(origins) > 1:
+            differ[name] = " and ".join(f"{o.kind} in {o.path}" for o in origins[:3])
+    return pa.schema(types), differ
+
+
+def check_files(
+    files: Sequence[tuple[str, FileFormat]], columns: Columns, fields: OutputFields
+) -> None:
+    """Check the first file that has rows. Each worker checks the columns of its own files.
+
+    Args:
+        files: The paths and formats of the files, at least one.
+        columns: The columns that are read.
+        fields: The fields that are written of each row.
 
     Raises:
         InputError: If no file has rows, or if columns are missing.
         UsageError: If --id_column or a field is missing.
     """
-    files = [(file.path, file_format or format_of(file.path)) for file in match_files(patterns)]
     found = next((file for file in files if has_rows(*file)), None)
     if found is None:
         first = files[0][0]
@@ -131,7 +181,6 @@ def check_files(
     schema = file_schema(*found)
     if schema is not None:
         check_columns(schema, found[0], columns, fields)
-    return schema if found[1] == "parquet" else None
 
 
 def check_columns(schema: pa.Schema, place: str, columns: Columns, fields: OutputFields) -> None:
@@ -179,7 +228,8 @@ def _open_bigquery(
     else:
         query = read_text(source.sql, "input_query")
         found = BigQuerySource(cloud=cloud, table=None, query=query, max_bytes=source.max_bytes)
-    schema = describe_source(found)
+    columns = replace(columns, any_case=True)
+    schema = columns.spelled(describe_source(found))
     check_columns(schema, found.label, columns, fields)
     found = at_one_moment(found)
     transform = ReadBigQuery(

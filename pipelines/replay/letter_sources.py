@@ -25,7 +25,7 @@ from pipelines.replay.config import (
 from pipelines.stream.subscription import HELD, hidden_seconds
 from transforms.bigquery.schema import TableName
 from transforms.bigquery.source import BigQuerySource, at_one_moment
-from transforms.files.writers import to_json_line
+from transforms.dead_letters import to_letter_line
 from transforms.messages.lease import PATIENCE_SECONDS, Lease, leased
 from transforms.messages.message import Message
 from transforms.provenance import utc_now
@@ -127,7 +127,7 @@ def _pull(
         with open(path, "wb") as file:
             for message in _pulled(lease, source.limit, name, hidden):
                 record = from_message(message)
-                line = b"" if record is None else to_json_line(record)
+                line = b"" if record is None else to_letter_line(record)
                 letter = _letter(line, name)
                 if letter is None or not selection.takes(letter):
                     left += 1

@@ -173,5 +173,7 @@ def _passed_on(
         parsed_name = TableName.parse(name, "output_table", cloud.project)
         table = find_table(cloud.bigquery(), parsed_name, cloud)
     present = arrow_schema(() if table is None else table.schema)
+    by_name = {field.name.lower(): field for field in present}
     read = output_schema(fields, manifest, Provenance.of(manifest), None)
-    return pa.schema([(present if n in present.names else read).field(n) for n in fields.source])
+    found = (by_name.get(name.lower(), read.field(name)) for name in fields.source)
+    return pa.schema([f.with_name(n) for f, n in zip(found, fields.source, strict=True)])

@@ -101,6 +101,8 @@ class TableCommit(TableJobs):
             create_disposition="CREATE_NEVER",
             labels=self.labels,
         )
+        # Otherwise BigQuery would replace umlauts and spaces in the names of columns by _.
+        config.column_name_character_map = "V2"
         # Otherwise BigQuery would load a list as a record that contains a repeated record.
         config.parquet_options = bigquery.ParquetOptions()
         config.parquet_options.enable_list_inference = True

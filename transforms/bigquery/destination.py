@@ -26,8 +26,8 @@ from transforms.bigquery.schema import (
     arrow_schema,
     drift,
     file_type,
+    same_names,
     table_fields,
-    unfit_times,
 )
 from transforms.files.listing import read_listing
 from transforms.files.run_folder import DEAD_LETTERS, RunFolder, StagedFile
@@ -86,18 +86,6 @@ class TableDestination:
         """Return the schema of staged files of the rows, which can be loaded into the table."""
         targets = arrow_schema(table_fields(self.schema))
         return pa.schema([(f.name, file_type(rows.field(f.name).type, f.type)) for f in targets])
-
-    def check(self, rows: pa.RecordBatch) -> None:
-        """Raise OutputError for a value that would make the load job of all rows fail."""
-        for field, column in zip(rows.schema, rows.columns, strict=True):
-            unfit = unfit_times(column)
-            if unfit is not None and unfit.any():
-                raise OutputError(
-                    f"column {field.name!r} of row {rows.column(0)[int(unfit.argmax())]} cannot be "
-                    f"written to table {self.table}: its value ({field.type}) is more precise than "
-                    "a microsecond, or outside the years 1 to 9999; fix it in the source, or "
-                    "choose --output_fields without it"
-                )
 
     def prepare(self) -> None:
         """Check that the commit can succeed, and create the table if it does not exist.
@@ -198,7 +186,7 @@ class TableDestination:
         if difference := drift(str(self.table), table_fields(self.schema), table.schema):
             raise OutputError(difference)
         present = tuple(table.clustering_fields or ())
-        if self.cluster_by and present != self.cluster_by:
+        if self.cluster_by and not same_names(present, self.cluster_by):
             raise OutputError(
                 f"table {self.table} is clustered by {', '.join(present) or 'nothing'}, not by "
                 f"{', '.join(self.cluster_by)}: leave out --cluster_by, which applies only to new "

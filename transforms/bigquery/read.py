@@ -192,7 +192,7 @@ class ReadBigQuery(beam.PTransform):
     folder: RunFolder | None = None
 
     def __post_init__(self) -> None:
-        self.columns = replace(self.columns, ids_by_content=True)
+        self.columns = replace(self.columns, ids_by_content=True, any_case=True)
 
     def expand(self, pipeline: beam.Pipeline) -> Read:
         """Run the query, open a session, spread its streams and read them; no row can fail."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from google.cloud.bigquery import SchemaField
 
 from common.errors import OutputError, UsageError, suggest
@@ -20,7 +19,9 @@ _TABLE = re.compile(
     r"(?:(?P<project>(?:[a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9])[.:])?"
     r"(?P<dataset>\w{1,1024})\.(?P<table>[\w -]{1,1024})"
 )
-_COLUMN = re.compile(r"[A-Za-z_]\w{0,299}", re.ASCII)
+# Source: BigQuery's documentation of schemas, "flexible column names".
+_PUNCTUATION, _NAME_CHARACTERS = "&%=+:'<>#| ", 300
+_RESERVED = ("_table_", "_file_", "_partition", "_row_timestamp", "__root__", "_colidentifier")
 
 # A JSON column arrives as text; this metadata of the Read API distinguishes it from a STRING.
 _MARK = b"ARROW:extension:name"
@@ -40,9 +41,6 @@ _TYPES = {
     "TIME": pa.time64("us"),
     "JSON": pa.string(),
 }
-# BigQuery's dates and times lie in the years 1 to 9999. In days since 1970; the end is exclusive.
-_FIRST_DAY, _END_DAY = -719_162, 2_932_897
-_A_DAY = {"D": 1, "s": 86_400, "ms": 86_400_000, "us": 86_400_000_000}
 _STANDARD_NAMES = {
     "INT64": "INTEGER",
     "FLOAT64": "FLOAT",
@@ -151,10 +149,12 @@ def _check_names(names: Sequence[str], where: str = "") -> None:
     what = "field" if where else "column"
     seen: dict[str, str] = {}
     for name in names:
-        if not _COLUMN.fullmatch(name):
+        if not _is_name(name):
             raise OutputError(
-                f"{what} {name!r}{where} cannot be in a BigQuery table: expected letters, digits "
-                "and _, not starting with a digit; rename it, or choose --output_fields without it"
+                f"{what} {name!r}{where} cannot be in a BigQuery table: expected up to "
+                f"{_NAME_CHARACTERS} letters, digits, spaces and any of _-{_PUNCTUATION.strip()}, "
+                "without a prefix that BigQuery reserves; rename it, or choose --output_fields "
+                "without it"
             )
         if (other := seen.get(name.lower())) is not None:
             raise OutputError(
@@ -162,6 +162,20 @@ def _check_names(names: Sequence[str], where: str = "") -> None:
                 "--output_fields without one of them"
             )
         seen[name.lower()] = name
+
+
+def _is_name(name: str) -> bool:
+    """Return whether BigQuery accepts the name of a column, in any language."""
+    return (
+        0 < len(name) <= _NAME_CHARACTERS
+        and not name.lower().startswith(_RESERVED)
+        and all(c in _PUNCTUATION or _is_letter(unicodedata.category(c)) for c in name)
+    )
+
+
+def _is_letter(category: str) -> bool:
+    """Return whether a Unicode category is of letters, digits, marks, connectors or dashes."""
+    return category[0] in "LNM" or category in ("Pc", "Pd")
 
 
 def _table_field(field: pa.Field) -> SchemaField:
@@ -230,6 +244,11 @@ def _decimal_name(kind: pa.DataType) -> str | None:
     if kind.scale <= 9 and whole <= 29:
         return "NUMERIC"
     return "BIGNUMERIC" if kind.scale <= 38 and whole <= 38 else None
+
+
+def same_names(names: Sequence[str], others: Sequence[str]) -> bool:
+    """Return whether names of columns are equal to BigQuery, which ignores their case."""
+    return [name.lower() for name in names] == [name.lower() for name in others]
 
 
 def drift(table: str, wanted: Sequence[SchemaField], present: Sequence[SchemaField]) -> str | None:
@@ -325,42 +344,6 @@ def in_form(field: SchemaField, path: str, depth: int = 0) -> str:
         )
         return f"IF({path} IS NULL, NULL, STRUCT({children}))"
     return f"PARSE_JSON({path}, wide_number_mode => 'round')"
-
-
-def unfit_times(column: pa.Array) -> np.ndarray | None:
-    """Return which rows have a time that BigQuery cannot hold.
-
-    Such a time is finer than a microsecond, or outside the years 1 to 9999.
-
-    Args:
-        column: A column of any type; times may be nested in lists and structs.
-
-    Returns:
-        bool [rows], or None if the column has no times.
-    """
-    kind = column.type
-    if pa.types.is_dictionary(kind) and pa.types.is_temporal(kind.value_type):
-        return unfit_times(column.dictionary_decode())
-    if is_list(kind):
-        if (inner := unfit_times(column.flatten())) is None:
-            return None
-        found = np.zeros(len(column), bool)
-        found[np.asarray(pc.list_parent_indices(column))[inner]] = True
-        return found
-    if pa.types.is_struct(kind):
-        children = [c for c in map(unfit_times, column.flatten()) if c is not None]
-        return np.logical_or.reduce(children) if children else None
-    return _unfit(column) if pa.types.is_temporal(kind) else None
-
-
-def _unfit(column: pa.Array) -> np.ndarray:
-    kind = column.type
-    numbers = np.asarray(column.view(f"int{kind.bit_width}").fill_null(0))
-    unit = "D" if pa.types.is_date32(kind) else getattr(kind, "unit", "ms")
-    if unit == "ns":
-        return numbers % 1_000 != 0
-    day = _A_DAY[unit]
-    return (numbers < _FIRST_DAY * day) | (numbers >= _END_DAY * day)
 
 
 def file_type(actual: pa.DataType, target: pa.DataType) -> pa.DataType:

@@ -11,7 +11,7 @@ from google.cloud import bigquery
 from cloud.clients import Cloud
 from cloud.errors import retry
 from common.errors import OutputError
-from transforms.bigquery.schema import TableName, drift, table_fields
+from transforms.bigquery.schema import TableName, drift, same_names, table_fields
 
 
 def find_table(client: bigquery.Client, table: TableName, cloud: Cloud) -> bigquery.Table | None:
@@ -85,7 +85,7 @@ def check_table(table: bigquery.Table, schema: pa.Schema, cluster_by: tuple[str,
     if difference := drift(name, table_fields(schema), table.schema):
         raise OutputError(difference)
     present = tuple(table.clustering_fields or ())
-    if cluster_by and present != cluster_by:
+    if cluster_by and not same_names(present, cluster_by):
         raise OutputError(
             f"table {name} is clustered by {', '.join(present) or 'nothing'}, not by "
             f"{', '.join(cluster_by)}: leave out --cluster_by, which applies only to new "

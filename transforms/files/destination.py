@@ -46,9 +46,6 @@ class Destination(Protocol):
     def file_schema(self, rows: pa.Schema) -> pa.Schema:
         """Return the schema of the staged files for the schema of the rows."""
 
-    def check(self, rows: pa.RecordBatch) -> None:
-        """Raise OutputError for rows that the commit could not write; called while staging."""
-
     def prepare(self) -> None:
         """Raise an error now if the commit would fail later; called before the run."""
 
@@ -83,9 +80,6 @@ class FolderDestination:
     def file_schema(self, rows: pa.Schema) -> pa.Schema:
         """Return the schema of the rows unchanged."""
         return rows
-
-    def check(self, rows: pa.RecordBatch) -> None:
-        """Do nothing: the writer of the files checks the rows."""
 
     def prepare(self) -> None:
         """Raise OutputError if the folder is not writable, or contains files of other programs."""

@@ -179,12 +179,18 @@ def open_parquet(path: str) -> pq.ParquetFile:
     Raises:
         InputError: The file is not a readable Parquet file.
     """
+    remote = "://" in path
     try:
-        if "://" not in path:
+        return pq.ParquetFile(
+            FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+            if remote
+            else path,
             # Buffering a row group ahead hides network latency. On a disk it only costs memory.
-            return pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True)
-        handle = FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
-        return pq.ParquetFile(handle, pre_buffer=True, page_checksum_verification=True)
+            pre_buffer=remote,
+            page_checksum_verification=True,
+            # By default, INT96 times are read in nanoseconds, which wrap around after 2262.
+            coerce_int96_timestamp_unit="us",
+        )
     except (pa.ArrowException, BeamIOError, OSError) as error:
         check_memory(error, path)
         raise InputError(

@@ -47,7 +47,8 @@ from transforms.json_rows.decode import Decoded, decode_json, emit
 from transforms.json_rows.row_format import RowFormat
 from transforms.provenance import Provenance
 from transforms.row_ids import content_ids
-from transforms.validate import source_columns
+from transforms.texts import id_column, is_binary
+from transforms.validate import VECTOR_COLUMN, source_columns
 
 # The whitespace that JSON allows around a value. Python would strip more.
 _JSON_SPACE = b" \t\r\n"
@@ -63,15 +64,29 @@ class Columns:
         keep: Additional columns to pass through.
         ids_by_content: Whether ids are derived from the values of the features. It is needed for
             sources in which a row has no fixed position.
+        any_case: Whether the case of names does not matter, as in BigQuery.
     """
 
     manifest: Manifest
     id_column: str | None = None
     keep: tuple[str, ...] = ()
     ids_by_content: bool = False
+    any_case: bool = False
+
+    def spelled(self, available: pa.Schema) -> pa.Schema:
+        """Return the columns of a source, each under the name by which it is looked up.
+
+        With `any_case`, a column whose name only differs in case from one to read gets its name.
+        """
+        if not self.any_case:
+            return available
+        inputs = (spec.name for spec in self.manifest.inputs)
+        looked_up = (VECTOR_COLUMN, *inputs, *self.manifest.features, *self.keep, self.id_column)
+        names = {name.lower(): name for name in looked_up if name is not None}
+        return pa.schema([f.with_name(names.get(f.name.lower(), f.name)) for f in available])
 
     def names(self, available: pa.Schema, path: str) -> list[str]:
-        """Return the columns to read from a file, in the order of the file.
+        """Return the columns to read from a file as the file names them, and in its order.
 
         Args:
             available: The columns of the file.
@@ -81,8 +96,9 @@ class Columns:
             InputError: A column is missing, occurs twice, or has a type that cannot be used.
         """
         own = {*self.keep, *filter(None, [self.id_column])}
-        counts = Counter(available.names)
-        single = pa.schema([field for field in available if counts[field.name] == 1])
+        spelled = self.spelled(available)
+        counts = Counter(spelled.names)
+        single = pa.schema([field for field in spelled if counts[field.name] == 1])
         for name in sorted(own.union(self.manifest.features)):
             if counts[name] > 1:
                 raise InputError(
@@ -100,7 +116,8 @@ class Columns:
             )
         if self.id_column is not None:
             _check_id(path, single.field(self.id_column))
-        return [name for name in single.names if name in wanted]
+        named = zip(available.names, spelled.names, strict=True)
+        return [name for name, looked_up in named if looked_up in wanted]
 
     def csv_types(self, names: Sequence[str]) -> dict[str, pa.DataType]:
         """Return the types with which columns of a CSV file are read.
@@ -123,7 +140,9 @@ class Columns:
             prefix: The part of derived ids that stands for the file.
             positions: The position of each row in the file [rows].
         """
-        ids = None if self.id_column is None else batch.column(self.id_column).cast(pa.string())
+        if self.any_case:
+            batch = batch.rename_columns(self.spelled(batch.schema).names)
+        ids = None if self.id_column is None else id_column(batch.column(self.id_column))
         if ids is None or ids.null_count:
             derived = self._derived_ids(batch, prefix, positions)
             ids = derived if ids is None else pc.coalesce(ids, derived)
@@ -137,13 +156,16 @@ class Columns:
 
 
 def _check_id(path: str, column: pa.Field) -> None:
-    """Raise InputError for a type that cannot be a row id, such as bytes or a list."""
+    """Raise InputError for a type that cannot be a row id, such as a list."""
     kind = column.type
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (is_text(value) or is_number(value) or pa.types.is_temporal(value)):
+    if isinstance(value, pa.BaseExtensionType):
+        value = value.storage_type
+    is_simple = is_text(value) or is_number(value) or is_binary(value)
+    if not (is_simple or pa.types.is_temporal(value)):
         raise InputError(
-            f"{path}: id column {column.name!r}: expected strings, numbers or times, got {kind}: "
-            "choose another --id_column"
+            f"{path}: id column {column.name!r}: expected text, numbers, times, UUIDs or bytes, "
+            f"got {kind}: choose another --id_column"
         )
 
 

@@ -71,7 +71,6 @@ class _StageDoFn(beam.DoFn):
         self._handle = None
 
     def process(self, batch: pa.RecordBatch) -> Iterator[StagedFile]:
-        self._destination.check(batch)
         if self._handle is None:
             self._open(self._destination.file_schema(batch.schema))
         self._write(

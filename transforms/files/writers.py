@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Protocol
 
-import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from common.record_batch import to_rows
+from transforms.dead_letter_schema import FAILURE_SCHEMA
+from transforms.dead_letters import to_letter_line
+from transforms.json_rows.write import json_objects
 
 OutputFormat = Literal["parquet", "csv", "jsonl"]
 
@@ -84,35 +85,29 @@ class ParquetBatchWriter:
 
 
 class JsonLinesBatchWriter:
-    """A writer of JSON Lines: one object per line."""
+    """A writer of JSON Lines: one object per line, in which bytes are base64.
+
+    Only the payload of a dead letter is text if it can be (transforms/dead_letters.py).
+    """
 
     def __init__(self, handle: Any, schema: pa.Schema) -> None:
         self._handle = handle
+        self._encode = _letter_lines if schema.equals(FAILURE_SCHEMA) else _row_lines
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Write one line per row."""
-        self._handle.write(b"".join(to_json_line(row) for row in to_rows(batch)))
+        self._handle.write(self._encode(batch))
 
     def close(self) -> None:
         """Do nothing, because nothing is buffered."""
 
 
-def to_json_line(row: dict[str, Any]) -> bytes:
-    """Write a row as one line of JSON.
+def _row_lines(rows: pa.RecordBatch) -> bytes:
+    return b"".join(line + b"\n" for line in json_objects(rows, nulls=True))
 
-    Times are ISO 8601. NaN and the infinities become null. Bytes become a string if they are
-    UTF-8; otherwise they become base64 under the name `NAME_base64`.
-    """
-    plain: dict[str, Any] = {}
-    for name, value in row.items():
-        if isinstance(value, bytes):
-            try:
-                plain[name] = value.decode()
-            except UnicodeDecodeError:
-                plain[f"{name}_base64"] = base64.b64encode(value).decode()
-        else:
-            plain[name] = value
-    return orjson.dumps(plain, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z, default=str)
+
+def _letter_lines(letters: pa.RecordBatch) -> bytes:
+    return b"".join(map(to_letter_line, to_rows(letters)))
 
 
 class CsvBatchWriter:

@@ -83,7 +83,8 @@ def decode_json(
         row_format: The columns to read.
     """
     derived = ids if ids is not None else [content_id(message) for message in messages]
-    return decode_rows(read_json_values(messages), messages, derived, row_format)
+    rows = read_json_values(messages, row_format.texts)
+    return decode_rows(rows, messages, derived, row_format)
 
 
 def source_rows(
@@ -113,6 +114,7 @@ def decode_rows(
     row_format: RowFormat,
     *,
     as_vector: bool = False,
+    replayed: Sequence[int] = (),
 ) -> Decoded:
     """Decode rows that have already been parsed.
 
@@ -122,9 +124,14 @@ def decode_rows(
         ids: The derived id of each row, for rows without a readable id.
         row_format: The columns to read.
         as_vector: Whether the features may be returned as one list column, which is faster.
+        replayed: The rows that keep the given id, because it was taken from a column that JSON
+            writes in another form, such as a time. A given id may be the hash of a long one.
     """
     if row_format.id_column is not None:
         own = [own_id(row, row_format.id_column) for row in rows]
+        for i in replayed:
+            if own[i] is not None and content_id(str(own[i]).encode()) != ids[i]:
+                own[i] = None
         ids = [i if text is None else text for text, i in zip(own, ids, strict=True)]
     plain = read_plain(rows, row_format) if as_vector and rows else None
     if plain is not None:

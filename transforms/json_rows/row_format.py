@@ -2,6 +2,7 @@
 
 Rows can have two forms: named features (`{"Time": 0.0, "V1": ..}`) and, for a model with one
 input, a list (`{"features": [..]}`). A row that names every feature is read by name. The reasons
+A number may also be written as text, as BigQuery exports INT64. The reasons
 of faults are `not_an_object`, `missing_feature`, `wrong_type`, `wrong_width` and `not_finite`.
 Null features are left to validation. Values that do not fit an integer tensor are rejected here:
 a fraction in a column would turn the column into floats, and round the integers of other rows.
@@ -9,7 +10,6 @@ a fraction in a column would turn the column into floats, and round the integers
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from model_handlers.manifest import InputSpec, Manifest
-from transforms.cells import FINE, INFINITE, NAN, exact_integer, limits
+from transforms.cells import FINE, INFINITE, NAN, exact_integer, limits, parse_number
 from transforms.dead_letters import Fault
-from transforms.plain_json import to_json
+from transforms.texts import to_id, to_text
 from transforms.validate import VECTOR_COLUMN
 
 _MISSING = object()
@@ -102,6 +102,12 @@ class RowFormat:
         typed = dict(self.typed)
         kept = dict.fromkeys(self.keep, pa.string()).items()
         return (*(own for own in kept if own[0] not in {**self.features, **typed}), *self.typed)
+
+    @cached_property
+    def texts(self) -> tuple[str, ...]:
+        """The columns whose values become text: the id, and the columns passed through as text."""
+        own = () if self.id_column is None else (self.id_column,)
+        return (*own, *(name for name, kind in self.columns if kind == pa.string()))
 
 
 def _one(name: str, row: Any) -> tuple[Any, ...]:
@@ -238,10 +244,13 @@ def _read_vector(value: Any, spec: InputSpec) -> Any:
 
 
 def _read_number(value: Any, name: str, spec: InputSpec) -> Any:
-    """Read a JSON value as a number or null; return it or a Fault."""
+    """Read a JSON value, or the text of a number, as a number or null; return it or a Fault."""
     if isinstance(value, bool) and spec.dtype == "bool":
         return int(value)
-    number = type(value) is float or type(value) is int or isinstance(value, Decimal)
+    if isinstance(value, str):
+        # The rules of columns of text apply (transforms/cells.py).
+        value = value.strip() or None
+    number = type(value) is float or type(value) is int or isinstance(value, (Decimal, str))
     if number and not spec.dtype.startswith("float"):
         return _read_integer(value, name, spec)
     if value is None or type(value) is float or type(value) is int:
@@ -251,11 +260,13 @@ def _read_number(value: Any, name: str, spec: InputSpec) -> Any:
             return math.nan
         whole = abs(value) < 1 << 64 and value == value.to_integral_value()
         return int(value) if whole else float(value)
+    if isinstance(value, str) and (spelled := parse_number(value)) is not None:
+        return spelled
     message = f"column {name}: expected a number, got {type(value).__name__}"
     return Fault("wrong_type", message, name)
 
 
-def _read_integer(value: float | Decimal, name: str, spec: InputSpec) -> int | Fault | None:
+def _read_integer(value: float | Decimal | str, name: str, spec: InputSpec) -> int | Fault | None:
     """Read a number for an integer tensor without rounding; return it, null or a Fault."""
     low, high = limits(spec.dtype)
     if type(value) is int and low <= value <= high:
@@ -318,9 +329,7 @@ def _column_fault(value: Any, kind: pa.DataType, name: str) -> Fault | None:
     if value is None or (type(value) is str and kind == pa.string()):
         return None
     if kind != pa.string():
-        number = type(value) is float or type(value) is int
-        whole = number and kind == pa.int64() and value == value // 1
-        if number and (kind == pa.float64() or (whole and -(1 << 63) <= value < 1 << 63)):
+        if type(value) in (float, int, str) and _fits(value, kind):
             return None
         return Fault("wrong_type", f"column {name}: expected {kind}, got {found_type(value)}", name)
     try:
@@ -328,6 +337,13 @@ def _column_fault(value: Any, kind: pa.DataType, name: str) -> Fault | None:
     except (TypeError, RecursionError):
         return Fault("wrong_type", f"column {name}: nested too deeply", name)
     return None
+
+
+def _fits(value: float | str, kind: pa.DataType) -> bool:
+    """Return whether a number, or the text of one, fits float64 or int64."""
+    if kind == pa.int64():
+        return exact_integer(value, *limits("int64"))[1] == FINE
+    return type(value) is not str or parse_number(value) is not None
 
 
 def found_type(value: Any) -> str:
@@ -342,7 +358,8 @@ def own_id(row: Any, id_column: str) -> str | None:
     None if there is none, or if it cannot be written as text.
     """
     try:
-        return to_text(row.get(id_column)) if isinstance(row, Mapping) else None
+        value = row.get(id_column) if isinstance(row, Mapping) else None
+        return value if type(value) is str else to_id(value)
     except (TypeError, RecursionError):
         return None
 
@@ -377,21 +394,8 @@ def _as_float(value: Any) -> float | None:
         return float("inf") if value > 0 else float("-inf")
 
 
-def to_text(value: Any) -> str | None:
-    """Convert a value of a column that is passed through to a string.
-
-    Objects, lists and booleans become JSON; bytes, which can occur in Avro, become base64; null
-    stays null.
-    """
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    return to_json(value).decode() if isinstance(value, (bool, dict, list)) else str(value)
-
-
 def _whole(value: Any) -> int | None:
-    return None if value is None else int(value)
+    return None if value is None else exact_integer(value, *limits("int64"))[0]
 
 
 _READERS = {pa.string(): to_text, pa.float64(): _as_float, pa.int64(): _whole}

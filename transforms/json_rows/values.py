@@ -7,6 +7,8 @@ Other texts are parsed again by Python's own parser, which reports every key.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
@@ -21,13 +23,18 @@ from transforms.dead_letters import Fault
 _COLON, _QUOTE = b':"'
 _KEY_END = re.compile(rb'"\s*:')
 _NESTED = {dict, list}
+# The types of values that may be, or contain, an integer that was rounded.
+_INEXACT = {float, dict, list}
+_LONG = re.compile(rb"[0-9]{19}")
 
 
-def read_json_values(texts: Sequence[bytes | Fault]) -> list[Any]:
+def read_json_values(texts: Sequence[bytes | Fault], exact: Sequence[str] = ()) -> list[Any]:
     """Parse JSON texts.
 
     Args:
         texts: JSON texts, or Faults, which are returned as they are.
+        exact: The members of objects in which integers of more than 64 bits keep all their
+            digits. In others they become floats.
 
     Returns:
         The value of each text, or its Fault. The reason is `invalid_json`, or `duplicate_key` if
@@ -49,7 +56,30 @@ def read_json_values(texts: Sequence[bytes | Fault]) -> list[Any]:
     if ends > keys and ends > keys + _inner_keys(objects):
         checked = map(_checked, objects, of_objects)
         values = [next(checked) if type(value) is dict else value for value in values]
+    for name in exact:
+        cells = [value.get(name) if type(value) is dict else None for value in values]
+        if not _INEXACT.isdisjoint(map(type, cells)):
+            _read_again(name, cells, values, texts)
     return values
+
+
+def _read_again(
+    name: str, cells: Sequence[Any], values: Sequence[Any], texts: Sequence[bytes | Fault]
+) -> None:
+    """Replace members with integers that orjson has rounded to floats, in place."""
+    for cell, value, text in zip(cells, values, texts, strict=True):
+        if type(cell) is float:
+            rounded = abs(cell) >= 1 << 63
+        else:
+            rounded = type(cell) in _NESTED and _LONG.search(cast(bytes, text)) is not None
+        if rounded:
+            with contextlib.suppress(RecursionError):
+                value[name] = json.loads(cast(bytes, text), parse_int=_integer)[name]
+
+
+def _integer(digits: str) -> int | str:
+    # Python refuses to convert much longer texts.
+    return int(digits) if len(digits) < 4_000 else digits
 
 
 def _value(text: bytes) -> Any:

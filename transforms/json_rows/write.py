@@ -11,34 +11,40 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from common.record_batch import UTC_MICROSECONDS, flat_values
+from common.record_batch import UTC_MICROSECONDS, flat_values, to_values
 
 
-def json_objects(rows: pa.RecordBatch) -> list[bytes]:
-    """Write each row as a JSON object without its null columns.
+def json_objects(rows: pa.RecordBatch, *, nulls: bool = False) -> list[bytes]:
+    """Write each row as a JSON object.
 
-    Times are ISO 8601, those with a time zone in UTC. NaN and the infinities become null. A
-    float32 is written with the fewest digits that identify it.
+    Times are ISO 8601, those with a time zone in UTC. NaN and the infinities become null, bytes
+    base64. A float32 is written with the fewest digits that identify it.
+
+    Args:
+        rows: The rows.
+        nulls: Whether a column that is null in a row is written as null; by default the object
+            lacks it.
     """
     count = rows.num_rows
     if not count:
         return []
     # Build one pattern for all rows; the values that vary fill its placeholders.
-    pattern, varying, constant = [], [], []
+    pattern: list[bytes] = []
+    varying: list[list[bytes | None]] = []
     for name, column in zip(rows.schema.names, rows.columns, strict=True):
-        nulls = column.null_count
-        if nulls == count:
-            continue
         key = _key(name)
-        if not nulls and (same := _constant_cell(column)) is not None:
-            constant.append(_escaped(key + same))
-            continue
-        cells = json_cells(column)
-        if nulls:
-            cells = [b"" if cell is None else key + cell for cell in cells]
-        pattern.append(b"%b" if nulls else _escaped(key) + b"%b")
-        varying.append(cells)
-    whole = b"{%b}" % b"".join(pattern + constant)
+        absent = key + b"null" if nulls else b""
+        if column.null_count == count:
+            pattern.append(_escaped(absent))
+        elif not column.null_count and (same := _constant_cell(column)) is not None:
+            pattern.append(_escaped(key + same))
+        elif column.null_count:
+            pattern.append(b"%b")
+            varying.append([absent if c is None else key + c for c in json_cells(column)])
+        else:
+            pattern.append(_escaped(key) + b"%b")
+            varying.append(json_cells(column))
+    whole = b"{%b}" % b"".join(pattern)
     objects = (
         [whole % row for row in zip(*varying, strict=True)] if varying else [whole % ()] * count
     )
@@ -62,11 +68,11 @@ def _constant_cell(column: pa.Array) -> bytes | None:
     """
     if pa.types.is_dictionary(column.type):
         words = column.dictionary
-        return _json(words[0].as_py()) if len(words) == 1 else None
+        return (json_cells(words)[0] or b"null") if len(words) == 1 else None
     if column.type == UTC_MICROSECONDS:
         moments = column.view(pa.int64()).to_numpy()
         if len(moments) == 1 or (moments == moments[0]).all():
-            return _times(moments[:1], in_utc=True)[0]
+            return _moments(column[:1])[0]
     return None
 
 
@@ -80,6 +86,8 @@ def json_cells(column: pa.Array) -> list[bytes | None]:
         return [None if i is None else words[i] for i in column.indices.to_pylist()]
     if pa.types.is_timestamp(kind):
         return _with_nulls(_moments, column)
+    if pa.types.is_date(kind):
+        return _with_nulls(_dates, column)
     if _is_plain(kind):
         return _with_nulls(_numbers, column)
     if pa.types.is_string(kind):
@@ -88,7 +96,7 @@ def json_cells(column: pa.Array) -> list[bytes | None]:
         cells = _lists(column)
         if cells is not None:
             return cells
-    return [None if value is None else _json(value) for value in column.to_pylist()]
+    return [None if value is None else _json(value) for value in to_values(column)]
 
 
 def _with_nulls(cells: Callable[[pa.Array], list[Any]], column: pa.Array) -> list[bytes | None]:
@@ -101,20 +109,22 @@ def _with_nulls(cells: Callable[[pa.Array], list[Any]], column: pa.Array) -> lis
 
 
 def _moments(column: pa.Array) -> list[bytes]:
-    in_utc = column.type.tz is not None
-    if column.type.unit != "us":
-        column = column.cast(pa.timestamp("us"), safe=False)
-    return _times(column.view(pa.int64()).to_numpy(), in_utc)
+    moments = column.view(pa.int64()).to_numpy().view(f"M8[{column.type.unit}]")
+    return _times(moments, in_utc=column.type.tz is not None)
 
 
-def _times(microseconds: np.ndarray, in_utc: bool) -> list[bytes]:
-    moments = microseconds.view("M8[us]")
+def _times(moments: np.ndarray, *, in_utc: bool) -> list[bytes]:
     try:
         return _json(moments, orjson.OPT_NAIVE_UTC if in_utc else 0)[1:-1].split(b",")
     except orjson.JSONEncodeError:
         # The year is outside the range that Python supports.
-        texts = np.datetime_as_string(moments, unit="us").astype("S")
+        texts = np.datetime_as_string(moments).astype("S")
         return [b'"%bZ"' % text if in_utc else b'"%b"' % text for text in texts.tolist()]
+
+
+def _dates(column: pa.Array) -> list[bytes]:
+    days = column.cast(pa.date32()).view(pa.int32()).to_numpy().astype("M8[D]")
+    return [b'"%b"' % text for text in np.datetime_as_string(days).astype("S").tolist()]
 
 
 def _numbers(column: pa.Array) -> list[bytes]:

@@ -13,7 +13,8 @@ from common.memory import check_memory
 from common.record_batch import derived_ids, source_batch
 from transforms.dead_letters import Fault
 from transforms.files.read import Columns
-from transforms.json_rows.row_format import RowFormat, to_text
+from transforms.json_rows.row_format import RowFormat
+from transforms.texts import id_column, text_column
 
 _FILE = b"ARROW1"
 _PLACE = "an Arrow message"
@@ -93,7 +94,7 @@ def _source(table: pa.Table, id_prefix: str, row_format: RowFormat) -> pa.Record
     ids = derived_ids(id_prefix, np.arange(table.num_rows))
     if row_format.id_column is not None:
         own = table.column(row_format.id_column).combine_chunks()
-        ids = pc.coalesce(_cast(own, pa.string(), row_format.id_column), ids)
+        ids = pc.coalesce(id_column(own), ids)
     return source_batch(ids, pa.record_batch(arrays))
 
 
@@ -102,11 +103,7 @@ def _of_type(column: pa.Array, kind: pa.DataType, name: str) -> pa.Array:
     if kind != pa.string():
         return _cast(column, kind, name)
     try:
-        return column.cast(kind)
-    except pa.ArrowException as error:
-        check_memory(error, _PLACE)
-    try:
-        return pa.array([to_text(value) for value in column.to_pylist()], kind)
+        return text_column(column)
     except (pa.ArrowException, ValueError, TypeError, RecursionError) as error:
         check_memory(error, _PLACE)
         raise InputError(f"column {name}: expected {kind}, got {column.type}") from error

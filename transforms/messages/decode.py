@@ -164,13 +164,19 @@ def _decode_rows(
         read = avro_reader(message_format.parsed_avro)
         rows = [body if isinstance(body, Fault) else read(body) for body in bodies]
     else:
-        rows = read_json_values(bodies)
-    for i, message in enumerate(messages):
-        # A row that failed after it was decoded was sent as the JSON of its columns.
-        if message.attributes and message.attributes.get(STAGE, "decode") != "decode":
-            rows[i] = column_values(rows[i], message_format.row_format.manifest)
+        rows = read_json_values(bodies, message_format.row_format.texts)
+    # A row that failed after it was decoded was sent as the JSON of its columns.
+    replayed = [
+        i
+        for i, message in enumerate(messages)
+        if message.attributes and message.attributes.get(STAGE, "decode") != "decode"
+    ]
+    for i in replayed:
+        rows[i] = column_values(rows[i], message_format.row_format.manifest)
     payloads, ids = [m.data for m in messages], [_row_id(m) for m in messages]
-    decoded = decode_rows(rows, payloads, ids, message_format.row_format, as_vector=True)
+    decoded = decode_rows(
+        rows, payloads, ids, message_format.row_format, as_vector=True, replayed=replayed
+    )
     batches = []
     if decoded.batch is not None:
         good = [messages[i] for i in decoded.good] if decoded.bad else messages

@@ -17,8 +17,9 @@ import numpy as np
 import pyarrow as pa
 
 from model_handlers.numpy_json import is_bare
-from transforms.json_rows.row_format import RowFormat, plain_columns, to_text
+from transforms.json_rows.row_format import RowFormat, plain_columns
 from transforms.json_rows.values import count_key_ends
+from transforms.texts import to_id
 
 # JSON readers disagree about integers beyond 64 bits.
 _ID = str | Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | float | None
@@ -100,7 +101,10 @@ class NamedRows:
         if count_key_ends(bodies, keys) > keys:
             return None
         own = self._format.id_column
-        ids = None if own is None else list(map(to_text, kept[list(self._beside).index(own)]))
+        ids: Sequence[str | None] | None = None
+        if own is not None:
+            ids = kept[list(self._beside).index(own)]
+            ids = ids if set(map(type, ids)) == {str} else list(map(to_id, ids))
         # JSON has no NaN, so a NaN stands for null.
         values = pa.array(np.frombuffer(b"".join(packed)), from_pandas=nulls)
         columns = plain_columns(values, kept[: len(self._format.columns)], self._format)

@@ -26,11 +26,11 @@ from transforms.bigquery.read import (
 from transforms.bigquery.schema import TableName
 from transforms.bigquery.source import BigQuerySource, describe_source
 from transforms.dead_letter_schema import FAILURE_SCHEMA
+from transforms.dead_letters import to_letter_line
 from transforms.files.pins import unchanged
 from transforms.files.ranges import FileRange, match_files, plan_file, split_file
 from transforms.files.read import Read
 from transforms.files.text_lines import line_blocks, without_compression
-from transforms.files.writers import to_json_line
 from transforms.messages.decode import DecodeMessages, MessageFormat
 from transforms.messages.message import serialize
 from transforms.provenance import Provenance
@@ -165,7 +165,7 @@ class LetterTable:
         with translate_errors(InputError, f"reading {self.place} failed part-way"):
             client = self.cloud.bigquery_read()
             for batch in read_stream(part, client, self.cloud.retry_seconds):
-                lines = list(map(to_json_line, to_rows(batch)))
+                lines = list(map(to_letter_line, to_rows(batch)))
                 yield Chunk(lines, counted(self.place, "table_rows", len(lines)))
         yield Chunk([], taken(self.place, "streams", part.number, part.number + 1))
 
