@@ -19,7 +19,7 @@ from transforms.bigquery.read import ReadBigQuery
 from transforms.bigquery.schema import TableName
 from transforms.bigquery.source import BigQuerySource, at_one_moment, describe_source
 from transforms.encode import OutputFields, check_fields
-from transforms.files.ranges import FileFormat, file_schema, format_of, has_rows, match_files
+from transforms.files.ranges import file_schema, format_of, has_rows, match_files
 from transforms.files.read import Columns, ReadFiles
 from transforms.files.run_folder import RunFolder
 from transforms.lineage import Lineage
@@ -87,28 +87,23 @@ def _open_files(
     source: Files, columns: Columns, fields: OutputFields, provenance: Provenance, batch_rows: int
 ) -> Source:
     """Return files as a source, after checking the first that has rows."""
-    schema = check_files(source.patterns, source.file_format, columns, fields)
+    schema = check_files(source, columns, fields)
     transform = ReadFiles(
         patterns=source.patterns,
         columns=columns,
         provenance=provenance,
         file_format=source.file_format,
         batch_rows=batch_rows,
+        dialect=source.dialect,
     )
     return Source(transform=transform, schema=schema, names=source.patterns)
 
 
-def check_files(
-    patterns: tuple[str, ...],
-    file_format: FileFormat | None,
-    columns: Columns,
-    fields: OutputFields,
-) -> pa.Schema | None:
+def check_files(source: Files, columns: Columns, fields: OutputFields) -> pa.Schema | None:
     """Check the first file that has rows. Each worker checks the columns of its own files.
 
     Args:
-        patterns: Paths, globs or folders.
-        file_format: The format of all files, or None to detect it from the suffix of each.
+        source: The files.
         columns: The columns that are read.
         fields: The fields that are written of each row.
 
@@ -119,7 +114,10 @@ def check_files(
         InputError: If no file has rows, or if columns are missing.
         UsageError: If --id_column or a field is missing.
     """
-    files = [(file.path, file_format or format_of(file.path)) for file in match_files(patterns)]
+    files = [
+        (file.path, source.file_format or format_of(file.path), source.dialect)
+        for file in match_files(source.patterns)
+    ]
     found = next((file for file in files if has_rows(*file)), None)
     if found is None:
         first = files[0][0]

@@ -15,11 +15,18 @@ from apache_beam.io.filesystems import FileSystems
 
 from common.errors import InputError, OutputError, UsageError, one_line
 from common.memory import check_memory
-from transforms.files.csv_lines import read_header
+from transforms.files.csv_dialect import PLAIN, Dialect
+from transforms.files.csv_header import read_header
 from transforms.files.listing import superseded
 from transforms.files.pins import Pin, changed_file, pin
 from transforms.files.store import FAULTS
-from transforms.files.text_lines import compression_of, open_text, without_compression
+from transforms.files.text_lines import (
+    compression_of,
+    compression_within,
+    first_bytes,
+    open_text,
+    without_compression,
+)
 
 FileFormat = Literal["parquet", "csv", "jsonl"]
 
@@ -50,6 +57,8 @@ class FileRange:
         stop: The row group or byte after the last one of the range.
         first_row: The number of the first row in a Parquet file.
         rows: The number of rows of a Parquet range.
+        compression: The compression of a text file, or None.
+        dialect: How a CSV file is written.
         pin: The state of the file when it was found, or None if it may change.
     """
 
@@ -59,6 +68,8 @@ class FileRange:
     stop: int
     first_row: int = 0
     rows: int = 0
+    compression: str | None = None
+    dialect: Dialect = PLAIN
     pin: Pin | None = None
 
     @property
@@ -77,12 +88,16 @@ class PlannedFile:
         size: The size of the file in units of `unit`: bytes (compressed if the file is), or the
             number of rows in the footer of a Parquet file.
         row_groups: The number of rows in each row group of a Parquet file.
+        compression: The compression of a text file, or None.
+        dialect: How a CSV file is written.
     """
 
     pin: Pin
     format: FileFormat
     size: int
     row_groups: tuple[int, ...] = ()
+    compression: str | None = None
+    dialect: Dialect = PLAIN
 
     @property
     def unit(self) -> str:
@@ -193,8 +208,13 @@ def open_parquet(path: str) -> pq.ParquetFile:
         ) from error
 
 
-def file_schema(path: str, file_format: FileFormat) -> pa.Schema | None:
+def file_schema(path: str, file_format: FileFormat, dialect: Dialect = PLAIN) -> pa.Schema | None:
     """Return the columns of a file; None for JSON Lines, where each row names its own columns.
+
+    Args:
+        path: The path of the file.
+        file_format: The format of the file.
+        dialect: How a CSV file is written.
 
     Raises:
         InputError: The file cannot be read.
@@ -203,12 +223,17 @@ def file_schema(path: str, file_format: FileFormat) -> pa.Schema | None:
         with open_parquet(path) as parquet:
             return parquet.schema_arrow
     if file_format == "csv":
-        return pa.schema([(name, pa.string()) for name in read_header(path)])
+        return pa.schema([(name, pa.string()) for name in read_header(path, dialect).names])
     return None
 
 
-def has_rows(path: str, file_format: FileFormat) -> bool:
+def has_rows(path: str, file_format: FileFormat, dialect: Dialect = PLAIN) -> bool:
     """Return whether a file holds at least one row; only its first lines or its footer are read.
+
+    Args:
+        path: The path of the file.
+        file_format: The format of the file.
+        dialect: How a CSV file is written.
 
     Raises:
         InputError: The file cannot be read.
@@ -216,18 +241,21 @@ def has_rows(path: str, file_format: FileFormat) -> bool:
     if file_format == "parquet":
         with open_parquet(path) as parquet:
             return bool(parquet.metadata.num_rows)
-    with open_text(path) as handle:
-        if file_format == "csv":
-            handle.readline()
+    header = read_header(path, dialect).size if file_format == "csv" else 0
+    with open_text(path, dialect.encoding) as handle:
+        handle.read(header)
         return any(line.strip() for line in iter(handle.readline, b""))
 
 
-def plan_file(file: FileMetadata, file_format: FileFormat | None) -> PlannedFile:
+def plan_file(
+    file: FileMetadata, file_format: FileFormat | None, dialect: Dialect = PLAIN
+) -> PlannedFile:
     """Pin a matched file, and find out what it holds.
 
     Args:
         file: The matched file.
         file_format: The format of the file, or None to detect it from the suffix.
+        dialect: How a CSV file is written.
 
     Raises:
         InputError: The file has changed since it was matched, or cannot be read.
@@ -238,7 +266,8 @@ def plan_file(file: FileMetadata, file_format: FileFormat | None) -> PlannedFile
     if pinned.size != file.size_in_bytes:
         raise changed_file(file.path, file.size_in_bytes, pinned.size)
     if kind != "parquet":
-        return PlannedFile(pinned, kind, pinned.size)
+        compression = compression_of(file.path) or compression_within(first_bytes(file.path))
+        return PlannedFile(pinned, kind, pinned.size, (), compression, dialect)
     with open_parquet(file.path) as parquet:
         footer = parquet.metadata
         groups = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
@@ -248,18 +277,24 @@ def plan_file(file: FileMetadata, file_format: FileFormat | None) -> PlannedFile
 def split_file(file: PlannedFile) -> Iterator[FileRange]:
     """Split a file into ranges that cover it. The result depends only on the file, not on the run.
 
-    Parquet files are split between row groups, text files every RANGE_BYTES. Compressed text is
-    one range.
+    Parquet files are split between row groups, text files every RANGE_BYTES. Text
+    that can only be read from its start is one range.
     """
-    path, size = file.pin.path, file.size
     if file.format == "parquet":
         yield from _split_parquet(file)
-    elif compression_of(path):
-        yield FileRange(path=path, format=file.format, start=0, stop=size, pin=file.pin)
-    else:
-        for start in range(0, size, RANGE_BYTES):
-            stop = min(start + RANGE_BYTES, size)
-            yield FileRange(path=path, format=file.format, start=start, stop=stop, pin=file.pin)
+        return
+    whole = file.compression is not None or (file.format == "csv" and file.dialect.one_range)
+    step = max(file.size, 1) if whole else RANGE_BYTES
+    for start in range(0, file.size, step):
+        yield FileRange(
+            path=file.pin.path,
+            format=file.format,
+            start=start,
+            stop=min(start + step, file.size),
+            compression=file.compression,
+            dialect=file.dialect,
+            pin=file.pin,
+        )
 
 
 def _split_parquet(file: PlannedFile) -> Iterator[FileRange]:

@@ -6,7 +6,7 @@ import hashlib
 from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import apache_beam as beam
@@ -31,7 +31,9 @@ from transforms.accounts import (
     unknown_rows,
 )
 from transforms.cells import is_number, is_text
-from transforms.files.csv_lines import read_header, read_lines
+from transforms.files.csv_dialect import PLAIN, Dialect
+from transforms.files.csv_header import read_header
+from transforms.files.csv_lines import CsvRows, UnclosedQuote, read_lines, whole_rows
 from transforms.files.pins import unchanged
 from transforms.files.ranges import (
     FileFormat,
@@ -42,7 +44,7 @@ from transforms.files.ranges import (
     plan_file,
     split_file,
 )
-from transforms.files.text_lines import line_blocks
+from transforms.files.text_lines import Block, line_blocks
 from transforms.json_rows.decode import Decoded, decode_json, emit
 from transforms.json_rows.row_format import RowFormat
 from transforms.provenance import Provenance
@@ -216,7 +218,7 @@ def _row_groups(part: FileRange) -> str:
 def _read_jsonl(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[Decoded]:
     row_format = RowFormat(columns.manifest, columns.id_column, columns.keep)
     prefix = id_prefix(part.path)
-    for offset, block, span in line_blocks(part.path, part.start, part.stop):
+    for offset, block, span in _blocks(part):
         lines, ids = [], []
         start = offset
         for line in block.split(b"\n"):
@@ -232,31 +234,49 @@ def _read_jsonl(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[
 
 
 def _read_csv(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[Decoded]:
-    header = read_header(part.path)
-    names = columns.names(pa.schema([(name, pa.string()) for name in header]), part.path)
+    header = read_header(part.path, part.dialect)
+    dialect = replace(part.dialect, delimiter=header.delimiter)
+    names = columns.names(pa.schema([(name, pa.string()) for name in header.names]), part.path)
     types, prefix = columns.csv_types(names), id_prefix(part.path)
-    for begin, block, span in line_blocks(part.path, part.start, part.stop):
-        head = block.find(b"\n") + 1 or len(block) if begin == 0 else 0
-        for rows in read_lines(block[head:], begin + head, header, types):
-            start = 0
-            for batch in rows.columns.combine_chunks().to_batches(batch_rows):
-                offsets = rows.offsets[start : start + batch.num_rows]
-                yield Decoded(
-                    batch=columns.with_ids(batch, prefix, offsets),
-                    failed_ids=[],
-                    failed_payloads=[],
-                    faults=[],
-                )
-                start += batch.num_rows
-            if rows.failed:
-                ids = [f"{prefix}-{offset}" for offset, _, _ in rows.failed]
-                yield Decoded(
-                    batch=None,
-                    failed_ids=ids,
-                    failed_payloads=[line for _, line, _ in rows.failed],
-                    faults=[f for _, _, f in rows.failed],
-                )
-        yield Decoded(batch=None, failed_ids=[], failed_payloads=[], faults=[], span=span)
+    blocks = (_from(header.size, block) for block in _blocks(part))
+    try:
+        for begin, block, span in whole_rows(blocks, dialect):
+            rows = read_lines(block, begin, header.names, types, dialect)
+            yield from _decoded_csv(rows, columns, prefix, batch_rows)
+            yield Decoded(batch=None, failed_ids=[], failed_payloads=[], faults=[], span=span)
+    except UnclosedQuote as error:
+        raise InputError(f"{part.path}: {error}") from error
+
+
+def _decoded_csv(
+    rows: CsvRows, columns: Columns, prefix: str, batch_rows: int
+) -> Iterator[Decoded]:
+    """Yield rows of a CSV file in batches, then the rows that could not be read."""
+    start = 0
+    for batch in rows.columns.combine_chunks().to_batches(batch_rows):
+        offsets = rows.offsets[start : start + batch.num_rows]
+        source = columns.with_ids(batch, prefix, offsets)
+        yield Decoded(batch=source, failed_ids=[], failed_payloads=[], faults=[])
+        start += batch.num_rows
+    if rows.failed:
+        yield Decoded(
+            batch=None,
+            failed_ids=[f"{prefix}-{offset}" for offset, _, _ in rows.failed],
+            failed_payloads=[line for _, line, _ in rows.failed],
+            faults=[fault for _, _, fault in rows.failed],
+        )
+
+
+def _blocks(part: FileRange) -> Iterator[Block]:
+    """Yield the lines of a range of a text file."""
+    encoding = part.dialect.encoding if part.format == "csv" else "utf-8"
+    return line_blocks(part.path, part.start, part.stop, part.compression, encoding)
+
+
+def _from(start: int, block: Block) -> Block:
+    """Return a block without what is before a byte of the file."""
+    cut = min(max(start - block.offset, 0), len(block.lines))
+    return Block(block.offset + cut, block.lines[cut:], block.span)
 
 
 class Read(NamedTuple):
@@ -314,7 +334,9 @@ def read_matched(
     columns: Columns,
     provenance: Provenance,
     file_format: FileFormat | None,
+    *,
     batch_rows: int,
+    dialect: Dialect = PLAIN,
 ) -> Read:
     """Read matched files: plan and split each one, distribute the ranges, and read them.
 
@@ -327,9 +349,11 @@ def read_matched(
         provenance: The run and the model that dead letters name.
         file_format: The format of all files, or None to detect it from each file's suffix.
         batch_rows: The maximum number of rows in a batch.
+        dialect: How CSV files are written.
     """
     matched = files | "Matched" >> beam.Map(lambda file: promise(file.path, "files", 1))
-    planned = files | "SpreadFiles" >> beam.Reshuffle() | "Plan" >> beam.Map(plan_file, file_format)
+    spread = files | "SpreadFiles" >> beam.Reshuffle()
+    planned = spread | "Plan" >> beam.Map(plan_file, file_format, dialect)
     read = (
         planned
         | "Split" >> beam.FlatMap(split_file)
@@ -354,6 +378,7 @@ class ReadFiles(beam.PTransform):
         provenance: The run and the model that dead letters name.
         file_format: The format of all files, or None to detect it from each file's suffix.
         batch_rows: The maximum number of rows in a batch.
+        dialect: How CSV files are written.
     """
 
     patterns: Sequence[str]
@@ -361,9 +386,17 @@ class ReadFiles(beam.PTransform):
     provenance: Provenance
     file_format: FileFormat | None = None
     batch_rows: int = 32_768
+    dialect: Dialect = PLAIN
 
     def expand(self, pipeline: beam.Pipeline) -> Read:
         """Match the patterns, then read the files."""
         patterns = pipeline | "Patterns" >> beam.Create([list(self.patterns)])
         files = patterns | "Match" >> beam.FlatMap(match_files)
-        return read_matched(files, self.columns, self.provenance, self.file_format, self.batch_rows)
+        return read_matched(
+            files,
+            self.columns,
+            self.provenance,
+            self.file_format,
+            batch_rows=self.batch_rows,
+            dialect=self.dialect,
+        )
