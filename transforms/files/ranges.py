@@ -17,13 +17,12 @@ from common.errors import InputError, OutputError, UsageError, one_line
 from common.memory import check_memory
 from transforms.files.csv_dialect import PLAIN, Dialect
 from transforms.files.csv_header import read_header
+from transforms.files.json_documents import ends_in_cr, is_document
 from transforms.files.listing import superseded
 from transforms.files.pins import Pin, changed_file, pin
 from transforms.files.store import FAULTS
 from transforms.files.text_lines import (
-    compression_of,
-    compression_within,
-    first_bytes,
+    look_into,
     open_text,
     without_compression,
 )
@@ -59,6 +58,7 @@ class FileRange:
         rows: The number of rows of a Parquet range.
         compression: The compression of a text file, or None.
         dialect: How a CSV file is written.
+        document: Whether a JSON file is an array, or pretty-printed, instead of lines.
         pin: The state of the file when it was found, or None if it may change.
     """
 
@@ -70,6 +70,7 @@ class FileRange:
     rows: int = 0
     compression: str | None = None
     dialect: Dialect = PLAIN
+    document: bool = False
     pin: Pin | None = None
 
     @property
@@ -90,6 +91,7 @@ class PlannedFile:
         row_groups: The number of rows in each row group of a Parquet file.
         compression: The compression of a text file, or None.
         dialect: How a CSV file is written.
+        document: Whether a JSON file is an array, or pretty-printed, instead of lines.
     """
 
     pin: Pin
@@ -98,6 +100,7 @@ class PlannedFile:
     row_groups: tuple[int, ...] = ()
     compression: str | None = None
     dialect: Dialect = PLAIN
+    document: bool = False
 
     @property
     def unit(self) -> str:
@@ -266,12 +269,25 @@ def plan_file(
     if pinned.size != file.size_in_bytes:
         raise changed_file(file.path, file.size_in_bytes, pinned.size)
     if kind != "parquet":
-        compression = compression_of(file.path) or compression_within(first_bytes(file.path))
-        return PlannedFile(pinned, kind, pinned.size, (), compression, dialect)
+        return _plan_text(pinned, kind, dialect)
     with open_parquet(file.path) as parquet:
         footer = parquet.metadata
         groups = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
         return PlannedFile(pinned, kind, footer.num_rows, groups)
+
+
+def _plan_text(pinned: Pin, kind: FileFormat, dialect: Dialect) -> PlannedFile:
+    compression, start = look_into(pinned.path)
+    if kind == "jsonl" and ends_in_cr(start):
+        raise InputError(
+            f"{pinned.path}: its lines end in CR alone: expected LF or CR LF; convert the file, "
+            "for example with tr '\\r' '\\n'"
+        )
+    named_json = without_compression(pinned.path).lower().endswith(".json")
+    document = kind == "jsonl" and named_json and is_document(start)
+    return PlannedFile(
+        pinned, kind, pinned.size, compression=compression, dialect=dialect, document=document
+    )
 
 
 def split_file(file: PlannedFile) -> Iterator[FileRange]:
@@ -283,7 +299,8 @@ def split_file(file: PlannedFile) -> Iterator[FileRange]:
     if file.format == "parquet":
         yield from _split_parquet(file)
         return
-    whole = file.compression is not None or (file.format == "csv" and file.dialect.one_range)
+    of_csv = file.format == "csv" and file.dialect.one_range
+    whole = file.compression is not None or file.document or of_csv
     step = max(file.size, 1) if whole else RANGE_BYTES
     for start in range(0, file.size, step):
         yield FileRange(
@@ -293,6 +310,7 @@ def split_file(file: PlannedFile) -> Iterator[FileRange]:
             stop=min(start + step, file.size),
             compression=file.compression,
             dialect=file.dialect,
+            document=file.document,
             pin=file.pin,
         )
 

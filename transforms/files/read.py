@@ -34,6 +34,7 @@ from transforms.cells import is_number, is_text
 from transforms.files.csv_dialect import PLAIN, Dialect
 from transforms.files.csv_header import read_header
 from transforms.files.csv_lines import CsvRows, UnclosedQuote, read_lines, whole_rows
+from transforms.files.json_documents import LARGEST_DOCUMENT, rows_of_document
 from transforms.files.pins import unchanged
 from transforms.files.ranges import (
     FileFormat,
@@ -44,7 +45,7 @@ from transforms.files.ranges import (
     plan_file,
     split_file,
 )
-from transforms.files.text_lines import Block, line_blocks
+from transforms.files.text_lines import Block, line_blocks, open_text
 from transforms.json_rows.decode import Decoded, decode_json, emit
 from transforms.json_rows.row_format import RowFormat
 from transforms.provenance import Provenance
@@ -218,6 +219,15 @@ def _row_groups(part: FileRange) -> str:
 def _read_jsonl(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[Decoded]:
     row_format = RowFormat(columns.manifest, columns.id_column, columns.keep)
     prefix = id_prefix(part.path)
+    if part.document:
+        rows = rows_of_document(_whole_text(part), part.path)
+        for i in range(0, len(rows), batch_rows):
+            texts = [text for _, text in rows[i : i + batch_rows]]
+            places = [f"{prefix}-{start}" for start, _ in rows[i : i + batch_rows]]
+            yield decode_json(texts, places, row_format)
+        span = (part.start, part.stop)
+        yield Decoded(batch=None, failed_ids=[], failed_payloads=[], faults=[], span=span)
+        return
     for offset, block, span in _blocks(part):
         lines, ids = [], []
         start = offset
@@ -231,6 +241,19 @@ def _read_jsonl(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[
         for i in range(0, len(lines), batch_rows):
             yield decode_json(lines[i : i + batch_rows], ids[i : i + batch_rows], row_format)
         yield Decoded(batch=None, failed_ids=[], failed_payloads=[], faults=[], span=span)
+
+
+def _whole_text(part: FileRange) -> bytes:
+    """Return the text of a file that is one JSON document."""
+    with open_text(part.path) as handle:
+        text = handle.read(LARGEST_DOCUMENT + 1)
+    if len(text) > LARGEST_DOCUMENT:
+        raise InputError(
+            f"{part.path} is one JSON document of more than {LARGEST_DOCUMENT >> 20} MiB, which "
+            "would be read into memory whole: convert it to one row per line, for example with "
+            "jq -c '.[]' for an array"
+        )
+    return bytes(text)
 
 
 def _read_csv(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[Decoded]:

@@ -18,6 +18,8 @@ from common.memory import check_memory
 from transforms.files.csv_dialect import is_byte_encoding
 
 BLOCK_BYTES = 8 << 20
+# How much of a file shows how it is written.
+START_BYTES = 64 << 10
 
 _COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 # The bytes with which a compressed file starts. No CSV or JSON text starts with them.
@@ -82,10 +84,16 @@ def open_text(path: str, encoding: str = "utf-8") -> Iterator[Any]:
         yield _text(handle, compression, encoding)
 
 
-def first_bytes(path: str) -> bytes:
-    """Return the first bytes of a file, at most 4,096; raise InputError if it cannot be read."""
+def look_into(path: str) -> tuple[str | None, bytes]:
+    """Return the compression of a file, or None, and the first bytes of its text.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
     with _open(path) as handle:
-        return bytes(handle.read(4096))
+        compression = compression_of(path) or compression_within(handle.read(16))
+        handle.seek(0)
+        return compression, bytes(_text(handle, compression, "utf-8").read(START_BYTES))
 
 
 def _text(handle: Any, compression: str | None, encoding: str) -> Any:
