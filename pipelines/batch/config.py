@@ -34,11 +34,13 @@ class Files:
         patterns: Paths, globs or folders.
         file_format: The format of all files, or None to detect it from the suffix of each.
         dialect: How CSV files are written.
+        table_version: The version to read of a Delta Lake or Iceberg table, or None for the latest.
     """
 
     patterns: tuple[str, ...]
     file_format: FileFormat | None
     dialect: Dialect
+    table_version: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +176,12 @@ def _source(flags: SourceOptions) -> Source:
             sql=flags.input_query, max_bytes=flags.max_bytes_billed, method=flags.read_method
         )
     file_format = None if flags.input_format == "auto" else flags.input_format
-    return Files(patterns=flags.input_files or (), file_format=file_format, dialect=_dialect(flags))
+    return Files(
+        patterns=flags.input_files or (),
+        file_format=file_format,
+        dialect=_dialect(flags),
+        table_version=flags.table_version,
+    )
 
 
 def _dialect(flags: SourceOptions) -> Dialect:

@@ -19,9 +19,11 @@ from transforms.bigquery.read import ReadBigQuery
 from transforms.bigquery.schema import TableName
 from transforms.bigquery.source import BigQuerySource, at_one_moment, describe_source
 from transforms.encode import OutputFields, check_fields
-from transforms.files.ranges import file_schema, format_of, has_rows, match_files
+from transforms.files.ranges import file_schema, format_of, has_rows, match_inputs
 from transforms.files.read import Columns, ReadFiles
 from transforms.files.run_folder import RunFolder
+from transforms.lakes.read import ReadLake
+from transforms.lakes.table import LakeVersion, find_lake, lake_errors
 from transforms.lineage import Lineage
 from transforms.provenance import Provenance
 
@@ -36,6 +38,7 @@ class Source:
         names: The names of the source for the report.
         lineage: The dead letters that a replay scores, or None for other runs.
         exports: Whether reading writes files to the temp location.
+        table_version: The version that is read of a Delta Lake or Iceberg table.
     """
 
     transform: beam.PTransform
@@ -43,6 +46,7 @@ class Source:
     names: tuple[str, ...]
     lineage: Lineage | None = None
     exports: bool = False
+    table_version: int | None = None
 
 
 def open_source(
@@ -87,6 +91,16 @@ def _open_files(
     source: Files, columns: Columns, fields: OutputFields, provenance: Provenance, batch_rows: int
 ) -> Source:
     """Return files as a source, after checking the first that has rows."""
+    lake = (
+        find_lake(source.patterns[0], source.table_version) if len(source.patterns) == 1 else None
+    )
+    if lake is not None:
+        return _open_lake(lake, columns, fields, batch_rows)
+    if source.table_version is not None:
+        raise UsageError(
+            "--table_version needs one --input_files, the folder of a Delta Lake or Iceberg table, "
+            f"got {', '.join(source.patterns)}"
+        )
     schema = check_files(source, columns, fields)
     transform = ReadFiles(
         patterns=source.patterns,
@@ -97,6 +111,25 @@ def _open_files(
         dialect=source.dialect,
     )
     return Source(transform=transform, schema=schema, names=source.patterns)
+
+
+def _open_lake(
+    lake: LakeVersion, columns: Columns, fields: OutputFields, batch_rows: int
+) -> Source:
+    """Return a table of Delta Lake or Apache Iceberg as a source, after checking its columns."""
+    table = lake.open()
+    with lake_errors(lake.place):
+        schema = table.schema
+        rows = any(file.rows != 0 for file in table.files())
+    if not rows:
+        raise InputError(f"the input is empty: {lake.place} has no rows")
+    check_columns(schema, lake.place, columns, fields)
+    return Source(
+        transform=ReadLake(named=lake, columns=columns, batch_rows=batch_rows),
+        schema=schema,
+        names=(lake.folder.root,),
+        table_version=lake.version,
+    )
 
 
 def check_files(source: Files, columns: Columns, fields: OutputFields) -> pa.Schema | None:
@@ -116,7 +149,7 @@ def check_files(source: Files, columns: Columns, fields: OutputFields) -> pa.Sch
     """
     files = [
         (file.path, source.file_format or format_of(file.path), source.dialect)
-        for file in match_files(source.patterns)
+        for file in match_inputs(source.patterns)
     ]
     found = next((file for file in files if has_rows(*file)), None)
     if found is None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipelines.options.flag import flag
-from pipelines.options.forms import AT_LEAST_1, CHARACTER, DELIMITER, SHARE
+from pipelines.options.forms import AT_LEAST_0, AT_LEAST_1, CHARACTER, DELIMITER, SHARE
 from pipelines.options.shared import (
     OutputSchema,
     cluster_by_flag,
@@ -24,7 +24,8 @@ class SourceOptions:
     """Where the rows come from."""
 
     input_files: tuple[str, ...] | None = flag(
-        "paths, globs or folders of Parquet, CSV or JSON Lines files",
+        "paths, globs or folders of Parquet, CSV or JSON Lines files; or the folder of one Delta "
+        "Lake or Iceberg table",
         label="Input files",
         param_type="GCS_READ_FILE",
         metavar="PATTERN",
@@ -34,6 +35,13 @@ class SourceOptions:
         "auto",
         label="Input format",
         param_type="ENUM",
+    )
+    table_version: int | None = flag(
+        "version of a Delta Lake table, or id of a snapshot of an Iceberg table, to read (default: "
+        "the latest)",
+        label="Table version",
+        param_type="NUMBER",
+        form=AT_LEAST_0,
     )
     csv_delimiter: str | None = flag(
         "character between the fields of CSV files, or tab (default: a comma, or the character "

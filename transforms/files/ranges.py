@@ -18,6 +18,7 @@ from common.memory import check_memory
 from transforms.files.csv_dialect import PLAIN, Dialect
 from transforms.files.csv_header import read_header
 from transforms.files.json_documents import ends_in_cr, is_document
+from transforms.files.lake_folders import refuse_lakes_around, refuse_lakes_within
 from transforms.files.listing import superseded
 from transforms.files.pins import Pin, changed_file, pin
 from transforms.files.store import FAULTS
@@ -113,6 +114,21 @@ def unit_of(file_format: FileFormat) -> str:
     return "rows" if file_format == "parquet" else "bytes"
 
 
+def match_inputs(patterns: Sequence[str]) -> list[FileMetadata]:
+    """Return the files that patterns name, as `match_files` does, unless a table contains them.
+
+    Args:
+        patterns: Paths, globs and folders.
+
+    Raises:
+        InputError: A pattern matches no file, cannot be listed, or matches files of a table of
+            Delta Lake, Apache Iceberg or Apache Hudi.
+    """
+    files = match_files(patterns)
+    refuse_lakes_around(file.path for file in files)
+    return files
+
+
 def match_files(patterns: Sequence[str]) -> list[FileMetadata]:
     """Return the files that patterns name, sorted by path and without duplicates.
 
@@ -165,6 +181,7 @@ def _match(pattern: str) -> list[FileMetadata]:
         inside = FileSystems.match([FileSystems.join(folder, "**")])[0].metadata_list
     except (BeamIOError, ValueError) as error:
         raise InputError(f"input {pattern!r} cannot be listed: {error}") from error
+    refuse_lakes_within(file.path for file in inside)
     return [file for file in inside if not _is_hidden(file.path[len(folder) :])]
 
 

@@ -40,7 +40,7 @@ from transforms.files.ranges import (
     FileFormat,
     FileRange,
     PlannedFile,
-    match_files,
+    match_inputs,
     open_parquet,
     plan_file,
     split_file,
@@ -414,7 +414,7 @@ class ReadFiles(beam.PTransform):
     def expand(self, pipeline: beam.Pipeline) -> Read:
         """Match the patterns, then read the files."""
         patterns = pipeline | "Patterns" >> beam.Create([list(self.patterns)])
-        files = patterns | "Match" >> beam.FlatMap(match_files)
+        files = patterns | "Match" >> beam.FlatMap(match_inputs)
         return read_matched(
             files,
             self.columns,
