@@ -159,7 +159,7 @@ def test_metadata_files_with_the_same_number_are_an_error(iceberg: Path) -> None
 def by_hand(root: Path, features: list[str], configuration: dict[str, str]) -> None:
     """Write a Delta table that needs features of its readers."""
     pq.write_table(rows("x"), root / "part-0.parquet")
-    columns = [
+    columns: list[dict[str, Any]] = [
         {"name": n, "type": "string", "nullable": True, "metadata": {}} for n in ("id", "day")
     ]
     columns += [{"name": n, "type": "double", "nullable": True, "metadata": {}} for n in "abc"]

@@ -21,6 +21,7 @@ from pipelines.options.flag import Parsed
 from pipelines.options.model import BATCH_ROWS
 from pipelines.options.rules import check_batch
 from transforms.files.csv_dialect import Dialect
+from transforms.files.hive import Condition
 
 FileFormat = Literal["parquet", "csv", "jsonl"]
 _CHARACTERS = {"tab": "\t", "\\t": "\t", "space": " "}
@@ -35,12 +36,14 @@ class Files:
         file_format: The format of all files, or None to detect it from the suffix of each.
         dialect: How CSV files are written.
         table_version: The version to read of a Delta Lake or Iceberg table, or None for the latest.
+        conditions: The conditions on folders of the form NAME=VALUE that a file must fulfil.
     """
 
     patterns: tuple[str, ...]
     file_format: FileFormat | None
     dialect: Dialect
     table_version: int | None = None
+    conditions: tuple[Condition, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +184,7 @@ def _source(flags: SourceOptions) -> Source:
         file_format=file_format,
         dialect=_dialect(flags),
         table_version=flags.table_version,
+        conditions=tuple(map(Condition.parse, flags.partition_filter or ())),
     )
 
 

@@ -109,6 +109,7 @@ def _open_files(
         file_format=source.file_format,
         batch_rows=batch_rows,
         dialect=source.dialect,
+        conditions=source.conditions,
     )
     return Source(transform=transform, schema=schema, names=source.patterns)
 
@@ -149,7 +150,7 @@ def check_files(source: Files, columns: Columns, fields: OutputFields) -> pa.Sch
     """
     files = [
         (file.path, source.file_format or format_of(file.path), source.dialect)
-        for file in match_inputs(source.patterns)
+        for file in match_inputs(source.patterns, source.conditions)
     ]
     found = next((file for file in files if has_rows(*file)), None)
     if found is None:

@@ -36,6 +36,12 @@ class SourceOptions:
         label="Input format",
         param_type="ENUM",
     )
+    partition_filter: tuple[str, ...] | None = flag(
+        "read only the input files whose folders NAME=VALUE match these conditions, such as "
+        "day>=2026-11-01",
+        label="Partition filter",
+        metavar="CONDITION",
+    )
     table_version: int | None = flag(
         "version of a Delta Lake table, or id of a snapshot of an Iceberg table, to read (default: "
         "the latest)",

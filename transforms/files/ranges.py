@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import pyarrow as pa
@@ -17,6 +17,7 @@ from common.errors import InputError, OutputError, UsageError, one_line
 from common.memory import check_memory
 from transforms.files.csv_dialect import PLAIN, Dialect
 from transforms.files.csv_header import read_header
+from transforms.files.hive import Condition, Keys, accepted, keys_of, with_keys
 from transforms.files.json_documents import ends_in_cr, is_document
 from transforms.files.lake_folders import refuse_lakes_around, refuse_lakes_within
 from transforms.files.listing import superseded
@@ -60,6 +61,7 @@ class FileRange:
         compression: The compression of a text file, or None.
         dialect: How a CSV file is written.
         document: Whether a JSON file is an array, or pretty-printed, instead of lines.
+        keys: The columns whose values are in the path of the file.
         pin: The state of the file when it was found, or None if it may change.
     """
 
@@ -72,6 +74,7 @@ class FileRange:
     compression: str | None = None
     dialect: Dialect = PLAIN
     document: bool = False
+    keys: Keys = field(default_factory=dict)
     pin: Pin | None = None
 
     @property
@@ -93,6 +96,7 @@ class PlannedFile:
         compression: The compression of a text file, or None.
         dialect: How a CSV file is written.
         document: Whether a JSON file is an array, or pretty-printed, instead of lines.
+        keys: The columns whose values are in the path of the file.
     """
 
     pin: Pin
@@ -102,6 +106,7 @@ class PlannedFile:
     compression: str | None = None
     dialect: Dialect = PLAIN
     document: bool = False
+    keys: Keys = field(default_factory=dict)
 
     @property
     def unit(self) -> str:
@@ -114,19 +119,29 @@ def unit_of(file_format: FileFormat) -> str:
     return "rows" if file_format == "parquet" else "bytes"
 
 
-def match_inputs(patterns: Sequence[str]) -> list[FileMetadata]:
+def match_inputs(
+    patterns: Sequence[str], conditions: Sequence[Condition] = ()
+) -> list[FileMetadata]:
     """Return the files that patterns name, as `match_files` does, unless a table contains them.
 
     Args:
         patterns: Paths, globs and folders.
+        conditions: The conditions on the keys in the path of a file that must be fulfilled.
 
     Raises:
         InputError: A pattern matches no file, cannot be listed, or matches files of a table of
-            Delta Lake, Apache Iceberg or Apache Hudi.
+            Delta Lake, Apache Iceberg or Apache Hudi; or no file fulfils the conditions.
+        UsageError: A condition names a key that the path of a file lacks.
     """
     files = match_files(patterns)
     refuse_lakes_around(file.path for file in files)
-    return files
+    chosen = [file for file in files if accepted(file.path, conditions)]
+    if not chosen:
+        raise InputError(
+            f"none of the {len(files):,} input files fulfils --partition_filter (the first is "
+            f"{files[0].path})"
+        )
+    return chosen
 
 
 def match_files(patterns: Sequence[str]) -> list[FileMetadata]:
@@ -229,7 +244,7 @@ def open_parquet(path: str) -> pq.ParquetFile:
 
 
 def file_schema(path: str, file_format: FileFormat, dialect: Dialect = PLAIN) -> pa.Schema | None:
-    """Return the columns of a file; None for JSON Lines, where each row names its own columns.
+    """Return the columns of a file and its path; None for JSON, where each row names its own.
 
     Args:
         path: The path of the file.
@@ -241,9 +256,10 @@ def file_schema(path: str, file_format: FileFormat, dialect: Dialect = PLAIN) ->
     """
     if file_format == "parquet":
         with open_parquet(path) as parquet:
-            return parquet.schema_arrow
+            return with_keys(parquet.schema_arrow, keys_of(path))
     if file_format == "csv":
-        return pa.schema([(name, pa.string()) for name in read_header(path, dialect).names])
+        names = read_header(path, dialect).names
+        return with_keys(pa.schema([(name, pa.string()) for name in names]), keys_of(path))
     return None
 
 
@@ -268,7 +284,11 @@ def has_rows(path: str, file_format: FileFormat, dialect: Dialect = PLAIN) -> bo
 
 
 def plan_file(
-    file: FileMetadata, file_format: FileFormat | None, dialect: Dialect = PLAIN
+    file: FileMetadata,
+    file_format: FileFormat | None,
+    dialect: Dialect = PLAIN,
+    *,
+    hive: bool = True,
 ) -> PlannedFile:
     """Pin a matched file, and find out what it holds.
 
@@ -276,6 +296,7 @@ def plan_file(
         file: The matched file.
         file_format: The format of the file, or None to detect it from the suffix.
         dialect: How a CSV file is written.
+        hive: Whether folders of the form NAME=VALUE are columns.
 
     Raises:
         InputError: The file has changed since it was matched, or cannot be read.
@@ -285,12 +306,13 @@ def plan_file(
     pinned = pin(file.path)
     if pinned.size != file.size_in_bytes:
         raise changed_file(file.path, file.size_in_bytes, pinned.size)
+    keys = keys_of(file.path) if hive else {}
     if kind != "parquet":
-        return _plan_text(pinned, kind, dialect)
+        return replace(_plan_text(pinned, kind, dialect), keys=keys)
     with open_parquet(file.path) as parquet:
         footer = parquet.metadata
         groups = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
-        return PlannedFile(pinned, kind, footer.num_rows, groups)
+        return PlannedFile(pinned, kind, footer.num_rows, groups, keys=keys)
 
 
 def _plan_text(pinned: Pin, kind: FileFormat, dialect: Dialect) -> PlannedFile:
@@ -328,6 +350,7 @@ def split_file(file: PlannedFile) -> Iterator[FileRange]:
             compression=file.compression,
             dialect=file.dialect,
             document=file.document,
+            keys=file.keys,
             pin=file.pin,
         )
 
@@ -345,6 +368,7 @@ def _split_parquet(file: PlannedFile) -> Iterator[FileRange]:
                 stop=i + 1,
                 first_row=first_row,
                 rows=rows,
+                keys=file.keys,
                 pin=file.pin,
             )
             start, first_row, rows = i + 1, first_row + rows, 0
