@@ -21,7 +21,7 @@ from transforms.files.hive import Condition, add_keys, add_to_lines, keys_of
 SUFFIXES = ("parquet", "csv", "jsonl", "json")
 
 
-def put(path: Path, columns: dict[str, list[Any]]) -> None:
+def put(path: Path, columns: dict[str, Any]) -> None:
     """Write a file in the format of its suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.table(columns)

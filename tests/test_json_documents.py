@@ -118,7 +118,7 @@ def test_rows_of_a_document_are_read_like_lines(
     ("text", "words"),
     [
         (b'[{"a":1},', "one JSON array, and not valid: Input data was truncated"),
-        (b'[{"a":1},{"a":tru}]', r"one JSON array, and not valid: .*byte"),
+        (b'[{"a":1},{"a":yes}]', r"one JSON array, and not valid: .*byte"),
         (b'[{"a":1},\n{"a":2}]\n[3]', r"one JSON array, and not valid: .*trailing"),
         (b'{"a":1}\r{"a":2}\r', "lines end in CR alone"),
     ],

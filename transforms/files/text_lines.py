@@ -122,7 +122,8 @@ class _Gzip(io.RawIOBase):
         self._handle = handle
         # Arrow closes the handle when it is deleted, so it is kept.
         self._arrow = pa.CompressedInputStream(pa.PythonFile(handle, "r"), "gzip")
-        self._python: gzip.GzipFile | None = None
+        self._python: Any = None
+        self._fault = OSError()
         self._size = 0
 
     def readable(self) -> bool:
@@ -132,21 +133,29 @@ class _Gzip(io.RawIOBase):
         if self._python is None:
             try:
                 size = int(self._arrow.readinto(buffer))
-            except OSError:
-                self._handle.seek(0)
-                self._python = gzip.GzipFile(fileobj=self._handle)
-                return self._read_slowly(self._python, buffer, self._size)
-            self._size += size
-            return size
-        return self._read_slowly(self._python, buffer)
+            except OSError as error:
+                self._start_again(error)
+            else:
+                self._size += size
+                return size
+        return self._read_slowly(buffer)
 
-    def _read_slowly(self, text: gzip.GzipFile, buffer: Any, start: int | None = None) -> int:
+    def _start_again(self, fault: OSError) -> None:
+        """Read on with Python, from where Arrow stopped."""
+        self._fault = fault
+        self._handle.seek(0)
+        self._python = gzip.GzipFile(fileobj=self._handle)
+        while self._size:
+            if (size := self._read_slowly(bytearray(min(self._size, 1 << 20)))) == 0:
+                raise fault
+            self._size -= size
+
+    def _read_slowly(self, buffer: Any) -> int:
         try:
-            if start is not None:
-                text.seek(start)
-            return text.readinto(buffer)
-        except (EOFError, zlib.error) as error:
-            raise OSError(f"damaged gzip: {error}") from error
+            return int(self._python.readinto(buffer))
+        except (EOFError, OSError, zlib.error) as error:
+            # Python's own messages contain bytes of the file.
+            raise self._fault from error
 
 
 @contextmanager
