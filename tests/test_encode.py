@@ -16,6 +16,7 @@ from apache_beam.testing.util import assert_that, equal_to
 
 from common.errors import UsageError
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec
+from pipelines.batch.config import Files
 from pipelines.batch.sources import check_files, find_files, passed_on
 from transforms.encode import (
     EncodeRows,
@@ -26,6 +27,7 @@ from transforms.encode import (
     output_schema,
     reference_fields,
 )
+from transforms.files.csv_dialect import PLAIN
 from transforms.files.ranges import match_files, plan_file, split_file
 from transforms.files.read import Columns, read_range
 from transforms.files.stage import conform_to_files
@@ -232,8 +234,8 @@ def schema_before_run(
     path: Path, manifest: Manifest, fields: OutputFields, provenance: Provenance
 ) -> pa.Schema:
     """Return the schema of a file's output rows, as it is known before the run."""
-    files = find_files((str(path),), None)
-    check_files(files, Columns(manifest, None, fields.source), fields)
+    files = find_files(Files(patterns=(str(path),), file_format=None, dialect=PLAIN))
+    check_files(files, PLAIN, Columns(manifest, None, fields.source), fields)
     source, _ = passed_on(files, manifest, fields)
     return output_schema(fields, manifest, provenance, source)
 

@@ -1,16 +1,19 @@
 """Files are found by patterns, and split into ranges that cover each row once."""
 
+import gzip
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import InputError, UsageError
 from transforms.files import ranges as file_ranges
+from transforms.files.csv_dialect import PLAIN, Dialect
 from transforms.files.ranges import format_of, match_files, open_parquet, plan_file, split_file
 
 
@@ -100,10 +103,33 @@ def test_text_is_split_into_ranges_that_cover_it(
 
 def test_compressed_text_is_one_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file_ranges, "RANGE_BYTES", 3)
-    for name in ("a.csv.gz", "b.jsonl.ZST"):
-        (tmp_path / name).write_bytes(b"not looked at")
+    packed = {
+        "a.csv.gz": gzip.compress(b"a\n1\n"),
+        "b.jsonl.ZST": zstandard.compress(b"{}\n"),
+        "c.csv": gzip.compress(b"a\n1\n"),
+    }
+    for name, content in packed.items():
+        (tmp_path / name).write_bytes(content)
     ranges = [list(split_file(plan_file(file, None))) for file in match_files([str(tmp_path)])]
-    assert [(len(r), r[0].start, r[0].stop) for r in ranges] == [(1, 0, 13)] * 2
+    assert [[(r.start, r.stop) for r in parts] for parts in ranges] == [
+        [(0, len(content))] for content in packed.values()
+    ]
+    assert [parts[0].compression for parts in ranges] == ["gzip", "zstd", "gzip"]
+
+
+def test_files_that_can_only_be_read_from_their_start_are_one_range(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_ranges, "RANGE_BYTES", 3)
+    (tmp_path / "a.csv").write_text("a\n1\n2\n3\n")
+    (tmp_path / "b.json").write_text('[{"a": 1}]')
+    a, b = match_files([str(tmp_path)])
+    counts = [
+        len(list(split_file(plan_file(a, None, dialect))))
+        for dialect in (PLAIN, Dialect(multiline=True), Dialect(encoding="utf-16-le"))
+    ]
+    assert counts == [3, 1, 1]
+    assert len(list(split_file(plan_file(b, None)))) == 1
 
 
 @given(st.lists(st.integers(0, 9), max_size=6), st.integers(1, 12))

@@ -254,7 +254,7 @@ def duplicate_keys(body: bytes) -> set[str]:
 def test_exactly_the_texts_with_a_duplicate_key_are_rejected_for_it(bodies: list[bytes]) -> None:
     for body, value in zip(bodies, read_json_values(bodies), strict=True):
         try:
-            wanted = orjson.loads(body)
+            wanted = orjson.loads(body.replace(b"NaN", b"null"))
         except orjson.JSONDecodeError:
             assert isinstance(value, Fault)
             assert value.reason == "invalid_json"
@@ -265,6 +265,8 @@ def test_exactly_the_texts_with_a_duplicate_key_are_rejected_for_it(bodies: list
             assert value.reason == "duplicate_key"
             inner = "a nested object contains a key twice"
             assert any(words in value.message for words in (inner, *map(repr, duplicates)))
+        elif b"NaN" in body:
+            assert repr(value).replace("nan", "None") == repr(wanted)
         else:
             assert value == wanted
 

@@ -136,6 +136,15 @@ def test_each_type_is_found_once_with_its_first_file_and_files_without_rows_do_n
     }
 
 
+def test_keys_of_folders_are_text_columns_of_their_files(tmp_path: Path) -> None:
+    paths = [str(tmp_path / f"{folder}/rows.parquet") for folder in ("c=1", "c=2", "plain")]
+    for path, name in zip(paths, ("a", "c", "a"), strict=True):
+        Path(path).parent.mkdir()
+        pq.write_table(pa.table({name: [2]}), path)
+    expected = [Origin(pa.string(), paths[0]), Origin(pa.int64(), paths[1])]
+    assert parquet_origins(paths, ["c"]) == {"c": expected}
+
+
 def test_an_integer_that_a_float_would_round_is_refused_and_names_both_files() -> None:
     rows = pa.record_batch({"n": pa.array([2**53 + 1])})
     origins = {"n": "int64 in a.parquet and double in b.parquet"}

@@ -26,6 +26,7 @@ from pipelines.replay.config import LettersInTable as LetterTable
 from pipelines.stream.config import OwnSubscription, Subscription, stream_config
 from pipelines.stream_local import COMMAND as STREAM
 from pipelines.stream_vertex import COMMAND as STREAM_VERTEX
+from transforms.files.csv_dialect import PLAIN, Dialect
 
 IN, OUT, SUB = "projects/p/topics/in", "projects/p/topics/out", "projects/p/subscriptions/s"
 NEEDED: dict[str, dict[str, str]] = {
@@ -249,8 +250,8 @@ def test_flags_that_do_not_go_together_are_rejected(
 @pytest.mark.parametrize(
     ("changed", "source"),
     [
-        ({}, Files(patterns=("f",), file_format=None)),
-        ({"input_format": "csv"}, Files(patterns=("f",), file_format="csv")),
+        ({}, Files(patterns=("f",), file_format=None, dialect=PLAIN)),
+        ({"input_format": "csv"}, Files(patterns=("f",), file_format="csv", dialect=PLAIN)),
         (
             {"input_files": None, "input_table": "p.d.t", "row_restriction": "a > 1"},
             Table(name="p.d.t", row_restriction="a > 1", method="direct"),
@@ -265,6 +266,48 @@ def test_a_batch_run_has_the_source_that_its_flags_name(
     changed: dict[str, str | None], source: Any
 ) -> None:
     assert batch_config("batch_local", flags(BATCH, **changed)).source == source
+
+
+@pytest.mark.parametrize(
+    ("changed", "dialect"),
+    [
+        ({"csv_delimiter": "tab"}, Dialect(delimiter="\t")),
+        ({"csv_delimiter": ";", "csv_quote": "none"}, Dialect(delimiter=";", quote=None)),
+        ({"csv_quote": "'", "csv_escape": "\\"}, Dialect(quote="'", escape="\\")),
+        (
+            {"csv_encoding": "UTF16", "csv_multiline": "true"},
+            Dialect(encoding="utf-16", multiline=True),
+        ),
+        ({"csv_encoding": "utf-8-sig"}, PLAIN),
+    ],
+)
+def test_a_csv_file_is_written_as_the_flags_say(changed: dict[str, str], dialect: Dialect) -> None:
+    source = batch_config("batch_local", flags(BATCH, **changed)).source
+    assert isinstance(source, Files)
+    assert source.dialect == dialect
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"csv_delimiter": '"'}, "--csv_delimiter, --csv_quote and --csv_escape must be different"),
+        ({"csv_quote": ","}, "--csv_delimiter, --csv_quote and --csv_escape must be different"),
+        ({"csv_quote": "none", "csv_multiline": "true"}, "--csv_multiline has no effect with"),
+        ({"csv_encoding": "utf-9"}, "--csv_encoding: unknown encoding 'utf-9'"),
+        ({"csv_encoding": "base64"}, "--csv_encoding: unknown encoding 'base64'"),
+        ({"csv_delimiter": ";;"}, "--csv_delimiter must be one ASCII character, tab or space"),
+        (
+            {"input_files": None, "input_table": "p.d.t", "csv_escape": "\\"},
+            "--csv_escape has no effect without --input_files",
+        ),
+    ],
+)
+def test_flags_of_csv_files_that_cannot_be_are_rejected(
+    changed: dict[str, str | None], message: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        batch_config("batch_local", flags(BATCH, **changed))
+    assert str(caught.value).startswith(message)
 
 
 @pytest.mark.parametrize(

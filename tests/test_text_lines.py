@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from common.errors import InputError
 from transforms.accounts import joined
 from transforms.files import text_lines
-from transforms.files.text_lines import compression_of, line_blocks, open_text, without_compression
+from transforms.files.text_lines import (
+    compression_of,
+    line_blocks,
+    look_into,
+    open_text,
+    without_compression,
+)
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "gz": gzip.compress,
@@ -62,6 +68,42 @@ def test_compressed_text_is_read_to_its_end(tmp_path: Path, suffix: str) -> None
     blocks = list(line_blocks(str(path), 0, 1))
     assert b"".join(block.lines for block in blocks) == b"one\ntwo\nthree\n"
     assert joined(block.span for block in blocks) == [(0, path.stat().st_size)]
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_compressed_text_without_its_suffix_is_recognized(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(COMPRESS[suffix](b"one\ntwo\n"))
+    with open_text(str(path)) as handle:
+        assert handle.read() == b"one\ntwo\n"
+    compression, start = look_into(str(path))
+    assert start == b"one\ntwo\n"
+    blocks = list(line_blocks(str(path), 0, 1, compression))
+    assert b"".join(block.lines for block in blocks) == b"one\ntwo\n"
+
+
+@given(
+    st.lists(st.binary(max_size=2000), min_size=1, max_size=3),
+    st.integers(0, 20_000),
+    st.integers(1, 3000),
+)
+def test_zero_bytes_after_a_gzip_file_are_not_text(
+    tmp_path_factory: pytest.TempPathFactory, members: list[bytes], zeros: int, block_bytes: int
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "padded.csv.gz"
+    path.write_bytes(b"".join(map(gzip.compress, members)) + bytes(zeros))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_lines, "BLOCK_BYTES", block_bytes)
+        blocks = list(line_blocks(str(path), 0, 1))
+    assert b"".join(block.lines for block in blocks) == b"".join(members)
+    assert joined(block.span for block in blocks) == [(0, path.stat().st_size)]
+
+
+def test_other_bytes_after_a_gzip_file_are_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv.gz"
+    path.write_bytes(gzip.compress(b"one\n") + bytes(9) + b"two\n")
+    with pytest.raises(InputError, match=r"a\.csv\.gz cannot be read"):
+        list(line_blocks(str(path), 0, 1))
 
 
 @pytest.mark.parametrize(

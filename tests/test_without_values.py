@@ -24,7 +24,7 @@ from model_handlers.without_values import without_cells, without_numbers
 from serving.instances import BadInstances, InstanceReader
 from transforms.bigquery.append import _unfit
 from transforms.dead_letters import Fault, failed_rows, failure_batch
-from transforms.files.csv_lines import read_lines
+from transforms.files.csv_lines import UnclosedQuote, read_lines
 from transforms.json_rows.decode import Decoded, decode_json
 from transforms.json_rows.row_format import RowFormat
 from transforms.messages.decode import MessageFormat, decode_messages
@@ -149,14 +149,15 @@ def test_lines_and_columns_do_not_leak_values(
     check(judged(source_batch(pa.array(["r", "s"]), batch), manifest, provenance), cells)
     text = ",".join(map(str, cells)).encode()
     types = {"a": pa.float64(), "n": pa.float64()}
-    block = b"\n".join([text, text + b",1", b'"' + text, text + b"\xff", text]) + b"\n"
-    for part in read_lines(block, 0, COLUMNS, types):
-        if part.failed:
-            check(record([fault for _, _, fault in part.failed], provenance), cells)
-        if part.columns.num_rows:
-            rows = part.columns.combine_chunks().to_batches()[0]
-            ids = pa.array([str(i) for i in range(rows.num_rows)])
-            check(judged(source_batch(ids, rows), manifest, provenance), cells)
+    block = b"\n".join([text, text + b",1", text + b'"', text + b"\xff", text]) + b"\n"
+    part = read_lines(block, 0, COLUMNS, types)
+    check(record([fault for _, _, fault in part.failed], provenance), cells)
+    rows = part.columns.combine_chunks().to_batches()[0]
+    ids = pa.array([str(i) for i in range(rows.num_rows)])
+    check(judged(source_batch(ids, rows), manifest, provenance), cells)
+    with pytest.raises(UnclosedQuote) as unclosed:
+        read_lines(b'"' + block, 0, COLUMNS, types)
+    assert not contains(str(unclosed.value), cells)
     assert not contains(caplog.text, cells)
 
 

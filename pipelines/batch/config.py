@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 from dataclasses import dataclass
 from typing import Literal
 
+from common.errors import UsageError
 from pipelines.config import ModelConfig, ScoringConfig, predictor_of
 from pipelines.options import (
     CloudOptions,
@@ -18,8 +20,11 @@ from pipelines.options.batch import ReadMethod, WriteDisposition
 from pipelines.options.flag import Parsed
 from pipelines.options.model import BATCH_ROWS
 from pipelines.options.rules import check_batch
+from transforms.files.csv_dialect import Dialect
+from transforms.files.hive import Condition
 
 FileFormat = Literal["parquet", "csv", "jsonl"]
+_CHARACTERS = {"tab": "\t", "\\t": "\t", "space": " "}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +34,16 @@ class Files:
     Attributes:
         patterns: Paths, globs or folders.
         file_format: The format of all files, or None to detect it from the suffix of each.
+        dialect: How CSV files are written.
+        table_version: The version to read of a Delta Lake or Iceberg table, or None for the latest.
+        conditions: The conditions on folders of the form NAME=VALUE that a file must fulfil.
     """
 
     patterns: tuple[str, ...]
     file_format: FileFormat | None
+    dialect: Dialect
+    table_version: int | None = None
+    conditions: tuple[Condition, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +179,45 @@ def _source(flags: SourceOptions) -> Source:
             sql=flags.input_query, max_bytes=flags.max_bytes_billed, method=flags.read_method
         )
     file_format = None if flags.input_format == "auto" else flags.input_format
-    return Files(patterns=flags.input_files or (), file_format=file_format)
+    return Files(
+        patterns=flags.input_files or (),
+        file_format=file_format,
+        dialect=_dialect(flags),
+        table_version=flags.table_version,
+        conditions=tuple(map(Condition.parse, flags.partition_filter or ())),
+    )
+
+
+def _dialect(flags: SourceOptions) -> Dialect:
+    """Return how CSV files are written; raise UsageError if flags contradict each other."""
+    delimiter = _CHARACTERS.get(flags.csv_delimiter or "", flags.csv_delimiter)
+    quote = None if flags.csv_quote == "none" else flags.csv_quote
+    escape = None if flags.csv_escape == "none" else flags.csv_escape
+    used = [c for c in (delimiter or ",", quote, escape) if c is not None]
+    if len({*used}) < len(used):
+        raise UsageError(
+            "--csv_delimiter, --csv_quote and --csv_escape must be different characters, got "
+            f"{' '.join(used)}"
+        )
+    if flags.csv_multiline and quote is None:
+        raise UsageError(
+            "--csv_multiline has no effect with --csv_quote none: leave one of them out"
+        )
+    try:
+        encoding = codecs.lookup(flags.csv_encoding).name
+        "".encode(encoding)
+    except LookupError as error:
+        raise UsageError(
+            f"--csv_encoding: unknown encoding {flags.csv_encoding!r}: expected a name such as "
+            "utf-8, cp1252, latin-1 or utf-16"
+        ) from error
+    return Dialect(
+        delimiter=delimiter,
+        quote=quote,
+        escape=escape,
+        encoding=encoding.removesuffix("-sig"),
+        multiline=flags.csv_multiline,
+    )
 
 
 def sinks_of(flags: SinkOptions) -> tuple[Sink, ...]:

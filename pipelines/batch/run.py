@@ -196,6 +196,7 @@ def _facts(
         },
         "score_output": scoring.fields.score,
         "input": [without_secrets(name) for name in source.names],
+        **({} if source.table_version is None else {"table_version": source.table_version}),
         "output": [d.place for d in destinations if d.part == SCORES],
         "dead_letter_output": [d.place for d in destinations if d.part == DEAD_LETTERS],
         "report": report_folder(destinations).report,

@@ -21,10 +21,13 @@ from transforms.bigquery.schema import TableName
 from transforms.bigquery.source import BigQuerySource, at_one_moment, describe_source
 from transforms.cells import is_text
 from transforms.encode import OutputFields, check_fields, read_type
+from transforms.files.csv_dialect import Dialect
 from transforms.files.one_schema import Origin, one_type, parquet_origins
-from transforms.files.ranges import FileFormat, file_schema, format_of, has_rows, match_files
+from transforms.files.ranges import FileFormat, file_schema, format_of, has_rows, match_inputs
 from transforms.files.read import Columns, ReadFiles
 from transforms.files.run_folder import RunFolder
+from transforms.lakes.read import ReadLake
+from transforms.lakes.table import LakeVersion, find_lake, lake_errors
 from transforms.lineage import Lineage
 from transforms.provenance import Provenance
 
@@ -41,6 +44,7 @@ class Source:
         exports: Whether reading writes files to the temp location.
         origins: For columns whose files differ in type, these types and files. None if the source
             is not files, so that a column has only one type.
+        table_version: The version that is read of a Delta Lake or Iceberg table.
     """
 
     transform: beam.PTransform
@@ -49,6 +53,7 @@ class Source:
     lineage: Lineage | None = None
     exports: bool = False
     origins: Mapping[str, str] | None = None
+    table_version: int | None = None
 
 
 def open_source(
@@ -93,8 +98,18 @@ def _open_files(
     source: Files, columns: Columns, fields: OutputFields, provenance: Provenance, batch_rows: int
 ) -> Source:
     """Return files as a source, after checking the first that has rows."""
-    files = find_files(source.patterns, source.file_format)
-    check_files(files, columns, fields)
+    lake = (
+        find_lake(source.patterns[0], source.table_version) if len(source.patterns) == 1 else None
+    )
+    if lake is not None:
+        return _open_lake(lake, columns, fields, batch_rows)
+    if source.table_version is not None:
+        raise UsageError(
+            "--table_version needs one --input_files, the folder of a Delta Lake or Iceberg table, "
+            f"got {', '.join(source.patterns)}"
+        )
+    files = find_files(source)
+    check_files(files, source.dialect, columns, fields)
     schema, origins = passed_on(files, columns.manifest, fields)
     transform = ReadFiles(
         patterns=source.patterns,
@@ -102,23 +117,40 @@ def _open_files(
         provenance=provenance,
         file_format=source.file_format,
         batch_rows=batch_rows,
+        dialect=source.dialect,
+        conditions=source.conditions,
     )
     return Source(transform=transform, schema=schema, names=source.patterns, origins=origins)
 
 
-def find_files(
-    patterns: tuple[str, ...], file_format: FileFormat | None
-) -> list[tuple[str, FileFormat]]:
+def _open_lake(
+    lake: LakeVersion, columns: Columns, fields: OutputFields, batch_rows: int
+) -> Source:
+    """Return a table of Delta Lake or Apache Iceberg as a source, after checking its columns."""
+    table = lake.open()
+    with lake_errors(lake.place):
+        schema = table.schema
+        rows = any(file.rows != 0 for file in table.files())
+    if not rows:
+        raise InputError(f"the input is empty: {lake.place} has no rows")
+    check_columns(schema, lake.place, columns, fields)
+    return Source(
+        transform=ReadLake(named=lake, columns=columns, batch_rows=batch_rows),
+        schema=schema,
+        names=(lake.folder.root,),
+        table_version=lake.version,
+    )
+
+
+def find_files(source: Files) -> list[tuple[str, FileFormat]]:
     """Return the paths of the input files with their formats, sorted by path.
 
-    Args:
-        patterns: Paths, globs or folders.
-        file_format: The format of all files, or None to detect it from the suffix of each.
-
     Raises:
-        InputError: If a pattern matches no file.
+        InputError: If a pattern matches no file, or no file fulfils the conditions.
+        UsageError: If the format of a file is not known, or a condition names no folder.
     """
-    return [(file.path, file_format or format_of(file.path)) for file in match_files(patterns)]
+    files = match_inputs(source.patterns, source.conditions)
+    return [(file.path, source.file_format or format_of(file.path)) for file in files]
 
 
 def passed_on(
@@ -157,12 +189,16 @@ def passed_on(
 
 
 def check_files(
-    files: Sequence[tuple[str, FileFormat]], columns: Columns, fields: OutputFields
+    files: Sequence[tuple[str, FileFormat]],
+    dialect: Dialect,
+    columns: Columns,
+    fields: OutputFields,
 ) -> None:
     """Check the first file that has rows. Each worker checks the columns of its own files.
 
     Args:
         files: The paths and formats of the files, at least one.
+        dialect: How CSV files are written.
         columns: The columns that are read.
         fields: The fields that are written of each row.
 
@@ -170,7 +206,7 @@ def check_files(
         InputError: If no file has rows, or if columns are missing.
         UsageError: If --id_column or a field is missing.
     """
-    found = next((file for file in files if has_rows(*file)), None)
+    found = next((file for file in files if has_rows(*file, dialect)), None)
     if found is None:
         first = files[0][0]
         if len(files) == 1:
@@ -178,7 +214,7 @@ def check_files(
         raise InputError(
             f"the input is empty: none of the {len(files):,} files has rows (the first is {first})"
         )
-    schema = file_schema(*found)
+    schema = file_schema(*found, dialect)
     if schema is not None:
         check_columns(schema, found[0], columns, fields)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipelines.options.flag import flag
-from pipelines.options.forms import AT_LEAST_1, SHARE
+from pipelines.options.forms import AT_LEAST_0, AT_LEAST_1, CHARACTER, DELIMITER, SHARE
 from pipelines.options.shared import (
     OutputSchema,
     cluster_by_flag,
@@ -24,7 +24,8 @@ class SourceOptions:
     """Where the rows come from."""
 
     input_files: tuple[str, ...] | None = flag(
-        "paths, globs or folders of Parquet, CSV or JSON Lines files",
+        "paths, globs or folders of Parquet, CSV or JSON Lines files; or the folder of one Delta "
+        "Lake or Iceberg table",
         label="Input files",
         param_type="GCS_READ_FILE",
         metavar="PATTERN",
@@ -34,6 +35,51 @@ class SourceOptions:
         "auto",
         label="Input format",
         param_type="ENUM",
+    )
+    partition_filter: tuple[str, ...] | None = flag(
+        "read only the input files whose folders NAME=VALUE match these conditions, such as "
+        "day>=2026-11-01",
+        label="Partition filter",
+        metavar="CONDITION",
+    )
+    table_version: int | None = flag(
+        "version of a Delta Lake table, or id of a snapshot of an Iceberg table, to read (default: "
+        "the latest)",
+        label="Table version",
+        param_type="NUMBER",
+        form=AT_LEAST_0,
+    )
+    csv_delimiter: str | None = flag(
+        "character between the fields of CSV files, or tab (default: a comma, or the character "
+        "that a line such as sep=; at the start of the file names)",
+        label="CSV delimiter",
+        form=DELIMITER,
+        metavar="CHARACTER",
+    )
+    csv_quote: str = flag(
+        "character around quoted values of CSV files, or none",
+        '"',
+        label="CSV quote",
+        form=CHARACTER,
+        metavar="CHARACTER",
+    )
+    csv_escape: str | None = flag(
+        "character in CSV files that makes the next one a part of the value, such as a backslash",
+        label="CSV escape character",
+        form=CHARACTER,
+        metavar="CHARACTER",
+    )
+    csv_encoding: str = flag(
+        "encoding of CSV files, such as cp1252 or utf-16",
+        "utf-8",
+        label="CSV encoding",
+        metavar="NAME",
+    )
+    csv_multiline: bool = flag(
+        "read CSV files in which quoted values contain line breaks; each file is then read from "
+        "its start to its end by one worker",
+        False,
+        label="CSV with line breaks",
     )
     input_table: str | None = flag(
         "BigQuery table to read, as project.dataset.table",

@@ -34,3 +34,5 @@ GCS_PATH = Form(r"gs://[^/]+/.+", "be gs://BUCKET/PATH")
 ACCELERATOR = Form(
     r"nvidia-[a-z0-9-]+(:[1-9]\d?)?", "be a GPU type such as nvidia-l4, or TYPE:COUNT"
 )
+CHARACTER = Form(r"[!-~]|none", "be one ASCII character, or none")
+DELIMITER = Form(r"[!-~]|tab|space|\\t", "be one ASCII character, tab or space")

@@ -17,6 +17,7 @@ from pipelines.options.model import EndpointOptions, ModelOptions
 from pipelines.options.replay import ReplayOptions
 from pipelines.options.stream import StreamFailureOptions, StreamSinkOptions, StreamSourceOptions
 
+CSV_FLAGS = ("csv_delimiter", "csv_quote", "csv_escape", "csv_encoding", "csv_multiline")
 # Flags that have an effect only together with one of the others.
 _NEEDS = {
     "endpoint_project": ("endpoint",),
@@ -31,6 +32,7 @@ _NEEDS = {
     "file_seconds": ("output_files", "dead_letter_files"),
     "output_format": ("output_files",),
     "input_format": ("input_files",),
+    **dict.fromkeys((*CSV_FLAGS, "partition_filter", "table_version"), ("input_files",)),
     "row_restriction": ("input_table",),
     "read_method": ("input_query", "input_table"),
     "max_bytes_billed": ("input_query",),

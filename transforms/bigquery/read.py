@@ -220,7 +220,9 @@ class ReadBigQuery(beam.PTransform):
         )
         # Reading Parquet creates no dead letters, so this provenance is never written.
         unused = Provenance.of(self.columns.manifest)
-        read = read_matched(extracted.files, self.columns, unused, "parquet", self.batch_rows)
+        read = read_matched(
+            extracted.files, self.columns, unused, "parquet", batch_rows=self.batch_rows, hive=False
+        )
         counts = (read.counts, extracted.counts) | "AllCounts" >> beam.Flatten()
         return read._replace(counts=counts)
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 from common.errors import InputError
 from common.record_batch import in_microseconds, map_type
 from transforms.cells import is_text
+from transforms.files.hive import keys_of, with_keys
 from transforms.files.ranges import open_parquet
 
 _READERS = 16
@@ -53,9 +54,10 @@ def parquet_origins(paths: Sequence[str], names: Sequence[str]) -> dict[str, lis
 
 
 def _schema_of_rows(path: str) -> pa.Schema:
-    """Return the columns of a file, or no columns if it has no rows."""
+    """Return the columns of a file and its path, or no columns if it has no rows."""
     with open_parquet(path) as parquet:
-        return parquet.schema_arrow if parquet.metadata.num_rows else pa.schema([])
+        rows = parquet.metadata.num_rows
+        return with_keys(parquet.schema_arrow, keys_of(path)) if rows else pa.schema([])
 
 
 def one_type(name: str, origins: Iterable[Origin]) -> pa.DataType:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import pyarrow as pa
@@ -15,11 +15,19 @@ from apache_beam.io.filesystems import FileSystems
 
 from common.errors import InputError, OutputError, UsageError, one_line
 from common.memory import check_memory
-from transforms.files.csv_lines import read_header
+from transforms.files.csv_dialect import PLAIN, Dialect
+from transforms.files.csv_header import read_header
+from transforms.files.hive import Condition, Keys, accepted, keys_of, with_keys
+from transforms.files.json_documents import ends_in_cr, is_document
+from transforms.files.lake_folders import refuse_lakes_around, refuse_lakes_within
 from transforms.files.listing import superseded
 from transforms.files.pins import Pin, changed_file, pin
 from transforms.files.store import FAULTS
-from transforms.files.text_lines import compression_of, open_text, without_compression
+from transforms.files.text_lines import (
+    look_into,
+    open_text,
+    without_compression,
+)
 
 FileFormat = Literal["parquet", "csv", "jsonl"]
 
@@ -50,6 +58,10 @@ class FileRange:
         stop: The row group or byte after the last one of the range.
         first_row: The number of the first row in a Parquet file.
         rows: The number of rows of a Parquet range.
+        compression: The compression of a text file, or None.
+        dialect: How a CSV file is written.
+        document: Whether a JSON file is an array, or pretty-printed, instead of lines.
+        keys: The columns whose values are in the path of the file.
         pin: The state of the file when it was found, or None if it may change.
     """
 
@@ -59,6 +71,10 @@ class FileRange:
     stop: int
     first_row: int = 0
     rows: int = 0
+    compression: str | None = None
+    dialect: Dialect = PLAIN
+    document: bool = False
+    keys: Keys = field(default_factory=dict)
     pin: Pin | None = None
 
     @property
@@ -77,12 +93,20 @@ class PlannedFile:
         size: The size of the file in units of `unit`: bytes (compressed if the file is), or the
             number of rows in the footer of a Parquet file.
         row_groups: The number of rows in each row group of a Parquet file.
+        compression: The compression of a text file, or None.
+        dialect: How a CSV file is written.
+        document: Whether a JSON file is an array, or pretty-printed, instead of lines.
+        keys: The columns whose values are in the path of the file.
     """
 
     pin: Pin
     format: FileFormat
     size: int
     row_groups: tuple[int, ...] = ()
+    compression: str | None = None
+    dialect: Dialect = PLAIN
+    document: bool = False
+    keys: Keys = field(default_factory=dict)
 
     @property
     def unit(self) -> str:
@@ -93,6 +117,31 @@ class PlannedFile:
 def unit_of(file_format: FileFormat) -> str:
     """Return the unit in which reading a file of a format is measured: `rows` or `bytes`."""
     return "rows" if file_format == "parquet" else "bytes"
+
+
+def match_inputs(
+    patterns: Sequence[str], conditions: Sequence[Condition] = ()
+) -> list[FileMetadata]:
+    """Return the files that patterns name, as `match_files` does, unless a table contains them.
+
+    Args:
+        patterns: Paths, globs and folders.
+        conditions: The conditions on the keys in the path of a file that must be fulfilled.
+
+    Raises:
+        InputError: A pattern matches no file, cannot be listed, or matches files of a table of
+            Delta Lake, Apache Iceberg or Apache Hudi; or no file fulfils the conditions.
+        UsageError: A condition names a key that the path of a file lacks.
+    """
+    files = match_files(patterns)
+    refuse_lakes_around(file.path for file in files)
+    chosen = [file for file in files if accepted(file.path, conditions)]
+    if not chosen:
+        raise InputError(
+            f"none of the {len(files):,} input files fulfils --partition_filter (the first is "
+            f"{files[0].path})"
+        )
+    return chosen
 
 
 def match_files(patterns: Sequence[str]) -> list[FileMetadata]:
@@ -147,6 +196,7 @@ def _match(pattern: str) -> list[FileMetadata]:
         inside = FileSystems.match([FileSystems.join(folder, "**")])[0].metadata_list
     except (BeamIOError, ValueError) as error:
         raise InputError(f"input {pattern!r} cannot be listed: {error}") from error
+    refuse_lakes_within(file.path for file in inside)
     return [file for file in inside if not _is_hidden(file.path[len(folder) :])]
 
 
@@ -199,22 +249,33 @@ def open_parquet(path: str) -> pq.ParquetFile:
         ) from error
 
 
-def file_schema(path: str, file_format: FileFormat) -> pa.Schema | None:
-    """Return the columns of a file; None for JSON Lines, where each row names its own columns.
+def file_schema(path: str, file_format: FileFormat, dialect: Dialect = PLAIN) -> pa.Schema | None:
+    """Return the columns of a file and its path; None for JSON, where each row names its own.
+
+    Args:
+        path: The path of the file.
+        file_format: The format of the file.
+        dialect: How a CSV file is written.
 
     Raises:
         InputError: The file cannot be read.
     """
     if file_format == "parquet":
         with open_parquet(path) as parquet:
-            return parquet.schema_arrow
+            return with_keys(parquet.schema_arrow, keys_of(path))
     if file_format == "csv":
-        return pa.schema([(name, pa.string()) for name in read_header(path)])
+        names = read_header(path, dialect).names
+        return with_keys(pa.schema([(name, pa.string()) for name in names]), keys_of(path))
     return None
 
 
-def has_rows(path: str, file_format: FileFormat) -> bool:
+def has_rows(path: str, file_format: FileFormat, dialect: Dialect = PLAIN) -> bool:
     """Return whether a file holds at least one row; only its first lines or its footer are read.
+
+    Args:
+        path: The path of the file.
+        file_format: The format of the file.
+        dialect: How a CSV file is written.
 
     Raises:
         InputError: The file cannot be read.
@@ -222,18 +283,26 @@ def has_rows(path: str, file_format: FileFormat) -> bool:
     if file_format == "parquet":
         with open_parquet(path) as parquet:
             return bool(parquet.metadata.num_rows)
-    with open_text(path) as handle:
-        if file_format == "csv":
-            handle.readline()
+    header = read_header(path, dialect).size if file_format == "csv" else 0
+    with open_text(path, dialect.encoding) as handle:
+        handle.read(header)
         return any(line.strip() for line in iter(handle.readline, b""))
 
 
-def plan_file(file: FileMetadata, file_format: FileFormat | None) -> PlannedFile:
+def plan_file(
+    file: FileMetadata,
+    file_format: FileFormat | None,
+    dialect: Dialect = PLAIN,
+    *,
+    hive: bool = True,
+) -> PlannedFile:
     """Pin a matched file, and find out what it holds.
 
     Args:
         file: The matched file.
         file_format: The format of the file, or None to detect it from the suffix.
+        dialect: How a CSV file is written.
+        hive: Whether folders of the form NAME=VALUE are columns.
 
     Raises:
         InputError: The file has changed since it was matched, or cannot be read.
@@ -243,29 +312,53 @@ def plan_file(file: FileMetadata, file_format: FileFormat | None) -> PlannedFile
     pinned = pin(file.path)
     if pinned.size != file.size_in_bytes:
         raise changed_file(file.path, file.size_in_bytes, pinned.size)
+    keys = keys_of(file.path) if hive else {}
     if kind != "parquet":
-        return PlannedFile(pinned, kind, pinned.size)
+        return replace(_plan_text(pinned, kind, dialect), keys=keys)
     with open_parquet(file.path) as parquet:
         footer = parquet.metadata
         groups = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
-        return PlannedFile(pinned, kind, footer.num_rows, groups)
+        return PlannedFile(pinned, kind, footer.num_rows, groups, keys=keys)
+
+
+def _plan_text(pinned: Pin, kind: FileFormat, dialect: Dialect) -> PlannedFile:
+    compression, start = look_into(pinned.path)
+    if kind == "jsonl" and ends_in_cr(start):
+        raise InputError(
+            f"{pinned.path}: its lines end in CR alone: expected LF or CR LF; convert the file, "
+            "for example with tr '\\r' '\\n'"
+        )
+    named_json = without_compression(pinned.path).lower().endswith(".json")
+    document = kind == "jsonl" and named_json and is_document(start)
+    return PlannedFile(
+        pinned, kind, pinned.size, compression=compression, dialect=dialect, document=document
+    )
 
 
 def split_file(file: PlannedFile) -> Iterator[FileRange]:
     """Split a file into ranges that cover it. The result depends only on the file, not on the run.
 
-    Parquet files are split between row groups, text files every RANGE_BYTES. Compressed text is
-    one range.
+    Parquet files are split between row groups, text files every RANGE_BYTES. Text
+    that can only be read from its start is one range.
     """
-    path, size = file.pin.path, file.size
     if file.format == "parquet":
         yield from _split_parquet(file)
-    elif compression_of(path):
-        yield FileRange(path=path, format=file.format, start=0, stop=size, pin=file.pin)
-    else:
-        for start in range(0, size, RANGE_BYTES):
-            stop = min(start + RANGE_BYTES, size)
-            yield FileRange(path=path, format=file.format, start=start, stop=stop, pin=file.pin)
+        return
+    of_csv = file.format == "csv" and file.dialect.one_range
+    whole = file.compression is not None or file.document or of_csv
+    step = max(file.size, 1) if whole else RANGE_BYTES
+    for start in range(0, file.size, step):
+        yield FileRange(
+            path=file.pin.path,
+            format=file.format,
+            start=start,
+            stop=min(start + step, file.size),
+            compression=file.compression,
+            dialect=file.dialect,
+            document=file.document,
+            keys=file.keys,
+            pin=file.pin,
+        )
 
 
 def _split_parquet(file: PlannedFile) -> Iterator[FileRange]:
@@ -281,6 +374,7 @@ def _split_parquet(file: PlannedFile) -> Iterator[FileRange]:
                 stop=i + 1,
                 first_row=first_row,
                 rows=rows,
+                keys=file.keys,
                 pin=file.pin,
             )
             start, first_row, rows = i + 1, first_row + rows, 0

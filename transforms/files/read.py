@@ -6,7 +6,7 @@ import hashlib
 from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import apache_beam as beam
@@ -17,7 +17,7 @@ from apache_beam.io.filesystem import FileMetadata
 
 from common.errors import InputError, one_line, suggest
 from common.memory import check_memory
-from common.record_batch import derived_ids, rebatch, source_batch, typed
+from common.record_batch import derived_ids, rebatch, slices, source_batch, typed
 from model_handlers.manifest import Manifest
 from transforms.accounts import (
     Count,
@@ -31,18 +31,22 @@ from transforms.accounts import (
     unknown_rows,
 )
 from transforms.cells import is_number, is_text
-from transforms.files.csv_lines import read_header, read_lines
+from transforms.files.csv_dialect import PLAIN, Dialect
+from transforms.files.csv_header import read_header
+from transforms.files.csv_lines import CsvRows, UnclosedQuote, read_lines, whole_rows
+from transforms.files.hive import Condition, add_keys, add_to_lines, with_keys
+from transforms.files.json_documents import LARGEST_DOCUMENT, rows_of_document
 from transforms.files.pins import unchanged
 from transforms.files.ranges import (
     FileFormat,
     FileRange,
     PlannedFile,
-    match_files,
+    match_inputs,
     open_parquet,
     plan_file,
     split_file,
 )
-from transforms.files.text_lines import line_blocks
+from transforms.files.text_lines import Block, line_blocks, open_text
 from transforms.json_rows.decode import Decoded, decode_json, emit
 from transforms.json_rows.row_format import RowFormat
 from transforms.provenance import Provenance
@@ -198,19 +202,21 @@ def id_prefix(path: str) -> str:
 def _read_parquet(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[Decoded]:
     rows, prefix = 0, id_prefix(part.path)
     with open_parquet(part.path) as parquet:
-        names = columns.names(parquet.schema_arrow, part.path)
+        stored = parquet.schema_arrow
+        names = columns.names(with_keys(stored, part.keys), part.path)
+        own = [name for name in names if name in stored.names]
         groups = list(range(part.start, part.stop))
         try:
             # Use one thread: Beam's workers provide the parallelism, and memory stays bounded.
             for batch in rebatch(
-                parquet.iter_batches(batch_rows, groups, columns=names, use_threads=False),
+                parquet.iter_batches(batch_rows, groups, columns=own, use_threads=False),
                 batch_rows,
             ):
                 first = part.first_row + rows
                 positions = np.arange(batch.num_rows) + first
-                source = columns.with_ids(batch, prefix, positions)
+                whole = add_keys(batch, names, part.keys, part.path)
                 yield Decoded(
-                    batch=source,
+                    batch=columns.with_ids(whole, prefix, positions),
                     failed_ids=[],
                     failed_payloads=[],
                     faults=[],
@@ -237,48 +243,93 @@ def _row_groups(part: FileRange) -> str:
 
 def _read_jsonl(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[Decoded]:
     row_format = RowFormat(columns.manifest, columns.id_column, columns.keep)
+    wanted = {*row_format.names, *row_format.keep, row_format.id_column}
+    keys = {name: value for name, value in part.keys.items() if name in wanted}
     prefix = id_prefix(part.path)
-    for offset, block, span in line_blocks(part.path, part.start, part.stop):
-        lines, ids = [], []
-        start = offset
+    for rows, span in _json_rows(part):
+        for piece in slices(len(rows), batch_rows):
+            texts = [text for _, text in rows[piece]]
+            if keys:
+                texts = add_to_lines(texts, keys, {*row_format.names}, part.path)
+            yield decode_json(texts, [f"{prefix}-{at}" for at, _ in rows[piece]], row_format)
+        yield Decoded(batch=None, failed_ids=[], failed_payloads=[], faults=[], span=span)
+
+
+def _json_rows(part: FileRange) -> Iterator[tuple[list[tuple[int, bytes]], tuple[int, int]]]:
+    """Yield the texts of rows, each with the byte at which it starts, and the span of the file."""
+    if part.document:
+        yield rows_of_document(_whole_text(part), part.path), (part.start, part.stop)
+        return
+    for start, block, span in _blocks(part):
+        rows, at = [], start
         for line in block.split(b"\n"):
             # Some editors on Windows write a UTF-8 byte order mark at the start of a file.
-            text = (line.removeprefix(BOM_UTF8) if start == 0 else line).strip(_JSON_SPACE)
+            text = (line.removeprefix(BOM_UTF8) if at == 0 else line).strip(_JSON_SPACE)
             if text:
-                lines.append(text)
-                ids.append(f"{prefix}-{start}")
-            start += len(line) + 1
-        for i in range(0, len(lines), batch_rows):
-            yield decode_json(lines[i : i + batch_rows], ids[i : i + batch_rows], row_format)
-        yield Decoded(batch=None, failed_ids=[], failed_payloads=[], faults=[], span=span)
+                rows.append((at, text))
+            at += len(line) + 1
+        yield rows, span
+
+
+def _whole_text(part: FileRange) -> bytes:
+    """Return the text of a file that is one JSON document."""
+    with open_text(part.path) as handle:
+        text = handle.read(LARGEST_DOCUMENT + 1)
+    if len(text) > LARGEST_DOCUMENT:
+        raise InputError(
+            f"{part.path} is one JSON document of more than {LARGEST_DOCUMENT >> 20} MiB, which "
+            "would be read into memory whole: convert it to one row per line, for example with "
+            "jq -c '.[]' for an array"
+        )
+    return bytes(text)
 
 
 def _read_csv(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[Decoded]:
-    header = read_header(part.path)
-    names = columns.names(pa.schema([(name, pa.string()) for name in header]), part.path)
-    types, prefix = columns.csv_types(names), id_prefix(part.path)
-    for begin, block, span in line_blocks(part.path, part.start, part.stop):
-        head = block.find(b"\n") + 1 or len(block) if begin == 0 else 0
-        for rows in read_lines(block[head:], begin + head, header, types):
-            start = 0
-            for batch in rows.columns.combine_chunks().to_batches(batch_rows):
-                offsets = rows.offsets[start : start + batch.num_rows]
-                yield Decoded(
-                    batch=columns.with_ids(batch, prefix, offsets),
-                    failed_ids=[],
-                    failed_payloads=[],
-                    faults=[],
-                )
-                start += batch.num_rows
-            if rows.failed:
-                ids = [f"{prefix}-{offset}" for offset, _, _ in rows.failed]
-                yield Decoded(
-                    batch=None,
-                    failed_ids=ids,
-                    failed_payloads=[line for _, line, _ in rows.failed],
-                    faults=[f for _, _, f in rows.failed],
-                )
-        yield Decoded(batch=None, failed_ids=[], failed_payloads=[], faults=[], span=span)
+    header = read_header(part.path, part.dialect)
+    dialect = replace(part.dialect, delimiter=header.delimiter)
+    stored = pa.schema([(name, pa.string()) for name in header.names])
+    names = columns.names(with_keys(stored, part.keys), part.path)
+    types = columns.csv_types([name for name in names if name in header.names])
+    blocks = (_from(header.size, block) for block in _blocks(part))
+    try:
+        for begin, block, span in whole_rows(blocks, dialect):
+            rows = read_lines(block, begin, header.names, types, dialect)
+            yield from _decoded_csv(rows, part, columns, names, batch_rows)
+            yield Decoded(batch=None, failed_ids=[], failed_payloads=[], faults=[], span=span)
+    except UnclosedQuote as error:
+        raise InputError(f"{part.path}: {error}") from error
+
+
+def _decoded_csv(
+    rows: CsvRows, part: FileRange, columns: Columns, names: Sequence[str], batch_rows: int
+) -> Iterator[Decoded]:
+    """Yield rows of a CSV file in batches, then the rows that could not be read."""
+    start, prefix = 0, id_prefix(part.path)
+    for batch in rows.columns.combine_chunks().to_batches(batch_rows):
+        offsets = rows.offsets[start : start + batch.num_rows]
+        whole = add_keys(batch, names, part.keys, part.path)
+        source = columns.with_ids(whole, prefix, offsets)
+        yield Decoded(batch=source, failed_ids=[], failed_payloads=[], faults=[])
+        start += batch.num_rows
+    if rows.failed:
+        yield Decoded(
+            batch=None,
+            failed_ids=[f"{prefix}-{offset}" for offset, _, _ in rows.failed],
+            failed_payloads=[line for _, line, _ in rows.failed],
+            faults=[fault for _, _, fault in rows.failed],
+        )
+
+
+def _blocks(part: FileRange) -> Iterator[Block]:
+    """Yield the lines of a range of a text file."""
+    encoding = part.dialect.encoding if part.format == "csv" else "utf-8"
+    return line_blocks(part.path, part.start, part.stop, part.compression, encoding)
+
+
+def _from(start: int, block: Block) -> Block:
+    """Return a block without what is before a byte of the file."""
+    cut = min(max(start - block.offset, 0), len(block.lines))
+    return Block(block.offset + cut, block.lines[cut:], block.span)
 
 
 class Read(NamedTuple):
@@ -336,7 +387,10 @@ def read_matched(
     columns: Columns,
     provenance: Provenance,
     file_format: FileFormat | None,
+    *,
     batch_rows: int,
+    dialect: Dialect = PLAIN,
+    hive: bool = True,
 ) -> Read:
     """Read matched files: plan and split each one, distribute the ranges, and read them.
 
@@ -349,9 +403,12 @@ def read_matched(
         provenance: The run and the model that dead letters name.
         file_format: The format of all files, or None to detect it from each file's suffix.
         batch_rows: The maximum number of rows in a batch.
+        dialect: How CSV files are written.
+        hive: Whether folders of the form NAME=VALUE are columns.
     """
     matched = files | "Matched" >> beam.Map(lambda file: promise(file.path, "files", 1))
-    planned = files | "SpreadFiles" >> beam.Reshuffle() | "Plan" >> beam.Map(plan_file, file_format)
+    spread = files | "SpreadFiles" >> beam.Reshuffle()
+    planned = spread | "Plan" >> beam.Map(plan_file, file_format, dialect, hive=hive)
     read = (
         planned
         | "Split" >> beam.FlatMap(split_file)
@@ -376,6 +433,8 @@ class ReadFiles(beam.PTransform):
         provenance: The run and the model that dead letters name.
         file_format: The format of all files, or None to detect it from each file's suffix.
         batch_rows: The maximum number of rows in a batch.
+        dialect: How CSV files are written.
+        conditions: The conditions on folders of the form NAME=VALUE that a file must fulfil.
     """
 
     patterns: Sequence[str]
@@ -383,9 +442,18 @@ class ReadFiles(beam.PTransform):
     provenance: Provenance
     file_format: FileFormat | None = None
     batch_rows: int = 32_768
+    dialect: Dialect = PLAIN
+    conditions: tuple[Condition, ...] = ()
 
     def expand(self, pipeline: beam.Pipeline) -> Read:
         """Match the patterns, then read the files."""
         patterns = pipeline | "Patterns" >> beam.Create([list(self.patterns)])
-        files = patterns | "Match" >> beam.FlatMap(match_files)
-        return read_matched(files, self.columns, self.provenance, self.file_format, self.batch_rows)
+        files = patterns | "Match" >> beam.FlatMap(match_inputs, self.conditions)
+        return read_matched(
+            files,
+            self.columns,
+            self.provenance,
+            self.file_format,
+            batch_rows=self.batch_rows,
+            dialect=self.dialect,
+        )

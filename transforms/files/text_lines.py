@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -13,16 +15,35 @@ from apache_beam.io.filesystems import FileSystems
 
 from common.errors import InputError, one_line
 from common.memory import check_memory
+from transforms.files.csv_dialect import is_byte_encoding
 
 BLOCK_BYTES = 8 << 20
+# How much of a file shows how it is written.
+START_BYTES = 64 << 10
 
 _COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+# The bytes with which a compressed file starts. No CSV or JSON text starts with them.
+_MAGIC = {b"\x1f\x8b": "gzip", b"BZh91AY&SY": "bz2", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 def compression_of(path: str) -> str | None:
     """Return the compression that the suffix of a path names, or None."""
     found = (kind for suffix, kind in _COMPRESSIONS.items() if path.lower().endswith(suffix))
     return next(found, None)
+
+
+def compression_within(start: bytes) -> str | None:
+    """Return the compression of a file that starts with these bytes, or None."""
+    return next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
+
+
+def is_utf8(text: bytes) -> bool:
+    """Return whether bytes are UTF-8."""
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def without_compression(path: str) -> str:
@@ -46,25 +67,95 @@ class Block(NamedTuple):
 
 
 @contextmanager
-def open_text(path: str) -> Iterator[Any]:
-    """Open a file on any Beam filesystem, and decompress it if its name says so.
+def open_text(path: str, encoding: str = "utf-8") -> Iterator[Any]:
+    """Open a text file on any Beam filesystem, and decompress it if it is compressed.
+
+    Args:
+        path: The path of the file.
+        encoding: The encoding of the text. Unless it is a byte encoding, the text is read in
+            UTF-8.
 
     Raises:
         InputError: The file cannot be read.
     """
     with _open(path) as handle:
-        yield _decompressed(handle, path)
+        compression = compression_of(path) or compression_within(handle.read(16))
+        handle.seek(0)
+        yield _text(handle, compression, encoding)
 
 
-def _decompressed(handle: Any, path: str) -> Any:
-    """Return a decompressed view of an open file, if its name says that it is compressed.
+def look_into(path: str) -> tuple[str | None, bytes]:
+    """Return the compression of a file, or None, and the first bytes of its text.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    with _open(path) as handle:
+        compression = compression_of(path) or compression_within(handle.read(16))
+        handle.seek(0)
+        return compression, bytes(_text(handle, compression, "utf-8").read(START_BYTES))
+
+
+def _text(handle: Any, compression: str | None, encoding: str) -> Any:
+    """Return the text of an open file, decompressed, in UTF-8 or in a byte encoding.
 
     Arrow raises for a truncated file. Beam would treat the truncation as the end of the text.
     """
-    kind = compression_of(path)
-    if kind is None:
-        return handle
-    return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(handle, "r"), kind))
+    raw = None
+    if compression == "gzip":
+        raw = io.BufferedReader(_Gzip(handle))
+    elif compression is not None:
+        raw = io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(handle, "r"), compression))
+    if is_byte_encoding(encoding):
+        return raw or handle
+    source = pa.PythonFile(raw or handle, "r")
+    return io.BufferedReader(pa.transcoding_input_stream(source, encoding, "utf-8"))
+
+
+class _Gzip(io.RawIOBase):
+    """The text of a gzip file. It may have zero bytes after its end, which tapes and disks add.
+
+    Arrow is faster than Python, but fails at these zero bytes.
+    """
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+        # Arrow closes the handle when it is deleted, so it is kept.
+        self._arrow = pa.CompressedInputStream(pa.PythonFile(handle, "r"), "gzip")
+        self._python: Any = None
+        self._fault = OSError()
+        self._size = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if self._python is None:
+            try:
+                size = int(self._arrow.readinto(buffer))
+            except OSError as error:
+                self._start_again(error)
+            else:
+                self._size += size
+                return size
+        return self._read_slowly(buffer)
+
+    def _start_again(self, fault: OSError) -> None:
+        """Read on with Python, from where Arrow stopped."""
+        self._fault = fault
+        self._handle.seek(0)
+        self._python = gzip.GzipFile(fileobj=self._handle)
+        while self._size:
+            if (size := self._read_slowly(bytearray(min(self._size, 1 << 20)))) == 0:
+                raise fault
+            self._size -= size
+
+    def _read_slowly(self, buffer: Any) -> int:
+        try:
+            return int(self._python.readinto(buffer))
+        except (EOFError, OSError, zlib.error) as error:
+            # Python's own messages contain bytes of the file.
+            raise self._fault from error
 
 
 @contextmanager
@@ -72,7 +163,7 @@ def _open(path: str) -> Iterator[Any]:
     try:
         with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as handle:
             yield handle
-    except (BeamIOError, OSError, MemoryError) as error:
+    except (BeamIOError, OSError, MemoryError, UnicodeError) as error:
         check_memory(error, path)
         hint = (
             "; check that it is complete, and compressed as its name says"
@@ -82,26 +173,31 @@ def _open(path: str) -> Iterator[Any]:
         raise InputError(f"input file {path} cannot be read: {one_line(error)}{hint}") from error
 
 
-def line_blocks(path: str, start: int, stop: int) -> Iterator[Block]:
+def line_blocks(
+    path: str, start: int, stop: int, compression: str | None = None, encoding: str = "utf-8"
+) -> Iterator[Block]:
     """Read the lines of a byte range of a text file in blocks of some megabytes.
 
     A line belongs to the range in which it starts. Adjacent ranges therefore yield each line
     once, and the spans of their blocks cover the file. Only the last line of the file may lack a
-    line end. Compressed text is always read whole.
+    line end. Text that is compressed, or not in a byte encoding, is always read whole.
 
     Args:
         path: A path on any Beam filesystem.
         start: The first byte of the range.
         stop: The byte after the last one of the range.
+        compression: The compression of the file, or None for the one that its name says.
+        encoding: The encoding of the text. Unless it is a byte encoding, the lines are in UTF-8.
 
     Raises:
         InputError: The file cannot be read, or ends before `stop`.
     """
+    compression = compression or compression_of(path)
     with _open(path) as handle:
-        if compression_of(path):
-            yield from _compressed_blocks(handle, path)
-        else:
+        if compression is None and is_byte_encoding(encoding):
             yield from _plain_blocks(handle, path, start, stop)
+        else:
+            yield from _whole_blocks(handle, _text(handle, compression, encoding))
 
 
 def _plain_blocks(handle: Any, path: str, start: int, stop: int) -> Iterator[Block]:
@@ -123,9 +219,9 @@ def _plain_blocks(handle: Any, path: str, start: int, stop: int) -> Iterator[Blo
         offset += len(lines)
 
 
-def _compressed_blocks(handle: Any, path: str) -> Iterator[Block]:
-    """Yield all lines. The last block is empty: it stands for the end of the compressed data."""
-    text, offset, place = _decompressed(handle, path), 0, 0
+def _whole_blocks(handle: Any, text: Any) -> Iterator[Block]:
+    """Yield all lines. The last block is empty: it stands for the end of the stored data."""
+    offset, place = 0, 0
     while lines := text.read(BLOCK_BYTES):
         if not lines.endswith(b"\n"):
             lines += text.readline()

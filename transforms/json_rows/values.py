@@ -26,6 +26,15 @@ _NESTED = {dict, list}
 # The types of values that may be, or contain, an integer that was rounded.
 _INEXACT = {float, dict, list}
 _LONG = re.compile(rb"[0-9]{19}")
+# Constants that are not JSON. Numbers that no program writes mark them while orjson reads a text.
+# They start with a minus sign, so that nothing before them can become a part of the number.
+_CONSTANTS = re.compile(rb'"(?:[^"\\]|\\.)*+"|(?:NaN|-?Infinity)(?!\w)')
+_MARKS = {
+    b"NaN": b"-1.7320508075688772e-303",
+    b"Infinity": b"-2.2360679774997896e-303",
+    b"-Infinity": b"-2.6457513110645907e-303",
+}
+_CONSTANT_OF = {float(mark): float(name) for name, mark in _MARKS.items()}
 
 
 def read_json_values(texts: Sequence[bytes | Fault], exact: Sequence[str] = ()) -> list[Any]:
@@ -86,7 +95,33 @@ def _value(text: bytes) -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        return Fault("invalid_json", f"not JSON: {error}")
+        try:
+            return _with_constants(text)
+        except RecursionError:
+            return Fault("invalid_json", "nested too deeply")
+        except ValueError:
+            return Fault("invalid_json", f"not JSON: {error}")
+
+
+def _with_constants(text: bytes) -> Any:
+    """Return the value of a JSON text that contains NaN or Infinity, which many programs write.
+
+    Raises:
+        ValueError: The text is not JSON even so.
+        RecursionError: The text is nested too deeply.
+    """
+    if b"NaN" not in text and b"Infinity" not in text:
+        raise ValueError("no constants")
+    marked = _CONSTANTS.sub(lambda found: _MARKS.get(found[0], found[0]), text)
+    return _unmarked(orjson.loads(marked))
+
+
+def _unmarked(value: Any) -> Any:
+    if type(value) is dict:
+        return {name: _unmarked(member) for name, member in value.items()}
+    if type(value) is list:
+        return [_unmarked(item) for item in value]
+    return _CONSTANT_OF.get(value, value) if type(value) is float else value
 
 
 def _checked(value: dict[str, Any], text: bytes) -> Any:

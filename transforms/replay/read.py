@@ -97,7 +97,7 @@ class LetterFiles:
     def chunks(self, part: FileRange) -> Iterator[Chunk]:
         """Yield the lines that start in a range."""
         with unchanged(part.pin):
-            for _, block, span in line_blocks(part.path, part.start, part.stop):
+            for _, block, span in line_blocks(part.path, part.start, part.stop, part.compression):
                 lines = [line for line in block.split(b"\n") if line.strip()]
                 yield Chunk(lines, taken(part.path, part.unit, *span))
 

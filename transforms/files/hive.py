@@ -1,0 +1,193 @@
+"""Columns whose values are in the path of a file, in folders of the form `NAME=VALUE`."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from common.errors import InputError, UsageError, suggest
+
+# Hive, Spark and others write this value for null.
+_NULL = "__HIVE_DEFAULT_PARTITION__"
+_CONDITION = re.compile(r"\s*([^<>=!]+?)\s*(>=|<=|!=|==|=|<|>)\s*(.*?)\s*")
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    "!=": operator.ne,
+    "==": operator.eq,
+    "=": operator.eq,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+
+Keys = Mapping[str, str | None]
+
+
+def keys_of(path: str) -> dict[str, str | None]:
+    """Return the keys in the folders of a path, with escapes undone; null is None."""
+    folders = path.split("/")[:-1]
+    pairs = (folder.split("=", 1) for folder in folders if not folder.startswith("="))
+    found = {unquote(pair[0]): unquote(pair[1]) for pair in pairs if len(pair) == 2}
+    return {name: None if value == _NULL else value for name, value in found.items()}
+
+
+def with_keys(schema: pa.Schema, keys: Keys) -> pa.Schema:
+    """Return the columns of a file and its keys, as strings."""
+    for name in keys.keys() - set(schema.names):
+        schema = schema.append(pa.field(name, pa.string()))
+    return schema
+
+
+def add_keys(batch: pa.RecordBatch, names: Sequence[str], keys: Keys, path: str) -> pa.RecordBatch:
+    """Return columns of a file, with those whose values are in its path.
+
+    Args:
+        batch: The columns that the file itself has.
+        names: The columns to return.
+        keys: The keys in the path.
+        path: The path of the file, for messages.
+
+    Raises:
+        InputError: A column of the file has the name of a key, and another value.
+    """
+    if not (wanted := keys.keys() & set(names)):
+        return batch
+    columns = {name: batch.column(name) for name in batch.schema.names}
+    for name in wanted:
+        if name in columns:
+            _check(columns[name], name, keys[name], path)
+        else:
+            columns[name] = pa.repeat(pa.scalar(keys[name], pa.string()), batch.num_rows)
+    return pa.record_batch({name: columns[name] for name in names})
+
+
+def _check(column: pa.Array, name: str, value: str | None, path: str) -> None:
+    try:
+        expected = pa.scalar(value, pa.string()).cast(column.type)
+        same = (
+            column.null_count == len(column)
+            if value is None
+            else pc.all(pc.fill_null(pc.equal(column, expected), False)).as_py()
+        )
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        same = False
+    if not same and len(column):
+        raise _differs(path, name)
+
+
+def _differs(path: str, name: str) -> InputError:
+    return InputError(
+        f"{path}: column {name!r} differs from the folder of the file, which names its value: "
+        "move the file, or remove the column"
+    )
+
+
+def add_to_lines(lines: Iterable[bytes], keys: Keys, numbers: set[str], path: str) -> list[bytes]:
+    """Return JSON objects with the keys in the path of their file. Other lines are unchanged.
+
+    Args:
+        lines: Texts of JSON, without white space around them.
+        keys: The keys to add.
+        numbers: The keys whose values are numbers, if they can be read as such.
+        path: The path of the file, for messages.
+
+    Raises:
+        InputError: An object has the name of a key, and another value.
+    """
+    typed = {name: _number(value) if name in numbers else value for name, value in keys.items()}
+    marks = {name: orjson.dumps(name) for name in keys}
+    every = orjson.dumps(typed)[:-1]
+    return [
+        line
+        if line[:1] != b"{"
+        else _joined(every, line)
+        if not any(mark in line for mark in marks.values())
+        else _added(line, typed, path)
+        for line in lines
+    ]
+
+
+def _joined(start: bytes, line: bytes) -> bytes:
+    rest = line[1:].lstrip()
+    return start + (b"" if rest.startswith(b"}") else b",") + rest
+
+
+def _added(line: bytes, keys: Mapping[str, Any], path: str) -> bytes:
+    """Return an object that may have some of the keys already, with the others."""
+    try:
+        row = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return line
+    for name in keys.keys() & row.keys():
+        if row[name] != keys[name] and str(row[name]) != str(keys[name]):
+            raise _differs(path, name)
+    missing = {name: value for name, value in keys.items() if name not in row}
+    return _joined(orjson.dumps(missing)[:-1], line) if missing else line
+
+
+def _number(value: str | None) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(value or "")
+        except ValueError:
+            continue
+    return value
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A condition on a key, such as `day>=2026-11-01`.
+
+    Attributes:
+        name: The name of the key.
+        compare: The comparison: >=, <=, !=, =, < or >.
+        value: What the key is compared with: as a number if both are numbers, else as text.
+    """
+
+    name: str
+    compare: str
+    value: str
+
+    @classmethod
+    def parse(cls, text: str) -> Condition:
+        """Return the condition in a text; raise UsageError if it has another form."""
+        found = _CONDITION.fullmatch(text)
+        if found is None:
+            raise UsageError(
+                f"--partition_filter: expected conditions such as day>=2026-11-01, got {text!r}"
+            )
+        return cls(*found.groups())
+
+    def accepts(self, keys: Keys) -> bool:
+        """Return whether the keys of a file fulfil the condition. Null fulfils none."""
+        value = keys[self.name]
+        if value is None:
+            return False
+        one, other = _number(value), _number(self.value)
+        if isinstance(one, str) or isinstance(other, str):
+            one, other = value, self.value
+        return _COMPARE[self.compare](one, other)
+
+
+def accepted(path: str, conditions: Sequence[Condition]) -> bool:
+    """Return whether a file fulfils all conditions on the keys in its path.
+
+    Raises:
+        UsageError: The path lacks a key.
+    """
+    keys = keys_of(path)
+    for condition in conditions:
+        if condition.name not in keys:
+            raise UsageError(
+                f"--partition_filter: no folder of {path} has the form {condition.name}=VALUE"
+                f"{suggest(condition.name, list(keys))}"
+            )
+    return all(condition.accepts(keys) for condition in conditions)

@@ -1,0 +1,84 @@
+"""Find the rows of a JSON file that does not have one row per line."""
+
+from __future__ import annotations
+
+import re
+from codecs import BOM_UTF8
+
+import msgspec
+import orjson
+
+from common.errors import InputError
+
+# A whole file is read into memory. This is the size of its text in bytes.
+LARGEST_DOCUMENT = 512 << 20
+# JSON separates values by commas, except at the top level. A string contains no line break.
+_BETWEEN_OBJECTS = re.compile(rb"(?<=\})[ \t\r]*\n\s*(?=\{)")
+_BETWEEN_LINES = re.compile(rb"[}\]][ \t]*\r[ \t\r]*[{\[]")
+_BETWEEN_ELEMENTS = re.compile(rb"[\s,\[]*")
+# These are no JSON, but many programs write them.
+_CONSTANTS = re.compile(rb'"(?:[^"\\]|\\.)*+"|NaN|Infinity')
+_SAME_LENGTH = {b"NaN": b"0e0", b"Infinity": b"0e000000"}
+
+
+def is_document(start: bytes) -> bool:
+    """Return whether a JSON file is an array or pretty-printed, judging by its first bytes."""
+    text = start.removeprefix(BOM_UTF8).lstrip()
+    first, _, rest = text.partition(b"\n")
+    if text.startswith(b"["):
+        # Lines that are arrays are rows at fault, each of them.
+        return not (rest.strip() and _is_json(first))
+    pretty = text.startswith(b"{") and not first.rstrip().endswith(b"}")
+    return pretty and bool(rest) and not rest.lstrip().startswith(b"{")
+
+
+def ends_in_cr(start: bytes) -> bool:
+    """Return whether the lines of a JSON file end in CR alone, judging by its first bytes."""
+    return b"\n" not in start and _BETWEEN_LINES.search(start) is not None
+
+
+def rows_of_document(text: bytes, path: str) -> list[tuple[int, bytes]]:
+    """Return the rows of a document, each with the byte of the text at which it starts.
+
+    Args:
+        text: The text of the whole file.
+        path: The path of the file, for messages.
+
+    Raises:
+        InputError: The text is an array, and not valid JSON.
+    """
+    start = len(text) - len(text.removeprefix(BOM_UTF8).lstrip())
+    if text[start : start + 1] != b"[":
+        bounds = [start]
+        for between in _BETWEEN_OBJECTS.finditer(text, start):
+            bounds += between.span()
+        bounds.append(len(text.rstrip()))
+        return [(at, text[at:end]) for at, end in zip(bounds[::2], bounds[1::2], strict=True)]
+    rows = []
+    for element in _elements(text[start:], path):
+        start = _BETWEEN_ELEMENTS.match(text, start).end()  # type: ignore[union-attr]
+        rows.append((start, text[start : start + len(element)]))
+        start += len(element)
+    return rows
+
+
+def _elements(text: bytes, path: str) -> list[memoryview]:
+    """Return the text of each element of an array, with other constants replaced by numbers."""
+    if b"NaN" in text or b"Infinity" in text:
+        text = _CONSTANTS.sub(lambda found: _SAME_LENGTH.get(found[0], found[0]), text)
+    try:
+        elements = msgspec.json.decode(text, type=list[msgspec.Raw])
+    except msgspec.DecodeError as error:
+        raise InputError(
+            f"{path} is one JSON array, and not valid: {error}; write the file again, or convert "
+            "it to one row per line"
+        ) from error
+    return [memoryview(element) for element in elements]
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return False
+    return True
