@@ -3,8 +3,11 @@
 import hashlib
 import io
 import json
+import math
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -213,6 +216,24 @@ class Ordered(nn.Module):
         return OrderedDict(a=self.norm(x) * self.scale + shift)
 
 
+class SpecialFloats(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        causal = torch.full((2, 2), float("-inf")).triu(1)
+        y = x.masked_fill(x < 0, float("-inf")).clamp(min=-math.inf, max=math.inf)
+        z = torch.nan_to_num(x / 0, nan=math.nan, neginf=-math.inf)
+        return y @ causal.exp(), z, (x * complex(-math.inf, 0)).real
+
+
+class Padded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        attended: Tensor = self.layer(x, src_key_padding_mask=x[:, :, 0] < 0)
+        return attended.mean((1, 2))
+
+
 HARMLESS: dict[str, Callable[[], tuple[nn.Module, tuple[Tensor, ...], Any]]] = {
     "embeddings": lambda: (Embeddings(), (torch.ones(3).long(), torch.ones(3).long()), None),
     "recurrent": lambda: (Recurrent(), (torch.ones(3, 5, 3),), None),
@@ -220,6 +241,12 @@ HARMLESS: dict[str, Callable[[], tuple[nn.Module, tuple[Tensor, ...], Any]]] = {
     "guards": lambda: (Even(), (torch.ones(4, 2),), ({0: torch.export.Dim.DYNAMIC},)),
     "ranges": lambda: (Even(), (torch.ones(4, 2),), ({0: 2 * torch.export.Dim("half", max=50)},)),
     "ordered": lambda: (Ordered(), (torch.ones(3, 2),), None),
+    "special floats": lambda: (SpecialFloats(), (torch.tensor([[1.0, -1], [0, 2], [3, 4]]),), None),
+    "padding mask": lambda: (
+        Padded(),
+        (torch.ones(3, 5, 4).index_fill(1, torch.tensor([4]), -1),),
+        None,
+    ),
 }
 
 
@@ -230,7 +257,41 @@ def test_models_of_torch_export_are_not_mistaken_for_attacks(kind: str) -> None:
     module, args, dims = HARMLESS[kind]()
     loaded = load(export(module, *args, dims=dims), "pt2")
     with torch.inference_mode():
-        torch.testing.assert_close(loaded(*args), module(*args))
+        torch.testing.assert_close(loaded(*args), module(*args), equal_nan=True)
+
+
+QUANTIZED = """
+import io, sys, torch
+from pathlib import Path
+
+if sys.argv[1] == "export":
+    import torch.ao.quantization.fx._decomposed
+
+    class Quantized(torch.nn.Module):
+        def forward(self, x):
+            how = 0.5, 0, -128, 127, torch.int8
+            whole = torch.ops.quantized_decomposed.quantize_per_tensor.default(x, *how)
+            return torch.ops.quantized_decomposed.dequantize_per_tensor.default(whole, *how).sum(1)
+
+    rows = torch.export.Dim("rows")
+    program = torch.export.export(Quantized(), (torch.ones(3, 2),), dynamic_shapes=({0: rows},))
+    torch.export.save(program, sys.argv[2])
+else:
+    from test_formats import load
+
+    print(load(Path(sys.argv[2]).read_bytes(), "pt2")(torch.tensor([[0.6, 1.0]])).tolist())
+"""
+
+
+def test_a_quantized_pt2_loads_in_a_process_that_has_quantized_nothing(tmp_path: Path) -> None:
+    def run(step: str) -> str:
+        command = [sys.executable, "-W", "ignore", "-c", QUANTIZED, step, str(tmp_path / "q.pt2")]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        how: Any = {"env": environment, "timeout": 240}
+        return subprocess.check_output(command, text=True, **how)
+
+    run("export")
+    assert run("load") == "[1.5]\n"
 
 
 # Files that would run code. A file that does creates a marker folder.
@@ -472,6 +533,9 @@ def tree(kind: str, context: str) -> str:
         lambda p: first_node(p)["inputs"].append(
             {"arg": {"as_string_to_argument": {"metadata": {"as_operator": "torch.hub.load"}}}}
         ),
+        lambda p: first_node(p)["inputs"].append({"arg": {"as_float": "-Infinity if x else x"}}),
+        lambda p: first_node(p)["inputs"].append({"arg": {"as_floats": ["os"]}}),
+        lambda p: signature(p).update(forward_arg_names=["-Infinity"]),
         lambda p: signature(p).update(in_spec=tree("collections.defaultdict", "{}")),
         lambda p: signature(p).update(out_spec=tree("builtins.dict", '{"__enum__": "os"}')),
         lambda p: signature(p).update(in_spec=tree("builtins.dict", '["a\'"]')),

@@ -123,6 +123,8 @@ def _load_pt2(data: bytes, device: torch.device) -> torch.nn.Module:
     This calls load_pt2 instead of torch.export.load, which falls back to an older format that
     unpickles objects.
     """
+    # Importing this module defines the operators of models that were quantized with PT2E.
+    import torch.ao.quantization.fx._decomposed  # noqa: F401
     from torch.export.passes import move_to_device_pass
     from torch.export.pt2_archive._package import load_pt2
 
