@@ -172,8 +172,10 @@ class LoadedModel:
         if tensor.dtype == self.autocast and spec.dtype.startswith("float"):
             tensor = tensor.to(getattr(torch, spec.dtype))
         expected = (rows, *spec.shape)
-        if rows == 1 and tensor.numel() == math.prod(expected):
-            # A model that ends in squeeze() drops the batch dimension of a batch of one row.
+        # A model that ends in squeeze() drops the batch dimension of a batch of one row. One that
+        # ends in a layer of width 1 returns one number per row as [rows, 1].
+        loose = rows == 1 or (not spec.shape and tensor.shape[:1] == expected)
+        if loose and tensor.numel() == math.prod(expected):
             tensor = tensor.reshape(expected)
         if (tensor.dtype, tensor.shape) != (getattr(torch, spec.dtype), expected):
             raise ContractBroken(

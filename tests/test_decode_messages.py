@@ -178,7 +178,7 @@ BAD: list[tuple[bytes, str, str]] = [
     (b'{"A":1,"b":2,"c":3}', "missing_feature", "column a: missing"),
     (b'{"a":"1","b":2,"c":3}', "wrong_type", "column a: expected a number, got str"),
     (b'{"a":true,"b":2,"c":3}', "wrong_type", "column a: expected a number, got bool"),
-    (b'{"a":[1],"b":2,"c":3}', "wrong_type", "column a: expected a number, got list"),
+    (b'{"a":[1,2],"b":2,"c":3}', "wrong_type", "column a: expected a number, got list"),
     (b'{"a":' + DEEP + b',"b":2,"c":3}', "wrong_type", "column a: expected a number, got list"),
     (b'{"features":[1,2]}', "wrong_width", "column features: expected 3 values, got 2"),
     (b'{"features":[1,2,"3"]}', "wrong_type", "column features[2]: expected a number"),

@@ -550,7 +550,7 @@ def test_a_model_that_returns_fewer_rows_fails_the_run(package: Package) -> None
     ("outputs", "message"),
     [
         ((OutputSpec("score", "float64"),), r"expected float64 \[2\], got float32 \[2\]"),
-        ((OutputSpec("score", shape=(1,)),), r"expected float32 \[2, 1\], got float32 \[2\]"),
+        ((OutputSpec("score", shape=(2,)),), r"expected float32 \[2, 2\], got float32 \[2\]"),
         ((OutputSpec("a"), OutputSpec("b")), r"expected 2 outputs \(a, b\), got 1"),
     ],
 )
