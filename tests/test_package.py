@@ -218,6 +218,57 @@ def test_another_number_of_columns_is_refused(save: Any, columns: tuple[str, ...
         infer_manifest(bare(save(Named())), columns)
 
 
+class Both(nn.Module):
+    def forward(self, x: Tensor, shop: Tensor) -> Tensor:
+        return x.sum(1) + shop
+
+
+class Members(nn.Module):
+    def forward(self, x: dict[str, Tensor]) -> Tensor:
+        return x["a"].sum(1)
+
+
+class Lookup(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.table(x).sum((1, 2))
+
+
+DOUBLE, HALF = nn.Linear(3, 1).double(), nn.Linear(3, 1).half()
+BFLOAT = nn.Linear(3, 1).bfloat16()
+ROW = torch.zeros(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (lambda: script(Both()), r"takes 2 inputs \(x, shop\), .* all of them in model.json"),
+        (lambda: exported(Both(), ROW, ROW[:, 0]), r"takes 2 inputs \(x, shop\)"),
+        (lambda: script(Members()), r"takes Dict\[str, Tensor\]: wrap it"),
+        (lambda: script(Lookup()), r"takes int64 instead of float32: describe .*x.to\(torch.int64"),
+        (lambda: exported(Lookup(), ROW.long()), "takes int64 instead of float32"),
+        (lambda: script(DOUBLE), "takes float64 instead of float32: describe .*model.json"),
+        (lambda: exported(DOUBLE, ROW.double()), "takes float64 instead of float32"),
+        (lambda: script(HALF), "takes float16 instead of float32"),
+        (lambda: script(BFLOAT), r"takes bfloat16 instead of float32: convert .*\(torch.bfloat16"),
+    ],
+)
+def test_inputs_that_cannot_be_inferred_are_named(data: Any, message: str) -> None:
+    with pytest.raises(ContractBroken, match=message) as caught:
+        infer_manifest(bare(data()), COLUMNS)
+    assert "dynamic batch" not in str(caught.value)
+
+
+def exported(module: nn.Module, *args: Tensor) -> bytes:
+    buffer, rows = io.BytesIO(), {0: torch.export.Dim("rows")}
+    program = torch.export.export(module.eval(), args, dynamic_shapes=tuple(rows for _ in args))
+    torch.export.save(program, buffer)
+    return buffer.getvalue()
+
+
 def test_a_model_for_one_batch_size_is_refused() -> None:
     with pytest.raises(ContractBroken, match=r"fails on 3 rows of 3 zeros: .*size\(\)\[0\] == 2"):
         infer_manifest(bare(export(Single(), dynamic=False)), COLUMNS)

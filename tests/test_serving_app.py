@@ -128,7 +128,7 @@ NO_ROWS = 'expected an object with a list of rows as "instances": {"instances": 
         (with_value(None), "null", "column V1: null"),
         (with_value("1.5"), "wrong_type", "column V1: expected a number, got str"),
         (with_value(True), "wrong_type", "column V1: expected a number, got bool"),
-        (with_value([1.0]), "wrong_type", "column V1: expected a number, got list"),
+        (with_value([1.0, 2.0]), "wrong_type", "column V1: expected a number, got list"),
         (with_value(1e39), "not_finite", "column V1: infinite, or outside the range of float32"),
         (with_value(10**60), "not_finite", "column V1: infinite, or outside the range of float32"),
         (without("V3"), "missing_feature", "column V3: missing"),
@@ -374,6 +374,21 @@ def test_a_failed_device_makes_the_server_unhealthy(
         assert (answer.status, answer.error["status"]) == (500, "INTERNAL")
         assert server.client.get("/health").json["reason"].startswith("the accelerator failed")
         assert server.server.service.state is State.FAILED
+
+
+def test_a_row_that_needs_a_missing_device_does_not_stop_the_server(
+    served: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("No CUDA GPUs are available")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LoadedModel, "_forward", broken)
+        answer = served.client.predict([GOOD])
+        assert (answer.status, answer.error["status"]) == (500, "INTERNAL")
+        assert "this machine lacks what a part of the model needs" in answer.error["message"]
+    assert served.server.service.state is State.READY
+    assert served.client.predict([GOOD]).status == 200
 
 
 @pytest.mark.parametrize("where", ["model", "instances"])
