@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 import torch
 from apache_beam.internal import pickler
-from apache_beam.ml.inference.base import RunInference
+from apache_beam.ml.inference.base import KeyedModelHandler, KeyModelMapping, RunInference
 from apache_beam.testing.test_pipeline import TestPipeline as LocalPipeline
 from apache_beam.testing.util import assert_that
 from hypothesis import given, settings
@@ -372,6 +372,41 @@ def test_beam_runs_the_handler(package: Package) -> None:
     with LocalPipeline(runner="FnApiRunner") as pipeline:
         batches = pipeline | beam.Create([*map(whole.slice, starts, sizes)], reshuffle=False)
         assert_that(batches | RunInference(handler), check)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_handler_runs_within_the_keyed_handler_of_beam(package: Package, several: bool) -> None:
+    handlers = [
+        TorchModelHandler(*package(module, outputs), batch_rows=16)
+        for module, outputs in ((Scores(), SCORES), (Sum(), SUM))
+    ]
+    keyed = KeyedModelHandler(
+        [KeyModelMapping([key], handler) for key, handler in zip("ab", handlers, strict=True)]
+        if several
+        else handlers[0]
+    )
+    whole = features(rows_of(100))
+    # The first element is larger than a batch, and the last is empty.
+    elements = [("a", whole.slice(0, 40)), ("b", whole.slice(40, 60)), ("a", whole.slice(0, 0))]
+    expected = {
+        "a": infer(handlers[0], handlers[0].load_model(), whole.slice(0, 40)),
+        "b": infer(handlers[several], handlers[several].load_model(), whole.slice(40, 60)),
+    }
+
+    def check(answers: Sequence[tuple[str, pa.RecordBatch]]) -> None:
+        assert sorted((key, answer.num_rows) for key, answer in answers) == [
+            ("a", 0),
+            ("a", 40),
+            ("b", 60),
+        ]
+        for key, answer in answers:
+            for got, known in zip(answer.to_pylist(), expected[key].to_pylist(), strict=False):
+                assert got["row_id"] == known["row_id"]
+                assert_predictions(got[OUTPUTS], known[OUTPUTS])
+
+    with LocalPipeline(runner="FnApiRunner") as pipeline:
+        batches = pipeline | beam.Create(elements, reshuffle=False)
+        assert_that(batches | RunInference(keyed), check)
 
 
 # Rows at fault.
