@@ -60,15 +60,10 @@ def infer_manifest(
         ModelError: The model cannot be loaded.
         ContractBroken: The outputs do not have one row per input row, or depend on the batch.
     """
-    found = sniff(package.data)
-    draft = Manifest(
+    draft = replace(
+        _draft(package, feature_columns),
         name=name or PurePosixPath(package.file).stem,
         version=version,
-        format="state_dict" if found == "torch_save" else found,  # type: ignore[arg-type]
-        file=package.file,
-        sha256=package.sha256,
-        inputs=(InputSpec("features", tuple(feature_columns), shape=(len(feature_columns),)),),
-        outputs=(OutputSpec("output"),),
         architecture=architecture,
         batch_dependence=batch_dependence,
     )
@@ -85,6 +80,32 @@ def infer_manifest(
         )
         check_made_up_rows(model)
     return manifest
+
+
+def load_draft(package: ModelPackage) -> torch.nn.Module:
+    """Load a bare model file, whose inputs are not known.
+
+    Args:
+        package: The model file.
+
+    Raises:
+        ModelError: The file is not a model, or contains only weights.
+    """
+    return load_module(package.data, _draft(package, ("unknown",)))
+
+
+def _draft(package: ModelPackage, feature_columns: Sequence[str]) -> Manifest:
+    """Return a manifest of a bare model file, in which the outputs are not known yet."""
+    found = sniff(package.data)
+    return Manifest(
+        name=PurePosixPath(package.file).stem,
+        version="0",
+        format="state_dict" if found == "torch_save" else found,  # type: ignore[arg-type]
+        file=package.file,
+        sha256=package.sha256,
+        inputs=(InputSpec("features", tuple(feature_columns), shape=(len(feature_columns),)),),
+        outputs=(OutputSpec("output"),),
+    )
 
 
 def _score_of(outputs: Sequence[OutputSpec]) -> str | None:
