@@ -75,6 +75,19 @@ def test_all_outputs_equal_the_outputs_of_a_worker(client: Client, worker_output
             assert_scores(got[name], row[name], name)
 
 
+@pytest.mark.parametrize("size", [1, 7, 1_000])
+def test_outputs_do_not_depend_on_the_rows_of_a_request(
+    client: Client, worker_outputs: Any, size: int
+) -> None:
+    instances = rows(1_000)
+    expected = worker_outputs(instances)
+    starts = [*range(0, 1_000, size)][:150]
+    for start in starts:
+        answer = client.predict(instances[start : start + size], outputs="all")
+        for got, row in zip(answer.json["predictions"], expected[start:], strict=False):
+            assert_predictions(got, row)
+
+
 def test_a_prediction_has_the_fields_of_the_references_container_by_default(
     client: Client, worker_outputs: Any
 ) -> None:
