@@ -10,6 +10,7 @@ MillraceError
         UnsafeModel        reading the model file could run code or exhaust the machine
         ContractBroken     the model does not do what its manifest says
     DeviceError        the accelerator is missing or has failed
+        MissingDevice      the machine lacks what a part of the model needs
     OutOfMemory        the machine or the process has too little memory
     InputError         a source is missing, unreadable or lacks columns
         InputChanged       a file changed while the run was reading it
@@ -99,6 +100,10 @@ class DeviceError(MillraceError):
     """The accelerator is missing or has failed."""
 
     page = "device"
+
+
+class MissingDevice(DeviceError):
+    """The machine lacks what a part of the model needs."""
 
 
 class OutOfMemory(MillraceError):

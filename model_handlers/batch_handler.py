@@ -6,6 +6,7 @@ RunInference returns the record batches that it gets, with two more columns, `ou
 
 from __future__ import annotations
 
+import functools
 import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -38,7 +39,9 @@ class BatchHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, M], Generic[M]):
 
     def __init__(self, manifest: Manifest, outputs: Sequence[str] | None, batch_rows: int) -> None:
         super().__init__(
-            min_batch_size=batch_rows, max_batch_size=batch_rows, element_size_fn=_row_count
+            min_batch_size=batch_rows,
+            max_batch_size=batch_rows,
+            element_size_fn=functools.partial(_row_count, batch_rows),
         )
         self.manifest, self.batch_rows = manifest, batch_rows
         self.outputs = tuple(dict.fromkeys(outputs or [spec.name for spec in manifest.outputs]))
@@ -69,7 +72,6 @@ class BatchHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, M], Generic[M]):
     ) -> list[pa.RecordBatch]:
         """Return record batches that have `inputs`, in order, with `outputs` and `error` added."""
         if not batch:
-            # Before an element of more than batch_rows, Beam passes on an empty batch.
             return []
         columns = [part.column(INPUTS) for part in batch]
         arrays = [
@@ -173,5 +175,11 @@ def _to_numpy(column: pa.Array) -> np.ndarray:
     return column.to_numpy(zero_copy_only=False)
 
 
-def _row_count(batch: pa.RecordBatch) -> int:
-    return int(batch.num_rows)
+def _row_count(most: int, element: pa.RecordBatch | tuple[Any, pa.RecordBatch]) -> int:
+    """Return the rows of a batch, which has a key if Beam's KeyedModelHandler wraps the handler.
+
+    The result is at most `most`, the size of a full batch: before a larger element, Beam would
+    pass on an empty batch.
+    """
+    batch = element[1] if isinstance(element, tuple) else element
+    return min(int(batch.num_rows), most)

@@ -173,7 +173,7 @@ class Endpoint:
         for spec, got in zip(self.codec.outputs, outputs, strict=True):
             if spec.name not in golden.outputs:
                 continue
-            expected = np.asarray(golden.outputs[spec.name][:1], np.float64)
+            expected = np.asarray(golden.outputs[spec.name][:1], np.float64).reshape(got.shape)
             if not self.codec.manifest.tolerance.agree(got, expected).all():
                 raise EndpointError(
                     f"{self._as_another()}: output {spec.name!r} of a known-good row: expected "

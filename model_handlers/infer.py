@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
@@ -14,9 +15,18 @@ from common.memory import MORE_MEMORY, check_memory
 from model_handlers.artifact import ModelPackage
 from model_handlers.formats.architecture import TrustedCode
 from model_handlers.formats.load import load_module, sniff
-from model_handlers.loaded_model import ROW_FAULTS, LoadedModel, describe_error
-from model_handlers.manifest import DType, InputSpec, Manifest, OutputSpec
+from model_handlers.loaded_model import (
+    ROW_FAULTS,
+    LoadedModel,
+    check_device_works,
+    describe_error,
+    guard_advice,
+)
+from model_handlers.manifest import MANIFEST_NAME, DType, InputSpec, Manifest, OutputSpec
 from model_handlers.try_rows import MADE_UP_ROWS, check_made_up_rows
+
+# What models take most often if not float32.
+_OTHER_DTYPES = (torch.float64, torch.float16, torch.bfloat16, torch.int64)
 
 
 def infer_manifest(
@@ -50,15 +60,10 @@ def infer_manifest(
         ModelError: The model cannot be loaded.
         ContractBroken: The outputs do not have one row per input row, or depend on the batch.
     """
-    found = sniff(package.data)
-    draft = Manifest(
+    draft = replace(
+        _draft(package, feature_columns),
         name=name or PurePosixPath(package.file).stem,
         version=version,
-        format="state_dict" if found == "torch_save" else found,  # type: ignore[arg-type]
-        file=package.file,
-        sha256=package.sha256,
-        inputs=(InputSpec("features", tuple(feature_columns), shape=(len(feature_columns),)),),
-        outputs=(OutputSpec("output"),),
         architecture=architecture,
         batch_dependence=batch_dependence,
     )
@@ -75,6 +80,32 @@ def infer_manifest(
         )
         check_made_up_rows(model)
     return manifest
+
+
+def load_draft(package: ModelPackage) -> torch.nn.Module:
+    """Load a bare model file, whose inputs are not known.
+
+    Args:
+        package: The model file.
+
+    Raises:
+        ModelError: The file is not a model, or contains only weights.
+    """
+    return load_module(package.data, _draft(package, ("unknown",)))
+
+
+def _draft(package: ModelPackage, feature_columns: Sequence[str]) -> Manifest:
+    """Return a manifest of a bare model file, in which the outputs are not known yet."""
+    found = sniff(package.data)
+    return Manifest(
+        name=PurePosixPath(package.file).stem,
+        version="0",
+        format="state_dict" if found == "torch_save" else found,  # type: ignore[arg-type]
+        file=package.file,
+        sha256=package.sha256,
+        inputs=(InputSpec("features", tuple(feature_columns), shape=(len(feature_columns),)),),
+        outputs=(OutputSpec("output"),),
+    )
 
 
 def _score_of(outputs: Sequence[OutputSpec]) -> str | None:
@@ -114,10 +145,10 @@ def _answer(module: torch.nn.Module, draft: Manifest, rows: int) -> dict[str, to
             answer = module(torch.zeros(rows, *draft.inputs[0].shape))
     except ROW_FAULTS as error:
         check_memory(error, f"model {draft.file}", MORE_MEMORY)
+        check_device_works(error)
         raise ContractBroken(
             f"model {draft.file} fails on {rows} rows of {draft.inputs[0].width} zeros: "
-            f"{describe_error(error)}; check --feature_columns, and export a .pt2 with a dynamic "
-            "batch dimension"
+            f"{describe_error(error)}; {_advice(module, (rows, *draft.inputs[0].shape), error)}"
         ) from error
     named: Mapping[Any, Any] = {"output": answer}
     if isinstance(answer, Mapping):
@@ -131,6 +162,50 @@ def _answer(module: torch.nn.Module, draft: Manifest, rows: int) -> dict[str, to
                 f"tensors, got {type(tensor).__name__} as output {name!r}"
             )
     return dict(named)
+
+
+def _advice(module: torch.nn.Module, shape: Sequence[int], error: Exception) -> str:
+    """Return advice for a module that fails on zeros of float32 of this shape."""
+    inputs = _inputs_of(module)
+    if len(inputs) > 1:
+        return (
+            f"it takes {len(inputs)} inputs ({', '.join(inputs)}), and --feature_columns describes "
+            f"a single one: describe all of them in {MANIFEST_NAME}"
+        )
+    if odd := [kind for kind in inputs.values() if kind not in ("Tensor", "Optional[Tensor]")]:
+        return f"it takes {odd[0]}: wrap it in a module whose forward method takes tensors"
+    dtype = next((dtype for dtype in _OTHER_DTYPES if _accepts(module, shape, dtype)), None)
+    if dtype is not None:
+        name = str(dtype).removeprefix("torch.")
+        describe = f"describe its input in {MANIFEST_NAME}, or " if name in get_args(DType) else ""
+        return (
+            f"it takes {name} instead of float32: {describe}convert the input in its forward "
+            f"method, for example with x.to(torch.{name})"
+        )
+    guard = str(error).startswith("Guard failed: ")
+    return "check --feature_columns" + f", and {guard_advice(error)}" * guard
+
+
+def _inputs_of(module: torch.nn.Module) -> dict[str, str]:
+    """Return the names of the inputs that a module needs, and the names of their types."""
+    if isinstance(module, torch.jit.ScriptModule):
+        arguments = module.forward.schema.arguments[1:]  # type: ignore[attr-defined]
+        return {a.name: str(a.type) for a in arguments if not a.has_default_value()}
+    if isinstance(module, torch.fx.GraphModule):
+        return {node.name: "Tensor" for node in module.graph.find_nodes(op="placeholder")}
+    parameters = inspect.signature(module.forward).parameters.values()
+    named = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    return {p.name: "Tensor" for p in parameters if p.kind in named and p.default is p.empty}
+
+
+def _accepts(module: torch.nn.Module, shape: Sequence[int], dtype: torch.dtype) -> bool:
+    """Return whether a module accepts zeros of this shape and dtype."""
+    try:
+        with torch.inference_mode():
+            module(torch.zeros(*shape, dtype=dtype))
+    except ROW_FAULTS:
+        return False
+    return True
 
 
 def _dtype(draft: Manifest, name: str, tensor: torch.Tensor) -> DType:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from apache_beam.metrics import Metrics
 
-from common.errors import ContractBroken, DeviceError, UsageError, one_line
+from common.errors import ContractBroken, DeviceError, MissingDevice, UsageError, one_line
 from common.memory import is_of_memory
 from model_handlers.isolate import NotTried
 from model_handlers.manifest import Manifest, OutputSpec
@@ -35,7 +35,16 @@ ROW_FAULTS = (
     torch.jit.Error,
 )
 # TorchScript reports errors of the machine as plain RuntimeErrors.
-_NO_DEVICE = re.compile(r"CUDA error|cuDNN error|CUBLAS_STATUS")
+_FAILED = re.compile(r"CUDA error|cuDNN error|CUBLAS_STATUS")
+# The texts with which torch says that this machine, or this build of torch, lacks something.
+_LACKS = re.compile(
+    r"NVIDIA driver|not (?:compiled|linked) with|requires compiling PyTorch with"
+    r"|library not found in compilation|No (?:CUDA|HIP|XPU) (?:GPUs|devices) are available"
+    r"|with arguments from the '\w+' backend|Expected all tensors to be on the same device"
+    r"|[Cc]annot access accelerator device|find engine for operation|needs the cpu support"
+)
+# The guard of a .pt2 whose batch dimension has a maximum.
+_MOST_ROWS = re.compile(r"Guard failed: .*\.size\(\)\[0\] <= (\d+)")
 # Half precision keeps 8 (bf16) to 11 (fp16) bits, so known-good rows are compared less strictly.
 _HALF_TOLERANCE = 5e-2
 
@@ -96,7 +105,8 @@ class LoadedModel:
     def forward(self, inputs: Sequence[np.ndarray], rows: slice) -> list[np.ndarray]:
         """Run the model on a range of rows.
 
-        If memory runs out, the range is run again in smaller passes.
+        If memory runs out, or the model accepts only fewer rows at once, the range is run again in
+        smaller passes.
 
         Args:
             inputs: One array per input of the manifest, `[rows, width]` or `[rows]`.
@@ -108,38 +118,51 @@ class LoadedModel:
         Raises:
             ContractBroken: The answer does not have the outputs of the manifest, or the model
                 cannot process this number of rows.
-            DeviceError: The accelerator failed.
+            DeviceError: The accelerator failed, or the machine lacks what the model needs.
             MemoryError: There is not enough memory for a single row.
             Exception: Any exception that the model itself raises.
         """
+        count = rows.stop - rows.start
         try:
-            return self._forward([array[rows] for array in inputs], rows.stop - rows.start)
+            return self._forward([array[rows] for array in inputs], count)
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
-                _check_device_works(error)
+                check_device_works(error)
                 raise
-            if rows.stop - rows.start <= 1:
+            if count <= 1:
                 raise MemoryError(
                     f"this worker has too little memory for one row: {describe_error(error)}"
                 ) from error
+            Metrics.counter("millrace", "out_of_memory_halvings").inc()
+            most = count // 2
         except AssertionError as error:
-            # The guards of torch.export check sizes, never values.
-            if not str(error).startswith("Guard failed"):
-                raise
-            raise ContractBroken(
-                f"model {self.manifest.name} cannot process {count_of(rows.stop - rows.start)}: "
-                f"{one_line(error)}; export it with a dynamic batch dimension, and check that the "
-                "manifest describes its inputs correctly"
-            ) from error
+            check_device_works(error)
+            most = self._most_rows(error, count)
         # This call is outside the except block: a traceback would keep the tensors in memory.
-        return self._in_smaller_passes(inputs, rows)
+        return self._in_smaller_passes(inputs, rows, most)
 
-    def _in_smaller_passes(self, inputs: Sequence[np.ndarray], rows: slice) -> list[np.ndarray]:
-        """Run the rows in passes of at most half as many rows, now and in later calls."""
+    def _most_rows(self, error: AssertionError, count: int) -> int:
+        """Return how many rows a model accepts at once that refused `count`, or raise the error.
+
+        The guards of torch.export check sizes, never values: they raise ContractBroken.
+        """
+        if not str(error).startswith("Guard failed"):
+            raise error
+        found = _MOST_ROWS.match(str(error))
+        if found and 0 < int(found[1]) < count:
+            return int(found[1])
+        raise ContractBroken(
+            f"model {self.manifest.name} cannot process {count_of(count)}: {one_line(error)}; "
+            f"{guard_advice(error)}"
+        ) from error
+
+    def _in_smaller_passes(
+        self, inputs: Sequence[np.ndarray], rows: slice, most: int
+    ) -> list[np.ndarray]:
+        """Run the rows in passes of at most `most` rows, now and in later calls."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self.batch_rows = min(self.batch_rows, (rows.stop - rows.start) // 2)
-        Metrics.counter("millrace", "out_of_memory_halvings").inc()
+        self.batch_rows = min(self.batch_rows, most)
         parts, start = [], rows.start
         while start < rows.stop:
             # batch_rows may have become smaller, because a part had to be halved again.
@@ -172,8 +195,10 @@ class LoadedModel:
         if tensor.dtype == self.autocast and spec.dtype.startswith("float"):
             tensor = tensor.to(getattr(torch, spec.dtype))
         expected = (rows, *spec.shape)
-        if rows == 1 and tensor.numel() == math.prod(expected):
-            # A model that ends in squeeze() drops the batch dimension of a batch of one row.
+        # A model that ends in squeeze() drops the batch dimension of a batch of one row. One that
+        # ends in a layer of width 1 returns one number per row as [rows, 1].
+        loose = rows == 1 or (not spec.shape and tensor.shape[:1] == expected)
+        if loose and tensor.numel() == math.prod(expected):
             tensor = tensor.reshape(expected)
         if (tensor.dtype, tensor.shape) != (getattr(torch, spec.dtype), expected):
             raise ContractBroken(
@@ -192,13 +217,32 @@ def _out_of_memory(error: Exception) -> bool:
     return "ALLOC_FAILED" in str(error)
 
 
-def _check_device_works(error: Exception) -> None:
-    """Raise DeviceError if an error in a forward pass is an error of the accelerator.
+def guard_advice(error: BaseException) -> str:
+    """Return advice for an error of a guard of torch.export, which checks the size of an input."""
+    if ".size()[0]" in str(error):
+        return "export it with a dynamic batch dimension, torch.export.Dim('rows'), without limits"
+    return "check that the inputs have the columns and shapes with which the model was exported"
 
-    After some of these errors every later call fails, so the rows are not to blame.
+
+def check_device_works(error: Exception) -> None:
+    """Raise an error if an exception in a forward pass is a fault of the machine.
+
+    Args:
+        error: The exception.
+
+    Raises:
+        DeviceError: The accelerator failed. After some of these errors every later call fails, so
+            the rows are not to blame.
+        MissingDevice: The machine or this build of torch lacks what the model needs.
     """
-    if isinstance(error, torch.AcceleratorError) or _NO_DEVICE.search(str(error)):
+    text = str(error)
+    if isinstance(error, torch.AcceleratorError) or _FAILED.search(text):
         raise DeviceError(f"the accelerator failed: {describe_error(error)}") from error
+    if _LACKS.search(text):
+        raise MissingDevice(
+            f"this machine lacks what a part of the model needs: {describe_error(error)}; run the "
+            "model where it is available, or save a model that does not need it"
+        ) from error
 
 
 def count_of(rows: int) -> str:

@@ -88,12 +88,18 @@ class OutputSpec:
     """One output tensor of a model.
 
     Attributes:
-        shape: The shape of one row, without the batch dimension; () for a single number.
+        shape: The shape of one row, without the batch dimension; () for a single number. A shape
+            of one element, such as (1,), becomes ().
     """
 
     name: str
     dtype: DType = "float32"
     shape: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        # Most models end in a linear layer of width 1, which returns [rows, 1].
+        if set(self.shape) == {1}:
+            object.__setattr__(self, "shape", ())
 
     @property
     def arrow_type(self) -> pa.DataType:
@@ -229,10 +235,6 @@ class Manifest:
         scalars = [spec.name for spec in self.outputs if spec.shape == ()]
         if scalars:
             return f"choose --score_output from {', '.join(scalars)}"
-        if any(spec.shape == (1,) for spec in self.outputs):
-            return (
-                "this model returns lists of one number: end its forward method with .squeeze(-1)"
-            )
         return (
             "no output of this model has one number per row: return one, for example the column of "
             "one class"
@@ -360,5 +362,7 @@ def _check_rows(where: str, rows: list[Any], dtype: str, shape: tuple[int, ...])
         numbers = array.dtype.kind in "biuf" and np.asarray(rows, dtype) is not None
     except (ValueError, TypeError, OverflowError):
         numbers = False
-    if not numbers or array.shape != shape or shape[0] < 1:
+    # A list of one number is one number.
+    single = numbers and len(shape) == 1 and array.shape[:1] == shape and array.size == len(rows)
+    if not numbers or not (single or array.shape == shape) or shape[0] < 1:
         refuse_manifest(where, f"one or more rows of {dtype} in the shape {list(shape)}", rows)

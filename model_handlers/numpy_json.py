@@ -96,7 +96,8 @@ def read_array(values: Sequence[Any], dtype: str, shape: Sequence[int]) -> np.nd
     """Convert decoded JSON values to an array; null becomes NaN.
 
     Args:
-        values: One value per row: a number, or nested lists of the shape.
+        values: One value per row: a number, which may be in a list of its own, or nested lists of
+            the shape.
         dtype: The dtype of the array.
         shape: The shape of one row.
 
@@ -110,6 +111,9 @@ def read_array(values: Sequence[Any], dtype: str, shape: Sequence[int]) -> np.nd
             return None
         flat = list(chain.from_iterable(flat))
     kinds = {*map(type, flat)}
+    if not shape and list in kinds:
+        flat = [value[0] if type(value) is list and len(value) == 1 else value for value in flat]
+        kinds = {*map(type, flat)}
     if dtype == "bool":
         return None if kinds - {bool} else np.array(flat, bool).reshape(len(values), *shape)
     if kinds - _NUMBERS:

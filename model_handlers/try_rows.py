@@ -69,7 +69,7 @@ def check_golden_rows(model: LoadedModel, golden: GoldenRows) -> tuple[Arrays, A
     for spec, answer in zip(model.outputs, answers, strict=True):
         if spec.name not in golden.outputs:
             continue
-        expected = np.asarray(golden.outputs[spec.name], dtype=spec.dtype)
+        expected = np.asarray(golden.outputs[spec.name], dtype=spec.dtype).reshape(answer.shape)
         close = model.tolerance.agree(answer, expected)
         if not close.all():
             at = tuple(int(i) for i in np.argwhere(~close)[0])

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from common.terminal import columns, print_error, progressing
+from model_handlers.try_package import try_package
 from resources import status as statuses
 from resources.cleaning import run_cleanup
 from resources.declaration import Resource, declare
@@ -27,12 +28,17 @@ def _of_kinds(resources: Sequence[Resource], kinds: Sequence[str] | None) -> lis
     return [r for r in resources if kinds is None or r.kind in kinds]
 
 
-def _wanted(args: argparse.Namespace) -> tuple[list[Resource], Kinds]:
-    """Return the declared resources for plan and setup, and the kinds that reach them."""
+def _wanted(args: argparse.Namespace, *, tried: bool = False) -> tuple[list[Resource], Kinds]:
+    """Return the declared resources for plan and setup, and the kinds that reach them.
+
+    With `tried`, the model is loaded in another process, and refused if it does not work.
+    """
     config, cloud = configure(args)
     with_model = config.model is not None and (args.kinds is None or "model" in args.kinds)
     package = open_package(str(config.model), config.trusted_modules) if with_model else None
     check_project(cloud, args)
+    if package is not None and tried:
+        try_package(str(config.model), config.trusted_modules)
     resources = declare(
         config,
         example_rows=args.load_example,
@@ -69,7 +75,7 @@ def _as_table(steps: Sequence[Step]) -> str:
 
 def run_setup(args: argparse.Namespace) -> int:
     """Create the missing resources, and print the value for --model if there is a model."""
-    resources, kinds = _wanted(args)
+    resources, kinds = _wanted(args, tried=True)
     with progressing() as progress:
         done = set_up(resources, kinds, progress)
     print(f"setup complete: {len(done)} {'change' if len(done) == 1 else 'changes'} made")

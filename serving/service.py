@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from cloud.clients import Cloud
-from common.errors import DeviceError, MillraceError, one_line
+from common.errors import DeviceError, MillraceError, MissingDevice, one_line
 from common.memory import MORE_MEMORY, is_of_memory, out_of_memory
 from model_handlers.loaded_model import LoadedModel
 from model_handlers.manifest import Manifest
@@ -206,11 +206,15 @@ class Service:
 
         Raises:
             DeviceError: If the accelerator failed; the state is FAILED then.
+            MissingDevice: If the machine lacks what the model needs for these rows.
             ContractBroken: If the model does not do what its manifest says.
             MemoryError: If there is not enough memory for the pass.
         """
         try:
             return await batcher.predict(inputs)
+        except MissingDevice:
+            # Only some rows need what this machine lacks.
+            raise
         except DeviceError as error:
             # Every later pass would fail too. A new container may get a working device.
             self.fail(str(error))

@@ -76,7 +76,16 @@ def assert_same(got: Path, wanted: Path) -> None:
     assert letters(got) == letters(wanted)
 
 
-@pytest.mark.parametrize("given", [{}, {"instance_format": "named"}, {"endpoint_request_rows": 1}])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"instance_format": "named"},
+        {"endpoint_request_rows": 1},
+        {"endpoint_request_rows": 7},
+        {"endpoint_request_rows": 1_000},
+    ],
+)
 def test_an_endpoint_returns_what_a_model_in_the_worker_returns(
     example: Path, served: Running, local: Path, tmp_path: Path, given: dict[str, Any]
 ) -> None:

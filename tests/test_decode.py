@@ -201,7 +201,8 @@ def test_both_message_forms_are_read(make_manifest: Make) -> None:
         (b'{"a":"x","b":1,"c":1}', "wrong_type", "a", "expected a number, got str"),
         (b'{"a":1,"b":true,"c":1}', "wrong_type", "b", "got bool"),
         (b'{"a":1,"b":{},"c":1}', "wrong_type", "b", "got dict"),
-        (b'{"a":1,"b":[1.0],"c":1}', "wrong_type", "b", "got list"),
+        (b'{"a":1,"b":[1,2],"c":1}', "wrong_type", "b", "got list"),
+        (b'{"a":1,"b":[[1]],"c":1}', "wrong_type", "b", "got list"),
         (b'{"features":[1,2]}', "wrong_width", "features", "expected 3 values, got 2"),
         (b'{"features":[]}', "wrong_width", "features", "expected 3 values, got 0"),
         (b'{"features":null}', "null", "features", "expected a list, got null"),
@@ -247,7 +248,8 @@ def test_a_list_column_needs_lists_and_a_number_column_numbers(make_manifest: Ma
     messages = [
         b'{"v":[1,2],"a":3}',
         b'{"v":5,"a":3}',
-        b'{"v":[1,2],"a":[3]}',
+        b'{"v":[1,2],"a":[4]}',
+        b'{"v":[1,2],"a":[3,3]}',
         b'{"v":null,"a":null}',
         b'{"v":[1,null],"a":3}',
     ]
@@ -255,6 +257,7 @@ def test_a_list_column_needs_lists_and_a_number_column_numbers(make_manifest: Ma
     assert faults_of(decoded) == [("wrong_type", "v"), ("wrong_type", "a")]
     assert source_of(decoded) == [
         {"v": [1.0, 2.0], "a": 3.0},
+        {"v": [1.0, 2.0], "a": 4.0},
         {"v": None, "a": None},
         {"v": [1.0, None], "a": 3.0},
     ]

@@ -175,6 +175,11 @@ def test_an_endpoint_may_leave_out_the_name_of_the_only_output(make_manifest: Ma
     assert total.tolist() == [3]
 
 
+def test_a_list_of_one_number_is_one_number(codec: EndpointCodec) -> None:
+    total, _ = codec.decode(answer(GOOD | {"total": [1.5]}, GOOD), 2)
+    np.testing.assert_array_equal(total, np.array([1.5, 1.0], np.float32))
+
+
 def test_null_and_nan_are_nan(codec: EndpointCodec) -> None:
     for body in (
         b'{"predictions": [{"total": null, "code": [1, null]}]}',
@@ -195,7 +200,7 @@ GOOD = {"total": 1.0, "code": [1.0, 2.0]}
         ([GOOD], "expected 2 predictions, got 1"),
         ([GOOD] * 3, "expected 2 predictions, got 3"),
         ([GOOD, GOOD | {"total": "1.5"}], "output 'total': expected float32, got \"1.5\""),
-        ([GOOD, GOOD | {"total": [1.5]}], "output 'total': expected float32, got [1.5]"),
+        ([GOOD, GOOD | {"total": [1, 5]}], "output 'total': expected float32, got [1, 5]"),
         ([GOOD | {"code": [1]}, GOOD], "output 'code': expected float32 [2], got [1]"),
         ([GOOD | {"code": [[1, 2]]}, GOOD], "output 'code': expected float32 [2], got [[1, 2]]"),
         ([GOOD | {"code": None}, GOOD], "output 'code': expected float32 [2], got null"),

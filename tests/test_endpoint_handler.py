@@ -476,23 +476,24 @@ def test_through_beam_the_cache_is_counted(make_manifest: Make, make_source: Mak
 def inputs(example: Path, make_source: Make) -> tuple[Manifest, pa.RecordBatch]:
     """Return the example's manifest, and validated rows for it."""
     manifest = read_manifest(str(example / "model"))
-    values = np.random.default_rng(4).normal(size=(30, 500)) * 2
-    values[0] = np.arange(500) * 300.0
+    values = np.random.default_rng(4).normal(size=(30, 1_000)) * 2
+    values[0] = np.arange(1_000) * 150.0
     good, _, _ = validate(make_source(dict(zip(FEATURES, values, strict=True))), manifest)
     return manifest, good
 
 
 @pytest.mark.parametrize("instance_format", ["list", "named"])
+@pytest.mark.parametrize("rows", [1, 7, 1_000])
 def test_the_served_model_and_the_one_in_the_worker_agree(
-    example: Path, inputs: tuple[Manifest, pa.RecordBatch], instance_format: Any
+    example: Path, inputs: tuple[Manifest, pa.RecordBatch], instance_format: Any, rows: int
 ) -> None:
     manifest, batch = inputs
-    local = TorchModelHandler(str(example / "model"), manifest, batch_rows=100)
+    local = TorchModelHandler(str(example / "model"), manifest)
     (expected,) = local.run_inference([batch], local.load_model())
     with (
         running(example / "model", outputs="all") as server,
         connected(
-            f"{server.server.url}/predict", manifest, rows=100, instance_format=instance_format
+            f"{server.server.url}/predict", manifest, rows=rows, instance_format=instance_format
         ) as (handler, model),
     ):
         model.check()
@@ -504,7 +505,7 @@ def test_the_served_model_and_the_one_in_the_worker_agree(
             np.array(pa.chunked_array([b.column("outputs").field(field.name)]).to_pylist())
             for b in (got, expected)
         )
-        assert_scores(ours, theirs, field.name)
+        assert_scores(ours, theirs, field.name, manifest.tolerance)
 
 
 def test_if_most_rows_are_refused_few_are_sent_alone(serve: Make) -> None:

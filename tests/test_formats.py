@@ -3,11 +3,14 @@
 import hashlib
 import io
 import json
+import math
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -213,6 +216,24 @@ class Ordered(nn.Module):
         return OrderedDict(a=self.norm(x) * self.scale + shift)
 
 
+class SpecialFloats(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        causal = torch.full((2, 2), float("-inf")).triu(1)
+        y = x.masked_fill(x < 0, float("-inf")).clamp(min=-math.inf, max=math.inf)
+        z = torch.nan_to_num(x / 0, nan=math.nan, neginf=-math.inf)
+        return y @ causal.exp(), z, (x * complex(-math.inf, 0)).real
+
+
+class Padded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        attended: Tensor = self.layer(x, src_key_padding_mask=x[:, :, 0] < 0)
+        return attended.mean((1, 2))
+
+
 HARMLESS: dict[str, Callable[[], tuple[nn.Module, tuple[Tensor, ...], Any]]] = {
     "embeddings": lambda: (Embeddings(), (torch.ones(3).long(), torch.ones(3).long()), None),
     "recurrent": lambda: (Recurrent(), (torch.ones(3, 5, 3),), None),
@@ -220,6 +241,12 @@ HARMLESS: dict[str, Callable[[], tuple[nn.Module, tuple[Tensor, ...], Any]]] = {
     "guards": lambda: (Even(), (torch.ones(4, 2),), ({0: torch.export.Dim.DYNAMIC},)),
     "ranges": lambda: (Even(), (torch.ones(4, 2),), ({0: 2 * torch.export.Dim("half", max=50)},)),
     "ordered": lambda: (Ordered(), (torch.ones(3, 2),), None),
+    "special floats": lambda: (SpecialFloats(), (torch.tensor([[1.0, -1], [0, 2], [3, 4]]),), None),
+    "padding mask": lambda: (
+        Padded(),
+        (torch.ones(3, 5, 4).index_fill(1, torch.tensor([4]), -1),),
+        None,
+    ),
 }
 
 
@@ -230,7 +257,41 @@ def test_models_of_torch_export_are_not_mistaken_for_attacks(kind: str) -> None:
     module, args, dims = HARMLESS[kind]()
     loaded = load(export(module, *args, dims=dims), "pt2")
     with torch.inference_mode():
-        torch.testing.assert_close(loaded(*args), module(*args))
+        torch.testing.assert_close(loaded(*args), module(*args), equal_nan=True)
+
+
+QUANTIZED = """
+import io, sys, torch
+from pathlib import Path
+
+if sys.argv[1] == "export":
+    import torch.ao.quantization.fx._decomposed
+
+    class Quantized(torch.nn.Module):
+        def forward(self, x):
+            how = 0.5, 0, -128, 127, torch.int8
+            whole = torch.ops.quantized_decomposed.quantize_per_tensor.default(x, *how)
+            return torch.ops.quantized_decomposed.dequantize_per_tensor.default(whole, *how).sum(1)
+
+    rows = torch.export.Dim("rows")
+    program = torch.export.export(Quantized(), (torch.ones(3, 2),), dynamic_shapes=({0: rows},))
+    torch.export.save(program, sys.argv[2])
+else:
+    from test_formats import load
+
+    print(load(Path(sys.argv[2]).read_bytes(), "pt2")(torch.tensor([[0.6, 1.0]])).tolist())
+"""
+
+
+def test_a_quantized_pt2_loads_in_a_process_that_has_quantized_nothing(tmp_path: Path) -> None:
+    def run(step: str) -> str:
+        command = [sys.executable, "-W", "ignore", "-c", QUANTIZED, step, str(tmp_path / "q.pt2")]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        how: Any = {"env": environment, "timeout": 240}
+        return subprocess.check_output(command, text=True, **how)
+
+    run("export")
+    assert run("load") == "[1.5]\n"
 
 
 # Files that would run code. A file that does creates a marker folder.
@@ -472,6 +533,9 @@ def tree(kind: str, context: str) -> str:
         lambda p: first_node(p)["inputs"].append(
             {"arg": {"as_string_to_argument": {"metadata": {"as_operator": "torch.hub.load"}}}}
         ),
+        lambda p: first_node(p)["inputs"].append({"arg": {"as_float": "-Infinity if x else x"}}),
+        lambda p: first_node(p)["inputs"].append({"arg": {"as_floats": ["os"]}}),
+        lambda p: signature(p).update(forward_arg_names=["-Infinity"]),
         lambda p: signature(p).update(in_spec=tree("collections.defaultdict", "{}")),
         lambda p: signature(p).update(out_spec=tree("builtins.dict", '{"__enum__": "os"}')),
         lambda p: signature(p).update(in_spec=tree("builtins.dict", '["a\'"]')),
@@ -727,10 +791,75 @@ def test_architecture_args_are_passed_to_the_class() -> None:
         load(data, "state_dict", architecture="torch.nn:Linear", architecture_args={"x": 1})
 
 
-@pytest.mark.parametrize("value", [[1, 2], 5, torch.ones(3), {"model": {"weight": torch.ones(1)}}])
+@pytest.mark.parametrize("value", [[1, 2], 5, torch.ones(3), {"a": {"weight": torch.ones(1)}}])
 def test_a_value_that_is_not_a_state_dict_is_refused(value: Any) -> None:
     with pytest.raises(ModelError, match="the weights do not match"):
         load(saved(value), "state_dict", architecture=AUTOENCODER)
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict"])
+def test_a_checkpoint_is_refused_with_the_key_of_its_weights(key: str) -> None:
+    module = nn.Linear(3, 2)
+    steps = torch.optim.Adam(module.parameters())
+    module(torch.ones(1, 3)).sum().backward()
+    steps.step()
+    value = {"epoch": 3, key: module.state_dict(), "optimizer": steps.state_dict()}
+    message = rf"checkpoint with epoch, {key}, optimizer: .*torch.save\(checkpoint\['{key}'\]"
+    for architecture in (AUTOENCODER, None):
+        with pytest.raises(ModelError, match=message):
+            load(saved(value), "state_dict", architecture=architecture)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (nn.DataParallel, r"start with 'module.', because DataParallel .*model.module.state_dict"),
+        (torch.compile, r"start with '_orig_mod.', because torch.compile .*_orig_mod.state_dict"),
+    ],
+)
+@pytest.mark.parametrize("save", [saved, safetensors])
+def test_weights_of_a_wrapper_are_refused_with_the_way_to_the_model(
+    wrap: Callable[[nn.Module], nn.Module], message: str, save: Any
+) -> None:
+    kind = "state_dict" if save is saved else "safetensors"
+    with pytest.raises(ModelError, match=message):
+        load(save(wrap(nn.Linear(3, 2)).state_dict()), kind, architecture="torch.nn:Linear")
+
+
+@pytest.fixture(scope="module")
+def without_checksums() -> Iterator[bytes]:
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    yield saved(nn.Linear(3, 2).state_dict())
+    torch.serialization.set_crc32_options(before)
+
+
+LINEAR: dict[str, Any] = {
+    "architecture": "torch.nn:Linear",
+    "architecture_args": {"in_features": 3, "out_features": 2},
+}
+
+
+def test_a_file_without_checksums_loads(without_checksums: bytes) -> None:
+    with zipfile.ZipFile(io.BytesIO(without_checksums)) as archive:
+        assert {entry.CRC for entry in archive.infolist()} == {0}
+    assert load(without_checksums, "state_dict", **LINEAR)(torch.ones(4, 3)).shape == (4, 2)
+    size = len(without_checksums)
+    for cut in range(0, size, size // 40):
+        with pytest.raises(ModelError):
+            load(without_checksums[:cut], "state_dict", **LINEAR)
+
+
+@settings(deadline=None, max_examples=examples(40))
+@given(data=st.data())
+def test_a_damaged_file_without_checksums_loads_or_raises_a_model_error(
+    without_checksums: bytes, data: st.DataObject
+) -> None:
+    content = bytearray(without_checksums)
+    for _ in range(data.draw(st.integers(1, 5))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    with suppress(ModelError):
+        load(bytes(content), "state_dict", **LINEAR)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -775,6 +904,11 @@ def test_a_damaged_file_loads_or_raises_a_model_error(
         (b"model", "is not a torch.export .*starts with b'model'"),
         (b"PK\x03\x04", "truncated or damaged and must be copied again"),
         (b"\x7fELF" + bytes(100), "is not a torch.export"),
+        (b"\x08\x08\x12\x07pytorch\x1a\x062.13.0:", "is an ONNX model: convert it .*onnx2torch"),
+        (b"\x08\x0a:\xff\x01\n\x10", "is an ONNX model: convert it"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(100), "is an HDF5 file, as Keras writes it"),
+        (b"GGUF\x03" + bytes(100), "is a GGUF file"),
+        (b"PAR1" + bytes(100), "is a Parquet file, which holds rows"),
     ],
 )
 def test_a_file_that_is_not_a_model_is_refused(data: bytes, message: str) -> None:

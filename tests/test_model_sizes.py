@@ -182,7 +182,7 @@ def test_a_safetensors_header_with_wrong_sizes_is_refused(header: Any) -> None:
         load(data, "safetensors", **LINEAR)
 
 
-@pytest.mark.parametrize("shape", [(10**12,), (1 << 13, 1 << 14), (1,) * 1000, (10**400,)])
+@pytest.mark.parametrize("shape", [(10**12,), (1 << 13, 1 << 14), (2, *[1] * 1000), (10**400,)])
 def test_a_manifest_with_outputs_too_large_for_any_machine_is_refused(
     files: dict[str, bytes], shape: tuple[int, ...]
 ) -> None:

@@ -218,6 +218,57 @@ def test_another_number_of_columns_is_refused(save: Any, columns: tuple[str, ...
         infer_manifest(bare(save(Named())), columns)
 
 
+class Both(nn.Module):
+    def forward(self, x: Tensor, shop: Tensor) -> Tensor:
+        return x.sum(1) + shop
+
+
+class Members(nn.Module):
+    def forward(self, x: dict[str, Tensor]) -> Tensor:
+        return x["a"].sum(1)
+
+
+class Lookup(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.table(x).sum((1, 2))
+
+
+DOUBLE, HALF = nn.Linear(3, 1).double(), nn.Linear(3, 1).half()
+BFLOAT = nn.Linear(3, 1).bfloat16()
+ROW = torch.zeros(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (lambda: script(Both()), r"takes 2 inputs \(x, shop\), .* all of them in model.json"),
+        (lambda: exported(Both(), ROW, ROW[:, 0]), r"takes 2 inputs \(x, shop\)"),
+        (lambda: script(Members()), r"takes Dict\[str, Tensor\]: wrap it"),
+        (lambda: script(Lookup()), r"takes int64 instead of float32: describe .*x.to\(torch.int64"),
+        (lambda: exported(Lookup(), ROW.long()), "takes int64 instead of float32"),
+        (lambda: script(DOUBLE), "takes float64 instead of float32: describe .*model.json"),
+        (lambda: exported(DOUBLE, ROW.double()), "takes float64 instead of float32"),
+        (lambda: script(HALF), "takes float16 instead of float32"),
+        (lambda: script(BFLOAT), r"takes bfloat16 instead of float32: convert .*\(torch.bfloat16"),
+    ],
+)
+def test_inputs_that_cannot_be_inferred_are_named(data: Any, message: str) -> None:
+    with pytest.raises(ContractBroken, match=message) as caught:
+        infer_manifest(bare(data()), COLUMNS)
+    assert "dynamic batch" not in str(caught.value)
+
+
+def exported(module: nn.Module, *args: Tensor) -> bytes:
+    buffer, rows = io.BytesIO(), {0: torch.export.Dim("rows")}
+    program = torch.export.export(module.eval(), args, dynamic_shapes=tuple(rows for _ in args))
+    torch.export.save(program, buffer)
+    return buffer.getvalue()
+
+
 def test_a_model_for_one_batch_size_is_refused() -> None:
     with pytest.raises(ContractBroken, match=r"fails on 3 rows of 3 zeros: .*size\(\)\[0\] == 2"):
         infer_manifest(bare(export(Single(), dynamic=False)), COLUMNS)
@@ -427,19 +478,52 @@ def test_weights_are_packaged_with_their_class(
     TorchModelHandler(str(tmp_path / "o"), manifest, trusted_modules=[__name__]).load_model()
 
 
-def test_advice_for_a_model_that_returns_lists_of_one_number(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("shape", [(-1, 1), (-1, 1, 1)])
+def test_a_model_that_returns_lists_of_one_number_has_a_score(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], shape: tuple[int, ...]
 ) -> None:
-    path = tmp_path / "column.pt"
-    path.write_bytes(script(torch.nn.Linear(3, 1)))
-    arguments = [str(path), "--feature_columns", "Time,V1,Amount", "--output", str(tmp_path / "o")]
-    assert main(arguments) == 0
-    assert (
-        "score: none; this model returns lists of one number: end its forward"
-        in capsys.readouterr().out
-    )
-    assert main([*arguments, "--score_output", "output"]) == 2
-    assert ".squeeze(-1)" in capsys.readouterr().err
+    path, package = tmp_path / "column.pt", tmp_path / "o"
+    path.write_bytes(script(torch.nn.Sequential(torch.nn.Linear(3, 1), Reshaped(shape))))
+    pq.write_table(pa.table({name: [1.0, 2.0, 3.0] for name in "abc"}), tmp_path / "s.parquet")
+    arguments = ["--feature_columns", "a,b,c", "--sample", str(tmp_path / "s.parquet")]
+    assert main([str(path), *arguments, "--output", str(package)]) == 0
+    assert "outputs: output; score: output\n" in capsys.readouterr().out
+    manifest = read_manifest(str(package))
+    assert (manifest.outputs, manifest.score_output) == ((OutputSpec("output"),), "output")
+    assert manifest.choose("output") == manifest
+    model = TorchModelHandler(str(package), manifest).load_model()
+    for rows in (1, 3):
+        (answer,) = model.forward([np.ones((rows, 3), np.float32)], slice(0, rows))
+        assert answer.shape == (rows,)
+
+
+def test_a_manifest_may_describe_one_number_as_a_list(tmp_path: Path) -> None:
+    data = script(torch.nn.Linear(3, 1))
+    rows = np.arange(6, dtype=np.float32).reshape(2, 3)
+    with torch.inference_mode():
+        answers = torch.jit.load(io.BytesIO(data))(torch.from_numpy(rows)).tolist()
+    found = infer_manifest(ModelPackage("m.pt", data, None), ("a", "b", "c"))
+    value = json.loads(found.to_json())
+    value["outputs"][0]["shape"] = [1]
+    value["golden"] = {"inputs": {"features": rows.tolist()}, "outputs": {"output": answers}}
+    (tmp_path / "m.pt").write_bytes(data)
+    (tmp_path / "model.json").write_text(json.dumps(value))
+    manifest = read_manifest(str(tmp_path))
+    assert manifest.output("output").shape == ()
+    TorchModelHandler(str(tmp_path), manifest).load_model()
+    value["golden"]["outputs"]["output"][1][0] += 1
+    (tmp_path / "model.json").write_text(json.dumps(value))
+    with pytest.raises(ContractBroken, match="known-good row 1, output output"):
+        TorchModelHandler(str(tmp_path), read_manifest(str(tmp_path))).load_model()
+
+
+class Reshaped(torch.nn.Module):
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(self.shape)
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import httplib2
+import pyarrow as pa
 import pytest
 import requests
 from google.cloud import aiplatform_v1
 from google.cloud.bigquery import Dataset, SchemaField, Table
 from grpc._channel import _UnaryUnaryMultiCallable
+from pyarrow import parquet
 from resources_world import SMALL, VERTEX, World
 
 from common.errors import ResourceError
@@ -553,6 +555,26 @@ def test_a_changed_model_is_never_skipped(make_world: Callable[..., World], exam
     blob = storage.bucket(bucket).blob(f"{folder}model.pt")
     assert blob.download_as_bytes() == (package / "model.pt").read_bytes()
     world.fine("cleanup", "--yes", "--kinds", "files,bucket")
+
+
+def test_a_model_that_does_not_work_is_not_set_up(
+    make_world: Callable[..., World], example: Path, tmp_path: Path
+) -> None:
+    world = make_world("wrong", SMALL)
+    kinds = ("--kinds", "bucket,model")
+    table = tmp_path / "rows.parquet"
+    parquet.write_table(pa.table({"a": [1.0]}), table)
+    wrong = tmp_path / "wrong"
+    shutil.copytree(example / "model", wrong)
+    manifest = json.loads((wrong / "model.json").read_text())
+    manifest["golden"]["outputs"][manifest["score_output"]][0] += 1
+    (wrong / "model.json").write_text(json.dumps(manifest))
+    for model, message in ((table, "is a Parquet file"), (wrong, "known-good row 0, output")):
+        code, _, err = world.run("setup", *kinds, "--model", str(model))
+        assert code == 1
+        assert message in err
+        assert len(err.splitlines()) == 1
+    assert not world.cloud.storage().bucket("wrong-bucket").exists()
 
 
 def test_setup_adds_columns_and_repairs_only_what_it_created(

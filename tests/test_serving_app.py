@@ -75,6 +75,19 @@ def test_all_outputs_equal_the_outputs_of_a_worker(client: Client, worker_output
             assert_scores(got[name], row[name], name)
 
 
+@pytest.mark.parametrize("size", [1, 7, 1_000])
+def test_outputs_do_not_depend_on_the_rows_of_a_request(
+    client: Client, worker_outputs: Any, size: int
+) -> None:
+    instances = rows(1_000)
+    expected = worker_outputs(instances)
+    starts = [*range(0, 1_000, size)][:150]
+    for start in starts:
+        answer = client.predict(instances[start : start + size], outputs="all")
+        for got, row in zip(answer.json["predictions"], expected[start:], strict=False):
+            assert_predictions(got, row)
+
+
 def test_a_prediction_has_the_fields_of_the_references_container_by_default(
     client: Client, worker_outputs: Any
 ) -> None:
@@ -128,7 +141,7 @@ NO_ROWS = 'expected an object with a list of rows as "instances": {"instances": 
         (with_value(None), "null", "column V1: null"),
         (with_value("x"), "wrong_type", "column V1: expected a number, got str"),
         (with_value(True), "wrong_type", "column V1: expected a number, got bool"),
-        (with_value([1.0]), "wrong_type", "column V1: expected a number, got list"),
+        (with_value([1.0, 2.0]), "wrong_type", "column V1: expected a number, got list"),
         (with_value(1e39), "not_finite", "column V1: infinite, or outside the range of float32"),
         (with_value(10**60), "not_finite", "column V1: infinite, or outside the range of float32"),
         (without("V3"), "missing_feature", "column V3: missing"),
@@ -374,6 +387,21 @@ def test_a_failed_device_makes_the_server_unhealthy(
         assert (answer.status, answer.error["status"]) == (500, "INTERNAL")
         assert server.client.get("/health").json["reason"].startswith("the accelerator failed")
         assert server.server.service.state is State.FAILED
+
+
+def test_a_row_that_needs_a_missing_device_does_not_stop_the_server(
+    served: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("No CUDA GPUs are available")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LoadedModel, "_forward", broken)
+        answer = served.client.predict([GOOD])
+        assert (answer.status, answer.error["status"]) == (500, "INTERNAL")
+        assert "this machine lacks what a part of the model needs" in answer.error["message"]
+    assert served.server.service.state is State.READY
+    assert served.client.predict([GOOD]).status == 200
 
 
 @pytest.mark.parametrize("where", ["model", "instances"])

@@ -10,11 +10,13 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from google.cloud import storage
+from tiny_model import write_tiny
 
 import cloud.clients
 from common.errors import CredentialsError
@@ -30,9 +32,11 @@ from examples.google_api.faults import (
 from examples.google_api.server import GoogleApi, google_api
 from examples.google_api.vertex import VertexAI
 from examples.local_cloud import LocalCloud
-from model_handlers.manifest import Manifest
+from model_handlers.manifest import GoldenRows, Manifest
 from model_handlers.package import write_mar, write_package
+from model_handlers.try_package import try_package
 from serving.__main__ import main
+from serving.deploy import artifact
 from serving.settings import parse_settings
 
 IMAGE = "us-docker.pkg.dev/a-project/images/serving:1"
@@ -84,8 +88,17 @@ def google() -> Iterator[GoogleApi]:
 
 
 @pytest.fixture
-def run(google: GoogleApi, emulators: LocalCloud, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs a command; it returns the exit code, the output and stderr."""
+def run(
+    google: GoogleApi,
+    emulators: LocalCloud,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Run:
+    """Return a function that runs a command; it returns the exit code, the output and stderr.
+
+    The packages of these tests contain no model, so they are not tried.
+    """
+    monkeypatch.setattr(artifact, "try_package", lambda *_: None)
     addresses = f"aiplatform={google.url},storage={emulators.endpoints.storage}"
 
     def run(command: str, *flags: str | Path) -> tuple[int, str, str]:
@@ -131,6 +144,25 @@ def test_the_container_trusts_the_modules_that_the_flag_names(
     variables = {pair["name"]: pair["value"] for pair in spec["env"]}
     settings = parse_settings([], variables | {"AIP_STORAGE_URI": staging})
     assert settings.trusted_modules == ("nets", "layers")
+
+
+def test_a_package_whose_known_good_rows_fail_is_not_deployed(
+    google: GoogleApi,
+    run: Run,
+    staging: str,
+    tmp_path: Path,
+    make_manifest: Callable[..., Manifest],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(artifact, "try_package", try_package)
+    manifest = write_tiny(tmp_path, make_manifest)
+    assert run("deploy", *custom(tmp_path, staging))[0] == 0
+    done = len(google.calls)
+    golden = GoldenRows({"x": [[1.0, 2.0, 3.0]]}, {"total": [7.0]})
+    (tmp_path / "model.json").write_text(replace(manifest, golden=golden).to_json())
+    code, out, said = run("deploy", *custom(tmp_path, staging))
+    assert (code, out, len(google.calls)) == (1, "", done)
+    assert "known-good row 0, output total: expected 7.0, got 6.0" in said
 
 
 def test_a_package_is_staged_uploaded_and_deployed_as_the_flags_say(

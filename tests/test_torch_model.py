@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 import torch
 from apache_beam.internal import pickler
-from apache_beam.ml.inference.base import RunInference
+from apache_beam.ml.inference.base import KeyedModelHandler, KeyModelMapping, RunInference
 from apache_beam.testing.test_pipeline import TestPipeline as LocalPipeline
 from apache_beam.testing.util import assert_that
 from hypothesis import given, settings
@@ -28,6 +28,7 @@ from common.errors import (
     ContractBroken,
     DeviceError,
     DigestMismatch,
+    MissingDevice,
     ModelError,
     UsageError,
 )
@@ -373,6 +374,41 @@ def test_beam_runs_the_handler(package: Package) -> None:
         assert_that(batches | RunInference(handler), check)
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_a_handler_runs_within_the_keyed_handler_of_beam(package: Package, several: bool) -> None:
+    handlers = [
+        TorchModelHandler(*package(module, outputs), batch_rows=16)
+        for module, outputs in ((Scores(), SCORES), (Sum(), SUM))
+    ]
+    keyed = KeyedModelHandler(
+        [KeyModelMapping([key], handler) for key, handler in zip("ab", handlers, strict=True)]
+        if several
+        else handlers[0]
+    )
+    whole = features(rows_of(100))
+    # The first element is larger than a batch, and the last is empty.
+    elements = [("a", whole.slice(0, 40)), ("b", whole.slice(40, 60)), ("a", whole.slice(0, 0))]
+    expected = {
+        "a": infer(handlers[0], handlers[0].load_model(), whole.slice(0, 40)),
+        "b": infer(handlers[several], handlers[several].load_model(), whole.slice(40, 60)),
+    }
+
+    def check(answers: Sequence[tuple[str, pa.RecordBatch]]) -> None:
+        assert sorted((key, answer.num_rows) for key, answer in answers) == [
+            ("a", 0),
+            ("a", 40),
+            ("b", 60),
+        ]
+        for key, answer in answers:
+            for got, known in zip(answer.to_pylist(), expected[key].to_pylist(), strict=False):
+                assert got["row_id"] == known["row_id"]
+                assert_predictions(got[OUTPUTS], known[OUTPUTS])
+
+    with LocalPipeline(runner="FnApiRunner") as pipeline:
+        batches = pipeline | beam.Create(elements, reshuffle=False)
+        assert_that(batches | RunInference(keyed), check)
+
+
 # Rows at fault.
 
 
@@ -477,6 +513,13 @@ class Raises(nn.Module):
         (RuntimeError("CUDA error: an illegal memory access was encountered"), DeviceError),
         (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), DeviceError),
         (torch.AcceleratorError("device-side assert triggered"), DeviceError),
+        (AssertionError("Torch not compiled with CUDA enabled"), MissingDevice),
+        (RuntimeError("No CUDA GPUs are available"), MissingDevice),
+        (
+            NotImplementedError("Could not run 'a' with arguments from the 'XPU' backend"),
+            MissingDevice,
+        ),
+        (RuntimeError("geqrf: LAPACK library not found in compilation"), MissingDevice),
         (AssertionError("Guard failed: x.size()[0] == 3"), ContractBroken),
     ],
 )
@@ -489,6 +532,28 @@ def test_faults_of_the_machine_are_not_blamed_on_rows(
     Raises.error = error
     with pytest.raises(expected):
         handler.run_inference([features(rows_of(5) + 100)], model)
+
+
+class Branch(nn.Module):
+    """A model with a branch for large rows that needs a device that no machine of the tests has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if bool((x > 90).any()):
+            x = x.to(torch.device("cuda", 99))
+        return x.sum(1)
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "state_dict"])
+def test_a_branch_that_needs_a_missing_device_is_not_blamed_on_rows(
+    package: Package, kind: str
+) -> None:
+    path, manifest = package(Branch(), SUM, kind)
+    handler = TorchModelHandler(path, manifest, device="cpu")
+    model = handler.load_model()
+    assert messages(infer(handler, model, features(rows_of(5)))) == {}
+    with pytest.raises(DeviceError) as caught:
+        handler.run_inference([features(rows_of(5) + 100)], model)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -550,7 +615,7 @@ def test_a_model_that_returns_fewer_rows_fails_the_run(package: Package) -> None
     ("outputs", "message"),
     [
         ((OutputSpec("score", "float64"),), r"expected float64 \[2\], got float32 \[2\]"),
-        ((OutputSpec("score", shape=(1,)),), r"expected float32 \[2, 1\], got float32 \[2\]"),
+        ((OutputSpec("score", shape=(2,)),), r"expected float32 \[2, 2\], got float32 \[2\]"),
         ((OutputSpec("a"), OutputSpec("b")), r"expected 2 outputs \(a, b\), got 1"),
     ],
 )
@@ -599,6 +664,22 @@ def test_a_pt2_for_one_batch_size_is_refused(package: Package, tmp_path: Path) -
     message = r"cannot process 2 rows: Guard failed.*dynamic batch"
     with pytest.raises(ContractBroken, match=message):
         TorchModelHandler(str(tmp_path / "static"), manifest).load_model()
+
+
+def test_a_pt2_for_at_most_some_rows_runs_in_passes(package: Package, tmp_path: Path) -> None:
+    buffer, most = io.BytesIO(), {0: torch.export.Dim("rows", max=64)}
+    program = torch.export.export(Sum(), (torch.zeros(8, 3),), dynamic_shapes=(most,))
+    torch.export.save(program, buffer)
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+    _, manifest = package(Sum(), SUM, "pt2", sha256=digest)
+    write_package(tmp_path / "most", buffer.getvalue(), manifest)
+    handler = TorchModelHandler(str(tmp_path / "most"), manifest)
+    values = rows_of(1_000)
+    model = handler.load_model()
+    answer = infer(handler, model, features(values))
+    assert_scores(numbers(answer, "score"), values.sum(1))
+    assert messages(answer) == {}
+    assert model.batch_rows == 64
 
 
 def golden(module: nn.Module, rows: int = 8, **changes: Any) -> GoldenRows:

@@ -151,11 +151,11 @@ def test_one_list_may_hold_all_features(make_manifest: Make, make_source: Make) 
         good, bad, faults = validate(make_source({name: vectors}), make_manifest())
         assert inputs_of(good) == {"x": [[1.0, 2.0, 3.0], [7.0, 8.0, 9.0]]}
         assert [(f.reason, f.column) for f in faults] == [
-            ("wrong_width", "x"),
-            ("null", "x"),
+            ("wrong_width", name),
+            ("null", name),
             ("null", "b"),
         ]
-        assert faults[0].message == "column x: expected 3 values, got 2"
+        assert faults[0].message == f"column {name}: expected 3 values, got 2"
         assert bad.column("row_id").to_pylist() == ["r-1", "r-2", "r-3"]
 
 
@@ -265,6 +265,53 @@ def test_one_number_per_row_needs_no_list(make_manifest: Make, make_source: Make
     assert fault.column == "a"
 
 
+def test_faults_of_a_list_name_the_column_that_was_read(
+    make_manifest: Make, make_source: Make
+) -> None:
+    manifest = make_manifest(InputSpec("items", ("basket",), shape=(2,)))
+    for column in ("basket", "items", "features"):
+        source = make_source({column: [[1.0, 2.0], None, [1.0], [1.0, None], [np.inf, 1.0]]})
+        _, _, faults = validate(source, manifest)
+        assert [(fault.reason, fault.column) for fault in faults] == [
+            ("null", column),
+            ("wrong_width", column),
+            ("null", f"{column}[1]"),
+            ("not_finite", f"{column}[0]"),
+        ]
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.list_(pa.float32()), pa.list_(pa.float64(), 1), pa.large_list(pa.int8())]
+)
+@pytest.mark.parametrize("width", [1, 2])
+def test_a_list_of_one_number_is_one_number(
+    make_manifest: Make, make_source: Make, kind: pa.DataType, width: int
+) -> None:
+    mean = FeatureStatistics(count=1, mean=9.0, std=1.0, min=1.0, max=1.0)
+    spec = InputSpec("x", ("a", "b")[:width], shape=(width,), impute={"a": "mean"})
+    fits = [[1], None, [None], [4]]
+    source = make_source({"a": pa.array(fits, kind), "b": [5, 6, 7, 8]})
+    good, _, faults = validate(source, make_manifest(spec, statistics={"a": mean}))
+    rows = [[1, 5], [9, 6], [9, 7], [4, 8]]
+    assert inputs_of(good) == {"x": [row[:width] for row in rows]}
+    assert not faults
+    good, _, faults = validate(source, make_manifest(InputSpec("s", ("a",))))
+    assert inputs_of(good) == {"s": [1, 4]}
+    assert [(fault.reason, fault.column) for fault in faults] == [("null", "a"), ("null", "a")]
+
+
+def test_a_list_of_several_numbers_is_not_one_number(
+    make_manifest: Make, make_source: Make
+) -> None:
+    source = make_source({"a": [["1"], ["2", "3"], []]})
+    good, _, faults = validate(source, make_manifest(InputSpec("s", ("a",))))
+    assert inputs_of(good) == {"s": [1.0]}
+    assert [fault.message for fault in faults] == [
+        "column a: expected 1 value, got 2",
+        "column a: expected 1 value, got 0",
+    ]
+
+
 def test_the_first_fault_of_a_row_is_reported(make_manifest: Make, make_source: Make) -> None:
     source = make_source({"a": [None], "b": ["x"], "c": [np.nan]})
     assert validate(source, make_manifest())[2] == [Fault("null", "column a: null", "a")]
@@ -296,7 +343,8 @@ def test_a_missing_column_is_reported_with_similar_names(
         pa.array([0], pa.date32()),
         pa.array([b"1"]),
         pa.array([{"u": 1}]),
-        pa.array([[1.0]]),
+        pa.array([[1.0, 2.0]], pa.list_(pa.float64(), 2)),
+        pa.array([[b"1"]]),
         pa.array([b"1"]).dictionary_encode(),
     ],
     ids=lambda a: str(a.type),

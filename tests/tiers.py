@@ -29,6 +29,8 @@ TESTS = Path(__file__).parent
 FINDERS = {"ldconfig", "gcc", "cc", "ld", "objdump"}
 EMULATORS = {"emulators", "stream_emulators"}
 PROCESSES = {"subprocess", "multiprocessing"}
+# These functions start a process, although the test names nothing that does.
+STARTS_PROCESSES = {"model_handlers.try_package.try_package"}
 # These functions run a pipeline, although the test names nothing of Beam.
 RUNS_BEAM = {"pipelines.command.main", "pipelines.command.run_command"}
 
@@ -41,7 +43,7 @@ def tier_of(item: pytest.Function) -> str:
         return "emulators"
     names = set(references(functions_of(item)))
     packages = {name.partition(".")[0] for name in names}
-    if packages & PROCESSES or "beam_processes" in item.fixturenames:
+    if packages & PROCESSES or names & STARTS_PROCESSES or "beam_processes" in item.fixturenames:
         return "process"
     if names & RUNS_BEAM or "apache_beam" in packages:
         return "beam"

@@ -7,7 +7,7 @@ is missing, or its type cannot hold numbers, the source is at fault and the run 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import apache_beam as beam
@@ -76,7 +76,9 @@ def _columns_of(spec: InputSpec, manifest: Manifest, available: pa.Schema) -> tu
 def _check_type(column: str, kind: pa.DataType, spec: InputSpec, list_wanted: bool) -> None:
     """Raise InputError unless cells of a type can be what the input needs."""
     value = kind.value_type if is_list(kind) or pa.types.is_dictionary(kind) else kind
-    if is_list(kind) != list_wanted or not (is_number(value) or is_text(value)):
+    # A list of one number is one number.
+    single = is_list(kind) and getattr(kind, "list_size", 1) == 1 and not list_wanted
+    if (is_list(kind) != list_wanted and not single) or not (is_number(value) or is_text(value)):
         expected = f"a list of {spec.width} numbers" if list_wanted else "a number"
         raise InputError(
             f"column {column!r}: expected {expected}, got {kind}: convert it in the source, or "
@@ -119,7 +121,7 @@ def validate(
     faults = _Faults()
     tensors = []
     for spec in manifest.inputs:
-        arrays = [_decoded(source.field(name)) for name in names[spec.name]]
+        arrays = {name: _decoded(source.field(name)) for name in names[spec.name]}
         tensors.append(_tensor(arrays, spec, manifest, faults))
     if not faults.by_row:
         return batch.append_column(INPUTS, _struct(tensors, manifest)), batch.slice(0, 0), []
@@ -148,65 +150,79 @@ def _struct(tensors: Sequence[np.ndarray], manifest: Manifest) -> pa.StructArray
 
 
 def _tensor(
-    arrays: Sequence[pa.Array], spec: InputSpec, manifest: Manifest, faults: _Faults
+    arrays: Mapping[str, pa.Array], spec: InputSpec, manifest: Manifest, faults: _Faults
 ) -> np.ndarray:
     """Return the imputed tensor [rows, width] of an input's columns; add bad rows to `faults`."""
     state: np.ndarray | None
-    if is_list(arrays[0].type):
-        values, state = _from_list(arrays[0], spec, faults)
+    column, first = next(iter(arrays.items()))
+    if len(arrays) == 1 and is_list(first.type):
+        values, state = _from_list(first, column, spec.width, spec, faults)
     else:
-        values, state = _from_columns(arrays, spec)
+        values, state = _from_columns(arrays, spec, faults)
     if state is not None and state.any():
         _impute(values, state, spec, manifest)
         _describe_faults(state, arrays, spec, faults)
     return values
 
 
-def _from_columns(arrays: Sequence[pa.Array], spec: InputSpec) -> tuple[np.ndarray, np.ndarray]:
-    """Read one column per element; return values and states of cells, both [rows, width]."""
-    values = np.empty((len(arrays[0]), len(arrays)), dtype=spec.dtype)
+def _from_columns(
+    arrays: Mapping[str, pa.Array], spec: InputSpec, faults: _Faults
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read one column per element; return values and states of cells, both [rows, width].
+
+    The cells of a column may be lists of one number. Other lists are added to `faults`.
+    """
+    values = np.empty((len(next(iter(arrays.values()))), len(arrays)), dtype=spec.dtype)
     state = np.zeros(values.shape, dtype=np.uint8)
-    for i, array in enumerate(arrays):
-        values[:, i], cells = read_cells(array, spec.dtype)
+    for i, (column, array) in enumerate(arrays.items()):
+        if pa.types.is_nested(array.type):
+            lists, cells = _from_list(array, column, 1, spec, faults)
+            values[:, i : i + 1] = lists
+            cells = None if cells is None else cells[:, 0]
+        else:
+            values[:, i], cells = read_cells(array, spec.dtype)
         if cells is not None:
             state[:, i] = cells
     return values, state
 
 
 def _from_list(
-    array: pa.Array, spec: InputSpec, faults: _Faults
+    array: pa.Array, column: str, width: int, spec: InputSpec, faults: _Faults
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Read one list column; return values and states of cells, the latter None if all are FINE.
 
-    Null lists and lists of the wrong length are added to `faults`.
+    Both are [rows, width]. Null lists and lists of the wrong length are added to `faults`.
     """
-    if _is_matrix(array, spec):
+    if _is_matrix(array, width, spec):
         numbers, cells = read_cells(flat_values(array), spec.dtype)
-        shape = (len(array), spec.width)
+        shape = (len(array), width)
         return numbers.reshape(shape), None if cells is None else cells.reshape(shape)
     lengths = np.asarray(pc.fill_null(pc.list_value_length(array), -1))
-    fits = lengths == spec.width
-    faults.add(_where(lengths == -1), "null", spec.name, "expected a list, got null")
+    fits = lengths == width
     for length in np.unique(lengths[~fits & (lengths >= 0)]).tolist():
-        message = f"expected {spec.width} values, got {length}"
-        faults.add(_where(lengths == length), "wrong_width", spec.name, message)
-    values = np.zeros((len(array), spec.width), dtype=spec.dtype)
+        message = f"expected {width} value{'s' * (width > 1)}, got {length}"
+        faults.add(_where(lengths == length), "wrong_width", column, message)
+    values = np.zeros((len(array), width), dtype=spec.dtype)
     state = np.zeros(values.shape, dtype=np.uint8)
     flat = (array if fits.all() else array.filter(pa.array(fits))).flatten()
     numbers, cells = read_cells(flat, spec.dtype)
-    values[fits] = numbers.reshape(-1, spec.width)
+    values[fits] = numbers.reshape(-1, width)
     if cells is not None:
-        state[fits] = cells.reshape(-1, spec.width)
+        state[fits] = cells.reshape(-1, width)
+    if width == 1:
+        state[lengths == -1] = NULL
+    else:
+        faults.add(_where(lengths == -1), "null", column, "expected a list, got null")
     return values, state
 
 
-def _is_matrix(array: pa.Array, spec: InputSpec) -> bool:
+def _is_matrix(array: pa.Array, width: int, spec: InputSpec) -> bool:
     """Return whether a list column can be used as the tensor without a copy.
 
     A column that is imputed has to be copied first.
     """
     whole = pa.types.is_fixed_size_list(array.type) and not array.null_count and not spec.impute
-    return bool(whole and array.type.list_size == spec.width)
+    return bool(whole and array.type.list_size == width)
 
 
 def _impute(values: np.ndarray, state: np.ndarray, spec: InputSpec, manifest: Manifest) -> None:
@@ -220,12 +236,12 @@ def _impute(values: np.ndarray, state: np.ndarray, spec: InputSpec, manifest: Ma
 
 
 def _describe_faults(
-    state: np.ndarray, arrays: Sequence[pa.Array], spec: InputSpec, faults: _Faults
+    state: np.ndarray, arrays: Mapping[str, pa.Array], spec: InputSpec, faults: _Faults
 ) -> None:
     """Add the faults that the states of cells [rows, width] describe, column by column."""
-    names = spec.columns
+    names, kinds = spec.columns, [array.type for array in arrays.values()]
     if len(names) != spec.width:
-        names = tuple(f"{names[0]}[{i}]" for i in range(spec.width))
+        names = tuple(f"{column}[{i}]" for column in arrays for i in range(spec.width))
     expected = "a number"
     if not spec.dtype.startswith("float"):
         low, high = limits(spec.dtype)
@@ -236,7 +252,8 @@ def _describe_faults(
         faults.add(_where(cells == NAN), "not_finite", name, "NaN")
         infinite = f"infinite, or outside the range of {spec.dtype}"
         faults.add(_where(cells == INFINITE), "not_finite", name, infinite)
-        kind = arrays[0].type.value_type if is_list(arrays[0].type) else arrays[i].type
+        kind = kinds[min(i, len(kinds) - 1)]
+        kind = kind.value_type if is_list(kind) else kind
         # Messages never contain the value; it is in the payload.
         found = f"{kind} out of range" if pa.types.is_integer(kind) else f"{kind}"
         faults.add(_where(cells == WRONG), "wrong_type", name, f"expected {expected}, got {found}")

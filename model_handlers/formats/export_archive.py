@@ -60,6 +60,9 @@ _FUNCTIONS = re.compile(
     r"|FloatPow|FloatTrueDiv|IntTrueDiv|ToFloat|Identity|IsNonOverlappingAndDenseIndicator|min|max"
 )
 _SYMBOL = re.compile(r"[A-Za-z0-9_.+-]*")
+# JSON has no numbers for these, so torch writes them as text where its schema has a float.
+_FLOATS = {"as_float", "as_floats", "as_float_lists", "real", "imag"}
+_SPECIAL_FLOATS = {"Infinity", "-Infinity", "NaN"}
 _MAX_EXPRESSION = 4000
 _MAX_PROGRAM_BYTES = 512 << 20
 _TREES = {"builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"}
@@ -157,6 +160,9 @@ def _check_text(text: str, key: str, in_argument: bool) -> None:
         found = _ATEN.fullmatch(text)
         if not (found and found[1] in OPERATORS["aten"]) and not _MATH.fullmatch(text):
             _check_name(text, _OPERATORS, "the operator")
+    elif key in _FLOATS:
+        if text not in _SPECIAL_FLOATS:
+            _refuse(f"text in place of a number as {key},", text)
     elif key not in ("as_string", "as_strings") or not in_argument:
         _check_name(text, _LABEL if key in _LABELS else _NAME, f"the {key}")
 

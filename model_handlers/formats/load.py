@@ -7,7 +7,8 @@ refused, because unpickling runs code. So is content that export_archive.py refu
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -31,6 +32,24 @@ _NAMES = {
 }
 
 
+# Files that people take for models of PyTorch, by the bytes at their start, and what to do.
+_FOREIGN = {
+    # The version of the format, then one of the other fields of an ONNX model.
+    re.compile(rb"\x08[\x01-\x1f][\x12\x1a\x22\x28\x32\x3a\x42]"): "an ONNX model: convert it "
+    "to PyTorch, for example with onnx2torch, and save it with torch.export.save",
+    re.compile(rb"\x89HDF"): "an HDF5 file, as Keras writes it: export the model from PyTorch",
+    re.compile(rb"GGUF"): "a GGUF file: export the model from PyTorch",
+    re.compile(rb"PAR1"): "a Parquet file, which holds rows: pass the file of a model",
+}
+
+# The usual keys of the weights in a checkpoint.
+_CHECKPOINT = ("state_dict", "model_state_dict", "model_state", "model", "weights")
+_WRAPPERS = {
+    "module.": "DataParallel or DistributedDataParallel",
+    "_orig_mod.": "torch.compile",
+}
+
+
 def sniff(data: bytes) -> str:
     """Detect the format of a model file.
 
@@ -51,6 +70,9 @@ def sniff(data: bytes) -> str:
         return "safetensors"
     if data[:1] == b"\x80":
         raise UnsafeModel(f"the model file is a Python pickle: {PICKLE_ADVICE}")
+    for start, advice in _FOREIGN.items():
+        if start.match(data):
+            raise ModelError(f"the model file is {advice}")
     raise ModelError(
         "the model file is not a torch.export (.pt2), TorchScript (.pt), safetensors or state dict "
         f"file; it starts with {data[:8]!r} and has {len(data):,} bytes"
@@ -123,6 +145,8 @@ def _load_pt2(data: bytes, device: torch.device) -> torch.nn.Module:
     This calls load_pt2 instead of torch.export.load, which falls back to an older format that
     unpickles objects.
     """
+    # Importing this module defines the operators of models that were quantized with PT2E.
+    import torch.ao.quantization.fx._decomposed  # noqa: F401
     from torch.export.passes import move_to_device_pass
     from torch.export.pt2_archive._package import load_pt2
 
@@ -147,7 +171,27 @@ def _load_safetensors(data: bytes) -> Any:
 
 def _with_weights(manifest: Manifest, weights: Any, code: TrustedCode) -> torch.nn.Module:
     """Create the class that the manifest names, load weights into it, and set eval mode."""
+    _check_weights(weights)
     module = build_architecture(manifest, code)
     with as_model_error(f"the weights do not match {manifest.architecture}"):
         module.load_state_dict(weights)
     return module.eval()
+
+
+def _check_weights(weights: Any) -> None:
+    """Raise ModelError for a checkpoint of a training run, and for the weights of a wrapper."""
+    if not isinstance(weights, Mapping) or not weights:
+        return
+    names = [str(name) for name in weights]
+    for name in _CHECKPOINT:
+        if isinstance(weights.get(name), Mapping):
+            raise ModelError(
+                f"the file is a checkpoint with {', '.join(names[:10])}: save only the weights, "
+                f"with torch.save(checkpoint[{name!r}], FILE)"
+            )
+    for prefix, wrapper in _WRAPPERS.items():
+        if all(name.startswith(prefix) for name in names):
+            raise ModelError(
+                f"the names of all weights start with {prefix!r}, because {wrapper} wrapped the "
+                f"model: save the state dict of the model inside it, model.{prefix}state_dict()"
+            )

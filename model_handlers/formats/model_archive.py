@@ -45,6 +45,10 @@ class ModelArchive:
             _check_end(data)
             check_names(archive, "the model file", "save the model again")
             check_size(archive, len(data), "the model file")
+            if not any(entry.CRC for entry in archive.infolist()):
+                # torch.serialization.set_crc32_options(False) leaves the checksums out.
+                for entry in archive.infolist():
+                    entry.CRC = None  # type: ignore[assignment]
             # torch ignores checksums, and some damaged files crash the process that reads them.
             if damaged := archive.testzip():
                 raise ModelError(

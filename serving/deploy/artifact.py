@@ -16,6 +16,7 @@ from common.command_names import as_typed
 from common.errors import ModelError, OutputError
 from model_handlers.formats.architecture import check_trusted
 from model_handlers.manifest import MANIFEST_NAME
+from model_handlers.try_package import try_package
 from serving.fetch import SCHEME, fetch_package
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def read_artifact(
     digest: str | None,
     trusted_modules: Sequence[str] = (),
 ) -> Artifact:
-    """Read and check a package.
+    """Read a package, and check it by loading its model in another process.
 
     Args:
         path: The package, on this machine or in Cloud Storage.
@@ -92,7 +93,9 @@ def read_artifact(
         package = read_package(str(local), digest)
         if package.manifest is not None:
             check_trusted(package.manifest, trusted_modules)
-        return _artifact(package, local, path, prebuilt=prebuilt)
+        artifact = _artifact(package, local, path, prebuilt=prebuilt)
+        try_package(str(local), trusted_modules)
+        return artifact
 
 
 def _artifact(package: ModelPackage, local: Path, path: str, *, prebuilt: bool) -> Artifact:

@@ -223,8 +223,13 @@ def _read_values(values: Sequence[Any], row_format: RowFormat) -> Any:
     for value, (name, spec) in zip(values, row_format.features.items(), strict=True):
         if value is _MISSING and name not in spec.impute:
             return Fault("missing_feature", f"column {name}: missing", name)
-        read_one = _read_list if spec.is_list_column else _read_number
-        read.append(read_one(None if value is _MISSING else value, name, spec))
+        cell: Any = None if value is _MISSING else value
+        if spec.is_list_column:
+            read.append(_read_list(cell, name, spec))
+        else:
+            # A list of one number is one number.
+            alone = type(cell) is list and len(cell) == 1
+            read.append(_read_number(cell[0] if alone else cell, name, spec))
         if isinstance(read[-1], Fault):
             return read[-1]
     return read
