@@ -8,6 +8,7 @@ from common.errors import UsageError
 from model_handlers.manifest import Manifest
 from pipelines.batch.sources import read_text
 from pipelines.config import ModelConfig
+from pipelines.field_names import check_known, named_by_user
 from pipelines.stream.config import MessageConfig
 from transforms.encode import OutputFields, choose_fields, reference_fields
 from transforms.json_rows.row_format import RowFormat
@@ -47,7 +48,7 @@ def message_format(
         fields: The fields that are written, which include columns of the messages.
 
     Raises:
-        UsageError: The Avro schema is not valid, or lacks a feature.
+        UsageError: The Avro schema is not valid, or lacks a feature or a field that a flag names.
     """
     carried = tuple((n, kind) for n, kind in CARRIED if n not in manifest.features)
     row_format = RowFormat(manifest, messages.id_column, fields.source, carried)
@@ -67,3 +68,5 @@ def _check_avro(found: MessageFormat, manifest: Manifest) -> None:
             f"--avro_schema lacks the feature {missing[0]!r} of model {manifest.name}, and has no "
             f"array {VECTOR_COLUMN!r} either"
         )
+    own = found.row_format
+    check_known(named_by_user(manifest, own.id_column, own.keep), names, "--avro_schema")
