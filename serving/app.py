@@ -25,6 +25,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from cloud.endpoint_client import DIGEST_HEADER
+from common.compression import TooLarge, compression_of, decompress
 from common.errors import MillraceError, UsageError, one_line
 from common.memory import is_of_memory, out_of_memory
 from model_handlers.loaded_model import describe_error
@@ -144,7 +145,8 @@ class Predict:
     async def _respond(self, scope: Scope, receive: Receive) -> Response:
         try:
             self._admit()
-            body = await _read_body(scope, receive, self.service.settings.max_request_bytes)
+            limit = self.service.settings.max_request_bytes
+            body = _decompressed(scope, await _read_body(scope, receive, limit), limit)
             digest = {DIGEST_HEADER: self.service.manifest.sha256}
             with self._in_flight():
                 return json_response(await self._answer(body), headers=digest)
@@ -274,6 +276,26 @@ async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
         if not message.get("more_body", False):
             return bytes(body + chunk) if body else chunk
         body += chunk
+
+
+def _decompressed(scope: Scope, body: bytes, limit: int) -> bytes:
+    """Return the content of a body. Raises Refusal unless its encoding is gzip, or it has none."""
+    encoding = b",".join(value for name, value in scope["headers"] if name == b"content-encoding")
+    compression = compression_of(encoding.decode("latin-1"))
+    if compression not in ("identity", "gzip"):
+        shown = encoding[:40].decode("latin-1")
+        message = f"Content-Encoding is {shown!r}: expected gzip, or a body that is not compressed"
+        raise Refusal(415, message, headers={"Accept-Encoding": "gzip"})
+    try:
+        return decompress(body, compression, limit)
+    except TooLarge:
+        message = (
+            f"the request has more than {limit:,} bytes when decompressed: send fewer instances"
+        )
+        raise Refusal(413, message) from None
+    except ValueError as error:
+        message = f"Content-Encoding is gzip, but the body cannot be decompressed: {error}"
+        raise Refusal(400, message) from None
 
 
 def parse_request(body: bytes) -> tuple[list[Any], str | list[str] | None]:

@@ -540,13 +540,13 @@ RECURSIVE = {"type": "record", "name": "L", "fields": [{"name": "next", "type": 
         (
             '{"type":"record","name":"r","fields":[{"name":"n","type":"int"},'
             '{"name":"a","type":{"type":"array","items":"null"}}]}',
-            "items of an array must take at least one byte, and not be null",
+            "an array has items without content .* which take no bytes",
         ),
         (
             '{"type":"record","name":"r","fields":[{"name":"e","type":{"type":"record","name":"e",'
             '"fields":[{"name":"n","type":"null"}]}},'
             '{"name":"a","type":{"type":"array","items":"e"}}]}',
-            "items of an array must take at least one byte, and not be null or an empty type",
+            "an array has items without content .* choose another type for the items",
         ),
     ],
 )

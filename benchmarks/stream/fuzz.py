@@ -35,7 +35,8 @@ from model_handlers.torch_model import TorchModelHandler
 from pipelines.stream.graph import ScoreStream, StreamSinks
 from transforms.encode import choose_fields, output_schema
 from transforms.json_rows.row_format import RowFormat
-from transforms.messages.decode import ENCODING, MessageFormat, MessageKind, decode_messages
+from transforms.messages.body import ENCODING
+from transforms.messages.decode import MessageFormat, MessageKind, decode_messages
 from transforms.messages.message import Message, serialize
 from transforms.provenance import Provenance, utc_now
 from transforms.row_schemas import CARRIED
@@ -130,7 +131,7 @@ def any_message(rng: random.Random, kind: MessageKind, number: int) -> tuple[str
         elif not name.startswith("good"):
             body = KINDS[name](rng)
     if rng.random() < 0.1:
-        attributes[ENCODING] = "gzip"
+        attributes[rng.choice([ENCODING, ENCODING.title()])] = rng.choice(["gzip", "X-GZIP"])
         zipped = gzip.compress(body, 1, mtime=0)
         damage = rng.choice(["", " cut", " mutated", " not at all"])
         body = {

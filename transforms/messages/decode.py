@@ -1,9 +1,9 @@
 """DecodeMessages: messages to source batches inside a bundle, without windows or delay.
 
 A message is one row of JSON or Avro, or many rows of Arrow. A message that cannot be read becomes
-one dead letter with its exact bytes. This module adds the reasons `empty_message`, `too_large`,
-`invalid_gzip`, `invalid_avro`, `invalid_arrow` and `wrong_schema` to the reasons in
-transforms/json_rows/values.py and transforms/json_rows/row_format.py.
+one dead letter with its exact bytes. The modules of this folder add the reasons `empty_message`,
+`too_large`, `unknown_encoding`, `invalid_gzip`, `invalid_avro`, `invalid_arrow` and `wrong_schema`
+to the reasons in transforms/json_rows/values.py and transforms/json_rows/row_format.py.
 
 A dead letter that is sent again is marked by its attributes (transforms/messages/message.py). Its
 row keeps its id. If it had been decoded before it failed, it is read as the columns that it had.
@@ -12,7 +12,6 @@ row keeps its id. If it had been decoded before it failed, it is read as the col
 from __future__ import annotations
 
 import datetime
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,17 +34,15 @@ from transforms.json_rows.row_format import RowFormat
 from transforms.json_rows.values import read_json_values
 from transforms.messages.arrow import read_arrow
 from transforms.messages.avro import avro_reader, parse_schema
+from transforms.messages.body import changes_decoding, is_row, read_bodies
 from transforms.messages.message import REPLAYED_ID, STAGE, Message, message_column, parse_message
 from transforms.messages.named_rows import NamedRows
 from transforms.provenance import Provenance, utc_now
 
 MessageKind = Literal["json", "avro", "arrow"]
 
-ENCODING = "content-encoding"
 # The size of a batch's messages. As Python values they take several times as much memory.
 BATCH_BYTES = 32 << 20
-# The attributes that change how a message is read.
-_DECODING_ATTRIBUTES = {ENCODING, REPLAYED_ID, STAGE}
 
 
 @dataclass(frozen=True)
@@ -105,20 +102,15 @@ def decode_messages(
         return [], None
     if message_format.kind != "arrow":
         return _decode_rows(messages, message_format, provenance, received_at)
-    streams = [message for message in messages if not _is_row(message)]
+    streams = [message for message in messages if not is_row(message)]
     batches, failures = _decode_arrow(streams, message_format, provenance, received_at)
     if len(streams) < len(messages):
-        rows = [message for message in messages if _is_row(message)]
+        rows = [message for message in messages if is_row(message)]
         more, failed = _decode_rows(rows, message_format, provenance, received_at)
         batches += more
         both = [found for found in (failures, failed) if found is not None]
         failures = concat_batches(both) if both else None
     return batches, failures
-
-
-def _is_row(message: Message) -> bool:
-    """Return whether a message is a row of an Arrow message that is sent again, as JSON."""
-    return message.data[:1] == b"{" and REPLAYED_ID in message.attributes
 
 
 def _row_id(message: Message) -> str:
@@ -136,7 +128,7 @@ def _decode_named(
     if (
         message_format.kind == "avro"
         or not 0 < min(sizes) <= max(sizes) <= message_format.max_bytes
-        or any(m.attributes and not _DECODING_ATTRIBUTES.isdisjoint(m.attributes) for m in messages)
+        or changes_decoding(messages)
     ):
         return None
     read = message_format.named_rows.read(payloads)
@@ -159,7 +151,7 @@ def _decode_rows(
     batch = _decode_named(messages, message_format, received_at)
     if batch is not None:
         return [batch], None
-    bodies = [_body(message, message_format) for message in messages]
+    bodies = read_bodies(messages, message_format.max_bytes)
     if message_format.kind == "avro":
         read = avro_reader(message_format.parsed_avro)
         rows = [body if isinstance(body, Fault) else read(body) for body in bodies]
@@ -201,32 +193,6 @@ def _failures(
     )
 
 
-def _body(message: Message, message_format: MessageFormat) -> bytes | Fault:
-    """Return the uncompressed content of a message, or its Fault."""
-    data, limit = message.data, message_format.max_bytes
-    if len(data) > limit:
-        return Fault("too_large", f"expected at most {limit:,} bytes, got {len(data):,}")
-    body: bytes | Fault = data
-    if data and message.attributes and message.attributes.get(ENCODING) == "gzip":
-        # A row of an Arrow message is sent again with the attributes of the whole message.
-        is_plain = message_format.kind == "arrow" and _is_row(message)
-        body = data if is_plain else _unzipped(data, limit)
-    return body or Fault("empty_message", "the message has no data")
-
-
-def _unzipped(data: bytes, limit: int) -> bytes | Fault:
-    unzip = zlib.decompressobj(wbits=31)
-    try:
-        body = unzip.decompress(data, limit + 1)
-    except zlib.error as error:
-        return Fault("invalid_gzip", f"{ENCODING} is gzip, but the data is not gzip: {error}")
-    if len(body) > limit:
-        return Fault("too_large", f"expected at most {limit:,} bytes uncompressed, got more")
-    if not unzip.eof or unzip.unused_data:
-        return Fault("invalid_gzip", "the gzip data is incomplete, or other data follows it")
-    return body
-
-
 def _decode_arrow(
     messages: Sequence[Message],
     message_format: MessageFormat,
@@ -234,18 +200,20 @@ def _decode_arrow(
     received_at: datetime.datetime,
 ) -> tuple[list[pa.RecordBatch], pa.RecordBatch | None]:
     batches, bad, faults = [], [], []
-    for message in messages:
-        body = _body(message, message_format)
-        if not isinstance(body, Fault):
-            limit = message_format.max_bytes
-            body = read_arrow(body, _row_id(message), message_format.row_format, limit)
-        if isinstance(body, Fault):
+    limit = message_format.max_bytes
+    for message, body in zip(messages, read_bodies(messages, limit), strict=True):
+        read: pa.RecordBatch | Fault = (
+            body
+            if isinstance(body, Fault)
+            else read_arrow(body, _row_id(message), message_format.row_format, limit)
+        )
+        if isinstance(read, Fault):
             bad.append(message)
-            faults.append(body)
+            faults.append(read)
         else:
-            same = np.zeros(body.num_rows, np.int64)
+            same = np.zeros(read.num_rows, np.int64)
             column = message_column([message], received_at).take(pa.array(same))
-            batches.append(body.append_column(MESSAGE, column))
+            batches.append(read.append_column(MESSAGE, column))
     ids = [_row_id(message) for message in bad]
     return batches, _failures(bad, ids, faults, provenance, received_at)
 
