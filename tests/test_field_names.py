@@ -129,13 +129,14 @@ def test_the_names_of_an_avro_schema_are_known(
     config = MessageConfig(
         kind="avro",
         avro_schema=avro("a", "b", "c", "id", "amount"),
+        avro_revisions=(),
         max_bytes=1_000,
         id_column=own,
         window_seconds=None,
     )
     chosen = choose_fields(manifest, fields.split(","), stream=True)
     with pytest.raises(UsageError, match=r"--avro_schema has no field '(ID|amounts)' \(did you"):
-        message_format(config, manifest, chosen)
+        message_format(config, manifest, chosen, None)
 
 
 def decoded(

@@ -35,6 +35,7 @@ from model_handlers.torch_model import TorchModelHandler
 from pipelines.stream.graph import ScoreStream, StreamSinks
 from transforms.encode import choose_fields, output_schema
 from transforms.json_rows.row_format import RowFormat
+from transforms.messages.avro_revisions import AvroRevisions
 from transforms.messages.body import ENCODING
 from transforms.messages.decode import MessageFormat, MessageKind, decode_messages
 from transforms.messages.message import Message, serialize
@@ -150,7 +151,7 @@ def formats(manifest: Manifest) -> dict[MessageKind, MessageFormat]:
     row_format = RowFormat(manifest, None, (), CARRIED)
     return {
         "json": MessageFormat(row_format),
-        "avro": MessageFormat(row_format, "avro", json.dumps(AVRO)),
+        "avro": MessageFormat(row_format, "avro", AvroRevisions(json.dumps(AVRO))),
         "arrow": MessageFormat(row_format, "arrow"),
     }
 

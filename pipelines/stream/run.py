@@ -147,7 +147,7 @@ def score_stream(
     sinks = open_sinks(config.sinks, config.letter_sinks, cloud)
     score = functools.partial(
         ScoreStream,
-        message_format=message_format(config.messages, manifest, fields),
+        message_format=message_format(config.messages, manifest, fields, cloud),
         handler=handler,
         manifest=manifest,
         fields=fields,

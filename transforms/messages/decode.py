@@ -33,7 +33,7 @@ from transforms.json_rows.decode import decode_rows, source_rows
 from transforms.json_rows.row_format import RowFormat
 from transforms.json_rows.values import read_json_values
 from transforms.messages.arrow import read_arrow
-from transforms.messages.avro import avro_reader, parse_schema
+from transforms.messages.avro_revisions import AvroRevisions
 from transforms.messages.body import changes_decoding, is_row, read_bodies
 from transforms.messages.message import REPLAYED_ID, STAGE, Message, message_column, parse_message
 from transforms.messages.named_rows import NamedRows
@@ -52,19 +52,14 @@ class MessageFormat:
     Attributes:
         row_format: The columns to read.
         kind: The encoding of a message.
-        avro_schema: The JSON text of the schema of Avro messages.
+        avro: The schemas of Avro messages.
         max_bytes: The largest size of a message in bytes, both compressed and uncompressed.
     """
 
     row_format: RowFormat
     kind: MessageKind = "json"
-    avro_schema: str | None = None
+    avro: AvroRevisions | None = None
     max_bytes: int = 1 << 20
-
-    @cached_property
-    def parsed_avro(self) -> Any:
-        """The parsed Avro schema. Raises UsageError if it cannot be used."""
-        return parse_schema(self.avro_schema or "")
 
     @cached_property
     def named_rows(self) -> NamedRows:
@@ -72,9 +67,8 @@ class MessageFormat:
         return NamedRows(self.row_format)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Workers compute the cached properties themselves.
-        made = ("parsed_avro", "named_rows")
-        return {k: v for k, v in self.__dict__.items() if k not in made}
+        # Workers compute the cached property themselves.
+        return {k: v for k, v in self.__dict__.items() if k != "named_rows"}
 
 
 def decode_messages(
@@ -152,9 +146,12 @@ def _decode_rows(
     if batch is not None:
         return [batch], None
     bodies = read_bodies(messages, message_format.max_bytes)
-    if message_format.kind == "avro":
-        read = avro_reader(message_format.parsed_avro)
-        rows = [body if isinstance(body, Fault) else read(body) for body in bodies]
+    if message_format.avro is not None:
+        read = message_format.avro.read
+        rows = [
+            body if isinstance(body, Fault) else read(body, message.attributes)
+            for body, message in zip(bodies, messages, strict=True)
+        ]
     else:
         rows = read_json_values(bodies)
     for i, message in enumerate(messages):
