@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -22,6 +23,8 @@ from model_handlers.unique_keys import doubled_key, doubled_text, load_marked
 InstanceFormat = Literal["list", "named"]
 # The name of the score in the answers of the reference's container.
 SCORE_KEY = "anomaly_score"
+# The shapes in which a server may answer with one number per row: x, [x] or [[x]].
+_ONE_NUMBER: tuple[tuple[int, ...], ...] = ((), (1,), (1, 1))
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,10 @@ class EndpointCodec:
     def _read(self, spec: OutputSpec, predictions: Sequence[Any]) -> np.ndarray:
         values = self._values(spec, predictions)
         array = read_array(values, spec.dtype, spec.shape)
+        if array is None and math.prod(spec.shape) == 1:
+            # Servers also wrap one number into lists, or leave these out.
+            found = (read_array(values, spec.dtype, shape) for shape in _ONE_NUMBER)
+            array = next((one.reshape(-1, *spec.shape) for one in found if one is not None), None)
         if array is None:
             expected = f"{spec.dtype} {list(spec.shape)}" if spec.shape else spec.dtype
             wrong = next(

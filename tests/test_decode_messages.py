@@ -7,7 +7,7 @@ import json
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -31,6 +31,7 @@ from transforms.messages import decode as module
 from transforms.messages.avro_revisions import AvroRevisions
 from transforms.messages.decode import DecodeMessages, MessageFormat, decode_messages
 from transforms.messages.message import ATTEMPTS, REPLAYED_ID, Message, serialize
+from transforms.messages.several_rows import several
 from transforms.provenance import Provenance
 from transforms.row_schemas import CARRIED
 from transforms.validate import validate
@@ -767,20 +768,31 @@ def any_message(rng: random.Random) -> bytes:
             return rng.randbytes(rng.randrange(30))
 
 
+def rows_of(messages: list[Message], read: MessageFormat) -> Iterator[tuple[str, bytes]]:
+    """Yield the ids and the bytes of the rows in messages, which are not compressed."""
+    for sent in messages:
+        rows = several(sent.data) if len(sent.data) <= read.max_bytes else None
+        if rows is None:
+            yield sent.message_id, sent.data
+        else:
+            yield from ((f"{sent.message_id}-{i}", row) for i, row in enumerate(rows))
+
+
 def balance(
     messages: list[Message], message_format: MessageFormat, provenance: Provenance
 ) -> Counter[str]:
-    """Check that each message is in exactly one place, and count messages by reason."""
+    """Check that each row is in exactly one place, and count rows by reason."""
     batches, failures = decode_messages(messages, message_format, provenance, NOW)
     good = [i for batch in batches for i in batch.column("row_id").to_pylist()]
     bad = [] if failures is None else failures.column("row_id").to_pylist()
     payloads = [] if failures is None else failures.column("payload").to_pylist()
-    # Good and bad messages are in order, and each message is one of the two.
-    places = {m.message_id: i for i, m in enumerate(messages)}
+    # Good and bad rows are in order, and each row is one of the two.
+    sent = dict(rows_of(messages, message_format))
+    places = {row_id: i for i, row_id in enumerate(sent)}
     for ids in (good, bad):
         assert [places[i] for i in ids] == sorted(places[i] for i in ids)
     assert sorted(good + bad) == sorted(places)
-    assert payloads == [messages[places[i]].data for i in bad]
+    assert payloads == [sent[i] for i in bad]
     counts = Counter([] if failures is None else failures.column("reason").to_pylist())
     kept = 0
     for batch in batches:

@@ -241,9 +241,9 @@ def test_every_message_is_scored_or_a_dead_letter_in_every_sink(stream: Stream) 
 
 
 def test_a_run_that_loses_a_message_fails(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = decode_messages.decode_messages
+    whole = decode_messages.decode_counted
     monkeypatch.setattr(
-        decode_messages, "decode_messages", lambda messages, *more: whole(messages[1:], *more)
+        decode_messages, "decode_counted", lambda messages, *more: whole(messages[1:], *more)
     )
     stream.input.publish(stream.bodies(0, 20))
     code, err = stream.run(output_topic=stream.output.topic)

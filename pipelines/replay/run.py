@@ -156,7 +156,7 @@ def _row_format(config: ReplayConfig, manifest: Manifest, fields: OutputFields) 
             f"leave out --{flag}"
         )
     row_format = RowFormat(manifest, config.messages.id_column, fields.source)
-    return MessageFormat(row_format, max_bytes=sys.maxsize)
+    return MessageFormat(row_format, max_bytes=sys.maxsize, several=False)
 
 
 def _passed_on(

@@ -1,9 +1,10 @@
 """DecodeMessages: messages to source batches inside a bundle, without windows or delay.
 
-A message is one row of JSON or Avro, or many rows of Arrow. A message that cannot be read becomes
-one dead letter with its exact bytes. The modules of this folder add the reasons `empty_message`,
-`too_large`, `unknown_encoding`, `invalid_gzip`, `invalid_avro`, `invalid_arrow` and `wrong_schema`
-to the reasons in transforms/json_rows/values.py and transforms/json_rows/row_format.py.
+A message is one or several rows of JSON, one row of Avro, or many rows of Arrow. A message that
+cannot be read becomes one dead letter with its exact bytes, and so does a row of several. The
+modules of this folder add the reasons `empty_message`, `too_large`, `unknown_encoding`,
+`invalid_gzip`, `invalid_avro`, `invalid_arrow` and `wrong_schema` to those in
+transforms/json_rows/values.py and transforms/json_rows/row_format.py.
 
 A dead letter that is sent again is marked by its attributes (transforms/messages/message.py). Its
 row keeps its id. If it had been decoded before it failed, it is read as the columns that it had.
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import apache_beam as beam
 import numpy as np
@@ -35,8 +36,9 @@ from transforms.json_rows.values import read_json_values
 from transforms.messages.arrow import read_arrow
 from transforms.messages.avro_revisions import AvroRevisions
 from transforms.messages.body import changes_decoding, is_row, read_bodies
-from transforms.messages.message import REPLAYED_ID, STAGE, Message, message_column, parse_message
+from transforms.messages.message import STAGE, Message, message_column, parse_message
 from transforms.messages.named_rows import NamedRows
+from transforms.messages.several_rows import row_id, split_rows
 from transforms.provenance import Provenance, utc_now
 
 MessageKind = Literal["json", "avro", "arrow"]
@@ -54,12 +56,14 @@ class MessageFormat:
         kind: The encoding of a message.
         avro: The schemas of Avro messages.
         max_bytes: The largest size of a message in bytes, both compressed and uncompressed.
+        several: Whether a JSON message may hold several rows.
     """
 
     row_format: RowFormat
     kind: MessageKind = "json"
     avro: AvroRevisions | None = None
     max_bytes: int = 1 << 20
+    several: bool = True
 
     @cached_property
     def named_rows(self) -> NamedRows:
@@ -71,6 +75,20 @@ class MessageFormat:
         return {k: v for k, v in self.__dict__.items() if k != "named_rows"}
 
 
+class Counted(NamedTuple):
+    """Decoded messages.
+
+    Attributes:
+        batches: The source batches.
+        failures: The dead letters, or None if no message failed.
+        messages: How many messages were decoded, which is counted by their rows and dead letters.
+    """
+
+    batches: list[pa.RecordBatch]
+    failures: pa.RecordBatch | None
+    messages: int
+
+
 def decode_messages(
     messages: Sequence[Message],
     message_format: MessageFormat,
@@ -79,8 +97,8 @@ def decode_messages(
 ) -> tuple[list[pa.RecordBatch], pa.RecordBatch | None]:
     """Decode messages into source batches with the column MESSAGE, and dead letters.
 
-    Every message is in exactly one of the two. The rows of an Arrow message are numbered: their ids
-    are message_id-0, message_id-1, ...
+    Every row is in exactly one of the two. The rows of an Arrow message, or of a JSON message of
+    several, are numbered: their ids are message_id-0, message_id-1, ...
 
     Args:
         messages: The messages to decode.
@@ -92,25 +110,30 @@ def decode_messages(
         The source batches, in the order of the messages, and the dead letters, or None if no
         message failed.
     """
+    return decode_counted(messages, message_format, provenance, received_at)[:2]
+
+
+def decode_counted(
+    messages: Sequence[Message],
+    message_format: MessageFormat,
+    provenance: Provenance,
+    received_at: datetime.datetime,
+) -> Counted:
+    """Do the same as `decode_messages`, and count the messages."""
     if not messages:
-        return [], None
+        return Counted([], None, 0)
     if message_format.kind != "arrow":
         return _decode_rows(messages, message_format, provenance, received_at)
     streams = [message for message in messages if not is_row(message)]
     batches, failures = _decode_arrow(streams, message_format, provenance, received_at)
-    if len(streams) < len(messages):
+    count = len(streams)
+    if count < len(messages):
         rows = [message for message in messages if is_row(message)]
-        more, failed = _decode_rows(rows, message_format, provenance, received_at)
-        batches += more
+        more, failed, others = _decode_rows(rows, message_format, provenance, received_at)
+        batches, count = batches + more, count + others
         both = [found for found in (failures, failed) if found is not None]
         failures = concat_batches(both) if both else None
-    return batches, failures
-
-
-def _row_id(message: Message) -> str:
-    """Return the id of a message's row: the message's, unless the row had one when it failed."""
-    attributes = message.attributes
-    return (attributes and attributes.get(REPLAYED_ID)) or message.message_id
+    return Counted(batches, failures, count)
 
 
 def _decode_named(
@@ -140,12 +163,17 @@ def _decode_rows(
     message_format: MessageFormat,
     provenance: Provenance,
     received_at: datetime.datetime,
-) -> tuple[list[pa.RecordBatch], pa.RecordBatch | None]:
-    """Decode messages of one row each, like decode_messages."""
+) -> Counted:
+    """Decode messages whose rows are JSON or Avro, like decode_counted."""
     batch = _decode_named(messages, message_format, received_at)
     if batch is not None:
-        return [batch], None
-    bodies = read_bodies(messages, message_format.max_bytes)
+        return Counted([batch], None, batch.num_rows)
+    sent = len(messages)
+    bodies: Sequence[bytes | Fault] = read_bodies(messages, message_format.max_bytes)
+    ids: Sequence[str] = [row_id(message) for message in messages]
+    if message_format.kind == "json" and message_format.several:
+        messages, bodies, ids = split_rows(messages, bodies)
+    more = len(messages) - sent
     if message_format.avro is not None:
         read = message_format.avro.read
         rows = [
@@ -158,7 +186,7 @@ def _decode_rows(
         # A row that failed after it was decoded was sent as the JSON of its columns.
         if message.attributes and message.attributes.get(STAGE, "decode") != "decode":
             rows[i] = column_values(rows[i], message_format.row_format.manifest)
-    payloads, ids = [m.data for m in messages], [_row_id(m) for m in messages]
+    payloads = [message.data for message in messages]
     decoded = decode_rows(rows, payloads, ids, message_format.row_format, as_vector=True)
     batches = []
     if decoded.batch is not None:
@@ -167,7 +195,7 @@ def _decode_rows(
         batches.append(decoded.batch.append_column(MESSAGE, column))
     bad = [messages[i] for i in decoded.bad]
     failures = _failures(bad, decoded.failed_ids, decoded.faults, provenance, received_at)
-    return batches, failures
+    return Counted(batches, failures, decoded.rows - more)
 
 
 def _failures(
@@ -202,7 +230,7 @@ def _decode_arrow(
         read: pa.RecordBatch | Fault = (
             body
             if isinstance(body, Fault)
-            else read_arrow(body, _row_id(message), message_format.row_format, limit)
+            else read_arrow(body, row_id(message), message_format.row_format, limit)
         )
         if isinstance(read, Fault):
             bad.append(message)
@@ -211,7 +239,7 @@ def _decode_arrow(
             same = np.zeros(read.num_rows, np.int64)
             column = message_column([message], received_at).take(pa.array(same))
             batches.append(read.append_column(MESSAGE, column))
-    ids = [_row_id(message) for message in bad]
+    ids = [row_id(message) for message in bad]
     return batches, _failures(bad, ids, faults, provenance, received_at)
 
 
@@ -260,17 +288,15 @@ class _DecodeDoFn(beam.DoFn):
     def _flush(self) -> Iterator[Any]:
         messages = [parse_message(message) for message in self._waiting]
         self._waiting, self._bytes = [], 0
-        batches, failures = decode_messages(
+        batches, failures, count = decode_counted(
             messages, self._format, self._provenance, self._received
         )
-        yield from batches
+        for batch in batches:
+            size = batch.num_rows if self._format.kind == "arrow" else self._batch_rows
+            yield from (batch.slice(start, size) for start in range(0, batch.num_rows, size))
         if failures is not None:
             yield beam.pvalue.TaggedOutput("failures", failures)
-        if self._format.kind == "arrow":
-            self._decoded += len(messages)
-        else:
-            # Count the results: each message is one row, in a batch or a dead letter.
-            self._decoded += sum(map(len, batches)) + (0 if failures is None else len(failures))
+        self._decoded += count
 
 
 @dataclass
