@@ -58,10 +58,11 @@ def parse_message(element: Any) -> Message:
     """
     if isinstance(element, bytes):
         proto = _Proto.FromString(element)
-        time = proto.publish_time
+        time, attributes = proto.publish_time, proto.attributes
         return Message(
             proto.data,
-            proto.attributes,
+            # Each look into a map of protobuf costs more than a copy of its few entries.
+            dict(attributes) if attributes else {},
             # Some runners drop the ids; then the content of the message identifies it.
             proto.message_id or content_id(element),
             time.seconds * 1_000_000 + time.nanos // 1000,

@@ -44,7 +44,13 @@ def split_rows(messages: Sequence[Message], bodies: Sequence[bytes | Fault]) -> 
         messages: The messages.
         bodies: The content of each message, or its Fault.
     """
-    parts = [None if isinstance(body, Fault) else several(body) for body in bodies]
+    parts = [
+        # Most messages are an object on one line.
+        None
+        if isinstance(body, Fault) or (body[:1] == b"{" and b"\n" not in body)
+        else several(body)
+        for body in bodies
+    ]
     if not any(parts):
         return Rows(messages, bodies, [row_id(message) for message in messages])
     split: list[tuple[Message, bytes | Fault, str]] = []
