@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         MetricsV1Beta3Client,
     )
     from google.pubsub_v1.services.publisher import PublisherClient
+    from google.pubsub_v1.services.schema_service import SchemaServiceClient
     from google.pubsub_v1.services.subscriber import SubscriberClient
 
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"
@@ -99,6 +100,14 @@ class Cloud:
             CredentialsError: There are no usable credentials.
         """
         return _subscriber_client(self.endpoints.pubsub)
+
+    def schemas(self) -> SchemaServiceClient:
+        """Return Pub/Sub's client for schemas, one per process.
+
+        Raises:
+            CredentialsError: There are no usable credentials.
+        """
+        return _schema_client(self.endpoints.pubsub)
 
     def storage(self) -> storage.Client:
         """Return a new client of Cloud Storage.
@@ -303,6 +312,14 @@ def _subscriber_client(address: str | None) -> SubscriberClient:
     from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
 
     return _grpc_client(SubscriberClient, SubscriberGrpcTransport, address)  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _schema_client(address: str | None) -> SchemaServiceClient:
+    from google.pubsub_v1.services.schema_service import SchemaServiceClient
+    from google.pubsub_v1.services.schema_service.transports import SchemaServiceGrpcTransport
+
+    return _grpc_client(SchemaServiceClient, SchemaServiceGrpcTransport, address)  # type: ignore[no-any-return]
 
 
 # Pings detect a connection that a proxy dropped silently, which would otherwise hang calls.

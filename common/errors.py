@@ -194,10 +194,15 @@ def suggest(name: str, known: Iterable[str]) -> str:
     Returns:
         ` (did you mean 'A' or 'B'?)` with up to three names, or an empty text if none is similar.
     """
+    close = " or ".join(f"'{known_name}'" for known_name in similar(name, known))
+    return f" (did you mean {close}?)" if close else ""
+
+
+def similar(name: str, known: Iterable[str]) -> list[str]:
+    """Return up to three known names that are most similar to an unknown one."""
     lowered = {k.lower(): k for k in known}
     close = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.6)
-    similar = " or ".join(f"'{lowered[c]}'" for c in close)
-    return f" (did you mean {similar}?)" if close else ""
+    return [lowered[c] for c in close]
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:

@@ -132,6 +132,10 @@ class EndpointCodec:
     def _read(self, spec: OutputSpec, predictions: Sequence[Any]) -> np.ndarray:
         values = self._values(spec, predictions)
         array = read_array(values, spec.dtype, spec.shape)
+        if array is None and not spec.shape:
+            # Servers also wrap one number into two lists.
+            wrapped = read_array(values, spec.dtype, (1, 1))
+            array = None if wrapped is None else wrapped.reshape(-1)
         if array is None:
             expected = f"{spec.dtype} {list(spec.shape)}" if spec.shape else spec.dtype
             wrong = next(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -23,22 +24,27 @@ def dump_rows(array: np.ndarray) -> bytes:
     return orjson.dumps(np.ascontiguousarray(array), option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def dump_objects(keys: Sequence[str], arrays: Sequence[np.ndarray]) -> bytes:
+def dump_objects(
+    keys: Sequence[str],
+    arrays: Sequence[np.ndarray],
+    others: Mapping[str, Sequence[bytes]] = MappingProxyType({}),
+) -> bytes:
     """Return the JSON text of a list with one object per row.
 
     Args:
         keys: The keys of each object.
-        arrays: An array `[rows, ...]` of values for each key.
+        arrays: An array `[rows, ...]` of values for each key, at least one.
+        others: Other members, which come first: their keys, and the JSON text of each row's value.
     """
     if not len(arrays[0]):
         return b"[]"
-    members = []
+    members = [b"%b:%%b" % orjson.dumps(key).replace(b"%", b"%%") for key in others]
     for key, array in zip(keys, arrays, strict=True):
         depth = array.ndim - 1
         name = orjson.dumps(key).replace(b"%", b"%%")
         members.append(b"%b:%b%%b%b" % (name, b"[" * depth, b"]" * depth))
     row = b"{%b}" % b",".join(members)
-    columns = zip(*map(row_texts, arrays), strict=True)
+    columns = zip(*others.values(), *map(row_texts, arrays), strict=True)
     return b"[%b]" % b",".join([row % cells for cells in columns])
 
 

@@ -29,8 +29,9 @@ from common.errors import MillraceError, UsageError, one_line
 from common.memory import is_of_memory, out_of_memory
 from model_handlers.loaded_model import describe_error
 from model_handlers.numpy_json import dump_objects
-from serving.instances import BadInstances, unique_instances
+from serving.instances import BadInstances, split_keys, unique_instances
 from serving.refusals import Disconnected, Refusal, json_response
+from serving.request_body import read_body
 from serving.service import Service, State, arrays_of
 from transforms.dead_letters import Fault
 
@@ -144,7 +145,7 @@ class Predict:
     async def _respond(self, scope: Scope, receive: Receive) -> Response:
         try:
             self._admit()
-            body = await _read_body(scope, receive, self.service.settings.max_request_bytes)
+            body = await read_body(scope, receive, self.service.settings.max_request_bytes)
             digest = {DIGEST_HEADER: self.service.manifest.sha256}
             with self._in_flight():
                 return json_response(await self._answer(body), headers=digest)
@@ -209,8 +210,11 @@ class Predict:
             )
         if not instances:
             return b'{"predictions":[]}'
+        rows, keys = split_keys(
+            instances, service.settings.instance_keys, service.manifest.features
+        )
         try:
-            inputs = service.reader.read(instances)
+            inputs = service.reader.read(rows)
         except BadInstances as bad:
             raise self._refuse_rows(bad.faults, len(instances)) from None
         answer = await service.predict(batcher, inputs)
@@ -219,7 +223,7 @@ class Predict:
             raise self._refuse_rows(faults, len(instances))
         service.metrics.rows.inc(len(instances))
         return b'{"predictions":%b}' % dump_objects(
-            [wanted.key for wanted in fields], arrays_of(batcher, answer, fields)
+            [wanted.key for wanted in fields], arrays_of(batcher, answer, fields), keys
         )
 
     def _refuse_rows(self, faults: Mapping[int, Fault], rows: int) -> Refusal:
@@ -248,32 +252,6 @@ def _too_large(error: Exception) -> Refusal:
     )
     logger.error("%s", lack)
     return Refusal(503, str(lack), headers={"Retry-After": "1"})
-
-
-async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """Return the body of a request, of at most `limit` bytes.
-
-    Raises Refusal as soon as the body exceeds the limit, and Disconnected if the client leaves.
-    """
-    too_large = Refusal(
-        413,
-        f"the request has more than {limit:,} bytes: send fewer instances",
-        headers={"Connection": "close"},
-    )
-    declared = next((v for k, v in scope["headers"] if k == b"content-length"), b"0")
-    if int(declared) > limit:
-        raise too_large
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Disconnected
-        chunk = message.get("body", b"")
-        if len(body) + len(chunk) > limit:
-            raise too_large
-        if not message.get("more_body", False):
-            return bytes(body + chunk) if body else chunk
-        body += chunk
 
 
 def parse_request(body: bytes) -> tuple[list[Any], str | list[str] | None]:

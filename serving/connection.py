@@ -6,9 +6,11 @@ uvicorn's protocol parses requests and writes answers. This module adds the limi
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from typing import Any, cast
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serving.lingering import Lingering
@@ -44,6 +46,10 @@ class Connection(HttpToolsProtocol):
         # The bytes of the head so far, and the bytes received since the parser last passed any on.
         # Bytes that the parser holds back after it has passed some on are not counted.
         self._head = self._silent = 0
+        # The bytes that the parser is reading, and those that follow the head of a request that
+        # offers to upgrade. Such a head is repeated to another parser without its callbacks.
+        self._data = self._rest = b""
+        self._is_repeating = False
         self.waits_since = time.monotonic()
 
     @property
@@ -84,7 +90,10 @@ class Connection(HttpToolsProtocol):
             return
         self._silent += len(data)
         self._is_partial = True
-        super().data_received(data)
+        self._rest = data
+        while self._rest:
+            self._data, self._rest = self._rest, b""
+            super().data_received(self._data)
         if not self._is_partial:
             self._stop_reading_timer()
             self.waits_since = time.monotonic()
@@ -108,21 +117,26 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Note that a request has started."""
-        self._is_partial, self._head = True, 0
-        super().on_message_begin()
+        if not self._is_repeating:
+            self._is_partial, self._head = True, 0
+            super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
         """Count a part of the request's path."""
-        self._count_head(len(url))
-        super().on_url(url)
+        if not self._is_repeating:
+            self._count_head(len(url))
+            super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Count a header, or a trailer after a chunked body."""
-        self._count_head(len(name) + len(value) + 4)
-        super().on_header(name, value)
+        if not self._is_repeating:
+            self._count_head(len(name) + len(value) + 4)
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Start the app on the request, whose headers are complete."""
+        if self._is_repeating:
+            return
         self._before = self.cycle
         super().on_headers_complete()
         if self._service.state is State.DRAINING:
@@ -135,10 +149,29 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Note that the request is complete."""
+        if self.parser.should_upgrade():
+            # The parser takes everything after the head for another protocol.
+            return
         self._is_partial, self._silent = False, 0
         super().on_message_complete()
         # uvicorn does not do this if the answer was sent before the whole body had arrived.
         self.cycle.more_body = False
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Ignore the offer of another protocol, and read the body of the request as usual.
+
+        uvicorn calls this method while it handles the parser's exception, which says where the head
+        ends. Clients of HTTP/2 offer an upgrade with every first request.
+        """
+        stopped = cast(httptools.HttpParserUpgrade, sys.exception())
+        self._rest = self._data[stopped.args[0] :]
+        sizes = (b"content-length", b"transfer-encoding")
+        lines = [b"%b: %b\r\n" % header for header in self.headers if header[0] in sizes]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._is_repeating = True
+        self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % b"".join(lines))
+        self._is_repeating = False
 
     def send_400_response(self, msg: str) -> None:
         """Refuse bytes that are not HTTP, or a head that is too large."""

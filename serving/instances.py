@@ -7,13 +7,14 @@ row by row with the functions of the pipelines, which also say what is wrong.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import itemgetter
 from typing import Any
 
 import numpy as np
+import orjson
 import pyarrow as pa
 
 from common.errors import suggest
@@ -69,6 +70,45 @@ class BadInstances(Exception):
     """
 
     faults: dict[int, Fault]
+
+
+def split_keys(
+    instances: Sequence[Any], keys: Sequence[str], features: Collection[str]
+) -> tuple[Sequence[Any], dict[str, list[bytes]]]:
+    """Separate the fields that are copied to the predictions from the features of instances.
+
+    Args:
+        instances: The instances of a request.
+        keys: The names of the fields to copy.
+        features: The names of the features. A field that is a feature stays in its instance.
+
+    Returns:
+        The instances without the fields, or the Fault of an instance whose field cannot be copied
+        exactly; and the JSON text of each row's value by field, null if the instance lacks it.
+        Fields that no instance has are left out.
+    """
+    present = [k for k in keys if any(isinstance(one, dict) and k in one for one in instances)]
+    if not present:
+        return instances, {}
+    own = [key for key in present if key not in features]
+    texts: dict[str, list[bytes]] = {key: [] for key in present}
+    rest = []
+    for one in instances:
+        values = one if isinstance(one, dict) else {}
+        fault = next((f for key in own if (f := _key_fault(key, values.get(key)))), None)
+        for key in present:
+            texts[key].append(b"null" if fault else orjson.dumps(values.get(key)))
+        kept = {name: value for name, value in values.items() if name not in own}
+        rest.append(fault or (kept if isinstance(one, dict) else one))
+    return rest, texts
+
+
+def _key_fault(key: str, value: Any) -> Fault | None:
+    """Return the Fault of a field that cannot be copied exactly: a float may be a large integer."""
+    if value is None or isinstance(value, str | int):
+        return None
+    expected = "expected a string or an integer of 64 bits"
+    return Fault("wrong_type", f"key {key}: {expected}, got {type(value).__name__}", key)
 
 
 class InstanceReader:

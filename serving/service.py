@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from cloud.clients import Cloud
-from common.errors import DeviceError, MillraceError, MissingDevice, one_line
+from common.errors import DeviceError, MillraceError, MissingDevice, UsageError, one_line
 from common.memory import MORE_MEMORY, is_of_memory, out_of_memory
 from model_handlers.loaded_model import LoadedModel
 from model_handlers.manifest import Manifest
@@ -26,7 +26,7 @@ from serving.batcher import Batcher
 from serving.fetch import fetch_package
 from serving.instances import InstanceReader
 from serving.metrics import Metrics
-from serving.predictions import Field, prediction_fields
+from serving.predictions import SCORE_KEY, Field, prediction_fields
 from serving.settings import Settings
 
 logger = logging.getLogger("serving")
@@ -73,9 +73,14 @@ def load(settings: Settings, folder: Path) -> Loaded:
         path, digest=settings.model_digest, feature_columns=settings.feature_columns
     ).choose(settings.score_output)
     fields = prediction_fields(manifest, settings.outputs)
+    every = [spec.name for spec in manifest.outputs]
+    if taken := [key for key in settings.instance_keys if key in (*every, SCORE_KEY)]:
+        raise UsageError(
+            f"--instance_keys: {taken[0]!r} is an output of model {manifest.name}: choose fields "
+            "that predictions do not have"
+        )
     names = list(dict.fromkeys(field.output for field in fields))
     chosen = _load_model(path, manifest, settings, names)
-    every = [spec.name for spec in manifest.outputs]
     if set(names) == set(every):
         return Loaded(manifest, fields, chosen, chosen)
     whole = None if settings.fixed_outputs else _load_model(path, manifest, settings, every)

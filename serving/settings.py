@@ -40,6 +40,7 @@ class Settings:
     score_output: str | None = None
     outputs: str = "score"
     fixed_outputs: bool = False
+    instance_keys: tuple[str, ...] = ()
     device: str = "auto"
     precision: str = "float32"
     threads: int = 1
@@ -144,6 +145,14 @@ def _add_inference_flags(model: Callable[..., Any]) -> None:
         action="store_true",
         help="do not let requests choose other outputs; the server then keeps only one copy of the "
         "model in memory",
+    )
+    model(
+        "--instance_keys",
+        type=names,
+        default=(),
+        metavar="A,B",
+        help="fields of an instance, such as its id, that are copied to its prediction; they need "
+        "not be features",
     )
     model("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     model(

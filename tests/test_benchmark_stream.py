@@ -61,7 +61,8 @@ def test_messages_are_numbered_and_use_the_bodies_in_turn() -> None:
 
 def test_fuzzed_messages_of_every_kind_balance(example: Path) -> None:
     found = decode_all(read_manifest(str(example / "model")), 1_500, seed=3)
-    assert sum(found["kinds"].values()) == sum(found["outcomes"].values()) == 1_500
+    # Some messages hold several rows.
+    assert sum(found["kinds"].values()) == 1_500 < sum(found["outcomes"].values())
     assert found["kinds"].keys() >= KINDS.keys()
     assert found["outcomes"]["good"] > 100
 

@@ -180,6 +180,25 @@ def test_a_list_of_one_number_is_one_number(codec: EndpointCodec) -> None:
     np.testing.assert_array_equal(total, np.array([1.5, 1.0], np.float32))
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+@pytest.mark.parametrize("wrapped", [0, 1, 2])
+@pytest.mark.parametrize("named", [True, False])
+def test_one_number_may_be_wrapped_into_lists(
+    make_manifest: MakeManifest, shape: tuple[int, ...], wrapped: int, named: bool
+) -> None:
+    codec = codec_of(make_manifest(outputs=(OutputSpec("total", shape=shape),), score_output=None))
+    values: Any = np.array([0.5, -2.0, 7.0]).reshape(3, *[1] * wrapped).tolist()
+    body = answer(*([{"total": value} for value in values] if named else values))
+    (array,) = codec.decode(body, 3)
+    assert array.tolist() == [0.5, -2.0, 7.0]
+
+
+@pytest.mark.parametrize("odd", [[], [0.5, 0.5], [[[0.5]]], ["x"], [[]]])
+def test_other_lists_are_not_one_number(make_manifest: MakeManifest, odd: Any) -> None:
+    codec = codec_of(make_manifest(outputs=(OutputSpec("total"),)))
+    assert "output 'total': expected float32, got" in refusal(codec, answer([0.5], odd), 2)
+
+
 def test_null_and_nan_are_nan(codec: EndpointCodec) -> None:
     for body in (
         b'{"predictions": [{"total": null, "code": [1, null]}]}',

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from common.errors import InputError
 from model_handlers.manifest import FeatureStatistics, InputSpec, Manifest
 from transforms.dead_letters import Fault
-from transforms.files import read as files_read
+from transforms.files import json_documents
 from transforms.files.json_documents import is_document, rows_of_document
 from transforms.files.ranges import match_files, plan_file, split_file
 from transforms.files.read import Columns, id_prefix, read_range
@@ -137,7 +137,7 @@ def test_a_file_that_cannot_be_split_is_an_error(
 def test_a_document_that_is_too_large_is_an_error(
     make_manifest: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files_read, "LARGEST_DOCUMENT", 20)
+    monkeypatch.setattr(json_documents, "LARGEST_DOCUMENT", 20)
     path = tmp_path / "a.json"
     path.write_bytes(b"[" + b'{"a":1},' * 9 + b"1]")
     with pytest.raises(InputError, match=r"one JSON document of more than .*one row per line"):

@@ -26,6 +26,7 @@ from transforms.files.read import Columns
 from transforms.files.writers import JsonLinesBatchWriter
 from transforms.json_rows.row_format import RowFormat
 from transforms.lineage import BATCH_REPLAY, STREAM_REPLAY
+from transforms.messages.avro_revisions import AvroRevisions
 from transforms.messages.decode import MessageFormat, MessageKind, decode_messages
 from transforms.messages.message import (
     Message,
@@ -361,7 +362,9 @@ def format_of(manifest: Manifest, kind: MessageKind = "json") -> MessageFormat:
         "name": "row",
         "fields": [{"name": name, "type": ["null", "double"]} for name in "abc"],
     }
-    return MessageFormat(RowFormat(manifest), kind, json.dumps(schema) if kind == "avro" else None)
+    return MessageFormat(
+        RowFormat(manifest), kind, AvroRevisions(json.dumps(schema)) if kind == "avro" else None
+    )
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ from transforms.files.read import Columns, read_range
 from transforms.files.text_lines import open_text
 from transforms.json_rows.row_format import RowFormat
 from transforms.messages.arrow import read_arrow
-from transforms.messages.avro import avro_reader
+from transforms.messages.avro import read_binary
 
 Make = Callable[..., Any]
 OF_MEMORY = [
@@ -225,7 +225,7 @@ def test_a_message_is_not_blamed_for_lack_of_memory(
     assert found.reason == "invalid_arrow"
     monkeypatch.setattr(fastavro, "schemaless_reader", fail_with_memory)
     with pytest.raises(OutOfMemory, match="Avro"):
-        avro_reader({})(b"")
+        read_binary(b"", {}, None)
 
 
 def fail_with_memory(*_: Any) -> Any:

@@ -167,6 +167,11 @@ def test_the_flags_that_a_command_needs_are_enough(command: Command) -> None:
         ),
         (STREAM, {"message_format": "avro"}, "--message_format avro needs --avro_schema"),
         (
+            STREAM,
+            {"avro_revisions": "r1=a.avsc"},
+            "--avro_revisions needs --message_format avro, got json",
+        ),
+        (
             REPLAY,
             {"avro_schema": "{}"},
             "--avro_schema needs --message_format avro, got json",

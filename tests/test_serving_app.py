@@ -461,6 +461,43 @@ def test_metrics_count_requests_rows_and_passes(example: Path) -> None:
         wait_until(lambda: client.metric("millrace_in_flight") == 0)
 
 
+def test_instance_keys_are_copied_to_the_predictions(example: Path) -> None:
+    plain = {"anomaly_score", "encoded"}
+    with running(example / "model", instance_keys=("id", "100 %", "V1")) as server:
+        named = dict(zip(FEATURES, GOOD, strict=True))
+        ids = ["a", 7, -(1 << 63), 'x"\n', None]
+        instances: list[Any] = [{**named, "id": i, "100 %": n} for n, i in enumerate(ids)]
+        instances += [named, GOOD]
+        answer = server.client.predict(instances).json["predictions"]
+        assert [one["id"] for one in answer] == [*ids, None, None]
+        assert [one["100 %"] for one in answer] == [0, 1, 2, 3, 4, None, None]
+        assert {*answer[0]} == plain | {"id", "100 %", "V1"}
+        # A feature is copied too, and stays in its instance.
+        assert [one["V1"] for one in answer] == [0.5] * 6 + [None]
+        (first, *_) = server.client.predict([GOOD]).json["predictions"]
+        assert {*first} == plain
+        assert_predictions(first, {name: answer[0][name] for name in plain})
+        wrong = server.client.predict([GOOD, {**named, "id": 10**30}, {**named, "idd": 1}])
+        assert wrong.status == 400
+        assert [(one["index"], one["reason"]) for one in wrong.error["instances"]] == [
+            (1, "wrong_type"),
+            (2, "unknown_feature"),
+        ]
+        assert (
+            "key id: expected a string or an integer of 64 bits, got float"
+            in (wrong.error["message"])
+        )
+
+
+@pytest.mark.parametrize("name", ["encoded", "anomaly_score"])
+def test_an_output_cannot_be_an_instance_key(example: Path, name: str) -> None:
+    with (
+        pytest.raises(AssertionError, match=f"--instance_keys: '{name}' is an output of model"),
+        running(example / "model", instance_keys=(name,)),
+    ):
+        raise NotImplementedError
+
+
 def test_fixed_outputs_are_not_chosen_by_requests(example: Path) -> None:
     with running(example / "model", fixed_outputs=True, outputs="encoded") as server:
         assert list(server.client.predict([GOOD]).json["predictions"][0]) == ["encoded"]

@@ -241,9 +241,9 @@ def test_every_message_is_scored_or_a_dead_letter_in_every_sink(stream: Stream) 
 
 
 def test_a_run_that_loses_a_message_fails(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = decode_messages.decode_messages
+    whole = decode_messages.decode_counted
     monkeypatch.setattr(
-        decode_messages, "decode_messages", lambda messages, *more: whole(messages[1:], *more)
+        decode_messages, "decode_counted", lambda messages, *more: whole(messages[1:], *more)
     )
     stream.input.publish(stream.bodies(0, 20))
     code, err = stream.run(output_topic=stream.output.topic)
@@ -347,6 +347,57 @@ def test_messages_of_other_formats_are_scored(stream: Stream, kind: str, tmp_pat
     close(only(got, "row_id", "score"), dict(zip(expected, wanted, strict=True)))
     (letter,) = stream.letters.take(1)
     assert letter.attributes["millrace_reason"] == f"invalid_{kind}"
+
+
+def avro_schema(names: Iterable[str]) -> dict[str, Any]:
+    fields = [{"name": name, "type": "double"} for name in names]
+    return {"type": "record", "name": "Row", "fields": fields}
+
+
+@pytest.mark.parametrize("encoding", ["BINARY", "JSON"])
+def test_messages_of_a_topic_with_a_schema_are_read_by_their_revision(
+    stream: Stream, encoding: str
+) -> None:
+    cloud, features = stream.cloud.cloud, stream.features
+    rows = [row for row in stream.rows[:10] if not has_null(row)]
+    first, second = avro_schema(features), avro_schema([*reversed(features), "more"])
+    parent = f"projects/{cloud.project}"
+    name = f"{parent}/schemas/rows-{stream.id}"
+
+    def revision(schema: Any) -> dict[str, str]:
+        return {"name": name, "type_": "AVRO", "definition": json.dumps(schema)}
+
+    def body(row: Any, schema: Any) -> bytes:
+        parsed, out, text = fastavro.parse_schema(schema), io.BytesIO(), io.StringIO()
+        fastavro.schemaless_writer(out, parsed, row)
+        fastavro.json_writer(text, parsed, [row])
+        return out.getvalue() if encoding == "BINARY" else text.getvalue().encode()
+
+    schemas = cloud.schemas()
+    schemas.create_schema(parent=parent, schema=revision(first), schema_id=name.rpartition("/")[2])
+    stream.input = Mailbox(cloud, f"described-{stream.id}")
+    settings = {"schema": name, "encoding": encoding}
+    cloud.publisher().create_topic(
+        request={"name": stream.input.topic, "schema_settings": settings}
+    )
+    cloud.subscriber().create_subscription(
+        request={"name": stream.input.subscription, "topic": stream.input.topic}
+    )
+    stream.input.publish([body(row, first) for row in rows[:4]])
+    schemas.commit_schema(name=name, schema=revision(second))
+    stream.input.publish([body({**row, "more": 1e9}, second) for row in rows[4:]])
+    code, err = stream.run(
+        message_format="avro",
+        avro_schema=json.dumps(first),
+        output_topic=stream.output.topic,
+    )
+    assert code == 0, err
+    module = torch.jit.load(stream.model / "model.pt")
+    with torch.inference_mode():
+        values = torch.tensor([list(row.values()) for row in rows], dtype=torch.float32)
+        wanted = module(values)[SCORE].tolist()
+    got = [json.loads(message.data) for message in stream.output.take(len(rows))]
+    close(only(got, "row_id", "score"), dict(zip(stream.input.sent, wanted, strict=True)))
 
 
 # How a run ends

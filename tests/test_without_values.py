@@ -27,6 +27,7 @@ from transforms.dead_letters import Fault, failed_rows, failure_batch
 from transforms.files.csv_lines import UnclosedQuote, read_lines
 from transforms.json_rows.decode import Decoded, decode_json
 from transforms.json_rows.row_format import RowFormat
+from transforms.messages.avro_revisions import AvroRevisions
 from transforms.messages.decode import MessageFormat, decode_messages
 from transforms.messages.message import Message
 from transforms.provenance import Provenance, utc_now
@@ -116,7 +117,9 @@ def test_messages_do_not_leak_values(
         bodies += [json.dumps(nested).replace('"a"', f'"{cells[0]}"').encode().replace(b"}}", b"}")]
         bodies += [json.dumps({"a": [cells[0]], "n": row}).encode(), json.dumps(cells).encode()]
     message_format = MessageFormat(
-        RowFormat(manifest, typed=CARRIED), kind, json.dumps(AVRO), max_bytes=1 << 20
+        RowFormat(manifest, typed=CARRIED),
+        kind,
+        AvroRevisions(json.dumps(AVRO)) if kind == "avro" else None,
     )
     messages = [
         Message(body, {}, f"m{i}", 1_700_000_000_000_000, "") for i, body in enumerate(bodies)

@@ -42,6 +42,7 @@ REASONS = (
     "null",
     "refused",
     "too_large",
+    "unknown_encoding",
     "wrong_schema",
     "wrong_type",
     "wrong_width",

@@ -35,8 +35,11 @@ from model_handlers.torch_model import TorchModelHandler
 from pipelines.stream.graph import ScoreStream, StreamSinks
 from transforms.encode import choose_fields, output_schema
 from transforms.json_rows.row_format import RowFormat
-from transforms.messages.decode import ENCODING, MessageFormat, MessageKind, decode_messages
+from transforms.messages.avro_revisions import AvroRevisions
+from transforms.messages.body import ENCODING, read_bodies
+from transforms.messages.decode import MessageFormat, MessageKind, decode_messages
 from transforms.messages.message import Message, serialize
+from transforms.messages.several_rows import split_rows
 from transforms.provenance import Provenance, utc_now
 from transforms.row_schemas import CARRIED
 from transforms.validate import validate
@@ -56,8 +59,8 @@ VALUES: list[Any] = [None, "x", "", True, [], {}, [1.0], 10**40, 1e39, -0.0, "1.
 METHOD = {
     "messages": "generated from a seed; kinds: how a good message was changed, outcomes: what it "
     "became",
-    "balance": "the ids of rows and dead letters together are those of the messages, each once; "
-    "each dead letter has the bytes of its message",
+    "balance": "the ids of rows and dead letters together are those of the rows in the messages, "
+    "each once; each dead letter has the bytes of its row",
 }
 
 
@@ -73,9 +76,17 @@ def mutated(rng: random.Random, body: bytes) -> bytes:
     return body[:at] + between + body[rng.choice([at, until]) :]
 
 
+def several(rng: random.Random) -> list[bytes]:
+    """Return some good rows and one mutated row."""
+    rows = [named(rng) for _ in range(rng.randrange(1, 5))]
+    return [*rows, mutated(rng, named(rng))] if rng.random() < 0.5 else rows
+
+
 KINDS: dict[str, Callable[[random.Random], bytes]] = {
     "good": named,
     "good list": lambda rng: json.dumps({"features": [rng.random()] * len(FEATURES)}).encode(),
+    "array": lambda rng: b"[%b]" % b",".join(several(rng)),
+    "lines": lambda rng: b"\n".join(several(rng)),
     "unknown field": lambda rng: named(rng, extra=rng.choice(VALUES)),
     "carried field": lambda rng: named(rng, sequence=rng.choice(VALUES), test_id=""),
     "missing feature": lambda rng: json.dumps(
@@ -130,7 +141,7 @@ def any_message(rng: random.Random, kind: MessageKind, number: int) -> tuple[str
         elif not name.startswith("good"):
             body = KINDS[name](rng)
     if rng.random() < 0.1:
-        attributes[ENCODING] = "gzip"
+        attributes[rng.choice([ENCODING, ENCODING.title()])] = rng.choice(["gzip", "X-GZIP"])
         zipped = gzip.compress(body, 1, mtime=0)
         damage = rng.choice(["", " cut", " mutated", " not at all"])
         body = {
@@ -149,9 +160,17 @@ def formats(manifest: Manifest) -> dict[MessageKind, MessageFormat]:
     row_format = RowFormat(manifest, None, (), CARRIED)
     return {
         "json": MessageFormat(row_format),
-        "avro": MessageFormat(row_format, "avro", json.dumps(AVRO)),
+        "avro": MessageFormat(row_format, "avro", AvroRevisions(json.dumps(AVRO))),
         "arrow": MessageFormat(row_format, "arrow"),
     }
+
+
+def sent_rows(messages: Sequence[Message], read: MessageFormat) -> dict[str, bytes]:
+    """Return the rows of messages by their ids; Arrow messages count as one row."""
+    ids: Sequence[str] = [message.message_id for message in messages]
+    if read.kind == "json":
+        messages, _, ids = split_rows(messages, read_bodies(messages, read.max_bytes))
+    return {row_id: message.data for row_id, message in zip(ids, messages, strict=True)}
 
 
 def outcomes(messages: Sequence[Message], read: MessageFormat, own: Provenance) -> Counter[str]:
@@ -164,9 +183,12 @@ def outcomes(messages: Sequence[Message], read: MessageFormat, own: Provenance) 
         good, bad, faults = validate(batch, manifest)
         assert good.num_rows + bad.num_rows == batch.num_rows, "validation lost a row"
         found += Counter(good=good.num_rows) + Counter(fault.reason for fault in faults)
-        rows += [row["message_id"] for row in batch.column("message").to_pylist()]
+        if read.kind == "arrow":
+            rows += [row["message_id"] for row in batch.column("message").to_pylist()]
+        else:
+            rows += batch.column("row_id").to_pylist()
     letters = [] if failures is None else failures.to_pylist()
-    sent = {message.message_id: message.data for message in messages}
+    sent = sent_rows(messages, read)
     # A mutated Arrow stream may hold no row, or several.
     kept = set(rows) if read.kind == "arrow" else rows
     ids = [*kept, *(letter["row_id"] for letter in letters)]
@@ -220,7 +242,7 @@ def score_all(model: Path, manifest: Manifest, count: int, seed: int) -> dict[st
         scored = [i for p in Path(folder).glob("scores/*/*") for i in _ids(p)]
         lines = [x for p in Path(folder).glob("letters/*/*") for x in p.read_text().splitlines()]
     letters = [json.loads(line)["row_id"] for line in lines]
-    if sorted(scored + letters) != sorted(message.message_id for message in messages):
+    if sorted(scored + letters) != sorted(sent_rows(messages, formats(manifest)["json"])):
         raise SystemExit(
             f"seed {seed}: {count} messages, but {len(scored)} rows and {len(letters)} dead letters"
         )

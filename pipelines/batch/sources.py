@@ -16,12 +16,15 @@ from common.errors import InputError, UsageError, one_line, suggest
 from common.memory import check_memory
 from model_handlers.manifest import Manifest
 from pipelines.batch.config import BatchConfig, Files, Query, Table
+from pipelines.command import say
+from pipelines.field_names import check_name, named_by_user
 from transforms.bigquery.read import ReadBigQuery
 from transforms.bigquery.schema import TableName
 from transforms.bigquery.source import BigQuerySource, at_one_moment, describe_source
 from transforms.cells import is_text
 from transforms.encode import OutputFields, check_fields, read_type
 from transforms.files.csv_dialect import Dialect
+from transforms.files.first_rows import read_first_rows
 from transforms.files.one_schema import Origin, one_type, parquet_origins
 from transforms.files.ranges import FileFormat, file_schema, format_of, has_rows, match_inputs
 from transforms.files.read import Columns, ReadFiles
@@ -194,7 +197,9 @@ def check_files(
     columns: Columns,
     fields: OutputFields,
 ) -> None:
-    """Check the first file that has rows. Each worker checks the columns of its own files.
+    """Check the first file that has rows, or the first rows of JSON Lines files.
+
+    Each worker checks the columns of its own files.
 
     Args:
         files: The paths and formats of the files, at least one.
@@ -217,6 +222,31 @@ def check_files(
     schema = file_schema(*found, dialect)
     if schema is not None:
         check_columns(schema, found[0], columns, fields)
+    else:
+        check_first_rows([path for path, kind in files if kind == "jsonl"], columns, fields)
+
+
+def check_first_rows(paths: Sequence[str], columns: Columns, fields: OutputFields) -> None:
+    """Check that the first rows of JSON Lines files have the names that the flags name.
+
+    A row may lack a field, which is then null. So a name that no row shows is refused only if it is
+    the id, or if the rows have a similar one; otherwise, a line warns of it.
+
+    Args:
+        paths: The paths of the files.
+        columns: The columns that are read.
+        fields: The fields that are written of each row.
+
+    Raises:
+        InputError: If a file cannot be read.
+        UsageError: If a name is misspelt.
+    """
+    wanted = named_by_user(columns.manifest, columns.id_column, fields.source)
+    first = read_first_rows(paths, wanted)
+    place = f"the first {first.rows:,} rows of the input"
+    for name, flag in wanted.items() if first.names else ():
+        if warning := check_name(name, flag, first.names, place):
+            say(warning)
 
 
 def check_columns(schema: pa.Schema, place: str, columns: Columns, fields: OutputFields) -> None:

@@ -130,7 +130,7 @@ def check_stream(pipeline: str, parsed: Parsed, program: str | None = None, **al
             f"--dead_letter_topic and --output_topic are both {sink.output_topic}: choose another "
             "topic for one of them"
         )
-    _check_avro(source.message_format, source.avro_schema)
+    _check_avro(source.message_format, source.avro_schema, source.avro_revisions)
 
 
 def check_replay(parsed: Parsed) -> None:
@@ -144,7 +144,7 @@ def check_replay(parsed: Parsed) -> None:
         output_files=sink.output_files or sink.output_table,
     )
     check_together(parsed)
-    _check_avro(flags.message_format, flags.avro_schema)
+    _check_avro(flags.message_format, flags.avro_schema, flags.avro_revisions)
 
 
 def require(program: str, given: Collection[str] | None = None, /, **flags: Any) -> None:
@@ -222,8 +222,10 @@ def _endpoint(parsed: Parsed) -> dict[str, Any]:
     return {} if flags is None else {"endpoint": flags.endpoint or flags.endpoint_url}
 
 
-def _check_avro(message_format: str, schema: str | None) -> None:
+def _check_avro(message_format: str, schema: str | None, revisions: Sequence[str] | None) -> None:
     if message_format == "avro" and schema is None:
         raise UsageError("--message_format avro needs --avro_schema")
     if message_format != "avro" and schema is not None:
         raise UsageError(f"--avro_schema needs --message_format avro, got {message_format}")
+    if message_format != "avro" and revisions:
+        raise UsageError(f"--avro_revisions needs --message_format avro, got {message_format}")

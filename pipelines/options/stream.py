@@ -58,9 +58,16 @@ class StreamSourceOptions:
         param_type="ENUM",
     )
     avro_schema: str | None = flag(
-        "schema with which the Avro messages were written, as JSON; @PATH reads it from a file",
+        "schema of the Avro messages, as JSON; @PATH reads it from a file. Messages that name "
+        "another revision are read by that one",
         label="Avro schema",
         metavar="JSON",
+    )
+    avro_revisions: tuple[str, ...] | None = flag(
+        "files with the schemas of other revisions, by revision id or Confluent schema id "
+        "(default: revisions that messages name are fetched from Pub/Sub)",
+        label="Avro revisions",
+        metavar="ID=PATH",
     )
     max_message_bytes: int = flag(
         "maximum size of a message in bytes, before and after decompression; a larger message "

@@ -26,7 +26,13 @@ if TYPE_CHECKING:
     from transforms.replay.letters import Selection
 
 # Flags that apply only to dead letters of streams, which are messages.
-_OF_MESSAGES = ("message_format", "avro_schema", "max_message_bytes", "window_seconds")
+_OF_MESSAGES = (
+    "message_format",
+    "avro_schema",
+    "avro_revisions",
+    "max_message_bytes",
+    "window_seconds",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +100,7 @@ def replay_config(parsed: Parsed) -> ReplayConfig:
         messages=MessageConfig(
             kind=flags.message_format,
             avro_schema=flags.avro_schema,
+            avro_revisions=flags.avro_revisions or (),
             max_bytes=flags.max_message_bytes,
             id_column=flags.id_column,
             window_seconds=flags.window_seconds,

@@ -101,7 +101,7 @@ def _replay(
     if first.of_stream:
         name = STREAM_REPLAY
         fields = stream_fields(config.model, config.messages.window_seconds, manifest)
-        read, schema = message_format(config.messages, manifest, fields), None
+        read, schema = message_format(config.messages, manifest, fields, cloud), None
     else:
         name, fields = BATCH_REPLAY, fields_of(config.model, manifest)
         read = _row_format(config, manifest, fields)
@@ -156,7 +156,7 @@ def _row_format(config: ReplayConfig, manifest: Manifest, fields: OutputFields) 
             f"leave out --{flag}"
         )
     row_format = RowFormat(manifest, config.messages.id_column, fields.source)
-    return MessageFormat(row_format, max_bytes=sys.maxsize)
+    return MessageFormat(row_format, max_bytes=sys.maxsize, several=False)
 
 
 def _passed_on(

@@ -39,6 +39,7 @@ class MessageConfig:
 
     Attributes:
         avro_schema: The schema as JSON, or `@` and the path of a file that holds it.
+        avro_revisions: The schemas of other revisions, each as ID=PATH.
         max_bytes: The size in bytes above which a message becomes a dead letter.
         id_column: The field with the row id; None for the id of the message.
         window_seconds: The length of the windows whose bounds are written with each row; None for
@@ -47,6 +48,7 @@ class MessageConfig:
 
     kind: MessageKind
     avro_schema: str | None
+    avro_revisions: tuple[str, ...]
     max_bytes: int
     id_column: str | None
     window_seconds: int | None
@@ -106,6 +108,7 @@ def stream_config(pipeline: str, parsed: Parsed) -> StreamConfig:
         messages=MessageConfig(
             kind=flags.message_format,
             avro_schema=flags.avro_schema,
+            avro_revisions=flags.avro_revisions or (),
             max_bytes=flags.max_message_bytes,
             id_column=flags.id_column,
             window_seconds=flags.window_seconds,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import apache_beam as beam
@@ -25,6 +26,7 @@ from pipelines.stream.progress import (
     report_line,
     start_tally,
     summary,
+    unseen_names,
 )
 from pipelines.stream.subscription import HELD, LEASE_SECONDS, renew
 from transforms.files.unfinished import remove_begun
@@ -84,7 +86,11 @@ class Reading:
 
 
 def watch(
-    pipeline: beam.Pipeline, intake: Intake, reading: Reading, options: StreamRunOptions
+    pipeline: beam.Pipeline,
+    intake: Intake,
+    reading: Reading,
+    options: StreamRunOptions,
+    names: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Run a stream in this process, and report its rates and its balance on standard error.
 
@@ -93,6 +99,7 @@ def watch(
         intake: The messages of the subscription.
         reading: The subscription, and the run as its reader.
         options: When to report and when to stop.
+        names: The names that rows are expected to have, and the flag that names each.
 
     Raises:
         BalanceError: Messages or rows are missing, or there are too many.
@@ -100,7 +107,7 @@ def watch(
             messages are not acknowledged.
         Exception: Whatever the pipeline raised.
     """
-    tally, started = start_tally(), time.monotonic()
+    tally, started = start_tally(names), time.monotonic()
     with _terminated_as_interrupted():
         # Only wait_until_finish reports that a step has failed for good.
         ended = ThreadPoolExecutor(1).submit(pipeline.run().wait_until_finish)
@@ -161,12 +168,15 @@ def _reported(
     ended: Future[Any], intake: Intake, tally: Tally, report_seconds: int, ending: _Ending
 ) -> Iterator[None]:
     """Yield at intervals until a run has ended or should end, and report its rates."""
-    reported, rows = time.monotonic(), 0
+    reported, rows, warned = time.monotonic(), 0, False
     while not wait([ended], _POLL_SECONDS).done:
         now = time.monotonic()
         if now - reported >= report_seconds:
             say(report_line(tally, tally.received - rows, now - reported))
             rows, reported = tally.received, now
+            for text in () if warned else unseen_names(tally):
+                say(f"warning: {text}")
+            warned = warned or tally.scored > 0
         if ending.is_now(intake):
             return
         yield

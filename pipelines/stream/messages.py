@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from cloud.clients import Cloud
 from common.errors import UsageError
 from model_handlers.manifest import Manifest
 from pipelines.batch.sources import read_text
 from pipelines.config import ModelConfig
+from pipelines.field_names import check_known, named_by_user
 from pipelines.stream.config import MessageConfig
 from transforms.encode import OutputFields, choose_fields, reference_fields
 from transforms.json_rows.row_format import RowFormat
 from transforms.messages.avro import field_names
+from transforms.messages.avro_revisions import AvroRevisions, parse_revisions
 from transforms.messages.decode import MessageFormat
 from transforms.row_schemas import CARRIED
 from transforms.validate import VECTOR_COLUMN
@@ -37,7 +40,7 @@ def stream_fields(
 
 
 def message_format(
-    messages: MessageConfig, manifest: Manifest, fields: OutputFields
+    messages: MessageConfig, manifest: Manifest, fields: OutputFields, cloud: Cloud | None
 ) -> MessageFormat:
     """Return the format in which messages are read.
 
@@ -45,25 +48,36 @@ def message_format(
         messages: The flags of the messages.
         manifest: The manifest of the model.
         fields: The fields that are written, which include columns of the messages.
+        cloud: The Cloud that fetches revisions of Avro schemas; None if nothing does.
 
     Raises:
-        UsageError: The Avro schema is not valid, or lacks a feature.
+        UsageError: The Avro schema is not valid, or lacks a feature or a field that a flag names.
     """
     carried = tuple((n, kind) for n, kind in CARRIED if n not in manifest.features)
     row_format = RowFormat(manifest, messages.id_column, fields.source, carried)
-    text = messages.avro_schema
-    schema = None if text is None else read_text(text, "avro_schema")
-    found = MessageFormat(row_format, messages.kind, schema, messages.max_bytes)
-    if schema is not None:
-        _check_avro(found, manifest)
+    avro = None if messages.avro_schema is None else _avro(messages, messages.avro_schema, cloud)
+    found = MessageFormat(row_format, messages.kind, avro, messages.max_bytes)
+    if avro is not None:
+        _check_avro(avro, row_format)
     return found
 
 
-def _check_avro(found: MessageFormat, manifest: Manifest) -> None:
-    names = field_names(found.parsed_avro)
+def _avro(messages: MessageConfig, schema: str, cloud: Cloud | None) -> AvroRevisions:
+    """Return the schemas that the flags name, after checking that they can be used."""
+    paths = parse_revisions(messages.avro_revisions)
+    given = {name: read_text(f"@{path}", "avro_revisions") for name, path in paths.items()}
+    avro = AvroRevisions(read_text(schema, "avro_schema"), tuple(given.items()), cloud)
+    avro.check()
+    return avro
+
+
+def _check_avro(avro: AvroRevisions, own: RowFormat) -> None:
+    """Raise UsageError if the schema lacks a feature, or a field that a flag names."""
+    manifest, names = own.manifest, field_names(avro.schema)
     missing = [name for name in manifest.features if name not in names]
     if missing and VECTOR_COLUMN not in names:
         raise UsageError(
             f"--avro_schema lacks the feature {missing[0]!r} of model {manifest.name}, and has no "
             f"array {VECTOR_COLUMN!r} either"
         )
+    check_known(named_by_user(manifest, own.id_column, own.keep), names, "--avro_schema")

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import apache_beam as beam
@@ -18,7 +20,7 @@ import pyarrow.compute as pc
 from apache_beam.metrics import Metrics
 
 from common.errors import BalanceError
-from common.record_batch import MESSAGE, struct_columns
+from common.record_batch import MESSAGE, ROW_ID, SOURCE, struct_columns
 from common.terminal import facts
 from transforms.accounts import Count
 
@@ -37,6 +39,7 @@ class Tally:
         latencies: Latencies since the last report, in milliseconds.
         pulled: Messages that this process pulled.
         decoded: Messages that were decoded.
+        unseen: The names that no row has had although flags name them, and these flags.
     """
 
     received: int = 0
@@ -46,6 +49,7 @@ class Tally:
     latencies: list[np.ndarray] = field(default_factory=list)
     pulled: int = 0
     decoded: int = 0
+    unseen: dict[str, str] = field(default_factory=dict)
 
 
 _lock = threading.Lock()
@@ -53,10 +57,14 @@ _lock = threading.Lock()
 _tally: Tally | None = None
 
 
-def start_tally() -> Tally:
-    """Return a new tally, to which the DoFns below add from now on."""
+def start_tally(names: Mapping[str, str] = MappingProxyType({})) -> Tally:
+    """Return a new tally, to which the DoFns below add from now on.
+
+    Args:
+        names: The names that rows are expected to have, and the flag that names each.
+    """
     global _tally
-    _tally = Tally()
+    _tally = Tally(unseen=dict(names))
     return _tally
 
 
@@ -66,6 +74,27 @@ def count_received(batch: pa.RecordBatch) -> None:
     with _lock:
         if _tally is not None:
             _tally.received += batch.num_rows
+            if _tally.unseen and SOURCE in batch.schema.names:
+                _tally.unseen = {
+                    name: flag
+                    for name, flag in _tally.unseen.items()
+                    if not (_has_own_ids(batch) if flag == "id_column" else _has(batch, name))
+                }
+
+
+def _has_own_ids(batch: pa.RecordBatch) -> bool:
+    """Return whether any row has an id that is not derived from its message."""
+    own, derived = batch.column(ROW_ID), struct_columns(batch, MESSAGE)["message_id"]
+    # Several rows of one message are numbered.
+    first = pc.replace_substring_regex(own, r"-\d+$", "")
+    differ = pc.and_(pc.not_equal(own, derived), pc.not_equal(first, derived))
+    return bool(pc.any(differ).as_py())
+
+
+def _has(batch: pa.RecordBatch, name: str) -> bool:
+    """Return whether any row has a value in a column of its source."""
+    column = struct_columns(batch, SOURCE).get(name)
+    return column is not None and column.null_count < len(column)
 
 
 def count_decoded(count: Count) -> None:
@@ -164,6 +193,21 @@ def fate_of_messages(made: bool) -> str:
     return "will be delivered again"
 
 
+def unseen_names(tally: Tally) -> list[str]:
+    """Return a warning for each name that a flag names and that no row has had.
+
+    There is none before a row was scored.
+
+    Args:
+        tally: The counts of the run.
+    """
+    fate = {"id_column": "rows get the ids of their messages", "output_fields": "it is null"}
+    return [
+        f"--{flag}: no row so far has a field {name!r}, so {fate[flag]}; check the name"
+        for name, flag in (tally.unseen.items() if tally.scored else ())
+    ]
+
+
 def check_balance(tally: Tally, again: int, *, made: bool) -> None:
     """Check the counts at the end of a run.
 
@@ -219,4 +263,5 @@ def summary(tally: Tally, seconds: float) -> str:
             0, ("messages", f"{tally.pulled:>12,}  of which {tally.decoded:,} were decoded")
         )
     lines.append(("balance", balance))
+    lines += [("warning", text) for text in unseen_names(tally)]
     return facts(lines)

@@ -39,6 +39,7 @@ from pipelines.command import say
 from pipelines.dataflow.facts import JobFacts, label_value
 from pipelines.dataflow.start import ask_for_accelerator, carry, describe_pipeline, reach, start
 from pipelines.dataflow.update_check import check_update
+from pipelines.field_names import named_by_user
 from pipelines.handlers import make_handler, read_model
 from pipelines.options import StreamRunOptions
 from pipelines.options.flag import Parsed
@@ -57,6 +58,7 @@ from pipelines.stream.subscription import (
     temporary,
 )
 from transforms.encode import OutputFields, output_schema
+from transforms.json_rows.row_format import RowFormat
 from transforms.messages.beam_source import ReadMessages
 from transforms.messages.in_process_source import POLL_SECONDS, PullMessages, open_intake
 from transforms.provenance import Provenance, utc_now
@@ -145,7 +147,7 @@ def score_stream(
     sinks = open_sinks(config.sinks, config.letter_sinks, cloud)
     score = functools.partial(
         ScoreStream,
-        message_format=message_format(config.messages, manifest, fields),
+        message_format=message_format(config.messages, manifest, fields, cloud),
         handler=handler,
         manifest=manifest,
         fields=fields,
@@ -239,7 +241,8 @@ def _run_here(
     once = score.keywords["deduplicate_seconds"] is not None
     with open_intake(reading.cloud, reading.subscription, hold, once=once) as intake:
         pipeline | "ScoreStream" >> score(source=PullMessages(intake))
-        watch(pipeline, intake, reading, run)
+        own: RowFormat = score.keywords["message_format"].row_format
+        watch(pipeline, intake, reading, run, named_by_user(own.manifest, own.id_column, own.keep))
 
 
 def _pipeline(

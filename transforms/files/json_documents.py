@@ -9,6 +9,7 @@ import msgspec
 import orjson
 
 from common.errors import InputError
+from transforms.files.text_lines import open_text, without_compression
 
 # A whole file is read into memory. This is the size of its text in bytes.
 LARGEST_DOCUMENT = 512 << 20
@@ -21,8 +22,13 @@ _CONSTANTS = re.compile(rb'"(?:[^"\\]|\\.)*+"|NaN|Infinity')
 _SAME_LENGTH = {b"NaN": b"0e0", b"Infinity": b"0e000000"}
 
 
+def holds_document(path: str, start: bytes) -> bool:
+    """Return whether a JSON file has not one row per line, by its name and its first bytes."""
+    return without_compression(path).lower().endswith(".json") and is_document(start)
+
+
 def is_document(start: bytes) -> bool:
-    """Return whether a JSON file is an array or pretty-printed, judging by its first bytes."""
+    """Return whether a JSON text is an array or pretty-printed, judging by its first bytes."""
     text = start.removeprefix(BOM_UTF8).lstrip()
     first, _, rest = text.partition(b"\n")
     if text.startswith(b"["):
@@ -35,6 +41,23 @@ def is_document(start: bytes) -> bool:
 def ends_in_cr(start: bytes) -> bool:
     """Return whether the lines of a JSON file end in CR alone, judging by its first bytes."""
     return b"\n" not in start and _BETWEEN_LINES.search(start) is not None
+
+
+def read_document(path: str) -> list[tuple[int, bytes]]:
+    """Return the rows of a file that is one document, as `rows_of_document` does.
+
+    Raises:
+        InputError: The file cannot be read, is too large, or is not valid JSON.
+    """
+    with open_text(path) as handle:
+        text = handle.read(LARGEST_DOCUMENT + 1)
+    if len(text) > LARGEST_DOCUMENT:
+        raise InputError(
+            f"{path} is one JSON document of more than {LARGEST_DOCUMENT >> 20} MiB, which "
+            "would be read into memory whole: convert it to one row per line, for example with "
+            "jq -c '.[]' for an array"
+        )
+    return rows_of_document(bytes(text), path)
 
 
 def rows_of_document(text: bytes, path: str) -> list[tuple[int, bytes]]:

@@ -18,7 +18,7 @@ from common.memory import check_memory
 from transforms.files.csv_dialect import PLAIN, Dialect
 from transforms.files.csv_header import read_header
 from transforms.files.hive import Condition, Keys, accepted, keys_of, with_keys
-from transforms.files.json_documents import ends_in_cr, is_document
+from transforms.files.json_documents import ends_in_cr, holds_document
 from transforms.files.lake_folders import refuse_lakes_around, refuse_lakes_within
 from transforms.files.listing import superseded
 from transforms.files.pins import Pin, changed_file, pin
@@ -328,8 +328,7 @@ def _plan_text(pinned: Pin, kind: FileFormat, dialect: Dialect) -> PlannedFile:
             f"{pinned.path}: its lines end in CR alone: expected LF or CR LF; convert the file, "
             "for example with tr '\\r' '\\n'"
         )
-    named_json = without_compression(pinned.path).lower().endswith(".json")
-    document = kind == "jsonl" and named_json and is_document(start)
+    document = kind == "jsonl" and holds_document(pinned.path, start)
     return PlannedFile(
         pinned, kind, pinned.size, compression=compression, dialect=dialect, document=document
     )

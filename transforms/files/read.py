@@ -35,7 +35,7 @@ from transforms.files.csv_dialect import PLAIN, Dialect
 from transforms.files.csv_header import read_header
 from transforms.files.csv_lines import CsvRows, UnclosedQuote, read_lines, whole_rows
 from transforms.files.hive import Condition, add_keys, add_to_lines, with_keys
-from transforms.files.json_documents import LARGEST_DOCUMENT, rows_of_document
+from transforms.files.json_documents import read_document
 from transforms.files.pins import unchanged
 from transforms.files.ranges import (
     FileFormat,
@@ -46,7 +46,7 @@ from transforms.files.ranges import (
     plan_file,
     split_file,
 )
-from transforms.files.text_lines import Block, line_blocks, open_text
+from transforms.files.text_lines import Block, line_blocks
 from transforms.json_rows.decode import Decoded, decode_json, emit
 from transforms.json_rows.row_format import RowFormat
 from transforms.provenance import Provenance
@@ -258,7 +258,7 @@ def _read_jsonl(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[
 def _json_rows(part: FileRange) -> Iterator[tuple[list[tuple[int, bytes]], tuple[int, int]]]:
     """Yield the texts of rows, each with the byte at which it starts, and the span of the file."""
     if part.document:
-        yield rows_of_document(_whole_text(part), part.path), (part.start, part.stop)
+        yield read_document(part.path), (part.start, part.stop)
         return
     for start, block, span in _blocks(part):
         rows, at = [], start
@@ -269,19 +269,6 @@ def _json_rows(part: FileRange) -> Iterator[tuple[list[tuple[int, bytes]], tuple
                 rows.append((at, text))
             at += len(line) + 1
         yield rows, span
-
-
-def _whole_text(part: FileRange) -> bytes:
-    """Return the text of a file that is one JSON document."""
-    with open_text(part.path) as handle:
-        text = handle.read(LARGEST_DOCUMENT + 1)
-    if len(text) > LARGEST_DOCUMENT:
-        raise InputError(
-            f"{part.path} is one JSON document of more than {LARGEST_DOCUMENT >> 20} MiB, which "
-            "would be read into memory whole: convert it to one row per line, for example with "
-            "jq -c '.[]' for an array"
-        )
-    return bytes(text)
 
 
 def _read_csv(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[Decoded]:

@@ -1,8 +1,9 @@
 """DecodeMessages: messages to source batches inside a bundle, without windows or delay.
 
-A message is one row of JSON or Avro, or many rows of Arrow. A message that cannot be read becomes
-one dead letter with its exact bytes. This module adds the reasons `empty_message`, `too_large`,
-`invalid_gzip`, `invalid_avro`, `invalid_arrow` and `wrong_schema` to the reasons in
+A message is one or several rows of JSON, one row of Avro, or many rows of Arrow. A message that
+cannot be read becomes one dead letter with its exact bytes, and so does a row of several. The
+modules of this folder add the reasons `empty_message`, `too_large`, `unknown_encoding`,
+`invalid_gzip`, `invalid_avro`, `invalid_arrow` and `wrong_schema` to those in
 transforms/json_rows/values.py and transforms/json_rows/row_format.py.
 
 A dead letter that is sent again is marked by its attributes (transforms/messages/message.py). Its
@@ -12,12 +13,11 @@ row keeps its id. If it had been decoded before it failed, it is read as the col
 from __future__ import annotations
 
 import datetime
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import apache_beam as beam
 import numpy as np
@@ -34,18 +34,17 @@ from transforms.json_rows.decode import decode_rows, source_rows
 from transforms.json_rows.row_format import RowFormat
 from transforms.json_rows.values import read_json_values
 from transforms.messages.arrow import read_arrow
-from transforms.messages.avro import avro_reader, parse_schema
-from transforms.messages.message import REPLAYED_ID, STAGE, Message, message_column, parse_message
+from transforms.messages.avro_revisions import AvroRevisions
+from transforms.messages.body import changes_decoding, is_row, read_bodies
+from transforms.messages.message import STAGE, Message, message_column, parse_message
 from transforms.messages.named_rows import NamedRows
+from transforms.messages.several_rows import row_id, split_rows
 from transforms.provenance import Provenance, utc_now
 
 MessageKind = Literal["json", "avro", "arrow"]
 
-ENCODING = "content-encoding"
 # The size of a batch's messages. As Python values they take several times as much memory.
 BATCH_BYTES = 32 << 20
-# The attributes that change how a message is read.
-_DECODING_ATTRIBUTES = {ENCODING, REPLAYED_ID, STAGE}
 
 
 @dataclass(frozen=True)
@@ -55,19 +54,16 @@ class MessageFormat:
     Attributes:
         row_format: The columns to read.
         kind: The encoding of a message.
-        avro_schema: The JSON text of the schema of Avro messages.
+        avro: The schemas of Avro messages.
         max_bytes: The largest size of a message in bytes, both compressed and uncompressed.
+        several: Whether a JSON message may hold several rows.
     """
 
     row_format: RowFormat
     kind: MessageKind = "json"
-    avro_schema: str | None = None
+    avro: AvroRevisions | None = None
     max_bytes: int = 1 << 20
-
-    @cached_property
-    def parsed_avro(self) -> Any:
-        """The parsed Avro schema. Raises UsageError if it cannot be used."""
-        return parse_schema(self.avro_schema or "")
+    several: bool = True
 
     @cached_property
     def named_rows(self) -> NamedRows:
@@ -75,9 +71,22 @@ class MessageFormat:
         return NamedRows(self.row_format)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Workers compute the cached properties themselves.
-        made = ("parsed_avro", "named_rows")
-        return {k: v for k, v in self.__dict__.items() if k not in made}
+        # Workers compute the cached property themselves.
+        return {k: v for k, v in self.__dict__.items() if k != "named_rows"}
+
+
+class Counted(NamedTuple):
+    """Decoded messages.
+
+    Attributes:
+        batches: The source batches.
+        failures: The dead letters, or None if no message failed.
+        messages: How many messages were decoded, which is counted by their rows and dead letters.
+    """
+
+    batches: list[pa.RecordBatch]
+    failures: pa.RecordBatch | None
+    messages: int
 
 
 def decode_messages(
@@ -88,8 +97,8 @@ def decode_messages(
 ) -> tuple[list[pa.RecordBatch], pa.RecordBatch | None]:
     """Decode messages into source batches with the column MESSAGE, and dead letters.
 
-    Every message is in exactly one of the two. The rows of an Arrow message are numbered: their ids
-    are message_id-0, message_id-1, ...
+    Every row is in exactly one of the two. The rows of an Arrow message, or of a JSON message of
+    several, are numbered: their ids are message_id-0, message_id-1, ...
 
     Args:
         messages: The messages to decode.
@@ -101,30 +110,30 @@ def decode_messages(
         The source batches, in the order of the messages, and the dead letters, or None if no
         message failed.
     """
+    return decode_counted(messages, message_format, provenance, received_at)[:2]
+
+
+def decode_counted(
+    messages: Sequence[Message],
+    message_format: MessageFormat,
+    provenance: Provenance,
+    received_at: datetime.datetime,
+) -> Counted:
+    """Do the same as `decode_messages`, and count the messages."""
     if not messages:
-        return [], None
+        return Counted([], None, 0)
     if message_format.kind != "arrow":
         return _decode_rows(messages, message_format, provenance, received_at)
-    streams = [message for message in messages if not _is_row(message)]
+    streams = [message for message in messages if not is_row(message)]
     batches, failures = _decode_arrow(streams, message_format, provenance, received_at)
-    if len(streams) < len(messages):
-        rows = [message for message in messages if _is_row(message)]
-        more, failed = _decode_rows(rows, message_format, provenance, received_at)
-        batches += more
+    count = len(streams)
+    if count < len(messages):
+        rows = [message for message in messages if is_row(message)]
+        more, failed, others = _decode_rows(rows, message_format, provenance, received_at)
+        batches, count = batches + more, count + others
         both = [found for found in (failures, failed) if found is not None]
         failures = concat_batches(both) if both else None
-    return batches, failures
-
-
-def _is_row(message: Message) -> bool:
-    """Return whether a message is a row of an Arrow message that is sent again, as JSON."""
-    return message.data[:1] == b"{" and REPLAYED_ID in message.attributes
-
-
-def _row_id(message: Message) -> str:
-    """Return the id of a message's row: the message's, unless the row had one when it failed."""
-    attributes = message.attributes
-    return (attributes and attributes.get(REPLAYED_ID)) or message.message_id
+    return Counted(batches, failures, count)
 
 
 def _decode_named(
@@ -136,7 +145,7 @@ def _decode_named(
     if (
         message_format.kind == "avro"
         or not 0 < min(sizes) <= max(sizes) <= message_format.max_bytes
-        or any(m.attributes and not _DECODING_ATTRIBUTES.isdisjoint(m.attributes) for m in messages)
+        or changes_decoding(messages)
     ):
         return None
     read = message_format.named_rows.read(payloads)
@@ -154,15 +163,23 @@ def _decode_rows(
     message_format: MessageFormat,
     provenance: Provenance,
     received_at: datetime.datetime,
-) -> tuple[list[pa.RecordBatch], pa.RecordBatch | None]:
-    """Decode messages of one row each, like decode_messages."""
+) -> Counted:
+    """Decode messages whose rows are JSON or Avro, like decode_counted."""
     batch = _decode_named(messages, message_format, received_at)
     if batch is not None:
-        return [batch], None
-    bodies = [_body(message, message_format) for message in messages]
-    if message_format.kind == "avro":
-        read = avro_reader(message_format.parsed_avro)
-        rows = [body if isinstance(body, Fault) else read(body) for body in bodies]
+        return Counted([batch], None, batch.num_rows)
+    sent = len(messages)
+    bodies: Sequence[bytes | Fault] = read_bodies(messages, message_format.max_bytes)
+    ids: Sequence[str] = [row_id(message) for message in messages]
+    if message_format.kind == "json" and message_format.several:
+        messages, bodies, ids = split_rows(messages, bodies)
+    more = len(messages) - sent
+    if message_format.avro is not None:
+        read = message_format.avro.read
+        rows = [
+            body if isinstance(body, Fault) else read(body, message.attributes)
+            for body, message in zip(bodies, messages, strict=True)
+        ]
     else:
         rows = read_json_values(bodies, message_format.row_format.texts)
     # A row that failed after it was decoded was sent as the JSON of its columns.
@@ -173,7 +190,7 @@ def _decode_rows(
     ]
     for i in replayed:
         rows[i] = column_values(rows[i], message_format.row_format.manifest)
-    payloads, ids = [m.data for m in messages], [_row_id(m) for m in messages]
+    payloads = [message.data for message in messages]
     decoded = decode_rows(
         rows, payloads, ids, message_format.row_format, as_vector=True, replayed=replayed
     )
@@ -184,7 +201,7 @@ def _decode_rows(
         batches.append(decoded.batch.append_column(MESSAGE, column))
     bad = [messages[i] for i in decoded.bad]
     failures = _failures(bad, decoded.failed_ids, decoded.faults, provenance, received_at)
-    return batches, failures
+    return Counted(batches, failures, decoded.rows - more)
 
 
 def _failures(
@@ -207,32 +224,6 @@ def _failures(
     )
 
 
-def _body(message: Message, message_format: MessageFormat) -> bytes | Fault:
-    """Return the uncompressed content of a message, or its Fault."""
-    data, limit = message.data, message_format.max_bytes
-    if len(data) > limit:
-        return Fault("too_large", f"expected at most {limit:,} bytes, got {len(data):,}")
-    body: bytes | Fault = data
-    if data and message.attributes and message.attributes.get(ENCODING) == "gzip":
-        # A row of an Arrow message is sent again with the attributes of the whole message.
-        is_plain = message_format.kind == "arrow" and _is_row(message)
-        body = data if is_plain else _unzipped(data, limit)
-    return body or Fault("empty_message", "the message has no data")
-
-
-def _unzipped(data: bytes, limit: int) -> bytes | Fault:
-    unzip = zlib.decompressobj(wbits=31)
-    try:
-        body = unzip.decompress(data, limit + 1)
-    except zlib.error as error:
-        return Fault("invalid_gzip", f"{ENCODING} is gzip, but the data is not gzip: {error}")
-    if len(body) > limit:
-        return Fault("too_large", f"expected at most {limit:,} bytes uncompressed, got more")
-    if not unzip.eof or unzip.unused_data:
-        return Fault("invalid_gzip", "the gzip data is incomplete, or other data follows it")
-    return body
-
-
 def _decode_arrow(
     messages: Sequence[Message],
     message_format: MessageFormat,
@@ -240,19 +231,21 @@ def _decode_arrow(
     received_at: datetime.datetime,
 ) -> tuple[list[pa.RecordBatch], pa.RecordBatch | None]:
     batches, bad, faults = [], [], []
-    for message in messages:
-        body = _body(message, message_format)
-        if not isinstance(body, Fault):
-            limit = message_format.max_bytes
-            body = read_arrow(body, _row_id(message), message_format.row_format, limit)
-        if isinstance(body, Fault):
+    limit = message_format.max_bytes
+    for message, body in zip(messages, read_bodies(messages, limit), strict=True):
+        read: pa.RecordBatch | Fault = (
+            body
+            if isinstance(body, Fault)
+            else read_arrow(body, row_id(message), message_format.row_format, limit)
+        )
+        if isinstance(read, Fault):
             bad.append(message)
-            faults.append(body)
+            faults.append(read)
         else:
-            same = np.zeros(body.num_rows, np.int64)
+            same = np.zeros(read.num_rows, np.int64)
             column = message_column([message], received_at).take(pa.array(same))
-            batches.append(body.append_column(MESSAGE, column))
-    ids = [_row_id(message) for message in bad]
+            batches.append(read.append_column(MESSAGE, column))
+    ids = [row_id(message) for message in bad]
     return batches, _failures(bad, ids, faults, provenance, received_at)
 
 
@@ -301,17 +294,15 @@ class _DecodeDoFn(beam.DoFn):
     def _flush(self) -> Iterator[Any]:
         messages = [parse_message(message) for message in self._waiting]
         self._waiting, self._bytes = [], 0
-        batches, failures = decode_messages(
+        batches, failures, count = decode_counted(
             messages, self._format, self._provenance, self._received
         )
-        yield from batches
+        for batch in batches:
+            size = batch.num_rows if self._format.kind == "arrow" else self._batch_rows
+            yield from (batch.slice(start, size) for start in range(0, batch.num_rows, size))
         if failures is not None:
             yield beam.pvalue.TaggedOutput("failures", failures)
-        if self._format.kind == "arrow":
-            self._decoded += len(messages)
-        else:
-            # Count the results: each message is one row, in a batch or a dead letter.
-            self._decoded += sum(map(len, batches)) + (0 if failures is None else len(failures))
+        self._decoded += count
 
 
 @dataclass

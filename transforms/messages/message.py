@@ -21,6 +21,15 @@ ATTEMPTS = "millrace_attempts"
 REPLAYED_ID = "millrace_row_id"
 STAGE = "millrace_stage"
 
+OWN = "millrace_"
+# What Pub/Sub says about a message of a topic with a schema: its encoding, and the schema with its
+# revision. Only Pub/Sub may set these attributes, so dead letters have them with the prefix OWN.
+SCHEMA_ENCODING, SCHEMA_REVISION, SCHEMA_NAME = _OF_SCHEMA = (
+    "googclient_schemaencoding",
+    "googclient_schemarevisionid",
+    "googclient_schemaname",
+)
+
 _FIELDS = list(MESSAGE_TYPE)
 # The bare protobuf class; its proto-plus wrapper takes ten times as long.
 _Proto = type(_ProtoPlusMessage.pb(_ProtoPlusMessage()))
@@ -49,10 +58,11 @@ def parse_message(element: Any) -> Message:
     """
     if isinstance(element, bytes):
         proto = _Proto.FromString(element)
-        time = proto.publish_time
+        time, attributes = proto.publish_time, proto.attributes
         return Message(
             proto.data,
-            proto.attributes,
+            # Each look into a map of protobuf costs more than a copy of its few entries.
+            dict(attributes) if attributes else {},
             # Some runners drop the ids; then the content of the message identifies it.
             proto.message_id or content_id(element),
             time.seconds * 1_000_000 + time.nanos // 1000,
@@ -80,6 +90,12 @@ def serialize(message: Message) -> bytes:
     )
     proto.publish_time.FromMicroseconds(message.event_time)
     return bytes(proto.SerializeToString())
+
+
+def schema_attributes(attributes: Mapping[str, str]) -> dict[str, str]:
+    """Return what the attributes of a message, or of its dead letter, say about its schema."""
+    found = {name: attributes.get(name) or attributes.get(OWN + name) for name in _OF_SCHEMA}
+    return {name: text for name, text in found.items() if text}
 
 
 def attempts_of(message: Message) -> int:

@@ -24,6 +24,7 @@ from common.errors import OutputError
 from transforms.accounts import Count
 from transforms.dead_letters import Fault, failure_batch
 from transforms.json_rows.write import json_objects
+from transforms.messages.message import OWN, schema_attributes
 from transforms.provenance import Provenance, utc_now
 from transforms.row_ids import content_id
 from transforms.split import Split, split_outputs
@@ -38,7 +39,6 @@ ATTRIBUTES = 100
 ATTRIBUTE_BYTES = 1024
 # The prefix of attributes that only Pub/Sub itself may set.
 RESERVED = "goog"
-OWN = "millrace_"
 # Attributes with fields of the original message, by their names in transforms/dead_letters.py.
 MESSAGE_ATTRIBUTES = {
     f"{OWN}message_id": "id",
@@ -87,10 +87,11 @@ def id_attribute(row_id: Any) -> str:
 def failure_messages(failures: pa.RecordBatch) -> list[Outgoing]:
     """Return the messages of dead letters as they arrived, with the failure as attributes.
 
-    Attributes that only Pub/Sub may set are left out, and so are the attributes of an earlier
-    failure. If there are too many attributes, the last by name are dropped, and
-    `millrace_attributes_dropped` is their number. If the message is too large, the end of its
-    payload is cut off, and `millrace_payload_bytes` is its original size.
+    Attributes that only Pub/Sub may set are left out, but those that describe the schema get the
+    prefix `millrace_`. The attributes of an earlier failure are left out too. If there are too many
+    attributes, the last by name are dropped, and `millrace_attributes_dropped` is their number. If
+    the message is too large, the end of its payload is cut off, and `millrace_payload_bytes` is its
+    original size.
     """
     return [_failure_message(record) for record in failures.to_pylist()]
 
@@ -109,6 +110,7 @@ def _failure_message(record: Mapping[str, Any]) -> Outgoing:
         if message.get(key):
             own[name] = _shortened(message[key])
     given = message.get("attributes", {})
+    own |= {f"{OWN}{name}": _shortened(text) for name, text in schema_attributes(given).items()}
     names = sorted(name for name in given if not name.startswith((RESERVED, OWN)))
     if len(names) + len(own) > ATTRIBUTES:
         kept = ATTRIBUTES - len(own) - 1

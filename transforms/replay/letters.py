@@ -18,8 +18,16 @@ import orjson
 from common.errors import InputError, UsageError
 from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.lineage import BATCH_REPLAY, STREAM_REPLAY, LetterKind, Lineage, Taken
-from transforms.messages.message import ATTEMPTS, REPLAYED_ID, STAGE, Message, attempts_of
-from transforms.messages.publish import MESSAGE_ATTRIBUTES, OWN
+from transforms.messages.message import (
+    ATTEMPTS,
+    OWN,
+    REPLAYED_ID,
+    STAGE,
+    Message,
+    attempts_of,
+    schema_attributes,
+)
+from transforms.messages.publish import MESSAGE_ATTRIBUTES, RESERVED
 from transforms.row_ids import content_id
 
 # Dead letters of this stage are rows that were scored but could not be written. They hold no
@@ -168,7 +176,9 @@ def to_message(letter: Letter) -> Message:
     # A row that was once decoded is still stored as columns, even if a later replay with another
     # model failed to decode it.
     earlier = attributes.get(STAGE, "decode")
+    described = schema_attributes(attributes)
     attributes = {name: text for name, text in attributes.items() if not name.startswith(OWN)}
+    attributes |= described
     attributes[ATTEMPTS] = str(letter.attempts)
     attributes[STAGE] = earlier if letter.stage == "decode" else letter.stage
     if letter.row_id:
@@ -194,14 +204,17 @@ def from_message(message: Message) -> dict[str, Any] | None:
     """
     own = {n: text for n, text in message.attributes.items() if n.startswith(OWN)}
     fields = {
-        name.removeprefix(OWN): text for name, text in own.items() if name not in MESSAGE_ATTRIBUTES
+        name.removeprefix(OWN): text
+        for name, text in own.items()
+        if name not in MESSAGE_ATTRIBUTES and not name.startswith(OWN + RESERVED)
     }
     if not {"stage", "reason", "failed_at"} <= fields.keys() or "payload_bytes" in fields:
         return None
     about: dict[str, Any] = {
         key: own[name] for name, key in MESSAGE_ATTRIBUTES.items() if name in own
     }
-    if others := {n: text for n, text in message.attributes.items() if n not in own}:
+    others = {n: text for n, text in message.attributes.items() if n not in own}
+    if others := {**others, **schema_attributes(message.attributes)}:
         about["attributes"] = others
     record = dict.fromkeys(FAILURE_SCHEMA.names) | fields
     return record | {
