@@ -21,12 +21,18 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
-from cloud.endpoint_answers import BadAnswer, Passing, RequestRefused, connection_text, raise_for
+from cloud.endpoint_answers import (
+    BadAnswer,
+    Passing,
+    RequestRefused,
+    connection_text,
+    proxy_text,
+    raise_for,
+)
+from cloud.proxies import find_proxy
 from cloud.retry_pacing import AdaptiveLimit, RetryBudget, backoff
 from common.errors import CredentialsError, EndpointError, one_line
 
@@ -77,6 +83,9 @@ class EndpointClient:
         retry_seconds: How long transient failures are retried.
         digest: The SHA-256 digest of the model file. A server that names another is rejected.
         flags: The flags that chose the URL, for messages.
+
+    Raises:
+        EndpointError: The environment names a proxy that cannot be used.
     """
 
     def __init__(
@@ -103,9 +112,7 @@ class EndpointClient:
         self._sessions: list[aiohttp.ClientSession] = []
         self._refreshing = asyncio.Lock()
         self.last_answered = float("-inf")
-        parts = urlsplit(url)
-        bypassed = proxy_bypass(parts.hostname or "")
-        self._proxy = None if bypassed else getproxies().get(parts.scheme)
+        self._proxy = find_proxy(url)
         self._loop = asyncio.new_event_loop()
         thread = threading.Thread(target=_serve, args=(self._loop,), name="endpoint", daemon=True)
         self._end = weakref.finalize(self, _close, self._loop, self._sessions, thread)
@@ -294,6 +301,10 @@ class EndpointClient:
             raise EndpointError(f"endpoint {self.name}: {one_line(error, 150)}") from None
         except (aiohttp.ClientError, OSError) as error:
             self._count("connection")
+            if self._proxy is not None and (text := proxy_text(error, self._proxy)):
+                if isinstance(error, aiohttp.ClientHttpProxyError) and error.status < 500:
+                    raise EndpointError(f"endpoint {self.name}: {text}") from None
+                raise Passing(text) from None
             # A row may have crashed the server's process.
             raise Passing(connection_text(error, self.url), suspicious=True) from None
         self._count(f"{response.status // 100}xx", time.monotonic() - began)

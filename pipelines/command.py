@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from cloud.proxies import spare_loopback
 from common import errors
 from common.addresses import guard_output
 from common.memory import ADVICE, is_of_memory, mentions_memory, out_of_memory
@@ -51,6 +52,7 @@ class Command:
 
 def main(command: Command, argv: Sequence[str]) -> int:
     """Run a command with these arguments and return its exit code. Errors are printed."""
+    spare_loopback()
     with ended_by_signals() as ended_by:
         try:
             return _main(command, argv)

@@ -11,6 +11,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from cloud.proxies import spare_loopback
 from common.addresses import guard_output
 from common.errors import MillraceError, UsageError, one_line
 from common.memory import MORE_MEMORY, is_of_memory, out_of_memory
@@ -22,6 +23,7 @@ def main(argv: Sequence[str]) -> int:
     from resources.flags import parse_arguments
 
     args: argparse.Namespace | None = None
+    spare_loopback()
     # These loggers warn about every failed request to Google's metadata server and about every
     # error response.
     for name in ("google.auth", "googleapiclient"):

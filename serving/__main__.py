@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
+from cloud.proxies import spare_loopback
 from common.errors import MillraceError, UsageError, one_line, suggest
 from common.memory import MORE_MEMORY, out_of_memory
 from common.terminal import print_error
@@ -87,6 +88,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 def main(argv: Sequence[str]) -> int:
     """Run the command that the command line names, `run` by default, and return the exit code."""
+    spare_loopback()
     try:
         if not argv or argv[0].startswith("-"):
             return run(argv)
