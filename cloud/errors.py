@@ -12,6 +12,7 @@ import requests.exceptions
 from google.api_core import exceptions
 from google.api_core.retry import Retry
 
+from cloud.refusals import QUOTA, advice_on_refusal
 from common.addresses import host_of
 from common.errors import CredentialsError, MillraceError, one_line
 from common.memory import mentions_memory, out_of_memory
@@ -34,6 +35,7 @@ _PASSING_REASONS = {
 # Vertex AI reports an exceeded quota with the status of an exceeded rate.
 _QUOTA = re.compile(r"quota metrics exceed|quotas? (is|are) exceeded", re.IGNORECASE)
 _PERMISSION = re.compile(r"\b(?P<service>[a-z]+)\.[a-zA-Z]+\.[a-zA-Z]+\b")
+_PROXY = "check https_proxy, http_proxy and no_proxy: expected an HTTP proxy"
 # The smallest of Google's roles with the permissions that Millrace needs for a service.
 _ROLES = {
     "aiplatform": "roles/aiplatform.user",
@@ -152,15 +154,20 @@ def translate_errors(
 def lacks_role(error: BaseException) -> bool:
     """Return whether an error means that the account lacks a permission.
 
-    Google refuses a call in the same way if a quota is exceeded or an API is disabled. Those errors
-    do not count.
+    Google refuses a call with the same status for other causes, such as a quota, an API that is
+    disabled, or a perimeter of VPC Service Controls. Those errors do not count.
     """
     return (
         isinstance(error, exceptions.Forbidden)
         and not is_passing(error)
         and not is_disabled(error)
-        and "quota" not in str(error).lower()
+        and not _other_cause(error)
     )
+
+
+def _other_cause(error: exceptions.Forbidden) -> str:
+    """Return the advice on a refusal that has another cause than a missing role, or ""."""
+    return advice_on_refusal((reason_of(error), error.reason or ""), str(error))
 
 
 def is_disabled(error: BaseException) -> bool:
@@ -198,9 +205,14 @@ def _text(error: BaseException) -> str:
     """Return the message of an error without the parts that only a program can read."""
     if isinstance(error, google.auth.exceptions.GoogleAuthError):
         if isinstance(error, google.auth.exceptions.TransportError):
-            return f"cannot fetch credentials: {one_line(error, 150)}"
+            below = next(iter(error.args), None)
+            of_requests = isinstance(below, requests.exceptions.RequestException)
+            text = _text(below) if of_requests else one_line(error, 150)
+            return f"cannot fetch credentials: {text}"
         return f"no usable Google Cloud credentials ({one_line(error, 150).split('. ')[0]})"
     request = getattr(error, "request", None)
+    if isinstance(error, requests.exceptions.ProxyError):
+        return f"the proxy of the environment cannot be reached: {_bottom(error)}"
     if isinstance(error, requests.exceptions.RequestException) and request is not None:
         # The error wraps others. The innermost says what happened.
         return f"{host_of(request.url)} cannot be reached: {_bottom(error)}"
@@ -235,14 +247,16 @@ def _bottom(error: BaseException) -> str:
 
 def _advice(error: BaseException) -> str:
     reason = reason_of(error)
+    if isinstance(error, requests.exceptions.ProxyError) or "SOCKS support" in str(error):
+        return _PROXY
     if isinstance(error, google.auth.exceptions.TransportError):
-        return "check the network"
+        return _PROXY if "ProxyError" in str(error) else "check the network"
     if isinstance(error, google.auth.exceptions.GoogleAuthError):
         return "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS"
     if isinstance(error, (requests.exceptions.RequestException, ConnectionError)):
         return "check the network and --api_endpoints"
     if reason == "quotaExceeded" or _QUOTA.search(str(error)):
-        return "a quota of the project is exhausted: raise it in the console, or wait"
+        return QUOTA
     if is_passing(error):
         return "this error is usually transient: try again later"
     if _IMAGE.search(str(error)):
@@ -260,10 +274,12 @@ def _advice(error: BaseException) -> str:
 
 
 def _forbidden(error: exceptions.Forbidden) -> str:
-    """Return what to do if Google refuses a permission."""
+    """Return what to do about an answer with the status 403."""
     service = (error.metadata or {}).get("service") if error.reason == "SERVICE_DISABLED" else None
     if service:
         return f"run `gcloud services enable {service}` for the project, and wait a minute"
+    if other := _other_cause(error):
+        return other
     named = _PERMISSION.search(_text(error))
     role = _ROLES.get(named["service"]) if named else None
     # Only BigQuery gives this reason for a refusal. The commands without --billing_project do not

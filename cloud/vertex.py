@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from cloud.clients import credentials
-from cloud.endpoint_answers import status_text
+from cloud.endpoint_answers import refusal_advice, status_text
 from cloud.endpoint_client import EndpointClient
 from cloud.endpoints import rest_url
 from cloud.regions import region_fault
@@ -214,6 +214,8 @@ def _get(url: str, label: str) -> dict[str, Any]:
     status = response.status_code
     if status != 200:
         advice = _LOOKUP_ADVICE.get(status, "check the service, and run again")
+        if status == 403:
+            advice = refusal_advice(response.content) or advice
         raise EndpointError(f"endpoint {label}: {status_text(status, response.content)}; {advice}")
     try:
         answer = response.json()

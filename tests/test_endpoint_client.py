@@ -186,6 +186,7 @@ PRECONDITION = orjson.dumps({"error": {"status": "FAILED_PRECONDITION", "message
     [
         (refusal(401), "no token was sent, because only Google's own https addresses get one"),
         (refusal(403), "grant the account the role roles/aiplatform.user"),
+        (refusal(403, "VPC Service Controls: no"), "a perimeter of VPC Service Controls forbids"),
         (refusal(404), "check --endpoint, --endpoint_project and --endpoint_location"),
         (refusal(405), f"check {FLAGS}: expected the URL of an endpoint for predictions"),
         (refusal(501), f"check {FLAGS}: expected the URL of an endpoint for predictions"),

@@ -17,7 +17,7 @@ import orjson
 from google.api_core import exceptions
 
 from cloud.endpoints import Endpoints
-from cloud.errors import cause_of, explain, is_passing, translate_errors
+from cloud.errors import cause_of, explain, is_passing, lacks_role, translate_errors
 from common.errors import CredentialsError, JobError, JobNotMonitored, MillraceError
 from common.terminal import Progress, print_error
 from pipelines.dataflow.facts import label_value
@@ -140,8 +140,11 @@ class Monitor:
                 "google-api-python-client is not installed: run pip install 'millrace[resources]'"
             )
         except exceptions.Forbidden as error:
-            advice = "grant the account the role roles/monitoring.viewer"
-            self._without_backlog(f"{explain(error).partition('; ')[0]}; {advice}")
+            reason = explain(error)
+            if lacks_role(error):
+                advice = "grant the account the role roles/monitoring.viewer"
+                reason = f"{reason.partition('; ')[0]}; {advice}"
+            self._without_backlog(reason)
         except CredentialsError as error:
             self._without_backlog(str(error))
         except (exceptions.GoogleAPIError, OSError) as error:

@@ -8,7 +8,7 @@ import pyarrow as pa
 from google.api_core import exceptions
 
 from cloud.clients import Cloud
-from cloud.errors import retry, translate_errors
+from cloud.errors import lacks_role, retry, translate_errors
 from common.errors import OutputError, UsageError
 from pipelines.batch.destinations import check_cluster_by
 from pipelines.options import StreamFailureOptions, StreamSinkOptions
@@ -114,6 +114,7 @@ def _check_topic(topic: str, cloud: Cloud) -> None:
     """Raise an error of Google's client if a topic does not exist."""
     try:
         cloud.publisher().get_topic(topic=topic, retry=retry(cloud.retry_seconds))
-    except exceptions.PermissionDenied:
+    except exceptions.PermissionDenied as error:
         # An account that may publish need not have the permission to look up the topic.
-        return
+        if not lacks_role(error):
+            raise

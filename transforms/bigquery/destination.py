@@ -17,7 +17,7 @@ from google.api_core import exceptions
 from google.cloud import bigquery
 
 from cloud.clients import Cloud
-from cloud.errors import retry, translate_errors
+from cloud.errors import lacks_role, retry, translate_errors
 from common.errors import MillraceError, OutputError
 from transforms.bigquery.commit import IDENTITY, TableCommit
 from transforms.bigquery.load import PIPELINE, WriteDisposition, run_table
@@ -226,9 +226,11 @@ class TableDestination:
         with translate_errors(OutputError, f"--temp_location: bucket {name} cannot be used"):
             try:
                 bucket = self.cloud.storage().get_bucket(name, retry=self._retry)
-            except exceptions.Forbidden:
+            except exceptions.Forbidden as error:
                 # An account may write files without the permission to describe the bucket.
-                return
+                if lacks_role(error):
+                    return
+                raise
             except exceptions.NotFound as error:
                 raise OutputError(
                     f"--temp_location: bucket {name} does not exist: create it, or choose another"

@@ -22,7 +22,7 @@ from google.api_core import exceptions
 from google.cloud import bigquery
 from google.cloud.bigquery_storage_v1 import types
 
-from cloud.errors import explain, is_passing, retry, translate_errors
+from cloud.errors import explain, is_passing, lacks_role, retry, translate_errors
 from common.errors import InputError
 from common.record_batch import rebatch, typed
 from transforms.accounts import (
@@ -116,6 +116,8 @@ def open_session(source: BigQuerySource, columns: Columns) -> list[ReadStream]:
                 retry=retry(source.cloud.retry_seconds),
             )
         except exceptions.Forbidden as error:
+            if not lacks_role(error):
+                raise
             raise InputError(
                 f"{source.label} cannot be read: {explain(error)}, or use --read_method export, "
                 "which does not need the Storage Read API"
