@@ -21,6 +21,7 @@ MillraceError
         JobNotMonitored    a job can no longer be monitored
     ServerError        the model server cannot start
     ResourceError      a Google Cloud resource cannot be inspected, created or removed
+    TooFewRows         the source has fewer rows than the user expects
     TooManyDeadLetters more rows failed than the user allows
     BalanceError       the rows read differ from the rows scored plus the dead letters
 
@@ -165,6 +166,12 @@ class ResourceError(MillraceError):
     """A Google Cloud resource cannot be inspected, created or removed."""
 
     page = "resources"
+
+
+class TooFewRows(MillraceError):
+    """The source has fewer rows than the user expects."""
+
+    page = "input"
 
 
 class TooManyDeadLetters(MillraceError):

@@ -110,6 +110,17 @@ def test_scores_are_those_of_the_model_and_name_the_model_and_the_run(
     assert table["scored_at"].null_count == 0
 
 
+def test_too_few_rows_fail_the_run_and_its_output_stays(run: Any, tmp_path: Path) -> None:
+    code, _, err = run(min_rows=ROWS + 1)
+    assert code == 1
+    assert f"{ROWS:,} rows were read from" in err
+    assert f"fewer than --min_rows {ROWS + 1:,}" in err
+    report = json.loads((tmp_path / "out/r/report.json").read_text())
+    assert (report["min_rows"], report["too_few_rows"]) == (ROWS + 1, True)
+    assert scores(tmp_path / "out").num_rows == report["rows_scored"]
+    assert run(min_rows=ROWS)[0] == 0
+
+
 def test_the_three_packages_produce_equal_scores(run: Any, example: Path, tmp_path: Path) -> None:
     results = {}
     for name in ("model", "model_pt2", "pytorch_autoencoder.mar"):

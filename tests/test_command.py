@@ -9,12 +9,13 @@ from common.errors import (
     BalanceError,
     InputError,
     MillraceError,
+    TooFewRows,
     TooManyDeadLetters,
     suggest,
 )
 from pipelines.batch.progress import progress_line
 from pipelines.batch.report_text import summarise
-from pipelines.batch.run import check_dead_letters
+from pipelines.batch.run import check_limits
 from pipelines.command import as_known_error, main
 from pipelines.launch.command import choose_command
 
@@ -128,12 +129,25 @@ def test_more_dead_letters_than_allowed_fail_the_run(dead: int, limit: float) ->
         rf"{dead:,} of 1,000 rows \(.* null at validate: .* out/r1/dead_letters or p.d.letters"
     )
     with pytest.raises(TooManyDeadLetters, match=message):
-        check_dead_letters(report() | {"rows_dead_lettered": dead}, limit)
+        check_limits(report() | {"rows_dead_lettered": dead}, limit)
 
 
 @pytest.mark.parametrize(("dead", "limit"), [(0, 0.0), (10, 0.01), (10, 1.0), (999, 1.0)])
 def test_as_many_dead_letters_as_allowed_do_not_fail_the_run(dead: int, limit: float) -> None:
-    check_dead_letters(report() | {"rows_dead_lettered": dead}, limit)
+    check_limits(report() | {"rows_dead_lettered": dead}, limit)
+
+
+def test_a_run_that_read_fewer_rows_than_expected_fails() -> None:
+    read = report() | {"input": ["rows/", "more/"]}
+    check_limits(read, 1.0, min_rows=1000)
+    message = r"1,000 rows were read from rows/, more/, fewer than --min_rows 1,001; .* --run_id r1"
+    with pytest.raises(TooFewRows, match=message):
+        check_limits(read, 1.0, min_rows=1001)
+
+
+def test_a_run_that_read_no_rows_says_so() -> None:
+    assert "no rows were read: check the source" in summarise(report() | {"rows_in": 0}, 1.0)
+    assert "no rows were read" not in summarise(report(), 1.0)
 
 
 def test_the_progress_line_is_removed_at_the_end() -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipelines.options.flag import flag
-from pipelines.options.forms import AT_LEAST_1, SHARE
+from pipelines.options.forms import AT_LEAST_0, AT_LEAST_1, SHARE
 from pipelines.options.shared import (
     OutputSchema,
     cluster_by_flag,
@@ -70,6 +70,14 @@ class SourceOptions:
         "the position of the row; for BigQuery, from its features)",
         label="Id column",
         metavar="NAME",
+    )
+    min_rows: int = flag(
+        "minimum number of rows that the run must read; with fewer, the run fails with exit code "
+        "1. The output stays in place, and the report says that the run failed",
+        0,
+        label="Minimum number of rows",
+        param_type="NUMBER",
+        form=AT_LEAST_0,
     )
 
 
