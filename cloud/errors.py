@@ -205,10 +205,10 @@ def _text(error: BaseException) -> str:
     """Return the message of an error without the parts that only a program can read."""
     if isinstance(error, google.auth.exceptions.GoogleAuthError):
         if isinstance(error, google.auth.exceptions.TransportError):
-            below = next(iter(error.args), None)
-            of_requests = isinstance(below, requests.exceptions.RequestException)
-            text = _text(below) if of_requests else one_line(error, 150)
-            return f"cannot fetch credentials: {text}"
+            below = error.args[0] if error.args else None
+            if isinstance(below, requests.exceptions.RequestException):
+                return f"cannot fetch credentials: {_text(below)}"
+            return f"cannot fetch credentials: {one_line(error, 150)}"
         return f"no usable Google Cloud credentials ({one_line(error, 150).split('. ')[0]})"
     request = getattr(error, "request", None)
     if isinstance(error, requests.exceptions.ProxyError):

@@ -32,9 +32,18 @@ the run, not of a row, so none of them ever becomes a dead letter.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 from common.addresses import without_secrets
+
+RPC_ERROR = "gRPC error"
+# The text of an error of gRPC, after the name of its class in a traceback.
+_RPC = re.compile(
+    r"(?:[\w.]+: )?<\w+ of RPC that terminated with:\s*status = StatusCode\.(?P<code>\w+)"
+    r'\s*details = "(?P<details>.*?)"(?:\s*debug_error_string = ".*?")?\s*>',
+    re.DOTALL,
+)
 
 
 class MillraceError(Exception):
@@ -202,6 +211,20 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {similar}?)" if close else ""
 
 
+def shorten_rpcs(text: str) -> str:
+    """Return the text with each error of gRPC in it reduced to its status code and its details.
+
+    gRPC writes such an error as a block of several lines, of which the last one says nothing.
+    """
+    return _RPC.sub(_code_and_details, text) if "of RPC that terminated" in text else text
+
+
+def _code_and_details(found: re.Match[str]) -> str:
+    text = " ".join(found["details"].split())
+    details = f": {text}" if text else ""
+    return f"{RPC_ERROR} {found['code']}{details}"
+
+
 def one_line(error: BaseException, limit: int = 300) -> str:
     """Return the message of an exception in one line.
 
@@ -214,6 +237,6 @@ def one_line(error: BaseException, limit: int = 300) -> str:
         exception's class if it has no message.
     """
     # Torch may append the frames of its C++ stack.
-    text = " ".join(str(error).split("Exception raised from")[0].split())
+    text = " ".join(shorten_rpcs(str(error)).split("Exception raised from")[0].split())
     text = without_secrets(text) or type(error).__name__
     return text if len(text) <= limit else f"{text[:limit]}..."

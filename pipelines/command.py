@@ -193,10 +193,10 @@ def as_known_error(error: BaseException) -> errors.MillraceError:
             "a worker process ended unexpectedly, perhaps because the system ran out of memory and "
             f"killed it; {ADVICE}"
         )
-    return errors.MillraceError(
-        f"unexpected {type(error).__name__}: {last_line(str(error))}; run again with --debug to "
-        "see the traceback"
-    )
+    text = last_line(str(error))
+    if not text.startswith(errors.RPC_ERROR):
+        text = f"{type(error).__name__}: {text}".removesuffix(": ")
+    return errors.MillraceError(f"unexpected {text}; run again with --debug to see the traceback")
 
 
 def find_raised(text: str) -> errors.MillraceError | None:
@@ -207,5 +207,6 @@ def find_raised(text: str) -> errors.MillraceError | None:
 
 def last_line(text: str) -> str:
     """Return the last line of a text that is not blank, without the step's name, or ""."""
-    lines = [line.strip() for line in _WHERE.sub("", text).splitlines() if line.strip()]
+    short = _WHERE.sub("", errors.shorten_rpcs(text))
+    lines = [line.strip() for line in short.splitlines() if line.strip()]
     return lines[-1] if lines else ""

@@ -2,7 +2,12 @@
 
 import io
 import time
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import grpc
 import pytest
 
 from common.errors import (
@@ -11,6 +16,7 @@ from common.errors import (
     MillraceError,
     TooFewRows,
     TooManyDeadLetters,
+    one_line,
     suggest,
 )
 from pipelines.batch.progress import progress_line
@@ -50,6 +56,57 @@ def test_any_other_error_is_reported_in_one_line() -> None:
     assert "\n" not in str(reported)
     assert "KeyError" in str(reported)
     assert "--debug" in str(reported)
+
+
+@pytest.fixture
+def calls() -> Iterator[Callable[[str], grpc.RpcError]]:
+    """A function that calls a method of a gRPC server, and returns the error."""
+
+    def fail(_: Any, context: grpc.ServicerContext) -> None:
+        context.abort(grpc.StatusCode.INTERNAL, "the index is\nout of range")
+
+    def fail_late(_: Any, context: grpc.ServicerContext) -> Iterator[bytes]:
+        yield b"one"
+        fail(_, context)
+
+    class Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
+        def service(self, details: grpc.HandlerCallDetails) -> Any:
+            if details.method == "/x/stream":
+                return grpc.unary_stream_rpc_method_handler(fail_late)
+            return grpc.unary_unary_rpc_method_handler(fail)
+
+    server = grpc.server(ThreadPoolExecutor(1), [Methods()])
+    port = server.add_insecure_port("localhost:0")
+    server.start()
+
+    def call(name: str) -> grpc.RpcError:
+        with grpc.insecure_channel(f"localhost:{port}") as channel:
+            start = channel.unary_stream if name == "stream" else channel.unary_unary
+            with pytest.raises(grpc.RpcError) as raised:
+                list(start(f"/x/{name}")(b""))
+            return raised.value
+
+    yield call
+    server.stop(None)
+
+
+@pytest.mark.parametrize("name", ["one", "stream"])
+def test_an_error_of_grpc_is_reported_by_its_code_and_details(
+    calls: Callable[[str], grpc.RpcError], name: str
+) -> None:
+    error = calls(name)
+    short = "gRPC error INTERNAL: the index is out of range"
+    assert one_line(error) == short
+    # The error of a worker arrives as the text of its traceback.
+    of_worker = RuntimeError("".join(traceback.format_exception(error)))
+    for reported in (as_known_error(error), as_known_error(of_worker)):
+        assert short in " ".join(str(reported).split())
+    assert str(as_known_error(error)).startswith("unexpected gRPC error INTERNAL: ")
+
+
+def test_an_error_without_a_message_is_reported_by_its_class() -> None:
+    reported = str(as_known_error(grpc.FutureTimeoutError()))
+    assert reported == "unexpected FutureTimeoutError; run again with --debug to see the traceback"
 
 
 @pytest.mark.parametrize(("argv", "takes"), [(["batch_local", "--help"], True), ([], False)])

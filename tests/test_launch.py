@@ -329,8 +329,9 @@ def test_a_launch_of_a_template_that_waits_prints_only_the_report_on_standard_ou
 def test_the_run_of_our_own_template_is_recognized_by_its_flags(
     templated: World, emulators: LocalCloud
 ) -> None:
-    argv = (*BATCH, *FROM, "--run_id", "r1", "--wait", "--poll_seconds", "0", "--json_summary")
-    argv = tuple("gs://bucket/ours" if word == "gs://b/o" else word for word in argv)
+    batch = ["gs://bucket/ours" if word == "gs://b/o" else word for word in BATCH]
+    wait = ("--wait", "--poll_seconds", "0", "--json_summary")
+    argv = (*batch, *FROM, "--run_id", "r1", *wait)
     code, out, err = templated.launch(*argv)
     blob = emulators.cloud.storage().bucket("bucket").blob("ours/r1/report.json")
     report_path = "gs://bucket/ours/r1/report.json"
