@@ -35,6 +35,7 @@ from cloud.endpoint_answers import (
 from cloud.proxies import find_proxy
 from cloud.retry_pacing import AdaptiveLimit, RetryBudget, backoff
 from common.errors import CredentialsError, EndpointError, one_line
+from common.retries import Retried
 
 T = TypeVar("T")
 
@@ -170,31 +171,35 @@ class EndpointClient:
             CredentialsError: No token could be fetched.
         """
         begin, failures = time.monotonic(), 0
-        for attempt in itertools.count():
-            try:
-                return await self._try(body, read)
-            except Passing as error:
-                trouble = error
-            failures += trouble.unusable or (trouble.suspicious and not innocent)
-            if failures >= patience:
-                raise RequestRefused(0, str(trouble))
-            now = time.monotonic()
-            left = begin + self._retry_seconds - now
-            if left <= 0 or trouble.retry_after > left:
-                asks = f" (Retry-After: {trouble.retry_after:.0f} s)" * (trouble.retry_after > 0)
-                raise EndpointError(
-                    f"endpoint {self.name} failed {attempt + 1} times in {now - begin:.0f} s; the "
-                    f"last error was: {trouble}{asks}; these rows were not written as dead "
-                    "letters: check the endpoint, and run again"
-                )
-            with self._lock:
-                self._stats.retries += 1
-            # The last retry is sent when the time is up, even if other requests still wait for the
-            # budget: the endpoint may have recovered by then.
-            wait = min(backoff(attempt, trouble.retry_after), left)
-            wait += self._budget.spend(now, left - wait)
-            with self._throttling(trouble.overloaded):
-                await asyncio.sleep(wait)
+        with Retried(f"endpoint {self.name}") as retried:
+            for attempt in itertools.count():
+                try:
+                    return await self._try(body, read)
+                except Passing as error:
+                    trouble = error
+                failures += trouble.unusable or (trouble.suspicious and not innocent)
+                if failures >= patience:
+                    raise RequestRefused(0, str(trouble))
+                now = time.monotonic()
+                left = begin + self._retry_seconds - now
+                if left <= 0 or trouble.retry_after > left:
+                    asks = f" (Retry-After: {trouble.retry_after:.0f} s)" * (
+                        trouble.retry_after > 0
+                    )
+                    raise EndpointError(
+                        f"endpoint {self.name} failed {attempt + 1} times in {now - begin:.0f} s; "
+                        f"the last error was: {trouble}{asks}; these rows were not written as "
+                        "dead letters: check the endpoint, and run again"
+                    )
+                with self._lock:
+                    self._stats.retries += 1
+                retried.failed(str(trouble), left)
+                # The last retry is sent when the time is up, even if other requests still wait for
+                # the budget: the endpoint may have recovered by then.
+                wait = min(backoff(attempt, trouble.retry_after), left)
+                wait += self._budget.spend(now, left - wait)
+                with self._throttling(trouble.overloaded):
+                    await asyncio.sleep(wait)
         raise AssertionError
 
     async def _try(self, body: bytes, read: Callable[[bytes], T]) -> T:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import google.auth.exceptions
@@ -16,7 +20,10 @@ from cloud.refusals import QUOTA, advice_on_refusal
 from common.addresses import host_of
 from common.errors import CredentialsError, MillraceError, one_line
 from common.memory import mentions_memory, out_of_memory
+from common.retries import Retried
 
+# What the calls of this thread do, for people.
+_doing = ContextVar("doing", default="a request to Google Cloud")
 # How long transient errors of one call or one job are retried.
 RETRY_SECONDS = 120.0
 
@@ -98,6 +105,28 @@ def is_passing(error: BaseException) -> bool:
     return isinstance(error, _PASSING) and not _QUOTA.search(str(error))
 
 
+class _ShownRetry(Retry):  # type: ignore[misc]
+    """A retry policy that notes what it retries, so that a command can print it."""
+
+    def __call__(
+        self, func: Callable[..., Any], on_error: Callable[[Exception], Any] | None = None
+    ) -> Callable[..., Any]:
+        @functools.wraps(func)
+        def call(*args: Any, **named: Any) -> Any:
+            end = time.monotonic() + (self.timeout or math.inf)
+            with Retried(current_call()) as retried:
+
+                def failed(error: Exception) -> None:
+                    retried.failed(short_reason(error), end - time.monotonic())
+                    if on_error is not None:
+                        on_error(error)
+
+                again = super(_ShownRetry, self).__call__(func, failed)
+                return again(*args, **named)
+
+        return call
+
+
 def retry(seconds: float = RETRY_SECONDS, *also: type[Exception]) -> Retry:
     """Return the retry policy of all calls to Google's services: backoff with jitter.
 
@@ -105,13 +134,18 @@ def retry(seconds: float = RETRY_SECONDS, *also: type[Exception]) -> Retry:
         seconds: How long to retry.
         *also: Errors that are transient in this call, in addition to those of `is_passing`.
     """
-    return Retry(
+    return _ShownRetry(
         lambda error: isinstance(error, also) or is_passing(error),
         initial=0.5,
         maximum=20.0,
         multiplier=2.0,
         timeout=seconds,
     )
+
+
+def current_call() -> str:
+    """Return what the calls of this thread do, as the enclosing `translate_errors` names it."""
+    return _doing.get()
 
 
 def reason_of(error: BaseException) -> str:
@@ -138,6 +172,8 @@ def translate_errors(
         CredentialsError: The credentials are missing or invalid.
         OutOfMemory: This machine has too little memory.
     """
+    before = _doing.get()
+    _doing.set(what)
     try:
         yield
     except _FOREIGN as error:
@@ -149,6 +185,9 @@ def translate_errors(
         if role is not None and lacks_role(error):
             text = f"{text.partition('; ')[0]}; grant the account the role {role}"
         raise translated(f"{what}: {text}") from error
+    finally:
+        # Not `reset`, because a generator with this block may end in another thread.
+        _doing.set(before)
 
 
 def lacks_role(error: BaseException) -> bool:
@@ -194,6 +233,11 @@ def explain(error: BaseException) -> str:
     if not advice:
         return text
     return f"{text if text.endswith('...') else text.removesuffix('.')}; {advice}"
+
+
+def short_reason(error: BaseException) -> str:
+    """Return the message of a client's error in one line, without what to do about it."""
+    return _text(cause_of(error)).partition("; ")[0]
 
 
 def cause_of(error: BaseException) -> BaseException:

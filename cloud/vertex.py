@@ -213,9 +213,8 @@ def _get(url: str, label: str) -> dict[str, Any]:
         ) from error
     status = response.status_code
     if status != 200:
-        advice = _LOOKUP_ADVICE.get(status, "check the service, and run again")
-        if status == 403:
-            advice = refusal_advice(response.content) or advice
+        advice = refusal_advice(response.content) if status == 403 else ""
+        advice = advice or _LOOKUP_ADVICE.get(status, "check the service, and run again")
         raise EndpointError(f"endpoint {label}: {status_text(status, response.content)}; {advice}")
     try:
         answer = response.json()

@@ -23,6 +23,7 @@ from cloud.proxies import spare_loopback
 from common import errors
 from common.addresses import guard_output
 from common.memory import ADVICE, is_of_memory, mentions_memory, out_of_memory
+from common.retries import print_retries
 from common.terminal import print_error
 from pipelines.dead_threads import end_when_threads_fail
 from pipelines.options.flag import Parsed, parse_flags
@@ -53,7 +54,7 @@ class Command:
 def main(command: Command, argv: Sequence[str]) -> int:
     """Run a command with these arguments and return its exit code. Errors are printed."""
     spare_loopback()
-    with ended_by_signals() as ended_by:
+    with ended_by_signals() as ended_by, print_retries(sys.stderr):
         try:
             return _main(command, argv)
         except KeyboardInterrupt as interrupt:

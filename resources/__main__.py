@@ -15,6 +15,7 @@ from cloud.proxies import spare_loopback
 from common.addresses import guard_output
 from common.errors import MillraceError, UsageError, one_line
 from common.memory import MORE_MEMORY, is_of_memory, out_of_memory
+from common.retries import print_retries
 from common.terminal import print_error
 
 
@@ -33,7 +34,8 @@ def main(argv: Sequence[str]) -> int:
         guard_output()
         from resources.commands import COMMANDS
 
-        return COMMANDS[args.command](args)
+        with print_retries(sys.stderr):
+            return COMMANDS[args.command](args)
     except KeyboardInterrupt:
         print("\ninterrupted: run the command again to continue", file=sys.stderr)
         return 130

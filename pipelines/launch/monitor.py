@@ -18,7 +18,7 @@ import orjson
 from google.api_core import exceptions
 
 from cloud.endpoints import Endpoints
-from cloud.errors import cause_of, explain, is_passing, lacks_role, translate_errors
+from cloud.errors import cause_of, explain, is_passing, lacks_role, short_reason, translate_errors
 from common.errors import CredentialsError, JobError, JobNotMonitored, MillraceError
 from common.terminal import Progress, print_error
 from pipelines.dataflow.facts import JobFacts, label_value
@@ -163,7 +163,7 @@ class Monitor:
 
     def _wait_to_retry(self, error: Exception, faults: int) -> None:
         seconds = min(max(self.poll_seconds, 1.0) * 2 ** min(faults, 10), _LONGEST_WAIT)
-        reason = explain(cause_of(error)).partition("; ")[0]
+        reason = short_reason(error)
         self.screen.say(f"Dataflow does not respond ({reason}); retrying in {seconds:,.0f} s")
         self.sleep(seconds)
 
