@@ -64,6 +64,7 @@ def main(command: Command, argv: Sequence[str]) -> int:
 
 def _main(command: Command, argv: Sequence[str]) -> int:
     debug = "--debug" in argv
+    parsed = None
     try:
         parsed = parse_flags(command.name, command.about, command.options, argv, beam=command.beam)
         debug = any(getattr(group, "debug", False) for group in parsed.groups.values())
@@ -74,6 +75,9 @@ def _main(command: Command, argv: Sequence[str]) -> int:
         if debug:
             raise
         known = as_known_error(error)
+        if parsed is not None:
+            text = str(known)
+            known = type(known)(text + "".join(split.note(text) for split in parsed.splits))
         print_error(known)
         return 2 if isinstance(known, errors.UsageError) else 1
 
