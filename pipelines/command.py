@@ -58,7 +58,9 @@ def main(command: Command, argv: Sequence[str]) -> int:
         try:
             return _main(command, argv)
         except KeyboardInterrupt as interrupt:
-            say(f"\ninterrupted: {str(interrupt) or 'nothing was written'}")
+            is_batch = command.name.startswith(("batch", "replay"))
+            before = "nothing was written" if is_batch else "nothing was started"
+            say(f"\ninterrupted: {str(interrupt) or before}")
             return 128 + (ended_by[0] if ended_by else signal.SIGINT)
 
 

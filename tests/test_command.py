@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
+import pipelines.replay.command
 from common.errors import (
     BalanceError,
     InputError,
@@ -22,7 +23,7 @@ from common.errors import (
 from pipelines.batch.progress import progress_line
 from pipelines.batch.report_text import summarise
 from pipelines.batch.run import check_limits
-from pipelines.command import as_known_error, main
+from pipelines.command import Command, as_known_error, main
 from pipelines.launch.command import choose_command
 
 TRACEBACK = """Traceback (most recent call last):
@@ -107,6 +108,22 @@ def test_an_error_of_grpc_is_reported_by_its_code_and_details(
 def test_an_error_without_a_message_is_reported_by_its_class() -> None:
     reported = str(as_known_error(grpc.FutureTimeoutError()))
     assert reported == "unexpected FutureTimeoutError; run again with --debug to see the traceback"
+
+
+@pytest.mark.parametrize(
+    ("name", "before"),
+    [("batch_local", "written"), ("stream_local", "started"), ("launch stream_local", "started")],
+)
+def test_an_interrupt_before_the_start_says_what_has_not_happened(
+    name: str, before: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipelines.replay.command, "run_for_test", interrupted, raising=False)
+    run = "pipelines.replay.command:run_for_test"
+    assert main(Command(name=name, about="", options=(), run=run), []) == 130
+    assert capsys.readouterr().err == f"\ninterrupted: nothing was {before}\n"
 
 
 @pytest.mark.parametrize(("argv", "takes"), [(["batch_local", "--help"], True), ([], False)])

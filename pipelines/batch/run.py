@@ -158,8 +158,8 @@ def score_rows(
     schema = output_schema(fields, manifest, provenance, source.schema)
     rows = RowsToWrite(schema, fields.time_column, provenance)
     destinations = open_destinations(config, attempt, rows, cloud, source.lineage)
-    for destination in () if is_dry_run(options) else destinations:
-        destination.prepare()
+    for destination in destinations:
+        (destination.look if is_dry_run(options) else destination.prepare)()
     facts = _facts(scoring, provenance, source, destinations)
     return ScoreRows(
         source=source.transform,

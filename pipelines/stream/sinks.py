@@ -14,7 +14,12 @@ from pipelines.batch.destinations import check_cluster_by
 from pipelines.options import StreamFailureOptions, StreamSinkOptions
 from pipelines.stream.graph import StreamSinks
 from transforms.bigquery.schema import TableName
-from transforms.bigquery.tables import check_table, create_table, find_table
+from transforms.bigquery.tables import (
+    check_table,
+    create_table,
+    find_table,
+    look_at_table,
+)
 from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.encode import OutputFields
 from transforms.files.run_folder import DEAD_LETTERS, SCORES
@@ -90,6 +95,34 @@ def prepare_sinks(
     check_cluster_by(cluster_by, schema)
     _prepare(rows, schema, fields.time_column, cluster_by, cloud)
     _prepare(letters, FAILURE_SCHEMA, "failed_at", (), cloud)
+
+
+def look_at_tables(
+    rows: StreamSinks,
+    letters: StreamSinks,
+    schema: pa.Schema,
+    *,
+    cluster_by: tuple[str, ...],
+    cloud: Cloud,
+) -> None:
+    """Check the tables among the sinks before a dry run, and change nothing.
+
+    Args:
+        rows: The sinks of the rows.
+        letters: The sinks of the dead letters.
+        schema: The schema of the rows.
+        cluster_by: The columns by which a new table of rows is clustered.
+        cloud: The project, the service addresses and how long to retry.
+
+    Raises:
+        OutputError: A table cannot be read, or cannot hold the rows.
+        UsageError: `cluster_by` names a column that cannot be used.
+    """
+    check_cluster_by(cluster_by, schema)
+    if rows.table is not None:
+        look_at_table(rows.table, schema, cluster_by, cloud)
+    if letters.table is not None:
+        look_at_table(letters.table, FAILURE_SCHEMA, (), cloud)
 
 
 def _prepare(

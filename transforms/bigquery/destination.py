@@ -24,11 +24,11 @@ from transforms.bigquery.load import PIPELINE, WriteDisposition, run_table
 from transforms.bigquery.schema import (
     TableName,
     arrow_schema,
-    drift,
     file_type,
     table_fields,
     unfit_times,
 )
+from transforms.bigquery.tables import check_table, look_at_table
 from transforms.files.listing import read_listing
 from transforms.files.run_folder import DEAD_LETTERS, RunFolder, StagedFile
 from transforms.files.staging import check_writable, discard, discard_dead
@@ -98,6 +98,14 @@ class TableDestination:
                     "or outside the years 1 to 9999; fix it in the source, or choose "
                     "--output_fields without it"
                 )
+
+    def look(self) -> None:
+        """Check the table if it exists, and change nothing.
+
+        Raises:
+            OutputError: The table cannot be read, or cannot hold the rows.
+        """
+        look_at_table(self.table, self.schema, self.cluster_by, self.cloud)
 
     def prepare(self) -> None:
         """Check that the commit can succeed, and create the table if it does not exist.
@@ -193,17 +201,7 @@ class TableDestination:
     def _check(self, step: TableCommit) -> None:
         """Raise OutputError if the run's rows cannot be put into the table."""
         table = step.table
-        if table.table_type != "TABLE":
-            raise OutputError(f"{self.table} is a {table.table_type}: expected a table")
-        if difference := drift(str(self.table), table_fields(self.schema), table.schema):
-            raise OutputError(difference)
-        present = tuple(table.clustering_fields or ())
-        if self.cluster_by and present != self.cluster_by:
-            raise OutputError(
-                f"table {self.table} is clustered by {', '.join(present) or 'nothing'}, not by "
-                f"{', '.join(self.cluster_by)}: leave out --cluster_by, which applies only to new "
-                "tables"
-            )
+        check_table(table, self.schema, self.cluster_by)
         step.check_pipeline()
         step.replayed()
         if self.write_disposition == "empty" and table.num_rows and not step.filled_it():

@@ -49,6 +49,9 @@ class Destination(Protocol):
     def check(self, rows: pa.RecordBatch) -> None:
         """Raise OutputError for rows that the commit could not write; called while staging."""
 
+    def look(self) -> None:
+        """Raise an error now if the run would be refused; called before a dry run."""
+
     def prepare(self) -> None:
         """Raise an error now if the commit would fail later; called before the run."""
 
@@ -86,6 +89,9 @@ class FolderDestination:
 
     def check(self, rows: pa.RecordBatch) -> None:
         """Do nothing: the writer of the files checks the rows."""
+
+    def look(self) -> None:
+        """Do nothing: whether a folder is writable shows only when something is written."""
 
     def prepare(self) -> None:
         """Raise OutputError if the folder is not writable, or contains files of other programs."""
