@@ -237,7 +237,8 @@ def explain(error: BaseException) -> str:
 
 def short_reason(error: BaseException) -> str:
     """Return the message of a client's error in one line, without what to do about it."""
-    return _text(cause_of(error)).partition("; ")[0]
+    text = _text(cause_of(error)).partition("; ")[0]
+    return text if text.endswith("...") else text.removesuffix(".")
 
 
 def cause_of(error: BaseException) -> BaseException:

@@ -288,7 +288,11 @@ def decoded(line: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_dry_run_of_a_stream_checks_its_table_and_creates_nothing(stream: Stream) -> None:
     letters = f"{stream.table}_letters"
-    flags = {"output_table": stream.table, "dead_letter_topic": None, "dead_letter_table": letters}
+    flags: dict[str, Any] = {
+        "output_table": stream.table,
+        "dead_letter_topic": None,
+        "dead_letter_table": letters,
+    }
     assert main(COMMAND, stream.flags(**flags, dry_run="true")) == 0
     assert "only tables were checked" in stream.capsys.readouterr().out
     client = stream.cloud.cloud.bigquery()
