@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import NoReturn
+from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
 
+from cloud.refusals import advice_on_refusal
 from cloud.retry_pacing import parse_retry_after
 from common.addresses import host_of
 from common.errors import EndpointError, one_line
@@ -20,6 +22,7 @@ _ADVICE = {
     403: "grant the account the role roles/aiplatform.user (permission aiplatform.endpoints."
     "predict) in the endpoint's project",
     404: "check {flags}, and that a model is deployed there",
+    407: "the proxy of the environment requires a user and a password",
 }
 _NO_TOKEN = (
     "no token was sent, because tokens go only to https addresses under googleapis.com and "
@@ -106,6 +109,8 @@ def raise_for(
     advice = _ADVICE.get(status, "check {flags}: expected the URL of an endpoint for predictions")
     if status == 401 and not has_token:
         advice = _NO_TOKEN
+    if status == 403:
+        advice = refusal_advice(answer) or advice
     if status in _REFUSING:
         if _PRECONDITION not in text:
             raise RequestRefused(status, text)
@@ -121,6 +126,17 @@ def status_text(status: int, answer: bytes) -> str:
         status_line = str(status)
     text = error_text(answer)
     return f"{status_line}: {text}" if text else status_line
+
+
+def refusal_advice(answer: bytes) -> str:
+    """Return what to do about a 403 with this body, or "" if the account may lack a role."""
+    try:
+        error = orjson.loads(answer)["error"]
+        details = [*error.get("details", ()), *error.get("errors", ())]
+        reasons = [str(detail["reason"]) for detail in details if "reason" in detail]
+    except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError):
+        reasons = []
+    return advice_on_refusal(reasons, error_text(answer))
 
 
 def error_text(answer: bytes) -> str:
@@ -141,6 +157,25 @@ def error_text(answer: bytes) -> str:
 
 def _cut(text: str) -> str:
     return one_line(Exception(text), 200) if text.strip() else ""
+
+
+def proxy_text(error: Exception, proxy: str) -> str:
+    """Describe an error of a proxy in one line.
+
+    Args:
+        error: The error of a request that goes through the proxy.
+        proxy: The URL of the proxy.
+
+    Returns:
+        The line, or an empty text if the proxy is not the cause.
+    """
+    name = f"the proxy {host_of(proxy)} of the environment"
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return f"{name} refused the connection: {error.status} {error.message}"
+    # The host of such an error is the one to which the connection failed.
+    if isinstance(error, aiohttp.ClientConnectorError) and error.host == urlsplit(proxy).hostname:
+        return f"{name} cannot be reached: {connection_text(error, proxy)}"
+    return ""
 
 
 def connection_text(error: Exception, url: str) -> str:

@@ -21,14 +21,21 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
-from cloud.endpoint_answers import BadAnswer, Passing, RequestRefused, connection_text, raise_for
+from cloud.endpoint_answers import (
+    BadAnswer,
+    Passing,
+    RequestRefused,
+    connection_text,
+    proxy_text,
+    raise_for,
+)
+from cloud.proxies import find_proxy
 from cloud.retry_pacing import AdaptiveLimit, RetryBudget, backoff
 from common.errors import CredentialsError, EndpointError, one_line
+from common.retries import Retried
 
 T = TypeVar("T")
 
@@ -77,6 +84,9 @@ class EndpointClient:
         retry_seconds: How long transient failures are retried.
         digest: The SHA-256 digest of the model file. A server that names another is rejected.
         flags: The flags that chose the URL, for messages.
+
+    Raises:
+        EndpointError: The environment names a proxy that cannot be used.
     """
 
     def __init__(
@@ -103,9 +113,7 @@ class EndpointClient:
         self._sessions: list[aiohttp.ClientSession] = []
         self._refreshing = asyncio.Lock()
         self.last_answered = float("-inf")
-        parts = urlsplit(url)
-        bypassed = proxy_bypass(parts.hostname or "")
-        self._proxy = None if bypassed else getproxies().get(parts.scheme)
+        self._proxy = find_proxy(url)
         self._loop = asyncio.new_event_loop()
         thread = threading.Thread(target=_serve, args=(self._loop,), name="endpoint", daemon=True)
         self._end = weakref.finalize(self, _close, self._loop, self._sessions, thread)
@@ -163,32 +171,36 @@ class EndpointClient:
             CredentialsError: No token could be fetched.
         """
         begin, failures = time.monotonic(), 0
-        for attempt in itertools.count():
-            try:
-                return await self._try(body, read)
-            except Passing as error:
-                trouble = error
-            failures += trouble.unusable or (trouble.suspicious and not innocent)
-            if failures >= patience:
-                raise RequestRefused(0, str(trouble))
-            now = time.monotonic()
-            left = begin + self._retry_seconds - now
-            if left <= 0 or trouble.retry_after > left:
-                asks = f" (Retry-After: {trouble.retry_after:.0f} s)" * (trouble.retry_after > 0)
-                times = "once" if attempt == 0 else f"{attempt + 1} times"
-                raise EndpointError(
-                    f"a request to endpoint {self.name} failed {times} in {now - begin:.0f} s; the "
-                    f"last error was: {trouble}{asks}; its rows were neither scored nor written as "
-                    "dead letters: check the endpoint, and run again"
-                )
-            with self._lock:
-                self._stats.retries += 1
-            # The last retry is sent when the time is up, even if other requests still wait for the
-            # budget: the endpoint may have recovered by then.
-            wait = min(backoff(attempt, trouble.retry_after), left)
-            wait += self._budget.spend(now, left - wait)
-            with self._throttling(trouble.overloaded):
-                await asyncio.sleep(wait)
+        with Retried(f"endpoint {self.name}") as retried:
+            for attempt in itertools.count():
+                try:
+                    return await self._try(body, read)
+                except Passing as error:
+                    trouble = error
+                failures += trouble.unusable or (trouble.suspicious and not innocent)
+                if failures >= patience:
+                    raise RequestRefused(0, str(trouble))
+                now = time.monotonic()
+                left = begin + self._retry_seconds - now
+                if left <= 0 or trouble.retry_after > left:
+                    asks = f" (Retry-After: {trouble.retry_after:.0f} s)" * (
+                        trouble.retry_after > 0
+                    )
+                    times = "once" if attempt == 0 else f"{attempt + 1} times"
+                    raise EndpointError(
+                        f"a request to endpoint {self.name} failed {times} in {now - begin:.0f} s; "
+                        f"the last error was: {trouble}{asks}; its rows were neither scored nor "
+                        "written as dead letters: check the endpoint, and run again"
+                    )
+                with self._lock:
+                    self._stats.retries += 1
+                retried.failed(str(trouble), left)
+                # The last retry is sent when the time is up, even if other requests still wait for
+                # the budget: the endpoint may have recovered by then.
+                wait = min(backoff(attempt, trouble.retry_after), left)
+                wait += self._budget.spend(now, left - wait)
+                with self._throttling(trouble.overloaded):
+                    await asyncio.sleep(wait)
         raise AssertionError
 
     async def _try(self, body: bytes, read: Callable[[bytes], T]) -> T:
@@ -295,6 +307,10 @@ class EndpointClient:
             raise EndpointError(f"endpoint {self.name}: {one_line(error, 150)}") from None
         except (aiohttp.ClientError, OSError) as error:
             self._count("connection")
+            if self._proxy is not None and (text := proxy_text(error, self._proxy)):
+                if isinstance(error, aiohttp.ClientHttpProxyError) and error.status < 500:
+                    raise EndpointError(f"endpoint {self.name}: {text}") from None
+                raise Passing(text) from None
             # A row may have crashed the server's process.
             raise Passing(connection_text(error, self.url), suspicious=True) from None
         self._count(f"{response.status // 100}xx", time.monotonic() - began)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import google.auth.exceptions
@@ -12,10 +16,14 @@ import requests.exceptions
 from google.api_core import exceptions
 from google.api_core.retry import Retry
 
+from cloud.refusals import QUOTA, advice_on_refusal
 from common.addresses import host_of
 from common.errors import CredentialsError, MillraceError, one_line
 from common.memory import mentions_memory, out_of_memory
+from common.retries import Retried
 
+# What the calls of this thread do, for people.
+_doing = ContextVar("doing", default="a request to Google Cloud")
 # How long transient errors of one call or one job are retried.
 RETRY_SECONDS = 120.0
 
@@ -34,6 +42,7 @@ _PASSING_REASONS = {
 # Vertex AI reports an exceeded quota with the status of an exceeded rate.
 _QUOTA = re.compile(r"quota metrics exceed|quotas? (is|are) exceeded", re.IGNORECASE)
 _PERMISSION = re.compile(r"\b(?P<service>[a-z]+)\.[a-zA-Z]+\.[a-zA-Z]+\b")
+_PROXY = "check https_proxy, http_proxy and no_proxy: expected an HTTP proxy"
 # The smallest of Google's roles with the permissions that Millrace needs for a service.
 _ROLES = {
     "aiplatform": "roles/aiplatform.user",
@@ -96,6 +105,28 @@ def is_passing(error: BaseException) -> bool:
     return isinstance(error, _PASSING) and not _QUOTA.search(str(error))
 
 
+class _ShownRetry(Retry):  # type: ignore[misc]
+    """A retry policy that notes what it retries, so that a command can print it."""
+
+    def __call__(
+        self, func: Callable[..., Any], on_error: Callable[[Exception], Any] | None = None
+    ) -> Callable[..., Any]:
+        @functools.wraps(func)
+        def call(*args: Any, **named: Any) -> Any:
+            end = time.monotonic() + (self.timeout or math.inf)
+            with Retried(current_call()) as retried:
+
+                def failed(error: Exception) -> None:
+                    retried.failed(short_reason(error), end - time.monotonic())
+                    if on_error is not None:
+                        on_error(error)
+
+                again = super(_ShownRetry, self).__call__(func, failed)
+                return again(*args, **named)
+
+        return call
+
+
 def retry(seconds: float = RETRY_SECONDS, *also: type[Exception]) -> Retry:
     """Return the retry policy of all calls to Google's services: backoff with jitter.
 
@@ -103,13 +134,18 @@ def retry(seconds: float = RETRY_SECONDS, *also: type[Exception]) -> Retry:
         seconds: How long to retry.
         *also: Errors that are transient in this call, in addition to those of `is_passing`.
     """
-    return Retry(
+    return _ShownRetry(
         lambda error: isinstance(error, also) or is_passing(error),
         initial=0.5,
         maximum=20.0,
         multiplier=2.0,
         timeout=seconds,
     )
+
+
+def current_call() -> str:
+    """Return what the calls of this thread do, as the enclosing `translate_errors` names it."""
+    return _doing.get()
 
 
 def reason_of(error: BaseException) -> str:
@@ -136,6 +172,8 @@ def translate_errors(
         CredentialsError: The credentials are missing or invalid.
         OutOfMemory: This machine has too little memory.
     """
+    before = _doing.get()
+    _doing.set(what)
     try:
         yield
     except _FOREIGN as error:
@@ -147,20 +185,28 @@ def translate_errors(
         if role is not None and lacks_role(error):
             text = f"{text.partition('; ')[0]}; grant the account the role {role}"
         raise translated(f"{what}: {text}") from error
+    finally:
+        # Not `reset`, because a generator with this block may end in another thread.
+        _doing.set(before)
 
 
 def lacks_role(error: BaseException) -> bool:
     """Return whether an error means that the account lacks a permission.
 
-    Google refuses a call in the same way if a quota is exceeded or an API is disabled. Those errors
-    do not count.
+    Google refuses a call with the same status for other causes, such as a quota, an API that is
+    disabled, or a perimeter of VPC Service Controls. Those errors do not count.
     """
     return (
         isinstance(error, exceptions.Forbidden)
         and not is_passing(error)
         and not is_disabled(error)
-        and "quota" not in str(error).lower()
+        and not _other_cause(error)
     )
+
+
+def _other_cause(error: exceptions.Forbidden) -> str:
+    """Return the advice on a refusal that has another cause than a missing role, or ""."""
+    return advice_on_refusal((reason_of(error), error.reason or ""), str(error))
 
 
 def is_disabled(error: BaseException) -> bool:
@@ -189,6 +235,12 @@ def explain(error: BaseException) -> str:
     return f"{text if text.endswith('...') else text.removesuffix('.')}; {advice}"
 
 
+def short_reason(error: BaseException) -> str:
+    """Return the message of a client's error in one line, without what to do about it."""
+    text = _text(cause_of(error)).partition("; ")[0]
+    return text if text.endswith("...") else text.removesuffix(".")
+
+
 def cause_of(error: BaseException) -> BaseException:
     """Return the last error that was retried in vain, or the error itself if it was not retried."""
     return (error.cause or error) if isinstance(error, exceptions.RetryError) else error
@@ -198,9 +250,14 @@ def _text(error: BaseException) -> str:
     """Return the message of an error without the parts that only a program can read."""
     if isinstance(error, google.auth.exceptions.GoogleAuthError):
         if isinstance(error, google.auth.exceptions.TransportError):
+            below = error.args[0] if error.args else None
+            if isinstance(below, requests.exceptions.RequestException):
+                return f"cannot fetch credentials: {_text(below)}"
             return f"cannot fetch credentials: {one_line(error, 150)}"
         return f"no usable Google Cloud credentials ({one_line(error, 150).split('. ')[0]})"
     request = getattr(error, "request", None)
+    if isinstance(error, requests.exceptions.ProxyError):
+        return f"the proxy of the environment cannot be reached: {_bottom(error)}"
     if isinstance(error, requests.exceptions.RequestException) and request is not None:
         # The error wraps others. The innermost says what happened.
         return f"{host_of(request.url)} cannot be reached: {_bottom(error)}"
@@ -235,14 +292,16 @@ def _bottom(error: BaseException) -> str:
 
 def _advice(error: BaseException) -> str:
     reason = reason_of(error)
+    if isinstance(error, requests.exceptions.ProxyError) or "SOCKS support" in str(error):
+        return _PROXY
     if isinstance(error, google.auth.exceptions.TransportError):
-        return "check the network"
+        return _PROXY if "ProxyError" in str(error) else "check the network"
     if isinstance(error, google.auth.exceptions.GoogleAuthError):
         return "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS"
     if isinstance(error, (requests.exceptions.RequestException, ConnectionError)):
         return "check the network and --api_endpoints"
     if reason == "quotaExceeded" or _QUOTA.search(str(error)):
-        return "a quota of the project is exhausted: raise it in the console, or wait"
+        return QUOTA
     if is_passing(error):
         return "this error is usually transient: try again later"
     if _IMAGE.search(str(error)):
@@ -260,10 +319,12 @@ def _advice(error: BaseException) -> str:
 
 
 def _forbidden(error: exceptions.Forbidden) -> str:
-    """Return what to do if Google refuses a permission."""
+    """Return what to do about an answer with the status 403."""
     service = (error.metadata or {}).get("service") if error.reason == "SERVICE_DISABLED" else None
     if service:
         return f"run `gcloud services enable {service}` for the project, and wait a minute"
+    if other := _other_cause(error):
+        return other
     named = _PERMISSION.search(_text(error))
     role = _ROLES.get(named["service"]) if named else None
     # Only BigQuery gives this reason for a refusal. The commands without --billing_project do not

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from cloud.clients import credentials
-from cloud.endpoint_answers import status_text
+from cloud.endpoint_answers import refusal_advice, status_text
 from cloud.endpoint_client import EndpointClient
 from cloud.endpoints import rest_url
 from cloud.regions import region_fault
@@ -213,7 +213,8 @@ def _get(url: str, label: str) -> dict[str, Any]:
         ) from error
     status = response.status_code
     if status != 200:
-        advice = _LOOKUP_ADVICE.get(status, "check the service, and run again")
+        advice = refusal_advice(response.content) if status == 403 else ""
+        advice = advice or _LOOKUP_ADVICE.get(status, "check the service, and run again")
         raise EndpointError(f"endpoint {label}: {status_text(status, response.content)}; {advice}")
     try:
         answer = response.json()

@@ -22,6 +22,7 @@ MillraceError
         JobNotMonitored    a job can no longer be monitored
     ServerError        the model server cannot start
     ResourceError      a Google Cloud resource cannot be inspected, created or removed
+    TooFewRows         the source has fewer rows than the user expects
     TooManyDeadLetters more rows failed than the user allows
     BalanceError       the rows read differ from the rows scored plus the dead letters
 
@@ -32,9 +33,18 @@ the run, not of a row, so none of them ever becomes a dead letter.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 from common.addresses import without_secrets
+
+RPC_ERROR = "gRPC error"
+# The text of an error of gRPC, after the name of its class in a traceback.
+_RPC = re.compile(
+    r"(?:[\w.]+: )?<\w+ of RPC that terminated with:\s*status = StatusCode\.(?P<code>\w+)"
+    r'\s*details = "(?P<details>.*?)"(?:\s*debug_error_string = ".*?")?\s*>',
+    re.DOTALL,
+)
 
 
 class MillraceError(Exception):
@@ -172,6 +182,12 @@ class ResourceError(MillraceError):
     page = "resources"
 
 
+class TooFewRows(MillraceError):
+    """The source has fewer rows than the user expects."""
+
+    page = "input"
+
+
 class TooManyDeadLetters(MillraceError):
     """More rows failed than the user allows."""
 
@@ -205,6 +221,20 @@ def similar(name: str, known: Iterable[str]) -> list[str]:
     return [lowered[c] for c in close]
 
 
+def shorten_rpcs(text: str) -> str:
+    """Return the text with each error of gRPC in it reduced to its status code and its details.
+
+    gRPC writes such an error as a block of several lines, of which the last one says nothing.
+    """
+    return _RPC.sub(_code_and_details, text) if "of RPC that terminated" in text else text
+
+
+def _code_and_details(found: re.Match[str]) -> str:
+    text = " ".join(found["details"].split())
+    details = f": {text}" if text else ""
+    return f"{RPC_ERROR} {found['code']}{details}"
+
+
 def one_line(error: BaseException, limit: int = 300) -> str:
     """Return the message of an exception in one line.
 
@@ -217,6 +247,6 @@ def one_line(error: BaseException, limit: int = 300) -> str:
         exception's class if it has no message.
     """
     # Torch may append the frames of its C++ stack.
-    text = " ".join(str(error).split("Exception raised from")[0].split())
+    text = " ".join(shorten_rpcs(str(error)).split("Exception raised from")[0].split())
     text = without_secrets(text) or type(error).__name__
     return text if len(text) <= limit else f"{text[:limit]}..."

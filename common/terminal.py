@@ -48,6 +48,12 @@ def is_terminal(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
+def clear_line(stream: TextIO) -> None:
+    """Erase the current line of a stream if it is a terminal, where progress may be shown."""
+    if is_terminal(stream):
+        stream.write(_CLEAR)
+
+
 def is_coloured(stream: TextIO) -> bool:
     """Return whether output to a stream has colours."""
     return is_terminal(stream) and not os.environ.get("NO_COLOR")

@@ -33,6 +33,7 @@ from pathlib import Path
 
 from cloud.clients import Cloud
 from cloud.endpoints import VARIABLES, Endpoints
+from cloud.proxies import spare_loopback
 from common.command_names import as_typed
 
 INSTALLED = Path(__file__).parent.parent / ".emulators"
@@ -226,6 +227,7 @@ def local_cloud(
     Raises:
         RuntimeError: If a server does not start.
     """
+    spare_loopback()
     rest, grpc, gcs, messages, front = free_ports(5)
     kept = front if with_labels else messages
     endpoints = Endpoints(

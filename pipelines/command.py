@@ -19,9 +19,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from cloud.proxies import spare_loopback
 from common import errors
 from common.addresses import guard_output
 from common.memory import ADVICE, is_of_memory, mentions_memory, out_of_memory
+from common.retries import print_retries
 from common.terminal import print_error
 from pipelines.dead_threads import end_when_threads_fail
 from pipelines.options.flag import Parsed, parse_flags
@@ -51,16 +53,20 @@ class Command:
 
 def main(command: Command, argv: Sequence[str]) -> int:
     """Run a command with these arguments and return its exit code. Errors are printed."""
-    with ended_by_signals() as ended_by:
+    spare_loopback()
+    with ended_by_signals() as ended_by, print_retries(sys.stderr):
         try:
             return _main(command, argv)
         except KeyboardInterrupt as interrupt:
-            say(f"\ninterrupted: {str(interrupt) or 'nothing was written'}")
+            is_batch = command.name.startswith(("batch", "replay"))
+            before = "nothing was written" if is_batch else "nothing was started"
+            say(f"\ninterrupted: {str(interrupt) or before}")
             return 128 + (ended_by[0] if ended_by else signal.SIGINT)
 
 
 def _main(command: Command, argv: Sequence[str]) -> int:
     debug = "--debug" in argv
+    parsed = None
     try:
         parsed = parse_flags(command.name, command.about, command.options, argv, beam=command.beam)
         debug = any(getattr(group, "debug", False) for group in parsed.groups.values())
@@ -71,6 +77,9 @@ def _main(command: Command, argv: Sequence[str]) -> int:
         if debug:
             raise
         known = as_known_error(error)
+        if parsed is not None:
+            text = str(known)
+            known = type(known)(text + "".join(split.note(text) for split in parsed.splits))
         print_error(known)
         return 2 if isinstance(known, errors.UsageError) else 1
 
@@ -191,10 +200,10 @@ def as_known_error(error: BaseException) -> errors.MillraceError:
             "a worker process ended unexpectedly, perhaps because the system ran out of memory and "
             f"killed it; {ADVICE}"
         )
-    return errors.MillraceError(
-        f"unexpected {type(error).__name__}: {last_line(str(error))}; run again with --debug to "
-        "see the traceback"
-    )
+    text = last_line(str(error))
+    if not text.startswith(errors.RPC_ERROR):
+        text = f"{type(error).__name__}: {text}".removesuffix(": ")
+    return errors.MillraceError(f"unexpected {text}; run again with --debug to see the traceback")
 
 
 def find_raised(text: str) -> errors.MillraceError | None:
@@ -205,5 +214,6 @@ def find_raised(text: str) -> errors.MillraceError | None:
 
 def last_line(text: str) -> str:
     """Return the last line of a text that is not blank, without the step's name, or ""."""
-    lines = [line.strip() for line in _WHERE.sub("", text).splitlines() if line.strip()]
+    short = _WHERE.sub("", errors.shorten_rpcs(text))
+    lines = [line.strip() for line in short.splitlines() if line.strip()]
     return lines[-1] if lines else ""

@@ -11,9 +11,11 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from cloud.proxies import spare_loopback
 from common.addresses import guard_output
 from common.errors import MillraceError, UsageError, one_line
 from common.memory import MORE_MEMORY, is_of_memory, out_of_memory
+from common.retries import print_retries
 from common.terminal import print_error
 
 
@@ -22,6 +24,7 @@ def main(argv: Sequence[str]) -> int:
     from resources.flags import parse_arguments
 
     args: argparse.Namespace | None = None
+    spare_loopback()
     # These loggers warn about every failed request to Google's metadata server and about every
     # error response.
     for name in ("google.auth", "googleapiclient"):
@@ -31,7 +34,8 @@ def main(argv: Sequence[str]) -> int:
         guard_output()
         from resources.commands import COMMANDS
 
-        return COMMANDS[args.command](args)
+        with print_retries(sys.stderr):
+            return COMMANDS[args.command](args)
     except KeyboardInterrupt:
         print("\ninterrupted: run the command again to continue", file=sys.stderr)
         return 130

@@ -43,6 +43,7 @@ def _wanted(args: argparse.Namespace, *, tried: bool = False) -> tuple[list[Reso
         config,
         example_rows=args.load_example,
         model_digest=package.digest if package else None,
+        manifest=package.manifest if package else None,
     )
     return _of_kinds(resources, args.kinds), open_kinds(cloud, config, package)
 

@@ -15,7 +15,15 @@ from common.errors import UsageError, suggest
 from model_handlers.formats.architecture import check_module_names
 
 CONFIG_NAME = "millrace.toml"
-PIPELINES = ("batch_local", "batch_vertex", "stream_local", "stream_vertex")
+# The pipelines, with the end of the reference's names for their result tables.
+_RESULTS = {
+    "batch_local": "batch_results",
+    "batch_vertex": "batch_results_vertex",
+    "stream_local": "streaming_results",
+    "stream_vertex": "streaming_results_vertex",
+}
+PIPELINES = tuple(_RESULTS)
+SCHEMAS = ("default", "reference")
 
 _LABEL_KEY = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _LABEL_VALUE = re.compile(r"[a-z0-9_-]{0,63}")
@@ -79,6 +87,8 @@ class Config:
         folder: The folder in the bucket that holds all files of Millrace.
         job_prefix: The start of the names of Dataflow jobs.
         source_table: The table that `--load_example` fills.
+        tables: The names of result tables, by pipeline. The others have the reference's names.
+        output_schema: The columns of the result tables, as in the flag `--output_schema`.
         service_account: The part before the @ of the account that workers run as.
         model: The path of the package to upload, None to upload none.
         trusted_modules: Top-level Python modules that the package's architecture may import.
@@ -101,6 +111,8 @@ class Config:
     model: str | None = None
     trusted_modules: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
+    tables: Mapping[str, str] = field(default_factory=dict)
+    output_schema: str = "reference"
     pipelines: tuple[str, ...] = PIPELINES
     name: str = ""
 
@@ -124,12 +136,41 @@ class Config:
                     f"label {key} = {value!r}: expected a key and a value of at most 63 characters "
                     "(a-z, 0-9, _ and -), the key starting with a letter"
                 )
+        self._check_tables()
         check_module_names(self.trusted_modules)
         check_pipelines(self.pipelines, "pipelines")
+
+    def table_of(self, pipeline: str) -> str:
+        """Return the name of the table for the results of a pipeline, without its dataset."""
+        return self.tables.get(pipeline, f"{self.prefix.replace('-', '_')}_{_RESULTS[pipeline]}")
+
+    def _check_tables(self) -> None:
+        """Raise UsageError if the result tables are misnamed, or if two kinds of rows share one."""
+        if self.output_schema not in SCHEMAS:
+            raise UsageError(
+                f"output_schema = {self.output_schema!r}: expected {' or '.join(SCHEMAS)}"
+            )
+        for pipeline, name in self.tables.items():
+            check_pipelines((pipeline,), "tables")
+            if not re.fullmatch(r"\w{1,1024}", name, re.ASCII) or name == self.source_table:
+                raise UsageError(
+                    f"tables: {pipeline} = {name!r}: expected letters, digits and _, and another "
+                    "name than that of the source table"
+                )
+        of_batch, of_streams = (
+            {self.table_of(name) for name in PIPELINES if name.startswith(kind)}
+            for kind in ("batch", "stream")
+        )
+        if shared := of_batch & of_streams:
+            raise UsageError(
+                f"tables: batch pipelines and streams write different columns, so they cannot "
+                f"share {min(shared)}: choose another name for one of them"
+            )
 
     def _default_name(self) -> str:
         """Return the start of the prefix and a digest of all fields that name or place anything."""
         named = "\n".join(getattr(self, field) for field in _NAMING)
+        named += "".join(f"\n{pipeline}={name}" for pipeline, name in sorted(self.tables.items()))
         return f"{self.prefix[:38]}-{hashlib.sha256(named.encode()).hexdigest()[:8]}"
 
 

@@ -10,10 +10,11 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 
 import pyarrow as pa
 
+from model_handlers.manifest import Manifest
 from resources.config import PIPELINES, Config
 from transforms.bigquery.schema import table_fields, type_name
 from transforms.dead_letter_schema import FAILURE_SCHEMA
-from transforms.row_schemas import REFERENCE_SCHEMA, REFERENCE_STREAM_SCHEMA
+from transforms.row_schemas import REFERENCE_SCHEMA, REFERENCE_STREAM_SCHEMA, default_schema
 
 # The key of a configuration's label is this prefix followed by the configuration's name. A resource
 # that several configurations share carries one label for each.
@@ -88,7 +89,11 @@ class Resource:
 
 
 def declare(
-    config: Config, *, example_rows: int | None = None, model_digest: str | None = None
+    config: Config,
+    *,
+    example_rows: int | None = None,
+    model_digest: str | None = None,
+    manifest: Manifest | None = None,
 ) -> list[Resource]:
     """Return the resources of a configuration, each after the resources that it needs.
 
@@ -97,6 +102,8 @@ def declare(
         example_rows: The number of example rows for the source table, None to leave it alone.
         model_digest: The digest of the package that becomes the current model, None to leave the
             model out.
+        manifest: The manifest of that package. Result tables of the default schema have its
+            columns. Without it, setup leaves them to the first run.
     """
     chosen = set(config.pipelines)
     label = {f"{LABEL}{config_label(config.name)}": IN_USE}
@@ -104,7 +111,7 @@ def declare(
         replace(resource, properties={**resource.properties, **label})
         if resource.kind in LABELLED
         else resource
-        for resource in _all(config, example_rows, model_digest)
+        for resource in _all(config, example_rows, model_digest, manifest)
         if chosen.intersection(resource.pipelines)
     ]
 
@@ -114,7 +121,12 @@ def config_label(name: str) -> str:
     return f"{CONFIG_LABEL}{name}"
 
 
-def _all(config: Config, example_rows: int | None, model_digest: str | None) -> Iterator[Resource]:
+def _all(
+    config: Config,
+    example_rows: int | None,
+    model_digest: str | None,
+    manifest: Manifest | None,
+) -> Iterator[Resource]:
     for service, pipelines in SERVICES.items():
         yield Resource("service", service, pipelines=pipelines)
     email = f"{config.service_account}@{_account_domain(config.project)}"
@@ -139,7 +151,15 @@ def _all(config: Config, example_rows: int | None, model_digest: str | None) -> 
         "dataset", name, properties=place, needs=(("service", "bigquery.googleapis.com"),)
     )
     yield dataset
-    yield from _tables(config, dataset, example_rows)
+    yield from _results(config, dataset, manifest)
+    rows = {} if example_rows is None else {"example rows": str(example_rows)}
+    yield Resource(
+        "table",
+        f"{name}.{config.source_table}",
+        properties=rows,
+        needs=(dataset.key,),
+        on_demand=example_rows is None,
+    )
     yield from _messages(config)
     model = f"projects/{config.project}/locations/{config.region}/models/{config.prefix}"
     vertex = (("service", "aiplatform.googleapis.com"),)
@@ -167,39 +187,41 @@ def _files(config: Config, model_digest: str | None) -> Iterator[Resource]:
     yield Resource("files", folder, properties={}, needs=bucket, on_demand=True)
 
 
-def _tables(config: Config, dataset: Resource, example_rows: int | None) -> Iterator[Resource]:
-    def table(name: str, schema: pa.Schema, pipelines: tuple[str, ...]) -> Resource:
-        properties = {"type": "TABLE", **columns(schema)}
-        return Resource(
+def _results(config: Config, dataset: Resource, manifest: Manifest | None) -> Iterator[Resource]:
+    """Yield the tables of results and of dead letters. Pipelines may share them."""
+    schemas: dict[str, pa.Schema | None] = {}
+    pipelines: dict[str, tuple[str, ...]] = {}
+
+    def add(name: str, schema: pa.Schema | None, pipeline: str) -> None:
+        schemas[name] = schema
+        pipelines[name] = (*pipelines.get(name, ()), pipeline)
+
+    for pipeline in PIPELINES:
+        name = config.table_of(pipeline)
+        add(name, _schema(config, manifest, pipeline), pipeline)
+        # The pipelines use this name by default.
+        add(f"{name}_dead_letters", FAILURE_SCHEMA, pipeline)
+    if config.output_schema == "reference":
+        keyed = REFERENCE_STREAM_SCHEMA.append(pa.field("model_id", pa.string()))
+        stem = config.prefix.replace("-", "_")
+        add(f"{stem}_streaming_results_keyed", keyed, "stream_local")
+    for name, schema in schemas.items():
+        properties = {} if schema is None else {"type": "TABLE", **columns(schema)}
+        yield Resource(
             "table",
             f"{dataset.name}.{name}",
             properties=properties,
             needs=(dataset.key,),
-            pipelines=pipelines,
+            pipelines=pipelines[name],
+            on_demand=schema is None,
         )
 
-    stem = config.prefix.replace("-", "_")
-    keyed = REFERENCE_STREAM_SCHEMA.append(pa.field("model_id", pa.string()))
-    for name, schema, pipeline in (
-        ("batch_results", REFERENCE_SCHEMA, "batch_local"),
-        ("batch_results_vertex", REFERENCE_SCHEMA, "batch_vertex"),
-        ("streaming_results", REFERENCE_STREAM_SCHEMA, "stream_local"),
-        ("streaming_results_vertex", REFERENCE_STREAM_SCHEMA, "stream_vertex"),
-        ("streaming_results_keyed", keyed, "stream_local"),
-    ):
-        yield table(f"{stem}_{name}", schema, (pipeline,))
-        if schema is not keyed:
-            # The pipelines use this name by default.
-            letters = f"{stem}_{name}_dead_letters"
-            yield table(letters, FAILURE_SCHEMA, (pipeline,))
-    rows = {} if example_rows is None else {"example rows": str(example_rows)}
-    yield Resource(
-        "table",
-        f"{dataset.name}.{config.source_table}",
-        properties=rows,
-        needs=(dataset.key,),
-        on_demand=example_rows is None,
-    )
+
+def _schema(config: Config, manifest: Manifest | None, pipeline: str) -> pa.Schema | None:
+    """Return the schema of a pipeline's results, None if the model is not known."""
+    if config.output_schema == "reference":
+        return REFERENCE_STREAM_SCHEMA if pipeline in STREAM else REFERENCE_SCHEMA
+    return None if manifest is None else default_schema(manifest, stream=pipeline in STREAM)
 
 
 def columns(schema: pa.Schema) -> dict[str, str]:

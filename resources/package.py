@@ -13,7 +13,7 @@ from common.addresses import path_fault
 from common.errors import UsageError
 from model_handlers.artifact import read_package
 from model_handlers.formats.architecture import check_trusted
-from model_handlers.manifest import MANIFEST_NAME
+from model_handlers.manifest import MANIFEST_NAME, Manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,7 @@ class Package:
         file: The name of the model file.
         sha256: The hex digest of the model file.
         files: The contents of all files to upload, by name.
+        manifest: The manifest, None if the package has none.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Package:
     file: str
     sha256: str
     files: Mapping[str, bytes]
+    manifest: Manifest | None = None
 
     @property
     def digest(self) -> str:
@@ -112,4 +114,5 @@ def open_package(path: str, trusted_modules: Sequence[str] = ()) -> Package:
         file=package.file,
         sha256=package.sha256,
         files=files,
+        manifest=manifest,
     )

@@ -10,8 +10,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
+from cloud.proxies import spare_loopback
 from common.errors import MillraceError, UsageError, one_line, suggest
 from common.memory import MORE_MEMORY, out_of_memory
+from common.retries import print_retries
 from common.terminal import print_error
 
 
@@ -87,6 +89,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 def main(argv: Sequence[str]) -> int:
     """Run the command that the command line names, `run` by default, and return the exit code."""
+    spare_loopback()
     try:
         if not argv or argv[0].startswith("-"):
             return run(argv)
@@ -95,7 +98,8 @@ def main(argv: Sequence[str]) -> int:
                 f"unknown command {argv[0]!r}{suggest(argv[0], COMMANDS)}; choose from "
                 f"{', '.join(COMMANDS)}, or pass only flags to run the server; see --help"
             )
-        return COMMANDS[argv[0]](argv[1:])
+        with print_retries(sys.stderr):
+            return COMMANDS[argv[0]](argv[1:])
     except MillraceError as error:
         print_error(error)
         return 2 if isinstance(error, UsageError) else 1

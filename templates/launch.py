@@ -43,9 +43,16 @@ def chosen(environ: Mapping[str, str]) -> Command:
 
 
 def given(args: Iterable[str]) -> list[str]:
-    """Return the arguments that have a value: a field left blank in the console arrives empty."""
+    """Return the arguments that have a value: a field left blank in the console arrives empty.
+
+    White space and line ends around a value are dropped: they come from pasting it.
+    """
     kept: list[str] = []
-    for arg in args:
+    for raw in args:
+        arg = raw.strip()
+        if arg.startswith("--"):
+            flag, mark, value = arg.partition("=")
+            arg = f"{flag}{mark}{value.strip()}"
         if arg == "" and kept and kept[-1].startswith("--") and "=" not in kept[-1]:
             kept.pop()
         elif not (arg.startswith("--") and arg.endswith("=") and arg.count("=") == 1):

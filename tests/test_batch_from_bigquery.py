@@ -272,8 +272,12 @@ def test_a_source_without_rows_has_an_empty_result(
     client.query(
         f"CREATE OR REPLACE TABLE `{DATASET}.nothing` AS SELECT * FROM `{TABLE}` WHERE FALSE"
     ).result()
-    code, _, err = run(**flags, temp_location="gs://bucket/from")
+    code, out, err = run(**flags, temp_location="gs://bucket/from")
     assert (code, err) == (0, "")
+    assert "no rows were read: check the source" in out
+    code, _, err = run(**flags, temp_location="gs://bucket/from", min_rows=1)
+    assert code == 1
+    assert "0 rows were read from" in err
     found = report(tmp_path)
     assert found["balanced"]
     assert found["rows_in"] == found["rows_scored"] == found["rows_dead_lettered"] == 0

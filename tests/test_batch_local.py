@@ -111,6 +111,28 @@ def test_scores_are_those_of_the_model_and_name_the_model_and_the_run(
     assert table["scored_at"].null_count == 0
 
 
+def test_too_few_rows_fail_the_run_and_its_output_stays(run: Any, tmp_path: Path) -> None:
+    code, _, err = run(min_rows=ROWS + 1)
+    assert code == 1
+    assert f"{ROWS:,} rows were read from" in err
+    assert f"fewer than --min_rows {ROWS + 1:,}" in err
+    report = json.loads((tmp_path / "out/r/report.json").read_text())
+    assert (report["min_rows"], report["too_few_rows"]) == (ROWS + 1, True)
+    assert scores(tmp_path / "out").num_rows == report["rows_scored"]
+    assert run(min_rows=ROWS)[0] == 0
+
+
+def test_a_path_with_a_comma_is_read_in_quotes_and_an_error_says_so(
+    run: Any, example: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "a,b.parquet"
+    path.write_bytes((example / "transactions.parquet").read_bytes())
+    result = run(input_files=path)
+    assert_one_line_error(result, 1, "--input_files was split at commas: put a value that contains")
+    assert run(input_files=f'"{path}" ')[0] == 0
+    assert json.loads((tmp_path / "out/r/report.json").read_text())["rows_in"] == ROWS
+
+
 def test_the_three_packages_produce_equal_scores(run: Any, example: Path, tmp_path: Path) -> None:
     results = {}
     for name in ("model", "model_pt2", "pytorch_autoencoder.mar"):

@@ -267,6 +267,8 @@ def test_outputs_that_cannot_be_written_are_reported_before_the_first_row(
     )
     assert tables.created() == set()
     tables.query("CREATE TABLE scores (row_id INT64, scor FLOAT64, owner STRING NOT NULL)")
+    # A dry run finds the same fault.
+    assert_one_line_error(run(dry_run="true"), 1, "row_id INT64, expected STRING")
     assert_one_line_error(
         run(),
         1,

@@ -15,8 +15,9 @@ from google.api_core import exceptions
 
 import cloud.clients
 from cloud.clients import Cloud
+from cloud.endpoint_answers import refusal_advice
 from cloud.endpoints import Endpoints
-from cloud.errors import explain, is_passing, retry, translate_errors
+from cloud.errors import explain, is_passing, lacks_role, retry, translate_errors
 from common.errors import CredentialsError, InputError
 from examples.local_cloud import free_port
 
@@ -258,6 +259,77 @@ def test_an_error_is_explained_in_one_line_without_the_url(
     ):
         get_table(server)
     assert str(raised.value) == f"the table cannot be read: {said}"
+
+
+def info(reason: str, message: str) -> Answer:
+    """Return a refusal as Google's newer APIs send it, with an ErrorInfo."""
+    kind = "type.googleapis.com/google.rpc.ErrorInfo"
+    details = [{"@type": kind, "reason": reason, "domain": "googleapis.com", "metadata": {}}]
+    error = {"code": 403, "message": message, "status": "PERMISSION_DENIED", "details": details}
+    return 403, {"error": error}
+
+
+PERIMETER = "Request is prohibited by organization's policy. vpcServiceControlsUniqueIdentifier: x"
+REFUSALS = [
+    (failure(403, "responseTooLarge", "Response too large to return."), "result is too large"),
+    (failure(403, "accessDenied", f"VPC Service Controls: {PERIMETER}"), "VPC Service Controls"),
+    (failure(403, "vpcServiceControls", PERIMETER), "a perimeter of VPC Service Controls"),
+    (info("SECURITY_POLICY_VIOLATED", PERIMETER), "a perimeter of VPC Service Controls"),
+    (failure(403, "billingNotEnabled", "Not now."), "no active billing account"),
+    (info("BILLING_DISABLED", "This API method requires billing to be enabled."), "no active bil"),
+    (
+        failure(
+            403,
+            "accountDisabled",
+            "The billing account for the owning project is disabled in state absent",
+        ),
+        "no active billing account",
+    ),
+    (failure(403, "quotaExceeded", "Quota exceeded: bytes"), "a quota of the project is exh"),
+    (failure(403, "forbidden", "Quota exceeded for quota metric"), "a quota of the project"),
+    (info("ACCESS_TOKEN_SCOPE_INSUFFICIENT", "No."), "the credentials lack the scope"),
+    (info("USER_PROJECT_DENIED", "No."), "roles/serviceusage.serviceUsageConsumer"),
+    (info("CONSUMER_SUSPENDED", "Project p has been suspended."), "the project is suspended"),
+    (failure(403, "blocked", "No."), "blocks this operation"),
+    (failure(403, "forbidden", "Operation denied by organization policy: constraints/x"), "policy"),
+]
+
+
+@pytest.mark.parametrize(("answer", "advice"), REFUSALS, ids=lambda value: str(value)[-40:])
+def test_the_advice_on_a_refusal_follows_its_reason(
+    server: Server, answer: Answer, advice: str
+) -> None:
+    server.answers = [answer]
+    with (
+        pytest.raises(InputError) as raised,
+        # The role that the call needs does not help.
+        translate_errors(InputError, "the table cannot be read", "roles/bigquery.user"),
+    ):
+        get_table(server)
+    assert advice in str(raised.value)
+    assert "role roles/bigquery.user" not in str(raised.value)
+    cause = raised.value.__cause__
+    assert isinstance(cause, exceptions.Forbidden)
+    assert not lacks_role(cause)
+    # An endpoint answers with the same body.
+    assert advice in refusal_advice(json.dumps(answer[1]).encode())
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Access Denied: Table p:d.t: Permission bigquery.tables.getData denied on table p:d.t",
+        "a@b does not have storage.objects.get access to the Google Cloud Storage object.",
+        "The caller does not have permission",
+    ],
+)
+def test_a_missing_role_is_still_reported_as_one(server: Server, message: str) -> None:
+    server.answers = [failure(403, "accessDenied", message)]
+    with (
+        pytest.raises(InputError, match="grant the account the role roles/x"),
+        translate_errors(InputError, "it cannot be read", "roles/x"),
+    ):
+        get_table(server)
 
 
 @pytest.mark.parametrize(

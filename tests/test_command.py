@@ -2,20 +2,28 @@
 
 import io
 import time
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import grpc
 import pytest
 
+import pipelines.replay.command
 from common.errors import (
     BalanceError,
     InputError,
     MillraceError,
+    TooFewRows,
     TooManyDeadLetters,
+    one_line,
     suggest,
 )
 from pipelines.batch.progress import progress_line
 from pipelines.batch.report_text import summarise
-from pipelines.batch.run import check_dead_letters
-from pipelines.command import as_known_error, main
+from pipelines.batch.run import check_limits
+from pipelines.command import Command, as_known_error, main
 from pipelines.launch.command import choose_command
 
 TRACEBACK = """Traceback (most recent call last):
@@ -49,6 +57,73 @@ def test_any_other_error_is_reported_in_one_line() -> None:
     assert "\n" not in str(reported)
     assert "KeyError" in str(reported)
     assert "--debug" in str(reported)
+
+
+@pytest.fixture
+def calls() -> Iterator[Callable[[str], grpc.RpcError]]:
+    """A function that calls a method of a gRPC server, and returns the error."""
+
+    def fail(_: Any, context: grpc.ServicerContext) -> None:
+        context.abort(grpc.StatusCode.INTERNAL, "the index is\nout of range")
+
+    def fail_late(_: Any, context: grpc.ServicerContext) -> Iterator[bytes]:
+        yield b"one"
+        fail(_, context)
+
+    class Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
+        def service(self, details: grpc.HandlerCallDetails) -> Any:
+            if details.method == "/x/stream":
+                return grpc.unary_stream_rpc_method_handler(fail_late)
+            return grpc.unary_unary_rpc_method_handler(fail)
+
+    server = grpc.server(ThreadPoolExecutor(1), [Methods()])
+    port = server.add_insecure_port("localhost:0")
+    server.start()
+
+    def call(name: str) -> grpc.RpcError:
+        with grpc.insecure_channel(f"localhost:{port}") as channel:
+            start = channel.unary_stream if name == "stream" else channel.unary_unary
+            with pytest.raises(grpc.RpcError) as raised:
+                list(start(f"/x/{name}")(b""))
+            return raised.value
+
+    yield call
+    server.stop(None)
+
+
+@pytest.mark.parametrize("name", ["one", "stream"])
+def test_an_error_of_grpc_is_reported_by_its_code_and_details(
+    calls: Callable[[str], grpc.RpcError], name: str
+) -> None:
+    error = calls(name)
+    short = "gRPC error INTERNAL: the index is out of range"
+    assert one_line(error) == short
+    # The error of a worker arrives as the text of its traceback.
+    of_worker = RuntimeError("".join(traceback.format_exception(error)))
+    for reported in (as_known_error(error), as_known_error(of_worker)):
+        assert short in " ".join(str(reported).split())
+    assert str(as_known_error(error)).startswith("unexpected gRPC error INTERNAL: ")
+
+
+def test_an_error_without_a_message_is_reported_by_its_class() -> None:
+    reported = str(as_known_error(grpc.FutureTimeoutError()))
+    assert reported == "unexpected FutureTimeoutError; run again with --debug to see the traceback"
+
+
+@pytest.mark.parametrize(
+    ("name", "before"),
+    [("batch_local", "written"), ("stream_local", "started"), ("launch stream_local", "started")],
+)
+def test_an_interrupt_before_the_start_says_what_has_not_happened(
+    name: str, before: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipelines.replay.command, "run_for_test", interrupted, raising=False)
+    run = "pipelines.replay.command:run_for_test"
+    assert main(Command(name=name, about="", options=(), run=run), []) == 130
+    assert capsys.readouterr().err == f"\ninterrupted: nothing was {before}\n"
 
 
 @pytest.mark.parametrize(("argv", "takes"), [(["batch_local", "--help"], True), ([], False)])
@@ -129,12 +204,25 @@ def test_more_dead_letters_than_allowed_fail_the_run(dead: int, limit: float) ->
         r"\(.*\): see out/r1/dead_letters or p.d.letters"
     )
     with pytest.raises(TooManyDeadLetters, match=message):
-        check_dead_letters(report() | {"rows_dead_lettered": dead}, limit)
+        check_limits(report() | {"rows_dead_lettered": dead}, limit)
 
 
 @pytest.mark.parametrize(("dead", "limit"), [(0, 0.0), (10, 0.01), (10, 1.0), (999, 1.0)])
 def test_as_many_dead_letters_as_allowed_do_not_fail_the_run(dead: int, limit: float) -> None:
-    check_dead_letters(report() | {"rows_dead_lettered": dead}, limit)
+    check_limits(report() | {"rows_dead_lettered": dead}, limit)
+
+
+def test_a_run_that_read_fewer_rows_than_expected_fails() -> None:
+    read = report() | {"input": ["rows/", "more/"]}
+    check_limits(read, 1.0, min_rows=1000)
+    message = r"1,000 rows were read from rows/, more/, fewer than --min_rows 1,001; .* --run_id r1"
+    with pytest.raises(TooFewRows, match=message):
+        check_limits(read, 1.0, min_rows=1001)
+
+
+def test_a_run_that_read_no_rows_says_so() -> None:
+    assert "no rows were read: check the source" in summarise(report() | {"rows_in": 0}, 1.0)
+    assert "no rows were read" not in summarise(report(), 1.0)
 
 
 def test_the_progress_line_is_removed_at_the_end() -> None:

@@ -462,3 +462,5 @@ def test_a_dry_run_of_a_stream_needs_no_service(
     printed = capsys.readouterr().out
     assert re.search(r"^label +millrace_pipeline=stream_local$", printed, re.MULTILINE)
     assert re.search(r"^step +ScoreStream/Predict$", printed, re.MULTILINE)
+    # A stream has no staged files.
+    assert not re.search(r"^staging *$", printed, re.MULTILINE)

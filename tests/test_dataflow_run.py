@@ -298,7 +298,7 @@ def test_a_second_job_with_the_name_of_a_running_job_is_rejected(
     code, _, err = session.submit(stream_local.COMMAND, **flags, allow_shared_subscription=True)
     assert code == 1
     assert "already an active job named the-one" in err
-    assert "choose another --job_name, or pass --update to replace that job" in err
+    assert "the-one; choose another --job_name, or pass --update to replace that job" in err
     assert err.count("\n") == 1
     request_state(session, printed(out)["job"], JobState.JOB_STATE_CANCELLED)
 

@@ -190,6 +190,7 @@ PRECONDITION = orjson.dumps({"error": {"status": "FAILED_PRECONDITION", "message
             "vertexai.goog: use such an address, or let the server accept requests without a token",
         ),
         (refusal(403), "grant the account the role roles/aiplatform.user"),
+        (refusal(403, "VPC Service Controls: no"), "a perimeter of VPC Service Controls forbids"),
         (refusal(404), "check --endpoint, --endpoint_project and --endpoint_location"),
         (refusal(405), f"check {FLAGS}: expected the URL of an endpoint for predictions"),
         (refusal(501), f"check {FLAGS}: expected the URL of an endpoint for predictions"),

@@ -277,7 +277,9 @@ def test_a_template_is_started_with_the_request_that_a_dry_run_shows(templated: 
     shown = json.loads(out)
     assert templated.google.calls == []
     code, out, err = templated.launch(*argv, "--wait", "--poll_seconds", "0")
-    assert code == 0, err
+    # The templates of this server run nothing, so there is no report.
+    assert code == 1
+    assert "job a-job is done, but does not say where its report is" in err
     (call,) = (c for c in templated.google.calls if c.method.endswith("flexTemplates.launch"))
     assert call.body["launchParameter"] == shown["launchParameter"]
     assert shown["launchParameter"]["parameters"]["input_files"] == "gs://b/rows/"
@@ -322,6 +324,29 @@ def test_a_launch_of_a_template_that_waits_prints_only_the_report_on_standard_ou
         assert code == 0, err
         code, out, err = templated.paste(f"{json.loads(out)['follow']} --json_summary")
         assert (code, json.loads(out)) == (0, report), err
+
+
+def test_the_run_of_our_own_template_is_recognized_by_its_flags(
+    templated: World, emulators: LocalCloud
+) -> None:
+    batch = ["gs://bucket/ours" if word == "gs://b/o" else word for word in BATCH]
+    wait = ("--wait", "--poll_seconds", "0", "--json_summary")
+    argv = (*batch, *FROM, "--run_id", "r1", *wait)
+    code, out, err = templated.launch(*argv)
+    blob = emulators.cloud.storage().bucket("bucket").blob("ours/r1/report.json")
+    report_path = "gs://bucket/ours/r1/report.json"
+    assert (code, out) == (1, "")
+    assert f"is done, but its report cannot be read: report {report_path} does not exist" in err
+    # With another run's report in that place, the run of this job is still missing.
+    report = {"rows_in": 10, "rows_scored": 10, "rows_dead_lettered": 0}
+    blob.upload_from_string(json.dumps(report | {"finished_at": "2020-01-01T00:00:00+00:00"}))
+    code, out, err = templated.launch(*argv)
+    assert (code, out) == (1, "")
+    assert f"{report_path} is the report of an earlier run" in err
+    blob.upload_from_string(json.dumps(report | {"finished_at": "2999-01-01T00:00:00+00:00"}))
+    code, out, err = templated.launch(*argv)
+    assert code == 0, err
+    assert json.loads(out)["rows_scored"] == 10
 
 
 def test_a_dry_run_of_a_template_shows_no_secret(templated: World) -> None:

@@ -135,6 +135,10 @@ def test_names_hold_only_in_the_block() -> None:
             ["launch", "--project", "p"],
             "missing --attach; for example: millrace launch --attach ATTACH",
         ),
+        (
+            ["launch", "--attach", "a job", "--api_endpoints", "dataflow=http://localhost:1"],
+            "missing --project; for example: millrace launch --attach 'a job' --project PROJECT",
+        ),
         (["launch", "batch"], "unknown pipeline 'batch'"),
         (["package", "--output", "o"], "the following arguments are required: model"),
         (["deploy", "undeploy"], "--endpoint is missing"),

@@ -14,7 +14,7 @@ from google.api_core import exceptions
 
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
-from common.errors import JobError, TooManyDeadLetters, UsageError
+from common.errors import JobError, TooFewRows, TooManyDeadLetters, UsageError
 from common.terminal import Progress
 from examples.google_api.dataflow import Dataflow
 from examples.google_api.faults import Call, Fault, HangUp, Refusal, permission_denied
@@ -201,6 +201,15 @@ def test_a_job_with_more_dead_letters_than_it_allows_fails(world: World, tmp_pat
         match=r"\(10.00 %\) are dead letters, more than --max_dead_letter_share 0.05 allows; "
         r"the largest group is reason null, stage validate, column a \(10 rows\): see ",
     ):
+        world.follow(world.add(facts))
+
+
+def test_a_job_with_fewer_rows_than_it_expects_fails(world: World, tmp_path: Path) -> None:
+    facts = make_facts(tmp_path, min_rows=101)
+    report = write_report(facts, 90, 10)
+    Path(str(facts.report)).write_text(json.dumps(report | {"input": ["gs://b/rows/"]}))
+    message = "100 rows were read from gs://b/rows/, fewer than --min_rows 101"
+    with pytest.raises(TooFewRows, match=message):
         world.follow(world.add(facts))
 
 

@@ -6,6 +6,7 @@ import pickle
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from apache_beam.options.pipeline_options import (
     PipelineOptions,
     StandardOptions,
 )
+from hypothesis import given as examples
+from hypothesis import strategies as st
 
 from cloud.endpoints import Endpoints
 from common.errors import UsageError
@@ -26,6 +29,7 @@ from pipelines.metadata import TEMPLATES
 from pipelines.options import (
     CloudOptions,
     DeviceOptions,
+    FailureOptions,
     ModelOptions,
     RunOptions,
     SinkOptions,
@@ -33,6 +37,7 @@ from pipelines.options import (
     all_flags,
 )
 from pipelines.options.flag import Parsed, build_parser, parse_flags
+from pipelines.options.lists import join_list, split_list
 from pipelines.options.model import BATCH_ROWS, STREAM_BATCH_ROWS, EndpointOptions
 from pipelines.replay.command import COMMAND as REPLAY
 from pipelines.stream.config import stream_config
@@ -54,6 +59,71 @@ def test_lists_are_split_at_commas_and_spaces() -> None:
     )
     assert given.get(CloudOptions).api_endpoints == ("bigquery=http://h:1", "storage=http://h:2")
     assert given.get(SinkOptions).cluster_by == ("a",)
+
+
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        (["a b c"], ("a", "b", "c")),
+        ([" a\tb \n"], ("a", "b")),
+        (["a\nb\r\nc\n"], ("a", "b", "c")),
+        (["a, b ,\nc"], ("a", "b", "c")),
+        # With commas or several words, a space belongs to a value.
+        (["Amount USD,b"], ("Amount USD", "b")),
+        (["Amount USD", "b"], ("Amount USD", "b")),
+        (['"a,b.csv",c.csv'], ("a,b.csv", "c.csv")),
+        (['"my rows.csv"'], ("my rows.csv",)),
+        (['"a,b.csv" c.csv'], ("a,b.csv", "c.csv")),
+        (['"say ""hi""",b'], ('say "hi"', "b")),
+        (['5"disk', "it's"], ('5"disk', "it's")),
+    ],
+    ids=repr,
+)
+def test_a_list_is_split_as_a_person_means_it(words: list[str], values: tuple[str, ...]) -> None:
+    assert split_list(words) == values
+
+
+@examples(
+    st.lists(st.text().map(str.strip).filter(lambda text: text and "\0" not in text), min_size=1)
+)
+def test_a_list_that_is_written_as_a_text_is_read_back(values: list[str]) -> None:
+    assert split_list([join_list(values)]) == tuple(values)
+
+
+def test_white_space_and_line_ends_around_any_value_are_dropped() -> None:
+    argv = [
+        *("--output_files", "out \n", "--batch_rows", " 7\n", "--precision", "\tfloat32 "),
+        *("--max_dead_letter_share", "0.1 ", "--json_summary", "true\r\n", "--run_id", "r1\n"),
+    ]
+    given = parsed(*argv)
+    assert given.get(SinkOptions).output_files == "out"
+    assert given.get(ModelOptions).batch_rows == 7
+    assert given.get(DeviceOptions).precision == "float32"
+    assert given.get(FailureOptions).max_dead_letter_share == 0.1
+    assert given.get(RunOptions).json_summary is True
+    assert given.get(RunOptions).run_id == "r1"
+    with pytest.raises(UsageError, match="--output_files has an empty value"):
+        parsed("--output_files", " \n")
+
+
+def test_the_addresses_in_a_list_are_all_checked() -> None:
+    with pytest.raises(UsageError, match="not a web address"):
+        parsed("--input_files", "a.csv https://h/b.csv")
+
+
+def test_an_error_about_a_part_of_a_value_says_where_it_was_split(
+    tmp_path: Path,
+) -> None:
+    flags = {"model": "m", "output_files": str(tmp_path)}
+    others = [word for name, value in flags.items() for word in (f"--{name}", value)]
+    for text, at in ((f"{tmp_path}/a,b.csv", "commas"), (f"{tmp_path}/a b.csv", "spaces")):
+        split = parsed("--input_files", text, *others).splits
+        message = f"no file matches {tmp_path}/a"
+        (note,) = [one.note(message) for one in split]
+        assert f"--input_files was split at {at}: put a value that contains" in note
+        assert [one.note("out of memory") for one in split] == [""]
+    # A list of columns is usually meant as one.
+    assert parsed("--output_fields", "a,b", *others).splits == ()
 
 
 def test_flags_that_are_not_given_have_their_defaults() -> None:

@@ -231,7 +231,7 @@ def test_filters_choose_what_is_replayed(
         {"stage": "decode,infer"},
         {"since": "2999-01-01T00:00:00Z"},
         {"pipeline": "stream_local"},
-        {"replayed_run_id": "q"},
+        {"replayed_run_id": "r", "reason": "invalid_json"},
     ],
     ids=lambda filters: next(iter(filters)),
 )
@@ -243,12 +243,23 @@ def test_without_matching_dead_letters_no_run_starts(
 ) -> None:
     code, out, err = run(replay, input_files=tmp_path / "out", **filters)
     assert (code, err) == (0, "")
-    ((name, value),) = filters.items()
-    assert out == f"no dead letters in {tmp_path / 'out'}, --{name} {value}: nothing to replay\n"
+    given = ", ".join(sorted(f"--{name} {value}" for name, value in filters.items()))
+    assert out == f"no dead letters in {tmp_path / 'out'}, {given}: nothing to replay\n"
     assert list(reports(tmp_path / "out")) == ["r"]
     # With --json_summary, standard output holds only a report.
     quiet = run(replay, input_files=tmp_path / "out", **filters, json_summary="true")
     assert quiet == (0, "", out)
+
+
+@pytest.mark.parametrize("ids", ["q", "r,q"])
+def test_a_replay_of_an_unknown_run_fails_and_lists_the_runs(
+    run: Callable[..., Result], letters: list[dict[str, Any]], tmp_path: Path, ids: str
+) -> None:
+    result = run(replay, input_files=tmp_path / "out", replayed_run_id=ids)
+    listed = f"runs with dead letters: r ({len(letters):,})"
+    place = f"no dead letters of this run in {tmp_path / 'out'}"
+    assert_one_line_error(result, 1, "--replayed_run_id q: ", place, listed)
+    assert list(reports(tmp_path / "out")) == ["r"]
 
 
 def test_a_replay_with_the_same_package_fails_and_keeps_the_dead_letters(
@@ -712,6 +723,9 @@ def test_after_a_crash_the_same_command_leaves_each_row_once(
         assert_one_line_error(run(replay, **flags), 1, "the machine is gone")
     halfway = balance(servers, name)
     assert len(halfway) > 300 - 3
+    assert_one_line_error(
+        run(replay, **flags, replayed_run_id="typo"), 1, "runs with dead letters: "
+    )
     assert run(replay, **flags)[0] == 0
     assert balance(servers, name) == halfway
     assert set(halfway.values()) == {1}
@@ -782,9 +796,12 @@ def test_replayed_messages_leave_the_subscription_and_the_others_stay(
     assert code == 0, err
     assert "stream_replay" in out
     assert err == (
-        f"2 messages stay in {box.subscription}: they are not dead letters, or the filters exclude "
-        "them\n"
+        f"2 messages stay in {box.subscription}: 1 with another reason than --reason, 1 without "
+        "a whole dead letter\n"
     )
+    unknown = run(replay, **flags, replayed_run_id="typo")
+    assert unknown[0] == 1
+    assert "no dead letters of this run in" in unknown[2]
     first = replay_of(tmp_path / "out")
     assert (first["rows_in"], first["rows_scored"]) == (5, 4)
     rows = scores(tmp_path / "out", first["run_id"])

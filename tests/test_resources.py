@@ -617,19 +617,23 @@ def test_setup_adds_columns_and_repairs_only_what_it_created(
     world.fine("cleanup", "--yes", *kinds)
 
 
+@pytest.mark.parametrize("schema", ["reference", "default"])
 def test_a_pipeline_runs_on_the_resources_of_setup(
-    make_world: Callable[..., World], example: Path, stream_emulators: LocalCloud
+    make_world: Callable[..., World], example: Path, stream_emulators: LocalCloud, schema: str
 ) -> None:
-    world = make_world("used", ("batch_local", "stream_local"), model=str(example / "model"))
+    own = {} if schema == "reference" else {"output_schema": schema}
+    tables = {"batch_local": "used_batch_results" if schema == "reference" else "scores"}
+    config = {"model": str(example / "model"), "tables": tables, **own}
+    world = make_world("used", ("batch_local", "stream_local"), **config)
     out = world.fine("setup", "--load_example", "300")
     model = out.split("to use the model, pass --model ")[1].strip()
-    results = f"{PROJECT}.used.used_batch_results"
+    results = f"{PROJECT}.used.{tables['batch_local']}"
     flags = {
         "input_table": f"{PROJECT}.used.frameworks",
         "model": model,
         "id_column": "transaction_id",
         "output_table": results,
-        "output_schema": "reference",
+        "output_schema": schema,
         "temp_location": "gs://used-bucket/frameworks/pytorch-autoencoder/dataflow/tmp",
         "project": PROJECT,
         "run_id": "first",
@@ -642,8 +646,11 @@ def test_a_pipeline_runs_on_the_resources_of_setup(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    count = f"SELECT COUNT(DISTINCT instance_id) FROM `{results}`"
+    ident = "instance_id" if schema == "reference" else "row_id"
+    count = f"SELECT COUNT(DISTINCT {ident}) FROM `{results}`"
     assert [tuple(row) for row in world.cloud.bigquery().query_and_wait(count)] == [(300,)]
+    (shown,) = (line for line in world.fine("status").splitlines() if f"{results} " in line)
+    assert "300 rows" in shown
     # A stream accepts the subscription.
     name = f"projects/{PROJECT}/subscriptions/used-input-sub-local"
     source = Subscription(name=name)

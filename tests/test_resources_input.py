@@ -32,10 +32,11 @@ from examples.google_api.faults import (
 )
 from examples.google_api.server import GoogleApi, Service, google_api
 from examples.google_api.service_usage import ServiceUsage
+from model_handlers.manifest import Manifest, OutputSpec
 from resources.__main__ import main
 from resources.cleanup import Choice, choose_removals, lost_rows
 from resources.config import PIPELINES, Config, read_config
-from resources.declaration import ROLES, Resource, declare
+from resources.declaration import ROLES, Resource, columns, declare
 from resources.differences import make_step
 from resources.flags import parse_arguments
 from resources.jobs import PipelineJob, pipeline_of
@@ -46,7 +47,9 @@ from resources.package import open_package
 from resources.place import check_project
 from resources.status import Status, shared
 from resources.stopping import Stop, stop_jobs
-from transforms.row_schemas import REFERENCE_SCHEMA, REFERENCE_STREAM_SCHEMA
+from transforms.encode import choose_fields, output_schema
+from transforms.provenance import Provenance
+from transforms.row_schemas import REFERENCE_SCHEMA, REFERENCE_STREAM_SCHEMA, default_schema
 
 ROOT = Path(__file__).parent.parent
 CONFIG = Config(project="some-project")
@@ -70,10 +73,58 @@ def test_columns_match_the_rows_of_the_pipelines() -> None:
         ("streaming_results_vertex", REFERENCE_STREAM_SCHEMA),
     ):
         table = by_name[f"some-project.frameworks.pytorch_autoencoder_{name}"]
-        columns = [p.removeprefix("column ") for p in table.properties if p.startswith("column ")]
-        assert columns == schema.names
+        names = [p.removeprefix("column ") for p in table.properties if p.startswith("column ")]
+        assert names == schema.names
     assert table.properties["column encoded"] == "REPEATED FLOAT"
     assert table.properties["column sequence"] == "INTEGER"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"score_output": None},
+        {"output_fields": ("code", "total")},
+        {"outputs": (OutputSpec("score"), OutputSpec("n", dtype="int64")), "score_output": "score"},
+    ],
+    ids=str,
+)
+def test_the_default_schema_is_that_of_the_rows_that_pipelines_write(
+    make_manifest: Callable[..., Manifest],
+    provenance: Provenance,
+    changes: dict[str, Any],
+    stream: bool,
+) -> None:
+    manifest = make_manifest(**changes)
+    written = output_schema(choose_fields(manifest, stream=stream), manifest, provenance, None)
+    assert columns(default_schema(manifest, stream=stream)) == columns(written)
+
+
+def tables_of(config: Config, manifest: Manifest | None = None) -> dict[str, Resource]:
+    declared = declare(config, manifest=manifest)
+    return {r.name.rpartition(".")[2]: r for r in declared if r.kind == "table"}
+
+
+def test_the_config_names_the_result_tables_and_their_schema(
+    make_manifest: Callable[..., Manifest],
+) -> None:
+    names = {"batch_local": "scores", "batch_vertex": "scores", "stream_local": "live"}
+    config = Config(project="some-project", tables=names, output_schema="default")
+    stem = "pytorch_autoencoder_streaming_results_vertex"
+    results = {"scores", "live", stem}
+    letters = {f"{name}_dead_letters" for name in results}
+    found = tables_of(config, make_manifest())
+    assert found.keys() == {*results, *letters, "frameworks"}
+    assert found["scores"].pipelines == ("batch_local", "batch_vertex")
+    assert found["live"].properties["column code"] == "REPEATED FLOAT"
+    assert {"column row_id", "column run_id"} <= found["scores"].properties.keys()
+    assert not any(found[name].on_demand for name in (*results, *letters))
+    # Without the model, nobody knows the columns. The first run creates the tables.
+    unknown = tables_of(config)
+    assert unknown.keys() == found.keys()
+    assert all(unknown[name].on_demand for name in results)
+    assert not any(unknown[name].on_demand for name in letters)
 
 
 @pytest.mark.parametrize("pipelines", [PIPELINES, *((name,) for name in PIPELINES)])
@@ -123,6 +174,11 @@ def test_a_batch_worker_has_no_role_for_topics_nor_a_local_worker_for_endpoints(
         ('location = "europe-west44"', "location = 'europe-west44': expected a region"),
         ('name = "Fraud"', "name = 'Fraud': expected 1 to 47 characters: a-z"),
         ('labels = {Team = "x"}', "label Team = 'x': expected a key and a value of at most"),
+        ('output_schema = "mine"', "output_schema = 'mine': expected default or reference"),
+        ('tables = {batch = "t"}', "tables: unknown pipeline 'batch'"),
+        ('tables = {batch_local = "a.b"}', "tables: batch_local = 'a.b': expected letters, digits"),
+        ('tables = {batch_local = "frameworks"}', "than that of the source table"),
+        ('tables = {batch_local = "t", stream_local = "t"}', "so they cannot share t: choose"),
         ("project = ", "cannot be read: Invalid value"),
         ('project = "p"', "project = 'p': expected 6 to 30 characters"),
     ],

@@ -112,20 +112,20 @@ def test_the_flags_that_a_command_needs_are_enough(command: Command) -> None:
             BATCH,
             {"input_files": None, "input_table": "p.d.t", "model": None},
             "missing --model; for example: python -m pipelines.batch_local --input_table "
-            "INPUT_TABLE --model MODEL --output_files OUTPUT_FILES",
+            "p.d.t --model MODEL --output_files o",
         ),
         (
             STREAM_VERTEX,
             {"endpoint": None, "endpoint_url": "http://h/x", "model": None},
             "missing --model; for example: python -m pipelines.stream_vertex --input_subscription "
-            "INPUT_SUBSCRIPTION --model MODEL --endpoint_url ENDPOINT_URL --output_topic "
-            "OUTPUT_TOPIC --dead_letter_files DEAD_LETTER_FILES",
+            f"{SUB} --model MODEL --endpoint_url http://h/x --output_topic {OUT} "
+            "--dead_letter_files d",
         ),
         (
             REPLAY,
             {"input_files": None, "input_subscription": SUB, "output_files": None},
             "missing --output_files (or --output_table); for example: python -m pipelines.replay "
-            "--input_subscription INPUT_SUBSCRIPTION --model MODEL --output_files OUTPUT_FILES",
+            f"--input_subscription {SUB} --model m --output_files OUTPUT_FILES",
         ),
         # Contradictions.
         (

@@ -74,6 +74,8 @@ def balanced(draw: st.DrawFn) -> Run:
 def test_the_report_says_whether_too_many_rows_failed(run: Run, limit: float) -> None:
     report = build_report(*run, {"max_dead_letter_share": limit})
     rows, dead = report["rows_in"], report["rows_dead_lettered"]
+    assert not report["too_few_rows"]
+    assert build_report(*run, {"min_rows": rows + 1})["too_few_rows"]
     none_scored = dead > 0 and report["rows_scored"] == 0
     assert report["too_many_dead_letters"] == (dead > limit * rows or none_scored)
 

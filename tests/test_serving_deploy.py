@@ -248,13 +248,18 @@ def test_a_second_version_shares_the_traffic_and_can_be_rolled_back(
     second = endpoint_of(google)["deployedModels"][1]["id"]
     assert endpoint_of(google)["trafficSplit"] == {first: 90, second: 10}
     assert f"90 % to {first}, 10 % to {second}" in out
+    assert "gets no requests" not in out
     # The new version gets more traffic, then the old one gets all of it again. Nothing is uploaded
     # or deployed.
     del google.calls[:]
     run("deploy", *custom(new, staging, "--traffic_percent", "50"))
     assert endpoint_of(google)["trafficSplit"] == {first: 50, second: 50}
-    run("deploy", *custom(old, staging))
+    code, out, _ = run("deploy", *custom(old, staging))
     assert endpoint_of(google)["trafficSplit"] == {first: 100}
+    (costs,) = (line for line in out.splitlines() if "gets no requests, but costs" in line)
+    assert costs.startswith(f"deployed model {second} (")
+    assert "python -m serving undeploy --endpoint " in costs
+    assert costs.endswith(f"--deployed_model {second}`")
     assert changes(google) == ["endpoints.patch", "endpoints.patch"]
 
 

@@ -286,6 +286,25 @@ def decoded(line: dict[str, Any]) -> dict[str, Any]:
     return {"row_id": line["row_id"], "payload": found}
 
 
+def test_a_dry_run_of_a_stream_checks_its_table_and_creates_nothing(stream: Stream) -> None:
+    letters = f"{stream.table}_letters"
+    flags: dict[str, Any] = {
+        "output_table": stream.table,
+        "dead_letter_topic": None,
+        "dead_letter_table": letters,
+    }
+    assert main(COMMAND, stream.flags(**flags, dry_run="true")) == 0
+    assert "only tables were checked" in stream.capsys.readouterr().out
+    client = stream.cloud.cloud.bigquery()
+    for table in (stream.table, letters):
+        with pytest.raises(exceptions.NotFound):
+            client.get_table(table)
+    client.query(f"CREATE TABLE `{stream.table}` (row_id INT64)").result()
+    code, err = stream.run(**flags, dry_run="true")
+    assert code == 1
+    assert "row_id INT64, expected STRING" in err
+
+
 def test_a_run_creates_and_deletes_its_subscription_and_creates_a_table_of_dead_letters(
     stream: Stream,
 ) -> None:

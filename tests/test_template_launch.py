@@ -38,6 +38,11 @@ def test_empty_fields_of_the_console_count_as_not_given(launch: ModuleType) -> N
     assert launch.given(args) == ["--model=m", "--labels=a=", "--debug"]
 
 
+def test_white_space_around_pasted_values_is_dropped(launch: ModuleType) -> None:
+    args = ["--temp_location=gs://b/tmp \n", "--input_files", "gs://b/a.csv\n", "--run_id= \n"]
+    assert launch.given(args) == ["--temp_location=gs://b/tmp", "--input_files", "gs://b/a.csv"]
+
+
 def test_switches_of_beam_may_have_a_value(launch: ModuleType) -> None:
     args = ["--enable_streaming_engine=true", "--no_use_public_ips=false", "--compile=true"]
     assert launch.as_switches(args) == ["--enable_streaming_engine", "--compile=true"]

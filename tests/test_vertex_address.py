@@ -159,6 +159,7 @@ def test_an_address_without_an_endpoint_is_reported_with_its_flag() -> None:
     ("answer", "message"),
     [
         ((403, refusal(403, "denied").body), "403 Forbidden: denied; grant the account the role"),
+        ((403, refusal(403, "Billing is disabled").body), "no active billing account"),
         ((404, refusal(404, "no such").body), "404 Not Found: no such; check the name, --endpoint"),
         ((401, refusal(401).body), "401 Unauthorized: Unauthorized; log in again"),
         ((404, HTML_PAGE), "404 Not Found: an HTML page; check"),

@@ -28,7 +28,10 @@ from serving.deploy import flags as deploy  # noqa: E402
 
 FOLDER = ROOT / "docs" / "reference" / "flags"
 _BEAM = "The command also accepts the flags of Apache Beam and its runners."
-_LISTS = "Commas or spaces separate the values of a list."
+_LISTS = (
+    "Commas or spaces separate the values of a list; a text with commas is not split at its "
+    "spaces. Put a value that contains a separator into double quotes: `'\"a,b.csv\",c.csv'`."
+)
 
 
 @dataclass(frozen=True)

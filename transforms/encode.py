@@ -32,10 +32,15 @@ from common.record_batch import (
 from model_handlers.manifest import Manifest
 from transforms.cells import FINE, is_text, read_cells
 from transforms.provenance import Provenance, utc_now
-from transforms.row_schemas import CARRIED, REFERENCE_SCHEMA, REFERENCE_STREAM_SCHEMA, WINDOW
+from transforms.row_schemas import (
+    CARRIED,
+    LINEAGE,
+    REFERENCE_SCHEMA,
+    REFERENCE_STREAM_SCHEMA,
+    SCORE,
+    WINDOW,
+)
 
-LINEAGE = ("model_name", "model_version", "model_digest", "run_id", "scored_at")
-SCORE = "score"
 _OWN = {ROW_ID, SCORE, *LINEAGE}
 ENCODED = "encoded"
 

@@ -1,11 +1,14 @@
-"""The schemas of the rows of the reference pipeline, which are the same for every model.
+"""The schemas of output rows, for commands that create the tables.
 
-This module does not import Beam, so commands that create the tables do not have to load it.
+Those of the reference pipeline are the same for every model. The default ones follow from the
+model. This module does not import Beam, so that these commands do not have to load it.
 """
 
 from __future__ import annotations
 
 import pyarrow as pa
+
+from model_handlers.manifest import Manifest
 
 _TIME = pa.timestamp("us", tz="UTC")
 
@@ -17,6 +20,8 @@ CARRIED = (
     ("sequence", pa.int64()),
 )
 WINDOW = ("window_start", "window_end")
+SCORE = "score"
+LINEAGE = ("model_name", "model_version", "model_digest", "run_id", "scored_at")
 
 REFERENCE_SCHEMA = pa.schema(
     [
@@ -34,3 +39,26 @@ REFERENCE_STREAM_SCHEMA = pa.schema(
         *CARRIED,
     ]
 )
+
+
+def default_schema(manifest: Manifest, *, stream: bool = False) -> pa.Schema:
+    """Return the schema of the rows that are written if no flag chooses their fields.
+
+    Args:
+        manifest: The manifest of the model.
+        stream: Whether rows arrive as messages. A stream with `--window_seconds` also writes
+            WINDOW.
+    """
+    score, kinds = manifest.score_output, {spec.name: spec.arrow_type for spec in manifest.outputs}
+    chosen = manifest.output_fields or tuple(name for name in kinds if name != score)
+    message = (("event_time", _TIME), ("received_at", _TIME), *CARRIED) if stream else ()
+    return pa.schema(
+        [
+            ("row_id", pa.string()),
+            *(((SCORE, kinds[score]),) if score is not None else ()),
+            *((name, kinds[name]) for name in chosen if not name == score == SCORE),
+            *((name, pa.string()) for name in LINEAGE[:-1]),
+            (LINEAGE[-1], _TIME),
+            *message,
+        ]
+    )

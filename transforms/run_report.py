@@ -111,6 +111,7 @@ def build_report(
         **source,
         "rows_written": written,
         "dead_letters": letters,
+        "too_few_rows": rows_in < facts.get("min_rows", 0),
         "too_many_dead_letters": too_many(dead, rows_in, facts.get("max_dead_letter_share", 1.0)),
     }
 

@@ -107,12 +107,14 @@ class RunConfig(ScoringConfig):
         sinks: The sinks of the scored rows.
         letter_sinks: The sinks of the dead letters.
         max_dead_letter_share: The share of the rows, from 0 to 1, above which the run fails.
+        min_rows: The number of rows below which the run fails.
     """
 
     sinks: tuple[Sink, ...]
     letter_sinks: tuple[Sink, ...]
     max_dead_letter_share: float
     run: RunOptions
+    min_rows: int = 0
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -154,6 +156,7 @@ def batch_config(pipeline: str, parsed: Parsed) -> BatchConfig:
         pipeline=pipeline,
         source=_source(parsed.get(SourceOptions)),
         id_column=parsed.get(SourceOptions).id_column,
+        min_rows=parsed.get(SourceOptions).min_rows,
         model=ModelConfig.of(
             parsed.get(ModelOptions), parsed.get(SinkOptions).output_schema, BATCH_ROWS
         ),

@@ -61,12 +61,17 @@ def new_attempt(run_id: str, token: str, options: PipelineOptions) -> Attempt:
         token: A random text that distinguishes the attempts at a run.
         options: Beam's options, whose temp location holds the folder of the attempt.
     """
-    location = options.view_as(GoogleCloudOptions).temp_location
+    root = _temp_root(options.view_as(GoogleCloudOptions).temp_location)
+    return Attempt(run_id, token, None if root is None else RunFolder(root, run_id, token))
+
+
+def _temp_root(location: str | None) -> str | None:
+    """Return the root of the runs in a temp location, or None if that is not a bucket."""
     if not (location or "").startswith(GCS):
-        return Attempt(run_id, token, None)
+        return None
     # BigQuery reads two slashes in the address of a file as one, and then does not find the file.
-    parts = [part for part in location.removeprefix(GCS).split("/") if part]
-    return Attempt(run_id, token, RunFolder(f"{GCS}{'/'.join(parts)}/millrace", run_id, token))
+    parts = [part for part in str(location).removeprefix(GCS).split("/") if part]
+    return f"{GCS}{'/'.join(parts)}/millrace"
 
 
 def open_destinations(
@@ -150,3 +155,20 @@ def check_cluster_by(names: tuple[str, ...], schema: pa.Schema) -> None:
 def report_folder(destinations: list[Destination]) -> RunFolder:
     """Return the folder of the report: the folder of the first destination."""
     return destinations[0].folder
+
+
+def report_place(config: RunConfig, temp_location: str) -> str | None:
+    """Return where a run on Dataflow writes its report.
+
+    Args:
+        config: The configuration of the run.
+        temp_location: The temp location of the job, a folder in a bucket.
+
+    Returns:
+        The path, or None if the flags do not name the run.
+    """
+    if config.run.run_id is None:
+        return None
+    sinks = (*config.sinks, *config.letter_sinks)
+    folder = next((sink.folder for sink in sinks if isinstance(sink, FilesSink)), None)
+    return RunFolder(folder or str(_temp_root(temp_location)), config.run.run_id, "").report

@@ -8,6 +8,7 @@ from typing import Any
 
 from common.terminal import facts
 
+NO_ROWS = "  no rows were read: check the source; --min_rows 1 makes such a run fail"
 STYLES = {"balance": "green", "output": "cyan", "report": "cyan"}
 
 
@@ -30,7 +31,7 @@ def run_facts(report: Mapping[str, Any], seconds: float) -> list[tuple[str, str]
         ("run", f"{report['run_id']}  ({report['pipeline']})"),
         ("model", f"{model['name']} {model['version']}  sha256 {model['digest']}"),
         ("score", _score(report)),
-        ("rows in", f"{rows_in:>12,}"),
+        ("rows in", f"{rows_in:>12,}{'' if rows_in else NO_ROWS}"),
         ("scored", f"{report['rows_scored']:>12,}"),
         ("dead letters", f"{dead:>12,}  {share if dead else ''}".rstrip()),
         *(("", f"{rows:>12,}  {text}") for rows, text in _reasons(report["dead_letters"])),

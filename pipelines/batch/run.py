@@ -20,7 +20,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from common.addresses import without_secrets
-from common.errors import TooManyDeadLetters
+from common.errors import TooFewRows, TooManyDeadLetters
 from common.terminal import is_terminal, print_facts
 from model_handlers.manifest import Manifest
 from pipelines.batch.config import RunConfig, Table, batch_config
@@ -158,8 +158,8 @@ def score_rows(
     schema = output_schema(fields, manifest, provenance, source.schema)
     rows = RowsToWrite(schema, fields.time_column, provenance)
     destinations = open_destinations(config, attempt, rows, cloud, source.lineage)
-    for destination in () if is_dry_run(options) else destinations:
-        destination.prepare()
+    for destination in destinations:
+        (destination.look if is_dry_run(options) else destination.prepare)()
     facts = _facts(scoring, provenance, source, destinations)
     return ScoreRows(
         source=source.transform,
@@ -201,6 +201,7 @@ def _facts(
         "dead_letter_output": [d.place for d in destinations if d.part == DEAD_LETTERS],
         "report": report_folder(destinations).report,
         "max_dead_letter_share": scoring.config.max_dead_letter_share,
+        "min_rows": scoring.config.min_rows,
     }
 
 
@@ -221,7 +222,7 @@ def run(
     Raises:
         MillraceError: If the run fails or leaves too many dead letters.
     """
-    facts = _job_facts(graph, config.max_dead_letter_share)
+    facts = _job_facts(graph, config)
     if runs_on_dataflow(options):
         carry(options, facts)
         ask_for_accelerator(config.predictor, options)
@@ -251,7 +252,7 @@ def run(
         print(orjson.dumps(report).decode())
     else:
         print_facts(run_facts(report, time.monotonic() - started), STYLES)
-    check_dead_letters(report, config.max_dead_letter_share)
+    check_limits(report, config.max_dead_letter_share, config.min_rows)
 
 
 def _run_to_end(
@@ -270,7 +271,7 @@ def _run_to_end(
         pipeline.run().wait_until_finish()
 
 
-def _job_facts(graph: ScoreRows, max_dead_letter_share: float) -> JobFacts:
+def _job_facts(graph: ScoreRows, config: RunConfig) -> JobFacts:
     """Return the facts that the job of a graph carries, for the process that follows it."""
     report = graph.report_folder
     folders = (report, *graph.temporary, *(d.folder for d in graph.destinations))
@@ -279,23 +280,35 @@ def _job_facts(graph: ScoreRows, max_dead_letter_share: float) -> JobFacts:
         report=report.report,
         staging=tuple(sorted({folder.staging for folder in folders})),
         attempt=report.token,
-        max_dead_letter_share=max_dead_letter_share,
+        max_dead_letter_share=config.max_dead_letter_share,
+        min_rows=config.min_rows,
     )
 
 
-def check_dead_letters(report: Mapping[str, Any], limit: float) -> None:
-    """Raise TooManyDeadLetters if a finished run left too many. Its output stays in place.
+def check_limits(
+    report: Mapping[str, Any], max_dead_letter_share: float, min_rows: int = 0
+) -> None:
+    """Raise an error if a finished run is beyond its limits. Its output stays in place.
 
-    A run that scored no row fails whatever the limit is: its input does not belong to the model.
+    A run that scored no row of those that it read fails whatever the limits are: its input does not
+    belong to the model.
 
     Args:
         report: The report of the run.
-        limit: The maximum share of the rows, from 0 to 1.
+        max_dead_letter_share: The maximum share of the rows, from 0 to 1.
+        min_rows: The minimum number of rows that the run reads.
 
     Raises:
-        TooManyDeadLetters: If more rows are dead letters, or if no row was scored.
+        TooFewRows: If the run read too few rows.
+        TooManyDeadLetters: If too many rows are dead letters, or if no row was scored.
     """
-    rows, dead = report["rows_in"], report["rows_dead_lettered"]
+    rows, dead, limit = report["rows_in"], report["rows_dead_lettered"], max_dead_letter_share
+    if rows < min_rows:
+        raise TooFewRows(
+            f"{rows:,} rows were read from {', '.join(report['input'])}, fewer than --min_rows "
+            f"{min_rows:,}; the output is in place: check the source, and run again with "
+            f"--run_id {report['run_id']}"
+        )
     if not too_many(dead, rows, limit):
         return
     largest, places = report["dead_letters"][0], " or ".join(report["dead_letter_output"])

@@ -32,6 +32,7 @@ class JobFacts:
         report: Where a batch run writes its report when it ends.
         staging: Folders in which a batch run leaves staged files if it does not end well.
         max_dead_letter_share: The share of dead letters above which the run counts as failed.
+        min_rows: The number of rows below which the run counts as failed.
         subscription: The subscription that a stream reads. When the stream has ended, the label
             that names it as the reader must be removed.
         attempt: The token with which the names of a batch run's staged files start. Attempts at
@@ -45,6 +46,7 @@ class JobFacts:
     report: str | None = None
     staging: tuple[str, ...] = ()
     max_dead_letter_share: float = 1.0
+    min_rows: int = 0
     subscription: str | None = None
     attempt: str | None = None
 

@@ -291,8 +291,8 @@ def start(
             raise
         except exceptions.Conflict as error:
             raise JobError(
-                f"{what}: {explain(error)}; choose another --job_name, or pass --update to "
-                "replace that job"
+                f"{what}: {explain(error).removesuffix('.')}; choose another --job_name, or pass "
+                "--update to replace that job"
             ) from error
         except (OSError, ValueError, PermanentException) as error:
             raise JobError(f"{what}: {one_line(error)}") from error
@@ -348,8 +348,12 @@ def describe_pipeline(pipeline: beam.Pipeline, facts: JobFacts) -> str:
     labels = options.view_as(GoogleCloudOptions).labels or ()
     shown = {n: v for n, v in sorted(given.items()) if n not in own and not is_secret(n)}
     lines = [
-        ("dry run", "nothing was created or started; sinks were not checked"),
-        *((name.removeprefix(PREFIX), _text(value)) for name, value in carried.items()),
+        ("dry run", "nothing was created or started; of the sinks, only tables were checked"),
+        *(
+            (name.removeprefix(PREFIX), _text(value))
+            for name, value in carried.items()
+            if value != []
+        ),
         *(("label", label) for label in labels),
         *(("option", f"--{name} {_text(value)}") for name, value in shown.items()),
         *(("step", name) for name in _steps(pipeline)),

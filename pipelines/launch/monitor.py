@@ -12,15 +12,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import orjson
 from google.api_core import exceptions
 
 from cloud.endpoints import Endpoints
-from cloud.errors import cause_of, explain, is_passing, translate_errors
+from cloud.errors import cause_of, explain, is_passing, lacks_role, short_reason, translate_errors
 from common.errors import CredentialsError, JobError, JobNotMonitored, MillraceError
 from common.terminal import Progress, print_error
-from pipelines.dataflow.facts import label_value
+from pipelines.dataflow.facts import JobFacts, label_value
 from pipelines.dataflow.jobs import VIEWER, Job, Jobs, job_errors
 from pipelines.dataflow.links import attach_command, console_link
 from pipelines.dataflow.messages import reasons
@@ -42,6 +43,8 @@ class Monitor:
     Attributes:
         poll_seconds: Seconds between two looks at a job.
         json_summary: Whether to print the report of a batch run as JSON.
+        expected: The facts that the job of our own template should carry, as far as its flags state
+            them. They are used if the job carries none. None for all other jobs.
         sleep: Waits for some seconds.
         now: Returns the current time.
     """
@@ -50,6 +53,7 @@ class Monitor:
     screen: Progress = field(default_factory=Progress)
     poll_seconds: float = 30.0
     json_summary: bool = False
+    expected: JobFacts | None = None
     sleep: Callable[[float], None] = time.sleep
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     _sees_backlog: bool = field(default=True, init=False)
@@ -142,8 +146,11 @@ class Monitor:
                 "google-api-python-client is not installed: run pip install 'millrace[resources]'"
             )
         except exceptions.Forbidden as error:
-            advice = "grant the account the role roles/monitoring.viewer"
-            self._without_backlog(f"{explain(error).partition('; ')[0]}; {advice}")
+            reason = explain(error)
+            if lacks_role(error):
+                advice = "grant the account the role roles/monitoring.viewer"
+                reason = f"{reason.partition('; ')[0]}; {advice}"
+            self._without_backlog(reason)
         except CredentialsError as error:
             self._without_backlog(str(error))
         except (exceptions.GoogleAPIError, OSError) as error:
@@ -158,7 +165,7 @@ class Monitor:
 
     def _wait_to_retry(self, error: Exception, faults: int) -> None:
         seconds = min(max(self.poll_seconds, 1.0) * 2 ** min(faults, 10), _LONGEST_WAIT)
-        reason = explain(cause_of(error)).partition("; ")[0]
+        reason = short_reason(error)
         self.screen.say(f"Dataflow does not respond ({reason}); retrying in {seconds:,.0f} s")
         self.sleep(seconds)
 
@@ -209,31 +216,48 @@ class Monitor:
         return "\n  ".join([f"job {job.name} failed after {took}:", *lines])
 
     def _report(self, job: Job, took: float) -> int:
-        """Print the report of a batch job that is done; raise TooManyDeadLetters if it has them."""
+        """Print the report of a batch job that is done; raise an error if it is beyond a limit."""
         from pipelines.batch.report_text import summarise
-        from pipelines.batch.run import check_dead_letters
-        from pipelines.cloud_access import open_storage
-        from transforms.files.listing import read_report
+        from pipelines.batch.run import check_limits
 
-        if job.facts is None or job.facts.report is None:
+        facts = job.facts or self.expected
+        if facts is None or (facts.report is None and self.expected is None):
             self.screen.say(
                 f"done after {elapsed(took)}; this job was not started by Millrace, so there is no "
                 "report"
             )
             return DONE
-        open_storage(self._endpoints, needed=job.facts.report.startswith("gs://"))
-        try:
-            report = read_report(job.facts.report)
-        except MillraceError as error:
-            raise JobError(
-                f"job {job.name} is done, but its report cannot be read: {error}"
-            ) from error
+        report = self._read_report(job, facts)
         if self.json_summary:
             print(orjson.dumps(report).decode(), flush=True)
         else:
             self.screen.say(summarise(report, took))
-        check_dead_letters(report, job.facts.max_dead_letter_share)
+        check_limits(report, facts.max_dead_letter_share, facts.min_rows)
         return DONE
+
+    def _read_report(self, job: Job, facts: JobFacts) -> dict[str, Any]:
+        """Return the report of a batch job that is done; raise JobError if there is none."""
+        from pipelines.cloud_access import open_storage
+        from transforms.files.listing import read_report
+
+        if facts.report is None:
+            raise JobError(
+                f"job {job.name} is done, but does not say where its report is: see "
+                f"{console_link(job.project, job.region, job.ident)}, and pass --run_id next time"
+            )
+        open_storage(self._endpoints, needed=facts.report.startswith("gs://"))
+        try:
+            report = read_report(facts.report)
+        except MillraceError as error:
+            raise JobError(
+                f"job {job.name} is done, but its report cannot be read: {error}"
+            ) from error
+        if job.facts is None and datetime.fromisoformat(report["finished_at"]) < job.created:
+            raise JobError(
+                f"job {job.name} is done, but {facts.report} is the report of an earlier run: see "
+                f"the job's messages at {console_link(job.project, job.region, job.ident)}"
+            )
+        return report
 
     def _clean_up(self, job: Job) -> None:
         """Remove a batch run's staged files, and the label of the subscription of a stream."""

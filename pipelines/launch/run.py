@@ -21,6 +21,7 @@ from cloud.regions import region_fault
 from common.addresses import without_secrets
 from common.errors import InputError, JobNotMonitored, MillraceError, UsageError
 from common.terminal import Progress, facts, print_error
+from pipelines.dataflow.facts import JobFacts
 from pipelines.dataflow.jobs import Jobs
 from pipelines.dataflow.links import attach_command, console_link, interrupted, links, starting
 from pipelines.launch.command import PIPELINES
@@ -30,7 +31,7 @@ from pipelines.launch.request import check_parameters, launch_request, parameter
 from pipelines.options import CloudOptions
 from pipelines.options.flag import Parsed
 from pipelines.options.launch import AttachOptions, LaunchOptions
-from pipelines.options.rules import check_batch, check_stream, require
+from pipelines.options.rules import all_given, check_batch, check_stream, require
 
 # How long one poll is retried, in seconds: the next poll follows soon.
 _POLL_RETRY_SECONDS = 20.0
@@ -138,10 +139,36 @@ def _from_template(name: str, flags: LaunchOptions, own: Parsed, job: Mapping[st
         print(orjson.dumps(started).decode() if _as_json(own) else lines)
         return 0
     print(lines, file=_for_people(own), flush=True)
-    return _follow(jobs, ident, job["region"], flags, own)
+    expected = None if streaming else _expected_facts(name, own, job["temp_location"])
+    return _follow(jobs, ident, job["region"], flags, own, expected=expected)
 
 
-def _follow(jobs: Jobs, ident: str, region: str, flags: LaunchOptions, own: Parsed) -> int:
+def _expected_facts(name: str, own: Parsed, temp_location: str) -> JobFacts:
+    """Return the facts that the job of a batch template should carry, except for the model."""
+    from pipelines.batch.config import batch_config
+    from pipelines.batch.destinations import report_place
+
+    config = batch_config(name, own)
+    return JobFacts(
+        pipeline=name,
+        run_id=config.run.run_id or "",
+        model="",
+        model_digest="",
+        report=report_place(config, temp_location),
+        max_dead_letter_share=config.max_dead_letter_share,
+        min_rows=config.min_rows,
+    )
+
+
+def _follow(
+    jobs: Jobs,
+    ident: str,
+    region: str,
+    flags: LaunchOptions,
+    own: Parsed,
+    *,
+    expected: JobFacts | None = None,
+) -> int:
     """Follow a started job, given by id or name, to its end, and return the exit code."""
     cloud = jobs.cloud
     command = attach_command(cloud.project, region, ident, cloud.endpoints)
@@ -152,7 +179,7 @@ def _follow(jobs: Jobs, ident: str, region: str, flags: LaunchOptions, own: Pars
     except MillraceError as error:
         print_error(JobNotMonitored(f"{error}; {again}"))
         return LOST
-    return _monitor(jobs, flags.poll_seconds, own).follow(job)
+    return replace(_monitor(jobs, flags.poll_seconds, own), expected=expected).follow(job)
 
 
 def _shown(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -261,13 +288,14 @@ def attach(parsed: Parsed) -> int:
     """
     flags = parsed.get(AttachOptions)
     _refuse_others(parsed.beam_args)
-    require("launch", attach=flags.attach)
+    given = all_given(parsed)
+    require("launch", given, attach=flags.attach)
     if flags.region is not None and (fault := region_fault(flags.region)):
         raise UsageError(f"--region: {fault}")
     endpoints = _endpoints(parsed)
     is_googles = not any(vars(endpoints).values())
     project = flags.project or (default_project() if is_googles else None)
-    require("launch", attach=flags.attach, project=project)
+    require("launch", given, attach=flags.attach, project=project)
     jobs = Jobs(Cloud(str(project), endpoints, float(parsed.get(CloudOptions).retry_seconds)))
     job = jobs.find(str(flags.attach), flags.region)
     monitor = _monitor(jobs, flags.poll_seconds, parsed)

@@ -117,6 +117,14 @@ class SourceOptions:
         label="Id column",
         metavar="NAME",
     )
+    min_rows: int = flag(
+        "minimum number of rows that the run must read; with fewer, the run fails with exit code "
+        "1. The output stays in place, and the report says that the run failed",
+        0,
+        label="Minimum number of rows",
+        param_type="NUMBER",
+        form=AT_LEAST_0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

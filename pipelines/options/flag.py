@@ -20,6 +20,7 @@ from common.addresses import NO_USER, address_fault, path_fault
 from common.command_line import CommandParser
 from common.errors import UsageError
 from pipelines.options.forms import Form
+from pipelines.options.lists import Split, join_list, split_list
 
 T = TypeVar("T")
 _METAVARS = {int: "N"}
@@ -69,10 +70,13 @@ class Parsed:
     Attributes:
         groups: An instance of each options class of the command.
         beam_args: The arguments that no options class declares. Beam parses them.
+        splits: The values that were split, if that may surprise the user: paths, and texts that
+            were split at spaces.
     """
 
     groups: dict[type[Any], Any]
     beam_args: list[str]
+    splits: tuple[Split, ...] = ()
 
     def get(self, kind: type[T]) -> T:
         """Return the instance of an options class of the command."""
@@ -145,6 +149,7 @@ def plain_type(hint: Any) -> Any:
 
 
 def _parse_bool(text: str) -> bool:
+    text = text.strip()
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
     return text.lower() == "true"
@@ -168,20 +173,32 @@ def parse_flags(
     parser = build_parser(program, about, kinds, beam=beam)
     known, beam_args = parser.parse_known_args(list(argv))
     groups: dict[type[Any], Any] = {}
+    splits: list[Split] = []
     for kind in kinds:
         values = {}
         for f in dataclasses.fields(kind):
             value = getattr(known, f.name)
             if value is not None:
                 values[f.name] = _checked(f, typing.get_type_hints(kind)[f.name], value)
+                splits += _splits(f, value, values[f.name])
         groups[kind] = kind(**values)
-    return Parsed(groups, beam_args)
+    return Parsed(groups, beam_args, tuple(splits))
+
+
+def _splits(f: dataclasses.Field[Any], words: Any, parts: Any) -> list[Split]:
+    """Return how the words of a list were split, if that may surprise the user."""
+    if not isinstance(words, list) or len(parts) == len(words):
+        return []
+    at_spaces = not re.search(r"[,\n]", words[0].strip())
+    if not (at_spaces or f.metadata["param_type"].startswith("GCS_")):
+        return []
+    return [Split(f.name, parts, "spaces" if at_spaces else "commas")]
 
 
 def as_text(value: Any) -> str:
     """Return the text with which a user gives a flag this value."""
     if isinstance(value, tuple):
-        return ",".join(value)
+        return join_list(value)
     if isinstance(value, float):
         # The patterns of numbers do not match exponents.
         return f"{Decimal(repr(value)):f}"
@@ -189,13 +206,18 @@ def as_text(value: Any) -> str:
 
 
 def _checked(f: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
-    """Return the value of a flag from its text, or raise UsageError. Lists are split at commas."""
+    """Return the value of a flag from its text, or raise UsageError.
+
+    White space and line ends around a value are dropped: they come from pasting it.
+    """
     _check_addresses(f, value if isinstance(value, list) else [value])
     if isinstance(value, list):
-        parts = tuple(part.strip() for item in value for part in item.split(",") if part.strip())
+        parts = split_list(value)
+        _check_addresses(f, parts)
         if not parts:
             raise UsageError(f"--{f.name} must list at least one value, got {' '.join(value)!r}")
         return parts
+    value = value.strip() if isinstance(value, str) else value
     if value == "":
         raise UsageError(f"--{f.name} has an empty value: give it a value, or leave out --{f.name}")
     if isinstance(value, bool):

@@ -6,13 +6,14 @@ The functions look only at the flags. The pipelines look at the files and tables
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.command_names import as_typed
 from common.errors import UsageError
 from pipelines.options.batch import SinkOptions, SourceOptions
-from pipelines.options.flag import Parsed
+from pipelines.options.flag import Parsed, as_text
 from pipelines.options.model import EndpointOptions, ModelOptions
 from pipelines.options.replay import ReplayOptions
 from pipelines.options.stream import StreamFailureOptions, StreamSinkOptions, StreamSourceOptions
@@ -81,7 +82,7 @@ def check_batch(pipeline: str, parsed: Parsed, program: str | None = None, **als
     source, sink = parsed.get(SourceOptions), parsed.get(SinkOptions)
     require(
         program or pipeline,
-        _all_given(parsed),
+        all_given(parsed) | also,
         input_files=source.input_files or source.input_table or source.input_query,
         model=parsed.get(ModelOptions).model,
         **_endpoint(parsed),
@@ -108,7 +109,7 @@ def check_stream(pipeline: str, parsed: Parsed, program: str | None = None, **al
     places = letters.dead_letter_topic or letters.dead_letter_table or letters.dead_letter_files
     require(
         program or pipeline,
-        _all_given(parsed),
+        all_given(parsed) | also,
         input_subscription=source.input_subscription or source.input_topic,
         model=parsed.get(ModelOptions).model,
         **_endpoint(parsed),
@@ -138,7 +139,7 @@ def check_replay(parsed: Parsed) -> None:
     flags, sink = parsed.get(ReplayOptions), parsed.get(SinkOptions)
     require(
         "replay",
-        _all_given(parsed),
+        all_given(parsed),
         input_files=flags.input_files or flags.input_table or flags.input_subscription,
         model=parsed.get(ModelOptions).model,
         output_files=sink.output_files or sink.output_table,
@@ -147,13 +148,13 @@ def check_replay(parsed: Parsed) -> None:
     _check_avro(flags.message_format, flags.avro_schema, flags.avro_revisions)
 
 
-def require(program: str, given: Collection[str] | None = None, /, **flags: Any) -> None:
+def require(program: str, given: Mapping[str, Any], /, **flags: Any) -> None:
     """Raise UsageError if a flag that the command needs is missing.
 
     Args:
         program: The command after `pipelines.`, such as `batch_local`.
-        given: The flags of the command line, for the example in the message: it shows what was
-            given, and not the flag that this replaces. None shows all flags that are needed.
+        given: The flags of the command line with their values, for the example in the message: it
+            shows what was given, and not the flag that this replaces.
         flags: The flags that the command needs, by name. None marks a missing one.
 
     Raises:
@@ -161,28 +162,26 @@ def require(program: str, given: Collection[str] | None = None, /, **flags: Any)
     """
     missing = [_with_alternatives(program, name) for name, value in flags.items() if value is None]
     if missing:
-        shown = list(flags)
-        if given is not None:
-            shown = [
-                one
-                for name, value in flags.items()
-                for one in ([name] if value is None else (name, *_replacing(program, name)))
-                if value is None or one in given
-            ]
-        example = " ".join(f"--{name} {name.upper()}" for name in shown)
+        shown = [
+            (one, name.upper() if value is None else shlex.quote(as_text(given[one])))
+            for name, value in flags.items()
+            for one in ([name] if value is None else (name, *_replacing(program, name)))
+            if value is None or one in given
+        ]
+        example = " ".join(f"--{name} {text}" for name, text in shown)
         command = as_typed(f"pipelines.{program}")
         raise UsageError(f"missing {', '.join(missing)}; for example: {command} {example}")
 
 
 def check_together(parsed: Parsed) -> None:
     """Raise UsageError if flags contradict each other, or if one would have no effect."""
-    given = _all_given(parsed)
+    given = all_given(parsed)
     for names in _ONE_OF:
         both = [f"--{name}" for name in names if name in given]
         if len(both) > 1:
             raise UsageError(f"{' and '.join(both)} cannot be combined: use only one of them")
     for name, others in _NEEDS.items():
-        if name in given and given.isdisjoint(others):
+        if name in given and given.keys().isdisjoint(others):
             add = "add it" if len(others) == 1 else "add one of them"
             raise UsageError(
                 f"--{name} has no effect without {_flags(others)}: {add}, or leave out --{name}"
@@ -192,15 +191,14 @@ def check_together(parsed: Parsed) -> None:
             raise UsageError(f"--{name} has no effect with --{other}, {why}: leave out --{name}")
 
 
-def _all_given(parsed: Parsed) -> set[str]:
-    """Return the flags of a command line whose value is not the default."""
-    return {name for group in parsed.groups.values() for name in _given(group)}
-
-
-def _given(group: Any) -> set[str]:
-    """Return the flags of an options class whose value is not the default."""
-    fields = dataclasses.fields(group)
-    return {f.name for f in fields if getattr(group, f.name) != f.default}
+def all_given(parsed: Parsed) -> dict[str, Any]:
+    """Return the flags of a command line whose value is not the default, with their values."""
+    return {
+        f.name: getattr(group, f.name)
+        for group in parsed.groups.values()
+        for f in dataclasses.fields(group)
+        if getattr(group, f.name) != f.default
+    }
 
 
 def _flags(names: Sequence[str]) -> str:

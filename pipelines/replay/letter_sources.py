@@ -10,12 +10,13 @@ import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from cloud.clients import Cloud
 from cloud.errors import retry, translate_errors
-from common.errors import InputError, UsageError
+from common.errors import InputError, UsageError, suggest
 from pipelines.replay.config import (
     LettersInFiles,
     LettersInSubscription,
@@ -38,6 +39,9 @@ from transforms.replay.letters import (
 from transforms.replay.read import LetterFiles, Letters, LetterTable
 from transforms.row_ids import content_id
 
+# The most runs that an error lists.
+_SHOWN_RUNS = 10
+
 
 @dataclass(frozen=True)
 class Replay:
@@ -47,11 +51,13 @@ class Replay:
         letters: All dead letters of the source.
         selection: Which of them are replayed.
         names: The sources and the filters, for the report.
+        runs: Counts all dead letters of the source by the run id of their runs.
     """
 
     letters: Letters
     selection: Selection
     names: tuple[str, ...]
+    runs: Callable[[], Counter[str]]
 
     @property
     def run_id(self) -> str:
@@ -74,13 +80,37 @@ def open_letters(config: ReplayConfig, cloud: Cloud | None) -> Iterator[Replay]:
         UsageError: If the subscription belongs to --output_topic, or if the table is misnamed.
     """
     if isinstance(config.source, LettersInSubscription) and cloud is not None:
-        with _pull(config, config.source, cloud) as (letters, chosen):
-            yield Replay(letters, chosen, (config.source.subscription, *config.filters))
+        with _pull(config, config.source, cloud) as replay:
+            yield replay
         return
     letters, sources = _at_rest(config, cloud)
     names = (*sources, *config.filters)
     own = config.run.run_id or derived_run_id(names)
-    yield Replay(letters, replace(config.selection, run_id=own), names)
+    yield Replay(letters, replace(config.selection, run_id=own), names, letters.runs)
+
+
+def check_runs(config: ReplayConfig, found: Replay, *, has_letters: bool) -> None:
+    """Raise InputError if a run of --replayed_run_id has no dead letters, but others have.
+
+    Args:
+        config: The configuration of the replay.
+        found: The dead letters.
+        has_letters: Whether any dead letter is selected.
+    """
+    wanted = config.selection.run_ids or ()
+    if not wanted or (has_letters and len(wanted) == 1):
+        return
+    runs = found.runs()
+    unknown = next((run for run in wanted if run not in runs), None)
+    if unknown is None or not runs:
+        return
+    places = found.names[: len(found.names) - len(config.filters)]
+    shown = [f"{run} ({count:,})" for run, count in runs.most_common(_SHOWN_RUNS)]
+    more = f" and {len(runs) - _SHOWN_RUNS:,} others" if len(runs) > _SHOWN_RUNS else ""
+    raise InputError(
+        f"--replayed_run_id {unknown}: no dead letters of this run in {', '.join(places)}"
+        f"{suggest(unknown, runs)}; runs with dead letters: {', '.join(shown)}{more}"
+    )
 
 
 def derived_run_id(parts: tuple[str, ...], name: str = "replay") -> str:
@@ -109,9 +139,7 @@ def _at_rest(config: ReplayConfig, cloud: Cloud | None) -> tuple[Letters, tuple[
 
 
 @contextlib.contextmanager
-def _pull(
-    config: ReplayConfig, source: LettersInSubscription, cloud: Cloud
-) -> Iterator[tuple[Letters, Selection]]:
+def _pull(config: ReplayConfig, source: LettersInSubscription, cloud: Cloud) -> Iterator[Replay]:
     """Pull the dead letters of a subscription into a file, and acknowledge them at the end.
 
     The run id is derived from them. A given run id gets the derived part as a suffix, because a
@@ -119,9 +147,11 @@ def _pull(
     of an earlier one.
     """
     name, selection = source.subscription, config.selection
+    left: Counter[str] = Counter()
+    runs: Counter[str] = Counter()
     _check_subscription(name, config.output_topic, cloud)
     hidden = hidden_seconds(name, cloud)
-    replayed, keys, left = [], set(), 0
+    replayed, keys = [], set()
     with leased(cloud, name) as lease, tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "letters.jsonl")
         with open(path, "wb") as file:
@@ -129,20 +159,26 @@ def _pull(
                 record = from_message(message)
                 line = b"" if record is None else to_letter_line(record)
                 letter = _letter(line, name)
-                if letter is None or not selection.takes(letter):
-                    left += 1
+                if letter is None:
+                    left["without a whole dead letter"] += 1
+                    continue
+                runs[letter.run_id] += 1
+                if not selection.takes(letter):
+                    left[selection.excludes(letter)] += 1
                     continue
                 file.write(line)
                 replayed.append(message.message_id)
                 keys.add(letter.key)
         if left:
-            print(
-                f"{left:,} messages stay in {name}: they are not dead letters, or the filters "
-                "exclude them",
-                file=sys.stderr,
-            )
+            why = ", ".join(f"{count:,} {reason}" for reason, count in sorted(left.items()))
+            print(f"{left.total():,} messages stay in {name}: {why}", file=sys.stderr)
         own = derived_run_id(tuple(sorted(keys)), config.run.run_id or "replay")
-        yield LetterFiles((path,)), replace(selection, run_id=own, own=True)
+        yield Replay(
+            LetterFiles((path,)),
+            replace(selection, run_id=own, own=True),
+            (name, *config.filters),
+            lambda: runs,
+        )
         lease.acknowledge(replayed)
 
 

@@ -27,7 +27,7 @@ from pipelines.replay.config import (
     ReplayConfig,
     replay_config,
 )
-from pipelines.replay.letter_sources import Replay, open_letters
+from pipelines.replay.letter_sources import Replay, check_runs, open_letters
 from pipelines.stream.messages import message_format, stream_fields
 from transforms.bigquery.schema import TableName, arrow_schema
 from transforms.bigquery.tables import find_table
@@ -59,6 +59,7 @@ def run_local(parsed: Parsed) -> None:
     cloud = _make_cloud(config, options, endpoints)
     with open_letters(config, cloud) as found:
         first = next(selected(found.letters, found.selection), None)
+        check_runs(config, found, has_letters=first is not None)
         if first is None:
             # With --json_summary, standard output holds only the report.
             out = sys.stderr if config.run.json_summary else sys.stdout

@@ -47,7 +47,7 @@ from pipelines.stream.config import StreamConfig, Subscription, stream_config
 from pipelines.stream.graph import ScoreStream
 from pipelines.stream.in_process import KeptModelHandler, Reading, watch
 from pipelines.stream.messages import message_format, stream_fields
-from pipelines.stream.sinks import open_sinks, prepare_sinks
+from pipelines.stream.sinks import look_at_tables, open_sinks, prepare_sinks
 from pipelines.stream.subscription import (
     claim,
     hidden_seconds,
@@ -161,6 +161,8 @@ def score_stream(
         batch_rows=config.model.batch_rows,
     )
     if is_dry_run(options) or options.view_as(GoogleCloudOptions).update:
+        if is_dry_run(options):
+            look_at_tables(*sinks, schema, cluster_by=config.sinks.cluster_by or (), cloud=cloud)
         _look_at(config, options, provenance, score, cloud)
         if is_dry_run(options):
             return

@@ -8,13 +8,18 @@ import pyarrow as pa
 from google.api_core import exceptions
 
 from cloud.clients import Cloud
-from cloud.errors import retry, translate_errors
+from cloud.errors import lacks_role, retry, translate_errors
 from common.errors import OutputError, UsageError
 from pipelines.batch.destinations import check_cluster_by
 from pipelines.options import StreamFailureOptions, StreamSinkOptions
 from pipelines.stream.graph import StreamSinks
 from transforms.bigquery.schema import TableName
-from transforms.bigquery.tables import check_table, create_table, find_table
+from transforms.bigquery.tables import (
+    check_table,
+    create_table,
+    find_table,
+    look_at_table,
+)
 from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.encode import OutputFields
 from transforms.files.run_folder import DEAD_LETTERS, SCORES
@@ -92,6 +97,34 @@ def prepare_sinks(
     _prepare(letters, FAILURE_SCHEMA, "failed_at", (), cloud)
 
 
+def look_at_tables(
+    rows: StreamSinks,
+    letters: StreamSinks,
+    schema: pa.Schema,
+    *,
+    cluster_by: tuple[str, ...],
+    cloud: Cloud,
+) -> None:
+    """Check the tables among the sinks before a dry run, and change nothing.
+
+    Args:
+        rows: The sinks of the rows.
+        letters: The sinks of the dead letters.
+        schema: The schema of the rows.
+        cluster_by: The columns by which a new table of rows is clustered.
+        cloud: The project, the service addresses and how long to retry.
+
+    Raises:
+        OutputError: A table cannot be read, or cannot hold the rows.
+        UsageError: `cluster_by` names a column that cannot be used.
+    """
+    check_cluster_by(cluster_by, schema)
+    if rows.table is not None:
+        look_at_table(rows.table, schema, cluster_by, cloud)
+    if letters.table is not None:
+        look_at_table(letters.table, FAILURE_SCHEMA, (), cloud)
+
+
 def _prepare(
     to: StreamSinks, schema: pa.Schema, time_column: str, clusters: tuple[str, ...], cloud: Cloud
 ) -> None:
@@ -114,6 +147,7 @@ def _check_topic(topic: str, cloud: Cloud) -> None:
     """Raise an error of Google's client if a topic does not exist."""
     try:
         cloud.publisher().get_topic(topic=topic, retry=retry(cloud.retry_seconds))
-    except exceptions.PermissionDenied:
+    except exceptions.PermissionDenied as error:
         # An account that may publish need not have the permission to look up the topic.
-        return
+        if not lacks_role(error):
+            raise

@@ -14,7 +14,7 @@ from typing import Any
 from google.api_core import exceptions
 
 from cloud.clients import Cloud
-from cloud.errors import retry, translate_errors
+from cloud.errors import lacks_role, retry, translate_errors
 from cloud.reader_labels import LASTING, READER, UNTIL, seconds_left
 from common.errors import InputError, MillraceError, SubscriptionInUse, UsageError
 from pipelines.stream.config import OwnSubscription, Subscription
@@ -253,8 +253,12 @@ def _set_labels(name: str, labels: dict[str, str], cloud: Cloud) -> bool:
             },
             retry=retry(cloud.retry_seconds),
         )
-    except (exceptions.InvalidArgument, exceptions.PermissionDenied):
+    except exceptions.InvalidArgument:
         return False
+    except exceptions.PermissionDenied as error:
+        if lacks_role(error):
+            return False
+        raise
     return True
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from google.api_core import exceptions
 
+from cloud.errors import lacks_role
 from common.errors import MillraceError, ResourceError
 from resources.declaration import Resource
 from resources.kinds.base import Found, Kept, Kind, merged_labels
@@ -46,6 +47,8 @@ class Buckets(Kind):
         except exceptions.NotFound:
             return None
         except exceptions.Forbidden as error:
+            if not lacks_role(error):
+                raise
             raise self._foreign(resource) from error
         return Found.labelled(bucket.labels, {"location": bucket.location.lower()})
 

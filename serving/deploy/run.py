@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloud.endpoints import Endpoints
 from cloud.owner import OWNER
+from common.command_names import as_typed
 from common.errors import UsageError, suggest
 from serving.deploy.artifact import Artifact, read_artifact, stage, uploader
 from serving.deploy.flags import make_cloud
@@ -216,6 +217,15 @@ def _ensure_deployed(
     if endpoint.dedicated_endpoint_dns:
         print(f"address https://{endpoint.dedicated_endpoint_dns}")
     print(f"deployed model {ident}: {artifact.name} {artifact.version}, traffic {shares}")
+    for other in (one for one in endpoint.deployed_models if one.id not in split):
+        undeploy = (
+            f"serving undeploy --endpoint {args.endpoint} --project {region.project} --region "
+            f"{region.region} --deployed_model {other.id}"
+        )
+        print(
+            f"deployed model {other.id} ({other.display_name}) gets no requests, but costs as "
+            f"before: to remove it, run `{as_typed(undeploy)}`"
+        )
 
 
 def _wanted(

@@ -30,10 +30,11 @@ from google.api_core.gapic_v1 import routing_header
 from google.cloud.bigquery_storage_v1 import types
 
 from cloud.clients import Cloud
-from cloud.errors import is_passing, translate_errors
+from cloud.errors import current_call, is_passing, short_reason, translate_errors
 from common.errors import OutputError
 from common.memory import check_memory
 from common.record_batch import concat_batches, to_rows
+from common.retries import Retried
 from model_handlers.isolate import isolate
 from model_handlers.without_values import without_cells
 from transforms.bigquery.schema import TableName, arrow_schema, table_fields
@@ -216,18 +217,20 @@ class DefaultStream:
         """
         data = rows.serialize().to_pybytes()
         deadline, delay = time.monotonic() + self._cloud.retry_seconds, 0.1
-        while True:
-            try:
-                return self._ask(data)
-            except exceptions.GoogleAPICallError as error:
-                # The service ends a call early with Cancelled; another call may succeed.
-                if not (is_passing(error) or isinstance(error, exceptions.Cancelled)):
-                    raise
-                wait = delay * random.uniform(0.5, 1.0)
-                if time.monotonic() + wait > deadline:
-                    raise exceptions.RetryError("", error) from error
-            time.sleep(wait)
-            delay = min(delay * 2, 10.0)
+        with Retried(current_call()) as retried:
+            while True:
+                try:
+                    return self._ask(data)
+                except exceptions.GoogleAPICallError as error:
+                    # The service ends a call early with Cancelled; another call may succeed.
+                    if not (is_passing(error) or isinstance(error, exceptions.Cancelled)):
+                        raise
+                    wait = delay * random.uniform(0.5, 1.0)
+                    if time.monotonic() + wait > deadline:
+                        raise exceptions.RetryError("", error) from error
+                    retried.failed(short_reason(error), deadline - time.monotonic())
+                time.sleep(wait)
+                delay = min(delay * 2, 10.0)
 
     def _ask(self, data: bytes) -> dict[int, str]:
         """Send serialized rows once, and return the messages of refused rows.

@@ -17,18 +17,17 @@ from google.api_core import exceptions
 from google.cloud import bigquery
 
 from cloud.clients import Cloud
-from cloud.errors import retry, translate_errors
+from cloud.errors import lacks_role, retry, translate_errors
 from common.errors import MillraceError, OutputError
 from transforms.bigquery.commit import IDENTITY, TableCommit
 from transforms.bigquery.load import PIPELINE, WriteDisposition, run_table
 from transforms.bigquery.schema import (
     TableName,
     arrow_schema,
-    drift,
     file_type,
-    same_names,
     table_fields,
 )
+from transforms.bigquery.tables import check_table, look_at_table
 from transforms.files.listing import read_listing
 from transforms.files.run_folder import DEAD_LETTERS, RunFolder, StagedFile
 from transforms.files.staging import check_writable, discard, discard_dead
@@ -86,6 +85,14 @@ class TableDestination:
         """Return the schema of staged files of the rows, which can be loaded into the table."""
         targets = arrow_schema(table_fields(self.schema))
         return pa.schema([(f.name, file_type(rows.field(f.name).type, f.type)) for f in targets])
+
+    def look(self) -> None:
+        """Check the table if it exists, and change nothing.
+
+        Raises:
+            OutputError: The table cannot be read, or cannot hold the rows.
+        """
+        look_at_table(self.table, self.schema, self.cluster_by, self.cloud)
 
     def prepare(self) -> None:
         """Check that the commit can succeed, and create the table if it does not exist.
@@ -181,17 +188,7 @@ class TableDestination:
     def _check(self, step: TableCommit) -> None:
         """Raise OutputError if the run's rows cannot be put into the table."""
         table = step.table
-        if table.table_type != "TABLE":
-            raise OutputError(f"{self.table} is a {table.table_type}: expected a table")
-        if difference := drift(str(self.table), table_fields(self.schema), table.schema):
-            raise OutputError(difference)
-        present = tuple(table.clustering_fields or ())
-        if self.cluster_by and not same_names(present, self.cluster_by):
-            raise OutputError(
-                f"table {self.table} is clustered by {', '.join(present) or 'nothing'}, not by "
-                f"{', '.join(self.cluster_by)}: leave out --cluster_by, which applies only to new "
-                "tables"
-            )
+        check_table(table, self.schema, self.cluster_by)
         step.check_pipeline()
         step.replayed()
         if self.write_disposition == "empty" and table.num_rows and not step.filled_it():
@@ -214,9 +211,11 @@ class TableDestination:
         with translate_errors(OutputError, f"--temp_location: bucket {name} cannot be used"):
             try:
                 bucket = self.cloud.storage().get_bucket(name, retry=self._retry)
-            except exceptions.Forbidden:
+            except exceptions.Forbidden as error:
                 # An account may write files without the permission to describe the bucket.
-                return
+                if lacks_role(error):
+                    return
+                raise
             except exceptions.NotFound as error:
                 raise OutputError(
                     f"--temp_location: bucket {name} does not exist: create it, or choose another"

@@ -22,9 +22,18 @@ from google.api_core import exceptions
 from google.cloud import bigquery
 from google.cloud.bigquery_storage_v1 import types
 
-from cloud.errors import explain, is_passing, retry, translate_errors
+from cloud.errors import (
+    current_call,
+    explain,
+    is_passing,
+    lacks_role,
+    retry,
+    short_reason,
+    translate_errors,
+)
 from common.errors import InputError
 from common.record_batch import rebatch, typed
+from common.retries import Retried
 from transforms.accounts import (
     Entry,
     Settle,
@@ -116,6 +125,8 @@ def open_session(source: BigQuerySource, columns: Columns) -> list[ReadStream]:
                 retry=retry(source.cloud.retry_seconds),
             )
         except exceptions.Forbidden as error:
+            if not lacks_role(error):
+                raise
             raise InputError(
                 f"{source.label} cannot be read: {explain(error)}, or use --read_method export, "
                 "which does not need the Storage Read API"
@@ -148,28 +159,31 @@ def read_stream(stream: ReadStream, client: Any, retry_seconds: float) -> Iterat
     """
     schema = pa.ipc.read_schema(pa.py_buffer(stream.schema))
     offset, delay, broken_at = 0, 0.1, math.inf
-    while True:
-        try:
-            for response in client.read_rows(
-                read_stream=stream.name, offset=offset, retry=None, timeout=READ_SECONDS
-            ):
-                # Read the bare protobuf message: proto-plus would copy the rows twice, and keep
-                # the first copy while they are processed.
-                bare = types.ReadRowsResponse.pb(response)
-                rows, body = bare.row_count, bare.arrow_record_batch.serialized_record_batch
-                del response, bare
-                # A response without rows only reports the progress of the stream.
-                if rows:
-                    yield pa.ipc.read_record_batch(pa.py_buffer(body), schema)
-                    offset += rows
-                    delay, broken_at = 0.1, math.inf
-            return
-        except exceptions.GoogleAPICallError as error:
-            broken_at = min(broken_at, now := time.monotonic())
-            if not is_passing(error) or now - broken_at > retry_seconds:
-                raise
-            time.sleep(delay * random.uniform(0.5, 1.0))
-            delay = min(delay * 2, 10.0)
+    with Retried(current_call()) as retried:
+        while True:
+            try:
+                for response in client.read_rows(
+                    read_stream=stream.name, offset=offset, retry=None, timeout=READ_SECONDS
+                ):
+                    # Read the bare protobuf message: proto-plus would copy the rows twice, and keep
+                    # the first copy while they are processed.
+                    bare = types.ReadRowsResponse.pb(response)
+                    rows, body = bare.row_count, bare.arrow_record_batch.serialized_record_batch
+                    del response, bare
+                    # A response without rows only reports the progress of the stream.
+                    if rows:
+                        yield pa.ipc.read_record_batch(pa.py_buffer(body), schema)
+                        offset += rows
+                        delay, broken_at = 0.1, math.inf
+                        retried.over()
+                return
+            except exceptions.GoogleAPICallError as error:
+                broken_at = min(broken_at, now := time.monotonic())
+                if not is_passing(error) or now - broken_at > retry_seconds:
+                    raise
+                retried.failed(short_reason(error), broken_at + retry_seconds - now)
+                time.sleep(delay * random.uniform(0.5, 1.0))
+                delay = min(delay * 2, 10.0)
 
 
 @dataclass(kw_only=True)

@@ -12,7 +12,7 @@ from google.api_core import exceptions
 from google.cloud import bigquery
 
 from cloud.clients import Cloud
-from cloud.errors import retry, translate_errors
+from cloud.errors import lacks_role, retry, translate_errors
 from common.errors import InputError, UsageError
 from transforms.accounts import QUERY_ROWS, TABLE_ROWS
 from transforms.bigquery.schema import TableName, arrow_schema
@@ -134,9 +134,10 @@ def _check_restriction(client: bigquery.Client, source: BigQuerySource) -> None:
     ):
         try:
             dry_run(client, source.cloud, restricted(source, ["1"]))
-        except exceptions.Forbidden:
+        except exceptions.Forbidden as error:
             # An account may read a table without the permission to run queries.
-            return
+            if not lacks_role(error):
+                raise
 
 
 def restricted(source: BigQuerySource, columns: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from google.api_core import exceptions
 from google.cloud import bigquery
 
 from cloud.clients import Cloud
-from cloud.errors import retry
+from cloud.errors import retry, translate_errors
 from common.errors import OutputError
 from transforms.bigquery.schema import TableName, drift, same_names, table_fields
 
@@ -66,6 +66,26 @@ def create_table(
         new.time_partitioning = bigquery.TimePartitioning(field=time_column)
     new.clustering_fields = list(cluster_by) or None
     return client.create_table(new, exists_ok=True, retry=retry(cloud.retry_seconds))
+
+
+def look_at_table(
+    table: TableName, schema: pa.Schema, cluster_by: tuple[str, ...], cloud: Cloud
+) -> None:
+    """Check a table before a run, and change nothing. A table that does not exist is fine.
+
+    Args:
+        table: The table's name.
+        schema: The schema of the rows.
+        cluster_by: The columns by which the table must be clustered; empty to accept any.
+        cloud: The clients of Google Cloud.
+
+    Raises:
+        OutputError: The table cannot be read, or cannot hold the rows.
+    """
+    with translate_errors(OutputError, f"table {table} cannot be written"):
+        found = find_table(cloud.bigquery(), table, cloud)
+    if found is not None:
+        check_table(found, schema, cluster_by)
 
 
 def check_table(table: bigquery.Table, schema: pa.Schema, cluster_by: tuple[str, ...]) -> None:

@@ -46,6 +46,9 @@ class Destination(Protocol):
     def file_schema(self, rows: pa.Schema) -> pa.Schema:
         """Return the schema of the staged files for the schema of the rows."""
 
+    def look(self) -> None:
+        """Raise an error now if the run would be refused; called before a dry run."""
+
     def prepare(self) -> None:
         """Raise an error now if the commit would fail later; called before the run."""
 
@@ -80,6 +83,9 @@ class FolderDestination:
     def file_schema(self, rows: pa.Schema) -> pa.Schema:
         """Return the schema of the rows unchanged."""
         return rows
+
+    def look(self) -> None:
+        """Do nothing: whether a folder is writable shows only when something is written."""
 
     def prepare(self) -> None:
         """Raise OutputError if the folder is not writable, or contains files of other programs."""

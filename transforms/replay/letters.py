@@ -132,20 +132,29 @@ class Selection:
     run_id: str | None = None
     own: bool = False
 
+    def excludes(self, letter: Letter) -> str:
+        """Return why the filters exclude a dead letter, in words, or "" if they do not."""
+        if letter.stage == UNREPLAYABLE:
+            return "that a table refused, which cannot be scored again"
+        if self.reasons is not None and letter.reason not in self.reasons:
+            return "with another reason than --reason"
+        if self.stages is not None and letter.stage not in self.stages:
+            return "from another stage than --stage"
+        if self.since is not None and letter.failed_at < self.since:
+            return "older than --since"
+        if self.pipelines is not None and letter.pipeline not in self.pipelines:
+            return "of another pipeline than --pipeline"
+        if self.run_ids is not None and letter.run_id not in self.run_ids:
+            return "of another run than --replayed_run_id"
+        return ""
+
     def takes(self, letter: Letter) -> bool:
         """Return whether to replay a dead letter.
 
         Raises:
             UsageError: The replay has the run id of the run that it would replay.
         """
-        wanted = (
-            letter.stage != UNREPLAYABLE
-            and (self.reasons is None or letter.reason in self.reasons)
-            and (self.stages is None or letter.stage in self.stages)
-            and (self.since is None or letter.failed_at >= self.since)
-            and (self.pipelines is None or letter.pipeline in self.pipelines)
-            and (self.run_ids is None or letter.run_id in self.run_ids)
-        )
+        wanted = not self.excludes(letter)
         if not wanted or letter.run_id != self.run_id:
             return wanted
         if letter.pipeline in (STREAM_REPLAY, BATCH_REPLAY):

@@ -6,6 +6,7 @@ If a row failed several times, in a run and its replays, the last dead letter is
 from __future__ import annotations
 
 import datetime
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -66,6 +67,9 @@ class Letters(Protocol):
     def chunks(self, part: Any) -> Iterator[Chunk]:
         """Yield the dead letters of a part; raise InputError if it cannot be read."""
 
+    def runs(self) -> Counter[str]:
+        """Return how many dead letters of each run the place holds, by run id."""
+
 
 @dataclass(frozen=True)
 class LetterFiles:
@@ -100,6 +104,10 @@ class LetterFiles:
             for _, block, span in line_blocks(part.path, part.start, part.stop, part.compression):
                 lines = [line for line in block.split(b"\n") if line.strip()]
                 yield Chunk(lines, taken(part.path, part.unit, *span))
+
+    def runs(self) -> Counter[str]:
+        """Count the dead letters of each run, by run id."""
+        return Counter(letter.run_id for letter in selected(self, Selection()))
 
 
 def _is_lines(path: str) -> bool:
@@ -142,6 +150,14 @@ class LetterTable:
         if self.since is not None:
             # If the table is partitioned by failed_at, this skips the partitions of earlier days.
             options.row_restriction = f"failed_at >= TIMESTAMP '{self.since.isoformat()}'"
+        streams = self._open(options)
+        promises = [promise_streams(self.place, streams)]
+        if isinstance(self.rows, int) and self.since is None:
+            promises.append(promise(self.place, "table_rows", self.rows))
+        return streams, promises
+
+    def _open(self, options: types.ReadSession.TableReadOptions) -> list[ReadStream]:
+        """Return the streams of a new read session."""
         session = types.ReadSession(
             table=self.table.path,
             data_format=types.DataFormat.ARROW,
@@ -154,11 +170,19 @@ class LetterTable:
                 read_session=session,
                 retry=retry(self.cloud.retry_seconds),
             )
-        streams = ReadStream.all_of(opened)
-        promises = [promise_streams(self.place, streams)]
-        if isinstance(self.rows, int) and self.since is None:
-            promises.append(promise(self.place, "table_rows", self.rows))
-        return streams, promises
+        return ReadStream.all_of(opened)
+
+    def runs(self) -> Counter[str]:
+        """Count the dead letters of each run, by run id. Only this column is read."""
+        options = types.ReadSession.TableReadOptions(selected_fields=["run_id"])
+        counts: Counter[str] = Counter()
+        with translate_errors(InputError, f"reading {self.place} failed part-way"):
+            client = self.cloud.bigquery_read()
+            for part in self._open(options):
+                for batch in read_stream(part, client, self.cloud.retry_seconds):
+                    for value in batch.column("run_id").value_counts():
+                        counts[value["values"].as_py() or ""] += value["counts"].as_py()
+        return counts
 
     def chunks(self, part: ReadStream) -> Iterator[Chunk]:
         """Yield the rows of a stream."""

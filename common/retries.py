@@ -1,0 +1,101 @@
+"""What this process is retrying, printed every ten seconds so that a long wait explains itself."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TextIO
+
+from common.interrupts import InterruptibleEvent
+from common.terminal import clear_line
+
+EVERY_SECONDS = 10.0
+
+_lock = threading.Lock()
+_failing: list[Retried] = []
+
+
+class Retried:
+    """A call that may be repeated. As a context manager, it is over when the block ends.
+
+    Args:
+        what: What is called, for people.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what, self.why = what, ""
+        self.since, self.until = 0.0, 0.0
+
+    def failed(self, why: str, left: float) -> None:
+        """Note that the call has failed and will be repeated.
+
+        Args:
+            why: The reason, in one line.
+            left: For how many seconds it will be repeated.
+        """
+        with _lock:
+            self.why, self.until = why, time.monotonic() + left
+            if self not in _failing:
+                self.since = time.monotonic()
+                _failing.append(self)
+
+    def over(self) -> None:
+        """Note that the call has succeeded, or is not repeated any more."""
+        # Most calls never fail.
+        if self.since:
+            with _lock, suppress(ValueError):
+                _failing.remove(self)
+            self.since = 0.0
+
+    def __enter__(self) -> Retried:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over()
+
+
+def retry_lines(now: float) -> list[str]:
+    """Return a line for each thing that is being retried, with the reason and the time left.
+
+    What has failed only a moment ago is left out, because it usually succeeds at once.
+
+    Args:
+        now: The current time, in seconds of `time.monotonic()`.
+    """
+    with _lock:
+        calls = [call for call in _failing if now - call.since >= EVERY_SECONDS / 2]
+        # Many requests to one server fail together. The one that gives up first ends the run.
+        first = {call.what: call for call in sorted(calls, key=lambda call: -call.until)}
+        since = {call.what: call.since for call in sorted(calls, key=lambda call: -call.since)}
+    return [
+        f"{call.what}: {call.why}; retrying for {now - since[what]:,.0f} s, giving up in "
+        f"{max(0.0, call.until - now):,.0f} s"
+        for what, call in first.items()
+    ]
+
+
+@contextmanager
+def print_retries(stream: TextIO) -> Iterator[None]:
+    """Print every ten seconds what this process is retrying, while the block runs.
+
+    Args:
+        stream: Where to print, usually standard error.
+    """
+    done = InterruptibleEvent()
+
+    def show() -> None:
+        while not done.wait(EVERY_SECONDS):
+            for line in retry_lines(time.monotonic()):
+                with suppress(OSError, ValueError):
+                    clear_line(stream)
+                    print(line, file=stream, flush=True)
+
+    thread = threading.Thread(target=show, name="retries", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
