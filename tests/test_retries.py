@@ -118,7 +118,7 @@ def test_a_dead_endpoint_is_named_while_a_run_retries(
     code, _, err = run_command(COMMAND, flags)
     assert code == 1
     *lines, last = err.splitlines()
-    assert last.startswith("error: endpoint")
+    assert last.startswith("error: a request to endpoint")
     assert lines
     for line in lines:
         assert line.startswith("endpoint ")
