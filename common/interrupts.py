@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 
 
@@ -14,22 +15,24 @@ class InterruptibleEvent:
     """
 
     def __init__(self) -> None:
+        self._is_set = False
+        # An item wakes one waiting thread.
         self._queue: SimpleQueue[None] = SimpleQueue()
 
     def set(self) -> None:
         """Make every current and later `wait` return."""
+        self._is_set = True
         self._queue.put(None)
 
     def is_set(self) -> bool:
         """Return whether `set` has been called."""
-        return not self._queue.empty()
+        return self._is_set
 
     def wait(self, seconds: float) -> bool:
         """Wait until the event is set, for at most `seconds`, and return whether it is set."""
-        try:
-            self._queue.get(timeout=seconds)
-        except Empty:
-            return False
-        # Wake the next waiting thread.
-        self._queue.put(None)
-        return True
+        with suppress(Empty):
+            if not self._is_set:
+                self._queue.get(timeout=seconds)
+                # Wake the next waiting thread.
+                self._queue.put(None)
+        return self._is_set

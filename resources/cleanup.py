@@ -244,7 +244,9 @@ def _going(removals: Sequence[Removal]) -> list[Removal]:
 def _counted(count: int | None, what: str) -> str:
     if count is None:
         return f"an unknown number of {what}"
-    return f"{count:,} {what.removesuffix('s') if count == 1 else what}"
+    # "1 or more waiting messages" keeps the plural.
+    one = count == 1 and not what.startswith("or more")
+    return f"{count:,} {what.removesuffix('s') if one else what}"
 
 
 def remove(

@@ -273,7 +273,7 @@ def pytest_sessionstart() -> None:
 def pytest_configure(config: pytest.Config) -> None:
     for tier, cost in TIERS.items():
         config.addinivalue_line("markers", f"{tier}: {cost}")
-    config.addinivalue_line("markers", "exhaustive: checks each case of a long list")
+    config.addinivalue_line("markers", "exhaustive: the fast tiers run only every tenth case")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -172,6 +172,7 @@ KINDS = pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl", "jsonl.gz"])
 
 
 @KINDS
+@pytest.mark.exhaustive
 def test_a_run_reports_what_it_had_to_read(
     kind: str, source: Any, run: Callable[[Path], tuple[int, str]], tmp_path: Path
 ) -> None:
@@ -208,6 +209,7 @@ def one_for_another(file: PlannedFile) -> Iterator[FileRange]:
         *[(kind, one_for_another) for kind in ("parquet", "csv")],
     ],
 )
+@pytest.mark.exhaustive
 def test_a_lost_range_fails_the_run_and_nothing_is_written(
     kind: str,
     split: Any,

@@ -184,6 +184,7 @@ def test_dead_letters_can_have_another_folder(run: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+@pytest.mark.exhaustive
 def test_text_files_produce_the_same_scores_as_parquet(
     run: Any, example: Path, tmp_path: Path, suffix: str
 ) -> None:
@@ -204,6 +205,7 @@ def test_text_files_produce_the_same_scores_as_parquet(
 
 
 @pytest.mark.parametrize("output_format", ["csv", "jsonl"])
+@pytest.mark.exhaustive
 def test_output_formats_hold_the_same_rows(run: Any, tmp_path: Path, output_format: str) -> None:
     run(run_id="p")
     run(run_id="t", output_format=output_format)
@@ -286,6 +288,7 @@ def test_a_feature_of_a_csv_file_is_written_as_a_number_in_every_file(
     ("suffix", "layout"),
     [("parquet", "default"), ("csv", "default"), ("jsonl", "default"), ("parquet", "reference")],
 )
+@pytest.mark.exhaustive
 def test_rows_have_the_schema_that_was_determined_before_the_run(
     run: Any,
     example: Path,

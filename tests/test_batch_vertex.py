@@ -198,6 +198,7 @@ UNUSABLE = [
     ],
     ids=lambda value: value.name if isinstance(value, Fault) else "",
 )
+@pytest.mark.exhaustive
 def test_an_unusable_endpoint_loses_no_row_and_is_reported_in_one_line(
     example: Path,
     tmp_path: Path,

@@ -62,6 +62,7 @@ def through_all_steps(most: int) -> Iterator[int]:
     + [("emulators", ONE, True), ("emulators", TWO, False)],
     indirect=["place"],
 )
+@pytest.mark.exhaustive
 def test_a_commit_killed_at_any_step_leaves_the_old_result_or_the_new_one(
     place: Callable[[str], Place], layout: Layout, done: bool
 ) -> None:

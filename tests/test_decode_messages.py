@@ -865,6 +865,7 @@ def test_messages_of_any_shape_are_read_or_refused(
 
 @pytest.mark.parametrize("as_list", [True, False])
 @pytest.mark.parametrize(("batch_rows", "batch_bytes"), [(4, 1 << 20), (100, 3 * len(GOOD))])
+@pytest.mark.exhaustive
 def test_batches_of_a_bundle_are_limited_by_rows_and_by_bytes_and_no_message_is_lost(
     make_manifest: Make,
     provenance: Provenance,

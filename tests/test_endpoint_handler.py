@@ -263,6 +263,7 @@ def test_a_short_outage_costs_no_row_and_no_bundle(serve: Make) -> None:
     "fault", [SERVER_ERROR, UNAVAILABLE, RESET, THROTTLED, retry_after("0")], ids=lambda f: f.name
 )
 @pytest.mark.parametrize("count", [1, 300])
+@pytest.mark.exhaustive
 def test_a_dead_endpoint_fails_the_bundle_and_blames_no_row(
     serve: Make, fault: Fault, count: int
 ) -> None:

@@ -252,6 +252,7 @@ HARMLESS: dict[str, Callable[[], tuple[nn.Module, tuple[Tensor, ...], Any]]] = {
 
 @pytest.mark.filterwarnings("ignore:The tensor attributes")
 @pytest.mark.parametrize("kind", HARMLESS)
+@pytest.mark.exhaustive
 def test_models_of_torch_export_are_not_mistaken_for_attacks(kind: str) -> None:
     torch.manual_seed(0)
     module, args, dims = HARMLESS[kind]()
@@ -488,6 +489,7 @@ def with_text(program: Any, path: tuple[Any, ...], text: str) -> bytes:
         ("branches", "{}"),
     ],
 )
+@pytest.mark.exhaustive
 def test_no_string_in_a_graph_is_run_as_code(
     request: pytest.FixtureRequest, tmp_path: Path, model: str, form: str
 ) -> None:

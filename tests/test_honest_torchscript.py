@@ -285,6 +285,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", NETS)
+@pytest.mark.exhaustive
 def test_whole_networks_load(name: str, way: str) -> None:
     torch.manual_seed(1)
     make, example = NETS[name]

@@ -59,12 +59,8 @@ class World:
         return code, out, err
 
     def paste(self, text: str) -> tuple[int, str, str]:
-        """Run the command that follows a job, with which a text ends.
-
-        The page that explains an error may come after the command.
-        """
+        """Run the last command of a text that follows a job. It may be between backticks."""
         _, _, command = text.rpartition("python -m pipelines.launch ")
-        command, _, _ = command.partition(" [see docs/")
         assert command, text
         return self.run(*shlex.split(command.partition("`")[0]), "--poll_seconds", "0")
 
@@ -100,7 +96,7 @@ def test_a_run_from_source_is_followed_to_its_report(world: World, batch: list[s
     assert f"job           {job['id']}" in out
     assert f"--attach {job['id']} --project {PROJECT} --region {REGION}" in out
     assert re.search(r"rows in +2,000\nscored +1,980\ndead letters +20 ", out)
-    assert re.search(r"done +\d:\d\d:\d\d  1,980 rows  20 dead letters", err)
+    assert re.search(r"done +\d:\d\d:\d\d  1,980 rows(, \S+/s)?  20 dead letters", err)
     pool = job["environment"]["workerPools"][0]
     assert (pool["numWorkers"], pool["machineType"]) == (2, "n1-standard-4")
     assert pool["autoscalingSettings"]["maxNumWorkers"] == 10

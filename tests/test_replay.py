@@ -235,6 +235,7 @@ def test_filters_choose_what_is_replayed(
     ],
     ids=lambda filters: next(iter(filters)),
 )
+@pytest.mark.exhaustive
 def test_without_matching_dead_letters_no_run_starts(
     run: Callable[..., Result],
     letters: list[dict[str, Any]],

@@ -59,6 +59,7 @@ STALLED = {
 
 
 @pytest.mark.parametrize("sent", STALLED.values(), ids=STALLED)
+@pytest.mark.exhaustive
 def test_a_stalled_request_is_refused_at_the_deadline(hasty: Running, sent: bytes) -> None:
     with connect(hasty.client) as connection:
         connection.sendall(sent)

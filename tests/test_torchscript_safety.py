@@ -268,6 +268,7 @@ def chained(functions: int, line: str) -> bytes:
         (1, "(self).f0(x, )"),
     ],
 )
+@pytest.mark.exhaustive
 def test_calls_that_never_end_while_the_file_is_read_are_refused(functions: int, line: str) -> None:
     with pytest.raises(UnsafeModel, match=r"more than 1,000 calls that run while the file"):
         check_code({"a.py": chained(functions, line)})

@@ -17,6 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from common.command_line import non_negative, positive_integer  # noqa: E402
 from model_handlers import package  # noqa: E402
 from pipelines import template_spec  # noqa: E402
 from pipelines.launch import command as launch  # noqa: E402
@@ -86,7 +87,8 @@ def value_of(action: argparse.Action) -> str:
         return ""
     if action.choices is not None:
         return ", ".join(f"`{choice}`" for choice in action.choices)
-    text = str(action.metavar or "text")
+    numeric = action.type in (positive_integer, non_negative)
+    text = str(action.metavar or ("N" if numeric else "text"))
     if text.startswith("{"):
         return ", ".join(f"`{choice}`" for choice in text.strip("{}").split(","))
     return text.replace("|", " or ")

@@ -37,7 +37,6 @@ def run(path: Path, folder: Path) -> Any:
     Raises:
         nbclient.exceptions.CellExecutionError: A cell failed.
     """
-    os.environ["PYTHONPATH"] = str(ROOT)
     notebook = nbformat.read(path, as_version=4)
     client = nbclient.NotebookClient(
         notebook, timeout=CELL_SECONDS, resources={"metadata": {"path": str(folder)}}
@@ -46,7 +45,7 @@ def run(path: Path, folder: Path) -> Any:
         # Over TCP, other users of the machine could read what the cells print.
         manager = client.create_kernel_manager()
         manager.transport, manager.ip = "ipc", f"{sockets}/kernel"
-        client.execute()
+        client.execute(env=os.environ | {"PYTHONPATH": str(ROOT)})
     return notebook
 
 

@@ -1,8 +1,8 @@
 """Follow a job to its end: poll it, show its progress, and summarize how it ended.
 
 Exit codes: 0 if the job did what it should; 1 if it failed or left too many dead letters; 3 if it
-was cancelled; 4 if it can no longer be monitored; 130 after Ctrl-C. With 4
-and 130, the job is not stopped.
+was cancelled; 4 if it can no longer be monitored; 130 after Ctrl-C. After 4 and 130, the job may
+still be running.
 """
 
 from __future__ import annotations
