@@ -75,7 +75,7 @@ class Background(Generic[T]):
     def result(self) -> T:
         """Wait until the function has ended, and return its result or raise its error."""
         # A signal that arrives just before a wait begins does not end it.
-        while not self._ended.wait(_POLL_SECONDS):
+        while not self.wait(_POLL_SECONDS):
             pass
         if self._error is not None:
             raise self._error
