@@ -1,9 +1,16 @@
-"""An event that stays usable if a signal interrupts the thread that sets it."""
+"""Events and threads that stay usable if a signal interrupts the main thread."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
+from typing import Generic, TypeVar, cast
+
+T = TypeVar("T")
+
+_POLL_SECONDS = 0.5
 
 
 class InterruptibleEvent:
@@ -36,3 +43,40 @@ class InterruptibleEvent:
                 # Wake the next waiting thread.
                 self._queue.put(None)
         return self._is_set
+
+
+class Background(Generic[T]):
+    """A function that runs in a thread of its own, so that a signal cannot interrupt its code.
+
+    Python raises KeyboardInterrupt in the main thread, at any instruction. In foreign code it can
+    then leave a lock acquired or wait for threads that never end. Here, it only ends the wait.
+    """
+
+    def __init__(self, function: Callable[[], T]) -> None:
+        """Start the function."""
+        self._function = function
+        self._ended = InterruptibleEvent()
+        self._result: T | None = None
+        self._error: BaseException | None = None
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self._result = self._function()
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._ended.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for the end, for at most `seconds`, and return whether the function has ended."""
+        return self._ended.wait(seconds)
+
+    def result(self) -> T:
+        """Wait until the function has ended, and return its result or raise its error."""
+        # A signal that arrives just before a wait begins does not end it.
+        while not self.wait(_POLL_SECONDS):
+            pass
+        if self._error is not None:
+            raise self._error
+        return cast(T, self._result)

@@ -91,8 +91,13 @@ def run_and_exit(command: Command, argv: Sequence[str]) -> NoReturn:
     may still run. The threads of a stream never end, and after a failure a thread may be in native
     code, which crashes when the interpreter shuts down.
     """
-    end_when_threads_fail()
-    code = main(command, argv)
+    try:
+        end_when_threads_fail()
+        code = main(command, argv)
+    except KeyboardInterrupt:
+        # It came before `main` could catch it, or after.
+        say("\ninterrupted: nothing was written")
+        code = 128 + signal.SIGINT
     # Flushing fails if the terminal is closed.
     with suppress(OSError):
         sys.stdout.flush()

@@ -8,6 +8,8 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -744,6 +746,33 @@ def test_an_unexpected_error_is_one_line_and_a_traceback_with_debug(
     assert_one_line_error(run(), 1, "unexpected LookupError", "something unexpected", "--debug")
     with pytest.raises(LookupError):
         run(debug="true")
+
+
+def test_ctrl_c_ends_a_run_whose_workers_never_end(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    committing, end = threading.Event(), threading.Event()
+
+    def wait_in_commit(*_: Any) -> None:
+        committing.set()
+        end.wait(120)
+
+    def interrupt() -> None:
+        committing.wait(120)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("transforms.run_report.commit", wait_in_commit)
+    # Beam's runner closes its workers when a run ends.
+    manager = "apache_beam.runners.portability.fn_api_runner.worker_handlers.WorkerHandlerManager"
+    monkeypatch.setattr(f"{manager}.close_all", lambda _: end.wait(120))
+    threading.Thread(target=interrupt).start()
+    started = time.monotonic()
+    code, out, err = run()
+    waited = time.monotonic() - started
+    end.set()
+    assert waited < 100
+    assert (code, out, err.strip()) == (130, "", "interrupted: nothing was written")
+    nothing_written(tmp_path / "out")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

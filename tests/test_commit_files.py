@@ -334,6 +334,16 @@ def test_abandoning_an_attempt_after_its_commit_keeps_its_result(tmp_path: Path)
     assert tree(tmp_path) == before
 
 
+def test_a_thread_of_an_abandoned_attempt_cannot_commit(tmp_path: Path) -> None:
+    run(tmp_path, FIRST, "pq", "y")
+    before = tree(tmp_path)
+    folder = RunFolder(str(tmp_path), "r", SECOND)
+    abandon(folders(folder), folder)
+    with pytest.raises(OutputError, match="the attempt at run r has already failed"):
+        commit(folders(folder), [], folder, report)
+    assert tree(tmp_path) == before
+
+
 # Files of other programs.
 
 

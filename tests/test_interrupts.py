@@ -1,4 +1,4 @@
-"""An event stays usable, whenever a signal interrupts the thread that sets it."""
+"""Events and background functions stay usable, whenever a signal interrupts the main thread."""
 
 import signal
 import threading
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from common.interrupts import InterruptibleEvent
+from common.interrupts import Background, InterruptibleEvent
 
 
 @pytest.fixture
@@ -53,3 +53,23 @@ def test_every_waiting_thread_continues() -> None:
 
 def test_waiting_ends_after_the_given_time() -> None:
     assert not InterruptibleEvent().wait(0.01)
+
+
+def test_a_background_function_returns_its_result_or_raises_its_error() -> None:
+    assert Background(lambda: 7).result() == 7
+    failing = Background(lambda: int("x"))
+    with pytest.raises(ValueError, match="'x'"):
+        failing.result()
+    assert failing.wait(0)
+
+
+@pytest.mark.usefixtures("interrupting")
+def test_a_signal_ends_the_wait_for_a_background_function_but_not_the_function() -> None:
+    go_on = threading.Event()
+    waiting = Background(lambda: go_on.wait(60))
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    with pytest.raises(KeyboardInterrupt):
+        waiting.result()
+    assert not waiting.wait(0)
+    go_on.set()
+    assert waiting.result()

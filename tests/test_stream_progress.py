@@ -4,7 +4,6 @@ import datetime
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import wait
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -16,9 +15,9 @@ import pytest
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from common.errors import BalanceError
+from common.interrupts import Background
 from common.record_batch import MESSAGE
 from pipelines.options import StreamRunOptions
-from pipelines.stream import in_process as stream_in_process
 from pipelines.stream import progress as stream_progress
 from pipelines.stream.in_process import STOPPING, Reading, watch
 from pipelines.stream.progress import (
@@ -202,7 +201,7 @@ class Endless:
 
 
 def interrupting(times: int, really: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `wait` with Ctrl-C pressed in the first calls."""
+    """Return a function that waits, with Ctrl-C pressed in the first calls."""
     presses: Iterator[int] = iter(range(times))
 
     def pressed(*args: Any) -> Any:
@@ -217,7 +216,7 @@ def interrupting(times: int, really: Callable[..., Any]) -> Callable[..., Any]:
 def test_ctrl_c_lets_the_run_end_and_a_second_one_does_not(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], times: int, made: bool
 ) -> None:
-    monkeypatch.setattr(stream_in_process, "wait", interrupting(times, wait))
+    monkeypatch.setattr(Background, "wait", interrupting(times, Background.wait))
     endless = Endless()
     cloud = Cloud("some-project", Endpoints(pubsub="127.0.0.1:1"))
 

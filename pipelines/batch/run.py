@@ -21,6 +21,7 @@ from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from common.addresses import without_secrets
 from common.errors import TooFewRows, TooManyDeadLetters
+from common.interrupts import Background
 from common.terminal import is_terminal, print_facts
 from model_handlers.manifest import Manifest
 from pipelines.batch.config import RunConfig, Table, batch_config
@@ -233,11 +234,24 @@ def run(
         return
     as_json = config.run.json_summary
     started = time.monotonic()
-    try:
-        if runs_on_dataflow(options):
+    if runs_on_dataflow(options):
+        with _abandoned_on_error(graph):
             start(pipeline, facts, endpoints, as_json=as_json)
-            return
-        _run_to_end(pipeline, graph, options, debug=config.run.debug)
+        return
+    _run_to_end(pipeline, graph, options, debug=config.run.debug)
+    report = read_report(graph.report_folder.report)
+    if as_json:
+        print(orjson.dumps(report).decode())
+    else:
+        print_facts(run_facts(report, time.monotonic() - started), STYLES)
+    check_limits(report, config.max_dead_letter_share, config.min_rows)
+
+
+@contextmanager
+def _abandoned_on_error(graph: ScoreRows) -> Iterator[None]:
+    """Remove what the attempt has staged if the block fails or is interrupted."""
+    try:
+        yield
     except BaseException as error:
         abandon(graph.destinations, graph.report_folder)
         for folder in graph.temporary:
@@ -247,28 +261,26 @@ def run(
                 f"the run was already complete: see {graph.report_folder.report}"
             ) from error
         raise
-    report = read_report(graph.report_folder.report)
-    if as_json:
-        print(orjson.dumps(report).decode())
-    else:
-        print_facts(run_facts(report, time.monotonic() - started), STYLES)
-    check_limits(report, config.max_dead_letter_share, config.min_rows)
 
 
 def _run_to_end(
     pipeline: beam.Pipeline, graph: ScoreRows, options: PipelineOptions, *, debug: bool
 ) -> None:
     """Run a pipeline in this process, or wait for it on another runner."""
-    if runs_in_process(options):
+    with (
+        progress_line(sys.stderr) if graph.show_progress else nullcontext(),
+        nullcontext() if debug else quiet_workers(),
+        _abandoned_on_error(graph),
+    ):
+        if not runs_in_process(options):
+            pipeline.run().wait_until_finish()
+            return
         from common.private_beam.in_process import keep_buffers_whole
 
         keep_buffers_whole()
         share_memory()
-    with (
-        progress_line(sys.stderr) if graph.show_progress else nullcontext(),
-        nullcontext() if debug else quiet_workers(),
-    ):
-        pipeline.run().wait_until_finish()
+        # When Ctrl-C interrupts it, Beam's runner sometimes waits forever for its own threads.
+        Background(lambda: pipeline.run().wait_until_finish()).result()
 
 
 def _job_facts(graph: ScoreRows, config: RunConfig) -> JobFacts:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -16,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from cloud.clients import Cloud
+from common.interrupts import Background
 from model_handlers.batch_handler import BatchHandler
 from pipelines.command import say
 from pipelines.options import StreamRunOptions
@@ -110,7 +110,7 @@ def watch(
     tally, started = start_tally(names), time.monotonic()
     with _terminated_as_interrupted():
         # Only wait_until_finish reports that a step has failed for good.
-        ended = ThreadPoolExecutor(1).submit(pipeline.run().wait_until_finish)
+        ended = Background(pipeline.run().wait_until_finish)
         try:
             try:
                 ending = _Ending(options.stop_after_seconds, reading.hidden_seconds)
@@ -120,7 +120,7 @@ def watch(
             except KeyboardInterrupt:
                 say(f"\n{STOPPING}")
             intake.end()
-            _wait(ended)
+            ended.result()
             tally.pulled = intake.given
             seconds = time.monotonic() - started
             say(summary(tally, seconds))
@@ -165,11 +165,11 @@ class _Ending:
 
 
 def _reported(
-    ended: Future[Any], intake: Intake, tally: Tally, report_seconds: int, ending: _Ending
+    ended: Background[Any], intake: Intake, tally: Tally, report_seconds: int, ending: _Ending
 ) -> Iterator[None]:
     """Yield at intervals until a run has ended or should end, and report its rates."""
     reported, rows, warned = time.monotonic(), 0, False
-    while not wait([ended], _POLL_SECONDS).done:
+    while not ended.wait(_POLL_SECONDS):
         now = time.monotonic()
         if now - reported >= report_seconds:
             say(report_line(tally, tally.received - rows, now - reported))
@@ -189,13 +189,6 @@ def _every(seconds: float, steps: Iterator[None]) -> Iterator[None]:
         if time.monotonic() - last > seconds:
             last = time.monotonic()
             yield
-
-
-def _wait(ended: Future[Any]) -> None:
-    """Wait so that Ctrl-C can interrupt it; raise what the pipeline raised."""
-    while not wait([ended], _POLL_SECONDS).done:
-        pass
-    ended.result()
 
 
 @contextmanager

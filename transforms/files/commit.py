@@ -53,6 +53,9 @@ from transforms.files.store import (
 ABANDON_SECONDS = 5.0
 Report = Callable[[Mapping[str, Any]], bytes]
 
+# The report folders of the attempts that this process has abandoned. Their threads may still run.
+_abandoned: set[RunFolder] = set()
+
 
 def commit(
     destinations: Sequence[Destination],
@@ -78,6 +81,8 @@ def commit(
     step = _Commit(destinations, staged, report_folder)
     folders = _folders(destinations, report_folder)
     with _file_errors(), commit_lock(folders):
+        if report_folder in _abandoned:
+            raise AttemptConflict(f"the attempt at run {report_folder.run_id} has already failed")
         before = read_version(report_folder.report)
         found = listing_of(report_folder.place, before.content)
         if found.attempt != report_folder.token:
@@ -258,6 +263,7 @@ def abandon(destinations: Sequence[Destination], report_folder: RunFolder) -> No
         destinations: Where the rows of the attempt go.
         report_folder: The folder of its report.
     """
+    _abandoned.add(report_folder)
     for destination in destinations:
         destination.discard()
     discard(report_folder)
