@@ -122,13 +122,13 @@ def test_json_parses(page: str, block: str) -> None:
     assert json.loads(block), page
 
 
-def test_the_toml_file_is_accepted(tmp_path: Path) -> None:
-    ((_, block),) = blocks("toml")
+@pytest.mark.parametrize(("page", "block"), blocks("toml"))
+def test_toml_files_are_accepted(tmp_path: Path, page: str, block: str) -> None:
     tomllib.loads(block)
     path = tmp_path / "millrace.toml"
     path.write_text(block.replace('name = "..."', "").replace('"..."', '"my-project"'))
-    config = read_config(path, {})
-    assert config.project == "my-project"
+    config = read_config(path, {"project": "my-project"})
+    assert config.project == "my-project", page
 
 
 def test_parameters_given_to_gcloud_are_the_templates() -> None:

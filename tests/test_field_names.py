@@ -196,21 +196,20 @@ def test_nothing_is_said_of_names_before_a_row_is_scored() -> None:
 
 
 def test_the_first_progress_line_with_rows_warns_once(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     class Running:
         """A run that ends after five looks at it."""
 
         looks = 0
 
-        def __call__(self, *_: Any) -> Any:
+        def wait(self, _: float) -> bool:
             self.looks += 1
-            return type("Waited", (), {"done": self.looks > 5})
+            return self.looks > 5
 
-    monkeypatch.setattr(in_process, "wait", Running())
     tally = Tally(scored=3, unseen={"ID": "id_column"}, latencies=[np.ones(1)])
     ending, quiet = in_process._Ending(None, 0.0), SimpleNamespace(quiet_seconds=0.0)
-    for _ in in_process._reported(None, quiet, tally, 0, ending):  # type: ignore[arg-type]
+    for _ in in_process._reported(Running(), quiet, tally, 0, ending):  # type: ignore[arg-type]
         time.sleep(0.001)
     warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert len(warnings) == 1
