@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 
-from cloud.endpoint_answers import (
+from cloud.endpoint_responses import (
     BadAnswer,
     Passing,
     RequestRefused,
@@ -36,7 +36,7 @@ from cloud.loop_thread import close, serve
 from cloud.proxies import find_proxy
 from cloud.retry_pacing import AdaptiveLimit, RetryBudget, backoff
 from common.errors import CredentialsError, EndpointError, one_line
-from common.retries import Retried
+from common.retry_lines import Retried
 
 T = TypeVar("T")
 

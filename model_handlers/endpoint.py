@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from cloud.endpoint_answers import RequestRefused
 from cloud.endpoint_client import EndpointClient
+from cloud.endpoint_responses import RequestRefused
 from common.errors import EndpointError, UsageError
 from common.record_batch import slices
 from model_handlers.endpoint_codec import EndpointCodec

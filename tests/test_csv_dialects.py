@@ -15,9 +15,10 @@ from test_csv_lines import is_open
 
 from common.errors import InputError
 from model_handlers.manifest import InputSpec, Manifest
-from transforms.files import csv_lines, text_lines
 from transforms.files import ranges as file_ranges
-from transforms.files.csv_dialect import PLAIN, Dialect
+from transforms.files import text_lines
+from transforms.files.csv import parse
+from transforms.files.csv.dialect import PLAIN, Dialect
 from transforms.files.ranges import has_rows, match_files, plan_file, split_file
 from transforms.files.read import Columns, id_prefix, read_range
 
@@ -166,7 +167,7 @@ def test_a_quote_that_never_closes_is_an_error(
     path = tmp_path / "a.csv"
     path.write_text('a,note\n1,x\n2,"open\n' + "3,y\n" * 100)
     for limit in (1 << 20, 50):
-        monkeypatch.setattr(csv_lines, "LONGEST_ROW", limit)
+        monkeypatch.setattr(parse, "LONGEST_ROW", limit)
         with pytest.raises(InputError, match=r"byte 11 does not end within .*close its quote"):
             read(path, columns, MULTILINE)
 

@@ -12,9 +12,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from common.errors import InputError
-from transforms.files.csv_dialect import PLAIN, Dialect
-from transforms.files.csv_header import read_header
-from transforms.files.csv_lines import CsvRows, UnclosedQuote, read_lines
+from transforms.files.csv.dialect import PLAIN, Dialect
+from transforms.files.csv.header import read_header
+from transforms.files.csv.parse import CsvRows, UnclosedQuote, read_lines
 
 HEADER = ["name", "a", "b"]
 TYPES = {"name": pa.string(), "b": pa.float64()}

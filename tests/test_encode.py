@@ -27,7 +27,7 @@ from transforms.encode import (
     output_schema,
     reference_fields,
 )
-from transforms.files.csv_dialect import PLAIN
+from transforms.files.csv.dialect import PLAIN
 from transforms.files.ranges import match_files, plan_file, split_file
 from transforms.files.read import Columns, read_range
 from transforms.files.stage import conform_to_files

@@ -23,7 +23,7 @@ from pipelines.stream.messages import message_format
 from pipelines.stream.progress import Tally, count_received, start_tally, summary, unseen_names
 from transforms.encode import choose_fields
 from transforms.files import first_rows
-from transforms.files.csv_dialect import PLAIN
+from transforms.files.csv.dialect import PLAIN
 from transforms.files.read import Columns
 from transforms.json_rows.row_format import RowFormat
 from transforms.messages.decode import MessageFormat, decode_messages

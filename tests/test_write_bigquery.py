@@ -23,8 +23,8 @@ from common.errors import BalanceError, OutputError
 from examples.local_cloud import LocalCloud
 from transforms.bigquery import commit as commit_table
 from transforms.bigquery.destination import TableDestination, loads_from
-from transforms.bigquery.load import run_table
 from transforms.bigquery.schema import JSON_METADATA, TableName
+from transforms.bigquery.write_jobs import run_table
 from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.dead_letters import Fault, failure_batch
 from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile

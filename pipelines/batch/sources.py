@@ -23,7 +23,7 @@ from transforms.bigquery.schema import TableName
 from transforms.bigquery.source import BigQuerySource, at_one_moment, describe_source
 from transforms.cells import is_text
 from transforms.encode import OutputFields, check_fields, read_type
-from transforms.files.csv_dialect import Dialect
+from transforms.files.csv.dialect import Dialect
 from transforms.files.first_rows import read_first_rows
 from transforms.files.one_schema import Origin, one_type, parquet_origins
 from transforms.files.ranges import FileFormat, file_schema, format_of, has_rows, match_inputs

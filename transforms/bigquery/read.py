@@ -33,7 +33,7 @@ from cloud.errors import (
 )
 from common.errors import InputError
 from common.record_batch import rebatch, typed
-from common.retries import Retried
+from common.retry_lines import Retried
 from transforms.accounts import (
     Entry,
     Settle,

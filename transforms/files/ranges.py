@@ -15,8 +15,8 @@ from apache_beam.io.filesystems import FileSystems
 
 from common.errors import InputError, OutputError, UsageError, one_line
 from common.memory import check_memory
-from transforms.files.csv_dialect import PLAIN, Dialect
-from transforms.files.csv_header import read_header
+from transforms.files.csv.dialect import PLAIN, Dialect
+from transforms.files.csv.header import read_header
 from transforms.files.hive import Condition, Keys, accepted, keys_of, with_keys
 from transforms.files.json_documents import ends_in_cr, holds_document
 from transforms.files.lake_folders import refuse_lakes_around, refuse_lakes_within

@@ -31,9 +31,9 @@ from transforms.accounts import (
     unknown_rows,
 )
 from transforms.cells import is_number, is_text
-from transforms.files.csv_dialect import PLAIN, Dialect
-from transforms.files.csv_header import read_header
-from transforms.files.csv_lines import CsvRows, UnclosedQuote, read_lines, whole_rows
+from transforms.files.csv.dialect import PLAIN, Dialect
+from transforms.files.csv.header import read_header
+from transforms.files.csv.parse import CsvRows, UnclosedQuote, read_lines, whole_rows
 from transforms.files.hive import Condition, add_keys, add_to_lines, with_keys
 from transforms.files.json_documents import read_document
 from transforms.files.pins import unchanged

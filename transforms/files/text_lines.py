@@ -15,7 +15,7 @@ from apache_beam.io.filesystems import FileSystems
 
 from common.errors import InputError, one_line
 from common.memory import check_memory
-from transforms.files.csv_dialect import is_byte_encoding
+from transforms.files.csv.dialect import is_byte_encoding
 
 BLOCK_BYTES = 8 << 20
 # How much of a file shows how it is written.

@@ -20,8 +20,8 @@ import pyarrow.csv as pa_csv
 
 from common.errors import InputError
 from transforms.dead_letters import Fault
-from transforms.files.csv_dialect import PLAIN, Dialect
-from transforms.files.csv_rows import CsvBlock, find_rows
+from transforms.files.csv.dialect import PLAIN, Dialect
+from transforms.files.csv.row_bounds import CsvBlock, find_rows
 from transforms.files.text_lines import Block
 
 # The longest row of several lines, in bytes.

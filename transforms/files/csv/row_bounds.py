@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from transforms.dead_letters import Fault
-from transforms.files.csv_dialect import Dialect
-from transforms.files.csv_quotes import find_quotes
+from transforms.files.csv.dialect import Dialect
+from transforms.files.csv.quotes import find_quotes
 from transforms.files.text_lines import is_utf8
 
 _NEWLINE, _RETURN = b"\n\r"

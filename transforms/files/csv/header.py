@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from common.errors import InputError
-from transforms.files.csv_dialect import PLAIN, Dialect
+from transforms.files.csv.dialect import PLAIN, Dialect
 from transforms.files.text_lines import open_text
 
 # Excel writes such a line before the header.

@@ -13,15 +13,15 @@ from google.api_core import exceptions
 from waiting import wait_until
 
 from cloud.errors import current_call, retry, translate_errors
-from common import retries
+from common import retry_lines
 from common.errors import InputError
-from common.retries import Retried, print_retries, retry_lines
+from common.retry_lines import Retried, print_retries, retry_lines
 from pipelines.batch_vertex import COMMAND
 
 
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retries, "EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(retry_lines, "EVERY_SECONDS", 0.05)
 
 
 @pytest.fixture
