@@ -103,9 +103,13 @@ def test_files_are_chosen_by_their_keys(run: Any, tmp_path: Path) -> None:
     assert found == {("2026-11-01", "10"), ("2026-11-02", "10")}
     report = json.loads((tmp_path / "out/r/report.json").read_text())
     assert report["files_read"] == 2
+    assert run(output_fields="hour", partition_filter="hour > 9")[0] == 0
+    assert {row["hour"] for row in scores(tmp_path)} == {"10"}
     result = run(partition_filter="day>2027")
     assert_one_line_error(result, 1, "none of the 8 input files fulfils --partition_filter")
     assert_one_line_error(run(partition_filter="dya>1"), 2, "dya=VALUE", "did you mean 'day'")
+    result = run(partition_filter="day = New York")
+    assert_one_line_error(result, 2, "'York'", "was split at spaces")
     assert_one_line_error(run(partition_filter="day"), 2, "conditions such as day>=2026-11-01")
 
 
