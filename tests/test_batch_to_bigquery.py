@@ -108,7 +108,7 @@ def test_tables_have_the_same_scores_and_dead_letters_as_files(
         dead_letter_files=tmp_path / "out",
         dead_letter_table=tables / "letters",
         output_fields="encoded,Amount,Class",
-        cluster_by="row_id,model_name",
+        cluster_by="ROW_ID,model_Name",
     )
     assert (code, err) == (0, "")
     in_files = pq.read_table(tmp_path / "out/r/scores").sort_by("row_id").to_pylist()

@@ -126,7 +126,6 @@ def _open_table(
             "--temp_location gs://BUCKET/FOLDER"
         )
     table = TableName.parse(sink.name, sink.flag, cloud.project)
-    check_cluster_by(sink.cluster_by, rows.schema)
     return TableDestination(
         part=part,
         folder=attempt.temp,
@@ -136,20 +135,26 @@ def _open_table(
         provenance=rows.provenance,
         write_disposition=sink.disposition,
         time_column=rows.time_column,
-        cluster_by=sink.cluster_by,
+        cluster_by=cluster_columns(sink.cluster_by, rows.schema),
     )
 
 
-def check_cluster_by(names: tuple[str, ...], schema: pa.Schema) -> None:
-    """Raise UsageError unless a table of the rows can be clustered by these columns."""
+def cluster_columns(names: tuple[str, ...], schema: pa.Schema) -> tuple[str, ...]:
+    """Return the columns by which a table of the rows is clustered, as the rows spell them.
+
+    Raises:
+        UsageError: The rows lack a column, or there are too many.
+    """
+    spelled = {name.lower(): name for name in schema.names}
     for name in names:
-        if name not in schema.names:
+        if name.lower() not in spelled:
             raise UsageError(
                 f"--cluster_by: no output column {name!r}{suggest(name, schema.names)}; "
                 f"choose from {', '.join(schema.names)}"
             )
     if len(names) > 4:
         raise UsageError(f"--cluster_by takes at most four columns, got {len(names)}")
+    return tuple(spelled[name.lower()] for name in names)
 
 
 def report_folder(destinations: list[Destination]) -> RunFolder:
