@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
 from cloud.clients import Cloud
-from common.errors import UsageError, suggest
-from pipelines.batch.config import FilesSink, RunConfig, TableSink
+from cloud.errors import translate_errors
+from common.errors import OutputError, UsageError, suggest
+from pipelines.batch.config import FilesSink, RunConfig, Sink, TableSink
 from pipelines.cloud_access import GCS
 from transforms.bigquery.destination import TableDestination
-from transforms.bigquery.schema import TableName
+from transforms.bigquery.schema import TableName, arrow_schema
+from transforms.bigquery.tables import find_table
 from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.files.destination import Destination, FolderDestination
 from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder
@@ -137,6 +140,26 @@ def _open_table(
         time_column=rows.time_column,
         cluster_by=cluster_columns(sink.cluster_by, rows.schema),
     )
+
+
+def present_columns(sinks: Sequence[Sink], cloud: Cloud | None) -> pa.Schema:
+    """Return the columns of the existing table among sinks, by their names in lower case.
+
+    Args:
+        sinks: The sinks of the rows.
+        cloud: The Cloud that looks at the table, or None if there is none.
+
+    Raises:
+        OutputError: The table cannot be read.
+    """
+    name = next((sink.name for sink in sinks if isinstance(sink, TableSink)), None)
+    if name is None or cloud is None:
+        return pa.schema([])
+    with translate_errors(OutputError, f"table {name} cannot be written"):
+        parsed = TableName.parse(name, "output_table", cloud.project)
+        table = find_table(cloud.bigquery(), parsed, cloud)
+    columns = arrow_schema(() if table is None else table.schema)
+    return pa.schema([field.with_name(field.name.lower()) for field in columns])
 
 
 def cluster_columns(names: tuple[str, ...], schema: pa.Schema) -> tuple[str, ...]:
