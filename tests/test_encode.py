@@ -236,7 +236,7 @@ def schema_before_run(
     """Return the schema of a file's output rows, as it is known before the run."""
     files = find_files(Files(patterns=(str(path),), file_format=None, dialect=PLAIN))
     check_files(files, PLAIN, Columns(manifest, None, fields.source), fields)
-    source, _ = passed_on(files, manifest, fields)
+    source, _ = passed_on(files, manifest, fields, {})
     return output_schema(fields, manifest, provenance, source)
 
 

@@ -134,6 +134,82 @@ def test_an_iceberg_table_is_read_at_the_latest_or_another_snapshot(
     assert scored(tmp_path)[0] == {"y": DAYS[0], "z": DAYS[1]}
 
 
+def with_deletes(root: Path, content: str, deleted: pa.Table, equality_ids: list[int]) -> None:
+    """Add a snapshot to an Iceberg table whose delete file removes rows, as Spark and Flink do."""
+    from pyiceberg import manifest as m
+    from pyiceberg.io.pyarrow import PyArrowFileIO
+    from pyiceberg.table import StaticTable
+    from pyiceberg.typedef import Record
+
+    class Deletes(m.ManifestWriterV2):
+        def content(self) -> m.ManifestContent:
+            return m.ManifestContent.DELETES
+
+        @property
+        def _meta(self) -> dict[str, str]:
+            return {**super()._meta, "content": "deletes"}
+
+    newest = max((root / "metadata").glob("*.metadata.json"))
+    table, io = StaticTable.from_metadata(str(newest)), PyArrowFileIO()
+    path = root / "data/deletes.parquet"
+    pq.write_table(deleted, path)
+    file = m.DataFile.from_args(
+        content=m.DataFileContent[content],
+        file_path=str(path),
+        file_format="PARQUET",
+        partition=Record(),
+        record_count=deleted.num_rows,
+        file_size_in_bytes=path.stat().st_size,
+        equality_ids=equality_ids or None,
+    )
+    last, number, key = table.current_snapshot(), 99, 7
+    assert last is not None
+    output = io.new_output(str(root / "metadata/deletes.avro"))
+    with Deletes(table.spec(), table.schema(), output, key, "null") as writer:
+        entry = m.ManifestEntry.from_args(
+            status=m.ManifestEntryStatus.ADDED, snapshot_id=key, data_file=file
+        )
+        writer.add_entry(entry)
+    manifests = [*last.manifests(io), writer.to_manifest_file()]
+    listed = str(root / "metadata/snap-7.avro")
+    with m.write_manifest_list(2, io.new_output(listed), key, None, number, "null") as lists:
+        lists.add_manifests(manifests)
+    metadata = json.loads(newest.read_text())
+    own = {"snapshot-id": key, "sequence-number": number, "manifest-list": listed}
+    snapshot = metadata["snapshots"][-1] | own
+    metadata["snapshots"].append(snapshot)
+    metadata |= {"current-snapshot-id": key, "last-sequence-number": number}
+    metadata["refs"]["main"]["snapshot-id"] = key
+    (root / "metadata/00099-x.metadata.json").write_text(json.dumps(metadata))
+
+
+def test_rows_that_a_position_delete_of_iceberg_removes_are_not_scored(
+    run: Any, iceberg: Path, tmp_path: Path
+) -> None:
+    table = find_lake(str(iceberg), None)
+    assert table is not None
+    (file, *_) = [f for f in table.open().files() if "y" in rows_in(table, f.path)]
+    deleted = pa.table({"file_path": [file.path], "pos": [rows_in(table, file.path).index("y")]})
+    with_deletes(iceberg, "POSITION_DELETES", deleted, [])
+    code, _, err = run(input_files=iceberg)
+    assert (code, err) == (0, "")
+    days, report = scored(tmp_path)
+    assert days == {"z": DAYS[1]}
+    assert report["rows_in"] == 1
+
+
+def rows_in(table: Any, path: str) -> list[str]:
+    """Return the ids of the rows in a file of a table."""
+    batches = table.open().batches(path, ["id"], 100)
+    return [value for batch in batches for value in batch["id"].to_pylist()]
+
+
+def test_an_iceberg_table_with_equality_deletes_is_refused(run: Any, iceberg: Path) -> None:
+    with_deletes(iceberg, "EQUALITY_DELETES", pa.table({"id": ["y"]}), [1])
+    result = run(input_files=iceberg)
+    assert_one_line_error(result, 1, "Apache Iceberg table", "does not yet support equality del")
+
+
 @pytest.mark.parametrize("fixture", ["delta", "iceberg"])
 def test_a_version_that_does_not_exist_is_an_error(
     run: Any, fixture: str, request: pytest.FixtureRequest

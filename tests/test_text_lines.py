@@ -136,3 +136,21 @@ def test_compression_is_detected_from_the_name() -> None:
     ]
     assert without_compression("gs://a/b.csv.BZ2") == "gs://a/b.csv"
     assert without_compression("b.csv") == "b.csv"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("cut", [1, 3, -1])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_text_that_ends_in_the_middle_of_a_character_is_one_error_without_its_bytes(
+    tmp_path: Path, encoding: str, cut: int, suffix: str
+) -> None:
+    whole = "id,a\nä,1\n😀".encode(encoding)
+    data = whole + b"\0" if cut < 0 else whole[:-cut]
+    path = tmp_path / f"rows.csv{suffix}"
+    path.write_bytes(gzip.compress(data) if suffix else data)
+    with pytest.raises(InputError) as caught:
+        list(line_blocks(str(path), 0, len(data), encoding=encoding))
+    message = str(caught.value)
+    assert f"{path} cannot be read: expected UTF-" in message
+    assert "ends in the middle of a character: write the file again" in message
+    assert "0x" not in message

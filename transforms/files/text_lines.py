@@ -163,6 +163,14 @@ def _open(path: str) -> Iterator[Any]:
     try:
         with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as handle:
             yield handle
+    except UnicodeDecodeError as error:
+        # The message of Python contains bytes of the file.
+        cut = "end" in error.reason or "truncated" in error.reason
+        found = "ends in the middle of a character" if cut else "has other bytes"
+        raise InputError(
+            f"input file {path} cannot be read: expected {error.encoding.upper()}, but the text "
+            f"{found}: write the file again, or name its --csv_encoding"
+        ) from error
     except (BeamIOError, OSError, MemoryError, UnicodeError) as error:
         check_memory(error, path)
         hint = (
