@@ -111,6 +111,9 @@ def _written(rng: random.Random, rows: list[list[Any]], dialect: Dialect, end: s
     out = io.StringIO()
     quoting = rng.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
     cells = rows
+    if any("\r" in str(cell) for row in rows for cell in row):
+        # Otherwise Python writes a CR without quotes.
+        quoting = csv.QUOTE_ALL
     if dialect.quote is None and dialect.escape is None:
         cells = [[str(cell).replace(dialect.field_end, "") for cell in row] for row in rows]
     csv.writer(

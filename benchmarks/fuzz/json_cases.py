@@ -20,7 +20,8 @@ NUMBERS: dict[str, Any] = {
     "Infinity": None,
     '"x"': None,
     "{}": None,
-    "[1]": None,
+    "[1]": ...,
+    "[1, 2]": None,
     '"1e5"': ...,
     '" 5"': ...,
     "1e999": ...,
@@ -30,7 +31,7 @@ NUMBERS: dict[str, Any] = {
 # Rows that are none, in an array or on a line.
 OTHERS = ["5", '"x"', "null", "[]", "[1, 2]", "true", '{"b": 1, "b": 2}', "{}"]
 # Columns that nobody reads.
-EXTRA: list[Any] = [[], {}, {"x": [{"y": "}\n{"}, {}]}, [{"a": 1}, [2]], "\ud83d\ude00", "] , [", 0.5]
+EXTRA: list[Any] = [[], {}, {"x": [{"y": "}\n{"}, {}]}, [{"a": 1}, [2]], "\U0001f600", "] , [", 0.5]
 NOTES_TOO: list[Any] = [*NOTES, "a\nb", '"', "\\", "},{", "}\r{", "[", "NaN", "\u2028"]
 NOTES_TOO += [123456789012345678901, 2**63, -5, 10**40]
 TOKENS = [b"{", b"}", b"[", b"]", b",", b'"', b"\n", b"\r", b"\\", b"NaN", b"\xff", b"\0", b":"]
@@ -57,7 +58,7 @@ def json_case(rng: random.Random) -> Case:
         blank = rng.choice(["", "", end, " " + end])
         text = "".join(f"{text}{end}{blank}" for text in texts)
     text = rng.choice(["", "", "", "\ufeff"]) + text.replace("\n", end if indent else "\n")
-    content = text.encode("utf-8", "surrogatepass")
+    content = text.encode()
     if layout != "array" and rng.random() < 0.2:
         content = content.rstrip()
     suffix = rng.choice(["json", "json", "jsonl", "ndjson"]) if layout == "lines" else "json"
