@@ -214,8 +214,8 @@ def _check_rest(case: Case, found: Found) -> None:
             return
         if case.text[at:place].strip(b"\xef\xbb\xbf \t\r\n,[]"):
             raise Violation(f"the bytes {at} to {place} are in no row")
-        # A byte order mark is no part of the first row.
-        at = place + len(payload) + (3 if case.text[place:].startswith(BOM_UTF8) else 0)
+        # White space before the row, or a byte order mark, is no part of it.
+        at = case.text.index(payload, place) + len(payload)
     if case.text[at:].strip(b"\xef\xbb\xbf \t\r\n,[]\x00"):
         raise Violation(f"the bytes from {at} on are in no row")
 

@@ -10,22 +10,23 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import io
 import json
 import random
 import tempfile
+import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import apache_beam as beam
-import fastavro
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.bench import Bench
 from benchmarks.row_costs import write_results
+from benchmarks.stream.fuzz_avro import REVISIONS, Written, written
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from examples.transactions.data import FEATURES
@@ -35,7 +36,6 @@ from model_handlers.torch_model import TorchModelHandler
 from pipelines.stream.graph import ScoreStream, StreamSinks
 from transforms.encode import choose_fields, output_schema
 from transforms.json_rows.row_format import RowFormat
-from transforms.messages.avro_revisions import AvroRevisions
 from transforms.messages.body import ENCODING, read_bodies
 from transforms.messages.decode import MessageFormat, MessageKind, decode_messages
 from transforms.messages.message import Message, serialize
@@ -48,11 +48,6 @@ SEED = 20_261_121
 # The number of messages in a batch, like the bundles of a stream.
 SIZES = (1, 7, 100, 500)
 ROW = dict.fromkeys(FEATURES, 0.5)
-AVRO = {
-    "type": "record",
-    "name": "Row",
-    "fields": [{"name": name, "type": "double"} for name in FEATURES],
-}
 NESTED = b'{"x":' * 5_000
 TOKENS = [b"null", b"NaN", b"1e999", b'"', b"{", b"]", b",", b"\xff", b"\\ud800", b"\0", b"9" * 40]
 VALUES: list[Any] = [None, "x", "", True, [], {}, [1.0], 10**40, 1e39, -0.0, "1.5", "NaN", 1 << 63]
@@ -111,13 +106,6 @@ KINDS: dict[str, Callable[[random.Random], bytes]] = {
 HUGE = 20_000
 
 
-def avro(rng: random.Random) -> bytes:
-    """Return a good row in Avro."""
-    out = io.BytesIO()
-    fastavro.schemaless_writer(out, AVRO, ROW | {rng.choice(FEATURES): rng.random()})
-    return out.getvalue()
-
-
 def arrow(rng: random.Random) -> bytes:
     """Return a good row as an Arrow stream."""
     sink = pa.BufferOutputStream()
@@ -127,32 +115,69 @@ def arrow(rng: random.Random) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def any_message(rng: random.Random, kind: MessageKind, number: int) -> tuple[str, Message]:
-    """Return a random message and the name of its kind."""
+class Sent(NamedTuple):
+    """A random message.
+
+    Attributes:
+        kind: The name of its kind.
+        message: The message.
+        features: The features of its only row if it must be read, else None.
+    """
+
+    kind: str
+    message: Message
+    features: list[float] | None
+
+
+def any_message(rng: random.Random, kind: MessageKind, number: int) -> Sent:
+    """Return a random message."""
     attributes: dict[str, str] = {}
+    features: list[float] | None = None
     if kind == "json":
         name = rng.choice(list(KINDS))
         body = KINDS[name](rng) if number % HUGE else b"x" * (10 << 20)
+        if name.startswith("good") and number % HUGE:
+            features = list(json.loads(body).values())
+            features = features if name == "good" else features[0]
     else:
-        body = avro(rng) if kind == "avro" else arrow(rng)
-        name = rng.choice([f"good {kind}", f"mutated {kind}", "random bytes", "empty"])
+        row = ROW | {rng.choice(FEATURES): rng.randrange(-64, 64) / 4}
+        sent = written(rng, row) if kind == "avro" else Written(arrow(rng), {}, True)
+        body, attributes = sent.body, sent.attributes
+        names = [f"{'good' if sent.good else 'unknown'} {kind}"] * 2
+        name = rng.choice([*names, f"mutated {kind}", "random bytes", "empty"])
         if name.startswith("mutated"):
             body = mutated(rng, body)
-        elif not name.startswith("good"):
+        elif name in KINDS:
             body = KINDS[name](rng)
+        elif sent.good and kind == "avro":
+            features = [row[feature] for feature in FEATURES]
     if rng.random() < 0.1:
-        attributes[rng.choice([ENCODING, ENCODING.title()])] = rng.choice(["gzip", "X-GZIP"])
-        zipped = gzip.compress(body, 1, mtime=0)
-        damage = rng.choice(["", " cut", " mutated", " not at all"])
-        body = {
-            "": zipped,
-            " cut": zipped[: rng.randrange(len(zipped))],
-            " mutated": mutated(rng, zipped),
-            " not at all": body,
-        }[damage]
-        name = f"gzip{damage}"
+        name, encoding, body = packed(rng, body)
+        attributes[rng.choice([ENCODING, ENCODING.title(), ENCODING.upper()])] = encoding
+        features = features if name == "compressed" else None
     # Pub/Sub rejects a message without data and attributes, but another source may return one.
-    return name, Message(body, attributes, f"m{number}", 1_700_000_000_000_000, "")
+    return Sent(name, Message(body, attributes, f"m{number}", 1_700_000_000_000_000, ""), features)
+
+
+def packed(rng: random.Random, body: bytes) -> tuple[str, str, bytes]:
+    """Return the name of what is done, the value of Content-Encoding, and the compressed bytes."""
+    encoding = rng.choice(["gzip", "GZIP", "x-gzip", " Gzip ", "deflate", "Deflate", "identity"])
+    middle = rng.randrange(len(body) + 1)
+    if "gzip" in encoding.lower():
+        parts = rng.choice([[body], [body[:middle], body[middle:]]])
+        zipped = b"".join(gzip.compress(part, 1, mtime=0) for part in parts)
+        zipped += b"\0" * rng.choice([0, 0, 9])
+    elif encoding == "identity":
+        zipped = body
+    else:
+        # Without the header and the checksum of zlib, as some senders understand deflate.
+        zipped = zlib.compress(body)[2:-4] if rng.random() < 0.5 else zlib.compress(body)
+    damage = rng.choice(["", "", " cut", " mutated", " not at all", " unknown"])
+    if damage == " unknown":
+        return f"compressed{damage}", rng.choice(["br", "zstd", "gzip, gzip", "none"]), zipped
+    if damage in (" cut", " mutated") and zipped:
+        zipped = zipped[: rng.randrange(len(zipped))] if damage == " cut" else mutated(rng, zipped)
+    return f"compressed{damage}", encoding, body if damage == " not at all" else zipped
 
 
 def formats(manifest: Manifest) -> dict[MessageKind, MessageFormat]:
@@ -160,7 +185,7 @@ def formats(manifest: Manifest) -> dict[MessageKind, MessageFormat]:
     row_format = RowFormat(manifest, None, (), CARRIED)
     return {
         "json": MessageFormat(row_format),
-        "avro": MessageFormat(row_format, "avro", AvroRevisions(json.dumps(AVRO))),
+        "avro": MessageFormat(row_format, "avro", REVISIONS),
         "arrow": MessageFormat(row_format, "arrow"),
     }
 
@@ -173,8 +198,10 @@ def sent_rows(messages: Sequence[Message], read: MessageFormat) -> dict[str, byt
     return {row_id: message.data for row_id, message in zip(ids, messages, strict=True)}
 
 
-def outcomes(messages: Sequence[Message], read: MessageFormat, own: Provenance) -> Counter[str]:
+def outcomes(batch_sent: Sequence[Sent], read: MessageFormat, own: Provenance) -> Counter[str]:
     """Count what messages became. Raise AssertionError unless each is in exactly one place."""
+    messages = [sent.message for sent in batch_sent]
+    sure = {one.message.message_id: one.features for one in batch_sent if one.features is not None}
     batches, failures = decode_messages(messages, read, own, utc_now())
     manifest = read.row_format.manifest
     found: Counter[str] = Counter()
@@ -182,12 +209,16 @@ def outcomes(messages: Sequence[Message], read: MessageFormat, own: Provenance) 
     for batch in batches:
         good, bad, faults = validate(batch, manifest)
         assert good.num_rows + bad.num_rows == batch.num_rows, "validation lost a row"
+        check_features(good, sure)
         found += Counter(good=good.num_rows) + Counter(fault.reason for fault in faults)
         if read.kind == "arrow":
             rows += [row["message_id"] for row in batch.column("message").to_pylist()]
         else:
             rows += batch.column("row_id").to_pylist()
     letters = [] if failures is None else failures.to_pylist()
+    assert sure.keys().isdisjoint(letter["row_id"] for letter in letters), (
+        "a good message is a dead letter"
+    )
     sent = sent_rows(messages, read)
     # A mutated Arrow stream may hold no row, or several.
     kept = set(rows) if read.kind == "arrow" else rows
@@ -201,6 +232,15 @@ def outcomes(messages: Sequence[Message], read: MessageFormat, own: Provenance) 
     return found + Counter(letter["reason"] for letter in letters)
 
 
+def check_features(good: pa.RecordBatch, sure: Mapping[str, list[float]]) -> None:
+    """Raise AssertionError if a row has other features than its message."""
+    names = good.column("message").field("message_id").to_pylist()
+    inputs = good.column("inputs").field(0).to_pylist()
+    for name, features in zip(names, inputs, strict=True):
+        expected = np.asarray(sure.get(name, features), np.float32).tolist()
+        assert features == expected, f"expected the features {expected}, got {features}"
+
+
 def decode_all(manifest: Manifest, count: int, seed: int) -> dict[str, Any]:
     """Decode random messages, and count their kinds and outcomes."""
     rng, own = random.Random(seed), Provenance.of(manifest, "fuzz", "fuzz")
@@ -210,10 +250,10 @@ def decode_all(manifest: Manifest, count: int, seed: int) -> dict[str, Any]:
     while (start := made.total()) < count:
         kind = rng.choices(list(reading), [8, 1, 1])[0]
         size = min(rng.choice(SIZES), count - start)
-        pairs = [any_message(rng, kind, start + i) for i in range(size)]
-        made.update(name for name, _ in pairs)
+        batch = [any_message(rng, kind, start + i) for i in range(size)]
+        made.update(sent.kind for sent in batch)
         try:
-            found += outcomes([message for _, message in pairs], reading[kind], own)
+            found += outcomes(batch, reading[kind], own)
         except Exception as error:
             raise SystemExit(f"seed {seed}, messages from {start:,} on: {error!r}") from error
     return {"messages": made.total(), "kinds": dict(made), "outcomes": dict(found)}
@@ -222,7 +262,7 @@ def decode_all(manifest: Manifest, count: int, seed: int) -> dict[str, Any]:
 def score_all(model: Path, manifest: Manifest, count: int, seed: int) -> dict[str, Any]:
     """Run random messages through the whole graph on FnApiRunner, and return the balance."""
     rng, own = random.Random(seed), Provenance.of(manifest, "fuzz", "fuzz")
-    messages = [any_message(rng, "json", i)[1] for i in range(1, count + 1)]
+    messages = [any_message(rng, "json", i).message for i in range(1, count + 1)]
     fields = choose_fields(manifest, stream=True)
     with tempfile.TemporaryDirectory() as folder:
         graph = ScoreStream(
