@@ -14,7 +14,22 @@ import zstandard
 
 from transforms.files.csv_dialect import PLAIN, Dialect
 
-NOTES = ["", "x", "NA", "null", "é", "€ 5", "a b", " ", "0", "sep=;", "00123", "true", '{"a": 1}', "[1]"]
+NOTES = [
+    "",
+    "x",
+    "NA",
+    "null",
+    "é",
+    "€ 5",
+    "a b",
+    " ",
+    "0",
+    "sep=;",
+    "00123",
+    "true",
+    '{"a": 1}',
+    "[1]",
+]
 MEMBERS = 4
 # A frame without text, as pzstd writes it.
 _SKIPPED = b"\x50\x2a\x4d\x18\x04\0\0\0size"

@@ -51,9 +51,7 @@ def csv_case(rng: random.Random) -> Case:
         encoding=dialect.encoding.removesuffix("-sig"),
         multiline=dialect.multiline,
     )
-    start, content = (
-        part.encode(dialect.encoding, "replace") for part in (head, head + body)
-    )
+    start, content = (part.encode(dialect.encoding, "replace") for part in (head, head + body))
     good = rng.random() < 0.67
     if not good:
         tokens = [t.encode(dialect.encoding) for t in [*'"\n\r,;\\\0', "\ufeff"[:0], "\n9,9,9\n"]]

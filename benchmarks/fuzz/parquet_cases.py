@@ -118,10 +118,14 @@ def _feature(rng: random.Random, count: int) -> tuple[pa.Array, list[Any]]:
     chosen = [rng.choice(values) for _ in range(count)]
     cells = [_cell(value, kind, is_text) for value in chosen]
     good = [
-        None if not isinstance(value, (float, Decimal)) or not np.isfinite(float(value)) else float(value)
+        None
+        if not isinstance(value, (float, Decimal)) or not np.isfinite(float(value))
+        else float(value)
         for value in chosen
     ]
-    return pa.array(cells, kind), [... if value == "1e5" else g for value, g in zip(chosen, good, strict=True)]
+    return pa.array(cells, kind), [
+        ... if value == "1e5" else g for value, g in zip(chosen, good, strict=True)
+    ]
 
 
 def _cell(value: Any, kind: pa.DataType, is_text: bool) -> Any:

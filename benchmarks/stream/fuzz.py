@@ -216,9 +216,8 @@ def outcomes(batch_sent: Sequence[Sent], read: MessageFormat, own: Provenance) -
         else:
             rows += batch.column("row_id").to_pylist()
     letters = [] if failures is None else failures.to_pylist()
-    assert sure.keys().isdisjoint(letter["row_id"] for letter in letters), (
-        "a good message is a dead letter"
-    )
+    lost = {letter["row_id"]: letter["reason"] for letter in letters if letter["row_id"] in sure}
+    assert not lost, f"good messages are dead letters: {lost}"
     sent = sent_rows(messages, read)
     # A mutated Arrow stream may hold no row, or several.
     kept = set(rows) if read.kind == "arrow" else rows
