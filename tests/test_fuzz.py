@@ -1,4 +1,4 @@
-"""The fuzz of files: each row is accounted for, and a reader that loses or invents rows fails it."""
+"""The fuzz of files accounts for each row, and fails for a reader that loses rows."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,8 +15,8 @@ from transforms.json_rows.decode import Decoded
 
 
 def test_fuzzed_files_of_every_kind_are_accounted_for() -> None:
-    kinds = run_all(run_case, 1, float("inf"), 200)
-    assert kinds.total() == 200
+    kinds = run_all(run_case, 1, float("inf"), 150)
+    assert kinds.total() == 150
     assert {name.split(",")[0].split(":")[0] for name in kinds} >= {
         "csv",
         "damaged csv",

@@ -15,7 +15,7 @@ ENCODINGS = ("utf-8", "utf-8", "utf-8", "utf-8-sig", "cp1252", "cp1253", "latin-
 WIDE = ("utf-16", "utf-16-le", "utf-16-be")
 # Texts of which Arrow and Python have different opinions.
 NUMBERS = ["+5", "5.", ".5", "1e5", "0x10", "1_0", " 5", "5 ", "nan", "inf", "-Infinity", "NaN"]
-NUMBERS += ["1e400", "-0", "007", "1,5", "１", "1e-400", "9" * 30, "1 2", "--1", "1d", "True"]
+NUMBERS += ["1e400", "-0", "007", "1,5", "\uff11", "1e-400", "9" * 30, "1 2", "--1", "1d", "True"]
 INNER = ['"', "'", ",", ";", "\t", "|", "\\", 'say "hi"', '"', "a,b", "\\\\", "'' ''"]
 BREAKS = ["\n", "\r\n", "two\nlines", "\n7,8,old", "\n\n", "\r", 'x"\n1,2,"y']
 
@@ -86,7 +86,7 @@ def _row(rng: random.Random, number: int, dialect: Dialect) -> Row:
     a = rng.choice([0.5, -1.25, 3.0, 1e300, None, ..., ...])
     note = rng.choice(NOTES)
     if dialect.encoding == "cp1253":
-        note = note.replace("é", "α")
+        note = note.replace("é", "\u03b1")
     if dialect.encoding == "latin-1":
         note = note.replace("€", "é")
     if (dialect.quote or dialect.escape) and rng.random() < 0.5:
@@ -101,7 +101,7 @@ def _row(rng: random.Random, number: int, dialect: Dialect) -> Row:
 def _cells(row: Row, names: Sequence[str]) -> list[Any]:
     # The number decides the text, so that it needs no other state.
     texts = {None: "x" if row.b % 2 else "", ...: NUMBERS[row.b % len(NUMBERS)]}
-    a = texts[row.a] if row.a in texts else row.a
+    a = texts.get(row.a, row.a)
     return [{"a": a, "b": row.b, "note": row.note}.get(name, "z") for name in names]
 
 

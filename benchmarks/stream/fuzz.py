@@ -9,11 +9,9 @@ exception may be raised. The first violation is reported with the seed that repr
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import random
 import tempfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +24,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.bench import Bench
 from benchmarks.row_costs import write_results
+from benchmarks.stream.damage import mutated, packed
 from benchmarks.stream.fuzz_avro import REVISIONS, Written, written
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
@@ -49,7 +48,6 @@ SEED = 20_261_121
 SIZES = (1, 7, 100, 500)
 ROW = dict.fromkeys(FEATURES, 0.5)
 NESTED = b'{"x":' * 5_000
-TOKENS = [b"null", b"NaN", b"1e999", b'"', b"{", b"]", b",", b"\xff", b"\\ud800", b"\0", b"9" * 40]
 VALUES: list[Any] = [None, "x", "", True, [], {}, [1.0], 10**40, 1e39, -0.0, "1.5", "NaN", 1 << 63]
 METHOD = {
     "messages": "generated from a seed; kinds: how a good message was changed, outcomes: what it "
@@ -62,13 +60,6 @@ METHOD = {
 def named(rng: random.Random, **changes: Any) -> bytes:
     """Return a good row with some changed values as a JSON object."""
     return json.dumps(ROW | {rng.choice(FEATURES): rng.random()} | changes).encode()
-
-
-def mutated(rng: random.Random, body: bytes) -> bytes:
-    """Return a message with a part cut out or doubled, or with other bytes in it."""
-    at, until = sorted(rng.randrange(len(body) + 1) for _ in range(2))
-    between = rng.choice([b"", rng.choice(TOKENS), rng.randbytes(3), body[at:until] * 2])
-    return body[:at] + between + body[rng.choice([at, until]) :]
 
 
 def several(rng: random.Random) -> list[bytes]:
@@ -157,27 +148,6 @@ def any_message(rng: random.Random, kind: MessageKind, number: int) -> Sent:
         features = features if name == "compressed" else None
     # Pub/Sub rejects a message without data and attributes, but another source may return one.
     return Sent(name, Message(body, attributes, f"m{number}", 1_700_000_000_000_000, ""), features)
-
-
-def packed(rng: random.Random, body: bytes) -> tuple[str, str, bytes]:
-    """Return the name of what is done, the value of Content-Encoding, and the compressed bytes."""
-    encoding = rng.choice(["gzip", "GZIP", "x-gzip", " Gzip ", "deflate", "Deflate", "identity"])
-    middle = rng.randrange(len(body) + 1)
-    if "gzip" in encoding.lower():
-        parts = rng.choice([[body], [body[:middle], body[middle:]]])
-        zipped = b"".join(gzip.compress(part, 1, mtime=0) for part in parts)
-        zipped += b"\0" * rng.choice([0, 0, 9])
-    elif encoding == "identity":
-        zipped = body
-    else:
-        # Without the header and the checksum of zlib, as some senders understand deflate.
-        zipped = zlib.compress(body)[2:-4] if rng.random() < 0.5 else zlib.compress(body)
-    damage = rng.choice(["", "", " cut", " mutated", " not at all", " unknown"])
-    if damage == " unknown":
-        return f"compressed{damage}", rng.choice(["br", "zstd", "gzip, gzip", "none"]), zipped
-    if damage in (" cut", " mutated") and zipped:
-        zipped = zipped[: rng.randrange(len(zipped))] if damage == " cut" else mutated(rng, zipped)
-    return f"compressed{damage}", encoding, body if damage == " not at all" else zipped
 
 
 def formats(manifest: Manifest) -> dict[MessageKind, MessageFormat]:
