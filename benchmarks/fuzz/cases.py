@@ -87,7 +87,7 @@ def mutated(rng: random.Random, text: bytes, tokens: Sequence[bytes], start: int
 
 
 def compressed(rng: random.Random, case: Case) -> Case:
-    """Return a case with its file compressed, which may be damaged thereby."""
+    """Return a case with its file compressed, which may also be damaged."""
     kind = rng.choice(["gzip", "gzip", "gzip", "bz2", "zstd"])
     content = case.content
     cuts = sorted(rng.randrange(len(content) + 1) for _ in range(rng.randrange(MEMBERS)))

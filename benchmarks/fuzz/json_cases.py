@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.fuzz.cases import NOTES, Case, Row, compressed, in_folder, mutated
 
-# Features that are numbers, and those that are none, as JSON and as values.
+# Features as JSON, and as numbers: None if the text is not a number, ... if it may be one.
 NUMBERS: dict[str, Any] = {
     "1.5": 1.5,
     "-2e3": -2000.0,
@@ -28,7 +28,7 @@ NUMBERS: dict[str, Any] = {
     "true": ...,
     "12345678901234567890123": ...,
 }
-# Rows that are none, in an array or on a line.
+# Elements and lines that are not rows which can be scored.
 OTHERS = ["5", '"x"', "null", "[]", "[1, 2]", "true", '{"b": 1, "b": 2}', "{}"]
 # Columns that nobody reads.
 EXTRA: list[Any] = [[], {}, {"x": [{"y": "}\n{"}, {}]}, [{"a": 1}, [2]], "\U0001f600", "] , [", 0.5]

@@ -105,7 +105,7 @@ def _stored(rng: random.Random, table: pa.Table, int96: bool) -> bytes:
 
 
 def _feature(rng: random.Random, count: int) -> tuple[pa.Array, list[Any]]:
-    """Return a column of features, and what each is as a number: None if it is none."""
+    """Return a column of features, and each as a number, or None if it is not one."""
     kind = rng.choice(FEATURES)
     is_text = kind == pa.string_view() or "string" in str(kind)
     values: list[Any] = [1.0, 0.0, 1.0, None]

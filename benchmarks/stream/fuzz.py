@@ -217,7 +217,7 @@ def decode_all(manifest: Manifest, count: int, seed: int) -> dict[str, Any]:
     found: Counter[str] = Counter()
     reading = formats(manifest)
     while (start := made.total()) < count:
-        kind = rng.choices(list(reading), [8, 1, 1])[0]
+        kind = rng.choices(list(reading), [8, 2, 1])[0]
         size = min(rng.choice(SIZES), count - start)
         batch = [any_message(rng, kind, start + i) for i in range(size)]
         made.update(sent.kind for sent in batch)
