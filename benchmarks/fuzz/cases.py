@@ -5,7 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -31,6 +31,11 @@ NOTES = [
     "[1]",
 ]
 MEMBERS = 4
+_PACK: dict[str, Callable[..., bytes]] = {
+    "gzip": gzip.compress,
+    "bz2": bz2.compress,
+    "zstd": zstandard.compress,
+}
 # A frame without text, as pzstd writes it.
 _SKIPPED = b"\x50\x2a\x4d\x18\x04\0\0\0size"
 
@@ -92,8 +97,9 @@ def compressed(rng: random.Random, case: Case) -> Case:
     content = case.content
     cuts = sorted(rng.randrange(len(content) + 1) for _ in range(rng.randrange(MEMBERS)))
     bounds = list(zip([0, *cuts], [*cuts, len(content)], strict=True))
-    pack = {"gzip": gzip.compress, "bz2": bz2.compress, "zstd": zstandard.compress}[kind]
-    packed = b"".join(pack(content[start:stop], rng.randrange(1, 10)) for start, stop in bounds)
+    packed = b"".join(
+        _PACK[kind](content[start:stop], rng.randrange(1, 10)) for start, stop in bounds
+    )
     if kind == "zstd" and rng.random() < 0.2:
         packed = _SKIPPED + packed
     suffix = {"gzip": ".gz", "bz2": ".bz2", "zstd": ".zst"}[kind]

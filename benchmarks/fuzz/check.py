@@ -138,7 +138,12 @@ def _add(found: Found, decoded: Decoded, manifest: Manifest, prefix: str) -> Non
     )
     rows = zip(good.column(ROW_ID).to_pylist(), inputs, notes, days, payloads, strict=True)
     for row_id, values, note, day, payload in rows:
-        _put(found, found.good, _place(row_id, prefix), Good(*values[:2], note, day, payload))
+        _put(
+            found,
+            found.good,
+            _place(row_id, prefix),
+            Good(values[0], values[1], note, day, payload),
+        )
 
 
 def _place(row_id: str, prefix: str) -> int:

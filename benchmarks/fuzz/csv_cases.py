@@ -107,7 +107,7 @@ def _cells(row: Row, names: Sequence[str]) -> list[Any]:
 
 def _written(rng: random.Random, rows: list[list[Any]], dialect: Dialect, end: str) -> str:
     out = io.StringIO()
-    quoting = rng.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
+    quoting: Any = rng.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
     cells = rows
     if any("\r" in str(cell) for row in rows for cell in row):
         # Otherwise Python writes a CR without quotes.
