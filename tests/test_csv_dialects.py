@@ -219,6 +219,25 @@ def test_bytes_of_another_encoding_cost_one_row(
     assert failed == {11: (b"2,\x81", "invalid_csv")}
 
 
+def test_bytes_of_another_encoding_leave_the_quotes_of_their_row(
+    tmp_path: Path, columns: Columns
+) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'a,note\n1,"\xe9\x81\n7,old\nend"\n2,"\x80"\n3,"\x81"z"\n4,\xe9\n')
+    dialect = Dialect(encoding="cp1252", multiline=True)
+    rows, failed = read(path, columns, dialect)
+    assert rows == {24: {"a": 2.0, "note": "€"}, 38: {"a": 4.0, "note": "é"}}
+    assert failed == {
+        7: (b'1,"\xe9\x81\n7,old\nend"', "invalid_csv"),
+        30: (b'3,"\x81"z"', "invalid_csv"),
+    }
+    # In this encoding, these two bytes would be one character of UTF-8.
+    path.write_bytes(b"a,note\n1,\xd2\xaa\n2,\xe1\n")
+    rows, failed = read(path, columns, Dialect(encoding="cp1253"))
+    assert rows == {12: {"a": 2.0, "note": "\u03b1"}}
+    assert failed == {7: (b"1,\xd2\xaa", "invalid_csv")}
+
+
 def test_text_in_utf_16_may_be_compressed(tmp_path: Path, columns: Columns) -> None:
     path = tmp_path / "a.csv.gz"
     path.write_bytes(gzip.compress("a,note\n1,é\n".encode("utf-16")))

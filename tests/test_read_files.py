@@ -34,6 +34,7 @@ from transforms.files.ranges import (
 from transforms.files.read import Columns, ReadFiles, id_prefix, read_range
 from transforms.json_rows.decode import Decoded
 from transforms.provenance import Provenance
+from transforms.validate import validate
 
 Make = Callable[..., Any]
 
@@ -457,3 +458,30 @@ def test_each_file_may_have_its_own_types_but_needs_all_columns(
     )
     with pytest.raises(Exception, match=r"3\.parquet: .* needs column 'c'"):
         pipeline.run()
+
+
+def test_parquet_columns_of_views_are_read_as_plain_ones(
+    tmp_path: Path, make_manifest: Make
+) -> None:
+    kinds = {"a": pa.string_view(), "text": pa.string_view(), "raw": pa.binary_view()}
+    table = pa.table(
+        {
+            "a": pa.array(["1.5", "x", "2"], kinds["a"]),
+            "text": pa.array(["x", None, "a text of more than twelve bytes"], kinds["text"]),
+            "raw": pa.array([b"\xff", b"", None], kinds["raw"]),
+            "list": pa.array([["x"], [], None], pa.list_(pa.string_view())),
+        }
+    )
+    path = tmp_path / "a.parquet"
+    pq.write_table(table, path)
+    assert pq.read_schema(path).field("text").type == pa.string_view()
+    manifest = make_manifest(InputSpec("x", ("a",), shape=(1,)))
+    (file,) = match_files([str(path)])
+    (part,) = split_file(plan_file(file, None))
+    (decoded,) = read_range(part, Columns(manifest, None, ("text", "raw", "list")), 10)
+    assert decoded.batch is not None
+    good, bad, faults = validate(decoded.batch, manifest)
+    first, second, third = table.to_pylist()
+    assert good.column("source").to_pylist() == [first, third]
+    assert bad.column("source").to_pylist() == [second]
+    assert [fault.reason for fault in faults] == ["wrong_type"]

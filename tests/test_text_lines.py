@@ -82,6 +82,31 @@ def test_compressed_text_without_its_suffix_is_recognized(tmp_path: Path, suffix
     assert b"".join(block.lines for block in blocks) == b"one\ntwo\n"
 
 
+@pytest.mark.parametrize("parts", list(itertools.product([b"", b"one\n", b"two\n" * 99], repeat=3)))
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_parts_of_a_compressed_file_may_be_empty(
+    tmp_path: Path, suffix: str, parts: tuple[bytes, ...]
+) -> None:
+    for name in (f"a.csv.{suffix}", "a.csv"):
+        path = tmp_path / name
+        path.write_bytes(b"".join(map(COMPRESS[suffix], parts)))
+        with open_text(str(path)) as handle:
+            assert handle.read() == b"".join(parts)
+
+
+@pytest.mark.parametrize("level", range(1, 10))
+def test_bz2_of_any_level_is_recognized(tmp_path: Path, level: int) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(bz2.compress(b"one\n", level))
+    assert look_into(str(path)) == ("bz2", b"one\n")
+
+
+def test_a_zstd_file_may_start_with_a_frame_of_another_program(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"\x50\x2a\x4d\x18\x04\0\0\0size" + zstandard.compress(b"one\n"))
+    assert look_into(str(path)) == ("zstd", b"one\n")
+
+
 @given(
     st.lists(st.binary(max_size=2000), min_size=1, max_size=3),
     st.integers(0, 20_000),

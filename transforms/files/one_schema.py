@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from common.errors import InputError
-from common.record_batch import in_microseconds, map_type
+from common.record_batch import in_microseconds, map_type, without_view
 from transforms.cells import is_text
 from transforms.files.hive import keys_of, with_keys
 from transforms.files.ranges import open_parquet
@@ -96,7 +96,7 @@ def _promoted(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
     """Return the type that holds the values of two types, or None."""
     if first == second:
         return first
-    pair = [map_type(_decoded(kind), _without_view) for kind in (first, second)]
+    pair = [map_type(_decoded(kind), without_view) for kind in (first, second)]
     schemas = [pa.schema([("", kind)]) for kind in pair]
     try:
         merged = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
@@ -112,12 +112,6 @@ def _promoted(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
 
 def _decoded(kind: pa.DataType) -> pa.DataType:
     return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-def _without_view(kind: pa.DataType) -> pa.DataType:
-    if pa.types.is_string_view(kind):
-        return pa.string()
-    return pa.binary() if pa.types.is_binary_view(kind) else kind
 
 
 def _leaves(kind: pa.DataType) -> list[pa.DataType]:

@@ -17,7 +17,7 @@ from apache_beam.io.filesystem import FileMetadata
 
 from common.errors import InputError, one_line, suggest
 from common.memory import check_memory
-from common.record_batch import derived_ids, rebatch, slices, source_batch, typed
+from common.record_batch import derived_ids, rebatch, slices, source_batch, typed, without_views
 from model_handlers.manifest import Manifest
 from transforms.accounts import (
     Count,
@@ -214,7 +214,7 @@ def _read_parquet(part: FileRange, columns: Columns, batch_rows: int) -> Iterato
             ):
                 first = part.first_row + rows
                 positions = np.arange(batch.num_rows) + first
-                whole = add_keys(batch, names, part.keys, part.path)
+                whole = add_keys(without_views(batch), names, part.keys, part.path)
                 yield Decoded(
                     batch=columns.with_ids(whole, prefix, positions),
                     failed_ids=[],
