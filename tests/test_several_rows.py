@@ -100,7 +100,8 @@ def test_a_row_with_nan_costs_one_row(make_manifest: Make, provenance: Provenanc
     read = MessageFormat(RowFormat(manifest))
     batches, failures = decode_messages(messages, read, provenance, utc_now())
     assert failures is None
-    scored, refused = set(), {}
+    scored: set[str] = set()
+    refused: dict[str, str] = {}
     for batch in batches:
         good, bad, faults = validate(batch, manifest)
         scored |= {*good.column("row_id").to_pylist()}
