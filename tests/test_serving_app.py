@@ -489,7 +489,7 @@ def test_instance_keys_are_copied_to_the_predictions(example: Path) -> None:
         assert [one["V1"] for one in answer] == [0.5] * 6 + [None]
         (first, *_) = server.client.predict([GOOD]).json["predictions"]
         assert {*first} == plain
-        assert_predictions(first, {name: answer[0][name] for name in plain})
+        assert_predictions(first, {name: answer[0][name] for name in first})
         wrong = server.client.predict([GOOD, {**named, "id": 10**30}, {**named, "idd": 1}])
         assert wrong.status == 400
         assert [(one["index"], one["reason"]) for one in wrong.error["instances"]] == [
