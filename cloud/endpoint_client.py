@@ -36,7 +36,7 @@ from cloud.loop_thread import close, serve
 from cloud.proxies import find_proxy
 from cloud.retry_pacing import AdaptiveLimit, RetryBudget, backoff
 from common.errors import CredentialsError, EndpointError, one_line
-from common.retry_lines import Retried
+from common.retry_notices import Retried
 
 T = TypeVar("T")
 

@@ -17,10 +17,11 @@ from common.errors import InputError
 from model_handlers.manifest import InputSpec, Manifest
 from transforms.files import ranges as file_ranges
 from transforms.files import text_lines
+from transforms.files.columns import Columns, id_prefix
 from transforms.files.csv import parse
 from transforms.files.csv.dialect import PLAIN, Dialect
 from transforms.files.ranges import has_rows, match_files, plan_file, split_file
-from transforms.files.read import Columns, id_prefix, read_range
+from transforms.files.read_range import read_range
 
 MULTILINE = Dialect(multiline=True)
 Rows = dict[int, dict[str, Any]]

@@ -27,9 +27,10 @@ from transforms.encode import (
     output_schema,
     reference_fields,
 )
+from transforms.files.columns import Columns
 from transforms.files.csv.dialect import PLAIN
 from transforms.files.ranges import match_files, plan_file, split_file
-from transforms.files.read import Columns, read_range
+from transforms.files.read_range import read_range
 from transforms.files.stage import conform_to_files
 from transforms.provenance import Provenance
 from transforms.validate import validate

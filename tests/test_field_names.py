@@ -31,8 +31,8 @@ from pipelines.stream.progress import (
 )
 from transforms.encode import choose_fields
 from transforms.files import first_rows
+from transforms.files.columns import Columns
 from transforms.files.csv.dialect import PLAIN
-from transforms.files.read import Columns
 from transforms.json_rows.row_format import RowFormat
 from transforms.messages.decode import MessageFormat, decode_messages
 from transforms.messages.message import Message

@@ -10,7 +10,7 @@ from benchmarks.fuzz import check
 from benchmarks.fuzz.check import run_case
 from benchmarks.fuzz.files import run_all
 from benchmarks.fuzz.schemas import run_folder
-from transforms.files.read import read_range
+from transforms.files.read_range import read_range
 from transforms.json_rows.decode import Decoded
 
 

@@ -14,9 +14,10 @@ from common.errors import InputError
 from model_handlers.manifest import FeatureStatistics, InputSpec, Manifest
 from transforms.dead_letters import Fault
 from transforms.files import json_documents
+from transforms.files.columns import Columns, id_prefix
 from transforms.files.json_documents import is_document, rows_of_document
 from transforms.files.ranges import match_files, plan_file, split_file
-from transforms.files.read import Columns, id_prefix, read_range
+from transforms.files.read_range import read_range
 from transforms.json_rows.values import read_json_values
 from transforms.validate import validate
 

@@ -28,8 +28,9 @@ from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.dead_letters import Fault
 from transforms.encode import EncodeRows, choose_fields
 from transforms.files import ranges as file_ranges
+from transforms.files.columns import Columns
 from transforms.files.destination import FolderDestination
-from transforms.files.read import Columns, ReadFiles
+from transforms.files.read import ReadFiles
 from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder
 from transforms.files.stage import StageFiles
 from transforms.predict import Predict, split_answer

@@ -23,6 +23,7 @@ from common.errors import InputError
 from model_handlers.manifest import InputSpec
 from transforms.files import ranges as file_ranges
 from transforms.files import text_lines
+from transforms.files.columns import Columns, id_prefix
 from transforms.files.ranges import (
     FileFormat,
     file_schema,
@@ -31,7 +32,8 @@ from transforms.files.ranges import (
     plan_file,
     split_file,
 )
-from transforms.files.read import Columns, ReadFiles, id_prefix, read_range
+from transforms.files.read import ReadFiles
+from transforms.files.read_range import read_range
 from transforms.json_rows.decode import Decoded
 from transforms.provenance import Provenance
 from transforms.validate import validate

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import zstandard
 
-from transforms.files.csv_dialect import PLAIN, Dialect
+from transforms.files.csv.dialect import PLAIN, Dialect
 
 NOTES = [
     "",

@@ -21,9 +21,10 @@ from common.errors import MillraceError
 from common.record_batch import PAYLOAD, ROW_ID, SOURCE, to_values
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec
 from transforms.files import ranges, text_lines
-from transforms.files.csv_header import read_header
+from transforms.files.columns import Columns, id_prefix
+from transforms.files.csv.header import read_header
 from transforms.files.ranges import match_files, plan_file, split_file
-from transforms.files.read import Columns, id_prefix, read_range
+from transforms.files.read_range import read_range
 from transforms.json_rows.decode import Decoded
 from transforms.validate import validate
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.fuzz.cases import NOTES, Case, Row, compressed, in_folder, mutated
-from transforms.files.csv_dialect import Dialect
+from transforms.files.csv.dialect import Dialect
 
 ENCODINGS = ("utf-8", "utf-8", "utf-8", "utf-8-sig", "cp1252", "cp1253", "latin-1")
 WIDE = ("utf-16", "utf-16-le", "utf-16-be")

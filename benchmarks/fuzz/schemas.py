@@ -53,7 +53,7 @@ def run_folder(seed: int, folder: Path) -> str:
 
 def _read_as_one(paths: list[Path]) -> list[list[Any]]:
     """Return the values of a column of files in the type that all files have together."""
-    origins = parquet_origins([str(path) for path in paths], [NAME])[NAME]
+    origins = parquet_origins([str(path) for path in paths], [NAME], {})[NAME]
     if not origins:
         return [[] for _ in paths]
     kind = one_type(NAME, origins)

@@ -24,12 +24,13 @@ from transforms.bigquery.schema import TableName
 from transforms.bigquery.source import BigQuerySource, at_one_moment, describe_source
 from transforms.cells import is_text
 from transforms.encode import OutputFields, check_fields, read_type
+from transforms.files.columns import Columns
 from transforms.files.csv.dialect import Dialect
 from transforms.files.first_rows import read_first_rows
 from transforms.files.hive import check_keys, keys_of
 from transforms.files.one_schema import Origin, one_type, parquet_origins
 from transforms.files.ranges import FileFormat, file_schema, format_of, has_rows, match_inputs
-from transforms.files.read import Columns, ReadFiles
+from transforms.files.read import ReadFiles
 from transforms.files.run_folder import RunFolder
 from transforms.lakes.read import ReadLake
 from transforms.lakes.table import LakeVersion, find_lake, lake_errors

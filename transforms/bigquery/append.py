@@ -34,7 +34,7 @@ from cloud.errors import current_call, is_passing, short_reason, translate_error
 from common.errors import OutputError
 from common.memory import check_memory
 from common.record_batch import concat_batches, to_rows
-from common.retry_lines import Retried
+from common.retry_notices import Retried
 from model_handlers.isolate import isolate
 from model_handlers.without_values import without_cells
 from transforms.bigquery.schema import TableName, arrow_schema, table_fields

@@ -12,7 +12,7 @@ from common.errors import InputError, one_line
 from common.memory import check_memory
 from common.record_batch import derived_ids, source_batch, without_views
 from transforms.dead_letters import Fault
-from transforms.files.read import Columns
+from transforms.files.columns import Columns
 from transforms.json_rows.row_format import RowFormat
 from transforms.texts import id_column, text_column
 

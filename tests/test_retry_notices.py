@@ -14,15 +14,15 @@ from google.api_core import exceptions
 from waiting import wait_until
 
 from cloud.errors import current_call, retry, translate_errors
-from common import retry_lines
+from common import retry_notices
 from common.errors import InputError
-from common.retry_lines import Retried, print_retries, retry_lines
+from common.retry_notices import Retried, print_retries, retry_lines
 from pipelines.batch_vertex import COMMAND
 
 
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry_lines, "EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(retry_notices, "EVERY_SECONDS", 0.05)
 
 
 @pytest.fixture
@@ -112,14 +112,14 @@ def test_a_process_without_a_command_prints_what_it_retries(
     # Such as a worker process of Beam.
     seen = io.StringIO()
     monkeypatch.setattr(sys, "stderr", seen)
-    wait_until(lambda: not retries._printers)
+    wait_until(lambda: not retry_notices._printers)
     for what in ("endpoint e", "table t"):
         with Retried(what) as call:
             call.failed("503 Service Unavailable", 60)
             call.failed("connection refused", 60)
             wait_until(lambda what=what: what in seen.getvalue())  # type: ignore[misc]
         # The thread ends with the last call, and starts again with the next one.
-        wait_until(lambda: not retries._printers)
+        wait_until(lambda: not retry_notices._printers)
     lines = seen.getvalue().splitlines()
     assert {line.split(":")[0] for line in lines} == {"endpoint e", "table t"}
     assert all(": connection refused; retrying for" in line for line in lines)
@@ -130,12 +130,12 @@ def test_a_command_is_the_only_one_that_prints(
 ) -> None:
     other, seen = io.StringIO(), io.StringIO()
     monkeypatch.setattr(sys, "stderr", other)
-    wait_until(lambda: not retries._printers)
+    wait_until(lambda: not retry_notices._printers)
     with print_retries(seen), Retried("endpoint e") as call:
         call.failed("gone", 60)
-        assert retries._printers == 1
+        assert retry_notices._printers == 1
         wait_until(lambda: "endpoint e" in seen.getvalue())
-    assert retries._printers == 0
+    assert retry_notices._printers == 0
     assert other.getvalue() == ""
 
 
