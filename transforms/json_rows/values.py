@@ -53,7 +53,7 @@ def read_json_values(texts: Sequence[bytes | Fault], exact: Sequence[str] = ()) 
         # orjson also raises this error for a Fault.
         values = [orjson.loads(cast(bytes, text)) for text in texts]
     except orjson.JSONDecodeError:
-        values = [text if isinstance(text, Fault) else _value(text) for text in texts]
+        values = [text if isinstance(text, Fault) else read_json_value(text) for text in texts]
     objects = [value for value in values if type(value) is dict]
     if len(objects) == len(values):
         of_objects = cast(Sequence[bytes], texts)
@@ -91,7 +91,8 @@ def _integer(digits: str) -> int | str:
     return int(digits) if len(digits) < 4_000 else digits
 
 
-def _value(text: bytes) -> Any:
+def read_json_value(text: bytes) -> Any:
+    """Parse a JSON text; return its value or its Fault. The last of two equal keys counts."""
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
-import orjson
 from msgspec import structs
 
 from transforms.dead_letters import Fault
+from transforms.json_rows.arrays import array_elements
+from transforms.json_rows.values import read_json_value
 from transforms.messages.message import REPLAYED_ID, Message
 
 # The whitespace that JSON allows around a value. Python would strip more.
 _SPACE = b" \t\r\n"
-_elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 class Rows(NamedTuple):
@@ -86,7 +86,7 @@ def several(body: bytes) -> list[bytes] | None:
 
 def _array(body: bytes) -> list[bytes] | None:
     try:
-        rows = [bytes(row).strip(_SPACE) for row in _elements(body)]
+        rows = [row for _, row in array_elements(body.strip(_SPACE))]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     return rows if any(row[:1] == b"{" for row in rows) else None
@@ -94,7 +94,4 @@ def _array(body: bytes) -> list[bytes] | None:
 
 def _is_object(line: bytes) -> bool:
     """Return whether a line is a whole JSON object, which an object over several lines is not."""
-    try:
-        return line[:1] == b"{" and isinstance(orjson.loads(line), dict)
-    except orjson.JSONDecodeError:
-        return False
+    return line[:1] == b"{" and isinstance(read_json_value(line), dict)
