@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import zlib
 from typing import Literal
 
@@ -76,5 +78,15 @@ def _inflate(data: bytes, limit: int, wbits: int) -> bytes:
         return _within(
             pa.CompressedInputStream(pa.BufferReader(data), "gzip").read(limit + 1), limit
         )
-    except OSError as error:
+    except OSError:
+        return _members_and_zeros(data, limit)
+
+
+def _members_and_zeros(data: bytes, limit: int) -> bytes:
+    """Read gzip with zeros after several members, at which Arrow fails."""
+    try:
+        return _within(gzip.GzipFile(fileobj=io.BytesIO(data)).read(limit + 1), limit)
+    except EOFError as error:
+        raise ValueError("the data is incomplete") from error
+    except (OSError, zlib.error) as error:
         raise ValueError("other data follows") from error
