@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 import pyarrow as pa
 from apache_beam.io.filesystems import FileSystems
@@ -172,6 +173,8 @@ class DeltaTable:
         actions = pa.table(self._table.get_add_actions(flatten=True))
         paths = actions.column("path").to_pylist()
         rows = actions.column("num_records").to_pylist()
+        # The log of a table escapes paths, as in city=Neu%2520Ulm for the folder city=Neu%20Ulm.
+        paths = [path if path in self._fragments else unquote(path) for path in paths]
         return [TableFile(path, count) for path, count in sorted(zip(paths, rows, strict=True))]
 
     @cached_property
