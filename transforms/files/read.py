@@ -212,6 +212,8 @@ def _read_parquet(part: FileRange, columns: Columns, batch_rows: int) -> Iterato
                 parquet.iter_batches(batch_rows, groups, columns=own, use_threads=False),
                 batch_rows,
             ):
+                # Arrow does not check on its own that text is UTF-8.
+                batch.validate(full=True)
                 first = part.first_row + rows
                 positions = np.arange(batch.num_rows) + first
                 whole = add_keys(batch, names, part.keys, part.path)
