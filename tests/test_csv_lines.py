@@ -260,7 +260,7 @@ def test_the_header_is_read(tmp_path: Path, text: bytes, names: list[str]) -> No
     ("text", "words"),
     [
         (b"", "is empty"),
-        (b"\n1,2\n", "is empty"),
+        (b"\n1,2\n", "starts with a blank line"),
         (b'"a\n', "not a CSV header.*--csv_multiline"),
         (b"\xff\n", "not a CSV header"),
         (b"a,b\r1,2\r", "CR alone"),

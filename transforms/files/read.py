@@ -212,8 +212,7 @@ def _read_parquet(part: FileRange, columns: Columns, batch_rows: int) -> Iterato
                 parquet.iter_batches(batch_rows, groups, columns=own, use_threads=False),
                 batch_rows,
             ):
-                # Arrow does not check on its own that text is UTF-8.
-                batch.validate(full=True)
+                _check_text(batch)
                 first = part.first_row + rows
                 positions = np.arange(batch.num_rows) + first
                 whole = add_keys(batch, names, part.keys, part.path)
@@ -235,6 +234,13 @@ def _read_parquet(part: FileRange, columns: Columns, batch_rows: int) -> Iterato
             f"{part.path} is damaged in {_row_groups(part)}: the footer says {part.rows} rows, but "
             f"{rows} were read; write the file again"
         )
+
+
+def _check_text(batch: pa.RecordBatch) -> None:
+    """Raise ArrowInvalid if text is not UTF-8, which Arrow does not check on its own."""
+    for column in batch.columns:
+        if is_text(column.type):
+            column.validate(full=True)
 
 
 def _row_groups(part: FileRange) -> str:
