@@ -149,6 +149,27 @@ def test_an_iceberg_table_is_read_at_the_latest_or_another_snapshot(
     assert scored(tmp_path)[0] == {"y": DAYS[0], "z": DAYS[1]}
 
 
+def test_columns_of_an_iceberg_table_are_those_of_now(tmp_path: Path) -> None:
+    need_library("pyiceberg")
+    from pyiceberg.catalog.sql import SqlCatalog
+    from pyiceberg.types import StringType
+
+    catalog = SqlCatalog("local", uri="sqlite://", warehouse=str(tmp_path / "warehouse"))
+    catalog.create_namespace("n")
+    root = tmp_path / "table"
+    table = catalog.create_table("n.t", schema=rows("x").schema, location=str(root))
+    table.append(rows("x", value=2.0))
+    with table.update_schema() as update:
+        update.rename_column("c", "amount")
+        update.add_column("city", StringType())
+    named = find_lake(str(root), None)
+    assert named is not None
+    opened = named.open()
+    (file,) = opened.files()
+    (batch,) = opened.batches(file.path, ["id", "amount", "city"], 10)
+    assert batch.to_pylist() == [{"id": "x", "amount": 2.0, "city": None}]
+
+
 @pytest.mark.parametrize("fixture", ["delta", "iceberg"])
 def test_a_version_that_does_not_exist_is_an_error(
     run: Any, fixture: str, request: pytest.FixtureRequest

@@ -247,9 +247,15 @@ class IcebergTable:
     def _table(self) -> Any:
         return _static_table(self.named.metadata)
 
+    def _scan(self, *names: str) -> Any:
+        # A scan of a snapshot has the columns of its time, also if they have changed since then.
+        current = self.named.version == self._table.metadata.current_snapshot_id
+        snapshot = None if current else self.named.version
+        return self._table.scan(snapshot_id=snapshot, selected_fields=names)
+
     @cached_property
     def _tasks(self) -> dict[str, Any]:
-        scan = self._table.scan(snapshot_id=self.named.version)
+        scan = self._scan("*")
         return {task.file.file_path: task for task in scan.plan_files()}
 
     @property
@@ -257,7 +263,7 @@ class IcebergTable:
         """The columns of the table."""
         from pyiceberg.io.pyarrow import schema_to_pyarrow
 
-        scan = self._table.scan(snapshot_id=self.named.version)
+        scan = self._scan("*")
         found = schema_to_pyarrow(scan.projection(), include_field_ids=False)
         return pa.schema([f.with_type(_SMALL.get(f.type, f.type)) for f in found])
 
@@ -273,7 +279,7 @@ class IcebergTable:
         from pyiceberg.expressions import AlwaysTrue
         from pyiceberg.io.pyarrow import ArrowScan
 
-        scan = self._table.scan(snapshot_id=self.named.version, selected_fields=tuple(names))
+        scan = self._scan(*names)
         reader = ArrowScan(self._table.metadata, self._table.io, scan.projection(), AlwaysTrue())
         schema = pa.schema([self.schema.field(name) for name in names])
         for batch in reader.to_record_batches([self._tasks[path]]):
