@@ -84,7 +84,10 @@ def _inflate(data: bytes, limit: int, wbits: int) -> bytes:
 
 
 def _in_python(data: bytes, limit: int) -> bytes:
+    """Read gzip with zeros after several members, at which Arrow fails."""
     try:
         return _within(gzip.GzipFile(fileobj=io.BytesIO(data)).read(limit + 1), limit)
-    except (OSError, EOFError, zlib.error) as error:
+    except EOFError as error:
+        raise ValueError("the data is incomplete") from error
+    except (OSError, zlib.error) as error:
         raise ValueError("other data follows") from error

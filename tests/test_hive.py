@@ -247,6 +247,22 @@ def test_lines_that_are_no_objects_stay_as_they_are() -> None:
     ]
 
 
+@pytest.mark.parametrize("text", ["nan", "inf", "1_0", "0x1", "1e400", "9" * 21])
+def test_keys_that_are_no_plain_numbers_stay_text(text: str) -> None:
+    (line,) = add_to_lines([b'{"a":1}'], {"x": text}, {"x"}, "f")
+    assert json.loads(line) == {"x": text, "a": 1}
+    assert Condition.parse(f"x={text}").accepts({"x": text})
+    assert not Condition("x", "=", "10").accepts({"x": text})
+
+
+def test_a_line_with_constants_gets_the_keys_that_it_lacks() -> None:
+    keys = {"day": "1", "hour": "7"}
+    (line,) = add_to_lines([b'{"day":"1","b":NaN}'], keys, set(), "f")
+    assert line == b'{"hour":"7","day":"1","b":NaN}'
+    with pytest.raises(InputError, match="column 'day' differs"):
+        add_to_lines([b'{"day":"2","b":NaN}'], keys, set(), "f")
+
+
 @pytest.mark.parametrize(
     ("column", "value", "same"),
     [

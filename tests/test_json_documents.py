@@ -124,6 +124,13 @@ def test_rows_of_a_document_are_read_like_lines(
     assert rows_of(path, columns) == ([], [])
 
 
+@given(st.lists(VALUES, max_size=5), st.sampled_from([None, 1]))
+def test_elements_of_any_type_keep_their_places(rows: list[Any], indent: int | None) -> None:
+    text = json.dumps(rows, indent=indent).encode()
+    found = [json.loads(row) for _, row in rows_of_document(text, "f")]
+    assert list(map(repr, found)) == list(map(repr, rows))
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -132,6 +139,7 @@ def test_rows_of_a_document_are_read_like_lines(
         (b'[{"a":1},\n{"a":2}]\n[3]', r"one JSON array, and not valid: .*trailing"),
         (b"[" * 5_000 + b"]" * 5_000, "one JSON array, and not valid: nested too deeply"),
         (b'{"a":1}\r{"a":2}\r', "lines end in CR alone"),
+        ('{"a":1}'.encode("utf-16"), "encoded in UTF-16"),
     ],
 )
 def test_a_file_that_cannot_be_split_is_an_error(

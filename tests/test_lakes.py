@@ -106,6 +106,21 @@ def test_a_delta_table_is_read_at_the_latest_or_another_version(
     assert report["table_version"] == 1
 
 
+def test_folders_of_a_delta_table_may_have_any_value(tmp_path: Path) -> None:
+    need_library("deltalake")
+    from deltalake import write_deltalake
+
+    days = ["2026-11-20 12:00:00", "Neu Ulm", "a/b=c%20%C3%A4", ""]
+    for day in days:
+        write_deltalake(tmp_path / "delta", rows("x", day), partition_by=["day"], mode="append")
+    named = find_lake(str(tmp_path / "delta"), None)
+    assert named is not None
+    table = named.open()
+    found = [table.batches(file.path, ["day"], 10) for file in table.files()]
+    values = [row["day"] for batches in found for batch in batches for row in batch.to_pylist()]
+    assert sorted(value or "" for value in values) == sorted(days)
+
+
 def test_an_iceberg_table_is_read_at_the_latest_or_another_snapshot(
     run: Any, iceberg: Path, tmp_path: Path
 ) -> None:
@@ -210,6 +225,27 @@ def test_an_iceberg_table_with_equality_deletes_is_refused(run: Any, iceberg: Pa
     assert_one_line_error(result, 1, "Apache Iceberg table", "does not yet support equality del")
 
 
+def test_columns_of_an_iceberg_table_are_those_of_now(tmp_path: Path) -> None:
+    need_library("pyiceberg")
+    from pyiceberg.catalog.sql import SqlCatalog
+    from pyiceberg.types import StringType
+
+    catalog = SqlCatalog("local", uri="sqlite://", warehouse=str(tmp_path / "warehouse"))
+    catalog.create_namespace("n")
+    root = tmp_path / "table"
+    table = catalog.create_table("n.t", schema=rows("x").schema, location=str(root))
+    table.append(rows("x", value=2.0))
+    with table.update_schema() as update:
+        update.rename_column("c", "amount")
+        update.add_column("city", StringType())
+    named = find_lake(str(root), None)
+    assert named is not None
+    opened = named.open()
+    (file,) = opened.files()
+    (batch,) = opened.batches(file.path, ["id", "amount", "city"], 10)
+    assert batch.to_pylist() == [{"id": "x", "amount": 2.0, "city": None}]
+
+
 @pytest.mark.parametrize("fixture", ["delta", "iceberg"])
 def test_a_version_that_does_not_exist_is_an_error(
     run: Any, fixture: str, request: pytest.FixtureRequest
@@ -310,6 +346,16 @@ def test_files_of_a_table_are_never_read_as_files(tmp_path: Path, part: str) -> 
             assert "\n" not in str(caught.value)
             named = f"--input_files {base} and nothing else" in str(caught.value)
             assert named == (kind != "Apache Hudi")
+
+
+@pytest.mark.parametrize("pattern", ["part.parquet", "./*.parquet", "."])
+def test_files_of_a_table_are_refused_from_within_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    for folder in markers(tmp_path).values():
+        monkeypatch.chdir(folder / "data/day=1")
+        with pytest.raises(InputError, match=f"is in {folder}, a table of"):
+            match_inputs([pattern])
 
 
 def test_a_folder_around_tables_is_refused_and_others_are_not(tmp_path: Path) -> None:

@@ -216,6 +216,7 @@ def test_int96_times_beyond_the_range_of_nanoseconds_are_unchanged(
             pa.array([b"a" * 16, b"b" * 16, None], pa.binary(16)),
             ["61" * 16, "62" * 16, "{}-2"],
         ),
+        (pa.array([b"\xff\x01", b"", None]).dictionary_encode(), ["ff01", "", "{}-2"]),
         (
             pa.array([uuid.UUID(int=1).bytes, uuid.UUID(int=2).bytes, None], pa.uuid()),
             [str(uuid.UUID(int=1)), str(uuid.UUID(int=2)), "{}-2"],
@@ -329,6 +330,21 @@ def test_a_damaged_page_is_an_error_of_one_line(make_manifest: Make, tmp_path: P
     with pytest.raises(InputError, match=r"a\.parquet is damaged in row group 0: ") as caught:
         list(read_file(path, Columns(make_manifest())))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["k", "a", "city"])
+def test_text_that_is_not_utf_8_is_an_error_of_one_line(
+    make_manifest: Make, tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / "latin-1.parquet"
+    texts = pa.array([b"1", b"M\xfcller"]).view(pa.string())
+    pq.write_table(
+        pa.table({"a": [1, 2], "b": [1, 2], "c": [1, 2], "k": ["x", "y"]} | {name: texts}), path
+    )
+    columns = Columns(make_manifest(), "k", () if name != "city" else ("city",))
+    with pytest.raises(InputError, match=r"damaged in row group 0: .*Invalid UTF8") as caught:
+        list(read_file(path, columns))
+    assert "ller" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.csv", "a.jsonl", "a.csv.gz"])

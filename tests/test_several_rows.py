@@ -114,6 +114,21 @@ def test_a_row_with_nan_costs_one_row(make_manifest: Make, provenance: Provenanc
     )
 
 
+def test_a_constant_in_one_row_leaves_the_others(
+    make_manifest: Make, provenance: Provenance
+) -> None:
+    array = (
+        b'[{"a":1,"b":1,"c":1}, {"a":"NaN","b":NaN,"k":[-Infinity]}, [[1]], {"a":2,"b":1,"c":1}]'
+    )
+    lines = b'{"a":5,"k":NaN,"b":1,"c":1}\n{"a":6,"b":1,"c":1}'
+    good, bad, _ = decode([array, lines], MessageFormat(RowFormat(make_manifest())), provenance)
+    assert good == {"m0-0": 1.0, "m0-3": 2.0, "m1-0": 5.0, "m1-1": 6.0}
+    assert bad == {
+        "m0-1": ("missing_feature", b'{"a":"NaN","b":NaN,"k":[-Infinity]}'),
+        "m0-2": ("not_an_object", b"[[1]]"),
+    }
+
+
 @pytest.mark.parametrize(
     ("body", "reason"),
     [

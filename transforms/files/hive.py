@@ -16,9 +16,12 @@ import pyarrow.compute as pc
 
 from common.errors import InputError, UsageError, suggest
 from transforms.cells import cast_column
+from transforms.dead_letters import Fault
+from transforms.json_rows.values import read_json_values
 
 # Hive, Spark and others write this value for null.
 _NULL = "__HIVE_DEFAULT_PARTITION__"
+_DIGITS = re.compile(r"-?[0-9]{1,18}(\.[0-9]+)?")
 _CONDITION = re.compile(r"\s*([^<>=!]+?)\s*(>=|<=|!=|==|=|<|>)\s*(.*?)\s*")
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
@@ -150,9 +153,8 @@ def _joined(start: bytes, line: bytes) -> bytes:
 
 def _added(line: bytes, keys: Mapping[str, Any], path: str) -> bytes:
     """Return an object that may have some of the keys already, with the others."""
-    try:
-        row = orjson.loads(line)
-    except orjson.JSONDecodeError:
+    (row,) = read_json_values([line])
+    if isinstance(row, Fault):
         return line
     for name in keys.keys() & row.keys():
         if row[name] != keys[name] and str(row[name]) != str(keys[name]):
@@ -162,12 +164,10 @@ def _added(line: bytes, keys: Mapping[str, Any], path: str) -> bytes:
 
 
 def _number(value: str | None) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(value or "")
-        except ValueError:
-            continue
-    return value
+    """Return the number that a text spells in plain digits; the value itself if it does not."""
+    if value is None or _DIGITS.fullmatch(value) is None:
+        return value
+    return float(value) if "." in value else int(value)
 
 
 @dataclass(frozen=True)

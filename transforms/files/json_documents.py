@@ -7,7 +7,7 @@ from codecs import BOM_UTF8
 
 import orjson
 
-from common.errors import InputError
+from common.errors import InputError, one_line
 from transforms.files.text_lines import open_text, without_compression
 from transforms.json_rows.arrays import split_array
 
@@ -77,8 +77,8 @@ def rows_of_document(text: bytes, path: str) -> list[tuple[int, bytes]]:
         return [(start + at, row) for at, row in split_array(text[start:])]
     except ValueError as error:
         raise InputError(
-            f"{path} is one JSON array, and not valid: {error}; write the file again, or convert "
-            "it to one row per line"
+            f"{path} is one JSON array, and not valid: {one_line(error)}; write the file again, or "
+            "convert it to one row per line"
         ) from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -323,6 +324,11 @@ def plan_file(
 
 def _plan_text(pinned: Pin, kind: FileFormat, dialect: Dialect) -> PlannedFile:
     compression, start = look_into(pinned.path)
+    if kind == "jsonl" and start.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        raise InputError(
+            f"{pinned.path} is encoded in UTF-16: JSON must be UTF-8; convert the file, for "
+            "example with iconv -f utf-16 -t utf-8"
+        )
     if kind == "jsonl" and ends_in_cr(start):
         raise InputError(
             f"{pinned.path}: its lines end in CR alone: expected LF or CR LF; convert the file, "

@@ -12,6 +12,7 @@ import pyarrow as pa
 from common.errors import InputError, one_line
 from common.memory import check_memory
 from common.record_batch import rebatch, slices, without_views
+from transforms.cells import is_text
 from transforms.files.columns import Columns, id_prefix
 from transforms.files.csv.header import read_header
 from transforms.files.csv.parse import CsvRows, UnclosedQuote, read_lines, whole_rows
@@ -64,6 +65,7 @@ def _read_parquet(part: FileRange, columns: Columns, batch_rows: int) -> Iterato
                 parquet.iter_batches(batch_rows, groups, columns=own, use_threads=False),
                 batch_rows,
             ):
+                _check_text(batch)
                 first = part.first_row + rows
                 positions = np.arange(batch.num_rows) + first
                 whole = add_keys(without_views(batch), names, part.keys, part.path)
@@ -85,6 +87,13 @@ def _read_parquet(part: FileRange, columns: Columns, batch_rows: int) -> Iterato
             f"{part.path} is damaged in {_row_groups(part)}: the footer says {part.rows} rows, but "
             f"{rows} were read; write the file again"
         )
+
+
+def _check_text(batch: pa.RecordBatch) -> None:
+    """Raise ArrowInvalid if text is not UTF-8, which Arrow does not check on its own."""
+    for column in batch.columns:
+        if is_text(column.type):
+            column.validate(full=True)
 
 
 def _row_groups(part: FileRange) -> str:

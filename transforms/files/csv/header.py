@@ -43,7 +43,8 @@ def read_header(path: str, dialect: Dialect = PLAIN) -> Header:
             first = lines.next_line()
             text = _decoded(path, first, dialect).rstrip("\r\n")
         if not text.strip(" \r\n" if delimiter == "\t" else None):
-            raise InputError(f"{path} is empty: expected a CSV file with a header line")
+            found = "starts with a blank line" if first else "is empty"
+            raise InputError(f"{path} {found}: expected a CSV file with a header line")
         rest = (_decoded(path, line, dialect) for line in lines) if dialect.multiline else ()
         names = _split(f"{text}\n" if dialect.multiline else text, rest, delimiter, dialect)
         if (names is None or len(names) == 1) and (advice := _advice(text, delimiter)):
