@@ -199,8 +199,11 @@ bench-stream: $(STAMP) $(EMULATORS)/.installed  ## compare streams with stock Be
 	$(BIN)/python -m benchmarks.stream.latency
 	$(BIN)/python -m benchmarks.stream.memory
 
-fuzz: $(STAMP)  ## stream 300,000 bad messages of every kind, and lose none (five minutes, 6 GB)
+FUZZ_MINUTES ?= 2
+
+fuzz: $(STAMP)  ## read bad messages and files of every kind, and lose no row (five minutes, 6 GB): FUZZ_MINUTES=60
 	$(BIN)/python -m benchmarks.stream.fuzz
+	$(BIN)/python -m benchmarks.fuzz.files --minutes $(FUZZ_MINUTES)
 
 kills: $(STAMP) $(EMULATORS)/.installed  ## kill 300 runs at random moments: no row is lost or duplicated (under an hour)
 	$(BIN)/python -m benchmarks.kills.runs

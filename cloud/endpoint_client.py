@@ -5,7 +5,7 @@ A process needs only one client. The client handles failures in three ways:
 - It retries transient failures, with backoff, a budget, and fewer requests in flight.
 - It raises EndpointError or CredentialsError at once for failures that are not transient.
 - It raises RequestRefused if the rows of a request may be the cause. The caller
-  (model_handlers/endpoint_handler.py) then finds these rows.
+  (model_handlers/endpoint.py) then finds these rows.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 
-from cloud.endpoint_answers import (
+from cloud.endpoint_responses import (
     BadAnswer,
     Passing,
     RequestRefused,
@@ -32,10 +32,11 @@ from cloud.endpoint_answers import (
     proxy_text,
     raise_for,
 )
+from cloud.loop_thread import close, serve
 from cloud.proxies import find_proxy
 from cloud.retry_pacing import AdaptiveLimit, RetryBudget, backoff
 from common.errors import CredentialsError, EndpointError, one_line
-from common.retries import Retried
+from common.retry_notices import Retried
 
 T = TypeVar("T")
 
@@ -47,8 +48,6 @@ SUSPECT = 4
 _LARGE_BODY = 1 << 20
 
 FLAGS = "--endpoint, --endpoint_project and --endpoint_location"
-
-_CLOSE_SECONDS = 10.0
 
 
 @dataclass(kw_only=True)
@@ -115,8 +114,8 @@ class EndpointClient:
         self.last_answered = float("-inf")
         self._proxy = find_proxy(url)
         self._loop = asyncio.new_event_loop()
-        thread = threading.Thread(target=_serve, args=(self._loop,), name="endpoint", daemon=True)
-        self._end = weakref.finalize(self, _close, self._loop, self._sessions, thread)
+        thread = threading.Thread(target=serve, args=(self._loop,), name="endpoint", daemon=True)
+        self._end = weakref.finalize(self, close, self._loop, self._sessions, thread)
         thread.start()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -367,37 +366,3 @@ class EndpointClient:
         if self._throttled:
             self._throttled_seconds += now - self._throttled_since
         self._throttled_since = now
-
-
-def _serve(loop: asyncio.AbstractEventLoop) -> None:
-    """Run a client's loop until it is stopped, then cancel the tasks that are left."""
-    try:
-        loop.run_forever()
-    finally:
-        loop.run_until_complete(_cancel_tasks())
-        loop.close()
-
-
-async def _cancel_tasks() -> None:
-    left = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in left:
-        task.cancel()
-    await asyncio.gather(*left, return_exceptions=True)
-
-
-def _close(
-    loop: asyncio.AbstractEventLoop,
-    sessions: list[aiohttp.ClientSession],
-    thread: threading.Thread,
-) -> None:
-    """Close a client's connections and end its thread."""
-
-    async def end() -> None:
-        for session in sessions:
-            await session.close()
-        loop.stop()
-
-    asyncio.run_coroutine_threadsafe(end(), loop)
-    # The last task of a client may drop the client, in the client's own thread.
-    if threading.current_thread() is not thread:
-        thread.join(_CLOSE_SECONDS)

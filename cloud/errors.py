@@ -20,7 +20,7 @@ from cloud.refusals import QUOTA, advice_on_refusal
 from common.addresses import host_of
 from common.errors import CredentialsError, MillraceError, one_line
 from common.memory import mentions_memory, out_of_memory
-from common.retries import Retried
+from common.retry_notices import Retried
 
 # What the calls of this thread do, for people.
 _doing = ContextVar("doing", default="a request to Google Cloud")

@@ -8,8 +8,8 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from cloud.clients import credentials
-from cloud.endpoint_answers import refusal_advice, status_text
 from cloud.endpoint_client import EndpointClient
+from cloud.endpoint_responses import refusal_advice, status_text
 from cloud.endpoints import rest_url
 from cloud.regions import region_fault
 from common.addresses import address_fault, host_of, shown

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import zlib
 from typing import Literal
 
@@ -71,10 +73,21 @@ def _inflate(data: bytes, limit: int, wbits: int) -> bytes:
         return first
     if wbits < zlib.MAX_WBITS + 16:
         raise ValueError("other data follows")
-    # Arrow takes twenty microseconds to start, but reads thousands of members in linear time.
+    # Arrow takes twenty microseconds to start, but reads thousands of members in linear time. It
+    # fails at zeros after the last one.
     try:
         return _within(
             pa.CompressedInputStream(pa.BufferReader(data), "gzip").read(limit + 1), limit
         )
-    except OSError as error:
+    except OSError:
+        return _in_python(data, limit)
+
+
+def _in_python(data: bytes, limit: int) -> bytes:
+    """Read gzip with zeros after several members, at which Arrow fails."""
+    try:
+        return _within(gzip.GzipFile(fileobj=io.BytesIO(data)).read(limit + 1), limit)
+    except EOFError as error:
+        raise ValueError("the data is incomplete") from error
+    except (OSError, zlib.error) as error:
         raise ValueError("other data follows") from error

@@ -131,6 +131,19 @@ def in_microseconds(kind: pa.DataType) -> pa.DataType:
     return pa.time64("us") if kind == pa.time64("ns") else kind
 
 
+def without_view(kind: pa.DataType) -> pa.DataType:
+    """Return the plain type of texts or bytes in place of a view; other types are unchanged."""
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    return pa.binary() if pa.types.is_binary_view(kind) else kind
+
+
+def without_views(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return columns with plain texts and bytes, because Arrow cannot select rows of views."""
+    plain = pa.schema([f.with_type(map_type(f.type, without_view)) for f in batch.schema])
+    return batch if plain == batch.schema else batch.cast(plain)
+
+
 def _as_text(kind: pa.DataType) -> pa.DataType:
     return pa.string() if pa.types.is_temporal(kind) else kind
 

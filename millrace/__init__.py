@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cloud.vertex import EndpointAddress
     from common.errors import MillraceError
-    from model_handlers.endpoint_handler import RequestLimits, VertexEndpointHandler
+    from model_handlers.endpoint import RequestLimits
+    from model_handlers.endpoint_handler import VertexEndpointHandler
     from model_handlers.manifest import InputSpec, Manifest, OutputSpec
     from model_handlers.package import read_manifest, write_package
     from model_handlers.torch_model import TorchModelHandler
@@ -60,7 +61,7 @@ _MODULES = {
     "Predict": "transforms.predict",
     "Provenance": "transforms.provenance",
     "RecordBatchesToRows": "transforms.rows",
-    "RequestLimits": "model_handlers.endpoint_handler",
+    "RequestLimits": "model_handlers.endpoint",
     "RowsToRecordBatches": "transforms.rows",
     "TorchModelHandler": "model_handlers.torch_model",
     "VertexEndpointHandler": "model_handlers.endpoint_handler",

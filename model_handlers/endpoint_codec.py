@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import orjson
 
-from cloud.endpoint_answers import BadAnswer, error_text
+from cloud.endpoint_responses import BadAnswer, error_text
 from common.command_names import as_typed
 from common.errors import UsageError
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec

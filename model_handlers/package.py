@@ -58,8 +58,8 @@ def read_manifest(
         ModelError: The package cannot be read, or the model cannot be used.
         UsageError: `feature_columns` is missing, or differs from the manifest.
     """
-    from model_handlers.artifact import read_package
     from model_handlers.infer import infer_manifest
+    from model_handlers.read_package import read_package
 
     package = read_package(path, digest)
     if package.manifest is None:
@@ -199,7 +199,7 @@ def write_mar(path: Path, data: bytes, manifest: Manifest, handler: str) -> None
         manifest: The manifest of the model.
         handler: The Python source of the TorchServe handler.
     """
-    from model_handlers.artifact import MAR_MANIFEST
+    from model_handlers.read_package import MAR_MANIFEST
 
     listing = {
         "createdOn": "01/01/1980 00:00:00",
@@ -337,8 +337,8 @@ def make_package(args: argparse.Namespace) -> Manifest:
         OutputError: The package cannot be written.
         UsageError: An argument is invalid.
     """
-    from model_handlers.artifact import ModelPackage, read_bytes
     from model_handlers.infer import infer_manifest
+    from model_handlers.read_package import ModelPackage, read_bytes
 
     columns = tuple(args.feature_columns.split(","))
     trusted = tuple(args.trusted_modules.split(",")) if args.trusted_modules else ()

@@ -11,7 +11,6 @@ import pyarrow as pa
 import torch
 
 from common.errors import UsageError
-from model_handlers.artifact import read_package
 from model_handlers.batch_handler import BatchHandler, error_column, outputs_column
 from model_handlers.formats.architecture import TrustedCode, check_trusted
 from model_handlers.formats.load import load_module
@@ -24,6 +23,7 @@ from model_handlers.loaded_model import (
 from model_handlers.manifest import Manifest
 from model_handlers.model_errors import as_model_error
 from model_handlers.prune import keep_outputs
+from model_handlers.read_package import read_package
 from model_handlers.run_model import run_model
 from model_handlers.try_rows import check_golden_rows, check_model
 

@@ -53,8 +53,8 @@ def _load(path: str, trusted_modules: tuple[str, ...]) -> None:
     """Load a model and check it, as a worker does."""
     warnings.simplefilter("ignore")
     with as_model_error(f"model {path} cannot be used"):
-        from model_handlers.artifact import read_package
         from model_handlers.infer import load_draft
+        from model_handlers.read_package import read_package
         from model_handlers.torch_model import TorchModelHandler
 
         package = read_package(path)

@@ -23,7 +23,7 @@ from cloud.proxies import spare_loopback
 from common import errors
 from common.addresses import guard_output
 from common.memory import ADVICE, is_of_memory, mentions_memory, out_of_memory
-from common.retries import print_retries
+from common.retry_notices import print_retries
 from common.terminal import print_error
 from pipelines.dead_threads import end_when_threads_fail
 from pipelines.options.flag import Parsed, parse_flags

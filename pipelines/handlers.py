@@ -9,7 +9,8 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 from cloud.endpoints import Endpoints
 from cloud.vertex import EndpointAddress
 from common.terminal import long_step
-from model_handlers.endpoint_handler import RequestLimits, VertexEndpointHandler
+from model_handlers.endpoint import RequestLimits
+from model_handlers.endpoint_handler import VertexEndpointHandler
 from model_handlers.formats.architecture import check_trusted
 from model_handlers.manifest import Manifest
 from model_handlers.package import read_manifest

@@ -15,7 +15,7 @@ from cloud.proxies import spare_loopback
 from common.addresses import guard_output
 from common.errors import MillraceError, UsageError, one_line
 from common.memory import MORE_MEMORY, is_of_memory, out_of_memory
-from common.retries import print_retries
+from common.retry_notices import print_retries
 from common.terminal import print_error
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from common.addresses import path_fault
 from common.errors import UsageError
-from model_handlers.artifact import read_package
 from model_handlers.formats.architecture import check_trusted
 from model_handlers.manifest import MANIFEST_NAME, Manifest
+from model_handlers.read_package import read_package
 
 
 @dataclass(frozen=True, kw_only=True)

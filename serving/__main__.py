@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from cloud.proxies import spare_loopback
 from common.errors import MillraceError, UsageError, one_line, suggest
 from common.memory import MORE_MEMORY, out_of_memory
-from common.retries import print_retries
+from common.retry_notices import print_retries
 from common.terminal import print_error
 
 

@@ -34,6 +34,7 @@ from serving.refusals import Disconnected, Refusal, json_response
 from serving.request_body import read_body
 from serving.service import Service, State, arrays_of
 from transforms.dead_letters import Fault
+from transforms.json_rows.values import load_json
 
 logger = logging.getLogger("serving")
 
@@ -265,9 +266,9 @@ def parse_request(body: bytes) -> tuple[list[Any], str | list[str] | None]:
         Refusal: If the body is not a prediction request.
     """
     try:
-        request = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise Refusal(400, f"the body is not JSON: {error}{_nan_advice(body)}") from error
+        request = load_json(body)
+    except ValueError as error:
+        raise Refusal(400, f"the body is {error}") from error
     if not isinstance(request, dict) or not isinstance(request.get("instances"), list):
         raise Refusal(
             400, 'expected an object with a list of rows as "instances": {"instances": [...]}'
@@ -289,10 +290,3 @@ def parse_request(body: bytes) -> tuple[list[Any], str | list[str] | None]:
     if outputs is not None and not all(isinstance(name, str) for name in names):
         raise Refusal(400, "parameters.outputs: expected all, score, or a list of names")
     return instances, outputs
-
-
-def _nan_advice(body: bytes) -> str:
-    """Return advice for a body that may not be JSON because of a NaN or an infinity."""
-    if b"NaN" in body or b"Infinity" in body:
-        return "; JSON has no NaN and no Infinity: leave such rows out"
-    return ""

@@ -22,7 +22,8 @@ from common.record_batch import INPUTS, ROW_ID, source_batch, struct_columns
 from model_handlers.manifest import InputSpec, Manifest
 from model_handlers.unique_keys import Doubled, doubled_key, doubled_text, load_marked
 from transforms.dead_letters import Fault
-from transforms.json_rows.row_format import RowFormat, build_columns, read_row
+from transforms.json_rows.row_columns import build_columns
+from transforms.json_rows.row_format import RowFormat, read_row
 from transforms.json_rows.values import count_key_ends
 from transforms.validate import VECTOR_COLUMN, validate
 

@@ -33,6 +33,7 @@ from transforms.accounts import (
 from transforms.files import ranges as file_ranges
 from transforms.files import read as read_files
 from transforms.files.ranges import FileRange, PlannedFile
+from transforms.files.read_range import read_range
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 ROWS = 2_000  # of the fixture `example`
@@ -236,7 +237,7 @@ def test_a_reader_that_stops_early_fails_the_run(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = read_files.read_range
+    whole = read_range
     monkeypatch.setattr(read_files, "read_range", lambda *given: itertools.islice(whole(*given), 0))
     path = source(kind)
     code, err = run(path)

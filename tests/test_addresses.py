@@ -14,7 +14,7 @@ from cloud.endpoints import VARIABLES, Endpoints
 from cloud.vertex import EndpointAddress
 from common.addresses import SafeFormatter, host_of, shown, without_secrets
 from common.errors import InputError, MillraceError, UsageError, one_line
-from model_handlers.artifact import read_package
+from model_handlers.read_package import read_package
 from pipelines.beam_args import beam_options
 from pipelines.options import (
     CloudOptions,

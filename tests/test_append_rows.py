@@ -653,6 +653,21 @@ def test_values_that_a_column_of_the_table_cannot_hold_become_dead_letters(
     assert service.written == ["a", "c"]
 
 
+def test_lists_with_a_null_element_become_dead_letters_and_null_lists_are_written(
+    serve: Serve, provenance: Provenance
+) -> None:
+    service = serve()
+    lists = pa.array([[1.0], [None], None, [2.0, None]])
+    rows = pa.record_batch({"id": pa.array(["a", "b", "c", "d"]), "x": lists})
+    sink = AppendToTable(
+        cloud=service.cloud(), table=TABLE, schema=rows.schema, provenance=provenance
+    )
+    message = "column x: expected lists without null elements, got a list<item: double> with one"
+    faults = {"b": ("refused", message), "d": ("refused", message)}
+    run(sink, [rows], 2, records(**faults))
+    assert service.written == ["a", "c"]
+
+
 def test_an_error_of_the_service_fails_the_bundle_with_a_one_line_message(
     serve: Serve, provenance: Provenance
 ) -> None:

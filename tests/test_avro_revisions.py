@@ -306,3 +306,51 @@ def test_a_dead_letter_keeps_its_encoding_and_revision_through_topics(
         utc_now(),
     )
     assert [row["source"]["features"] for batch in good for row in to_rows(batch)] == [[1, 1, 5]]
+
+
+# Messages that are read as another format
+
+
+def letters(
+    make_manifest: Make, provenance: Provenance, body: bytes, attributes: dict[str, str], kind: Any
+) -> list[tuple[str, str]]:
+    read = MessageFormat(RowFormat(make_manifest()), kind)
+    message = Message(body, attributes, "m", 0, "")
+    _, failures = decode_messages([message], read, provenance, utc_now())
+    assert failures is not None
+    return [(one["reason"], one["message"]) for one in to_rows(failures)]
+
+
+@pytest.mark.parametrize("prefix", ["", "millrace_"])
+@pytest.mark.parametrize(
+    ("kind", "body", "reason"),
+    [
+        ("json", binary(), "invalid_json"),
+        ("json", b"7", "not_an_object"),
+        ("arrow", binary(), "invalid_arrow"),
+    ],
+)
+def test_an_avro_message_that_is_read_as_another_format_names_the_flag(
+    make_manifest: Make, provenance: Provenance, kind: str, body: bytes, reason: str, prefix: str
+) -> None:
+    attributes = {prefix + name: value for name, value in said().items()}
+    ((found, message),) = letters(make_manifest, provenance, body, attributes, kind)
+    assert found == reason
+    assert "attribute googclient_schemaencoding is BINARY" in message
+    assert "--message_format avro with --avro_schema" in message
+
+
+@pytest.mark.parametrize(
+    ("body", "attributes"),
+    [
+        (b"no", {}),
+        (b"no", said("JSON")),
+        (b'{"a":1,"a":2,"b":1,"c":1}', said()),
+        (b"", said()),
+    ],
+)
+def test_other_faults_do_not_mention_avro(
+    make_manifest: Make, provenance: Provenance, body: bytes, attributes: dict[str, str]
+) -> None:
+    ((_, message),) = letters(make_manifest, provenance, body, attributes, "json")
+    assert "avro" not in message.lower()

@@ -26,7 +26,7 @@ from same_scores import assert_scores
 
 from cloud.endpoints import VARIABLES
 from examples.transactions.data import FEATURES, generate
-from model_handlers.artifact import MAR_MANIFEST
+from model_handlers.read_package import MAR_MANIFEST
 from pipelines.batch_local import COMMAND
 from transforms.encode import output_schema
 from transforms.files.writers import open_writer

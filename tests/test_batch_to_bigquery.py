@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -108,7 +109,7 @@ def test_tables_have_the_same_scores_and_dead_letters_as_files(
         dead_letter_files=tmp_path / "out",
         dead_letter_table=tables / "letters",
         output_fields="encoded,Amount,Class",
-        cluster_by="row_id,model_name",
+        cluster_by="ROW_ID,model_Name",
     )
     assert (code, err) == (0, "")
     in_files = pq.read_table(tmp_path / "out/r/scores").sort_by("row_id").to_pylist()
@@ -211,6 +212,41 @@ def shortened(example: Path, rows: int) -> Path:
     unfinished = path.with_suffix(f".{os.getpid()}")
     pq.write_table(pq.read_table(example / "transactions.parquet")[:rows], unfinished)
     return unfinished.rename(path)
+
+
+def test_keys_of_folders_have_the_types_of_the_columns_of_the_table(
+    run: Callable[..., Result], tables: Tables, tmp_path: Path, example: Path
+) -> None:
+    rows = pq.read_table(example / "transactions.parquet").slice(0, 3)
+    for hour, suffix in enumerate(("parquet", "csv", "jsonl"), 7):
+        folder = tmp_path / f"in/day=2026-11-20/hour={hour:02}/at=2026-11-20 07%3A00%3A00"
+        folder.mkdir(parents=True)
+        if suffix == "parquet":
+            pq.write_table(rows, folder / "rows.parquet")
+        elif suffix == "csv":
+            pa_csv.write_csv(rows, folder / "rows.csv")
+        else:
+            lines = (json.dumps(row, default=str) + "\n" for row in rows.to_pylist())
+            (folder / "rows.jsonl").write_text("".join(lines))
+    flags = {"input_files": tmp_path / "in", "output_fields": "day,hour,at"}
+    assert run(**flags)[0] == 0
+    (row,) = tables.query("SELECT DISTINCT day, at FROM scores")
+    assert row == {"day": "2026-11-20", "at": "2026-11-20 07:00:00"}
+    kinds = {"day": "DATE", "hour": "INT64", "at": "TIMESTAMP"}
+    schema = tables.client.get_table(tables / "scores").schema
+    typed = [SchemaField(f.name, kinds.get(f.name, f.field_type), f.mode) for f in schema]
+    tables.client.create_table(bigquery.Table(tables / "typed", typed))
+    code, _, err = run(**flags, output_table=tables / "typed")
+    assert (code, err) == (0, "")
+    moment = datetime.datetime(2026, 11, 20, 7, tzinfo=datetime.UTC)
+    found = tables.query("SELECT day, hour, at, COUNT(*) AS n FROM typed GROUP BY day, hour, at")
+    assert sorted(found, key=lambda row: row["hour"]) == [
+        {"day": moment.date(), "hour": hour, "at": moment, "n": 3} for hour in (7, 8, 9)
+    ]
+    (tmp_path / "in/day=2026-11-20").rename(tmp_path / "in/day=today")
+    assert_one_line_error(
+        run(**flags, output_table=tables / "typed"), 1, "day=VALUE: expected date32[day]"
+    )
 
 
 def test_conflicting_flags_are_reported_before_a_table_is_created(

@@ -31,7 +31,7 @@ from transforms.bigquery.read import (
 )
 from transforms.bigquery.schema import TableName, arrow_schema, without_json
 from transforms.bigquery.source import BigQuerySource, describe_source
-from transforms.files.read import Columns
+from transforms.files.columns import Columns
 from transforms.files.run_folder import SCORES, RunFolder, StagedFile
 from transforms.files.stage import conform_to_files
 from transforms.files.store import create_file

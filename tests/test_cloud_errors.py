@@ -15,7 +15,7 @@ from google.api_core import exceptions
 
 import cloud.clients
 from cloud.clients import Cloud
-from cloud.endpoint_answers import refusal_advice
+from cloud.endpoint_responses import refusal_advice
 from cloud.endpoints import Endpoints
 from cloud.errors import explain, is_passing, lacks_role, retry, translate_errors
 from common.errors import CredentialsError, InputError

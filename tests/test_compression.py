@@ -34,6 +34,7 @@ WAYS: dict[str, Callable[[bytes], bytes]] = {
     "GZIP": gzip.compress,
     " x-gzip ": lambda data: gzip.compress(data[:7]) + gzip.compress(data[7:]),
     "X-GZip": lambda data: gzip.compress(data) + bytes(20),
+    "x-gzip": lambda data: gzip.compress(data[:7]) + gzip.compress(data[7:]) + bytes(20),
     "deflate": zlib.compress,
     "Deflate": raw_deflate,
     "identity": lambda data: data,

@@ -15,11 +15,13 @@ from test_csv_lines import is_open
 
 from common.errors import InputError
 from model_handlers.manifest import InputSpec, Manifest
-from transforms.files import csv_lines, text_lines
 from transforms.files import ranges as file_ranges
-from transforms.files.csv_dialect import PLAIN, Dialect
+from transforms.files import text_lines
+from transforms.files.columns import Columns, id_prefix
+from transforms.files.csv import parse
+from transforms.files.csv.dialect import PLAIN, Dialect
 from transforms.files.ranges import has_rows, match_files, plan_file, split_file
-from transforms.files.read import Columns, id_prefix, read_range
+from transforms.files.read_range import read_range
 
 MULTILINE = Dialect(multiline=True)
 Rows = dict[int, dict[str, Any]]
@@ -166,7 +168,7 @@ def test_a_quote_that_never_closes_is_an_error(
     path = tmp_path / "a.csv"
     path.write_text('a,note\n1,x\n2,"open\n' + "3,y\n" * 100)
     for limit in (1 << 20, 50):
-        monkeypatch.setattr(csv_lines, "LONGEST_ROW", limit)
+        monkeypatch.setattr(parse, "LONGEST_ROW", limit)
         with pytest.raises(InputError, match=r"byte 11 does not end within .*close its quote"):
             read(path, columns, MULTILINE)
 
@@ -216,6 +218,25 @@ def test_bytes_of_another_encoding_cost_one_row(
     rows, failed = read(path, columns, Dialect(encoding="cp1252", multiline=multiline))
     assert rows == {7: {"a": 1.0, "note": "é"}, 15: {"a": 3.0, "note": "€"}}
     assert failed == {11: (b"2,\x81", "invalid_csv")}
+
+
+def test_bytes_of_another_encoding_leave_the_quotes_of_their_row(
+    tmp_path: Path, columns: Columns
+) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'a,note\n1,"\xe9\x81\n7,old\nend"\n2,"\x80"\n3,"\x81"z"\n4,\xe9\n')
+    dialect = Dialect(encoding="cp1252", multiline=True)
+    rows, failed = read(path, columns, dialect)
+    assert rows == {24: {"a": 2.0, "note": "€"}, 38: {"a": 4.0, "note": "é"}}
+    assert failed == {
+        7: (b'1,"\xe9\x81\n7,old\nend"', "invalid_csv"),
+        30: (b'3,"\x81"z"', "invalid_csv"),
+    }
+    # In this encoding, these two bytes would be one character of UTF-8.
+    path.write_bytes(b"a,note\n1,\xd2\xaa\n2,\xe1\n")
+    rows, failed = read(path, columns, Dialect(encoding="cp1253"))
+    assert rows == {12: {"a": 2.0, "note": "\u03b1"}}
+    assert failed == {7: (b"1,\xd2\xaa", "invalid_csv")}
 
 
 def test_text_in_utf_16_may_be_compressed(tmp_path: Path, columns: Columns) -> None:

@@ -12,9 +12,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from common.errors import InputError
-from transforms.files.csv_dialect import PLAIN, Dialect
-from transforms.files.csv_header import read_header
-from transforms.files.csv_lines import CsvRows, UnclosedQuote, read_lines
+from transforms.files.csv.dialect import PLAIN, Dialect
+from transforms.files.csv.header import read_header
+from transforms.files.csv.parse import CsvRows, UnclosedQuote, read_lines
 
 HEADER = ["name", "a", "b"]
 TYPES = {"name": pa.string(), "b": pa.float64()}
@@ -163,6 +163,14 @@ def test_whole_numbers_are_not_rounded() -> None:
     assert part.columns.to_pydict() == {"b": ["9007199254740993", "0.5"]}
 
 
+@pytest.mark.parametrize("others", [b"", b"y,1,7\n", b"y,1,0.5\n"])
+def test_hexadecimal_digits_are_not_a_number(others: bytes) -> None:
+    part = read_lines(b"0xa,1,0x10\n" + others, 0, HEADER, {"b": pa.int64()})
+    assert part.columns.column("b").to_pylist()[0] == "0x10"
+    part = read_lines(b"0xa,1,16\n", 0, HEADER, {"b": pa.int64()})
+    assert part.columns.to_pydict() == {"b": [16]}
+
+
 def test_an_empty_quoted_field_is_not_null() -> None:
     part = read_lines(b'"",1,2\n,1,2\n', 0, HEADER, TYPES)
     assert part.columns.column("name").to_pylist() == ["", None]
@@ -252,7 +260,7 @@ def test_the_header_is_read(tmp_path: Path, text: bytes, names: list[str]) -> No
     ("text", "words"),
     [
         (b"", "is empty"),
-        (b"\n1,2\n", "is empty"),
+        (b"\n1,2\n", "starts with a blank line"),
         (b'"a\n', "not a CSV header.*--csv_multiline"),
         (b"\xff\n", "not a CSV header"),
         (b"a,b\r1,2\r", "CR alone"),

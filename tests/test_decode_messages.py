@@ -690,6 +690,18 @@ def test_each_hostile_arrow_message_is_one_dead_letter_and_the_rest_is_read(
         assert words in letter["message"]
 
 
+def test_features_of_arrow_messages_may_be_views(
+    make_manifest: Make, provenance: Provenance
+) -> None:
+    texts = pa.array(["1", "x"], pa.string_view())
+    body = ipc(pa.table({"a": texts, "b": texts, "c": texts}))
+    read = arrow_format(make_manifest())
+    (batch,), failures = decode_messages(messages_of([body]), read, provenance, NOW)
+    good, bad, faults = validate(batch, read.row_format.manifest)
+    assert (good.num_rows, bad.num_rows, failures) == (1, 1, None)
+    assert [fault.reason for fault in faults] == ["wrong_type"]
+
+
 def test_compressed_arrow_may_not_be_larger_than_a_message(
     make_manifest: Make, provenance: Provenance
 ) -> None:

@@ -27,9 +27,10 @@ from transforms.encode import (
     output_schema,
     reference_fields,
 )
-from transforms.files.csv_dialect import PLAIN
+from transforms.files.columns import Columns
+from transforms.files.csv.dialect import PLAIN
 from transforms.files.ranges import match_files, plan_file, split_file
-from transforms.files.read import Columns, read_range
+from transforms.files.read_range import read_range
 from transforms.files.stage import conform_to_files
 from transforms.provenance import Provenance
 from transforms.validate import validate
@@ -236,7 +237,7 @@ def schema_before_run(
     """Return the schema of a file's output rows, as it is known before the run."""
     files = find_files(Files(patterns=(str(path),), file_format=None, dialect=PLAIN))
     check_files(files, PLAIN, Columns(manifest, None, fields.source), fields)
-    source, _ = passed_on(files, manifest, fields)
+    source, _ = passed_on(files, manifest, fields, {})
     return output_schema(fields, manifest, provenance, source)
 
 

@@ -37,8 +37,8 @@ from google.auth.exceptions import RefreshError, TransportError
 from waiting import wait_until
 
 from cloud import retry_pacing
-from cloud.endpoint_answers import BadAnswer, RequestRefused, error_text
 from cloud.endpoint_client import DIGEST_HEADER, FLAGS, EndpointClient
+from cloud.endpoint_responses import BadAnswer, RequestRefused, error_text
 from common.errors import CredentialsError, EndpointError
 
 BODY = b'{"instances":[1,2,3]}'

@@ -14,7 +14,7 @@ from faulty_endpoint import HTML_PAGE
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud.endpoint_answers import BadAnswer
+from cloud.endpoint_responses import BadAnswer
 from common.errors import UsageError
 from model_handlers.endpoint_codec import EndpointCodec
 from model_handlers.manifest import DType, InputSpec, Manifest, OutputSpec

@@ -47,12 +47,8 @@ from cloud.vertex import EndpointAddress
 from common.errors import EndpointError, UsageError
 from common.record_batch import to_rows, typed
 from examples.transactions.data import FEATURES
-from model_handlers.endpoint_handler import (
-    CONFIRMATIONS,
-    Endpoint,
-    RequestLimits,
-    VertexEndpointHandler,
-)
+from model_handlers.endpoint import CONFIRMATIONS, Endpoint, RequestLimits
+from model_handlers.endpoint_handler import VertexEndpointHandler
 from model_handlers.manifest import GoldenRows, InputSpec, Manifest, OutputSpec
 from model_handlers.package import read_manifest
 from model_handlers.torch_model import TorchModelHandler

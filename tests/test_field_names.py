@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -17,14 +18,21 @@ from model_handlers.manifest import Manifest
 from pipelines.batch.config import Files
 from pipelines.batch.sources import check_files, find_files
 from pipelines.field_names import check_name, named_by_user
-from pipelines.stream import in_process, progress
+from pipelines.stream import in_process, progress, unseen
 from pipelines.stream.config import MessageConfig
 from pipelines.stream.messages import message_format
-from pipelines.stream.progress import Tally, count_received, start_tally, summary, unseen_names
+from pipelines.stream.progress import (
+    CountReceived,
+    Tally,
+    count_received,
+    start_tally,
+    summary,
+    unseen_names,
+)
 from transforms.encode import choose_fields
 from transforms.files import first_rows
-from transforms.files.csv_dialect import PLAIN
-from transforms.files.read import Columns
+from transforms.files.columns import Columns
+from transforms.files.csv.dialect import PLAIN
 from transforms.json_rows.row_format import RowFormat
 from transforms.messages.decode import MessageFormat, decode_messages
 from transforms.messages.message import Message
@@ -214,3 +222,42 @@ def test_the_first_progress_line_with_rows_warns_once(
     warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert len(warnings) == 1
     assert "--id_column: no row so far has a field 'ID'" in warnings[0]
+
+
+@pytest.mark.parametrize(("rows", "warnings"), [(99, 0), (100, 2)])
+def test_a_worker_logs_once_which_names_its_first_rows_lack(
+    make_manifest: MakeManifest,
+    provenance: Provenance,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    rows: int,
+    warnings: int,
+) -> None:
+    monkeypatch.setattr(unseen, "_warned", set())
+    manifest = make_manifest()
+    names = named_by_user(manifest, "ID", ("amount", "a"))
+    batches = decoded(manifest, provenance, [{"a": 1, "b": 1, "c": 1, "id": "x"}] * rows, "ID")
+    caplog.set_level("WARNING", "millrace")
+    for _ in range(2):
+        with beam.Pipeline("FnApiRunner") as pipeline:
+            pipeline | beam.Create(batches) | beam.ParDo(CountReceived(names))
+    logged = [one.getMessage() for one in caplog.records if one.name == "millrace"]
+    assert len(logged) == warnings
+    if warnings:
+        field, own = sorted(logged, key=lambda text: "--id_column" in text)
+        assert field.startswith(
+            "--output_fields: no row so far has a field 'amount', so it is null"
+        )
+        assert own.startswith("--id_column: no row so far has a field 'ID', so rows get the ids of")
+
+
+def test_a_worker_does_not_warn_of_names_that_a_row_has(
+    make_manifest: MakeManifest, provenance: Provenance, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest = make_manifest()
+    names = named_by_user(manifest, "id", ("amount",))
+    bodies = [{"a": 1, "b": 1, "c": 1}] * 199 + [{"a": 1, "b": 1, "c": 1, "id": 1, "amount": 2}]
+    count = CountReceived(names)
+    for batch in decoded(manifest, provenance, bodies, "id"):
+        count.process(batch)
+    assert not caplog.records

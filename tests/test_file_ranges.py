@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from common.errors import InputError, UsageError
 from transforms.files import ranges as file_ranges
-from transforms.files.csv_dialect import PLAIN, Dialect
+from transforms.files.csv.dialect import PLAIN, Dialect
 from transforms.files.ranges import format_of, match_files, open_parquet, plan_file, split_file
 
 

@@ -147,6 +147,12 @@ def test_bytes_are_base64_under_one_name_in_every_row(values: list[bytes | None]
     ]
 
 
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary(2)], ids=str)
+def test_csv_refuses_bytes(kind: pa.DataType) -> None:
+    with pytest.raises(pa.ArrowInvalid, match="column 'raw' is"):
+        written([pa.record_batch({"raw": pa.array([b"\xff\x00"], kind)})], "csv")
+
+
 NANOSECOND = 1_001
 TIMES: dict[pa.DataType, str] = {
     pa.timestamp("ns"): "1970-01-01T00:00:00.000001",

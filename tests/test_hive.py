@@ -1,7 +1,9 @@
 """Folders NAME=VALUE: their keys are columns of the files in them."""
 
+import datetime
 import json
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,9 +17,15 @@ from hypothesis import strategies as st
 
 from common.errors import InputError, UsageError
 from model_handlers.manifest import Manifest
+from pipelines.batch.sources import key_types, passed_on
 from pipelines.batch_local import COMMAND
+from transforms.cells import cast_column
+from transforms.encode import choose_fields
 from transforms.files.hive import Condition, add_keys, add_to_lines, keys_of
+from transforms.files.ranges import format_of
 
+UTC = pa.timestamp("us", "UTC")
+MOMENT = datetime.datetime(2026, 11, 20, 7, 8, 9, tzinfo=datetime.UTC)
 SUFFIXES = ("parquet", "csv", "jsonl", "json")
 
 
@@ -103,9 +111,13 @@ def test_files_are_chosen_by_their_keys(run: Any, tmp_path: Path) -> None:
     assert found == {("2026-11-01", "10"), ("2026-11-02", "10")}
     report = json.loads((tmp_path / "out/r/report.json").read_text())
     assert report["files_read"] == 2
+    assert run(output_fields="hour", partition_filter="hour > 9")[0] == 0
+    assert {row["hour"] for row in scores(tmp_path)} == {"10"}
     result = run(partition_filter="day>2027")
     assert_one_line_error(result, 1, "none of the 8 input files fulfils --partition_filter")
     assert_one_line_error(run(partition_filter="dya>1"), 2, "dya=VALUE", "did you mean 'day'")
+    result = run(partition_filter="day = New York")
+    assert_one_line_error(result, 2, "'York'", "was split at spaces")
     assert_one_line_error(run(partition_filter="day"), 2, "conditions such as day>=2026-11-01")
 
 
@@ -138,6 +150,57 @@ def test_other_conditions_are_rejected(text: str) -> None:
         return
     with pytest.raises(UsageError, match="expected conditions such as"):
         Condition.parse(text)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize(
+    ("text", "kind", "value"),
+    [
+        ("2026-11-20", pa.date32(), datetime.date(2026, 11, 20)),
+        ("2026-11-20 07:08:09", UTC, MOMENT),
+        ("2026-11-20T07:08:09Z", UTC, MOMENT),
+        ("2026-11-20", UTC, MOMENT.replace(hour=0, minute=0, second=0)),
+        ("2026-11-20 07:08:09", pa.timestamp("us"), MOMENT.replace(tzinfo=None)),
+        ("07", pa.int64(), 7),
+        ("1.5", pa.decimal128(38, 9), Decimal("1.5")),
+        ("true", pa.bool_(), True),
+        (None, pa.date32(), None),
+    ],
+)
+def test_a_key_has_the_type_that_a_table_asks_for(
+    tmp_path: Path,
+    tiny_package: tuple[str, Manifest],
+    suffix: str,
+    text: str | None,
+    kind: pa.DataType,
+    value: Any,
+) -> None:
+    spec = tiny_package[1]
+    fields = choose_fields(spec, ("Day",))
+    path = tmp_path / f"Day={quote(text or '__HIVE_DEFAULT_PARTITION__', '')}/rows.{suffix}"
+    put(path, {name: [1.0] for name in "abc"})
+    files = [(str(path), format_of(str(path)))]
+    keys = key_types(files, spec, fields, pa.schema([("day", kind), ("a", pa.date32())]))
+    assert keys == {"Day": kind}
+    schema, _ = passed_on(files, spec, fields, keys)
+    assert schema == pa.schema([("Day", kind)])
+    column = pa.array([text], pa.string())
+    assert cast_column(column, kind).to_pylist() == [value]
+    # Without a table, it is text.
+    assert key_types(files, spec, fields, pa.schema([])) == {}
+
+
+def test_a_key_that_cannot_have_its_type_is_one_error_before_the_run(
+    tmp_path: Path, tiny_package: tuple[str, Manifest]
+) -> None:
+    spec = tiny_package[1]
+    fields = choose_fields(spec, ("day",))
+    files = []
+    for day in ("2026-11-20", "SECRET"):
+        put(tmp_path / f"day={day}/rows.parquet", {name: [1.0] for name in "abc"})
+        files.append((str(tmp_path / f"day={day}/rows.parquet"), format_of("x.parquet")))
+    with pytest.raises(InputError, match=r"folder day=VALUE: expected date32\[day\], which the"):
+        key_types(files, spec, fields, pa.schema([("day", pa.date32())]))
 
 
 NAMES = st.text(min_size=1, max_size=5)
@@ -182,6 +245,22 @@ def test_lines_that_are_no_objects_stay_as_they_are() -> None:
         b'{"day":"1",',
         b'{"day":"1"}',
     ]
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "1_0", "0x1", "1e400", "9" * 21])
+def test_keys_that_are_no_plain_numbers_stay_text(text: str) -> None:
+    (line,) = add_to_lines([b'{"a":1}'], {"x": text}, {"x"}, "f")
+    assert json.loads(line) == {"x": text, "a": 1}
+    assert Condition.parse(f"x={text}").accepts({"x": text})
+    assert not Condition("x", "=", "10").accepts({"x": text})
+
+
+def test_a_line_with_constants_gets_the_keys_that_it_lacks() -> None:
+    keys = {"day": "1", "hour": "7"}
+    (line,) = add_to_lines([b'{"day":"1","b":NaN}'], keys, set(), "f")
+    assert line == b'{"hour":"7","day":"1","b":NaN}'
+    with pytest.raises(InputError, match="column 'day' differs"):
+        add_to_lines([b'{"day":"2","b":NaN}'], keys, set(), "f")
 
 
 @pytest.mark.parametrize(

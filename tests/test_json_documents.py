@@ -14,9 +14,10 @@ from common.errors import InputError
 from model_handlers.manifest import FeatureStatistics, InputSpec, Manifest
 from transforms.dead_letters import Fault
 from transforms.files import json_documents
+from transforms.files.columns import Columns, id_prefix
 from transforms.files.json_documents import is_document, rows_of_document
 from transforms.files.ranges import match_files, plan_file, split_file
-from transforms.files.read import Columns, id_prefix, read_range
+from transforms.files.read_range import read_range
 from transforms.json_rows.values import read_json_values
 from transforms.validate import validate
 
@@ -53,15 +54,24 @@ def rows_of(path: Path, columns: Columns) -> tuple[list[Any], list[tuple[str, by
     return rows, failed
 
 
-@given(st.lists(OBJECTS, max_size=5), st.sampled_from([None, 0, 1, 4]), st.booleans())
+@given(st.lists(OBJECTS | VALUES, max_size=5), st.sampled_from([None, 0, 1, 4]), st.booleans())
 def test_an_array_is_split_into_its_elements(
     rows: list[Any], indent: int | None, mark: bool
 ) -> None:
     text = (b"\xef\xbb\xbf" if mark else b"") + json.dumps(rows, indent=indent).encode()
-    assert is_document(text)
     found = rows_of_document(text, "a.json")
     assert all(text[start:].startswith(row) for start, row in found)
     assert repr([json.loads(row) for _, row in found]) == repr(rows)
+    if all(isinstance(row, dict) for row in rows):
+        assert is_document(text)
+
+
+def test_elements_that_are_arrays_keep_their_texts() -> None:
+    assert rows_of_document(b"[[1], [ [2,[]] ],[]\n]", "a.json") == [
+        (1, b"[1]"),
+        (6, b"[ [2,[]] ]"),
+        (17, b"[]"),
+    ]
 
 
 @given(st.lists(OBJECTS.filter(bool), min_size=1, max_size=5), st.sampled_from([0, 1, 4]))
@@ -114,13 +124,22 @@ def test_rows_of_a_document_are_read_like_lines(
     assert rows_of(path, columns) == ([], [])
 
 
+@given(st.lists(VALUES, max_size=5), st.sampled_from([None, 1]))
+def test_elements_of_any_type_keep_their_places(rows: list[Any], indent: int | None) -> None:
+    text = json.dumps(rows, indent=indent).encode()
+    found = [json.loads(row) for _, row in rows_of_document(text, "f")]
+    assert list(map(repr, found)) == list(map(repr, rows))
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         (b'[{"a":1},', "one JSON array, and not valid: Input data was truncated"),
         (b'[{"a":1},{"a":yes}]', r"one JSON array, and not valid: .*byte"),
         (b'[{"a":1},\n{"a":2}]\n[3]', r"one JSON array, and not valid: .*trailing"),
+        (b"[" * 5_000 + b"]" * 5_000, "one JSON array, and not valid: nested too deeply"),
         (b'{"a":1}\r{"a":2}\r', "lines end in CR alone"),
+        ('{"a":1}'.encode("utf-16"), "encoded in UTF-16"),
     ],
 )
 def test_a_file_that_cannot_be_split_is_an_error(

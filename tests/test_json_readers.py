@@ -17,8 +17,9 @@ from model_handlers.manifest import FeatureStatistics, InputSpec, Manifest
 from model_handlers.manifest_json import parse_manifest
 from serving.instances import BadInstances, InstanceReader, unique_instances
 from transforms.dead_letters import Fault
+from transforms.files.columns import Columns
 from transforms.files.ranges import FileRange
-from transforms.files.read import Columns, read_range
+from transforms.files.read_range import read_range
 from transforms.json_rows.decode import decode_json
 from transforms.json_rows.row_format import RowFormat
 from transforms.json_rows.values import read_json_values

@@ -106,6 +106,21 @@ def test_a_delta_table_is_read_at_the_latest_or_another_version(
     assert report["table_version"] == 1
 
 
+def test_folders_of_a_delta_table_may_have_any_value(tmp_path: Path) -> None:
+    need_library("deltalake")
+    from deltalake import write_deltalake
+
+    days = ["2026-11-20 12:00:00", "Neu Ulm", "a/b=c%20%C3%A4", ""]
+    for day in days:
+        write_deltalake(tmp_path / "delta", rows("x", day), partition_by=["day"], mode="append")
+    named = find_lake(str(tmp_path / "delta"), None)
+    assert named is not None
+    table = named.open()
+    found = [table.batches(file.path, ["day"], 10) for file in table.files()]
+    values = [row["day"] for batches in found for batch in batches for row in batch.to_pylist()]
+    assert sorted(value or "" for value in values) == sorted(days)
+
+
 def test_an_iceberg_table_is_read_at_the_latest_or_another_snapshot(
     run: Any, iceberg: Path, tmp_path: Path
 ) -> None:
@@ -132,6 +147,103 @@ def test_an_iceberg_table_is_read_at_the_latest_or_another_snapshot(
     # A metadata file names a state of the table.
     assert run(input_files=metadata[-1])[0] == 0
     assert scored(tmp_path)[0] == {"y": DAYS[0], "z": DAYS[1]}
+
+
+def with_deletes(root: Path, content: str, deleted: pa.Table, equality_ids: list[int]) -> None:
+    """Add a snapshot to an Iceberg table whose delete file removes rows, as Spark and Flink do."""
+    from pyiceberg import manifest as m
+    from pyiceberg.io.pyarrow import PyArrowFileIO
+    from pyiceberg.table import StaticTable
+    from pyiceberg.typedef import Record
+
+    class Deletes(m.ManifestWriterV2):
+        def content(self) -> m.ManifestContent:
+            return m.ManifestContent.DELETES
+
+        @property
+        def _meta(self) -> dict[str, str]:
+            return {**super()._meta, "content": "deletes"}
+
+    newest = max((root / "metadata").glob("*.metadata.json"))
+    table, io = StaticTable.from_metadata(str(newest)), PyArrowFileIO()
+    path = root / "data/deletes.parquet"
+    pq.write_table(deleted, path)
+    file = m.DataFile.from_args(
+        content=m.DataFileContent[content],
+        file_path=str(path),
+        file_format="PARQUET",
+        partition=Record(),
+        record_count=deleted.num_rows,
+        file_size_in_bytes=path.stat().st_size,
+        equality_ids=equality_ids or None,
+    )
+    last, number, key = table.current_snapshot(), 99, 7
+    assert last is not None
+    output = io.new_output(str(root / "metadata/deletes.avro"))
+    with Deletes(table.spec(), table.schema(), output, key, "null") as writer:
+        entry = m.ManifestEntry.from_args(
+            status=m.ManifestEntryStatus.ADDED, snapshot_id=key, data_file=file
+        )
+        writer.add_entry(entry)
+    manifests = [*last.manifests(io), writer.to_manifest_file()]
+    listed = str(root / "metadata/snap-7.avro")
+    with m.write_manifest_list(2, io.new_output(listed), key, None, number, "null") as lists:
+        lists.add_manifests(manifests)
+    metadata = json.loads(newest.read_text())
+    own = {"snapshot-id": key, "sequence-number": number, "manifest-list": listed}
+    snapshot = metadata["snapshots"][-1] | own
+    metadata["snapshots"].append(snapshot)
+    metadata |= {"current-snapshot-id": key, "last-sequence-number": number}
+    metadata["refs"]["main"]["snapshot-id"] = key
+    (root / "metadata/00099-x.metadata.json").write_text(json.dumps(metadata))
+
+
+def test_rows_that_a_position_delete_of_iceberg_removes_are_not_scored(
+    run: Any, iceberg: Path, tmp_path: Path
+) -> None:
+    table = find_lake(str(iceberg), None)
+    assert table is not None
+    (file, *_) = [f for f in table.open().files() if "y" in rows_in(table, f.path)]
+    deleted = pa.table({"file_path": [file.path], "pos": [rows_in(table, file.path).index("y")]})
+    with_deletes(iceberg, "POSITION_DELETES", deleted, [])
+    code, _, err = run(input_files=iceberg)
+    assert (code, err) == (0, "")
+    days, report = scored(tmp_path)
+    assert days == {"z": DAYS[1]}
+    assert report["rows_in"] == 1
+
+
+def rows_in(table: Any, path: str) -> list[str]:
+    """Return the ids of the rows in a file of a table."""
+    batches = table.open().batches(path, ["id"], 100)
+    return [value for batch in batches for value in batch["id"].to_pylist()]
+
+
+def test_an_iceberg_table_with_equality_deletes_is_refused(run: Any, iceberg: Path) -> None:
+    with_deletes(iceberg, "EQUALITY_DELETES", pa.table({"id": ["y"]}), [1])
+    result = run(input_files=iceberg)
+    assert_one_line_error(result, 1, "Apache Iceberg table", "does not yet support equality del")
+
+
+def test_columns_of_an_iceberg_table_are_those_of_now(tmp_path: Path) -> None:
+    need_library("pyiceberg")
+    from pyiceberg.catalog.sql import SqlCatalog
+    from pyiceberg.types import StringType
+
+    catalog = SqlCatalog("local", uri="sqlite://", warehouse=str(tmp_path / "warehouse"))
+    catalog.create_namespace("n")
+    root = tmp_path / "table"
+    table = catalog.create_table("n.t", schema=rows("x").schema, location=str(root))
+    table.append(rows("x", value=2.0))
+    with table.update_schema() as update:
+        update.rename_column("c", "amount")
+        update.add_column("city", StringType())
+    named = find_lake(str(root), None)
+    assert named is not None
+    opened = named.open()
+    (file,) = opened.files()
+    (batch,) = opened.batches(file.path, ["id", "amount", "city"], 10)
+    assert batch.to_pylist() == [{"id": "x", "amount": 2.0, "city": None}]
 
 
 @pytest.mark.parametrize("fixture", ["delta", "iceberg"])
@@ -234,6 +346,16 @@ def test_files_of_a_table_are_never_read_as_files(tmp_path: Path, part: str) -> 
             assert "\n" not in str(caught.value)
             named = f"--input_files {base} and nothing else" in str(caught.value)
             assert named == (kind != "Apache Hudi")
+
+
+@pytest.mark.parametrize("pattern", ["part.parquet", "./*.parquet", "."])
+def test_files_of_a_table_are_refused_from_within_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    for folder in markers(tmp_path).values():
+        monkeypatch.chdir(folder / "data/day=1")
+        with pytest.raises(InputError, match=f"is in {folder}, a table of"):
+            match_inputs([pattern])
 
 
 def test_a_folder_around_tables_is_refused_and_others_are_not(tmp_path: Path) -> None:

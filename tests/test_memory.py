@@ -27,8 +27,9 @@ from pipelines.command import as_known_error
 from resources.__main__ import main as resources_main
 from serving.__main__ import main as serving_main
 from transforms.dead_letters import Fault
+from transforms.files.columns import Columns
 from transforms.files.ranges import FileRange
-from transforms.files.read import Columns, read_range
+from transforms.files.read_range import read_range
 from transforms.files.text_lines import open_text
 from transforms.json_rows.row_format import RowFormat
 from transforms.messages.arrow import read_arrow

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from model_handlers.manifest import InputSpec, Manifest
 from transforms.dead_letters import Fault
-from transforms.json_rows.row_format import RowFormat, build_columns, read_row
+from transforms.json_rows.row_columns import build_columns
+from transforms.json_rows.row_format import RowFormat, read_row
 from transforms.json_rows.values import read_json_values
 from transforms.messages.named_rows import NamedRows
 from transforms.row_schemas import CARRIED

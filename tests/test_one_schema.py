@@ -130,7 +130,7 @@ def test_each_type_is_found_once_with_its_first_file_and_files_without_rows_do_n
     paths = [str(tmp_path / f"{i}.parquet") for i in range(4)]
     for path, column in zip(paths, columns, strict=True):
         pq.write_table(pa.table({"c": column}), path)
-    assert parquet_origins(paths, ["c", "d"]) == {
+    assert parquet_origins(paths, ["c", "d"], {}) == {
         "c": [Origin(pa.int64(), paths[0]), Origin(pa.float64(), paths[1])],
         "d": [],
     }
@@ -142,7 +142,7 @@ def test_keys_of_folders_are_text_columns_of_their_files(tmp_path: Path) -> None
         Path(path).parent.mkdir()
         pq.write_table(pa.table({name: [2]}), path)
     expected = [Origin(pa.string(), paths[0]), Origin(pa.int64(), paths[1])]
-    assert parquet_origins(paths, ["c"]) == {"c": expected}
+    assert parquet_origins(paths, ["c"], {}) == {"c": expected}
 
 
 def test_an_integer_that_a_float_would_round_is_refused_and_names_both_files() -> None:

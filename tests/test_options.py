@@ -83,6 +83,25 @@ def test_a_list_is_split_as_a_person_means_it(words: list[str], values: tuple[st
     assert split_list(words) == values
 
 
+@pytest.mark.parametrize(
+    ("words", "conditions"),
+    [
+        (["day > 9"], ("day>9",)),
+        (["day> 9 hour <=3"], ("day>9", "hour<=3")),
+        (["day != 9, hour < 3\nn=1"], ("day!=9", "hour<3", "n=1")),
+        (["day > 9", "hour\t< 3"], ("day>9", "hour<3")),
+        (['"city = New York"'], ("city=New York",)),
+        (["city = New York,n=1"], ("city=New York", "n=1")),
+        (["n=,day>9"], ("n=", "day>9")),
+    ],
+    ids=repr,
+)
+def test_conditions_may_have_spaces_around_their_operators(
+    words: list[str], conditions: tuple[str, ...]
+) -> None:
+    assert parsed("--partition_filter", *words).get(SourceOptions).partition_filter == conditions
+
+
 @examples(
     st.lists(st.text().map(str.strip).filter(lambda text: text and "\0" not in text), min_size=1)
 )

@@ -21,7 +21,6 @@ from same_scores import assert_scores
 from torch import Tensor, nn
 
 from common.errors import ContractBroken, ManifestError, ModelError, UsageError
-from model_handlers.artifact import ModelPackage, read_package
 from model_handlers.infer import infer_manifest
 from model_handlers.manifest import InputSpec, OutputSpec
 from model_handlers.package import (
@@ -32,6 +31,7 @@ from model_handlers.package import (
     write_mar,
     write_package,
 )
+from model_handlers.read_package import ModelPackage, read_package
 from model_handlers.torch_model import TorchModelHandler
 
 pytestmark = [

@@ -18,9 +18,10 @@ from examples.local_cloud import LocalCloud
 from transforms.accounts import joined
 from transforms.files import ranges as file_ranges
 from transforms.files import text_lines
+from transforms.files.columns import Columns
 from transforms.files.pins import pin, unchanged
 from transforms.files.ranges import FileRange, PlannedFile, match_files, plan_file, split_file
-from transforms.files.read import Columns, read_range
+from transforms.files.read_range import read_range
 from transforms.json_rows.decode import Decoded
 
 ROWS = 2_000

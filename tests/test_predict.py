@@ -28,8 +28,9 @@ from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.dead_letters import Fault
 from transforms.encode import EncodeRows, choose_fields
 from transforms.files import ranges as file_ranges
+from transforms.files.columns import Columns
 from transforms.files.destination import FolderDestination
-from transforms.files.read import Columns, ReadFiles
+from transforms.files.read import ReadFiles
 from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder
 from transforms.files.stage import StageFiles
 from transforms.predict import Predict, split_answer
@@ -194,16 +195,16 @@ def write_lines(
         else:
             text = json.dumps({"id": row_id, "features": row + [1.0] * (fault == "wide")})
             lines.append(text[:-2] if fault == "cut" else text)
-            reasons[row_id] = json_reason(text, row, fault)
+            reasons[row_id] = json_reason(row, fault)
     head = ["id,a,b,c"] if path.suffix == ".csv" else []
     path.write_text("\n".join(head + lines))
     return reasons
 
 
-def json_reason(text: str, row: list[Any], fault: str) -> str | None:
-    if fault == "cut" or "NaN" in text or "Infinity" in text:
+def json_reason(row: list[Any], fault: str) -> str | None:
+    if fault == "cut":
         return "invalid_json"
-    if any(isinstance(cell, str) for cell in row):
+    if "x" in row:
         return "wrong_type"
     return "wrong_width" if fault else expected_reason(row)
 

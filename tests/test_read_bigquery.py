@@ -45,8 +45,9 @@ from transforms.bigquery.read import (
 )
 from transforms.bigquery.schema import TableName, arrow_schema, project_of
 from transforms.bigquery.source import BigQuerySource, describe_source
+from transforms.files.columns import Columns
 from transforms.files.ranges import plan_file, split_file
-from transforms.files.read import Columns, read_range
+from transforms.files.read_range import read_range
 from transforms.files.run_folder import RunFolder
 from transforms.validate import validate
 

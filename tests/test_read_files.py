@@ -23,6 +23,7 @@ from common.errors import InputError
 from model_handlers.manifest import InputSpec
 from transforms.files import ranges as file_ranges
 from transforms.files import text_lines
+from transforms.files.columns import Columns, id_prefix
 from transforms.files.ranges import (
     FileFormat,
     file_schema,
@@ -31,9 +32,11 @@ from transforms.files.ranges import (
     plan_file,
     split_file,
 )
-from transforms.files.read import Columns, ReadFiles, id_prefix, read_range
+from transforms.files.read import ReadFiles
+from transforms.files.read_range import read_range
 from transforms.json_rows.decode import Decoded
 from transforms.provenance import Provenance
+from transforms.validate import validate
 
 Make = Callable[..., Any]
 
@@ -213,6 +216,7 @@ def test_int96_times_beyond_the_range_of_nanoseconds_are_unchanged(
             pa.array([b"a" * 16, b"b" * 16, None], pa.binary(16)),
             ["61" * 16, "62" * 16, "{}-2"],
         ),
+        (pa.array([b"\xff\x01", b"", None]).dictionary_encode(), ["ff01", "", "{}-2"]),
         (
             pa.array([uuid.UUID(int=1).bytes, uuid.UUID(int=2).bytes, None], pa.uuid()),
             [str(uuid.UUID(int=1)), str(uuid.UUID(int=2)), "{}-2"],
@@ -326,6 +330,21 @@ def test_a_damaged_page_is_an_error_of_one_line(make_manifest: Make, tmp_path: P
     with pytest.raises(InputError, match=r"a\.parquet is damaged in row group 0: ") as caught:
         list(read_file(path, Columns(make_manifest())))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["k", "a", "city"])
+def test_text_that_is_not_utf_8_is_an_error_of_one_line(
+    make_manifest: Make, tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / "latin-1.parquet"
+    texts = pa.array([b"1", b"M\xfcller"]).view(pa.string())
+    pq.write_table(
+        pa.table({"a": [1, 2], "b": [1, 2], "c": [1, 2], "k": ["x", "y"]} | {name: texts}), path
+    )
+    columns = Columns(make_manifest(), "k", () if name != "city" else ("city",))
+    with pytest.raises(InputError, match=r"damaged in row group 0: .*Invalid UTF8") as caught:
+        list(read_file(path, columns))
+    assert "ller" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.csv", "a.jsonl", "a.csv.gz"])
@@ -457,3 +476,30 @@ def test_each_file_may_have_its_own_types_but_needs_all_columns(
     )
     with pytest.raises(Exception, match=r"3\.parquet: .* needs column 'c'"):
         pipeline.run()
+
+
+def test_parquet_columns_of_views_are_read_as_plain_ones(
+    tmp_path: Path, make_manifest: Make
+) -> None:
+    kinds = {"a": pa.string_view(), "text": pa.string_view(), "raw": pa.binary_view()}
+    table = pa.table(
+        {
+            "a": pa.array(["1.5", "x", "2"], kinds["a"]),
+            "text": pa.array(["x", None, "a text of more than twelve bytes"], kinds["text"]),
+            "raw": pa.array([b"\xff", b"", None], kinds["raw"]),
+            "list": pa.array([["x"], [], None], pa.list_(pa.string_view())),
+        }
+    )
+    path = tmp_path / "a.parquet"
+    pq.write_table(table, path)
+    assert pq.read_schema(path).field("text").type == pa.string_view()
+    manifest = make_manifest(InputSpec("x", ("a",), shape=(1,)))
+    (file,) = match_files([str(path)])
+    (part,) = split_file(plan_file(file, None))
+    (decoded,) = read_range(part, Columns(manifest, None, ("text", "raw", "list")), 10)
+    assert decoded.batch is not None
+    good, bad, faults = validate(decoded.batch, manifest)
+    first, second, third = table.to_pylist()
+    assert good.column("source").to_pylist() == [first, third]
+    assert bad.column("source").to_pylist() == [second]
+    assert [fault.reason for fault in faults] == ["wrong_type"]

@@ -36,6 +36,7 @@ from pipelines.beam_args import beam_flags
 from pipelines.options import all_flags
 from pipelines.replay import command as replay
 from pipelines.stream import subscription
+from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.dead_letters import failed_rows
 from transforms.files import commit as commit_files
 from transforms.files.writers import JsonLinesBatchWriter
@@ -742,6 +743,24 @@ def test_since_limits_the_dead_letters_read_from_a_table(
     assert (code, err) == (0, "")
     assert out.endswith("nothing to replay\n")
     code, out, err = run(replay, input_table=source, since=last["t"].isoformat(), **table)
+    assert (code, err) == (0, "")
+    assert "batch_replay" in out
+
+
+def test_dead_letters_are_read_from_a_table_that_spells_its_columns_in_other_case(
+    servers: LocalCloud, run: Callable[..., Result], table: dict[str, Any], tmp_path: Path
+) -> None:
+    source = f"{table['output_table']}_dead_letters"
+    columns = ", ".join(f"`{name}` AS `{name.upper()}`" for name in FAILURE_SCHEMA.names)
+    copy = f"{table['output_table']}_copy"
+    client = servers.cloud.bigquery()
+    client.query(f"CREATE TABLE `{copy}` AS SELECT {columns} FROM `{source}`").result()
+    assert client.get_table(copy).schema[0].name == FAILURE_SCHEMA.names[0].upper()
+    flags = {**table, "input_table": copy, "output_table": None, "output_files": tmp_path / "o"}
+    flags["temp_location"] = None
+    result = run(replay, **flags, replayed_run_id="typo")
+    assert_one_line_error(result, 1, "runs with dead letters: ")
+    code, out, err = run(replay, **flags)
     assert (code, err) == (0, "")
     assert "batch_replay" in out
 

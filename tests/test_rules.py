@@ -26,7 +26,7 @@ from pipelines.replay.config import LettersInTable as LetterTable
 from pipelines.stream.config import OwnSubscription, Subscription, stream_config
 from pipelines.stream_local import COMMAND as STREAM
 from pipelines.stream_vertex import COMMAND as STREAM_VERTEX
-from transforms.files.csv_dialect import PLAIN, Dialect
+from transforms.files.csv.dialect import PLAIN, Dialect
 
 IN, OUT, SUB = "projects/p/topics/in", "projects/p/topics/out", "projects/p/subscriptions/s"
 NEEDED: dict[str, dict[str, str]] = {

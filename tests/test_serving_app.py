@@ -144,6 +144,9 @@ NO_ROWS = 'expected an object with a list of rows as "instances": {"instances": 
         (with_value([1.0, 2.0]), "wrong_type", "column V1: expected a number, got list"),
         (with_value(1e39), "not_finite", "column V1: infinite, or outside the range of float32"),
         (with_value(10**60), "not_finite", "column V1: infinite, or outside the range of float32"),
+        (with_value(float("nan")), "not_finite", "column V1: NaN"),
+        (with_value(-float("inf")), "not_finite", "column V1: infinite, or outside"),
+        (without("") | {"V2": float("nan")}, "not_finite", "column V2: NaN"),
         (without("V3"), "missing_feature", "column V3: missing"),
         (without("V3") | {"v3": 1.0}, "unknown_feature", "unknown feature 'v3' (did you mean 'V3"),
         (without("") | {"Class": 0}, "unknown_feature", "unknown feature 'Class'"),
@@ -177,6 +180,13 @@ def test_a_row_with_a_duplicate_key_is_refused(client: Client) -> None:
     assert listed["message"] == "key 'V1' appears twice"
 
 
+def test_a_row_with_a_constant_and_a_duplicate_key_is_refused(client: Client) -> None:
+    row = json.dumps(without("") | {"V2": float("nan")})
+    body = f'{{"instances": [{row}, {row[:-1]}, "V1": 0}}]}}'.encode()
+    listed = client.ask("POST", "/predict", body).error["instances"]
+    assert [one["reason"] for one in listed] == ["not_finite", "duplicate_key"]
+
+
 def test_all_bad_rows_are_counted_and_the_first_twenty_listed(client: Client) -> None:
     error = client.predict([GOOD, *[with_value(None)] * 30, *[GOOD[:3]] * 2]).error
     assert error["bad_instances"] == 32
@@ -188,7 +198,10 @@ def test_all_bad_rows_are_counted_and_the_first_twenty_listed(client: Client) ->
     [
         (b"", "the body is not JSON"),
         (b'{"instances": [[1', "the body is not JSON"),
-        (b'{"instances": [[NaN]]}', "JSON has no NaN and no Infinity: leave such rows out"),
+        (b'{"instances": [[NaN]}', "the body is not JSON"),
+        (b"[" * 1_000 + b"NaN" + b"]" * 1_000, "the body is nested too deeply"),
+        (b"NaN", NO_ROWS),
+        (b'{"instances": NaN}', NO_ROWS),
         (b"\xff\xfe", "the body is not JSON"),
         (b"[" * 5000, "the body is not JSON"),
         (b"[[1, 2]]", NO_ROWS),
@@ -476,7 +489,7 @@ def test_instance_keys_are_copied_to_the_predictions(example: Path) -> None:
         assert [one["V1"] for one in answer] == [0.5] * 6 + [None]
         (first, *_) = server.client.predict([GOOD]).json["predictions"]
         assert {*first} == plain
-        assert_predictions(first, {name: answer[0][name] for name in plain})
+        assert_predictions(first, {name: answer[0][name] for name in first})
         wrong = server.client.predict([GOOD, {**named, "id": 10**30}, {**named, "idd": 1}])
         assert wrong.status == 400
         assert [(one["index"], one["reason"]) for one in wrong.error["instances"]] == [

@@ -36,7 +36,7 @@ from model_handlers.manifest import GoldenRows, Manifest
 from model_handlers.package import write_mar, write_package
 from model_handlers.try_package import try_package
 from serving.__main__ import main
-from serving.deploy import artifact
+from serving.deploy import package_files
 from serving.settings import parse_settings
 
 IMAGE = "us-docker.pkg.dev/a-project/images/serving:1"
@@ -98,7 +98,7 @@ def run(
 
     The packages of these tests contain no model, so they are not tried.
     """
-    monkeypatch.setattr(artifact, "try_package", lambda *_: None)
+    monkeypatch.setattr(package_files, "try_package", lambda *_: None)
     addresses = f"aiplatform={google.url},storage={emulators.endpoints.storage}"
 
     def run(command: str, *flags: str | Path) -> tuple[int, str, str]:
@@ -154,7 +154,7 @@ def test_a_package_whose_known_good_rows_fail_is_not_deployed(
     make_manifest: Callable[..., Manifest],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(artifact, "try_package", try_package)
+    monkeypatch.setattr(package_files, "try_package", try_package)
     manifest = write_tiny(tmp_path, make_manifest)
     assert run("deploy", *custom(tmp_path, staging))[0] == 0
     done = len(google.calls)

@@ -19,9 +19,16 @@ from transforms.messages.message import Message, serialize
 from transforms.messages.publish import failure_messages
 from transforms.messages.several_rows import several
 from transforms.provenance import Provenance, utc_now
+from transforms.validate import validate
 
 Make = Callable[..., Manifest]
-VALUES = st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=3)
+VALUES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-9, 9)
+    | st.text(max_size=3)
+    | st.sampled_from([float("inf"), -float("inf"), "NaN", "Infinity"])
+)
 OBJECTS = st.dictionaries(st.text(max_size=3), VALUES | st.lists(VALUES, max_size=2), max_size=3)
 
 
@@ -80,6 +87,48 @@ def test_one_bad_row_of_a_message_costs_one_row(
     }
 
 
+def test_a_row_with_nan_costs_one_row(make_manifest: Make, provenance: Provenance) -> None:
+    rows = [row(1.0), row(float("nan")), row(2.0), row(-float("inf")), row(3.0, note="NaN")]
+    bodies = [
+        json.dumps(rows).encode(),
+        json.dumps(rows, indent=1).encode(),
+        "\n".join(map(json.dumps, rows)).encode(),
+        "\n".join(map(json.dumps, rows[1:])).encode(),
+    ]
+    manifest = make_manifest()
+    messages = [Message(body, {}, f"m{i}", 0, "") for i, body in enumerate(bodies)]
+    read = MessageFormat(RowFormat(manifest))
+    batches, failures = decode_messages(messages, read, provenance, utc_now())
+    assert failures is None
+    scored: set[str] = set()
+    refused: dict[str, str] = {}
+    for batch in batches:
+        good, bad, faults = validate(batch, manifest)
+        scored |= {*good.column("row_id").to_pylist()}
+        refused |= dict(
+            zip(bad.column("row_id").to_pylist(), [one.reason for one in faults], strict=True)
+        )
+    assert scored == {f"m{i}-{n}" for i in range(3) for n in (0, 2, 4)} | {"m3-1", "m3-3"}
+    assert refused == dict.fromkeys(
+        {f"m{i}-{n}" for i in range(3) for n in (1, 3)} | {"m3-0", "m3-2"}, "not_finite"
+    )
+
+
+def test_a_constant_in_one_row_leaves_the_others(
+    make_manifest: Make, provenance: Provenance
+) -> None:
+    array = (
+        b'[{"a":1,"b":1,"c":1}, {"a":"NaN","b":NaN,"k":[-Infinity]}, [[1]], {"a":2,"b":1,"c":1}]'
+    )
+    lines = b'{"a":5,"k":NaN,"b":1,"c":1}\n{"a":6,"b":1,"c":1}'
+    good, bad, _ = decode([array, lines], MessageFormat(RowFormat(make_manifest())), provenance)
+    assert good == {"m0-0": 1.0, "m0-3": 2.0, "m1-0": 5.0, "m1-1": 6.0}
+    assert bad == {
+        "m0-1": ("missing_feature", b'{"a":"NaN","b":NaN,"k":[-Infinity]}'),
+        "m0-2": ("not_an_object", b"[[1]]"),
+    }
+
+
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
@@ -91,6 +140,8 @@ def test_one_bad_row_of_a_message_costs_one_row(
         (b'{"a":1,\n"b":2', "invalid_json"),
         (b'7\n{"a":1}', "invalid_json"),
         (b'{"a":1}{"a":2}', "invalid_json"),
+        (b'[{"a":NaN}', "invalid_json"),
+        (b'[{NaN:1},{"a":1}]', "invalid_json"),
     ],
 )
 def test_other_messages_stay_one_dead_letter(

@@ -82,6 +82,31 @@ def test_compressed_text_without_its_suffix_is_recognized(tmp_path: Path, suffix
     assert b"".join(block.lines for block in blocks) == b"one\ntwo\n"
 
 
+@pytest.mark.parametrize("parts", list(itertools.product([b"", b"one\n", b"two\n" * 99], repeat=3)))
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_parts_of_a_compressed_file_may_be_empty(
+    tmp_path: Path, suffix: str, parts: tuple[bytes, ...]
+) -> None:
+    for name in (f"a.csv.{suffix}", "a.csv"):
+        path = tmp_path / name
+        path.write_bytes(b"".join(map(COMPRESS[suffix], parts)))
+        with open_text(str(path)) as handle:
+            assert handle.read() == b"".join(parts)
+
+
+@pytest.mark.parametrize("level", range(1, 10))
+def test_bz2_of_any_level_is_recognized(tmp_path: Path, level: int) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(bz2.compress(b"one\n", level))
+    assert look_into(str(path)) == ("bz2", b"one\n")
+
+
+def test_a_zstd_file_may_start_with_a_frame_of_another_program(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"\x50\x2a\x4d\x18\x04\0\0\0size" + zstandard.compress(b"one\n"))
+    assert look_into(str(path)) == ("zstd", b"one\n")
+
+
 @given(
     st.lists(st.binary(max_size=2000), min_size=1, max_size=3),
     st.integers(0, 20_000),
@@ -136,3 +161,21 @@ def test_compression_is_detected_from_the_name() -> None:
     ]
     assert without_compression("gs://a/b.csv.BZ2") == "gs://a/b.csv"
     assert without_compression("b.csv") == "b.csv"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("cut", [1, 3, -1])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_text_that_ends_in_the_middle_of_a_character_is_one_error_without_its_bytes(
+    tmp_path: Path, encoding: str, cut: int, suffix: str
+) -> None:
+    whole = "id,a\nä,1\n😀".encode(encoding)
+    data = whole + b"\0" if cut < 0 else whole[:-cut]
+    path = tmp_path / f"rows.csv{suffix}"
+    path.write_bytes(gzip.compress(data) if suffix else data)
+    with pytest.raises(InputError) as caught:
+        list(line_blocks(str(path), 0, len(data), encoding=encoding))
+    message = str(caught.value)
+    assert f"{path} cannot be read: expected UTF-" in message
+    assert "ends in the middle of a character: write the file again" in message
+    assert "0x" not in message

@@ -20,11 +20,11 @@ from serving_client import running
 from torch import Tensor, nn
 
 from common.errors import ContractBroken
-from model_handlers.artifact import ModelPackage
 from model_handlers.infer import infer_manifest
 from model_handlers.loaded_model import LoadedModel
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec
 from model_handlers.package import main, read_manifest, with_golden_rows, write_package
+from model_handlers.read_package import ModelPackage
 from model_handlers.tolerance import Tolerance
 from model_handlers.torch_model import TorchModelHandler
 from model_handlers.try_rows import (

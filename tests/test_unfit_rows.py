@@ -1,7 +1,7 @@
 """Rows with values that a table cannot hold become dead letters before anything is written."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -10,9 +10,11 @@ import orjson
 import pyarrow as pa
 import pytest
 from apache_beam.testing.util import assert_that
+from hypothesis import given
+from hypothesis import strategies as st
 
 from common.record_batch import to_rows
-from transforms.bigquery.unfit import RefuseUnfit, unfit_rows, unfit_values
+from transforms.bigquery.unfit import RefuseUnfit, null_elements, unfit_rows, unfit_values
 from transforms.provenance import Provenance
 
 
@@ -75,6 +77,43 @@ def test_integers_beyond_int64_are_found_at_every_level() -> None:
 def test_columns_without_times_are_skipped() -> None:
     for column_ in ([1], ["a"], [[1.5]], [{"a": 1}], [None]):
         assert unfit_values(pa.array(column_)) is None
+
+
+LISTS: list[Any] = [[1], None, [], [None], [1, None], [2, 3]]
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.int64()), pa.large_list(pa.float32())])
+def test_null_elements_of_lists_are_found_at_every_level_and_null_lists_are_fine(
+    kind: pa.DataType,
+) -> None:
+    def same(found: np.ndarray | None, expected: Sequence[bool] | np.ndarray) -> bool:
+        return found is not None and np.array_equal(found, expected)
+
+    lists = pa.array(LISTS, kind)
+    bad = np.array([False, False, False, True, True, False])
+    assert same(null_elements(lists), bad)
+    assert same(null_elements(lists.slice(2)), bad[2:])
+    assert same(null_elements(pa.StructArray.from_arrays([lists], names=["l"])), bad)
+    of_structs = pa.array([[{"l": x}] for x in LISTS], pa.list_(pa.struct([("l", kind)])))
+    assert same(null_elements(of_structs), bad)
+    pairs = pa.array([[1, 2], None, [1, None]], pa.list_(pa.int64(), 2))
+    assert same(null_elements(pairs), [False, False, True])
+    fine = pa.array([x for x, is_bad in zip(LISTS, bad, strict=True) if not is_bad], kind)
+    assert null_elements(fine) is None
+    assert null_elements(pa.array([{"a": None}, None])) is None
+    assert null_elements(pa.array([1, None])) is None
+
+
+@given(st.lists(st.none() | st.lists(st.none() | st.integers(0, 3), max_size=4), max_size=6))
+def test_exactly_the_rows_with_a_null_element_are_unfit(rows: list[Any]) -> None:
+    faults = unfit_rows({"x": pa.array(rows, pa.list_(pa.int64()))}, "p.d.t")
+    assert list(faults) == [i for i, row in enumerate(rows) if None in (row or [])]
+    for fault in faults.values():
+        assert (fault.reason, fault.column) == ("refused", "x")
+        assert fault.message == (
+            "column x: table p.d.t holds lists without null elements, got a list<item: int64> with "
+            "one"
+        )
 
 
 def test_the_fault_names_the_column_the_table_and_the_type_but_no_value() -> None:

@@ -24,7 +24,7 @@ from model_handlers.without_values import without_cells, without_numbers
 from serving.instances import BadInstances, InstanceReader
 from transforms.bigquery.append import _unfit
 from transforms.dead_letters import Fault, failed_rows, failure_batch
-from transforms.files.csv_lines import UnclosedQuote, read_lines
+from transforms.files.csv.parse import UnclosedQuote, read_lines
 from transforms.json_rows.decode import Decoded, decode_json
 from transforms.json_rows.row_format import RowFormat
 from transforms.messages.avro_revisions import AvroRevisions

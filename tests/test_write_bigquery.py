@@ -23,8 +23,8 @@ from common.errors import BalanceError, OutputError
 from examples.local_cloud import LocalCloud
 from transforms.bigquery import commit as commit_table
 from transforms.bigquery.destination import TableDestination, loads_from
-from transforms.bigquery.load import run_table
 from transforms.bigquery.schema import JSON_METADATA, TableName
+from transforms.bigquery.write_jobs import run_table
 from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.dead_letters import Fault, failure_batch
 from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
@@ -209,8 +209,8 @@ def test_what_would_fail_the_commit_is_reported_before_a_table_is_created(
     fails(sink(table=nowhere).prepare, str(nowhere), "nowhere", "check")
     gone = RunFolder("gs://no-such-bucket/tmp", "r", "a")
     fails(sink(folder=gone).prepare, "--temp_location", "bucket no-such-bucket does not exist")
-    bad = pa.schema([("a-b", pa.string())])
-    fails(sink(schema=bad, time_column=None).prepare, "'a-b'", "letters")
+    bad = pa.schema([("a!b", pa.string())])
+    fails(sink(schema=bad, time_column=None).prepare, "'a!b'", "letters")
     assert sink.tables() == set()
 
 

@@ -26,6 +26,25 @@ def is_text(kind: pa.DataType) -> bool:
     )
 
 
+def cast_column(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Return a column as another type; text of a time without a zone is in UTC.
+
+    Args:
+        column: The column.
+        kind: The other type.
+
+    Raises:
+        pa.ArrowException: A value would change, or cannot be converted.
+    """
+    try:
+        return column.cast(kind)
+    except pa.ArrowInvalid:
+        if not (is_text(column.type) and pa.types.is_timestamp(kind) and kind.tz):
+            raise
+    plain = column.cast(pa.timestamp(kind.unit))
+    return pc.assume_timezone(plain, "UTC").cast(kind)
+
+
 def is_list(kind: pa.DataType) -> bool:
     """Return whether a type is one of the Arrow list types that can be read here."""
     return bool(

@@ -30,7 +30,7 @@ from common.record_batch import (
     typed,
 )
 from model_handlers.manifest import Manifest
-from transforms.cells import FINE, is_text, read_cells
+from transforms.cells import FINE, cast_column, is_text, read_cells
 from transforms.provenance import Provenance, utc_now
 from transforms.row_schemas import (
     CARRIED,
@@ -317,7 +317,7 @@ def conform(
     columns = []
     for field, column in zip(schema, rows.columns, strict=True):
         try:
-            columns.append(column if column.type == field.type else column.cast(field.type))
+            columns.append(column if column.type == field.type else cast_column(column, field.type))
         except pa.ArrowException as error:
             check_memory(error, "rows to be written")
             origin = (origins or {}).get(field.name, f"{column.type} in a file")

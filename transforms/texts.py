@@ -93,6 +93,8 @@ def _time_text(value: datetime.datetime | datetime.time) -> str:
 
 def id_column(column: pa.Array) -> pa.Array:
     """Return a column as ids, string [rows]: bytes as hex digits, others as `text_column` does."""
+    if pa.types.is_dictionary(column.type):
+        return id_column(column.dictionary_decode())
     return _hex(column) if is_binary(column.type) else text_column(column)
 
 

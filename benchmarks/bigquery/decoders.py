@@ -38,7 +38,7 @@ from transforms.bigquery.read import (
 )
 from transforms.bigquery.schema import TableName
 from transforms.bigquery.source import BigQuerySource
-from transforms.files.read import Columns
+from transforms.files.columns import Columns
 from transforms.provenance import Provenance
 from transforms.validate import ValidateFeatures, validate
 

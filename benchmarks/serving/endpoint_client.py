@@ -35,7 +35,8 @@ Ask = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 def millrace(url: str, model: Path, rows: int, concurrency: int) -> Ask:
     """Use VertexEndpointHandler, with record batches as in a pipeline."""
     from cloud.vertex import EndpointAddress
-    from model_handlers.endpoint_handler import RequestLimits, VertexEndpointHandler
+    from model_handlers.endpoint import RequestLimits
+    from model_handlers.endpoint_handler import VertexEndpointHandler
 
     manifest = read_manifest(str(model))
     handler = VertexEndpointHandler(

@@ -9,23 +9,23 @@ exception may be raised. The first violation is reported with the seed that repr
 from __future__ import annotations
 
 import argparse
-import gzip
-import io
 import json
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import apache_beam as beam
-import fastavro
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.bench import Bench
 from benchmarks.row_costs import write_results
+from benchmarks.stream.damage import mutated, packed
+from benchmarks.stream.fuzz_avro import REVISIONS, Written, written
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from examples.transactions.data import FEATURES
@@ -35,7 +35,6 @@ from model_handlers.torch_model import TorchModelHandler
 from pipelines.stream.graph import ScoreStream, StreamSinks
 from transforms.encode import choose_fields, output_schema
 from transforms.json_rows.row_format import RowFormat
-from transforms.messages.avro_revisions import AvroRevisions
 from transforms.messages.body import ENCODING, read_bodies
 from transforms.messages.decode import MessageFormat, MessageKind, decode_messages
 from transforms.messages.message import Message, serialize
@@ -48,13 +47,7 @@ SEED = 20_261_121
 # The number of messages in a batch, like the bundles of a stream.
 SIZES = (1, 7, 100, 500)
 ROW = dict.fromkeys(FEATURES, 0.5)
-AVRO = {
-    "type": "record",
-    "name": "Row",
-    "fields": [{"name": name, "type": "double"} for name in FEATURES],
-}
 NESTED = b'{"x":' * 5_000
-TOKENS = [b"null", b"NaN", b"1e999", b'"', b"{", b"]", b",", b"\xff", b"\\ud800", b"\0", b"9" * 40]
 VALUES: list[Any] = [None, "x", "", True, [], {}, [1.0], 10**40, 1e39, -0.0, "1.5", "NaN", 1 << 63]
 METHOD = {
     "messages": "generated from a seed; kinds: how a good message was changed, outcomes: what it "
@@ -67,13 +60,6 @@ METHOD = {
 def named(rng: random.Random, **changes: Any) -> bytes:
     """Return a good row with some changed values as a JSON object."""
     return json.dumps(ROW | {rng.choice(FEATURES): rng.random()} | changes).encode()
-
-
-def mutated(rng: random.Random, body: bytes) -> bytes:
-    """Return a message with a part cut out or doubled, or with other bytes in it."""
-    at, until = sorted(rng.randrange(len(body) + 1) for _ in range(2))
-    between = rng.choice([b"", rng.choice(TOKENS), rng.randbytes(3), body[at:until] * 2])
-    return body[:at] + between + body[rng.choice([at, until]) :]
 
 
 def several(rng: random.Random) -> list[bytes]:
@@ -111,13 +97,6 @@ KINDS: dict[str, Callable[[random.Random], bytes]] = {
 HUGE = 20_000
 
 
-def avro(rng: random.Random) -> bytes:
-    """Return a good row in Avro."""
-    out = io.BytesIO()
-    fastavro.schemaless_writer(out, AVRO, ROW | {rng.choice(FEATURES): rng.random()})
-    return out.getvalue()
-
-
 def arrow(rng: random.Random) -> bytes:
     """Return a good row as an Arrow stream."""
     sink = pa.BufferOutputStream()
@@ -127,32 +106,48 @@ def arrow(rng: random.Random) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def any_message(rng: random.Random, kind: MessageKind, number: int) -> tuple[str, Message]:
-    """Return a random message and the name of its kind."""
+class Sent(NamedTuple):
+    """A random message.
+
+    Attributes:
+        kind: The name of its kind.
+        message: The message.
+        features: The features of its only row if it must be read, else None.
+    """
+
+    kind: str
+    message: Message
+    features: list[float] | None
+
+
+def any_message(rng: random.Random, kind: MessageKind, number: int) -> Sent:
+    """Return a random message."""
     attributes: dict[str, str] = {}
+    features: list[float] | None = None
     if kind == "json":
         name = rng.choice(list(KINDS))
         body = KINDS[name](rng) if number % HUGE else b"x" * (10 << 20)
+        if name.startswith("good") and number % HUGE:
+            sent_row = json.loads(body)
+            features = sent_row.get("features") or list(sent_row.values())
     else:
-        body = avro(rng) if kind == "avro" else arrow(rng)
-        name = rng.choice([f"good {kind}", f"mutated {kind}", "random bytes", "empty"])
+        row = ROW | {rng.choice(FEATURES): rng.randrange(-64, 64) / 4}
+        sent = written(rng, row) if kind == "avro" else Written(arrow(rng), {}, True)
+        body, attributes = sent.body, sent.attributes
+        names = [f"{'good' if sent.good else 'unknown'} {kind}"] * 2
+        name = rng.choice([*names, f"mutated {kind}", "random bytes", "empty"])
         if name.startswith("mutated"):
             body = mutated(rng, body)
-        elif not name.startswith("good"):
+        elif name in KINDS:
             body = KINDS[name](rng)
+        elif sent.good and kind == "avro":
+            features = [row[feature] for feature in FEATURES]
     if rng.random() < 0.1:
-        attributes[rng.choice([ENCODING, ENCODING.title()])] = rng.choice(["gzip", "X-GZIP"])
-        zipped = gzip.compress(body, 1, mtime=0)
-        damage = rng.choice(["", " cut", " mutated", " not at all"])
-        body = {
-            "": zipped,
-            " cut": zipped[: rng.randrange(len(zipped))],
-            " mutated": mutated(rng, zipped),
-            " not at all": body,
-        }[damage]
-        name = f"gzip{damage}"
+        name, encoding, body = packed(rng, body)
+        attributes[rng.choice([ENCODING, ENCODING.title(), ENCODING.upper()])] = encoding
+        features = features if name == "compressed" else None
     # Pub/Sub rejects a message without data and attributes, but another source may return one.
-    return name, Message(body, attributes, f"m{number}", 1_700_000_000_000_000, "")
+    return Sent(name, Message(body, attributes, f"m{number}", 1_700_000_000_000_000, ""), features)
 
 
 def formats(manifest: Manifest) -> dict[MessageKind, MessageFormat]:
@@ -160,7 +155,7 @@ def formats(manifest: Manifest) -> dict[MessageKind, MessageFormat]:
     row_format = RowFormat(manifest, None, (), CARRIED)
     return {
         "json": MessageFormat(row_format),
-        "avro": MessageFormat(row_format, "avro", AvroRevisions(json.dumps(AVRO))),
+        "avro": MessageFormat(row_format, "avro", REVISIONS),
         "arrow": MessageFormat(row_format, "arrow"),
     }
 
@@ -173,8 +168,10 @@ def sent_rows(messages: Sequence[Message], read: MessageFormat) -> dict[str, byt
     return {row_id: message.data for row_id, message in zip(ids, messages, strict=True)}
 
 
-def outcomes(messages: Sequence[Message], read: MessageFormat, own: Provenance) -> Counter[str]:
+def outcomes(batch_sent: Sequence[Sent], read: MessageFormat, own: Provenance) -> Counter[str]:
     """Count what messages became. Raise AssertionError unless each is in exactly one place."""
+    messages = [sent.message for sent in batch_sent]
+    sure = {one.message.message_id: one.features for one in batch_sent if one.features is not None}
     batches, failures = decode_messages(messages, read, own, utc_now())
     manifest = read.row_format.manifest
     found: Counter[str] = Counter()
@@ -182,12 +179,15 @@ def outcomes(messages: Sequence[Message], read: MessageFormat, own: Provenance) 
     for batch in batches:
         good, bad, faults = validate(batch, manifest)
         assert good.num_rows + bad.num_rows == batch.num_rows, "validation lost a row"
+        check_features(good, sure)
         found += Counter(good=good.num_rows) + Counter(fault.reason for fault in faults)
         if read.kind == "arrow":
             rows += [row["message_id"] for row in batch.column("message").to_pylist()]
         else:
             rows += batch.column("row_id").to_pylist()
     letters = [] if failures is None else failures.to_pylist()
+    lost = {letter["row_id"]: letter["reason"] for letter in letters if letter["row_id"] in sure}
+    assert not lost, f"good messages are dead letters: {lost}"
     sent = sent_rows(messages, read)
     # A mutated Arrow stream may hold no row, or several.
     kept = set(rows) if read.kind == "arrow" else rows
@@ -201,6 +201,15 @@ def outcomes(messages: Sequence[Message], read: MessageFormat, own: Provenance) 
     return found + Counter(letter["reason"] for letter in letters)
 
 
+def check_features(good: pa.RecordBatch, sure: Mapping[str, list[float]]) -> None:
+    """Raise AssertionError if a row has other features than its message."""
+    names = good.column("message").field("message_id").to_pylist()
+    inputs = good.column("inputs").field(0).to_pylist()
+    for name, features in zip(names, inputs, strict=True):
+        expected = np.asarray(sure.get(name, features), np.float32).tolist()
+        assert features == expected, f"expected the features {expected}, got {features}"
+
+
 def decode_all(manifest: Manifest, count: int, seed: int) -> dict[str, Any]:
     """Decode random messages, and count their kinds and outcomes."""
     rng, own = random.Random(seed), Provenance.of(manifest, "fuzz", "fuzz")
@@ -208,12 +217,12 @@ def decode_all(manifest: Manifest, count: int, seed: int) -> dict[str, Any]:
     found: Counter[str] = Counter()
     reading = formats(manifest)
     while (start := made.total()) < count:
-        kind = rng.choices(list(reading), [8, 1, 1])[0]
+        kind = rng.choices(list(reading), [8, 2, 1])[0]
         size = min(rng.choice(SIZES), count - start)
-        pairs = [any_message(rng, kind, start + i) for i in range(size)]
-        made.update(name for name, _ in pairs)
+        batch = [any_message(rng, kind, start + i) for i in range(size)]
+        made.update(sent.kind for sent in batch)
         try:
-            found += outcomes([message for _, message in pairs], reading[kind], own)
+            found += outcomes(batch, reading[kind], own)
         except Exception as error:
             raise SystemExit(f"seed {seed}, messages from {start:,} on: {error!r}") from error
     return {"messages": made.total(), "kinds": dict(made), "outcomes": dict(found)}
@@ -222,7 +231,7 @@ def decode_all(manifest: Manifest, count: int, seed: int) -> dict[str, Any]:
 def score_all(model: Path, manifest: Manifest, count: int, seed: int) -> dict[str, Any]:
     """Run random messages through the whole graph on FnApiRunner, and return the balance."""
     rng, own = random.Random(seed), Provenance.of(manifest, "fuzz", "fuzz")
-    messages = [any_message(rng, "json", i)[1] for i in range(1, count + 1)]
+    messages = [any_message(rng, "json", i).message for i in range(1, count + 1)]
     fields = choose_fields(manifest, stream=True)
     with tempfile.TemporaryDirectory() as folder:
         graph = ScoreStream(

@@ -20,7 +20,7 @@ from pipelines.options.batch import ReadMethod, WriteDisposition
 from pipelines.options.flag import Parsed
 from pipelines.options.model import BATCH_ROWS
 from pipelines.options.rules import check_batch
-from transforms.files.csv_dialect import Dialect
+from transforms.files.csv.dialect import Dialect
 from transforms.files.hive import Condition
 
 FileFormat = Literal["parquet", "csv", "jsonl"]

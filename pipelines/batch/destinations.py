@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
 from cloud.clients import Cloud
-from common.errors import UsageError, suggest
-from pipelines.batch.config import FilesSink, RunConfig, TableSink
+from cloud.errors import translate_errors
+from common.errors import OutputError, UsageError, suggest
+from pipelines.batch.config import FilesSink, RunConfig, Sink, TableSink
 from pipelines.cloud_access import GCS
 from transforms.bigquery.destination import TableDestination
-from transforms.bigquery.schema import TableName
+from transforms.bigquery.schema import TableName, arrow_schema
+from transforms.bigquery.tables import find_table
 from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.files.destination import Destination, FolderDestination
 from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder
@@ -126,7 +129,6 @@ def _open_table(
             "--temp_location gs://BUCKET/FOLDER"
         )
     table = TableName.parse(sink.name, sink.flag, cloud.project)
-    check_cluster_by(sink.cluster_by, rows.schema)
     return TableDestination(
         part=part,
         folder=attempt.temp,
@@ -136,20 +138,46 @@ def _open_table(
         provenance=rows.provenance,
         write_disposition=sink.disposition,
         time_column=rows.time_column,
-        cluster_by=sink.cluster_by,
+        cluster_by=cluster_columns(sink.cluster_by, rows.schema),
     )
 
 
-def check_cluster_by(names: tuple[str, ...], schema: pa.Schema) -> None:
-    """Raise UsageError unless a table of the rows can be clustered by these columns."""
+def present_columns(sinks: Sequence[Sink], cloud: Cloud | None) -> pa.Schema:
+    """Return the columns of the existing table among sinks, by their names in lower case.
+
+    Args:
+        sinks: The sinks of the rows.
+        cloud: The Cloud that looks at the table, or None if there is none.
+
+    Raises:
+        OutputError: The table cannot be read.
+    """
+    name = next((sink.name for sink in sinks if isinstance(sink, TableSink)), None)
+    if name is None or cloud is None:
+        return pa.schema([])
+    with translate_errors(OutputError, f"table {name} cannot be written"):
+        parsed = TableName.parse(name, "output_table", cloud.project)
+        table = find_table(cloud.bigquery(), parsed, cloud)
+    columns = arrow_schema(() if table is None else table.schema)
+    return pa.schema([field.with_name(field.name.lower()) for field in columns])
+
+
+def cluster_columns(names: tuple[str, ...], schema: pa.Schema) -> tuple[str, ...]:
+    """Return the columns by which a table of the rows is clustered, as the rows spell them.
+
+    Raises:
+        UsageError: The rows lack a column, or there are too many.
+    """
+    spelled = {name.lower(): name for name in schema.names}
     for name in names:
-        if name not in schema.names:
+        if name.lower() not in spelled:
             raise UsageError(
                 f"--cluster_by: no output column {name!r}{suggest(name, schema.names)}; "
                 f"choose from {', '.join(schema.names)}"
             )
     if len(names) > 4:
         raise UsageError(f"--cluster_by takes at most four columns, got {len(names)}")
+    return tuple(spelled[name.lower()] for name in names)
 
 
 def report_folder(destinations: list[Destination]) -> RunFolder:

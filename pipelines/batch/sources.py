@@ -16,6 +16,7 @@ from common.errors import InputError, UsageError, one_line, suggest
 from common.memory import check_memory
 from model_handlers.manifest import Manifest
 from pipelines.batch.config import BatchConfig, Files, Query, Table
+from pipelines.batch.destinations import present_columns
 from pipelines.command import say
 from pipelines.field_names import check_name, named_by_user
 from transforms.bigquery.read import ReadBigQuery
@@ -23,11 +24,13 @@ from transforms.bigquery.schema import TableName
 from transforms.bigquery.source import BigQuerySource, at_one_moment, describe_source
 from transforms.cells import is_text
 from transforms.encode import OutputFields, check_fields, read_type
-from transforms.files.csv_dialect import Dialect
+from transforms.files.columns import Columns
+from transforms.files.csv.dialect import Dialect
 from transforms.files.first_rows import read_first_rows
+from transforms.files.hive import check_keys, keys_of
 from transforms.files.one_schema import Origin, one_type, parquet_origins
 from transforms.files.ranges import FileFormat, file_schema, format_of, has_rows, match_inputs
-from transforms.files.read import Columns, ReadFiles
+from transforms.files.read import ReadFiles
 from transforms.files.run_folder import RunFolder
 from transforms.lakes.read import ReadLake
 from transforms.lakes.table import LakeVersion, find_lake, lake_errors
@@ -84,7 +87,15 @@ def open_source(
     """
     columns = Columns(manifest, config.id_column, fields.source)
     if isinstance(config.source, Files):
-        return _open_files(config.source, columns, fields, provenance, config.model.batch_rows)
+        present = present_columns(config.sinks, cloud) if fields.source else pa.schema([])
+        return _open_files(
+            config.source,
+            columns,
+            fields,
+            provenance=provenance,
+            batch_rows=config.model.batch_rows,
+            present=present,
+        )
     if cloud is None:
         raise TypeError(f"expected a Cloud to read {config.source}")
     return _open_bigquery(
@@ -98,9 +109,18 @@ def open_source(
 
 
 def _open_files(
-    source: Files, columns: Columns, fields: OutputFields, provenance: Provenance, batch_rows: int
+    source: Files,
+    columns: Columns,
+    fields: OutputFields,
+    *,
+    provenance: Provenance,
+    batch_rows: int,
+    present: pa.Schema,
 ) -> Source:
-    """Return files as a source, after checking the first that has rows."""
+    """Return files as a source, after checking the first that has rows.
+
+    `present` has the columns of the table that exists and is written, under names in lower case.
+    """
     lake = (
         find_lake(source.patterns[0], source.table_version) if len(source.patterns) == 1 else None
     )
@@ -113,7 +133,8 @@ def _open_files(
         )
     files = find_files(source)
     check_files(files, source.dialect, columns, fields)
-    schema, origins = passed_on(files, columns.manifest, fields)
+    keys = key_types(files, columns.manifest, fields, present)
+    schema, origins = passed_on(files, columns.manifest, fields, keys)
     transform = ReadFiles(
         patterns=source.patterns,
         columns=columns,
@@ -156,8 +177,43 @@ def find_files(source: Files) -> list[tuple[str, FileFormat]]:
     return [(file.path, source.file_format or format_of(file.path)) for file in files]
 
 
+def key_types(
+    files: Sequence[tuple[str, FileFormat]],
+    manifest: Manifest,
+    fields: OutputFields,
+    present: pa.Schema,
+) -> dict[str, pa.DataType]:
+    """Return the types of the keys in paths that are written and are not text.
+
+    The table that is written decides the type of a key, else the manifest.
+
+    Args:
+        files: The paths and formats of the files.
+        manifest: The manifest of the model.
+        fields: The fields that are written of each row.
+        present: The columns of the table, under names in lower case.
+
+    Raises:
+        InputError: If a key in the path of a file cannot have its type.
+    """
+    used = set().union(*(keys_of(path) for path, _ in files)).intersection(fields.source)
+    types = {name: read_type(name, manifest) for name in used}
+    for name in (name for name in used if name.lower() in present.names):
+        field = present.field(name.lower())
+        # JSON is text with metadata, and Arrow reads no TIME from text.
+        if not (pa.types.is_nested(field.type) or pa.types.is_time(field.type) or field.metadata):
+            types[name] = field.type
+    types = {name: kind for name, kind in types.items() if not pa.types.is_string(kind)}
+    by_table = {name: kind for name, kind in types.items() if name not in fields.numbers}
+    check_keys((path for path, _ in files), by_table, "the table that is written")
+    return types
+
+
 def passed_on(
-    files: Sequence[tuple[str, FileFormat]], manifest: Manifest, fields: OutputFields
+    files: Sequence[tuple[str, FileFormat]],
+    manifest: Manifest,
+    fields: OutputFields,
+    keys: Mapping[str, pa.DataType],
 ) -> tuple[pa.Schema | None, dict[str, str]]:
     """Return the one type of each source column that is written, from the schemas of all files.
 
@@ -165,6 +221,7 @@ def passed_on(
         files: The paths and formats of the files.
         manifest: The manifest of the model.
         fields: The fields that are written of each row.
+        keys: The types of the keys in paths that are written and are not text, by name.
 
     Returns:
         The types, or None if all files are text, whose rows always have the same types. And, for
@@ -176,11 +233,12 @@ def passed_on(
     paths = [path for path, kind in files if kind == "parquet"]
     text = next((path for path, kind in files if kind != "parquet"), None)
     if not paths:
-        return None, {}
+        read = {name: keys.get(name, read_type(name, manifest)) for name in fields.source}
+        return (pa.schema(read) if keys else None), {}
     types: dict[str, pa.DataType] = {}
     differ: dict[str, str] = {}
-    for name, found in parquet_origins(paths if fields.source else (), fields.source).items():
-        texts = [] if text is None else [Origin(read_type(name, manifest), text)]
+    for name, found in parquet_origins(paths if fields.source else (), fields.source, keys).items():
+        texts = [] if text is None else [Origin(keys.get(name, read_type(name, manifest)), text)]
         origins = found + texts
         if name in fields.numbers:
             # The text of a feature is written as a number (transforms/encode.py).

@@ -38,7 +38,7 @@ class SourceOptions:
     )
     partition_filter: tuple[str, ...] | None = flag(
         "read only the input files whose folders NAME=VALUE match these conditions, such as "
-        "day>=2026-11-01",
+        "'day >= 2026-11-01, hour < 12'",
         label="Partition filter",
         metavar="CONDITION",
     )

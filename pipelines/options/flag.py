@@ -212,7 +212,7 @@ def _checked(f: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
     """
     _check_addresses(f, value if isinstance(value, list) else [value])
     if isinstance(value, list):
-        parts = split_list(value)
+        parts = split_list(value, conditions=f.metadata["metavar"] == "CONDITION")
         _check_addresses(f, parts)
         if not parts:
             raise UsageError(f"--{f.name} must list at least one value, got {' '.join(value)!r}")

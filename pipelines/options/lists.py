@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from common.errors import UsageError
 
+_AROUND_OPERATOR = re.compile(r"[ \t]*([<>=!]+)[ \t]*")
+
 
 @dataclass(frozen=True)
 class Split:
@@ -38,15 +40,19 @@ class Split:
         )
 
 
-def split_list(words: Sequence[str]) -> tuple[str, ...]:
+def split_list(words: Sequence[str], *, conditions: bool = False) -> tuple[str, ...]:
     """Return the values of a list, without the white space around them.
 
     Args:
         words: The words of a command line, or the single text of a template's parameter.
+        conditions: Whether the values are conditions such as `day > 9`, which are not split at the
+            spaces around their operators.
 
     Raises:
         UsageError: A word cannot be read.
     """
+    if conditions:
+        words = [_AROUND_OPERATOR.sub(r"\1", word) for word in words]
     found = [part for word in words for part in _parts(word, ",")]
     if len(words) == 1 and len(found) == 1:
         # A shell separates words at spaces. The console and a quoted text leave it to this program.

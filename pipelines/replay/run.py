@@ -14,6 +14,7 @@ from cloud.errors import retry, translate_errors
 from common.errors import OutputError, UsageError
 from model_handlers.manifest import Manifest
 from pipelines.batch.config import TableSink
+from pipelines.batch.destinations import present_columns
 from pipelines.batch.run import Scoring, fields_of, run, score_rows
 from pipelines.batch.sources import Source
 from pipelines.beam_args import beam_options, runs_in_process
@@ -29,8 +30,6 @@ from pipelines.replay.config import (
 )
 from pipelines.replay.letter_sources import Replay, check_runs, open_letters
 from pipelines.stream.messages import message_format, stream_fields
-from transforms.bigquery.schema import TableName, arrow_schema
-from transforms.bigquery.tables import find_table
 from transforms.encode import OutputFields, output_schema
 from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder
 from transforms.json_rows.row_format import RowFormat
@@ -167,14 +166,10 @@ def _passed_on(
 
     They are the types in the table, because the JSON of a dead letter does not state them.
     """
-    name = next((sink.name for sink in config.sinks if isinstance(sink, TableSink)), None)
-    if name is None or cloud is None:
+    if cloud is None or not any(isinstance(sink, TableSink) for sink in config.sinks):
         return None
-    with translate_errors(OutputError, f"table {name} cannot be written"):
-        parsed_name = TableName.parse(name, "output_table", cloud.project)
-        table = find_table(cloud.bigquery(), parsed_name, cloud)
-    present = arrow_schema(() if table is None else table.schema)
-    by_name = {field.name.lower(): field for field in present}
+    present = present_columns(config.sinks, cloud)
     read = output_schema(fields, manifest, Provenance.of(manifest), None)
+    by_name = {field.name: field for field in present}
     found = (by_name.get(name.lower(), read.field(name)) for name in fields.source)
     return pa.schema([f.with_name(n) for f, n in zip(found, fields.source, strict=True)])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import apache_beam as beam
@@ -13,10 +14,10 @@ from cloud.clients import Cloud
 from common.errors import OutputError
 from model_handlers.manifest import Manifest
 from pipelines.stream.progress import (
+    CountReceived,
     MeasureLatency,
     count_dead_letters,
     count_decoded,
-    count_received,
 )
 from transforms.bigquery.append import AppendToTable
 from transforms.bigquery.schema import TableName
@@ -55,6 +56,8 @@ class ScoreStream(beam.PTransform):
         deduplicate_seconds: As in StreamConfig.
         max_batch_wait_ms: As in StreamConfig.
         batch_rows: The maximum number of rows in a batch.
+        names: The names that rows are expected to have, and the flag that names each. A worker
+            logs a warning if its first rows lack one.
     """
 
     source: beam.PTransform
@@ -70,6 +73,7 @@ class ScoreStream(beam.PTransform):
     deduplicate_seconds: int | None = None
     max_batch_wait_ms: int | None = None
     batch_rows: int = 4_096
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[pa.RecordBatch]:
         """Read, decode, predict, encode and write; return the encoded rows."""
@@ -89,7 +93,7 @@ class ScoreStream(beam.PTransform):
         letters = failures | "Failures" >> beam.Flatten()
         self._write_failures(letters)
         received = (read.good, read.failures) | "Received" >> beam.Flatten()
-        received | "CountReceived" >> beam.Map(count_received)
+        received | "CountReceived" >> beam.ParDo(CountReceived(self.names))
         read.counts | "CountDecoded" >> beam.Map(count_decoded)
         letters | "CountDeadLetters" >> beam.Map(count_dead_letters)
         return rows

@@ -20,8 +20,9 @@ import pyarrow.compute as pc
 from apache_beam.metrics import Metrics
 
 from common.errors import BalanceError
-from common.record_batch import MESSAGE, ROW_ID, SOURCE, struct_columns
+from common.record_batch import MESSAGE, struct_columns
 from common.terminal import facts
+from pipelines.stream.unseen import FirstRows, still_unseen, unseen_texts
 from transforms.accounts import Count
 
 # Updating a metric takes a microsecond, so only a sample of the rows of a large batch is measured.
@@ -74,27 +75,24 @@ def count_received(batch: pa.RecordBatch) -> None:
     with _lock:
         if _tally is not None:
             _tally.received += batch.num_rows
-            if _tally.unseen and SOURCE in batch.schema.names:
-                _tally.unseen = {
-                    name: flag
-                    for name, flag in _tally.unseen.items()
-                    if not (_has_own_ids(batch) if flag == "id_column" else _has(batch, name))
-                }
+            if _tally.unseen:
+                _tally.unseen = still_unseen(_tally.unseen, batch)
 
 
-def _has_own_ids(batch: pa.RecordBatch) -> bool:
-    """Return whether any row has an id that is not derived from its message."""
-    own, derived = batch.column(ROW_ID), struct_columns(batch, MESSAGE)["message_id"]
-    # Several rows of one message are numbered.
-    first = pc.replace_substring_regex(own, r"-\d+$", "")
-    differ = pc.and_(pc.not_equal(own, derived), pc.not_equal(first, derived))
-    return bool(pc.any(differ).as_py())
+class CountReceived(beam.DoFn):
+    """A DoFn that counts rows like `count_received`, and warns of names that the first rows lack.
 
+    Args:
+        names: The names that rows are expected to have, and the flag that names each.
+    """
 
-def _has(batch: pa.RecordBatch, name: str) -> bool:
-    """Return whether any row has a value in a column of its source."""
-    column = struct_columns(batch, SOURCE).get(name)
-    return column is not None and column.null_count < len(column)
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self._first = FirstRows(names)
+
+    def process(self, batch: pa.RecordBatch) -> None:
+        """Count the rows of a batch, or its dead letters."""
+        count_received(batch)
+        self._first.look_at(batch)
 
 
 def count_decoded(count: Count) -> None:
@@ -201,11 +199,7 @@ def unseen_names(tally: Tally) -> list[str]:
     Args:
         tally: The counts of the run.
     """
-    fate = {"id_column": "rows get the ids of their messages", "output_fields": "it is null"}
-    return [
-        f"--{flag}: no row so far has a field {name!r}, so {fate[flag]}; check the name"
-        for name, flag in (tally.unseen.items() if tally.scored else ())
-    ]
+    return unseen_texts(tally.unseen) if tally.scored else []
 
 
 def check_balance(tally: Tally, again: int, *, made: bool) -> None:

@@ -195,7 +195,7 @@ def _start(
             _run_here(options, score, reading, config.run)
             return
         facts = JobFacts.of(provenance, subscription=subscription)
-        graph = score(source=ReadMessages(subscription))
+        graph = score(source=ReadMessages(subscription), names=_names(score))
         pipeline = _pipeline(config, options, facts, graph)
         followed = runs_on_dataflow(options)
         if followed:
@@ -243,8 +243,13 @@ def _run_here(
     once = score.keywords["deduplicate_seconds"] is not None
     with open_intake(reading.cloud, reading.subscription, hold, once=once) as intake:
         pipeline | "ScoreStream" >> score(source=PullMessages(intake))
-        own: RowFormat = score.keywords["message_format"].row_format
-        watch(pipeline, intake, reading, run, named_by_user(own.manifest, own.id_column, own.keep))
+        watch(pipeline, intake, reading, run, _names(score))
+
+
+def _names(score: functools.partial[ScoreStream]) -> dict[str, str]:
+    """Return the names that rows are expected to have, and the flag that names each."""
+    own: RowFormat = score.keywords["message_format"].row_format
+    return named_by_user(own.manifest, own.id_column, own.keep)
 
 
 def _pipeline(

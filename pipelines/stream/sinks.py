@@ -10,7 +10,7 @@ from google.api_core import exceptions
 from cloud.clients import Cloud
 from cloud.errors import lacks_role, retry, translate_errors
 from common.errors import OutputError, UsageError
-from pipelines.batch.destinations import check_cluster_by
+from pipelines.batch.destinations import cluster_columns
 from pipelines.options import StreamFailureOptions, StreamSinkOptions
 from pipelines.stream.graph import StreamSinks
 from transforms.bigquery.schema import TableName
@@ -92,8 +92,8 @@ def prepare_sinks(
         OutputError: A sink cannot be written.
         UsageError: `cluster_by` names a column that cannot be used.
     """
-    check_cluster_by(cluster_by, schema)
-    _prepare(rows, schema, fields.time_column, cluster_by, cloud)
+    clusters = cluster_columns(cluster_by, schema)
+    _prepare(rows, schema, fields.time_column, clusters, cloud)
     _prepare(letters, FAILURE_SCHEMA, "failed_at", (), cloud)
 
 
@@ -118,9 +118,9 @@ def look_at_tables(
         OutputError: A table cannot be read, or cannot hold the rows.
         UsageError: `cluster_by` names a column that cannot be used.
     """
-    check_cluster_by(cluster_by, schema)
+    clusters = cluster_columns(cluster_by, schema)
     if rows.table is not None:
-        look_at_table(rows.table, schema, cluster_by, cloud)
+        look_at_table(rows.table, schema, clusters, cloud)
     if letters.table is not None:
         look_at_table(letters.table, FAILURE_SCHEMA, (), cloud)
 

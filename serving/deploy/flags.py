@@ -199,7 +199,7 @@ def parse_deploy(argv: Sequence[str]) -> argparse.Namespace:
     """
     args = deploy_parser().parse_args(argv)
     # Imported only now, so that `--help` is fast: this import loads Google's clients.
-    from serving.deploy.artifact import is_in_place
+    from serving.deploy.package_files import is_in_place
 
     if fault := path_fault(args.model):
         raise UsageError(f"--model: {fault}")

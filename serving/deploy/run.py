@@ -18,8 +18,8 @@ from cloud.endpoints import Endpoints
 from cloud.owner import OWNER
 from common.command_names import as_typed
 from common.errors import UsageError, suggest
-from serving.deploy.artifact import Artifact, read_artifact, stage, uploader
 from serving.deploy.flags import make_cloud
+from serving.deploy.package_files import Artifact, read_artifact, stage, uploader
 from serving.deploy.traffic import give
 from serving.deploy.unsent import send_nothing
 from serving.deploy.vertex import VertexRegion, deployed_on, shares_of

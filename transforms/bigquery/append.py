@@ -34,10 +34,11 @@ from cloud.errors import current_call, is_passing, short_reason, translate_error
 from common.errors import OutputError
 from common.memory import check_memory
 from common.record_batch import concat_batches, to_rows
-from common.retries import Retried
+from common.retry_notices import Retried
 from model_handlers.isolate import isolate
 from model_handlers.without_values import without_cells
 from transforms.bigquery.schema import TableName, arrow_schema, table_fields
+from transforms.bigquery.unfit import null_elements
 from transforms.dead_letters import Fault, failure_batch
 from transforms.plain_json import to_json
 from transforms.provenance import Provenance, utc_now
@@ -106,8 +107,10 @@ def conform_to_table(rows: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
         schema: The columns and types to return.
 
     Raises:
-        pa.ArrowInvalid: A value does not fit the type of its column.
+        pa.ArrowInvalid: A value does not fit the type of its column, or a list has a null element.
     """
+    if any(null_elements(rows.column(name)) is not None for name in schema.names):
+        raise pa.ArrowInvalid("a list has a null element")
     cast = rows.select(schema.names).cast(schema)
     if not any(pa.types.is_list(c.type) and c.null_count for c in cast.columns):
         return cast
@@ -119,6 +122,12 @@ def _unfit(row: pa.RecordBatch, schema: pa.Schema) -> Fault:
     """Return the Fault of a row that does not fit; it names the first column that does not fit."""
     for field in schema:
         column = row.column(field.name)
+        if null_elements(column) is not None:
+            message = (
+                f"column {field.name}: expected lists without null elements, got a {column.type} "
+                "with one"
+            )
+            return Fault("refused", message, field.name)
         try:
             column.cast(field.type)
         except pa.ArrowException as error:

@@ -20,7 +20,6 @@ from cloud.clients import Cloud
 from cloud.errors import lacks_role, retry, translate_errors
 from common.errors import MillraceError, OutputError
 from transforms.bigquery.commit import IDENTITY, TableCommit
-from transforms.bigquery.load import PIPELINE, WriteDisposition, run_table
 from transforms.bigquery.schema import (
     TableName,
     arrow_schema,
@@ -28,6 +27,7 @@ from transforms.bigquery.schema import (
     table_fields,
 )
 from transforms.bigquery.tables import check_table, look_at_table
+from transforms.bigquery.write_jobs import PIPELINE, WriteDisposition, run_table
 from transforms.files.listing import read_listing
 from transforms.files.run_folder import DEAD_LETTERS, RunFolder, StagedFile
 from transforms.files.staging import check_writable, discard, discard_dead

@@ -33,7 +33,7 @@ from cloud.errors import (
 )
 from common.errors import InputError
 from common.record_batch import rebatch, typed
-from common.retries import Retried
+from common.retry_notices import Retried
 from transforms.accounts import (
     Entry,
     Settle,
@@ -53,8 +53,9 @@ from transforms.bigquery.source import (
     restricted,
 )
 from transforms.bigquery.tables import count_rows
+from transforms.files.columns import Columns
 from transforms.files.ranges import match_files
-from transforms.files.read import Columns, Read, read_matched
+from transforms.files.read import Read, read_matched
 from transforms.files.run_folder import RunFolder
 from transforms.provenance import Provenance
 

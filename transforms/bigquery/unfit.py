@@ -7,7 +7,7 @@ be replayed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import apache_beam as beam
@@ -43,15 +43,45 @@ def unfit_values(column: pa.Array) -> np.ndarray | None:
     if pa.types.is_dictionary(kind) and _is_limited(kind.value_type):
         return unfit_values(column.dictionary_decode())
     if is_list(kind):
-        if (inner := unfit_values(column.flatten())) is None:
-            return None
-        found = np.zeros(len(column), bool)
-        found[np.asarray(pc.list_parent_indices(column))[inner]] = True
-        return found
+        return _rows_of(column, unfit_values(column.flatten()))
     if pa.types.is_struct(kind):
-        children = [c for c in map(unfit_values, column.flatten()) if c is not None]
-        return np.logical_or.reduce(children) if children else None
+        return _any(map(unfit_values, column.flatten()))
     return _unfit(column) if _is_limited(kind) else None
+
+
+def null_elements(column: pa.Array) -> np.ndarray | None:
+    """Return which rows have a list with a null element, which no REPEATED column holds.
+
+    A list that is itself null is fine: BigQuery stores it as an empty one.
+
+    Args:
+        column: A column of any type; the lists may be nested in lists and structs.
+
+    Returns:
+        bool [rows], or None if the column has no such list.
+    """
+    if is_list(column.type):
+        inner = column.flatten()
+        nulls = np.asarray(inner.is_null()) if inner.null_count else None
+        return _rows_of(column, _any([nulls, null_elements(inner)]))
+    if pa.types.is_struct(column.type):
+        return _any(map(null_elements, column.flatten()))
+    return None
+
+
+def _rows_of(lists: pa.Array, elements: np.ndarray | None) -> np.ndarray | None:
+    """Return which lists have one of the marked elements; None if None are given."""
+    if elements is None:
+        return None
+    found = np.zeros(len(lists), bool)
+    found[np.asarray(pc.list_parent_indices(lists))[elements]] = True
+    return found
+
+
+def _any(marks: Iterable[np.ndarray | None]) -> np.ndarray | None:
+    """Return which rows any of the arrays marks; None if all of them are None."""
+    found = [one for one in marks if one is not None]
+    return np.logical_or.reduce(found) if found else None
 
 
 def _is_limited(kind: pa.DataType) -> bool:
@@ -79,16 +109,22 @@ def unfit_rows(columns: Mapping[str, pa.Array], table: str) -> dict[int, Fault]:
     """
     faults: dict[int, Fault] = {}
     for name, column in columns.items():
-        unfit = unfit_values(column)
-        if unfit is None or not unfit.any():
-            continue
-        expected = "integers up to 9,223,372,036,854,775,807"
-        if not pa.types.is_uint64(column.type):
-            expected = f"{expected}, and times of the years 1 to 9999 in whole microseconds"
-        message = f"column {name}: table {table} holds {expected}, got another {column.type}"
-        for row in np.flatnonzero(unfit).tolist():
-            faults.setdefault(row, Fault("refused", message, name))
+        for unfit, message in (
+            (unfit_values(column), _limits(column.type)),
+            (null_elements(column), f"lists without null elements, got a {column.type} with one"),
+        ):
+            for row in () if unfit is None else np.flatnonzero(unfit).tolist():
+                text = f"column {name}: table {table} holds {message}"
+                faults.setdefault(row, Fault("refused", text, name))
     return dict(sorted(faults.items()))
+
+
+def _limits(kind: pa.DataType) -> str:
+    """Return which values of a type a table holds, for messages."""
+    expected = "integers up to 9,223,372,036,854,775,807"
+    if not pa.types.is_uint64(kind):
+        expected = f"{expected}, and times of the years 1 to 9999 in whole microseconds"
+    return f"{expected}, got another {kind}"
 
 
 class _RefuseDoFn(beam.DoFn):

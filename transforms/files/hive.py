@@ -6,6 +6,7 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote
 
@@ -14,9 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from common.errors import InputError, UsageError, suggest
+from transforms.cells import cast_column
+from transforms.dead_letters import Fault
+from transforms.json_rows.values import read_json_values
 
 # Hive, Spark and others write this value for null.
 _NULL = "__HIVE_DEFAULT_PARTITION__"
+_DIGITS = re.compile(r"-?[0-9]{1,18}(\.[0-9]+)?")
 _CONDITION = re.compile(r"\s*([^<>=!]+?)\s*(>=|<=|!=|==|=|<|>)\s*(.*?)\s*")
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
@@ -39,11 +44,37 @@ def keys_of(path: str) -> dict[str, str | None]:
     return {name: None if value == _NULL else value for name, value in found.items()}
 
 
-def with_keys(schema: pa.Schema, keys: Keys) -> pa.Schema:
-    """Return the columns of a file and its keys, as strings."""
+def with_keys(
+    schema: pa.Schema, keys: Keys, types: Mapping[str, pa.DataType] = MappingProxyType({})
+) -> pa.Schema:
+    """Return the columns of a file and its keys, which are strings unless `types` has them."""
     for name in keys.keys() - set(schema.names):
-        schema = schema.append(pa.field(name, pa.string()))
+        schema = schema.append(pa.field(name, types.get(name, pa.string())))
     return schema
+
+
+def check_keys(paths: Iterable[str], types: Mapping[str, pa.DataType], asker: str) -> None:
+    """Raise InputError unless the keys in the paths of all files can have these types.
+
+    Args:
+        paths: The paths of the files.
+        types: The types of keys, by name.
+        asker: What needs these types, for the message.
+
+    Raises:
+        InputError: The value of a key cannot be converted to its type.
+    """
+    for path in paths:
+        keys = keys_of(path)
+        for name in keys.keys() & types.keys():
+            try:
+                cast_column(pa.array([keys[name]], pa.string()), types[name])
+            except pa.ArrowException as error:
+                raise InputError(
+                    f"{path}: folder {name}=VALUE: expected {types[name]}, which {asker} needs, "
+                    "got another value: move the file, or choose --output_fields without "
+                    f"{name!r}"
+                ) from error
 
 
 def add_keys(batch: pa.RecordBatch, names: Sequence[str], keys: Keys, path: str) -> pa.RecordBatch:
@@ -122,9 +153,8 @@ def _joined(start: bytes, line: bytes) -> bytes:
 
 def _added(line: bytes, keys: Mapping[str, Any], path: str) -> bytes:
     """Return an object that may have some of the keys already, with the others."""
-    try:
-        row = orjson.loads(line)
-    except orjson.JSONDecodeError:
+    (row,) = read_json_values([line])
+    if isinstance(row, Fault):
         return line
     for name in keys.keys() & row.keys():
         if row[name] != keys[name] and str(row[name]) != str(keys[name]):
@@ -134,12 +164,10 @@ def _added(line: bytes, keys: Mapping[str, Any], path: str) -> bytes:
 
 
 def _number(value: str | None) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(value or "")
-        except ValueError:
-            continue
-    return value
+    """Return the number that a text spells in plain digits; the value itself if it does not."""
+    if value is None or _DIGITS.fullmatch(value) is None:
+        return value
+    return float(value) if "." in value else int(value)
 
 
 @dataclass(frozen=True)

@@ -5,21 +5,17 @@ from __future__ import annotations
 import re
 from codecs import BOM_UTF8
 
-import msgspec
 import orjson
 
-from common.errors import InputError
+from common.errors import InputError, one_line
 from transforms.files.text_lines import open_text, without_compression
+from transforms.json_rows.arrays import split_array
 
 # A whole file is read into memory. This is the size of its text in bytes.
 LARGEST_DOCUMENT = 512 << 20
 # JSON separates values by commas, except at the top level. A string contains no line break.
 _BETWEEN_OBJECTS = re.compile(rb"(?<=\})[ \t\r]*\n\s*(?=\{)")
 _BETWEEN_LINES = re.compile(rb"[}\]][ \t]*\r[ \t\r]*[{\[]")
-_BETWEEN_ELEMENTS = re.compile(rb"[\s,\[]*")
-# These are no JSON, but many programs write them.
-_CONSTANTS = re.compile(rb'"(?:[^"\\]|\\.)*+"|NaN|Infinity')
-_SAME_LENGTH = {b"NaN": b"0e0", b"Infinity": b"0e000000"}
 
 
 def holds_document(path: str, start: bytes) -> bool:
@@ -77,26 +73,13 @@ def rows_of_document(text: bytes, path: str) -> list[tuple[int, bytes]]:
             bounds += between.span()
         bounds.append(len(text.rstrip()))
         return [(at, text[at:end]) for at, end in zip(bounds[::2], bounds[1::2], strict=True)]
-    rows = []
-    for element in _elements(text[start:], path):
-        start = _BETWEEN_ELEMENTS.match(text, start).end()  # type: ignore[union-attr]
-        rows.append((start, text[start : start + len(element)]))
-        start += len(element)
-    return rows
-
-
-def _elements(text: bytes, path: str) -> list[memoryview]:
-    """Return the text of each element of an array, with other constants replaced by numbers."""
-    if b"NaN" in text or b"Infinity" in text:
-        text = _CONSTANTS.sub(lambda found: _SAME_LENGTH.get(found[0], found[0]), text)
     try:
-        elements = msgspec.json.decode(text, type=list[msgspec.Raw])
-    except msgspec.DecodeError as error:
+        return [(start + at, row) for at, row in split_array(text[start:])]
+    except ValueError as error:
         raise InputError(
-            f"{path} is one JSON array, and not valid: {error}; write the file again, or convert "
-            "it to one row per line"
+            f"{path} is one JSON array, and not valid: {one_line(error)}; write the file again, or "
+            "convert it to one row per line"
         ) from error
-    return [memoryview(element) for element in elements]
 
 
 def _is_json(text: bytes) -> bool:

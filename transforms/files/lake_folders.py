@@ -81,7 +81,7 @@ def refuse_lakes_around(paths: Iterable[str]) -> None:
     """Raise InputError if a file lies in the folder of a table, at any depth."""
     looked: set[str] = set()
     for path in paths:
-        folder = path
+        folder = path if is_remote(path) else os.path.abspath(path)
         while (above := os.path.dirname(folder)) not in (folder, "") and not above.endswith(":/"):
             folder = above
             if folder in looked:

@@ -7,14 +7,14 @@ be read as one table. Types are promoted if no value changes by it; otherwise th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import pyarrow as pa
 
 from common.errors import InputError
-from common.record_batch import in_microseconds, map_type
+from common.record_batch import in_microseconds, map_type, without_view
 from transforms.cells import is_text
 from transforms.files.hive import keys_of, with_keys
 from transforms.files.ranges import open_parquet
@@ -31,7 +31,9 @@ class Origin(NamedTuple):
     path: str
 
 
-def parquet_origins(paths: Sequence[str], names: Sequence[str]) -> dict[str, list[Origin]]:
+def parquet_origins(
+    paths: Sequence[str], names: Sequence[str], keys: Mapping[str, pa.DataType]
+) -> dict[str, list[Origin]]:
     """Return the different types of columns in Parquet files, with the first file of each type.
 
     Files without rows, and columns that a file lacks, are left out. Only footers are read.
@@ -39,13 +41,15 @@ def parquet_origins(paths: Sequence[str], names: Sequence[str]) -> dict[str, lis
     Args:
         paths: The paths of the files.
         names: The columns.
+        keys: The types of the keys in paths that are not strings, by name.
 
     Raises:
         InputError: A file cannot be read.
     """
     found: dict[str, dict[pa.DataType, Origin]] = {name: {} for name in names}
     with ThreadPoolExecutor(_READERS) as readers:
-        for path, schema in zip(paths, readers.map(_schema_of_rows, paths), strict=True):
+        schemas = readers.map(lambda path: _schema_of_rows(path, keys), paths)
+        for path, schema in zip(paths, schemas, strict=True):
             for name in names:
                 if schema.names.count(name) == 1:
                     kind = schema.field(name).type
@@ -53,11 +57,11 @@ def parquet_origins(paths: Sequence[str], names: Sequence[str]) -> dict[str, lis
     return {name: list(origins.values()) for name, origins in found.items()}
 
 
-def _schema_of_rows(path: str) -> pa.Schema:
+def _schema_of_rows(path: str, keys: Mapping[str, pa.DataType]) -> pa.Schema:
     """Return the columns of a file and its path, or no columns if it has no rows."""
     with open_parquet(path) as parquet:
         rows = parquet.metadata.num_rows
-        return with_keys(parquet.schema_arrow, keys_of(path)) if rows else pa.schema([])
+        return with_keys(parquet.schema_arrow, keys_of(path), keys) if rows else pa.schema([])
 
 
 def one_type(name: str, origins: Iterable[Origin]) -> pa.DataType:
@@ -92,7 +96,7 @@ def _promoted(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
     """Return the type that holds the values of two types, or None."""
     if first == second:
         return first
-    pair = [map_type(_decoded(kind), _without_view) for kind in (first, second)]
+    pair = [map_type(_decoded(kind), without_view) for kind in (first, second)]
     schemas = [pa.schema([("", kind)]) for kind in pair]
     try:
         merged = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
@@ -108,12 +112,6 @@ def _promoted(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
 
 def _decoded(kind: pa.DataType) -> pa.DataType:
     return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-def _without_view(kind: pa.DataType) -> pa.DataType:
-    if pa.types.is_string_view(kind):
-        return pa.string()
-    return pa.binary() if pa.types.is_binary_view(kind) else kind
 
 
 def _leaves(kind: pa.DataType) -> list[pa.DataType]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -15,8 +16,8 @@ from apache_beam.io.filesystems import FileSystems
 
 from common.errors import InputError, OutputError, UsageError, one_line
 from common.memory import check_memory
-from transforms.files.csv_dialect import PLAIN, Dialect
-from transforms.files.csv_header import read_header
+from transforms.files.csv.dialect import PLAIN, Dialect
+from transforms.files.csv.header import read_header
 from transforms.files.hive import Condition, Keys, accepted, keys_of, with_keys
 from transforms.files.json_documents import ends_in_cr, holds_document
 from transforms.files.lake_folders import refuse_lakes_around, refuse_lakes_within
@@ -323,6 +324,11 @@ def plan_file(
 
 def _plan_text(pinned: Pin, kind: FileFormat, dialect: Dialect) -> PlannedFile:
     compression, start = look_into(pinned.path)
+    if kind == "jsonl" and start.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        raise InputError(
+            f"{pinned.path} is encoded in UTF-16: JSON must be UTF-8; convert the file, for "
+            "example with iconv -f utf-16 -t utf-8"
+        )
     if kind == "jsonl" and ends_in_cr(start):
         raise InputError(
             f"{pinned.path}: its lines end in CR alone: expected LF or CR LF; convert the file, "

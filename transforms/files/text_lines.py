@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -15,7 +17,7 @@ from apache_beam.io.filesystems import FileSystems
 
 from common.errors import InputError, one_line
 from common.memory import check_memory
-from transforms.files.csv_dialect import is_byte_encoding
+from transforms.files.csv.dialect import is_byte_encoding
 
 BLOCK_BYTES = 8 << 20
 # How much of a file shows how it is written.
@@ -23,7 +25,13 @@ START_BYTES = 64 << 10
 
 _COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 # The bytes with which a compressed file starts. No CSV or JSON text starts with them.
-_MAGIC = {b"\x1f\x8b": "gzip", b"BZh91AY&SY": "bz2", b"\x28\xb5\x2f\xfd": "zstd"}
+_MAGIC = {
+    "gzip": re.compile(rb"\x1f\x8b"),
+    # A level, and the start of a block or, if there is no text, of the end.
+    "bz2": re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)"),
+    # A frame of text, or one of another program, as pzstd writes it.
+    "zstd": re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"),
+}
 
 
 def compression_of(path: str) -> str | None:
@@ -34,7 +42,7 @@ def compression_of(path: str) -> str | None:
 
 def compression_within(start: bytes) -> str | None:
     """Return the compression of a file that starts with these bytes, or None."""
-    return next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
+    return next((kind for kind, magic in _MAGIC.items() if magic.match(start)), None)
 
 
 def is_utf8(text: bytes) -> bool:
@@ -102,8 +110,8 @@ def _text(handle: Any, compression: str | None, encoding: str) -> Any:
     Arrow raises for a truncated file. Beam would treat the truncation as the end of the text.
     """
     raw = None
-    if compression == "gzip":
-        raw = io.BufferedReader(_Gzip(handle))
+    if compression in _IN_PYTHON:
+        raw = io.BufferedReader(_Unpacked(handle, compression))
     elif compression is not None:
         raw = io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(handle, "r"), compression))
     if is_byte_encoding(encoding):
@@ -112,18 +120,26 @@ def _text(handle: Any, compression: str | None, encoding: str) -> Any:
     return io.BufferedReader(pa.transcoding_input_stream(source, encoding, "utf-8"))
 
 
-class _Gzip(io.RawIOBase):
-    """The text of a gzip file. It may have zero bytes after its end, which tapes and disks add.
+_IN_PYTHON: dict[str, Callable[[Any], Any]] = {
+    "gzip": lambda handle: gzip.GzipFile(fileobj=handle),
+    "bz2": bz2.BZ2File,
+}
 
-    Arrow is faster than Python, but fails at these zero bytes.
+
+class _Unpacked(io.RawIOBase):
+    """The text of a file in gzip or bz2.
+
+    Arrow is faster than Python, but fails at zero bytes after the end of a gzip file, which tapes
+    and disks add, and at an empty part of a bz2 file.
     """
 
-    def __init__(self, handle: Any) -> None:
+    def __init__(self, handle: Any, compression: str) -> None:
         self._handle = handle
+        self._open = _IN_PYTHON[compression]
         # Arrow closes the handle when it is deleted, so it is kept.
-        self._arrow = pa.CompressedInputStream(pa.PythonFile(handle, "r"), "gzip")
+        self._arrow = pa.CompressedInputStream(pa.PythonFile(handle, "r"), compression)
         self._python: Any = None
-        self._fault = OSError()
+        self._fault: Exception = OSError()
         self._size = 0
 
     def readable(self) -> bool:
@@ -133,18 +149,18 @@ class _Gzip(io.RawIOBase):
         if self._python is None:
             try:
                 size = int(self._arrow.readinto(buffer))
-            except OSError as error:
+            except (OSError, pa.ArrowException) as error:
                 self._start_again(error)
             else:
                 self._size += size
                 return size
         return self._read_slowly(buffer)
 
-    def _start_again(self, fault: OSError) -> None:
+    def _start_again(self, fault: Exception) -> None:
         """Read on with Python, from where Arrow stopped."""
         self._fault = fault
         self._handle.seek(0)
-        self._python = gzip.GzipFile(fileobj=self._handle)
+        self._python = self._open(self._handle)
         while self._size:
             if (size := self._read_slowly(bytearray(min(self._size, 1 << 20)))) == 0:
                 raise fault
@@ -163,7 +179,15 @@ def _open(path: str) -> Iterator[Any]:
     try:
         with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as handle:
             yield handle
-    except (BeamIOError, OSError, MemoryError, UnicodeError) as error:
+    except UnicodeDecodeError as error:
+        # The message of Python contains bytes of the file.
+        cut = "end" in error.reason or "truncated" in error.reason
+        found = "ends in the middle of a character" if cut else "has other bytes"
+        raise InputError(
+            f"input file {path} cannot be read: expected {error.encoding.upper()}, but the text "
+            f"{found}: write the file again, or name its --csv_encoding"
+        ) from error
+    except (BeamIOError, OSError, MemoryError, UnicodeError, pa.ArrowException) as error:
         check_memory(error, path)
         hint = (
             "; check that it is complete, and compressed as its name says"

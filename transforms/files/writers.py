@@ -14,6 +14,7 @@ from common.record_batch import to_rows
 from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.dead_letters import to_letter_line
 from transforms.json_rows.write import json_objects
+from transforms.texts import is_binary
 
 OutputFormat = Literal["parquet", "csv", "jsonl"]
 
@@ -116,7 +117,7 @@ class CsvBatchWriter:
     def __init__(self, handle: Any, schema: pa.Schema) -> None:
         flat = flatten(pa.RecordBatch.from_pylist([], schema=schema)).schema
         for field in flat:
-            if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type):
+            if is_binary(field.type):
                 raise pa.ArrowInvalid(f"column {field.name!r} is {field.type}")
         self._writer = pa_csv.CSVWriter(handle, flat)
 

@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from common.record_batch import PAYLOAD, ROW_ID, SOURCE
 from transforms.dead_letters import Fault, failure_batch
-from transforms.json_rows.row_format import RowFormat, build_columns, own_id, read_plain, read_row
+from transforms.json_rows.row_columns import build_columns
+from transforms.json_rows.row_format import RowFormat, own_id, read_plain, read_row
 from transforms.json_rows.values import read_json_values
 from transforms.provenance import Provenance, utc_now
 from transforms.row_ids import content_id

@@ -1,11 +1,11 @@
 """Read columns from JSON values: features, ids and columns passed through; and find faults.
 
 Rows can have two forms: named features (`{"Time": 0.0, "V1": ..}`) and, for a model with one
-input, a list (`{"features": [..]}`). A row that names every feature is read by name. The reasons
-A number may also be written as text, as BigQuery exports INT64. The reasons
-of faults are `not_an_object`, `missing_feature`, `wrong_type`, `wrong_width` and `not_finite`.
-Null features are left to validation. Values that do not fit an integer tensor are rejected here:
-a fraction in a column would turn the column into floats, and round the integers of other rows.
+input, a list (`{"features": [..]}`). A row that names every feature is read by name. A number may
+also be written as text, as BigQuery exports INT64. The reasons of faults are `not_an_object`,
+`missing_feature`, `wrong_type`, `wrong_width` and `not_finite`. Null features are left to
+validation. Values that do not fit an integer tensor are rejected here: a fraction in a column would
+turn the column into floats, and round the integers of other rows.
 """
 
 from __future__ import annotations
@@ -308,27 +308,6 @@ def _all_fit(values: Sequence[int], spec: InputSpec) -> bool:
     return low <= min(values) and max(values) <= high
 
 
-def build_columns(
-    values: Sequence[Any], rows: Sequence[Mapping[str, Any]], row_format: RowFormat
-) -> dict[str, pa.Array]:
-    """Build columns from rows without faults.
-
-    Args:
-        values: The features of each row, as `read_row` returned them.
-        rows: The rows.
-        row_format: The columns to read.
-    """
-    columns: dict[str, pa.Array] = {}
-    by_feature = zip(*values, strict=True)
-    for (name, spec), column in zip(row_format.features.items(), by_feature, strict=True):
-        build = _list_column if spec.is_list_column else _number_column
-        columns[name] = build(column, spec)
-    for name, kind in row_format.columns:
-        read = _READERS[kind]
-        columns[name] = pa.array([read(row.get(name)) for row in rows], kind)
-    return columns
-
-
 def _column_fault(value: Any, kind: pa.DataType, name: str) -> Fault | None:
     """Return the Fault of a value in a column that is not a feature, or None."""
     if value is None or (type(value) is str and kind == pa.string()):
@@ -367,40 +346,3 @@ def own_id(row: Any, id_column: str) -> str | None:
         return value if type(value) is str else to_id(value)
     except (TypeError, RecursionError):
         return None
-
-
-def _list_column(values: Sequence[Sequence[Any] | None], spec: InputSpec) -> pa.Array:
-    """Build a list column from the numbers and nulls of each row, or null."""
-    try:
-        return pa.array(values, pa.list_(_number_type(spec)))
-    except (pa.ArrowInvalid, OverflowError):
-        floats = [None if value is None else [_as_float(x) for x in value] for value in values]
-        return pa.array(floats, pa.list_(pa.float64()))
-
-
-def _number_column(values: Sequence[Any], spec: InputSpec) -> pa.Array:
-    """Build a column from numbers and nulls."""
-    try:
-        return pa.array(values, _number_type(spec))
-    except (pa.ArrowInvalid, OverflowError):
-        # This happens in float tensors: Arrow does not round integers beyond 2**53.
-        return pa.array([_as_float(value) for value in values], pa.float64())
-
-
-def _number_type(spec: InputSpec) -> pa.DataType:
-    """Return float64 for a float tensor; int64 for an integer tensor, to avoid rounding."""
-    return pa.float64() if spec.dtype.startswith("float") else pa.int64()
-
-
-def _as_float(value: Any) -> float | None:
-    try:
-        return None if value is None else float(value)
-    except OverflowError:
-        return float("inf") if value > 0 else float("-inf")
-
-
-def _whole(value: Any) -> int | None:
-    return None if value is None else exact_integer(value, *limits("int64"))[0]
-
-
-_READERS = {pa.string(): to_text, pa.float64(): _as_float, pa.int64(): _whole}

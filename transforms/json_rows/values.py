@@ -93,14 +93,29 @@ def _integer(digits: str) -> int | str:
 
 def _value(text: bytes) -> Any:
     try:
+        return load_json(text)
+    except ValueError as error:
+        return Fault("invalid_json", str(error))
+
+
+def load_json(text: bytes) -> Any:
+    """Return the value of a JSON text, in which NaN and Infinity are numbers.
+
+    Args:
+        text: The JSON text.
+
+    Raises:
+        ValueError: The text is not JSON, or is nested too deeply.
+    """
+    try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
         try:
             return _with_constants(text)
         except RecursionError:
-            return Fault("invalid_json", "nested too deeply")
+            raise ValueError("nested too deeply") from None
         except ValueError:
-            return Fault("invalid_json", f"not JSON: {error}")
+            raise ValueError(f"not JSON: {error}") from None
 
 
 def _with_constants(text: bytes) -> Any:

@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from common.record_batch import rebatch, typed
 from transforms.accounts import Settle, expect_rows, promise, rows_read, taken, unknown_rows
-from transforms.files.read import Columns, Read, id_prefix
+from transforms.files.columns import Columns, id_prefix
+from transforms.files.read import Read
 from transforms.lakes.table import LakeTable, LakeVersion, lake_errors
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 import pyarrow as pa
 from apache_beam.io.filesystems import FileSystems
@@ -172,6 +173,8 @@ class DeltaTable:
         actions = pa.table(self._table.get_add_actions(flatten=True))
         paths = actions.column("path").to_pylist()
         rows = actions.column("num_records").to_pylist()
+        # The log of a table escapes paths, as in city=Neu%2520Ulm for the folder city=Neu%20Ulm.
+        paths = [path if path in self._fragments else unquote(path) for path in paths]
         return [TableFile(path, count) for path, count in sorted(zip(paths, rows, strict=True))]
 
     @cached_property
@@ -244,9 +247,15 @@ class IcebergTable:
     def _table(self) -> Any:
         return _static_table(self.named.metadata)
 
+    def _scan(self, *names: str) -> Any:
+        # A scan of a snapshot has the columns of its time, also if they have changed since then.
+        current = self.named.version == self._table.metadata.current_snapshot_id
+        snapshot = None if current else self.named.version
+        return self._table.scan(snapshot_id=snapshot, selected_fields=names)
+
     @cached_property
     def _tasks(self) -> dict[str, Any]:
-        scan = self._table.scan(snapshot_id=self.named.version)
+        scan = self._scan("*")
         return {task.file.file_path: task for task in scan.plan_files()}
 
     @property
@@ -254,7 +263,7 @@ class IcebergTable:
         """The columns of the table."""
         from pyiceberg.io.pyarrow import schema_to_pyarrow
 
-        scan = self._table.scan(snapshot_id=self.named.version)
+        scan = self._scan("*")
         found = schema_to_pyarrow(scan.projection(), include_field_ids=False)
         return pa.schema([f.with_type(_SMALL.get(f.type, f.type)) for f in found])
 
@@ -270,7 +279,7 @@ class IcebergTable:
         from pyiceberg.expressions import AlwaysTrue
         from pyiceberg.io.pyarrow import ArrowScan
 
-        scan = self._table.scan(snapshot_id=self.named.version, selected_fields=tuple(names))
+        scan = self._scan(*names)
         reader = ArrowScan(self._table.metadata, self._table.io, scan.projection(), AlwaysTrue())
         schema = pa.schema([self.schema.field(name) for name in names])
         for batch in reader.to_record_batches([self._tasks[path]]):

@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 
 from common.errors import InputError, one_line
 from common.memory import check_memory
-from common.record_batch import derived_ids, source_batch
+from common.record_batch import derived_ids, source_batch, without_views
 from transforms.dead_letters import Fault
-from transforms.files.read import Columns
+from transforms.files.columns import Columns
 from transforms.json_rows.row_format import RowFormat
 from transforms.texts import id_column, text_column
 
@@ -95,7 +95,7 @@ def _source(table: pa.Table, id_prefix: str, row_format: RowFormat) -> pa.Record
     if row_format.id_column is not None:
         own = table.column(row_format.id_column).combine_chunks()
         ids = pc.coalesce(id_column(own), ids)
-    return source_batch(ids, pa.record_batch(arrays))
+    return source_batch(ids, without_views(pa.record_batch(arrays)))
 
 
 def _of_type(column: pa.Array, kind: pa.DataType, name: str) -> pa.Array:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from typing import Any, Literal, NamedTuple
@@ -36,7 +36,14 @@ from transforms.json_rows.values import read_json_values
 from transforms.messages.arrow import read_arrow
 from transforms.messages.avro_revisions import AvroRevisions
 from transforms.messages.body import changes_decoding, is_row, read_bodies
-from transforms.messages.message import STAGE, Message, message_column, parse_message
+from transforms.messages.message import (
+    SCHEMA_ENCODING,
+    STAGE,
+    Message,
+    message_column,
+    parse_message,
+    schema_attributes,
+)
 from transforms.messages.named_rows import NamedRows
 from transforms.messages.several_rows import row_id, split_rows
 from transforms.provenance import Provenance, utc_now
@@ -45,6 +52,13 @@ MessageKind = Literal["json", "avro", "arrow"]
 
 # The size of a batch's messages. As Python values they take several times as much memory.
 BATCH_BYTES = 32 << 20
+
+# The reasons of data that has another format.
+_UNREADABLE = {"invalid_json", "not_an_object", "invalid_arrow"}
+_BINARY = (
+    f"its attribute {SCHEMA_ENCODING} is BINARY, so it is Avro: use --message_format avro with "
+    "--avro_schema"
+)
 
 
 @dataclass(frozen=True)
@@ -199,8 +213,10 @@ def _decode_rows(
         good = [messages[i] for i in decoded.good] if decoded.bad else messages
         column = message_column(good, received_at)
         batches.append(decoded.batch.append_column(MESSAGE, column))
-    bad = [messages[i] for i in decoded.bad]
-    failures = _failures(bad, decoded.failed_ids, decoded.faults, provenance, received_at)
+    bad, faults = [messages[i] for i in decoded.bad], decoded.faults
+    if message_format.avro is None:
+        faults = _naming_avro(bad, faults)
+    failures = _failures(bad, decoded.failed_ids, faults, provenance, received_at)
     return Counted(batches, failures, decoded.rows - more)
 
 
@@ -246,7 +262,24 @@ def _decode_arrow(
             column = message_column([message], received_at).take(pa.array(same))
             batches.append(read.append_column(MESSAGE, column))
     ids = [row_id(message) for message in bad]
+    faults = _naming_avro(bad, faults)
     return batches, _failures(bad, ids, faults, provenance, received_at)
+
+
+def _naming_avro(messages: Sequence[Message], faults: Sequence[Fault]) -> list[Fault]:
+    """Return faults that say which flags read messages that are Avro by their attributes.
+
+    Args:
+        messages: Messages that were not read as Avro.
+        faults: The fault of each message.
+    """
+    return [
+        replace(fault, message=f"{fault.message}; {_BINARY}")
+        if fault.reason in _UNREADABLE
+        and schema_attributes(message.attributes or {}).get(SCHEMA_ENCODING) == "BINARY"
+        else fault
+        for message, fault in zip(messages, faults, strict=True)
+    ]
 
 
 class _DecodeDoFn(beam.DoFn):

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import msgspec
 import orjson
 from msgspec import structs
 
 from transforms.dead_letters import Fault
+from transforms.json_rows.arrays import split_array, without_constants
 from transforms.messages.message import REPLAYED_ID, Message
 
 # The whitespace that JSON allows around a value. Python would strip more.
 _SPACE = b" \t\r\n"
-_elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 class Rows(NamedTuple):
@@ -86,8 +85,8 @@ def several(body: bytes) -> list[bytes] | None:
 
 def _array(body: bytes) -> list[bytes] | None:
     try:
-        rows = [bytes(row).strip(_SPACE) for row in _elements(body)]
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        rows = [row for _, row in split_array(body)]
+    except ValueError:
         return None
     return rows if any(row[:1] == b"{" for row in rows) else None
 
@@ -95,6 +94,6 @@ def _array(body: bytes) -> list[bytes] | None:
 def _is_object(line: bytes) -> bool:
     """Return whether a line is a whole JSON object, which an object over several lines is not."""
     try:
-        return line[:1] == b"{" and isinstance(orjson.loads(line), dict)
+        return line[:1] == b"{" and isinstance(orjson.loads(without_constants(line)), dict)
     except orjson.JSONDecodeError:
         return False

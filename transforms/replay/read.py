@@ -139,14 +139,7 @@ class LetterTable:
 
     def parts(self) -> tuple[list[ReadStream], list[Entry]]:
         """Return the streams of a read session; the list is empty if there are no dead letters."""
-        present = describe_source(BigQuerySource(cloud=self.cloud, table=self.table)).names
-        missing = [name for name in FAILURE_SCHEMA.names if name not in present]
-        if missing:
-            raise InputError(
-                f"{self.place} is not a table of dead letters, because it lacks "
-                f"{', '.join(missing)}: choose the dead letter table of a run"
-            )
-        options = types.ReadSession.TableReadOptions(selected_fields=FAILURE_SCHEMA.names)
+        options = types.ReadSession.TableReadOptions(selected_fields=self._columns())
         if self.since is not None:
             # If the table is partitioned by failed_at, this skips the partitions of earlier days.
             options.row_restriction = f"failed_at >= TIMESTAMP '{self.since.isoformat()}'"
@@ -155,6 +148,18 @@ class LetterTable:
         if isinstance(self.rows, int) and self.since is None:
             promises.append(promise(self.place, "table_rows", self.rows))
         return streams, promises
+
+    def _columns(self) -> list[str]:
+        """Return the columns of dead letters, as the table spells them."""
+        present = describe_source(BigQuerySource(cloud=self.cloud, table=self.table)).names
+        spelled = {name.lower(): name for name in present}
+        missing = [name for name in FAILURE_SCHEMA.names if name not in spelled]
+        if missing:
+            raise InputError(
+                f"{self.place} is not a table of dead letters, because it lacks "
+                f"{', '.join(missing)}: choose the dead letter table of a run"
+            )
+        return [spelled[name] for name in FAILURE_SCHEMA.names]
 
     def _open(self, options: types.ReadSession.TableReadOptions) -> list[ReadStream]:
         """Return the streams of a new read session."""
@@ -174,13 +179,14 @@ class LetterTable:
 
     def runs(self) -> Counter[str]:
         """Count the dead letters of each run, by run id. Only this column is read."""
-        options = types.ReadSession.TableReadOptions(selected_fields=["run_id"])
+        own = self._columns()[FAILURE_SCHEMA.get_field_index("run_id")]
+        options = types.ReadSession.TableReadOptions(selected_fields=[own])
         counts: Counter[str] = Counter()
         with translate_errors(InputError, f"reading {self.place} failed part-way"):
             client = self.cloud.bigquery_read()
             for part in self._open(options):
                 for batch in read_stream(part, client, self.cloud.retry_seconds):
-                    for value in batch.column("run_id").value_counts():
+                    for value in batch.column(own).value_counts():
                         counts[value["values"].as_py() or ""] += value["counts"].as_py()
         return counts
 
@@ -189,7 +195,8 @@ class LetterTable:
         with translate_errors(InputError, f"reading {self.place} failed part-way"):
             client = self.cloud.bigquery_read()
             for batch in read_stream(part, client, self.cloud.retry_seconds):
-                lines = list(map(to_letter_line, to_rows(batch)))
+                rows = batch.rename_columns([name.lower() for name in batch.schema.names])
+                lines = list(map(to_letter_line, to_rows(rows)))
                 yield Chunk(lines, counted(self.place, "table_rows", len(lines)))
         yield Chunk([], taken(self.place, "streams", part.number, part.number + 1))
 

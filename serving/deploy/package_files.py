@@ -20,7 +20,7 @@ from model_handlers.try_package import try_package
 from serving.fetch import SCHEME, fetch_package
 
 if TYPE_CHECKING:
-    from model_handlers.artifact import ModelPackage
+    from model_handlers.read_package import ModelPackage
 
 # The pre-built containers look only for this name.
 ARCHIVE_NAME = "model.mar"
@@ -86,7 +86,7 @@ def read_artifact(
         UnsafeModel: If the package imports a module that is not trusted.
         CredentialsError: If there are no usable Google Cloud credentials.
     """
-    from model_handlers.artifact import read_package
+    from model_handlers.read_package import read_package
 
     with tempfile.TemporaryDirectory(prefix="millrace-model-") as folder:
         local = Path(fetch_package(path, Path(folder), cloud))

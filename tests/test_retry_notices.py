@@ -3,6 +3,7 @@
 import functools
 import io
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,15 +14,15 @@ from google.api_core import exceptions
 from waiting import wait_until
 
 from cloud.errors import current_call, retry, translate_errors
-from common import retries
+from common import retry_notices
 from common.errors import InputError
-from common.retries import Retried, print_retries, retry_lines
+from common.retry_notices import Retried, print_retries, retry_lines
 from pipelines.batch_vertex import COMMAND
 
 
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retries, "EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(retry_notices, "EVERY_SECONDS", 0.05)
 
 
 @pytest.fixture
@@ -103,6 +104,39 @@ def test_a_retry_that_gives_up_is_not_listed_any_more() -> None:
     with pytest.raises(exceptions.RetryError):
         retry(0.01)(functools.partial(call))()
     assert later(30) == []
+
+
+def test_a_process_without_a_command_prints_what_it_retries(
+    often: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Such as a worker process of Beam.
+    seen = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", seen)
+    wait_until(lambda: not retry_notices._printers)
+    for what in ("endpoint e", "table t"):
+        with Retried(what) as call:
+            call.failed("503 Service Unavailable", 60)
+            call.failed("connection refused", 60)
+            wait_until(lambda what=what: what in seen.getvalue())  # type: ignore[misc]
+        # The thread ends with the last call, and starts again with the next one.
+        wait_until(lambda: not retry_notices._printers)
+    lines = seen.getvalue().splitlines()
+    assert {line.split(":")[0] for line in lines} == {"endpoint e", "table t"}
+    assert all(": connection refused; retrying for" in line for line in lines)
+
+
+def test_a_command_is_the_only_one_that_prints(
+    often: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, seen = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", other)
+    wait_until(lambda: not retry_notices._printers)
+    with print_retries(seen), Retried("endpoint e") as call:
+        call.failed("gone", 60)
+        assert retry_notices._printers == 1
+        wait_until(lambda: "endpoint e" in seen.getvalue())
+    assert retry_notices._printers == 0
+    assert other.getvalue() == ""
 
 
 def test_a_dead_endpoint_is_named_while_a_run_retries(

@@ -1,7 +1,12 @@
-"""What this process is retrying, printed every ten seconds so that a long wait explains itself."""
+"""What this process is retrying, printed every ten seconds so that a long wait explains itself.
+
+Commands print it while they run. A process without a command, such as a worker that Beam starts,
+prints it on standard error while something is being retried.
+"""
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +20,10 @@ EVERY_SECONDS = 10.0
 
 _lock = threading.Lock()
 _failing: list[Retried] = []
+# Set while nothing is being retried.
+_calm = threading.Event()
+# How many threads print what is being retried.
+_printers = 0
 
 
 class Retried:
@@ -35,11 +44,16 @@ class Retried:
             why: The reason, in one line.
             left: For how many seconds it will be repeated.
         """
+        global _printers
         with _lock:
             self.why, self.until = why, time.monotonic() + left
             if self not in _failing:
                 self.since = time.monotonic()
                 _failing.append(self)
+                _calm.clear()
+            if not _printers:
+                _printers += 1
+                threading.Thread(target=_print_while_failing, name="retries", daemon=True).start()
 
     def over(self) -> None:
         """Note that the call has succeeded, or is not repeated any more."""
@@ -47,6 +61,8 @@ class Retried:
         if self.since:
             with _lock, suppress(ValueError):
                 _failing.remove(self)
+                if not _failing:
+                    _calm.set()
             self.since = 0.0
 
     def __enter__(self) -> Retried:
@@ -76,6 +92,25 @@ def retry_lines(now: float) -> list[str]:
     ]
 
 
+def _print_lines(stream: TextIO) -> None:
+    for line in retry_lines(time.monotonic()):
+        with suppress(OSError, ValueError):
+            clear_line(stream)
+            print(line, file=stream, flush=True)
+
+
+def _print_while_failing() -> None:
+    """Print every ten seconds what is being retried, until nothing is."""
+    global _printers
+    while True:
+        while not _calm.wait(EVERY_SECONDS):
+            _print_lines(sys.stderr)
+        with _lock:
+            if not _failing:
+                _printers -= 1
+                return
+
+
 @contextmanager
 def print_retries(stream: TextIO) -> Iterator[None]:
     """Print every ten seconds what this process is retrying, while the block runs.
@@ -83,15 +118,15 @@ def print_retries(stream: TextIO) -> Iterator[None]:
     Args:
         stream: Where to print, usually standard error.
     """
+    global _printers
     done = InterruptibleEvent()
 
     def show() -> None:
         while not done.wait(EVERY_SECONDS):
-            for line in retry_lines(time.monotonic()):
-                with suppress(OSError, ValueError):
-                    clear_line(stream)
-                    print(line, file=stream, flush=True)
+            _print_lines(stream)
 
+    with _lock:
+        _printers += 1
     thread = threading.Thread(target=show, name="retries", daemon=True)
     thread.start()
     try:
@@ -99,3 +134,5 @@ def print_retries(stream: TextIO) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+        with _lock:
+            _printers -= 1

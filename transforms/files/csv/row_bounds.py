@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from transforms.dead_letters import Fault
-from transforms.files.csv_dialect import Dialect
-from transforms.files.csv_quotes import find_quotes
+from transforms.files.csv.dialect import Dialect
+from transforms.files.csv.quotes import find_quotes
 from transforms.files.text_lines import is_utf8
 
 _NEWLINE, _RETURN = b"\n\r"
@@ -117,20 +117,11 @@ def _stored_at(positions: np.ndarray, stored: bytes, text: bytes) -> np.ndarray:
 
 
 def _in_utf8(block: bytes, encoding: str) -> bytes:
-    """Return text of an encoding in UTF-8. Lines that are not in the encoding become b"\\xff"."""
-    try:
-        return block.decode(encoding).encode()
-    except UnicodeDecodeError:
-        # Lines that cannot be decoded stay broken lines: no UTF-8 text contains this byte.
-        lines = block.split(b"\n")
-        return b"\n".join(_line_in_utf8(line, encoding) for line in lines)
+    """Return text of an encoding in UTF-8. Bytes that are not in the encoding stay no UTF-8.
 
-
-def _line_in_utf8(line: bytes, encoding: str) -> bytes:
-    try:
-        return line.decode(encoding).encode()
-    except UnicodeDecodeError:
-        return b"\xff"
+    The other bytes of their rows keep their meaning, so that a quoted value ends where it should.
+    """
+    return block.decode(encoding, "surrogateescape").encode("utf-8", "surrogatepass")
 
 
 def _unescaped(text: bytes, dialect: Dialect) -> bytes:

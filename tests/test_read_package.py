@@ -20,9 +20,9 @@ from common.errors import (
     ModelError,
     UnsafeModel,
 )
-from model_handlers.artifact import MAR_MANIFEST, read_bytes, read_package
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec
 from model_handlers.package import write_mar, write_package
+from model_handlers.read_package import MAR_MANIFEST, read_bytes, read_package
 
 DATA = bytes(range(256)) * 40
 

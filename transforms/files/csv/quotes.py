@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from transforms.files.csv_dialect import Dialect
+from transforms.files.csv.dialect import Dialect
 
 _NEWLINE, _RETURN = b"\n\r"
 _NONE = np.array([], np.int64)

@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from common.errors import InputError
-from transforms.files.csv_dialect import PLAIN, Dialect
+from transforms.files.csv.dialect import PLAIN, Dialect
 from transforms.files.text_lines import open_text
 
 # Excel writes such a line before the header.
@@ -43,7 +43,8 @@ def read_header(path: str, dialect: Dialect = PLAIN) -> Header:
             first = lines.next_line()
             text = _decoded(path, first, dialect).rstrip("\r\n")
         if not text.strip(" \r\n" if delimiter == "\t" else None):
-            raise InputError(f"{path} is empty: expected a CSV file with a header line")
+            found = "starts with a blank line" if first else "is empty"
+            raise InputError(f"{path} {found}: expected a CSV file with a header line")
         rest = (_decoded(path, line, dialect) for line in lines) if dialect.multiline else ()
         names = _split(f"{text}\n" if dialect.multiline else text, rest, delimiter, dialect)
         if (names is None or len(names) == 1) and (advice := _advice(text, delimiter)):

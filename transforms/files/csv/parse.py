@@ -16,12 +16,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
 from common.errors import InputError
+from transforms.cells import is_text
 from transforms.dead_letters import Fault
-from transforms.files.csv_dialect import PLAIN, Dialect
-from transforms.files.csv_rows import CsvBlock, find_rows
+from transforms.files.csv.dialect import PLAIN, Dialect
+from transforms.files.csv.row_bounds import CsvBlock, find_rows
 from transforms.files.text_lines import Block
 
 # The longest row of several lines, in bytes.
@@ -176,8 +178,11 @@ def _to_table(
         block_size=max(1 << 20, 2 * longest),
     )
     strings = dict.fromkeys(types, pa.string())
+    # Unlike the readers of other formats, Arrow accepts 0x10 as an integer.
+    may_be_hex = pa.int64() in types.values() and (b"0x" in text or b"0X" in text)
+    first = strings if may_be_hex else types
     try:
-        table = pa_csv.read_csv(pa.BufferReader(text), read, parse, _conversion(types))
+        table = pa_csv.read_csv(pa.BufferReader(text), read, parse, _conversion(first))
     except pa.ArrowInvalid:
         table = pa_csv.read_csv(pa.BufferReader(text), read, parse, _conversion(strings))
     columns = [_cast_if_all(table.column(name), kind) for name, kind in types.items()]
@@ -197,7 +202,15 @@ def _conversion(types: Mapping[str, pa.DataType]) -> pa_csv.ConvertOptions:
 
 def _cast_if_all(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
     """Cast a column to a type if all its values allow it; otherwise return it unchanged."""
+    if kind == pa.int64() and is_text(column.type) and _has_hex(column):
+        return column
     try:
         return column.cast(kind)
     except pa.ArrowInvalid:
         return column
+
+
+def _has_hex(column: pa.ChunkedArray) -> bool:
+    """Return whether a text may spell a hexadecimal number."""
+    found = pc.match_substring(column, "0x", ignore_case=True)
+    return bool(pc.any(found).as_py())

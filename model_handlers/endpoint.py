@@ -1,0 +1,324 @@
+"""A connected endpoint, which answers record batches in many requests at the same time.
+
+A row is at fault only if the endpoint answers other rows at the same time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from cloud.endpoint_client import EndpointClient
+from cloud.endpoint_responses import RequestRefused
+from common.errors import EndpointError, UsageError
+from common.record_batch import slices
+from model_handlers.endpoint_codec import EndpointCodec
+from model_handlers.isolate import MOSTLY, SMALL_BATCH, SUSPECTS, random_rows
+from model_handlers.manifest import InputSpec, Manifest
+from model_handlers.prediction_cache import PredictionCache, row_keys, rows_with_gaps
+
+# Source: Vertex AI's quotas, which allow 1.5 MB per request to a public endpoint.
+REQUEST_BYTES = 1_500_000
+REQUEST_ROWS = 100
+# The value of each feature in the test row if the manifest has no known values. The health check of
+# the reference uses the same value.
+_SOME_VALUE = 0.1
+# How many times a failed row is sent again, each time after a row that the endpoint must know. An
+# endpoint that fails one request in five at random makes fewer than one row in a million fail.
+CONFIRMATIONS = 6
+# How many times rows are sent again if an output in their answer is missing.
+GAP_ANSWERS = 4
+_CHECK = "check that this model is deployed there, and check --instance_format"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestLimits:
+    """The limits of the requests to an endpoint.
+
+    Attributes:
+        rows: The maximum number of rows in a request.
+        bytes: The maximum size of a request's body, in bytes.
+        concurrency: The maximum number of requests that a process has in flight at the same time.
+        timeout_seconds: The timeout of one request, in seconds.
+        retry_seconds: How long transient errors are retried, in seconds.
+
+    Raises:
+        UsageError: A limit is too small.
+    """
+
+    rows: int = REQUEST_ROWS
+    bytes: int = REQUEST_BYTES
+    concurrency: int = 8
+    timeout_seconds: float = 60.0
+    retry_seconds: float = 120.0
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.bytes < 1 or self.concurrency < 1:
+            raise UsageError(
+                "rows, bytes and concurrency of requests must be at least 1, got "
+                f"{self.rows}, {self.bytes} and {self.concurrency}"
+            )
+        if not (self.timeout_seconds > 0 and self.retry_seconds >= 0):
+            raise UsageError(
+                "timeout_seconds must be above 0 and retry_seconds at least 0, got "
+                f"{self.timeout_seconds} and {self.retry_seconds}"
+            )
+
+
+@dataclass
+class _Batch:
+    """The inputs of some rows, and how many of the rows are known to fail.
+
+    Attributes:
+        alone: The number of rows that failed alone.
+        judged: Whether a sample has shown if most rows fail.
+        reason: The reason and the message for the other failing rows, which are not sent on
+            their own; None if each failing row is sent on its own.
+    """
+
+    arrays: Sequence[np.ndarray]
+    rows: int
+    alone: int = 0
+    judged: bool = False
+    reason: tuple[str, str] | None = None
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+# Rows, with the outputs of all of them, or a single row with the reason and message of its failure.
+_Part = tuple[slice, list[np.ndarray] | tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers of an endpoint to some rows.
+
+    Attributes:
+        outputs: Row numbers, with one array per output for these rows.
+        faults: The reason and the message of each failed row, by row number.
+        hits: How many rows were found in the cache.
+    """
+
+    outputs: Sequence[tuple[slice | np.ndarray, list[np.ndarray]]]
+    faults: Mapping[int, tuple[str, str]]
+    hits: int = 0
+
+
+@dataclass
+class Endpoint:
+    """A connected endpoint, which load_model returns; one per process."""
+
+    client: EndpointClient
+    codec: EndpointCodec
+    limits: RequestLimits
+    cache: PredictionCache | None = None
+
+    def predict(self, arrays: Sequence[np.ndarray], rows: int) -> Answers:
+        """Return the endpoint's answers to some rows.
+
+        Args:
+            arrays: One array per input, `[rows, width]` or `[rows]`.
+            rows: The number of rows.
+
+        Raises:
+            EndpointError: The endpoint cannot be used, or serves another model.
+            CredentialsError: There are no credentials that can be used.
+        """
+        if self.cache is None:
+            parts = self.client.run(self._predict(arrays, rows))
+            answered = [(some, part) for some, part in parts if isinstance(part, list)]
+            faults = {some.start: part for some, part in parts if isinstance(part, tuple)}
+            return Answers(answered, faults)
+        keys = row_keys(arrays)
+        known, outputs = self.cache.find(keys)
+        unknown = np.delete(np.arange(rows), known)
+        parts = self.client.run(self._predict([array[unknown] for array in arrays], len(unknown)))
+        found: list[tuple[slice | np.ndarray, list[np.ndarray]]] = []
+        if len(known):
+            found.append((known, outputs))
+        for some, part in parts:
+            if isinstance(part, list):
+                found.append((unknown[some], part))
+                self.cache.keep([keys[row] for row in unknown[some]], part)
+        faults = {int(unknown[s.start]): part for s, part in parts if isinstance(part, tuple)}
+        return Answers(found, faults, len(known))
+
+    def check(self) -> None:
+        """Check that the endpoint answers a known-good row as the manifest says.
+
+        Without known-good rows, any valid answer to a test row is accepted.
+
+        Raises:
+            EndpointError: The endpoint does not answer, or answers differently from the manifest's
+                model.
+        """
+        outputs = self.client.run(self._ask_for_known())
+        golden = self.codec.manifest.golden
+        if golden is None:
+            return
+        for spec, got in zip(self.codec.outputs, outputs, strict=True):
+            if spec.name not in golden.outputs:
+                continue
+            expected = np.asarray(golden.outputs[spec.name][:1], np.float64).reshape(got.shape)
+            if not self.codec.manifest.tolerance.agree(got, expected).all():
+                raise EndpointError(
+                    f"{self._as_another()}: output {spec.name!r} of a known-good row: expected "
+                    f"{expected[0].tolist()}, got {got[0].tolist()}; {_CHECK}"
+                )
+
+    async def _predict(self, arrays: Sequence[np.ndarray], rows: int) -> list[_Part]:
+        parts: list[_Part] = []
+        waiting = slices(rows, self.limits.rows)
+        batch = _Batch(arrays, rows)
+
+        async def answer_some() -> None:
+            for some in waiting:
+                parts.extend(await self._answer(batch, some))
+
+        # Two more tasks than requests in flight, so that a request is ready when another one ends.
+        tasks = min(self.limits.concurrency + 2, math.ceil(rows / self.limits.rows))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(tasks):
+                    group.create_task(answer_some())
+        except ExceptionGroup as errors:
+            # During an outage every request fails with the same error.
+            raise errors.exceptions[0] from None
+        return parts
+
+    async def _answer(self, batch: _Batch, rows: slice) -> list[_Part]:
+        """Return the answers to some rows, from a single request if it succeeds."""
+        count, begin = rows.stop - rows.start, time.monotonic()
+        body = self.codec.encode(batch.arrays, rows)
+        if len(body) > self.limits.bytes:
+            if count > 1:
+                return await self._halves(batch, rows)
+            message = (
+                f"expected a request of at most {self.limits.bytes:,} bytes, got {len(body):,}"
+            )
+            return [(rows, ("too_large", message))]
+        try:
+            outputs = await self._post(body, count)
+        except RequestRefused as refusal:
+            # The rows may not be at fault. One test row is retried here, instead of many rows.
+            if self.client.last_answered < begin:
+                await self._ask_for_known()
+            if count > 1:
+                reason = await self._why_not_alone(batch)
+                if reason is None:
+                    return await self._halves(batch, rows)
+                return [(slice(i, i + 1), reason) for i in range(rows.start, rows.stop)]
+            if refusal.status:
+                batch.alone += 1
+                return [(rows, ("endpoint_refused", str(refusal)))]
+            answer = await self._confirm(body, refusal)
+            if isinstance(answer, RequestRefused):
+                batch.alone += 1
+                return [(rows, ("endpoint_failed", str(answer)))]
+            outputs = answer
+        return [(rows, await self._fill_gaps(batch.arrays, rows, outputs))]
+
+    async def _halves(self, batch: _Batch, rows: slice) -> list[_Part]:
+        middle = (rows.start + rows.stop) // 2
+        first = await self._answer(batch, slice(rows.start, middle))
+        return first + await self._answer(batch, slice(middle, rows.stop))
+
+    async def _why_not_alone(self, batch: _Batch) -> tuple[str, str] | None:
+        """Return the reason and message for rows that fail together, or None to halve them.
+
+        When many rows have failed alone, a random sample shows whether most do, as in isolate.
+        """
+        if batch.rows <= SMALL_BATCH or batch.alone < SUSPECTS:
+            return None
+        async with batch.lock:
+            if not batch.judged:
+                sample = random_rows(slice(0, batch.rows))
+                asked = [await self._answer(batch, slice(row, row + 1)) for row in sample]
+                failed = [part for ((_, part),) in asked if isinstance(part, tuple)]
+                batch.judged = True
+                if len(failed) > MOSTLY * len(sample):
+                    kind, message = failed[0]
+                    reason = (
+                        f"not sent on its own, because most rows of its batch fail: of "
+                        f"{len(sample)} rows chosen at random, {len(failed)} failed, for example "
+                        f"with: {message}"
+                    )
+                    batch.reason = kind, reason[:300]
+            return batch.reason
+
+    async def _post(self, body: bytes, rows: int, **patience: Any) -> list[np.ndarray]:
+        read = functools.partial(self.codec.decode, rows=rows)
+        return await self.client.post(body, read, **patience)
+
+    async def _confirm(
+        self, body: bytes, refusal: RequestRefused
+    ) -> list[np.ndarray] | RequestRefused:
+        """Send a row that has failed several times again, each time after a row that must succeed.
+
+        Return its outputs, or the last refusal if it always fails while the other row succeeds.
+        Raise EndpointError if the other row fails too.
+        """
+        for _ in range(CONFIRMATIONS):
+            await self._ask_for_known()
+            try:
+                return await self._post(body, 1, patience=1)
+            except RequestRefused as again:
+                refusal = again
+        return refusal
+
+    async def _fill_gaps(
+        self, arrays: Sequence[np.ndarray], rows: slice, outputs: list[np.ndarray]
+    ) -> list[np.ndarray]:
+        """Send rows with NaN in an output again, in case the numbers were lost on the way.
+
+        A NaN from the model itself stays, because the model returns it again.
+        """
+        for _ in range(GAP_ANSWERS):
+            gaps = rows_with_gaps(outputs)
+            if not len(gaps):
+                break
+            try:
+                again = await self._post(self.codec.encode(arrays, rows.start + gaps), len(gaps))
+            except RequestRefused:
+                continue
+            for array, values in zip(outputs, again, strict=True):
+                array[gaps] = values
+        return outputs
+
+    async def _ask_for_known(self) -> list[np.ndarray]:
+        """Return the outputs of a row that the endpoint must be able to process.
+
+        Transient errors are retried. Raise EndpointError if the endpoint does not answer, or
+        answers like another model.
+        """
+        manifest = self.codec.manifest
+        arrays = [_known_row(manifest, spec) for spec in manifest.inputs]
+        try:
+            return await self._post(self.codec.encode(arrays, slice(0, 1)), 1, innocent=True)
+        except RequestRefused as error:
+            raise EndpointError(f"{self._as_another()}: {error}; {_CHECK}") from None
+
+    def _as_another(self) -> str:
+        manifest = self.codec.manifest
+        return (
+            f"endpoint {self.client.name} does not answer like model {manifest.name} "
+            f"{manifest.version}"
+        )
+
+
+def _known_row(manifest: Manifest, spec: InputSpec) -> np.ndarray:
+    """Return a row of an input that the model can process, `[1, width]` or `[1]`."""
+    shape = (1, spec.width) if spec.shape else (1,)
+    if manifest.golden is not None:
+        return np.asarray(manifest.golden.inputs[spec.name][:1], spec.dtype).reshape(shape)
+    if len(spec.columns) == spec.width and manifest.statistics.keys() >= set(spec.columns):
+        means = np.array([manifest.statistics[column].mean for column in spec.columns])
+        known = means if spec.dtype.startswith("float") else means.round()
+        return known.astype(spec.dtype).reshape(shape)
+    return np.full(shape, _SOME_VALUE).astype(spec.dtype)

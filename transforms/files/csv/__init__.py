@@ -1,0 +1,1 @@
+"""CSV: dialects, quotes, the bounds of rows, and parsing."""

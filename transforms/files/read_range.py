@@ -1,0 +1,180 @@
+"""Read a range of a Parquet, CSV or JSON file as source batches."""
+
+from __future__ import annotations
+
+from codecs import BOM_UTF8
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+
+from common.errors import InputError, one_line
+from common.memory import check_memory
+from common.record_batch import rebatch, slices, without_views
+from transforms.cells import is_text
+from transforms.files.columns import Columns, id_prefix
+from transforms.files.csv.header import read_header
+from transforms.files.csv.parse import CsvRows, UnclosedQuote, read_lines, whole_rows
+from transforms.files.hive import add_keys, add_to_lines, with_keys
+from transforms.files.json_documents import read_document
+from transforms.files.pins import unchanged
+from transforms.files.ranges import (
+    FileRange,
+    open_parquet,
+)
+from transforms.files.text_lines import Block, line_blocks
+from transforms.json_rows.decode import Decoded, decode_json
+from transforms.json_rows.row_format import RowFormat
+
+# The whitespace that JSON allows around a value. Python would strip more.
+_JSON_SPACE = b" \t\r\n"
+
+
+def read_range(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[Decoded]:
+    """Read a range of a file as source batches, together with the rows that could not be read.
+
+    Rows without an id get one that is derived from the path of the file and their position in
+    it: the number of a Parquet row, or the byte at which a line starts. The derived id is the
+    same in every run, however the file is split. The spans of the results cover the range, in
+    rows for Parquet and in bytes for other formats.
+
+    Args:
+        part: The range.
+        columns: The columns to read.
+        batch_rows: The maximum number of rows in a batch.
+
+    Raises:
+        InputError: The file as a whole cannot be read, or has changed since it was pinned.
+    """
+    readers = {"parquet": _read_parquet, "csv": _read_csv, "jsonl": _read_jsonl}
+    with unchanged(part.pin):
+        yield from readers[part.format](part, columns, batch_rows)
+
+
+def _read_parquet(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[Decoded]:
+    rows, prefix = 0, id_prefix(part.path)
+    with open_parquet(part.path) as parquet:
+        stored = parquet.schema_arrow
+        names = columns.names(with_keys(stored, part.keys), part.path)
+        own = [name for name in names if name in stored.names]
+        groups = list(range(part.start, part.stop))
+        try:
+            # Use one thread: Beam's workers provide the parallelism, and memory stays bounded.
+            for batch in rebatch(
+                parquet.iter_batches(batch_rows, groups, columns=own, use_threads=False),
+                batch_rows,
+            ):
+                _check_text(batch)
+                first = part.first_row + rows
+                positions = np.arange(batch.num_rows) + first
+                whole = add_keys(without_views(batch), names, part.keys, part.path)
+                yield Decoded(
+                    batch=columns.with_ids(whole, prefix, positions),
+                    failed_ids=[],
+                    failed_payloads=[],
+                    faults=[],
+                    span=(first, first + batch.num_rows),
+                )
+                rows += batch.num_rows
+        except (pa.ArrowException, OSError) as error:
+            check_memory(error, part.path)
+            raise InputError(
+                f"{part.path} is damaged in {_row_groups(part)}: {one_line(error)}"
+            ) from error
+    if rows != part.rows:
+        raise InputError(
+            f"{part.path} is damaged in {_row_groups(part)}: the footer says {part.rows} rows, but "
+            f"{rows} were read; write the file again"
+        )
+
+
+def _check_text(batch: pa.RecordBatch) -> None:
+    """Raise ArrowInvalid if text is not UTF-8, which Arrow does not check on its own."""
+    for column in batch.columns:
+        if is_text(column.type):
+            column.validate(full=True)
+
+
+def _row_groups(part: FileRange) -> str:
+    """Return the name of a range's row groups, such as `row group 3` or `row groups 0 to 2`."""
+    first, last = part.start, part.stop - 1
+    return f"row group {first}" if first == last else f"row groups {first} to {last}"
+
+
+def _read_jsonl(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[Decoded]:
+    row_format = RowFormat(columns.manifest, columns.id_column, columns.keep)
+    wanted = {*row_format.names, *row_format.keep, row_format.id_column}
+    keys = {name: value for name, value in part.keys.items() if name in wanted}
+    prefix = id_prefix(part.path)
+    for rows, span in _json_rows(part):
+        for piece in slices(len(rows), batch_rows):
+            texts = [text for _, text in rows[piece]]
+            if keys:
+                texts = add_to_lines(texts, keys, {*row_format.names}, part.path)
+            yield decode_json(texts, [f"{prefix}-{at}" for at, _ in rows[piece]], row_format)
+        yield Decoded(batch=None, failed_ids=[], failed_payloads=[], faults=[], span=span)
+
+
+def _json_rows(part: FileRange) -> Iterator[tuple[list[tuple[int, bytes]], tuple[int, int]]]:
+    """Yield the texts of rows, each with the byte at which it starts, and the span of the file."""
+    if part.document:
+        yield read_document(part.path), (part.start, part.stop)
+        return
+    for start, block, span in _blocks(part):
+        rows, at = [], start
+        for line in block.split(b"\n"):
+            # Some editors on Windows write a UTF-8 byte order mark at the start of a file.
+            text = (line.removeprefix(BOM_UTF8) if at == 0 else line).strip(_JSON_SPACE)
+            if text:
+                rows.append((at, text))
+            at += len(line) + 1
+        yield rows, span
+
+
+def _read_csv(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[Decoded]:
+    header = read_header(part.path, part.dialect)
+    dialect = replace(part.dialect, delimiter=header.delimiter)
+    stored = pa.schema([(name, pa.string()) for name in header.names])
+    names = columns.names(with_keys(stored, part.keys), part.path)
+    types = columns.csv_types([name for name in names if name in header.names])
+    blocks = (_from(header.size, block) for block in _blocks(part))
+    try:
+        for begin, block, span in whole_rows(blocks, dialect):
+            rows = read_lines(block, begin, header.names, types, dialect)
+            yield from _decoded_csv(rows, part, columns, names, batch_rows)
+            yield Decoded(batch=None, failed_ids=[], failed_payloads=[], faults=[], span=span)
+    except UnclosedQuote as error:
+        raise InputError(f"{part.path}: {error}") from error
+
+
+def _decoded_csv(
+    rows: CsvRows, part: FileRange, columns: Columns, names: Sequence[str], batch_rows: int
+) -> Iterator[Decoded]:
+    """Yield rows of a CSV file in batches, then the rows that could not be read."""
+    start, prefix = 0, id_prefix(part.path)
+    for batch in rows.columns.combine_chunks().to_batches(batch_rows):
+        offsets = rows.offsets[start : start + batch.num_rows]
+        whole = add_keys(batch, names, part.keys, part.path)
+        source = columns.with_ids(whole, prefix, offsets)
+        yield Decoded(batch=source, failed_ids=[], failed_payloads=[], faults=[])
+        start += batch.num_rows
+    if rows.failed:
+        yield Decoded(
+            batch=None,
+            failed_ids=[f"{prefix}-{offset}" for offset, _, _ in rows.failed],
+            failed_payloads=[line for _, line, _ in rows.failed],
+            faults=[fault for _, _, fault in rows.failed],
+        )
+
+
+def _blocks(part: FileRange) -> Iterator[Block]:
+    """Yield the lines of a range of a text file."""
+    encoding = part.dialect.encoding if part.format == "csv" else "utf-8"
+    return line_blocks(part.path, part.start, part.stop, part.compression, encoding)
+
+
+def _from(start: int, block: Block) -> Block:
+    """Return a block without what is before a byte of the file."""
+    cut = min(max(start - block.offset, 0), len(block.lines))
+    return Block(block.offset + cut, block.lines[cut:], block.span)
