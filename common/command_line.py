@@ -8,11 +8,37 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
+import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
 from common.command_names import as_typed
 from common.errors import UsageError
+from common.terminal import print_error
+
+# What argparse says about a wrong command line, and what Millrace says instead.
+_IN_WORDS = (
+    (r"argument (.+?): expected one argument", r"\1 needs a value"),
+    (r"argument (.+?): expected at least one argument", r"\1 needs at least one value"),
+    (r"argument (.+?): ignored explicit argument (.+)", r"\1 takes no value, got \2"),
+    (r"argument (.+?): invalid int value: (.+)", r"\1 must be a whole number, got \2"),
+    (r"argument (.+?): invalid float value: (.+)", r"\1 must be a number, got \2"),
+    (r"argument (.+?): invalid loads value: (.+)", r"\1 must be JSON, got \2"),
+    (r"argument (.+?): invalid choice: (.+) \(choose from (.+)\)", r"\1 must be one of \3, got \2"),
+    (r"argument (.+?): (.+)", r"\1: \2"),
+    (r"the following arguments are required: (.+)", r"missing \1"),
+    (r"unrecognized arguments: (.+)", r"unknown arguments \1"),
+)
+
+
+def in_words(message: str) -> str:
+    """Return a message of argparse in words that do not assume that the reader knows argparse."""
+    for pattern, words in _IN_WORDS:
+        if found := re.fullmatch(pattern, message, re.DOTALL):
+            return found.expand(words)
+    return message
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -29,8 +55,17 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(description=description, **{"allow_abbrev": False} | named | options)
 
     def error(self, message: str) -> NoReturn:
-        """Raise UsageError with argparse's message."""
-        raise UsageError(f"{message}; see --help")
+        """Raise UsageError with argparse's message in words."""
+        raise UsageError(f"{in_words(message)}; see --help")
+
+
+def parse_or_exit(parser: CommandParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse a command line, or print what is wrong with it in one line and exit with code 2."""
+    try:
+        return parser.parse_args(argv)
+    except UsageError as error:
+        print_error(error)
+        sys.exit(2)
 
 
 def positive_integer(text: str) -> int:

@@ -12,7 +12,6 @@ python -m examples.local_cloud
 
 from __future__ import annotations
 
-import argparse
 import functools
 import os
 import random
@@ -34,7 +33,7 @@ from pathlib import Path
 from cloud.clients import Cloud
 from cloud.endpoints import VARIABLES, Endpoints
 from cloud.proxies import spare_loopback
-from common.command_names import as_typed
+from common.command_line import CommandParser, parse_or_exit
 
 INSTALLED = Path(__file__).parent.parent / ".emulators"
 INSTALL_COMMAND = "make emulators"
@@ -252,11 +251,12 @@ def local_cloud(
 
 def main(argv: Sequence[str]) -> None:
     """Start all installed servers, print the variables that name them, and run until Ctrl-C."""
-    argparse.ArgumentParser(
-        prog=as_typed("examples.local_cloud"),
-        description="Run servers that stand in for Google Cloud until Ctrl-C, and print the "
+    parser = CommandParser(
+        "examples.local_cloud",
+        "Run servers that stand in for Google Cloud until Ctrl-C, and print the "
         "variables with which commands in other terminals use them.",
-    ).parse_args(argv)
+    )
+    parse_or_exit(parser, argv)
     if not is_installed():
         raise SystemExit(
             f"error: the emulators are missing; run in a checkout of the source: {INSTALL_COMMAND}"

@@ -16,6 +16,7 @@ from apache_beam.options.pipeline_options import (
     StandardOptions,
     TestOptions,
 )
+from apache_beam.runners.runner import PipelineRunner
 
 from common.addresses import address_fault, path_fault
 from common.errors import UsageError, one_line, suggest
@@ -78,6 +79,10 @@ def beam_options(
     options = CachedOptions(list(args))
     _read_dry_run(options)
     standard, direct = options.view_as(StandardOptions), options.view_as(DirectOptions)
+    if direct.direct_num_workers < 0:
+        raise UsageError(
+            f"--direct_num_workers must be at least 0, got {direct.direct_num_workers}"
+        )
     if streaming:
         standard.streaming = True
     standard.runner = runner
@@ -117,7 +122,7 @@ def is_dry_run(options: PipelineOptions) -> bool:
 
 
 def _check_class(runner: str) -> None:
-    """Raise UsageError if a runner is given by a path at which there is no class.
+    """Raise UsageError if a runner is given by a path at which there is no class of a runner.
 
     Beam would look for the class only after a stream has claimed its subscription.
     """
@@ -125,12 +130,17 @@ def _check_class(runner: str) -> None:
     if not module:
         return
     try:
-        getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UsageError(
             f"--runner {runner} must be the name of a Beam runner or the path of a class: "
             f"{one_line(error)}"
         ) from error
+    if not (isinstance(found, type) and issubclass(found, PipelineRunner)):
+        raise UsageError(
+            f"--runner {runner} must be the name of a Beam runner or the path of a class: it is "
+            "not a subclass of apache_beam.runners.PipelineRunner"
+        )
 
 
 def _with_value(args: Sequence[str]) -> list[str]:

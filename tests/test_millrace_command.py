@@ -140,10 +140,15 @@ def test_names_hold_only_in_the_block() -> None:
             "missing --project; for example: millrace launch --attach 'a job' --project PROJECT",
         ),
         (["launch", "batch"], "unknown pipeline 'batch'"),
-        (["package", "--output", "o"], "the following arguments are required: model"),
+        (["package", "--output", "o"], "missing model"),
         (["deploy", "undeploy"], "--endpoint is missing"),
-        (["resources", "look"], "argument COMMAND: invalid choice: 'look'"),
-        (["template", "batch_local"], "the following arguments are required: --bucket, --image"),
+        (["demo", "--rows", "5"], "unknown arguments --rows 5"),
+        (["local-cloud", "--port", "5"], "unknown arguments --port 5"),
+        (
+            ["resources", "look"],
+            "COMMAND must be one of 'plan', 'setup', 'status', 'cleanup', got 'look'",
+        ),
+        (["template", "batch_local"], "missing --bucket, --image"),
     ],
 )
 def test_wrong_flags_exit_with_2_and_advice_that_names_the_command(

@@ -232,6 +232,11 @@ def test_a_wrong_value_is_a_usage_error_that_names_the_flag(argv: tuple[str, ...
     [
         (("--batch_rows", "0"), "--batch_rows must be at least 1, got 0"),
         (("--batch_rows", "1.5"), "--batch_rows must be a whole number, got 1.5"),
+        (("--batch_rows",), "--batch_rows needs a value; see --help"),
+        (
+            ("--batch_rows", "9223372036854775808"),
+            "--batch_rows must be at most 9223372036854775807, got 9223372036854775808",
+        ),
         (
             ("--max_dead_letter_share", "2"),
             "--max_dead_letter_share must be a number from 0 to 1, got 2",

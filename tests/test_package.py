@@ -529,8 +529,8 @@ class Reshaped(torch.nn.Module):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--output", "{}/o"], 2, "the following arguments are required: --feature_columns"),
-        (["--feature_columns", "a", "--output", "{}/o", "--smaple", "x"], 2, "unrecognized argume"),
+        (["--output", "{}/o"], 2, "missing --feature_columns"),
+        (["--feature_columns", "a", "--output", "{}/o", "--smaple", "x"], 2, "unknown argume"),
         (["--feature_columns", "a,b", "--output", "{}/o"], 1, "fails on 2 rows of 2 zeros"),
         (["--feature_columns", "a,a,b", "--output", "{}/o"], 1, "columns, none of them twice"),
         (

@@ -197,8 +197,8 @@ def test_an_error_in_the_config_is_reported_in_one_line(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["plam"], "invalid choice: 'plam'"),
-        ([], "the following arguments are required: COMMAND"),
+        (["plam"], "got 'plam'"),
+        ([], "missing COMMAND"),
         (
             ["plan", "--kinds", "tabel"],
             "this command does not take the kind 'tabel' (did you mean 'table'",

@@ -232,6 +232,11 @@ def test_the_flags_that_a_command_needs_are_enough(command: Command) -> None:
         ),
         (
             BATCH_VERTEX,
+            {"endpoint": "projects/p/locations/l/endpoints/1", "endpoint_project": "q"},
+            "--endpoint_project has no effect with the full name in --endpoint: leave out",
+        ),
+        (
+            BATCH_VERTEX,
             {"endpoint": None, "endpoint_url": "http://h", "endpoint_project": "p"},
             "--endpoint_project has no effect without --endpoint:",
         ),

@@ -5,6 +5,7 @@ import uuid
 
 import pytest
 from apache_beam.options.pipeline_options import StandardOptions
+from apache_beam.runners.runner import PipelineRunner
 
 from common.errors import UsageError
 from examples.local_cloud import LocalCloud, free_port
@@ -35,6 +36,10 @@ CHOSEN: dict[str, tuple[str | None, str | None]] = {
     "TestDirectRunner": ("TestDirectRunner", None),
 }
 PATHS = {path.rpartition(".")[2]: path for path in (*StandardOptions.ALL_KNOWN_RUNNERS, DASK)}
+
+
+class OwnRunner(PipelineRunner):
+    pass
 
 
 def spellings(name: str) -> list[str]:
@@ -109,9 +114,23 @@ def test_a_path_without_a_class_is_rejected(typed: str) -> None:
 
 
 def test_a_runner_class_of_your_own_becomes_the_runner() -> None:
-    # Any class will do, because no instance is created.
-    options = beam_options(["--runner=unittest.TestCase"], streaming=True)
-    assert options.view_as(StandardOptions).runner == "unittest.TestCase"
+    typed = f"{__name__}.OwnRunner"
+    options = beam_options([f"--runner={typed}"], streaming=True)
+    assert options.view_as(StandardOptions).runner == typed
+
+
+@pytest.mark.parametrize(
+    "typed", ["os.path.join", "unittest.TestCase", "common.errors.MillraceError"]
+)
+def test_a_path_of_something_that_is_no_runner_is_rejected(typed: str) -> None:
+    for streaming in (False, True):
+        with pytest.raises(UsageError, match=f"--runner {typed} must be .* not a subclass of"):
+            beam_options([f"--runner={typed}"], streaming=streaming)
+
+
+def test_a_negative_number_of_workers_is_rejected() -> None:
+    with pytest.raises(UsageError, match="--direct_num_workers must be at least 0, got -4"):
+        beam_options(["--direct_num_workers=-4"])
 
 
 def test_the_error_for_portable_runner_says_what_to_do_if_the_job_service_reads_pubsub() -> None:

@@ -583,7 +583,7 @@ def test_a_refusal_by_google_is_reported_in_one_line(
         (["--image", "us-docker.pkg.dev/vertex-ai/prediction/x:latest"], "container needs a .mar"),
         (["--model_digest", "0" * 64], "--model_digest expects sha256 000"),
         (["--model", "/nowhere"], "no model at /nowhere"),
-        (["--mode", "x"], "unrecognized arguments: --mode"),
+        (["--mode", "x"], "unknown arguments --mode"),
     ],
 )
 def test_wrong_flags_are_reported_before_anything_is_created(

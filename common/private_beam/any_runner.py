@@ -13,6 +13,7 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.io.gcp.pubsub import ReadFromPubSub
 from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
 
+from common.command_line import in_words
 from common.errors import UsageError
 
 # Options that travel with a job, but that users cannot pass as flags.
@@ -23,9 +24,8 @@ class FlagParser(_BeamArgumentParser):
     """Beam's parser, except that it raises UsageError instead of printing all flags and exiting."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise UsageError with argparse's message in one line."""
-        message = message.removeprefix("argument ")
-        raise UsageError(message.replace("invalid loads value", "invalid JSON"))
+        """Raise UsageError with argparse's message in words."""
+        raise UsageError(in_words(message))
 
     def flags(self) -> dict[str, bool]:
         """Return every flag, and whether it takes a value."""

@@ -5,7 +5,6 @@ python -m examples.transactions.demo --output build/demo
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import subprocess
@@ -14,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.command_names import as_typed
+from common.command_line import CommandParser, parse_or_exit
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -103,9 +102,8 @@ def plot_scores(scores: pa.Table, path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the demo, and return the exit code of its scoring run."""
-    parser = argparse.ArgumentParser(
-        prog=as_typed("examples.transactions.demo"),
-        description="Build the example, score it and show the results.",
+    parser = CommandParser(
+        "examples.transactions.demo", "Build the example, score it and show the results."
     )
     parser.add_argument(
         "--output",
@@ -119,7 +117,7 @@ def main(argv: list[str] | None = None) -> int:
         default=Path("build/example"),
         help="folder of the example, which is built if it does not exist (default: build/example)",
     )
-    args = parser.parse_args(argv)
+    args = parse_or_exit(parser, argv)
     # Imported only now, so that a wrong flag is reported at once: importing torch and Beam takes
     # seconds.
     from examples.transactions.build import ensure_example

@@ -24,6 +24,8 @@ from pipelines.options.lists import Split, join_list, split_list
 
 T = TypeVar("T")
 _METAVARS = {int: "N"}
+# Arrow, JSON and BigQuery have no greater integers.
+_MAX_INTEGER = 2**63 - 1
 _NUMBERS = {int: "a whole number", float: "a number"}
 # The origins of `int | None` and of `Literal["a"] | None`.
 _UNIONS = (types.UnionType, typing.Union)
@@ -233,6 +235,8 @@ def _checked(f: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
         raise UsageError(f"--{f.name} must be {must}, got {value}") from error
     if form is not None and not re.fullmatch(form.regex, as_text(number)):
         raise UsageError(f"--{f.name} must {form.must}, got {value}")
+    if plain is int and number > _MAX_INTEGER:
+        raise UsageError(f"--{f.name} must be at most {_MAX_INTEGER}, got {value}")
     return number
 
 

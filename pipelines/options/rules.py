@@ -186,6 +186,11 @@ def check_together(parsed: Parsed) -> None:
             raise UsageError(
                 f"--{name} has no effect without {_flags(others)}: {add}, or leave out --{name}"
             )
+    for name in ("endpoint_project", "endpoint_location"):
+        if name in given and "/" in given["endpoint"]:
+            raise UsageError(
+                f"--{name} has no effect with the full name in --endpoint: leave out --{name}"
+            )
     for name, (others, why) in _IDLE_BESIDE.items():
         if name in given and (other := next((o for o in others if o in given), None)):
             raise UsageError(f"--{name} has no effect with --{other}, {why}: leave out --{name}")
