@@ -515,6 +515,7 @@ def test_flags_that_do_not_agree(run: Any, tmp_path: Path, monkeypatch: pytest.M
     nothing_written(tmp_path / "out")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("given", "near"),
     [
@@ -809,6 +810,7 @@ def in_parts(example: Path, folder: Path, **columns: list[pa.Array]) -> Path:
     return folder
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("output_format", ["parquet", "jsonl"])
 @pytest.mark.parametrize(
     ("parts", "kind", "values"),

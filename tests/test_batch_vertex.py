@@ -76,6 +76,7 @@ def assert_same(got: Path, wanted: Path) -> None:
     assert letters(got) == letters(wanted)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "given",
     [

@@ -479,6 +479,7 @@ def inputs(example: Path, make_source: Make) -> tuple[Manifest, pa.RecordBatch]:
     return manifest, good
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("instance_format", ["list", "named"])
 @pytest.mark.parametrize("rows", [1, 7, 1_000])
 def test_the_served_model_and_the_one_in_the_worker_agree(

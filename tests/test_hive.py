@@ -68,6 +68,7 @@ def scores(tmp_path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_keys_are_features_ids_and_output_fields(run: Any, tmp_path: Path, suffix: str) -> None:
     for c, day in ((3, "2026-11-19"), (4, "__HIVE_DEFAULT_PARTITION__"), (5, "a%2Fb %3D")):
@@ -84,6 +85,7 @@ def test_keys_are_features_ids_and_output_fields(run: Any, tmp_path: Path, suffi
     assert {row["row_id"]: row["score"] for row in scores(tmp_path)} == by_folder
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_key_that_is_also_a_column_must_agree(run: Any, tmp_path: Path, suffix: str) -> None:
     rows = {"a": [1.0, 1.0], "b": [2.0, 2.0], "c": [3.0, 3.0], "n": [7, 7]}

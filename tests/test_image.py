@@ -129,8 +129,8 @@ def test_an_image_without_a_digest_is_rejected(image: str) -> None:
         (["batch_locl", "--bucket", "bucket", "--image", IMAGE], "did you mean 'batch_local"),
         (["batch_local", "--bucket", "gs://b/c", "--image", IMAGE], "must be the name of a bucket"),
         (["batch_local", "--bucket", "bucket", "--image", "a:1"], "must be REPOSITORY@sha256"),
-        (["batch_local", "--image", IMAGE], "required: --bucket"),
-        (["batch_local", "--bucket", "bucket", "--imag", IMAGE], "required: --image"),
+        (["batch_local", "--image", IMAGE], "missing --bucket"),
+        (["batch_local", "--bucket", "bucket", "--imag", IMAGE], "missing --image"),
     ],
 )
 def test_a_wrong_flag_is_reported_in_one_line(

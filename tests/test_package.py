@@ -211,6 +211,7 @@ def test_answers_that_are_not_one_row_per_row_are_refused(module: nn.Module, mes
         infer_manifest(bare(script(module)), COLUMNS)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("columns", [("a",), ("a", "b"), ("a", "b", "c", "d")])
 @pytest.mark.parametrize("save", [script, export])
 def test_another_number_of_columns_is_refused(save: Any, columns: tuple[str, ...]) -> None:

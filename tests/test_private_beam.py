@@ -192,6 +192,7 @@ def test_each_underscore_name_of_the_two_modules_is_checked(path: str) -> None:
     }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "path", [path for path in product() if path.parent.name != "private_beam"], ids=str
 )

@@ -75,6 +75,7 @@ def test_all_outputs_equal_the_outputs_of_a_worker(client: Client, worker_output
             assert_scores(got[name], row[name], name)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("size", [1, 7, 1_000])
 def test_outputs_do_not_depend_on_the_rows_of_a_request(
     client: Client, worker_outputs: Any, size: int

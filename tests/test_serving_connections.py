@@ -70,6 +70,7 @@ def test_a_stalled_request_is_refused_at_the_deadline(hasty: Running, sent: byte
         assert is_closed(connection)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("start", "drop"),
     [

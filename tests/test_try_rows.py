@@ -204,6 +204,7 @@ def package(folder: Path, data: bytes, *flags: str, sample: np.ndarray | None = 
 # Packaging.
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("rows", [1, 2, 8, 200, None])
 @pytest.mark.parametrize("kind", DEPENDENT)
 def test_a_model_whose_rows_depend_on_the_batch_is_not_packaged(
@@ -218,6 +219,7 @@ def test_a_model_whose_rows_depend_on_the_batch_is_not_packaged(
     assert not (tmp_path / "package").exists()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("rows", [1, 2, 8, 200, None])
 @pytest.mark.parametrize("kind", HONEST)
 def test_an_honest_model_is_packaged_and_runs(tmp_path: Path, kind: str, rows: int | None) -> None:
