@@ -258,6 +258,11 @@ def refuse_manifest(where: str, expected: object, got: object, hint: str = "") -
         ManifestError: Always.
     """
     shown = repr(got)
+    if where.startswith(("golden.inputs", "golden.outputs")) or (
+        where == "golden" and not isinstance(got, str)
+    ):
+        # Known-good rows may come from real data.
+        shown = f"a value of type {type(got).__name__}"
     shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
     message = f"{MANIFEST_NAME}: {where}: expected {expected}, got {shown}{hint}"
     raise ManifestError(" ".join(message.split()))
@@ -340,9 +345,9 @@ def _check_golden(golden: GoldenRows, manifest: Manifest) -> None:
     outputs = {spec.name for spec in manifest.outputs}
     if set(golden.inputs) != inputs or not golden.outputs or set(golden.outputs) - outputs:
         expected = "rows for every input and for one or more outputs"
-        refuse_manifest("golden", expected, [*golden.inputs, *golden.outputs])
+        refuse_manifest("golden", expected, ", ".join([*golden.inputs, *golden.outputs]))
     if not (golden.rtol >= 0 and golden.atol >= 0):
-        refuse_manifest("golden", "rtol and atol of at least 0", [golden.rtol, golden.atol])
+        refuse_manifest("golden", "rtol and atol of at least 0", f"{golden.rtol} and {golden.atol}")
     first = golden.inputs[manifest.inputs[0].name]
     for spec in manifest.inputs:
         shape = (spec.width,) if spec.shape else ()
@@ -360,9 +365,14 @@ def _check_rows(where: str, rows: list[Any], dtype: str, shape: tuple[int, ...])
     try:
         array = np.asarray(rows)
         numbers = array.dtype.kind in "biuf" and np.asarray(rows, dtype) is not None
+        # Known-good rows may come from real data, so the message has no value of them.
+        found = f"the shape {list(array.shape)}" if numbers else "other values"
     except (ValueError, TypeError, OverflowError):
-        numbers = False
+        numbers, found = False, "rows of different lengths or other values"
     # A list of one number is one number.
     single = numbers and len(shape) == 1 and array.shape[:1] == shape and array.size == len(rows)
     if not numbers or not (single or array.shape == shape) or shape[0] < 1:
-        refuse_manifest(where, f"one or more rows of {dtype} in the shape {list(shape)}", rows)
+        raise ManifestError(
+            f"{MANIFEST_NAME}: {where}: expected one or more rows of {dtype} in the shape "
+            f"{list(shape)}, got {found}"
+        )

@@ -318,6 +318,14 @@ def test_text_that_is_not_a_json_object_is_refused(text: str | bytes, message: s
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("rows", [[[1234.5]], [[1234.5, 7], [3]], {"0": [1234.5]}, 1234.5])
+def test_no_message_contains_a_value_of_a_known_good_row(rows: Any) -> None:
+    for path in ("golden",), ("golden", "inputs"), ("golden", "inputs", "amounts"):
+        with pytest.raises(ManifestError) as caught:
+            parse_manifest(edited(path, rows))
+        assert "1234" not in str(caught.value)
+
+
 def test_names_with_line_breaks_and_long_values_stay_in_a_short_line() -> None:
     with pytest.raises(ManifestError) as caught:
         parse_manifest(edited(("statistics", "a\nb\u2028c"), ["long"] * 1000))
