@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -56,6 +57,12 @@ class Settings:
     max_in_flight: int = 512
     drain_seconds: float = 30.0
     ends_when_failed: bool = False
+
+
+def _device(text: str) -> str:
+    if re.fullmatch(r"auto|cpu|cuda(:\d+)?", text) is None:
+        raise argparse.ArgumentTypeError(f"expected auto, cpu, cuda or cuda:N, got {text!r}")
+    return text
 
 
 def _port(text: str) -> int:
@@ -154,7 +161,9 @@ def _add_inference_flags(model: Callable[..., Any]) -> None:
         help="fields of an instance, such as its id, that are copied to its prediction; they need "
         "not be features",
     )
-    model("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    model(
+        "--device", type=_device, default="auto", help="auto, cpu, cuda or cuda:N (default: auto)"
+    )
     model(
         "--precision",
         default="float32",

@@ -749,6 +749,13 @@ def test_an_unexpected_error_is_one_line_and_a_traceback_with_debug(
         run(debug="true")
 
 
+@pytest.mark.parametrize("given", [{"csv_delimiter": ";"}, {"csv_multiline": "true"}])
+def test_csv_flags_without_csv_files_are_rejected(run: Any, given: dict[str, str]) -> None:
+    expected = "the --csv_* flags have no effect: no input file is CSV"
+    assert_one_line_error(run(**given), 2, expected)
+    assert_one_line_error(run(**given, input_format="parquet"), 2, expected)
+
+
 def test_ctrl_c_ends_a_run_whose_workers_never_end(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

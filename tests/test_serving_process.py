@@ -53,6 +53,7 @@ def test_variables_of_vertex_ai_set_the_defaults_and_flags_override_them() -> No
             "number of at least 0, got '-1'",
         ),
         (["--model_path", "m", "--precision", "int4"], {}, "got 'int4'"),
+        (["--model_path", "m", "--device", "gpu"], {}, "cpu, cuda or cuda:N, got 'gpu'"),
         (["--model_path", "m", "--prot", "1"], {}, "unknown arguments --prot"),
     ],
 )

@@ -91,6 +91,12 @@ def test_times_are_written_as_bigquery_writes_them(microseconds: int, text: str)
         assert text_column(column).to_pylist() == [text + end] == [to_text(column[0].as_py())]
 
 
+def test_an_id_that_is_not_a_number_is_missing() -> None:
+    column = pa.array([1.0, float("nan"), None])
+    assert id_column(column).to_pylist() == ["1", None, None]
+    assert [to_id(value) for value in column.to_pylist()] == ["1", None, None]
+
+
 def test_uuids_have_their_usual_text() -> None:
     values = [uuid.UUID(int=2**100 + 7), None]
     column = pa.array([value and value.bytes for value in values], pa.uuid())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import math
 from decimal import Decimal
 from typing import Any
 
@@ -39,7 +40,12 @@ def is_binary(kind: pa.DataType) -> bool:
 
 
 def to_id(value: Any) -> str | None:
-    """Return a value as the id of a row: bytes as hex digits, any other value as `to_text` does."""
+    """Return a value as the id of a row, or None for null and NaN.
+
+    Bytes become hex digits, any other value what `to_text` returns.
+    """
+    if isinstance(value, float) and math.isnan(value):
+        return None
     return value.hex() if isinstance(value, bytes) else to_text(value)
 
 
@@ -92,9 +98,14 @@ def _time_text(value: datetime.datetime | datetime.time) -> str:
 
 
 def id_column(column: pa.Array) -> pa.Array:
-    """Return a column as ids, string [rows]: bytes as hex digits, others as `text_column` does."""
+    """Return a column as ids, string [rows]; null and NaN, which pandas writes for null, are null.
+
+    Bytes become hex digits, any other value what `text_column` returns.
+    """
     if pa.types.is_dictionary(column.type):
         return id_column(column.dictionary_decode())
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
     return _hex(column) if is_binary(column.type) else text_column(column)
 
 

@@ -25,7 +25,7 @@ from transforms.bigquery.source import BigQuerySource, at_one_moment, describe_s
 from transforms.cells import is_text
 from transforms.encode import OutputFields, check_fields, read_type
 from transforms.files.columns import Columns
-from transforms.files.csv.dialect import Dialect
+from transforms.files.csv.dialect import PLAIN, Dialect
 from transforms.files.first_rows import read_first_rows
 from transforms.files.hive import check_keys, keys_of
 from transforms.files.one_schema import Origin, one_type, parquet_origins
@@ -132,6 +132,11 @@ def _open_files(
             f"got {', '.join(source.patterns)}"
         )
     files = find_files(source)
+    if source.dialect != PLAIN and all(kind != "csv" for _, kind in files):
+        raise UsageError(
+            "the --csv_* flags have no effect: no input file is CSV; remove them, or check "
+            "--input_files and --input_format"
+        )
     check_files(files, source.dialect, columns, fields)
     keys = key_types(files, columns.manifest, fields, present)
     schema, origins = passed_on(files, columns.manifest, fields, keys)

@@ -22,7 +22,7 @@ from transforms.json_rows.values import read_json_values
 # Hive, Spark and others write this value for null.
 _NULL = "__HIVE_DEFAULT_PARTITION__"
 _DIGITS = re.compile(r"-?[0-9]{1,18}(\.[0-9]+)?")
-_CONDITION = re.compile(r"\s*([^<>=!]+?)\s*(>=|<=|!=|==|=|<|>)\s*(.*?)\s*")
+_CONDITION = re.compile(r"\s*([^<>=!]+?)\s*(>=|<=|!=|==|=|<|>)\s*((?![<>=!]).*?)\s*")
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,
