@@ -60,6 +60,8 @@ class World:
     capsys: pytest.CaptureFixture[str]
     pipelines: tuple[str, ...] = PIPELINES
     extra: dict[str, Any] = field(default_factory=dict)
+    # Trying a model takes seconds, because it starts a process that imports PyTorch.
+    tries_models: bool = False
 
     @property
     def cloud(self) -> Cloud:
@@ -89,7 +91,10 @@ class World:
         self.capsys.readouterr()
         command, *rest = argv
         common = ("--config", str(path), "--api_endpoints", places, "--retry_seconds", "5")
-        code = main([command, *common, *rest])
+        with pytest.MonkeyPatch.context() as patch:
+            if not self.tries_models:
+                patch.setattr("resources.commands.try_package", lambda *_: None)
+            code = main([command, *common, *rest])
         printed = self.capsys.readouterr()
         return code, printed.out, printed.err
 

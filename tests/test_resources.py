@@ -561,6 +561,7 @@ def test_a_model_that_does_not_work_is_not_set_up(
     make_world: Callable[..., World], example: Path, tmp_path: Path
 ) -> None:
     world = make_world("wrong", SMALL)
+    world.tries_models = True
     kinds = ("--kinds", "bucket,model")
     table = tmp_path / "rows.parquet"
     parquet.write_table(pa.table({"a": [1.0]}), table)
