@@ -27,6 +27,7 @@ from same_scores import assert_scores
 from cloud.endpoints import VARIABLES
 from examples.transactions.data import FEATURES, generate
 from model_handlers.read_package import MAR_MANIFEST
+from pipelines.batch.in_process import quiet_workers
 from pipelines.batch_local import COMMAND
 from transforms.encode import output_schema
 from transforms.files.writers import open_writer
@@ -781,6 +782,25 @@ def test_ctrl_c_ends_a_run_whose_workers_never_end(
     assert waited < 100
     assert (code, out, err.strip()) == (130, "", "interrupted: nothing was written")
     nothing_written(tmp_path / "out")
+
+
+def test_after_ctrl_c_only_the_main_thread_prints(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The stream is restored after the test.
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+
+    def fail() -> None:
+        print("a traceback", file=sys.stderr)
+
+    with pytest.raises(KeyboardInterrupt), quiet_workers():
+        fail()
+        raise KeyboardInterrupt
+    worker = threading.Thread(target=fail)
+    worker.start()
+    worker.join()
+    print("interrupted", file=sys.stderr)
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

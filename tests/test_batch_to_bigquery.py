@@ -423,7 +423,7 @@ def test_names_in_any_language_are_columns_and_an_integer_beyond_int64_is_a_dead
     height = pa.array([1, 2**63, 2**63 - 1], pa.uint64())
     path = tmp_path / "heights.parquet"
     pq.write_table(rows.append_column("Größe in cm", height), path)
-    code, _, err = run(input_files=path, output_fields="Größe in cm", max_dead_letter_share=0.5)
+    code, _, err = run(input_files=path, output_fields='"Größe in cm"', max_dead_letter_share=0.5)
     assert (code, err) == (0, "")
     found = tables.query("SELECT * FROM scores ORDER BY row_id")
     ids = rows["transaction_id"].to_pylist()

@@ -830,7 +830,10 @@ def test_a_view_is_refused_and_the_query_in_the_message_reads_it(
     [
         ({}, r"needs column 'b' and 1 more, which the source lacks \(did you mean 'bb'\?\)"),
         ({"keep": ("exra",)}, r"lacks column 'exra' \(did you mean 'extra'\?\)"),
-        ({"id_column": "raw"}, r"id column 'raw': expected strings, numbers or times, got binary"),
+        (
+            {"id_column": "raw"},
+            r"id column 'raw': expected text, numbers, times, UUIDs or bytes, got",
+        ),
     ],
 )
 def test_missing_columns_are_reported_with_the_nearest_name(
@@ -841,7 +844,7 @@ def test_missing_columns_are_reported_with_the_nearest_name(
     sql: Callable[[str], None],
 ) -> None:
     names = "1 AS a, 2 AS b, 3 AS c" if fields else "1 AS a, 2 AS bb"
-    sql(f"CREATE OR REPLACE TABLE `{source.table}` AS SELECT {names}, 'x' AS extra, b'x' AS raw")
+    sql(f"CREATE OR REPLACE TABLE `{source.table}` AS SELECT {names}, 'x' AS extra, [1] AS raw")
     with pytest.raises(InputError, match=message):
         read(source, replace(columns, **fields))
 

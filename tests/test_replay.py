@@ -415,7 +415,7 @@ def test_a_signal_ends_a_replay_and_leaves_nothing_staged(
     process.send_signal(number)
     out, err = process.communicate(timeout=300)
     assert (process.returncode, out) == (128 + number, "")
-    assert err.splitlines()[-1].startswith("interrupted: ")
+    assert err.splitlines()[-1].startswith("interrupted: "), err
     assert not staging.exists()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["r"]
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
-import io
 import os
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +19,6 @@ from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from common.addresses import without_secrets
 from common.errors import TooFewRows, TooManyDeadLetters
-from common.interrupts import Background
 from common.terminal import is_terminal, print_facts
 from model_handlers.manifest import Manifest
 from pipelines.batch.config import RunConfig, Table, batch_config
@@ -32,6 +29,7 @@ from pipelines.batch.destinations import (
     report_folder,
 )
 from pipelines.batch.graph import ScoreRows
+from pipelines.batch.in_process import quiet_workers, run_in_process
 from pipelines.batch.progress import progress_line
 from pipelines.batch.report_text import STYLES, run_facts
 from pipelines.batch.sources import Source, open_source
@@ -50,9 +48,6 @@ from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder
 from transforms.files.staging import discard
 from transforms.provenance import Provenance, utc_now
 from transforms.run_report import too_many
-
-# From malloc.h of glibc.
-M_ARENA_MAX = -8
 
 
 def run_local(parsed: Parsed) -> None:
@@ -272,15 +267,10 @@ def _run_to_end(
         nullcontext() if debug else quiet_workers(),
         _abandoned_on_error(graph),
     ):
-        if not runs_in_process(options):
+        if runs_in_process(options):
+            run_in_process(pipeline)
+        else:
             pipeline.run().wait_until_finish()
-            return
-        from common.private_beam.in_process import keep_buffers_whole
-
-        keep_buffers_whole()
-        share_memory()
-        # When Ctrl-C interrupts it, Beam's runner sometimes waits forever for its own threads.
-        Background(lambda: pipeline.run().wait_until_finish()).result()
 
 
 def _job_facts(graph: ScoreRows, config: RunConfig) -> JobFacts:
@@ -340,27 +330,3 @@ def check_limits(
         f"({largest['rows']:,} {'row' if largest['rows'] == 1 else 'rows'}): see {places} for the "
         f"rows and reasons; {todo}"
     )
-
-
-def share_memory() -> None:
-    """Limit the memory pools of this process to two, if its C library is glibc.
-
-    The default is eight pools per core. Each keeps the memory that its threads have freed, which
-    adds up to hundreds of megabytes in a run with large batches.
-    """
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").mallopt(M_ARENA_MAX, 2)
-
-
-@contextmanager
-def quiet_workers() -> Iterator[None]:
-    """Hold back what workers in this process print on standard error, and drop it on failure.
-
-    Beam prints the traceback of each failing bundle several times, while the error itself is
-    reported once, at the end. If the block succeeds, the held output is printed. Logging is not
-    held back.
-    """
-    held = io.StringIO()
-    with redirect_stderr(held):
-        yield
-    sys.stderr.write(held.getvalue())

@@ -36,7 +36,7 @@ class Split:
             return ""
         return (
             f"; the value of --{self.flag} was split at {self.at}: put a value that contains "
-            'them into double quotes, as in "a,b"'
+            'them into double quotes, as in "a, b"'
         )
 
 
