@@ -790,12 +790,13 @@ def test_after_ctrl_c_only_the_main_thread_prints(
     # The stream is restored after the test.
     monkeypatch.setattr(sys, "stderr", sys.stderr)
 
-    def fail() -> None:
+    def fail(error: type[BaseException] | None = None) -> None:
         print("a traceback", file=sys.stderr)
+        if error is not None:
+            raise error
 
     with pytest.raises(KeyboardInterrupt), quiet_workers():
-        fail()
-        raise KeyboardInterrupt
+        fail(KeyboardInterrupt)
     worker = threading.Thread(target=fail)
     worker.start()
     worker.join()

@@ -832,7 +832,7 @@ def test_a_view_is_refused_and_the_query_in_the_message_reads_it(
         ({"keep": ("exra",)}, r"lacks column 'exra' \(did you mean 'extra'\?\)"),
         (
             {"id_column": "raw"},
-            r"id column 'raw': expected text, numbers, times, UUIDs or bytes, got",
+            r"id column 'raw': expected text, numbers, times, UUIDs or bytes",
         ),
     ],
 )
