@@ -34,7 +34,7 @@ from serving.refusals import Disconnected, Refusal, json_response
 from serving.request_body import read_body
 from serving.service import Service, State, arrays_of
 from transforms.dead_letters import Fault
-from transforms.json_rows.values import load_json
+from transforms.json_rows.values import json_type, load_json
 
 logger = logging.getLogger("serving")
 
@@ -281,7 +281,7 @@ def parse_request(body: bytes) -> tuple[list[Any], str | list[str] | None]:
     if parameters is None:
         return instances, None
     if not isinstance(parameters, dict):
-        raise Refusal(400, f"parameters: expected an object, got {type(parameters).__name__}")
+        raise Refusal(400, f"parameters: expected an object, got {json_type(parameters)}")
     for name in parameters:
         if name != "outputs":
             raise Refusal(400, f"unknown parameter {name[:40]!r}: the only parameter is outputs")
