@@ -37,6 +37,8 @@ from transforms.dead_letters import Fault
 from transforms.json_rows.values import json_type, load_json
 
 logger = logging.getLogger("serving")
+# Every gzip file starts with it, and no JSON text does.
+_GZIP_START = b"\x1f\x8b"
 
 # How many bad rows of a request the error lists.
 SHOWN_ROWS = 20
@@ -268,6 +270,9 @@ def parse_request(body: bytes) -> tuple[list[Any], str | list[str] | None]:
     try:
         request = load_json(body)
     except ValueError as error:
+        if body.startswith(_GZIP_START):
+            message = "the body is compressed by gzip: send it with Content-Encoding: gzip"
+            raise Refusal(400, message) from error
         raise Refusal(400, f"the body is {error}") from error
     if not isinstance(request, dict) or not isinstance(request.get("instances"), list):
         raise Refusal(
