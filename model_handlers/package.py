@@ -314,6 +314,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="output to use as the score (default: the output with one float per row, if there is "
         "only one)",
     )
+    _add_special_flags(parser)
+    return parser
+
+
+def _add_special_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for state dicts, and for models whose answers depend on the batch."""
     parser.add_argument(
         "--architecture",
         metavar="MODULE:CLASS",
@@ -332,7 +338,6 @@ def make_parser() -> argparse.ArgumentParser:
         "difference is at most this (absolute and relative); recorded in the manifest and in every "
         "report",
     )
-    return parser
 
 
 def make_package(args: argparse.Namespace) -> Manifest:
