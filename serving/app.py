@@ -34,9 +34,11 @@ from serving.refusals import Disconnected, Refusal, json_response
 from serving.request_body import read_body
 from serving.service import Service, State, arrays_of
 from transforms.dead_letters import Fault
-from transforms.json_rows.values import load_json
+from transforms.json_rows.values import json_type, load_json
 
 logger = logging.getLogger("serving")
+# Every gzip file starts with it, and no JSON text does.
+_GZIP_START = b"\x1f\x8b"
 
 # How many bad rows of a request the error lists.
 SHOWN_ROWS = 20
@@ -268,6 +270,9 @@ def parse_request(body: bytes) -> tuple[list[Any], str | list[str] | None]:
     try:
         request = load_json(body)
     except ValueError as error:
+        if body.startswith(_GZIP_START):
+            message = "the body is compressed by gzip: send it with Content-Encoding: gzip"
+            raise Refusal(400, message) from error
         raise Refusal(400, f"the body is {error}") from error
     if not isinstance(request, dict) or not isinstance(request.get("instances"), list):
         raise Refusal(
@@ -281,7 +286,7 @@ def parse_request(body: bytes) -> tuple[list[Any], str | list[str] | None]:
     if parameters is None:
         return instances, None
     if not isinstance(parameters, dict):
-        raise Refusal(400, f"parameters: expected an object, got {type(parameters).__name__}")
+        raise Refusal(400, f"parameters: expected an object, got {json_type(parameters)}")
     for name in parameters:
         if name != "outputs":
             raise Refusal(400, f"unknown parameter {name[:40]!r}: the only parameter is outputs")

@@ -24,7 +24,7 @@ from model_handlers.unique_keys import Doubled, doubled_key, doubled_text, load_
 from transforms.dead_letters import Fault
 from transforms.json_rows.row_columns import build_columns
 from transforms.json_rows.row_format import RowFormat, read_row
-from transforms.json_rows.values import count_key_ends
+from transforms.json_rows.values import count_key_ends, json_type
 from transforms.validate import VECTOR_COLUMN, validate
 
 _NUMBERS = {float, int}
@@ -109,7 +109,7 @@ def _key_fault(key: str, value: Any) -> Fault | None:
     if value is None or isinstance(value, str | int):
         return None
     expected = "expected a string or an integer of 64 bits"
-    return Fault("wrong_type", f"key {key}: {expected}, got {type(value).__name__}", key)
+    return Fault("wrong_type", f"key {key}: {expected}, got {json_type(value)}", key)
 
 
 class InstanceReader:

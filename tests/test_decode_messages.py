@@ -173,18 +173,18 @@ BAD: list[tuple[bytes, str, str]] = [
     (b"[" * 5000, "invalid_json", "depth limit exceeded"),
     (b"[" * 1000 + b"]" * 1000, "not_an_object", "got list"),
     (b"[1,2,3]", "not_an_object", "expected a JSON object, got list"),
-    (b'"text"', "not_an_object", "got str"),
-    (b"null", "not_an_object", "got NoneType"),
+    (b'"text"', "not_an_object", "got string"),
+    (b"null", "not_an_object", "got null"),
     (b"{}", "missing_feature", "column a: missing"),
     (b'{"a":1,"b":2}', "missing_feature", "column c: missing"),
     (b'{"A":1,"b":2,"c":3}', "missing_feature", "column a: missing"),
-    (b'{"a":"x","b":2,"c":3}', "wrong_type", "column a: expected a number, got str"),
-    (b'{"a":true,"b":2,"c":3}', "wrong_type", "column a: expected a number, got bool"),
+    (b'{"a":"x","b":2,"c":3}', "wrong_type", "column a: expected a number, got string"),
+    (b'{"a":true,"b":2,"c":3}', "wrong_type", "column a: expected a number, got boolean"),
     (b'{"a":[1,2],"b":2,"c":3}', "wrong_type", "column a: expected a number, got list"),
     (b'{"a":' + DEEP + b',"b":2,"c":3}', "wrong_type", "column a: expected a number, got list"),
     (b'{"features":[1,2]}', "wrong_width", "column features: expected 3 values, got 2"),
     (b'{"features":[1,2,"x"]}', "wrong_type", "column features[2]: expected a number"),
-    (b'{"features":"123"}', "wrong_type", "column features: expected a list, got str"),
+    (b'{"features":"123"}', "wrong_type", "column features: expected a list, got string"),
     (b'{"features":null}', "null", "column features: expected a list, got null"),
     (b'{"a":1,"a":1,"b":2,"c":3}', "duplicate_key", "key 'a' appears twice"),
     (
@@ -197,13 +197,13 @@ BAD: list[tuple[bytes, str, str]] = [
         "duplicate_key",
         "a nested object contains a key",
     ),
-    (b'{"a":1,"b":2,"c":3,"sequence":"7.5"}', "wrong_type", "sequence: expected int64, got str"),
+    (b'{"a":1,"b":2,"c":3,"sequence":"7.5"}', "wrong_type", "sequence: expected int64, got string"),
     (b'{"a":1,"b":2,"c":3,"sequence":1.5}', "wrong_type", "sequence: expected int64, got float"),
-    (b'{"a":1,"b":2,"c":3,"sequence":true}', "wrong_type", "expected int64, got bool"),
+    (b'{"a":1,"b":2,"c":3,"sequence":true}', "wrong_type", "expected int64, got boolean"),
     (b'{"a":1,"b":2,"c":3,"sequence":9223372036854775808}', "wrong_type", "expected int64"),
     (b'{"a":1,"b":2,"c":3,"sequence":' + DEEP + b"}", "wrong_type", "expected int64, got list"),
-    (b'{"a":1,"b":2,"c":3,"publish_time":"now"}', "wrong_type", "expected double, got str"),
-    (b'{"a":1,"b":2,"c":3,"publish_time":false}', "wrong_type", "expected double, got bool"),
+    (b'{"a":1,"b":2,"c":3,"publish_time":"now"}', "wrong_type", "expected double, got string"),
+    (b'{"a":1,"b":2,"c":3,"publish_time":false}', "wrong_type", "expected double, got boolean"),
     (b'{"a":1,"b":2,"c":3,"test_id":' + DEEP + b"}", "wrong_type", "nested too deeply"),
     (b'{"a":1,"b":2,"c":3,"message_id":' + DEEP + b"}", "wrong_type", "nested too deeply"),
 ]
@@ -514,8 +514,8 @@ def test_numbers_in_avro_are_reported_like_numbers_in_json(
     assert values(good[0]) == [1.0, 7.0, 1.0]
     assert np.isnan(values(good[1])[0])
     assert [row["message"] for row in bad] == [
-        "column a: expected a number, got bool",
-        "column c: expected a number, got str",
+        "column a: expected a number, got boolean",
+        "column c: expected a number, got string",
     ]
 
 

@@ -137,6 +137,13 @@ def test_files_are_chosen_by_their_keys(run: Any, tmp_path: Path) -> None:
         ("n<=2026-11-02", "2026-11-02", True),
         ("n=", "", True),
         ("n!=a", None, False),
+        ("n > '2026-11-20'", "2026-11-20", False),
+        ('n > "2026-11-20"', "2026-11-21", True),
+        ("n = '10'", "10", True),
+        ("n = '10'", "10.0", True),
+        ("n=''", "", True),
+        ("n='", "'", True),
+        ("n='a\"", "'a\"", True),
     ],
 )
 def test_conditions_compare_numbers_or_text(

@@ -93,6 +93,8 @@ def test_a_list_is_split_as_a_person_means_it(words: list[str], values: tuple[st
         (['"city = New York"'], ("city=New York",)),
         (["city = New York,n=1"], ("city=New York", "n=1")),
         (["n=,day>9"], ("n=", "day>9")),
+        (["day > '2026-11-20'"], ("day>'2026-11-20'",)),
+        (['day > "2026-11-20"'], ('day>"2026-11-20"',)),
     ],
     ids=repr,
 )

@@ -1,5 +1,6 @@
 """The app on a real socket: predictions equal a worker's, and errors have the right status."""
 
+import gzip
 import json
 import threading
 from collections.abc import Iterator
@@ -140,8 +141,8 @@ NO_ROWS = 'expected an object with a list of rows as "instances": {"instances": 
         (GOOD[:29], "wrong_width", "expected 30 values, got 29"),
         ([], "wrong_width", "expected 30 values, got 0"),
         (with_value(None), "null", "column V1: null"),
-        (with_value("x"), "wrong_type", "column V1: expected a number, got str"),
-        (with_value(True), "wrong_type", "column V1: expected a number, got bool"),
+        (with_value("x"), "wrong_type", "column V1: expected a number, got string"),
+        (with_value(True), "wrong_type", "column V1: expected a number, got boolean"),
         (with_value([1.0, 2.0]), "wrong_type", "column V1: expected a number, got list"),
         (with_value(1e39), "not_finite", "column V1: infinite, or outside the range of float32"),
         (with_value(10**60), "not_finite", "column V1: infinite, or outside the range of float32"),
@@ -152,9 +153,9 @@ NO_ROWS = 'expected an object with a list of rows as "instances": {"instances": 
         (without("V3") | {"v3": 1.0}, "unknown_feature", "unknown feature 'v3' (did you mean 'V3"),
         (without("") | {"Class": 0}, "unknown_feature", "unknown feature 'Class'"),
         (without("") | {"Amount": None}, "null", "column Amount: null"),
-        (3, "not_an_object", "expected a JSON object, got int"),
-        ("text", "not_an_object", "expected a JSON object, got str"),
-        (None, "not_an_object", "expected a JSON object, got NoneType"),
+        (3, "not_an_object", "expected a JSON object, got integer"),
+        ("text", "not_an_object", "expected a JSON object, got string"),
+        (None, "not_an_object", "expected a JSON object, got null"),
         ({}, "missing_feature", "column Time: missing"),
         ({"features": GOOD[:3]}, "wrong_width", "column features: expected 30 values, got 3"),
     ],
@@ -204,12 +205,13 @@ def test_all_bad_rows_are_counted_and_the_first_twenty_listed(client: Client) ->
         (b"NaN", NO_ROWS),
         (b'{"instances": NaN}', NO_ROWS),
         (b"\xff\xfe", "the body is not JSON"),
+        (gzip.compress(b'{"instances": []}'), "send it with Content-Encoding: gzip"),
         (b"[" * 5000, "the body is not JSON"),
         (b"[[1, 2]]", NO_ROWS),
         (b'{"instances": {}}', NO_ROWS),
         (b'{"instances": [], "instances": []}', "key 'instances' appears twice"),
         (b'{"rows": []}', NO_ROWS),
-        (b'{"instances": [], "parameters": 3}', "parameters: expected an object, got int"),
+        (b'{"instances": [], "parameters": 3}', "parameters: expected an object, got integer"),
         (
             b'{"instances": [], "parameters": {"output": "all"}}',
             "unknown parameter 'output': the only parameter is outputs",

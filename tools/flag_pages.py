@@ -102,7 +102,7 @@ def text_of(page: Page) -> str:
         actions = [action for action in group._group_actions if action.dest != "help"]
         if actions:
             title = group.title or ""
-            heading = "Flags" if title in ("options", "positional arguments") else title
+            heading = {"options": "Flags", "positional arguments": "Arguments"}.get(title, title)
             lines += ["", f"## {heading[:1].upper()}{heading[1:]}", "", *table(actions)]
     return "\n".join(lines) + "\n"
 

@@ -320,8 +320,8 @@ def check_limits(
     todo = f"fix the source or the model, and run again with --run_id {report['run_id']}"
     if report["pipeline"].endswith("_replay"):
         todo = (
-            "fix the model or the sender, and run the same command again: the replayed dead "
-            "letters are still in their source"
+            "a replay scores the rows as the dead letters hold them: if the model is wrong, fix it "
+            "and run the same command again; if the rows are, score them from a corrected source"
         )
     column = f", column {largest['column']}" if largest["column"] else ""
     raise TooManyDeadLetters(

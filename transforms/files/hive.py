@@ -178,6 +178,7 @@ class Condition:
         name: The name of the key.
         compare: The comparison: >=, <=, !=, =, < or >.
         value: What the key is compared with: as a number if both are numbers, else as text.
+            Single or double quotes around it, as in SQL, are not a part of it.
     """
 
     name: str
@@ -192,7 +193,10 @@ class Condition:
             raise UsageError(
                 f"--partition_filter: expected conditions such as day>=2026-11-01, got {text!r}"
             )
-        return cls(*found.groups())
+        name, compare, value = found.groups()
+        if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+            value = value[1:-1]
+        return cls(name, compare, value)
 
     def accepts(self, keys: Keys) -> bool:
         """Return whether the keys of a file fulfil the condition. Null fulfils none."""

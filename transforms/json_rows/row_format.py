@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 from model_handlers.manifest import InputSpec, Manifest
 from transforms.cells import FINE, INFINITE, NAN, exact_integer, limits, parse_number
 from transforms.dead_letters import Fault
+from transforms.json_rows.values import json_type
 from transforms.texts import to_id, to_text
 from transforms.validate import VECTOR_COLUMN
 
@@ -201,7 +202,7 @@ def read_row(row: Any, row_format: RowFormat) -> Any:
     if isinstance(row, Fault):
         return row
     if not isinstance(row, Mapping):
-        return Fault("not_an_object", f"expected a JSON object, got {type(row).__name__}")
+        return Fault("not_an_object", f"expected a JSON object, got {json_type(row)}")
     for name, kind in row_format.columns:
         if fault := _column_fault(row.get(name), kind, name):
             return fault
@@ -267,7 +268,7 @@ def _read_number(value: Any, name: str, spec: InputSpec) -> Any:
         return int(value) if whole else float(value)
     if isinstance(value, str) and (spelled := parse_number(value)) is not None:
         return spelled
-    message = f"column {name}: expected a number, got {type(value).__name__}"
+    message = f"column {name}: expected a number, got {json_type(value)}"
     return Fault("wrong_type", message, name)
 
 
@@ -294,7 +295,7 @@ def _read_list(value: Any, name: str, spec: InputSpec) -> Any:
     if value is None:
         return None
     if not isinstance(value, list):
-        message = f"column {name}: expected a list, got {type(value).__name__}"
+        message = f"column {name}: expected a list, got {json_type(value)}"
         return Fault("wrong_type", message, name)
     kinds, floats = set(map(type, value)), spec.dtype.startswith("float")
     if kinds <= _PLAIN and (floats or (kinds == {int} and _all_fit(value, spec))):
@@ -332,8 +333,8 @@ def _fits(value: float | str, kind: pa.DataType) -> bool:
 
 def found_type(value: Any) -> str:
     """Describe a JSON value that does not fit, for a message: its type, but never the value."""
-    kind = type(value).__name__
-    return f"{kind} out of range" if kind == "int" else kind
+    kind = json_type(value)
+    return f"{kind} out of range" if kind == "integer" else kind
 
 
 def own_id(row: Any, id_column: str) -> str | None:

@@ -26,6 +26,14 @@ _NESTED = {dict, list}
 # The types of values that may be, or contain, an integer that was rounded.
 _INEXACT = {float, dict, list}
 _LONG = re.compile(rb"[0-9]{19}")
+# What messages call the types of Python that JSON values have.
+_TYPES = {
+    type(None): "null",
+    str: "string",
+    bool: "boolean",
+    int: "integer",
+    dict: "object",
+}
 # Constants that are not JSON. Numbers that no program writes mark them while orjson reads a text.
 # They start with a minus sign, so that nothing before them can become a part of the number.
 _CONSTANTS = re.compile(rb'"(?:[^"\\]|\\.)*+"|(?:NaN|-?Infinity)(?!\w)')
@@ -196,3 +204,9 @@ def _key_ends(text: np.ndarray) -> int:
     ends = text[1:] == _COLON
     ends &= text[:-1] <= _QUOTE
     return int(np.count_nonzero(ends))
+
+
+def json_type(value: Any) -> str:
+    """Return the name of a JSON value's type in words that do not depend on Python."""
+    kind = type(value)
+    return _TYPES.get(kind, kind.__name__)

@@ -13,7 +13,7 @@ from common.errors import UsageError, one_line
 from common.memory import check_memory
 from model_handlers.unique_keys import load_unique
 from transforms.dead_letters import Fault
-from transforms.json_rows.values import read_json_values
+from transforms.json_rows.values import json_type, read_json_values
 
 _FILE = b"Obj\x01"
 
@@ -122,7 +122,7 @@ def read_json(body: bytes, schema: Any, reader: Any) -> Any:
     if isinstance(value, Fault):
         return value
     if not isinstance(value, dict):
-        return Fault("not_an_object", f"expected a JSON object, got {type(value).__name__}")
+        return Fault("not_an_object", f"expected a JSON object, got {json_type(value)}")
     try:
         # fastavro reads one record per line.
         (row,) = fastavro.json_reader(io.StringIO(json.dumps(value)), schema, reader)
