@@ -10,18 +10,24 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
+import pyarrow.fs as pa_fs
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from google.api_core import exceptions
 from google.cloud.storage.retry import DEFAULT_RETRY
 
+from cloud.clients import credentials
+from cloud.endpoints import Endpoints, is_plain, rest_url
 from cloud.errors import translate_errors
 from common.errors import OutputError, one_line
 from common.memory import check_memory
 from common.private_beam.any_runner import storage_client
 
+# How long libraries that report nothing meanwhile retry a request to Cloud Storage, in seconds.
+SILENT_SECONDS = 60
 FAULTS = (BeamIOError, OSError, exceptions.GoogleAPIError)
 
 
@@ -236,3 +242,20 @@ def _blob(path: str) -> Any:
     """Return an object through Beam's own client, which has the server and the credentials."""
     bucket, _, name = path.removeprefix("gs://").partition("/")
     return storage_client(path).bucket(bucket).blob(name)
+
+
+def arrow_storage() -> pa_fs.FileSystem:
+    """Return Arrow's own client of Cloud Storage.
+
+    Raises:
+        CredentialsError: There are no usable credentials.
+    """
+    address = Endpoints.resolve().storage
+    place: dict[str, Any] = {"retry_time_limit": timedelta(seconds=SILENT_SECONDS)}
+    if address is not None:
+        scheme, _, host = rest_url(address).partition("://")
+        place |= {"scheme": scheme, "endpoint_override": host}
+    if is_plain(address):
+        return pa_fs.GcsFileSystem(anonymous=True, **place)
+    credentials(address)
+    return pa_fs.GcsFileSystem(**place)
