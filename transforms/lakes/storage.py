@@ -14,18 +14,20 @@ from common.errors import one_line
 from transforms.files.store import SILENT_SECONDS, arrow_storage
 
 _SCHEMES = ("gs", "gcs")
-# The colours and arrows with which the library of Delta Lake writes its messages.
-_MARKS = re.compile("\x1b\\[[0-9;]*m|\u21b3")
+# The library of Delta Lake writes a colon as a coloured arrow, and names each request.
+_ARROW = re.compile("\\s*\x1b\\[\\d+m\u21b3\x1b\\[0m\\s*")
+_REQUEST = re.compile(r"Error performing (list request: Error performing )?[A-Z]+ .*? - (?=[A-Z])")
+READER = "roles/storage.objectViewer"
 # The status of an answer, in the words of each library, and what to do about it.
 _ADVICE = (
     (
         r"\b403\b|PERMISSION_DENIED|access denied",
-        "grant the account the role roles/storage.objectViewer for the bucket",
+        f"grant the account the role {READER}",
     ),
     (r"\b401\b|UNAUTHENTICATED", "the credentials were rejected: log in again"),
     (r"\b404\b|NOT_FOUND|Not found", "check that the files of the table are complete"),
     (
-        r"error sending request|UNAVAILABLE|after \d+ retries",
+        r"error sending request|UNAVAILABLE|\b50[0-9]\b",
         "check the network and --api_endpoints, or try again later",
     ),
     (
@@ -76,6 +78,8 @@ def iceberg_files() -> Any:
 
 def explain(error: Exception) -> str:
     """Return the message of a library's error and what to do about it, in one line."""
-    text = one_line(Exception(_MARKS.sub("", str(error)) or type(error).__name__)).rstrip(".")
+    whole = " ".join(_ARROW.sub(": ", str(error)).split()) or type(error).__name__
+    text = one_line(Exception(_REQUEST.sub("", whole).removeprefix("Kernel error: ")))
     advice = next((advice for words, advice in _ADVICE if re.search(words, text)), "")
+    text = text if text.endswith("...") else text.rstrip(".")
     return f"{text}; {advice}" if advice else text
