@@ -23,6 +23,7 @@ from transforms.lakes.table import find_lake
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
+
 @pytest.fixture
 def delta(tmp_path: Path) -> Path:
     """A table whose versions hold xy, xyz, yz, and then yzw with another column."""

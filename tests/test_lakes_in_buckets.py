@@ -143,8 +143,8 @@ def test_a_bucket_or_a_version_that_does_not_exist_is_an_error(
     result = run(storage, input_files=f"{remote}/nothing")
     assert_one_line_error(result, 1, f"{remote}/nothing")
     result = run(storage, input_files="gs://no-such-bucket/table")
-    with open("/tmp/o.txt", "a") as f: print(result, file=f)
-    assert_one_line_error(result, 1, "gs://no-such-bucket/table")
+    parts = ("gs://no-such-bucket/table", "check the project, the name and the location")
+    assert_one_line_error(result, 1, *parts)
 
 
 def test_a_table_that_lacks_a_file_is_an_error(
@@ -156,7 +156,6 @@ def test_a_table_that_lacks_a_file_is_an_error(
             blob.delete()
     code, _, err = run(emulators.endpoints.storage, input_files=table[1])
     assert code == 1
-    with open("/tmp/o.txt", "a") as f: print(err, file=f)
     last = err.splitlines()[-1]
     assert table[1] in last
     assert "check that the files of the table are complete" in last
@@ -178,6 +177,12 @@ def refusing(marker: str, status: int, hint: int) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            self.answer()
+
+        def do_HEAD(self) -> None:
+            self.answer()
+
+        def answer(self) -> None:
             listing = self.path.startswith("/storage/v1/b/bucket/o?")
             item = {"name": f"table/{marker}", "bucket": "bucket", "size": "2", "generation": "1"}
             item["updated"] = "2026-11-20T00:00:00.000Z"
@@ -188,8 +193,6 @@ def refusing(marker: str, status: int, hint: int) -> Iterator[str]:
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(body)
-
-        do_HEAD = do_GET
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -215,9 +218,8 @@ def test_a_table_that_the_account_may_not_read_is_an_error(
     need_library(LIBRARIES[kind])
     with refusing(MARKERS[kind], status, hint) as storage:
         result = run(storage, input_files="gs://bucket/table")
-    with open("/tmp/o.txt", "a") as f: print(result, file=f)
     assert_one_line_error(result, 1, f"{kind} table gs://bucket/table cannot be read", advice)
-    assert "\x1b" not in result[2]
+    assert not any(internal in result[2] for internal in ("\x1b", "Error performing", "metadata="))
 
 
 @pytest.mark.parametrize("path", ["gs://bucket/table", "gs://bucket/t/metadata/v1.metadata.json"])

@@ -11,13 +11,14 @@ import pyarrow.fs as pa_fs
 from cloud.clients import credentials
 from cloud.endpoints import Endpoints, is_plain, rest_url
 from common.errors import one_line
-from transforms.files.store import SILENT_SECONDS, arrow_storage
+from transforms.files.store import READER, SILENT_SECONDS, arrow_storage
 
 _SCHEMES = ("gs", "gcs")
 # The library of Delta Lake writes a colon as a coloured arrow, and names each request.
 _ARROW = re.compile("\\s*\x1b\\[\\d+m\u21b3\x1b\\[0m\\s*")
 _REQUEST = re.compile(r"Error performing (list request: Error performing )?[A-Z]+ .*? - (?=[A-Z])")
-READER = "roles/storage.objectViewer"
+# Arrow's client appends what it did to its status.
+_STATUS = re.compile(r"google::cloud::Status\((\w+): .*? last message of (.*?) error_info=.*")
 # The status of an answer, in the words of each library, and what to do about it.
 _ADVICE = (
     (
@@ -50,7 +51,7 @@ def delta_options(root: str) -> dict[str, str] | None:
         return None
     address = Endpoints.resolve().storage
     credentials(address)
-    options = {"retry_timeout": f"{SILENT_SECONDS}s"}
+    options = {"retry_timeout": f"{SILENT_SECONDS}s", "max_retries": "100"}
     if address is not None:
         options["google_base_url"] = rest_url(address)
     if is_plain(address):
@@ -79,7 +80,8 @@ def iceberg_files() -> Any:
 def explain(error: Exception) -> str:
     """Return the message of a library's error and what to do about it, in one line."""
     whole = " ".join(_ARROW.sub(": ", str(error)).split()) or type(error).__name__
-    text = one_line(Exception(_REQUEST.sub("", whole).removeprefix("Kernel error: ")))
+    whole = _STATUS.sub(r"\1: \2", _REQUEST.sub("", whole))
+    text = one_line(Exception(whole.removeprefix("Kernel error -> ")))
     advice = next((advice for words, advice in _ADVICE if re.search(words, text)), "")
     text = text if text.endswith("...") else text.rstrip(".")
     return f"{text}; {advice}" if advice else text

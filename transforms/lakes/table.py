@@ -18,8 +18,8 @@ from cloud.errors import translate_errors
 from common.errors import InputError, MillraceError, UsageError
 from common.memory import check_memory
 from transforms.files.lake_folders import METADATA, LakeFolder, lake_at, refusal
-from transforms.files.store import read_version
-from transforms.lakes.storage import READER, delta_options, explain, iceberg_files
+from transforms.files.store import READER, beam_causes, read_version
+from transforms.lakes.storage import delta_options, explain, iceberg_files
 
 # The library names types for columns of more than 2 GiB, which no batch has.
 _SMALL = {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}
@@ -114,7 +114,7 @@ def find_lake(pattern: str, version: int | None) -> LakeVersion | None:
 def lake_errors(place: str) -> Iterator[None]:
     """Raise all errors of the libraries as InputError, which names the table."""
     try:
-        with translate_errors(InputError, f"{place} cannot be read", READER):
+        with translate_errors(InputError, f"{place} cannot be read", READER), beam_causes():
             yield
     except MillraceError:
         raise
