@@ -140,7 +140,7 @@ for name in READING:
     setattr(objects, name, guarded(getattr(objects, name), "generation", 404, "notFound"))
 
 if __name__ == "__main__":
-    from gcp_storage_emulator import server
+    from gcp_storage_emulator import server  # type: ignore[import-not-found]
     from gcp_storage_emulator.__main__ import main  # type: ignore[import-not-found]
 
     server.HANDLERS += ((r"^/(?P<bucket_name>[-.\w]+)/?$", {"GET": list_xml}),)
