@@ -16,10 +16,13 @@ from lake_tables import write_delta, write_iceberg
 from libraries import need_library
 
 from cloud import clients
+from common.errors import InputError
 from examples.local_cloud import LocalCloud
 from model_handlers.manifest import Manifest
 from pipelines.batch_local import COMMAND
+from transforms.files.lake_folders import LakeFolder
 from transforms.lakes.storage import delta_options, iceberg_files
+from transforms.lakes.table import _delta_version
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -244,6 +247,17 @@ def test_a_private_address_reaches_both_libraries(
     found = iceberg_files().fs_by_scheme("gs", "bucket")
     # Arrow shows the address of its client only when it is pickled.
     assert b"storage-x.p.googleapis.com" in str(found.__reduce__()).encode()
+
+
+def test_credentials_that_the_library_of_delta_lake_does_not_take_are_an_error(
+    monkeypatch: pytest.MonkeyPatch, account: Path
+) -> None:
+    need_library("deltalake")
+    source = {"credential_source": {"file": str(account)}, "token_url": "https://sts.example/t"}
+    kind = {"type": "external_account", "audience": "a", "subject_token_type": "t"}
+    account.write_text(json.dumps(kind | source))
+    with pytest.raises(InputError, match=r"external_account.*; use the credentials of a service"):
+        _delta_version(LakeFolder("gs://bucket/table", "Delta Lake"), None)
 
 
 @pytest.mark.parametrize("root", ["/tmp/table", "table", "s3://bucket/table"])

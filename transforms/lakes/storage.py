@@ -32,7 +32,7 @@ _ADVICE = (
         "check the network and --api_endpoints, or try again later",
     ),
     (
-        r"credential|oauth|metadata\.google\.internal",
+        r"service account file|oauth|metadata\.google\.internal",
         "use the credentials of a service account, of gcloud, or of a Google Cloud machine",
     ),
 )
