@@ -4,12 +4,18 @@
 - A write with the condition `ifGenerationMatch` is refused if the object has another generation.
 - A generation that has been replaced cannot be read any more, and each read returns the generation
   in a header.
+- The XML API lists a bucket and answers HEAD requests, with the headers of an object. The library
+  of Delta Lake reads through this API.
 
 Run this module with the emulator's own Python:
 python storage_emulator.py start --host H --port P --in-memory
 """
 
+import io
+from datetime import datetime
+from email.utils import format_datetime
 from http import HTTPStatus
+from xml.sax.saxutils import escape
 
 from gcp_storage_emulator.exceptions import NotFound  # type: ignore[import-not-found]
 from gcp_storage_emulator.handlers import buckets, objects  # type: ignore[import-not-found]
@@ -18,6 +24,8 @@ create = buckets.insert
 # The handlers that write an object. They need no lock: the server handles one request at a time.
 WRITING = ("insert", "copy", "rewrite", "delete", "patch")
 READING = ("get", "download")
+# A page of the XML API's listing.
+PAGE = 1000
 
 
 def insert(request, response, storage, *args, **kwargs):  # type: ignore[no-untyped-def]
@@ -67,8 +75,64 @@ def guarded(handler, parameter, status, reason):  # type: ignore[no-untyped-def]
     return handle
 
 
+def described(handler):  # type: ignore[no-untyped-def]
+    """Wrap the handler that sends an object, so that it names the object's version and time."""
+
+    def handle(request, response, storage, *args, **kwargs):  # type: ignore[no-untyped-def]
+        handler(request, response, storage, *args, **kwargs)
+        if response.status < 300:
+            bucket, name = request.params["bucket_name"], request.params["object_id"]
+            found = storage.get_file_obj(bucket, name)
+            response["ETag"] = f'"{found["etag"]}"'
+            written = datetime.fromisoformat(found["updated"])
+            response["Last-Modified"] = format_datetime(written, usegmt=True)
+
+    return handle
+
+
+def list_xml(request, response, storage, *args, **kwargs):  # type: ignore[no-untyped-def]
+    """List the objects of a bucket, for GET /BUCKET?list-type=2."""
+
+    def query(name):  # type: ignore[no-untyped-def]
+        return request.query.get(name, [None])[0]
+
+    bucket = request.params["bucket_name"]
+    try:
+        found, folders = storage.get_file_list(bucket, query("prefix"), query("delimiter"))
+    except NotFound:
+        response.status = HTTPStatus.NOT_FOUND
+        return response.json({"error": {"code": 404, "message": "The bucket does not exist."}})
+    after = query("continuation-token") or query("start-after") or ""
+    found = sorted((one for one in found if one["name"] > after), key=lambda one: one["name"])
+    items = [
+        f"<Contents><Key>{escape(one['name'])}</Key><LastModified>{one['updated']}</LastModified>"
+        f"<ETag>&quot;{one['etag']}&quot;</ETag><Size>{one['size']}</Size></Contents>"
+        for one in found[:PAGE]
+    ]
+    if len(found) > PAGE:
+        items.append(
+            f"<NextContinuationToken>{escape(found[PAGE - 1]['name'])}</NextContinuationToken>"
+        )
+    items += [
+        f"<CommonPrefixes><Prefix>{escape(one)}</Prefix></CommonPrefixes>"
+        for one in folders
+        if one > after
+    ]
+    response["Content-Type"] = "application/xml"
+    response.write_file(f"<ListBucketResult>{''.join(items)}</ListBucketResult>", None)
+
+
+def answer_head(handler):  # type: ignore[no-untyped-def]
+    """Answer a HEAD request as a GET request, without the body."""
+    to_client, handler.wfile = handler.wfile, io.BytesIO()
+    handler.do_GET()
+    answer, handler.wfile = handler.wfile.getvalue(), to_client
+    handler.wfile.write(answer.partition(b"\r\n\r\n")[0] + b"\r\n\r\n")
+
+
 # These handlers must be replaced before the server is imported, which looks them up then.
 buckets.insert = insert
+objects.download = described(objects.download)
 for name in WRITING:
     guard = guarded(getattr(objects, name), "ifGenerationMatch", 412, "conditionNotMet")
     setattr(objects, name, guard)
@@ -76,6 +140,9 @@ for name in READING:
     setattr(objects, name, guarded(getattr(objects, name), "generation", 404, "notFound"))
 
 if __name__ == "__main__":
+    from gcp_storage_emulator import server  # type: ignore[import-not-found]
     from gcp_storage_emulator.__main__ import main  # type: ignore[import-not-found]
 
+    server.HANDLERS += ((r"^/(?P<bucket_name>[-.\w]+)/?$", {"GET": list_xml}),)
+    server.RequestHandler.do_HEAD = answer_head
     main()

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from command_line import Result, RunCommand, assert_one_line_error
+from lake_tables import DAYS, deletion_vector, parquet_deletes, rows, write_delta, write_iceberg
 from libraries import need_library
 
 from common.errors import InputError, UsageError
@@ -21,46 +22,20 @@ from transforms.lakes import table as lakes
 from transforms.lakes.table import find_lake
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-DAYS = ("2026-11-19", "2026-11-20")
-
-
-def rows(ids: str, day: str = DAYS[0], value: float = 1.0) -> pa.Table:
-    columns = {name: [value] * len(ids) for name in "abc"}
-    return pa.table({"id": list(ids), **columns, "day": [day] * len(ids)})
 
 
 @pytest.fixture
 def delta(tmp_path: Path) -> Path:
     """A table whose versions hold xy, xyz, yz, and then yzw with another column."""
-    need_library("deltalake")
-    from deltalake import DeltaTable, write_deltalake
-
-    root = tmp_path / "delta"
-    write_deltalake(root, rows("xy"), partition_by=["day"])
-    write_deltalake(root, rows("z", DAYS[1]), mode="append")
-    DeltaTable(root).delete("id = 'x'")
-    more = rows("w", DAYS[1]).append_column("city", pa.array(["Ulm"]))
-    write_deltalake(root, more, mode="append", schema_mode="merge")
-    return root
+    write_delta(tmp_path / "delta")
+    return tmp_path / "delta"
 
 
 @pytest.fixture
 def iceberg(tmp_path: Path) -> Path:
     """A table whose snapshots hold xy, y, and yz with a renamed column."""
-    need_library("pyiceberg")
-    from pyiceberg.catalog.sql import SqlCatalog
-
-    catalog = SqlCatalog("local", uri="sqlite://", warehouse=str(tmp_path / "warehouse"))
-    catalog.create_namespace("n")
-    root = tmp_path / "iceberg"
-    old = rows("xy").rename_columns(["id", "a", "b", "old", "day"])
-    table = catalog.create_table("n.t", schema=old.schema, location=str(root))
-    table.append(old)
-    table.delete("id = 'x'")
-    with table.update_schema() as update:
-        update.rename_column("old", "c")
-    table.append(rows("z", DAYS[1]))
-    return root
+    write_iceberg(str(tmp_path / "iceberg"))
+    return tmp_path / "iceberg"
 
 
 @pytest.fixture
@@ -149,68 +124,44 @@ def test_an_iceberg_table_is_read_at_the_latest_or_another_snapshot(
     assert scored(tmp_path)[0] == {"y": DAYS[0], "z": DAYS[1]}
 
 
-def with_deletes(root: Path, content: str, deleted: pa.Table, equality_ids: list[int]) -> None:
-    """Add a snapshot to an Iceberg table whose delete file removes rows, as Spark and Flink do."""
-    from pyiceberg import manifest as m
-    from pyiceberg.io.pyarrow import PyArrowFileIO
-    from pyiceberg.table import StaticTable
-    from pyiceberg.typedef import Record
-
-    class Deletes(m.ManifestWriterV2):
-        def content(self) -> m.ManifestContent:
-            return m.ManifestContent.DELETES
-
-        @property
-        def _meta(self) -> dict[str, str]:
-            return {**super()._meta, "content": "deletes"}
-
-    newest = max((root / "metadata").glob("*.metadata.json"))
-    table, io = StaticTable.from_metadata(str(newest)), PyArrowFileIO()
-    path = root / "data/deletes.parquet"
-    pq.write_table(deleted, path)
-    file = m.DataFile.from_args(
-        content=m.DataFileContent[content],
-        file_path=str(path),
-        file_format="PARQUET",
-        partition=Record(),
-        record_count=deleted.num_rows,
-        file_size_in_bytes=path.stat().st_size,
-        equality_ids=equality_ids or None,
-    )
-    last, number, key = table.current_snapshot(), 99, 7
-    assert last is not None
-    output = io.new_output(str(root / "metadata/deletes.avro"))
-    with Deletes(table.spec(), table.schema(), output, key, "null") as writer:
-        entry = m.ManifestEntry.from_args(
-            status=m.ManifestEntryStatus.ADDED, snapshot_id=key, data_file=file
-        )
-        writer.add_entry(entry)
-    manifests = [*last.manifests(io), writer.to_manifest_file()]
-    listed = str(root / "metadata/snap-7.avro")
-    with m.write_manifest_list(2, io.new_output(listed), key, None, number, "null") as lists:
-        lists.add_manifests(manifests)
-    metadata = json.loads(newest.read_text())
-    own = {"snapshot-id": key, "sequence-number": number, "manifest-list": listed}
-    snapshot = metadata["snapshots"][-1] | own
-    metadata["snapshots"].append(snapshot)
-    metadata |= {"current-snapshot-id": key, "last-sequence-number": number}
-    metadata["refs"]["main"]["snapshot-id"] = key
-    (root / "metadata/00099-x.metadata.json").write_text(json.dumps(metadata))
-
-
-def test_rows_that_a_position_delete_of_iceberg_removes_are_not_scored(
-    run: Any, iceberg: Path, tmp_path: Path
+@pytest.mark.parametrize("form", ["position deletes", "a deletion vector"])
+def test_rows_that_iceberg_removes_singly_are_not_scored(
+    run: Any, iceberg: Path, tmp_path: Path, form: str
 ) -> None:
     table = find_lake(str(iceberg), None)
     assert table is not None
     (file, *_) = [f for f in table.open().files() if "y" in rows_in(table, f.path)]
-    deleted = pa.table({"file_path": [file.path], "pos": [rows_in(table, file.path).index("y")]})
-    with_deletes(iceberg, "POSITION_DELETES", deleted, [])
+    position = rows_in(table, file.path).index("y")
+    if form == "position deletes":
+        deleted = pa.table({"file_path": [file.path], "pos": [position]})
+        parquet_deletes(iceberg, "POSITION_DELETES", deleted)
+    else:
+        deletion_vector(iceberg, file.path, [position])
     code, _, err = run(input_files=iceberg)
     assert (code, err) == (0, "")
     days, report = scored(tmp_path)
     assert days == {"z": DAYS[1]}
     assert report["rows_in"] == 1
+
+
+def test_a_deletion_vector_removes_its_rows_only(tmp_path: Path) -> None:
+    need_library("pyiceberg")
+    from pyiceberg.catalog.sql import SqlCatalog
+
+    catalog = SqlCatalog("local", uri="sqlite://", warehouse=str(tmp_path))
+    catalog.create_namespace("n")
+    table = catalog.create_table("n.t", rows("u").schema, location=str(tmp_path / "t"))
+    table.append(rows("uvwxy"))
+    table.append(rows("abc"))
+    before = find_lake(str(tmp_path / "t"), None)
+    assert before is not None
+    (path,) = (file.path for file in before.open().files() if file.rows == 5)
+    deletion_vector(tmp_path / "t", path, [0, 2])
+    after = find_lake(str(tmp_path / "t"), None)
+    assert after is not None
+    for named, left in ((before, ["abc", "uvwxy"]), (after, ["abc", "vxy"])):
+        found = [rows_in(named, file.path) for file in named.open().files()]
+        assert sorted("".join(ids) for ids in found) == left
 
 
 def rows_in(table: Any, path: str) -> list[str]:
@@ -220,7 +171,8 @@ def rows_in(table: Any, path: str) -> list[str]:
 
 
 def test_an_iceberg_table_with_equality_deletes_is_refused(run: Any, iceberg: Path) -> None:
-    with_deletes(iceberg, "EQUALITY_DELETES", pa.table({"id": ["y"]}), [1])
+    deleted = pa.table({"id": ["y"]})
+    parquet_deletes(iceberg, "EQUALITY_DELETES", deleted, equality_ids=[1])
     result = run(input_files=iceberg)
     assert_one_line_error(result, 1, "Apache Iceberg table", "does not yet support equality del")
 
@@ -288,6 +240,10 @@ def by_hand(root: Path, features: list[str], configuration: dict[str, str]) -> N
     }
     size = (root / "part-0.parquet").stat().st_size
     add = {"path": "part-0.parquet", "partitionValues": {}, "size": size, "modificationTime": 0}
+    if "deletionVectors" in features:
+        # It removes the only row.
+        place = {"storageType": "u", "pathOrInlineDv": "ab^-aqEH.-t@S}K{vb[*k^", "offset": 4}
+        add["deletionVector"] = place | {"sizeInBytes": 40, "cardinality": 1}
     actions = [{"protocol": protocol}, {"metaData": metadata}, {"add": add | {"dataChange": True}}]
     (root / "_delta_log").mkdir()
     log = root / "_delta_log" / f"{0:020}.json"
@@ -314,6 +270,7 @@ def test_a_delta_table_that_needs_more_is_refused(
     assert (code, out) == (1, "")
     assert err.startswith("error: Delta Lake table ")
     assert len(err.splitlines()) == 1
+    assert all(feature in err for feature in features or ["columnMapping"])
 
 
 def markers(root: Path) -> dict[str, Path]:

@@ -12,14 +12,11 @@ from __future__ import annotations
 
 import pyarrow as pa
 import pyarrow.dataset as ds
-import pyarrow.fs as pa_fs
 
-from cloud.clients import credentials
-from cloud.endpoints import Endpoints, is_plain, rest_url
 from common.errors import InputError
 from transforms.files.listing import read_listing
 from transforms.files.run_folder import SCORES, is_part_file
-from transforms.files.store import entries, is_remote
+from transforms.files.store import arrow_storage, entries, is_remote
 
 _FORMATS = {"parquet": "parquet", "csv": "csv", "jsonl": "json"}
 
@@ -78,7 +75,7 @@ def open_result(run_folder: str, part: str = SCORES) -> ds.Dataset:
     if not is_remote(paths[0]):
         return ds.dataset(paths, format=kind)
     names = [path.removeprefix("gs://") for path in paths]
-    return ds.dataset(names, format=kind, filesystem=_cloud_storage())
+    return ds.dataset(names, format=kind, filesystem=arrow_storage())
 
 
 def external_table(run_folder: str, table: str, part: str = SCORES) -> str:
@@ -105,12 +102,3 @@ def external_table(run_folder: str, table: str, part: str = SCORES) -> str:
     uris = ", ".join(f"'{path}'" for path in paths)
     options = f"format = '{kind}', uris = [{uris}]"
     return f"CREATE OR REPLACE EXTERNAL TABLE `{table}` OPTIONS ({options});"
-
-
-def _cloud_storage() -> pa_fs.FileSystem:
-    address = Endpoints.resolve().storage
-    if not is_plain(address):
-        credentials(address)
-        return pa_fs.GcsFileSystem()
-    scheme, _, host = rest_url(address or "").partition("://")
-    return pa_fs.GcsFileSystem(anonymous=True, scheme=scheme, endpoint_override=host)

@@ -53,20 +53,20 @@ def lake_at(folder: str) -> LakeFolder | None:
     folder = folder.rstrip("/")
     if not folder or glob.has_magic(folder):
         return None
-    for kind, marker in _MARKERS.items():
-        if _exists(f"{folder}/{marker}"):
-            return LakeFolder(folder, kind)
+    try:
+        for kind, marker in _MARKERS.items():
+            if _exists(f"{folder}/{marker}"):
+                return LakeFolder(folder, kind)
+    except (BeamIOError, ValueError):
+        # A path that cannot be listed is reported when it is read.
+        pass
     return None
 
 
 def _exists(pattern: str) -> bool:
     if not is_remote(pattern):
         return bool(glob.glob(pattern))
-    try:
-        return bool(FileSystems.match([pattern], limits=[1])[0].metadata_list)
-    except (BeamIOError, ValueError):
-        # A path that cannot be listed is reported when it is read.
-        return False
+    return bool(FileSystems.match([pattern], limits=[1])[0].metadata_list)
 
 
 def refuse_lakes_within(paths: Iterable[str]) -> None:

@@ -23,7 +23,7 @@ from transforms.files.json_documents import ends_in_cr, holds_document
 from transforms.files.lake_folders import refuse_lakes_around, refuse_lakes_within
 from transforms.files.listing import superseded
 from transforms.files.pins import Pin, changed_file, pin
-from transforms.files.store import FAULTS
+from transforms.files.store import FAULTS, READER, file_errors
 from transforms.files.text_lines import (
     look_into,
     open_text,
@@ -160,7 +160,8 @@ def match_files(patterns: Sequence[str]) -> list[FileMetadata]:
     """
     found: dict[str, FileMetadata] = {}
     for pattern in patterns:
-        files = _match(pattern)
+        with file_errors(f"input {pattern!r} cannot be listed", InputError, READER):
+            files = _match(pattern)
         if not files:
             raise InputError(
                 f"no input file matches {pattern!r}: check the path, and quote globs so that the "
@@ -195,7 +196,7 @@ def _match(pattern: str) -> list[FileMetadata]:
                 return files
         folder = pattern.rstrip("/")
         inside = FileSystems.match([FileSystems.join(folder, "**")])[0].metadata_list
-    except (BeamIOError, ValueError) as error:
+    except ValueError as error:
         raise InputError(f"input {pattern!r} cannot be listed: {error}") from error
     refuse_lakes_within(file.path for file in inside)
     return [file for file in inside if not _is_hidden(file.path[len(folder) :])]

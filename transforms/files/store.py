@@ -10,18 +10,27 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
+import pyarrow.fs as pa_fs
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from google.api_core import exceptions
+from google.auth.exceptions import GoogleAuthError
 from google.cloud.storage.retry import DEFAULT_RETRY
 
+from cloud.clients import credentials
+from cloud.endpoints import Endpoints, is_plain, rest_url
 from cloud.errors import translate_errors
-from common.errors import OutputError, one_line
+from common.errors import MillraceError, OutputError, one_line
 from common.memory import check_memory
 from common.private_beam.any_runner import storage_client
 
+# How long libraries that report nothing meanwhile retry a request to Cloud Storage, in seconds.
+SILENT_SECONDS = 30
+# The role that reading objects needs.
+READER = "roles/storage.objectViewer"
 FAULTS = (BeamIOError, OSError, exceptions.GoogleAPIError)
 
 
@@ -63,14 +72,38 @@ def is_remote(path: str) -> bool:
 
 
 @contextlib.contextmanager
-def file_errors(what: str) -> Iterator[None]:
-    """Raise file errors in the block as OutputError, with a text that says what failed."""
-    with translate_errors(OutputError, what):
-        try:
+def file_errors(
+    what: str, kind: type[MillraceError] = OutputError, role: str | None = None
+) -> Iterator[None]:
+    """Raise file errors in the block with a text that says what failed.
+
+    Args:
+        what: What failed, the start of the message.
+        kind: The error to raise.
+        role: The role that the account may lack, or None to let the message guess it.
+    """
+    try:
+        with translate_errors(kind, what, role), beam_causes():
             yield
-        except (BeamIOError, OSError) as error:
-            check_memory(error, what)
-            raise OutputError(f"{what}: {one_line(error)}") from error
+    except MillraceError:
+        raise
+    except (BeamIOError, OSError) as error:
+        check_memory(error, what)
+        raise kind(f"{what}: {one_line(error)}") from error
+
+
+@contextlib.contextmanager
+def beam_causes() -> Iterator[None]:
+    """Raise the first cause of an error of Beam, which wraps the errors of several paths."""
+    try:
+        yield
+    except BeamIOError as error:
+        cause: Exception = error
+        while isinstance(cause, BeamIOError) and cause.exception_details:
+            cause = next(iter(cause.exception_details.values()))
+        if not isinstance(cause, (*FAULTS, GoogleAuthError)):
+            raise
+        raise cause from error
 
 
 def entries(folder: str) -> list[Entry]:
@@ -236,3 +269,20 @@ def _blob(path: str) -> Any:
     """Return an object through Beam's own client, which has the server and the credentials."""
     bucket, _, name = path.removeprefix("gs://").partition("/")
     return storage_client(path).bucket(bucket).blob(name)
+
+
+def arrow_storage() -> pa_fs.FileSystem:
+    """Return Arrow's own client of Cloud Storage.
+
+    Raises:
+        CredentialsError: There are no usable credentials.
+    """
+    address = Endpoints.resolve().storage
+    place: dict[str, Any] = {"retry_time_limit": timedelta(seconds=SILENT_SECONDS)}
+    if address is not None:
+        scheme, _, host = rest_url(address).partition("://")
+        place |= {"scheme": scheme, "endpoint_override": host}
+    if is_plain(address):
+        return pa_fs.GcsFileSystem(anonymous=True, **place)
+    credentials(address)
+    return pa_fs.GcsFileSystem(**place)

@@ -14,10 +14,12 @@ from urllib.parse import unquote
 import pyarrow as pa
 from apache_beam.io.filesystems import FileSystems
 
-from common.errors import InputError, MillraceError, UsageError, one_line
+from cloud.errors import translate_errors
+from common.errors import InputError, MillraceError, UsageError
 from common.memory import check_memory
 from transforms.files.lake_folders import METADATA, LakeFolder, lake_at, refusal
-from transforms.files.store import read_version
+from transforms.files.store import READER, beam_causes, read_version
+from transforms.lakes.storage import delta_options, explain, iceberg_files
 
 # The library names types for columns of more than 2 GiB, which no batch has.
 _SMALL = {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}
@@ -103,19 +105,22 @@ def find_lake(pattern: str, version: int | None) -> LakeVersion | None:
         return _delta_version(folder_found, version)
     if folder_found.kind == "Apache Hudi":
         raise refusal(folder_found, folder_found.root)
-    return _iceberg_version(folder_found, _latest_metadata(folder_found.root), version)
+    with lake_errors(f"Apache Iceberg table {folder_found.root}"):
+        metadata = _latest_metadata(folder_found.root)
+    return _iceberg_version(folder_found, metadata, version)
 
 
 @contextmanager
 def lake_errors(place: str) -> Iterator[None]:
     """Raise all errors of the libraries as InputError, which names the table."""
     try:
-        yield
+        with translate_errors(InputError, f"{place} cannot be read", READER), beam_causes():
+            yield
     except MillraceError:
         raise
     except Exception as error:
         check_memory(error, place)
-        raise InputError(f"{place} cannot be read: {one_line(error).rstrip('.')}") from error
+        raise InputError(f"{place} cannot be read: {explain(error)}") from error
 
 
 def _library(name: str, extra: str) -> Any:
@@ -132,7 +137,9 @@ def _delta_version(folder: LakeFolder, version: int | None) -> LakeVersion:
     deltalake = _library("deltalake", "delta")
     place = f"Delta Lake table {folder.root}"
     with lake_errors(place):
-        latest = int(deltalake.DeltaTable(folder.root, without_files=True).version())
+        options = delta_options(folder.root)
+        table = deltalake.DeltaTable(folder.root, storage_options=options, without_files=True)
+        latest = int(table.version())
     if version is not None and version > latest:
         raise InputError(f"{place} has no version {version}: --table_version may be up to {latest}")
     return LakeVersion(folder=folder, version=latest if version is None else version)
@@ -147,7 +154,8 @@ class DeltaTable:
     @cached_property
     def _table(self) -> Any:
         deltalake = _library("deltalake", "delta")
-        table = deltalake.DeltaTable(self.named.folder.root, version=self.named.version)
+        root, version = self.named.folder.root, self.named.version
+        table = deltalake.DeltaTable(root, version, storage_options=delta_options(root))
         if table.metadata().configuration.get("delta.columnMapping.mode", "none") != "none":
             raise InputError(
                 f"{self.named.place} renames columns by delta.columnMapping.mode, which Millrace "
@@ -233,8 +241,13 @@ def _iceberg_version(folder: LakeFolder, metadata: str, version: int | None) -> 
 
 
 def _static_table(metadata: str) -> Any:
-    pyiceberg = _library("pyiceberg.table", "iceberg")
-    return pyiceberg.StaticTable.from_metadata(metadata)
+    library = _library("pyiceberg.table", "iceberg")
+    from pyiceberg.catalog.noop import NoopCatalog
+    from pyiceberg.serializers import FromInputFile
+
+    files, name = iceberg_files(), "static-table"
+    found = FromInputFile.table_metadata(files.new_input(metadata))
+    return library.StaticTable((name, metadata), found, metadata, files, NoopCatalog(name))
 
 
 @dataclass
