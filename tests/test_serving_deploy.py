@@ -54,6 +54,12 @@ FIRST = [
 Run = Callable[..., tuple[int, str, str]]
 
 
+@pytest.fixture(autouse=True)
+def untried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models are not tried, because most packages of these tests contain none."""
+    monkeypatch.setattr(package_files, "try_package", lambda *_: None)
+
+
 @pytest.fixture
 def package(tmp_path: Path, make_manifest: Callable[..., Manifest]) -> Callable[[str], Path]:
     """Return a function that writes a package of a version, and next to it the same as a .mar."""
@@ -92,13 +98,8 @@ def run(
     google: GoogleApi,
     emulators: LocalCloud,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> Run:
-    """Return a function that runs a command; it returns the exit code, the output and stderr.
-
-    The packages of these tests contain no model, so they are not tried.
-    """
-    monkeypatch.setattr(package_files, "try_package", lambda *_: None)
+    """Return a function that runs a command; it returns the exit code, the output and stderr."""
     addresses = f"aiplatform={google.url},storage={emulators.endpoints.storage}"
 
     def run(command: str, *flags: str | Path) -> tuple[int, str, str]:
@@ -162,7 +163,7 @@ def test_a_package_whose_known_good_rows_fail_is_not_deployed(
     (tmp_path / "model.json").write_text(replace(manifest, golden=golden).to_json())
     code, out, said = run("deploy", *custom(tmp_path, staging))
     assert (code, out, len(google.calls)) == (1, "", done)
-    assert "known-good row 0, output total: expected 7.0, got 6.0" in said
+    assert "known-good row 0, output total is 6.0, expected 7.0" in said
 
 
 def test_a_package_is_staged_uploaded_and_deployed_as_the_flags_say(

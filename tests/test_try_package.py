@@ -35,7 +35,7 @@ def test_a_package_whose_known_good_rows_fail_is_refused(
     manifest = write_tiny(tmp_path, make_manifest)
     golden = GoldenRows({"x": [[1.0, 2.0, 3.0]]}, {"total": [7.0]})
     (tmp_path / "model.json").write_text(replace(manifest, golden=golden).to_json())
-    with pytest.raises(ContractBroken, match=r"output total: expected 7.0, got 6.0"):
+    with pytest.raises(ContractBroken, match=r"output total is 6.0, expected 7.0"):
         try_package(str(tmp_path))
 
 

@@ -170,7 +170,8 @@ def check(case: Case, found: Found | str, path: Path) -> None:
         raise Violation("the file is read, expected an error")
     if case.spans is not None:
         _check_spans(case, found, path)
-    elif case.text and not case.keys:
+    elif case.text and not case.keys and case.kind != "damaged gzip":
+        # gzip that was cut between two members is a valid file with fewer rows.
         _check_rest(case, found)
     if case.rows is not None:
         _check_rows(case, found)

@@ -20,6 +20,8 @@ from transforms.files.hive import keys_of, with_keys
 from transforms.files.ranges import open_parquet
 
 _READERS = 16
+# The most digits of an Arrow decimal.
+_MOST_DIGITS = 76
 # A type of these families may become one of another family.
 _PROMOTED = {"integer", "null"}
 
@@ -105,9 +107,32 @@ def _promoted(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
     before = set(map(_family, [*_leaves(pair[0]), *_leaves(pair[1])]))
     if before - set(map(_family, _leaves(merged))) - _PROMOTED:
         return None
+    digits = max((_digits(leaf) for kind in pair for leaf in _leaves(kind)), default=0)
+    merged = map_type(merged, lambda leaf: _with_digits(leaf, digits))
     units = {getattr(leaf, "unit", None) for kind in pair for leaf in _leaves(kind)} - {None}
     # Microseconds hold every time of the years 1 to 9999, nanoseconds do not.
     return map_type(merged, in_microseconds) if len(units) > 1 else merged
+
+
+def _digits(kind: pa.DataType) -> int:
+    """Return how many digits the integers of a type can have; 0 for other types."""
+    if not pa.types.is_integer(kind):
+        return 0
+    return len(str((1 << kind.bit_width) - 1 >> pa.types.is_signed_integer(kind)))
+
+
+def _with_digits(kind: pa.DataType, digits: int) -> pa.DataType:
+    """Return a decimal type with this many digits before the point, which Arrow leaves out."""
+    if not pa.types.is_decimal(kind) or kind.precision - kind.scale >= digits:
+        return kind
+    precision = digits + kind.scale
+    if precision > _MOST_DIGITS:
+        return kind
+    return (
+        pa.decimal128(precision, kind.scale)
+        if precision <= 38
+        else pa.decimal256(precision, kind.scale)
+    )
 
 
 def _decoded(kind: pa.DataType) -> pa.DataType:
