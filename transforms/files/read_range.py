@@ -107,29 +107,31 @@ def _read_jsonl(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[
     wanted = {*row_format.names, *row_format.keep, row_format.id_column}
     keys = {name: value for name, value in part.keys.items() if name in wanted}
     prefix = id_prefix(part.path)
-    for rows, span in _json_rows(part):
-        for piece in slices(len(rows), batch_rows):
-            texts = [text for _, text in rows[piece]]
+    for texts, places, span in _json_rows(part):
+        for piece in slices(len(texts), batch_rows):
+            some = texts[piece]
             if keys:
-                texts = add_to_lines(texts, keys, {*row_format.names}, part.path)
-            yield decode_json(texts, [f"{prefix}-{at}" for at, _ in rows[piece]], row_format)
+                some = add_to_lines(some, keys, {*row_format.names}, part.path)
+            yield decode_json(some, [f"{prefix}-{at}" for at in places[piece]], row_format)
         yield Decoded(batch=None, failed_ids=[], failed_payloads=[], faults=[], span=span)
 
 
-def _json_rows(part: FileRange) -> Iterator[tuple[list[tuple[int, bytes]], tuple[int, int]]]:
-    """Yield the texts of rows, each with the byte at which it starts, and the span of the file."""
+def _json_rows(part: FileRange) -> Iterator[tuple[list[bytes], list[int], tuple[int, int]]]:
+    """Yield the texts of rows, the bytes at which they start, and the span of the file."""
     if part.document:
-        yield read_document(part.path), (part.start, part.stop)
+        rows = read_document(part.path)
+        yield [text for _, text in rows], [at for at, _ in rows], (part.start, part.stop)
         return
     for start, block, span in _blocks(part):
-        rows, at = [], start
+        texts, places, at = [], [], start
         for line in block.split(b"\n"):
             # Some editors on Windows write a UTF-8 byte order mark at the start of a file.
             text = (line.removeprefix(BOM_UTF8) if at == 0 else line).strip(_JSON_SPACE)
             if text:
-                rows.append((at, text))
+                texts.append(text)
+                places.append(at)
             at += len(line) + 1
-        yield rows, span
+        yield texts, places, span
 
 
 def _read_csv(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[Decoded]:
