@@ -101,7 +101,8 @@ $(AIRFLOW_ENV)/.installed: airflow-$(AIRFLOW).txt
 # cannot be reached, set TORCH_CPU='--find-links FOLDER' to a folder with its wheel.
 TORCH_CPU ?= --torch-backend cpu
 LOCK := uv pip compile --quiet --upgrade --generate-hashes --no-annotate --custom-compile-command 'make lock' \
-	--python-version 3.11 --python-platform x86_64-manylinux_2_28 -c constraints.txt --extra safetensors pyproject.toml
+	--python-version 3.11 --python-platform x86_64-manylinux_2_28 -c constraints.txt \
+	--extra safetensors --extra delta --extra iceberg pyproject.toml
 
 notebooks: $(STAMP) $(EMULATORS)/.installed  ## run the notebooks and save their outputs (needs gcloud's emulator)
 	@$(BIN)/python tools/notebooks.py
