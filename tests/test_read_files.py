@@ -320,6 +320,15 @@ def test_columns_with_dots_in_their_names_are_read(make_manifest: Make, tmp_path
     assert [row["card.amount"] for row in rows.values()] == [1.5]
 
 
+def test_a_damaged_column_name_is_an_error_of_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"abcd": [1.0]}), path)
+    path.write_bytes(path.read_bytes().replace(b"abcd", b"a\xffcd"))
+    with pytest.raises(InputError, match=r"rows\.parquet is not a readable Parquet file") as caught:
+        plan_file(match_files([str(path)])[0], None)
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_a_damaged_page_is_an_error_of_one_line(make_manifest: Make, tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     table = pa.table({name: [float(i) for i in range(5000)] for name in "abc"})

@@ -243,7 +243,7 @@ def open_parquet(path: str) -> pq.ParquetFile:
             # By default, INT96 times are read in nanoseconds, which wrap around after 2262.
             coerce_int96_timestamp_unit="us",
         )
-    except (pa.ArrowException, BeamIOError, OSError) as error:
+    except (pa.ArrowException, BeamIOError, OSError, UnicodeError) as error:
         check_memory(error, path)
         raise InputError(
             f"{path} is not a readable Parquet file: {one_line(error).rstrip('.')}; it may be "
