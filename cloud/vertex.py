@@ -175,15 +175,9 @@ def token_for(url: str) -> Any:
     return credentials() if is_googles else None
 
 
-def _get(url: str, label: str) -> dict[str, Any]:
-    """Return the resource at a URL of the Vertex AI API.
-
-    Raises:
-        EndpointError: The resource cannot be read.
-        CredentialsError: The credentials are missing or invalid.
-    """
+def _session(url: str) -> Any:
+    """Return a session with the credentials for a URL, which repeats transient failures."""
     import requests
-    from google.auth.exceptions import GoogleAuthError
     from google.auth.transport.requests import AuthorizedSession
     from requests.adapters import HTTPAdapter
     from urllib3.util import Retry
@@ -202,6 +196,20 @@ def _get(url: str, label: str) -> dict[str, Any]:
     adapter = HTTPAdapter(max_retries=retries)
     session.mount("https://", adapter)
     session.mount("http://", adapter)
+    return session
+
+
+def _get(url: str, label: str) -> dict[str, Any]:
+    """Return the resource at a URL of the Vertex AI API.
+
+    Raises:
+        EndpointError: The resource cannot be read.
+        CredentialsError: The credentials are missing or invalid.
+    """
+    import requests
+    from google.auth.exceptions import GoogleAuthError
+
+    session = _session(url)
     try:
         with session:
             response = session.get(url, timeout=_LOOKUP_SECONDS)

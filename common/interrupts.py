@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar, cast
 
@@ -43,6 +43,27 @@ class InterruptibleEvent:
                 # Wake the next waiting thread.
                 self._queue.put(None)
         return self._is_set
+
+
+@contextmanager
+def repeating(function: Callable[[], object], seconds: float) -> Iterator[None]:
+    """Call a function in a thread every `seconds` seconds while the block runs.
+
+    The last call has ended when the block is left. The first one is after `seconds` seconds.
+    """
+    over = InterruptibleEvent()
+
+    def repeat() -> None:
+        while not over.wait(seconds):
+            function()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 class Background(Generic[T]):

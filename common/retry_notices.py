@@ -13,15 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
-from common.interrupts import InterruptibleEvent
+from common.interrupts import repeating
 from common.terminal import clear_line
 
 EVERY_SECONDS = 10.0
 
 _lock = threading.Lock()
 _failing: list[Retried] = []
-# Set while nothing is being retried.
-_calm = threading.Event()
 # How many threads print what is being retried.
 _printers = 0
 
@@ -50,7 +48,6 @@ class Retried:
             if self not in _failing:
                 self.since = time.monotonic()
                 _failing.append(self)
-                _calm.clear()
             if not _printers:
                 _printers += 1
                 threading.Thread(target=_print_while_failing, name="retries", daemon=True).start()
@@ -61,8 +58,6 @@ class Retried:
         if self.since:
             with _lock, suppress(ValueError):
                 _failing.remove(self)
-                if not _failing:
-                    _calm.set()
             self.since = 0.0
 
     def __enter__(self) -> Retried:
@@ -103,12 +98,12 @@ def _print_while_failing() -> None:
     """Print every ten seconds what is being retried, until nothing is."""
     global _printers
     while True:
-        while not _calm.wait(EVERY_SECONDS):
-            _print_lines(sys.stderr)
+        time.sleep(EVERY_SECONDS)
         with _lock:
             if not _failing:
                 _printers -= 1
                 return
+        _print_lines(sys.stderr)
 
 
 @contextmanager
@@ -119,20 +114,11 @@ def print_retries(stream: TextIO) -> Iterator[None]:
         stream: Where to print, usually standard error.
     """
     global _printers
-    done = InterruptibleEvent()
-
-    def show() -> None:
-        while not done.wait(EVERY_SECONDS):
-            _print_lines(stream)
-
     with _lock:
         _printers += 1
-    thread = threading.Thread(target=show, name="retries", daemon=True)
-    thread.start()
     try:
-        yield
+        with repeating(lambda: _print_lines(stream), EVERY_SECONDS):
+            yield
     finally:
-        done.set()
-        thread.join()
         with _lock:
             _printers -= 1

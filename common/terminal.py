@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TextIO
 
 from common.errors import MillraceError
-from common.interrupts import InterruptibleEvent
+from common.interrupts import repeating
 from common.pages import error_line
 
 _LABEL_WIDTH = 13
@@ -173,17 +173,13 @@ def long_step(text: str, stream: TextIO | None = None, every: float = 1.0) -> It
     if not is_terminal(stream) or threading.current_thread() is not threading.main_thread():
         yield
         return
-    progress, done, started = Progress(line=stream), InterruptibleEvent(), time.monotonic()
+    progress, started = Progress(line=stream), time.monotonic()
 
     def show() -> None:
-        while not done.wait(every):
-            progress.now(f"{text} ... {time.monotonic() - started:.0f} s")
+        progress.now(f"{text} ... {time.monotonic() - started:.0f} s")
 
-    thread = threading.Thread(target=show, daemon=True)
-    thread.start()
     try:
-        yield
+        with repeating(show, every):
+            yield
     finally:
-        done.set()
-        thread.join()
         progress.clear()

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.command_line import CommandParser, positive
 from common.command_names import as_typed
 from common.errors import (
     ContractBroken,
@@ -31,6 +30,7 @@ from common.errors import (
 from common.memory import MORE_MEMORY, check_memory, out_of_memory
 from common.terminal import print_error
 from model_handlers.manifest import MANIFEST_NAME, FeatureStatistics, GoldenRows, Manifest
+from model_handlers.package_flags import make_parser
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -276,68 +276,6 @@ def _numbers(table: pa.Table, column: str, path: str) -> np.ndarray:
         raise InputError(
             f"sample {path}: expected numbers in column {column!r}, got {found.type}"
         ) from error
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command's flags."""
-    parser = CommandParser(
-        "model_handlers.package",
-        "Create a model package: a folder with a model file and model.json.",
-    )
-    parser.add_argument(
-        "model", help="model file: .pt2, TorchScript .pt, .safetensors or state dict"
-    )
-    parser.add_argument(
-        "--feature_columns",
-        required=True,
-        metavar="A,B,C",
-        help="columns of the model's input in order",
-    )
-    parser.add_argument(
-        "--output", required=True, metavar="FOLDER", help="folder to write the package to"
-    )
-    parser.add_argument(
-        "--sample",
-        metavar="PATH",
-        help="Parquet file of training rows, to compute known-good rows and statistics from "
-        "(default: none; workers then cannot check the model)",
-    )
-    parser.add_argument(
-        "--name", metavar="NAME", help="name of the model (default: the file name, without suffix)"
-    )
-    parser.add_argument(
-        "--version", default="1", metavar="TEXT", help="version of the model (default: 1)"
-    )
-    parser.add_argument(
-        "--score_output",
-        metavar="NAME",
-        help="output to use as the score (default: the output with one float per row, if there is "
-        "only one)",
-    )
-    _add_special_flags(parser)
-    return parser
-
-
-def _add_special_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags for state dicts, and for models whose answers depend on the batch."""
-    parser.add_argument(
-        "--architecture",
-        metavar="MODULE:CLASS",
-        help="class to load weights into, for a state dict or .safetensors file",
-    )
-    parser.add_argument(
-        "--trusted_modules",
-        metavar="A,B",
-        help="top-level modules that may be imported for --architecture (default: none)",
-    )
-    parser.add_argument(
-        "--allow_batch_dependence",
-        metavar="TOLERANCE",
-        type=positive,
-        help="accept a model whose outputs for a row depend on the other rows in the batch, if the "
-        "difference is at most this (absolute and relative); recorded in the manifest and in every "
-        "report",
-    )
 
 
 def make_package(args: argparse.Namespace) -> Manifest:

@@ -18,7 +18,7 @@ from docs_pages import PAGES, ROOT, blocks, commands, filled
 import millrace
 from dags.millrace_dags.health import read_settings
 from dags.millrace_dags.runs import plan_run
-from model_handlers import package
+from model_handlers import package_flags
 from pipelines import batch_local, batch_vertex, stream_local, stream_vertex, template_spec
 from pipelines.beam_args import beam_flags
 from pipelines.launch import command as launch
@@ -66,7 +66,7 @@ def test_commands_have_the_flags_that_they_name(page: str, args: list[str]) -> N
     elif name == "serving":
         settings.parse_settings(rest, {})
     elif name == "model_handlers.package":
-        package.make_parser().parse_args(rest)
+        package_flags.make_parser().parse_args(rest)
     else:
         if name == "pipelines.launch":
             command, given = launch.choose_command(rest)
@@ -82,7 +82,7 @@ def every_flag() -> set[str]:
     """The flags of all programs, and of Beam."""
     flags = set(beam_flags()) | all_flags()
     parsers = [settings.make_parser({}), *(make() for make in SERVING.values())]
-    parsers += [build_parser("launch", "", launch.ATTACH.options), package.make_parser()]
+    parsers += [build_parser("launch", "", launch.ATTACH.options), package_flags.make_parser()]
     parsers.append(template_spec.make_parser())
     (subcommands,) = resources.make_parser()._subparsers._group_actions  # type: ignore[union-attr]
     parsers += subcommands.choices.values()  # type: ignore[union-attr, attr-defined, arg-type]

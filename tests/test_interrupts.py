@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from common.interrupts import Background, InterruptibleEvent
+from common.interrupts import Background, InterruptibleEvent, repeating
 
 
 @pytest.fixture
@@ -73,3 +73,25 @@ def test_a_signal_ends_the_wait_for_a_background_function_but_not_the_function()
     assert not waiting.wait(0)
     go_on.set()
     assert waiting.result()
+
+
+def test_a_repeated_function_is_called_only_within_the_block() -> None:
+    twice, callers = threading.Event(), []
+
+    def call() -> None:
+        callers.append(threading.current_thread())
+        if len(callers) == 2:
+            twice.set()
+
+    with repeating(call, 0.001):
+        assert twice.wait(60)
+    assert not callers[0].is_alive()
+    before = len(callers)
+    with repeating(call, 60):
+        pass
+    assert len(callers) == before
+
+
+def test_a_block_with_a_repeated_function_raises_its_own_error() -> None:
+    with pytest.raises(KeyError), repeating(lambda: None, 60):
+        raise KeyError

@@ -17,7 +17,7 @@ from typing import TextIO
 import apache_beam as beam
 import pyarrow as pa
 
-from common.interrupts import InterruptibleEvent
+from common.interrupts import repeating
 
 _lock = threading.Lock()
 _rows = 0
@@ -48,25 +48,21 @@ def progress_line(stream: TextIO, every: float = 0.5) -> Iterator[None]:
     """
     global _rows
     _rows = 0
-    done = InterruptibleEvent()
-    thread = threading.Thread(target=_rewrite, args=(stream, every, done), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-        stream.write("\r\x1b[K")
-        stream.flush()
-
-
-def _rewrite(stream: TextIO, every: float, done: InterruptibleEvent) -> None:
     started = first = time.monotonic()
-    while not done.wait(every):
+
+    def rewrite() -> None:
+        nonlocal first
         now, rows = time.monotonic(), _rows
         if not rows:
             # The rate does not include the start-up.
             first = now
         rate = rows / (now - first) if rows else 0.0
         stream.write(f"\r\x1b[K{rows:,} rows  {rate:,.0f} rows/s  {now - started:.0f} s")
+        stream.flush()
+
+    try:
+        with repeating(rewrite, every):
+            yield
+    finally:
+        stream.write("\r\x1b[K")
         stream.flush()

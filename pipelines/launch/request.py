@@ -197,6 +197,15 @@ def check_parameters(
         raise UsageError(
             f"--template {template} ({title}) starts a {kind}: pass a template of {name}"
         )
+    wrong = _wrong_parameters(known, parameters)
+    if wrong:
+        raise UsageError(f"{template}: {'; '.join(wrong)}")
+
+
+def _wrong_parameters(
+    known: Mapping[str, Mapping[str, Any]], parameters: Mapping[str, str]
+) -> list[str]:
+    """Return what is wrong with parameters for a template, given the ones that it has."""
     wrong = [
         f"the template has no parameter --{given}{suggest(given, known)}"
         for given in parameters
@@ -214,5 +223,4 @@ def check_parameters(
         choices = [option["value"] for option in parameter.get("enumOptions", [])]
         if choices and value not in choices:
             wrong.append(f"--{flag} must be one of {', '.join(choices)}, got {value}")
-    if wrong:
-        raise UsageError(f"{template}: {'; '.join(wrong)}")
+    return wrong

@@ -18,7 +18,7 @@ from google.pubsub_v1.types import PubsubMessage
 from cloud.clients import Cloud
 from cloud.errors import is_passing, retry, translate_errors
 from common.errors import InputError
-from common.interrupts import InterruptibleEvent
+from common.interrupts import InterruptibleEvent, repeating
 from transforms.messages.message import Message, parse_message
 
 # The messages of one request. An ack id has about 200 bytes, and a request takes 512 kB.
@@ -164,17 +164,9 @@ def _parts(ack_ids: Sequence[str]) -> Iterator[list[str]]:
 @contextlib.contextmanager
 def leased(cloud: Cloud, subscription: str) -> Iterator[Lease]:
     """Yield a Lease of a subscription, renewed by a thread; at the end, give messages back."""
-    lease, over = Lease(cloud, subscription), InterruptibleEvent()
-
-    def keep() -> None:
-        while not over.wait(RENEW_SECONDS):
-            lease.renew()
-
-    keeper = threading.Thread(target=keep, daemon=True)
-    keeper.start()
+    lease = Lease(cloud, subscription)
     try:
-        yield lease
+        with repeating(lease.renew, RENEW_SECONDS):
+            yield lease
     finally:
-        over.set()
-        keeper.join()
         lease.release()

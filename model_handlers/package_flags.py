@@ -1,0 +1,69 @@
+"""The flags of the command that creates a model package."""
+
+from __future__ import annotations
+
+import argparse
+
+from common.command_line import CommandParser, positive
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command's flags."""
+    parser = CommandParser(
+        "model_handlers.package",
+        "Create a model package: a folder with a model file and model.json.",
+    )
+    parser.add_argument(
+        "model", help="model file: .pt2, TorchScript .pt, .safetensors or state dict"
+    )
+    parser.add_argument(
+        "--feature_columns",
+        required=True,
+        metavar="A,B,C",
+        help="columns of the model's input in order",
+    )
+    parser.add_argument(
+        "--output", required=True, metavar="FOLDER", help="folder to write the package to"
+    )
+    parser.add_argument(
+        "--sample",
+        metavar="PATH",
+        help="Parquet file of training rows, to compute known-good rows and statistics from "
+        "(default: none; workers then cannot check the model)",
+    )
+    parser.add_argument(
+        "--name", metavar="NAME", help="name of the model (default: the file name, without suffix)"
+    )
+    parser.add_argument(
+        "--version", default="1", metavar="TEXT", help="version of the model (default: 1)"
+    )
+    parser.add_argument(
+        "--score_output",
+        metavar="NAME",
+        help="output to use as the score (default: the output with one float per row, if there is "
+        "only one)",
+    )
+    _add_special_flags(parser)
+    return parser
+
+
+def _add_special_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for state dicts, and for models whose answers depend on the batch."""
+    parser.add_argument(
+        "--architecture",
+        metavar="MODULE:CLASS",
+        help="class to load weights into, for a state dict or .safetensors file",
+    )
+    parser.add_argument(
+        "--trusted_modules",
+        metavar="A,B",
+        help="top-level modules that may be imported for --architecture (default: none)",
+    )
+    parser.add_argument(
+        "--allow_batch_dependence",
+        metavar="TOLERANCE",
+        type=positive,
+        help="accept a model whose outputs for a row depend on the other rows in the batch, if the "
+        "difference is at most this (absolute and relative); recorded in the manifest and in every "
+        "report",
+    )
