@@ -6,7 +6,6 @@ import ipaddress
 import os
 from collections.abc import MutableMapping
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from common.addresses import host_of, shown
 from common.errors import EndpointError
@@ -45,6 +44,9 @@ def find_proxy(url: str) -> str | None:
     Raises:
         EndpointError: The proxy is not one for HTTP, or its address is invalid.
     """
+    # It imports ssl and more, for which `--help` should not wait.
+    from urllib.request import getproxies, proxy_bypass
+
     parts = urlsplit(url)
     host = parts.hostname or ""
     if _is_loopback(host) or proxy_bypass(host):
