@@ -95,16 +95,7 @@ class VertexEndpointHandler(BatchHandler[Endpoint]):
 
     def _count(self, stats: Stats, hits: int) -> None:
         """Add the client's statistics to Beam's metrics; only the thread of a bundle can do so."""
-        counts = {
-            "endpoint_requests": stats.requests,
-            "endpoint_retries": stats.retries,
-            "endpoint_bytes_sent": stats.bytes_sent,
-            "endpoint_cache_hits": hits,
-            # Dataflow's autoscaler reads this metric, and adds no workers while it grows.
-            "cumulativeThrottlingSeconds": stats.throttled,
-            **{f"endpoint_answers_{kind}": count for kind, count in stats.answers.items()},
-        }
-        for name, count in counts.items():
+        for name, count in counters(stats, hits).items():
             if count:
                 Metrics.counter(NAMESPACE, name).inc(count)
         latency = Metrics.distribution(NAMESPACE, "endpoint_request_ms")
@@ -112,3 +103,21 @@ class VertexEndpointHandler(BatchHandler[Endpoint]):
             latency.update(round(seconds * 1000))
         if stats.requests:
             Metrics.distribution(NAMESPACE, "endpoint_in_flight").update(stats.most_in_flight)
+
+
+def counters(stats: Stats, hits: int) -> dict[str, int]:
+    """Return by how much each counter of Beam grows, by its name.
+
+    Args:
+        stats: What the client has done.
+        hits: How many rows were found in the cache.
+    """
+    return {
+        "endpoint_requests": stats.requests,
+        "endpoint_retries": stats.retries,
+        "endpoint_bytes_sent": stats.bytes_sent,
+        "endpoint_cache_hits": hits,
+        # Dataflow's autoscaler reads this metric, and adds no workers while it grows.
+        "cumulativeThrottlingSeconds": stats.throttled,
+        **{f"endpoint_answers_{kind}": count for kind, count in stats.answers.items()},
+    }
