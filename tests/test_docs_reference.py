@@ -16,6 +16,7 @@ from common import errors
 from millrace.commands import COMMANDS
 from model_handlers.endpoint_handler import counters
 from model_handlers.manifest import Manifest
+from pipelines.stream.progress import LATENCIES
 from resources.config import PIPELINES, Config
 from resources.declaration import ROLES
 from transforms.dead_letter_schema import FAILURE_SCHEMA
@@ -98,6 +99,7 @@ def test_every_metric_of_the_pipelines_has_a_line() -> None:
     assert {"rows_inferred", "rows_dead_lettered", "endpoint_request_ms"} <= used
     # The page names the classes of answers after the first one in short.
     used |= {*counters(Stats(answers=Counter({"2xx": 1, "timeout": 1})), 1)}
+    used |= {*LATENCIES}
     assert used <= in_code(section("docs/reference/metrics.md", "Pipelines"))
 
 

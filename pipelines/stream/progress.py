@@ -53,6 +53,9 @@ class Tally:
     unseen: dict[str, str] = field(default_factory=dict)
 
 
+# The distributions of how long a row waited, how long it was processed, and both together.
+LATENCIES = ("waited_ms", "processed_ms", "total_ms")
+
 _lock = threading.Lock()
 # None unless a run in this process has started it: otherwise no one would take the latencies.
 _tally: Tally | None = None
@@ -123,8 +126,7 @@ class _MeasureDoFn(beam.DoFn):
     """A DoFn that adds the latencies of predicted batches to the metrics and the tally."""
 
     def __init__(self) -> None:
-        names = ("waited_ms", "processed_ms", "total_ms")
-        self._metrics = [Metrics.distribution("millrace", name) for name in names]
+        self._metrics = [Metrics.distribution("millrace", name) for name in LATENCIES]
 
     def process(self, batch: pa.RecordBatch) -> Any:
         message = struct_columns(batch, MESSAGE)
