@@ -111,6 +111,12 @@ def test_a_list_that_is_written_as_a_text_is_read_back(values: list[str]) -> Non
     assert split_list([join_list(values)]) == tuple(values)
 
 
+def test_tabs_separate_values_but_stay_within_quotes() -> None:
+    assert split_list(["a\tb  c"]) == ("a", "b", "c")
+    assert split_list(['"a\tb"']) == ("a\tb",)
+    assert split_list(['"a\tb"\t"c ""d"""']) == ("a\tb", 'c "d"')
+
+
 def test_white_space_and_line_ends_around_any_value_are_dropped() -> None:
     argv = [
         *("--output_files", "out \n", "--batch_rows", " 7\n", "--precision", "\tfloat32 "),

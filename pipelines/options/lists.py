@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from common.errors import UsageError
 
+# A tab between values, or a quoted value, which stays as it is.
+_TAB = re.compile(r'("(?:[^"]|"")*")|\t')
 _AROUND_OPERATOR = re.compile(r"[ \t]*([<>=!]+)[ \t]*")
 
 
@@ -56,7 +58,7 @@ def split_list(words: Sequence[str], *, conditions: bool = False) -> tuple[str, 
     found = [part for word in words for part in _parts(word, ",")]
     if len(words) == 1 and len(found) == 1:
         # A shell separates words at spaces. The console and a quoted text leave it to this program.
-        found = _parts(words[0].replace("\t", " "), " ")
+        found = _parts(_TAB.sub(lambda tab: tab[1] or " ", words[0]), " ")
     return tuple(found)
 
 
