@@ -20,6 +20,8 @@ EVERY_SECONDS = 10.0
 
 _lock = threading.Lock()
 _failing: list[Retried] = []
+# Set while nothing is being retried.
+_calm = threading.Event()
 # How many threads print what is being retried.
 _printers = 0
 
@@ -48,6 +50,7 @@ class Retried:
             if self not in _failing:
                 self.since = time.monotonic()
                 _failing.append(self)
+                _calm.clear()
             if not _printers:
                 _printers += 1
                 threading.Thread(target=_print_while_failing, name="retries", daemon=True).start()
@@ -58,6 +61,8 @@ class Retried:
         if self.since:
             with _lock, suppress(ValueError):
                 _failing.remove(self)
+                if not _failing:
+                    _calm.set()
             self.since = 0.0
 
     def __enter__(self) -> Retried:
@@ -98,12 +103,12 @@ def _print_while_failing() -> None:
     """Print every ten seconds what is being retried, until nothing is."""
     global _printers
     while True:
-        time.sleep(EVERY_SECONDS)
+        while not _calm.wait(EVERY_SECONDS):
+            _print_lines(sys.stderr)
         with _lock:
             if not _failing:
                 _printers -= 1
                 return
-        _print_lines(sys.stderr)
 
 
 @contextmanager

@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -101,6 +103,22 @@ def run_command(capsys: pytest.CaptureFixture[str]) -> RunCommand:
         return code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture
+def no_waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that the code would have slept. Daemon threads, of whatever library, do sleep."""
+    waits: list[float] = []
+    sleep = time.sleep
+
+    def note(seconds: float) -> None:
+        if threading.current_thread().daemon:
+            sleep(seconds)
+        else:
+            waits.append(seconds)
+
+    monkeypatch.setattr(time, "sleep", note)
+    return waits
 
 
 @pytest.fixture

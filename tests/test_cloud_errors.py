@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -130,14 +129,12 @@ PERMANENT = [
 
 @pytest.mark.parametrize("answer", TRANSIENT, ids=name)
 def test_a_transient_error_is_retried(
-    server: Server, answer: Answer, monkeypatch: pytest.MonkeyPatch
+    server: Server, answer: Answer, no_waits: list[float]
 ) -> None:
-    waits: list[float] = []
-    monkeypatch.setattr(time, "sleep", waits.append)
     server.answers = [answer, answer, answer, (200, TABLE)]
     assert get_table(server).table_id == "t"
     assert server.calls == 4
-    assert len(waits) == 3
+    assert len(no_waits) == 3
 
 
 @pytest.mark.parametrize("answer", PERMANENT, ids=name)
@@ -148,14 +145,12 @@ def test_a_permanent_error_is_raised_after_one_request(server: Server, answer: A
     assert server.calls == 1
 
 
-def test_waits_grow_up_to_a_limit_and_vary(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    waits: list[float] = []
-    monkeypatch.setattr(time, "sleep", waits.append)
+def test_waits_grow_up_to_a_limit_and_vary(server: Server, no_waits: list[float]) -> None:
     server.answers = [failure(503, "backendError")] * 12 + [(200, TABLE)]
     get_table(server)
-    for i, wait in enumerate(waits):
+    for i, wait in enumerate(no_waits):
         assert 0 <= wait <= min(0.5 * 2**i, 20.0)
-    assert len(set(waits)) == 12
+    assert len(set(no_waits)) == 12
 
 
 def test_retries_end_when_the_time_is_over(server: Server) -> None:
@@ -169,11 +164,11 @@ def test_retries_end_when_the_time_is_over(server: Server) -> None:
     )
 
 
+@pytest.mark.usefixtures("no_waits")
 def test_a_request_without_a_response_times_out_and_is_retried(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cloud.clients, "REQUEST_SECONDS", 0.1)
-    monkeypatch.setattr(time, "sleep", lambda _: None)
     late = {"tableReference": TABLE["tableReference"] | {"tableId": "late"}}
     server.answers = [(SILENT, late), (200, TABLE)]
     assert get_table(server).table_id == "t"
@@ -410,11 +405,8 @@ def test_an_error_that_is_not_from_a_client_passes_through(error: Exception) -> 
     assert raised.value is error
 
 
-def test_an_additional_transient_error_is_retried_only_in_that_call(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(time, "sleep", lambda _: None)
-
+@pytest.mark.usefixtures("no_waits")
+def test_an_additional_transient_error_is_retried_only_in_that_call() -> None:
     def twice_missing() -> Callable[[], int]:
         answers: Iterator[Exception | int] = iter([exceptions.NotFound("no")] * 2 + [7])  # type: ignore[list-item]
 

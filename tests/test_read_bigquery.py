@@ -4,7 +4,6 @@ import datetime
 import json
 import math
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -218,14 +217,6 @@ PASSING = [
     grpc.StatusCode.ABORTED,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
 ]
-
-
-@pytest.fixture
-def no_waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds that the code would have slept."""
-    waits: list[float] = []
-    monkeypatch.setattr(time, "sleep", waits.append)
-    return waits
 
 
 @pytest.mark.usefixtures("no_waits")
