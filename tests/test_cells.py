@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from transforms.cells import FINE, INFINITE, NAN, NULL, WRONG, limits, read_cells
+from common.cells import FINE, INFINITE, NAN, NULL, WRONG, limits, read_cells
 
 FLOATS = ("float16", "float32", "float64")
 INTEGERS = ("int64", "int32", "int16", "int8", "uint8", "bool")

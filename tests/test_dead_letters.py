@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.plain_json import to_json
 from common.record_batch import source_batch
 from model_handlers.manifest import Manifest
 from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.dead_letters import Fault, failed_rows, failure_batch, payloads
-from transforms.plain_json import to_json
 from transforms.provenance import Provenance, utc_now
 
 NOW = datetime.datetime(2024, 1, 2, 3, 4, 5, 6, tzinfo=datetime.UTC)

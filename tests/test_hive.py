@@ -15,11 +15,11 @@ from command_line import Result, RunCommand, assert_one_line_error
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.cells import cast_column
 from common.errors import InputError, UsageError
 from model_handlers.manifest import Manifest
 from pipelines.batch.sources import key_types, passed_on
 from pipelines.batch_local import COMMAND
-from transforms.cells import cast_column
 from transforms.encode import choose_fields
 from transforms.files.hive import Condition, add_keys, add_to_lines, keys_of
 from transforms.files.ranges import format_of

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.arrow_values import to_values
 from common.errors import InputError
-from common.record_batch import to_values
 from transforms.encode import conform
 from transforms.files.one_schema import Origin, one_type, parquet_origins
 

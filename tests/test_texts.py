@@ -13,9 +13,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from common.texts import id_column, text_column, to_id, to_text
 from transforms.json_rows.decode import decode_json
 from transforms.json_rows.row_format import RowFormat
-from transforms.texts import id_column, text_column, to_id, to_text
 
 INTEGERS = st.integers(-(2**63), 2**63 - 1)
 DECIMALS = st.decimals(-(10**20), 10**20, places=9)

@@ -15,9 +15,9 @@ from typing import Any, Literal
 import orjson
 import pyarrow as pa
 
+from common.plain_json import to_json
 from common.record_batch import MESSAGE, PAYLOAD, ROW_ID, SOURCE, to_rows
 from transforms.dead_letter_schema import FAILURE_SCHEMA
-from transforms.plain_json import to_json
 from transforms.provenance import Provenance
 
 _LINE = orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z

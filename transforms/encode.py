@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from common.cells import FINE, cast_column, is_text, read_cells
 from common.errors import InputError, UsageError, suggest
 from common.memory import check_memory
 from common.record_batch import (
@@ -30,7 +31,6 @@ from common.record_batch import (
     typed,
 )
 from model_handlers.manifest import Manifest
-from transforms.cells import FINE, cast_column, is_text, read_cells
 from transforms.provenance import Provenance, utc_now
 from transforms.row_schemas import (
     CARRIED,

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from transforms.cells import is_list, is_text
-from transforms.plain_json import to_json
+from common.cells import is_list, is_text
+from common.plain_json import to_json
 
 # Odd constants with well-spread bits, from the SplitMix64 and MurmurHash3 finalizers.
 _MIX = np.uint64(0xBF58476D1CE4E5B9)

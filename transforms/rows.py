@@ -14,12 +14,12 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.utils.windowed_value import WindowedValue
 
+from common.plain_json import to_json
 from common.record_batch import to_rows
 from model_handlers.manifest import Manifest
 from transforms.dead_letters import Fault
 from transforms.json_rows.decode import Decoded, decode_rows, emit
 from transforms.json_rows.row_format import RowFormat
-from transforms.plain_json import to_json
 from transforms.provenance import Provenance
 from transforms.row_ids import content_id
 from transforms.split import Split, split_outputs

@@ -15,10 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.errors import InputError, suggest
-from common.record_batch import INPUTS, SOURCE, flat_values
-from model_handlers.manifest import InputSpec, Manifest
-from transforms.cells import (
+from common.cells import (
     INFINITE,
     NAN,
     NULL,
@@ -29,6 +26,9 @@ from transforms.cells import (
     limits,
     read_cells,
 )
+from common.errors import InputError, suggest
+from common.record_batch import INPUTS, SOURCE, flat_values
+from model_handlers.manifest import InputSpec, Manifest
 from transforms.dead_letters import Fault, failed_rows
 from transforms.provenance import Provenance, utc_now
 from transforms.split import Split, split_outputs

@@ -17,8 +17,9 @@ from benchmarks.fuzz.cases import Case, Row
 from benchmarks.fuzz.csv_cases import csv_case, fields_of
 from benchmarks.fuzz.json_cases import json_case
 from benchmarks.fuzz.parquet_cases import parquet_case
+from common.arrow_values import to_values
 from common.errors import MillraceError
-from common.record_batch import PAYLOAD, ROW_ID, SOURCE, to_values
+from common.record_batch import PAYLOAD, ROW_ID, SOURCE
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec
 from transforms.files import ranges, text_lines
 from transforms.files.columns import Columns, id_prefix

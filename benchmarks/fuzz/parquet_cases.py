@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.fuzz.cases import Case, Row, in_folder, mutated
-from common.record_batch import to_values
+from common.arrow_values import to_values
 
 LAST = datetime.datetime(9999, 12, 31, 23, 59, 59, 999_999)
 FIRST = datetime.datetime(1, 1, 1)

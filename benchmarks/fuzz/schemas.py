@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from benchmarks.fuzz.cases import Case
 from benchmarks.fuzz.check import Found, Violation, read
 from benchmarks.fuzz.parquet_cases import KEPT
+from common.arrow_values import to_values
 from common.errors import InputError
-from common.record_batch import to_values
 from transforms.encode import conform
 from transforms.files.one_schema import one_type, parquet_origins
 

@@ -12,6 +12,7 @@ from apache_beam.io.filesystems import FileSystems
 
 from cloud.clients import Cloud
 from cloud.errors import translate_errors
+from common.cells import is_text
 from common.errors import InputError, UsageError, one_line, suggest
 from common.memory import check_memory
 from model_handlers.manifest import Manifest
@@ -22,7 +23,6 @@ from pipelines.field_names import check_name, named_by_user
 from transforms.bigquery.read import ReadBigQuery
 from transforms.bigquery.schema import TableName
 from transforms.bigquery.source import BigQuerySource, at_one_moment, describe_source
-from transforms.cells import is_text
 from transforms.encode import OutputFields, check_fields, read_type
 from transforms.files.columns import Columns
 from transforms.files.csv.dialect import PLAIN, Dialect

@@ -33,6 +33,7 @@ from cloud.clients import Cloud
 from cloud.errors import current_call, is_passing, short_reason, translate_errors
 from common.errors import OutputError
 from common.memory import check_memory
+from common.plain_json import to_json
 from common.record_batch import concat_batches, to_rows
 from common.retry_notices import Retried
 from model_handlers.isolate import isolate
@@ -40,7 +41,6 @@ from model_handlers.without_values import without_cells
 from transforms.bigquery.schema import TableName, arrow_schema, table_fields
 from transforms.bigquery.unfit import null_elements
 from transforms.dead_letters import Fault, failure_batch
-from transforms.plain_json import to_json
 from transforms.provenance import Provenance, utc_now
 from transforms.split import Split, split_outputs
 

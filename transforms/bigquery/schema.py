@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 from google.cloud.bigquery import SchemaField
 
+from common.cells import is_list, is_text
 from common.errors import OutputError, UsageError, suggest
-from transforms.cells import is_list, is_text
 
 # A domain-scoped project contains a colon itself: example.com:project.dataset.table.
 _TABLE = re.compile(

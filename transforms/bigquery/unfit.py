@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from common.cells import is_list
 from common.record_batch import SOURCE
-from transforms.cells import is_list
 from transforms.dead_letters import Fault, failed_rows
 from transforms.provenance import Provenance, utc_now
 from transforms.split import Split, split_outputs

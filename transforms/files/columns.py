@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from common.cells import is_number, is_text
 from common.errors import InputError, suggest
 from common.record_batch import derived_ids, source_batch
+from common.texts import id_column, is_binary
 from model_handlers.manifest import Manifest
-from transforms.cells import is_number, is_text
 from transforms.row_ids import content_ids
-from transforms.texts import id_column, is_binary
 from transforms.validate import VECTOR_COLUMN, source_columns
 
 

@@ -14,8 +14,8 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from common.cells import cast_column
 from common.errors import InputError, UsageError, suggest
-from transforms.cells import cast_column
 from transforms.dead_letters import Fault
 from transforms.json_rows.values import read_json_values
 

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from common.arrow_values import in_microseconds, map_type, without_view
+from common.cells import is_text
 from common.errors import InputError
-from common.record_batch import in_microseconds, map_type, without_view
-from transforms.cells import is_text
 from transforms.files.hive import keys_of, with_keys
 from transforms.files.ranges import open_parquet
 

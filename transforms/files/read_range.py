@@ -9,10 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
+from common.arrow_values import without_views
+from common.cells import is_text
 from common.errors import InputError, one_line
 from common.memory import check_memory
-from common.record_batch import rebatch, slices, without_views
-from transforms.cells import is_text
+from common.record_batch import rebatch, slices
 from transforms.files.columns import Columns, id_prefix
 from transforms.files.csv.header import read_header
 from transforms.files.csv.parse import CsvRows, UnclosedQuote, read_lines, whole_rows

@@ -1,4 +1,4 @@
-"""Read the columns of a row that a dead letter holds as JSON (transforms/plain_json.py: to_json).
+"""Read the columns of a row that a dead letter holds as JSON (common/plain_json.py: to_json).
 
 Columns of a table or of a Parquet file can hold values that JSON messages express differently:
 booleans for numbers, and lists that hold a whole input beside other inputs. This module reads such

@@ -7,10 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from common.cells import exact_integer, limits
+from common.texts import to_text
 from model_handlers.manifest import InputSpec
-from transforms.cells import exact_integer, limits
 from transforms.json_rows.row_format import RowFormat
-from transforms.texts import to_text
 
 
 def build_columns(

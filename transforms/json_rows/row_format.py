@@ -22,11 +22,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from common.cells import FINE, INFINITE, NAN, exact_integer, limits, parse_number
+from common.texts import to_id, to_text
 from model_handlers.manifest import InputSpec, Manifest
-from transforms.cells import FINE, INFINITE, NAN, exact_integer, limits, parse_number
 from transforms.dead_letters import Fault
 from transforms.json_rows.values import json_type
-from transforms.texts import to_id, to_text
 from transforms.validate import VECTOR_COLUMN
 
 _MISSING = object()
@@ -254,7 +254,7 @@ def _read_number(value: Any, name: str, spec: InputSpec) -> Any:
     if isinstance(value, bool) and spec.dtype == "bool":
         return int(value)
     if isinstance(value, str):
-        # The rules of columns of text apply (transforms/cells.py).
+        # The rules of columns of text apply (common/cells.py).
         value = value.strip() or None
     number = type(value) is float or type(value) is int or isinstance(value, (Decimal, str))
     if number and not spec.dtype.startswith("float"):

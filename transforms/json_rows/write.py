@@ -11,7 +11,8 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from common.record_batch import UTC_MICROSECONDS, flat_values, to_values
+from common.arrow_values import to_values
+from common.record_batch import UTC_MICROSECONDS, flat_values
 
 
 def json_objects(rows: pa.RecordBatch, *, nulls: bool = False) -> list[bytes]:

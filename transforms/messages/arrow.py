@@ -8,13 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from common.arrow_values import without_views
 from common.errors import InputError, one_line
 from common.memory import check_memory
-from common.record_batch import derived_ids, source_batch, without_views
+from common.record_batch import derived_ids, source_batch
+from common.texts import id_column, text_column
 from transforms.dead_letters import Fault
 from transforms.files.columns import Columns
 from transforms.json_rows.row_format import RowFormat
-from transforms.texts import id_column, text_column
 
 _FILE = b"ARROW1"
 _PLACE = "an Arrow message"

@@ -16,10 +16,10 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from common.texts import to_id
 from model_handlers.numpy_json import is_bare
 from transforms.json_rows.row_format import RowFormat, plain_columns
 from transforms.json_rows.values import count_key_ends
-from transforms.texts import to_id
 
 # JSON readers disagree about integers beyond 64 bits.
 _ID = str | Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | float | None

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
+from common.cells import is_text
 from common.errors import InputError
-from transforms.cells import is_text
 from transforms.dead_letters import Fault
 from transforms.files.csv.dialect import PLAIN, Dialect
 from transforms.files.csv.row_bounds import CsvBlock, find_rows

@@ -18,9 +18,9 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.record_batch import to_values
-from transforms.cells import is_text
-from transforms.plain_json import to_json
+from common.arrow_values import to_values
+from common.cells import is_text
+from common.plain_json import to_json
 
 # Floats from here on have no counterpart in INT64.
 _INTEGERS_END = 2.0**63
