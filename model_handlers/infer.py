@@ -12,7 +12,6 @@ import torch
 
 from common.errors import ContractBroken
 from common.memory import MORE_MEMORY, check_memory
-from model_handlers.formats.architecture import TrustedCode
 from model_handlers.formats.load import load_module, sniff
 from model_handlers.loaded_model import (
     ROW_FAULTS,
@@ -23,6 +22,7 @@ from model_handlers.loaded_model import (
 )
 from model_handlers.manifest import MANIFEST_NAME, DType, InputSpec, Manifest, OutputSpec
 from model_handlers.read_package import ModelPackage
+from model_handlers.trusted_code import TrustedCode
 from model_handlers.try_rows import MADE_UP_ROWS, check_made_up_rows
 
 # What models take most often if not float32.

@@ -1,4 +1,4 @@
-"""Parse `model.json` into a Manifest, and check every value against the type of its field.
+"""Parse `model.json` into a Manifest, check every value, and write a Manifest as JSON.
 
 For any text, the result is either a Manifest that can be written again, or a ManifestError of one
 line that names the place, the expected value and the actual value.
@@ -14,6 +14,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from common.errors import ManifestError, one_line, suggest
 from model_handlers.manifest import MANIFEST_NAME, Manifest, refuse_manifest
+from model_handlers.steps.catalog import STEPS
+from model_handlers.steps.chain import Chain
+from model_handlers.steps.step import Step
 from model_handlers.unique_keys import DoubledKeyError, load_unique
 
 
@@ -44,7 +47,9 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
     if isinstance(kind, type) and is_dataclass(kind):
         return _parse_object(kind, value, where)
     if origin is types.UnionType:
-        return None if value is None else _parse(args[0], value, where)
+        return _parse_union(args, value, where)
+    if kind is Chain:
+        return _parse_chain(value, where)
     if origin is Literal:
         if value not in args:
             refuse_manifest(where, f"one of {', '.join(args)}", value)
@@ -55,6 +60,43 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
         members = _members(value, where)
         return {name: _parse(args[1], v, f"{where}.{name}") for name, v in members.items()}
     return value if kind is Any else _parse_plain(kind, value, where)
+
+
+def _parse_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
+    """Parse a value of one of several types, the first of which fits what is neither."""
+    if value is None and type(None) in kinds:
+        return None
+    if type(value) in kinds:
+        return value
+    return _parse(kinds[0], value, where)
+
+
+def _parse_chain(value: Any, where: str) -> Chain:
+    """Parse a chain: a list of where it starts and of its steps."""
+    links = [link for _, link in _items(value, where)]
+    expected = '{"column": "..."} (in fields {"output": "..."} or {"field": "..."}), then steps'
+    starts = ("output", "field") if where.startswith("fields") else ("column",)
+    first = _members(links[0] if links else None, f"{where}[0]") if links else {}
+    if len(first) != 1 or (name := next(iter(first))) not in starts:
+        refuse_manifest(f"{where}[0]", expected, links[:1])
+    start = _parse(str, first[name], f"{where}[0].{name}")
+    steps = [_parse_step(link, f"{where}[{i}]") for i, link in enumerate(links[1:], 1)]
+    return Chain(start, tuple(steps))
+
+
+def _parse_step(value: Any, where: str) -> Step:
+    members = _members(value, where)
+    name = members.pop("step", None)
+    if not isinstance(name, str) or name not in STEPS:
+        hint = suggest(name, STEPS) if isinstance(name, str) else ""
+        refuse_manifest(f"{where}.step", f"one of {', '.join(STEPS)}", name, hint)
+    try:
+        step: Step = _parse_object(STEPS[name], members, where)
+    except ManifestError as error:
+        if str(error).startswith(MANIFEST_NAME):
+            raise
+        raise ManifestError(f"{MANIFEST_NAME}: {where}: {error}") from error
+    return step
 
 
 def _parse_plain(kind: type, value: Any, where: str) -> Any:
@@ -81,7 +123,9 @@ def _members(value: Any, where: str) -> dict[str, Any]:
 
 def _parse_object(kind: type[Any], value: Any, where: str) -> Any:
     """Create an instance of a dataclass from a JSON object. Raise ManifestError if it is wrong."""
-    members, hints = _members(value, where), get_type_hints(kind)
+    members, types_ = _members(value, where), get_type_hints(kind)
+    names = {f.metadata.get("name", f.name): f for f in fields(kind)}
+    hints = {name: types_[f.name] for name, f in names.items()}
     prefix = f"{where}." if where else ""
     for name in members:
         if name not in hints:
@@ -89,8 +133,38 @@ def _parse_object(kind: type[Any], value: Any, where: str) -> Any:
             refuse_manifest(
                 where or "top level", f"only the members {', '.join(hints)}", list(members), hint
             )
-    for f in fields(kind):
+    for name, f in names.items():
         required = f.default is MISSING and f.default_factory is MISSING
-        if required and f.name not in members:
-            refuse_manifest(f"{prefix}{f.name}", "a value", None)
-    return kind(**{name: _parse(hints[name], v, f"{prefix}{name}") for name, v in members.items()})
+        if required and name not in members:
+            refuse_manifest(f"{prefix}{name}", "a value", None)
+    return kind(**{names[n].name: _parse(hints[n], v, f"{prefix}{n}") for n, v in members.items()})
+
+
+def write_manifest(manifest: Manifest) -> str:
+    """Return the text of `model.json`.
+
+    A manifest of version 1 has the members of version 1, for older programs.
+    """
+    return json.dumps(_plain(manifest, manifest), indent=1, allow_nan=False) + "\n"
+
+
+def _plain(value: Any, manifest: Manifest) -> Any:
+    """Return a part of a manifest as it is written in JSON."""
+    if isinstance(value, Chain):
+        start = "column"
+        if any(value is spec.chain for spec in manifest.fields):
+            start = "output" if value.start in {s.name for s in manifest.outputs} else "field"
+        return [{start: value.start}, *(_plain(step, manifest) for step in value.steps)]
+    if is_dataclass(value) and not isinstance(value, type):
+        own = {"step": value.NAME} if isinstance(value, Step) else {}
+        return own | {
+            f.metadata.get("name", f.name): _plain(getattr(value, f.name), manifest)
+            for f in fields(value)
+            if f.metadata.get("since", 1) <= manifest.schema_version
+            and not (isinstance(value, Step) and getattr(value, f.name) == f.default)
+        }
+    if isinstance(value, Mapping):
+        return {name: _plain(item, manifest) for name, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item, manifest) for item in value]
+    return value

@@ -30,6 +30,7 @@ from common.errors import (
 from common.memory import MORE_MEMORY, check_memory, out_of_memory
 from common.terminal import print_error
 from model_handlers.manifest import MANIFEST_NAME, FeatureStatistics, GoldenRows, Manifest
+from model_handlers.manifest_json import write_manifest
 from model_handlers.package_flags import make_parser
 
 if TYPE_CHECKING:
@@ -126,9 +127,9 @@ def with_golden_rows(
     """
     import torch
 
-    from model_handlers.formats.architecture import TrustedCode
     from model_handlers.formats.load import load_module
     from model_handlers.loaded_model import LoadedModel
+    from model_handlers.trusted_code import TrustedCode
     from model_handlers.try_rows import check_independence
 
     arrays = [np.asarray(inputs[spec.name], dtype=spec.dtype) for spec in manifest.inputs]
@@ -187,7 +188,7 @@ def write_package(folder: Path, data: bytes, manifest: Manifest) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / manifest.file).write_bytes(data)
-    (folder / MANIFEST_NAME).write_text(manifest.to_json())
+    (folder / MANIFEST_NAME).write_text(write_manifest(manifest))
 
 
 def write_mar(path: Path, data: bytes, manifest: Manifest, handler: str) -> None:
@@ -217,7 +218,7 @@ def write_mar(path: Path, data: bytes, manifest: Manifest, handler: str) -> None
         for name, content in (
             (MAR_MANIFEST, json.dumps(listing, indent=2).encode()),
             ("handler.py", handler.encode()),
-            (MANIFEST_NAME, manifest.to_json().encode()),
+            (MANIFEST_NAME, write_manifest(manifest).encode()),
             (manifest.file, data),
         ):
             archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content)

@@ -13,7 +13,8 @@ import json
 import posixpath
 import stat
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.addresses import path_fault
@@ -45,11 +46,13 @@ class ModelPackage:
         file: The name of the model file.
         data: The bytes of the model file.
         manifest: The manifest, or None if the package has none.
+        files: The bytes of the other files that the manifest names.
     """
 
     file: str
     data: bytes
     manifest: Manifest | None
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def sha256(self) -> str:
@@ -81,6 +84,7 @@ def read_package(path: str, digest: str | None = None) -> ModelPackage:
         package = _read_mar(path) if path.endswith(".mar") else _read_folder_or_file(path)
     if package.manifest is not None:
         _check_digest(path, package, package.manifest.sha256, f"the manifest {MANIFEST_NAME}")
+        _check_files(path, package.files, package.manifest)
     if digest:
         _check_digest(path, package, digest.removeprefix("sha256:").lower(), "--model_digest")
     return package
@@ -93,6 +97,52 @@ def _check_digest(path: str, package: ModelPackage, expected: str, source: str) 
             f"{package.sha256}: the model was changed or damaged; package it again, or pass the "
             "digest of the model that you want"
         )
+
+
+def read_files(path: str, manifest: Manifest) -> Mapping[str, bytes]:
+    """Read the files of a package besides the model file, and check their digests.
+
+    Args:
+        path: The path of the package, as `read_package` takes it.
+        manifest: The manifest of the package.
+
+    Returns:
+        The bytes of each file, by name.
+
+    Raises:
+        ModelError: A file cannot be read.
+        DigestMismatch: A file does not have the digest in the manifest.
+    """
+    if not manifest.files:
+        return {}
+    with as_model_error(f"model {path} cannot be read"):
+        if path.endswith(".mar"):
+            files = _read_mar(path).files
+        else:
+            files = _files_in(_folder_of(path), manifest)
+    _check_files(path, files, manifest)
+    return files
+
+
+def _folder_of(path: str) -> str:
+    """Return the folder of a package, whose path may be that of its model file or manifest."""
+    if _exists(posixpath.join(path, MANIFEST_NAME)):
+        return path
+    return posixpath.split(path)[0]
+
+
+def _files_in(folder: str, manifest: Manifest) -> dict[str, bytes]:
+    return {name: read_bytes(posixpath.join(folder, name)) for name in manifest.files}
+
+
+def _check_files(path: str, files: Mapping[str, bytes], manifest: Manifest) -> None:
+    for name, expected in manifest.files.items():
+        found = hashlib.sha256(files[name]).hexdigest()
+        if found != expected:
+            raise DigestMismatch(
+                f"model {path}: the manifest {MANIFEST_NAME} expects sha256 {expected}, but the "
+                f"file {name} has {found}: the file was changed or damaged; package the model again"
+            )
 
 
 def read_bytes(path: str) -> bytes:
@@ -129,7 +179,7 @@ def _read_folder_or_file(path: str) -> ModelPackage:
     if _exists(manifest_path):
         manifest = parse_manifest(read_bytes(manifest_path))
         data = read_bytes(posixpath.join(path, manifest.file))
-        return ModelPackage(manifest.file, data, manifest)
+        return ModelPackage(manifest.file, data, manifest, _files_in(path, manifest))
     # A local folder also exists without a slash at the end of its path.
     if not _exists(path) or path.endswith("/") or Path(path).is_dir():
         raise ModelError(
@@ -147,7 +197,7 @@ def _read_file(path: str) -> ModelPackage:
     if _exists(beside):
         manifest = parse_manifest(read_bytes(beside))
         if manifest.file == name:
-            return ModelPackage(name, data, manifest)
+            return ModelPackage(name, data, manifest, _files_in(folder, manifest))
     return ModelPackage(name, data, None)
 
 
@@ -165,7 +215,7 @@ def _read_mar(path: str) -> ModelPackage:
         check_names(archive, path, _AGAIN)
         check_size(archive, len(data), path)
         file = _serialized_file(archive, path)
-        manifest = None
+        manifest, files = None, {}
         if MANIFEST_NAME in archive.namelist():
             manifest = parse_manifest(_member(archive, MANIFEST_NAME))
             if manifest.file != file:
@@ -173,7 +223,19 @@ def _read_mar(path: str) -> ModelPackage:
                     f"{path}: {MANIFEST_NAME} describes {manifest.file!r}, but {MAR_MANIFEST} "
                     f"names the model file {file!r}; {_AGAIN}, from the files of one package"
                 )
-        return ModelPackage(file, _member(archive, file), manifest)
+            files = _members(archive, manifest, path)
+        return ModelPackage(file, _member(archive, file), manifest, files)
+
+
+def _members(archive: zipfile.ZipFile, manifest: Manifest, path: str) -> dict[str, bytes]:
+    """Return the other files of a package that is an open .mar."""
+    for name in manifest.files:
+        if name not in archive.namelist():
+            raise ModelError(
+                f"{path}: {MANIFEST_NAME} names the file {name!r}, which is not in the archive; "
+                f"{_AGAIN}, with --extra-files"
+            )
+    return {name: _member(archive, name) for name in manifest.files}
 
 
 def _serialized_file(archive: zipfile.ZipFile, path: str) -> str:

@@ -12,7 +12,6 @@ import torch
 
 from common.errors import UsageError
 from model_handlers.batch_handler import BatchHandler, error_column, outputs_column
-from model_handlers.formats.architecture import TrustedCode, check_trusted
 from model_handlers.formats.load import load_module
 from model_handlers.loaded_model import (
     LoadedModel,
@@ -25,6 +24,7 @@ from model_handlers.model_errors import as_model_error
 from model_handlers.prune import keep_outputs
 from model_handlers.read_package import read_package
 from model_handlers.run_model import run_model
+from model_handlers.trusted_code import TrustedCode, check_trusted
 from model_handlers.try_rows import check_golden_rows, check_model
 
 Precision = Literal["float32", "bf16", "fp16"]
@@ -105,7 +105,7 @@ class TorchModelHandler(BatchHandler[LoadedModel]):
             raise UsageError(f"precision must be float32, bf16 or fp16, got {precision!r}")
         if compile and manifest.format == "torchscript":
             raise UsageError("compile is not possible for a TorchScript model; use a .pt2")
-        self.model = model
+        self.package = self.model = model
         self.device = check_device(device)
         self.precision = precision
         self.compile = compile

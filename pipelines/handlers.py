@@ -11,10 +11,10 @@ from cloud.vertex import EndpointAddress
 from common.terminal import long_step
 from model_handlers.endpoint import RequestLimits
 from model_handlers.endpoint_handler import VertexEndpointHandler
-from model_handlers.formats.architecture import check_trusted
 from model_handlers.manifest import Manifest
 from model_handlers.package import read_manifest
 from model_handlers.torch_model import TorchModelHandler
+from model_handlers.trusted_code import check_trusted
 from pipelines.config import ModelConfig, ScoringConfig
 from pipelines.options import DeviceOptions, EndpointOptions
 from transforms.encode import OutputFields
@@ -82,7 +82,7 @@ def _torch_handler(
         model.path,
         # The worker reads the known-good rows from the package together with the model.
         manifest.without_rows(),
-        outputs=fields.needed,
+        outputs=manifest.outputs_for(fields.needed),
         device=device.device,
         precision=device.precision,
         compile=device.compile,
@@ -126,7 +126,7 @@ def _endpoint_handler(
     return VertexEndpointHandler(
         address,
         manifest,
-        outputs=fields.needed,
+        outputs=manifest.outputs_for(fields.needed),
         instance_format=endpoint.instance_format,
         parameters=endpoint.endpoint_parameters,
         limits=limits,

@@ -12,7 +12,7 @@ from typing import Any
 
 from cloud.regions import region_fault
 from common.errors import UsageError, suggest
-from model_handlers.formats.architecture import check_module_names
+from model_handlers.trusted_code import check_module_names
 
 CONFIG_NAME = "millrace.toml"
 # The pipelines, with the end of the reference's names for their result tables.

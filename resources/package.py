@@ -11,9 +11,10 @@ from typing import Any
 
 from common.addresses import path_fault
 from common.errors import UsageError
-from model_handlers.formats.architecture import check_trusted
 from model_handlers.manifest import MANIFEST_NAME, Manifest
+from model_handlers.manifest_json import write_manifest
 from model_handlers.read_package import read_package
+from model_handlers.trusted_code import check_trusted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +108,7 @@ def open_package(path: str, trusted_modules: Sequence[str] = ()) -> Package:
     if beside.name != MANIFEST_NAME:
         beside = beside.with_name(MANIFEST_NAME)
     is_archive = path.endswith(".mar")
-    files[MANIFEST_NAME] = manifest.to_json().encode() if is_archive else beside.read_bytes()
+    files[MANIFEST_NAME] = write_manifest(manifest).encode() if is_archive else beside.read_bytes()
     return Package(
         name=manifest.name,
         version=manifest.version,

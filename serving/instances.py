@@ -20,12 +20,14 @@ import pyarrow as pa
 from common.errors import suggest
 from common.record_batch import INPUTS, ROW_ID, source_batch, struct_columns
 from model_handlers.manifest import InputSpec, Manifest
+from model_handlers.preparation import Preparation
 from model_handlers.unique_keys import Doubled, doubled_key, doubled_text, load_marked
 from transforms.dead_letters import Fault
-from transforms.json_rows.row_columns import build_columns
-from transforms.json_rows.row_format import RowFormat, read_row
+from transforms.json_rows.row_columns import read_rows
+from transforms.json_rows.row_format import RowFormat
 from transforms.json_rows.values import count_key_ends, json_type
-from transforms.validate import VECTOR_COLUMN, validate
+from transforms.source_columns import VECTOR_COLUMN
+from transforms.validate import validate
 
 _NUMBERS = {float, int}
 
@@ -119,10 +121,11 @@ class InstanceReader:
 
     Args:
         manifest: The manifest of the model.
+        preparation: The steps of the manifest, if it has any.
     """
 
-    def __init__(self, manifest: Manifest) -> None:
-        self._manifest = manifest
+    def __init__(self, manifest: Manifest, preparation: Preparation | None = None) -> None:
+        self._manifest, self._preparation = manifest, preparation
         self._format = RowFormat(manifest)
         self._known = {*manifest.features, *([VECTOR_COLUMN] if self._format.vector else [])}
         first = manifest.inputs[0]
@@ -165,14 +168,13 @@ class InstanceReader:
 
     def _judge(self, instances: Sequence[Any]) -> list[np.ndarray]:
         """Do the same as `read`, row by row."""
-        read = [self._read_one(instance) for instance in instances]
-        faults = {i: row for i, row in enumerate(read) if isinstance(row, Fault)}
-        good = [i for i in range(len(read)) if i not in faults]
-        if not good:
+        read = read_rows([self._read_one(instance) for instance in instances], self._format)
+        faults = read.faults
+        if not read.good:
             raise BadInstances(faults)
-        columns = build_columns([read[i] for i in good], [{}] * len(good), self._format)
-        ids = pa.array([str(i) for i in good])
-        batch, bad, found = validate(source_batch(ids, pa.record_batch(columns)), self._manifest)
+        ids = pa.array([str(i) for i in read.good])
+        source = source_batch(ids, pa.record_batch(read.columns))
+        batch, bad, found = validate(source, self._manifest, preparation=self._preparation)
         faults |= dict(zip(map(int, bad.column(ROW_ID).to_pylist()), found, strict=True))
         if faults:
             raise BadInstances(dict(sorted(faults.items())))
@@ -180,13 +182,13 @@ class InstanceReader:
         return [_array(inputs[spec.name], spec) for spec in self._manifest.inputs]
 
     def _read_one(self, instance: Any) -> Any:
-        """Return the features of one instance, or its Fault."""
+        """Return the features of one instance by name, or its Fault."""
         row = self._named(instance) if isinstance(instance, list) else instance
         if isinstance(row, dict) and (unknown := [name for name in row if name not in self._known]):
             text = f"unknown feature {unknown[0][:40]!r}{suggest(unknown[0], self._known)}"
             more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
             return Fault("unknown_feature", f"{text}{more}", "")
-        return read_row(row, self._format)
+        return row
 
     def _named(self, instance: list[Any]) -> dict[str, Any] | Fault:
         """Return the features of a list by name, or its Fault."""

@@ -14,7 +14,7 @@ from common.errors import ManifestError, UsageError
 from common.record_batch import to_rows
 from model_handlers.endpoint_codec import EndpointCodec
 from model_handlers.manifest import FeatureStatistics, InputSpec, Manifest
-from model_handlers.manifest_json import parse_manifest
+from model_handlers.manifest_json import parse_manifest, write_manifest
 from serving.instances import BadInstances, InstanceReader, unique_instances
 from transforms.dead_letters import Fault
 from transforms.files.columns import Columns
@@ -287,7 +287,7 @@ def test_a_request_with_a_duplicate_key_is_rejected(request_body: bytes, message
 
 def test_json_settings_with_a_duplicate_key_are_rejected(make_manifest: Make) -> None:
     manifest = make_manifest()
-    text = manifest.to_json().replace('"version"', '"name": "other", "version"', 1)
+    text = write_manifest(manifest).replace('"version"', '"name": "other", "version"', 1)
     with pytest.raises(ManifestError, match=r"model\.json: key 'name' appears twice"):
         parse_manifest(text)
     with pytest.raises(UsageError, match="--endpoint_parameters: key 'a' appears twice"):

@@ -23,6 +23,7 @@ from property_tests import examples
 
 from common.record_batch import ERROR, ERROR_TYPE, OUTPUTS
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec
+from model_handlers.manifest_json import write_manifest
 from model_handlers.torch_model import TorchModelHandler
 from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.dead_letters import Fault
@@ -311,7 +312,7 @@ def test_models_with_several_inputs_and_dtypes_are_supported(
         outputs=(OutputSpec("total", "float64"), OutputSpec("kept", "bool")),
         sha256=hashlib.sha256((tmp_path / "model.pt").read_bytes()).hexdigest(),
     )
-    (tmp_path / "model.json").write_text(manifest.to_json())
+    (tmp_path / "model.json").write_text(write_manifest(manifest))
     source = make_source({"a": [0.5, 1], "ids": [[1, 2], [3, None]], "flag": [True, False]})
     with beam.Pipeline(runner="FnApiRunner") as pipeline:
         handler = TorchModelHandler(str(tmp_path), manifest, device="cpu")

@@ -21,6 +21,7 @@ from common.errors import (
     UnsafeModel,
 )
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec
+from model_handlers.manifest_json import write_manifest
 from model_handlers.package import write_mar, write_package
 from model_handlers.read_package import MAR_MANIFEST, read_bytes, read_package
 
@@ -278,7 +279,7 @@ def test_a_mar_whose_manifest_describes_another_file_is_refused(tmp_path: Path) 
         [
             ("model.pt", DATA),
             (MAR_MANIFEST, listing("model.pt")),
-            ("model.json", manifest(file="other.pt").to_json().encode()),
+            ("model.json", write_manifest(manifest(file="other.pt")).encode()),
         ],
     )
     with pytest.raises(
@@ -292,7 +293,7 @@ def mar_bytes() -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(MAR_MANIFEST, listing("model.pt"))
-        archive.writestr("model.json", manifest().to_json())
+        archive.writestr("model.json", write_manifest(manifest()))
         archive.writestr("model.pt", DATA)
     return buffer.getvalue()
 

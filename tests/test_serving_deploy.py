@@ -33,6 +33,7 @@ from examples.google_api.server import GoogleApi, google_api
 from examples.google_api.vertex import VertexAI
 from examples.local_cloud import LocalCloud
 from model_handlers.manifest import GoldenRows, Manifest
+from model_handlers.manifest_json import write_manifest
 from model_handlers.package import write_mar, write_package
 from model_handlers.try_package import try_package
 from serving.__main__ import main
@@ -160,7 +161,7 @@ def test_a_package_whose_known_good_rows_fail_is_not_deployed(
     assert run("deploy", *custom(tmp_path, staging))[0] == 0
     done = len(google.calls)
     golden = GoldenRows({"x": [[1.0, 2.0, 3.0]]}, {"total": [7.0]})
-    (tmp_path / "model.json").write_text(replace(manifest, golden=golden).to_json())
+    (tmp_path / "model.json").write_text(write_manifest(replace(manifest, golden=golden)))
     code, out, said = run("deploy", *custom(tmp_path, staging))
     assert (code, out, len(google.calls)) == (1, "", done)
     assert "known-good row 0, output total is 6.0, expected 7.0" in said

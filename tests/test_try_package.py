@@ -17,6 +17,7 @@ from tiny_model import write_tiny
 
 from common.errors import ContractBroken, ManifestError, ModelError
 from model_handlers.manifest import GoldenRows
+from model_handlers.manifest_json import write_manifest
 from model_handlers.try_package import try_package
 
 Make = Callable[..., Any]
@@ -34,7 +35,7 @@ def test_a_package_whose_known_good_rows_fail_is_refused(
 ) -> None:
     manifest = write_tiny(tmp_path, make_manifest)
     golden = GoldenRows({"x": [[1.0, 2.0, 3.0]]}, {"total": [7.0]})
-    (tmp_path / "model.json").write_text(replace(manifest, golden=golden).to_json())
+    (tmp_path / "model.json").write_text(write_manifest(replace(manifest, golden=golden)))
     with pytest.raises(ContractBroken, match=r"output total is 6.0, expected 7.0"):
         try_package(str(tmp_path))
 
@@ -61,7 +62,7 @@ def test_a_package_whose_model_kills_its_process_is_refused(
         architecture="fatal:Net",
         sha256=hashlib.sha256((package / "w.pt").read_bytes()).hexdigest(),
     )
-    (package / "model.json").write_text(manifest.to_json())
+    (package / "model.json").write_text(write_manifest(manifest))
     code = "import sys, model_handlers.try_package as t; t.try_package(sys.argv[1], ['fatal'])"
     done = run_code(code, str(package), path=[*sys.path, str(tmp_path)])
     assert "ModelError: model " in done.stderr

@@ -16,7 +16,8 @@ from common.record_batch import INPUTS, concat_batches, source_batch, struct_col
 from model_handlers.manifest import FeatureStatistics, InputSpec, Manifest
 from transforms.dead_letters import Fault
 from transforms.provenance import Provenance
-from transforms.validate import ValidateFeatures, source_columns, validate
+from transforms.source_columns import source_columns
+from transforms.validate import ValidateFeatures, validate
 
 Make = Callable[..., Any]
 

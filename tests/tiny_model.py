@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from model_handlers.manifest import Manifest
+from model_handlers.manifest_json import write_manifest
 
 
 class Tiny(torch.nn.Module):
@@ -26,5 +27,5 @@ def write_tiny(folder: Path, make_manifest: Callable[..., Manifest]) -> Manifest
     """Write a package with Tiny into an empty folder and return its manifest."""
     torch.jit.script(Tiny()).save(str(folder / "model.pt"))
     manifest = make_manifest(sha256=hashlib.sha256((folder / "model.pt").read_bytes()).hexdigest())
-    (folder / "model.json").write_text(manifest.to_json())
+    (folder / "model.json").write_text(write_manifest(manifest))
     return manifest

@@ -31,6 +31,7 @@ from common.record_batch import (
     typed,
 )
 from model_handlers.manifest import Manifest
+from model_handlers.steps.raw import RAW_TYPES
 from transforms.provenance import Provenance, utc_now
 from transforms.row_schemas import (
     CARRIED,
@@ -54,8 +55,8 @@ class OutputFields:
     """The columns of an output row besides its id and lineage.
 
     Attributes:
-        score: The model output that is written as `score`, or None.
-        outputs: The model outputs to write, each under its own name.
+        score: The output or field that is written as `score`, or None.
+        outputs: The outputs and fields to write, each under its own name.
         source: The source columns to write, each under its own name.
         numbers: The columns of `source` that are features. They are written as numbers even if
             the source has them as strings, for example in some batches of a CSV file.
@@ -87,7 +88,7 @@ class OutputFields:
 
     @property
     def needed(self) -> tuple[str, ...]:
-        """The model outputs that a handler has to return."""
+        """The outputs and fields of the model that a row needs."""
         score = () if self.score is None or self.score in self.outputs else (self.score,)
         return (*score, *self.outputs)
 
@@ -107,7 +108,7 @@ def choose_fields(
         UsageError: A name is one that output rows always use.
     """
     score = manifest.score_output
-    every = tuple(spec.name for spec in manifest.outputs)
+    every = tuple(manifest.results)
     own = (_OWN if score is not None else _OWN - {SCORE}) | (_OF_STREAMS if stream else set())
     if names is None:
         chosen = manifest.output_fields or tuple(name for name in every if name != score)
@@ -130,9 +131,16 @@ def choose_fields(
         score=score,
         outputs=tuple(name for name in distinct if name in every),
         source=tuple(name for name in distinct if name not in every),
-        numbers=tuple(n for n in distinct if n in manifest.features and n not in every),
+        numbers=tuple(n for n in distinct if _is_number(n, manifest) and n not in every),
         stream=stream,
     )
+
+
+def _is_number(name: str, manifest: Manifest) -> bool:
+    """Return whether a source column is a feature of numbers."""
+    if name in manifest.columns:
+        return manifest.columns[name] in ("float64", "int64")
+    return name in manifest.features
 
 
 def reference_fields(manifest: Manifest) -> OutputFields:
@@ -160,7 +168,7 @@ def check_fields(fields: OutputFields, manifest: Manifest, available: Sequence[s
     Raises:
         UsageError: A name is neither an output nor a column; the message suggests similar names.
     """
-    known = [spec.name for spec in manifest.outputs] + list(available)
+    known = [*manifest.results, *available]
     for name in fields.source:
         if name not in available:
             raise UsageError(
@@ -269,7 +277,7 @@ def output_schema(
     if source is None:
         source = pa.schema([(name, read_type(name, manifest)) for name in fields.source])
     passed = [source.field(name) for name in fields.source]
-    outputs = [(spec.name, spec.arrow_type) for spec in manifest.outputs]
+    outputs = list(manifest.results.items())
     columns = [(ROW_ID, pa.string()), (SOURCE, pa.struct(passed)), (OUTPUTS, pa.struct(outputs))]
     empty = pa.schema([*columns, (MESSAGE, MESSAGE_TYPE)]).empty_table()
     batch = pa.RecordBatch.from_arrays(
@@ -285,6 +293,8 @@ def output_schema(
 
 def read_type(name: str, manifest: Manifest) -> pa.DataType:
     """Return the type with which a column is read if each row names its own columns."""
+    if name in manifest.columns:
+        return RAW_TYPES[manifest.columns[name]]
     for spec in manifest.inputs:
         if name in spec.columns:
             kind = pa.float64() if spec.dtype.startswith("float") else pa.int64()

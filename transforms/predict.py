@@ -11,8 +11,12 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.ml.inference.base import ModelHandler, RunInference
 
-from common.record_batch import ERROR, OUTPUTS, typed
+from common.record_batch import ERROR, OUTPUTS, struct_columns, typed
 from model_handlers.manifest import Manifest
+from model_handlers.packaged_steps import PackagedSteps
+from model_handlers.preparation import Preparation
+from model_handlers.steps.step import Refused
+from model_handlers.trusted_code import TrustedCode
 from transforms.dead_letters import Fault, failed_rows
 from transforms.provenance import Provenance, utc_now
 from transforms.split import Split, split_outputs
@@ -20,24 +24,33 @@ from transforms.validate import ValidateFeatures
 
 
 def split_answer(
-    batch: pa.RecordBatch, score_output: str | None = None
+    batch: pa.RecordBatch, score_output: str | None = None, preparation: Preparation | None = None
 ) -> tuple[pa.RecordBatch, pa.RecordBatch, list[Fault]]:
-    """Split the answer of a model handler into good and failed rows.
+    """Split the answer of a model handler into good and failed rows, and compute their fields.
 
-    A row fails if the handler marks it as failed, or if its score is NaN or infinite.
+    A row fails if the handler marks it as failed, if its score is NaN or infinite, or if a field
+    cannot be computed from its outputs.
 
     Args:
         batch: The answer: a batch with the columns `outputs` and `error`.
-        score_output: The output that holds the score, or None.
+        score_output: The output or field that holds the score, or None.
+        preparation: The steps of the manifest if it has fields, or None.
 
     Returns:
-        The good rows, the failed rows, and the fault of each failed row.
+        The good rows, whose column `outputs` also has the fields, the failed rows, and the fault of
+        each failed row.
     """
     error, by_row = batch.column(ERROR), {}
     if error.null_count < len(error):
         failed = np.flatnonzero(np.asarray(error.is_valid())).tolist()
         for row, fault in zip(failed, error.drop_null().to_pylist(), strict=True):
             by_row[row] = Fault(fault["reason"], fault["message"])
+    if preparation is not None:
+        batch, refused = _with_fields(batch, preparation)
+        for some in refused:
+            fault = Fault(some.reason, f"field {some.column}: {some.message}", some.column)
+            for row in some.rows.tolist():
+                by_row.setdefault(row, fault)
     if score_output is not None:
         outputs = batch.column(OUTPUTS)
         score = outputs.field(score_output)
@@ -57,15 +70,37 @@ def split_answer(
     )
 
 
+def _with_fields(
+    batch: pa.RecordBatch, preparation: Preparation
+) -> tuple[pa.RecordBatch, list[Refused]]:
+    """Add the fields to the outputs of a batch; also return which rows have none."""
+    outputs = struct_columns(batch, OUTPUTS)
+    outputs_of_failed = batch.column(OUTPUTS)
+    if outputs_of_failed.null_count:
+        # The children of a null struct are not null by themselves.
+        outputs = dict(zip(outputs, outputs_of_failed.flatten(), strict=True))
+    fields, refused = preparation.derive(outputs)
+    whole = pa.StructArray.from_arrays(
+        [*outputs.values(), *fields.values()], names=[*outputs, *fields]
+    )
+    return batch.set_column(batch.schema.get_field_index(OUTPUTS), OUTPUTS, whole), refused
+
+
 class _SplitDoFn(beam.DoFn):
     """A DoFn that passes on the good rows of a handler's answers; others go to `failures`."""
 
-    def __init__(self, score_output: str | None, provenance: Provenance) -> None:
-        self._score_output = score_output
+    def __init__(self, steps: PackagedSteps, provenance: Provenance) -> None:
+        self._steps, self._score_output = steps, steps.manifest.score_output
+        self._preparation: Preparation | None = None
         self._provenance = provenance
 
+    def setup(self) -> None:
+        """Load the steps, if there are any for fields."""
+        if self._steps.manifest.fields:
+            self._preparation = self._steps.load()
+
     def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch | beam.pvalue.TaggedOutput]:
-        good, bad, faults = split_answer(batch, self._score_output)
+        good, bad, faults = split_answer(batch, self._score_output, self._preparation)
         if good.num_rows:
             yield good
         if faults:
@@ -75,21 +110,27 @@ class _SplitDoFn(beam.DoFn):
             yield beam.pvalue.TaggedOutput("failures", failures)
 
 
+def packaged_steps(handler: Any, manifest: Manifest) -> PackagedSteps:
+    """Return the steps of a manifest, whose files are in the package that a handler reads."""
+    path, code = getattr(handler, "package", None), getattr(handler, "code", TrustedCode())
+    return PackagedSteps(manifest, path, code)
+
+
 @dataclass
 class SplitFailures(beam.PTransform):
     """A transform from a handler's answers to batches of good rows, and dead letters.
 
     Attributes:
-        score_output: The output that holds the score, or None.
+        steps: The manifest, and where workers find its steps.
         provenance: The run and the model that dead letters name.
     """
 
-    score_output: str | None
+    steps: PackagedSteps
     provenance: Provenance
 
     def expand(self, answers: beam.PCollection[pa.RecordBatch]) -> Split:
         """Apply one DoFn."""
-        return split_outputs(answers, _SplitDoFn(self.score_output, self.provenance))
+        return split_outputs(answers, _SplitDoFn(self.steps, self.provenance))
 
 
 @dataclass
@@ -114,10 +155,9 @@ class Predict(beam.PTransform):
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> Split:
         """Validate the rows, run the model, and separate the failed rows."""
         provenance = self.provenance or Provenance.of(self.manifest)
-        validated = batches | "Validate" >> ValidateFeatures(self.manifest, provenance)
+        steps = packaged_steps(self.handler, self.manifest)
+        validated = batches | "Validate" >> ValidateFeatures(self.manifest, provenance, steps)
         answers = validated.good | "RunInference" >> RunInference(self.handler)
-        predicted = typed(answers) | "Split" >> SplitFailures(
-            self.manifest.score_output, provenance
-        )
+        predicted = typed(answers) | "Split" >> SplitFailures(steps, provenance)
         failures = (validated.failures, predicted.failures) | "Failures" >> beam.Flatten()
         return Split(predicted.good, failures)

@@ -49,7 +49,7 @@ def default_schema(manifest: Manifest, *, stream: bool = False) -> pa.Schema:
         stream: Whether rows arrive as messages. A stream with `--window_seconds` also writes
             WINDOW.
     """
-    score, kinds = manifest.score_output, {spec.name: spec.arrow_type for spec in manifest.outputs}
+    score, kinds = manifest.score_output, manifest.results
     chosen = manifest.output_fields or tuple(name for name in kinds if name != score)
     message = (("event_time", _TIME), ("received_at", _TIME), *CARRIED) if stream else ()
     return pa.schema(

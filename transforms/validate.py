@@ -21,69 +21,18 @@ from common.cells import (
     NULL,
     WRONG,
     is_list,
-    is_number,
-    is_text,
     limits,
     read_cells,
 )
-from common.errors import InputError, suggest
 from common.record_batch import INPUTS, SOURCE, flat_values
 from model_handlers.manifest import InputSpec, Manifest
+from model_handlers.packaged_steps import PackagedSteps
+from model_handlers.preparation import Preparation
+from model_handlers.steps.step import Cells
 from transforms.dead_letters import Fault, failed_rows
 from transforms.provenance import Provenance, utc_now
+from transforms.source_columns import source_columns
 from transforms.split import Split, split_outputs
-
-VECTOR_COLUMN = "features"
-
-
-def source_columns(manifest: Manifest, available: pa.Schema) -> dict[str, tuple[str, ...]]:
-    """Return the source columns that each input of a model is read from, by the input's name.
-
-    An input is read from its named columns, or from one list column that holds the whole row:
-    the column with the input's own name, or `features` if the model has one input.
-
-    Args:
-        manifest: The manifest of the model.
-        available: The columns of the source.
-
-    Raises:
-        InputError: Columns are missing (the message suggests similar names), or the type of a
-            column cannot hold the numbers of the input.
-    """
-    return {spec.name: _columns_of(spec, manifest, available) for spec in manifest.inputs}
-
-
-def _columns_of(spec: InputSpec, manifest: Manifest, available: pa.Schema) -> tuple[str, ...]:
-    known = set(available.names)
-    missing = [column for column in spec.columns if column not in known]
-    if not missing:
-        for column in spec.columns:
-            _check_type(column, available.field(column).type, spec, spec.is_list_column)
-        return spec.columns
-    vectors = [spec.name] + ([VECTOR_COLUMN] if len(manifest.inputs) == 1 else [])
-    for name in vectors:
-        if name in known and is_list(available.field(name).type):
-            _check_type(name, available.field(name).type, spec, True)
-            return (name,)
-    first = missing[0]
-    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-    raise InputError(
-        f"model {manifest.name} needs column {first!r}{more}, which the source lacks"
-        f"{suggest(first, available.names)}; the source has {', '.join(available.names[:40])}"
-    )
-
-
-def _check_type(column: str, kind: pa.DataType, spec: InputSpec, list_wanted: bool) -> None:
-    """Raise InputError unless cells of a type can be what the input needs."""
-    value = kind.value_type if is_list(kind) or pa.types.is_dictionary(kind) else kind
-    # A list of one number is one number.
-    single = is_list(kind) and getattr(kind, "list_size", 1) == 1 and not list_wanted
-    if (is_list(kind) != list_wanted and not single) or not (is_number(value) or is_text(value)):
-        expected = f"a list of {spec.width} numbers" if list_wanted else "a number"
-        raise InputError(
-            f"column {column!r}: expected {expected}, got {kind}: convert it in the source, or "
-            "remove it from the model's inputs"
-        )
 
 
 class _Faults:
@@ -99,7 +48,10 @@ class _Faults:
 
 
 def validate(
-    batch: pa.RecordBatch, manifest: Manifest, names: dict[str, tuple[str, ...]] | None = None
+    batch: pa.RecordBatch,
+    manifest: Manifest,
+    names: dict[str, tuple[str, ...]] | None = None,
+    preparation: Preparation | None = None,
 ) -> tuple[pa.RecordBatch, pa.RecordBatch, list[Fault]]:
     """Split a source batch into rows that the model accepts and rows that it cannot use.
 
@@ -109,6 +61,7 @@ def validate(
         batch: A source batch.
         manifest: The manifest of the model.
         names: The result of `source_columns` for the batch; computed if None.
+        preparation: The steps of the manifest; loaded if None, which works if they need no files.
 
     Returns:
         The good rows with the column `inputs`, the bad rows, and the fault of each bad row.
@@ -120,7 +73,17 @@ def validate(
     names = names or source_columns(manifest, pa.schema(list(source.type)))
     faults = _Faults()
     tensors = []
+    cells: Mapping[str, Cells] = {}
+    if manifest.has_steps:
+        preparation = preparation or PackagedSteps(manifest).load()
+        cells = preparation.read_columns({n: source.field(n) for n in manifest.columns})
     for spec in manifest.inputs:
+        if spec.chains and preparation is not None:
+            tensor, refused = preparation.tensor(spec, cells)
+            for some in refused:
+                faults.add(some.rows.tolist(), some.reason, some.column, some.message)
+            tensors.append(tensor)
+            continue
         arrays = {name: _decoded(source.field(name)) for name in names[spec.name]}
         tensors.append(_tensor(arrays, spec, manifest, faults))
     if not faults.by_row:
@@ -268,18 +231,24 @@ def _where(mask: np.ndarray) -> list[int]:
 class _ValidateDoFn(beam.DoFn):
     """A DoFn that validates source batches; bad rows go to the output `failures`."""
 
-    def __init__(self, manifest: Manifest, provenance: Provenance) -> None:
-        self._manifest = manifest
+    def __init__(self, steps: PackagedSteps, provenance: Provenance) -> None:
+        self._manifest, self._steps = steps.manifest, steps
+        self._preparation: Preparation | None = None
         self._provenance = provenance
         self._kind: pa.DataType | None = None
         self._names: dict[str, tuple[str, ...]] = {}
+
+    def setup(self) -> None:
+        """Load the steps, if there are any."""
+        if self._manifest.has_steps:
+            self._preparation = self._steps.load()
 
     def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch | beam.pvalue.TaggedOutput]:
         kind = batch.schema.field(SOURCE).type
         # Looking up the columns takes longer than checking a small batch.
         if kind != self._kind:
             self._kind, self._names = kind, source_columns(self._manifest, pa.schema(list(kind)))
-        good, bad, faults = validate(batch, self._manifest, self._names)
+        good, bad, faults = validate(batch, self._manifest, self._names, self._preparation)
         if good.num_rows:
             yield good
         if faults:
@@ -296,11 +265,14 @@ class ValidateFeatures(beam.PTransform):
     Attributes:
         manifest: The manifest of the model.
         provenance: The run and the model that dead letters name.
+        steps: Where workers find the steps of the manifest; None if they need no files.
     """
 
     manifest: Manifest
     provenance: Provenance
+    steps: PackagedSteps | None = None
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> Split:
         """Apply one DoFn."""
-        return split_outputs(batches, _ValidateDoFn(self.manifest, self.provenance))
+        steps = self.steps or PackagedSteps(self.manifest)
+        return split_outputs(batches, _ValidateDoFn(steps, self.provenance))

@@ -17,7 +17,7 @@ from transforms.messages.avro import field_names
 from transforms.messages.avro_revisions import AvroRevisions, parse_revisions
 from transforms.messages.decode import MessageFormat
 from transforms.row_schemas import CARRIED
-from transforms.validate import VECTOR_COLUMN
+from transforms.source_columns import VECTOR_COLUMN
 
 
 def stream_fields(

@@ -16,8 +16,9 @@ from common.errors import InputError, suggest
 from common.record_batch import derived_ids, source_batch
 from common.texts import id_column, is_binary
 from model_handlers.manifest import Manifest
+from model_handlers.steps.raw import RAW_TYPES
 from transforms.row_ids import content_ids
-from transforms.validate import VECTOR_COLUMN, source_columns
+from transforms.source_columns import VECTOR_COLUMN, source_columns
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,13 @@ class Columns:
     def csv_types(self, names: Sequence[str]) -> dict[str, pa.DataType]:
         """Return the types with which columns of a CSV file are read.
 
-        Features are read as numbers. Columns that are passed through, and the id, are strings.
+        Features are read as numbers. Other columns are strings: those that are passed through, the
+        id, and declared columns that are not numbers, which validation reads from text.
         """
         types = dict.fromkeys(names, pa.string())
+        for name, raw in self.manifest.columns.items():
+            if name in types and raw in ("float64", "int64"):
+                types[name] = RAW_TYPES[raw]
         for spec in self.manifest.inputs:
             number = pa.float64() if spec.dtype.startswith("float") else pa.int64()
             types |= {n: number for n in spec.columns if n in types}

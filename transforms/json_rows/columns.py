@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from model_handlers.manifest import Manifest
-from transforms.validate import VECTOR_COLUMN
+from transforms.source_columns import VECTOR_COLUMN
 
 
 def column_values(row: Any, manifest: Manifest) -> Any:

@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from common.record_batch import PAYLOAD, ROW_ID, SOURCE
 from transforms.dead_letters import Fault, failure_batch
-from transforms.json_rows.row_columns import build_columns
-from transforms.json_rows.row_format import RowFormat, own_id, read_plain, read_row
+from transforms.json_rows.row_columns import read_rows
+from transforms.json_rows.row_format import RowFormat, own_id, read_plain
 from transforms.json_rows.values import read_json_values
 from transforms.provenance import Provenance, utc_now
 from transforms.row_ids import content_id
@@ -145,21 +145,18 @@ def decode_rows(
             good=list(range(len(rows))),
             bad=[],
         )
-    read = [read_row(row, row_format) for row in rows]
-    good = [i for i, row in enumerate(read) if not isinstance(row, Fault)]
-    bad = [i for i, row in enumerate(read) if isinstance(row, Fault)]
+    read = read_rows(rows, row_format)
     batch = None
-    if good:
-        kept = [rows[i] for i in good]
+    if read.good:
         # The good rows can still be read the fast way.
-        plain = read_plain(kept, row_format) if as_vector else None
-        columns = plain or build_columns([read[i] for i in good], kept, row_format)
-        batch = source_rows([ids[i] for i in good], columns, [payloads[i] for i in good])
+        kept = [rows[i] for i in read.good]
+        columns = (read_plain(kept, row_format) if as_vector else None) or read.columns
+        batch = source_rows([ids[i] for i in read.good], columns, [payloads[i] for i in read.good])
     return Decoded(
         batch=batch,
-        failed_ids=[ids[i] for i in bad],
-        failed_payloads=[payloads[i] for i in bad],
-        faults=[read[i] for i in bad],
-        good=good,
-        bad=bad,
+        failed_ids=[ids[i] for i in read.faults],
+        failed_payloads=[payloads[i] for i in read.faults],
+        faults=list(read.faults.values()),
+        good=read.good,
+        bad=list(read.faults),
     )

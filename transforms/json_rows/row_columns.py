@@ -1,16 +1,77 @@
-"""Build Arrow columns from the values of JSON rows without faults."""
+"""Build Arrow columns from JSON rows, and separate rows with faults."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from common.cells import exact_integer, limits
 from common.texts import to_text
-from model_handlers.manifest import InputSpec
-from transforms.json_rows.row_format import RowFormat
+from model_handlers.manifest import InputSpec, Manifest
+from model_handlers.steps.values import from_values
+from transforms.dead_letters import Fault
+from transforms.json_rows.row_format import RowFormat, read_row
+
+
+@dataclass(frozen=True)
+class ReadRows:
+    """What could be read from JSON rows.
+
+    Attributes:
+        columns: The columns of the good rows, by name.
+        good: The numbers of the good rows, in order.
+        faults: The Fault of each other row, by number, in order.
+    """
+
+    columns: dict[str, pa.Array]
+    good: list[int]
+    faults: dict[int, Fault]
+
+
+def read_rows(rows: Sequence[Any], row_format: RowFormat) -> ReadRows:
+    """Read JSON rows into columns.
+
+    Args:
+        rows: A JSON value or a Fault for each row.
+        row_format: The columns to read.
+    """
+    read = [read_row(row, row_format) for row in rows]
+    faults = {i: row for i, row in enumerate(read) if isinstance(row, Fault)}
+    good = [i for i in range(len(rows)) if i not in faults]
+    declared: dict[str, pa.Array] = {}
+    if good and row_format.manifest.columns:
+        declared, found = _declared_columns([rows[i] for i in good], row_format.manifest)
+        faults |= {good[i]: fault for i, fault in found.items()}
+        kept = [i for i in range(len(good)) if i not in found]
+        if found:
+            declared = {name: array.take(pa.array(kept)) for name, array in declared.items()}
+        good = [good[i] for i in kept]
+    if not good:
+        return ReadRows({}, [], dict(sorted(faults.items())))
+    columns = build_columns([read[i] for i in good], [rows[i] for i in good], row_format)
+    return ReadRows(declared | columns, good, dict(sorted(faults.items())))
+
+
+def _declared_columns(
+    rows: Sequence[Mapping[str, Any]], manifest: Manifest
+) -> tuple[dict[str, pa.Array], dict[int, Fault]]:
+    """Return the columns that a manifest declares, and the Fault of each row that has one."""
+    columns, faults = {}, dict[int, Fault]()
+    for name, raw in manifest.columns.items():
+        if name not in manifest.optional:
+            missing = Fault("missing_feature", f"column {name}: missing", name)
+            for i in [i for i, row in enumerate(rows) if name not in row]:
+                faults.setdefault(i, missing)
+        cells = from_values([row.get(name) for row in rows], raw)
+        columns[name] = cells.values
+        for refused in cells.refused:
+            fault = Fault(refused.reason, f"column {name}: {refused.message}", name)
+            for i in refused.rows.tolist():
+                faults.setdefault(i, fault)
+    return columns, faults
 
 
 def build_columns(

@@ -27,7 +27,7 @@ from common.texts import to_id, to_text
 from model_handlers.manifest import InputSpec, Manifest
 from transforms.dead_letters import Fault
 from transforms.json_rows.values import json_type
-from transforms.validate import VECTOR_COLUMN
+from transforms.source_columns import VECTOR_COLUMN
 
 _MISSING = object()
 _PLAIN = {float, int}
@@ -60,7 +60,7 @@ class RowFormat:
 
     @cached_property
     def features(self) -> dict[str, InputSpec]:
-        """The columns of all inputs, in order, and the input that each belongs to."""
+        """The columns of inputs without chains, in order, and the input that each belongs to."""
         return {column: spec for spec in self.manifest.inputs for column in spec.columns}
 
     @cached_property
@@ -77,7 +77,7 @@ class RowFormat:
     @cached_property
     def vector(self) -> bool:
         """Whether one list may hold all features."""
-        return len(self.manifest.inputs) == 1
+        return len(self.manifest.inputs) == 1 and not self.manifest.has_steps
 
     @cached_property
     def scalars(self) -> bool:
@@ -89,7 +89,7 @@ class RowFormat:
     def plain(self) -> bool:
         """Whether rows can be read by read_plain."""
         spec = self.manifest.inputs[0]
-        fits = self.vector and spec.shape and spec.dtype.startswith("float")
+        fits = self.vector and spec.columns and spec.shape and spec.dtype.startswith("float")
         # A column with the name VECTOR_COLUMN would be mistaken for all features.
         return bool(
             fits
@@ -102,13 +102,15 @@ class RowFormat:
         """The columns besides the features, with their types: `keep` (as strings) and `typed`."""
         typed = dict(self.typed)
         kept = dict.fromkeys(self.keep, pa.string()).items()
-        return (*(own for own in kept if own[0] not in {**self.features, **typed}), *self.typed)
+        read = {**self.features, **self.manifest.columns, **typed}
+        return (*(own for own in kept if own[0] not in read), *self.typed)
 
     @cached_property
     def texts(self) -> tuple[str, ...]:
-        """The columns whose values become text: the id, and the columns passed through as text."""
+        """The columns whose values become text: the id, and other columns of text."""
         own = () if self.id_column is None else (self.id_column,)
-        return (*own, *(name for name, kind in self.columns if kind == pa.string()))
+        declared = (name for name, raw in self.manifest.columns.items() if "string" in raw)
+        return (*own, *declared, *(name for name, kind in self.columns if kind == pa.string()))
 
 
 def _one(name: str, row: Any) -> tuple[Any, ...]:

@@ -1,0 +1,129 @@
+"""Run the steps of a manifest: from columns of the source to tensors, from outputs to fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from common.cells import INFINITE, NAN, NULL, WRONG, limits, read_cells
+from model_handlers.manifest import InputSpec, Manifest
+from model_handlers.steps.raw import become
+from model_handlers.steps.step import Cells, Context, Kind, Refused, flat, kind_of
+from model_handlers.steps.values import from_values
+
+
+class Preparation:
+    """The steps of a manifest, ready to run; one per process.
+
+    Args:
+        manifest: The manifest.
+        context: The files of the package, and the user's functions.
+
+    Raises:
+        ManifestError: A file of the package does not have the content that a step needs.
+        ModelError: A function of the user cannot be imported.
+    """
+
+    def __init__(self, manifest: Manifest, context: Context) -> None:
+        self.manifest = manifest
+        self._inputs = {
+            spec.name: [chain.bind(context) for chain in spec.chains] for spec in manifest.inputs
+        }
+        self._fields = [(spec.name, spec.chain.bind(context)) for spec in manifest.fields]
+
+    def read_columns(self, source: Mapping[str, pa.Array]) -> dict[str, Cells]:
+        """Return columns of a source as cells of the types that the manifest declares.
+
+        Args:
+            source: The columns of the source by name, with types that `can_become` accepts.
+        """
+        declared = self.manifest.columns
+        return {name: become(source[name], raw).of(name) for name, raw in declared.items()}
+
+    def read_rows(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Cells]:
+        """Return rows of JSON as cells of the types that the manifest declares.
+
+        A column that a row lacks is null.
+        """
+        declared = self.manifest.columns
+        return {
+            name: from_values([row.get(name) for row in rows], raw).of(name)
+            for name, raw in declared.items()
+        }
+
+    def tensor(
+        self, spec: InputSpec, columns: Mapping[str, Cells]
+    ) -> tuple[np.ndarray, list[Refused]]:
+        """Return the tensor of an input that has chains, and the cells that cannot be used.
+
+        Args:
+            spec: The input.
+            columns: The cells of the columns that its chains read.
+
+        Returns:
+            An array [rows, width], whose values in refused rows are undefined, and the refusals.
+            The first one of a row counts.
+        """
+        rows = len(columns[spec.chains[0].start].values)
+        values = np.empty((rows, spec.width), dtype=spec.dtype)
+        refused: list[Refused] = []
+        place = 0
+        for chain in self._inputs[spec.name]:
+            cells = chain.run(columns)
+            numbers, found = _numbers(cells, spec.dtype)
+            values[:, place : place + numbers.shape[1]] = numbers
+            place += numbers.shape[1]
+            refused += Cells(cells.values, tuple(found)).of(chain.chain.start).refused
+        return values, refused
+
+    def derive(self, outputs: Mapping[str, pa.Array]) -> tuple[dict[str, pa.Array], list[Refused]]:
+        """Return the fields that can be computed from some outputs, and what cannot be used.
+
+        Args:
+            outputs: The columns of outputs by name. Fields that need other outputs are left out.
+
+        Returns:
+            The columns of fields by name, and the refusals.
+        """
+        known = {name: Cells(column) for name, column in outputs.items()}
+        fields: dict[str, pa.Array] = {}
+        refused: dict[str, tuple[Refused, ...]] = {}
+        for name, chain in self._fields:
+            if not known.keys() >= set(chain.chain.names):
+                continue
+            cells = chain.run(known)
+            known[name], fields[name] = cells, cells.values
+            refused[name] = cells.of(name).refused
+        return fields, [one for some in refused.values() for one in some]
+
+
+def _numbers(cells: Cells, dtype: str) -> tuple[np.ndarray, list[Refused]]:
+    """Return the numbers of cells [rows, items], with all refusals of the cells."""
+    array, size, refused = cells.values, 1, list(cells.refused)
+    is_vector = kind_of(array.type) is Kind.VECTOR
+    if is_vector:
+        if array.null_count:
+            rows = np.flatnonzero(np.asarray(array.is_null()))
+            refused.append(Refused(rows, "null", "null"))
+        array, size = flat(array)
+    numbers, state = read_cells(array, dtype)
+    if state is None:
+        return numbers.reshape(-1, size), refused
+    of_row = state.reshape(-1, size)
+    expected = "a number"
+    if not dtype.startswith("float"):
+        low, high = limits(dtype)
+        expected = f"{dtype}, an integer from {low} to {high}"
+    for found, reason, message in (
+        (NULL, "null", "null"),
+        (NAN, "not_finite", "NaN"),
+        (INFINITE, "not_finite", f"infinite, or outside the range of {dtype}"),
+        (WRONG, "wrong_type", f"expected {expected}, got another number"),
+    ):
+        rows = np.flatnonzero((of_row == found).any(axis=1))
+        if len(rows):
+            refused.append(Refused(rows, reason, message))
+    return numbers.reshape(-1, size), refused

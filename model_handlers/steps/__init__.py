@@ -1,0 +1,1 @@
+"""Steps: how columns of a source become tensors, and tensors become fields for people."""

@@ -1,0 +1,139 @@
+"""Steps that give lists of different lengths the same length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from model_handlers.steps.step import Cells, Kind, Step, as_mask, vectors
+
+Keep = Literal["first", "last"]
+Side = Literal["end", "start"]
+
+
+@dataclass(frozen=True)
+class _Lists(Step):
+    """A step on lists that limits them to `to` items.
+
+    `keep` says which items of a longer list stay: `first` or `last`; without it, its row is
+    refused. `side` says where a shorter list is extended: at its `end` or its `start`.
+    """
+
+    TAKES: ClassVar = (Kind.LIST,)
+    REASONS: ClassVar = ("too_long", "null")
+
+    to: int
+    keep: Keep | None = field(default=None, kw_only=True)
+    side: Side = field(default="end", kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.to <= 1 << 20:
+            self.refuse("to", "1 to 1,048,576", self.to)
+
+    def _lengths(self, cells: Cells) -> tuple[Cells, np.ndarray]:
+        """Refuse lists that are too long; return the lengths [rows], 0 for null."""
+        lengths = np.asarray(pc.fill_null(pc.list_value_length(cells.values), 0))
+        if self.keep is None:
+            message = f"expected a list of at most {self.to} items, got a longer one"
+            cells = cells.refuse(lengths > self.to, "too_long", message)
+        return cells, lengths
+
+    def _placed(self, lengths: np.ndarray) -> np.ndarray:
+        """Return which places [rows, to] hold items."""
+        used = np.minimum(lengths, self.to)[:, None]
+        places = np.arange(self.to)[None, :]
+        return places < used if self.side == "end" else places >= self.to - used
+
+
+@dataclass(frozen=True)
+class Pad(_Lists):
+    """Extends lists of numbers with `value` to `to` items, and shortens longer lists.
+
+    `keep` says which items of a longer list stay, `first` or `last`; without it, its row is
+    refused. `side` says where a shorter list is extended, at its `end` or its `start`.
+    """
+
+    NAME: ClassVar = "pad"
+    GIVES: ClassVar = "vector of `to` numbers"
+
+    value: float = 0.0
+
+    def gives(self, type_: pa.DataType, *operands: pa.DataType) -> pa.DataType:
+        """Return `to` numbers."""
+        item = type_.value_type
+        if not (pa.types.is_floating(item) or pa.types.is_integer(item)):
+            self.refuse("to", "lists of numbers; vocabulary turns text into numbers", str(type_))
+        return pa.list_(item, self.to)
+
+    def apply(self, cells: Cells, *operands: Cells) -> Cells:
+        """Return the lists, all of the same length."""
+        cells, lengths = self._lengths(cells)
+        lists = cells.values
+        items = lists.values
+        if items.null_count:
+            cells = self._without_nulls(cells)
+            lists = cells.values
+            items = items.fill_null(0)
+        numbers = items.to_numpy(zero_copy_only=False)
+        starts = lists.offsets.to_numpy()[:-1].astype(np.int64)
+        used = np.minimum(lengths, self.to)
+        if self.keep == "last":
+            starts = starts + lengths - used
+        placed = self._placed(lengths)
+        made = np.full(placed.shape, self.value, dtype=numbers.dtype)
+        # The items to copy, row after row, in the order of the places that they go to.
+        ends = np.cumsum(used)
+        within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - used, used)
+        made[placed] = numbers[np.repeat(starts, used) + within]
+        return cells.become(vectors(made, lists))
+
+    def _without_nulls(self, cells: Cells) -> Cells:
+        lists = cells.values
+        offsets = lists.offsets.to_numpy()
+        missing = as_mask(lists.values.is_null())
+        before = np.concatenate([[0], np.cumsum(missing)])
+        rows = before[offsets[1:]] > before[offsets[:-1]]
+        return cells.refuse(rows, "null", "expected a list without null, got an item that is null")
+
+
+@dataclass(frozen=True)
+class Mask(_Lists):
+    """Returns 1 for each place in which `pad` with the same members puts an item, 0 for others."""
+
+    NAME: ClassVar = "mask"
+    GIVES: ClassVar = "vector of `to` numbers"
+
+    def gives(self, type_: pa.DataType, *operands: pa.DataType) -> pa.DataType:
+        """Return `to` numbers."""
+        return pa.list_(pa.float64(), self.to)
+
+    def apply(self, cells: Cells, *operands: Cells) -> Cells:
+        """Return the mask of each list."""
+        cells, lengths = self._lengths(cells)
+        return cells.become(vectors(self._placed(lengths).astype(np.float64), cells.values))
+
+
+@dataclass(frozen=True)
+class Length(_Lists):
+    """Returns how many items of a list `pad` with the same members keeps."""
+
+    NAME: ClassVar = "length"
+    GIVES: ClassVar = "integer"
+
+    def gives(self, type_: pa.DataType, *operands: pa.DataType) -> pa.DataType:
+        """Return int64."""
+        return pa.int64()
+
+    def apply(self, cells: Cells, *operands: Cells) -> Cells:
+        """Return the length of each list."""
+        cells, lengths = self._lengths(cells)
+        missing = as_mask(cells.values.is_null()) if cells.values.null_count else None
+        used = np.minimum(lengths, self.to).astype(np.int64)
+        return cells.become(pa.array(used, mask=missing))
+
+
+LIST_STEPS = (Pad, Mask, Length)

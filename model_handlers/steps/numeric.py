@@ -1,0 +1,253 @@
+"""Steps on numbers. All of them compute in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from model_handlers.steps.step import Cells, Kind, Step, as_mask
+
+_FLOAT, _INT = pa.float64(), pa.int64()
+
+
+def as_floats(values: pa.Array) -> pa.Array:
+    """Return numbers or booleans as float64."""
+    if values.type == _FLOAT:
+        return values
+    if pa.types.is_boolean(values.type):
+        values = values.cast(pa.uint8())
+    return values.cast(_FLOAT, safe=False)
+
+
+def ascending(numbers: Sequence[float]) -> bool:
+    """Return whether there are numbers, each above the one before it."""
+    return bool(numbers) and all(a < b for a, b in pairwise(numbers))
+
+
+class _Number(Step):
+    """A step from a number to a float64."""
+
+    TAKES: ClassVar = (Kind.NUMBER,)
+    GIVES: ClassVar = "number"
+    EACH: ClassVar = True
+
+    def gives(self, type_: pa.DataType, *operands: pa.DataType) -> pa.DataType:
+        """Return float64."""
+        return _FLOAT
+
+
+@dataclass(frozen=True)
+class Clip(_Number):
+    """Limits numbers to the range from `min` to `max`; either may be left out."""
+
+    NAME: ClassVar = "clip"
+
+    min: float | None = None
+    max: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.min is None and self.max is None:
+            self.refuse("min", "min, max or both", None)
+        if self.min is not None and self.max is not None and self.min > self.max:
+            self.refuse("min", f"at most max, {self.max}", self.min)
+
+    def apply(self, cells: Cells, *operands: Cells) -> Cells:
+        """Return the numbers, limited."""
+        values = as_floats(cells.values)
+        if self.min is not None:
+            values = pc.max_element_wise(values, self.min, skip_nulls=False)
+        if self.max is not None:
+            values = pc.min_element_wise(values, self.max, skip_nulls=False)
+        return cells.become(values)
+
+
+@dataclass(frozen=True)
+class Log1p(_Number):
+    """Computes ln(1 + x). Refuses numbers of -1 and less."""
+
+    NAME: ClassVar = "log1p"
+    REASONS: ClassVar = ("out_of_range",)
+
+    def apply(self, cells: Cells, *operands: Cells) -> Cells:
+        """Return the logarithms."""
+        values = as_floats(cells.values)
+        low = pc.less_equal(values, -1.0)
+        cells = cells.become(values).refuse(low, "out_of_range", "expected a number above -1")
+        return cells.become(pc.log1p(cells.values))
+
+
+@dataclass(frozen=True)
+class Scale(_Number):
+    """Computes (x - `mean`) / `std`. The values can be fitted on a sample."""
+
+    NAME: ClassVar = "scale"
+
+    mean: float
+    std: float
+
+    def __post_init__(self) -> None:
+        if not self.std > 0:
+            self.refuse("std", "a number above 0", self.std)
+
+    def apply(self, cells: Cells, *operands: Cells) -> Cells:
+        """Return the scaled numbers."""
+        return cells.become(pc.divide(pc.subtract(as_floats(cells.values), self.mean), self.std))
+
+
+@dataclass(frozen=True)
+class Sigmoid(_Number):
+    """Computes 1 / (1 + exp(-x)), which turns a logit into a probability."""
+
+    NAME: ClassVar = "sigmoid"
+
+    def apply(self, cells: Cells, *operands: Cells) -> Cells:
+        """Return the probabilities."""
+        # tanh does not overflow.
+        half = pc.multiply(as_floats(cells.values), 0.5)
+        return cells.become(pc.multiply(pc.add(pc.tanh(half), 1.0), 0.5))
+
+
+@dataclass(frozen=True)
+class Bucket(Step):
+    """Returns the number of `edges` that are at most x, an integer from 0 to their count.
+
+    The edges can be fitted on a sample.
+    """
+
+    NAME: ClassVar = "bucket"
+    TAKES: ClassVar = (Kind.NUMBER,)
+    GIVES: ClassVar = "integer"
+    EACH: ClassVar = True
+
+    edges: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.edges or any(
+            not a < b for a, b in zip(self.edges, self.edges[1:], strict=False)
+        ):
+            self.refuse("edges", "one or more numbers in ascending order", list(self.edges))
+
+    def gives(self, type_: pa.DataType, *operands: pa.DataType) -> pa.DataType:
+        """Return int64."""
+        return _INT
+
+    def apply(self, cells: Cells, *operands: Cells) -> Cells:
+        """Return the bucket of each number."""
+        cells = without_nan(cells.become(as_floats(cells.values)))
+        numbers = cells.values.to_numpy(zero_copy_only=False)
+        found = np.searchsorted(self.edges, numbers, side="right")
+        missing = as_mask(cells.values.is_null()) if cells.values.null_count else None
+        return cells.become(pa.array(found, _INT, mask=missing))
+
+
+@dataclass(frozen=True)
+class _Arithmetic(_Number):
+    """An operation on a number and `other`."""
+
+    other: float | str
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        """The other column, if it is not a number."""
+        return (self.other,) if isinstance(self.other, str) else ()
+
+    def gives(self, type_: pa.DataType, *operands: pa.DataType) -> pa.DataType:
+        """Return float64."""
+        for operand in operands:
+            if not (pa.types.is_floating(operand) or pa.types.is_integer(operand)):
+                self.refuse(
+                    "other", "a number, or the name of numbers", f"{self.other} ({operand})"
+                )
+        return _FLOAT
+
+    def _right(self, operands: tuple[Cells, ...]) -> tuple[pa.Array | float, tuple[Cells, ...]]:
+        if not operands:
+            return float(self.other), ()
+        return as_floats(operands[0].values), operands
+
+
+def _joined(cells: Cells, values: pa.Array, others: tuple[Cells, ...]) -> Cells:
+    """Return new values, with the refusals of all cells that they were computed from."""
+    refused = [r for other in others for r in other.refused]
+    return Cells(values, (*cells.refused, *refused))
+
+
+@dataclass(frozen=True)
+class Add(_Arithmetic):
+    """Computes x + `other`: a number, or the name of a column (in fields: of a field or output)."""
+
+    NAME: ClassVar = "add"
+
+    def apply(self, cells: Cells, *operands: Cells) -> Cells:
+        """Return the sums."""
+        right, others = self._right(operands)
+        return _joined(cells, pc.add(as_floats(cells.values), right), others)
+
+
+@dataclass(frozen=True)
+class Subtract(_Arithmetic):
+    """Computes x - `other`: a number, or the name of a column (in fields: of a field or output)."""
+
+    NAME: ClassVar = "subtract"
+
+    def apply(self, cells: Cells, *operands: Cells) -> Cells:
+        """Return the differences."""
+        right, others = self._right(operands)
+        return _joined(cells, pc.subtract(as_floats(cells.values), right), others)
+
+
+@dataclass(frozen=True)
+class Multiply(_Arithmetic):
+    """Computes x * `other`: a number, or the name of a column (in fields: of a field or output)."""
+
+    NAME: ClassVar = "multiply"
+
+    def apply(self, cells: Cells, *operands: Cells) -> Cells:
+        """Return the products."""
+        right, others = self._right(operands)
+        return _joined(cells, pc.multiply(as_floats(cells.values), right), others)
+
+
+@dataclass(frozen=True)
+class Divide(_Arithmetic):
+    """Computes x / `other`: a number, or the name of a column (in fields: of a field or output).
+
+    `by_zero` is the result of a division by 0. Without it, such a row is refused.
+    """
+
+    NAME: ClassVar = "divide"
+    REASONS: ClassVar = ("out_of_range",)
+
+    by_zero: float | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.other == 0:
+            self.refuse("other", "a number other than 0", self.other)
+
+    def apply(self, cells: Cells, *operands: Cells) -> Cells:
+        """Return the quotients."""
+        right, others = self._right(operands)
+        left = as_floats(cells.values)
+        if not others:
+            return cells.become(pc.divide(left, right))
+        zero = pc.equal(right, 0.0)
+        # Arrow's division of floats by 0 is an infinity or NaN.
+        result = _joined(cells, pc.divide(left, right), others)
+        if self.by_zero is not None:
+            present = pc.and_(zero, left.is_valid())
+            return result.become(pc.if_else(present, self.by_zero, result.values))
+        return result.refuse(zero, "out_of_range", f"cannot be divided by {self.other}, which is 0")
+
+
+def without_nan(cells: Cells) -> Cells:
+    """Refuse numbers that are NaN, which earlier steps may have computed."""
+    return cells.refuse(pc.is_nan(cells.values), "not_finite", "NaN")
+
+
+NUMBER_STEPS = (Clip, Log1p, Scale, Bucket, Add, Subtract, Multiply, Divide, Sigmoid)

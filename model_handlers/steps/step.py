@@ -1,0 +1,217 @@
+"""What a step is: a function from a column to a column that a manifest names.
+
+A step is a dataclass whose fields are its parameters. It says what it takes and gives, so that a
+manifest is checked before any row is read. Steps work on whole Arrow arrays, never on single rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any, ClassVar, NoReturn
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from common.cells import is_list, is_text
+from common.errors import ManifestError, UnsafeModel
+
+
+class Kind(StrEnum):
+    """What the cells of a column are, as far as steps care."""
+
+    NUMBER = "number"
+    TEXT = "text"
+    TIME = "time"
+    BYTES = "bytes"
+    LIST = "list"
+    VECTOR = "vector"
+    OTHER = "other"
+
+
+def kind_of(type_: pa.DataType) -> Kind:
+    """Return the kind of a type. A vector is a list of the same length in each row."""
+    if pa.types.is_fixed_size_list(type_):
+        return Kind.VECTOR
+    if is_list(type_):
+        return Kind.LIST
+    if pa.types.is_floating(type_) or pa.types.is_integer(type_) or pa.types.is_boolean(type_):
+        return Kind.NUMBER
+    if is_text(type_):
+        return Kind.TEXT
+    if pa.types.is_timestamp(type_) or pa.types.is_date(type_):
+        return Kind.TIME
+    return Kind.BYTES if pa.types.is_binary(type_) else Kind.OTHER
+
+
+@dataclass(frozen=True, eq=False)
+class Refused:
+    """Cells that cannot be used, all for the same reason.
+
+    Attributes:
+        rows: The numbers of their rows, in order.
+        reason: The reason of their dead letters.
+        message: What was expected and what came, without the value.
+        column: The column of the source, once it is known.
+    """
+
+    rows: np.ndarray
+    reason: str
+    message: str
+    column: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """The cells of a column on their way through steps.
+
+    Attributes:
+        values: The values [rows]. A cell that was refused is null.
+        refused: The cells that cannot be used. The first entry of a row counts.
+    """
+
+    values: pa.Array
+    refused: tuple[Refused, ...] = ()
+
+    def become(self, values: pa.Array) -> Cells:
+        """Return the cells with other values."""
+        return Cells(values, self.refused)
+
+    def refuse(self, cells: np.ndarray | pa.BooleanArray, reason: str, message: str) -> Cells:
+        """Return the cells without some of them, which are null from now on.
+
+        Args:
+            cells: Whether to refuse each cell, bool [rows]; null means no.
+            reason: The reason of the dead letters.
+            message: What was expected and what came, without the value.
+        """
+        mask = cells if isinstance(cells, np.ndarray) else as_mask(cells)
+        rows = np.flatnonzero(mask)
+        if not len(rows):
+            return self
+        values = pc.if_else(pa.array(mask), pa.scalar(None, self.values.type), self.values)
+        return Cells(values, (*self.refused, Refused(rows, reason, message)))
+
+    def of(self, column: str) -> Cells:
+        """Return the cells with the column named in refusals that do not have one."""
+        named = (r if r.column else replace(r, column=column) for r in self.refused)
+        return Cells(self.values, tuple(named)) if self.refused else self
+
+
+def as_mask(cells: pa.BooleanArray) -> np.ndarray:
+    """Return an Arrow array of booleans as NumPy's, with False for null."""
+    return np.asarray(cells.fill_null(False) if cells.null_count else cells)
+
+
+# A step that is ready to run: it takes the cells and those of its operands.
+Apply = Callable[..., Cells]
+
+
+def _no_function(name: str) -> Callable[..., Any]:
+    raise UnsafeModel(f"function {name} is code: pass its module in --trusted_modules")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What steps need besides their members.
+
+    Attributes:
+        files: The content of the files of the package, by name.
+        load: A function that imports the user's function with a name such as `module:function`.
+    """
+
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    load: Callable[[str], Callable[..., Any]] = _no_function
+
+
+@dataclass(frozen=True)
+class Step:
+    """The base class of steps.
+
+    A subclass is a frozen dataclass. Its fields are the members of the step in a manifest, and its
+    docstring is its entry in the reference.
+
+    Attributes:
+        NAME: The name of the step in a manifest.
+        TAKES: The kinds of cells that the step takes.
+        GIVES: What it gives, for people.
+        REASONS: The reasons for which it refuses cells.
+        EACH: Whether the step treats the items of a list like cells.
+    """
+
+    NAME: ClassVar[str] = ""
+    TAKES: ClassVar[tuple[Kind, ...]] = ()
+    GIVES: ClassVar[str] = ""
+    REASONS: ClassVar[tuple[str, ...]] = ()
+    EACH: ClassVar[bool] = False
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        """The other columns, outputs or fields whose cells the step takes."""
+        return ()
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files of the package that the step reads."""
+        return ()
+
+    @property
+    def functions(self) -> tuple[str, ...]:
+        """The functions of the user that the step calls."""
+        return ()
+
+    def gives(self, type_: pa.DataType, *operands: pa.DataType) -> pa.DataType:
+        """Return the type of the result for cells of a type. Raise ManifestError if none."""
+        raise NotImplementedError
+
+    def bind(self, context: Context) -> Apply:
+        """Return a function that runs the step; whatever takes long is done here.
+
+        Args:
+            context: The files of the package, and the user's functions.
+
+        Raises:
+            ManifestError: A file does not have the content that the step needs.
+            ModelError: A function of the user cannot be imported.
+        """
+        return self.apply
+
+    def apply(self, cells: Cells, *operands: Cells) -> Cells:
+        """Return the result for each cell. Null stays null."""
+        raise NotImplementedError
+
+    def refuse(self, member: str, expected: str, got: Any) -> NoReturn:
+        """Raise ManifestError for a member with a value that is not allowed."""
+        shown = repr(got)
+        shown = shown if len(shown) <= 80 else f"{shown[:80]}..."
+        raise ManifestError(f"step {self.NAME}: {member}: expected {expected}, got {shown}")
+
+
+def flat(vectors: pa.Array) -> tuple[pa.Array, int]:
+    """Return the items of vectors, one after the other, and how many each vector has.
+
+    The items of a null vector are part of the result.
+    """
+    size = vectors.type.list_size
+    return vectors.values.slice(vectors.offset * size, len(vectors) * size), size
+
+
+def matrix(vectors: pa.Array) -> np.ndarray:
+    """Return vectors of numbers as an array [rows, items], with NaN for null."""
+    items, size = flat(vectors)
+    values = items.to_numpy(zero_copy_only=False)
+    return values.reshape(len(vectors), size)
+
+
+def vectors(values: np.ndarray, valid: pa.Array | None = None) -> pa.Array:
+    """Return an array [rows, items] as vectors.
+
+    Args:
+        values: The items of each row.
+        valid: Cells that are null where the result has to be null, or None.
+    """
+    items = pa.array(np.ascontiguousarray(values).reshape(-1))
+    missing = None if valid is None or not valid.null_count else valid.is_null()
+    return pa.FixedSizeListArray.from_arrays(items, values.shape[1], mask=missing)

@@ -1,0 +1,139 @@
+"""Steps on times and dates."""
+
+from __future__ import annotations
+
+import zoneinfo
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from model_handlers.steps.raw import TIMESTAMP
+from model_handlers.steps.step import Cells, Kind, Step, vectors
+
+Part = Literal["minute", "hour", "weekday", "day", "day_of_year", "month", "year"]
+# The function of each part, its first value and after how many values it starts again.
+_PARTS: Mapping[str, tuple[Callable[[pa.Array], pa.Array], int, int | None]] = {
+    "minute": (pc.minute, 0, 60),
+    "hour": (pc.hour, 0, 24),
+    "weekday": (pc.day_of_week, 0, 7),
+    "day": (pc.day, 1, 31),
+    "day_of_year": (pc.day_of_year, 1, 366),
+    "month": (pc.month, 1, 12),
+    "year": (pc.year, 0, None),
+}
+_OF_CLOCK = ("minute", "hour")
+_SECOND = 1_000_000
+
+
+def _check_zone(step: Step, zone: str) -> None:
+    try:
+        zoneinfo.ZoneInfo(zone)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        step.refuse("zone", "the name of a time zone, such as UTC or Europe/Berlin", zone)
+
+
+@dataclass(frozen=True)
+class TimePart(Step):
+    """Returns a `part` of a time: minute, hour, weekday, day, day_of_year, month or year.
+
+    The weekday is 0 on Mondays. The parts of a timestamp are those in the time zone `zone`. With
+    `cyclic`, the result is the sine and the cosine of the part's place in its cycle, so that 23:00
+    is close to 0:00.
+    """
+
+    NAME: ClassVar = "time_part"
+    TAKES: ClassVar = (Kind.TIME,)
+    GIVES: ClassVar = "integer; with `cyclic`, a vector of 2 numbers"
+
+    part: Part
+    zone: str | None = None
+    cyclic: bool = False
+
+    def __post_init__(self) -> None:
+        if self.zone is not None:
+            _check_zone(self, self.zone)
+        if self.cyclic and _PARTS[self.part][2] is None:
+            self.refuse("cyclic", "false, because years do not start again", self.cyclic)
+
+    def gives(self, type_: pa.DataType, *operands: pa.DataType) -> pa.DataType:
+        """Return int64, or two numbers."""
+        aware = pa.types.is_timestamp(type_) and type_.tz is not None
+        if aware and self.zone is None:
+            self.refuse("zone", "a time zone, such as UTC", None)
+        if not aware and self.zone is not None:
+            self.refuse("zone", "none, because the column has no time zone", self.zone)
+        if pa.types.is_date(type_) and self.part in _OF_CLOCK:
+            self.refuse("part", "a part of a date", self.part)
+        return pa.list_(pa.float64(), 2) if self.cyclic else pa.int64()
+
+    def apply(self, cells: Cells, *operands: Cells) -> Cells:
+        """Return the part of each time."""
+        function, first, cycle = _PARTS[self.part]
+        times = cells.values
+        if self.zone is not None:
+            times = times.cast(pa.timestamp("us", tz=self.zone))
+        found = function(times).cast(pa.int64())
+        if not self.cyclic or cycle is None:
+            return cells.become(found)
+        angle = (found.fill_null(first).to_numpy() - first) * (2 * np.pi / cycle)
+        return cells.become(vectors(np.stack([np.sin(angle), np.cos(angle)], axis=1), found))
+
+
+@dataclass(frozen=True)
+class Epoch(Step):
+    """Returns the seconds since 1970-01-01, with fractions. Times without a zone count as UTC."""
+
+    NAME: ClassVar = "epoch"
+    TAKES: ClassVar = (Kind.TIME,)
+    GIVES: ClassVar = "number"
+
+    def gives(self, type_: pa.DataType, *operands: pa.DataType) -> pa.DataType:
+        """Return float64."""
+        return pa.float64()
+
+    def apply(self, cells: Cells, *operands: Cells) -> Cells:
+        """Return the seconds of each time."""
+        zone: dict[str, Any] = {"tz": cells.values.type.tz} if _is_aware(cells.values.type) else {}
+        whole = cells.values.cast(pa.timestamp("us", **zone)).cast(pa.int64())
+        return cells.become(pc.divide(whole.cast(pa.float64(), safe=False), float(_SECOND)))
+
+
+@dataclass(frozen=True)
+class AssumeZone(Step):
+    """Turns a time without a zone into a timestamp: it is the time of a clock in `zone`.
+
+    If clocks showed a time twice or never, because they were changed, the earlier time is meant.
+    """
+
+    NAME: ClassVar = "assume_zone"
+    TAKES: ClassVar = (Kind.TIME,)
+    GIVES: ClassVar = "timestamp"
+
+    zone: str
+
+    def __post_init__(self) -> None:
+        _check_zone(self, self.zone)
+
+    def gives(self, type_: pa.DataType, *operands: pa.DataType) -> pa.DataType:
+        """Return a timestamp."""
+        if _is_aware(type_) or pa.types.is_date(type_):
+            self.refuse("zone", "a column of the type datetime", self.zone)
+        return TIMESTAMP
+
+    def apply(self, cells: Cells, *operands: Cells) -> Cells:
+        """Return the timestamps."""
+        known = pc.assume_timezone(
+            cells.values, self.zone, ambiguous="earliest", nonexistent="earliest"
+        )
+        return cells.become(known.cast(TIMESTAMP))
+
+
+def _is_aware(type_: pa.DataType) -> bool:
+    return pa.types.is_timestamp(type_) and type_.tz is not None
+
+
+TIME_STEPS = (TimePart, Epoch, AssumeZone)

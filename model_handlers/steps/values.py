@@ -1,0 +1,134 @@
+"""Values of JSON and Avro as cells of a raw type."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import datetime
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from common.texts import to_text
+from model_handlers.steps.raw import become, each_item, expected
+from model_handlers.steps.step import Cells
+
+_WRONG = object()
+_NOTHING = type(None)
+# The Python types from which Arrow builds a column that `become` reads as it would read the text.
+_PLAIN: Mapping[str, tuple[tuple[set[type], pa.DataType], ...]] = {
+    "float64": (({float, _NOTHING}, pa.float64()), ({int, _NOTHING}, pa.int64())),
+    "int64": (({int, _NOTHING}, pa.int64()),),
+    "bool": (({bool, _NOTHING}, pa.bool_()),),
+    "string": (({str, _NOTHING}, pa.string()),),
+    "timestamp": (({str, _NOTHING}, pa.string()),),
+    "datetime": (({str, _NOTHING}, pa.string()),),
+    "date": (({str, _NOTHING}, pa.string()),),
+    "binary": (({bytes, _NOTHING}, pa.binary()),),
+}
+
+
+def from_values(values: Sequence[Any], raw: str) -> Cells:
+    """Return values that JSON or Avro has as cells of a raw type.
+
+    Args:
+        values: The value of each row. Avro has times, decimals and bytes besides those of JSON.
+        raw: The name of the raw type.
+
+    Returns:
+        The cells. Values that are not of the type are refused with `wrong_type` or `no_time_zone`.
+    """
+    if raw.startswith("list<"):
+        return _lists(values, raw)
+    kinds = set(map(type, values))
+    for types, type_ in _PLAIN[raw]:
+        if kinds <= types:
+            try:
+                return become(pa.array(values, type_), raw)
+            except (pa.ArrowException, OverflowError, ValueError):
+                # An integer of more than 64 bits, or half of a surrogate pair.
+                break
+    texts = [_READERS[raw](value) for value in values]
+    wrong = np.array([text is _WRONG for text in texts], bool)
+    known = [None if text is _WRONG else text for text in texts]
+    cells = become(pa.array(known, pa.binary() if raw == "binary" else pa.string()), raw)
+    for kind in sorted({_name(v) for v, text in zip(values, texts, strict=True) if text is _WRONG}):
+        of_kind = np.array([_name(value) == kind for value in values], bool)
+        message = f"expected {expected(raw)}, got {kind}"
+        cells = cells.refuse(wrong & of_kind, "wrong_type", message)
+    return cells
+
+
+def _lists(values: Sequence[Any], raw: str) -> Cells:
+    """Return lists of values as cells."""
+    wrong = np.array([not isinstance(value, list | _NOTHING) for value in values], bool)
+    lists = [value if isinstance(value, list) else [] for value in values]
+    lengths = np.array([len(value) for value in lists], np.int64)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+    missing = pa.array([value is None for value in values], pa.bool_())
+    items = list(chain.from_iterable(lists))
+    places = pa.array(np.arange(len(items)))
+    rows = Cells(pa.ListArray.from_arrays(offsets, places, mask=missing))
+    cells = each_item(rows, lambda _: from_values(items, raw[5:-1]))
+    message = f"expected {expected(raw)}, got another value"
+    return cells.refuse(wrong, "wrong_type", message)
+
+
+def _name(value: Any) -> str:
+    names = {dict: "an object", list: "a list", bool: "a boolean", str: "text", bytes: "bytes"}
+    return names.get(type(value), "a number" if isinstance(value, int | float) else "another value")
+
+
+def _number(value: Any) -> Any:
+    """Return the text of a number, null, or _WRONG."""
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal | str | _NOTHING):
+        return _WRONG
+    return None if value is None else str(value)
+
+
+def _bool(value: Any) -> Any:
+    if isinstance(value, bool | int | float | Decimal):
+        return str(value)
+    return value if isinstance(value, str | _NOTHING) else _WRONG
+
+
+def _text(value: Any) -> Any:
+    if isinstance(value, dict | list | bytes):
+        return _WRONG
+    text = to_text(value)
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError:
+        return _WRONG
+    return text
+
+
+def _time(value: Any) -> Any:
+    if isinstance(value, datetime.date):
+        return value.isoformat()
+    return value if isinstance(value, str | _NOTHING) else _WRONG
+
+
+def _bytes(value: Any) -> Any:
+    if isinstance(value, bytes | _NOTHING):
+        return value
+    try:
+        return base64.b64decode(value, validate=True) if isinstance(value, str) else _WRONG
+    except (binascii.Error, ValueError):
+        return _WRONG
+
+
+_READERS: Mapping[str, Callable[[Any], Any]] = {
+    "float64": _number,
+    "int64": _number,
+    "bool": _bool,
+    "string": _text,
+    "timestamp": _time,
+    "datetime": _time,
+    "date": _time,
+    "binary": _bytes,
+}
