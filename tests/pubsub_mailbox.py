@@ -80,7 +80,8 @@ class Mailbox:
         client: Any = self.cloud.subscriber()
         request = {"subscription": self.subscription, "max_messages": count}
         options = {} if seconds is None else {"timeout": seconds, "retry": None}
-        with suppress(exceptions.DeadlineExceeded):
+        # If the timeout is very short, the server resets the request.
+        with suppress(exceptions.DeadlineExceeded, exceptions.Cancelled):
             return list(client.pull(request=request, **options).received_messages)
         return []
 

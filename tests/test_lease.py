@@ -176,10 +176,11 @@ def lease_of() -> Callable[..., tuple[Lease, Stub]]:
     return make
 
 
+@pytest.mark.parametrize("kind", [exceptions.DeadlineExceeded, exceptions.Cancelled])
 def test_a_subscription_is_not_empty_after_one_response_without_messages(
-    lease_of: Callable[..., tuple[Lease, Stub]],
+    lease_of: Callable[..., tuple[Lease, Stub]], kind: type[Exception]
 ) -> None:
-    late = exceptions.DeadlineExceeded("no message arrived")
+    late = kind("no message arrived")
     lease, stub = lease_of(answer("a"), answer(), late, answer("b"), answer())
     assert [message.message_id for message in lease.pull(10)] == ["a", "b"]
     assert stub.calls["pull"] >= 5

@@ -32,6 +32,8 @@ _PAUSE_SECONDS = 0.1
 # The timeout of one request. Pub/Sub may assign messages to a request that has been cancelled, and
 # then no reader receives them. So no request is cancelled: `stop` lets the last one end.
 _WAIT_SECONDS = 1.0
+# If the timeout is very short, the server may reset the request before the client gives it up.
+_LATE = (exceptions.DeadlineExceeded, exceptions.Cancelled)
 
 
 class Lease:
@@ -89,12 +91,12 @@ class Lease:
         """Pull up to `count` messages in one request, and wait for the first up to `seconds`."""
         request = {"subscription": self._subscription, "max_messages": count}
         again = retry(self._cloud.retry_seconds).with_predicate(
-            lambda error: is_passing(error) and not isinstance(error, exceptions.DeadlineExceeded)
+            lambda error: is_passing(error) and not isinstance(error, _LATE)
         )
         with translate_errors(InputError, f"subscription {self._subscription} cannot be read"):
             try:
                 answer = self._client.pull(request=request, retry=again, timeout=seconds)
-            except exceptions.DeadlineExceeded:
+            except _LATE:
                 # The response may be large and the connection slow: wait longer the next time.
                 self._wait = min(2 * self._wait, PATIENCE_SECONDS)
                 return []
