@@ -129,14 +129,14 @@ def outputs_column(
             whole = np.zeros((rows, *spec.shape), dtype=spec.dtype)
             for part, arrays in parts:
                 whole[part] = arrays[i]
-        columns.append(_to_arrow(whole, spec))
+        columns.append(to_arrow(whole, spec))
     names = [spec.name for spec in specs]
     return pa.StructArray.from_arrays(
         columns, names=names, mask=None if mask is None else pa.array(mask)
     )
 
 
-def _to_arrow(values: np.ndarray, spec: OutputSpec) -> pa.Array:
+def to_arrow(values: np.ndarray, spec: OutputSpec) -> pa.Array:
     """Convert an output's array `[rows, *shape]` to Arrow, without a copy if Arrow allows it."""
     column = pa.array(values.reshape(-1))
     for size in reversed(spec.shape):

@@ -20,6 +20,7 @@ from common.errors import ContractBroken, DeviceError, MissingDevice, UsageError
 from common.memory import is_of_memory
 from model_handlers.isolate import NotTried
 from model_handlers.manifest import Manifest, OutputSpec
+from model_handlers.preparation import Preparation
 from model_handlers.tolerance import Tolerance
 
 # Exceptions that a model may raise because of the values of a row. MemoryError, errors of the
@@ -87,6 +88,7 @@ class LoadedModel:
         outputs: The outputs that `forward` returns, in this order.
         batch_rows: The maximum number of rows in a forward pass; lowered when memory runs out.
         autocast: The dtype of torch.autocast, or None to compute in the model's own dtype.
+        preparation: The steps of the manifest, if it has any.
     """
 
     module: Callable[..., Any]
@@ -95,6 +97,7 @@ class LoadedModel:
     device: torch.device
     batch_rows: int
     autocast: torch.dtype | None = None
+    preparation: Preparation | None = None
 
     @property
     def tolerance(self) -> Tolerance:

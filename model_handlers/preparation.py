@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from common.cells import INFINITE, NAN, NULL, WRONG, limits, read_cells
-from model_handlers.manifest import InputSpec, Manifest
+from common.errors import ContractBroken
+from model_handlers.manifest import GoldenRows, InputSpec, Manifest
 from model_handlers.steps.raw import become
 from model_handlers.steps.step import Cells, Context, Kind, Refused, flat, kind_of
 from model_handlers.steps.values import from_values
@@ -79,6 +80,24 @@ class Preparation:
             refused += Cells(cells.values, tuple(found)).of(chain.chain.start).refused
         return values, refused
 
+    def tensors(self, rows: Sequence[Mapping[str, Any]]) -> tuple[list[np.ndarray], list[Refused]]:
+        """Return the tensors of raw rows, one for each input, and the cells that cannot be used.
+
+        Args:
+            rows: JSON objects with the columns of the source.
+        """
+        columns = self.read_rows(rows)
+        tensors, refused = [], []
+        for spec in self.manifest.inputs:
+            if spec.chains:
+                tensor, some = self.tensor(spec, columns)
+                refused += some
+            else:
+                cells = [[row[name] for name in spec.columns] for row in rows]
+                tensor = np.array(cells, spec.dtype)
+            tensors.append(tensor.reshape((len(rows), spec.width) if spec.shape else len(rows)))
+        return tensors, refused
+
     def derive(self, outputs: Mapping[str, pa.Array]) -> tuple[dict[str, pa.Array], list[Refused]]:
         """Return the fields that can be computed from some outputs, and what cannot be used.
 
@@ -98,6 +117,30 @@ class Preparation:
             known[name], fields[name] = cells, cells.values
             refused[name] = cells.of(name).refused
         return fields, [one for some in refused.values() for one in some]
+
+
+def golden_tensors(
+    manifest: Manifest, golden: GoldenRows, preparation: Preparation | None
+) -> list[np.ndarray]:
+    """Return the tensors of known-good rows, one array per input.
+
+    Args:
+        manifest: The manifest of the model.
+        golden: The known-good rows.
+        preparation: The steps of the manifest, which raw rows need.
+
+    Raises:
+        ContractBroken: A raw row cannot be prepared.
+    """
+    if not golden.rows or preparation is None:
+        return [np.asarray(golden.inputs[spec.name], dtype=spec.dtype) for spec in manifest.inputs]
+    tensors, refused = preparation.tensors(golden.rows)
+    for some in refused:
+        raise ContractBroken(
+            f"model {manifest.name}: known-good row {some.rows[0]} cannot be prepared: column "
+            f"{some.column}: {some.message}; package the model again"
+        )
+    return tensors
 
 
 def _numbers(cells: Cells, dtype: str) -> tuple[np.ndarray, list[Refused]]:

@@ -21,10 +21,11 @@ from model_handlers.loaded_model import (
 )
 from model_handlers.manifest import Manifest
 from model_handlers.model_errors import as_model_error
+from model_handlers.preparation import Preparation
 from model_handlers.prune import keep_outputs
 from model_handlers.read_package import read_package
 from model_handlers.run_model import run_model
-from model_handlers.trusted_code import TrustedCode, check_trusted
+from model_handlers.trusted_code import TrustedCode, check_trusted, steps_context
 from model_handlers.try_rows import check_golden_rows, check_model
 
 Precision = Literal["float32", "bf16", "fp16"]
@@ -133,9 +134,13 @@ class TorchModelHandler(BatchHandler[LoadedModel]):
             f"model {self.manifest.name} does not have the outputs of its manifest"
         ):
             module: Any = keep_outputs(whole, self.manifest, self.outputs)
+        steps = None
+        if manifest.has_steps or manifest.fields:
+            steps = Preparation(manifest, steps_context(package.files, self.code))
         model = LoadedModel(
             module=module,
             manifest=manifest,
+            preparation=steps,
             outputs=tuple(self.manifest.output(name) for name in self.outputs),
             device=device,
             batch_rows=self.batch_rows,

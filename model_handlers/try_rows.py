@@ -11,10 +11,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from common.errors import ContractBroken
+from model_handlers.batch_handler import to_arrow
 from model_handlers.loaded_model import ROW_FAULTS, LoadedModel, count_of, describe_error
 from model_handlers.manifest import GoldenRows, InputSpec, Manifest
+from model_handlers.preparation import golden_tensors
+from model_handlers.tolerance import Tolerance
 
 # Batches in which each row has several other rows, and many other rows.
 MADE_UP_ROWS = 5
@@ -62,9 +66,7 @@ def check_golden_rows(model: LoadedModel, golden: GoldenRows) -> tuple[Arrays, A
     Raises:
         ContractBroken: The model fails on the rows, or an answer differs from the expected one.
     """
-    arrays = [
-        np.asarray(golden.inputs[spec.name], dtype=spec.dtype) for spec in model.manifest.inputs
-    ]
+    arrays = golden_tensors(model.manifest, golden, model.preparation)
     answers = _answer(model, arrays, "its known-good rows")
     for spec, answer in zip(model.outputs, answers, strict=True):
         if spec.name not in golden.outputs:
@@ -80,7 +82,62 @@ def check_golden_rows(model: LoadedModel, golden: GoldenRows) -> tuple[Arrays, A
                 "was packaged, or it computes differently on this machine: package it again on a "
                 "machine where its answers are right"
             )
+    _check_fields(model, golden, answers)
     return arrays, answers
+
+
+def _check_fields(model: LoadedModel, golden: GoldenRows, answers: Arrays) -> None:
+    """Raise ContractBroken unless the fields of known-good rows are the recorded ones."""
+    if not golden.fields or model.preparation is None:
+        return
+    for name, column in derived_fields(model, answers).items():
+        got = column.to_pylist()
+        for row, (value, expected) in enumerate(zip(got, golden.fields[name], strict=True)):
+            if not _same(value, expected, model.tolerance):
+                raise ContractBroken(
+                    f"model {model.manifest.name} {model.manifest.version} does not reproduce the "
+                    f"field {name} recorded in its model.json for known-good row {row}: package "
+                    "it again"
+                )
+
+
+def derived_fields(model: LoadedModel, answers: Arrays) -> dict[str, pa.Array]:
+    """Return the fields of some answers, by name.
+
+    Args:
+        model: The model, with its steps.
+        answers: One array per output of the model.
+
+    Raises:
+        ContractBroken: A field cannot be computed.
+    """
+    if model.preparation is None:
+        return {}
+    arrays = {
+        spec.name: to_arrow(answer, spec)
+        for spec, answer in zip(model.outputs, answers, strict=True)
+    }
+    fields, refused = model.preparation.derive(arrays)
+    for some in refused:
+        raise ContractBroken(
+            f"model {model.manifest.name}: field {some.column} of row {some.rows[0]} cannot be "
+            f"computed: {some.message}"
+        )
+    return fields
+
+
+def _same(got: Any, expected: Any, tolerance: Tolerance) -> bool:
+    """Return whether two values of a field agree, numbers within the tolerance."""
+    if isinstance(got, float | int) and isinstance(expected, float | int):
+        return bool(tolerance.agree(got, expected))
+    if isinstance(got, list) and isinstance(expected, list):
+        pairs = zip(got, expected, strict=False)
+        return len(got) == len(expected) and all(_same(a, b, tolerance) for a, b in pairs)
+    if isinstance(got, dict) and isinstance(expected, dict):
+        return got.keys() == expected.keys() and all(
+            _same(value, expected[key], tolerance) for key, value in got.items()
+        )
+    return bool(got == expected)
 
 
 def check_made_up_rows(model: LoadedModel) -> None:

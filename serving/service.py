@@ -20,6 +20,7 @@ from common.memory import MORE_MEMORY, is_of_memory, out_of_memory
 from model_handlers.loaded_model import LoadedModel
 from model_handlers.manifest import Manifest
 from model_handlers.package import read_manifest
+from model_handlers.preparation import golden_tensors
 from model_handlers.run_model import Answer
 from model_handlers.torch_model import TorchModelHandler
 from serving.batcher import Batcher
@@ -79,7 +80,7 @@ def load(settings: Settings, folder: Path) -> Loaded:
             f"--instance_keys: {taken[0]!r} is an output of model {manifest.name}: choose fields "
             "that predictions do not have"
         )
-    names = list(dict.fromkeys(field.output for field in fields))
+    names = list(manifest.outputs_for(field.output for field in fields))
     chosen = _load_model(path, manifest, settings, names)
     if set(names) == set(every):
         return Loaded(manifest, fields, chosen, chosen)
@@ -103,7 +104,7 @@ def _load_model(
     model = handler.load_model()
     if manifest.golden is not None:
         # TorchScript compiles during its first passes, so run them before the first request.
-        rows = [np.asarray(manifest.golden.inputs[s.name], s.dtype) for s in manifest.inputs]
+        rows = golden_tensors(manifest, manifest.golden, model.preparation)
         for _ in range(3):
             model.forward(rows, slice(0, len(rows[0])))
     return model
@@ -151,7 +152,7 @@ class Service:
             self.fail(str(error) if known else f"{type(error).__name__}: {one_line(error)}")
             return
         self.manifest, self.fields = loaded.manifest, loaded.fields
-        self.reader = InstanceReader(loaded.manifest)
+        self.reader = InstanceReader(loaded.manifest, loaded.chosen.preparation)
         self._chosen = self._batcher(loaded.chosen)
         self._whole: Batcher | None = self._chosen
         if loaded.whole is not loaded.chosen:
