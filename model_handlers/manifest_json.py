@@ -10,7 +10,7 @@ import json
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from common.errors import ManifestError, one_line, suggest
 from model_handlers.manifest import MANIFEST_NAME, Manifest, refuse_manifest
@@ -44,12 +44,12 @@ def parse_manifest(text: str | bytes) -> Manifest:
 def _parse(kind: Any, value: Any, where: str) -> Any:
     """Convert decoded JSON to a type of the manifest. Raise ManifestError if it does not match."""
     origin, args = get_origin(kind), get_args(kind)
-    if isinstance(kind, type) and is_dataclass(kind):
-        return _parse_object(kind, value, where)
-    if origin is types.UnionType:
-        return _parse_union(args, value, where)
     if kind is Chain:
         return _parse_chain(value, where)
+    if isinstance(kind, type) and is_dataclass(kind):
+        return _parse_object(kind, value, where)
+    if origin in (types.UnionType, Union):
+        return _parse_union(args, value, where)
     if origin is Literal:
         if value not in args:
             refuse_manifest(where, f"one of {', '.join(args)}", value)
