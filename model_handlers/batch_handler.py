@@ -186,7 +186,9 @@ def error_column(
     for row, (reason, message) in faults.items():
         # An HTTP status at the start of a message stays, even if the row contains that number.
         start = 3 if re.match(r"\d{3} [A-Z]", message) else 0
-        text = message[start:] if cells_of is None else without_cells(message[start:], cells_of(row))
+        text = (
+            message[start:] if cells_of is None else without_cells(message[start:], cells_of(row))
+        )
         text = without_numbers(text, [array[row] for array in arrays])
         values[row] = {"reason": reason, "message": message[:start] + text}
     return pa.array(values, ERROR_TYPE)

@@ -158,7 +158,7 @@ class Endpoint:
                 model.
         """
         if (fault := self.find_fault()) is not None:
-            raise self._other_model(fault)
+            raise self.other_model(fault)
 
     def find_fault(self) -> str | None:
         """Return how the endpoint answers a known-good row otherwise than the model, or None.
@@ -311,13 +311,14 @@ class Endpoint:
         try:
             return await self._post_known()
         except RequestRefused as error:
-            raise self._other_model(str(error)) from None
+            raise self.other_model(str(error)) from None
 
     async def _post_known(self) -> list[np.ndarray]:
         body = self.codec.body(self.known.instances(slice(0, 1)))
         return await self._post(body, 1, innocent=True)
 
-    def _other_model(self, fault: str) -> EndpointError:
+    def other_model(self, fault: str) -> EndpointError:
+        """Return the error for an endpoint that answers a known-good row wrongly."""
         manifest = self.codec.manifest
         return EndpointError(
             f"endpoint {self.client.name} does not answer like model {manifest.name} "

@@ -54,9 +54,7 @@ def known_tensors(
     return TensorRows(codec, [t[:1].reshape(s) for t, s in zip(tensors, shapes, strict=True)])
 
 
-def known_raw(
-    manifest: Manifest, golden: GoldenRows | None, preparation: Preparation
-) -> RawRows:
+def known_raw(manifest: Manifest, golden: GoldenRows | None, preparation: Preparation) -> RawRows:
     """Return a raw row: the first known-good row, or a row that is made up.
 
     Args:
@@ -75,12 +73,14 @@ def known_raw(
         if not spec.chains:
             value = _made_up(manifest, spec)[0].tolist()
             single = spec.is_list_column or not isinstance(value, list)
-            row |= {spec.columns[0]: value} if single else dict(zip(spec.columns, value, strict=True))
+            row |= (
+                {spec.columns[0]: value} if single else dict(zip(spec.columns, value, strict=True))
+            )
     _, refused = preparation.tensors([row])
     for some in refused:
         raise ContractBroken(
-            f"model {manifest.name} has no known-good rows, and its steps refuse a test row: column "
-            f"{some.column}: {some.message}; package the model with --sample"
+            f"model {manifest.name} has no known-good rows, and its steps refuse a test row: "
+            f"column {some.column}: {some.message}; package the model with --sample"
         )
     return RawRows([orjson.dumps(row)])
 

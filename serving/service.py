@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 
 from cloud.clients import Cloud
+from cloud.endpoint_client import DIGEST_HEADER, PREPARATION_HEADER
 from common.errors import DeviceError, MillraceError, MissingDevice, UsageError, one_line
 from common.memory import MORE_MEMORY, is_of_memory, out_of_memory
 from model_handlers.loaded_model import LoadedModel
 from model_handlers.manifest import Manifest
+from model_handlers.manifest_json import preparation_digest
 from model_handlers.package import read_manifest
 from model_handlers.preparation import golden_tensors
 from model_handlers.run_model import Answer
@@ -123,6 +125,9 @@ class Service:
         manifest: The manifest of the model, once it is loaded.
         fields: The default fields of a prediction, once the model is loaded.
         reader: The reader of instances, once the model is loaded.
+        tensor_reader: The reader of instances that clients have prepared. Without steps, it is
+            `reader`.
+        headers: Headers of all answers, which name the model and its steps, once it is loaded.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -132,6 +137,7 @@ class Service:
         self.state = State.LOADING
         self.reason = ""
         self.in_flight = 0
+        self.headers: Mapping[str, str] = {}
         self._batchers: list[Batcher] = []
         # One thread, because torch stores its thread count separately for each thread, and a device
         # runs one pass at a time anyway.
@@ -153,6 +159,10 @@ class Service:
             return
         self.manifest, self.fields = loaded.manifest, loaded.fields
         self.reader = InstanceReader(loaded.manifest, loaded.chosen.preparation)
+        self.tensor_reader, self.headers = self.reader, {DIGEST_HEADER: loaded.manifest.sha256}
+        if (steps := preparation_digest(loaded.manifest)) is not None:
+            self.tensor_reader = InstanceReader(loaded.manifest.prepared)
+            self.headers = {**self.headers, PREPARATION_HEADER: steps}
         self._chosen = self._batcher(loaded.chosen)
         self._whole: Batcher | None = self._chosen
         if loaded.whole is not loaded.chosen:
@@ -186,6 +196,19 @@ class Service:
     def close(self) -> None:
         """Stop the model's thread after the current pass."""
         self._executor.shutdown(wait=True, cancel_futures=True)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the health route says about the model."""
+        steps = self.headers.get(PREPARATION_HEADER)
+        return {
+            "name": self.manifest.name,
+            "version": self.manifest.version,
+            "sha256": self.manifest.sha256,
+            "schema_version": self.manifest.schema_version,
+            "prepares": self.manifest.has_steps,
+            **({} if steps is None else {"preparation": steps}),
+        }
 
     def choose(self, outputs: str | Sequence[str] | None) -> tuple[Field, ...]:
         """Return the fields of the answer to a request.

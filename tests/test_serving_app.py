@@ -214,7 +214,7 @@ def test_all_bad_rows_are_counted_and_the_first_twenty_listed(client: Client) ->
         (b'{"instances": [], "parameters": 3}', "parameters: expected an object, got integer"),
         (
             b'{"instances": [], "parameters": {"output": "all"}}',
-            "unknown parameter 'output': the only parameter is outputs",
+            "unknown parameter 'output': the parameters are outputs and prepared",
         ),
         (b'{"instances": [], "parameters": {"outputs": 0}}', "all, score, or a list of names"),
         (b'{"instances": [], "parameters": {"outputs": 3}}', "all, score, or a list of names"),

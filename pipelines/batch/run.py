@@ -20,6 +20,7 @@ from cloud.endpoints import Endpoints
 from common.addresses import without_secrets
 from common.errors import TooFewRows, TooManyDeadLetters
 from common.terminal import is_terminal, print_facts
+from model_handlers.endpoint_handler import VertexEndpointHandler
 from model_handlers.manifest import Manifest
 from pipelines.batch.config import RunConfig, Table, batch_config
 from pipelines.batch.destinations import (
@@ -190,6 +191,7 @@ def _facts(
             "digest": provenance.model_digest,
             "batch_dependence": scoring.manifest.batch_dependence,
         },
+        **_prepared_at(scoring),
         "score_output": scoring.fields.score,
         "input": [without_secrets(name) for name in source.names],
         **({} if source.table_version is None else {"table_version": source.table_version}),
@@ -199,6 +201,14 @@ def _facts(
         "max_dead_letter_share": scoring.config.max_dead_letter_share,
         "min_rows": scoring.config.min_rows,
     }
+
+
+def _prepared_at(scoring: Scoring) -> dict[str, str]:
+    """Return where the steps of the package prepare rows, if it has steps."""
+    if not scoring.manifest.has_steps:
+        return {}
+    is_endpoint = isinstance(scoring.handler, VertexEndpointHandler)
+    return {"prepared_at": scoring.handler.prepare_at if is_endpoint else "worker"}
 
 
 def run(
