@@ -11,8 +11,10 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+import orjson
 import pyarrow as pa
 
+from common.cells import is_text
 from common.texts import to_text
 from model_handlers.steps.raw import become, each_item, expected
 from model_handlers.steps.step import Cells
@@ -30,6 +32,29 @@ _PLAIN: Mapping[str, tuple[tuple[set[type], pa.DataType], ...]] = {
     "date": (({str, _NOTHING}, pa.string()),),
     "binary": (({bytes, _NOTHING}, pa.binary()),),
 }
+
+
+def read_column(values: pa.Array, raw: str) -> Cells:
+    """Return the cells of a column as values of a raw type, and also lists that are JSON texts.
+
+    Args:
+        values: The column, of a type that `can_become` accepts. A CSV file has lists as texts such
+            as `[1, 2]`.
+        raw: The name of the raw type.
+    """
+    if not (raw.startswith("list<") and is_text(values.type)):
+        return become(values, raw)
+    return from_values([_parsed(text) for text in values.to_pylist()], raw)
+
+
+def _parsed(text: str | None) -> Any:
+    """Return the JSON value of a text, null for an empty text, or the text if it is not JSON."""
+    if text is None or not text.strip():
+        return None
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return text
 
 
 def from_values(values: Sequence[Any], raw: str) -> Cells:
