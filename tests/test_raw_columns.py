@@ -1,23 +1,41 @@
 """Rows with raw columns: every source gives the same scores, decisions and dead letters."""
 
+import copy
 import datetime
+import io
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import fastavro
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 import torch
 from command_line import Result, RunCommand, assert_one_line_error
-from raw_model import FAULTS, GOOD, KINDS, ROWS, Net, write_raw_package
+from raw_model import FAULTS, GOOD, KINDS, MANIFEST, ROWS, Net, write_raw_package
 
+from common.record_batch import to_rows
+from model_handlers.manifest import Manifest
+from model_handlers.package import read_manifest
+from model_handlers.packaged_steps import PackagedSteps
 from pipelines.batch_local import COMMAND
+from pipelines.replay.command import COMMAND as REPLAY
+from transforms.json_rows.row_format import RowFormat
+from transforms.messages.avro_revisions import AvroRevisions
+from transforms.messages.decode import MessageFormat, decode_messages
+from transforms.messages.message import Message
+from transforms.provenance import Provenance
+from transforms.row_schemas import CARRIED
+from transforms.validate import validate
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+NOW = datetime.datetime(2026, 11, 20, 12, tzinfo=datetime.UTC)
 LABELS = ["stay", "call", "leave"]
 TYPES = pa.schema(
     [
@@ -219,3 +237,115 @@ def test_raw_columns_are_passed_on_with_their_types(
     row = scores(tmp_path / "out")["r2"]
     assert (row["kind"], row["amount"], row["clicks"]) == (" Phone ", 3.0, [7, 8, 9, 4, 5])
     assert row["at"].isoformat() == "2026-11-29T00:00:00.500000+00:00"
+
+
+AVRO = {
+    "type": "record",
+    "name": "row",
+    "fields": [
+        {"name": "id", "type": "string"},
+        {"name": "amount", "type": ["null", "double", "string"]},
+        {"name": "limit", "type": {"type": "bytes", "logicalType": "decimal", "precision": 9}},
+        {"name": "kind", "type": {"type": "enum", "name": "kinds", "symbols": ["shop", "web"]}},
+        {"name": "at", "type": {"type": "long", "logicalType": "timestamp-micros"}},
+        {"name": "clicks", "type": {"type": "array", "items": "int"}},
+    ],
+}
+
+
+def decoded(
+    bodies: Sequence[bytes], message_format: MessageFormat, package: Path
+) -> tuple[dict[str, np.ndarray], dict[str, tuple[str, str | None]]]:
+    """Return the tensors of messages by row id, and the reason and column of each dead letter."""
+    manifest = message_format.row_format.manifest
+    provenance = Provenance.of(manifest)
+    messages = [
+        Message(body, {}, f"m{i}", 1_700_000_000_000_000, "") for i, body in enumerate(bodies)
+    ]
+    batches, failures = decode_messages(messages, message_format, provenance, NOW)
+    rows = [] if failures is None else to_rows(failures)
+    bad = {r["row_id"]: (r["reason"], json.loads(r["attributes"]).get("column")) for r in rows}
+    good = {}
+    steps = PackagedSteps(manifest, str(package)).load()
+    for batch in batches:
+        fine, failed, faults = validate(batch, manifest, preparation=steps)
+        for row in to_rows(fine):
+            good[row["row_id"]] = row["inputs"]
+        for row_id, fault in zip(failed.column("row_id").to_pylist(), faults, strict=True):
+            bad[row_id] = (fault.reason, fault.column)
+    return good, bad
+
+
+def wanted(manifest: Manifest, package: Path) -> dict[str, Any]:
+    """Return the tensors of the good rows by id."""
+    steps = PackagedSteps(manifest, str(package)).load()
+    tensors, refused = steps.tensors([ROWS[i] for i in GOOD])
+    assert not refused
+    names = [spec.name for spec in manifest.inputs]
+    return {
+        ROWS[i]["id"]: {n: t[place].tolist() for n, t in zip(names, tensors, strict=True)}
+        for place, i in enumerate(GOOD)
+    }
+
+
+def test_messages_of_json_and_arrow_get_the_tensors_of_files(package: Path) -> None:
+    manifest = read_manifest(str(package))
+    row_format = RowFormat(manifest, "id", typed=CARRIED)
+    bodies = [json.dumps(row).encode() for row in ROWS]
+    good, bad = decoded(bodies, MessageFormat(row_format), package)
+    assert good == wanted(manifest, package)
+    assert bad == FAULTS
+    # All rows in one message.
+    together = MessageFormat(row_format, several=True)
+    assert decoded([b"[" + b",".join(bodies) + b"]"], together, package) == (good, bad)
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, as_text_table().schema) as writer:
+        writer.write_table(as_text_table())
+    arrow = MessageFormat(row_format, "arrow")
+    assert decoded([sink.getvalue()], arrow, package) == (good, bad)
+
+
+def test_messages_of_avro_get_the_tensors_of_files(package: Path) -> None:
+    manifest = read_manifest(str(package))
+    rows = [dict(ROWS[0]), dict(ROWS[1]), {**ROWS[5], "kind": "web"}, {**ROWS[6], "kind": "web"}]
+    bodies = []
+    for row in rows:
+        row["at"] = datetime.datetime.fromisoformat(row["at"].replace("Z", "+00:00"))
+        row["limit"] = Decimal(int(row["limit"]))
+        body = io.BytesIO()
+        fastavro.schemaless_writer(body, fastavro.parse_schema(AVRO), row)
+        bodies.append(body.getvalue())
+    avro = MessageFormat(RowFormat(manifest, "id"), "avro", AvroRevisions(json.dumps(AVRO)))
+    good, bad = decoded(bodies, avro, package)
+    expect = wanted(manifest, package)
+    assert good == {name: expect[name] for name in ("r0", "r1")}
+    assert bad == {name: FAULTS[name] for name in ("text", "zero")}
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_letters_are_replayed_with_another_package(
+    run: Callable[..., Result],
+    run_command: RunCommand,
+    tmp_path: Path,
+    name: str,
+) -> None:
+    WRITERS[name](tmp_path / name)
+    assert run(input_files=tmp_path / name)[0] == 0
+    # The new package knows the category, and divides by zero.
+    inputs = copy.deepcopy(MANIFEST["inputs"])
+    inputs[1]["from"][0][-1] = {"step": "vocabulary", "file": "kinds.txt", "unknown": 1}
+    inputs[0]["from"][1][-1]["by_zero"] = 0.0
+    write_raw_package(tmp_path / "cured", inputs=inputs)
+    flags = {
+        "model": tmp_path / "cured",
+        "input_files": tmp_path / "out/r/dead_letters",
+        "output_files": tmp_path / "again",
+        "id_column": "id",
+        "max_dead_letter_share": 1.0,
+        "direct_num_workers": 1,
+    }
+    code, _, err = run_command(REPLAY, flags)
+    assert (code, err) == (0, "")
+    (folder,) = (path.parent for path in (tmp_path / "again").rglob("scores"))
+    ids = pq.read_table(folder / "scores")["row_id"].to_pylist()
+    assert sorted(ids) == ["unknown", "zero"]

@@ -44,17 +44,7 @@ def read_column(values: pa.Array, raw: str) -> Cells:
     """
     if not (raw.startswith("list<") and is_text(values.type)):
         return become(values, raw)
-    return from_values([_parsed(text) for text in values.to_pylist()], raw)
-
-
-def _parsed(text: str | None) -> Any:
-    """Return the JSON value of a text, null for an empty text, or the text if it is not JSON."""
-    if text is None or not text.strip():
-        return None
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return text
+    return from_values(values.to_pylist(), raw)
 
 
 def from_values(values: Sequence[Any], raw: str) -> Cells:
@@ -89,7 +79,8 @@ def from_values(values: Sequence[Any], raw: str) -> Cells:
 
 
 def _lists(values: Sequence[Any], raw: str) -> Cells:
-    """Return lists of values as cells."""
+    """Return lists of values, or their JSON texts, as cells."""
+    values = [_parsed(value) if isinstance(value, str) else value for value in values]
     wrong = np.array([not isinstance(value, list | _NOTHING) for value in values], bool)
     lists = [value if isinstance(value, list) else [] for value in values]
     lengths = np.array([len(value) for value in lists], np.int64)
@@ -101,6 +92,16 @@ def _lists(values: Sequence[Any], raw: str) -> Cells:
     cells = each_item(rows, lambda _: from_values(items, raw[5:-1]))
     message = f"expected {expected(raw)}, got another value"
     return cells.refuse(wrong, "wrong_type", message)
+
+
+def _parsed(text: str) -> Any:
+    """Return the JSON value of a text, null for an empty text, or the text if it is not JSON."""
+    if not text.strip():
+        return None
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return text
 
 
 def _name(value: Any) -> str:
