@@ -18,9 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from command_line import Result, RunCommand, assert_one_line_error
+from google.cloud import bigquery
 from raw_model import FAULTS, GOOD, KINDS, MANIFEST, ROWS, Net, write_raw_package
 
 from common.record_batch import to_rows
+from examples.local_cloud import PROJECT, LocalCloud
 from model_handlers.manifest import Manifest
 from model_handlers.package import read_manifest
 from model_handlers.packaged_steps import PackagedSteps
@@ -349,3 +351,35 @@ def test_letters_are_replayed_with_another_package(
     (folder,) = (path.parent for path in (tmp_path / "again").rglob("scores"))
     ids = pq.read_table(folder / "scores")["row_id"].to_pylist()
     assert sorted(ids) == ["unknown", "zero"]
+
+
+@pytest.mark.parametrize("read_method", ["direct", "export"])
+def test_a_table_gets_the_same_results(
+    emulators: LocalCloud,
+    dataset: str,
+    run: Callable[..., Result],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    read_method: str,
+) -> None:
+    for variable, address in emulators.environment.items():
+        monkeypatch.setenv(variable, address)
+    rows = [ROWS[i] for i in (*GOOD, 3, 6)]
+    client = emulators.cloud.bigquery()
+    table = f"{dataset}.raw"
+    schema = [
+        bigquery.SchemaField("id", "STRING"),
+        bigquery.SchemaField("amount", "FLOAT64"),
+        bigquery.SchemaField("limit", "NUMERIC"),
+        bigquery.SchemaField("kind", "STRING"),
+        bigquery.SchemaField("at", "TIMESTAMP"),
+        bigquery.SchemaField("clicks", "INT64", mode="REPEATED"),
+    ]
+    config = bigquery.LoadJobConfig(schema=schema, source_format="NEWLINE_DELIMITED_JSON")
+    client.load_table_from_json(rows, table, job_config=config).result()
+    flags = {"read_method": read_method}
+    if read_method == "export":
+        flags["temp_location"] = "gs://bucket/raw"
+    code, _, err = run(input_table=table, project=PROJECT, retry_seconds=20, **flags)
+    assert (code, err) == (0, "")
+    assert_results(tmp_path / "out", {name: FAULTS[name] for name in ("unknown", "zero")})
