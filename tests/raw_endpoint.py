@@ -37,7 +37,7 @@ def write_golden_package(folder: Path, **changes: Any) -> Manifest:
     manifest = write_raw_package(folder, **changes)
     rows = [ROWS[i] for i in GOOD]
     outputs = expected(folder, manifest, rows).field("logits").to_pylist()
-    manifest = replace(manifest, golden=GoldenRows(rows=rows, outputs={"logits": outputs}))
+    manifest = replace(manifest, golden=GoldenRows(rows=[*rows], outputs={"logits": outputs}))
     (folder / "model.json").write_text(write_manifest(manifest))
     return manifest
 
