@@ -85,7 +85,8 @@ class Manifest:
         architecture_args: The keyword arguments with which that class is created.
         batch_dependence: The accepted difference, absolute and relative, between answers to a row
             in different batches; None if the answer must not depend on the batch.
-        columns: The raw type of each column that chains read, by name. Version 2, as the next three.
+        columns: The raw type of each column that chains read, by name. Version 2, like the next
+            three.
         files: The hex sha256 of each other file of the package, such as a vocabulary, by name.
         fields: What is computed from the outputs, in order.
         column_statistics: Statistics of the declared columns in the rows of the sample, by name.
@@ -249,10 +250,11 @@ def _check(manifest: Manifest) -> None:
     if version not in SCHEMA_VERSIONS:
         hint = ": a newer Millrace made this package; upgrade" if version > 2 else ""
         refuse_manifest("schema_version", "1 or 2", version, hint)
-    newer = manifest.columns or manifest.files or manifest.fields or manifest.has_steps
-    newer = newer or manifest.column_statistics
-    if version == 1 and newer:
-        refuse_manifest("schema_version", "2, because of columns, files, fields, from or column_statistics", 1)
+    newer = (manifest.columns, manifest.files, manifest.fields, manifest.column_statistics)
+    if version == 1 and (manifest.has_steps or any(newer)):
+        refuse_manifest(
+            "schema_version", "2, because of columns, files, fields, from or column_statistics", 1
+        )
     if not is_file_name(manifest.file):
         refuse_manifest("file", "the name of a file in the manifest's folder", manifest.file)
     if not is_digest(manifest.sha256):

@@ -173,7 +173,9 @@ def _parse_object(kind: type[Any], value: Any, where: str) -> Any:
         required = f.default is MISSING and f.default_factory is MISSING
         if required and name not in members:
             refuse_manifest(f"{prefix}{name}", "a value", None)
-    return kind(**{names[n].name: parse_value(hints[n], v, f"{prefix}{n}") for n, v in members.items()})
+    return kind(
+        **{names[n].name: parse_value(hints[n], v, f"{prefix}{n}") for n, v in members.items()}
+    )
 
 
 def write_manifest(manifest: Manifest) -> str:
