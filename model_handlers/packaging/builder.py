@@ -124,7 +124,7 @@ def tensor(
         UsageError: Something else than columns was passed.
     """
     is_list = not isinstance(columns, Steps | str)
-    given = [columns] if isinstance(columns, Steps | str) else list(columns)
+    given = list(columns) if isinstance(columns, Sequence) and is_list else [columns]
     found = [column(each) if isinstance(each, str) else each for each in given]
     for each in found:
         if not isinstance(each, Steps) or each.start != "column":

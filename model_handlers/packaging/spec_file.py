@@ -93,7 +93,8 @@ def parse_spec(value: Mapping[str, Any]) -> SpecFile:
     for number, table in enumerate(members.pop("inputs", [])):
         where = f"inputs[{number}]"
         found = _members(table, _OF_INPUTS, where)
-        inputs[_named(found, where, inputs)] = _input(found, where)
+        name = _named(found, where, inputs)
+        inputs[name] = _input(found, where)
     for number, table in enumerate(members.pop("fields", [])):
         where = f"fields[{number}]"
         found = _members(table, _OF_FIELDS, where)
