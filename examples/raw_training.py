@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
-BATCH = 256
+BATCH = 128
 
 
 def fit_model(
@@ -19,8 +19,8 @@ def fit_model(
     target: Tensor,
     loss: Callable[[Tensor, Tensor], Tensor],
     *,
-    epochs: int = 8,
-    rate: float = 3e-3,
+    epochs: int = 6,
+    rate: float = 5e-3,
 ) -> M:
     """Train a model with Adam, and return it in eval mode.
 

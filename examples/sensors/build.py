@@ -66,7 +66,6 @@ def train(table: pa.Table, *, seed: int) -> tuple[SensorModel, FittedInputs]:
         rows.torch(),
         target.float()[:, None],
         torch.nn.functional.l1_loss,
-        rate=1e-2,
     )
     return model, inputs
 
