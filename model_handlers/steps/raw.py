@@ -64,9 +64,11 @@ def can_become(type_: pa.DataType, raw: str) -> bool:
     """Return whether cells of an Arrow type can be values of a raw type."""
     if pa.types.is_dictionary(type_):
         type_ = type_.value_type
+    if pa.types.is_null(type_):
+        return True
     if raw.startswith("list<"):
         return is_list(type_) and can_become(type_.value_type, raw[5:-1])
-    if pa.types.is_null(type_) or is_text(type_):
+    if is_text(type_):
         return True
     is_time = pa.types.is_timestamp(type_) or pa.types.is_date(type_)
     if raw == "bool":
@@ -99,12 +101,12 @@ def become(values: pa.Array, raw: str) -> Cells:
     """
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
+    if pa.types.is_null(values.type):
+        return Cells(pa.nulls(len(values), RAW_TYPES[raw]))
     if raw.startswith("list<"):
         # A list of the same length in each row counts as any other list.
         lists = values.cast(pa.list_(values.type.value_type))
         return each_item(Cells(lists), lambda cells: become(cells.values, raw[5:-1]))
-    if pa.types.is_null(values.type):
-        return Cells(pa.nulls(len(values), RAW_TYPES[raw]))
     if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
         return Cells(text_column(values)) if raw == "string" else _from_times(values, raw)
     if values.type == RAW_TYPES[raw]:
@@ -142,11 +144,12 @@ def each_item(cells: Cells, change: Callable[[Cells], Cells]) -> Cells:
         changed = pa.ListArray.from_arrays(starts, found.values, mask=mask)
         owner = np.repeat(np.arange(len(lists)), np.diff(offsets))
     result = cells.become(changed)
+    # Null lists have no items, whatever their memory holds.
+    unnamed = as_mask(lists.is_valid())
     for refused in found.refused:
         rows = np.zeros(len(lists), bool)
         rows[owner[refused.rows]] = True
-        # Null lists have no items, whatever their memory holds.
-        rows &= as_mask(lists.is_valid())
+        rows, unnamed = rows & unnamed, unnamed & ~rows
         result = result.refuse(rows, refused.reason, f"an item: {refused.message}")
     return result
 
