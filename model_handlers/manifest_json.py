@@ -19,6 +19,8 @@ from model_handlers.steps.chain import Chain
 from model_handlers.steps.step import Step
 from model_handlers.unique_keys import DoubledKeyError, load_unique
 
+_NAMES = {str: "a string", int: "an integer", float: "a finite number", bool: "true or false"}
+
 
 def parse_manifest(text: str | bytes) -> Manifest:
     """Return the Manifest that a `model.json` describes.
@@ -55,11 +57,20 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
             refuse_manifest(where, f"one of {', '.join(args)}", value)
         return value
     if origin in (tuple, list):
-        return origin(_parse(args[0], v, f"{where}[{i}]") for i, v in _items(value, where))
+        items = _items(value, where)
+        return origin(_parse(args[0], v, f"{where}{_label(where, v, i)}") for i, v in items)
     if origin is Mapping:
         members = _members(value, where)
         return {name: _parse(args[1], v, f"{where}.{name}") for name, v in members.items()}
     return value if kind is Any else _parse_plain(kind, value, where)
+
+
+def _label(where: str, value: Any, number: int) -> str:
+    """Return the label of an item of a list in messages: its name, or else its number."""
+    # Only tensors and fields have a name; a known-good row may have a column of that name.
+    named = where in ("inputs", "outputs", "fields") and isinstance(value, dict)
+    name = value.get("name") if named else None
+    return f".{name[:80]}" if isinstance(name, str) and name else f"[{number}]"
 
 
 def _parse_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
@@ -67,7 +78,10 @@ def _parse_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
     if value is None and type(None) in kinds:
         return None
     if type(value) in kinds:
-        return value
+        return _parse_plain(type(value), value, where)
+    several = [_NAMES[kind] for kind in kinds if kind in _NAMES]
+    if len(several) > 1 and type(value) is not int:
+        refuse_manifest(where, " or ".join(several), value)
     return _parse(kinds[0], value, where)
 
 
@@ -95,17 +109,16 @@ def _parse_step(value: Any, where: str) -> Step:
     except ManifestError as error:
         if str(error).startswith(MANIFEST_NAME):
             raise
-        raise ManifestError(f"{MANIFEST_NAME}: {where}: {error}") from error
+        raise ManifestError(" ".join(f"{MANIFEST_NAME}: {where}: {error}".split())) from error
     return step
 
 
-def _parse_plain(kind: type, value: Any, where: str) -> Any:
+def _parse_plain(kind: type[Any], value: Any, where: str) -> Any:
     """Return a str, int or float; a float field also accepts a whole number."""
     if kind is float and type(value) is int and abs(value) < 2**1023:
         return float(value)
     if type(value) is not kind:
-        names = {str: "a string", int: "an integer", float: "a finite number"}
-        refuse_manifest(where, names[kind], value)
+        refuse_manifest(where, _NAMES[kind], value)
     return value
 
 

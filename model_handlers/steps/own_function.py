@@ -47,8 +47,10 @@ class Call(Step):
         module, _, name = self.function.partition(":")
         if not all(part.isidentifier() for part in (*module.split("."), name)):
             self.refuse("function", _PART_OF_NAME, self.function)
-        if self.width is not None and (self.width < 1 or self.returns not in ("float64", "int64")):
-            self.refuse("width", "a number above 0, if the function returns numbers", self.width)
+        if self.width is not None and self.returns not in ("float64", "int64"):
+            self.refuse("width", "none, because the function returns no numbers", self.width)
+        if self.width is not None and not 1 <= self.width <= 1 << 20:
+            self.refuse("width", "1 to 1,048,576", self.width)
 
     @property
     def operands(self) -> tuple[str, ...]:
