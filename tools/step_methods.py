@@ -8,6 +8,7 @@ The methods are made from the declarations of the steps, so they have the same m
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
 import re
@@ -46,11 +47,14 @@ class StepMethods:
 
 
 def module() -> str:
-    """Return the text of the module, formatted."""
-    text = _HEAD + "".join(f"\n{method(step)}" for step in STEPS.values())
-    command = [sys.executable, "-m", "ruff", "format", "--stdin-filename", str(MODULE), "-"]
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=True)
-    return done.stdout
+    """Return the text of the module, which is still to be formatted."""
+    return _HEAD + "".join(f"\n{method(step)}" for step in STEPS.values())
+
+
+def is_current() -> bool:
+    """Return whether the module has the methods of all steps."""
+    found = MODULE.read_text() if MODULE.exists() else ""
+    return ast.dump(ast.parse(found)) == ast.dump(ast.parse(module()))
 
 
 def method(step: type[Step]) -> str:
@@ -60,6 +64,7 @@ def method(step: type[Step]) -> str:
     names = [text.partition(":")[0] for text in (*plain, *keywords)]
     members = "".join(f", {name}={name}" for name in names)
     text = textwrap.indent(description(step), " " * 8).lstrip()
+    text += " " * 8 if "\n" in text else ""
     return (
         f"    def {step.NAME}({arguments}) -> Self:\n"
         f'        """{text}"""\n'
@@ -123,13 +128,13 @@ def _paragraphs(step: type[Step]) -> Iterator[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Write or check the module."""
     check = "--check" in (sys.argv[1:] if argv is None else argv)
-    text = module()
-    if MODULE.exists() and MODULE.read_text() == text:
+    if is_current():
         return 0
     if check:
         print(f"{MODULE.relative_to(ROOT)} is out of date: run python tools/step_methods.py")
         return 1
-    MODULE.write_text(text)
+    MODULE.write_text(module())
+    subprocess.run([sys.executable, "-m", "ruff", "format", "-q", str(MODULE)], check=True)
     print(f"wrote {MODULE.relative_to(ROOT)}")
     return 0
 

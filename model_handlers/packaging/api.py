@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.errors import OutputError, UsageError, one_line
+from common.errors import ManifestError, OutputError, UsageError, one_line
 from common.memory import MORE_MEMORY, check_memory
 from model_handlers.manifest import Manifest, OutputSpec, RawType
-from model_handlers.packaging.builder import Columns, Steps, Tensor, tensors
+from model_handlers.packaging.builder import Columns, Steps, Tensor, tensors, without_file_name
 from model_handlers.packaging.fit import FittedInputs, fit_inputs
 from model_handlers.packaging.prepared import Prepared, prepare_source
 from model_handlers.packaging.samples import Sample, as_table
@@ -174,7 +174,11 @@ def make_and_write(model: str, output: Path, about: Any, sample: Sample) -> Mani
 
     data = read_bytes(model)
     table = None if sample is None else as_table(sample)
-    manifest, files = make(ModelPackage(Path(model).name, data, None), about, table)
+    try:
+        manifest, files = make(ModelPackage(Path(model).name, data, None), about, table)
+    except ManifestError as error:
+        # There is no model.json yet.
+        raise ManifestError(without_file_name(error)) from error
     try:
         write_package(output, data, manifest, files)
     except OSError as error:

@@ -183,7 +183,10 @@ def _plain_inputs(tensors: Mapping[str, Tensor], sample: pa.Table | None) -> fro
     """Return the names of inputs that read columns of numbers as they are, without steps."""
 
     def is_plain(tensor: Tensor) -> bool:
+        names = {steps.name for steps in tensor.columns}
         if any(steps.steps for steps in tensor.columns):
+            return False
+        if len(names) < len(tensor.columns) and not tensor.as_numbers:
             return False
         return (
             sample is None

@@ -20,8 +20,8 @@ _OF_TEXT: tuple[RawType, ...] = (
     "float64",
     "int64",
     "timestamp",
-    "datetime",
     "date",
+    "datetime",
     "bool",
 )
 _OF_LISTS: tuple[RawType, ...] = ("list<string>", "list<float64>", "list<int64>")

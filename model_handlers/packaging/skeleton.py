@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import NoReturn
 
 import pyarrow as pa
@@ -61,23 +61,25 @@ def need_inputs(file: str, signature: Signature, sample: pa.Table | None) -> NoR
     """
     count = len(signature.inputs)
     takes = f"{count} input{'s' * (count != 1)} ({signature})"
-    columns = [] if sample is None else sample.column_names
+    columns = (
+        {} if sample is None else dict(zip(sample.schema.names, sample.schema.types, strict=True))
+    )
     feature = " pass its columns in order with --feature_columns, or" if count == 1 else ""
     raise NeedsInputs(
         f"model {file} takes {takes}:{feature} {_INSTEAD}", skeleton(signature, columns)
     )
 
 
-def skeleton(signature: Signature, columns: Sequence[str]) -> str:
+def skeleton(signature: Signature, columns: Mapping[str, pa.DataType]) -> str:
     """Return the text of a file that describes inputs, for the user to complete.
 
     Args:
         signature: The inputs of the model.
-        columns: The columns of the sample; empty if there is none.
+        columns: The types of the columns of the sample; empty if there is none.
     """
     lines = ["# Replace COLUMN by columns of the source, and add steps."]
     if columns:
-        lines.append(f"# The sample has {', '.join(columns[:40])}.")
+        lines.append(f"# The sample has {', '.join(list(columns)[:40])}.")
     lines += ["", "[columns]", '# COLUMN = "float64"  # the sample shows the types']
     for spec in signature.inputs:
         lines += ["", "[[inputs]]", f'name = "{spec.name}"{_comment(spec)}']
@@ -85,7 +87,7 @@ def skeleton(signature: Signature, columns: Sequence[str]) -> str:
             lines.append('# dtype = "float32"')
             lines.append("# shape = [1]")
         name = spec.name if spec.name in columns else "COLUMN"
-        lines.append(f'from = [[{{ column = "{name}" }}{_hint(spec)}]]')
+        lines.append(f'from = [[{{ column = "{name}" }}{_hint(spec, columns.get(spec.name))}]]')
     for spec in signature.outputs:
         if spec.shape is not None and len(spec.shape) == 2 and spec.shape[1] != 1:
             lines += [
@@ -107,9 +109,13 @@ def _comment(spec: TensorType) -> str:
     return f"  # {spec.dtype}, shape {sizes} in a row".replace("'", "")
 
 
-def _hint(spec: TensorType) -> str:
-    """Return a step that an input of this kind usually needs."""
-    if spec.shape is not None and any(isinstance(size, str) for size in spec.shape[1:]):
-        return ', { step = "pad", to = 50, keep = "last" }'
+def _hint(spec: TensorType, type_: pa.DataType | None) -> str:
+    """Return a step that an input of this kind usually needs for a column of a type."""
+    sizes = spec.shape[1:] if spec.shape else ()
+    if any(isinstance(size, str) for size in sizes) or (type_ is not None and is_list(type_)):
+        to = next((size for size in sizes if isinstance(size, int)), 50)
+        return f', {{ step = "pad", to = {to}, keep = "last" }}'
+    if type_ is not None and is_number(type_):
+        return ""
     is_whole = spec.dtype is not None and not spec.dtype.startswith("float")
     return ', { step = "vocabulary", unknown = 0 }' if is_whole else ""

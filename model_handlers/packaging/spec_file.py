@@ -89,11 +89,13 @@ def parse_spec(value: Mapping[str, Any]) -> SpecFile:
         ManifestError: A table or a value is wrong.
     """
     members = _members(value, _MEMBERS, "")
-    inputs, fields = {}, {}
+    inputs: dict[str, Tensor] = {}
+    fields: dict[str, Steps] = {}
     for number, table in enumerate(members.pop("inputs", [])):
         where = f"inputs[{number}]"
         found = _members(table, _OF_INPUTS, where)
-        inputs[_named(found, where, inputs)] = _input(found, where)
+        name = _named(found, where, inputs)
+        inputs[name] = _input(found, where)
     for number, table in enumerate(members.pop("fields", [])):
         where = f"fields[{number}]"
         found = _members(table, _OF_FIELDS, where)
