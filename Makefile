@@ -147,6 +147,7 @@ image-check: $(STAMP)  ## build the image on stand-in bases without Docker, and 
 templates: $(STAMP)  ## generate templates/*.json and docs/reference/flags from the flags
 	$(BIN)/python -m pipelines.metadata
 	$(BIN)/python tools/flag_pages.py
+	$(BIN)/python tools/step_methods.py
 
 docs: $(DOCS)/.installed $(MERMAID)  ## build the documentation site in build/site
 	@$(DOCS)/bin/zensical build --strict --clean
@@ -173,6 +174,7 @@ check: $(STAMP)  ## check formatting, lint, types, words and generated files
 	$(BIN)/hadolint templates/Dockerfile serving/Dockerfile
 	$(BIN)/python -m pipelines.metadata --check
 	$(BIN)/python tools/flag_pages.py --check
+	$(BIN)/python tools/step_methods.py --check
 	$(BIN)/python tools/words.py
 	$(BIN)/codespell
 

@@ -7,6 +7,7 @@ other texts, which the parser turns into a UsageError that names the flag.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import re
 import sys
@@ -89,6 +90,15 @@ def positive(text: str) -> float:
         if 0 < float(text) < math.inf:
             return float(text)
     raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Return the JSON object that the text spells."""
+    with suppress(ValueError):
+        value = json.loads(text)
+        if isinstance(value, dict):
+            return value
+    raise argparse.ArgumentTypeError("expected a JSON object, such as '{\"hidden\": 64}'")
 
 
 def names(text: str) -> tuple[str, ...]:

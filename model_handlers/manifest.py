@@ -30,6 +30,7 @@ from model_handlers.manifest_checks import (
 )
 from model_handlers.manifest_parts import (
     MANIFEST_NAME,
+    ColumnStatistics,
     DType,
     FeatureStatistics,
     FieldSpec,
@@ -38,6 +39,7 @@ from model_handlers.manifest_parts import (
     InputSpec,
     OutputSpec,
     RawType,
+    Spread,
     arrow_type,
     refuse_manifest,
 )
@@ -48,6 +50,7 @@ from model_handlers.tolerance import TOLERANCE, Tolerance
 
 __all__ = [
     "MANIFEST_NAME",
+    "ColumnStatistics",
     "DType",
     "FeatureStatistics",
     "FieldSpec",
@@ -57,6 +60,7 @@ __all__ = [
     "Manifest",
     "OutputSpec",
     "RawType",
+    "Spread",
     "arrow_type",
     "refuse_manifest",
 ]
@@ -81,9 +85,11 @@ class Manifest:
         architecture_args: The keyword arguments with which that class is created.
         batch_dependence: The accepted difference, absolute and relative, between answers to a row
             in different batches; None if the answer must not depend on the batch.
-        columns: The raw type of each column that chains read, by name. Version 2, as the next two.
+        columns: The raw type of each column that chains read, by name. Version 2, like the next
+            three.
         files: The hex sha256 of each other file of the package, such as a vocabulary, by name.
         fields: What is computed from the outputs, in order.
+        column_statistics: Statistics of the declared columns in the rows of the sample, by name.
     """
 
     name: str
@@ -104,6 +110,9 @@ class Manifest:
     columns: Mapping[str, RawType] = field(default_factory=dict, metadata=_SINCE_2)
     files: Mapping[str, str] = field(default_factory=dict, metadata=_SINCE_2)
     fields: tuple[FieldSpec, ...] = field(default=(), metadata=_SINCE_2)
+    column_statistics: Mapping[str, ColumnStatistics] = field(
+        default_factory=dict, metadata=_SINCE_2
+    )
 
     def __post_init__(self) -> None:
         _check(self)
@@ -192,14 +201,15 @@ class Manifest:
     def without_rows(self) -> Manifest:
         """Return this manifest without values of single rows.
 
-        Known-good rows, extremes and quantiles are removed. A job carries this manifest to places
-        where other people may read it.
+        Known-good rows, extremes, quantiles and categories are removed. A job carries this manifest
+        to places where other people may read it.
         """
         means = {
             column: replace(found, min=found.mean, max=found.mean, quantiles={})
             for column, found in self.statistics.items()
         }
-        return replace(self, golden=None, statistics=means)
+        columns = {name: found.without_rows() for name, found in self.column_statistics.items()}
+        return replace(self, golden=None, statistics=means, column_statistics=columns)
 
     def choose(self, score_output: str | None) -> Manifest:
         """Return this manifest with another output as the score.
@@ -240,9 +250,11 @@ def _check(manifest: Manifest) -> None:
     if version not in SCHEMA_VERSIONS:
         hint = ": a newer Millrace made this package; upgrade" if version > 2 else ""
         refuse_manifest("schema_version", "1 or 2", version, hint)
-    newer = manifest.columns or manifest.files or manifest.fields or manifest.has_steps
-    if version == 1 and newer:
-        refuse_manifest("schema_version", "2, because of columns, files, fields or from", 1)
+    newer = (manifest.columns, manifest.files, manifest.fields, manifest.column_statistics)
+    if version == 1 and (manifest.has_steps or any(newer)):
+        refuse_manifest(
+            "schema_version", "2, because of columns, files, fields, from or column_statistics", 1
+        )
     if not is_file_name(manifest.file):
         refuse_manifest("file", "the name of a file in the manifest's folder", manifest.file)
     if not is_digest(manifest.sha256):
@@ -282,5 +294,8 @@ def _check_steps(manifest: Manifest) -> None:
     for column in manifest.columns:
         if column not in read:
             refuse_manifest("columns", "only columns that an input reads", column)
+    for column in manifest.column_statistics:
+        if column not in manifest.columns:
+            refuse_manifest("column_statistics", "only columns that are declared", column)
     used = [name for chain in manifest.chains for name in chain.files]
     check_files(manifest.files, used, (MANIFEST_NAME, manifest.file))
