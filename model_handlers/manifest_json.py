@@ -14,6 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from common.errors import ManifestError, one_line, suggest
 from model_handlers.manifest import MANIFEST_NAME, Manifest, refuse_manifest
+from model_handlers.manifest_plain import PlainValues
 from model_handlers.steps.catalog import STEPS
 from model_handlers.steps.chain import Chain
 from model_handlers.steps.step import Step
@@ -150,21 +151,5 @@ def write_manifest(manifest: Manifest) -> str:
 
 def _plain(value: Any, manifest: Manifest) -> Any:
     """Return a part of a manifest as it is written in JSON."""
-    if isinstance(value, Chain):
-        start = "column"
-        if any(value is spec.chain for spec in manifest.fields):
-            start = "output" if value.start in {s.name for s in manifest.outputs} else "field"
-        return [{start: value.start}, *(_plain(step, manifest) for step in value.steps)]
-    if is_dataclass(value) and not isinstance(value, type):
-        own = {"step": value.NAME} if isinstance(value, Step) else {}
-        return own | {
-            f.metadata.get("name", f.name): _plain(getattr(value, f.name), manifest)
-            for f in fields(value)
-            if f.metadata.get("since", 1) <= manifest.schema_version
-            and not (isinstance(value, Step) and getattr(value, f.name) == f.default)
-        }
-    if isinstance(value, Mapping):
-        return {name: _plain(item, manifest) for name, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_plain(item, manifest) for item in value]
-    return value
+    outputs = [spec.name for spec in manifest.outputs]
+    return PlainValues(manifest.schema_version, outputs).of(value)
