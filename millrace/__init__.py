@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from model_handlers.endpoint import RequestLimits
     from model_handlers.endpoint_handler import VertexEndpointHandler
     from model_handlers.manifest import InputSpec, Manifest, OutputSpec
-    from model_handlers.package import read_manifest, write_package
+    from model_handlers.package import read_manifest
     from model_handlers.torch_model import TorchModelHandler
+    from model_handlers.write_package import write_package
     from transforms.encode import EncodeRows, choose_fields
     from transforms.predict import Predict
     from transforms.provenance import Provenance
@@ -70,7 +71,7 @@ _MODULES = {
     "external_table": "transforms.results",
     "open_result": "transforms.results",
     "read_manifest": "model_handlers.package",
-    "write_package": "model_handlers.package",
+    "write_package": "model_handlers.write_package",
 }
 
 

@@ -7,9 +7,7 @@ python -m model_handlers.package model.pt --feature_columns Time,V1,Amount \\
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,8 +28,8 @@ from common.errors import (
 from common.memory import MORE_MEMORY, check_memory, out_of_memory
 from common.terminal import print_error
 from model_handlers.manifest import MANIFEST_NAME, FeatureStatistics, GoldenRows, Manifest
-from model_handlers.manifest_json import write_manifest
 from model_handlers.package_flags import make_parser
+from model_handlers.write_package import write_package
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,7 +49,8 @@ def read_manifest(
 
     Args:
         path: The path of the package, on any Beam filesystem.
-        digest: The hex sha256 that the model file must have, or None.
+        digest: The digest of the manifest, or the hex sha256 of the model file, that the package
+            must have; None for any.
         feature_columns: The columns of the model's only input in order, for a model without a
             manifest.
 
@@ -178,52 +177,6 @@ def _finite_answers(model: LoadedModel, arrays: Sequence[np.ndarray]) -> list[np
     return answers
 
 
-def write_package(folder: Path, data: bytes, manifest: Manifest) -> None:
-    """Write a model file and its manifest to a package folder, which is created if needed.
-
-    Args:
-        folder: The folder of the package.
-        data: The bytes of the model file.
-        manifest: The manifest of the model. It names the model file.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / manifest.file).write_bytes(data)
-    (folder / MANIFEST_NAME).write_text(write_manifest(manifest))
-
-
-def write_mar(path: Path, data: bytes, manifest: Manifest, handler: str) -> None:
-    """Write a TorchServe archive (`.mar`) that is also a model package.
-
-    Args:
-        path: The path of the archive.
-        data: The bytes of the model file.
-        manifest: The manifest of the model.
-        handler: The Python source of the TorchServe handler.
-    """
-    from model_handlers.read_package import MAR_MANIFEST
-
-    listing = {
-        "createdOn": "01/01/1980 00:00:00",
-        "runtime": "python",
-        "model": {
-            "modelName": manifest.name,
-            "serializedFile": manifest.file,
-            "handler": "handler.py",
-            "modelVersion": manifest.version,
-        },
-        "archiverVersion": "0.12.0",
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in (
-            (MAR_MANIFEST, json.dumps(listing, indent=2).encode()),
-            ("handler.py", handler.encode()),
-            (MANIFEST_NAME, write_manifest(manifest).encode()),
-            (manifest.file, data),
-        ):
-            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content)
-
-
 def sound_rows(path: str, columns: Sequence[str]) -> np.ndarray:
     """Read the rows of a Parquet file in which no value is null, NaN or infinite.
 
@@ -341,7 +294,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_error(out_of_memory(one_line(error), MORE_MEMORY))
         return 1
     outputs = ", ".join(spec.name for spec in manifest.outputs)
-    print(f"created {args.output}: {manifest.name} {manifest.version}, sha256 {manifest.sha256}")
+    print(f"created {args.output}: {manifest.name} {manifest.version}, digest {manifest.digest}")
     print(
         f"outputs: {outputs}; score: {manifest.score_output or f'none; {manifest.score_advice()}'}"
     )

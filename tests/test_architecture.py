@@ -18,10 +18,10 @@ from torch import nn
 from common.errors import ManifestError, ModelError, UnsafeModel, UsageError
 from model_handlers.formats.load import load_module
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec
-from model_handlers.package import write_package
 from model_handlers.read_package import ModelPackage
 from model_handlers.torch_model import TorchModelHandler
 from model_handlers.trusted_code import TrustedCode, check_trusted
+from model_handlers.write_package import write_package
 from pipelines.launch.request import parameters_of
 from pipelines.options import ModelOptions
 from pipelines.options.flag import parse_flags as read_flags

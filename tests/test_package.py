@@ -29,11 +29,10 @@ from model_handlers.package import (
     main,
     read_manifest,
     with_golden_rows,
-    write_mar,
-    write_package,
 )
 from model_handlers.read_package import ModelPackage, read_package
 from model_handlers.torch_model import TorchModelHandler
+from model_handlers.write_package import write_mar, write_package
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -374,7 +373,8 @@ def test_a_mar_survives_a_round_trip_and_always_has_the_same_bytes(tmp_path: Pat
     for name in ("a.mar", "folder/b.mar"):
         write_mar(tmp_path / name, data, manifest, "print('served')\n")
     package = read_package(str(tmp_path / "a.mar"), manifest.sha256)
-    assert package == ModelPackage("fraud.pt", data, manifest)
+    text = write_manifest(manifest).encode()
+    assert package == ModelPackage("fraud.pt", data, manifest, text=text)
     assert (tmp_path / "a.mar").read_bytes() == (tmp_path / "folder/b.mar").read_bytes()
     with zipfile.ZipFile(tmp_path / "a.mar") as archive:
         listing = json.loads(archive.read("MAR-INF/MANIFEST.json"))["model"]
@@ -407,7 +407,7 @@ def test_the_command_creates_a_package_that_runs(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     manifest = read_manifest(str(tmp_path / "package"))
     assert done.stdout.splitlines() == [
-        f"created {tmp_path}/package: fraud 2.0, sha256 {hashlib.sha256(data).hexdigest()}",
+        f"created {tmp_path}/package: fraud 2.0, digest {hashlib.sha256(data).hexdigest()}",
         "outputs: code, score, flag, cube; score: score",
     ]
     assert (manifest.name, manifest.version, manifest.score_output) == ("fraud", "2.0", "score")

@@ -33,9 +33,8 @@ from model_handlers.package import (
     OTHER_ROWS,
     describe_features,
     with_golden_rows,
-    write_mar,
-    write_package,
 )
+from model_handlers.write_package import write_mar, write_package
 
 
 def to_torchscript(model: torch.nn.Module) -> bytes:
