@@ -43,6 +43,7 @@ from model_handlers.manifest_parts import (
     arrow_type,
     refuse_manifest,
 )
+from model_handlers.manifest_plain import PlainValues, digest_of
 from model_handlers.steps.chain import Chain
 from model_handlers.steps.general import Fill
 from model_handlers.steps.step import Kind, kind_of
@@ -116,6 +117,37 @@ class Manifest:
 
     def __post_init__(self) -> None:
         _check(self)
+
+    @cached_property
+    def digest(self) -> str:
+        """The hex sha256 that names the model in predictions.
+
+        In version 1, it is that of the model file. In version 2, it covers everything that
+        determines predictions: also the steps and the files that they read, but not the name, the
+        version, the choice of the score, the known-good rows and other statistics than the means
+        that replace missing values.
+        """
+        if self.schema_version == 1:
+            return self.sha256
+        imputed = [column for spec in self.inputs for column in spec.impute]
+        parts = {
+            "sha256": self.sha256,
+            "architecture": self.architecture,
+            "architecture_args": self.architecture_args,
+            "columns": self.columns,
+            "inputs": self.inputs,
+            "outputs": self.outputs,
+            "fields": self.fields,
+            "files": {name: self.files[name] for chain in self.chains for name in chain.files},
+            "means": {column: self.statistics[column].mean for column in imputed},
+        }
+        values = PlainValues(self.schema_version, [spec.name for spec in self.outputs], brief=True)
+        return digest_of({name: values.of(part) for name, part in parts.items() if part})
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """The names of all files of the package, `model.json` first and the model file second."""
+        return (MANIFEST_NAME, self.file, *self.files)
 
     @cached_property
     def features(self) -> tuple[str, ...]:
@@ -298,4 +330,4 @@ def _check_steps(manifest: Manifest) -> None:
         if column not in manifest.columns:
             refuse_manifest("column_statistics", "only columns that are declared", column)
     used = [name for chain in manifest.chains for name in chain.files]
-    check_files(manifest.files, used, (MANIFEST_NAME, manifest.file))
+    check_files(manifest.files, used, manifest.file_names[:2])

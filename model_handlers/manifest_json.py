@@ -9,25 +9,18 @@ from __future__ import annotations
 import json
 import types
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from common.errors import ManifestError, one_line, suggest
-from model_handlers.manifest import (
-    MANIFEST_NAME,
-    ColumnStatistics,
-    Manifest,
-    Spread,
-    refuse_manifest,
-)
+from model_handlers.manifest import MANIFEST_NAME, Manifest, refuse_manifest
+from model_handlers.manifest_plain import PlainValues
 from model_handlers.steps.catalog import STEPS
 from model_handlers.steps.chain import Chain
 from model_handlers.steps.step import Step
 from model_handlers.unique_keys import DoubledKeyError, load_unique
 
 _NAMES = {str: "a string", int: "an integer", float: "a finite number", bool: "true or false"}
-# What is written without the members that have their default.
-_SPARSE = (Step, ColumnStatistics, Spread)
 
 
 def parse_manifest(text: str | bytes) -> Manifest:
@@ -198,29 +191,7 @@ def write_manifest(manifest: Manifest) -> str:
     return json.dumps(_plain(manifest, manifest), indent=1, allow_nan=False) + "\n"
 
 
-def _is_default(member: Field[Any], value: Any) -> bool:
-    if member.default_factory is not MISSING:
-        return bool(value == member.default_factory())
-    return bool(value == member.default)
-
-
 def _plain(value: Any, manifest: Manifest) -> Any:
     """Return a part of a manifest as it is written in JSON."""
-    if isinstance(value, Chain):
-        start = "column"
-        if any(value is spec.chain for spec in manifest.fields):
-            start = "output" if value.start in {s.name for s in manifest.outputs} else "field"
-        return [{start: value.start}, *(_plain(step, manifest) for step in value.steps)]
-    if is_dataclass(value) and not isinstance(value, type):
-        own = {"step": value.NAME} if isinstance(value, Step) else {}
-        return own | {
-            f.metadata.get("name", f.name): _plain(getattr(value, f.name), manifest)
-            for f in fields(value)
-            if f.metadata.get("since", 1) <= manifest.schema_version
-            and not (isinstance(value, _SPARSE) and _is_default(f, getattr(value, f.name)))
-        }
-    if isinstance(value, Mapping):
-        return {name: _plain(item, manifest) for name, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_plain(item, manifest) for item in value]
-    return value
+    outputs = [spec.name for spec in manifest.outputs]
+    return PlainValues(manifest.schema_version, outputs).of(value)

@@ -18,7 +18,7 @@ class ModelConfig:
 
     Attributes:
         path: The package, the archive or the model file.
-        digest: The SHA-256 that the model file must have, or None for any.
+        digest: The digest that the package or its model file must have, or None for any.
         score_output: The output that is the score, or None for the one that the manifest names.
         output_fields: The outputs and source columns to write, or None for those of the manifest.
         batch_rows: The maximum number of rows in a batch, and in a forward pass in the worker.

@@ -40,6 +40,9 @@ logger = logging.getLogger("serving")
 # Every gzip file starts with it, and no JSON text does.
 _GZIP_START = b"\x1f\x8b"
 
+# With this header an answer names its package, whose digest also covers steps and fields. Pipelines
+# compare only DIGEST_HEADER: they compute the fields themselves.
+PACKAGE_HEADER = "X-Package-Digest"
 # How many bad rows of a request the error lists.
 SHOWN_ROWS = 20
 
@@ -106,6 +109,7 @@ class Health:
                 "name": manifest.name,
                 "version": manifest.version,
                 "sha256": manifest.sha256,
+                "digest": manifest.digest,
             }
         await json_response(orjson.dumps(content), status)(scope, receive, send)
 
@@ -149,9 +153,10 @@ class Predict:
         try:
             self._admit()
             body = await read_body(scope, receive, self.service.settings.max_request_bytes)
-            digest = {DIGEST_HEADER: self.service.manifest.sha256}
+            manifest = self.service.manifest
+            digests = {DIGEST_HEADER: manifest.sha256, PACKAGE_HEADER: manifest.digest}
             with self._in_flight():
-                return json_response(await self._answer(body), headers=digest)
+                return json_response(await self._answer(body), headers=digests)
         except Refusal as refused:
             return refused.response()
         except Disconnected:

@@ -112,16 +112,16 @@ def _add_model_flags(model: Callable[..., Any], environment: Mapping[str, str]) 
         "--model_digest",
         default=environment.get(DIGEST_VARIABLE) or None,
         metavar="SHA256",
-        help="expected sha256 of the model file (default: the environment variable "
-        f"{DIGEST_VARIABLE})",
+        help="expected digest of the package, or sha256 of its model file (default: the "
+        f"environment variable {DIGEST_VARIABLE})",
     )
     model(
         "--trusted_modules",
         type=names,
         default=environment.get(TRUSTED_VARIABLE) or (),
         metavar="A,B",
-        help="top-level Python modules that the package's architecture may import (default: "
-        f"the environment variable {TRUSTED_VARIABLE}, or none)",
+        help="top-level Python modules that the package may import (default: the environment "
+        f"variable {TRUSTED_VARIABLE}, or none)",
     )
     model(
         "--feature_columns",

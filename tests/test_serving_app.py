@@ -282,6 +282,7 @@ def test_health_names_the_model(client: Client, example: Path, path: str) -> Non
             "name": "pytorch-autoencoder",
             "version": "1.0.0",
             "sha256": manifest.sha256,
+            "digest": manifest.sha256,
         },
     }
 

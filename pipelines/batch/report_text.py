@@ -29,7 +29,7 @@ def run_facts(report: Mapping[str, Any], seconds: float) -> list[tuple[str, str]
     share = f"{dead / rows_in:.2%} of the rows" if rows_in else ""
     return [
         ("run", f"{report['run_id']}  ({report['pipeline']})"),
-        ("model", f"{model['name']} {model['version']}  sha256 {model['digest']}"),
+        ("model", f"{model['name']} {model['version']}  digest {model['digest']}"),
         ("score", _score(report)),
         ("rows in", f"{rows_in:>12,}{'' if rows_in else NO_ROWS}"),
         ("scored", f"{report['rows_scored']:>12,}"),

@@ -26,14 +26,15 @@ class ModelOptions:
         metavar="PATH",
     )
     model_digest: str | None = flag(
-        "SHA-256 that the model file must have; the run fails if the file has another",
+        "digest that the package must have, or SHA-256 that its model file must have; the run "
+        "fails if they have others",
         label="Model digest",
         form=SHA256,
         metavar="SHA256",
     )
     trusted_modules: tuple[str, ...] | None = flag(
-        "top-level Python modules that the `architecture` of the model package may import; they "
-        "must be installed on the workers (default: none)",
+        "top-level Python modules that the model package may import, for its `architecture` and "
+        "the functions of its steps; they must be installed on the workers (default: none)",
         label="Trusted modules",
         metavar="A,B",
     )
