@@ -41,6 +41,7 @@ from model_handlers.manifest_parts import (
     arrow_type,
     refuse_manifest,
 )
+from model_handlers.steps.answers import Cut, Names
 from model_handlers.steps.chain import Chain
 from model_handlers.steps.general import Fill
 from model_handlers.steps.step import Kind, kind_of
@@ -152,6 +153,20 @@ class Manifest:
         Raises:
             UsageError: A name is neither an output nor a field.
         """
+        own = {spec.name for spec in self.fields}
+        return tuple(name for name in self._needed(names) if name not in own)
+
+    def fields_for(self, names: Iterable[str]) -> frozenset[str]:
+        """Return the fields that are needed for some outputs and fields, these fields included.
+
+        Raises:
+            UsageError: A name is neither an output nor a field.
+        """
+        own = {spec.name for spec in self.fields}
+        return frozenset(name for name in self._needed(names) if name in own)
+
+    def _needed(self, names: Iterable[str]) -> dict[str, None]:
+        """Return names of outputs and fields, and those from which the fields are computed."""
         needed: dict[str, None] = {}
         chains = {spec.name: spec.chain for spec in self.fields}
         waiting = list(names)
@@ -159,9 +174,19 @@ class Manifest:
             name = waiting.pop(0)
             if name in chains:
                 waiting += chains[name].names
-            else:
-                needed[self.output(name).name] = None
-        return tuple(needed)
+            elif name not in self.results:
+                self._refuse_name(name, list(self.results))
+            needed[name] = None
+        return needed
+
+    @property
+    def decisions(self) -> tuple[str, ...]:
+        """The fields whose values are names of decisions or classes."""
+        return tuple(
+            spec.name
+            for spec in self.fields
+            if any(isinstance(step, Cut | Names) for step in spec.chain.steps[-1:])
+        )
 
     @property
     def tolerance(self) -> Tolerance:

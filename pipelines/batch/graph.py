@@ -67,7 +67,8 @@ class ScoreRows(beam.PTransform):
     def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[dict[str, Any]]:
         """Read, predict, encode and stage the rows; stage the failures; count both and commit."""
         read = pipeline | "Read" >> self.source
-        predicted = read.good | "Predict" >> Predict(self.handler, self.manifest, self.provenance)
+        predict = Predict(self.handler, self.manifest, self.provenance, self.fields.needed)
+        predicted = read.good | "Predict" >> predict
         failed, scored = [read.failures, predicted.failures], predicted.good
         for table in self._tables if self.fields.source else ():
             names = self.fields.source

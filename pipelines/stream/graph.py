@@ -85,7 +85,8 @@ class ScoreStream(beam.PTransform):
             messages = messages | "Gather" >> gather
         decode = DecodeMessages(self.message_format, self.provenance, self.batch_rows)
         read = messages | "Decode" >> decode
-        predicted = read.good | "Predict" >> Predict(self.handler, self.manifest, self.provenance)
+        predict = Predict(self.handler, self.manifest, self.provenance, self.fields.needed)
+        predicted = read.good | "Predict" >> predict
         measured = predicted.good | "Latency" >> MeasureLatency()
         encode = EncodeRows(self.fields, self.provenance, self.schema)
         rows = measured | "Encode" >> encode
