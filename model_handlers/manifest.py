@@ -180,6 +180,16 @@ class Manifest:
         return needed
 
     @property
+    def kind(self) -> str:
+        """What a name in `results` is, for messages."""
+        return "output or field" if self.fields else "output"
+
+    @property
+    def kinds(self) -> str:
+        """What the names in `results` are, for messages."""
+        return "outputs and fields" if self.fields else "outputs"
+
+    @property
     def decisions(self) -> tuple[str, ...]:
         """The fields whose values are names of decisions or classes."""
         return tuple(
@@ -208,10 +218,9 @@ class Manifest:
         return self.results[name]
 
     def _refuse_name(self, name: str, names: Sequence[str]) -> NoReturn:
-        kind = "output or field" if self.fields else "output"
         raise UsageError(
-            f"model {self.name} has no {kind} {name!r}{suggest(name, names)}; "
-            f"its {kind.replace(' or ', 's and ')}s are {', '.join(names)}"
+            f"model {self.name} has no {self.kind} {name!r}{suggest(name, names)}; "
+            f"its {self.kinds} are {', '.join(names)}"
         )
 
     def without_rows(self) -> Manifest:
@@ -286,12 +295,12 @@ def _check(manifest: Manifest) -> None:
     ):
         for name in names:
             if name not in known:
-                refuse_manifest(
-                    where, f"one of the outputs {', '.join(known)}", name, suggest(name, known)
-                )
+                expected = f"one of the {manifest.kinds} {', '.join(known)}"
+                refuse_manifest(where, expected, name, suggest(name, known))
     score = manifest.score_output
     if score and kind_of(manifest.results[score]) is not Kind.NUMBER:
-        refuse_manifest("score_output", "an output with one number per row", score)
+        expected = f"an {manifest.kind} with one number per row"
+        refuse_manifest("score_output", expected, score)
     if manifest.batch_dependence is not None and not manifest.batch_dependence > 0:
         refuse_manifest("batch_dependence", "a number above 0, or null", manifest.batch_dependence)
     if manifest.golden is not None:

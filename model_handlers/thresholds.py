@@ -42,24 +42,33 @@ def with_thresholds(manifest: Manifest, thresholds: Thresholds) -> Manifest:
     return replace(manifest, fields=fields, golden=golden)
 
 
-def check_used(manifest: Manifest, thresholds: Thresholds, written: Sequence[str]) -> None:
+def check_used(
+    manifest: Manifest, thresholds: Thresholds, written: Sequence[str], flag: str = "output_fields"
+) -> None:
     """Raise UsageError if new thresholds change nothing that is written.
 
     Args:
         manifest: The manifest.
         thresholds: The new thresholds by field.
         written: The outputs and fields that are written.
+        flag: The flag that chooses them.
     """
     needed = manifest.fields_for(written)
     for name in thresholds:
         if name not in needed:
             raise UsageError(
                 f"--thresholds {name} has no effect, because the field {name} is not written: add "
-                f"it to --output_fields, or leave out --thresholds {name}"
+                f"it to --{flag}, or leave out --thresholds {name}"
             )
 
 
-def shown(at: Sequence[float]) -> str:
+def thresholds_flag(thresholds: Thresholds) -> str | None:
+    """Return thresholds as the value of the flag `--thresholds`, or None without any."""
+    texts = (f"{name}={','.join(map(repr, at))}" for name, at in thresholds.items())
+    return " ".join(texts) or None
+
+
+def _shown(at: Sequence[float]) -> str:
     """Return thresholds as text."""
     return ", ".join(f"{number:g}" for number in at)
 
@@ -79,11 +88,11 @@ def _check(manifest: Manifest, name: str, at: Sequence[float], packaged: Thresho
     if len(at) != count:
         raise UsageError(
             f"--thresholds {name}: expected {count} number{'s' if count > 1 else ''}, as in the "
-            f"package ({shown(packaged[name])}), got {len(at)}"
+            f"package ({_shown(packaged[name])}), got {len(at)}"
         )
     if list(at) != sorted(set(at)):
         raise UsageError(
-            f"--thresholds {name}: expected numbers in ascending order, got {shown(at)}"
+            f"--thresholds {name}: expected numbers in ascending order, got {_shown(at)}"
         )
 
 
@@ -97,5 +106,6 @@ def _cut_at(spec: FieldSpec, at: tuple[float, ...]) -> FieldSpec:
     steps = list(spec.chain.steps)
     last = max(i for i, step in enumerate(steps) if isinstance(step, Cut))
     cut = steps[last]
+    assert isinstance(cut, Cut)
     steps[last] = replace(cut, at=at)
     return replace(spec, chain=replace(spec.chain, steps=tuple(steps)))

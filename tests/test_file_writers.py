@@ -213,8 +213,9 @@ def test_csv_distinguishes_null_from_an_empty_string() -> None:
 
 def test_csv_has_lists_and_objects_as_json() -> None:
     best = [[{"name": 'a, "b"', "value": 0.5}, {"name": "c", "value": 0.25}], [], None]
+    named = pa.struct([("name", pa.string()), ("value", pa.float64())])
     columns = {
-        "best": pa.array(best, pa.list_(pa.struct([("name", pa.string()), ("value", pa.float64())]))),
+        "best": pa.array(best, pa.list_(named)),
         "list": pa.array([[1, 2], None, []]),
         "object": pa.array([{"u": b"x"}, None, {"u": None}]),
     }

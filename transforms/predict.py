@@ -114,9 +114,7 @@ class _SplitDoFn(beam.DoFn):
             self._preparation = self._steps.load()
 
     def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch | beam.pvalue.TaggedOutput]:
-        good, bad, faults = split_answer(
-            batch, self._score_output, self._preparation, self._fields
-        )
+        good, bad, faults = split_answer(batch, self._score_output, self._preparation, self._fields)
         if good.num_rows:
             yield good
         if faults:
