@@ -12,9 +12,8 @@ import pyarrow as pa
 from common.cells import INFINITE, NAN, NULL, WRONG, limits, read_cells
 from common.errors import ContractBroken
 from model_handlers.manifest import GoldenRows, InputSpec, Manifest
-from model_handlers.steps.raw import become
 from model_handlers.steps.step import Cells, Context, Kind, Refused, flat, kind_of
-from model_handlers.steps.values import from_values
+from model_handlers.steps.values import from_values, read_column
 
 
 class Preparation:
@@ -43,7 +42,7 @@ class Preparation:
             source: The columns of the source by name, with types that `can_become` accepts.
         """
         declared = self.manifest.columns
-        return {name: become(source[name], raw).of(name) for name, raw in declared.items()}
+        return {name: read_column(source[name], raw).of(name) for name, raw in declared.items()}
 
     def read_rows(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Cells]:
         """Return rows of JSON as cells of the types that the manifest declares.

@@ -60,7 +60,7 @@ def can_become(type_: pa.DataType, raw: str) -> bool:
     """Return whether cells of an Arrow type can be values of a raw type."""
     if pa.types.is_dictionary(type_):
         type_ = type_.value_type
-    if raw.startswith("list<"):
+    if raw.startswith("list<") and not is_text(type_) and not pa.types.is_null(type_):
         return is_list(type_) and can_become(type_.value_type, raw[5:-1])
     if pa.types.is_null(type_) or is_text(type_):
         return True
@@ -86,13 +86,13 @@ def become(values: pa.Array, raw: str) -> Cells:
 
     Returns:
         The values, of the type `RAW_TYPES[raw]`. Cells that are not such values are refused with
-        `wrong_type` or `no_time_zone`.
+        `wrong_type` or `no_time_zone`. Texts of lists are left to `values.read_column`.
     """
     if values.type == RAW_TYPES[raw]:
         return _nan_as_null(values) if raw == "float64" else Cells(values)
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
-    if raw.startswith("list<"):
+    if is_list(values.type):
         return each_item(Cells(values), lambda cells: become(cells.values, raw[5:-1]))
     if pa.types.is_null(values.type):
         return Cells(pa.nulls(len(values), RAW_TYPES[raw]))
