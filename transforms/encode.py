@@ -176,8 +176,9 @@ def check_fields(fields: OutputFields, manifest: Manifest, available: Sequence[s
     for name in fields.source:
         if name not in available:
             raise UsageError(
-                f"--output_fields: {name!r} is neither an {manifest.kind} of model "
-                f"{manifest.name} nor a column of the source{suggest(name, known)}"
+                f"--output_fields: {name!r} is neither an output"
+                f"{' nor a field' if manifest.fields else ''} of model {manifest.name} nor a "
+                f"column of the source{suggest(name, known)}"
             )
 
 
