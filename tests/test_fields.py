@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from command_line import Result, RunCommand, assert_one_line_error
 from google.cloud.bigquery import SchemaField
 from hypothesis import given
 from hypothesis import strategies as st
+from pubsub_mailbox import Mailbox
 from raw_model import GOOD, ROWS, write_raw_package
 
 from common.command_line import parse_thresholds
@@ -26,7 +28,10 @@ from model_handlers.package import read_manifest
 from model_handlers.thresholds import thresholds_flag, thresholds_of, with_thresholds
 from pipelines.batch.report_text import decision_facts
 from pipelines.batch_local import COMMAND
+from pipelines.dataflow.facts import JobFacts, read_facts
+from pipelines.options.lists import split_list
 from pipelines.replay.command import COMMAND as REPLAY
+from pipelines.stream_local import COMMAND as STREAM
 from transforms.bigquery.append import conform_to_table
 from transforms.bigquery.schema import arrow_schema, table_fields
 from transforms.decisions import SHOWN_VALUES, count_decisions, report_decisions
@@ -375,26 +380,78 @@ def test_a_table_has_labels_decisions_and_best_classes(
             assert found[row_id][name] == expected[name]
 
 
+# Streams
+
+
+def test_a_stream_writes_fields_to_every_sink_and_counts_its_decisions(
+    stream_emulators: LocalCloud,
+    package: Path,
+    tmp_path: Path,
+    run_command: RunCommand,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in stream_emulators.environment.items():
+        monkeypatch.setenv(name, value)
+    cloud, own = stream_emulators.cloud, uuid.uuid4().hex[:12]
+    boxes = [Mailbox(cloud, f"{kind}-{own}").create() for kind in ("in", "out", "dead")]
+    source, output, letters = boxes
+    source.publish([json.dumps(row).encode() for row in ROWS])
+    table = f"{cloud.project}.streams.t{own}"
+    code, out, err = run_command(
+        STREAM,
+        {
+            "input_subscription": source.subscription,
+            "model": package,
+            "id_column": "id",
+            "output_topic": output.topic,
+            "output_table": table,
+            "output_files": tmp_path / "files",
+            "file_seconds": 2,
+            "dead_letter_topic": letters.topic,
+            "thresholds": "decision=0.001,0.002",
+            "stop_after_seconds": 2,
+            "retry_seconds": 20,
+        },
+    )
+    assert (code, out) == (0, ""), err
+    messages = [json.loads(message.data) for message in output.take(len(GOOD))]
+    found = {row["row_id"]: row for row in messages}
+    assert sorted(found) == [ROWS[i]["id"] for i in GOOD]
+    rows = [dict(row) for row in cloud.bigquery().query(f"SELECT * FROM `{table}`").result()]
+    files = (tmp_path / "files" / "scores").glob("*/*.parquet")
+    rows += [row for path in files for row in pq.read_table(path).to_pylist()]
+    assert len(rows) == 2 * len(GOOD)
+    for row in rows:
+        assert row["decision"] == "auto"
+        for name in ("label", "decision", "best"):
+            assert row[name] == found[row["row_id"]][name]
+    assert len(letters.take(len(ROWS) - len(GOOD))) == len(ROWS) - len(GOOD)
+    assert "decisions     decision: auto 3 (100.0%)" in err
+
+
+def test_a_job_carries_its_thresholds(provenance: Provenance) -> None:
+    facts = JobFacts.of(provenance, thresholds=thresholds_flag({"decision": (0.5, 0.25)}))
+    options = facts.options()
+    assert options["millrace_thresholds"] == "decision=0.5,0.25"
+    assert read_facts(options) == facts
+
+
 # Thresholds
 
 
 @given(
     st.dictionaries(
-        st.text("abc_ =", min_size=1, max_size=4).filter(lambda t: t.strip() == t),
+        st.text("abc_=", min_size=1, max_size=4),
         st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=3),
         max_size=3,
     )
 )
 def test_thresholds_are_read_as_they_are_written(given: dict[str, list[float]]) -> None:
     thresholds = {name: tuple(at) for name, at in given.items()}
-    parts = [
-        f"{name}={number!r}" if i == 0 else repr(number)
-        for name, at in given.items()
-        for i, number in enumerate(at)
-    ]
-    assert parse_thresholds(parts) == thresholds
-    text = thresholds_flag(thresholds)
-    assert text is None if not thresholds else all(f"{name}=" in text for name in thresholds)
+    words = (thresholds_flag(thresholds) or "").split()
+    assert parse_thresholds(split_list(words)) == thresholds
+    # The console passes one text.
+    assert parse_thresholds(split_list([",".join(words)])) == thresholds
 
 
 def test_a_field_has_thresholds_once() -> None:
