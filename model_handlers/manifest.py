@@ -44,6 +44,7 @@ from model_handlers.manifest_parts import (
     refuse_manifest,
 )
 from model_handlers.manifest_plain import PlainValues, digest_of
+from model_handlers.steps.answers import Cut, Names
 from model_handlers.steps.chain import Chain
 from model_handlers.steps.general import Fill
 from model_handlers.steps.step import Kind, kind_of
@@ -193,6 +194,20 @@ class Manifest:
         Raises:
             UsageError: A name is neither an output nor a field.
         """
+        own = {spec.name for spec in self.fields}
+        return tuple(name for name in self._needed(names) if name not in own)
+
+    def fields_for(self, names: Iterable[str]) -> frozenset[str]:
+        """Return the fields that are needed for some outputs and fields, these fields included.
+
+        Raises:
+            UsageError: A name is neither an output nor a field.
+        """
+        own = {spec.name for spec in self.fields}
+        return frozenset(name for name in self._needed(names) if name in own)
+
+    def _needed(self, names: Iterable[str]) -> dict[str, None]:
+        """Return names of outputs and fields, and those from which the fields are computed."""
         needed: dict[str, None] = {}
         chains = {spec.name: spec.chain for spec in self.fields}
         waiting = list(names)
@@ -200,9 +215,29 @@ class Manifest:
             name = waiting.pop(0)
             if name in chains:
                 waiting += chains[name].names
-            else:
-                needed[self.output(name).name] = None
-        return tuple(needed)
+            elif name not in self.results:
+                self._refuse_name(name, list(self.results))
+            needed[name] = None
+        return needed
+
+    @property
+    def kind(self) -> str:
+        """What a name in `results` is, for messages."""
+        return "output or field" if self.fields else "output"
+
+    @property
+    def kinds(self) -> str:
+        """What the names in `results` are, for messages."""
+        return "outputs and fields" if self.fields else "outputs"
+
+    @property
+    def decisions(self) -> tuple[str, ...]:
+        """The fields whose values are names of decisions or classes."""
+        return tuple(
+            spec.name
+            for spec in self.fields
+            if any(isinstance(step, Cut | Names) for step in spec.chain.steps[-1:])
+        )
 
     @property
     def tolerance(self) -> Tolerance:
@@ -224,10 +259,9 @@ class Manifest:
         return self.results[name]
 
     def _refuse_name(self, name: str, names: Sequence[str]) -> NoReturn:
-        kind = "output or field" if self.fields else "output"
         raise UsageError(
-            f"model {self.name} has no {kind} {name!r}{suggest(name, names)}; "
-            f"its {kind.replace(' or ', 's and ')}s are {', '.join(names)}"
+            f"model {self.name} has no {self.kind} {name!r}{suggest(name, names)}; "
+            f"its {self.kinds} are {', '.join(names)}"
         )
 
     def without_rows(self) -> Manifest:
@@ -305,12 +339,12 @@ def _check(manifest: Manifest) -> None:
     ):
         for name in names:
             if name not in known:
-                refuse_manifest(
-                    where, f"one of the outputs {', '.join(known)}", name, suggest(name, known)
-                )
+                expected = f"one of the {manifest.kinds} {', '.join(known)}"
+                refuse_manifest(where, expected, name, suggest(name, known))
     score = manifest.score_output
     if score and kind_of(manifest.results[score]) is not Kind.NUMBER:
-        refuse_manifest("score_output", "an output with one number per row", score)
+        expected = f"an {manifest.kind} with one number per row"
+        refuse_manifest("score_output", expected, score)
     if manifest.batch_dependence is not None and not manifest.batch_dependence > 0:
         refuse_manifest("batch_dependence", "a number above 0, or null", manifest.batch_dependence)
     if manifest.golden is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -105,25 +105,30 @@ class Preparation:
             tensors.append(tensor.reshape((len(rows), spec.width) if spec.shape else len(rows)))
         return tensors, refused
 
-    def derive(self, outputs: Mapping[str, pa.Array]) -> tuple[dict[str, pa.Array], list[Refused]]:
+    def derive(
+        self, outputs: Mapping[str, pa.Array], names: Collection[str] | None = None
+    ) -> tuple[dict[str, pa.Array], list[Refused]]:
         """Return the fields that can be computed from some outputs, and what cannot be used.
 
         Args:
             outputs: The columns of outputs by name. Fields that need other outputs are left out.
+            names: The fields to compute, with those that they need; None for all. See
+                `Manifest.fields_for`.
 
         Returns:
-            The columns of fields by name, and the refusals.
+            The columns of fields by name, and the refusals, in which the column is the field.
         """
         known = {name: Cells(column) for name, column in outputs.items()}
         fields: dict[str, pa.Array] = {}
-        refused: dict[str, tuple[Refused, ...]] = {}
+        refused: list[Refused] = []
         for name, chain in self._fields:
-            if not known.keys() >= set(chain.chain.names):
+            wanted = names is None or name in names
+            if not wanted or not known.keys() >= set(chain.chain.names):
                 continue
             cells = chain.run(known)
             known[name], fields[name] = cells, cells.values
-            refused[name] = cells.of(name).refused
-        return fields, [one for some in refused.values() for one in some]
+            refused += [replace(some, column=name) for some in cells.refused]
+        return fields, refused
 
 
 def _read(values: pa.Array, raw: str) -> Cells:

@@ -13,6 +13,7 @@ from model_handlers.endpoint import RequestLimits
 from model_handlers.endpoint_handler import VertexEndpointHandler
 from model_handlers.manifest import Manifest
 from model_handlers.package import read_manifest
+from model_handlers.thresholds import with_thresholds
 from model_handlers.torch_model import TorchModelHandler
 from model_handlers.trusted_code import check_trusted
 from pipelines.config import ModelConfig, ScoringConfig
@@ -33,6 +34,20 @@ def read_model(model: ModelConfig) -> Manifest:
     manifest = read_manifest(model.path, digest=model.digest, feature_columns=model.feature_columns)
     check_trusted(manifest, model.trusted_modules)
     return manifest
+
+
+def scoring_manifest(model: ModelConfig, packaged: Manifest) -> Manifest:
+    """Return the manifest with which a run scores: with its score and thresholds, without rows.
+
+    Args:
+        model: The configuration of the model, which may name another score and other thresholds.
+        packaged: The manifest of the package.
+
+    Raises:
+        UsageError: If the model has no such score or thresholds.
+    """
+    own = with_thresholds(packaged.choose(model.score_output), model.thresholds)
+    return own.without_rows()
 
 
 def make_handler(

@@ -9,11 +9,19 @@ import argparse
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from common.addresses import path_fault
-from common.command_line import CommandParser, names, non_negative, positive, positive_integer
+from common.command_line import (
+    CommandParser,
+    Thresholds,
+    names,
+    non_negative,
+    parse_thresholds,
+    positive,
+    positive_integer,
+)
 from common.command_names import as_typed
 from common.errors import UsageError
 
@@ -39,6 +47,7 @@ class Settings:
     trusted_modules: tuple[str, ...] = ()
     feature_columns: tuple[str, ...] | None = None
     score_output: str | None = None
+    thresholds: Thresholds = field(default_factory=dict)
     outputs: str = "score"
     fixed_outputs: bool = False
     instance_keys: tuple[str, ...] = ()
@@ -143,9 +152,16 @@ def _add_inference_flags(model: Callable[..., Any]) -> None:
         "--outputs",
         default="score",
         metavar="all|score|A,B",
-        help="fields of a prediction. all: every output; score: anomaly_score and the manifest's "
-        "output fields; A,B: these outputs (default: score). A request can choose other fields "
-        "with `parameters.outputs`",
+        help="fields of a prediction. all: every output and field of the model; score: "
+        "anomaly_score and the manifest's output fields; A,B: these outputs and fields (default: "
+        "score). A request can choose others with `parameters.outputs`",
+    )
+    model(
+        "--thresholds",
+        nargs="+",
+        default=(),
+        metavar="FIELD=A,B",
+        help="numbers at which the step `cut` of a field cuts, in place of those of the manifest",
     )
     model(
         "--fixed_outputs",
@@ -276,4 +292,7 @@ def parse_settings(argv: Sequence[str], environment: Mapping[str, str] = os.envi
         raise UsageError("--model_path is missing: expected the path of a model package")
     if fault := path_fault(args.model_path):
         raise UsageError(f"--model_path: {fault}")
-    return Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
+    args.thresholds = parse_thresholds(
+        [part for text in args.thresholds for part in text.split(",")]
+    )
+    return Settings(**{setting.name: getattr(args, setting.name) for setting in fields(Settings)})

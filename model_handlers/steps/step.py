@@ -67,6 +67,11 @@ class Refused:
     message: str
     column: str = ""
 
+    def part(self, rows: slice) -> Refused:
+        """Return the refusals of a range of the rows, counted from its start."""
+        inside = (self.rows >= rows.start) & (self.rows < rows.stop)
+        return replace(self, rows=self.rows[inside] - rows.start)
+
 
 @dataclass(frozen=True, eq=False)
 class Cells:

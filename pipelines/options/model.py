@@ -44,17 +44,23 @@ class ModelOptions:
         metavar="A,B,C",
     )
     score_output: str | None = flag(
-        "model output to write as the column `score` (default: score_output of model.json; without "
-        "model.json, the output with one float per row, if there is only one)",
+        "output or field of the model to write as the column `score` (default: score_output of "
+        "model.json; without model.json, the output with one float per row, if there is only one)",
         label="Score output",
         metavar="NAME",
     )
     output_fields: tuple[str, ...] | None = flag(
-        "model outputs and source columns to write in addition to row_id, score, scored_at and the "
-        "columns that name the run and the model (default: output_fields of model.json, or all "
-        "outputs if it has none)",
+        "outputs and fields of the model, and source columns, to write in addition to row_id, "
+        "score, scored_at and the columns that name the run and the model (default: output_fields "
+        "of model.json, or all outputs and fields if it has none)",
         label="Output fields",
         metavar="A,B",
+    )
+    thresholds: tuple[str, ...] | None = flag(
+        "numbers at which the step `cut` of a field cuts, in place of those of model.json, such as "
+        "decision=0.4,0.9; several fields are separated by spaces or commas",
+        label="Thresholds",
+        metavar="FIELD=A,B",
     )
     batch_rows: int | None = flag(
         "maximum number of rows in a batch; a model in the worker scores a batch in one forward "

@@ -49,6 +49,7 @@ class KeptModelHandler(BatchHandler[Any]):
     def __init__(self, handler: BatchHandler[Any]) -> None:
         super().__init__(handler.manifest, handler.outputs, handler.batch_rows)
         self._handler = handler
+        self.package, self.code = handler.package, handler.code
 
     def load_model(self) -> Any:
         """Load the model, and keep a reference to it."""
