@@ -183,6 +183,15 @@ class Manifest:
         """Whether rows are prepared by steps."""
         return any(spec.chains for spec in self.inputs)
 
+    @property
+    def prepared(self) -> Manifest:
+        """This manifest for rows that were prepared: each input with chains is a column."""
+        inputs = tuple(
+            replace(spec, columns=(spec.name,), chains=()) if spec.chains else spec
+            for spec in self.inputs
+        )
+        return replace(self, inputs=inputs, columns={}, golden=None)
+
     @cached_property
     def results(self) -> dict[str, pa.DataType]:
         """The Arrow type of each output and field, by name, in order."""

@@ -6,6 +6,7 @@ line that names the place, the expected value and the actual value.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import types
 from collections.abc import Mapping
@@ -189,6 +190,18 @@ def write_manifest(manifest: Manifest) -> str:
     A manifest of version 1 has the members of version 1, for older programs.
     """
     return json.dumps(_plain(manifest, manifest), indent=1, allow_nan=False) + "\n"
+
+
+def preparation_digest(manifest: Manifest) -> str | None:
+    """Return the hex SHA-256 of all that decides how rows are prepared; None without steps.
+
+    Fields are not part of it, because they are computed from the answers.
+    """
+    if not manifest.has_steps:
+        return None
+    parts = {"columns": manifest.columns, "files": manifest.files, "inputs": manifest.inputs}
+    text = json.dumps(_plain(parts, manifest), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _plain(value: Any, manifest: Manifest) -> Any:

@@ -30,7 +30,7 @@ class Preparation:
     """
 
     def __init__(self, manifest: Manifest, context: Context) -> None:
-        self.manifest = manifest
+        self.manifest, self.context = manifest, context
         self._inputs = {
             spec.name: [chain.bind(context) for chain in spec.chains] for spec in manifest.inputs
         }

@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cloud.clients import Cloud
+from cloud.endpoint_client import DIGEST_HEADER, PREPARATION_HEADER
 from common.errors import DeviceError, MillraceError, MissingDevice, UsageError, one_line
 from common.memory import MORE_MEMORY, is_of_memory, out_of_memory
 from model_handlers.loaded_model import LoadedModel
 from model_handlers.manifest import Manifest
+from model_handlers.manifest_json import preparation_digest
 from model_handlers.package import read_manifest
 from model_handlers.packaged_steps import PackagedSteps
 from model_handlers.preparation import Preparation, golden_tensors
@@ -33,6 +36,14 @@ from serving.predictions import SCORE_KEY, Choice, choose
 from serving.settings import Settings
 
 logger = logging.getLogger("serving")
+# With this header an answer names its package, whose digest also covers steps and fields. Pipelines
+# compare only the other headers: they compute the fields themselves.
+PACKAGE_HEADER = "X-Package-Digest"
+
+
+def digest_headers(manifest: Manifest) -> dict[str, str]:
+    """Return the headers that name a model and its package."""
+    return {DIGEST_HEADER: manifest.sha256, PACKAGE_HEADER: manifest.digest}
 
 
 class State(Enum):
@@ -135,6 +146,9 @@ class Service:
         manifest: The manifest of the model, once it is loaded.
         choice: What predictions contain by default, once the model is loaded.
         reader: The reader of instances, once the model is loaded.
+        tensor_reader: The reader of instances that clients have prepared. Without steps, it is
+            `reader`.
+        headers: Headers of all answers, which name the model and its steps, once it is loaded.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -144,6 +158,7 @@ class Service:
         self.state = State.LOADING
         self.reason = ""
         self.in_flight = 0
+        self.headers: Mapping[str, str] = {}
         self._batchers: list[Batcher] = []
         # One thread, because torch stores its thread count separately for each thread, and a device
         # runs one pass at a time anyway.
@@ -165,6 +180,10 @@ class Service:
             return
         self.manifest, self.choice = loaded.manifest, loaded.choice
         self.reader = InstanceReader(loaded.manifest, loaded.chosen.preparation)
+        self.tensor_reader, self.headers = self.reader, digest_headers(loaded.manifest)
+        if (steps := preparation_digest(loaded.manifest)) is not None:
+            self.tensor_reader = InstanceReader(loaded.manifest.prepared)
+            self.headers |= {PREPARATION_HEADER: steps}
         self._chosen = self._batcher(loaded.chosen, loaded.preparation)
         self._whole: Batcher | None = self._chosen
         if loaded.whole is not loaded.chosen:
@@ -199,6 +218,20 @@ class Service:
     def close(self) -> None:
         """Stop the model's thread after the current pass."""
         self._executor.shutdown(wait=True, cancel_futures=True)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the health route says about the model."""
+        steps = self.headers.get(PREPARATION_HEADER)
+        return {
+            "name": self.manifest.name,
+            "version": self.manifest.version,
+            "sha256": self.manifest.sha256,
+            "digest": self.manifest.digest,
+            "schema_version": self.manifest.schema_version,
+            "prepares": self.manifest.has_steps,
+            **({} if steps is None else {"preparation": steps}),
+        }
 
     def choose(self, outputs: str | Sequence[str] | None) -> Choice:
         """Return what the answer to a request contains.

@@ -30,6 +30,7 @@ def run_facts(report: Mapping[str, Any], seconds: float) -> list[tuple[str, str]
     return [
         ("run", f"{report['run_id']}  ({report['pipeline']})"),
         ("model", f"{model['name']} {model['version']}  digest {model['digest']}"),
+        *(("prepared", f"at the {place}") for place in [report.get("prepared_at")] if place),
         ("score", _score(report)),
         *(("thresholds", text) for text in _thresholds(report.get("thresholds", {}))),
         ("rows in", f"{rows_in:>12,}{'' if rows_in else NO_ROWS}"),

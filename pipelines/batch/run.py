@@ -21,6 +21,7 @@ from common.addresses import without_secrets
 from common.command_line import Thresholds
 from common.errors import TooFewRows, TooManyDeadLetters
 from common.terminal import is_terminal, print_facts
+from model_handlers.endpoint_handler import VertexEndpointHandler
 from model_handlers.manifest import Manifest
 from model_handlers.thresholds import check_used, thresholds_flag, thresholds_of
 from pipelines.batch.config import RunConfig, Table, batch_config
@@ -204,6 +205,7 @@ def _facts(
             "digest": provenance.model_digest,
             "batch_dependence": scoring.manifest.batch_dependence,
         },
+        **_prepared_at(scoring),
         "score_output": scoring.fields.score,
         **_thresholds(scoring),
         "input": [without_secrets(name) for name in source.names],
@@ -225,6 +227,14 @@ def _thresholds(scoring: Scoring) -> dict[str, Any]:
         if name in computed
     }
     return {"thresholds": found} if found else {}
+
+
+def _prepared_at(scoring: Scoring) -> dict[str, str]:
+    """Return where the steps of the package prepare rows, if it has steps."""
+    if not scoring.manifest.has_steps:
+        return {}
+    is_endpoint = isinstance(scoring.handler, VertexEndpointHandler)
+    return {"prepared_at": scoring.handler.prepare_at if is_endpoint else "worker"}
 
 
 def run(

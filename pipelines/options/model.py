@@ -10,6 +10,7 @@ from pipelines.options.forms import AT_LEAST_0, AT_LEAST_1, DEVICE, HTTP_URL, SH
 
 Precision = Literal["float32", "bf16", "fp16"]
 InstanceFormat = Literal["list", "named"]
+PrepareAt = Literal["auto", "worker", "server"]
 # The default number of rows in a batch: fewer in streams, where a row waits for the rest of its
 # batch to be scored.
 BATCH_ROWS, STREAM_BATCH_ROWS = 32_768, 4_096
@@ -121,11 +122,18 @@ class EndpointOptions:
         label="Endpoint location",
         metavar="LOCATION",
     )
-    instance_format: InstanceFormat = flag(
+    instance_format: InstanceFormat | None = flag(
         "form of a row in a request: list is the list of its features in order; named is an object "
-        "with column names",
-        "list",
+        "with column names (default: list, or named if the model has several inputs)",
         label="Instance format",
+        param_type="ENUM",
+    )
+    prepare_at: PrepareAt = flag(
+        "where the steps of the model package turn rows into tensors: worker sends tensors, server "
+        "sends the columns of the source; auto chooses server if the endpoint is Millrace's server "
+        "with the same steps",
+        "auto",
+        label="Where rows are prepared",
         param_type="ENUM",
     )
     endpoint_parameters: str | None = flag(

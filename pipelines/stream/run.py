@@ -33,6 +33,7 @@ from cloud.clients import Cloud
 from cloud.endpoints import Endpoints, is_plain
 from common.errors import UsageError
 from model_handlers.batch_handler import BatchHandler
+from model_handlers.endpoint_handler import VertexEndpointHandler
 from model_handlers.manifest import Manifest
 from model_handlers.thresholds import thresholds_flag
 from pipelines.beam_args import beam_options, is_dry_run, runs_in_process, runs_on_dataflow
@@ -94,6 +95,8 @@ def run_stream(name: str, parsed: Parsed) -> None:
     manifest = scoring_manifest(config.model, model)
     fields = stream_fields(config.model, config.messages.window_seconds, manifest)
     handler: BatchHandler[Any] = make_handler(config, model, fields, options, cloud.endpoints)
+    if isinstance(handler, VertexEndpointHandler) and manifest.has_steps:
+        say(f"the {handler.prepare_at} prepares the rows of endpoint {handler.address.label}")
     if runs_in_process(options):
         handler = KeptModelHandler(handler)
     score_stream(config, handler, manifest, fields, options=options, cloud=cloud)

@@ -10,11 +10,11 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from common.json_objects import json_cells, json_objects
 from common.record_batch import to_rows
 from common.texts import is_binary
 from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.dead_letters import to_letter_line
-from transforms.json_rows.write import json_cells, json_objects
 
 OutputFormat = Literal["parquet", "csv", "jsonl"]
 
