@@ -19,6 +19,7 @@ from apache_beam.ml.inference.base import ModelHandler
 
 from common.record_batch import ERROR, ERROR_TYPE, INPUTS, OUTPUTS, flat_values
 from model_handlers.manifest import Manifest, OutputSpec
+from model_handlers.trusted_code import TrustedCode
 from model_handlers.without_values import without_numbers
 
 NAMESPACE = "millrace"
@@ -33,9 +34,16 @@ class BatchHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, M], Generic[M]):
         outputs: The names of the outputs to return, or None for all.
         batch_rows: The maximum number of rows that Beam gathers for one call of run_inference.
 
+    Attributes:
+        package: The path of the package, from which workers read the files of steps, or None.
+        code: The modules from which steps may import functions.
+
     Raises:
         UsageError: The model does not have one of the outputs.
     """
+
+    package: str | None = None
+    code: TrustedCode = TrustedCode()
 
     def __init__(self, manifest: Manifest, outputs: Sequence[str] | None, batch_rows: int) -> None:
         super().__init__(

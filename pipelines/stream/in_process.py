@@ -48,6 +48,7 @@ class KeptModelHandler(BatchHandler[Any]):
 
     def __init__(self, handler: BatchHandler[Any]) -> None:
         super().__init__(handler.manifest, handler.outputs, handler.batch_rows)
+        self.package, self.code = handler.package, handler.code
         self._handler = handler
 
     def load_model(self) -> Any:
