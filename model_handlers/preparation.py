@@ -156,9 +156,10 @@ def _check_alone(
         for spec, alone, whole in zip(manifest.inputs, tensors, together, strict=True):
             if refused or not manifest.tolerance.agree(alone[0], whole[number]).all():
                 raise ContractBroken(
-                    f"model {manifest.name}: input {spec.name} of known-good row {number} has other "
-                    "values in a batch of its own: the value that a function returns for a row must "
-                    f"not depend on other rows; the functions are {', '.join(manifest.functions)}"
+                    f"model {manifest.name}: input {spec.name} of known-good row {number} has "
+                    "other values in a batch of its own: the value that a function returns for a "
+                    "row must not depend on other rows; the functions are "
+                    f"{', '.join(manifest.functions)}"
                 )
 
 

@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.machinery import ModuleSpec
 from typing import Any
 
@@ -24,6 +24,8 @@ from common.command_names import as_typed
 from common.errors import ManifestError, ModelError, UnsafeModel, UsageError, one_line
 from model_handlers.manifest import Manifest
 from model_handlers.model_errors import as_model_error
+from model_handlers.steps.chain import Chain
+from model_handlers.steps.own_function import Call
 from model_handlers.steps.step import Context
 
 _WEIGHTS = ("state_dict", "safetensors")
@@ -203,6 +205,38 @@ def source_digest(name: str, code: TrustedCode) -> str | None:
         return None
 
 
+def record_sources(manifest: Manifest, code: TrustedCode) -> Manifest:
+    """Return a manifest whose steps `call` have the digests of the sources of their functions.
+
+    Call this when a model is packaged. A function without a source file gets no digest.
+
+    Args:
+        manifest: The manifest of the model.
+        code: The modules that may be imported.
+
+    Raises:
+        UnsafeModel: A module is not trusted or comes from the package.
+        ModelError: A module is not installed.
+    """
+
+    def recorded(chain: Chain) -> Chain:
+        steps = (
+            replace(step, source_sha256=source_digest(step.function, code))
+            if isinstance(step, Call)
+            else step
+            for step in chain.steps
+        )
+        return replace(chain, steps=tuple(steps))
+
+    return replace(
+        manifest,
+        inputs=tuple(
+            replace(spec, chains=tuple(map(recorded, spec.chains))) for spec in manifest.inputs
+        ),
+        fields=tuple(replace(spec, chain=recorded(spec.chain)) for spec in manifest.fields),
+    )
+
+
 def warn_of_changes(manifest: Manifest, code: TrustedCode, say: Callable[[str], None]) -> None:
     """Warn of functions whose source is not the one that the model was packaged with.
 
@@ -230,12 +264,10 @@ def _warn(name: str, expected: str, code: TrustedCode, say: Callable[[str], None
     if found is None:
         why = "its module has no source file here that can be read, so it may have changed since"
     else:
-        why = (
-            f"the source of its module has sha256 {found[:12]}..., not {expected[:12]}... as when"
-        )
+        why = f"the source of its module has sha256 {found[:12]}..., not {expected[:12]}... as when"
     say(
-        f"function {name}: {why} the model was packaged: check that it prepares rows as before, and "
-        "package the model again"
+        f"function {name}: {why} the model was packaged: check that it prepares rows as before, "
+        "and package the model again"
     )
 
 
@@ -252,22 +284,27 @@ def _find(parts: Sequence[str], code: TrustedCode) -> ModuleSpec:
     Each is checked before it is imported.
     """
     with _IMPORTING, _working_directory_last():
-        is_installed = any(not _is_here(place, parts[0]) for place in _places(parts[0]))
-        for size in range(1, len(parts) + 1):
+        is_installed = any(not is_here(place, parts[0]) for place in places_of(parts[0]))
+        for size in range(1, len(parts)):
             name = ".".join(parts[:size])
-            spec = importlib.util.find_spec(name)
-            if spec is None:
-                raise ModuleNotFoundError(f"No module named {name!r}")
-            # Importing a namespace package, which has no file, runs no code.
-            if spec.has_location and spec.origin:
-                _check_place(name, spec.origin, code.package)
-                if is_installed and _is_here(spec.origin, parts[0]):
-                    raise UnsafeModel(
-                        f"module {name} in the working directory hides the installed one: start "
-                        "the run in another folder"
-                    )
-            if size < len(parts):
-                importlib.import_module(name)
+            _spec(name, parts[0], code, is_installed)
+            importlib.import_module(name)
+        return _spec(".".join(parts), parts[0], code, is_installed)
+
+
+def _spec(name: str, top: str, code: TrustedCode, is_installed: bool) -> ModuleSpec:
+    """Return the place of a module whose parents are imported. Raise UnsafeModel if it is bad."""
+    spec = importlib.util.find_spec(name)
+    if spec is None:
+        raise ModuleNotFoundError(f"No module named {name!r}")
+    # Importing a namespace package, which has no file, runs no code.
+    if spec.has_location and spec.origin:
+        _check_place(name, spec.origin, code.package)
+        if is_installed and is_here(spec.origin, top):
+            raise UnsafeModel(
+                f"module {name} in the working directory hides the installed one: start the run in "
+                "another folder"
+            )
     return spec
 
 
@@ -297,16 +334,25 @@ def _is_working_directory(entry: str) -> bool:
     return os.path.realpath(entry or ".") == os.path.realpath(".")
 
 
-def _places(top: str) -> Iterator[str]:
-    """Yield the places where finders find a top-level module, even if it is already imported."""
+def places_of(top: str) -> Iterator[str]:
+    """Yield the places where finders find a top-level module, even if it is already imported.
+
+    Args:
+        top: The name of the module.
+    """
     for finder in sys.meta_path:
         spec = finder.find_spec(top, None)
         if spec is not None:
             yield from spec.submodule_search_locations or [spec.origin or ""]
 
 
-def _is_here(place: str, top: str) -> bool:
-    """Return whether a place is the module `top` of the working directory, or inside of it."""
+def is_here(place: str, top: str) -> bool:
+    """Return whether a place is a module of the working directory, or inside of it.
+
+    Args:
+        place: The path of a file or a folder.
+        top: The top-level name of the module.
+    """
     here = os.path.realpath(".")
     folders = [os.path.dirname(resolve(place)) for resolve in (os.path.abspath, os.path.realpath)]
     # A module that is built into Python has a word such as "built-in" instead of a path.

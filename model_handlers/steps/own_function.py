@@ -91,16 +91,11 @@ class Call(Step):
         ):
             if isinstance(answer, Exception):
                 faults.setdefault(self._message(answer), []).append(part)
-                answer = pa.nulls(part.stop - part.start, type_)
-            parts.append(answer)
-        result = pa.concat_arrays(parts)
+                parts.append(pa.nulls(part.stop - part.start, type_))
+            else:
+                parts.append(answer)
         places = np.flatnonzero(usable)
-        if count < rows:
-            # A row that was refused before takes null.
-            taken = np.full(rows, -1)
-            taken[places] = np.arange(count)
-            result = result.take(pa.array(taken, mask=taken < 0))
-        cells = Cells(result, refused)
+        cells = Cells(_spread(pa.concat_arrays(parts), places, rows), refused)
         for message, found in faults.items():
             bad = np.zeros(rows, bool)
             for part in found:
@@ -141,8 +136,9 @@ class Call(Step):
                 return array.cast(self.gives(array.type))
             got = f"{len(array):,} rows" if self.width is not None else f"{len(array):,} values"
         except (pa.ArrowException, ValueError, TypeError, AttributeError) as error:
-            shape = f" of shape {list(answer.shape)}" if isinstance(answer, np.ndarray) else ""
-            got = f"a {type(answer).__name__}{shape} that cannot become that ({type(error).__name__})"
+            got = f"a {type(answer).__name__} that cannot become that ({type(error).__name__})"
+            if isinstance(answer, np.ndarray):
+                got = f"an array {list(answer.shape)} of {answer.dtype}"
         raise ContractBroken(
             f"function {self.function}: expected {expected}, a value for each row, got {got}"
         )
@@ -161,6 +157,15 @@ class Call(Step):
         if numbers.ndim != 2 or numbers.shape[1] != self.width:
             raise ValueError(f"shape {numbers.shape}")
         return vectors(numbers)
+
+
+def _spread(values: pa.Array, places: np.ndarray, rows: int) -> pa.Array:
+    """Return values at their places among all rows, with null at the other places."""
+    if len(places) == rows:
+        return values
+    taken = np.full(rows, -1)
+    taken[places] = np.arange(len(places))
+    return values.take(pa.array(taken, mask=taken < 0))
 
 
 OWN_STEPS = (Call,)
