@@ -47,6 +47,7 @@ from model_handlers.manifest_plain import PlainValues, digest_of
 from model_handlers.steps.answers import Cut, Names
 from model_handlers.steps.chain import Chain
 from model_handlers.steps.general import Fill
+from model_handlers.steps.own_function import Call
 from model_handlers.steps.step import Kind, kind_of
 from model_handlers.tolerance import TOLERANCE, Tolerance
 
@@ -165,6 +166,12 @@ class Manifest:
     def functions(self) -> tuple[str, ...]:
         """The functions of the user that steps call, each once."""
         return tuple(dict.fromkeys(name for chain in self.chains for name in chain.functions))
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """The digest that the source of each function had when the model was packaged, by name."""
+        calls = (step for chain in self.chains for step in chain.steps if isinstance(step, Call))
+        return {call.function: call.source_sha256 for call in calls if call.source_sha256}
 
     @cached_property
     def optional(self) -> frozenset[str]:

@@ -173,7 +173,28 @@ def golden_tensors(
             f"model {manifest.name}: known-good row {some.rows[0]} cannot be prepared: column "
             f"{some.column}: {some.message}; package the model again"
         )
+    if manifest.functions:
+        _check_alone(manifest, golden.rows, tensors, preparation)
     return tensors
+
+
+def _check_alone(
+    manifest: Manifest,
+    rows: Sequence[Mapping[str, Any]],
+    together: Sequence[np.ndarray],
+    preparation: Preparation,
+) -> None:
+    """Raise ContractBroken if a user's function gives a row another value when it is alone."""
+    for number in range(len(rows)):
+        tensors, refused = preparation.tensors(rows[number : number + 1])
+        for spec, alone, whole in zip(manifest.inputs, tensors, together, strict=True):
+            if refused or not manifest.tolerance.agree(alone[0], whole[number]).all():
+                raise ContractBroken(
+                    f"model {manifest.name}: input {spec.name} of known-good row {number} has "
+                    "other values in a batch of its own: the value that a function returns for a "
+                    "row must not depend on other rows; the functions are "
+                    f"{', '.join(manifest.functions)}"
+                )
 
 
 def _numbers(cells: Cells, dtype: str) -> tuple[np.ndarray, list[Refused]]:

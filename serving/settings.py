@@ -25,9 +25,10 @@ from common.command_line import (
 from common.command_names import as_typed
 from common.errors import UsageError
 
-# `python -m serving deploy` sets these variables in the container. Other images ignore them.
+# `python -m serving deploy` sets the first two in the container. Other images ignore them.
 DIGEST_VARIABLE = "MILLRACE_MODEL_DIGEST"
 TRUSTED_VARIABLE = "MILLRACE_TRUSTED_MODULES"
+PACKAGES_VARIABLE = "MILLRACE_EXTRA_PACKAGES"
 _OTHERS = ("deploy", "undeploy", "status")
 # Vertex AI refuses requests above 1.5 MB before they reach a container.
 MAX_REQUEST_BYTES = 1_500_000
@@ -45,6 +46,7 @@ class Settings:
     model_path: str
     model_digest: str | None = None
     trusted_modules: tuple[str, ...] = ()
+    extra_packages: tuple[str, ...] = ()
     feature_columns: tuple[str, ...] | None = None
     score_output: str | None = None
     thresholds: Thresholds = field(default_factory=dict)
@@ -129,8 +131,16 @@ def _add_model_flags(model: Callable[..., Any], environment: Mapping[str, str]) 
         type=names,
         default=environment.get(TRUSTED_VARIABLE) or (),
         metavar="A,B",
-        help="top-level Python modules that the package may import (default: the environment "
-        f"variable {TRUSTED_VARIABLE}, or none)",
+        help="top-level Python modules from which the package's architecture and functions may be "
+        f"imported (default: the environment variable {TRUSTED_VARIABLE}, or none)",
+    )
+    model(
+        "--extra_packages",
+        type=names,
+        default=environment.get(PACKAGES_VARIABLE) or (),
+        metavar="A.whl,B.whl",
+        help="wheels with your own code, on this machine or in Cloud Storage; the server uses them "
+        f"without installing them (default: the environment variable {PACKAGES_VARIABLE}, or none)",
     )
     model(
         "--feature_columns",

@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,9 @@ def some_rows(count: int) -> list[dict[str, Any]]:
 def write_golden_package(folder: Path, **changes: Any) -> Manifest:
     """Write the raw package with known-good rows; see write_raw_package."""
     manifest = write_raw_package(folder, **changes)
-    rows: list[Mapping[str, Any]] = [ROWS[i] for i in GOOD]
+    rows = [ROWS[i] for i in GOOD]
     outputs = expected(folder, manifest, rows).field("logits").to_pylist()
-    manifest = replace(manifest, golden=GoldenRows(rows=rows, outputs={"logits": outputs}))
+    manifest = replace(manifest, golden=GoldenRows(rows=[*rows], outputs={"logits": outputs}))
     (folder / "model.json").write_text(write_manifest(manifest))
     return manifest
 

@@ -34,10 +34,17 @@ class ModelOptions:
         metavar="SHA256",
     )
     trusted_modules: tuple[str, ...] | None = flag(
-        "top-level Python modules that the model package may import, for its `architecture` and "
-        "the functions of its steps; they must be installed on the workers (default: none)",
+        "top-level Python modules from which the `architecture` of the model package and the "
+        "functions of its steps may be imported; they must be installed on the workers, or in "
+        "--extra_packages (default: none)",
         label="Trusted modules",
         metavar="A,B",
+    )
+    extra_packages: tuple[str, ...] | None = flag(
+        "wheels with your own code, on this machine or in a bucket; workers of this process use "
+        "them without installing them, Dataflow's workers install them when they start",
+        label="Extra packages",
+        metavar="A.whl,B.whl",
     )
     feature_columns: tuple[str, ...] | None = flag(
         "input columns in order, for a model file without model.json",
