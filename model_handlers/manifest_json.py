@@ -6,27 +6,22 @@ line that names the place, the expected value and the actual value.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import types
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from common.errors import ManifestError, one_line, suggest
-from model_handlers.manifest import (
-    MANIFEST_NAME,
-    ColumnStatistics,
-    Manifest,
-    Spread,
-    refuse_manifest,
-)
+from model_handlers.manifest import MANIFEST_NAME, Manifest, refuse_manifest
+from model_handlers.manifest_plain import PlainValues
 from model_handlers.steps.catalog import STEPS
 from model_handlers.steps.chain import Chain
 from model_handlers.steps.step import Step
 from model_handlers.unique_keys import DoubledKeyError, load_unique
 
-# What is written without the members that have their default.
-_SPARSE = (Step, ColumnStatistics, Spread)
+_NAMES = {str: "a string", int: "an integer", float: "a finite number", bool: "true or false"}
 
 
 def parse_manifest(text: str | bytes) -> Manifest:
@@ -73,11 +68,20 @@ def parse_value(kind: Any, value: Any, where: str) -> Any:
             refuse_manifest(where, f"one of {', '.join(args)}", value)
         return value
     if origin in (tuple, list):
-        return origin(parse_value(args[0], v, f"{where}[{i}]") for i, v in _items(value, where))
+        items = _items(value, where)
+        return origin(parse_value(args[0], v, f"{where}{_label(where, v, i)}") for i, v in items)
     if origin is Mapping:
         members = _members(value, where)
         return {name: parse_value(args[1], v, f"{where}.{name}") for name, v in members.items()}
     return value if kind is Any else _parse_plain(kind, value, where)
+
+
+def _label(where: str, value: Any, number: int) -> str:
+    """Return the label of an item of a list in messages: its name, or else its number."""
+    # Only tensors and fields have a name; a known-good row may have a column of that name.
+    named = where in ("inputs", "outputs", "fields") and isinstance(value, dict)
+    name = value.get("name") if named else None
+    return f".{name[:80]}" if isinstance(name, str) and name else f"[{number}]"
 
 
 def _parse_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
@@ -85,7 +89,10 @@ def _parse_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
     if value is None and type(None) in kinds:
         return None
     if type(value) in kinds:
-        return value
+        return _parse_plain(type(value), value, where)
+    several = [_NAMES[kind] for kind in kinds if kind in _NAMES]
+    if len(several) > 1 and type(value) is not int:
+        refuse_manifest(where, " or ".join(several), value)
     return parse_value(kinds[0], value, where)
 
 
@@ -131,17 +138,16 @@ def parse_step(value: Any, where: str, known: Mapping[str, type[Step]]) -> Step:
     except ManifestError as error:
         if str(error).startswith(MANIFEST_NAME):
             raise
-        raise ManifestError(f"{MANIFEST_NAME}: {where}: {error}") from error
+        raise ManifestError(" ".join(f"{MANIFEST_NAME}: {where}: {error}".split())) from error
     return step
 
 
-def _parse_plain(kind: type, value: Any, where: str) -> Any:
+def _parse_plain(kind: type[Any], value: Any, where: str) -> Any:
     """Return a str, int or float; a float field also accepts a whole number."""
     if kind is float and type(value) is int and abs(value) < 2**1023:
         return float(value)
     if type(value) is not kind:
-        names = {str: "a string", int: "an integer", float: "a finite number"}
-        refuse_manifest(where, names[kind], value)
+        refuse_manifest(where, _NAMES[kind], value)
     return value
 
 
@@ -186,29 +192,19 @@ def write_manifest(manifest: Manifest) -> str:
     return json.dumps(_plain(manifest, manifest), indent=1, allow_nan=False) + "\n"
 
 
-def _is_default(member: Field[Any], value: Any) -> bool:
-    if member.default_factory is not MISSING:
-        return bool(value == member.default_factory())
-    return bool(value == member.default)
+def preparation_digest(manifest: Manifest) -> str | None:
+    """Return the hex SHA-256 of all that decides how rows are prepared; None without steps.
+
+    Fields are not part of it, because they are computed from the answers.
+    """
+    if not manifest.has_steps:
+        return None
+    parts = {"columns": manifest.columns, "files": manifest.files, "inputs": manifest.inputs}
+    text = json.dumps(_plain(parts, manifest), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _plain(value: Any, manifest: Manifest) -> Any:
     """Return a part of a manifest as it is written in JSON."""
-    if isinstance(value, Chain):
-        start = "column"
-        if any(value is spec.chain for spec in manifest.fields):
-            start = "output" if value.start in {s.name for s in manifest.outputs} else "field"
-        return [{start: value.start}, *(_plain(step, manifest) for step in value.steps)]
-    if is_dataclass(value) and not isinstance(value, type):
-        own = {"step": value.NAME} if isinstance(value, Step) else {}
-        return own | {
-            f.metadata.get("name", f.name): _plain(getattr(value, f.name), manifest)
-            for f in fields(value)
-            if f.metadata.get("since", 1) <= manifest.schema_version
-            and not (isinstance(value, _SPARSE) and _is_default(f, getattr(value, f.name)))
-        }
-    if isinstance(value, Mapping):
-        return {name: _plain(item, manifest) for name, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_plain(item, manifest) for item in value]
-    return value
+    outputs = [spec.name for spec in manifest.outputs]
+    return PlainValues(manifest.schema_version, outputs).of(value)

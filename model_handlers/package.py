@@ -26,7 +26,8 @@ def read_manifest(
 
     Args:
         path: The path of the package, on any Beam filesystem.
-        digest: The hex sha256 that the model file must have, or None.
+        digest: The digest of the manifest, or the hex sha256 of the model file, that the package
+            must have; None for any.
         feature_columns: The columns of the model's only input in order, for a model without a
             manifest.
 

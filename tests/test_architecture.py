@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -269,8 +270,7 @@ def test_an_architecture_is_a_module_and_a_class(folder: Path, architecture: str
 
 
 def test_a_package_whose_file_holds_its_code_needs_no_trust() -> None:
-    values = vars(manifest("nets:Net")) | {"format": "torchscript"}
-    check_trusted(Manifest(**values), ())
+    check_trusted(replace(manifest("nets:Net"), format="torchscript"), ())
 
 
 @pytest.mark.parametrize("name", ["a.b", "a b", "", "./a"])

@@ -215,7 +215,7 @@ def test_all_bad_rows_are_counted_and_the_first_twenty_listed(client: Client) ->
         (b'{"instances": [], "parameters": 3}', "parameters: expected an object, got integer"),
         (
             b'{"instances": [], "parameters": {"output": "all"}}',
-            "unknown parameter 'output': the only parameter is outputs",
+            "unknown parameter 'output': the parameters are outputs and prepared",
         ),
         (b'{"instances": [], "parameters": {"outputs": 0}}', "all, score, or a list of names"),
         (b'{"instances": [], "parameters": {"outputs": 3}}', "all, score, or a list of names"),
@@ -282,6 +282,9 @@ def test_health_names_the_model(client: Client, example: Path, path: str) -> Non
             "name": "pytorch-autoencoder",
             "version": "1.0.0",
             "sha256": manifest.sha256,
+            "digest": manifest.sha256,
+            "schema_version": 1,
+            "prepares": False,
         },
     }
 

@@ -123,8 +123,8 @@ def tensor(
     Raises:
         UsageError: Something else than columns was passed.
     """
-    is_list = not isinstance(columns, Steps | str)
-    given = list(columns) if isinstance(columns, Sequence) and is_list else [columns]
+    is_list = not isinstance(columns, Steps | str) and isinstance(columns, Sequence)
+    given: list[Any] = list(columns) if is_list else [columns]  # type: ignore[arg-type]
     found = [column(each) if isinstance(each, str) else each for each in given]
     for each in found:
         if not isinstance(each, Steps) or each.start != "column":

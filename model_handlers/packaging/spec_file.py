@@ -89,7 +89,8 @@ def parse_spec(value: Mapping[str, Any]) -> SpecFile:
         ManifestError: A table or a value is wrong.
     """
     members = _members(value, _MEMBERS, "")
-    inputs, fields = {}, {}
+    inputs: dict[str, Tensor] = {}
+    fields: dict[str, Steps] = {}
     for number, table in enumerate(members.pop("inputs", [])):
         where = f"inputs[{number}]"
         found = _members(table, _OF_INPUTS, where)
