@@ -197,7 +197,7 @@ class Manifest:
             replace(spec, columns=(spec.name,), chains=()) if spec.chains else spec
             for spec in self.inputs
         )
-        return replace(self, inputs=inputs, columns={}, golden=None)
+        return replace(self, inputs=inputs, columns={}, column_statistics={}, golden=None)
 
     @cached_property
     def results(self) -> dict[str, pa.DataType]:

@@ -172,12 +172,19 @@ class Service:
                 loaded = await loop.run_in_executor(
                     self._executor, load, self.settings, Path(folder)
                 )
+            self._use(loaded)
         except Exception as error:  # the health route has to report any error
             if is_of_memory(error):
                 error = out_of_memory(one_line(error), MORE_MEMORY)
             known = isinstance(error, MillraceError)
             self.fail(str(error) if known else f"{type(error).__name__}: {one_line(error)}")
             return
+        if self.state is State.LOADING:
+            self.state = State.READY
+            logger.info("serving %s %s", self.manifest.name, self.manifest.version)
+
+    def _use(self, loaded: Loaded) -> None:
+        """Prepare to answer requests with a model."""
         self.manifest, self.choice = loaded.manifest, loaded.choice
         self.reader = InstanceReader(loaded.manifest, loaded.chosen.preparation)
         self.tensor_reader, self.headers = self.reader, digest_headers(loaded.manifest)
@@ -189,9 +196,6 @@ class Service:
         if loaded.whole is not loaded.chosen:
             self._whole = self._batcher(loaded.whole, loaded.preparation) if loaded.whole else None
         self.metrics.serve(loaded.manifest)
-        if self.state is State.LOADING:
-            self.state = State.READY
-            logger.info("serving %s %s", loaded.manifest.name, loaded.manifest.version)
 
     def _batcher(self, model: LoadedModel, preparation: Preparation | None) -> Batcher:
         batcher = Batcher(

@@ -40,7 +40,7 @@ INPUTS: Inputs = {
         .clip(max=20.0)
         .scale(),
         column("support_calls").clip(max=10.0).scale(),
-        column("is_company").cast("float64"),
+        column("is_company"),
         column("signed_up").epoch().divide(SECONDS_A_DAY).scale(),
         column("last_seen").epoch().divide(SECONDS_A_DAY).scale(),
         column("last_seen").time_part("hour", zone="Europe/Berlin", cyclic=True),
