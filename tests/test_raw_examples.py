@@ -167,19 +167,20 @@ def test_a_server_gives_the_results_of_the_batch(
     made: Example, served: Running, batch: Results
 ) -> None:
     rows = made.rows
-    good = [rows[row_id] for row_id in batch.scored]
-    without_ids = [{k: v for k, v in row.items() if k != made.id_column} for row in good]
+    # A server refuses columns that the model does not read.
+    columns = json.loads((made.package / "model.json").read_text())["columns"]
+    good = [{name: rows[row_id][name] for name in columns} for row_id in batch.scored]
     fields = [name for name in next(iter(batch.scored.values())) if not name.startswith("model")]
     names = [name for name in fields if name != "score"]
     answers: list[Any] = []
     for start in range(0, len(good), 100):
-        part = without_ids[start : start + 100]
+        part = good[start : start + 100]
         answers += served.client.predict(part, outputs=names).json["predictions"]
     got = Results(dict(zip(batch.scored, answers, strict=True)), batch.refused)
     assert_agree(got, batch, dict.fromkeys(names))
     for row_id, (reason, _) in batch.refused.items():
-        row = {k: v for k, v in rows[row_id].items() if k != made.id_column}
-        (refused,) = served.client.predict([without_ids[0], row]).error["instances"]
+        row = {name: rows[row_id][name] for name in columns}
+        (refused,) = served.client.predict([good[0], row]).error["instances"]
         assert (refused["index"], refused["reason"]) == (1, reason)
 
 

@@ -230,11 +230,11 @@ def _thresholds(scoring: Scoring) -> dict[str, Any]:
 
 
 def _prepared_at(scoring: Scoring) -> dict[str, str]:
-    """Return where the steps of the package prepare rows, if it has steps."""
-    if not scoring.manifest.has_steps:
-        return {}
-    is_endpoint = isinstance(scoring.handler, VertexEndpointHandler)
-    return {"prepared_at": scoring.handler.prepare_at if is_endpoint else "worker"}
+    """Return where rows for an endpoint are prepared, if the package has steps."""
+    handler = scoring.handler
+    if scoring.manifest.has_steps and isinstance(handler, VertexEndpointHandler):
+        return {"prepared_at": handler.prepare_at}
+    return {}
 
 
 def run(
