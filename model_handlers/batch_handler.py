@@ -35,8 +35,8 @@ class BatchHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, M], Generic[M]):
         batch_rows: The maximum number of rows that Beam gathers for one call of run_inference.
 
     Attributes:
-        package: The path of the package, from which workers read the files of steps, or None.
-        code: The modules from which steps may import functions.
+        package: The path of the package, in which workers find the files of its steps, or None.
+        code: The modules from which the functions of its steps may be imported.
 
     Raises:
         UsageError: The model does not have one of the outputs.

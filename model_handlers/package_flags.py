@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from common.command_line import CommandParser, positive
+from common.command_line import CommandParser, json_object, names, positive
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -18,9 +18,15 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--feature_columns",
-        required=True,
+        type=names,
         metavar="A,B,C",
-        help="columns of the model's input in order",
+        help="columns of the only input of a model, in order",
+    )
+    parser.add_argument(
+        "--inputs",
+        metavar="FILE",
+        help="TOML file that describes the columns of each input, their steps, and fields "
+        "(default: the columns of the sample that have the names of the inputs)",
     )
     parser.add_argument(
         "--output", required=True, metavar="FOLDER", help="folder to write the package to"
@@ -55,9 +61,19 @@ def _add_special_flags(parser: argparse.ArgumentParser) -> None:
         help="class to load weights into, for a state dict or .safetensors file",
     )
     parser.add_argument(
+        "--architecture_args",
+        metavar="JSON",
+        type=json_object,
+        default={},
+        help="keyword arguments of that class, for example '{\"hidden\": 64}' (default: none)",
+    )
+    parser.add_argument(
         "--trusted_modules",
         metavar="A,B",
-        help="top-level modules that may be imported for --architecture (default: none)",
+        type=names,
+        default=(),
+        help="top-level modules that may be imported for --architecture, and for functions that "
+        "steps call (default: none)",
     )
     parser.add_argument(
         "--allow_batch_dependence",

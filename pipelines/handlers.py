@@ -14,8 +14,10 @@ from model_handlers.endpoint import RequestLimits
 from model_handlers.endpoint_handler import VertexEndpointHandler
 from model_handlers.manifest import Manifest
 from model_handlers.package import read_manifest
+from model_handlers.thresholds import with_thresholds
 from model_handlers.torch_model import TorchModelHandler
-from model_handlers.trusted_code import check_trusted
+from model_handlers.trusted_code import TrustedCode, check_trusted, warn_of_changes
+from pipelines.command import say
 from pipelines.config import ModelConfig, ScoringConfig
 from pipelines.endpoint_check import Way, find_way
 from pipelines.options import DeviceOptions, EndpointOptions
@@ -26,7 +28,7 @@ Handler = TorchModelHandler | VertexEndpointHandler
 
 
 def read_model(model: ModelConfig) -> Manifest:
-    """Read the manifest of a model, unchanged.
+    """Read the manifest of a model, unchanged, and warn if the code that it names has changed.
 
     Raises:
         ModelError: If there is no usable model package.
@@ -34,7 +36,23 @@ def read_model(model: ModelConfig) -> Manifest:
     """
     manifest = read_manifest(model.path, digest=model.digest, feature_columns=model.feature_columns)
     check_trusted(manifest, model.trusted_modules)
+    code = TrustedCode.of_package(model.trusted_modules, model.path)
+    warn_of_changes(manifest, code, lambda text: say(f"warning: {text}"))
     return manifest
+
+
+def scoring_manifest(model: ModelConfig, packaged: Manifest) -> Manifest:
+    """Return the manifest with which a run scores: with its score and thresholds, without rows.
+
+    Args:
+        model: The configuration of the model, which may name another score and other thresholds.
+        packaged: The manifest of the package.
+
+    Raises:
+        UsageError: If the model has no such score or thresholds.
+    """
+    own = with_thresholds(packaged.choose(model.score_output), model.thresholds)
+    return own.without_rows()
 
 
 def make_handler(

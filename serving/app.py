@@ -30,9 +30,10 @@ from model_handlers.loaded_model import describe_error
 from model_handlers.numpy_json import dump_objects
 from serving.instances import BadInstances, split_keys
 from serving.parse_request import parse_request
+from serving.predictions import prediction_faults, prediction_values
 from serving.refusals import Disconnected, Refusal, json_response
 from serving.request_body import read_body
-from serving.service import Service, State, arrays_of
+from serving.service import Service, State
 from transforms.dead_letters import Fault
 
 logger = logging.getLogger("serving")
@@ -193,10 +194,10 @@ class Predict:
         service = self.service
         instances, parameters = parse_request(body)
         try:
-            fields = service.choose(parameters.outputs)
+            choice = service.choose(parameters.outputs)
         except UsageError as error:
             raise Refusal(400, f"parameters.outputs: {error}") from error
-        batcher = service.batcher(fields)
+        batcher = service.batcher(choice)
         if batcher is None:
             raise Refusal(
                 400,
@@ -211,13 +212,13 @@ class Predict:
             inputs = reader.read(rows)
         except BadInstances as bad:
             raise self._refuse_rows(bad.faults, len(instances)) from None
-        answer = await service.predict(batcher, inputs)
-        if answer.faults:
-            faults = {i: Fault("model_error", describe_error(e)) for i, e in answer.faults.items()}
-            raise self._refuse_rows(faults, len(instances))
+        answer = await service.predict(batcher, inputs, choice)
+        if faults := prediction_faults(choice, answer):
+            raise self._refuse_rows(dict(sorted(faults.items())), len(instances))
         service.metrics.rows.inc(len(instances))
+        values = prediction_values(choice, batcher.model.outputs, answer)
         return b'{"predictions":%b}' % dump_objects(
-            [wanted.key for wanted in fields], arrays_of(batcher, answer, fields), keys
+            [field.key for field in choice.fields], values, keys
         )
 
     def _refuse_rows(self, faults: Mapping[int, Fault], rows: int) -> Refusal:

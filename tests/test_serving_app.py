@@ -22,8 +22,9 @@ from examples.transactions.data import FEATURES
 from examples.transactions.model import OUTPUTS
 from model_handlers.loaded_model import LoadedModel
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec
-from model_handlers.package import read_manifest, write_package
+from model_handlers.package import read_manifest
 from model_handlers.torch_model import TorchModelHandler
+from model_handlers.write_package import write_package
 from serving.service import State
 from transforms.validate import validate
 
@@ -281,6 +282,7 @@ def test_health_names_the_model(client: Client, example: Path, path: str) -> Non
             "name": "pytorch-autoencoder",
             "version": "1.0.0",
             "sha256": manifest.sha256,
+            "digest": manifest.sha256,
             "schema_version": 1,
             "prepares": False,
         },

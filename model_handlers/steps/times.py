@@ -27,12 +27,15 @@ _PARTS: Mapping[str, tuple[Callable[[pa.Array], pa.Array], int, int | None]] = {
 }
 _OF_CLOCK = ("minute", "hour")
 _SECOND = 1_000_000
+_ONE = pa.scalar(1, pa.duration("us"))
 
 
 def _check_zone(step: Step, zone: str) -> None:
     try:
         zoneinfo.ZoneInfo(zone)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        # Arrow has time zones of its own.
+        pc.hour(pa.array([0], pa.timestamp("us", zone)))
+    except (zoneinfo.ZoneInfoNotFoundError, pa.ArrowException, ValueError, OSError):
         step.refuse("zone", "the name of a time zone, such as UTC or Europe/Berlin", zone)
 
 
@@ -75,7 +78,8 @@ class TimePart(Step):
         function, first, cycle = _PARTS[self.part]
         times = cells.values
         if self.zone is not None:
-            times = times.cast(pa.timestamp("us", tz=self.zone))
+            # Without a zone, the parts are those of UTC, and much faster.
+            times = times.cast(pa.timestamp("us", None if self.zone == "UTC" else self.zone))
         found = function(times).cast(pa.int64())
         if not self.cyclic or cycle is None:
             return cells.become(found)
@@ -106,7 +110,8 @@ class Epoch(Step):
 class AssumeZone(Step):
     """Turns a time without a zone into a timestamp: it is the time of a clock in `zone`.
 
-    If clocks showed a time twice or never, because they were changed, the earlier time is meant.
+    If clocks showed a time twice, because they were set back, the first one is meant. If they never
+    showed it, because they were set forward, it counts as if they had been set later: 2:30 is 3:30.
     """
 
     NAME: ClassVar = "assume_zone"
@@ -126,10 +131,18 @@ class AssumeZone(Step):
 
     def apply(self, cells: Cells, *operands: Cells) -> Cells:
         """Return the timestamps."""
-        known = pc.assume_timezone(
-            cells.values, self.zone, ambiguous="earliest", nonexistent="earliest"
-        )
+        known = self._assume(cells.values, "earliest")
+        clock = pc.local_timestamp(known)
+        skipped = pc.not_equal(clock, cells.values)
+        if pc.any(skipped).as_py():
+            # Arrow offers the last microsecond before such a gap and the first one after it.
+            late = pc.subtract(pc.subtract(cells.values, clock), _ONE)
+            after = pc.add(self._assume(cells.values, "latest"), late)
+            known = pc.if_else(skipped, after, known)
         return cells.become(known.cast(TIMESTAMP))
+
+    def _assume(self, times: pa.Array, nonexistent: str) -> pa.Array:
+        return pc.assume_timezone(times, self.zone, ambiguous="earliest", nonexistent=nonexistent)
 
 
 def _is_aware(type_: pa.DataType) -> bool:

@@ -27,16 +27,24 @@ class ModelOptions:
         metavar="PATH",
     )
     model_digest: str | None = flag(
-        "SHA-256 that the model file must have; the run fails if the file has another",
+        "digest that the package must have, or SHA-256 that its model file must have; the run "
+        "fails if they have others",
         label="Model digest",
         form=SHA256,
         metavar="SHA256",
     )
     trusted_modules: tuple[str, ...] | None = flag(
-        "top-level Python modules that the `architecture` of the model package may import; they "
-        "must be installed on the workers (default: none)",
+        "top-level Python modules from which the `architecture` of the model package and the "
+        "functions of its steps may be imported; they must be installed on the workers, or in "
+        "--extra_packages (default: none)",
         label="Trusted modules",
         metavar="A,B",
+    )
+    extra_packages: tuple[str, ...] | None = flag(
+        "wheels with your own code, on this machine or in a bucket; workers of this process use "
+        "them without installing them, Dataflow's workers install them when they start",
+        label="Extra packages",
+        metavar="A.whl,B.whl",
     )
     feature_columns: tuple[str, ...] | None = flag(
         "input columns in order, for a model file without model.json",
@@ -44,17 +52,23 @@ class ModelOptions:
         metavar="A,B,C",
     )
     score_output: str | None = flag(
-        "model output to write as the column `score` (default: score_output of model.json; without "
-        "model.json, the output with one float per row, if there is only one)",
+        "output or field of the model to write as the column `score` (default: score_output of "
+        "model.json; without model.json, the output with one float per row, if there is only one)",
         label="Score output",
         metavar="NAME",
     )
     output_fields: tuple[str, ...] | None = flag(
-        "model outputs and source columns to write in addition to row_id, score, scored_at and the "
-        "columns that name the run and the model (default: output_fields of model.json, or all "
-        "outputs if it has none)",
+        "outputs and fields of the model, and source columns, to write in addition to row_id, "
+        "score, scored_at and the columns that name the run and the model (default: output_fields "
+        "of model.json, or all outputs and fields if it has none)",
         label="Output fields",
         metavar="A,B",
+    )
+    thresholds: tuple[str, ...] | None = flag(
+        "numbers at which the step `cut` of a field cuts, in place of those of model.json, such as "
+        "decision=0.4,0.9; several fields are separated by spaces or commas",
+        label="Thresholds",
+        metavar="FIELD=A,B",
     )
     batch_rows: int | None = flag(
         "maximum number of rows in a batch; a model in the worker scores a batch in one forward "

@@ -50,6 +50,7 @@ class KeptModelHandler(BatchHandler[Any]):
         super().__init__(handler.manifest, handler.outputs, handler.batch_rows)
         self.package, self.code = handler.package, handler.code
         self._handler = handler
+        self.package, self.code = handler.package, handler.code
 
     def load_model(self) -> Any:
         """Load the model, and keep a reference to it."""
