@@ -152,7 +152,7 @@ def _add_model_flags(model: Callable[..., Any], environment: Mapping[str, str]) 
 
 
 def _add_inference_flags(model: Callable[..., Any]) -> None:
-    """Add the flags that say what the model computes, and how."""
+    """Add the flags that say what predictions contain."""
     model(
         "--score_output",
         metavar="NAME",
@@ -187,6 +187,11 @@ def _add_inference_flags(model: Callable[..., Any]) -> None:
         help="fields of an instance, such as its id, that are copied to its prediction; they need "
         "not be features",
     )
+    _add_device_flags(model)
+
+
+def _add_device_flags(model: Callable[..., Any]) -> None:
+    """Add the flags that say how the model computes."""
     model(
         "--device", type=_device, default="auto", help="auto, cpu, cuda or cuda:N (default: auto)"
     )

@@ -255,7 +255,7 @@ def test_a_replay_decides_with_other_thresholds(
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
-        ({"thresholds": "decison=0.1,0.2"}, ["no field 'decison' with thresholds", "'decision'?"]),
+        ({"thresholds": "dcision=0.1,0.2"}, ["no field 'dcision' with thresholds", "'decision'?"]),
         ({"thresholds": "label=0.1"}, ["no field 'label' with thresholds", "are decision"]),
         (
             {"thresholds": "decision=0.1"},

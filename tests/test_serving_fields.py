@@ -111,9 +111,9 @@ def test_a_request_chooses_outputs_and_fields(
         assert_same(answer.json["predictions"], [{n: row[n] for n in names} for row in expected])
     whole = served.client.predict(INSTANCES, outputs="all").json["predictions"]
     assert_same(whole, [{n: row[n] for n in EVERY} for row in expected])
-    refused = served.client.predict(INSTANCES, outputs=["lable"])
+    refused = served.client.predict(INSTANCES, outputs=["labl"])
     assert refused.status == 400
-    assert "no output or field 'lable' (did you mean 'label'?)" in refused.error["message"]
+    assert "no output or field 'labl' (did you mean 'label'?)" in refused.error["message"]
 
 
 def test_requests_that_share_a_pass_get_their_own_fields(
