@@ -63,18 +63,25 @@ def write_wheel(
     files: dict[str, str] | None = None,
     name: str = "myteam",
     tag: str = "py3-none-any",
-    **also: str,
+    features: str = FEATURES,
 ) -> Path:
-    """Write a wheel without a build tool, and return its path."""
+    """Write a wheel without a build tool, and return its path.
+
+    Args:
+        folder: The folder of the wheel.
+        files: The modules by path; those of the team by default.
+        name: The name of the distribution.
+        tag: The Python version and the platform that it is for.
+        features: The source of the module with the functions.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     files = files or {
         f"{name}/__init__.py": "",
-        f"{name}/features.py": FEATURES,
+        f"{name}/features.py": features,
         f"{name}/nets.py": NETS,
     }
     info = f"{name}-1.0.dist-info"
-    files = files | also
-    files |= {
+    files = files | {
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
         f"{info}/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n",
     }

@@ -136,12 +136,11 @@ def test_the_wheel_wins_over_a_module_in_the_working_directory(place: Path, tmp_
 @pytest.mark.parametrize("mode", ["multi_threading", "multi_processing"])
 def test_a_run_warns_once_if_the_source_changed(tmp_path: Path, mode: str) -> None:
     write_own_package(tmp_path / "model")
-    write_wheel(tmp_path, **{"myteam/features.py": FEATURES + "\n"})
+    write_wheel(tmp_path, features=FEATURES + "\n")
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS * 50))
-    done = run(
-        *(tmp_path, *BATCH, "--output_files", "o", "--run_id", "r", "--extra_packages", WHEEL),
-        *("--direct_running_mode", mode, "--direct_num_workers", "2", "--batch_rows", "10"),
-    )
+    flags = ["--output_files", "o", "--run_id", "r", "--extra_packages", WHEEL]
+    workers = ["--direct_running_mode", mode, "--direct_num_workers", "2", "--batch_rows", "10"]
+    done = run(tmp_path, *BATCH, *flags, *workers)
     assert done.returncode == 0, done.stderr
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("warning: function myteam.features:ratio: the source of its module")
@@ -175,7 +174,7 @@ def test_a_function_that_breaks_the_contract_ends_the_run(tmp_path: Path) -> Non
     write_own_package(tmp_path / "model")
     source = "def ratio(amount, limit): return amount[:1]\n\n\n"
     broken = re.sub(r"(?s)def ratio.*?(?=def parts)", source, FEATURES)
-    write_wheel(tmp_path, **{"myteam/features.py": broken})
+    write_wheel(tmp_path, features=broken)
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     done = run(tmp_path, *BATCH, "--output_files", "o", "--extra_packages", WHEEL)
     assert done.returncode == 1

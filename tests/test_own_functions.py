@@ -144,7 +144,7 @@ def test_lack_of_memory_is_no_fault_of_a_row() -> None:
 
 
 @pytest.mark.parametrize("digest", ["ab", "A" * 64, "sha256:" + "a" * 57])
-def test_a_digest_that_is_none_is_refused(digest: str) -> None:
+def test_an_invalid_digest_is_refused(digest: str) -> None:
     with pytest.raises(ManifestError, match="source_sha256: expected 64 lowercase hex digits"):
         Call("m:f", source_sha256=digest)
 
