@@ -47,7 +47,7 @@ COMMANDS = {
     "package": Entry(
         "turn a model file into a model package",
         ("model_handlers.package",),
-        "model_handlers.package:main",
+        "millrace.packaging:main",
     ),
     "serve": Entry(
         "serve a model package over HTTP",

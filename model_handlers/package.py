@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from common.command_names import as_typed
 from common.errors import MillraceError, UsageError, one_line
@@ -17,6 +18,11 @@ from common.memory import MORE_MEMORY, out_of_memory
 from common.terminal import print_error
 from model_handlers.manifest import MANIFEST_NAME, Manifest
 from model_handlers.package_flags import make_parser
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+OpenSample: TypeAlias = "Callable[[argparse.Namespace], pa.Table | None]"
 
 
 def read_manifest(
@@ -53,11 +59,32 @@ def read_manifest(
     return package.manifest
 
 
-def make_package(args: argparse.Namespace) -> Manifest:
+def open_parquet(args: argparse.Namespace) -> pa.Table | None:
+    """Return the sample that the flags name, one local Parquet file, or None.
+
+    Args:
+        args: The parsed arguments of the command.
+
+    Raises:
+        InputError: The file cannot be read.
+        UsageError: The flags name something else.
+    """
+    from model_handlers.packaging.samples import read_parquet
+
+    if args.sample_query or len(args.sample or ()) > 1:
+        raise UsageError(
+            "this command reads one Parquet file as --sample: `millrace package` reads several "
+            "files, and --sample_query"
+        )
+    return read_parquet(args.sample[0]) if args.sample else None
+
+
+def make_package(args: argparse.Namespace, open_sample: OpenSample) -> Manifest:
     """Create and write the package that the command line describes.
 
     Args:
         args: The parsed arguments of the command.
+        open_sample: Reads the sample that the arguments name.
 
     Returns:
         The manifest of the package.
@@ -68,10 +95,10 @@ def make_package(args: argparse.Namespace) -> Manifest:
         OutputError: The package cannot be written.
         UsageError: An argument is invalid.
     """
-    from model_handlers.packaging.api import make_and_write
     from model_handlers.packaging.builder import Tensor, column
     from model_handlers.packaging.make import Description
     from model_handlers.packaging.spec_file import SpecFile, read_spec
+    from model_handlers.packaging.write import make_and_write
 
     if args.inputs and args.feature_columns:
         raise UsageError("--inputs and --feature_columns both describe inputs: leave out one")
@@ -94,18 +121,24 @@ def make_package(args: argparse.Namespace) -> Manifest:
         batch_dependence=args.allow_batch_dependence,
         folder=Path(args.inputs).parent if args.inputs else Path(),
     )
-    return make_and_write(args.model, Path(args.output), about, args.sample)
+    if args.sample and args.sample_query:
+        raise UsageError("--sample and --sample_query both name a sample: leave out one")
+    return make_and_write(args.model, Path(args.output), about, open_sample(args))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, open_sample: OpenSample | None = None) -> int:
     """Run the command, and return its exit code.
+
+    Args:
+        argv: The arguments, without the name of the command.
+        open_sample: Reads the sample that the arguments name; by default one Parquet file.
 
     Returns:
         0 if the package was written, 1 if the model cannot be packaged, 2 for wrong arguments.
     """
     try:
         args = make_parser().parse_args(argv)
-        manifest = make_package(args)
+        manifest = make_package(args, open_sample or open_parquet)
     except MillraceError as error:
         print(getattr(error, "skeleton", ""), end="")
         print_error(error)

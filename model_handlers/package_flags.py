@@ -33,9 +33,21 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--sample",
-        metavar="PATH",
-        help="Parquet file of training rows, to compute known-good rows and statistics from "
-        "(default: none; workers then cannot check the model)",
+        metavar="A,B,C",
+        type=names,
+        help="paths of training rows, to take known-good rows and statistics from and to fit steps "
+        "on; `millrace package` reads Parquet, CSV and JSON files, globs and folders, and "
+        "`python -m` one Parquet file (default: none; workers then cannot check the model)",
+    )
+    parser.add_argument(
+        "--sample_query",
+        metavar="SQL",
+        help="BigQuery query whose rows are the sample (`millrace package` only)",
+    )
+    parser.add_argument(
+        "--project",
+        metavar="NAME",
+        help="project that pays for --sample_query (default: that of the credentials)",
     )
     parser.add_argument(
         "--name", metavar="NAME", help="name of the model (default: the file name, without suffix)"
