@@ -11,10 +11,11 @@ from raw_model import model_bytes
 from test_packaging import INPUTS, SPEC, sample
 
 from common.errors import InputError, UsageError
+from examples.local_cloud import LocalCloud
 from millrace import column, fit, package, prepare
 from millrace.command_line import run
 from model_handlers.package import main, read_manifest
-from transforms.samples import read_sample
+from transforms.samples import read_query, read_sample
 
 COLUMNS = {
     "amount": "float64",
@@ -127,3 +128,24 @@ def test_something_else_is_not_a_sample(tmp_path: Path) -> None:
         fit(5, INPUTS)
     with pytest.raises(InputError, match=r"none\.csv"):
         package(tmp_path / "m.pt", tmp_path / "p", sample=tmp_path / "none.csv")
+
+
+def test_a_query_is_a_sample(emulators: LocalCloud, tmp_path: Path) -> None:
+    query = (
+        "SELECT 1.5 AS amount, 10 AS `limit`, 'web' AS kind, "
+        "TIMESTAMP '2026-01-02 03:00:00+00' AS at UNION ALL "
+        "SELECT NULL, 20, 'shop', TIMESTAMP '2026-01-02 04:00:00+00'"
+    )
+    table = read_query(emulators.cloud, query)
+    assert sorted(table.column("kind").to_pylist()) == ["shop", "web"]
+    inputs = {
+        "amount": column("amount").fill("mean").divide("limit"),
+        "hour": column("at").time_part("hour", zone="UTC"),
+    }
+    fitted = fit(table, inputs)
+    assert fitted.columns == {"amount": "float64", "limit": "int64", "at": "timestamp"}
+    found = prepare(table.sort_by("kind"), fitted)
+    assert found["amount"].tolist() == pytest.approx([1.5 / 20, 0.15])
+    assert found["hour"].tolist() == [4, 3]
+    with pytest.raises(InputError, match="--sample_query"):
+        read_query(emulators.cloud, "SELECT")
