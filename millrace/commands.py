@@ -49,6 +49,11 @@ COMMANDS = {
         ("model_handlers.package",),
         "millrace.packaging:main",
     ),
+    "inspect": Entry(
+        "print what a model package takes, does and gives",
+        ("model_handlers.inspect_package",),
+        "model_handlers.inspect_package:main",
+    ),
     "serve": Entry(
         "serve a model package over HTTP",
         ("serving",),

@@ -22,6 +22,8 @@ from model_handlers.package_flags import make_parser
 if TYPE_CHECKING:
     import pyarrow as pa
 
+# The flags that describe a model file.
+_OF_MODELS = ("feature_columns", "inputs", "sample", "sample_query", "architecture")
 OpenSample: TypeAlias = "Callable[[argparse.Namespace], pa.Table | None]"
 
 
@@ -79,6 +81,44 @@ def open_parquet(args: argparse.Namespace) -> pa.Table | None:
     return read_parquet(args.sample[0]) if args.sample else None
 
 
+def change_package(args: argparse.Namespace) -> Manifest:
+    """Write a changed copy of the package that the command line names.
+
+    Args:
+        args: The parsed arguments of the command.
+
+    Returns:
+        The manifest of the copy.
+
+    Raises:
+        ModelError: The package cannot be read.
+        OutputError: The copy cannot be written.
+        UsageError: An argument is invalid.
+    """
+    from model_handlers.packaging.change import Changes, change
+    from model_handlers.packaging.write import write
+    from model_handlers.read_package import read_package
+
+    given = [flag for flag in _OF_MODELS if getattr(args, flag)]
+    if given or args.model:
+        raise UsageError(
+            f"--from changes a package: leave out {f'--{given[0]}' if given else 'the model file'}"
+        )
+    package = read_package(args.package)
+    if package.manifest is None:
+        raise UsageError(f"--from {args.package}: expected a package, which has {MANIFEST_NAME}")
+    changes = Changes(
+        rename=dict(args.rename),
+        fill=dict(args.fill),
+        name=args.name,
+        version=args.version,
+        score=args.score_output,
+    )
+    manifest = change(package.manifest, changes)
+    write(Path(args.output), package.data, manifest, package.files)
+    return manifest
+
+
 def make_package(args: argparse.Namespace, open_sample: OpenSample) -> Manifest:
     """Create and write the package that the command line describes.
 
@@ -100,6 +140,10 @@ def make_package(args: argparse.Namespace, open_sample: OpenSample) -> Manifest:
     from model_handlers.packaging.spec_file import SpecFile, read_spec
     from model_handlers.packaging.write import make_and_write
 
+    if args.model is None:
+        raise UsageError("missing model; see --help")
+    if args.rename or args.fill:
+        raise UsageError("--rename and --fill change a package: name it with --from")
     if args.inputs and args.feature_columns:
         raise UsageError("--inputs and --feature_columns both describe inputs: leave out one")
     spec = read_spec(args.inputs) if args.inputs else SpecFile()
@@ -108,7 +152,7 @@ def make_package(args: argparse.Namespace, open_sample: OpenSample) -> Manifest:
         inputs = {"features": Tensor(tuple(map(column, args.feature_columns)), as_numbers=True)}
     about = Description(
         name=args.name,
-        version=args.version,
+        version=args.version or "1",
         inputs=inputs,
         columns=spec.columns,
         outputs=spec.outputs,
@@ -138,7 +182,10 @@ def main(argv: Sequence[str] | None = None, open_sample: OpenSample | None = Non
     """
     try:
         args = make_parser().parse_args(argv)
-        manifest = make_package(args, open_sample or open_parquet)
+        if args.package is not None:
+            manifest = change_package(args)
+        else:
+            manifest = make_package(args, open_sample or open_parquet)
     except MillraceError as error:
         print(getattr(error, "skeleton", ""), end="")
         print_error(error)

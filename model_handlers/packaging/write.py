@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -38,9 +39,18 @@ def make_and_write(
     except ManifestError as error:
         # There is no model.json yet.
         raise ManifestError(without_file_name(error)) from error
+    write(output, data, manifest, files)
+    return manifest
+
+
+def write(output: Path, data: bytes, manifest: Manifest, files: Mapping[str, bytes]) -> None:
+    """Write a package to a folder; see `write_package`.
+
+    Raises:
+        OutputError: The package cannot be written.
+    """
     try:
         write_package(output, data, manifest, files)
     except OSError as error:
         check_memory(error, f"package {output}", MORE_MEMORY)
         raise OutputError(f"package {output} cannot be written: {one_line(error)}") from error
-    return manifest
