@@ -104,6 +104,14 @@ def json_object(text: str) -> dict[str, Any]:
     raise argparse.ArgumentTypeError("expected a JSON object, such as '{\"hidden\": 64}'")
 
 
+def pair(text: str) -> tuple[str, str]:
+    """Split a text such as `NAME=VALUE` at its first equals sign."""
+    name, sign, value = text.partition("=")
+    if not (name and sign):
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
+    return name, value
+
+
 def names(text: str) -> tuple[str, ...]:
     """Split a text such as `A,B` into names, and reject empty names.
 

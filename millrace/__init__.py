@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cloud.vertex import EndpointAddress
     from common.errors import MillraceError
+    from millrace.packaging import fit, package, prepare
     from model_handlers.endpoint import RequestLimits
     from model_handlers.endpoint_handler import VertexEndpointHandler
     from model_handlers.manifest import InputSpec, Manifest, OutputSpec
     from model_handlers.package import read_manifest
-    from model_handlers.packaging.api import fit, package, prepare
     from model_handlers.packaging.builder import column, field, output, tensor
     from model_handlers.torch_model import TorchModelHandler
     from model_handlers.write_package import write_package
@@ -80,11 +80,11 @@ _MODULES = {
     "column": "model_handlers.packaging.builder",
     "external_table": "transforms.results",
     "field": "model_handlers.packaging.builder",
-    "fit": "model_handlers.packaging.api",
+    "fit": "millrace.packaging",
     "open_result": "transforms.results",
     "output": "model_handlers.packaging.builder",
-    "package": "model_handlers.packaging.api",
-    "prepare": "model_handlers.packaging.api",
+    "package": "millrace.packaging",
+    "prepare": "millrace.packaging",
     "read_manifest": "model_handlers.package",
     "tensor": "model_handlers.packaging.builder",
     "write_package": "model_handlers.write_package",

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from common.command_names import as_typed
 from common.errors import MillraceError, UsageError, one_line
@@ -17,6 +18,13 @@ from common.memory import MORE_MEMORY, out_of_memory
 from common.terminal import print_error
 from model_handlers.manifest import MANIFEST_NAME, Manifest
 from model_handlers.package_flags import make_parser
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# The flags that describe a model file.
+_OF_MODELS = ("feature_columns", "inputs", "sample", "sample_query", "architecture")
+OpenSample: TypeAlias = "Callable[[argparse.Namespace], pa.Table | None]"
 
 
 def read_manifest(
@@ -54,11 +62,70 @@ def read_manifest(
     return package.manifest
 
 
-def make_package(args: argparse.Namespace) -> Manifest:
+def open_parquet(args: argparse.Namespace) -> pa.Table | None:
+    """Return the sample that the flags name, one local Parquet file, or None.
+
+    Args:
+        args: The parsed arguments of the command.
+
+    Raises:
+        InputError: The file cannot be read.
+        UsageError: The flags name something else.
+    """
+    from model_handlers.packaging.samples import read_parquet
+
+    if args.sample_query or len(args.sample or ()) > 1:
+        raise UsageError(
+            "this command reads one Parquet file as --sample: `millrace package` reads several "
+            "files, and --sample_query"
+        )
+    return read_parquet(args.sample[0]) if args.sample else None
+
+
+def change_package(args: argparse.Namespace) -> Manifest:
+    """Write a changed copy of the package that the command line names.
+
+    Args:
+        args: The parsed arguments of the command.
+
+    Returns:
+        The manifest of the copy.
+
+    Raises:
+        ModelError: The package cannot be read.
+        OutputError: The copy cannot be written.
+        UsageError: An argument is invalid.
+    """
+    from model_handlers.packaging.change import Changes, change
+    from model_handlers.packaging.write import write
+    from model_handlers.read_package import read_package
+
+    given = [flag for flag in _OF_MODELS if getattr(args, flag)]
+    if given or args.model:
+        raise UsageError(
+            f"--from changes a package: leave out {f'--{given[0]}' if given else 'the model file'}"
+        )
+    package = read_package(args.package)
+    if package.manifest is None:
+        raise UsageError(f"--from {args.package}: expected a package, which has {MANIFEST_NAME}")
+    changes = Changes(
+        rename=dict(args.rename),
+        fill=dict(args.fill),
+        name=args.name,
+        version=args.version,
+        score=args.score_output,
+    )
+    manifest = change(package.manifest, changes)
+    write(Path(args.output), package.data, manifest, package.files)
+    return manifest
+
+
+def make_package(args: argparse.Namespace, open_sample: OpenSample) -> Manifest:
     """Create and write the package that the command line describes.
 
     Args:
         args: The parsed arguments of the command.
+        open_sample: Reads the sample that the arguments name.
 
     Returns:
         The manifest of the package.
@@ -69,11 +136,15 @@ def make_package(args: argparse.Namespace) -> Manifest:
         OutputError: The package cannot be written.
         UsageError: An argument is invalid.
     """
-    from model_handlers.packaging.api import make_and_write
     from model_handlers.packaging.builder import Tensor, column
     from model_handlers.packaging.make import Description
     from model_handlers.packaging.spec_file import SpecFile, read_spec
+    from model_handlers.packaging.write import make_and_write
 
+    if args.model is None:
+        raise UsageError("missing model; see --help")
+    if args.rename or args.fill:
+        raise UsageError("--rename and --fill change a package: name it with --from")
     if args.inputs and args.feature_columns:
         raise UsageError("--inputs and --feature_columns both describe inputs: leave out one")
     spec = read_spec(args.inputs) if args.inputs else SpecFile()
@@ -82,7 +153,7 @@ def make_package(args: argparse.Namespace) -> Manifest:
         inputs = {"features": Tensor(tuple(map(column, args.feature_columns)), as_numbers=True)}
     about = Description(
         name=args.name,
-        version=args.version,
+        version=args.version or "1",
         inputs=inputs,
         columns=spec.columns,
         outputs=spec.outputs,
@@ -95,18 +166,27 @@ def make_package(args: argparse.Namespace) -> Manifest:
         batch_dependence=args.allow_batch_dependence,
         folder=Path(args.inputs).parent if args.inputs else Path(),
     )
-    return make_and_write(args.model, Path(args.output), about, args.sample)
+    if args.sample and args.sample_query:
+        raise UsageError("--sample and --sample_query both name a sample: leave out one")
+    return make_and_write(args.model, Path(args.output), about, open_sample(args))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, open_sample: OpenSample | None = None) -> int:
     """Run the command, and return its exit code.
+
+    Args:
+        argv: The arguments, without the name of the command.
+        open_sample: Reads the sample that the arguments name; by default one Parquet file.
 
     Returns:
         0 if the package was written, 1 if the model cannot be packaged, 2 for wrong arguments.
     """
     try:
         args = make_parser().parse_args(argv)
-        manifest = make_package(args)
+        if args.package is not None:
+            manifest = change_package(args)
+        else:
+            manifest = make_package(args, open_sample or open_parquet)
     except MillraceError as error:
         print(getattr(error, "skeleton", ""), end="")
         print_error(error)

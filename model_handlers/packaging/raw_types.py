@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -53,9 +54,10 @@ def choose_types(
                 f"columns: {name!r} is declared, but no input reads it{suggest(name, names)}"
             )
     possible = {name: _possible(name, declared, sample) for name in names}
-    types = {name: choices[0] for name, choices in possible.items()}
+    types: dict[str, RawType] = {}
     for name, choices in possible.items():
-        fits = [raw for raw in choices if _fits(chains, types | {name: raw}, name)]
+        known = possible | {other: (raw,) for other, raw in types.items()}
+        fits = [raw for raw in choices if _fits(chains, known | {name: (raw,)}, name)]
         if len(fits) > 1 and fits[0] != choices[0] and sample is not None:
             fits.sort(key=lambda raw: _refused(sample_column(sample, name), raw))
         types[name] = (fits or choices)[0]
@@ -130,14 +132,28 @@ def _likely(type_: pa.DataType) -> Sequence[RawType]:
     return ("binary",) if is_binary(type_) else ("float64",)
 
 
-def _fits(chains: Sequence[Chain], types: Mapping[str, str], name: str) -> bool:
-    """Return whether all chains that read a column can, and end in numbers."""
-    known = {column: RAW_TYPES[raw] for column, raw in types.items()}
+def _fits(chains: Sequence[Chain], possible: Mapping[str, Sequence[RawType]], name: str) -> bool:
+    """Return whether all chains that read a column can end in numbers."""
+    return all(
+        any(_ends_in_numbers(chain, types) for types in _choices(chain, possible))
+        for chain in chains
+        if name in chain.names
+    )
+
+
+def _choices(
+    chain: Chain, possible: Mapping[str, Sequence[RawType]]
+) -> Iterator[dict[str, pa.DataType]]:
+    """Yield the types that the columns of a chain can have together."""
+    for raws in itertools.product(*(possible[name] for name in chain.names)):
+        yield {name: RAW_TYPES[raw] for name, raw in zip(chain.names, raws, strict=True)}
+
+
+def _ends_in_numbers(chain: Chain, types: Mapping[str, pa.DataType]) -> bool:
     try:
-        ends = [kind_of(chain.gives(known)) for chain in chains if name in chain.names]
+        return kind_of(chain.gives(types)) in (Kind.NUMBER, Kind.VECTOR)
     except ManifestError:
         return False
-    return set(ends) <= {Kind.NUMBER, Kind.VECTOR}
 
 
 def _refused(column: pa.Array, raw: str) -> int:

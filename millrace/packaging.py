@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from common.errors import ManifestError, OutputError, UsageError, one_line
+import pyarrow as pa
+
+from common.errors import UsageError
 from common.memory import MORE_MEMORY, check_memory
+from model_handlers import package as package_command
 from model_handlers.manifest import Manifest, OutputSpec, RawType
-from model_handlers.packaging.builder import Columns, Steps, Tensor, tensors, without_file_name
+from model_handlers.packaging.builder import Columns, Steps, Tensor, tensors
 from model_handlers.packaging.fit import FittedInputs, fit_inputs
 from model_handlers.packaging.prepared import Prepared, prepare_source
-from model_handlers.packaging.samples import Sample, as_table
 from model_handlers.trusted_code import TrustedCode, steps_context
 
 Inputs = Mapping[str, Columns | Tensor]
 PathLike = str | os.PathLike[str]
+Sample: TypeAlias = Any
 
 
 def fit(
@@ -33,7 +37,8 @@ def fit(
     when the model is trained. So rows are prepared in the same way for both.
 
     Args:
-        sample: The path of a Parquet file, a table of Arrow, a data frame, or columns by name.
+        sample: Paths of Parquet, CSV or JSON files, a table of Arrow, a data frame, or columns by
+            name.
         inputs: The columns of each input, with their steps, by the name of the input.
         columns: The raw types of columns; those of the sample by default.
         trusted_modules: The top-level modules whose functions steps may call.
@@ -58,7 +63,8 @@ def prepare(
     """Turn rows of a source into tensors for training, as a run prepares them for the model.
 
     Args:
-        rows: The path of a Parquet file, a table of Arrow, a data frame, or columns by name.
+        rows: Paths of Parquet, CSV or JSON files, a table of Arrow, a data frame, or columns by
+            name.
         inputs: The result of `fit`; or inputs whose steps need no fitting.
         trusted_modules: The top-level modules whose functions steps may call.
 
@@ -148,6 +154,7 @@ def package(
         UsageError: An argument is wrong.
     """
     from model_handlers.packaging.make import Description
+    from model_handlers.packaging.write import make_and_write
 
     about = Description(
         name=name,
@@ -163,28 +170,8 @@ def package(
         trusted_modules=trusted_modules,
         batch_dependence=allow_batch_dependence,
     )
-    return make_and_write(str(model), Path(output), about, sample)
-
-
-def make_and_write(model: str, output: Path, about: Any, sample: Sample) -> Manifest:
-    """Make a package and write it to a folder; see `package`."""
-    from model_handlers.packaging.make import make
-    from model_handlers.read_package import ModelPackage, read_bytes
-    from model_handlers.write_package import write_package
-
-    data = read_bytes(model)
     table = None if sample is None else as_table(sample)
-    try:
-        manifest, files = make(ModelPackage(Path(model).name, data, None), about, table)
-    except ManifestError as error:
-        # There is no model.json yet.
-        raise ManifestError(without_file_name(error)) from error
-    try:
-        write_package(output, data, manifest, files)
-    except OSError as error:
-        check_memory(error, f"package {output}", MORE_MEMORY)
-        raise OutputError(f"package {output} cannot be written: {one_line(error)}") from error
-    return manifest
+    return make_and_write(str(model), Path(output), about, table)
 
 
 def _fields(fields: Mapping[str, Steps]) -> Mapping[str, Steps]:
@@ -195,3 +182,55 @@ def _fields(fields: Mapping[str, Steps]) -> Mapping[str, Steps]:
                 f"{'column(...)' if isinstance(steps, Steps) else type(steps).__name__}"
             )
     return fields
+
+
+def as_table(sample: Sample) -> pa.Table:
+    """Return the rows of a sample as a table.
+
+    Args:
+        sample: Paths, globs or folders of Parquet, CSV and JSON files; a table of Arrow, or a data
+            frame that Arrow can read, such as one of pandas or Polars; columns by name, or rows.
+
+    Raises:
+        InputError: A file cannot be read.
+        UsageError: The sample is something else.
+    """
+    from transforms.samples import read_sample
+
+    if isinstance(sample, str | os.PathLike):
+        return read_sample([os.fspath(sample)])
+    if isinstance(sample, pa.Table):
+        return sample
+    try:
+        if isinstance(sample, Sequence) and sample:
+            if all(isinstance(path, str | os.PathLike) for path in sample):
+                return read_sample([os.fspath(path) for path in sample])
+            if all(isinstance(row, Mapping) for row in sample):
+                return pa.Table.from_pylist(list(sample))
+        if isinstance(sample, pa.RecordBatch):
+            return pa.Table.from_batches([sample])
+        return pa.table(sample)
+    except (TypeError, ValueError, pa.ArrowException) as error:
+        check_memory(error, "the sample", MORE_MEMORY)
+        raise UsageError(
+            "sample: expected paths, a table of Arrow, a data frame, columns by name or rows, got "
+            f"{type(sample).__name__} ({type(error).__name__})"
+        ) from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `millrace package`, which reads samples in all formats; return its exit code."""
+    return package_command.main(argv, open_sample)
+
+
+def open_sample(args: argparse.Namespace) -> pa.Table | None:
+    """Return the sample that the flags of the command name, or None."""
+    from cloud.clients import Cloud, default_project
+    from transforms.samples import read_query, read_sample
+
+    if args.sample_query is None:
+        return None if args.sample is None else read_sample(args.sample)
+    project = args.project or default_project()
+    if project is None:
+        raise UsageError("--sample_query needs --project, the project that pays for the query")
+    return read_query(Cloud(project), args.sample_query)
