@@ -9,10 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from property_tests import examples
 from steps_reference import seen
@@ -34,7 +33,7 @@ from model_handlers.steps.numeric import (
     Sigmoid,
     Subtract,
 )
-from model_handlers.steps.step import Cells, Context, Refused, Step, kind_of
+from model_handlers.steps.step import Cells, Context, Step, kind_of
 from model_handlers.steps.times import AssumeZone, Epoch, TimePart
 
 FILES = {"kinds.txt": "shop\nweb\r\nphone\nÄ b\n1\n-5\n".encode()}
