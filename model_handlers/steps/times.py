@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from model_handlers.steps.raw import DATETIME, TIMESTAMP
-from model_handlers.steps.step import Cells, Kind, Step, vectors
+from model_handlers.steps.step import Cells, Kind, Step, refuse_cells, vectors
 
 Part = Literal["minute", "hour", "weekday", "day", "day_of_year", "month", "year"]
 # The function of each part, its first value and after how many values it starts again.
@@ -73,7 +73,7 @@ class TimePart(Step):
         if not aware and self.zone is not None:
             self.refuse("zone", "none, because the column has no time zone", self.zone)
         if pa.types.is_date(type_) and self.part in _OF_CLOCK:
-            self.refuse("part", "a part of a date", self.part)
+            self.refuse("part", "a part that a date has", self.part)
         return pa.list_(pa.float64(), 2) if self.cyclic else pa.int64()
 
     def apply(self, cells: Cells, *operands: Cells) -> Cells:
@@ -145,8 +145,10 @@ class AssumeZone(Step):
 
     def gives(self, type_: pa.DataType, *operands: pa.DataType) -> pa.DataType:
         """Return a timestamp."""
-        if _is_aware(type_) or pa.types.is_date(type_):
-            self.refuse("zone", "a column of the type datetime", self.zone)
+        if _is_aware(type_):
+            refuse_cells(self, "a datetime", type_, "its times have a zone already")
+        if pa.types.is_date(type_):
+            refuse_cells(self, "a datetime", type_)
         return TIMESTAMP
 
     def apply(self, cells: Cells, *operands: Cells) -> Cells:
