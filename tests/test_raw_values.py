@@ -187,7 +187,7 @@ def test_the_form_of_a_time_does_not_depend_on_the_times_beside_it(
 ) -> None:
     alone = [one for text in texts for one in shown(from_values([text], raw))]
     assert shown(from_values(texts, raw)) == alone
-    # Each of these is refused, so that Arrow cannot read the column as it is.
+    # With a day that does not exist, Arrow cannot read the column as it is.
     assert shown(from_values([*texts, "2025-02-30"], raw))[:-1] == alone
 
 

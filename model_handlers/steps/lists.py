@@ -65,7 +65,7 @@ class _Lists(Step):
 class Pad(_Lists):
     """Extends lists of numbers with `value` to `to` items, and shortens longer lists.
 
-    `keep` says which items of a longer list stay, `first` or `last`; without it, its row is
+    A list with an item that is null is refused.     `keep` says which items of a longer list stay, `first` or `last`; without it, its row is
     refused. `side` says where a shorter list is extended, at its `end` or its `start`.
     """
 

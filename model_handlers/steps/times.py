@@ -128,7 +128,7 @@ class Epoch(Step):
 
 @dataclass(frozen=True)
 class AssumeZone(Step):
-    """Turns a time without a zone into a timestamp: it is the time of a clock in `zone`.
+    """Turns a datetime, which has no zone, into a timestamp: a clock in `zone` showed it.
 
     If clocks showed a time twice, because they were set back, the first one is meant. If they never
     showed it, because they were set forward, it counts as if they had been set later: 2:30 is 3:30.
