@@ -150,10 +150,11 @@ template: $(STAMP)  ## create a Flex Template: PIPELINE=batch_local BUCKET=... I
 image-check: $(STAMP)  ## build the image on stand-in bases without Docker, and run it (Debian, root)
 	BIN=$(BIN) templates/check_image
 
-templates: $(STAMP)  ## generate templates/*.json and docs/reference/flags from the flags
+templates: $(STAMP)  ## generate templates/*.json and docs/reference/flags from the flags, and steps.md
 	$(BIN)/python -m pipelines.metadata
 	$(BIN)/python tools/flag_pages.py
 	$(BIN)/python tools/step_methods.py
+	$(BIN)/python tools/step_page.py
 
 docs: $(DOCS)/.installed $(MERMAID)  ## build the documentation site in build/site
 	@$(DOCS)/bin/zensical build --strict --clean
@@ -181,6 +182,7 @@ check: $(STAMP)  ## check formatting, lint, types, words and generated files
 	$(BIN)/python -m pipelines.metadata --check
 	$(BIN)/python tools/flag_pages.py --check
 	$(BIN)/python tools/step_methods.py --check
+	$(BIN)/python tools/step_page.py --check
 	$(BIN)/python tools/words.py
 	$(BIN)/codespell
 

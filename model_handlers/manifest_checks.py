@@ -115,7 +115,10 @@ def check_chains(inputs: Sequence[InputSpec], declared: Mapping[str, str]) -> No
             kind = kind_of(type_)
             if kind not in (Kind.NUMBER, Kind.VECTOR):
                 hint = f": {NUMBERS_FROM[kind]}" if kind in NUMBERS_FROM else ""
-                refuse_manifest(where, "a chain that ends in numbers", words_for(type_), hint)
+                raise ManifestError(
+                    f"{MANIFEST_NAME}: {where}: expected a chain that ends in numbers, got "
+                    f"{words_for(type_)}{hint}"
+                )
             width += type_.list_size if kind is Kind.VECTOR else 1
         if spec.chains and width != spec.width:
             expected = f"chains that give {spec.width} numbers, for shape {list(spec.shape)}"

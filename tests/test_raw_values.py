@@ -172,6 +172,25 @@ JSON_VALUES = (
 )
 
 
+TIME_TEXTS = st.tuples(
+    st.sampled_from(["2025-11-20", "20251120", "2025-1-2", "+2025-11-20", "12025-11-20", "2025"]),
+    st.sampled_from(["", "T12", " 12:00", "T1200", "T12:00:00", "t12:00", "T12:00:00.1", "T12:0"]),
+    st.sampled_from(["", "Z", "z", " Z", " UTC", "+01", "-0100", "+01:00", " +01:00", "+1", "UTC"]),
+).map("".join)
+
+
+@pytest.mark.parametrize("raw", ["timestamp", "datetime", "date"])
+@settings(deadline=None, max_examples=examples(200))
+@given(texts=st.lists(TIME_TEXTS | ODD, max_size=4))
+def test_the_form_of_a_time_does_not_depend_on_the_times_beside_it(
+    raw: str, texts: list[str]
+) -> None:
+    alone = [one for text in texts for one in shown(from_values([text], raw))]
+    assert shown(from_values(texts, raw)) == alone
+    # With a day that does not exist, Arrow cannot read the column as it is.
+    assert shown(from_values([*texts, "2025-02-30"], raw))[:-1] == alone
+
+
 @pytest.mark.parametrize("raw", RAW_TYPES)
 @settings(deadline=None, max_examples=examples(200))
 @given(values=st.lists(JSON_VALUES | st.lists(JSON_VALUES, max_size=3), max_size=6))

@@ -14,6 +14,7 @@ from common.errors import ManifestError, suggest
 from model_handlers.steps.raw import each_distinct, each_item
 from model_handlers.steps.step import (
     NUMBERS_FROM,
+    WORDS,
     Apply,
     Cells,
     Context,
@@ -152,7 +153,9 @@ def _after(step: Step, type_: pa.DataType, operands: list[pa.DataType]) -> pa.Da
 
 
 def _refuse_kind(step: Step, type_: pa.DataType) -> NoReturn:
-    takes = " or ".join(step.TAKES)
-    wants_numbers = Kind.NUMBER in step.TAKES or Kind.VECTOR in step.TAKES
-    hint = NUMBERS_FROM.get(kind_of(type_)) if wants_numbers else None
-    refuse_cells(step, takes, type_, hint)
+    kind, hint = kind_of(type_), None
+    if Kind.NUMBER in step.TAKES or Kind.VECTOR in step.TAKES:
+        hint = NUMBERS_FROM.get(kind)
+    elif step.TAKES == (Kind.TEXT,):
+        hint = "cast turns numbers and times into text"
+    refuse_cells(step, " or ".join(WORDS[kind] for kind in step.TAKES), type_, hint)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from model_handlers.steps.raw import RAW_TYPES, become, can_become
-from model_handlers.steps.step import Cells, Kind, Step, kind_of
+from model_handlers.steps.step import NUMBERS_FROM, Cells, Kind, Step, words_for
 from model_handlers.steps.values import from_values
 
 RawName = Literal["float64", "int64", "bool", "string", "timestamp", "datetime", "date"]
@@ -31,10 +31,10 @@ class Cast(Step):
         """Return the type `to`."""
         to_number = pa.types.is_boolean(type_) and self.to in ("float64", "int64")
         if not (to_number or can_become(type_, self.to)):
-            hint = ""
-            if kind_of(type_) is Kind.TIME and self.to == "timestamp":
-                hint = "; assume_zone turns a datetime into a timestamp"
-            self.refuse("to", f"a type that {type_} can become{hint}", self.to)
+            hint = NUMBERS_FROM[Kind.TIME] if self.to in ("float64", "int64") else None
+            if self.to == "timestamp":
+                hint = "assume_zone turns a datetime into a timestamp"
+            self.refuse("to", f"a type that {words_for(type_)} can become", self.to, hint)
         return RAW_TYPES[self.to]
 
     def apply(self, cells: Cells, *operands: Cells) -> Cells:
@@ -60,7 +60,7 @@ class Fill(Step):
     def gives(self, type_: pa.DataType, *operands: pa.DataType) -> pa.DataType:
         """Return the same type."""
         if self._scalar(type_) is None:
-            self.refuse("value", f"a value of the type {type_}", self.value)
+            self.refuse("value", f"{words_for(type_)}, as the column has", self.value)
         return type_
 
     def apply(self, cells: Cells, *operands: Cells) -> Cells:

@@ -65,7 +65,7 @@ class _Lists(Step):
 class Pad(_Lists):
     """Extends lists of numbers with `value` to `to` items, and shortens longer lists.
 
-    `keep` says which items of a longer list stay, `first` or `last`; without it, its row is
+    A list with an item that is null is refused.     `keep` says which items of a longer list stay, `first` or `last`; without it, its row is
     refused. `side` says where a shorter list is extended, at its `end` or its `start`.
     """
 
@@ -79,7 +79,7 @@ class Pad(_Lists):
         """Return `to` numbers."""
         item = type_.value_type
         if kind_of(item) is not Kind.NUMBER:
-            refuse_cells(self, "lists of numbers", type_, NUMBERS_FROM.get(kind_of(item)))
+            refuse_cells(self, "a list of numbers", type_, NUMBERS_FROM.get(kind_of(item)))
         whole = self.value.is_integer() and abs(self.value) < 2**63
         if not (pa.types.is_floating(item) or whole):
             self.refuse("value", "a whole number, because the items are integers", self.value)

@@ -113,7 +113,7 @@ class Sigmoid(_Number):
 
 @dataclass(frozen=True)
 class Bucket(Step):
-    """Returns the number of `edges` that are at most x, an integer from 0 to their count.
+    """Returns how many of the `edges` are at most x, an integer from 0.
 
     The edges can be fitted on a sample.
     """

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -35,7 +36,7 @@ RAW_TYPES: Mapping[str, pa.DataType] = {
     "list<string>": pa.list_(pa.string()),
 }
 _DAY = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
-_CLOCK = r"[0-9]{2}:[0-9]{2}(:[0-9]{2}([.][0-9]{1,9})?)?"
+_CLOCK = r"[0-9]{2}(:[0-9]{2}(:[0-9]{2}([.][0-9]{1,9})?)?)?"
 _ZONE = r" ?(Z|UTC|[+-][0-9]{2}(:?[0-9]{2})?)"
 _WITH_ZONE = f"^{_DAY}[T ]{_CLOCK}{_ZONE}$"
 _WITHOUT_ZONE = f"^{_DAY}([T ]{_CLOCK})?$"
@@ -244,6 +245,9 @@ def _trimmed(values: pa.Array) -> pa.Array:
 def _times(values: pa.Array, raw: str, pattern: str) -> Cells:
     """Return text as times, if it has the form of a pattern and names a time that exists."""
     kind = RAW_TYPES[raw]
+    # Arrow reads no other form than those of the pattern, but not all of them.
+    with suppress(pa.ArrowInvalid):
+        return _from_times(values.cast(kind), raw)
     fits = pc.match_substring_regex(values, pattern)
     known = pc.if_else(fits, values, pa.scalar(None, pa.string()))
     if raw != "date":

@@ -198,11 +198,12 @@ class Step:
         """Return the result for each cell. Null stays null."""
         raise NotImplementedError
 
-    def refuse(self, member: str, expected: str, got: Any) -> NoReturn:
+    def refuse(self, member: str, expected: str, got: Any, hint: str | None = None) -> NoReturn:
         """Raise ManifestError for a member with a value that is not allowed."""
-        shown = repr(got)
-        shown = shown if len(shown) <= 80 else f"{shown[:80]}..."
-        raise ManifestError(f"step {self.NAME}: {member}: expected {expected}, got {shown}")
+        more = f": {hint}" if hint else ""
+        raise ManifestError(
+            f"step {self.NAME}: {member}: expected {expected}, got {shorten(_as_typed(got))}{more}"
+        )
 
 
 def refuse_cells(
@@ -215,20 +216,47 @@ def refuse_cells(
 
 def words_for(type_: pa.DataType) -> str:
     """Return what cells of a type are, for messages."""
+    if pa.types.is_fixed_size_list(type_) and kind_of(type_) is Kind.VECTOR:
+        return f"a vector of {type_.list_size} numbers"
     if is_list(type_):
-        size = f"{type_.list_size} " if pa.types.is_fixed_size_list(type_) else ""
-        return f"a list of {size}{_PLURALS.get(kind_of(type_.value_type), 'lists')}"
-    return _WORDS.get(kind_of(type_), str(type_))
+        return f"a list of {_ITEMS.get(kind_of(type_.value_type), 'lists')}"
+    if pa.types.is_timestamp(type_):
+        return "a datetime" if type_.tz is None else "a timestamp"
+    return "a date" if pa.types.is_date(type_) else WORDS[kind_of(type_)]
 
 
-# How cells become numbers, for messages.
+def shorten(text: str) -> str:
+    """Return a text for a message, cut if it is long."""
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def _as_typed(got: Any) -> str:
+    """Return a value of a manifest as its author may have typed it."""
+    if isinstance(got, bool):
+        return str(got).lower()
+    if isinstance(got, float) and got.is_integer():
+        return repr(int(got)) if abs(got) < 1e15 else repr(got)
+    if isinstance(got, list | tuple):
+        return f"[{', '.join(map(_as_typed, got))}]"
+    return "nothing" if got is None else repr(got)
+
+
+# What cells are, and how they become numbers, for messages.
+WORDS = {
+    Kind.NUMBER: "a number",
+    Kind.TEXT: "text",
+    Kind.TIME: "a time",
+    Kind.BYTES: "bytes",
+    Kind.LIST: "a list",
+    Kind.VECTOR: "a vector of numbers",
+    Kind.OTHER: "lists within lists",
+}
+_ITEMS = {Kind.NUMBER: "numbers", Kind.TEXT: "texts", Kind.TIME: "times"}
 NUMBERS_FROM = {
     Kind.TEXT: "vocabulary and hash turn text into numbers",
     Kind.TIME: "time_part and epoch turn times into numbers",
     Kind.LIST: "pad gives all lists the same length",
 }
-_WORDS = {Kind.NUMBER: "a number", Kind.TEXT: "text", Kind.TIME: "a time", Kind.BYTES: "bytes"}
-_PLURALS = {Kind.NUMBER: "numbers", Kind.TEXT: "texts", Kind.TIME: "times", Kind.BYTES: "bytes"}
 
 
 def flat(vectors: pa.Array) -> tuple[pa.Array, int]:
