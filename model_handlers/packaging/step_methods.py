@@ -22,7 +22,7 @@ class StepMethods:
         """
         return self._then("cast", to=to)
 
-    def fill(self, value: float | str | bool) -> Self:
+    def fill(self, value: float | int | str | bool) -> Self:
         """Puts `value` where a cell is null; NaN of the source counts as null.
 
         The value can be fitted on a sample: the mean, the median or the most frequent value.
@@ -54,7 +54,7 @@ class StepMethods:
         return self._then("scale", mean=mean, std=std)
 
     def bucket(self, edges: Sequence[float] | None = None, *, count: int | None = None) -> Self:
-        """Returns the number of `edges` that are at most x, an integer from 0 to their count.
+        """Returns how many of the `edges` are at most x, an integer from 0.
 
         The edges can be fitted on a sample.
 
@@ -161,10 +161,11 @@ class StepMethods:
         return self._then("epoch")
 
     def assume_zone(self, zone: str) -> Self:
-        """Turns a time without a zone into a timestamp: it is the time of a clock in `zone`.
+        """Turns a datetime, which has no zone, into a timestamp: a clock in `zone` showed it.
 
-        If clocks showed a time twice or never, because they were changed, the earlier time is
-        meant.
+        If clocks showed a time twice, because they were set back, the first one is meant. If
+        they never showed it, because they were set forward, it counts as if they had been set
+        later: 2:30 is 3:30.
         """
         return self._then("assume_zone", zone=zone)
 
@@ -173,8 +174,9 @@ class StepMethods:
     ) -> Self:
         """Extends lists of numbers with `value` to `to` items, and shortens longer lists.
 
-        `keep` says which items of a longer list stay, `first` or `last`; without it, its row
-        is refused. `side` says where a shorter list is extended, at its `end` or its `start`.
+        A list with an item that is null is refused. `keep` says which items of a longer list
+        stay, `first` or `last`; without it, its row is refused. `side` says where a shorter
+        list is extended, at its `end` or its `start`.
         """
         return self._then("pad", to=to, value=value, keep=keep, side=side)
 
