@@ -17,12 +17,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from model_handlers.packaging.api import Inputs
 
 from examples.churn.data import DEVICES, OUTCOMES, generate
 from examples.churn.model import MOST_DEVICES, ChurnModel
 from examples.raw_training import export_pt2, fit_model
 from millrace import column, field, fit, output, package, prepare
+from millrace.packaging import Inputs
 from model_handlers.packaging.fit import FittedInputs
 
 SECONDS_A_DAY = 86_400.0

@@ -19,12 +19,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from model_handlers.packaging.api import Inputs
 
 from examples.raw_training import export_pt2, fit_model
 from examples.sensors.data import LONGEST, generate
 from examples.sensors.model import SensorModel
 from millrace import column, field, fit, output, package, prepare
+from millrace.packaging import Inputs
 from model_handlers.packaging.fit import FittedInputs
 
 HUNDRED = 100.0
