@@ -193,6 +193,7 @@ format: $(STAMP)  ## format the code and fix what the linter can fix
 bench: $(STAMP)  ## compare with stock Beam and a plain loop (about five minutes)
 	$(BIN)/python -m benchmarks.files.compare
 	$(BIN)/python -m benchmarks.predict_cost
+	$(BIN)/python -m benchmarks.steps
 
 bench-bigquery: $(STAMP) $(EMULATORS)/.installed  ## compare reading and writing BigQuery with stock Beam (under ten minutes)
 	$(BIN)/python -m benchmarks.bigquery.read

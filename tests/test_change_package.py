@@ -118,7 +118,7 @@ def test_a_fill_is_replaced_and_rows_that_it_changes_are_removed(tmp_path: Path)
         (["--rename", "A=x"], "--rename: the model reads no column 'A' (did you mean 'a'?)"),
         (["--rename", "a=b"], "--rename: two columns would be called 'b'"),
         (["--rename", "a"], "--rename: expected NAME=VALUE, got 'a'"),
-        (["--fill", "a=much"], "step fill: value: expected a value of the type double"),
+        (["--fill", "a=much"], "step fill: value: expected a number, as the column has"),
         (["--fill", "c=1"], "--fill: the model reads no column 'c'"),
         (["--score_output", "scroe"], "no output 'scroe'"),
         (["--feature_columns", "a"], "--from changes a package: leave out --feature_columns"),

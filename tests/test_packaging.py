@@ -478,7 +478,7 @@ def test_a_description_to_start_from_is_printed(
         (lambda i: i | {"dense": i["dense"][:1]}, r"takes dense float32 \[rows, 4\], .* 1 number "),
         (
             lambda i: i | {"kind": column("at")},
-            "expected a chain that ends in numbers, got 'timestamp",
+            "expected a chain that ends in numbers, got a timestamp",
         ),
         (lambda i: i | {"kind": column("kinds").vocabulary()}, "no column 'kinds' .*'kind'"),
         (lambda i: i | {"kind": column("kind").log1p()}, "step log1p: .*|no valid value|all steps"),

@@ -11,6 +11,7 @@ import binascii
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -104,6 +105,8 @@ def become(values: pa.Array, raw: str) -> Cells:
         values = values.dictionary_decode()
     if pa.types.is_null(values.type):
         return Cells(pa.nulls(len(values), RAW_TYPES[raw]))
+    if values.type == RAW_TYPES[raw] and raw in ("list<int64>", "list<string>"):
+        return Cells(values)
     if raw.startswith("list<"):
         # A list of the same length in each row counts as any other list.
         lists = values.cast(pa.list_(values.type.value_type))
@@ -135,7 +138,7 @@ def each_item(cells: Cells, change: Callable[[Cells], Cells]) -> Cells:
         found = change(Cells(items))
         mask = lists.is_null() if lists.null_count else None
         changed = pa.FixedSizeListArray.from_arrays(found.values, size, mask=mask)
-        owner = np.repeat(np.arange(len(lists)), size)
+        lengths: Any = size
     else:
         lists = lists.cast(pa.list_(lists.type.value_type))
         offsets = lists.offsets.to_numpy()
@@ -143,8 +146,11 @@ def each_item(cells: Cells, change: Callable[[Cells], Cells]) -> Cells:
         mask = lists.is_null() if lists.null_count else None
         starts = pa.array(offsets - offsets[0])
         changed = pa.ListArray.from_arrays(starts, found.values, mask=mask)
-        owner = np.repeat(np.arange(len(lists)), np.diff(offsets))
+        lengths = np.diff(offsets)
     result = cells.become(changed)
+    if not found.refused:
+        return result
+    owner = np.repeat(np.arange(len(lists)), lengths)
     # Null lists have no items, whatever their memory holds.
     unnamed = as_mask(lists.is_valid())
     for refused in found.refused:
