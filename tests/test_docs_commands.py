@@ -39,7 +39,7 @@ SERVING = {
 }
 PIPELINES = (batch_local, batch_vertex, stream_local, stream_vertex, replay)
 COMMANDS = {module.COMMAND.name: module.COMMAND for module in PIPELINES}
-OTHER_PROGRAMS = {"pytest", "benchmarks.cost"}
+OTHER_PROGRAMS = {"pytest", "benchmarks.cost", "build"}
 
 
 def our_commands() -> list[tuple[str, list[str]]]:
