@@ -68,42 +68,53 @@ def bound(*steps: Step) -> BoundChain:
 def cases() -> dict[str, Measured]:
     """Return what is measured, by name."""
     chosen = np.random.default_rng(0)
+    return {**_of_categories(chosen), **_of_times(chosen), **_of_numbers(chosen)}
+
+
+def _of_categories(chosen: np.random.Generator) -> dict[str, Measured]:
     texts = pa.array([f"category {n}" for n in chosen.integers(0, CATEGORIES, ROWS)])
     few = pa.array([f"category {n}" for n in chosen.integers(0, 1000, ROWS)]).dictionary_encode()
-    seconds = chosen.integers(1_600_000_000, 1_800_000_000, ROWS)
-    times = pa.array(seconds * 10**6).cast(pa.timestamp("us", "UTC"))
-    iso = pa.array([f"{t:%Y-%m-%dT%H:%M:%SZ}" for t in times.to_pylist()])
-    ends = np.concatenate([[0], np.cumsum(chosen.integers(0, 2 * ITEMS, ROWS))]).astype(np.int32)
-    lists = pa.ListArray.from_arrays(pa.array(ends), pa.array(chosen.integers(1, 99, ends[-1])))
-    amounts = pa.array(chosen.lognormal(3.0, 1.0, ROWS))
-    look_up, berlin = bound(Vocabulary("categories.txt")), "Europe/Berlin"
+    look_up = bound(Vocabulary("categories.txt"))
     return {
         "vocabulary": Measured(texts, "string", look_up, _number_of, 0.03),
         "vocabulary_of_dictionary": Measured(few, None, look_up, _number_of, 0.03),
-        "hour_utc": Measured(
-            times, "timestamp", bound(TimePart("hour", "UTC")), lambda time: time.hour, 0.1
-        ),
-        "hour_zone": Measured(
+    }
+
+
+def _of_times(chosen: np.random.Generator) -> dict[str, Measured]:
+    seconds = chosen.integers(1_600_000_000, 1_800_000_000, ROWS)
+    times = pa.array(seconds * 10**6).cast(pa.timestamp("us", "UTC"))
+    iso = pa.array([f"{t:%Y-%m-%dT%H:%M:%SZ}" for t in times.to_pylist()])
+    berlin = "Europe/Berlin"
+
+    def local(time: dt.datetime) -> dt.datetime:
+        return time.astimezone(ZoneInfo(berlin))
+
+    measured = {
+        "hour_utc": (times, TimePart("hour", "UTC"), lambda time: time.hour),
+        "hour_zone": (times, TimePart("hour", berlin), lambda time: local(time).hour),
+        "weekday_zone_cyclic": (
             times,
-            "timestamp",
-            bound(TimePart("hour", berlin)),
-            lambda time: time.astimezone(ZoneInfo(berlin)).hour,
-            0.1,
+            TimePart("weekday", berlin, cyclic=True),
+            lambda time: _on_circle(local(time).weekday(), 7),
         ),
-        "weekday_zone_cyclic": Measured(
-            times,
-            "timestamp",
-            bound(TimePart("weekday", berlin, cyclic=True)),
-            lambda time: _on_circle(time.astimezone(ZoneInfo(berlin)).weekday(), 7),
-            0.1,
-        ),
-        "hour_utc_of_text": Measured(
+        "hour_utc_of_text": (
             iso,
-            "timestamp",
-            bound(TimePart("hour", "UTC")),
+            TimePart("hour", "UTC"),
             lambda text: dt.datetime.fromisoformat(text).hour,
-            0.1,
         ),
+    }
+    return {
+        name: Measured(values, "timestamp", bound(step), expected, 0.1)
+        for name, (values, step, expected) in measured.items()
+    }
+
+
+def _of_numbers(chosen: np.random.Generator) -> dict[str, Measured]:
+    ends = np.concatenate([[0], np.cumsum(chosen.integers(0, 2 * ITEMS, ROWS))]).astype(np.int32)
+    lists = pa.ListArray.from_arrays(pa.array(ends), pa.array(chosen.integers(1, 99, ends[-1])))
+    amounts = pa.array(chosen.lognormal(3.0, 1.0, ROWS))
+    return {
         "pad": Measured(
             lists,
             "list<int64>",

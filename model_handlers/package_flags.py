@@ -13,6 +13,16 @@ def make_parser() -> argparse.ArgumentParser:
         "model_handlers.package",
         "Create a model package: a folder with a model file and model.json.",
     )
+    _add_model_flags(parser)
+    _add_sample_flags(parser)
+    _add_name_flags(parser)
+    _add_special_flags(parser)
+    _add_change_flags(parser)
+    return parser
+
+
+def _add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for the model file, its inputs and the package."""
     parser.add_argument(
         "model",
         nargs="?",
@@ -33,6 +43,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", required=True, metavar="FOLDER", help="folder to write the package to"
     )
+
+
+def _add_sample_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for the sample."""
     parser.add_argument(
         "--sample",
         metavar="A,B,C",
@@ -51,6 +65,10 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="project that pays for --sample_query (default: that of the credentials)",
     )
+
+
+def _add_name_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for the name, the version and the score of the model."""
     parser.add_argument(
         "--name",
         metavar="NAME",
@@ -68,9 +86,6 @@ def make_parser() -> argparse.ArgumentParser:
         help="output to use as the score (default: the output with one float per row, if there is "
         "only one)",
     )
-    _add_special_flags(parser)
-    _add_change_flags(parser)
-    return parser
 
 
 def _add_change_flags(parser: argparse.ArgumentParser) -> None:

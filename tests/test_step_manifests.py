@@ -288,7 +288,8 @@ def test_a_chain_that_does_not_fit_its_input_is_refused(
 OTHER = [
     (
         {"schema_version": 1},
-        "schema_version: expected 2, because of columns, files, fields, from or column_statistics, got 1",
+        "schema_version: expected 2, because of columns, files, fields, from or "
+        "column_statistics, got 1",
     ),
     (
         {"schema_version": 3},
