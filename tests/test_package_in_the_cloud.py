@@ -27,6 +27,7 @@ from serving.__main__ import main
 from serving.settings import DIGEST_VARIABLE
 
 VOCABULARY = "kinds.txt"
+ARGUMENTS = "--outputs logits --instance_keys id"
 IMAGE = "us-docker.pkg.dev/a-project/images/serving:1"
 
 
@@ -160,7 +161,7 @@ def deploy(
 ) -> Iterator[Callable[..., Any]]:
     """Return a function that deploys a package to a new project of the stand-in.
 
-    It returns the exit code, standard error, and the registered model, if there is one.
+    It returns the exit code, standard error, and all models that were registered.
     """
     staging = f"gs://bucket/deploy/{abs(hash(request.node.nodeid)):x}"
     with google_api(VertexAI(polls=0)) as google:
@@ -176,8 +177,11 @@ def deploy(
         yield run
 
 
-def served(cloud: LocalCloud, model: Any) -> tuple[int, Any, dict[str, str]]:
-    """Run the server as Vertex AI runs the container; return its answer to the good rows."""
+def served(cloud: LocalCloud, model: Any) -> tuple[list[Any], dict[str, str]]:
+    """Run the server as Vertex AI runs the container.
+
+    Return its predictions for the good rows, and its message for each row with a fault.
+    """
     spec = model["containerSpec"]
     variables = {pair["name"]: pair["value"] for pair in spec["env"]}
     variables |= {**cloud.environment, "AIP_STORAGE_URI": model["artifactUri"]}
@@ -191,7 +195,7 @@ def served(cloud: LocalCloud, model: Any) -> tuple[int, Any, dict[str, str]]:
         bad = {
             row["id"]: client.predict([row]).error["message"] for row in ROWS if row["id"] in FAULTS
         }
-        return answer.status, answer.json["predictions"], bad
+        return answer.json["predictions"], bad
 
 
 @pytest.mark.parametrize("kind", ["folder", "in place", "mar"])
@@ -205,7 +209,7 @@ def test_a_package_with_files_is_deployed_fetched_and_served(
 ) -> None:
     folder, manifest = made
     paths = {"folder": str(folder), "in place": uploaded, "mar": str(folder.with_suffix(".mar"))}
-    code, err, models = deploy(paths[kind], "--container_args", "--outputs logits")
+    code, err, models = deploy(paths[kind], "--container_args", ARGUMENTS)
     assert code == 0, err
     (model,) = models
     place = model["artifactUri"].removeprefix("gs://bucket/")
@@ -213,8 +217,8 @@ def test_a_package_with_files_is_deployed_fetched_and_served(
     expected = {"raw.mar"} if kind == "mar" else set(manifest.file_names)
     assert names >= expected
     assert model["labels"]["model_digest"] == manifest.digest[:63]
-    _, predictions, bad = served(cloud, model)
-    assert len(predictions) == len(GOOD)
+    predictions, bad = served(cloud, model)
+    assert [row["id"] for row in predictions] == [ROWS[number]["id"] for number in GOOD]
     assert set(bad) == set(FAULTS)
     for ident, (_, column) in FAULTS.items():
         assert column in bad[ident]
