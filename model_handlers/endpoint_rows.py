@@ -18,7 +18,7 @@ from common.record_batch import SOURCE, struct_columns
 from model_handlers.endpoint_codec import EndpointCodec, tensor_columns
 from model_handlers.manifest import Manifest
 from model_handlers.prediction_cache import row_keys
-from model_handlers.steps.raw import become
+from model_handlers.steps.values import read_column
 
 # Services that read JSON numbers as floats, such as Vertex AI, round larger integers.
 _EXACT = 1 << 53
@@ -118,7 +118,8 @@ def raw_rows(
     for batch in batches:
         source = struct_columns(batch, SOURCE)
         columns = {
-            name: _exact(become(source[name], raw).values) for name, raw in manifest.columns.items()
+            name: _exact(read_column(source[name], raw).values)
+            for name, raw in manifest.columns.items()
         }
         rows = slice(start, start + batch.num_rows)
         for array, spec in zip(arrays, manifest.inputs, strict=True):

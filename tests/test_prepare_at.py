@@ -105,6 +105,21 @@ def test_a_column_arrives_at_the_server_as_it_is_at_the_worker(raw: str, data: A
     assert_equal(arrived.values, become(column, raw).values)
 
 
+def test_lists_that_are_texts_and_words_of_a_dictionary_are_sent_as_what_they_are() -> None:
+    columns = {
+        "clicks": pa.array(["[1, 2]", "", "[]"]),
+        "kind": pa.array(["web", None, "web"]).dictionary_encode(),
+    }
+    manifest = SimpleNamespace(columns={"clicks": "list<int64>", "kind": "string"}, inputs=())
+    batch = source_batch(pa.array(["a", "b", "c"]), pa.record_batch(columns))
+    sent = raw_rows([batch], [], cast(Manifest, manifest))
+    assert list(map(json.loads, sent.texts)) == [
+        {"clicks": [1, 2], "kind": "web"},
+        {"clicks": None, "kind": None},
+        {"clicks": [], "kind": "web"},
+    ]
+
+
 def assert_equal(got: pa.Array, wanted: pa.Array) -> None:
     """Assert that columns are equal, in which NaN equals NaN."""
     assert got.type == wanted.type

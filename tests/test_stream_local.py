@@ -24,11 +24,15 @@ import torch
 from command_line import words
 from google.api_core import exceptions
 from pubsub_mailbox import Mailbox
+from raw_endpoint import expected, some_rows, write_golden_package
+from raw_model import FAULTS as RAW_FAULTS
+from raw_model import ROWS as RAW_ROWS
 from same_scores import assert_predictions
 from serving_client import running
 from waiting import wait_until
 
 from examples.local_cloud import LocalCloud
+from model_handlers.packaged_steps import PackagedSteps
 from pipelines.command import Command, main
 from pipelines.stream import subscription
 from pipelines.stream.in_process import STOPPING
@@ -277,6 +281,38 @@ def test_the_model_may_be_behind_an_endpoint(stream: Stream) -> None:
     assert len(stream.letters.take(len(bad))) >= len(bad)
     # One request for each bundle of many rows, and one for the known-good row.
     assert 1 < requests < len(expected)
+
+
+@pytest.mark.parametrize("prepare_at", ["server", "worker"])
+def test_raw_rows_may_be_prepared_by_the_endpoint_or_by_the_worker(
+    stream: Stream, tmp_path: Path, prepare_at: str
+) -> None:
+    manifest = write_golden_package(tmp_path / "raw")
+    rows = some_rows(30)
+    stream.input.publish([json.dumps(row).encode() for row in [*rows, *RAW_ROWS[-4:]]])
+    with running(tmp_path / "raw", outputs="all") as server:
+        url = server.server.url
+        code, err = stream.run(
+            STREAM_VERTEX,
+            model=tmp_path / "raw",
+            score_output=None,
+            id_column="id",
+            output_topic=stream.output.topic,
+            endpoint_url=url,
+            prepare_at=prepare_at,
+        )
+    assert code == 0, err
+    assert f"the {prepare_at} prepares the rows of endpoint {url}" in err
+    found = [json.loads(m.data) for m in stream.output.take(len(rows))]
+    got = {one["row_id"]: (one["label"], one["decision"]) for one in found}
+    outputs = expected(tmp_path / "raw", manifest, rows)
+    steps = PackagedSteps(manifest, str(tmp_path / "raw")).load()
+    fields, _ = steps.derive({"logits": outputs.field("logits")})
+    names = [fields[name].to_pylist() for name in ("label", "decision")]
+    assert got == dict(zip([row["id"] for row in rows], zip(*names, strict=True), strict=True))
+    letters = [dict(m.attributes) for m in stream.letters.take(4)]
+    reasons = {one["millrace_row_id"]: one["millrace_reason"] for one in letters}
+    assert reasons == {name: reason for name, (reason, _) in RAW_FAULTS.items()}
 
 
 def has_null(row: Mapping[Any, Any]) -> bool:

@@ -64,8 +64,8 @@ _RAW = """
 
 `columns` in `model.json` declares the type of each column that a chain reads. Text that spells a
 value counts as the value: CSV, JSON, Avro, Arrow, Parquet and BigQuery give the same cells. NaN
-counts as null, and so does empty text, unless the type is `string`. Times are kept to the
-microsecond. Their years are from 1 to 9999.
+counts as null, and so do empty bytes, and empty text unless the type is `string`. Times are kept to
+the microsecond. Their years are from 1 to 9999.
 
 | type | what a cell is |
 |---|---|

@@ -1,7 +1,8 @@
 """The raw types of columns that a manifest declares, and how values of any source become them.
 
 One rule holds for all sources: text that spells a value counts as the value. So a CSV file, JSON
-and Parquet give the same cells. NaN counts as null, because pandas writes null so.
+and Parquet give the same cells. NaN counts as null, because pandas writes null so. Empty bytes
+count as null, because text does not distinguish them.
 """
 
 from __future__ import annotations
@@ -114,6 +115,8 @@ def become(values: pa.Array, raw: str) -> Cells:
     if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
         return Cells(text_column(values)) if raw == "string" else _from_times(values, raw)
     if values.type == RAW_TYPES[raw]:
+        if raw == "binary":
+            return _empty_as_null(values)
         return _nan_as_null(values) if raw == "float64" else Cells(values)
     if raw in ("float64", "int64", "bool"):
         return _to_numbers(values, raw)
@@ -121,7 +124,7 @@ def become(values: pa.Array, raw: str) -> Cells:
         return Cells(text_column(values))
     if is_text(values.type):
         return _FROM_TEXT[raw](_trimmed(values))
-    return Cells(values.cast(RAW_TYPES[raw]))
+    return _empty_as_null(values.cast(pa.binary()))
 
 
 def each_item(cells: Cells, change: Callable[[Cells], Cells]) -> Cells:
@@ -217,6 +220,11 @@ def _from_times(values: pa.Array, raw: str) -> Cells:
         floored = pa.array(counts.fill_null(0).to_numpy() // 1000, pa.int64(), mask=missing)
         return Cells(floored.view(RAW_TYPES[raw]))
     return cells.become(cells.values.cast(RAW_TYPES[raw]))
+
+
+def _empty_as_null(values: pa.BinaryArray) -> Cells:
+    empty = pc.equal(pc.binary_length(values), 0)
+    return Cells(pc.if_else(empty, pa.scalar(None, pa.binary()), values))
 
 
 def _to_numbers(values: pa.Array, raw: str) -> Cells:
