@@ -305,14 +305,15 @@ def test_the_digest_does_not_change_with_anything_else(made: tuple[Path, Manifes
     manifest = made[1]
     statistics = {"amount": {"count": 1, "mean": 0.0, "std": 0.0, "min": 0.0, "max": 0.0}}
     files = dict(manifest.files) | {"notes.md": "1" * 64}
-    for members in (
+    others: list[dict[str, Any]] = [
         {"name": "other", "version": "9"},
         {"file": "renamed.pt2"},
         {"score_output": None, "output_fields": []},
         {"golden": {"rows": [ROWS[0]], "outputs": {"logits": [[0.0, 0.0, 0.0]]}}},
         {"statistics": statistics, "batch_dependence": 0.5},
         {"files": files},
-    ):
+    ]
+    for members in others:
         assert changed(manifest, **members).digest == manifest.digest
 
 
@@ -362,7 +363,7 @@ def test_a_worker_refuses_a_package_that_was_changed_after_the_start(
 
 
 def test_a_function_of_a_step_is_trusted_by_every_command_or_by_none(
-    package: Path, make_manifest: Callable[..., Manifest]
+    package: Path,
 ) -> None:
     value = json.loads((package / MANIFEST_NAME).read_text())
     value["inputs"][0]["from"][0][2:2] = [{"step": "call", "function": "myteam.features:double"}]
