@@ -24,7 +24,7 @@ from model_handlers.manifest_parts import (
 )
 from model_handlers.steps.chain import Chain
 from model_handlers.steps.raw import RAW_TYPES
-from model_handlers.steps.step import Kind, kind_of
+from model_handlers.steps.step import NUMBERS_FROM, Kind, kind_of, words_for
 
 # Windows opens these devices instead of files, whatever the extension.
 _DEVICES = {"con", "prn", "aux", "nul"} | {f"{n}{i}" for n in ("com", "lpt") for i in range(10)}
@@ -114,14 +114,11 @@ def check_chains(inputs: Sequence[InputSpec], declared: Mapping[str, str]) -> No
             type_ = _result(chain, types, where)
             kind = kind_of(type_)
             if kind not in (Kind.NUMBER, Kind.VECTOR):
-                hint = ""
-                if kind is Kind.TEXT:
-                    hint = ": vocabulary and hash turn text into numbers"
-                if kind is Kind.LIST:
-                    hint = ": pad gives all lists the same length"
-                if kind is Kind.TIME:
-                    hint = ": time_part and epoch turn times into numbers"
-                refuse_manifest(where, "a chain that ends in numbers", f"{type_}", hint)
+                hint = f": {NUMBERS_FROM[kind]}" if kind in NUMBERS_FROM else ""
+                raise ManifestError(
+                    f"{MANIFEST_NAME}: {where}: expected a chain that ends in numbers, got "
+                    f"{words_for(type_)}{hint}"
+                )
             width += type_.list_size if kind is Kind.VECTOR else 1
         if spec.chains and width != spec.width:
             expected = f"chains that give {spec.width} numbers, for shape {list(spec.shape)}"
@@ -145,7 +142,7 @@ def _result(chain: Chain, types: Mapping[str, pa.DataType], where: str) -> pa.Da
     try:
         return chain.gives(types)
     except ManifestError as error:
-        raise ManifestError(f"{MANIFEST_NAME}: {where}{error}") from error
+        raise ManifestError(" ".join(f"{MANIFEST_NAME}: {where}{error}".split())) from error
 
 
 def check_tensors(where: str, specs: tuple[InputSpec, ...] | tuple[OutputSpec, ...]) -> None:

@@ -8,12 +8,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Any
 
-from model_handlers.manifest_parts import FieldSpec
+from model_handlers.manifest_parts import ColumnStatistics, FieldSpec, Spread
 from model_handlers.steps.chain import Chain
 from model_handlers.steps.step import Step
 
 # What is written without the members that have their default.
-_SPARSE = (Step,)
+_SPARSE = (Step, ColumnStatistics, Spread)
 
 
 @dataclass(frozen=True)

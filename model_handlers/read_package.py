@@ -29,7 +29,7 @@ from common.errors import (
     UsageError,
 )
 from common.terminal import long_step
-from model_handlers.manifest import MANIFEST_NAME, Manifest
+from model_handlers.manifest import MANIFEST_NAME, GoldenRows, Manifest
 from model_handlers.manifest_json import parse_manifest
 from model_handlers.model_errors import as_model_error
 
@@ -145,6 +145,28 @@ def read_files(path: str, manifest: Manifest) -> Mapping[str, bytes]:
             files = _files_in(_folder_of(path), manifest)
     _check_files(path, files, manifest)
     return files
+
+
+def read_golden(path: str, manifest: Manifest) -> GoldenRows | None:
+    """Read the known-good rows of a package, which the manifest of a job does not have.
+
+    Args:
+        path: The path of the package, as `read_package` takes it.
+        manifest: The manifest of the job.
+
+    Returns:
+        The known-good rows, or None if the package has none or is now that of another model.
+
+    Raises:
+        ModelError: The package cannot be read.
+        ManifestError: `model.json` is not valid.
+    """
+    with as_model_error(f"model {path} cannot be read"):
+        if path.endswith(".mar"):
+            found = _read_mar(path).manifest
+        else:
+            found = parse_manifest(read_bytes(posixpath.join(_folder_of(path), MANIFEST_NAME)))
+    return found.golden if found is not None and found.sha256 == manifest.sha256 else None
 
 
 def _folder_of(path: str) -> str:

@@ -305,7 +305,7 @@ def test_the_digest_does_not_change_with_anything_else(made: tuple[Path, Manifes
     manifest = made[1]
     statistics = {"amount": {"count": 1, "mean": 0.0, "std": 0.0, "min": 0.0, "max": 0.0}}
     files = dict(manifest.files) | {"notes.md": "1" * 64}
-    others: list[dict[str, Any]] = [
+    changes: list[dict[str, Any]] = [
         {"name": "other", "version": "9"},
         {"file": "renamed.pt2"},
         {"score_output": None, "output_fields": []},
@@ -313,7 +313,7 @@ def test_the_digest_does_not_change_with_anything_else(made: tuple[Path, Manifes
         {"statistics": statistics, "batch_dependence": 0.5},
         {"files": files},
     ]
-    for members in others:
+    for members in changes:
         assert changed(manifest, **members).digest == manifest.digest
 
 

@@ -206,7 +206,7 @@ def test_all_bad_rows_are_counted_and_the_first_twenty_listed(client: Client) ->
         (b"NaN", NO_ROWS),
         (b'{"instances": NaN}', NO_ROWS),
         (b"\xff\xfe", "the body is not JSON"),
-        (gzip.compress(b'{"instances": []}'), "send it with Content-Encoding: gzip"),
+        (gzip.compress(b'{"instances": []}', mtime=0), "send it with Content-Encoding: gzip"),
         (b"[" * 5000, "the body is not JSON"),
         (b"[[1, 2]]", NO_ROWS),
         (b'{"instances": {}}', NO_ROWS),
@@ -215,7 +215,7 @@ def test_all_bad_rows_are_counted_and_the_first_twenty_listed(client: Client) ->
         (b'{"instances": [], "parameters": 3}', "parameters: expected an object, got integer"),
         (
             b'{"instances": [], "parameters": {"output": "all"}}',
-            "unknown parameter 'output': the only parameter is outputs",
+            "unknown parameter 'output': the parameters are outputs and prepared",
         ),
         (b'{"instances": [], "parameters": {"outputs": 0}}', "all, score, or a list of names"),
         (b'{"instances": [], "parameters": {"outputs": 3}}', "all, score, or a list of names"),
@@ -283,6 +283,8 @@ def test_health_names_the_model(client: Client, example: Path, path: str) -> Non
             "version": "1.0.0",
             "sha256": manifest.sha256,
             "digest": manifest.sha256,
+            "schema_version": 1,
+            "prepares": False,
         },
     }
 
