@@ -29,6 +29,7 @@ REASONS = (
     "empty_message",
     "endpoint_failed",
     "endpoint_refused",
+    "function_error",
     "invalid_arrow",
     "invalid_avro",
     "invalid_csv",
