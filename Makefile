@@ -150,9 +150,11 @@ template: $(STAMP)  ## create a Flex Template: PIPELINE=batch_local BUCKET=... I
 image-check: $(STAMP)  ## build the image on stand-in bases without Docker, and run it (Debian, root)
 	BIN=$(BIN) templates/check_image
 
-templates: $(STAMP)  ## generate templates/*.json and docs/reference/flags from the flags
+templates: $(STAMP)  ## generate templates/*.json and docs/reference/flags from the flags, and steps.md
 	$(BIN)/python -m pipelines.metadata
 	$(BIN)/python tools/flag_pages.py
+	$(BIN)/python tools/step_methods.py
+	$(BIN)/python tools/step_page.py
 
 docs: $(DOCS)/.installed $(MERMAID)  ## build the documentation site in build/site
 	@$(DOCS)/bin/zensical build --strict --clean
@@ -179,6 +181,8 @@ check: $(STAMP)  ## check formatting, lint, types, words and generated files
 	$(BIN)/hadolint templates/Dockerfile serving/Dockerfile
 	$(BIN)/python -m pipelines.metadata --check
 	$(BIN)/python tools/flag_pages.py --check
+	$(BIN)/python tools/step_methods.py --check
+	$(BIN)/python tools/step_page.py --check
 	$(BIN)/python tools/words.py
 	$(BIN)/codespell
 
@@ -189,6 +193,7 @@ format: $(STAMP)  ## format the code and fix what the linter can fix
 bench: $(STAMP)  ## compare with stock Beam and a plain loop (about five minutes)
 	$(BIN)/python -m benchmarks.files.compare
 	$(BIN)/python -m benchmarks.predict_cost
+	$(BIN)/python -m benchmarks.steps
 
 bench-bigquery: $(STAMP) $(EMULATORS)/.installed  ## compare reading and writing BigQuery with stock Beam (under ten minutes)
 	$(BIN)/python -m benchmarks.bigquery.read

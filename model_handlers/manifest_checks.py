@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,12 +24,33 @@ from model_handlers.manifest_parts import (
 )
 from model_handlers.steps.chain import Chain
 from model_handlers.steps.raw import RAW_TYPES
-from model_handlers.steps.step import Kind, kind_of
+from model_handlers.steps.step import NUMBERS_FROM, Kind, kind_of, words_for
+
+# Windows opens these devices instead of files, whatever the extension.
+_DEVICES = {"con", "prn", "aux", "nul"} | {f"{n}{i}" for n in ("com", "lpt") for i in range(10)}
+_LONGEST_NAME = 255
 
 
 def is_file_name(name: str) -> bool:
     """Return whether a name is that of a file in a folder, not of a path."""
     return "/" not in name and "\\" not in name and name not in ("", ".", "..")
+
+
+def _is_portable(name: str) -> bool:
+    """Return whether a file can have a name on every system. Windows forbids the most names."""
+    return (
+        is_file_name(name)
+        and name.isprintable()
+        and not set(name) & set('<>:"|?*')
+        and not name.endswith((".", " "))
+        and name.partition(".")[0].rstrip().lower() not in _DEVICES
+        and len(name.encode()) <= _LONGEST_NAME
+    )
+
+
+def _folded(name: str) -> str:
+    """Return what names have in common that are the same file on some systems."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def is_digest(text: str) -> bool:
@@ -44,10 +66,15 @@ def check_files(files: Mapping[str, str], used: Sequence[str], taken: Sequence[s
         used: The files that steps read.
         taken: Names that other files of the package have.
     """
+    seen = {_folded(name): name for name in taken}
     for name, digest in files.items():
-        if not is_file_name(name) or name in taken:
-            expected = f"names of files in the manifest's folder, other than {', '.join(taken)}"
+        if not _is_portable(name):
+            expected = "names of files in the manifest's folder, which all systems allow"
             refuse_manifest("files", expected, name)
+        if (folded := _folded(name)) in seen:
+            expected = f"names that differ by more than case from {seen[folded]}"
+            refuse_manifest("files", expected, name)
+        seen[folded] = name
         if not is_digest(digest):
             refuse_manifest(f"files.{name}", "64 lowercase hex digits", digest)
     for name in used:
@@ -87,14 +114,11 @@ def check_chains(inputs: Sequence[InputSpec], declared: Mapping[str, str]) -> No
             type_ = _result(chain, types, where)
             kind = kind_of(type_)
             if kind not in (Kind.NUMBER, Kind.VECTOR):
-                hint = ""
-                if kind is Kind.TEXT:
-                    hint = ": vocabulary and hash turn text into numbers"
-                if kind is Kind.LIST:
-                    hint = ": pad gives all lists the same length"
-                if kind is Kind.TIME:
-                    hint = ": time_part and epoch turn times into numbers"
-                refuse_manifest(where, "a chain that ends in numbers", f"{type_}", hint)
+                hint = f": {NUMBERS_FROM[kind]}" if kind in NUMBERS_FROM else ""
+                raise ManifestError(
+                    f"{MANIFEST_NAME}: {where}: expected a chain that ends in numbers, got "
+                    f"{words_for(type_)}{hint}"
+                )
             width += type_.list_size if kind is Kind.VECTOR else 1
         if spec.chains and width != spec.width:
             expected = f"chains that give {spec.width} numbers, for shape {list(spec.shape)}"
@@ -118,7 +142,7 @@ def _result(chain: Chain, types: Mapping[str, pa.DataType], where: str) -> pa.Da
     try:
         return chain.gives(types)
     except ManifestError as error:
-        raise ManifestError(f"{MANIFEST_NAME}: {where}{error}") from error
+        raise ManifestError(" ".join(f"{MANIFEST_NAME}: {where}{error}".split())) from error
 
 
 def check_tensors(where: str, specs: tuple[InputSpec, ...] | tuple[OutputSpec, ...]) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from common.cells import INFINITE, NAN, NULL, WRONG, limits, read_cells
+from common.cells import INFINITE, NAN, NULL, WRONG, is_text, limits, read_cells
 from common.errors import ContractBroken
 from model_handlers.manifest import GoldenRows, InputSpec, Manifest
-from model_handlers.steps.step import Cells, Context, Kind, Refused, flat, kind_of
+from model_handlers.steps.chain import Chain
+from model_handlers.steps.step import Cells, Context, Kind, Refused, as_mask, flat, kind_of
 from model_handlers.steps.values import from_values, read_column
 
 
@@ -28,7 +30,7 @@ class Preparation:
     """
 
     def __init__(self, manifest: Manifest, context: Context) -> None:
-        self.manifest = manifest
+        self.manifest, self.context = manifest, context
         self._inputs = {
             spec.name: [chain.bind(context) for chain in spec.chains] for spec in manifest.inputs
         }
@@ -37,11 +39,13 @@ class Preparation:
     def read_columns(self, source: Mapping[str, pa.Array]) -> dict[str, Cells]:
         """Return columns of a source as cells of the types that the manifest declares.
 
+        Text stays a dictionary if the dictionary has fewer values than rows, which is fast.
+
         Args:
             source: The columns of the source by name, with types that `can_become` accepts.
         """
         declared = self.manifest.columns
-        return {name: read_column(source[name], raw).of(name) for name, raw in declared.items()}
+        return {name: _read(source[name], raw).of(name) for name, raw in declared.items()}
 
     def read_rows(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Cells]:
         """Return rows of JSON as cells of the types that the manifest declares.
@@ -76,7 +80,11 @@ class Preparation:
             numbers, found = _numbers(cells, spec.dtype)
             values[:, place : place + numbers.shape[1]] = numbers
             place += numbers.shape[1]
-            refused += Cells(cells.values, tuple(found)).of(chain.chain.start).refused
+            for one in found:
+                if one.reason == "null" and not one.column:
+                    refused += _blamed(one, chain.chain, columns)
+                else:
+                    refused.append(replace(one, column=one.column or chain.chain.start))
         return values, refused
 
     def tensors(self, rows: Sequence[Mapping[str, Any]]) -> tuple[list[np.ndarray], list[Refused]]:
@@ -97,25 +105,51 @@ class Preparation:
             tensors.append(tensor.reshape((len(rows), spec.width) if spec.shape else len(rows)))
         return tensors, refused
 
-    def derive(self, outputs: Mapping[str, pa.Array]) -> tuple[dict[str, pa.Array], list[Refused]]:
+    def derive(
+        self, outputs: Mapping[str, pa.Array], names: Collection[str] | None = None
+    ) -> tuple[dict[str, pa.Array], list[Refused]]:
         """Return the fields that can be computed from some outputs, and what cannot be used.
 
         Args:
             outputs: The columns of outputs by name. Fields that need other outputs are left out.
+            names: The fields to compute, with those that they need; None for all. See
+                `Manifest.fields_for`.
 
         Returns:
-            The columns of fields by name, and the refusals.
+            The columns of fields by name, and the refusals, in which the column is the field.
         """
         known = {name: Cells(column) for name, column in outputs.items()}
         fields: dict[str, pa.Array] = {}
-        refused: dict[str, tuple[Refused, ...]] = {}
+        refused: list[Refused] = []
         for name, chain in self._fields:
-            if not known.keys() >= set(chain.chain.names):
+            wanted = names is None or name in names
+            if not wanted or not known.keys() >= set(chain.chain.names):
                 continue
             cells = chain.run(known)
             known[name], fields[name] = cells, cells.values
-            refused[name] = cells.of(name).refused
-        return fields, [one for some in refused.values() for one in some]
+            refused += [replace(some, column=name) for some in cells.refused]
+        return fields, refused
+
+
+def _read(values: pa.Array, raw: str) -> Cells:
+    """Return the cells of a column; text stays a dictionary if it has fewer values than rows."""
+    if raw == "string" and pa.types.is_dictionary(values.type):
+        known = values.dictionary
+        if is_text(known.type) and len(known) < len(values):
+            return Cells(pa.DictionaryArray.from_arrays(values.indices, known.cast(pa.string())))
+    return read_column(values, raw)
+
+
+def _blamed(refused: Refused, chain: Chain, columns: Mapping[str, Cells]) -> Iterator[Refused]:
+    """Yield the refusal of null for each column that a chain reads, where that column is null."""
+    rows = refused.rows
+    for name in chain.names:
+        missing = as_mask(columns[name].values.is_null())[rows]
+        if missing.any():
+            yield replace(refused, rows=rows[missing], column=name)
+        rows = rows[~missing]
+    if len(rows):
+        yield replace(refused, rows=rows, column=chain.start)
 
 
 def golden_tensors(

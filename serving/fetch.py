@@ -14,6 +14,7 @@ from cloud.errors import retry, translate_errors
 from common.errors import InputError, ModelError
 from model_handlers.manifest import MANIFEST_NAME
 from model_handlers.manifest_json import parse_manifest
+from model_handlers.read_package import refuse_missing
 from model_handlers.wheels import importable, read_wheels, refuse_unfit
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ def _fetch_wheel(path: str, folder: Path) -> str:
 
 
 def _fetch(path: str, folder: Path, client: storage.Client) -> str:
+    if path.endswith(f"/{MANIFEST_NAME}"):
+        return str(Path(_fetch(posixpath.dirname(path), folder, client)) / MANIFEST_NAME)
     bucket, _, name = path.removeprefix(SCHEME).partition("/")
     prefix = name.rstrip("/") + "/" if name else ""
     listed = client.list_blobs(bucket, prefix=prefix, delimiter="/", retry=retry())
@@ -94,12 +97,10 @@ def _fetch(path: str, folder: Path, client: storage.Client) -> str:
     wanted = [found for found in blobs if found.endswith(".mar")]
     if MANIFEST_NAME in blobs:
         text = blobs[MANIFEST_NAME].download_as_bytes(retry=retry())
-        wanted = [MANIFEST_NAME, parse_manifest(text).file]
+        wanted = list(parse_manifest(text).file_names)
     for found in wanted:
         if found not in blobs:
-            raise ModelError(
-                f"model {path}: {MANIFEST_NAME} names {found}, which is not in the folder"
-            )
+            refuse_missing(path, found)
         blobs[found].download_to_filename(str(folder / found), retry=retry())
     if not wanted:
         raise ModelError(

@@ -16,6 +16,7 @@ from common import errors
 from millrace.commands import COMMANDS
 from model_handlers.endpoint_handler import counters
 from model_handlers.manifest import Manifest
+from model_handlers.steps.catalog import STEPS
 from pipelines.stream.progress import LATENCIES
 from resources.config import PIPELINES, Config
 from resources.declaration import ROLES
@@ -25,10 +26,19 @@ from transforms.dead_letters import REASONS
 sys.path.insert(0, str(ROOT / "tools"))
 
 import flag_pages
+import step_page
 
 
 def test_the_pages_of_flags_are_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
     assert flag_pages.main(["--check"]) == 0, capsys.readouterr().err
+
+
+def test_the_page_of_steps_is_up_to_date_and_has_all_steps(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert step_page.main(["--check"]) == 0, capsys.readouterr().err
+    titles = re.findall(r"^### (\w+)$", PAGES["docs/reference/steps.md"], re.MULTILINE)
+    assert sorted(titles) == sorted(STEPS)
 
 
 def test_every_reason_is_described_and_used() -> None:
@@ -43,6 +53,7 @@ def test_every_reason_is_described_and_used() -> None:
     used = set(re.findall(r'Fault\(\s*"([a-z_]+)"', source))
     used |= set(re.findall(r'faults\.add\([^"]*"([a-z_]+)"', source))
     used |= set(re.findall(r'"((?:model|endpoint)_(?:error|refused|failed))"', source))
+    used |= {reason for step in STEPS.values() for reason in step.REASONS}
     assert used == named == set(REASONS)
 
 

@@ -10,33 +10,48 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from model_handlers.steps.categories import check_distinct, read_list
+from model_handlers.steps.categories import check_distinct, check_source, read_list
 from model_handlers.steps.numeric import as_floats, ascending, without_nan
-from model_handlers.steps.step import Apply, Cells, Context, Kind, Step, as_mask, matrix, vectors
+from model_handlers.steps.step import (
+    Apply,
+    Cells,
+    Context,
+    Kind,
+    Step,
+    as_mask,
+    matrix,
+    null_mask,
+    vectors,
+)
 
 
 class _Vector(Step):
     """A step on vectors of numbers."""
 
     TAKES: ClassVar = (Kind.VECTOR,)
-    REASONS: ClassVar = ("not_finite_score",)
+    REASONS: ClassVar[tuple[str, ...]] = ("not_finite_score",)
 
     def numbers(self, cells: Cells) -> tuple[Cells, np.ndarray]:
         """Refuse vectors with NaN; return the numbers [rows, items]."""
         values = matrix(cells.values)
         if values.dtype.kind != "f":
-            values = values.astype(np.float64)
-        wrong = np.isnan(values).any(axis=1)
-        if wrong.any():
-            present = as_mask(cells.values.is_valid())
-            cells = cells.refuse(wrong & present, "not_finite_score", "the model returned NaN")
-            values = np.where(np.isnan(values), 0.0, values)
-        return cells, values
+            return cells, values
+        return _without_nan(cells, values)
 
     def number(self, cells: Cells, values: np.ndarray) -> Cells:
         """Return cells of one number [rows] each, null where the vectors are."""
-        missing = as_mask(cells.values.is_null()) if cells.values.null_count else None
-        return cells.become(pa.array(values, mask=missing))
+        return cells.become(pa.array(values, mask=null_mask(cells.values)))
+
+
+def _without_nan(cells: Cells, values: np.ndarray) -> tuple[Cells, np.ndarray]:
+    """Refuse vectors with NaN; return the numbers [rows, items] with 0 instead."""
+    is_nan = np.isnan(values)
+    wrong = is_nan.any(axis=1)
+    if not wrong.any():
+        return cells, values
+    present = as_mask(cells.values.is_valid())
+    cells = cells.refuse(wrong & present, "not_finite_score", "the model returned NaN")
+    return cells, np.where(is_nan, 0.0, values)
 
 
 @dataclass(frozen=True)
@@ -79,6 +94,7 @@ class Element(_Vector):
 
     NAME: ClassVar = "element"
     GIVES: ClassVar = "number"
+    REASONS: ClassVar = ()
 
     at: int
 
@@ -109,8 +125,12 @@ class Softmax(_Vector):
         """Return the probabilities of each vector."""
         cells, values = self.numbers(cells)
         values = values.astype(np.float64)
-        powers = np.exp(values - values.max(axis=1, keepdims=True))
-        return cells.become(vectors(powers / powers.sum(axis=1, keepdims=True), cells.values))
+        # The difference of two infinities is NaN.
+        with np.errstate(invalid="ignore"):
+            powers = np.exp(values - values.max(axis=1, keepdims=True))
+        cells, powers = _without_nan(cells, powers)
+        sums = powers.sum(axis=1, keepdims=True)
+        return cells.become(vectors(powers / np.where(sums == 0, 1, sums), cells.values))
 
 
 @dataclass(frozen=True)
@@ -121,9 +141,7 @@ class _Named(Step):
     values: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if (self.file is None) == (not self.values):
-            self.refuse("file", "a file, or values", self.file)
-        check_distinct(self.values, f"step {self.NAME}: values")
+        check_source(self, self.file, self.values)
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -198,8 +216,9 @@ class TopK(_Named, _Vector):
             cells, values = self.numbers(cells)
             if values.shape[1] != len(known):
                 self.refuse("file", f"{values.shape[1]} names", len(known))
-            # A stable order, so that equal numbers keep the order of their positions.
-            order = np.argsort(-values, axis=1, kind="stable")[:, : self.k]
+            # Sorted backwards and turned round, equal numbers keep the order of their positions.
+            backwards = np.argsort(values[:, ::-1], axis=1, kind="stable")[:, : -self.k - 1 : -1]
+            order = values.shape[1] - 1 - backwards
             chosen = np.take_along_axis(values, order, axis=1).astype(np.float64).reshape(-1)
             items = pa.StructArray.from_arrays(
                 [known.take(pa.array(order.reshape(-1))), pa.array(chosen)], names=["name", "value"]
@@ -242,8 +261,8 @@ class Cut(Step):
         """Return the decision of each number."""
         cells = without_nan(cells.become(as_floats(cells.values)))
         numbers = cells.values.to_numpy(zero_copy_only=False)
-        missing = as_mask(cells.values.is_null()) if cells.values.null_count else None
-        places = pa.array(np.searchsorted(self.at, numbers, side="right"), mask=missing)
+        places = np.searchsorted(self.at, numbers, side="right")
+        places = pa.array(places, mask=null_mask(cells.values))
         return cells.become(pa.array(self.names, pa.string()).take(places))
 
 

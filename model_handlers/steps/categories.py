@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import ClassVar
 
 import numpy as np
@@ -14,9 +15,21 @@ import pyarrow.compute as pc
 from common.errors import ManifestError
 from common.texts import text_column
 from model_handlers.steps.numeric import as_floats, without_nan
-from model_handlers.steps.step import Apply, Cells, Context, Kind, Step, as_mask, vectors
+from model_handlers.steps.step import (
+    Apply,
+    Cells,
+    Context,
+    Kind,
+    Step,
+    as_mask,
+    null_mask,
+    vectors,
+)
 
+# A list with more than this many values a row is looked up in a dict.
+_FEW = 4
 _MOST_WIDE = 1 << 16
+_MOST_BUCKETS = 1 << 31
 
 
 class _Text(Step):
@@ -75,13 +88,13 @@ class Vocabulary(Step):
     hash_unknown: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        if (self.file is None) == (not self.values):
-            self.refuse("file", "a file, or values", self.file)
+        check_source(self, self.file, self.values)
         if self.unknown is not None and self.hash_unknown is not None:
             self.refuse("hash_unknown", "nothing, because unknown is set", self.hash_unknown)
-        if self.hash_unknown is not None and self.hash_unknown < 1:
-            self.refuse("hash_unknown", "at least 1", self.hash_unknown)
-        check_distinct(self.values, f"step {self.NAME}: values")
+        if self.unknown is not None and not -(2**63) <= self.unknown < 2**63:
+            self.refuse("unknown", "an integer of 64 bits", self.unknown)
+        if self.hash_unknown is not None:
+            _check_buckets(self, "hash_unknown", self.hash_unknown)
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -95,24 +108,43 @@ class Vocabulary(Step):
     def bind(self, context: Context) -> Apply:
         """Return the look-up in the list."""
         known = self.values if self.file is None else read_list(self.file, context.files)
-        positions = pa.array(known, pa.string())
+        positions, by_value = pa.array(known, pa.string()), dict(zip(known, count(), strict=False))
         place = "the values" if self.file is None else self.file
 
         def look_up(cells: Cells, *_: Cells) -> Cells:
             texts = text_column(cells.values)
-            found = pc.index_in(texts, value_set=positions).cast(pa.int64())
+            if len(texts) * _FEW < len(known):
+                # Arrow prepares the whole list for each call, which takes longer than this.
+                found = pa.array(map(by_value.get, texts.to_pylist()), pa.int64())
+            else:
+                found = pc.index_in(texts, value_set=positions).cast(pa.int64())
             if found.null_count == texts.null_count:
                 return cells.become(found)
-            unknown = pc.and_(texts.is_valid(), found.is_null())
+            unknown = as_mask(pc.and_(texts.is_valid(), found.is_null()))
             if self.unknown is not None:
-                return cells.become(pc.if_else(unknown, self.unknown, found))
+                return cells.become(pc.if_else(pa.array(unknown), self.unknown, found))
             if self.hash_unknown is not None:
-                hashed = pa.array(hash_texts(texts, self.hash_unknown) + len(known), pa.int64())
-                return cells.become(pc.if_else(unknown, hashed, found))
+                hashed = hash_texts(texts.filter(pa.array(unknown)), self.hash_unknown)
+                others = pa.array(hashed + len(known))
+                return cells.become(pc.replace_with_mask(found, pa.array(unknown), others))
             message = f"expected one of {len(known):,} values in {place}, got another"
             return cells.become(found).refuse(unknown, "unknown_value", message)
 
         return look_up
+
+
+def check_source(step: Step, file: str | None, values: Sequence[str]) -> None:
+    """Raise ManifestError unless a step has a list: either a file, or values without doubles."""
+    if file is not None and values:
+        step.refuse("values", "file or values, not both", list(values))
+    if file is None and not values:
+        step.refuse("file", "the name of a file, or values instead", None)
+    check_distinct(values, f"step {step.NAME}: values")
+
+
+def _check_buckets(step: Step, member: str, buckets: int) -> None:
+    if not 1 <= buckets <= _MOST_BUCKETS:
+        step.refuse(member, f"1 to {_MOST_BUCKETS:,}", buckets)
 
 
 def read_list(file: str, files: Mapping[str, bytes]) -> list[str]:
@@ -122,14 +154,22 @@ def read_list(file: str, files: Mapping[str, bytes]) -> list[str]:
         ManifestError: The file is not UTF-8, has an empty or no line, or two equal lines.
     """
     try:
-        text = files[file].decode("utf-8")
+        # Some editors write a byte order mark, which is no part of the first value.
+        text = files[file].decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ManifestError(f"file {file}: expected UTF-8: save it as UTF-8") from error
+        raise ManifestError(
+            f"file {file}: expected UTF-8, got other bytes at {error.start:,}: save it as UTF-8, "
+            "and package the model again"
+        ) from error
+    if not text:
+        raise ManifestError(f"file {file}: expected a value in each line, got an empty file")
     # splitlines() would also split at other characters that a value may contain.
     lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
     for number, line in enumerate(lines, 1):
         if not line:
-            raise ManifestError(f"file {file}: expected a value in each line, got none in {number}")
+            raise ManifestError(
+                f"file {file}: expected a value in each line, got none in line {number}"
+            )
     check_distinct(lines, f"file {file}")
     return lines
 
@@ -179,8 +219,7 @@ class Hash(Step):
     buckets: int
 
     def __post_init__(self) -> None:
-        if self.buckets < 1:
-            self.refuse("buckets", "at least 1", self.buckets)
+        _check_buckets(self, "buckets", self.buckets)
 
     def gives(self, type_: pa.DataType, *operands: pa.DataType) -> pa.DataType:
         """Return int64."""
@@ -189,8 +228,7 @@ class Hash(Step):
     def apply(self, cells: Cells, *operands: Cells) -> Cells:
         """Return the bucket of each value."""
         texts = text_column(cells.values)
-        mask = as_mask(texts.is_null()) if texts.null_count else None
-        return cells.become(pa.array(hash_texts(texts, self.buckets), mask=mask))
+        return cells.become(pa.array(hash_texts(texts, self.buckets), mask=null_mask(texts)))
 
 
 @dataclass(frozen=True)
@@ -200,7 +238,7 @@ class OneHot(Step):
     NAME: ClassVar = "one_hot"
     TAKES: ClassVar = (Kind.NUMBER,)
     GIVES: ClassVar = "vector of `size` numbers"
-    REASONS: ClassVar = ("out_of_range",)
+    REASONS: ClassVar = ("out_of_range", "not_finite")
 
     size: int
 
@@ -210,7 +248,7 @@ class OneHot(Step):
 
     def gives(self, type_: pa.DataType, *operands: pa.DataType) -> pa.DataType:
         """Return `size` numbers."""
-        return pa.list_(pa.float64(), self.size)
+        return pa.list_(pa.uint8(), self.size)
 
     def apply(self, cells: Cells, *operands: Cells) -> Cells:
         """Return the vector of each integer."""
@@ -219,9 +257,10 @@ class OneHot(Step):
         wrong = (numbers < 0) | (numbers >= self.size) | (numbers != np.trunc(numbers))
         message = f"expected an integer from 0 to {self.size - 1}, got another number"
         cells = cells.refuse(wrong, "out_of_range", message)
-        made = np.zeros((len(numbers), self.size))
+        # A byte each, because there may be thousands.
+        made = np.zeros((len(numbers), self.size), np.uint8)
         rows = np.flatnonzero(~wrong)
-        made[rows, numbers[rows].astype(np.int64)] = 1.0
+        made[rows, numbers[rows].astype(np.int64)] = 1
         return cells.become(vectors(made, cells.values))
 
 

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import NoReturn
 
 import pyarrow as pa
 
 from common.cells import is_list
 from common.errors import ManifestError, suggest
-from model_handlers.steps.raw import each_item
-from model_handlers.steps.step import Apply, Cells, Context, Kind, Step, kind_of
+from model_handlers.steps.raw import each_distinct, each_item
+from model_handlers.steps.step import (
+    NUMBERS_FROM,
+    WORDS,
+    Apply,
+    Cells,
+    Context,
+    Kind,
+    Step,
+    kind_of,
+    refuse_cells,
+)
 
 
 @dataclass(frozen=True)
@@ -82,15 +93,34 @@ class BoundChain:
         """Return the cells of the result.
 
         Args:
-            columns: The cells of each column, output or field that the chain reads.
+            columns: The cells of each column, output or field that the chain reads. Texts may be
+                a dictionary.
         """
+        steps = list(zip(self.chain.steps, self.functions, strict=True))
         cells = columns[self.chain.start]
-        for step, function in zip(self.chain.steps, self.functions, strict=True):
-            if _by_item(step, cells.values.type):
-                cells = each_item(cells, function)
-            else:
-                cells = function(cells, *(columns[name] for name in step.operands))
-        return cells.of(self.chain.start)
+        if pa.types.is_dictionary(cells.values.type):
+            # The first steps change each distinct text once.
+            alike = list(takewhile(lambda one: one[0].EACH and not one[0].operands, steps))
+            steps = steps[len(alike) :]
+            cells = each_distinct(cells, lambda distinct: _run(alike, distinct, {}))
+        return _run(steps, cells, columns).of(self.chain.start)
+
+
+def _run(steps: Iterable[tuple[Step, Apply]], cells: Cells, columns: Mapping[str, Cells]) -> Cells:
+    """Return what steps make of cells."""
+    for step, function in steps:
+        if _by_item(step, cells.values.type):
+            cells = each_item(cells, function)
+        else:
+            cells = function(cells, *(_plain(columns[name]) for name in step.operands))
+    return cells
+
+
+def _plain(cells: Cells) -> Cells:
+    """Return cells whose texts are no dictionary."""
+    if not pa.types.is_dictionary(cells.values.type):
+        return cells
+    return cells.become(cells.values.dictionary_decode())
 
 
 def _known(name: str, types: Mapping[str, pa.DataType], number: int) -> pa.DataType:
@@ -118,9 +148,14 @@ def _after(step: Step, type_: pa.DataType, operands: list[pa.DataType]) -> pa.Da
     item = step.gives(type_.value_type)
     if is_list(item):
         _refuse_kind(step, type_)
-    return pa.list_(item, type_.list_size) if kind_of(type_) is Kind.VECTOR else pa.list_(item)
+    fixed = pa.types.is_fixed_size_list(type_)
+    return pa.list_(item, type_.list_size) if fixed else pa.list_(item)
 
 
 def _refuse_kind(step: Step, type_: pa.DataType) -> NoReturn:
-    takes = " or ".join(step.TAKES)
-    raise ManifestError(f"step {step.NAME}: expected {takes}, got {type_}")
+    kind, hint = kind_of(type_), None
+    if Kind.NUMBER in step.TAKES or Kind.VECTOR in step.TAKES:
+        hint = NUMBERS_FROM.get(kind)
+    elif step.TAKES == (Kind.TEXT,):
+        hint = "cast turns numbers and times into text"
+    refuse_cells(step, " or ".join(WORDS[kind] for kind in step.TAKES), type_, hint)

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from model_handlers.steps.raw import RAW_TYPES, become, can_become
-from model_handlers.steps.step import Cells, Kind, Step
+from model_handlers.steps.step import NUMBERS_FROM, Cells, Kind, Step, words_for
+from model_handlers.steps.values import from_values
 
 RawName = Literal["float64", "int64", "bool", "string", "timestamp", "datetime", "date"]
 
@@ -21,15 +22,19 @@ class Cast(Step):
     NAME: ClassVar = "cast"
     TAKES: ClassVar = (Kind.NUMBER, Kind.TEXT, Kind.TIME)
     GIVES: ClassVar = "`to`"
-    REASONS: ClassVar = ("wrong_type", "no_time_zone")
+    REASONS: ClassVar = ("wrong_type", "no_time_zone", "out_of_range")
     EACH: ClassVar = True
 
     to: RawName
 
     def gives(self, type_: pa.DataType, *operands: pa.DataType) -> pa.DataType:
         """Return the type `to`."""
-        if not can_become(type_, self.to):
-            self.refuse("to", f"a type that {type_} can become", self.to)
+        to_number = pa.types.is_boolean(type_) and self.to in ("float64", "int64")
+        if not (to_number or can_become(type_, self.to)):
+            hint = NUMBERS_FROM[Kind.TIME] if self.to in ("float64", "int64") else None
+            if self.to == "timestamp":
+                hint = "assume_zone turns a datetime into a timestamp"
+            self.refuse("to", f"a type that {words_for(type_)} can become", self.to, hint)
         return RAW_TYPES[self.to]
 
     def apply(self, cells: Cells, *operands: Cells) -> Cells:
@@ -50,13 +55,12 @@ class Fill(Step):
     GIVES: ClassVar = "the same"
     EACH: ClassVar = True
 
-    value: float | str | bool
+    value: float | int | str | bool
 
     def gives(self, type_: pa.DataType, *operands: pa.DataType) -> pa.DataType:
         """Return the same type."""
-        found = become(pa.array([self.value]), _name(type_))
-        if found.refused or found.values.null_count:
-            self.refuse("value", f"a value of the type {type_}", self.value)
+        if self._scalar(type_) is None:
+            self.refuse("value", f"{words_for(type_)}, as the column has", self.value)
         return type_
 
     def apply(self, cells: Cells, *operands: Cells) -> Cells:
@@ -64,13 +68,18 @@ class Fill(Step):
         values = cells.values
         if not values.null_count:
             return cells
-        filled = become(pa.array([self.value]), _name(values.type)).values[0]
-        return cells.become(pc.fill_null(values, filled))
+        return cells.become(pc.fill_null(values, self._scalar(values.type)))
 
-
-def _name(type_: pa.DataType) -> str:
-    """Return the raw type that has an Arrow type."""
-    return next(name for name, known in RAW_TYPES.items() if known == type_)
+    def _scalar(self, type_: pa.DataType) -> pa.Scalar | None:
+        """Return the value as one of a type, or None if the type cannot hold it."""
+        # The numbers of outputs may have fewer bits than those of columns.
+        raw = next((name for name, known in RAW_TYPES.items() if known == type_), None)
+        raw = raw or ("float64" if pa.types.is_floating(type_) else "int64")
+        try:
+            found = from_values([self.value], raw).values.cast(type_)[0]
+        except pa.ArrowInvalid:
+            return None
+        return found if found.is_valid else None
 
 
 GENERAL_STEPS = (Cast, Fill)

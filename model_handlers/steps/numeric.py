@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from model_handlers.steps.step import Cells, Kind, Step, as_mask
+from model_handlers.steps.step import Cells, Kind, Step, kind_of, null_mask, words_for
 
 _FLOAT, _INT = pa.float64(), pa.int64()
 
@@ -58,13 +58,11 @@ class Clip(_Number):
             self.refuse("min", f"at most max, {self.max}", self.min)
 
     def apply(self, cells: Cells, *operands: Cells) -> Cells:
-        """Return the numbers, limited."""
+        """Return the numbers, limited. NaN, which earlier steps may have computed, stays NaN."""
         values = as_floats(cells.values)
-        if self.min is not None:
-            values = pc.max_element_wise(values, self.min, skip_nulls=False)
-        if self.max is not None:
-            values = pc.min_element_wise(values, self.max, skip_nulls=False)
-        return cells.become(values)
+        # Arrow's own functions would prefer the limit to NaN.
+        limited = np.clip(values.to_numpy(zero_copy_only=False), self.min, self.max)
+        return cells.become(pa.array(limited, mask=null_mask(values)))
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ class Sigmoid(_Number):
 
 @dataclass(frozen=True)
 class Bucket(Step):
-    """Returns the number of `edges` that are at most x, an integer from 0 to their count.
+    """Returns how many of the `edges` are at most x, an integer from 0.
 
     The edges can be fitted on a sample.
     """
@@ -123,14 +121,13 @@ class Bucket(Step):
     NAME: ClassVar = "bucket"
     TAKES: ClassVar = (Kind.NUMBER,)
     GIVES: ClassVar = "integer"
+    REASONS: ClassVar = ("not_finite",)
     EACH: ClassVar = True
 
     edges: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if not self.edges or any(
-            not a < b for a, b in zip(self.edges, self.edges[1:], strict=False)
-        ):
+        if not ascending(self.edges):
             self.refuse("edges", "one or more numbers in ascending order", list(self.edges))
 
     def gives(self, type_: pa.DataType, *operands: pa.DataType) -> pa.DataType:
@@ -142,8 +139,7 @@ class Bucket(Step):
         cells = without_nan(cells.become(as_floats(cells.values)))
         numbers = cells.values.to_numpy(zero_copy_only=False)
         found = np.searchsorted(self.edges, numbers, side="right")
-        missing = as_mask(cells.values.is_null()) if cells.values.null_count else None
-        return cells.become(pa.array(found, _INT, mask=missing))
+        return cells.become(pa.array(found, _INT, mask=null_mask(cells.values)))
 
 
 @dataclass(frozen=True)
@@ -160,10 +156,9 @@ class _Arithmetic(_Number):
     def gives(self, type_: pa.DataType, *operands: pa.DataType) -> pa.DataType:
         """Return float64."""
         for operand in operands:
-            if not (pa.types.is_floating(operand) or pa.types.is_integer(operand)):
-                self.refuse(
-                    "other", "a number, or the name of numbers", f"{self.other} ({operand})"
-                )
+            if kind_of(operand) is not Kind.NUMBER:
+                expected = "a number, or the name of numbers"
+                self.refuse("other", expected, f"{self.other} ({words_for(operand)})")
         return _FLOAT
 
     def _right(self, operands: tuple[Cells, ...]) -> tuple[pa.Array | float, tuple[Cells, ...]]:
@@ -236,12 +231,11 @@ class Divide(_Arithmetic):
         left = as_floats(cells.values)
         if not others:
             return cells.become(pc.divide(left, right))
-        zero = pc.equal(right, 0.0)
         # Arrow's division of floats by 0 is an infinity or NaN.
         result = _joined(cells, pc.divide(left, right), others)
+        zero = pc.and_(pc.equal(right, 0.0), left.is_valid())
         if self.by_zero is not None:
-            present = pc.and_(zero, left.is_valid())
-            return result.become(pc.if_else(present, self.by_zero, result.values))
+            return result.become(pc.if_else(zero, self.by_zero, result.values))
         return result.refuse(zero, "out_of_range", f"cannot be divided by {self.other}, which is 0")
 
 

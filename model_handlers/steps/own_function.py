@@ -46,8 +46,10 @@ class Call(Step):
         module, _, name = self.function.partition(":")
         if not all(part.isidentifier() for part in (*module.split("."), name)):
             self.refuse("function", "module:function", self.function)
-        if self.width is not None and (self.width < 1 or self.returns not in ("float64", "int64")):
-            self.refuse("width", "a number above 0, if the function returns numbers", self.width)
+        if self.width is not None and self.returns not in ("float64", "int64"):
+            self.refuse("width", "none, because the function returns no numbers", self.width)
+        if self.width is not None and not 1 <= self.width <= 1 << 20:
+            self.refuse("width", "1 to 1,048,576", self.width)
         digest = self.source_sha256
         if digest is not None and (len(digest) != 64 or set(digest) - set("0123456789abcdef")):
             self.refuse("source_sha256", "64 lowercase hex digits", digest)

@@ -32,18 +32,23 @@ class Kind(StrEnum):
 
 
 def kind_of(type_: pa.DataType) -> Kind:
-    """Return the kind of a type. A vector is a list of the same length in each row."""
+    """Return the kind of a type. A vector is a list of as many numbers in each row."""
     if pa.types.is_fixed_size_list(type_):
-        return Kind.VECTOR
+        return Kind.VECTOR if _is_number(type_.value_type) else Kind.OTHER
     if is_list(type_):
-        return Kind.LIST
-    if pa.types.is_floating(type_) or pa.types.is_integer(type_) or pa.types.is_boolean(type_):
+        return Kind.OTHER if is_list(type_.value_type) else Kind.LIST
+    if _is_number(type_):
         return Kind.NUMBER
     if is_text(type_):
         return Kind.TEXT
     if pa.types.is_timestamp(type_) or pa.types.is_date(type_):
         return Kind.TIME
     return Kind.BYTES if pa.types.is_binary(type_) else Kind.OTHER
+
+
+def _is_number(type_: pa.DataType) -> bool:
+    types = pa.types
+    return bool(types.is_floating(type_) or types.is_integer(type_) or types.is_boolean(type_))
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +66,11 @@ class Refused:
     reason: str
     message: str
     column: str = ""
+
+    def part(self, rows: slice) -> Refused:
+        """Return the refusals of a range of the rows, counted from its start."""
+        inside = (self.rows >= rows.start) & (self.rows < rows.stop)
+        return replace(self, rows=self.rows[inside] - rows.start)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +113,11 @@ class Cells:
 def as_mask(cells: pa.BooleanArray) -> np.ndarray:
     """Return an Arrow array of booleans as NumPy's, with False for null."""
     return np.asarray(cells.fill_null(False) if cells.null_count else cells)
+
+
+def null_mask(values: pa.Array) -> np.ndarray | None:
+    """Return which values are null, bool [rows], or None if there are none."""
+    return as_mask(values.is_null()) if values.null_count else None
 
 
 # A step that is ready to run: it takes the cells and those of its operands.
@@ -183,11 +198,65 @@ class Step:
         """Return the result for each cell. Null stays null."""
         raise NotImplementedError
 
-    def refuse(self, member: str, expected: str, got: Any) -> NoReturn:
+    def refuse(self, member: str, expected: str, got: Any, hint: str | None = None) -> NoReturn:
         """Raise ManifestError for a member with a value that is not allowed."""
-        shown = repr(got)
-        shown = shown if len(shown) <= 80 else f"{shown[:80]}..."
-        raise ManifestError(f"step {self.NAME}: {member}: expected {expected}, got {shown}")
+        more = f": {hint}" if hint else ""
+        raise ManifestError(
+            f"step {self.NAME}: {member}: expected {expected}, got {shorten(_as_typed(got))}{more}"
+        )
+
+
+def refuse_cells(
+    step: Step, expected: str, type_: pa.DataType, hint: str | None = None
+) -> NoReturn:
+    """Raise ManifestError because a step does not take cells of a type."""
+    more = f": {hint}" if hint else ""
+    raise ManifestError(f"step {step.NAME}: expected {expected}, got {words_for(type_)}{more}")
+
+
+def words_for(type_: pa.DataType) -> str:
+    """Return what cells of a type are, for messages."""
+    if pa.types.is_fixed_size_list(type_) and kind_of(type_) is Kind.VECTOR:
+        return f"a vector of {type_.list_size} numbers"
+    if is_list(type_):
+        return f"a list of {_ITEMS.get(kind_of(type_.value_type), 'lists')}"
+    if pa.types.is_timestamp(type_):
+        return "a datetime" if type_.tz is None else "a timestamp"
+    return "a date" if pa.types.is_date(type_) else WORDS[kind_of(type_)]
+
+
+def shorten(text: str) -> str:
+    """Return a text for a message, cut if it is long."""
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def _as_typed(got: Any) -> str:
+    """Return a value of a manifest as its author may have typed it."""
+    if isinstance(got, bool):
+        return str(got).lower()
+    if isinstance(got, float) and got.is_integer():
+        return repr(int(got)) if abs(got) < 1e15 else repr(got)
+    if isinstance(got, list | tuple):
+        return f"[{', '.join(map(_as_typed, got))}]"
+    return "nothing" if got is None else repr(got)
+
+
+# What cells are, and how they become numbers, for messages.
+WORDS = {
+    Kind.NUMBER: "a number",
+    Kind.TEXT: "text",
+    Kind.TIME: "a time",
+    Kind.BYTES: "bytes",
+    Kind.LIST: "a list",
+    Kind.VECTOR: "a vector of numbers",
+    Kind.OTHER: "lists within lists",
+}
+_ITEMS = {Kind.NUMBER: "numbers", Kind.TEXT: "texts", Kind.TIME: "times"}
+NUMBERS_FROM = {
+    Kind.TEXT: "vocabulary and hash turn text into numbers",
+    Kind.TIME: "time_part and epoch turn times into numbers",
+    Kind.LIST: "pad gives all lists the same length",
+}
 
 
 def flat(vectors: pa.Array) -> tuple[pa.Array, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import zoneinfo
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from model_handlers.steps.raw import TIMESTAMP
-from model_handlers.steps.step import Cells, Kind, Step, vectors
+from model_handlers.steps.raw import DATETIME, TIMESTAMP
+from model_handlers.steps.step import Cells, Kind, Step, refuse_cells, vectors
 
 Part = Literal["minute", "hour", "weekday", "day", "day_of_year", "month", "year"]
 # The function of each part, its first value and after how many values it starts again.
@@ -27,12 +28,17 @@ _PARTS: Mapping[str, tuple[Callable[[pa.Array], pa.Array], int, int | None]] = {
 }
 _OF_CLOCK = ("minute", "hour")
 _SECOND = 1_000_000
+# Arrow knows the changes of clocks up to 2037, Python also those after it.
+_LATE = pa.scalar(datetime.datetime(2037, 12, 30), DATETIME)
+_LAST = datetime.datetime(9999, 12, 30)
 
 
 def _check_zone(step: Step, zone: str) -> None:
     try:
         zoneinfo.ZoneInfo(zone)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        # Arrow has time zones of its own.
+        pc.hour(pa.array([0], pa.timestamp("us", zone)))
+    except (zoneinfo.ZoneInfoNotFoundError, pa.ArrowException, ValueError, OSError):
         step.refuse("zone", "the name of a time zone, such as UTC or Europe/Berlin", zone)
 
 
@@ -67,20 +73,38 @@ class TimePart(Step):
         if not aware and self.zone is not None:
             self.refuse("zone", "none, because the column has no time zone", self.zone)
         if pa.types.is_date(type_) and self.part in _OF_CLOCK:
-            self.refuse("part", "a part of a date", self.part)
+            self.refuse("part", "a part that a date has", self.part)
         return pa.list_(pa.float64(), 2) if self.cyclic else pa.int64()
 
     def apply(self, cells: Cells, *operands: Cells) -> Cells:
         """Return the part of each time."""
         function, first, cycle = _PARTS[self.part]
-        times = cells.values
-        if self.zone is not None:
-            times = times.cast(pa.timestamp("us", tz=self.zone))
+        times = cells.values if self.zone is None else _on_clocks(cells.values, self.zone)
         found = function(times).cast(pa.int64())
         if not self.cyclic or cycle is None:
             return cells.become(found)
-        angle = (found.fill_null(first).to_numpy() - first) * (2 * np.pi / cycle)
-        return cells.become(vectors(np.stack([np.sin(angle), np.cos(angle)], axis=1), found))
+        angles = np.arange(cycle) * (2 * np.pi / cycle)
+        circle = np.stack([np.sin(angles), np.cos(angles)], axis=1)
+        return cells.become(vectors(circle[found.fill_null(first).to_numpy() - first], found))
+
+
+def _on_clocks(times: pa.Array, zone: str) -> pa.Array:
+    """Return the times that clocks in a zone show at some times, as times without a zone."""
+    plain = times.cast(DATETIME)
+    if zone == "UTC":
+        return plain
+    shown = pc.local_timestamp(times.cast(pa.timestamp("us", zone)))
+    late = pc.greater(plain, _LATE)
+    if not pc.any(late).as_py():
+        return shown
+    info = zoneinfo.ZoneInfo(zone)
+    # On the last day of the year 9999, clocks may show a time that Python cannot hold.
+    offsets = [
+        min(time, _LAST).replace(tzinfo=datetime.UTC).astimezone(info).utcoffset()
+        for time in plain.filter(late).to_pylist()
+    ]
+    exact = pc.add(plain.filter(late), pa.array(offsets, pa.duration("us")))
+    return pc.replace_with_mask(shown, late, exact)
 
 
 @dataclass(frozen=True)
@@ -104,9 +128,10 @@ class Epoch(Step):
 
 @dataclass(frozen=True)
 class AssumeZone(Step):
-    """Turns a time without a zone into a timestamp: it is the time of a clock in `zone`.
+    """Turns a datetime, which has no zone, into a timestamp: a clock in `zone` showed it.
 
-    If clocks showed a time twice or never, because they were changed, the earlier time is meant.
+    If clocks showed a time twice, because they were set back, the first one is meant. If they never
+    showed it, because they were set forward, it counts as if they had been set later: 2:30 is 3:30.
     """
 
     NAME: ClassVar = "assume_zone"
@@ -120,16 +145,27 @@ class AssumeZone(Step):
 
     def gives(self, type_: pa.DataType, *operands: pa.DataType) -> pa.DataType:
         """Return a timestamp."""
-        if _is_aware(type_) or pa.types.is_date(type_):
-            self.refuse("zone", "a column of the type datetime", self.zone)
+        if _is_aware(type_):
+            refuse_cells(self, "a datetime", type_, "its times have a zone already")
+        if pa.types.is_date(type_):
+            refuse_cells(self, "a datetime", type_)
         return TIMESTAMP
 
     def apply(self, cells: Cells, *operands: Cells) -> Cells:
         """Return the timestamps."""
-        known = pc.assume_timezone(
-            cells.values, self.zone, ambiguous="earliest", nonexistent="earliest"
-        )
-        return cells.become(known.cast(TIMESTAMP))
+        times = cells.values
+        if self.zone == "UTC":
+            return cells.become(times.cast(TIMESTAMP))
+        known = pc.assume_timezone(times, self.zone, ambiguous="earliest", nonexistent="earliest")
+        skipped = pc.not_equal(pc.local_timestamp(known), times)
+        odd = pc.or_(skipped, pc.greater(times, _LATE))
+        known = known.cast(TIMESTAMP)
+        if not pc.any(odd).as_py():
+            return cells.become(known)
+        info = zoneinfo.ZoneInfo(self.zone)
+        offsets = [time.replace(tzinfo=info).utcoffset() for time in times.filter(odd).to_pylist()]
+        exact = pc.subtract(times.filter(odd), pa.array(offsets, pa.duration("us")))
+        return cells.become(pc.replace_with_mask(known, odd, exact.cast(TIMESTAMP)))
 
 
 def _is_aware(type_: pa.DataType) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import datetime
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from decimal import Decimal
 from itertools import chain
 from typing import Any
@@ -22,15 +22,21 @@ from model_handlers.steps.step import Cells
 _WRONG = object()
 _NOTHING = type(None)
 # The Python types from which Arrow builds a column that `become` reads as it would read the text.
+_TEXT: tuple[set[type], pa.DataType] = ({str, _NOTHING}, pa.string())
 _PLAIN: Mapping[str, tuple[tuple[set[type], pa.DataType], ...]] = {
-    "float64": (({float, _NOTHING}, pa.float64()), ({int, _NOTHING}, pa.int64())),
-    "int64": (({int, _NOTHING}, pa.int64()),),
-    "bool": (({bool, _NOTHING}, pa.bool_()),),
-    "string": (({str, _NOTHING}, pa.string()),),
-    "timestamp": (({str, _NOTHING}, pa.string()),),
-    "datetime": (({str, _NOTHING}, pa.string()),),
-    "date": (({str, _NOTHING}, pa.string()),),
-    "binary": (({bytes, _NOTHING}, pa.binary()),),
+    "float64": (
+        ({float, _NOTHING}, pa.float64()),
+        ({int, _NOTHING}, pa.int64()),
+        ({float, int, _NOTHING}, pa.float64()),
+        _TEXT,
+    ),
+    "int64": (({int, _NOTHING}, pa.int64()), _TEXT),
+    "bool": (({bool, _NOTHING}, pa.bool_()), _TEXT),
+    "string": (_TEXT,),
+    "timestamp": (_TEXT,),
+    "datetime": (_TEXT,),
+    "date": (_TEXT,),
+    "binary": (({bytes, _NOTHING}, pa.binary()), _TEXT),
 }
 
 
@@ -55,19 +61,17 @@ def from_values(values: Sequence[Any], raw: str) -> Cells:
         raw: The name of the raw type.
 
     Returns:
-        The cells. Values that are not of the type are refused with `wrong_type` or `no_time_zone`.
+        The cells, as `become` returns them. A value of another type is refused with `wrong_type`.
     """
     if raw.startswith("list<"):
         return _lists(values, raw)
     kinds = set(map(type, values))
-    for types, type_ in _PLAIN[raw]:
-        if kinds <= types:
-            try:
-                return become(pa.array(values, type_), raw)
-            except (pa.ArrowException, OverflowError, ValueError):
-                # An integer of more than 64 bits, or half of a surrogate pair.
-                break
-    texts = [_READERS[raw](value) for value in values]
+    plain = next((type_ for types, type_ in _PLAIN[raw] if kinds <= types), None)
+    if plain is not None:
+        # An integer may have more than 64 bits, or more than a float; text half a surrogate pair.
+        with suppress(pa.ArrowException, OverflowError, UnicodeEncodeError):
+            return become(pa.array(values, plain), raw)
+    texts = [_encodable(_READERS[raw](value)) for value in values]
     wrong = np.array([text is _WRONG for text in texts], bool)
     known = [None if text is _WRONG else text for text in texts]
     cells = become(pa.array(known, pa.binary() if raw == "binary" else pa.string()), raw)
@@ -109,6 +113,16 @@ def _name(value: Any) -> str:
     return names.get(type(value), "a number" if isinstance(value, int | float) else "another value")
 
 
+def _encodable(text: Any) -> Any:
+    """Return a text, or _WRONG if it has half a surrogate pair."""
+    if isinstance(text, str):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return _WRONG
+    return text
+
+
 def _number(value: Any) -> Any:
     """Return the text of a number, null, or _WRONG."""
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal | str | _NOTHING):
@@ -123,14 +137,7 @@ def _bool(value: Any) -> Any:
 
 
 def _text(value: Any) -> Any:
-    if isinstance(value, dict | list | bytes):
-        return _WRONG
-    text = to_text(value)
-    try:
-        (text or "").encode()
-    except UnicodeEncodeError:
-        return _WRONG
-    return text
+    return _WRONG if isinstance(value, dict | list | bytes) else to_text(value)
 
 
 def _time(value: Any) -> Any:
@@ -143,8 +150,8 @@ def _bytes(value: Any) -> Any:
     if isinstance(value, bytes | _NOTHING):
         return value
     try:
-        return base64.b64decode(value, validate=True) if isinstance(value, str) else _WRONG
-    except (binascii.Error, ValueError):
+        return base64.b64decode(value.strip(), validate=True) or None
+    except (AttributeError, ValueError):
         return _WRONG
 
 
