@@ -66,8 +66,9 @@ class _Lists(Step):
 class Pad(_Lists):
     """Extends lists of numbers with `value` to `to` items, and shortens longer lists.
 
-    A list with an item that is null is refused.     `keep` says which items of a longer list stay, `first` or `last`; without it, its row is
-    refused. `side` says where a shorter list is extended, at its `end` or its `start`.
+    A list with an item that is null is refused. `keep` says which items of a longer list stay,
+    `first` or `last`; without it, its row is refused. `side` says where a shorter list is extended,
+    at its `end` or its `start`.
     """
 
     NAME: ClassVar = "pad"
