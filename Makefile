@@ -129,9 +129,15 @@ DIGEST_docker = docker inspect --format '{{join .RepoDigests "\n"}}' $(TAG) | gr
 DIGEST_cloud = gcloud artifacts docker images describe $(TAG) --format 'value(image_summary.fully_qualified_digest)'
 one_of = $(if $(filter $(2),$($(1))),,$(error $(1)='$($(1))': expected one of $(2)))
 
-image:  ## build the image for launcher and workers: IMAGE=..., TORCH=cuda, BUILDER=cloud
+# Wheels with your own code, separated by spaces or commas. The image gets what lies in templates/extra.
+comma := ,
+WHEELS = $(subst $(comma), ,$(EXTRA))
+NOT_WHEELS = $(filter-out %.whl,$(WHEELS))$(filter-out $(wildcard $(WHEELS)),$(WHEELS))
+
+image:  ## build the image for launcher and workers: IMAGE=..., TORCH=cuda, BUILDER=cloud, EXTRA=WHEEL
 	$(call one_of,TORCH,cpu cuda)$(call one_of,BUILDER,docker cloud)$(if $(PIPELINE),$(call one_of,PIPELINE,$(PIPELINES)))
-	$(BUILD_$(BUILDER))
+	$(if $(NOT_WHEELS),$(error EXTRA='$(EXTRA)': expected wheels (.whl) that exist))
+	$(if $(WHEELS),@trap 'rm -f templates/extra/*.whl' EXIT && cp $(WHEELS) templates/extra/ && )$(BUILD_$(BUILDER))
 
 template: $(STAMP)  ## create a Flex Template: PIPELINE=batch_local BUCKET=... IMAGE=REGION-docker.pkg.dev/...
 	$(call one_of,PIPELINE,$(PIPELINES))$(if $(BUCKET),,$(error BUCKET is missing: it names the bucket for the template, gs://BUCKET/templates/))
@@ -147,6 +153,7 @@ image-check: $(STAMP)  ## build the image on stand-in bases without Docker, and 
 templates: $(STAMP)  ## generate templates/*.json and docs/reference/flags from the flags, and steps.md
 	$(BIN)/python -m pipelines.metadata
 	$(BIN)/python tools/flag_pages.py
+	$(BIN)/python tools/step_methods.py
 	$(BIN)/python tools/step_page.py
 
 docs: $(DOCS)/.installed $(MERMAID)  ## build the documentation site in build/site
@@ -174,6 +181,7 @@ check: $(STAMP)  ## check formatting, lint, types, words and generated files
 	$(BIN)/hadolint templates/Dockerfile serving/Dockerfile
 	$(BIN)/python -m pipelines.metadata --check
 	$(BIN)/python tools/flag_pages.py --check
+	$(BIN)/python tools/step_methods.py --check
 	$(BIN)/python tools/step_page.py --check
 	$(BIN)/python tools/words.py
 	$(BIN)/codespell

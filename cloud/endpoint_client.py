@@ -42,6 +42,8 @@ T = TypeVar("T")
 
 # With this header a server may name its model, by the SHA-256 digest of the model file.
 DIGEST_HEADER = "X-Model-Digest"
+# With this header a server says that it prepares raw rows, by the SHA-256 digest of the steps.
+PREPARATION_HEADER = "X-Model-Preparation"
 # After this many failures of one request, its rows are suspected.
 SUSPECT = 4
 # aiohttp sends a larger body piece by piece if it is passed as a file object.
@@ -82,6 +84,8 @@ class EndpointClient:
         timeout_seconds: The timeout of one request.
         retry_seconds: How long transient failures are retried.
         digest: The SHA-256 digest of the model file. A server that names another is rejected.
+        preparation: The digest of the steps by which the server has to prepare rows. A server that
+            names another is rejected. None if rows are sent prepared.
         flags: The flags that chose the URL, for messages.
 
     Raises:
@@ -98,9 +102,13 @@ class EndpointClient:
         timeout_seconds: float = 60.0,
         retry_seconds: float = 120.0,
         digest: str | None = None,
+        preparation: str | None = None,
         flags: str = FLAGS,
     ) -> None:
         self.url, self.name, self._digest, self._flags = url, name, digest, flags
+        self._preparation = preparation
+        # The digest of the steps by which the server says that it prepares rows, or None.
+        self.served_preparation: str | None = None
         self._credentials = credentials
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
         self._retry_seconds = retry_seconds
@@ -244,6 +252,9 @@ class EndpointClient:
             if self._credentials.token == token:
                 self._credentials.token = None
             response, answer = await self._send(body, await self._headers())
+        prepares_by = response.headers.get(PREPARATION_HEADER)
+        if prepares_by is not None:
+            self.served_preparation = prepares_by
         if response.status != 200:
             raise_for(
                 self.name,
@@ -259,6 +270,11 @@ class EndpointClient:
                 f"endpoint {self.name} serves another model: expected digest {self._digest[:12]}, "
                 f"got {served[:12]}; deploy the model that --model names, or pass the package of "
                 "the deployed model as --model"
+            )
+        if self._preparation is not None and prepares_by not in (None, self._preparation):
+            raise EndpointError(
+                f"endpoint {self.name} prepares rows by other steps than the package that --model "
+                "names: deploy that package, or use --prepare_at worker"
             )
         return answer
 

@@ -7,16 +7,20 @@ other texts, which the parser turns into a UsageError that names the flag.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
 from common.command_names import as_typed
 from common.errors import UsageError
 from common.terminal import print_error
+
+# The thresholds of fields, by field.
+Thresholds = Mapping[str, tuple[float, ...]]
 
 # What argparse says about a wrong command line, and what Millrace says instead.
 _IN_WORDS = (
@@ -91,6 +95,23 @@ def positive(text: str) -> float:
     raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
 
 
+def json_object(text: str) -> dict[str, Any]:
+    """Return the JSON object that the text spells."""
+    with suppress(ValueError):
+        value = json.loads(text)
+        if isinstance(value, dict):
+            return value
+    raise argparse.ArgumentTypeError("expected a JSON object, such as '{\"hidden\": 64}'")
+
+
+def pair(text: str) -> tuple[str, str]:
+    """Split a text such as `NAME=VALUE` at its first equals sign."""
+    name, sign, value = text.partition("=")
+    if not (name and sign):
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
+    return name, value
+
+
 def names(text: str) -> tuple[str, ...]:
     """Split a text such as `A,B` into names, and reject empty names.
 
@@ -99,3 +120,33 @@ def names(text: str) -> tuple[str, ...]:
     if not all(text.split(",")):
         raise argparse.ArgumentTypeError(f"expected comma-separated names, got {text!r}")
     return tuple(text.split(","))
+
+
+def parse_thresholds(parts: Sequence[str]) -> Thresholds:
+    """Return the thresholds that the flag `--thresholds` sets, by field.
+
+    Args:
+        parts: The values of the flag, such as `decision=0.4`, `0.9`, `risk=0.5`: a number without a
+            field belongs to the field before it.
+
+    Raises:
+        UsageError: A part is not a number, a field has none, or a field is named twice.
+    """
+    found: dict[str, tuple[float, ...]] = {}
+    field = ""
+    for part in parts:
+        named, equals, number = part.rpartition("=")
+        if equals:
+            field = named.strip()
+            if field in found:
+                raise UsageError(f"--thresholds names the field {field!r} twice: name it once")
+        if not field:
+            raise UsageError(f"--thresholds: expected FIELD=NUMBER,NUMBER,..., got {part!r}")
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise UsageError(f"--thresholds {field}: expected a number, got {number.strip()!r}")
+        found[field] = (*found.get(field, ()), value)
+    return found

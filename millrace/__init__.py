@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cloud.vertex import EndpointAddress
     from common.errors import MillraceError
+    from millrace.packaging import fit, package, prepare
     from model_handlers.endpoint import RequestLimits
     from model_handlers.endpoint_handler import VertexEndpointHandler
     from model_handlers.manifest import InputSpec, Manifest, OutputSpec
-    from model_handlers.package import read_manifest, write_package
+    from model_handlers.package import read_manifest
+    from model_handlers.packaging.builder import column, field, output, tensor
     from model_handlers.torch_model import TorchModelHandler
+    from model_handlers.write_package import write_package
     from transforms.encode import EncodeRows, choose_fields
     from transforms.predict import Predict
     from transforms.provenance import Provenance
@@ -45,9 +48,16 @@ __all__ = [
     "VertexEndpointHandler",
     "__version__",
     "choose_fields",
+    "column",
     "external_table",
+    "field",
+    "fit",
     "open_result",
+    "output",
+    "package",
+    "prepare",
     "read_manifest",
+    "tensor",
     "write_package",
 ]
 
@@ -67,10 +77,17 @@ _MODULES = {
     "VertexEndpointHandler": "model_handlers.endpoint_handler",
     "__version__": "millrace.version",
     "choose_fields": "transforms.encode",
+    "column": "model_handlers.packaging.builder",
     "external_table": "transforms.results",
+    "field": "model_handlers.packaging.builder",
+    "fit": "millrace.packaging",
     "open_result": "transforms.results",
+    "output": "model_handlers.packaging.builder",
+    "package": "millrace.packaging",
+    "prepare": "millrace.packaging",
     "read_manifest": "model_handlers.package",
-    "write_package": "model_handlers.package",
+    "tensor": "model_handlers.packaging.builder",
+    "write_package": "model_handlers.write_package",
 }
 
 

@@ -47,7 +47,12 @@ COMMANDS = {
     "package": Entry(
         "turn a model file into a model package",
         ("model_handlers.package",),
-        "model_handlers.package:main",
+        "millrace.packaging:main",
+    ),
+    "inspect": Entry(
+        "print what a model package takes, does and gives",
+        ("model_handlers.inspect_package",),
+        "model_handlers.inspect_package:main",
     ),
     "serve": Entry(
         "serve a model package over HTTP",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import re
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -19,7 +19,8 @@ from apache_beam.ml.inference.base import ModelHandler
 
 from common.record_batch import ERROR, ERROR_TYPE, INPUTS, OUTPUTS, flat_values
 from model_handlers.manifest import Manifest, OutputSpec
-from model_handlers.without_values import without_numbers
+from model_handlers.trusted_code import TrustedCode
+from model_handlers.without_values import without_cells, without_numbers
 
 NAMESPACE = "millrace"
 M = TypeVar("M")
@@ -33,9 +34,16 @@ class BatchHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, M], Generic[M]):
         outputs: The names of the outputs to return, or None for all.
         batch_rows: The maximum number of rows that Beam gathers for one call of run_inference.
 
+    Attributes:
+        package: The path of the package, in which workers find the files of its steps, or None.
+        code: The modules from which the functions of its steps may be imported.
+
     Raises:
         UsageError: The model does not have one of the outputs.
     """
+
+    package: str | None = None
+    code: TrustedCode = TrustedCode()
 
     def __init__(self, manifest: Manifest, outputs: Sequence[str] | None, batch_rows: int) -> None:
         super().__init__(
@@ -64,6 +72,18 @@ class BatchHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, M], Generic[M]):
             Two columns of `rows` rows. The outputs of a row that has an error are null.
         """
 
+    def answer(
+        self, model: M, batches: Sequence[pa.RecordBatch], arrays: Sequence[np.ndarray]
+    ) -> tuple[pa.StructArray, pa.StructArray]:
+        """Return the columns `outputs` and `error` for validated batches.
+
+        Args:
+            model: The object that load_model returned.
+            batches: The batches.
+            arrays: The inputs of all their rows, one array per input.
+        """
+        return self.predict(model, arrays, sum(batch.num_rows for batch in batches))
+
     def run_inference(
         self,
         batch: Sequence[pa.RecordBatch],
@@ -83,7 +103,7 @@ class BatchHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, M], Generic[M]):
             for spec in self.manifest.inputs
         ]
         rows = sum(part.num_rows for part in batch)
-        outputs, error = self.predict(model, arrays, rows)
+        outputs, error = self.answer(model, batch, arrays)
         self._rows_inferred.inc(rows)
         results, start = [], 0
         for part in batch:
@@ -145,7 +165,10 @@ def to_arrow(values: np.ndarray, spec: OutputSpec) -> pa.Array:
 
 
 def error_column(
-    faults: Mapping[int, tuple[str, str]], arrays: Sequence[np.ndarray], rows: int
+    faults: Mapping[int, tuple[str, str]],
+    arrays: Sequence[np.ndarray],
+    rows: int,
+    cells_of: Callable[[int], Mapping[str, Any]] | None = None,
 ) -> pa.StructArray:
     """Build the column `error`.
 
@@ -155,6 +178,7 @@ def error_column(
         faults: The reason and the message of each failed row, by row number.
         arrays: The inputs of all rows, one array per input.
         rows: The number of all rows.
+        cells_of: A function that returns the raw values of a row, if the model got these.
     """
     if not faults:
         return pa.nulls(rows, ERROR_TYPE)
@@ -162,7 +186,10 @@ def error_column(
     for row, (reason, message) in faults.items():
         # An HTTP status at the start of a message stays, even if the row contains that number.
         start = 3 if re.match(r"\d{3} [A-Z]", message) else 0
-        text = without_numbers(message[start:], [array[row] for array in arrays])
+        text = (
+            message[start:] if cells_of is None else without_cells(message[start:], cells_of(row))
+        )
+        text = without_numbers(text, [array[row] for array in arrays])
         values[row] = {"reason": reason, "message": message[:start] + text}
     return pa.array(values, ERROR_TYPE)
 

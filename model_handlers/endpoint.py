@@ -20,22 +20,19 @@ from cloud.endpoint_responses import RequestRefused
 from common.errors import EndpointError, UsageError
 from common.record_batch import slices
 from model_handlers.endpoint_codec import EndpointCodec
+from model_handlers.endpoint_rows import EndpointRows
 from model_handlers.isolate import MOSTLY, SMALL_BATCH, SUSPECTS, random_rows
-from model_handlers.manifest import InputSpec, Manifest
-from model_handlers.prediction_cache import PredictionCache, row_keys, rows_with_gaps
+from model_handlers.manifest import GoldenRows
+from model_handlers.prediction_cache import PredictionCache, rows_with_gaps
 
 # Source: Vertex AI's quotas, which allow 1.5 MB per request to a public endpoint.
 REQUEST_BYTES = 1_500_000
 REQUEST_ROWS = 100
-# The value of each feature in the test row if the manifest has no known values. The health check of
-# the reference uses the same value.
-_SOME_VALUE = 0.1
 # How many times a failed row is sent again, each time after a row that the endpoint must know. An
 # endpoint that fails one request in five at random makes fewer than one row in a million fail.
 CONFIRMATIONS = 6
 # How many times rows are sent again if an output in their answer is missing.
 GAP_ANSWERS = 4
-_CHECK = "check that this model is deployed there, and check --instance_format"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +71,7 @@ class RequestLimits:
 
 @dataclass
 class _Batch:
-    """The inputs of some rows, and how many of the rows are known to fail.
+    """Some rows, and how many of them are known to fail.
 
     Attributes:
         alone: The number of rows that failed alone.
@@ -83,8 +80,7 @@ class _Batch:
             their own; None if each failing row is sent on its own.
     """
 
-    arrays: Sequence[np.ndarray]
-    rows: int
+    rows: EndpointRows
     alone: int = 0
     judged: bool = False
     reason: tuple[str, str] | None = None
@@ -112,33 +108,36 @@ class Answers:
 
 @dataclass
 class Endpoint:
-    """A connected endpoint, which load_model returns; one per process."""
+    """A connected endpoint, which load_model returns; one per process.
+
+    Attributes:
+        known: A row that the endpoint must be able to process.
+        golden: The known-good rows, the first of which is `known`, or None.
+    """
 
     client: EndpointClient
     codec: EndpointCodec
     limits: RequestLimits
+    known: EndpointRows
+    golden: GoldenRows | None = None
     cache: PredictionCache | None = None
 
-    def predict(self, arrays: Sequence[np.ndarray], rows: int) -> Answers:
+    def predict(self, rows: EndpointRows) -> Answers:
         """Return the endpoint's answers to some rows.
-
-        Args:
-            arrays: One array per input, `[rows, width]` or `[rows]`.
-            rows: The number of rows.
 
         Raises:
             EndpointError: The endpoint cannot be used, or serves another model.
             CredentialsError: There are no credentials that can be used.
         """
         if self.cache is None:
-            parts = self.client.run(self._predict(arrays, rows))
+            parts = self.client.run(self._predict(rows))
             answered = [(some, part) for some, part in parts if isinstance(part, list)]
             faults = {some.start: part for some, part in parts if isinstance(part, tuple)}
             return Answers(answered, faults)
-        keys = row_keys(arrays)
+        keys = rows.keys()
         known, outputs = self.cache.find(keys)
-        unknown = np.delete(np.arange(rows), known)
-        parts = self.client.run(self._predict([array[unknown] for array in arrays], len(unknown)))
+        unknown = np.delete(np.arange(len(rows)), known)
+        parts = self.client.run(self._predict(rows.take(unknown)))
         found: list[tuple[slice | np.ndarray, list[np.ndarray]]] = []
         if len(known):
             found.append((known, outputs))
@@ -158,31 +157,42 @@ class Endpoint:
             EndpointError: The endpoint does not answer, or answers differently from the manifest's
                 model.
         """
-        outputs = self.client.run(self._ask_for_known())
-        golden = self.codec.manifest.golden
-        if golden is None:
-            return
-        for spec, got in zip(self.codec.outputs, outputs, strict=True):
-            if spec.name not in golden.outputs:
-                continue
-            expected = np.asarray(golden.outputs[spec.name][:1], np.float64).reshape(got.shape)
-            if not self.codec.manifest.tolerance.agree(got, expected).all():
-                raise EndpointError(
-                    f"{self._as_another()}: output {spec.name!r} of a known-good row: expected "
-                    f"{expected[0].tolist()}, got {got[0].tolist()}; {_CHECK}"
-                )
+        if (fault := self.find_fault()) is not None:
+            raise self.other_model(fault)
 
-    async def _predict(self, arrays: Sequence[np.ndarray], rows: int) -> list[_Part]:
+    def find_fault(self) -> str | None:
+        """Return how the endpoint answers a known-good row otherwise than the model, or None.
+
+        Raises:
+            EndpointError: The endpoint does not answer.
+        """
+        try:
+            outputs = self.client.run(self._post_known())
+        except RequestRefused as error:
+            return str(error)
+        for spec, got in zip(self.codec.outputs, outputs, strict=True):
+            if self.golden is None or spec.name not in self.golden.outputs:
+                continue
+            expected = np.asarray(self.golden.outputs[spec.name][:1], np.float64)
+            expected = expected.reshape(got.shape)
+            if not self.codec.manifest.tolerance.agree(got, expected).all():
+                return (
+                    f"output {spec.name!r} of a known-good row: expected {expected[0].tolist()}, "
+                    f"got {got[0].tolist()}"
+                )
+        return None
+
+    async def _predict(self, all_rows: EndpointRows) -> list[_Part]:
         parts: list[_Part] = []
-        waiting = slices(rows, self.limits.rows)
-        batch = _Batch(arrays, rows)
+        waiting = slices(len(all_rows), self.limits.rows)
+        batch = _Batch(all_rows)
 
         async def answer_some() -> None:
             for some in waiting:
                 parts.extend(await self._answer(batch, some))
 
         # Two more tasks than requests in flight, so that a request is ready when another one ends.
-        tasks = min(self.limits.concurrency + 2, math.ceil(rows / self.limits.rows))
+        tasks = min(self.limits.concurrency + 2, math.ceil(len(all_rows) / self.limits.rows))
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(tasks):
@@ -195,7 +205,7 @@ class Endpoint:
     async def _answer(self, batch: _Batch, rows: slice) -> list[_Part]:
         """Return the answers to some rows, from a single request if it succeeds."""
         count, begin = rows.stop - rows.start, time.monotonic()
-        body = self.codec.encode(batch.arrays, rows)
+        body = self.codec.body(batch.rows.instances(rows))
         if len(body) > self.limits.bytes:
             if count > 1:
                 return await self._halves(batch, rows)
@@ -222,7 +232,7 @@ class Endpoint:
                 batch.alone += 1
                 return [(rows, ("endpoint_failed", str(answer)))]
             outputs = answer
-        return [(rows, await self._fill_gaps(batch.arrays, rows, outputs))]
+        return [(rows, await self._fill_gaps(batch.rows, rows, outputs))]
 
     async def _halves(self, batch: _Batch, rows: slice) -> list[_Part]:
         middle = (rows.start + rows.stop) // 2
@@ -234,11 +244,11 @@ class Endpoint:
 
         When many rows have failed alone, a random sample shows whether most do, as in isolate.
         """
-        if batch.rows <= SMALL_BATCH or batch.alone < SUSPECTS:
+        if len(batch.rows) <= SMALL_BATCH or batch.alone < SUSPECTS:
             return None
         async with batch.lock:
             if not batch.judged:
-                sample = random_rows(slice(0, batch.rows))
+                sample = random_rows(slice(0, len(batch.rows)))
                 asked = [await self._answer(batch, slice(row, row + 1)) for row in sample]
                 failed = [part for ((_, part),) in asked if isinstance(part, tuple)]
                 batch.judged = True
@@ -273,7 +283,7 @@ class Endpoint:
         return refusal
 
     async def _fill_gaps(
-        self, arrays: Sequence[np.ndarray], rows: slice, outputs: list[np.ndarray]
+        self, all_rows: EndpointRows, rows: slice, outputs: list[np.ndarray]
     ) -> list[np.ndarray]:
         """Send rows with NaN in an output again, in case the numbers were lost on the way.
 
@@ -284,7 +294,8 @@ class Endpoint:
             if not len(gaps):
                 break
             try:
-                again = await self._post(self.codec.encode(arrays, rows.start + gaps), len(gaps))
+                body = self.codec.body(all_rows.instances(rows.start + gaps))
+                again = await self._post(body, len(gaps))
             except RequestRefused:
                 continue
             for array, values in zip(outputs, again, strict=True):
@@ -297,28 +308,20 @@ class Endpoint:
         Transient errors are retried. Raise EndpointError if the endpoint does not answer, or
         answers like another model.
         """
-        manifest = self.codec.manifest
-        arrays = [_known_row(manifest, spec) for spec in manifest.inputs]
         try:
-            return await self._post(self.codec.encode(arrays, slice(0, 1)), 1, innocent=True)
+            return await self._post_known()
         except RequestRefused as error:
-            raise EndpointError(f"{self._as_another()}: {error}; {_CHECK}") from None
+            raise self.other_model(str(error)) from None
 
-    def _as_another(self) -> str:
+    async def _post_known(self) -> list[np.ndarray]:
+        body = self.codec.body(self.known.instances(slice(0, 1)))
+        return await self._post(body, 1, innocent=True)
+
+    def other_model(self, fault: str) -> EndpointError:
+        """Return the error for an endpoint that answers a known-good row wrongly."""
         manifest = self.codec.manifest
-        return (
+        return EndpointError(
             f"endpoint {self.client.name} does not answer like model {manifest.name} "
-            f"{manifest.version}"
+            f"{manifest.version}: {fault}; check that this model is deployed there, and check "
+            f"{'--prepare_at and ' * manifest.has_steps}--instance_format"
         )
-
-
-def _known_row(manifest: Manifest, spec: InputSpec) -> np.ndarray:
-    """Return a row of an input that the model can process, `[1, width]` or `[1]`."""
-    shape = (1, spec.width) if spec.shape else (1,)
-    if manifest.golden is not None:
-        return np.asarray(manifest.golden.inputs[spec.name][:1], spec.dtype).reshape(shape)
-    if len(spec.columns) == spec.width and manifest.statistics.keys() >= set(spec.columns):
-        means = np.array([manifest.statistics[column].mean for column in spec.columns])
-        known = means if spec.dtype.startswith("float") else means.round()
-        return known.astype(spec.dtype).reshape(shape)
-    return np.full(shape, _SOME_VALUE).astype(spec.dtype)

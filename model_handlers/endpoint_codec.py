@@ -32,7 +32,8 @@ class EndpointCodec:
         manifest: The manifest of the model.
         outputs: The outputs to decode.
         instance_format: `list` to send each row as a list of its features in order, or `named` to
-            send an object with the names of the columns as keys.
+            send an object with the names of the columns as keys. An input that is read by steps has
+            one key, its name.
         parameters: The `parameters` of every request, as the text of a JSON object; None for none.
 
     Raises:
@@ -69,16 +70,22 @@ class EndpointCodec:
             arrays: One array per input, `[rows, width]` or `[rows]`.
             rows: The rows of the arrays to send.
         """
+        return self.body(self.instances(arrays, rows))
+
+    def instances(self, arrays: Sequence[np.ndarray], rows: slice | np.ndarray) -> bytes:
+        """Return the JSON list of some rows; see `encode`."""
         parts = [array[rows] for array in arrays]
         if self.instance_format == "list":
-            instances = dump_rows(parts[0].reshape(-1, *self.manifest.inputs[0].shape))
-        else:
-            named = [
-                pair
-                for array, spec in zip(parts, self.manifest.inputs, strict=True)
-                for pair in _columns(array, spec)
-            ]
-            instances = dump_objects([name for name, _ in named], [column for _, column in named])
+            return dump_rows(parts[0].reshape(-1, *self.manifest.inputs[0].shape))
+        named = [
+            pair
+            for array, spec in zip(parts, self.manifest.inputs, strict=True)
+            for pair in tensor_columns(array, spec)
+        ]
+        return dump_objects([name for name, _ in named], [column for _, column in named])
+
+    def body(self, instances: bytes) -> bytes:
+        """Return the body of a request for the rows in a JSON list."""
         if self.parameters is None:
             return b'{"instances":%b}' % instances
         return b'{"instances":%b,"parameters":%b}' % (instances, self.parameters.encode())
@@ -181,10 +188,13 @@ def _shown(value: Any) -> str:
     return json.dumps(value)[:60]
 
 
-def _columns(array: np.ndarray, spec: InputSpec) -> Sequence[tuple[str, np.ndarray]]:
-    """Return the columns of an input's array, with their names."""
-    if array.ndim == 1 or spec.is_list_column:
-        return [(spec.columns[0], array)]
+def tensor_columns(array: np.ndarray, spec: InputSpec) -> Sequence[tuple[str, np.ndarray]]:
+    """Return the columns of an input's array, with their names.
+
+    An input that is read by steps is one column with the name of the input.
+    """
+    if array.ndim == 1 or spec.is_list_column or spec.chains:
+        return [(spec.columns[0] if spec.columns else spec.name, array)]
     return list(zip(spec.columns, array.T, strict=True))
 
 

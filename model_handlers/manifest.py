@@ -30,6 +30,7 @@ from model_handlers.manifest_checks import (
 )
 from model_handlers.manifest_parts import (
     MANIFEST_NAME,
+    ColumnStatistics,
     DType,
     FeatureStatistics,
     FieldSpec,
@@ -38,16 +39,21 @@ from model_handlers.manifest_parts import (
     InputSpec,
     OutputSpec,
     RawType,
+    Spread,
     arrow_type,
     refuse_manifest,
 )
+from model_handlers.manifest_plain import PlainValues, digest_of
+from model_handlers.steps.answers import Cut, Names
 from model_handlers.steps.chain import Chain
 from model_handlers.steps.general import Fill
+from model_handlers.steps.own_function import Call
 from model_handlers.steps.step import Kind, kind_of
 from model_handlers.tolerance import TOLERANCE, Tolerance
 
 __all__ = [
     "MANIFEST_NAME",
+    "ColumnStatistics",
     "DType",
     "FeatureStatistics",
     "FieldSpec",
@@ -57,6 +63,7 @@ __all__ = [
     "Manifest",
     "OutputSpec",
     "RawType",
+    "Spread",
     "arrow_type",
     "refuse_manifest",
 ]
@@ -81,9 +88,11 @@ class Manifest:
         architecture_args: The keyword arguments with which that class is created.
         batch_dependence: The accepted difference, absolute and relative, between answers to a row
             in different batches; None if the answer must not depend on the batch.
-        columns: The raw type of each column that chains read, by name. Version 2, as the next two.
+        columns: The raw type of each column that chains read, by name. Version 2, like the next
+            three.
         files: The hex sha256 of each other file of the package, such as a vocabulary, by name.
         fields: What is computed from the outputs, in order.
+        column_statistics: Statistics of the declared columns in the rows of the sample, by name.
     """
 
     name: str
@@ -104,9 +113,43 @@ class Manifest:
     columns: Mapping[str, RawType] = field(default_factory=dict, metadata=_SINCE_2)
     files: Mapping[str, str] = field(default_factory=dict, metadata=_SINCE_2)
     fields: tuple[FieldSpec, ...] = field(default=(), metadata=_SINCE_2)
+    column_statistics: Mapping[str, ColumnStatistics] = field(
+        default_factory=dict, metadata=_SINCE_2
+    )
 
     def __post_init__(self) -> None:
         _check(self)
+
+    @cached_property
+    def digest(self) -> str:
+        """The hex sha256 that names the model in predictions.
+
+        In version 1, it is that of the model file. In version 2, it covers everything that
+        determines predictions: also the steps and the files that they read, but not the name, the
+        version, the choice of the score, the known-good rows and other statistics than the means
+        that replace missing values.
+        """
+        if self.schema_version == 1:
+            return self.sha256
+        imputed = [column for spec in self.inputs for column in spec.impute]
+        parts = {
+            "sha256": self.sha256,
+            "architecture": self.architecture,
+            "architecture_args": self.architecture_args,
+            "columns": self.columns,
+            "inputs": self.inputs,
+            "outputs": self.outputs,
+            "fields": self.fields,
+            "files": {name: self.files[name] for chain in self.chains for name in chain.files},
+            "means": {column: self.statistics[column].mean for column in imputed},
+        }
+        values = PlainValues(self.schema_version, [spec.name for spec in self.outputs], brief=True)
+        return digest_of({name: values.of(part) for name, part in parts.items() if part})
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """The names of all files of the package, `model.json` first and the model file second."""
+        return (MANIFEST_NAME, self.file, *self.files)
 
     @cached_property
     def features(self) -> tuple[str, ...]:
@@ -123,6 +166,12 @@ class Manifest:
     def functions(self) -> tuple[str, ...]:
         """The functions of the user that steps call, each once."""
         return tuple(dict.fromkeys(name for chain in self.chains for name in chain.functions))
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """The digest that the source of each function had when the model was packaged, by name."""
+        calls = (step for chain in self.chains for step in chain.steps if isinstance(step, Call))
+        return {call.function: call.source_sha256 for call in calls if call.source_sha256}
 
     @cached_property
     def optional(self) -> frozenset[str]:
@@ -141,6 +190,15 @@ class Manifest:
         """Whether rows are prepared by steps."""
         return any(spec.chains for spec in self.inputs)
 
+    @property
+    def prepared(self) -> Manifest:
+        """This manifest for rows that were prepared: each input with chains is a column."""
+        inputs = tuple(
+            replace(spec, columns=(spec.name,), chains=()) if spec.chains else spec
+            for spec in self.inputs
+        )
+        return replace(self, inputs=inputs, columns={}, column_statistics={}, golden=None)
+
     @cached_property
     def results(self) -> dict[str, pa.DataType]:
         """The Arrow type of each output and field, by name, in order."""
@@ -152,6 +210,20 @@ class Manifest:
         Raises:
             UsageError: A name is neither an output nor a field.
         """
+        own = {spec.name for spec in self.fields}
+        return tuple(name for name in self._needed(names) if name not in own)
+
+    def fields_for(self, names: Iterable[str]) -> frozenset[str]:
+        """Return the fields that are needed for some outputs and fields, these fields included.
+
+        Raises:
+            UsageError: A name is neither an output nor a field.
+        """
+        own = {spec.name for spec in self.fields}
+        return frozenset(name for name in self._needed(names) if name in own)
+
+    def _needed(self, names: Iterable[str]) -> dict[str, None]:
+        """Return names of outputs and fields, and those from which the fields are computed."""
         needed: dict[str, None] = {}
         chains = {spec.name: spec.chain for spec in self.fields}
         waiting = list(names)
@@ -159,9 +231,29 @@ class Manifest:
             name = waiting.pop(0)
             if name in chains:
                 waiting += chains[name].names
-            else:
-                needed[self.output(name).name] = None
-        return tuple(needed)
+            elif name not in self.results:
+                self._refuse_name(name, list(self.results))
+            needed[name] = None
+        return needed
+
+    @property
+    def kind(self) -> str:
+        """What a name in `results` is, for messages."""
+        return "output or field" if self.fields else "output"
+
+    @property
+    def kinds(self) -> str:
+        """What the names in `results` are, for messages."""
+        return "outputs and fields" if self.fields else "outputs"
+
+    @property
+    def decisions(self) -> tuple[str, ...]:
+        """The fields whose values are names of decisions or classes."""
+        return tuple(
+            spec.name
+            for spec in self.fields
+            if any(isinstance(step, Cut | Names) for step in spec.chain.steps[-1:])
+        )
 
     @property
     def tolerance(self) -> Tolerance:
@@ -183,23 +275,23 @@ class Manifest:
         return self.results[name]
 
     def _refuse_name(self, name: str, names: Sequence[str]) -> NoReturn:
-        kind = "output or field" if self.fields else "output"
         raise UsageError(
-            f"model {self.name} has no {kind} {name!r}{suggest(name, names)}; "
-            f"its {kind.replace(' or ', 's and ')}s are {', '.join(names)}"
+            f"model {self.name} has no {self.kind} {name!r}{suggest(name, names)}; "
+            f"its {self.kinds} are {', '.join(names)}"
         )
 
     def without_rows(self) -> Manifest:
         """Return this manifest without values of single rows.
 
-        Known-good rows, extremes and quantiles are removed. A job carries this manifest to places
-        where other people may read it.
+        Known-good rows, extremes, quantiles and categories are removed. A job carries this manifest
+        to places where other people may read it.
         """
         means = {
             column: replace(found, min=found.mean, max=found.mean, quantiles={})
             for column, found in self.statistics.items()
         }
-        return replace(self, golden=None, statistics=means)
+        columns = {name: found.without_rows() for name, found in self.column_statistics.items()}
+        return replace(self, golden=None, statistics=means, column_statistics=columns)
 
     def choose(self, score_output: str | None) -> Manifest:
         """Return this manifest with another output as the score.
@@ -240,9 +332,11 @@ def _check(manifest: Manifest) -> None:
     if version not in SCHEMA_VERSIONS:
         hint = ": a newer Millrace made this package; upgrade" if version > 2 else ""
         refuse_manifest("schema_version", "1 or 2", version, hint)
-    newer = manifest.columns or manifest.files or manifest.fields or manifest.has_steps
-    if version == 1 and newer:
-        refuse_manifest("schema_version", "2, because of columns, files, fields or from", 1)
+    newer = (manifest.columns, manifest.files, manifest.fields, manifest.column_statistics)
+    if version == 1 and (manifest.has_steps or any(newer)):
+        refuse_manifest(
+            "schema_version", "2, because of columns, files, fields, from or column_statistics", 1
+        )
     if not is_file_name(manifest.file):
         refuse_manifest("file", "the name of a file in the manifest's folder", manifest.file)
     if not is_digest(manifest.sha256):
@@ -261,12 +355,12 @@ def _check(manifest: Manifest) -> None:
     ):
         for name in names:
             if name not in known:
-                refuse_manifest(
-                    where, f"one of the outputs {', '.join(known)}", name, suggest(name, known)
-                )
+                expected = f"one of the {manifest.kinds} {', '.join(known)}"
+                refuse_manifest(where, expected, name, suggest(name, known))
     score = manifest.score_output
     if score and kind_of(manifest.results[score]) is not Kind.NUMBER:
-        refuse_manifest("score_output", "an output with one number per row", score)
+        expected = f"an {manifest.kind} with one number per row"
+        refuse_manifest("score_output", expected, score)
     if manifest.batch_dependence is not None and not manifest.batch_dependence > 0:
         refuse_manifest("batch_dependence", "a number above 0, or null", manifest.batch_dependence)
     if manifest.golden is not None:
@@ -282,5 +376,8 @@ def _check_steps(manifest: Manifest) -> None:
     for column in manifest.columns:
         if column not in read:
             refuse_manifest("columns", "only columns that an input reads", column)
+    for column in manifest.column_statistics:
+        if column not in manifest.columns:
+            refuse_manifest("column_statistics", "only columns that are declared", column)
     used = [name for chain in manifest.chains for name in chain.files]
-    check_files(manifest.files, used, (MANIFEST_NAME, manifest.file))
+    check_files(manifest.files, used, manifest.file_names[:2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,10 +26,31 @@ from model_handlers.steps.chain import Chain
 from model_handlers.steps.raw import RAW_TYPES
 from model_handlers.steps.step import NUMBERS_FROM, Kind, kind_of, words_for
 
+# Windows opens these devices instead of files, whatever the extension.
+_DEVICES = {"con", "prn", "aux", "nul"} | {f"{n}{i}" for n in ("com", "lpt") for i in range(10)}
+_LONGEST_NAME = 255
+
 
 def is_file_name(name: str) -> bool:
     """Return whether a name is that of a file in a folder, not of a path."""
     return "/" not in name and "\\" not in name and name not in ("", ".", "..")
+
+
+def _is_portable(name: str) -> bool:
+    """Return whether a file can have a name on every system. Windows forbids the most names."""
+    return (
+        is_file_name(name)
+        and name.isprintable()
+        and not set(name) & set('<>:"|?*')
+        and not name.endswith((".", " "))
+        and name.partition(".")[0].rstrip().lower() not in _DEVICES
+        and len(name.encode()) <= _LONGEST_NAME
+    )
+
+
+def _folded(name: str) -> str:
+    """Return what names have in common that are the same file on some systems."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def is_digest(text: str) -> bool:
@@ -44,10 +66,15 @@ def check_files(files: Mapping[str, str], used: Sequence[str], taken: Sequence[s
         used: The files that steps read.
         taken: Names that other files of the package have.
     """
+    seen = {_folded(name): name for name in taken}
     for name, digest in files.items():
-        if not is_file_name(name) or name in taken:
-            expected = f"names of files in the manifest's folder, other than {', '.join(taken)}"
+        if not _is_portable(name):
+            expected = "names of files in the manifest's folder, which all systems allow"
             refuse_manifest("files", expected, name)
+        if (folded := _folded(name)) in seen:
+            expected = f"names that differ by more than case from {seen[folded]}"
+            refuse_manifest("files", expected, name)
+        seen[folded] = name
         if not is_digest(digest):
             refuse_manifest(f"files.{name}", "64 lowercase hex digits", digest)
     for name in used:

@@ -6,6 +6,7 @@ line that names the place, the expected value and the actual value.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import types
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from common.errors import ManifestError, one_line, suggest
 from model_handlers.manifest import MANIFEST_NAME, Manifest, refuse_manifest
+from model_handlers.manifest_plain import PlainValues
 from model_handlers.steps.catalog import STEPS
 from model_handlers.steps.chain import Chain
 from model_handlers.steps.step import Step
@@ -39,12 +41,21 @@ def parse_manifest(text: str | bytes) -> Manifest:
         raise ManifestError(f"{MANIFEST_NAME}: {error}") from error
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"{MANIFEST_NAME} is not valid JSON: {one_line(error)}") from error
-    manifest: Manifest = _parse(Manifest, value, "")
+    manifest: Manifest = parse_value(Manifest, value, "")
     return manifest
 
 
-def _parse(kind: Any, value: Any, where: str) -> Any:
-    """Convert decoded JSON to a type of the manifest. Raise ManifestError if it does not match."""
+def parse_value(kind: Any, value: Any, where: str) -> Any:
+    """Convert decoded JSON to a type of the manifest.
+
+    Args:
+        kind: A type, as in the annotations of the manifest's dataclasses.
+        value: The decoded JSON.
+        where: The place of the value in the manifest, such as `inputs[0].shape`.
+
+    Raises:
+        ManifestError: The value does not match.
+    """
     origin, args = get_origin(kind), get_args(kind)
     if kind is Chain:
         return _parse_chain(value, where)
@@ -58,10 +69,10 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
         return value
     if origin in (tuple, list):
         items = _items(value, where)
-        return origin(_parse(args[0], v, f"{where}{_label(where, v, i)}") for i, v in items)
+        return origin(parse_value(args[0], v, f"{where}{_label(where, v, i)}") for i, v in items)
     if origin is Mapping:
         members = _members(value, where)
-        return {name: _parse(args[1], v, f"{where}.{name}") for name, v in members.items()}
+        return {name: parse_value(args[1], v, f"{where}.{name}") for name, v in members.items()}
     return value if kind is Any else _parse_plain(kind, value, where)
 
 
@@ -82,30 +93,48 @@ def _parse_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
     several = [_NAMES[kind] for kind in kinds if kind in _NAMES]
     if len(several) > 1 and type(value) is not int:
         refuse_manifest(where, " or ".join(several), value)
-    return _parse(kinds[0], value, where)
+    return parse_value(kinds[0], value, where)
 
 
 def _parse_chain(value: Any, where: str) -> Chain:
-    """Parse a chain: a list of where it starts and of its steps."""
+    start, steps = split_chain(value, where)
+    return Chain(start, tuple(parse_step(step, place, STEPS) for place, step in steps.items()))
+
+
+def split_chain(value: Any, where: str) -> tuple[str, dict[str, Any]]:
+    """Return the name at which a chain starts, and the JSON of its steps by their places.
+
+    Raises:
+        ManifestError: The value is not a list that starts with a column, an output or a field.
+    """
     links = [link for _, link in _items(value, where)]
     expected = '{"column": "..."} (in fields {"output": "..."} or {"field": "..."}), then steps'
     starts = ("output", "field") if where.startswith("fields") else ("column",)
     first = _members(links[0] if links else None, f"{where}[0]") if links else {}
     if len(first) != 1 or (name := next(iter(first))) not in starts:
         refuse_manifest(f"{where}[0]", expected, links[:1])
-    start = _parse(str, first[name], f"{where}[0].{name}")
-    steps = [_parse_step(link, f"{where}[{i}]") for i, link in enumerate(links[1:], 1)]
-    return Chain(start, tuple(steps))
+    start = parse_value(str, first[name], f"{where}[0].{name}")
+    return start, {f"{where}[{i}]": link for i, link in enumerate(links[1:], 1)}
 
 
-def _parse_step(value: Any, where: str) -> Step:
+def parse_step(value: Any, where: str, known: Mapping[str, type[Step]]) -> Step:
+    """Parse a step.
+
+    Args:
+        value: The decoded JSON.
+        where: The place of the step in the manifest.
+        known: The classes of steps by name.
+
+    Raises:
+        ManifestError: There is no such step, or its members are wrong.
+    """
     members = _members(value, where)
     name = members.pop("step", None)
-    if not isinstance(name, str) or name not in STEPS:
-        hint = suggest(name, STEPS) if isinstance(name, str) else ""
-        refuse_manifest(f"{where}.step", f"one of {', '.join(STEPS)}", name, hint)
+    if not isinstance(name, str) or name not in known:
+        hint = suggest(name, known) if isinstance(name, str) else ""
+        refuse_manifest(f"{where}.step", f"one of {', '.join(known)}", name, hint)
     try:
-        step: Step = _parse_object(STEPS[name], members, where)
+        step: Step = _parse_object(known[name], members, where)
     except ManifestError as error:
         if str(error).startswith(MANIFEST_NAME):
             raise
@@ -150,7 +179,9 @@ def _parse_object(kind: type[Any], value: Any, where: str) -> Any:
         required = f.default is MISSING and f.default_factory is MISSING
         if required and name not in members:
             refuse_manifest(f"{prefix}{name}", "a value", None)
-    return kind(**{names[n].name: _parse(hints[n], v, f"{prefix}{n}") for n, v in members.items()})
+    return kind(
+        **{names[n].name: parse_value(hints[n], v, f"{prefix}{n}") for n, v in members.items()}
+    )
 
 
 def write_manifest(manifest: Manifest) -> str:
@@ -161,23 +192,19 @@ def write_manifest(manifest: Manifest) -> str:
     return json.dumps(_plain(manifest, manifest), indent=1, allow_nan=False) + "\n"
 
 
+def preparation_digest(manifest: Manifest) -> str | None:
+    """Return the hex SHA-256 of all that decides how rows are prepared; None without steps.
+
+    Fields are not part of it, because they are computed from the answers.
+    """
+    if not manifest.has_steps:
+        return None
+    parts = {"columns": manifest.columns, "files": manifest.files, "inputs": manifest.inputs}
+    text = json.dumps(_plain(parts, manifest), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _plain(value: Any, manifest: Manifest) -> Any:
     """Return a part of a manifest as it is written in JSON."""
-    if isinstance(value, Chain):
-        start = "column"
-        if any(value is spec.chain for spec in manifest.fields):
-            start = "output" if value.start in {s.name for s in manifest.outputs} else "field"
-        return [{start: value.start}, *(_plain(step, manifest) for step in value.steps)]
-    if is_dataclass(value) and not isinstance(value, type):
-        own = {"step": value.NAME} if isinstance(value, Step) else {}
-        return own | {
-            f.metadata.get("name", f.name): _plain(getattr(value, f.name), manifest)
-            for f in fields(value)
-            if f.metadata.get("since", 1) <= manifest.schema_version
-            and not (isinstance(value, Step) and getattr(value, f.name) == f.default)
-        }
-    if isinstance(value, Mapping):
-        return {name: _plain(item, manifest) for name, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_plain(item, manifest) for item in value]
-    return value
+    outputs = [spec.name for spec in manifest.outputs]
+    return PlainValues(manifest.schema_version, outputs).of(value)

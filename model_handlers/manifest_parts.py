@@ -175,6 +175,65 @@ class FeatureStatistics:
     quantiles: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """How numbers are spread.
+
+    Attributes:
+        quantiles: The values of quantiles; "0.5" is the key of the median. Empty, as the extremes,
+            where the values of single rows must not appear.
+    """
+
+    mean: float
+    std: float
+    min: float | None = None
+    max: float | None = None
+    quantiles: Mapping[str, float] = field(default_factory=dict)
+
+    def without_rows(self) -> Spread:
+        """Return this without the values of single rows."""
+        return Spread(mean=self.mean, std=self.std)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnStatistics:
+    """Statistics of one raw column over the rows of the sample.
+
+    Attributes:
+        count: The number of rows.
+        nulls: The share of rows without a value, 0 to 1.
+        refused: The share of rows whose value is not of the declared type, 0 to 1.
+        numbers: The spread of the numbers, of columns of numbers.
+        lengths: The spread of the numbers of items, of columns of lists.
+        distinct: The number of different values, of columns of text, booleans and integers.
+        categories: The most frequent values of such a column and their numbers of rows, the most
+            frequent first.
+        earliest: The earliest time, of columns of times and dates.
+        latest: The latest time.
+    """
+
+    count: int
+    nulls: float = 0.0
+    refused: float = 0.0
+    numbers: Spread | None = None
+    lengths: Spread | None = None
+    distinct: int | None = None
+    categories: Mapping[str, int] = field(default_factory=dict)
+    earliest: str | None = None
+    latest: str | None = None
+
+    def without_rows(self) -> ColumnStatistics:
+        """Return these statistics without the values of single rows."""
+        return ColumnStatistics(
+            count=self.count,
+            nulls=self.nulls,
+            refused=self.refused,
+            numbers=self.numbers and self.numbers.without_rows(),
+            lengths=self.lengths and self.lengths.without_rows(),
+            distinct=self.distinct,
+        )
+
+
 def refuse_manifest(where: str, expected: object, got: object, hint: str = "") -> NoReturn:
     """Raise a ManifestError of one line.
 

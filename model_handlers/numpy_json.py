@@ -26,25 +26,27 @@ def dump_rows(array: np.ndarray) -> bytes:
 
 def dump_objects(
     keys: Sequence[str],
-    arrays: Sequence[np.ndarray],
+    arrays: Sequence[np.ndarray | Sequence[bytes]],
     others: Mapping[str, Sequence[bytes]] = MappingProxyType({}),
 ) -> bytes:
     """Return the JSON text of a list with one object per row.
 
     Args:
         keys: The keys of each object.
-        arrays: An array `[rows, ...]` of values for each key, at least one.
+        arrays: For each key, at least one, an array `[rows, ...]` of values, or the JSON text of
+            each row's value.
         others: Other members, which come first: their keys, and the JSON text of each row's value.
     """
     if not len(arrays[0]):
         return b"[]"
     members = [b"%b:%%b" % orjson.dumps(key).replace(b"%", b"%%") for key in others]
     for key, array in zip(keys, arrays, strict=True):
-        depth = array.ndim - 1
+        depth = array.ndim - 1 if isinstance(array, np.ndarray) else 0
         name = orjson.dumps(key).replace(b"%", b"%%")
         members.append(b"%b:%b%%b%b" % (name, b"[" * depth, b"]" * depth))
     row = b"{%b}" % b",".join(members)
-    columns = zip(*others.values(), *map(row_texts, arrays), strict=True)
+    texts = (row_texts(a) if isinstance(a, np.ndarray) else a for a in arrays)
+    columns = zip(*others.values(), *texts, strict=True)
     return b"[%b]" % b",".join([row % cells for cells in columns])
 
 

@@ -7,41 +7,24 @@ python -m model_handlers.package model.pt --feature_columns Time,V1,Amount \\
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import zipfile
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import TYPE_CHECKING, TypeAlias
 
 from common.command_names import as_typed
-from common.errors import (
-    ContractBroken,
-    InputError,
-    MillraceError,
-    OutputError,
-    UsageError,
-    one_line,
-    suggest,
-)
-from common.memory import MORE_MEMORY, check_memory, out_of_memory
+from common.errors import MillraceError, UsageError, one_line
+from common.memory import MORE_MEMORY, out_of_memory
 from common.terminal import print_error
-from model_handlers.manifest import MANIFEST_NAME, FeatureStatistics, GoldenRows, Manifest
-from model_handlers.manifest_json import write_manifest
+from model_handlers.manifest import MANIFEST_NAME, Manifest
 from model_handlers.package_flags import make_parser
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from model_handlers.loaded_model import LoadedModel
-
-GOLDEN_ROWS = 8
-# Rows of the sample that are put into one batch with the known-good rows when the model is tried.
-OTHER_ROWS = 56
-QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+# The flags that describe a model file.
+_OF_MODELS = ("feature_columns", "inputs", "sample", "sample_query", "architecture")
+OpenSample: TypeAlias = "Callable[[argparse.Namespace], pa.Table | None]"
 
 
 def read_manifest(
@@ -51,7 +34,8 @@ def read_manifest(
 
     Args:
         path: The path of the package, on any Beam filesystem.
-        digest: The hex sha256 that the model file must have, or None.
+        digest: The digest of the manifest, or the hex sha256 of the model file, that the package
+            must have; None for any.
         feature_columns: The columns of the model's only input in order, for a model without a
             manifest.
 
@@ -78,212 +62,70 @@ def read_manifest(
     return package.manifest
 
 
-def describe_features(columns: Sequence[str], values: np.ndarray) -> dict[str, FeatureStatistics]:
-    """Compute the statistics of feature columns.
+def open_parquet(args: argparse.Namespace) -> pa.Table | None:
+    """Return the sample that the flags name, one local Parquet file, or None.
 
     Args:
-        columns: The names of the columns.
-        values: Their values `[rows, columns]`, all finite.
-
-    Returns:
-        The statistics by column.
-    """
-    values = values.astype(np.float64)
-    quantiles = np.quantile(values, QUANTILES, axis=0)
-    return {
-        column: FeatureStatistics(
-            count=len(values),
-            mean=float(values[:, i].mean()),
-            std=float(values[:, i].std()),
-            min=float(values[:, i].min()),
-            max=float(values[:, i].max()),
-            quantiles={str(q): float(quantiles[k, i]) for k, q in enumerate(QUANTILES)},
-        )
-        for i, column in enumerate(columns)
-    }
-
-
-def with_golden_rows(
-    data: bytes,
-    manifest: Manifest,
-    inputs: Mapping[str, np.ndarray],
-    others: Mapping[str, np.ndarray] | None = None,
-    trusted_modules: Sequence[str] = (),
-) -> Manifest:
-    """Run a model on some rows, and return its manifest with them as known-good rows.
-
-    Args:
-        data: The bytes of the model file.
-        manifest: The manifest of the model.
-        inputs: The rows of each input, by name.
-        others: More rows of each input, to put into one batch with the first ones when the model
-            is tried; None to use only random ones.
-        trusted_modules: The top-level modules that the manifest's architecture may import.
+        args: The parsed arguments of the command.
 
     Raises:
-        ModelError: The model cannot be loaded.
-        ContractBroken: The model fails on the rows, returns NaN or infinity, or answers a row
-            differently in another batch.
+        InputError: The file cannot be read.
+        UsageError: The flags name something else.
     """
-    import torch
+    from model_handlers.packaging.samples import read_parquet
 
-    from model_handlers.formats.load import load_module
-    from model_handlers.loaded_model import LoadedModel
-    from model_handlers.trusted_code import TrustedCode
-    from model_handlers.try_rows import check_independence
+    if args.sample_query or len(args.sample or ()) > 1:
+        raise UsageError(
+            "this command reads one Parquet file as --sample: `millrace package` reads several "
+            "files, and --sample_query"
+        )
+    return read_parquet(args.sample[0]) if args.sample else None
 
-    arrays = [np.asarray(inputs[spec.name], dtype=spec.dtype) for spec in manifest.inputs]
-    rows = len(arrays[0])
-    module = load_module(data, manifest, code=TrustedCode(tuple(trusted_modules)))
-    model = LoadedModel(
-        module=module,
-        manifest=manifest,
-        outputs=manifest.outputs,
-        device=torch.device("cpu"),
-        batch_rows=rows,
+
+def change_package(args: argparse.Namespace) -> Manifest:
+    """Write a changed copy of the package that the command line names.
+
+    Args:
+        args: The parsed arguments of the command.
+
+    Returns:
+        The manifest of the copy.
+
+    Raises:
+        ModelError: The package cannot be read.
+        OutputError: The copy cannot be written.
+        UsageError: An argument is invalid.
+    """
+    from model_handlers.packaging.change import Changes, change
+    from model_handlers.packaging.write import write
+    from model_handlers.read_package import read_package
+
+    given = [flag for flag in _OF_MODELS if getattr(args, flag)]
+    if given or args.model:
+        raise UsageError(
+            f"--from changes a package: leave out {f'--{given[0]}' if given else 'the model file'}"
+        )
+    package = read_package(args.package)
+    if package.manifest is None:
+        raise UsageError(f"--from {args.package}: expected a package, which has {MANIFEST_NAME}")
+    changes = Changes(
+        rename=dict(args.rename),
+        fill=dict(args.fill),
+        name=args.name,
+        version=args.version,
+        score=args.score_output,
     )
-    answers = _finite_answers(model, arrays)
-    golden = GoldenRows(
-        inputs={spec.name: a.tolist() for spec, a in zip(manifest.inputs, arrays, strict=True)},
-        outputs={spec.name: a.tolist() for spec, a in zip(manifest.outputs, answers, strict=True)},
-    )
-    manifest = replace(manifest, golden=golden)
-    beside = None
-    if others is not None:
-        beside = [np.asarray(others[spec.name], dtype=spec.dtype) for spec in manifest.inputs]
-    check_independence(replace(model, manifest=manifest), arrays, answers, beside)
+    manifest = change(package.manifest, changes)
+    write(Path(args.output), package.data, manifest, package.files)
     return manifest
 
 
-def _finite_answers(model: LoadedModel, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Return a model's answers to known-good rows, one array per output.
-
-    Raise ContractBroken if the model fails, or returns NaN or infinity.
-    """
-    from model_handlers.loaded_model import ROW_FAULTS, describe_error
-
-    name, rows = model.manifest.name, len(arrays[0])
-    try:
-        answers = model.forward(arrays, slice(0, rows))
-    except ROW_FAULTS as error:
-        raise ContractBroken(
-            f"model {name} fails on the sample: {describe_error(error)}"
-        ) from error
-    for spec, answer in zip(model.manifest.outputs, answers, strict=True):
-        if not np.isfinite(answer).all():
-            raise ContractBroken(
-                f"model {name} returns NaN or infinity as {spec.name} for the first {rows} valid "
-                "rows: pass another --sample"
-            )
-    return answers
-
-
-def write_package(folder: Path, data: bytes, manifest: Manifest) -> None:
-    """Write a model file and its manifest to a package folder, which is created if needed.
-
-    Args:
-        folder: The folder of the package.
-        data: The bytes of the model file.
-        manifest: The manifest of the model. It names the model file.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / manifest.file).write_bytes(data)
-    (folder / MANIFEST_NAME).write_text(write_manifest(manifest))
-
-
-def write_mar(path: Path, data: bytes, manifest: Manifest, handler: str) -> None:
-    """Write a TorchServe archive (`.mar`) that is also a model package.
-
-    Args:
-        path: The path of the archive.
-        data: The bytes of the model file.
-        manifest: The manifest of the model.
-        handler: The Python source of the TorchServe handler.
-    """
-    from model_handlers.read_package import MAR_MANIFEST
-
-    listing = {
-        "createdOn": "01/01/1980 00:00:00",
-        "runtime": "python",
-        "model": {
-            "modelName": manifest.name,
-            "serializedFile": manifest.file,
-            "handler": "handler.py",
-            "modelVersion": manifest.version,
-        },
-        "archiverVersion": "0.12.0",
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in (
-            (MAR_MANIFEST, json.dumps(listing, indent=2).encode()),
-            ("handler.py", handler.encode()),
-            (MANIFEST_NAME, write_manifest(manifest).encode()),
-            (manifest.file, data),
-        ):
-            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content)
-
-
-def sound_rows(path: str, columns: Sequence[str]) -> np.ndarray:
-    """Read the rows of a Parquet file in which no value is null, NaN or infinite.
-
-    Args:
-        path: The path of a local Parquet file.
-        columns: The numeric columns to read.
-
-    Returns:
-        The values, float64 `[rows, columns]`.
-
-    Raises:
-        InputError: The file cannot be read, lacks a column, has a column that is not numeric, or
-            has no valid row.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if not Path(path).is_file():
-        raise InputError(f"sample {path} does not exist: expected a Parquet file")
-    try:
-        names = pq.read_schema(path).names
-        for column in columns:
-            if column not in names:
-                raise InputError(f"sample {path} has no column {column!r}{suggest(column, names)}")
-        table = pq.read_table(path, columns=list(columns))
-    except (OSError, pa.ArrowException) as error:
-        check_memory(error, f"sample {path}", MORE_MEMORY)
-        raise InputError(
-            f"sample {path}: expected a Parquet file, but it cannot be read as one "
-            f"({type(error).__name__}); convert other files to Parquet first"
-        ) from error
-    values = np.stack([_numbers(table, column, path) for column in columns], axis=1)
-    values = values[np.isfinite(values).all(axis=1)]
-    if not len(values):
-        raise InputError(
-            f"sample {path}: expected at least one row without null, NaN or infinity, got none"
-        )
-    return values
-
-
-def _numbers(table: pa.Table, column: str, path: str) -> np.ndarray:
-    """Return a column of a sample as float64 `[rows]`."""
-    import pyarrow as pa
-
-    found = table.column(column)
-    try:
-        return np.asarray(found.cast(pa.float64()).to_numpy())
-    except pa.ArrowException as error:
-        check_memory(error, f"sample {path}")
-        # The message of Arrow may quote a value.
-        raise InputError(
-            f"sample {path}: expected numbers in column {column!r}, got {found.type}"
-        ) from error
-
-
-def make_package(args: argparse.Namespace) -> Manifest:
+def make_package(args: argparse.Namespace, open_sample: OpenSample) -> Manifest:
     """Create and write the package that the command line describes.
 
     Args:
         args: The parsed arguments of the command.
+        open_sample: Reads the sample that the arguments name.
 
     Returns:
         The manifest of the package.
@@ -294,47 +136,59 @@ def make_package(args: argparse.Namespace) -> Manifest:
         OutputError: The package cannot be written.
         UsageError: An argument is invalid.
     """
-    from model_handlers.infer import infer_manifest
-    from model_handlers.read_package import ModelPackage, read_bytes
+    from model_handlers.packaging.builder import Tensor, column
+    from model_handlers.packaging.make import Description
+    from model_handlers.packaging.spec_file import SpecFile, read_spec
+    from model_handlers.packaging.write import make_and_write
 
-    columns = tuple(args.feature_columns.split(","))
-    trusted = tuple(args.trusted_modules.split(",")) if args.trusted_modules else ()
-    package = ModelPackage(Path(args.model).name, read_bytes(args.model), None)
-    manifest = infer_manifest(
-        package,
-        columns,
+    if args.model is None:
+        raise UsageError("missing model; see --help")
+    if args.rename or args.fill:
+        raise UsageError("--rename and --fill change a package: name it with --from")
+    if args.inputs and args.feature_columns:
+        raise UsageError("--inputs and --feature_columns both describe inputs: leave out one")
+    spec = read_spec(args.inputs) if args.inputs else SpecFile()
+    inputs = spec.inputs or None
+    if args.feature_columns:
+        inputs = {"features": Tensor(tuple(map(column, args.feature_columns)), as_numbers=True)}
+    about = Description(
         name=args.name,
-        version=args.version,
+        version=args.version or "1",
+        inputs=inputs,
+        columns=spec.columns,
+        outputs=spec.outputs,
+        fields=spec.fields,
+        score=args.score_output or spec.score,
+        output_fields=spec.output_fields,
         architecture=args.architecture,
-        trusted_modules=trusted,
+        architecture_args=args.architecture_args,
+        trusted_modules=args.trusted_modules,
         batch_dependence=args.allow_batch_dependence,
-        sampled=args.sample is not None,
-    ).choose(args.score_output)
-    if args.sample:
-        values = sound_rows(args.sample, columns)
-        manifest = replace(manifest, statistics=describe_features(columns, values))
-        name = manifest.inputs[0].name
-        others = {name: values[GOLDEN_ROWS:][:OTHER_ROWS]}
-        rows = {name: values[:GOLDEN_ROWS]}
-        manifest = with_golden_rows(package.data, manifest, rows, others, trusted)
-    try:
-        write_package(Path(args.output), package.data, manifest)
-    except OSError as error:
-        check_memory(error, f"package {args.output}", MORE_MEMORY)
-        raise OutputError(f"package {args.output} cannot be written: {one_line(error)}") from error
-    return manifest
+        folder=Path(args.inputs).parent if args.inputs else Path(),
+    )
+    if args.sample and args.sample_query:
+        raise UsageError("--sample and --sample_query both name a sample: leave out one")
+    return make_and_write(args.model, Path(args.output), about, open_sample(args))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, open_sample: OpenSample | None = None) -> int:
     """Run the command, and return its exit code.
+
+    Args:
+        argv: The arguments, without the name of the command.
+        open_sample: Reads the sample that the arguments name; by default one Parquet file.
 
     Returns:
         0 if the package was written, 1 if the model cannot be packaged, 2 for wrong arguments.
     """
     try:
         args = make_parser().parse_args(argv)
-        manifest = make_package(args)
+        if args.package is not None:
+            manifest = change_package(args)
+        else:
+            manifest = make_package(args, open_sample or open_parquet)
     except MillraceError as error:
+        print(getattr(error, "skeleton", ""), end="")
         print_error(error)
         return 2 if isinstance(error, UsageError) else 1
     except MemoryError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from common.command_line import CommandParser, positive
+from common.command_line import CommandParser, json_object, names, pair, positive
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -13,29 +13,72 @@ def make_parser() -> argparse.ArgumentParser:
         "model_handlers.package",
         "Create a model package: a folder with a model file and model.json.",
     )
+    _add_model_flags(parser)
+    _add_sample_flags(parser)
+    _add_name_flags(parser)
+    _add_special_flags(parser)
+    _add_change_flags(parser)
+    return parser
+
+
+def _add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for the model file, its inputs and the package."""
     parser.add_argument(
-        "model", help="model file: .pt2, TorchScript .pt, .safetensors or state dict"
+        "model",
+        nargs="?",
+        help="model file: .pt2, TorchScript .pt, .safetensors or state dict",
     )
     parser.add_argument(
         "--feature_columns",
-        required=True,
+        type=names,
         metavar="A,B,C",
-        help="columns of the model's input in order",
+        help="columns of the only input of a model, in order",
+    )
+    parser.add_argument(
+        "--inputs",
+        metavar="FILE",
+        help="TOML file that describes the columns of each input, their steps, and fields "
+        "(default: the columns of the sample that have the names of the inputs)",
     )
     parser.add_argument(
         "--output", required=True, metavar="FOLDER", help="folder to write the package to"
     )
+
+
+def _add_sample_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for the sample."""
     parser.add_argument(
         "--sample",
-        metavar="PATH",
-        help="Parquet file of training rows, to compute known-good rows and statistics from "
-        "(default: none; workers then cannot check the model)",
+        metavar="A,B,C",
+        type=names,
+        help="paths of training rows, to take known-good rows and statistics from and to fit steps "
+        "on; `millrace package` reads Parquet, CSV and JSON files, globs and folders, and "
+        "`python -m` one Parquet file (default: none; workers then cannot check the model)",
     )
     parser.add_argument(
-        "--name", metavar="NAME", help="name of the model (default: the file name, without suffix)"
+        "--sample_query",
+        metavar="SQL",
+        help="BigQuery query whose rows are the sample (`millrace package` only)",
     )
     parser.add_argument(
-        "--version", default="1", metavar="TEXT", help="version of the model (default: 1)"
+        "--project",
+        metavar="NAME",
+        help="project that pays for --sample_query (default: that of the credentials)",
+    )
+
+
+def _add_name_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for the name, the version and the score of the model."""
+    parser.add_argument(
+        "--name",
+        metavar="NAME",
+        help="name of the model (default: the file name, without suffix, or that of the package of "
+        "--from)",
+    )
+    parser.add_argument(
+        "--version",
+        metavar="TEXT",
+        help="version of the model (default: 1, or that of the package of --from)",
     )
     parser.add_argument(
         "--score_output",
@@ -43,8 +86,34 @@ def make_parser() -> argparse.ArgumentParser:
         help="output to use as the score (default: the output with one float per row, if there is "
         "only one)",
     )
-    _add_special_flags(parser)
-    return parser
+
+
+def _add_change_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that change a package."""
+    parser.add_argument(
+        "--from",
+        dest="package",
+        metavar="PACKAGE",
+        help="package to change, in place of a model file; its model stays the same",
+    )
+    parser.add_argument(
+        "--rename",
+        metavar="OLD=NEW",
+        type=pair,
+        action="append",
+        default=[],
+        help="column of the package of --from that has another name in the source; repeat it for "
+        "more columns",
+    )
+    parser.add_argument(
+        "--fill",
+        metavar="COLUMN=VALUE",
+        type=pair,
+        action="append",
+        default=[],
+        help="value that replaces null in a column of the package of --from; `mean` is the mean of "
+        "its statistics, for columns without steps; repeat it for more columns",
+    )
 
 
 def _add_special_flags(parser: argparse.ArgumentParser) -> None:
@@ -55,9 +124,19 @@ def _add_special_flags(parser: argparse.ArgumentParser) -> None:
         help="class to load weights into, for a state dict or .safetensors file",
     )
     parser.add_argument(
+        "--architecture_args",
+        metavar="JSON",
+        type=json_object,
+        default={},
+        help="keyword arguments of that class, for example '{\"hidden\": 64}' (default: none)",
+    )
+    parser.add_argument(
         "--trusted_modules",
         metavar="A,B",
-        help="top-level modules that may be imported for --architecture (default: none)",
+        type=names,
+        default=(),
+        help="top-level modules that may be imported for --architecture, and for functions that "
+        "steps call (default: none)",
     )
     parser.add_argument(
         "--allow_batch_dependence",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +13,8 @@ from common.cells import INFINITE, NAN, NULL, WRONG, is_text, limits, read_cells
 from common.errors import ContractBroken
 from model_handlers.manifest import GoldenRows, InputSpec, Manifest
 from model_handlers.steps.chain import Chain
-from model_handlers.steps.raw import become
 from model_handlers.steps.step import Cells, Context, Kind, Refused, as_mask, flat, kind_of
-from model_handlers.steps.values import from_values
+from model_handlers.steps.values import from_values, read_column
 
 
 class Preparation:
@@ -31,7 +30,7 @@ class Preparation:
     """
 
     def __init__(self, manifest: Manifest, context: Context) -> None:
-        self.manifest = manifest
+        self.manifest, self.context = manifest, context
         self._inputs = {
             spec.name: [chain.bind(context) for chain in spec.chains] for spec in manifest.inputs
         }
@@ -106,25 +105,30 @@ class Preparation:
             tensors.append(tensor.reshape((len(rows), spec.width) if spec.shape else len(rows)))
         return tensors, refused
 
-    def derive(self, outputs: Mapping[str, pa.Array]) -> tuple[dict[str, pa.Array], list[Refused]]:
+    def derive(
+        self, outputs: Mapping[str, pa.Array], names: Collection[str] | None = None
+    ) -> tuple[dict[str, pa.Array], list[Refused]]:
         """Return the fields that can be computed from some outputs, and what cannot be used.
 
         Args:
             outputs: The columns of outputs by name. Fields that need other outputs are left out.
+            names: The fields to compute, with those that they need; None for all. See
+                `Manifest.fields_for`.
 
         Returns:
-            The columns of fields by name, and the refusals.
+            The columns of fields by name, and the refusals, in which the column is the field.
         """
         known = {name: Cells(column) for name, column in outputs.items()}
         fields: dict[str, pa.Array] = {}
-        refused: dict[str, tuple[Refused, ...]] = {}
+        refused: list[Refused] = []
         for name, chain in self._fields:
-            if not known.keys() >= set(chain.chain.names):
+            wanted = names is None or name in names
+            if not wanted or not known.keys() >= set(chain.chain.names):
                 continue
             cells = chain.run(known)
             known[name], fields[name] = cells, cells.values
-            refused[name] = cells.of(name).refused
-        return fields, [one for some in refused.values() for one in some]
+            refused += [replace(some, column=name) for some in cells.refused]
+        return fields, refused
 
 
 def _read(values: pa.Array, raw: str) -> Cells:
@@ -133,7 +137,7 @@ def _read(values: pa.Array, raw: str) -> Cells:
         known = values.dictionary
         if is_text(known.type) and len(known) < len(values):
             return Cells(pa.DictionaryArray.from_arrays(values.indices, known.cast(pa.string())))
-    return become(values, raw)
+    return read_column(values, raw)
 
 
 def _blamed(refused: Refused, chain: Chain, columns: Mapping[str, Cells]) -> Iterator[Refused]:
@@ -169,7 +173,28 @@ def golden_tensors(
             f"model {manifest.name}: known-good row {some.rows[0]} cannot be prepared: column "
             f"{some.column}: {some.message}; package the model again"
         )
+    if manifest.functions:
+        _check_alone(manifest, golden.rows, tensors, preparation)
     return tensors
+
+
+def _check_alone(
+    manifest: Manifest,
+    rows: Sequence[Mapping[str, Any]],
+    together: Sequence[np.ndarray],
+    preparation: Preparation,
+) -> None:
+    """Raise ContractBroken if a user's function gives a row another value when it is alone."""
+    for number in range(len(rows)):
+        tensors, refused = preparation.tensors(rows[number : number + 1])
+        for spec, alone, whole in zip(manifest.inputs, tensors, together, strict=True):
+            if refused or not manifest.tolerance.agree(alone[0], whole[number]).all():
+                raise ContractBroken(
+                    f"model {manifest.name}: input {spec.name} of known-good row {number} has "
+                    "other values in a batch of its own: the value that a function returns for a "
+                    "row must not depend on other rows; the functions are "
+                    f"{', '.join(manifest.functions)}"
+                )
 
 
 def _numbers(cells: Cells, dtype: str) -> tuple[np.ndarray, list[Refused]]:

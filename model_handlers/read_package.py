@@ -13,9 +13,12 @@ import json
 import posixpath
 import stat
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import NoReturn
 
 from common.addresses import path_fault
 from common.errors import (
@@ -26,7 +29,7 @@ from common.errors import (
     UsageError,
 )
 from common.terminal import long_step
-from model_handlers.manifest import MANIFEST_NAME, Manifest
+from model_handlers.manifest import MANIFEST_NAME, GoldenRows, Manifest
 from model_handlers.manifest_json import parse_manifest
 from model_handlers.model_errors import as_model_error
 
@@ -47,17 +50,30 @@ class ModelPackage:
         data: The bytes of the model file.
         manifest: The manifest, or None if the package has none.
         files: The bytes of the other files that the manifest names.
+        text: The bytes of `model.json`, or None if the package has none.
     """
 
     file: str
     data: bytes
     manifest: Manifest | None
     files: Mapping[str, bytes] = field(default_factory=dict)
+    text: bytes | None = None
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """The hex digest of `data`."""
         return hashlib.sha256(self.data).hexdigest()
+
+    @property
+    def digest(self) -> str:
+        """The digest that names the model in predictions."""
+        return self.sha256 if self.manifest is None else self.manifest.digest
+
+    @property
+    def contents(self) -> dict[str, bytes]:
+        """The bytes of all files of the package by name. A copy of a package has all of them."""
+        manifest = {} if self.text is None else {MANIFEST_NAME: self.text}
+        return {**manifest, self.file: self.data, **self.files}
 
 
 def read_package(path: str, digest: str | None = None) -> ModelPackage:
@@ -65,16 +81,17 @@ def read_package(path: str, digest: str | None = None) -> ModelPackage:
 
     Args:
         path: The path of a folder with `model.json`, a `.mar`, or a model file.
-        digest: The hex sha256 that the model file must have, with or without the prefix
-            `sha256:`; None to check only the digest in the manifest.
+        digest: The digest that the package must have, with or without the prefix `sha256:`: that
+            of its manifest, or the hex sha256 of its model file. None to check only the digests
+            in the manifest.
 
     Returns:
-        The bytes of the model file, and the manifest if there is one.
+        The bytes of all files of the package, and the manifest if there is one.
 
     Raises:
         ModelError: The path does not exist or is not a model package.
         ManifestError: `model.json` is not valid.
-        DigestMismatch: The model file does not have the expected digest.
+        DigestMismatch: A file or the package does not have the expected digest.
         UnsafeModel: The archive has paths, links or sizes that no model needs.
         UsageError: The path is a web address or contains credentials.
     """
@@ -83,20 +100,25 @@ def read_package(path: str, digest: str | None = None) -> ModelPackage:
     with as_model_error(f"model {path} cannot be read"), long_step(f"reading model {path}"):
         package = _read_mar(path) if path.endswith(".mar") else _read_folder_or_file(path)
     if package.manifest is not None:
-        _check_digest(path, package, package.manifest.sha256, f"the manifest {MANIFEST_NAME}")
+        if package.sha256 != package.manifest.sha256:
+            _refuse_digest(path, package, package.manifest.sha256, f"the manifest {MANIFEST_NAME}")
         _check_files(path, package.files, package.manifest)
     if digest:
-        _check_digest(path, package, digest.removeprefix("sha256:").lower(), "--model_digest")
+        expected = digest.removeprefix("sha256:").lower()
+        if expected not in (package.sha256, package.digest):
+            _refuse_digest(path, package, expected, "--model_digest")
     return package
 
 
-def _check_digest(path: str, package: ModelPackage, expected: str, source: str) -> None:
-    if package.sha256 != expected:
-        raise DigestMismatch(
-            f"model {path}: {source} expects sha256 {expected}, but the file {package.file} has "
-            f"{package.sha256}: the model was changed or damaged; package it again, or pass the "
-            "digest of the model that you want"
-        )
+def _refuse_digest(path: str, package: ModelPackage, expected: str, source: str) -> NoReturn:
+    whole = ""
+    if package.digest != package.sha256:
+        whole = f", and the package, with its steps and their files, has {package.digest}"
+    raise DigestMismatch(
+        f"model {path}: {source} expects sha256 {expected}, but the file {package.file} has "
+        f"{package.sha256}{whole}: the model was changed or damaged; package it again, or pass the "
+        "digest of the model that you want"
+    )
 
 
 def read_files(path: str, manifest: Manifest) -> Mapping[str, bytes]:
@@ -117,11 +139,34 @@ def read_files(path: str, manifest: Manifest) -> Mapping[str, bytes]:
         return {}
     with as_model_error(f"model {path} cannot be read"):
         if path.endswith(".mar"):
-            files = _read_mar(path).files
+            with _open_mar(path) as archive:
+                files = _members(archive, manifest, path)
         else:
             files = _files_in(_folder_of(path), manifest)
     _check_files(path, files, manifest)
     return files
+
+
+def read_golden(path: str, manifest: Manifest) -> GoldenRows | None:
+    """Read the known-good rows of a package, which the manifest of a job does not have.
+
+    Args:
+        path: The path of the package, as `read_package` takes it.
+        manifest: The manifest of the job.
+
+    Returns:
+        The known-good rows, or None if the package has none or is now that of another model.
+
+    Raises:
+        ModelError: The package cannot be read.
+        ManifestError: `model.json` is not valid.
+    """
+    with as_model_error(f"model {path} cannot be read"):
+        if path.endswith(".mar"):
+            found = _read_mar(path).manifest
+        else:
+            found = parse_manifest(read_bytes(posixpath.join(_folder_of(path), MANIFEST_NAME)))
+    return found.golden if found is not None and found.sha256 == manifest.sha256 else None
 
 
 def _folder_of(path: str) -> str:
@@ -132,7 +177,26 @@ def _folder_of(path: str) -> str:
 
 
 def _files_in(folder: str, manifest: Manifest) -> dict[str, bytes]:
+    """Return the other files of a package that is a folder."""
+    for name in manifest.files:
+        if not _exists(posixpath.join(folder, name)):
+            refuse_missing(folder, name)
     return {name: read_bytes(posixpath.join(folder, name)) for name in manifest.files}
+
+
+def refuse_missing(path: str, name: str) -> NoReturn:
+    """Raise ModelError because a package does not have a file.
+
+    Args:
+        path: The path of the package.
+        name: The name of the file.
+    """
+    place, advice = "in the folder", "copy all files of the package"
+    if path.endswith(".mar"):
+        place, advice = "in the archive", f"{_AGAIN}, with --extra-files"
+    raise ModelError(
+        f"model {path}: {MANIFEST_NAME} names the file {name!r}, which is not {place}; {advice}"
+    )
 
 
 def _check_files(path: str, files: Mapping[str, bytes], manifest: Manifest) -> None:
@@ -149,6 +213,9 @@ def read_bytes(path: str) -> bytes:
     """Return the bytes of a file on any Beam filesystem. Raise ModelError if it cannot be read."""
     with as_model_error(f"{path} cannot be read"):
         if _is_local(path):
+            if Path(path).exists() and not Path(path).is_file():
+                # A package may have a link to a device, which has no end.
+                raise ModelError(f"{path}: expected a file, got a folder or a device")
             return Path(path).read_bytes()
         from apache_beam.io.filesystem import CompressionTypes
         from apache_beam.io.filesystems import FileSystems
@@ -177,9 +244,10 @@ def _read_folder_or_file(path: str) -> ModelPackage:
     if path.endswith(MANIFEST_NAME):
         path, manifest_path = posixpath.split(path)[0], path
     if _exists(manifest_path):
-        manifest = parse_manifest(read_bytes(manifest_path))
+        text = read_bytes(manifest_path)
+        manifest = parse_manifest(text)
         data = read_bytes(posixpath.join(path, manifest.file))
-        return ModelPackage(manifest.file, data, manifest, _files_in(path, manifest))
+        return ModelPackage(manifest.file, data, manifest, _files_in(path, manifest), text)
     # A local folder also exists without a slash at the end of its path.
     if not _exists(path) or path.endswith("/") or Path(path).is_dir():
         raise ModelError(
@@ -195,17 +263,18 @@ def _read_file(path: str) -> ModelPackage:
     folder, name = posixpath.split(path)
     beside = posixpath.join(folder, MANIFEST_NAME) if folder else MANIFEST_NAME
     if _exists(beside):
-        manifest = parse_manifest(read_bytes(beside))
+        text = read_bytes(beside)
+        manifest = parse_manifest(text)
         if manifest.file == name:
-            return ModelPackage(name, data, manifest, _files_in(folder, manifest))
+            return ModelPackage(name, data, manifest, _files_in(folder, manifest), text)
     return ModelPackage(name, data, None)
 
 
-def _read_mar(path: str) -> ModelPackage:
-    """Read the serialized file of a TorchServe archive.
+@contextmanager
+def _open_mar(path: str) -> Iterator[zipfile.ZipFile]:
+    """Open a TorchServe archive in memory. Raise UnsafeModel or ModelError if it cannot be used.
 
-    Nothing is extracted to disk, and the archive's handler is never run. Raise UnsafeModel or
-    ModelError if the archive cannot be used.
+    Nothing is extracted to disk, and the archive's handler is never run.
     """
     data = read_bytes(path)
     with (
@@ -214,27 +283,31 @@ def _read_mar(path: str) -> ModelPackage:
     ):
         check_names(archive, path, _AGAIN)
         check_size(archive, len(data), path)
+        yield archive
+
+
+def _read_mar(path: str) -> ModelPackage:
+    """Read the files of a package from a TorchServe archive."""
+    with _open_mar(path) as archive:
         file = _serialized_file(archive, path)
-        manifest, files = None, {}
-        if MANIFEST_NAME in archive.namelist():
-            manifest = parse_manifest(_member(archive, MANIFEST_NAME))
-            if manifest.file != file:
-                raise ManifestError(
-                    f"{path}: {MANIFEST_NAME} describes {manifest.file!r}, but {MAR_MANIFEST} "
-                    f"names the model file {file!r}; {_AGAIN}, from the files of one package"
-                )
-            files = _members(archive, manifest, path)
-        return ModelPackage(file, _member(archive, file), manifest, files)
+        data = _member(archive, file)
+        if MANIFEST_NAME not in archive.namelist():
+            return ModelPackage(file, data, None)
+        text = _member(archive, MANIFEST_NAME)
+        manifest = parse_manifest(text)
+        if manifest.file != file:
+            raise ManifestError(
+                f"{path}: {MANIFEST_NAME} describes {manifest.file!r}, but {MAR_MANIFEST} "
+                f"names the model file {file!r}; {_AGAIN}, from the files of one package"
+            )
+        return ModelPackage(file, data, manifest, _members(archive, manifest, path), text)
 
 
 def _members(archive: zipfile.ZipFile, manifest: Manifest, path: str) -> dict[str, bytes]:
     """Return the other files of a package that is an open .mar."""
     for name in manifest.files:
         if name not in archive.namelist():
-            raise ModelError(
-                f"{path}: {MANIFEST_NAME} names the file {name!r}, which is not in the archive; "
-                f"{_AGAIN}, with --extra-files"
-            )
+            refuse_missing(path, name)
     return {name: _member(archive, name) for name in manifest.files}
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
+from model_handlers.batch_handler import to_arrow
 from model_handlers.isolate import isolate
 from model_handlers.loaded_model import ROW_FAULTS, LoadedModel
+from model_handlers.manifest import OutputSpec
+from model_handlers.preparation import Preparation
+from model_handlers.steps.step import Refused
 
 
 @dataclass
@@ -20,15 +26,40 @@ class Answer:
             row failed.
         faults: The exception of each failed row, by row number. It is NotTried if most rows of a
             batch failed and this row was not tried on its own.
+        fields: The column of each field that was computed, by name.
+        refused: The rows whose fields cannot be computed; the column of each refusal is the field.
     """
 
     arrays: list[np.ndarray]
     faults: dict[int, Exception]
+    fields: Mapping[str, pa.Array] = dataclasses.field(default_factory=dict)
+    refused: Sequence[Refused] = ()
 
     def part(self, rows: slice) -> Answer:
         """Return the answer for a range of the rows."""
         faults = {i - rows.start: e for i, e in self.faults.items() if rows.start <= i < rows.stop}
-        return Answer([array[rows] for array in self.arrays], faults)
+        count = rows.stop - rows.start
+        return Answer(
+            [array[rows] for array in self.arrays],
+            faults,
+            {name: column.slice(rows.start, count) for name, column in self.fields.items()},
+            [some.part(rows) for some in self.refused],
+        )
+
+    def with_fields(
+        self, outputs: Sequence[OutputSpec], preparation: Preparation, names: Collection[str]
+    ) -> Answer:
+        """Return the answer with fields.
+
+        Args:
+            outputs: The output of each array.
+            preparation: The steps of the manifest.
+            names: The fields to compute, as `Manifest.fields_for` returns them.
+        """
+        pairs = zip(outputs, self.arrays, strict=bool(self.arrays))
+        columns = {spec.name: to_arrow(array, spec) for spec, array in pairs}
+        fields, refused = preparation.derive(columns, names)
+        return dataclasses.replace(self, fields=fields, refused=refused)
 
 
 def run_model(

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from common.errors import UsageError
+from common.errors import DigestMismatch, UsageError
 from model_handlers.batch_handler import BatchHandler, error_column, outputs_column
 from model_handlers.formats.load import load_module
 from model_handlers.loaded_model import (
@@ -68,19 +68,18 @@ class TorchModelHandler(BatchHandler[LoadedModel]):
     Args:
         model: The path of the model package, on any Beam filesystem; read on the worker.
         manifest: The model's manifest, read where the pipeline is built. The worker refuses a
-            model file that has a different digest.
+            package that has a different digest.
         outputs: The names of the outputs to return; all by default.
         device: auto, cpu, cuda or cuda:N.
         precision: float32, or bf16 or fp16 with torch.autocast.
         compile: Whether to use torch.compile; not possible for TorchScript.
         batch_rows: The maximum number of rows in a forward pass.
         threads: The number of torch's intra-op threads per process.
-        trusted_modules: The top-level modules that the manifest's architecture may import; none
-            by default.
+        trusted_modules: The top-level modules that the package may import; none by default.
 
     Raises:
         UsageError: An argument is invalid.
-        UnsafeModel: The architecture would import a module that is not trusted.
+        UnsafeModel: The package would import a module that is not trusted.
     """
 
     def __init__(
@@ -121,7 +120,13 @@ class TorchModelHandler(BatchHandler[LoadedModel]):
                 rows as the manifest says.
             DeviceError: The worker does not have the device.
         """
-        package = read_package(self.model, self.manifest.sha256)
+        package = read_package(self.model)
+        if package.digest != self.manifest.digest:
+            raise DigestMismatch(
+                f"model {self.model}: expected digest {self.manifest.digest}, as in the manifest "
+                f"that the run started with, got {package.digest}: the package was changed; start "
+                "again, or restore the package"
+            )
         manifest = self.manifest
         if package.manifest is not None:
             manifest = replace(manifest, golden=package.manifest.golden)

@@ -27,7 +27,7 @@ def try_package(path: str, trusted_modules: Sequence[str] = ()) -> None:
     Args:
         path: The path of the package, as read_package takes it. Of a model file without a
             manifest, only the file is checked.
-        trusted_modules: The top-level modules that the package's architecture may import.
+        trusted_modules: The top-level modules that the package may import.
 
     Raises:
         ModelError: The model cannot be loaded, or does not do what its manifest says.

@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -26,6 +26,7 @@ from common.memory import ADVICE, is_of_memory, mentions_memory, out_of_memory
 from common.retry_notices import print_retries
 from common.terminal import print_error
 from pipelines.dead_threads import end_when_threads_fail
+from pipelines.options import ModelOptions
 from pipelines.options.flag import Parsed, parse_flags
 
 
@@ -142,7 +143,20 @@ def say(line: str) -> None:
 
 def _run(command: Command, parsed: Parsed) -> int | None:
     module, _, function = command.run.partition(":")
-    return getattr(importlib.import_module(module), function)(parsed)  # type: ignore[no-any-return]
+    with _extra_packages(parsed):
+        code: int | None = getattr(importlib.import_module(module), function)(parsed)
+        return code
+
+
+def _extra_packages(parsed: Parsed) -> AbstractContextManager[None]:
+    """Return a block in which the modules of `--extra_packages` can be imported."""
+    model = parsed.find(ModelOptions)
+    if model is None or not model.extra_packages:
+        return nullcontext()
+    # Imported only here, because it imports Arrow.
+    from pipelines.extra_packages import with_packages
+
+    return with_packages(parsed)
 
 
 def _set_logging(debug: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from common.command_line import Thresholds, parse_thresholds
 from pipelines.options import CloudOptions, DeviceOptions, EndpointOptions, ModelOptions
 from pipelines.options.flag import Parsed
 from pipelines.options.shared import OutputSchema
@@ -18,9 +19,11 @@ class ModelConfig:
 
     Attributes:
         path: The package, the archive or the model file.
-        digest: The SHA-256 that the model file must have, or None for any.
+        digest: The digest that the package or its model file must have, or None for any.
         score_output: The output that is the score, or None for the one that the manifest names.
-        output_fields: The outputs and source columns to write, or None for those of the manifest.
+        output_fields: The outputs, fields and source columns to write, or None for those of the
+            manifest.
+        thresholds: Thresholds in place of those of the manifest, by field.
         batch_rows: The maximum number of rows in a batch, and in a forward pass in the worker.
     """
 
@@ -30,6 +33,7 @@ class ModelConfig:
     feature_columns: tuple[str, ...] | None
     score_output: str | None
     output_fields: tuple[str, ...] | None
+    thresholds: Thresholds
     output_schema: OutputSchema
     batch_rows: int
 
@@ -49,6 +53,7 @@ class ModelConfig:
             feature_columns=flags.feature_columns,
             score_output=flags.score_output,
             output_fields=flags.output_fields,
+            thresholds=parse_thresholds(flags.thresholds or ()),
             output_schema=output_schema,
             batch_rows=flags.batch_rows or default_rows,
         )

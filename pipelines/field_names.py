@@ -27,7 +27,9 @@ def named_by_user(
     return flags | ({} if id_column is None else {id_column: "id_column"})
 
 
-def check_name(name: str, flag: str, found: Collection[str], place: str) -> str:
+def check_name(
+    name: str, flag: str, found: Collection[str], place: str, results: Collection[str] = ()
+) -> str:
     """Check that a name is one of those that rows show.
 
     Args:
@@ -35,19 +37,21 @@ def check_name(name: str, flag: str, found: Collection[str], place: str) -> str:
         flag: The flag that names it.
         found: The names that the rows have.
         place: What the rows are, for the message.
+        results: The outputs and fields of the model, of which the name may be a misspelling.
 
     Returns:
         A warning if the rows lack the name but it is not misspelt; otherwise an empty text.
 
     Raises:
-        UsageError: The rows lack the name, and it is the id or resembles one of theirs.
+        UsageError: The rows lack the name, and it is the id or resembles one that exists.
     """
     if name in found:
         return ""
     lacks = f"--{flag}: none of {place} has {name!r}"
     have = f"they have {', '.join([*found][:_SHOWN])}"
-    if flag == "id_column" or any(_stem(name) != _stem(near) for near in similar(name, found)):
-        raise UsageError(f"{lacks}{suggest(name, found)}; {have}")
+    known = found if flag == "id_column" else [*found, *results]
+    if flag == "id_column" or any(_stem(name) != _stem(near) for near in similar(name, known)):
+        raise UsageError(f"{lacks}{suggest(name, known)}; {have}")
     return f"warning: {lacks}: the field is null in every row without it; {have}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
@@ -13,9 +14,12 @@ from model_handlers.endpoint import RequestLimits
 from model_handlers.endpoint_handler import VertexEndpointHandler
 from model_handlers.manifest import Manifest
 from model_handlers.package import read_manifest
+from model_handlers.thresholds import with_thresholds
 from model_handlers.torch_model import TorchModelHandler
-from model_handlers.trusted_code import check_trusted
+from model_handlers.trusted_code import TrustedCode, check_trusted, warn_of_changes
+from pipelines.command import say
 from pipelines.config import ModelConfig, ScoringConfig
+from pipelines.endpoint_check import Way, find_way
 from pipelines.options import DeviceOptions, EndpointOptions
 from transforms.encode import OutputFields
 
@@ -24,7 +28,7 @@ Handler = TorchModelHandler | VertexEndpointHandler
 
 
 def read_model(model: ModelConfig) -> Manifest:
-    """Read the manifest of a model, unchanged.
+    """Read the manifest of a model, unchanged, and warn if the code that it names has changed.
 
     Raises:
         ModelError: If there is no usable model package.
@@ -32,7 +36,23 @@ def read_model(model: ModelConfig) -> Manifest:
     """
     manifest = read_manifest(model.path, digest=model.digest, feature_columns=model.feature_columns)
     check_trusted(manifest, model.trusted_modules)
+    code = TrustedCode.of_package(model.trusted_modules, model.path)
+    warn_of_changes(manifest, code, lambda text: say(f"warning: {text}"))
     return manifest
+
+
+def scoring_manifest(model: ModelConfig, packaged: Manifest) -> Manifest:
+    """Return the manifest with which a run scores: with its score and thresholds, without rows.
+
+    Args:
+        model: The configuration of the model, which may name another score and other thresholds.
+        packaged: The manifest of the package.
+
+    Raises:
+        UsageError: If the model has no such score or thresholds.
+    """
+    own = with_thresholds(packaged.choose(model.score_output), model.thresholds)
+    return own.without_rows()
 
 
 def make_handler(
@@ -61,18 +81,18 @@ def make_handler(
     if isinstance(predictor, DeviceOptions):
         return _torch_handler(config.model, predictor, manifest, fields)
     address = _address(predictor, options, endpoints)
-    if not predictor.skip_endpoint_check:
-        checker = _endpoint_handler(config, predictor, manifest, fields, address)
+    make = functools.partial(_endpoint_handler, config, predictor, fields, address)
+
+    def make_checker(way: Way) -> VertexEndpointHandler:
+        checker = make(manifest=manifest, way=way)
         # At the start, an endpoint that does not respond is reported soon.
         seconds = min(CHECK_SECONDS, checker.limits.retry_seconds)
         checker.limits = dataclasses.replace(checker.limits, retry_seconds=seconds)
-        connected = checker.load_model()
-        try:
-            with long_step("waiting for the endpoint to score a test row"):
-                connected.check()
-        finally:
-            connected.client.close()
-    return _endpoint_handler(config, predictor, manifest.without_rows(), fields, address)
+        return checker
+
+    with long_step("waiting for the endpoint to score a test row"):
+        way = find_way(predictor, manifest, make_checker)
+    return make(manifest=manifest.without_rows(), way=way)
 
 
 def _torch_handler(
@@ -109,9 +129,11 @@ def _address(
 def _endpoint_handler(
     config: ScoringConfig,
     endpoint: EndpointOptions,
-    manifest: Manifest,
     fields: OutputFields,
     address: EndpointAddress,
+    *,
+    manifest: Manifest,
+    way: Way,
 ) -> VertexEndpointHandler:
     # Endpoints in the format of the reference name the model's own score `anomaly_score`,
     # whichever output is chosen here. The handler therefore needs the manifest's own choice.
@@ -128,8 +150,11 @@ def _endpoint_handler(
         manifest,
         outputs=manifest.outputs_for(fields.needed),
         instance_format=endpoint.instance_format,
-        parameters=endpoint.endpoint_parameters,
+        parameters=way.parameters,
         limits=limits,
         cache_rows=endpoint.endpoint_cache_rows,
+        package=config.model.path,
+        trusted_modules=config.model.trusted_modules,
+        prepare_at=way.place,
         batch_rows=config.model.batch_rows,
     )

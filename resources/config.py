@@ -91,7 +91,7 @@ class Config:
         output_schema: The columns of the result tables, as in the flag `--output_schema`.
         service_account: The part before the @ of the account that workers run as.
         model: The path of the package to upload, None to upload none.
-        trusted_modules: Top-level Python modules that the package's architecture may import.
+        trusted_modules: Top-level Python modules that the package may import.
         labels: Labels for every resource that can carry some.
         pipelines: The pipelines whose resources are declared.
         name: Distinguishes the configurations of a project. Setup adds a label with this name to

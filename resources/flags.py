@@ -150,8 +150,8 @@ def _add_making(command: argparse.ArgumentParser) -> None:
         "--trusted_modules",
         type=_list,
         metavar="A,B",
-        help="top-level Python modules that the package's architecture may import (default: from "
-        "the configuration file, or else none)",
+        help="top-level Python modules that the package may import (default: from the "
+        "configuration file, or else none)",
     )
     add(
         "--load_example",

@@ -12,7 +12,6 @@ from typing import Any
 from common.addresses import path_fault
 from common.errors import UsageError
 from model_handlers.manifest import MANIFEST_NAME, Manifest
-from model_handlers.manifest_json import write_manifest
 from model_handlers.read_package import read_package
 from model_handlers.trusted_code import check_trusted
 
@@ -74,8 +73,8 @@ def open_package(path: str, trusted_modules: Sequence[str] = ()) -> Package:
 
     Args:
         path: A folder with model.json, a .mar file or a model file. If it is a .mar file, the
-            package contains the archive and also the model file extracted from it.
-        trusted_modules: Top-level Python modules that the package's architecture may import.
+            package contains the archive and also the files extracted from it.
+        trusted_modules: Top-level Python modules that the package may import.
 
     Returns:
         The package with the contents of its files.
@@ -89,29 +88,15 @@ def open_package(path: str, trusted_modules: Sequence[str] = ()) -> Package:
     if "://" in path:
         raise UsageError(f"model {path}: expected a local package, which setup uploads")
     package = read_package(path)
-    files = {package.file: package.data}
+    files = package.contents
     if path.endswith(".mar"):
         files[Path(path).name] = Path(path).read_bytes()
-    if package.manifest is None:
-        return Package(
-            name=Path(package.file).stem,
-            version="",
-            file=package.file,
-            sha256=package.sha256,
-            files=files,
-        )
     manifest = package.manifest
-    check_trusted(manifest, trusted_modules)
-    # The manifest is uploaded byte for byte. That of a .mar file is inside the archive, in another
-    # form, so it is written again.
-    beside = Path(path) / MANIFEST_NAME if Path(path).is_dir() else Path(path)
-    if beside.name != MANIFEST_NAME:
-        beside = beside.with_name(MANIFEST_NAME)
-    is_archive = path.endswith(".mar")
-    files[MANIFEST_NAME] = write_manifest(manifest).encode() if is_archive else beside.read_bytes()
+    if manifest is not None:
+        check_trusted(manifest, trusted_modules)
     return Package(
-        name=manifest.name,
-        version=manifest.version,
+        name=Path(package.file).stem if manifest is None else manifest.name,
+        version="" if manifest is None else manifest.version,
         file=package.file,
         sha256=package.sha256,
         files=files,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 from cloud.proxies import spare_loopback
 from common.errors import MillraceError, UsageError, one_line, suggest
@@ -22,7 +23,7 @@ def run(argv: Sequence[str]) -> int:
 
     Raises:
         UsageError: If a flag is wrong.
-        MillraceError: If the server cannot listen on its address.
+        MillraceError: If the server cannot listen on its address, or cannot read a wheel.
     """
     from serving.listening import listen
     from serving.settings import parse_settings
@@ -31,9 +32,11 @@ def run(argv: Sequence[str]) -> int:
     listener = listen(settings.host, settings.port)
     # Imported only now, so that a wrong flag or a port in use is reported at once: importing torch
     # and Beam takes seconds.
+    from serving.fetch import extra_packages
     from serving.server import serve
 
-    return serve(settings, listener)
+    with extra_packages(settings.extra_packages) if settings.extra_packages else nullcontext():
+        return serve(settings, listener)
 
 
 def deploy(argv: Sequence[str]) -> int:

@@ -24,22 +24,19 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from cloud.endpoint_client import DIGEST_HEADER
 from common.errors import MillraceError, UsageError, one_line
 from common.memory import is_of_memory, out_of_memory
 from model_handlers.loaded_model import describe_error
 from model_handlers.numpy_json import dump_objects
-from serving.instances import BadInstances, split_keys, unique_instances
+from serving.instances import BadInstances, split_keys
+from serving.parse_request import parse_request
+from serving.predictions import prediction_faults, prediction_values
 from serving.refusals import Disconnected, Refusal, json_response
 from serving.request_body import read_body
-from serving.service import Service, State, arrays_of
+from serving.service import Service, State
 from transforms.dead_letters import Fault
-from transforms.json_rows.values import json_type, load_json
 
 logger = logging.getLogger("serving")
-# Every gzip file starts with it, and no JSON text does.
-_GZIP_START = b"\x1f\x8b"
-
 # How many bad rows of a request the error lists.
 SHOWN_ROWS = 20
 
@@ -101,13 +98,9 @@ class Health:
         if service.state is State.FAILED:
             content["reason"] = service.reason
         if service.state is State.READY:
-            manifest = service.manifest
-            content["model"] = {
-                "name": manifest.name,
-                "version": manifest.version,
-                "sha256": manifest.sha256,
-            }
-        await json_response(orjson.dumps(content), status)(scope, receive, send)
+            content["model"] = service.metadata
+        response = json_response(orjson.dumps(content), status, service.headers)
+        await response(scope, receive, send)
 
 
 @dataclass(frozen=True)
@@ -139,6 +132,7 @@ class Predict:
             response = await self._respond(scope, receive)
         except Disconnected:
             return
+        response.headers.update(service.headers)
         # The request is counted before the answer is sent: a client that has the answer can rely
         # on the metrics to include it.
         service.metrics.requests.labels(str(response.status_code)).inc()
@@ -149,9 +143,8 @@ class Predict:
         try:
             self._admit()
             body = await read_body(scope, receive, self.service.settings.max_request_bytes)
-            digest = {DIGEST_HEADER: self.service.manifest.sha256}
             with self._in_flight():
-                return json_response(await self._answer(body), headers=digest)
+                return json_response(await self._answer(body))
         except Refusal as refused:
             return refused.response()
         except Disconnected:
@@ -199,12 +192,12 @@ class Predict:
     async def _answer(self, body: bytes) -> bytes:
         """Return the body of the answer to a request's body, or raise Refusal."""
         service = self.service
-        instances, outputs = parse_request(body)
+        instances, parameters = parse_request(body)
         try:
-            fields = service.choose(outputs)
+            choice = service.choose(parameters.outputs)
         except UsageError as error:
             raise Refusal(400, f"parameters.outputs: {error}") from error
-        batcher = service.batcher(fields)
+        batcher = service.batcher(choice)
         if batcher is None:
             raise Refusal(
                 400,
@@ -213,20 +206,19 @@ class Predict:
             )
         if not instances:
             return b'{"predictions":[]}'
-        rows, keys = split_keys(
-            instances, service.settings.instance_keys, service.manifest.features
-        )
+        reader = service.tensor_reader if parameters.prepared else service.reader
+        rows, keys = split_keys(instances, service.settings.instance_keys, reader.features)
         try:
-            inputs = service.reader.read(rows)
+            inputs = reader.read(rows)
         except BadInstances as bad:
             raise self._refuse_rows(bad.faults, len(instances)) from None
-        answer = await service.predict(batcher, inputs)
-        if answer.faults:
-            faults = {i: Fault("model_error", describe_error(e)) for i, e in answer.faults.items()}
-            raise self._refuse_rows(faults, len(instances))
+        answer = await service.predict(batcher, inputs, choice)
+        if faults := prediction_faults(choice, answer):
+            raise self._refuse_rows(dict(sorted(faults.items())), len(instances))
         service.metrics.rows.inc(len(instances))
+        values = prediction_values(choice, batcher.model.outputs, answer)
         return b'{"predictions":%b}' % dump_objects(
-            [wanted.key for wanted in fields], arrays_of(batcher, answer, fields), keys
+            [field.key for field in choice.fields], values, keys
         )
 
     def _refuse_rows(self, faults: Mapping[int, Fault], rows: int) -> Refusal:
@@ -255,43 +247,3 @@ def _too_large(error: Exception) -> Refusal:
     )
     logger.error("%s", lack)
     return Refusal(503, str(lack), headers={"Retry-After": "1"})
-
-
-def parse_request(body: bytes) -> tuple[list[Any], str | list[str] | None]:
-    """Parse the body of a prediction request.
-
-    Returns:
-        The instances, and the value of `parameters.outputs`, or None if the request has none. An
-        instance with a duplicate key is replaced by its Fault.
-
-    Raises:
-        Refusal: If the body is not a prediction request.
-    """
-    try:
-        request = load_json(body)
-    except ValueError as error:
-        if body.startswith(_GZIP_START):
-            message = "the body is compressed by gzip: send it with Content-Encoding: gzip"
-            raise Refusal(400, message) from error
-        raise Refusal(400, f"the body is {error}") from error
-    if not isinstance(request, dict) or not isinstance(request.get("instances"), list):
-        raise Refusal(
-            400, 'expected an object with a list of rows as "instances": {"instances": [...]}'
-        )
-    try:
-        instances = unique_instances(request, body)
-    except ValueError as error:
-        raise Refusal(400, str(error)) from error
-    parameters = request.get("parameters")
-    if parameters is None:
-        return instances, None
-    if not isinstance(parameters, dict):
-        raise Refusal(400, f"parameters: expected an object, got {json_type(parameters)}")
-    for name in parameters:
-        if name != "outputs":
-            raise Refusal(400, f"unknown parameter {name[:40]!r}: the only parameter is outputs")
-    outputs = parameters.get("outputs")
-    names = outputs if isinstance(outputs, list) else [outputs]
-    if outputs is not None and not all(isinstance(name, str) for name in names):
-        raise Refusal(400, "parameters.outputs: expected all, score, or a list of names")
-    return instances, outputs

@@ -10,19 +10,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import numpy as np
 
 from model_handlers.loaded_model import LoadedModel
+from model_handlers.preparation import Preparation
 from model_handlers.run_model import Answer, run_model
 
 
 @dataclass(eq=False)
 class _Waiting:
     inputs: list[np.ndarray]
+    fields: Collection[str]
     rows: int
     since: float
     answer: asyncio.Future[Answer]
@@ -39,6 +41,7 @@ class Batcher:
         max_wait: How many seconds a request may wait for others after a pass. A request to an idle
             model never waits.
         observe: A function that is called with the requests, rows and seconds of each pass.
+        preparation: The steps that compute fields, or None if the model has no fields.
     """
 
     def __init__(
@@ -49,8 +52,9 @@ class Batcher:
         max_rows: int,
         max_wait: float,
         observe: Callable[[int, int, float], None],
+        preparation: Preparation | None = None,
     ) -> None:
-        self._model = model
+        self._model, self._preparation = model, preparation
         self._executor = executor
         self._max_rows = max_rows
         self._max_wait = max_wait
@@ -70,14 +74,16 @@ class Batcher:
         """The number of requests that no pass has taken yet."""
         return len(self._waiting)
 
-    async def predict(self, inputs: list[np.ndarray]) -> Answer:
+    async def predict(self, inputs: list[np.ndarray], fields: Collection[str] = ()) -> Answer:
         """Run the model on the rows of one request.
 
         Args:
             inputs: One array per input of the model, `[rows, ...]`, with one or more rows.
+            fields: The fields to compute, with those that they need.
 
         Returns:
-            The outputs of these rows, and the rows on which the model raised.
+            The outputs and fields of these rows, and the rows on which the model raised. If other
+            requests share the pass, it has their fields as well.
 
         Raises:
             DeviceError: If the accelerator failed.
@@ -85,7 +91,8 @@ class Batcher:
             MemoryError: If there is not enough memory for the pass.
         """
         loop = asyncio.get_running_loop()
-        request = _Waiting(inputs, len(inputs[0]), time.monotonic(), loop.create_future())
+        rows = len(inputs[0])
+        request = _Waiting(inputs, fields, rows, time.monotonic(), loop.create_future())
         self._waiting.append(request)
         self._rows += request.rows
         if not self._running and self._rows >= self._max_rows and self._start is not None:
@@ -106,10 +113,14 @@ class Batcher:
             rows += batch[-1].rows
         self._rows -= rows
         loop = asyncio.get_running_loop()
-        done = loop.run_in_executor(self._executor, self._run, [r.inputs for r in batch], rows)
+        fields = frozenset[str]().union(*(r.fields for r in batch))
+        inputs = [r.inputs for r in batch]
+        done = loop.run_in_executor(self._executor, self._run, inputs, rows, fields)
         done.add_done_callback(lambda passed: self._end(batch, passed))
 
-    def _run(self, inputs: list[list[np.ndarray]], rows: int) -> tuple[Answer, float]:
+    def _run(
+        self, inputs: list[list[np.ndarray]], rows: int, fields: frozenset[str]
+    ) -> tuple[Answer, float]:
         started = time.perf_counter()
         arrays = (
             inputs[0] if len(inputs) == 1 else [*map(np.concatenate, zip(*inputs, strict=True))]
@@ -117,6 +128,8 @@ class Batcher:
         # A request must not suffer from bad rows in another one. So the model tries every row,
         # even where it could give up on a pass with many bad rows.
         answer = run_model(self._model, arrays, rows, to_the_end=True)
+        if fields and self._preparation is not None:
+            answer = answer.with_fields(self._model.outputs, self._preparation, fields)
         return answer, time.perf_counter() - started
 
     def _end(self, batch: list[_Waiting], passed: asyncio.Future[tuple[Answer, float]]) -> None:

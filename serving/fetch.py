@@ -1,16 +1,21 @@
-"""Copy a model package from Cloud Storage to a folder on this machine."""
+"""Copy a model package, and wheels with the user's code, from Cloud Storage to this machine."""
 
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from cloud.clients import Cloud
 from cloud.errors import retry, translate_errors
-from common.errors import ModelError
+from common.errors import InputError, ModelError
 from model_handlers.manifest import MANIFEST_NAME
 from model_handlers.manifest_json import parse_manifest
+from model_handlers.read_package import refuse_missing
+from model_handlers.wheels import importable, read_wheels, refuse_unfit
 
 if TYPE_CHECKING:
     from google.cloud import storage
@@ -45,7 +50,40 @@ def fetch_package(path: str, folder: Path, cloud: Cloud) -> str:
     return path
 
 
+@contextmanager
+def extra_packages(paths: Sequence[str]) -> Iterator[None]:
+    """Make the modules of wheels importable in the block, also of wheels in Cloud Storage.
+
+    Args:
+        paths: The wheels: local paths, or `gs://BUCKET/PATH`.
+
+    Raises:
+        UsageError: A wheel cannot be used.
+        InputError: A wheel in Cloud Storage cannot be read.
+        CredentialsError: There are no usable Google Cloud credentials.
+    """
+    with TemporaryDirectory(prefix="millrace-wheels-", ignore_cleanup_errors=True) as folder:
+        wheels = read_wheels([_fetch_wheel(path, Path(folder)) for path in paths])
+        refuse_unfit(wheels)
+        with importable(wheels):
+            yield
+
+
+def _fetch_wheel(path: str, folder: Path) -> str:
+    """Return the path of a wheel on this machine, after fetching it if needed."""
+    if not path.startswith(SCHEME):
+        return path
+    bucket, _, name = path.removeprefix(SCHEME).partition("/")
+    target = folder / posixpath.basename(name)
+    with translate_errors(InputError, f"--extra_packages {path} cannot be read"):
+        blob = Cloud("serving").storage().bucket(bucket).blob(name)
+        blob.download_to_filename(str(target), retry=retry())
+    return str(target)
+
+
 def _fetch(path: str, folder: Path, client: storage.Client) -> str:
+    if path.endswith(f"/{MANIFEST_NAME}"):
+        return str(Path(_fetch(posixpath.dirname(path), folder, client)) / MANIFEST_NAME)
     bucket, _, name = path.removeprefix(SCHEME).partition("/")
     prefix = name.rstrip("/") + "/" if name else ""
     listed = client.list_blobs(bucket, prefix=prefix, delimiter="/", retry=retry())
@@ -59,12 +97,10 @@ def _fetch(path: str, folder: Path, client: storage.Client) -> str:
     wanted = [found for found in blobs if found.endswith(".mar")]
     if MANIFEST_NAME in blobs:
         text = blobs[MANIFEST_NAME].download_as_bytes(retry=retry())
-        wanted = [MANIFEST_NAME, parse_manifest(text).file]
+        wanted = list(parse_manifest(text).file_names)
     for found in wanted:
         if found not in blobs:
-            raise ModelError(
-                f"model {path}: {MANIFEST_NAME} names {found}, which is not in the folder"
-            )
+            refuse_missing(path, found)
         blobs[found].download_to_filename(str(folder / found), retry=retry())
     if not wanted:
         raise ModelError(

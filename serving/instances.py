@@ -122,10 +122,14 @@ class InstanceReader:
     Args:
         manifest: The manifest of the model.
         preparation: The steps of the manifest, if it has any.
+
+    Attributes:
+        features: The names of the columns that the model needs.
     """
 
     def __init__(self, manifest: Manifest, preparation: Preparation | None = None) -> None:
         self._manifest, self._preparation = manifest, preparation
+        self.features = manifest.features
         self._format = RowFormat(manifest)
         self._known = {*manifest.features, *([VECTOR_COLUMN] if self._format.vector else [])}
         first = manifest.inputs[0]
@@ -194,9 +198,11 @@ class InstanceReader:
         """Return the features of a list by name, or its Fault."""
         spec = self._manifest.inputs[0]
         if not self._format.vector:
-            inputs = len(self._manifest.inputs)
-            message = f"got a list: the model has {inputs} inputs"
-            return Fault("not_an_object", f"expected an object with features by name, {message}")
+            why = f"the model has {len(self._manifest.inputs)} inputs"
+            if self._manifest.has_steps:
+                why = "the model takes raw columns"
+            message = f"expected an object with features by name, got a list: {why}"
+            return Fault("not_an_object", message)
         if len(instance) != spec.width:
             return Fault("wrong_width", f"expected {spec.width} values, got {len(instance)}")
         if spec.is_list_column:

@@ -72,7 +72,12 @@ class Metrics:
     def serve(self, manifest: Manifest) -> None:
         """Show this model as the one that is served."""
         self.model.info(
-            {"name": manifest.name, "version": manifest.version, "sha256": manifest.sha256}
+            {
+                "name": manifest.name,
+                "version": manifest.version,
+                "sha256": manifest.sha256,
+                "digest": manifest.digest,
+            }
         )
 
     def passed(self, requests: int, rows: int, seconds: float) -> None:

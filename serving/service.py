@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
@@ -15,22 +15,35 @@ from typing import Any
 import numpy as np
 
 from cloud.clients import Cloud
+from cloud.endpoint_client import DIGEST_HEADER, PREPARATION_HEADER
 from common.errors import DeviceError, MillraceError, MissingDevice, UsageError, one_line
 from common.memory import MORE_MEMORY, is_of_memory, out_of_memory
 from model_handlers.loaded_model import LoadedModel
 from model_handlers.manifest import Manifest
+from model_handlers.manifest_json import preparation_digest
 from model_handlers.package import read_manifest
-from model_handlers.preparation import golden_tensors
+from model_handlers.packaged_steps import PackagedSteps
+from model_handlers.preparation import Preparation, golden_tensors
 from model_handlers.run_model import Answer
+from model_handlers.thresholds import check_used, with_thresholds
 from model_handlers.torch_model import TorchModelHandler
+from model_handlers.trusted_code import TrustedCode
 from serving.batcher import Batcher
 from serving.fetch import fetch_package
 from serving.instances import InstanceReader
 from serving.metrics import Metrics
-from serving.predictions import SCORE_KEY, Field, prediction_fields
+from serving.predictions import SCORE_KEY, Choice, choose
 from serving.settings import Settings
 
 logger = logging.getLogger("serving")
+# With this header an answer names its package, whose digest also covers steps and fields. Pipelines
+# compare only the other headers: they compute the fields themselves.
+PACKAGE_HEADER = "X-Package-Digest"
+
+
+def digest_headers(manifest: Manifest) -> dict[str, str]:
+    """Return the headers that name a model and its package."""
+    return {DIGEST_HEADER: manifest.sha256, PACKAGE_HEADER: manifest.digest}
 
 
 class State(Enum):
@@ -47,16 +60,18 @@ class Loaded:
     """A model package in memory.
 
     Attributes:
-        manifest: The manifest, with the chosen score output.
-        fields: The fields of a prediction unless a request chooses others.
+        manifest: The manifest, with the chosen score output and thresholds.
+        choice: What predictions contain unless a request chooses other fields.
         chosen: The model with the outputs of these fields.
         whole: The model with all outputs, or None if requests cannot choose fields.
+        preparation: The steps from outputs to fields, or None if the model has no fields.
     """
 
     manifest: Manifest
-    fields: tuple[Field, ...]
+    choice: Choice
     chosen: LoadedModel
     whole: LoadedModel | None
+    preparation: Preparation | None
 
 
 def load(settings: Settings, folder: Path) -> Loaded:
@@ -70,22 +85,30 @@ def load(settings: Settings, folder: Path) -> Loaded:
         MillraceError: If the package cannot be read or loaded, or a setting does not fit it.
     """
     path = fetch_package(settings.model_path, folder, Cloud("serving"))
-    manifest = read_manifest(
+    packaged = read_manifest(
         path, digest=settings.model_digest, feature_columns=settings.feature_columns
     ).choose(settings.score_output)
-    fields = prediction_fields(manifest, settings.outputs)
-    every = [spec.name for spec in manifest.outputs]
-    if taken := [key for key in settings.instance_keys if key in (*every, SCORE_KEY)]:
+    manifest = with_thresholds(packaged, settings.thresholds)
+    choice = choose(manifest, settings.outputs)
+    if settings.fixed_outputs:
+        check_used(manifest, settings.thresholds, [*choice.derived], "outputs")
+    if taken := [key for key in settings.instance_keys if key in (*manifest.results, SCORE_KEY)]:
+        kind = "a field" if taken[0] in {s.name for s in manifest.fields} else "an output"
         raise UsageError(
-            f"--instance_keys: {taken[0]!r} is an output of model {manifest.name}: choose fields "
+            f"--instance_keys: {taken[0]!r} is {kind} of model {manifest.name}: choose fields "
             "that predictions do not have"
         )
-    names = list(manifest.outputs_for(field.output for field in fields))
-    chosen = _load_model(path, manifest, settings, names)
-    if set(names) == set(every):
-        return Loaded(manifest, fields, chosen, chosen)
-    whole = None if settings.fixed_outputs else _load_model(path, manifest, settings, every)
-    return Loaded(manifest, fields, chosen, whole)
+    every = [spec.name for spec in manifest.outputs]
+    names = [name for name in every if name in choice.outputs]
+    chosen = _load_model(path, packaged, settings, names)
+    whole: LoadedModel | None = chosen
+    if names != every:
+        whole = None if settings.fixed_outputs else _load_model(path, packaged, settings, every)
+    steps = None
+    if manifest.fields:
+        code = TrustedCode.of_package(settings.trusted_modules, path)
+        steps = PackagedSteps(manifest, path, code).load()
+    return Loaded(manifest, choice, chosen, whole, steps)
 
 
 def _load_model(
@@ -121,8 +144,11 @@ class Service:
         reason: Why the server failed; empty in other states.
         in_flight: The number of requests that are being answered.
         manifest: The manifest of the model, once it is loaded.
-        fields: The default fields of a prediction, once the model is loaded.
+        choice: What predictions contain by default, once the model is loaded.
         reader: The reader of instances, once the model is loaded.
+        tensor_reader: The reader of instances that clients have prepared. Without steps, it is
+            `reader`.
+        headers: Headers of all answers, which name the model and its steps, once it is loaded.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -132,6 +158,7 @@ class Service:
         self.state = State.LOADING
         self.reason = ""
         self.in_flight = 0
+        self.headers: Mapping[str, str] = {}
         self._batchers: list[Batcher] = []
         # One thread, because torch stores its thread count separately for each thread, and a device
         # runs one pass at a time anyway.
@@ -145,30 +172,39 @@ class Service:
                 loaded = await loop.run_in_executor(
                     self._executor, load, self.settings, Path(folder)
                 )
+            self._use(loaded)
         except Exception as error:  # the health route has to report any error
             if is_of_memory(error):
                 error = out_of_memory(one_line(error), MORE_MEMORY)
             known = isinstance(error, MillraceError)
             self.fail(str(error) if known else f"{type(error).__name__}: {one_line(error)}")
             return
-        self.manifest, self.fields = loaded.manifest, loaded.fields
-        self.reader = InstanceReader(loaded.manifest, loaded.chosen.preparation)
-        self._chosen = self._batcher(loaded.chosen)
-        self._whole: Batcher | None = self._chosen
-        if loaded.whole is not loaded.chosen:
-            self._whole = self._batcher(loaded.whole) if loaded.whole else None
-        self.metrics.serve(loaded.manifest)
         if self.state is State.LOADING:
             self.state = State.READY
-            logger.info("serving %s %s", loaded.manifest.name, loaded.manifest.version)
+            logger.info("serving %s %s", self.manifest.name, self.manifest.version)
 
-    def _batcher(self, model: LoadedModel) -> Batcher:
+    def _use(self, loaded: Loaded) -> None:
+        """Prepare to answer requests with a model."""
+        self.manifest, self.choice = loaded.manifest, loaded.choice
+        self.reader = InstanceReader(loaded.manifest, loaded.chosen.preparation)
+        self.tensor_reader, self.headers = self.reader, digest_headers(loaded.manifest)
+        if (steps := preparation_digest(loaded.manifest)) is not None:
+            self.tensor_reader = InstanceReader(loaded.manifest.prepared)
+            self.headers |= {PREPARATION_HEADER: steps}
+        self._chosen = self._batcher(loaded.chosen, loaded.preparation)
+        self._whole: Batcher | None = self._chosen
+        if loaded.whole is not loaded.chosen:
+            self._whole = self._batcher(loaded.whole, loaded.preparation) if loaded.whole else None
+        self.metrics.serve(loaded.manifest)
+
+    def _batcher(self, model: LoadedModel, preparation: Preparation | None) -> Batcher:
         batcher = Batcher(
             model,
             self._executor,
             max_rows=self.settings.max_batch_rows,
             max_wait=self.settings.max_batch_wait_ms / 1000,
             observe=self.metrics.passed,
+            preparation=preparation,
         )
         self._batchers.append(batcher)
         return batcher
@@ -187,8 +223,22 @@ class Service:
         """Stop the model's thread after the current pass."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def choose(self, outputs: str | Sequence[str] | None) -> tuple[Field, ...]:
-        """Return the fields of the answer to a request.
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the health route says about the model."""
+        steps = self.headers.get(PREPARATION_HEADER)
+        return {
+            "name": self.manifest.name,
+            "version": self.manifest.version,
+            "sha256": self.manifest.sha256,
+            "digest": self.manifest.digest,
+            "schema_version": self.manifest.schema_version,
+            "prepares": self.manifest.has_steps,
+            **({} if steps is None else {"preparation": steps}),
+        }
+
+    def choose(self, outputs: str | Sequence[str] | None) -> Choice:
+        """Return what the answer to a request contains.
 
         Args:
             outputs: `parameters.outputs` of the request; None for the default fields.
@@ -196,19 +246,19 @@ class Service:
         Raises:
             UsageError: If an output does not exist.
         """
-        return self.fields if outputs is None else prediction_fields(self.manifest, outputs)
+        return self.choice if outputs is None else choose(self.manifest, outputs)
 
-    def batcher(self, fields: Sequence[Field]) -> Batcher | None:
-        """Return the batcher of a model with these fields, or None if no such model is loaded."""
-        has = {spec.name for spec in self._chosen.model.outputs}
-        return self._chosen if has.issuperset(f.output for f in fields) else self._whole
+    def batcher(self, choice: Choice) -> Batcher | None:
+        """Return the batcher of a model with these outputs, or None if no such model is loaded."""
+        return self._chosen if choice.outputs <= self.choice.outputs else self._whole
 
-    async def predict(self, batcher: Batcher, inputs: list[np.ndarray]) -> Answer:
+    async def predict(self, batcher: Batcher, inputs: list[np.ndarray], choice: Choice) -> Answer:
         """Run the model of a batcher on the rows of one request.
 
         Args:
             batcher: The batcher that `batcher` returned.
             inputs: Checked input arrays, one per input of the model.
+            choice: What the answer contains.
 
         Raises:
             DeviceError: If the accelerator failed; the state is FAILED then.
@@ -217,7 +267,7 @@ class Service:
             MemoryError: If there is not enough memory for the pass.
         """
         try:
-            return await batcher.predict(inputs)
+            return await batcher.predict(inputs, choice.derived)
         except MissingDevice:
             # Only some rows need what this machine lacks.
             raise
@@ -225,15 +275,3 @@ class Service:
             # Every later pass would fail too. A new container may get a working device.
             self.fail(str(error))
             raise
-
-
-def arrays_of(batcher: Batcher, answer: Answer, fields: Sequence[Field]) -> list[Any]:
-    """Return the array of each field, in the order of the fields.
-
-    Args:
-        batcher: The batcher of the model that gave the answer.
-        answer: The answer, with an array for each output of that model.
-        fields: The fields of the prediction.
-    """
-    by_name = {s.name: a for s, a in zip(batcher.model.outputs, answer.arrays, strict=True)}
-    return [by_name[field.output] for field in fields]

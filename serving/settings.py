@@ -9,17 +9,26 @@ import argparse
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from common.addresses import path_fault
-from common.command_line import CommandParser, names, non_negative, positive, positive_integer
+from common.command_line import (
+    CommandParser,
+    Thresholds,
+    names,
+    non_negative,
+    parse_thresholds,
+    positive,
+    positive_integer,
+)
 from common.command_names import as_typed
 from common.errors import UsageError
 
-# `python -m serving deploy` sets these variables in the container. Other images ignore them.
+# `python -m serving deploy` sets the first two in the container. Other images ignore them.
 DIGEST_VARIABLE = "MILLRACE_MODEL_DIGEST"
 TRUSTED_VARIABLE = "MILLRACE_TRUSTED_MODULES"
+PACKAGES_VARIABLE = "MILLRACE_EXTRA_PACKAGES"
 _OTHERS = ("deploy", "undeploy", "status")
 # Vertex AI refuses requests above 1.5 MB before they reach a container.
 MAX_REQUEST_BYTES = 1_500_000
@@ -37,8 +46,10 @@ class Settings:
     model_path: str
     model_digest: str | None = None
     trusted_modules: tuple[str, ...] = ()
+    extra_packages: tuple[str, ...] = ()
     feature_columns: tuple[str, ...] | None = None
     score_output: str | None = None
+    thresholds: Thresholds = field(default_factory=dict)
     outputs: str = "score"
     fixed_outputs: bool = False
     instance_keys: tuple[str, ...] = ()
@@ -112,16 +123,24 @@ def _add_model_flags(model: Callable[..., Any], environment: Mapping[str, str]) 
         "--model_digest",
         default=environment.get(DIGEST_VARIABLE) or None,
         metavar="SHA256",
-        help="expected sha256 of the model file (default: the environment variable "
-        f"{DIGEST_VARIABLE})",
+        help="expected digest of the package, or sha256 of its model file (default: the "
+        f"environment variable {DIGEST_VARIABLE})",
     )
     model(
         "--trusted_modules",
         type=names,
         default=environment.get(TRUSTED_VARIABLE) or (),
         metavar="A,B",
-        help="top-level Python modules that the package's architecture may import (default: "
-        f"the environment variable {TRUSTED_VARIABLE}, or none)",
+        help="top-level Python modules from which the package's architecture and functions may be "
+        f"imported (default: the environment variable {TRUSTED_VARIABLE}, or none)",
+    )
+    model(
+        "--extra_packages",
+        type=names,
+        default=environment.get(PACKAGES_VARIABLE) or (),
+        metavar="A.whl,B.whl",
+        help="wheels with your own code, on this machine or in Cloud Storage; the server uses them "
+        f"without installing them (default: the environment variable {PACKAGES_VARIABLE}, or none)",
     )
     model(
         "--feature_columns",
@@ -133,7 +152,7 @@ def _add_model_flags(model: Callable[..., Any], environment: Mapping[str, str]) 
 
 
 def _add_inference_flags(model: Callable[..., Any]) -> None:
-    """Add the flags that say what the model computes, and how."""
+    """Add the flags that say what predictions contain."""
     model(
         "--score_output",
         metavar="NAME",
@@ -143,9 +162,16 @@ def _add_inference_flags(model: Callable[..., Any]) -> None:
         "--outputs",
         default="score",
         metavar="all|score|A,B",
-        help="fields of a prediction. all: every output; score: anomaly_score and the manifest's "
-        "output fields; A,B: these outputs (default: score). A request can choose other fields "
-        "with `parameters.outputs`",
+        help="fields of a prediction. all: every output and field of the model; score: "
+        "anomaly_score and the manifest's output fields; A,B: these outputs and fields (default: "
+        "score). A request can choose others with `parameters.outputs`",
+    )
+    model(
+        "--thresholds",
+        nargs="+",
+        default=(),
+        metavar="FIELD=A,B",
+        help="numbers at which the step `cut` of a field cuts, in place of those of the manifest",
     )
     model(
         "--fixed_outputs",
@@ -161,6 +187,11 @@ def _add_inference_flags(model: Callable[..., Any]) -> None:
         help="fields of an instance, such as its id, that are copied to its prediction; they need "
         "not be features",
     )
+    _add_device_flags(model)
+
+
+def _add_device_flags(model: Callable[..., Any]) -> None:
+    """Add the flags that say how the model computes."""
     model(
         "--device", type=_device, default="auto", help="auto, cpu, cuda or cuda:N (default: auto)"
     )
@@ -276,4 +307,7 @@ def parse_settings(argv: Sequence[str], environment: Mapping[str, str] = os.envi
         raise UsageError("--model_path is missing: expected the path of a model package")
     if fault := path_fault(args.model_path):
         raise UsageError(f"--model_path: {fault}")
-    return Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
+    args.thresholds = parse_thresholds(
+        [part for text in args.thresholds for part in text.split(",")]
+    )
+    return Settings(**{setting.name: getattr(args, setting.name) for setting in fields(Settings)})

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from torch import nn
 from common.errors import ManifestError, ModelError, UnsafeModel, UsageError
 from model_handlers.formats.load import load_module
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec
-from model_handlers.package import write_package
 from model_handlers.read_package import ModelPackage
 from model_handlers.torch_model import TorchModelHandler
 from model_handlers.trusted_code import TrustedCode, check_trusted
+from model_handlers.write_package import write_package
 from pipelines.launch.request import parameters_of
 from pipelines.options import ModelOptions
 from pipelines.options.flag import parse_flags as read_flags
@@ -269,8 +270,7 @@ def test_an_architecture_is_a_module_and_a_class(folder: Path, architecture: str
 
 
 def test_a_package_whose_file_holds_its_code_needs_no_trust() -> None:
-    values = vars(manifest("nets:Net")) | {"format": "torchscript"}
-    check_trusted(Manifest(**values), ())
+    check_trusted(replace(manifest("nets:Net"), format="torchscript"), ())
 
 
 @pytest.mark.parametrize("name", ["a.b", "a b", "", "./a"])

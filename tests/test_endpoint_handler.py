@@ -49,6 +49,7 @@ from common.record_batch import to_rows, typed
 from examples.transactions.data import FEATURES
 from model_handlers.endpoint import CONFIRMATIONS, Endpoint, RequestLimits
 from model_handlers.endpoint_handler import VertexEndpointHandler
+from model_handlers.endpoint_rows import TensorRows
 from model_handlers.manifest import GoldenRows, InputSpec, Manifest, OutputSpec
 from model_handlers.package import read_manifest
 from model_handlers.torch_model import TorchModelHandler
@@ -398,7 +399,7 @@ def test_rows_that_occur_again_are_not_sent_again(serve: Make) -> None:
         before = len(endpoint.requests)
         check_rows(handler.predict(model, [shuffled], 30), shuffled)
         assert len(endpoint.requests) == before
-        assert model.predict([shuffled], 30).hits == 30
+        assert model.predict(TensorRows(handler.codec, [shuffled])).hits == 30
 
 
 def test_an_answer_that_names_another_model_fails_the_bundle(

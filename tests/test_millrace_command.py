@@ -24,8 +24,16 @@ from pipelines.dataflow.links import attach_command
 from resources.kinds.registry import RegistryModels
 
 LISTED = [
-    *("score", "stream", "replay", "launch", "package", "serve", "deploy", "deploy status"),
-    *("deploy undeploy", "resources", "template", "explain", "demo", "local-cloud"),
+    *("score", "stream", "replay", "launch", "package", "inspect", "serve", "deploy"),
+    *(
+        "deploy status",
+        "deploy undeploy",
+        "resources",
+        "template",
+        "explain",
+        "demo",
+        "local-cloud",
+    ),
 ]
 # Help needs none of these modules, and importing one takes longer than everything else.
 HEAVY = {"torch", "apache_beam", "google.cloud.bigquery", "google.pubsub_v1", "uvicorn"}

@@ -24,16 +24,12 @@ from common.errors import ContractBroken, ManifestError, ModelError, UsageError
 from model_handlers.infer import infer_manifest
 from model_handlers.manifest import InputSpec, OutputSpec
 from model_handlers.manifest_json import write_manifest
-from model_handlers.package import (
-    describe_features,
-    main,
-    read_manifest,
-    with_golden_rows,
-    write_mar,
-    write_package,
-)
+from model_handlers.package import main, read_manifest
+from model_handlers.packaging.golden import with_golden_rows
+from model_handlers.packaging.statistics import describe_features
 from model_handlers.read_package import ModelPackage, read_package
 from model_handlers.torch_model import TorchModelHandler
+from model_handlers.write_package import write_mar, write_package
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -213,7 +209,7 @@ def test_answers_that_are_not_one_row_per_row_are_refused(module: nn.Module, mes
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("columns", [("a",), ("a", "b"), ("a", "b", "c", "d")])
+@pytest.mark.parametrize("columns", [("a", "b"), ("a", "b", "c", "d")])
 @pytest.mark.parametrize("save", [script, export])
 def test_another_number_of_columns_is_refused(save: Any, columns: tuple[str, ...]) -> None:
     with pytest.raises(ContractBroken, match=r"fails on 2 rows of \d zeros: .*--feature_columns"):
@@ -247,14 +243,9 @@ ROW = torch.zeros(2, 3)
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (lambda: script(Both()), r"takes 2 inputs \(x, shop\), .* all of them in model.json"),
+        (lambda: script(Both()), r"takes 2 inputs \(x, shop\), .* all of them with --inputs"),
         (lambda: exported(Both(), ROW, ROW[:, 0]), r"takes 2 inputs \(x, shop\)"),
-        (lambda: script(Members()), r"takes Dict\[str, Tensor\]: wrap it"),
-        (lambda: script(Lookup()), r"takes int64 instead of float32: describe .*x.to\(torch.int64"),
-        (lambda: exported(Lookup(), ROW.long()), "takes int64 instead of float32"),
-        (lambda: script(DOUBLE), "takes float64 instead of float32: describe .*model.json"),
-        (lambda: exported(DOUBLE, ROW.double()), "takes float64 instead of float32"),
-        (lambda: script(HALF), "takes float16 instead of float32"),
+        (lambda: script(Members()), r"input x takes Dict\[str, Tensor\]: wrap the model"),
         (lambda: script(BFLOAT), r"takes bfloat16 instead of float32: convert .*\(torch.bfloat16"),
     ],
 )
@@ -269,6 +260,29 @@ def exported(module: nn.Module, *args: Tensor) -> bytes:
     program = torch.export.export(module.eval(), args, dynamic_shapes=tuple(rows for _ in args))
     torch.export.save(program, buffer)
     return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "dtype"),
+    [
+        (lambda: script(Lookup()), "int64"),
+        (lambda: exported(Lookup(), ROW.long()), "int64"),
+        (lambda: script(DOUBLE), "float64"),
+        (lambda: exported(DOUBLE, ROW.double()), "float64"),
+        (lambda: script(HALF), "float16"),
+        (lambda: exported(HALF, ROW.half()), "float16"),
+    ],
+)
+def test_the_dtype_of_the_only_input_is_found(data: Any, dtype: str) -> None:
+    assert infer_manifest(bare(data()), COLUMNS).inputs == (
+        InputSpec("features", COLUMNS, dtype=dtype, shape=(3,)),  # type: ignore[arg-type]
+    )
+
+
+def test_one_column_may_hold_the_list_that_an_exported_model_takes() -> None:
+    (spec,) = infer_manifest(bare(export(Named())), ["values"]).inputs
+    assert spec.is_list_column
+    assert spec.shape == (3,)
 
 
 def test_a_model_for_one_batch_size_is_refused() -> None:
@@ -374,7 +388,8 @@ def test_a_mar_survives_a_round_trip_and_always_has_the_same_bytes(tmp_path: Pat
     for name in ("a.mar", "folder/b.mar"):
         write_mar(tmp_path / name, data, manifest, "print('served')\n")
     package = read_package(str(tmp_path / "a.mar"), manifest.sha256)
-    assert package == ModelPackage("fraud.pt", data, manifest)
+    text = write_manifest(manifest).encode()
+    assert package == ModelPackage("fraud.pt", data, manifest, text=text)
     assert (tmp_path / "a.mar").read_bytes() == (tmp_path / "folder/b.mar").read_bytes()
     with zipfile.ZipFile(tmp_path / "a.mar") as archive:
         listing = json.loads(archive.read("MAR-INF/MANIFEST.json"))["model"]
@@ -531,7 +546,6 @@ class Reshaped(torch.nn.Module):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--output", "{}/o"], 2, "missing --feature_columns"),
         (["--feature_columns", "a", "--output", "{}/o", "--smaple", "x"], 2, "unknown argume"),
         (["--feature_columns", "a,b", "--output", "{}/o"], 1, "fails on 2 rows of 2 zeros"),
         (["--feature_columns", "a,a,b", "--output", "{}/o"], 1, "columns, none of them twice"),
@@ -553,7 +567,7 @@ class Reshaped(torch.nn.Module):
         (
             ["--feature_columns", "Time,V1,id", "--output", "{}/o", "--sample", "{}/s.parquet"],
             1,
-            "s.parquet: expected numbers in column 'id', got string",
+            "got none (column id: expected float32, got null or another string in 40 rows)",
         ),
         (
             ["--feature_columns", "a,b,c", "--output", "{}/o", "--sample", "{}/none.parquet"],

@@ -31,9 +31,16 @@ NAMES = [
     "VertexEndpointHandler",
     "__version__",
     "choose_fields",
+    "column",
     "external_table",
+    "field",
+    "fit",
     "open_result",
+    "output",
+    "package",
+    "prepare",
     "read_manifest",
+    "tensor",
     "write_package",
 ]
 

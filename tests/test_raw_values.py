@@ -271,7 +271,7 @@ def test_text_with_nanoseconds_is_cut_as_a_column_of_nanoseconds_is() -> None:
         ("binary", "a?", "wrong_type"),
         ("list<int64>", 5, "wrong_type"),
         ("list<int64>", [1, "x"], "wrong_type"),
-        ("list<float64>", "[1, 2]", "wrong_type"),
+        ("list<float64>", "[1, ", "wrong_type"),
         ("list<string>", ["a", ["b"]], "wrong_type"),
     ],
 )
@@ -295,7 +295,6 @@ def test_a_value_that_does_not_fit_is_refused_with_its_reason(
         (pa.month_day_nano_interval(), "string"),
         (pa.binary(), "string"),
         (pa.int64(), "list<int64>"),
-        (pa.string(), "list<string>"),
         (pa.list_(pa.list_(pa.int64())), "list<int64>"),
         (pa.struct([("a", pa.int64())]), "string"),
     ],

@@ -148,8 +148,8 @@ def test_the_sql_of_an_external_table_names_the_listed_files(
     place = score(f"gs://bucket/{tmp_path.name}", FIRST, [1, 2, 3])
     stray(place)
     sql = external_table(place, f"{dataset}.t")
-    form = r"CREATE OR REPLACE EXTERNAL TABLE `(.*)` OPTIONS \(format = '(\w+)', uris = \[(.*)\]\);"
-    found = re.fullmatch(form, sql)
+    form = r"CREATE OR REPLACE EXTERNAL TABLE `(.*)` OPTIONS \(format = '(\w+)', uris = \[(.*)\]"
+    found = re.fullmatch(form + r", enable_list_inference = TRUE\);", sql)
     assert found is not None
     # The emulator has no external tables, but its load jobs can read the same list.
     client, uris = cloud.cloud.bigquery(), re.findall("'(.*?)'", found[3])

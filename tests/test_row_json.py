@@ -14,8 +14,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from common.json_objects import json_cells, json_objects
 from common.record_batch import to_rows
-from transforms.json_rows.write import json_cells, json_objects
 
 TIMES = st.datetimes(datetime.datetime(1, 1, 1), datetime.datetime(9999, 12, 31))
 FLOATS = {

@@ -22,8 +22,9 @@ from examples.transactions.data import FEATURES
 from examples.transactions.model import OUTPUTS
 from model_handlers.loaded_model import LoadedModel
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec
-from model_handlers.package import read_manifest, write_package
+from model_handlers.package import read_manifest
 from model_handlers.torch_model import TorchModelHandler
+from model_handlers.write_package import write_package
 from serving.service import State
 from transforms.validate import validate
 
@@ -205,7 +206,7 @@ def test_all_bad_rows_are_counted_and_the_first_twenty_listed(client: Client) ->
         (b"NaN", NO_ROWS),
         (b'{"instances": NaN}', NO_ROWS),
         (b"\xff\xfe", "the body is not JSON"),
-        (gzip.compress(b'{"instances": []}'), "send it with Content-Encoding: gzip"),
+        (gzip.compress(b'{"instances": []}', mtime=0), "send it with Content-Encoding: gzip"),
         (b"[" * 5000, "the body is not JSON"),
         (b"[[1, 2]]", NO_ROWS),
         (b'{"instances": {}}', NO_ROWS),
@@ -214,7 +215,7 @@ def test_all_bad_rows_are_counted_and_the_first_twenty_listed(client: Client) ->
         (b'{"instances": [], "parameters": 3}', "parameters: expected an object, got integer"),
         (
             b'{"instances": [], "parameters": {"output": "all"}}',
-            "unknown parameter 'output': the only parameter is outputs",
+            "unknown parameter 'output': the parameters are outputs and prepared",
         ),
         (b'{"instances": [], "parameters": {"outputs": 0}}', "all, score, or a list of names"),
         (b'{"instances": [], "parameters": {"outputs": 3}}', "all, score, or a list of names"),
@@ -281,6 +282,9 @@ def test_health_names_the_model(client: Client, example: Path, path: str) -> Non
             "name": "pytorch-autoencoder",
             "version": "1.0.0",
             "sha256": manifest.sha256,
+            "digest": manifest.sha256,
+            "schema_version": 1,
+            "prepares": False,
         },
     }
 

@@ -16,10 +16,12 @@ def test_every_package_is_copied_and_not_ignored() -> None:
     packages = set(shipped_packages())
     copied = re.findall(r"^COPY (\w+)/ \1/$", DOCKERFILE, re.MULTILINE)
     assert set(copied) == packages
+    own_code = re.findall(r"^COPY (templates/\w+) ", DOCKERFILE, re.MULTILINE)
+    assert own_code == ["templates/extra"]
     files = re.findall(r"^COPY ([\w. ]+) (?:\./|/tmp/)$", DOCKERFILE, re.MULTILINE)
     ignore = (ROOT / "serving" / "Dockerfile.dockerignore").read_text().split()
     assert {line[1:] for line in ignore if line.startswith("!")} == packages.union(
-        *(line.split() for line in files)
+        own_code, *(line.split() for line in files)
     )
     assert all((ROOT / name).exists() for line in files for name in line.split())
 

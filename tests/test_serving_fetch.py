@@ -69,7 +69,7 @@ def test_a_path_without_a_package_is_an_error(
     manifest = (example / "model" / "model.json").read_bytes()
     with pytest.raises(ModelError, match=r"or a \.mar, found notes\.txt"):
         fetch_package(upload({"notes.txt": b""}), tmp_path, emulators.cloud)
-    with pytest.raises(ModelError, match=r"names model\.pt, which is not in the folder"):
+    with pytest.raises(ModelError, match=r"names the file 'model\.pt', which is not in the folder"):
         fetch_package(upload({"model.json": manifest}), tmp_path, emulators.cloud)
     with pytest.raises(ManifestError):
         fetch_package(upload({"model.json": b"{}"}), tmp_path, emulators.cloud)

@@ -36,7 +36,7 @@ from common.record_batch import ERROR, INPUTS, OUTPUTS, concat_batches, struct_c
 from model_handlers import torch_model
 from model_handlers.loaded_model import LoadedModel, check_device, describe_error, resolve_device
 from model_handlers.manifest import GoldenRows, InputSpec, Manifest, OutputSpec
-from model_handlers.package import write_package
+from model_handlers.write_package import write_package
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

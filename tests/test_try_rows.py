@@ -23,7 +23,8 @@ from common.errors import ContractBroken
 from model_handlers.infer import infer_manifest
 from model_handlers.loaded_model import LoadedModel
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec
-from model_handlers.package import main, read_manifest, with_golden_rows, write_package
+from model_handlers.package import main, read_manifest
+from model_handlers.packaging.golden import with_golden_rows
 from model_handlers.read_package import ModelPackage
 from model_handlers.tolerance import Tolerance
 from model_handlers.torch_model import TorchModelHandler
@@ -33,6 +34,7 @@ from model_handlers.try_rows import (
     round_up,
     tolerance_of,
 )
+from model_handlers.write_package import write_package
 from pipelines import batch_local
 from pipelines.command import main as run_command
 

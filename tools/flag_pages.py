@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from common.command_line import non_negative, positive_integer  # noqa: E402
-from model_handlers import package_flags  # noqa: E402
+from model_handlers import inspect_package, package_flags  # noqa: E402
 from pipelines import template_spec  # noqa: E402
 from pipelines.launch import command as launch  # noqa: E402
 from pipelines.options.flag import build_parser  # noqa: E402
@@ -59,6 +59,7 @@ def commands() -> Iterator[Page]:
         yield Page(command.name, f"pipelines.{command.name}", parser, beam=True)
     yield Page("template_spec", "pipelines.template_spec", template_spec.make_parser())
     yield Page("package", "model_handlers.package", package_flags.make_parser())
+    yield Page("inspect", "model_handlers.inspect_package", inspect_package.make_parser())
     yield Page("serving", "serving", settings.make_parser({}))
     for name in ("deploy", "status", "undeploy"):
         yield Page(f"serving-{name}", f"serving {name}", getattr(deploy, f"{name}_parser")())

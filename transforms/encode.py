@@ -86,6 +86,10 @@ class OutputFields:
             return "anomaly_score"
         return None if self.score is None else SCORE
 
+    def decisions(self, manifest: Manifest) -> tuple[str, ...]:
+        """Return the columns whose values are names of decisions or classes."""
+        return tuple(name for name in manifest.decisions if name in self.outputs)
+
     @property
     def needed(self) -> tuple[str, ...]:
         """The outputs and fields of the model that a row needs."""
@@ -100,8 +104,8 @@ def choose_fields(
 
     Args:
         manifest: The manifest of the model.
-        names: Names of model outputs; other names are source columns. None means the
-            `output_fields` of the manifest, or all outputs if the manifest has none.
+        names: Names of outputs and fields of the model; other names are source columns. None means
+            the `output_fields` of the manifest, or all outputs and fields if the manifest has none.
         stream: Whether rows arrive as messages.
 
     Raises:
@@ -115,16 +119,16 @@ def choose_fields(
         chosen = tuple(name for name in chosen if not name == score == SCORE)
         if taken := sorted(own.intersection(chosen)):
             raise UsageError(
-                f"model {manifest.name} has outputs {', '.join(map(repr, taken))}, but output rows "
-                "already have other columns with these names: choose other outputs with "
-                "--output_fields"
+                f"model {manifest.name} has {manifest.kinds} {', '.join(map(repr, taken))}, but "
+                "output rows already have other columns with these names: choose other "
+                f"{manifest.kinds} with --output_fields"
             )
         return OutputFields(score=score, outputs=chosen, stream=stream)
     for name in names:
         if name in own:
             raise UsageError(
                 f"--output_fields: {name!r} is always written, so leave it out; choose from the "
-                f"outputs {', '.join(every)} and the columns of the source"
+                f"{manifest.kinds} {', '.join(every)}, and the columns of the source"
             )
     distinct = dict.fromkeys(names)
     return OutputFields(
@@ -172,7 +176,8 @@ def check_fields(fields: OutputFields, manifest: Manifest, available: Sequence[s
     for name in fields.source:
         if name not in available:
             raise UsageError(
-                f"--output_fields: {name!r} is neither an output of model {manifest.name} nor a "
+                f"--output_fields: {name!r} is neither an output"
+                f"{' nor a field' if manifest.fields else ''} of model {manifest.name} nor a "
                 f"column of the source{suggest(name, known)}"
             )
 

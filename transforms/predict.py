@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,21 @@ from transforms.split import Split, split_outputs
 from transforms.validate import ValidateFeatures
 
 
+def field_faults(refused: Iterable[Refused]) -> dict[int, Fault]:
+    """Return the first fault of each row, by its number, from the refusals of fields."""
+    by_row: dict[int, Fault] = {}
+    for some in refused:
+        fault = Fault(some.reason, f"field {some.column}: {some.message}", some.column)
+        for row in some.rows.tolist():
+            by_row.setdefault(row, fault)
+    return by_row
+
+
 def split_answer(
-    batch: pa.RecordBatch, score_output: str | None = None, preparation: Preparation | None = None
+    batch: pa.RecordBatch,
+    score_output: str | None = None,
+    preparation: Preparation | None = None,
+    fields: Collection[str] | None = None,
 ) -> tuple[pa.RecordBatch, pa.RecordBatch, list[Fault]]:
     """Split the answer of a model handler into good and failed rows, and compute their fields.
 
@@ -35,6 +48,7 @@ def split_answer(
         batch: The answer: a batch with the columns `outputs` and `error`.
         score_output: The output or field that holds the score, or None.
         preparation: The steps of the manifest if it has fields, or None.
+        fields: The fields to compute; None for all.
 
     Returns:
         The good rows, whose column `outputs` also has the fields, the failed rows, and the fault of
@@ -46,11 +60,8 @@ def split_answer(
         for row, fault in zip(failed, error.drop_null().to_pylist(), strict=True):
             by_row[row] = Fault(fault["reason"], fault["message"])
     if preparation is not None:
-        batch, refused = _with_fields(batch, preparation)
-        for some in refused:
-            fault = Fault(some.reason, f"field {some.column}: {some.message}", some.column)
-            for row in some.rows.tolist():
-                by_row.setdefault(row, fault)
+        batch, refused = _with_fields(batch, preparation, fields)
+        by_row = field_faults(refused) | by_row
     if score_output is not None:
         outputs = batch.column(OUTPUTS)
         score = outputs.field(score_output)
@@ -71,7 +82,7 @@ def split_answer(
 
 
 def _with_fields(
-    batch: pa.RecordBatch, preparation: Preparation
+    batch: pa.RecordBatch, preparation: Preparation, names: Collection[str] | None
 ) -> tuple[pa.RecordBatch, list[Refused]]:
     """Add the fields to the outputs of a batch; also return which rows have none."""
     outputs = struct_columns(batch, OUTPUTS)
@@ -79,7 +90,7 @@ def _with_fields(
     if outputs_of_failed.null_count:
         # The children of a null struct are not null by themselves.
         outputs = dict(zip(outputs, outputs_of_failed.flatten(), strict=True))
-    fields, refused = preparation.derive(outputs)
+    fields, refused = preparation.derive(outputs, names)
     whole = pa.StructArray.from_arrays(
         [*outputs.values(), *fields.values()], names=[*outputs, *fields]
     )
@@ -89,18 +100,21 @@ def _with_fields(
 class _SplitDoFn(beam.DoFn):
     """A DoFn that passes on the good rows of a handler's answers; others go to `failures`."""
 
-    def __init__(self, steps: PackagedSteps, provenance: Provenance) -> None:
+    def __init__(
+        self, steps: PackagedSteps, provenance: Provenance, fields: Collection[str] | None
+    ) -> None:
         self._steps, self._score_output = steps, steps.manifest.score_output
+        self._fields = fields
         self._preparation: Preparation | None = None
         self._provenance = provenance
 
     def setup(self) -> None:
         """Load the steps, if there are any for fields."""
-        if self._steps.manifest.fields:
+        if self._steps.manifest.fields and (self._fields is None or self._fields):
             self._preparation = self._steps.load()
 
     def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch | beam.pvalue.TaggedOutput]:
-        good, bad, faults = split_answer(batch, self._score_output, self._preparation)
+        good, bad, faults = split_answer(batch, self._score_output, self._preparation, self._fields)
         if good.num_rows:
             yield good
         if faults:
@@ -123,14 +137,16 @@ class SplitFailures(beam.PTransform):
     Attributes:
         steps: The manifest, and where workers find its steps.
         provenance: The run and the model that dead letters name.
+        fields: The fields to compute, with those that they need; None for all.
     """
 
     steps: PackagedSteps
     provenance: Provenance
+    fields: Collection[str] | None = None
 
     def expand(self, answers: beam.PCollection[pa.RecordBatch]) -> Split:
         """Apply one DoFn."""
-        return split_outputs(answers, _SplitDoFn(self.steps, self.provenance))
+        return split_outputs(answers, _SplitDoFn(self.steps, self.provenance, self.fields))
 
 
 @dataclass
@@ -146,11 +162,14 @@ class Predict(beam.PTransform):
             finite.
         provenance: The run and the model that dead letters name. By default the run and the
             pipeline are `unnamed`.
+        written: The outputs and fields that are written. Other fields are not computed, unless
+            these or the score need them. None for all.
     """
 
     handler: ModelHandler[pa.RecordBatch, pa.RecordBatch, Any]
     manifest: Manifest
     provenance: Provenance | None = None
+    written: Sequence[str] | None = None
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> Split:
         """Validate the rows, run the model, and separate the failed rows."""
@@ -158,6 +177,14 @@ class Predict(beam.PTransform):
         steps = packaged_steps(self.handler, self.manifest)
         validated = batches | "Validate" >> ValidateFeatures(self.manifest, provenance, steps)
         answers = validated.good | "RunInference" >> RunInference(self.handler)
-        predicted = typed(answers) | "Split" >> SplitFailures(steps, provenance)
+        predicted = typed(answers) | "Split" >> SplitFailures(steps, provenance, self._fields)
         failures = (validated.failures, predicted.failures) | "Failures" >> beam.Flatten()
         return Split(predicted.good, failures)
+
+    @property
+    def _fields(self) -> Collection[str] | None:
+        """The fields to compute."""
+        if self.written is None:
+            return None
+        score = self.manifest.score_output
+        return self.manifest.fields_for([*self.written, *([] if score is None else [score])])

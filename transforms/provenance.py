@@ -10,7 +10,12 @@ from model_handlers.manifest import Manifest
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """The run, the pipeline and the model that every output row and dead letter names."""
+    """The run, the pipeline and the model that every output row and dead letter names.
+
+    Attributes:
+        model_digest: The digest of the manifest, which covers everything that determines the
+            predictions.
+    """
 
     run_id: str
     pipeline: str
@@ -34,7 +39,7 @@ class Provenance:
             pipeline=pipeline,
             model_name=manifest.name,
             model_version=manifest.version,
-            model_digest=manifest.sha256,
+            model_digest=manifest.digest,
         )
 
 

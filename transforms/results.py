@@ -101,4 +101,7 @@ def external_table(run_folder: str, table: str, part: str = SCORES) -> str:
     kind = {"parquet": "PARQUET", "csv": "CSV", "jsonl": "JSON"}[paths[0].rsplit(".", 1)[-1]]
     uris = ", ".join(f"'{path}'" for path in paths)
     options = f"format = '{kind}', uris = [{uris}]"
+    if kind == "PARQUET":
+        # Without it, a list would be a struct that contains an array of structs.
+        options += ", enable_list_inference = TRUE"
     return f"CREATE OR REPLACE EXTERNAL TABLE `{table}` OPTIONS ({options});"

@@ -18,6 +18,7 @@ from apache_beam.metrics import Metrics
 
 from common.errors import BalanceError
 from transforms.accounts import Count, check_source
+from transforms.decisions import report_decisions
 from transforms.files.commit import commit
 from transforms.files.destination import Destination
 from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
@@ -142,12 +143,14 @@ class CommitRun(beam.PTransform):
         report_folder: Where the report goes.
         facts: What else the report says about the run.
         temporary: Folders whose staged files are not needed after the commit.
+        decisions: The fields whose decisions are counted.
     """
 
     destinations: Sequence[Destination]
     report_folder: RunFolder
     facts: Mapping[str, Any]
     temporary: Sequence[RunFolder] = ()
+    decisions: tuple[str, ...] = ()
 
     def _commit(
         self,
@@ -157,8 +160,11 @@ class CommitRun(beam.PTransform):
         scores: Iterable[Figures] = (),
     ) -> dict[str, Any]:
         files = sorted(staged, key=lambda file: file.path)
+        sums = dict(counts)
         facts = {**self.facts, "scores": as_report(merge(scores))}
-        report = build_report(dict(counts), files, self.destinations, facts)
+        if self.decisions:
+            facts["decisions"] = report_decisions(sums, self.decisions)
+        report = build_report(sums, files, self.destinations, facts)
 
         def finished(listing: Mapping[str, Any]) -> bytes:
             report.update(listing, finished_at=utc_now())

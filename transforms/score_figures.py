@@ -64,7 +64,7 @@ class DescribeScores(beam.PTransform):
     column: str
 
     def _describe(self, rows: pa.RecordBatch) -> Figures:
-        return describe_scores(rows.column(self.column).to_numpy())
+        return describe_scores(rows.column(self.column).to_numpy(zero_copy_only=False))
 
     def expand(self, rows: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[Figures]:
         """Apply one Map."""

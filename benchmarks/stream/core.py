@@ -34,6 +34,7 @@ from benchmarks.cpu_clock import CPU_SECONDS, CpuClock
 from benchmarks.machine import describe_machine, versions
 from benchmarks.summary import spread
 from benchmarks.two_outputs import load_two_outputs
+from common.json_objects import json_objects
 from examples.transactions.build import build
 from examples.transactions.data import FEATURES, write_parquet
 from model_handlers.package import read_manifest
@@ -41,7 +42,6 @@ from model_handlers.tolerance import TOLERANCE
 from model_handlers.torch_model import TorchModelHandler
 from transforms.encode import EncodeRows, choose_fields
 from transforms.json_rows.row_format import RowFormat
-from transforms.json_rows.write import json_objects
 from transforms.messages.decode import DecodeMessages, MessageFormat
 from transforms.messages.message import Message, serialize
 from transforms.predict import Predict

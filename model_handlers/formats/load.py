@@ -155,7 +155,25 @@ def _load_pt2(data: bytes, device: torch.device) -> torch.nn.Module:
     program = load_pt2(io.BytesIO(data)).exported_programs["model"]
     if device.type != "cpu":
         program = move_to_device_pass(program, device)
-    return program.module()
+    return _positional(program.module())
+
+
+def _positional(module: Any) -> torch.nn.Module:
+    """Return the module of a program, made to take its inputs by position.
+
+    A program that was exported with keyword arguments takes only keyword arguments.
+    """
+    from torch.utils import _pytree as pytree
+
+    codegen = module.graph._codegen
+    info = codegen.pytree_info
+    if info.in_spec is not None and info.in_spec.num_leaves == len(info.orig_args):
+        _, in_spec = pytree.tree_flatten((tuple(info.orig_args), {}))
+        codegen.pytree_info = info._replace(in_spec=in_spec)
+        module._in_spec = in_spec
+        module.recompile()
+    loaded: torch.nn.Module = module
+    return loaded
 
 
 def _load_safetensors(data: bytes) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -9,16 +10,14 @@ import numpy as np
 import pyarrow as pa
 
 from common.errors import ContractBroken, MillraceError
-from model_handlers.isolate import isolate
+from model_handlers.isolate import NotTried, isolate
 from model_handlers.steps.general import RawName
 from model_handlers.steps.raw import RAW_TYPES
 from model_handlers.steps.step import Apply, Cells, Context, Kind, Step, vectors
 
-_PART_OF_NAME = "module:function"
-
 
 class _Raised(Exception):
-    """The function raised an exception, which is the cause of this one."""
+    """The user's function raised an exception; the text is its class, which holds no value."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +45,14 @@ class Call(Step):
     def __post_init__(self) -> None:
         module, _, name = self.function.partition(":")
         if not all(part.isidentifier() for part in (*module.split("."), name)):
-            self.refuse("function", _PART_OF_NAME, self.function)
+            self.refuse("function", "module:function", self.function)
         if self.width is not None and self.returns not in ("float64", "int64"):
             self.refuse("width", "none, because the function returns no numbers", self.width)
         if self.width is not None and not 1 <= self.width <= 1 << 20:
             self.refuse("width", "1 to 1,048,576", self.width)
+        digest = self.source_sha256
+        if digest is not None and (len(digest) != 64 or set(digest) - set("0123456789abcdef")):
+            self.refuse("source_sha256", "64 lowercase hex digits", digest)
 
     @property
     def operands(self) -> tuple[str, ...]:
@@ -68,40 +70,62 @@ class Call(Step):
         return kind if self.width is None else pa.list_(kind, self.width)
 
     def bind(self, context: Context) -> Apply:
-        """Return a call of the function."""
-        function = context.load(self.function)
+        """Import the function, and return a call of it."""
+        function = context.load(self.function, self.source_sha256)
+        return lambda *columns: self._call(function, columns)
 
-        def call(cells: Cells, *operands: Cells) -> Cells:
-            arrays = [each.values for each in (cells, *operands)]
-            rows = len(cells.values)
-            refused = [r for each in (cells, *operands) for r in each.refused]
-            if not rows:
-                return Cells(pa.nulls(0, self.gives(cells.values.type)), tuple(refused))
+    def _call(self, function: Callable[..., Any], columns: Sequence[Cells]) -> Cells:
+        """Return what the function returns for the rows that no step before it refused."""
+        refused = tuple(one for cells in columns for one in cells.refused)
+        rows, type_ = len(columns[0].values), self.gives(columns[0].values.type)
+        usable = np.ones(rows, bool)
+        for one in refused:
+            usable[one.rows] = False
+        arrays = [cells.values for cells in columns]
+        if not usable.all():
+            arrays = [array.filter(pa.array(usable)) for array in arrays]
+        count = len(arrays[0])
+        if not count:
+            return Cells(pa.nulls(rows, type_), refused)
+        parts, faults = [], dict[str, list[slice]]()
+        for part, answer in isolate(
+            lambda part: self._answer(function, arrays, part), slice(0, count), (_Raised,)
+        ):
+            if isinstance(answer, Exception):
+                faults.setdefault(self._message(answer), []).append(part)
+                parts.append(pa.nulls(part.stop - part.start, type_))
+            else:
+                parts.append(answer)
+        places = np.flatnonzero(usable)
+        cells = Cells(_spread(pa.concat_arrays(parts), places, rows), refused)
+        for message, found in faults.items():
+            bad = np.zeros(rows, bool)
+            for part in found:
+                bad[places[part]] = True
+            cells = cells.refuse(bad, "function_error", message)
+        return cells
 
-            def run(part: slice) -> pa.Array:
-                count = part.stop - part.start
-                try:
-                    answer = function(*(a.slice(part.start, count) for a in arrays))
-                except (MillraceError, MemoryError):
-                    raise
-                except Exception as error:
-                    raise _Raised(type(error).__name__) from error
-                return self._checked(answer, count)
+    def _answer(
+        self, function: Callable[..., Any], arrays: Sequence[pa.Array], part: slice
+    ) -> pa.Array:
+        """Call the function on a range of rows. Raise _Raised if it raises an exception."""
+        count = part.stop - part.start
+        try:
+            answer = function(*(array.slice(part.start, count) for array in arrays))
+        except (MillraceError, MemoryError):
+            raise
+        except Exception as error:
+            raise _Raised(type(error).__name__) from error
+        return self._checked(answer, count)
 
-            parts, bad = [], np.zeros(rows, bool)
-            why = ""
-            for part, answer in isolate(run, slice(0, rows), (_Raised,)):
-                if isinstance(answer, Exception):
-                    count = part.stop - part.start
-                    parts.append(pa.nulls(count, self.gives(cells.values.type)))
-                    bad[part] = True
-                    why = why or (str(answer) if isinstance(answer, _Raised) else "an exception")
-                else:
-                    parts.append(answer)
-            result = Cells(pa.concat_arrays(parts), tuple(refused))
-            return result.refuse(bad, "function_error", f"{self.function} raised {why}")
-
-        return call
+    def _message(self, error: Exception) -> str:
+        if isinstance(error, NotTried):
+            return (
+                f"{self.function} was not tried on its own, because most rows of its batch fail: "
+                f"of {error.tried} rows chosen at random, {error.failed} failed, for example with "
+                f"{error.example}"
+            )
+        return f"{self.function} raised {error}"
 
     def _checked(self, answer: Any, rows: int) -> pa.Array:
         """Return the answer of the function as an array. Raise ContractBroken if it is wrong."""
@@ -109,26 +133,41 @@ class Call(Step):
         if self.width is not None:
             expected = f"an array [{rows:,}, {self.width}] of {self.returns}"
         try:
-            if isinstance(answer, pa.ChunkedArray):
-                answer = answer.combine_chunks()
-            if self.width is not None:
-                numbers = answer if isinstance(answer, np.ndarray) else _rows_of(answer)
-                if numbers.shape == (rows, self.width):
-                    return vectors(numbers.astype(RAW_TYPES[self.returns].to_pandas_dtype()))
-                got = f"the shape {list(numbers.shape)}"
-            else:
-                array = answer if isinstance(answer, pa.Array) else pa.array(answer)
-                if len(array) == rows:
-                    return array.cast(RAW_TYPES[self.returns])
-                got = f"{len(array):,} values"
+            array = self._as_array(answer)
+            if len(array) == rows:
+                return array.cast(self.gives(array.type))
+            got = f"{len(array):,} rows" if self.width is not None else f"{len(array):,} values"
         except (pa.ArrowException, ValueError, TypeError, AttributeError) as error:
             got = f"a {type(answer).__name__} that cannot become that ({type(error).__name__})"
-        raise ContractBroken(f"function {self.function}: expected {expected}, got {got}")
+            if isinstance(answer, np.ndarray):
+                got = f"an array {list(answer.shape)} of {answer.dtype}"
+        raise ContractBroken(
+            f"function {self.function}: expected {expected}, a value for each row, got {got}"
+        )
+
+    def _as_array(self, answer: Any) -> pa.Array:
+        """Return an answer as an Arrow array. Raise TypeError or ValueError if it is not one."""
+        if isinstance(answer, (str, bytes, dict)):
+            raise TypeError(type(answer).__name__)
+        if isinstance(answer, pa.ChunkedArray):
+            return answer.combine_chunks()
+        if isinstance(answer, pa.Array):
+            return answer
+        if self.width is None:
+            return pa.array(answer)
+        numbers = np.asarray(answer)
+        if numbers.ndim != 2 or numbers.shape[1] != self.width:
+            raise ValueError(f"shape {numbers.shape}")
+        return vectors(numbers)
 
 
-def _rows_of(answer: pa.Array) -> np.ndarray:
-    size = answer.type.list_size
-    return np.asarray(answer.flatten()).reshape(len(answer), size)
+def _spread(values: pa.Array, places: np.ndarray, rows: int) -> pa.Array:
+    """Return values at their places among all rows, with null at the other places."""
+    if len(places) == rows:
+        return values
+    taken = np.full(rows, -1)
+    taken[places] = np.arange(len(places))
+    return values.take(pa.array(taken, mask=taken < 0))
 
 
 OWN_STEPS = (Call,)

@@ -68,7 +68,7 @@ def can_become(type_: pa.DataType, raw: str) -> bool:
         type_ = type_.value_type
     if pa.types.is_null(type_):
         return True
-    if raw.startswith("list<"):
+    if raw.startswith("list<") and not is_text(type_):
         return is_list(type_) and can_become(type_.value_type, raw[5:-1])
     if is_text(type_):
         return True
@@ -99,7 +99,7 @@ def become(values: pa.Array, raw: str) -> Cells:
     Returns:
         The values, of the type `RAW_TYPES[raw]`. Cells that are not such values are refused with
         `wrong_type` or `no_time_zone`, times before the year 1 or after the year 9999 with
-        `out_of_range`.
+        `out_of_range`. Texts of lists are left to `values.read_column`.
     """
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()

@@ -67,6 +67,11 @@ class Refused:
     message: str
     column: str = ""
 
+    def part(self, rows: slice) -> Refused:
+        """Return the refusals of a range of the rows, counted from its start."""
+        inside = (self.rows >= rows.start) & (self.rows < rows.stop)
+        return replace(self, rows=self.rows[inside] - rows.start)
+
 
 @dataclass(frozen=True, eq=False)
 class Cells:
@@ -119,7 +124,7 @@ def null_mask(values: pa.Array) -> np.ndarray | None:
 Apply = Callable[..., Cells]
 
 
-def _no_function(name: str) -> Callable[..., Any]:
+def _no_function(name: str, _: str | None) -> Callable[..., Any]:
     raise UnsafeModel(f"function {name} is code: pass its module in --trusted_modules")
 
 
@@ -130,10 +135,11 @@ class Context:
     Attributes:
         files: The content of the files of the package, by name.
         load: A function that imports the user's function with a name such as `module:function`.
+            It also gets the digest that the source of its module should have, or None.
     """
 
     files: Mapping[str, bytes] = field(default_factory=dict)
-    load: Callable[[str], Callable[..., Any]] = _no_function
+    load: Callable[[str, str | None], Callable[..., Any]] = _no_function
 
 
 @dataclass(frozen=True)

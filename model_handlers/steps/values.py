@@ -11,8 +11,10 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+import orjson
 import pyarrow as pa
 
+from common.cells import is_text
 from common.texts import to_text
 from model_handlers.steps.raw import become, each_item, expected
 from model_handlers.steps.step import Cells
@@ -36,6 +38,19 @@ _PLAIN: Mapping[str, tuple[tuple[set[type], pa.DataType], ...]] = {
     "date": (_TEXT,),
     "binary": (({bytes, _NOTHING}, pa.binary()), _TEXT),
 }
+
+
+def read_column(values: pa.Array, raw: str) -> Cells:
+    """Return the cells of a column as values of a raw type, and also lists that are JSON texts.
+
+    Args:
+        values: The column, of a type that `can_become` accepts. A CSV file has lists as texts such
+            as `[1, 2]`.
+        raw: The name of the raw type.
+    """
+    if not (raw.startswith("list<") and is_text(values.type)):
+        return become(values, raw)
+    return from_values(values.to_pylist(), raw)
 
 
 def from_values(values: Sequence[Any], raw: str) -> Cells:
@@ -68,7 +83,8 @@ def from_values(values: Sequence[Any], raw: str) -> Cells:
 
 
 def _lists(values: Sequence[Any], raw: str) -> Cells:
-    """Return lists of values as cells."""
+    """Return lists of values, or their JSON texts, as cells."""
+    values = [_parsed(value) if isinstance(value, str) else value for value in values]
     wrong = np.array([not isinstance(value, list | _NOTHING) for value in values], bool)
     lists = [value if isinstance(value, list) else [] for value in values]
     lengths = np.array([len(value) for value in lists], np.int64)
@@ -80,6 +96,16 @@ def _lists(values: Sequence[Any], raw: str) -> Cells:
     cells = each_item(rows, lambda _: from_values(items, raw[5:-1]))
     message = f"expected {expected(raw)}, got another value"
     return cells.refuse(wrong, "wrong_type", message)
+
+
+def _parsed(text: str) -> Any:
+    """Return the JSON value of a text, null for an empty text, or the text if it is not JSON."""
+    if not text.strip():
+        return None
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return text
 
 
 def _name(value: Any) -> str:

@@ -15,6 +15,7 @@ from model_handlers.manifest import Manifest
 from pipelines.batch.progress import ShowProgress
 from transforms.bigquery.destination import TableDestination
 from transforms.bigquery.unfit import RefuseUnfit
+from transforms.decisions import CountDecisions
 from transforms.encode import EncodeRows, OutputFields
 from transforms.files.destination import Destination
 from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder
@@ -67,7 +68,8 @@ class ScoreRows(beam.PTransform):
     def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[dict[str, Any]]:
         """Read, predict, encode and stage the rows; stage the failures; count both and commit."""
         read = pipeline | "Read" >> self.source
-        predicted = read.good | "Predict" >> Predict(self.handler, self.manifest, self.provenance)
+        predict = Predict(self.handler, self.manifest, self.provenance, self.fields.needed)
+        predicted = read.good | "Predict" >> predict
         failed, scored = [read.failures, predicted.failures], predicted.good
         for table in self._tables if self.fields.source else ():
             names = self.fields.source
@@ -88,15 +90,20 @@ class ScoreRows(beam.PTransform):
             kind = "failures" if part == DEAD_LETTERS else "rows"
             parts[part] | f"Publish {part}" >> PublishBatches(self.cloud, topic, kind)
 
+        decisions = self.fields.decisions(self.manifest)
+        decided = (rows | "Decisions" >> CountDecisions(decisions),) if decisions else ()
         counts = (
             read.good | "CountRead" >> CountRows("read"),
             rows | "CountScored" >> CountRows("scored"),
             failures | "CountFailed" >> CountFailures(),
             read.counts,
+            *decided,
         ) | "Counts" >> beam.Flatten()
         score = self.fields.score_column
         scores = () if score is None else (rows | "Scores" >> DescribeScores(score),)
         if self.show_progress:
             rows | "Progress" >> ShowProgress()
-        commit = CommitRun(self.destinations, self.report_folder, self.facts, self.temporary)
+        commit = CommitRun(
+            self.destinations, self.report_folder, self.facts, self.temporary, decisions
+        )
         return (counts, staged, *scores) | "Commit" >> commit

@@ -29,12 +29,15 @@ def run_facts(report: Mapping[str, Any], seconds: float) -> list[tuple[str, str]
     share = f"{dead / rows_in:.2%} of the rows" if rows_in else ""
     return [
         ("run", f"{report['run_id']}  ({report['pipeline']})"),
-        ("model", f"{model['name']} {model['version']}  sha256 {model['digest']}"),
+        ("model", f"{model['name']} {model['version']}  digest {model['digest']}"),
+        *(("prepared", f"at the {place}") for place in [report.get("prepared_at")] if place),
         ("score", _score(report)),
+        *(("thresholds", text) for text in _thresholds(report.get("thresholds", {}))),
         ("rows in", f"{rows_in:>12,}{'' if rows_in else NO_ROWS}"),
         ("scored", f"{report['rows_scored']:>12,}"),
         ("dead letters", f"{dead:>12,}  {share if dead else ''}".rstrip()),
         *(("", f"{rows:>12,}  {text}") for rows, text in _reasons(report["dead_letters"])),
+        *decision_facts(report.get("decisions", {})),
         ("balance", "rows in = scored + dead letters, and the outputs hold them all"),
         (
             "time",
@@ -57,6 +60,19 @@ def _score(report: Mapping[str, Any]) -> str:
     return f"{name}  mean {mean}, std {std}, from {least} to {most}"
 
 
+def _thresholds(thresholds: Mapping[str, Any]) -> list[str]:
+    """Return the thresholds that differ from those of the package."""
+    return [
+        f"{name}: {_numbers(found['at'])}, in place of {_numbers(found['packaged'])} in the package"
+        for name, found in thresholds.items()
+        if found["at"] != found["packaged"]
+    ]
+
+
+def _numbers(values: list[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
 def _reasons(letters: list[dict[str, Any]]) -> list[tuple[int, str]]:
     """Return (rows, reason with its most frequent columns) per reason, most rows first."""
     by_reason = sorted(letters, key=lambda letter: (letter["stage"], letter["reason"]))
@@ -68,3 +84,19 @@ def _reasons(letters: list[dict[str, Any]]) -> list[tuple[int, str]]:
         shown = f"  ({', '.join(columns[:4])}{more})" if columns else ""
         result.append((sum(kind["rows"] for kind in kinds), f"{reason} at {stage}{shown}"))
     return sorted(result, key=lambda item: -item[0])
+
+
+def decision_facts(decisions: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the decisions of a report as labels and values, for people.
+
+    Args:
+        decisions: The member `decisions` of a report.
+    """
+    return [("decisions", f"{name}: {_listed(found)}") for name, found in decisions.items()]
+
+
+def _listed(found: Mapping[str, Any]) -> str:
+    rows, others = found["rows"], found["others"]
+    total = sum(rows.values()) + others
+    parts = [*rows.items(), *([("others", others)] if others else [])]
+    return ", ".join(f"{value} {n:,} ({n / total:.1%})" for value, n in parts) or "no rows"

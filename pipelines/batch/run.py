@@ -18,9 +18,12 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from common.addresses import without_secrets
+from common.command_line import Thresholds
 from common.errors import TooFewRows, TooManyDeadLetters
 from common.terminal import is_terminal, print_facts
+from model_handlers.endpoint_handler import VertexEndpointHandler
 from model_handlers.manifest import Manifest
+from model_handlers.thresholds import check_used, thresholds_flag, thresholds_of
 from pipelines.batch.config import RunConfig, Table, batch_config
 from pipelines.batch.destinations import (
     RowsToWrite,
@@ -38,7 +41,7 @@ from pipelines.cloud_access import make_cloud
 from pipelines.config import ModelConfig
 from pipelines.dataflow.facts import JobFacts
 from pipelines.dataflow.start import ask_for_accelerator, carry, describe_pipeline, reach, start
-from pipelines.handlers import Handler, make_handler, read_model
+from pipelines.handlers import Handler, make_handler, read_model, scoring_manifest
 from pipelines.options.flag import Parsed
 from transforms.encode import OutputFields, choose_fields, output_schema, reference_fields
 from transforms.files.commit import abandon, is_in_place
@@ -66,7 +69,9 @@ class Scoring:
 
     Attributes:
         name: The name of the pipeline, for the report and the output rows.
-        manifest: The manifest of the model, with the chosen score and without known-good rows.
+        manifest: The manifest of the model, with the chosen score and thresholds, and without
+            known-good rows.
+        packaged: The thresholds of the package, by field.
         fields: The fields that are written of each row.
     """
 
@@ -74,6 +79,7 @@ class Scoring:
     config: RunConfig
     handler: Handler
     manifest: Manifest
+    packaged: Thresholds
     fields: OutputFields
 
 
@@ -95,7 +101,7 @@ def run_batch(name: str, parsed: Parsed) -> None:
         source = [config.source.name] if isinstance(config.source, Table) else []
         cloud = make_cloud(config.cloud, options, endpoints, (*config.tables, *source))
     model = read_model(config.model)
-    manifest = model.choose(config.model.score_output).without_rows()
+    manifest = scoring_manifest(config.model, model)
     fields = fields_of(config.model, manifest)
     handler = make_handler(config, model, fields, options, endpoints)
 
@@ -104,7 +110,14 @@ def run_batch(name: str, parsed: Parsed) -> None:
             config, manifest, fields, provenance=provenance, cloud=cloud, folder=temp
         )
 
-    scoring = Scoring(name=name, config=config, handler=handler, manifest=manifest, fields=fields)
+    scoring = Scoring(
+        name=name,
+        config=config,
+        handler=handler,
+        manifest=manifest,
+        packaged=thresholds_of(model),
+        fields=fields,
+    )
     run(score_rows(scoring, options, cloud, open_it), options, config, endpoints)
 
 
@@ -120,7 +133,9 @@ def fields_of(model: ModelConfig, manifest: Manifest) -> OutputFields:
     """
     if model.output_schema == "reference":
         return reference_fields(manifest)
-    return choose_fields(manifest, model.output_fields)
+    fields = choose_fields(manifest, model.output_fields)
+    check_used(manifest, model.thresholds, fields.needed)
+    return fields
 
 
 def score_rows(
@@ -190,7 +205,9 @@ def _facts(
             "digest": provenance.model_digest,
             "batch_dependence": scoring.manifest.batch_dependence,
         },
+        **_prepared_at(scoring),
         "score_output": scoring.fields.score,
+        **_thresholds(scoring),
         "input": [without_secrets(name) for name in source.names],
         **({} if source.table_version is None else {"table_version": source.table_version}),
         "output": [d.place for d in destinations if d.part == SCORES],
@@ -199,6 +216,25 @@ def _facts(
         "max_dead_letter_share": scoring.config.max_dead_letter_share,
         "min_rows": scoring.config.min_rows,
     }
+
+
+def _thresholds(scoring: Scoring) -> dict[str, Any]:
+    """Return the thresholds of the fields that are computed, beside those of the package."""
+    computed = scoring.manifest.fields_for(scoring.fields.needed)
+    found = {
+        name: {"at": at, "packaged": scoring.packaged[name]}
+        for name, at in thresholds_of(scoring.manifest).items()
+        if name in computed
+    }
+    return {"thresholds": found} if found else {}
+
+
+def _prepared_at(scoring: Scoring) -> dict[str, str]:
+    """Return where rows for an endpoint are prepared, if the package has steps."""
+    handler = scoring.handler
+    if scoring.manifest.has_steps and isinstance(handler, VertexEndpointHandler):
+        return {"prepared_at": handler.prepare_at}
+    return {}
 
 
 def run(
@@ -284,6 +320,7 @@ def _job_facts(graph: ScoreRows, config: RunConfig) -> JobFacts:
         attempt=report.token,
         max_dead_letter_share=config.max_dead_letter_share,
         min_rows=config.min_rows,
+        thresholds=thresholds_flag(config.model.thresholds),
     )
 
 

@@ -308,7 +308,7 @@ def check_first_rows(paths: Sequence[str], columns: Columns, fields: OutputField
     first = read_first_rows(paths, wanted)
     place = f"the first {first.rows:,} rows of the input"
     for name, flag in wanted.items() if first.names else ():
-        if warning := check_name(name, flag, first.names, place):
+        if warning := check_name(name, flag, first.names, place, columns.manifest.results):
             say(warning)
 
 

@@ -37,6 +37,7 @@ class JobFacts:
             that names it as the reader must be removed.
         attempt: The token with which the names of a batch run's staged files start. Attempts at
             one run share the folders.
+        thresholds: The thresholds that differ from those of the package, as the flag has them.
     """
 
     pipeline: str
@@ -49,6 +50,7 @@ class JobFacts:
     min_rows: int = 0
     subscription: str | None = None
     attempt: str | None = None
+    thresholds: str | None = None
 
     @classmethod
     def of(cls, provenance: Provenance, **others: Any) -> JobFacts:

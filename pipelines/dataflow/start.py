@@ -38,12 +38,13 @@ from common import terminal
 from common.addresses import without_secrets
 from common.errors import JobError, UsageError, one_line, suggest
 from common.private_beam.any_runner import carried_options
-from pipelines.beam_args import is_dry_run, is_secret, runs_on_dataflow
+from pipelines.beam_args import is_dry_run, is_secret, runs_in_process, runs_on_dataflow
 from pipelines.cloud_access import connect
 from pipelines.config import Predictor
 from pipelines.dataflow.facts import PREFIX, JobFacts, labels_of, option_names
 from pipelines.dataflow.jobs import DEVELOPER, job_errors
 from pipelines.dataflow.links import links, starting
+from pipelines.extra_packages import stage
 from pipelines.options import DeviceOptions
 from pipelines.options.flag import Parsed
 from transforms.files.run_folder import RunFolder
@@ -71,6 +72,8 @@ def reach(parsed: Parsed, options: PipelineOptions) -> Endpoints:
         OutputError: A folder of the job cannot be written.
     """
     if not runs_on_dataflow(options):
+        if not runs_in_process(options):
+            stage(parsed, options)
         return connect(parsed, options)
     google = options.view_as(GoogleCloudOptions)
     _check_present(options)
@@ -79,6 +82,8 @@ def reach(parsed: Parsed, options: PipelineOptions) -> Endpoints:
     if not _on_this_machine(google):
         _check_image(options)
         check_paths(parsed, {name: getattr(google, name) for name in FOLDERS})
+    # After the check of the image: the wheels of the user do not contain Millrace.
+    stage(parsed, options)
     endpoints = connect(parsed, options)
     _aim(google, endpoints)
     if not google.no_auth:

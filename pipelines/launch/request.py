@@ -40,10 +40,14 @@ _ELSEWHERE = {
     *("dataflow_endpoint", "no_auth"),
 }
 # Options that only a launch from source can use: the image of a template already contains all code.
-_OF_SOURCE = (
-    *("setup_file", "requirements_file", "extra_packages", "template_location"),
-    "prebuild_sdk_container_engine",
-)
+_OF_SOURCE = {
+    name: f"--{name}"
+    for name in (
+        *("setup_file", "requirements_file", "template_location"),
+        "prebuild_sdk_container_engine",
+    )
+    # Millrace's own --extra_packages is a parameter of the template.
+} | {"extra_packages": "--extra_package"}
 # Beam's flag chooses the account that submits the job. The job of a template is submitted by the
 # launcher, within Dataflow. The launch itself, and all requests before and after it, come from this
 # machine.
@@ -79,9 +83,9 @@ def launch_request(
         UsageError: A flag cannot be used with a template.
     """
     wrong = [
-        f"--{name} cannot be used with --template, because the image of the template already "
-        f"contains all code: leave out --{name}"
-        for name in _OF_SOURCE
+        f"{flag} cannot be used with --template, because the image of the template already "
+        f"contains all code: leave out {flag}"
+        for name, flag in _OF_SOURCE.items()
         if flags.get(name)
     ]
     if flags.get("impersonate_service_account"):

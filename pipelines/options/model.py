@@ -10,6 +10,7 @@ from pipelines.options.forms import AT_LEAST_0, AT_LEAST_1, DEVICE, HTTP_URL, SH
 
 Precision = Literal["float32", "bf16", "fp16"]
 InstanceFormat = Literal["list", "named"]
+PrepareAt = Literal["auto", "worker", "server"]
 # The default number of rows in a batch: fewer in streams, where a row waits for the rest of its
 # batch to be scored.
 BATCH_ROWS, STREAM_BATCH_ROWS = 32_768, 4_096
@@ -26,16 +27,24 @@ class ModelOptions:
         metavar="PATH",
     )
     model_digest: str | None = flag(
-        "SHA-256 that the model file must have; the run fails if the file has another",
+        "digest that the package must have, or SHA-256 that its model file must have; the run "
+        "fails if they have others",
         label="Model digest",
         form=SHA256,
         metavar="SHA256",
     )
     trusted_modules: tuple[str, ...] | None = flag(
-        "top-level Python modules that the `architecture` of the model package may import; they "
-        "must be installed on the workers (default: none)",
+        "top-level Python modules from which the `architecture` of the model package and the "
+        "functions of its steps may be imported; they must be installed on the workers, or in "
+        "--extra_packages (default: none)",
         label="Trusted modules",
         metavar="A,B",
+    )
+    extra_packages: tuple[str, ...] | None = flag(
+        "wheels with your own code, on this machine or in a bucket; workers of this process use "
+        "them without installing them, Dataflow's workers install them when they start",
+        label="Extra packages",
+        metavar="A.whl,B.whl",
     )
     feature_columns: tuple[str, ...] | None = flag(
         "input columns in order, for a model file without model.json",
@@ -43,17 +52,23 @@ class ModelOptions:
         metavar="A,B,C",
     )
     score_output: str | None = flag(
-        "model output to write as the column `score` (default: score_output of model.json; without "
-        "model.json, the output with one float per row, if there is only one)",
+        "output or field of the model to write as the column `score` (default: score_output of "
+        "model.json; without model.json, the output with one float per row, if there is only one)",
         label="Score output",
         metavar="NAME",
     )
     output_fields: tuple[str, ...] | None = flag(
-        "model outputs and source columns to write in addition to row_id, score, scored_at and the "
-        "columns that name the run and the model (default: output_fields of model.json, or all "
-        "outputs if it has none)",
+        "outputs and fields of the model, and source columns, to write in addition to row_id, "
+        "score, scored_at and the columns that name the run and the model (default: output_fields "
+        "of model.json, or all outputs and fields if it has none)",
         label="Output fields",
         metavar="A,B",
+    )
+    thresholds: tuple[str, ...] | None = flag(
+        "numbers at which the step `cut` of a field cuts, in place of those of model.json, such as "
+        "decision=0.4,0.9; several fields are separated by spaces or commas",
+        label="Thresholds",
+        metavar="FIELD=A,B",
     )
     batch_rows: int | None = flag(
         "maximum number of rows in a batch; a model in the worker scores a batch in one forward "
@@ -114,11 +129,18 @@ class EndpointOptions:
         label="Endpoint location",
         metavar="LOCATION",
     )
-    instance_format: InstanceFormat = flag(
+    instance_format: InstanceFormat | None = flag(
         "form of a row in a request: list is the list of its features in order; named is an object "
-        "with column names",
-        "list",
+        "with column names (default: list, or named if the model has several inputs)",
         label="Instance format",
+        param_type="ENUM",
+    )
+    prepare_at: PrepareAt = flag(
+        "where the steps of the model package turn rows into tensors: worker sends tensors, server "
+        "sends the columns of the source; auto chooses server if the endpoint is Millrace's server "
+        "with the same steps",
+        "auto",
+        label="Where rows are prepared",
         param_type="ENUM",
     )
     endpoint_parameters: str | None = flag(

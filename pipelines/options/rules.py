@@ -24,6 +24,7 @@ _NEEDS = {
     "endpoint_project": ("endpoint",),
     "endpoint_location": ("endpoint",),
     "instance_format": ("endpoint", "endpoint_url"),
+    "prepare_at": ("endpoint", "endpoint_url"),
     "endpoint_parameters": ("endpoint", "endpoint_url"),
     "endpoint_request_rows": ("endpoint", "endpoint_url"),
     "endpoint_concurrency": ("endpoint", "endpoint_url"),

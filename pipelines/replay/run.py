@@ -13,6 +13,7 @@ from cloud.endpoints import Endpoints
 from cloud.errors import retry, translate_errors
 from common.errors import OutputError, UsageError
 from model_handlers.manifest import Manifest
+from model_handlers.thresholds import thresholds_of
 from pipelines.batch.config import TableSink
 from pipelines.batch.destinations import present_columns
 from pipelines.batch.run import Scoring, fields_of, run, score_rows
@@ -20,7 +21,7 @@ from pipelines.batch.sources import Source
 from pipelines.beam_args import beam_options, runs_in_process
 from pipelines.cloud_access import make_cloud
 from pipelines.dataflow.start import reach
-from pipelines.handlers import make_handler, read_model
+from pipelines.handlers import make_handler, read_model, scoring_manifest
 from pipelines.options.flag import Parsed
 from pipelines.replay.config import (
     LettersInSubscription,
@@ -97,7 +98,7 @@ def _replay(
     """Run a replay to its end. The first dead letter decides whether it is one of a stream."""
     topics = _topics(config, cloud)
     model = read_model(config.model)
-    manifest = model.choose(config.model.score_output).without_rows()
+    manifest = scoring_manifest(config.model, model)
     if first.of_stream:
         name = STREAM_REPLAY
         fields = stream_fields(config.model, config.messages.window_seconds, manifest)
@@ -121,7 +122,14 @@ def _replay(
         )
 
     handler = make_handler(config, model, fields, options, endpoints)
-    scoring = Scoring(name=name, config=config, handler=handler, manifest=manifest, fields=fields)
+    scoring = Scoring(
+        name=name,
+        config=config,
+        handler=handler,
+        manifest=manifest,
+        packaged=thresholds_of(model),
+        fields=fields,
+    )
     graph = score_rows(scoring, options, cloud, open_it)
     run(replace(graph, topics=topics, cloud=cloud), options, config, endpoints)
 

@@ -17,6 +17,7 @@ from pipelines.stream.progress import (
     CountReceived,
     MeasureLatency,
     count_dead_letters,
+    count_decided,
     count_decoded,
 )
 from transforms.bigquery.append import AppendToTable
@@ -85,7 +86,8 @@ class ScoreStream(beam.PTransform):
             messages = messages | "Gather" >> gather
         decode = DecodeMessages(self.message_format, self.provenance, self.batch_rows)
         read = messages | "Decode" >> decode
-        predicted = read.good | "Predict" >> Predict(self.handler, self.manifest, self.provenance)
+        predict = Predict(self.handler, self.manifest, self.provenance, self.fields.needed)
+        predicted = read.good | "Predict" >> predict
         measured = predicted.good | "Latency" >> MeasureLatency()
         encode = EncodeRows(self.fields, self.provenance, self.schema)
         rows = measured | "Encode" >> encode
@@ -96,6 +98,8 @@ class ScoreStream(beam.PTransform):
         received | "CountReceived" >> beam.ParDo(CountReceived(self.names))
         read.counts | "CountDecoded" >> beam.Map(count_decoded)
         letters | "CountDeadLetters" >> beam.Map(count_dead_letters)
+        if decisions := self.fields.decisions(self.manifest):
+            rows | "CountDecisions" >> beam.Map(count_decided, decisions)
         return rows
 
     def _write(self, rows: beam.PCollection[pa.RecordBatch]) -> list[beam.PCollection]:

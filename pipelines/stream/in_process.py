@@ -48,7 +48,9 @@ class KeptModelHandler(BatchHandler[Any]):
 
     def __init__(self, handler: BatchHandler[Any]) -> None:
         super().__init__(handler.manifest, handler.outputs, handler.batch_rows)
+        self.package, self.code = handler.package, handler.code
         self._handler = handler
+        self.package, self.code = handler.package, handler.code
 
     def load_model(self) -> Any:
         """Load the model, and keep a reference to it."""
@@ -61,6 +63,12 @@ class KeptModelHandler(BatchHandler[Any]):
     ) -> tuple[pa.StructArray, pa.StructArray]:
         """Predict with the other handler."""
         return self._handler.predict(model, arrays, rows)
+
+    def answer(
+        self, model: Any, batches: Sequence[pa.RecordBatch], arrays: Sequence[np.ndarray]
+    ) -> tuple[pa.StructArray, pa.StructArray]:
+        """Answer batches with the other handler."""
+        return self._handler.answer(model, batches, arrays)
 
 
 @dataclass(frozen=True, kw_only=True)

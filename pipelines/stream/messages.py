@@ -7,6 +7,7 @@ from dataclasses import replace
 from cloud.clients import Cloud
 from common.errors import UsageError
 from model_handlers.manifest import Manifest
+from model_handlers.thresholds import check_used
 from pipelines.batch.sources import read_text
 from pipelines.config import ModelConfig
 from pipelines.field_names import check_known, named_by_user
@@ -36,6 +37,7 @@ def stream_fields(
     if model.output_schema == "reference":
         return replace(reference_fields(manifest), stream=True, window_seconds=window_seconds)
     fields = choose_fields(manifest, model.output_fields, stream=True)
+    check_used(manifest, model.thresholds, fields.needed)
     return replace(fields, window_seconds=window_seconds)
 
 

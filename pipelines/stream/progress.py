@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -22,8 +23,10 @@ from apache_beam.metrics import Metrics
 from common.errors import BalanceError
 from common.record_batch import MESSAGE, struct_columns
 from common.terminal import facts
+from pipelines.batch.report_text import decision_facts
 from pipelines.stream.unseen import FirstRows, still_unseen, unseen_texts
 from transforms.accounts import Count
+from transforms.decisions import count_decisions, report_decisions
 
 # Updating a metric takes a microsecond, so only a sample of the rows of a large batch is measured.
 SAMPLED_ROWS = 100
@@ -41,6 +44,7 @@ class Tally:
         pulled: Messages that this process pulled.
         decoded: Messages that were decoded.
         unseen: The names that no row has had although flags name them, and these flags.
+        decisions: How many rows have each value of a decision.
     """
 
     received: int = 0
@@ -51,6 +55,7 @@ class Tally:
     pulled: int = 0
     decoded: int = 0
     unseen: dict[str, str] = field(default_factory=dict)
+    decisions: Counter[tuple[str, ...]] = field(default_factory=Counter)
 
 
 # The distributions of how long a row waited, how long it was processed, and both together.
@@ -103,6 +108,13 @@ def count_decoded(count: Count) -> None:
     with _lock:
         if _tally is not None:
             _tally.decoded += count[1]
+
+
+def count_decided(rows: pa.RecordBatch, names: Sequence[str]) -> None:
+    """Count the decisions of output rows, which the columns with these names hold."""
+    with _lock:
+        if _tally is not None:
+            _tally.decisions.update(dict(count_decisions(rows, names)))
 
 
 def count_dead_letters(failures: pa.RecordBatch) -> None:
@@ -254,6 +266,8 @@ def summary(tally: Tally, seconds: float) -> str:
             "counted in the line above"
         )
         lines.append(("refused", f"{tally.refused:>12,}  {note}"))
+    names = dict.fromkeys(key[1] for key in tally.decisions)
+    lines += decision_facts(report_decisions(tally.decisions, [*names]))
     if tally.pulled:
         lines.insert(
             0, ("messages", f"{tally.pulled:>12,}  of which {tally.decoded:,} were decoded")

@@ -33,14 +33,16 @@ from cloud.clients import Cloud
 from cloud.endpoints import Endpoints, is_plain
 from common.errors import UsageError
 from model_handlers.batch_handler import BatchHandler
+from model_handlers.endpoint_handler import VertexEndpointHandler
 from model_handlers.manifest import Manifest
+from model_handlers.thresholds import thresholds_flag
 from pipelines.beam_args import beam_options, is_dry_run, runs_in_process, runs_on_dataflow
 from pipelines.command import say
 from pipelines.dataflow.facts import JobFacts, label_value
 from pipelines.dataflow.start import ask_for_accelerator, carry, describe_pipeline, reach, start
 from pipelines.dataflow.update_check import check_update
 from pipelines.field_names import named_by_user
-from pipelines.handlers import make_handler, read_model
+from pipelines.handlers import make_handler, read_model, scoring_manifest
 from pipelines.options import StreamRunOptions
 from pipelines.options.flag import Parsed
 from pipelines.stream.config import StreamConfig, Subscription, stream_config
@@ -90,9 +92,11 @@ def run_stream(name: str, parsed: Parsed) -> None:
     config = stream_config(name, parsed)
     cloud = stream_cloud(config, options, reach(parsed, options))
     model = read_model(config.model)
-    manifest = model.choose(config.model.score_output).without_rows()
+    manifest = scoring_manifest(config.model, model)
     fields = stream_fields(config.model, config.messages.window_seconds, manifest)
     handler: BatchHandler[Any] = make_handler(config, model, fields, options, cloud.endpoints)
+    if isinstance(handler, VertexEndpointHandler) and manifest.has_steps:
+        say(f"the {handler.prepare_at} prepares the rows of endpoint {handler.address.label}")
     if runs_in_process(options):
         handler = KeptModelHandler(handler)
     score_stream(config, handler, manifest, fields, options=options, cloud=cloud)
@@ -194,7 +198,7 @@ def _start(
             )
             _run_here(options, score, reading, config.run)
             return
-        facts = JobFacts.of(provenance, subscription=subscription)
+        facts = _job_facts(config, provenance, subscription)
         graph = score(source=ReadMessages(subscription), names=_names(score))
         pipeline = _pipeline(config, options, facts, graph)
         followed = runs_on_dataflow(options)
@@ -207,6 +211,12 @@ def _start(
             say(after)
 
 
+def _job_facts(config: StreamConfig, provenance: Provenance, subscription: str | None) -> JobFacts:
+    """Return the facts that the job of a stream carries."""
+    thresholds = thresholds_flag(config.model.thresholds)
+    return JobFacts.of(provenance, subscription=subscription, thresholds=thresholds)
+
+
 def _look_at(
     config: StreamConfig,
     options: PipelineOptions,
@@ -217,10 +227,11 @@ def _look_at(
     """Print a stream for a dry run, or compare it with the job that it would replace."""
     source = config.source
     if isinstance(source, Subscription):
-        place, facts = source.name, JobFacts.of(provenance, subscription=source.name)
+        place, facts = source.name, _job_facts(config, provenance, source.name)
     else:
         # The subscription of a topic is created when the stream starts.
-        place, facts = source.topic.replace("/topic", "/subscription"), JobFacts.of(provenance)
+        place = source.topic.replace("/topic", "/subscription")
+        facts = _job_facts(config, provenance, None)
     planned = _pipeline(config, options, facts, score(source=ReadMessages(place)))
     if options.view_as(GoogleCloudOptions).update:
         check_update(planned, cloud, allow_state_loss=config.run.allow_state_loss)

@@ -101,14 +101,18 @@ def _add_package(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="model package, on this machine or in Cloud Storage",
     )
-    add("--model_digest", metavar="SHA256", help="expected sha256 of the model file")
+    add(
+        "--model_digest",
+        metavar="SHA256",
+        help="expected digest of the package, or sha256 of its model file",
+    )
     add(
         "--trusted_modules",
         type=names,
         default=(),
         metavar="A,B",
-        help="top-level Python modules that the package's architecture may import; they must be "
-        "installed in the --image (default: none)",
+        help="top-level Python modules that the package may import; they must be installed in the "
+        "--image (default: none)",
     )
     add("--model_id", help="id in the model registry (default: from the package's name)")
     add(

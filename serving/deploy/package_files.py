@@ -33,14 +33,14 @@ class Artifact:
     Attributes:
         name: The name of the model.
         version: The version of the model.
-        sha256: The digest of the model file.
+        model_digest: The digest that names the model in predictions.
         files: The content of each file by name.
         folder: The folder in Cloud Storage where the package already is, or None.
     """
 
     name: str
     version: str
-    sha256: str
+    model_digest: str
     files: Mapping[str, bytes]
     folder: str | None = None
 
@@ -78,8 +78,8 @@ def read_artifact(
         path: The package, on this machine or in Cloud Storage.
         cloud: The connection to Google Cloud.
         prebuilt: Whether the package is for one of Google's containers, which read only a .mar.
-        digest: The expected sha256 of the model file, or None.
-        trusted_modules: The top-level Python modules that the package's architecture may import.
+        digest: The expected digest of the package or of its model file, or None.
+        trusted_modules: The top-level Python modules that the package may import.
 
     Raises:
         ModelError: If the package cannot be used.
@@ -114,8 +114,7 @@ def _artifact(package: ModelPackage, local: Path, path: str, *, prebuilt: bool) 
         name = ARCHIVE_NAME if prebuilt else local.name
         files = {name: local.read_bytes()}
     else:
-        manifest = local if local.name == MANIFEST_NAME else local / MANIFEST_NAME
-        files = {MANIFEST_NAME: manifest.read_bytes(), package.file: package.data}
+        files = package.contents
     in_place = is_in_place(path)
     if in_place and prebuilt and local.name != ARCHIVE_NAME:
         raise ModelError(
@@ -127,7 +126,7 @@ def _artifact(package: ModelPackage, local: Path, path: str, *, prebuilt: bool) 
     return Artifact(
         name=package.manifest.name,
         version=package.manifest.version,
-        sha256=package.sha256,
+        model_digest=package.digest,
         files=files,
         folder=folder,
     )

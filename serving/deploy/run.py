@@ -116,7 +116,7 @@ def _unread(args: argparse.Namespace) -> Artifact:
     return Artifact(
         name="model",
         version="VERSION",
-        sha256=args.model_digest or "digest",
+        model_digest=args.model_digest or "digest",
         files={},
         folder=args.model.rstrip("/"),
     )
@@ -139,7 +139,7 @@ def model_container(args: argparse.Namespace, artifact: Artifact) -> ModelContai
 
     if args.prebuilt:
         return types.ModelContainerSpec(image_uri=args.image)
-    variables = {DIGEST_VARIABLE: artifact.sha256}
+    variables = {DIGEST_VARIABLE: artifact.model_digest}
     if args.trusted_modules:
         variables[TRUSTED_VARIABLE] = ",".join(args.trusted_modules)
     return types.ModelContainerSpec(
@@ -166,7 +166,7 @@ def _ensure_version(
         region.say(f"model {model_id} already has this content as version {found.version_id}")
         return found
     # A label holds at most 63 characters, and a digest has 64.
-    labels = args.labels | OWNER | {DIGEST_LABEL: artifact.sha256[:63].lower()}
+    labels = args.labels | OWNER | {DIGEST_LABEL: artifact.model_digest[:63].lower()}
     uploaded = region.upload(
         model_id,
         is_new=not versions,

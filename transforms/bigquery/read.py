@@ -187,6 +187,41 @@ def read_stream(stream: ReadStream, client: Any, retry_seconds: float) -> Iterat
                 delay = min(delay * 2, 10.0)
 
 
+def run_query(source: BigQuerySource, query: str) -> BigQuerySource:
+    """Run a query into a table that expires after a day, and return that table as a source.
+
+    Args:
+        source: The source of the query, with the limit of bytes that it may scan.
+        query: The SQL.
+
+    Raises:
+        InputError: The query cannot be run.
+    """
+    client, cloud = source.cloud.bigquery(), source.cloud
+    config = bigquery.QueryJobConfig()
+    if source.max_bytes is not None:
+        config.maximum_bytes_billed = source.max_bytes
+    with translate_errors(InputError, f"{source.label} cannot be read"):
+        location = dry_run(client, cloud, query).location
+        job = run_job(
+            client,
+            job_id("query", source.attempt, query),
+            location,
+            cloud,
+            lambda name: client.query(
+                query,
+                config,
+                job_id=name,
+                location=location,
+                retry=retry(cloud.retry_seconds),
+                job_retry=None,
+            ),
+        )
+    made = job.destination
+    table = TableName(made.project, made.dataset_id, made.table_id)
+    return replace(source, table=table, row_restriction=None, snapshot=None, rows=None)
+
+
 @dataclass(kw_only=True)
 class ReadBigQuery(beam.PTransform):
     """A source that reads the rows of a table or a query as source batches.
@@ -245,35 +280,13 @@ class ReadBigQuery(beam.PTransform):
         """Return the source as a table; a query is run into a table that expires after a day."""
         if source.table is not None and (self.method == "direct" or not source.row_restriction):
             return source
-        client, cloud = source.cloud.bigquery(), source.cloud
         query = source.query or ""
         if source.table is not None:
             # An extract job can only export a whole table.
             whole = replace(source, row_restriction=None)
             names = self.columns.names(describe_source(whole), source.label)
             query = restricted(source, [f"`{name}`" for name in names])
-        config = bigquery.QueryJobConfig()
-        if source.max_bytes is not None:
-            config.maximum_bytes_billed = source.max_bytes
-        with translate_errors(InputError, f"{source.label} cannot be read"):
-            location = dry_run(client, cloud, query).location
-            job = run_job(
-                client,
-                job_id("query", source.attempt, query),
-                location,
-                cloud,
-                lambda name: client.query(
-                    query,
-                    config,
-                    job_id=name,
-                    location=location,
-                    retry=retry(cloud.retry_seconds),
-                    job_retry=None,
-                ),
-            )
-        made = job.destination
-        table = TableName(made.project, made.dataset_id, made.table_id)
-        return replace(source, table=table, row_restriction=None, snapshot=None, rows=None)
+        return run_query(source, query)
 
     def _open(self, source: BigQuerySource) -> Iterator[ReadStream | beam.pvalue.TaggedOutput]:
         """Yield the streams of a session; what is expected of them goes to `entries`."""

@@ -38,6 +38,7 @@ class BigQuerySource:
             and another run does not.
         rows: The number of rows in the whole table at the snapshot, or the reason why it is not
             known. If None, the rows are counted when the table is read.
+        flag: The flag that has the query, for messages.
     """
 
     cloud: Cloud
@@ -48,11 +49,12 @@ class BigQuerySource:
     max_bytes: int | None = None
     attempt: str = field(default_factory=lambda: uuid.uuid4().hex)
     rows: int | str | None = None
+    flag: str = "--input_query"
 
     @property
     def label(self) -> str:
         """The name of the source in messages."""
-        return "the result of --input_query" if self.query else f"table {self.table}"
+        return f"the result of {self.flag}" if self.query else f"table {self.table}"
 
     @property
     def counted_by(self) -> str:
@@ -111,17 +113,17 @@ def at_one_moment(source: BigQuerySource) -> BigQuerySource:
 
 
 def _describe_query(client: bigquery.Client, source: BigQuerySource) -> pa.Schema:
-    with translate_errors(InputError, "--input_query cannot be run"):
+    with translate_errors(InputError, f"{source.flag} cannot be run"):
         job = dry_run(client, source.cloud, source.query or "")
     if job.statement_type != "SELECT":
         # The dry run of another statement may return columns too, of the table that it changes.
         raise InputError(
-            f"--input_query: expected one SELECT, got {job.statement_type or 'no statement'}"
+            f"{source.flag}: expected one SELECT, got {job.statement_type or 'no statement'}"
         )
     scanned = job.total_bytes_processed or 0
     if source.max_bytes is not None and scanned > source.max_bytes:
         raise UsageError(
-            f"--input_query would scan {scanned:,} bytes, more than --max_bytes_billed "
+            f"{source.flag} would scan {scanned:,} bytes, more than --max_bytes_billed "
             f"{source.max_bytes:,}: select fewer columns or partitions, or raise the limit"
         )
     return arrow_schema(job.schema)

@@ -54,13 +54,17 @@ def _names(paths: Sequence[str]) -> Iterator[list[str]]:
     """Yield the names of each row, with those of the folders of its file."""
     for path in paths:
         keys = keys_of(path)
-        for text in _texts(path):
+        for text in row_texts(path):
             (row,) = read_json_values([text])
             yield [*row, *keys] if isinstance(row, dict) else []
 
 
-def _texts(path: str) -> Iterator[bytes]:
-    """Yield the texts of the rows of a file."""
+def row_texts(path: str) -> Iterator[bytes]:
+    """Yield the texts of the rows of a JSON file.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
     if holds_document(path, look_into(path)[1]):
         yield from (text for _, text in read_document(path))
         return

@@ -10,11 +10,11 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from common.json_objects import json_cells, json_objects
 from common.record_batch import to_rows
 from common.texts import is_binary
 from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.dead_letters import to_letter_line
-from transforms.json_rows.write import json_objects
 
 OutputFormat = Literal["parquet", "csv", "jsonl"]
 
@@ -35,7 +35,7 @@ class BatchWriter(Protocol):
 def open_writer(handle: Any, schema: pa.Schema, output_format: OutputFormat) -> BatchWriter:
     """Return a writer for a format.
 
-    CSV cannot hold bytes, objects or lists of varying length. The other formats hold everything.
+    CSV cannot hold bytes. The other formats hold everything.
 
     Args:
         handle: A file that is open for writing bytes.
@@ -112,7 +112,10 @@ def _letter_lines(letters: pa.RecordBatch) -> bytes:
 
 
 class CsvBatchWriter:
-    """A writer of CSV with a header; a list becomes one column per element."""
+    """A writer of CSV with a header.
+
+    A list of fixed size becomes one column per element; other lists and objects become JSON.
+    """
 
     def __init__(self, handle: Any, schema: pa.Schema) -> None:
         flat = flatten(pa.RecordBatch.from_pylist([], schema=schema)).schema
@@ -131,10 +134,10 @@ class CsvBatchWriter:
 
 
 def flatten(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Return a batch without lists of fixed size and without dictionaries.
+    """Return a batch of plain columns, as CSV has them.
 
-    A list becomes one column per element (`encoded_0`, `encoded_1`, ...); a dictionary column is
-    decoded.
+    A list of fixed size becomes one column per element (`encoded_0`, `encoded_1`, ...). Other lists
+    and objects become JSON. A dictionary column is decoded.
     """
     columns: dict[str, pa.Array] = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
@@ -148,5 +151,7 @@ def _flat_columns(name: str, column: pa.Array) -> Iterator[tuple[str, pa.Array]]
     elif pa.types.is_fixed_size_list(column.type):
         for i in range(column.type.list_size):
             yield from _flat_columns(f"{name}_{i}", pc.list_element(column, i))
+    elif pa.types.is_nested(column.type):
+        yield name, pa.array(json_cells(column), pa.binary()).cast(pa.string())
     else:
         yield name, column

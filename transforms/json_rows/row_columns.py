@@ -47,7 +47,9 @@ def read_rows(rows: Sequence[Any], row_format: RowFormat) -> ReadRows:
         faults |= {good[i]: fault for i, fault in found.items()}
         kept = [i for i in range(len(good)) if i not in found]
         if found:
-            declared = {name: array.take(pa.array(kept)) for name, array in declared.items()}
+            declared = {
+                name: array.take(pa.array(kept, pa.int64())) for name, array in declared.items()
+            }
         good = [good[i] for i in kept]
     if not good:
         return ReadRows({}, [], dict(sorted(faults.items())))

@@ -21,9 +21,9 @@ from apache_beam.transforms.window import GlobalWindows
 from cloud.clients import Cloud
 from cloud.errors import retry, translate_errors
 from common.errors import OutputError
+from common.json_objects import json_objects
 from transforms.accounts import Count
 from transforms.dead_letters import Fault, failure_batch
-from transforms.json_rows.write import json_objects
 from transforms.messages.message import OWN, schema_attributes
 from transforms.provenance import Provenance, utc_now
 from transforms.row_ids import content_id

@@ -1,0 +1,1 @@
+"""From a model file and a sample to a model package."""
