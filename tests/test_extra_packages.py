@@ -186,7 +186,7 @@ def test_a_function_that_breaks_the_contract_ends_the_run(tmp_path: Path) -> Non
 def test_a_server_uses_the_wheel(place: Path) -> None:
     argv = ["--model_path", "model", "--port", "0", "--trusted_modules", "myteam"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "serving", *argv, "--outputs", "all"],
+        [sys.executable, "-m", "serving", *argv, "--outputs", "all", "--instance_keys", "id"],
         cwd=place,
         stderr=subprocess.PIPE,
         text=True,
@@ -242,7 +242,7 @@ def test_a_stream_uses_the_wheel(place: Path, stream_emulators: LocalCloud) -> N
     scores = [json.loads(message.data) for message in output.take(2)]
     expected = [score(row) for row in ROWS if row["id"] not in FAULTS]
     assert sorted(row["score"] for row in scores) == pytest.approx(sorted(expected), rel=1e-6)
-    dead = [message.attributes["reason"] for message in letters.take(2)]
+    dead = [message.attributes["millrace_reason"] for message in letters.take(2)]
     assert set(dead) == set(FAULTS.values())
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from google.cloud.dataflow_v1beta3.types import ContainerSpec, SDKInfo
+from own_code import write_wheel
 from source_tree import shipped_packages
 
 from common.errors import OutputError, UsageError
@@ -177,6 +178,8 @@ MAKE = pytest.mark.skipif(shutil.which("make") is None, reason="no make")
         ),
         ("image TORCH=gpu", "TORCH='gpu': expected one of cpu cuda"),
         ("image BUILDER=podman", "BUILDER='podman': expected one of docker cloud"),
+        ("image EXTRA=gone-1-py3-none-any.whl", "expected wheels (.whl) that exist"),
+        ("image EXTRA=README.md", "EXTRA='README.md': expected wheels (.whl) that exist"),
     ],
 )
 def test_make_rejects_wrong_values_before_it_builds(args: str, expected: str) -> None:
@@ -220,3 +223,32 @@ def test_make_template_builds_and_pushes_the_image_and_writes_its_spec(
     assert push == f"push {tag}"
     blob = emulators.cloud.storage().bucket("bucket").blob("templates/stream_local.json")
     assert json.loads(blob.download_as_bytes())["image"] == IMAGE
+
+
+@MAKE
+@pytest.mark.parametrize("status", [0, 1])
+def test_make_image_gives_the_build_the_wheels_of_the_user(tmp_path: Path, status: int) -> None:
+    wheels = [write_wheel(tmp_path, name=name) for name in ("first", "second")]
+    docker = tmp_path / "docker"
+    docker.write_text(f"#!/bin/sh\nls templates/extra > {tmp_path}/seen\nexit {status}\n")
+    docker.chmod(0o755)
+    command = ["make", "image", "STAMP=", f"EXTRA={','.join(map(str, wheels))}"]
+    path = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(command, capture_output=True, check=False, cwd=ROOT, env=path)
+    assert done.returncode == (2 if status else 0), done.stderr
+    seen = (tmp_path / "seen").read_text().split()
+    assert seen == ["README.md", *(wheel.name for wheel in wheels)]
+    assert [path.name for path in (ROOT / "templates" / "extra").iterdir()] == ["README.md"]
+
+
+def test_both_images_install_the_wheels_of_the_user() -> None:
+    """Without access to an index, the image of jobs has only what pip check finds complete."""
+    install = re.search(r"^COPY templates/extra /tmp/wheels/\nRUN (.*\n.*\n.*)", DOCKERFILE, re.M)
+    assert install is not None
+    assert "--no-index --no-deps /tmp/wheels/*.whl" in install[1]
+    assert "pip check" in install[1]
+    server = (ROOT / "serving" / "Dockerfile").read_text()
+    assert "COPY templates/extra /tmp/extra/" in server
+    assert "-r /tmp/extra.txt" in server
+    ignored = (ROOT / "serving" / "Dockerfile.dockerignore").read_text()
+    assert "!templates/extra\n" in ignored

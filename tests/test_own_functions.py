@@ -10,11 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from own_code import FEATURES, MANIFEST, NETS, ROWS, SHA256, write_own_package
+from own_code import FEATURES, MANIFEST, NETS, ROWS, SHA256, weights, write_own_package
 
 from common.errors import ContractBroken, ManifestError, ModelError, UnsafeModel
+from millrace import column, package
 from model_handlers.preparation import Preparation, golden_tensors
 from model_handlers.steps.own_function import Call
 from model_handlers.steps.step import Cells, Context
@@ -219,6 +221,26 @@ def test_a_function_that_looks_at_other_rows_is_found(
         handler = TorchModelHandler(str(tmp_path / "model"), manifest, trusted_modules=("myteam",))
         with pytest.raises(ContractBroken, match="does not reproduce the field decision"):
             handler.load_model()
+
+
+def test_a_packaged_model_has_the_digest_of_its_functions(myteam: Path, tmp_path: Path) -> None:
+    torch.save(weights(), tmp_path / "model.pt")
+    amounts = {"amount": [1.0, 2.5, 40.25], "limit": [10.0, 20.0, 30.0]}
+    manifest = package(
+        tmp_path / "model.pt",
+        tmp_path / "package",
+        sample=pa.table(amounts),
+        inputs={
+            "x": [
+                column("amount").call("myteam.features:ratio", ["limit"]),
+                column("amount").call("myteam.features:parts", width=2),
+            ]
+        },
+        architecture="myteam.nets:Net",
+        trusted_modules=["myteam"],
+    )
+    names = ("ratio", "parts")
+    assert manifest.sources == {f"myteam.features:{name}": SHA256 for name in names}
 
 
 def test_packaging_records_the_digest_of_the_source(myteam: Path, tmp_path: Path) -> None:

@@ -363,7 +363,7 @@ def test_a_worker_refuses_a_package_that_was_changed_after_the_start(
 
 
 def test_a_function_of_a_step_is_trusted_by_every_command_or_by_none(
-    package: Path, make_manifest: Callable[..., Manifest]
+    package: Path,
 ) -> None:
     value = json.loads((package / MANIFEST_NAME).read_text())
     value["inputs"][0]["from"][0][2:2] = [{"step": "call", "function": "myteam.features:double"}]

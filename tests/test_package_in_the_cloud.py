@@ -190,8 +190,8 @@ def served(cloud: LocalCloud, model: Any) -> tuple[list[Any], dict[str, str]]:
         health = client.get("/health").json["model"]
         answer = client.predict([ROWS[number] for number in GOOD])
         assert answer.status == 200, answer.json
-        assert answer.headers["X-Package-Digest"] == health["digest"] == variables[DIGEST_VARIABLE]
-        assert answer.headers["X-Model-Digest"] == health["sha256"] != health["digest"]
+        assert answer.headers["x-package-digest"] == health["digest"] == variables[DIGEST_VARIABLE]
+        assert answer.headers["x-model-digest"] == health["sha256"] != health["digest"]
         bad = {
             row["id"]: client.predict([row]).error["message"] for row in ROWS if row["id"] in FAULTS
         }

@@ -117,8 +117,8 @@ BAD = [
     ),
     (
         "amount",
-        [step("divide", other="limt")],
-        ": expected one of amount, limit, .* got 'limt' (did you mean 'limit'?)",
+        [step("divide", other="limitt")],
+        ": expected one of amount, limit, .* got 'limitt' (did you mean 'limit'?)",
     ),
     (
         "amount",

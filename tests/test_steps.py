@@ -41,8 +41,12 @@ KINDS = ["shop", "web", "phone", "Ä b", "1", "-5"]
 # Also what arithmetic may have computed: infinities, NaN, the smallest numbers.
 NUMBERS = st.floats() | st.sampled_from([-1.0, 0.0, -0.0, 1.0, 5e-324, math.inf, math.nan])
 WHOLE = st.integers(-(2**63), 2**63 - 1) | st.integers(-5, 5)
+# Arrow writes one letter for each, but the lower case of the letter left out has two.
 TEXTS = st.sampled_from([*KINDS, "SHOP", " web ", "\t", "", "ÄÖ", "ẞ", "fax"]) | st.text(
-    st.characters(codec="utf-8", categories=["Ll", "Nd", "Zs"]), max_size=4
+    st.characters(
+        min_codepoint=32, max_codepoint=0x24F, exclude_categories=["Cc"], exclude_characters="İ"
+    ),
+    max_size=4,
 )
 TIMES = st.datetimes(dt.datetime(1, 1, 2), dt.datetime(9999, 12, 30))
 ZONES = st.sampled_from(["UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata", "Etc/GMT+5"])

@@ -39,7 +39,7 @@ from model_handlers.packaging.skeleton import by_name, need_inputs
 from model_handlers.packaging.statistics import describe_columns, describe_features
 from model_handlers.preparation import Preparation
 from model_handlers.read_package import ModelPackage
-from model_handlers.trusted_code import TrustedCode, steps_context
+from model_handlers.trusted_code import TrustedCode, record_sources, steps_context
 from model_handlers.try_rows import MADE_UP_ROWS, check_made_up_rows
 
 
@@ -128,7 +128,7 @@ def make(
     else:
         manifest = _with_sample(module, manifest, preparation, prepared, sample)
     # A value that no manifest may have is found here, and not when the package is loaded.
-    return parse_manifest(write_manifest(manifest)), files.content
+    return parse_manifest(write_manifest(record_sources(manifest, code))), files.content
 
 
 def draft_manifest(model: ModelPackage, about: Description) -> Manifest:
