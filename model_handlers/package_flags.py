@@ -34,6 +34,31 @@ def make_parser() -> argparse.ArgumentParser:
         "--output", required=True, metavar="FOLDER", help="folder to write the package to"
     )
     parser.add_argument(
+        "--name",
+        metavar="NAME",
+        help="name of the model (default: the file name, without suffix, or that of the package of "
+        "--from)",
+    )
+    parser.add_argument(
+        "--version",
+        metavar="TEXT",
+        help="version of the model (default: 1, or that of the package of --from)",
+    )
+    parser.add_argument(
+        "--score_output",
+        metavar="NAME",
+        help="output to use as the score (default: the output with one float per row, if there is "
+        "only one)",
+    )
+    _add_sample_flags(parser)
+    _add_special_flags(parser)
+    _add_change_flags(parser)
+    return parser
+
+
+def _add_sample_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that name a sample."""
+    parser.add_argument(
         "--sample",
         metavar="A,B,C",
         type=names,
@@ -51,26 +76,6 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="project that pays for --sample_query (default: that of the credentials)",
     )
-    parser.add_argument(
-        "--name",
-        metavar="NAME",
-        help="name of the model (default: the file name, without suffix, or that of the package of "
-        "--from)",
-    )
-    parser.add_argument(
-        "--version",
-        metavar="TEXT",
-        help="version of the model (default: 1, or that of the package of --from)",
-    )
-    parser.add_argument(
-        "--score_output",
-        metavar="NAME",
-        help="output to use as the score (default: the output with one float per row, if there is "
-        "only one)",
-    )
-    _add_special_flags(parser)
-    _add_change_flags(parser)
-    return parser
 
 
 def _add_change_flags(parser: argparse.ArgumentParser) -> None:

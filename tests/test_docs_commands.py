@@ -19,6 +19,7 @@ import millrace
 from dags.millrace_dags.health import read_settings
 from dags.millrace_dags.runs import plan_run
 from model_handlers import package_flags
+from model_handlers.packaging.spec_file import parse_spec
 from pipelines import batch_local, batch_vertex, stream_local, stream_vertex, template_spec
 from pipelines.beam_args import beam_flags
 from pipelines.launch import command as launch
@@ -124,7 +125,10 @@ def test_json_parses(page: str, block: str) -> None:
 
 @pytest.mark.parametrize(("page", "block"), blocks("toml"))
 def test_toml_files_are_accepted(tmp_path: Path, page: str, block: str) -> None:
-    tomllib.loads(block)
+    value = tomllib.loads(block)
+    if "inputs" in value:
+        assert parse_spec(value).inputs, page
+        return
     path = tmp_path / "millrace.toml"
     path.write_text(block.replace('name = "..."', "").replace('"..."', '"my-project"'))
     config = read_config(path, {"project": "my-project"})
