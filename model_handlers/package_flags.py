@@ -13,16 +13,6 @@ def make_parser() -> argparse.ArgumentParser:
         "model_handlers.package",
         "Create a model package: a folder with a model file and model.json.",
     )
-    _add_model_flags(parser)
-    _add_sample_flags(parser)
-    _add_name_flags(parser)
-    _add_special_flags(parser)
-    _add_change_flags(parser)
-    return parser
-
-
-def _add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags for the model file, its inputs and the package."""
     parser.add_argument(
         "model",
         nargs="?",
@@ -43,10 +33,31 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", required=True, metavar="FOLDER", help="folder to write the package to"
     )
+    parser.add_argument(
+        "--name",
+        metavar="NAME",
+        help="name of the model (default: the file name, without suffix, or that of the package of "
+        "--from)",
+    )
+    parser.add_argument(
+        "--version",
+        metavar="TEXT",
+        help="version of the model (default: 1, or that of the package of --from)",
+    )
+    parser.add_argument(
+        "--score_output",
+        metavar="NAME",
+        help="output to use as the score (default: the output with one float per row, if there is "
+        "only one)",
+    )
+    _add_sample_flags(parser)
+    _add_special_flags(parser)
+    _add_change_flags(parser)
+    return parser
 
 
 def _add_sample_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags for the sample."""
+    """Add the flags that name a sample."""
     parser.add_argument(
         "--sample",
         metavar="A,B,C",
@@ -64,27 +75,6 @@ def _add_sample_flags(parser: argparse.ArgumentParser) -> None:
         "--project",
         metavar="NAME",
         help="project that pays for --sample_query (default: that of the credentials)",
-    )
-
-
-def _add_name_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags for the name, the version and the score of the model."""
-    parser.add_argument(
-        "--name",
-        metavar="NAME",
-        help="name of the model (default: the file name, without suffix, or that of the package of "
-        "--from)",
-    )
-    parser.add_argument(
-        "--version",
-        metavar="TEXT",
-        help="version of the model (default: 1, or that of the package of --from)",
-    )
-    parser.add_argument(
-        "--score_output",
-        metavar="NAME",
-        help="output to use as the score (default: the output with one float per row, if there is "
-        "only one)",
     )
 
 

@@ -40,7 +40,7 @@ SERVING = {
 }
 PIPELINES = (batch_local, batch_vertex, stream_local, stream_vertex, replay)
 COMMANDS = {module.COMMAND.name: module.COMMAND for module in PIPELINES}
-OTHER_PROGRAMS = {"pytest", "benchmarks.cost", "build"}
+OTHER_PROGRAMS = {"pytest", "benchmarks.cost"}
 
 
 def our_commands() -> list[tuple[str, list[str]]]:
@@ -125,9 +125,9 @@ def test_json_parses(page: str, block: str) -> None:
 
 @pytest.mark.parametrize(("page", "block"), blocks("toml"))
 def test_toml_files_are_accepted(tmp_path: Path, page: str, block: str) -> None:
-    if "inputs" in (value := tomllib.loads(block)):
-        # It describes the inputs of a model.
-        assert parse_spec(value).inputs
+    value = tomllib.loads(block)
+    if "inputs" in value:
+        assert parse_spec(value).inputs, page
         return
     path = tmp_path / "millrace.toml"
     path.write_text(block.replace('name = "..."', "").replace('"..."', '"my-project"'))
