@@ -27,6 +27,7 @@ from model_handlers.manifest import MANIFEST_NAME, Manifest
 from model_handlers.manifest_json import parse_manifest, write_manifest
 from model_handlers.packaged_steps import PackagedSteps
 from model_handlers.read_package import read_files, read_package
+from model_handlers.thresholds import with_thresholds
 from model_handlers.torch_model import TorchModelHandler
 from model_handlers.write_package import write_mar, write_package
 from resources.package import open_package
@@ -380,3 +381,10 @@ def test_a_function_of_a_step_is_trusted_by_every_command_or_by_none(
     assert set(open_package(str(package), ["myteam"]).files) == NAMES
     assert TorchModelHandler(str(package), manifest, trusted_modules=["myteam"])
     assert "myteam" not in sys.modules
+
+
+def test_other_thresholds_have_another_digest(made: tuple[Path, Manifest]) -> None:
+    manifest = made[1]
+    other = with_thresholds(manifest, {"decision": (0.3, 0.6)})
+    assert other.digest != manifest.digest
+    assert with_thresholds(other, {"decision": (0.4, 0.6)}).digest == manifest.digest
