@@ -33,6 +33,15 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", required=True, metavar="FOLDER", help="folder to write the package to"
     )
+    _add_name_flags(parser)
+    _add_sample_flags(parser)
+    _add_special_flags(parser)
+    _add_change_flags(parser)
+    return parser
+
+
+def _add_name_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for the name, the version and the score of the model."""
     parser.add_argument(
         "--name",
         metavar="NAME",
@@ -50,10 +59,6 @@ def make_parser() -> argparse.ArgumentParser:
         help="output to use as the score (default: the output with one float per row, if there is "
         "only one)",
     )
-    _add_sample_flags(parser)
-    _add_special_flags(parser)
-    _add_change_flags(parser)
-    return parser
 
 
 def _add_sample_flags(parser: argparse.ArgumentParser) -> None:

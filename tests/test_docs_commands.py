@@ -40,7 +40,7 @@ SERVING = {
 }
 PIPELINES = (batch_local, batch_vertex, stream_local, stream_vertex, replay)
 COMMANDS = {module.COMMAND.name: module.COMMAND for module in PIPELINES}
-OTHER_PROGRAMS = {"pytest", "benchmarks.cost"}
+OTHER_PROGRAMS = {"pytest", "benchmarks.cost", "build", "examples.churn.build"}
 
 
 def our_commands() -> list[tuple[str, list[str]]]:
