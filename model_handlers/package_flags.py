@@ -13,11 +13,8 @@ def make_parser() -> argparse.ArgumentParser:
         "model_handlers.package",
         "Create a model package: a folder with a model file and model.json.",
     )
-    parser.add_argument(
-        "model",
-        nargs="?",
-        help="model file: .pt2, TorchScript .pt, .safetensors or state dict",
-    )
+    files = ".pt2, TorchScript .pt, .safetensors or state dict"
+    parser.add_argument("model", nargs="?", help=f"model file: {files}")
     parser.add_argument(
         "--feature_columns",
         type=names,
