@@ -65,8 +65,8 @@ def _add_sample_flags(parser: argparse.ArgumentParser) -> None:
         metavar="A,B,C",
         type=names,
         help="paths of training rows, to take known-good rows and statistics from and to fit steps "
-        "on; `millrace package` reads Parquet, CSV and JSON files, globs and folders, and "
-        "`python -m` one Parquet file (default: none; workers then cannot check the model)",
+        "on; `millrace package` reads Parquet, CSV and JSON files, globs and folders, the module "
+        "alone one Parquet file (default: none; workers then cannot check the model)",
     )
     parser.add_argument(
         "--sample_query",

@@ -96,7 +96,7 @@ def test_batches_with_different_types_are_an_error_that_says_so(folder: RunFolde
 
 
 def test_a_type_that_a_format_cannot_hold_is_an_error_that_says_so(folder: RunFolder) -> None:
-    message = fails_with(folder, [batch_of([1])], "csv")
+    message = fails_with(folder, [batch_of(b"\xff")], "csv")
     assert "cannot be written as csv" in message
     assert "parquet or jsonl" in message
 
