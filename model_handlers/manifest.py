@@ -269,7 +269,7 @@ class Manifest:
         self._refuse_name(name, [spec.name for spec in self.outputs])
 
     def result_type(self, name: str) -> pa.DataType:
-        """Return the type of an output or field. Raise UsageError if there is none."""
+        """Return the type of an output or field. Raise UsageError if it does not exist."""
         if name not in self.results:
             self._refuse_name(name, list(self.results))
         return self.results[name]

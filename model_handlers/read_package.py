@@ -99,25 +99,24 @@ def read_package(path: str, digest: str | None = None) -> ModelPackage:
         raise UsageError(f"model: {fault}")
     with as_model_error(f"model {path} cannot be read"), long_step(f"reading model {path}"):
         package = _read_mar(path) if path.endswith(".mar") else _read_folder_or_file(path)
+    found = f"the file {package.file} has {package.sha256}"
     if package.manifest is not None:
         if package.sha256 != package.manifest.sha256:
-            _refuse_digest(path, package, package.manifest.sha256, f"the manifest {MANIFEST_NAME}")
+            _refuse_digest(path, found, package.manifest.sha256, f"the manifest {MANIFEST_NAME}")
         _check_files(path, package.files, package.manifest)
     if digest:
         expected = digest.removeprefix("sha256:").lower()
         if expected not in (package.sha256, package.digest):
-            _refuse_digest(path, package, expected, "--model_digest")
+            if package.digest != package.sha256:
+                found += f", and the package, with its steps and their files, has {package.digest}"
+            _refuse_digest(path, found, expected, "--model_digest")
     return package
 
 
-def _refuse_digest(path: str, package: ModelPackage, expected: str, source: str) -> NoReturn:
-    whole = ""
-    if package.digest != package.sha256:
-        whole = f", and the package, with its steps and their files, has {package.digest}"
+def _refuse_digest(path: str, found: str, expected: str, source: str) -> NoReturn:
     raise DigestMismatch(
-        f"model {path}: {source} expects sha256 {expected}, but the file {package.file} has "
-        f"{package.sha256}{whole}: the model was changed or damaged; package it again, or pass the "
-        "digest of the model that you want"
+        f"model {path}: {source} expects sha256 {expected}, but {found}: the model was changed or "
+        "damaged; package it again, or pass the digest of the model that you want"
     )
 
 

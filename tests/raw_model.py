@@ -228,3 +228,15 @@ def write_raw_package(folder: Path, **changes: Any) -> Manifest:
     (folder / "kinds.txt").write_bytes(kinds)
     (folder / "model.json").write_text(write_manifest(manifest))
     return manifest
+
+
+def batch_flags(package: Path, folder: Path) -> dict[str, Any]:
+    """Return the flags of batch_local for the package, which writes to `out` of a folder."""
+    return {
+        "model": package,
+        "id_column": "id",
+        "output_files": folder / "out",
+        "run_id": "r",
+        "max_dead_letter_share": 1.0,
+        "direct_num_workers": 1,
+    }

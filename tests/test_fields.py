@@ -18,7 +18,7 @@ from google.cloud.bigquery import SchemaField
 from hypothesis import given
 from hypothesis import strategies as st
 from pubsub_mailbox import Mailbox
-from raw_model import GOOD, ROWS, write_raw_package
+from raw_model import GOOD, ROWS, batch_flags, write_raw_package
 
 from common.command_line import parse_thresholds
 from common.errors import UsageError
@@ -157,15 +157,7 @@ def run(package: Path, tmp_path: Path, run_command: RunCommand) -> Callable[...,
     source.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
 
     def call(**flags: Any) -> Result:
-        own = {
-            "input_files": source,
-            "model": package,
-            "id_column": "id",
-            "output_files": tmp_path / "out",
-            "run_id": "r",
-            "max_dead_letter_share": 1.0,
-            "direct_num_workers": 1,
-        }
+        own = batch_flags(package, tmp_path) | {"input_files": source}
         return run_command(COMMAND, own | flags)
 
     return call

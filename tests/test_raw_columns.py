@@ -19,7 +19,7 @@ import pytest
 import torch
 from command_line import Result, RunCommand, assert_one_line_error
 from google.cloud import bigquery
-from raw_model import FAULTS, GOOD, KINDS, MANIFEST, ROWS, Net, write_raw_package
+from raw_model import FAULTS, GOOD, KINDS, MANIFEST, ROWS, Net, batch_flags, write_raw_package
 
 from common.record_batch import to_rows
 from examples.local_cloud import PROJECT, LocalCloud
@@ -63,15 +63,7 @@ def run(package: Path, tmp_path: Path, run_command: RunCommand) -> Callable[...,
     """A function that runs batch_local: flags -> (exit code, standard output, standard error)."""
 
     def call(**flags: Any) -> Result:
-        own = {
-            "model": package,
-            "id_column": "id",
-            "output_files": tmp_path / "out",
-            "run_id": "r",
-            "max_dead_letter_share": 1.0,
-            "direct_num_workers": 1,
-        }
-        return run_command(COMMAND, own | flags)
+        return run_command(COMMAND, batch_flags(package, tmp_path) | flags)
 
     return call
 

@@ -10,7 +10,6 @@ python -m examples.churn.build --output build/churn
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import torch
 
 from examples.churn.data import DEVICES, OUTCOMES, generate
 from examples.churn.model import MOST_DEVICES, ChurnModel
-from examples.raw_training import export_pt2, fit_model
+from examples.raw_training import build_from, export_pt2, fit_model
 from millrace import column, field, fit, output, package, prepare
 from millrace.packaging import Inputs
 from model_handlers.packaging.fit import FittedInputs
@@ -127,14 +126,7 @@ def build(folder: Path, *, rows: int, train_rows: int, seed: int) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Build the example in the folder that the command line names."""
-    parser = argparse.ArgumentParser(description="Build the example of customers.")
-    parser.add_argument("--output", type=Path, default=Path("build/churn"), help="folder")
-    parser.add_argument("--rows", type=int, default=100_000, help="number of rows to score")
-    parser.add_argument("--train_rows", type=int, default=40_000, help="number of training rows")
-    parser.add_argument("--seed", type=int, default=7, help="seed of the rows and the training")
-    args = parser.parse_args(argv)
-    build(args.output, rows=args.rows, train_rows=args.train_rows, seed=args.seed)
-    print(f"built {args.output}: customers.parquet, package/")
+    build_from("churn", build, rows=100_000, train_rows=40_000, argv=argv)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ python -m examples.sensors.build --output build/sensors
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from examples.raw_training import export_pt2, fit_model
+from examples.raw_training import build_from, export_pt2, fit_model
 from examples.sensors.data import LONGEST, generate
 from examples.sensors.model import SensorModel
 from millrace import column, field, fit, output, package, prepare
@@ -117,14 +116,7 @@ def build(folder: Path, *, rows: int, train_rows: int, seed: int) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Build the example in the folder that the command line names."""
-    parser = argparse.ArgumentParser(description="Build the example of sensors.")
-    parser.add_argument("--output", type=Path, default=Path("build/sensors"), help="folder")
-    parser.add_argument("--rows", type=int, default=20_000, help="number of rows to score")
-    parser.add_argument("--train_rows", type=int, default=10_000, help="number of training rows")
-    parser.add_argument("--seed", type=int, default=7, help="seed of the rows and the training")
-    args = parser.parse_args(argv)
-    build(args.output, rows=args.rows, train_rows=args.train_rows, seed=args.seed)
-    print(f"built {args.output}: windows.parquet, package/")
+    build_from("sensors", build, rows=20_000, train_rows=10_000, argv=argv)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def choose_types(
 
 
 def sample_column(sample: pa.Table, name: str) -> pa.Array:
-    """Return a column of a sample. Raise InputError if there is none."""
+    """Return a column of a sample. Raise InputError if it does not exist."""
     if name not in sample.column_names:
         raise InputError(
             f"the sample has no column {name!r}{suggest(name, sample.column_names)}; it has "

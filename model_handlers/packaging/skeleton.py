@@ -75,7 +75,7 @@ def skeleton(signature: Signature, columns: Mapping[str, pa.DataType]) -> str:
 
     Args:
         signature: The inputs of the model.
-        columns: The types of the columns of the sample; empty if there is none.
+        columns: The types of the columns of the sample; empty without a sample.
     """
     lines = ["# Replace COLUMN by columns of the source, and add steps."]
     if columns:

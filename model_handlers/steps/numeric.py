@@ -144,7 +144,7 @@ class Bucket(Step):
 
 @dataclass(frozen=True)
 class _Arithmetic(_Number):
-    """An operation on a number and `other`."""
+    """An operation on a number and `other`, which Arrow knows by the name of the step."""
 
     other: float | str
 
@@ -161,16 +161,12 @@ class _Arithmetic(_Number):
                 self.refuse("other", expected, f"{self.other} ({words_for(operand)})")
         return _FLOAT
 
-    def _right(self, operands: tuple[Cells, ...]) -> tuple[pa.Array | float, tuple[Cells, ...]]:
-        if not operands:
-            return float(self.other), ()
-        return as_floats(operands[0].values), operands
-
-
-def _joined(cells: Cells, values: pa.Array, others: tuple[Cells, ...]) -> Cells:
-    """Return new values, with the refusals of all cells that they were computed from."""
-    refused = [r for other in others for r in other.refused]
-    return Cells(values, (*cells.refused, *refused))
+    def apply(self, cells: Cells, *operands: Cells) -> Cells:
+        """Return the results, with the refusals of all cells that they were computed from."""
+        right = as_floats(operands[0].values) if operands else pa.scalar(float(self.other))
+        values = pc.call_function(self.NAME, [as_floats(cells.values), right])
+        refused = [r for operand in operands for r in operand.refused]
+        return Cells(values, (*cells.refused, *refused))
 
 
 @dataclass(frozen=True)
@@ -179,11 +175,6 @@ class Add(_Arithmetic):
 
     NAME: ClassVar = "add"
 
-    def apply(self, cells: Cells, *operands: Cells) -> Cells:
-        """Return the sums."""
-        right, others = self._right(operands)
-        return _joined(cells, pc.add(as_floats(cells.values), right), others)
-
 
 @dataclass(frozen=True)
 class Subtract(_Arithmetic):
@@ -191,22 +182,12 @@ class Subtract(_Arithmetic):
 
     NAME: ClassVar = "subtract"
 
-    def apply(self, cells: Cells, *operands: Cells) -> Cells:
-        """Return the differences."""
-        right, others = self._right(operands)
-        return _joined(cells, pc.subtract(as_floats(cells.values), right), others)
-
 
 @dataclass(frozen=True)
 class Multiply(_Arithmetic):
     """Computes x * `other`: a number, or the name of a column (in fields: of a field or output)."""
 
     NAME: ClassVar = "multiply"
-
-    def apply(self, cells: Cells, *operands: Cells) -> Cells:
-        """Return the products."""
-        right, others = self._right(operands)
-        return _joined(cells, pc.multiply(as_floats(cells.values), right), others)
 
 
 @dataclass(frozen=True)
@@ -227,13 +208,11 @@ class Divide(_Arithmetic):
 
     def apply(self, cells: Cells, *operands: Cells) -> Cells:
         """Return the quotients."""
-        right, others = self._right(operands)
-        left = as_floats(cells.values)
-        if not others:
-            return cells.become(pc.divide(left, right))
         # Arrow's division of floats by 0 is an infinity or NaN.
-        result = _joined(cells, pc.divide(left, right), others)
-        zero = pc.and_(pc.equal(right, 0.0), left.is_valid())
+        result = super().apply(cells, *operands)
+        if not operands:
+            return result
+        zero = pc.and_(pc.equal(as_floats(operands[0].values), 0.0), cells.values.is_valid())
         if self.by_zero is not None:
             return result.become(pc.if_else(zero, self.by_zero, result.values))
         return result.refuse(zero, "out_of_range", f"cannot be divided by {self.other}, which is 0")
