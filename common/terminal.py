@@ -25,6 +25,20 @@ _LABEL_WIDTH = 13
 _CLEAR = "\r\x1b[K"
 
 
+@contextmanager
+def output_may_close() -> Iterator[None]:
+    """Ignore what the block prints after the reader of standard output, such as `head`, has gone.
+
+    What a command did does not fail because nobody reads the rest of its output.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes standard output once more when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def facts(pairs: Iterable[tuple[str, str]]) -> str:
     """Return one line for each label and value, with the values aligned."""
     return "\n".join(f"{label:<{_LABEL_WIDTH}} {value}".rstrip() for label, value in pairs)
@@ -67,7 +81,8 @@ def print_facts(pairs: Sequence[tuple[str, str]], styles: Mapping[str, str]) -> 
         styles: The style of rich in which the values of a label appear on a terminal.
     """
     if not is_coloured(sys.stdout):
-        print(facts(pairs), flush=True)
+        with output_may_close():
+            print(facts(pairs))
         return
     from rich.text import Text
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from common.terminal import output_may_close
 from millrace.command_line import run
 
 
@@ -13,7 +14,10 @@ def main() -> int:
     # script does not. The directory is added at the end, where its modules cannot hide others.
     if not sys.flags.safe_path:
         sys.path.append("")
-    return run(sys.argv[1:])
+    code = 0
+    with output_may_close():
+        code = run(sys.argv[1:])
+    return code
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from common.command_line import CommandParser
 from common.errors import MillraceError, UsageError
-from common.terminal import print_error
+from common.terminal import output_may_close, print_error
 
 
 def make_parser() -> CommandParser:
@@ -36,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         path = make_parser().parse_args(argv).package
-        print(show(read_package(path), path))
+        text = show(read_package(path), path)
+        with output_may_close():
+            print(text)
     except MillraceError as error:
         print_error(error)
         return 2 if isinstance(error, UsageError) else 1

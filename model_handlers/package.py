@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from common.command_names import as_typed
 from common.errors import MillraceError, UsageError, one_line
 from common.memory import MORE_MEMORY, out_of_memory
-from common.terminal import print_error
+from common.terminal import output_may_close, print_error
 from model_handlers.manifest import MANIFEST_NAME, Manifest
 from model_handlers.package_flags import make_parser
 
@@ -194,14 +194,19 @@ def main(argv: Sequence[str] | None = None, open_sample: OpenSample | None = Non
     except MemoryError as error:
         print_error(out_of_memory(one_line(error), MORE_MEMORY))
         return 1
-    outputs = ", ".join(spec.name for spec in manifest.outputs)
-    print(f"created {args.output}: {manifest.name} {manifest.version}, sha256 {manifest.sha256}")
-    print(
-        f"outputs: {outputs}; score: {manifest.score_output or f'none; {manifest.score_advice()}'}"
-    )
-    if manifest.golden is None:
-        print("known-good rows: none, so workers cannot check the model; --sample adds them")
+    with output_may_close():
+        print("\n".join(_summary(args.output, manifest)))
     return 0
+
+
+def _summary(output: str, manifest: Manifest) -> Iterator[str]:
+    """Yield the lines about a package that was created."""
+    yield f"created {output}: {manifest.name} {manifest.version}, digest {manifest.digest}"
+    outputs = ", ".join(spec.name for spec in manifest.outputs)
+    score = manifest.score_output or f"none; {manifest.score_advice()}"
+    yield f"outputs: {outputs}; score: {score}"
+    if manifest.golden is None:
+        yield "known-good rows: none, so workers cannot check the model; --sample adds them"
 
 
 if __name__ == "__main__":

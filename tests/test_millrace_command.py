@@ -242,3 +242,40 @@ def test_a_script_finds_modules_of_the_working_directory_after_all_others(tmp_pa
     )
     assert start(str(script), "package", "x", cwd=here).stdout == "True package x\n"
     assert start("-P", str(script), cwd=here).stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["explain"],
+        ["inspect", "{package}"],
+        ["score", "--input_files", "{rows}", "--model", "{package}", "--output_files", "{out}"],
+        [
+            *("score", "--input_files", "{rows}", "--model", "{package}"),
+            *("--output_files", "{out}", "--json_summary"),
+        ],
+    ],
+    ids=["explain", "inspect", "summary", "json"],
+)
+def test_a_command_succeeds_if_nobody_reads_its_output(
+    arguments: list[str], example: Path, tmp_path: Path
+) -> None:
+    places = {
+        "package": example / "model",
+        "rows": example / "transactions.parquet",
+        "out": tmp_path / "out",
+    }
+    words = [word.format(**places) for word in arguments]
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "millrace", *words],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")

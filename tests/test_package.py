@@ -422,7 +422,7 @@ def test_the_command_creates_a_package_that_runs(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     manifest = read_manifest(str(tmp_path / "package"))
     assert done.stdout.splitlines() == [
-        f"created {tmp_path}/package: fraud 2.0, sha256 {hashlib.sha256(data).hexdigest()}",
+        f"created {tmp_path}/package: fraud 2.0, digest {hashlib.sha256(data).hexdigest()}",
         "outputs: code, score, flag, cube; score: score",
     ]
     assert (manifest.name, manifest.version, manifest.score_output) == ("fraud", "2.0", "score")

@@ -20,7 +20,7 @@ from cloud.endpoints import Endpoints
 from common.addresses import without_secrets
 from common.command_line import Thresholds
 from common.errors import TooFewRows, TooManyDeadLetters
-from common.terminal import is_terminal, print_facts
+from common.terminal import is_terminal, output_may_close, print_facts
 from model_handlers.endpoint_handler import VertexEndpointHandler
 from model_handlers.manifest import Manifest
 from model_handlers.thresholds import check_used, thresholds_flag, thresholds_of
@@ -272,7 +272,8 @@ def run(
     _run_to_end(pipeline, graph, options, debug=config.run.debug)
     report = read_report(graph.report_folder.report)
     if as_json:
-        print(orjson.dumps(report).decode())
+        with output_may_close():
+            print(orjson.dumps(report).decode())
     else:
         print_facts(run_facts(report, time.monotonic() - started), STYLES)
     check_limits(report, config.max_dead_letter_share, config.min_rows)
