@@ -41,9 +41,7 @@ class Bench:
 
     def output(self, name: str) -> Path:
         """Return a path for the output of a contestant, where nothing exists."""
-        folder = self.folder / "out" / name
-        shutil.rmtree(folder, ignore_errors=True)
-        return folder
+        return fresh(self.folder / "out" / name)
 
     def run(self, name: str, rows: int) -> Measured:
         """Measure one run of a contestant.
@@ -57,3 +55,9 @@ class Bench:
         if measured.report.rows != rows:
             raise ContestantError(f"{name} wrote {measured.report.rows} rows of {rows}")
         return measured
+
+
+def fresh(folder: Path) -> Path:
+    """Remove a folder if it exists, and return its path."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder

@@ -1,6 +1,8 @@
 """Describes the software and the machine of a measurement, without names or paths."""
 
+import importlib.util
 import platform
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -9,10 +11,15 @@ import psutil
 PACKAGES = {"torch": "torch", "beam": "apache-beam", "pyarrow": "pyarrow", "numpy": "numpy"}
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the libraries that do the work."""
+def versions(more: Sequence[str] = ()) -> dict[str, str]:
+    """Return the versions of Python and of the libraries that do the work.
+
+    Args:
+        more: Packages that are named too, if they are installed.
+    """
     found = {name: metadata.version(package) for name, package in PACKAGES.items()}
-    return {"python": platform.python_version(), **found}
+    installed = {name: metadata.version(name) for name in more if importlib.util.find_spec(name)}
+    return {"python": platform.python_version(), **found, **installed}
 
 
 def describe_machine() -> dict[str, str | int]:

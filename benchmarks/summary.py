@@ -9,7 +9,7 @@ from benchmarks.measure import Measured
 Record = dict[str, Any]
 
 OURS = "millrace"
-OPPONENTS = ("stock_beam", "plain_loop")
+OPPONENTS = ("stock_beam", "plain_loop", "pandas_loop", "daft_frame")
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -209,10 +209,9 @@ class Predict:
         reader = service.tensor_reader if parameters.prepared else service.reader
         rows, keys = split_keys(instances, service.settings.instance_keys, reader.features)
         try:
-            inputs = reader.read(rows)
+            answer = await service.predict(batcher, reader, rows, choice)
         except BadInstances as bad:
             raise self._refuse_rows(bad.faults, len(instances)) from None
-        answer = await service.predict(batcher, inputs, choice)
         if faults := prediction_faults(choice, answer):
             raise self._refuse_rows(dict(sorted(faults.items())), len(instances))
         service.metrics.rows.inc(len(instances))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -19,11 +19,14 @@ import numpy as np
 from model_handlers.loaded_model import LoadedModel
 from model_handlers.preparation import Preparation
 from model_handlers.run_model import Answer, run_model
+from serving.instances import BadInstances, InstanceReader, RawInstances
+
+Inputs = list[np.ndarray]
 
 
 @dataclass(eq=False)
 class _Waiting:
-    inputs: list[np.ndarray]
+    inputs: Inputs | RawInstances
     fields: Collection[str]
     rows: int
     since: float
@@ -42,6 +45,8 @@ class Batcher:
             model never waits.
         observe: A function that is called with the requests, rows and seconds of each pass.
         preparation: The steps that compute fields, or None if the model has no fields.
+        reader: The reader of raw instances, which are prepared in the model's thread, those of all
+            requests of a pass together.
     """
 
     def __init__(
@@ -53,8 +58,9 @@ class Batcher:
         max_wait: float,
         observe: Callable[[int, int, float], None],
         preparation: Preparation | None = None,
+        reader: InstanceReader | None = None,
     ) -> None:
-        self._model, self._preparation = model, preparation
+        self._model, self._preparation, self._reader = model, preparation, reader
         self._executor = executor
         self._max_rows = max_rows
         self._max_wait = max_wait
@@ -74,11 +80,12 @@ class Batcher:
         """The number of requests that no pass has taken yet."""
         return len(self._waiting)
 
-    async def predict(self, inputs: list[np.ndarray], fields: Collection[str] = ()) -> Answer:
+    async def predict(self, inputs: Inputs | RawInstances, fields: Collection[str] = ()) -> Answer:
         """Run the model on the rows of one request.
 
         Args:
-            inputs: One array per input of the model, `[rows, ...]`, with one or more rows.
+            inputs: One array per input of the model, `[rows, ...]`, with one or more rows; or
+                the rows before their preparation.
             fields: The fields to compute, with those that they need.
 
         Returns:
@@ -86,12 +93,13 @@ class Batcher:
             requests share the pass, it has their fields as well.
 
         Raises:
+            BadInstances: If a row cannot be prepared; it lists all that cannot.
             DeviceError: If the accelerator failed.
-            ContractBroken: If the model does not do what its manifest says.
+            ContractBroken: If the model or a function does not do what the manifest says.
             MemoryError: If there is not enough memory for the pass.
         """
         loop = asyncio.get_running_loop()
-        rows = len(inputs[0])
+        rows = len(inputs) if isinstance(inputs, RawInstances) else len(inputs[0])
         request = _Waiting(inputs, fields, rows, time.monotonic(), loop.create_future())
         self._waiting.append(request)
         self._rows += request.rows
@@ -112,27 +120,36 @@ class Batcher:
             batch.append(self._waiting.popleft())
             rows += batch[-1].rows
         self._rows -= rows
-        loop = asyncio.get_running_loop()
-        fields = frozenset[str]().union(*(r.fields for r in batch))
-        inputs = [r.inputs for r in batch]
-        done = loop.run_in_executor(self._executor, self._run, inputs, rows, fields)
-        done.add_done_callback(lambda passed: self._end(batch, passed))
+        run = asyncio.get_running_loop().run_in_executor(self._executor, self._run, batch)
+        run.add_done_callback(lambda passed: self._end(batch, passed))
 
-    def _run(
-        self, inputs: list[list[np.ndarray]], rows: int, fields: frozenset[str]
-    ) -> tuple[Answer, float]:
+    def _run(self, batch: Sequence[_Waiting]) -> list[Answer | BadInstances]:
+        """Return the answer to each request, or its rows that cannot be prepared."""
+        inputs = self._prepare(batch)
+        taken = [one for one in inputs if not isinstance(one, BadInstances)]
+        rows = sum(len(one[0]) for one in taken)
+        if not rows:
+            return [one for one in inputs if isinstance(one, BadInstances)]
         started = time.perf_counter()
-        arrays = (
-            inputs[0] if len(inputs) == 1 else [*map(np.concatenate, zip(*inputs, strict=True))]
-        )
+        arrays = taken[0] if len(taken) == 1 else [*map(np.concatenate, zip(*taken, strict=True))]
         # A request must not suffer from bad rows in another one. So the model tries every row,
         # even where it could give up on a pass with many bad rows.
         answer = run_model(self._model, arrays, rows, to_the_end=True)
+        fields = frozenset[str]().union(*(request.fields for request in batch))
         if fields and self._preparation is not None:
             answer = answer.with_fields(self._model.outputs, self._preparation, fields)
-        return answer, time.perf_counter() - started
+        self._observe(len(taken), rows, time.perf_counter() - started)
+        return [*_parts(answer, inputs)]
 
-    def _end(self, batch: list[_Waiting], passed: asyncio.Future[tuple[Answer, float]]) -> None:
+    def _prepare(self, batch: Sequence[_Waiting]) -> list[Inputs | BadInstances]:
+        """Return the arrays of each request, or its rows that cannot be prepared."""
+        raw = [one.inputs for one in batch if isinstance(one.inputs, RawInstances)]
+        read = iter(self._reader.read_each(raw) if self._reader is not None else [])
+        return [next(read) if isinstance(one.inputs, RawInstances) else one.inputs for one in batch]
+
+    def _end(
+        self, batch: list[_Waiting], passed: asyncio.Future[list[Answer | BadInstances]]
+    ) -> None:
         """Start the next pass, and give each request its part of the answer."""
         self._running = False
         if self._waiting:
@@ -143,13 +160,13 @@ class Batcher:
             for request in asked:
                 request.answer.set_exception(error)
             return
-        answer, seconds = passed.result()
-        self._observe(len(batch), sum(request.rows for request in batch), seconds)
-        start = 0
-        for request in batch:
-            if not request.answer.done():
-                request.answer.set_result(answer.part(slice(start, start + request.rows)))
-            start += request.rows
+        for request, answer in zip(batch, passed.result(), strict=True):
+            if request.answer.done():
+                continue
+            if isinstance(answer, BadInstances):
+                request.answer.set_exception(answer)
+            else:
+                request.answer.set_result(answer)
 
     def _begin_soon(self) -> None:
         left = self._waiting[0].since + self._max_wait - time.monotonic()
@@ -157,3 +174,17 @@ class Batcher:
             self._start = asyncio.get_running_loop().call_later(left, self._begin)
         else:
             self._begin()
+
+
+def _parts(
+    answer: Answer, inputs: Iterable[Inputs | BadInstances]
+) -> Iterator[Answer | BadInstances]:
+    """Yield the part of each request in the answer to all rows that were prepared."""
+    start = 0
+    for one in inputs:
+        if isinstance(one, BadInstances):
+            yield one
+            continue
+        end = start + len(one[0])
+        yield answer.part(slice(start, end))
+        start = end

@@ -75,6 +75,10 @@ class BadInstances(Exception):
     faults: dict[int, Fault]
 
 
+class RawInstances(list[Any]):
+    """The instances of a request, before their preparation."""
+
+
 def split_keys(
     instances: Sequence[Any], keys: Sequence[str], features: Collection[str]
 ) -> tuple[Sequence[Any], dict[str, list[bytes]]]:
@@ -138,6 +142,24 @@ class InstanceReader:
         # With a single name, itemgetter would not return a tuple.
         self._take = itemgetter(*first.columns) if len(first.columns) > 1 else None
 
+    @property
+    def prepares(self) -> bool:
+        """Whether instances go through steps, which `read_each` runs for several requests."""
+        return self._manifest.has_steps
+
+    def read_each(self, requests: Sequence[Sequence[Any]]) -> list[list[np.ndarray] | BadInstances]:
+        """Return the input arrays of each request, or its bad rows; all are read together."""
+        arrays, good, faults = self._split([*chain.from_iterable(requests)])
+        read: list[list[np.ndarray] | BadInstances] = []
+        start = 0
+        for request in requests:
+            end = start + len(request)
+            own = {i - start: fault for i, fault in faults.items() if start <= i < end}
+            first, last = np.searchsorted(good, (start, end))
+            read.append(BadInstances(own) if own else [array[first:last] for array in arrays])
+            start = end
+        return read
+
     def read(self, instances: Sequence[Any]) -> list[np.ndarray]:
         """Return the model's input arrays for one or more instances.
 
@@ -172,18 +194,30 @@ class InstanceReader:
 
     def _judge(self, instances: Sequence[Any]) -> list[np.ndarray]:
         """Do the same as `read`, row by row."""
-        read = read_rows([self._read_one(instance) for instance in instances], self._format)
-        faults = read.faults
-        if not read.good:
+        arrays, _, faults = self._split(instances)
+        if faults:
             raise BadInstances(faults)
+        return arrays
+
+    def _split(
+        self, instances: Sequence[Any]
+    ) -> tuple[list[np.ndarray], Sequence[int], dict[int, Fault]]:
+        """Return the arrays of the good rows, the numbers of these, and the faults of the others.
+
+        The functions of the pipelines judge the rows.
+        """
+        read = read_rows([self._read_one(instance) for instance in instances], self._format)
+        if not read.good:
+            return [], [], read.faults
         ids = pa.array([str(i) for i in read.good])
         source = source_batch(ids, pa.record_batch(read.columns))
         batch, bad, found = validate(source, self._manifest, preparation=self._preparation)
-        faults |= dict(zip(map(int, bad.column(ROW_ID).to_pylist()), found, strict=True))
-        if faults:
-            raise BadInstances(dict(sorted(faults.items())))
+        faults = read.faults | dict(
+            zip(map(int, bad.column(ROW_ID).to_pylist()), found, strict=True)
+        )
         inputs = struct_columns(batch, INPUTS)
-        return [_array(inputs[spec.name], spec) for spec in self._manifest.inputs]
+        arrays = [_array(inputs[spec.name], spec) for spec in self._manifest.inputs]
+        return arrays, [i for i in read.good if i not in faults], dict(sorted(faults.items()))
 
     def _read_one(self, instance: Any) -> Any:
         """Return the features of one instance by name, or its Fault."""

@@ -12,8 +12,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cloud.clients import Cloud
 from cloud.endpoint_client import DIGEST_HEADER, PREPARATION_HEADER
 from common.errors import DeviceError, MillraceError, MissingDevice, UsageError, one_line
@@ -30,7 +28,7 @@ from model_handlers.torch_model import TorchModelHandler
 from model_handlers.trusted_code import TrustedCode
 from serving.batcher import Batcher
 from serving.fetch import fetch_package
-from serving.instances import InstanceReader
+from serving.instances import InstanceReader, RawInstances
 from serving.metrics import Metrics
 from serving.predictions import SCORE_KEY, Choice, choose
 from serving.settings import Settings
@@ -205,6 +203,7 @@ class Service:
             max_wait=self.settings.max_batch_wait_ms / 1000,
             observe=self.metrics.passed,
             preparation=preparation,
+            reader=self.reader,
         )
         self._batchers.append(batcher)
         return batcher
@@ -252,20 +251,26 @@ class Service:
         """Return the batcher of a model with these outputs, or None if no such model is loaded."""
         return self._chosen if choice.outputs <= self.choice.outputs else self._whole
 
-    async def predict(self, batcher: Batcher, inputs: list[np.ndarray], choice: Choice) -> Answer:
+    async def predict(
+        self, batcher: Batcher, reader: InstanceReader, instances: Sequence[Any], choice: Choice
+    ) -> Answer:
         """Run the model of a batcher on the rows of one request.
 
         Args:
             batcher: The batcher that `batcher` returned.
-            inputs: Checked input arrays, one per input of the model.
+            reader: The reader of the instances.
+            instances: One or more instances of the request.
             choice: What the answer contains.
 
         Raises:
+            BadInstances: If any row is bad; it lists all of them.
             DeviceError: If the accelerator failed; the state is FAILED then.
             MissingDevice: If the machine lacks what the model needs for these rows.
             ContractBroken: If the model does not do what its manifest says.
             MemoryError: If there is not enough memory for the pass.
         """
+        # Steps take milliseconds, so they run outside the event loop.
+        inputs = RawInstances(instances) if reader.prepares else reader.read(instances)
         try:
             return await batcher.predict(inputs, choice.derived)
         except MissingDevice:

@@ -23,11 +23,13 @@ from model_handlers.package import read_manifest
 from model_handlers.run_model import Answer
 from model_handlers.steps.step import Refused
 from model_handlers.torch_model import TorchModelHandler
+from serving.instances import BadInstances, InstanceReader
 from serving.predictions import choose, prediction_faults, prediction_fields
 from serving.settings import parse_settings
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-INSTANCES = [{name: v for name, v in ROWS[i].items() if name != "id"} for i in GOOD]
+INSTANCE_OF = [{name: v for name, v in row.items() if name != "id"} for row in ROWS]
+INSTANCES = [INSTANCE_OF[i] for i in GOOD]
 EVERY = ["logits", "probabilities", "label", "probability", "best", "decision"]
 # A field that cannot be computed for any row: no name has so high a number.
 FAULTY = {
@@ -51,6 +53,13 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def manifest(package: Path) -> Manifest:
     return read_manifest(str(package))
+
+
+@pytest.fixture(scope="module")
+def reader(package: Path, manifest: Manifest) -> InstanceReader:
+    return InstanceReader(
+        manifest, TorchModelHandler(str(package), manifest).load_model().preparation
+    )
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +136,43 @@ def test_requests_that_share_a_pass_get_their_own_fields(
     with ThreadPoolExecutor(8) as pool:
         for got, wanted in pool.map(ask, range(60)):
             assert_same(got, wanted)
+
+
+@given(
+    requests=st.lists(st.lists(st.integers(0, len(ROWS) - 1), min_size=1, max_size=4), max_size=5)
+)
+def test_raw_requests_that_are_read_together_are_as_if_alone(
+    reader: InstanceReader, requests: list[list[int]]
+) -> None:
+    asked = [[INSTANCE_OF[i] for i in rows] for rows in requests]
+    for rows, together in zip(asked, reader.read_each(asked), strict=True):
+        if isinstance(together, BadInstances):
+            with pytest.raises(BadInstances) as bad:
+                reader.read(rows)
+            assert together.faults == bad.value.faults
+        else:
+            for one, other in zip(together, reader.read(rows), strict=True):
+                np.testing.assert_array_equal(one, other)
+
+
+def test_a_bad_request_among_others_is_refused_alone(
+    served: Running, expected: list[dict[str, Any]]
+) -> None:
+    names = ["label", "probability"]
+
+    def ask(i: int) -> Any:
+        bad = [INSTANCE_OF[3]] if i % 3 == 0 else []
+        return served.client.predict([INSTANCES[i % len(INSTANCES)], *bad], outputs=names)
+
+    with ThreadPoolExecutor(8) as pool:
+        for i, answer in enumerate(pool.map(ask, range(60))):
+            if i % 3 == 0:
+                assert answer.status == 400
+                assert [one["index"] for one in answer.error["instances"]] == [1]
+                assert answer.error["instances"][0]["reason"] == "unknown_value"
+            else:
+                row = expected[i % len(INSTANCES)]
+                assert_same(answer.json["predictions"], [{n: row[n] for n in names}])
 
 
 def test_a_field_that_cannot_be_computed_is_a_bad_instance(tmp_path: Path) -> None:

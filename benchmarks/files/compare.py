@@ -52,21 +52,21 @@ def compete(bench: Bench, rows: int, stock_rows: int, rounds: int) -> dict[str, 
     for turn in range(rounds):
         for name in bench.contestants:
             own_rows = min(rows, stock_rows) if name == STOCK else rows
-            _warm(bench.data(own_rows))
+            warm(bench.data(own_rows))
             run = bench.run(name, own_rows)
             measured[name].append(run)
-            _print_round(name, turn, run)
+            print_round(name, turn, run)
     return {"rows": rows, **summarise(measured)}
 
 
-def _warm(path: Path) -> None:
+def warm(path: Path) -> None:
     """Read a file once, to put it into the page cache for every contestant."""
     with path.open("rb") as file:
         while file.read(1 << 24):
             pass
 
 
-def _print_round(name: str, turn: int, run: Measured) -> None:
+def print_round(name: str, turn: int, run: Measured) -> None:
     """Print a line about a run, with a note if other processes used much of the machine."""
     report = run.report
     line = f"round {turn + 1} {name:>10}: {report.rows:>11,} rows in {report.run_seconds:8.2f} s"

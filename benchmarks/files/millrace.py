@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+from collections.abc import Callable
 
 from benchmarks.contestant import (
     ID_COLUMN,
@@ -31,27 +32,21 @@ def command_line(task: Task) -> list[str]:
     ]
 
 
-def run(task: Task) -> None:
-    """Score the file like the command line does.
+def score_with(command_line: Callable[[Task], list[str]]) -> None:
+    """Score the file of a task like a command line does, and print the report.
 
     Raises:
         SystemExit: The pipeline failed.
     """
-    with contextlib.redirect_stdout(io.StringIO()):
-        code = run_command(COMMAND, command_line(task))
-    if code:
-        raise SystemExit(code)
-
-
-def main() -> None:
-    """Score the file and print the report."""
     task = read_task("Score a Parquet file with Millrace.")
     for name in HEAVY:
         importlib.import_module(name)
-    with timed() as clock:
-        run(task)
+    with timed() as clock, contextlib.redirect_stdout(io.StringIO()):
+        code = run_command(COMMAND, command_line(task))
+    if code:
+        raise SystemExit(code)
     print_scores_at(task.output / RUN_ID / "scores", clock)
 
 
 if __name__ == "__main__":
-    main()
+    score_with(command_line)

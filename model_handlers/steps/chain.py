@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import takewhile
 from typing import NoReturn
 
@@ -24,6 +25,8 @@ from model_handlers.steps.step import (
     refuse_cells,
 )
 
+_Bound = tuple[Step, Apply]
+
 
 @dataclass(frozen=True)
 class Chain:
@@ -37,7 +40,7 @@ class Chain:
     start: str
     steps: tuple[Step, ...] = ()
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """The columns, outputs or fields that the chain reads, each once."""
         others = (name for step in self.steps for name in step.operands)
@@ -89,6 +92,13 @@ class BoundChain:
     chain: Chain
     functions: tuple[Apply, ...]
 
+    @cached_property
+    def _steps(self) -> tuple[list[_Bound], list[_Bound]]:
+        """The first steps, which change each distinct text once, and the others."""
+        steps = list(zip(self.chain.steps, self.functions, strict=True))
+        alike = list(takewhile(lambda one: one[0].EACH and not one[0].operands, steps))
+        return alike, steps[len(alike) :]
+
     def run(self, columns: Mapping[str, Cells]) -> Cells:
         """Return the cells of the result.
 
@@ -96,17 +106,16 @@ class BoundChain:
             columns: The cells of each column, output or field that the chain reads. Texts may be
                 a dictionary.
         """
-        steps = list(zip(self.chain.steps, self.functions, strict=True))
+        alike, others = self._steps
         cells = columns[self.chain.start]
         if pa.types.is_dictionary(cells.values.type):
-            # The first steps change each distinct text once.
-            alike = list(takewhile(lambda one: one[0].EACH and not one[0].operands, steps))
-            steps = steps[len(alike) :]
             cells = each_distinct(cells, lambda distinct: _run(alike, distinct, {}))
-        return _run(steps, cells, columns).of(self.chain.start)
+        else:
+            cells = _run(alike, cells, columns)
+        return _run(others, cells, columns).of(self.chain.start)
 
 
-def _run(steps: Iterable[tuple[Step, Apply]], cells: Cells, columns: Mapping[str, Cells]) -> Cells:
+def _run(steps: Iterable[_Bound], cells: Cells, columns: Mapping[str, Cells]) -> Cells:
     """Return what steps make of cells."""
     for step, function in steps:
         if _by_item(step, cells.values.type):

@@ -1,0 +1,1 @@
+"""Compares ways to score raw rows: Millrace, stock Beam, a pandas loop and Daft."""
