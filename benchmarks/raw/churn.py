@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ COLUMNS = (
 )
 ZONE = "Europe/Berlin"
 SECONDS_A_DAY = 86_400.0
+_LOADING = threading.Lock()
 MOST_PER_GB, MOST_CALLS = 20.0, 10.0
 RESULT = pa.schema(
     [
@@ -78,7 +80,9 @@ def read_fitted(package: Path) -> Fitted:
 
 def load_model(package: Path) -> torch.nn.Module:
     """Load the model of the package, as PyTorch does."""
-    return torch.export.load(str(package / "model.pt2")).module()
+    # Daft loads it in each of its threads, and PyTorch reads one .pt2 file at a time.
+    with _LOADING:
+        return torch.export.load(str(package / "model.pt2")).module()
 
 
 def devices_of(lists: pa.ListArray) -> tuple[Ints, npt.NDArray[np.float32]]:
