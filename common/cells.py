@@ -132,6 +132,8 @@ def _read_integers(array: pa.Array, dtype: str) -> tuple[np.ndarray, np.ndarray 
         state = np.array([found for _, found in cells], dtype=np.uint8)
         return numbers, state if state.any() else None
     if pa.types.is_integer(array.type):
+        if not array.null_count and _all_within(array, low, high):
+            return array.to_numpy().astype(dtype, copy=False), None
         # NumPy would convert a column with nulls to float64, and round it.
         numbers = array.fill_null(0).to_numpy()
         fits = (numbers >= low) & (numbers <= high)
@@ -145,6 +147,12 @@ def _read_integers(array: pa.Array, dtype: str) -> tuple[np.ndarray, np.ndarray 
         state[np.isnan(numbers)] = NAN
     state[_null_mask(array)] = NULL
     return np.where(state == FINE, numbers, 0).astype(dtype), state if state.any() else None
+
+
+def _all_within(integers: pa.Array, low: int, high: int) -> bool:
+    """Return whether all of some integers are in a range, both bounds included."""
+    bounds = pc.min_max(integers).as_py()
+    return not len(integers) or (low <= bounds["min"] and bounds["max"] <= high)
 
 
 def exact_integer(cell: Any, low: int, high: int) -> tuple[int, int]:

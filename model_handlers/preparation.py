@@ -71,21 +71,17 @@ class Preparation:
             An array [rows, width], whose values in refused rows are undefined, and the refusals.
             The first one of a row counts.
         """
-        rows = len(columns[spec.chains[0].start].values)
-        values = np.empty((rows, spec.width), dtype=spec.dtype)
+        parts: list[np.ndarray] = []
         refused: list[Refused] = []
-        place = 0
         for chain in self._inputs[spec.name]:
-            cells = chain.run(columns)
-            numbers, found = _numbers(cells, spec.dtype)
-            values[:, place : place + numbers.shape[1]] = numbers
-            place += numbers.shape[1]
+            numbers, found = _numbers(chain.run(columns), spec.dtype)
+            parts.append(numbers)
             for one in found:
                 if one.reason == "null" and not one.column:
                     refused += _blamed(one, chain.chain, columns)
                 else:
                     refused.append(replace(one, column=one.column or chain.chain.start))
-        return values, refused
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1), refused
 
     def tensors(self, rows: Sequence[Mapping[str, Any]]) -> tuple[list[np.ndarray], list[Refused]]:
         """Return the tensors of raw rows, one for each input, and the cells that cannot be used.

@@ -46,9 +46,9 @@ class _Vector(Step):
 def _without_nan(cells: Cells, values: np.ndarray) -> tuple[Cells, np.ndarray]:
     """Refuse vectors with NaN; return the numbers [rows, items] with 0 instead."""
     is_nan = np.isnan(values)
-    wrong = is_nan.any(axis=1)
-    if not wrong.any():
+    if not is_nan.any():
         return cells, values
+    wrong = is_nan.any(axis=1)
     present = as_mask(cells.values.is_valid())
     cells = cells.refuse(wrong & present, "not_finite_score", "the model returned NaN")
     return cells, np.where(is_nan, 0.0, values)
@@ -124,7 +124,8 @@ class Softmax(_Vector):
     def apply(self, cells: Cells, *operands: Cells) -> Cells:
         """Return the probabilities of each vector."""
         cells, values = self.numbers(cells)
-        values = values.astype(np.float64)
+        # By columns, NumPy finds the largest of a few numbers many times faster.
+        values = values.astype(np.float64, order="F")
         # The difference of two infinities is NaN.
         with np.errstate(invalid="ignore"):
             powers = np.exp(values - values.max(axis=1, keepdims=True))

@@ -100,6 +100,8 @@ class Pad(_Lists):
 
     def _kept(self, lists: pa.Array, lengths: np.ndarray) -> np.ndarray:
         """Return the items that stay, one list after the other."""
+        if lengths.max(initial=0) <= self.to:
+            return lists.flatten().to_numpy(zero_copy_only=False)
         used = np.minimum(lengths, self.to)
         starts = lists.offsets.to_numpy()[:-1]
         if self.keep == "last":
