@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ _LACKS = re.compile(
     r"|with arguments from the '\w+' backend|Expected all tensors to be on the same device"
     r"|[Cc]annot access accelerator device|find engine for operation|needs the cpu support"
 )
+# A tensor in Arrow's memory is only given to models that do not write into their inputs.
+warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
 # The guard of a .pt2 whose batch dimension has a maximum.
 _MOST_ROWS = re.compile(r"Guard failed: .*\.size\(\)\[0\] <= (\d+)")
 # Half precision keeps 8 (bf16) to 11 (fp16) bits, so known-good rows are compared less strictly.
@@ -89,6 +92,8 @@ class LoadedModel:
         batch_rows: The maximum number of rows in a forward pass; lowered when memory runs out.
         autocast: The dtype of torch.autocast, or None to compute in the model's own dtype.
         preparation: The steps of the manifest, if it has any.
+        copies: Whether the inputs are copied, because the module may write into them. They are in
+            Arrow's memory, which nothing may change.
     """
 
     module: Callable[..., Any]
@@ -98,6 +103,7 @@ class LoadedModel:
     batch_rows: int
     autocast: torch.dtype | None = None
     preparation: Preparation | None = None
+    copies: bool = True
 
     @property
     def tolerance(self) -> Tolerance:
@@ -178,14 +184,17 @@ class LoadedModel:
         # Entering autocast costs as much as a small batch, so it is entered only when needed.
         lower = torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext()
         with torch.inference_mode(), lower:
-            # The inputs are copied, because a model that works in place must not write into Arrow's
-            # memory. NumPy copies in a third of the time of torch.tensor.
             tensors = [
-                torch.from_numpy(array.reshape(rows, *spec.shape).copy()).to(self.device)
+                self._tensor(array.reshape(rows, *spec.shape))
                 for array, spec in zip(inputs, self.manifest.inputs, strict=True)
             ]
             named = name_outputs(self.module(*tensors), self.manifest)
             return [self._to_host(named, spec, rows) for spec in self.outputs]
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        """Return an array as a tensor on the device, which the model may change if it copies."""
+        # NumPy copies in a third of the time of torch.tensor.
+        return torch.from_numpy(array.copy() if self.copies else array).to(self.device)
 
     def _to_host(self, named: Mapping[str, Any], spec: OutputSpec, rows: int) -> np.ndarray:
         """Return the array of an output, after checking it against the manifest."""

@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 
 from common.errors import DigestMismatch, UsageError
+from common.memory import keep_freed_memory
 from model_handlers.batch_handler import BatchHandler, error_column, outputs_column
 from model_handlers.formats.load import load_module
 from model_handlers.loaded_model import (
@@ -27,6 +28,7 @@ from model_handlers.read_package import read_package
 from model_handlers.run_model import run_model
 from model_handlers.trusted_code import TrustedCode, check_trusted, steps_context
 from model_handlers.try_rows import check_golden_rows, check_model
+from model_handlers.writes import may_write_inputs
 
 Precision = Literal["float32", "bf16", "fp16"]
 
@@ -120,6 +122,7 @@ class TorchModelHandler(BatchHandler[LoadedModel]):
                 rows as the manifest says.
             DeviceError: The worker does not have the device.
         """
+        keep_freed_memory()
         package = read_package(self.model)
         if package.digest != self.manifest.digest:
             raise DigestMismatch(
@@ -148,6 +151,7 @@ class TorchModelHandler(BatchHandler[LoadedModel]):
             preparation=steps,
             outputs=tuple(self.manifest.output(name) for name in self.outputs),
             device=device,
+            copies=device.type == "cpu" and may_write_inputs(module),
             batch_rows=self.batch_rows,
             autocast=_AUTOCAST.get(self.precision),
         )
