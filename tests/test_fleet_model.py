@@ -51,7 +51,7 @@ def test_a_small_job_meets_no_limit_and_takes_what_its_parts_take() -> None:
     assert outcome.files == 40
     assert outcome.seconds["commit"] == 20.0
     cpu = 1e8 * (ROW.read_us + ROW.model_us) * 2 * 1e-6
-    assert outcome.seconds["work"] == pytest.approx(cpu / (80 * 0.9), rel=0.02)
+    assert outcome.seconds["work"] == pytest.approx(cpu / (80 * 0.9), rel=0.06)
 
 
 def test_the_table_has_a_line_for_each_job() -> None:

@@ -111,8 +111,8 @@ def _walls(
     if job.source == "table" and not job.spread and seconds["work"] > limits.session_seconds:
         rows = job.rows * limits.session_seconds / seconds["work"]
         yield (
-            f"the read session expires after 6 h, with {rows:.1e} rows read: use --spread_batches yes "
-            "or --read_method export"
+            f"the read session expires after 6 h, with {rows:.1e} rows read: use "
+            "--spread_batches yes or --read_method export"
         )
     if job.spread and job.source == "table":
         reading = job.rows * job.row.read_us * 1e-6 * fleet.slower / (fleet.slots * fleet.shared)
