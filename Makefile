@@ -190,10 +190,11 @@ format: $(STAMP)  ## format the code and fix what the linter can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP)  ## compare with stock Beam and a plain loop (about five minutes)
+bench: $(STAMP)  ## compare with stock Beam and loops; with Daft and pandas if they are installed (ten minutes)
 	$(BIN)/python -m benchmarks.files.compare
 	$(BIN)/python -m benchmarks.predict_cost
 	$(BIN)/python -m benchmarks.steps
+	$(BIN)/python -m benchmarks.raw.compare
 
 bench-bigquery: $(STAMP) $(EMULATORS)/.installed  ## compare reading and writing BigQuery with stock Beam (under ten minutes)
 	$(BIN)/python -m benchmarks.bigquery.read
