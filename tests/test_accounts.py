@@ -190,14 +190,14 @@ def test_a_run_reports_what_it_had_to_read(
         assert report["bytes_expected"] == report["bytes_read"] == path.stat().st_size
 
 
-def without_one(file: PlannedFile) -> Iterator[FileRange]:
+def without_one(file: PlannedFile, *_: Any) -> Iterator[FileRange]:
     """Do the same as split_file, but lose one range."""
     ranges = list(file_ranges.split_file(file))
     del ranges[len(ranges) // 2]
     yield from ranges
 
 
-def one_for_another(file: PlannedFile) -> Iterator[FileRange]:
+def one_for_another(file: PlannedFile, *_: Any) -> Iterator[FileRange]:
     """Do the same as split_file, but return one range twice, and lose another of the same size."""
     ranges = list(file_ranges.split_file(file))
     yield from [*ranges[:1], *ranges[:1], *ranges[2:]]
@@ -252,7 +252,7 @@ def test_a_lost_file_fails_the_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(read_files, "promise_file", lambda _: [])
-    monkeypatch.setattr(read_files, "split_file", lambda _: [])
+    monkeypatch.setattr(read_files, "split_file", lambda *_: [])
     path = source("csv")
     code, err = run(path)
     assert (code, f"{path}: files 0 to 1 were not read" in err) == (1, True)

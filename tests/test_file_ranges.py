@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from common.errors import InputError, UsageError
 from transforms.files import ranges as file_ranges
 from transforms.files.csv.dialect import PLAIN, Dialect
-from transforms.files.ranges import format_of, match_files, open_parquet, plan_file, split_file
+from transforms.files.parquet import open_parquet
+from transforms.files.ranges import format_of, match_files, plan_file, split_file
 
 
 @pytest.fixture
