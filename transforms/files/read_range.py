@@ -87,9 +87,7 @@ def _read_parquet(part: FileRange, columns: Columns, batch_rows: int) -> Iterato
         )
 
 
-def _between(
-    batches: Iterable[pa.RecordBatch], start: int, stop: int
-) -> Iterator[pa.RecordBatch]:
+def _between(batches: Iterable[pa.RecordBatch], start: int, stop: int) -> Iterator[pa.RecordBatch]:
     """Yield the rows from `start` up to `stop`, without reading the batches after them."""
     at = 0
     for batch in batches:
