@@ -200,7 +200,12 @@ def test_footers_are_kept_within_a_bound_and_by_the_state_of_the_file() -> None:
 
     def get(path: str, version: str = "1") -> None:
         at = Pin(path, 1, version)
-        footers.get(at, lambda: reads.append(at) or footer)
+
+        def read_footer() -> pq.FileMetaData:
+            reads.append(at)
+            return footer
+
+        footers.get(at, read_footer)
 
     for path in "abab":
         get(path)
