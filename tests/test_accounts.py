@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -155,7 +156,7 @@ def run(
     monkeypatch.setattr(file_ranges, "RANGE_ROWS", 500)
     monkeypatch.setattr(file_ranges, "RANGE_BYTES", 100_000)
 
-    def call(path: Path) -> tuple[int, str]:
+    def call(path: Path, **more: Any) -> tuple[int, str]:
         flags = {
             "input_files": path,
             "model": example / "model",
@@ -163,7 +164,7 @@ def run(
             "run_id": "r",
             "direct_num_workers": 1,
         }
-        code, _, err = run_command(COMMAND, flags)
+        code, _, err = run_command(COMMAND, flags | more)
         return code, err
 
     return call
@@ -190,14 +191,28 @@ def test_a_run_reports_what_it_had_to_read(
         assert report["bytes_expected"] == report["bytes_read"] == path.stat().st_size
 
 
-def without_one(file: PlannedFile) -> Iterator[FileRange]:
+def without_one(file: PlannedFile, *given: Any) -> Iterator[FileRange]:
     """Do the same as split_file, but lose one range."""
-    ranges = list(file_ranges.split_file(file))
+    ranges = list(file_ranges.split_file(file, *given))
     del ranges[len(ranges) // 2]
     yield from ranges
 
 
-def one_for_another(file: PlannedFile) -> Iterator[FileRange]:
+def test_parts_of_row_groups_are_counted(
+    source: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = source("parquet")
+    assert run(path, range_rows=170) == (0, "")
+    report = json.loads((tmp_path / "out/r/report.json").read_text())
+    assert (report["rows_in"], report["rows_expected"]) == (ROWS, ROWS)
+    shutil.rmtree(tmp_path / "out")
+    monkeypatch.setattr(read_files, "split_file", without_one)
+    code, err = run(path, range_rows=170)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "rows of the source are missing or duplicated, so nothing was written" in err
+
+
+def one_for_another(file: PlannedFile, *_: Any) -> Iterator[FileRange]:
     """Do the same as split_file, but return one range twice, and lose another of the same size."""
     ranges = list(file_ranges.split_file(file))
     yield from [*ranges[:1], *ranges[:1], *ranges[2:]]
@@ -252,7 +267,7 @@ def test_a_lost_file_fails_the_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(read_files, "promise_file", lambda _: [])
-    monkeypatch.setattr(read_files, "split_file", lambda _: [])
+    monkeypatch.setattr(read_files, "split_file", lambda *_: [])
     path = source("csv")
     code, err = run(path)
     assert (code, f"{path}: files 0 to 1 were not read" in err) == (1, True)

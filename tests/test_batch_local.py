@@ -757,6 +757,13 @@ def test_csv_flags_without_csv_files_are_rejected(run: Any, given: dict[str, str
     assert_one_line_error(run(**given, input_format="parquet"), 2, expected)
 
 
+def test_range_rows_without_parquet_files_are_rejected(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("a\n1\n")
+    result = run(input_files=tmp_path / "rows.csv", range_rows=9)
+    assert_one_line_error(result, 2, "--range_rows has no effect: no input file is Parquet")
+    assert_one_line_error(run(range_rows=0), 2, "--range_rows must be at least 1, got 0")
+
+
 def test_ctrl_c_ends_a_run_whose_workers_never_end(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from common.errors import InputError, UsageError
 from transforms.files import ranges as file_ranges
 from transforms.files.csv.dialect import PLAIN, Dialect
-from transforms.files.ranges import format_of, match_files, open_parquet, plan_file, split_file
+from transforms.files.parquet import open_parquet
+from transforms.files.pins import Pin
+from transforms.files.ranges import PlannedFile, format_of, match_files, plan_file, split_file
 
 
 @pytest.fixture
@@ -149,6 +151,31 @@ def test_parquet_is_split_between_row_groups(
     assert first_rows == [sum(groups[: r.start]) for r in ranges]
     assert sum(r.rows for r in ranges) == sum(groups)
     assert all(r.rows >= range_rows for r in ranges[:-1])
+
+
+@given(st.lists(st.integers(0, 40), max_size=6), st.integers(1, 50), st.integers(1, 8))
+def test_row_groups_are_cut_into_ranges_that_cover_them(
+    tmp_path_factory: pytest.TempPathFactory, groups: list[int], range_rows: int, most_cuts: int
+) -> None:
+    pinned = Pin(str(tmp_path_factory.getbasetemp()), 1, "1")
+    file = PlannedFile(pinned, "parquet", sum(groups), tuple(groups))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(file_ranges, "MOST_CUTS", most_cuts)
+        ranges = list(split_file(file, range_rows))
+    starts = [sum(groups[:i]) for i in range(len(groups) + 1)]
+    covered = [(starts[r.start] + (r.skip or 0), r.rows) for r in ranges]
+    assert [i for first, rows in covered for i in range(first, first + rows)] == [*range(file.size)]
+    assert [r.first_row for r in ranges] == [first for first, _ in covered]
+    assert {i for r in ranges for i in range(r.start, r.stop)} == {*range(len(groups))}
+    for part in ranges:
+        if part.skip is not None:
+            parts = [r for r in ranges if r.start == part.start]
+            size = groups[part.start]
+            assert part.stop == part.start + 1
+            assert 2 <= len(parts) <= most_cuts
+            assert part.rows <= range_rows or part.rows <= -(-size // most_cuts)
+        elif part.stop > part.start + 1:
+            assert starts[part.stop - 1] - starts[part.start] < range_rows
 
 
 def damage(path: Path, how: str) -> None:

@@ -21,6 +21,7 @@ from property_tests import examples
 
 from common.errors import InputError
 from model_handlers.manifest import InputSpec
+from transforms.accounts import joined
 from transforms.files import ranges as file_ranges
 from transforms.files import text_lines
 from transforms.files.columns import Columns, id_prefix
@@ -42,10 +43,14 @@ Make = Callable[..., Any]
 
 
 def read_file(
-    path: Path, columns: Columns, batch_rows: int = 8192, file_format: FileFormat | None = None
+    path: Path,
+    columns: Columns,
+    batch_rows: int = 8192,
+    file_format: FileFormat | None = None,
+    cut_rows: int | None = None,
 ) -> Iterator[Decoded]:
     (file,) = match_files([str(path)])
-    for part in split_file(plan_file(file, file_format)):
+    for part in split_file(plan_file(file, file_format), cut_rows):
         yield from read_range(part, columns, batch_rows)
 
 
@@ -131,6 +136,7 @@ def as_numbers(row: dict[str, Any]) -> dict[str, Any]:
 @given(
     st.lists(st.integers(0, 9), max_size=5),
     st.integers(1, 12),
+    st.none() | st.integers(1, 10),
     st.integers(1, 10),
     st.sampled_from([None, "id"]),
 )
@@ -139,6 +145,7 @@ def test_parquet_rows_are_read_once_and_in_order(
     tmp_path_factory: pytest.TempPathFactory,
     groups: list[int],
     range_rows: int,
+    cut_rows: int | None,
     batch_rows: int,
     id_column: str | None,
 ) -> None:
@@ -161,7 +168,9 @@ def test_parquet_rows_are_read_once_and_in_order(
             start += size
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(file_ranges, "RANGE_ROWS", range_rows)
-        parts = list(read_file(path, Columns(make_manifest(), id_column), batch_rows))
+        columns = Columns(make_manifest(), id_column)
+        parts = list(read_file(path, columns, batch_rows, cut_rows=cut_rows))
+    assert joined(part.span for part in parts if part.span) == ([(0, total)] if total else [])
     batches = [part.batch for part in parts if part.batch is not None]
     assert all(batch.num_rows <= batch_rows for batch in batches)
     rows = [row for batch in batches for row in batch.to_pylist()]
@@ -329,7 +338,10 @@ def test_a_damaged_column_name_is_an_error_of_one_line(tmp_path: Path) -> None:
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_damaged_page_is_an_error_of_one_line(make_manifest: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cut_rows", [None, 1_000])
+def test_a_damaged_page_is_an_error_of_one_line(
+    make_manifest: Make, tmp_path: Path, cut_rows: int | None
+) -> None:
     path = tmp_path / "a.parquet"
     table = pa.table({name: [float(i) for i in range(5000)] for name in "abc"})
     pq.write_table(table, path, use_dictionary=False)
@@ -337,7 +349,7 @@ def test_a_damaged_page_is_an_error_of_one_line(make_manifest: Make, tmp_path: P
     data[1000:1400] = b"\xff" * 400
     path.write_bytes(data)
     with pytest.raises(InputError, match=r"a\.parquet is damaged in row group 0: ") as caught:
-        list(read_file(path, Columns(make_manifest())))
+        list(read_file(path, Columns(make_manifest()), cut_rows=cut_rows))
     assert "\n" not in str(caught.value)
 
 

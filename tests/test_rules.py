@@ -278,6 +278,16 @@ def test_a_batch_run_has_the_source_that_its_flags_name(
     assert batch_config("batch_local", flags(BATCH, **changed)).source == source
 
 
+def test_row_groups_are_cut_if_the_user_says_so_or_an_endpoint_runs_the_model() -> None:
+    def range_rows(command: Any, **changed: str) -> int | None:
+        return batch_config(command.name, flags(command, **changed)).range_rows
+
+    assert range_rows(BATCH) is None
+    assert range_rows(BATCH, range_rows="9") == 9
+    assert range_rows(BATCH_VERTEX) == 131_072
+    assert range_rows(BATCH_VERTEX, range_rows="9") == 9
+
+
 @pytest.mark.parametrize(
     ("changed", "dialect"),
     [

@@ -94,6 +94,7 @@ def open_source(
             fields,
             provenance=provenance,
             batch_rows=config.model.batch_rows,
+            range_rows=config.range_rows,
             present=present,
         )
     if cloud is None:
@@ -115,6 +116,7 @@ def _open_files(
     *,
     provenance: Provenance,
     batch_rows: int,
+    range_rows: int | None,
     present: pa.Schema,
 ) -> Source:
     """Return files as a source, after checking the first that has rows.
@@ -125,6 +127,7 @@ def _open_files(
         find_lake(source.patterns[0], source.table_version) if len(source.patterns) == 1 else None
     )
     if lake is not None:
+        _check_ranges(source, "a Delta Lake or Iceberg table is read file by file")
         return _open_lake(lake, columns, fields, batch_rows)
     if source.table_version is not None:
         raise UsageError(
@@ -137,6 +140,8 @@ def _open_files(
             "the --csv_* flags have no effect: no input file is CSV; remove them, or check "
             "--input_files and --input_format"
         )
+    if all(kind != "parquet" for _, kind in files):
+        _check_ranges(source, "no input file is Parquet")
     check_files(files, source.dialect, columns, fields)
     keys = key_types(files, columns.manifest, fields, present)
     schema, origins = passed_on(files, columns.manifest, fields, keys)
@@ -148,8 +153,15 @@ def _open_files(
         batch_rows=batch_rows,
         dialect=source.dialect,
         conditions=source.conditions,
+        range_rows=range_rows,
     )
     return Source(transform=transform, schema=schema, names=source.patterns, origins=origins)
+
+
+def _check_ranges(source: Files, why: str) -> None:
+    """Raise UsageError if --range_rows is given, which has no effect for a reason."""
+    if source.range_rows is not None:
+        raise UsageError(f"--range_rows has no effect: {why}; leave it out")
 
 
 def _open_lake(

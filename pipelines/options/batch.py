@@ -49,6 +49,14 @@ class SourceOptions:
         param_type="NUMBER",
         form=AT_LEAST_0,
     )
+    range_rows: int | None = flag(
+        "number of rows of a Parquet file that a worker reads as one unit of work; larger row "
+        "groups are cut (default: at least 131072, and row groups stay whole unless an endpoint "
+        "runs the model)",
+        label="Rows of a range",
+        param_type="NUMBER",
+        form=AT_LEAST_1,
+    )
     csv_delimiter: str | None = flag(
         "character between the fields of CSV files, or tab (default: a comma, or the character "
         "that a line such as sep=; at the start of the file names)",

@@ -34,7 +34,9 @@ _NEEDS = {
     "file_seconds": ("output_files", "dead_letter_files"),
     "output_format": ("output_files",),
     "input_format": ("input_files",),
-    **dict.fromkeys((*CSV_FLAGS, "partition_filter", "table_version"), ("input_files",)),
+    **dict.fromkeys(
+        (*CSV_FLAGS, "partition_filter", "table_version", "range_rows"), ("input_files",)
+    ),
     "row_restriction": ("input_table",),
     "read_method": ("input_query", "input_table"),
     "max_bytes_billed": ("input_query",),

@@ -17,7 +17,7 @@ from common.arrow_values import in_microseconds, map_type, without_view
 from common.cells import is_text
 from common.errors import InputError
 from transforms.files.hive import keys_of, with_keys
-from transforms.files.ranges import open_parquet
+from transforms.files.parquet import open_parquet
 
 _READERS = 16
 # The most digits of an Arrow decimal.

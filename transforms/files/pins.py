@@ -31,6 +31,12 @@ class Pin:
     size: int
     version: str
 
+    @property
+    def generation(self) -> int | None:
+        """The generation of an object in Cloud Storage, or None for other files."""
+        number = self.version.removeprefix(_GENERATION)
+        return None if number == self.version else int(number)
+
 
 def pin(path: str) -> Pin:
     """Return the current state of a file.
@@ -59,6 +65,7 @@ def pin(path: str) -> Pin:
 
 
 _ADVICE = "run again once no other process changes the input"
+_GENERATION = "generation "
 
 
 def _pin_object(path: str) -> Pin:
@@ -68,7 +75,7 @@ def _pin_object(path: str) -> Pin:
     blob = storage_client(path).bucket(bucket).get_blob(name)
     if blob is None:
         raise FileNotFoundError(path)
-    return Pin(path, blob.size, f"generation {blob.generation}")
+    return Pin(path, blob.size, f"{_GENERATION}{blob.generation}")
 
 
 @contextmanager
@@ -88,12 +95,21 @@ def unchanged(pinned: Pin | None) -> Iterator[None]:
     try:
         yield
     except Exception:
-        _check(pinned)
+        check_pin(pinned)
         raise
-    _check(pinned)
+    check_pin(pinned)
 
 
-def _check(pinned: Pin | None) -> None:
+def check_pin(pinned: Pin | None) -> None:
+    """Raise an error if a file has changed since it was pinned.
+
+    Args:
+        pinned: The pin, or None to check nothing.
+
+    Raises:
+        InputChanged: The file has changed.
+        InputError: The file cannot be read.
+    """
     if pinned is None:
         return
     now = pin(pinned.path)

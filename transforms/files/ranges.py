@@ -7,21 +7,21 @@ import re
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadata
+from apache_beam.io.filesystem import FileMetadata
 from apache_beam.io.filesystems import FileSystems
 
 from common.errors import InputError, OutputError, UsageError, one_line
-from common.memory import check_memory
 from transforms.files.csv.dialect import PLAIN, Dialect
 from transforms.files.csv.header import read_header
 from transforms.files.hive import Condition, Keys, accepted, keys_of, with_keys
 from transforms.files.json_documents import ends_in_cr, holds_document
 from transforms.files.lake_folders import refuse_lakes_around, refuse_lakes_within
 from transforms.files.listing import superseded
+from transforms.files.parquet import open_parquet
 from transforms.files.pins import Pin, changed_file, pin
 from transforms.files.store import FAULTS, READER, file_errors
 from transforms.files.text_lines import (
@@ -45,6 +45,9 @@ _SUFFIXES: dict[str, FileFormat] = {
 # file (about a millisecond) does not matter.
 RANGE_ROWS = 131_072
 RANGE_BYTES = 64 << 20
+# A range inside a row group decodes the rows before it too: N ranges decode (N + 1) / 2 times the
+# rows of the row group. This bounds what a small --range_rows costs.
+MOST_CUTS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +61,8 @@ class FileRange:
             belongs to the range in which it starts.
         stop: The row group or byte after the last one of the range.
         first_row: The number of the first row in a Parquet file.
+        skip: The rows of the row group before the range, if the range is a part of one row group;
+            None if the range consists of whole row groups.
         rows: The number of rows of a Parquet range.
         compression: The compression of a text file, or None.
         dialect: How a CSV file is written.
@@ -71,6 +76,7 @@ class FileRange:
     start: int
     stop: int
     first_row: int = 0
+    skip: int | None = None
     rows: int = 0
     compression: str | None = None
     dialect: Dialect = PLAIN
@@ -223,34 +229,6 @@ def format_of(path: str) -> FileFormat:
     )
 
 
-def open_parquet(path: str) -> pq.ParquetFile:
-    """Open a Parquet file and read its footer.
-
-    Arrow reads local files itself, without calling Python.
-
-    Raises:
-        InputError: The file is not a readable Parquet file.
-    """
-    remote = "://" in path
-    try:
-        return pq.ParquetFile(
-            FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
-            if remote
-            else path,
-            # Buffering a row group ahead hides network latency. On a disk it only costs memory.
-            pre_buffer=remote,
-            page_checksum_verification=True,
-            # By default, INT96 times are read in nanoseconds, which wrap around after 2262.
-            coerce_int96_timestamp_unit="us",
-        )
-    except (pa.ArrowException, BeamIOError, OSError, UnicodeError) as error:
-        check_memory(error, path)
-        raise InputError(
-            f"{path} is not a readable Parquet file: {one_line(error).rstrip('.')}; it may be "
-            "truncated, or have another format (--input_format)"
-        ) from error
-
-
 def file_schema(path: str, file_format: FileFormat, dialect: Dialect = PLAIN) -> pa.Schema | None:
     """Return the columns of a file and its path; None for JSON, where each row names its own.
 
@@ -317,7 +295,7 @@ def plan_file(
     keys = keys_of(file.path) if hive else {}
     if kind != "parquet":
         return replace(_plan_text(pinned, kind, dialect), keys=keys)
-    with open_parquet(file.path) as parquet:
+    with open_parquet(file.path, pinned) as parquet:
         footer = parquet.metadata
         groups = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
         return PlannedFile(pinned, kind, footer.num_rows, groups, keys=keys)
@@ -341,14 +319,19 @@ def _plan_text(pinned: Pin, kind: FileFormat, dialect: Dialect) -> PlannedFile:
     )
 
 
-def split_file(file: PlannedFile) -> Iterator[FileRange]:
+def split_file(file: PlannedFile, range_rows: int | None = None) -> Iterator[FileRange]:
     """Split a file into ranges that cover it. The result depends only on the file, not on the run.
 
-    Parquet files are split between row groups, text files every RANGE_BYTES. Text
-    that can only be read from its start is one range.
+    Text files are split every RANGE_BYTES. Text that can only be read from its start is one range.
+    A range of a Parquet file has as many row groups as it needs to have enough rows.
+
+    Args:
+        file: The file.
+        range_rows: The number of rows that a range of a Parquet file should have; larger row groups
+            are cut. None for RANGE_ROWS, without cutting row groups.
     """
     if file.format == "parquet":
-        yield from _split_parquet(file)
+        yield from _split_parquet(file, range_rows)
         return
     of_csv = file.format == "csv" and file.dialect.one_range
     whole = file.compression is not None or file.document or of_csv
@@ -367,20 +350,44 @@ def split_file(file: PlannedFile) -> Iterator[FileRange]:
         )
 
 
-def _split_parquet(file: PlannedFile) -> Iterator[FileRange]:
-    sizes = file.row_groups
-    start, first_row, rows = 0, 0, 0
+def _split_parquet(file: PlannedFile, range_rows: int | None) -> Iterator[FileRange]:
+    first_row = 0
+    for start, stop, skip, rows in _row_ranges(file.row_groups, range_rows):
+        yield FileRange(
+            path=file.pin.path,
+            format=file.format,
+            start=start,
+            stop=stop,
+            first_row=first_row,
+            skip=skip,
+            rows=rows,
+            keys=file.keys,
+            pin=file.pin,
+        )
+        first_row += rows
+
+
+def _row_ranges(
+    sizes: Sequence[int], range_rows: int | None
+) -> Iterator[tuple[int, int, int | None, int]]:
+    """Yield the first row group, the one after the last, the rows to skip, and the rows of ranges.
+
+    Args:
+        sizes: The number of rows in each row group.
+        range_rows: As in `split_file`.
+    """
+    enough = RANGE_ROWS if range_rows is None else range_rows
+    start, rows = 0, 0
     for i, size in enumerate(sizes):
+        cuts = 1 if range_rows is None else min(-(-size // range_rows), MOST_CUTS)
+        if cuts > 1:
+            if start < i:
+                yield start, i, None, rows
+            bounds = [size * n // cuts for n in range(cuts + 1)]
+            yield from ((i, i + 1, a, b - a) for a, b in pairwise(bounds))
+            start, rows = i + 1, 0
+            continue
         rows += size
-        if rows >= RANGE_ROWS or i == len(sizes) - 1:
-            yield FileRange(
-                path=file.pin.path,
-                format=file.format,
-                start=start,
-                stop=i + 1,
-                first_row=first_row,
-                rows=rows,
-                keys=file.keys,
-                pin=file.pin,
-            )
-            start, first_row, rows = i + 1, first_row + rows, 0
+        if rows >= enough or i == len(sizes) - 1:
+            yield start, i + 1, None, rows
+            start, rows = i + 1, 0

@@ -97,6 +97,7 @@ def read_matched(
     batch_rows: int,
     dialect: Dialect = PLAIN,
     hive: bool = True,
+    range_rows: int | None = None,
 ) -> Read:
     """Read matched files: plan and split each one, distribute the ranges, and read them.
 
@@ -111,13 +112,14 @@ def read_matched(
         batch_rows: The maximum number of rows in a batch.
         dialect: How CSV files are written.
         hive: Whether folders of the form NAME=VALUE are columns.
+        range_rows: The number of rows of a range of a Parquet file (see `split_file`).
     """
     matched = files | "Matched" >> beam.Map(lambda file: promise(file.path, "files", 1))
     spread = files | "SpreadFiles" >> beam.Reshuffle()
     planned = spread | "Plan" >> beam.Map(plan_file, file_format, dialect, hive=hive)
     read = (
         planned
-        | "Split" >> beam.FlatMap(split_file)
+        | "Split" >> beam.FlatMap(split_file, range_rows)
         | "SpreadRanges" >> beam.Reshuffle()
         | "Read"
         >> beam.ParDo(_ReadRangeDoFn(columns, provenance, batch_rows)).with_outputs(
@@ -141,6 +143,8 @@ class ReadFiles(beam.PTransform):
         batch_rows: The maximum number of rows in a batch.
         dialect: How CSV files are written.
         conditions: The conditions on folders of the form NAME=VALUE that a file must fulfil.
+        range_rows: The number of rows of a range of a Parquet file; larger row groups are cut. None
+            keeps row groups whole.
     """
 
     patterns: Sequence[str]
@@ -150,6 +154,7 @@ class ReadFiles(beam.PTransform):
     batch_rows: int = 32_768
     dialect: Dialect = PLAIN
     conditions: tuple[Condition, ...] = ()
+    range_rows: int | None = None
 
     def expand(self, pipeline: beam.Pipeline) -> Read:
         """Match the patterns, then read the files."""
@@ -162,4 +167,5 @@ class ReadFiles(beam.PTransform):
             self.file_format,
             batch_rows=self.batch_rows,
             dialect=self.dialect,
+            range_rows=self.range_rows,
         )

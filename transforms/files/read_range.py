@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from codecs import BOM_UTF8
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,11 +19,9 @@ from transforms.files.csv.header import read_header
 from transforms.files.csv.parse import CsvRows, UnclosedQuote, read_lines, whole_rows
 from transforms.files.hive import add_keys, add_to_lines, with_keys
 from transforms.files.json_documents import read_document
+from transforms.files.parquet import open_parquet
 from transforms.files.pins import unchanged
-from transforms.files.ranges import (
-    FileRange,
-    open_parquet,
-)
+from transforms.files.ranges import FileRange
 from transforms.files.text_lines import Block, line_blocks
 from transforms.json_rows.decode import Decoded, decode_json
 from transforms.json_rows.row_format import RowFormat
@@ -55,17 +53,16 @@ def read_range(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[D
 
 def _read_parquet(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[Decoded]:
     rows, prefix = 0, id_prefix(part.path)
-    with open_parquet(part.path) as parquet:
+    with open_parquet(part.path, part.pin) as parquet:
         stored = parquet.schema_arrow
         names = columns.names(with_keys(stored, part.keys), part.path)
         own = [name for name in names if name in stored.names]
         groups = list(range(part.start, part.stop))
         try:
-            # Use one thread: Beam's workers provide the parallelism, and memory stays bounded.
-            for batch in rebatch(
-                parquet.iter_batches(batch_rows, groups, columns=own, use_threads=False),
-                batch_rows,
-            ):
+            batches = parquet.batches(batch_rows, groups, own)
+            if part.skip is not None:
+                batches = _between(batches, part.skip, part.skip + part.rows)
+            for batch in rebatch(batches, batch_rows):
                 _check_text(batch)
                 first = part.first_row + rows
                 positions = np.arange(batch.num_rows) + first
@@ -88,6 +85,18 @@ def _read_parquet(part: FileRange, columns: Columns, batch_rows: int) -> Iterato
             f"{part.path} is damaged in {_row_groups(part)}: the footer says {part.rows} rows, but "
             f"{rows} were read; write the file again"
         )
+
+
+def _between(batches: Iterable[pa.RecordBatch], start: int, stop: int) -> Iterator[pa.RecordBatch]:
+    """Yield the rows from `start` up to `stop`, without reading the batches after them."""
+    at = 0
+    for batch in batches:
+        first, last = max(start - at, 0), min(stop - at, batch.num_rows)
+        if first < last:
+            yield batch.slice(first, last - first)
+        at += batch.num_rows
+        if at >= stop:
+            return
 
 
 def _check_text(batch: pa.RecordBatch) -> None:
