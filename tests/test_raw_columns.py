@@ -28,6 +28,9 @@ from model_handlers.package import read_manifest
 from model_handlers.packaged_steps import PackagedSteps
 from pipelines.batch_local import COMMAND
 from pipelines.replay.command import COMMAND as REPLAY
+from transforms.files.columns import Columns
+from transforms.files.parquet import open_parquet
+from transforms.files.pins import pin
 from transforms.json_rows.row_format import RowFormat
 from transforms.messages.avro_revisions import AvroRevisions
 from transforms.messages.decode import MessageFormat, decode_messages
@@ -375,3 +378,30 @@ def test_a_table_gets_the_same_results(
     code, _, err = run(input_table=table, project=PROJECT, retry_seconds=20, **flags)
     assert (code, err) == (0, "")
     assert_results(tmp_path / "out", {name: FAULTS[name] for name in ("unknown", "zero")})
+
+
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_text_that_is_stored_as_a_dictionary_is_read_as_one(
+    package: Path, run: Callable[..., Result], tmp_path: Path, dictionary: bool
+) -> None:
+    typed = [row for row in ROWS if row["id"] not in ("zone", "text")]
+    rows = [row | {"id": f"{row['id']}-{i}"} for i in range(50) for row in typed]
+    at = [datetime.datetime.fromisoformat(row["at"].replace("Z", "+00:00")) for row in rows]
+    path = tmp_path / "many.parquet"
+    table = pa.Table.from_pylist([row | {"at": t} for row, t in zip(rows, at, strict=True)], TYPES)
+    pq.write_table(table, path, use_dictionary=dictionary, row_group_size=100)
+    columns = Columns(read_manifest(str(package)), "id")
+    with open_parquet(str(path), pin(str(path)), columns.categories) as source:
+        types = source.schema_arrow
+    assert pa.types.is_dictionary(types.field("kind").type) is dictionary
+    assert types.field("id").type == pa.string()
+    assert run(input_files=path)[0] == 0
+    found = scores(tmp_path / "out")
+    good = [row for row in rows if row["id"].startswith("r")]
+    assert sorted(found) == sorted(row["id"] for row in good)
+    for row in good:
+        assert found[row["id"]]["score"] == pytest.approx(expected(row)[0], rel=1e-4)
+    refused = letters(tmp_path / "out")
+    assert refused == {
+        row["id"]: FAULTS[row["id"].split("-")[0]] for row in rows if row not in good
+    }

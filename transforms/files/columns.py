@@ -40,6 +40,13 @@ class Columns:
     ids_by_content: bool = False
     any_case: bool = False
 
+    @property
+    def categories(self) -> list[str]:
+        """The columns of text that only steps read; dictionaries of them are faster to prepare."""
+        own = (*self.keep, self.id_column)
+        columns = self.manifest.columns.items()
+        return [name for name, raw in columns if raw == "string" and name not in own]
+
     def spelled(self, available: pa.Schema) -> pa.Schema:
         """Return the columns of a source, each under the name by which it is looked up.
 

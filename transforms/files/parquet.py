@@ -29,15 +29,22 @@ class ParquetSource(pq.ParquetFile):  # type: ignore[misc]
     Args:
         source: The path of a local file, or a file object.
         footer: The footer, or None to read it.
+        dictionaries: Columns of text that are read as dictionaries.
     """
 
-    def __init__(self, source: Any, footer: pq.FileMetaData | None = None) -> None:
+    def __init__(
+        self,
+        source: Any,
+        footer: pq.FileMetaData | None = None,
+        dictionaries: Sequence[str] = (),
+    ) -> None:
         self._object = source if isinstance(source, ObjectFile) else None
         # Arrow reads local files itself, without calling Python.
         other = self._object is None and not isinstance(source, str)
         super().__init__(
             source,
             metadata=footer,
+            read_dictionary=list(dictionaries),
             # Buffering a row group ahead hides network latency. On a disk it only costs memory.
             pre_buffer=other,
             page_checksum_verification=True,
@@ -73,12 +80,15 @@ class ParquetSource(pq.ParquetFile):  # type: ignore[misc]
                 yield Span(start, start + column.total_compressed_size)
 
 
-def open_parquet(path: str, pinned: Pin | None = None) -> ParquetSource:
+def open_parquet(
+    path: str, pinned: Pin | None = None, dictionaries: Sequence[str] = ()
+) -> ParquetSource:
     """Open a Parquet file and read its footer, unless this process has it already.
 
     Args:
         path: A path on any Beam filesystem.
         pinned: The state of the file that is read, or None to read the file as it is now.
+        dictionaries: Columns of text that are read as dictionaries, if they are stored so.
 
     Raises:
         InputError: The file is not a readable Parquet file, or has changed.
@@ -87,13 +97,22 @@ def open_parquet(path: str, pinned: Pin | None = None) -> ParquetSource:
         source = _open(path, pinned)
         if pinned is None:
             return ParquetSource(source)
-        return ParquetSource(source, _footers.get(pinned, lambda: pq.read_metadata(source)))
+        footer = _footers.get(pinned, lambda: pq.read_metadata(source))
+        stored = [name for name in dictionaries if _has_dictionaries(footer, name)]
+        return ParquetSource(source, footer, stored)
     except (pa.ArrowException, BeamIOError, OSError, UnicodeError) as error:
         check_memory(error, path)
         raise InputError(
             f"{path} is not a readable Parquet file: {one_line(error).rstrip('.')}; it may be "
             "truncated, or have another format (--input_format)"
         ) from error
+
+
+def _has_dictionaries(footer: pq.FileMetaData, name: str) -> bool:
+    """Return whether a column is stored with a dictionary in each row group."""
+    places = [i for i in range(footer.num_columns) if footer.schema.column(i).path == name]
+    groups = map(footer.row_group, range(footer.num_row_groups))
+    return bool(places) and all(group.column(places[0]).has_dictionary_page for group in groups)
 
 
 def _open(path: str, pinned: Pin | None) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from common.arrow_values import without_views
-from common.cells import is_text
+from common.cells import is_list, is_text
 from common.errors import InputError, one_line
 from common.memory import check_memory
 from common.record_batch import rebatch, slices
@@ -53,7 +53,7 @@ def read_range(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[D
 
 def _read_parquet(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[Decoded]:
     rows, prefix = 0, id_prefix(part.path)
-    with open_parquet(part.path, part.pin) as parquet:
+    with open_parquet(part.path, part.pin, columns.categories) as parquet:
         stored = parquet.schema_arrow
         names = columns.names(with_keys(stored, part.keys), part.path)
         own = [name for name in names if name in stored.names]
@@ -102,8 +102,10 @@ def _between(batches: Iterable[pa.RecordBatch], start: int, stop: int) -> Iterat
 def _check_text(batch: pa.RecordBatch) -> None:
     """Raise ArrowInvalid if text is not UTF-8, which Arrow does not check on its own."""
     for column in batch.columns:
-        if is_text(column.type):
-            column.validate(full=True)
+        values = column.dictionary if pa.types.is_dictionary(column.type) else column
+        values = values.flatten() if is_list(values.type) else values
+        if is_text(values.type):
+            values.validate(full=True)
 
 
 def _row_groups(part: FileRange) -> str:
