@@ -22,7 +22,8 @@ _TEXTS = re.compile(
     re.IGNORECASE,
 )
 
-# Parameters of mallopt(3) of glibc, and their values in bytes. 32 MiB is the largest threshold.
+# Parameters of mallopt(3), from malloc.h of glibc, and their values in bytes. 32 MiB is the
+# largest threshold.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _KEPT, _LARGEST = 512 << 20, 32 << 20
 
@@ -37,11 +38,14 @@ def keep_freed_memory() -> None:
     if "ARROW_DEFAULT_MEMORY_POOL" not in os.environ:
         with suppress(NotImplementedError):
             pa.set_memory_pool(pa.jemalloc_memory_pool())
-    # Other C libraries than glibc do not have the function.
-    with suppress(AttributeError, OSError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_MMAP_THRESHOLD, _LARGEST)
-        mallopt(_TRIM_THRESHOLD, _KEPT)
+    set_allocator(_MMAP_THRESHOLD, _LARGEST)
+    set_allocator(_TRIM_THRESHOLD, _KEPT)
+
+
+def set_allocator(parameter: int, value: int) -> None:
+    """Set a parameter of mallopt(3), if the C library of this process is glibc."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").mallopt(parameter, value)
 
 
 def is_of_memory(error: BaseException) -> bool:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
 import io
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 import apache_beam as beam
 
 from common.interrupts import Background
+from common.memory import set_allocator
 
 # From malloc.h of glibc.
 M_ARENA_MAX = -8
@@ -34,8 +34,7 @@ def share_memory() -> None:
     The default is eight pools per core. Each keeps the memory that its threads have freed, which
     adds up to hundreds of megabytes in a run with large batches.
     """
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").mallopt(M_ARENA_MAX, 2)
+    set_allocator(M_ARENA_MAX, 2)
 
 
 @contextmanager
