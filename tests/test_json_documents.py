@@ -66,6 +66,17 @@ def test_an_array_is_split_into_its_elements(
         assert is_document(text)
 
 
+@pytest.mark.parametrize("odd", [b"\x0b", b"\x0c", b"\x00", b"\xa0", b"\x0b\x0c"])
+def test_bytes_that_are_no_white_space_of_json_stay_in_their_row(odd: bytes) -> None:
+    first, second = b'{\n "a": 1\n}', b'{\n "a": 2\n}'
+    assert rows_of_document(first + odd, "p") == [(0, first + odd)]
+    assert rows_of_document(odd + first, "p") == [(0, odd + first)]
+    whole = first + b"\n" + odd + second
+    assert rows_of_document(whole, "p") == [(0, whole)]
+    spaced = first + b"\r\n \t" + second + b" \n"
+    assert rows_of_document(spaced, "p") == [(0, first), (len(first) + 4, second)]
+
+
 def test_elements_that_are_arrays_keep_their_texts() -> None:
     assert rows_of_document(b"[[1], [ [2,[]] ],[]\n]", "a.json") == [
         (1, b"[1]"),

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from transforms.files.hive import keys_of
 from transforms.files.json_documents import holds_document, read_document
 from transforms.files.text_lines import look_into, open_text
-from transforms.json_rows.values import read_json_values
+from transforms.json_rows.values import JSON_SPACE, read_json_values
 
 # How many rows are searched for a name before it counts as absent.
 FIRST_ROWS = 10_000
@@ -70,5 +70,5 @@ def row_texts(path: str) -> Iterator[bytes]:
         return
     with open_text(path) as handle:
         for line in iter(handle.readline, b""):
-            if text := line.removeprefix(BOM_UTF8).strip():
+            if text := line.removeprefix(BOM_UTF8).strip(JSON_SPACE):
                 yield text

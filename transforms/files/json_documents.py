@@ -10,11 +10,12 @@ import orjson
 from common.errors import InputError, one_line
 from transforms.files.text_lines import open_text, without_compression
 from transforms.json_rows.arrays import split_array
+from transforms.json_rows.values import JSON_SPACE
 
 # A whole file is read into memory. This is the size of its text in bytes.
 LARGEST_DOCUMENT = 512 << 20
 # JSON separates values by commas, except at the top level. A string contains no line break.
-_BETWEEN_OBJECTS = re.compile(rb"(?<=\})[ \t\r]*\n\s*(?=\{)")
+_BETWEEN_OBJECTS = re.compile(rb"(?<=\})[ \t\r]*\n[ \t\r\n]*(?=\{)")
 _BETWEEN_LINES = re.compile(rb"[}\]][ \t]*\r[ \t\r]*[{\[]")
 
 
@@ -25,13 +26,13 @@ def holds_document(path: str, start: bytes) -> bool:
 
 def is_document(start: bytes) -> bool:
     """Return whether a JSON text is an array or pretty-printed, judging by its first bytes."""
-    text = start.removeprefix(BOM_UTF8).lstrip()
+    text = start.removeprefix(BOM_UTF8).lstrip(JSON_SPACE)
     first, _, rest = text.partition(b"\n")
     if text.startswith(b"["):
         # Lines that are arrays are rows at fault, each of them.
-        return not (rest.strip() and _is_json(first))
-    pretty = text.startswith(b"{") and not first.rstrip().endswith(b"}")
-    return pretty and bool(rest) and not rest.lstrip().startswith(b"{")
+        return not (rest.strip(JSON_SPACE) and _is_json(first))
+    pretty = text.startswith(b"{") and not first.rstrip(JSON_SPACE).endswith(b"}")
+    return pretty and bool(rest) and not rest.lstrip(JSON_SPACE).startswith(b"{")
 
 
 def ends_in_cr(start: bytes) -> bool:
@@ -66,12 +67,12 @@ def rows_of_document(text: bytes, path: str) -> list[tuple[int, bytes]]:
     Raises:
         InputError: The text is an array, and not valid JSON.
     """
-    start = len(text) - len(text.removeprefix(BOM_UTF8).lstrip())
+    start = len(text) - len(text.removeprefix(BOM_UTF8).lstrip(JSON_SPACE))
     if text[start : start + 1] != b"[":
         bounds = [start]
         for between in _BETWEEN_OBJECTS.finditer(text, start):
             bounds += between.span()
-        bounds.append(len(text.rstrip()))
+        bounds.append(len(text.rstrip(JSON_SPACE)))
         return [(at, text[at:end]) for at, end in zip(bounds[::2], bounds[1::2], strict=True)]
     try:
         return [(start + at, row) for at, row in split_array(text[start:])]

@@ -25,9 +25,7 @@ from transforms.files.ranges import FileRange
 from transforms.files.text_lines import Block, line_blocks
 from transforms.json_rows.decode import Decoded, decode_json
 from transforms.json_rows.row_format import RowFormat
-
-# The whitespace that JSON allows around a value. Python would strip more.
-_JSON_SPACE = b" \t\r\n"
+from transforms.json_rows.values import JSON_SPACE
 
 
 def read_range(part: FileRange, columns: Columns, batch_rows: int) -> Iterator[Decoded]:
@@ -138,7 +136,7 @@ def _json_rows(part: FileRange) -> Iterator[tuple[list[bytes], list[int], tuple[
         texts, places, at = [], [], start
         for line in block.split(b"\n"):
             # Some editors on Windows write a UTF-8 byte order mark at the start of a file.
-            text = (line.removeprefix(BOM_UTF8) if at == 0 else line).strip(_JSON_SPACE)
+            text = (line.removeprefix(BOM_UTF8) if at == 0 else line).strip(JSON_SPACE)
             if text:
                 texts.append(text)
                 places.append(at)

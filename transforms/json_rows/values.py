@@ -19,6 +19,8 @@ import orjson
 from model_handlers.unique_keys import doubled_key, doubled_text, load_marked
 from transforms.dead_letters import Fault
 
+# The white space that JSON allows around a value. Python would strip more.
+JSON_SPACE = b" \t\r\n"
 # Of all byte values up to that of a quote, JSON only allows quotes and whitespace before a colon.
 _COLON, _QUOTE = b':"'
 _KEY_END = re.compile(rb'"\s*:')

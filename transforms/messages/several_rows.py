@@ -10,10 +10,8 @@ from msgspec import structs
 
 from transforms.dead_letters import Fault
 from transforms.json_rows.arrays import split_array, without_constants
+from transforms.json_rows.values import JSON_SPACE
 from transforms.messages.message import REPLAYED_ID, Message
-
-# The whitespace that JSON allows around a value. Python would strip more.
-_SPACE = b" \t\r\n"
 
 
 class Rows(NamedTuple):
@@ -74,12 +72,12 @@ def several(body: bytes) -> list[bytes] | None:
     Args:
         body: The content of the message.
     """
-    if body.lstrip(_SPACE)[:1] == b"[":
+    if body.lstrip(JSON_SPACE)[:1] == b"[":
         return _array(body)
-    first, _, rest = body.lstrip(_SPACE).partition(b"\n")
-    if not rest.strip(_SPACE) or not _is_object(first):
+    first, _, rest = body.lstrip(JSON_SPACE).partition(b"\n")
+    if not rest.strip(JSON_SPACE) or not _is_object(first):
         return None
-    lines = (line.strip(_SPACE) for line in body.split(b"\n"))
+    lines = (line.strip(JSON_SPACE) for line in body.split(b"\n"))
     return [line for line in lines if line]
 
 
