@@ -18,10 +18,11 @@ replaced when it reads the report.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,7 @@ from transforms.files.staging import (
 )
 from transforms.files.store import (
     FAULTS,
+    Entry,
     Version,
     delete,
     entries,
@@ -145,9 +147,11 @@ class _Commit:
         """Check that all files exist with their sizes; return the files that are replaced."""
         if not found.replaced.isdisjoint(targets):
             raise self._lost({})
+        # Each folder is listed once, because a list of 100,000 objects takes 100 requests.
+        listed = functools.cache(entries)
         for folder in _folders(self.destinations, self.report_folder):
-            folder.check()
-        staged, placed = sizes(f.path for f in targets.values()), sizes(targets)
+            folder.check(listed)
+        staged, placed = sizes((f.path for f in targets.values()), listed), sizes(targets, listed)
         for target, file in targets.items():
             size = placed.get(target, staged.get(file.path))
             if size is None:
@@ -159,7 +163,7 @@ class _Commit:
                 raise AttemptConflict(
                     f"{file.path} has {size:,} bytes, but {file.size:,} were written: run it again"
                 )
-        earlier = found.paths | found.replaced | set(self._seen())
+        earlier = found.paths | _still_replaced(found.replaced, listed) | set(self._seen(listed))
         return sorted(filter(self.is_of_run, earlier - set(targets)))
 
     def is_of_run(self, path: str) -> bool:
@@ -169,7 +173,7 @@ class _Commit:
         ours = part in PARTS and os.path.basename(run) == self.report_folder.run_id
         return ours and is_part_file(name)
 
-    def _seen(self) -> Iterator[str]:
+    def _seen(self, listed: Callable[[str], Sequence[Entry]]) -> Iterator[str]:
         """Yield the files in place of all attempts at the run."""
         for folder in _folders(self.destinations, self.report_folder):
             kept, before = frozenset[str](), math.inf
@@ -182,7 +186,7 @@ class _Commit:
                 kept = other.paths
                 before = time.time() - DEAD_SECONDS if is_remote(folder.root) else math.inf
             for part in map(folder.part, PARTS):
-                found = {f"{part}/{e.name}" for e in entries(part) if e.written < before}
+                found = {f"{part}/{e.name}" for e in listed(part) if e.written < before}
                 yield from found - kept
 
     def _listing(
@@ -227,9 +231,8 @@ class _Commit:
         if not is_remote(self.report_folder.root):
             return
         there = sizes(targets)
-        gone = {target: file for target, file in targets.items() if target not in there}
-        for target, file in gone.items():
-            put(file.path, target)
+        gone = {target: f.path for target, f in targets.items() if target not in there}
+        put(gone)
         # If the other attempt has finished first, it was right to remove them.
         if gone and not is_in_place(self.report_folder):
             delete(gone)
@@ -299,6 +302,20 @@ def _folders(destinations: Sequence[Destination], report_folder: RunFolder) -> l
     """Return the folders of a run that hold final or staged files, without duplicates."""
     found = [report_folder, *(destination.folder for destination in destinations)]
     return list({folder.place: folder for folder in found}.values())
+
+
+def _still_replaced(
+    replaced: Iterable[str], listed: Callable[[str], Sequence[Entry]]
+) -> frozenset[str]:
+    """Return the replaced files of a report that the next report lists again.
+
+    They are those that still exist, and one of each attempt, by which a late attempt recognizes
+    that it has been replaced. If all were listed again, reports would grow with every run.
+    """
+    first: dict[str, str] = {}
+    for path in sorted(replaced):
+        first.setdefault(path.rsplit("-", 1)[-1], path)
+    return frozenset(sizes(replaced, listed)) | frozenset(first.values())
 
 
 def _file_errors() -> contextlib.AbstractContextManager[None]:
