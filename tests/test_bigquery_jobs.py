@@ -205,9 +205,7 @@ def test_run_job_starts_a_job_and_waits_for_it(serve: Serve, no_waits: list[floa
     assert no_waits[-1] == 5.0
 
 
-def test_all_jobs_are_started_before_one_is_polled(
-    serve: Serve, no_waits: list[float]
-) -> None:
+def test_all_jobs_are_started_before_one_is_polled(serve: Serve, no_waits: list[float]) -> None:
     jobs = Jobs(plans=[Plan(5), Plan(1), Plan(9)], at_once=3)
     begin = jobs.insert
 

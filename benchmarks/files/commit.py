@@ -1,6 +1,6 @@
 """Measures the commit of many files to a bucket whose every request takes 50 ms longer.
 
-python -m benchmarks.files.commit --files 10000
+python -m benchmarks.files.commit --files 10000 30000
 
 The local storage server handles one request at a time. Its own time says nothing about the
 service: what counts is the number of requests, and that they wait at the same time.
@@ -27,8 +27,13 @@ from typing import Any
 from unittest.mock import patch
 from urllib.parse import urlsplit
 
+from apache_beam.internal.gcp import auth
+
 from benchmarks.row_costs import write_results
 from examples.local_cloud import INSTALL_COMMAND, LocalCloud, is_installed, local_cloud
+from transforms.files.commit import commit
+from transforms.files.destination import FolderDestination
+from transforms.files.run_folder import SCORES, RunFolder, StagedFile
 
 BUCKET, TOKEN, RUN_ID = "bench", "aaaaaaaa", "r"
 DELAY_SECONDS = 0.05
@@ -72,6 +77,7 @@ class SlowProxy:
             protocol_version = "HTTP/1.1"
 
             def forward(self) -> None:
+                """Delay and count the request, and pass it on."""
                 proxy.requests[proxy.kind(self.command, self.path)] += 1
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 time.sleep(DELAY_SECONDS)
@@ -88,7 +94,13 @@ class SlowProxy:
                 self.end_headers()
                 self.wfile.write(content)
 
-            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = forward
+            def do_GET(self) -> None:
+                """Forward a list or a read."""
+                self.forward()
+
+            def do_POST(self) -> None:
+                """Forward a batch or an upload."""
+                self.forward()
 
             def log_message(self, *_: Any) -> None:
                 """Print nothing."""
@@ -122,13 +134,6 @@ def stage(servers: LocalCloud, files: int) -> list[str]:
 
 def commit_files(paths: Sequence[str]) -> None:
     """Commit staged files as a run does at its end."""
-    # Imported here, because Beam reads the address of the server when it is imported.
-    from apache_beam.internal.gcp import auth
-
-    from transforms.files.commit import commit
-    from transforms.files.destination import FolderDestination
-    from transforms.files.run_folder import SCORES, RunFolder, StagedFile
-
     folder = RunFolder(f"gs://{BUCKET}/out", RUN_ID, TOKEN)
     staged = [StagedFile(SCORES, path, 10, 100) for path in paths]
 
@@ -179,7 +184,7 @@ def _peak_mb() -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     """Write commit.json to the output folder. Return 1 if a target is missed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--files", type=int, nargs="+", default=[10_000])
+    parser.add_argument("--files", type=int, nargs="+", default=[10_000, 30_000])
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args(argv)
     if not is_installed():
