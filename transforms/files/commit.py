@@ -22,7 +22,7 @@ import functools
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,7 +163,8 @@ class _Commit:
                 raise AttemptConflict(
                     f"{file.path} has {size:,} bytes, but {file.size:,} were written: run it again"
                 )
-        earlier = found.paths | _still_replaced(found.replaced, listed) | set(self._seen(listed))
+        replaced = self._still_replaced(found.replaced, listed)
+        earlier = found.paths.union(replaced, self._seen(listed))
         return sorted(filter(self.is_of_run, earlier - set(targets)))
 
     def is_of_run(self, path: str) -> bool:
@@ -172,6 +173,20 @@ class _Commit:
         run, part = os.path.split(part)
         ours = part in PARTS and os.path.basename(run) == self.report_folder.run_id
         return ours and is_part_file(name)
+
+    def _still_replaced(
+        self, replaced: frozenset[str], listed: Callable[[str], Sequence[Entry]]
+    ) -> frozenset[str]:
+        """Return the replaced files of a report that the next report lists again.
+
+        If all were listed again, reports would grow with every run. So files that are gone are
+        left out, except one of each attempt, by which a late attempt sees that it was replaced.
+        """
+        folders = _folders(self.destinations, self.report_folder)
+        own = {folder.part(part) for folder in folders for part in PARTS}
+        here = {path for path in replaced if os.path.split(path)[0] in own}
+        one_each = {path.rsplit("-", 1)[-1]: path for path in sorted(replaced, reverse=True)}
+        return (replaced - here).union(sizes(here, listed), one_each.values())
 
     def _seen(self, listed: Callable[[str], Sequence[Entry]]) -> Iterator[str]:
         """Yield the files in place of all attempts at the run."""
@@ -302,20 +317,6 @@ def _folders(destinations: Sequence[Destination], report_folder: RunFolder) -> l
     """Return the folders of a run that hold final or staged files, without duplicates."""
     found = [report_folder, *(destination.folder for destination in destinations)]
     return list({folder.place: folder for folder in found}.values())
-
-
-def _still_replaced(
-    replaced: Iterable[str], listed: Callable[[str], Sequence[Entry]]
-) -> frozenset[str]:
-    """Return the replaced files of a report that the next report lists again.
-
-    They are those that still exist, and one of each attempt, by which a late attempt recognizes
-    that it has been replaced. If all were listed again, reports would grow with every run.
-    """
-    first: dict[str, str] = {}
-    for path in sorted(replaced):
-        first.setdefault(path.rsplit("-", 1)[-1], path)
-    return frozenset(sizes(replaced, listed)) | frozenset(first.values())
 
 
 def _file_errors() -> contextlib.AbstractContextManager[None]:
