@@ -57,11 +57,13 @@ class SlowProxy:
         address: The address of the server.
         requests: The number of requests of each kind.
         url: The address of the proxy.
+        lock: Guards the numbers.
     """
 
     address: str
     requests: Counter[str] = field(default_factory=Counter)
     url: str = ""
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def kind(self, method: str, path: str) -> str:
         """Return the kind of a request: list, batch or other."""
@@ -72,41 +74,7 @@ class SlowProxy:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Serve until the block ends."""
-        proxy, target = self, urlsplit(self.address).netloc
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def forward(self) -> None:
-                """Delay and count the request, and pass it on."""
-                proxy.requests[proxy.kind(self.command, self.path)] += 1
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                time.sleep(DELAY_SECONDS)
-                connection = http.client.HTTPConnection(target, timeout=300)
-                connection.request(self.command, self.path, body, dict(self.headers))
-                answer = connection.getresponse()
-                content = answer.read()
-                connection.close()
-                self.send_response_only(answer.status)
-                for name, value in answer.getheaders():
-                    if name.lower() not in ("content-length", "connection", "transfer-encoding"):
-                        self.send_header(name, value)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def do_GET(self) -> None:
-                """Forward a list or a read."""
-                self.forward()
-
-            def do_POST(self) -> None:
-                """Forward a batch or an upload."""
-                self.forward()
-
-            def log_message(self, *_: Any) -> None:
-                """Print nothing."""
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
@@ -117,6 +85,46 @@ class SlowProxy:
             server.shutdown()
             thread.join()
             server.server_close()
+
+
+def _handler(proxy: SlowProxy) -> type[BaseHTTPRequestHandler]:
+    """Return the class that handles the requests of a proxy."""
+    target = urlsplit(proxy.address).netloc
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def forward(self) -> None:
+            """Delay and count the request, and pass it on."""
+            with proxy.lock:
+                proxy.requests[proxy.kind(self.command, self.path)] += 1
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            time.sleep(DELAY_SECONDS)
+            connection = http.client.HTTPConnection(target, timeout=300)
+            connection.request(self.command, self.path, body, dict(self.headers))
+            answer = connection.getresponse()
+            content = answer.read()
+            connection.close()
+            self.send_response_only(answer.status)
+            for name, value in answer.getheaders():
+                if name.lower() not in ("content-length", "connection", "transfer-encoding"):
+                    self.send_header(name, value)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def do_GET(self) -> None:
+            """Forward a list or a read."""
+            self.forward()
+
+        def do_POST(self) -> None:
+            """Forward a batch or an upload."""
+            self.forward()
+
+        def log_message(self, *_: Any) -> None:
+            """Print nothing."""
+
+    return Handler
 
 
 def stage(servers: LocalCloud, files: int) -> list[str]:
