@@ -36,6 +36,10 @@ SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 # The timeout of one request of BigQuery's REST client.
 REQUEST_SECONDS = 120.0
 
+# Otherwise each new client of Cloud Storage also requests the description of the bucket, for the
+# attributes of traces. Beam makes a new client for each file that it opens.
+os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
+
 
 @dataclass(frozen=True)
 class Cloud:

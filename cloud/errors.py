@@ -264,7 +264,7 @@ def _text(error: BaseException) -> str:
     message = getattr(error, "message", None)
     if not isinstance(message, str):
         return one_line(error)
-    if message.startswith(("GET ", "POST ", "PUT ", "PATCH ", "DELETE ")):
+    if message.startswith(("GET ", "POST ", "PUT ", "PATCH ", "DELETE ", "BATCH ")):
         # REST clients put the URL before the message.
         message = message.split(": ", 1)[-1]
     # For a job, the text ends with its location, or with a list that repeats the first error.

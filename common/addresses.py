@@ -114,3 +114,9 @@ def guard_output() -> None:
         given = handler.formatter
         pattern, dates = (given._fmt, given.datefmt) if given else (logging.BASIC_FORMAT, None)
         handler.setFormatter(SafeFormatter(pattern, dates))
+
+
+def split_gcs_path(address: str) -> tuple[str, str]:
+    """Split the address gs://BUCKET/NAME into bucket and name."""
+    bucket, _, name = address.removeprefix("gs://").partition("/")
+    return bucket, name

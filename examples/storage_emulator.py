@@ -4,6 +4,9 @@
 - A write with the condition `ifGenerationMatch` is refused if the object has another generation.
 - A generation that has been replaced cannot be read any more, and each read returns the generation
   in a header.
+- A list of more than 1,000 objects comes in pages.
+- An operation takes as long with many objects as with few: in memory, nothing needs the index that
+  the emulator writes again after every change.
 - The XML API lists a bucket and answers HEAD requests, with the headers of an object. The library
   of Delta Lake reads through this API.
 
@@ -12,6 +15,7 @@ python storage_emulator.py start --host H --port P --in-memory
 """
 
 import io
+import json
 from datetime import datetime
 from email.utils import format_datetime
 from http import HTTPStatus
@@ -24,7 +28,7 @@ create = buckets.insert
 # The handlers that write an object. They need no lock: the server handles one request at a time.
 WRITING = ("insert", "copy", "rewrite", "delete", "patch")
 READING = ("get", "download")
-# A page of the XML API's listing.
+# The objects on a page of a list.
 PAGE = 1000
 
 
@@ -90,6 +94,35 @@ def described(handler):  # type: ignore[no-untyped-def]
     return handle
 
 
+class Page:
+    """A storage whose list of objects is one page: the names that follow the token."""
+
+    def __init__(self, storage, query):  # type: ignore[no-untyped-def]
+        self.storage, self.more = storage, None
+        self.after = query.get("pageToken", [""])[0]
+        self.size = min(int(query.get("maxResults", [PAGE])[0]), PAGE)
+
+    def get_file_list(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        """Return the objects of the page, and on the first page the folders."""
+        files, folders = self.storage.get_file_list(*args, **kwargs)
+        left = [file for file in files if file["name"] > self.after]
+        if len(left) > self.size:
+            self.more = left[self.size - 1]["name"]
+        return left[: self.size], [] if self.after else folders
+
+
+def paged(handler):  # type: ignore[no-untyped-def]
+    """Wrap the handler that lists objects, so that it returns pages."""
+
+    def handle(request, response, storage, *args, **kwargs):  # type: ignore[no-untyped-def]
+        page = Page(storage, request.query)
+        handler(request, response, page, *args, **kwargs)
+        if page.more is not None:
+            response.json({**json.loads(response._content), "nextPageToken": page.more})
+
+    return handle
+
+
 def list_xml(request, response, storage, *args, **kwargs):  # type: ignore[no-untyped-def]
     """List the objects of a bucket, for GET /BUCKET?list-type=2."""
 
@@ -133,6 +166,7 @@ def answer_head(handler):  # type: ignore[no-untyped-def]
 # These handlers must be replaced before the server is imported, which looks them up then.
 buckets.insert = insert
 objects.download = described(objects.download)
+objects.ls = paged(objects.ls)
 for name in WRITING:
     guard = guarded(getattr(objects, name), "ifGenerationMatch", 412, "conditionNotMet")
     setattr(objects, name, guard)
@@ -142,7 +176,9 @@ for name in READING:
 if __name__ == "__main__":
     from gcp_storage_emulator import server  # type: ignore[import-not-found]
     from gcp_storage_emulator.__main__ import main  # type: ignore[import-not-found]
+    from gcp_storage_emulator.storage import Storage  # type: ignore[import-not-found]
 
+    Storage._write_config_to_file = lambda _: None
     server.HANDLERS += ((r"^/(?P<bucket_name>[-.\w]+)/?$", {"GET": list_xml}),)
     server.RequestHandler.do_HEAD = answer_head
     main()

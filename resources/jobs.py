@@ -15,10 +15,11 @@ from google.protobuf.json_format import MessageToDict
 from cloud.clients import Cloud
 from cloud.dataflow_lists import not_listed, read_jobs
 from cloud.errors import retry
+from common.addresses import split_gcs_path
 from resources.config import Config
 from resources.declaration import declare
 from resources.kinds.base import configs_of
-from resources.kinds.storage import SCHEME, split_gcs_path
+from resources.kinds.storage import SCHEME
 
 if TYPE_CHECKING:
     from cloud.clients import Dataflow

@@ -21,7 +21,7 @@ from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from cloud.errors import retry
 from examples.local_cloud import LocalCloud
-from transforms.bigquery.jobs import ATTEMPTS, done_job, job_id, run_job
+from transforms.bigquery.jobs import ATTEMPTS, done_job, job_id, run_job, run_jobs
 
 PLACE = "europe-west1"
 BASE = job_id("copy", "a", "b")
@@ -32,7 +32,8 @@ class Plan:
     """The course of a job: the polls before it ends, and why it fails, if it does.
 
     `insert` is the result of the request to start it: `fine`, `lost` (the job starts, but the
-    response is lost) or `duplicate` (another process has just started the job).
+    response is lost), `duplicate` (another process has just started the job) or `refused` (a
+    quota is exceeded).
     """
 
     polls: int = 0
@@ -51,6 +52,9 @@ class Jobs:
     # How many GETs do not find a job that was started, and how the next GETs are refused.
     unseen: int = 0
     refused: list[tuple[int, str]] = field(default_factory=list)
+    # How many jobs may run at the same time, and how many were polled before the last one started.
+    at_once: int = 1
+    polled: int = 0
 
     @property
     def running(self) -> int:
@@ -67,6 +71,7 @@ class Jobs:
         if self.unseen and self.inserted:
             self.unseen -= 1
             return failure(404, "notFound")
+        self.polled += 1
         found = job(name, plan)
         plan.polls = max(plan.polls - 1, 0)
         return 200, found
@@ -76,8 +81,10 @@ class Jobs:
         assert body["jobReference"]["location"] == PLACE
         if name in self.existing:
             return failure(409, "duplicate")
-        assert not self.running, "a job was started while another was running"
+        assert self.running < self.at_once, "a job was started while another was running"
         plan = self.plans.pop(0)
+        if plan.insert == "refused":
+            return failure(403, "quotaExceeded")
         self.existing[name] = plan
         self.inserted.append(name)
         if plan.insert == "lost":
@@ -168,6 +175,16 @@ def run(serve: Serve, jobs: Jobs) -> Any:
     return run_job(client, BASE, PLACE, cloud, begin)
 
 
+def run_three(serve: Serve, jobs: Jobs) -> list[str]:
+    """Run the jobs a, b and c, and return their full ids."""
+    client, cloud = serve(jobs)
+
+    def begin(name: str) -> Any:
+        return client.copy_table("p.d.a", "p.d.b", job_id=name, location=PLACE, retry=None)
+
+    return [job.job_id for job in run_jobs(client, PLACE, cloud, dict.fromkeys("abc", begin))]
+
+
 def test_an_id_depends_on_its_parts_and_is_valid_in_bigquery() -> None:
     assert job_id("load", "a", "b") == job_id("load", "a", "b")
     ids = {job_id("load", "a", "b"), job_id("load", "ab"), job_id("load", "b", "a")}
@@ -186,6 +203,44 @@ def test_run_job_starts_a_job_and_waits_for_it(serve: Serve, no_waits: list[floa
     assert no_waits[0] <= 0.1
     assert no_waits == sorted(no_waits)
     assert no_waits[-1] == 5.0
+
+
+def test_all_jobs_are_started_before_one_is_polled(serve: Serve, no_waits: list[float]) -> None:
+    jobs = Jobs(plans=[Plan(5), Plan(1), Plan(9)], at_once=3)
+    begin = jobs.insert
+
+    def insert(body: Any) -> Any:
+        assert jobs.polled == 0
+        return begin(body)
+
+    jobs.insert = insert  # type: ignore[method-assign]
+    assert run_three(serve, jobs) == ["a-0", "b-0", "c-0"]
+    assert jobs.inserted == ["a-0", "b-0", "c-0"]
+
+
+def test_of_several_jobs_only_the_one_that_failed_is_repeated(
+    serve: Serve, no_waits: list[float]
+) -> None:
+    jobs = Jobs(plans=[Plan(2), Plan(2, "backendError"), Plan(2), Plan(2)], at_once=3)
+    assert run_three(serve, jobs) == ["a-0", "b-1", "c-0"]
+    assert jobs.inserted == ["a-0", "b-0", "c-0", "b-1"]
+
+
+@pytest.mark.parametrize(
+    "bad", [Plan(insert="refused"), Plan(2, "quotaExceeded")], ids=["insert", "job"]
+)
+def test_after_a_quota_error_a_repetition_uses_the_jobs_that_were_started(
+    serve: Serve, no_waits: list[float], bad: Plan
+) -> None:
+    jobs = Jobs(plans=[Plan(50), bad, Plan(50), Plan(2), Plan(2)], at_once=3)
+    with pytest.raises(exceptions.Forbidden):
+        run_three(serve, jobs)
+    first = list(jobs.inserted)
+    assert first[0] == "a-0"
+    done = run_three(serve, jobs)
+    assert [name[0] for name in done] == ["a", "b", "c"]
+    assert done[0] == "a-0"
+    assert not {name for name in jobs.inserted[len(first) :] if name[0] == "a"}
 
 
 @pytest.mark.parametrize("polls", [0, 3])

@@ -10,7 +10,7 @@ from urllib.request import urlopen
 import pytest
 from stand_ins import need_emulators
 
-from examples.local_cloud import PROJECT
+from examples.local_cloud import PROJECT, LocalCloud
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,3 +35,12 @@ def test_the_command_prints_the_addresses_and_runs_until_a_signal(number: signal
     assert {"BIGQUERY_STORAGE_EMULATOR_HOST", "STORAGE_EMULATOR_HOST"} <= found.keys()
     with pytest.raises(URLError):
         urlopen(url)
+
+
+def test_the_storage_server_lists_objects_in_pages(emulators: LocalCloud, tmp_path: Path) -> None:
+    client = emulators.cloud.storage()
+    names = [f"{tmp_path.name}/{name}" for name in ("a", "b", "c/d", "ü")]
+    for name in names:
+        client.bucket("bucket").blob(name).upload_from_string(b"x")
+    found = client.list_blobs("bucket", prefix=f"{tmp_path.name}/", page_size=2)
+    assert [[blob.name for blob in page] for page in found.pages] == [names[:2], names[2:]]

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 import requests
 from apache_beam.internal.gcp import auth
+from google.api_core import exceptions
 from google.cloud import bigquery
 from google.cloud.bigquery import SchemaField
 
@@ -323,6 +324,32 @@ def test_more_files_than_one_load_job_takes_are_loaded_by_several_jobs(
     assert commit_until(emulators, 2, destination, files, of_all=False)
     destination.commit(files)
     assert sink.ids() == ["1", "2", "3", "4"]
+
+
+def test_a_quota_error_of_one_load_job_is_one_line_and_shows_no_row(
+    sink: Sink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commit_table, "FILES_A_LOAD", 1)
+    run(sink("r", "a"), "1")
+    destination = sink("s", "b")
+    destination.prepare()
+    files = stage(destination, *(scored(destination, *ids) for ids in ("2", "3", "4")))
+    load, started = bigquery.Client.load_table_from_uri, []
+
+    def refuse(self: Any, uris: Any, *args: Any, **rest: Any) -> Any:
+        started.append(uris)
+        if len(started) == 2:
+            details = {"reason": "quotaExceeded", "message": "Quota exceeded: load jobs"}
+            raise exceptions.Forbidden("Quota exceeded: load jobs", errors=[details])
+        return load(self, uris, *args, **rest)
+
+    monkeypatch.setattr(bigquery.Client, "load_table_from_uri", refuse)
+    fails(lambda: destination.commit(files), "cannot be written: Quota exceeded", "a quota of")
+    assert sink.ids() == ["1"]
+    destination.commit(files)
+    assert sink.ids() == ["1", "2", "3", "4"]
+    # The job that was started before the error is not started again.
+    assert len(started) == 2 + 2
 
 
 def test_a_run_without_rows_adds_none_but_still_truncates(sink: Sink) -> None:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from google.api_core import exceptions
 
+from common.addresses import split_gcs_path
 from common.command_names import as_typed
 from common.errors import ResourceError
 from resources.declaration import Resource
 from resources.kinds.base import Found, Kept, Kind, is_ours
-from resources.kinds.storage import split_gcs_path
 
 if TYPE_CHECKING:
     from cloud.clients import Vertex

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from google.api_core import exceptions
 
 from cloud.errors import lacks_role
+from common.addresses import split_gcs_path
 from common.errors import MillraceError, ResourceError
 from resources.declaration import Resource
 from resources.kinds.base import Found, Kept, Kind, merged_labels
@@ -205,11 +206,12 @@ class UploadedFiles(Kind):
 
     def delete(self, resource: Resource) -> None:
         """Delete all files."""
-        for blob in self._blobs(resource):
-            try:
-                blob.delete(retry=self._retry)
-            except exceptions.NotFound:
-                continue
+        # Imported here, because the library takes a tenth of a second.
+        from cloud.objects import delete_objects
+
+        bucket, _ = split_gcs_path(resource.name)
+        paths = [f"{SCHEME}{bucket}/{blob.name}" for blob in self._blobs(resource)]
+        delete_objects(self.cloud.storage, paths, self.cloud.retry_seconds)
 
     def _blobs(self, resource: Resource) -> Iterator[Any]:
         bucket, folder = split_gcs_path(resource.name)
@@ -265,9 +267,3 @@ def blob_at(client: storage.Client, name: str) -> storage.Blob:
     """Return the object at the address gs://BUCKET/NAME."""
     bucket, path = split_gcs_path(name)
     return client.bucket(bucket).blob(path)
-
-
-def split_gcs_path(name: str) -> tuple[str, str]:
-    """Split the address gs://BUCKET/NAME into bucket and name."""
-    bucket, _, path = name.removeprefix(SCHEME).partition("/")
-    return bucket, path

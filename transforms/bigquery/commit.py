@@ -10,6 +10,7 @@ that identify the run, so a repeated step finds the jobs that have already run:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -107,13 +108,15 @@ class TableCommit(TableJobs):
         config.parquet_options = bigquery.ParquetOptions()
         config.parquet_options.enable_list_inference = True
         paths = sorted(file.path for file in files if file.rows)
-        loaded = 0
-        for uris in (paths[i : i + FILES_A_LOAD] for i in range(0, len(paths), FILES_A_LOAD)):
+        target, load = run_table.reference, self.client.load_table_from_uri
+        loads = {
             # The time distinguishes the table from an expired one with the same name.
-            name = job_id("load", str(run_table.reference), str(run_table.created), *uris)
-            load = self.client.load_table_from_uri
-            job = self.run(name, load, uris, run_table.reference, job_config=config)
-            loaded += job.output_rows
+            job_id("load", str(target), str(run_table.created), *uris): functools.partial(
+                load, uris, target, job_config=config
+            )
+            for uris in (paths[i : i + FILES_A_LOAD] for i in range(0, len(paths), FILES_A_LOAD))
+        }
+        loaded = sum(job.output_rows for job in self.run_all(loads))
         if loaded != self.rows:
             raise BalanceError(
                 f"{self.rows:,} rows were staged for table {self.name}, but {loaded:,} were "

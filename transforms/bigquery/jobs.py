@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from google.api_core import exceptions
@@ -20,6 +21,8 @@ from cloud.errors import is_passing, retry
 from common.terminal import long_step
 
 Job = Any
+# Starts a job under a full id, and returns it.
+Begin = Callable[[str], Job]
 # How many times a job is started if it fails with a transient error.
 ATTEMPTS = 5
 # BigQuery ends a transaction or a statement whose rows another one changes, and calls it an invalid
@@ -47,7 +50,7 @@ def run_job(
     base: str,
     location: str | None,
     cloud: Cloud,
-    begin: Callable[[str], Job],
+    begin: Begin,
 ) -> Job:
     """Run a job to its end, unless a job with its id exists: then wait for that one.
 
@@ -71,22 +74,75 @@ def run_job(
         GoogleAPICallError: The job failed, or a request failed.
         RetryError: A request kept failing with transient errors.
     """
-    started = 0
-    for number in range(_NUMBERS):
-        name = f"{base}-{number}"
-        job = _find(client, name, location, cloud)
-        found = job is not None
-        if job is None:
-            job = _begin(client, name, location, cloud, begin)
-            started += 1
-        failure = _wait(job, cloud)
-        if failure is None:
-            return job
-        if not found:
-            if started == ATTEMPTS or not _may_pass(failure):
-                raise failure
-            time.sleep(min(2.0 ** (started - 1), 20.0))
-    raise exceptions.Conflict(f"{_NUMBERS:,} jobs {base}-... have failed: choose another --run_id")
+    return run_jobs(client, location, cloud, {base: begin})[0]
+
+
+def run_jobs(
+    client: bigquery.Client, location: str | None, cloud: Cloud, begins: Mapping[str, Begin]
+) -> list[Job]:
+    """Start several jobs as `run_job` does, then wait for each of them.
+
+    If one fails, the others run on. A repeated call finds them by their ids.
+
+    Args:
+        client: The client with which jobs are found.
+        location: The location of the data.
+        cloud: Limits the retries of each request.
+        begins: What starts the job under a full id, by the job's id without a number.
+
+    Returns:
+        The jobs, which have succeeded.
+
+    Raises:
+        GoogleAPICallError: A job failed, or a request failed.
+        RetryError: A request kept failing with transient errors.
+    """
+    series = [_Series(client, location, cloud, base, begin) for base, begin in begins.items()]
+    for one in series:
+        one.start()
+    return [one.finish() for one in series]
+
+
+@dataclass
+class _Series:
+    """The jobs with one id and successive numbers, of which one has to succeed."""
+
+    client: bigquery.Client
+    location: str | None
+    cloud: Cloud
+    base: str
+    begin: Begin
+    number: int = 0
+    started: int = 0
+    job: Job = None
+    is_ours: bool = False
+
+    def start(self) -> None:
+        """Find the next job that has not failed, or start one."""
+        while self.number < _NUMBERS:
+            name = f"{self.base}-{self.number}"
+            self.number += 1
+            self.job = _find(self.client, name, self.location, self.cloud)
+            self.is_ours = self.job is None
+            if self.is_ours:
+                self.started += 1
+                self.job = _begin(self.client, name, self.location, self.cloud, self.begin)
+                return
+            if not (self.job.state == "DONE" and self.job.error_result):
+                return
+        raise exceptions.Conflict(
+            f"{_NUMBERS:,} jobs {self.base}-... have failed: choose another --run_id"
+        )
+
+    def finish(self) -> Job:
+        """Wait for the job, and for those that follow it if it fails; return the last."""
+        while (failure := _wait(self.job, self.cloud)) is not None:
+            if self.is_ours:
+                if self.started == ATTEMPTS or not _may_pass(failure):
+                    raise failure
+                time.sleep(min(2.0 ** (self.started - 1), 20.0))
+            self.start()
+        return self.job
 
 
 def _may_pass(failure: exceptions.GoogleAPICallError) -> bool:
@@ -122,7 +178,7 @@ def _begin(
     name: str,
     location: str | None,
     cloud: Cloud,
-    begin: Callable[[str], Job],
+    begin: Begin,
 ) -> Job:
     try:
         return begin(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from google.cloud import bigquery
 from cloud.clients import Cloud
 from cloud.errors import retry
 from common.errors import BalanceError
-from transforms.bigquery.jobs import run_job
+from transforms.bigquery.jobs import Begin, run_jobs
 from transforms.bigquery.placed_rows import Span, rows_of, span_labels
 from transforms.bigquery.schema import (
     TableName,
@@ -251,14 +252,22 @@ class TableJobs:
             args: Positional arguments of that method.
             kwargs: Keyword arguments of that method, without the id, the location and the retry.
         """
+        return self.run_all({name: functools.partial(start, *args, **kwargs)})[0]
+
+    def run_all(self, starts: Mapping[str, Callable[..., Any]]) -> list[Any]:
+        """Start jobs, wait until all have ended, and return them.
+
+        Args:
+            starts: The client's methods that start the jobs, with all arguments but the id, the
+                location and the retry, by the jobs' ids without a number.
+        """
         place = self.table.location
-        return run_job(
-            self.client,
-            name,
-            place,
-            self.cloud,
-            lambda n: start(*args, job_id=n, location=place, retry=self.retry, **kwargs),
-        )
+
+        def begin(start: Callable[..., Any]) -> Begin:
+            return lambda name: start(job_id=name, location=place, retry=self.retry)
+
+        begins = {name: begin(start) for name, start in starts.items()}
+        return run_jobs(self.client, place, self.cloud, begins)
 
     @property
     def retry(self) -> Any:

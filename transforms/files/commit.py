@@ -18,6 +18,7 @@ replaced when it reads the report.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import time
@@ -37,6 +38,7 @@ from transforms.files.staging import (
 )
 from transforms.files.store import (
     FAULTS,
+    Entry,
     Version,
     delete,
     entries,
@@ -145,9 +147,11 @@ class _Commit:
         """Check that all files exist with their sizes; return the files that are replaced."""
         if not found.replaced.isdisjoint(targets):
             raise self._lost({})
+        # Each folder is listed once, because a list of 100,000 objects takes 100 requests.
+        listed = functools.cache(entries)
         for folder in _folders(self.destinations, self.report_folder):
-            folder.check()
-        staged, placed = sizes(f.path for f in targets.values()), sizes(targets)
+            folder.check(listed)
+        staged, placed = sizes((f.path for f in targets.values()), listed), sizes(targets, listed)
         for target, file in targets.items():
             size = placed.get(target, staged.get(file.path))
             if size is None:
@@ -159,7 +163,8 @@ class _Commit:
                 raise AttemptConflict(
                     f"{file.path} has {size:,} bytes, but {file.size:,} were written: run it again"
                 )
-        earlier = found.paths | found.replaced | set(self._seen())
+        replaced = self._still_replaced(found.replaced, listed)
+        earlier = found.paths.union(replaced, self._seen(listed))
         return sorted(filter(self.is_of_run, earlier - set(targets)))
 
     def is_of_run(self, path: str) -> bool:
@@ -169,7 +174,21 @@ class _Commit:
         ours = part in PARTS and os.path.basename(run) == self.report_folder.run_id
         return ours and is_part_file(name)
 
-    def _seen(self) -> Iterator[str]:
+    def _still_replaced(
+        self, replaced: frozenset[str], listed: Callable[[str], Sequence[Entry]]
+    ) -> frozenset[str]:
+        """Return the replaced files of a report that the next report lists again.
+
+        If all were listed again, reports would grow with every run. So files that are gone are
+        left out, except one of each attempt, by which a late attempt sees that it was replaced.
+        """
+        folders = _folders(self.destinations, self.report_folder)
+        own = {folder.part(part) for folder in folders for part in PARTS}
+        here = {path for path in replaced if os.path.split(path)[0] in own}
+        one_each = {path.rsplit("-", 1)[-1]: path for path in sorted(replaced, reverse=True)}
+        return (replaced - here).union(sizes(here, listed), one_each.values())
+
+    def _seen(self, listed: Callable[[str], Sequence[Entry]]) -> Iterator[str]:
         """Yield the files in place of all attempts at the run."""
         for folder in _folders(self.destinations, self.report_folder):
             kept, before = frozenset[str](), math.inf
@@ -182,7 +201,7 @@ class _Commit:
                 kept = other.paths
                 before = time.time() - DEAD_SECONDS if is_remote(folder.root) else math.inf
             for part in map(folder.part, PARTS):
-                found = {f"{part}/{e.name}" for e in entries(part) if e.written < before}
+                found = {f"{part}/{e.name}" for e in listed(part) if e.written < before}
                 yield from found - kept
 
     def _listing(
@@ -227,9 +246,8 @@ class _Commit:
         if not is_remote(self.report_folder.root):
             return
         there = sizes(targets)
-        gone = {target: file for target, file in targets.items() if target not in there}
-        for target, file in gone.items():
-            put(file.path, target)
+        gone = {target: f.path for target, f in targets.items() if target not in there}
+        put(gone)
         # If the other attempt has finished first, it was right to remove them.
         if gone and not is_in_place(self.report_folder):
             delete(gone)

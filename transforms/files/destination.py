@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -119,10 +118,10 @@ class FolderDestination:
         targets = self.targets(files)
         with file_errors("the output cannot be put in place"):
             there = sizes(targets)
-            for target, file in targets.items():
-                if target not in there:
-                    make_folder(os.path.dirname(target))
-                    put(file.path, target)
+            left = {target: f.path for target, f in targets.items() if target not in there}
+            if left:
+                make_folder(self.place)
+            put(left)
 
     def discard(self) -> None:
         """Remove the staged files of this attempt, and the staging folder if it is empty."""

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from apache_beam.io.filesystems import FileSystems
 
 from common.errors import AttemptConflict, UsageError
-from transforms.files.store import entries, is_remote
+from transforms.files.store import Entry, entries, is_remote
 
 SCORES = "scores"
 DEAD_LETTERS = "dead_letters"
@@ -103,10 +104,13 @@ class RunFolder:
         name = f"part-{number:05d}-of-{count:05d}-{self.token}.{suffix}"
         return FileSystems.join(self.part(part), name)
 
-    def check(self) -> None:
+    def check(self, listed: Callable[[str], Sequence[Entry]] = entries) -> None:
         """Raise AttemptConflict if a folder is a link, or a part has a file that is not a run's.
 
         Files that other programs wrote are never removed, and nothing is removed through a link.
+
+        Args:
+            listed: Returns the entries of a folder.
         """
         if not is_remote(self.root):
             parents = (self.staging, os.path.dirname(self.staging), self.place, self.report)
@@ -117,7 +121,7 @@ class RunFolder:
                         "through links: remove the link, or choose another --run_id"
                     )
         for part in PARTS:
-            for entry in sorted(entries(self.part(part)), key=lambda found: found.name):
+            for entry in sorted(listed(self.part(part)), key=lambda found: found.name):
                 if not (entry.is_file and self._is_run_file(entry.name)):
                     raise AttemptConflict(
                         f"{FileSystems.join(self.part(part), entry.name)} is not a file of a run, "

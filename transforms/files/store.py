@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -18,11 +18,12 @@ from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from google.api_core import exceptions
 from google.auth.exceptions import GoogleAuthError
-from google.cloud.storage.retry import DEFAULT_RETRY
 
 from cloud.clients import credentials
 from cloud.endpoints import Endpoints, is_plain, rest_url
-from cloud.errors import translate_errors
+from cloud.errors import retry, translate_errors
+from cloud.objects import copy_objects, delete_objects
+from common.addresses import split_gcs_path
 from common.errors import MillraceError, OutputError, one_line
 from common.memory import check_memory
 from common.private_beam.any_runner import storage_client
@@ -108,8 +109,10 @@ def beam_causes() -> Iterator[None]:
 
 def entries(folder: str) -> list[Entry]:
     """List a folder without following links; return an empty list if it does not exist."""
+    prefix = f"{folder.rstrip('/')}/"
+    if _is_object(folder):
+        return _objects_below(prefix)
     if is_remote(folder):
-        prefix = f"{folder.rstrip('/')}/"
         found = FileSystems.match([f"{prefix}**"])[0].metadata_list
         files = [(file.path[len(prefix) :], file) for file in found]
         return [
@@ -118,6 +121,23 @@ def entries(folder: str) -> list[Entry]:
             if name
         ]
     return list(_local_entries(folder)) if os.path.lexists(folder) else []
+
+
+def _objects_below(prefix: str) -> list[Entry]:
+    """List the objects below gs://BUCKET/FOLDER/, a thousand in each request."""
+    bucket, folder = split_gcs_path(prefix)
+    found = _client().list_blobs(
+        bucket,
+        prefix=folder,
+        fields="items(name,size,updated),nextPageToken",
+        retry=retry(),
+    )
+    names = ((blob.name.removeprefix(folder), blob) for blob in found)
+    return [
+        Entry(name, "/" not in name, blob.size, blob.updated.timestamp())
+        for name, blob in names
+        if name
+    ]
 
 
 def _local_entries(folder: str) -> Iterator[Entry]:
@@ -129,8 +149,15 @@ def _local_entries(folder: str) -> Iterator[Entry]:
             yield Entry(name, is_file, found.st_size, found.st_mtime)
 
 
-def sizes(paths: Iterable[str]) -> dict[str, int]:
-    """Return the sizes in bytes of those files that exist. Each folder is listed once."""
+def sizes(
+    paths: Iterable[str], listed: Callable[[str], Sequence[Entry]] = entries
+) -> dict[str, int]:
+    """Return the sizes in bytes of those files that exist. Each folder is listed once.
+
+    Args:
+        paths: The paths of the files.
+        listed: Returns the entries of a folder.
+    """
     by_folder: dict[str, dict[str, str]] = {}
     for path in paths:
         folder, name = os.path.split(path)
@@ -138,36 +165,49 @@ def sizes(paths: Iterable[str]) -> dict[str, int]:
     return {
         names[entry.name]: entry.size
         for folder, names in by_folder.items()
-        for entry in entries(folder)
+        for entry in listed(folder)
         if entry.name in names and entry.is_file
     }
 
 
-def put(source: str, target: str) -> None:
-    """Put a complete file at another path in one step; an object store also keeps the source.
+def put(sources: Mapping[str, str]) -> None:
+    """Put each complete file at another path in one step; an object store also keeps the source.
 
     Args:
-        source: The path of the file.
-        target: The new path, on the same filesystem.
+        sources: The paths of the files by their new paths, which are on the same filesystem.
     """
-    if is_remote(target):
-        FileSystems.copy([source], [target])
-    else:
-        os.rename(source, target)
+    objects = {target: source for target, source in sources.items() if _is_object(target)}
+    copy_objects(_client, ((source, target) for target, source in objects.items()))
+    remote = {t: s for t, s in sources.items() if is_remote(t) and t not in objects}
+    if remote:
+        FileSystems.copy(list(remote.values()), list(remote))
+    for target, source in sources.items():
+        if not is_remote(target):
+            os.rename(source, target)
 
 
 def delete(paths: Iterable[str]) -> None:
     """Remove files. Files that do not exist are ignored."""
+    objects: list[str] = []
     for path in paths:
-        if path.startswith("gs://"):
-            # Beam matches a path before deleting it, and fails if the object is deleted in between.
-            with contextlib.suppress(exceptions.NotFound):
-                _blob(path).delete(retry=DEFAULT_RETRY)
+        if _is_object(path):
+            objects.append(path)
         elif is_remote(path):
             FileSystems.delete([path])
         else:
             with contextlib.suppress(FileNotFoundError):
                 os.remove(path)
+    # Beam matches a path before deleting it, and fails if the object is deleted in between.
+    delete_objects(_client, objects)
+
+
+def _is_object(path: str) -> bool:
+    """Return whether a path is in Cloud Storage."""
+    return path.startswith("gs://")
+
+
+def _client() -> Any:
+    return storage_client("gs://")
 
 
 def create_file(path: str) -> Any:
@@ -199,7 +239,7 @@ def make_folder(path: str) -> None:
 
 def read_version(path: str) -> Version:
     """Read the current version of a file."""
-    if path.startswith("gs://"):
+    if _is_object(path):
         return _read_object(_blob(path))
     content = _read(path)
     return Version(content, content)
@@ -236,7 +276,7 @@ def replace(path: str, content: bytes, before: Version, unfinished: str) -> bool
     # Only Cloud Storage supports the condition below. Elsewhere this comparison will have to do.
     if read_version(path) != before:
         return False
-    if path.startswith("gs://"):
+    if _is_object(path):
         try:
             _blob(path).upload_from_string(
                 content, content_type="application/json", if_generation_match=before.mark
@@ -267,8 +307,8 @@ def _read(path: str) -> bytes | None:
 
 def _blob(path: str) -> Any:
     """Return an object through Beam's own client, which has the server and the credentials."""
-    bucket, _, name = path.removeprefix("gs://").partition("/")
-    return storage_client(path).bucket(bucket).blob(name)
+    bucket, name = split_gcs_path(path)
+    return _client().bucket(bucket).blob(name)
 
 
 def arrow_storage() -> pa_fs.FileSystem:
