@@ -20,9 +20,7 @@ from examples.transactions.data import FEATURES
 from pipelines.batch_local import COMMAND
 from transforms.accounts import QUERY_ROWS, TABLE_ROWS
 from transforms.bigquery import read as read_bigquery
-from transforms.bigquery.read import (
-    ReadStream,
-)
+from transforms.bigquery.session import ReadStream
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 ROWS = 2_000  # of the fixture `example`

@@ -27,7 +27,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from property_tests import examples
 
-import transforms.bigquery.read
+import transforms.bigquery.session
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from common.errors import InputError, UsageError
@@ -38,11 +38,9 @@ from transforms.bigquery.jobs import job_id
 from transforms.bigquery.read import (
     ReadBigQuery,
     ReadMethod,
-    ReadStream,
-    open_session,
-    read_stream,
 )
 from transforms.bigquery.schema import TableName, arrow_schema, project_of
+from transforms.bigquery.session import ReadStream, open_session, read_stream
 from transforms.bigquery.source import BigQuerySource, describe_source
 from transforms.files.columns import Columns
 from transforms.files.ranges import plan_file, split_file
@@ -299,7 +297,7 @@ def test_a_permanent_error_is_raised_without_a_retry(
 def test_a_stream_that_hangs_is_continued_in_another_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(transforms.bigquery.read, "READ_SECONDS", 0.3)
+    monkeypatch.setattr(transforms.bigquery.session, "READ_SECONDS", 0.3)
     reads = Reads(numbered(12), breaks=[(2, grpc.StatusCode.DEADLINE_EXCEEDED)])
     with serving(reads) as cloud:
         assert read_all(reads, cloud).equals(reads.table)
