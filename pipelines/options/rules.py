@@ -36,6 +36,7 @@ _NEEDS = {
     "input_format": ("input_files",),
     **dict.fromkeys((*CSV_FLAGS, "partition_filter", "table_version"), ("input_files",)),
     "row_restriction": ("input_table",),
+    "query_dataset": ("input_query", "row_restriction"),
     "read_method": ("input_query", "input_table"),
     "max_bytes_billed": ("input_query",),
     "cluster_by": ("output_table",),
