@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import apache_beam as beam
@@ -17,54 +17,47 @@ from common.record_batch import concat_batches, rebatch, slices, typed
 LEAST_BYTES, MOST_BYTES = 1 << 20, 8 << 20
 
 
-def parcels(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Yield the same rows in the same order, in batches of about LEAST_BYTES to MOST_BYTES.
+class Packer:
+    """Cuts large batches and joins small ones, so that each has LEAST_BYTES to MOST_BYTES.
 
-    Only batches of the same schema are joined, and the last batch may be smaller. A batch of one
-    row may be larger.
-
-    Args:
-        batches: Batches of any size.
+    The rows stay in order. Only batches of the same schema are joined, and the last batch may be
+    smaller. A single row may be larger.
     """
-    waiting: list[pa.RecordBatch] = []
-    for batch in batches:
-        if waiting and not waiting[0].schema.equals(batch.schema):
-            yield concat_batches(waiting)
-            waiting = []
-        for part in _cut(batch):
-            waiting.append(part)
-            if sum(one.nbytes for one in waiting) >= LEAST_BYTES:
-                yield concat_batches(waiting)
-                waiting = []
-    if waiting:
-        yield concat_batches(waiting)
-
-
-def _cut(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Yield slices of a batch that are small enough to be joined with less than LEAST_BYTES."""
-    parts = max(1, -(-batch.nbytes // (MOST_BYTES - LEAST_BYTES)))
-    for part in slices(batch.num_rows, max(1, -(-batch.num_rows // parts))):
-        yield batch.slice(part.start, part.stop - part.start)
-
-
-class _ParcelDoFn(beam.DoFn):
-    """A DoFn that cuts large batches and joins small ones of a bundle."""
 
     def __init__(self) -> None:
         self._waiting: list[pa.RecordBatch] = []
 
-    def start_bundle(self) -> None:
+    def add(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        """Yield the batches that are ready once this one is added."""
+        if self._waiting and not self._waiting[0].schema.equals(batch.schema):
+            yield from self.flush()
+        # What is joined with less than LEAST_BYTES must not exceed MOST_BYTES.
+        parts = max(1, -(-batch.nbytes // (MOST_BYTES - LEAST_BYTES)))
+        for part in slices(batch.num_rows, max(1, -(-batch.num_rows // parts))):
+            self._waiting.append(batch.slice(part.start, part.stop - part.start))
+            if sum(one.nbytes for one in self._waiting) >= LEAST_BYTES:
+                yield from self.flush()
+
+    def flush(self) -> Iterator[pa.RecordBatch]:
+        """Yield what is waiting, as one batch, if anything is."""
+        if self._waiting:
+            yield concat_batches(self._waiting)
         self._waiting = []
+
+
+class _PackDoFn(beam.DoFn):
+    """A DoFn that packs the batches of a bundle."""
+
+    def start_bundle(self) -> None:
+        self._packer = Packer()
 
     def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        ready = list(parcels([*self._waiting, batch]))
-        self._waiting = [ready.pop()] if ready and ready[-1].nbytes < LEAST_BYTES else []
-        yield from ready
+        yield from self._packer.add(batch)
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
-        end = GlobalWindow().max_timestamp()
-        yield from (WindowedValue(one, end, (GlobalWindow(),)) for one in self._waiting)
-        self._waiting = []
+        window = GlobalWindow()
+        for batch in self._packer.flush():
+            yield WindowedValue(batch, window.max_timestamp(), (window,))
 
 
 @dataclass
@@ -83,7 +76,7 @@ class SpreadBatches(beam.PTransform):
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[pa.RecordBatch]:
         """Cut and join, shuffle, and cut into batches again."""
-        packed = typed(batches | "Pack" >> beam.ParDo(_ParcelDoFn()))
+        packed = typed(batches | "Pack" >> beam.ParDo(_PackDoFn()))
         shuffled = typed(packed | "Shuffle" >> beam.Reshuffle())
         return typed(shuffled | "Unpack" >> beam.FlatMap(self._unpack))
 

@@ -169,7 +169,7 @@ def _open_files(
         schema=schema,
         names=source.patterns,
         origins=origins,
-        volume=Volume(unsplit=unsplit_bytes(matched)),
+        volume=Volume(unsplit=unsplit_bytes(matched, multiline=source.dialect.multiline)),
     )
 
 
@@ -207,9 +207,19 @@ def with_formats(
     return [(file.path, file_format or format_of(file.path)) for file in files]
 
 
-def unsplit_bytes(files: Sequence[FileMetadata]) -> int:
-    """Return the size of the largest file whose suffix names a compression, or 0."""
-    return max((file.size_in_bytes for file in files if compression_of(file.path)), default=0)
+def unsplit_bytes(files: Sequence[FileMetadata], *, multiline: bool) -> int:
+    """Return the size of the largest text file that one worker reads alone, or 0.
+
+    Args:
+        files: The files.
+        multiline: Whether quoted values of CSV files contain line breaks.
+    """
+    whole = (
+        file.size_in_bytes
+        for file in files
+        if compression_of(file.path) or (multiline and file.path.endswith(".csv"))
+    )
+    return max(whole, default=0)
 
 
 def key_types(

@@ -17,7 +17,7 @@ SLOW_SECONDS = 3 * 3600.0
 LEAST_PACE = 1.0
 # In this process, shuffled batches are in memory.
 IN_PROCESS_BYTES = 1 << 30
-# Compressed text below this size, in bytes, is read in a minute or so.
+# A text file below this size, in bytes, is read in a minute or so.
 UNSPLIT_BYTES = 16 << 20
 
 
@@ -29,7 +29,8 @@ class Volume:
         session: Whether it is read in a session of BigQuery's Storage Read API.
         rows: About how many rows it has, or None if that is not known.
         row_bytes: About how many bytes a row takes.
-        unsplit: The size in bytes of the largest compressed text file, which one worker reads.
+        unsplit: The size in bytes of the largest text file that one worker reads alone, because it
+            is compressed or has values with line breaks.
     """
 
     session: bool = False
@@ -83,7 +84,7 @@ def choose(flag: SpreadFlag, volume: Volume, scorer: Scorer) -> Choice:
         if scorer.in_process or volume.unsplit < UNSPLIT_BYTES:
             return Choice(False)
         size = volume.unsplit / 1e6
-        return Choice(True, f"one worker reads a compressed text file of {size:,.0f} MB alone")
+        return Choice(True, f"one worker alone reads a text file of {size:,.0f} MB")
     return _for_session(volume, scorer)
 
 

@@ -122,8 +122,8 @@ class SourceOptions:
     spread_batches: Literal["auto", "yes", "no"] = flag(
         "write the rows to the runner's shuffle between reading and predicting, so that reading "
         "does not wait for predictions and any worker can score any batch; auto does it for a slow "
-        "model or endpoint behind BigQuery, whose read sessions end after 6 hours, and for "
-        "compressed text on other machines",
+        "model or endpoint behind BigQuery, whose read sessions end after 6 hours, and for large "
+        "text files that only one worker can read",
         "auto",
         label="Spread batches",
         param_type="ENUM",
