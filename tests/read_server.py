@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import grpc
 import pyarrow as pa
@@ -31,7 +32,7 @@ class Reads:
 
     `sizes` are the numbers of rows in a response, used in turn, so every call cuts a stream in
     another way. `breaks` are for each call in turn: after how many responses it ends, and with
-    which status. `ended` ends the session: from then on, every call is refused.
+    which status. A file at `ended` ends the session: from then on, every call is refused.
     """
 
     table: pa.Table
@@ -42,7 +43,7 @@ class Reads:
     sessions: list[types.CreateReadSessionRequest] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     hanging: threading.Event = field(default_factory=threading.Event)
-    ended: threading.Event = field(default_factory=threading.Event)
+    ended: Path | None = None
     expires: datetime.datetime | None = None
 
     def create(
@@ -59,7 +60,7 @@ class Reads:
         self, request: types.ReadRowsRequest, context: grpc.ServicerContext
     ) -> Iterator[types.ReadRowsResponse]:
         self.offsets.append(request.offset)
-        if self.ended.is_set():
+        if self.ended is not None and self.ended.exists():
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, "session expired at some time")
         number, rows = int(request.read_stream.rsplit("/", 1)[-1]), self.table.num_rows
         start, stop = rows * number // self.streams, rows * (number + 1) // self.streams

@@ -8,6 +8,8 @@ import pyarrow as pa
 from google.cloud import bigquery
 
 from cloud.clients import Cloud
+from cloud.errors import retry, translate_errors
+from common.errors import InputError
 from pipelines.batch.config import Query, Table
 from pipelines.batch.spread import Volume
 from pipelines.command import say
@@ -92,7 +94,7 @@ def find_query(query: Query, sql: str, cloud: Cloud) -> FoundInBigQuery:
     """
     source = BigQuerySource(cloud=cloud, table=None, query=sql, max_bytes=query.max_bytes)
     plan = plan_query(source)
-    if note := scan_note(plan, query.max_bytes):
+    if note := scan_note(plan, query.max_bytes) or empty_note(plan, cloud):
         say(note)
     schema = arrow_schema(plan.schema)
     # A query may return more rows than it scans, or fewer: this is all that is known of it.
@@ -102,21 +104,39 @@ def find_query(query: Query, sql: str, cloud: Cloud) -> FoundInBigQuery:
 
 
 def scan_note(plan: bigquery.QueryJob, limit: int | None) -> str:
-    """Return a note on a query that scans nothing or very much, or "".
+    """Return a note on a query that scans very much, or "".
 
     Args:
         plan: The dry run of the query.
         limit: The number of bytes that it may scan, or None.
     """
     scanned = plan.total_bytes_processed or 0
-    if not scanned and plan.referenced_tables:
-        return (
-            "note: --input_query scans 0 bytes, so the tables or partitions that it names seem to "
-            "be empty; --min_rows 1 fails a run that reads no row"
-        )
     if scanned >= _LARGE_SCAN and limit is None:
         return (
             f"note: --input_query scans {scanned / 1e9:,.0f} GB, which BigQuery bills; "
             "--max_bytes_billed refuses queries that scan more than you expect"
         )
     return ""
+
+
+def empty_note(plan: bigquery.QueryJob, cloud: Cloud) -> str:
+    """Return a note on a query that reads only empty tables, or "".
+
+    Args:
+        plan: The dry run of the query.
+        cloud: The Cloud that looks at the tables, if the query scans nothing.
+    """
+    if plan.total_bytes_processed or not plan.referenced_tables:
+        return ""
+    client, again = cloud.bigquery(), retry(cloud.retry_seconds)
+    for name in plan.referenced_tables:
+        with translate_errors(InputError, f"table {name} cannot be read"):
+            table = client.get_table(name, retry=again)
+        # Views and external tables have no rows of their own, and a buffer's are not counted.
+        if table.table_type != "TABLE" or table.num_rows or table.streaming_buffer is not None:
+            return ""
+    names = ", ".join(str(name) for name in plan.referenced_tables)
+    return (
+        f"note: --input_query returns nothing, because it reads only {names}, without rows; "
+        "--min_rows 1 fails such a run"
+    )

@@ -75,8 +75,7 @@ class ScoreRows(beam.PTransform):
         """Read, predict, encode and stage the rows; stage the failures; count both and commit."""
         read = pipeline | "Read" >> self.source
         predict = Predict(self.handler, self.manifest, self.provenance, self.fields.needed)
-        spread = read.good if self.spread is None else read.good | "Spread" >> self.spread
-        predicted = spread | "Predict" >> predict
+        predicted = self._spread(read.good) | "Predict" >> predict
         failed, scored = [read.failures, predicted.failures], predicted.good
         for table in self._tables if self.fields.source else ():
             names = self.fields.source
@@ -110,7 +109,17 @@ class ScoreRows(beam.PTransform):
         scores = () if score is None else (rows | "Scores" >> DescribeScores(score),)
         if self.show_progress:
             rows | "Progress" >> ShowProgress()
-        commit = CommitRun(
+        return (counts, staged, *scores) | "Commit" >> self._commit(decisions)
+
+    def _spread(
+        self, batches: beam.PCollection[pa.RecordBatch]
+    ) -> beam.PCollection[pa.RecordBatch]:
+        """Separate reading from predicting, if the run does that."""
+        return batches if self.spread is None else batches | "Spread" >> self.spread
+
+    def _commit(self, decisions: tuple[str, ...]) -> CommitRun:
+        """Return the last step, which counts the decisions of these fields."""
+        return CommitRun(
             self.destinations,
             self.report_folder,
             self.facts,
@@ -118,4 +127,3 @@ class ScoreRows(beam.PTransform):
             decisions,
             self.results,
         )
-        return (counts, staged, *scores) | "Commit" >> commit

@@ -13,6 +13,8 @@ from typing import Literal
 SpreadFlag = Literal["auto", "yes", "no"]
 # Half of the six hours of a session: the number of workers and the pace are estimates.
 SLOW_SECONDS = 3 * 3600.0
+# A run that is expected to end sooner does not explain why it is not spread.
+SHORT_SECONDS = 600.0
 # The slowest model for which anyone runs a batch. With less work than this takes, none is measured.
 LEAST_PACE = 1.0
 # In this process, shuffled batches are in memory.
@@ -116,6 +118,8 @@ def _reason(rows: int | None, scorer: Scorer) -> tuple[str, bool]:
     if pace is None:
         return f"the pace of the model is not known, and {ends}", True
     seconds = rows / (pace * scorer.cpus)
+    if seconds < SHORT_SECONDS:
+        return "", False
     return (
         f"about {rows:,} rows at {pace:,.0f} rows a second on {scorer.cpus:,} CPUs take "
         f"{_duration(seconds)}, and {ends}",
@@ -124,6 +128,4 @@ def _reason(rows: int | None, scorer: Scorer) -> tuple[str, bool]:
 
 
 def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:,.0f} seconds"
     return f"{seconds / 3600:,.1f} hours" if seconds >= 3600 else f"{seconds / 60:,.0f} minutes"
