@@ -594,14 +594,17 @@ def test_a_query_dataset_must_exist_where_the_query_reads(
 def test_a_slow_model_outlives_the_read_session_only_if_batches_are_spread(
     spread: str,
     run: Callable[..., Result],
+    client: bigquery.Client,
     example: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Rows come from a server whose session ends as soon as the model has scored a batch."""
-    rows = pq.read_table(example / "transactions.parquet")
+    few = f"{DATASET}.few"
+    client.query(f"CREATE OR REPLACE TABLE `{few}` AS SELECT * FROM `{TABLE}` LIMIT 40").result()
+    rows = pq.read_table(example / "transactions.parquet").slice(0, 40)
     broken, ended = (1, grpc.StatusCode.UNAVAILABLE), tmp_path / "ended"
-    reads = Reads(rows.select(FEATURES), sizes=[250], breaks=[broken] * 20, ended=ended)
+    reads = Reads(rows.select(FEATURES), sizes=[10], breaks=[broken] * 4, ended=ended)
     whole = TorchModelHandler.predict
 
     def slow(*args: Any) -> Any:
@@ -611,16 +614,16 @@ def test_a_slow_model_outlives_the_read_session_only_if_batches_are_spread(
     monkeypatch.setattr(TorchModelHandler, "predict", slow)
     with serving(reads) as cloud:
         result = run(
-            input_table=TABLE,
+            input_table=few,
             spread_batches=spread,
-            batch_rows=250,
+            batch_rows=10,
             api_endpoints=f"bigquerystorage={cloud.endpoints.bigquerystorage}",
         )
     if spread == "yes":
         assert result[0] == 0, result[2]
         found = report(tmp_path)
         assert found["balanced"]
-        assert found["rows_in"] == ROWS
+        assert found["rows_in"] == 40
     else:
         assert_one_line_error(result, 1, "the read session of BigQuery expired, when ")
         assert "add --spread_batches yes, which reads without waiting" in result[2]
