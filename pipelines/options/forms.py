@@ -27,7 +27,8 @@ HTTP_URL = Form(r"https?://.+", "begin with http:// or https://")
 SUBSCRIPTION = Form(r"projects/[^/]+/subscriptions/[^/]+", "be projects/PROJECT/subscriptions/NAME")
 TOPIC = Form(r"projects/[^/]+/topics/[^/]+", "be projects/PROJECT/topics/NAME")
 DATASET = Form(
-    r"([a-z][a-z0-9.:-]*[a-z0-9]\.)?[A-Za-z0-9_]+", "be the name of a dataset, as project.dataset"
+    r"(([a-z0-9.-]+:)?[a-z][a-z0-9-]*[a-z0-9]\.)?[A-Za-z0-9_]+",
+    "be the name of a dataset, as project.dataset",
 )
 RUN_ID = Form(
     r"[A-Za-z0-9][A-Za-z0-9._+:=-]{0,127}",
