@@ -1,5 +1,6 @@
 """batch_local from BigQuery to files, as a user runs it, on the emulator."""
 
+import datetime
 import json
 import socket
 import threading
@@ -8,21 +9,23 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from command_line import Result, RunCommand, assert_one_line_error
 from google.cloud import bigquery
+from read_server import Reads, serving
 from same_scores import assert_same_rows, assert_scores
 
+from common.errors import InputError
 from examples.local_cloud import PROJECT, LocalCloud
 from examples.transactions.data import FEATURES
+from model_handlers.torch_model import TorchModelHandler
 from pipelines.batch_local import COMMAND
 from transforms.accounts import QUERY_ROWS, TABLE_ROWS
 from transforms.bigquery import read as read_bigquery
-from transforms.bigquery.read import (
-    ReadStream,
-)
+from transforms.bigquery.session import ReadStream, read_stream
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 ROWS = 2_000  # of the fixture `example`
@@ -170,7 +173,7 @@ def test_a_lost_stream_fails_the_run(
 def test_a_stream_that_ends_early_fails_the_run(
     run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = read_bigquery.read_stream
+    whole = read_stream
 
     def short(*args: Any) -> Iterator[pa.RecordBatch]:
         yield from (batch.slice(1) for batch in whole(*args))
@@ -273,7 +276,9 @@ def test_a_source_without_rows_has_an_empty_result(
         f"CREATE OR REPLACE TABLE `{DATASET}.nothing` AS SELECT * FROM `{TABLE}` WHERE FALSE"
     ).result()
     code, out, err = run(**flags, temp_location="gs://bucket/from")
-    assert (code, err) == (0, "")
+    note = f"note: --input_query returns nothing, because it reads only {DATASET}.nothing, without"
+    assert code == 0
+    assert err.startswith(note) if "input_query" in flags else err == ""
     assert "no rows were read: check the source" in out
     code, _, err = run(**flags, temp_location="gs://bucket/from", min_rows=1)
     assert code == 1
@@ -513,3 +518,113 @@ def test_a_run_whose_server_is_killed_fails_with_one_line_and_the_next_run_has_e
     assert run(**flags)[0] == 0
     ids = ids_of_all(tmp_path)
     assert len(ids) == len(set(ids)) == 60 * ROWS
+
+
+# Results of queries
+
+
+def tables_of_queries(client: bigquery.Client) -> list[str]:
+    found = [one.dataset_id for one in client.list_datasets() if "queries" in one.dataset_id]
+    return [table.table_id for one in found for table in client.list_tables(one)]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"input_query": f"SELECT * FROM `{TABLE}` WHERE Class = 0"},
+        {"input_table": TABLE, "row_restriction": "Class = 0", "read_method": "export"},
+    ],
+    ids=["query", "restriction"],
+)
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_result_of_a_query_is_in_a_table_that_expires_and_is_deleted_after_the_run(
+    flags: dict[str, str],
+    fails: bool,
+    run: Callable[..., Result],
+    client: bigquery.Client,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[bigquery.Table] = []
+    whole = read_bigquery.run_query
+
+    def look(source: Any, query: str, results: Any) -> Any:
+        found = whole(source, query, results)
+        seen.append(client.get_table(results.reference))
+        if fails:
+            raise InputError("the worker is broken")
+        return found
+
+    monkeypatch.setattr(read_bigquery, "run_query", look)
+    code, _, err = run(**flags, temp_location="gs://bucket/from")
+    assert (code, err == "") == (int(fails), not fails)
+    (table,) = seen
+    assert table.dataset_id == "millrace_queries_us"
+    day = datetime.timedelta(days=1)
+    assert datetime.timedelta() < table.expires - datetime.datetime.now(datetime.UTC) <= day
+    assert tables_of_queries(client) == []
+
+
+def test_a_query_dataset_must_exist_where_the_query_reads(
+    run: Callable[..., Result], client: bigquery.Client
+) -> None:
+    query = f"SELECT * FROM `{TABLE}`"
+    abroad = bigquery.Dataset(f"{PROJECT}.abroad")
+    abroad.location = "EU"
+    client.create_dataset(abroad, exists_ok=True)
+    assert_one_line_error(
+        run(input_query=query, query_dataset="abroad"),
+        1,
+        f"dataset {PROJECT}.abroad is in EU, and the query reads data in US: pass --query_dataset "
+        "with a dataset in US",
+    )
+    assert_one_line_error(
+        run(input_query=query, query_dataset=f"{PROJECT}.none"),
+        1,
+        f"--query_dataset: dataset {PROJECT}.none does not exist: create it in US, or leave out",
+    )
+    assert run(input_query=query, query_dataset=DATASET)[0] == 0
+    names = [table.table_id for table in client.list_tables(DATASET)]
+    assert not any(name.startswith("millrace_query") for name in names)
+
+
+# A session that ends while the model is slow
+
+
+@pytest.mark.parametrize("spread", ["no", "yes"])
+def test_a_slow_model_outlives_the_read_session_only_if_batches_are_spread(
+    spread: str,
+    run: Callable[..., Result],
+    client: bigquery.Client,
+    example: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rows come from a server whose session ends as soon as the model has scored a batch."""
+    few = f"{DATASET}.few"
+    client.query(f"CREATE OR REPLACE TABLE `{few}` AS SELECT * FROM `{TABLE}` LIMIT 40").result()
+    rows = pq.read_table(example / "transactions.parquet").slice(0, 40)
+    broken, ended = (1, grpc.StatusCode.UNAVAILABLE), tmp_path / "ended"
+    reads = Reads(rows.select(FEATURES), sizes=[10], breaks=[broken] * 4, ended=ended)
+    whole = TorchModelHandler.predict
+
+    def slow(*args: Any) -> Any:
+        ended.touch()
+        return whole(*args)
+
+    monkeypatch.setattr(TorchModelHandler, "predict", slow)
+    with serving(reads) as cloud:
+        result = run(
+            input_table=few,
+            spread_batches=spread,
+            batch_rows=10,
+            api_endpoints=f"bigquerystorage={cloud.endpoints.bigquerystorage}",
+        )
+    if spread == "yes":
+        assert result[0] == 0, result[2]
+        found = report(tmp_path)
+        assert found["balanced"]
+        assert found["rows_in"] == 40
+    else:
+        assert_one_line_error(result, 1, "the read session of BigQuery expired, when ")
+        assert "add --spread_batches yes, which reads without waiting" in result[2]
+        assert not (tmp_path / "out/r").exists()

@@ -119,7 +119,7 @@ class Jobs:
         endpoint = {"endpoint_url": "http://endpoint.test", "skip_endpoint_check": True}
         self.flags: dict[str, dict[str, Any]] = {
             "batch_local": {**files, "device": "cuda", "labels": "team=risk"},
-            "batch_vertex": {**files, **endpoint},
+            "batch_vertex": {**files, **endpoint, "spread_batches": "yes"},
             "stream_local": {
                 "input_subscription": f"projects/{project}/subscriptions/local",
                 **topics,
@@ -237,7 +237,12 @@ def test_rows_and_messages_are_never_pickled_between_workers(name: str, jobs: Jo
         for s in steps
         if s.spec.urn == common_urns.primitives.GROUP_BY_KEY.urn or keeps_state(s)
     }
-    pickled = {step for step, found in crossed.items() if re.search("FastPrimitives|Pickle", found)}
+    # Beam pickles the time of a shuffled batch, but not the batch.
+    pickled = {
+        step
+        for step, found in crossed.items()
+        if re.search("FastPrimitives|Pickle", found) and "RecordBatchCoder" not in found
+    }
     assert crossed
     assert pickled == (PICKLED if name.startswith("batch") else set())
     fused = [coders_of(s.outputs) for s in steps if "/Predict/" in s.unique_name and s.spec.urn]

@@ -16,8 +16,7 @@ from apache_beam.testing.util import assert_that, equal_to
 
 from common.errors import UsageError
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec
-from pipelines.batch.config import Files
-from pipelines.batch.sources import check_files, find_files, passed_on
+from pipelines.batch.sources import check_files, passed_on, with_formats
 from transforms.encode import (
     EncodeRows,
     OutputFields,
@@ -29,7 +28,7 @@ from transforms.encode import (
 )
 from transforms.files.columns import Columns
 from transforms.files.csv.dialect import PLAIN
-from transforms.files.ranges import match_files, plan_file, split_file
+from transforms.files.ranges import match_files, match_inputs, plan_file, split_file
 from transforms.files.read_range import read_range
 from transforms.files.stage import conform_to_files
 from transforms.provenance import Provenance
@@ -235,7 +234,7 @@ def schema_before_run(
     path: Path, manifest: Manifest, fields: OutputFields, provenance: Provenance
 ) -> pa.Schema:
     """Return the schema of a file's output rows, as it is known before the run."""
-    files = find_files(Files(patterns=(str(path),), file_format=None, dialect=PLAIN))
+    files = with_formats(match_inputs([str(path)]), None)
     check_files(files, PLAIN, Columns(manifest, None, fields.source), fields)
     source, _ = passed_on(files, manifest, fields, {})
     return output_schema(fields, manifest, provenance, source)

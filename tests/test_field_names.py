@@ -14,8 +14,7 @@ import pytest
 from common.errors import UsageError
 from common.record_batch import MESSAGE, ROW_ID, SOURCE
 from model_handlers.manifest import Manifest
-from pipelines.batch.config import Files
-from pipelines.batch.sources import check_files, find_files
+from pipelines.batch.sources import check_files, with_formats
 from pipelines.field_names import check_name, named_by_user
 from pipelines.stream import in_process, progress, unseen
 from pipelines.stream.config import MessageConfig
@@ -32,6 +31,7 @@ from transforms.encode import choose_fields
 from transforms.files import first_rows
 from transforms.files.columns import Columns
 from transforms.files.csv.dialect import PLAIN
+from transforms.files.ranges import match_inputs
 from transforms.json_rows.row_format import RowFormat
 from transforms.messages.decode import MessageFormat, decode_messages
 from transforms.messages.message import Message
@@ -47,7 +47,7 @@ def lines(path: Path, rows: list[Any]) -> str:
 
 def check(manifest: Manifest, *paths: str, own: str | None = None, fields: str = "") -> None:
     chosen = choose_fields(manifest, fields.split(",")) if fields else choose_fields(manifest)
-    files = find_files(Files(patterns=paths, file_format=None, dialect=PLAIN))
+    files = with_formats(match_inputs(paths), None)
     check_files(files, PLAIN, Columns(manifest, own, chosen.source), chosen)
 
 

@@ -23,6 +23,7 @@ VALUES = {
     "output_topic": (["projects/p/topics/t"], ["t", "projects/p/topics/"]),
     "dead_letter_topic": (["projects/p/topics/t"], ["t"]),
     "max_dead_letter_share": (["0", "0.5", "1"], ["-1", "1.5", "x"]),
+    "query_dataset": (["my-p.d", "example.com:my-p.d", "d_1"], ["", "p.d.t", "a-b", "P.d"]),
     "run_id": (["2026-11-20", "scheduled__2026-11-20T00:00:00+00:00"], ["", "a b", "-x"]),
     "max_batch_wait_ms": (["1", "50"], ["-1", "x"]),
     "table_version": (["0", "6139212125992157417"], ["-1", "x", "1.5"]),

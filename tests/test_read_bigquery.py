@@ -4,10 +4,8 @@ import datetime
 import json
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
@@ -26,8 +24,9 @@ from google.cloud.bigquery_storage_v1 import types
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from property_tests import examples
+from read_server import Reads, messages, serving
 
-import transforms.bigquery.read
+import transforms.bigquery.session
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from common.errors import InputError, UsageError
@@ -38,11 +37,9 @@ from transforms.bigquery.jobs import job_id
 from transforms.bigquery.read import (
     ReadBigQuery,
     ReadMethod,
-    ReadStream,
-    open_session,
-    read_stream,
 )
 from transforms.bigquery.schema import TableName, arrow_schema, project_of
+from transforms.bigquery.session import ReadStream, open_session, read_stream
 from transforms.bigquery.source import BigQuerySource, describe_source
 from transforms.files.columns import Columns
 from transforms.files.ranges import plan_file, split_file
@@ -111,91 +108,6 @@ def test_a_table_name_without_a_project_needs_a_project() -> None:
 
 
 # A server of the Storage Read API
-
-
-def messages(table: pa.Table, rows: int, compression: str | None = "lz4") -> list[bytes]:
-    """Return the serialized schema of a table, and its record batches of up to `rows` rows."""
-    sink = pa.BufferOutputStream()
-    options = pa.ipc.IpcWriteOptions(compression=compression)
-    with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
-        writer.write_table(table.combine_chunks(), max_chunksize=rows)
-    reader = pa.ipc.MessageReader.open_stream(sink.getvalue())
-    return [message.serialize().to_pybytes() for message in reader]
-
-
-@dataclass
-class Reads:
-    """A server that has a table in streams, and can fail.
-
-    `sizes` are the numbers of rows in a response, used in turn, so every call cuts a stream in
-    another way. `breaks` are for each call in turn: after how many responses it ends, and with
-    which status.
-    """
-
-    table: pa.Table
-    streams: int = 1
-    sizes: Sequence[int] = (3,)
-    breaks: list[tuple[int, grpc.StatusCode | None]] = field(default_factory=list)
-    refusals: list[grpc.StatusCode] = field(default_factory=list)
-    sessions: list[types.CreateReadSessionRequest] = field(default_factory=list)
-    offsets: list[int] = field(default_factory=list)
-    hanging: threading.Event = field(default_factory=threading.Event)
-
-    def create(
-        self, request: types.CreateReadSessionRequest, context: grpc.ServicerContext
-    ) -> types.ReadSession:
-        self.sessions.append(request)
-        if self.refusals:
-            context.abort(self.refusals.pop(0), "it is so")
-        schema = types.ArrowSchema(serialized_schema=messages(self.table[:0], 1)[0])
-        streams = [types.ReadStream(name=f"s/{i}") for i in range(self.streams)]
-        return types.ReadSession(arrow_schema=schema, streams=streams)
-
-    def read(
-        self, request: types.ReadRowsRequest, context: grpc.ServicerContext
-    ) -> Iterator[types.ReadRowsResponse]:
-        self.offsets.append(request.offset)
-        number, rows = int(request.read_stream.rsplit("/", 1)[-1]), self.table.num_rows
-        start, stop = rows * number // self.streams, rows * (number + 1) // self.streams
-        left = self.table[start + request.offset : stop]
-        last, code = self.breaks.pop(0) if self.breaks else (1 << 30, None)
-        count = 0
-        while left.num_rows and count < last:
-            size = self.sizes[(len(self.offsets) + count) % len(self.sizes)]
-            part, left = left[:size], left[size:]
-            batch = types.ArrowRecordBatch(serialized_record_batch=messages(part, 1 << 20)[1])
-            yield types.ReadRowsResponse(row_count=part.num_rows, arrow_record_batch=batch)
-            # A response without rows that only reports the progress of the stream.
-            yield types.ReadRowsResponse(row_count=0)
-            count += 1
-        if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-            # The call hangs instead of ending.
-            self.hanging.wait(30)
-        elif code is not None:
-            context.abort(code, "it is so")
-
-
-@contextmanager
-def serving(reads: Reads) -> Iterator[Cloud]:
-    """Yield a Cloud whose Storage Read API is the server."""
-    service = "google.cloud.bigquery.storage.v1.BigQueryRead"
-    handlers = {
-        "CreateReadSession": grpc.unary_unary_rpc_method_handler(
-            reads.create, types.CreateReadSessionRequest.deserialize, types.ReadSession.serialize
-        ),
-        "ReadRows": grpc.unary_stream_rpc_method_handler(
-            reads.read, types.ReadRowsRequest.deserialize, types.ReadRowsResponse.serialize
-        ),
-    }
-    server = grpc.server(ThreadPoolExecutor(4))
-    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, handlers)])
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        yield Cloud("payer-project", Endpoints(bigquerystorage=f"127.0.0.1:{port}"), 20.0)
-    finally:
-        reads.hanging.set()
-        server.stop(None).wait()
 
 
 def numbered(rows: int) -> pa.Table:
@@ -299,7 +211,7 @@ def test_a_permanent_error_is_raised_without_a_retry(
 def test_a_stream_that_hangs_is_continued_in_another_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(transforms.bigquery.read, "READ_SECONDS", 0.3)
+    monkeypatch.setattr(transforms.bigquery.session, "READ_SECONDS", 0.3)
     reads = Reads(numbered(12), breaks=[(2, grpc.StatusCode.DEADLINE_EXCEEDED)])
     with serving(reads) as cloud:
         assert read_all(reads, cloud).equals(reads.table)
@@ -422,8 +334,11 @@ def test_only_the_needed_columns_are_requested_and_the_job_project_pays(
             ),
         )
         wanted = replace(source, cloud=cloud, row_restriction="a > 3", snapshot=NOON)
-        streams = open_session(wanted, replace(columns, keep=("extra",)))
+        streams = open_session(wanted, replace(columns, keep=("extra",)), 5_000)
+        open_session(wanted, columns, 8)
     assert len(streams) == 1
+    asked = [(one.preferred_min_stream_count, one.max_stream_count) for one in reads.sessions]
+    assert asked == [(1_000, 1_000), (8, 1_000)]
     request, session = reads.sessions[0], reads.sessions[0].read_session
     assert request.parent == "projects/payer-project"
     assert source.table is not None

@@ -18,6 +18,7 @@ from apache_beam.metrics import Metrics
 
 from common.errors import BalanceError
 from transforms.accounts import Count, check_source
+from transforms.bigquery.query_table import QueryTable
 from transforms.decisions import report_decisions
 from transforms.files.commit import commit
 from transforms.files.destination import Destination
@@ -144,6 +145,7 @@ class CommitRun(beam.PTransform):
         facts: What else the report says about the run.
         temporary: Folders whose staged files are not needed after the commit.
         decisions: The fields whose decisions are counted.
+        results: The table of the result of a query, which is not needed after the commit.
     """
 
     destinations: Sequence[Destination]
@@ -151,6 +153,7 @@ class CommitRun(beam.PTransform):
     facts: Mapping[str, Any]
     temporary: Sequence[RunFolder] = ()
     decisions: tuple[str, ...] = ()
+    results: QueryTable | None = None
 
     def _commit(
         self,
@@ -174,6 +177,8 @@ class CommitRun(beam.PTransform):
         for folder in self.temporary:
             discard(folder)
             discard_dead(folder)
+        if self.results is not None:
+            self.results.discard()
         return report
 
     def expand(

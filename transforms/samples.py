@@ -11,7 +11,8 @@ from cloud.clients import Cloud
 from cloud.errors import translate_errors
 from common.errors import InputError
 from common.texts import to_text
-from transforms.bigquery.read import open_session, read_stream, run_query
+from transforms.bigquery.read import run_query
+from transforms.bigquery.session import open_session, read_stream
 from transforms.bigquery.source import BigQuerySource, describe_source
 from transforms.files.columns import Columns
 from transforms.files.first_rows import row_texts

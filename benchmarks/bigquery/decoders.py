@@ -31,12 +31,9 @@ from examples.transactions.data import FEATURES
 from model_handlers.manifest import Manifest
 from model_handlers.package import read_manifest
 from model_handlers.torch_model import BATCH_ROWS
-from transforms.bigquery.read import (
-    ReadBigQuery,
-    ReadStream,
-    read_stream,
-)
+from transforms.bigquery.read import ReadBigQuery
 from transforms.bigquery.schema import TableName
+from transforms.bigquery.session import ReadStream, read_stream
 from transforms.bigquery.source import BigQuerySource
 from transforms.files.columns import Columns
 from transforms.provenance import Provenance

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from common.errors import UsageError
+from pipelines.batch.spread import SpreadFlag
 from pipelines.config import ModelConfig, ScoringConfig, predictor_of
 from pipelines.options import (
     CloudOptions,
@@ -58,11 +59,13 @@ class Table:
 
     Attributes:
         row_restriction: A SQL condition, as in a WHERE clause, or None for all rows.
+        dataset: The dataset for the rows of a restriction while they are exported, or None.
     """
 
     name: str
     row_restriction: str | None
     method: ReadMethod
+    dataset: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +75,13 @@ class Query:
     Attributes:
         sql: The text of the query, or @ followed by the path of a file that holds it.
         max_bytes: The maximum number of bytes that it may scan, or None.
+        dataset: The dataset for its result while the run reads it, or None.
     """
 
     sql: str
     max_bytes: int | None
     method: ReadMethod
+    dataset: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,10 +140,12 @@ class BatchConfig(RunConfig):
 
     Attributes:
         id_column: The column with the row ids, or None to derive them.
+        spread: Whether a shuffle separates reading from predicting.
     """
 
     source: Source
     id_column: str | None
+    spread: SpreadFlag = "auto"
 
     @property
     def reads_bigquery(self) -> bool:
@@ -169,6 +176,7 @@ def batch_config(pipeline: str, parsed: Parsed) -> BatchConfig:
         pipeline=pipeline,
         source=_source(parsed.get(SourceOptions)),
         id_column=parsed.get(SourceOptions).id_column,
+        spread=parsed.get(SourceOptions).spread_batches,
         min_rows=parsed.get(SourceOptions).min_rows,
         model=ModelConfig.of(
             parsed.get(ModelOptions), parsed.get(SinkOptions).output_schema, BATCH_ROWS
@@ -189,10 +197,14 @@ def _source(flags: SourceOptions) -> Source:
             name=flags.input_table,
             row_restriction=flags.row_restriction,
             method=flags.read_method,
+            dataset=flags.query_dataset,
         )
     if flags.input_query is not None:
         return Query(
-            sql=flags.input_query, max_bytes=flags.max_bytes_billed, method=flags.read_method
+            sql=flags.input_query,
+            max_bytes=flags.max_bytes_billed,
+            method=flags.read_method,
+            dataset=flags.query_dataset,
         )
     file_format = None if flags.input_format == "auto" else flags.input_format
     return Files(

@@ -14,6 +14,7 @@ from cloud.clients import Cloud
 from model_handlers.manifest import Manifest
 from pipelines.batch.progress import ShowProgress
 from transforms.bigquery.destination import TableDestination
+from transforms.bigquery.query_table import QueryTable
 from transforms.bigquery.unfit import RefuseUnfit
 from transforms.decisions import CountDecisions
 from transforms.encode import EncodeRows, OutputFields
@@ -25,6 +26,7 @@ from transforms.predict import Predict
 from transforms.provenance import Provenance
 from transforms.run_report import CommitRun, CountFailures, CountRows
 from transforms.score_figures import DescribeScores
+from transforms.spread import SpreadBatches
 
 
 @dataclass(kw_only=True)
@@ -41,6 +43,8 @@ class ScoreRows(beam.PTransform):
         schema: The schema of the rows if files may differ in the type of a column, else None.
         origins: For columns whose files differ in type, these types and files.
         launcher: The id of this process if the workers are its threads or children, else None.
+        results: The table of the result of a query, which is deleted after the commit.
+        spread: The shuffle between reading and predicting, or None to score rows as they are read.
     """
 
     source: beam.PTransform
@@ -58,6 +62,8 @@ class ScoreRows(beam.PTransform):
     schema: pa.Schema | None = None
     origins: Mapping[str, str] | None = None
     launcher: int | None = None
+    results: QueryTable | None = None
+    spread: SpreadBatches | None = None
 
     @property
     def _tables(self) -> list[str]:
@@ -69,7 +75,7 @@ class ScoreRows(beam.PTransform):
         """Read, predict, encode and stage the rows; stage the failures; count both and commit."""
         read = pipeline | "Read" >> self.source
         predict = Predict(self.handler, self.manifest, self.provenance, self.fields.needed)
-        predicted = read.good | "Predict" >> predict
+        predicted = self._spread(read.good) | "Predict" >> predict
         failed, scored = [read.failures, predicted.failures], predicted.good
         for table in self._tables if self.fields.source else ():
             names = self.fields.source
@@ -103,7 +109,21 @@ class ScoreRows(beam.PTransform):
         scores = () if score is None else (rows | "Scores" >> DescribeScores(score),)
         if self.show_progress:
             rows | "Progress" >> ShowProgress()
-        commit = CommitRun(
-            self.destinations, self.report_folder, self.facts, self.temporary, decisions
+        return (counts, staged, *scores) | "Commit" >> self._commit(decisions)
+
+    def _spread(
+        self, batches: beam.PCollection[pa.RecordBatch]
+    ) -> beam.PCollection[pa.RecordBatch]:
+        """Separate reading from predicting, if the run does that."""
+        return batches if self.spread is None else batches | "Spread" >> self.spread
+
+    def _commit(self, decisions: tuple[str, ...]) -> CommitRun:
+        """Return the last step, which counts the decisions of these fields."""
+        return CommitRun(
+            self.destinations,
+            self.report_folder,
+            self.facts,
+            self.temporary,
+            decisions,
+            self.results,
         )
-        return (counts, staged, *scores) | "Commit" >> commit

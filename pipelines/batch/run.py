@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import apache_beam as beam
@@ -33,16 +33,20 @@ from pipelines.batch.destinations import (
 )
 from pipelines.batch.graph import ScoreRows
 from pipelines.batch.in_process import quiet_workers, run_in_process
+from pipelines.batch.pace import scorer_of
 from pipelines.batch.progress import progress_line
 from pipelines.batch.report_text import STYLES, run_facts
 from pipelines.batch.sources import Source, open_source
+from pipelines.batch.spread import Choice, choose
 from pipelines.beam_args import beam_options, is_dry_run, runs_in_process, runs_on_dataflow
 from pipelines.cloud_access import make_cloud
+from pipelines.command import say
 from pipelines.config import ModelConfig
 from pipelines.dataflow.facts import JobFacts
 from pipelines.dataflow.start import ask_for_accelerator, carry, describe_pipeline, reach, start
 from pipelines.handlers import Handler, make_handler, read_model, scoring_manifest
 from pipelines.options.flag import Parsed
+from pipelines.workers import worker_cpus
 from transforms.encode import OutputFields, choose_fields, output_schema, reference_fields
 from transforms.files.commit import abandon, is_in_place
 from transforms.files.destination import Destination
@@ -51,6 +55,7 @@ from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder
 from transforms.files.staging import discard
 from transforms.provenance import Provenance, utc_now
 from transforms.run_report import too_many
+from transforms.spread import SpreadBatches
 
 
 def run_local(parsed: Parsed) -> None:
@@ -106,9 +111,17 @@ def run_batch(name: str, parsed: Parsed) -> None:
     handler = make_handler(config, model, fields, options, endpoints)
 
     def open_it(provenance: Provenance, temp: RunFolder | None) -> Source:
-        return open_source(
-            config, manifest, fields, provenance=provenance, cloud=cloud, folder=temp
+        source = open_source(
+            config,
+            manifest,
+            fields,
+            provenance=provenance,
+            cloud=cloud,
+            folder=temp,
+            cpus=worker_cpus(options),
         )
+        scorer = scorer_of(config.predictor, handler, options)
+        return replace(source, spread=_spread(choose(config.spread, source.volume, scorer)))
 
     scoring = Scoring(
         name=name,
@@ -119,6 +132,14 @@ def run_batch(name: str, parsed: Parsed) -> None:
         fields=fields,
     )
     run(score_rows(scoring, options, cloud, open_it), options, config, endpoints)
+
+
+def _spread(choice: Choice) -> bool:
+    """Return whether batches are spread, and print why."""
+    if choice.why:
+        answer = "yes" if choice.spread else "no"
+        say(f"note: --spread_batches auto chose {answer}: {choice.why}")
+    return choice.spread
 
 
 def fields_of(model: ModelConfig, manifest: Manifest) -> OutputFields:
@@ -169,6 +190,8 @@ def score_rows(
     schema = output_schema(fields, manifest, provenance, source.schema)
     rows = RowsToWrite(schema, fields.time_column, provenance)
     destinations = open_destinations(config, attempt, rows, cloud, source.lineage)
+    if source.results is not None and not is_dry_run(options):
+        source.results.prepare()
     for destination in destinations:
         (destination.look if is_dry_run(options) else destination.prepare)()
     facts = _facts(scoring, provenance, source, destinations)
@@ -186,6 +209,8 @@ def score_rows(
         schema=None if source.origins is None else schema,
         origins=source.origins,
         launcher=os.getpid() if runs_in_process(options) else None,
+        results=source.results,
+        spread=SpreadBatches(config.model.batch_rows) if source.spread else None,
     )
 
 
@@ -288,6 +313,8 @@ def _abandoned_on_error(graph: ScoreRows) -> Iterator[None]:
         abandon(graph.destinations, graph.report_folder)
         for folder in graph.temporary:
             discard(folder)
+        if graph.results is not None:
+            graph.results.discard()
         if isinstance(error, KeyboardInterrupt) and is_in_place(graph.report_folder):
             raise KeyboardInterrupt(
                 f"the run was already complete: see {graph.report_folder.report}"

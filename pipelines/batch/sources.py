@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import apache_beam as beam
 import pyarrow as pa
-from apache_beam.io.filesystem import BeamIOError
+from apache_beam.io.filesystem import BeamIOError, FileMetadata
 from apache_beam.io.filesystems import FileSystems
 
 from cloud.clients import Cloud
@@ -16,13 +16,14 @@ from common.cells import is_text
 from common.errors import InputError, UsageError, one_line, suggest
 from common.memory import check_memory
 from model_handlers.manifest import Manifest
+from pipelines.batch.bigquery_source import find_query, find_table
 from pipelines.batch.config import BatchConfig, Files, Query, Table
 from pipelines.batch.destinations import present_columns
+from pipelines.batch.spread import Volume
 from pipelines.command import say
 from pipelines.field_names import check_name, named_by_user
+from transforms.bigquery.query_table import QueryTable
 from transforms.bigquery.read import ReadBigQuery
-from transforms.bigquery.schema import TableName
-from transforms.bigquery.source import BigQuerySource, at_one_moment, describe_source
 from transforms.encode import OutputFields, check_fields, read_type
 from transforms.files.columns import Columns
 from transforms.files.csv.dialect import PLAIN, Dialect
@@ -32,10 +33,14 @@ from transforms.files.one_schema import Origin, one_type, parquet_origins
 from transforms.files.ranges import FileFormat, file_schema, format_of, has_rows, match_inputs
 from transforms.files.read import ReadFiles
 from transforms.files.run_folder import RunFolder
+from transforms.files.text_lines import compression_of
 from transforms.lakes.read import ReadLake
 from transforms.lakes.table import LakeVersion, find_lake, lake_errors
 from transforms.lineage import Lineage
 from transforms.provenance import Provenance
+
+# Streams of a read session for each CPU of the workers, so that all are busy until the end.
+STREAMS_A_CPU = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +56,9 @@ class Source:
         origins: For columns whose files differ in type, these types and files. None if the source
             is not files, so that a column has only one type.
         table_version: The version that is read of a Delta Lake or Iceberg table.
+        results: The table of the result of a query, which is deleted after the run.
+        volume: What is known about the size of the source.
+        spread: Whether a shuffle separates reading from predicting.
     """
 
     transform: beam.PTransform
@@ -60,6 +68,9 @@ class Source:
     exports: bool = False
     origins: Mapping[str, str] | None = None
     table_version: int | None = None
+    results: QueryTable | None = None
+    volume: Volume = field(default_factory=Volume)
+    spread: bool = False
 
 
 def open_source(
@@ -70,6 +81,7 @@ def open_source(
     provenance: Provenance,
     cloud: Cloud | None,
     folder: RunFolder | None,
+    cpus: int,
 ) -> Source:
     """Check the source of a batch run, and return it.
 
@@ -80,6 +92,7 @@ def open_source(
         provenance: The run and the model.
         cloud: The Cloud that reads BigQuery. Needed only for BigQuery.
         folder: The folder of the run in the temp location, or None if there is none.
+        cpus: About how many CPUs the workers have together.
 
     Raises:
         InputError: If the source is missing, unreadable, empty or lacks columns.
@@ -106,6 +119,7 @@ def open_source(
         cloud=cloud,
         folder=folder,
         batch_rows=config.model.batch_rows,
+        cpus=cpus,
     )
 
 
@@ -134,7 +148,8 @@ def _open_files(
             "--table_version needs one --input_files, the folder of a Delta Lake or Iceberg table, "
             f"got {', '.join(source.patterns)}"
         )
-    files = find_files(source)
+    matched = match_inputs(source.patterns, source.conditions)
+    files = with_formats(matched, source.file_format)
     if source.dialect != PLAIN and all(kind != "csv" for _, kind in files):
         raise UsageError(
             "the --csv_* flags have no effect: no input file is CSV; remove them, or check "
@@ -155,7 +170,13 @@ def _open_files(
         conditions=source.conditions,
         range_rows=range_rows,
     )
-    return Source(transform=transform, schema=schema, names=source.patterns, origins=origins)
+    return Source(
+        transform=transform,
+        schema=schema,
+        names=source.patterns,
+        origins=origins,
+        volume=Volume(unsplit=unsplit_bytes(matched, multiline=source.dialect.multiline)),
+    )
 
 
 def _check_ranges(source: Files, why: str) -> None:
@@ -183,15 +204,34 @@ def _open_lake(
     )
 
 
-def find_files(source: Files) -> list[tuple[str, FileFormat]]:
-    """Return the paths of the input files with their formats, sorted by path.
+def with_formats(
+    files: Sequence[FileMetadata], file_format: FileFormat | None
+) -> list[tuple[str, FileFormat]]:
+    """Return the paths of files with their formats.
+
+    Args:
+        files: The files.
+        file_format: The format of all files, or None to detect it from the suffix of each.
 
     Raises:
-        InputError: If a pattern matches no file, or no file fulfils the conditions.
-        UsageError: If the format of a file is not known, or a condition names no folder.
+        UsageError: If the format of a file is not known.
     """
-    files = match_inputs(source.patterns, source.conditions)
-    return [(file.path, source.file_format or format_of(file.path)) for file in files]
+    return [(file.path, file_format or format_of(file.path)) for file in files]
+
+
+def unsplit_bytes(files: Sequence[FileMetadata], *, multiline: bool) -> int:
+    """Return the size of the largest text file that one worker reads alone, or 0.
+
+    Args:
+        files: The files.
+        multiline: Whether quoted values of CSV files contain line breaks.
+    """
+    whole = (
+        file.size_in_bytes
+        for file in files
+        if compression_of(file.path) or (multiline and file.path.endswith(".csv"))
+    )
+    return max(whole, default=0)
 
 
 def key_types(
@@ -355,6 +395,7 @@ def _open_bigquery(
     cloud: Cloud,
     folder: RunFolder | None,
     batch_rows: int,
+    cpus: int,
 ) -> Source:
     """Return a table or a query as a source, after checking its columns."""
     if source.method == "export" and folder is None:
@@ -362,23 +403,29 @@ def _open_bigquery(
             "--read_method export writes files to a bucket: pass --temp_location gs://BUCKET/FOLDER"
         )
     if isinstance(source, Table):
-        table = TableName.parse(source.name, "input_table", cloud.project)
-        found = BigQuerySource(
-            cloud=cloud, table=table, query=None, row_restriction=source.row_restriction
-        )
+        found = find_table(source, cloud)
     else:
-        query = read_text(source.sql, "input_query")
-        found = BigQuerySource(cloud=cloud, table=None, query=query, max_bytes=source.max_bytes)
+        found = find_query(source, read_text(source.sql, "input_query"), cloud)
     columns = replace(columns, any_case=True)
-    schema = columns.spelled(describe_source(found))
-    check_columns(schema, found.label, columns, fields)
-    found = at_one_moment(found)
+    schema = columns.spelled(found.schema)
+    check_columns(schema, found.source.label, columns, fields)
+    found = found.at_one_moment()
     transform = ReadBigQuery(
-        source=found, columns=columns, batch_rows=batch_rows, method=source.method, folder=folder
+        source=found.source,
+        columns=columns,
+        batch_rows=batch_rows,
+        method=source.method,
+        folder=folder,
+        results=found.results,
+        streams=STREAMS_A_CPU * cpus,
     )
-    names = (str(found.table or found.query),)
     return Source(
-        transform=transform, schema=schema, names=names, exports=source.method == "export"
+        transform=transform,
+        schema=schema,
+        names=(str(found.source.table or found.source.query),),
+        exports=source.method == "export",
+        results=found.results,
+        volume=found.volume(source.method, len(columns.names(schema, found.source.label))),
     )
 
 

@@ -247,19 +247,24 @@ def ask_for_accelerator(predictor: Predictor, options: PipelineOptions) -> None:
         predictor: The part of the flags that chooses how to predict.
         options: Beam's options of the run, which are changed.
     """
-    standard = options.view_as(StandardOptions)
+    if (
+        isinstance(predictor, DeviceOptions)
+        and predictor.device.startswith("cuda")
+        and not names_accelerator(options)
+    ):
+        standard = options.view_as(StandardOptions)
+        standard.resource_hints = [*(standard.resource_hints or ()), ACCELERATOR]
+
+
+def names_accelerator(options: PipelineOptions) -> bool:
+    """Return whether the flags of a job name an accelerator."""
     given = [
-        *(standard.resource_hints or ()),
+        *(options.view_as(StandardOptions).resource_hints or ()),
         *(options.view_as(GoogleCloudOptions).dataflow_service_options or ()),
         # The launcher of Flex Templates passes service options as experiments.
         *(options.view_as(DebugOptions).experiments or ()),
     ]
-    if (
-        isinstance(predictor, DeviceOptions)
-        and predictor.device.startswith("cuda")
-        and not any("accelerator" in text for text in given)
-    ):
-        standard.resource_hints = [*(standard.resource_hints or ()), ACCELERATOR]
+    return any("accelerator" in text for text in given)
 
 
 def start(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipelines.options.flag import flag
-from pipelines.options.forms import AT_LEAST_0, AT_LEAST_1, CHARACTER, DELIMITER, SHARE
+from pipelines.options.forms import AT_LEAST_0, AT_LEAST_1, CHARACTER, DATASET, DELIMITER, SHARE
 from pipelines.options.shared import (
     OutputSchema,
     cluster_by_flag,
@@ -118,6 +118,23 @@ class SourceOptions:
         label="Maximum bytes billed",
         param_type="NUMBER",
         form=AT_LEAST_1,
+    )
+    query_dataset: str | None = flag(
+        "existing dataset for the table that holds the result of --input_query, or of a "
+        "--row_restriction that is exported, while the run reads it, as project.dataset (default: "
+        "millrace_queries_LOCATION in the project that pays, which is created)",
+        label="Dataset for query results",
+        form=DATASET,
+        metavar="DATASET",
+    )
+    spread_batches: Literal["auto", "yes", "no"] = flag(
+        "write the rows to the runner's shuffle between reading and predicting, so that reading "
+        "does not wait for predictions and any worker can score any batch; auto does it for a slow "
+        "model or endpoint behind BigQuery, whose read sessions end after 6 hours, and for large "
+        "text files that only one worker can read",
+        "auto",
+        label="Spread batches",
+        param_type="ENUM",
     )
     id_column: str | None = flag(
         "column that identifies a row, written as row_id (default: an id derived from the file and "

@@ -26,6 +26,10 @@ DEVICE = Form(r"auto|cpu|cuda(:\d+)?", "be auto, cpu, cuda or cuda:N")
 HTTP_URL = Form(r"https?://.+", "begin with http:// or https://")
 SUBSCRIPTION = Form(r"projects/[^/]+/subscriptions/[^/]+", "be projects/PROJECT/subscriptions/NAME")
 TOPIC = Form(r"projects/[^/]+/topics/[^/]+", "be projects/PROJECT/topics/NAME")
+DATASET = Form(
+    r"(([a-z0-9.-]+:)?[a-z][a-z0-9-]*[a-z0-9]\.)?[A-Za-z0-9_]+",
+    "be the name of a dataset, as project.dataset",
+)
 RUN_ID = Form(
     r"[A-Za-z0-9][A-Za-z0-9._+:=-]{0,127}",
     "start with a letter or digit, and have at most 128 letters, digits and . _ + : = -",

@@ -38,6 +38,7 @@ _NEEDS = {
         (*CSV_FLAGS, "partition_filter", "table_version", "range_rows"), ("input_files",)
     ),
     "row_restriction": ("input_table",),
+    "query_dataset": ("input_query", "row_restriction"),
     "read_method": ("input_query", "input_table"),
     "max_bytes_billed": ("input_query",),
     "cluster_by": ("output_table",),

@@ -7,44 +7,24 @@ export the table to Parquet files instead.
 
 from __future__ import annotations
 
-import math
-import random
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 from apache_beam.io.filesystem import FileMetadata
-from google.api_core import exceptions
 from google.cloud import bigquery
-from google.cloud.bigquery_storage_v1 import types
 
-from cloud.errors import (
-    current_call,
-    explain,
-    is_passing,
-    lacks_role,
-    retry,
-    short_reason,
-    translate_errors,
-)
+from cloud.errors import retry, translate_errors
 from common.errors import InputError
 from common.record_batch import rebatch, typed
-from common.retry_notices import Retried
-from transforms.accounts import (
-    Entry,
-    Settle,
-    expect_rows,
-    promise,
-    rows_read,
-    taken,
-    unknown_rows,
-)
+from transforms.accounts import Settle, expect_rows, rows_read, taken, unknown_rows
 from transforms.bigquery.jobs import job_id, run_job
+from transforms.bigquery.query_table import QueryTable
 from transforms.bigquery.schema import TableName
+from transforms.bigquery.session import ReadStream, open_session, promise_streams, read_stream
 from transforms.bigquery.source import (
     BigQuerySource,
     describe_source,
@@ -60,139 +40,20 @@ from transforms.files.run_folder import RunFolder
 from transforms.provenance import Provenance
 
 ReadMethod = Literal["direct", "export"]
-# The timeout of one call. A stream that takes longer, or hangs, is continued in another call.
-READ_SECONDS = 600.0
 _NO_POSITIONS = np.empty(0, dtype=np.int64)
 
 
-@dataclass(frozen=True)
-class ReadStream:
-    """One stream of a read session.
-
-    Attributes:
-        name: The full name of the stream.
-        schema: The Arrow schema of its batches, serialized.
-        number: Its index among the streams of the session, from 0.
-        of: The number of streams in the session.
-    """
-
-    name: str
-    schema: bytes
-    number: int = 0
-    of: int = 1
-
-    @classmethod
-    def all_of(cls, session: types.ReadSession) -> list[ReadStream]:
-        """Return the streams of an opened session."""
-        schema, count = bytes(session.arrow_schema.serialized_schema), len(session.streams)
-        return [cls(one.name, schema, i, count) for i, one in enumerate(session.streams)]
-
-
-def open_session(source: BigQuerySource, columns: Columns) -> list[ReadStream]:
-    """Open a read session over some columns of a table, and return its streams.
-
-    Args:
-        source: The table, with its snapshot and its row restriction.
-        columns: The columns to read.
-
-    Returns:
-        The streams; none if the table has no rows.
-
-    Raises:
-        InputError: The table cannot be read, or lacks a column.
-    """
-    if source.table is None:
-        raise ValueError("open_session reads tables: run the query first")
-    names = columns.names(describe_source(replace(source, row_restriction=None)), str(source.table))
-    compression = types.ArrowSerializationOptions.CompressionCodec.LZ4_FRAME
-    session = types.ReadSession(
-        table=source.table.path,
-        data_format=types.DataFormat.ARROW,
-        read_options=types.ReadSession.TableReadOptions(
-            selected_fields=names,
-            row_restriction=source.row_restriction or "",
-            arrow_serialization_options=types.ArrowSerializationOptions(
-                buffer_compression=compression
-            ),
-        ),
-    )
-    if source.snapshot is not None:
-        session.table_modifiers = types.ReadSession.TableModifiers(snapshot_time=source.snapshot)
-    with translate_errors(InputError, f"{source.label} cannot be read"):
-        try:
-            opened = source.cloud.bigquery_read().create_read_session(
-                parent=f"projects/{source.cloud.project}",
-                read_session=session,
-                retry=retry(source.cloud.retry_seconds),
-            )
-        except exceptions.Forbidden as error:
-            if not lacks_role(error):
-                raise
-            raise InputError(
-                f"{source.label} cannot be read: {explain(error)}, or use --read_method export, "
-                "which does not need the Storage Read API"
-            ) from error
-    return ReadStream.all_of(opened)
-
-
-def promise_streams(place: str, streams: Sequence[ReadStream]) -> Entry:
-    """Return the entry that promises all streams of a session to be read.
-
-    Args:
-        place: The name of the table or the query.
-        streams: The streams of the session.
-    """
-    return promise(place, "streams", streams[0].of if streams else 0)
-
-
-def read_stream(stream: ReadStream, client: Any, retry_seconds: float) -> Iterator[pa.RecordBatch]:
-    """Yield the batches of a stream, each once and in order.
-
-    After a transient error, the stream is continued at the first row that has not arrived.
-
-    Args:
-        stream: The stream to read.
-        client: A BigQueryReadClient.
-        retry_seconds: How long to retry without receiving a row.
-
-    Raises:
-        GoogleAPICallError: The stream cannot be read.
-    """
-    schema = pa.ipc.read_schema(pa.py_buffer(stream.schema))
-    offset, delay, broken_at = 0, 0.1, math.inf
-    with Retried(current_call()) as retried:
-        while True:
-            try:
-                for response in client.read_rows(
-                    read_stream=stream.name, offset=offset, retry=None, timeout=READ_SECONDS
-                ):
-                    # Read the bare protobuf message: proto-plus would copy the rows twice, and keep
-                    # the first copy while they are processed.
-                    bare = types.ReadRowsResponse.pb(response)
-                    rows, body = bare.row_count, bare.arrow_record_batch.serialized_record_batch
-                    del response, bare
-                    # A response without rows only reports the progress of the stream.
-                    if rows:
-                        yield pa.ipc.read_record_batch(pa.py_buffer(body), schema)
-                        offset += rows
-                        delay, broken_at = 0.1, math.inf
-                        retried.over()
-                return
-            except exceptions.GoogleAPICallError as error:
-                broken_at = min(broken_at, now := time.monotonic())
-                if not is_passing(error) or now - broken_at > retry_seconds:
-                    raise
-                retried.failed(short_reason(error), broken_at + retry_seconds - now)
-                time.sleep(delay * random.uniform(0.5, 1.0))
-                delay = min(delay * 2, 10.0)
-
-
-def run_query(source: BigQuerySource, query: str) -> BigQuerySource:
+def run_query(
+    source: BigQuerySource, query: str, results: QueryTable | None = None
+) -> BigQuerySource:
     """Run a query into a table that expires after a day, and return that table as a source.
 
     Args:
         source: The source of the query, with the limit of bytes that it may scan.
         query: The SQL.
+        results: The table for the result, which may have any size. None leaves the result in a
+            table of BigQuery's own, which has a limit of about 10 GB. Source: BigQuery's
+            documentation of query results, "maximum response size".
 
     Raises:
         InputError: The query cannot be run.
@@ -202,7 +63,13 @@ def run_query(source: BigQuerySource, query: str) -> BigQuerySource:
     if source.max_bytes is not None:
         config.maximum_bytes_billed = source.max_bytes
     with translate_errors(InputError, f"{source.label} cannot be read"):
-        location = dry_run(client, cloud, query).location
+        dry = dry_run(client, cloud, query)
+        location = dry.location
+        if results is not None:
+            results.create(dry.schema)
+            config.destination = results.reference
+            # The table is empty, unless an earlier job with this id has filled it.
+            config.write_disposition = "WRITE_EMPTY"
         job = run_job(
             client,
             job_id("query", source.attempt, query),
@@ -233,6 +100,10 @@ class ReadBigQuery(beam.PTransform):
         method: `direct` reads with the Storage Read API, `export` exports to Parquet files first.
         folder: The run's folder, in which an export stages its files. The caller deletes them
             after the pipeline.
+        results: The table for the result of a query, which the caller deletes after the pipeline.
+            None leaves it in a table of BigQuery's own.
+        streams: The number of streams that the workers can use at the same time; 0 lets BigQuery
+            choose.
     """
 
     source: BigQuerySource
@@ -240,6 +111,8 @@ class ReadBigQuery(beam.PTransform):
     batch_rows: int = 32_768
     method: ReadMethod = "direct"
     folder: RunFolder | None = None
+    results: QueryTable | None = None
+    streams: int = 0
 
     def __post_init__(self) -> None:
         self.columns = replace(self.columns, ids_by_content=True, any_case=True)
@@ -286,14 +159,14 @@ class ReadBigQuery(beam.PTransform):
             whole = replace(source, row_restriction=None)
             names = self.columns.names(describe_source(whole), source.label)
             query = restricted(source, [f"`{name}`" for name in names])
-        return run_query(source, query)
+        return run_query(source, query, self.results)
 
     def _open(self, source: BigQuerySource) -> Iterator[ReadStream | beam.pvalue.TaggedOutput]:
         """Yield the streams of a session; what is expected of them goes to `entries`."""
         place, rows = self.source.label, source.rows
         with translate_errors(InputError, f"{place} cannot be read"):
             before = get_table(source) if rows is None else None
-            streams = open_session(source, self.columns)
+            streams = open_session(source, self.columns, self.streams)
             if before is not None:
                 rows = count_rows(before, get_table(source))
         yield from streams

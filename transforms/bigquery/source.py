@@ -72,7 +72,7 @@ def describe_source(source: BigQuerySource) -> pa.Schema:
     """
     client = source.cloud.bigquery()
     if source.table is None:
-        return _describe_query(client, source)
+        return arrow_schema(plan_query(source).schema)
     with translate_errors(InputError, f"{source.label} cannot be read"):
         table = get_table(source)
     if table.table_type not in _READABLE:
@@ -112,9 +112,16 @@ def at_one_moment(source: BigQuerySource) -> BigQuerySource:
     return replace(source, snapshot=now, rows=count_rows(before, after, now))
 
 
-def _describe_query(client: bigquery.Client, source: BigQuerySource) -> pa.Schema:
+def plan_query(source: BigQuerySource) -> bigquery.QueryJob:
+    """Return the dry run of a query, which names its columns, its location and what it scans.
+
+    Raises:
+        InputError: The query cannot be run, or is not one SELECT.
+        UsageError: The query would scan more than `max_bytes`.
+        CredentialsError: There are no valid credentials.
+    """
     with translate_errors(InputError, f"{source.flag} cannot be run"):
-        job = dry_run(client, source.cloud, source.query or "")
+        job = dry_run(source.cloud.bigquery(), source.cloud, source.query or "")
     if job.statement_type != "SELECT":
         # The dry run of another statement may return columns too, of the table that it changes.
         raise InputError(
@@ -126,7 +133,7 @@ def _describe_query(client: bigquery.Client, source: BigQuerySource) -> pa.Schem
             f"{source.flag} would scan {scanned:,} bytes, more than --max_bytes_billed "
             f"{source.max_bytes:,}: select fewer columns or partitions, or raise the limit"
         )
-    return arrow_schema(job.schema)
+    return job
 
 
 def _check_restriction(client: bigquery.Client, source: BigQuerySource) -> None:

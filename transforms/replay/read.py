@@ -15,16 +15,17 @@ import apache_beam as beam
 from google.cloud.bigquery_storage_v1 import types
 
 from cloud.clients import Cloud
-from cloud.errors import retry, translate_errors
+from cloud.errors import translate_errors
 from common.errors import InputError
 from common.record_batch import to_rows
 from transforms.accounts import Entry, Settle, counted, expect, found, promise, taken
-from transforms.bigquery.read import (
+from transforms.bigquery.schema import TableName
+from transforms.bigquery.session import (
     ReadStream,
+    create_session,
     promise_streams,
     read_stream,
 )
-from transforms.bigquery.schema import TableName
 from transforms.bigquery.source import BigQuerySource, describe_source
 from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.dead_letters import to_letter_line
@@ -170,12 +171,7 @@ class LetterTable:
             table_modifiers=types.ReadSession.TableModifiers(snapshot_time=self.moment),
         )
         with translate_errors(InputError, f"{self.place} cannot be read"):
-            opened = self.cloud.bigquery_read().create_read_session(
-                parent=f"projects/{self.cloud.project}",
-                read_session=session,
-                retry=retry(self.cloud.retry_seconds),
-            )
-        return ReadStream.all_of(opened)
+            return ReadStream.all_of(create_session(self.cloud, session))
 
     def runs(self) -> Counter[str]:
         """Count the dead letters of each run, by run id. Only this column is read."""
