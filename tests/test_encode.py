@@ -16,7 +16,7 @@ from apache_beam.testing.util import assert_that, equal_to
 
 from common.errors import UsageError
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec
-from pipelines.batch.sources import check_files, passed_on, with_formats
+from pipelines.batch.input_files import check_files, passed_on, with_formats
 from transforms.encode import (
     EncodeRows,
     OutputFields,

@@ -14,7 +14,7 @@ import pytest
 from common.errors import UsageError
 from common.record_batch import MESSAGE, ROW_ID, SOURCE
 from model_handlers.manifest import Manifest
-from pipelines.batch.sources import check_files, with_formats
+from pipelines.batch.input_files import check_files, with_formats
 from pipelines.field_names import check_name, named_by_user
 from pipelines.stream import in_process, progress, unseen
 from pipelines.stream.config import MessageConfig

@@ -26,6 +26,8 @@ _BATCH_ROWS = 32_768
 class _All:
     """The columns of a file, all of them as they are. It stands for `Columns`."""
 
+    categories: tuple[str, ...] = ()
+
     def names(self, available: pa.Schema, _: str) -> list[str]:
         return list(available.names)
 
