@@ -881,12 +881,10 @@ def test_messages_of_any_shape_are_read_or_refused(
 def test_batches_of_a_bundle_are_limited_by_rows_and_by_bytes_and_no_message_is_lost(
     make_manifest: Make,
     provenance: Provenance,
-    monkeypatch: pytest.MonkeyPatch,
     as_list: bool,
     batch_rows: int,
     batch_bytes: int,
 ) -> None:
-    monkeypatch.setattr(module, "BATCH_BYTES", batch_bytes)
     bodies = [GOOD if i % 3 else b"{" for i in range(20)]
     messages: list[Any] = [serialize(message) for message in messages_of(bodies)]
     expected = {f"m{i}": body for i, body in enumerate(bodies)}
@@ -905,7 +903,7 @@ def test_batches_of_a_bundle_are_limited_by_rows_and_by_bytes_and_no_message_is_
         read = (
             pipeline
             | beam.Create([messages] if as_list else messages)
-            | DecodeMessages(json_format(make_manifest()), provenance, batch_rows)
+            | DecodeMessages(json_format(make_manifest()), provenance, batch_rows, batch_bytes)
         )
         assert_that(read.good, check(GOOD), label="good")
         assert_that(read.failures, check(b"{"), label="failures")

@@ -274,7 +274,7 @@ class CountingCommit(CommitRun):
         scores: Iterable[Figures] = (),
     ) -> dict[str, Any]:
         lists = list(counts), list(staged), list(scores)
-        arrived.append(tuple(map(len, lists)))
+        arrived.append(tuple(len(elements) for elements in lists))
         return super()._commit(_, *lists)
 
 

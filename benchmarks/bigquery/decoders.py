@@ -30,7 +30,7 @@ from common.record_batch import INPUTS, ROW_ID, rebatch, struct_columns
 from examples.transactions.data import FEATURES
 from model_handlers.manifest import Manifest
 from model_handlers.package import read_manifest
-from model_handlers.torch_model import BATCH_ROWS
+from common.record_batch import BATCH_ROWS
 from transforms.bigquery.read import (
     ReadBigQuery,
     ReadStream,

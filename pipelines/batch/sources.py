@@ -19,6 +19,7 @@ from model_handlers.manifest import Manifest
 from pipelines.batch.config import BatchConfig, Files, Query, Table
 from pipelines.batch.destinations import present_columns
 from pipelines.command import say
+from pipelines.config import ModelConfig
 from pipelines.field_names import check_name, named_by_user
 from transforms.bigquery.read import ReadBigQuery
 from transforms.bigquery.schema import TableName
@@ -93,7 +94,7 @@ def open_source(
             columns,
             fields,
             provenance=provenance,
-            batch_rows=config.model.batch_rows,
+            model=config.model,
             present=present,
         )
     if cloud is None:
@@ -104,7 +105,7 @@ def open_source(
         fields,
         cloud=cloud,
         folder=folder,
-        batch_rows=config.model.batch_rows,
+        model=config.model,
     )
 
 
@@ -114,7 +115,7 @@ def _open_files(
     fields: OutputFields,
     *,
     provenance: Provenance,
-    batch_rows: int,
+    model: ModelConfig,
     present: pa.Schema,
 ) -> Source:
     """Return files as a source, after checking the first that has rows.
@@ -125,7 +126,7 @@ def _open_files(
         find_lake(source.patterns[0], source.table_version) if len(source.patterns) == 1 else None
     )
     if lake is not None:
-        return _open_lake(lake, columns, fields, batch_rows)
+        return _open_lake(lake, columns, fields, model)
     if source.table_version is not None:
         raise UsageError(
             "--table_version needs one --input_files, the folder of a Delta Lake or Iceberg table, "
@@ -145,7 +146,8 @@ def _open_files(
         columns=columns,
         provenance=provenance,
         file_format=source.file_format,
-        batch_rows=batch_rows,
+        batch_rows=model.batch_rows,
+        batch_bytes=model.batch_bytes,
         dialect=source.dialect,
         conditions=source.conditions,
     )
@@ -153,7 +155,7 @@ def _open_files(
 
 
 def _open_lake(
-    lake: LakeVersion, columns: Columns, fields: OutputFields, batch_rows: int
+    lake: LakeVersion, columns: Columns, fields: OutputFields, model: ModelConfig
 ) -> Source:
     """Return a table of Delta Lake or Apache Iceberg as a source, after checking its columns."""
     table = lake.open()
@@ -164,7 +166,12 @@ def _open_lake(
         raise InputError(f"the input is empty: {lake.place} has no rows")
     check_columns(schema, lake.place, columns, fields)
     return Source(
-        transform=ReadLake(named=lake, columns=columns, batch_rows=batch_rows),
+        transform=ReadLake(
+            named=lake,
+            columns=columns,
+            batch_rows=model.batch_rows,
+            batch_bytes=model.batch_bytes,
+        ),
         schema=schema,
         names=(lake.folder.root,),
         table_version=lake.version,
@@ -342,7 +349,7 @@ def _open_bigquery(
     *,
     cloud: Cloud,
     folder: RunFolder | None,
-    batch_rows: int,
+    model: ModelConfig,
 ) -> Source:
     """Return a table or a query as a source, after checking its columns."""
     if source.method == "export" and folder is None:
@@ -362,7 +369,12 @@ def _open_bigquery(
     check_columns(schema, found.label, columns, fields)
     found = at_one_moment(found)
     transform = ReadBigQuery(
-        source=found, columns=columns, batch_rows=batch_rows, method=source.method, folder=folder
+        source=found,
+        columns=columns,
+        batch_rows=model.batch_rows,
+        batch_bytes=model.batch_bytes,
+        method=source.method,
+        folder=folder,
     )
     names = (str(found.table or found.query),)
     return Source(

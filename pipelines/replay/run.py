@@ -116,6 +116,7 @@ def _replay(
             message_format=read,
             provenance=provenance,
             batch_rows=config.model.batch_rows,
+            batch_bytes=config.model.batch_bytes,
         )
         return Source(
             transform=source, schema=schema, names=found.names, lineage=_lineage(config, found)

@@ -10,7 +10,7 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.io.filesystem import FileMetadata
 
-from common.record_batch import typed
+from common.record_batch import BATCH_BYTES, BATCH_ROWS, typed
 from transforms.accounts import (
     Count,
     Entry,
@@ -59,14 +59,16 @@ class _ReadRangeDoFn(beam.DoFn):
     each file go to the output `entries`.
     """
 
-    def __init__(self, columns: Columns, provenance: Provenance, batch_rows: int) -> None:
+    def __init__(
+        self, columns: Columns, provenance: Provenance, batch_rows: int, batch_bytes: int
+    ) -> None:
         self._columns = columns
         self._provenance = provenance
-        self._batch_rows = batch_rows
+        self._batch_rows, self._batch_bytes = batch_rows, batch_bytes
 
     def process(self, part: FileRange) -> Iterator[pa.RecordBatch | beam.pvalue.TaggedOutput]:
         spans, rows = [], 0
-        for decoded in read_range(part, self._columns, self._batch_rows):
+        for decoded in read_range(part, self._columns, self._batch_rows, self._batch_bytes):
             yield from emit(decoded, self._provenance)
             spans += [] if decoded.span is None else [decoded.span]
             rows += decoded.rows
@@ -95,6 +97,7 @@ def read_matched(
     file_format: FileFormat | None,
     *,
     batch_rows: int,
+    batch_bytes: int = BATCH_BYTES,
     dialect: Dialect = PLAIN,
     hive: bool = True,
 ) -> Read:
@@ -109,6 +112,7 @@ def read_matched(
         provenance: The run and the model that dead letters name.
         file_format: The format of all files, or None to detect it from each file's suffix.
         batch_rows: The maximum number of rows in a batch.
+        batch_bytes: The maximum number of bytes of a batch that has several rows.
         dialect: How CSV files are written.
         hive: Whether folders of the form NAME=VALUE are columns.
     """
@@ -120,7 +124,7 @@ def read_matched(
         | "Split" >> beam.FlatMap(split_file)
         | "SpreadRanges" >> beam.Reshuffle()
         | "Read"
-        >> beam.ParDo(_ReadRangeDoFn(columns, provenance, batch_rows)).with_outputs(
+        >> beam.ParDo(_ReadRangeDoFn(columns, provenance, batch_rows, batch_bytes)).with_outputs(
             "failures", "entries", main="good"
         )
     )
@@ -139,6 +143,7 @@ class ReadFiles(beam.PTransform):
         provenance: The run and the model that dead letters name.
         file_format: The format of all files, or None to detect it from each file's suffix.
         batch_rows: The maximum number of rows in a batch.
+        batch_bytes: The maximum number of bytes of a batch that has several rows.
         dialect: How CSV files are written.
         conditions: The conditions on folders of the form NAME=VALUE that a file must fulfil.
     """
@@ -147,7 +152,8 @@ class ReadFiles(beam.PTransform):
     columns: Columns
     provenance: Provenance
     file_format: FileFormat | None = None
-    batch_rows: int = 32_768
+    batch_rows: int = BATCH_ROWS
+    batch_bytes: int = BATCH_BYTES
     dialect: Dialect = PLAIN
     conditions: tuple[Condition, ...] = ()
 
@@ -161,5 +167,6 @@ class ReadFiles(beam.PTransform):
             self.provenance,
             self.file_format,
             batch_rows=self.batch_rows,
+            batch_bytes=self.batch_bytes,
             dialect=self.dialect,
         )
