@@ -23,6 +23,7 @@ from common.errors import TooFewRows, TooManyDeadLetters
 from common.terminal import is_terminal, output_may_close, print_facts
 from model_handlers.endpoint_handler import VertexEndpointHandler
 from model_handlers.manifest import Manifest
+from model_handlers.read_package import package_bytes
 from model_handlers.thresholds import check_used, thresholds_flag, thresholds_of
 from pipelines.batch.config import RunConfig, Table, batch_config
 from pipelines.batch.destinations import (
@@ -33,11 +34,12 @@ from pipelines.batch.destinations import (
 )
 from pipelines.batch.graph import ScoreRows
 from pipelines.batch.in_process import quiet_workers, run_in_process
+from pipelines.batch.memory import check_memory_needed, work_of
 from pipelines.batch.progress import progress_line
 from pipelines.batch.report_text import STYLES, run_facts
 from pipelines.batch.sources import Source, open_source
 from pipelines.beam_args import beam_options, is_dry_run, runs_in_process, runs_on_dataflow
-from pipelines.cloud_access import make_cloud
+from pipelines.cloud_access import GCS, make_cloud
 from pipelines.config import ModelConfig
 from pipelines.dataflow.facts import JobFacts
 from pipelines.dataflow.start import ask_for_accelerator, carry, describe_pipeline, reach, start
@@ -169,6 +171,17 @@ def score_rows(
     schema = output_schema(fields, manifest, provenance, source.schema)
     rows = RowsToWrite(schema, fields.time_column, provenance)
     destinations = open_destinations(config, attempt, rows, cloud, source.lineage)
+    work = work_of(
+        config.model,
+        manifest,
+        fields,
+        package_bytes=_package_bytes(scoring),
+        source=source.schema,
+        written=schema,
+        writers=sum(destination.part == SCORES for destination in destinations),
+        remote=source.names[0].startswith(GCS),
+    )
+    check_memory_needed(work, options)
     for destination in destinations:
         (destination.look if is_dry_run(options) else destination.prepare)()
     facts = _facts(scoring, provenance, source, destinations)
@@ -187,6 +200,13 @@ def score_rows(
         origins=source.origins,
         launcher=os.getpid() if runs_in_process(options) else None,
     )
+
+
+def _package_bytes(scoring: Scoring) -> int:
+    """Return the size of the model that runs in the workers, or 0 if an endpoint runs it."""
+    if isinstance(scoring.handler, VertexEndpointHandler):
+        return 0
+    return package_bytes(scoring.config.model.path, scoring.manifest)
 
 
 def _facts(
