@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from transforms.files.writers import ROW_GROUP_ROWS
 
-# A worker process with Python, Beam, Arrow and torch, without a model and without rows.
-PROCESS_BYTES = 450 << 20
+# A worker process with Python, Beam, Arrow and the CPU build of torch, without a model and without
+# rows; and what the CUDA build of torch adds, also on a machine without a GPU.
+PROCESS_BYTES, CUDA_BYTES = 450 << 20, 450 << 20
 # What the runner and the system of a Dataflow worker take.
 RESERVED_BYTES = 1 << 30
 
@@ -27,6 +28,7 @@ class Work:
         writers: How many places receive the rows.
         processes: The number of worker processes on the machine.
         threads: The number of threads in each process that work on a batch.
+        process_bytes: The bytes of a process without a model and without rows.
     """
 
     package_bytes: int
@@ -39,6 +41,7 @@ class Work:
     writers: int = 1
     processes: int = 1
     threads: int = 1
+    process_bytes: int = PROCESS_BYTES
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def memory_needed(work: Work) -> Need:
 
     With rows = min(batch_rows, batch_bytes / source_row):
 
-        processes = processes x 450 MB
+        processes = processes x process_bytes
         models    = processes x 2 x package_bytes
         batches   = processes x threads x (rows x 2 x (source_row + input_row + output_row)
                                            + ahead_rows x source_row)
@@ -92,7 +95,7 @@ def memory_needed(work: Work) -> Need:
     row = work.source_row + work.input_row + work.output_row
     threads = work.processes * work.threads
     return Need(
-        processes=work.processes * PROCESS_BYTES,
+        processes=work.processes * work.process_bytes,
         models=work.processes * 2 * work.package_bytes,
         batches=threads * (rows * 2 * row + work.ahead_rows * work.source_row),
         writers=threads * work.writers * 2 * (ROW_GROUP_ROWS + rows) * work.output_row,

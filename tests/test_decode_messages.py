@@ -27,7 +27,6 @@ from common.record_batch import to_rows
 from model_handlers.manifest import FeatureStatistics, InputSpec, Manifest
 from transforms.json_rows.decode import decode_rows
 from transforms.json_rows.row_format import RowFormat, read_plain
-from transforms.messages import decode as module
 from transforms.messages.avro_revisions import AvroRevisions
 from transforms.messages.decode import DecodeMessages, MessageFormat, decode_messages
 from transforms.messages.message import ATTEMPTS, REPLAYED_ID, Message, serialize

@@ -154,8 +154,9 @@ def test_json_rows_are_cut_by_the_bytes_of_their_text(
     short = '{"a":1,"b":2,"c":3}'
     rows = [short, short[:-1] + ',"d":"' + "x" * 90 + '"}'] * 20
     text = "[\n" + ",\n".join(rows) + "\n]" if document else "\n".join(rows)
-    (tmp_path / "rows.jsonl").write_text(text)
-    parts = read_file(tmp_path / "rows.jsonl", Columns(make_manifest()), batch_bytes=280)
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+    parts = read_file(path, Columns(make_manifest()), batch_bytes=280)
     sizes = [part.batch.num_rows for part in parts if part.batch is not None]
     assert sum(sizes) == 40
     assert set(sizes) == {4}

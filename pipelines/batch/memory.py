@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pyarrow as pa
+import torch
 from apache_beam.options.pipeline_options import (
     DebugOptions,
     DirectOptions,
@@ -24,6 +25,8 @@ from pipelines.command import say
 from pipelines.config import ModelConfig
 from pipelines.dataflow.machine_types import ONE_PROCESS, MachineType, larger_types, machine_type
 from pipelines.worker_memory import (
+    CUDA_BYTES,
+    PROCESS_BYTES,
     RESERVED_BYTES,
     Need,
     Work,
@@ -87,8 +90,8 @@ def check_memory_needed(work: Work, options: PipelineOptions) -> None:
         options: Beam's options of the run, which may be changed.
 
     Raises:
-        UsageError: The model does not fit into the memory of this machine, or the work of a Dataflow
-            worker not into that of its machine type.
+        UsageError: This machine has too little memory for the model, or the machine type of a
+            Dataflow job for the work of a worker.
     """
     if runs_in_process(options):
         _check_here(_spread(work, options), machine_memory())
@@ -104,7 +107,8 @@ def _spread(work: Work, options: PipelineOptions) -> Work:
     direct = options.view_as(DirectOptions)
     count = max(direct.direct_num_workers, 1)
     many = direct.direct_running_mode == "multi_processing"
-    return _with(work, count if many else 1, 1 if many else count)
+    own = PROCESS_BYTES + (CUDA_BYTES if torch.version.cuda else 0)
+    return _with(replace(work, process_bytes=own), count if many else 1, 1 if many else count)
 
 
 def _check_here(work: Work, memory: int) -> None:
@@ -126,9 +130,8 @@ def _check_here(work: Work, memory: int) -> None:
 
 def _check_machine(work: Work, machine: MachineType, options: PipelineOptions) -> None:
     experiments: Sequence[str] = options.view_as(DebugOptions).experiments or ()
-    single = ONE_PROCESS in experiments or "sdk_worker_parallelism=1" in experiments
     alone = _with(work, 1, machine.vcpus)
-    spread = alone if single else _with(work, machine.vcpus, 1)
+    spread = alone if ONE_PROCESS in experiments else _with(work, machine.vcpus, 1)
     for chosen in (spread, alone):
         need = memory_needed(chosen)
         if need.total + RESERVED_BYTES <= machine.memory:

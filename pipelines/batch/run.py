@@ -13,6 +13,7 @@ from typing import Any
 
 import apache_beam as beam
 import orjson
+import pyarrow as pa
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from cloud.clients import Cloud
@@ -45,6 +46,7 @@ from pipelines.dataflow.facts import JobFacts
 from pipelines.dataflow.start import ask_for_accelerator, carry, describe_pipeline, reach, start
 from pipelines.handlers import Handler, make_handler, read_model, scoring_manifest
 from pipelines.options.flag import Parsed
+from pipelines.worker_memory import Work
 from transforms.encode import OutputFields, choose_fields, output_schema, reference_fields
 from transforms.files.commit import abandon, is_in_place
 from transforms.files.destination import Destination
@@ -171,17 +173,7 @@ def score_rows(
     schema = output_schema(fields, manifest, provenance, source.schema)
     rows = RowsToWrite(schema, fields.time_column, provenance)
     destinations = open_destinations(config, attempt, rows, cloud, source.lineage)
-    work = work_of(
-        config.model,
-        manifest,
-        fields,
-        package_bytes=_package_bytes(scoring),
-        source=source.schema,
-        written=schema,
-        writers=sum(destination.part == SCORES for destination in destinations),
-        remote=source.names[0].startswith(GCS),
-    )
-    check_memory_needed(work, options)
+    check_memory_needed(_work(scoring, source, schema, destinations), options)
     for destination in destinations:
         (destination.look if is_dry_run(options) else destination.prepare)()
     facts = _facts(scoring, provenance, source, destinations)
@@ -202,11 +194,24 @@ def score_rows(
     )
 
 
-def _package_bytes(scoring: Scoring) -> int:
-    """Return the size of the model that runs in the workers, or 0 if an endpoint runs it."""
-    if isinstance(scoring.handler, VertexEndpointHandler):
-        return 0
-    return package_bytes(scoring.config.model.path, scoring.manifest)
+def _work(
+    scoring: Scoring, source: Source, schema: pa.Schema, destinations: list[Destination]
+) -> Work:
+    """Return what one thread of the run holds in memory."""
+    model, behind_endpoint = (
+        scoring.config.model,
+        isinstance(scoring.handler, VertexEndpointHandler),
+    )
+    return work_of(
+        model,
+        scoring.manifest,
+        scoring.fields,
+        package_bytes=0 if behind_endpoint else package_bytes(model.path, scoring.manifest),
+        source=source.schema,
+        written=schema,
+        writers=sum(destination.part == SCORES for destination in destinations),
+        remote=source.names[0].startswith(GCS),
+    )
 
 
 def _facts(

@@ -122,11 +122,10 @@ def _replay(
             transform=source, schema=schema, names=found.names, lineage=_lineage(config, found)
         )
 
-    handler = make_handler(config, model, fields, options, endpoints)
     scoring = Scoring(
         name=name,
         config=config,
-        handler=handler,
+        handler=make_handler(config, model, fields, options, endpoints),
         manifest=manifest,
         packaged=thresholds_of(model),
         fields=fields,
